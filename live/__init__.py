@@ -1,0 +1,1 @@
+"""The webcam: the trained model at work."""

@@ -1,0 +1,1 @@
+"""Choosing hyperparameters with Optuna."""
