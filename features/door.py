@@ -1,0 +1,131 @@
+"""What every door shares: parsing, progress, one-line errors, exit codes, `--json`.
+
+A door is `main(argv) -> int`: it parses a frozen dataclass, runs a body and returns the exit code: 0 all
+done, 1 something could not be done (and was listed), 2 wrong usage or input that cannot be used at all.
+Messages go to stderr; stdout carries nothing but the summary of `--json`.
+
+Knows nothing about what any door does.
+"""
+
+import json
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+Config = TypeVar("Config")
+Body = Callable[[], tuple[dict[str, Any], int]]
+
+USER_ERRORS = (ValueError, OSError)
+"""What a user can cause and mend: shown as one line. Anything else is our bug and keeps its traceback."""
+
+
+def parse(config: type[Config], argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
+    """Command-line words as an instance of a frozen dataclass, whose docstrings are the help.
+
+    Exits with 2 and a hint on a word it does not know, and with 0 after `--help`.
+    """
+    import tyro
+
+    words = sys.argv[1:] if argv is None else list(argv)
+    return tyro.cli(
+        config, args=words, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,)
+    )
+
+
+def run_door(body: Body, *, as_json: bool = False) -> int:
+    """Run a door's body and give its exit code.
+
+    Turns SIGTERM (a SLURM time limit, say) into the same clean end as Ctrl-C. Errors that a user can
+    mend become one line on stderr and exit code 2; set BRAINBUDDY_TRACEBACK=1 to see where they rose.
+    """
+    try:
+        signal.signal(signal.SIGTERM, _raise_interrupt)
+    except ValueError:
+        pass  # not the main thread: whoever owns it handles signals
+    try:
+        summary, code = body()
+    except KeyboardInterrupt:
+        say("[yellow]stopped; what was done is saved, the same command goes on[/yellow]")
+        return 130
+    except USER_ERRORS as error:
+        if os.environ.get("BRAINBUDDY_TRACEBACK"):
+            raise
+        fail(str(error) or type(error).__name__)
+        return 2
+    if as_json:
+        sys.stdout.write(json.dumps(summary, ensure_ascii=False, default=_plain) + "\n")
+        sys.stdout.flush()
+    return code
+
+
+def console() -> "Console":
+    """The one console, on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print a line of rich markup on stderr."""
+    console().print(text)
+
+
+def warn(text: str) -> None:
+    """Print a warning line on stderr; the text is shown as it is."""
+    from rich.markup import escape
+
+    console().print(f"[yellow]warning:[/yellow] {escape(text)}")
+
+
+def fail(text: str) -> None:
+    """Print an error line on stderr; the text is shown as it is."""
+    from rich.markup import escape
+
+    console().print(f"[bold red]error:[/bold red] {escape(' '.join(text.split()))}")
+
+
+def progress(unit: str = "clips") -> "Progress":
+    """A progress bar on stderr with the count, the rate in `unit` a second and the time left."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:.1f} {unit}/s" if speed else "", style="progress.data.speed")
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        console=console(),
+        transient=False,
+    )
+
+
+def _raise_interrupt(signum: int, frame: types.FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _plain(value: Any) -> Any:
+    """JSON for what numpy and pathlib bring along."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)

@@ -1,0 +1,44 @@
+"""python -m seqmodel: train, fine-tune, judge and export. Dispatches on the first word."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from features.door import fail, parse, run_door
+from seqmodel import config
+
+COMMANDS: dict[str, tuple[type, str]] = {
+    "train": (config.TrainArgs, "seqmodel.train"),
+    "finetune": (config.FinetuneArgs, "seqmodel.finetune"),
+    "evaluate": (config.EvaluateArgs, "seqmodel.evaluate"),
+    "calibrate": (config.CalibrateArgs, "seqmodel.evaluate"),
+    "compare": (config.CompareArgs, "seqmodel.compare"),
+    "export": (config.ExportArgs, "seqmodel.export"),
+}
+"""Word -> its options, and the module whose function of that name does it (imported only then)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The door; returns the exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if not words or words[0] in ("-h", "--help"):
+        _print_commands()
+        return 0 if words else 2
+    if words[0] not in COMMANDS:
+        fail(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
+        return 2
+    args_class, module = COMMANDS[words[0]]
+    args = parse(
+        args_class, words[1:], prog=f"python -m seqmodel {words[0]}", description=args_class.__doc__ or ""
+    )
+    return run_door(lambda: getattr(import_module(module), words[0])(args), as_json=args.json)
+
+
+def _print_commands() -> None:
+    print("usage: python -m seqmodel COMMAND [OPTIONS]   (COMMAND --help shows its options)\n")
+    for word, (args_class, _) in COMMANDS.items():
+        print(f"  {word:10} {(args_class.__doc__ or '').splitlines()[0]}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
