@@ -58,7 +58,7 @@ class EncoderId:
     name: str
     """`mobilenet_v3_large`, `efficientnet_lite0`, or `external:NAME:D` for imported features."""
     weights: str
-    """Where the weights come from, for people: `IMAGENET1K_V2`, `random:0`, a file's name, `finetuned:RUN`."""
+    """Where the weights come from, for people: `IMAGENET1K_V2`, `random:0`, a file name, `finetuned:RUN`."""
     weights_sha256: str
     """Which weights they are, for machines; empty for imported features."""
     dim: int
@@ -122,9 +122,8 @@ def differences(ours: Recipe, theirs: Recipe, parts: Sequence[Part] = PARTS) -> 
         here, there = getattr(ours, part), getattr(theirs, part)
         if here is None or there is None:
             if here is not there:
-                lines.append(
-                    f"{part}: {'none' if here is None else 'set'} here, {'none' if there is None else 'set'} there"
-                )
+                mine, other = ("none" if side is None else "set" for side in (here, there))
+                lines.append(f"{part}: {mine} here, {other} there")
             continue
         for field in dataclasses.fields(here):
             if part == "encoder" and field.name == "weights":
