@@ -1,0 +1,240 @@
+"""From logits to what is said: temperature, threshold, abstain band; how they are chosen on validation.
+
+`decide` is the one way from logits to a label; evaluation, batch prediction and the webcam all call it.
+`fit_calibration` chooses temperature, bias and threshold from validation clips alone: it never sees a test
+label.
+
+It knows nothing about networks, stores or runs, and imports numpy alone (the fit imports scipy when it is
+called).
+
+Shapes: N clips, C classes. Logits are (N, 1) for `binary` (the last class is the positive one), (N, C) for
+`multiclass` and (N, C - 1) for `ordinal`, where logit k answers "is the level above k?".
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from features.labels import Task
+
+# Outside, validation was (almost) perfectly separated, which is no reason to shout.
+TEMPERATURE_RANGE = (0.1, 10.0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How raw logits become probabilities and a decision; stored in the card of a run."""
+
+    temperature: float = 1.0
+    """Logits are divided by it."""
+    bias: float = 0.0
+    """Added to the divided logit (binary and ordinal only)."""
+    threshold: float = 0.5
+    """Binary: the positive class is said from this probability on. More classes: unused, the likeliest class
+    is said."""
+    abstain: tuple[float, float] | None = None
+    """Binary: unsure where low < p(positive) < high. More classes: unsure where the largest probability <
+    high."""
+    goal: str = "balanced_accuracy"
+    """What the threshold was chosen for: balanced_accuracy, f1, accuracy or recall:CLASS=SHARE."""
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature must be a positive number, got {self.temperature}")
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
+        if self.abstain is not None and not 0.0 <= self.abstain[0] <= self.abstain[1] <= 1.0:
+            raise ValueError(f"abstain must be (low, high) with 0 <= low <= high <= 1, got {self.abstain}")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is said about N clips."""
+
+    probabilities: np.ndarray
+    """(N, C) float64, calibrated, each row sums to one."""
+    label: np.ndarray
+    """(N,) int64, the class said."""
+    unsure: np.ndarray
+    """(N,) bool, true inside the abstain band."""
+
+
+def probabilities(logits: np.ndarray, task: Task, calibration: Calibration | None = None) -> np.ndarray:
+    """Calibrated class probabilities, (N, C) float64 with rows that sum to one. ValueError on a wrong shape
+    or task."""
+    calibration = calibration or Calibration()
+    z = np.asarray(logits, np.float64)
+    if z.ndim != 2 or z.shape[1] < 1 or (task == "binary" and z.shape[1] != 1):
+        raise ValueError(f"{task} logits must be (N, {1 if task == 'binary' else 'C'}), got shape {z.shape}")
+    z = z / calibration.temperature
+    if task == "multiclass":
+        z = z - z.max(axis=1, keepdims=True)
+        raised = np.exp(z)
+        return raised / raised.sum(axis=1, keepdims=True)
+    if task not in ("binary", "ordinal"):
+        raise ValueError(f"task must be binary, multiclass or ordinal, got {task!r}")
+    above = _sigmoid(z + calibration.bias)
+    # Separate logits may cross; a level above k + 1 is also above k.
+    above = np.minimum.accumulate(above, axis=1)
+    edges = np.concatenate([np.ones((len(z), 1)), above, np.zeros((len(z), 1))], axis=1)
+    return edges[:, :-1] - edges[:, 1:]
+
+
+def decide(logits: np.ndarray, task: Task, calibration: Calibration | None = None) -> Decision:
+    """What is said for each clip: `Calibration` gives the rules. Shapes and errors as `probabilities`."""
+    calibration = calibration or Calibration()
+    p = probabilities(logits, task, calibration)
+    return decide_probabilities(p, task, calibration)
+
+
+def decide_probabilities(p: np.ndarray, task: Task, calibration: Calibration) -> Decision:
+    """The second half of `decide`, for (N, C) probabilities that are already calibrated."""
+    if task == "binary":
+        positive = p[:, 1]
+        label = (positive >= calibration.threshold).astype(np.int64)
+    else:
+        label = p.argmax(axis=1).astype(np.int64)
+    unsure = np.zeros(len(p), bool)
+    if calibration.abstain is not None:
+        low, high = calibration.abstain
+        unsure = (p[:, 1] > low) & (p[:, 1] < high) if task == "binary" else p.max(axis=1) < high
+    return Decision(probabilities=p, label=label, unsure=unsure)
+
+
+def fit_calibration(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    task: Task,
+    *,
+    goal: str = "balanced_accuracy",
+    label_names: tuple[str, ...] = (),
+    abstain: tuple[float, float] | None = None,
+) -> Calibration:
+    """Temperature, bias and threshold from validation clips.
+
+    labels is (N,) int, -1 is skipped. The scaling is kept only where the validation likelihood prefers it by
+    the Bayesian information criterion, so that a model which is already calibrated stays as it is.
+    ValueError on an unknown goal or class.
+    """
+    keep = np.asarray(labels) >= 0
+    z, y = np.asarray(logits, np.float64)[keep], np.asarray(labels)[keep]
+    parse_goal(goal, label_names, task)
+    if len(y) == 0 or len(np.unique(y)) < 2:
+        return Calibration(goal=goal, abstain=abstain)
+    scaled = fit_scaling(z, y, task)
+    calibration = replace(scaled, goal=goal, abstain=abstain)
+    if task != "binary":
+        return calibration
+    positive = probabilities(z, task, calibration)[:, 1]
+    return replace(calibration, threshold=choose_threshold(positive, y, goal, label_names))
+
+
+def fit_scaling(logits: np.ndarray, labels: np.ndarray, task: Task) -> Calibration:
+    """Temperature (and bias for binary and ordinal) that maximise the likelihood of (N,) labels.
+
+    Temperature scaling is from Guo et al., "On Calibration of Modern Neural Networks", 2017. A standard
+    normal prior on log temperature and bias keeps a separated validation set from an infinite answer.
+    """
+    from scipy.optimize import minimize  # type: ignore[import-untyped]
+
+    with_bias = task != "multiclass"
+
+    def at(theta: np.ndarray) -> Calibration:
+        temperature = float(np.clip(np.exp(theta[0]), *TEMPERATURE_RANGE))
+        return Calibration(temperature=temperature, bias=float(theta[1]) if with_bias else 0.0)
+
+    def objective(theta: np.ndarray) -> float:
+        return negative_log_likelihood(logits, labels, task, at(theta)) + 0.5 * float(theta @ theta)
+
+    start = np.zeros(2 if with_bias else 1)
+    found = minimize(objective, start, method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-6}).x
+    untouched = Calibration()
+    gain = negative_log_likelihood(logits, labels, task, untouched) - negative_log_likelihood(
+        logits, labels, task, at(found)
+    )
+    return at(found) if 2.0 * gain > len(start) * np.log(len(labels)) else untouched
+
+
+def negative_log_likelihood(
+    logits: np.ndarray, labels: np.ndarray, task: Task, calibration: Calibration
+) -> float:
+    """Summed over clips, in nats; labels (N,) int, none of them -1."""
+    p = probabilities(logits, task, calibration)[np.arange(len(labels)), labels]
+    return float(-np.log(np.clip(p, 1e-12, 1.0)).sum())
+
+
+def parse_goal(goal: str, label_names: tuple[str, ...], task: Task = "binary") -> tuple[str, int, float]:
+    """(kind, class index, share): class and share only for a recall goal, else -1 and 0. ValueError says what
+    is wanted."""
+    if goal in ("balanced_accuracy", "f1", "accuracy"):
+        return goal, -1, 0.0
+    wanted = "balanced_accuracy, f1, accuracy or recall:CLASS=SHARE"
+    if not goal.startswith("recall:") or "=" not in goal:
+        raise ValueError(f"--threshold-for is {wanted}; got {goal!r}")
+    name, _, share_text = goal.removeprefix("recall:").rpartition("=")
+    if task != "binary":
+        raise ValueError(
+            f"--threshold-for {goal!r}: a recall goal needs two classes; {task} says the likeliest"
+        )
+    if name not in label_names:
+        raise ValueError(f"--threshold-for {goal!r}: no class {name!r}; there are {', '.join(label_names)}")
+    try:
+        share = float(share_text)
+    except ValueError:
+        share = -1.0
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"--threshold-for {goal!r}: the share must lie in (0, 1], got {share_text!r}")
+    return "recall", label_names.index(name), share
+
+
+def choose_threshold(
+    positive: np.ndarray, labels: np.ndarray, goal: str, label_names: tuple[str, ...] = ()
+) -> float:
+    """The threshold on p(positive) that serves the goal best on these clips; of equals, the one nearest to
+    .5.
+
+    positive is (N,) in [0, 1], labels (N,) in {0, 1}. `f1` is the macro average: the F1 of a majority class
+    alone is best when everything is called by its name. `recall:CLASS=SHARE` takes, of the thresholds that
+    reach the share of that class, the one with the highest recall of the other class.
+    """
+    kind, index, share = parse_goal(goal, label_names)
+    candidates, tp, fp = threshold_counts(positive, labels)
+    num_positive, num_negative = int((labels == 1).sum()), int((labels == 0).sum())
+    if not num_positive or not num_negative:
+        return 0.5
+    recall = np.stack([1.0 - fp / num_negative, tp / num_positive])
+    if kind == "balanced_accuracy":
+        value = recall.mean(axis=0)
+    elif kind == "accuracy":
+        value = (tp + num_negative - fp) / len(labels)
+    elif kind == "f1":
+        fn, tn = num_positive - tp, num_negative - fp
+        value = (tp / (tp + 0.5 * (fp + fn)) + tn / (tn + 0.5 * (fp + fn))) / 2.0
+    else:
+        reached = recall[index] >= share - 1e-12
+        value = np.where(reached, recall[1 - index], -1.0)
+    best = np.flatnonzero(value >= value.max() - 1e-12)
+    return float(candidates[best[np.abs(candidates[best] - 0.5).argmin()]])
+
+
+def threshold_counts(positive: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(candidate thresholds (K,), true positives (K,), false positives (K,)), thresholds rising.
+
+    Candidates are the middles between neighbouring distinct probabilities, one below all and one above all.
+    """
+    distinct = np.unique(positive)
+    middles = (distinct[:-1] + distinct[1:]) / 2.0
+    # Two neighbouring floats have no number between them: the upper one separates them as well (the rule is
+    # >=).
+    middles = np.where(middles > distinct[:-1], middles, distinct[1:])
+    candidates = np.concatenate([[distinct[0] / 2.0], middles, [(1.0 + distinct[-1]) / 2.0]])
+    if distinct[-1] >= 1.0:
+        candidates = candidates[:-1]
+    by_class = [np.sort(positive[labels == k]) for k in (1, 0)]
+    tp, fp = (len(values) - np.searchsorted(values, candidates, side="left") for values in by_class)
+    return candidates, tp, fp
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    # Written with tanh, which does not overflow.
+    return 0.5 * (1.0 + np.tanh(0.5 * z))

@@ -1,0 +1,236 @@
+"""Figures about predictions: what each one is, computed for one confusion matrix or a thousand at once.
+
+Metrics that count (accuracy, recall, F1, MCC, kappa, ...) are functions of a confusion matrix (..., C, C)
+and metrics that rank (AUROC, average precision) are functions of weighted, sorted scores, so that the
+bootstrap (bootstrap.py) can compute all its rounds in one call. The point values in a report come from
+scikit-learn (`evaluate_predictions`), and a test holds the two equal.
+
+It knows nothing about models, stores, subjects or files.
+
+Shapes: N clips, C classes. labels and predictions (N,) int64, probabilities (N, C) float with rows that sum
+to one. The last class is the positive one. A figure that is not defined (AUROC of one class, ...) is NaN.
+"""
+
+from typing import Any
+
+import numpy as np
+
+# Fifteen equal bins, as in Guo et al. 2017.
+NUM_BINS = 15
+
+
+def score(metric: str, labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """One figure for a search or early stopping, higher is better; labels of -1 are skipped.
+
+    `auroc` is of the positive class for two classes, else the mean of one against the rest over the classes
+    present. The others look at the likeliest class. NaN where it is not defined. ValueError on an unknown
+    metric.
+    """
+    keep = labels >= 0
+    y, p = labels[keep], probabilities[keep]
+    if len(y) == 0:
+        return float("nan")
+    if metric == "auroc":
+        return float(macro_auroc(y, p))
+    counts = confusion(y, p.argmax(axis=1), p.shape[1])
+    if metric not in ("macro_f1", "balanced_accuracy", "qwk"):
+        raise ValueError(f"metric must be auroc, macro_f1, balanced_accuracy or qwk, got {metric!r}")
+    return float(count_metrics(counts)[metric])
+
+
+def confusion(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """(C, C) int64; row = true class, column = class said."""
+    flat = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
+    return flat.reshape(num_classes, num_classes)
+
+
+def count_metrics(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Every metric that a confusion matrix holds, for counts (..., C, C): name -> (...) float64.
+
+    A class without any clip is left out of the averages, as scikit-learn's balanced_accuracy does (macro-F1
+    likewise leaves out classes that neither occur nor are said). `qwk` and `mae` take classes as equally
+    spaced levels.
+    """
+    counts = np.asarray(counts, np.float64)
+    num_classes = counts.shape[-1]
+    total = counts.sum((-2, -1))
+    true, said = counts.sum(-1), counts.sum(-2)
+    hit = np.diagonal(counts, axis1=-2, axis2=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        recall, precision = hit / true, np.where(said > 0, hit / said, 0.0)
+        f1 = 2.0 * hit / (true + said)
+        accuracy = hit.sum(-1) / total
+        distance = np.abs(np.subtract.outer(np.arange(num_classes), np.arange(num_classes))).astype(float)
+        by_chance = true[..., :, None] * said[..., None, :] / total[..., None, None]
+        qwk = 1.0 - (counts * distance**2).sum((-2, -1)) / (by_chance * distance**2).sum((-2, -1))
+        out = {
+            "accuracy": accuracy,
+            "balanced_accuracy": _mean_present(recall, true > 0),
+            "macro_f1": _mean_present(f1, true + said > 0),
+            "weighted_f1": np.where(true > 0, true * np.nan_to_num(f1), 0.0).sum(-1) / total,
+            "mcc": _mcc(hit.sum(-1), total, true, said),
+            "qwk": qwk,
+            "mae": (counts * distance).sum((-2, -1)) / total,
+        }
+    precision = np.where(true + said > 0, precision, np.nan)
+    for k in range(num_classes):
+        out |= {f"recall_{k}": recall[..., k], f"precision_{k}": precision[..., k], f"f1_{k}": f1[..., k]}
+    return out
+
+
+def _mean_present(values: np.ndarray, present: np.ndarray) -> np.ndarray:
+    return np.where(present, values, 0.0).sum(-1) / present.sum(-1)
+
+
+def _mcc(hits: np.ndarray, total: np.ndarray, true: np.ndarray, said: np.ndarray) -> np.ndarray:
+    # Gorodkin's R_K; 0 where only one class is said or present, as scikit-learn has it.
+    covariance = hits * total - (true * said).sum(-1)
+    spread = np.sqrt((total**2 - (true**2).sum(-1)) * (total**2 - (said**2).sum(-1)))
+    return np.where(spread > 0, covariance / np.where(spread > 0, spread, 1.0), 0.0)
+
+
+def macro_auroc(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """AUROC of the positive class for C = 2, else the mean of one against the rest over the classes present.
+
+    weights (..., N) counts each clip; the result has the leading shape of weights (() without). NaN where
+    undefined.
+    """
+    if probabilities.shape[1] == 2:
+        return ranking_metrics(labels == 1, probabilities[:, 1], weights)[0]
+    each = [
+        ranking_metrics(labels == k, probabilities[:, k], weights)[0]
+        for k in range(probabilities.shape[1])
+        if (labels == k).any()
+    ]
+    if not each:
+        return np.array(np.nan)
+    values = np.stack(each)
+    present = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(present, values, 0.0).sum(0) / present.sum(0)
+
+
+def ranking_metrics(
+    positive: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(AUROC, average precision) of (N,) scores against (N,) bool, each clip counted weights (..., N) times.
+
+    Ties count half in AUROC and are one step in average precision, as in scikit-learn. NaN where a class is
+    missing (average precision: where there is no positive).
+    """
+    order = np.argsort(-scores, kind="stable")
+    ordered, is_positive = scores[order], positive[order]
+    last_of_tie = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
+    w = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
+    w = w[..., order]
+    tp = np.cumsum(w * is_positive, axis=-1)[..., last_of_tie]
+    fp = np.cumsum(w * ~is_positive, axis=-1)[..., last_of_tie]
+    num_pos, num_neg = tp[..., -1], fp[..., -1]
+    tp_step = np.diff(tp, axis=-1, prepend=0.0)
+    fp_step = np.diff(fp, axis=-1, prepend=0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        auroc = (fp_step * (tp - 0.5 * tp_step)).sum(-1) / (num_pos * num_neg)
+        precision = np.where(tp + fp > 0, tp / (tp + fp), 0.0)
+        average_precision = (tp_step * precision).sum(-1) / num_pos
+    return np.where(num_pos * num_neg > 0, auroc, np.nan), np.where(num_pos > 0, average_precision, np.nan)
+
+
+def brier_terms(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """(N,) squared errors whose mean is the Brier score; for two classes that of the positive class alone (0
+    to 1)."""
+    if probabilities.shape[1] == 2:
+        return (probabilities[:, 1] - (labels == 1)) ** 2
+    target = np.eye(probabilities.shape[1])[labels]
+    return ((probabilities - target) ** 2).sum(axis=1)
+
+
+def calibration_bins(
+    labels: np.ndarray, probabilities: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """((N,) bin, (N,) probability, (N,) outcome) that reliability is counted from.
+
+    Two classes: p(positive) and whether it was; more: the largest probability and whether that class was
+    right.
+    """
+    if probabilities.shape[1] == 2:
+        p, outcome = probabilities[:, 1], labels == 1
+    else:
+        p, outcome = probabilities.max(axis=1), labels == probabilities.argmax(axis=1)
+    return np.minimum((p * NUM_BINS).astype(np.int64), NUM_BINS - 1), p, outcome.astype(np.float64)
+
+
+def ece_from_sums(sums: np.ndarray) -> np.ndarray:
+    """Expected calibration error from (..., NUM_BINS, 3) sums of (count, probability, outcome)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.abs(sums[..., 1] - sums[..., 2]).sum(-1) / sums[..., 0].sum(-1)
+
+
+def minority_class(labels: np.ndarray, num_classes: int) -> int:
+    """The rarest class that occurs (of equals, the first): the one that average precision is about."""
+    counts = np.bincount(labels, minlength=num_classes).astype(float)
+    counts[counts == 0] = np.inf
+    return int(counts.argmin())
+
+
+def evaluate_predictions(
+    labels: np.ndarray, probabilities: np.ndarray, predictions: np.ndarray, minority: int
+) -> dict[str, float]:
+    """Point values of every figure, by scikit-learn; `recall_0` is that of class 0. NaN where undefined."""
+    from sklearn import metrics as sk
+
+    num_classes = probabilities.shape[1]
+    classes = list(range(num_classes))
+    present = [k for k in classes if (labels == k).any() or (predictions == k).any()]
+    occurs = [k for k in classes if (labels == k).any()]
+    precision, recall, f1, support = sk.precision_recall_fscore_support(
+        labels, predictions, labels=classes, zero_division=0.0
+    )
+    out: dict[str, Any] = {
+        "accuracy": sk.accuracy_score(labels, predictions),
+        "balanced_accuracy": float(np.mean([recall[k] for k in occurs])),
+        "macro_f1": float(np.mean([f1[k] for k in present])),
+        "weighted_f1": sk.f1_score(labels, predictions, average="weighted", zero_division=0.0),
+        # scikit-learn warns about a single class; there is nothing to correlate.
+        "mcc": sk.matthews_corrcoef(labels, predictions) if len(present) > 1 else 0.0,
+        "qwk": _kappa(labels, predictions, classes) if len(present) > 1 else float("nan"),
+        "mae": sk.mean_absolute_error(labels, predictions),
+        "auroc": _auroc(labels, probabilities, occurs),
+        "average_precision": float("nan"),
+        "brier": float(brier_terms(labels, probabilities).mean()),
+        "ece": ece(labels, probabilities),
+    }
+    if 1 < len(occurs) and minority in occurs:
+        out["average_precision"] = sk.average_precision_score(labels == minority, probabilities[:, minority])
+    for k in classes:
+        out |= {
+            f"recall_{k}": recall[k] if k in occurs else float("nan"),
+            f"precision_{k}": precision[k] if k in present else float("nan"),
+            f"f1_{k}": f1[k] if k in present else float("nan"),
+            f"support_{k}": float(support[k]),
+        }
+    return {name: float(value) for name, value in out.items()}
+
+
+def ece(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Expected calibration error over NUM_BINS equal bins, in [0, 1]."""
+    bins, p, outcome = calibration_bins(labels, probabilities)
+    sums = np.stack([np.bincount(bins, w, minlength=NUM_BINS) for w in (np.ones_like(p), p, outcome)], axis=1)
+    return float(ece_from_sums(sums))
+
+
+def _auroc(labels: np.ndarray, probabilities: np.ndarray, occurs: list[int]) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    if len(occurs) < 2:
+        return float("nan")
+    if probabilities.shape[1] == 2:
+        return float(roc_auc_score(labels, probabilities[:, 1]))
+    return float(np.mean([roc_auc_score(labels == k, probabilities[:, k]) for k in occurs]))
+
+
+def _kappa(labels: np.ndarray, predictions: np.ndarray, classes: list[int]) -> float:
+    from sklearn.metrics import cohen_kappa_score
+
+    return float(cohen_kappa_score(labels, predictions, weights="quadratic", labels=classes))

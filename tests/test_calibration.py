@@ -1,0 +1,159 @@
+"""Claims about how logits become decisions and how that is chosen on validation."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from seqmodel.calibration import (
+    Calibration,
+    choose_threshold,
+    decide,
+    fit_calibration,
+    fit_scaling,
+    parse_goal,
+    probabilities,
+    threshold_counts,
+)
+
+NAMES = ("distracted", "engaged")
+
+
+def _calibrated_binary(seed: int, num_clips: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0.5, 2.0, (num_clips, 1))
+    labels = (rng.random(num_clips) < 1 / (1 + np.exp(-logits[:, 0]))).astype(np.int64)
+    return logits, labels
+
+
+@pytest.mark.parametrize(
+    ("task", "width", "num_classes"), [("binary", 1, 2), ("multiclass", 4, 4), ("ordinal", 3, 4)]
+)
+def test_probabilities_sum_to_one_and_stay_in_range(task, width, num_classes):
+    logits = np.random.default_rng(0).normal(0, 30, (50, width))
+    p = probabilities(logits, task, Calibration(temperature=0.3, bias=1.0))
+    assert p.shape == (50, num_classes)
+    assert p.min() >= 0
+    np.testing.assert_allclose(p.sum(1), 1.0)
+
+
+def test_the_last_class_is_positive():
+    p = probabilities(np.array([[-3.0], [3.0]]), "binary")
+    assert p[0, 1] < 0.1
+    assert p[1, 1] > 0.9
+
+
+def test_crossing_ordinal_logits_give_no_negative_probability():
+    p = probabilities(np.array([[-1.0, 2.0, 0.0]]), "ordinal")
+    assert (p >= 0).all()
+
+
+def test_a_threshold_moves_the_decision_and_not_the_probability():
+    logits = np.array([[-0.2], [0.2]])
+    low, high = (decide(logits, "binary", Calibration(threshold=t)) for t in (0.4, 0.6))
+    assert low.label.tolist() == [1, 1]
+    assert high.label.tolist() == [0, 0]
+    np.testing.assert_array_equal(low.probabilities, high.probabilities)
+
+
+def test_the_abstain_band_marks_clips_unsure_and_keeps_their_label():
+    decision = decide(np.array([[-3.0], [0.1], [3.0]]), "binary", Calibration(abstain=(0.4, 0.6)))
+    assert decision.unsure.tolist() == [False, True, False]
+    assert decision.label.tolist() == [0, 1, 1]
+    many = decide(np.array([[0.0, 0.1, 0.0], [9.0, 0.0, 0.0]]), "multiclass", Calibration(abstain=(0.0, 0.6)))
+    assert many.unsure.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_perfect_calibration_stays_untouched(seed):
+    logits, labels = _calibrated_binary(seed, 2000)
+    fitted = fit_calibration(logits, labels, "binary")
+    assert fitted.temperature == 1.0
+    assert fitted.bias == 0.0
+
+
+def test_an_overconfident_model_gets_its_temperature_back():
+    logits, labels = _calibrated_binary(0, 4000)
+    fitted = fit_scaling(logits * 3.0 + 1.5, labels, "binary")
+    assert fitted.temperature == pytest.approx(3.0, rel=0.15)
+    assert fitted.bias == pytest.approx(-0.5, abs=0.2)
+
+
+def test_multiclass_temperature_comes_back():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 1.5, (4000, 3))
+    p = probabilities(logits, "multiclass")
+    labels = (p.cumsum(1) < rng.random((4000, 1))).sum(1)
+    assert fit_scaling(logits * 2.0, labels, "multiclass").temperature == pytest.approx(2.0, rel=0.1)
+
+
+def test_a_separated_validation_set_does_not_give_certainty():
+    logits = np.concatenate([np.full((20, 1), -1.0), np.full((20, 1), 1.0)])
+    labels = np.repeat([0, 1], 20)
+    p = probabilities(logits, "binary", fit_calibration(logits, labels, "binary"))
+    assert p.max() < 0.9999
+
+
+def test_the_threshold_is_the_best_of_all_thresholds():
+    rng = np.random.default_rng(3)
+    labels = (rng.random(200) < 0.8).astype(np.int64)
+    p = np.clip(rng.normal(0.55 + 0.2 * labels, 0.15), 0, 1)
+
+    def balanced(t: float) -> float:
+        said = p >= t
+        return float((said[labels == 1].mean() + (~said[labels == 0]).mean()) / 2)
+
+    chosen = choose_threshold(p, labels, "balanced_accuracy")
+    assert balanced(chosen) == pytest.approx(max(balanced(t) for t in np.linspace(0, 1, 2001)))
+
+
+def test_a_recall_goal_is_reached_at_the_least_price():
+    rng = np.random.default_rng(4)
+    labels = (rng.random(300) < 0.7).astype(np.int64)
+    p = np.clip(rng.normal(0.4 + 0.25 * labels, 0.2), 0, 1)
+    chosen = choose_threshold(p, labels, "recall:distracted=0.8", NAMES)
+    said = p >= chosen
+    recall = float((~said[labels == 0]).mean())
+    assert recall >= 0.8
+    lower = np.sort(threshold_counts(p, labels)[0])
+    below = lower[lower < chosen][-1]
+    assert float((p < below)[labels == 0].mean()) < 0.8 or below == chosen
+
+
+def test_neighbouring_floats_are_told_apart():
+    low = 0.5
+    high = float(np.nextafter(low, 1.0))
+    chosen = choose_threshold(np.array([low, low, high, high]), np.array([0, 0, 1, 1]), "accuracy")
+    assert (np.array([low, high]) >= chosen).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("goal", "task", "message"),
+    [
+        ("sharpness", "binary", "--threshold-for is balanced_accuracy"),
+        ("recall:asleep=0.8", "binary", "no class 'asleep'"),
+        ("recall:distracted=8", "binary", "share must lie in"),
+        ("recall:distracted=much", "binary", "share must lie in"),
+        ("recall:distracted=0.8", "multiclass", "needs two classes"),
+    ],
+)
+def test_a_wrong_goal_says_what_is_wanted(goal, task, message):
+    with pytest.raises(ValueError, match=message):
+        parse_goal(goal, NAMES, task)
+
+
+def test_wrong_logits_say_their_shape():
+    with pytest.raises(ValueError, match=r"binary logits must be \(N, 1\), got shape \(3, 2\)"):
+        probabilities(np.zeros((3, 2)), "binary")
+
+
+def test_validation_of_one_class_leaves_everything_as_it_is():
+    fitted = fit_calibration(np.zeros((5, 1)), np.ones(5, np.int64), "binary")
+    assert (fitted.temperature, fitted.threshold) == (1.0, 0.5)
+
+
+def test_importing_calibration_needs_numpy_alone():
+    code = "import sys, seqmodel.calibration; print({'scipy','sklearn','torch','zarr'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,91 @@
+"""Claims about figures: the fast ones equal scikit-learn's, and undefined ones are NaN."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from seqmodel.metrics import (
+    confusion,
+    count_metrics,
+    ece,
+    evaluate_predictions,
+    macro_auroc,
+    minority_class,
+    ranking_metrics,
+    score,
+)
+
+
+def _random_predictions(seed: int, num_classes: int, num_clips: int = 120):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(num_classes, num_clips, p=rng.dirichlet(np.ones(num_classes)))
+    # Rounded, so that there are ties.
+    p = np.round(rng.dirichlet(np.ones(num_classes), num_clips), 1) + 1e-3
+    p /= p.sum(1, keepdims=True)
+    return labels, p, p.argmax(1)
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+@pytest.mark.parametrize("seed", range(6))
+def test_fast_figures_equal_scikit_learn(seed, num_classes):
+    labels, p, said = _random_predictions(seed, num_classes)
+    minority = minority_class(labels, num_classes)
+    point = evaluate_predictions(labels, p, said, minority)
+    fast = {k: float(v) for k, v in count_metrics(confusion(labels, said, num_classes)).items()}
+    fast["auroc"] = float(macro_auroc(labels, p))
+    fast["average_precision"] = float(ranking_metrics(labels == minority, p[:, minority])[1])
+    for name, value in fast.items():
+        assert value == pytest.approx(point[name], nan_ok=True), name
+    recalls = sk.recall_score(labels, said, labels=np.unique(labels), average=None, zero_division=0.0)
+    assert point["balanced_accuracy"] == pytest.approx(recalls.mean())
+    assert point["macro_f1"] == pytest.approx(sk.f1_score(labels, said, average="macro", zero_division=0.0))
+
+
+def test_weights_count_clips_as_often_as_repeating_them():
+    labels, p, _ = _random_predictions(7, 2)
+    weights = np.random.default_rng(1).integers(0, 4, (5, len(labels)))
+    fast = ranking_metrics(labels == 1, p[:, 1], weights)
+    for k, w in enumerate(weights):
+        again, scores = np.repeat(labels, w), np.repeat(p[:, 1], w)
+        assert fast[0][k] == pytest.approx(sk.roc_auc_score(again, scores))
+        assert fast[1][k] == pytest.approx(sk.average_precision_score(again, scores))
+
+
+def test_one_class_alone_has_no_auroc():
+    labels = np.ones(5, np.int64)
+    p = np.tile([0.4, 0.6], (5, 1))
+    assert np.isnan(macro_auroc(labels, p))
+    assert np.isnan(evaluate_predictions(labels, p, labels, 1)["auroc"])
+
+
+def test_unlabelled_clips_do_not_count():
+    labels, p, _ = _random_predictions(2, 3)
+    more = np.concatenate([labels, [-1, -1]])
+    padded = np.concatenate([p, p[:2]])
+    for metric in ("auroc", "macro_f1", "balanced_accuracy", "qwk"):
+        assert score(metric, more, padded) == score(metric, labels, p)
+
+
+def test_an_unknown_metric_is_named():
+    with pytest.raises(ValueError, match="metric must be auroc"):
+        score("beauty", np.array([0, 1]), np.eye(2))
+
+
+def test_ordinal_figures_know_distance():
+    counts = np.zeros((3, 3))
+    counts[0, 0] = counts[1, 1] = counts[2, 2] = 10
+    near, far = counts.copy(), counts.copy()
+    near[0, 1] += 5
+    far[0, 2] += 5
+    assert count_metrics(near)["qwk"] > count_metrics(far)["qwk"]
+    assert count_metrics(near)["mae"] < count_metrics(far)["mae"]
+
+
+def test_ece_is_zero_when_said_and_seen_agree():
+    p = np.array([[0.75, 0.25]] * 4 + [[0.25, 0.75]] * 4)
+    labels = np.array([0, 0, 0, 1, 1, 1, 1, 0])
+    assert ece(labels, p) == pytest.approx(0.0)
+
+
+def test_the_minority_class_is_the_rarest_that_occurs():
+    assert minority_class(np.array([0, 0, 0, 2, 2]), 3) == 2
