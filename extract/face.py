@@ -1,0 +1,183 @@
+"""Where to look: find the face in a frame and cut the square crop around it.
+
+One `FaceCropper` serves one video (or camera) at a time: it follows a face by remembering the last box, and
+`reset` makes it forget. A frame in which no detector finds a face gives a crop without an image: never the
+old box, never the whole frame.
+
+Knows nothing about time, windows, encoders or stores.
+
+Shapes: frames uint8 (H, W, 3) RGB; crops uint8 (crop_px, crop_px, 3) RGB; boxes (x0, y0, x1, y1) in pixels
+of the frame.
+"""
+
+import contextlib
+import os
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from features.recipe import Pixels
+
+Box = tuple[float, float, float, float]
+
+SAME_FACE_IOU = 0.3
+"""Overlap with the previous box from which a face counts as the same one."""
+
+NO_BOX: Box = (float("nan"),) * 4  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The face followed in one frame."""
+
+    image: np.ndarray | None
+    """uint8 (crop_px, crop_px, 3), RGB; None = no face."""
+    box: Box
+    """The detector's box, pixels of the upright frame; NaN = no face."""
+    score: float
+    """The detector's score, 0 to 1; 0 = no face."""
+    others: tuple[Box, ...] = ()
+    """Boxes of the faces that are not followed."""
+
+
+class FaceCropper:
+    """Detects with each detector in turn until one finds a face, follows a face, cuts its crop.
+
+    `detector_files` are the files whose hashes `pixels.detectors` names, in that order.
+    """
+
+    def __init__(self, pixels: Pixels, detector_files: Sequence[Path]) -> None:
+        if len(detector_files) != len(pixels.detectors):
+            raise ValueError(
+                f"the recipe names {len(pixels.detectors)} detectors, {len(detector_files)} files came"
+            )
+        self.pixels = pixels
+        self._previous: Box | None = None
+        with silenced_stderr():  # MediaPipe logs from C at creation and at the first picture
+            # Bytes, not a path: MediaPipe cannot open a path with Korean letters on Windows.
+            self._detectors = [_open_detector(Path(file).read_bytes()) for file in detector_files]
+            for detector in self._detectors:
+                _detect(detector, np.zeros((128, 128, 3), np.uint8))
+        # MediaPipe's own destructor fails when the interpreter is already half taken down.
+        self._closing = weakref.finalize(self, _close_all, self._detectors)
+
+    def crop(self, rgb: np.ndarray) -> Crop:
+        """The face followed in an upright frame, uint8 (H, W, 3), RGB."""
+        for detector in self._detectors:
+            faces = _detect(detector, rgb)
+            if faces:
+                break
+        else:
+            return Crop(None, NO_BOX, 0.0)
+        best = _choose([box for box, _ in faces], self._previous)
+        box, score = faces[best]
+        self._previous = box
+        others = tuple(box for index, (box, _) in enumerate(faces) if index != best)
+        image = cut_square(rgb, box, self.pixels.margin, self.pixels.crop_px)
+        return Crop(image, box, score, others)
+
+    def reset(self) -> None:
+        """Forget the face that was followed: the next frame is another scene."""
+        self._previous = None
+
+    def close(self) -> None:
+        """Give the detectors' memory back."""
+        self._closing()
+
+
+def cut_square(rgb: np.ndarray, box: Box, margin: float, crop_px: int) -> np.ndarray:
+    """The square around a box, resized once: uint8 (crop_px, crop_px, 3).
+
+    Its side is the box's longer side plus `margin` of it on each side, in whole pixels; black where it leaves
+    the frame.
+    """
+    x0, y0, x1, y1 = box
+    side = max(2, round(max(x1 - x0, y1 - y0) * (1 + 2 * margin)))
+    left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
+    height, width = rgb.shape[:2]
+    inside = rgb[
+        max(top, 0) : max(min(top + side, height), 0), max(left, 0) : max(min(left + side, width), 0)
+    ]
+    if inside.shape[:2] != (side, side):
+        square = np.zeros((side, side, 3), np.uint8)
+        down, right = max(-top, 0), max(-left, 0)
+        square[down : down + inside.shape[0], right : right + inside.shape[1]] = inside
+        inside = square
+    shrinks = side > crop_px
+    return cv2.resize(
+        inside, (crop_px, crop_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes, 0 to 1."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    both = width * height
+    return both / (_area(a) + _area(b) - both)
+
+
+@contextlib.contextmanager
+def silenced_stderr() -> Iterator[None]:
+    """Send what is written to file descriptor 2 nowhere; only that reaches what MediaPipe prints from C."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
+
+
+def _choose(boxes: Sequence[Box], previous: Box | None) -> int:
+    """The box that overlaps the previous one most (`SAME_FACE_IOU` at least), else the largest."""
+    if previous is not None:
+        best = max(range(len(boxes)), key=lambda index: iou(boxes[index], previous))
+        if iou(boxes[best], previous) >= SAME_FACE_IOU:
+            return best
+    return max(range(len(boxes)), key=lambda index: _area(boxes[index]))
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _open_detector(model: bytes) -> Any:
+    """MediaPipe's detector for single pictures (no memory between them), from the file's bytes."""
+    from mediapipe.tasks.python import BaseOptions, vision
+
+    options = vision.FaceDetectorOptions(
+        base_options=BaseOptions(model_asset_buffer=model), running_mode=vision.RunningMode.IMAGE
+    )
+    return vision.FaceDetector.create_from_options(options)
+
+
+def _close_all(detectors: list[Any]) -> None:
+    with silenced_stderr():
+        while detectors:
+            detectors.pop().close()
+
+
+def _detect(detector: Any, rgb: np.ndarray) -> list[tuple[Box, float]]:
+    """Boxes (pixels) and scores of the faces in a frame."""
+    import mediapipe as mp
+
+    picture = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(rgb))
+    faces = []
+    for detection in detector.detect(picture).detections:
+        box, score = detection.bounding_box, float(detection.categories[0].score)
+        if box.width > 0 and box.height > 0 and score > 0:
+            x0, y0 = float(box.origin_x), float(box.origin_y)
+            faces.append(((x0, y0, x0 + box.width, y0 + box.height), score))
+    return faces

@@ -1,0 +1,234 @@
+"""When to look: frames of a video in upright RGB with their times, and the sampling of them by time.
+
+`read_video` decodes a file once, in one thread unless told otherwise. `sample_at` picks frames by their
+timestamps, never by counting, and is the same function for files and cameras.
+
+Knows nothing about faces, windows or stores.
+
+Shapes: a frame's pixels are uint8 (H, W, 3), RGB, upright.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import av
+
+Decode = Literal["full", "sparse"]
+
+EARLY_S = 0.0005
+"""A frame this much before its target still answers it: containers round their times to a millisecond."""
+
+FLUSH_PACKETS_WITHOUT_FRAME = 2000
+"""A decoder that is fed this many packets in a row and gives no picture will not give one."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a video or a camera; its pixels are converted only when asked for."""
+
+    pts_s: float
+    """Seconds since the first frame of the stream."""
+    pixels: np.ndarray | Callable[[], np.ndarray]
+    """uint8 (H, W, 3), RGB, upright; or what makes it."""
+    duration_s: float = 0.0
+    """Seconds that the picture is shown, 0 = unknown."""
+
+    def rgb(self) -> np.ndarray:
+        """The picture, uint8 (H, W, 3), RGB, upright."""
+        return self.pixels() if callable(self.pixels) else self.pixels
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a container says about its video stream; it may be wrong."""
+
+    duration_s: float
+    """Seconds of the video stream."""
+    fps: float
+    """Average frames a second, 0 = unknown."""
+    width: int
+    """Pixels, as coded: before rotation."""
+    height: int
+    """Pixels, as coded: before rotation."""
+
+
+def probe(path: Path | str) -> VideoInfo:
+    """What the container says, without decoding.
+
+    Where it names no duration the packets are read through, which costs no more than reading the file.
+    Raises ValueError with a reason for people when there is no video in the file.
+    """
+    with closing(_open(path)) as container:
+        stream = container.streams.video[0]
+        if stream.duration and stream.time_base:
+            duration_s = float(stream.duration * stream.time_base)
+        elif container.duration:
+            duration_s = container.duration / 1e6  # AV_TIME_BASE, microseconds
+        else:
+            duration_s = _last_packet_end_s(container, stream)
+        rate = stream.average_rate or stream.guessed_rate
+        return VideoInfo(
+            duration_s, float(rate or 0), stream.codec_context.width, stream.codec_context.height
+        )
+
+
+def read_video(path: Path | str, *, decode: Decode = "full", threads: int = 1) -> Iterator[Frame]:
+    """The frames of a file (or URL) in the order they are shown, with strictly growing times.
+
+    `decode="sparse"` skips the frames that no other frame is built from (B-frames, mostly): cheaper, and what
+    is left is pixel for pixel the same. A damaged packet is passed over. Frames without a time, or before the
+    last one, are left out. Raises ValueError with a reason for people when nothing can be decoded.
+    """
+    with closing(_open(path)) as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        context.thread_count = threads
+        if decode == "sparse":
+            context.skip_frame = "NONREF"
+        time_base = float(stream.time_base or 1)
+        first_pts, last_s = stream.start_time, -math.inf
+        for picture in _pictures(container, stream, str(path)):
+            pts = picture.pts if picture.pts is not None else picture.dts
+            if pts is None:
+                continue
+            first_pts = pts if first_pts is None else first_pts
+            pts_s = (pts - first_pts) * time_base
+            if pts_s <= last_s:
+                continue
+            last_s = pts_s
+            yield Frame(pts_s, _Upright(picture, threads), (picture.duration or 0) * time_base)
+
+
+class Sampler:
+    """The rule of `sample_at`, one frame at a time, for a camera that pushes its frames."""
+
+    def __init__(self, fps: float, start_s: float = 0.0) -> None:
+        self._fps, self._start_s, self._k = fps, start_s, 0
+
+    def takes(self, pts_s: float) -> bool:
+        """Whether the frame shown at `pts_s` is sampled; ask once for each frame, in order of time."""
+        if pts_s < self._start_s + self._k / self._fps - EARLY_S:
+            return False
+        # One past the last target that this frame has reached; the loop mends the division's rounding.
+        self._k = max(self._k, math.floor((pts_s - self._start_s + EARLY_S) * self._fps)) + 1
+        while pts_s >= self._start_s + self._k / self._fps - EARLY_S:
+            self._k += 1
+        return True
+
+
+def sample_at(frames: Iterable[Frame], fps: float, start_s: float = 0.0) -> Iterator[Frame]:
+    """For k = 0, 1, …: the first frame at or after start_s + k / fps (half a millisecond early will do).
+
+    A frame answers all the targets it passes and is given once, so a gap in the video is a gap in the samples
+    and a video slower than `fps` gives each of its frames once.
+    """
+    sampler = Sampler(fps, start_s)
+    return (frame for frame in frames if sampler.takes(frame.pts_s))
+
+
+class Spans:
+    """One stream of frames cut into spans of time, each read on from where the last one stopped."""
+
+    def __init__(self, frames: Iterable[Frame]) -> None:
+        self._frames = iter(frames)
+        self._waiting: Frame | None = None
+        self.end_s = 0.0
+        """Where the last frame that was read stops being shown, seconds."""
+
+    def until(self, end_s: float) -> Iterator[Frame]:
+        """The frames from here up to, not including, `end_s`; the next one waits for the next span."""
+        while True:
+            frame = self._waiting or next(self._frames, None)
+            self._waiting = frame
+            if frame is None or frame.pts_s >= end_s - EARLY_S:
+                return
+            self._waiting = None
+            self.end_s = frame.pts_s + frame.duration_s
+            yield frame
+
+
+@dataclass(frozen=True)
+class _Upright:
+    """A decoded picture, made RGB and turned upright when called."""
+
+    picture: Any
+    threads: int
+
+    def __call__(self) -> np.ndarray:
+        rgb = self.picture.to_ndarray(format="rgb24", threads=self.threads)
+        quarter_turns = round(self.picture.rotation / 90) % 4
+        return np.ascontiguousarray(np.rot90(rgb, quarter_turns)) if quarter_turns else rgb
+
+
+def _open(path: Path | str) -> "av.container.InputContainer":
+    import av
+
+    if isinstance(path, Path) or "://" not in path:
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: no such file")
+        if Path(path).stat().st_size == 0:
+            raise ValueError(f"{path}: the file is empty (0 bytes)")
+    try:
+        container = av.open(str(path), metadata_errors="replace")
+    except av.error.FFmpegError as error:
+        raise ValueError(f"{path}: not a video that can be read ({_reason(error)})") from error
+    if not container.streams.video:
+        container.close()
+        raise ValueError(f"{path}: holds no video (audio only?)")
+    return container
+
+
+def _pictures(
+    container: "av.container.InputContainer", stream: "av.VideoStream", path: str
+) -> Iterator["av.VideoFrame"]:
+    """Decoded pictures; damaged packets are passed over, and a stream that gives nothing is an error."""
+    import av
+
+    num_pictures, fruitless, reason = 0, 0, "no frame in it can be decoded"
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.error.FFmpegError as error:  # reading the container itself failed: the rest is lost
+            reason, packet = _reason(error), None
+        if packet is None:
+            break
+        try:
+            pictures = stream.decode(packet)
+        except av.error.EOFError:
+            break
+        except av.error.FFmpegError as error:
+            reason, pictures = _reason(error), []
+        for picture in pictures:
+            num_pictures += 1
+            yield picture
+        fruitless = 0 if pictures else fruitless + 1
+        if fruitless > FLUSH_PACKETS_WITHOUT_FRAME:
+            break
+    if num_pictures == 0:
+        raise ValueError(f"{path}: {reason}")
+
+
+def _last_packet_end_s(container: "av.container.InputContainer", stream: "av.VideoStream") -> float:
+    import av
+
+    end, first = 0, stream.start_time
+    try:
+        for packet in container.demux(stream):
+            if packet.pts is not None:
+                first = packet.pts if first is None else first
+                end = max(end, packet.pts + (packet.duration or 0) - first)
+    except av.error.FFmpegError:
+        pass  # a broken end: what was read so far is the length that can be had
+    return float(end * (stream.time_base or 0))
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).strip().lower()
