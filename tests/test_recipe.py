@@ -1,0 +1,92 @@
+"""Recipes: identities, fingerprints, refusals."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.recipe import (
+    EncoderId,
+    GeometryId,
+    Pixels,
+    Recipe,
+    fingerprint,
+    from_json,
+    require_equal,
+    to_json,
+)
+
+RECIPE = Recipe(
+    Pixels(("a" * 64,)),
+    EncoderId("mobilenet_v3_large", "IMAGENET1K_V2", "b" * 64, 960),
+    GeometryId("c" * 64, ("eyeBlinkLeft", "yaw")),
+)
+
+
+@given(
+    margin=st.floats(0, 2),
+    crop_px=st.integers(32, 512),
+    fps=st.floats(0.1, 60),
+    window_s=st.floats(0.5, 100),
+    name=st.text(max_size=20),
+    has_geometry=st.booleans(),
+)
+def test_json_gives_the_recipe_back_equal(
+    margin: float, crop_px: int, fps: float, window_s: float, name: str, has_geometry: bool
+) -> None:
+    """to_json, through text, then from_json is the identity."""
+    recipe = Recipe(
+        Pixels(("d" * 64, "e" * 64), margin=margin, crop_px=crop_px, fps=fps, window_s=window_s),
+        EncoderId(name, "w", "f" * 64, 1280),
+        GeometryId("g", ("한글",)) if has_geometry else None,
+    )
+    back = from_json(json.loads(json.dumps(to_json(recipe))))
+    assert back == recipe
+    assert fingerprint(back) == fingerprint(recipe)
+
+
+def test_external_recipe_has_no_pixels() -> None:
+    """Imported features keep pixels None on the way through JSON."""
+    external = Recipe(None, EncoderId("external:openface:35", "", "", 35))
+    assert from_json(to_json(external)) == external
+
+
+def test_require_equal_names_every_field_that_differs() -> None:
+    """A refusal says which fields differ, with both values."""
+    other = dataclasses.replace(
+        RECIPE,
+        pixels=dataclasses.replace(RECIPE.pixels, margin=0.5, fps=5.0),
+        encoder=dataclasses.replace(RECIPE.encoder, weights_sha256="9" * 64),
+    )
+    with pytest.raises(
+        ValueError, match=r"pixels\.margin: 0\.25 here, 0\.5 there.*encoder\.weights_sha256"
+    ) as caught:
+        require_equal(RECIPE, other, where="run a with store b")
+    assert "pixels.fps" in str(caught.value)
+    assert "run a with store b" in str(caught.value)
+
+
+def test_only_the_parts_in_use_are_compared() -> None:
+    """Crops need equal pixels alone."""
+    other = dataclasses.replace(
+        RECIPE, encoder=EncoderId("efficientnet_lite0", "x", "1" * 64, 1280), geometry=None
+    )
+    require_equal(RECIPE, other, ("pixels",))
+    with pytest.raises(ValueError, match="geometry: set here, none there"):
+        require_equal(RECIPE, other)
+
+
+def test_the_name_of_weights_is_for_people_only() -> None:
+    """Equal hashes are equal weights, whatever the file was called."""
+    renamed = dataclasses.replace(RECIPE, encoder=dataclasses.replace(RECIPE.encoder, weights="my_file.pth"))
+    require_equal(RECIPE, renamed)
+
+
+def test_bad_pixels_and_foreign_json_are_refused() -> None:
+    """Impossible values and other schemas raise ValueError."""
+    with pytest.raises(ValueError, match="above 0"):
+        Pixels(("a",), fps=0)
+    with pytest.raises(ValueError, match="not a recipe"):
+        from_json({"pixels": {"colour": "blue"}, "encoder": {}})
