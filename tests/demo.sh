@@ -16,7 +16,9 @@ step() {
 
 started=$(date +%s)
 step "Is everything here?" -m extract check --fetch || true
-encoder=$("$PY" -c 'from seqmodel.assets import demo_encoder; print(demo_encoder())')
+encoder=mobilenet_v3_large
+"$PY" -c 'from seqmodel.assets import encoder_weights as w; w("mobilenet_v3_large", "imagenet")' 2>/dev/null ||
+    encoder=efficientnet_lite0
 if [ "$encoder" != mobilenet_v3_large ]; then
     echo "MobileNetV3-Large's ImageNet weights cannot be downloaded here: the demo uses $encoder, whose weights came by pip."
 else

@@ -1,0 +1,116 @@
+"""Run directories: what is written is what is read, nothing half-written stays, nothing is a pickle."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from features.labels import Labelling
+from features.recipe import EncoderId, Pixels, Recipe
+from seqmodel.calibration import Calibration
+from seqmodel.config import HeadConfig, TrainConfig
+from seqmodel.run import (
+    Card,
+    append_log,
+    keep_model_file,
+    load_card,
+    load_split,
+    load_weights,
+    read_log,
+    save_card,
+    save_split,
+    save_weights,
+)
+
+CARD = Card(
+    recipe=Recipe(Pixels(("a" * 64,)), EncoderId("mobilenet_v3_large", "random:0", "b" * 64, 960)),
+    labelling=Labelling("label", ("산만", "집중"), (("산만", "졸음"), ("집중",)), "binary"),
+    head=HeadConfig(hidden=32),
+    train=TrainConfig(epochs=3),
+    dims={"embeddings": 960, "geometry": 62},
+    store="demo/demo.zarr",
+    store_fingerprint="0123456789ab",
+    split_how="official",
+    split_hash="ffff",
+    seed=7,
+    metric="auroc",
+    calibration=Calibration(temperature=1.5, abstain=(0.4, 0.6)),
+    stages=({"stage": 1, "val": 0.9, "kept": True},),
+    test_openings=("2026-01-01T00:00:00Z",),
+)
+
+
+def test_card_comes_back_equal(tmp_path: Path) -> None:
+    """Saved and loaded == same, Hangul and tuples included."""
+    run = tmp_path / "내 실행"
+    run.mkdir()
+    save_card(run, CARD)
+    assert load_card(run) == CARD
+    assert not list(run.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "outputs"), [("binary", 2, 1), ("multiclass", 3, 3), ("ordinal", 4, 3)]
+)
+def test_outputs_follow_the_task(task: str, classes: int, outputs: int) -> None:
+    """One logit, C logits, C − 1 logits."""
+    names = tuple(str(k) for k in range(classes))
+    labelling = Labelling("label", names, tuple((name,) for name in names), task)  # type: ignore[arg-type]
+    assert dataclasses.replace(CARD, labelling=labelling).num_outputs == outputs
+
+
+def test_weights_come_back_by_part_from_any_path(tmp_path: Path) -> None:
+    """Head and encoder apart; Hangul and spaces in the path."""
+    run = tmp_path / "실행 1"
+    run.mkdir()
+    head, encoder = {"lstm.w": torch.randn(3, 2)}, {"conv.w": torch.randn(4)}
+    save_weights(run, head)
+    assert set(load_weights(run)) == {"head"}
+    save_weights(run, head, encoder)
+    parts = load_weights(run)
+    assert torch.equal(parts["head"]["lstm.w"], head["lstm.w"])
+    assert torch.equal(parts["encoder"]["conv.w"], encoder["conv.w"])
+
+
+def test_split_and_model_files_move_along(tmp_path: Path) -> None:
+    """split.csv and the detector file are part of the directory."""
+    save_split(tmp_path, ["a,b.mp4#0", "c.mp4#0"], ["s 1", ""], ["train", "test"])
+    assert load_split(tmp_path) == {"a,b.mp4#0": ("s 1", "train"), "c.mp4#0": ("", "test")}
+    source = tmp_path / "model"
+    source.write_bytes(b"bytes")
+    keep_model_file(tmp_path, source, "face.tflite")
+    assert (tmp_path / "detector" / "face.tflite").read_bytes() == b"bytes"
+
+
+def test_a_log_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
+    """The lines before it are kept."""
+    append_log(tmp_path, {"epoch": 1})
+    with (tmp_path / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"epo')
+    assert read_log(tmp_path) == [{"epoch": 1}]
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", '{"schema": 2}'])
+def test_what_is_no_run_is_refused_in_words(tmp_path: Path, content: str | None) -> None:
+    """A missing, cut or foreign card is a ValueError."""
+    if content is not None:
+        (tmp_path / "card.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"not a finished run|cannot be read|schema"):
+        load_card(tmp_path)
+
+
+def test_no_weights_is_said(tmp_path: Path) -> None:
+    """A run without a checkpoint names the missing file."""
+    with pytest.raises(ValueError, match=r"no checkpoint: weights\.safetensors"):
+        load_weights(tmp_path)
+
+
+def test_card_is_plain_json(tmp_path: Path) -> None:
+    """People can read it."""
+    save_card(tmp_path, CARD)
+    assert json.loads((tmp_path / "card.json").read_text(encoding="utf-8"))["labelling"]["names"] == [
+        "산만",
+        "집중",
+    ]
