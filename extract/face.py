@@ -64,8 +64,7 @@ class FaceCropper:
             self._detectors = [_open_detector(Path(file).read_bytes()) for file in detector_files]
             for detector in self._detectors:
                 _detect(detector, np.zeros((128, 128, 3), np.uint8))
-        # MediaPipe's own destructor fails when the interpreter is already half taken down.
-        self._closing = weakref.finalize(self, _close_all, self._detectors)
+        self._closing = weakref.finalize(self, close_tasks, self._detectors)
 
     def crop(self, rgb: np.ndarray) -> Crop:
         """The face followed in an upright frame, uint8 (H, W, 3), RGB."""
@@ -125,6 +124,21 @@ def iou(a: Box, b: Box) -> float:
     return both / (_area(a) + _area(b) - both)
 
 
+def close_tasks(tasks: list[Any]) -> None:
+    """Close MediaPipe tasks and empty the list; also when the interpreter is on its way out.
+
+    For `weakref.finalize`: a task that is left to its own destructor prints a traceback at exit, for by then
+    the thread that should close it is gone.
+    """
+    with silenced_stderr():
+        while tasks:
+            task = tasks.pop()
+            try:
+                task.close()
+            except RuntimeError:  # too late for threads: the process gives the memory back itself
+                task._handle = None
+
+
 @contextlib.contextmanager
 def silenced_stderr() -> Iterator[None]:
     """Send what is written to file descriptor 2 nowhere; only that reaches what MediaPipe prints from C."""
@@ -161,12 +175,6 @@ def _open_detector(model: bytes) -> Any:
         base_options=BaseOptions(model_asset_buffer=model), running_mode=vision.RunningMode.IMAGE
     )
     return vision.FaceDetector.create_from_options(options)
-
-
-def _close_all(detectors: list[Any]) -> None:
-    with silenced_stderr():
-        while detectors:
-            detectors.pop().close()
 
 
 def _detect(detector: Any, rgb: np.ndarray) -> list[tuple[Box, float]]:
