@@ -1,0 +1,286 @@
+"""What a user says about their videos: one `Clip` a stretch of video, read from a CSV or a folder of classes.
+
+Knows nothing about what is inside a video: durations are handed in. `windows` cuts a clip into the
+stretches that become rows of a store.
+"""
+
+import csv
+import dataclasses
+import io
+import math
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RESERVED = ("path", "subject", "split", "fold", "start_s", "end_s")
+"""Columns with a meaning of their own; `label` is a label, and what else there is, is kept."""
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+VIDEO_SUFFIXES = frozenset(
+    ".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
+)
+MAX_LABEL_NAMES = 20
+"""A further column with at most this many different values can be learned too, not only reported by."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A stretch of one video and what is known about it; '' stands for unknown."""
+
+    clip_id: str
+    """NFC posix path relative to the data root, then `#` and the start in milliseconds."""
+    path: Path
+    """The video file, as it is spelled on disk."""
+    start_s: float = 0.0
+    end_s: float | None = None
+    """End in seconds of the video's own time; None = to its end."""
+    subject: str = ""
+    split: str = ""
+    """`train`, `val`, `test` or ''."""
+    fold: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Label name by column; '' = not labelled."""
+    slices: dict[str, str] = field(default_factory=dict)
+    """Whatever else was said about it, by column: for reports only."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that could not be done, and why, in words for the person who has to mend it."""
+
+    clip_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The clips of a data set, and the lines that could not become one."""
+
+    clips: tuple[Clip, ...]
+    problems: tuple[Failure, ...]
+    root: Path
+
+
+def read_csv(path: Path) -> Manifest:
+    """Clips of a manifest CSV: UTF-8 (a BOM is fine), header required, `path` relative to the CSV.
+
+    Lines that cannot be used become problems with their number. A column that is neither reserved nor
+    `label` is a slice, and with at most MAX_LABEL_NAMES different values a label column as well.
+
+    Raises ValueError for a file that is no manifest at all and for duplicates, with line numbers.
+    """
+    path = Path(path)
+    lines = _csv_rows(path)
+    header, root = lines[0][1], path.parent
+    extra = [name for name in header if name not in RESERVED]
+    if not extra:
+        raise ValueError(f"{path} has no label column: its header is {','.join(header)}")
+    clips: list[tuple[int, Clip]] = []
+    problems: list[Failure] = []
+    for number, cells in lines[1:]:
+        if not any(cells):
+            continue
+        try:
+            clips.append((number, _clip_of_row(header, cells, root)))
+        except ValueError as error:
+            problems.append(Failure(f"line {number}", f"line {number}: {error}"))
+    _require_unique(path, clips)
+    columns = _label_columns([clip for _, clip in clips], extra)
+    return Manifest(tuple(_split_columns(clip, columns) for _, clip in clips), tuple(problems), root)
+
+
+def read_folder(root: Path) -> Manifest:
+    """Clips of `ROOT/<label>/<video>`; `ROOT/<train|val|test>/<label>/<video>` names a split as well.
+
+    Videos outside a label's folder are problems; files that are no videos are passed over.
+
+    Raises ValueError when there is no folder or no video in it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"no such folder: {root}")
+    videos = [file for file in _walk(root) if file.suffix.lower() in VIDEO_SUFFIXES]
+    if not videos:
+        raise ValueError(f"no videos under {root}; wanted {root.name}/<label>/<video>, or a manifest CSV")
+    tops = {file.relative_to(root).parts[0].lower() for file in videos if file.parent != root}
+    has_splits = bool(tops) and tops <= set(SPLITS)
+    clips, problems = [], []
+    for file in videos:
+        folders = [_nfc(part) for part in file.relative_to(root).parts[:-1]]
+        split = SPLITS[folders.pop(0).lower()] if has_splits and folders else ""
+        name = clip_id(file, root)
+        if not folders:
+            problems.append(Failure(name, "lies in no label's folder"))
+        else:
+            clips.append(Clip(name, file, split=split, labels={"label": folders[0]}))
+    return Manifest(tuple(clips), tuple(problems), root)
+
+
+def clip_id(path: Path, root: Path, start_s: float = 0.0) -> str:
+    """NFC posix path relative to `root`, then `#` and the start in whole milliseconds."""
+    try:
+        relative = os.path.relpath(path, root)
+    except ValueError:  # another drive
+        relative = str(path)
+    return f"{_nfc(Path(relative).as_posix())}#{round(start_s * 1000)}"
+
+
+def windows(clip: Clip, duration_s: float, window_s: float) -> list[Clip]:
+    """The consecutive windows of a clip, each a clip of its own; never none.
+
+    duration_s: of the whole video. A remainder shorter than half a window is dropped, unless it is the
+    only one; a clip that would start behind the video's end stays one window, to fail with its reason.
+    """
+    end_s = duration_s if clip.end_s is None else min(clip.end_s, max(duration_s, clip.start_s))
+    if end_s <= clip.start_s:  # a duration that says nothing: let decoding decide
+        end_s = clip.end_s if clip.end_s is not None else clip.start_s + window_s
+    # A thousandth of a second of slack: 9.9999 s is a window, and no window of nothing follows it.
+    length_s = end_s - clip.start_s + 1e-3
+    num_whole = math.floor(length_s / window_s)
+    remainder_s = length_s - num_whole * window_s
+    num_windows = num_whole + (remainder_s >= window_s / 2 or num_whole == 0)
+    path_part = clip.clip_id.rpartition("#")[0] or clip.clip_id
+    cut = []
+    for index in range(num_windows):
+        start_s = clip.start_s + index * window_s
+        cut.append(
+            dataclasses.replace(
+                clip,
+                clip_id=f"{path_part}#{round(start_s * 1000)}",
+                start_s=start_s,
+                end_s=min(start_s + window_s, end_s),
+            )
+        )
+    return cut
+
+
+def dropped_s(clip: Clip, duration_s: float, window_s: float) -> float:
+    """Seconds at the clip's end that `windows` leaves out."""
+    end_s = duration_s if clip.end_s is None else min(clip.end_s, max(duration_s, clip.start_s))
+    last_s = windows(clip, duration_s, window_s)[-1].end_s or end_s
+    return max(0.0, end_s - last_s)
+
+
+def _csv_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """(line number, stripped cells) of every row, the header first; the header's names are normalised."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path} line {line} is not UTF-8: save it as 'CSV UTF-8'") from error
+    first = text.lstrip().split("\n", 1)[0]
+    delimiter = max(",;\t", key=first.count)  # spreadsheets of some countries write ; or tabs
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[tuple[int, list[str]]] = []
+    try:
+        for cells in reader:
+            rows.append((reader.line_num, [_nfc(cell.strip()) for cell in cells]))
+    except csv.Error as error:
+        raise ValueError(f"{path} line {reader.line_num}: {error}") from error
+    if not rows:
+        raise ValueError(f"{path} is empty; wanted a header with path and a label column")
+    header = [name.lower() if name.lower() in (*RESERVED, "label") else name for name in rows[0][1]]
+    if "path" not in header:
+        raise ValueError(f"{path} has no column 'path': its header is {','.join(header)}")
+    twice = {name for name in header if header.count(name) > 1}
+    if twice or "" in header:
+        raise ValueError(f"{path}: column names must be there once each, got {','.join(header)}")
+    return [(rows[0][0], header), *rows[1:]]
+
+
+def _clip_of_row(header: list[str], cells: list[str], root: Path) -> Clip:
+    if len(cells) != len(header):
+        raise ValueError(f"{len(cells)} fields where the header has {len(header)}")
+    row = dict(zip(header, cells, strict=True))
+    if not row["path"]:
+        raise ValueError("no path")
+    file = _find_file(root, row["path"])
+    start_s = _seconds(row.get("start_s", ""), "start_s") or 0.0
+    end_s = _seconds(row.get("end_s", ""), "end_s")
+    if end_s is not None and end_s <= start_s:
+        raise ValueError(f"end_s {end_s:g} is not after start_s {start_s:g}")
+    split = row.get("split", "").lower()
+    if split and split not in SPLITS:
+        raise ValueError(f"split {split!r} is not one of train, val, test")
+    others = {name: value for name, value in row.items() if name not in RESERVED}
+    return Clip(
+        clip_id(file, root, start_s),
+        file,
+        start_s,
+        end_s,
+        row.get("subject", ""),
+        SPLITS.get(split, ""),
+        row.get("fold", ""),
+        labels=others,
+    )
+
+
+def _seconds(text: str, name: str) -> float | None:
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{name} {text!r} is not a number of seconds") from None
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} {text!r} is not a number of seconds")
+    return value
+
+
+def _find_file(root: Path, text: str) -> Path:
+    """The file as it is spelled on disk: Hangul may be composed or not, separators may be Windows'."""
+    for spelling in (text, text.replace("\\", "/")):
+        for form in ("NFC", "NFD"):
+            candidate = root / Path(unicodedata.normalize(form, spelling)).expanduser()  # type: ignore[arg-type]
+            if candidate.is_file():
+                return candidate
+    raise ValueError(f"no such file: {text}")
+
+
+def _require_unique(path: Path, clips: Iterable[tuple[int, Clip]]) -> None:
+    first_lines: dict[str, int] = {}
+    twice = []
+    for number, clip in clips:
+        if clip.clip_id in first_lines:
+            twice.append(f"lines {first_lines[clip.clip_id]} and {number} ({clip.clip_id})")
+        first_lines.setdefault(clip.clip_id, number)
+    if twice:
+        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+        raise ValueError(f"{path} names a clip twice: {'; '.join(twice[:5])}{more}")
+
+
+def _label_columns(clips: list[Clip], extra: list[str]) -> dict[str, tuple[bool, bool]]:
+    """For each further column, whether it is a label and whether it is a slice."""
+    columns = {}
+    for name in extra:
+        few = len({clip.labels[name] for clip in clips} - {""}) <= MAX_LABEL_NAMES
+        columns[name] = (name == "label" or few, name != "label")
+    return columns
+
+
+def _split_columns(clip: Clip, columns: Mapping[str, tuple[bool, bool]]) -> Clip:
+    labels = {name: clip.labels[name] for name, (is_label, _) in columns.items() if is_label}
+    slices = {name: clip.labels[name] for name, (_, is_slice) in columns.items() if is_slice}
+    return dataclasses.replace(clip, labels=labels, slices=slices)
+
+
+def _walk(root: Path) -> list[Path]:
+    """Files under `root` in one order everywhere; hidden ones (`._x.mp4` of macOS, caches) are left out."""
+    files = [
+        file
+        for file in root.rglob("*")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(root).parts)
+    ]
+    return sorted(files, key=lambda file: _nfc(file.relative_to(root).as_posix()))
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
