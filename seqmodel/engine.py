@@ -1,0 +1,279 @@
+"""The encoder, compiled: crops to embeddings at the speed a CPU has, without importing torch.
+
+An `Engine` is one encoder on one backend: OpenVINO (default on CPUs) or torch (CUDA, and as a second
+opinion). The converted network is kept in the cache under the hash of its weights, so torch is needed only
+the first time. What the engine is goes into `numerics`, which stores record and never compare. Knows
+nothing about videos or heads. F frames, D embedding.
+"""
+
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.recipe import EncoderId
+from seqmodel.assets import cache_dir, encoder_weights, sha256_of
+
+if TYPE_CHECKING:
+    from seqmodel.encoder import Encoder
+
+Backend = Literal["auto", "torch", "openvino"]
+Precision = Literal["f32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One encoder, ready to run."""
+
+    encoder_id: EncoderId
+    numerics: dict[str, Any]
+    """backend, device, precision and versions."""
+    run: Callable[[NDArray[np.uint8]], NDArray[np.float16]] = field(repr=False)
+
+    def embed(self, crops: NDArray[np.uint8]) -> NDArray[np.float16]:
+        """Embeddings float16 (F,D) of crops (F,H,W,3) uint8 RGB.
+
+        Raises TypeError for any other dtype or shape: pixels are normalised inside.
+        """
+        if crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[-1] != 3:
+            raise TypeError(
+                f"an encoder takes RGB uint8 crops (F,H,W,3), got {crops.dtype} of shape {crops.shape}"
+            )
+        if not len(crops):
+            return np.zeros((0, self.encoder_id.dim), np.float16)
+        return self.run(crops)
+
+
+def open_engine(
+    name: str,
+    weights: str = "imagenet",
+    *,
+    backend: Backend = "auto",
+    device: str = "auto",
+    precision: Precision = "f32",
+    threads: int = 0,
+    crop_px: int = 224,
+) -> Engine:
+    """The engine of an encoder by name and weights ("imagenet", "random" or a file), as `build_encoder`
+    takes them.
+
+    `backend` auto is torch where there is a CUDA device, else OpenVINO. `device` is auto, cpu or cuda.
+    `threads` 0 leaves their number to the backend. Raises ValueError for weights that cannot be had (naming
+    address, cache path and flag) and for combinations that no backend offers.
+    """
+    identity = _known_identity(name, weights)
+    if identity is None:
+        from seqmodel.encoder import build_encoder
+
+        encoder, identity = build_encoder(name, weights)
+        _remember_identity(weights, identity)
+        return _open(identity, lambda: encoder, backend, device, precision, threads, crop_px)
+
+    def build() -> "Encoder":
+        from seqmodel.encoder import build_encoder
+
+        return build_encoder(name, weights)[0]
+
+    return _open(identity, build, backend, device, precision, threads, crop_px)
+
+
+def open_run_engine(
+    run: Path,
+    *,
+    backend: Backend = "auto",
+    device: str = "auto",
+    precision: Precision = "f32",
+    threads: int = 0,
+) -> Engine:
+    """The engine of a run's own encoder: its fine-tuned one where there is one, else the one of its recipe.
+
+    Raises ValueError when the run is unfinished, reads no embeddings of pixels, or its weights cannot be
+    found.
+    """
+    from seqmodel.run import load_card
+
+    recipe = load_card(run).recipe
+    if recipe.pixels is None:
+        raise ValueError(
+            f"{run} was trained on imported features ({recipe.encoder.name}); no camera makes those"
+        )
+
+    def build() -> "Encoder":
+        from seqmodel.encoder import encoder_of
+        from seqmodel.run import load_weights
+
+        return encoder_of(recipe.encoder, load_weights(run).get("encoder"))
+
+    return _open(recipe.encoder, build, backend, device, precision, threads, recipe.pixels.crop_px)
+
+
+def encoder_engine(
+    encoder: "Encoder",
+    identity: EncoderId,
+    *,
+    backend: Backend = "auto",
+    device: str = "auto",
+    precision: Precision = "f32",
+    threads: int = 0,
+    crop_px: int = 224,
+) -> Engine:
+    """The engine of an encoder at hand, as after fine-tuning."""
+    return _open(identity, lambda: encoder, backend, device, precision, threads, crop_px)
+
+
+def import_openvino() -> Any:
+    """The openvino module, with its usage reporting shut out before the first import."""
+    if "openvino" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # makes its import fail, quietly
+    import openvino
+
+    return openvino
+
+
+def _open(
+    identity: EncoderId,
+    build: "Callable[[], Encoder]",
+    backend: Backend,
+    device: str,
+    precision: Precision,
+    threads: int,
+    crop_px: int,
+) -> Engine:
+    if device not in ("auto", "cpu") and not device.startswith("cuda"):
+        raise ValueError(f"--device takes auto, cpu or cuda, got {device!r}")
+    if backend == "openvino" and device.startswith("cuda"):
+        raise ValueError("OpenVINO does not run on CUDA; use --backend torch, or --device cpu")
+    if device == "auto":
+        device = "cuda" if backend != "openvino" and _has_cuda() else "cpu"
+    if backend == "torch" or device.startswith("cuda"):
+        return _open_torch(identity, build, device, precision, threads)
+    return _open_openvino(identity, build, precision, threads, crop_px)
+
+
+def _open_openvino(
+    identity: EncoderId, build: "Callable[[], Encoder]", precision: Precision, threads: int, crop_px: int
+) -> Engine:
+    """Frames go one by one: on a CPU that is as fast as a batch, and file and camera then agree bit for
+    bit.
+    """
+    openvino = import_openvino()
+    path = _converted_path(identity, crop_px, openvino.__version__)
+    if not path.is_file():
+        _convert(openvino, build(), crop_px, path)
+    core = openvino.Core()
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    if threads:
+        options["INFERENCE_NUM_THREADS"] = threads
+    # Read as bytes: the path may hold any letters.
+    network = core.read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+    compiled = core.compile_model(network, "CPU", options)
+    request = compiled.create_infer_request()
+
+    def run(crops: NDArray[np.uint8]) -> NDArray[np.float16]:
+        found = np.empty((len(crops), identity.dim), np.float16)
+        for i in range(len(crops)):
+            request.infer([np.ascontiguousarray(crops[i : i + 1])])
+            found[i] = request.get_output_tensor().data[0]
+        return found
+
+    numerics = {
+        "backend": "openvino",
+        "device": "cpu",
+        # What was asked, or what it became: a CPU without bf16 arithmetic runs f32.
+        "precision": {"bfloat16": "bf16"}.get(
+            compiled.get_property("INFERENCE_PRECISION_HINT").to_string(), "f32"
+        ),
+        "version": metadata.version("openvino"),
+    }
+    return Engine(identity, numerics, run)
+
+
+def _open_torch(
+    identity: EncoderId, build: "Callable[[], Encoder]", device: str, precision: Precision, threads: int
+) -> Engine:
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device here that torch can use; try --device cpu")
+    if threads:
+        torch.set_num_threads(threads)
+    encoder = build().eval().to(device)
+    encoder.to(memory_format=torch.channels_last)
+
+    def run(crops: NDArray[np.uint8]) -> NDArray[np.float16]:
+        with torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=precision == "bf16"):
+            return encoder.embed(crops)
+
+    numerics = {"backend": "torch", "device": device, "precision": precision, "version": torch.__version__}
+    return Engine(identity, numerics, run)
+
+
+def _convert(openvino: Any, encoder: "Encoder", crop_px: int, path: Path) -> None:
+    """Write the encoder as OpenVINO's IR, float32, one frame at a time; atomically, since workers may race
+    here.
+    """
+    import torch
+
+    example = torch.zeros(1, crop_px, crop_px, 3, dtype=torch.uint8)
+    with torch.no_grad(), warnings.catch_warnings():
+        # OpenVINO traces with torch.jit, which torch calls deprecated; our dtype check is no data flow.
+        warnings.simplefilter("ignore")
+        network = openvino.convert_model(encoder.eval().cpu(), example_input=example, input=[example.shape])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.xml")
+    openvino.save_model(network, partial, compress_to_fp16=False)
+    os.replace(partial.with_suffix(".bin"), path.with_suffix(".bin"))
+    os.replace(partial, path)  # last: its presence says that both are there
+
+
+def _converted_path(identity: EncoderId, crop_px: int, version: str) -> Path:
+    release = version.partition("-")[0]
+    return (
+        cache_dir() / "openvino" / f"{identity.name}-{identity.weights_sha256[:24]}-{crop_px}-{release}.xml"
+    )
+
+
+def _has_cuda() -> bool:
+    """Whether a CUDA device can be used; asks torch only where an NVIDIA driver shows."""
+    if not (Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _known_identity(name: str, weights: str) -> EncoderId | None:
+    """The identity of weights seen before, without building the network."""
+    path = _identity_path(name, weights)
+    if path is None or not path.is_file():
+        return None
+    return EncoderId(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def _remember_identity(weights: str, identity: EncoderId) -> None:
+    path = _identity_path(identity.name, weights)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(vars(identity), ensure_ascii=False), encoding="utf-8")
+        os.replace(partial, path)
+
+
+def _identity_path(name: str, weights: str) -> Path | None:
+    """Where the identity is noted: by the file's hash, or for random weights by the release that draws
+    them.
+    """
+    if weights == "random":
+        key = f"random-0-torch{metadata.version('torch')}-{metadata.version('torchvision')}"
+    else:
+        key = sha256_of(encoder_weights(name, weights))[:24]
+    return cache_dir() / "identities" / f"{name}-{key}.json"
