@@ -1,0 +1,94 @@
+"""A run, made ready to look at faces: everything that live needs, built from the run directory alone.
+
+The recipe, the detector files, the weights and the calibration all come from the run's own copy, so no
+option of a live session can make it see differently from how it was trained.
+
+Knows nothing about cameras, windows in time or displays. Shapes: T frames, D embedding, G geometry.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seqmodel.assets import sha256_of
+from seqmodel.engine import Backend, Engine, open_run_engine
+from seqmodel.run import Card, load_card, load_weights
+
+Head = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], np.ndarray]
+"""(streams {name: (T, D) float32}, valid {name: (T,) bool}) -> (C',) float32 logits of one window."""
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """The parts of a run that answer for one window."""
+
+    card: Card
+    engine: Engine
+    head: Head
+    detector_files: tuple[Path, ...]
+    landmarker_file: Path | None
+    """Set when the head reads the geometry stream."""
+
+    @property
+    def num_frames(self) -> int:
+        """T, the number of frames in a window."""
+        assert self.card.recipe.pixels is not None  # open_model refused others
+        return self.card.recipe.pixels.num_frames
+
+
+def open_model(run: Path, backend: Backend = "auto", threads: int = 1) -> LiveModel:
+    """Load a run for live use.
+
+    Raises ValueError when the run is unfinished, was trained on imported features, or lost a model file.
+    """
+    card = load_card(run)
+    pixels = card.recipe.pixels
+    if pixels is None:
+        raise ValueError(f"{run} was trained on imported features, which no camera can make")
+    files = {sha256_of(path): path for path in sorted((run / "detector").glob("*")) if path.is_file()}
+    detectors = tuple(_model_file(files, sha, run, "face detector") for sha in pixels.detectors)
+    landmarker = None
+    if "geometry" in card.dims:
+        assert card.recipe.geometry is not None  # a head cannot read a stream that its recipe lacks
+        landmarker = _model_file(files, card.recipe.geometry.model_sha256, run, "face landmarker")
+    engine = open_run_engine(run, backend=backend, threads=threads)
+    return LiveModel(card, engine, torch_head(run, card), detectors, landmarker)
+
+
+def torch_head(run: Path, card: Card) -> Head:
+    """The run's head, computed by torch, which is imported here and not before."""
+    import torch
+
+    from seqmodel.heads import LstmHead
+
+    head = LstmHead(card.head, card.dims, card.num_outputs)
+    head.load_state_dict(load_weights(run)["head"])
+    head.eval()
+
+    def logits(x: Mapping[str, np.ndarray], valid: Mapping[str, np.ndarray]) -> np.ndarray:
+        with torch.inference_mode():
+            streams = {name: torch.from_numpy(np.asarray(x[name], np.float32))[None] for name in card.dims}
+            masks = {name: torch.from_numpy(np.asarray(valid[name], bool))[None] for name in card.dims}
+            return head(streams, masks)[0].numpy()
+
+    return logits
+
+
+def _model_file(files: Mapping[str, Path], sha256: str, run: Path, what: str) -> Path:
+    if sha256 not in files:
+        raise ValueError(f"{run / 'detector'} lacks the {what} of this run (sha256 {sha256[:12]}…)")
+    return files[sha256]
+
+
+def describe(model: LiveModel) -> dict[str, Any]:
+    """What the model is, for a summary: encoder, weights, backend, classes."""
+    card = model.card
+    return {
+        "encoder": card.recipe.encoder.name,
+        "weights": card.recipe.encoder.weights,
+        "classes": list(card.labelling.names),
+        "numerics": dict(model.engine.numerics),
+    }

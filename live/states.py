@@ -1,0 +1,84 @@
+"""What may be said at this moment: the state of a live session, and when it changes.
+
+What is said changes only when the evidence for something else has held for a while, so that the display
+does not flicker. A missing face is the state `no_face`; it never counts for or against a class.
+
+Knows nothing about pixels, networks or displays.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["warming_up", "ok", "unsure", "no_face", "paused", "camera_lost"]
+STATES: tuple[State, ...] = ("warming_up", "ok", "unsure", "no_face", "paused", "camera_lost")
+
+
+@dataclass(frozen=True)
+class StateRule:
+    """When something else is said."""
+
+    min_filled: float = 0.5
+    """Share of the window that must be filled before a prediction is shown."""
+    face_enter: float = 0.3
+    """`no_face` begins when a smaller share of the seen frames than this holds a face."""
+    face_leave: float = 0.4
+    """`no_face` ends when at least this share holds a face; above `face_enter`, so that it cannot flicker."""
+    hold: int = 2
+    """Sampled frames in a row that must agree before something else is said."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.face_enter <= self.face_leave <= 1:
+            raise ValueError(
+                f"want 0 <= face_enter <= face_leave <= 1, got {self.face_enter}, {self.face_leave}"
+            )
+        if not 0 < self.min_filled <= 1 or self.hold < 1:
+            raise ValueError(f"want 0 < min_filled <= 1 and hold >= 1, got {self.min_filled}, {self.hold}")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A state, and the class that is named in it."""
+
+    state: State = "warming_up"
+    label: int | None = None
+    """Class index; set in state `ok` only."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is said now, and what speaks for saying something else."""
+
+    said: Statement = Statement()
+    candidate: Statement = Statement()
+    """What the last frames speak for."""
+    streak: int = 0
+    """How many frames in a row spoke for the candidate."""
+
+
+def next_standing(
+    standing: Standing, *, filled: float, coverage: float, label: int, unsure: bool, rule: StateRule
+) -> Standing:
+    """The standing after one more sampled frame.
+
+    filled: share of the window that has been seen, 0..1. coverage: share of the seen frames that hold a
+    face, 0..1. label: the class that the decision names; unsure: it lies in the abstain band.
+    """
+    wanted = _wanted(standing.said.state, filled, coverage, label, unsure, rule)
+    if wanted == standing.said:
+        return Standing(wanted, wanted, 0)
+    streak = standing.streak + 1 if wanted == standing.candidate else 1
+    # Warming up begins and ends by counting frames, which cannot flicker.
+    at_once = "warming_up" in (wanted.state, standing.said.state)
+    if at_once or streak >= rule.hold:
+        return Standing(wanted, wanted, 0)
+    return Standing(standing.said, wanted, streak)
+
+
+def _wanted(
+    now: State, filled: float, coverage: float, label: int, unsure: bool, rule: StateRule
+) -> Statement:
+    if filled < rule.min_filled:
+        return Statement("warming_up")
+    if coverage < (rule.face_leave if now == "no_face" else rule.face_enter):
+        return Statement("no_face")
+    return Statement("unsure") if unsure else Statement("ok", label)

@@ -1,0 +1,73 @@
+"""A run directory small enough for tests: real encoder and head classes with seeded random weights."""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from extract.geometry import FEATURES
+from features.labels import Labelling
+from features.recipe import EncoderId, GeometryId, Pixels, Recipe
+from seqmodel.assets import sha256_of
+from seqmodel.calibration import Calibration
+from seqmodel.config import HeadConfig, TrainConfig
+from seqmodel.encoder import Encoder, build_encoder
+from seqmodel.heads import build_head
+from seqmodel.run import Card, keep_model_file, save_card, save_weights
+
+HEAD = HeadConfig(hidden=16, projection=16)
+
+
+@cache
+def random_encoder() -> tuple[Encoder, EncoderId]:
+    """The seeded encoder, built once a process: that takes a second or two."""
+    return build_encoder("mobilenet_v3_large", "random", 0)
+
+
+def write_run(
+    run: Path,
+    detector: Path,
+    *,
+    landmarker: Path | None = None,
+    inputs: tuple[str, ...] = ("embeddings",),
+    task: Literal["binary", "multiclass", "ordinal"] = "binary",
+    names: tuple[str, ...] = ("distracted", "engaged"),
+    calibration: Calibration | None = None,
+    keeps_encoder: bool = False,
+    pixels: Pixels | None = None,
+) -> Path:
+    """Write a finished run at `run`; its head says something different for every window."""
+    run.mkdir(parents=True, exist_ok=True)
+    encoder, encoder_id = random_encoder()
+    geometry = GeometryId(sha256_of(landmarker), FEATURES) if landmarker else None
+    pixels = replace(pixels or Pixels(()), detectors=(sha256_of(detector),))
+    dims = {"embeddings": encoder_id.dim, "geometry": len(FEATURES)}
+    card = Card(
+        recipe=Recipe(pixels, encoder_id, geometry),
+        labelling=Labelling("label", names, tuple((name,) for name in names), task),
+        head=HEAD,
+        train=TrainConfig(),
+        dims={name: dims[name] for name in inputs},
+        store="none",
+        store_fingerprint="",
+        split_how="none",
+        split_hash="",
+        seed=0,
+        metric="auroc",
+        calibration=calibration or Calibration(),
+    )
+    head = build_head(HEAD, card.dims, card.num_outputs, seed=0)
+    if "embeddings" in card.dims:
+        # Random features lie far from zero with a small spread: statistics of theirs make the head listen.
+        with torch.no_grad():
+            probe = encoder(torch.randint(0, 256, (16, 224, 224, 3), dtype=torch.uint8))
+            head.mean_embeddings.copy_(probe.mean(0))
+            head.std_embeddings.copy_(probe.std(0) + 1e-3)
+    save_weights(run, head.state_dict(), encoder.state_dict() if keeps_encoder else None)
+    keep_model_file(run, detector, "detector.tflite")
+    if landmarker:
+        keep_model_file(run, landmarker, "face_landmarker.task")
+    save_card(run, card)
+    return run

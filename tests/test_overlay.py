@@ -1,0 +1,84 @@
+"""live/overlay.py: a picture that says what is known, on any background and in Hangul."""
+
+import numpy as np
+import pytest
+
+from live.overlay import MIN_WIDTH_PX, Moment, Status, draw, level_of
+from live.predictor import Prediction
+from live.states import STATES
+
+
+def prediction(**changes: object) -> Prediction:
+    """A prediction in state ok."""
+    fields = dict(
+        t_s=20.0, state="ok", label="engaged", names=("distracted", "engaged"), task="binary", logits=(1.0,),
+        p_raw=(0.3, 0.7), p=(0.3, 0.7), coverage=1.0, filled=1.0, box=(100.0, 80.0, 180.0, 160.0),
+        others=((20.0, 20.0, 60.0, 60.0),), latency_ms=6.0,
+    )  # fmt: skip
+    return Prediction(**fields | changes)  # type: ignore[arg-type]
+
+
+MOMENTS = [Moment(k / 3, STATES[k % 6], float("nan") if k % 6 > 2 else (k % 10) / 10) for k in range(60)]
+
+
+@pytest.mark.parametrize(
+    "shape", [(120, 160, 3), (144, 176, 3), (480, 640, 3), (1080, 1920, 3), (855, 481, 3)]
+)
+def test_any_size_gives_an_even_picture_wide_enough_for_the_panel(shape: tuple[int, int, int]) -> None:
+    """Codecs want even sides; the panel wants room."""
+    image = np.full(shape, 128, np.uint8)
+    picture = draw(image, prediction(), MOMENTS, Status())
+    assert picture.dtype == np.uint8
+    assert picture.shape[0] % 2 == picture.shape[1] % 2 == 0
+    assert picture.shape[1] >= max(MIN_WIDTH_PX, shape[1] - 1)
+
+
+@pytest.mark.parametrize("brightness", [0, 255])
+def test_the_box_stands_out_on_dark_and_on_light(brightness: int) -> None:
+    """Along the box's edge some pixels differ strongly from the background, whatever it is."""
+    image = np.full((480, 640, 3), brightness, np.uint8)
+    picture = draw(image, prediction(), [], Status())
+    edge = picture[120, 94:106].astype(int)
+    assert np.abs(edge - brightness).max() > 150
+
+
+@pytest.mark.parametrize("brightness", [0, 255])
+def test_the_panel_does_not_depend_on_the_video(brightness: int) -> None:
+    """The panel lies below the picture, so it is as legible on any video."""
+    panels = [
+        draw(np.full((480, 640, 3), value, np.uint8), prediction(), MOMENTS, Status())[480:]
+        for value in (brightness, 77)
+    ]
+    assert np.array_equal(*panels)
+
+
+def test_drawing_twice_gives_the_same_picture_and_leaves_the_frame_alone() -> None:
+    """No state, and the frame is not drawn upon."""
+    image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    before = image.copy()
+    first, again = (draw(image, prediction(), MOMENTS, Status(message="look here")) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert np.array_equal(image, before)
+
+
+def test_hangul_labels_are_drawn_and_differ() -> None:
+    """Two Korean class names of one length look different: no row of empty boxes."""
+    image = np.zeros((480, 640, 3), np.uint8)
+    names = [prediction(label="집중"), prediction(label="졸음")]
+    first, other = (draw(image, p, [], Status())[480:] for p in names)
+    assert not np.array_equal(first, other)
+
+
+def test_recording_is_said() -> None:
+    """Whether it records changes the panel."""
+    image = np.zeros((480, 640, 3), np.uint8)
+    quiet, recording = (draw(image, None, [], Status(recording=on)) for on in (False, True))
+    assert not np.array_equal(quiet, recording)
+
+
+def test_the_level_is_what_each_task_means_by_it() -> None:
+    """Binary: the positive class; ordinal: the expected level; multiclass: the likeliest class."""
+    assert level_of((0.3, 0.7), "binary") == pytest.approx(0.7)
+    assert level_of((0.0, 0.0, 1.0), "ordinal") == pytest.approx(1.0)
+    assert level_of((0.5, 0.0, 0.5), "ordinal") == pytest.approx(0.5)
+    assert level_of((0.2, 0.6, 0.2), "multiclass") == pytest.approx(0.6)
