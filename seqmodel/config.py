@@ -41,7 +41,9 @@ class HeadConfig:
     centre: bool = False
     """Add each feature minus its mean over the window, as extra channels."""
     dynamics: bool = False
-    """Add differences between neighbouring frames, as extra channels."""
+    """Add differences between neighbouring frames and rates of rises, as extra channels."""
+    shared_thresholds: bool = False
+    """Ordinal tasks: one score and a threshold for each step between levels (set by the task itself)."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class TrainConfig:
     """Weight decay of AdamW."""
     batch_size: int = 8
     """Clips a step."""
+    micro_batch: int = 0
+    """Clips computed at once within a step, their gradients added up; 0 = the whole batch."""
     scheduler: Literal["cosine", "plateau", "none"] = "cosine"
     """Learning rate over time: cosine with a warm-up, lower on a plateau, or constant."""
     label_smoothing: float = 0.0

@@ -1,0 +1,232 @@
+"""The head: what a window of embeddings (and face geometry) means.
+
+Every stream is standardised with statistics of the training split, put to zero where it is not valid,
+projected on its own, and joined with its validity as an extra channel; a recurrent network reads the whole
+window, and the pooling reads valid steps only. The content of a masked frame cannot move a logit.
+
+Knows nothing about labels, losses, files or where embeddings come from.
+
+B clips, T frames, D width of a stream, P projection, H hidden, C classes, O outputs (1 for a binary task,
+C for a multi-class one, C − 1 cumulative thresholds for an ordinal one).
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from features.labels import Task
+from seqmodel.config import HeadConfig
+
+STD_FLOOR = 1e-4
+"""A channel that varies less than this in the training split is constant: dividing by its spread would
+blow up noise."""
+
+
+class StreamSamples(Protocol):
+    """What `set_statistics` reads: arrays by stream name."""
+
+    @property
+    def x(self) -> Mapping[str, np.ndarray]:
+        """(N, T, D) values."""
+
+    @property
+    def valid(self) -> Mapping[str, np.ndarray]:
+        """(N, T) bool."""
+
+
+def num_outputs(task: Task, num_classes: int) -> int:
+    """Number of logits a head gives for a task over `num_classes` classes."""
+    return {"binary": 1, "multiclass": num_classes, "ordinal": num_classes - 1}[task]
+
+
+class LstmHead(nn.Module):
+    """A recurrent head over one or more streams; LSTM or GRU as the config says."""
+
+    def __init__(self, config: HeadConfig, dims: Mapping[str, int], num_outputs: int) -> None:
+        """`dims` gives D for each stream, by name. Weights come from torch's current random state."""
+        super().__init__()
+        if not dims:
+            raise ValueError("a head needs at least one input stream, got none")
+        self.config = config
+        # Sorted, so that the order in which streams are named cannot change what a weight means.
+        self.dims = {name: dims[name] for name in sorted(dims)}
+        self.num_outputs = num_outputs
+        for name, dim in self.dims.items():
+            self.register_buffer(f"mean_{name}", torch.zeros(dim))
+            self.register_buffer(f"std_{name}", torch.ones(dim))
+        widths = {name: dim * _num_copies(config) for name, dim in self.dims.items()}
+        self.projections = nn.ModuleDict(
+            {name: nn.Linear(width, config.projection) for name, width in widths.items() if config.projection}
+        )
+        joined = sum((config.projection or width) + 1 for width in widths.values())
+        recurrent = {"lstm": nn.LSTM, "gru": nn.GRU}[config.kind]
+        self.recurrent = recurrent(
+            joined,
+            config.hidden,
+            num_layers=config.layers,
+            batch_first=True,
+            bidirectional=config.bidirectional,
+            dropout=config.dropout if config.layers > 1 else 0.0,
+        )
+        out_dim = config.hidden * (2 if config.bidirectional else 1)
+        self.attention = nn.Linear(out_dim, 1) if config.pooling == "attention" else None
+        self.dropout = nn.Dropout(config.dropout)
+        # CORAL (Cao, Mirjalili & Raschka 2020): one score, a threshold for each step between levels.
+        self.output = nn.Linear(out_dim, 1 if config.shared_thresholds else num_outputs)
+        self.thresholds = (
+            nn.Parameter(torch.linspace(1.0, -1.0, num_outputs)) if config.shared_thresholds else None
+        )
+
+    def set_statistics(self, samples: StreamSamples) -> None:
+        """Take mean and standard deviation of every stream from the valid frames of `samples`, the
+        training split."""
+        for name in self.dims:
+            mean, std = masked_mean_std(samples.x[name], samples.valid[name])
+            getattr(self, f"mean_{name}").copy_(torch.from_numpy(mean))
+            getattr(self, f"std_{name}").copy_(torch.from_numpy(std))
+
+    def forward(self, x: Mapping[str, Tensor], valid: Mapping[str, Tensor]) -> Tensor:
+        """Logits of whole windows.
+
+        x: for each stream (B, T, D), any float dtype; what stands where `valid` is False is not read.
+        valid: for each stream (B, T) bool. A stream that is missing altogether counts as never valid.
+        Returns (B, O), float32 outside autocast.
+        """
+        seen, some_step = self._stream_validity(valid)
+        parts = []
+        for name in self.dims:
+            mask = seen[name]
+            channels = self._channels(name, x.get(name), mask)
+            if self.config.projection:
+                channels = torch.relu(self.projections[name](channels)) * mask.unsqueeze(-1)
+            parts += [channels, mask.unsqueeze(-1).to(channels.dtype)]
+        states, _ = self.recurrent(self.dropout(torch.cat(parts, dim=-1)))
+        logits = self.output(self.dropout(self._pool(states, some_step)))
+        return logits if self.thresholds is None else logits + self.thresholds
+
+    def _stream_validity(self, valid: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Each stream's (B, T) bool after stream dropout, and the steps where any stream is valid."""
+        some = next(iter(valid.values()))
+        seen = {
+            name: valid[name].bool() if name in valid else torch.zeros_like(some, dtype=torch.bool)
+            for name in self.dims
+        }
+        if self.training and self.config.stream_dropout > 0 and len(seen) > 1:
+            # Drop a stream of a clip, never the last one: the head must learn to live with either.
+            names = list(seen)
+            drop = torch.rand(some.shape[0], device=some.device) < self.config.stream_dropout
+            which = torch.randint(len(names), (some.shape[0],), device=some.device)
+            for index, name in enumerate(names):
+                seen[name] = seen[name] & ~(drop & (which == index)).unsqueeze(-1)
+        some_step = torch.stack(list(seen.values())).any(dim=0)
+        return seen, some_step
+
+    def _channels(self, name: str, values: Tensor | None, mask: Tensor) -> Tensor:
+        """Standardised values (B, T, width), zero where masked, with the derived copies the config asks
+        for."""
+        mean, std = getattr(self, f"mean_{name}"), getattr(self, f"std_{name}")
+        keep = mask.unsqueeze(-1)
+        if values is None:
+            return mean.new_zeros(*mask.shape, self.dims[name] * _num_copies(self.config))
+        z = ((values.to(mean.dtype) - mean) / std).masked_fill(~keep, 0.0)
+        copies = [z]
+        if self.config.centre:
+            copies.append((z - _masked_mean(z, mask).unsqueeze(1)).masked_fill(~keep, 0.0))
+        if self.config.dynamics:
+            copies += _dynamics(z, mask)
+        return torch.cat(copies, dim=-1) if len(copies) > 1 else z
+
+    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, H') to (B, H'), over valid steps only; zeros where a window has none."""
+        keep = mask.unsqueeze(-1)
+        match self.config.pooling:
+            case "mean":
+                return _masked_mean(states, mask)
+            case "max":
+                pooled = states.masked_fill(~keep, -torch.inf).amax(dim=1)
+                return torch.where(mask.any(dim=1, keepdim=True), pooled, torch.zeros_like(pooled))
+            case "attention":
+                assert self.attention is not None
+                # A large finite number, not -inf: a window without any valid step must not become NaN.
+                scores = self.attention(states).squeeze(-1).float().masked_fill(~mask, -1e9)
+                weights = (torch.softmax(scores, dim=1) * mask).to(states.dtype)
+                return torch.bmm(weights.unsqueeze(1), states).squeeze(1)
+            case "last":
+                return self._last(states, mask)
+            case other:
+                raise ValueError(f"pooling must be last, mean, max or attention, got {other!r}")
+
+    def _last(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Forward state after the last valid step; backward state after the first one."""
+        steps = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+        last = torch.where(mask, steps, -1).amax(dim=1).clamp(min=0)
+        first = torch.where(mask, steps, mask.shape[1]).amin(dim=1).clamp(max=mask.shape[1] - 1)
+        rows, hidden = torch.arange(mask.shape[0], device=mask.device), self.config.hidden
+        pooled = states[rows, last, :hidden]
+        if self.config.bidirectional:
+            pooled = torch.cat([pooled, states[rows, first, hidden:]], dim=-1)
+        return pooled * mask.any(dim=1, keepdim=True)
+
+
+def build_head(config: HeadConfig, dims: Mapping[str, int], outputs: int, *, seed: int) -> LstmHead:
+    """A head with weights drawn under `seed`; the caller's random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LstmHead(config, dims, outputs)
+
+
+def masked_mean_std(
+    x: np.ndarray, valid: np.ndarray, rows_at_once: int = 256
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (D,) float32 of (N, T, D) over valid frames, in float64, a chunk at a time.
+
+    A channel without spread gets 1. Without any valid frame: zeros and ones.
+    """
+    dim = x.shape[-1]
+    count, total, squares = 0, np.zeros(dim), np.zeros(dim)
+    # Sums of squares around a first guess of the mean: no cancellation for channels far from zero.
+    guess: np.ndarray | None = None
+    for start in range(0, len(x), rows_at_once):
+        part = x[start : start + rows_at_once][valid[start : start + rows_at_once]].astype(np.float32)
+        if not len(part):
+            continue
+        if guess is None:
+            guess = part.mean(axis=0, dtype=np.float64).astype(np.float32)
+        part -= guess
+        count += len(part)
+        total += part.sum(axis=0, dtype=np.float64)
+        squares += np.einsum("nd,nd->d", part, part, dtype=np.float64)
+    if guess is None:
+        return np.zeros(dim, np.float32), np.ones(dim, np.float32)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return (guess + mean).astype(np.float32), np.where(std < STD_FLOOR, 1.0, std).astype(np.float32)
+
+
+def _num_copies(config: HeadConfig) -> int:
+    """How many channels stand for one feature: itself, centred, its change, its rate of rises."""
+    return 1 + bool(config.centre) + 2 * bool(config.dynamics)
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of (B, T, K) over valid steps, (B, K); zeros where there are none."""
+    weights = mask.to(values.dtype).unsqueeze(-1)
+    return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
+
+
+def _dynamics(z: Tensor, mask: Tensor) -> list[Tensor]:
+    """The change since the step before, and how often a feature rises above its usual range.
+
+    z: (B, T, D) standardised, zero where masked. The rate counts upward crossings of one standard deviation
+    for each pair of neighbouring valid steps: of an eye-blink score it is the blink rate, of a gaze or yaw
+    score the rate of gaze shifts. Both (B, T, D), zero where masked; the rate is the same at every step.
+    """
+    pair = (mask[:, 1:] & mask[:, :-1]).unsqueeze(-1)
+    change = torch.zeros_like(z)
+    change[:, 1:] = (z[:, 1:] - z[:, :-1]).masked_fill(~pair, 0.0)
+    rises = ((z[:, 1:] > 1.0) & (z[:, :-1] <= 1.0) & pair).sum(dim=1, keepdim=True).to(z.dtype)
+    rate = rises / pair.sum(dim=1, keepdim=True).clamp(min=1)
+    return [change, rate.expand_as(z).masked_fill(~mask.unsqueeze(-1), 0.0)]
