@@ -1,1 +1,1 @@
-"""What we know about clips: recipes, manifests, the store, splits and data sets. No pixels' origin, no networks."""
+"""What we know about clips: recipes, manifests, the store, splits, data sets. No pixels, no networks."""

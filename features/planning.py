@@ -1,0 +1,379 @@
+"""From the clips of a manifest to the rows of a store: create, append, correct, list what vanished.
+
+Everything here runs under the planner's lock. Rows never move: known clips keep theirs, new ones are
+appended in manifest order, and the attribute `num_clips` is written last, so that a killed planner leaves
+nothing that a reader can see half.
+
+Knows nothing about how rows are filled.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+
+from features.arrays import (
+    NUMBER_COLUMNS,
+    TEXT_COLUMNS,
+    array_name,
+    chunk_key,
+    ensure_row_array,
+    read_column,
+    write_column,
+)
+from features.manifest import Clip
+from features.recipe import Recipe, from_json, require_equal, to_json
+from features.storage import Place, delete_keys, open_group, read_bytes
+
+SCHEMA = "brainbuddy-features/1"
+FRAME_COLUMNS = ("time_s", "x0", "y0", "x1", "y1", "score")
+LAYOUT_SUM = "layout_sum"
+ROW_ARRAYS = {"frames": 3, "embeddings": 3, "geometry": 3, "crops": 2, "failure": 1}
+"""Arrays that workers write, the marker first, with their number of axes."""
+DELETED = "deleted"
+"""Source of a row whose person was deleted: it stays as an empty place."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a plan did; clip ids."""
+
+    new: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    """Known clips whose video file has another size or time: to be extracted again."""
+    corrected: tuple[str, ...] = ()
+    """Known clips with another label, subject, split, fold or slice than before."""
+    vanished: tuple[str, ...] = ()
+    """Known clips that this manifest does not name: kept, but left out of training until it does again."""
+
+
+def create(
+    place: Place,
+    recipe: Recipe,
+    *,
+    numerics: dict[str, Any],
+    num_frames: int,
+    versions: dict[str, str] | None,
+    dtype: str = "float16",
+    rows_per_chunk: int = 1,
+) -> zarr.Group:
+    """An empty store of no rows. dtype: of the embeddings."""
+    attributes = {
+        "schema": SCHEMA,
+        "recipe": to_json(recipe),
+        "numerics": numerics,
+        "other_numerics": [],
+        "versions": versions or {},
+        "num_clips": 0,
+        "num_frames": num_frames,
+        "embedding_dtype": dtype,
+        "rows_per_chunk": rows_per_chunk,
+        "frame_columns": list(FRAME_COLUMNS),
+        "label_names": {},
+        "slice_columns": [],
+        "test_openings": [],
+    }
+    attributes[LAYOUT_SUM] = layout_sum(place, attributes)
+    return zarr.create_group(place.zarr_store(read_only=False), attributes=attributes)
+
+
+def reconcile(group: zarr.Group, place: Place, recipe: Recipe, numerics: dict[str, Any]) -> Recipe:
+    """Check that a plan fits the store that is there, and note a second stream or other numerics.
+
+    Raises ValueError naming every field of the recipe that differs.
+    """
+    ours = recipe_of(group, place)
+    both_have_geometry = ours.geometry is not None and recipe.geometry is not None
+    parts: Any = ("pixels", "encoder", "geometry") if both_have_geometry else ("pixels", "encoder")
+    require_equal(ours, recipe, parts, where=f"store {place.text} and this extraction")
+    updates: dict[str, Any] = {}
+    if ours.geometry is None and recipe.geometry is not None:
+        ours = dataclasses.replace(ours, geometry=recipe.geometry)
+        updates["recipe"] = to_json(ours)
+    known = [group.attrs["numerics"], *group.attrs["other_numerics"]]  # type: ignore[misc]
+    if numerics not in known:
+        updates["other_numerics"] = [*known[1:], numerics]
+    if updates:
+        commit(group, place, updates)
+    return ours
+
+
+def recipe_of(group: zarr.Group, place: Place) -> Recipe:
+    """The recipe of a store.
+
+    Raises ValueError when the group is no store of this schema.
+    """
+    if group.attrs.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{place.text} is no feature store of this version: schema {group.attrs.get('schema')!r}, "
+            f"wanted {SCHEMA!r}"
+        )
+    return from_json(group.attrs["recipe"])  # type: ignore[arg-type]
+
+
+def write_rows(
+    group: zarr.Group,
+    place: Place,
+    clips: Sequence[Clip],
+    recipe: Recipe,
+    *,
+    has_crops: bool,
+    listing_complete: bool,
+) -> Changes:
+    """Make the store's clip-level arrays say what the clips say, and its row arrays long enough."""
+    ids = [clip.clip_id for clip in clips]
+    if len(set(ids)) != len(ids):
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        raise ValueError(f"clips must be there once each; twice: {', '.join(twice[:5])}")
+    old_count = int(group.attrs["num_clips"])  # type: ignore[arg-type]
+    table = _read_table(group, old_count)
+    row_of = {name: row for row, name in enumerate(table["clip_id"].tolist()) if name}
+    new = [clip for clip in clips if clip.clip_id not in row_of]
+    row_of.update({clip.clip_id: old_count + index for index, clip in enumerate(new)})
+    count = old_count + len(new)
+    rows = np.array([row_of[name] for name in ids], np.int64)
+
+    before = {name: _grown(values, count) for name, values in table.items()}
+    after = {name: values.copy() for name, values in before.items()}
+    _fill_text(after, rows, clips)
+    sizes, mtimes = _file_states(clips)
+    changed = _changed_rows(before, rows, sizes, mtimes, old_count)
+    known_file = sizes >= 0  # a disk that is away today has not changed its files
+    after["source_size"][rows[known_file]] = sizes[known_file]
+    after["source_mtime_ns"][rows[known_file]] = mtimes[known_file]
+    seen = np.zeros(count, bool)
+    seen[rows] = True
+    vanished = np.zeros(0, np.int64)
+    if listing_complete:
+        vanished = np.flatnonzero(before["listed"][:old_count] & ~seen[:old_count])
+    after["listed"] = seen if listing_complete else before["listed"] | seen
+    labels, label_names = _label_codes(group, clips, rows, old_count, count)
+    slices = _slice_values(group, clips, rows, old_count, count)
+    corrected = _corrected_rows(group, before, after, labels, slices, rows, old_count)
+
+    _make_row_arrays(group, recipe, count, has_crops)
+    # Names before codes: a longer list of names misnames nothing should the rest never come.
+    group.update_attributes({"label_names": label_names, "slice_columns": sorted(slices)})
+    for folder, columns in (("labels", labels), ("slices", slices)):
+        for column, values in columns.items():
+            write_column(group, array_name(folder, column), values)
+    clear_rows(group, place, changed)  # before their new size and time are noted: a kill repeats it
+    for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS):
+        write_column(group, name, after[name])
+    commit(group, place, {"num_clips": count})
+    return Changes(
+        tuple(clip.clip_id for clip in new),
+        tuple(before["clip_id"][changed].tolist()),
+        tuple(before["clip_id"][corrected].tolist()),
+        tuple(before["clip_id"][vanished].tolist()),
+    )
+
+
+def clear_rows(group: zarr.Group, place: Place, rows: Sequence[int] | np.ndarray) -> None:
+    """Make rows pending again: their chunks go, the marker of the embeddings first."""
+    step = int(group.attrs["rows_per_chunk"])  # type: ignore[arg-type]
+    if step != 1 and len(rows):
+        raise ValueError("single rows of imported features cannot be cleared: import the file again")
+    for row in rows:
+        keys = [chunk_key(name, int(row), rank) for name, rank in ROW_ARRAYS.items() if name in group]
+        delete_keys(place, keys)
+
+
+def erase_rows(group: zarr.Group, place: Place, rows: np.ndarray) -> None:
+    """Delete rows for good: features, and every word by which the person could be known."""
+    count = int(group.attrs["num_clips"])  # type: ignore[arg-type]
+    clear_rows(group, place, rows)
+    attributes: Any = group.attrs
+    for name in TEXT_COLUMNS:
+        text = DELETED if name == "source" else ""
+        _rewrite(group, name, count, rows, text)
+    for name in NUMBER_COLUMNS:
+        _rewrite(group, name, count, rows, 0)
+    for column in attributes["label_names"]:
+        _rewrite(group, array_name("labels", column), count, rows, -1)
+    for column in attributes["slice_columns"]:
+        _rewrite(group, array_name("slices", column), count, rows, "")
+
+
+def _rewrite(group: zarr.Group, name: str, count: int, rows: np.ndarray, value: Any) -> None:
+    values = read_column(group, name, count)
+    if isinstance(value, str):
+        values = _with_texts(values, rows, [value] * len(rows))
+    else:
+        values[rows] = value
+    write_column(group, name, values)
+
+
+def commit(group: zarr.Group, place: Place, updates: dict[str, Any]) -> None:
+    """Write attributes, and with them the check sum of the store's description."""
+    attributes = {**dict(group.attrs), **updates}
+    group.update_attributes(updates | {LAYOUT_SUM: layout_sum(place, attributes)})
+
+
+def layout_sum(place: Place, attributes: dict[str, Any]) -> str:
+    """Check sum of all that zarr itself keeps no sum of: the attributes and each array's description."""
+    told = {key: value for key, value in attributes.items() if key != LAYOUT_SUM}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    names = [*TEXT_COLUMNS, *NUMBER_COLUMNS, *ROW_ARRAYS]
+    names += [array_name("labels", column) for column in attributes["label_names"]]
+    names += [array_name("slices", column) for column in attributes["slice_columns"]]
+    for name in names:
+        digest.update(read_bytes(place, f"{name}/zarr.json") or b"absent")
+    return digest.hexdigest()[:16]
+
+
+def _make_row_arrays(group: zarr.Group, recipe: Recipe, count: int, has_crops: bool) -> None:
+    attributes: Any = group.attrs
+    num_frames, step = attributes["num_frames"], attributes["rows_per_chunk"]
+    dtype = attributes["embedding_dtype"]
+    ensure_row_array(group, "embeddings", dtype, count, (num_frames, recipe.encoder.dim), step)
+    ensure_row_array(group, "frames", "float32", count, (num_frames, len(FRAME_COLUMNS)), step)
+    ensure_row_array(group, "failure", str, count, ())
+    if recipe.geometry is not None:
+        width = len(recipe.geometry.features)
+        ensure_row_array(group, "geometry", "float32", count, (num_frames, width), step)
+    if has_crops or "crops" in group:
+        ensure_row_array(group, "crops", "variable_length_bytes", count, (num_frames,))
+
+
+def _read_table(group: zarr.Group, count: int) -> dict[str, np.ndarray]:
+    if count == 0:  # arrays may be there or not: the first plan may have been cut short
+        texts = {name: np.zeros(0, "<U1") for name in TEXT_COLUMNS}
+        return texts | {name: np.zeros(0, dtype) for name, dtype in NUMBER_COLUMNS.items()}
+    return {name: read_column(group, name, count) for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
+
+
+def _grown(values: np.ndarray, count: int, fill: Any = None) -> np.ndarray:
+    grown = np.zeros(count, values.dtype) if fill is None else np.full(count, fill, values.dtype)
+    grown[: len(values)] = values
+    return grown
+
+
+def _fill_text(table: dict[str, np.ndarray], rows: np.ndarray, clips: Sequence[Clip]) -> None:
+    texts = {
+        "clip_id": [clip.clip_id for clip in clips],
+        "source": [clip.clip_id.rpartition("#")[0] for clip in clips],
+        "subject": [clip.subject for clip in clips],
+        "split": [clip.split for clip in clips],
+        "fold": [clip.fold for clip in clips],
+    }
+    for name, values in texts.items():
+        table[name] = _with_texts(table[name], rows, values)
+    table["start_s"][rows] = [clip.start_s for clip in clips]
+    table["end_s"][rows] = [np.nan if clip.end_s is None else clip.end_s for clip in clips]
+
+
+def _with_texts(values: np.ndarray, rows: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """`values` with `texts` at `rows`, wide enough for both."""
+    new = np.array(texts, dtype=str) if len(texts) else np.zeros(0, "<U1")
+    wide = values.astype(np.promote_types(values.dtype, new.dtype))
+    wide[rows] = new
+    return wide
+
+
+def _file_states(clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
+    """(size in bytes, time of change in ns) of each clip's file; −1 where it cannot be asked."""
+    known: dict[Any, tuple[int, int]] = {}
+    for clip in clips:
+        if clip.path not in known:
+            try:
+                status = clip.path.stat()
+                known[clip.path] = (status.st_size, status.st_mtime_ns)
+            except OSError:
+                known[clip.path] = (-1, -1)
+    states = np.array([known[clip.path] for clip in clips], np.int64).reshape(-1, 2)
+    return states[:, 0], states[:, 1]
+
+
+def _changed_rows(
+    before: dict[str, np.ndarray], rows: np.ndarray, sizes: np.ndarray, mtimes: np.ndarray, old_count: int
+) -> np.ndarray:
+    comparable = (rows < old_count) & (sizes >= 0) & (before["source_size"][rows] >= 0)
+    differs = (before["source_size"][rows] != sizes) | (before["source_mtime_ns"][rows] != mtimes)
+    return np.sort(rows[comparable & differs])
+
+
+def _label_codes(
+    group: zarr.Group, clips: Sequence[Clip], rows: np.ndarray, old_count: int, count: int
+) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    """Codes of every label column, and the names they stand for. Names are only ever appended."""
+    stored: Any = group.attrs["label_names"]
+    names: dict[str, list[str]] = {column: list(stored[column]) for column in stored}
+    for clip in clips:
+        for column in clip.labels:
+            names.setdefault(column, [])
+    codes = {}
+    for column, known in names.items():
+        texts = [clip.labels.get(column, "") for clip in clips]
+        known += sorted(set(texts) - set(known) - {""}, key=_natural)
+        if len(known) > np.iinfo(np.int16).max:
+            raise ValueError(f"label column {column!r} has {len(known)} different values: it holds no labels")
+        code_of = {name: code for code, name in enumerate(known)} | {"": -1}
+        name = array_name("labels", column)
+        old = read_column(group, name, old_count) if column in stored and old_count else np.zeros(0, np.int16)
+        codes[column] = _grown(old, count, fill=-1)
+        codes[column][rows] = [code_of[text] for text in texts]
+    return codes, names
+
+
+def _natural(name: str) -> tuple[bool, float, str]:
+    """Numbers first and by size, so that levels 0 to 3 stand in their order."""
+    try:
+        return False, float(name), name
+    except ValueError:
+        return True, 0.0, name
+
+
+def _slice_values(
+    group: zarr.Group, clips: Sequence[Clip], rows: np.ndarray, old_count: int, count: int
+) -> dict[str, np.ndarray]:
+    stored: Any = group.attrs["slice_columns"]
+    values = {}
+    for column in sorted({*stored, *(column for clip in clips for column in clip.slices)}):
+        name = array_name("slices", column)
+        old = read_column(group, name, old_count) if column in stored and old_count else np.zeros(0, "<U1")
+        texts = [clip.slices.get(column, "") for clip in clips]
+        values[column] = _with_texts(_grown(old, count), rows, texts)
+    return values
+
+
+def _corrected_rows(
+    group: zarr.Group,
+    before: dict[str, np.ndarray],
+    after: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+    slices: dict[str, np.ndarray],
+    rows: np.ndarray,
+    old_count: int,
+) -> np.ndarray:
+    if old_count == 0:
+        return np.zeros(0, np.int64)
+    differs = np.zeros(old_count, bool)
+    for name in ("subject", "split", "fold"):
+        differs |= before[name][:old_count] != after[name][:old_count]
+    for folder, columns in (("labels", labels), ("slices", slices)):
+        for column, values in columns.items():
+            name = array_name(folder, column)
+            if name in group:
+                differs |= read_column(group, name, old_count) != values[:old_count]
+            else:
+                differs |= values[:old_count] != (-1 if folder == "labels" else "")
+    known = np.zeros(old_count, bool)
+    known[rows[rows < old_count]] = True
+    return np.flatnonzero(differs & known)
+
+
+def open_for_planning(place: Place) -> zarr.Group:
+    """The store's group, to be written.
+
+    Raises ValueError when there is no store.
+    """
+    group = open_group(place, read_only=False)
+    if group is None:
+        raise ValueError(f"no store at {place.text}")
+    return group

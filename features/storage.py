@@ -1,0 +1,294 @@
+"""Where a store's bytes lie: a folder, or a prefix on object storage (`s3://bucket/prefix`).
+
+The few things the store needs beside reading and writing arrays: which chunks are there, deleting some,
+one planner at a time, sweeping what a killed writer left. Settings for object storage (endpoint, region,
+keys) come from the environment, as the AWS tools have them.
+
+Knows nothing about clips or features.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import zarr
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore, ObjectStore
+
+LOCK_NAME = "planner.lock"
+LOCK_WAIT_S = 60.0
+LOCK_STALE_S = 600.0
+"""A planner holds the lock for seconds; one this old, of another machine, is dead."""
+PARTIAL_AGE_S = 2.0
+"""Chunks are written within milliseconds: an older `*.partial` belongs to a killed writer. Should it not,
+its writer finds it gone and writes the chunk again (`retried`)."""
+WRITE_TRIES = 5
+_SHARING_ERRORS = (5, 32)  # Windows: access denied, sharing violation; a virus scanner or indexer looks in
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder or a prefix on object storage."""
+
+    text: str
+    """The path or address, for people and for reopening."""
+    folder: Path | None
+    """None on object storage."""
+    objects: Any = None
+    """obstore's store; None for a folder."""
+
+    def zarr_store(self, *, read_only: bool) -> Store:
+        if self.folder is not None:
+            return LocalStore(self.folder, read_only=read_only)
+        return ObjectStore(self.objects, read_only=read_only)
+
+
+def place_of(path: Path | str) -> Place:
+    """The place a user named.
+
+    Raises ValueError where object storage is named but cannot be used.
+    """
+    text = str(path)
+    scheme, slash, rest = text.partition(":/")
+    if not slash or len(scheme) < 2:  # a one-letter scheme is a Windows drive
+        return Place(text, Path(text))
+    if scheme == "file":
+        return Place(rest, Path("/" + rest.lstrip("/")))
+    address = f"{scheme}://{rest.lstrip('/')}"  # pathlib folds the double slash
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import from_url
+    except ImportError as error:
+        raise ValueError(f"{address} needs obstore: pip install 'brainbuddy[s3]'") from error
+    try:
+        options: Any = {"allow_http": True} if os.environ.get("AWS_ALLOW_HTTP") else None
+        return Place(address, None, from_url(address, client_options=options))
+    except (BaseError, ValueError) as error:
+        raise ValueError(f"{address} cannot be used: {error}") from error
+
+
+def read_bytes(place: Place, key: str) -> bytes | None:
+    """The bytes of one file or object; None where there is none."""
+    if place.folder is not None:
+        try:
+            return (place.folder / key).read_bytes()
+        except FileNotFoundError:
+            return None
+    buffer = sync(place.zarr_store(read_only=True).get(key, default_buffer_prototype()))
+    return None if buffer is None else buffer.to_bytes()
+
+
+def list_chunks(place: Place, array_name: str) -> dict[str, tuple[int, str]]:
+    """(size in bytes, identity) of each chunk of an array by its file name, `c.17.0.0` say.
+
+    The identity changes when a chunk is written again: time of change, or the object's entity tag.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    if place.folder is not None:
+        try:
+            with os.scandir(place.folder / array_name) as entries:
+                for entry in entries:
+                    if entry.name.startswith("c.") and not entry.name.endswith(".partial"):
+                        status = entry.stat()
+                        found[entry.name] = (status.st_size, str(status.st_mtime_ns))
+        except FileNotFoundError:
+            pass
+        return found
+    for batch in place.objects.list(prefix=f"{array_name}/"):
+        for item in batch:
+            name = item["path"].rpartition("/")[2]
+            if name.startswith("c."):
+                found[name] = (item["size"], str(item["e_tag"] or item["last_modified"]))
+    return found
+
+
+def chunk_names(place: Place, array_name: str) -> list[str]:
+    """Names alone, without asking each file for its status: three times as fast on a disk."""
+    if place.folder is None:
+        return list(list_chunks(place, array_name))
+    try:
+        return [
+            name
+            for name in os.listdir(place.folder / array_name)
+            if name.startswith("c.") and not name.endswith(".partial")
+        ]
+    except FileNotFoundError:
+        return []
+
+
+def delete_keys(place: Place, keys: Iterable[str]) -> None:
+    """Delete files or objects; those that are not there are fine."""
+    if place.folder is None:
+        store = place.zarr_store(read_only=False)
+        for key in keys:
+            sync(store.delete(key))
+        return
+    for key in keys:
+        retried((place.folder / key).unlink, True)
+
+
+def delete_all(place: Place) -> None:
+    """Delete everything at the place, the folder included."""
+    if place.folder is None:
+        sync(place.zarr_store(read_only=False).delete_dir(""))
+    else:
+        shutil.rmtree(place.folder)
+
+
+def retried(write: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a write again when another program held the file for a moment, or a sweep took its partial."""
+    for attempt in range(WRITE_TRIES):
+        try:
+            return write(*arguments)
+        except OSError as error:
+            passing = isinstance(error, FileNotFoundError) or getattr(error, "winerror", 0) in _SHARING_ERRORS
+            if not passing or attempt == WRITE_TRIES - 1:
+                raise
+            time.sleep(0.05 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def sweep(place: Place) -> int:
+    """Delete what killed writers left behind; returns how many files that were."""
+    if place.folder is None:
+        return 0  # an object is there whole or not at all
+    orphans = 0
+    for folder in (place.folder, *(item for item in place.folder.rglob("*") if item.is_dir())):
+        if folder.name.startswith("."):
+            continue
+        for file in folder.glob("*.partial"):
+            with contextlib.suppress(FileNotFoundError):
+                if abs(time.time() - file.stat().st_mtime) > PARTIAL_AGE_S:
+                    file.unlink()
+                    orphans += 1
+    return orphans
+
+
+@contextlib.contextmanager
+def planner_lock(place: Place, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
+    """Be the only planner of a store.
+
+    A planner that died on this machine is noticed at once, one of another machine after LOCK_STALE_S.
+
+    Raises ValueError naming the holder when the lock does not come free within `wait_s`.
+    """
+    token = uuid.uuid4().hex
+    body = json.dumps({**_own_identity(), "token": token, "time": time.time()}).encode()
+    deadline = time.monotonic() + wait_s
+    while not _put_if_absent(place, body):
+        held = read_bytes(place, LOCK_NAME)
+        if held is not None and _is_dead(place, held):
+            _break_lock(place, held)
+        elif time.monotonic() > deadline:
+            raise ValueError(
+                f"{place.text} is being planned by another process ({_describe(held)}); "
+                f"if that is gone, delete {LOCK_NAME} in it"
+            )
+        else:
+            time.sleep(0.05)
+    try:
+        yield
+    finally:
+        if token.encode() in (read_bytes(place, LOCK_NAME) or b""):
+            delete_keys(place, [LOCK_NAME])
+
+
+def _put_if_absent(place: Place, body: bytes) -> bool:
+    if place.folder is not None:
+        try:  # O_EXCL, not a hard link: exFAT disks have none
+            with open(place.folder / LOCK_NAME, "xb") as file:
+                file.write(body)
+        except FileExistsError:
+            return False
+        return True
+    from obstore.exceptions import AlreadyExistsError
+
+    try:
+        place.objects.put(LOCK_NAME, body, mode="create")
+    except AlreadyExistsError:
+        return False
+    return True
+
+
+def _own_identity() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_ticks(os.getpid())}
+
+
+def _start_ticks(pid: int) -> str:
+    """When a process started, in the kernel's own ticks; '' where that cannot be read."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return text.rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _is_dead(place: Place, held: bytes) -> bool:
+    try:
+        holder = json.loads(held)
+        host, pid, started = holder["host"], int(holder["pid"]), holder["started"]
+        age_s = time.time() - float(holder["time"])
+    except (ValueError, KeyError, TypeError):  # killed between creating and writing it
+        return place.folder is None or _age_s(place.folder / LOCK_NAME) > PARTIAL_AGE_S
+    if age_s > LOCK_STALE_S:
+        return True
+    if host != socket.gethostname() or os.name != "posix":
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return bool(started) and _start_ticks(pid) != started
+
+
+def _age_s(file: Path) -> float:
+    try:
+        return time.time() - file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _break_lock(place: Place, held: bytes) -> None:
+    """Take a dead planner's lock away, but not the one that somebody made meanwhile."""
+    if place.folder is None:
+        if read_bytes(place, LOCK_NAME) == held:
+            delete_keys(place, [LOCK_NAME])
+        return
+    aside = place.folder / f"{LOCK_NAME}.{uuid.uuid4().hex}.partial"
+    with contextlib.suppress(FileNotFoundError):
+        (place.folder / LOCK_NAME).rename(aside)
+        if aside.read_bytes() != held:
+            with contextlib.suppress(OSError):
+                os.link(aside, place.folder / LOCK_NAME)
+        aside.unlink()
+
+
+def _describe(held: bytes | None) -> str:
+    try:
+        holder = json.loads(held or b"")
+        return f"process {holder['pid']} on {holder['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "unknown"
+
+
+def open_group(place: Place, *, read_only: bool) -> zarr.Group | None:
+    """The zarr group at the place; None where there is nothing."""
+    if read_bytes(place, "zarr.json") is None:
+        return None
+    return zarr.open_group(
+        place.zarr_store(read_only=read_only), mode="r" if read_only else "r+", use_consolidated=False
+    )

@@ -1,0 +1,447 @@
+"""The feature store: what extraction writes once and everything else reads. A zarr v3 group.
+
+    clip_id, source, subject, split, fold   (N,) str      clip-level, in large chunks,
+    start_s, end_s                          (N,) float64  written by the planner only
+    source_size, source_mtime_ns            (N,) int64    the video file as it was when planned
+    listed                                  (N,) bool     False: vanished from the last manifest, or deleted
+    labels/<column>                         (N,) int16    −1 = none; names in the attribute `label_names`
+    slices/<column>                         (N,) str
+    state                                   (N,) uint8    0 pending, 1 done, 2 failed; see below
+    embeddings                              (N,T,D) float16 (imported features: float32)
+    frames                                  (N,T,6) float32: time_s, x0, y0, x1, y1, score
+    geometry (optional)                     (N,T,G) float32
+    crops (optional)                        (N,T) JPEG bytes, b"" = no face
+    failure                                 (N,) str      why a clip failed
+    packed/                                 disposable copies for fast reading: features/packed.py
+
+`embeddings` to `failure` are written by workers, one clip a chunk, so that no two ever write the same file.
+**A chunk is there whole or not at all, and that is a row's state**: `frames` goes last, so a row whose
+`frames` chunk exists is embedded; `geometry` and `crops` exist or do not, each for itself. Asking which rows
+are missing is one listing, not one read a clip, and a clip costs at most four files. `state` says the same
+in one small array for other people's readers, brought up to date by the planner and by `settle`.
+
+Unwritten is NaN; a frame without a face is 0 with score 0. Every chunk carries a CRC-32C. A planner writes
+the attribute `num_clips` last, so rows of an interrupted plan do not exist yet.
+
+Knows nothing about videos or networks. N clips, T frames, D embedding, G geometry features.
+"""
+
+import datetime
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+
+from features import planning
+from features.arrays import array_name, array_of, chunk_key, read_column, rows_present, write_column
+from features.manifest import Clip, Failure
+from features.packed import drop_packed, open_packed, write_packed
+from features.planning import Changes
+from features.recipe import Recipe
+from features.storage import (
+    Place,
+    delete_all,
+    delete_keys,
+    list_chunks,
+    open_group,
+    place_of,
+    planner_lock,
+    retried,
+    sweep,
+)
+
+PENDING, DONE, FAILED = 0, 1, 2
+Part = Literal["embeddings", "geometry", "crops"]
+Stream = Literal["embeddings", "geometry"]
+_MARKER: dict[str, str] = {"embeddings": "frames", "geometry": "geometry", "crops": "crops"}
+"""The array whose chunk says that a part of a row is done."""
+_READ_ROWS = 256
+
+
+@dataclass(frozen=True)
+class ClipTable:
+    """What is known about each row; all arrays of length N."""
+
+    clip_id: np.ndarray
+    """(N,) str; '' = a row that was deleted."""
+    source: np.ndarray
+    """(N,) str: the video, as its path relative to the data root."""
+    subject: np.ndarray
+    split: np.ndarray
+    fold: np.ndarray
+    labels: dict[str, np.ndarray]
+    """(N,) int16 by column; −1 = no label, also of clips that vanished from the manifest."""
+    label_names: dict[str, list[str]]
+    """By column, the names that the codes stand for."""
+    slices: dict[str, np.ndarray]
+    """(N,) str by column."""
+    start_s: np.ndarray
+    end_s: np.ndarray
+    """(N,) float64 seconds; NaN = to the video's end."""
+    state: np.ndarray
+    """(N,) uint8: 0 pending, 1 done, 2 failed; of the embeddings."""
+    failure: np.ndarray
+    """(N,) str: why, where something failed."""
+
+
+class FeatureStore:
+    """An open store. Any number of processes may read; workers write rows that no other writes."""
+
+    def __init__(self, place: Place, group: zarr.Group, *, writable: bool, changes: Changes | None = None):
+        attributes: Any = group.attrs
+        self.path: Path | str = place.folder if place.folder is not None else place.text
+        self.recipe: Recipe = planning.recipe_of(group, place)
+        self.numerics: dict[str, Any] = attributes["numerics"]
+        self.other_numerics: list[dict[str, Any]] = attributes["other_numerics"]
+        """Numerics of later runs into the same store, where they differ."""
+        self.versions: dict[str, str] = attributes["versions"]
+        self.num_clips: int = attributes["num_clips"]
+        self.num_frames: int = attributes["num_frames"]
+        self.label_names: dict[str, list[str]] = attributes["label_names"]
+        self.test_openings: list[dict[str, str]] = attributes["test_openings"]
+        self.streams: tuple[Stream, ...] = (
+            ("embeddings", "geometry") if "geometry" in group else ("embeddings",)
+        )
+        self.has_crops: bool = "crops" in group
+        self.changes = changes or Changes()
+        """What the plan that opened this store did."""
+        self.place, self.group, self._writable = place, group, writable
+        self._arrays: dict[str, zarr.Array] = {}
+
+    @staticmethod
+    def open(path: Path | str, mode: Literal["r", "r+"] = "r") -> "FeatureStore":
+        """Open a store that is there, to read or to write rows.
+
+        Raises ValueError when there is none, or one of another schema.
+        """
+        place = place_of(path)
+        group = open_group(place, read_only=mode == "r")
+        if group is None:
+            raise ValueError(f"no store at {place.text}")
+        return FeatureStore(place, group, writable=mode == "r+")
+
+    def table(self) -> ClipTable:
+        """What is known about each row, read afresh."""
+        count, group = self.num_clips, self.group
+        columns = {name: read_column(group, name, count) for name in (*_TABLE_COLUMNS, "listed")}
+        listed = columns.pop("listed")
+        slices: Any = group.attrs["slice_columns"]
+        failure = self._failures()
+        state = np.where(failure != "", FAILED, PENDING)
+        return ClipTable(
+            **columns,
+            labels={
+                column: np.where(
+                    listed, read_column(group, array_name("labels", column), count), np.int16(-1)
+                )
+                for column in self.label_names
+            },
+            label_names=self.label_names,
+            slices={name: read_column(group, array_name("slices", name), count) for name in slices},
+            state=np.where(self.present("embeddings"), DONE, state).astype(np.uint8),
+            failure=failure,
+        )
+
+    def listed(self) -> np.ndarray:
+        """(N,) bool: whether the last manifest named the clip. Others are kept, without labels."""
+        return read_column(self.group, "listed", self.num_clips)
+
+    def missing(self, part: Part = "embeddings") -> np.ndarray:
+        """Rows, ascending, whose part is still to be extracted; not those that failed or vanished."""
+        return np.flatnonzero(~self.present(part) & (self._failures() == "") & self.listed())
+
+    def failed(self) -> np.ndarray:
+        """Rows, ascending, with a part that could not be extracted, for `--retry-failed`."""
+        done = np.ones(self.num_clips, bool)
+        for part in (*self.streams, *(("crops",) if self.has_crops else ())):
+            done &= self.present(part)
+        return np.flatnonzero((self._failures() != "") & ~done & self.listed())
+
+    def write_row(
+        self,
+        row: int,
+        *,
+        embeddings: np.ndarray | None = None,
+        frames: np.ndarray | None = None,
+        geometry: np.ndarray | None = None,
+        crops: Sequence[bytes] | None = None,
+    ) -> None:
+        """Write parts of one row; when this returns, they are done and an earlier failure is forgotten.
+
+        embeddings: (t, D) float16, 0 without a face. frames: (t, 6) float32 as FRAME_COLUMNS, in pixels of
+        the upright frame, score 0 and NaN box without a face; always together with embeddings. geometry:
+        (t, G) float32, NaN where it failed. crops: t JPEG files, b"" without a face. t may be up to T: what
+        lies behind the video's end is filled with NaN and score 0.
+
+        Raises ValueError on another shape or on non-finite embeddings; OSError when the disk refuses.
+        """
+        self._require_writable(row)
+        if (embeddings is None) != (frames is None):
+            raise ValueError("embeddings and frames go together: frames say which embeddings are valid")
+        if geometry is not None:
+            self._put("geometry", row, geometry)
+        if crops is not None:
+            padded = np.full(self.num_frames, b"", object)
+            if len(crops) > self.num_frames:
+                raise ValueError(f"crops of {len(crops)} frames, the store holds {self.num_frames}")
+            padded[: len(crops)] = list(crops)
+            retried(self.array("crops").__setitem__, row, padded)
+        if embeddings is not None and frames is not None:
+            if len(embeddings) != len(frames):
+                raise ValueError(f"{len(embeddings)} embeddings for {len(frames)} frames")
+            if not np.isfinite(embeddings[np.asarray(frames)[:, 5] > 0]).all():
+                raise ValueError("an embedding of a valid frame is not finite")
+            self._put("embeddings", row, embeddings)
+            self._put("frames", row, frames)  # the marker: last
+        delete_keys(self.place, [chunk_key("failure", row, 1)])
+
+    def write_failure(self, row: int, reason: str) -> None:
+        """Note that a row could not be extracted, and why."""
+        self._require_writable(row)
+        retried(self.array("failure").__setitem__, row, reason or "failed")
+
+    def read_stream(self, name: Stream, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(x (n,T,D), valid (n,T) bool) of the rows asked for, or of all; x is 0 where not valid.
+
+        float16 or float32 as stored. Reads the packed copy where there is a fresh one.
+        """
+        mapped = self.mapped_stream(name)
+        wanted = np.arange(self.num_clips) if rows is None else np.asarray(rows, np.int64)
+        if mapped is not None:
+            return np.asarray(mapped[0][wanted]), np.asarray(mapped[1][wanted])
+        blocks = [self._read_block(name, part) for part in _blocks(wanted)]
+        if not blocks:
+            return self._read_block(name, wanted)
+        return np.concatenate([x for x, _ in blocks]), np.concatenate([valid for _, valid in blocks])
+
+    def mapped_stream(self, name: Stream) -> tuple[np.ndarray, np.ndarray] | None:
+        """(x (N,T,D), valid (N,T)) of all rows as read-only memory maps of the packed copy: one copy in
+        memory however many processes read it. None where there is no fresh one; `pack` makes it."""
+        return open_packed(self.place, name, self._stamp(name))
+
+    def read_frames(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """(n,T,6) float32 as FRAME_COLUMNS; NaN and score 0 where nothing was extracted."""
+        packed = open_packed(self.place, "frames", self._stamp("frames"))
+        wanted = np.arange(self.num_clips) if rows is None else np.asarray(rows, np.int64)
+        if packed is not None:
+            return np.asarray(packed[0][wanted])
+        blocks = [self._read("frames", part) for part in _blocks(wanted)]
+        frames = np.concatenate(blocks) if blocks else self._read("frames", wanted)
+        frames[..., 5] = np.nan_to_num(frames[..., 5])
+        return frames
+
+    def read_crops(self, row: int) -> list[bytes]:
+        """T JPEG files of one row, b"" where there was no face."""
+        if not self.has_crops:
+            raise ValueError(f"{self.path} holds no crops: extract with --crops jpeg")
+        return [bytes(item) for item in self._guarded("crops", row)]
+
+    def pack(self) -> bool:
+        """Make the fast copy of every stream; False when it was there and fresh. Safe to interrupt."""
+        stamps = {name: self._stamp(name) for name in (*self.streams, "frames")}
+        stale = [name for name, stamp in stamps.items() if open_packed(self.place, name, stamp) is None]
+        for name in stale:
+            array = self.array(name)
+            shape = (self.num_clips, array.shape[1], array.shape[2])
+            write_packed(self.place, name, stamps[name], shape, array.dtype, self._packing_blocks(name))
+        return bool(stale)
+
+    def settle(self) -> None:
+        """Bring the array `state` up to date and sweep what killed writers left. At the end of a run."""
+        with planner_lock(self.place):
+            sweep(self.place)
+            write_column(planning.open_for_planning(self.place), "state", self.table().state)
+
+    def verify(self) -> list[Failure]:
+        """Read everything again; returns what is broken, nothing when all is well."""
+        from features.verify import verify_store
+
+        return verify_store(self)
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change when clips, labels, splits or what was extracted change."""
+        table = self.table()
+        digest = hashlib.sha256(json.dumps(planning.to_json(self.recipe), sort_keys=True).encode())
+        texts = [table.clip_id, table.subject, table.split, table.fold, table.failure, *table.slices.values()]
+        for values in texts:
+            digest.update("\0".join(values.tolist()).encode() + b"\n")
+        for column, codes in sorted(table.labels.items()):
+            names = np.array([*table.label_names[column], ""])
+            digest.update("\0".join([column, *names[codes].tolist()]).encode() + b"\n")
+        numbers = [table.start_s, *(read_column(self.group, name, self.num_clips) for name in _FILE_COLUMNS)]
+        for part in (*self.streams, *(("crops",) if self.has_crops else ())):
+            numbers.append(self.present(part))
+        for values in numbers:
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()[:16]
+
+    def record_test_opening(self, run_name: str) -> int:
+        """Note in the store's ledger that the test split was opened; returns how often it has been."""
+        with planner_lock(self.place):
+            group = planning.open_for_planning(self.place)
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            earlier: Any = group.attrs["test_openings"]
+            self.test_openings = [*earlier, {"time_utc": now, "run": run_name}]
+            planning.commit(group, self.place, {"test_openings": self.test_openings})
+        return len(self.test_openings)
+
+    def _require_writable(self, row: int) -> None:
+        if not self._writable:
+            raise ValueError(f"{self.path} was opened for reading")
+        if not 0 <= row < self.num_clips:
+            raise ValueError(f"row {row} of a store of {self.num_clips} clips")
+        if self.place.folder is not None and not (self.place.folder / "zarr.json").exists():
+            # zarr would make the folders again and leave a heap without a head
+            raise ValueError(f"{self.path} was deleted while rows were being written")
+
+    def _put(self, name: str, row: int, values: np.ndarray) -> None:
+        array = self.array(name)
+        values = np.asarray(values)
+        tail = array.shape[1:]
+        if values.ndim != 2 or values.shape[1] != tail[1] or len(values) > tail[0]:
+            raise ValueError(f"{name} of shape {values.shape}, the store holds up to {tail} a clip")
+        padded = np.full(tail, np.nan, array.dtype)
+        padded[: len(values)] = values
+        if name == "frames":
+            padded[len(values) :, 5] = 0
+        retried(array.__setitem__, row, padded)
+
+    def array(self, name: str) -> zarr.Array:
+        """The zarr array of that name."""
+        if name not in self._arrays:
+            self._arrays[name] = array_of(self.group, name)
+        return self._arrays[name]
+
+    def present(self, part: str) -> np.ndarray:
+        """(N,) bool: whose part is there, as far as the disk says now."""
+        return rows_present(self.place, self.group, _MARKER[part], self.num_clips)
+
+    def _failures(self) -> np.ndarray:
+        reasons = np.full(self.num_clips, "", dtype=object)
+        for row in np.flatnonzero(rows_present(self.place, self.group, "failure", self.num_clips)):
+            reasons[row] = str(self.array("failure")[int(row)])
+        return reasons.astype(str)
+
+    def _stamp(self, name: str) -> str:
+        """Which chunks a packed copy is made from: their names, sizes and times of change."""
+        digest = hashlib.sha256(f"{self.num_clips}".encode())
+        for array in sorted({name, "frames"}):
+            chunks = list_chunks(self.place, array)
+            digest.update(array.encode() + repr(sorted(chunks.items())).encode())
+        return digest.hexdigest()[:12]
+
+    def _guarded(self, name: str, rows: Any) -> Any:
+        """Read rows; a chunk that does not match its checksum becomes an error that says what to do."""
+        try:
+            if isinstance(rows, np.ndarray):
+                return np.asarray(self.array(name).oindex[rows])
+            return self.array(name)[rows]
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{self.path}: {name} cannot be read ({error}); see python -m features verify"
+            ) from error
+
+    def _read(self, name: str, rows: np.ndarray) -> np.ndarray:
+        return self._guarded(name, rows)
+
+    def _read_block(self, name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x = self._read(name, rows)
+        valid = np.isfinite(x).all(axis=2)
+        if name == "embeddings":
+            valid &= self._read("frames", rows)[..., 5] > 0
+        x[~valid] = 0
+        return x, valid
+
+    def _packing_blocks(self, name: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        for rows in _blocks(np.arange(self.num_clips)):
+            if name == "frames":
+                frames = self.read_frames(rows)
+                yield int(rows[0]), frames, frames[..., 5] > 0
+            else:
+                yield int(rows[0]), *self._read_block(name, rows)
+
+
+_TABLE_COLUMNS = ("clip_id", "source", "subject", "split", "fold", "start_s", "end_s")
+_FILE_COLUMNS = ("source_size", "source_mtime_ns")
+
+
+def plan(
+    path: Path | str,
+    clips: Sequence[Clip],
+    recipe: Recipe,
+    *,
+    numerics: dict[str, Any],
+    crops: bool = False,
+    versions: dict[str, str] | None = None,
+    listing_complete: bool = True,
+) -> FeatureStore:
+    """Create a store, or make one that is there fit these clips; opened for writing rows.
+
+    clips are windows already. Known clips keep their rows; labels, subjects and splits become what the
+    clips say; a clip whose file changed becomes pending; `changes` of the store returned tells. With
+    `listing_complete=False` (a `--limit`, say) clips that are not named are left as they are.
+
+    Raises ValueError when the store that is there has another recipe, naming the fields, when something
+    else lies at the path, when a clip is named twice, or when another planner does not come to an end.
+    """
+    place = place_of(path)
+    _prepare_folder(place)
+    with planner_lock(place):
+        sweep(place)
+        group = open_group(place, read_only=False)
+        if group is None:
+            if recipe.pixels is None:
+                raise ValueError("imported features are written by features.external")
+            group = planning.create(
+                place, recipe, numerics=numerics, num_frames=recipe.pixels.num_frames, versions=versions
+            )
+        recipe = planning.reconcile(group, place, recipe, numerics)
+        changes = planning.write_rows(
+            group, place, clips, recipe, has_crops=crops, listing_complete=listing_complete
+        )
+        store = FeatureStore(place, planning.open_for_planning(place), writable=True, changes=changes)
+        write_column(group, "state", store.table().state)
+    return store
+
+
+def delete(path: Path | str, subject: str | None = None) -> int:
+    """Delete a store for good, or one person's rows in it; returns how many rows that were.
+
+    A person's rows stay as empty places, so that nobody else's row moves.
+
+    Raises ValueError when there is no store at the path, or nobody of that name in it.
+    """
+    place = place_of(path)
+    store = FeatureStore.open(path, "r+")
+    if subject is None:
+        drop_packed(place)
+        delete_all(place)
+        return store.num_clips
+    with planner_lock(place):
+        rows = np.flatnonzero(store.table().subject == subject)
+        if not len(rows) or not subject:
+            raise ValueError(f"{place.text} has no subject {subject!r}")
+        drop_packed(place)  # its copies hold the person too
+        planning.erase_rows(planning.open_for_planning(place), place, rows)
+    return len(rows)
+
+
+def _prepare_folder(place: Place) -> None:
+    if place.folder is None or (place.folder / "zarr.json").exists():
+        return
+    if place.folder.exists() and not place.folder.is_dir():
+        raise ValueError(f"{place.text} is a file, not a store")
+    place.folder.mkdir(parents=True, exist_ok=True)
+    strange = [item.name for item in place.folder.iterdir() if not item.name.startswith("planner.lock")]
+    if strange and not any(name.endswith(".partial") for name in strange):
+        raise ValueError(f"{place.text} is not a store, and not empty: it holds {strange[0]}")
+
+
+def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    for first in range(0, len(rows), _READ_ROWS):
+        yield rows[first : first + _READ_ROWS]
