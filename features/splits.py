@@ -1,0 +1,312 @@
+"""Who is learned from, who is chosen by, and who judges: train, validation and test, by person.
+
+An official split is kept. Otherwise people are dealt out so that every side sees the classes in their
+proportions. Nobody is ever on two sides: whatever made a split, `require_disjoint` is asked at its end.
+Clips without a subject stand for themselves, all windows of one video together.
+
+Knows nothing about features. N rows of a store.
+"""
+
+import csv
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from features.store import ClipTable
+
+SIDES = ("train", "val", "test")
+_RESTARTS = 20
+"""Orders in which people are dealt out; the most even result stays."""
+_FEW_GROUPS = 400
+"""Above this many people one order is as even as the best of many."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a store on each side."""
+
+    train: np.ndarray
+    """Row indices, ascending; val and test likewise."""
+    val: np.ndarray
+    test: np.ndarray
+    how: str
+    """One line for people: where this split comes from."""
+    warnings: tuple[str, ...] = ()
+
+    def sides(self) -> dict[str, np.ndarray]:
+        """The three sides by name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+
+def groups_of(table: "ClipTable", rows: np.ndarray) -> np.ndarray:
+    """(len(rows),) str: who must stay together: the subject, or the video where no subject is known."""
+    subjects, sources = table.subject[rows], table.source[rows]
+    return np.array(
+        [f"subject {who}" if who else f"video {file}" for who, file in zip(subjects, sources, strict=True)],
+        dtype=str,
+    )
+
+
+def make_split(
+    table: "ClipTable",
+    rows: np.ndarray,
+    labels: np.ndarray,
+    *,
+    seed: int,
+    val_share: float = 0.2,
+    test_share: float = 0.2,
+) -> Split:
+    """The split of these rows: the official one, or one by person with the classes in proportion.
+
+    rows: row indices. labels: (len(rows),) class index of each. With official train and validation only,
+    validation becomes test, and a new validation part is carved from train by person.
+
+    Raises ValueError when a person is on two sides, or there are too few people to have three sides.
+    """
+    rows, labels = np.asarray(rows, np.int64), np.asarray(labels)
+    if len(rows) != len(labels):
+        raise ValueError(f"{len(labels)} labels for {len(rows)} rows")
+    groups = groups_of(table, rows)
+    warnings = _subject_warnings(table, rows)
+    official = table.split[rows]
+    is_on = {side: official == side for side in SIDES}
+    if is_on["train"].any() and (is_on["val"].any() or is_on["test"].any()):
+        if not is_on["test"].any():
+            how = (
+                "official train; official validation is test, and validation was carved from train by person"
+            )
+            train, test = is_on["train"], is_on["val"]
+            val = _carved(train, labels, groups, val_share, seed)
+        elif not is_on["val"].any():
+            how = "official train and test; validation carved from train by person"
+            train, test = is_on["train"], is_on["test"]
+            val = _carved(train, labels, groups, val_share, seed)
+        else:
+            how = "official"
+            train, val, test = is_on["train"], is_on["val"], is_on["test"]
+        train = train & ~val
+        unnamed = int((official == "").sum())
+        if unnamed:
+            warnings += (f"{unnamed} clips without a split are left out, since others have one",)
+    else:
+        how = f"by person, classes in proportion, seed {seed}"
+        shares = (1 - val_share - test_share, val_share, test_share)
+        side = _deal(labels, groups, shares, seed)
+        train, val, test = (side == index for index in range(3))
+    split = Split(
+        rows[train], rows[val], rows[test], how, warnings + _class_warnings(labels, train, val, test)
+    )
+    require_disjoint(split, table.subject)
+    return split
+
+
+def extend_split(
+    table: "ClipTable",
+    rows: np.ndarray,
+    labels: np.ndarray,
+    earlier: Path,
+    *,
+    val_share: float = 0.2,
+    test_share: float = 0.2,
+) -> Split:
+    """A later month's split: everybody who was in the earlier run keeps their side, new people are hashed in.
+
+    earlier: the `split.csv` of the earlier run (columns clip_id, subject, split), or the run's folder. The
+    side of a new person depends on their name alone, so it is the same whoever else comes.
+
+    Raises ValueError when the file cannot be used or has a person on two sides.
+    """
+    rows, labels = np.asarray(rows, np.int64), np.asarray(labels)
+    file = Path(earlier) / "split.csv" if Path(earlier).is_dir() else Path(earlier)
+    known = _earlier_sides(file)
+    groups = groups_of(table, rows)
+    sides = np.array(
+        [known.get(group) or _hashed_side(group, val_share, test_share) for group in groups], str
+    )
+    new = {group for group in groups.tolist() if group not in known}
+    masks = [sides == side for side in SIDES]
+    how = f"everybody of {file.parent.name} on their side, {len(new)} new by the hash of their name"
+    warnings = _subject_warnings(table, rows) + _class_warnings(labels, *masks)
+    train, val, test = (rows[mask] for mask in masks)
+    split = Split(train, val, test, how, warnings)
+    require_disjoint(split, table.subject)
+    return split
+
+
+def grouped_folds(
+    labels: np.ndarray, subjects: np.ndarray, k: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """K pairs (learned from, held out) of positions into `labels`; each person is held out once.
+
+    labels: (N,) class indices. subjects: (N,) str; '' stands for itself.
+
+    Raises ValueError for k below 2 or above the number of people.
+    """
+    labels = np.asarray(labels)
+    groups = np.array(
+        [who or f"clip {place}" for place, who in enumerate(np.asarray(subjects).tolist())], str
+    )
+    num_groups = len(np.unique(groups))
+    if not 2 <= k <= num_groups:
+        raise ValueError(f"--folds {k} needs 2 to {num_groups} folds: there are {num_groups} people")
+    fold = _deal(labels, groups, (1 / k,) * k, seed)
+    return [(np.flatnonzero(fold != index), np.flatnonzero(fold == index)) for index in range(k)]
+
+
+def leave_one_subject_out(subjects: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each person, in the order of their names, (everybody else, that person) as positions.
+
+    Raises ValueError when clips have no subject or there is one person only.
+    """
+    subjects = np.asarray(subjects)
+    names = np.unique(subjects)
+    if "" in names.tolist() or len(names) < 2:
+        raise ValueError(
+            f"leave-one-subject-out needs every clip's subject, and two people; got {len(names)}"
+        )
+    return [(np.flatnonzero(subjects != name), np.flatnonzero(subjects == name)) for name in names]
+
+
+def require_disjoint(split: Split, subjects: np.ndarray) -> None:
+    """Pass only when nobody is on two sides.
+
+    subjects: (N,) of the whole table, '' = unknown.
+
+    Raises ValueError naming up to five people and their sides.
+    """
+    subjects = np.asarray(subjects)
+    sides_of: dict[str, list[str]] = {}
+    for side, rows in split.sides().items():
+        for who in np.unique(subjects[rows]).tolist():
+            sides_of.setdefault(who, []).append(side)
+    twice = [f"{who!r} in {' and '.join(on)}" for who, on in sides_of.items() if who and len(on) > 1]
+    if twice:
+        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+        raise ValueError(f"people on two sides of the split ({split.how}): {', '.join(twice[:5])}{more}")
+    rows = np.concatenate(list(split.sides().values()))
+    if len(np.unique(rows)) != len(rows):
+        raise ValueError(f"rows on two sides of the split ({split.how})")
+
+
+def split_hash(split: Split, clip_ids: np.ndarray) -> str:
+    """Twelve hex digits of which clips are on which side. clip_ids: (N,) of the whole table."""
+    digest = hashlib.sha256()
+    for side, rows in split.sides().items():
+        digest.update("\n".join([side, *sorted(np.asarray(clip_ids)[rows].tolist())]).encode() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def _carved(train: np.ndarray, labels: np.ndarray, groups: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """(n,) bool: the part of train that becomes validation."""
+    places = np.flatnonzero(train)
+    side = _deal(labels[places], groups[places], (1 - share, share), seed)
+    carved = np.zeros(len(train), bool)
+    carved[places[side == 1]] = True
+    return carved
+
+
+def _deal(labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
+    """(n,) side of each clip: whole groups dealt out, so that each side has its share of each class.
+
+    Large groups first, each to the side that it brings nearest to its due; of several random orders among
+    equals the most even result stays. Same idea as scikit-learn's StratifiedGroupKFold, with unequal shares.
+
+    Raises ValueError when there are fewer groups than sides.
+    """
+    names, group_of = np.unique(groups, return_inverse=True)
+    if len(names) < len(shares):
+        raise ValueError(
+            f"{len(names)} people (or videos) cannot be {len(shares)} separate sides; "
+            "add recordings of others, or use --folds"
+        )
+    _, class_of = np.unique(labels, return_inverse=True)
+    counts = np.zeros((len(names), class_of.max() + 1))
+    np.add.at(counts, (group_of, class_of), 1)
+    weight = 1 / counts.sum(axis=0)
+    due = np.asarray(shares)[:, None] * np.ones_like(weight)
+    counts = counts * weight
+    generator = np.random.default_rng(seed)
+    best, best_cost = np.zeros(len(names), np.int64), np.inf
+    for _ in range(_RESTARTS if len(names) <= _FEW_GROUPS else 1):
+        order = generator.permutation(len(names))
+        order = order[np.argsort(-counts[order].max(axis=1), kind="stable")]
+        side_of, cost = _deal_in_order(counts, due, order)
+        if cost < best_cost - 1e-12:
+            best, best_cost = side_of, cost
+    return best[group_of]
+
+
+def _deal_in_order(counts: np.ndarray, due: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, float]:
+    have = np.zeros_like(due)
+    members = np.zeros(len(due), np.int64)
+    side_of = np.zeros(len(order), np.int64)
+    for place, group in enumerate(order):
+        # What a side would be short of or over, in each class, relative to its due.
+        now = (((have - due) ** 2) / due).sum(axis=1)
+        then = (((have + counts[group] - due) ** 2) / due).sum(axis=1)
+        gain = then - now
+        if len(order) - place <= int((members == 0).sum()):  # the last ones go where nobody is yet
+            gain[members > 0] = np.inf
+        side = int(np.argmin(gain))
+        have[side] += counts[group]
+        members[side] += 1
+        side_of[group] = side
+    return side_of, float((((have - due) ** 2) / due).sum())
+
+
+def _earlier_sides(file: Path) -> dict[str, str]:
+    """Side by group of an earlier run's split.csv."""
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            lines = list(csv.DictReader(stream))
+    except FileNotFoundError as error:
+        raise ValueError(f"no split in {file.parent}: {file.name} is not there") from error
+    sides: dict[str, str] = {}
+    for number, line in enumerate(lines, start=2):
+        who, clip, side = (line.get(key) or "" for key in ("subject", "clip_id", "split"))
+        if side not in SIDES or not clip:
+            raise ValueError(
+                f"{file} line {number}: wanted clip_id,subject,split with one of {', '.join(SIDES)}"
+            )
+        group = f"subject {who}" if who else f"video {clip.rpartition('#')[0]}"
+        if sides.setdefault(group, side) != side:
+            raise ValueError(f"{file} line {number}: {group} is in {sides[group]} and {side}")
+    return sides
+
+
+def _hashed_side(group: str, val_share: float, test_share: float) -> str:
+    """The side of a new person, from their name alone."""
+    place = int.from_bytes(hashlib.sha256(f"split:{group}".encode()).digest()[:8], "big") / 2**64
+    return "test" if place < test_share else "val" if place < test_share + val_share else "train"
+
+
+def _subject_warnings(table: "ClipTable", rows: np.ndarray) -> tuple[str, ...]:
+    unknown = int((table.subject[rows] == "").sum())
+    if not unknown:
+        return ()
+    share = "no clip" if unknown == len(rows) else f"{unknown} of {len(rows)} clips do not"
+    verb = "has a subject" if unknown == len(rows) else "have a subject"
+    return (
+        f"{share} {verb}: the same person may be in train and test, and the figures may measure faces "
+        "rather than engagement",
+    )
+
+
+def _class_warnings(labels: np.ndarray, *masks: np.ndarray) -> tuple[str, ...]:
+    classes = np.unique(labels)
+    texts: list[str] = []
+    for side, mask in zip(SIDES, masks, strict=True):
+        absent = np.setdiff1d(classes, labels[mask])
+        if len(absent):
+            texts.append(f"{side} has no clip of {len(absent)} of the {len(classes)} classes")
+    return tuple(texts)
+
+
+def sides_by_clip(split: Split, clip_ids: np.ndarray) -> Mapping[str, str]:
+    """Side of each clip, for `split.csv`. clip_ids: (N,) of the whole table."""
+    return {str(clip_ids[row]): side for side, rows in split.sides().items() for row in rows}
