@@ -140,13 +140,15 @@ class Spans:
         self._frames = iter(frames)
         self._waiting: Frame | None = None
         self.end_s = 0.0
-        """Where the last frame that was read stops being shown, seconds."""
+        """Where the last frame that was given stops being shown, seconds."""
+        self.is_over = False
+        """Whether the stream has ended."""
 
     def until(self, end_s: float) -> Iterator[Frame]:
         """The frames from here up to, not including, `end_s`; the next one waits for the next span."""
         while True:
             frame = self._waiting or next(self._frames, None)
-            self._waiting = frame
+            self._waiting, self.is_over = frame, frame is None
             if frame is None or frame.pts_s >= end_s - EARLY_S:
                 return
             self._waiting = None

@@ -1,0 +1,303 @@
+"""Processes on one machine, each with its own decoder, detector and engine on its share of the cores.
+
+`run_jobs` hands one video at a time to each worker and gives back what became of every window. Workers write
+their rows themselves; the parent only counts. A worker that dies or hangs takes one video with it, not the
+run.
+
+Knows nothing about manifests, labels, or how a video becomes rows (pipeline.py).
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extract.pipeline import (
+    Clock,
+    Job,
+    Kernels,
+    Lost,
+    Setup,
+    StoreLost,
+    Window,
+    fill,
+    open_kernels,
+)
+
+if TYPE_CHECKING:
+    from features.store import FeatureStore
+
+HANG_GRACE_S = 60.0
+"""A worker this much over its video's time limit is stuck where it cannot look at the clock."""
+STOP_WAIT_S = 20.0
+"""What a worker gets to finish its window after Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What became of one window, or (row None) that a video is finished."""
+
+    path: Path
+    row: int | None = None
+    reason: str = ""
+    """Why the window was lost; '' = it is in the store."""
+    stage_s: dict[str, float] = field(default_factory=dict)
+    """Seconds by stage, with the end of a video."""
+    began_s: float = 0.0
+    """time.time() at the start of the video, with its end."""
+
+
+def usable_cores() -> int:
+    """How many cores this process may use: by affinity, cgroup and SLURM, not by the machine's count."""
+    counts = [os.cpu_count() or 1]
+    if hasattr(os, "sched_getaffinity"):
+        counts.append(len(os.sched_getaffinity(0)))
+    if (quota := _cgroup_cores()) is not None:
+        counts.append(max(1, int(quota)))
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
+        if os.environ.get(name, "").isdigit():
+            counts.append(max(1, int(os.environ[name])))
+            break
+    return min(counts)
+
+
+def run_jobs(
+    jobs: Sequence[Job], setup: Setup, store_path: str, workers: int, cores: int | None = None
+) -> Iterator[Event]:
+    """Do the jobs in `workers` processes and give an event for every window and every video.
+
+    Closing the generator (or an exception in its consumer) lets the workers finish the window at hand, then
+    stops them. Raises StoreLost when the store cannot be written, ValueError when a worker cannot start.
+    """
+    workers = max(1, min(workers, len(jobs)))
+    cores = cores or usable_cores()
+    threads = max(1, cores // workers)
+    pool = _Pool(replace(setup, threads=threads), store_path)
+    waiting = deque((job, False) for job in jobs)
+    try:
+        for _ in range(workers if jobs else 0):
+            pool.start()
+        while waiting or pool.busy():
+            pool.hand_out(waiting)
+            yield from pool.collect(waiting)
+    finally:
+        pool.stop()
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    job: Job | None = None
+    is_retry: bool = False
+    since_s: float = 0.0
+    open_rows: dict[int, Window] = field(default_factory=dict)
+    is_ready: bool = False
+
+
+class _Pool:
+    """The parent's side: who does what, and what to do when one of them dies."""
+
+    def __init__(self, setup: Setup, store_path: str) -> None:
+        self._setup, self._store_path = setup, store_path
+        self._workers: list[_Worker] = []
+        self._context = multiprocessing.get_context("spawn")
+
+    def start(self) -> None:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=work, args=(theirs, self._setup, self._store_path), name="extract-worker", daemon=True
+        )
+        with _thread_limits(self._setup.threads):
+            process.start()
+        theirs.close()
+        self._workers.append(_Worker(process, ours))
+
+    def busy(self) -> bool:
+        return any(worker.job is not None for worker in self._workers)
+
+    def hand_out(self, waiting: "deque[tuple[Job, bool]]") -> None:
+        for worker in self._workers:
+            if worker.job is None and waiting:
+                worker.job, worker.is_retry = waiting.popleft()
+                worker.open_rows = {window.row: window for window in worker.job.windows}
+                worker.since_s = time.monotonic()
+                try:
+                    worker.pipe.send(worker.job)
+                except OSError:
+                    pass  # it died while idle: collect() sees that and hands the job to another
+
+    def collect(self, waiting: "deque[tuple[Job, bool]]") -> Iterator[Event]:
+        """Wait a moment for news and give it."""
+        ready = wait([worker.pipe for worker in self._workers], timeout=1.0)
+        for worker in list(self._workers):
+            if worker.pipe in ready:
+                yield from self._receive(worker, waiting)
+            elif (
+                worker.job is not None
+                and time.monotonic() - worker.since_s > worker.job.time_limit_s + HANG_GRACE_S
+            ):
+                worker.process.kill()
+                worker.process.join()
+                yield from self._bury(worker, waiting, f"stuck for more than {worker.job.time_limit_s:.0f} s")
+
+    def _receive(self, worker: _Worker, waiting: "deque[tuple[Job, bool]]") -> Iterator[Event]:
+        try:
+            message = worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join()
+            yield from self._bury(worker, waiting, _how_it_died(worker.process.exitcode))
+            return
+        if message == "ready":
+            worker.is_ready, worker.since_s = True, time.monotonic()
+        elif isinstance(message, Event):
+            if message.row is None:
+                worker.job = None
+            else:
+                worker.open_rows.pop(message.row, None)
+            yield message
+        else:
+            kind, text = message
+            raise StoreLost(text) if kind == "store" else ValueError(text)
+
+    def _bury(self, worker: _Worker, waiting: "deque[tuple[Job, bool]]", reason: str) -> Iterator[Event]:
+        """Replace a dead worker; its video gets a second chance, as it may not be to blame."""
+        self._workers.remove(worker)
+        worker.pipe.close()
+        if not worker.is_ready:
+            raise ValueError(f"a worker could not start: {reason}")
+        if worker.job is not None and worker.open_rows:
+            rest = replace(worker.job, windows=tuple(worker.open_rows.values()))
+            if worker.is_retry or reason.startswith("stuck"):
+                yield from self._give_up(rest, reason)
+            else:
+                waiting.append((rest, True))
+        self.start()
+
+    def _give_up(self, job: Job, reason: str) -> Iterator[Event]:
+        from features.store import FeatureStore
+
+        store = FeatureStore.open(self._store_path, "r+")
+        for window in job.windows:
+            store.write_failure(window.row, reason)
+            yield Event(job.path, window.row, reason)
+        yield Event(job.path)
+
+    def stop(self) -> None:
+        for worker in self._workers:
+            worker.pipe.close()  # the worker notices between two windows
+        deadline = time.monotonic() + STOP_WAIT_S
+        for worker in self._workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        self._workers.clear()
+
+
+def work(pipe: Connection, setup: Setup, store_path: str) -> None:
+    """A worker's life: make the kernels, then do one job after the other until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _die_with_parent()
+    from features.store import FeatureStore
+
+    try:
+        kernels = open_kernels(setup)
+        store = FeatureStore.open(store_path, "r+")
+    except (ValueError, OSError) as error:
+        pipe.send(("start", str(error)))
+        return
+    try:
+        pipe.send("ready")
+        while True:
+            for event in events(store, pipe.recv(), kernels, setup):
+                pipe.send(event)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent closed the pipe: done
+    except StoreLost as error:
+        pipe.send(("store", str(error)))
+    finally:
+        kernels.close()
+
+
+def events(store: "FeatureStore", job: Job, kernels: Kernels, setup: Setup) -> Iterator[Event]:
+    """Do one job and tell what became of it; what Ray's tasks run too."""
+    clock, began_s = Clock(), time.time()
+    for outcome in fill(store, job, kernels, decode=setup.decode, threads=setup.threads, clock=clock):
+        yield Event(job.path, outcome.window.row, outcome.reason if isinstance(outcome, Lost) else "")
+    yield Event(job.path, stage_s=dict(clock.seconds), began_s=began_s)
+
+
+def _die_with_parent() -> None:
+    """End this process when the parent is gone, however that went; also while a video is being decoded."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def _how_it_died(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        try:
+            return f"the worker process was killed by {signal.Signals(-exit_code).name} on this video"
+        except ValueError:
+            pass
+    return f"the worker process ended with code {exit_code} on this video"
+
+
+@contextlib.contextmanager
+def _thread_limits(threads: int) -> Iterator[None]:
+    """Tell the numeric libraries of a process about to start how many threads are its own."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    kept = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _cgroup_cores() -> float | None:
+    """Cores granted by the cgroup's CPU quota (version 2, then 1); None = no quota."""
+    found = []
+    for folder in _cgroup_folders():
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+            found.append(float(quota) / float(period))  # "max" raises ValueError: no quota
+    with contextlib.suppress(OSError, ValueError):
+        folder = Path("/sys/fs/cgroup/cpu")
+        quota_us = float((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+        if quota_us > 0:
+            found.append(quota_us / float((folder / "cpu.cfs_period_us").read_text(encoding="ascii")))
+    return min(found, default=None)
+
+
+def _cgroup_folders() -> list[Path]:
+    """The folders of this process's cgroup and of those above it, in the version 2 tree."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    own = next((line.partition("::")[2].lstrip("/") for line in lines if line.startswith("0::")), "")
+    folder = root / own
+    return [folder, *(parent for parent in folder.parents if parent == root or root in parent.parents)]
