@@ -178,10 +178,10 @@ def _random(name: str, seed: int) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = _architecture(name)
-        scales = [torch.randint(256, (1, 3, side, side)) for side in (4, 14, 56, 224)]
-        crops = torch.cat(
-            [torch.kron(s, torch.ones(224 // s.shape[-1], 224 // s.shape[-1], dtype=s.dtype)) for s in scales]
-        ).to(torch.uint8)
+        coarse = [torch.randint(256, (1, 3, side, side)) for side in (4, 14, 56, 112)]
+    crops = torch.cat(
+        [c.repeat_interleave(112 // c.shape[2], 2).repeat_interleave(112 // c.shape[3], 3) for c in coarse]
+    ).byte()
     norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -1,0 +1,108 @@
+"""Model files are found by their bytes, and their absence is one clear line."""
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from seqmodel import assets
+from seqmodel.assets import Asset, cache_dir, detector_file, encoder_weights, locate, sha256_of
+
+CONTENT = b"weights of a very small network"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "캐시 폴더"))
+    return tmp_path / "캐시 폴더"
+
+
+def asset(address: str = "", sha256: str = SHA256) -> Asset:
+    return Asset("net.bin", sha256, "--weights FILE", address=address)
+
+
+def served(tmp_path: Path, content: bytes) -> str:
+    """An address that answers with `content`, without a network."""
+    (tmp_path / "there.bin").write_bytes(content)
+    return (tmp_path / "there.bin").as_uri()
+
+
+def test_a_file_is_fetched_once_announced_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = served(tmp_path, CONTENT)
+    path = locate(asset(address))
+    assert sha256_of(path) == SHA256
+    assert f"fetching net.bin from {address}" in capsys.readouterr().err
+    (tmp_path / "there.bin").unlink()
+    assert locate(asset(address)) == path
+    assert capsys.readouterr().err == ""
+
+
+def test_wrong_bytes_are_refused_and_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="wrong bytes"):
+        locate(asset(served(tmp_path, b"an error page")))
+    assert not (cache_dir() / "models").exists()
+
+
+def test_a_spoilt_cache_is_fetched_anew(tmp_path: Path) -> None:
+    path = locate(asset(served(tmp_path, CONTENT)))
+    path.write_bytes(b"half a fi")
+    assert sha256_of(locate(asset(served(tmp_path, CONTENT)))) == SHA256
+
+
+def test_eight_digits_of_a_hash_are_enough(tmp_path: Path) -> None:
+    assert locate(asset(served(tmp_path, CONTENT), SHA256[:8])).is_file()
+
+
+def test_no_network_names_address_cache_path_and_flag() -> None:
+    gone = Asset("net.bin", SHA256, "--weights FILE", address="http://127.0.0.1:9/net.bin")
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1:9/net\.bin") as caught:
+        locate(gone)
+    assert str(cache_dir() / "models" / "net.bin") in str(caught.value)
+    assert "--weights FILE" in str(caught.value)
+
+
+def test_without_leave_nothing_is_fetched(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no net\.bin"):
+        locate(asset(served(tmp_path, CONTENT)), fetch=False)
+
+
+def test_a_file_inside_a_zip_inside_a_wheel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, wheel = tmp_path / "model.task", tmp_path / "thing-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("net.bin", CONTENT)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(inner, "thing/model.task")
+
+    def pip(command: list[str], **_: object) -> object:
+        target = Path(command[command.index("--dest") + 1])
+        (target / wheel.name).write_bytes(wheel.read_bytes())
+        return type("Done", (), {"returncode": 0, "stderr": ""})()
+
+    monkeypatch.setattr(assets.subprocess, "run", pip)
+    found = locate(
+        Asset("net.bin", SHA256, "--x", wheel="thing==1.0", members=("thing/model.task", "net.bin"))
+    )
+    assert found.read_bytes() == CONTENT
+
+
+def test_a_file_of_the_users_is_taken_as_it_is(tmp_path: Path) -> None:
+    own = tmp_path / "검출기.tflite"
+    own.write_bytes(b"anything")
+    assert detector_file(str(own)) == own
+    assert encoder_weights("mobilenet_v3_large", str(own)) == own
+
+
+def test_a_missing_file_and_an_unknown_encoder_are_named() -> None:
+    with pytest.raises(ValueError, match=r"no file 'nowhere\.pth'"):
+        encoder_weights("mobilenet_v3_large", "nowhere.pth")
+    with pytest.raises(ValueError, match="unknown encoder 'resnet'; known are mobilenet_v3_large"):
+        encoder_weights("resnet", "imagenet")
+
+
+def test_the_wheel_of_imagenet_weights_is_installed_with_us() -> None:
+    path = encoder_weights("efficientnet_lite0", "imagenet", fetch=False)
+    assert sha256_of(path) == assets.IMAGENET_WEIGHTS["efficientnet_lite0"].sha256

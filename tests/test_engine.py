@@ -1,0 +1,70 @@
+"""The compiled encoder says what the torch one says, without torch, and calls nobody."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seqmodel.encoder import build_encoder
+from seqmodel.engine import encoder_engine, open_engine
+
+from .test_encoder import crops
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_large", "efficientnet_lite0"])
+def test_engine_and_torch_differ_by_float16_steps_at_most(name: str) -> None:
+    compiled = open_engine(name, "random", backend="openvino", threads=2)
+    eager = open_engine(name, "random", backend="torch")
+    assert compiled.encoder_id == eager.encoder_id
+    ours, theirs = compiled.embed(crops(4)).astype(float), eager.embed(crops(4)).astype(float)
+    # Measured 1.2e-4 at most on values up to 2; a float16 step there is 9.8e-4.
+    assert np.abs(ours - theirs).max() <= 1e-3
+    assert compiled.numerics["backend"] == "openvino"
+    assert eager.numerics["backend"] == "torch"
+
+
+def test_batch_and_threads_do_not_move_a_bit() -> None:
+    one, two = (open_engine("mobilenet_v3_large", "random", backend="openvino", threads=n) for n in (1, 2))
+    together = two.embed(crops(4))
+    assert np.array_equal(together, one.embed(crops(4)))
+    assert np.array_equal(together[2:3], two.embed(crops(4)[2:3]))
+
+
+def test_only_rgb_uint8_is_taken() -> None:
+    engine = open_engine("mobilenet_v3_large", "random", backend="openvino")
+    with pytest.raises(TypeError, match="RGB uint8 crops"):
+        engine.embed(crops(1).astype(np.float32))  # type: ignore[arg-type]
+    assert engine.embed(crops(0)).shape == (0, 960)
+
+
+def test_torch_is_not_imported_once_the_network_is_converted() -> None:
+    open_engine("mobilenet_v3_large", "random", backend="openvino")
+    program = (
+        "import sys; from seqmodel.engine import open_engine; "
+        "e = open_engine('mobilenet_v3_large', 'random', backend='openvino'); "
+        "print('torch' in sys.modules, sys.modules['openvino_telemetry'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8")
+    assert done.stdout.split() == ["False", "None"], done.stderr
+
+
+def test_the_converted_network_may_lie_under_any_letters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, identity = build_encoder("efficientnet_lite0", "imagenet")
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "캐시 폴더"))
+    first = encoder_engine(encoder, identity, backend="openvino").embed(crops(1))
+    kept = list((tmp_path / "캐시 폴더" / "openvino").iterdir())
+    assert sorted(path.suffix for path in kept) == [".bin", ".xml"]
+
+    again = open_engine("efficientnet_lite0", "imagenet", backend="openvino")
+    assert np.array_equal(again.embed(crops(1)), first)
+
+
+def test_devices_that_are_not_there_are_named() -> None:
+    with pytest.raises(ValueError, match="OpenVINO does not run on CUDA"):
+        open_engine("mobilenet_v3_large", "random", backend="openvino", device="cuda")
+    with pytest.raises(ValueError, match="--device takes auto, cpu or cuda"):
+        open_engine("mobilenet_v3_large", "random", device="tpu")
