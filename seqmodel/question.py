@@ -1,0 +1,123 @@
+"""What is to be learned: a store, a question put to its labels, and who stands on which side.
+
+Shared by `python -m seqmodel train` and `python -m tune`, so that a searched head and a plain one learn from
+the same clips. Only training and validation clips are ever loaded here.
+
+Knows nothing about networks or searches. N clips, T frames, D width of a stream.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from features.datasets import Inputs, Samples, labelled_rows, load_samples, streams_of
+from features.labels import Labelling, make_labelling
+from features.splits import Split, extend_split, make_split, require_disjoint
+from features.store import ClipTable, FeatureStore
+from seqmodel.config import LabelArgs
+
+
+@dataclass(frozen=True)
+class Question:
+    """A store, a labelling and a split; the rest of training follows from them."""
+
+    store: FeatureStore
+    table: ClipTable
+    labelling: Labelling
+    split: Split
+    inputs: Inputs
+    """Streams that a head may read."""
+    num_unlabelled: int
+    """Extracted clips without a label of this labelling: left out."""
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """D of each stream of `inputs`."""
+        return {
+            name: width for name, width in stream_dims(self.store).items() if name in streams_of(self.inputs)
+        }
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.labelling.names)
+
+
+def put_question(
+    store_path: Path | str,
+    label: LabelArgs,
+    inputs: Inputs | None = None,
+    *,
+    seed: int = 0,
+    splits_from: Path | None = None,
+) -> Question:
+    """Open a store and decide what is learned from whom.
+
+    `inputs` None means every stream that the store holds. `splits_from` is a run whose people keep their
+    side. Raises ValueError when the column, a label or a stream is missing, no clip has a label, a class
+    has no training clip, or somebody stands on two sides.
+    """
+    store = FeatureStore.open(store_path)
+    table = store.table()
+    if label.label not in table.label_names:
+        raise ValueError(
+            f"store {store_path} has no label column {label.label!r}; "
+            f"it has: {', '.join(table.label_names) or 'none'}"
+        )
+    labelling = make_labelling(
+        table.label_names[label.label],
+        column=label.label,
+        labels=tuple(part.strip() for part in label.labels.split(",") if part.strip()),
+        binarize_at=label.binarize_at,
+        merge=label.merge,
+        task=label.task,
+    )
+    rows, labels = labelled_rows(table, labelling)
+    if not len(rows):
+        raise ValueError(f"store {store_path} has no extracted clip with a label of {list(labelling.names)}")
+    split = (
+        make_split(table, rows, labels, seed=seed)
+        if splits_from is None
+        else extend_split(table, rows, labels, splits_from)
+    )
+    require_disjoint(split, table.subject)
+    _require_classes(split, labels, rows, labelling)
+    chosen: Inputs = inputs or ("both" if "geometry" in store.streams else "embeddings")
+    for name in streams_of(chosen):
+        if name not in store.streams:
+            raise ValueError(f"--inputs {chosen}: store {store_path} holds no {name}")
+    num_unlabelled = int((table.state == 1).sum()) - len(rows)
+    return Question(store, table, labelling, split, chosen, num_unlabelled)
+
+
+def stream_dims(store: FeatureStore) -> dict[str, int]:
+    """D of each stream that the store holds."""
+    dims = {"embeddings": store.recipe.encoder.dim}
+    if "geometry" in store.streams and store.recipe.geometry is not None:
+        dims["geometry"] = len(store.recipe.geometry.features)
+    return dims
+
+
+def load_sides(question: Question, *, mapped: bool = True) -> tuple[Samples, Samples]:
+    """Training and validation samples; `mapped` shares one packed copy among processes."""
+    return (
+        load_samples(
+            question.store, question.labelling, question.split.train, question.inputs, mapped=mapped
+        ),
+        load_samples(question.store, question.labelling, question.split.val, question.inputs, mapped=mapped),
+    )
+
+
+def _require_classes(split: Split, labels: np.ndarray, rows: np.ndarray, labelling: Labelling) -> None:
+    label_of = dict(zip(rows.tolist(), labels.tolist(), strict=True))
+    for side in ("train", "val"):
+        found = {label_of[row] for row in getattr(split, side).tolist()}
+        if side == "train" and len(found) < len(labelling.names):
+            missing = [name for index, name in enumerate(labelling.names) if index not in found]
+            raise ValueError(f"the training split has no clip of {missing[0]!r}")
+        if side == "val" and len(found) < 2:
+            raise ValueError(
+                f"the validation split has clips of {len(found)} class(es): too few people "
+                "to choose a head by; add recordings, or give splits in the manifest"
+            )

@@ -1,0 +1,256 @@
+"""python -m seqmodel train: one head on cached features, without a search; and how any head becomes a run.
+
+`write_run` is also what tune ends with. Knows nothing about searches, crops or reports.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from features.door import console, progress, say, warn
+from features.labels import Task
+from features.splits import sides_by_clip, split_hash
+from seqmodel.assets import FULL_DETECTOR, LANDMARKER, SHORT_DETECTOR, cache_dir, locate, sha256_of
+from seqmodel.baselines import baseline_scores
+from seqmodel.calibration import fit_calibration
+from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
+from seqmodel.heads import LstmHead, build_head, num_outputs
+from seqmodel.question import Question, load_sides, put_question
+from seqmodel.run import (
+    Card,
+    append_log,
+    git_commit,
+    keep_model_file,
+    save_card,
+    save_split,
+    save_weights,
+    versions,
+)
+from seqmodel.training import Epoch, Fitted, fit, fit_best, resolve_metric
+
+
+def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
+    """The command's body: trains, writes the run, returns (summary, exit code)."""
+    question = put_question(args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from)
+    say_question(question)
+    device = resolve_device(args.device)
+    train_samples, val_samples = load_sides(question)
+    task, metric = question.labelling.task, resolve_metric(args.metric, question.labelling.task)
+    config = complete_head(args.head, task)
+    head = build_head(config, question.dims, num_outputs(task, question.num_classes), seed=args.seed)
+    head.set_statistics(train_samples)
+    with progress("epochs") as bar:
+        row = bar.add_task("training", total=args.train.epochs)
+        epochs = fit(
+            head,
+            train_samples,
+            val_samples,
+            args.train,
+            task=task,
+            num_classes=question.num_classes,
+            seed=args.seed,
+            device=device,
+            metric=args.metric,
+        )
+        fitted = fit_best(head, epochs, args.train.patience, on_epoch=lambda _: bar.advance(row))
+    baselines = baseline_scores(train_samples, val_samples, question.num_classes, metric)
+    card = write_run(
+        args.run,
+        question,
+        head,
+        fitted,
+        args.train,
+        seed=args.seed,
+        metric=metric,
+        stage={"stage": "head", "baselines": rounded(baselines)},
+    )
+    summary = {
+        "run": str(args.run),
+        "metric": metric,
+        "val_score": fitted.best.val_score,
+        "epochs": len(fitted.history),
+        "parameters": count_parameters(head),
+        "baselines": baselines,
+        "clips": {
+            "train": len(train_samples),
+            "val": len(val_samples),
+            "unlabelled": question.num_unlabelled,
+        },
+        "warnings": list(card.warnings),
+    }
+    say_scores(metric, {"this head": fitted.best.val_score} | baselines)
+    say(f"run written to {args.run}")
+    return summary, 0
+
+
+def complete_head(config: HeadConfig, task: Task) -> HeadConfig:
+    """The config with what the task decides: ordinal heads share one score among their thresholds."""
+    return dataclasses.replace(config, shared_thresholds=task == "ordinal")
+
+
+def write_run(
+    run: Path,
+    question: Question,
+    head: LstmHead,
+    fitted: Fitted,
+    config: TrainConfig,
+    *,
+    seed: int,
+    metric: str,
+    stage: Mapping[str, Any],
+    warnings: Sequence[str] = (),
+    baseline: str = "none",
+) -> Card:
+    """Write a self-contained run directory for a fitted head: the card comes last and makes it a run.
+
+    Calibration is chosen on the validation logits of the epoch that was kept. A log of an earlier head under
+    the same name is replaced.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    labelling, table, split = question.labelling, question.table, question.split
+    val_labels = labels_of(question, split.val)
+    calibration = fit_calibration(
+        fitted.best.val_logits, val_labels, labelling.task, label_names=labelling.names
+    )
+    found = [*split.warnings, *warnings]
+    encoder_state = _encoder_state(question, head, found.append)
+    _keep_model_files(run, question, head, found.append)
+    (run / "log.jsonl").unlink(missing_ok=True)
+    for epoch in fitted.history:
+        append_log(run, log_entry(epoch, str(stage.get("stage", "head"))))
+    side_of = sides_by_clip(split, table.clip_id)
+    subject_of = dict(zip(table.clip_id.tolist(), table.subject.tolist(), strict=True))
+    save_split(run, list(side_of), [subject_of[clip] for clip in side_of], list(side_of.values()))
+    save_weights(run, head.state_dict(), encoder_state)
+    card = Card(
+        recipe=question.store.recipe,
+        labelling=labelling,
+        head=head.config,
+        train=config,
+        dims=head.dims,
+        store=str(question.store.path),
+        store_fingerprint=question.store.fingerprint(),
+        split_how=split.how,
+        split_hash=split_hash(split, table.clip_id),
+        seed=seed,
+        metric=metric,
+        calibration=calibration,
+        numerics=question.store.numerics,
+        baseline=baseline,
+        stages=({"stage": "head", "val_score": fitted.best.val_score, "kept": True} | dict(stage),),
+        warnings=tuple(dict.fromkeys(found)),
+        versions=versions(),
+        git_commit=git_commit(),
+    )
+    save_card(run, card)
+    return card
+
+
+def labels_of(question: Question, rows: np.ndarray) -> np.ndarray:
+    """(len(rows),) int64 class index of these rows."""
+    from features.labels import class_indices
+
+    column = question.labelling.column
+    codes, names = question.table.labels[column][rows], question.table.label_names[column]
+    return class_indices(question.labelling, codes, names)
+
+
+def log_entry(epoch: Epoch, stage: str) -> dict[str, Any]:
+    """One line of log.jsonl."""
+    return {
+        "stage": stage,
+        "epoch": epoch.index,
+        "train_loss": epoch.train_loss,
+        "val_loss": epoch.val_loss,
+        "val_score": epoch.val_score,
+        "lr": epoch.lr,
+        "seconds": round(epoch.seconds, 3),
+    }
+
+
+def resolve_device(device: str) -> str:
+    """`auto` as cuda where there is one, else cpu. Raises ValueError for a device this machine lacks."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: this machine has no CUDA device")
+    return device
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def rounded(scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores at four places, for people."""
+    return {name: round(float(value), 4) for name, value in scores.items()}
+
+
+def say_question(question: Question) -> None:
+    """Tell the user what is learned from whom."""
+    counts = ", ".join(f"{len(rows)} {side}" for side, rows in question.split.sides().items())
+    left_out = f"; {question.num_unlabelled} without a label left out" if question.num_unlabelled else ""
+    names = " < ".join(question.labelling.names)
+    say(
+        f"{question.labelling.task}: {names} (last = positive), {counts} clips{left_out}; "
+        f"split: {question.split.how}"
+    )
+    for text in question.split.warnings:
+        warn(text)
+
+
+def say_scores(metric: str, scores: Mapping[str, float]) -> None:
+    """A table of validation scores, best first."""
+    from rich.table import Table
+
+    table = Table("", f"validation {metric}")
+    for name, value in sorted(scores.items(), key=lambda item: -item[1]):
+        table.add_row(name, f"{value:.4f}")
+    console().print(table)
+
+
+def _encoder_state(
+    question: Question, head: LstmHead, tell: Callable[[str], None]
+) -> dict[str, torch.Tensor] | None:
+    """Weights of the recipe's encoder, so that the run moves without its store; None where a run has no
+    use."""
+    if question.store.recipe.pixels is None or "embeddings" not in head.dims:
+        return None
+    from seqmodel.encoder import encoder_of
+
+    try:
+        return dict(encoder_of(question.store.recipe.encoder).state_dict())
+    except ValueError as error:
+        tell(f"the run holds no encoder weights: {error}")
+        return None
+
+
+def _keep_model_files(run: Path, question: Question, head: LstmHead, tell: Callable[[str], None]) -> None:
+    """Copy the detector (and landmarker) files that the recipe names into the run."""
+    recipe = question.store.recipe
+    if recipe.pixels is None:
+        return
+    wanted = list(recipe.pixels.detectors)
+    if "geometry" in head.dims and recipe.geometry is not None:
+        wanted.append(recipe.geometry.model_sha256)
+    known = {asset.sha256: asset for asset in (SHORT_DETECTOR, FULL_DETECTOR, LANDMARKER)}
+    for sha256 in wanted:
+        try:
+            source = locate(known[sha256], fetch=False) if sha256 in known else _kept_file(sha256)
+        except ValueError as error:
+            tell(f"the run cannot go live: {error}")
+            continue
+        keep_model_file(run, source, source.name)
+
+
+def _kept_file(sha256: str) -> Path:
+    """A user's own model file, from the cache's copies by content."""
+    for path in sorted((cache_dir() / "detectors").glob("*")):
+        if path.is_file() and sha256_of(path) == sha256:
+            return path
+    raise ValueError(f"the model file with sha256 {sha256[:12]}… is not in {cache_dir()}")
