@@ -194,9 +194,8 @@ def _random(name: str, seed: int) -> Encoder:
         norm.momentum = momentum
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        norm.running_mean.copy_(
-            (norm.running_mean * 4096).round() / 4096
-        )  # some means are 0 but for rounding
+        # Some means are 0 but for rounding, where bfloat16 would keep the noise: a fixed grid instead.
+        norm.running_mean.copy_((norm.running_mean * 4096).round() / 4096)
         norm.running_var.copy_(norm.running_var.bfloat16())
     return encoder
 

@@ -18,9 +18,11 @@ def test_engine_and_torch_differ_by_float16_steps_at_most(name: str) -> None:
     compiled = open_engine(name, "random", backend="openvino", threads=2)
     eager = open_engine(name, "random", backend="torch")
     assert compiled.encoder_id == eager.encoder_id
-    ours, theirs = compiled.embed(crops(4)).astype(float), eager.embed(crops(4)).astype(float)
-    # Measured 1.2e-4 at most on values up to 2; a float16 step there is 9.8e-4.
-    assert np.abs(ours - theirs).max() <= 1e-3
+    ours, theirs = compiled.embed(crops(4)), eager.embed(crops(4))
+    # One float16 step, or for values near 0, where steps are finer than that, the float32 error (1e-5 seen).
+    step = np.maximum(np.spacing(np.abs(ours)).astype(float), 5e-5)
+    assert (np.abs(ours.astype(float) - theirs.astype(float)) <= step).all()
+    assert (ours != theirs).mean() < 0.05
     assert compiled.numerics["backend"] == "openvino"
     assert eager.numerics["backend"] == "torch"
 
