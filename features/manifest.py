@@ -69,11 +69,12 @@ class Manifest:
     root: Path
 
 
-def read_csv(path: Path) -> Manifest:
+def read_csv(path: Path, *, require_files: bool = True) -> Manifest:
     """Clips of a manifest CSV: UTF-8 (a BOM is fine), header required, `path` relative to the CSV.
 
     Lines that cannot be used become problems with their number. A column that is neither reserved nor
-    `label` is a slice, and with at most MAX_LABEL_NAMES different values a label column as well.
+    `label` is a slice, and with at most MAX_LABEL_NAMES different values a label column as well. Without
+    `require_files` the videos may be elsewhere.
 
     Raises ValueError for a file that is no manifest at all and for duplicates, with line numbers.
     """
@@ -89,7 +90,7 @@ def read_csv(path: Path) -> Manifest:
         if not any(cells):
             continue
         try:
-            clips.append((number, _clip_of_row(header, cells, root)))
+            clips.append((number, _clip_of_row(header, cells, root, require_files)))
         except ValueError as error:
             problems.append(Failure(f"line {number}", f"line {number}: {error}"))
     _require_unique(path, clips)
@@ -196,13 +197,13 @@ def _csv_rows(path: Path) -> list[tuple[int, list[str]]]:
     return [(rows[0][0], header), *rows[1:]]
 
 
-def _clip_of_row(header: list[str], cells: list[str], root: Path) -> Clip:
+def _clip_of_row(header: list[str], cells: list[str], root: Path, require_file: bool) -> Clip:
     if len(cells) != len(header):
         raise ValueError(f"{len(cells)} fields where the header has {len(header)}")
     row = dict(zip(header, cells, strict=True))
     if not row["path"]:
         raise ValueError("no path")
-    file = _find_file(root, row["path"])
+    file = _find_file(root, row["path"], require_file)
     start_s = _seconds(row.get("start_s", ""), "start_s") or 0.0
     end_s = _seconds(row.get("end_s", ""), "end_s")
     if end_s is not None and end_s <= start_s:
@@ -235,14 +236,16 @@ def _seconds(text: str, name: str) -> float | None:
     return value
 
 
-def _find_file(root: Path, text: str) -> Path:
+def _find_file(root: Path, text: str, require_file: bool) -> Path:
     """The file as it is spelled on disk: Hangul may be composed or not, separators may be Windows'."""
     for spelling in (text, text.replace("\\", "/")):
         for form in ("NFC", "NFD"):
             candidate = root / Path(unicodedata.normalize(form, spelling)).expanduser()  # type: ignore[arg-type]
             if candidate.is_file():
                 return candidate
-    raise ValueError(f"no such file: {text}")
+    if require_file:
+        raise ValueError(f"no such file: {text}")
+    return root / text.replace("\\", "/")
 
 
 def _require_unique(path: Path, clips: Iterable[tuple[int, Clip]]) -> None:

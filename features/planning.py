@@ -124,6 +124,7 @@ def write_rows(
     *,
     has_crops: bool,
     listing_complete: bool,
+    look_at_files: bool = True,
 ) -> Changes:
     """Make the store's clip-level arrays say what the clips say, and its row arrays long enough."""
     ids = [clip.clip_id for clip in clips]
@@ -141,7 +142,7 @@ def write_rows(
     before = {name: _grown(values, count) for name, values in table.items()}
     after = {name: values.copy() for name, values in before.items()}
     _fill_text(after, rows, clips)
-    sizes, mtimes = _file_states(clips)
+    sizes, mtimes = _file_states(clips) if look_at_files else (np.full(len(clips), -1),) * 2
     changed = _changed_rows(before, rows, sizes, mtimes, old_count)
     known_file = sizes >= 0  # a disk that is away today has not changed its files
     after["source_size"][rows[known_file]] = sizes[known_file]
@@ -309,7 +310,8 @@ def _label_codes(
             names.setdefault(column, [])
     codes = {}
     for column, known in names.items():
-        texts = [clip.labels.get(column, "") for clip in clips]
+        said = any(column in clip.labels for clip in clips)  # a manifest without the column corrects nothing
+        texts = [clip.labels.get(column, "") for clip in clips] if said else []
         known += sorted(set(texts) - set(known) - {""}, key=_natural)
         if len(known) > np.iinfo(np.int16).max:
             raise ValueError(f"label column {column!r} has {len(known)} different values: it holds no labels")
@@ -317,7 +319,8 @@ def _label_codes(
         name = array_name("labels", column)
         old = read_column(group, name, old_count) if column in stored and old_count else np.zeros(0, np.int16)
         codes[column] = _grown(old, count, fill=-1)
-        codes[column][rows] = [code_of[text] for text in texts]
+        if said:
+            codes[column][rows] = [code_of[text] for text in texts]
     return codes, names
 
 
@@ -337,8 +340,10 @@ def _slice_values(
     for column in sorted({*stored, *(column for clip in clips for column in clip.slices)}):
         name = array_name("slices", column)
         old = read_column(group, name, old_count) if column in stored and old_count else np.zeros(0, "<U1")
-        texts = [clip.slices.get(column, "") for clip in clips]
-        values[column] = _with_texts(_grown(old, count), rows, texts)
+        values[column] = _grown(old, count)
+        if any(column in clip.slices for clip in clips):
+            texts = [clip.slices.get(column, "") for clip in clips]
+            values[column] = _with_texts(values[column], rows, texts)
     return values
 
 

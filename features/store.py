@@ -26,6 +26,7 @@ the attribute `num_clips` last, so rows of an interrupted plan do not exist yet.
 Knows nothing about videos or networks. N clips, T frames, D embedding, G geometry features.
 """
 
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -295,6 +296,8 @@ class FeatureStore:
             raise ValueError(f"{self.path} was opened for reading")
         if not 0 <= row < self.num_clips:
             raise ValueError(f"row {row} of a store of {self.num_clips} clips")
+        if int(self.group.attrs["rows_per_chunk"]) != 1:  # type: ignore[arg-type]
+            raise ValueError(f"{self.path} holds imported features, which are written all at once")
         if self.place.folder is not None and not (self.place.folder / "zarr.json").exists():
             # zarr would make the folders again and leave a heap without a head
             raise ValueError(f"{self.path} was deleted while rows were being written")
@@ -407,6 +410,49 @@ def plan(
         store = FeatureStore(place, planning.open_for_planning(place), writable=True, changes=changes)
         write_column(group, "state", store.table().state)
     return store
+
+
+def relabel(path: Path | str, clips: Sequence[Clip]) -> tuple[Changes, tuple[str, ...], tuple[str, ...]]:
+    """Bring labels, subjects, splits and slices up to date; features stay as they are.
+
+    clips as the manifest names them: a row belongs to the clip of its video in which it starts. Returns
+    what was corrected, the rows' clip ids that no clip speaks of, and clips that have no row.
+
+    Raises ValueError when there is no store, or no clip of it is named.
+    """
+    place = place_of(path)
+    with planner_lock(place):
+        group = planning.open_for_planning(place)
+        table = FeatureStore(place, group, writable=False).table()
+        by_source: dict[str, list[Clip]] = {}
+        for clip in clips:
+            by_source.setdefault(clip.clip_id.rpartition("#")[0], []).append(clip)
+        named: list[Clip] = []
+        unnamed: list[str] = []
+        met: set[str] = set()
+        for row, clip_id in enumerate(table.clip_id.tolist()):
+            start_s = float(table.start_s[row])
+            for clip in by_source.get(str(table.source[row]), ()):
+                if clip.start_s - 1e-3 <= start_s < (np.inf if clip.end_s is None else clip.end_s):
+                    own_end_s = None if np.isnan(table.end_s[row]) else float(table.end_s[row])
+                    named.append(dataclasses.replace(clip, clip_id=clip_id, start_s=start_s, end_s=own_end_s))
+                    met.add(clip.clip_id)
+                    break
+            else:
+                if clip_id:
+                    unnamed.append(clip_id)
+        if not named:
+            raise ValueError(f"none of these {len(clips)} clips is in {place.text}: are the paths the same?")
+        changes = planning.write_rows(
+            group,
+            place,
+            named,
+            planning.recipe_of(group, place),
+            has_crops=False,
+            listing_complete=False,
+            look_at_files=False,
+        )
+    return changes, tuple(unnamed), tuple(clip.clip_id for clip in clips if clip.clip_id not in met)
 
 
 def delete(path: Path | str, subject: str | None = None) -> int:

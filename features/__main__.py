@@ -1,0 +1,178 @@
+"""python -m features: look at a store, check it, pack it, correct its labels, delete, import."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from features.door import console, fail, parse, run_door, say, warn
+
+if TYPE_CHECKING:
+    from features import config
+
+    Answer = tuple[dict[str, Any], int]
+
+COMMANDS = ("info", "verify", "pack", "label", "delete", "import")
+MAX_LISTED = 30
+"""Failures printed one by one; `--json` has them all."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The door; returns the exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if not words or words[0] in ("-h", "--help"):
+        _print_commands()
+        return 0 if words else 2
+    if words[0] not in COMMANDS:
+        fail(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
+        return 2
+    from features import config
+
+    args_class: Any = getattr(config, f"{words[0].capitalize()}Args")
+    prog, description = f"python -m features {words[0]}", args_class.__doc__ or ""
+    args = parse(args_class, words[1:], prog=prog, description=description)
+    bodies: dict[str, Callable[[Any], Answer]] = {
+        "info": _info,
+        "verify": _verify,
+        "pack": _pack,
+        "label": _label,
+        "delete": _delete,
+        "import": _import,
+    }
+    return run_door(lambda: bodies[words[0]](args), as_json=args.json)
+
+
+def _info(args: "config.InfoArgs") -> "Answer":
+    from features.describe import describe
+    from features.store import FeatureStore
+
+    with console().status("counting"):
+        summary = describe(FeatureStore.open(args.store))
+    _print_info(summary)
+    return summary, 0
+
+
+def _verify(args: "config.VerifyArgs") -> "Answer":
+    from features.store import FeatureStore
+
+    store = FeatureStore.open(args.store)
+    with console().status(f"reading {store.num_clips} clips again"):
+        broken = store.verify()
+    _print_failures([(item.clip_id, item.reason) for item in broken])
+    say(f"{store.num_clips} clips read, {len(broken)} problems")
+    problems = [{"clip_id": item.clip_id, "reason": item.reason} for item in broken]
+    return {"store": args.store, "clips": store.num_clips, "problems": problems}, 1 if broken else 0
+
+
+def _pack(args: "config.PackArgs") -> "Answer":
+    from features.store import FeatureStore
+
+    store = FeatureStore.open(args.store)
+    with console().status(f"packing {store.num_clips} clips"):
+        packed = store.pack()
+    say("packed" if packed else "there is a fresh copy already")
+    return {"store": args.store, "clips": store.num_clips, "packed": packed}, 0
+
+
+def _label(args: "config.LabelArgs") -> "Answer":
+    from features.manifest import read_csv, read_folder
+    from features.store import relabel
+
+    if args.data.is_dir():
+        manifest = read_folder(args.data)
+    else:
+        manifest = read_csv(args.data, require_files=False)
+    changes, unnamed, unknown = relabel(args.store, manifest.clips)
+    problems = [(item.clip_id, item.reason) for item in manifest.problems]
+    problems += [(name, "is not in the store: extract it") for name in unknown]
+    _print_failures(problems)
+    say(f"{len(changes.corrected)} clips corrected")
+    if unnamed:
+        warn(f"{len(unnamed)} clips of the store are not in {args.data}; they stay as they were")
+    summary = {
+        "store": args.store,
+        "corrected": list(changes.corrected),
+        "unnamed": list(unnamed),
+        "problems": [{"clip_id": name, "reason": reason} for name, reason in problems],
+    }
+    return summary, 1 if problems else 0
+
+
+def _delete(args: "config.DeleteArgs") -> "Answer":
+    from features.store import delete
+
+    count = delete(args.store, args.subject)
+    whom = "the store" if args.subject is None else f"subject {args.subject}"
+    say(f"deleted {whom}: {count} clips")
+    return {"store": args.store, "subject": args.subject, "deleted": count}, 0
+
+
+def _import(args: "config.ImportArgs") -> "Answer":
+    from features.external import read_sequences, write_external
+
+    with console().status(f"importing {args.file}"):
+        sequences = read_sequences(args.file)
+        store = write_external(args.out, sequences, args.name)
+    valid = store.read_frames()[..., 5] > 0
+    lengths = [len(values) for values in sequences.values]
+    _print_failures([(item.clip_id, item.reason) for item in sequences.problems])
+    say(
+        f"{store.num_clips} clips of {min(lengths)} to {max(lengths)} frames of {store.recipe.encoder.dim} "
+        f"features; {sum(lengths) - int(valid.sum())} of {sum(lengths)} frames lack a feature and are masked"
+    )
+    say(f"next: python -m tune --store {args.out} --out runs/NAME")
+    summary = {
+        "store": args.out,
+        "clips": store.num_clips,
+        "frames": sum(lengths),
+        "masked_frames": sum(lengths) - int(valid.sum()),
+        "recipe": store.recipe.encoder.name,
+        "problems": [{"clip_id": item.clip_id, "reason": item.reason} for item in sequences.problems],
+    }
+    return summary, 1 if sequences.problems else 0
+
+
+def _print_info(summary: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    rate = summary["face_rate"]
+    say(
+        f"{escape(summary['store'])}: {summary['clips']} clips of {summary['videos']} videos and "
+        f"{summary['subjects']} people; {summary['done']} done, {summary['pending']} pending, "
+        f"{summary['failed']} failed, {summary['vanished']} vanished"
+    )
+    say(f"face in {rate:.1%} of sampled frames" if rate is not None else "no frames yet")
+    say("parts: " + ", ".join(f"{name} {count}" for name, count in summary["parts"].items()))
+    for column, splits in summary["labels"].items():
+        names = sorted(
+            {name for counts in splits.values() for name in counts}, key=lambda name: name == "none"
+        )
+        table = Table(title=f"label column {escape(column)}", title_justify="left")
+        for heading in ("split", *names):
+            table.add_column(escape(heading))
+        for split, counts in splits.items():
+            table.add_row(split, *(str(counts.get(name, 0)) for name in names))
+        console().print(table)
+    _print_failures([(item["clip_id"], item["reason"]) for item in summary["failures"]])
+    say(f"encoder {escape(summary['recipe']['encoder'])}; fingerprint {summary['fingerprint']}")
+
+
+def _print_failures(failures: list[tuple[str, str]]) -> None:
+    from rich.markup import escape
+
+    for name, reason in failures[:MAX_LISTED]:
+        say(f"[red]{escape(name)}[/red]: {escape(reason)}")
+    if len(failures) > MAX_LISTED:
+        say(f"… and {len(failures) - MAX_LISTED} more (--json lists all)")
+
+
+def _print_commands() -> None:
+    from features import config
+
+    print("usage: python -m features COMMAND [OPTIONS]   (COMMAND --help shows its options)\n")
+    for word in COMMANDS:
+        print(f"  {word:8} {(getattr(config, f'{word.capitalize()}Args').__doc__ or '').splitlines()[0]}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The options of `python -m features`: one frozen dataclass a command, whose docstrings are the help.
+
+Knows nothing about how any of it is done.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class InfoArgs:
+    """Show what a store holds: clips, people, labels by split, face rate, failures."""
+
+    store: Annotated[str, tyro.conf.Positional]
+    """The store: a folder such as features.zarr, or s3://bucket/prefix."""
+    json: bool = False
+    """Print the summary as one JSON object on stdout."""
+
+
+@dataclass(frozen=True)
+class VerifyArgs:
+    """Read everything in a store again, and list what is broken."""
+
+    store: Annotated[str, tyro.conf.Positional]
+    """The store."""
+    json: bool = False
+    """Print the summary as one JSON object on stdout."""
+
+
+@dataclass(frozen=True)
+class PackArgs:
+    """Make the disposable copy of a store that is fast to read. tune does it by itself."""
+
+    store: Annotated[str, tyro.conf.Positional]
+    """The store."""
+    json: bool = False
+    """Print the summary as one JSON object on stdout."""
+
+
+@dataclass(frozen=True)
+class LabelArgs:
+    """Bring labels, subjects and splits up to date from a corrected manifest, without touching features."""
+
+    store: Annotated[str, tyro.conf.Positional]
+    """The store."""
+    data: Annotated[Path, tyro.conf.Positional]
+    """The corrected manifest CSV, or a folder of classes. The videos need not be there."""
+    json: bool = False
+    """Print the summary as one JSON object on stdout."""
+
+
+@dataclass(frozen=True)
+class DeleteArgs:
+    """Delete a store for good, or all that it holds of one person."""
+
+    store: Annotated[str, tyro.conf.Positional]
+    """The store."""
+    subject: str | None = None
+    """Only this person's clips."""
+    json: bool = False
+    """Print the summary as one JSON object on stdout."""
+
+
+@dataclass(frozen=True)
+class ImportArgs:
+    """Make a store of features that something else computed, to be tuned and evaluated the same way."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """.npz with x (N,T,D), or ragged with length, and y; or .csv with one line a frame; or .csv with one line
+    a clip, whose path column names a .csv or .npy of features."""
+    out: str
+    """The store to create."""
+    name: str
+    """What made the features, openface say. Stores of one name and length D mix."""
+    json: bool = False
+    """Print the summary as one JSON object on stdout."""

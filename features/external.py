@@ -1,0 +1,310 @@
+"""Bring your own features: arrays that something else computed become a store like any other.
+
+The recipe is `external:NAME:D`, so that heads train, are tuned and judged in the same way, at any T and D,
+and live refuses with a clear line. Lengths may differ: shorter sequences are masked. A frame in which any
+feature is missing (NaN) is not valid.
+
+Knows nothing about where the numbers come from. N clips, T frames (of the longest), D features.
+"""
+
+import csv
+import dataclasses
+import shutil
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features import planning
+from features.manifest import MAX_LABEL_NAMES, SPLITS, Clip, Failure, read_csv
+from features.recipe import EncoderId, Recipe
+from features.storage import Place, open_group, place_of
+from features.store import FeatureStore
+
+CHUNK_BYTES = 4 << 20
+"""One writer, so many clips may share a chunk: few files, fast to read."""
+BOOKKEEPING = ("frame", "face_id", "timestamp", "confidence", "success")
+"""Columns of OpenFace's files that are no features; `success` 0 makes a frame invalid."""
+_CLIP_COLUMNS = ("clip_id", "label", "subject", "split", "fold")
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Feature sequences of some clips, of any length each."""
+
+    clips: tuple[Clip, ...]
+    values: tuple[np.ndarray, ...]
+    """One (t, D) float32 a clip; NaN where a feature is missing."""
+    problems: tuple[Failure, ...] = ()
+
+
+def read_sequences(file: Path) -> Sequences:
+    """The sequences of an .npz or .csv file; see `python -m features import --help` for the forms.
+
+    Raises ValueError naming what is missing or has another shape than the rest.
+    """
+    if not file.is_file():
+        raise ValueError(f"no such file: {file}")
+    if file.suffix.lower() == ".npz":
+        sequences = _of_npz(file)
+    elif file.suffix.lower() == ".csv":
+        sequences = _of_csv(file)
+    else:
+        raise ValueError(f"{file} is neither .npz nor .csv")
+    widths = {values.shape[1] for values in sequences.values}
+    if not sequences.clips or len(widths) != 1 or widths == {0}:
+        raise ValueError(f"{file} holds {len(sequences.clips)} clips of {sorted(widths)} features")
+    return sequences
+
+
+def write_external(out: Path | str, sequences: Sequences, name: str) -> FeatureStore:
+    """Write sequences as a float32 store of recipe `external:NAME:D`; it appears whole or not at all.
+
+    Raises ValueError when something lies at `out` already, or for a name with a colon.
+    """
+    if not name or ":" in name:
+        raise ValueError(f"--name {name!r}: wanted a short name without a colon")
+    place = place_of(out)
+    if open_group(place, read_only=True) is not None or (place.folder is not None and place.folder.exists()):
+        raise ValueError(f"{place.text} is there already: delete it first, or take another --out")
+    width = sequences.values[0].shape[1]
+    num_frames = max(1, *(len(values) for values in sequences.values))
+    recipe = Recipe(None, EncoderId(f"external:{name}:{width}", name, "", width))
+    if place.folder is None:
+        _write(place, sequences, recipe, num_frames)
+        return FeatureStore.open(out)
+    place.folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = place.folder.with_name(f"{place.folder.name}.{uuid.uuid4().hex}.partial")
+    try:
+        _write(place_of(aside), sequences, recipe, num_frames)
+        aside.rename(place.folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return FeatureStore.open(out)
+
+
+def _write(place: Place, sequences: Sequences, recipe: Recipe, num_frames: int) -> None:
+    clips, width = sequences.clips, recipe.encoder.dim
+    step = max(1, CHUNK_BYTES // (num_frames * width * 4))
+    group = planning.create(
+        place,
+        recipe,
+        numerics={"backend": "imported"},
+        num_frames=num_frames,
+        versions=None,
+        dtype="float32",
+        rows_per_chunk=step,
+    )
+    planning.write_rows(group, place, clips, recipe, has_crops=False, listing_complete=True)
+    store = FeatureStore(place, planning.open_for_planning(place), writable=True)
+    for first in range(0, len(clips), step):
+        block = sequences.values[first : first + step]
+        x = np.full((len(block), num_frames, width), np.nan, np.float32)
+        frames = np.full((len(block), num_frames, len(planning.FRAME_COLUMNS)), np.nan, np.float32)
+        frames[..., 5] = 0
+        for index, values in enumerate(block):
+            x[index, : len(values)] = values
+            frames[index, : len(values), 0] = np.arange(len(values))
+            frames[index, : len(values), 5] = np.isfinite(values).all(axis=1)
+        store.array("embeddings")[first : first + len(block)] = x
+        store.array("frames")[first : first + len(block)] = frames
+    store.settle()
+
+
+def _of_npz(file: Path) -> Sequences:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{file} cannot be read: {error} (no pickled objects: save plain arrays)") from error
+    missing = {"x", "y"} - set(arrays)
+    if missing:
+        raise ValueError(f"{file} has no array {sorted(missing)[0]!r}; it has {', '.join(sorted(arrays))}")
+    labels = np.atleast_1d(arrays["y"])
+    count = len(labels)
+    values = _cut(arrays["x"], arrays.get("length"), count, file)
+    names = arrays.get("label_names")
+
+    def column(key: str) -> list[str]:
+        if key not in arrays:
+            return [""] * count
+        if arrays[key].shape != (count,):
+            raise ValueError(f"{file}: {key} has shape {arrays[key].shape}, wanted ({count},) as y has")
+        return [str(item) for item in arrays[key].tolist()]
+
+    texts = [_label_name(item, names, file) for item in labels.tolist()]
+    ids = column("clip_id") if "clip_id" in arrays else [f"{index:06d}" for index in range(count)]
+    taken = {"x", "y", "length", "clip_id", "subject", "split", "fold", "label_names", "feature_names"}
+    others = {
+        key: column(key)
+        for key, array in arrays.items()
+        if key not in taken and array.shape == (count,) and len(np.unique(array)) <= MAX_LABEL_NAMES
+    }
+    splits = [_split_name(text, file) for text in column("split")]
+    subjects, folds = column("subject"), column("fold")
+    clips = tuple(
+        Clip(
+            f"{ids[index]}#0",
+            file,
+            subject=subjects[index],
+            split=splits[index],
+            fold=folds[index],
+            labels={"label": texts[index]},
+            slices={key: items[index] for key, items in others.items()},
+        )
+        for index in range(count)
+    )
+    return Sequences(clips, values)
+
+
+def _cut(x: np.ndarray, length: np.ndarray | None, count: int, file: Path) -> tuple[np.ndarray, ...]:
+    """One (t, D) float32 a clip, of (N,T,D), of (N,D) as one frame each, or of frames laid end to end."""
+    if not np.issubdtype(x.dtype, np.number):
+        raise ValueError(f"{file}: x is {x.dtype}, wanted numbers")
+    x = x.astype(np.float32)
+    if length is not None and length.shape != (count,):
+        raise ValueError(f"{file}: length has shape {length.shape}, wanted ({count},) as y has")
+    if x.ndim == 3 and len(x) == count:
+        ends = np.full(count, x.shape[1]) if length is None else length
+        if (ends < 0).any() or (ends > x.shape[1]).any():
+            raise ValueError(
+                f"{file}: length goes from {ends.min()} to {ends.max()}, x holds {x.shape[1]} frames"
+            )
+        return tuple(x[index, : int(end)] for index, end in enumerate(ends))
+    if x.ndim == 2 and length is not None and int(length.sum()) == len(x):
+        return tuple(np.split(x, np.cumsum(length)[:-1]))
+    if x.ndim == 2 and length is None and len(x) == count:
+        return tuple(x[:, None])
+    total = "" if length is None else f" and lengths that add up to {int(length.sum())}"
+    raise ValueError(f"{file}: x of shape {x.shape} does not fit {count} labels{total}")
+
+
+def _label_name(item: Any, names: np.ndarray | None, file: Path) -> str:
+    """'' for a negative, NaN or empty label."""
+    if isinstance(item, str):
+        return item
+    if item != item or item < 0:
+        return ""
+    if names is None:
+        return str(int(item)) if float(item).is_integer() else str(item)
+    if not float(item).is_integer() or item >= len(names):
+        raise ValueError(f"{file}: y holds {item}, label_names has {len(names)} names")
+    return str(names[int(item)])
+
+
+def _split_name(text: str, file: Path) -> str:
+    if text and text.lower() not in SPLITS:
+        raise ValueError(f"{file}: split {text!r} is not one of train, val, test")
+    return SPLITS.get(text.lower(), "")
+
+
+def _of_csv(file: Path) -> Sequences:
+    with open(file, encoding="utf-8-sig", newline="") as stream:
+        header = [name.strip() for name in next(csv.reader(stream), [])]
+    if "path" in header:
+        return _of_manifest(file)
+    if "clip_id" not in header:
+        raise ValueError(
+            f"{file}: wanted a column clip_id (one line a frame) or path (one line a clip); "
+            f"its header is {','.join(header)}"
+        )
+    table = _read_table(file)
+    known = [name for name in _CLIP_COLUMNS if name in table.texts]
+    order: dict[str, list[int]] = {}
+    for row, clip in enumerate(table.texts["clip_id"]):
+        order.setdefault(clip, []).append(row)
+    clips, values = [], []
+    for clip, rows in order.items():
+        said = {name: _one(table.texts[name], rows, name, clip, file) for name in known}
+        clips.append(
+            Clip(
+                f"{clip}#0",
+                file,
+                subject=said.get("subject", ""),
+                split=_split_name(said.get("split", ""), file),
+                fold=said.get("fold", ""),
+                labels={"label": said.get("label", "")},
+            )
+        )
+        values.append(table.features[rows])
+    return Sequences(tuple(clips), tuple(values))
+
+
+def _of_manifest(file: Path) -> Sequences:
+    manifest = read_csv(file)
+    clips: list[Clip] = []
+    values: list[np.ndarray] = []
+    problems = list(manifest.problems)
+    columns: tuple[str, ...] | None = None
+    for clip in manifest.clips:
+        try:
+            own, names = _features_of(clip.path)
+            if columns is not None and names != columns:
+                raise ValueError(f"{clip.path.name} has other columns than {clips[0].path.name}")
+        except (ValueError, OSError) as error:
+            problems.append(Failure(clip.clip_id, str(error)))
+            continue
+        columns = names
+        clips.append(dataclasses.replace(clip, start_s=0.0, end_s=None))
+        values.append(own)
+    return Sequences(tuple(clips), tuple(values), tuple(problems))
+
+
+def _features_of(file: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """((t, D) float32, names of the columns) of one clip's file."""
+    if file.suffix.lower() == ".npy":
+        values = np.load(file, allow_pickle=False)
+        if values.ndim != 2:
+            raise ValueError(f"{file.name} has shape {values.shape}, wanted (frames, features)")
+        return values.astype(np.float32), tuple(map(str, range(values.shape[1])))
+    table = _read_table(file)
+    return table.features, table.names
+
+
+@dataclass(frozen=True)
+class _Table:
+    texts: dict[str, list[str]]
+    features: np.ndarray
+    names: tuple[str, ...]
+
+
+def _read_table(file: Path) -> _Table:
+    """A CSV with one line a frame: texts of the clip's columns, everything else as features."""
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            lines = [[cell.strip() for cell in line] for line in csv.reader(stream) if any(line)]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file.name} is not a UTF-8 CSV") from error
+    if len(lines) < 2:
+        raise ValueError(f"{file.name} has no frames")
+    header, rows = lines[0], lines[1:]
+    uneven = [number for number, line in enumerate(rows, start=2) if len(line) != len(header)]
+    if uneven:
+        raise ValueError(f"{file.name} line {uneven[0]}: another number of fields than the header")
+    texts = {name: [line[header.index(name)] for line in rows] for name in _CLIP_COLUMNS if name in header}
+    names = tuple(name for name in header if name not in (*_CLIP_COLUMNS, *BOOKKEEPING))
+    features = np.array(
+        [[_number(line[header.index(name)], file) for name in names] for line in rows], np.float32
+    )
+    if "success" in header:
+        features[[_number(line[header.index("success")], file) == 0 for line in rows]] = np.nan
+    return _Table(texts, features, names)
+
+
+def _number(text: str, file: Path) -> float:
+    if not text:
+        return float("nan")
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{file.name}: {text!r} is not a number") from None
+
+
+def _one(texts: list[str], rows: Iterable[int], name: str, clip: str, file: Path) -> str:
+    values = {texts[row] for row in rows}
+    if len(values) > 1:
+        raise ValueError(f"{file}: clip {clip!r} has several values of {name}: {sorted(values)[:3]}")
+    return values.pop()
