@@ -1,0 +1,124 @@
+"""How drawings look, and how one becomes a PNG file and an SVG text for a page.
+
+Figures are drawn in a few stand-in colours. The PNG keeps them; in the SVG each becomes a CSS variable, so
+that one drawing is right in light, dark and print. Matplotlib is imported where it is used, and always
+without a display.
+
+It knows nothing about what is drawn.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, SOFT, FAINT, PAPER = "#1c2430", "#5d6877", "#d8dde4", "#fefefe"
+MODEL, OTHER, LEAK = "#2563c9", "#8a94a3", "#c2662d"
+CLASSES = ("#c2662e", "#2563ca", "#2f8f6b", "#8a4fb5", "#b8902c", "#c2477f", "#3c8fa8")
+"""One colour a class, told apart by most colour-blind readers; further classes start again."""
+CSS_NAMES = {
+    INK: "--ink",
+    SOFT: "--soft",
+    FAINT: "--faint",
+    PAPER: "--paper",
+    MODEL: "--model",
+    OTHER: "--other",
+    LEAK: "--leak",
+} | {colour: f"--class-{k}" for k, colour in enumerate(CLASSES)}
+
+# Fonts that know Hangul, by the names they have on Linux, Windows and macOS.
+CJK_FONTS = (
+    "Noto Sans CJK KR",
+    "Noto Sans KR",
+    "Malgun Gothic",
+    "NanumGothic",
+    "Apple SD Gothic Neo",
+    "Noto Sans CJK JP",
+)
+PNG_DPI = 160
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Matplotlib settings of every drawing here, undone afterwards."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    settings: Any = {
+        "font.family": ["DejaVu Sans", *installed_cjk_fonts()[:1]],
+        "font.size": 10,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": SOFT,
+        "axes.labelcolor": SOFT,
+        "axes.facecolor": "none",
+        "axes.grid": True,
+        "grid.color": FAINT,
+        "grid.linewidth": 0.7,
+        "axes.axisbelow": True,
+        "xtick.color": SOFT,
+        "ytick.color": SOFT,
+        "text.color": INK,
+        "axes.titlecolor": INK,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+        "lines.linewidth": 2.0,
+        "figure.facecolor": PAPER,
+        "figure.constrained_layout.use": True,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "brainbuddy",
+    }
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def installed_cjk_fonts() -> list[str]:
+    """Those of CJK_FONTS that Matplotlib finds here."""
+    from matplotlib import font_manager
+
+    names = {font.name for font in font_manager.fontManager.ttflist}
+    return [name for name in CJK_FONTS if name in names]
+
+
+def save(figure: "Figure", png: Path) -> str:
+    """Write the figure to `png` and return it as SVG text that takes its colours from the page."""
+    import matplotlib.pyplot as plt
+
+    png.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.StringIO()
+    with style():
+        figure.savefig(png, dpi=PNG_DPI)
+        figure.savefig(buffer, format="svg", transparent=True)
+    plt.close(figure)
+    return themed(buffer.getvalue(), png.stem)
+
+
+def themed(svg: str, name: str) -> str:
+    """SVG for a page: no header, ids made unique by `name`, stand-in colours as CSS variables."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'id="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'\1="#{name}-\2"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    for colour, variable in CSS_NAMES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    # The page sets the size from the view box.
+    return re.sub(
+        r'(<svg[^>]*?) width="[^"]*"',
+        r"\1",
+        re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1),
+        count=1,
+    )
+
+
+def class_colour(k: int) -> str:
+    """Colour of class k."""
+    return CLASSES[k % len(CLASSES)]

@@ -1,0 +1,357 @@
+"""python -m seqmodel evaluate: a run, judged on a split, with its report.
+
+Opens the split deliberately (test is counted in the card and in the store's ledger), asks the model and what
+costs nothing, and writes metrics.json, predictions.csv, plots/, report.html and MODEL_CARD.md into the run;
+another data set gets a folder of its own below it. The threshold is chosen on validation and read from the
+card, never on the split that is judged.
+
+It knows nothing about how any figure is computed or drawn.
+"""
+
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from features.door import say, warn
+from seqmodel.bootstrap import Figure
+from seqmodel.calibration import Calibration, fit_calibration
+from seqmodel.config import EvaluateArgs
+from seqmodel.judge import Judgement, Predictions, Yardstick, judge, make_predictions
+from seqmodel.predictions import (
+    PREDICTIONS,
+    Population,
+    clip_labels,
+    population,
+    predict_rows,
+    sides_of,
+    write_predictions,
+)
+from seqmodel.report import TITLES, Story, short, write_model_card, write_report
+from seqmodel.run import Card, load_card, save_card, write_text
+from seqmodel.yardsticks import identity, majority, shares
+
+if TYPE_CHECKING:
+    from features.store import ClipTable, FeatureStore
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run, a store, and the clips of a split: everything a judgement needs, read but not yet predicted."""
+
+    run: Path
+    card: Card
+    store: "FeatureStore"
+    table: "ClipTable"
+    labels: np.ndarray
+    """(all rows,) int64 class of every row, -1 = none."""
+    sides: dict[str, tuple[str, str]]
+    """The run's own split: clip_id -> (subject, side)."""
+    population: Population
+    split: str
+    is_other_data: bool
+    """True where the store shares no clip with the run."""
+
+
+def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
+    """The door's body: (summary, exit code). Raises ValueError for what a user can mend."""
+    card = load_card(args.run)
+    asked = ask(args.run, card, args.store, args.split, args.map)
+    card = _calibrated(asked, args)
+    if args.split == "test" or asked.is_other_data:
+        card = _open_test(asked, card)
+    asked = replace(asked, card=card)
+    predictions = predict(asked)
+    training = training_rows(asked)
+    judgement = judge(
+        predictions,
+        yardsticks(asked, predictions, training, args.seed),
+        split=asked.split,
+        label_names=card.labelling.names,
+        task=card.labelling.task,
+        rounds=args.rounds,
+        seed=args.seed,
+        warnings=[*card.warnings, *_population_warnings(asked)],
+    )
+    folder = args.run / "cross" / Path(asked.store.path).stem if asked.is_other_data else args.run
+    folder.mkdir(parents=True, exist_ok=True)
+    write_judgement(folder, judgement, asked, args)
+    say_figures(judgement, folder / "report.html")
+    return summary(judgement, folder), 0
+
+
+def ask(run: Path, card: Card, store_path: Path | None, split: str, mapping: Sequence[str] = ()) -> Asked:
+    """Open the store and find the clips. Raises ValueError when there is no store or no such clip."""
+    from features.store import FeatureStore
+
+    path = store_path or Path(card.store)
+    if not path.exists() and "://" not in str(path):
+        raise ValueError(f"no store at {path}" + ("" if store_path else "; say where it is with --store"))
+    store = FeatureStore.open(path)
+    table = store.table()
+    labels = clip_labels(table, card.labelling, mapping)
+    sides = sides_of(run)
+    found = population(table, labels, sides, split)
+    if len(found.rows) == 0:
+        raise ValueError(f"store {path} has no extracted, labelled clip in the {split} split of run {run}")
+    is_other = not any(str(clip_id) in sides for clip_id in table.clip_id)
+    name = f"{path.stem}:{split}" if is_other else split
+    return Asked(run, card, store, table, labels, sides, found, name, is_other)
+
+
+def predict(asked: Asked) -> Predictions:
+    """What the run says about the clips of the split, by its own calibration."""
+    card, table, rows = asked.card, asked.table, asked.population.rows
+    coverage = face_coverage(asked.store, rows)
+    failed = table.state[rows] == 2
+    logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
+    measured = np.zeros(len(rows), bool)
+    if (~failed).any():
+        logits[~failed], measured[~failed] = predict_rows(
+            asked.run, card, asked.store, card.labelling, rows[~failed]
+        )
+    reasons = np.where(measured, "", "no face")
+    reasons = np.where(failed, [f"failed: {text}" for text in table.failure[rows]], reasons)
+    return make_predictions(
+        clip_ids=table.clip_id[rows],
+        subjects=table.subject[rows],
+        labels=asked.population.labels,
+        logits=logits,
+        reasons=reasons,
+        coverage=coverage,
+        slices={name: column[rows] for name, column in table.slices.items()} | {"source": table.source[rows]},
+        task=card.labelling.task,
+        calibration=card.calibration,
+        training_shares=training_shares(asked),
+    )
+
+
+def face_coverage(store: "FeatureStore", rows: np.ndarray) -> np.ndarray:
+    """(N,) share of frames with a face; 0 where nothing was extracted, 1 for imported features without
+    frames."""
+    if store.recipe.pixels is None:
+        return np.ones(len(rows))
+    frames = store.read_frames(rows)
+    return np.asarray((np.nan_to_num(frames[:, :, 5]) > 0).mean(axis=1), np.float64)
+
+
+def training_rows(asked: Asked) -> np.ndarray:
+    """Rows of the store that stand on the run's training side, labelled and extracted; none in another data
+    set."""
+    on_side = np.array([asked.sides.get(str(c), ("", ""))[1] == "train" for c in asked.table.clip_id], bool)
+    return np.flatnonzero(on_side & (asked.labels >= 0) & (asked.table.state == 1))
+
+
+def training_shares(asked: Asked) -> np.ndarray:
+    """(C,) shares of the classes in training; of the judged clips themselves where training is not in this
+    store."""
+    labels = asked.labels[training_rows(asked)]
+    return shares(labels if len(labels) else asked.population.labels, len(asked.card.labelling.names))
+
+
+def yardsticks(asked: Asked, predictions: Predictions, training: np.ndarray, seed: int) -> list[Yardstick]:
+    """Majority, and where subjects are known identity, for the judged clips."""
+    prior = training_shares(asked)
+    found = [majority(prior, len(predictions), asked.card.labelling.names)]
+    known = identity(
+        predictions.labels,
+        predictions.subjects,
+        prior,
+        seed=seed,
+        training_labels=asked.labels[training],
+        training_subjects=asked.table.subject[training],
+    )
+    return [*found, *([known] if known is not None else [])]
+
+
+def write_judgement(folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs) -> None:
+    """Every file of an evaluation, each written atomically."""
+    from seqmodel.draw import draw_all
+
+    names = judgement.label_names
+    metrics = figures_json(judgement)
+    write_metrics(folder / "metrics.json", metrics)
+    write_predictions(folder / PREDICTIONS, judgement.predictions, names, judgement.split)
+    card = replace(asked.card, metrics=dict(asked.card.metrics) | metrics)
+    if not asked.is_other_data:
+        save_card(args.run, card)
+    story = Story(
+        title=args.run.name,
+        plots=draw_all(folder / "plots", judgement, card, args.run),
+        data_rows=data_rows(asked),
+        commands=commands(asked, args),
+    )
+    write_report(folder / "report.html", judgement, card, story)
+    write_model_card(folder / "MODEL_CARD.md", judgement, card, story)
+
+
+def figures_json(judgement: Judgement) -> dict[str, dict[str, Any]]:
+    """{split: {metric: {value, low, high}}}; yardsticks and measured clips alone as `split/name`; None =
+    undefined."""
+    split = judgement.split
+    out = {split: _plain(judgement.figures, judgement.label_names)}
+    out[split]["num_clips"] = {"value": len(judgement.predictions), "low": None, "high": None}
+    for beside in judgement.beside:
+        name = beside.yardstick.name
+        out[f"{split}/{name}"] = _plain(beside.figures, judgement.label_names)
+        out[f"{split} minus {name}"] = _plain(
+            {metric: pair.difference for metric, pair in beside.paired.items()}, judgement.label_names
+        )
+    if judgement.measured_figures is not None:
+        out[f"{split}/measured"] = _plain(judgement.measured_figures, judgement.label_names)
+    return out
+
+
+def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
+    """metrics.json: entries of this split replace earlier ones, other splits stay."""
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_text(path, json.dumps(earlier | dict(metrics), indent=1, ensure_ascii=False) + "\n")
+
+
+def data_rows(asked: Asked) -> list[dict[str, Any]]:
+    """One row a split for the report's table of the data."""
+    table, num_classes = asked.table, len(asked.card.labelling.names)
+    rows_of = {s: population(table, asked.labels, asked.sides, s).rows for s in ("train", "val", "test")}
+    if asked.is_other_data:
+        rows_of = {asked.split: asked.population.rows}
+    out = []
+    for split, rows in rows_of.items():
+        coverage, failed = face_coverage(asked.store, rows), table.state[rows] == 2
+        subjects = {str(s) for s in table.subject[rows] if s}
+        out.append(
+            {
+                "split": split,
+                "clips": len(rows),
+                "people": len(subjects) or "–",
+                "classes": np.bincount(asked.labels[rows], minlength=num_classes).tolist(),
+                "face_rate": float(coverage[~failed].mean()) if (~failed).any() else float("nan"),
+                "failed": int(failed.sum()),
+                "faceless": int((~failed & (coverage == 0)).sum()),
+            }
+        )
+    return out
+
+
+def commands(asked: Asked, args: EvaluateArgs) -> list[str]:
+    """What to type to get this report again."""
+    words = ["python -m seqmodel evaluate --run", shlex.quote(str(args.run))]
+    words += ["--store", shlex.quote(str(asked.store.path)), "--split", args.split]
+    words += ["--rounds", str(args.rounds), "--seed", str(args.seed)]
+    words += [word for pair in args.map for word in ("--map", shlex.quote(pair))]
+    words += ["--umap"] if args.umap else []
+    return [" ".join(words)]
+
+
+def summary(judgement: Judgement, folder: Path) -> dict[str, Any]:
+    """What --json prints."""
+    return {
+        "split": judgement.split,
+        "clips": len(judgement.predictions),
+        "people": judgement.draws.num_subjects if judgement.draws.by_subject else None,
+        "figures": figures_json(judgement)[judgement.split],
+        "warnings": list(judgement.warnings),
+        "report": str(folder / "report.html"),
+    }
+
+
+def say_figures(judgement: Judgement, report: Path) -> None:
+    """The main figures beside the yardsticks, as a table on stderr."""
+    from rich.table import Table
+
+    from features.door import console
+
+    table = Table(title=f"{judgement.split}: {len(judgement.predictions)} clips", title_justify="left")
+    for name in ("figure", "model", "95 % interval", *(b.yardstick.title for b in judgement.beside)):
+        table.add_column(name, justify="left" if name == "figure" else "right")
+    for name, (title, _) in TITLES.items():
+        if name in judgement.figures:
+            f = judgement.figures[name]
+            others = [short(b.figures[name].value) for b in judgement.beside]
+            table.add_row(title, short(f.value), f"{short(f.low)} to {short(f.high)}", *others)
+    console().print(table)
+    for line in judgement.warnings:
+        warn(line)
+    say(f"report: {report}")
+
+
+def _calibrated(asked: Asked, args: EvaluateArgs) -> Card:
+    """The card, with another goal's threshold or an abstain band where asked for, from validation alone."""
+    if not args.threshold_for and not args.abstain:
+        return asked.card
+    card = asked.card
+    validation = ask(asked.run, card, Path(card.store), "val")
+    logits, measured = predict_rows(
+        asked.run, card, validation.store, card.labelling, validation.population.rows
+    )
+    goal = args.threshold_for or card.calibration.goal
+    labels = validation.population.labels[measured]
+    calibration = fit_calibration(
+        logits[measured], labels, card.labelling.task, goal=goal, label_names=card.labelling.names
+    )
+    if args.abstain:
+        calibration = replace(
+            calibration, abstain=abstain_band(logits[measured], card, calibration, args.abstain)
+        )
+    card = replace(card, calibration=calibration)
+    save_card(asked.run, card)
+    return card
+
+
+def abstain_band(
+    logits: np.ndarray, card: Card, calibration: Calibration, share: float
+) -> tuple[float, float]:
+    """The band of probabilities with the given share of (N, O) validation logits, nearest to the decision.
+
+    Raises ValueError unless the share lies in (0, 1).
+    """
+    from seqmodel.calibration import probabilities
+
+    if not 0 < share < 1:
+        raise ValueError(f"--abstain is the share of clips left unanswered, in (0, 1); got {share}")
+    p = probabilities(logits, card.labelling.task, calibration)
+    if card.labelling.task != "binary":
+        return 0.0, float(np.quantile(p.max(axis=1), share))
+    reach = float(np.quantile(np.abs(p[:, 1] - calibration.threshold), share))
+    return max(0.0, calibration.threshold - reach), min(1.0, calibration.threshold + reach)
+
+
+def _open_test(asked: Asked, card: Card) -> Card:
+    """Count this opening of the test split, in the card and in the store's ledger."""
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    card = replace(card, test_openings=(*card.test_openings, now))
+    save_card(asked.run, card)
+    try:
+        asked.store.record_test_opening(asked.run.name)
+    except OSError as error:
+        warn(f"the store's ledger could not be written ({error}); the card counts this opening")
+    return card
+
+
+def _population_warnings(asked: Asked) -> list[str]:
+    found = []
+    if asked.population.pending:
+        found.append(
+            f"{asked.population.pending} labelled clips of this split are not extracted yet and do not count"
+        )
+    if asked.is_other_data:
+        found.append(f"another data set ({asked.population.how}); majority and shares are its own")
+    return found
+
+
+def _plain(figures: Mapping[str, Figure], label_names: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    return {
+        readable(name, label_names): {k: v if math.isfinite(v) else None for k, v in asdict(figure).items()}
+        for name, figure in figures.items()
+    }
+
+
+def readable(name: str, label_names: Sequence[str]) -> str:
+    """`recall_0` as `recall:distracted`; other names as they are."""
+    head, _, index = name.rpartition("_")
+    return f"{head}:{label_names[int(index)]}" if index.isdigit() and head else name

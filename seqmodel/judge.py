@@ -1,0 +1,231 @@
+"""From predictions to a judgement: figures with intervals, beside what costs nothing.
+
+Every labelled clip of the split counts. A clip that could not be measured (its extraction failed, or no
+frame showed a face) is taken as if the training majority had been said, and the figures without such clips
+stand beside the main ones.
+
+It knows nothing about networks, stores or files.
+
+Shapes: N clips, O logits, C classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from features.labels import Task
+from seqmodel.bootstrap import (
+    FEW_SUBJECTS,
+    Draws,
+    Figure,
+    Paired,
+    bootstrap_figures,
+    draw_subjects,
+    paired,
+    with_intervals,
+)
+from seqmodel.calibration import Calibration, decide
+from seqmodel.metrics import evaluate_predictions, minority_class
+
+LOWER_IS_BETTER = ("mae", "brier", "ece")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says about the N clips of a split; row for row."""
+
+    clip_ids: np.ndarray
+    """(N,) str."""
+    subjects: np.ndarray
+    """(N,) str, '' where unknown."""
+    labels: np.ndarray
+    """(N,) int64, none of them -1."""
+    logits: np.ndarray
+    """(N, O) float32, NaN rows where nothing was measured."""
+    probabilities: np.ndarray
+    """(N, C) float64, calibrated; the training shares where nothing was measured."""
+    said: np.ndarray
+    """(N,) int64."""
+    unsure: np.ndarray
+    """(N,) bool, inside the abstain band."""
+    reasons: np.ndarray
+    """(N,) str, why a clip was not measured; '' where it was."""
+    coverage: np.ndarray
+    """(N,) float, share of frames with a face."""
+    slices: dict[str, np.ndarray] = field(default_factory=dict)
+    """Further columns, (N,) str each."""
+
+    @property
+    def measured(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.reasons == ""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Something cheap that the model has to beat."""
+
+    name: str
+    title: str
+    how: str
+    """One sentence on what it does."""
+    probabilities: np.ndarray
+    """(N, C)."""
+    said: np.ndarray
+    """(N,) int64."""
+    is_leak: bool = False
+    """True where it uses labels that no honest model has, to show what a random split would measure."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A yardstick, judged, and the model against it."""
+
+    yardstick: Yardstick
+    figures: dict[str, Figure]
+    paired: dict[str, Paired]
+    """Model minus yardstick, by metric."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Everything that is known about a model on a split."""
+
+    split: str
+    predictions: Predictions
+    label_names: tuple[str, ...]
+    task: Task
+    figures: dict[str, Figure]
+    """Over every labelled clip."""
+    measured_figures: dict[str, Figure] | None
+    """Over measured clips alone; None where that is all of them."""
+    beside: tuple[Beside, ...]
+    draws: Draws
+    minority: int
+    """The class that average precision is about."""
+    warnings: tuple[str, ...]
+
+
+def make_predictions(
+    *,
+    clip_ids: np.ndarray,
+    subjects: np.ndarray,
+    labels: np.ndarray,
+    logits: np.ndarray,
+    reasons: np.ndarray,
+    coverage: np.ndarray,
+    slices: Mapping[str, np.ndarray],
+    task: Task,
+    calibration: Calibration,
+    training_shares: np.ndarray,
+) -> Predictions:
+    """Decide every measured clip; the others get the (C,) training shares and their largest class."""
+    measured = reasons == ""
+    probabilities = np.tile(training_shares, (len(labels), 1)).astype(np.float64)
+    said = np.full(len(labels), int(training_shares.argmax()), np.int64)
+    unsure = np.zeros(len(labels), bool)
+    if measured.any():
+        decision = decide(logits[measured], task, calibration)
+        probabilities[measured], said[measured] = decision.probabilities, decision.label
+        unsure[measured] = decision.unsure
+    return Predictions(
+        clip_ids, subjects, labels, logits, probabilities, said, unsure, reasons, coverage, dict(slices)
+    )
+
+
+def judge(
+    predictions: Predictions,
+    yardsticks: Sequence[Yardstick],
+    *,
+    split: str,
+    label_names: tuple[str, ...],
+    task: Task,
+    rounds: int = 1000,
+    seed: int = 0,
+    warnings: Sequence[str] = (),
+) -> Judgement:
+    """Figures with 95 % intervals by subject for the model and its yardsticks, on the same draws.
+
+    Raises ValueError when there is no clip.
+    """
+    p = predictions
+    if len(p) == 0:
+        raise ValueError(f"the {split} split has no labelled clip: there is nothing to judge")
+    draws = draw_subjects(p.subjects, rounds, seed)
+    minority = minority_class(p.labels, len(label_names))
+    values, rounds_of = _figures(p.labels, p.probabilities, p.said, draws, minority, task)
+    beside = []
+    for yardstick in yardsticks:
+        theirs, their_rounds = _figures(
+            p.labels, yardstick.probabilities, yardstick.said, draws, minority, task
+        )
+        pairs = {
+            name: paired(values[name], theirs[name], rounds_of[name], their_rounds[name], draws.num_subjects)
+            for name in rounds_of
+        }
+        beside.append(Beside(yardstick, with_intervals(theirs, their_rounds, draws.num_subjects), pairs))
+    return Judgement(
+        split=split,
+        predictions=p,
+        label_names=label_names,
+        task=task,
+        figures=with_intervals(values, rounds_of, draws.num_subjects),
+        measured_figures=_measured_figures(p, minority, task, rounds, seed),
+        beside=tuple(beside),
+        draws=draws,
+        minority=minority,
+        warnings=(*warnings, *_warnings(p, draws, label_names)),
+    )
+
+
+def _figures(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    said: np.ndarray,
+    draws: Draws,
+    minority: int,
+    task: Task,
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    values = evaluate_predictions(labels, probabilities, said, minority)
+    rounds = bootstrap_figures(labels, probabilities, said, draws, minority)
+    # Distance between classes has a meaning only where they are levels.
+    unwanted = () if task == "ordinal" else ("qwk", "mae")
+    return (
+        {name: value for name, value in values.items() if name not in unwanted},
+        {name: value for name, value in rounds.items() if name not in unwanted},
+    )
+
+
+def _measured_figures(
+    p: Predictions, minority: int, task: Task, rounds: int, seed: int
+) -> dict[str, Figure] | None:
+    keep = p.measured
+    if keep.all() or not keep.any():
+        return None
+    draws = draw_subjects(p.subjects[keep], rounds, seed)
+    values, rounds_of = _figures(p.labels[keep], p.probabilities[keep], p.said[keep], draws, minority, task)
+    return with_intervals(values, rounds_of, draws.num_subjects)
+
+
+def _warnings(p: Predictions, draws: Draws, label_names: tuple[str, ...]) -> list[str]:
+    found = []
+    if not draws.by_subject:
+        found.append(
+            "no subjects are known: intervals are by clip and too narrow, "
+            "and the same face may stand in training"
+        )
+    elif draws.num_subjects < FEW_SUBJECTS:
+        found.append(
+            f"only {draws.num_subjects} subjects: intervals from fewer than {FEW_SUBJECTS} people are rough"
+        )
+    absent = [name for k, name in enumerate(label_names) if not (p.labels == k).any()]
+    if absent:
+        found.append(f"no clip of {', '.join(absent)} in this split: some figures are not defined")
+    missing = int((~p.measured).sum())
+    if missing:
+        found.append(f"{missing} of {len(p)} clips were not measured and count as the training majority")
+    return found

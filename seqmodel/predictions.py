@@ -1,0 +1,226 @@
+"""What a run says about the rows of a store: which rows, which path to the logits, and the table that is
+kept.
+
+A run whose encoder made the store's embeddings is judged from those; a fine-tuned one, whose encoder
+differs, is judged from the stored crops through the whole network. Recipes are compared field by field first.
+
+It knows nothing about figures, plots or reports.
+
+Shapes: N clips, T frames, O logits, C classes.
+"""
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from features.labels import Labelling, class_indices
+from features.recipe import Part, differences, require_equal
+from seqmodel.judge import Predictions
+from seqmodel.run import Card, load_split, load_weights
+
+if TYPE_CHECKING:
+    from features.store import ClipTable, FeatureStore
+
+PREDICTIONS = "predictions.csv"
+FAILED = 2
+# Crops of a clip are 4.5 MB; a few at a time keep memory flat.
+CLIPS_OF_CROPS = 4
+
+
+@dataclass(frozen=True)
+class Population:
+    """The rows that a split stands for, and what is known of them."""
+
+    rows: np.ndarray
+    """(N,) int64 rows of the store, labelled."""
+    labels: np.ndarray
+    """(N,) int64."""
+    pending: int
+    """Labelled clips of the split that were never extracted: neither counted nor hidden."""
+    how: str
+    """In words, which clips these are."""
+
+
+def clip_labels(table: "ClipTable", labelling: Labelling, mapping: Sequence[str] = ()) -> np.ndarray:
+    """(N,) class indices of every row, -1 = none. `mapping` holds theirs=ours for another store's names.
+
+    Raises ValueError when the column is missing, or no name of it maps.
+    """
+    if labelling.column not in table.labels:
+        there = ", ".join(sorted(table.labels)) or "none"
+        raise ValueError(f"the store has no label column {labelling.column!r}; it has: {there}")
+    theirs = list(table.label_names[labelling.column])
+    renamed = list(theirs)
+    for pair in mapping:
+        name, equals, ours = pair.partition("=")
+        if not equals or name not in theirs or not any(ours in (n, *s) for n, s in _classes(labelling)):
+            raise ValueError(
+                f"--map {pair}: wanted THEIRS=OURS with THEIRS one of {theirs} "
+                f"and OURS one of {list(labelling.names)}"
+            )
+        # Any stored name of the class stands for it.
+        renamed[theirs.index(name)] = next(s[0] for n, s in _classes(labelling) if ours in (n, *s))
+    if not any(name in group for name in renamed for group in labelling.sources):
+        raise ValueError(
+            f"none of the store's labels {theirs} is one the run knows ({list(labelling.names)}); "
+            "map them with --map THEIRS=OURS"
+        )
+    return class_indices(labelling, table.labels[labelling.column], renamed)
+
+
+def population(
+    table: "ClipTable", labels: np.ndarray, sides: dict[str, tuple[str, str]], split: str
+) -> Population:
+    """Every labelled row of a split: those that split.csv names, and failed ones whose subject stands on
+    that side.
+
+    A store that shares no clip with the run is another data set: its own split of that name, if it has one,
+    else all of it.
+    """
+    known = np.array([str(c) in sides for c in table.clip_id], bool)
+    labelled = labels >= 0
+    if known.any():
+        side_of_subject = {subject: side for subject, side in sides.values() if subject}
+        side = np.array(
+            [
+                sides[str(c)][1] if str(c) in sides else side_of_subject.get(str(s), str(own))
+                for c, s, own in zip(table.clip_id, table.subject, table.split, strict=True)
+            ]
+        )
+        # Rows that split.csv does not name count when their extraction failed: the run never saw them.
+        chosen = labelled & (side == split) & (known | (table.state == FAILED))
+        how = f"the {split} side of the run's split"
+    else:
+        own = table.split == split
+        chosen = labelled & (own if own.any() else np.ones(len(own), bool))
+        how = f"another data set: its {split} split" if own.any() else "another data set: every labelled clip"
+    # A vanished or planned row without extraction is nobody's failure.
+    pending = chosen & (table.state == 0)
+    rows = np.flatnonzero(chosen & ~pending)
+    return Population(rows, labels[rows], int(pending.sum()), how)
+
+
+def predict_rows(
+    run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """((N, O) float32 logits, (N,) bool measured) of rows of a store, by the path that its recipe allows.
+
+    A row is measured when some stream that the head reads is valid in some frame. Raises ValueError, naming
+    the fields, where recipes differ.
+    """
+    from seqmodel.heads import LstmHead
+    from seqmodel.training import predict_logits
+
+    weights = load_weights(run)
+    head = LstmHead(card.head, card.dims, card.num_outputs)
+    head.load_state_dict(weights["head"])
+    others: list[Part] = ["geometry"] if "geometry" in card.dims else []
+    where = f"run {run} with store {store.path}"
+    uses_encoder = "embeddings" in card.dims
+    if uses_encoder and differences(card.recipe, store.recipe, ["encoder"]) and "encoder" in weights:
+        require_equal(card.recipe, store.recipe, ["pixels", *others], where=where)
+        model, source = _whole_network(run, card, weights, head, store, labelling, rows)
+        batch_size = CLIPS_OF_CROPS
+    else:
+        parts: list[Part] = ["pixels", *others]
+        if uses_encoder:
+            parts.append("encoder")
+        require_equal(card.recipe, store.recipe, parts, where=where)
+        model, source, batch_size = head, _cached(card, store, labelling, rows), 256
+    measured = np.any([np.asarray(mask).any(axis=1) for mask in source.valid.values()], axis=0)
+    logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
+    logits[:] = predict_logits(model, source, batch_size, device=device)
+    logits[~measured] = np.nan
+    return logits, measured
+
+
+def write_predictions(path: Path, predictions: Predictions, label_names: Sequence[str], split: str) -> None:
+    """predictions.csv: rows of this split replace earlier ones, rows of other splits stay. Atomic."""
+    columns = [
+        "clip_id",
+        "subject",
+        "split",
+        "label",
+        *(f"p_{n}" for n in label_names),
+        "decision",
+        "state",
+        "coverage",
+    ]
+    kept = [row for row in read_predictions(path) if row["split"] != split and list(row) == columns]
+    p = predictions
+    for i in range(len(p)):
+        state = p.reasons[i] or ("unsure" if p.unsure[i] else "ok")
+        said = {f"p_{n}": f"{p.probabilities[i, k]:.6f}" for k, n in enumerate(label_names)}
+        kept.append(
+            {
+                "clip_id": p.clip_ids[i],
+                "subject": p.subjects[i],
+                "split": split,
+                "label": label_names[p.labels[i]],
+            }
+            | said
+            | {"decision": label_names[p.said[i]], "state": state, "coverage": f"{p.coverage[i]:.3f}"}
+        )
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(kept)
+    os.replace(temporary, path)
+
+
+def read_predictions(path: Path) -> list[dict[str, str]]:
+    """Rows of predictions.csv; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def sides_of(run: Path) -> dict[str, tuple[str, str]]:
+    """clip_id -> (subject, split) of the run's own split."""
+    return load_split(run)
+
+
+def _classes(labelling: Labelling) -> list[tuple[str, tuple[str, ...]]]:
+    return list(zip(labelling.names, labelling.sources, strict=True))
+
+
+def _cached(card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray) -> Any:
+    from features.datasets import load_samples
+
+    return load_samples(store, labelling, rows, inputs_of(card))
+
+
+def _whole_network(
+    run: Path,
+    card: Card,
+    weights: dict[str, Any],
+    head: Any,
+    store: "FeatureStore",
+    labelling: Labelling,
+    rows: np.ndarray,
+) -> tuple[Any, Any]:
+    from features.datasets import CropClips
+    from seqmodel.cnn_lstm import CnnLstm
+    from seqmodel.encoder import encoder_from_state
+
+    if not store.has_crops:
+        raise ValueError(
+            f"run {run} has its own fine-tuned encoder and store {store.path} keeps no crops to see "
+            "through it; extract with --crops jpeg, or re-extract with the fine-tuned encoder"
+        )
+    encoder = encoder_from_state(card.recipe.encoder.name, weights["encoder"])
+    return CnnLstm(encoder, head), CropClips(store, labelling, rows, inputs_of(card))
+
+
+def inputs_of(card: Card) -> Literal["embeddings", "geometry", "both"]:
+    """The `--inputs` word for the streams that a run's head reads."""
+    if len(card.dims) == 2:
+        return "both"
+    return "geometry" if "geometry" in card.dims else "embeddings"

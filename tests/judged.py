@@ -1,0 +1,117 @@
+"""A small store of made-up features and a run trained on it, for tests of what judges runs."""
+
+from pathlib import Path
+
+import numpy as np
+
+from features.datasets import load_samples
+from features.labels import class_indices, make_labelling
+from features.manifest import Clip
+from features.recipe import EncoderId, Pixels, Recipe
+from features.splits import make_split, sides_by_clip, split_hash
+from features.store import FeatureStore, plan
+from seqmodel.calibration import fit_calibration
+from seqmodel.config import HeadConfig, TrainConfig
+from seqmodel.heads import LstmHead, build_head, num_outputs
+from seqmodel.run import Card, append_log, save_card, save_split, save_weights, versions
+from seqmodel.training import fit, predict_logits
+
+DIM, NUM_FRAMES = 12, 6
+RECIPE = Recipe(
+    Pixels(detectors=("d" * 64,), fps=1.0, window_s=float(NUM_FRAMES)),
+    EncoderId("mobilenet_v3_large", "random:0", "a" * 64, DIM),
+)
+SMALL_HEAD = HeadConfig(hidden=8, projection=8, dropout=0.0)
+
+
+def make_store(
+    path: Path,
+    *,
+    names: tuple[str, ...] = ("distracted", "engaged"),
+    num_subjects: int = 24,
+    clips_each: int = 6,
+    signal: float = 1.0,
+    seed: int = 0,
+    known_subjects: bool = True,
+    broken: bool = True,
+) -> FeatureStore:
+    """Clips whose features lean towards their label by `signal`; with `broken`, some fail or show no face."""
+    rng = np.random.default_rng(seed)
+    clips, labels = [], []
+    for s in range(num_subjects):
+        for c in range(clips_each):
+            labels.append(int(rng.integers(len(names))))
+            clips.append(
+                Clip(
+                    clip_id=f"{s:02d}/클립 {c}.mp4#0",
+                    path=path.parent / f"{s:02d}/클립 {c}.mp4",
+                    start_s=0.0,
+                    end_s=float(NUM_FRAMES),
+                    subject=f"사람{s:02d}" if known_subjects else "",
+                    split="",
+                    fold="",
+                    labels={"label": names[labels[-1]]},
+                    slices={"light": "dim" if s % 3 == 0 else "bright"},
+                )
+            )
+    store = plan(path, clips, RECIPE, numerics={"backend": "none"}, crops=False, versions={})
+    direction = rng.normal(0, 1, DIM)
+    for row, label in enumerate(labels):
+        frames = np.zeros((NUM_FRAMES, 6), np.float32)
+        frames[:, 0] = np.arange(NUM_FRAMES)
+        frames[:, 1:5] = [10, 10, 50, 50]
+        frames[:, 5] = 0.9
+        if broken and row % 13 == 3:
+            store.write_failure(row, "cannot be decoded")
+            continue
+        if broken and row % 11 == 5:
+            frames[:, 1:] = np.nan
+            frames[:, 5] = 0
+        x = rng.normal(0, 1, (NUM_FRAMES, DIM)) + signal * (label - (len(names) - 1) / 2) * direction
+        x[frames[:, 5] == 0] = 0
+        store.write_row(row, embeddings=x.astype(np.float16), frames=frames)
+    return FeatureStore.open(path)
+
+
+def make_run(run: Path, store: FeatureStore, *, task: str = "auto", epochs: int = 5, seed: int = 0) -> Card:
+    """Train a tiny head on the store and write its run directory."""
+    table = store.table()
+    labelling = make_labelling(table.label_names["label"], task=task)  # type: ignore[arg-type]
+    labels = class_indices(labelling, table.labels["label"], table.label_names["label"])
+    rows = np.flatnonzero((labels >= 0) & (table.state == 1))
+    split = make_split(table, rows, labels[rows], seed=seed)
+    train, val = (load_samples(store, labelling, part) for part in (split.train, split.val))
+    outputs = num_outputs(labelling.task, len(labelling.names))
+    head: LstmHead = build_head(SMALL_HEAD, {"embeddings": DIM}, outputs, seed=seed)
+    head.set_statistics(train)
+    run.mkdir(parents=True)
+    config = TrainConfig(epochs=epochs)
+    classes = len(labelling.names)
+    for epoch in fit(head, train, val, config, task=labelling.task, num_classes=classes, seed=seed):
+        append_log(
+            run,
+            {"stage": "head", "epoch": epoch.index, "train_loss": epoch.train_loss}
+            | {"val_loss": epoch.val_loss, "val_score": epoch.val_score},
+        )
+    calibration = fit_calibration(predict_logits(head, val), val.labels, labelling.task)
+    card = Card(
+        recipe=store.recipe,
+        labelling=labelling,
+        head=SMALL_HEAD,
+        train=config,
+        dims={"embeddings": DIM},
+        store=str(store.path),
+        store_fingerprint=store.fingerprint(),
+        split_how=split.how,
+        split_hash=split_hash(split, table.clip_id),
+        seed=seed,
+        metric="auroc",
+        calibration=calibration,
+        versions=versions(),
+    )
+    save_weights(run, head.state_dict())
+    sides = sides_by_clip(split, table.clip_id)
+    place = {str(clip_id): i for i, clip_id in enumerate(table.clip_id)}
+    save_split(run, list(sides), [str(table.subject[place[c]]) for c in sides], list(sides.values()))
+    save_card(run, card)
+    return card
