@@ -161,9 +161,8 @@ def _print(summary: dict[str, Any]) -> None:
         for item in items[:MAX_LISTED]:
             say(f"[red]{escape(item.get('clip_id') or item['where'])}[/red]: {escape(item['reason'])}")
         if len(items) > MAX_LISTED:
-            say(
-                f"… and {len(items) - MAX_LISTED} more {kind}s: python -m features info {escape(summary['store'])}"
-            )
+            more = f"… and {len(items) - MAX_LISTED} more {kind}s"
+            say(f"{more}: python -m features info {escape(summary['store'])}")
     if summary["vanished"]:
         count = len(summary["vanished"])
         warn(f"{count} clips in the store are no longer in the manifest, {summary['vanished'][0]} for one")

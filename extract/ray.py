@@ -5,6 +5,7 @@ Knows nothing about videos; the store must be reachable from every node (a share
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from extract.pipeline import Job, Setup, open_kernels
 from extract.workers import Event, events
@@ -40,8 +41,9 @@ def run_jobs_on_ray(
     try:
         count = min(workers or int(ray.cluster_resources().get("CPU", 1)), max(1, len(jobs)))
         remote = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=3)(Worker)
-        pool = [remote.remote(setup, store_path) for _ in range(count)]
-        waiting, running = list(reversed(jobs)), {}
+        pool: list[Any] = [remote.remote(setup, store_path) for _ in range(count)]
+        waiting = list(reversed(jobs))
+        running: dict[Any, Any] = {}
         for actor in pool:
             if waiting:
                 running[actor.do.remote(waiting.pop())] = actor

@@ -52,7 +52,7 @@ class VideoInfo:
     duration_s: float
     """Seconds of the video stream."""
     fps: float
-    """Average frames a second, 0 = unknown."""
+    """Average frames a second; 25 where nothing is known."""
     width: int
     """Pixels, as coded: before rotation."""
     height: int
@@ -73,18 +73,17 @@ def probe(path: Path | str) -> VideoInfo:
             duration_s = container.duration / 1e6  # AV_TIME_BASE, microseconds
         else:
             duration_s = _last_packet_end_s(container, stream)
-        rate = stream.average_rate or stream.guessed_rate
-        return VideoInfo(
-            duration_s, float(rate or 0), stream.codec_context.width, stream.codec_context.height
-        )
+        size = stream.codec_context.width, stream.codec_context.height
+        return VideoInfo(duration_s, _rate(stream), *size)
 
 
 def read_video(path: Path | str, *, decode: Decode = "full", threads: int = 1) -> Iterator[Frame]:
     """The frames of a file (or URL) in the order they are shown, with strictly growing times.
 
     `decode="sparse"` skips the frames that no other frame is built from (B-frames, mostly): cheaper, and what
-    is left is pixel for pixel the same. A damaged packet is passed over. Frames without a time, or before the
-    last one, are left out. Raises ValueError with a reason for people when nothing can be decoded.
+    is left is pixel for pixel the same. A damaged packet is passed over, a frame not later than the last one
+    left out; where a stream carries no times (raw H.264), they follow from its frame rate. Raises ValueError
+    with a reason for people when nothing can be decoded.
     """
     with closing(_open(path)) as container:
         stream = container.streams.video[0]
@@ -94,10 +93,13 @@ def read_video(path: Path | str, *, decode: Decode = "full", threads: int = 1) -
             context.skip_frame = "NONREF"
         time_base = float(stream.time_base or 1)
         first_pts, last_s = stream.start_time, -math.inf
+        step = round(1 / (_rate(stream) * time_base))
+        untimed = -step
         for picture in _pictures(container, stream, str(path)):
             pts = picture.pts if picture.pts is not None else picture.dts
             if pts is None:
-                continue
+                untimed += step
+                pts = untimed
             first_pts = pts if first_pts is None else first_pts
             pts_s = (pts - first_pts) * time_base
             if pts_s <= last_s:
@@ -221,15 +223,21 @@ def _pictures(
 def _last_packet_end_s(container: "av.container.InputContainer", stream: "av.VideoStream") -> float:
     import av
 
-    end, first = 0, stream.start_time
+    end, first, untimed = 0, stream.start_time, 0
     try:
         for packet in container.demux(stream):
             if packet.pts is not None:
                 first = packet.pts if first is None else first
                 end = max(end, packet.pts + (packet.duration or 0) - first)
+            elif packet.size:
+                untimed += 1
     except av.error.FFmpegError:
         pass  # a broken end: what was read so far is the length that can be had
-    return float(end * (stream.time_base or 0))
+    return float(end * (stream.time_base or 0)) or untimed / _rate(stream)
+
+
+def _rate(stream: "av.VideoStream") -> float:
+    return float(stream.average_rate or stream.guessed_rate or 25)
 
 
 def _reason(error: Exception) -> str:

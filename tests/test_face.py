@@ -1,0 +1,122 @@
+"""Finding, following and cropping a face."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extract.face import FaceCropper, cut_square, iou
+from extract.video import read_video
+from features.recipe import Pixels
+from seqmodel.assets import detector_file
+
+PIXELS = Pixels(("any",))
+
+
+@pytest.fixture(scope="module")
+def cropper(detector_path: Path):
+    cropper = FaceCropper(PIXELS, (detector_path,))
+    yield cropper
+    cropper.close()
+
+
+@pytest.mark.parametrize(("name", "lowest", "highest"), [("single", 72, 72), ("carphone", 120, 120)])
+def test_a_face_in_every_frame(
+    cropper: FaceCropper, real_clips: dict[str, Path], name: str, lowest: int, highest: int
+) -> None:
+    cropper.reset()
+    found = sum(cropper.crop(frame.rgb()).image is not None for frame in read_video(real_clips[name]))
+    assert lowest <= found <= highest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "expected"), [("pexels", 472), ("face_noface", 75), ("noface_face", 75)])
+def test_as_many_faces_as_published(
+    cropper: FaceCropper, real_clips: dict[str, Path], name: str, expected: int
+) -> None:
+    cropper.reset()
+    found = sum(cropper.crop(frame.rgb()).image is not None for frame in read_video(real_clips[name]))
+    assert found == expected
+
+
+def test_no_face_is_a_fact_not_the_old_box(cropper: FaceCropper, real_clips: dict[str, Path]) -> None:
+    cropper.reset()
+    with_face = next(read_video(real_clips["single"])).rgb()
+    assert cropper.crop(with_face).image is not None
+    nothing = cropper.crop(np.zeros_like(with_face))
+    assert nothing.image is None
+    assert nothing.score == 0
+    assert np.isnan(nothing.box).all()
+
+
+def test_the_face_followed_stays_followed_until_reset(
+    cropper: FaceCropper, real_clips: dict[str, Path]
+) -> None:
+    """Two faces side by side: the one seen alone first stays, though the other is larger."""
+    face = next(read_video(real_clips["single"])).rgb()
+    small = cv2.resize(face, None, fx=0.7, fy=0.7)
+    two = np.zeros((face.shape[0], face.shape[1] + small.shape[1], 3), np.uint8)
+    two[: small.shape[0], : small.shape[1]] = small
+    alone = two.copy()
+    two[:, small.shape[1] :] = face
+    cropper.reset()
+    first = cropper.crop(alone)
+    kept = cropper.crop(two)
+    assert iou(first.box, kept.box) > 0.9
+    assert len(kept.others) == 1
+    cropper.reset()
+    largest = cropper.crop(two)
+    assert largest.box[0] > small.shape[1] - 5
+    assert iou(largest.others[0], kept.box) > 0.9
+
+
+def test_the_full_range_model_finds_faces_the_short_one_misses(
+    detector_path: Path, real_clips: dict[str, Path]
+) -> None:
+    photo = cv2.cvtColor(cv2.imread(str(real_clips["group_photo"])), cv2.COLOR_BGR2RGB)
+    photo = cv2.copyMakeBorder(photo, *(4 * [250]), cv2.BORDER_REPLICATE)  # further away
+    short = FaceCropper(PIXELS, (detector_path,))
+    try:
+        full_file = detector_file("full")
+    except ValueError as error:
+        pytest.skip(str(error))
+    both = FaceCropper(Pixels(("short", "full")), (detector_path, full_file))
+    assert short.crop(photo).image is None
+    found = both.crop(photo)
+    assert len(found.others) == 4
+    short.close()
+    both.close()
+
+
+def test_the_number_of_files_must_fit_the_recipe(detector_path: Path) -> None:
+    with pytest.raises(ValueError, match="1 detectors, 2 files"):
+        FaceCropper(PIXELS, (detector_path, detector_path))
+
+
+def test_a_crop_is_a_plain_resize_of_the_square() -> None:
+    rgb = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
+    crop = cut_square(rgb, (100, 50, 180, 130), margin=0.25, crop_px=64)
+    expected = cv2.resize(rgb[30:150, 80:200], (64, 64), interpolation=cv2.INTER_AREA)
+    assert np.array_equal(crop, expected)
+
+
+def test_outside_the_frame_is_black() -> None:
+    rgb = np.full((100, 100, 3), 255, np.uint8)
+    crop = cut_square(rgb, (-20, -20, 20, 20), margin=0, crop_px=40)
+    assert (crop[:20] == 0).all()
+    assert (crop[:, :20] == 0).all()
+    assert (crop[20:, 20:] == 255).all()
+
+
+@given(
+    box=st.tuples(*[st.floats(-400, 700) for _ in range(2)], *[st.floats(0.1, 500) for _ in range(2)]),
+    margin=st.floats(0, 2),
+)
+def test_any_box_gives_a_crop(box: tuple[float, ...], margin: float) -> None:
+    x, y, width, height = box
+    crop = cut_square(np.full((120, 160, 3), 9, np.uint8), (x, y, x + width, y + height), margin, 32)
+    assert crop.shape == (32, 32, 3)
+    assert crop.dtype == np.uint8

@@ -1,0 +1,169 @@
+"""Reading videos: upright, by time, sparse or full; sampling by timestamps."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extract.video import Frame, Spans, probe, read_video, sample_at
+from tests.clips import face_frames, write_video
+
+BLANK = np.zeros((2, 2, 3), np.uint8)
+
+
+def frames_at(*times_s: float) -> list[Frame]:
+    return [Frame(t, BLANK) for t in times_s]
+
+
+def times(frames) -> list[float]:
+    return [frame.pts_s for frame in frames]
+
+
+@pytest.mark.parametrize(
+    ("name", "num_frames"),
+    [("pexels", 472), ("single", 72), ("face_noface", 169), ("no_face", 95), ("carphone", 120)],
+)
+def test_every_frame_that_decodes_is_given(real_clips: dict[str, Path], name: str, num_frames: int) -> None:
+    """The published frame counts of the real clips, whatever the header says (98 for `no_face`)."""
+    pts = times(read_video(real_clips[name]))
+    assert len(pts) == num_frames
+    assert pts[0] == pytest.approx(0, abs=0.05)
+    assert (np.diff(pts) > 0).all()
+
+
+def test_thirty_fps_and_twelve_fps_are_sampled_at_the_same_times() -> None:
+    fast = sample_at(frames_at(*np.arange(300) / 30), 3)
+    slow = sample_at(frames_at(*np.arange(120) / 12), 3)
+    assert times(fast) == pytest.approx(np.arange(30) / 3)
+    assert times(slow) == pytest.approx(np.arange(30) / 3)
+
+
+def test_variable_frame_rate_is_sampled_by_time(real_clips: dict[str, Path]) -> None:
+    """Every sample is the first frame at or after its target, in a clip without an even step."""
+    all_pts = np.array(times(read_video(real_clips["noface_face"])))
+    assert np.ptp(np.diff(all_pts)) > 0.01
+    sampled = times(sample_at(read_video(real_clips["noface_face"]), 3))
+    targets = np.arange(len(sampled)) / 3
+    assert sampled == [all_pts[all_pts >= target - 0.0005][0] for target in targets]
+
+
+def test_a_gap_is_a_gap_in_the_samples() -> None:
+    assert times(sample_at(frames_at(0, 0.1, 2.0, 2.1, 2.4, 2.5), 3)) == [0, 2.0, 2.4]
+
+
+def test_a_slow_video_gives_each_frame_once() -> None:
+    assert times(sample_at(frames_at(0, 1, 2, 3), 3)) == [0, 1, 2, 3]
+
+
+def test_sampling_starts_at_start_s() -> None:
+    assert times(sample_at(frames_at(*np.arange(100) / 10), 1, start_s=3.25)) == [
+        3.3,
+        4.3,
+        5.3,
+        6.3,
+        7.3,
+        8.3,
+        9.3,
+    ]
+
+
+def test_a_millisecond_rounding_does_not_skip_a_frame() -> None:
+    """Containers round 1/3 s to .333, which is before the target."""
+    assert times(sample_at(frames_at(0, 0.333, 0.667, 1.0), 3)) == [0, 0.333, 0.667, 1.0]
+
+
+@given(
+    steps=st.lists(st.floats(0.001, 3), min_size=1, max_size=60),
+    fps=st.floats(0.2, 30),
+    start_s=st.floats(0, 5),
+)
+def test_each_sample_answers_a_target_that_no_earlier_frame_did(
+    steps: list[float], fps: float, start_s: float
+) -> None:
+    pts = np.cumsum(steps)
+    k = 0
+    expected = []
+    for t in pts:
+        if t >= start_s + k / fps - 0.0005:
+            expected.append(t)
+            while t >= start_s + k / fps - 0.0005:
+                k += 1
+    assert times(sample_at(frames_at(*pts), fps, start_s)) == expected
+
+
+def test_spans_lose_no_frame_between_them() -> None:
+    spans = Spans(frames_at(*np.arange(10) / 2))
+    assert times(spans.until(1.0)) == [0, 0.5]
+    assert times(spans.until(2.0)) == [1.0, 1.5]
+    assert not spans.is_over
+    assert times(spans.until(99)) == [2.0, 2.5, 3.0, 3.5, 4.0, 4.5]
+    assert spans.is_over
+
+
+def test_sparse_decoding_gives_frames_of_the_full_one(real_clips: dict[str, Path]) -> None:
+    """Sparse frames are pixel for pixel frames of the full decode, within 1/fps of what was asked."""
+    full = {frame.pts_s: frame.rgb() for frame in read_video(real_clips["single"])}
+    sparse = list(read_video(real_clips["single"], decode="sparse"))
+    assert len(sparse) < len(full)
+    assert all(np.array_equal(frame.rgb(), full[frame.pts_s]) for frame in sparse)
+
+
+@pytest.mark.parametrize("name", ["pexels", "single", "face_noface", "noface_face", "no_face", "carphone"])
+def test_sparse_samples_are_within_one_period(real_clips: dict[str, Path], name: str) -> None:
+    sampled = times(sample_at(read_video(real_clips[name], decode="sparse"), 3))
+    late = np.array(sampled) - np.arange(len(sampled)) / 3
+    assert len(sampled) == len(times(sample_at(read_video(real_clips[name]), 3)))
+    assert late.min() > -0.001
+    assert late.max() < 1 / 3
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_rotated_video_is_read_upright(real_clips: dict[str, Path], tmp_path: Path, rotation: int) -> None:
+    """A phone stores turned pixels and a matrix: turning them back gives the picture as it was."""
+    upright = face_frames(real_clips["single"], 3, 128, 96)
+    turned = [np.ascontiguousarray(np.rot90(frame, -rotation // 90)) for frame in upright]
+    lossless = {"qp": "0", "preset": "ultrafast"}
+    plain = write_video(tmp_path / "plain.mp4", turned, options=lossless)
+    marked = write_video(tmp_path / "marked.mp4", turned, options=lossless, rotation=rotation)
+    stored = [frame.rgb() for frame in read_video(plain)]
+    read = [frame.rgb() for frame in read_video(marked)]
+    assert read[0].shape == upright[0].shape
+    for a, b in zip(read, stored, strict=True):
+        assert np.array_equal(a, np.rot90(b, rotation // 90))
+    assert np.abs(read[0].astype(int) - upright[0]).mean() < 3
+
+
+def test_probe_tells_the_duration(real_clips: dict[str, Path], tmp_path: Path) -> None:
+    info = probe(real_clips["pexels"])
+    assert (info.width, info.height) == (640, 360)
+    assert info.duration_s == pytest.approx(19.685, abs=0.01)
+    assert info.fps == pytest.approx(23.976, abs=0.01)
+    raw = write_video(tmp_path / "no_duration.h264", face_frames(real_clips["single"], 20), 10)
+    assert probe(raw).duration_s == pytest.approx(20 / 25)  # raw H.264 has no times: 25 frames a second
+    assert times(read_video(raw)) == pytest.approx(np.arange(20) / 25)
+
+
+def test_a_name_with_spaces_hangul_and_emoji_opens(real_clips: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "수업 영상 😀 №1.mp4"
+    path.write_bytes(real_clips["single"].read_bytes())
+    assert len(times(read_video(path))) == 72
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "empty"), (b"path,label\nx.mp4,engaged\n" * 50, "not a video"), (b"\x00" * 4000, "not a video")],
+)
+def test_what_is_no_video_says_so(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        next(read_video(path))
+    with pytest.raises(ValueError, match=said):
+        probe(path)
+
+
+def test_a_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file"):
+        probe(tmp_path / "none.mp4")
