@@ -22,17 +22,17 @@ import numpy as np
 from features.recipe import GeometryId
 
 if TYPE_CHECKING:
-    from extract.face import Crop
+    from extract.face import Box, Crop
 
 BLENDSHAPES = (
-    "_neutral browDownLeft browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff cheekSquintLeft "
-    "cheekSquintRight eyeBlinkLeft eyeBlinkRight eyeLookDownLeft eyeLookDownRight eyeLookInLeft eyeLookInRight "
-    "eyeLookOutLeft eyeLookOutRight eyeLookUpLeft eyeLookUpRight eyeSquintLeft eyeSquintRight eyeWideLeft "
-    "eyeWideRight jawForward jawLeft jawOpen jawRight mouthClose mouthDimpleLeft mouthDimpleRight mouthFrownLeft "
-    "mouthFrownRight mouthFunnel mouthLeft mouthLowerDownLeft mouthLowerDownRight mouthPressLeft mouthPressRight "
-    "mouthPucker mouthRight mouthRollLower mouthRollUpper mouthShrugLower mouthShrugUpper mouthSmileLeft "
-    "mouthSmileRight mouthStretchLeft mouthStretchRight mouthUpperUpLeft mouthUpperUpRight noseSneerLeft "
-    "noseSneerRight"
+    "_neutral browDownLeft browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff "
+    "cheekSquintLeft cheekSquintRight eyeBlinkLeft eyeBlinkRight eyeLookDownLeft eyeLookDownRight "
+    "eyeLookInLeft eyeLookInRight eyeLookOutLeft eyeLookOutRight eyeLookUpLeft eyeLookUpRight "
+    "eyeSquintLeft eyeSquintRight eyeWideLeft eyeWideRight jawForward jawLeft jawOpen jawRight mouthClose "
+    "mouthDimpleLeft mouthDimpleRight mouthFrownLeft mouthFrownRight mouthFunnel mouthLeft "
+    "mouthLowerDownLeft mouthLowerDownRight mouthPressLeft mouthPressRight mouthPucker mouthRight "
+    "mouthRollLower mouthRollUpper mouthShrugLower mouthShrugUpper mouthSmileLeft mouthSmileRight "
+    "mouthStretchLeft mouthStretchRight mouthUpperUpLeft mouthUpperUpRight noseSneerLeft noseSneerRight"
 ).split()
 """The landmarker's scores, 0 to 1, in its own order and under its own names."""
 
@@ -45,7 +45,7 @@ FEATURES: tuple[str, ...] = (*BLENDSHAPES, *POSE)
 """The G = 61 names, in the order of the stored columns."""
 
 REGION_SCALE = 2.0
-"""Side of the square handed to the landmarker, in sides of the face box: its own detector wants air around a face."""
+"""Side of the square handed to the landmarker, in sides of the face box: its detector wants air around it."""
 
 
 class FaceGeometry:
@@ -65,7 +65,7 @@ class FaceGeometry:
         self._landmarker = _open_landmarker(Path(model_path).read_bytes())
 
     def measure(self, rgb_frame: np.ndarray, crop: "Crop") -> np.ndarray:
-        """The features of the face that `crop` was cut around, (G,) float32; all NaN where it could not be read.
+        """The features of the face that `crop` was cut around, (G,) float32; all NaN where there is none.
 
         `rgb_frame` is uint8 (H,W,3), the upright frame in which `crop.box` (pixels) lies.
         """
@@ -109,10 +109,8 @@ def placement(
     return max(x1 - x0, y1 - y0) / height, (x0 + x1) / 2 / width, (y0 + y1) / 2 / height
 
 
-def face_region(
-    rgb_frame: np.ndarray, box: tuple[float, float, float, float]
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """The square around a face box, black where it leaves the frame, uint8 (S,S,3), and its left top corner."""
+def face_region(rgb_frame: np.ndarray, box: "Box") -> tuple[np.ndarray, tuple[int, int]]:
+    """The square around a face box, black outside the frame, uint8 (S,S,3), and its left top corner."""
     height, width = rgb_frame.shape[:2]
     x0, y0, x1, y1 = box
     side = max(8, round(max(x1 - x0, y1 - y0) * REGION_SCALE))
