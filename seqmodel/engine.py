@@ -273,7 +273,8 @@ def _identity_path(name: str, weights: str) -> Path | None:
     them.
     """
     if weights == "random":
-        key = f"random-0-torch{metadata.version('torch')}-{metadata.version('torchvision')}"
+        drawn_by = sha256_of(Path(__file__).with_name("encoder.py"))[:12]
+        key = f"random-{drawn_by}-{metadata.version('torch')}-{metadata.version('torchvision')}"
     else:
         key = sha256_of(encoder_weights(name, weights))[:24]
     return cache_dir() / "identities" / f"{name}-{key}.json"
