@@ -39,6 +39,8 @@ class Sequences:
     values: tuple[np.ndarray, ...]
     """One (t, D) float32 a clip; NaN where a feature is missing."""
     problems: tuple[Failure, ...] = ()
+    label_names: tuple[str, ...] = ()
+    """In their order, where the file gives one."""
 
 
 def read_sequences(file: Path) -> Sequences:
@@ -97,6 +99,7 @@ def _write(place: Place, sequences: Sequences, recipe: Recipe, num_frames: int) 
         versions=None,
         dtype="float32",
         rows_per_chunk=step,
+        label_names={"label": list(sequences.label_names)} if sequences.label_names else None,
     )
     planning.write_rows(group, place, clips, recipe, has_crops=False, listing_complete=True)
     store = FeatureStore(place, planning.open_for_planning(place), writable=True)
@@ -157,7 +160,8 @@ def _of_npz(file: Path) -> Sequences:
         )
         for index in range(count)
     )
-    return Sequences(clips, values)
+    order = () if names is None else tuple(str(name) for name in names.tolist())
+    return Sequences(clips, values, label_names=order)
 
 
 def _cut(x: np.ndarray, length: np.ndarray | None, count: int, file: Path) -> tuple[np.ndarray, ...]:

@@ -61,8 +61,9 @@ def create(
     versions: dict[str, str] | None,
     dtype: str = "float16",
     rows_per_chunk: int = 1,
+    label_names: dict[str, list[str]] | None = None,
 ) -> zarr.Group:
-    """An empty store of no rows. dtype: of the embeddings."""
+    """An empty store of no rows. dtype: of the embeddings. label_names: where their order is known before."""
     attributes = {
         "schema": SCHEMA,
         "recipe": to_json(recipe),
@@ -74,7 +75,7 @@ def create(
         "embedding_dtype": dtype,
         "rows_per_chunk": rows_per_chunk,
         "frame_columns": list(FRAME_COLUMNS),
-        "label_names": {},
+        "label_names": label_names or {},
         "slice_columns": [],
         "test_openings": [],
     }

@@ -1,0 +1,210 @@
+"""Manifests: what users write, and what they write wrongly."""
+
+import itertools
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from features.manifest import Clip, clip_id, dropped_s, read_csv, read_folder, windows
+
+
+def write_manifest(folder: Path, text: str, videos: tuple[str, ...] = ("a.mp4", "b.mp4")) -> Path:
+    """A CSV beside (empty) videos."""
+    for video in videos:
+        (folder / video).parent.mkdir(parents=True, exist_ok=True)
+        (folder / video).touch()
+    file = folder / "labels.csv"
+    file.write_bytes(text.encode("utf-8"))
+    return file
+
+
+def test_csv_with_bom_spaces_and_hangul(tmp_path: Path) -> None:
+    """What spreadsheets add does no harm, and every column is kept."""
+    file = write_manifest(
+        tmp_path,
+        "\ufeffPath, label ,Subject,split,start_s,end_s,자리\r\n"
+        "한글 폴더/가.mp4,engaged,s1,Validation,5,15,앞\r\n",
+        ("한글 폴더/가.mp4",),
+    )
+    (clip,) = read_csv(file).clips
+    assert clip.clip_id == "한글 폴더/가.mp4#5000"
+    assert (clip.subject, clip.split, clip.start_s, clip.end_s) == ("s1", "val", 5.0, 15.0)
+    assert clip.labels == {"label": "engaged", "자리": "앞"}
+    assert clip.slices == {"자리": "앞"}
+
+
+def test_decomposed_and_composed_hangul_are_one_clip(tmp_path: Path) -> None:
+    """A file name as macOS writes it is found by the name as people type it, under one clip id."""
+    decomposed = unicodedata.normalize("NFD", "가나.mp4")
+    file = write_manifest(tmp_path, "path,label\n가나.mp4,x\n", (decomposed,))
+    (clip,) = read_csv(file).clips
+    assert clip.path.exists()
+    assert clip.clip_id == unicodedata.normalize("NFC", "가나.mp4#0")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (",engaged,,", "no path"),
+        ("nowhere.mp4,engaged,,", "no such file: nowhere.mp4"),
+        ("a.mp4,engaged,ten,", "start_s 'ten' is not a number"),
+        ("a.mp4,engaged,-1,", "start_s '-1' is not a number"),
+        ("a.mp4,engaged,nan,", "start_s 'nan' is not a number"),
+        ("a.mp4,engaged,10,5", "end_s 5 is not after start_s 10"),
+        ("a.mp4,engaged", "2 fields where the header has 4"),
+    ],
+)
+def test_bad_line_is_a_problem_with_its_number(tmp_path: Path, row: str, reason: str) -> None:
+    """The other lines are read."""
+    file = write_manifest(tmp_path, f"path,label,start_s,end_s\nb.mp4,engaged,,\n\n{row}\n")
+    manifest = read_csv(file)
+    assert [clip.path.name for clip in manifest.clips] == ["b.mp4"]
+    (problem,) = manifest.problems
+    assert problem.reason.startswith("line 4: ")
+    assert reason in problem.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("label\nx\n", "no column 'path'"),
+        ("path\na.mp4\n", "no label column"),
+        ("path,label,label\na.mp4,x,y\n", "once each"),
+        ("path,label\na.mp4,x\nb.mp4,y\na.mp4,x\n", r"lines 2 and 4 \(a.mp4#0\)"),
+        ('path,label\n"a.mp4,x\n', "line"),
+    ],
+)
+def test_unusable_manifest_raises_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    """Nothing can be done with these."""
+    with pytest.raises(ValueError, match=message):
+        read_csv(write_manifest(tmp_path, text))
+
+
+def test_korean_excel_csv_is_named_by_line(tmp_path: Path) -> None:
+    """CP949 is what Excel writes in Korea by default."""
+    file = write_manifest(tmp_path, "")
+    file.write_bytes("path,label\na.mp4,x\nb.mp4,집중\n".encode("cp949"))
+    with pytest.raises(ValueError, match=r"line 3 is not UTF-8: save it as 'CSV UTF-8'"):
+        read_csv(file)
+
+
+def test_semicolons_and_windows_paths_are_understood(tmp_path: Path) -> None:
+    """As some countries' spreadsheets and Windows users write."""
+    file = write_manifest(tmp_path, "path;label\nsub\\a.mp4;x\n", ("sub/a.mp4",))
+    (clip,) = read_csv(file).clips
+    assert clip.clip_id == "sub/a.mp4#0"
+
+
+def test_a_column_of_many_values_is_a_slice_only(tmp_path: Path) -> None:
+    """A remark per clip is nothing to learn."""
+    videos = tuple(f"{index}.mp4" for index in range(30))
+    rows = "".join(f"{video},x,note {video}\n" for video in videos)
+    clip = read_csv(write_manifest(tmp_path, "path,label,note\n" + rows, videos)).clips[0]
+    assert set(clip.labels) == {"label"}
+    assert clip.slices == {"note": "note 0.mp4"}
+
+
+def test_videos_elsewhere_are_fine_for_relabelling(tmp_path: Path) -> None:
+    """`features label` needs no videos."""
+    file = write_manifest(tmp_path, "path,label\nfar\\away.mp4,x\n", ())
+    assert read_csv(file, require_files=False).clips[0].clip_id == "far/away.mp4#0"
+
+
+def test_folder_of_classes(tmp_path: Path) -> None:
+    """The folder's name is the label; hidden files and texts are passed over, loose videos are listed."""
+    for name in ("집중/a.MP4", "딴짓/b.avi", "딴짓/._b.avi", "딴짓/notes.txt", "loose.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    manifest = read_folder(tmp_path)
+    assert {clip.clip_id: clip.labels["label"] for clip in manifest.clips} == {
+        "딴짓/b.avi#0": "딴짓",
+        "집중/a.MP4#0": "집중",
+    }
+    assert [problem.clip_id for problem in manifest.problems] == ["loose.mp4#0"]
+
+
+def test_folder_of_splits_and_classes(tmp_path: Path) -> None:
+    """ROOT/<split>/<label>/<video> names the split too."""
+    for name in ("Train/x/a.mp4", "Validation/y/b.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    clips = read_folder(tmp_path).clips
+    assert [(clip.split, clip.labels["label"]) for clip in clips] == [("train", "x"), ("val", "y")]
+
+
+def test_empty_folder_is_refused(tmp_path: Path) -> None:
+    """Says what was wanted."""
+    with pytest.raises(ValueError, match="no videos under"):
+        read_folder(tmp_path)
+
+
+def spans(clip: Clip, duration_s: float) -> list[tuple[float, float | None]]:
+    """Start and end of each ten-second window."""
+    return [(window.start_s, window.end_s) for window in windows(clip, duration_s, 10.0)]
+
+
+def test_windows_follow_the_remainder_rule() -> None:
+    """Under half a window is dropped, unless it is the only one."""
+    clip = Clip("a.mp4#0", Path("a.mp4"))
+    assert spans(clip, 10.024) == [(0, 10)]
+    assert spans(clip, 9.9999) == [(0, 9.9999)]
+    assert spans(clip, 3) == [(0, 3)]
+    assert spans(clip, 24.9) == [(0, 10), (10, 20)]
+    assert spans(clip, 25) == [(0, 10), (10, 20), (20, 25)]
+    assert [window.clip_id for window in windows(clip, 25, 10)] == ["a.mp4#0", "a.mp4#10000", "a.mp4#20000"]
+    assert dropped_s(clip, 24.9, 10) == pytest.approx(4.9)
+
+
+def test_a_clip_with_its_own_times_keeps_them() -> None:
+    """Segments of a long video, one of them behind its end."""
+    assert spans(Clip("a.mp4#30000", Path("a.mp4"), 30.0, 40.0), 3600) == [(30, 40)]
+    assert spans(Clip("a.mp4#30000", Path("a.mp4"), 30.0, 40.0), 37) == [(30, 37)]
+    assert spans(Clip("a.mp4#30000", Path("a.mp4"), 30.0, 40.0), 20) == [(30, 40)]
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1e4), st.floats(0, 1e3), st.floats(0.5, 100))
+def test_windows_are_disjoint_ascending_and_never_none(
+    start_s: float, length_s: float, window_s: float
+) -> None:
+    """Whatever the duration says."""
+    cut = windows(Clip("a#0", Path("a"), start_s), start_s + length_s, window_s)
+    assert cut
+    for window, following in itertools.pairwise(cut):
+        assert window.end_s is not None
+        assert window.end_s <= following.start_s + 1e-6
+    assert all(window.end_s is None or window.end_s > window.start_s for window in cut)
+    assert len({window.start_s for window in cut}) == len(cut)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused_by_value_error(tmp_path: Path, content: bytes) -> None:
+    """Never another exception."""
+    file = tmp_path / "labels.csv"
+    file.write_bytes(content)
+    try:
+        read_csv(file)
+    except ValueError:
+        pass
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(st.lists(st.text(max_size=12), max_size=8))
+def test_any_cells_are_read_or_refused_by_value_error(tmp_path: Path, cells: list[str]) -> None:
+    """Never another exception, with a proper header."""
+    file = tmp_path / "labels.csv"
+    file.write_text("path,label,start_s,end_s\n" + ",".join(cells), encoding="utf-8", errors="surrogatepass")
+    try:
+        read_csv(file)
+    except ValueError:
+        pass
+
+
+def test_clip_id_of_a_path_outside_the_root(tmp_path: Path) -> None:
+    """Still a relative path."""
+    assert clip_id(tmp_path / "other" / "a.mp4", tmp_path / "data", 1.5) == "../other/a.mp4#1500"

@@ -1,0 +1,215 @@
+"""Splits: nobody is on two sides, classes keep their proportions, official splits are kept."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.splits import (
+    Split,
+    extend_split,
+    grouped_folds,
+    leave_one_subject_out,
+    make_split,
+    require_disjoint,
+    sides_by_clip,
+    split_hash,
+)
+from features.store import ClipTable
+
+
+def table_of(subjects: list[str], splits: list[str] | None = None) -> ClipTable:
+    """A table with these people."""
+    count = len(subjects)
+    ids = [f"{index}.mp4#0" for index in range(count)]
+    return ClipTable(
+        clip_id=np.array(ids),
+        source=np.array([name.split("#")[0] for name in ids]),
+        subject=np.array(subjects, dtype=str),
+        split=np.array(splits or [""] * count),
+        fold=np.array([""] * count),
+        labels={},
+        label_names={},
+        slices={},
+        start_s=np.zeros(count),
+        end_s=np.full(count, np.nan),
+        state=np.ones(count, np.uint8),
+        failure=np.array([""] * count),
+    )
+
+
+def people(num_people: int, clips_each: int) -> list[str]:
+    """Names, one a clip."""
+    return [f"p{index // clips_each}" for index in range(num_people * clips_each)]
+
+
+def test_split_by_person_keeps_class_proportions() -> None:
+    """60/20/20, whole people, classes as in the whole."""
+    subjects = people(25, 20)
+    labels = (np.arange(500) % 5 == 0).astype(int)
+    split = make_split(table_of(subjects), np.arange(500), labels, seed=0)
+    require_disjoint(split, np.array(subjects))
+    for rows, share in ((split.train, 0.6), (split.val, 0.2), (split.test, 0.2)):
+        assert len(rows) / 500 == pytest.approx(share, abs=0.01)
+        assert labels[rows].mean() == pytest.approx(0.2, abs=0.02)
+    assert split.warnings == ()
+
+
+def test_split_is_the_seeds() -> None:
+    """Same seed, same split; another seed, another one."""
+    table, labels = table_of(people(25, 4)), np.arange(100) % 2
+    first, again, other = (make_split(table, np.arange(100), labels, seed=seed) for seed in (1, 1, 2))
+    assert split_hash(first, table.clip_id) == split_hash(again, table.clip_id)
+    assert split_hash(first, table.clip_id) != split_hash(other, table.clip_id)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=3, max_size=80), st.integers(0, 3))
+def test_nobody_is_ever_on_two_sides(who: list[int], seed: int) -> None:
+    """For any sizes of people; too few of them are refused."""
+    subjects = [f"p{index}" for index in who]
+    labels = np.arange(len(who)) % 2
+    if len(set(who)) < 3:
+        with pytest.raises(ValueError, match="cannot be 3 separate sides"):
+            make_split(table_of(subjects), np.arange(len(who)), labels, seed=seed)
+        return
+    split = make_split(table_of(subjects), np.arange(len(who)), labels, seed=seed)
+    sides = [set(np.array(subjects)[rows]) for rows in split.sides().values()]
+    assert len(set().union(*sides)) == sum(map(len, sides))
+    assert all(sides)
+    assert sorted(np.concatenate(list(split.sides().values()))) == list(range(len(who)))
+
+
+def test_official_split_is_kept() -> None:
+    """All three sides are given."""
+    splits = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
+    split = make_split(table_of(people(10, 1), splits), np.arange(10), np.arange(10) % 2, seed=0)
+    assert split.how == "official"
+    assert split.val.tolist() == [6, 7]
+    assert split.test.tolist() == [8, 9]
+
+
+def test_official_validation_becomes_test_where_there_is_no_test() -> None:
+    """And a new validation part comes out of train, by person; the split says so."""
+    splits = ["train"] * 20 + ["val"] * 5
+    subjects = people(10, 2) + ["v1"] * 5
+    split = make_split(table_of(subjects, splits), np.arange(25), np.arange(25) % 2, seed=0)
+    assert split.test.tolist() == [20, 21, 22, 23, 24]
+    assert len(split.val) == 4
+    assert len(split.train) == 16
+    assert "validation is test" in split.how
+    assert "carved from train" in split.how
+
+
+def test_clips_without_a_split_are_left_out_and_counted() -> None:
+    """They may be of anybody."""
+    splits = ["train"] * 4 + ["val", "test", ""]
+    split = make_split(table_of(people(7, 1), splits), np.arange(7), np.zeros(7, int), seed=0)
+    assert 6 not in np.concatenate(list(split.sides().values()))
+    assert split.warnings == ("1 clips without a split are left out, since others have one",)
+
+
+def test_a_person_on_two_official_sides_is_an_error() -> None:
+    """Named, with the sides."""
+    table = table_of(["a", "b", "a", "c"], ["train", "val", "test", "test"])
+    with pytest.raises(ValueError, match="'a' in train and test"):
+        make_split(table, np.arange(4), np.zeros(4, int), seed=0)
+
+
+def test_no_subjects_is_a_warning_and_videos_stay_whole() -> None:
+    """Windows of one video never part."""
+    table = table_of([""] * 40)
+    table.source[:] = [f"v{index // 4}.mp4" for index in range(40)]
+    split = make_split(table, np.arange(40), np.arange(40) % 2, seed=0)
+    (warning,) = split.warnings
+    assert "no clip has a subject" in warning
+    sides = [set(table.source[rows]) for rows in split.sides().values()]
+    assert sum(map(len, sides)) == 10
+
+
+def test_absent_class_is_a_warning() -> None:
+    """A side that cannot be judged is named."""
+    splits = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
+    split = make_split(
+        table_of(people(8, 1), splits), np.arange(8), np.array([0, 1, 0, 1, 0, 1, 0, 0]), seed=0
+    )
+    assert split.warnings == ("test has no clip of 1 of the 2 classes",)
+
+
+def test_rows_need_not_be_all_rows() -> None:
+    """A labelling that uses some clips splits those."""
+    rows = np.arange(1, 60, 2)
+    split = make_split(table_of(people(15, 4)), rows, np.arange(30) % 2, seed=0)
+    assert set(np.concatenate(list(split.sides().values())).tolist()) == set(rows.tolist())
+
+
+def test_folds_hold_everybody_out_once() -> None:
+    """Grouped and stratified."""
+    subjects = np.array(people(12, 10))
+    labels = (np.arange(120) % 4 == 0).astype(int)
+    folds = grouped_folds(labels, subjects, 4, seed=0)
+    assert sorted(np.concatenate([held for _, held in folds]).tolist()) == list(range(120))
+    for learned, held in folds:
+        assert not set(subjects[learned]) & set(subjects[held])
+        assert labels[held].mean() == pytest.approx(0.25, abs=0.05)
+
+
+def test_more_folds_than_people_are_refused() -> None:
+    """With the number that there are."""
+    with pytest.raises(ValueError, match="there are 3 people"):
+        grouped_folds(np.zeros(6, int), np.array(people(3, 2)), 4, seed=0)
+
+
+def test_leave_one_subject_out() -> None:
+    """One fold a person; unknown people are refused."""
+    folds = leave_one_subject_out(np.array(["b", "a", "b"]))
+    assert [held.tolist() for _, held in folds] == [[1], [0, 2]]
+    with pytest.raises(ValueError, match="every clip's subject"):
+        leave_one_subject_out(np.array(["a", ""]))
+
+
+def test_later_months_keep_everybody_on_their_side(tmp_path: Path) -> None:
+    """Whoever was in the earlier run stays; new people land by their own name, whoever else comes."""
+    first = table_of(people(20, 5))
+    split = make_split(first, np.arange(100), np.arange(100) % 2, seed=0)
+    sides = sides_by_clip(split, first.clip_id)
+    lines = [f"{name},{first.subject[row]},{sides[name]}" for row, name in enumerate(first.clip_id)]
+    (tmp_path / "split.csv").write_text("clip_id,subject,split\n" + "\n".join(lines), encoding="utf-8")
+
+    month = table_of([f"p{index // 5}" for index in range(300)])  # 20 known people, 40 new ones
+    later = extend_split(month, np.arange(300), np.arange(300) % 2, tmp_path)
+    for side, rows in split.sides().items():
+        assert set(rows.tolist()) <= set(later.sides()[side].tolist())
+    require_disjoint(later, month.subject)
+    assert "40 new" in later.how
+    assert len(later.test) / 300 == pytest.approx(0.2, abs=0.1)
+
+    few = np.arange(250, 300)
+    alone = extend_split(month, few, np.arange(50) % 2, tmp_path)
+    for side, rows in alone.sides().items():
+        assert set(rows.tolist()) <= set(later.sides()[side].tolist())
+
+
+def test_earlier_split_must_be_usable(tmp_path: Path) -> None:
+    """A person on two sides, a strange side, no file."""
+    table = table_of(["a", "b"])
+    with pytest.raises(ValueError, match=r"split\.csv is not there"):
+        extend_split(table, np.arange(2), np.zeros(2), tmp_path)
+    file = tmp_path / "split.csv"
+    file.write_text("clip_id,subject,split\n1#0,a,train\n2#0,a,test\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="line 3: subject a is in train and test"):
+        extend_split(table, np.arange(2), np.zeros(2), tmp_path)
+    file.write_text("clip_id,subject,split\n1#0,a,middle\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="line 2: wanted"):
+        extend_split(table, np.arange(2), np.zeros(2), tmp_path)
+
+
+def test_hash_tells_sides_apart() -> None:
+    """The same clips on other sides are another split; order does not matter."""
+    ids = np.array(["a", "b", "c"])
+    one = Split(np.array([0]), np.array([1]), np.array([2]), "")
+    other = Split(np.array([1]), np.array([0]), np.array([2]), "")
+    assert split_hash(one, ids) != split_hash(other, ids)
+    assert split_hash(one, ids) == split_hash(Split(*one.sides().values(), "x"), ids)
