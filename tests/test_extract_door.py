@@ -1,0 +1,268 @@
+"""`python -m extract` from a manifest to a store: resume, shards, corrections, failures, summary."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from extract.__main__ import main
+from features.store import FeatureStore
+from tests.clips import face_frames, looped, write_video
+
+QUICK = ("--weights", "random", "--window", "1", "--geometry", "off", "--workers", "1")
+"""Small windows, no second stream: what these tests look at does not depend on either."""
+
+
+@pytest.fixture(scope="module")
+def videos(real_clips: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with six small videos of two people, 2 s each, and one of 5 s."""
+    folder = tmp_path_factory.mktemp("videos")
+    for person, name in (("ann", "carphone"), ("bob", "single")):
+        frames = face_frames(real_clips[name], 60, 176, 144)
+        for index in range(3):
+            write_video(folder / f"{person} {index}.mp4", looped(frames[index * 9 :], 20), 10)
+    write_video(folder / "긴 영상.mp4", looped(frames, 50), 10)
+    return folder
+
+
+def write_manifest(path: Path, videos: Path, extra: tuple[tuple[str, ...], ...] = ()) -> Path:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "subject", "split"])
+        for index, video in enumerate(sorted(videos.glob("*.mp4"))):
+            split = "test" if video.name.startswith("bob") else "train"
+            writer.writerow([video, ("engaged", "distracted")[index % 2], video.name[:3], split])
+        writer.writerows(extra)
+    return path
+
+
+def extract(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict, str]:
+    """Exit code, summary and stderr of the door."""
+    code = main([str(word) for word in words] + ["--json"])
+    out, err = capfd.readouterr()
+    return code, json.loads(out) if out else {}, err
+
+
+def content(path: Path) -> dict[str, np.ndarray]:
+    """Every clip's embeddings and frames by clip id."""
+    store = FeatureStore.open(path)
+    x, _ = store.read_stream("embeddings")
+    frames = store.read_frames()
+    return {str(name): np.concatenate([x[i], frames[i]], 1) for i, name in enumerate(store.table().clip_id)}
+
+
+def assert_same_content(a: Path, b: Path) -> None:
+    """Clip ids differ by where the manifest lies; rows, in manifest order, may not."""
+    ours, theirs = content(a), content(b)
+    assert len(ours) == len(theirs)
+    for (clip_id, x), y in zip(ours.items(), theirs.values(), strict=True):
+        assert np.array_equal(x, y, equal_nan=True), clip_id
+
+
+@pytest.fixture(scope="module")
+def whole(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store extracted in one go by one worker."""
+    folder = tmp_path_factory.mktemp("whole")
+    manifest = write_manifest(folder / "labels.csv", videos)
+    assert main(["--data", str(manifest), "--out", str(folder / "whole.zarr"), *QUICK]) == 0
+    return folder / "whole.zarr"
+
+
+def test_the_summary_says_what_happened(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path / "labels.csv", videos)
+    code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert code == 0
+    assert {"clips": 17, "videos": 7, "done": 17, "skipped": 0, "failed": 0}.items() <= summary.items()
+    assert summary["face_rate"] > 0.9
+    assert summary["clips_per_s"] > 0
+    assert {"decode", "face", "encode", "write"} <= summary["stage_s"].keys()
+    for said in ("extracted now", "frames with a face", "time by stage", "python -m tune --store"):
+        assert said in shown
+    code, summary, _ = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert code == 0
+    assert {"done": 0, "skipped": 17, "failed": 0}.items() <= summary.items()
+    assert summary["face_rate"] > 0.9
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    assert not store.verify()
+    assert store.numerics["decode"] == "full"
+
+
+def test_a_folder_of_classes_works(videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for index, video in enumerate(sorted(videos.glob("ann*.mp4"))):
+        target = tmp_path / "data" / ("집중", "산만")[index % 2] / video.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(video, target)
+    code, summary, _ = extract(capfd, "--data", tmp_path / "data", "--out", tmp_path / "s.zarr", *QUICK)
+    assert code == 0
+    assert summary["done"] == 6
+    assert sorted(FeatureStore.open(tmp_path / "s.zarr").label_names["label"]) == ["산만", "집중"]
+
+
+def test_two_workers_give_what_one_gives(
+    videos: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path / "labels.csv", videos)
+    words = [*QUICK[:-1], "2"]
+    code, _, _ = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *words)
+    assert code == 0
+    assert_same_content(tmp_path / "s.zarr", whole)
+
+
+def test_a_broken_video_is_a_listed_failure_and_the_rest_is_done(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And once it is mended, the same command extracts it and nothing else."""
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"this is no video")
+    extra = ((str(broken), "engaged", "eve", "train"), ("nowhere.mp4", "engaged", "eve", "train"))
+    manifest = write_manifest(tmp_path / "labels.csv", videos, extra)
+    code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert code == 1
+    assert {"done": 17, "failed": 1}.items() <= summary.items()
+    assert "not a video" in summary["failures"][0]["reason"]
+    assert "broken.mp4" in shown
+    assert "line 10" in summary["problems"][0]["reason"]
+    code, summary, _ = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert code == 1
+    assert {"done": 0, "skipped": 17, "failed": 1}.items() <= summary.items()
+    shutil.copy(videos / "ann 0.mp4", broken)
+    code, summary, _ = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert {"done": 2, "skipped": 17, "failed": 0}.items() <= summary.items()
+
+
+def test_retry_failed_tries_the_failed_again_and_only_those(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path / "labels.csv", videos)
+    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    code, summary, _ = extract(capfd, *words, "--time-limit", "0.000001")
+    assert code == 1
+    assert summary["failed"] == 17
+    assert "given up" in summary["failures"][0]["reason"]
+    code, summary, _ = extract(capfd, *words)
+    assert {"done": 0, "failed": 17}.items() <= summary.items()
+    code, summary, _ = extract(capfd, *words, "--retry-failed")
+    assert code == 0
+    assert {"done": 17, "failed": 0}.items() <= summary.items()
+
+
+def test_shards_fill_one_store_as_a_single_run_does(
+    videos: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path / "labels.csv", videos)
+    done = []
+    for shard in ("0/2", "1/2"):
+        words = ("--data", manifest, "--out", tmp_path / "s.zarr", "--shard", shard, *QUICK)
+        code, summary, _ = extract(capfd, *words)
+        assert code == 0
+        done.append(summary["done"])
+    assert sum(done) == 17
+    assert min(done) > 0
+    assert_same_content(tmp_path / "s.zarr", whole)
+
+
+def test_a_grown_and_corrected_manifest_extracts_only_what_is_new(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("ann 0.mp4", "ann 1.mp4"):
+        shutil.copy2(videos / name, few / name)
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert extract(capfd, *words)[1]["done"] == 4
+    (few / "ann 0.mp4").unlink()
+    shutil.copy2(videos / "bob 0.mp4", few / "bob 0.mp4")
+    text = write_manifest(manifest, few).read_text(encoding="utf-8")
+    manifest.write_text(text.replace("ann 1.mp4,engaged", "ann 1.mp4,asleep"), encoding="utf-8")
+    code, summary, shown = extract(capfd, *words)
+    assert code == 0
+    assert {"done": 2, "skipped": 2, "corrected": 2}.items() <= summary.items()
+    assert len(summary["vanished"]) == 2
+    assert "no longer in the manifest" in shown
+
+
+def test_parts_are_added_to_a_store_without_touching_the_rest(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Crops, then geometry: the embeddings' files stay as they were, and are checked against fresh ones."""
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    words = ["--data", manifest, "--out", tmp_path / "s.zarr", *QUICK]
+    assert extract(capfd, *words)[1]["done"] == 2
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s.zarr" / "embeddings").iterdir()}
+    code, summary, _ = extract(capfd, *words, "--crops", "jpeg")
+    assert code == 0
+    assert summary["done"] == 2
+    geometry = [word if word != "off" else "on" for word in words]
+    code, summary, _ = extract(capfd, *geometry, "--crops", "jpeg")
+    assert code == 0
+    assert summary["done"] == 2
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    assert store.streams == ("embeddings", "geometry")
+    assert all(store.read_crops(0)[:3])
+    chunks = {path: time for path, time in before.items() if path.name.startswith("c.")}
+    assert chunks == {path: path.stat().st_mtime_ns for path in chunks}
+    assert not store.verify()
+
+
+def test_crops_of_other_faces_are_not_added(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The stored embeddings are another video's: the row is refused, and stays as it was."""
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    extract(capfd, *words)
+    store = FeatureStore.open(tmp_path / "s.zarr", "r+")
+    frames, (x, _) = store.read_frames(), store.read_stream("embeddings")
+    store.write_row(0, embeddings=np.roll(x[0], 100, axis=1), frames=frames[0])
+    frames[1, :, 1:5] += 40
+    store.write_row(1, embeddings=x[1], frames=frames[1])
+    code, summary, _ = extract(capfd, *words, "--crops", "jpeg")
+    assert code == 1
+    assert "the embeddings made now are not those stored" in summary["failures"][0]["reason"]
+    assert "the faces found now are not those" in summary["failures"][1]["reason"]
+
+
+def test_another_recipe_is_refused_by_name(
+    videos: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path / "labels.csv", videos)
+    code, _, shown = extract(capfd, "--data", manifest, "--out", whole, *QUICK, "--fps", "5")
+    assert code == 2
+    assert "pixels.fps" in shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--shard", "2/2"), "--shard"),
+        (("--weights", "nowhere.pth"), "nowhere.pth"),
+        (("--detector", "nowhere.tflite"), "nowhere.tflite"),
+        (("--workers", "0"), "--workers"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    manifest = write_manifest(tmp_path / "labels.csv", videos)
+    try:
+        code = main(["--data", str(manifest), "--out", str(tmp_path / "s.zarr"), *QUICK, *words])
+    except SystemExit as stop:
+        code = stop.code
+    shown = capfd.readouterr().err
+    assert code == 2
+    assert said in shown
+    assert "Traceback" not in shown
+    assert not (tmp_path / "s.zarr").exists()
