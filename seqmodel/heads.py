@@ -10,8 +10,8 @@ B clips, T frames, D width of a stream, P projection, H hidden, C classes, O out
 C for a multi-class one, C − 1 cumulative thresholds for an ordinal one).
 """
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,11 +29,11 @@ class StreamSamples(Protocol):
     """What `set_statistics` reads: arrays by stream name."""
 
     @property
-    def x(self) -> Mapping[str, np.ndarray]:
+    def x(self) -> Mapping[str, Any]:
         """(N, T, D) values."""
 
     @property
-    def valid(self) -> Mapping[str, np.ndarray]:
+    def valid(self) -> Mapping[str, Any]:
         """(N, T) bool."""
 
 
@@ -81,10 +81,15 @@ class LstmHead(nn.Module):
         )
 
     def set_statistics(self, samples: StreamSamples) -> None:
-        """Take mean and standard deviation of every stream from the valid frames of `samples`, the
-        training split."""
+        """Take mean and standard deviation of every stream from the valid frames of `samples`, which must be
+        the training split."""
+        self.put_statistics(stream_statistics(samples, tuple(self.dims)))
+
+    def put_statistics(self, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        """Take statistics that were computed before, for a search that trains many heads on the same
+        clips."""
         for name in self.dims:
-            mean, std = masked_mean_std(samples.x[name], samples.valid[name])
+            mean, std = statistics[name]
             getattr(self, f"mean_{name}").copy_(torch.from_numpy(mean))
             getattr(self, f"std_{name}").copy_(torch.from_numpy(std))
 
@@ -178,11 +183,17 @@ def build_head(config: HeadConfig, dims: Mapping[str, int], outputs: int, *, see
         return LstmHead(config, dims, outputs)
 
 
-def masked_mean_std(
-    x: np.ndarray, valid: np.ndarray, rows_at_once: int = 256
-) -> tuple[np.ndarray, np.ndarray]:
+def stream_statistics(
+    samples: StreamSamples, streams: Sequence[str]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(mean, standard deviation) of each stream over its valid frames, (D,) float32 each."""
+    return {name: masked_mean_std(samples.x[name], samples.valid[name]) for name in streams}
+
+
+def masked_mean_std(x: Any, valid: Any, rows_at_once: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (D,) float32 of (N, T, D) over valid frames, in float64, a chunk at a time.
 
+    x and valid: arrays, or views of a memory map that give arrays for a slice.
     A channel without spread gets 1. Without any valid frame: zeros and ones.
     """
     dim = x.shape[-1]

@@ -65,7 +65,7 @@ class Epoch:
     """Learning rate of the first group at the last step."""
     seconds: float
     """Training and validation together."""
-    optimizer: torch.optim.Optimizer = field(repr=False)
+    optimizer: torch.optim.Optimizer | None = field(default=None, repr=False)
     """The optimizer after this epoch, for `Resume`."""
 
 

@@ -1,0 +1,23 @@
+"""python -m tune: search heads on cached features, keep the best as a run, and fine-tune it if asked."""
+
+import sys
+from collections.abc import Sequence
+
+from features.door import parse, run_door
+from tune.config import TuneArgs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The door; returns the exit code."""
+    args = parse(TuneArgs, argv, prog="python -m tune", description=TuneArgs.__doc__ or "")
+
+    def body() -> tuple[dict[str, object], int]:
+        from tune.outcome import tune
+
+        return tune(args)
+
+    return run_door(body, as_json=args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""The body of `python -m tune`: from a store to a run, by way of a study.
+
+Knows nothing about how trials are stored or worked on.
+"""
+
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import optuna
+import torch
+from optuna.trial import FrozenTrial, TrialState
+
+from features.cores import usable_cores
+from features.door import console, progress, say, warn
+from features.splits import split_hash
+from seqmodel.baselines import baseline_scores
+from seqmodel.config import FinetuneArgs
+from seqmodel.question import put_question
+from seqmodel.run import CARD, load_card
+from seqmodel.train import count_parameters, rounded, say_question, say_scores, write_run
+from tune.config import TuneArgs
+from tune.search import choice_of, metric_name, seed_point
+from tune.study import DONE, StudySpec, create_study, num_done, reclaim, run_workers, work
+from tune.workers import Bench, refit, score_seed, seed_score, set_up, start_refitting, trial_value, worker
+
+FINALISTS = 3
+"""Trials that are trained again under other seeds."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A trial with the scores of its seeds; the first is the search's own."""
+
+    trial: FrozenTrial
+    scores: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return statistics.fmean(self.scores)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over seeds; 0 for one seed."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
+
+
+def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
+    """Search, refit, write the run; returns (summary, exit code)."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    started = time.perf_counter()
+    question = put_question(args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from)
+    if args.finetune and not question.store.has_crops:
+        raise ValueError(f"--finetune needs face crops: run extract on {args.store} again with --crops jpeg")
+    say_question(question)
+    bench = set_up(args, question)
+    metric = metric_name(args.metric, bench.space.task)
+    spec = spec_of(args, bench, metric)
+    study = create_study(spec, seed_point(bench.space), facts_of(args, bench, metric))
+    num_before = num_done(study)
+    search(args, spec, study, bench)
+    finalists = choose(args, study, bench)
+    winner = finalists[0]
+    baselines = baseline_scores(bench.folds[0].train, bench.folds[0].val, question.num_classes, metric)
+    notes = judge(finalists, baselines, metric)
+    for text in notes:
+        warn(text)
+    if num_done(study) == num_before and _is_kept(args, winner.trial):
+        say(f"nothing new: {args.out} already holds trial {winner.trial.number}")
+    else:
+        keep(args, bench, winner, baselines, metric, notes)
+    summary = summarise(args, study, finalists, baselines, metric, notes)
+    code = 0
+    if args.finetune:
+        from seqmodel.finetune import finetune
+
+        summary["finetune"], code = finetune(
+            FinetuneArgs(run=args.out, store=args.store, seed=args.seed, device=args.device)
+        )
+    summary["seconds"] = round(time.perf_counter() - started, 1)
+    say_outcome(args, spec, finalists, baselines, metric)
+    return summary, code
+
+
+def spec_of(args: TuneArgs, bench: Bench, metric: str) -> StudySpec:
+    """Where the study is and how long it goes on.
+
+    A journal's study is named after the question, not after the run's folder: Hyperband draws brackets
+    from the name, and one seed should give one study wherever it is written. In a shared storage the
+    folder names it.
+    """
+    labels = "-".join(bench.question.labelling.names)
+    name = args.study or (args.out.name if args.storage else f"{args.label.label}: {labels} by {metric}")
+    storage = args.storage or str(args.out / "study.log")
+    args.out.mkdir(parents=True, exist_ok=True)
+    return StudySpec(storage, name, args.trials, args.seed, args.epochs, args.pruning == "on", args.folds)
+
+
+def facts_of(args: TuneArgs, bench: Bench, metric: str) -> dict[str, Any]:
+    """What makes two searches the same search."""
+    question = bench.question
+    return {
+        "store": question.store.fingerprint(),
+        "labels": [question.labelling.column, *question.labelling.names],
+        "task": question.labelling.task,
+        "split": split_hash(question.split, question.table.clip_id),
+        "metric": metric,
+        "inputs": args.inputs or "any",
+        "folds": args.folds,
+        "epochs": args.epochs,
+        "baseline": args.baseline,
+        "seed": args.seed,
+    }
+
+
+def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, bench: Bench) -> None:
+    """Work on the study until it has enough trials, in this process or in several."""
+    if reclaimed := reclaim(study):
+        say(f"trials {reclaimed} were left by a worker that died: tried again")
+    if num_done(study) >= spec.trials:
+        return
+    cores = usable_cores()
+    with progress("trials") as bar:
+        row = bar.add_task("searching", total=spec.trials, completed=num_done(study))
+
+        def show(trials: list[FrozenTrial]) -> None:
+            done = [trial for trial in trials if trial.state in DONE]
+            values = [t.value for t in done if t.state == TrialState.COMPLETE and t.value is not None]
+            best = f"searching, best {max(values):.4f}" if values else "searching"
+            bar.update(row, completed=len(done), description=best)
+
+        if args.jobs <= 1:
+            torch.set_num_threads(cores)
+
+            def value(trial: optuna.Trial) -> float:
+                show(study.get_trials(deepcopy=False))
+                return trial_value(bench, trial)
+
+            work(spec, value)
+            show(study.get_trials(deepcopy=False))
+            return
+        threads = max(1, cores // args.jobs)
+        for trials in run_workers(study, spec, worker, (args, spec, threads), args.jobs):
+            show(trials)
+
+
+def choose(args: TuneArgs, study: optuna.Study, bench: Bench) -> list[Finalist]:
+    """The best trials, each under several seeds, best mean first.
+
+    Raises ValueError when no trial came to its end.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        raise ValueError(f"no trial of study {study.study_name!r} came to its end; raise --trials")
+    # Of equal scores the lower validation loss, then the earlier trial.
+    best = sorted(complete, key=lambda t: (-(t.value or 0.0), t.user_attrs.get("val_loss", 0.0), t.number))[
+        :FINALISTS
+    ]
+    if args.reseed < 2:
+        return [Finalist(best[0], (best[0].value or 0.0,))]
+    tasks = [
+        (place, choice_of(trial.params, bench.space), args.seed + 1 + extra)
+        for place, trial in enumerate(best)
+        for extra in range(args.reseed - 1)
+    ]
+    scores: dict[int, list[float]] = {place: [trial.value or 0.0] for place, trial in enumerate(best)}
+    with progress("fits") as bar:
+        row = bar.add_task("other seeds", total=len(tasks))
+        if args.jobs <= 1:
+            for place, choice, seed in tasks:
+                scores[place].append(seed_score(bench, choice, seed))
+                bar.advance(row)
+        else:
+            threads = max(1, usable_cores() // args.jobs)
+            with ProcessPoolExecutor(
+                args.jobs, get_context("spawn"), initializer=start_refitting, initargs=(args, threads)
+            ) as pool:
+                futures = [(place, pool.submit(score_seed, choice, seed)) for place, choice, seed in tasks]
+                for place, future in futures:
+                    scores[place].append(future.result())
+                    bar.advance(row)
+    finalists = [Finalist(trial, tuple(scores[place])) for place, trial in enumerate(best)]
+    return sorted(finalists, key=lambda finalist: -finalist.mean)
+
+
+def judge(finalists: list[Finalist], baselines: dict[str, float], metric: str) -> list[str]:
+    """What the user should know before believing in the winner."""
+    notes = []
+    winner = finalists[0]
+    stronger = {name: value for name, value in baselines.items() if value >= winner.mean}
+    for name, value in stronger.items():
+        notes.append(
+            f"the best head does not beat the baseline {name}: {metric} {winner.mean:.4f} against {value:.4f}"
+        )
+    if len(finalists) > 1:
+        gap, spread = winner.mean - finalists[1].mean, max(f.spread for f in finalists[:2])
+        if gap < spread:
+            notes.append(
+                f"the best two trials differ by {gap:.4f} in {metric}, less than their spread over seeds "
+                f"({spread:.4f}): which of them won is luck"
+            )
+    return notes
+
+
+def keep(
+    args: TuneArgs,
+    bench: Bench,
+    winner: Finalist,
+    baselines: dict[str, float],
+    metric: str,
+    notes: list[str],
+) -> None:
+    """Fit the winner once more under the search's own seed and write it as a run."""
+    torch.set_num_threads(usable_cores())
+    choice = choice_of(winner.trial.params, bench.space)
+    head, fitted = refit(bench, choice, args.seed)
+    stage = {
+        "stage": "head",
+        "trial": winner.trial.number,
+        "mean_over_seeds": round(winner.mean, 4),
+        "spread_over_seeds": round(winner.spread, 4),
+        "parameters": count_parameters(head),
+        "baselines": rounded(baselines),
+    }
+    write_run(
+        args.out,
+        bench.question,
+        head,
+        fitted,
+        choice.train,
+        seed=args.seed,
+        metric=metric,
+        stage=stage,
+        warnings=notes,
+        baseline=args.baseline,
+    )
+
+
+def summarise(
+    args: TuneArgs,
+    study: optuna.Study,
+    finalists: list[Finalist],
+    baselines: dict[str, float],
+    metric: str,
+    notes: list[str],
+) -> dict[str, Any]:
+    """What `--json` prints."""
+    trials = study.get_trials(deepcopy=False)
+    counts = {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
+    winner = finalists[0]
+    return {
+        "run": str(args.out),
+        "study": study.study_name,
+        "metric": metric,
+        "trials": {name: count for name, count in counts.items() if count},
+        "best": {
+            "trial": winner.trial.number,
+            "value": winner.trial.value,
+            "params": winner.trial.params,
+        },
+        "finalists": [
+            {"trial": f.trial.number, "mean": f.mean, "spread": f.spread, "scores": list(f.scores)}
+            for f in finalists
+        ],
+        "baselines": baselines,
+        "val_score": load_card(args.out).stages[0]["val_score"],
+        "warnings": notes,
+    }
+
+
+def say_outcome(
+    args: TuneArgs, spec: StudySpec, finalists: list[Finalist], baselines: dict[str, float], metric: str
+) -> None:
+    """The table and the next commands."""
+    scores = {
+        f"trial {f.trial.number} (mean of {len(f.scores)} seeds ± {f.spread:.3f})": f.mean for f in finalists
+    }
+    say_scores(metric, scores | baselines)
+    say(f"run written to {args.out}")
+    console().print(f"look at the study: optuna-dashboard {args.storage or spec.storage}", markup=False)
+
+
+def _is_kept(args: TuneArgs, trial: FrozenTrial) -> bool:
+    """Whether the run on disk already holds this trial."""
+    if not (args.out / CARD).is_file():
+        return False
+    stages = load_card(args.out).stages
+    return bool(stages) and stages[0].get("trial") == trial.number

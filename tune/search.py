@@ -1,0 +1,281 @@
+"""What is searched: the space of heads and trainings, and what one trial is worth.
+
+The space is flat (the sampler models all parameters jointly) and its first point is always the seed
+project's own settings. Knows nothing about storages, processes or runs.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+
+from features.datasets import Inputs, RowView, Samples, streams_of, subset
+from features.labels import Task
+from features.splits import grouped_folds
+from seqmodel.config import HeadConfig, Metric, TrainConfig
+from seqmodel.heads import LstmHead, build_head, num_outputs, stream_statistics
+from seqmodel.train import complete_head, count_parameters
+from seqmodel.training import Epoch, Fitted, fit, fit_best, resolve_metric
+
+PATIENCE = 5
+"""Of searched trials; the seed's own settings have 4."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a trial may choose from."""
+
+    task: Task
+    streams: tuple[str, ...]
+    """Streams at hand."""
+    fixed_inputs: bool
+    """True when the user said which streams to use."""
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a trial chose."""
+
+    head: HeadConfig
+    train: TrainConfig
+    inputs: Inputs
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Clips to learn from and to judge by, with the statistics of the former."""
+
+    train: Samples
+    val: Samples
+    statistics: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def suggest(trial: optuna.Trial, space: Space) -> Choice:
+    """Ask the sampler for one point of the space."""
+    trial.suggest_categorical("kind", ["lstm", "gru"])
+    trial.suggest_categorical("hidden", [32, 64, 128, 256])
+    trial.suggest_int("layers", 1, 2)
+    trial.suggest_categorical("bidirectional", [True, False])
+    # Without a projection a head of 960-wide embeddings costs some five times as much, so it is not offered.
+    trial.suggest_categorical("projection", [32, 64, 128, 256])
+    trial.suggest_float("dropout", 0.0, 0.6)
+    trial.suggest_categorical("pooling", ["mean", "max", "last", "attention"])
+    trial.suggest_categorical("centre", [False, True])
+    trial.suggest_categorical("dynamics", [False, True])
+    trial.suggest_float("lr", 1e-4, 1e-2, log=True)
+    trial.suggest_float("weight_decay", 1e-4, 0.3, log=True)
+    trial.suggest_categorical("batch_size", [8, 16, 32, 64, 128])
+    trial.suggest_categorical("scheduler", ["cosine", "plateau", "none"])
+    trial.suggest_float("label_smoothing", 0.0, 0.2)
+    trial.suggest_categorical("class_weighting", [True, False])
+    trial.suggest_float("noise", 0.0, 0.5)
+    trial.suggest_float("frame_dropout", 0.0, 0.4)
+    trial.suggest_float("subsample", 0.0, 1.0)
+    if space.task != "ordinal":
+        trial.suggest_categorical("loss", ["cross_entropy", "focal"])
+    if len(space.streams) > 1:
+        trial.suggest_float("stream_dropout", 0.0, 0.3)
+        if not space.fixed_inputs:
+            trial.suggest_categorical("inputs", ["both", "embeddings", "geometry"])
+    return choice_of(trial.params, space)
+
+
+def seed_point(space: Space) -> dict[str, Any]:
+    """The seed project's settings as a point of the space: the first trial of every study."""
+    head, train = HeadConfig(), TrainConfig()
+    point: dict[str, Any] = {
+        "kind": "lstm",
+        "hidden": head.hidden,
+        "layers": head.layers,
+        "bidirectional": head.bidirectional,
+        "projection": head.projection,
+        "dropout": head.dropout,
+        "pooling": head.pooling,
+        "centre": False,
+        "dynamics": False,
+        "lr": train.lr,
+        "weight_decay": train.weight_decay,
+        "batch_size": train.batch_size,
+        "scheduler": train.scheduler,
+        "label_smoothing": 0.0,
+        "class_weighting": True,
+        "noise": 0.0,
+        "frame_dropout": 0.0,
+        "subsample": 0.0,
+    }
+    if space.task != "ordinal":
+        point["loss"] = "cross_entropy"
+    if len(space.streams) > 1:
+        point |= {"stream_dropout": 0.0} | ({} if space.fixed_inputs else {"inputs": "both"})
+    return point
+
+
+def choice_of(params: Mapping[str, Any], space: Space) -> Choice:
+    """The configs that a trial's parameters stand for."""
+    names = {"kind", "hidden", "layers", "bidirectional", "projection", "dropout", "pooling"}
+    names |= {"centre", "dynamics", "stream_dropout"}
+    head = HeadConfig(**{key: value for key, value in params.items() if key in names})
+    rest = {key: value for key, value in params.items() if key not in names and key != "inputs"}
+    is_seed = dict(params) == seed_point(space)
+    seed = TrainConfig()
+    train = TrainConfig(
+        **rest,
+        epochs=min(seed.epochs, space.epochs) if is_seed else space.epochs,
+        patience=seed.patience if is_seed else PATIENCE,
+    )
+    every: Inputs = (
+        "both" if len(space.streams) > 1 else "geometry" if "geometry" in space.streams else "embeddings"
+    )
+    return Choice(complete_head(head, space.task), train, params.get("inputs", every))
+
+
+def make_folds(train: Samples, val: Samples, num_folds: int, seed: int) -> list[Fold]:
+    """The one fold of train and validation, or `num_folds` of people over both together."""
+    streams = tuple(train.x)
+    if num_folds < 2:
+        return [Fold(train, val, stream_statistics(train, streams))]
+    both = join(train, val)
+    folds = []
+    for learned, held in grouped_folds(both.labels, both.subjects, num_folds, seed):
+        part = subset(both, learned)
+        folds.append(Fold(part, subset(both, held), stream_statistics(part, streams)))
+    return folds
+
+
+def join(first: Samples, second: Samples) -> Samples:
+    """The clips of both; memory maps stay maps."""
+
+    def joined(a: Any, b: Any) -> Any:
+        if isinstance(a, RowView) and isinstance(b, RowView):
+            return RowView(a.base, np.concatenate([a.rows, b.rows]))
+        return np.concatenate([np.asarray(a), np.asarray(b)])
+
+    return Samples(
+        x={name: joined(first.x[name], second.x[name]) for name in first.x},
+        valid={name: joined(first.valid[name], second.valid[name]) for name in first.valid},
+        labels=np.concatenate([first.labels, second.labels]),
+        clip_ids=np.concatenate([first.clip_ids, second.clip_ids]),
+        subjects=np.concatenate([first.subjects, second.subjects]),
+        rows=np.concatenate([first.rows, second.rows]),
+    )
+
+
+def train_choice(
+    choice: Choice,
+    fold: Fold,
+    *,
+    task: Task,
+    num_classes: int,
+    metric: Metric,
+    seed: int,
+    device: str,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> tuple[LstmHead, Fitted]:
+    """One head as chosen, fitted on a fold."""
+    dims: dict[str, int] = {name: fold.train.x[name].shape[-1] for name in streams_of(choice.inputs)}
+    head = build_head(choice.head, dims, num_outputs(task, num_classes), seed=seed)
+    head.put_statistics(fold.statistics)
+    train, val = (only_streams(side, tuple(dims)) for side in (fold.train, fold.val))
+    epochs = fit(
+        head,
+        train,
+        val,
+        choice.train,
+        task=task,
+        num_classes=num_classes,
+        seed=seed,
+        device=device,
+        metric=metric,
+    )
+    return head, fit_best(head, epochs, choice.train.patience, on_epoch=on_epoch)
+
+
+def only_streams(samples: Samples, streams: tuple[str, ...]) -> Samples:
+    """The same clips with these streams alone."""
+    return dataclasses.replace(
+        samples,
+        x={name: samples.x[name] for name in streams},
+        valid={name: samples.valid[name] for name in streams},
+    )
+
+
+def objective(
+    trial: optuna.Trial,
+    folds: list[Fold],
+    space: Space,
+    *,
+    num_classes: int,
+    metric: Metric,
+    seed: int,
+    device: str,
+    on_head: Callable[[LstmHead, float], None] | None = None,
+    is_alive: Callable[[], bool] = lambda: True,
+) -> float:
+    """The trial's best validation score (mean over folds); reports every epoch (or fold) to the pruner.
+
+    Raises optuna.TrialPruned when it falls behind, KeyboardInterrupt when `is_alive` says that nobody
+    waits for the answer any more.
+    """
+    choice = suggest(trial, space)
+    started, best, curve, epochs_run = time.perf_counter(), -math.inf, [], 0
+
+    def report(epoch: Epoch) -> None:
+        nonlocal best
+        if not is_alive():
+            raise KeyboardInterrupt
+        if len(folds) == 1:
+            best = max(best, _finite(epoch.val_score))
+            curve.append(round(_finite(epoch.val_score), 5))
+            trial.report(best, epoch.index + 1)
+            if trial.should_prune():
+                note(epoch.index + 1)
+                raise optuna.TrialPruned
+
+    def note(epochs: int) -> None:
+        trial.set_user_attr("epochs", epochs)
+        trial.set_user_attr("seconds", round(time.perf_counter() - started, 2))
+        trial.set_user_attr("val_curve", curve)
+
+    scores = []
+    for index, fold in enumerate(folds):
+        head, fitted = train_choice(
+            choice,
+            fold,
+            task=space.task,
+            num_classes=num_classes,
+            metric=metric,
+            seed=seed,
+            device=device,
+            on_epoch=report,
+        )
+        scores.append(_finite(fitted.best.val_score))
+        epochs_run += len(fitted.history)
+        if len(folds) > 1:
+            curve.append(round(scores[-1], 5))
+            trial.report(scores[-1], index)
+            if trial.should_prune():
+                note(epochs_run)
+                # With folds a pruned trial still says what it was worth so far.
+                raise optuna.TrialPruned
+    trial.set_user_attr("parameters", count_parameters(head))
+    trial.set_user_attr("val_loss", round(fitted.best.val_loss, 5))
+    note(epochs_run)
+    value = float(np.mean(scores))
+    if on_head is not None:
+        on_head(head, value)
+    return value
+
+
+def metric_name(metric: Metric, task: Task) -> str:
+    """The metric that is maximised, by its own name."""
+    return resolve_metric(metric, task)
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0

@@ -1,0 +1,328 @@
+"""The study: where it is stored, the processes that work on it, and how it goes on after they stop or die.
+
+A worker takes one trial after the other from the shared storage until there are enough. Each trial names its
+worker (host, process and when that process started), so whoever starts the study again can tell a trial that
+is being worked on from one whose worker is dead; the latter is failed and enqueued again.
+
+Knows nothing about the search space or about runs: a trial's worth is a function it is given.
+"""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState
+
+HEARTBEAT_S, GRACE_S = 5, 20
+"""A trial of a database whose worker has been silent that long is failed and tried again."""
+MAX_RETRIES = 2
+"""A trial that killed its worker three times (memory, say) would kill the next one too."""
+SHARED_DISKS = (
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "lustre",
+    "beegfs",
+    "gpfs",
+    "fuse.sshfs",
+    "9p",
+    "ceph",
+)
+"""Mount types on which sqlite's locks cannot be trusted."""
+
+Objective = Callable[[optuna.Trial], float]
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """Everything a process needs to join a study; travels to worker processes."""
+
+    storage: str
+    """Optuna URL, `grpc://HOST:PORT`, or the path of a journal file."""
+    name: str
+    trials: int
+    """Finished trials that are enough."""
+    seed: int
+    epochs: int
+    """Most epochs of a trial: what Hyperband divides."""
+    pruning: bool
+    folds: int
+
+
+def open_storage(storage: str) -> BaseStorage:
+    """The storage that a URL or a journal file's path names.
+
+    Raises ValueError for sqlite on a shared disk, an unknown kind of URL, or a database that does not answer.
+    """
+    if "://" not in storage:
+        path = Path(storage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The default lock is a symbolic link, which needs rights on Windows (from the documentation, not
+        # run).
+        lock = JournalFileOpenLock(str(path)) if sys.platform == "win32" else None
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    if storage.startswith("grpc://"):
+        host, _, port = storage.removeprefix("grpc://").rpartition(":")
+        return optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+    if storage.startswith("sqlite"):
+        _refuse_shared_disk(storage)
+    try:
+        return RDBStorage(
+            storage,
+            engine_kwargs={"pool_pre_ping": True},
+            heartbeat_interval=HEARTBEAT_S,
+            grace_period=GRACE_S,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES),
+        )
+    except Exception as error:  # sqlalchemy's errors share no base with anything imported here
+        raise ValueError(
+            f"--storage {_without_password(storage)}: {' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def create_study(spec: StudySpec, first: dict[str, Any], facts: dict[str, Any]) -> optuna.Study:
+    """The study, created with its first point enqueued, or found with the same facts.
+
+    facts: what the study is about (metric, split, labels …): a study is not continued on other ground.
+    Raises ValueError naming the facts that differ.
+    """
+    storage = open_storage(spec.storage)
+    study = optuna.create_study(
+        storage=storage,
+        study_name=spec.name,
+        direction="maximize",
+        load_if_exists=True,
+        pruner=pruner_of(spec),
+    )
+    known = study.user_attrs.get("facts")
+    if known is None:
+        study.set_user_attr("facts", facts)
+        study.enqueue_trial(first, user_attrs={"role": "the seed project's settings"})
+    else:
+        different = [
+            f"{key}: {known.get(key)!r} there, {facts[key]!r} here"
+            for key in facts
+            if known.get(key) != facts[key]
+        ]
+        if different:
+            raise ValueError(
+                f"study {spec.name!r} in {_without_password(spec.storage)} was made otherwise ("
+                + "; ".join(different)
+                + "): use another --out or --study"
+            )
+    return study
+
+
+def load_study(spec: StudySpec) -> optuna.Study:
+    """The study that `create_study` made."""
+    return optuna.load_study(study_name=spec.name, storage=open_storage(spec.storage), pruner=pruner_of(spec))
+
+
+def pruner_of(spec: StudySpec) -> optuna.pruners.BasePruner:
+    """Hyperband over epochs; Wilcoxon's signed-rank test over folds; or none."""
+    if not spec.pruning:
+        return optuna.pruners.NopPruner()
+    if spec.folds > 1:
+        return optuna.pruners.WilcoxonPruner(p_threshold=0.1)
+    return optuna.pruners.HyperbandPruner(
+        min_resource=2, max_resource=max(2, spec.epochs), reduction_factor=3
+    )
+
+
+def num_done(study: optuna.Study) -> int:
+    """Finished trials, pruned ones included."""
+    return len(study.get_trials(deepcopy=False, states=DONE))
+
+
+def num_taken(study: optuna.Study) -> int:
+    """Finished trials and those being worked on."""
+    return len(study.get_trials(deepcopy=False, states=(*DONE, TrialState.RUNNING)))
+
+
+def reclaim(study: optuna.Study) -> list[int]:
+    """Fail the running trials of this machine's dead workers and enqueue them again; returns their
+    numbers."""
+    reclaimed = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        worker = trial.user_attrs.get("worker")
+        if worker is None or worker["host"] != socket.gethostname() or is_alive(worker):
+            continue
+        try:
+            study.tell(trial.number, state=TrialState.FAIL)
+        except (ValueError, RuntimeError):
+            continue  # somebody else was faster
+        enqueue_again(study, trial)
+        reclaimed.append(trial.number)
+    return reclaimed
+
+
+def enqueue_again(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Enqueue a failed trial's parameters, unless it has failed too often already."""
+    times = int(trial.user_attrs.get("retries", 0)) + 1
+    if times <= MAX_RETRIES and trial.params:
+        study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number, "retries": times})
+
+
+def work(spec: StudySpec, objective: Objective, index: int = 0) -> None:
+    """Do trials until there are enough. `index` tells workers of one call apart, for their samplers' seeds.
+
+    The sampler is seeded anew for every trial from (seed, trial number, index), so that one job alone
+    gives the same study again, also when it was stopped and restarted between trials.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = load_study(spec)
+
+    def signed(trial: optuna.Trial) -> float:
+        trial.set_user_attr("worker", this_worker())
+        return objective(trial)
+
+    while num_taken(study) < spec.trials:
+        number = len(study.get_trials(deepcopy=False))
+        study.sampler = optuna.samplers.TPESampler(seed=_mix(spec.seed, number, index))
+        try:
+            study.optimize(signed, n_trials=1)
+        except KeyboardInterrupt:
+            failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+            own = [trial for trial in failed if trial.user_attrs.get("worker") == this_worker()]
+            if own and own[-1].number >= number:
+                enqueue_again(study, own[-1])
+            raise
+
+
+def run_workers(
+    study: optuna.Study, spec: StudySpec, target: Callable[..., None], args: tuple[Any, ...], jobs: int
+) -> Iterator[list[FrozenTrial]]:
+    """Run `target(*args, index)` in `jobs` spawned processes until the study is done; yields its trials
+    as it goes.
+
+    A worker that dies is replaced and its trial enqueued again. Raises RuntimeError when workers die one
+    after the other without finishing anything. Closing the generator ends the workers.
+    """
+    context = get_context("spawn")
+    workers: dict[int, BaseProcess] = {}
+    started, deaths, done_at_death = 0, 0, -1
+
+    def start() -> None:
+        nonlocal started
+        process = context.Process(target=target, args=(*args, started), daemon=True)
+        process.start()
+        workers[started] = process
+        started += 1
+
+    try:
+        for _ in range(jobs):
+            start()
+        while workers:
+            time.sleep(0.3)
+            for index, process in list(workers.items()):
+                if process.is_alive():
+                    continue
+                del workers[index]
+                if process.exitcode == 0:
+                    continue
+                deaths = 1 if num_done(study) > done_at_death else deaths + 1
+                done_at_death = num_done(study)
+                if deaths > 2 + jobs:
+                    raise RuntimeError(
+                        f"workers keep dying (exit code {process.exitcode}); see their messages above"
+                    )
+                reclaim(study)
+                start()
+            yield study.get_trials(deepcopy=False)
+    finally:
+        for process in workers.values():
+            process.terminate()
+        for process in workers.values():
+            process.join(10)
+
+
+def this_worker() -> dict[str, Any]:
+    """Who works on a trial: host, process and when it started (process numbers come round again)."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def is_alive(worker: dict[str, Any]) -> bool:
+    """Whether a worker of this host still runs."""
+    started = _started(int(worker["pid"]))
+    return started is not None and started == worker["started"]
+
+
+def has_parent() -> bool:
+    """Whether the process that started this one still runs; true for one that was not started by us."""
+    parent = parent_process()
+    return parent is None or parent.is_alive()
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in whatever unit the system has; '' where it cannot say; None when there
+    is none."""
+    if sys.platform == "linux":
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+        fields = text.rpartition(")")[2].split()
+        return None if fields[0] == "Z" else fields[19]
+    if sys.platform == "win32":
+        import ctypes
+
+        # From the documentation, not run: 0x1000 asks for limited information, 259 means still active.
+        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, pid)
+        if not handle:
+            return None
+        code = ctypes.c_ulong()
+        ctypes.windll.kernel32.GetExitCodeProcess(handle, ctypes.byref(code))
+        ctypes.windll.kernel32.CloseHandle(handle)
+        return "" if code.value == 259 else None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return ""
+
+
+def _mix(*numbers: int) -> int:
+    import numpy as np
+
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
+
+
+def _refuse_shared_disk(url: str) -> None:
+    """Raise ValueError when an sqlite file lies on a network disk."""
+    path = Path(url.partition("///")[2] or ".").absolute()
+    try:
+        mounts = Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    best = ("", "")
+    for line in mounts:
+        _, where, kind, *_ = line.split()
+        if path.is_relative_to(where.replace("\\040", " ")) and len(where) >= len(best[0]):
+            best = (where, kind)
+    if best[1] in SHARED_DISKS:
+        raise ValueError(
+            f"--storage {url}: sqlite on a shared disk ({best[1]} at {best[0]}) loses trials; leave --storage out "
+            "(a journal file) or use postgresql+psycopg://USER@HOST/NAME"
+        )
+
+
+def _without_password(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    if not at or ":" not in head.partition("://")[2]:
+        return url
+    return f"{head.rpartition(':')[0]}:…@{tail}"

@@ -1,0 +1,118 @@
+"""Worker processes of a search: what each loads, and what it does with one trial.
+
+Knows nothing about storages or about which point of the space comes next.
+"""
+
+import signal
+import types
+from dataclasses import dataclass
+
+import optuna
+import torch
+
+from seqmodel.heads import LstmHead
+from seqmodel.question import Question, load_sides, put_question
+from seqmodel.train import resolve_device
+from seqmodel.training import Fitted
+from tune.config import TuneArgs
+from tune.search import Choice, Fold, Space, make_folds, objective, train_choice
+from tune.study import StudySpec, has_parent, work
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a worker has at hand: the clips and how they are judged."""
+
+    args: TuneArgs
+    question: Question
+    folds: list[Fold]
+    space: Space
+    device: str
+
+
+def set_up(args: TuneArgs, question: Question | None = None) -> Bench:
+    """Load the clips; the same call in every process gives the same folds."""
+    question = question or put_question(
+        args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
+    )
+    train, val = load_sides(question)
+    space = Space(question.labelling.task, tuple(train.x), args.inputs is not None, args.epochs)
+    return Bench(
+        args, question, make_folds(train, val, args.folds, args.seed), space, resolve_device(args.device)
+    )
+
+
+def trial_value(bench: Bench, trial: optuna.Trial) -> float:
+    """The objective on this bench."""
+    return objective(
+        trial,
+        bench.folds,
+        bench.space,
+        num_classes=bench.question.num_classes,
+        metric=bench.args.metric,
+        seed=bench.args.seed,
+        device=bench.device,
+        is_alive=has_parent,
+    )
+
+
+def worker(args: TuneArgs, spec: StudySpec, threads: int, index: int) -> None:
+    """The body of a worker process: trials until there are enough. Ends quietly when it is told to."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    torch.set_num_threads(threads)
+    try:
+        bench = set_up(args)
+        work(spec, lambda trial: trial_value(bench, trial), index)
+    except KeyboardInterrupt:
+        return
+
+
+def refit(bench: Bench, choice: Choice, seed: int) -> tuple[LstmHead, Fitted]:
+    """The chosen head on the training split, judged by validation, under a seed."""
+    return train_choice(
+        choice,
+        bench.folds[0],
+        task=bench.space.task,
+        num_classes=bench.question.num_classes,
+        metric=bench.args.metric,
+        seed=seed,
+        device=bench.device,
+    )
+
+
+def _interrupt(signum: int, frame: types.FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+_bench: Bench | None = None
+
+
+def start_refitting(args: TuneArgs, threads: int) -> None:
+    """Set a pool's process up once, for `score_seed`."""
+    global _bench
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    _bench = set_up(args)
+
+
+def score_seed(choice: Choice, seed: int) -> float:
+    """Validation score (mean over folds) of a choice under another seed, in a process that was set up."""
+    assert _bench is not None
+    return seed_score(_bench, choice, seed)
+
+
+def seed_score(bench: Bench, choice: Choice, seed: int) -> float:
+    """Validation score (mean over folds) of a choice under a seed."""
+    scores = []
+    for fold in bench.folds:
+        _, fitted = train_choice(
+            choice,
+            fold,
+            task=bench.space.task,
+            num_classes=bench.question.num_classes,
+            metric=bench.args.metric,
+            seed=seed,
+            device=bench.device,
+        )
+        scores.append(fitted.best.val_score)
+    return sum(scores) / len(scores)
