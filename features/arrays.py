@@ -31,6 +31,7 @@ NUMBER_COLUMNS = {
     "state": "uint8",
 }
 _FLAT_NAMES: Any = {"name": "default", "separator": "."}
+_KEEP_EMPTY: Any = {"write_empty_chunks": True}  # a chunk that is all fill value is there none the less
 
 
 def ensure_clip_array(group: zarr.Group, name: str, dtype: Any, num_clips: int, fill: Any) -> zarr.Array:
@@ -48,6 +49,7 @@ def ensure_clip_array(group: zarr.Group, name: str, dtype: Any, num_clips: int, 
         fill_value=fill,
         compressors=(ZstdCodec(level=3), Crc32cCodec()),
         chunk_key_encoding=_FLAT_NAMES,
+        config=_KEEP_EMPTY,
     )
 
 
@@ -76,6 +78,7 @@ def ensure_row_array(
             fill_value=("" if dtype is str else b"") if texts else np.nan,
             compressors=(Crc32cCodec(),),
             chunk_key_encoding=_FLAT_NAMES,
+            config=_KEEP_EMPTY,
         )
 
 
@@ -90,7 +93,7 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array:
         raise ValueError(
             f"no array {name!r} in the store: its planning was cut short; run the same command again"
         )
-    return found.with_config({"write_empty_chunks": True})
+    return found.with_config(_KEEP_EMPTY)
 
 
 def read_column(group: zarr.Group, name: str, num_clips: int) -> np.ndarray:

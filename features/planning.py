@@ -221,7 +221,7 @@ def layout_sum(place: Place, attributes: dict[str, Any]) -> str:
     """Check sum of all that zarr itself keeps no sum of: the attributes and each array's description."""
     told = {key: value for key, value in attributes.items() if key != LAYOUT_SUM}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    names = [*TEXT_COLUMNS, *NUMBER_COLUMNS, *ROW_ARRAYS]
+    names = [*TEXT_COLUMNS, *NUMBER_COLUMNS, *ROW_ARRAYS, "labels", "slices"]
     names += [array_name("labels", column) for column in attributes["label_names"]]
     names += [array_name("slices", column) for column in attributes["slice_columns"]]
     for name in names:

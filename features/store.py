@@ -124,7 +124,10 @@ class FeatureStore:
         group = open_group(place, read_only=mode == "r")
         if group is None:
             raise ValueError(f"no store at {place.text}")
-        return FeatureStore(place, group, writable=mode == "r+")
+        try:
+            return FeatureStore(place, group, writable=mode == "r+")
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{place.text}: its zarr.json is damaged ({error!r})") from error
 
     def table(self) -> ClipTable:
         """What is known about each row, read afresh."""

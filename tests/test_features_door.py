@@ -1,0 +1,216 @@
+"""python -m features: what it prints, and its exit codes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.__main__ import main
+from features.datasets import load_samples
+from features.labels import make_labelling
+from features.store import FeatureStore
+from tests.small_store import fill_row, write_store
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[dict, int]:  # type: ignore[type-arg]
+    """The one JSON object on stdout, and the exit code."""
+    capsys.readouterr()
+    code = main([*words, "--json"])
+    return json.loads(capsys.readouterr().out), code
+
+
+def test_info_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Clips, people, labels, face rate, failures; as JSON and for people."""
+    path = tmp_path / "가.zarr"
+    store = write_store(path, 8)
+    store.write_failure(3, "x")
+    summary, code = run_json(capsys, "info", str(path))
+    assert code == 0
+    assert (summary["clips"], summary["done"], summary["subjects"], summary["videos"]) == (8, 8, 4, 8)
+    assert summary["labels"]["label"] == {"all": {"distracted": 4, "engaged": 4}}
+    assert summary["face_rate"] == pytest.approx(5 / 6)
+    assert summary["failures"] == [{"clip_id": "영상/3.mp4#0", "reason": "x"}]
+    assert main(["info", str(path)]) == 0
+    assert "8 clips of 8 videos and 4 people" in capsys.readouterr().err
+
+
+def test_verify_and_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """0 when all is well, 1 when something is broken."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 4)
+    assert run_json(capsys, "pack", str(path)) == ({"store": str(path), "clips": 4, "packed": True}, 0)
+    assert run_json(capsys, "pack", str(path))[0]["packed"] is False
+    assert run_json(capsys, "verify", str(path)) == ({"store": str(path), "clips": 4, "problems": []}, 0)
+    chunk = path / "frames" / "c.2.0.0"
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"!")
+    summary, code = run_json(capsys, "verify", str(path))
+    assert code == 1
+    assert [item["clip_id"] for item in summary["problems"]] == ["영상/2.mp4#0"]
+
+
+def test_label_corrects_without_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """1 when a line's clip is not in the store."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 4)
+    manifest = tmp_path / "corrected.csv"
+    manifest.write_text(
+        "path,label,subject\n영상/0.mp4,sleepy,new\n영상/9.mp4,sleepy,new\n", encoding="utf-8"
+    )
+    summary, code = run_json(capsys, "label", str(path), str(manifest))
+    assert code == 1
+    assert summary["corrected"] == ["영상/0.mp4#0"]
+    assert len(summary["unnamed"]) == 3
+    assert [item["clip_id"] for item in summary["problems"]] == ["영상/9.mp4#0"]
+    table = FeatureStore.open(path).table()
+    assert table.subject[0] == "new"
+    assert table.label_names["label"][table.labels["label"][0]] == "sleepy"
+
+
+def test_delete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One person, then all."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 8)
+    assert run_json(capsys, "delete", str(path), "--subject", "p1")[0]["deleted"] == 2
+    assert run_json(capsys, "info", str(path))[0]["deleted"] == 2
+    assert run_json(capsys, "delete", str(path))[0]["deleted"] == 8
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("word", ["info", "verify", "pack", "delete"])
+def test_no_store_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str) -> None:
+    """Exit code 2."""
+    assert main([word, str(tmp_path / "none.zarr")]) == 2
+    assert "error: no store at" in capsys.readouterr().err
+
+
+def import_npz(folder: Path, **arrays: object) -> Path:
+    """An .npz file."""
+    file = folder / "features.npz"
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    return file
+
+
+def test_import_npz_at_any_length_and_width(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names, people, splits and slices come along; missing numbers are masked; label order is the file's."""
+    x = np.random.default_rng(0).normal(size=(6, 4, 5))
+    x[1, 2, 3] = np.nan
+    file = import_npz(
+        tmp_path,
+        x=x,
+        y=np.array([0, 1, 2, 1, 0, -1]),
+        length=np.array([4, 4, 1, 2, 3, 4]),
+        subject=np.array([3, 3, 4, 4, 5, 5]),
+        split=np.array(["train", "train", "validation", "val", "test", "test"]),
+        label_names=np.array(["none", "some", "lots"]),
+        grey=np.array([True, False] * 3),
+    )
+    out = tmp_path / "own.zarr"
+    summary, code = run_json(capsys, "import", str(file), "--out", str(out), "--name", "mine")
+    assert code == 0
+    assert (summary["recipe"], summary["frames"], summary["masked_frames"]) == ("external:mine:5", 18, 1)
+    store = FeatureStore.open(out)
+    table = store.table()
+    assert store.recipe.pixels is None
+    assert table.label_names["label"] == ["none", "some", "lots"]
+    assert table.labels["label"].tolist() == [0, 1, 2, 1, 0, -1]
+    assert table.subject.tolist() == ["3", "3", "4", "4", "5", "5"]
+    assert table.split.tolist() == ["train", "train", "val", "val", "test", "test"]
+    assert table.slices["grey"].tolist() == ["True", "False"] * 3
+    samples = load_samples(store, make_labelling(table.label_names["label"]), np.arange(5), "embeddings")
+    assert samples.x["embeddings"].dtype == np.float32
+    assert samples.valid["embeddings"].sum(1).tolist() == [4, 3, 1, 2, 3]
+    assert np.array_equal(samples.x["embeddings"][3, :2], x[3, :2].astype(np.float32))
+    assert (samples.x["embeddings"][3, 2:] == 0).all()
+    assert store.verify() == []
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["features.npz", "own.zarr"]
+    with pytest.raises(ValueError, match="imported features, which are written all at once"):
+        fill_row(FeatureStore.open(out, "r+"), 0)
+
+
+def test_ragged_forms_are_one(tmp_path: Path) -> None:
+    """Padded with length, laid end to end with length, and single frames."""
+    from features.external import read_sequences
+
+    padded = np.arange(24.0).reshape(3, 4, 2)
+    length, y = np.array([4, 1, 2]), np.array(["a", "b", "a"])
+    laid = np.concatenate([padded[index, :end] for index, end in enumerate(length)])
+    one = read_sequences(import_npz(tmp_path, x=padded, y=y, length=length))
+    other = read_sequences(import_npz(tmp_path, x=laid, y=y, length=length))
+    for ours, theirs in zip(one.values, other.values, strict=True):
+        assert np.array_equal(ours, theirs)
+    frames = read_sequences(import_npz(tmp_path, x=padded[:, 0], y=y))
+    assert [values.shape for values in frames.values] == [(1, 2)] * 3
+    assert frames.clips[1].labels == {"label": "b"}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"y": np.zeros(2)}, "no array 'x'"),
+        ({"x": np.zeros((2, 3, 4))}, "no array 'y'"),
+        ({"x": np.zeros((2, 3, 4)), "y": np.zeros(3)}, r"x of shape \(2, 3, 4\) does not fit 3 labels"),
+        ({"x": np.zeros((7, 4)), "y": np.zeros(2), "length": np.array([3, 3])}, "add up to 6"),
+        ({"x": np.zeros((2, 3, 4)), "y": np.zeros(2), "length": np.array([3, 9])}, "length goes from 3 to 9"),
+        ({"x": np.zeros((2, 3, 4)), "y": np.zeros(2), "subject": np.zeros(3)}, "subject has shape"),
+        ({"x": np.zeros((2, 3, 4)), "y": np.array([0, 5]), "label_names": np.array(["a"])}, "y holds 5"),
+        ({"x": np.array([{}, {}]), "y": np.zeros(2)}, "no pickled objects"),
+        ({"x": np.array(["a", "b"]), "y": np.zeros(2)}, "wanted numbers"),
+        ({"x": np.zeros((2, 3, 4)), "y": np.zeros(2), "split": np.array(["train", "blue"])}, "split 'blue'"),
+    ],
+)
+def test_unusable_npz_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arrays: dict[str, np.ndarray], message: str
+) -> None:
+    """Exit code 2, nothing left behind."""
+    import re
+
+    file = import_npz(tmp_path, **arrays)
+    assert main(["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "n"]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert [item.name for item in tmp_path.iterdir()] == ["features.npz"]
+
+
+def test_import_csv_with_a_line_a_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Any order of columns; an empty number masks its frame."""
+    file = tmp_path / "frames.csv"
+    file.write_text(
+        "clip_id,au1,label,subject,au2\n가,0.5,x,s1,1\n가,,x,s1,2\n나,3,y,s2,4\n", encoding="utf-8-sig"
+    )
+    out = tmp_path / "o.zarr"
+    summary, code = run_json(capsys, "import", str(file), "--out", str(out), "--name", "au")
+    assert (code, summary["clips"], summary["masked_frames"]) == (0, 2, 1)
+    store = FeatureStore.open(out)
+    x, valid = store.read_stream("embeddings")
+    assert x[:, 0].tolist() == [[0.5, 1], [3, 4]]
+    assert valid.tolist() == [[True, False], [True, False]]
+    assert store.table().clip_id.tolist() == ["가#0", "나#0"]
+
+
+def test_import_openface_files_by_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As OpenFace writes them: spaces in the header, bookkeeping columns, success 0 where it failed."""
+    header = "frame, face_id, timestamp, confidence, success, AU01_r, AU02_r\n"
+    (tmp_path / "a.csv").write_text(
+        header + "1, 0, 0.0, 0.98, 1, 1.5, 2\n2, 0, 0.1, 0.1, 0, 0, 0\n", encoding="utf-8"
+    )
+    (tmp_path / "b.csv").write_text(header + "1, 0, 0.0, 0.98, 1, 3, 4\n", encoding="utf-8")
+    (tmp_path / "c.csv").write_text("nothing\n", encoding="utf-8")
+    manifest = tmp_path / "labels.csv"
+    manifest.write_text("path,label,subject\na.csv,x,1\nb.csv,y,2\nc.csv,y,3\n", encoding="utf-8")
+    summary, code = run_json(
+        capsys, "import", str(manifest), "--out", str(tmp_path / "o.zarr"), "--name", "openface"
+    )
+    assert code == 1
+    assert [item["clip_id"] for item in summary["problems"]] == ["c.csv#0"]
+    x, valid = FeatureStore.open(tmp_path / "o.zarr").read_stream("embeddings")
+    assert x[:, 0].tolist() == [[1.5, 2], [3, 4]]
+    assert valid.tolist() == [[True, False], [True, False]]
+
+
+def test_import_refuses_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Never over somebody's store, nor with a colon in the name."""
+    file = import_npz(tmp_path, x=np.zeros((2, 3)), y=np.zeros(2))
+    write_store(tmp_path / "o.zarr", 2)
+    assert main(["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "n"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["import", str(file), "--out", str(tmp_path / "p.zarr"), "--name", "a:b"]) == 2

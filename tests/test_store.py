@@ -1,0 +1,604 @@
+"""The store: what was written is read back, nothing is lost, and what is broken is found."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from features import storage
+from features.manifest import Clip
+from features.packed import packed_folder
+from features.recipe import EncoderId
+from features.storage import place_of, planner_lock, sweep
+from features.store import FeatureStore, delete, plan, relabel
+from tests.small_store import (
+    PIXELS,
+    RECIPE,
+    WITH_GEOMETRY,
+    D,
+    G,
+    T,
+    clips_of,
+    crops_of,
+    fill_row,
+    row_values,
+    write_store,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder by its relative path."""
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()
+    }
+
+
+def test_rows_read_back_equal(tmp_path: Path) -> None:
+    """Embeddings bit for bit; x is 0 and invalid where there was no face; geometry has its own validity."""
+    store = write_store(tmp_path / "가 나.zarr", crops=True)
+    x, valid = store.read_stream("embeddings")
+    geometry, geometry_valid = store.read_stream("geometry", np.array([5, 2]))
+    assert x.shape == (12, T, D)
+    assert x.dtype == np.float16
+    for row in range(12):
+        wanted = row_values(row)
+        assert np.array_equal(valid[row], wanted["frames"][:, 5] > 0)
+        assert np.array_equal(x[row], wanted["embeddings"])
+        assert np.array_equal(store.read_frames(np.array([row]))[0], wanted["frames"], equal_nan=True)
+        assert store.read_crops(row) == crops_of(row)
+    assert np.array_equal(geometry[0], np.nan_to_num(row_values(5)["geometry"]))
+    assert np.array_equal(geometry_valid[1], np.isfinite(row_values(2)["geometry"]).all(1))
+    assert store.verify() == []
+
+
+def test_table_says_what_the_clips_said(tmp_path: Path) -> None:
+    """Texts, labels by name, slices, states."""
+    table = write_store(tmp_path / "s.zarr").table()
+    clips = clips_of(12)
+    assert table.clip_id.tolist() == [clip.clip_id for clip in clips]
+    assert table.source[3] == "영상/3.mp4"
+    assert table.subject.tolist() == [clip.subject for clip in clips]
+    names = np.array(table.label_names["label"])
+    assert names[table.labels["label"]].tolist() == [clip.labels["label"] for clip in clips]
+    assert table.label_names["level"] == ["0", "1", "2"]
+    assert table.slices["camera"].tolist() == [clip.slices["camera"] for clip in clips]
+    assert (table.state == 1).all()
+    assert table.labels["label"].dtype == np.int16
+
+
+def test_other_readers_find_plain_zarr(tmp_path: Path) -> None:
+    """The layout of the docstring, by zarr alone."""
+    write_store(tmp_path / "s.zarr")
+    group = zarr.open_group(tmp_path / "s.zarr", mode="r")
+    for name, dtype in {
+        "embeddings": "float16",
+        "frames": "float32",
+        "geometry": "float32",
+        "state": "uint8",
+    }.items():
+        array = group[name]
+        assert isinstance(array, zarr.Array)
+        assert array.dtype == dtype
+        assert array.shape[0] == 12
+    state = group["state"]
+    assert isinstance(state, zarr.Array)
+    assert (np.asarray(state[:]) == 1).all()
+    assert group["labels/label"].dtype == "int16"  # type: ignore[union-attr]
+
+
+def test_short_rows_are_padded_and_invalid(tmp_path: Path) -> None:
+    """Two frames of six: the rest is unwritten and not valid."""
+    store = plan(tmp_path / "s.zarr", clips_of(1), RECIPE, numerics={})
+    values = row_values(0, 2)
+    store.write_row(0, embeddings=values["embeddings"], frames=values["frames"])
+    x, valid = store.read_stream("embeddings")
+    assert valid[0].tolist() == [True, True, False, False, False, False]
+    assert (x[0, 2:] == 0).all()
+    assert np.isnan(store.read_frames()[0, 2:, 0]).all()
+
+
+def test_each_part_has_its_own_state(tmp_path: Path) -> None:
+    """Geometry and crops can be added to a store that has embeddings."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 3, geometry=False)
+    store = plan(path, clips_of(3), WITH_GEOMETRY, numerics={"backend": "test"}, crops=True)
+    assert store.missing("embeddings").tolist() == []
+    assert store.missing("geometry").tolist() == [0, 1, 2]
+    store.write_row(1, geometry=np.full((T, G), np.nan, np.float32))
+    store.write_row(2, crops=[b""] * T)
+    assert store.missing("geometry").tolist() == [0, 2]
+    assert store.missing("crops").tolist() == [0, 1]
+    assert FeatureStore.open(path).recipe == WITH_GEOMETRY
+
+
+def test_an_all_empty_row_is_done(tmp_path: Path) -> None:
+    """A clip in which nobody ever shows is a fact, not a gap."""
+    store = plan(tmp_path / "s.zarr", clips_of(1), WITH_GEOMETRY, numerics={}, crops=True)
+    nan = np.full((T, 6), np.nan, np.float32)
+    nan[:, 5] = 0
+    store.write_row(
+        0,
+        embeddings=np.zeros((T, D), np.float16),
+        frames=nan,
+        geometry=np.full((T, G), np.nan, np.float32),
+        crops=[b""] * T,
+    )
+    assert [store.missing(part).tolist() for part in ("embeddings", "geometry", "crops")] == [[], [], []]
+    assert not store.read_stream("embeddings")[1].any()
+    assert store.verify() == []
+
+
+def test_failures_are_kept_with_their_reason(tmp_path: Path) -> None:
+    """Listed, not missing, and forgotten when the row is written after all."""
+    store = plan(tmp_path / "s.zarr", clips_of(3), RECIPE, numerics={})
+    store.write_failure(1, "영상이 열리지 않음")
+    assert store.missing("embeddings").tolist() == [0, 2]
+    assert store.failed().tolist() == [1]
+    assert store.table().state.tolist() == [0, 2, 0]
+    assert store.table().failure[1] == "영상이 열리지 않음"
+    fill_row(store, 1, geometry=False)
+    assert store.failed().tolist() == []
+    assert store.table().state.tolist() == [0, 1, 0]
+
+
+def test_no_more_than_four_files_a_clip(tmp_path: Path) -> None:
+    """Embeddings, frames, geometry and crops; states cost nothing, and no folders either."""
+    path = tmp_path / "s.zarr"
+    few = write_store(path, 4, crops=True)
+    before = len(files_of(path))
+    store = plan(path, clips_of(24), WITH_GEOMETRY, numerics={"backend": "test"}, crops=True)
+    for row in range(4, 24):
+        fill_row(store, row, crops=True)
+    store.settle()
+    assert few.num_clips == 4
+    assert len(files_of(path)) - before == 4 * 20
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embeddings": np.zeros((T, D + 1), np.float16)}, r"embeddings of shape \(6, 9\)"),
+        ({"embeddings": np.zeros((T + 1, D), np.float16), "frames": np.zeros((T + 1, 6))}, "up to"),
+        ({"frames": np.zeros((T - 1, 6), np.float32)}, "6 embeddings for 5 frames"),
+        ({"frames": None}, "go together"),
+        ({"embeddings": np.full((T, D), np.inf, np.float16)}, "not finite"),
+        ({"crops": [b"x"] * (T + 1)}, "crops of 7 frames"),
+    ],
+)
+def test_rows_of_another_shape_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    """And the row stays pending."""
+    store = plan(tmp_path / "s.zarr", clips_of(1), RECIPE, numerics={}, crops=True)
+    values = row_values(0)
+    given = {"embeddings": values["embeddings"], "frames": values["frames"], **change}
+    with pytest.raises(ValueError, match=message):
+        store.write_row(0, **given)  # type: ignore[arg-type]
+    assert store.missing("embeddings").tolist() == [0]
+
+
+def test_another_recipe_is_refused_by_field(tmp_path: Path) -> None:
+    """Every field that differs is named; numerics are recorded, not compared."""
+    path = tmp_path / "s.zarr"
+    write_store(path)
+    other = replace(RECIPE, pixels=replace(PIXELS, margin=0.5), encoder=EncoderId("x", "", "12" * 32, D))
+    with pytest.raises(ValueError, match=r"pixels\.margin: 0\.25 here, 0\.5 there; encoder\.name"):
+        plan(path, clips_of(12), other, numerics={})
+    store = plan(path, clips_of(12), RECIPE, numerics={"backend": "another"})
+    assert store.numerics == {"backend": "test"}
+    assert store.other_numerics == [{"backend": "another"}]
+
+
+def test_a_grown_and_corrected_manifest_moves_no_row(tmp_path: Path) -> None:
+    """Labels, people and splits follow the manifest; only new clips are missing; what vanished is listed."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 6)
+    before = FeatureStore.open(path).read_stream("embeddings")[0]
+    clips = clips_of(9)
+    clips[2] = replace(clips[2], subject="다른 사람", split="test", labels={"label": "sleepy", "level": ""})
+    del clips[4]
+    store = plan(path, list(reversed(clips)), WITH_GEOMETRY, numerics={"backend": "test"})
+    assert store.changes.new == tuple(clip.clip_id for clip in reversed(clips_of(9)[6:]))
+    assert store.changes.corrected == (clips[2].clip_id,)
+    assert store.changes.vanished == ("영상/4.mp4#0",)
+    assert store.changes.changed == ()
+    assert store.missing("embeddings").tolist() == [6, 7, 8]
+    table = store.table()
+    assert table.label_names["label"] == ["distracted", "engaged", "sleepy"]
+    assert table.labels["label"].tolist()[:5] == [0, 0, 2, 0, -1]
+    assert (table.subject[2], table.split[2], table.labels["level"][2]) == ("다른 사람", "test", -1)
+    assert np.array_equal(store.read_stream("embeddings", np.arange(6))[0], before)
+    again = plan(path, clips_of(9), WITH_GEOMETRY, numerics={"backend": "test"})
+    assert again.changes.vanished == ()
+    assert again.table().labels["label"][4] == 1
+    assert again.verify() == []
+
+
+def test_a_limited_listing_lets_others_be(tmp_path: Path) -> None:
+    """`--limit` is no manifest."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 6)
+    store = plan(path, clips_of(2), WITH_GEOMETRY, numerics={"backend": "test"}, listing_complete=False)
+    assert store.changes.vanished == ()
+    assert (store.table().labels["label"] >= 0).all()
+
+
+def test_planning_again_without_changes_writes_nothing(tmp_path: Path) -> None:
+    """Byte for byte the same store."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 6)
+    before = files_of(path)
+    plan(path, clips_of(6), WITH_GEOMETRY, numerics={"backend": "test"})
+    assert files_of(path) == before
+
+
+def test_a_changed_file_is_extracted_again(tmp_path: Path) -> None:
+    """By size or time; a file that is away today has not changed."""
+    for index in range(3):
+        (tmp_path / f"{index}.mp4").write_bytes(b"x" * index)
+    path, clips = tmp_path / "s.zarr", clips_of(3, tmp_path)
+    store = plan(path, clips, WITH_GEOMETRY, numerics={})
+    for row in range(3):
+        fill_row(store, row)
+    stamp = (tmp_path / "1.mp4").stat().st_mtime
+    os.utime(tmp_path / "1.mp4", (stamp + 10, stamp + 10))
+    (tmp_path / "2.mp4").unlink()
+    store = plan(path, clips, WITH_GEOMETRY, numerics={})
+    assert store.changes.changed == (clips[1].clip_id,)
+    assert store.missing("embeddings").tolist() == [1]
+    assert store.missing("geometry").tolist() == [1]
+    assert np.isnan(np.asarray(store.array("embeddings")[1], np.float32)).all()
+
+
+def test_relabelling_needs_no_videos_and_speaks_of_whole_videos(tmp_path: Path) -> None:
+    """One line for a video corrects all its windows."""
+    path = tmp_path / "s.zarr"
+    first = replace(clips_of(1)[0], clip_id="a.mp4#0", end_s=2.0)
+    second = replace(first, clip_id="a.mp4#2000", start_s=2.0, end_s=4.0)
+    other = replace(first, clip_id="b.mp4#0")
+    plan(path, [first, second, other], RECIPE, numerics={})
+    line = Clip("a.mp4#0", Path("a.mp4"), subject="새 사람", labels={"label": "sleepy"})
+    strange = Clip("c.mp4#0", Path("c.mp4"), labels={"label": "sleepy"})
+    changes, unnamed, unknown = relabel(path, [line, strange])
+    table = FeatureStore.open(path).table()
+    assert changes.corrected == ("a.mp4#0", "a.mp4#2000")
+    assert unnamed == ("b.mp4#0",)
+    assert unknown == ("c.mp4#0",)
+    assert table.subject.tolist() == ["새 사람", "새 사람", "p0"]
+    assert [table.label_names["label"][code] for code in table.labels["label"]] == [
+        "sleepy",
+        "sleepy",
+        "distracted",
+    ]
+    assert table.labels["level"].tolist() == [0, 0, 0]  # a manifest without the column corrects nothing
+    assert table.start_s.tolist() == [0, 2, 0]
+
+
+def test_odd_column_names_are_kept(tmp_path: Path) -> None:
+    """What no file system takes as a name."""
+    columns = ["a/b", "..", "con:fusion", "x" * 300, "집중 정도"]
+    clip = replace(clips_of(1)[0], labels=dict.fromkeys(columns, "1"), slices=dict.fromkeys(columns, "값"))
+    table = plan(tmp_path / "s.zarr", [clip], RECIPE, numerics={}).table()
+    assert set(table.labels) == set(columns)
+    assert {str(values[0]) for values in table.slices.values()} == {"값"}
+
+
+def test_two_clips_of_one_id_are_refused(tmp_path: Path) -> None:
+    """Named."""
+    with pytest.raises(ValueError, match=r"twice: 영상/0\.mp4#0"):
+        plan(tmp_path / "s.zarr", clips_of(1) * 2, RECIPE, numerics={})
+
+
+def test_paths_that_are_no_store_are_refused(tmp_path: Path) -> None:
+    """Nothing of somebody else's is written into."""
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").touch()
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"not a store, and not empty: it holds chapter\.tex"):
+        plan(tmp_path / "thesis", clips_of(1), RECIPE, numerics={})
+    with pytest.raises(ValueError, match="is a file"):
+        plan(tmp_path / "file", clips_of(1), RECIPE, numerics={})
+    with pytest.raises(ValueError, match="no store at"):
+        FeatureStore.open(tmp_path / "nowhere")
+    zarr.create_group(tmp_path / "other.zarr")
+    with pytest.raises(ValueError, match="no feature store of this version"):
+        FeatureStore.open(tmp_path / "other.zarr")
+    with pytest.raises(ValueError, match="no feature store of this version"):
+        delete(tmp_path / "other.zarr")
+    assert (tmp_path / "thesis" / "chapter.tex").exists()
+
+
+def test_a_store_deleted_under_a_worker_is_a_clear_error(tmp_path: Path) -> None:
+    """And no headless folder is left."""
+    path = tmp_path / "s.zarr"
+    store = plan(path, clips_of(2), RECIPE, numerics={})
+    shutil.rmtree(path)
+    with pytest.raises(ValueError, match="was deleted while rows were being written"):
+        fill_row(store, 0, geometry=False)
+    assert not path.exists()
+
+
+def test_delete_removes_all_or_one_person(tmp_path: Path) -> None:
+    """Nothing of the person is left in any file; nobody else's row moves; the packed copy goes too."""
+    path = tmp_path / "s.zarr"
+    store = write_store(path, 12, crops=True)
+    store.pack()
+    kept, _ = store.read_stream("embeddings")
+    assert delete(path, "p1") == 3
+    store = FeatureStore.open(path)
+    table = store.table()
+    gone = np.array([1, 5, 9])
+    assert table.clip_id[gone].tolist() == ["", "", ""]
+    assert "p1" not in table.subject.tolist()
+    assert (table.labels["label"][gone] == -1).all()
+    x, valid = store.read_stream("embeddings")
+    assert not valid[gone].any()
+    others = np.setdiff1d(np.arange(12), gone)
+    assert np.array_equal(x[others], kept[others])
+    assert store.missing("embeddings").tolist() == []
+    assert store.verify() == []
+    assert not (path / "packed").exists()
+    person = row_values(5)["embeddings"].tobytes()[:8]
+    assert not any(person in content for content in files_of(path).values())
+    with pytest.raises(ValueError, match="no subject 'p1'"):
+        delete(path, "p1")
+    plan(path, clips_of(12), WITH_GEOMETRY, numerics={"backend": "test"})
+    assert FeatureStore.open(path).num_clips == 15
+    delete(path)
+    assert not path.exists()
+
+
+def test_packed_copy_is_equal_fresh_and_disposable(tmp_path: Path) -> None:
+    """Same arrays; a row written later makes it stale; a broken one is passed over."""
+    path = tmp_path / "s.zarr"
+    store = write_store(path, 12)
+    plain = [store.read_stream(name) for name in ("embeddings", "geometry")]
+    frames = store.read_frames()
+    assert store.pack()
+    assert not store.pack()
+    assert store.mapped_stream("embeddings") is not None
+    for (x, valid), name in zip(plain, ("embeddings", "geometry"), strict=True):
+        packed_x, packed_valid = store.read_stream(name)  # type: ignore[arg-type]
+        assert np.array_equal(x, packed_x)
+        assert np.array_equal(valid, packed_valid)
+        assert packed_x.flags.writeable
+    assert np.array_equal(frames, store.read_frames(), equal_nan=True)
+    again = plan(path, clips_of(13), WITH_GEOMETRY, numerics={"backend": "test"})
+    assert again.mapped_stream("embeddings") is None
+    fill_row(again, 12)
+    assert again.pack()
+    assert len(again.read_stream("embeddings")[0]) == 13
+    copies = sorted(packed_folder(place_of(path)).iterdir())
+    assert len(copies) == 3
+    (copies[0] / "x.npy").write_bytes(b"\x93NUMPY")
+    assert np.array_equal(again.read_stream("embeddings", np.arange(12))[0], plain[0][0])
+
+
+def test_packing_can_be_killed(tmp_path: Path) -> None:
+    """Half a copy is never read, and swept later."""
+    path = tmp_path / "s.zarr"
+    store = write_store(path, 12)
+    half = path / "packed" / "embeddings.0123.partial"
+    half.mkdir(parents=True)
+    (half / "x.npy").write_bytes(b"half")
+    os.utime(half, (0, 0))
+    assert store.mapped_stream("embeddings") is None
+    assert store.pack()
+    assert not half.exists()
+
+
+def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
+    """One byte of one file, of every kind of file there is; the rest still reads."""
+    path = tmp_path / "s.zarr"
+    store = write_store(path, 3, crops=True)
+    store.write_failure(1, "late")
+    store.settle()
+    FeatureStore.open(path).pack()
+    generator = np.random.default_rng(0)
+    assert FeatureStore.open(path).verify() == []
+    kinds: dict[tuple[str, str], str] = {}
+    for name in sorted(files_of(path)):
+        kinds.setdefault((str(Path(name).parent), Path(name).suffix), name)
+    assert len(kinds) > 30
+    for name in kinds.values():
+        content = (path / name).read_bytes()
+        broken = bytearray(content)
+        broken[generator.integers(len(broken))] ^= 1 << int(generator.integers(8))
+        status = (path / name).stat()
+        (path / name).write_bytes(broken)
+        os.utime(path / name, ns=(status.st_atime_ns, status.st_mtime_ns))
+        try:
+            found = FeatureStore.open(path).verify()
+        except ValueError:
+            found = ["cannot be opened"]  # type: ignore[list-item]
+        assert found, name
+        (path / name).write_bytes(content)
+        os.utime(path / name, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert FeatureStore.open(path).verify() == []
+
+
+def test_a_broken_chunk_names_itself_when_read(tmp_path: Path) -> None:
+    """A sentence, not zarr's inside."""
+    path = tmp_path / "s.zarr"
+    store = write_store(path, 2)
+    chunk = path / "embeddings" / "c.1.0.0"
+    chunk.write_bytes(chunk.read_bytes()[:-5] + b"later")
+    with pytest.raises(ValueError, match=r"embeddings cannot be read .*see python -m features verify"):
+        store.read_stream("embeddings")
+
+
+def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
+    """A copy has the same; a correction another."""
+    write_store(tmp_path / "a.zarr")
+    shutil.copytree(tmp_path / "a.zarr", tmp_path / "b.zarr")
+    first, copy = (FeatureStore.open(tmp_path / name).fingerprint() for name in ("a.zarr", "b.zarr"))
+    assert first == copy
+    clips = clips_of(12)
+    clips[0] = replace(clips[0], subject="x")
+    store = plan(tmp_path / "b.zarr", clips, WITH_GEOMETRY, numerics={"backend": "test"})
+    assert store.fingerprint() != first
+
+
+def test_the_ledger_counts_openings_of_the_test_split(tmp_path: Path) -> None:
+    """Also of two processes that opened the store before either wrote."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 2)
+    one, two = FeatureStore.open(path), FeatureStore.open(path)
+    assert one.record_test_opening("runs/a") == 1
+    assert two.record_test_opening("runs/b") == 2
+    assert [entry["run"] for entry in FeatureStore.open(path).test_openings] == ["runs/a", "runs/b"]
+    assert FeatureStore.open(path).verify() == []
+
+
+def test_one_planner_at_a_time(tmp_path: Path) -> None:
+    """A living planner is waited for, a dead one is not."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 2)
+    place = place_of(path)
+    with planner_lock(place), pytest.raises(ValueError, match=f"process {os.getpid()} on"):
+        with planner_lock(place, wait_s=0.2):
+            pass
+    done = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+    )
+    holder = {"host": socket.gethostname(), "pid": int(done.stdout), "started": "", "time": time.time()}
+    (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
+    with planner_lock(place, wait_s=0.2):
+        pass
+    # The same number again, another process: its start tells.
+    holder |= {"pid": os.getpid(), "started": "1"}
+    (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
+    with planner_lock(place, wait_s=0.2):
+        pass
+    # Another machine is believed for ten minutes.
+    holder |= {"host": "elsewhere"}
+    (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"on elsewhere\); if that is gone, delete planner\.lock"):
+        with planner_lock(place, wait_s=0.2):
+            pass
+    holder |= {"time": time.time() - 1000}
+    (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
+    with planner_lock(place, wait_s=0.2):
+        pass
+    assert not (path / "planner.lock").exists()
+
+
+def test_orphans_are_swept_and_a_swept_writer_writes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even a sweep that takes a living writer's file loses nothing."""
+    path = tmp_path / "s.zarr"
+    store = plan(path, clips_of(40), RECIPE, numerics={})
+    orphan = path / "embeddings" / "c.1.0.0123.partial"
+    orphan.write_bytes(b"half")
+    os.utime(orphan, (0, 0))
+    assert sweep(place_of(path)) == 1
+    monkeypatch.setattr(storage, "PARTIAL_AGE_S", -1.0)  # now every partial is an orphan
+    import threading
+
+    stop = threading.Event()
+
+    def sweep_on() -> None:
+        while not stop.is_set():
+            sweep(place_of(path))
+
+    thread = threading.Thread(target=sweep_on)
+    thread.start()
+    try:
+        for row in range(40):
+            fill_row(store, row, geometry=False)
+    finally:
+        stop.set()
+        thread.join()
+    assert store.missing("embeddings").tolist() == []
+    assert store.verify() == []
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from features.store import plan
+from tests.small_store import WITH_GEOMETRY, clips_of, fill_row
+path, shard, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+store = plan(path, clips_of(count), WITH_GEOMETRY, numerics={"backend": "test"}, crops=True)
+print("planned", flush=True)
+rows = set(store.missing("embeddings")) | set(store.missing("geometry")) | set(store.missing("crops"))
+for row in sorted(rows):
+    if row % 2 == shard:
+        fill_row(store, int(row), crops=True)
+store.settle()
+"""
+
+
+def start_writer(path: Path, shard: int, count: int) -> subprocess.Popen[str]:
+    """A process that plans and writes its half of the rows."""
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path), str(shard), str(count)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def require_equal_stores(path: Path, reference: Path) -> None:
+    """Same files, same bytes."""
+    ours, theirs = files_of(path), files_of(reference)
+    assert set(ours) == set(theirs)
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+def test_two_processes_at_once_equal_one(tmp_path: Path) -> None:
+    """Both plan, both write their shard, nothing is lost, byte for byte."""
+    write_store(tmp_path / "one.zarr", 60, crops=True)
+    writers = [start_writer(tmp_path / "two.zarr", shard, 60) for shard in (0, 1)]
+    for writer in writers:
+        _, errors = writer.communicate(timeout=120)
+        assert writer.returncode == 0, errors
+    require_equal_stores(tmp_path / "two.zarr", tmp_path / "one.zarr")
+    assert FeatureStore.open(tmp_path / "two.zarr").verify() == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+def test_kill_minus_nine_at_any_moment_loses_nothing(tmp_path: Path) -> None:
+    """Twenty kills of two writers at random moments, also while planning; then the same command once more.
+
+    The result is the uninterrupted store, byte for byte, with no stray files.
+    """
+    count = 160
+    write_store(tmp_path / "one.zarr", count, crops=True)
+    path = tmp_path / "killed.zarr"
+    generator = np.random.default_rng(0)
+    kills = 0
+    for trial in range(10):
+        writers = [start_writer(path, shard, count) for shard in (0, 1)]
+        if trial % 2:
+            assert writers[0].stdout is not None
+            writers[0].stdout.readline()
+            time.sleep(generator.uniform(0.0, 0.3))
+        else:  # imports take most of this: some die before, some while, some after planning
+            time.sleep(generator.uniform(0.8, 1.6))
+        for writer in writers:
+            kills += writer.poll() is None
+            writer.send_signal(signal.SIGKILL)
+            writer.communicate()
+    time.sleep(storage.PARTIAL_AGE_S)
+    for shard in (0, 1):
+        writer = start_writer(path, shard, count)
+        _, errors = writer.communicate(timeout=120)
+        assert writer.returncode == 0, errors
+    assert kills >= 10
+    require_equal_stores(path, tmp_path / "one.zarr")
+    assert FeatureStore.open(path).verify() == []
