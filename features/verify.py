@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from features.arrays import array_name, read_column
+from features.arrays import NUMBER_COLUMNS, TEXT_COLUMNS, array_name, read_column
 from features.manifest import Failure
 from features.packed import verify_packed
 from features.planning import DELETED, LAYOUT_SUM, layout_sum
@@ -28,7 +28,7 @@ def verify_store(store: "FeatureStore") -> list[Failure]:
     problems: list[Failure] = []
     if attributes.get(LAYOUT_SUM) != layout_sum(place, dict(attributes)):
         problems.append(Failure("zarr.json", "the description of the store is not the one that was written"))
-    columns = ["clip_id", "source", "subject", "split", "fold", "start_s", "end_s", "listed", "state"]
+    columns = [*TEXT_COLUMNS, *NUMBER_COLUMNS]
     columns += [array_name("labels", name) for name in attributes["label_names"]]
     columns += [array_name("slices", name) for name in attributes["slice_columns"]]
     for name in columns:
