@@ -10,7 +10,6 @@ It knows nothing about how any figure is computed or drawn.
 
 import json
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from features.datasets import load_samples
 from features.door import say, warn
 from seqmodel.bootstrap import Figure
 from seqmodel.calibration import Calibration, fit_calibration
@@ -33,9 +33,9 @@ from seqmodel.predictions import (
     sides_of,
     write_predictions,
 )
-from seqmodel.report import TITLES, Story, short, write_model_card, write_report
+from seqmodel.report import TITLES, short, write_model_card, write_report
 from seqmodel.run import Card, load_card, save_card, write_text
-from seqmodel.yardsticks import identity, majority, shares
+from seqmodel.yardsticks import identity, logistic, majority, shares
 
 if TYPE_CHECKING:
     from features.store import ClipTable, FeatureStore
@@ -68,10 +68,9 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
         card = _open_test(asked, card)
     asked = replace(asked, card=card)
     predictions = predict(asked)
-    training = training_rows(asked)
     judgement = judge(
         predictions,
-        yardsticks(asked, predictions, training, args.seed),
+        yardsticks(asked, predictions, args.seed),
         split=asked.split,
         label_names=card.labelling.names,
         task=card.labelling.task,
@@ -155,38 +154,45 @@ def training_shares(asked: Asked) -> np.ndarray:
     return shares(labels if len(labels) else asked.population.labels, len(asked.card.labelling.names))
 
 
-def yardsticks(asked: Asked, predictions: Predictions, training: np.ndarray, seed: int) -> list[Yardstick]:
-    """Majority, and where subjects are known identity, for the judged clips."""
+def yardsticks(asked: Asked, predictions: Predictions, seed: int) -> list[Yardstick]:
+    """Majority, logistic regression on each stream, and where subjects are known identity, for the judged
+    clips."""
+    card, table, training = asked.card, asked.table, training_rows(asked)
     prior = training_shares(asked)
-    found = [majority(prior, len(predictions), asked.card.labelling.names)]
+    found = [majority(prior, len(predictions), card.labelling.names)]
+    if len(training) and len(np.unique(asked.labels[training])) > 1 and predictions.measured.any():
+        rows = asked.population.rows[predictions.measured]
+        for stream in card.dims:
+            if stream in asked.store.streams:
+                samples = [
+                    load_samples(asked.store, card.labelling, part, stream)  # type: ignore[arg-type]
+                    for part in (training, rows)
+                ]
+                found.append(logistic(samples[0], samples[1], stream, predictions.measured, prior))
     known = identity(
         predictions.labels,
         predictions.subjects,
         prior,
         seed=seed,
         training_labels=asked.labels[training],
-        training_subjects=asked.table.subject[training],
+        training_subjects=table.subject[training],
     )
     return [*found, *([known] if known is not None else [])]
 
 
 def write_judgement(folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs) -> None:
     """Every file of an evaluation, each written atomically."""
-    from seqmodel.draw import draw_all
+    from seqmodel.story import tell
 
-    names = judgement.label_names
     metrics = figures_json(judgement)
     write_metrics(folder / "metrics.json", metrics)
-    write_predictions(folder / PREDICTIONS, judgement.predictions, names, judgement.split)
+    write_predictions(folder / PREDICTIONS, judgement.predictions, judgement.label_names, judgement.split)
     card = replace(asked.card, metrics=dict(asked.card.metrics) | metrics)
     if not asked.is_other_data:
         save_card(args.run, card)
-    story = Story(
-        title=args.run.name,
-        plots=draw_all(folder / "plots", judgement, card, args.run),
-        data_rows=data_rows(asked),
-        commands=commands(asked, args),
-    )
+    story = tell(folder, judgement, replace(asked, card=card), args)
+    write_text(folder / "literature.csv", story.literature.csv)
+    write_text(folder / "literature.tex", story.literature.latex + "\n")
     write_report(folder / "report.html", judgement, card, story)
     write_model_card(folder / "MODEL_CARD.md", judgement, card, story)
 
@@ -212,40 +218,6 @@ def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
     """metrics.json: entries of this split replace earlier ones, other splits stay."""
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_text(path, json.dumps(earlier | dict(metrics), indent=1, ensure_ascii=False) + "\n")
-
-
-def data_rows(asked: Asked) -> list[dict[str, Any]]:
-    """One row a split for the report's table of the data."""
-    table, num_classes = asked.table, len(asked.card.labelling.names)
-    rows_of = {s: population(table, asked.labels, asked.sides, s).rows for s in ("train", "val", "test")}
-    if asked.is_other_data:
-        rows_of = {asked.split: asked.population.rows}
-    out = []
-    for split, rows in rows_of.items():
-        coverage, failed = face_coverage(asked.store, rows), table.state[rows] == 2
-        subjects = {str(s) for s in table.subject[rows] if s}
-        out.append(
-            {
-                "split": split,
-                "clips": len(rows),
-                "people": len(subjects) or "–",
-                "classes": np.bincount(asked.labels[rows], minlength=num_classes).tolist(),
-                "face_rate": float(coverage[~failed].mean()) if (~failed).any() else float("nan"),
-                "failed": int(failed.sum()),
-                "faceless": int((~failed & (coverage == 0)).sum()),
-            }
-        )
-    return out
-
-
-def commands(asked: Asked, args: EvaluateArgs) -> list[str]:
-    """What to type to get this report again."""
-    words = ["python -m seqmodel evaluate --run", shlex.quote(str(args.run))]
-    words += ["--store", shlex.quote(str(asked.store.path)), "--split", args.split]
-    words += ["--rounds", str(args.rounds), "--seed", str(args.seed)]
-    words += [word for pair in args.map for word in ("--map", shlex.quote(pair))]
-    words += ["--umap"] if args.umap else []
-    return [" ".join(words)]
 
 
 def summary(judgement: Judgement, folder: Path) -> dict[str, Any]:

@@ -23,9 +23,9 @@ def confusion_plot(counts: np.ndarray, label_names: Sequence[str]) -> "Figure":
     from matplotlib.patches import Rectangle
 
     num_classes = len(label_names)
-    side = max(3.6, 1.1 + 0.85 * num_classes)
+    side = max(4.2, 1.1 + 0.85 * num_classes)
     with style():
-        figure, axes = plt.subplots(figsize=(side + 0.6, side))
+        figure, axes = plt.subplots(figsize=(side * 4.6 / 4.2, side))
         share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         for row in range(num_classes):
             for column in range(num_classes):
@@ -167,7 +167,7 @@ def reliability_plot(labels: np.ndarray, before: np.ndarray, after: np.ndarray) 
     import matplotlib.pyplot as plt
 
     with style():
-        figure, (axes, below) = plt.subplots(2, 1, figsize=(4.6, 4.6), height_ratios=(3, 1), sharex=True)
+        figure, (axes, below) = plt.subplots(2, 1, figsize=(4.6, 4.2), height_ratios=(3, 1), sharex=True)
         axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1, linestyle=":")
         for title, p, colour, width in (("before", before, OTHER, 1.4), ("after", after, MODEL, 2.2)):
             bins, said, outcome = calibration_bins(labels, p)
@@ -195,7 +195,7 @@ def learning_plot(stages: Sequence[tuple[str, Sequence[dict[str, Any]]]], metric
     import matplotlib.pyplot as plt
 
     with style():
-        figure, (loss_axes, score_axes) = plt.subplots(2, 1, figsize=(4.8, 4.6), sharex=True)
+        figure, (loss_axes, score_axes) = plt.subplots(2, 1, figsize=(4.6, 4.2), sharex=True)
         start = 0
         for k, (title, entries) in enumerate(stages):
             epochs = start + np.arange(len(entries)) + 1

@@ -105,16 +105,24 @@ def population(
     return Population(rows, labels[rows], int(pending.sum()), how)
 
 
-def predict_rows(
-    run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray, device: str = "cpu"
-) -> tuple[np.ndarray, np.ndarray]:
-    """((N, O) float32 logits, (N,) bool measured) of rows of a store, by the path that its recipe allows.
+@dataclass(frozen=True)
+class Ways:
+    """A run's network and the clips of a store in the form that it reads."""
 
-    A row is measured when some stream that the head reads is valid in some frame. Raises ValueError, naming
-    the fields, where recipes differ.
+    model: Any
+    """`LstmHead` on cached streams, or `CnnLstm` on crops."""
+    source: Any
+    """`Samples` or `CropClips`: a length, labels, `valid` by stream, `batch(indices)`."""
+    batch_size: int
+
+
+def open_ways(run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray) -> Ways:
+    """The path from rows of a store to logits that the recipes allow: cached features, or crops through the
+    whole network.
+
+    Raises ValueError, naming the fields, where recipes differ.
     """
     from seqmodel.heads import LstmHead
-    from seqmodel.training import predict_logits
 
     weights = load_weights(run)
     head = LstmHead(card.head, card.dims, card.num_outputs)
@@ -123,20 +131,77 @@ def predict_rows(
     where = f"run {run} with store {store.path}"
     uses_encoder = "embeddings" in card.dims
     if uses_encoder and differences(card.recipe, store.recipe, ["encoder"]) and "encoder" in weights:
+        # Crops need only equal pixels: the run brings its own encoder.
         require_equal(card.recipe, store.recipe, ["pixels", *others], where=where)
-        model, source = _whole_network(run, card, weights, head, store, labelling, rows)
-        batch_size = CLIPS_OF_CROPS
-    else:
-        parts: list[Part] = ["pixels", *others]
-        if uses_encoder:
-            parts.append("encoder")
-        require_equal(card.recipe, store.recipe, parts, where=where)
-        model, source, batch_size = head, _cached(card, store, labelling, rows), 256
-    measured = np.any([np.asarray(mask).any(axis=1) for mask in source.valid.values()], axis=0)
+        if not store.has_crops:
+            lines = "; ".join(differences(card.recipe, store.recipe, ["encoder"]))
+            raise ValueError(
+                f"recipes differ ({where}): {lines}; and the store keeps no crops to see through "
+                "the run's own encoder: extract with --crops jpeg, or re-extract with that encoder"
+            )
+        return Ways(*_whole_network(card, weights, head, store, labelling, rows), CLIPS_OF_CROPS)
+    parts: list[Part] = ["pixels", *others]
+    if uses_encoder:
+        parts.append("encoder")
+    require_equal(card.recipe, store.recipe, parts, where=where)
+    return Ways(head, _cached(card, store, labelling, rows), 256)
+
+
+def predict_rows(
+    run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """((N, O) float32 logits, (N,) bool measured) of rows of a store.
+
+    A row is measured when some stream that the head reads is valid in some frame; others have NaN. Raises
+    ValueError as `open_ways`.
+    """
+    from seqmodel.training import predict_logits
+
+    ways = open_ways(run, card, store, labelling, rows)
+    measured = np.any([np.asarray(mask).any(axis=1) for mask in ways.source.valid.values()], axis=0)
     logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
-    logits[:] = predict_logits(model, source, batch_size, device=device)
+    logits[:] = predict_logits(ways.model, ways.source, ways.batch_size, device=device)
     logits[~measured] = np.nan
     return logits, measured
+
+
+def growing_logits(
+    run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """((n, T, O) float32, (n, T) bool): logits as if the window had ended at each frame, and frames with
+    anything valid."""
+    import torch
+
+    ways = open_ways(run, card, store, labelling, rows)
+    found, seen = [], []
+    for place in range(len(rows)):
+        x, valid, _ = ways.source.batch(np.array([place]))
+        with torch.inference_mode():
+            streams, masks = _streams(ways.model, x, valid)
+            head = getattr(ways.model, "head", ways.model).eval()
+            length = next(iter(masks.values())).shape[1]
+            until = torch.ones(length, length, dtype=torch.bool).tril()
+            repeated = {name: values.expand(length, -1, -1) for name, values in streams.items()}
+            logits = head(repeated, {name: mask.expand(length, -1) & until for name, mask in masks.items()})
+        found.append(logits.float().numpy())
+        seen.append(torch.stack([mask[0] for mask in masks.values()]).any(dim=0).numpy())
+    return np.stack(found), np.stack(seen)
+
+
+def _streams(model: Any, x: Any, valid: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One clip's streams as a head reads them; crops go through the encoder first."""
+    import torch
+
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in x.items()}
+    masks = {name: torch.from_numpy(np.ascontiguousarray(mask)) for name, mask in valid.items()}
+    if "crops" in tensors:
+        model.eval()
+        crops, mask = tensors.pop("crops"), masks.pop("crops")
+        embeddings = torch.zeros(*mask.shape, model.encoder.dim)
+        if mask.any():
+            embeddings[mask] = model.embed(crops[mask]).float()
+        tensors["embeddings"], masks["embeddings"] = embeddings, mask
+    return tensors, masks
 
 
 def write_predictions(path: Path, predictions: Predictions, label_names: Sequence[str], split: str) -> None:
@@ -198,7 +263,6 @@ def _cached(card: Card, store: "FeatureStore", labelling: Labelling, rows: np.nd
 
 
 def _whole_network(
-    run: Path,
     card: Card,
     weights: dict[str, Any],
     head: Any,
@@ -210,11 +274,6 @@ def _whole_network(
     from seqmodel.cnn_lstm import CnnLstm
     from seqmodel.encoder import encoder_from_state
 
-    if not store.has_crops:
-        raise ValueError(
-            f"run {run} has its own fine-tuned encoder and store {store.path} keeps no crops to see "
-            "through it; extract with --crops jpeg, or re-extract with the fine-tuned encoder"
-        )
     encoder = encoder_from_state(card.recipe.encoder.name, weights["encoder"])
     return CnnLstm(encoder, head), CropClips(store, labelling, rows, inputs_of(card))
 

@@ -16,7 +16,9 @@ from typing import Any
 
 from seqmodel.bootstrap import Figure
 from seqmodel.judge import LOWER_IS_BETTER, Beside, Judgement
+from seqmodel.literature import LiteratureTable
 from seqmodel.run import Card, write_text
+from seqmodel.slices import Slices
 
 TITLES: dict[str, tuple[str, str]] = {
     "auroc": ("AUROC", "chance .5"),
@@ -52,11 +54,11 @@ class Story:
     title: str
     plots: Mapping[str, str] = field(default_factory=dict)
     """Name -> SVG text."""
-    slices: Sequence[Mapping[str, Any]] = ()
+    slices: Sequence[Slices] = ()
     hardest: Sequence[Mapping[str, Any]] = ()
     importance: Mapping[str, Any] | None = None
     data_rows: Sequence[Mapping[str, Any]] = ()
-    literature: Mapping[str, Any] = field(default_factory=lambda: {"names": [], "rows": [], "latex": ""})
+    literature: LiteratureTable = field(default_factory=lambda: LiteratureTable((), (), "", ""))
     commands: Sequence[str] = ()
     umap_caption: str = ""
     warnings: Sequence[str] = ()
@@ -142,6 +144,11 @@ def _context(judgement: Judgement, card: Card, story: Story) -> dict[str, Any]:
             }
             for k, name in enumerate(names)
         ],
+        "mistakes_lede": _mistakes_lede(judgement),
+        "minority": names[judgement.minority],
+        "roc_caption": "The dotted diagonal is chance."
+        if judgement.task == "binary"
+        else "Each class against the rest; the dotted diagonal is chance.",
         "calibration_lede": _calibration_lede(card),
         "calibration": card.calibration,
         "plots": {name: Markup(svg) for name, svg in story.plots.items()},
@@ -202,7 +209,7 @@ def _between(figure: Figure, *, percent: bool = True) -> str:
 
 
 def _kind(beside: Beside) -> str:
-    return "leak" if beside.yardstick.is_leak else beside.yardstick.name
+    return "leak" if beside.yardstick.is_leak else beside.yardstick.name.partition("_")[0]
 
 
 def _chips(judgement: Judgement, card: Card) -> list[tuple[str, str]]:
@@ -330,6 +337,18 @@ def _says(name: str, beside: Beside) -> str:
     pair = beside.paired[name]
     value, low, high = (short(v) for v in (pair.difference.value, pair.difference.low, pair.difference.high))
     return f"difference {value} ({low} to {high}), p = {short(pair.p_value)}"
+
+
+def _mistakes_lede(judgement: Judgement) -> str:
+    p, names = judgement.predictions, judgement.label_names
+    wrong = int((p.said != p.labels).sum())
+    recalls = [(judgement.figures[f"recall_{k}"].value, name) for k, name in enumerate(names)]
+    known = [pair for pair in recalls if math.isfinite(pair[0])]
+    if not known:
+        return f"{wrong} of {len(p)} clips are wrong."
+    worst, best = min(known), max(known)
+    text = f"{wrong} of {len(p)} clips are wrong. It finds {_percent(best[0])} of {best[1]}"
+    return f"{text} and {_percent(worst[0])} of {worst[1]}." if worst[1] != best[1] else f"{text}."
 
 
 def _calibration_lede(card: Card) -> str:

@@ -5,9 +5,14 @@ It knows nothing about networks, stores or files.
 Shapes: N clips, C classes.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from seqmodel.judge import Yardstick
+
+if TYPE_CHECKING:
+    from features.datasets import Samples
 
 NUM_PARTS = 5
 
@@ -21,6 +26,27 @@ def majority(training_shares: np.ndarray, num_clips: int, label_names: tuple[str
         how=f"Always says {label_names[largest]}, the commonest class in training.",
         probabilities=np.tile(training_shares, (num_clips, 1)),
         said=np.full(num_clips, largest, np.int64),
+    )
+
+
+def logistic(
+    training: "Samples", judged: "Samples", stream: str, measured: np.ndarray, training_shares: np.ndarray
+) -> Yardstick:
+    """Logistic regression on mean and spread of a stream over time, learned from training clips.
+
+    `judged` holds the clips where `measured` (N,) is true; the others get the (C,) training shares.
+    """
+    from seqmodel.baselines import logistic_probabilities
+
+    num_classes = len(training_shares)
+    p = np.tile(training_shares, (len(measured), 1))
+    p[measured] = logistic_probabilities(training, judged, stream, num_classes)
+    return Yardstick(
+        name=f"logistic_{stream}",
+        title=f"Logistic, {stream}",
+        how=f"Logistic regression on the mean and spread of the {stream} over a clip, blind to order.",
+        probabilities=p,
+        said=p.argmax(axis=1).astype(np.int64),
     )
 
 

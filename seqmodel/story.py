@@ -1,0 +1,193 @@
+"""What a report tells beside the figures: drawings, slices, hardest clips, the data, how to get the same
+again.
+
+It knows nothing about HTML, and how a drawing looks is in plots.py and plots_people.py.
+"""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.door import say, warn
+from seqmodel import plots, plots_people
+from seqmodel.calibration import Calibration, probabilities
+from seqmodel.config import EvaluateArgs
+from seqmodel.drawing import save
+from seqmodel.embedding_map import FEWEST_CLIPS, mean_embeddings, sample_places, umap_coordinates
+from seqmodel.evaluate import Asked, face_coverage
+from seqmodel.hardest import hardest_clips
+from seqmodel.history import trials_of
+from seqmodel.judge import Judgement, Predictions
+from seqmodel.literature import literature_table
+from seqmodel.metrics import confusion
+from seqmodel.predictions import population
+from seqmodel.report import Story
+from seqmodel.run import Card, read_log
+from seqmodel.slices import Slices, all_slices
+
+BEST_TRIALS = 5
+
+
+def tell(folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs) -> Story:
+    """Draw every plot into `folder`/plots and gather the rest."""
+    card, names = asked.card, judgement.label_names
+    slices = all_slices(judgement.predictions, judgement.draws, len(names))
+    figures = judgement_figures(judgement, card, slices) | training_figures(args.run, card)
+    caption = ""
+    if args.umap:
+        drawn, caption = umap_figures(judgement, asked, args.seed)
+        figures |= drawn
+    svgs = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items()}
+    clips = hardest_clips(
+        judgement,
+        asked.run,
+        card,
+        asked.store,
+        asked.population.rows,
+        folder / "plots",
+        thumbnails=args.thumbnails,
+    )
+    if args.thumbnails and not asked.store.has_crops:
+        warn(f"--thumbnails: store {asked.store.path} keeps no crops, so the report shows no faces")
+    return Story(
+        title=args.run.name,
+        plots=svgs,
+        slices=slices,
+        hardest=clips,
+        data_rows=data_rows(asked),
+        literature=literature_table(judgement, args.run.name),
+        commands=commands(asked, args),
+        umap_caption=caption,
+    )
+
+
+def judgement_figures(judgement: Judgement, card: Card, slices: Sequence[Slices]) -> dict[str, Any]:
+    """Matplotlib figures about the judged clips, by name."""
+    p, names, binary = judgement.predictions, judgement.label_names, judgement.task == "binary"
+    threshold = card.calibration.threshold if binary else None
+    others = [
+        (b.yardstick.title, b.yardstick.probabilities)
+        for b in judgement.beside
+        if b.yardstick.name != "majority"
+    ]
+    found = {
+        "confusion": plots.confusion_plot(confusion(p.labels, p.said, len(names)), names),
+        "roc": plots.roc_plot(p.labels, p.probabilities, names, threshold, others),
+        "precision_recall": plots.precision_recall_plot(
+            p.labels, p.probabilities, names, judgement.minority, threshold
+        ),
+    }
+    keep = p.measured
+    if keep.any():
+        raw = probabilities(p.logits[keep], judgement.task)
+        found["reliability"] = plots.reliability_plot(p.labels[keep], raw, p.probabilities[keep])
+        found["coverage"] = plots_people.coverage_plot(
+            confidence(p, card.calibration, binary)[keep],
+            (p.said == p.labels)[keep],
+            float((~p.unsure[keep]).mean()) if card.calibration.abstain else None,
+        )
+        if threshold is not None and len(np.unique(p.labels[keep])) == 2:
+            found["threshold"] = plots_people.threshold_plot(
+                p.probabilities[keep, 1], p.labels[keep], names, threshold
+            )
+    for part in slices:
+        if part.title == "By person":
+            found["subjects"] = plots_people.people_plot(part.rows, judgement.figures["accuracy"].value)
+    return found
+
+
+def confidence(p: Predictions, calibration: Calibration, binary: bool) -> np.ndarray:
+    """(N,) how far each clip is from being said otherwise: what the abstain band cuts by."""
+    if binary:
+        return np.abs(p.probabilities[:, 1] - calibration.threshold)
+    return p.probabilities.max(axis=1)
+
+
+def training_figures(run: Path, card: Card) -> dict[str, Any]:
+    """Learning curves of the stages, and the search, as far as the run kept them."""
+    found: dict[str, Any] = {}
+    stages = log_stages(run)
+    if stages:
+        found["learning"] = plots.learning_plot(stages, card.metric)
+    trials = trials_of(run)
+    done = [trial for trial in trials if trial.value is not None]
+    if done:
+        numbers, values = np.array([t.number for t in done]), np.array([t.value for t in done], np.float64)
+        found["search"] = plots_people.search_plot(numbers, values, card.metric)
+        best = sorted((t for t in done if t.curve), key=lambda t: -(t.value or 0.0))[:BEST_TRIALS]
+        if best:
+            curves = [(f"trial {t.number}", t.curve) for t in best]
+            found["trials"] = plots_people.trials_plot(curves, card.metric)
+    return found
+
+
+def log_stages(run: Path) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Entries of log.jsonl by stage, in the order in which the stages came."""
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for entry in read_log(run):
+        if "train_loss" in entry or "val_loss" in entry:
+            stages.setdefault(str(entry.get("stage", "head")), []).append(entry)
+    return list(stages.items())
+
+
+def umap_figures(judgement: Judgement, asked: Asked, seed: int) -> tuple[dict[str, Any], str]:
+    """(drawings by label and by person, caption); none, with a warning, where there are too few clips."""
+    p = judgement.predictions
+    places = np.flatnonzero(p.coverage > 0)
+    if len(places) < FEWEST_CLIPS:
+        warn(f"--umap needs at least {FEWEST_CLIPS} clips with a face, there are {len(places)}")
+        return {}, ""
+    places = places[sample_places(len(places), seed)]
+    say(f"UMAP of {len(places)} clips (compiles first, some ten seconds) …")
+    xy = umap_coordinates(
+        mean_embeddings(*asked.store.read_stream("embeddings", asked.population.rows[places])), seed
+    )
+    labels, names = p.labels[places], judgement.label_names
+    found = {"umap_label": plots_people.scatter_plot(xy, labels, names, by_class=True)}
+    people, index = np.unique(p.subjects[places], return_inverse=True)
+    if len(people) > 1:
+        found["umap_subject"] = plots_people.scatter_plot(
+            xy, index, [str(name) or "unknown" for name in people], by_class=False
+        )
+    encoder = asked.store.recipe.encoder
+    return (
+        found,
+        f"{len(places)} clips of {judgement.split}, {encoder.name} ({encoder.weights}), seed {seed}.",
+    )
+
+
+def data_rows(asked: Asked) -> list[dict[str, Any]]:
+    """One row a split for the report's table of the data."""
+    table, num_classes = asked.table, len(asked.card.labelling.names)
+    rows_of = {s: population(table, asked.labels, asked.sides, s).rows for s in ("train", "val", "test")}
+    if asked.is_other_data:
+        rows_of = {asked.split: asked.population.rows}
+    out = []
+    for split, rows in rows_of.items():
+        coverage, failed = face_coverage(asked.store, rows), table.state[rows] == 2
+        subjects = {str(s) for s in table.subject[rows] if s}
+        out.append(
+            {
+                "split": split,
+                "clips": len(rows),
+                "people": len(subjects) or "–",
+                "classes": np.bincount(asked.labels[rows], minlength=num_classes).tolist(),
+                "face_rate": float(coverage[~failed].mean()) if (~failed).any() else float("nan"),
+                "failed": int(failed.sum()),
+                "faceless": int((~failed & (coverage == 0)).sum()),
+            }
+        )
+    return out
+
+
+def commands(asked: Asked, args: EvaluateArgs) -> list[str]:
+    """What to type to get this report again."""
+    words = ["python -m seqmodel evaluate --run", shlex.quote(str(args.run))]
+    words += ["--store", shlex.quote(str(asked.store.path)), "--split", args.split]
+    words += ["--rounds", str(args.rounds), "--seed", str(args.seed)]
+    words += [word for pair in args.map for word in ("--map", shlex.quote(pair))]
+    words += ["--umap"] if args.umap else []
+    return [" ".join(words)]
