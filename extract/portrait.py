@@ -150,7 +150,7 @@ def draw(puppet: Puppet, pose: Pose, tick: int = 0) -> np.ndarray:
     unroll = np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
     turn = np.diag([scale * side / looks.width, scale]) @ unroll
     joint = np.array([-MAP_BOX[0], MAP_BOX[3]]) / MAP_STEP
-    reach = np.array([[-105, -118], [105, 62]]) * looks.zoom + (column, row)
+    reach = np.array([[-108, -166], [108, 62]]) * looks.zoom + (column, row)
     (left, top), (right, bottom) = np.clip(np.round(reach), 0, (WIDTH, HEIGHT)).astype(int)
     if right <= left or bottom <= top:
         return _exposed(frame, puppet, pose.glow, tick)
