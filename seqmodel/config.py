@@ -94,10 +94,16 @@ class FinetuneConfig:
     """Learning rate of the head."""
     encoder_lr: float = 1e-4
     """Learning rate of the encoder at its last block; lower ones learn more slowly."""
+    depth_decay: float = 0.8
+    """Each block's learning rate, as a share of the next one's."""
+    scheduler: Literal["cosine", "plateau", "none"] = "cosine"
+    """Learning rates over time: cosine with a warm-up, lower on a plateau, or constant."""
     weight_decay: float = 0.01
     """Weight decay, off for norms and biases."""
     effective_batch: int = 8
     """Clips a step, gathered one clip at a time."""
+    save_every_s: float = 60.0
+    """Seconds between checkpoints within an epoch; there is one after each epoch in any case."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,156 @@
+"""Activations at the cut: what the frozen blocks of an encoder make of every crop, computed once.
+
+The project's own idea, cached features, applied inside the network: while the blocks before `cut` do not
+learn, they say the same in every epoch. A cache is a folder with one float16 file, one mark for each
+finished row, and a note of what it was made from; a cache that was interrupted goes on, one of other
+weights is made anew. It holds pictures of people, blurred: whoever trains deletes it at the end. Knows
+nothing about losses or optimizers. N clips, V variants (1, or 2 with the mirrored crops), T frames, (c,h,w)
+one frame's activations.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from features.datasets import Batch, CropClips
+from seqmodel.encoder import Encoder
+
+ACTIVATIONS, DONE, NOTE = "activations.f16", "done.u8", "cut.json"
+ROOM_LEFT = 1.1
+"""A disk is full enough when this times the cache would not fit."""
+
+
+@dataclass(frozen=True)
+class CutSource:
+    """Clips as activations at the cut; the same face as `CropClips`."""
+
+    clips: CropClips
+    activations: np.ndarray
+    """(N,V,T,c,h,w) float16, a memory map."""
+    valid: dict[str, np.ndarray]
+    geometry: np.ndarray | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64 class indices."""
+        return self.clips.labels
+
+    @property
+    def clip_ids(self) -> np.ndarray:
+        """(N,) str."""
+        return self.clips.clip_ids
+
+    @property
+    def num_variants(self) -> int:
+        """V."""
+        return self.activations.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def batch(self, indices: np.ndarray, variant: int = 0) -> Batch:
+        """x["activations"] float16 (B,T,c,h,w) of one variant, x["geometry"] where it is read; valid;
+        labels.
+        """
+        x = {"activations": np.asarray(self.activations[indices, variant])}
+        if self.geometry is not None:
+            x["geometry"] = self.geometry[indices]
+        return x, {name: mask[indices] for name, mask in self.valid.items()}, self.labels[indices]
+
+
+def frame_shape(encoder: Encoder, cut: int, crop_px: int) -> tuple[int, int, int]:
+    """(c,h,w) of what enters block `cut`."""
+    with torch.inference_mode():
+        blank = torch.zeros(1, crop_px, crop_px, 3, dtype=torch.uint8)
+        c, h, w = encoder.blocks[:cut](encoder.pixels(blank)).shape[1:]
+    return c, h, w
+
+
+def cache_bytes(shape: tuple[int, int, int], num_clips: int, num_frames: int, variants: int) -> int:
+    """Size on disk."""
+    return 2 * int(np.prod(shape)) * num_clips * num_frames * variants
+
+
+def prefix_runner(encoder: Encoder, cut: int, device: str) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from crops (F,H,W,3) uint8 to float16 (F,c,h,w), what enters block `cut`."""
+    blocks = encoder.blocks[:cut]
+
+    def run(crops: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            pixels = encoder.pixels(torch.from_numpy(crops).to(device))
+            return blocks(pixels).half().cpu().contiguous().numpy()
+
+    return run
+
+
+def open_cut_cache(
+    folder: Path, clips: CropClips, shape: tuple[int, int, int], made_from: dict[str, Any], *, mirrored: bool
+) -> "CutCache":
+    """The cache in `folder`, with the rows that an interrupted run left if it was `made_from` the same.
+
+    Raises ValueError when the disk has no room for it.
+    """
+    num_frames = clips.valid["crops"].shape[1]
+    full = (len(clips), 2 if mirrored else 1, num_frames, *shape)
+    note = json.dumps({"shape": full, **made_from}, sort_keys=True, ensure_ascii=False)
+    path = folder / NOTE
+    if not (path.is_file() and path.read_text(encoding="utf-8") == note):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        size, free = cache_bytes(shape, full[0], num_frames, full[1]), shutil.disk_usage(folder).free
+        if size * ROOM_LEFT > free:
+            raise ValueError(
+                f"activations at the cut take {size / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free; "
+                "free some, cut later (--unfreeze-from), or compute them anew each epoch (--cut-cache off)"
+            )
+        for name, dtype, dims in ((ACTIVATIONS, np.float16, full), (DONE, np.uint8, full[:1])):
+            np.memmap(folder / name, dtype, "w+", shape=dims).flush()
+        path.write_text(note, encoding="utf-8")
+    return CutCache(
+        np.memmap(folder / ACTIVATIONS, np.float16, "r+", shape=full),
+        np.memmap(folder / DONE, np.uint8, "r+", shape=full[:1]),
+        clips,
+    )
+
+
+@dataclass(frozen=True)
+class CutCache:
+    """A cache being filled."""
+
+    activations: np.ndarray
+    done: np.ndarray
+    clips: CropClips
+
+    def fill(self, run: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> Iterable[int]:
+        """Compute what is missing of these rows; yields each row when it is there."""
+        mirrored = self.activations.shape[1] == 2
+        for row in rows[self.done[rows] == 0].tolist():
+            x, valid, _ = self.clips.batch(np.array([row]))
+            seen = valid["crops"][0]
+            crops = x["crops"][0][seen]
+            if len(crops):
+                self.activations[row, 0, seen] = run(crops)
+                if mirrored:
+                    self.activations[row, 1, seen] = run(np.ascontiguousarray(crops[:, :, ::-1]))
+            self.done[row] = 1
+            yield row
+
+    def source(self, geometry: np.ndarray | None) -> CutSource:
+        """The filled cache as something to learn from."""
+        valid = {"activations" if k == "crops" else k: mask for k, mask in self.clips.valid.items()}
+        return CutSource(self.clips, self.activations, valid, geometry)
+
+
+def frozen_prefix(encoder: Encoder, cut: int) -> nn.Sequential:
+    """The blocks that do not learn, told so."""
+    prefix = encoder.blocks[:cut]
+    for parameter in prefix.parameters():
+        parameter.requires_grad_(False)
+    return prefix
