@@ -8,10 +8,12 @@ Knows nothing about clips or features.
 """
 
 import contextlib
+import datetime
 import json
 import os
 import shutil
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +35,8 @@ PARTIAL_AGE_S = 2.0
 """Chunks are written within milliseconds: an older `*.partial` belongs to a killed writer. Should it not,
 its writer finds it gone and writes the chunk again (`retried`)."""
 WRITE_TRIES = 5
+OBJECT_TRIES, OBJECT_TIMEOUT = 5, datetime.timedelta(seconds=60)
+"""Of one request: a short outage is waited for, a wrong address is not waited for all day."""
 _SHARING_ERRORS = (5, 32)  # Windows: access denied, sharing violation; a virus scanner or indexer looks in
 
 Result = TypeVar("Result")
@@ -68,15 +72,25 @@ def place_of(path: Path | str) -> Place:
         return Place(rest, Path("/" + rest.lstrip("/")))
     address = f"{scheme}://{rest.lstrip('/')}"  # pathlib folds the double slash
     try:
-        from obstore.exceptions import BaseError
         from obstore.store import from_url
     except ImportError as error:
         raise ValueError(f"{address} needs obstore: pip install 'brainbuddy[s3]'") from error
+    options: Any = {"allow_http": True} if os.environ.get("AWS_ALLOW_HTTP") else None
+    retries: Any = {"max_retries": OBJECT_TRIES, "retry_timeout": OBJECT_TIMEOUT}
+    with object_errors(address):
+        return Place(address, None, from_url(address, client_options=options, retry_config=retries))
+
+
+@contextlib.contextmanager
+def object_errors(where: str) -> Iterator[None]:
+    """Turn what object storage answers into ValueErrors of one line. Does not import obstore where unused."""
+    exceptions = sys.modules.get("obstore.exceptions")
+    known = (exceptions.BaseError,) if exceptions else ()
     try:
-        options: Any = {"allow_http": True} if os.environ.get("AWS_ALLOW_HTTP") else None
-        return Place(address, None, from_url(address, client_options=options))
-    except (BaseError, ValueError) as error:
-        raise ValueError(f"{address} cannot be used: {error}") from error
+        yield
+    except known as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{where}: {text[:300]}{'…' if len(text) > 300 else ''}") from error
 
 
 def read_bytes(place: Place, key: str) -> bytes | None:
@@ -86,7 +100,8 @@ def read_bytes(place: Place, key: str) -> bytes | None:
             return (place.folder / key).read_bytes()
         except FileNotFoundError:
             return None
-    buffer = sync(place.zarr_store(read_only=True).get(key, default_buffer_prototype()))
+    with object_errors(place.text):
+        buffer = sync(place.zarr_store(read_only=True).get(key, default_buffer_prototype()))
     return None if buffer is None else buffer.to_bytes()
 
 
@@ -106,11 +121,12 @@ def list_chunks(place: Place, array_name: str) -> dict[str, tuple[int, str]]:
         except FileNotFoundError:
             pass
         return found
-    for batch in place.objects.list(prefix=f"{array_name}/"):
-        for item in batch:
-            name = item["path"].rpartition("/")[2]
-            if name.startswith("c."):
-                found[name] = (item["size"], str(item["e_tag"] or item["last_modified"]))
+    with object_errors(place.text):
+        for batch in place.objects.list(prefix=f"{array_name}/"):
+            for item in batch:
+                name = item["path"].rpartition("/")[2]
+                if name.startswith("c."):
+                    found[name] = (item["size"], str(item["e_tag"] or item["last_modified"]))
     return found
 
 
@@ -131,9 +147,8 @@ def chunk_names(place: Place, array_name: str) -> list[str]:
 def delete_keys(place: Place, keys: Iterable[str]) -> None:
     """Delete files or objects; those that are not there are fine."""
     if place.folder is None:
-        store = place.zarr_store(read_only=False)
-        for key in keys:
-            sync(store.delete(key))
+        with object_errors(place.text):
+            place.objects.delete(list(keys))
         return
     for key in keys:
         retried((place.folder / key).unlink, True)
@@ -142,7 +157,9 @@ def delete_keys(place: Place, keys: Iterable[str]) -> None:
 def delete_all(place: Place) -> None:
     """Delete everything at the place, the folder included."""
     if place.folder is None:
-        sync(place.zarr_store(read_only=False).delete_dir(""))
+        with object_errors(place.text):
+            for batch in place.objects.list():
+                place.objects.delete([item["path"] for item in batch])
     else:
         shutil.rmtree(place.folder)
 
@@ -151,7 +168,8 @@ def retried(write: Callable[..., Result], *arguments: Any) -> Result:
     """Call a write again when another program held the file for a moment, or a sweep took its partial."""
     for attempt in range(WRITE_TRIES):
         try:
-            return write(*arguments)
+            with object_errors("object storage"):
+                return write(*arguments)
         except OSError as error:
             passing = isinstance(error, FileNotFoundError) or getattr(error, "winerror", 0) in _SHARING_ERRORS
             if not passing or attempt == WRITE_TRIES - 1:
@@ -216,9 +234,14 @@ def _put_if_absent(place: Place, body: bytes) -> bool:
     from obstore.exceptions import AlreadyExistsError
 
     try:
-        place.objects.put(LOCK_NAME, body, mode="create")
-    except AlreadyExistsError:
-        return False
+        with object_errors(place.text):
+            place.objects.put(LOCK_NAME, body, mode="create")
+    except ValueError as error:
+        if isinstance(error.__cause__, AlreadyExistsError):
+            return False
+        raise
+    except FileNotFoundError as error:
+        raise ValueError(f"{place.text}: there is no such bucket") from error
     return True
 
 

@@ -397,6 +397,7 @@ def test_packing_can_be_killed(tmp_path: Path) -> None:
     assert not half.exists()
 
 
+@pytest.mark.slow
 def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
     """One byte of one file, of every kind of file there is; the rest still reads."""
     path = tmp_path / "s.zarr"

@@ -1,0 +1,138 @@
+"""Stores on object storage: the same claims as on a disk, against an S3 server on loopback."""
+
+import logging
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.__main__ import main
+from features.storage import place_of, planner_lock
+from features.store import FeatureStore, delete, plan
+from tests.small_store import WITH_GEOMETRY, clips_of, fill_row, row_values, write_store
+from tests.test_store import WRITER
+
+pytest.importorskip("obstore", reason="object storage needs the extra [s3]")
+moto_server = pytest.importorskip("moto.server", reason="the S3 server of these tests is moto's")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a bucket on an S3 server of this process."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "BRAINBUDDY_CACHE": str(tmp_path_factory.mktemp("cache")),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        request = urllib.request.Request(f"http://{host}:{port}/people", method="PUT")
+        urllib.request.urlopen(request).close()
+        yield "s3://people"
+        server.stop()
+
+
+def test_object_store_equals_a_folder(bucket: str, tmp_path: Path) -> None:
+    """Rows, table, fingerprint; pathlib's folded slashes are read; the packed copy lies in the cache."""
+    address = f"{bucket}/한글 a.zarr"
+    write_store(address, 5, crops=True)
+    ours = FeatureStore.open(Path(address))
+    theirs = write_store(tmp_path / "s.zarr", 5, crops=True)
+    assert ours.path == address
+    assert ours.fingerprint() == theirs.fingerprint()
+    assert ours.read_crops(3) == theirs.read_crops(3)
+    plain, valid = ours.read_stream("embeddings")
+    assert np.array_equal(plain, theirs.read_stream("embeddings")[0])
+    assert ours.pack()
+    assert not ours.pack()
+    mapped = ours.mapped_stream("embeddings")
+    assert mapped is not None
+    assert np.array_equal(mapped[0], plain)
+    assert np.array_equal(mapped[1], valid)
+    assert ours.verify() == []
+
+
+def test_object_store_grows_fails_and_deletes(bucket: str) -> None:
+    """Manifest corrections, failures, one person, all."""
+    address = f"{bucket}/grown.zarr"
+    write_store(address, 4)
+    store = plan(address, clips_of(6)[1:], WITH_GEOMETRY, numerics={"backend": "test"})
+    assert store.changes.vanished == ("영상/0.mp4#0",)
+    assert store.missing("embeddings").tolist() == [4, 5]
+    store.write_failure(4, "사유")
+    assert store.failed().tolist() == [4]
+    fill_row(store, 4)
+    assert store.failed().tolist() == []
+    assert store.missing("embeddings").tolist() == [5]
+    assert delete(address, "p1") == 2
+    assert FeatureStore.open(address).verify() == []
+    delete(address)
+    with pytest.raises(ValueError, match="no store at s3://people/grown"):
+        FeatureStore.open(address)
+
+
+def test_object_store_has_one_planner(bucket: str) -> None:
+    """Put-if-absent keeps the second one out."""
+    place = place_of(f"{bucket}/locked.zarr")
+    with planner_lock(place), pytest.raises(ValueError, match="is being planned by another process"):
+        with planner_lock(place, wait_s=0.2):
+            pass
+    with planner_lock(place, wait_s=0.2):
+        pass
+
+
+def test_two_shards_at_once_on_object_storage(bucket: str) -> None:
+    """Two processes plan and write one store."""
+    address = f"{bucket}/shards.zarr"
+    writers = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                WRITER.replace("Path(sys.argv[1])", "sys.argv[1]"),
+                address,
+                str(shard),
+                "8",
+            ],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        for shard in (0, 1)
+    ]
+    for writer in writers:
+        _, errors = writer.communicate(timeout=120)
+        assert writer.returncode == 0, errors.decode()
+    store = FeatureStore.open(address)
+    x, _ = store.read_stream("embeddings")
+    assert all(np.array_equal(x[row], row_values(row)["embeddings"]) for row in range(8))
+    assert store.verify() == []
+
+
+def test_what_object_storage_refuses_is_one_clear_line(
+    bucket: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket that is not there, a server that is not there: exit code 2, no traceback."""
+    assert main(["info", "s3://no-such-bucket/a.zarr"]) == 2
+    assert "error: " in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"s3://no-such-bucket/a\.zarr: there is no such bucket"):
+        plan("s3://no-such-bucket/a.zarr", clips_of(1), WITH_GEOMETRY, numerics={})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert main(["info", f"{bucket}/a.zarr"]) == 2
+    assert "s3://people/a.zarr: Generic S3 error" in capsys.readouterr().err
+    assert os.environ["AWS_ENDPOINT_URL"] == "http://127.0.0.1:1"
