@@ -103,6 +103,12 @@ class _Worker:
     open_rows: dict[int, Window] = field(default_factory=dict)
     is_ready: bool = False
 
+    def is_overdue(self) -> bool:
+        """Whether it has had more time for its video than it may have; the clock runs once it is ready."""
+        if self.job is None or not self.is_ready:
+            return False
+        return time.monotonic() - self.since_s > self.job.time_limit_s + HANG_GRACE_S
+
 
 class _Pool:
     """The parent's side: who does what, and what to do when one of them dies."""
@@ -142,13 +148,11 @@ class _Pool:
         for worker in list(self._workers):
             if worker.pipe in ready:
                 yield from self._receive(worker, waiting)
-            elif (
-                worker.job is not None
-                and time.monotonic() - worker.since_s > worker.job.time_limit_s + HANG_GRACE_S
-            ):
+            elif worker.is_overdue():
                 worker.process.kill()
                 worker.process.join()
-                yield from self._bury(worker, waiting, f"stuck for more than {worker.job.time_limit_s:.0f} s")
+                limit_s = worker.job.time_limit_s if worker.job else 0
+                yield from self._bury(worker, waiting, f"stuck for more than {limit_s:.0f} s")
 
     def _receive(self, worker: _Worker, waiting: "deque[tuple[Job, bool]]") -> Iterator[Event]:
         try:

@@ -1,0 +1,285 @@
+"""What can go wrong while extracting: bad files, kills, full disks, stores and videos that vanish."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from extract.__main__ import main
+from features.store import DONE, FeatureStore
+from tests.clips import face_frames, looped, write_video
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ("--weights", "random", "--window", "2", "--geometry", "off", "--workers", "1")
+FASTSTART = {"movflags": "faststart"}
+
+
+def truncated(source: Path, target: Path, share: float) -> None:
+    content = source.read_bytes()
+    target.write_bytes(content[: int(len(content) * share)])
+
+
+def only_first_key_frame(source: Path, target: Path) -> None:
+    """The index and the first frame stay, every later frame's bytes become zeros."""
+    content = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        packets = [p for p in container.demux(container.streams.video[0]) if p.size]
+        spans = [(packet.pos, packet.size) for packet in packets[1:]]
+    for start, size in spans:
+        content[start : start + size] = bytes(size)
+    target.write_bytes(bytes(content))
+
+
+def write_audio(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        for _ in range(30):
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            sound.sample_rate = 16000
+            container.mux(stream.encode(sound))
+        container.mux(stream.encode(None))
+
+
+def make_bad_files(folder: Path, face: list[np.ndarray]) -> dict[str, str]:
+    """Writes them; name -> what the reason must say."""
+    good = write_video(folder / "good.mp4", face, 10)
+    with av.open(str(folder / "front.mp4"), "w", options=FASTSTART) as container:
+        with av.open(str(good)) as source:
+            stream = container.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(source.streams.video[0]):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    container.mux(packet)
+    (folder / "zero.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("path,label\n" * 200, encoding="utf-8")
+    truncated(good, folder / "cut, index at the end.mp4", 0.6)
+    truncated(folder / "front.mp4", folder / "cut, index in front.mp4", 0.4)
+    write_audio(folder / "audio.mp4")
+    write_video(folder / "one.mp4", face[:1], 10)
+    only_first_key_frame(folder / "front.mp4", folder / "key.mp4")
+    (folder / "front.mp4").unlink()
+    return {
+        "zero.mp4": "empty",
+        "text.mp4": "not a video",
+        "cut, index at the end.mp4": "not a video",
+        "cut, index in front.mp4": "cut short",
+        "audio.mp4": "no video",
+        "one.mp4": "single frame",
+        "key.mp4": "cut short",
+    }
+
+
+def make_odd_files(folder: Path, real_clips: dict[str, Path], face: list[np.ndarray]) -> list[str]:
+    """Writes files that are unusual but good."""
+    upright = [np.ascontiguousarray(np.rot90(frame, -1)) for frame in face]
+    write_video(folder / "rotated.mp4", upright, 10, rotation=90)
+    uneven = np.cumsum([0.05, 0.2, 0.1] * 10)[: len(face)]
+    write_video(folder / "variable.mkv", face[: len(uneven)], 10, times_s=list(uneven))
+    odd = [cv2.resize(frame, (177, 133)) for frame in face]
+    write_video(folder / "odd size.mp4", odd, 10, pix_fmt="yuv444p")
+    write_video(folder / "ten bit.mp4", face, 10, pix_fmt="yuv420p10le")
+    write_video(folder / "grey.mp4", face, 10, pix_fmt="gray")
+    write_video(folder / "moving.gif", face, 10, codec="gif", pix_fmt="rgb8")
+    write_video(folder / "수업 영상 😀 №1.mp4", face, 10)
+    large = [cv2.resize(frame, (3840, 2160)) for frame in face[:10]]
+    write_video(folder / "4K.mp4", large, 5, options={"preset": "ultrafast"})
+    write_video(folder / "slow.mp4", face[:10], 5)
+    write_video(folder / "fast.mp4", looped(face, 240), 120, options={"preset": "ultrafast"})
+    write_video(folder / "old.avi", face, 10, codec="mpeg4")
+    write_video(folder / "motion jpeg.avi", face, 10, codec="mjpeg", pix_fmt="yuvj420p")
+    write_video(folder / "web.webm", face, 10, codec="libvpx-vp9", options={"cpu-used": "8"})
+    shutil.copy(real_clips["no_face"], folder / "lying header.mp4")
+    shutil.copy(real_clips["face_noface"], folder / "hevc.mov")
+    return [path.name for path in folder.iterdir()]
+
+
+@pytest.mark.slow
+def test_bad_files_are_listed_failures_and_odd_ones_are_extracted(
+    real_clips: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    face = face_frames(real_clips["carphone"], 20, 176, 144)
+    good, bad = tmp_path / "data" / "good", tmp_path / "data" / "bad"
+    good.mkdir(parents=True)
+    bad.mkdir()
+    fine = [*make_odd_files(good, real_clips, face), "good.mp4"]
+    reasons = make_bad_files(bad, face)
+    words = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "s.zarr"), *QUICK, "--decode", "full"]
+    code = main([*words, "--json"])
+    summary = json.loads(capfd.readouterr().out)
+    failures = {Path(item["clip_id"].rpartition("#")[0]).name: item["reason"] for item in summary["failures"]}
+    assert code == 1
+    assert {name: said for name, said in reasons.items() if said not in failures.get(name, "")} == {}, (
+        failures
+    )
+    assert failures.keys() == reasons.keys()
+    table = FeatureStore.open(tmp_path / "s.zarr").table()
+    done = {Path(table.clip_id[row].rpartition("#")[0]).name for row in np.flatnonzero(table.state == DONE)}
+    assert done == set(fine)
+    assert not FeatureStore.open(tmp_path / "s.zarr").verify()
+    frames = FeatureStore.open(tmp_path / "s.zarr").read_frames()
+    without_face = {
+        Path(table.clip_id[row].rpartition("#")[0]).name
+        for row in np.flatnonzero(table.state == DONE)
+        if not (frames[row, :, 5] > 0).any()
+    }
+    assert without_face <= {"lying header.mp4", "hevc.mov"}
+
+
+def background(action) -> threading.Thread:
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    return thread
+
+
+def when_working(store: Path, rows: int, action) -> None:
+    """Call `action` with the worker process as soon as so many rows are there."""
+    while True:
+        children = [child for child in multiprocessing.active_children() if child.name == "extract-worker"]
+        if children and len(list((store / "frames").glob("c.*.0.0"))) >= rows:
+            action(children[0])
+            return
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def long_manifest(real_clips: dict[str, Path], tmp_path: Path) -> Path:
+    """One folder with two videos of 8 windows."""
+    face = face_frames(real_clips["carphone"], 40, 176, 144)
+    (tmp_path / "data" / "engaged").mkdir(parents=True)
+    for name in ("a.mp4", "b.mp4"):
+        write_video(
+            tmp_path / "data" / "engaged" / name, looped(face, 160), 10, options={"preset": "ultrafast"}
+        )
+    return tmp_path / "data"
+
+
+def run(data: Path, store: Path, capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict, str]:
+    code = main(["--data", str(data), "--out", str(store), *QUICK, "--json", *words])
+    out, err = capfd.readouterr()
+    return code, json.loads(out) if out else {}, err
+
+
+@pytest.mark.slow
+def test_a_video_that_never_ends_is_given_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Thirty thousand frames in two seconds: the time limit ends it, with the reason."""
+    (tmp_path / "data" / "engaged").mkdir(parents=True)
+    tiny = [np.full((16, 16, 3), value, np.uint8) for value in range(50)]
+    path = tmp_path / "data" / "engaged" / "endless.mp4"
+    write_video(path, looped(tiny, 30000), 15000, options={"preset": "ultrafast"})
+    code, summary, _ = run(tmp_path / "data", tmp_path / "s.zarr", capfd, "--time-limit", "0.3")
+    assert code == 1
+    assert "given up after" in summary["failures"][0]["reason"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_once_loses_nothing(
+    long_manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    thread = background(lambda: when_working(tmp_path / "s.zarr", 3, lambda worker: worker.kill()))
+    code, summary, _ = run(long_manifest, tmp_path / "s.zarr", capfd)
+    thread.join(1)
+    assert not thread.is_alive()
+    assert code == 0, summary
+    assert summary["done"] == 16
+
+
+@pytest.mark.slow
+def test_a_video_that_kills_two_workers_is_a_listed_failure(
+    long_manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def kill_twice() -> None:
+        when_working(tmp_path / "s.zarr", 3, lambda worker: worker.kill())
+        when_working(tmp_path / "s.zarr", 13, lambda worker: worker.kill())
+
+    background(kill_twice)
+    code, summary, _ = run(long_manifest, tmp_path / "s.zarr", capfd)
+    assert code == 1
+    assert summary["done"] + summary["failed"] == 16
+    assert 0 < summary["failed"] <= 3
+    assert {item["reason"] for item in summary["failures"]} == {
+        "the worker process was killed by SIGKILL on this video"
+    }
+    code, summary, _ = run(long_manifest, tmp_path / "s.zarr", capfd, "--retry-failed")
+    assert code == 0
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_replaced(
+    long_manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extract.workers.HANG_GRACE_S", 1.0)
+    stop = lambda worker: os.kill(worker.pid, signal.SIGSTOP)  # noqa: E731
+    background(lambda: when_working(tmp_path / "s.zarr", 2, stop))
+    code, summary, _ = run(long_manifest, tmp_path / "s.zarr", capfd, "--time-limit", "4")
+    assert code == 1
+    assert summary["failed"] > 0
+    assert "stuck for more than" in summary["failures"][0]["reason"]
+    assert summary["done"] >= 8
+
+
+def everything(path: Path) -> dict[str, object]:
+    """Every file of a store and every row's values, to compare two stores by."""
+    store = FeatureStore.open(path)
+    x, valid = store.read_stream("embeddings")
+    table = store.table()
+    return {
+        "files": sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()),
+        "clip_id": table.clip_id.tolist(),
+        "state": table.state.tolist(),
+        "embeddings": x.tobytes(),
+        "frames": store.read_frames().tobytes(),
+        "valid": valid.tobytes(),
+    }
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(real_clips: dict[str, Path], tmp_path: Path) -> None:
+    """`kill -9` of the whole group, or of the parent alone, at random moments with two workers; then the
+    same command again: the store equals one made in a single run, file by file."""
+    face = face_frames(real_clips["carphone"], 40, 176, 144)
+    (tmp_path / "data" / "engaged").mkdir(parents=True)
+    for index in range(40):
+        video = tmp_path / "data" / "engaged" / f"{index:02}.mp4"
+        write_video(video, looped(face[index % 20 :], 24), 6, options={"preset": "ultrafast"})
+    command = [sys.executable, "-m", "extract", "--data", str(tmp_path / "data"), "--weights", "random"]
+    command += ["--window", "2", "--geometry", "off", "--workers", "2", "--crops", "jpeg", "--out"]
+    killed = tmp_path / "killed.zarr"
+    draw = random.Random(0)
+    moments = []
+    for kill in range(20):
+        process = subprocess.Popen([*command, str(killed)], cwd=ROOT, start_new_session=True, stderr=-3)
+        wanted = len(rows_written(killed)) + draw.randrange(4) if kill % 4 else -1
+        started = time.monotonic()
+        while len(rows_written(killed)) < wanted and process.poll() is None:
+            time.sleep(0.01)
+        # One kill in four while models load and rows are planned, the others within a row's work.
+        time.sleep(draw.uniform(0.0, 0.08) if wanted >= 0 else draw.uniform(0.1, 4.0))
+        assert process.poll() is None, f"kill {kill} came too late: {len(rows_written(killed))} rows"
+        moments.append((round(time.monotonic() - started, 1), len(rows_written(killed))))
+        os.killpg(process.pid, signal.SIGKILL) if kill % 2 else process.kill()
+        process.wait()
+    print("killed after (seconds, rows):", moments)
+    assert len({rows for _, rows in moments}) > 5
+    done = subprocess.run([*command, str(killed)], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert main([*command[3:], str(tmp_path / "whole.zarr")]) == 0
+    ours, theirs = everything(killed), everything(tmp_path / "whole.zarr")
+    assert ours["files"] == theirs["files"]
+    assert ours == theirs
+    assert not FeatureStore.open(killed).verify()
+
+
+def rows_written(store: Path) -> list[Path]:
+    return list((store / "frames").glob("c.*.0.0"))
