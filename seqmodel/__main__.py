@@ -11,7 +11,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "train": (config.TrainArgs, "seqmodel.train"),
     "finetune": (config.FinetuneArgs, "seqmodel.finetune"),
     "evaluate": (config.EvaluateArgs, "seqmodel.evaluate"),
-    "calibrate": (config.CalibrateArgs, "seqmodel.evaluate"),
+    "calibrate": (config.CalibrateArgs, "seqmodel.recalibrate"),
     "compare": (config.CompareArgs, "seqmodel.compare"),
     "export": (config.ExportArgs, "seqmodel.export"),
 }

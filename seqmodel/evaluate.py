@@ -61,13 +61,12 @@ class Asked:
 
 def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
     """The door's body: (summary, exit code). Raises ValueError for what a user can mend."""
-    card = load_card(args.run)
-    asked = ask(args.run, card, args.store, args.split, args.map)
-    card = _calibrated(asked, args)
-    if args.split == "test" or asked.is_other_data:
-        card = _open_test(asked, card)
-    asked = replace(asked, card=card)
-    predictions = predict(asked)
+    if args.folds:
+        from seqmodel.folds import evaluate_folds
+
+        return evaluate_folds(args)
+    asked, predictions = open_and_predict(args)
+    card = asked.card
     judgement = judge(
         predictions,
         yardsticks(asked, predictions, args.seed),
@@ -83,6 +82,16 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
     write_judgement(folder, judgement, asked, args)
     say_figures(judgement, folder / "report.html")
     return summary(judgement, folder), 0
+
+
+def open_and_predict(args: EvaluateArgs) -> tuple[Asked, Predictions]:
+    """Open the split, counting it where it is test, and predict its clips."""
+    asked = ask(args.run, load_card(args.run), args.store, args.split, args.map)
+    card = _calibrated(asked, args)
+    if args.split == "test" or asked.is_other_data:
+        card = count_opening(asked, card)
+    asked = replace(asked, card=card)
+    return asked, predict(asked)
 
 
 def ask(run: Path, card: Card, store_path: Path | None, split: str, mapping: Sequence[str] = ()) -> Asked:
@@ -180,8 +189,11 @@ def yardsticks(asked: Asked, predictions: Predictions, seed: int) -> list[Yardst
     return [*found, *([known] if known is not None else [])]
 
 
-def write_judgement(folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs) -> None:
-    """Every file of an evaluation, each written atomically."""
+def write_judgement(
+    folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs, *, with_network: bool = True
+) -> None:
+    """Every file of an evaluation, each written atomically; `with_network` asks the run's network once more,
+    for the hardest clips."""
     from seqmodel.story import tell
 
     metrics = figures_json(judgement)
@@ -190,7 +202,7 @@ def write_judgement(folder: Path, judgement: Judgement, asked: Asked, args: Eval
     card = replace(asked.card, metrics=dict(asked.card.metrics) | metrics)
     if not asked.is_other_data:
         save_card(args.run, card)
-    story = tell(folder, judgement, replace(asked, card=card), args)
+    story = tell(folder, judgement, replace(asked, card=card), args, with_network=with_network)
     write_text(folder / "literature.csv", story.literature.csv)
     write_text(folder / "literature.tex", story.literature.latex + "\n")
     write_report(folder / "report.html", judgement, card, story)
@@ -293,7 +305,7 @@ def abstain_band(
     return max(0.0, calibration.threshold - reach), min(1.0, calibration.threshold + reach)
 
 
-def _open_test(asked: Asked, card: Card) -> Card:
+def count_opening(asked: Asked, card: Card) -> Card:
     """Count this opening of the test split, in the card and in the store's ledger."""
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     card = replace(card, test_openings=(*card.test_openings, now))

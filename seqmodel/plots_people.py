@@ -6,7 +6,7 @@ Shapes: N clips, C classes, T frames.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -237,4 +237,25 @@ def importance_plot(
         axes.set_yticks(y, [names[k] for k in order])
         axes.set(xlabel=f"fall of {metric} when shuffled")
         axes.grid(axis="y", visible=False)
+    return figure
+
+
+def compare_plot(runs: Sequence[str], metrics: Sequence[str], figures: Sequence[Sequence[Any]]) -> "Figure":
+    """Each metric's value and interval, run under run. figures[run][metric] has value, low and high."""
+    import matplotlib.pyplot as plt
+
+    with style():
+        height = 0.9 + len(metrics) * (0.22 * len(runs) + 0.22)
+        figure, axes = plt.subplots(figsize=(7.2, height))
+        for r, run in enumerate(runs):
+            y = np.arange(len(metrics)) + (r - (len(runs) - 1) / 2) * 0.22
+            value, low, high = (
+                np.array([getattr(f, end) for f in figures[r]]) for end in ("value", "low", "high")
+            )
+            axes.hlines(y, low, high, color=class_colour(r), linewidth=4, alpha=0.35)
+            axes.scatter(value, y, color=class_colour(r), zorder=3, label=run)
+        axes.set_yticks(range(len(metrics)), list(metrics))
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        figure.legend(loc="outside upper center", ncols=min(4, len(runs)))
     return figure

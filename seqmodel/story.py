@@ -31,8 +31,10 @@ from seqmodel.slices import Slices, all_slices
 BEST_TRIALS = 5
 
 
-def tell(folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs) -> Story:
-    """Draw every plot into `folder`/plots and gather the rest."""
+def tell(
+    folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs, *, with_network: bool = True
+) -> Story:
+    """Draw every plot into `folder`/plots and gather the rest; the hardest clips need the run's network."""
     card, names = asked.card, judgement.label_names
     slices = all_slices(judgement.predictions, judgement.draws, len(names))
     figures = judgement_figures(judgement, card, slices) | training_figures(args.run, card)
@@ -41,15 +43,17 @@ def tell(folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs) -
         drawn, caption = umap_figures(judgement, asked, args.seed)
         figures |= drawn
     svgs = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items()}
-    clips = hardest_clips(
-        judgement,
-        asked.run,
-        card,
-        asked.store,
-        asked.population.rows,
-        folder / "plots",
-        thumbnails=args.thumbnails,
-    )
+    clips = []
+    if with_network:
+        clips = hardest_clips(
+            judgement,
+            asked.run,
+            card,
+            asked.store,
+            asked.population.rows,
+            folder / "plots",
+            thumbnails=args.thumbnails,
+        )
     if args.thumbnails and not asked.store.has_crops:
         warn(f"--thumbnails: store {asked.store.path} keeps no crops, so the report shows no faces")
     return Story(
@@ -189,5 +193,6 @@ def commands(asked: Asked, args: EvaluateArgs) -> list[str]:
     words += ["--store", shlex.quote(str(asked.store.path)), "--split", args.split]
     words += ["--rounds", str(args.rounds), "--seed", str(args.seed)]
     words += [word for pair in args.map for word in ("--map", shlex.quote(pair))]
+    words += ["--folds", args.folds] if args.folds else []
     words += ["--umap"] if args.umap else []
     return [" ".join(words)]
