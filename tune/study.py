@@ -7,13 +7,12 @@ is being worked on from one whose worker is dead; the latter is failed and enque
 Knows nothing about the search space or about runs: a trial's worth is a function it is given.
 """
 
-import os
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
+
+from tune.liveness import is_alive, this_worker
 
 HEARTBEAT_S, GRACE_S = 5, 20
 """A trial of a database whose worker has been silent that long is failed and tried again."""
@@ -249,64 +250,17 @@ def run_workers(
             process.join(10)
 
 
-def this_worker() -> dict[str, Any]:
-    """Who works on a trial: host, process and when it started (process numbers come round again)."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
-
-
-def is_alive(worker: dict[str, Any]) -> bool:
-    """Whether a worker of this host still runs."""
-    started = _started(int(worker["pid"]))
-    return started is not None and started == worker["started"]
-
-
-def has_parent() -> bool:
-    """Whether the process that started this one still runs; true for one that was not started by us."""
-    parent = parent_process()
-    return parent is None or parent.is_alive()
-
-
-def _started(pid: int) -> str | None:
-    """When a process started, in whatever unit the system has; '' where it cannot say; None when there
-    is none."""
-    if sys.platform == "linux":
-        try:
-            text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return None
-        fields = text.rpartition(")")[2].split()
-        return None if fields[0] == "Z" else fields[19]
-    if sys.platform == "win32":
-        import ctypes
-
-        # From the documentation, not run: 0x1000 asks for limited information, 259 means still active.
-        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, pid)
-        if not handle:
-            return None
-        code = ctypes.c_ulong()
-        ctypes.windll.kernel32.GetExitCodeProcess(handle, ctypes.byref(code))
-        ctypes.windll.kernel32.CloseHandle(handle)
-        return "" if code.value == 259 else None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return ""
-
-
 def _mix(*numbers: int) -> int:
     import numpy as np
 
     return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
 
 
-def _refuse_shared_disk(url: str) -> None:
+def _refuse_shared_disk(url: str, mounts_file: Path = Path("/proc/mounts")) -> None:
     """Raise ValueError when an sqlite file lies on a network disk."""
     path = Path(url.partition("///")[2] or ".").absolute()
     try:
-        mounts = Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
+        mounts = mounts_file.read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     best = ("", "")
@@ -316,8 +270,8 @@ def _refuse_shared_disk(url: str) -> None:
             best = (where, kind)
     if best[1] in SHARED_DISKS:
         raise ValueError(
-            f"--storage {url}: sqlite on a shared disk ({best[1]} at {best[0]}) loses trials; leave --storage out "
-            "(a journal file) or use postgresql+psycopg://USER@HOST/NAME"
+            f"--storage {url}: sqlite on a shared disk ({best[1]} at {best[0]}) loses trials; "
+            "leave --storage out (a journal file) or use postgresql+psycopg://USER@HOST/NAME"
         )
 
 

@@ -15,8 +15,9 @@ from seqmodel.question import Question, load_sides, put_question
 from seqmodel.train import resolve_device
 from seqmodel.training import Fitted
 from tune.config import TuneArgs
+from tune.liveness import has_parent
 from tune.search import Choice, Fold, Space, make_folds, objective, train_choice
-from tune.study import StudySpec, has_parent, work
+from tune.study import StudySpec, work
 
 
 @dataclass(frozen=True)

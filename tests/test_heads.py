@@ -1,0 +1,174 @@
+"""Claims about heads: what may and what may not move a logit."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from seqmodel.config import HeadConfig
+from seqmodel.heads import LstmHead, build_head, masked_mean_std, num_outputs
+
+DIMS = {"embeddings": 10, "geometry": 4}
+BATCH, STEPS = 5, 9
+EVERY = [
+    HeadConfig(
+        hidden=6, projection=5, pooling=pooling, kind=kind, bidirectional=both, centre=more, dynamics=more
+    )
+    for pooling in ("last", "mean", "max", "attention")
+    for kind, both, more in (("lstm", True, False), ("gru", False, True))
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def windows(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Random windows, each with some frames that are not valid."""
+    generator = torch.Generator().manual_seed(seed)
+    x = {name: torch.randn(BATCH, STEPS, dim, generator=generator) for name, dim in DIMS.items()}
+    valid = {name: torch.rand(BATCH, STEPS, generator=generator) > 0.3 for name in DIMS}
+    return x, valid
+
+
+def logits(head: LstmHead, x: dict[str, torch.Tensor], valid: dict[str, torch.Tensor]) -> torch.Tensor:
+    head.eval()
+    with torch.inference_mode():
+        return head(x, valid)
+
+
+@pytest.mark.parametrize("config", EVERY, ids=lambda c: f"{c.kind}-{c.pooling}")
+def test_masked_frames_do_not_move_logits(config: HeadConfig) -> None:
+    head = build_head(config, DIMS, 1, seed=0)
+    x, valid = windows()
+    expected = logits(head, x, valid)
+    for filler in (1e4, torch.nan):
+        filled = {name: values.masked_fill(~valid[name].unsqueeze(-1), filler) for name, values in x.items()}
+        assert torch.equal(logits(head, filled, valid), expected)
+
+
+@pytest.mark.parametrize("config", EVERY, ids=lambda c: f"{c.kind}-{c.pooling}")
+def test_a_batch_gives_what_single_windows_give(config: HeadConfig) -> None:
+    head = build_head(config, DIMS, 3, seed=0)
+    x, valid = windows()
+    alone = [
+        logits(head, {k: v[i : i + 1] for k, v in x.items()}, {k: v[i : i + 1] for k, v in valid.items()})
+        for i in range(BATCH)
+    ]
+    torch.testing.assert_close(logits(head, x, valid), torch.cat(alone), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", EVERY, ids=lambda c: f"{c.kind}-{c.pooling}")
+def test_a_window_without_any_face_gives_a_finite_answer_and_gradient(config: HeadConfig) -> None:
+    head = build_head(config, DIMS, 1, seed=0)
+    x, valid = windows()
+    nobody = {name: torch.zeros_like(mask) for name, mask in valid.items()}
+    head(x, nobody).sum().backward()
+    assert torch.isfinite(logits(head, x, nobody)).all()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in head.parameters())
+
+
+def test_which_frames_are_valid_moves_logits() -> None:
+    head = build_head(EVERY[2], DIMS, 1, seed=0)
+    x, valid = windows()
+    assert not torch.equal(
+        logits(head, x, valid), logits(head, x, {k: torch.ones_like(v) for k, v in valid.items()})
+    )
+
+
+def test_losing_a_stream_is_the_same_as_never_seeing_it() -> None:
+    head = build_head(EVERY[0], DIMS, 1, seed=0)
+    x, valid = windows()
+    lost = {"embeddings": valid["embeddings"], "geometry": torch.zeros_like(valid["geometry"])}
+    absent = logits(head, {"embeddings": x["embeddings"]}, {"embeddings": valid["embeddings"]})
+    assert torch.equal(logits(head, x, lost), absent)
+
+
+def test_stream_dropout_never_hides_both_streams() -> None:
+    head = build_head(HeadConfig(stream_dropout=1.0, hidden=4, projection=4), DIMS, 1, seed=0).train()
+    full = {name: torch.ones(64, STEPS, dtype=torch.bool) for name in DIMS}
+    seen, some_step = head._stream_validity(full)
+    assert some_step.all()
+    hidden = {name: (~mask).all(dim=1) for name, mask in seen.items()}
+    assert (hidden["embeddings"] ^ hidden["geometry"]).all()
+    assert hidden["embeddings"].any()
+    assert hidden["geometry"].any()
+
+
+def test_statistics_come_from_valid_frames_alone() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(3.0, 2.0, (600, STEPS, 4)).astype(np.float16)
+    x[..., 3] = 7.0  # a constant channel
+    valid = rng.random((600, STEPS)) > 0.4
+    expected = x[valid].astype(np.float64)
+    x[~valid] = 999.0
+    mean, std = masked_mean_std(x, valid, rows_at_once=100)
+    np.testing.assert_allclose(mean, expected.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(std[:3], expected.std(axis=0)[:3], rtol=1e-4)
+    assert std[3] == 1.0
+
+
+def test_units_of_a_stream_do_not_matter() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(40, STEPS, 10)).astype(np.float32)
+    valid = np.ones((40, STEPS), bool)
+    mask = {"embeddings": torch.from_numpy(valid[:BATCH])}
+    out = []
+    for scale, shift in ((1.0, 0.0), (50.0, -7.0)):
+        head = build_head(HeadConfig(hidden=4, projection=4), {"embeddings": 10}, 1, seed=0)
+        values = x * scale + shift
+        head.put_statistics({"embeddings": masked_mean_std(values, valid)})
+        out.append(logits(head, {"embeddings": torch.from_numpy(values[:BATCH])}, mask))
+    torch.testing.assert_close(out[0], out[1], rtol=1e-3, atol=1e-5)
+
+
+def test_dynamics_count_rises_and_skip_gaps() -> None:
+    from seqmodel.heads import _dynamics
+
+    z = torch.tensor([[0.0, 2.0, 0.0, 2.0, 5.0, 0.0]]).reshape(1, 6, 1)
+    everything = torch.ones(1, 6, dtype=torch.bool)
+    change, rate = _dynamics(z, everything)
+    assert change.flatten().tolist() == [0.0, 2.0, -2.0, 2.0, 3.0, -5.0]
+    assert rate[0, 0, 0] == pytest.approx(2 / 5)
+    gap = torch.tensor([[True, False, True, True, True, True]])
+    change, rate = _dynamics(z.masked_fill(~gap.unsqueeze(-1), 0.0), gap)
+    assert change.flatten().tolist() == [0.0, 0.0, 0.0, 2.0, 3.0, -5.0]
+    assert rate[0, 0, 0] == pytest.approx(1 / 3)
+
+
+def test_saved_and_loaded_is_the_same_head_whatever_order_streams_are_named_in() -> None:
+    head = build_head(EVERY[1], DIMS, 1, seed=3)
+    x, valid = windows()
+    twin = LstmHead(EVERY[1], dict(reversed(DIMS.items())), 1)
+    twin.load_state_dict(head.state_dict())
+    assert torch.equal(logits(head, x, valid), logits(twin, x, valid))
+
+
+def test_ordinal_thresholds_start_in_order_and_share_one_score() -> None:
+    head = build_head(HeadConfig(hidden=4, projection=4, shared_thresholds=True), DIMS, 3, seed=0)
+    found = logits(head, *windows())
+    assert found.shape == (BATCH, 3)
+    assert (found.diff(dim=1) < 0).all()
+    torch.testing.assert_close(found[:, 0] - found[:, 1], (found[:, 0] - found[:, 1])[0].expand(BATCH))
+
+
+def test_building_a_head_leaves_the_callers_random_state_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = build_head(EVERY[0], DIMS, 1, seed=1).state_dict()
+    assert torch.equal(torch.rand(3), expected)
+    again = build_head(EVERY[0], DIMS, 1, seed=1).state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_outputs_by_task_and_wrong_configs_are_refused() -> None:
+    assert [num_outputs(task, 4) for task in ("multiclass", "ordinal")] == [4, 3]
+    assert num_outputs("binary", 2) == 1
+    with pytest.raises(ValueError, match="at least one input stream"):
+        LstmHead(HeadConfig(), {}, 1)

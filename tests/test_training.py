@@ -1,0 +1,211 @@
+"""Claims about how a network learns."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from features.datasets import Samples, subset
+from features.labels import Task
+from seqmodel.config import HeadConfig, TrainConfig
+from seqmodel.heads import LstmHead, build_head
+from seqmodel.training import (
+    Epoch,
+    Fitted,
+    Resume,
+    fit,
+    fit_best,
+    loss_for,
+    lr_scale,
+    make_optimizer,
+    predict_logits,
+)
+from tune.search import join
+
+HEAD = HeadConfig(hidden=8, projection=8, dropout=0.2)
+QUICK = TrainConfig(epochs=4, batch_size=16, lr=5e-3)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def clips(count: int, seed: int = 0, classes: int = 2) -> Samples:
+    """Clips whose label is how long a feature is up, as in the demo: no single frame tells."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, count)
+    x = rng.normal(0, 0.3, (count, 10, 6)).astype(np.float16)
+    for place, label in enumerate(labels.tolist()):
+        x[place, : 2 + 3 * label, 0] += 2
+    valid = rng.random((count, 10)) > 0.1
+    names = np.array([f"clip{i}" for i in range(count)])
+    return Samples({"embeddings": x}, {"embeddings": valid}, labels, names, names, np.arange(count))
+
+
+def new_head(task: Task = "binary", outputs: int = 1, config: HeadConfig = HEAD) -> LstmHead:
+    head = build_head(config, {"embeddings": 6}, outputs, seed=0)
+    head.set_statistics(clips(64))
+    return head
+
+
+def run(config: TrainConfig, head: LstmHead, seed: int = 0, resume: Resume | None = None) -> list[Epoch]:
+    return list(
+        fit(head, clips(64), clips(32, 1), config, task="binary", num_classes=2, seed=seed, resume=resume)
+    )
+
+
+def losses(epochs: list[Epoch]) -> list[float]:
+    return [epoch.train_loss for epoch in epochs]
+
+
+def test_one_seed_gives_the_same_losses_and_another_does_not() -> None:
+    config = dataclasses.replace(QUICK, noise=0.2, frame_dropout=0.2, subsample=0.5)
+    assert losses(run(config, new_head())) == losses(run(config, new_head()))
+    assert losses(run(config, new_head())) != losses(run(config, new_head(), seed=1))
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "plateau", "none"])
+def test_a_resumed_fit_goes_on_as_if_it_had_not_stopped(scheduler: str) -> None:
+    config = dataclasses.replace(QUICK, scheduler=scheduler, noise=0.1)
+    whole = run(config, new_head())
+    head, first = new_head(), []
+    for epoch in fit(head, clips(64), clips(32, 1), config, task="binary", num_classes=2, seed=0):
+        first.append(epoch)
+        if epoch.index == 1:
+            break
+    assert first[-1].optimizer is not None
+    state = {key: value.clone() for key, value in head.state_dict().items()}
+    second = new_head()
+    second.load_state_dict(state)
+    resume = Resume(2, first[-1].optimizer.state_dict(), tuple(e.val_loss for e in first))
+    rest = run(config, second, resume=resume)
+    assert losses(first + rest) == losses(whole)
+    assert [e.lr for e in first + rest] == [e.lr for e in whole]
+
+
+def test_micro_batches_take_the_same_step_as_the_whole_batch() -> None:
+    still = dataclasses.replace(HEAD, dropout=0.0)
+    heads = [new_head(config=still), new_head(config=still)]
+    for head, micro in zip(heads, (0, 3), strict=True):
+        run(dataclasses.replace(QUICK, epochs=1, micro_batch=micro), head)
+    for ours, theirs in zip(heads[0].parameters(), heads[1].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_head_learns_how_long_something_lasted() -> None:
+    head = new_head()
+    config = TrainConfig(epochs=12, batch_size=8, lr=5e-3)
+    fitted = fit_best(
+        head, fit(head, clips(96), clips(64, 1), config, task="binary", num_classes=2, seed=0), 12
+    )
+    assert fitted.best.val_score > 0.97
+
+
+@pytest.mark.parametrize(("task", "outputs"), [("multiclass", 3), ("ordinal", 2)])
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
+def test_three_levels_are_learned_by_every_task_and_loss(task: Task, outputs: int, loss: str) -> None:
+    shape = dataclasses.replace(HEAD, shared_thresholds=task == "ordinal", dropout=0.0)
+    head = new_head(task, outputs, shape)
+    config = TrainConfig(epochs=10, batch_size=8, lr=1e-2, loss=loss, label_smoothing=0.05)
+    epochs = fit(head, clips(96, 0, 3), clips(64, 1, 3), config, task=task, num_classes=3, seed=0)
+    assert fit_best(head, epochs, 10).best.val_score > 0.85
+
+
+def test_the_best_epoch_is_kept_and_its_logits_are_the_models() -> None:
+    head = new_head()
+    val = clips(32, 1)
+    fitted = fit_best(head, fit(head, clips(64), val, QUICK, task="binary", num_classes=2, seed=0), 4)
+    np.testing.assert_array_equal(predict_logits(head, val), fitted.best.val_logits)
+    assert fitted.best.val_score == max(epoch.val_score for epoch in fitted.history)
+
+
+def test_patience_stops_and_the_best_of_equal_scores_has_the_lower_loss() -> None:
+    def epochs() -> Iterator[Epoch]:
+        for index, (score, loss) in enumerate(
+            [(0.5, 1.0), (0.9, 0.9), (0.9, 0.8), (0.7, 0.1), (0.6, 0.1), (1.0, 0.1)]
+        ):
+            yield Epoch(index, 0.0, loss, score, np.zeros((0, 1), np.float32), 0.0, 0.0)
+
+    fitted = fit_best(new_head(), epochs(), patience=2)
+    assert isinstance(fitted, Fitted)
+    assert (fitted.best.index, len(fitted.history)) == (2, 5)
+
+
+def test_unlabelled_clips_are_passed_over() -> None:
+    labelled, strangers = clips(64), clips(16, 7)
+    strangers.x["embeddings"][:] = 50
+    more = join(labelled, dataclasses.replace(strangers, labels=np.full(16, -1)))
+    alone = next(fit(new_head(), labelled, None, QUICK, task="binary", num_classes=2, seed=0))
+    mixed = next(fit(new_head(), more, None, QUICK, task="binary", num_classes=2, seed=0))
+    assert mixed.train_loss == alone.train_loss
+    assert np.isnan(alone.val_score)
+    with pytest.raises(ValueError, match="no labelled training clip"):
+        next(
+            fit(
+                new_head(), subset(more, np.arange(64, 80)), None, QUICK, task="binary", num_classes=2, seed=0
+            )
+        )
+
+
+def test_weights_make_classes_count_alike() -> None:
+    labels = np.array([0] * 9 + [1])
+    each = loss_for("binary", 2, TrainConfig(class_weighting=True), labels)
+    found = each(torch.zeros(10, 1), torch.from_numpy(labels))
+    assert float(found[:9].sum()) == pytest.approx(float(found[9]))
+    assert float(found.mean()) == pytest.approx(np.log(2), rel=1e-6)
+
+
+def test_a_focal_loss_forgives_what_is_easy() -> None:
+    easy, hard = torch.tensor([[4.0]]), torch.tensor([[-4.0]])
+    plain, focal = (
+        loss_for("binary", 2),
+        loss_for("binary", 2, TrainConfig(loss="focal", class_weighting=False)),
+    )
+    yes = torch.tensor([1])
+    assert float(focal(easy, yes) / plain(easy, yes)) < 0.001
+    assert float(focal(hard, yes) / plain(hard, yes)) > 0.9
+
+
+def test_schedules_are_functions_of_step_and_history() -> None:
+    cosine = [lr_scale(TrainConfig(scheduler="cosine"), step, 100, []) for step in range(100)]
+    assert cosine[0] == pytest.approx(0.2)
+    assert max(cosine) == cosine[4] == cosine[5] == 1.0
+    assert cosine[-1] < 0.01
+    plateau = TrainConfig(scheduler="plateau")
+    assert lr_scale(plateau, 0, 9, [1.0, 0.9, 0.95]) == 1.0
+    assert lr_scale(plateau, 0, 9, [1.0, 0.9, 0.95, 0.92, 0.91, 0.9]) == 0.25
+    assert lr_scale(TrainConfig(scheduler="none"), 50, 100, [9.0, 9.0, 9.0]) == 1.0
+
+
+def test_groups_keep_their_own_rates_and_vectors_do_not_decay() -> None:
+    head = new_head()
+    groups = make_optimizer(head, TrainConfig()).param_groups
+    assert groups[0]["weight_decay"] > 0
+    assert all(p.ndim > 1 for p in groups[0]["params"])
+    assert groups[1]["weight_decay"] == 0
+    split = [{"params": [head.output.weight], "lr": 1e-2}, {"params": [head.output.bias], "lr": 1e-4}]
+    config = dataclasses.replace(QUICK, scheduler="none")
+    epoch = next(fit(head, clips(16), None, config, task="binary", num_classes=2, seed=0, groups=split))
+    assert epoch.optimizer is not None
+    assert [group["lr"] for group in epoch.optimizer.param_groups] == [1e-2, 1e-4]
+
+
+def test_augmentation_hides_frames_in_training_alone() -> None:
+    from seqmodel.training import _augment
+
+    config = TrainConfig(frame_dropout=0.5, subsample=1.0, noise=1.0)
+    x, valid = {"embeddings": torch.zeros(40, 10, 6)}, {"embeddings": torch.ones(40, 10, dtype=torch.bool)}
+    torch.manual_seed(0)
+    noisy, kept = _augment(x, valid, config, new_head())
+    assert 0.15 < float(kept["embeddings"].float().mean()) < 0.6
+    assert float(noisy["embeddings"].std()) > 0.1
+    _, whole = _augment(x, valid, TrainConfig(subsample=1.0), new_head())
+    spans = whole["embeddings"].sum(dim=1)
+    assert (spans >= 5).all()
+    assert (whole["embeddings"].int().diff(dim=1).clamp(min=0).sum(dim=1) <= 1).all()  # one stretch
