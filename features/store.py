@@ -40,9 +40,10 @@ import zarr
 
 from features import planning
 from features.arrays import array_name, array_of, chunk_key, read_column, rows_present, write_column
+from features.chunks import IS_NATIVE, numbers_of, read_chunk, texts_of, write_chunk
 from features.manifest import Clip, Failure
 from features.packed import drop_packed, open_packed, write_packed
-from features.planning import Changes
+from features.planning import ROW_ARRAYS, Changes
 from features.recipe import Recipe
 from features.storage import (
     Place,
@@ -113,6 +114,8 @@ class FeatureStore:
         """What the plan that opened this store did."""
         self.place, self.group, self._writable = place, group, writable
         self._arrays: dict[str, zarr.Array] = {}
+        self._rows_per_chunk: int = attributes["rows_per_chunk"]
+        self._is_direct = IS_NATIVE and place.folder is not None and self._rows_per_chunk == 1
 
     @staticmethod
     def open(path: Path | str, mode: Literal["r", "r+"] = "r") -> "FeatureStore":
@@ -194,7 +197,7 @@ class FeatureStore:
             if len(crops) > self.num_frames:
                 raise ValueError(f"crops of {len(crops)} frames, the store holds {self.num_frames}")
             padded[: len(crops)] = list(crops)
-            retried(self.array("crops").__setitem__, row, padded)
+            self._write("crops", row, padded)
         if embeddings is not None and frames is not None:
             if len(embeddings) != len(frames):
                 raise ValueError(f"{len(embeddings)} embeddings for {len(frames)} frames")
@@ -299,7 +302,7 @@ class FeatureStore:
             raise ValueError(f"{self.path} was opened for reading")
         if not 0 <= row < self.num_clips:
             raise ValueError(f"row {row} of a store of {self.num_clips} clips")
-        if int(self.group.attrs["rows_per_chunk"]) != 1:  # type: ignore[arg-type]
+        if self._rows_per_chunk != 1:
             raise ValueError(f"{self.path} holds imported features, which are written all at once")
         if self.place.folder is not None and not (self.place.folder / "zarr.json").exists():
             # zarr would make the folders again and leave a heap without a head
@@ -315,7 +318,17 @@ class FeatureStore:
         padded[: len(values)] = values
         if name == "frames":
             padded[len(values) :, 5] = 0
-        retried(array.__setitem__, row, padded)
+        self._write(name, row, padded)
+
+    def _write(self, name: str, row: int, values: np.ndarray) -> None:
+        if self._is_direct:
+            retried(write_chunk, self._chunk_file(name, row), values)
+        else:
+            retried(self.array(name).__setitem__, row, values)
+
+    def _chunk_file(self, name: str, row: int) -> Path:
+        assert self.place.folder is not None
+        return self.place.folder / chunk_key(name, row, ROW_ARRAYS[name])
 
     def array(self, name: str) -> zarr.Array:
         """The zarr array of that name."""
@@ -341,11 +354,23 @@ class FeatureStore:
             digest.update(array.encode() + repr(sorted(chunks.items())).encode())
         return digest.hexdigest()[:12]
 
+    def read_row(self, name: str, row: int) -> Any:
+        """One row of a worker-written array: numbers of shape (T, …), or T byte strings.
+
+        Raises ValueError when its chunk is broken.
+        """
+        if name == "crops":
+            return self._guarded(name, row)
+        return self._guarded(name, np.array([row]))[0]
+
     def _guarded(self, name: str, rows: Any) -> Any:
         """Read rows; a chunk that does not match its checksum becomes an error that says what to do."""
         try:
             if isinstance(rows, np.ndarray):
-                return np.asarray(self.array(name).oindex[rows])
+                return self._read_rows(name, rows)
+            if self._is_direct:
+                payload = read_chunk(self._chunk_file(name, rows))
+                return [b""] * self.num_frames if payload is None else texts_of(payload)
             return self.array(name)[rows]
         except (ValueError, RuntimeError) as error:
             raise ValueError(
@@ -354,6 +379,18 @@ class FeatureStore:
 
     def _read(self, name: str, rows: np.ndarray) -> np.ndarray:
         return self._guarded(name, rows)
+
+    def _read_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+        array = self.array(name)
+        if not self._is_direct:
+            return np.asarray(array.oindex[rows])
+        tail = array.shape[1:]
+        values = np.full((len(rows), *tail), np.nan, array.dtype)
+        for place, row in enumerate(rows.tolist()):
+            payload = read_chunk(self._chunk_file(name, row))
+            if payload is not None:
+                values[place] = numbers_of(payload, tail, array.dtype)
+        return values
 
     def _read_block(self, name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x = self._read(name, rows)

@@ -60,11 +60,10 @@ def _row_problems(store: "FeatureStore", row: int, parts: set[str]) -> list[str]
     values: dict[str, Any] = {}
     reasons = []
     for name in sorted(parts | ({"frames"} if "embeddings" in parts else set())):
-        array = store.array(name)
         try:
-            values[name] = array[row]
+            values[name] = store.read_row(name, row)
         except _UNREADABLE as error:
-            reasons.append(f"{name} cannot be read: {error}")
+            reasons.append(str(error))
     if "frames" in values:
         valid = np.asarray(values["frames"])[:, 5] > 0
         if "embeddings" in values and not np.isfinite(np.asarray(values["embeddings"])[valid]).all():

@@ -98,6 +98,22 @@ def test_other_readers_find_plain_zarr(tmp_path: Path) -> None:
     assert group["labels/label"].dtype == "int16"  # type: ignore[union-attr]
 
 
+def test_direct_chunks_are_the_bytes_that_zarr_writes(tmp_path: Path) -> None:
+    """And each reads what the other wrote."""
+    store = write_store(tmp_path / "direct.zarr", 3, crops=True)
+    by_zarr = plan(
+        tmp_path / "zarr.zarr", clips_of(3), WITH_GEOMETRY, numerics={"backend": "test"}, crops=True
+    )
+    by_zarr._is_direct = False
+    for row in range(3):
+        fill_row(by_zarr, row, crops=True)
+    by_zarr.settle()
+    require_equal_stores(tmp_path / "direct.zarr", tmp_path / "zarr.zarr")
+    store._is_direct = False
+    assert np.array_equal(store.read_stream("embeddings")[0], by_zarr.read_stream("embeddings")[0])
+    assert store.read_crops(1) == crops_of(1) == FeatureStore.open(tmp_path / "zarr.zarr").read_crops(1)
+
+
 def test_short_rows_are_padded_and_invalid(tmp_path: Path) -> None:
     """Two frames of six: the rest is unwritten and not valid."""
     store = plan(tmp_path / "s.zarr", clips_of(1), RECIPE, numerics={})
