@@ -1,0 +1,74 @@
+"""A small store with crops whose labels can be learned from them: seeded pictures, a real encoder."""
+
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from features.manifest import Clip
+from features.recipe import EncoderId, Pixels, Recipe
+from features.store import FeatureStore, plan
+from seqmodel.encoder import Encoder, build_encoder
+
+T = 6
+PIXELS = Pixels(("ab" * 32,), crop_px=32, fps=3, window_s=2)
+NAMES = ("distracted", "engaged")
+
+
+@cache
+def encoder(name: str = "mobilenet_v3_large") -> tuple[Encoder, EncoderId]:
+    """Seeded weights, made once a process."""
+    return build_encoder(name, "random")
+
+
+def write_crop_store(
+    path: Path, num_clips: int = 32, num_subjects: int = 8, *, crops: bool = True
+) -> FeatureStore:
+    """A finished store at `path`: engaged means that a bright bar stands upright in most frames.
+
+    Every clip's split is given: half of the people train, a quarter each validates and tests.
+    """
+    clips = [_clip(index, num_subjects) for index in range(num_clips)]
+    net, identity = encoder()
+    store = plan(path, clips, Recipe(PIXELS, identity), numerics={"backend": "torch"}, crops=crops)
+    for row in range(num_clips):
+        images = clip_images(row)
+        files = [
+            cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1] for image in images
+        ]
+        frames = np.full((T, 6), 5.0, np.float32)
+        frames[:, 5] = np.arange(T) != 4  # one frame without a face
+        embeddings = net.embed(images)
+        embeddings[4] = 0
+        jpegs = [b"" if t == 4 else file.tobytes() for t, file in enumerate(files)]
+        store.write_row(row, embeddings=embeddings, frames=frames, crops=jpegs if crops else None)
+    store.settle()
+    return store
+
+
+def clip_images(row: int) -> np.ndarray:
+    """(T,32,32,3) uint8: noise of the clip's own, and a bar, upright when engaged."""
+    rng = np.random.default_rng(row)
+    images = rng.integers(0, 120, (T, 8, 8, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+    for t in range(T):
+        upright = (row % 2 == 1) != (t == row % T)
+        at = int(rng.integers(8, 20))
+        if upright:
+            images[t, :, at : at + 5] = 230
+        else:
+            images[t, at : at + 5] = 230
+    return images
+
+
+def _clip(index: int, num_subjects: int) -> Clip:
+    person = index // 2 % num_subjects
+    split = "train" if person % 4 < 2 else "val" if person % 4 == 2 else "test"
+    return Clip(
+        f"{index}.mp4#0",
+        Path(f"{index}.mp4"),
+        end_s=2.0,
+        subject=f"p{person}",
+        split=split,
+        labels={"label": NAMES[index % 2]},
+    )

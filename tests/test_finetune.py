@@ -1,0 +1,203 @@
+"""Stage two is never worse, goes on exactly where it was stopped, and its shortcuts change only speed."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from features.datasets import CropClips
+from seqmodel.config import FinetuneArgs, FinetuneConfig, HeadConfig, TrainArgs, TrainConfig
+from seqmodel.encoder import encoder_from_state, state_sha256
+from seqmodel.finetune import _start_job, finetune, open_stage
+from seqmodel.run import load_card, load_weights
+from seqmodel.team import Team
+from seqmodel.train import train
+from seqmodel.training import Loss
+
+from .crop_store import write_crop_store
+
+QUICK = FinetuneConfig(epochs=2, warm_epochs=1, effective_batch=4, head_lr=3e-3, encoder_lr=3e-4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors and a busy machine: a second thread mostly waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def stage_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store and a run, to be copied and not touched."""
+    folder = tmp_path_factory.mktemp("finetune")
+    store = write_crop_store(folder / "crops.zarr")
+    head = HeadConfig(hidden=8, projection=8, dropout=0.1)
+    train(TrainArgs(Path(store.path), folder / "run", head=head, train=TrainConfig(epochs=1, lr=1e-5)))
+    return folder
+
+
+@pytest.fixture
+def run(stage_1: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stage_1 / "run", tmp_path / "실행"))
+
+
+def args(run: Path, **changes: object) -> FinetuneArgs:
+    return dataclasses.replace(FinetuneArgs(run, finetune=QUICK, unfreeze_from=15), **changes)
+
+
+def test_stage_two_learns_and_tells_its_story(run: Path) -> None:
+    before = load_card(run)
+    summary, code = finetune(args(run, finetune=dataclasses.replace(QUICK, warm_epochs=0, epochs=4)))
+    assert code == 0
+    assert summary["stage_2"] > summary["stage_1"]
+    card = load_card(run)
+    assert card.stages[-1]["kept"]
+    assert card.stages[-1]["stage_1"] == summary["stage_1"]
+    assert len(card.stages[-1]["epochs"]) == summary["epochs"]
+    assert not (run / "finetune").exists()
+
+    encoder_id = card.recipe.encoder
+    assert encoder_id.weights == f"finetuned:{run.name}"
+    assert encoder_id.weights_sha256 != before.recipe.encoder.weights_sha256
+    state = load_weights(run)["encoder"]
+    assert state_sha256(encoder_from_state(encoder_id.name, state).state_dict()) == encoder_id.weights_sha256
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["stage"] for line in lines][-2:] == ["finetune, both"] * 2
+
+
+def test_a_run_that_cannot_get_better_stays_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from seqmodel import end_to_end
+
+    loss_for = end_to_end.loss_for
+
+    def wrong_way(task: Any, num_classes: int, *weighting: Any) -> Loss:
+        right = loss_for(task, num_classes, *weighting)
+        return (lambda logits, labels: right(-logits, labels)) if weighting else right
+
+    monkeypatch.setattr(end_to_end, "loss_for", wrong_way)
+    before = load_card(run), load_weights(run)
+    summary, _ = finetune(args(run))
+    after = load_card(run)
+    assert summary["kept"] == "stage 1"
+    assert dataclasses.replace(after, stages=before[0].stages) == before[0]
+    for part, tensors in load_weights(run).items():
+        assert all(torch.equal(tensor, before[1][part][name]) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("cut_cache", ["on", "off"])
+def test_a_job_stopped_at_any_step_ends_at_the_same_weights(
+    run: Path, tmp_path: Path, cut_cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uninterrupted = Path(shutil.copytree(run, tmp_path / "uninterrupted"))
+    every_step = dataclasses.replace(QUICK, save_every_s=0.0)
+    finetune(args(uninterrupted, cut_cache=cut_cache))
+
+    from seqmodel.end_to_end import EndToEnd
+
+    step, calls = EndToEnd.step, 0
+
+    def stop_sometimes(self: EndToEnd) -> object:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 7):
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(EndToEnd, "step", stop_sometimes)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            finetune(args(run, finetune=every_step, cut_cache=cut_cache))
+    summary, _ = finetune(args(run, finetune=every_step, cut_cache=cut_cache))
+    assert calls == 2 + 3 * 4, "each step was done once, and the two stopped ones again"
+
+    theirs, ours = load_weights(uninterrupted), load_weights(run)
+    for part in theirs:
+        for name, tensor in theirs[part].items():
+            assert torch.equal(tensor, ours[part][name]), name
+    assert summary["stage_2"] == load_card(uninterrupted).stages[-1]["val_score"]
+
+
+def test_cached_activations_train_what_crops_train(run: Path) -> None:
+    """Without augmentation the cut cache is a shortcut: float16 activations change rounding only."""
+    outcomes = []
+    for cut_cache in ("on", "off"):
+        asked = args(run, cut_cache=cut_cache, augment=False)
+        job = _start_job(open_stage(asked), asked, Team())
+        while not job.finished:
+            job.step()
+        outcomes.append((job.at.history, job.first_logits))
+    (cached, cached_logits), (from_crops, logits) = outcomes
+    # Logits move by 1e-4 of their spread, where training moves them by all of it.
+    assert np.abs(cached_logits - logits).max() < 1e-3
+    for ours, theirs in zip(cached[1:], from_crops[1:], strict=True):
+        assert abs(ours.train_loss - theirs.train_loss) < 0.003
+    assert abs(from_crops[1].train_loss - from_crops[-1].train_loss) > 0.01, "there was something to learn"
+
+
+def test_frozen_blocks_and_batch_statistics_do_not_move(run: Path) -> None:
+    asked = args(run, cut_cache="off")
+    stage = open_stage(asked)
+    before = {k: v.clone() for k, v in stage.model.encoder.state_dict().items()}
+    job = _start_job(stage, asked, Team())
+    while not job.finished:
+        job.step()
+    for name, tensor in stage.model.encoder.state_dict().items():
+        part = name.split(".")
+        frozen = part[0] in ("mean", "std") or "running" in name or "num_batches" in name or int(part[1]) < 15
+        assert torch.equal(tensor, before[name]) == frozen, name
+
+
+def test_the_head_warms_up_alone(run: Path) -> None:
+    asked = args(run)
+    stage = open_stage(asked)
+    before = {k: v.clone() for k, v in stage.model.state_dict().items()}
+    job = _start_job(stage, asked, Team())
+    while job.warm:
+        job.step()
+    moved = [
+        name for name, tensor in stage.model.state_dict().items() if not torch.equal(tensor, before[name])
+    ]
+    assert moved
+    assert all(name.startswith("head.") for name in moved)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_move(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = args(run)
+    job = _start_job(open_stage(asked), asked, Team())
+    job.step()
+    before = {k: v.clone() for k, v in job.model.state_dict().items()}
+    monkeypatch.setattr(job, "loss", lambda logits, labels: logits.sum(1) * torch.nan)
+    with pytest.raises(ValueError, match=r"the loss is not finite at epoch 0, step 1, with clips .*\.mp4#0"):
+        job.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in job.model.state_dict().items())
+
+
+def test_a_store_without_crops_names_the_command_the_disk_and_privacy(tmp_path: Path, run: Path) -> None:
+    store = write_crop_store(tmp_path / "plain.zarr", crops=False)
+    with pytest.raises(
+        ValueError, match=r"--out .*plain\.zarr --crops jpeg .*about \d+ MB.*pictures of people"
+    ):
+        finetune(args(run, store=Path(store.path)))
+
+
+def test_test_clips_are_never_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: set[str] = set()
+    batch = CropClips.batch
+
+    def noting(self: CropClips, indices: np.ndarray) -> object:
+        read.update(self.subjects[np.atleast_1d(indices)])
+        return batch(self, indices)
+
+    monkeypatch.setattr(CropClips, "batch", noting)
+    finetune(args(run))
+    assert read == {"p0", "p1", "p4", "p5", "p2", "p6"}
