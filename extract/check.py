@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from extract.config import CheckConfig
-from extract.workers import usable_cores
+from features.cores import usable_cores
 from features.door import console
 from seqmodel.assets import cache_dir, detector_file, encoder_weights, landmarker_file
 

@@ -16,7 +16,8 @@ from extract.config import ExtractConfig
 from extract.layouts import read_layout, sample_clips
 from extract.pipeline import Job, Setup
 from extract.planning import Cut, cut_windows, jobs_of, make_setup, own_share, versions
-from extract.workers import Event, run_jobs, usable_cores
+from extract.workers import Event, run_jobs
+from features.cores import usable_cores
 from features.door import console, progress, say, warn
 from features.manifest import Failure, Manifest
 from features.store import DONE, FeatureStore, plan

@@ -32,12 +32,15 @@ from extract.pipeline import (
     fill,
     open_kernels,
 )
+from features.cores import usable_cores
 
 if TYPE_CHECKING:
     from features.store import FeatureStore
 
 HANG_GRACE_S = 60.0
 """A worker this much over its video's time limit is stuck where it cannot look at the clock."""
+MAX_DEATHS_IN_A_ROW = 8
+"""So many workers die without a row between them: it is not the videos."""
 STOP_WAIT_S = 20.0
 """What a worker gets to finish its window after Ctrl-C."""
 
@@ -54,20 +57,6 @@ class Event:
     """Seconds by stage, with the end of a video."""
     began_s: float = 0.0
     """time.time() at the start of the video, with its end."""
-
-
-def usable_cores() -> int:
-    """How many cores this process may use: by affinity, cgroup and SLURM, not by the machine's count."""
-    counts = [os.cpu_count() or 1]
-    if hasattr(os, "sched_getaffinity"):
-        counts.append(len(os.sched_getaffinity(0)))
-    if (quota := _cgroup_cores()) is not None:
-        counts.append(max(1, int(quota)))
-    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
-        if os.environ.get(name, "").isdigit():
-            counts.append(max(1, int(os.environ[name])))
-            break
-    return min(counts)
 
 
 def run_jobs(
@@ -102,6 +91,8 @@ class _Worker:
     since_s: float = 0.0
     open_rows: dict[int, Window] = field(default_factory=dict)
     is_ready: bool = False
+    last_words: str = ""
+    """What it could still say before it died."""
 
     def is_overdue(self) -> bool:
         """Whether it has had more time for its video than it may have; the clock runs once it is ready."""
@@ -116,6 +107,7 @@ class _Pool:
     def __init__(self, setup: Setup, store_path: str) -> None:
         self._setup, self._store_path = setup, store_path
         self._workers: list[_Worker] = []
+        self._deaths_in_a_row = 0
         self._context = multiprocessing.get_context("spawn")
 
     def start(self) -> None:
@@ -159,7 +151,8 @@ class _Pool:
             message = worker.pipe.recv()
         except (EOFError, OSError):
             worker.process.join()
-            yield from self._bury(worker, waiting, _how_it_died(worker.process.exitcode))
+            reason = worker.last_words or _how_it_died(worker.process.exitcode)
+            yield from self._bury(worker, waiting, reason)
             return
         if message == "ready":
             worker.is_ready, worker.since_s = True, time.monotonic()
@@ -167,11 +160,14 @@ class _Pool:
             if message.row is None:
                 worker.job = None
             else:
+                self._deaths_in_a_row = 0
                 worker.open_rows.pop(message.row, None)
             yield message
         else:
             kind, text = message
-            raise StoreLost(text) if kind == "store" else ValueError(text)
+            if kind != "crash":
+                raise StoreLost(text) if kind == "store" else ValueError(text)
+            worker.last_words = text
 
     def _bury(self, worker: _Worker, waiting: "deque[tuple[Job, bool]]", reason: str) -> Iterator[Event]:
         """Replace a dead worker; its video gets a second chance, as it may not be to blame."""
@@ -179,6 +175,9 @@ class _Pool:
         worker.pipe.close()
         if not worker.is_ready:
             raise ValueError(f"a worker could not start: {reason}")
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row > MAX_DEATHS_IN_A_ROW:
+            raise ValueError(f"{self._deaths_in_a_row} workers died and nothing got done: {reason}")
         if worker.job is not None and worker.open_rows:
             rest = replace(worker.job, windows=tuple(worker.open_rows.values()))
             if worker.is_retry or reason.startswith("stuck"):
@@ -230,6 +229,9 @@ def work(pipe: Connection, setup: Setup, store_path: str) -> None:
         pass  # the parent closed the pipe: done
     except StoreLost as error:
         pipe.send(("store", str(error)))
+    except Exception as error:  # a bug of ours: say which, and die of it
+        pipe.send(("crash", f"{type(error).__name__}: {error}"))
+        raise
     finally:
         kernels.close()
 
@@ -278,30 +280,3 @@ def _thread_limits(threads: int) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _cgroup_cores() -> float | None:
-    """Cores granted by the cgroup's CPU quota (version 2, then 1); None = no quota."""
-    found = []
-    for folder in _cgroup_folders():
-        with contextlib.suppress(OSError, ValueError):
-            quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
-            found.append(float(quota) / float(period))  # "max" raises ValueError: no quota
-    with contextlib.suppress(OSError, ValueError):
-        folder = Path("/sys/fs/cgroup/cpu")
-        quota_us = float((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
-        if quota_us > 0:
-            found.append(quota_us / float((folder / "cpu.cfs_period_us").read_text(encoding="ascii")))
-    return min(found, default=None)
-
-
-def _cgroup_folders() -> list[Path]:
-    """The folders of this process's cgroup and of those above it, in the version 2 tree."""
-    root = Path("/sys/fs/cgroup")
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    own = next((line.partition("::")[2].lstrip("/") for line in lines if line.startswith("0::")), "")
-    folder = root / own
-    return [folder, *(parent for parent in folder.parents if parent == root or root in parent.parents)]

@@ -283,3 +283,101 @@ def test_twenty_kills_change_nothing(real_clips: dict[str, Path], tmp_path: Path
 
 def rows_written(store: Path) -> list[Path]:
     return list((store / "frames").glob("c.*.0.0"))
+
+
+def is_gone(group: int) -> bool:
+    """Whether a process group is empty within ten seconds (multiprocessing's tracker leaves a bit later)."""
+    for _ in range(500):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_polite_stop_saves_what_was_done(long_manifest: Path, tmp_path: Path, stop: signal.Signals) -> None:
+    """SLURM's SIGTERM and Ctrl-C (to the whole group): a line instead of a traceback, no process left."""
+    store = tmp_path / "s.zarr"
+    command = [sys.executable, "-m", "extract", "--data", str(long_manifest), "--out", str(store), *QUICK]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while len(rows_written(store)) < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, stop)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "what was done is saved" in said
+    assert "Traceback" not in said
+    assert is_gone(process.pid)
+    done = len(rows_written(store))
+    assert 3 <= done < 16
+    assert not FeatureStore.open(store).verify()
+
+
+@pytest.mark.slow
+def test_a_store_deleted_while_it_is_filled_is_one_clear_error(
+    long_manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "s.zarr"
+
+    def delete() -> None:
+        while store.exists():
+            shutil.rmtree(store, ignore_errors=True)
+
+    background(lambda: when_working(store, 3, lambda worker: delete()))
+    code, summary, said = run(long_manifest, store, capfd)
+    assert code == 2
+    assert summary == {}
+    assert str(store) in said
+    assert "error:" in said
+    assert "Traceback" not in said
+    assert run(long_manifest, store, capfd)[0] == 0
+
+
+@pytest.mark.slow
+def test_a_video_removed_half_way_is_a_listed_failure(
+    long_manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store, video = tmp_path / "s.zarr", long_manifest / "engaged" / "b.mp4"
+    kept = shutil.copy2(video, tmp_path / "kept.mp4")
+    background(lambda: when_working(store, 3, lambda worker: video.unlink()))
+    code, summary, _ = run(long_manifest, store, capfd)
+    assert code == 1
+    assert (summary["done"], summary["failed"]) == (8, 8)
+    assert {item["reason"] for item in summary["failures"]} == {"no such file"}
+    shutil.copy2(kept, video)
+    code, summary, _ = run(long_manifest, store, capfd, "--retry-failed")
+    assert code == 0
+    assert {"done": 8, "skipped": 8, "failed": 0}.items() <= summary.items()
+
+
+@pytest.mark.slow
+def test_a_full_disk_and_a_read_only_one(long_manifest: Path, tmp_path: Path) -> None:
+    """On a file system of 200 kB: one clear line; with more room the same command finishes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    words = [sys.executable, "-m", "extract", "--data", long_manifest, "--out", disk / "s.zarr", *QUICK]
+    command = " ".join(f"'{word}'" for word in words)
+    script = f"""
+        mount -t tmpfs -o size=200k none '{disk}' || exit 99
+        {command} --crops jpeg; echo "full: $?"
+        mount -o remount,size=50m,ro '{disk}'
+        {command} --crops jpeg; echo "read-only: $?"
+        mount -o remount,size=50m,rw '{disk}'
+        {command} --crops jpeg; echo "free: $?"
+        '{sys.executable}' -m features verify '{disk / "s.zarr"}'; echo "verify: $?"
+        ls '{disk}/s.zarr/frames' | grep -c '^c\\.'
+        find '{disk}' -name '*.partial' | wc -l
+    """
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True, encoding="utf-8"
+    )
+    if done.returncode == 99 or "unshare" in done.stderr:
+        pytest.skip("this machine lets nobody mount a file system")
+    assert done.stdout.split("\n")[:6] == ["full: 2", "read-only: 2", "free: 0", "verify: 0", "16", "0"], done
+    assert "No space left" in done.stderr
+    assert "Read-only" in done.stderr
+    assert "Traceback" not in done.stderr
