@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from features.door import parse, run_door
-from live.config import LiveConfig, PredictConfig, ReportConfig
+from live.config import SERVE_PORT, LiveConfig, PredictConfig, ReportConfig
 
 COMMANDS: dict[str, tuple[type, str, str]] = {
     "": (LiveConfig, "live.watch", "watch"),
@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """The door; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
+    words = _with_port(words)
     word = words[0] if words[:1] in (["predict"], ["report"]) else ""
     config_class, module, function = COMMANDS[word]
     config: Any = parse(
@@ -28,6 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=(config_class.__doc__ or "") + ("" if word else "\n\nAlso: live predict, live report."),
     )
     return run_door(lambda: getattr(import_module(module), function)(config), as_json=config.json)
+
+
+def _with_port(words: list[str]) -> list[str]:
+    """`--serve` without a number takes the usual port."""
+    found: list[str] = []
+    for index, word in enumerate(words):
+        found.append(word)
+        following = words[index + 1] if index + 1 < len(words) else "-"
+        if word == "--serve" and not following.isdigit():
+            found.append(str(SERVE_PORT))
+    return found
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Where frames come from: a camera, a video file or a stream address, all as frames with their times.
+"""Where frames come from: a camera, a stream address or a video file, all as frames with their times.
 
-BGR exists here only: every frame that leaves is RGB. A camera's times are seconds since it was opened, by
-the clock at the moment of the grab, so a slow or irregular camera is sampled as truly as a steady one.
+BGR exists here only: every frame that leaves is RGB. A camera's times are seconds on the session's clock at
+the moment of the grab, so a slow or irregular camera is sampled as truly as a steady one, and a reconnected
+one goes on in the same time.
 
 Knows nothing about faces, predictions or displays.
 """
@@ -10,8 +11,9 @@ import contextlib
 import os
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
@@ -19,33 +21,17 @@ import numpy as np
 
 from extract.video import Frame, read_video
 
+BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Waits between attempts to open a lost camera again; the last one repeats."""
+STREAM_TIMEOUT_MS = 5000
+"""An address that does not answer for this long counts as lost."""
+Clock = Callable[[], float]
 
-def camera_frames(index: int) -> Iterator[Frame]:
-    """Frames of a camera until it stops giving any.
+
+def camera_frames(index: int, clock: Clock) -> Iterator[Frame]:
+    """Frames of a camera until it stops giving any; times by `clock`, seconds.
 
     Raises ValueError when no such camera can be opened.
-    """
-    camera = open_camera(index)
-    opened = time.monotonic()
-    try:
-        while True:
-            grabbed, bgr = camera.read()
-            if not grabbed:
-                return
-            yield Frame(time.monotonic() - opened, bgr_to_rgb(bgr))
-    finally:
-        camera.release()
-
-
-def video_frames(path: str) -> Iterator[Frame]:
-    """Frames of a video file or stream address, as fast as they can be decoded."""
-    return read_video(path)
-
-
-def open_camera(index: int) -> Any:
-    """The camera, delivering the newest frame it has.
-
-    Raises ValueError when it cannot be opened.
     """
     with _quiet_cv2():
         camera = cv2.VideoCapture(index)
@@ -56,7 +42,154 @@ def open_camera(index: int) -> Any:
             "try --camera 1, or --video FILE"
         )
     camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # one frame of the driver's queue: what is shown is now
-    return camera
+    return _read_on(camera, clock)
+
+
+def stream_frames(address: str, clock: Clock) -> Iterator[Frame]:
+    """Frames of an RTSP or HTTP address until it stops giving any; times by `clock`, seconds.
+
+    Raises ValueError when it cannot be opened.
+    """
+    with _quiet_cv2():
+        options = [
+            cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
+            STREAM_TIMEOUT_MS,
+            cv2.CAP_PROP_READ_TIMEOUT_MSEC,
+            STREAM_TIMEOUT_MS,
+        ]
+        stream = cv2.VideoCapture(address, cv2.CAP_FFMPEG, options)
+    if not stream.isOpened():
+        stream.release()
+        raise ValueError(f"{address}: this address gives no video")
+    return _read_on(stream, clock)
+
+
+def paced_frames(path: str, clock: Clock) -> Iterator[Frame]:
+    """Frames of a video file, each when its time has come on `clock`."""
+    start = clock()
+    for frame in read_video(path):
+        wait_s = start + frame.pts_s - clock()
+        if wait_s > 0:
+            time.sleep(wait_s)
+        yield frame
+
+
+class Newest:
+    """A source read in its own thread, of which only the newest frame is kept: the present, never a queue.
+
+    `opener` gives the frames and is called again, with growing pauses, when they stop coming; with
+    `reconnects` off, their end is the end.
+    """
+
+    def __init__(
+        self,
+        opener: Callable[[], Iterator[Frame]],
+        *,
+        reconnects: bool,
+        backoff_s: tuple[float, ...] = BACKOFF_S,
+    ) -> None:
+        self._opener, self._reconnects, self._backoff_s = opener, reconnects, backoff_s
+        self._changed = threading.Condition()
+        self._frame: Frame | None = None
+        self._first_error: ValueError | None = None
+        self._num_published = 0
+        self._stopped = self._paused = False
+        self.is_lost = False
+        """Whether the source has stopped giving frames and is being tried again."""
+        self.has_ended = False
+        self.num_dropped = 0
+        """Frames that a newer one replaced before anybody looked."""
+        self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
+
+    def start(self, timeout_s: float = 10.0) -> None:
+        """Open the source and wait for its first frame.
+
+        Raises ValueError when it cannot be opened or gives nothing.
+        """
+        self._thread.start()
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._num_published or self._first_error or self.has_ended, timeout_s
+            )
+            if self._num_published:
+                return
+        self.close()
+        raise self._first_error or ValueError("the source opened but gave no picture")
+
+    def newest(self, timeout_s: float) -> Frame | None:
+        """The newest frame that was not given yet; None when none came in time."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._frame is not None or self.has_ended, timeout_s)
+            frame, self._frame = self._frame, None
+            return frame
+
+    def pause(self) -> None:
+        """Let go of the camera until `resume`."""
+        with self._changed:
+            self._paused = True
+            self._frame = None
+
+    def resume(self) -> None:
+        """Open the camera again."""
+        with self._changed:
+            self._paused = False
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let go of the camera for good."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout=STREAM_TIMEOUT_MS / 1000 + 1)
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopped:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or not self._paused)
+            if self._stopped:
+                return
+            published = self._num_published
+            error = self._read_once()
+            if self._num_published > published:
+                failures = 0
+            if self._paused or self._stopped:
+                continue
+            with self._changed:
+                if self._num_published == 0 and error is not None:
+                    self._first_error = error
+                if not self._reconnects or self._first_error is not None:
+                    self.has_ended = True
+                    self._changed.notify_all()
+                    return
+                self.is_lost = True
+                wait_s = self._backoff_s[min(failures, len(self._backoff_s) - 1)]
+                self._changed.wait_for(lambda: self._stopped or self._paused, wait_s)
+            failures += 1
+
+    def _read_once(self) -> ValueError | None:
+        """Open the source and publish until it ends, fails or is not wanted; gives the error that it met."""
+        try:
+            frames = self._opener()
+            with contextlib.closing(frames):  # type: ignore[type-var]
+                for frame in frames:
+                    if self._paused or self._stopped:
+                        return None
+                    self._publish(frame)
+        except ValueError as error:
+            return error
+        except (OSError, cv2.error) as error:
+            return ValueError(str(error))
+        return None
+
+    def _publish(self, frame: Frame) -> None:
+        with self._changed:
+            self.num_dropped += self._frame is not None
+            self._frame = frame
+            self._num_published += 1
+            self.is_lost = False
+            self._changed.notify_all()
 
 
 def bgr_to_rgb(bgr: np.ndarray) -> np.ndarray:
@@ -88,6 +221,17 @@ def window_problem() -> str:
         except OSError:
             return f"the display {display} does not answer"
     return ""
+
+
+def _read_on(capture: Any, clock: Clock) -> Iterator[Frame]:
+    try:
+        while True:
+            grabbed, bgr = capture.read()
+            if not grabbed:
+                return
+            yield Frame(clock(), bgr_to_rgb(bgr))
+    finally:
+        capture.release()
 
 
 @contextlib.contextmanager

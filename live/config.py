@@ -9,23 +9,40 @@ from typing import Annotated, Literal
 
 import tyro
 
+SUBJECT = "me"
+"""Who is in front of the camera, unless --person says."""
+SERVE_PORT = 8765
+"""Port of the browser view, unless --serve names one."""
+
 
 @dataclass(frozen=True)
 class LiveConfig:
     """An engagement signal from a webcam or a video, computed on this machine only."""
 
     run: Path
-    """Run directory that training wrote."""
+    """Run directory that training wrote, or a bundle that `python -m seqmodel export` wrote."""
     camera: int = 0
     """Index of the camera."""
     video: str | None = None
-    """Read this video file or stream address instead of a camera."""
+    """Read this video file, or RTSP or HTTP address, instead of a camera."""
+    realtime: bool = False
+    """Play a video file at its own speed, as a camera would give it, not as fast as possible."""
     headless: bool = False
     """Open no window."""
+    serve: int | None = None
+    """Show everything in a browser on this machine, at this port (8765 unless given; 0 = any free one)."""
     log: str | None = None
     """CSV file to write one row a sampled frame to; `-` streams JSON lines to stdout."""
     record: Path | None = None
     """Record an mp4 with the overlay. Nothing is recorded unless asked."""
+    record_raw: Path | None = None
+    """Record a clean mp4. Keys 1-9 label what runs; a manifest for `python -m extract` is left beside it."""
+    person: str | None = None
+    """Use (and with --calibrate, make) this person's calibration; also the subject of --record-raw."""
+    calibrate: float | None = None
+    """Calibrate first: this many seconds of attending, as many of looking away. Key c does it later."""
+    forget: bool = False
+    """Remove --person's calibration, and do nothing else."""
     seconds: float | None = None
     """Stop after this many seconds of video."""
     json: bool = False
@@ -38,6 +55,12 @@ class LiveConfig:
             raise ValueError(f"--seconds must be above 0, got {self.seconds}")
         if self.json and self.log == "-":
             raise ValueError("--json and --log - both want stdout: log to a file, or leave --json out")
+        if self.calibrate is not None and not 5 <= self.calibrate <= 600:
+            raise ValueError(f"--calibrate takes 5 to 600 seconds, got {self.calibrate}")
+        if self.serve is not None and not 0 <= self.serve <= 65535:
+            raise ValueError(f"--serve takes a port from 0 to 65535, got {self.serve}")
+        if self.forget and not self.person:
+            raise ValueError("--forget needs --person NAME")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """A run, made ready to look at faces: everything that live needs, built from the run directory alone.
 
 The recipe, the detector files, the weights and the calibration all come from the run's own copy, so no
-option of a live session can make it see differently from how it was trained.
+option of a live session can make it see differently from how it was trained. Where the run has an export
+that fits it, that is used, and torch is not imported at all.
 
 Knows nothing about cameras, windows in time or displays. Shapes: T frames, D embedding, G geometry.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from seqmodel.assets import sha256_of
+from seqmodel.bundle import Head, find_bundle, load_statistics, open_bundle
 from seqmodel.engine import Backend, Engine, open_run_engine
-from seqmodel.run import Card, load_card, load_weights
-
-Head = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], np.ndarray]
-"""(streams {name: (T, D) float32}, valid {name: (T,) bool}) -> (C',) float32 logits of one window."""
+from seqmodel.reference import read_reference
+from seqmodel.run import WEIGHTS, Card, load_card, load_weights
 
 
 @dataclass(frozen=True)
@@ -31,31 +31,56 @@ class LiveModel:
     detector_files: tuple[Path, ...]
     landmarker_file: Path | None
     """Set when the head reads the geometry stream."""
+    statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    """Mean and standard deviation (D,) of the training features by stream."""
+    min_filled: float | None
+    """Share of a window from which validation shows that predictions are worth showing; None if unknown."""
+    key: str
+    """Twelve hex digits of the weights' sha256: what a personal calibration holds for."""
 
     @property
     def num_frames(self) -> int:
         """T, the number of frames in a window."""
-        assert self.card.recipe.pixels is not None  # open_model refused others
+        assert self.card.recipe.pixels is not None  # model_card refused others
         return self.card.recipe.pixels.num_frames
 
 
-def open_model(run: Path, backend: Backend = "auto", threads: int = 1) -> LiveModel:
-    """Load a run for live use.
+def model_card(run: Path) -> Card:
+    """The card of a run that can be shown a camera.
 
-    Raises ValueError when the run is unfinished, was trained on imported features, or lost a model file.
+    Raises ValueError when the run is unfinished or was trained on imported features.
     """
     card = load_card(run)
-    pixels = card.recipe.pixels
-    if pixels is None:
+    if card.recipe.pixels is None:
         raise ValueError(f"{run} was trained on imported features, which no camera can make")
+    return card
+
+
+def open_model(run: Path, backend: Backend = "auto", threads: int = 1) -> LiveModel:
+    """Load a run, or a bundle, for live use.
+
+    `backend` torch passes an export by. Raises ValueError when the run is unfinished, was trained on imported
+    features, or lost a model file.
+    """
+    card = model_card(run)
+    assert card.recipe.pixels is not None
     files = {sha256_of(path): path for path in sorted((run / "detector").glob("*")) if path.is_file()}
-    detectors = tuple(_model_file(files, sha, run, "face detector") for sha in pixels.detectors)
+    detectors = tuple(_model_file(files, sha, run, "face detector") for sha in card.recipe.pixels.detectors)
     landmarker = None
     if "geometry" in card.dims:
         assert card.recipe.geometry is not None  # a head cannot read a stream that its recipe lacks
         landmarker = _model_file(files, card.recipe.geometry.model_sha256, run, "face landmarker")
-    engine = open_run_engine(run, backend=backend, threads=threads)
-    return LiveModel(card, engine, torch_head(run, card), detectors, landmarker)
+    bundle = find_bundle(run) if backend != "torch" else None
+    if bundle is not None:
+        engine, head = open_bundle(bundle, card, threads)
+        key = bundle.run_weights_sha256
+    else:
+        head = torch_head(run, card)
+        engine = open_run_engine(run, backend=backend, threads=threads)
+        key = sha256_of(run / WEIGHTS)
+    known = read_reference(run)
+    min_filled = known.min_filled if known else None
+    return LiveModel(card, engine, head, detectors, landmarker, load_statistics(run), min_filled, key[:12])
 
 
 def torch_head(run: Path, card: Card) -> Head:
@@ -77,12 +102,6 @@ def torch_head(run: Path, card: Card) -> Head:
     return logits
 
 
-def _model_file(files: Mapping[str, Path], sha256: str, run: Path, what: str) -> Path:
-    if sha256 not in files:
-        raise ValueError(f"{run / 'detector'} lacks the {what} of this run (sha256 {sha256[:12]}…)")
-    return files[sha256]
-
-
 def describe(model: LiveModel) -> dict[str, Any]:
     """What the model is, for a summary: encoder, weights, backend, classes."""
     card = model.card
@@ -92,3 +111,9 @@ def describe(model: LiveModel) -> dict[str, Any]:
         "classes": list(card.labelling.names),
         "numerics": dict(model.engine.numerics),
     }
+
+
+def _model_file(files: Mapping[str, Path], sha256: str, run: Path, what: str) -> Path:
+    if sha256 not in files:
+        raise ValueError(f"{run / 'detector'} lacks the {what} of this run (sha256 {sha256[:12]}…)")
+    return files[sha256]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from extract.face import Crop, FaceCropper
+from extract.face import Crop, FaceCropper, silenced_stderr
 from extract.video import EARLY_S, Frame, Sampler
 from live.model import LiveModel, open_model
 from live.states import Standing, State, StateRule, next_standing
@@ -54,6 +54,9 @@ class Prediction:
     """Boxes of the faces that are not followed."""
     latency_ms: float
     """From the frame's arrival to this prediction."""
+    novelty: float = math.nan
+    """How far this frame's embedding lies from the training data: mean squared standard score, 1 on average
+    over the training frames; NaN without a face."""
 
     @property
     def face(self) -> bool:
@@ -80,7 +83,8 @@ class Predictor:
         self, run: Path | LiveModel, *, rule: StateRule | None = None, calibration: Calibration | None = None
     ) -> None:
         self.model = run if isinstance(run, LiveModel) else open_model(run)
-        self.rule = rule or StateRule()
+        known = self.model.min_filled
+        self.rule = rule or (StateRule(min_filled=known) if known else StateRule())
         self.calibration = calibration or self.model.card.calibration
         pixels = self.model.card.recipe.pixels
         assert pixels is not None  # open_model refused others
@@ -205,7 +209,16 @@ class Predictor:
             box=crop.box if crop.image is not None else None,
             others=crop.others,
             latency_ms=(time.perf_counter() - arrived) * 1e3,
+            novelty=self._novelty(),
         )
+
+    def _novelty(self) -> float:
+        """Of the newest frame; see `Prediction.novelty`."""
+        newest = self._window[-1]
+        if not newest.face or not self._reads_embeddings:
+            return math.nan
+        mean, std = self.model.statistics["embeddings"]
+        return float(np.mean(((newest.embedding - mean) / std) ** 2))
 
     def _smooth(self, logits: np.ndarray, t_s: float) -> np.ndarray:
         """Average of the logits over time, weights falling by e every SMOOTHING_S, whatever the intervals."""
@@ -225,4 +238,5 @@ def _open_geometry(model: LiveModel) -> Any:
     from extract.geometry import FaceGeometry
 
     assert model.card.recipe.geometry is not None  # open_model found its file by it
-    return FaceGeometry(model.card.recipe.geometry, model.landmarker_file)
+    with silenced_stderr():  # MediaPipe logs from C when it is created
+        return FaceGeometry(model.card.recipe.geometry, model.landmarker_file)

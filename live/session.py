@@ -1,157 +1,241 @@
-"""What a session leaves behind, when asked to: a log of one row a sampled frame, and recordings.
+"""A session while it runs: what was said, marked, labelled, and what is written because somebody asked.
 
-Nothing is written unless a file was named. Every row is flushed, so a power cut loses one at most.
+It takes predictions, absences and keys, and gives the picture that a viewer sees. It opens no source and
+makes no prediction.
 
-Knows nothing about cameras, networks or windows on a screen. C classes.
+Knows nothing about cameras, networks or windows on a screen.
 """
 
 import csv
-import json
-import sys
-from collections import Counter
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from fractions import Fraction
+import math
+import time
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
+from extract.video import Frame
+from live.config import SUBJECT
+from live.log import Log, Tally
+from live.overlay import TIMELINE_S, Status, draw, draw_boxes, moment_of
+from live.paint import Moment
 from live.predictor import Prediction
+from live.record import Labels, Recorder, write_manifest
 from live.states import State
 
-
-def log_columns(names: Sequence[str]) -> list[str]:
-    """Columns of a live log for these class names."""
-    return [
-        *("t_s", "time_utc", "face", "state", "label"),
-        *(f"p_raw_{name}" for name in names),
-        *(f"p_{name}" for name in names),
-        *("coverage", "latency_ms", "mark"),
-    ]
+ABSENT_ROW_S = 1.0
+"""While the camera is away or paused, a row a second shows the gap."""
+MAX_MOMENTS = 4000
+"""Longest timeline kept in memory: the view needs minutes, the log keeps the rest."""
+FPS_SPAN = 30
+"""Frames over which the shown rate is averaged."""
 
 
-class Log:
-    """A live log: CSV in a file, or JSON lines on stdout for `-`."""
+@dataclass(frozen=True)
+class Wishes:
+    """What a session shall leave behind; nothing unless asked."""
 
-    def __init__(self, target: str, names: Sequence[str]) -> None:
-        self._columns = log_columns(names)
-        self._names = list(names)
-        self._to_stdout = target == "-"
-        self.num_rows = 0
-        if self._to_stdout:
-            self._file: TextIO = sys.stdout
+    log: str | None = None
+    record: Path | None = None
+    record_raw: Path | None = None
+    subject: str = SUBJECT
+
+
+class Session:
+    """One run of the live door, from its first frame to its last."""
+
+    def __init__(self, names: tuple[str, ...], wishes: Wishes) -> None:
+        self.names = names
+        self.log = Log(wishes.log, names) if wishes.log else None
+        self.tally = Tally()
+        self.moments: deque[Moment] = deque(maxlen=MAX_MOMENTS)
+        self.last: Prediction | None = None
+        self.absent: State | None = None
+        """`paused` or `camera_lost` while that is so."""
+        self.personal = ""
+        self.message = ""
+        self.marks: list[tuple[float, str]] = []
+        self.files: list[Path] = []
+        """What was written, for the summary."""
+        self.num_frames = 0
+        self._wishes = wishes
+        self._overlay = Recorder(wishes.record) if wishes.record else None
+        self._raw = Recorder(wishes.record_raw) if wishes.record_raw else None
+        self._labels = Labels()
+        self._pending_marks: list[str] = []
+        self._absent_row_s = -math.inf
+        self._shown: deque[float] = deque(maxlen=FPS_SPAN)
+        self._novelty = _Novelty(wishes.log) if wishes.log and wishes.log != "-" else None
+
+    @property
+    def recording(self) -> bool:
+        """Whether pictures are being kept."""
+        return self._overlay is not None or self._raw is not None
+
+    @property
+    def wants_pictures(self) -> bool:
+        """Whether every frame's overlay is recorded."""
+        return self._overlay is not None
+
+    @property
+    def label(self) -> str:
+        """The label that the running interval wears, or empty."""
+        return self._labels.running
+
+    def saw(self, frame: Frame, prediction: Prediction | None) -> None:
+        """Count a frame, and what was predicted at it."""
+        self.num_frames += 1
+        self.absent = None
+        self._shown.append(time.perf_counter())
+        if self._raw is not None:
+            self._raw.write(frame.rgb(), frame.pts_s)
+        if prediction is None:
             return
-        path = Path(target)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8", newline="")
-        self._writer = csv.DictWriter(self._file, self._columns)
-        self._writer.writeheader()
-        self._file.flush()
+        self.last = prediction
+        self.tally.add(prediction)
+        mark = self._take_mark()
+        self.moments.append(moment_of(prediction, mark))
+        if self.log is not None:
+            self.log.write(prediction, mark)
+        if self._novelty is not None:
+            self._novelty.add(prediction)
 
-    def write(self, prediction: Prediction, mark: str = "") -> None:
-        """One row for a sampled frame."""
-        numbers = {f"p_raw_{n}": round(p, 6) for n, p in zip(prediction.names, prediction.p_raw, strict=True)}
-        numbers |= {f"p_{n}": round(p, 6) for n, p in zip(prediction.names, prediction.p, strict=True)}
-        row = {
-            "t_s": round(prediction.t_s, 4),
-            "face": int(prediction.face),
-            "state": prediction.state,
-            "label": prediction.label,
-            "coverage": round(prediction.coverage, 4),
-            "latency_ms": round(prediction.latency_ms, 2),
-        }
-        self._put(row | numbers, mark)
+    def missed(self, t_s: float, state: State) -> None:
+        """There is no frame now, for a reason: `paused` or `camera_lost`. Logged once a second."""
+        begins = self.absent != state
+        self.absent = state
+        if begins or t_s - self._absent_row_s >= ABSENT_ROW_S:
+            self._absent_row_s = t_s
+            self.tally.states[state] += 1
+            mark = self._take_mark()
+            self.moments.append(Moment(t_s, state, math.nan, mark=mark))
+            if self.log is not None:
+                self.log.write_state(t_s, state, mark)
 
-    def write_state(self, t_s: float, state: State, mark: str = "") -> None:
-        """One row for a moment without a frame: paused, or the camera lost."""
-        self._put({"t_s": round(t_s, 4), "face": 0, "state": state, "label": ""}, mark)
+    def mark(self, t_s: float, words: str = "") -> None:
+        """Mark this moment; it is written with the next row."""
+        words = words or f"mark {len(self.marks) + 1}"
+        self.marks.append((t_s, words))
+        self._pending_marks.append(words)
+
+    def begin_label(self, number: int, t_s: float) -> str:
+        """Label what is recorded from here on with class `number`, 1 … C, or end the interval with 0.
+
+        Gives a line for the user.
+        """
+        if self._raw is None:
+            return "labels need --record-raw FILE.mp4"
+        if not 0 <= number <= len(self.names):
+            return f"labels are 1 to {len(self.names)}: {', '.join(self.names)}"
+        at_s = t_s - (self._raw.start_s if self._raw.start_s is not None else t_s)
+        if number == 0:
+            self._labels.stop(at_s)
+            return "label ended"
+        self._labels.begin(self.names[number - 1], at_s)
+        return f"labelled from here: {self.names[number - 1]}"
+
+    def toggle_recording(self) -> str:
+        """Begin or end the recording with overlay; gives a line for the user."""
+        if self._overlay is not None:
+            self._overlay.close()
+            self._keep(self._overlay.path)
+            kept, self._overlay = self._overlay.path, None
+            return f"recorded {kept}"
+        self._overlay = Recorder(_free_name(self._wishes.record or Path("brainbuddy.mp4")))
+        return f"recording to {self._overlay.path}"
+
+    def picture(self, image: np.ndarray, pts_s: float) -> np.ndarray:
+        """What a viewer sees, RGB uint8; recorded too while recording."""
+        status = Status(
+            self.fps, self.recording, self.personal, self.message or self._label_line(), self.absent
+        )
+        newest = self.moments[-1].t_s if self.moments else 0.0
+        shown = [moment for moment in self.moments if moment.t_s > newest - TIMELINE_S]
+        picture = draw(image, self.last, shown, status)
+        if self._overlay is not None and self.absent is None:
+            self._overlay.write(picture, pts_s)
+        return picture
+
+    def scene(self, image: np.ndarray) -> np.ndarray:
+        """The picture with the face boxes alone, RGB uint8, for a view that tells the rest itself."""
+        return draw_boxes(image, self.last if self.absent is None else None)
+
+    @property
+    def fps(self) -> float:
+        """Frames a second, lately."""
+        if len(self._shown) < 2:
+            return 0.0
+        return (len(self._shown) - 1) / max(self._shown[-1] - self._shown[0], 1e-6)
 
     def close(self) -> None:
-        """Close the file."""
-        if not self._to_stdout:
-            self._file.close()
-
-    def _put(self, row: dict[str, Any], mark: str) -> None:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        full = {"time_utc": now, "mark": mark} | row
-        if self._to_stdout:
-            self._file.write(json.dumps({c: full.get(c) for c in self._columns}, ensure_ascii=False) + "\n")
-        else:
-            self._writer.writerow({column: full.get(column, "") for column in self._columns})
-        self._file.flush()
-        self.num_rows += 1
-
-
-class Recorder:
-    """Writes pictures with their own times into an mp4; nothing is queued."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._container: Any = None
-        self._last_pts = -1
-
-    def write(self, rgb: np.ndarray, pts_s: float) -> None:
-        """Add a picture, uint8 (H, W, 3) RGB, shown from `pts_s` on."""
-        import av
-
-        height, width = (side // 2 * 2 for side in rgb.shape[:2])  # H.264 wants even sides
-        if self._container is None:
-            self._start(width, height, pts_s)
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb[:height, :width]), format="rgb24")
-        # The first picture sets the size; a source that changes it midway is scaled to fit.
-        if (picture.width, picture.height) != (self._stream.width, self._stream.height):
-            picture = picture.reformat(self._stream.width, self._stream.height)
-        picture.pts = max(self._last_pts + 1, round((pts_s - self._start_s) * 1000))
-        picture.time_base = self._stream.codec_context.time_base
-        self._last_pts = picture.pts
-        self._container.mux(self._stream.encode(picture))
-
-    def close(self) -> None:
-        """Finish the file; does nothing when no picture came."""
-        if self._container is not None:
-            self._container.mux(self._stream.encode())
-            self._container.close()
-            self._container = None
-
-    def _start(self, width: int, height: int, pts_s: float) -> None:
-        import av
-
-        # A fragmented file can be played up to its last fragment even when the power is cut.
-        options = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
-        self._container = av.open(str(self.path), "w", format="mp4", options=options)
-        self._stream = self._container.add_stream("libx264", rate=30)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        self._stream.codec_context.time_base = Fraction(1, 1000)
-        self._stream.options = {"preset": "veryfast", "crf": "23", "tune": "zerolatency"}
-        self._start_s = pts_s
-
-
-class Tally:
-    """Counts for the summary of a session."""
-
-    def __init__(self) -> None:
-        self.states: Counter[str] = Counter()
-        self.labels: Counter[str] = Counter()
-        self.latencies_ms: list[float] = []
-
-    def add(self, prediction: Prediction) -> None:
-        """Count one prediction."""
-        self.states[prediction.state] += 1
-        if prediction.label:
-            self.labels[prediction.label] += 1
-        self.latencies_ms.append(prediction.latency_ms)
+        """Finish every file."""
+        if self._raw is not None:
+            self._labels.stop(self._raw.end_s)
+            self._raw.close()
+            self._keep(self._raw.path)
+            if self._labels.intervals:
+                self.files.append(
+                    write_manifest(self._raw.path, self._labels.intervals, self._wishes.subject)
+                )
+        if self._overlay is not None:
+            self._overlay.close()
+            self._keep(self._overlay.path)
+        if self._novelty is not None:
+            self._novelty.close()
+        if self.log is not None:
+            self.log.close()
+        self._raw = self._overlay = None
 
     def summary(self) -> dict[str, Any]:
-        """Rows, rows by state and by label, and the latency's median and 99th percentile."""
-        found = self.latencies_ms or [0.0]
+        """What happened, ready for JSON."""
         return {
-            "rows": sum(self.states.values()),
-            "states": dict(self.states),
-            "labels": dict(self.labels),
-            "latency_ms": {
-                "median": round(float(np.median(found)), 2),
-                "p99": round(float(np.percentile(found, 99)), 2),
-            },
+            "frames": self.num_frames,
+            **self.tally.summary(),
+            "marks": [{"t_s": round(t_s, 3), "mark": words} for t_s, words in self.marks],
+            "files": [str(path) for path in self.files],
         }
+
+    def _label_line(self) -> str:
+        return f"labelling: {self.label}" if self.label else ""
+
+    def _take_mark(self) -> str:
+        words = "; ".join(self._pending_marks)
+        self._pending_marks.clear()
+        return words
+
+    def _keep(self, path: Path) -> None:
+        if path.is_file():
+            self.files.append(path)
+
+
+def novelty_file(log: Path) -> Path:
+    """The file beside a log that holds how new each frame looked."""
+    return log.with_name(log.stem + ".novelty.csv")
+
+
+class _Novelty:
+    """Beside a log, how far each face lies from the training data: what a drift report needs."""
+
+    def __init__(self, log: str) -> None:
+        self._file: TextIO = novelty_file(Path(log)).open("w", encoding="utf-8", newline="")
+        self._writer = csv.writer(self._file)
+        self._writer.writerow(["t_s", "novelty"])
+
+    def add(self, prediction: Prediction) -> None:
+        if not math.isnan(prediction.novelty):
+            self._writer.writerow([round(prediction.t_s, 4), round(prediction.novelty, 4)])
+            self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _free_name(path: Path) -> Path:
+    """The path, or the first of `name-2`, `name-3`, … that is free: a recording never replaces another."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate

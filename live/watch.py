@@ -1,27 +1,34 @@
 """A live session from its options to its summary: frames in, predictions, picture and log out.
 
+The model loads in a thread of its own, so that a camera's picture is there at once. Files are read frame by
+frame, as fast as possible; cameras, streams and `--realtime` files give the newest frame and drop the rest.
+
 Knows nothing about how a prediction is made or drawn.
 """
 
+import contextlib
+import threading
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
+import numpy as np
 
-from extract.video import Frame
 from features.door import say
-from live.capture import camera_frames, open_camera, video_frames, window_problem
-from live.config import LiveConfig
-from live.model import describe, open_model
-from live.overlay import TIMELINE_S, Moment, Status, draw, level_of
-from live.predictor import Prediction, Predictor
-from live.session import Log, Recorder, Tally
-from seqmodel.run import load_card
+from live.capture import window_problem
+from live.config import SUBJECT, LiveConfig
+from live.control import Control
+from live.model import describe, model_card, open_model
+from live.predictor import Predictor
+from live.session import Session, Wishes
+from live.sources import Source, open_source
+from live.views import NoView, View, WindowView
 
-TITLE = "brainbuddy"
+WAIT_S = 0.05
+"""Longest wait for a frame before keys and the window are looked after again."""
+VIEW_S = 1 / 30
+"""A file that is read as fast as possible shows no more pictures a second than this allows."""
 
 
 def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
@@ -29,95 +36,171 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
 
     Raises ValueError when the run, the source or a window cannot be had.
     """
-    load_card(config.run)  # a wrong run is said before a camera is opened
-    if not config.headless and (problem := window_problem()):
-        raise ValueError(f"no window can be shown ({problem}); use --headless")
-    frames = _source(config)
-    predictor = Predictor(open_model(config.run, backend=config.backend))
-    log = Log(config.log, predictor.model.card.labelling.names) if config.log else None
-    recorder = Recorder(config.record) if config.record else None
-    tally, started = Tally(), time.perf_counter()
-    recording = f"recording to {config.record}" if recorder else "not recording"
-    say(f"running {config.run}: local only, {recording}")
-    try:
-        duration_s, num_frames = _loop(frames, config, predictor, log, recorder, tally)
-    finally:
-        predictor.close()
-        for sink in (log, recorder):
-            if sink is not None:
-                sink.close()
-    seconds = time.perf_counter() - started
+    if config.forget:
+        return _forget(config.person or SUBJECT)
+    started = time.perf_counter()
+    card = model_card(config.run)  # a wrong run is said before a camera is opened
+    if not config.headless and config.serve is None and (problem := window_problem()):
+        raise ValueError(f"no window can be shown ({problem}); use --serve for a browser, or --headless")
+    source = open_source(config.camera, config.video, config.realtime)
+    with contextlib.ExitStack() as stack:
+        stack.callback(source.close)
+        wishes = Wishes(config.log, config.record, config.record_raw, config.person or SUBJECT)
+        session = Session(card.labelling.names, wishes)
+        stack.callback(session.close)
+        control = Control(session, person=config.person, calibrate_s=config.calibrate, tell=say)
+        stack.callback(control.close)
+        view = _open_view(config, session)
+        stack.callback(view.close)
+        kept = [str(path) for path in (config.record, config.record_raw) if path]
+        say(f"{config.run}: local only, {'recording to ' + ', '.join(kept) if kept else 'not recording'}")
+        loading = Loading(lambda: Predictor(open_model(config.run, backend=config.backend)))
+        with contextlib.suppress(KeyboardInterrupt):  # the user's way to end a session
+            Loop(config.seconds, source, loading, session, control, view).run()
     summary = {
         "run": str(config.run),
-        "model": describe(predictor.model),
-        "duration_s": round(duration_s, 3),
-        "frames": num_frames,
-        "encoded": predictor.num_encoded,
-        "seconds": round(seconds, 3),
-        **tally.summary(),
+        "model": describe(control.predictor.model) if control.predictor else None,
+        "duration_s": round(source.last_s, 3),
+        "seconds": round(time.perf_counter() - started, 3),
+        "encoded": control.num_encoded,
+        "dropped": source.num_dropped,
+        **session.summary(),
         "log": config.log,
-        "record": str(config.record) if config.record else None,
     }
+    if config.log and config.log != "-" and summary["rows"]:
+        from live.report import write_report
+
+        summary["report"] = str(write_report([Path(config.log)], task=card.labelling.task))
     _tell(summary)
     return summary, 0
 
 
-def _source(config: LiveConfig) -> Iterator[Frame]:
-    """The frames, with the first problem raised now and not after the model is loaded."""
-    if config.video is None:
-        open_camera(config.camera).release()
-        return camera_frames(config.camera)
-    if "://" not in config.video and not Path(config.video).is_file():
-        raise ValueError(f"{config.video}: no such video file")
-    return video_frames(config.video)
+class Loading:
+    """A predictor that loads in its own thread."""
+
+    def __init__(self, load: Callable[[], Predictor]) -> None:
+        self._predictor: Predictor | None = None
+        self._error: BaseException | None = None
+        self._load = load
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    def ready(self, *, wait: bool) -> Predictor | None:
+        """The predictor when it has loaded; `wait` waits for that. Raises what loading raised."""
+        if wait:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._predictor
+
+    def _run(self) -> None:
+        try:
+            self._predictor = self._load()
+        except BaseException as error:  # handed to the session's own thread, which raises it
+            self._error = error
 
 
-def _loop(
-    frames: Iterator[Frame],
-    config: LiveConfig,
-    predictor: Predictor,
-    log: Log | None,
-    recorder: Recorder | None,
-    tally: Tally,
-) -> tuple[float, int]:
-    """Push every frame; gives the last frame's time and the number of frames."""
-    shows = not config.headless
-    moments: deque[Moment] = deque(maxlen=round(TIMELINE_S * 10))
-    last: Prediction | None = None
-    pts_s, num_frames, clock = 0.0, 0, deque([time.perf_counter()], maxlen=30)
-    if shows:
-        cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
-    for frame in frames:
-        if config.seconds is not None and frame.pts_s >= config.seconds:
-            break
-        pts_s, num_frames = frame.pts_s, num_frames + 1
-        prediction = predictor.push(frame)
-        if prediction is not None:
-            last = prediction
-            tally.add(prediction)
-            moments.append(Moment(prediction.t_s, prediction.state, level_of(prediction.p, prediction.task)))
-            if log:
-                log.write(prediction)
-        clock.append(time.perf_counter())
-        if not (shows or recorder):
-            continue
-        fps = (len(clock) - 1) / max(clock[-1] - clock[0], 1e-6)
-        status = Status(fps=fps, latency_ms=last.latency_ms if last else 0.0, recording=recorder is not None)
-        picture = draw(frame.rgb(), last, moments, status)
-        if recorder:
-            recorder.write(picture, frame.pts_s)
-        if shows:
-            cv2.imshow(TITLE, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-            if cv2.waitKey(1) & 0xFF in (ord("q"), 27):
-                break
-    if shows:
-        cv2.destroyAllWindows()
-    return pts_s, num_frames
+class Loop:
+    """The session's one thread: everything but reading a camera, loading and serving happens here."""
+
+    def __init__(
+        self,
+        seconds: float | None,
+        source: Source,
+        loading: Loading,
+        session: Session,
+        control: Control,
+        view: View,
+    ) -> None:
+        self._seconds, self._source, self._loading = seconds, source, loading
+        self._session, self._control, self._view = session, control, view
+        self._image = np.zeros((480, 640, 3), np.uint8)
+        self._shown_s = 0.0
+        self._paused = False
+
+    def run(self) -> None:
+        """Until the source ends, the user quits or the time is over."""
+        source = self._source
+        frame = source.next(WAIT_S)
+        if frame is not None and self._view.is_watched:
+            self._image = frame.rgb()
+            self._show()  # something to look at while the model loads
+        if source.is_file:
+            self._start_predictor(wait=True)
+        while not self._control.quits:
+            if self._control.predictor is None:
+                self._start_predictor(wait=False)
+            if frame is not None:
+                if self._seconds is not None and frame.pts_s >= self._seconds:
+                    return
+                self._session.saw(frame, self._control.push(frame))
+            elif self._paused or source.is_lost:
+                self._session.missed(source.now_s(), "paused" if self._paused else "camera_lost")
+                self._control.gap()
+                if self._seconds is not None and source.now_s() >= self._seconds:
+                    return
+            elif source.has_ended:
+                return
+            self._look_after_view(frame is not None, frame.rgb if frame is not None else None)
+            frame = self._next()
+
+    def _next(self) -> Any:
+        if self._control.wants_pause != self._paused:
+            self._paused = self._control.wants_pause
+            (self._source.pause if self._paused else self._source.resume)()
+        if self._paused:
+            time.sleep(WAIT_S)
+            return None
+        return self._source.next(WAIT_S)
+
+    def _start_predictor(self, *, wait: bool) -> None:
+        predictor = self._loading.ready(wait=wait)
+        if predictor is not None:
+            self._control.start(predictor, 0.0 if self._source.is_file else self._source.now_s())
+
+    def _look_after_view(self, is_new: bool, rgb: Callable[[], np.ndarray] | None) -> None:
+        """Draw where somebody looks or the overlay is recorded; then obey the keys."""
+        is_due = not self._source.is_file or time.monotonic() - self._shown_s >= VIEW_S
+        if (self._session.wants_pictures and is_new) or (self._view.is_watched and is_due):
+            if rgb is not None:
+                self._image = rgb()
+            self._show()
+        for key in self._view.keys():
+            self._control.press(key, self._source.now_s())
+
+    def _show(self) -> None:
+        self._session.message = self._control.line(self._source.now_s())
+        session, image = self._session, self._image
+        if self._view.shows_overlay or session.wants_pictures:
+            picture = session.picture(image, self._source.last_s)
+        if self._view.is_watched:
+            self._view.show(picture if self._view.shows_overlay else session.scene(image))
+        self._shown_s = time.monotonic()
+
+
+def _open_view(config: LiveConfig, session: Session) -> View:
+    if config.serve is not None:
+        from live.serve import BrowserView
+
+        browser = BrowserView(config.serve, session)
+        say(f"open {browser.address} in a browser on this machine; the link works once")
+        return browser
+    return NoView() if config.headless else WindowView()
+
+
+def _forget(person: str) -> tuple[dict[str, Any], int]:
+    from live.calibrate import forget_personal
+
+    removed = forget_personal(person)
+    say(f"the calibration of {person} is removed" if removed else f"there is no calibration of {person}")
+    return {"person": person, "removed": removed}, 0 if removed else 1
 
 
 def _tell(summary: dict[str, Any]) -> None:
     states = ", ".join(f"{state} {count}" for state, count in summary["states"].items()) or "no frame"
-    labels = ", ".join(f"{label} {count}" for label, count in summary["labels"].items())
     say(f"{summary['duration_s']:.1f} s of video in {summary['seconds']:.1f} s; rows: {states}")
-    if labels:
+    if summary["labels"]:
+        labels = ", ".join(f"{label} {count}" for label, count in summary["labels"].items())
         say(f"said: {labels}; latency median {summary['latency_ms']['median']} ms")
+    for path in summary["files"] + ([summary["report"]] if "report" in summary else []):
+        say(f"wrote {path}")

@@ -1,33 +1,194 @@
-"""live/capture.py: where frames come from, and what is said when none come."""
+"""live/capture.py, sources.py: the present and never a queue, and what is lost comes back."""
 
+import http.server
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-from extract.video import read_video
-from live.capture import bgr_to_rgb, camera_frames, video_frames, window_problem
+from extract.video import Frame, read_video
+from live.capture import Newest, bgr_to_rgb, camera_frames, paced_frames, stream_frames, window_problem
+from live.record import Recorder
+from live.sources import open_source
+
+PICTURE = np.zeros((4, 4, 3), np.uint8)
 
 
 def test_a_missing_camera_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     """No camera of that number: a reason for people, and nothing from the drivers on stderr."""
     with pytest.raises(ValueError, match="camera 97 cannot be opened"):
-        next(camera_frames(97))
+        camera_frames(97, time.monotonic)
+    with pytest.raises(ValueError, match="camera 97 cannot be opened"):
+        open_source(97, None, False)
     assert capfd.readouterr().err == ""
 
 
 def test_a_file_gives_the_frames_that_extraction_reads(real_clips: dict[str, Path]) -> None:
-    """The same times and the same pixels."""
-    ours, theirs = (reader(real_clips["carphone"]) for reader in (video_frames, read_video))
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.pts_s == other.pts_s
-    assert np.array_equal(mine.rgb(), other.rgb())
+    """The same times and the same pixels, none dropped."""
+    source = open_source(0, str(real_clips["carphone"]), False)
+    for theirs in read_video(real_clips["carphone"]):
+        ours = source.next(1.0)
+        assert ours is not None
+        assert ours.pts_s == theirs.pts_s
+        assert np.array_equal(ours.rgb(), theirs.rgb())
+    assert source.next(1.0) is None
+    assert source.has_ended
+    source.close()
 
 
 def test_camera_order_becomes_rgb() -> None:
     """Blue first comes in, red first goes out."""
     bgr = np.array([[[1, 2, 3]]], np.uint8)
     assert bgr_to_rgb(bgr).tolist() == [[[3, 2, 1]]]
+
+
+def test_a_slow_reader_gets_the_newest_frame() -> None:
+    """What came in between is dropped and counted, not queued."""
+    seen_all = threading.Event()
+
+    def camera() -> Iterator[Frame]:
+        for k in range(50):
+            yield Frame(k / 100, PICTURE)
+        seen_all.set()
+        time.sleep(0.2)
+
+    newest = Newest(camera, reconnects=False)
+    newest.start()
+    assert seen_all.wait(5)
+    frame = newest.newest(1.0)
+    assert frame is not None
+    assert frame.pts_s == 0.49
+    assert newest.num_dropped == 49
+    newest.close()
+
+
+def test_a_lost_camera_is_tried_again_and_its_time_goes_on() -> None:
+    """Losses and failed attempts: frames come again, later than before, and the loss shows meanwhile."""
+    start, opened = time.monotonic(), 0
+
+    def camera() -> Iterator[Frame]:
+        nonlocal opened
+        opened += 1
+        if opened in (2, 3, 5):
+            raise ValueError("unplugged")
+        for _ in range(5):
+            time.sleep(0.005)
+            yield Frame(time.monotonic() - start, PICTURE)
+        if opened == 1:
+            raise cv2.error("the driver failed")
+
+    newest = Newest(camera, reconnects=True, backoff_s=(0.02, 0.04))
+    newest.start()
+    times, was_lost = [], False
+    while opened < 7:
+        frame = newest.newest(0.01)
+        was_lost |= newest.is_lost
+        if frame is not None:
+            times.append(frame.pts_s)
+    newest.close()
+    assert was_lost
+    assert times == sorted(times)
+    assert max(b - a for a, b in pairwise(times)) > 0.02
+
+
+def test_waits_between_attempts_grow() -> None:
+    """A camera that is gone is not hammered."""
+    tries: list[float] = []
+
+    def camera() -> Iterator[Frame]:
+        tries.append(time.monotonic())
+        if len(tries) > 1:
+            raise ValueError("gone")
+        yield Frame(0.0, PICTURE)
+
+    newest = Newest(camera, reconnects=True, backoff_s=(0.02, 0.06, 0.12))
+    newest.start()
+    while len(tries) < 5:
+        time.sleep(0.01)
+    newest.close()
+    waits = np.diff(tries)
+    assert waits[0] >= 0.02
+    assert waits[1] >= 0.06
+    assert waits[2] >= 0.12
+
+
+def test_pausing_lets_go_of_the_camera() -> None:
+    """The generator is closed while paused, and opened again on resume."""
+    held = threading.Event()
+
+    def camera() -> Iterator[Frame]:
+        held.set()
+        try:
+            while True:
+                time.sleep(0.005)
+                yield Frame(0.0, PICTURE)
+        finally:
+            held.clear()
+
+    newest = Newest(camera, reconnects=True)
+    newest.start()
+    newest.pause()
+    deadline = time.monotonic() + 5
+    while held.is_set() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not held.is_set()
+    newest.resume()
+    assert held.wait(5)
+    assert newest.newest(1.0) is not None
+    newest.close()
+    assert not held.is_set()
+
+
+def test_a_file_in_real_time_keeps_its_own_pace(real_clips: dict[str, Path]) -> None:
+    """The first second takes about a second, and times are the file's."""
+    start = time.monotonic()
+    times = []
+    for frame in paced_frames(str(real_clips["pexels"]), time.monotonic):
+        times.append(frame.pts_s)
+        if frame.pts_s >= 1:
+            break
+    assert time.monotonic() - start >= 1
+    assert times == [f.pts_s for f, _ in zip(read_video(real_clips["pexels"]), times, strict=False)]
+
+
+def test_an_address_is_a_source_and_is_tried_again_when_it_ends(tmp_path: Path) -> None:
+    """A video over HTTP from this machine: its frames come, and after its end it is opened again."""
+    recorder = Recorder(tmp_path / "stream.mp4")
+    for k in range(60):
+        recorder.write(np.full((96, 128, 3), 4 * k, np.uint8), k / 30)
+    recorder.close()
+    handler = partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}/stream.mp4"
+        frames = list(stream_frames(address, time.monotonic))
+        assert len(frames) == 60
+        source = open_source(0, address, False)
+        found, lost = 0, False
+        deadline = time.monotonic() + 30
+        while not (lost and found) and time.monotonic() < deadline:
+            found += source.next(0.05) is not None
+            lost |= source.is_lost
+        source.close()
+        assert lost
+        with pytest.raises(ValueError, match="gives no video"):
+            stream_frames(f"http://127.0.0.1:{server.server_port}/none.mp4", time.monotonic)
+        server.shutdown()
+        thread.join()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Python's file server without its log."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
 
 
 def test_no_display_is_noticed_before_a_window_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:

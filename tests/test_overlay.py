@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from live.overlay import MIN_WIDTH_PX, Moment, Status, draw, level_of
+from live.overlay import MIN_WIDTH_PX, Status, draw, draw_boxes, moment_of
+from live.paint import Moment, colour_of, level_of
 from live.predictor import Prediction
 from live.states import STATES
 
@@ -64,7 +65,7 @@ def test_drawing_twice_gives_the_same_picture_and_leaves_the_frame_alone() -> No
 def test_hangul_labels_are_drawn_and_differ() -> None:
     """Two Korean class names of one length look different: no row of empty boxes."""
     image = np.zeros((480, 640, 3), np.uint8)
-    names = [prediction(label="집중"), prediction(label="졸음")]
+    names = [prediction(label=label, names=("졸음", "집중")) for label in ("졸음", "집중")]
     first, other = (draw(image, p, [], Status())[480:] for p in names)
     assert not np.array_equal(first, other)
 
@@ -82,3 +83,21 @@ def test_the_level_is_what_each_task_means_by_it() -> None:
     assert level_of((0.0, 0.0, 1.0), "ordinal") == pytest.approx(1.0)
     assert level_of((0.5, 0.0, 0.5), "ordinal") == pytest.approx(0.5)
     assert level_of((0.2, 0.6, 0.2), "multiclass") == pytest.approx(0.6)
+
+
+def test_the_scene_for_the_browser_has_the_boxes_and_nothing_else() -> None:
+    """Outside the boxes' lines the picture is the camera's."""
+    image = np.full((480, 640, 3), 90, np.uint8)
+    scene = draw_boxes(image, prediction())
+    assert scene.shape == image.shape
+    assert (scene != image).any(axis=2).mean() < 0.02
+    assert np.array_equal(draw_boxes(image, None), image)
+
+
+def test_each_class_has_its_colour_and_a_missing_prediction_no_height() -> None:
+    """The first and the last class differ in colour; no face is no level."""
+    first, last = (
+        colour_of("ok", moment_of(prediction(label=name)).tone) for name in ("distracted", "engaged")
+    )
+    assert first != last
+    assert np.isnan(moment_of(prediction(state="no_face", label="")).level)

@@ -1,4 +1,4 @@
-"""live/session.py: rows on disk at once, recordings with true times."""
+"""live/log.py, record.py, session.py: rows on disk at once, recordings with true times, marks and labels."""
 
 import csv
 import json
@@ -9,7 +9,11 @@ import av
 import numpy as np
 import pytest
 
-from live.session import Log, Recorder, Tally, log_columns
+from extract.video import Frame
+from features.manifest import read_csv
+from live.log import Log, Tally, log_columns, read_log
+from live.record import Interval, Labels, Recorder, write_manifest
+from live.session import Session, Wishes, novelty_file
 from tests.test_overlay import prediction
 
 NAMES = ("distracted", "engaged")
@@ -86,3 +90,105 @@ def test_the_tally_counts_states_and_labels() -> None:
         "labels": {"engaged": 2},
         "latency_ms": {"median": 6.0, "p99": pytest.approx(9.92)},
     }
+
+
+def test_a_log_is_read_back(tmp_path: Path) -> None:
+    """States, probabilities and marks come back; a last row cut off by a crash is left out."""
+    path = tmp_path / "live.csv"
+    log = Log(str(path), NAMES)
+    log.write(prediction(), mark='a, "quoted" mark')
+    log.write_state(21.0, "paused")
+    log.close()
+    with path.open("a", encoding="utf-8") as file:
+        file.write("21.5,2026-01-01T00:")
+    names, rows = read_log(path)
+    assert names == NAMES
+    assert [row.state for row in rows] == ["ok", "paused"]
+    assert rows[0].p == (0.3, 0.7)
+    assert rows[0].mark == 'a, "quoted" mark'
+    assert rows[1].p == ()
+
+
+def test_another_csv_is_refused_as_a_log(tmp_path: Path) -> None:
+    """The reader says what the file has instead."""
+    path = tmp_path / "labels.csv"
+    path.write_text("path,label\na.mp4,b\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="is not a live log"):
+        read_log(path)
+
+
+def test_labels_become_a_manifest_that_extract_reads(tmp_path: Path) -> None:
+    """Intervals touch, none is empty, and the project's own reader takes the file."""
+    labels = Labels()
+    labels.begin("engaged", 1.0)
+    labels.begin("distracted", 5.0)
+    labels.stop(9.5)
+    labels.stop(11.0)
+    assert labels.intervals == [Interval("engaged", 1.0, 5.0), Interval("distracted", 5.0, 9.5)]
+    video = tmp_path / "민수.mp4"
+    video.write_bytes(b"x")
+    manifest = read_csv(write_manifest(video, labels.intervals, "민수"))
+    assert not manifest.problems
+    assert [(c.labels["label"], c.subject, c.start_s, c.end_s) for c in manifest.clips] == [
+        ("engaged", "민수", 1.0, 5.0),
+        ("distracted", "민수", 5.0, 9.5),
+    ]
+
+
+def test_a_session_that_asks_for_nothing_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Live records nothing unless asked."""
+    monkeypatch.chdir(tmp_path)
+    session = Session(NAMES, Wishes())
+    session.saw(Frame(0.0, np.zeros((48, 64, 3), np.uint8)), prediction())
+    session.picture(np.zeros((48, 64, 3), np.uint8), 0.0)
+    session.mark(0.1)
+    session.close()
+    assert list(tmp_path.iterdir()) == []
+    assert not session.recording
+
+
+def test_a_session_keeps_log_marks_recordings_and_labels(tmp_path: Path) -> None:
+    """What was asked for is there, and the manifest's times are those of the raw file."""
+    wishes = Wishes(str(tmp_path / "a.csv"), tmp_path / "view.mp4", tmp_path / "raw.mp4", "민수")
+    session = Session(NAMES, wishes)
+    image = np.full((96, 128, 3), 60, np.uint8)
+    for k in range(40):
+        t_s = 100 + k / 10
+        if k == 10:
+            session.mark(t_s, "bell")
+            assert session.begin_label(2, t_s) == "labelled from here: engaged"
+        session.saw(Frame(t_s, image), replace(prediction(), t_s=t_s, novelty=1.5) if k % 3 == 0 else None)
+        session.picture(image, t_s)
+    session.missed(104.0, "camera_lost")
+    session.missed(104.2, "camera_lost")
+    session.missed(105.1, "camera_lost")
+    session.close()
+    rows = read_rows(tmp_path / "a.csv")
+    assert [row["mark"] for row in rows].count("bell") == 1
+    assert [row["state"] for row in rows[-2:]] == ["camera_lost"] * 2
+    assert len(novelty_file(tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()) == 15
+    clip = read_csv(tmp_path / "raw.csv").clips[0]
+    assert (clip.start_s, clip.end_s, clip.subject) == (pytest.approx(1.0), pytest.approx(3.9), "민수")
+    for name in ("view.mp4", "raw.mp4"):
+        with av.open(str(tmp_path / name)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 40
+    assert session.summary()["states"] == {"ok": 14, "camera_lost": 2}
+
+
+def test_labels_need_a_raw_recording() -> None:
+    """Without one, and for a class that is not there, the key says so."""
+    assert "--record-raw" in Session(NAMES, Wishes()).begin_label(1, 0.0)
+
+
+def test_a_recording_never_replaces_another(tmp_path: Path) -> None:
+    """Starting again gives the next free name."""
+    session = Session(NAMES, Wishes(record=tmp_path / "view.mp4"))
+    image = np.full((96, 128, 3), 60, np.uint8)
+    session.picture(image, 0.0)
+    session.toggle_recording()
+    assert "view-2.mp4" in session.toggle_recording()
+    session.picture(image, 1.0)
+    session.close()
+    assert [path.name for path in session.files] == ["view.mp4", "view-2.mp4"]

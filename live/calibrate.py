@@ -1,0 +1,143 @@
+"""Fitting the decision to one person: some seconds of attending, as many of looking away.
+
+Only temperature and bias of the decision change, never what is seen. The result is a small local file by
+the person's name; it holds for the one run it was made with.
+
+Knows nothing about frames, cameras or displays. Logits are numbers of a binary or ordinal head.
+"""
+
+import json
+import math
+import os
+import re
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from live.predictor import Prediction
+from seqmodel.calibration import Calibration
+
+SETTLE_SHARE = 0.5
+"""The first half of each phase is left out: the window still holds what was before."""
+APART_LOGITS = 0.3
+"""Phases whose medians lie closer than this cannot be told apart, and nothing is changed."""
+ATTENDING_P = 0.9
+"""What the middle of the attending phase should read."""
+TEMPERATURE_FACTOR = 4.0
+"""A minute of one person may make the run's temperature this much larger or smaller, not more."""
+
+
+@dataclass
+class Trial:
+    """A calibration that is going on: which phase, since when, and what was seen."""
+
+    seconds: float
+    start_s: float
+    attending: list[float]
+    away: list[float]
+
+    @classmethod
+    def begin(cls, now_s: float, seconds: float) -> "Trial":
+        """A trial whose first phase begins now."""
+        return cls(seconds, now_s, [], [])
+
+    def phase(self, now_s: float) -> str:
+        """`attend`, then `away`, then `done`."""
+        passed = now_s - self.start_s
+        return "attend" if passed < self.seconds else "away" if passed < 2 * self.seconds else "done"
+
+    def message(self, now_s: float) -> str:
+        """What the user is asked to do."""
+        left = self.seconds - (now_s - self.start_s) % self.seconds
+        if self.phase(now_s) == "attend":
+            return f"attend as you usually do: {left:.0f} s"
+        return f"now look away, as when you are distracted: {left:.0f} s"
+
+    def add(self, prediction: Prediction) -> None:
+        """Count a prediction, if its window lies in one phase."""
+        into = (prediction.t_s - self.start_s) % self.seconds
+        if into < self.seconds * SETTLE_SHARE or not prediction.coverage:
+            return
+        phase = self.phase(prediction.t_s)
+        if phase != "done":
+            (self.attending if phase == "attend" else self.away).append(float(np.mean(prediction.logits)))
+
+
+def can_calibrate(task: str) -> bool:
+    """Whether there is one direction from looking away to attending."""
+    return task in ("binary", "ordinal")
+
+
+def personal_calibration(attending: list[float], away: list[float], base: Calibration) -> Calibration:
+    """The run's calibration moved to one person.
+
+    The middle between the two phases' medians becomes the threshold, and the attending median reads about
+    ATTENDING_P. Medians, because a blink or a glance must not count.
+    Raises ValueError, which changes nothing, when a phase is missing or the two cannot be told apart.
+    """
+    if min(len(attending), len(away)) < 3:
+        raise ValueError("too few frames with a face to calibrate on: nothing was changed")
+    high, low = float(np.median(attending)), float(np.median(away))
+    if high - low < APART_LOGITS:
+        raise ValueError(
+            f"attending and looking away look alike to this model (logits {high:.2f} and {low:.2f}): "
+            "nothing was changed"
+        )
+    middle, half = (high + low) / 2, (high - low) / 2
+    threshold = _logit(min(max(base.threshold, 0.05), 0.95))
+    # From the middle to the attending median the log odds climb from the threshold's to ATTENDING_P's.
+    climb = max(_logit(ATTENDING_P) - threshold, 1.0)
+    temperature = float(
+        np.clip(half / climb, base.temperature / TEMPERATURE_FACTOR, base.temperature * TEMPERATURE_FACTOR)
+    )
+    return replace(base, temperature=temperature, bias=threshold - middle / temperature)
+
+
+def load_personal(name: str, run_key: str) -> Calibration | None:
+    """A person's calibration for a run, or None."""
+    path = _path(name)
+    if not path.is_file():
+        return None
+    plain = json.loads(path.read_text(encoding="utf-8")).get(run_key)
+    if plain is None:
+        return None
+    abstain = plain["abstain"]
+    return Calibration(**plain | {"abstain": tuple(abstain) if abstain else None})
+
+
+def save_personal(name: str, run_key: str, calibration: Calibration) -> Path:
+    """Keep a person's calibration for a run; gives the file."""
+    path = _path(name)
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(known | {run_key: asdict(calibration)}, indent=1), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def forget_personal(name: str) -> bool:
+    """Remove a person's file; False when there was none."""
+    path = _path(name)
+    if not path.is_file():
+        return False
+    path.unlink()
+    return True
+
+
+def personal_dir() -> Path:
+    """Where the files lie: BRAINBUDDY_HOME, or `.brainbuddy` in the user's home."""
+    home = os.environ.get("BRAINBUDDY_HOME")
+    return (Path(home) if home else Path.home() / ".brainbuddy") / "personal"
+
+
+def _path(name: str) -> Path:
+    # Letters of any script; nothing that could leave the folder.
+    if not re.fullmatch(r"[\w][\w .-]{0,63}", name):
+        raise ValueError(f"--person takes letters, digits, spaces, '.', '-' and '_', got {name!r}")
+    return personal_dir() / f"{name}.json"
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p))

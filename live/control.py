@@ -1,0 +1,146 @@
+"""What the keys do: quit, pause, record, mark, label, calibrate. The same keys for window and browser.
+
+Holds the predictor while it runs, because calibrating changes what it decides with.
+
+Knows nothing about sources or how pictures are shown.
+"""
+
+import time
+from collections.abc import Callable
+
+from extract.video import Frame
+from live.calibrate import (
+    Trial,
+    can_calibrate,
+    forget_personal,
+    load_personal,
+    personal_calibration,
+    save_personal,
+)
+from live.config import SUBJECT
+from live.predictor import Prediction, Predictor
+from live.session import Session
+
+CALIBRATE_S = 30.0
+"""Length of each phase when key c is pressed."""
+MESSAGE_S = 3.0
+"""How long a line for the user stays."""
+
+
+class Control:
+    """Keys in; session and predictor obey."""
+
+    def __init__(
+        self, session: Session, *, person: str | None, calibrate_s: float | None, tell: Callable[[str], None]
+    ) -> None:
+        self.predictor: Predictor | None = None
+        self.quits = False
+        self.wants_pause = False
+        self._session, self._person, self._tell = session, person, tell
+        self._calibrate_s = calibrate_s
+        self._trial: Trial | None = None
+        self._line = "loading the model …"
+        self._line_until = float("inf")
+        self._gap = False
+
+    @property
+    def num_encoded(self) -> int:
+        """Faces that went through the encoder."""
+        return self.predictor.num_encoded if self.predictor else 0
+
+    def start(self, predictor: Predictor, now_s: float) -> None:
+        """The model is ready: predict from now on, with the person's own calibration if there is one."""
+        self.predictor = predictor
+        predictor.reset(now_s)
+        self._line_until = 0.0
+        if self._person:
+            own = load_personal(self._person, predictor.model.key)
+            if own is not None:
+                predictor.calibration = own
+                self._session.personal = self._person
+        if self._calibrate_s:
+            self._begin_trial(now_s, self._calibrate_s)
+
+    def push(self, frame: Frame) -> Prediction | None:
+        """Predict at this frame, if the model is there."""
+        if self.predictor is None:
+            return None
+        if self._gap:
+            # Another camera, or another moment: the face that was followed is not the one that comes.
+            self.predictor.reset(frame.pts_s)
+            self._gap = False
+        prediction = self.predictor.push(frame)
+        if self._trial is not None:
+            if prediction is not None:
+                self._trial.add(prediction)
+            if self._trial.phase(frame.pts_s) == "done":
+                self._end_trial()
+        return prediction
+
+    def gap(self) -> None:
+        """The source was away: the next frame begins a new window."""
+        self._gap = True
+
+    def line(self, now_s: float) -> str:
+        """What to tell the user now, or empty."""
+        if self._trial is not None:
+            return self._trial.message(now_s)
+        return self._line if time.monotonic() < self._line_until else ""
+
+    def press(self, key: str, now_s: float) -> None:
+        """Do what a key stands for; other keys do nothing."""
+        if key == "q":
+            self.quits = True
+        elif key == "p":
+            self.wants_pause = not self.wants_pause
+        elif key == "r":
+            self._say(self._session.toggle_recording())
+        elif key == " ":
+            self._session.mark(now_s)
+        elif key == "c":
+            self._begin_trial(now_s, CALIBRATE_S)
+        elif key == "x":
+            self._forget()
+        elif len(key) == 1 and key in "0123456789":
+            self._say(self._session.begin_label(int(key), now_s))
+
+    def close(self) -> None:
+        """Free the predictor."""
+        if self.predictor is not None:
+            self.predictor.close()
+
+    def _begin_trial(self, now_s: float, seconds: float) -> None:
+        if self.predictor is None:
+            self._say("the model is still loading")
+        elif not can_calibrate(self.predictor.model.card.labelling.task):
+            self._say("personal calibration needs a binary or ordinal run")
+        else:
+            self._trial = Trial.begin(now_s, seconds)
+
+    def _end_trial(self) -> None:
+        trial, self._trial = self._trial, None
+        assert trial is not None
+        assert self.predictor is not None
+        name = self._person or SUBJECT
+        try:
+            own = personal_calibration(trial.attending, trial.away, self.predictor.model.card.calibration)
+        except ValueError as error:
+            self._say(str(error))
+            return
+        self.predictor.calibration = own
+        path = save_personal(name, self.predictor.model.key, own)
+        self._session.personal = name
+        self._say(f"calibrated to {name} ({path}); key x removes it")
+
+    def _forget(self) -> None:
+        if self.predictor is None or not self._session.personal:
+            self._say("there is no personal calibration to remove")
+            return
+        forget_personal(self._session.personal)
+        self.predictor.calibration = self.predictor.model.card.calibration
+        self._say(f"the calibration of {self._session.personal} is removed")
+        self._session.personal = ""
+
+    def _say(self, line: str) -> None:
+        self._line, self._line_until = line, time.monotonic() + MESSAGE_S
+        self._tell(line)

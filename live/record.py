@@ -1,0 +1,116 @@
+"""Recordings, when asked for: pictures with their own times in an mp4, and labels given while recording.
+
+Knows nothing about cameras, predictions or what is in the pictures.
+"""
+
+import csv
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from live.config import SUBJECT
+
+TICKS_PER_S = 1000
+"""A recording's times are kept to a millisecond."""
+
+
+class Recorder:
+    """Writes pictures with their own times into an mp4; nothing is queued."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._container: Any = None
+        self._last_pts = -1
+        self.start_s: float | None = None
+        """Time of the first picture, which is second 0 of the file."""
+
+    def write(self, rgb: np.ndarray, pts_s: float) -> None:
+        """Add a picture, uint8 (H, W, 3) RGB, shown from `pts_s` on."""
+        import av
+
+        height, width = (side // 2 * 2 for side in rgb.shape[:2])  # H.264 wants even sides
+        if self._container is None:
+            self._start(width, height, pts_s)
+        assert self.start_s is not None
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb[:height, :width]), format="rgb24")
+        # The first picture sets the size; a source that changes it midway is scaled to fit.
+        if (picture.width, picture.height) != (self._stream.width, self._stream.height):
+            picture = picture.reformat(self._stream.width, self._stream.height)
+        picture.pts = max(self._last_pts + 1, round((pts_s - self.start_s) * TICKS_PER_S))
+        picture.time_base = self._stream.codec_context.time_base
+        self._last_pts = picture.pts
+        self._container.mux(self._stream.encode(picture))
+
+    @property
+    def end_s(self) -> float:
+        """Time of the last picture in the file, seconds from its start."""
+        return max(self._last_pts, 0) / TICKS_PER_S
+
+    def close(self) -> None:
+        """Finish the file; does nothing when no picture came."""
+        if self._container is not None:
+            self._container.mux(self._stream.encode())
+            self._container.close()
+            self._container = None
+
+    def _start(self, width: int, height: int, pts_s: float) -> None:
+        import av
+
+        # A fragmented file can be played up to its last fragment even when the power is cut.
+        options = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+        self._container = av.open(str(self.path), "w", format="mp4", options=options)
+        self._stream = self._container.add_stream("libx264", rate=30)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        self._stream.codec_context.time_base = Fraction(1, TICKS_PER_S)
+        # One thread and no look-ahead: the camera's loop must not wait for the codec.
+        self._stream.codec_context.thread_count = 1
+        self._stream.options = {"preset": "ultrafast", "crf": "20", "tune": "zerolatency"}
+        self.start_s = pts_s
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A labelled stretch of a recording, seconds from its start."""
+
+    label: str
+    start_s: float
+    end_s: float
+
+
+class Labels:
+    """Intervals that a user labels while they run; each label lasts until the next one or `stop`."""
+
+    def __init__(self) -> None:
+        self.intervals: list[Interval] = []
+        self.running: str = ""
+        self._since_s = 0.0
+
+    def begin(self, label: str, at_s: float) -> None:
+        """From here on the scene shows `label`; an interval that was running ends."""
+        self.stop(at_s)
+        self.running, self._since_s = label, at_s
+
+    def stop(self, at_s: float) -> None:
+        """End the running interval, if there is one."""
+        if self.running and at_s > self._since_s:
+            self.intervals.append(Interval(self.running, self._since_s, at_s))
+        self.running = ""
+
+
+def write_manifest(video: Path, intervals: list[Interval], subject: str = SUBJECT) -> Path:
+    """A manifest beside the video, as `python -m extract --data` takes it; gives its path."""
+    path = video.with_suffix(".csv")
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "subject", "start_s", "end_s"])
+        for interval in intervals:
+            span = (f"{interval.start_s:.3f}", f"{interval.end_s:.3f}")
+            writer.writerow([video.name, interval.label, subject, *span])
+    os.replace(temporary, path)
+    return path

@@ -1,0 +1,123 @@
+"""The page about one or more sessions, and drift: each day's figures beside those of a run's training data.
+
+Knows nothing about cameras or how a log came about.
+"""
+
+import base64
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from features.door import say
+from live.config import ReportConfig
+from live.paint import STATE_WORDS, colour_of
+from live.story import Day, SessionStory, clock, days, tell, timeline_png
+from seqmodel.run import load_card, write_text
+
+if TYPE_CHECKING:
+    from seqmodel.reference import Reference, Spread
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
+    """`python -m live report`: write the report of some logs; gives summary and exit code.
+
+    Raises ValueError when a log cannot be read.
+    """
+    if not config.logs:
+        raise ValueError("name at least one log: python -m live report LOG.csv …")
+    card = load_card(config.against) if config.against else None
+    page = write_report(
+        config.logs, out=config.out, task=card.labelling.task if card else None, against=config.against
+    )
+    say(f"wrote {page}")
+    summary: dict[str, Any] = {"report": str(page), "sessions": []}
+    for log in config.logs:
+        story = tell(log)
+        rounded = {said: round(seconds, 1) for said, seconds in story.seconds.items()}
+        summary["sessions"].append(
+            {
+                "log": str(log),
+                "duration_s": round(story.duration_s, 1),
+                "seconds": rounded,
+                "marks": len(story.marks),
+            }
+        )
+    if config.against:
+        summary["days"] = [vars(day) for day in days(config.logs)]
+    return summary, 0
+
+
+def write_report(
+    logs: Sequence[Path], *, out: Path | None = None, task: str | None = None, against: Path | None = None
+) -> Path:
+    """Write the HTML page of some logs (one file, pictures inside) and a timeline PNG beside each log.
+
+    Gives the page's path. Raises ValueError when a log cannot be read.
+    """
+    stories = [tell(log, task) for log in logs]
+    pictures = []
+    for log, story in zip(logs, stories, strict=True):
+        png = timeline_png(story)
+        log.with_suffix(".png").write_bytes(png)
+        pictures.append(base64.b64encode(png).decode())
+    comparison = None
+    if against is not None:
+        comparison = _compare(days(logs, task), _reference(against))
+    page = out or logs[0].with_suffix(".html")
+    write_text(page, _page(stories, pictures, comparison))
+    return page
+
+
+def _reference(run: Path) -> "Reference":
+    from seqmodel.reference import read_reference, write_reference
+
+    return read_reference(run) or write_reference(run)
+
+
+def _compare(found: list[Day], reference: "Reference") -> dict[str, Any]:
+    """Rows of the drift table: each day's figures, and whether they lie where training clips lay."""
+
+    def cell(value: float, spread: "Spread | None") -> dict[str, Any]:
+        if spread is None or math.isnan(value):
+            return {"text": "–", "odd": False}
+        return {"text": f"{value:.2f}", "odd": not spread.low <= value <= spread.high}
+
+    rows = [
+        {
+            "date": day.date,
+            "minutes": f"{day.minutes:.1f}",
+            "cells": [
+                cell(day.face_rate, reference.face_rate),
+                cell(day.p, reference.p),
+                cell(day.novelty, reference.novelty),
+            ],
+        }
+        for day in found
+    ]
+    spreads = (reference.face_rate, reference.p, reference.novelty)
+    usual = [f"{s.mean:.2f} ({s.low:.2f} – {s.high:.2f})" if s else "–" for s in spreads]
+    return {"rows": rows, "usual": usual, "num_clips": reference.num_clips}
+
+
+def _page(stories: Sequence[SessionStory], pictures: Sequence[str], comparison: dict[str, Any] | None) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    template = environment.from_string((TEMPLATES / "report.html").read_text(encoding="utf-8"))
+    return template.render(
+        title=stories[0].name if len(stories) == 1 else f"{len(stories)} sessions",
+        sessions=list(zip(stories, pictures, strict=True)),
+        comparison=comparison,
+        clock=clock,
+        colour=_css,
+    )
+
+
+def _css(said: str, names: tuple[str, ...]) -> str:
+    if said in names:
+        return "rgb({},{},{})".format(*colour_of("ok", names.index(said) / (len(names) - 1)))
+    state = next(state for state, words in STATE_WORDS.items() if words == said)
+    return "rgb({},{},{})".format(*colour_of(state))

@@ -1,0 +1,76 @@
+"""Where a session is seen: a window, or nowhere. The browser's view is in serve.py, with the same methods.
+
+Knows nothing about what the pictures show.
+"""
+
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+TITLE = "brainbuddy"
+ESCAPE = 27
+
+
+class View(Protocol):
+    """Shows pictures and hears keys."""
+
+    shows_overlay: bool
+    """Whether it wants the panel in the picture; else the face boxes alone."""
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether pictures are worth drawing now."""
+
+    def show(self, picture: np.ndarray) -> None:
+        """Show a picture, uint8 (H, W, 3) RGB."""
+
+    def keys(self) -> str:
+        """Keys pressed since last asked, one letter each."""
+
+    def close(self) -> None:
+        """End the view."""
+
+
+class WindowView:
+    """cv2's window, which the user may resize."""
+
+    shows_overlay = is_watched = True
+
+    def __init__(self) -> None:
+        cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+        self._is_sized = False
+
+    def show(self, picture: np.ndarray) -> None:
+        """Show a picture; the first one sets the window's size, then the user does."""
+        if not self._is_sized:
+            cv2.resizeWindow(TITLE, picture.shape[1], picture.shape[0])
+            self._is_sized = True
+        cv2.imshow(TITLE, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+    def keys(self) -> str:
+        """Keys pressed since last asked; escape and a closed window count as q."""
+        code = cv2.waitKey(1) & 0xFF
+        if code == ESCAPE or cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1:
+            return "q"
+        return chr(code) if code != 255 else ""
+
+    def close(self) -> None:
+        """Close the window."""
+        cv2.destroyAllWindows()
+
+
+class NoView:
+    """Headless: nobody looks, nobody presses."""
+
+    shows_overlay = is_watched = False
+
+    def show(self, picture: np.ndarray) -> None:
+        """Nothing."""
+
+    def keys(self) -> str:
+        """None."""
+        return ""
+
+    def close(self) -> None:
+        """Nothing."""

@@ -1,0 +1,139 @@
+"""What a run's training data looked like, in four figures that a live session can be held against.
+
+Face rate, mean probability, and how far frames lie from the mean frame (novelty), for one clip after another;
+kept in the run as reference.json, because the store may be far away when a session is looked at.
+
+Reading it needs neither torch nor zarr. Knows nothing about live sessions. N clips, T frames, D embedding.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from seqmodel.bundle import load_statistics
+from seqmodel.calibration import probabilities
+from seqmodel.run import Card, load_card, load_split, write_text
+
+if TYPE_CHECKING:
+    from features.store import FeatureStore
+
+FILE = "reference.json"
+MAX_CLIPS = 400
+"""Clips looked at: figures of a few hundred are as good as of all."""
+WORTH_SHOWING = 0.9
+"""A short window is worth showing once it has this share of a whole one's validation score above chance."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over clips: its mean, and between what values nine of ten clips lie."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The training data of a run."""
+
+    num_clips: int
+    face_rate: Spread
+    """Share of a clip's sampled frames that hold a face."""
+    p: Spread
+    """Binary: probability of the positive class. Else the likeliest class's probability."""
+    novelty: Spread | None
+    """Mean squared standard score of a clip's embeddings: 1 on average. None where the head reads none."""
+    min_filled: float | None = None
+    """Share of the window from which validation shows that predictions are worth showing."""
+
+
+def write_reference(run: Path, store: Path | str | None = None) -> Reference:
+    """Measure the training split of a run and keep the figures in it.
+
+    `store` is the one that the run was trained on unless given. Raises ValueError when it cannot be opened or
+    has another recipe.
+    """
+    from features.store import FeatureStore
+
+    card = load_card(run)
+    found = measure(run, card, FeatureStore.open(store or card.store))
+    write_text(run / FILE, json.dumps(asdict(found), indent=1) + "\n")
+    return found
+
+
+def read_reference(run: Path) -> Reference | None:
+    """The figures that a run keeps, or None."""
+    path = run / FILE
+    if not path.is_file():
+        return None
+    plain = json.loads(path.read_text(encoding="utf-8"))
+    spreads = {name: Spread(**plain[name]) if plain[name] else None for name in ("face_rate", "p", "novelty")}
+    return Reference(**plain | spreads)
+
+
+def measure(run: Path, card: Card, store: "FeatureStore") -> Reference:
+    """The figures of the run's training clips in a store, and from when on short windows can be trusted."""
+    from seqmodel.predictions import predict_rows
+
+    rows = _rows_of(run, store, "train")[:MAX_CLIPS]
+    logits, measured = predict_rows(run, card, store, card.labelling, rows)
+    p = probabilities(logits[measured], card.labelling.task, card.calibration)
+    level = p[:, -1] if card.labelling.task == "binary" else p.max(axis=1)
+    frames = store.read_frames(rows)
+    sampled = np.isfinite(frames[..., 0])
+    face_rate = (frames[..., 5] > 0).sum(axis=1) / np.maximum(sampled.sum(axis=1), 1)
+    novelty = None
+    if "embeddings" in card.dims:
+        mean, std = load_statistics(run)["embeddings"]
+        x, valid = store.read_stream("embeddings", rows)
+        squares = (((x.astype(np.float32) - mean) / std) ** 2).mean(axis=2)
+        seen = valid.any(axis=1)
+        novelty = _spread((squares * valid).sum(axis=1)[seen] / valid.sum(axis=1)[seen])
+    return Reference(len(rows), _spread(face_rate), _spread(level), novelty, _min_filled(run, card, store))
+
+
+def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
+    """The smallest share of a window that scores nearly as a whole one on validation; None if unknown."""
+    from features.labels import class_indices
+    from seqmodel.metrics import score
+    from seqmodel.predictions import growing_logits
+
+    rows = _rows_of(run, store, "val")[:MAX_CLIPS]
+    if not len(rows):
+        return None
+    table = store.table()
+    column = card.labelling.column
+    labels = class_indices(card.labelling, table.labels[column][rows], table.label_names[column])
+    if len(np.unique(labels)) < 2:
+        return None
+    logits, seen = growing_logits(run, card, store, card.labelling, rows)
+    metric = "auroc" if card.labelling.task == "binary" else "balanced_accuracy"
+    chance = 1 / len(card.labelling.names)
+    usable = seen.any(axis=1)
+    scores = [
+        score(metric, labels[usable], probabilities(logits[usable, t], card.labelling.task, card.calibration))
+        for t in range(logits.shape[1])
+    ]
+    wanted = chance + WORTH_SHOWING * (scores[-1] - chance)
+    # From the first length on after which no longer one falls below: a lucky early score does not count.
+    below = [t for t, value in enumerate(scores) if value < wanted]
+    return (max(below) + 2) / len(scores) if below and max(below) + 2 <= len(scores) else (1 / len(scores))
+
+
+def _rows_of(run: Path, store: "FeatureStore", side: str) -> np.ndarray:
+    """Finished rows of a store that stood on one side of the run's split."""
+    sides = load_split(run)
+    table = store.table()
+    chosen = [sides.get(str(clip_id), ("", ""))[1] == side for clip_id in table.clip_id]
+    return np.flatnonzero(np.array(chosen, bool) & (table.state == 1))
+
+
+def _spread(values: np.ndarray) -> Spread:
+    if not len(values):
+        raise ValueError("no training clip of the run is in this store")
+    low, high = np.percentile(values, [5, 95])
+    return Spread(round(float(np.mean(values)), 4), round(float(low), 4), round(float(high), 4))

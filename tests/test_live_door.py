@@ -1,0 +1,129 @@
+"""python -m live as a user runs it: a video in, log and summary out, one clear line for what goes wrong."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+
+from live.__main__ import main
+from tests.small_run import write_run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, detector_path: Path) -> Path:
+    """A small run in a folder with Hangul and a space."""
+    return write_run(tmp_path_factory.mktemp("live") / "내 run", detector_path)
+
+
+def live(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The door as a process."""
+    return subprocess.run(
+        [sys.executable, "-m", "live", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+        env={**os.environ, "COLUMNS": "200", **environment},
+    )
+
+
+def test_a_video_gives_log_recordings_report_and_summary(
+    run: Path, real_clips: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One row a sampled frame; recordings with every frame; a summary, and nothing else on stdout."""
+    log = tmp_path / "로그" / "live.csv"
+    words = ["--run", run, "--video", real_clips["single"], "--headless", "--log", log, "--json"]
+    words += ["--record", tmp_path / "view.mp4", "--record-raw", tmp_path / "raw.mp4"]
+    assert main([str(word) for word in words]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    with log.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert summary["rows"] == len(rows) == summary["encoded"] == 8
+    assert summary["frames"] == 72
+    assert {row["state"] for row in rows} == {"warming_up"}
+    for name in ("view.mp4", "raw.mp4"):
+        with av.open(str(tmp_path / name)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 72
+    assert Path(summary["report"]).is_file()
+    assert log.with_suffix(".png").is_file()
+
+
+def test_seconds_stops_early(
+    run: Path, real_clips: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Video time, not the machine's."""
+    words = ["--run", run, "--video", real_clips["pexels"], "--headless", "--seconds", "2", "--json"]
+    assert main([str(word) for word in words]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["rows"] == 6
+    assert summary["duration_s"] == pytest.approx(2.0, abs=0.05)
+
+
+def test_json_lines_stream_to_stdout(run: Path, real_clips: dict[str, Path]) -> None:
+    """`--log -`: a line a sampled frame for other programs, and messages stay on stderr."""
+    done = live("--run", run, "--video", real_clips["single"], "--headless", "--log", "-")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 8
+    assert rows[0]["state"] == "warming_up"
+    assert "not recording" in done.stderr
+    assert "W0000" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--headless", "--camera", "97"), "camera 97 cannot be opened"),
+        (("--video", "no/such.mp4", "--headless"), "no/such.mp4"),
+        (("--headless", "--calibrate", "1"), "--calibrate takes 5"),
+        (("--headless", "--forget"), "--person"),
+    ],
+)
+def test_what_a_user_can_cause_is_one_line_and_exit_2(run: Path, words: tuple[str, ...], said: str) -> None:
+    """No traceback."""
+    done = live("--run", run, *words)
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_display_the_user_is_told_what_else_there_is(
+    run: Path, real_clips: dict[str, Path]
+) -> None:
+    """cv2's window would end the process; the door answers first."""
+    if sys.platform != "linux":
+        pytest.skip("other systems always have a display")
+    done = live("--run", run, "--video", real_clips["single"], DISPLAY="")
+    assert done.returncode == 2
+    assert "--serve" in done.stderr
+    assert "--headless" in done.stderr
+
+
+def test_a_file_that_is_no_video_is_one_line(run: Path, tmp_path: Path) -> None:
+    """The reason, and no traceback."""
+    path = tmp_path / "text.mp4"
+    path.write_text("not a video", encoding="utf-8")
+    done = live("--run", run, "--video", path, "--headless")
+    assert done.returncode == 2
+    assert "text.mp4" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_forgetting_a_person(run: Path, tmp_path: Path) -> None:
+    """The file goes; a second time there is none, and that is exit 1."""
+    folder = tmp_path / "personal"
+    folder.mkdir()
+    (folder / "민수.json").write_text("{}", encoding="utf-8")
+    done = [
+        live("--run", run, "--person", "민수", "--forget", BRAINBUDDY_HOME=str(tmp_path)) for _ in range(2)
+    ]
+    assert [d.returncode for d in done] == [0, 1]
+    assert not list(folder.iterdir())

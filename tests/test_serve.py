@@ -1,0 +1,202 @@
+"""live/serve.py: a page for one browser on this machine, and for nobody else."""
+
+import http.client
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+from extract.video import Frame
+from live.serve import BrowserView, snapshot
+from live.session import Session, Wishes
+from tests.test_overlay import prediction
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+)
+
+
+@pytest.fixture
+def session() -> Session:
+    """A session without files, with a moment on its timeline."""
+    session = Session(("distracted", "engaged"), Wishes())
+    session.saw(Frame(0.0, np.zeros((48, 64, 3), np.uint8)), prediction())
+    return session
+
+
+@pytest.fixture
+def view(session: Session) -> Iterator[BrowserView]:
+    """A server on a free port."""
+    view = BrowserView(0, session)
+    yield view
+    view.close()
+
+
+def get(view: BrowserView, path: str, **headers: str) -> http.client.HTTPResponse:
+    """One request, as a program without a browser's manners would send it."""
+    port = urlsplit(view.address).port
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", path, headers=headers)
+    answer = connection.getresponse()
+    answer.body = answer.read()  # type: ignore[attr-defined]
+    connection.close()
+    return answer
+
+
+def test_a_wrong_token_gets_403(view: BrowserView) -> None:
+    """Neither no token, nor a wrong one, nor an old cookie opens the page."""
+    assert get(view, "/").status == 403
+    assert get(view, "/?token=guess").status == 403
+    assert get(view, "/", Cookie="brainbuddy=guess").status == 403
+    assert get(view, "/?token=%EC%A7%91%EC%A4%91").status == 403
+
+
+def test_the_link_works_once_and_leaves_a_cookie(view: BrowserView) -> None:
+    """The token is exchanged for a cookie that scripts cannot read; a second use is refused."""
+    parts = urlsplit(view.address)
+    first = get(view, f"/?{parts.query}")
+    assert first.status == 303
+    assert first.headers["location"] == "/"
+    cookie = first.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "samesite=strict" in cookie.lower()
+    assert get(view, f"/?{parts.query}").status == 403
+    page = get(view, "/", Cookie=cookie.split(";")[0])
+    assert page.status == 200
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert b"{{" not in page.body  # type: ignore[attr-defined]
+
+
+def test_another_host_name_gets_403(view: BrowserView) -> None:
+    """A foreign page that makes its own name point here is refused before anything else."""
+    token = urlsplit(view.address).query
+    assert get(view, f"/?{token}", Host="evil.example").status == 403
+    assert get(view, f"/?{token}").status == 303  # and the token was not spent on it
+
+
+def test_another_origin_gets_no_web_socket(view: BrowserView) -> None:
+    """With the cookie but from another page, the socket is refused."""
+    token = urlsplit(view.address).query
+    cookie = get(view, f"/?{token}").headers["set-cookie"].split(";")[0]
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Cookie": cookie,
+    }
+    own = view.address.split("/?")[0]
+    assert get(view, "/ws", **upgrade, Origin="http://evil.example").status == 403
+    assert get(view, "/ws", **upgrade).status == 403
+    assert get(view, "/ws", **upgrade | {"Cookie": "brainbuddy=guess"}, Origin=own).status == 403
+
+
+def test_nothing_else_is_served(view: BrowserView) -> None:
+    """No files, no API."""
+    cookie = get(view, f"/?{urlsplit(view.address).query}").headers["set-cookie"].split(";")[0]
+    for path in ("/docs", "/../pyproject.toml", "/static/live.html", "/openapi.json"):
+        assert get(view, path, Cookie=cookie).status == 404
+
+
+def test_it_listens_on_this_machine_alone(view: BrowserView) -> None:
+    """Bound to the loopback address, not to all."""
+    assert view._socket.getsockname()[0] == "127.0.0.1"
+
+
+def test_a_taken_port_is_one_line(view: BrowserView, session: Session) -> None:
+    """The reason, and what to do."""
+    port = urlsplit(view.address).port
+    assert port is not None
+    with pytest.raises(ValueError, match="--serve 0"):
+        BrowserView(port, session)
+
+
+def test_what_the_page_gets_is_plain_json(session: Session) -> None:
+    """NaN would not be JSON."""
+    session.missed(9.0, "camera_lost")
+    text = json.dumps(snapshot(session), allow_nan=False)
+    assert json.loads(text)["words"] == "camera lost"
+
+
+def until(page: "Page", condition: str) -> None:
+    """Wait until an expression is true on the page (whose policy forbids playwright's own way, eval)."""
+    deadline = time.monotonic() + 20
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, condition
+        page.wait_for_timeout(50)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt install chromium")
+def test_the_page_shows_a_moving_timeline_and_its_keys_arrive(
+    view: BrowserView, session: Session, real_clips: dict[str, Path], tmp_path: Path
+) -> None:
+    """In headless Chromium, from a real file: pictures change, timeline grows, marks show, keys arrive."""
+    from playwright.sync_api import sync_playwright
+
+    from extract.video import read_video
+
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.is_set():
+            for frame in read_video(real_clips["carphone"]):
+                if stop.is_set():
+                    return
+                t_s = time.monotonic()
+                session.saw(frame, replace(prediction(), t_s=t_s))
+                if view.is_watched:
+                    view.show(session.scene(frame.rgb()))
+                pressed.append(view.keys())
+                if " " in pressed[-1]:
+                    session.mark(t_s, "bell <b>&")
+                time.sleep(0.03)
+
+    pressed: list[str] = []
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        with sync_playwright() as playwright:
+            options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+            page = browser.new_page()
+            wrong: list[str] = []
+            page.on("pageerror", lambda error: wrong.append(str(error)))
+            asked: list[str] = []
+            page.on("request", lambda request: asked.append(request.url))
+            page.goto(view.address)
+            until(page, "document.querySelector('#words').textContent === 'engaged'")
+            until(page, "+document.querySelector('#timeline').dataset.moments > 10")
+            count = page.evaluate("+document.querySelector('#timeline').dataset.moments")
+            source = page.evaluate("document.querySelector('#video').src")
+            until(page, f"+document.querySelector('#timeline').dataset.moments > {count}")
+            until(page, f"document.querySelector('#video').src !== {json.dumps(source)}")
+            page.keyboard.press(" ")
+            until(page, "document.querySelector('#marks').textContent.includes('bell <b>&')")
+            page.click("text=calibrate")
+            page.wait_for_timeout(300)
+            again = browser.new_context().new_page().goto(view.address)
+            assert again is not None
+            assert again.status == 403
+            page.screenshot(path=tmp_path / "page.png")
+            own = view.address.split("/?")[0]
+            assert all(url.startswith((own, "blob:" + own, own.replace("http", "ws"))) for url in asked), (
+                asked
+            )
+            assert not wrong
+            browser.close()
+    finally:
+        stop.set()
+        thread.join()
+    assert "c" in "".join(pressed)
