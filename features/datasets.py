@@ -7,6 +7,7 @@ Sequences that are shorter are masked, never cut.
 Knows nothing about networks; numpy only. B clips, T frames, D embedding, G geometry, (H, W) crop pixels.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,7 +113,8 @@ def load_samples(
     _require_streams(store, inputs)
     table = store.table()
     if mapped:
-        store.pack()
+        with contextlib.suppress(OSError):  # no room for a copy anywhere: then each process reads its own
+            store.pack()
     x: dict[str, Any] = {}
     valid: dict[str, Any] = {}
     for name in streams_of(inputs):

@@ -5,7 +5,8 @@
     packed/<stream>-<stamp>/sums.json  CRC-32 of both files
 
 The stamp says which chunks it was made from, so that a copy of an older state is simply not found. Many
-processes share one copy in memory. Stores on object storage keep theirs in the user's cache.
+processes share one copy in memory. Stores on object storage, and those that
+cannot be written to, keep theirs in the user's cache.
 
 Knows nothing about what is packed: it is handed a stamp and blocks of rows.
 """
@@ -19,7 +20,7 @@ import sys
 import time
 import uuid
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -31,31 +32,34 @@ STALE_S = 3600.0
 _READ_BYTES = 1 << 22
 
 
-def packed_folder(place: Place) -> Path:
-    """Where a store's packed copies lie."""
-    if place.folder is not None:
-        return place.folder / "packed"
+def packed_folders(place: Place) -> list[Path]:
+    """Where a store's packed copies may lie: in the store, or else in the user's cache."""
+    cached = _cache_folder() / "packed" / hashlib.sha256(place.text.encode()).hexdigest()[:12]
+    return [cached] if place.folder is None else [place.folder / "packed", cached]
+
+
+def _cache_folder() -> Path:
     cache = os.environ.get("BRAINBUDDY_CACHE")
     if cache:
-        root = Path(cache)
-    elif sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "brainbuddy"
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches" / "brainbuddy"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainbuddy"
-    return root / "packed" / hashlib.sha256(place.text.encode()).hexdigest()[:12]
+        return Path(cache)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "brainbuddy"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "brainbuddy"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainbuddy"
 
 
 def open_packed(place: Place, name: str, stamp: str) -> tuple[np.ndarray, np.ndarray] | None:
     """(x (N,T,D), valid (N,T) bool) as read-only memory maps; None where there is no copy of this state."""
-    folder = packed_folder(place) / f"{name}-{stamp}"
-    try:
-        x = np.load(folder / "x.npy", mmap_mode="r", allow_pickle=False)
-        valid = np.load(folder / "valid.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):  # not there, or cut short: it is disposable
-        return None
-    return x, valid
+    for root in packed_folders(place):
+        folder = root / f"{name}-{stamp}"
+        try:
+            x = np.load(folder / "x.npy", mmap_mode="r", allow_pickle=False)
+            valid = np.load(folder / "valid.npy", mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError):  # not there, or cut short: it is disposable
+            continue
+        return x, valid
+    return None
 
 
 def write_packed(
@@ -64,62 +68,80 @@ def write_packed(
     stamp: str,
     shape: tuple[int, int, int],
     dtype: np.dtype,
-    blocks: Iterable[tuple[int, np.ndarray, np.ndarray]],
+    blocks: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]],
 ) -> None:
     """Write a copy under a temporary name, then rename it and drop the older ones.
 
-    blocks: (first row, x (n,T,D), valid (n,T)) until all rows are covered.
+    blocks: gives (x (n,T,D), valid (n,T)) in order of the rows until all are covered. A store that cannot
+    be written to, or has no room, gets its copy in the user's cache.
+
+    Raises OSError when neither can be written to.
     """
-    root = packed_folder(place)
-    ready = root / f"{name}-{stamp}"
+    roots = packed_folders(place)
+    for root in roots:
+        try:
+            _write(root, name, stamp, shape, dtype, blocks())
+        except OSError:
+            if root == roots[-1]:
+                raise
+            continue
+        break
+    drop_packed(place, name, keep=f"{name}-{stamp}")
+
+
+def _write(
+    root: Path,
+    name: str,
+    stamp: str,
+    shape: tuple[int, int, int],
+    dtype: np.dtype,
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> None:
     temporary = root / f"{name}.{uuid.uuid4().hex}.partial"
     temporary.mkdir(parents=True)
     try:
-        x = np.lib.format.open_memmap(temporary / "x.npy", mode="w+", dtype=dtype, shape=shape)
-        valid = np.lib.format.open_memmap(temporary / "valid.npy", mode="w+", dtype=bool, shape=shape[:2])
-        for first, block, mask in blocks:
-            x[first : first + len(block)] = block
-            valid[first : first + len(block)] = mask
-        x.flush()
-        valid.flush()
-        del x, valid
+        # Plain writes, not a memory map: on a full disk that one ends the process by SIGBUS.
+        with open(temporary / "x.npy", "wb") as values, open(temporary / "valid.npy", "wb") as masks:
+            for stream, of, extent in ((values, dtype, shape), (masks, np.dtype(bool), shape[:2])):
+                header = {"descr": np.lib.format.dtype_to_descr(of), "fortran_order": False, "shape": extent}
+                np.lib.format.write_array_header_1_0(stream, header)
+            for block, mask in blocks:
+                values.write(np.ascontiguousarray(block, dtype).data)
+                masks.write(np.ascontiguousarray(mask, bool).data)
         sums = {file: _crc32(temporary / file) for file in ("x.npy", "valid.npy")}
         (temporary / "sums.json").write_text(json.dumps(sums), encoding="utf-8")
         with contextlib.suppress(OSError):  # another process was first: its copy is the same
-            temporary.rename(ready)
+            temporary.rename(root / f"{name}-{stamp}")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    drop_packed(place, name, keep=ready.name)
 
 
 def drop_packed(place: Place, name: str | None = None, keep: str = "") -> None:
     """Delete the copies of one stream, or of all, but for `keep` and what somebody is just writing."""
-    root = packed_folder(place)
-    if not root.is_dir():
-        return
-    for folder in root.iterdir():
-        stream = folder.name.rpartition("-")[0] or folder.name.partition(".")[0]
-        in_progress = folder.suffix == ".partial" and time.time() - folder.stat().st_mtime < STALE_S
-        if (name is None or stream == name) and folder.name != keep and (name is None or not in_progress):
-            shutil.rmtree(folder, ignore_errors=True)  # Windows keeps a mapped file: the next one tries again
-    if name is None:
-        with contextlib.suppress(OSError):
-            root.rmdir()
+    for root in packed_folders(place):
+        for folder in sorted(root.iterdir()) if root.is_dir() else ():
+            stream = folder.name.rpartition("-")[0] or folder.name.partition(".")[0]
+            in_progress = folder.suffix == ".partial" and time.time() - folder.stat().st_mtime < STALE_S
+            if (name is None or stream == name) and folder.name != keep and (name is None or not in_progress):
+                shutil.rmtree(folder, ignore_errors=True)  # Windows keeps a mapped file: next time, then
+        if name is None:
+            with contextlib.suppress(OSError):
+                root.rmdir()
 
 
 def verify_packed(place: Place) -> list[str]:
     """Names of copies whose bytes are not those that were written."""
-    root = packed_folder(place)
     broken = []
-    for folder in sorted(root.iterdir()) if root.is_dir() else ():
-        if folder.suffix == ".partial":
-            continue
-        try:
-            sums = json.loads((folder / "sums.json").read_text(encoding="utf-8"))
-            if any(_crc32(folder / file) != total for file, total in sums.items()) or len(sums) != 2:
+    for root in packed_folders(place):
+        for folder in sorted(root.iterdir()) if root.is_dir() else ():
+            if folder.suffix == ".partial":
+                continue
+            try:
+                sums = json.loads((folder / "sums.json").read_text(encoding="utf-8"))
+                if any(_crc32(folder / file) != total for file, total in sums.items()) or len(sums) != 2:
+                    broken.append(folder.name)
+            except (OSError, ValueError, AttributeError):
                 broken.append(folder.name)
-        except (OSError, ValueError, AttributeError):
-            broken.append(folder.name)
     return broken
 
 

@@ -28,6 +28,7 @@ Knows nothing about videos or networks. N clips, T frames, D embedding, G geomet
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -114,6 +115,7 @@ class FeatureStore:
         """What the plan that opened this store did."""
         self.place, self.group, self._writable = place, group, writable
         self._arrays: dict[str, zarr.Array] = {}
+        self._maps: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._rows_per_chunk: int = attributes["rows_per_chunk"]
         self._is_direct = IS_NATIVE and place.folder is not None and self._rows_per_chunk == 1
 
@@ -229,11 +231,11 @@ class FeatureStore:
     def mapped_stream(self, name: Stream) -> tuple[np.ndarray, np.ndarray] | None:
         """(x (N,T,D), valid (N,T)) of all rows as read-only memory maps of the packed copy: one copy in
         memory however many processes read it. None where there is no fresh one; `pack` makes it."""
-        return open_packed(self.place, name, self._stamp(name))
+        return self._packed(name)
 
     def read_frames(self, rows: np.ndarray | None = None) -> np.ndarray:
         """(n,T,6) float32 as FRAME_COLUMNS; NaN and score 0 where nothing was extracted."""
-        packed = open_packed(self.place, "frames", self._stamp("frames"))
+        packed = self._packed("frames")
         wanted = np.arange(self.num_clips) if rows is None else np.asarray(rows, np.int64)
         if packed is not None:
             return np.asarray(packed[0][wanted])
@@ -255,7 +257,8 @@ class FeatureStore:
         for name in stale:
             array = self.array(name)
             shape = (self.num_clips, array.shape[1], array.shape[2])
-            write_packed(self.place, name, stamps[name], shape, array.dtype, self._packing_blocks(name))
+            blocks = functools.partial(self._packing_blocks, name)
+            write_packed(self.place, name, stamps[name], shape, array.dtype, blocks)
         return bool(stale)
 
     def settle(self) -> None:
@@ -346,6 +349,15 @@ class FeatureStore:
             reasons[row] = str(self.array("failure")[int(row)])
         return reasons.astype(str)
 
+    def _packed(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """The packed copy, asked for afresh unless this is a reader that has found it: that one keeps it."""
+        if name not in self._maps:
+            found = open_packed(self.place, name, self._stamp(name))
+            if found is None or self._writable:
+                return found
+            self._maps[name] = found
+        return self._maps[name]
+
     def _stamp(self, name: str) -> str:
         """Which chunks a packed copy is made from: their names, sizes and times of change."""
         digest = hashlib.sha256(f"{self.num_clips}".encode())
@@ -400,13 +412,13 @@ class FeatureStore:
         x[~valid] = 0
         return x, valid
 
-    def _packing_blocks(self, name: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def _packing_blocks(self, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for rows in _blocks(np.arange(self.num_clips)):
             if name == "frames":
                 frames = self.read_frames(rows)
-                yield int(rows[0]), frames, frames[..., 5] > 0
+                yield frames, frames[..., 5] > 0
             else:
-                yield int(rows[0]), *self._read_block(name, rows)
+                yield self._read_block(name, rows)
 
 
 _TABLE_COLUMNS = ("clip_id", "source", "subject", "split", "fold", "start_s", "end_s")

@@ -17,7 +17,7 @@ import zarr
 
 from features import storage
 from features.manifest import Clip
-from features.packed import packed_folder
+from features.packed import packed_folders
 from features.recipe import EncoderId
 from features.storage import place_of, planner_lock, sweep
 from features.store import FeatureStore, delete, plan, relabel
@@ -394,10 +394,29 @@ def test_packed_copy_is_equal_fresh_and_disposable(tmp_path: Path) -> None:
     fill_row(again, 12)
     assert again.pack()
     assert len(again.read_stream("embeddings")[0]) == 13
-    copies = sorted(packed_folder(place_of(path)).iterdir())
+    copies = sorted(packed_folders(place_of(path))[0].iterdir())
     assert len(copies) == 3
     (copies[0] / "x.npy").write_bytes(b"\x93NUMPY")
     assert np.array_equal(again.read_stream("embeddings", np.arange(12))[0], plain[0][0])
+
+
+def test_a_store_that_cannot_be_written_packs_into_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shared store on a server belongs to somebody else; here a file stands where its copy would lie."""
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "s.zarr"
+    store = write_store(path, 4)
+    (path / "packed").touch()
+    plain, _ = store.read_stream("embeddings")
+    assert store.pack()
+    mapped = store.mapped_stream("embeddings")
+    assert mapped is not None
+    assert np.array_equal(mapped[0], plain)
+    assert not store.pack()
+    (path / "packed").unlink()
+    delete(path)
+    assert not list((tmp_path / "cache").rglob("x.npy"))
 
 
 def test_packing_can_be_killed(tmp_path: Path) -> None:
