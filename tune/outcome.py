@@ -3,6 +3,7 @@
 Knows nothing about how trials are stored or worked on.
 """
 
+import shlex
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +23,9 @@ from seqmodel.config import FinetuneArgs
 from seqmodel.question import put_question
 from seqmodel.run import CARD, load_card
 from seqmodel.train import count_parameters, rounded, say_question, say_scores, write_run
+from tune.artifacts import FOLDER, drop_checkpoints
 from tune.config import TuneArgs
+from tune.plots import save_study_plots
 from tune.search import choice_of, metric_name, seed_point
 from tune.study import DONE, StudySpec, create_study, num_done, reclaim, run_workers, work
 from tune.workers import Bench, refit, score_seed, seed_score, set_up, start_refitting, trial_value, worker
@@ -63,9 +66,10 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     study = create_study(spec, seed_point(bench.space), facts_of(args, bench, metric))
     num_before = num_done(study)
     search(args, spec, study, bench)
+    drop_checkpoints(study, args.out)
     finalists = choose(args, study, bench)
     winner = finalists[0]
-    baselines = baseline_scores(bench.folds[0].train, bench.folds[0].val, question.num_classes, metric)
+    baselines = baseline_scores(bench.whole.train, bench.whole.val, question.num_classes, metric)
     notes = judge(finalists, baselines, metric)
     for text in notes:
         warn(text)
@@ -73,7 +77,8 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
         say(f"nothing new: {args.out} already holds trial {winner.trial.number}")
     else:
         keep(args, bench, winner, baselines, metric, notes)
-    summary = summarise(args, study, finalists, baselines, metric, notes)
+    shares = save_study_plots(study, args.out / "plots", metric)
+    summary = summarise(args, study, finalists, baselines, metric, notes) | {"importances": rounded(shares)}
     code = 0
     if args.finetune:
         from seqmodel.finetune import finetune
@@ -281,7 +286,8 @@ def say_outcome(
     }
     say_scores(metric, scores | baselines)
     say(f"run written to {args.out}")
-    console().print(f"look at the study: optuna-dashboard {args.storage or spec.storage}", markup=False)
+    where = f"{shlex.quote(spec.storage)} --artifact-dir {shlex.quote(str(args.out / FOLDER))}"
+    console().print(f"look at the study: optuna-dashboard {where}", markup=False)
 
 
 def _is_kept(args: TuneArgs, trial: FrozenTrial) -> bool:

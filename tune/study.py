@@ -10,6 +10,7 @@ Knows nothing about the search space or about runs: a trial's worth is a functio
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -137,7 +138,10 @@ def pruner_of(spec: StudySpec) -> optuna.pruners.BasePruner:
     if not spec.pruning:
         return optuna.pruners.NopPruner()
     if spec.folds > 1:
-        return optuna.pruners.WilcoxonPruner(p_threshold=0.1)
+        with warnings.catch_warnings():
+            # Optuna calls its interface experimental; what it does is a signed-rank test.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.pruners.WilcoxonPruner(p_threshold=0.1)
     return optuna.pruners.HyperbandPruner(
         min_resource=2, max_resource=max(2, spec.epochs), reduction_factor=3
     )

@@ -14,6 +14,7 @@ from seqmodel.heads import LstmHead
 from seqmodel.question import Question, load_sides, put_question
 from seqmodel.train import resolve_device
 from seqmodel.training import Fitted
+from tune.artifacts import keep_checkpoint
 from tune.config import TuneArgs
 from tune.liveness import has_parent
 from tune.search import Choice, Fold, Space, make_folds, objective, train_choice
@@ -26,7 +27,10 @@ class Bench:
 
     args: TuneArgs
     question: Question
+    whole: Fold
+    """Train and validation, of which the winner is made."""
     folds: list[Fold]
+    """What a trial is scored by: the same, or K folds of people over both."""
     space: Space
     device: str
 
@@ -38,13 +42,18 @@ def set_up(args: TuneArgs, question: Question | None = None) -> Bench:
     )
     train, val = load_sides(question)
     space = Space(question.labelling.task, tuple(train.x), args.inputs is not None, args.epochs)
-    return Bench(
-        args, question, make_folds(train, val, args.folds, args.seed), space, resolve_device(args.device)
-    )
+    whole = make_folds(train, val, 0, args.seed)
+    folds = make_folds(train, val, args.folds, args.seed) if args.folds > 1 else whole
+    return Bench(args, question, whole[0], folds, space, resolve_device(args.device))
 
 
 def trial_value(bench: Bench, trial: optuna.Trial) -> float:
     """The objective on this bench."""
+
+    def keep(head: LstmHead, value: float) -> None:
+        if len(bench.folds) == 1:  # a head of one fold alone is nobody's checkpoint
+            keep_checkpoint(trial, head, value, bench.args.out)
+
     return objective(
         trial,
         bench.folds,
@@ -53,6 +62,7 @@ def trial_value(bench: Bench, trial: optuna.Trial) -> float:
         metric=bench.args.metric,
         seed=bench.args.seed,
         device=bench.device,
+        on_head=keep,
         is_alive=has_parent,
     )
 
@@ -72,7 +82,7 @@ def refit(bench: Bench, choice: Choice, seed: int) -> tuple[LstmHead, Fitted]:
     """The chosen head on the training split, judged by validation, under a seed."""
     return train_choice(
         choice,
-        bench.folds[0],
+        bench.whole,
         task=bench.space.task,
         num_classes=bench.question.num_classes,
         metric=bench.args.metric,
