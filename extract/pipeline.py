@@ -1,10 +1,9 @@
 """One video to rows: read, sample, crop, measure, encode; and those rows into a store.
 
 `extract_video` gives one `Row` a window, or a `Lost` with the reason. A row depends on nothing but the file,
-its window and the recipe: not on its neighbours, on what was extracted before, nor on who does it. `fill`
-writes them.
+its window and the recipe: not on its neighbours, on what was extracted before, nor on who does it.
 
-Knows nothing about processes, manifests or labels.
+Knows nothing about stores, processes, manifests or labels.
 
 Shapes: T frames of a window, D embedding, G geometry features.
 """
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -27,9 +26,6 @@ from extract.video import Decode, Frame, Spans, probe, read_video, sample_at
 from features.recipe import Recipe
 from seqmodel.engine import Backend, Engine, Precision, open_engine
 
-if TYPE_CHECKING:
-    from features.store import FeatureStore
-
 Part = Literal["embeddings", "geometry", "crops"]
 
 JPEG_QUALITY = 95
@@ -38,8 +34,6 @@ MISSING_S = 1.0
 """A video that stops this much before its window's promised end is cut short; less is rounding."""
 SPARSE_MIN_RATIO = 5.0
 """Sparse decoding only where the video has this many frames for each sampled one."""
-AGREEMENT = 0.98
-"""Cosine that a stored embedding must have with a fresh one before crops or geometry are added beside it."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +126,6 @@ class Clock:
             self.seconds[name] += time.perf_counter() - start
 
 
-class StoreLost(OSError):
-    """The store cannot be written: nothing more can be done."""
-
-
 class TooSparse(Exception):
     """Sparse decoding left out more than a sampled frame may be late."""
 
@@ -190,33 +180,6 @@ def extract_video(
             reason = str(error).removeprefix(f"{job.path}: ")
             for window in windows[given:]:
                 yield Lost(window, reason)
-
-
-def fill(
-    store: "FeatureStore", job: Job, kernels: Kernels, *, decode: Decode, threads: int, clock: Clock
-) -> Iterator[Row | Lost]:
-    """Extract a job and write every outcome into the store before giving it.
-
-    Where some parts of a row are there already, the new ones must belong to the same faces; else the row is
-    lost, with that reason. Raises StoreLost when the store cannot be written.
-    """
-    checked = False
-    windows = []
-    for window in job.windows:
-        if "embeddings" not in window.parts and not checked:
-            checked = True  # one fresh embedding a video is enough to notice other weights
-            window = Window(window.row, window.start_s, window.end_s, window.parts | {"embeddings"})
-        windows.append(window)
-    wanted = {window.row: window.parts for window in job.windows}
-    for outcome in extract_video(
-        Job(job.path, tuple(windows), job.time_limit_s), kernels, decode=decode, threads=threads, clock=clock
-    ):
-        parts = wanted[outcome.window.row]
-        if isinstance(outcome, Row) and "embeddings" not in parts:
-            outcome = _agreeing(store, outcome)
-        with clock.stage("write"):
-            _write(store, outcome, with_embeddings="embeddings" in parts)
-        yield outcome
 
 
 def _one_pass(
@@ -340,36 +303,3 @@ def _passes(windows: Sequence[Window]) -> list[list[Window]]:
 
 def _has_frames_to_spare(path: Path, kernels: Kernels) -> bool:
     return probe(path).fps >= SPARSE_MIN_RATIO * kernels.cropper.pixels.fps
-
-
-def _write(store: "FeatureStore", outcome: Row | Lost, *, with_embeddings: bool) -> None:
-    try:
-        if isinstance(outcome, Lost):
-            store.write_failure(outcome.window.row, outcome.reason)
-        else:
-            store.write_row(
-                outcome.window.row,
-                embeddings=outcome.embeddings if with_embeddings else None,
-                frames=outcome.frames if with_embeddings else None,
-                geometry=outcome.geometry,
-                crops=outcome.crops,
-            )
-    except (OSError, ValueError) as error:
-        raise StoreLost(f"the store cannot be written: {error}") from error
-
-
-def _agreeing(store: "FeatureStore", row: Row) -> Row | Lost:
-    """The row, if its faces (and its embeddings, where it has some) are those in the store."""
-    stored: Any = store.read_frames(np.array([row.window.row]))[0]
-    if not np.allclose(stored, row.frames, atol=1.0, rtol=0.01, equal_nan=True):
-        return Lost(row.window, "the faces found now are not those the stored embeddings were made of")
-    if row.embeddings is not None:
-        old, _ = store.read_stream("embeddings", np.array([row.window.row]))
-        valid = row.frames[:, 5] > 0
-        a, b = old[0][valid].astype(np.float32), row.embeddings[valid].astype(np.float32)
-        cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-9)
-        if valid.any() and cosine.min() < AGREEMENT:
-            return Lost(
-                row.window, f"the embeddings made now are not those stored (cosine {cosine.min():.3f})"
-            )
-    return row

@@ -19,23 +19,11 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from extract.pipeline import (
-    Clock,
-    Job,
-    Kernels,
-    Lost,
-    Setup,
-    StoreLost,
-    Window,
-    fill,
-    open_kernels,
-)
+from extract.filling import StoreLost, fill
+from extract.pipeline import Clock, Job, Kernels, Lost, Setup, Window, open_kernels
 from features.cores import usable_cores
-
-if TYPE_CHECKING:
-    from features.store import FeatureStore
+from features.store import FeatureStore
 
 HANG_GRACE_S = 60.0
 """A worker this much over its video's time limit is stuck where it cannot look at the clock."""
@@ -187,8 +175,6 @@ class _Pool:
         self.start()
 
     def _give_up(self, job: Job, reason: str) -> Iterator[Event]:
-        from features.store import FeatureStore
-
         store = FeatureStore.open(self._store_path, "r+")
         for window in job.windows:
             store.write_failure(window.row, reason)
@@ -212,8 +198,6 @@ def work(pipe: Connection, setup: Setup, store_path: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _die_with_parent()
-    from features.store import FeatureStore
-
     try:
         kernels = open_kernels(setup)
         store = FeatureStore.open(store_path, "r+")
@@ -236,7 +220,7 @@ def work(pipe: Connection, setup: Setup, store_path: str) -> None:
         kernels.close()
 
 
-def events(store: "FeatureStore", job: Job, kernels: Kernels, setup: Setup) -> Iterator[Event]:
+def events(store: FeatureStore, job: Job, kernels: Kernels, setup: Setup) -> Iterator[Event]:
     """Do one job and tell what became of it; what Ray's tasks run too."""
     clock, began_s = Clock(), time.time()
     for outcome in fill(store, job, kernels, decode=setup.decode, threads=setup.threads, clock=clock):

@@ -1,0 +1,155 @@
+"""What an extraction did, counted and told: for people on stderr, for programs as JSON.
+
+Knows nothing about how anything was done.
+"""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extract.config import ExtractConfig
+from extract.known_layouts import Reading
+from extract.planning import Cut
+from extract.workers import Event
+from features.door import console, say, warn
+from features.store import DONE, FeatureStore
+
+MAX_LISTED = 30
+"""Failures printed one by one; all of them are in the store and in `--json`."""
+MAX_UNPAIRED = 5
+
+
+@dataclass
+class Tally:
+    """What a run did."""
+
+    done: int = 0
+    stage_s: Counter[str] = field(default_factory=Counter)
+    began_s: float = float("inf")
+    ended_s: float = 0.0
+
+    def add(self, event: Event) -> None:
+        """Count one event."""
+        if event.row is None:
+            self.stage_s.update(event.stage_s)
+            self.began_s = min(self.began_s, event.began_s or time.time())
+            return
+        self.ended_s = time.time()
+        self.done += not event.reason
+
+    @property
+    def clips_per_s(self) -> float:
+        """Rows a second from the first decode to the last write."""
+        elapsed_s = self.ended_s - self.began_s
+        return self.done / elapsed_s if self.done and elapsed_s > 0 else 0.0
+
+
+def print_reading(reading: Reading) -> None:
+    """What was found where the user pointed, on stderr."""
+    from rich.markup import escape
+
+    clips = reading.manifest.clips
+    subjects = {clip.subject for clip in clips} - {""}
+    say(f"layout {reading.layout}: {len(clips)} clips, {len(subjects)} subjects")
+    for kind, names in (
+        ("videos without a label", reading.unpaired_videos),
+        ("labels without a video", reading.unpaired_labels),
+    ):
+        if names:
+            more = ", …" if len(names) > MAX_UNPAIRED else ""
+            say(f"{len(names)} {kind}: {escape(', '.join(names[:MAX_UNPAIRED]))}{more}")
+    for why, count in reading.dropped:
+        say(f"{count} labels left out: {escape(why)}")
+    for note in reading.notes:
+        warn(note)
+
+
+def summarise(
+    config: ExtractConfig, reading: Reading, cut: Cut, store: FeatureStore, tally: Tally, mine: set[str]
+) -> dict[str, Any]:
+    table = store.table()
+    own = [row for row, clip_id in enumerate(table.clip_id) if clip_id in mine]
+    failures = [
+        {"clip_id": str(table.clip_id[row]), "reason": str(table.failure[row])}
+        for row in own
+        if table.failure[row]
+    ]
+    num_done = sum(int(table.state[row] == DONE and not table.failure[row]) for row in own)
+    return {
+        "store": str(store.path),
+        "clips": len(own),
+        "videos": len({table.source[row] for row in own}),
+        "done": tally.done,
+        "skipped": num_done - tally.done,
+        "failed": len(failures),
+        "face_rate": _face_rate(store, [row for row in own if table.state[row] == DONE]),
+        "clips_per_s": round(tally.clips_per_s, 3),
+        "stage_s": {name: round(seconds, 2) for name, seconds in tally.stage_s.most_common()},
+        "dropped_s": round(cut.dropped_s, 1),
+        "changed": len(store.changes.changed),
+        "corrected": len(store.changes.corrected),
+        "vanished": list(store.changes.vanished),
+        "layout": reading.layout,
+        "unpaired_videos": list(reading.unpaired_videos),
+        "unpaired_labels": list(reading.unpaired_labels),
+        "left_out": dict(reading.dropped),
+        "notes": list(reading.notes),
+        "problems": [{"where": item.clip_id, "reason": item.reason} for item in reading.manifest.problems],
+        "failures": failures,
+        "next": _next_command(config, store, num_done),
+    }
+
+
+def _face_rate(store: FeatureStore, rows: list[int]) -> float | None:
+    """Share of sampled frames with a face, over all rows that are done; None without any."""
+    sampled = faces = 0
+    for first in range(0, len(rows), 512):
+        frames = store.read_frames(np.array(rows[first : first + 512]))
+        sampled += int(np.isfinite(frames[..., 0]).sum())
+        faces += int((frames[..., 5] > 0).sum())
+    return round(faces / sampled, 4) if sampled else None
+
+
+def _next_command(config: ExtractConfig, store: FeatureStore, num_done: int) -> str:
+    if not num_done:
+        return f"python -m extract check   # nothing was extracted into {config.out}"
+    name = Path(config.out).stem or "first"
+    return f"python -m tune --store {config.out} --out runs/{name}"
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """The summary for people, on stderr."""
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    for kind, key in (("line", "problems"), ("clip", "failures")):
+        items = summary[key]
+        for item in items[:MAX_LISTED]:
+            say(f"[red]{escape(item.get('clip_id') or item['where'])}[/red]: {escape(item['reason'])}")
+        if len(items) > MAX_LISTED:
+            more = f"… and {len(items) - MAX_LISTED} more {kind}s"
+            say(f"{more}: python -m features info {escape(summary['store'])}")
+    if summary["vanished"]:
+        count = len(summary["vanished"])
+        warn(f"{count} clips in the store are no longer in the manifest, {summary['vanished'][0]} for one")
+    total_s = sum(summary["stage_s"].values())
+    stages = ", ".join(f"{name} {s / total_s:.0%}" for name, s in summary["stage_s"].items() if total_s)
+    table = Table("", Column(overflow="fold"), show_header=False, box=None, padding=(0, 2, 0, 0))
+    rate = summary["face_rate"]
+    for name, value in (
+        ("clips", f"{summary['clips']} of {summary['videos']} videos"),
+        ("extracted now", f"{summary['done']}, {summary['clips_per_s']:.2f} a second"),
+        ("there already", summary["skipped"]),
+        ("failed", summary["failed"]),
+        ("frames with a face", "—" if rate is None else f"{rate:.1%}"),
+        ("time by stage", stages or "—"),
+        ("left out", f"{summary['dropped_s']:.1f} s in remainders shorter than half a window"),
+        ("store", summary["store"]),
+        ("next", summary["next"]),
+    ):
+        table.add_row(name, escape(str(value)))
+    console().print(table)

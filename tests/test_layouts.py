@@ -1,0 +1,298 @@
+"""The data sets people have: small trees of each layout, with their traps, around real clips."""
+
+import csv
+import json
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import openpyxl
+import pytest
+
+from extract.__main__ import main
+from extract.config import Layout
+from extract.known_layouts import Reading
+from extract.layouts import read_layout, recognise, sample_clips
+from extract.spreadsheet import read_xlsx
+from features.manifest import Clip
+from features.store import FeatureStore
+from tests.clips import face_frames, looped, write_video
+
+
+@pytest.fixture(scope="module")
+def clip_file(real_clips: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A clip of 2 s with a face."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    frames = looped(face_frames(real_clips["carphone"], 10, 176, 144), 20)
+    return write_video(path, frames, 10, options={"preset": "ultrafast"}).read_bytes()
+
+
+def put(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def daisee(clip_file: bytes, tmp_path: Path) -> Path:
+    """Trailing space in the last header name, a BOM, a wrong extension, unpaired ones of both kinds."""
+    root = tmp_path / "DAiSEE"
+    for split, subject, clip, suffix in (
+        ("Train", "110001", "1100011002", ".avi"),
+        ("Train", "110001", "1100011003", ".mp4"),  # the table says .avi
+        ("Train", "110002", "1100021004", ".avi"),  # no label
+        ("Validation", "400001", "4000011001", ".avi"),
+        ("Test", "500001", "5000011001", ".avi"),
+    ):
+        put(root / "DataSet" / split / subject / clip / (clip + suffix), clip_file)
+    header = "ClipID,Boredom,Engagement,Confusion,Frustration \r\n"
+    tables = {
+        "Train": "1100011002.avi,0,2,0,0\r\n1100011003.avi,1,3,0,0\r\n9999999999.avi,0,0,0,0\r\n",
+        "Validation": "4000011001.avi,0,1,0,0\r\n",
+        "Test": "5000011001.avi,0,2,1,3\r\n",
+        "All": "1100011002.avi,3,0,3,3\r\n5000011001.avi,0,0,0,0\r\n",
+    }
+    for name, lines in tables.items():
+        bom = "\ufeff" if name == "Train" else ""
+        put(root / "Labels" / f"{name}Labels.csv", (bom + header + lines).encode())
+    return root
+
+
+def by_stem(reading: Reading) -> dict[str, Clip]:
+    return {clip.path.stem + clip.clip_id[clip.clip_id.index("#") :]: clip for clip in reading.manifest.clips}
+
+
+def test_daisee_is_read_with_its_traps(daisee: Path) -> None:
+    reading = read_layout(daisee)
+    assert reading.layout == "daisee"
+    clips = by_stem(reading)
+    assert clips.keys() == {"1100011002#0", "1100011003#0", "4000011001#0", "5000011001#0"}
+    assert clips["1100011002#0"].labels == {
+        "Boredom": "0",
+        "Engagement": "2",
+        "Confusion": "0",
+        "Frustration": "0",
+    }
+    assert clips["5000011001#0"].labels["Frustration"] == "3"
+    assert clips["1100011003#0"].path.suffix == ".mp4"
+    assert [clips[name].split for name in sorted(clips)] == ["train", "train", "val", "test"]
+    assert clips["1100011003#0"].subject == "110001"
+    assert reading.unpaired_videos == ("DataSet/Train/110002/1100021004/1100021004.avi",)
+    assert reading.unpaired_labels == ("Train: 9999999999.avi",)
+    assert reading.notes == ()
+
+
+def test_daisee_without_its_columns_says_which(daisee: Path) -> None:
+    put(daisee / "Labels" / "TestLabels.csv", b"ClipID,Boredom\n1,2\n")
+    with pytest.raises(ValueError, match="no column 'Engagement'"):
+        read_layout(daisee)
+
+
+def engagenet_files(root: Path, clip_file: bytes) -> None:
+    for folder, name in (
+        ("Train", "subject_7_ab12_vid_0_0.mp4"),
+        ("Train", "subject_7_ab12_vid_0_1.mp4"),
+        ("Train", "subject_9_cd34_vid_0_0.mp4"),
+        ("Train", "subject_9_cd34_vid_0_9.mp4"),
+        ("Validation", "subject_12_ef_vid_1_0.mp4"),
+    ):
+        put(root / folder / name, clip_file)
+
+
+ENGAGENET_ROWS = [
+    ("subject_7_ab12_vid_0_0.mp4", "Highly-Engaged"),
+    ("subject_7_ab12_vid_0_1.mp4", "SNP(Subject Not Present)"),
+    ("subject_9_cd34_vid_0_0.mp4", "Not-Engaged"),
+    ("subject_99_no_vid_0_0.mp4", "Engaged"),
+]
+
+
+def check_engagenet(reading: Reading) -> None:
+    assert reading.layout == "engagenet"
+    clips = by_stem(reading)
+    assert {name: (clip.labels["label"], clip.subject, clip.split) for name, clip in clips.items()} == {
+        "subject_7_ab12_vid_0_0#0": ("Highly-Engaged", "7", "train"),
+        "subject_9_cd34_vid_0_0#0": ("Not-Engaged", "9", "train"),
+        "subject_12_ef_vid_1_0#0": ("Barely-engaged", "12", "val"),
+    }
+    assert reading.unpaired_videos == ("Train/subject_9_cd34_vid_0_9.mp4",)
+    assert reading.unpaired_labels == ("subject_99_no_vid_0_0",)
+    assert reading.dropped == (("subject not present", 1),)
+    assert "validation will serve as test" in reading.notes[0]
+
+
+def test_engagenet_is_read_from_spreadsheets(clip_file: bytes, tmp_path: Path) -> None:
+    """With the unnamed index column that pandas leaves."""
+    engagenet_files(tmp_path, clip_file)
+    validation = [("subject_12_ef_vid_1_0.mp4", "Barely-engaged")]
+    for name, rows in (("train", ENGAGENET_ROWS), ("validation", validation)):
+        book = openpyxl.Workbook()
+        book.active.append([None, "chunk", "label"])
+        for index, row in enumerate(rows):
+            book.active.append([index, *row])
+        book.save(tmp_path / f"{name}_engagement_labels.xlsx")
+    check_engagenet(read_layout(tmp_path))
+
+
+def test_engagenet_is_read_from_the_one_csv(clip_file: bytes, tmp_path: Path) -> None:
+    engagenet_files(tmp_path, clip_file)
+    with open(tmp_path / "final_labels.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["chunk", "label"])
+        writer.writerows([*ENGAGENET_ROWS, ("subject_12_ef_vid_1_0.mp4", "Barely-engaged")])
+    lists = {"train.txt": "subject_7_ab12_vid_0_0.mp4\nsubject_9_cd34_vid_0_0.mp4\n"}
+    lists["valid.txt"] = "subject_12_ef_vid_1_0.mp4\n"
+    for name, text in lists.items():
+        put(tmp_path / name, text.encode())
+    check_engagenet(read_layout(tmp_path))
+
+
+def test_a_spreadsheet_reads_as_openpyxl_reads_it(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    rows = [["a", None, "한글 & <b>"], [1, 2.5, None], [None, None, "last"]]
+    for row in rows:
+        book.active.append(row)
+    book.save(tmp_path / "t.xlsx")
+    assert read_xlsx(tmp_path / "t.xlsx") == [["a", "", "한글 & <b>"], ["1", "2.5"], ["", "", "last"]]
+    put(tmp_path / "no.xlsx", b"PK nonsense")
+    with pytest.raises(ValueError, match=r"not an \.xlsx"):
+        read_xlsx(tmp_path / "no.xlsx")
+
+
+@pytest.fixture
+def aihub(real_clips: dict[str, Path], tmp_path: Path) -> Path:
+    """40-second videos with segments 0, 1 and 3 labelled; Hangul decomposed as macOS writes it."""
+    top = "109.학습태도 및 성향 관찰 데이터/3.개방데이터/1.데이터"
+    root = tmp_path / unicodedata.normalize("NFD", top)
+    frames = face_frames(real_clips["carphone"], 30, 176, 144)
+    fast = {"preset": "ultrafast"}
+    names = {"Training": "02-04-78--1-20-23082700000020-01", "Validation": "02-04-79--1-20-23082700000021-01"}
+    for split, name in names.items():
+        letter = split[0]
+        videos = root / split / unicodedata.normalize("NFD", "01.원천데이터") / f"{letter}S_20_04"
+        labels = root / split / unicodedata.normalize("NFD", "02.라벨링데이터") / f"{letter}L_20_04"
+        videos.mkdir(parents=True)
+        write_video(videos / f"{name}.mp4", looped(frames, 200), 5, options=fast)
+        for k, category in ((0, 1), (1, 2), (3, 3)):
+            content = {"이미지": {"category": {"id": category, "name": " 집중 하지 않음 "}}}
+            text = json.dumps(content, ensure_ascii=False)
+            put(labels / f"{name}-{k}.json", text.encode())
+    put(labels / "02-04-80--1-20-23082700000022-01-5.json", b'{"\xec\x9d\xb4": 1}')
+    put(labels / "02-04-81--1-20-23082700000023-01-5.json", text.encode())
+    write_video(videos / "02-04-99--1-20-23082700000099-01.mp4", frames[:5], 5, options=fast)
+    return tmp_path
+
+
+def test_aihub_is_read_by_segment(aihub: Path) -> None:
+    reading = read_layout(aihub, subject_regex=r"\d\d-\d\d-(\d\d)--")
+    assert reading.layout == "aihub"
+    clips = reading.manifest.clips
+    assert Counter(clip.labels["label"] for clip in clips) == {
+        "concentrating": 2,
+        "not_concentrating": 2,
+        "drowsy": 2,
+    }
+    assert [(clip.start_s, clip.end_s) for clip in clips[:3]] == [(0, 10), (10, 20), (30, 40)]
+    assert {(clip.subject, clip.split) for clip in clips} == {("78", "train"), ("79", "val")}
+    assert len(reading.unpaired_videos) == 1
+    assert "02-04-99" in reading.unpaired_videos[0]
+    assert len(reading.unpaired_labels) == 1
+    assert "02-04-81" in reading.unpaired_labels[0]
+    assert len(reading.manifest.problems) == 1
+    assert "02-04-80" in reading.manifest.problems[0].clip_id
+    assert any("5 labels say something else than the folder" in note for note in reading.notes)
+    assert any("validation will serve as test" in note for note in reading.notes)
+
+
+def test_aihub_without_subjects_says_so(aihub: Path) -> None:
+    notes = read_layout(aihub).notes
+    assert any("no clip names a subject" in note for note in notes)
+    with pytest.raises(ValueError, match="matches no path"):
+        read_layout(aihub, subject_regex="nobody")
+    with pytest.raises(ValueError, match="not a regular expression"):
+        read_layout(aihub, subject_regex="(")
+
+
+@pytest.mark.slow
+def test_aihub_segments_become_rows_of_one_decoding(aihub: Path, tmp_path: Path) -> None:
+    words = ["--data", str(aihub), "--out", str(tmp_path / "s.zarr"), "--weights", "random"]
+    code = main([*words, "--geometry", "off", "--workers", "1", "--subject-regex", r"-(\d\d)--"])
+    assert code == 1  # the label that cannot be read
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    table = store.table()
+    assert sorted(table.start_s) == [0, 0, 10, 10, 30, 30]
+    assert (table.state == 1).all()
+    times = store.read_frames()[:, 0, 0]
+    assert times == pytest.approx(table.start_s, abs=0.21)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (("DataSet/Train/1/1/1.avi", "Labels/TrainLabels.csv"), "daisee"),
+        (("Train/subject_1_a.mp4", "train_engagement_labels.xlsx"), "engagenet"),
+        (("x/Training/02.라벨링데이터/TL/a-0.json",), "aihub"),
+        (("engaged/a.mp4", "distracted/b.mp4"), "folder"),
+        (("labels.csv", "a.mp4"), "csv"),
+    ],
+)
+def test_layouts_are_recognised(tmp_path: Path, files: tuple[str, ...], expected: Layout) -> None:
+    for name in files:
+        put(tmp_path / name, b"x")
+    assert recognise(tmp_path) == expected
+
+
+def test_a_layout_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file or folder"):
+        read_layout(tmp_path / "nothing")
+    file = put(tmp_path / "labels.csv", b"path,label\n")
+    with pytest.raises(ValueError, match="wants the data set's folder"):
+        read_layout(file, "daisee")
+
+
+def test_a_sample_is_balanced_and_the_same_each_time() -> None:
+    """90 clips of one class and 10 of the other, three people: 20 come out half and half."""
+    clips = [
+        Clip(f"{i}#0", Path(f"{i}"), subject="abc"[i % 3], split="train", labels={"label": "10"[i < 10]})
+        for i in range(100)
+    ]
+    chosen = sample_clips(clips, 20)
+    assert Counter(clip.labels["label"] for clip in chosen) == {"0": 10, "1": 10}
+    assert sorted(Counter(clip.subject for clip in chosen).values())[0] >= 6
+    assert [clip.clip_id for clip in chosen] == [clip.clip_id for clip in sample_clips(clips, 20)]
+    assert chosen == [clip for clip in clips if clip in chosen]
+    assert len(sample_clips(clips, 1000)) == 100
+
+
+@pytest.mark.slow
+def test_daisee_goes_through_the_door(
+    daisee: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """--dry-run counts and forecasts without writing, --limit draws few, --verify-sample compares."""
+    words = ["--data", str(daisee), "--out", str(tmp_path / "s.zarr"), "--weights", "random", "--json"]
+    words += ["--geometry", "off", "--workers", "1", "--window", "2"]
+    assert main([*words, "--dry-run"]) == 0
+    out, shown = capfd.readouterr()
+    summary = json.loads(out)
+    assert not (tmp_path / "s.zarr").exists()
+    assert {"to_extract": 4, "videos": 4, "timed": 3, "files": 8}.items() <= summary.items()
+    assert summary["hours"] > 0
+    assert summary["bytes"] == 4 * 6 * (960 * 2 + 6 * 4)
+    assert sum(row["clips"] for row in summary["counts"]) == 4
+    assert "1 videos without a label" in shown
+    assert main([*words, "--limit", "2"]) == 0
+    assert json.loads(capfd.readouterr().out)["done"] == 2
+    assert main(words) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert {"done": 2, "skipped": 2, "layout": "daisee"}.items() <= summary.items()
+    assert summary["unpaired_labels"] == ["Train: 9999999999.avi"]
+    store = FeatureStore.open(tmp_path / "s.zarr", "r+")
+    assert store.label_names.keys() == {"Boredom", "Engagement", "Confusion", "Frustration"}
+    assert main([*words, "--verify-sample", "3"]) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert {"compared": 3, "identical": 3, "worst_cosine": 1.0, "differing": []}.items() <= summary.items()
+    x, _ = store.read_stream("embeddings")
+    for row, frames in enumerate(store.read_frames()):
+        store.write_row(row, embeddings=x[row][:, ::-1], frames=frames)
+    assert main([*words, "--verify-sample", "3"]) == 1
+    assert "embeddings differ" in json.loads(capfd.readouterr().out)["differing"][0]["reason"]
