@@ -109,19 +109,20 @@ def fit_calibration(
     goal: str = "balanced_accuracy",
     label_names: tuple[str, ...] = (),
     abstain: tuple[float, float] | None = None,
+    always_scale: bool = False,
 ) -> Calibration:
     """Temperature, bias and threshold from validation clips.
 
     labels is (N,) int, -1 is skipped. The scaling is kept only where the validation likelihood prefers it by
-    the Bayesian information criterion, so that a model which is already calibrated stays as it is.
-    ValueError on an unknown goal or class.
+    the Bayesian information criterion, so that a model which is already calibrated stays as it is;
+    `always_scale` keeps it anyway. ValueError on an unknown goal or class.
     """
     keep = np.asarray(labels) >= 0
     z, y = np.asarray(logits, np.float64)[keep], np.asarray(labels)[keep]
     parse_goal(goal, label_names, task)
     if len(y) == 0 or len(np.unique(y)) < 2:
         return Calibration(goal=goal, abstain=abstain)
-    scaled = fit_scaling(z, y, task)
+    scaled = fit_scaling(z, y, task, always=always_scale)
     calibration = replace(scaled, goal=goal, abstain=abstain)
     if task != "binary":
         return calibration
@@ -129,7 +130,7 @@ def fit_calibration(
     return replace(calibration, threshold=choose_threshold(positive, y, goal, label_names))
 
 
-def fit_scaling(logits: np.ndarray, labels: np.ndarray, task: Task) -> Calibration:
+def fit_scaling(logits: np.ndarray, labels: np.ndarray, task: Task, *, always: bool = False) -> Calibration:
     """Temperature (and bias for binary and ordinal) that maximise the likelihood of (N,) labels.
 
     Temperature scaling is from Guo et al., "On Calibration of Modern Neural Networks", 2017. A standard
@@ -152,7 +153,7 @@ def fit_scaling(logits: np.ndarray, labels: np.ndarray, task: Task) -> Calibrati
     gain = negative_log_likelihood(logits, labels, task, untouched) - negative_log_likelihood(
         logits, labels, task, at(found)
     )
-    return at(found) if 2.0 * gain > len(start) * np.log(len(labels)) else untouched
+    return at(found) if always or 2.0 * gain > len(start) * np.log(len(labels)) else untouched
 
 
 def negative_log_likelihood(

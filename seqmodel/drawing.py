@@ -95,6 +95,9 @@ def save(figure: "Figure", png: Path) -> str:
     png.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.StringIO()
     with style():
+        # Lay out once, not for each of the two files.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
         figure.savefig(png, dpi=PNG_DPI)
         figure.savefig(buffer, format="svg", transparent=True)
     plt.close(figure)

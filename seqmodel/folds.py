@@ -34,6 +34,7 @@ from seqmodel.evaluate import (
 )
 from seqmodel.judge import Predictions, Yardstick, judge
 from seqmodel.predictions import inputs_of
+from seqmodel.rest import with_baseline
 from seqmodel.run import Card, load_card
 from seqmodel.training import fit, fit_best, predict_logits, resolve_metric
 from seqmodel.yardsticks import identity, logistic, majority, shares
@@ -44,7 +45,9 @@ CANDIDATES = (
     HeadConfig(hidden=32, projection=32, pooling="max", dropout=0.5),
 )
 """Heads that each fold chooses among; fixed here, so that no person's clips had a say in them."""
-TRAINING = TrainConfig(epochs=15, patience=4, batch_size=16, lr=2e-3)
+BATCH_SIZE, LEARNING_RATE = 8, 2e-3
+STEPS = 400
+"""A handful of people are a handful of batches: epochs are counted so that a head sees about this many."""
 INNER_FOLDS = 4
 """One in four of a fold's training people chooses and calibrates."""
 
@@ -100,6 +103,7 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
     subjects = asked.table.subject[rows]
     failed = asked.table.state[rows] == 2
     samples = load_samples(asked.store, card.labelling, rows, inputs_of(card))
+    samples = with_baseline(samples, card.baseline, asked.store)
     measured = ~failed & np.any([np.asarray(mask).any(axis=1) for mask in samples.valid.values()], axis=0)
     folds = split_folds(args.folds, labels, subjects, args.seed)
     logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
@@ -149,7 +153,10 @@ def split_folds(
 def answer_fold(
     card: Card, samples: Samples, measured: np.ndarray, learn: np.ndarray, left_out: np.ndarray, seed: int
 ) -> FoldAnswer:
-    """Choose, fit and calibrate on `learn`, and answer `left_out`; nothing of the latter is seen before."""
+    """Choose, fit and calibrate on `learn`, and answer `left_out`; nothing of the latter is seen before.
+
+    Every fold is scaled, so that probabilities of different folds can be ranked together.
+    """
     task, names = card.labelling.task, card.labelling.names
     learn = learn[measured[learn]]
     prior = shares(samples.labels[learn], len(names))
@@ -166,11 +173,17 @@ def answer_fold(
             best = (score, k, model, choose_logits)
     assert best is not None
     calibration: Calibration = fit_calibration(
-        best[3], choose.labels, task, goal=card.calibration.goal, label_names=names
+        best[3], choose.labels, task, goal=card.calibration.goal, label_names=names, always_scale=True
     )
     logits = predict_logits(best[2], subset(samples, places))
     decision = decide(logits, task, calibration)
     return FoldAnswer(places, logits, decision.probabilities, decision.label, best[1], prior)
+
+
+def training_config(num_clips: int) -> TrainConfig:
+    """About STEPS steps, in 12 to 40 epochs."""
+    epochs = int(np.clip(np.ceil(STEPS * BATCH_SIZE / num_clips), 12, 40))
+    return TrainConfig(epochs=epochs, patience=max(4, epochs // 4), batch_size=BATCH_SIZE, lr=LEARNING_RATE)
 
 
 def _inner_split(samples: Samples, learn: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -196,8 +209,9 @@ def _fit_head(
     head = build_head(config, card.dims, card.num_outputs, seed=seed)
     head.set_statistics(train)
     metric: Any = resolve_metric("auto", task)
-    epochs = fit(head, train, choose, TRAINING, task=task, num_classes=classes, seed=seed, metric=metric)
-    fitted = fit_best(head, epochs, TRAINING.patience)
+    training = training_config(len(train))
+    epochs = fit(head, train, choose, training, task=task, num_classes=classes, seed=seed, metric=metric)
+    fitted = fit_best(head, epochs, training.patience)
     score = fitted.best.val_score if np.isfinite(fitted.best.val_score) else -fitted.best.val_loss
     return head, float(score), fitted.best.val_logits
 

@@ -34,8 +34,15 @@ def make_store(
     seed: int = 0,
     known_subjects: bool = True,
     broken: bool = True,
+    clip_prefix: str = "",
+    recipe: Recipe = RECIPE,
+    shift: float = 0.0,
 ) -> FeatureStore:
-    """Clips whose features lean towards their label by `signal`; with `broken`, some fail or show no face."""
+    """Clips whose features lean towards their label by `signal`; with `broken`, some fail or show no face.
+
+    The direction of the lean is the same in every store; `shift` moves all clips along it, as a new place
+    might.
+    """
     rng = np.random.default_rng(seed)
     clips, labels = [], []
     for s in range(num_subjects):
@@ -43,7 +50,7 @@ def make_store(
             labels.append(int(rng.integers(len(names))))
             clips.append(
                 Clip(
-                    clip_id=f"{s:02d}/클립 {c}.mp4#0",
+                    clip_id=f"{clip_prefix}{s:02d}/클립 {c}.mp4#0",
                     path=path.parent / f"{s:02d}/클립 {c}.mp4",
                     start_s=0.0,
                     end_s=float(NUM_FRAMES),
@@ -54,8 +61,8 @@ def make_store(
                     slices={"light": "dim" if s % 3 == 0 else "bright"},
                 )
             )
-    store = plan(path, clips, RECIPE, numerics={"backend": "none"}, crops=False, versions={})
-    direction = rng.normal(0, 1, DIM)
+    store = plan(path, clips, recipe, numerics={"backend": "none"}, crops=False, versions={})
+    direction = np.random.default_rng(99).normal(0, 1, DIM)
     for row, label in enumerate(labels):
         frames = np.zeros((NUM_FRAMES, 6), np.float32)
         frames[:, 0] = np.arange(NUM_FRAMES)
@@ -67,7 +74,8 @@ def make_store(
         if broken and row % 11 == 5:
             frames[:, 1:] = np.nan
             frames[:, 5] = 0
-        x = rng.normal(0, 1, (NUM_FRAMES, DIM)) + signal * (label - (len(names) - 1) / 2) * direction
+        lean = signal * (label - (len(names) - 1) / 2) + shift
+        x = rng.normal(0, 1, (NUM_FRAMES, DIM)) + lean * direction
         x[frames[:, 5] == 0] = 0
         store.write_row(row, embeddings=x.astype(np.float16), frames=frames)
     return FeatureStore.open(path)

@@ -87,3 +87,90 @@ def test_a_lost_store_and_an_unfinished_run_are_one_clear_line(judged, tmp_path,
     assert "is not a finished run" in capsys.readouterr().err
     assert main(["evaluate", "--run", str(judged), "--store", str(tmp_path / "gone.zarr")]) == 2
     assert "no store at" in capsys.readouterr().err
+
+
+def test_the_threshold_never_moves_when_test_labels_change(tmp_path):
+    from seqmodel.config import EvaluateArgs
+    from seqmodel.evaluate import open_and_predict
+
+    store = make_store(tmp_path / "s.zarr", signal=0.4, broken=False)
+    make_run(tmp_path / "run", store)
+    goal = EvaluateArgs(run=tmp_path / "run", threshold_for="recall:distracted=0.8", abstain=0.2)
+    first, before = open_and_predict(goal)
+    _turn_test_labels(tmp_path / "s.zarr", set(before.clip_ids.tolist()))
+    second, after = open_and_predict(goal)
+    assert second.card.calibration == first.card.calibration
+    assert first.card.calibration.goal == "recall:distracted=0.8"
+    assert first.card.calibration.abstain is not None
+    assert (before.labels == 1 - after.labels).all()
+    np.testing.assert_array_equal(before.said, after.said)
+
+
+def _turn_test_labels(path: Path, clip_ids: set[str]) -> None:
+    import zarr
+
+    group = zarr.open_group(path, mode="r+")
+    labels = group["labels/label"]
+    turned = labels[:]
+    ids = group["clip_id"][:]
+    for row, clip_id in enumerate(ids):
+        if str(clip_id) in clip_ids:
+            turned[row] = 1 - turned[row]
+    labels[:] = turned
+
+
+def test_abstaining_marks_about_the_share_that_was_asked_for(tmp_path):
+    from seqmodel.config import EvaluateArgs
+    from seqmodel.evaluate import open_and_predict
+
+    store = make_store(tmp_path / "s.zarr", signal=0.3, broken=False, num_subjects=30)
+    make_run(tmp_path / "run", store)
+    _, predictions = open_and_predict(EvaluateArgs(run=tmp_path / "run", split="val", abstain=0.3))
+    assert predictions.unsure.mean() == pytest.approx(0.3, abs=0.08)
+
+
+def test_another_data_set_is_judged_as_a_whole_with_mapped_names(tmp_path, capsys):
+    store = make_store(tmp_path / "home.zarr", signal=0.8)
+    make_run(tmp_path / "run", store)
+    make_store(tmp_path / "other.zarr", names=("away", "here"), seed=5, num_subjects=8, clip_prefix="o")
+    words = [
+        "evaluate",
+        "--run",
+        str(tmp_path / "run"),
+        "--store",
+        str(tmp_path / "other.zarr"),
+        "--rounds",
+        "50",
+    ]
+    assert main(words) == 2
+    assert "map them with --map THEIRS=OURS" in capsys.readouterr().err
+    assert main([*words, "--map", "away=nonsense"]) == 2
+    assert main([*words, "--map", "away=distracted", "here=engaged"]) == 0
+    folder = tmp_path / "run/cross/other"
+    metrics = _metrics(folder)
+    assert metrics["other:test"]["num_clips"]["value"] == 48
+    assert not (tmp_path / "run/report.html").exists()
+
+
+def test_a_store_of_another_recipe_is_refused_by_field(tmp_path, capsys):
+    from dataclasses import replace
+
+    from tests.judged import RECIPE
+
+    store = make_store(tmp_path / "home.zarr")
+    make_run(tmp_path / "run", store, epochs=1)
+    assert RECIPE.pixels is not None
+    other = replace(RECIPE, pixels=replace(RECIPE.pixels, margin=0.4))
+    make_store(tmp_path / "other.zarr", recipe=other, clip_prefix="o")
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--store", str(tmp_path / "other.zarr")]) == 2
+    assert "pixels.margin: 0.25 here, 0.4 there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["multiclass", "ordinal"])
+def test_more_than_two_classes_are_judged_too(tmp_path, task):
+    store = make_store(tmp_path / "s.zarr", names=("low", "mid", "high"), signal=0.7)
+    make_run(tmp_path / "run", store, task=task)
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--rounds", "50"]) == 0
+    figures = _metrics(tmp_path / "run")["test"]
+    assert ("qwk" in figures) == (task == "ordinal")
+    assert {"recall:low", "recall:mid", "recall:high", "auroc"} <= set(figures)

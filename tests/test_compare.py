@@ -1,0 +1,143 @@
+"""Claims about comparing runs, moving one to a new place, and judging with few people."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.datasets import load_samples
+from features.store import FeatureStore
+from seqmodel import folds
+from seqmodel.__main__ import main
+from seqmodel.bootstrap import Figure, Paired
+from seqmodel.compare import GATE_MARGIN, gate_passes
+from seqmodel.config import HeadConfig
+from seqmodel.predictions import read_predictions
+from seqmodel.recalibrate import deal_people
+from seqmodel.run import load_card
+from tests.judged import make_run, make_store
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory) -> Path:
+    """A trained run `good` and a barely trained one `poor`, on one store and split."""
+    root = tmp_path_factory.mktemp("compare")
+    store = make_store(root / "s.zarr", signal=0.8, num_subjects=40)
+    make_run(root / "good", store, epochs=12)
+    make_run(root / "poor", store, epochs=1)
+    return root
+
+
+def test_runs_are_compared_on_their_common_test_clips(two_runs, capsys):
+    assert (
+        main(
+            ["compare", "--runs", str(two_runs / "poor"), str(two_runs / "good"), "--rounds", "200", "--json"]
+        )
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    clips = [row for row in read_predictions(two_runs / "good/predictions.csv") if row["split"] == "test"]
+    assert found["common_clips"] == len(clips)
+    assert found["runs"][0]["against_first"] == {}
+    gain = found["runs"][1]["against_first"]["auroc"]
+    first, second = (run["figures"]["auroc"]["value"] for run in found["runs"])
+    assert gain["value"] == pytest.approx(second - first)
+    assert gain["low"] <= gain["value"] <= gain["high"]
+    assert Path(found["plot"]).stat().st_size > 1000
+
+
+def test_the_gate_stops_a_worse_run_and_lets_an_equal_one_pass(two_runs):
+    good, poor = str(two_runs / "good"), str(two_runs / "poor")
+    assert main(["compare", "--runs", good, poor, "--gate", "--rounds", "200"]) == 1
+    assert main(["compare", "--runs", good, good, "--gate", "--rounds", "200"]) == 0
+
+
+def test_the_gate_knows_proof_and_size():
+    def moved(value: float, low: float, high: float) -> Paired:
+        return Paired(Figure(value, low, high), 0.5)
+
+    assert gate_passes(moved(0.0, -0.1, 0.1))
+    assert gate_passes(moved(-0.01, -0.05, 0.03))
+    assert not gate_passes(moved(-0.01, -0.019, -0.001))
+    assert not gate_passes(moved(-GATE_MARGIN - 0.01, -0.2, 0.1))
+    assert not gate_passes(moved(float("nan"), float("nan"), float("nan")))
+
+
+def test_runs_without_common_clips_or_with_another_question_are_refused(two_runs, tmp_path, capsys):
+    strangers = make_store(tmp_path / "t.zarr", clip_prefix="t")
+    make_run(tmp_path / "stranger", strangers, epochs=1)
+    assert main(["compare", "--runs", str(two_runs / "good"), str(tmp_path / "stranger")]) == 2
+    assert "share no test clip" in capsys.readouterr().err
+    other = make_store(tmp_path / "u.zarr", names=("a", "b", "c"))
+    make_run(tmp_path / "three", other, epochs=1)
+    assert main(["compare", "--runs", str(two_runs / "good"), str(tmp_path / "three")]) == 2
+    assert "cannot be compared" in capsys.readouterr().err
+    assert main(["compare", "--runs", str(two_runs / "good")]) == 2
+
+
+def test_a_shifted_place_is_won_back_by_calibration(two_runs, tmp_path):
+    home = FeatureStore.open(two_runs / "s.zarr")
+    run = tmp_path / "moved"
+    make_run(run, home, epochs=12)
+    before = load_card(run)
+    # Everything there looks engaged: the same features, pushed along the direction that tells the classes
+    # apart.
+    make_store(tmp_path / "new.zarr", signal=0.8, num_subjects=24, clip_prefix="n", shift=1.2)
+    assert main(["calibrate", "--run", str(run), "--store", str(tmp_path / "new.zarr")]) == 0
+    after = load_card(run)
+    assert after.calibration != before.calibration
+    assert after.stages[-1]["stage"] == "calibrate"
+    found = json.loads((run / "cross/new/calibration.json").read_text(encoding="utf-8"))
+    assert found["test"]["difference"]["balanced_accuracy"]["value"] > 0.1
+    assert found["test"]["difference"]["auroc"]["value"] == pytest.approx(0.0, abs=0.02)
+
+
+def test_those_who_calibrate_do_not_test():
+    people = np.repeat([f"p{k}" for k in range(10)], 6)
+    labels = np.tile([0, 1], 30)
+    fits = deal_people(people, labels, 0.3, seed=0)
+    assert len(set(people[fits])) == 3
+    assert not set(people[fits]) & set(people[~fits])
+    with pytest.raises(ValueError, match="needs two people or more"):
+        deal_people(people[:6], labels[:6], 0.5, seed=0)
+    with pytest.raises(ValueError, match="cannot be dealt"):
+        deal_people(people[:12], np.repeat([0, 1], 6), 0.5, seed=0)
+
+
+def test_every_clip_is_answered_by_a_head_that_never_saw_its_person(tmp_path, monkeypatch):
+    # One small head is enough to see that everybody is answered.
+    monkeypatch.setattr(folds, "CANDIDATES", (HeadConfig(hidden=8, projection=8, dropout=0.0),))
+    store = make_store(tmp_path / "s.zarr", signal=0.8, num_subjects=6, clips_each=8)
+    make_run(tmp_path / "run", store, epochs=1)
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--rounds", "50"]) == 0
+    folder = tmp_path / "run/folds-3"
+    rows = read_predictions(folder / "predictions.csv")
+    assert len(rows) == 48
+    figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["folds-3"]
+    assert figures["auroc"]["value"] > 0.7
+    assert len(load_card(tmp_path / "run").test_openings) == 1
+
+
+def test_a_fold_is_answered_alike_whatever_the_labels_of_those_left_out(tmp_path):
+    store = make_store(tmp_path / "s.zarr", signal=0.5, num_subjects=5, clips_each=6, broken=False)
+    card = make_run(tmp_path / "run", store, epochs=1)
+    samples = load_samples(store, card.labelling, np.arange(30))
+    learn, left_out = folds.split_folds("loso", samples.labels, samples.subjects, 0)[2]
+    assert set(samples.subjects[left_out]) == {"사람02"}
+    turned = samples.labels.copy()
+    turned[left_out] = 1 - turned[left_out]
+    measured = np.ones(30, bool)
+    answers = [
+        folds.answer_fold(card, part, measured, learn, left_out, seed=0)
+        for part in (samples, replace(samples, labels=turned))
+    ]
+    np.testing.assert_array_equal(answers[0].probabilities, answers[1].probabilities)
+    np.testing.assert_array_equal(answers[0].said, answers[1].said)
+
+
+def test_folds_want_a_number_or_loso(two_runs, capsys):
+    assert main(["evaluate", "--run", str(two_runs / "good"), "--folds", "many"]) == 2
+    assert "a number or loso" in capsys.readouterr().err
+    assert main(["evaluate", "--run", str(two_runs / "good"), "--folds", "99"]) == 2
