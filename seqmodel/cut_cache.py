@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from features.datasets import Batch, CropClips
 from seqmodel.encoder import Encoder
+from seqmodel.engine import compiled
 
 ACTIVATIONS, DONE, NOTE = "activations.f16", "done.u8", "cut.json"
 ROOM_LEFT = 1.1
@@ -78,14 +79,33 @@ def cache_bytes(shape: tuple[int, int, int], num_clips: int, num_frames: int, va
     return 2 * int(np.prod(shape)) * num_clips * num_frames * variants
 
 
-def prefix_runner(encoder: Encoder, cut: int, device: str) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from crops (F,H,W,3) uint8 to float16 (F,c,h,w), what enters block `cut`."""
-    blocks = encoder.blocks[:cut]
+class Prefix(nn.Module):
+    """The blocks before the cut, from crops (F,H,W,3) uint8 to activations (F,c,h,w)."""
+
+    def __init__(self, encoder: Encoder, cut: int) -> None:
+        super().__init__()
+        self.encoder, self.cut = encoder, cut
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """What enters block `cut`, float32."""
+        return self.encoder.blocks[: self.cut](self.encoder.pixels(crops))
+
+
+def prefix_runner(
+    encoder: Encoder, cut: int, crop_px: int, device: str
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from crops (F,H,W,3) uint8 to float16 (F,c,h,w), what enters block `cut`.
+
+    On a CPU it is compiled, which is two to three times as fast as torch.
+    """
+    prefix = Prefix(encoder, cut)
+    if device == "cpu":
+        return compiled(prefix, crop_px)
+    prefix.to(device)
 
     def run(crops: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            pixels = encoder.pixels(torch.from_numpy(crops).to(device))
-            return blocks(pixels).half().cpu().contiguous().numpy()
+            return prefix(torch.from_numpy(crops).to(device)).half().cpu().contiguous().numpy()
 
     return run
 
@@ -146,11 +166,3 @@ class CutCache:
         """The filled cache as something to learn from."""
         valid = {"activations" if k == "crops" else k: mask for k, mask in self.clips.valid.items()}
         return CutSource(self.clips, self.activations, valid, geometry)
-
-
-def frozen_prefix(encoder: Encoder, cut: int) -> nn.Sequential:
-    """The blocks that do not learn, told so."""
-    prefix = encoder.blocks[:cut]
-    for parameter in prefix.parameters():
-        parameter.requires_grad_(False)
-    return prefix

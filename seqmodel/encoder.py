@@ -94,9 +94,10 @@ def build_encoder(name: str, weights: str = "imagenet", seed: int = 0) -> tuple[
     """An encoder in eval mode, and its identity.
 
     `weights` is "imagenet", a file (.pth or .safetensors: a state dict of torchvision's or timm's model, or
-    ours), or "random": initialised from `seed`, with BatchNorm statistics of one fixed batch (without those,
-    a random MobileNetV3 outputs about 1e-10, which is 0 in float16). Never falls back from one to another.
-    Raises ValueError for an unknown name, or for weights that are missing or do not fit.
+    ours, or a run's weights), or "random": initialised from `seed`, with BatchNorm statistics of one fixed
+    batch (without those, a random MobileNetV3 outputs about 1e-10, which is 0 in float16). Never falls back
+    from one to another. Raises ValueError for an unknown name, or for weights that are missing or do not
+    fit.
     """
     if weights == "random":
         encoder = _random(name, seed)
@@ -104,7 +105,14 @@ def build_encoder(name: str, weights: str = "imagenet", seed: int = 0) -> tuple[
         return encoder, identity
     encoder = _architecture(name)
     path = encoder_weights(name, weights)
-    _load(encoder, _read_state(path), where=str(path))
+    state = _read_state(path)
+    if tuned := {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}:
+        # The weights of a run: the same bytes in another file are the same encoder.
+        _load(encoder, tuned, where=str(path))
+        identity = EncoderId(name, f"finetuned:{path.parent.name}", state_sha256(tuned), encoder.dim)
+        _keep_weights(encoder.state_dict(), identity.weights_sha256)
+        return encoder.eval(), identity
+    _load(encoder, state, where=str(path))
     label = (
         {"mobilenet_v3_large": "IMAGENET1K_V2"}.get(name, path.name) if weights == "imagenet" else path.name
     )

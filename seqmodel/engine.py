@@ -24,6 +24,8 @@ from features.recipe import EncoderId
 from seqmodel.assets import cache_dir, encoder_weights, sha256_of
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from seqmodel.encoder import Encoder
 
 Backend = Literal["auto", "torch", "openvino"]
@@ -170,13 +172,10 @@ def _open_openvino(
     if not path.is_file():
         _convert(openvino, build(), crop_px, path)
     core = openvino.Core()
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-    if threads:
-        options["INFERENCE_NUM_THREADS"] = threads
     # Read as bytes: the path may hold any letters.
     network = core.read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
-    compiled = core.compile_model(network, "CPU", options)
-    request = compiled.create_infer_request()
+    model = core.compile_model(network, "CPU", _options(precision, threads))
+    request = model.create_infer_request()
 
     def run(crops: NDArray[np.uint8]) -> NDArray[np.float16]:
         found = np.empty((len(crops), identity.dim), np.float16)
@@ -190,7 +189,7 @@ def _open_openvino(
         "device": "cpu",
         # What was asked, or what it became: a CPU without bf16 arithmetic runs f32.
         "precision": {"bfloat16": "bf16"}.get(
-            compiled.get_property("INFERENCE_PRECISION_HINT").to_string(), "f32"
+            model.get_property("INFERENCE_PRECISION_HINT").to_string(), "f32"
         ),
         "version": metadata.version("openvino"),
     }
@@ -217,17 +216,45 @@ def _open_torch(
     return Engine(identity, numerics, run)
 
 
-def _convert(openvino: Any, encoder: "Encoder", crop_px: int, path: Path) -> None:
-    """Write the encoder as OpenVINO's IR, float32, one frame at a time; atomically, since workers may race
-    here.
-    """
+def compiled(
+    network: "nn.Module", crop_px: int, precision: Precision = "f32", threads: int = 0
+) -> Callable[[NDArray[np.uint8]], NDArray[np.float16]]:
+    """A network over RGB uint8 crops, compiled for the CPU: crops (F,H,W,3) to its outputs (F,…) float16."""
+    openvino = import_openvino()
+    core = openvino.Core()
+    request = core.compile_model(
+        _converted(openvino, network, crop_px), "CPU", _options(precision, threads)
+    ).create_infer_request()
+
+    def run(crops: NDArray[np.uint8]) -> NDArray[np.float16]:
+        found = []
+        for i in range(len(crops)):
+            request.infer([np.ascontiguousarray(crops[i : i + 1])])
+            found.append(request.get_output_tensor().data[0].astype(np.float16))
+        return np.stack(found)
+
+    return run
+
+
+def _options(precision: Precision, threads: int) -> dict[str, Any]:
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    return options | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+
+
+def _converted(openvino: Any, network: "nn.Module", crop_px: int) -> Any:
+    """The network as OpenVINO's, for one frame at a time."""
     import torch
 
     example = torch.zeros(1, crop_px, crop_px, 3, dtype=torch.uint8)
     with torch.no_grad(), warnings.catch_warnings():
         # OpenVINO traces with torch.jit, which torch calls deprecated; our dtype check is no data flow.
         warnings.simplefilter("ignore")
-        network = openvino.convert_model(encoder.eval().cpu(), example_input=example, input=[example.shape])
+        return openvino.convert_model(network.eval().cpu(), example_input=example, input=[example.shape])
+
+
+def _convert(openvino: Any, encoder: "Encoder", crop_px: int, path: Path) -> None:
+    """Write the encoder as OpenVINO's IR in float32; atomically, since workers may race here."""
+    network = _converted(openvino, encoder, crop_px)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.stem}.{os.getpid()}.xml")
     openvino.save_model(network, partial, compress_to_fp16=False)

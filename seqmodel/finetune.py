@@ -30,6 +30,7 @@ from seqmodel.encoder import encoder_of, state_sha256
 from seqmodel.end_to_end import EndToEnd, Goal, Outcome
 from seqmodel.heads import LstmHead
 from seqmodel.predictions import inputs_of
+from seqmodel.re_extract import re_extract
 from seqmodel.run import (
     Card,
     append_log,
@@ -122,6 +123,10 @@ def _finetune(args: FinetuneArgs, team: Team) -> tuple[dict[str, Any], int]:
         }
         _say_story(job.at.history, outcome, card)
         shutil.rmtree(stage.folder, ignore_errors=True)
+        if args.re_extract is not None and card.recipe.encoder == stage.card.recipe.encoder:
+            say(f"the encoder is the one that was: {args.re_extract} is not needed")
+        elif args.re_extract is not None:
+            summary["re_extract"] = re_extract(args.run, Path(stage.store.path), args.re_extract)
     team.wait()
     return summary, 0
 
@@ -255,17 +260,17 @@ def _settings(stage: Stage, args: FinetuneArgs) -> str:
 def _cut_sources(stage: Stage, args: FinetuneArgs, team: Team) -> tuple[Any, Any]:
     """Training and validation clips as activations at the cut, computed now where they are missing."""
     assert stage.card.recipe.pixels is not None
+    crop_px = stage.card.recipe.pixels.crop_px
     encoder, cut = stage.model.encoder, stage.first_block
-    shape = frame_shape(encoder, cut, stage.card.recipe.pixels.crop_px)
-    mirrored = args.augment
+    shape = frame_shape(encoder, cut, crop_px)
+    mirrored = False
     size = sum(
         cache_bytes(shape, len(clips), stage.store.num_frames, 1 + (mirrored and clips is stage.train))
         for clips in (stage.train, stage.val)
     )
     if team.writes:
         say(f"caching what blocks 0–{cut - 1} see: {size / 1e6:.0f} MB in {stage.folder}, deleted at the end")
-    encoder.to(team.device)
-    run = prefix_runner(encoder, cut, team.device)
+    run = prefix_runner(encoder, cut, crop_px, team.device)
     sources = []
     for side, clips in (("train", stage.train), ("val", stage.val)):
         made_from = {

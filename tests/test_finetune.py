@@ -12,15 +12,19 @@ import pytest
 import torch
 
 from features.datasets import CropClips
+from features.store import FeatureStore
 from seqmodel.config import FinetuneArgs, FinetuneConfig, HeadConfig, TrainArgs, TrainConfig
-from seqmodel.encoder import encoder_from_state, state_sha256
+from seqmodel.encoder import build_encoder, encoder_from_state, state_sha256
+from seqmodel.engine import open_run_engine
 from seqmodel.finetune import _start_job, finetune, open_stage
+from seqmodel.predictions import predict_rows
+from seqmodel.re_extract import re_extract
 from seqmodel.run import load_card, load_weights
 from seqmodel.team import Team
 from seqmodel.train import train
 from seqmodel.training import Loss
 
-from .crop_store import write_crop_store
+from .crop_store import clip_images, encoder, write_crop_store
 
 QUICK = FinetuneConfig(epochs=2, warm_epochs=1, effective_batch=4, head_lr=3e-3, encoder_lr=3e-4)
 
@@ -201,3 +205,51 @@ def test_test_clips_are_never_read(run: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(CropClips, "batch", noting)
     finetune(args(run))
     assert read == {"p0", "p1", "p4", "p5", "p2", "p6"}
+
+
+def test_tuned_features_make_a_new_store_that_new_heads_learn_from(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tuned.zarr"
+    quick = dataclasses.replace(QUICK, warm_epochs=0)
+    summary, _ = finetune(args(run, finetune=quick, re_extract=out))
+    assert summary["kept"] == "stage 2"
+    assert summary["re_extract"] == {"store": str(out), "clips": 32, "done": 32, "without_crops": 0}
+
+    old, new, card = FeatureStore.open(load_card(run).store), FeatureStore.open(out), load_card(run)
+    assert new.recipe.encoder == card.recipe.encoder
+    assert new.table().labels["label"].tolist() == old.table().labels["label"].tolist()
+    assert new.read_crops(3) == old.read_crops(3)
+    rows = np.arange(32)
+    whole, _ = predict_rows(run, card, old, card.labelling, rows)
+    cached, _ = predict_rows(run, card, new, card.labelling, rows)
+    # The one path runs torch, the other OpenVINO: float16 embeddings apart by a step here and there.
+    assert np.abs(whole - cached).max() < 5e-3
+
+    head = HeadConfig(hidden=8, projection=8)
+    train(TrainArgs(out, tmp_path / "again", head=head, train=TrainConfig(epochs=1)))
+    assert load_card(tmp_path / "again").recipe.encoder == card.recipe.encoder
+    with pytest.raises(ValueError, match=r"recipes differ.*encoder\.weights_sha256"):
+        re_extract(run, Path(old.path), Path(shutil.copytree(old.path, tmp_path / "copy.zarr")))
+    with pytest.raises(ValueError, match="is the store it reads from"):
+        re_extract(run, Path(old.path), Path(old.path))
+
+
+def test_old_embeddings_are_refused_by_a_tuned_encoder(run: Path, tmp_path: Path) -> None:
+    finetune(args(run, finetune=dataclasses.replace(QUICK, warm_epochs=0)))
+    plain = FeatureStore.open(write_crop_store(tmp_path / "plain.zarr", crops=False).path)
+    card = load_card(run)
+    with pytest.raises(ValueError, match=r"encoder\.weights_sha256.*keeps no crops"):
+        predict_rows(run, card, plain, card.labelling, np.arange(2))
+
+
+def test_live_sees_through_the_tuned_encoder(run: Path) -> None:
+    finetune(args(run, finetune=dataclasses.replace(QUICK, warm_epochs=0)))
+    engine = open_run_engine(run, backend="openvino", threads=1)
+    assert engine.encoder_id.weights == f"finetuned:{run.name}"
+    tuned = encoder_from_state("mobilenet_v3_large", load_weights(run)["encoder"])
+    pictures = clip_images(1)
+    untuned = encoder()[0].embed(pictures)
+    assert np.abs(engine.embed(pictures).astype(float) - tuned.embed(pictures)).max() < 2e-3
+    assert np.abs(engine.embed(pictures).astype(float) - untuned).max() > 1e-2
+    # The run's own weights serve extraction too, under the same identity.
+    built = build_encoder("mobilenet_v3_large", str(run / "weights.safetensors"))[1]
+    assert built == engine.encoder_id
