@@ -286,8 +286,9 @@ def _cut_sources(stage: Stage, args: FinetuneArgs, team: Team) -> tuple[Any, Any
         cache = open_cut_cache(folder, clips, shape, made_from, mirrored=twice)
         rows = np.arange(len(clips))[team.rank :: team.size]
         with progress() as bar:
-            for _ in bar.track(cache.fill(run, rows), total=len(rows), description=f"activations, {side}"):
-                pass
+            task = bar.add_task(f"activations, {side}", total=len(rows), visible=team.writes)
+            for _ in cache.fill(run, rows):
+                bar.advance(task)
         team.wait()
         geometry = None
         if "geometry" in stage.card.dims:

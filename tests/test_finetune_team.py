@@ -1,0 +1,97 @@
+"""Two processes learn what one learns, and a lost one leaves a job that can go on."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from seqmodel.checkpoint import load_checkpoint
+from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
+from seqmodel.run import load_weights
+from seqmodel.train import train
+
+from .crop_store import write_crop_store
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="gloo and /proc as on Linux"),
+]
+OPTIONS = ["--unfreeze-from", "15", "--effective-batch", "5", "--head-lr", "3e-3", "--encoder-lr", "3e-4"]
+ALONE = [sys.executable, "-m", "seqmodel", "finetune"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TWO += ["-m", "seqmodel", "finetune"]
+
+
+@pytest.fixture(scope="module")
+def stage_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("team")
+    store = write_crop_store(folder / "crops.zarr")
+    head = HeadConfig(hidden=8, projection=8, dropout=0.1)
+    train(TrainArgs(Path(store.path), folder / "run", head=head, train=TrainConfig(epochs=1, lr=1e-5)))
+    return folder / "run"
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNDEFAULTENCODING": ""}
+
+
+def call(command: list[str], run: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    words = [*command, "--run", str(run), *OPTIONS, *options]
+    return subprocess.run(words, capture_output=True, text=True, encoding="utf-8", env=environment())
+
+
+def test_two_processes_learn_what_one_learns(stage_1: Path, tmp_path: Path) -> None:
+    runs = [Path(shutil.copytree(stage_1, tmp_path / name)) for name in ("one", "two")]
+    for command, run in zip((ALONE, TWO), runs, strict=True):
+        # 16 clips in steps of 5: the last step has one clip, and one of two processes none.
+        done = call(command, run, "--epochs", "1", "--warm-epochs", "1")
+        assert done.returncode == 0, done.stderr
+    one, two = (load_weights(run) for run in runs)
+    before = load_weights(stage_1)
+    moved = apart = 0.0
+    for part, tensors in one.items():
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point():
+                moved = max(moved, float((tensor - before[part][name]).abs().max()))
+                apart = max(apart, float((tensor - two[part][name]).abs().max()))
+    assert moved > 1e-3
+    # Sums in another order, 1e-7, which Adam turns into steps where a gradient is that small.
+    assert apart < 0.02 * moved
+
+
+def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(stage_1: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(stage_1, tmp_path / "run"))
+    options = ["--epochs", "4", "--patience", "9", "--save-every-s", "0"]
+    words = [*TWO, "--run", str(run), *OPTIONS, *options]
+    job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
+    checkpoint = run / "finetune" / "checkpoint.safetensors"
+    deadline = time.monotonic() + 240
+    while not checkpoint.exists():
+        assert job.poll() is None, job.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(worker(job.pid, rank=1), signal.SIGKILL)
+    said = job.communicate(timeout=120)[1]
+    assert job.returncode != 0
+    assert "same command" in said, said
+    kept = load_checkpoint(checkpoint)
+    assert kept is not None
+    assert kept[1]["position"]["epoch"] * 4 + kept[1]["position"]["step"] >= 1
+
+    done = call(ALONE, run, *options)  # with another number of processes, too
+    assert done.returncode == 0, done.stderr
+    assert "going on at epoch" in done.stderr
+
+
+def worker(launcher: int, rank: int) -> int:
+    """Process id of a rank that torchrun started."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text(encoding="utf-8").split()
+    for child in children:
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"no rank {rank} among {children}")
