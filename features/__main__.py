@@ -75,23 +75,23 @@ def _pack(args: "config.PackArgs") -> "Answer":
 
 def _label(args: "config.LabelArgs") -> "Answer":
     from features.manifest import read_csv, read_folder
-    from features.store import relabel
+    from features.relabel import relabel
 
     if args.data.is_dir():
         manifest = read_folder(args.data)
     else:
         manifest = read_csv(args.data, require_files=False)
-    changes, unnamed, unknown = relabel(args.store, manifest.clips)
+    done = relabel(args.store, manifest.clips)
     problems = [(item.clip_id, item.reason) for item in manifest.problems]
-    problems += [(name, "is not in the store: extract it") for name in unknown]
+    problems += [(name, "is not in the store: extract it") for name in done.unknown]
     _print_failures(problems)
-    say(f"{len(changes.corrected)} clips corrected")
-    if unnamed:
-        warn(f"{len(unnamed)} clips of the store are not in {args.data}; they stay as they were")
+    say(f"{len(done.corrected)} clips corrected")
+    if done.unnamed:
+        warn(f"{len(done.unnamed)} clips of the store are not in {args.data}; they stay as they were")
     summary = {
         "store": args.store,
-        "corrected": list(changes.corrected),
-        "unnamed": list(unnamed),
+        "corrected": list(done.corrected),
+        "unnamed": list(done.unnamed),
         "problems": [{"clip_id": name, "reason": reason} for name, reason in problems],
     }
     return summary, 1 if problems else 0

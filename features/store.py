@@ -26,7 +26,6 @@ the attribute `num_clips` last, so rows of an interrupted plan do not exist yet.
 Knows nothing about videos or networks. N clips, T frames, D embedding, G geometry features.
 """
 
-import dataclasses
 import datetime
 import functools
 import hashlib
@@ -40,21 +39,18 @@ import numpy as np
 import zarr
 
 from features import planning
-from features.arrays import array_name, array_of, chunk_key, read_column, rows_present, write_column
-from features.chunks import IS_NATIVE, numbers_of, read_chunk, texts_of, write_chunk
+from features.arrays import array_name, read_column, write_column
 from features.manifest import Clip, Failure
 from features.packed import drop_packed, open_packed, write_packed
-from features.planning import ROW_ARRAYS, Changes
+from features.planning import Changes
 from features.recipe import Recipe
+from features.rows import Rows
 from features.storage import (
     Place,
     delete_all,
-    delete_keys,
-    list_chunks,
     open_group,
     place_of,
     planner_lock,
-    retried,
     sweep,
 )
 
@@ -64,6 +60,9 @@ Stream = Literal["embeddings", "geometry"]
 _MARKER: dict[str, str] = {"embeddings": "frames", "geometry": "geometry", "crops": "crops"}
 """The array whose chunk says that a part of a row is done."""
 _READ_ROWS = 256
+_NAN = np.array(np.nan, np.float32)
+_NO_FRAME = np.array([np.nan] * 5 + [0], np.float32)
+"""What stands behind a video's end: score 0."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +113,10 @@ class FeatureStore:
         self.changes = changes or Changes()
         """What the plan that opened this store did."""
         self.place, self.group, self._writable = place, group, writable
-        self._arrays: dict[str, zarr.Array] = {}
-        self._maps: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._rows_per_chunk: int = attributes["rows_per_chunk"]
-        self._is_direct = IS_NATIVE and place.folder is not None and self._rows_per_chunk == 1
+        self.rows = Rows(place, group, self.num_clips, self._rows_per_chunk)
+        """The rows as bytes."""
+        self._maps: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     @staticmethod
     def open(path: Path | str, mode: Literal["r", "r+"] = "r") -> "FeatureStore":
@@ -140,7 +139,7 @@ class FeatureStore:
         columns = {name: read_column(group, name, count) for name in (*_TABLE_COLUMNS, "listed")}
         listed = columns.pop("listed")
         slices: Any = group.attrs["slice_columns"]
-        failure = self._failures()
+        failure = self.rows.failures()
         state = np.where(failure != "", FAILED, PENDING)
         return ClipTable(
             **columns,
@@ -162,14 +161,14 @@ class FeatureStore:
 
     def missing(self, part: Part = "embeddings") -> np.ndarray:
         """Rows, ascending, whose part is still to be extracted; not those that failed or vanished."""
-        return np.flatnonzero(~self.present(part) & (self._failures() == "") & self.listed())
+        return np.flatnonzero(~self.present(part) & (self.rows.failures() == "") & self.listed())
 
     def failed(self) -> np.ndarray:
         """Rows, ascending, with a part that could not be extracted, for `--retry-failed`."""
         done = np.ones(self.num_clips, bool)
         for part in (*self.streams, *(("crops",) if self.has_crops else ())):
             done &= self.present(part)
-        return np.flatnonzero((self._failures() != "") & ~done & self.listed())
+        return np.flatnonzero((self.rows.failures() != "") & ~done & self.listed())
 
     def write_row(
         self,
@@ -193,26 +192,22 @@ class FeatureStore:
         if (embeddings is None) != (frames is None):
             raise ValueError("embeddings and frames go together: frames say which embeddings are valid")
         if geometry is not None:
-            self._put("geometry", row, geometry)
+            self.rows.write_numbers("geometry", row, geometry, _NAN)
         if crops is not None:
-            padded = np.full(self.num_frames, b"", object)
-            if len(crops) > self.num_frames:
-                raise ValueError(f"crops of {len(crops)} frames, the store holds {self.num_frames}")
-            padded[: len(crops)] = list(crops)
-            self._write("crops", row, padded)
+            self.rows.write_texts("crops", row, list(crops))
         if embeddings is not None and frames is not None:
             if len(embeddings) != len(frames):
                 raise ValueError(f"{len(embeddings)} embeddings for {len(frames)} frames")
             if not np.isfinite(embeddings[np.asarray(frames)[:, 5] > 0]).all():
                 raise ValueError("an embedding of a valid frame is not finite")
-            self._put("embeddings", row, embeddings)
-            self._put("frames", row, frames)  # the marker: last
-        delete_keys(self.place, [chunk_key("failure", row, 1)])
+            self.rows.write_numbers("embeddings", row, embeddings, _NAN)
+            self.rows.write_numbers("frames", row, frames, _NO_FRAME)  # the marker: last
+        self.rows.forget_failure(row)
 
     def write_failure(self, row: int, reason: str) -> None:
         """Note that a row could not be extracted, and why."""
         self._require_writable(row)
-        retried(self.array("failure").__setitem__, row, reason or "failed")
+        self.rows.write_failure(row, reason or "failed")
 
     def read_stream(self, name: Stream, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(x (n,T,D), valid (n,T) bool) of the rows asked for, or of all; x is 0 where not valid.
@@ -239,8 +234,8 @@ class FeatureStore:
         wanted = np.arange(self.num_clips) if rows is None else np.asarray(rows, np.int64)
         if packed is not None:
             return np.asarray(packed[0][wanted])
-        blocks = [self._read("frames", part) for part in _blocks(wanted)]
-        frames = np.concatenate(blocks) if blocks else self._read("frames", wanted)
+        blocks = [self.rows.read_numbers("frames", part) for part in _blocks(wanted)]
+        frames = np.concatenate(blocks) if blocks else self.rows.read_numbers("frames", wanted)
         frames[..., 5] = np.nan_to_num(frames[..., 5])
         return frames
 
@@ -248,7 +243,7 @@ class FeatureStore:
         """T JPEG files of one row, b"" where there was no face."""
         if not self.has_crops:
             raise ValueError(f"{self.path} holds no crops: extract with --crops jpeg")
-        return [bytes(item) for item in self._guarded("crops", row)]
+        return self.rows.read_texts("crops", row)
 
     def pack(self) -> bool:
         """Make the fast copy of every stream; False when it was there and fresh. Safe to interrupt."""
@@ -311,43 +306,13 @@ class FeatureStore:
             # zarr would make the folders again and leave a heap without a head
             raise ValueError(f"{self.path} was deleted while rows were being written")
 
-    def _put(self, name: str, row: int, values: np.ndarray) -> None:
-        array = self.array(name)
-        values = np.asarray(values)
-        tail = array.shape[1:]
-        if values.ndim != 2 or values.shape[1] != tail[1] or len(values) > tail[0]:
-            raise ValueError(f"{name} of shape {values.shape}, the store holds up to {tail} a clip")
-        padded = np.full(tail, np.nan, array.dtype)
-        padded[: len(values)] = values
-        if name == "frames":
-            padded[len(values) :, 5] = 0
-        self._write(name, row, padded)
-
-    def _write(self, name: str, row: int, values: np.ndarray) -> None:
-        if self._is_direct:
-            retried(write_chunk, self._chunk_file(name, row), values)
-        else:
-            retried(self.array(name).__setitem__, row, values)
-
-    def _chunk_file(self, name: str, row: int) -> Path:
-        assert self.place.folder is not None
-        return self.place.folder / chunk_key(name, row, ROW_ARRAYS[name])
-
     def array(self, name: str) -> zarr.Array:
         """The zarr array of that name."""
-        if name not in self._arrays:
-            self._arrays[name] = array_of(self.group, name)
-        return self._arrays[name]
+        return self.rows.array(name)
 
     def present(self, part: str) -> np.ndarray:
         """(N,) bool: whose part is there, as far as the disk says now."""
-        return rows_present(self.place, self.group, _MARKER[part], self.num_clips)
-
-    def _failures(self) -> np.ndarray:
-        reasons = np.full(self.num_clips, "", dtype=object)
-        for row in np.flatnonzero(rows_present(self.place, self.group, "failure", self.num_clips)):
-            reasons[row] = str(self.array("failure")[int(row)])
-        return reasons.astype(str)
+        return self.rows.present(_MARKER[part])
 
     def _packed(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
         """The packed copy, asked for afresh unless this is a reader that has found it: that one keeps it."""
@@ -359,56 +324,14 @@ class FeatureStore:
         return self._maps[name]
 
     def _stamp(self, name: str) -> str:
-        """Which chunks a packed copy is made from: their names, sizes and times of change."""
-        digest = hashlib.sha256(f"{self.num_clips}".encode())
-        for array in sorted({name, "frames"}):
-            chunks = list_chunks(self.place, array)
-            digest.update(array.encode() + repr(sorted(chunks.items())).encode())
-        return digest.hexdigest()[:12]
-
-    def read_row(self, name: str, row: int) -> Any:
-        """One row of a worker-written array: numbers of shape (T, …), or T byte strings.
-
-        Raises ValueError when its chunk is broken.
-        """
-        if name == "crops":
-            return self._guarded(name, row)
-        return self._guarded(name, np.array([row]))[0]
-
-    def _guarded(self, name: str, rows: Any) -> Any:
-        """Read rows; a chunk that does not match its checksum becomes an error that says what to do."""
-        try:
-            if isinstance(rows, np.ndarray):
-                return self._read_rows(name, rows)
-            if self._is_direct:
-                payload = read_chunk(self._chunk_file(name, rows))
-                return [b""] * self.num_frames if payload is None else texts_of(payload)
-            return self.array(name)[rows]
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{self.path}: {name} cannot be read ({error}); see python -m features verify"
-            ) from error
-
-    def _read(self, name: str, rows: np.ndarray) -> np.ndarray:
-        return self._guarded(name, rows)
-
-    def _read_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
-        array = self.array(name)
-        if not self._is_direct:
-            return np.asarray(array.oindex[rows])
-        tail = array.shape[1:]
-        values = np.full((len(rows), *tail), np.nan, array.dtype)
-        for place, row in enumerate(rows.tolist()):
-            payload = read_chunk(self._chunk_file(name, row))
-            if payload is not None:
-                values[place] = numbers_of(payload, tail, array.dtype)
-        return values
+        """Which chunks a packed copy is made from; frames say what is valid."""
+        return self.rows.stamp(name, "frames")
 
     def _read_block(self, name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        x = self._read(name, rows)
+        x = self.rows.read_numbers(name, rows)
         valid = np.isfinite(x).all(axis=2)
         if name == "embeddings":
-            valid &= self._read("frames", rows)[..., 5] > 0
+            valid &= self.rows.read_numbers("frames", rows)[..., 5] > 0
         x[~valid] = 0
         return x, valid
 
@@ -462,49 +385,6 @@ def plan(
         store = FeatureStore(place, planning.open_for_planning(place), writable=True, changes=changes)
         write_column(group, "state", store.table().state)
     return store
-
-
-def relabel(path: Path | str, clips: Sequence[Clip]) -> tuple[Changes, tuple[str, ...], tuple[str, ...]]:
-    """Bring labels, subjects, splits and slices up to date; features stay as they are.
-
-    clips as the manifest names them: a row belongs to the clip of its video in which it starts. Returns
-    what was corrected, the rows' clip ids that no clip speaks of, and clips that have no row.
-
-    Raises ValueError when there is no store, or no clip of it is named.
-    """
-    place = place_of(path)
-    with planner_lock(place):
-        group = planning.open_for_planning(place)
-        table = FeatureStore(place, group, writable=False).table()
-        by_source: dict[str, list[Clip]] = {}
-        for clip in clips:
-            by_source.setdefault(clip.clip_id.rpartition("#")[0], []).append(clip)
-        named: list[Clip] = []
-        unnamed: list[str] = []
-        met: set[str] = set()
-        for row, clip_id in enumerate(table.clip_id.tolist()):
-            start_s = float(table.start_s[row])
-            for clip in by_source.get(str(table.source[row]), ()):
-                if clip.start_s - 1e-3 <= start_s < (np.inf if clip.end_s is None else clip.end_s):
-                    own_end_s = None if np.isnan(table.end_s[row]) else float(table.end_s[row])
-                    named.append(dataclasses.replace(clip, clip_id=clip_id, start_s=start_s, end_s=own_end_s))
-                    met.add(clip.clip_id)
-                    break
-            else:
-                if clip_id:
-                    unnamed.append(clip_id)
-        if not named:
-            raise ValueError(f"none of these {len(clips)} clips is in {place.text}: are the paths the same?")
-        changes = planning.write_rows(
-            group,
-            place,
-            named,
-            planning.recipe_of(group, place),
-            has_crops=False,
-            listing_complete=False,
-            look_at_files=False,
-        )
-    return changes, tuple(unnamed), tuple(clip.clip_id for clip in clips if clip.clip_id not in met)
 
 
 def delete(path: Path | str, subject: str | None = None) -> int:

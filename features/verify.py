@@ -61,7 +61,7 @@ def _row_problems(store: "FeatureStore", row: int, parts: set[str]) -> list[str]
     reasons = []
     for name in sorted(parts | ({"frames"} if "embeddings" in parts else set())):
         try:
-            values[name] = store.read_row(name, row)
+            values[name] = _read(store, name, row)
         except _UNREADABLE as error:
             reasons.append(str(error))
     if "frames" in values:
@@ -75,3 +75,9 @@ def _row_problems(store: "FeatureStore", row: int, parts: set[str]) -> list[str]
                     f"{int((filled != valid).sum())} frames with a crop but no face, or the reverse"
                 )
     return reasons
+
+
+def _read(store: "FeatureStore", name: str, row: int) -> Any:
+    if name == "crops":
+        return store.rows.read_texts(name, row)
+    return store.rows.read_numbers(name, np.array([row]))[0]

@@ -19,8 +19,9 @@ from features import storage
 from features.manifest import Clip
 from features.packed import packed_folders
 from features.recipe import EncoderId
+from features.relabel import relabel
 from features.storage import place_of, planner_lock, sweep
-from features.store import FeatureStore, delete, plan, relabel
+from features.store import FeatureStore, delete, plan
 from tests.small_store import (
     PIXELS,
     RECIPE,
@@ -104,12 +105,12 @@ def test_direct_chunks_are_the_bytes_that_zarr_writes(tmp_path: Path) -> None:
     by_zarr = plan(
         tmp_path / "zarr.zarr", clips_of(3), WITH_GEOMETRY, numerics={"backend": "test"}, crops=True
     )
-    by_zarr._is_direct = False
+    by_zarr.rows.is_direct = False
     for row in range(3):
         fill_row(by_zarr, row, crops=True)
     by_zarr.settle()
     require_equal_stores(tmp_path / "direct.zarr", tmp_path / "zarr.zarr")
-    store._is_direct = False
+    store.rows.is_direct = False
     assert np.array_equal(store.read_stream("embeddings")[0], by_zarr.read_stream("embeddings")[0])
     assert store.read_crops(1) == crops_of(1) == FeatureStore.open(tmp_path / "zarr.zarr").read_crops(1)
 
@@ -285,11 +286,11 @@ def test_relabelling_needs_no_videos_and_speaks_of_whole_videos(tmp_path: Path) 
     plan(path, [first, second, other], RECIPE, numerics={})
     line = Clip("a.mp4#0", Path("a.mp4"), subject="새 사람", labels={"label": "sleepy"})
     strange = Clip("c.mp4#0", Path("c.mp4"), labels={"label": "sleepy"})
-    changes, unnamed, unknown = relabel(path, [line, strange])
+    done = relabel(path, [line, strange])
     table = FeatureStore.open(path).table()
-    assert changes.corrected == ("a.mp4#0", "a.mp4#2000")
-    assert unnamed == ("b.mp4#0",)
-    assert unknown == ("c.mp4#0",)
+    assert done.corrected == ("a.mp4#0", "a.mp4#2000")
+    assert done.unnamed == ("b.mp4#0",)
+    assert done.unknown == ("c.mp4#0",)
     assert table.subject.tolist() == ["새 사람", "새 사람", "p0"]
     assert [table.label_names["label"][code] for code in table.labels["label"]] == [
         "sleepy",

@@ -1,0 +1,90 @@
+"""Correct labels, subjects, splits and slices of a store from a manifest, without touching features.
+
+The body of `python -m features label`; running extract again with the corrected manifest does it too, and
+looks for new and changed videos besides.
+
+Knows nothing about videos: the manifest's may be anywhere.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from features import planning
+from features.manifest import Clip
+from features.storage import place_of, planner_lock
+from features.store import ClipTable, FeatureStore
+
+
+@dataclass(frozen=True)
+class Relabelling:
+    """What a correction did; clip ids."""
+
+    corrected: tuple[str, ...]
+    unnamed: tuple[str, ...]
+    """Clips of the store that the manifest does not speak of: they stay as they were."""
+    unknown: tuple[str, ...]
+    """Clips of the manifest that the store does not have."""
+
+
+def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
+    """Bring labels, subjects, splits and slices up to date; features stay as they are.
+
+    clips as the manifest names them: a row belongs to the clip of its video in which it starts.
+
+    Raises ValueError when there is no store, or no clip of it is named.
+    """
+    place = place_of(path)
+    with planner_lock(place):
+        group = planning.open_for_planning(place)
+        table = FeatureStore(place, group, writable=False).table()
+        by_source = _by_source(clips)
+        owners = [_owner(table, row, by_source) for row in range(len(table.state))]
+        named = [_as_row(clip, table, row) for row, clip in enumerate(owners) if clip is not None]
+        if not named:
+            raise ValueError(f"none of these {len(clips)} clips is in {place.text}: are the paths the same?")
+        changes = planning.write_rows(
+            group,
+            place,
+            named,
+            planning.recipe_of(group, place),
+            has_crops=False,
+            listing_complete=False,
+            look_at_files=False,
+        )
+    ids = table.clip_id.tolist()
+    met = {clip.clip_id for clip in owners if clip is not None}
+    return Relabelling(
+        changes.corrected,
+        tuple(name for name, clip in zip(ids, owners, strict=True) if name and clip is None),
+        tuple(clip.clip_id for clip in clips if clip.clip_id not in met),
+    )
+
+
+def _by_source(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
+    by_source: dict[str, list[Clip]] = {}
+    for clip in clips:
+        by_source.setdefault(clip.clip_id.rpartition("#")[0], []).append(clip)
+    return by_source
+
+
+def _owner(table: ClipTable, row: int, by_source: dict[str, list[Clip]]) -> Clip | None:
+    start_s = float(table.start_s[row])
+    for clip in by_source.get(str(table.source[row]), ()):
+        if clip.start_s - 1e-3 <= start_s < (np.inf if clip.end_s is None else clip.end_s):
+            return clip
+    return None
+
+
+def _as_row(clip: Clip, table: ClipTable, row: int) -> Clip:
+    """The clip with the row's own id and times."""
+    end_s = float(table.end_s[row])
+    return dataclasses.replace(
+        clip,
+        clip_id=str(table.clip_id[row]),
+        start_s=float(table.start_s[row]),
+        end_s=None if np.isnan(end_s) else end_s,
+    )
