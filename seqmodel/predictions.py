@@ -258,8 +258,9 @@ def _classes(labelling: Labelling) -> list[tuple[str, tuple[str, ...]]]:
 
 def _cached(card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray) -> Any:
     from features.datasets import load_samples
+    from seqmodel.rest import with_baseline
 
-    return load_samples(store, labelling, rows, inputs_of(card))
+    return with_baseline(load_samples(store, labelling, rows, inputs_of(card)), card.baseline, store)
 
 
 def _whole_network(

@@ -27,7 +27,7 @@ from tune.artifacts import FOLDER, drop_checkpoints
 from tune.config import TuneArgs
 from tune.plots import save_study_plots
 from tune.search import choice_of, metric_name, seed_point
-from tune.study import DONE, StudySpec, create_study, num_done, reclaim, run_workers, work
+from tune.study import DONE, StudySpec, close_study, create_study, num_done, reclaim, run_workers, work
 from tune.workers import Bench, refit, score_seed, seed_score, set_up, start_refitting, trial_value, worker
 
 FINALISTS = 3
@@ -59,6 +59,10 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     question = put_question(args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from)
     if args.finetune and not question.store.has_crops:
         raise ValueError(f"--finetune needs face crops: run extract on {args.store} again with --crops jpeg")
+    if args.baseline != "none" and "geometry" not in question.dims:
+        raise ValueError(f"--baseline {args.baseline} needs the geometry stream, which {args.store} lacks")
+    if args.baseline != "none" and args.finetune:
+        raise ValueError("--finetune does not go with --baseline yet: tune without one of them")
     say_question(question)
     bench = set_up(args, question)
     metric = metric_name(args.metric, bench.space.task)
@@ -78,7 +82,9 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     else:
         keep(args, bench, winner, baselines, metric, notes)
     shares = save_study_plots(study, args.out / "plots", metric)
-    summary = summarise(args, study, finalists, baselines, metric, notes) | {"importances": rounded(shares)}
+    summary = summarise(args, study, finalists, baselines, metric, notes)
+    close_study(study)
+    summary |= {"importances": rounded(shares)}
     code = 0
     if args.finetune:
         from seqmodel.finetune import finetune

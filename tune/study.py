@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -81,18 +82,28 @@ def open_storage(storage: str) -> BaseStorage:
         return optuna.storages.GrpcStorageProxy(host=host, port=int(port))
     if storage.startswith("sqlite"):
         _refuse_shared_disk(storage)
+    from sqlalchemy.exc import SQLAlchemyError
+
     try:
-        return RDBStorage(
-            storage,
-            engine_kwargs={"pool_pre_ping": True},
-            heartbeat_interval=HEARTBEAT_S,
-            grace_period=GRACE_S,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES),
-        )
-    except Exception as error:  # sqlalchemy's errors share no base with anything imported here
-        raise ValueError(
-            f"--storage {_without_password(storage)}: {' '.join(str(error).split())[:300]}"
-        ) from error
+        with experimental_is_fine():
+            return RDBStorage(
+                storage,
+                engine_kwargs={"pool_pre_ping": True},
+                heartbeat_interval=HEARTBEAT_S,
+                grace_period=GRACE_S,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES),
+            )
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"--storage {_without_password(storage)}: {reason}") from error
+
+
+@contextmanager
+def experimental_is_fine() -> Iterator[None]:
+    """Without the warning that Optuna gives with each heartbeat, Wilcoxon pruner and the like."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
 
 
 def create_study(spec: StudySpec, first: dict[str, Any], facts: dict[str, Any]) -> optuna.Study:
@@ -133,14 +144,20 @@ def load_study(spec: StudySpec) -> optuna.Study:
     return optuna.load_study(study_name=spec.name, storage=open_storage(spec.storage), pruner=pruner_of(spec))
 
 
+def close_study(study: optuna.Study) -> None:
+    """Give a database its connections back; nothing to do for a journal."""
+    storage = getattr(study._storage, "_backend", study._storage)
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 def pruner_of(spec: StudySpec) -> optuna.pruners.BasePruner:
     """Hyperband over epochs; Wilcoxon's signed-rank test over folds; or none."""
     if not spec.pruning:
         return optuna.pruners.NopPruner()
     if spec.folds > 1:
-        with warnings.catch_warnings():
-            # Optuna calls its interface experimental; what it does is a signed-rank test.
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with experimental_is_fine():
             return optuna.pruners.WilcoxonPruner(p_threshold=0.1)
     return optuna.pruners.HyperbandPruner(
         min_resource=2, max_resource=max(2, spec.epochs), reduction_factor=3
@@ -194,6 +211,13 @@ def work(spec: StudySpec, objective: Objective, index: int = 0) -> None:
         trial.set_user_attr("worker", this_worker())
         return objective(trial)
 
+    try:
+        _take_trials(study, spec, signed, index)
+    finally:
+        close_study(study)
+
+
+def _take_trials(study: optuna.Study, spec: StudySpec, signed: Objective, index: int) -> None:
     while num_taken(study) < spec.trials:
         number = len(study.get_trials(deepcopy=False))
         study.sampler = optuna.samplers.TPESampler(seed=_mix(spec.seed, number, index))

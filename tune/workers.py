@@ -12,6 +12,7 @@ import torch
 
 from seqmodel.heads import LstmHead
 from seqmodel.question import Question, load_sides, put_question
+from seqmodel.rest import with_baseline
 from seqmodel.train import resolve_device
 from seqmodel.training import Fitted
 from tune.artifacts import keep_checkpoint
@@ -40,7 +41,8 @@ def set_up(args: TuneArgs, question: Question | None = None) -> Bench:
     question = question or put_question(
         args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
     )
-    train, val = load_sides(question)
+    sides = load_sides(question)
+    train, val = (with_baseline(side, args.baseline, question.store) for side in sides)
     space = Space(question.labelling.task, tuple(train.x), args.inputs is not None, args.epochs)
     whole = make_folds(train, val, 0, args.seed)
     folds = make_folds(train, val, args.folds, args.seed) if args.folds > 1 else whole
