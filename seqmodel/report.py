@@ -371,13 +371,23 @@ def _calibration_lede(card: Card) -> str:
 def _stages(card: Card) -> list[dict[str, str]]:
     rows = []
     for stage in card.stages:
-        rest = [
-            f"{key} {short(v) if isinstance(v, float) else v}"
-            for key, v in stage.items()
-            if key not in ("name", "stage")
+        said = [
+            f"{key.replace('_', ' ')} {_in_words(value)}" for key, value in stage.items() if key != "stage"
         ]
-        rows.append({"name": str(stage.get("name", stage.get("stage", "stage"))), "text": ", ".join(rest)})
+        rows.append({"name": str(stage.get("stage", "stage")), "text": "; ".join(said)})
     return rows
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_in_words(part)}" for key, part in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return short(value) if abs(value) < 100 else f"{value:,.0f}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_in_words(part) for part in value)
+    return f"{value:,}" if isinstance(value, int) and abs(value) > 9999 else str(value)
 
 
 def _recipe_rows(card: Card) -> list[tuple[str, str]]:

@@ -10,12 +10,15 @@ from features.manifest import Clip
 from features.recipe import EncoderId, Pixels, Recipe
 from features.splits import make_split, sides_by_clip, split_hash
 from features.store import FeatureStore, plan
-from seqmodel.calibration import fit_calibration
+from seqmodel.calibration import Calibration, fit_calibration
 from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.heads import LstmHead, build_head, num_outputs
+from seqmodel.judge import Judgement, judge, make_predictions
 from seqmodel.run import Card, append_log, save_card, save_split, save_weights, versions
 from seqmodel.training import fit, predict_logits
+from seqmodel.yardsticks import identity, majority
 
+NAMES = ("distracted", "engaged")
 DIM, NUM_FRAMES = 12, 6
 RECIPE = Recipe(
     Pixels(detectors=("d" * 64,), fps=1.0, window_s=float(NUM_FRAMES)),
@@ -27,7 +30,7 @@ SMALL_HEAD = HeadConfig(hidden=8, projection=8, dropout=0.0)
 def make_store(
     path: Path,
     *,
-    names: tuple[str, ...] = ("distracted", "engaged"),
+    names: tuple[str, ...] = NAMES,
     num_subjects: int = 24,
     clips_each: int = 6,
     signal: float = 1.0,
@@ -123,3 +126,36 @@ def make_run(run: Path, store: FeatureStore, *, task: str = "auto", epochs: int 
     save_split(run, list(sides), [str(table.subject[place[c]]) for c in sides], list(sides.values()))
     save_card(run, card)
     return card
+
+
+def judged(
+    labels: np.ndarray,
+    positive: np.ndarray,
+    subjects: np.ndarray,
+    *,
+    rounds: int = 300,
+    seed: int = 0,
+    training_shares: tuple[float, float] = (0.3, 0.7),
+) -> Judgement:
+    """A judgement of p(positive) (N,), with the majority and identity beside it."""
+    positive = np.clip(positive, 1e-6, 1 - 1e-6)
+    shares = np.array(training_shares)
+    p = make_predictions(
+        clip_ids=np.array([f"{i}#0" for i in range(len(labels))]),
+        subjects=subjects,
+        labels=labels,
+        logits=np.log(positive / (1 - positive))[:, None].astype(np.float32),
+        reasons=np.full(len(labels), ""),
+        coverage=np.ones(len(labels)),
+        slices={},
+        task="binary",
+        calibration=Calibration(),
+        training_shares=shares,
+    )
+    known = identity(labels, subjects, shares, seed=seed)
+    yardsticks = [majority(shares, len(labels), NAMES), *([known] if known else [])]
+    return judge(p, yardsticks, split="test", label_names=NAMES, task="binary", rounds=rounds, seed=seed)
+
+
+def people(num_subjects: int, clips_each: int) -> np.ndarray:
+    return np.repeat([f"p{s:02d}" for s in range(num_subjects)], clips_each)

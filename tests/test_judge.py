@@ -4,38 +4,10 @@ import numpy as np
 import pytest
 
 from seqmodel.bootstrap import bootstrap_figures, draw_subjects, interval, paired
-from seqmodel.calibration import Calibration
-from seqmodel.judge import judge, make_predictions
 from seqmodel.metrics import evaluate_predictions, minority_class
 from seqmodel.slices import all_slices, wilson
-from seqmodel.yardsticks import identity, majority
-
-NAMES = ("distracted", "engaged")
-
-
-def _judged(labels, positive, subjects, *, rounds=300, seed=0, training_shares=(0.3, 0.7)):
-    """A judgement of p(positive) (N,), with the majority and identity beside it."""
-    positive = np.clip(positive, 1e-6, 1 - 1e-6)
-    shares = np.array(training_shares)
-    p = make_predictions(
-        clip_ids=np.array([f"{i}#0" for i in range(len(labels))]),
-        subjects=subjects,
-        labels=labels,
-        logits=np.log(positive / (1 - positive))[:, None].astype(np.float32),
-        reasons=np.full(len(labels), ""),
-        coverage=np.ones(len(labels)),
-        slices={},
-        task="binary",
-        calibration=Calibration(),
-        training_shares=shares,
-    )
-    known = identity(labels, subjects, shares, seed=seed)
-    yardsticks = [majority(shares, len(labels), NAMES), *([known] if known else [])]
-    return judge(p, yardsticks, split="test", label_names=NAMES, task="binary", rounds=rounds, seed=seed)
-
-
-def _people(num_subjects: int, clips_each: int) -> np.ndarray:
-    return np.repeat([f"p{s:02d}" for s in range(num_subjects)], clips_each)
+from seqmodel.yardsticks import identity
+from tests.judged import judged, people
 
 
 def test_the_bootstrap_equals_scikit_learn_on_repeated_clips():
@@ -59,7 +31,7 @@ def test_the_bootstrap_equals_scikit_learn_on_repeated_clips():
 def test_a_constant_model_is_the_majority_and_its_interval_holds_one_half():
     rng = np.random.default_rng(1)
     labels = (rng.random(200) < 0.7).astype(np.int64)
-    found = _judged(labels, np.full(200, 0.7), _people(20, 10))
+    found = judged(labels, np.full(200, 0.7), people(20, 10))
     auroc = found.figures["auroc"]
     assert auroc.value == 0.5
     assert auroc.low <= 0.5 <= auroc.high
@@ -73,7 +45,7 @@ def test_shuffled_labels_give_nothing_significant_in_17_of_20_seeds():
     quiet = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        found = _judged(rng.integers(0, 2, 240), rng.random(240), _people(24, 10), rounds=200, seed=seed)
+        found = judged(rng.integers(0, 2, 240), rng.random(240), people(24, 10), rounds=200, seed=seed)
         auroc = found.figures["auroc"]
         better = found.beside[0].paired["auroc"].is_better
         quiet += auroc.low <= 0.5 <= auroc.high and not better
@@ -82,10 +54,10 @@ def test_shuffled_labels_give_nothing_significant_in_17_of_20_seeds():
 
 def test_a_model_that_knows_identity_is_exposed():
     rng = np.random.default_rng(3)
-    subjects = _people(24, 12)
+    subjects = people(24, 12)
     habit = rng.beta(0.6, 0.6, 24)
     labels = (rng.random(len(subjects)) < np.repeat(habit, 12)).astype(np.int64)
-    found = _judged(labels, np.repeat(habit, 12), subjects)
+    found = judged(labels, np.repeat(habit, 12), subjects)
     beside = {b.yardstick.name: b for b in found.beside}
     assert found.figures["auroc"].value > 0.8
     assert beside["majority"].paired["auroc"].is_better
@@ -97,7 +69,7 @@ def test_a_model_that_knows_identity_is_exposed():
 
 def test_identity_says_nothing_where_people_do_not_differ():
     rng = np.random.default_rng(4)
-    subjects = _people(12, 10)
+    subjects = people(12, 10)
     labels = np.tile([0, 1], 60)
     known = identity(labels, subjects, np.array([0.5, 0.5]), seed=0)
     assert known is not None
@@ -106,7 +78,7 @@ def test_identity_says_nothing_where_people_do_not_differ():
     del rng
 
 
-def test_intervals_cover_the_truth_in_nine_of_ten_data_sets_of_forty_people():
+def test_intervals_cover_the_truth_in_nine_of_ten_data_sets_of_fortypeople():
     covered = 0
     trials = 200
     for seed in range(trials):
@@ -115,7 +87,7 @@ def test_intervals_cover_the_truth_in_nine_of_ten_data_sets_of_forty_people():
         own = np.repeat(rng.beta(7, 3, 40), 8)
         labels = rng.integers(0, 2, 320)
         said = np.where(rng.random(320) < own, labels, 1 - labels)
-        draws = draw_subjects(_people(40, 8), 400, seed)
+        draws = draw_subjects(people(40, 8), 400, seed)
         p = np.stack([1.0 - said, said], axis=1).astype(float)
         rounds = bootstrap_figures(labels, p, said, draws, 0)["accuracy"]
         low, high = interval(rounds, draws.num_subjects)
@@ -126,9 +98,9 @@ def test_intervals_cover_the_truth_in_nine_of_ten_data_sets_of_forty_people():
 def test_few_people_bring_a_warning_and_no_people_a_plainer_one():
     rng = np.random.default_rng(5)
     labels, positive = rng.integers(0, 2, 60), rng.random(60)
-    assert any("only 6 subjects" in w for w in _judged(labels, positive, _people(6, 10)).warnings)
-    assert any("by clip" in w for w in _judged(labels, positive, np.full(60, "")).warnings)
-    assert _judged(rng.integers(0, 2, 240), rng.random(240), _people(24, 10)).warnings == ()
+    assert any("only 6 subjects" in w for w in judged(labels, positive, people(6, 10)).warnings)
+    assert any("by clip" in w for w in judged(labels, positive, np.full(60, "")).warnings)
+    assert judged(rng.integers(0, 2, 240), rng.random(240), people(24, 10)).warnings == ()
 
 
 def test_a_pair_of_equal_models_differs_by_nothing():
@@ -147,10 +119,10 @@ def test_one_person_alone_has_no_interval():
 
 def test_slices_are_worst_first_and_small_ones_stay():
     rng = np.random.default_rng(6)
-    subjects = np.concatenate([_people(3, 20), np.full(4, "rare")])
+    subjects = np.concatenate([people(3, 20), np.full(4, "rare")])
     labels = rng.integers(0, 2, 64)
     positive = np.where(subjects == "p01", 1 - labels, labels) * 0.8 + 0.1
-    found = _judged(labels, positive, subjects)
+    found = judged(labels, positive, subjects)
     by_person = all_slices(found.predictions, found.draws, 2)[0]
     assert by_person.rows[0].name == "p01"
     assert by_person.rows[-1].name == "rare"

@@ -1,0 +1,139 @@
+"""Claims about the report as a page: complete, offline, right on screens wide and narrow."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seqmodel.__main__ import main
+from seqmodel.literature import literature_table
+from seqmodel.report import short
+from tests.judged import judged, make_run, make_store, people
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """An evaluated run whose names try to break out of the page."""
+    root = tmp_path_factory.mktemp("report")
+    names = ("<b>멍함</b>", "집중 & co")
+    store = make_store(root / "s.zarr", names=names, signal=0.3, num_subjects=30)
+    make_run(root / "run", store, epochs=3)
+    assert main(["evaluate", "--run", str(root / "run"), "--rounds", "100"]) == 0
+    return root / "run"
+
+
+def test_the_page_asks_nobody_for_anything(run):
+    page = (run / "report.html").read_text(encoding="utf-8")
+    for tag in re.findall(r"<(?:img|script|link|iframe|image|use|source)\b[^>]*>", page):
+        assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", tag), tag
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+
+
+def test_names_are_text_and_not_markup(run):
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<b>멍함</b>" not in page
+    assert "&lt;b&gt;멍함&lt;/b&gt;" in page
+    assert "집중 &amp; co" in page
+
+
+def test_every_drawing_is_in_the_page_and_in_plots(run):
+    page = (run / "report.html").read_text(encoding="utf-8")
+    drawn = sorted(path.stem for path in (run / "plots").glob("*.png"))
+    assert {
+        "confusion",
+        "roc",
+        "precision_recall",
+        "reliability",
+        "threshold",
+        "coverage",
+        "subjects",
+    } <= set(drawn)
+    assert {"learning", "hardest-1"} <= set(drawn)
+    for name in drawn:
+        assert f'id="{name}-figure_1"' in page, name
+
+
+def test_ids_are_used_once(run):
+    page = (run / "report.html").read_text(encoding="utf-8")
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_it_without_error_request_or_sideways_scroll(run, scheme):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        try:
+            for width in (1280, 390):
+                page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+                said, asked = [], []
+                page.on("console", lambda message, said=said: said.append(message.text))
+                page.on("pageerror", lambda error, said=said: said.append(str(error)))
+                page.on("request", lambda request, asked=asked: asked.append(request.url))
+                page.goto((run / "report.html").as_uri())
+                assert said == []
+                assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+                assert page.evaluate("document.documentElement.scrollWidth") <= width
+                empty = page.evaluate(
+                    "[...document.querySelectorAll('svg, img')].filter(e => "
+                    "e.getBoundingClientRect().width < 20 || e.getBoundingClientRect().height < 20 || "
+                    "(e.tagName == 'IMG' && !e.naturalWidth)).length"
+                )
+                assert empty == 0
+                assert page.locator("svg").count() >= 10
+                page.close()
+        finally:
+            browser.close()
+
+
+def test_the_model_card_tells_figures_use_and_limits(run):
+    card = (run / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for text in (
+        "## Intended use",
+        "**Not for:**",
+        "AI Act",
+        "## Licences",
+        "| AUROC |",
+        "By person",
+        "Majority class",
+    ):
+        assert text in card
+    assert "nan" not in card.lower().split()
+    # Tables hold together: every row of a table has as many cells as its head.
+    for block in re.findall(r"(?:^\|.*\n)+", card, flags=re.MULTILINE):
+        assert len({line.count("|") for line in block.splitlines()}) == 1, block
+
+
+def test_the_literature_row_takes_the_likeliest_class(run):
+    text = (run / "literature.csv").read_text(encoding="utf-8").splitlines()
+    assert text[0].startswith("method,clips,accuracy,weighted F1")
+    assert text[-1].startswith("majority class")
+    assert (run / "literature.tex").read_text(encoding="utf-8").startswith("\\begin{tabular}")
+
+
+def test_figures_are_written_as_this_field_does():
+    assert [short(v) for v in (0.8731, 1.0, -0.25, 12.5, float("nan"), None)] == [
+        ".873",
+        "1.000",
+        "-.250",
+        "12.500",
+        "–",
+        "–",
+    ]
+
+
+def test_latex_survives_odd_names():
+    rng = np.random.default_rng(0)
+    judgement = judged(rng.integers(0, 2, 40), rng.random(40), people(8, 5), rounds=20)
+    assert r"run\_1\&\%" in literature_table(judgement, "run_1&%").latex
