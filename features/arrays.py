@@ -30,6 +30,9 @@ NUMBER_COLUMNS = {
     "listed": "bool",
     "state": "uint8",
 }
+MAX_NAME_BYTES = 100
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
+"""Names that Windows keeps for itself."""
 _FLAT_NAMES: Any = {"name": "default", "separator": "."}
 _KEEP_EMPTY: Any = {"write_empty_chunks": True}  # a chunk that is all fill value is there none the less
 
@@ -119,8 +122,9 @@ def write_column(group: zarr.Group, name: str, values: np.ndarray) -> None:
 def array_name(folder: str, column: str) -> str:
     """Where a user's column lies: `labels/engagement`; a name that no file system takes becomes a hash."""
     plain = unicodedata.normalize("NFC", column)
-    safe = plain.strip(" .") == plain and not set(plain) & set('/\\:*?"<>|') and plain.isprintable()
-    if not safe or plain.startswith("__") or len(plain.encode()) > 100 or plain == "zarr.json":
+    is_taken = plain.split(".")[0].upper() in _DEVICES or plain.startswith("__") or plain == "zarr.json"
+    is_odd = plain.strip(" .") != plain or bool(set(plain) & set('/\\:*?"<>|')) or not plain.isprintable()
+    if is_taken or is_odd or len(plain.encode()) > MAX_NAME_BYTES:
         plain = "column-" + hashlib.sha256(plain.encode()).hexdigest()[:12]
     return f"{folder}/{plain}"
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from features import planning
+from features.lock import planner_lock
 from features.manifest import Clip
-from features.storage import place_of, planner_lock
+from features.storage import place_of
 from features.store import ClipTable, FeatureStore
 
 

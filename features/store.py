@@ -40,6 +40,7 @@ import zarr
 
 from features import planning
 from features.arrays import array_name, read_column, write_column
+from features.lock import planner_lock
 from features.manifest import Clip, Failure
 from features.packed import drop_packed, open_packed, write_packed
 from features.planning import Changes
@@ -50,7 +51,6 @@ from features.storage import (
     delete_all,
     open_group,
     place_of,
-    planner_lock,
     sweep,
 )
 

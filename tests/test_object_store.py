@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from features.__main__ import main
-from features.storage import place_of, planner_lock
+from features.lock import planner_lock
+from features.storage import place_of
 from features.store import FeatureStore, delete, plan
 from tests.small_store import WITH_GEOMETRY, clips_of, fill_row, row_values, write_store
 from tests.test_store import WRITER

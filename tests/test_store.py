@@ -16,11 +16,12 @@ import pytest
 import zarr
 
 from features import storage
+from features.lock import planner_lock
 from features.manifest import Clip
 from features.packed import packed_folders
 from features.recipe import EncoderId
 from features.relabel import relabel
-from features.storage import place_of, planner_lock, sweep
+from features.storage import place_of, sweep
 from features.store import FeatureStore, delete, plan
 from tests.small_store import (
     PIXELS,
@@ -303,7 +304,7 @@ def test_relabelling_needs_no_videos_and_speaks_of_whole_videos(tmp_path: Path) 
 
 def test_odd_column_names_are_kept(tmp_path: Path) -> None:
     """What no file system takes as a name."""
-    columns = ["a/b", "..", "con:fusion", "x" * 300, "집중 정도"]
+    columns = ["a/b", "..", "con:fusion", "NUL", "x" * 300, "집중 정도"]
     clip = replace(clips_of(1)[0], labels=dict.fromkeys(columns, "1"), slices=dict.fromkeys(columns, "값"))
     table = plan(tmp_path / "s.zarr", [clip], RECIPE, numerics={}).table()
     assert set(table.labels) == set(columns)

@@ -1,0 +1,138 @@
+"""One planner of a store at a time: a lock file, made only where there is none.
+
+Not the file system's own locks: those of shared disks often do nothing, and object storage has none. A
+planner that was killed is noticed by its process, its process's start and, from another machine, by age.
+
+Knows nothing about what a planner does.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from features.storage import PARTIAL_AGE_S, Place, delete_keys, object_errors, read_bytes
+
+LOCK_NAME = "planner.lock"
+LOCK_WAIT_S = 60.0
+LOCK_STALE_S = 600.0
+"""A planner holds the lock for seconds; one this old, of another machine, is dead."""
+
+
+@contextlib.contextmanager
+def planner_lock(place: Place, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
+    """Be the only planner of a store.
+
+    A planner that died on this machine is noticed at once, one of another machine after LOCK_STALE_S.
+
+    Raises ValueError naming the holder when the lock does not come free within `wait_s`.
+    """
+    token = uuid.uuid4().hex
+    body = json.dumps({**_own_identity(), "token": token, "time": time.time()}).encode()
+    deadline = time.monotonic() + wait_s
+    while not _put_if_absent(place, body):
+        held = read_bytes(place, LOCK_NAME)
+        if held is not None and _is_dead(place, held):
+            _break_lock(place, held)
+        elif time.monotonic() > deadline:
+            raise ValueError(
+                f"{place.text} is being planned by another process ({_describe(held)}); "
+                f"if that is gone, delete {LOCK_NAME} in it"
+            )
+        else:
+            time.sleep(0.05)
+    try:
+        yield
+    finally:
+        if token.encode() in (read_bytes(place, LOCK_NAME) or b""):
+            delete_keys(place, [LOCK_NAME])
+
+
+def _put_if_absent(place: Place, body: bytes) -> bool:
+    if place.folder is not None:
+        try:  # O_EXCL, not a hard link: exFAT disks have none
+            with open(place.folder / LOCK_NAME, "xb") as file:
+                file.write(body)
+        except FileExistsError:
+            return False
+        return True
+    from obstore.exceptions import AlreadyExistsError
+
+    try:
+        with object_errors(place.text):
+            place.objects.put(LOCK_NAME, body, mode="create")
+    except ValueError as error:
+        if isinstance(error.__cause__, AlreadyExistsError):
+            return False
+        raise
+    except FileNotFoundError as error:
+        raise ValueError(f"{place.text}: there is no such bucket") from error
+    return True
+
+
+def _own_identity() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_ticks(os.getpid())}
+
+
+def _start_ticks(pid: int) -> str:
+    """When a process started, in the kernel's own ticks; '' where that cannot be read."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return text.rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _is_dead(place: Place, held: bytes) -> bool:
+    try:
+        holder = json.loads(held)
+        host, pid, started = holder["host"], int(holder["pid"]), holder["started"]
+        age_s = time.time() - float(holder["time"])
+    except (ValueError, KeyError, TypeError):  # killed between creating and writing it
+        return place.folder is None or _age_s(place.folder / LOCK_NAME) > PARTIAL_AGE_S
+    if age_s > LOCK_STALE_S:
+        return True
+    if host != socket.gethostname() or os.name != "posix":
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return bool(started) and _start_ticks(pid) != started
+
+
+def _age_s(file: Path) -> float:
+    try:
+        return time.time() - file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _break_lock(place: Place, held: bytes) -> None:
+    """Take a dead planner's lock away, but not the one that somebody made meanwhile."""
+    if place.folder is None:
+        if read_bytes(place, LOCK_NAME) == held:
+            delete_keys(place, [LOCK_NAME])
+        return
+    aside = place.folder / f"{LOCK_NAME}.{uuid.uuid4().hex}.partial"
+    with contextlib.suppress(FileNotFoundError):
+        (place.folder / LOCK_NAME).rename(aside)
+        if aside.read_bytes() != held:
+            with contextlib.suppress(OSError):
+                os.link(aside, place.folder / LOCK_NAME)
+        aside.unlink()
+
+
+def _describe(held: bytes | None) -> str:
+    try:
+        holder = json.loads(held or b"")
+        return f"process {holder['pid']} on {holder['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "unknown"
