@@ -1,0 +1,139 @@
+"""The demo set: a face where one is meant, labels by duration, people kept apart, the same set every time."""
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from extract.demo import (
+    CLIP_S,
+    DISTRACTED,
+    ENGAGED,
+    FPS,
+    LONG_S,
+    SHORT_S,
+    clip_scripts,
+    face_expected,
+    looks_of,
+    make_demo,
+    poses,
+    unseen_script,
+    write_video,
+)
+from extract.face import FaceCropper
+from extract.video import probe, read_video, sample_at
+from features.recipe import Pixels
+from seqmodel.assets import sha256_of
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "labels.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_set_is_listed_in_its_csv(tiny_demo: Path) -> None:
+    rows = rows_of(tiny_demo)
+    assert len(rows) == 16
+    assert {row["label"] for row in rows} == {"engaged", "distracted"}
+    for row in rows[:3]:
+        info = probe(tiny_demo / row["path"])
+        assert (info.width, info.height, info.fps) == (320, 240, FPS)
+        assert info.duration_s == pytest.approx(CLIP_S, abs=0.05)
+    assert probe(tiny_demo / "unseen.mp4").duration_s == pytest.approx(60, abs=0.1)
+    with (tiny_demo / "unseen.csv").open(encoding="utf-8", newline="") as file:
+        parts = list(csv.DictReader(file))
+    assert parts[0]["start_s"] == "0.0"
+    assert parts[-1]["end_s"] == "60.0"
+    assert {part["label"] for part in parts} == {"engaged", "distracted"}
+
+
+@pytest.mark.slow
+def test_the_detector_finds_the_faces_that_are_meant_to_be_seen(tiny_demo: Path, detector_path: Path) -> None:
+    cropper = FaceCropper(Pixels((sha256_of(detector_path),)), (detector_path,))
+    found = meant = 0
+    for script in [*clip_scripts(16, 0), unseen_script(0)[0]]:
+        expected = face_expected(script)
+        cropper.reset()
+        for frame in sample_at(read_video(tiny_demo / script.path), 3.0):
+            if expected[min(round(frame.pts_s * FPS), len(expected) - 1)]:
+                meant += 1
+                found += cropper.crop(frame.rgb()).score > 0
+    cropper.close()
+    assert meant > 500
+    assert found / meant >= 0.95
+
+
+def test_the_default_set_keeps_people_apart_and_both_labels_everywhere() -> None:
+    scripts = clip_scripts(168, 0)
+    sides: dict[int, set[str]] = {}
+    for script in scripts:
+        sides.setdefault(script.subject, set()).add(script.split)
+    assert all(len(splits) == 1 for splits in sides.values())
+    assert unseen_script(0)[0].subject not in sides
+    counts = Counter((script.split, script.label) for script in scripts)
+    assert counts["test", "engaged"] + counts["test", "distracted"] >= 40
+    for split in ("train", "val", "test"):
+        assert counts[split, "engaged"] == counts[split, "distracted"]
+    assert {s.behaviour for s in scripts if s.label == "engaged"} == set(ENGAGED)
+    assert {s.behaviour for s in scripts if s.label == "distracted"} == set(DISTRACTED)
+
+
+def test_labels_are_decided_by_how_long_a_spell_lasts() -> None:
+    for script in clip_scripts(168, 0):
+        longest = max((spell.end_s - spell.start_s for spell in script.spells), default=0.0)
+        if script.label == "engaged":
+            assert longest <= SHORT_S[1]
+        else:
+            assert LONG_S[0] <= longest <= LONG_S[1]
+        assert all(0 <= spell.start_s < spell.end_s <= CLIP_S + 0.4 for spell in script.spells)
+        starts = [spell.start_s for spell in script.spells]
+        ends = [spell.end_s for spell in script.spells]
+        assert all(end < start for end, start in zip(ends, starts[1:], strict=False))
+
+
+def test_a_single_frame_cannot_tell() -> None:
+    # Each pose that a distracted person holds occurs in engaged clips too: half of them or more contain it.
+    def somewhere(label: str, test: str) -> float:
+        shares = []
+        for script in clip_scripts(168, 0):
+            if script.label == label and script.behaviour in ("look_left", "look_right", "mixed"):
+                track = poses(script, looks_of(script.subject, 0))
+                shares.append(any(abs(pose.yaw) > 20 for pose in track) if test == "turned" else True)
+        return float(np.mean(shares))
+
+    assert somewhere("engaged", "turned") > 0.5
+    facing = [
+        np.mean([abs(pose.yaw) < 15 and pose.closed < 0.5 for pose in poses(script, looks_of(0, 0))])
+        for script in clip_scripts(168, 0)
+        if script.label == "distracted"
+    ]
+    assert np.median(facing) > 0.2
+
+
+def test_the_unseen_minute_is_what_its_csv_says_in_every_window() -> None:
+    script, parts = unseen_script(0)
+    for start_s, end_s, label in parts:
+        for at_s in np.arange(start_s, end_s - CLIP_S + 0.01, 1.0):
+            inside = [
+                min(spell.end_s, at_s + CLIP_S) - max(spell.start_s, at_s)
+                for spell in script.spells
+                if spell.end_s > at_s and spell.start_s < at_s + CLIP_S
+            ]
+            longest = max(inside, default=0.0)
+            assert longest <= SHORT_S[1] if label == "engaged" else longest >= 2.8
+
+
+def test_the_same_seed_gives_the_same_video(tmp_path: Path) -> None:
+    script = clip_scripts(1, 3)[0]
+    for name in ("one", "two"):
+        (tmp_path / name / "clips").mkdir(parents=True)
+        write_video(script, 3, tmp_path / name)
+    assert (tmp_path / "one" / script.path).read_bytes() == (tmp_path / "two" / script.path).read_bytes()
+    assert looks_of(0, 3) != looks_of(0, 4)
+
+
+def test_a_set_of_no_clips_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--clips must be at least 1, got 0"):
+        make_demo(tmp_path, clips=0)
