@@ -21,6 +21,7 @@ from extract.video import EARLY_S, Frame, Sampler
 from live.model import LiveModel, open_model
 from live.states import Standing, State, StateRule, next_standing
 from seqmodel.calibration import Calibration, decide
+from seqmodel.rest import subtract_rest
 
 SMOOTHING_S = 1.0
 """Time constant of the average over logits: three sampled frames, well below the window's own ten seconds."""
@@ -108,6 +109,8 @@ class Predictor:
         self._smoothed: np.ndarray | None = None
         self._smoothed_s = start_s
         self._standing = Standing()
+        self._rest_sum = np.zeros(self.model.card.dims.get("geometry", 0))
+        self._rest_count = 0
 
     def push(self, frame: Frame) -> Prediction | None:
         """The prediction after this frame, or None for a frame between two sampled ones.
@@ -128,6 +131,11 @@ class Predictor:
     def window_logits(self) -> np.ndarray:
         """The head's answer to the window as it stands, (C',) float32."""
         x, valid = self.window()
+        if self.model.card.baseline != "none" and "geometry" in x:
+            # Until the person's mean has grown over a whole window, the window's own mean stands for it.
+            known = self.model.card.baseline == "subject" and self._rest_count >= self._pixels.num_frames
+            rest = (self._rest_sum / self._rest_count).astype(np.float32) if known else None
+            x["geometry"] = subtract_rest(x["geometry"], valid["geometry"], rest)
         return self.model.head(x, valid)
 
     def window(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -172,6 +180,9 @@ class Predictor:
             if self._geometry is not None and crop.image is not None
             else None
         )
+        if geometry is not None and not np.isnan(geometry).any():
+            self._rest_sum += geometry
+            self._rest_count += 1
         self._window.append(Seen(frame.pts_s, embedding, crop.image is not None, geometry))
         # After a gap, count alone would keep frames of long ago: a window is also no longer than its seconds.
         while frame.pts_s - self._window[0].t_s >= self._pixels.window_s - EARLY_S:

@@ -79,7 +79,7 @@ def measure(run: Path, card: Card, store: "FeatureStore") -> Reference:
     """The figures of the run's training clips in a store, and from when on short windows can be trusted."""
     from seqmodel.predictions import predict_rows
 
-    rows = _rows_of(run, store, "train")[:MAX_CLIPS]
+    rows = rows_of(run, store, "train")[:MAX_CLIPS]
     logits, measured = predict_rows(run, card, store, card.labelling, rows)
     p = probabilities(logits[measured], card.labelling.task, card.calibration)
     level = p[:, -1] if card.labelling.task == "binary" else p.max(axis=1)
@@ -102,7 +102,7 @@ def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
     from seqmodel.metrics import score
     from seqmodel.predictions import growing_logits
 
-    rows = _rows_of(run, store, "val")[:MAX_CLIPS]
+    rows = rows_of(run, store, "val")[:MAX_CLIPS]
     if not len(rows):
         return None
     table = store.table()
@@ -124,7 +124,7 @@ def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
     return (max(below) + 2) / len(scores) if below and max(below) + 2 <= len(scores) else (1 / len(scores))
 
 
-def _rows_of(run: Path, store: "FeatureStore", side: str) -> np.ndarray:
+def rows_of(run: Path, store: "FeatureStore", side: str) -> np.ndarray:
     """Finished rows of a store that stood on one side of the run's split."""
     sides = load_split(run)
     table = store.table()

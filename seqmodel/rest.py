@@ -9,18 +9,20 @@ Knows nothing about networks. N clips, T frames, G geometry features.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from features.datasets import Samples
-from features.store import FeatureStore
+
+if TYPE_CHECKING:
+    from features.store import FeatureStore
 
 Baseline = Literal["none", "window", "subject"]
 STREAM: Literal["geometry"] = "geometry"
 
 
-def with_baseline(samples: Samples, baseline: str, store: FeatureStore) -> Samples:
+def with_baseline(samples: Samples, baseline: str, store: "FeatureStore") -> Samples:
     """The samples with every person's normal taken off the geometry stream, (N, T, G) float32 in memory.
 
     Samples without that stream, and `none`, come back as they are.
@@ -49,7 +51,7 @@ def subtract_rest(values: np.ndarray, valid: np.ndarray, rest: np.ndarray | None
     return np.where(valid[:, None], values - normal, 0.0).astype(np.float32)
 
 
-def subject_rests(store: FeatureStore) -> Mapping[str, np.ndarray]:
+def subject_rests(store: "FeatureStore") -> Mapping[str, np.ndarray]:
     """(G,) float32 mean over all valid frames of each known person, by subject; no label is looked at."""
     table = store.table()
     rests: dict[str, np.ndarray] = {}

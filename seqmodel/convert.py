@@ -1,0 +1,148 @@
+"""Encoder and head as OpenVINO and ONNX files, in float32 or with int8 convolutions.
+
+Knows nothing about runs, stores or whether a file is right: export.py checks that. F frames, T frames of a
+window, D embedding, O outputs.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from features.recipe import to_json
+from seqmodel.engine import import_openvino
+from seqmodel.heads import LstmHead
+from seqmodel.run import Card, card_to_json
+
+OPSET = 18
+
+
+class FlatHead(nn.Module):
+    """A head whose inputs stand in a row: for each stream its values (B, T, D), then its validity (B, T)."""
+
+    def __init__(self, head: LstmHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Logits (B, O)."""
+        names = list(self.head.dims)
+        return self.head(
+            dict(zip(names, inputs[::2], strict=True)), dict(zip(names, inputs[1::2], strict=True))
+        )
+
+
+def metadata_of(card: Card) -> dict[str, str]:
+    """What travels inside each model file: how to feed it, and how to read what comes out."""
+    plain = card_to_json(card)
+    return {
+        "recipe": json.dumps(to_json(card.recipe), ensure_ascii=False),
+        "labels": json.dumps(list(card.labelling.names), ensure_ascii=False),
+        "task": card.labelling.task,
+        "calibration": json.dumps(plain["calibration"]),
+        "input": "uint8 RGB crops (1, H, W, 3); mean and std are inside; embeddings rounded to float16",
+    }
+
+
+def to_openvino(module: nn.Module, example: Any, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write path (.xml) and its .bin; `example` is one tensor or a tuple, whose shapes are fixed."""
+    openvino = import_openvino()
+    given = example if isinstance(example, tuple) else (example,)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated, and what OpenVINO uses
+        network = openvino.convert_model(
+            module.eval(), example_input=example, input=[tuple(tensor.shape) for tensor in given]
+        )
+    _save_openvino(openvino, network, path, metadata)
+
+
+def onnx_to_openvino(source: Path, path: Path, metadata: Mapping[str, str]) -> None:
+    """Turn an ONNX file into path (.xml) and its .bin; the ONNX file goes."""
+    openvino = import_openvino()
+    _save_openvino(openvino, openvino.Core().read_model(source.read_bytes()), path, metadata)
+    source.unlink()
+
+
+def _save_openvino(openvino: Any, network: Any, path: Path, metadata: Mapping[str, str]) -> None:
+    for key, value in metadata.items():
+        network.set_rt_info(value, ["brainbuddy", key])
+    openvino.save_model(network, path, compress_to_fp16=False)
+
+
+def to_onnx(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: list[str],
+    outputs: list[str],
+    path: Path,
+    metadata: Mapping[str, str],
+) -> None:
+    """One self-contained ONNX file. Raises ValueError where the packages for it are not installed."""
+    onnx = import_onnx()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter talks about its own internals
+        program = torch.onnx.export(
+            module.eval(),
+            example,
+            input_names=inputs,
+            output_names=outputs,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, dict(metadata))
+    path.write_bytes(model.SerializeToString())
+
+
+def quantise(path: Path, crops: np.ndarray, metadata: Mapping[str, str]) -> None:
+    """The encoder's convolutions in int8, ranges from real crops; in place."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the first import, or it calls home
+    from onnxruntime import quantization as ort
+
+    class Crops(ort.CalibrationDataReader):
+        """What onnxruntime asks for one crop at a time."""
+
+        def __init__(self) -> None:
+            self._left = iter(crops)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            """The next input, or None."""
+            crop = next(self._left, None)
+            return None if crop is None else {"crop": crop[None]}
+
+    quantised = path.with_name("quantised.onnx")
+    ort.quantize_static(
+        path,
+        quantised,
+        Crops(),
+        quant_format=ort.QuantFormat.QDQ,
+        per_channel=True,
+        op_types_to_quantize=["Conv"],
+        activation_type=ort.QuantType.QUInt8,
+        weight_type=ort.QuantType.QInt8,
+    )
+    onnx = import_onnx()
+    model = onnx.load_model_from_string(quantised.read_bytes())
+    onnx.helper.set_model_props(model, dict(metadata))
+    path.write_bytes(model.SerializeToString())
+    quantised.unlink()
+
+
+def import_onnx() -> Any:
+    """The onnx module. Raises ValueError where the packages for export are not installed."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  # torch's exporter needs it
+    except ImportError as error:
+        raise ValueError(
+            f"this export needs the packages of brainbuddy[export]: {error.name} is missing"
+        ) from error
+    return onnx

@@ -1,0 +1,307 @@
+"""python -m seqmodel export: encoder and head as files that need no torch, checked on real crops.
+
+A bundle (see bundle.py) is written beside, compared with torch on crops of the store, and put in its place
+only where it agrees. int8 quantises the encoder's convolutions on stored crops and reports what that costs
+and gains.
+
+Knows nothing about videos. F frames, T frames of a window, D embedding, O outputs.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from features.door import say, warn
+from features.store import FeatureStore
+from seqmodel.assets import sha256_of
+from seqmodel.bundle import (
+    MANIFEST,
+    STATISTICS,
+    SUFFIX,
+    bundle_folder,
+    head_inputs,
+    open_bundle,
+    read_manifest,
+)
+from seqmodel.config import ExportArgs
+from seqmodel.convert import FlatHead, metadata_of, onnx_to_openvino, quantise, to_onnx, to_openvino
+from seqmodel.encoder import Encoder, encoder_of
+from seqmodel.heads import LstmHead
+from seqmodel.reference import FILE as REFERENCE
+from seqmodel.run import WEIGHTS, Card, load_card, load_weights, save_card, write_text
+
+MIN_COSINE = {"f32": 0.9999, "int8": 0.5}
+"""Worst cosine allowed between torch's embedding of a crop and the export's. float32 engines differ in the
+last bits only (1.0000 measured); int8 is a choice whose cost is reported, and this only catches nonsense."""
+MAX_LOGIT_DIFFERENCE = 1e-3
+"""Largest difference allowed between torch's logits and the export's on the same numbers; 1e-7 is usual."""
+NUM_CHECKED, NUM_WINDOWS = 64, 40
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an export is checked on."""
+
+    crops: np.ndarray
+    """uint8 (F, H, W, 3), RGB."""
+    windows: Sequence[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], int]]
+    """Validation windows: crops (T, H, W, 3), faces (T,) bool, other streams {name: (T, G)}, class index."""
+    how: str
+    """Where the crops come from, in words."""
+
+
+def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
+    """Write and check a bundle; gives the summary and exit code 0.
+
+    Raises ValueError when the run is unfinished, a package is missing or the export differs from torch.
+    """
+    card = load_card(args.run)
+    if card.recipe.pixels is None:
+        raise ValueError(f"{args.run} was trained on imported features: it has no encoder to export")
+    weights = load_weights(args.run)
+    encoder = encoder_of(card.recipe.encoder, weights.get("encoder"))
+    head = LstmHead(card.head, card.dims, card.num_outputs)
+    head.load_state_dict(weights["head"])
+    head.eval()
+    evidence = gather(args, card)
+    target = args.out or bundle_folder(args.run, args.to)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write_networks(partial, encoder, head, card, args, evidence)
+        _write_rest(partial, args.run, card, weights["head"])
+        found = check(partial, encoder, head, card, evidence, args)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    summary = {"run": str(args.run), "bundle": str(target), "format": args.to, **found}
+    most = found["max_difference"]
+    say(f"checked on {evidence.how}")
+    say(f"largest differences from torch: embeddings {most['embedding']:.2g}, logits {most['logit']:.2g}")
+    if "int8" in found:
+        cost = found["int8"]
+        say(f"int8: score {cost['score']} instead of {cost['score_f32']}, {cost['speed_ratio']}× as fast")
+    say(f"wrote {target}: copy it to a machine without torch, and python -m live --run {target.name}")
+    return summary, 0
+
+
+def gather(args: ExportArgs, card: Card) -> Evidence:
+    """Crops of the run's store to check on; seeded noise, said aloud, where it keeps none.
+
+    Raises ValueError where int8 is asked for and there are no crops to calibrate on.
+    """
+    place = args.store or card.store
+    try:
+        store = FeatureStore.open(place)
+        found = _stored(args.run, card, store) if store.has_crops else None
+    except ValueError:
+        found = None
+    if found is not None and len(found.crops):
+        return found
+    if args.int8:
+        raise ValueError(
+            f"int8 is calibrated on stored crops, and {place} has none: extract with --crops jpeg"
+        )
+    warn(f"{place} has no crops: the export is checked on noise instead of faces")
+    assert card.recipe.pixels is not None
+    side = card.recipe.pixels.crop_px
+    coarse = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
+    noise = coarse.repeat(side // 8 + 1, axis=1).repeat(side // 8 + 1, axis=2)[:, :side, :side]
+    return Evidence(np.ascontiguousarray(noise), (), "noise")
+
+
+def check(
+    folder: Path, encoder: Encoder, head: LstmHead, card: Card, evidence: Evidence, args: ExportArgs
+) -> dict[str, Any]:
+    """Compare a bundle with torch, write what was found into its manifest, and give it.
+
+    Raises ValueError when it differs by more than is allowed.
+    """
+    precision = "int8" if args.int8 else "f32"
+    plain: dict[str, Any] = {
+        "schema": 1,
+        "format": args.to,
+        "precision": precision,
+        "run_weights_sha256": sha256_of(args.run / WEIGHTS),
+        "encoder_sha256": card.recipe.encoder.weights_sha256,
+        "checked_on": evidence.how,
+        "max_difference": {},
+    }
+    write_text(folder / MANIFEST, json.dumps(plain, indent=1) + "\n")
+    engine, run_head = open_bundle(read_manifest(folder), card)
+    ours = encoder.embed(evidence.crops).astype(np.float32)
+    theirs = engine.embed(evidence.crops).astype(np.float32)
+    cosine = (ours * theirs).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1))
+    logit = max(_logit_differences(head, run_head, card, ours))
+    plain["max_difference"] = {
+        "embedding": float(np.abs(ours - theirs).max()),
+        "cosine": float(cosine.min()),
+        "logit": logit,
+    }
+    if not cosine.min() >= MIN_COSINE[precision] or not logit <= MAX_LOGIT_DIFFERENCE:
+        raise ValueError(
+            f"the export differs from torch: worst cosine of an embedding {cosine.min():.5f} (at least "
+            f"{MIN_COSINE[precision]} wanted), logits by {logit:.2g} (at most {MAX_LOGIT_DIFFERENCE}): "
+            "nothing was written"
+        )
+    if args.int8:
+        plain["int8"] = _cost_of_int8(encoder, engine.embed, run_head, card, evidence)
+    write_text(folder / MANIFEST, json.dumps(plain, indent=1) + "\n")
+    return plain
+
+
+def _write_networks(
+    folder: Path, encoder: Encoder, head: LstmHead, card: Card, args: ExportArgs, evidence: Evidence
+) -> None:
+    """encoder.* and head.* of a bundle."""
+    assert card.recipe.pixels is not None
+    side, frames = card.recipe.pixels.crop_px, card.recipe.pixels.num_frames
+    crop = torch.zeros(1, side, side, 3, dtype=torch.uint8)
+    inputs: list[Tensor] = []
+    for dim in card.dims.values():
+        inputs += [torch.zeros(1, frames, dim), torch.ones(1, frames, dtype=torch.bool)]
+    suffix, flat = SUFFIX[args.to], FlatHead(head)
+    metadata = metadata_of(card)
+    if args.int8:
+        to_onnx(encoder, (crop,), ["crop"], ["embedding"], folder / "encoder.onnx", metadata)
+        quantise(folder / "encoder.onnx", evidence.crops, metadata)
+        if args.to == "openvino":
+            onnx_to_openvino(folder / "encoder.onnx", folder / "encoder.xml", metadata)
+    elif args.to == "onnx":
+        to_onnx(encoder, (crop,), ["crop"], ["embedding"], folder / "encoder.onnx", metadata)
+    else:
+        to_openvino(encoder, crop, folder / "encoder.xml", metadata)
+    if args.to == "onnx":
+        to_onnx(flat, tuple(inputs), head_inputs(card), ["logits"], folder / f"head{suffix}", metadata)
+    else:
+        to_openvino(flat, tuple(inputs), folder / f"head{suffix}", metadata)
+
+
+def _write_rest(folder: Path, run: Path, card: Card, head: Mapping[str, Tensor]) -> None:
+    """Card, statistics, reference and model files; nothing about people."""
+    from safetensors.torch import save_file
+
+    save_card(
+        folder,
+        replace(card, store="", stages=(), metrics={}, warnings=(), test_openings=(), numerics={}),
+    )
+    statistics = {
+        f"head.{name}": tensor.contiguous()
+        for name, tensor in head.items()
+        if name.startswith(("mean_", "std_"))
+    }
+    save_file(statistics, folder / STATISTICS)
+    if (run / REFERENCE).is_file():
+        shutil.copyfile(run / REFERENCE, folder / REFERENCE)
+    if (run / "detector").is_dir():
+        shutil.copytree(run / "detector", folder / "detector")
+
+
+def _stored(run: Path, card: Card, store: FeatureStore) -> Evidence:
+    """Validation windows of the store, and single crops out of them."""
+    import cv2
+
+    from features.datasets import CropClips
+    from features.recipe import require_equal
+    from seqmodel.predictions import inputs_of
+    from seqmodel.reference import rows_of
+
+    require_equal(card.recipe, store.recipe, ["pixels"], where=f"run {run} with store {store.path}")
+    cv2.setNumThreads(1)
+    rows = rows_of(run, store, "val")
+    rows = (rows if len(rows) else rows_of(run, store, "train"))[:NUM_WINDOWS]
+    clips = CropClips(store, card.labelling, rows, inputs_of(card))
+    windows = []
+    for index in range(len(clips)):
+        x, valid, labels = clips.batch(np.array([index]))
+        others = {name: values[0] for name, values in x.items() if name != "crops"}
+        windows.append((x["crops"][0], valid["crops"][0], others, int(labels[0])))
+    faces = np.concatenate([crops[seen] for crops, seen, _, _ in windows]) if windows else np.zeros((0,))
+    chosen = np.linspace(0, len(faces) - 1, min(NUM_CHECKED, len(faces))).astype(int)
+    return Evidence(faces[chosen], windows, f"{len(chosen)} stored crops")
+
+
+def _logit_differences(
+    head: LstmHead, run_head: Callable[..., np.ndarray], card: Card, embeddings: np.ndarray
+) -> list[float]:
+    """Differences of the two heads on full, half-empty, gappy and empty windows of the same numbers."""
+    assert card.recipe.pixels is not None
+    frames, chance = card.recipe.pixels.num_frames, np.random.default_rng(0)
+    values = {
+        name: (
+            np.resize(embeddings, (frames, dim))
+            if name == "embeddings"
+            else chance.normal(size=(frames, dim))
+        ).astype(np.float32)
+        for name, dim in card.dims.items()
+    }
+    masks = [np.ones(frames, bool), np.arange(frames) < frames // 2, chance.random(frames) < 0.5]
+    found = []
+    for mask in (*masks, np.zeros(frames, bool)):
+        with torch.inference_mode():
+            ours = head(
+                {name: torch.from_numpy(v * mask[:, None])[None] for name, v in values.items()},
+                {name: torch.from_numpy(mask)[None] for name in values},
+            )[0].numpy()
+        x = {name: v * mask[:, None] for name, v in values.items()}
+        theirs = run_head(x, dict.fromkeys(values, mask))
+        found.append(float(np.abs(ours - theirs).max()))
+    return found
+
+
+def _cost_of_int8(
+    encoder: Encoder,
+    embed_int8: Callable[[np.ndarray], np.ndarray],
+    run_head: Callable[..., np.ndarray],
+    card: Card,
+    evidence: Evidence,
+) -> dict[str, Any]:
+    """Score and speed beside float32's, on the same validation windows and machine."""
+    from seqmodel.calibration import probabilities
+    from seqmodel.engine import encoder_engine
+    from seqmodel.metrics import score
+
+    exact = encoder_engine(encoder, card.recipe.encoder, backend="openvino", threads=1)
+    labels = np.array([label for *_, label in evidence.windows])
+    metric = "auroc" if card.labelling.task == "binary" else "balanced_accuracy"
+    result: dict[str, Any] = {"metric": metric, "windows": len(labels)}
+    for name, embed in (("score_f32", exact.embed), ("score", embed_int8)):
+        logits = []
+        for crops, seen, others, _ in evidence.windows:
+            embeddings = np.zeros((len(crops), card.recipe.encoder.dim), np.float32)
+            if seen.any():
+                embeddings[seen] = embed(np.ascontiguousarray(crops[seen]))
+            x = others | {"embeddings": embeddings}
+            valid = {stream: ~np.isnan(v).any(1) & v.any(1) for stream, v in others.items()} | {
+                "embeddings": seen
+            }
+            logits.append(run_head(x, valid))
+        p = probabilities(np.stack(logits), card.labelling.task, card.calibration)
+        result[name] = round(score(metric, labels, p), 4) if len(np.unique(labels)) > 1 else None
+    seconds = {
+        name: _seconds(embed, evidence.crops) for name, embed in (("f32", exact.embed), ("int8", embed_int8))
+    }
+    result["frames_per_s"] = {name: round(len(evidence.crops) / s, 1) for name, s in seconds.items()}
+    result["speed_ratio"] = round(seconds["f32"] / seconds["int8"], 2)
+    return result
+
+
+def _seconds(embed: Callable[[np.ndarray], np.ndarray], crops: np.ndarray) -> float:
+    embed(crops[:4])
+    found = []
+    for _ in range(3):
+        start = time.perf_counter()
+        embed(crops)
+        found.append(time.perf_counter() - start)
+    return min(found)

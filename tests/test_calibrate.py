@@ -1,0 +1,104 @@
+"""live/calibrate.py, control.py: one person's minute moves the decision and nothing else."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from live.calibrate import (
+    Trial,
+    can_calibrate,
+    forget_personal,
+    load_personal,
+    personal_calibration,
+    save_personal,
+)
+from live.control import Control
+from live.session import Session, Wishes
+from seqmodel.calibration import Calibration, decide, probabilities
+from tests.test_overlay import prediction
+
+ATTENDING, AWAY = [1.9, 2.0, 2.1, 2.0, -5.0], [0.9, 1.0, 1.1, 1.0, 9.0]
+"""A person whose logits all lie on one side of zero; one outlier each."""
+
+
+@pytest.mark.parametrize("base", [Calibration(), Calibration(temperature=2, bias=-0.3, threshold=0.35)])
+def test_the_middle_between_the_phases_becomes_the_threshold(base: Calibration) -> None:
+    """Before, both phases read the same class; after, each its own. Outliers do not count."""
+    own = personal_calibration(ATTENDING, AWAY, base)
+    logits = np.array([[1.5], [2.0], [1.0]])
+    p = probabilities(logits, "binary", own)[:, 1]
+    assert p[0] == pytest.approx(base.threshold)
+    assert p[1] > base.threshold + 0.2  # further where the run's temperature allows it
+    assert decide(logits, "binary", own).label.tolist()[1:] == [1, 0]
+    assert (own.threshold, own.abstain) == (base.threshold, base.abstain)
+
+
+@pytest.mark.parametrize(
+    ("attending", "away", "said"),
+    [
+        ([1.0] * 5, [0.9] * 5, "look alike"),
+        ([0.0] * 5, [2.0] * 5, "look alike"),
+        ([1.0], [0.0] * 5, "too few"),
+    ],
+)
+def test_phases_that_cannot_be_told_apart_change_nothing(
+    attending: list[float], away: list[float], said: str
+) -> None:
+    """Equal, the wrong way round, or without a face."""
+    with pytest.raises(ValueError, match=said):
+        personal_calibration(attending, away, Calibration())
+
+
+def test_a_phase_counts_its_second_half_only() -> None:
+    """The window still holds what was before."""
+    trial = Trial.begin(100.0, 30.0)
+    for t_s in np.arange(100, 160, 1.0):
+        trial.add(replace(prediction(), t_s=float(t_s), logits=(float(t_s),)))
+    assert min(trial.attending) == 115
+    assert max(trial.attending) == 129
+    assert min(trial.away) == 145
+    assert trial.phase(160.0) == "done"
+    assert "attend" in trial.message(101.0)
+    assert "look away" in trial.message(131.0)
+
+
+def test_it_is_kept_by_name_for_one_run_and_removable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hangul names work; another run does not see it; a name cannot leave the folder."""
+    monkeypatch.setenv("BRAINBUDDY_HOME", str(tmp_path))
+    own = Calibration(temperature=0.7, bias=0.2, abstain=(0.4, 0.6))
+    save_personal("민수", "a" * 12, own)
+    save_personal("민수", "b" * 12, Calibration())
+    assert load_personal("민수", "a" * 12) == own
+    assert load_personal("민수", "c" * 12) is None
+    assert load_personal("영희", "a" * 12) is None
+    with pytest.raises(ValueError, match="--person"):
+        save_personal("../evil", "a" * 12, own)
+    assert forget_personal("민수")
+    assert not forget_personal("민수")
+
+
+def test_multiclass_runs_have_no_one_direction() -> None:
+    """There is no single scale from looking away to attending."""
+    assert [can_calibrate(task) for task in ("binary", "ordinal", "multiclass")] == [True, True, False]
+
+
+def test_keys_do_what_they_say(tmp_path: Path) -> None:
+    """Marks, pause, quit and messages; unknown keys do nothing."""
+    session, told = Session(("distracted", "engaged"), Wishes(record=None)), list[str]()
+    control = Control(session, person=None, calibrate_s=None, tell=told.append)
+    for key in (" ", "z", "p", "ö", ""):
+        control.press(key, 5.0)
+    assert session.marks == [(5.0, "mark 1")]
+    assert control.wants_pause
+    control.press("c", 5.0)
+    control.press("1", 5.0)
+    control.press("x", 5.0)
+    assert "still loading" in told[0]
+    assert "--record-raw" in told[1]
+    assert "no personal calibration" in told[2]
+    control.press("q", 6.0)
+    assert control.quits

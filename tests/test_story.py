@@ -1,0 +1,93 @@
+"""live/story.py, report.py: what a log says of its session, and how it differs from the training data."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from live.__main__ import main
+from live.log import Log
+from live.report import write_report
+from live.session import novelty_file
+from live.story import days, tell, timeline_png
+from seqmodel.reference import FILE, Reference, Spread
+from seqmodel.run import write_text
+from tests.small_run import write_run
+from tests.test_overlay import prediction
+
+NAMES = ("distracted", "engaged")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Thirty seconds engaged, ten distracted, a lost camera for five, ten without a face."""
+    path = tmp_path / "session <1>.csv"
+    log = Log(str(path), NAMES)
+    for k in range(120):
+        label, p = ("engaged", (0.2, 0.8)) if k < 90 else ("distracted", (0.7, 0.3))
+        log.write(replace(prediction(), t_s=k / 3, label=label, p=p), mark="<b>bell" if k == 30 else "")
+    for k in range(5):
+        log.write_state(40.0 + k, "camera_lost")
+    for k in range(30):
+        log.write(replace(prediction(), t_s=45 + k / 3, state="no_face", label="", box=None))
+    log.close()
+    return path
+
+
+def test_the_time_in_each_state_adds_up(log: Path) -> None:
+    """Classes by name, states by their words, spans longest first, marks where they were set."""
+    story = tell(log)
+    rounded = {said: round(seconds) for said, seconds in story.seconds.items()}
+    assert rounded == {"engaged": 30, "distracted": 10, "no face": 10, "camera lost": 5}
+    assert [span.said for span in story.spans][::3] == ["engaged", "camera lost"]
+    assert story.spans[0].length_s == pytest.approx(30, abs=0.4)
+    assert story.marks == ((10.0, "<b>bell"),)
+    assert np.isnan(story.moments[-1].level)
+
+
+def test_a_gap_in_the_log_belongs_to_nobody(tmp_path: Path) -> None:
+    """Two rows an hour apart are two seconds of session at most."""
+    path = tmp_path / "gap.csv"
+    log = Log(str(path), NAMES)
+    log.write(replace(prediction(), t_s=0.0))
+    log.write(replace(prediction(), t_s=3600.0))
+    log.close()
+    assert sum(tell(path).seconds.values()) < 2
+
+
+def test_the_page_is_one_file_and_escapes_what_it_shows(log: Path) -> None:
+    """No request leaves the page, and a mark is text."""
+    page = write_report([log]).read_text(encoding="utf-8")
+    assert "&lt;b&gt;bell" in page
+    assert "<b>bell" not in page
+    assert "http" not in page
+    picture = cv2.imdecode(np.frombuffer(timeline_png(tell(log)), np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape == (150, 1200, 3)
+
+
+def test_days_are_held_against_training(log: Path, tmp_path: Path, detector_path: Path) -> None:
+    """Face rate without the time the camera was away; a figure outside the training range is marked."""
+    novelty_file(log).write_text("t_s,novelty\n0.0,4.0\n0.3333,6.0\n", encoding="utf-8")
+    (day,) = days([log])
+    assert day.face_rate == pytest.approx(120 / 150)
+    assert day.p == pytest.approx((90 * 0.8 + 30 * 0.3) / 120, abs=1e-3)
+    assert day.novelty == 5.0
+    run = write_run(tmp_path / "run", detector_path)
+    reference = Reference(50, Spread(0.98, 0.7, 1.0), Spread(0.6, 0.1, 0.9), Spread(1.0, 0.5, 1.8), 0.5)
+    import json
+    from dataclasses import asdict
+
+    write_text(run / FILE, json.dumps(asdict(reference)))
+    out = tmp_path / "drift.html"
+    assert main(["report", str(log), "--against", str(run), "--out", str(out)]) == 0
+    page = out.read_text(encoding="utf-8")
+    assert page.count('class="odd"') == 1
+    assert "training (50 clips)" in page
+
+
+def test_a_missing_log_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 2, named."""
+    assert main(["report", str(tmp_path / "none.csv")]) == 2
+    assert "none.csv" in " ".join(capsys.readouterr().err.split()).replace(" ", "")
