@@ -20,6 +20,7 @@ import numpy as np
 
 from features.datasets import load_samples
 from features.door import say, warn
+from features.recipe import Part, differences
 from seqmodel.bootstrap import Figure
 from seqmodel.calibration import Calibration, fit_calibration
 from seqmodel.config import EvaluateArgs
@@ -66,10 +67,10 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
 
         return evaluate_folds(args)
     asked, predictions = open_and_predict(args)
-    card = asked.card
+    card, training = asked.card, training_clips(asked)
     judgement = judge(
         predictions,
-        yardsticks(asked, predictions, args.seed),
+        yardsticks(asked, predictions, training, args.seed),
         split=asked.split,
         label_names=card.labelling.names,
         task=card.labelling.task,
@@ -79,9 +80,9 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
     )
     folder = args.run / "cross" / Path(asked.store.path).stem if asked.is_other_data else args.run
     folder.mkdir(parents=True, exist_ok=True)
-    write_judgement(folder, judgement, asked, args)
-    say_figures(judgement, folder / "report.html")
-    return summary(judgement, folder), 0
+    report = write_judgement(folder, judgement, asked, args)
+    say_figures(judgement, report)
+    return summary(judgement, report), 0
 
 
 def open_and_predict(args: EvaluateArgs) -> tuple[Asked, Predictions]:
@@ -136,7 +137,7 @@ def predict(asked: Asked) -> Predictions:
         slices={name: column[rows] for name, column in table.slices.items()} | {"source": table.source[rows]},
         task=card.labelling.task,
         calibration=card.calibration,
-        training_shares=training_shares(asked),
+        training_shares=training_shares(asked, training_clips(asked)),
     )
 
 
@@ -149,51 +150,82 @@ def face_coverage(store: "FeatureStore", rows: np.ndarray) -> np.ndarray:
     return np.asarray((np.nan_to_num(frames[:, :, 5]) > 0).mean(axis=1), np.float64)
 
 
-def training_rows(asked: Asked) -> np.ndarray:
-    """Rows of the store that stand on the run's training side, labelled and extracted; none in another data
-    set."""
-    on_side = np.array([asked.sides.get(str(c), ("", ""))[1] == "train" for c in asked.table.clip_id], bool)
-    return np.flatnonzero(on_side & (asked.labels >= 0) & (asked.table.state == 1))
+@dataclass(frozen=True)
+class Training:
+    """The run's own training clips, wherever they are; none where their store cannot be opened."""
+
+    store: "FeatureStore"
+    rows: np.ndarray
+    """(M,) rows of that store, extracted and labelled."""
+    labels: np.ndarray
+    """(M,) int64."""
+    subjects: np.ndarray
+    """(M,) str."""
 
 
-def training_shares(asked: Asked) -> np.ndarray:
-    """(C,) shares of the classes in training; of the judged clips themselves where training is not in this
+def training_clips(asked: Asked) -> Training:
+    """The clips on the run's training side: in the judged store, or for another data set in the run's home
     store."""
-    labels = asked.labels[training_rows(asked)]
-    return shares(labels if len(labels) else asked.population.labels, len(asked.card.labelling.names))
+    store, table, labels = asked.store, asked.table, asked.labels
+    if asked.is_other_data:
+        home = _home(asked.card)
+        if home is not None:
+            store, table = home, home.table()
+            labels = clip_labels(table, asked.card.labelling)
+    on_side = np.array([asked.sides.get(str(c), ("", ""))[1] == "train" for c in table.clip_id], bool)
+    rows = np.flatnonzero(on_side & (labels >= 0) & (table.state == 1))
+    return Training(store, rows, labels[rows], table.subject[rows])
 
 
-def yardsticks(asked: Asked, predictions: Predictions, seed: int) -> list[Yardstick]:
+def _home(card: Card) -> "FeatureStore | None":
+    from features.store import FeatureStore
+
+    try:
+        return FeatureStore.open(card.store)
+    except (ValueError, OSError):
+        return None
+
+
+def training_shares(asked: Asked, training: Training) -> np.ndarray:
+    """(C,) shares of the classes in training; equal shares where training cannot be found."""
+    return shares(training.labels, len(asked.card.labelling.names))
+
+
+def yardsticks(asked: Asked, predictions: Predictions, training: Training, seed: int) -> list[Yardstick]:
     """Majority, logistic regression on each stream, and where subjects are known identity, for the judged
     clips."""
-    card, table, training = asked.card, asked.table, training_rows(asked)
-    prior = training_shares(asked)
+    card, prior = asked.card, training_shares(asked, training)
     found = [majority(prior, len(predictions), card.labelling.names)]
-    if len(training) and len(np.unique(asked.labels[training])) > 1 and predictions.measured.any():
+    if len(np.unique(training.labels)) > 1 and predictions.measured.any():
         rows = asked.population.rows[predictions.measured]
         for stream in card.dims:
-            if stream in asked.store.streams:
-                samples = [
-                    load_samples(asked.store, card.labelling, part, stream)  # type: ignore[arg-type]
-                    for part in (training, rows)
-                ]
-                found.append(logistic(samples[0], samples[1], stream, predictions.measured, prior))
+            # Another encoder's embeddings mean something else.
+            part: Part = "encoder" if stream == "embeddings" else "geometry"
+            if stream in asked.store.streams and not differences(
+                training.store.recipe, asked.store.recipe, [part]
+            ):
+                learned = load_samples(training.store, card.labelling, training.rows, stream)  # type: ignore[arg-type]
+                judged = load_samples(asked.store, card.labelling, rows, stream)  # type: ignore[arg-type]
+                found.append(logistic(learned, judged, stream, predictions.measured, prior))
     known = identity(
         predictions.labels,
         predictions.subjects,
         prior,
         seed=seed,
-        training_labels=asked.labels[training],
-        training_subjects=table.subject[training],
+        training_labels=training.labels,
+        training_subjects=training.subjects,
     )
     return [*found, *([known] if known is not None else [])]
 
 
 def write_judgement(
     folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs, *, with_network: bool = True
-) -> None:
-    """Every file of an evaluation, each written atomically; `with_network` asks the run's network once more,
-    for the hardest clips."""
+) -> Path:
+    """Every file of an evaluation, each written atomically; returns the report's path.
+
+    Pages about training or validation clips get a folder of their own, so that report.html and the model
+    card are about test. `with_network` asks the run's network once more, for the hardest clips.
+    """
     from seqmodel.story import tell
 
     metrics = figures_json(judgement)
@@ -202,11 +234,15 @@ def write_judgement(
     card = replace(asked.card, metrics=dict(asked.card.metrics) | metrics)
     if not asked.is_other_data:
         save_card(args.run, card)
+    if judgement.split in ("train", "val"):
+        folder = folder / judgement.split
+        folder.mkdir(exist_ok=True)
     story = tell(folder, judgement, replace(asked, card=card), args, with_network=with_network)
     write_text(folder / "literature.csv", story.literature.csv)
     write_text(folder / "literature.tex", story.literature.latex + "\n")
     write_report(folder / "report.html", judgement, card, story)
     write_model_card(folder / "MODEL_CARD.md", judgement, card, story)
+    return folder / "report.html"
 
 
 def figures_json(judgement: Judgement) -> dict[str, dict[str, Any]]:
@@ -232,7 +268,7 @@ def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(earlier | dict(metrics), indent=1, ensure_ascii=False) + "\n")
 
 
-def summary(judgement: Judgement, folder: Path) -> dict[str, Any]:
+def summary(judgement: Judgement, report: Path) -> dict[str, Any]:
     """What --json prints."""
     return {
         "split": judgement.split,
@@ -240,7 +276,7 @@ def summary(judgement: Judgement, folder: Path) -> dict[str, Any]:
         "people": judgement.draws.num_subjects if judgement.draws.by_subject else None,
         "figures": figures_json(judgement)[judgement.split],
         "warnings": list(judgement.warnings),
-        "report": str(folder / "report.html"),
+        "report": str(report),
     }
 
 
@@ -324,7 +360,7 @@ def _population_warnings(asked: Asked) -> list[str]:
             f"{asked.population.pending} labelled clips of this split are not extracted yet and do not count"
         )
     if asked.is_other_data:
-        found.append(f"another data set ({asked.population.how}); majority and shares are its own")
+        found.append(f"{asked.population.how}")
     return found
 
 

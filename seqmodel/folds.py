@@ -84,9 +84,9 @@ def evaluate_folds(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
     )
     folder = args.run / asked.split
     folder.mkdir(parents=True, exist_ok=True)
-    write_judgement(folder, judgement, asked, args, with_network=False)
-    say_figures(judgement, folder / "report.html")
-    return summary(judgement, folder), 0
+    report = write_judgement(folder, judgement, asked, args, with_network=False)
+    say_figures(judgement, report)
+    return summary(judgement, report), 0
 
 
 def every_clip(asked: Asked, folds: str) -> Asked:

@@ -61,6 +61,8 @@ class Story:
     literature: LiteratureTable = field(default_factory=lambda: LiteratureTable((), (), "", ""))
     commands: Sequence[str] = ()
     umap_caption: str = ""
+    ledger: str = ""
+    """How often the test split was opened, in words."""
     warnings: Sequence[str] = ()
 
 
@@ -128,6 +130,7 @@ def _context(judgement: Judgement, card: Card, story: Story) -> dict[str, Any]:
         "contents": _contents(story),
         "warnings": [*story.warnings, *judgement.warnings],
         "figures_lede": _figures_lede(judgement),
+        "against": _against(judgement, card),
         "forest": _forest(judgement),
         "beside": [
             {"title": b.yardstick.title, "how": b.yardstick.how, "kind": _kind(b)} for b in judgement.beside
@@ -160,7 +163,7 @@ def _context(judgement: Judgement, card: Card, story: Story) -> dict[str, Any]:
         "umap_caption": story.umap_caption,
         "label_names": names,
         "data_rows": story.data_rows,
-        "split_how": f"How people were split: {card.split_how}",
+        "split_how": f"How people were split: {card.split_how}. {story.ledger}".strip(),
         "not_measured": [
             (clip_id, reason)
             for clip_id, reason in zip(
@@ -251,6 +254,23 @@ def _figures_lede(judgement: Judgement) -> str:
     return lede + (
         f"; the {missing} that could not be measured are taken as the training majority." if missing else "."
     )
+
+
+def _against(judgement: Judgement, card: Card) -> list[dict[str, str]]:
+    """One line a yardstick: by how much the model beats it, in the metric that the run was chosen for."""
+    name = card.metric if card.metric in judgement.figures else "balanced_accuracy"
+    lines = []
+    for beside in judgement.beside:
+        difference = beside.paired[name].difference
+        mark = _mark(name, beside)
+        word = {"beats": "better", "loses": "worse", "even": "no clear difference"}.get(
+            mark, "not to be told"
+        )
+        moved = f"{'+' if difference.value >= 0 else '−'}{short(abs(difference.value))}"
+        between = f"({short(difference.low)} to {short(difference.high)})"
+        text = f"{TITLES[name][0]} {moved} {between}: {word}"
+        lines.append({"title": beside.yardstick.title, "mark": mark or "even", "text": text})
+    return lines
 
 
 def _forest(judgement: Judgement) -> list[dict[str, Any]]:

@@ -65,6 +65,7 @@ def tell(
         literature=literature_table(judgement, args.run.name),
         commands=commands(asked, args),
         umap_caption=caption,
+        ledger=ledger(asked),
     )
 
 
@@ -188,11 +189,48 @@ def data_rows(asked: Asked) -> list[dict[str, Any]]:
 
 
 def commands(asked: Asked, args: EvaluateArgs) -> list[str]:
-    """What to type to get this report again."""
-    words = ["python -m seqmodel evaluate --run", shlex.quote(str(args.run))]
+    """What to type to get the store, the run and this report again."""
+    card, store = asked.card, shlex.quote(str(asked.card.store))
+    recipe, labelling = card.recipe, card.labelling
+    lines = []
+    if recipe.pixels is not None:
+        crops = " --crops jpeg" if asked.store.has_crops else ""
+        geometry = "on" if recipe.geometry is not None else "off"
+        lines.append(
+            f"python -m extract --data DATA --out {store} --encoder {recipe.encoder.name} "
+            f"--fps {recipe.pixels.fps:g} --window {recipe.pixels.window_s:g} --geometry {geometry}{crops}"
+        )
+    question = f"--label {shlex.quote(labelling.column)}"
+    if all(len(group) == 1 for group in labelling.sources):
+        question += f" --labels {shlex.quote(','.join(labelling.names))}"
+    stages = [str(stage.get("stage", "")) for stage in card.stages]
+    searched = any("trial" in stage for stage in card.stages)
+    run = shlex.quote(str(args.run))
+    lines.append(
+        f"python -m tune --store {store} --out {run} {question} --task {labelling.task} --seed {card.seed}"
+        if searched
+        else f"python -m seqmodel train --store {store} --run {run} {question} --seed {card.seed}"
+    )
+    if "finetune" in stages:
+        lines.append(f"python -m seqmodel finetune --run {run}")
+    words = ["python -m seqmodel evaluate --run", run]
     words += ["--store", shlex.quote(str(asked.store.path)), "--split", args.split]
     words += ["--rounds", str(args.rounds), "--seed", str(args.seed)]
     words += [word for pair in args.map for word in ("--map", shlex.quote(pair))]
     words += ["--folds", args.folds] if args.folds else []
     words += ["--umap"] if args.umap else []
-    return [" ".join(words)]
+    return [*lines, " ".join(words)]
+
+
+def ledger(asked: Asked) -> str:
+    """How often the test clips of this store were looked at, by whom; '' where never."""
+    openings = asked.store.test_openings
+    if not openings:
+        return ""
+    runs = sorted({str(opening["run"]) for opening in openings})
+    shown = ", ".join(runs[:5]) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
+    last = str(openings[-1]["time_utc"])[:16].replace("T", " ")
+    return (
+        f"The store's ledger counts {len(openings)} openings of its test split, by {shown}; "
+        f"the last at {last} UTC."
+    )

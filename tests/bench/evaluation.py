@@ -25,7 +25,7 @@ SHARES = (("train", 0.6), ("val", 0.16), ("test", 0.24))
 
 
 def make_store(path: Path, num_clips: int) -> None:
-    """A store with official splits, two labels and some failures; features lean a little towards the label."""
+    """A store with official splits, two labels and some failures; features lean a little to the label."""
     rng = np.random.default_rng(0)
     edges = np.cumsum([share for _, share in SHARES]) * NUM_SUBJECTS
     clips = []
@@ -101,6 +101,7 @@ def measure_bootstrap(num_clips: int) -> None:
         started = time.process_time()
         bootstrap_figures(labels, p, said, draws, 0)
         fast = time.process_time() - started
+        evaluate_predictions(labels, p, said, 0)  # imports scikit-learn
         few = 5
         started = time.process_time()
         for r in range(few):

@@ -1,0 +1,115 @@
+"""Claims about the path from rows of a store to logits: cached features, or crops through the run's own
+encoder."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from features.labels import Labelling
+from features.manifest import Clip
+from features.recipe import EncoderId, Pixels, Recipe
+from features.store import FeatureStore, plan
+from seqmodel.cnn_lstm import CnnLstm
+from seqmodel.config import HeadConfig, TrainConfig
+from seqmodel.encoder import build_encoder
+from seqmodel.heads import build_head
+from seqmodel.predictions import growing_logits, predict_rows
+from seqmodel.run import Card, save_card, save_weights
+
+SIDE, FRAMES, CLIPS = 64, 3, 5
+HEAD = HeadConfig(hidden=8, projection=8)
+LABELLING = Labelling("label", ("distracted", "engaged"), (("distracted",), ("engaged",)), "binary")
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory) -> tuple[Path, Card, FeatureStore, CnnLstm]:
+    """A store with crops, and a run whose encoder is not the one that made its embeddings."""
+    root = tmp_path_factory.mktemp("finetuned")
+    encoder, encoder_id = build_encoder("mobilenet_v3_large", "random", 0)
+    recipe = Recipe(
+        Pixels(("d" * 64,), crop_px=SIDE, fps=1.0, window_s=float(FRAMES)),
+        EncoderId("mobilenet_v3_large", "random:1", "b" * 64, encoder_id.dim),
+    )
+    clips = [
+        Clip(
+            f"{k}.mp4#0",
+            root / f"{k}.mp4",
+            end_s=3.0,
+            subject=str(k),
+            labels={"label": LABELLING.names[k % 2]},
+        )
+        for k in range(CLIPS)
+    ]
+    store = plan(root / "s.zarr", clips, recipe, numerics={}, crops=True, versions={})
+    rng = np.random.default_rng(0)
+    for row in range(CLIPS):
+        frames = np.zeros((FRAMES, 6), np.float32)
+        frames[:, 5] = 0.9
+        pictures = [_jpeg(rng) for _ in range(FRAMES)]
+        if row >= 3:  # one clip with a face in its first frame only, one without any
+            hidden = slice(1 if row == 3 else 0, None)
+            frames[hidden, 1:5], frames[hidden, 5] = np.nan, 0
+            pictures[hidden] = [b""] * len(pictures[hidden])
+        embeddings = np.zeros((FRAMES, encoder_id.dim), np.float16)
+        store.write_row(row, embeddings=embeddings, frames=frames, crops=pictures)
+    head = build_head(HEAD, {"embeddings": encoder_id.dim}, 1, seed=0)
+    card = Card(
+        recipe=replace(recipe, encoder=replace(encoder_id, weights="finetuned:run")),
+        labelling=LABELLING,
+        head=HEAD,
+        train=TrainConfig(),
+        dims={"embeddings": encoder_id.dim},
+        store=str(store.path),
+        store_fingerprint="",
+        split_how="none",
+        split_hash="",
+        seed=0,
+        metric="auroc",
+    )
+    (root / "run").mkdir()
+    save_weights(root / "run", head.state_dict(), encoder.state_dict())
+    save_card(root / "run", card)
+    return root / "run", card, FeatureStore.open(store.path), CnnLstm(encoder, head).eval()
+
+
+def _jpeg(rng: np.random.Generator) -> bytes:
+    picture = cv2.resize(rng.integers(0, 255, (8, 8, 3), np.uint8), (SIDE, SIDE))
+    return cv2.imencode(".jpg", picture)[1].tobytes()
+
+
+def test_a_fine_tuned_run_is_judged_from_crops_through_its_own_encoder(finetuned):
+    run, card, store, network = finetuned
+    logits, measured = predict_rows(run, card, store, LABELLING, np.arange(CLIPS))
+    assert measured.tolist() == [True, True, True, True, False]
+    assert np.isnan(logits[4]).all()
+    from features.datasets import CropClips
+
+    x, valid, _ = CropClips(store, LABELLING, np.arange(CLIPS)).batch(np.arange(4))
+    with torch.inference_mode():
+        direct = network(
+            {name: torch.from_numpy(v) for name, v in x.items()},
+            {name: torch.from_numpy(v) for name, v in valid.items()},
+        )
+    np.testing.assert_allclose(logits[:4], direct.numpy(), atol=2e-3)
+    assert np.ptp(logits[:4]) > 1e-4
+
+
+def test_the_last_growing_logit_is_the_whole_window(finetuned):
+    run, card, store, _ = finetuned
+    logits, _ = predict_rows(run, card, store, LABELLING, np.arange(4))
+    growing, seen = growing_logits(run, card, store, LABELLING, np.arange(4))
+    assert growing.shape == (4, FRAMES, 1)
+    np.testing.assert_allclose(growing[:, -1], logits, atol=2e-3)
+    assert seen[3].tolist() == [True, False, False]
+
+
+def test_without_crops_the_differing_fields_are_named(finetuned, tmp_path):
+    run, card, store, _ = finetuned
+    clip = Clip("a.mp4#0", tmp_path / "a.mp4", end_s=3.0, subject="a", labels={"label": "engaged"})
+    bare = plan(tmp_path / "bare.zarr", [clip], store.recipe, numerics={}, crops=False, versions={})
+    with pytest.raises(ValueError, match=r"encoder\.weights_sha256: .* keeps no crops"):
+        predict_rows(run, card, bare, LABELLING, np.arange(1))
