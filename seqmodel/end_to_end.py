@@ -9,10 +9,9 @@ outputs.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,13 +20,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from features.datasets import Batch
-from features.labels import Task
 from seqmodel.augment import Augmentation, augment_clip
 from seqmodel.calibration import probabilities
 from seqmodel.checkpoint import optimizer_tensors, restore_optimizer
 from seqmodel.cnn_lstm import CnnLstm
 from seqmodel.config import FinetuneConfig, TrainConfig
 from seqmodel.metrics import score
+from seqmodel.position import Goal, Outcome, Position
+from seqmodel.prefetch import prefetched
 from seqmodel.team import Team
 from seqmodel.training import Loss, loss_for, lr_scale, make_optimizer
 
@@ -44,55 +44,6 @@ class Clips(Protocol):
     def clip_ids(self) -> np.ndarray: ...
     def __len__(self) -> int: ...
     def batch(self, indices: np.ndarray, /) -> Batch: ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one epoch came to."""
-
-    index: int
-    """−1 for what came in, before any step."""
-    phase: str
-    """`stage 1`, `warm` (the head alone) or `both`."""
-    val_score: float
-    val_loss: float
-    train_loss: float = math.nan
-    lr: float = 0.0
-    """Of the head, at the last step."""
-    seconds: float = 0.0
-    frames_per_s: float = 0.0
-    """Trained frames, without validation."""
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Higher is better: the score, then the loss."""
-        value = self.val_score if math.isfinite(self.val_score) else -math.inf
-        return value, -self.val_loss if math.isfinite(self.val_loss) else -math.inf
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What is asked of the labels."""
-
-    task: Task
-    num_classes: int
-    metric: str
-    loss: TrainConfig
-    """Weights, smoothing and kind of the first stage's loss."""
-
-
-@dataclass
-class Position:
-    """How far a job has come; all that is needed to go on, beside the weights."""
-
-    epoch: int = 0
-    step: int = 0
-    """Steps done in this epoch."""
-    loss_sum: float = 0.0
-    seconds: float = 0.0
-    history: list[Outcome] = field(default_factory=list)
-    best: int = -1
-    """Index of the best epoch so far."""
 
 
 class EndToEnd:
@@ -169,7 +120,7 @@ class EndToEnd:
         clips = self._clips_of_step()
         wrapped = self._ready()
         losses = []
-        with _prefetched(self._load, [(place, clip) for place, clip in clips if clip >= 0]) as loaded:
+        with prefetched(self._load, [(place, clip) for place, clip in clips if clip >= 0]) as loaded:
             for number, (place, clip) in enumerate(clips):
                 last = number == len(clips) - 1
                 quiet = getattr(wrapped, "no_sync", nullcontext) if not last else nullcontext
@@ -363,7 +314,7 @@ class EndToEnd:
         mine = range(self.team.rank, len(self.val), self.team.size)
         with (
             torch.inference_mode(),
-            _prefetched(lambda i: self.val.batch(np.array([i])), [(i,) for i in mine]) as batches,
+            prefetched(lambda i: self.val.batch(np.array([i])), [(i,) for i in mine]) as batches,
         ):
             for index, (x, valid, _) in zip(mine, batches, strict=True):
                 arrays = (
@@ -373,6 +324,16 @@ class EndToEnd:
                 with self.autocast():
                     logits[index] = self.model(*(self._moved(part) for part in arrays))[0].float().cpu()
         return self.team.total(logits.to(self.team.device)).cpu().numpy()
+
+
+def _frame_masks(clips: Any, order: np.ndarray) -> list[np.ndarray]:
+    """Which frames the encoder saw of each clip."""
+    name = "activations" if "activations" in clips.valid else "crops"
+    return [clips.valid[name][index] for index in order]
+
+
+def _seed_of(*numbers: int) -> int:
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
 
 
 def parameter_groups(model: CnnLstm, config: FinetuneConfig, first_block: int) -> list[dict[str, Any]]:
@@ -396,34 +357,3 @@ def parameter_groups(model: CnnLstm, config: FinetuneConfig, first_block: int) -
                 }
             )
     return groups
-
-
-def _frame_masks(clips: Any, order: np.ndarray) -> list[np.ndarray]:
-    """Which frames the encoder saw of each clip."""
-    name = "activations" if "activations" in clips.valid else "crops"
-    return [clips.valid[name][index] for index in order]
-
-
-def _seed_of(*numbers: int) -> int:
-    return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
-
-
-class _prefetched:
-    """Results of `load(*item)` in order, the next one made while the last is used."""
-
-    def __init__(self, load: Callable[..., Any], items: list[tuple[int, ...]]) -> None:
-        self.load, self.items = load, items
-
-    def __enter__(self) -> Iterator[Any]:
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="clips")
-        return self._results()
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.shutdown(cancel_futures=True)
-
-    def _results(self) -> Iterator[Any]:
-        waiting = [self.pool.submit(self.load, *item) for item in self.items[:1]]
-        for index in range(len(self.items)):
-            if index + 1 < len(self.items):
-                waiting.append(self.pool.submit(self.load, *self.items[index + 1]))
-            yield waiting.pop(0).result()

@@ -10,77 +10,32 @@ import dataclasses
 import math
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from features.datasets import CropClips, load_samples
-from features.door import console, progress, say, warn
-from features.recipe import EncoderId, Part, fingerprint, require_equal
-from features.store import FeatureStore
+from features.door import console, progress, say
+from features.recipe import EncoderId
 from seqmodel.augment import Augmentation
 from seqmodel.calibration import fit_calibration
 from seqmodel.checkpoint import load_checkpoint, save_checkpoint
-from seqmodel.cnn_lstm import CnnLstm
-from seqmodel.config import FinetuneArgs, FinetuneConfig
-from seqmodel.cut_cache import cache_bytes, frame_shape, open_cut_cache, prefix_runner
-from seqmodel.encoder import encoder_of, state_sha256
-from seqmodel.end_to_end import EndToEnd, Goal, Outcome
-from seqmodel.heads import LstmHead
-from seqmodel.predictions import inputs_of
+from seqmodel.config import FinetuneArgs
+from seqmodel.encoder import state_sha256
+from seqmodel.end_to_end import EndToEnd
+from seqmodel.position import Goal, Outcome
 from seqmodel.re_extract import re_extract
 from seqmodel.run import (
     Card,
     append_log,
     git_commit,
-    load_card,
-    load_split,
-    load_weights,
     save_card,
     save_weights,
     versions,
 )
+from seqmodel.stage_two import Stage, cut_sources, open_stage, settings_of
 from seqmodel.team import Team, join_team, leave_team
 from seqmodel.train import resolve_device
-
-BYTES_PER_CROP = 17_000
-"""A JPEG crop of 224 pixels at quality 95, as measured; for telling what `--crops jpeg` will take."""
-DEFAULT_CUT = {"mobilenet_v3_large": 15, "efficientnet_lite0": 13}
-"""First block that learns; what each cut gains and costs is in docs/finetune.md."""
-SEED_RECIPE = FinetuneConfig(
-    epochs=15,
-    warm_epochs=0,
-    patience=4,
-    head_lr=1e-4,
-    encoder_lr=1e-4,
-    depth_decay=1.0,
-    scheduler="plateau",
-    effective_batch=8 * 32,
-)
-"""The seed project's training: batches of 8, gradients gathered over 32 of them, AdamW, a scheduler,
-everything unfrozen. Its README names no learning rate; this one is ours.
-"""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A run, opened for its second stage."""
-
-    run: Path
-    card: Card
-    store: FeatureStore
-    model: CnnLstm
-    train: CropClips
-    val: CropClips
-    config: FinetuneConfig
-    first_block: int
-
-    @property
-    def folder(self) -> Path:
-        """Where the job keeps what it needs to go on."""
-        return self.run / "finetune"
 
 
 def finetune(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
@@ -102,7 +57,7 @@ def finetune(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
 def _finetune(args: FinetuneArgs, team: Team) -> tuple[dict[str, Any], int]:
     started = time.perf_counter()
     stage = open_stage(args)
-    job = _start_job(stage, args, team)
+    job = start_job(stage, args, team)
     outcome = _run_job(stage, job, args)
     summary: dict[str, Any] = {}
     if team.writes:
@@ -131,67 +86,12 @@ def _finetune(args: FinetuneArgs, team: Team) -> tuple[dict[str, Any], int]:
     return summary, 0
 
 
-def open_stage(args: FinetuneArgs) -> Stage:
-    """Read a run and its store's crops.
-
-    Raises ValueError when the run reads no embeddings, its store is gone, has another recipe, or no crops.
-    """
-    card = load_card(args.run)
-    if card.recipe.pixels is None or "embeddings" not in card.dims:
-        raise ValueError(f"{args.run} reads {', '.join(card.dims)} only: it has no encoder to train")
-    path = args.store or Path(card.store)
-    store = FeatureStore.open(path)
-    parts: list[Part] = ["pixels", *(["geometry"] if "geometry" in card.dims else [])]  # type: ignore[list-item]
-    require_equal(card.recipe, store.recipe, parts, where=f"run {args.run} with store {path}")
-    weights = load_weights(args.run)
-    encoder = encoder_of(card.recipe.encoder, weights.get("encoder"))
-    head = LstmHead(card.head, card.dims, card.num_outputs)
-    head.load_state_dict(weights["head"])
-    first_block = args.unfreeze_from
-    if first_block is None:
-        first_block = 0 if args.recipe == "seed" else DEFAULT_CUT[card.recipe.encoder.name]
-    if not 0 <= first_block <= len(encoder.blocks):
-        raise ValueError(f"--unfreeze-from takes 0 to {len(encoder.blocks)}, got {first_block}")
-    rows = {side: _rows_of(args.run, store, side) for side in ("train", "val")}
-    _require_crops(store, np.concatenate(list(rows.values())))
-    clips = {side: CropClips(store, card.labelling, found, inputs_of(card)) for side, found in rows.items()}
-    config = SEED_RECIPE if args.recipe == "seed" else args.finetune
-    model = CnnLstm(encoder, head, first_block)
-    return Stage(args.run, card, store, model, clips["train"], clips["val"], config, first_block)
-
-
-def _rows_of(run: Path, store: FeatureStore, side: str) -> np.ndarray:
-    """Rows of the clips that the run put on this side; test clips are never asked for."""
-    table = store.table()
-    row_of = {clip: row for row, clip in enumerate(table.clip_id.tolist()) if clip}
-    wanted = [clip for clip, (_, split) in load_split(run).items() if split == side]
-    rows = np.array([row_of[clip] for clip in wanted if clip in row_of], np.int64)
-    rows = rows[table.state[rows] == 1]
-    if len(rows) < len(wanted):
-        warn(f"{len(wanted) - len(rows)} of the run's {len(wanted)} {side} clips are not in {store.path}")
-    if not len(rows):
-        raise ValueError(f"{store.path} holds none of the {side} clips of {run}: is it the right store?")
-    return rows
-
-
-def _require_crops(store: FeatureStore, rows: np.ndarray) -> None:
-    missing = len(rows) if not store.has_crops else int((~store.present("crops")[rows]).sum())
-    if missing:
-        size = missing * store.num_frames * BYTES_PER_CROP / 1e6
-        raise ValueError(
-            f"{store.path} lacks the face crops of {missing} clips, which fine-tuning learns from; add them "
-            f"with: python -m extract --data YOUR_DATA --out {store.path} --crops jpeg (keeps the embeddings "
-            f"and checks them; about {size:.0f} MB). Crops are pictures of people: keep the store where such"
-            " pictures may lie, and remove it with python -m features delete"
-        )
-
-
-def _start_job(stage: Stage, args: FinetuneArgs, team: Team) -> EndToEnd:
+def start_job(stage: Stage, args: FinetuneArgs, team: Team) -> EndToEnd:
     """The training job, at its beginning or where it was stopped."""
     augmentation = Augmentation() if args.augment else None
     train, val = stage.train, stage.val
     if args.cut_cache == "on" and stage.first_block > 0:
-        train, val = _cut_sources(stage, args, team)
+        train, val = cut_sources(stage, args, team)
     goal = Goal(
         stage.card.labelling.task, len(stage.card.labelling.names), stage.card.metric, stage.card.train
     )
@@ -207,7 +107,7 @@ def _start_job(stage: Stage, args: FinetuneArgs, team: Team) -> EndToEnd:
         augmentation=augmentation,
     )
     found = load_checkpoint(stage.folder / "checkpoint.safetensors")
-    if found is not None and found[1]["settings"] == _settings(stage, args):
+    if found is not None and found[1]["settings"] == settings_of(stage, args):
         job.go_on(found[0], found[1]["position"])
         if team.writes:
             say(f"going on at epoch {job.at.epoch}, step {job.at.step} of {job.num_steps}")
@@ -221,7 +121,7 @@ def _start_job(stage: Stage, args: FinetuneArgs, team: Team) -> EndToEnd:
 def _run_job(stage: Stage, job: EndToEnd, args: FinetuneArgs) -> Outcome:
     """Step until the job is finished; returns the outcome of the weights that are kept, now in the model."""
     saved = time.monotonic()
-    settings = _settings(stage, args)
+    settings = settings_of(stage, args)
 
     def save() -> None:
         if job.team.writes:
@@ -240,66 +140,6 @@ def _run_job(stage: Stage, job: EndToEnd, args: FinetuneArgs) -> Outcome:
                 save()
                 saved = time.monotonic()
     return job.take_best()
-
-
-def _settings(stage: Stage, args: FinetuneArgs) -> str:
-    """What a checkpoint must have been made with to be gone on from."""
-    asked = dataclasses.asdict(stage.config) | {
-        "first_block": stage.first_block,
-        "seed": args.seed,
-        "augment": args.augment,
-        "cut_cache": args.cut_cache,
-        "store": stage.store.fingerprint(),
-        "encoder": fingerprint(stage.card.recipe.encoder),
-        "rows": [*stage.train.rows.tolist(), -1, *stage.val.rows.tolist()],
-    }
-    asked.pop("save_every_s")
-    return repr(sorted(asked.items(), key=lambda item: item[0]))
-
-
-def _cut_sources(stage: Stage, args: FinetuneArgs, team: Team) -> tuple[Any, Any]:
-    """Training and validation clips as activations at the cut, computed now where they are missing."""
-    assert stage.card.recipe.pixels is not None
-    crop_px = stage.card.recipe.pixels.crop_px
-    encoder, cut = stage.model.encoder, stage.first_block
-    shape = frame_shape(encoder, cut, crop_px)
-    mirrored = False
-    size = sum(
-        cache_bytes(shape, len(clips), stage.store.num_frames, 1 + (mirrored and clips is stage.train))
-        for clips in (stage.train, stage.val)
-    )
-    if team.writes:
-        say(f"caching what blocks 0–{cut - 1} see: {size / 1e6:.0f} MB in {stage.folder}, deleted at the end")
-    run = prefix_runner(encoder, cut, crop_px, team.device)
-    sources = []
-    for side, clips in (("train", stage.train), ("val", stage.val)):
-        made_from = {
-            "encoder": stage.card.recipe.encoder.weights_sha256,
-            "cut": cut,
-            "store": str(stage.store.path),
-            "clips": state_of_rows(clips),
-        }
-        folder, twice = stage.folder / f"cut_{side}", mirrored and side == "train"
-        if team.writes:
-            open_cut_cache(folder, clips, shape, made_from, mirrored=twice)
-        team.wait()
-        cache = open_cut_cache(folder, clips, shape, made_from, mirrored=twice)
-        rows = np.arange(len(clips))[team.rank :: team.size]
-        with progress() as bar:
-            task = bar.add_task(f"activations, {side}", total=len(rows), visible=team.writes)
-            for _ in cache.fill(run, rows):
-                bar.advance(task)
-        team.wait()
-        geometry = None
-        if "geometry" in stage.card.dims:
-            geometry = load_samples(stage.store, stage.card.labelling, clips.rows, "geometry").x["geometry"]
-        sources.append(cache.source(geometry))
-    return sources[0], sources[1]
-
-
-def state_of_rows(clips: CropClips) -> str:
-    """What the rows of a source are, for a note."""
-    return ",".join(map(str, clips.rows.tolist()))
 
 
 def _write(stage: Stage, job: EndToEnd, outcome: Outcome) -> Card:

@@ -16,10 +16,11 @@ from features.store import FeatureStore
 from seqmodel.config import FinetuneArgs, FinetuneConfig, HeadConfig, TrainArgs, TrainConfig
 from seqmodel.encoder import build_encoder, encoder_from_state, state_sha256
 from seqmodel.engine import open_run_engine
-from seqmodel.finetune import _start_job, finetune, open_stage
+from seqmodel.finetune import finetune, start_job
 from seqmodel.predictions import predict_rows
 from seqmodel.re_extract import re_extract
 from seqmodel.run import load_card, load_weights
+from seqmodel.stage_two import open_stage
 from seqmodel.team import Team
 from seqmodel.train import train
 from seqmodel.training import Loss
@@ -134,7 +135,7 @@ def test_cached_activations_train_what_crops_train(run: Path) -> None:
     outcomes = []
     for cut_cache in ("on", "off"):
         asked = args(run, cut_cache=cut_cache, augment=False)
-        job = _start_job(open_stage(asked), asked, Team())
+        job = start_job(open_stage(asked), asked, Team())
         while not job.finished:
             job.step()
         outcomes.append((job.at.history, job.first_logits))
@@ -150,7 +151,7 @@ def test_frozen_blocks_and_batch_statistics_do_not_move(run: Path) -> None:
     asked = args(run, cut_cache="off")
     stage = open_stage(asked)
     before = {k: v.clone() for k, v in stage.model.encoder.state_dict().items()}
-    job = _start_job(stage, asked, Team())
+    job = start_job(stage, asked, Team())
     while not job.finished:
         job.step()
     for name, tensor in stage.model.encoder.state_dict().items():
@@ -163,7 +164,7 @@ def test_the_head_warms_up_alone(run: Path) -> None:
     asked = args(run)
     stage = open_stage(asked)
     before = {k: v.clone() for k, v in stage.model.state_dict().items()}
-    job = _start_job(stage, asked, Team())
+    job = start_job(stage, asked, Team())
     while job.warm:
         job.step()
     moved = [
@@ -177,7 +178,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = args(run)
-    job = _start_job(open_stage(asked), asked, Team())
+    job = start_job(open_stage(asked), asked, Team())
     job.step()
     before = {k: v.clone() for k, v in job.model.state_dict().items()}
     monkeypatch.setattr(job, "loss", lambda logits, labels: logits.sum(1) * torch.nan)

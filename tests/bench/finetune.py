@@ -1,0 +1,195 @@
+"""Stage two: trained frames a second and memory, against the way such networks are usually trained.
+
+The reference: 4 clips of 30 frames at once, contiguous float32, crops decoded by PIL inside the loop. Each
+way runs in a process of its own, on the same store. BENCH_CLIPS clips (12), BENCH_THREADS threads (2).
+"""
+
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+NUM_CLIPS = int(os.environ.get("BENCH_CLIPS", "12"))
+THREADS = int(os.environ.get("BENCH_THREADS", "2"))
+ENCODER = os.environ.get("BENCH_ENCODER", "mobilenet_v3_large")
+CUTS = {"mobilenet_v3_large": (13, 15), "efficientnet_lite0": (12, 13)}
+T, PX, REFERENCE_CLIPS = 30, 224, 4
+
+
+def main() -> None:
+    """Make a store, run every way, print the table."""
+    first, second = CUTS[ENCODER]
+    ways = {
+        "reference loop": ["reference", "0", "4"],
+        "whole network": ["ours", "0", "4"],
+        "whole network, 12 clips a step": ["ours", "0", "12"],
+        f"blocks 0–{first - 1} frozen, cached": ["ours", str(first), "4"],
+        f"blocks 0–{second - 1} frozen, cached": ["ours", str(second), "4"],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        write_store(Path(folder) / "crops.zarr")
+        found = {name: measure(Path(folder), *words) for name, words in ways.items()}
+    reference = found["reference loop"]["frames_per_s"]
+    print(f"{ENCODER}, {NUM_CLIPS} clips of {T} frames, {THREADS} threads")
+    print(f"{'way':34} {'frames/s':>9} {'ratio':>7} {'loading':>8} {'peak GB':>8} {'cache KB/frame':>15}")
+    for name, row in found.items():
+        print(
+            f"{name:34} {row['frames_per_s']:9.1f} {row['frames_per_s'] / reference:6.1f}× "
+            f"{row['loading_share']:8.1%} {row['peak_gb']:8.2f} {row['kb_per_frame']:15.1f}"
+        )
+
+
+def measure(folder: Path, *words: str) -> dict[str, float]:
+    """Run one way in its own process."""
+    command = [sys.executable, "-m", "tests.bench.finetune", str(folder), *words]
+    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{words} ended with {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def write_store(path: Path) -> None:
+    """Crops like faces in size (17 KB each as JPEG), random labels."""
+    from features.manifest import Clip
+    from features.recipe import EncoderId, Pixels, Recipe
+    from features.store import plan
+
+    names = ("distracted", "engaged")
+    clips = [
+        Clip(f"{i}.mp4#0", Path(f"{i}.mp4"), end_s=10.0, labels={"label": names[i % 2]})
+        for i in range(NUM_CLIPS)
+    ]
+    recipe = Recipe(Pixels(("ab" * 32,)), EncoderId(ENCODER, "random:0", "cd" * 32, 8))
+    store = plan(path, clips, recipe, numerics={}, crops=True)
+    frames = np.ones((T, 6), np.float32)
+    for row in range(NUM_CLIPS):
+        rng = np.random.default_rng(row)
+        files = []
+        for _ in range(T):
+            coarse = rng.integers(0, 256, (28, 28, 3), np.uint8)
+            image = cv2.resize(coarse, (PX, PX), interpolation=cv2.INTER_CUBIC)
+            files.append(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
+        store.write_row(row, embeddings=np.zeros((T, 8), np.float16), frames=frames, crops=files)
+
+
+def one_way(folder: Path, kind: str, cut: int, clips_a_step: int) -> dict[str, float]:
+    """Frames a second over a few steps, after one to warm up."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    measured = reference(folder) if kind == "reference" else ours(folder, cut, clips_a_step)
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return {"kb_per_frame": 0.0, "peak_gb": peak_gb} | measured
+
+
+def ours(folder: Path, cut: int, clips_a_step: int) -> dict[str, float]:
+    """The fine-tune's own step, from crops (cut 0) or from cached activations."""
+    from features.datasets import CropClips
+    from features.labels import Labelling
+    from features.store import FeatureStore
+    from seqmodel.cnn_lstm import CnnLstm
+    from seqmodel.config import FinetuneConfig, HeadConfig, TrainConfig
+    from seqmodel.cut_cache import frame_shape, open_cut_cache, prefix_runner
+    from seqmodel.encoder import build_encoder
+    from seqmodel.end_to_end import EndToEnd
+    from seqmodel.heads import build_head
+    from seqmodel.position import Goal
+    from seqmodel.team import Team
+
+    encoder, _ = build_encoder(ENCODER, "random")
+    names = ("distracted", "engaged")
+    labelling = Labelling("label", names, tuple((n,) for n in names), "binary")
+    clips: Any = CropClips(FeatureStore.open(folder / "crops.zarr"), labelling, np.arange(NUM_CLIPS))
+    kb_per_frame = 0.0
+    if cut:
+        shape = frame_shape(encoder, cut, PX)
+        cache = open_cut_cache(folder / f"cut_{cut}", clips, shape, {}, mirrored=False)
+        for _ in cache.fill(prefix_runner(encoder, cut, PX, "cpu"), np.arange(NUM_CLIPS)):
+            pass
+        clips, kb_per_frame = cache.source(None), 2 * float(np.prod(shape)) / 1e3
+    model = CnnLstm(encoder, build_head(HeadConfig(), {"embeddings": encoder.dim}, 1, seed=0), cut)
+    config = FinetuneConfig(warm_epochs=0, epochs=100, effective_batch=clips_a_step)
+    goal = Goal("binary", 2, "auroc", TrainConfig())
+    job = EndToEnd(model, clips, clips, goal, config, first_block=cut, seed=0, team=Team())
+    steps = max(1, NUM_CLIPS // clips_a_step - 1) if clips_a_step < NUM_CLIPS else 1
+    if clips_a_step < NUM_CLIPS:
+        job.step()
+    loading, batch = 0.0, type(clips).batch
+
+    started = time.perf_counter()
+    for _ in range(steps):
+        job.at.step = 0  # an epoch's end would validate
+        job.step()
+    seconds = time.perf_counter() - started
+    for clip in range(NUM_CLIPS):
+        began = time.perf_counter()
+        batch(clips, np.array([clip]))
+        loading += time.perf_counter() - began
+    frames = steps * clips_a_step * T
+    share = loading / NUM_CLIPS * steps * clips_a_step / seconds
+    return {"frames_per_s": frames / seconds, "loading_share": share, "kb_per_frame": kb_per_frame}
+
+
+def reference(folder: Path) -> dict[str, float]:
+    """The usual loop: every parameter trains, a batch of clips goes through at once."""
+    import torch
+
+    from seqmodel.config import HeadConfig
+    from seqmodel.encoder import build_encoder
+    from seqmodel.heads import build_head
+
+    encoder, _ = build_encoder(ENCODER, "random")
+    head = build_head(HeadConfig(), {"embeddings": encoder.dim}, 1, seed=0)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=1e-4)
+    loading = 0.0
+    times = []
+    for images, labels, seconds in reference_batches(folder):
+        began = time.perf_counter()
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).float().contiguous() / 255
+        x = (x - encoder.mean) / encoder.std
+        embeddings = encoder.pool(encoder.blocks(x)).view(REFERENCE_CLIPS, T, -1)
+        valid = torch.ones(REFERENCE_CLIPS, T, dtype=torch.bool)
+        logits = head({"embeddings": embeddings}, {"embeddings": valid})
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        times.append(time.perf_counter() - began + seconds)
+        loading += seconds
+    steady = times[1:] or times
+    share = loading / sum(times)
+    return {"frames_per_s": REFERENCE_CLIPS * T * len(steady) / sum(steady), "loading_share": share}
+
+
+def reference_batches(folder: Path) -> Iterator[tuple[np.ndarray, Any, float]]:
+    """Batches of 4 clips decoded by PIL, with the seconds that took."""
+    import torch
+    from PIL import Image
+
+    from features.store import FeatureStore
+
+    store = FeatureStore.open(folder / "crops.zarr")
+    for start in range(0, NUM_CLIPS - REFERENCE_CLIPS + 1, REFERENCE_CLIPS):
+        began = time.perf_counter()
+        rows = range(start, start + REFERENCE_CLIPS)
+        images = [np.asarray(Image.open(io.BytesIO(file))) for row in rows for file in store.read_crops(row)]
+        labels = torch.tensor([float(row % 2) for row in rows])
+        yield np.stack(images), labels, time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps(one_way(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
+    else:
+        main()
