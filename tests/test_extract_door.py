@@ -76,15 +76,15 @@ def test_the_summary_says_what_happened(
 ) -> None:
     manifest = write_manifest(tmp_path / "labels.csv", videos)
     code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
-    assert code == 0
+    assert code == 0, shown
     assert {"clips": 17, "videos": 7, "done": 17, "skipped": 0, "failed": 0}.items() <= summary.items()
     assert summary["face_rate"] > 0.9
     assert summary["clips_per_s"] > 0
     assert {"decode", "face", "encode", "write"} <= summary["stage_s"].keys()
     for said in ("extracted now", "frames with a face", "time by stage", "python -m tune --store"):
         assert said in shown
-    code, summary, _ = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
-    assert code == 0
+    code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert code == 0, shown
     assert {"done": 0, "skipped": 17, "failed": 0}.items() <= summary.items()
     assert summary["face_rate"] > 0.9
     store = FeatureStore.open(tmp_path / "s.zarr")
@@ -97,8 +97,8 @@ def test_a_folder_of_classes_works(videos: Path, tmp_path: Path, capfd: pytest.C
         target = tmp_path / "data" / ("집중", "산만")[index % 2] / video.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(video, target)
-    code, summary, _ = extract(capfd, "--data", tmp_path / "data", "--out", tmp_path / "s.zarr", *QUICK)
-    assert code == 0
+    code, summary, shown = extract(capfd, "--data", tmp_path / "data", "--out", tmp_path / "s.zarr", *QUICK)
+    assert code == 0, shown
     assert summary["done"] == 6
     assert sorted(FeatureStore.open(tmp_path / "s.zarr").label_names["label"]) == ["산만", "집중"]
 
@@ -108,8 +108,8 @@ def test_two_workers_give_what_one_gives(
 ) -> None:
     manifest = write_manifest(tmp_path / "labels.csv", videos)
     words = [*QUICK[:-1], "2"]
-    code, _, _ = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *words)
-    assert code == 0
+    code, _, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *words)
+    assert code == 0, shown
     assert_same_content(tmp_path / "s.zarr", whole)
 
 
@@ -127,11 +127,11 @@ def test_a_broken_video_is_a_listed_failure_and_the_rest_is_done(
     assert "not a video" in summary["failures"][0]["reason"]
     assert "broken.mp4" in shown
     assert "line 10" in summary["problems"][0]["reason"]
-    code, summary, _ = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
     assert code == 1
     assert {"done": 0, "skipped": 17, "failed": 1}.items() <= summary.items()
     shutil.copy(videos / "ann 0.mp4", broken)
-    code, summary, _ = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
     assert {"done": 2, "skipped": 17, "failed": 0}.items() <= summary.items()
 
 
@@ -140,14 +140,14 @@ def test_retry_failed_tries_the_failed_again_and_only_those(
 ) -> None:
     manifest = write_manifest(tmp_path / "labels.csv", videos)
     words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
-    code, summary, _ = extract(capfd, *words, "--time-limit", "0.000001")
+    code, summary, shown = extract(capfd, *words, "--time-limit", "0.000001")
     assert code == 1
     assert summary["failed"] == 17
     assert "given up" in summary["failures"][0]["reason"]
-    code, summary, _ = extract(capfd, *words)
+    code, summary, shown = extract(capfd, *words)
     assert {"done": 0, "failed": 17}.items() <= summary.items()
-    code, summary, _ = extract(capfd, *words, "--retry-failed")
-    assert code == 0
+    code, summary, shown = extract(capfd, *words, "--retry-failed")
+    assert code == 0, shown
     assert {"done": 17, "failed": 0}.items() <= summary.items()
 
 
@@ -158,8 +158,8 @@ def test_shards_fill_one_store_as_a_single_run_does(
     done = []
     for shard in ("0/2", "1/2"):
         words = ("--data", manifest, "--out", tmp_path / "s.zarr", "--shard", shard, *QUICK)
-        code, summary, _ = extract(capfd, *words)
-        assert code == 0
+        code, summary, shown = extract(capfd, *words)
+        assert code == 0, shown
         done.append(summary["done"])
     assert sum(done) == 17
     assert min(done) > 0
@@ -181,7 +181,7 @@ def test_a_grown_and_corrected_manifest_extracts_only_what_is_new(
     text = write_manifest(manifest, few).read_text(encoding="utf-8")
     manifest.write_text(text.replace("ann 1.mp4,engaged", "ann 1.mp4,asleep"), encoding="utf-8")
     code, summary, shown = extract(capfd, *words)
-    assert code == 0
+    assert code == 0, shown
     assert {"done": 2, "skipped": 2, "corrected": 2}.items() <= summary.items()
     assert len(summary["vanished"]) == 2
     assert "no longer in the manifest" in shown
@@ -198,12 +198,12 @@ def test_parts_are_added_to_a_store_without_touching_the_rest(
     words = ["--data", manifest, "--out", tmp_path / "s.zarr", *QUICK]
     assert extract(capfd, *words)[1]["done"] == 2
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s.zarr" / "embeddings").iterdir()}
-    code, summary, _ = extract(capfd, *words, "--crops", "jpeg")
-    assert code == 0
+    code, summary, shown = extract(capfd, *words, "--crops", "jpeg")
+    assert code == 0, shown
     assert summary["done"] == 2
     geometry = [word if word != "off" else "on" for word in words]
-    code, summary, _ = extract(capfd, *geometry, "--crops", "jpeg")
-    assert code == 0
+    code, summary, shown = extract(capfd, *geometry, "--crops", "jpeg")
+    assert code == 0, shown
     assert summary["done"] == 2
     store = FeatureStore.open(tmp_path / "s.zarr")
     assert store.streams == ("embeddings", "geometry")
