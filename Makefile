@@ -12,7 +12,7 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 $(VENV)/tested: $(VENV)/installed
-	$(PY) -m pip install --quiet --editable ".[export,serve,s3,postgres,ray]" --group test
+	$(PY) -m pip install --quiet --editable ".[export,serve,s3,postgres,grpc,ray]" --group test
 	touch $@
 
 demo: $(VENV)/installed
