@@ -24,7 +24,7 @@ pytestmark = [
 OPTIONS = ["--unfreeze-from", "15", "--effective-batch", "5", "--head-lr", "3e-3", "--encoder-lr", "3e-4"]
 ALONE = [sys.executable, "-m", "seqmodel", "finetune"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-TWO += ["-m", "seqmodel", "finetune"]
+TWO += ["-m", "--", "seqmodel", "finetune"]  # without the dashes torchrun takes --run for its own
 
 
 @pytest.fixture(scope="module")
