@@ -144,9 +144,8 @@ def _print_info(summary: dict[str, Any]) -> None:
     say(f"face in {rate:.1%} of sampled frames" if rate is not None else "no frames yet")
     say("parts: " + ", ".join(f"{name} {count}" for name, count in summary["parts"].items()))
     for column, splits in summary["labels"].items():
-        names = sorted(
-            {name for counts in splits.values() for name in counts}, key=lambda name: name == "none"
-        )
+        order = [*summary["label_names"][column], "none"]
+        names = [name for name in order if any(name in counts for counts in splits.values())]
         table = Table(title=f"label column {escape(column)}", title_justify="left")
         for heading in ("split", *names):
             table.add_column(escape(heading))
