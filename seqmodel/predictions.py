@@ -188,6 +188,26 @@ def growing_logits(
     return np.stack(found), np.stack(seen)
 
 
+def read_streams(ways: Ways) -> tuple[Any, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(head, x, valid): every clip's streams as the head reads them, (N,T,D) and (N,T); crops are encoded."""
+    head = getattr(ways.model, "head", ways.model)
+    xs: list[dict[str, Any]] = []
+    masks: list[dict[str, Any]] = []
+    import torch
+
+    with torch.inference_mode():
+        for place in range(len(ways.source)):
+            x, valid, _ = ways.source.batch(np.array([place]))
+            streams, mask = _streams(ways.model, x, valid)
+            xs.append(streams)
+            masks.append(mask)
+    return (
+        head,
+        {name: np.concatenate([x[name].numpy() for x in xs]) for name in xs[0]},
+        {name: np.concatenate([mask[name].numpy() for mask in masks]) for name in masks[0]},
+    )
+
+
 def _streams(model: Any, x: Any, valid: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """One clip's streams as a head reads them; crops go through the encoder first."""
     import torch

@@ -1,0 +1,79 @@
+"""Permutation importance finds the inputs that a head was made to read; signals have the stated signs."""
+
+import numpy as np
+import pytest
+import torch
+
+from extract.geometry import FEATURES
+from seqmodel.config import HeadConfig
+from seqmodel.explain import feature_groups, importance, strongest_signals
+from seqmodel.heads import LstmHead, build_head
+
+N, T, D = 60, 4, 5
+DIMS = {"embeddings": D, "geometry": len(FEATURES)}
+
+
+class YawReader(LstmHead):
+    """Says what the mean yaw says."""
+
+    def forward(self, x, valid):  # type: ignore[no-untyped-def]
+        yaw = x["geometry"][..., FEATURES.index("yaw_rad")]
+        return (yaw * valid["geometry"]).mean(1, keepdim=True) * 10
+
+
+@pytest.fixture
+def clips() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=N)
+    x = {name: rng.normal(size=(N, T, dim)).astype(np.float32) for name, dim in DIMS.items()}
+    x["geometry"][..., FEATURES.index("yaw_rad")] += 3 * (labels[:, None] - 0.5)
+    valid = {name: rng.random((N, T)) > 0.1 for name in DIMS}
+    return x, valid, labels, np.repeat(np.arange(6), N // 6).astype(str)
+
+
+def test_the_group_that_decides_falls_and_no_other(clips) -> None:  # type: ignore[no-untyped-def]
+    x, valid, labels, subjects = clips
+    head = YawReader(HeadConfig(hidden=4, projection=4), DIMS, 1)
+    groups = feature_groups(DIMS, FEATURES)
+    falls = importance(head, x, valid, labels, subjects, groups, task="binary", metric="auroc")
+    assert falls[0].group == "head pose"
+    assert falls[0].value > 0.3
+    assert 0 < falls[0].low <= falls[0].value <= falls[0].high
+    assert all(fall.value == fall.low == fall.high == 0 for fall in falls[1:])
+
+
+def test_a_real_head_is_explained_the_same_way_twice(clips) -> None:  # type: ignore[no-untyped-def]
+    x, valid, labels, subjects = clips
+    head = build_head(HeadConfig(hidden=4, projection=4), DIMS, 1, seed=0)
+    with torch.inference_mode():
+        for name in DIMS:
+            assert torch.isfinite(getattr(head, f"mean_{name}")).all()
+    groups = feature_groups(DIMS, FEATURES)
+    one, two = (
+        importance(head, x, valid, labels, subjects, groups, task="binary", metric="auroc", seed=1)
+        for _ in range(2)
+    )
+    assert one == two
+
+
+def test_every_column_has_one_group() -> None:
+    groups = feature_groups(DIMS, FEATURES)
+    assert set(groups) == {
+        "embedding", "eyes", "brows", "mouth", "head pose", "place", "rest of the face",
+    }  # fmt: skip
+    columns = sorted(c for stream, cs in groups.values() if stream == "geometry" for c in cs)
+    assert columns == list(range(len(FEATURES)))
+    with pytest.raises(ValueError, match="61 geometry columns, 2 names"):
+        feature_groups(DIMS, ("a", "b"))
+
+
+def test_signals_have_the_signs_they_state() -> None:
+    geometry = np.zeros((2, len(FEATURES)), np.float32)
+    geometry[1, [FEATURES.index(name) for name in ("eyeBlinkLeft", "eyeBlinkRight")]] = 0.8
+    geometry[1, [FEATURES.index(name) for name in ("eyeLookOutLeft", "eyeLookInRight")]] = 0.5
+    geometry[1, FEATURES.index("yaw_rad")] = -np.pi / 8
+    signals = strongest_signals(geometry, FEATURES)
+    np.testing.assert_allclose(signals["eyes open"], (1, 0.2), atol=1e-6)
+    np.testing.assert_allclose(signals["gaze"], (0, 0.5), atol=1e-6)
+    np.testing.assert_allclose(signals["yaw"], (0, -0.5), atol=1e-6)
+    assert strongest_signals(geometry[:, :2], ("a", "b")) == {}
