@@ -6,6 +6,7 @@ Knows nothing about cameras, networks or windows on a screen. C classes.
 import csv
 import json
 import math
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -41,12 +42,9 @@ class Log:
         if self._to_stdout:
             self._file: TextIO = sys.stdout
             return
-        path = Path(target)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8", newline="")
-        self._writer = csv.DictWriter(self._file, self._columns)
-        self._writer.writeheader()
-        self._file.flush()
+        self._path = Path(target)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._begin_file()
 
     def write(self, prediction: Prediction, mark: str = "") -> None:
         """One row for a sampled frame."""
@@ -77,9 +75,25 @@ class Log:
         if self._to_stdout:
             self._file.write(json.dumps({c: full.get(c) for c in self._columns}, ensure_ascii=False) + "\n")
         else:
+            if not self._is_in_place():
+                self._file.close()
+                self._begin_file()
             self._writer.writerow({column: full.get(column, "") for column in self._columns})
         self._file.flush()
         self.num_rows += 1
+
+    def _begin_file(self) -> None:
+        self._file = self._path.open("w", encoding="utf-8", newline="")
+        self._writer = csv.DictWriter(self._file, self._columns)
+        self._writer.writeheader()
+        self._file.flush()
+
+    def _is_in_place(self) -> bool:
+        """Whether the open file still has its name; a log that was rotated away is begun anew."""
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
 
 
 class Tally:

@@ -109,6 +109,17 @@ def test_a_log_is_read_back(tmp_path: Path) -> None:
     assert rows[1].p == ()
 
 
+def test_a_log_that_was_rotated_away_is_begun_anew(tmp_path: Path) -> None:
+    """Renamed under the writer: what was written stays in the old file, the rest goes to a new one."""
+    log = Log(str(tmp_path / "live.csv"), NAMES)
+    log.write(prediction())
+    (tmp_path / "live.csv").rename(tmp_path / "live.1.csv")
+    log.write(prediction())
+    log.write(prediction())
+    log.close()
+    assert [len(read_log(tmp_path / name)[1]) for name in ("live.1.csv", "live.csv")] == [1, 2]
+
+
 def test_another_csv_is_refused_as_a_log(tmp_path: Path) -> None:
     """The reader says what the file has instead."""
     path = tmp_path / "labels.csv"
