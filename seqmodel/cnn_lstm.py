@@ -38,8 +38,12 @@ class CnnLstm(nn.Module):
         name = "activations" if "activations" in x else "crops"
         frames, mask = x[name], valid[name]
         embeddings = torch.zeros(*mask.shape, self.encoder.dim, device=frames.device)
-        if mask.any():
-            embeddings[mask] = self.embed(frames[mask], name).float()
+        faces = frames[mask]
+        if len(faces):
+            embeddings[mask] = self.embed(faces, name).float()
+        elif self.training:
+            # Every process of a team must have a gradient for every weight: here one of zeros.
+            embeddings = embeddings + 0 * self.embed(frames[:1, 0], name).sum()
         others = {stream: values for stream, values in x.items() if stream != name}
         seen = {stream: m for stream, m in valid.items() if stream != name}
         return self.head({"embeddings": embeddings, **others}, {"embeddings": mask, **seen})

@@ -254,3 +254,13 @@ def test_live_sees_through_the_tuned_encoder(run: Path) -> None:
     # The run's own weights serve extraction too, under the same identity.
     built = build_encoder("mobilenet_v3_large", str(run / "weights.safetensors"))[1]
     assert built == engine.encoder_id
+
+
+def test_a_clip_without_any_face_gives_zero_gradients_not_none(run: Path) -> None:
+    model = open_stage(args(run)).model.train()
+    crops = torch.zeros(1, 6, 32, 32, 3, dtype=torch.uint8)
+    logits = model({"crops": crops}, {"crops": torch.zeros(1, 6, dtype=torch.bool)})
+    logits.sum().backward()
+    gradients = [p.grad for p in model.encoder.parameters()]
+    assert all(g is not None and not g.any() for g in gradients)
+    assert torch.isfinite(logits).all()
