@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from features.door import fail, parse, run_door
 from seqmodel import config
