@@ -64,11 +64,14 @@ class Stage:
 def open_stage(args: FinetuneArgs) -> Stage:
     """Read a run and its store's crops.
 
-    Raises ValueError when the run reads no embeddings, its store is gone, has another recipe, or no crops.
+    Raises ValueError when the run reads no embeddings, or its store is gone, of another recipe, or without
+    crops.
     """
     card = load_card(args.run)
     if card.recipe.pixels is None or "embeddings" not in card.dims:
         raise ValueError(f"{args.run} reads {', '.join(card.dims)} only: it has no encoder to train")
+    if card.baseline != "none":
+        raise ValueError(f"{args.run} reads geometry against a {card.baseline} baseline: not fine-tuned yet")
     path = args.store or Path(card.store)
     store = FeatureStore.open(path)
     parts: list[Part] = ["pixels", *(["geometry"] if "geometry" in card.dims else [])]  # type: ignore[list-item]
