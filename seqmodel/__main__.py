@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fail(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
         return 2
     args_class, module = COMMANDS[words[0]]
-    args = parse(
+    args: Any = parse(
         args_class, words[1:], prog=f"python -m seqmodel {words[0]}", description=args_class.__doc__ or ""
     )
     return run_door(lambda: getattr(import_module(module), words[0])(args), as_json=args.json)
