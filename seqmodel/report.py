@@ -435,7 +435,7 @@ def _recipe_rows(card: Card) -> list[tuple[str, str]]:
 
 def _run_rows(card: Card) -> list[tuple[str, str]]:
     rows = [
-        ("head", ", ".join(f"{k} {v}" for k, v in vars(card.head).items())),
+        ("head", ", ".join(f"{k.replace('_', ' ')} {_in_words(v)}" for k, v in vars(card.head).items())),
         ("chosen for", card.metric),
         ("seed", str(card.seed)),
         ("split hash", card.split_hash),
