@@ -84,7 +84,7 @@ class TrainConfig:
 class FinetuneConfig:
     """How encoder and head are trained together, end to end."""
 
-    epochs: int = 8
+    epochs: int = 6
     """Most epochs with the encoder unfrozen."""
     warm_epochs: int = 1
     """Epochs of the head alone, first."""
