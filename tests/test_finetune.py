@@ -97,6 +97,7 @@ def test_a_run_that_cannot_get_better_stays_as_it_was(run: Path, monkeypatch: py
         assert all(torch.equal(tensor, before[1][part][name]) for name, tensor in tensors.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut_cache", ["on", "off"])
 def test_a_job_stopped_at_any_step_ends_at_the_same_weights(
     run: Path, tmp_path: Path, cut_cache: str, monkeypatch: pytest.MonkeyPatch
@@ -208,6 +209,7 @@ def test_test_clips_are_never_read(run: Path, monkeypatch: pytest.MonkeyPatch) -
     assert read == {"p0", "p1", "p4", "p5", "p2", "p6"}
 
 
+@pytest.mark.slow
 def test_tuned_features_make_a_new_store_that_new_heads_learn_from(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned.zarr"
     quick = dataclasses.replace(QUICK, warm_epochs=0)
