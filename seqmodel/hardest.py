@@ -14,6 +14,7 @@ import numpy as np
 
 from seqmodel.calibration import probabilities
 from seqmodel.drawing import save
+from seqmodel.explain import strongest_signals
 from seqmodel.judge import Judgement
 from seqmodel.plots_people import timeline_plot
 from seqmodel.predictions import growing_logits
@@ -54,12 +55,17 @@ def hardest_clips(
     fps = card.recipe.pixels.fps if card.recipe.pixels else 1.0
     binary = judgement.task == "binary"
     found = []
+    features = store.recipe.geometry.features if store.recipe.geometry else ()
+    geometry, measured = store.read_stream("geometry", rows[places]) if features else (None, None)
     for k, place in enumerate(places):
         truth, said = int(p.labels[place]), int(p.said[place])
         followed = 1 if binary else truth
         line = probabilities(logits[k], judgement.task, card.calibration)[:, followed]
         threshold = card.calibration.threshold if binary else None
-        figure = timeline_plot(line, seen[k], fps, threshold, true_is_high=truth == followed)
+        signals = None
+        if geometry is not None and measured is not None and measured[k].any():
+            signals = strongest_signals(np.where(measured[k][:, None], geometry[k], np.nan), features)
+        figure = timeline_plot(line, seen[k], fps, threshold, truth == followed, signals)
         found.append(
             {
                 "truth": names[truth],

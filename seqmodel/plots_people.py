@@ -5,7 +5,7 @@ It knows nothing about runs, stores or HTML.
 Shapes: N clips, C classes, T frames.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -196,15 +196,27 @@ def scatter_plot(xy: np.ndarray, groups: np.ndarray, names: Sequence[str], *, by
 
 
 def timeline_plot(
-    probability: np.ndarray, valid: np.ndarray, fps: float, threshold: float | None, true_is_high: bool
+    probability: np.ndarray,
+    valid: np.ndarray,
+    fps: float,
+    threshold: float | None,
+    true_is_high: bool,
+    signals: Mapping[str, np.ndarray] | None = None,
 ) -> "Figure":
     """(T,) probability as the window grows, the side that would be right shaded, and a strip of frames with a
-    face."""
+    face; below it, where there are any, (T,) signals between -1 and 1."""
     import matplotlib.pyplot as plt
 
     time_s = np.arange(len(probability)) / fps
     with style():
-        figure, axes = plt.subplots(figsize=(3.6, 1.35))
+        figure, panels = plt.subplots(
+            2 if signals else 1,
+            squeeze=False,
+            sharex=True,
+            figsize=(3.6, 2.2 if signals else 1.35),
+            height_ratios=(1.35, 0.85) if signals else None,
+        )
+        axes = panels[0, 0]
         edge = 0.5 if threshold is None else threshold
         axes.axhspan(*((edge, 1.0) if true_is_high else (0.0, edge)), color=MODEL, alpha=0.1, linewidth=0)
         axes.axhline(edge, color=SOFT, linewidth=0.8, linestyle="--")
@@ -214,9 +226,17 @@ def timeline_plot(
             time_s, 0.07, width=step, bottom=-0.17, color=[MODEL if v else FAINT for v in valid], linewidth=0
         )
         axes.set(ylim=(-0.2, 1.03), xlim=(-step / 2, time_s[-1] + step / 2), yticks=[0, 1])
-        axes.set_xticks([0, round(float(time_s[-1]) + step)], ["0", f"{time_s[-1] + step:.0f} s"])
-        axes.grid(False)
-        axes.tick_params(labelsize=8, length=0)
+        for (name, values), colour in zip((signals or {}).items(), (MODEL, OTHER, LEAK), strict=False):
+            panels[1, 0].plot(time_s, values, color=colour, linewidth=1.2, label=name)
+        if signals:
+            panels[1, 0].set(ylim=(-1.1, 1.1), yticks=[-1, 0, 1])
+            panels[1, 0].legend(
+                loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=3, fontsize=7, frameon=False
+            )
+        panels[-1, 0].set_xticks([0, round(float(time_s[-1]) + step)], ["0", f"{time_s[-1] + step:.0f} s"])
+        for panel in panels[:, 0]:
+            panel.grid(False)
+            panel.tick_params(labelsize=8, length=0)
     return figure
 
 
