@@ -22,7 +22,7 @@ import numpy as np
 
 from extract.face import Crop, FaceCropper, silenced_stderr
 from extract.geometry import FaceGeometry
-from extract.video import Decode, Frame, Spans, probe, read_video, sample_at
+from extract.video import Decode, Frame, Spans, Targets, probe, read_video, sample_at
 from features.recipe import Recipe
 from seqmodel.engine import Backend, Engine, Precision, open_engine
 
@@ -194,17 +194,18 @@ def _one_pass(
     """Windows that do not overlap, in the order of time, in one reading of the file."""
     if not windows:
         return
-    frames = read_video(job.path, decode=decode, threads=threads)
+    pixels = kernels.cropper.pixels
+    targets = Targets([window.start_s for window in windows], pixels.fps, pixels.num_frames)
+    frames = read_video(job.path, decode=decode, threads=threads, is_wanted=targets.between)
     spans = Spans(_until_deadline(frames, job.time_limit_s, deadline))
-    fps, window_s = kernels.cropper.pixels.fps, kernels.cropper.pixels.window_s
     for window in windows:
-        end_s = window.start_s + window_s
+        end_s = window.start_s + pixels.window_s
         if window.end_s is not None:
             end_s = min(end_s, window.end_s)
         kernels.cropper.reset()
-        sampled = sample_at(spans.until(end_s), fps, window.start_s)
+        sampled = sample_at(spans.until(end_s), pixels.fps, window.start_s)
         row, num_sampled = _row(
-            sampled, window, kernels, clock, late_s=1 / fps if decode == "sparse" else None
+            sampled, window, kernels, clock, late_s=1 / pixels.fps if decode == "sparse" else None
         )
         reason = ""
         if num_sampled == 0:

@@ -9,24 +9,21 @@ Shapes: a frame's pixels are uint8 (H, W, 3), RGB, upright.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import av
+from extract.decoding import IsWanted, last_packet_end_s, open_video, pictures, rate
 
 Decode = Literal["full", "sparse"]
 
 EARLY_S = 0.0005
 """A frame this much before its target still answers it: containers round their times to a millisecond."""
-
-FLUSH_PACKETS_WITHOUT_FRAME = 2000
-"""A decoder that is fed this many packets in a row and gives no picture will not give one."""
 
 
 @dataclass(frozen=True)
@@ -65,37 +62,42 @@ def probe(path: Path | str) -> VideoInfo:
     Where it names no duration the packets are read through, which costs no more than reading the file.
     Raises ValueError with a reason for people when there is no video in the file.
     """
-    with closing(_open(path)) as container:
+    with closing(open_video(path)) as container:
         stream = container.streams.video[0]
         if stream.duration and stream.time_base:
             duration_s = float(stream.duration * stream.time_base)
         elif container.duration:
             duration_s = container.duration / 1e6  # AV_TIME_BASE, microseconds
         else:
-            duration_s = _last_packet_end_s(container, stream)
+            duration_s = last_packet_end_s(container, stream)
         size = stream.codec_context.width, stream.codec_context.height
-        return VideoInfo(duration_s, _rate(stream), *size)
+        return VideoInfo(duration_s, rate(stream), *size)
 
 
-def read_video(path: Path | str, *, decode: Decode = "full", threads: int = 1) -> Iterator[Frame]:
+def read_video(
+    path: Path | str, *, decode: Decode = "full", threads: int = 1, is_wanted: IsWanted | None = None
+) -> Iterator[Frame]:
     """The frames of a file (or URL) in the order they are shown, with strictly growing times.
 
-    `decode="sparse"` skips the frames that no other frame is built from (B-frames, mostly): cheaper, and what
-    is left is pixel for pixel the same. A damaged packet is passed over, a frame not later than the last one
-    left out; where a stream carries no times (raw H.264), they follow from its frame rate. Raises ValueError
-    with a reason for people when nothing can be decoded.
+    With `is_wanted`, frames that are neither wanted nor needed to build others may be left out; those given
+    are pixel for pixel the same. `decode="sparse"` leaves out all that no other is built from (B-frames,
+    mostly), wanted or not: cheaper still, but a sampled frame may come a little late.
+
+    A damaged packet is passed over, a frame not later than the last one left out; where a stream carries no
+    times (raw H.264), they follow from its frame rate. Raises ValueError with a reason for people when there
+    is nothing to decode.
     """
-    with closing(_open(path)) as container:
+    with closing(open_video(path)) as container:
         stream = container.streams.video[0]
         context = stream.codec_context
         context.thread_count = threads
         if decode == "sparse":
-            context.skip_frame = "NONREF"
+            context.skip_frame, is_wanted = "NONREF", None
         time_base = float(stream.time_base or 1)
         first_pts, last_s = stream.start_time, -math.inf
-        step = round(1 / (_rate(stream) * time_base))
+        step = round(1 / (rate(stream) * time_base))
         untimed = -step
-        for picture in _pictures(container, stream, str(path)):
+        for picture in pictures(container, stream, str(path), is_wanted):
             pts = picture.pts if picture.pts is not None else picture.dts
             if pts is None:
                 untimed += step
@@ -135,6 +137,24 @@ def sample_at(frames: Iterable[Frame], fps: float, start_s: float = 0.0) -> Iter
     return (frame for frame in frames if sampler.takes(frame.pts_s))
 
 
+class Targets:
+    """The times at which stretches of a video are sampled: which pictures `sample_at` may ask for."""
+
+    def __init__(self, starts_s: Sequence[float], fps: float, num_frames: int) -> None:
+        """Stretches of `num_frames` targets each that begin at `starts_s`, ascending, and do not overlap."""
+        self._starts_s, self._fps, self._last = starts_s, fps, num_frames - 1
+
+    def between(self, before_s: float, pts_s: float) -> bool:
+        """Whether a target lies after `before_s`, up to `pts_s`; yes when it is close."""
+        slack_s = EARLY_S + 1e-4
+        for start_s in self._starts_s[: bisect_right(self._starts_s, pts_s + slack_s)][-2:]:
+            passed_s = max(before_s, start_s - 1) - slack_s - start_s
+            next_target = max(0, math.ceil(passed_s * self._fps))
+            if next_target <= self._last and start_s + next_target / self._fps <= pts_s + slack_s:
+                return True
+        return False
+
+
 class Spans:
     """One stream of frames cut into spans of time, each read on from where the last one stopped."""
 
@@ -169,76 +189,3 @@ class _Upright:
         rgb = self.picture.to_ndarray(format="rgb24", threads=self.threads)
         quarter_turns = round(self.picture.rotation / 90) % 4
         return np.ascontiguousarray(np.rot90(rgb, quarter_turns)) if quarter_turns else rgb
-
-
-def _open(path: Path | str) -> "av.container.InputContainer":
-    import av
-
-    if isinstance(path, Path) or "://" not in path:
-        if not Path(path).is_file():
-            raise ValueError(f"{path}: no such file")
-        if Path(path).stat().st_size == 0:
-            raise ValueError(f"{path}: the file is empty (0 bytes)")
-    try:
-        container = av.open(str(path), metadata_errors="replace")
-    except av.error.FFmpegError as error:
-        raise ValueError(f"{path}: not a video that can be read ({_reason(error)})") from error
-    if not container.streams.video:
-        container.close()
-        raise ValueError(f"{path}: holds no video (audio only?)")
-    return container
-
-
-def _pictures(
-    container: "av.container.InputContainer", stream: "av.VideoStream", path: str
-) -> Iterator["av.VideoFrame"]:
-    """Decoded pictures; damaged packets are passed over, and a stream that gives nothing is an error."""
-    import av
-
-    num_pictures, fruitless, reason = 0, 0, "no frame in it can be decoded"
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.error.FFmpegError as error:  # reading the container itself failed: the rest is lost
-            reason, packet = _reason(error), None
-        if packet is None:
-            break
-        try:
-            pictures = stream.decode(packet)
-        except av.error.EOFError:
-            break
-        except av.error.FFmpegError as error:
-            reason, pictures = _reason(error), []
-        for picture in pictures:
-            num_pictures += 1
-            yield picture
-        fruitless = 0 if pictures else fruitless + 1
-        if fruitless > FLUSH_PACKETS_WITHOUT_FRAME:
-            break
-    if num_pictures == 0:
-        raise ValueError(f"{path}: {reason}")
-
-
-def _last_packet_end_s(container: "av.container.InputContainer", stream: "av.VideoStream") -> float:
-    import av
-
-    end, first, untimed = 0, stream.start_time, 0
-    try:
-        for packet in container.demux(stream):
-            if packet.pts is not None:
-                first = packet.pts if first is None else first
-                end = max(end, packet.pts + (packet.duration or 0) - first)
-            elif packet.size:
-                untimed += 1
-    except av.error.FFmpegError:
-        pass  # a broken end: what was read so far is the length that can be had
-    return float(end * (stream.time_base or 0)) or untimed / _rate(stream)
-
-
-def _rate(stream: "av.VideoStream") -> float:
-    return float(stream.average_rate or stream.guessed_rate or 25)
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error).strip().lower()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extract.video import Frame, Spans, probe, read_video, sample_at
+from extract.video import Frame, Spans, Targets, probe, read_video, sample_at
 from tests.clips import face_frames, write_video
 
 BLANK = np.zeros((2, 2, 3), np.uint8)
@@ -108,6 +108,30 @@ def test_sparse_decoding_gives_frames_of_the_full_one(real_clips: dict[str, Path
     sparse = list(read_video(real_clips["single"], decode="sparse"))
     assert len(sparse) < len(full)
     assert all(np.array_equal(frame.rgb(), full[frame.pts_s]) for frame in sparse)
+
+
+def test_leaving_out_what_is_not_wanted_changes_no_sample(
+    real_clips: dict[str, Path], tmp_path: Path
+) -> None:
+    """The same times and the same pixels, from fewer decoded frames; in MJPEG nearly all can be left out."""
+    mjpeg = write_video(
+        tmp_path / "m.avi", face_frames(real_clips["single"], 40), 30, codec="mjpeg", pix_fmt="yuvj420p"
+    )
+    for path in (*(real_clips[name] for name in ("single", "no_face", "carphone", "noface_face")), mjpeg):
+        targets = Targets([0.0, 0.6, 2.1], 3, 2)
+
+        def samples(**options) -> list[tuple[float, bytes]]:
+            spans = Spans(read_video(path, **options))  # noqa: B023
+            return [
+                (frame.pts_s, frame.rgb().tobytes())
+                for start_s in (0.0, 0.6, 2.1)
+                for frame in sample_at(spans.until(start_s + 0.6), 3, start_s)
+            ]
+
+        assert samples(is_wanted=targets.between) == samples()
+        decoded = len(times(read_video(path, is_wanted=targets.between)))
+        assert decoded <= len(times(read_video(path)))
+        assert decoded < 15 or path != mjpeg
 
 
 @pytest.mark.parametrize("name", ["pexels", "single", "face_noface", "noface_face", "no_face", "carphone"])

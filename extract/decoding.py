@@ -1,0 +1,141 @@
+"""Packets to pictures: opening a container, decoding no more than is needed, passing over what is damaged.
+
+Knows nothing about what the pictures are for.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import av
+
+IsWanted = Callable[[float, float], bool]
+"""Whether a picture at the second time, the next one after the first, may be asked for (seconds)."""
+
+LOOKAHEAD = 32
+"""Packets whose times are known before one is decoded; pictures are reordered over 16 at most."""
+LAST_PACKETS = 6
+"""The end of a file is decoded in full, so that where it ends is known."""
+
+FLUSH_PACKETS_WITHOUT_FRAME = 2000
+"""A decoder that is fed this many packets in a row and gives no picture will not give one."""
+
+
+def open_video(path: Path | str) -> "av.container.InputContainer":
+    import av
+
+    if isinstance(path, Path) or "://" not in path:
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: no such file")
+        if Path(path).stat().st_size == 0:
+            raise ValueError(f"{path}: the file is empty (0 bytes)")
+    try:
+        container = av.open(str(path), metadata_errors="replace")
+    except av.error.FFmpegError as error:
+        raise ValueError(f"{path}: not a video that can be read ({_reason(error)})") from error
+    if not container.streams.video:
+        container.close()
+        raise ValueError(f"{path}: holds no video (audio only?)")
+    return container
+
+
+def pictures(
+    container: "av.container.InputContainer",
+    stream: "av.VideoStream",
+    path: str,
+    is_wanted: IsWanted | None,
+) -> Iterator["av.VideoFrame"]:
+    """Decoded pictures; damaged packets are passed over, and a stream that gives nothing is an error."""
+    import av
+
+    num_pictures, fruitless, reason = 0, 0, "no frame in it can be decoded"
+    packets = _marked(container.demux(stream), stream, is_wanted)
+    context = stream.codec_context
+    may_skip = context.skip_frame != "NONREF" and is_wanted is not None
+    while True:
+        try:
+            packet, is_needed = next(packets, (None, True))
+        except av.error.FFmpegError as error:  # reading the container itself failed: the rest is lost
+            reason, packet = _reason(error), None
+        if packet is None:
+            break
+        if not is_needed and context.codec.intra_only:
+            continue
+        if may_skip:
+            context.skip_frame = "DEFAULT" if is_needed else "NONREF"
+        try:
+            pictures = stream.decode(packet)
+        except av.error.EOFError:
+            break
+        except av.error.FFmpegError as error:
+            reason, pictures = _reason(error), []
+        for picture in pictures:
+            num_pictures += 1
+            yield picture
+        fruitless = 0 if pictures else fruitless + 1
+        if fruitless > FLUSH_PACKETS_WITHOUT_FRAME:
+            break
+    if num_pictures == 0:
+        raise ValueError(f"{path}: {reason}")
+
+
+def _marked(
+    packets: "Iterator[av.Packet]", stream: "av.VideoStream", is_wanted: IsWanted | None
+) -> Iterator[tuple["av.Packet | None", bool]]:
+    """Packets, each with whether its own picture is needed.
+
+    A picture is, if it may be the first at or after a target; the one shown before it lies among the packets
+    around it. Everything is needed where that cannot be told: no times, or two fields to a picture.
+    """
+    start, time_base = stream.start_time, stream.time_base
+    if is_wanted is None or start is None or not time_base or stream.codec_context.field_order > 1:
+        yield from ((packet, True) for packet in packets)
+        return
+    ahead: deque[av.Packet] = deque()
+    behind: deque[int] = deque(maxlen=LOOKAHEAD)
+    is_over = False
+    while True:
+        while not is_over and len(ahead) <= LOOKAHEAD:
+            packet = next(packets, None)
+            is_over = packet is None
+            if packet is not None:
+                ahead.append(packet)
+        if not ahead:
+            return
+        packet = ahead.popleft()
+        pts = packet.pts
+        if pts is None or len(ahead) < LAST_PACKETS:
+            yield packet, True
+            continue
+        earlier = [other.pts for other in ahead if other.pts is not None and other.pts < pts]
+        earlier += [other for other in behind if other < pts]
+        behind.append(pts)
+        before_s = float((max(earlier) - start) * time_base) if earlier else -math.inf
+        yield packet, is_wanted(before_s, float((pts - start) * time_base))
+
+
+def last_packet_end_s(container: "av.container.InputContainer", stream: "av.VideoStream") -> float:
+    import av
+
+    end, first, untimed = 0, stream.start_time, 0
+    try:
+        for packet in container.demux(stream):
+            if packet.pts is not None:
+                first = packet.pts if first is None else first
+                end = max(end, packet.pts + (packet.duration or 0) - first)
+            elif packet.size:
+                untimed += 1
+    except av.error.FFmpegError:
+        pass  # a broken end: what was read so far is the length that can be had
+    return float(end * (stream.time_base or 0)) or untimed / rate(stream)
+
+
+def rate(stream: "av.VideoStream") -> float:
+    return float(stream.average_rate or stream.guessed_rate or 25)
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).strip().lower()

@@ -1,0 +1,291 @@
+"""Extraction against the plain reference, against decoding alone; full against sparse; growth; memory.
+
+The reference is written the way such projects are: read() every frame, detect, crop, PIL and torchvision
+transforms, eager float32 MobileNetV3, one clip after the other. Both run without the second stream, on the
+same files, with seeded random weights (speed does not depend on them). Wall-clock figures leave model loading
+out on both sides; processor seconds a clip are what to read on a machine that others share.
+
+BENCH_PARTS=processor,reference,decode,sparse,precision,workers,growth,memory picks some.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from extract.pipeline import Job, Setup, Window, extract_video, open_kernels
+from extract.video import Decode, read_video
+from features.recipe import Pixels, Recipe
+from seqmodel.assets import detector_file, sha256_of
+from seqmodel.engine import open_engine
+from tests.clips import face_frames, looped, write_video
+from tests.media import fetch_real_clips
+
+CORES = 2
+NUM_REFERENCE_CLIPS, NUM_CLIPS = 16, 48
+MEMORY_MINUTES = float(os.environ.get("BENCH_MINUTES", "6"))
+PARTS = ("processor", "reference", "decode", "sparse", "precision", "workers", "growth", "memory")
+
+
+def main() -> None:
+    """Measure the parts asked for and print a table of each."""
+    parts = os.environ.get("BENCH_PARTS", ",".join(PARTS)).split(",")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        many = make_clips(root / "many", NUM_CLIPS)
+        few = link_clips(root / "few", many[:NUM_REFERENCE_CLIPS])
+        if "processor" in parts:
+            processor(few)
+        if set(parts) == {"processor"}:
+            return
+        ours = extract(few)
+        if "reference" in parts:
+            theirs = reference_clips_per_s(sorted(few.rglob("*.mp4")))
+            show("16 clips, clips/s", {"reference": theirs, "extract": ours}, "reference")
+        everything = extract(many[0].parent.parent)
+        if "decode" in parts:
+            decoding = decode_clips_per_s(many)
+            show("48 clips, clips/s", {"decode only": decoding, "extract": everything}, "decode only")
+        if "sparse" in parts:
+            sparse = extract(many[0].parent.parent, "--decode", "sparse")
+            show("48 clips with B-frames, clips/s", {"full": everything, "sparse": sparse}, "full")
+        if "precision" in parts:
+            show(
+                "16 clips by backend and precision, clips/s",
+                {"openvino f32": ours}
+                | {
+                    f"{backend} {precision}": extract(few, "--backend", backend, "--precision", precision)
+                    for backend, precision in (("openvino", "bf16"), ("torch", "f32"))
+                },
+                "openvino f32",
+            )
+        if "workers" in parts:
+            by_workers = {str(n): extract(few, "--workers", str(n)) for n in (1, 2, 3, 4)}
+            show("16 clips by workers, clips/s", by_workers, "1")
+        if "growth" in parts:
+            seconds = {"12 clips": 12 / extract(link_clips(root / "twelve", many[:12]))}
+            seconds["48 clips"] = NUM_CLIPS / everything
+            show("seconds", seconds, "12 clips")
+            long = {f"{m} min": seconds_of_long(root, many[0], m) for m in (1, 4)}
+            show("seconds for one video", long, "1 min")
+        if "memory" in parts:
+            memory(root)
+
+
+def show(what: str, figures: dict[str, float], base: str) -> None:
+    """One row a figure, with its ratio to the base."""
+    print(f"\n{what}")
+    for name, value in figures.items():
+        print(f"  {name:14} {value:8.2f}   {value / figures[base]:6.2f}×", flush=True)
+
+
+def make_clips(folder: Path, count: int, width: int = 640, height: int = 480) -> list[Path]:
+    """Ten-second H.264 clips of real faces at 30 frames a second, encoded as x264 does by default."""
+    (folder / "engaged").mkdir(parents=True)
+    real = fetch_real_clips()
+    sources = [
+        face_frames(real[name], frames, width, height) for name, frames in (("pexels", 300), ("single", 72))
+    ]
+    paths = []
+    for index in range(count):
+        path = folder / "engaged" / f"{index:03}.mp4"
+        if index < len(sources):
+            write_video(path, looped(sources[index], 300), 30)
+        else:
+            path.write_bytes(paths[index % len(sources)].read_bytes())
+        paths.append(path)
+    return paths
+
+
+def link_clips(folder: Path, paths: list[Path]) -> Path:
+    """A folder of classes with some of the clips."""
+    (folder / "engaged").mkdir(parents=True)
+    for path in paths:
+        os.link(path, folder / "engaged" / path.name)
+    return folder
+
+
+def extract(data: Path, *words: str) -> float:
+    """Clips a second of the real command, from first decode to last write."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "extract", "--data", str(data), "--out", f"{out}/s.zarr"]
+        command += ["--weights", "random", "--geometry", "off", "--json", *words]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        summary = json.loads(done.stdout)
+        assert not summary["failed"]
+        total = sum(summary["stage_s"].values())
+        stages = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in summary["stage_s"].items())
+        print(f"  extract {' '.join(words) or '(defaults)'}: {stages}", flush=True)
+        return summary["clips_per_s"]
+
+
+def reference_clips_per_s(paths: list[Path], threads: int = CORES) -> float:
+    """The plain pipeline, in this process, with torch's own number of threads."""
+    import mediapipe as mp
+    import torch
+    from mediapipe.tasks.python import BaseOptions, vision
+    from PIL import Image
+    from torchvision import models, transforms
+
+    torch.set_num_threads(threads)
+    network = models.mobilenet_v3_large(weights=None).eval()
+    network.classifier = torch.nn.Identity()
+    transform = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    options = BaseOptions(model_asset_path=str(detector_file("short")))
+    detector = vision.FaceDetector.create_from_options(vision.FaceDetectorOptions(base_options=options))
+    started = time.perf_counter()
+    for path in paths:
+        video = cv2.VideoCapture(str(path))
+        faces, index = [], 0
+        while True:
+            there, frame = video.read()
+            if not there:
+                break
+            rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            found = detector.detect(mp.Image(image_format=mp.ImageFormat.SRGB, data=rgb)).detections
+            if found and index % 10 == 0:
+                box = found[0].bounding_box
+                face = Image.fromarray(rgb).crop(
+                    (box.origin_x, box.origin_y, box.origin_x + box.width, box.origin_y + box.height)
+                )
+                faces.append(transform(face))
+            index += 1
+        with torch.no_grad():
+            np.asarray(network(torch.stack(faces)))
+    elapsed = time.perf_counter() - started
+    detector.close()
+    return len(paths) / elapsed
+
+
+def processor(data: Path) -> None:
+    """Processor seconds a clip of the work itself, in this process, one thread: the least of three rounds."""
+    paths = sorted(data.rglob("*.mp4"))[:2]
+    rounds: dict[str, list[float]] = {}
+
+    def measure(name: str, work: Callable[[], object]) -> None:
+        before = time.process_time()
+        work()
+        rounds.setdefault(name, []).append((time.process_time() - before) / len(paths))
+
+    setup = kernel_setup()
+    kernels = open_kernels(setup)
+    windows = (Window(0, 0.0, 10.0),)
+
+    def extract_all(decode: Decode) -> None:
+        for path in paths:
+            list(extract_video(Job(path, windows), kernels, decode=decode))
+
+    for _ in range(3):
+        measure("reference", lambda: reference_clips_per_s(paths, threads=1))
+        measure("extract full", lambda: extract_all("full"))
+        measure("extract sparse", lambda: extract_all("sparse"))
+        measure("decode every frame", lambda: [list(read_video(path)) for path in paths])
+        before = os.times()
+        for path in paths:
+            ffmpeg = ["ffmpeg", "-v", "error", "-nostdin", "-threads", "1", "-i", str(path)]
+            subprocess.run([*ffmpeg, "-f", "null", "-"], check=True)
+        after = os.times()
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        rounds.setdefault("ffmpeg -f null", []).append(spent / len(paths))
+    kernels.close()
+    best = {name: min(seconds) for name, seconds in rounds.items()}
+    show("processor seconds a clip, one thread", best, "extract full")
+
+
+def kernel_setup() -> Setup:
+    """MobileNetV3-Large with random weights, the short-range detector, no second stream."""
+    detector = detector_file("short")
+    encoder = open_engine("mobilenet_v3_large", "random", threads=1).encoder_id
+    return Setup(Recipe(Pixels((sha256_of(detector),)), encoder), (detector,), weights="random")
+
+
+def decode_clips_per_s(paths: list[Path]) -> float:
+    """`ffmpeg -threads 1 -f null`, as many at once as there are cores."""
+    command = ["xargs", "-P", str(CORES), "-I", "{}", "ffmpeg", "-v", "error", "-nostdin", "-threads", "1"]
+    command += ["-i", "{}", "-f", "null", "-"]
+    started = time.perf_counter()
+    subprocess.run(command, input="\n".join(map(str, paths)), text=True, encoding="utf-8", check=True)
+    return len(paths) / (time.perf_counter() - started)
+
+
+def repeated(source: Path, target: Path, times: int) -> Path:
+    """The same packets over and over, times shifted: a long file without encoding it."""
+    with av.open(str(source)) as reading, av.open(str(target), "w") as writing:
+        stream = reading.streams.video[0]
+        copy = writing.add_stream_from_template(stream)
+        length = stream.duration
+        for index in range(times):
+            reading.seek(0)
+            for packet in reading.demux(stream):
+                if packet.dts is None:
+                    continue
+                packet.pts += index * length
+                packet.dts += index * length
+                packet.stream = copy
+                writing.mux(packet)
+    return target
+
+
+def seconds_of_long(root: Path, clip: Path, minutes: int) -> float:
+    """Seconds of extracting one video of so many minutes."""
+    folder = root / f"long{minutes}"
+    (folder / "engaged").mkdir(parents=True)
+    repeated(clip, folder / "engaged" / "long.mp4", minutes * 6)
+    return minutes * 6 / extract(folder)
+
+
+def memory(root: Path) -> None:
+    """Resident memory of the worker over a long 1080p video, early and late."""
+    (clip,) = make_clips(root / "hd", 1, 1920, 1080)
+    folder = root / "hour"
+    (folder / "engaged").mkdir(parents=True)
+    repeated(clip, folder / "engaged" / "long.mp4", round(MEMORY_MINUTES * 6))
+    command = [sys.executable, "-m", "extract", "--data", str(folder), "--out", f"{root}/m.zarr"]
+    command += ["--weights", "random", "--workers", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    sizes: list[float] = []
+    while process.poll() is None:
+        done = len(list((root / "m.zarr" / "frames").glob("c.*.0.0")))
+        if done > 1 and (size := largest_child_mb(process.pid)):
+            sizes.append(size)
+        time.sleep(0.5)
+    third = len(sizes) // 3
+    print(f"\nresident memory of a worker on {MEMORY_MINUTES:g} min of 1080p, MB")
+    print(
+        f"  first third {max(sizes[:third]):.0f}, last third {max(sizes[-third:]):.0f}, most {max(sizes):.0f}"
+    )
+
+
+def largest_child_mb(parent: int) -> float:
+    """Resident megabytes of the largest process under another."""
+    sizes = [0.0]
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            text = status.read_text(encoding="utf-8")
+        except OSError:
+            continue
+        fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+        if fields.get("PPid", "").strip() == str(parent) and "VmRSS" in fields:
+            sizes.append(int(fields["VmRSS"].split()[0]) / 1024)
+    return max(sizes)
+
+
+if __name__ == "__main__":
+    main()
