@@ -24,12 +24,14 @@ from seqmodel.history import trials_of
 from seqmodel.judge import Judgement, Predictions
 from seqmodel.literature import literature_table
 from seqmodel.metrics import confusion
-from seqmodel.predictions import open_ways, population, read_streams
+from seqmodel.predictions import CLIPS_OF_CROPS, open_ways, population, read_streams
 from seqmodel.report import TITLES, Story
 from seqmodel.run import Card, read_log
 from seqmodel.slices import Slices, all_slices
 
 BEST_TRIALS = 5
+SHUFFLED_CLIPS, SHUFFLED_CROP_CLIPS = 300, 40
+"""Clips that importance is measured on: each is read some seventy times, and crops are encoded before."""
 
 
 def tell(
@@ -80,20 +82,28 @@ def tell(
 
 
 def group_falls(judgement: Judgement, asked: Asked, seed: int) -> list[Fall]:
-    """What shuffling each group of inputs costs on the judged clips; empty where the head reads one group."""
+    """What shuffling each group of inputs costs, on a sample of the judged clips where they are many; empty
+    where the head reads one group."""
     card, p = asked.card, judgement.predictions
     features = card.recipe.geometry.features if card.recipe.geometry else ()
-    if "geometry" not in card.dims or len(np.unique(p.labels[p.measured])) < 2:
+    if "geometry" not in card.dims or not p.measured.any():
         return []
-    ways = open_ways(asked.run, card, asked.store, card.labelling, asked.population.rows[p.measured])
+    places = np.flatnonzero(p.measured)
+    ways = open_ways(asked.run, card, asked.store, card.labelling, asked.population.rows[places])
+    most = SHUFFLED_CLIPS if ways.batch_size > CLIPS_OF_CROPS else SHUFFLED_CROP_CLIPS
+    if len(places) > most:
+        places = np.sort(np.random.default_rng(seed).choice(places, most, replace=False))
+        ways = open_ways(asked.run, card, asked.store, card.labelling, asked.population.rows[places])
+    if len(np.unique(p.labels[places])) < 2:
+        return []
     head, x, valid = read_streams(ways)
     groups = feature_groups(card.dims, features)
     return importance(
         head,
         x,
         valid,
-        p.labels[p.measured],
-        p.subjects[p.measured],
+        p.labels[places],
+        p.subjects[places],
         groups,
         task=judgement.task,
         metric=card.metric,
