@@ -35,6 +35,8 @@ from tune.study import (
     work,
 )
 
+STUCK = 2
+"""Number of the trial that never ends by itself."""
 SPACE = Space("binary", ("embeddings",), False, 4)
 
 
@@ -190,14 +192,15 @@ def spec_at(path: Path, trials: int = 6) -> StudySpec:
     return StudySpec(str(path), "study", trials=trials, seed=0, epochs=4, pruning=False, folds=0)
 
 
-def slow_square(trial: optuna.Trial) -> float:
+def square(trial: optuna.Trial) -> float:
     value = trial.suggest_float("a", -1, 1)
-    time.sleep(0.4)
+    if trial.number == STUCK:
+        time.sleep(600)  # until somebody kills it
     return -(value**2)
 
 
 def slow_worker(spec: StudySpec, index: int) -> None:
-    work(spec, slow_square, index)
+    work(spec, square, index)
 
 
 def test_a_killed_workers_trial_is_tried_again_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -205,12 +208,10 @@ def test_a_killed_workers_trial_is_tried_again_and_nothing_is_lost(tmp_path: Pat
     study = create_study(spec, {"a": 0.5}, {})
     killed: int | None = None
     for trials in run_workers(study, spec, slow_worker, (spec,), jobs=2):
-        running = [
-            t for t in trials if t.state == TrialState.RUNNING and "worker" in t.user_attrs and t.params
-        ]
-        if killed is None and running and num_done(study) >= 1:
-            killed = running[0].number
-            os.kill(running[0].user_attrs["worker"]["pid"], signal.SIGKILL)
+        stuck = [t for t in trials if t.number == STUCK and "worker" in t.user_attrs and t.params]
+        if killed is None and stuck and num_done(study) >= 3:
+            killed = STUCK
+            os.kill(stuck[0].user_attrs["worker"]["pid"], signal.SIGKILL)
     trials = study.trials
     assert killed is not None
     assert trials[killed].state == TrialState.FAIL
@@ -254,7 +255,7 @@ def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trial(tmp_path: Path) 
     with pytest.raises(KeyboardInterrupt):
         work(spec, interrupted)
     assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]
-    work(spec, slow_square)
+    work(spec, square)
     assert [t.params["a"] for t in study.trials][:2] == [0.5, 0.5]
     assert num_done(study) == 2
 

@@ -123,6 +123,9 @@ def create_study(spec: StudySpec, first: dict[str, Any], facts: dict[str, Any]) 
     known = study.user_attrs.get("facts")
     if known is None:
         study.set_user_attr("facts", facts)
+        if "metric" in facts:
+            with experimental_is_fine():
+                study.set_metric_names([facts["metric"]])
         study.enqueue_trial(first, user_attrs={"role": "the seed project's settings"})
     else:
         different = [
