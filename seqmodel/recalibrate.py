@@ -21,7 +21,7 @@ from seqmodel.calibration import Calibration, decide, fit_calibration
 from seqmodel.config import CalibrateArgs
 from seqmodel.evaluate import Asked, ask
 from seqmodel.metrics import evaluate_predictions, minority_class
-from seqmodel.predictions import predict_rows
+from seqmodel.predictions import PREDICTIONS, predict_rows
 from seqmodel.report import TITLES, short
 from seqmodel.run import Card, load_card, save_card, write_text
 
@@ -81,7 +81,11 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         "before": vars(card.calibration),
     }
     save_card(args.run, replace(card, calibration=fitted, stages=(*card.stages, stage)))
-    say(f"{args.run} now decides by this calibration; evaluate, predict and live use it")
+    # Decisions kept from before would be compared as if they were the run's.
+    (args.run / PREDICTIONS).unlink(missing_ok=True)
+    say(
+        f"{args.run} now decides by this calibration; predict and live use it, evaluate writes its figures anew"
+    )
     return summary, 0
 
 

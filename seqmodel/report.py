@@ -405,6 +405,8 @@ def _in_words(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return short(value) if abs(value) < 100 else f"{value:,.0f}"
+    if isinstance(value, list | tuple) and any(isinstance(part, Mapping) for part in value):
+        return f"{len(value)} entries"  # the card has them; a page of numbers helps nobody
     if isinstance(value, list | tuple):
         return ", ".join(_in_words(part) for part in value)
     return f"{value:,}" if isinstance(value, int) and abs(value) > 9999 else str(value)
