@@ -78,7 +78,7 @@ def test_identity_says_nothing_where_people_do_not_differ():
     del rng
 
 
-def test_intervals_cover_the_truth_in_nine_of_ten_data_sets_of_fortypeople():
+def test_intervals_cover_the_truth_in_nine_of_ten_data_sets_of_forty_people():
     covered = 0
     trials = 200
     for seed in range(trials):
