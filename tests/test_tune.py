@@ -23,13 +23,12 @@ from tune.__main__ import main
 from tune.config import TuneArgs
 from tune.outcome import tune
 from tune.search import Space, choice_of, seed_point, suggest
+from tune.storage import open_storage, refuse_shared_disk
 from tune.study import (
     StudySpec,
-    _refuse_shared_disk,
     create_study,
     load_study,
     num_done,
-    open_storage,
     reclaim,
     run_workers,
     work,
@@ -267,8 +266,15 @@ def test_sqlite_on_a_shared_disk_is_refused_with_a_hint(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text("/dev/sda / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"sqlite on a shared disk \(nfs4 at /home\).*postgresql"):
-        _refuse_shared_disk("sqlite:////home/me/study.db", mounts)
-    _refuse_shared_disk("sqlite:////var/study.db", mounts)
+        refuse_shared_disk("sqlite:////home/me/study.db", mounts)
+    refuse_shared_disk("sqlite:////var/study.db", mounts)
+
+
+def test_a_storage_that_cannot_be_opened_is_one_clear_line() -> None:
+    with pytest.raises(ValueError, match="wanted grpc://HOST:PORT"):
+        open_storage("grpc://nowhere")
+    with pytest.raises(ValueError, match="--storage mongodb://x: "):
+        open_storage("mongodb://x")
 
 
 def test_wrong_use_is_one_line_and_exit_code_2(

@@ -15,7 +15,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from tune.study import StudySpec, close_study, create_study, num_done, open_storage, run_workers, work
+from tune.storage import open_storage
+from tune.study import StudySpec, close_study, create_study, num_done, run_workers, work
 
 STUCK = 2
 """Number of the trial that never ends by itself."""
@@ -113,8 +114,8 @@ def test_two_workers_one_killed_its_trial_tried_again_and_nothing_lost(server: s
 def test_a_silent_worker_of_another_machine_is_found_by_its_heartbeat(
     server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tune.study.HEARTBEAT_S", 1)
-    monkeypatch.setattr("tune.study.GRACE_S", 2)
+    monkeypatch.setattr("tune.storage.HEARTBEAT_S", 1)
+    monkeypatch.setattr("tune.storage.GRACE_S", 2)
     spec = StudySpec(server, "silent", trials=2, seed=0, epochs=4, pruning=False, folds=0)
     study = create_study(spec, {"a": 0.25}, {})
     # As a machine that was switched off leaves it: running, its last heartbeat long ago.

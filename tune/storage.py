@@ -1,0 +1,106 @@
+"""Where a study is stored: a journal file, a database, or a proxy of one.
+
+Knows nothing about studies, trials or workers.
+"""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+HEARTBEAT_S, GRACE_S = 5, 20
+"""A trial of a database whose worker has been silent that long is failed and tried again."""
+MAX_RETRIES = 2
+"""A trial that killed its worker three times (memory, say) would kill the next one too."""
+SHARED_DISKS = (
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "lustre",
+    "beegfs",
+    "gpfs",
+    "fuse.sshfs",
+    "9p",
+    "ceph",
+)
+"""Mount types on which sqlite's locks cannot be trusted."""
+
+
+def open_storage(storage: str) -> BaseStorage:
+    """The storage that a URL or a journal file's path names.
+
+    Raises ValueError for sqlite on a shared disk, an unknown kind of URL, or a database that does not answer.
+    """
+    if "://" not in storage:
+        path = Path(storage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The default lock is a symbolic link, which needs rights on Windows (from the documentation, not
+        # run).
+        lock = JournalFileOpenLock(str(path)) if sys.platform == "win32" else None
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    if storage.startswith("grpc://"):
+        host, _, port = storage.removeprefix("grpc://").rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"--storage {storage}: wanted grpc://HOST:PORT")
+        try:
+            with experimental_is_fine():
+                return optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+        except ImportError as error:
+            raise ValueError(f"--storage {storage} needs grpcio: pip install 'brainbuddy[grpc]'") from error
+    if storage.startswith("sqlite"):
+        refuse_shared_disk(storage)
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        with experimental_is_fine():
+            return RDBStorage(
+                storage,
+                engine_kwargs={"pool_pre_ping": True},
+                heartbeat_interval=HEARTBEAT_S,
+                grace_period=GRACE_S,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES),
+            )
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"--storage {without_password(storage)}: {reason}") from error
+
+
+@contextmanager
+def experimental_is_fine() -> Iterator[None]:
+    """Without the warning that Optuna gives with each heartbeat, Wilcoxon pruner and the like."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def refuse_shared_disk(url: str, mounts_file: Path = Path("/proc/mounts")) -> None:
+    """Raise ValueError when an sqlite file lies on a network disk."""
+    path = Path(url.partition("///")[2] or ".").absolute()
+    try:
+        mounts = mounts_file.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    best = ("", "")
+    for line in mounts:
+        _, where, kind, *_ = line.split()
+        if path.is_relative_to(where.replace("\\040", " ")) and len(where) >= len(best[0]):
+            best = (where, kind)
+    if best[1] in SHARED_DISKS:
+        raise ValueError(
+            f"--storage {url}: sqlite on a shared disk ({best[1]} at {best[0]}) loses trials; "
+            "leave --storage out (a journal file) or use postgresql+psycopg://USER@HOST/NAME"
+        )
+
+
+def without_password(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    if not at or ":" not in head.partition("://")[2]:
+        return url
+    return f"{head.rpartition(':')[0]}:…@{tail}"
