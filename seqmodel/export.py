@@ -7,6 +7,7 @@ and gains.
 Knows nothing about videos. F frames, T frames of a window, D embedding, O outputs.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -37,6 +38,7 @@ from seqmodel.convert import FlatHead, metadata_of, onnx_to_openvino, quantise, 
 from seqmodel.encoder import Encoder, encoder_of
 from seqmodel.heads import LstmHead
 from seqmodel.reference import FILE as REFERENCE
+from seqmodel.reference import write_reference
 from seqmodel.run import WEIGHTS, Card, load_card, load_weights, save_card, write_text
 
 MIN_COSINE = {"f32": 0.9999, "int8": 0.5}
@@ -73,6 +75,9 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
     head.load_state_dict(weights["head"])
     head.eval()
     evidence = gather(args, card)
+    if not (args.run / REFERENCE).is_file():
+        with contextlib.suppress(ValueError):  # a store that is far away: the bundle goes without the figures
+            write_reference(args.run, args.store)
     target = args.out or bundle_folder(args.run, args.to)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

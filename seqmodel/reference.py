@@ -121,7 +121,8 @@ def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
     wanted = chance + WORTH_SHOWING * (scores[-1] - chance)
     # From the first length on after which no longer one falls below: a lucky early score does not count.
     below = [t for t, value in enumerate(scores) if value < wanted]
-    return (max(below) + 2) / len(scores) if below and max(below) + 2 <= len(scores) else (1 / len(scores))
+    needed = max(below) + 2 if below else 1
+    return min(1.0, needed / len(scores))
 
 
 def rows_of(run: Path, store: "FeatureStore", side: str) -> np.ndarray:

@@ -21,7 +21,8 @@ from seqmodel.config import ExportArgs
 from seqmodel.encoder import encoder_of
 from seqmodel.export import check, export, gather
 from seqmodel.heads import build_head
-from seqmodel.run import load_card, save_card, save_split
+from seqmodel.reference import read_reference, write_reference
+from seqmodel.run import load_card, load_split, save_card, save_split
 from tests.small_run import write_run
 from tests.test_parity import extracted
 
@@ -214,3 +215,19 @@ def test_onnxruntime_alone_runs_the_file(run: Path, bundles: dict[str, Path]) ->
     (logits,) = head.run(None, feed)
     assert logits.shape == (1, 1)
     assert np.isfinite(logits).all()
+
+
+def test_the_training_data_leave_figures_that_are_read_back(run: Path, tmp_path: Path) -> None:
+    """Face rate, probability, novelty and the shortest window worth showing; nobody is named."""
+    own = tmp_path / "run"
+    shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
+    ids = list(load_split(own))
+    save_split(own, ids, ["a", "b", "c", "d"], ["train", "train", "val", "val"])
+    found = write_reference(own)
+    assert read_reference(own) == found
+    assert found.num_clips == 2
+    assert found.face_rate.mean == 1.0  # pexels and carphone show a face in every frame
+    assert found.min_filled is not None
+    assert 0 < found.min_filled <= 1
+    assert open_model(own).min_filled == found.min_filled
+    assert read_reference(run) is None
