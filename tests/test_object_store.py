@@ -1,7 +1,9 @@
 """Stores on object storage: the same claims as on a disk, against an S3 server on loopback."""
 
+import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -25,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def bucket() -> Iterator[str]:
     """The address of a bucket on an S3 server of this process."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -37,7 +39,6 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_REGION": "us-east-1",
-        "BRAINBUDDY_CACHE": str(tmp_path_factory.mktemp("cache")),
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
@@ -48,8 +49,9 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.stop()
 
 
-def test_object_store_equals_a_folder(bucket: str, tmp_path: Path) -> None:
+def test_object_store_equals_a_folder(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows, table, fingerprint; pathlib's folded slashes are read; the packed copy lies in the cache."""
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
     address = f"{bucket}/한글 a.zarr"
     write_store(address, 5, crops=True)
     ours = FeatureStore.open(Path(address))
@@ -122,6 +124,28 @@ def test_two_shards_at_once_on_object_storage(bucket: str) -> None:
     store = FeatureStore.open(address)
     x, _ = store.read_stream("embeddings")
     assert all(np.array_equal(x[row], row_values(row)["embeddings"]) for row in range(8))
+    assert store.verify() == []
+
+
+@pytest.mark.slow
+def test_extract_writes_into_object_storage(
+    bucket: str, tmp_path: Path, real_clips: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole door, its worker process included; again, it finds everything there."""
+    from extract.__main__ import main as extract
+
+    shutil.copy(real_clips["single"], tmp_path / "얼굴.mp4")
+    (tmp_path / "labels.csv").write_text("path,label,subject\n얼굴.mp4,engaged,s\n", encoding="utf-8")
+    words = ["--data", str(tmp_path / "labels.csv"), "--out", f"{bucket}/extracted.zarr", "--json"]
+    words += ["--weights", "random", "--crops", "jpeg", "--workers", "1"]
+    answers = []
+    for _ in range(2):
+        capsys.readouterr()
+        assert extract(words) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert [(answer["done"], answer["skipped"]) for answer in answers] == [(1, 0), (0, 1)]
+    store = FeatureStore.open(f"{bucket}/extracted.zarr")
+    assert store.read_stream("embeddings")[1].any()
     assert store.verify() == []
 
 
