@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extract.face import FaceCropper, cut_square, iou
@@ -96,10 +96,11 @@ def test_the_number_of_files_must_fit_the_recipe(detector_path: Path) -> None:
         FaceCropper(PIXELS, (detector_path, detector_path))
 
 
-def test_a_crop_is_a_plain_resize_of_the_square() -> None:
+@pytest.mark.parametrize(("crop_px", "how"), [(64, cv2.INTER_LINEAR), (32, cv2.INTER_AREA)])
+def test_a_crop_is_one_plain_resize_of_the_square(crop_px: int, how: int) -> None:
     rgb = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
-    crop = cut_square(rgb, (100, 50, 180, 130), margin=0.25, crop_px=64)
-    expected = cv2.resize(rgb[30:150, 80:200], (64, 64), interpolation=cv2.INTER_AREA)
+    crop = cut_square(rgb, (100, 50, 180, 130), margin=0.25, crop_px=crop_px)
+    expected = cv2.resize(rgb[30:150, 80:200], (crop_px, crop_px), interpolation=how)
     assert np.array_equal(crop, expected)
 
 
@@ -111,6 +112,7 @@ def test_outside_the_frame_is_black() -> None:
     assert (crop[20:, 20:] == 255).all()
 
 
+@settings(deadline=None)  # other processes may hold the machine
 @given(
     box=st.tuples(*[st.floats(-400, 700) for _ in range(2)], *[st.floats(0.1, 500) for _ in range(2)]),
     margin=st.floats(0, 2),
