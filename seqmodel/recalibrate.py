@@ -84,7 +84,7 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
     # Decisions kept from before would be compared as if they were the run's.
     (args.run / PREDICTIONS).unlink(missing_ok=True)
     say(
-        f"{args.run} now decides by this calibration; predict and live use it, evaluate writes its figures anew"
+        f"{args.run} now decides by this calibration; predict and live use it. Run evaluate again for figures."
     )
     return summary, 0
 
