@@ -82,6 +82,7 @@ def two_children(path: Path, how: str) -> list[list[float]]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            encoding="utf-8",
         )
         for _ in range(2)
     ]
