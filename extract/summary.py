@@ -133,6 +133,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         if len(items) > MAX_LISTED:
             more = f"… and {len(items) - MAX_LISTED} more {kind}s"
             say(f"{more}: python -m features info {escape(summary['store'])}")
+    if summary["failures"]:
+        say("once these are mended: the same command with --retry-failed (changed files are noticed anyway)")
     if summary["vanished"]:
         count = len(summary["vanished"])
         warn(f"{count} clips in the store are no longer in the manifest, {summary['vanished'][0]} for one")

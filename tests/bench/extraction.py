@@ -129,8 +129,8 @@ def extract(data: Path, *words: str) -> float:
         return summary["clips_per_s"]
 
 
-def reference_clips_per_s(paths: list[Path], threads: int = CORES) -> float:
-    """The plain pipeline, in this process, with torch's own number of threads."""
+def plain_reference(threads: int) -> Callable[[list[Path]], None]:
+    """The plain pipeline, its models loaded."""
     import mediapipe as mp
     import torch
     from mediapipe.tasks.python import BaseOptions, vision
@@ -150,28 +150,39 @@ def reference_clips_per_s(paths: list[Path], threads: int = CORES) -> float:
     )
     options = BaseOptions(model_asset_path=str(detector_file("short")))
     detector = vision.FaceDetector.create_from_options(vision.FaceDetectorOptions(base_options=options))
+
+    def run(paths: list[Path]) -> None:
+        for path in paths:
+            video = cv2.VideoCapture(str(path))
+            faces, index = [], 0
+            while True:
+                there, frame = video.read()
+                if not there:
+                    break
+                rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                found = detector.detect(mp.Image(image_format=mp.ImageFormat.SRGB, data=rgb)).detections
+                if found and index % 10 == 0:
+                    box = found[0].bounding_box
+                    corners = (
+                        box.origin_x,
+                        box.origin_y,
+                        box.origin_x + box.width,
+                        box.origin_y + box.height,
+                    )
+                    faces.append(transform(Image.fromarray(rgb).crop(corners)))
+                index += 1
+            with torch.no_grad():
+                np.asarray(network(torch.stack(faces)))
+
+    return run
+
+
+def reference_clips_per_s(paths: list[Path]) -> float:
+    """The plain pipeline in this process, loading left out."""
+    run = plain_reference(CORES)
     started = time.perf_counter()
-    for path in paths:
-        video = cv2.VideoCapture(str(path))
-        faces, index = [], 0
-        while True:
-            there, frame = video.read()
-            if not there:
-                break
-            rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            found = detector.detect(mp.Image(image_format=mp.ImageFormat.SRGB, data=rgb)).detections
-            if found and index % 10 == 0:
-                box = found[0].bounding_box
-                face = Image.fromarray(rgb).crop(
-                    (box.origin_x, box.origin_y, box.origin_x + box.width, box.origin_y + box.height)
-                )
-                faces.append(transform(face))
-            index += 1
-        with torch.no_grad():
-            np.asarray(network(torch.stack(faces)))
-    elapsed = time.perf_counter() - started
-    detector.close()
-    return len(paths) / elapsed
+    run(paths)
+    return len(paths) / (time.perf_counter() - started)
 
 
 def processor(data: Path) -> None:
@@ -192,8 +203,9 @@ def processor(data: Path) -> None:
         for path in paths:
             list(extract_video(Job(path, windows), kernels, decode=decode))
 
+    reference = plain_reference(1)
     for _ in range(3):
-        measure("reference", lambda: reference_clips_per_s(paths, threads=1))
+        measure("reference", lambda: reference(paths))
         measure("extract full", lambda: extract_all("full"))
         measure("extract sparse", lambda: extract_all("sparse"))
         measure("decode every frame", lambda: [list(read_video(path)) for path in paths])
