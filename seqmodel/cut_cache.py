@@ -33,8 +33,9 @@ class CutSource:
     """Clips as activations at the cut; the same face as `CropClips`."""
 
     clips: CropClips
-    activations: np.ndarray
-    """(N,V,T,c,h,w) float16, a memory map."""
+    path: Path
+    shape: tuple[int, ...]
+    """(N,V,T,c,h,w) of the float16 file. It is read, not mapped: memory stays flat however large it is."""
     valid: dict[str, np.ndarray]
     geometry: np.ndarray | None = None
 
@@ -51,7 +52,7 @@ class CutSource:
     @property
     def num_variants(self) -> int:
         """V."""
-        return self.activations.shape[1]
+        return self.shape[1]
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -60,10 +61,16 @@ class CutSource:
         """x["activations"] float16 (B,T,c,h,w) of one variant, x["geometry"] where it is read; valid;
         labels.
         """
-        x = {"activations": np.asarray(self.activations[indices, variant])}
+        x = {"activations": np.stack([self._clip(int(index), variant) for index in indices])}
         if self.geometry is not None:
             x["geometry"] = self.geometry[indices]
         return x, {name: mask[indices] for name, mask in self.valid.items()}, self.labels[indices]
+
+    def _clip(self, index: int, variant: int) -> np.ndarray:
+        """(T,c,h,w) float16."""
+        count = int(np.prod(self.shape[2:]))
+        place = index * self.num_variants + variant
+        return np.fromfile(self.path, np.float16, count, offset=2 * count * place).reshape(self.shape[2:])
 
 
 def frame_shape(encoder: Encoder, cut: int, crop_px: int) -> tuple[int, int, int]:
@@ -130,39 +137,52 @@ def open_cut_cache(
                 f"activations at the cut take {size / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free; "
                 "free some, cut later (--unfreeze-from), or compute them anew each epoch (--cut-cache off)"
             )
-        for name, dtype, dims in ((ACTIVATIONS, np.float16, full), (DONE, np.uint8, full[:1])):
-            np.memmap(folder / name, dtype, "w+", shape=dims).flush()
+        for name, size in ((ACTIVATIONS, 2 * int(np.prod(full))), (DONE, full[0])):
+            with open(folder / name, "wb") as file:
+                file.truncate(size)
         path.write_text(note, encoding="utf-8")
-    return CutCache(
-        np.memmap(folder / ACTIVATIONS, np.float16, "r+", shape=full),
-        np.memmap(folder / DONE, np.uint8, "r+", shape=full[:1]),
-        clips,
-    )
+    return CutCache(folder, full, clips)
 
 
 @dataclass(frozen=True)
 class CutCache:
-    """A cache being filled."""
+    """A cache being filled. Written by plain writes: a full disk is then an error, not the end of the
+    process.
+    """
 
-    activations: np.ndarray
-    done: np.ndarray
+    folder: Path
+    shape: tuple[int, ...]
+    """(N,V,T,c,h,w)."""
     clips: CropClips
 
+    @property
+    def done(self) -> np.ndarray:
+        """(N,) uint8: 1 where a row is there."""
+        return np.fromfile(self.folder / DONE, np.uint8)
+
     def fill(self, run: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> Iterable[int]:
-        """Compute what is missing of these rows; yields each row when it is there."""
-        mirrored = self.activations.shape[1] == 2
-        for row in rows[self.done[rows] == 0].tolist():
-            x, valid, _ = self.clips.batch(np.array([row]))
-            seen = valid["crops"][0]
-            crops = x["crops"][0][seen]
-            if len(crops):
-                self.activations[row, 0, seen] = run(crops)
-                if mirrored:
-                    self.activations[row, 1, seen] = run(np.ascontiguousarray(crops[:, :, ::-1]))
-            self.done[row] = 1
-            yield row
+        """Compute what is missing of these rows; yields each row when it is there. OSError when the disk is
+        full.
+        """
+        with open(self.folder / ACTIVATIONS, "r+b") as file, open(self.folder / DONE, "r+b") as marks:
+            for row in rows[self.done[rows] == 0].tolist():
+                x, valid, _ = self.clips.batch(np.array([row]))
+                seen = valid["crops"][0]
+                crops = x["crops"][0][seen]
+                values = np.zeros(self.shape[1:], np.float16)
+                if len(crops):
+                    values[0, seen] = run(crops)
+                    if len(values) == 2:
+                        values[1, seen] = run(np.ascontiguousarray(crops[:, :, ::-1]))
+                file.seek(row * values.nbytes)
+                file.write(values.tobytes())
+                file.flush()
+                marks.seek(row)
+                marks.write(b"\1")
+                marks.flush()
+                yield row
 
     def source(self, geometry: np.ndarray | None) -> CutSource:
         """The filled cache as something to learn from."""
         valid = {"activations" if k == "crops" else k: mask for k, mask in self.clips.valid.items()}
-        return CutSource(self.clips, self.activations, valid, geometry)
+        return CutSource(self.clips, self.folder / ACTIVATIONS, self.shape, valid, geometry)
