@@ -3,7 +3,9 @@
 Knows nothing about videos; the store must be reachable from every node (a shared disk, or s3://).
 """
 
+import contextlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,10 +26,20 @@ def run_jobs_on_ray(
         import ray
     except ImportError as error:
         raise ValueError("--engine ray needs ray: pip install 'brainbuddy[ray]'") from error
-    started_here = not ray.is_initialized()
-    if started_here:
-        ray.init(log_to_driver=False, include_dashboard=False)
+    with contextlib.redirect_stdout(sys.stderr):  # Ray reports on stdout, which belongs to the summary
+        started_here = not ray.is_initialized()
+        if started_here:
+            ray.init(log_to_driver=False, include_dashboard=False)
+        try:
+            yield from _run(ray, jobs, setup, store_path, workers)
+        finally:
+            if started_here:
+                ray.shutdown()
 
+
+def _run(
+    ray: Any, jobs: Sequence[Job], setup: Setup, store_path: str, workers: int | None
+) -> Iterator[Event]:
     class Worker:
         def __init__(self, setup: Setup, store_path: str) -> None:
             from features.store import FeatureStore
@@ -38,21 +50,17 @@ def run_jobs_on_ray(
         def do(self, job: Job) -> list[Event]:
             return list(events(self.store, job, self.kernels, self.setup))
 
-    try:
-        count = min(workers or int(ray.cluster_resources().get("CPU", 1)), max(1, len(jobs)))
-        remote = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=3)(Worker)
-        pool: list[Any] = [remote.remote(setup, store_path) for _ in range(count)]
-        waiting = list(reversed(jobs))
-        running: dict[Any, Any] = {}
-        for actor in pool:
-            if waiting:
-                running[actor.do.remote(waiting.pop())] = actor
-        while running:
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            actor = running.pop(done)
-            if waiting:
-                running[actor.do.remote(waiting.pop())] = actor
-            yield from ray.get(done)
-    finally:
-        if started_here:
-            ray.shutdown()
+    count = min(workers or int(ray.cluster_resources().get("CPU", 1)), max(1, len(jobs)))
+    remote = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=3)(Worker)
+    pool: list[Any] = [remote.remote(setup, store_path) for _ in range(count)]
+    waiting = list(reversed(jobs))
+    running: dict[Any, Any] = {}
+    for actor in pool:
+        if waiting:
+            running[actor.do.remote(waiting.pop())] = actor
+    while running:
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        actor = running.pop(done)
+        if waiting:
+            running[actor.do.remote(waiting.pop())] = actor
+        yield from ray.get(done)
