@@ -29,8 +29,8 @@ from seqmodel.bootstrap import (
 from seqmodel.config import METRIC_OF_TASK, CompareArgs
 from seqmodel.metrics import evaluate_predictions, minority_class
 from seqmodel.predictions import PREDICTIONS, read_predictions
-from seqmodel.report import TITLES, short
 from seqmodel.run import WEIGHTS, Card, load_card, write_text
+from seqmodel.wording import TITLES, short
 
 GATE_MARGIN = 0.02
 """A fall of more than this fails the gate even where few clips cannot prove it."""

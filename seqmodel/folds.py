@@ -28,10 +28,9 @@ from seqmodel.evaluate import (
     ask,
     count_opening,
     face_coverage,
-    say_figures,
-    summary,
     write_judgement,
 )
+from seqmodel.figures import say_figures, summary
 from seqmodel.judge import Predictions, Yardstick, judge
 from seqmodel.predictions import inputs_of
 from seqmodel.rest import with_baseline

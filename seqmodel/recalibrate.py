@@ -22,8 +22,8 @@ from seqmodel.config import CalibrateArgs
 from seqmodel.evaluate import Asked, ask
 from seqmodel.metrics import evaluate_predictions, minority_class
 from seqmodel.predictions import PREDICTIONS, predict_rows
-from seqmodel.report import TITLES, short
 from seqmodel.run import Card, load_card, save_card, write_text
+from seqmodel.wording import TITLES, short
 
 TRIES = 200
 """Deals of the people that are looked at for one in which both sides see every class."""
@@ -83,9 +83,7 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
     save_card(args.run, replace(card, calibration=fitted, stages=(*card.stages, stage)))
     # Decisions kept from before would be compared as if they were the run's.
     (args.run / PREDICTIONS).unlink(missing_ok=True)
-    say(
-        f"{args.run} now decides by this calibration; predict and live use it. Run evaluate again for figures."
-    )
+    say(f"{args.run} now decides by this calibration; predict and live use it. Run evaluate again.")
     return summary, 0
 
 

@@ -25,9 +25,10 @@ from seqmodel.judge import Judgement, Predictions
 from seqmodel.literature import literature_table
 from seqmodel.metrics import confusion
 from seqmodel.predictions import CLIPS_OF_CROPS, open_ways, population, read_streams
-from seqmodel.report import TITLES, Story
+from seqmodel.report import Story
 from seqmodel.run import Card, read_log
 from seqmodel.slices import Slices, all_slices
+from seqmodel.wording import TITLES
 
 BEST_TRIALS = 5
 SHUFFLED_CLIPS, SHUFFLED_CROP_CLIPS = 300, 40

@@ -9,7 +9,7 @@ import pytest
 
 from seqmodel.__main__ import main
 from seqmodel.literature import literature_table
-from seqmodel.report import short
+from seqmodel.wording import short
 from tests.judged import judged, make_run, make_store, people
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
