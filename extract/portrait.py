@@ -13,7 +13,8 @@ the neck's joint, x to the right, y up, z towards the camera, so that angles fol
 
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -260,7 +261,11 @@ def _step(x: np.ndarray) -> np.ndarray:
 
 
 def _portrait() -> np.ndarray:
-    data = (resources.files("skimage") / "data" / "astronaut.png").read_bytes()
+    # Found without importing scikit-image, which takes a second and is needed for nothing else.
+    spec = find_spec("skimage")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("the demo set needs scikit-image's portrait: pip install scikit-image")
+    data = (Path(spec.submodule_search_locations[0]) / "data" / "astronaut.png").read_bytes()
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     return np.asarray(picture)[: WINDOW[3] + 4]  # nothing of what is below is used
 
