@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -21,6 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tune.liveness import is_alive, this_worker
 from tune.storage import MAX_RETRIES, experimental_is_fine, open_storage, without_password
+
+UNSIGNED_S = 60
+"""A running trial that names no worker for that long has none."""
 
 Objective = Callable[[optuna.Trial], float]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -119,7 +123,14 @@ def reclaim(study: optuna.Study) -> list[int]:
     reclaimed = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = trial.user_attrs.get("worker")
-        if worker is None or worker["host"] != socket.gethostname() or is_alive(worker):
+        if worker is None:
+            # It died between taking the trial and signing it; a living worker signs at once.
+            if (
+                trial.datetime_start is None
+                or (datetime.now() - trial.datetime_start).total_seconds() < UNSIGNED_S
+            ):
+                continue
+        elif worker["host"] != socket.gethostname() or is_alive(worker):
             continue
         try:
             study.tell(trial.number, state=TrialState.FAIL)
@@ -146,28 +157,25 @@ def work(spec: StudySpec, objective: Objective, index: int = 0) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = load_study(spec)
 
+    current: list[int] = []
+
     def signed(trial: optuna.Trial) -> float:
         trial.set_user_attr("worker", this_worker())
+        current[:] = [trial.number]
         return objective(trial)
 
     try:
-        _take_trials(study, spec, signed, index)
+        while num_taken(study) < spec.trials:
+            number = len(study.get_trials(deepcopy=False))
+            study.sampler = optuna.samplers.TPESampler(seed=_mix(spec.seed, number, index))
+            study.optimize(signed, n_trials=1)
+    except KeyboardInterrupt:
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
+            if trial.number in current:
+                enqueue_again(study, trial)
+        raise
     finally:
         close_study(study)
-
-
-def _take_trials(study: optuna.Study, spec: StudySpec, signed: Objective, index: int) -> None:
-    while num_taken(study) < spec.trials:
-        number = len(study.get_trials(deepcopy=False))
-        study.sampler = optuna.samplers.TPESampler(seed=_mix(spec.seed, number, index))
-        try:
-            study.optimize(signed, n_trials=1)
-        except KeyboardInterrupt:
-            failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-            own = [trial for trial in failed if trial.user_attrs.get("worker") == this_worker()]
-            if own and own[-1].number >= number:
-                enqueue_again(study, own[-1])
-            raise
 
 
 def run_workers(

@@ -1,0 +1,218 @@
+"""Head training and the search: clips a second against the usual loop, equal quality, pruning, memory a
+worker.
+
+Features are made up: a label that shows in how long one direction lasts, on top of noise. Sizes come from
+BENCH_CLIPS (9000), BENCH_SEEDS (5) and BENCH_TRIALS (50); ratios are what to compare.
+"""
+
+import dataclasses
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from features.datasets import Samples, subset
+from features.external import read_sequences, write_external
+from features.store import FeatureStore
+from seqmodel.cnn_lstm import CnnLstm
+from seqmodel.config import HeadConfig, LabelArgs, TrainConfig
+from seqmodel.encoder import build_encoder
+from seqmodel.heads import LstmHead, build_head, stream_statistics
+from seqmodel.metrics import score
+from seqmodel.training import fit, fit_best
+from tune.config import TuneArgs
+from tune.outcome import tune
+
+CLIPS = int(os.environ.get("BENCH_CLIPS", "9000"))
+SEEDS = int(os.environ.get("BENCH_SEEDS", "5"))
+TRIALS = int(os.environ.get("BENCH_TRIALS", "50"))
+STEPS, DIM = 30, 960
+HEAD = HeadConfig()
+USUAL, OURS = TrainConfig(batch_size=8, epochs=3), TrainConfig(batch_size=64, epochs=3, lr=3e-3)
+"""The larger batch takes a rate that grows with about its square root."""
+
+
+class ClipFiles(Dataset):
+    """What most projects do: one file a clip, read when it is asked for."""
+
+    def __init__(self, folder: Path, labels: np.ndarray) -> None:
+        self.folder, self.labels = folder, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.from_numpy(np.load(self.folder / f"{index}.npy")), int(self.labels[index])
+
+
+def main() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="brainbuddy-bench-"))
+    try:
+        samples = make_samples(CLIPS)
+        held = subset(samples, np.arange(0, CLIPS, 5))
+        learned = subset(samples, np.flatnonzero(np.arange(CLIPS) % 5))
+        speed(folder, learned)
+        quality(learned, held)
+        end_to_end(learned)
+        searches(folder, samples)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_samples(count: int) -> Samples:
+    """Clips of forty people, float16 as in a store."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, count)
+    x = rng.standard_normal((count, STEPS, DIM), dtype=np.float32).astype(np.float16)
+    direction = rng.normal(0, 0.12, DIM).astype(np.float16)
+    for place, label in enumerate(labels.tolist()):
+        start = int(rng.integers(0, 12))
+        x[place, start : start + (12 if label else 6)] += direction
+    who = np.array([f"p{i % 40}" for i in range(count)])
+    return Samples(
+        {"embeddings": x}, {"embeddings": np.ones((count, STEPS), bool)}, labels, who, who, np.arange(count)
+    )
+
+
+def usual_epoch(head: LstmHead, loader: DataLoader) -> None:
+    """The loop that everybody writes."""
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
+    criterion = torch.nn.BCEWithLogitsLoss()
+    head.train()
+    for x, labels in loader:
+        optimizer.zero_grad()
+        valid = torch.ones(x.shape[:2], dtype=torch.bool)
+        criterion(head({"embeddings": x.float()}, {"embeddings": valid})[:, 0], labels.float()).backward()
+        optimizer.step()
+
+
+def speed(folder: Path, learned: Samples) -> None:
+    """Clips a second: files and batch 8; memory and batch 8; ours."""
+    part = subset(learned, np.arange(min(len(learned), 1600)))
+    clips = folder / "clips"
+    clips.mkdir()
+    for index, values in enumerate(part.x["embeddings"]):
+        np.save(clips / f"{index}.npy", values.astype(np.float32))
+    loader = DataLoader(ClipFiles(clips, part.labels), batch_size=8, shuffle=True)
+    statistics_ = stream_statistics(part, ("embeddings",))
+    rates: dict[str, list[float]] = {"files, batch 8": [], "memory, batch 8": [], "ours": []}
+    for _ in range(3):
+        for name in rates:
+            head = build_head(HEAD, {"embeddings": DIM}, 1, seed=0)
+            head.put_statistics(statistics_)
+            started = time.perf_counter()
+            if name == "files, batch 8":
+                usual_epoch(head, loader)
+            else:
+                config = USUAL if name == "memory, batch 8" else OURS
+                next(fit(head, part, None, config, task="binary", num_classes=2, seed=0))
+            rates[name].append(len(part) / (time.perf_counter() - started))
+    best = {name: max(values) for name, values in rates.items()}
+    for name, rate in best.items():
+        print(f"{name:18} {rate:8.0f} clips/s   ours is {best['ours'] / rate:.2f} times as fast")
+
+
+def quality(learned: Samples, held: Samples) -> None:
+    """Validation AUROC of both settings over seeds."""
+    few, judge = (
+        subset(learned, np.arange(min(len(learned), 1600))),
+        subset(held, np.arange(min(len(held), 800))),
+    )
+    statistics_ = stream_statistics(few, ("embeddings",))
+    means = {}
+    for name, config in (("batch 8", USUAL), ("ours", OURS)):
+        found = []
+        for seed in range(SEEDS):
+            head = build_head(HEAD, {"embeddings": DIM}, 1, seed=seed)
+            head.put_statistics(statistics_)
+            epochs = fit(head, few, judge, config, task="binary", num_classes=2, seed=seed)
+            found.append(fit_best(head, epochs, 9).best.val_score)
+        means[name] = statistics.fmean(found)
+        print(f"AUROC {name:8} {means[name]:.4f} ± {statistics.pstdev(found):.4f} over {SEEDS} seeds")
+    print(f"difference {means['ours'] - means['batch 8']:+.4f} (wanted: above −.005)")
+    assert score("auroc", np.array([0, 1]), np.eye(2)) == 1.0
+
+
+def end_to_end(learned: Samples) -> None:
+    """One epoch on cached features against one through the whole network, scaled from a few clips."""
+    encoder, _ = build_encoder("mobilenet_v3_large", "random")
+    model = CnnLstm(encoder, build_head(HEAD, {"embeddings": DIM}, 1, seed=0)).train()
+    crops = {"crops": torch.randint(0, 256, (1, STEPS, 224, 224, 3), dtype=torch.uint8)}
+    valid = {"crops": torch.ones(1, STEPS, dtype=torch.bool)}
+    model(crops, valid).sum().backward()
+    started = time.perf_counter()
+    for _ in range(2):
+        model(crops, valid).sum().backward()
+    whole = (time.perf_counter() - started) / 2
+    part = subset(learned, np.arange(min(len(learned), 1600)))
+    head = build_head(HEAD, {"embeddings": DIM}, 1, seed=0)
+    cached = next(fit(head, part, None, OURS, task="binary", num_classes=2, seed=0)).seconds / len(part)
+    print(f"an epoch end to end takes {whole / cached:.0f} times as long as one on cached features")
+
+
+def searches(folder: Path, samples: Samples) -> None:
+    """The same trials with and without pruning, and the private memory of the workers."""
+    np.savez(folder / "x.npz", x=samples.x["embeddings"], y=samples.labels, subject=samples.subjects)
+    write_external(folder / "x.zarr", read_sequences(folder / "x.npz"), "bench")
+    FeatureStore.open(folder / "x.zarr").pack()
+    seconds, scores = {}, {}
+    for pruning in ("on", "off"):
+        args = TuneArgs(folder / "x.zarr", folder / pruning, LabelArgs(), trials=TRIALS, reseed=1, epochs=15)
+        with watched() as peaks:
+            started = time.perf_counter()
+            summary, _ = tune(dataclasses.replace(args, pruning=pruning))
+            seconds[pruning] = time.perf_counter() - started
+        scores[pruning] = summary["best"]["value"]
+        private = f"{max(peaks.values(), default=0):.0f} MB private a worker at most"
+        print(
+            f"{TRIALS} trials, pruning {pruning}: {seconds[pruning]:.0f} s, "
+            f"best {scores[pruning]:.4f}, {private}"
+        )
+    print(
+        f"pruning takes {seconds['on'] / seconds['off']:.0%} of the time (wanted: ≤ 40 %), "
+        f"best score {scores['on'] - scores['off']:+.4f} (wanted: within .01)"
+    )
+
+
+class watched:
+    """Largest private memory of each child process, MB, while the block runs."""
+
+    def __enter__(self) -> dict[int, float]:
+        import threading
+
+        self.peaks: dict[int, float] = {}
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._look, daemon=True)
+        self.thread.start()
+        return self.peaks
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join()
+
+    def _look(self) -> None:
+        while not self.stop.wait(1.0):
+            for pid in children(os.getpid()):
+                try:
+                    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+                except OSError:
+                    continue
+                private = sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+                self.peaks[pid] = max(self.peaks.get(pid, 0.0), private)
+
+
+def children(pid: int) -> Iterator[int]:
+    """Direct child processes (Linux)."""
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        yield from map(int, task.read_text(encoding="utf-8").split())
+
+
+if __name__ == "__main__":
+    main()
