@@ -55,6 +55,7 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
         kept = [str(path) for path in (config.record, config.record_raw) if path]
         say(f"{config.run}: local only, {'recording to ' + ', '.join(kept) if kept else 'not recording'}")
         loading = Loading(lambda: Predictor(open_model(config.run, backend=config.backend)))
+        stack.callback(loading.finish)
         with contextlib.suppress(KeyboardInterrupt):  # the user's way to end a session
             Loop(config.seconds, source, loading, session, control, view).run()
     summary = {
@@ -80,6 +81,7 @@ class Loading:
 
     def __init__(self, load: Callable[[], Predictor]) -> None:
         self._predictor: Predictor | None = None
+        self._is_taken = False
         self._error: BaseException | None = None
         self._load = load
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -91,7 +93,14 @@ class Loading:
             self._thread.join()
         if self._error is not None:
             raise self._error
+        self._is_taken = self._predictor is not None
         return self._predictor
+
+    def finish(self) -> None:
+        """Wait for the loading to end, because a process that ends amid native code aborts; free what is left."""
+        self._thread.join()
+        if self._predictor is not None and not self._is_taken:
+            self._predictor.close()
 
     def _run(self) -> None:
         try:
