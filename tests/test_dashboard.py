@@ -1,0 +1,97 @@
+"""optuna-dashboard on the journal of a search, looked at in a real browser."""
+
+import dataclasses
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+
+from tune.search import Space, seed_point, suggest
+from tune.study import StudySpec, create_study, load_study, work
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
+    None,
+)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+]
+DRAWN = """few => {
+    const plots = [...document.querySelectorAll(".js-plotly-plot")].filter(p => p.data && p.data.length);
+    return plots.length >= few && plots.some(p => p.data.some(d => d.x && d.x.length >= 12));
+}"""
+"""Whether that many plots have data, and one of them a mark for each of the twelve trials."""
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt install chromium)"),
+]
+
+
+def worth(trial: optuna.Trial) -> float:
+    """A made-up score over the real search space, so that the pages have something to show."""
+    choice = suggest(trial, Space("binary", ("embeddings",), True, 6))
+    for step in range(1, 5):
+        trial.report(0.5 + 0.05 * step - choice.head.dropout / 4, step)
+    return 0.75 - choice.head.dropout / 4 + choice.train.lr
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a dashboard serves a journal of twelve trials."""
+    journal = tmp_path_factory.mktemp("실행") / "study.log"
+    spec = StudySpec(str(journal), "heads of the demo", trials=12, seed=0, epochs=6, pruning=False, folds=0)
+    create_study(spec, seed_point(Space("binary", ("embeddings",), True, 6)), {})
+    work(spec, worth)
+    assert len(load_study(dataclasses.replace(spec)).trials) == 12
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("optuna-dashboard")), str(journal), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        url = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(240):
+                try:
+                    urllib.request.urlopen(f"{url}/api/studies", timeout=5).read()
+                    break
+                except OSError:
+                    assert server.poll() is None, "optuna-dashboard ended at once"
+                    time.sleep(0.5)
+            yield url
+        finally:
+            server.terminate()
+
+
+def test_the_dashboard_shows_the_study_and_its_plots(address: str, tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    shots = Path(os.environ.get("BRAINBUDDY_SHOTS", tmp_path))
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(f"{address}/dashboard", wait_until="domcontentloaded", timeout=120_000)
+        page.get_by_text("heads of the demo").first.wait_for(timeout=120_000)
+        for place, titles, few in (
+            ("studies/0", ("History", "Hyperparameter Importance", "Timeline"), 3),
+            ("studies/0/analytics", ("Slice", "Contour"), 3),
+        ):
+            page.goto(f"{address}/dashboard/{place}", wait_until="domcontentloaded", timeout=120_000)
+            for title in titles:
+                page.get_by_role("heading", name=title, exact=True).wait_for(timeout=120_000)
+            page.wait_for_function(DRAWN, arg=few, timeout=120_000)
+            page.screenshot(path=shots / f"{place.replace('/', '_')}.png")
+        assert not problems
+        browser.close()
