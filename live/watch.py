@@ -97,7 +97,7 @@ class Loading:
         return self._predictor
 
     def finish(self) -> None:
-        """Wait for the loading to end: a process that ends amid native code aborts. Frees what nobody took."""
+        """Wait for the loading to end: a process that ends amid native code aborts. Frees what is left."""
         self._thread.join()
         if self._predictor is not None and not self._is_taken:
             self._predictor.close()
