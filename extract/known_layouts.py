@@ -12,12 +12,12 @@ import json
 import os
 import re
 import unicodedata
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract.spreadsheet import read_xlsx
 from features.manifest import VIDEO_SUFFIXES, Clip, Failure, Manifest, clip_id
 
 DAISEE_LABELS = ("Boredom", "Engagement", "Confusion", "Frustration")
@@ -219,7 +219,7 @@ def _table(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     if not file.is_file():
         raise ValueError(f"no such file: {file}")
     if file.suffix == ".xlsx":
-        lines = read_xlsx(file)
+        lines = _sheet(file)
     else:
         lines = list(csv.reader(file.read_text(encoding="utf-8-sig").splitlines()))
     header = [cell.strip() for cell in lines[0]] if lines else []
@@ -228,6 +228,19 @@ def _table(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         raise ValueError(f"{file} has no column {missing[0]!r}: its header is {','.join(header)}")
     rows = (dict(zip(header, (cell.strip() for cell in line), strict=False)) for line in lines[1:])
     return [row for row in rows if row.get(columns[0]) and all(name in row for name in columns)]
+
+
+def _sheet(file: Path) -> list[list[str]]:
+    """Cells of the first sheet of an .xlsx file as text, '' where one is empty."""
+    import openpyxl
+
+    try:
+        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(f"{file} is not an .xlsx spreadsheet: {error}") from error
+    rows = [["" if cell is None else str(cell) for cell in row] for row in book.worksheets[0].values]
+    book.close()
+    return rows
 
 
 def _lines(file: Path) -> list[str]:

@@ -13,7 +13,6 @@ from extract.__main__ import main
 from extract.config import Layout
 from extract.known_layouts import Reading
 from extract.layouts import read_layout, recognise, sample_clips
-from extract.spreadsheet import read_xlsx
 from features.manifest import Clip
 from features.store import FeatureStore
 from tests.clips import face_frames, looped, write_video
@@ -147,16 +146,11 @@ def test_engagenet_is_read_from_the_one_csv(clip_file: bytes, tmp_path: Path) ->
     check_engagenet(read_layout(tmp_path))
 
 
-def test_a_spreadsheet_reads_as_openpyxl_reads_it(tmp_path: Path) -> None:
-    book = openpyxl.Workbook()
-    rows = [["a", None, "한글 & <b>"], [1, 2.5, None], [None, None, "last"]]
-    for row in rows:
-        book.active.append(row)
-    book.save(tmp_path / "t.xlsx")
-    assert read_xlsx(tmp_path / "t.xlsx") == [["a", "", "한글 & <b>"], ["1", "2.5"], ["", "", "last"]]
-    put(tmp_path / "no.xlsx", b"PK nonsense")
+def test_what_is_no_spreadsheet_is_said(clip_file: bytes, tmp_path: Path) -> None:
+    engagenet_files(tmp_path, clip_file)
+    put(tmp_path / "train_engagement_labels.xlsx", b"PK nonsense")
     with pytest.raises(ValueError, match=r"not an \.xlsx"):
-        read_xlsx(tmp_path / "no.xlsx")
+        read_layout(tmp_path)
 
 
 @pytest.fixture

@@ -1,0 +1,54 @@
+"""The README speaks of what is there: its commands parse, its tree names every file."""
+
+import re
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ROOMS = ("features", "seqmodel", "extract", "tune", "live")
+
+
+def commands() -> list[str]:
+    """Every `python -m` line of ours in the README's code blocks, without comments."""
+    blocks = re.findall(r"```\w*\n(.*?)```", README, re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if re.match(rf"python -m ({'|'.join(ROOMS)})\b", line)]
+
+
+@lru_cache
+def help_of(words: tuple[str, ...]) -> str:
+    """What a door says to `--help`."""
+    command = [sys.executable, "-m", *words, "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_there_are_commands_for_every_room() -> None:
+    """The README shows each door at least once."""
+    assert {line.split()[2] for line in commands()} == set(ROOMS)
+
+
+@pytest.mark.parametrize("line", sorted(set(commands())))
+def test_every_option_in_the_readme_exists(line: str) -> None:
+    """Each --option of a shown command is in that command's help."""
+    words = line.split()[2:]
+    door = tuple(words[:2]) if len(words) > 1 and re.fullmatch(r"[a-z]+", words[1]) else (words[0],)
+    for option in re.findall(r"(?<=\s)--[a-z0-9-]+", line):
+        assert option in help_of(door), f"{option} is no option of python -m {' '.join(door)}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_tree_names_every_file(room: str) -> None:
+    """The tree of the README and the folders agree, in both directions."""
+    tree = README[README.index("## What is where") :]
+    section = re.search(rf"^{room}/.*?(?=^\w+/|^```)", tree, re.DOTALL | re.MULTILINE)
+    assert section is not None
+    named = set(re.findall(r"^\s+(\w+\.py)\b", section.group(), re.MULTILINE))
+    there = {path.name for path in (ROOT / room).glob("*.py")} - {"__init__.py"}
+    assert named == there
