@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from extract.blaze import Network, cut
-from seqmodel.engine import import_openvino
+from seqmodel.engine import cpu_options, import_openvino
 
 INPUT_PX = 256
 """Side of the square that the landmark network sees."""
@@ -226,9 +226,7 @@ def _compiled(model: bytes, threads: int) -> Network:
         network = core.read_model(path)
     if network.inputs[0].partial_shape.is_dynamic:
         network.reshape([1, INPUT_PX, INPUT_PX, 3])
-    compiled = core.compile_model(
-        network, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    )
+    compiled = core.compile_model(network, "CPU", cpu_options("f32", threads))
     request = compiled.create_infer_request()
     outputs = range(min(2, len(compiled.outputs)))
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from features.recipe import EncoderId
 from seqmodel.assets import sha256_of
-from seqmodel.engine import Engine, import_openvino
+from seqmodel.engine import Engine, cpu_options, import_openvino
 from seqmodel.run import WEIGHTS, Card, load_card
 
 Format = Literal["openvino", "onnx"]
@@ -92,11 +92,7 @@ def open_bundle(bundle: Bundle, card: Card, threads: int = 1) -> tuple[Engine, H
     """
     openvino = import_openvino()
     core = openvino.Core()
-    options = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-    }
+    options = cpu_options("f32", threads)
     encoder, head = (
         core.compile_model(_network(core, bundle, name), "CPU", options) for name in ("encoder", "head")
     )

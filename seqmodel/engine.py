@@ -174,7 +174,7 @@ def _open_openvino(
     core = openvino.Core()
     # Read as bytes: the path may hold any letters.
     network = core.read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
-    model = core.compile_model(network, "CPU", _options(precision, threads))
+    model = core.compile_model(network, "CPU", cpu_options(precision, threads))
     request = model.create_infer_request()
 
     def run(crops: NDArray[np.uint8]) -> NDArray[np.float16]:
@@ -223,7 +223,7 @@ def compiled(
     openvino = import_openvino()
     core = openvino.Core()
     request = core.compile_model(
-        _converted(openvino, network, crop_px), "CPU", _options(precision, threads)
+        _converted(openvino, network, crop_px), "CPU", cpu_options(precision, threads)
     ).create_infer_request()
 
     def run(crops: NDArray[np.uint8]) -> NDArray[np.float16]:
@@ -236,8 +236,17 @@ def compiled(
     return run
 
 
-def _options(precision: Precision, threads: int) -> dict[str, Any]:
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+def cpu_options(precision: Precision, threads: int) -> dict[str, Any]:
+    """What every network of ours is compiled with; `threads` 0 leaves their number to OpenVINO.
+
+    Never pinned: each process would pin its first thread to the machine's first core, and the workers of an
+    extraction would queue there while other cores idle.
+    """
+    options: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,
+    }
     return options | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
 
 
