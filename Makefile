@@ -22,7 +22,7 @@ test: $(VENV)/tested
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	PYTHONWARNDEFAULTENCODING=1 $(PY) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 PYTHONWARNDEFAULTENCODING=1 $(PY) -m pytest $(PYTEST_ARGS)
 
 bench: $(VENV)/tested
 	$(PY) -m tests.bench

@@ -10,6 +10,10 @@ from typing import Literal
 Layout = Literal["auto", "csv", "folder", "daisee", "engagenet", "aihub"]
 
 
+NUM_CLIPS = 144
+"""Of the demo set: 48 of them are for test, enough for a figure and few enough for minutes."""
+
+
 @dataclass(frozen=True)
 class ExtractConfig:
     """Turn labelled face videos into a store of embeddings. Run again, it does only what is missing."""
@@ -79,7 +83,7 @@ class DemoConfig:
 
     out: Path
     """Folder to write."""
-    clips: int = 168
+    clips: int = NUM_CLIPS
     """How many ten-second clips."""
     seed: int = 0
     """Which clips."""

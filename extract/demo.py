@@ -23,6 +23,7 @@ from typing import Literal
 
 import numpy as np
 
+from extract.config import NUM_CLIPS
 from extract.portrait import HEIGHT, WIDTH, Looks, Pose, Puppet, draw, make_puppet
 from features.door import progress
 
@@ -37,7 +38,7 @@ EASE_S = 0.35
 """How long it takes to turn away or back."""
 
 # The split of each subject in turn, so that even a small set has everything on every side.
-SPLITS = ("train", "test", "val", "train", "test", "train", "train", "test", "val", "train", "train", "train")
+SPLITS = ("train", "test", "val", "train", "test", "train", "train", "test", "val", "train", "test", "train")
 WITH_GLASSES = (0, 4, 6, 8)
 """Some on every side of the split, so that a threshold chosen on validation means something on test."""
 
@@ -76,7 +77,7 @@ class Script:
     """Of everything that is not in the script: rest pose, sway, blinks."""
 
 
-def make_demo(out: Path, clips: int = 168, seed: int = 0, workers: int | None = None) -> Path:
+def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | None = None) -> Path:
     """Write `clips` videos with `labels.csv`, and `unseen.mp4` with `unseen.csv`; gives labels.csv's path.
 
     `workers` processes (2 unless given, where there are so many videos). Raises ValueError for no clips.

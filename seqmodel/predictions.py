@@ -2,7 +2,8 @@
 kept.
 
 A run whose encoder made the store's embeddings is judged from those; a fine-tuned one, whose encoder
-differs, is judged from the stored crops through the whole network. Recipes are compared field by field first.
+differs, is judged from the stored crops, which its own encoder embeds as live would. Recipes are compared
+field by field first.
 
 It knows nothing about figures, plots or reports.
 
@@ -10,9 +11,11 @@ Shapes: N clips, T frames, O logits, C classes.
 """
 
 import csv
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,12 +27,12 @@ from seqmodel.judge import Predictions
 from seqmodel.run import Card, load_split, load_weights
 
 if TYPE_CHECKING:
+    from features.datasets import Samples
     from features.store import ClipTable, FeatureStore
 
 PREDICTIONS = "predictions.csv"
 FAILED = 2
-# Crops of a clip are 4.5 MB; a few at a time keep memory flat.
-CLIPS_OF_CROPS = 4
+CLIPS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -107,18 +110,17 @@ def population(
 
 @dataclass(frozen=True)
 class Ways:
-    """A run's network and the clips of a store in the form that it reads."""
+    """A run's head and the clips of a store in the form that it reads."""
 
     model: Any
-    """`LstmHead` on cached streams, or `CnnLstm` on crops."""
+    """The run's `LstmHead`."""
     source: Any
-    """`Samples` or `CropClips`: a length, labels, `valid` by stream, `batch(indices)`."""
-    batch_size: int
+    """`Samples`: a length, labels, `valid` by stream, `batch(indices)`."""
 
 
 def open_ways(run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray) -> Ways:
-    """The path from rows of a store to logits that the recipes allow: cached features, or crops through the
-    whole network.
+    """The path from rows of a store to logits that the recipes allow: cached features, or crops embedded
+    again.
 
     Raises ValueError, naming the fields, where recipes differ.
     """
@@ -139,12 +141,12 @@ def open_ways(run: Path, card: Card, store: "FeatureStore", labelling: Labelling
                 f"recipes differ ({where}): {lines}; and the store keeps no crops to see through "
                 "the run's own encoder: extract with --crops jpeg, or re-extract with that encoder"
             )
-        return Ways(*_whole_network(card, weights, head, store, labelling, rows), CLIPS_OF_CROPS)
+        return Ways(head, _seen_again(run, card, store, labelling, rows))
     parts: list[Part] = ["pixels", *others]
     if uses_encoder:
         parts.append("encoder")
     require_equal(card.recipe, store.recipe, parts, where=where)
-    return Ways(head, _cached(card, store, labelling, rows), 256)
+    return Ways(head, _cached(card, store, labelling, rows))
 
 
 def predict_rows(
@@ -160,7 +162,7 @@ def predict_rows(
     ways = open_ways(run, card, store, labelling, rows)
     measured = np.any([np.asarray(mask).any(axis=1) for mask in ways.source.valid.values()], axis=0)
     logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
-    logits[:] = predict_logits(ways.model, ways.source, ways.batch_size, device=device)
+    logits[:] = predict_logits(ways.model, ways.source, CLIPS_AT_ONCE, device=device)
     logits[~measured] = np.nan
     return logits, measured
 
@@ -177,8 +179,8 @@ def growing_logits(
     for place in range(len(rows)):
         x, valid, _ = ways.source.batch(np.array([place]))
         with torch.inference_mode():
-            streams, masks = _streams(ways.model, x, valid)
-            head = getattr(ways.model, "head", ways.model).eval()
+            streams, masks = _tensors(x), _tensors(valid)
+            head = ways.model.eval()
             length = next(iter(masks.values())).shape[1]
             until = torch.ones(length, length, dtype=torch.bool).tril()
             repeated = {name: values.expand(length, -1, -1) for name, values in streams.items()}
@@ -189,39 +191,15 @@ def growing_logits(
 
 
 def read_streams(ways: Ways) -> tuple[Any, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(head, x, valid): every clip's streams as the head reads them, (N,T,D) and (N,T); crops are encoded."""
-    head = getattr(ways.model, "head", ways.model)
-    xs: list[dict[str, Any]] = []
-    masks: list[dict[str, Any]] = []
+    """(head, x, valid): every clip's streams as the head reads them, (N,T,D) and (N,T)."""
+    x, valid, _ = ways.source.batch(np.arange(len(ways.source)))
+    return ways.model, dict(x), dict(valid)
+
+
+def _tensors(arrays: Any) -> dict[str, Any]:
     import torch
 
-    with torch.inference_mode():
-        for place in range(len(ways.source)):
-            x, valid, _ = ways.source.batch(np.array([place]))
-            streams, mask = _streams(ways.model, x, valid)
-            xs.append(streams)
-            masks.append(mask)
-    return (
-        head,
-        {name: np.concatenate([x[name].numpy() for x in xs]) for name in xs[0]},
-        {name: np.concatenate([mask[name].numpy() for mask in masks]) for name in masks[0]},
-    )
-
-
-def _streams(model: Any, x: Any, valid: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One clip's streams as a head reads them; crops go through the encoder first."""
-    import torch
-
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in x.items()}
-    masks = {name: torch.from_numpy(np.ascontiguousarray(mask)) for name, mask in valid.items()}
-    if "crops" in tensors:
-        model.eval()
-        crops, mask = tensors.pop("crops"), masks.pop("crops")
-        embeddings = torch.zeros(*mask.shape, model.encoder.dim)
-        if mask.any():
-            embeddings[mask] = model.embed(crops[mask]).float()
-        tensors["embeddings"], masks["embeddings"] = embeddings, mask
-    return tensors, masks
+    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
 
 
 def write_predictions(path: Path, predictions: Predictions, label_names: Sequence[str], split: str) -> None:
@@ -283,20 +261,35 @@ def _cached(card: Card, store: "FeatureStore", labelling: Labelling, rows: np.nd
     return with_baseline(load_samples(store, labelling, rows, inputs_of(card)), card.baseline, store)
 
 
-def _whole_network(
-    card: Card,
-    weights: dict[str, Any],
-    head: Any,
-    store: "FeatureStore",
-    labelling: Labelling,
-    rows: np.ndarray,
-) -> tuple[Any, Any]:
-    from features.datasets import CropClips
-    from seqmodel.cnn_lstm import CnnLstm
-    from seqmodel.encoder import encoder_from_state
+def _seen_again(
+    run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray
+) -> "Samples":
+    """Streams of rows, embedded from their stored crops by the run's own encoder as live runs it."""
+    from features.datasets import CropClips, load_samples
 
-    encoder = encoder_from_state(card.recipe.encoder.name, weights["encoder"])
-    return CnnLstm(encoder, head), CropClips(store, labelling, rows, inputs_of(card))
+    samples = load_samples(store, labelling, rows, inputs_of(card))
+    crops = CropClips(store, labelling, rows, inputs_of(card))
+    embed, known = _own_encoder(run, card.recipe.encoder.weights_sha256)
+    seen = np.asarray(crops.valid["crops"])
+    x = np.zeros((*seen.shape, card.recipe.encoder.dim), np.float16)
+    for place, row in enumerate(rows.tolist()):
+        key = (str(store.path), row)
+        if key not in known and seen[place].any():
+            known[key] = embed(crops.batch(np.array([place]))[0]["crops"][0][seen[place]])
+        if seen[place].any():
+            x[place, seen[place]] = known[key]
+    return dataclasses.replace(
+        samples, x=samples.x | {"embeddings": x}, valid=samples.valid | {"embeddings": seen}
+    )
+
+
+@lru_cache(maxsize=1)
+def _own_encoder(run: Path, weights_sha256: str) -> tuple[Any, dict[tuple[str, int], np.ndarray]]:
+    """The run's encoder, compiled, and what it has seen in this process, by store and row: drawings,
+    importance and figures ask for the same clips. `weights_sha256` is there to notice another encoder."""
+    from seqmodel.engine import open_run_engine
+
+    return open_run_engine(run).embed, {}
 
 
 def inputs_of(card: Card) -> Literal["embeddings", "geometry", "both"]:

@@ -24,15 +24,15 @@ from seqmodel.history import trials_of
 from seqmodel.judge import Judgement, Predictions
 from seqmodel.literature import literature_table
 from seqmodel.metrics import confusion
-from seqmodel.predictions import CLIPS_OF_CROPS, open_ways, population, read_streams
+from seqmodel.predictions import open_ways, population, read_streams
 from seqmodel.report import Story
 from seqmodel.run import Card, read_log
 from seqmodel.slices import Slices, all_slices
 from seqmodel.wording import TITLES
 
 BEST_TRIALS = 5
-SHUFFLED_CLIPS, SHUFFLED_CROP_CLIPS = 300, 40
-"""Clips that importance is measured on: each is read some seventy times, and crops are encoded before."""
+SHUFFLED_CLIPS = 300
+"""Clips that importance is measured on: each is read some seventy times."""
 
 
 def tell(
@@ -91,9 +91,8 @@ def group_falls(judgement: Judgement, asked: Asked, seed: int) -> list[Fall]:
         return []
     places = np.flatnonzero(p.measured)
     ways = open_ways(asked.run, card, asked.store, card.labelling, asked.population.rows[places])
-    most = SHUFFLED_CLIPS if ways.batch_size > CLIPS_OF_CROPS else SHUFFLED_CROP_CLIPS
-    if len(places) > most:
-        places = np.sort(np.random.default_rng(seed).choice(places, most, replace=False))
+    if len(places) > SHUFFLED_CLIPS:
+        places = np.sort(np.random.default_rng(seed).choice(places, SHUFFLED_CLIPS, replace=False))
         ways = open_ways(asked.run, card, asked.store, card.labelling, asked.population.rows[places])
     if len(np.unique(p.labels[places])) < 2:
         return []

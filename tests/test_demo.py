@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from extract.config import NUM_CLIPS
 from extract.demo import (
     CLIP_S,
     DISTRACTED,
@@ -66,7 +67,7 @@ def test_the_detector_finds_the_faces_that_are_meant_to_be_seen(tiny_demo: Path,
 
 
 def test_the_default_set_keeps_people_apart_and_both_labels_everywhere() -> None:
-    scripts = clip_scripts(168, 0)
+    scripts = clip_scripts(NUM_CLIPS, 0)
     sides: dict[int, set[str]] = {}
     for script in scripts:
         sides.setdefault(script.subject, set()).add(script.split)
@@ -81,7 +82,7 @@ def test_the_default_set_keeps_people_apart_and_both_labels_everywhere() -> None
 
 
 def test_labels_are_decided_by_how_long_a_spell_lasts() -> None:
-    for script in clip_scripts(168, 0):
+    for script in clip_scripts(NUM_CLIPS, 0):
         longest = max((spell.end_s - spell.start_s for spell in script.spells), default=0.0)
         if script.label == "engaged":
             assert longest <= SHORT_S[1]
@@ -97,7 +98,7 @@ def test_a_single_frame_cannot_tell() -> None:
     # Each pose that a distracted person holds occurs in engaged clips too: half of them or more contain it.
     def somewhere(label: str, test: str) -> float:
         shares = []
-        for script in clip_scripts(168, 0):
+        for script in clip_scripts(NUM_CLIPS, 0):
             if script.label == label and script.behaviour in ("look_left", "look_right", "mixed"):
                 track = poses(script, looks_of(script.subject, 0))
                 shares.append(any(abs(pose.yaw) > 20 for pose in track) if test == "turned" else True)
@@ -106,7 +107,7 @@ def test_a_single_frame_cannot_tell() -> None:
     assert somewhere("engaged", "turned") > 0.5
     facing = [
         np.mean([abs(pose.yaw) < 15 and pose.closed < 0.5 for pose in poses(script, looks_of(0, 0))])
-        for script in clip_scripts(168, 0)
+        for script in clip_scripts(NUM_CLIPS, 0)
         if script.label == "distracted"
     ]
     assert np.median(facing) > 0.2
