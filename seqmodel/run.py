@@ -246,15 +246,15 @@ def versions() -> dict[str, str]:
 def git_commit() -> str:
     """Commit of the project's own checkout, with `+` when it has changes; empty outside one."""
     here = Path(__file__).resolve().parent
+
+    def answer(*words: str) -> str | None:
+        done = subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, encoding="utf-8", timeout=5
+        )
+        return None if done.returncode else done.stdout.strip()
+
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5
-        )
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, timeout=5
-        )
+        commit, changes = answer("rev-parse", "--short=12", "HEAD"), answer("status", "--porcelain", "-uno")
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    if commit.returncode:
-        return ""
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+    return (commit or "") + ("+" if commit and changes else "")
