@@ -162,5 +162,5 @@ def test_validation_of_one_class_leaves_everything_as_it_is():
 
 def test_importing_calibration_needs_numpy_alone():
     code = "import sys, seqmodel.calibration; print({'scipy','sklearn','torch','zarr'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
     assert done.stdout.strip() == "set()"

@@ -42,7 +42,11 @@ def test_ray_gives_what_local_workers_give_though_one_is_killed(
     command = [sys.executable, "-m", "extract", *words, "--workers", "2", "--json", "--out"]
     ray_store = tmp_path / "ray.zarr"
     process = subprocess.Popen(
-        [*command, str(ray_store), "--engine", "ray"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [*command, str(ray_store), "--engine", "ray"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
     )
     before = set(actor_pids())
     while len(rows_written(ray_store)) < 3:

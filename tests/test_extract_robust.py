@@ -302,7 +302,9 @@ def test_a_polite_stop_saves_what_was_done(long_manifest: Path, tmp_path: Path, 
     """SLURM's SIGTERM and Ctrl-C (to the whole group): a line instead of a traceback, no process left."""
     store = tmp_path / "s.zarr"
     command = [sys.executable, "-m", "extract", "--data", str(long_manifest), "--out", str(store), *QUICK]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
     while len(rows_written(store)) < 3:
         assert process.poll() is None
         time.sleep(0.02)

@@ -43,7 +43,9 @@ def server() -> Iterator[str]:
         port = probe.getsockname()[1]
 
     def run(*words: str) -> None:
-        done = subprocess.run([*as_user, *words], capture_output=True, text=True, cwd="/", timeout=120)
+        done = subprocess.run(
+            [*as_user, *words], capture_output=True, text=True, encoding="utf-8", cwd="/", timeout=120
+        )
         assert done.returncode == 0, done.stderr or done.stdout
 
     try:
