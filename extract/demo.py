@@ -38,7 +38,7 @@ EASE_S = 0.35
 """How long it takes to turn away or back."""
 
 # The split of each subject in turn, so that even a small set has everything on every side.
-SPLITS = ("train", "test", "val", "train", "test", "train", "train", "test", "val", "train", "test", "train")
+SPLITS = ("train", "test", "val", "train", "test", "train", "train", "test", "val", "train", "train", "train")
 WITH_GLASSES = (0, 4, 6, 8)
 """Some on every side of the split, so that a threshold chosen on validation means something on test."""
 
