@@ -12,6 +12,7 @@ from features.recipe import (
     GeometryId,
     Pixels,
     Recipe,
+    differences,
     fingerprint,
     from_json,
     require_equal,
@@ -81,6 +82,7 @@ def test_only_the_parts_in_use_are_compared() -> None:
 def test_the_name_of_weights_is_for_people_only() -> None:
     """Equal hashes are equal weights, whatever the file was called."""
     renamed = dataclasses.replace(RECIPE, encoder=dataclasses.replace(RECIPE.encoder, weights="my_file.pth"))
+    assert differences(RECIPE, renamed) == []
     require_equal(RECIPE, renamed)
 
 
