@@ -9,13 +9,12 @@ Knows nothing about following a face, crops or landmarks.
 Shapes: H × W pixels; 896 anchors; boxes (x0, y0, x1, y1) and eyes (column, row) in pixels of the frame.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-Network = Callable[[np.ndarray], list[np.ndarray]]
+from extract.network import Network
 
 INPUT_PX = 128
 MIN_SCORE = 0.5
@@ -32,6 +31,8 @@ class Seen:
     """(4,) float64."""
     eyes: np.ndarray
     """(2,2) float64: the person's right eye, then the left one."""
+    score: float
+    """0 to 1."""
 
 
 def detect(rgb: np.ndarray, network: Network) -> list[Seen]:
@@ -51,8 +52,11 @@ def detect(rgb: np.ndarray, network: Network) -> list[Seen]:
     points[:, [0, 2, 3, 4, 5, 6, 7]] += ANCHORS[keep][:, None]
     half = points[:, 1] / 2
     corners = np.concatenate([points[:, 0] - half, points[:, 0] + half, points[:, 2:4].reshape(-1, 4)], 1)
-    faces = [merged * side + np.tile(corner, 4) for merged in _merged(corners, scores[keep])]
-    return [Seen(face[:4], face[4:].reshape(2, 2)) for face in faces]
+    seen = []
+    for merged, score in _merged(corners, scores[keep]):
+        face = merged * side + np.tile(corner, 4)
+        seen.append(Seen(face[:4], face[4:].reshape(2, 2), score))
+    return seen
 
 
 def cut(rgb: np.ndarray, to_frame: np.ndarray, side_px: int, border: int) -> np.ndarray:
@@ -67,8 +71,9 @@ def cut(rgb: np.ndarray, to_frame: np.ndarray, side_px: int, border: int) -> np.
     return np.asarray(cv2.remap(rgb, whole, fraction, cv2.INTER_LINEAR, borderMode=border))
 
 
-def _merged(corners: np.ndarray, scores: np.ndarray) -> list[np.ndarray]:
-    """Boxes (N,8) that overlap the best one averaged by their scores, then the same with what is left."""
+def _merged(corners: np.ndarray, scores: np.ndarray) -> list[tuple[np.ndarray, float]]:
+    """Boxes (N,8) that overlap the best one averaged by their scores, with the best one's score; then the
+    same with what is left."""
     faces = []
     while len(scores):
         best = corners[scores.argmax(), :4]
@@ -77,7 +82,8 @@ def _merged(corners: np.ndarray, scores: np.ndarray) -> list[np.ndarray]:
         union = (corners[:, 2:4] - corners[:, :2]).prod(1) + (best[2:] - best[:2]).prod() - both
         same = both > SAME_FACE_IOU * union
         same[scores.argmax()] = True
-        faces.append((corners[same] * scores[same][:, None]).sum(0) / scores[same].sum())
+        mean = (corners[same] * scores[same][:, None]).sum(0) / scores[same].sum()
+        faces.append((mean, float(scores.max())))
         corners, scores = corners[~same], scores[~same]
     return faces
 

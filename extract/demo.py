@@ -226,6 +226,7 @@ def face_expected(script: Script) -> np.ndarray:
 def write_video(script: Script, seed: int, out: Path) -> None:
     """Draw and encode one script as H.264."""
     import av
+    import cv2
 
     puppet = _puppet(script.subject, seed)
     with av.open(str(out / script.path), "w") as container:
@@ -234,7 +235,9 @@ def write_video(script: Script, seed: int, out: Path) -> None:
         stream.time_base = Fraction(1, FPS)
         stream.codec_context.thread_count = 1
         for index, pose in enumerate(poses(script, puppet.looks)):
-            frame = av.VideoFrame.from_ndarray(draw(puppet, pose, index), format="rgb24")
+            # Both as BT.601; OpenCV takes a tenth of the time that FFmpeg's scaler does.
+            yuv = cv2.cvtColor(draw(puppet, pose, index), cv2.COLOR_RGB2YUV_I420)
+            frame = av.VideoFrame.from_ndarray(yuv, format="yuv420p")
             frame.pts, frame.time_base = index, Fraction(1, FPS)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

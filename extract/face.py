@@ -1,6 +1,7 @@
 """Where to look: find the face in a frame and cut the square crop around it.
 
-One `FaceCropper` serves one video (or camera) at a time: it follows a face by remembering the last box, and
+The short-range detector runs on the inference engine (extract/blaze.py), any other through MediaPipe. One
+`FaceCropper` serves one video (or camera) at a time: it follows a face by remembering the last box, and
 `reset` makes it forget. A frame in which no detector finds a face gives a crop without an image: never the
 old box, never the whole frame.
 
@@ -14,7 +15,7 @@ import contextlib
 import os
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from extract.blaze import Seen, detect
+from extract.network import open_network
 from features.recipe import Pixels
+from seqmodel.assets import SHORT_DETECTOR, sha256_of
 
 Box = tuple[float, float, float, float]
 
@@ -44,6 +48,18 @@ class Crop:
     """The detector's score, 0 to 1; 0 = no face."""
     others: tuple[Box, ...] = ()
     """Boxes of the faces that are not followed."""
+    eyes: np.ndarray | None = None
+    """(2,2) float64, column and row in pixels of the frame: the person's right eye, then the left one; None
+    where the detector's are not those that MediaPipe's landmarker levels a face by."""
+
+
+@dataclass(frozen=True)
+class _Detector:
+    """A function from an upright frame to the faces in it."""
+
+    detect: Callable[[np.ndarray], list[Seen]]
+    levels: bool
+    """Whether its eyes are `Crop.eyes`."""
 
 
 class FaceCropper:
@@ -59,27 +75,25 @@ class FaceCropper:
             )
         self.pixels = pixels
         self._previous: Box | None = None
-        with silenced_stderr():  # MediaPipe logs from C at creation and at the first picture
-            # Bytes, not a path: MediaPipe cannot open a path with Korean letters on Windows.
-            self._detectors = [_open_detector(Path(file).read_bytes()) for file in detector_files]
-            for detector in self._detectors:
-                _detect(detector, np.zeros((128, 128, 3), np.uint8))
-        self._closing = weakref.finalize(self, close_tasks, self._detectors)
+        tasks: list[Any] = []
+        self._detectors = [_open_detector(Path(file), tasks) for file in detector_files]
+        self._closing = weakref.finalize(self, close_tasks, tasks)
 
     def crop(self, rgb: np.ndarray) -> Crop:
         """The face followed in an upright frame, uint8 (H, W, 3), RGB."""
         for detector in self._detectors:
-            faces = _detect(detector, rgb)
+            faces = detector.detect(rgb)
             if faces:
                 break
         else:
             return Crop(None, NO_BOX, 0.0)
-        best = _choose([box for box, _ in faces], self._previous)
-        box, score = faces[best]
-        self._previous = box
-        others = tuple(box for index, (box, _) in enumerate(faces) if index != best)
-        image = cut_square(rgb, box, self.pixels.margin, self.pixels.crop_px)
-        return Crop(image, box, score, others)
+        boxes = [_box_of(face) for face in faces]
+        best = _choose(boxes, self._previous)
+        self._previous = boxes[best]
+        others = tuple(box for index, box in enumerate(boxes) if index != best)
+        image = cut_square(rgb, boxes[best], self.pixels.margin, self.pixels.crop_px)
+        eyes = faces[best].eyes if detector.levels else None
+        return Crop(image, boxes[best], faces[best].score, others, eyes)
 
     def reset(self) -> None:
         """Forget the face that was followed: the next frame is another scene."""
@@ -167,8 +181,28 @@ def _area(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _open_detector(model: bytes) -> Any:
-    """MediaPipe's detector for single pictures (no memory between them), from the file's bytes."""
+def _box_of(face: Seen) -> Box:
+    x0, y0, x1, y1 = face.box.tolist()
+    return (x0, y0, x1, y1)
+
+
+def _open_detector(file: Path, tasks: list[Any]) -> _Detector:
+    """The detector in a file; what must be closed later is added to `tasks`."""
+    if sha256_of(file) == SHORT_DETECTOR.sha256:
+        network = open_network(file.read_bytes())
+        return _Detector(lambda rgb: detect(rgb, network), levels=True)
+    with silenced_stderr():  # MediaPipe logs from C at creation and at the first picture
+        task = _open_task(file.read_bytes())
+        tasks.append(task)
+        _detect_by(task, np.zeros((128, 128, 3), np.uint8))
+    return _Detector(lambda rgb: _detect_by(task, rgb), levels=False)
+
+
+def _open_task(model: bytes) -> Any:
+    """MediaPipe's detector for single pictures (no memory between them), from the file's bytes.
+
+    Bytes, not a path: MediaPipe cannot open a path with Korean letters on Windows.
+    """
     from mediapipe.tasks.python import BaseOptions, vision
 
     options = vision.FaceDetectorOptions(
@@ -177,15 +211,17 @@ def _open_detector(model: bytes) -> Any:
     return vision.FaceDetector.create_from_options(options)
 
 
-def _detect(detector: Any, rgb: np.ndarray) -> list[tuple[Box, float]]:
-    """Boxes (pixels) and scores of the faces in a frame."""
+def _detect_by(task: Any, rgb: np.ndarray) -> list[Seen]:
+    """The faces that MediaPipe finds in a frame, their boxes in whole pixels."""
     import mediapipe as mp
 
+    height, width = rgb.shape[:2]
     picture = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(rgb))
     faces = []
-    for detection in detector.detect(picture).detections:
+    for detection in task.detect(picture).detections:
         box, score = detection.bounding_box, float(detection.categories[0].score)
         if box.width > 0 and box.height > 0 and score > 0:
-            x0, y0 = float(box.origin_x), float(box.origin_y)
-            faces.append(((x0, y0, x0 + box.width, y0 + box.height), score))
+            corners = [box.origin_x, box.origin_y, box.origin_x + box.width, box.origin_y + box.height]
+            eyes = [(point.x * width, point.y * height) for point in detection.keypoints[:2]]
+            faces.append(Seen(np.array(corners, np.float64), np.array(eyes, np.float64), score))
     return faces

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from extract.blaze import detect
 from extract.landmarks import MIN_PRESENCE, SQUARE_SCALE, Face, FaceNetworks, eye_roll, head_pose
 from features.recipe import GeometryId
 
@@ -48,9 +47,6 @@ from left to right and from top to bottom."""
 FEATURES: tuple[str, ...] = (*BLENDSHAPES, *POSE)
 """The G = 61 names, in the order of the stored columns."""
 
-SAME_FACE_IOU = 0.3
-"""Overlap from which the landmarker's own detector has found the face of the crop."""
-
 
 class FaceGeometry:
     """Measures one face in one frame; the same object serves files and camera.
@@ -76,7 +72,7 @@ class FaceGeometry:
         values = np.full(len(FEATURES), np.nan, np.float32)
         if crop.image is None:
             return values
-        face = self._read(rgb_frame, crop.box)
+        face = self._read(rgb_frame, crop)
         if face.presence < MIN_PRESENCE:
             return values
         frame_hw = rgb_frame.shape[:2]
@@ -89,14 +85,14 @@ class FaceGeometry:
         """Give the networks' memory back."""
         del self._networks
 
-    def _read(self, rgb_frame: np.ndarray, box: "Box") -> Face:
-        """The face in a box: cut as MediaPipe would, or, where its detector is blind, levelled by a look."""
-        for seen in detect(rgb_frame, self._networks.detector):
-            if iou(seen.box, box) >= SAME_FACE_IOU:
-                fall = seen.eyes[1] - seen.eyes[0]
-                return self._networks.read(rgb_frame, *_square(seen.box), float(np.arctan2(fall[1], fall[0])))
-        first = self._networks.read(rgb_frame, *_square(box), 0.0)
-        return self._networks.read(rgb_frame, *_square(box), eye_roll(first.points))
+    def _read(self, rgb_frame: np.ndarray, crop: "Crop") -> Face:
+        """The face of a crop, cut as MediaPipe would; with unknown eyes levelled by a first look."""
+        square = _square(crop.box)
+        if crop.eyes is not None:
+            fall = crop.eyes[1] - crop.eyes[0]
+            return self._networks.read(rgb_frame, *square, float(np.arctan2(fall[1], fall[0])))
+        first = self._networks.read(rgb_frame, *square, 0.0)
+        return self._networks.read(rgb_frame, *square, eye_roll(first.points))
 
 
 def angles(pose: np.ndarray) -> tuple[float, float, float]:
@@ -119,13 +115,7 @@ def placement(box: "Box", frame_hw: tuple[int, int]) -> tuple[float, float, floa
     return max(x1 - x0, y1 - y0) / height, (x0 + x1) / 2 / width, (y0 + y1) / 2 / height
 
 
-def iou(a: "Box | np.ndarray", b: "Box") -> float:
-    """Intersection over union of two boxes, 0 to 1."""
-    both = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    return float(both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both))
-
-
-def _square(box: "Box | np.ndarray") -> tuple[tuple[float, float], float]:
+def _square(box: "Box") -> tuple[tuple[float, float], float]:
     """Centre and side of the square that the landmark network is to see around a detector's box."""
     x0, y0, x1, y1 = box
     return ((x0 + x1) / 2, (y0 + y1) / 2), SQUARE_SCALE * max(x1 - x0, y1 - y0)

@@ -12,17 +12,15 @@ Shapes: H × W pixels, 478 points (column, row, depth), 468 of them on the canon
 
 import io
 import struct
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from extract.blaze import Network, cut
-from seqmodel.engine import cpu_options, import_openvino
+from extract.blaze import cut
+from extract.network import open_network
 
 INPUT_PX = 256
 """Side of the square that the landmark network sees."""
@@ -74,15 +72,14 @@ class FaceNetworks:
         """`task` is the file's bytes. Raises ValueError when the networks are not in it."""
         try:
             with zipfile.ZipFile(io.BytesIO(task)) as parts:
-                names = ("landmarks_detector", "blendshapes", "detector")
-                points, scores, detector = (parts.read(f"face_{name}.tflite") for name in names)
+                points, scores = (
+                    parts.read(f"face_{name}.tflite") for name in ("landmarks_detector", "blendshapes")
+                )
                 self.canon = read_canon(parts.read("geometry_pipeline_metadata_landmarks.binarypb"))
         except (zipfile.BadZipFile, KeyError) as error:
             raise ValueError(f"not a face_landmarker.task: {error}") from error
-        self._points = _compiled(points, threads)
-        self._scores = _compiled(scores, threads)
-        self.detector: Network = _compiled(detector, threads)
-        """The short-range face detector of the file, for `extract.blaze.detect`."""
+        self._points = open_network(points, threads, INPUT_PX)
+        self._scores = open_network(scores, threads)
 
     def read(self, rgb: np.ndarray, centre: tuple[float, float], side_px: float, roll_rad: float) -> Face:
         """Points and scores of the face in a square of an upright frame, uint8 (H,W,3) RGB.
@@ -213,25 +210,3 @@ def _square_to_frame(centre: tuple[float, float], side_px: float, roll_rad: floa
 
 def _scale_of(matrix: np.ndarray) -> float:
     return float(np.linalg.norm(matrix[:3, 0]))
-
-
-def _compiled(model: bytes, threads: int) -> Network:
-    """A function of one float32 array that gives copies of the network's first two outputs."""
-    openvino = import_openvino()
-    core = openvino.Core()
-    # The TensorFlow Lite reader takes a path only; the weights stay mapped, so Windows keeps the file.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "network.tflite"
-        path.write_bytes(model)
-        network = core.read_model(path)
-    if network.inputs[0].partial_shape.is_dynamic:
-        network.reshape([1, INPUT_PX, INPUT_PX, 3])
-    compiled = core.compile_model(network, "CPU", cpu_options("f32", threads))
-    request = compiled.create_infer_request()
-    outputs = range(min(2, len(compiled.outputs)))
-
-    def run(values: np.ndarray) -> list[np.ndarray]:
-        request.infer([values])
-        return [request.get_output_tensor(index).data.copy() for index in outputs]
-
-    return run

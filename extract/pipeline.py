@@ -20,7 +20,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from extract.face import Crop, FaceCropper, silenced_stderr
+from extract.face import FaceCropper
 from extract.geometry import FaceGeometry
 from extract.video import Decode, Frame, Spans, Targets, probe, read_video, sample_at
 from features.recipe import Recipe
@@ -150,10 +150,7 @@ def open_kernels(setup: Setup) -> Kernels:
     )
     geometry = None
     if setup.recipe.geometry is not None and setup.landmarker_file is not None:
-        with silenced_stderr():  # MediaPipe logs from C at creation and at the first picture
-            geometry = FaceGeometry(setup.recipe.geometry, setup.landmarker_file)
-            black = np.zeros((192, 192, 3), np.uint8)
-            geometry.measure(black, Crop(black, (32.0, 32.0, 160.0, 160.0), 1.0))
+        geometry = FaceGeometry(setup.recipe.geometry, setup.landmarker_file)
     return Kernels(FaceCropper(pixels, setup.detector_files), engine, geometry)
 
 

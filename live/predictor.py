@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from extract.face import Crop, FaceCropper, silenced_stderr
+from extract.face import Crop, FaceCropper
 from extract.video import EARLY_S, Frame, Sampler
 from live.model import LiveModel, open_model
 from live.states import Standing, State, StateRule, next_standing
@@ -249,5 +249,4 @@ def _open_geometry(model: LiveModel) -> Any:
     from extract.geometry import FaceGeometry
 
     assert model.card.recipe.geometry is not None  # open_model found its file by it
-    with silenced_stderr():  # MediaPipe logs from C when it is created
-        return FaceGeometry(model.card.recipe.geometry, model.landmarker_file)
+    return FaceGeometry(model.card.recipe.geometry, model.landmarker_file)

@@ -26,6 +26,8 @@ class CnnLstm(nn.Module):
         self.encoder = encoder
         self.head = head
         self.cut = cut
+        self.noise = 0.0
+        """In training, noise on the embeddings, in units of each channel's spread over the training split."""
 
     def forward(self, x: Mapping[str, Tensor], valid: Mapping[str, Tensor]) -> Tensor:
         """Logits (B,O) of x["crops"] uint8 (B,T,H,W,3), or x["activations"], and any other streams of the
@@ -44,6 +46,9 @@ class CnnLstm(nn.Module):
         elif self.training:
             # Every process of a team must have a gradient for every weight: here one of zeros.
             embeddings = embeddings + 0 * self.embed(frames[:1, 0], name).sum()
+        if self.training and self.noise > 0:
+            spread = self.head.get_buffer("std_embeddings")
+            embeddings = embeddings + self.noise * spread * torch.randn_like(embeddings)
         others = {stream: values for stream, values in x.items() if stream != name}
         seen = {stream: m for stream, m in valid.items() if stream != name}
         return self.head({"embeddings": embeddings, **others}, {"embeddings": mask, **seen})

@@ -1,4 +1,4 @@
-"""UMAP of clips by their mean embedding: two coordinates a clip. Optional, because it costs some ten seconds.
+"""UMAP of clips by their mean embedding: two coordinates a clip. Optional: it compiles for twenty seconds.
 
 It knows nothing about labels or drawing.
 
@@ -6,6 +6,10 @@ Shapes: N clips, T frames, D embedding.
 """
 
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
 
 import numpy as np
 
@@ -26,6 +30,13 @@ def sample_places(num_clips: int, seed: int) -> np.ndarray:
     if num_clips <= MOST_CLIPS:
         return np.arange(num_clips)
     return np.sort(np.random.default_rng(seed).choice(num_clips, MOST_CLIPS, replace=False))
+
+
+@contextmanager
+def umap_meanwhile(features: np.ndarray, seed: int) -> Iterator[Future[np.ndarray]]:
+    """`umap_coordinates` in a process of its own, while the caller does something else."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        yield pool.submit(umap_coordinates, features, seed)
 
 
 def umap_coordinates(features: np.ndarray, seed: int) -> np.ndarray:

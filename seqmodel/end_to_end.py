@@ -29,7 +29,7 @@ from seqmodel.metrics import score
 from seqmodel.position import Goal, Outcome, Position
 from seqmodel.prefetch import prefetched
 from seqmodel.team import Team
-from seqmodel.training import Loss, loss_for, lr_scale, make_optimizer
+from seqmodel.training import Loss, augment_features, loss_for, lr_scale, make_optimizer
 
 CLIP_NORM = 1.0
 """Largest norm of a step's gradient, as in the first stage."""
@@ -71,6 +71,7 @@ class EndToEnd:
         self.num_steps = math.ceil(len(self.order) / config.effective_batch)
         model.to(team.device)
         model.encoder.to(memory_format=torch.channels_last)
+        model.noise = goal.loss.noise if augmentation is not None else 0.0
         self.optimizer = make_optimizer(model, goal.loss, parameter_groups(model, config, first_block))
         self.on_cuda = team.device.startswith("cuda")
         if config.compile and self.on_cuda:
@@ -224,8 +225,11 @@ class EndToEnd:
             weight = 1.0 / self._num_clips()
         x, valid, labels = batch
         torch.manual_seed(_seed_of(self.seed, self.at.epoch, self.at.step, place))
+        inputs, masks = self._moved(x), self._moved(valid)
+        if self.augmentation is not None:
+            inputs, masks = augment_features(inputs, masks, self.goal.loss, self.model.head)
         with self.autocast():
-            logits = wrapped(self._moved(x), self._moved(valid))
+            logits = wrapped(inputs, masks)
         loss = (
             self.loss(logits.float(), torch.from_numpy(np.asarray(labels)).to(self.team.device)).sum()
             * weight

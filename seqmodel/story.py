@@ -6,17 +6,18 @@ It knows nothing about HTML, and how a drawing looks is in plots.py and plots_pe
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from features.door import say, warn
+from features.door import progress, warn
 from seqmodel import plots, plots_people
 from seqmodel.calibration import Calibration, probabilities
 from seqmodel.config import EvaluateArgs
 from seqmodel.drawing import save
-from seqmodel.embedding_map import FEWEST_CLIPS, mean_embeddings, sample_places, umap_coordinates
+from seqmodel.embedding_map import FEWEST_CLIPS, mean_embeddings, sample_places, umap_meanwhile
 from seqmodel.evaluate import Asked, face_coverage
 from seqmodel.explain import Fall, feature_groups, importance
 from seqmodel.hardest import hardest_clips
@@ -39,13 +40,25 @@ def tell(
     folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs, *, with_network: bool = True
 ) -> Story:
     """Draw every plot into `folder`/plots and gather the rest; the hardest clips need the run's network."""
+    places = umap_places(judgement, args.seed) if args.umap else np.zeros(0, np.int64)
+    if not len(places):
+        return _tell(folder, judgement, asked, args, with_network)
+    embeddings = asked.store.read_stream("embeddings", asked.population.rows[places])
+    with umap_meanwhile(mean_embeddings(*embeddings), args.seed) as coordinates:
+        story = _tell(folder, judgement, asked, args, with_network)
+        with progress("") as bar:
+            bar.add_task(f"UMAP of {len(places)} clips (compiles first)", total=None)
+            xy = coordinates.result()
+    figures, caption = umap_figures(judgement, asked, places, xy, args.seed)
+    drawn = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items()}
+    return replace(story, plots={**story.plots, **drawn}, umap_caption=caption)
+
+
+def _tell(folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs, with_network: bool) -> Story:
+    """All but the map of embeddings."""
     card, names = asked.card, judgement.label_names
     slices = all_slices(judgement.predictions, judgement.draws, len(names))
     figures = judgement_figures(judgement, card, slices) | training_figures(args.run, card)
-    caption = ""
-    if args.umap:
-        drawn, caption = umap_figures(judgement, asked, args.seed)
-        figures |= drawn
     falls = group_falls(judgement, asked, args.seed) if with_network else []
     if falls:
         value, low, high = (
@@ -77,7 +90,6 @@ def tell(
         data_rows=data_rows(asked),
         literature=literature_table(judgement, args.run.name),
         commands=commands(asked, args),
-        umap_caption=caption,
         ledger=ledger(asked),
     )
 
@@ -191,18 +203,20 @@ def log_stages(run: Path) -> list[tuple[str, list[dict[str, Any]]]]:
     return list(stages.items())
 
 
-def umap_figures(judgement: Judgement, asked: Asked, seed: int) -> tuple[dict[str, Any], str]:
-    """(drawings by label and by person, caption); none, with a warning, where there are too few clips."""
-    p = judgement.predictions
-    places = np.flatnonzero(p.coverage > 0)
+def umap_places(judgement: Judgement, seed: int) -> np.ndarray:
+    """Places of the clips to be mapped; none, with a warning, where there are too few."""
+    places = np.flatnonzero(judgement.predictions.coverage > 0)
     if len(places) < FEWEST_CLIPS:
         warn(f"--umap needs at least {FEWEST_CLIPS} clips with a face, there are {len(places)}")
-        return {}, ""
-    places = places[sample_places(len(places), seed)]
-    say(f"UMAP of {len(places)} clips (compiles first, some ten seconds) …")
-    xy = umap_coordinates(
-        mean_embeddings(*asked.store.read_stream("embeddings", asked.population.rows[places])), seed
-    )
+        return places[:0]
+    return places[sample_places(len(places), seed)]
+
+
+def umap_figures(
+    judgement: Judgement, asked: Asked, places: np.ndarray, xy: np.ndarray, seed: int
+) -> tuple[dict[str, Any], str]:
+    """(drawings by label and by person, caption) of the clips at `places`."""
+    p = judgement.predictions
     labels, names = p.labels[places], judgement.label_names
     found = {"umap_label": plots_people.scatter_plot(xy, labels, names, by_class=True)}
     people, index = np.unique(p.subjects[places], return_inverse=True)

@@ -294,7 +294,7 @@ def _step(
     size = config.micro_batch or len(indices)
     for start in range(0, len(indices), size):
         x, valid, labels = train.batch(indices[start : start + size])
-        inputs, masks = _augment(_to(x, device), _to(valid, device), config, model)
+        inputs, masks = augment_features(_to(x, device), _to(valid, device), config, model)
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=autocast):
             logits = model(inputs, masks)
         summed = loss(logits, torch.from_numpy(np.asarray(labels)).to(device)).sum()
@@ -306,10 +306,13 @@ def _step(
     return total
 
 
-def _augment(
+def augment_features(
     x: dict[str, Tensor], valid: dict[str, Tensor], config: TrainConfig, model: nn.Module
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Hide frames, keep a stretch, add noise in units of each channel's spread, as the config asks."""
+    """Hide frames, keep a stretch, add noise in units of each channel's spread, as the config asks.
+
+    By torch's random state. Streams (B,T,…) that `model` has no statistics of, crops say, get no noise.
+    """
     some = next(iter(valid.values()))
     batch, length = some.shape
     if config.frame_dropout > 0:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.face import FaceCropper, cut_square, iou
+from extract.face import FaceCropper, _detect_by, _open_detector, _open_task, close_tasks, cut_square, iou
 from extract.video import read_video
 from features.recipe import Pixels
 from seqmodel.assets import detector_file
@@ -40,6 +40,31 @@ def test_as_many_faces_as_published(
     cropper.reset()
     found = sum(cropper.crop(frame.rgb()).image is not None for frame in read_video(real_clips[name]))
     assert found == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pexels", "carphone", "face_noface", "group_photo"])
+def test_the_short_detector_run_directly_sees_what_mediapipe_sees(
+    detector_path: Path, real_clips: dict[str, Path], name: str
+) -> None:
+    """The same faces: boxes but for MediaPipe cutting corner and size to whole pixels, scores within .01."""
+    if name == "group_photo":
+        frames = [cv2.cvtColor(cv2.imread(str(real_clips[name])), cv2.COLOR_BGR2RGB)]
+    else:
+        frames = [frame.rgb() for _, frame in zip(range(150), read_video(real_clips[name]), strict=False)]
+    direct, tasks = _open_detector(detector_path, []), [_open_task(detector_path.read_bytes())]
+    try:  # MediaPipe's task left to the garbage collector can wait for itself for ever
+        by_mediapipe = [_detect_by(tasks[0], rgb) for rgb in frames]
+    finally:
+        close_tasks(tasks)
+    for rgb, theirs in zip(frames, by_mediapipe, strict=True):
+        ours = direct.detect(rgb)
+        assert len(ours) == len(theirs)
+        for face, wanted in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(face.box, wanted.box, rtol=0, atol=2)
+            np.testing.assert_allclose(face.eyes, wanted.eyes, rtol=0, atol=0.5)
+            assert face.score == pytest.approx(wanted.score, abs=0.01)
+    assert any(by_mediapipe)
 
 
 def test_no_face_is_a_fact_not_the_old_box(cropper: FaceCropper, real_clips: dict[str, Path]) -> None:

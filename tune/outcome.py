@@ -8,7 +8,6 @@ import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any
 
 import optuna
@@ -27,7 +26,17 @@ from tune.artifacts import FOLDER, drop_checkpoints
 from tune.config import TuneArgs
 from tune.plots import save_study_plots
 from tune.search import choice_of, metric_name, seed_point
-from tune.study import DONE, StudySpec, close_study, create_study, num_done, reclaim, run_workers, work
+from tune.study import (
+    DONE,
+    StudySpec,
+    close_study,
+    create_study,
+    num_done,
+    process_context,
+    reclaim,
+    run_workers,
+    work,
+)
 from tune.workers import Bench, refit, score_seed, seed_score, set_up, start_refitting, trial_value, worker
 
 FINALISTS = 3
@@ -188,7 +197,7 @@ def choose(args: TuneArgs, study: optuna.Study, bench: Bench) -> list[Finalist]:
         else:
             threads = max(1, usable_cores() // args.jobs)
             with ProcessPoolExecutor(
-                args.jobs, get_context("spawn"), initializer=start_refitting, initargs=(args, threads)
+                args.jobs, process_context(), initializer=start_refitting, initargs=(args, threads)
             ) as pool:
                 futures = [(place, pool.submit(score_seed, choice, seed)) for place, choice, seed in tasks]
                 for place, future in futures:
