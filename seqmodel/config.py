@@ -92,7 +92,7 @@ class FinetuneConfig:
     """Epochs without a better validation score before stopping."""
     head_lr: float = 1e-4
     """Learning rate of the head."""
-    encoder_lr: float = 3e-5
+    encoder_lr: float = 3e-6
     """Learning rate of the encoder at its last block; lower ones learn more slowly."""
     depth_decay: float = 0.8
     """Each block's learning rate, as a share of the next one's."""
