@@ -47,8 +47,9 @@ def tell(
     with umap_meanwhile(mean_embeddings(*embeddings), args.seed) as coordinates:
         story = _tell(folder, judgement, asked, args, with_network)
         with progress("") as bar:
-            bar.add_task(f"UMAP of {len(places)} clips (compiles first)", total=None)
+            row = bar.add_task(f"UMAP of {len(places)} clips (compiles first)", total=None)
             xy = coordinates.result()
+            bar.update(row, total=1, completed=1)
     figures, caption = umap_figures(judgement, asked, places, xy, args.seed)
     drawn = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items()}
     return replace(story, plots={**story.plots, **drawn}, umap_caption=caption)

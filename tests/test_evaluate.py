@@ -174,3 +174,27 @@ def test_more_than_two_classes_are_judged_too(tmp_path, task):
     figures = _metrics(tmp_path / "run")["test"]
     assert ("qwk" in figures) == (task == "ordinal")
     assert {"recall:low", "recall:mid", "recall:high", "auroc"} <= set(figures)
+
+
+@pytest.mark.slow
+def test_the_map_of_embeddings_is_drawn_and_the_same_again(tmp_path, capsys):
+    store = make_store(tmp_path / "s.zarr", signal=0.8)
+    make_run(tmp_path / "run", store, epochs=1)
+    words = ["evaluate", "--run", str(tmp_path / "run"), "--split", "val", "--rounds", "50", "--umap"]
+    drawings = []
+    for _ in range(2):
+        assert main(words) == 0
+        drawings.append((tmp_path / "run/val/plots/umap_label.png").read_bytes())
+    assert drawings[0] == drawings[1]
+    page = (tmp_path / "run/val/report.html").read_text(encoding="utf-8")
+    assert "mobilenet_v3_large (random:0), seed 0" in page
+    assert (tmp_path / "run/val/plots/umap_subject.png").is_file()
+
+
+def test_too_few_clips_for_a_map_are_said_and_the_report_is_written(tmp_path, capsys):
+    store = make_store(tmp_path / "s.zarr", num_subjects=9, clips_each=3)
+    make_run(tmp_path / "run", store, epochs=1)
+    words = ["evaluate", "--run", str(tmp_path / "run"), "--split", "val", "--rounds", "50", "--umap"]
+    assert main(words) == 0
+    assert "--umap needs at least 12 clips with a face" in capsys.readouterr().err
+    assert not (tmp_path / "run/val/plots/umap_label.png").exists()

@@ -19,7 +19,7 @@ from seqmodel.engine import open_run_engine
 from seqmodel.finetune import finetune, start_job
 from seqmodel.predictions import predict_rows
 from seqmodel.re_extract import re_extract
-from seqmodel.run import load_card, load_weights
+from seqmodel.run import load_card, load_weights, save_card
 from seqmodel.stage_two import open_stage
 from seqmodel.team import Team
 from seqmodel.train import train
@@ -102,6 +102,10 @@ def test_a_run_that_cannot_get_better_stays_as_it_was(run: Path, monkeypatch: py
 def test_a_job_stopped_at_any_step_ends_at_the_same_weights(
     run: Path, tmp_path: Path, cut_cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    card = load_card(run)
+    save_card(
+        run, dataclasses.replace(card, train=dataclasses.replace(card.train, noise=0.1, frame_dropout=0.2))
+    )
     uninterrupted = Path(shutil.copytree(run, tmp_path / "uninterrupted"))
     every_step = dataclasses.replace(QUICK, save_every_s=0.0)
     finetune(args(uninterrupted, cut_cache=cut_cache))
@@ -146,6 +150,28 @@ def test_cached_activations_train_what_crops_train(run: Path) -> None:
     for ours, theirs in zip(cached[1:], from_crops[1:], strict=True):
         assert abs(ours.train_loss - theirs.train_loss) < 0.003
     assert abs(from_crops[1].train_loss - from_crops[-1].train_loss) > 0.01, "there was something to learn"
+
+
+def test_what_stage_one_did_to_features_goes_on(run: Path) -> None:
+    """Noise and hidden frames, also with cached activations; none of it in validation, none when asked."""
+    losses, starts = {}, {}
+    for noise, frame_dropout, augment in (
+        (0.1, 0.2, True),
+        (0.1, 0.0, True),
+        (0.0, 0.2, True),
+        (0.1, 0.2, False),
+    ):
+        asked = args(run, augment=augment)
+        stage = open_stage(asked)
+        chosen = dataclasses.replace(stage.card.train, noise=noise, frame_dropout=frame_dropout)
+        stage = dataclasses.replace(stage, card=dataclasses.replace(stage.card, train=chosen))
+        job = start_job(stage, asked, Team())
+        job.step()
+        losses[noise, frame_dropout, augment] = job.at.loss_sum
+        starts[noise, frame_dropout, augment] = job.first_logits
+    assert len(set(losses.values())) == 4
+    first = starts.pop((0.1, 0.2, True))
+    assert all(np.array_equal(first, other) for other in starts.values())
 
 
 def test_frozen_blocks_and_batch_statistics_do_not_move(run: Path) -> None:
