@@ -236,7 +236,7 @@ def write_video(script: Script, seed: int, out: Path) -> None:
         stream.codec_context.thread_count = 1
         for index, pose in enumerate(poses(script, puppet.looks)):
             # Both as BT.601; OpenCV takes a tenth of the time that FFmpeg's scaler does.
-            yuv = cv2.cvtColor(draw(puppet, pose, index), cv2.COLOR_RGB2YUV_I420)
+            yuv = np.asarray(cv2.cvtColor(draw(puppet, pose, index), cv2.COLOR_RGB2YUV_I420), np.uint8)
             frame = av.VideoFrame.from_ndarray(yuv, format="yuv420p")
             frame.pts, frame.time_base = index, Fraction(1, FPS)
             container.mux(stream.encode(frame))
