@@ -97,6 +97,31 @@ def test_a_browser_shows_it_without_error_request_or_sideways_scroll(run, scheme
             browser.close()
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
+def test_printed_it_is_dark_on_white_within_the_sheet(run):
+    """On A4 (794 pixels of 1/96 inch), also for somebody whose screen is dark."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            page = browser.new_page(viewport={"width": 794, "height": 1123}, color_scheme="dark")
+            page.goto((run / "report.html").as_uri())
+            page.emulate_media(media="print")
+            assert not page.locator("nav.contents").is_visible()
+            assert page.evaluate("document.documentElement.scrollWidth") <= 794
+            parts = "[...document.querySelectorAll('td, svg, p, pre')]"
+            assert page.evaluate(f"{parts}.filter(e => e.getBoundingClientRect().right > 794).length") == 0
+            colours = page.evaluate(
+                "(s => [s.getPropertyValue('--ink').trim(), s.getPropertyValue('--paper').trim()])"
+                "(getComputedStyle(document.documentElement))"
+            )
+            assert colours == ["#111", "#fff"]
+            assert page.pdf(format="A4").startswith(b"%PDF")
+        finally:
+            browser.close()
+
+
 def test_the_model_card_tells_figures_use_and_limits(run):
     card = (run / "MODEL_CARD.md").read_text(encoding="utf-8")
     for text in (
