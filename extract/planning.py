@@ -17,7 +17,7 @@ from extract.video import probe
 from features.manifest import Clip, dropped_s, windows
 from features.recipe import GeometryId, Pixels, Recipe
 from features.store import DONE, FeatureStore
-from seqmodel.assets import detector_file, landmarker_file, sha256_of
+from seqmodel.assets import detector_file, keep_detector, landmarker_file, sha256_of
 from seqmodel.engine import open_engine
 
 PROBE_THREADS = 4
@@ -67,6 +67,8 @@ def make_setup(config: ExtractConfig) -> tuple[Setup, dict[str, Any]]:
     """
     names = ("short", "full") if config.detector == "full" else (config.detector,)
     detectors = tuple(detector_file(name) for name in names)
+    if config.detector not in ("short", "full"):
+        keep_detector(detectors[0])
     landmarker = landmarker_file() if config.geometry == "on" else None
     pixels = Pixels(tuple(sha256_of(file) for file in detectors), fps=config.fps, window_s=config.window)
     engine = open_engine(

@@ -114,6 +114,22 @@ def detector_file(which: str, fetch: bool = True) -> Path:
     return _own_file(which, "--detector takes short, full or a .tflite file")
 
 
+def keep_detector(file: Path) -> Path:
+    """Copy a detector of the user's into the cache, by content, for the runs that will name its hash."""
+    kept = cache_dir() / "detectors" / f"{sha256_of(file)[:16]}{file.suffix}"
+    if not kept.is_file():
+        _write_atomically(kept, file.read_bytes())
+    return kept
+
+
+def kept_detector(sha256: str) -> Path:
+    """The copy of a detector of the user's. Raises ValueError where there is none."""
+    for path in sorted((cache_dir() / "detectors").glob(f"{sha256[:16]}*")):
+        if path.is_file() and sha256_of(path) == sha256:
+            return path
+    raise ValueError(f"the model file with sha256 {sha256[:12]}… is not in {cache_dir() / 'detectors'}")
+
+
 def landmarker_file(fetch: bool = True) -> Path:
     """Path of MediaPipe's face landmarker (478 points, 52 blendshapes, head pose). Raises as above."""
     return locate(LANDMARKER, fetch=fetch)

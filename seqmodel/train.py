@@ -14,7 +14,7 @@ import torch
 from features.door import console, progress, say, warn
 from features.labels import Task
 from features.splits import sides_by_clip, split_hash
-from seqmodel.assets import FULL_DETECTOR, LANDMARKER, SHORT_DETECTOR, cache_dir, locate, sha256_of
+from seqmodel.assets import FULL_DETECTOR, LANDMARKER, SHORT_DETECTOR, kept_detector, locate
 from seqmodel.baselines import baseline_scores
 from seqmodel.calibration import fit_calibration
 from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
@@ -241,16 +241,8 @@ def _keep_model_files(run: Path, question: Question, head: LstmHead, tell: Calla
     known = {asset.sha256: asset for asset in (SHORT_DETECTOR, FULL_DETECTOR, LANDMARKER)}
     for sha256 in wanted:
         try:
-            source = locate(known[sha256], fetch=False) if sha256 in known else _kept_file(sha256)
+            source = locate(known[sha256], fetch=False) if sha256 in known else kept_detector(sha256)
         except ValueError as error:
             tell(f"the run cannot go live: {error}")
             continue
         keep_model_file(run, source, source.name)
-
-
-def _kept_file(sha256: str) -> Path:
-    """A user's own model file, from the cache's copies by content."""
-    for path in sorted((cache_dir() / "detectors").glob("*")):
-        if path.is_file() and sha256_of(path) == sha256:
-            return path
-    raise ValueError(f"the model file with sha256 {sha256[:12]}… is not in {cache_dir()}")

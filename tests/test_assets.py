@@ -96,6 +96,17 @@ def test_a_file_of_the_users_is_taken_as_it_is(tmp_path: Path) -> None:
     assert encoder_weights("mobilenet_v3_large", str(own)) == own
 
 
+def test_a_detector_of_the_users_is_found_again_by_its_hash(own_cache: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.tflite"
+    mine.write_bytes(CONTENT)
+    kept = assets.keep_detector(mine)
+    mine.unlink()
+    assert assets.kept_detector(SHA256) == kept == assets.keep_detector(kept)
+    kept.write_bytes(b"spoilt")
+    with pytest.raises(ValueError, match="is not in"):
+        assets.kept_detector(SHA256)
+
+
 def test_a_missing_file_and_an_unknown_encoder_are_named() -> None:
     with pytest.raises(ValueError, match=r"no file 'nowhere\.pth'"):
         encoder_weights("mobilenet_v3_large", "nowhere.pth")

@@ -106,16 +106,17 @@ def test_those_who_calibrate_do_not_test():
         deal_people(people[:12], np.repeat([0, 1], 6), 0.5, seed=0)
 
 
-def test_every_clip_is_answered_by_a_head_that_never_saw_its_person(tmp_path, monkeypatch):
+@pytest.mark.parametrize("how", ["3", "loso"])
+def test_every_clip_is_answered_by_a_head_that_never_saw_its_person(tmp_path, monkeypatch, how):
     # One small head is enough to see that everybody is answered.
     monkeypatch.setattr(folds, "CANDIDATES", (HeadConfig(hidden=8, projection=8, dropout=0.0),))
     store = make_store(tmp_path / "s.zarr", signal=0.8, num_subjects=6, clips_each=8)
     make_run(tmp_path / "run", store, epochs=1)
-    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--rounds", "50"]) == 0
-    folder = tmp_path / "run/folds-3"
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", how, "--rounds", "50"]) == 0
+    folder = tmp_path / f"run/folds-{how}"
     rows = read_predictions(folder / "predictions.csv")
     assert len(rows) == 48
-    figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["folds-3"]
+    figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))[f"folds-{how}"]
     assert figures["auroc"]["value"] > 0.7
     assert len(load_card(tmp_path / "run").test_openings) == 1
 
