@@ -25,6 +25,7 @@ from seqmodel.encoder import state_sha256
 from seqmodel.end_to_end import EndToEnd
 from seqmodel.position import Goal, Outcome
 from seqmodel.re_extract import re_extract
+from seqmodel.reference import FILE as REFERENCE
 from seqmodel.run import (
     Card,
     append_log,
@@ -185,7 +186,11 @@ def _write(stage: Stage, job: EndToEnd, outcome: Outcome) -> Card:
     )
     save_weights(stage.run, stage.model.head.state_dict(), state)
     save_card(stage.run, card)
-    for stale in ("metrics.json", "predictions.csv"):  # they speak of the network that was here before
+    for stale in (
+        "metrics.json",
+        "predictions.csv",
+        REFERENCE,
+    ):  # they speak of the network that was here before
         (stage.run / stale).unlink(missing_ok=True)
     return card
 

@@ -20,6 +20,7 @@ from seqmodel.calibration import fit_calibration
 from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
 from seqmodel.heads import LstmHead, build_head, num_outputs
 from seqmodel.question import Question, load_sides, put_question
+from seqmodel.reference import write_reference
 from seqmodel.run import (
     Card,
     append_log,
@@ -105,9 +106,10 @@ def write_run(
     warnings: Sequence[str] = (),
     baseline: str = "none",
 ) -> Card:
-    """Write a self-contained run directory for a fitted head: the card comes last and makes it a run.
+    """Write a self-contained run directory for a fitted head: the card makes it a run.
 
-    Calibration is chosen on the validation logits of the epoch that was kept. A log of an earlier head under
+    Calibration is chosen on the validation logits of the epoch that was kept. What the training data looked
+    like, and from what share of a window live may speak, comes last. A log of an earlier head under
     the same name is replaced.
     """
     run.mkdir(parents=True, exist_ok=True)
@@ -147,6 +149,7 @@ def write_run(
         git_commit=git_commit(),
     )
     save_card(run, card)
+    write_reference(run, question.store.path)
     return card
 
 

@@ -197,15 +197,15 @@ def test_groups_keep_their_own_rates_and_vectors_do_not_decay() -> None:
 
 
 def test_augmentation_hides_frames_in_training_alone() -> None:
-    from seqmodel.training import _augment
+    from seqmodel.training import augment_features
 
     config = TrainConfig(frame_dropout=0.5, subsample=1.0, noise=1.0)
     x, valid = {"embeddings": torch.zeros(40, 10, 6)}, {"embeddings": torch.ones(40, 10, dtype=torch.bool)}
     torch.manual_seed(0)
-    noisy, kept = _augment(x, valid, config, new_head())
+    noisy, kept = augment_features(x, valid, config, new_head())
     assert 0.15 < float(kept["embeddings"].float().mean()) < 0.6
     assert float(noisy["embeddings"].std()) > 0.1
-    _, whole = _augment(x, valid, TrainConfig(subsample=1.0), new_head())
+    _, whole = augment_features(x, valid, TrainConfig(subsample=1.0), new_head())
     spans = whole["embeddings"].sum(dim=1)
     assert (spans >= 5).all()
     assert (whole["embeddings"].int().diff(dim=1).clamp(min=0).sum(dim=1) <= 1).all()  # one stretch

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from features.external import read_sequences, write_external
 from seqmodel.config import LabelArgs
+from seqmodel.reference import read_reference
 from seqmodel.run import load_card, load_split, load_weights
 from tune import liveness
 from tune.__main__ import main
@@ -111,6 +112,9 @@ def test_a_search_leaves_a_run_that_stands_alone(searched: tuple[Path, dict[str,
     assert (out / "study.log").is_file()
     assert {side for _, side in load_split(out).values()} == {"train", "val", "test"}
     assert set(summary["baselines"]) == {"majority", "logistic_embeddings"}
+    reference = read_reference(out)
+    assert reference is not None
+    assert reference.min_filled is not None, "live is to know from when on it may speak"
     json.dumps(summary)
 
 
