@@ -19,7 +19,8 @@ from features.external import read_sequences, write_external
 from seqmodel.config import LabelArgs
 from seqmodel.reference import read_reference
 from seqmodel.run import load_card, load_split, load_weights
-from tune import liveness
+from tests.small_store import write_store
+from tune import liveness, outcome
 from tune.__main__ import main
 from tune.config import TuneArgs
 from tune.outcome import tune
@@ -292,6 +293,22 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     assert main(["--store", str(tmp_path / "none.zarr"), "--out", out]) == 2
     assert "none.zarr" in capsys.readouterr().err
     assert not (tmp_path / "run" / "card.json").exists()
+
+
+def test_a_head_that_reads_no_embeddings_is_not_fine_tuned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused before the search where the user chose so; where the search did, stage 1 stays."""
+    store = Path(write_store(tmp_path / "s.zarr", 64, crops=True).path)
+    with pytest.raises(ValueError, match="--inputs geometry does not read"):
+        tune(args_for(store, tmp_path / "a", inputs="geometry", finetune=True))
+    point = outcome.seed_point
+    monkeypatch.setattr(outcome, "seed_point", lambda space: point(space) | {"inputs": "geometry"})
+    summary, code = tune(args_for(store, tmp_path / "b", trials=1, finetune=True))
+    assert code == 0
+    assert "finetune" not in summary
+    assert set(load_card(tmp_path / "b").dims) == {"geometry"}
+    assert "no encoder to fine-tune" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fixed", [False, True])

@@ -68,6 +68,8 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     question = put_question(args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from)
     if args.finetune and not question.store.has_crops:
         raise ValueError(f"--finetune needs face crops: run extract on {args.store} again with --crops jpeg")
+    if args.finetune and "embeddings" not in question.dims:
+        raise ValueError("--finetune trains the encoder, which --inputs geometry does not read")
     if args.baseline != "none" and "geometry" not in question.dims:
         raise ValueError(f"--baseline {args.baseline} needs the geometry stream, which {args.store} lacks")
     if args.baseline != "none" and args.finetune:
@@ -95,7 +97,9 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     close_study(study)
     summary |= {"importances": rounded(shares)}
     code = 0
-    if args.finetune:
+    if args.finetune and "embeddings" not in load_card(args.out).dims:
+        warn("the best head reads geometry alone: there is no encoder to fine-tune, stage 1 stays")
+    elif args.finetune:
         from seqmodel.finetune import finetune
 
         summary["finetune"], code = finetune(
