@@ -40,6 +40,8 @@ COOKIE = "brainbuddy"
 KEYS = frozenset("qprcx 0123456789")
 PICTURE_S = 1 / 20
 """A browser gets at most twenty pictures a second: enough to look alive, little work for the machine."""
+RECENT = 60
+"""Moments of the timeline in each message: what a slow page missed since the last one, marks above all."""
 JPEG_QUALITY = 80
 START_S, STOP_S = 10.0, 3.0
 
@@ -234,7 +236,7 @@ def snapshot(session: Session) -> dict[str, Any]:
         "personal": session.personal,
         "message": session.message,
         "label": session.label,
-        "moment": _moment(session.moments[-1]) if session.moments else None,
+        "recent": [_moment(moment) for moment in list(session.moments)[-RECENT:]],
         "colour": _css(colour_of(state, session.moments[-1].tone if session.moments else 1.0)),
     }
     if last is not None:
