@@ -163,7 +163,7 @@ class BrowserView:
 
     async def _changes(self, hears: "asyncio.Task[None]") -> AsyncIterator[int]:
         """Each time there is something new, at most every PICTURE_S, until the browser goes."""
-        version = -1
+        version = 0  # before the first picture there is nothing to say
         while not hears.done():
             if version != self._version:
                 version = self._version
