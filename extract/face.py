@@ -68,7 +68,7 @@ class FaceCropper:
     `detector_files` are the files whose hashes `pixels.detectors` names, in that order.
     """
 
-    def __init__(self, pixels: Pixels, detector_files: Sequence[Path]) -> None:
+    def __init__(self, pixels: Pixels, detector_files: Sequence[Path], threads: int = 1) -> None:
         if len(detector_files) != len(pixels.detectors):
             raise ValueError(
                 f"the recipe names {len(pixels.detectors)} detectors, {len(detector_files)} files came"
@@ -76,7 +76,7 @@ class FaceCropper:
         self.pixels = pixels
         self._previous: Box | None = None
         tasks: list[Any] = []
-        self._detectors = [_open_detector(Path(file), tasks) for file in detector_files]
+        self._detectors = [_open_detector(Path(file), tasks, threads) for file in detector_files]
         self._closing = weakref.finalize(self, close_tasks, tasks)
 
     def crop(self, rgb: np.ndarray) -> Crop:
@@ -186,10 +186,10 @@ def _box_of(face: Seen) -> Box:
     return (x0, y0, x1, y1)
 
 
-def _open_detector(file: Path, tasks: list[Any]) -> _Detector:
+def _open_detector(file: Path, tasks: list[Any], threads: int = 1) -> _Detector:
     """The detector in a file; what must be closed later is added to `tasks`."""
     if sha256_of(file) == SHORT_DETECTOR.sha256:
-        network = open_network(file.read_bytes())
+        network = open_network(file.read_bytes(), threads)
         return _Detector(lambda rgb: detect(rgb, network), levels=True)
     with silenced_stderr():  # MediaPipe logs from C at creation and at the first picture
         task = _open_task(file.read_bytes())

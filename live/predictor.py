@@ -18,7 +18,7 @@ import numpy as np
 
 from extract.face import Crop, FaceCropper
 from extract.video import EARLY_S, Frame, Sampler
-from live.model import LiveModel, open_model
+from live.model import THREADS, LiveModel, open_model
 from live.states import Standing, State, StateRule, next_standing
 from seqmodel.calibration import Calibration, decide
 from seqmodel.rest import subtract_rest
@@ -90,7 +90,7 @@ class Predictor:
         pixels = self.model.card.recipe.pixels
         assert pixels is not None  # open_model refused others
         self._pixels = pixels
-        self._cropper = FaceCropper(pixels, self.model.detector_files)
+        self._cropper = FaceCropper(pixels, self.model.detector_files, THREADS)
         self._geometry = _open_geometry(self.model)
         self._reads_embeddings = "embeddings" in self.model.card.dims
         self._window: deque[Seen] = deque(maxlen=pixels.num_frames)
@@ -249,4 +249,4 @@ def _open_geometry(model: LiveModel) -> Any:
     from extract.geometry import FaceGeometry
 
     assert model.card.recipe.geometry is not None  # open_model found its file by it
-    return FaceGeometry(model.card.recipe.geometry, model.landmarker_file)
+    return FaceGeometry(model.card.recipe.geometry, model.landmarker_file, THREADS)

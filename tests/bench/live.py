@@ -99,6 +99,7 @@ def window_again(run: Path, video: Path) -> tuple[float, float]:
     assert model.card.recipe.pixels is not None
     encoder, head = encoder_of(model.card.recipe.encoder), torch_head(run, model.card)
     cropper = FaceCropper(model.card.recipe.pixels, model.detector_files)
+    torch.set_num_threads(os.cpu_count() or 1)  # live gives its head one; the seed's way gets all
     frames = [f.rgb() for f in sample_at(read_video(video), 3)][:30]
     crops = [cropper.crop(rgb).image for rgb in frames]
     window = torch.from_numpy(np.stack([crop for crop in crops if crop is not None]))
@@ -138,9 +139,10 @@ def print_while_live(name: str, run: Path, video: Path) -> None:
     """Processor share and memory of a headless session on a file played at its own speed."""
     before, start = os.times(), time.perf_counter()
     words = ["--run", str(run), "--video", str(video), "--realtime", "--headless"]
+    # Not getrusage: its peak holds what this process was when it started the other.
     code = (
-        "import resource, sys\nfrom live.__main__ import main\nmain(sys.argv[1:])\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        "import re, sys\nfrom pathlib import Path\nfrom live.__main__ import main\nmain(sys.argv[1:])\n"
+        "print(int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text()).group(1)) // 1024)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *words],
