@@ -35,6 +35,7 @@ from tune.study import (
     run_workers,
     work,
 )
+from tune.workers import set_up
 
 STUCK = 2
 """Number of the trial that never ends by itself."""
@@ -309,6 +310,25 @@ def test_a_head_that_reads_no_embeddings_is_not_fine_tuned(
     assert "finetune" not in summary
     assert set(load_card(tmp_path / "b").dims) == {"geometry"}
     assert "no encoder to fine-tune" in capsys.readouterr().err
+
+
+def test_fine_tuning_takes_the_best_head_that_reads_embeddings(tmp_path: Path) -> None:
+    store = Path(write_store(tmp_path / "s.zarr", 64, crops=True).path)
+    args = args_for(store, tmp_path / "run", trials=12)
+    tune(args)
+    bench = set_up(args)
+    spec = outcome.spec_of(args, bench, "auroc")
+    study = load_study(spec)
+    read = {
+        finetune: [
+            f.trial.params["inputs"]
+            for f in outcome.choose(dataclasses.replace(args, finetune=finetune, reseed=2), study, bench)
+        ]
+        for finetune in (False, True)
+    }
+    assert "geometry" in read[False], "else this shows nothing: take another seed"
+    assert len(read[True]) == 3
+    assert "geometry" not in read[True]
 
 
 @pytest.mark.parametrize("fixed", [False, True])

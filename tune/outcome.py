@@ -173,7 +173,7 @@ def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, bench: Bench) -
 
 
 def choose(args: TuneArgs, study: optuna.Study, bench: Bench) -> list[Finalist]:
-    """The best trials, each under several seeds, best mean first.
+    """The best trials, each under several seeds, best mean first; with --finetune those that read embeddings.
 
     Raises ValueError when no trial came to its end.
     """
@@ -181,9 +181,16 @@ def choose(args: TuneArgs, study: optuna.Study, bench: Bench) -> list[Finalist]:
     if not complete:
         raise ValueError(f"no trial of study {study.study_name!r} came to its end; raise --trials")
     # Of equal scores the lower validation loss, then the earlier trial.
-    best = sorted(complete, key=lambda t: (-(t.value or 0.0), t.user_attrs.get("val_loss", 0.0), t.number))[
-        :FINALISTS
-    ]
+    ranked = sorted(complete, key=lambda t: (-(t.value or 0.0), t.user_attrs.get("val_loss", 0.0), t.number))
+    if args.finetune:
+        with_encoder = [t for t in ranked if choice_of(t.params, bench.space).inputs != "geometry"]
+        if with_encoder and with_encoder[0] is not ranked[0]:
+            say(
+                f"trial {ranked[0].number} ({ranked[0].value:.4f}) reads geometry alone; --finetune takes "
+                "the best that reads embeddings"
+            )
+        ranked = with_encoder or ranked
+    best = ranked[:FINALISTS]
     if args.reseed < 2:
         return [Finalist(best[0], (best[0].value or 0.0,))]
     tasks = [
