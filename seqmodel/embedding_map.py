@@ -9,9 +9,16 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import get_context
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from features.door import warn
+
+if TYPE_CHECKING:
+    from features.store import FeatureStore
 
 MOST_CLIPS = 3000
 """More take minutes and show nothing more."""
@@ -32,11 +39,32 @@ def sample_places(num_clips: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(num_clips, MOST_CLIPS, replace=False))
 
 
+@dataclass(frozen=True)
+class Map:
+    """A map that is being made."""
+
+    places: np.ndarray
+    """Which of the clips asked for are on it."""
+    coordinates: Future[np.ndarray]
+
+
 @contextmanager
-def umap_meanwhile(features: np.ndarray, seed: int) -> Iterator[Future[np.ndarray]]:
-    """`umap_coordinates` in a process of its own, while the caller does something else."""
+def map_meanwhile(
+    store: "FeatureStore", rows: np.ndarray, coverage: np.ndarray, seed: int
+) -> Iterator[Map | None]:
+    """The map of these rows of a store, made in a process of its own while the caller does something else.
+
+    `coverage` is each row's share of frames with a face. None, with a warning, where too few have any.
+    """
+    places = np.flatnonzero(coverage > 0)
+    if len(places) < FEWEST_CLIPS:
+        warn(f"--umap needs at least {FEWEST_CLIPS} clips with a face, there are {len(places)}")
+        yield None
+        return
+    places = places[sample_places(len(places), seed)]
+    features = mean_embeddings(*store.read_stream("embeddings", rows[places]))
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        yield pool.submit(umap_coordinates, features, seed)
+        yield Map(places, pool.submit(umap_coordinates, features, seed))
 
 
 def umap_coordinates(features: np.ndarray, seed: int) -> np.ndarray:

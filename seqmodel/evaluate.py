@@ -9,6 +9,7 @@ It knows nothing about how any figure is computed or drawn.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from features.door import warn
 from features.recipe import Part, differences
 from seqmodel.calibration import Calibration, fit_calibration
 from seqmodel.config import EvaluateArgs
+from seqmodel.embedding_map import Map, map_meanwhile
 from seqmodel.figures import figures_json, say_figures, summary, write_metrics
 from seqmodel.judge import Judgement, Predictions, Yardstick, judge, make_predictions
 from seqmodel.predictions import (
@@ -64,9 +66,28 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
         from seqmodel.folds import evaluate_folds
 
         return evaluate_folds(args)
-    asked, predictions = open_and_predict(args)
-    card, training = asked.card, training_clips(asked)
-    judgement = judge(
+    asked = open_split(args)
+    with map_of(asked, args) as embedding_map:
+        judgement = judge_split(asked, args)
+        folder = args.run / "cross" / Path(asked.store.path).stem if asked.is_other_data else args.run
+        folder.mkdir(parents=True, exist_ok=True)
+        report = write_judgement(folder, judgement, asked, args, embedding_map)
+    say_figures(judgement, report)
+    return summary(judgement, report), 0
+
+
+def map_of(asked: Asked, args: EvaluateArgs) -> AbstractContextManager[Map | None]:
+    """The map of embeddings in the making, where one was asked for."""
+    if not args.umap:
+        return nullcontext()
+    rows = asked.population.rows
+    return map_meanwhile(asked.store, rows, face_coverage(asked.store, rows), args.seed)
+
+
+def judge_split(asked: Asked, args: EvaluateArgs) -> Judgement:
+    """Predict the clips, and judge that beside the yardsticks."""
+    card, training, predictions = asked.card, training_clips(asked), predict(asked)
+    return judge(
         predictions,
         yardsticks(asked, predictions, training, args.seed),
         split=asked.split,
@@ -76,21 +97,21 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
         seed=args.seed,
         warnings=[*card.warnings, *_population_warnings(asked)],
     )
-    folder = args.run / "cross" / Path(asked.store.path).stem if asked.is_other_data else args.run
-    folder.mkdir(parents=True, exist_ok=True)
-    report = write_judgement(folder, judgement, asked, args)
-    say_figures(judgement, report)
-    return summary(judgement, report), 0
 
 
 def open_and_predict(args: EvaluateArgs) -> tuple[Asked, Predictions]:
     """Open the split, counting it where it is test, and predict its clips."""
+    asked = open_split(args)
+    return asked, predict(asked)
+
+
+def open_split(args: EvaluateArgs) -> Asked:
+    """Open the split, counting it where it is test."""
     asked = ask(args.run, load_card(args.run), args.store, args.split, args.map)
     card = _calibrated(asked, args)
     if args.split == "test" or asked.is_other_data:
         card = count_opening(asked, card)
-    asked = replace(asked, card=card)
-    return asked, predict(asked)
+    return replace(asked, card=card)
 
 
 def ask(run: Path, card: Card, store_path: Path | None, split: str, mapping: Sequence[str] = ()) -> Asked:
@@ -217,7 +238,13 @@ def yardsticks(asked: Asked, predictions: Predictions, training: Training, seed:
 
 
 def write_judgement(
-    folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs, *, with_network: bool = True
+    folder: Path,
+    judgement: Judgement,
+    asked: Asked,
+    args: EvaluateArgs,
+    embedding_map: Map | None,
+    *,
+    with_network: bool = True,
 ) -> Path:
     """Every file of an evaluation, each written atomically; returns the report's path.
 
@@ -235,7 +262,8 @@ def write_judgement(
     if judgement.split in ("train", "val"):
         folder = folder / judgement.split
         folder.mkdir(exist_ok=True)
-    story = tell(folder, judgement, replace(asked, card=card), args, with_network=with_network)
+    asked = replace(asked, card=card)
+    story = tell(folder, judgement, asked, args, embedding_map, with_network=with_network)
     write_text(folder / "literature.csv", story.literature.csv)
     write_text(folder / "literature.tex", story.literature.latex + "\n")
     write_report(folder / "report.html", judgement, card, story)

@@ -28,6 +28,7 @@ from seqmodel.evaluate import (
     ask,
     count_opening,
     face_coverage,
+    map_of,
     write_judgement,
 )
 from seqmodel.figures import say_figures, summary
@@ -70,20 +71,21 @@ def evaluate_folds(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
     card = load_card(args.run)
     asked = every_clip(ask(args.run, card, args.store, args.split, args.map), args.folds)
     asked = replace(asked, card=count_opening(asked, card))
-    predictions, yardsticks, notes = answer_all(asked, args)
-    judgement = judge(
-        predictions,
-        yardsticks,
-        split=asked.split,
-        label_names=card.labelling.names,
-        task=card.labelling.task,
-        rounds=args.rounds,
-        seed=args.seed,
-        warnings=notes,
-    )
-    folder = args.run / asked.split
-    folder.mkdir(parents=True, exist_ok=True)
-    report = write_judgement(folder, judgement, asked, args, with_network=False)
+    with map_of(asked, args) as embedding_map:
+        predictions, yardsticks, notes = answer_all(asked, args)
+        judgement = judge(
+            predictions,
+            yardsticks,
+            split=asked.split,
+            label_names=card.labelling.names,
+            task=card.labelling.task,
+            rounds=args.rounds,
+            seed=args.seed,
+            warnings=notes,
+        )
+        folder = args.run / asked.split
+        folder.mkdir(parents=True, exist_ok=True)
+        report = write_judgement(folder, judgement, asked, args, embedding_map, with_network=False)
     say_figures(judgement, report)
     return summary(judgement, report), 0
 

@@ -17,7 +17,7 @@ from seqmodel import plots, plots_people
 from seqmodel.calibration import Calibration, probabilities
 from seqmodel.config import EvaluateArgs
 from seqmodel.drawing import save
-from seqmodel.embedding_map import FEWEST_CLIPS, mean_embeddings, sample_places, umap_meanwhile
+from seqmodel.embedding_map import Map
 from seqmodel.evaluate import Asked, face_coverage
 from seqmodel.explain import Fall, feature_groups, importance
 from seqmodel.hardest import hardest_clips
@@ -37,20 +37,23 @@ SHUFFLED_CLIPS = 300
 
 
 def tell(
-    folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs, *, with_network: bool = True
+    folder: Path,
+    judgement: Judgement,
+    asked: Asked,
+    args: EvaluateArgs,
+    embedding_map: Map | None,
+    *,
+    with_network: bool = True,
 ) -> Story:
     """Draw every plot into `folder`/plots and gather the rest; the hardest clips need the run's network."""
-    places = umap_places(judgement, args.seed) if args.umap else np.zeros(0, np.int64)
-    if not len(places):
-        return _tell(folder, judgement, asked, args, with_network)
-    embeddings = asked.store.read_stream("embeddings", asked.population.rows[places])
-    with umap_meanwhile(mean_embeddings(*embeddings), args.seed) as coordinates:
-        story = _tell(folder, judgement, asked, args, with_network)
-        with progress("") as bar:
-            row = bar.add_task(f"UMAP of {len(places)} clips (compiles first)", total=None)
-            xy = coordinates.result()
-            bar.update(row, total=1, completed=1)
-    figures, caption = umap_figures(judgement, asked, places, xy, args.seed)
+    story = _tell(folder, judgement, asked, args, with_network)
+    if embedding_map is None:
+        return story
+    with progress("") as bar:
+        row = bar.add_task(f"UMAP of {len(embedding_map.places)} clips (compiles first)", total=None)
+        xy = embedding_map.coordinates.result()
+        bar.update(row, total=1, completed=1)
+    figures, caption = umap_figures(judgement, asked, embedding_map.places, xy, args.seed)
     drawn = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items()}
     return replace(story, plots={**story.plots, **drawn}, umap_caption=caption)
 
@@ -202,15 +205,6 @@ def log_stages(run: Path) -> list[tuple[str, list[dict[str, Any]]]]:
         if "train_loss" in entry or "val_loss" in entry:
             stages.setdefault(str(entry.get("stage", "head")), []).append(entry)
     return list(stages.items())
-
-
-def umap_places(judgement: Judgement, seed: int) -> np.ndarray:
-    """Places of the clips to be mapped; none, with a warning, where there are too few."""
-    places = np.flatnonzero(judgement.predictions.coverage > 0)
-    if len(places) < FEWEST_CLIPS:
-        warn(f"--umap needs at least {FEWEST_CLIPS} clips with a face, there are {len(places)}")
-        return places[:0]
-    return places[sample_places(len(places), seed)]
 
 
 def umap_figures(

@@ -28,7 +28,7 @@ step "Write labelled demo videos" -m extract demo --out demo
 step "Each sampled face becomes an embedding, once" \
     -m extract --data demo/labels.csv --out demo/demo.zarr --encoder "$encoder" --crops jpeg
 step "Search heads on the cached embeddings, then fine-tune encoder and head end to end" \
-    -m tune --store demo/demo.zarr --out runs/demo --labels distracted,engaged --trials 20 --finetune
+    -m tune --store demo/demo.zarr --out runs/demo --labels distracted,engaged --trials 16 --reseed 2 --finetune
 step "Judge on people never seen" -m seqmodel evaluate --run runs/demo --split test --umap
 step "Live, on an unseen video file" \
     -m live --run runs/demo --video demo/unseen.mp4 --headless --log runs/demo/live.csv
