@@ -1,12 +1,14 @@
 """python -m live predict: unlabelled video files through the same predictor as a camera, in batch.
 
-For each video a log in the live format and a timeline picture, and one table over all of them. A file that
-cannot be read is listed with its reason, and the others go on.
+For each video a log in the live format and a timeline picture, and one table over all of them, which also
+says what is done already: the same command does the rest. A file that cannot be read is listed with its
+reason, and the others go on.
 
 Knows nothing about cameras or windows on a screen.
 """
 
 import csv
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from features.door import fail, progress, say
 from features.manifest import VIDEO_SUFFIXES
 from live.config import PredictConfig
 from live.log import Log
-from live.model import describe, open_model
+from live.model import LiveModel, describe, open_model
 from live.predictor import Prediction, Predictor
 from live.story import tell, timeline_png
 
@@ -56,29 +58,42 @@ def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
     model = open_model(config.run, backend=config.backend)
     config.out.mkdir(parents=True, exist_ok=True)
     predictor = Predictor(model)
-    done: list[VideoResult] = []
+    table, classes, made_with = config.out / TABLE, model.card.labelling.names, fingerprint(model)
+    rows = {video: row for video, row in read_table(table).items() if row["made_with"] == made_with}
     failures: list[dict[str, str]] = []
     names = unique_names(videos)
+    num_before = 0
     try:
         with progress("videos") as bar:
             for video in bar.track(videos, description="predict"):
+                log, state = config.out / f"{names[video]}.csv", state_of(video, made_with)
+                row = rows.pop(str(video), None)
+                if row and row["log"] == log.name and state.items() <= row.items() and log.is_file():
+                    rows[str(video)] = row
+                    num_before += 1
+                    continue
                 try:
-                    done.append(predict_video(predictor, video, config.out / f"{names[video]}.csv"))
+                    rows[str(video)] = table_row(predict_video(predictor, video, log)) | state
                 except ValueError as error:
                     failures.append({"video": str(video), "reason": str(error).removeprefix(f"{video}: ")})
+                # Rows of videos that are still to come stay: a stopped run forgets nothing.
+                write_table(table, [rows[str(v)] for v in videos if str(v) in rows], classes)
     finally:
         predictor.close()
-    write_table(config.out / TABLE, done, model.card.labelling.names)
+    done = [rows[str(video)] for video in videos if str(video) in rows]
+    write_table(table, done, classes)
     for failure in failures:
         fail(f"{failure['video']}: {failure['reason']}")
-    say(f"{len(done)} of {len(videos)} videos predicted; {config.out / TABLE}")
+    there = f" ({num_before} of them were there already)" if num_before else ""
+    say(f"{len(done)} of {len(videos)} videos predicted{there}; {table}")
     summary = {
         "run": str(config.run),
         "model": describe(model),
         "videos": len(videos),
         "done": len(done),
+        "already": num_before,
         "failed": failures,
-        "out": str(config.out / TABLE),
+        "out": str(table),
     }
     return summary, 1 if failures else 0
 
@@ -155,15 +170,44 @@ def unique_names(videos: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def write_table(path: Path, results: Sequence[VideoResult], names: Sequence[str]) -> None:
+def fingerprint(model: LiveModel) -> str:
+    """What a prediction hangs on beside the video: the run's weights and how it decides."""
+    decides = hashlib.sha256(repr(model.card.calibration).encode()).hexdigest()
+    return f"{model.key}-{decides[:12]}"
+
+
+def state_of(video: Path, made_with: str) -> dict[str, str]:
+    """The columns that tell whether a row of the table is still true."""
+    facts = video.stat()
+    return {"size": str(facts.st_size), "modified_ns": str(facts.st_mtime_ns), "made_with": made_with}
+
+
+def table_row(result: VideoResult) -> dict[str, Any]:
+    """A video's row of the table, without its state."""
+    figures = {"face_rate": result.face_rate}
+    figures |= {f"share_{name}": share for name, share in result.shares.items()}
+    figures |= {f"p_{name}": p for name, p in zip(result.shares, result.mean_p, strict=True)}
+    cells = {name: "" if np.isnan(value) else round(value, 4) for name, value in figures.items()}
+    head = {"video": str(result.path), "log": result.log.name, "duration_s": round(result.duration_s, 3)}
+    return head | {"frames": result.num_frames} | cells
+
+
+def read_table(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows of the table by video; none where there is no table."""
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["video"]: dict(row) for row in csv.DictReader(file) if row.get("made_with")}
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
     """One row a video, atomically."""
+    columns = ["video", "log", "duration_s", "frames", "face_rate"]
+    columns += [f"share_{name}" for name in names] + [f"p_{name}" for name in names]
+    columns += ["size", "modified_ns", "made_with"]
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        shares, means = [f"share_{name}" for name in names], [f"p_{name}" for name in names]
-        writer.writerow(["video", "log", "duration_s", "frames", "face_rate", *shares, *means])
-        for r in results:
-            figures = [round(value, 4) for value in (r.face_rate, *r.shares.values(), *r.mean_p)]
-            cells = ["" if np.isnan(value) else value for value in figures]
-            writer.writerow([str(r.path), r.log.name, round(r.duration_s, 3), r.num_frames, *cells])
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
     os.replace(temporary, path)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from live.log import read_log
 from live.model import open_model
 from live.predict import find_videos, unique_names
 from live.predictor import Predictor
+from seqmodel.run import load_card, save_card
 from tests.small_run import write_run
 
 
@@ -47,6 +49,35 @@ def test_a_folder_is_predicted_as_the_camera_would(
         assert [row.p for row in found] == [tuple(round(v, 6) for v in p.p) for p in wanted]
         assert (tmp_path / "out" / name).with_suffix(".png").is_file()
     assert not list((tmp_path / "out").glob("*.partial"))
+
+
+def test_the_same_command_does_only_the_rest(
+    real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is done stays; a changed video, a lost log or another way of deciding is done anew."""
+    run, out, folder = write_run(tmp_path / "run", detector_path), tmp_path / "out", tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (folder / name).write_bytes(real_clips["carphone"].read_bytes())
+    words = ["predict", "--run", str(run), "--out", str(out), str(folder), "--json"]
+
+    def already() -> int:
+        assert main(words) == 0
+        summary = json.loads(capsys.readouterr().out)
+        assert summary["done"] == 2
+        return int(summary["already"])
+
+    assert already() == 0
+    table, log = (out / "predictions.csv").read_bytes(), (out / "a.csv").stat().st_mtime_ns
+    assert already() == 2
+    assert ((out / "predictions.csv").read_bytes(), (out / "a.csv").stat().st_mtime_ns) == (table, log)
+    (out / "b.csv").unlink()
+    assert already() == 1
+    (folder / "b.mp4").write_bytes(real_clips["single"].read_bytes())
+    assert already() == 1
+    card = load_card(run)
+    save_card(run, replace(card, calibration=replace(card.calibration, threshold=0.7)))
+    assert already() == 0
 
 
 def test_names_never_meet(tmp_path: Path) -> None:
