@@ -94,6 +94,9 @@ def _events(jobs: Sequence[Job], setup: Setup, config: ExtractConfig) -> Iterato
 
 
 def _with_progress(events: Iterator[Event], total: int) -> Iterator[Event]:
+    if total == 0:
+        yield from events
+        return
     with progress("clips") as bar:
         task = bar.add_task("extract", total=total)
         for event in events:
