@@ -1,8 +1,8 @@
 """The short-range detector's network, run directly: a face's box to fractions of a pixel, and its eyes.
 
 MediaPipe's detector gives whole pixels, and the score network notices half a pixel: that alone moves a
-score by up to .1. This rebuilds its arithmetic (checked against it in tests/test_geometry.py) so that the
-landmarks are read from the very square that MediaPipe would take.
+score by up to .1. This rebuilds its arithmetic (checked against it in tests/test_face.py) so that one look
+serves the crop and the landmarks, which are read from the very square that MediaPipe would take.
 
 Knows nothing about following a face, crops or landmarks.
 
