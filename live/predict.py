@@ -171,8 +171,8 @@ def unique_names(videos: Sequence[Path]) -> dict[Path, str]:
 
 
 def fingerprint(model: LiveModel) -> str:
-    """What a prediction hangs on beside the video: the run's weights and how it decides."""
-    decides = hashlib.sha256(repr(model.card.calibration).encode()).hexdigest()
+    """What a prediction hangs on beside the video: the run's weights, and how and from when on it decides."""
+    decides = hashlib.sha256(repr((model.card.calibration, model.min_filled)).encode()).hexdigest()
     return f"{model.key}-{decides[:12]}"
 
 

@@ -186,11 +186,8 @@ def _write(stage: Stage, job: EndToEnd, outcome: Outcome) -> Card:
     )
     save_weights(stage.run, stage.model.head.state_dict(), state)
     save_card(stage.run, card)
-    for stale in (
-        "metrics.json",
-        "predictions.csv",
-        REFERENCE,
-    ):  # they speak of the network that was here before
+    # These speak of the network that was here before.
+    for stale in ("metrics.json", "predictions.csv", REFERENCE):
         (stage.run / stale).unlink(missing_ok=True)
     return card
 
