@@ -34,8 +34,8 @@ class ExtractConfig:
     """What runs the encoder: auto is torch where there is a CUDA device, else OpenVINO."""
     device: str = "auto"
     """auto, cpu or cuda."""
-    precision: Literal["f32", "bf16"] = "f32"
-    """Number format inside the encoder; recorded in the store."""
+    precision: Literal["auto", "f32", "bf16"] = "auto"
+    """Number format inside the encoder; auto is bf16 where the processor has it. Recorded in the store."""
     fps: float = 3.0
     """Sampled frames a second."""
     window: float = 10.0

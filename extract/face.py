@@ -12,6 +12,7 @@ of the frame.
 """
 
 import contextlib
+import math
 import os
 import sys
 import weakref
@@ -105,13 +106,16 @@ class FaceCropper:
 
 
 def cut_square(rgb: np.ndarray, box: Box, margin: float, crop_px: int) -> np.ndarray:
-    """The square around a box, resized once: uint8 (crop_px, crop_px, 3).
+    """The square around a box, made crop_px wide: uint8 (crop_px, crop_px, 3).
 
     Its side is the box's longer side plus `margin` of it on each side, in whole pixels; black where it leaves
-    the frame.
+    the frame. A large one is halved first (means of 2 × 2 pixels): interpolation alone would skip pixels, and
+    averaging down to crop_px at once takes five to ten times as long.
     """
     x0, y0, x1, y1 = box
     side = max(2, round(max(x1 - x0, y1 - y0) * (1 + 2 * margin)))
+    halvings = max(0, math.ceil(math.log2(side / (2 * crop_px))))
+    side -= side % 2**halvings
     left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
     height, width = rgb.shape[:2]
     inside = rgb[
@@ -122,10 +126,10 @@ def cut_square(rgb: np.ndarray, box: Box, margin: float, crop_px: int) -> np.nda
         down, right = max(-top, 0), max(-left, 0)
         square[down : down + inside.shape[0], right : right + inside.shape[1]] = inside
         inside = square
-    # Averaging costs several times what interpolation does, and shows only where pixels would be skipped.
-    skips = side > 2 * crop_px
-    interpolation = cv2.INTER_AREA if skips else cv2.INTER_LINEAR
-    return cv2.resize(inside, (crop_px, crop_px), interpolation=interpolation)
+    for _ in range(halvings):
+        half = len(inside) // 2
+        inside = cv2.resize(inside, (half, half), interpolation=cv2.INTER_AREA)
+    return cv2.resize(inside, (crop_px, crop_px), interpolation=cv2.INTER_LINEAR)
 
 
 def iou(a: Box, b: Box) -> float:

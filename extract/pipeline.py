@@ -46,7 +46,7 @@ class Setup:
     weights: str = "imagenet"
     backend: Backend = "auto"
     device: str = "auto"
-    precision: Precision = "f32"
+    precision: Precision = "auto"
     decode: Decode = "full"
     threads: int = 1
 

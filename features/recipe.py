@@ -18,6 +18,9 @@ Part = Literal["pixels", "encoder", "geometry"]
 PARTS: tuple[Part, ...] = ("pixels", "encoder", "geometry")
 
 FACE_RULE = "iou>=0.3 with the previous face, else the largest"
+CROP_RULE = "halved while over twice crop_px, then bilinear"
+FIRST_CROP_RULE = "area where over twice crop_px, else bilinear"
+"""Of stores and runs that do not name theirs."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Pixels:
     """Sampled frames a second."""
     window_s: float = 10.0
     """Length of a window, seconds."""
+    crop_rule: str = CROP_RULE
+    """How the square around a face becomes crop_px wide."""
 
     def __post_init__(self) -> None:
         if not self.fps > 0 or not self.window_s > 0:
@@ -101,7 +106,7 @@ def from_json(fields: dict[str, Any]) -> Recipe:
     try:
         pixels, geometry = fields["pixels"], fields.get("geometry")
         return Recipe(
-            Pixels(**tuples(pixels)) if pixels is not None else None,
+            Pixels(**{"crop_rule": FIRST_CROP_RULE} | tuples(pixels)) if pixels is not None else None,
             EncoderId(**tuples(fields["encoder"])),
             GeometryId(**tuples(geometry)) if geometry is not None else None,
         )

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from seqmodel.encoder import Encoder
 
 Backend = Literal["auto", "torch", "openvino"]
-Precision = Literal["f32", "bf16"]
+Precision = Literal["auto", "f32", "bf16"]
+"""auto: bfloat16 where the processor (or GPU) computes in it, else float32; docs/log.md has the price."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def open_engine(
     *,
     backend: Backend = "auto",
     device: str = "auto",
-    precision: Precision = "f32",
+    precision: Precision = "auto",
     threads: int = 0,
     crop_px: int = 224,
 ) -> Engine:
@@ -70,8 +71,9 @@ def open_engine(
     takes them.
 
     `backend` auto is torch where there is a CUDA device, else OpenVINO. `device` is auto, cpu or cuda.
-    `threads` 0 leaves their number to the backend. Raises ValueError for weights that cannot be had (naming
-    address, cache path and flag) and for combinations that no backend offers.
+    `precision` is what is asked for; `numerics` says what it became. `threads` 0 leaves their number to the
+    backend. Raises ValueError for weights that cannot be had (naming address, cache path and flag) and for
+    combinations that no backend offers.
     """
     identity = _known_identity(name, weights)
     if identity is None:
@@ -94,17 +96,19 @@ def open_run_engine(
     *,
     backend: Backend = "auto",
     device: str = "auto",
-    precision: Precision = "f32",
     threads: int = 0,
 ) -> Engine:
     """The engine of a run's own encoder: its fine-tuned one where there is one, else the one of its recipe.
 
+    It computes as the store was made: in float32 where that was, else in what this processor is best at.
     Raises ValueError when the run is unfinished, reads no embeddings of pixels, or its weights cannot be
     found.
     """
     from seqmodel.run import load_card
 
-    recipe = load_card(run).recipe
+    card = load_card(run)
+    recipe = card.recipe
+    precision: Precision = "f32" if card.numerics.get("precision") == "f32" else "auto"
     if recipe.pixels is None:
         raise ValueError(
             f"{run} was trained on imported features ({recipe.encoder.name}); no camera makes those"
@@ -125,7 +129,7 @@ def encoder_engine(
     *,
     backend: Backend = "auto",
     device: str = "auto",
-    precision: Precision = "f32",
+    precision: Precision = "auto",
     threads: int = 0,
     crop_px: int = 224,
 ) -> Engine:
@@ -175,7 +179,7 @@ def _open_openvino(
     core = openvino.Core()
     # Read as bytes: the path may hold any letters.
     network = core.read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
-    model = core.compile_model(network, "CPU", cpu_options(precision, threads))
+    model = core.compile_model(network, "CPU", cpu_options(resolve_precision(precision), threads))
     request = model.create_infer_request()
 
     def run(crops: NDArray[np.uint8]) -> NDArray[np.float16]:
@@ -189,9 +193,7 @@ def _open_openvino(
         "backend": "openvino",
         "device": "cpu",
         # What was asked, or what it became: a CPU without bf16 arithmetic runs f32.
-        "precision": {"bfloat16": "bf16"}.get(
-            model.get_property("INFERENCE_PRECISION_HINT").to_string(), "f32"
-        ),
+        "precision": model.get_property("INFERENCE_PRECISION_HINT").to_string(),
         "version": metadata.version("openvino"),
     }
     return Engine(identity, numerics, run)
@@ -206,6 +208,9 @@ def _open_torch(
         raise ValueError("there is no CUDA device here that torch can use; try --device cpu")
     if threads:
         torch.set_num_threads(threads)
+    if precision == "auto":
+        # On a CPU torch is the second opinion: as exact as it comes.
+        precision = "bf16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "f32"
     encoder = build().eval().to(device)
     encoder.to(memory_format=torch.channels_last)
 
@@ -242,7 +247,15 @@ def compiled(network: "nn.Module", crop_px: int) -> Callable[[NDArray[np.uint8]]
     return run
 
 
-def cpu_options(precision: Precision, threads: int) -> dict[str, Any]:
+def resolve_precision(precision: Precision) -> Literal["f32", "bf16"]:
+    """What `auto` means on this processor: bf16 where it has instructions for it."""
+    if precision != "auto":
+        return precision
+    capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "bf16" if "BF16" in capabilities else "f32"
+
+
+def cpu_options(precision: Literal["f32", "bf16"], threads: int) -> dict[str, Any]:
     """What every network of ours is compiled with; `threads` 0 leaves their number to OpenVINO.
 
     Never pinned: each process would pin its first thread to the machine's first core, and the workers of an

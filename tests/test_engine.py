@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from seqmodel.encoder import build_encoder
-from seqmodel.engine import encoder_engine, open_engine
+from seqmodel.engine import Precision, encoder_engine, import_openvino, open_engine
 
 from .test_encoder import crops
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_large", "efficientnet_lite0"])
 def test_engine_and_torch_differ_by_float16_steps_at_most(name: str) -> None:
-    compiled = open_engine(name, "random", backend="openvino", threads=2)
+    compiled = open_engine(name, "random", backend="openvino", precision="f32", threads=2)
     eager = open_engine(name, "random", backend="torch")
     assert compiled.encoder_id == eager.encoder_id
     ours, theirs = compiled.embed(crops(4)), eager.embed(crops(4))
@@ -27,11 +27,37 @@ def test_engine_and_torch_differ_by_float16_steps_at_most(name: str) -> None:
     assert eager.numerics["backend"] == "torch"
 
 
-def test_batch_and_threads_do_not_move_a_bit() -> None:
-    one, two = (open_engine("mobilenet_v3_large", "random", backend="openvino", threads=n) for n in (1, 2))
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_batch_and_threads_do_not_move_a_bit(precision: Precision) -> None:
+    one, two = (
+        open_engine("mobilenet_v3_large", "random", backend="openvino", precision=precision, threads=n)
+        for n in (1, 2)
+    )
     together = two.embed(crops(4))
     assert np.array_equal(together, one.embed(crops(4)))
     assert np.array_equal(together[2:3], two.embed(crops(4)[2:3]))
+
+
+def test_auto_takes_bf16_where_the_processor_has_it_and_numerics_say_what_it_became() -> None:
+    capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    best = "bf16" if "BF16" in capabilities else "f32"
+    became = {}
+    for precision in ("auto", "f32", "bf16"):
+        engine = open_engine("mobilenet_v3_large", "random", backend="openvino", precision=precision)
+        became[precision] = engine.numerics["precision"]
+        assert became[precision] == {"auto": best, "f32": "f32", "bf16": best}[precision]
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("mobilenet_v3_large", "random"), ("efficientnet_lite0", "imagenet")]
+)
+def test_bf16_sees_the_same(name: str, weights: str) -> None:
+    full, half = (
+        open_engine(name, weights, backend="openvino", precision=p).embed(crops(4)).astype(float)
+        for p in ("f32", "bf16")
+    )
+    cosine = (full * half).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(half, axis=1)
+    assert cosine.min() > 0.99
 
 
 def test_only_rgb_uint8_is_taken() -> None:

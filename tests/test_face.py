@@ -121,12 +121,22 @@ def test_the_number_of_files_must_fit_the_recipe(detector_path: Path) -> None:
         FaceCropper(PIXELS, (detector_path, detector_path))
 
 
-@pytest.mark.parametrize(("crop_px", "how"), [(64, cv2.INTER_LINEAR), (32, cv2.INTER_AREA)])
-def test_a_crop_is_one_plain_resize_of_the_square(crop_px: int, how: int) -> None:
+def test_a_crop_is_one_plain_resize_of_the_square() -> None:
     rgb = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
-    crop = cut_square(rgb, (100, 50, 180, 130), margin=0.25, crop_px=crop_px)
-    expected = cv2.resize(rgb[30:150, 80:200], (crop_px, crop_px), interpolation=how)
-    assert np.array_equal(crop, expected)
+    crop = cut_square(rgb, (100, 50, 180, 130), margin=0.25, crop_px=64)
+    assert np.array_equal(crop, cv2.resize(rgb[30:150, 80:200], (64, 64), interpolation=cv2.INTER_LINEAR))
+
+
+def test_a_large_square_is_halved_before_it_is_interpolated_so_that_no_pixel_is_skipped() -> None:
+    rgb = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
+    crop = cut_square(rgb, (100, 50, 180, 130), margin=0.25, crop_px=28)
+    halved_twice = rgb[30:150, 80:200].reshape(30, 4, 30, 4, 3).mean((1, 3))
+    expected = cv2.resize(halved_twice, (28, 28), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(crop - expected).max() <= 2, "but for roundings"
+    grey = np.zeros((200, 300, 3), np.uint8)
+    grey[::2, ::2] = grey[1::2, 1::2] = 254
+    chequerboard = cut_square(grey, (100, 50, 179, 129), margin=0.25, crop_px=28)
+    assert np.ptp(chequerboard) == 0, "it is all grey"
 
 
 def test_outside_the_frame_is_black() -> None:
