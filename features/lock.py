@@ -1,56 +1,96 @@
 """One planner of a store at a time: a lock file, made only where there is none.
 
-Not the file system's own locks: those of shared disks often do nothing, and object storage has none. A
-planner that was killed is noticed by its process, its process's start and, from another machine, by age.
+Not the file system's own locks: those of shared disks often do nothing, and object storage has none. Its
+holder renews it while it plans. A planner that was killed is noticed by its process and its process's start,
+and from another machine by a lock that nobody renews; whoever waits measures that by its own clock, for
+machines do not agree on the time.
 
 Knows nothing about what a planner does.
 """
 
 import contextlib
 import json
+import math
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from features.door import warn
 from features.storage import PARTIAL_AGE_S, Place, delete_keys, object_errors, read_bytes
 
 LOCK_NAME = "planner.lock"
-LOCK_WAIT_S = 60.0
-LOCK_STALE_S = 600.0
-"""A planner holds the lock for seconds; one this old, of another machine, is dead."""
+RENEW_S = 15.0
+LOCK_STALE_S = 120.0
+"""A lock that is not renewed for so long belongs to nobody alive: eight renewals of a slow network disk."""
+NOTICE_S = 10.0
+"""Planning mostly takes seconds; who waits longer is told for whom."""
 
 
 @contextlib.contextmanager
-def planner_lock(place: Place, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
-    """Be the only planner of a store.
+def planner_lock(place: Place, wait_s: float = math.inf) -> Iterator[None]:
+    """Be the only planner of a store; wait for another as long as that one lives.
 
     A planner that died on this machine is noticed at once, one of another machine after LOCK_STALE_S.
 
     Raises ValueError naming the holder when the lock does not come free within `wait_s`.
     """
     token = uuid.uuid4().hex
-    body = json.dumps({**_own_identity(), "token": token, "time": time.time()}).encode()
-    deadline = time.monotonic() + wait_s
-    while not _put_if_absent(place, body):
-        held = read_bytes(place, LOCK_NAME)
-        if held is not None and _is_dead(place, held):
+    _acquire(place, token, wait_s)
+    is_done = threading.Event()
+    renewing = threading.Thread(target=_renew, args=(place, token, is_done), name="lock-renewal", daemon=True)
+    renewing.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        renewing.join()
+        if token.encode() in (read_bytes(place, LOCK_NAME) or b""):
+            delete_keys(place, [LOCK_NAME])
+
+
+def _acquire(place: Place, token: str, wait_s: float) -> None:
+    began_s = seen_s = time.monotonic()
+    seen: bytes | None = None
+    is_told = False
+    while not _put_if_absent(place, _body(token)):
+        held, now_s = read_bytes(place, LOCK_NAME), time.monotonic()
+        if held != seen:
+            seen, seen_s = held, now_s
+        if held is not None and (now_s - seen_s > LOCK_STALE_S or _is_dead(place, held)):
             _break_lock(place, held)
-        elif time.monotonic() > deadline:
+        elif now_s - began_s > wait_s:
             raise ValueError(
                 f"{place.text} is being planned by another process ({_describe(held)}); "
                 f"if that is gone, delete {LOCK_NAME} in it"
             )
         else:
-            time.sleep(0.05)
-    try:
-        yield
-    finally:
-        if token.encode() in (read_bytes(place, LOCK_NAME) or b""):
-            delete_keys(place, [LOCK_NAME])
+            if now_s - began_s > NOTICE_S and not is_told:
+                warn(f"waiting for {_describe(held)}, which plans {place.text}")
+                is_told = True
+            time.sleep(min(1.0, 0.05 + (now_s - began_s) / 10))  # many may wait on one slow disk
+
+
+def _renew(place: Place, token: str, is_done: threading.Event) -> None:
+    """Write the time anew until it is done. In place: a lock that somebody took away stays away."""
+    while not is_done.wait(RENEW_S):
+        with contextlib.suppress(OSError, ValueError):  # the disk is full or away: next time, then
+            if token.encode() not in (read_bytes(place, LOCK_NAME) or b""):
+                return
+            if place.folder is None:
+                place.objects.put(LOCK_NAME, _body(token))
+            else:
+                with open(place.folder / LOCK_NAME, "r+b") as file:
+                    file.write(_body(token))
+
+
+def _body(token: str) -> bytes:
+    """What a lock says; as long each time, so that it can be written over."""
+    return json.dumps({**_own_identity(), "token": token, "time": f"{time.time():.3f}"}).encode()
 
 
 def _put_if_absent(place: Place, body: bytes) -> bool:
@@ -92,11 +132,8 @@ def _is_dead(place: Place, held: bytes) -> bool:
     try:
         holder = json.loads(held)
         host, pid, started = holder["host"], int(holder["pid"]), holder["started"]
-        age_s = time.time() - float(holder["time"])
     except (ValueError, KeyError, TypeError):  # killed between creating and writing it
         return place.folder is None or _age_s(place.folder / LOCK_NAME) > PARTIAL_AGE_S
-    if age_s > LOCK_STALE_S:
-        return True
     if host != socket.gethostname() or os.name != "posix":
         return False
     try:

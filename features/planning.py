@@ -125,9 +125,12 @@ def write_rows(
     *,
     has_crops: bool,
     listing_complete: bool,
-    look_at_files: bool = True,
+    file_states: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Changes:
-    """Make the store's clip-level arrays say what the clips say, and its row arrays long enough."""
+    """Make the store's clip-level arrays say what the clips say, and its row arrays long enough.
+
+    file_states: (sizes, times) as `states_of_files` gives them, −1 = unknown; None = asked now.
+    """
     ids = [clip.clip_id for clip in clips]
     if len(set(ids)) != len(ids):
         twice = sorted({name for name in ids if ids.count(name) > 1})
@@ -143,7 +146,7 @@ def write_rows(
     before = {name: _grown(values, count) for name, values in table.items()}
     after = {name: values.copy() for name, values in before.items()}
     _fill_text(after, rows, clips)
-    sizes, mtimes = _file_states(clips) if look_at_files else (np.full(len(clips), -1),) * 2
+    sizes, mtimes = file_states or states_of_files(clips)
     changed = _changed_rows(before, rows, sizes, mtimes, old_count)
     known_file = sizes >= 0  # a disk that is away today has not changed its files
     after["source_size"][rows[known_file]] = sizes[known_file]
@@ -278,8 +281,11 @@ def _with_texts(values: np.ndarray, rows: np.ndarray, texts: Sequence[str]) -> n
     return wide
 
 
-def _file_states(clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
-    """(size in bytes, time of change in ns) of each clip's file; −1 where it cannot be asked."""
+def states_of_files(clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
+    """(size in bytes, time of change in ns) of each clip's file; −1 where it cannot be asked.
+
+    Best asked before the lock is taken: thousands of files on a network disk take their time.
+    """
     known: dict[Any, tuple[int, int]] = {}
     for clip in clips:
         if clip.path not in known:

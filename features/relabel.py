@@ -54,7 +54,7 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
             planning.recipe_of(group, place),
             has_crops=False,
             listing_complete=False,
-            look_at_files=False,
+            file_states=(np.full(len(named), -1),) * 2,
         )
     ids = table.clip_id.tolist()
     met = {clip.clip_id for clip in owners if clip is not None}

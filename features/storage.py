@@ -168,17 +168,34 @@ def retried(write: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def sweep(place: Place) -> int:
-    """Delete what killed writers left behind; returns how many files that were."""
+    """Delete what killed writers left behind; returns how many files that were.
+
+    Looks where chunks and descriptions are written: the store's own folder, its arrays, its columns. Half
+    of a packed copy is left to the next `pack`.
+    """
     if place.folder is None:
         return 0  # an object is there whole or not at all
+    arrays = [folder for folder in _folders(place.folder) if folder.name != "packed"]
+    columns = [
+        column for folder in arrays if folder.name in ("labels", "slices") for column in _folders(folder)
+    ]
+    return sum(_sweep_folder(folder) for folder in (place.folder, *arrays, *columns))
+
+
+def _folders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _sweep_folder(folder: Path) -> int:
     orphans = 0
-    for folder in (place.folder, *(item for item in place.folder.rglob("*") if item.is_dir())):
-        if folder.name.startswith("."):
-            continue
-        for file in folder.glob("*.partial"):
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:  # most are chunks: only a name that ends so is asked about
+            if not entry.name.endswith(".partial"):
+                continue
             with contextlib.suppress(FileNotFoundError):
-                if abs(time.time() - file.stat().st_mtime) > PARTIAL_AGE_S:
-                    file.unlink()
+                if abs(time.time() - entry.stat().st_mtime) > PARTIAL_AGE_S:
+                    os.unlink(entry.path)
                     orphans += 1
     return orphans
 

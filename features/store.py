@@ -30,6 +30,7 @@ import datetime
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,9 +257,12 @@ class FeatureStore:
             write_packed(self.place, name, stamps[name], shape, array.dtype, blocks)
         return bool(stale)
 
-    def settle(self) -> None:
-        """Bring the array `state` up to date and sweep what killed writers left. At the end of a run."""
-        with planner_lock(self.place):
+    def settle(self, wait_s: float = math.inf) -> None:
+        """Bring the array `state` up to date and sweep what killed writers left. At the end of a run.
+
+        The next plan does it too. Raises ValueError when others plan for longer than `wait_s`.
+        """
+        with planner_lock(self.place, wait_s):
             sweep(self.place)
             write_column(planning.open_for_planning(self.place), "state", self.table().state)
 
@@ -365,10 +369,11 @@ def plan(
     `listing_complete=False` (a `--limit`, say) clips that are not named are left as they are.
 
     Raises ValueError when the store that is there has another recipe, naming the fields, when something
-    else lies at the path, when a clip is named twice, or when another planner does not come to an end.
+    else lies at the path, or when a clip is named twice.
     """
     place = place_of(path)
     _prepare_folder(place)
+    file_states = planning.states_of_files(clips)
     with planner_lock(place):
         sweep(place)
         group = open_group(place, read_only=False)
@@ -380,7 +385,13 @@ def plan(
             )
         recipe = planning.reconcile(group, place, recipe, numerics)
         changes = planning.write_rows(
-            group, place, clips, recipe, has_crops=crops, listing_complete=listing_complete
+            group,
+            place,
+            clips,
+            recipe,
+            has_crops=crops,
+            listing_complete=listing_complete,
+            file_states=file_states,
         )
         store = FeatureStore(place, planning.open_for_planning(place), writable=True, changes=changes)
         write_column(group, "state", store.table().state)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import zarr
 
-from features import storage
+from features import lock, storage
 from features.lock import planner_lock
 from features.manifest import Clip
 from features.packed import packed_folders
@@ -434,6 +435,42 @@ def test_packing_can_be_killed(tmp_path: Path) -> None:
     assert not half.exists()
 
 
+PACKER = """
+import sys, time
+from features.packed import write_packed
+from features.store import FeatureStore
+store = FeatureStore.open(sys.argv[1])
+
+def blocks():
+    for block in store._packing_blocks("embeddings"):
+        yield block
+        print("half", flush=True)
+        time.sleep(100)
+
+write_packed(store.place, "embeddings", "0123", (12, 6, 8), store.array("embeddings").dtype, blocks)
+"""
+
+
+def test_planning_goes_on_beside_a_running_pack_and_after_a_killed_one(tmp_path: Path) -> None:
+    """Half a copy is a folder among the files that a sweep deletes."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 12)
+    packer = subprocess.Popen([sys.executable, "-c", PACKER, str(path)], cwd=ROOT, stdout=subprocess.PIPE)
+    assert packer.stdout is not None
+    packer.stdout.readline()
+    (half,) = (path / "packed").iterdir()
+    os.utime(half, (0, 0))  # a pack of a large store takes longer than any chunk
+    assert plan(path, clips_of(13), WITH_GEOMETRY, numerics={"backend": "test"}).changes.new
+    packer.kill()
+    packer.communicate()
+    assert half.is_dir()
+    store = plan(path, clips_of(14), WITH_GEOMETRY, numerics={"backend": "test"})
+    store.settle()
+    assert store.pack()
+    assert not half.exists()
+    assert store.verify() == []
+
+
 @pytest.mark.slow
 def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
     """One byte of one file, of every kind of file there is; the rest still reads."""
@@ -498,7 +535,7 @@ def test_the_ledger_counts_openings_of_the_test_split(tmp_path: Path) -> None:
     assert FeatureStore.open(path).verify() == []
 
 
-def test_one_planner_at_a_time(tmp_path: Path) -> None:
+def test_one_planner_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A living planner is waited for, a dead one is not."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
@@ -518,16 +555,46 @@ def test_one_planner_at_a_time(tmp_path: Path) -> None:
     (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
     with planner_lock(place, wait_s=0.2):
         pass
-    # Another machine is believed for ten minutes.
+    # Another machine is believed for two minutes, then no more: nobody renews its lock.
     holder |= {"host": "elsewhere"}
     (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
     with pytest.raises(ValueError, match=r"on elsewhere\); if that is gone, delete planner\.lock"):
         with planner_lock(place, wait_s=0.2):
             pass
-    holder |= {"time": time.time() - 1000}
-    (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
-    with planner_lock(place, wait_s=0.2):
+    monkeypatch.setattr(lock, "LOCK_STALE_S", 0.2)
+    with planner_lock(place):
         pass
+    assert not (path / "planner.lock").exists()
+
+
+@pytest.mark.parametrize("renews", [True, False])
+def test_a_slow_planner_is_waited_for_as_long_as_it_renews_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renews: bool
+) -> None:
+    """However long it takes; one that does not is taken for dead, and its end leaves the next one's lock."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 2)
+    place = place_of(path)
+    monkeypatch.setattr(lock, "LOCK_STALE_S", 0.5)
+    monkeypatch.setattr(lock, "RENEW_S", 0.05 if renews else 100.0)
+    order: list[str] = []
+    has_it, may_end = threading.Event(), threading.Event()
+
+    def plan_slowly() -> None:
+        with planner_lock(place):
+            has_it.set()
+            may_end.wait(1.5)
+            order.append("slow one done")
+
+    thread = threading.Thread(target=plan_slowly)
+    thread.start()
+    has_it.wait()
+    with planner_lock(place):
+        order.append("next one began")
+        may_end.set()
+        thread.join()
+        assert (path / "planner.lock").exists()
+    assert order == (["slow one done", "next one began"] if renews else ["next one began", "slow one done"])
     assert not (path / "planner.lock").exists()
 
 
@@ -542,8 +609,6 @@ def test_orphans_are_swept_and_a_swept_writer_writes_again(
     os.utime(orphan, (0, 0))
     assert sweep(place_of(path)) == 1
     monkeypatch.setattr(storage, "PARTIAL_AGE_S", -1.0)  # now every partial is an orphan
-    import threading
-
     stop = threading.Event()
 
     def sweep_on() -> None:
