@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from seqmodel.encoder import Encoder
+from seqmodel.encoder import Encoder, fold_norms
 from seqmodel.heads import LstmHead
 
 
@@ -24,6 +24,7 @@ class CnnLstm(nn.Module):
     def __init__(self, encoder: Encoder, head: LstmHead, cut: int = 0) -> None:
         super().__init__()
         self.encoder = encoder
+        fold_norms(encoder)
         self.head = head
         self.cut = cut
         self.noise = 0.0

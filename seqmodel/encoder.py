@@ -8,6 +8,8 @@ nothing about clips, windows, stores or faces. F frames, H = W crop_px, D embedd
 import hashlib
 import os
 from collections.abc import Mapping
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises for a file it refuses to run
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from features.recipe import EncoderId
 from seqmodel.assets import cache_dir, encoder_weights, sha256_of
@@ -148,6 +151,35 @@ def encoder_of(identity: EncoderId, state: Mapping[str, Tensor] | None = None) -
             f"sha256 {identity.weights_sha256[:12]}…; {found.weights} here has {found.weights_sha256[:12]}…"
         )
     return encoder
+
+
+def fold_norms(encoder: Encoder) -> None:
+    """From here on compute each convolution and the BatchNorm behind it as one convolution, in place.
+
+    While a BatchNorm keeps its statistics the two are one: its scale goes into the kernel, the rest is a
+    bias. Values and gradients are the same up to rounding, names and shapes of weights too; a pass over every
+    activation is saved, forwards and backwards, which nearly doubles the speed of training on a CPU.
+    """
+    modules = list(encoder.modules())
+    for conv, norm in pairwise(modules):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            conv.forward = partial(_conv_with_norm, conv, norm)  # type: ignore[method-assign]
+            norm.forward = partial(_without_norm, norm)  # type: ignore[method-assign]
+
+
+def _conv_with_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    assert conv.bias is None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    kernel = conv.weight * scale.view(-1, 1, 1, 1)
+    bias = norm.bias - norm.running_mean * scale
+    return F.conv2d(x, kernel, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _without_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """What is left of a BatchNorm: nothing, or the activation that timm's bring along."""
+    return norm.act(x) if "act" in norm._modules else x  # type: ignore[operator]
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:

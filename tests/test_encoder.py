@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from seqmodel.encoder import Encoder, build_encoder, encoder_from_state, encoder_of, state_sha256
+from seqmodel.encoder import (
+    Encoder,
+    build_encoder,
+    encoder_from_state,
+    encoder_of,
+    fold_norms,
+    state_sha256,
+)
 
 NAMES = ("mobilenet_v3_large", "efficientnet_lite0")
 
@@ -43,6 +50,25 @@ def test_random_weights_have_one_hash_per_seed_at_any_thread_count() -> None:
     assert one.weights_sha256 == state_sha256(encoder("mobilenet_v3_large").state_dict())
     assert one.weights == "random:0"
     assert build_encoder("mobilenet_v3_large", "random", seed=1)[1].weights_sha256 != one.weights_sha256
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folded_norms_give_the_same_embeddings_and_gradients(name: str) -> None:
+    plain, folded = (build_encoder(name, "random")[0].double() for _ in range(2))  # so that roundings tell
+    fold_norms(folded)
+    pictures = torch.from_numpy(crops(1))
+    found = [net(pictures) for net in (plain, folded)]
+    assert torch.allclose(*found, rtol=1e-9)
+    for embeddings in found:
+        embeddings.square().mean().backward()
+    for (key, one), (other_key, other) in zip(
+        plain.named_parameters(), folded.named_parameters(), strict=True
+    ):
+        assert key == other_key
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.allclose(one.grad, other.grad, rtol=1e-6, atol=1e-9 * float(one.grad.abs().max())), key
+    assert state_sha256(plain.state_dict()) == state_sha256(folded.state_dict())
 
 
 def test_building_random_weights_leaves_the_callers_random_numbers_alone() -> None:
