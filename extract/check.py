@@ -14,6 +14,7 @@ from extract.config import CheckConfig
 from features.cores import usable_cores
 from features.door import console
 from seqmodel.assets import cache_dir, detector_file, encoder_weights, landmarker_file
+from seqmodel.engine import resolve_precision
 
 PACKAGES = (
     "brainbuddy",
@@ -46,6 +47,7 @@ def check_machine(config: CheckConfig) -> tuple[dict[str, Any], int]:
         "cores": usable_cores(),
         "packages": {name: _version(name) for name in PACKAGES},
         "gpu": _gpu(),
+        "bf16": _has_bf16(),
         "codecs": _codecs(),
         "cameras": _cameras(config.cameras),
         "cache": str(cache_dir()),
@@ -76,6 +78,13 @@ def _gpu() -> str | None:
     import torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+def _has_bf16() -> bool | None:
+    """Whether this processor computes in bfloat16; None without OpenVINO."""
+    if importlib.util.find_spec("openvino") is None:
+        return None
+    return resolve_precision("auto") == "bf16"
 
 
 def _codecs() -> dict[str, bool]:
@@ -118,6 +127,8 @@ def _print(found: dict[str, Any]) -> None:
 
     row("python", f"{found['python']} on {found['system']}")
     row("usable cores", str(found["cores"]))
+    if found["bf16"] is not None:
+        row("bfloat16", "yes: --precision auto uses it" if found["bf16"] else "no: --precision auto is f32")
     row("GPU", found["gpu"] or "none; the CPU will do")
     for name, version in found["packages"].items():
         row(name, version or "not installed", version is not None)

@@ -35,7 +35,8 @@ class ExtractConfig:
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "f32", "bf16"] = "auto"
-    """Number format inside the encoder; auto is bf16 where the processor has it. Recorded in the store."""
+    """Number format inside the encoder; auto is what the store was begun with, or bf16 where the processor
+    has it."""
     fps: float = 3.0
     """Sampled frames a second."""
     window: float = 10.0
@@ -47,7 +48,7 @@ class ExtractConfig:
     decode: Literal["full", "sparse"] = "full"
     """sparse skips the frames no other is built from: faster, at the price of a frame or two of timing."""
     workers: int | None = None
-    """Processes; as many as there are usable cores unless given."""
+    """Processes; one for each usable core unless given, and with CUDA for each 2 GB of the GPU's memory."""
     shard: str = "0/1"
     """i/n: do the i-th of n shares of the videos (i from 0), for an array job on one store."""
     engine: Literal["local", "ray"] = "local"

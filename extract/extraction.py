@@ -3,6 +3,7 @@
 Knows nothing about pixels or about how rows are written.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,13 +14,26 @@ from extract.config import ExtractConfig
 from extract.forecast import forecast, print_forecast, verify_sample
 from extract.layouts import read_layout, sample_clips
 from extract.pipeline import Job, Setup
-from extract.planning import Cut, cut_windows, jobs_of, make_setup, own_share, versions
+from extract.planning import (
+    Cut,
+    cut_windows,
+    jobs_of,
+    lacking_parts,
+    make_setup,
+    num_workers,
+    own_share,
+    versions,
+)
 from extract.summary import Tally, print_reading, print_summary, summarise
 from extract.workers import Event, run_jobs
-from features.cores import usable_cores
-from features.door import progress, say
+from features.door import progress, say, warn
 from features.manifest import Failure
-from features.store import plan
+from features.store import FeatureStore, plan
+
+LAST_WAIT_S = 5.0
+"""For other planners, when the run is being ended: the next one tidies up as well."""
+NUM_COMPARED = 2
+"""Clips extracted again where numerics differ: a minute at most."""
 
 
 def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
@@ -49,43 +63,78 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
         listing_complete=config.limit is None,
     )
     mine = {clip.clip_id for clip in own_share(cut.windows, config.shard)}
+    lacking = lacking_parts(config, cut.windows, store)
     for row, clip_id in enumerate(store.table().clip_id):
-        if clip_id in cut.unreadable and clip_id in mine:
+        if clip_id in cut.unreadable and clip_id in lacking:
             store.write_failure(row, cut.unreadable[clip_id])
-    jobs = jobs_of(store, cut, config, with_geometry=setup.recipe.geometry is not None)
+    jobs = jobs_of(store, cut, config, lacking)
+    if jobs:
+        _tell_difference(config, cut, setup, store, numerics)
     tally = Tally()
+    workers = num_workers(config, numerics["device"])
     try:
-        for event in _with_progress(_events(jobs, setup, config), sum(len(job.windows) for job in jobs)):
+        total = sum(len(job.windows) for job in jobs)
+        for event in _with_progress(_events(jobs, setup, config, workers), total):
             tally.add(event)
-    finally:
-        store.settle()
+    except BaseException:
+        with contextlib.suppress(ValueError, OSError):  # what ended the run is what is to be told
+            store.settle(LAST_WAIT_S)
+        raise
+    _settle(store)
     summary = summarise(config, reading, cut, store, tally, mine)
     print_summary(summary)
     return summary, 1 if summary["failed"] or summary["problems"] else 0
 
 
+def _settle(store: FeatureStore) -> None:
+    try:
+        store.settle()
+    except (ValueError, OSError) as error:  # every row is written: this only tidies up
+        warn(f"{error}; the next extraction into this store tidies up")
+
+
+def _tell_difference(
+    config: ExtractConfig, cut: Cut, setup: Setup, store: FeatureStore, numerics: dict[str, Any]
+) -> None:
+    """Where this run computes otherwise than the store was begun: how, and how far embeddings differ."""
+    before = store.numerics
+    keys = [key for key in numerics if key != "crops" and key in before and before[key] != numerics[key]]
+    if not keys:
+        return
+    how = ", ".join(f"{key} {before[key]} then, {numerics[key]} now" for key in keys)
+    try:
+        found, _ = verify_sample(replace(config, verify_sample=NUM_COMPARED), cut.windows, setup)
+    except ValueError:  # nothing is finished
+        return
+    warn(
+        f"the store was begun with other numerics ({how}): in {found['compared']} clips extracted again the "
+        f"worst cosine between embeddings is {found['worst_cosine']:.4f}"
+    )
+    for item in found["differing"]:
+        warn(f"{item['clip_id']}: {item['reason']}")
+
+
 def _look_only(config: ExtractConfig, cut: Cut, setup: Setup) -> tuple[dict[str, Any], int]:
     """The doors that write nothing."""
     if config.dry_run:
-        readable = [clip for clip in cut.windows if clip.clip_id not in cut.unreadable]
-        summary = forecast(config, readable, setup)
-        summary["unreadable"] = cut.unreadable
+        summary = forecast(config, cut, setup)
         print_forecast(summary)
-        for clip_id, reason in cut.unreadable.items():
+        for clip_id, reason in summary["unreadable"].items():
             say(f"[red]{escape(clip_id)}[/red]: {escape(reason)}")
-        return summary, 1 if cut.unreadable or summary["timed_failures"] else 0
+        return summary, 1 if summary["unreadable"] or summary["timed_failures"] else 0
     summary, differing = verify_sample(config, cut.windows, setup)
     for item in differing:
         say(f"[red]{escape(item['clip_id'])}[/red]: {escape(item['reason'])}")
+    geometry = summary["worst_geometry"]
+    geometry = f", worst geometry {geometry:.4f}" if geometry is not None else ""
     say(
         f"{summary['compared']} clips extracted again, {summary['identical']} identical, "
-        f"worst cosine {summary['worst_cosine']:.6f}"
+        f"worst cosine {summary['worst_cosine']:.6f}{geometry}"
     )
     return summary, 1 if differing else 0
 
 
-def _events(jobs: Sequence[Job], setup: Setup, config: ExtractConfig) -> Iterator[Event]:
-    workers = config.workers or usable_cores()
+def _events(jobs: Sequence[Job], setup: Setup, config: ExtractConfig, workers: int) -> Iterator[Event]:
     if config.engine == "ray":
         from extract.ray import run_jobs_on_ray
 

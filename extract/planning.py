@@ -14,16 +14,20 @@ from typing import Any
 from extract.config import ExtractConfig, shard_of
 from extract.pipeline import JPEG_QUALITY, Job, Part, Setup, Window
 from extract.video import probe
+from features.cores import usable_cores
 from features.manifest import Clip, dropped_s, windows
 from features.recipe import GeometryId, Pixels, Recipe
-from features.store import DONE, FeatureStore
+from features.store import FeatureStore
 from seqmodel.assets import detector_file, keep_detector, landmarker_file, sha256_of
-from seqmodel.engine import open_engine
+from seqmodel.engine import Precision, open_engine
 
 PROBE_THREADS = 4
 """Opening a container waits for the disk more than it computes."""
 TIME_LIMIT_S, TIME_LIMIT_RATIO = 120.0, 10.0
 """A video may take two minutes and ten times its length: 4K on one slow core stays below half of that."""
+
+GPU_BYTES = 2e9
+"""Of a GPU's memory, for one worker: its CUDA context, the network, and a window of crops on its way."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,8 @@ def cut_windows(clips: Sequence[Clip], window_s: float) -> Cut:
 def make_setup(config: ExtractConfig) -> tuple[Setup, dict[str, Any]]:
     """What the workers need, the recipe among it, and the numerics to record.
 
-    Opens the engine once, so that weights are fetched and converted before the workers all want them. Raises
-    ValueError when a model file is missing.
+    Opens the engine once, so that weights are fetched and converted before the workers all want them, and
+    that all of them compute in the precision chosen here. Raises ValueError when a model file is missing.
     """
     names = ("short", "full") if config.detector == "full" else (config.detector,)
     detectors = tuple(detector_file(name) for name in names)
@@ -76,7 +80,7 @@ def make_setup(config: ExtractConfig) -> tuple[Setup, dict[str, Any]]:
         config.weights,
         backend=config.backend,
         device=config.device,
-        precision=config.precision,
+        precision=_precision(config),
         threads=1,
         crop_px=pixels.crop_px,
     )
@@ -92,7 +96,7 @@ def make_setup(config: ExtractConfig) -> tuple[Setup, dict[str, Any]]:
         config.weights,
         config.backend,
         config.device,
-        config.precision,
+        engine.numerics["precision"],
         config.decode,
     )
     numerics = dict(engine.numerics) | {"decode": config.decode}
@@ -107,29 +111,17 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: _version(name) for name in names}
 
 
-def jobs_of(store: FeatureStore, cut: Cut, config: ExtractConfig, *, with_geometry: bool) -> list[Job]:
-    """One job for each video of this shard that lacks something, those with most windows first.
+def jobs_of(store: FeatureStore, cut: Cut, config: ExtractConfig, lacking: dict[str, set[Part]]) -> list[Job]:
+    """One job for each video that lacks something, those with most windows first.
 
-    Failed rows stay as they are unless `retry_failed`. Videos that cannot be opened are left out.
+    lacking: what `lacking_parts` says. Videos that cannot be opened are left out.
     """
-    table = store.table()
-    row_of = {str(name): row for row, name in enumerate(table.clip_id)}
-    lacking: dict[int, set[Part]] = {}
-    parts: list[Part] = ["embeddings"]
-    parts += ["geometry"] if with_geometry else []
-    parts += ["crops"] if config.crops == "jpeg" else []
-    for part in parts:
-        for row in store.missing(part):
-            lacking.setdefault(int(row), set()).add(part)
-    if config.retry_failed:
-        for row in store.failed():
-            is_embedded = table.state[row] == DONE
-            lacking[int(row)] = {part for part in parts if part != "embeddings" or not is_embedded}
+    row_of = {str(name): row for row, name in enumerate(store.table().clip_id)}
     by_video: dict[Path, list[Window]] = {}
-    for clip in own_share(cut.windows, config.shard):
-        row = row_of[clip.clip_id]
-        if row in lacking and clip.clip_id not in cut.unreadable:
-            window = Window(row, clip.start_s, clip.end_s, frozenset(lacking[row]))
+    for clip in cut.windows:
+        if clip.clip_id in lacking and clip.clip_id not in cut.unreadable:
+            parts = frozenset(lacking[clip.clip_id])
+            window = Window(row_of[clip.clip_id], clip.start_s, clip.end_s, parts)
             by_video.setdefault(clip.path, []).append(window)
     jobs = [
         Job(path, tuple(wanted), _time_limit_s(config, cut.durations_s[path]))
@@ -137,6 +129,50 @@ def jobs_of(store: FeatureStore, cut: Cut, config: ExtractConfig, *, with_geomet
     ]
     jobs.sort(key=lambda job: -len(job.windows))  # stable: equal lengths keep the manifest's order
     return jobs
+
+
+def lacking_parts(
+    config: ExtractConfig, clips: Iterable[Clip], planned: FeatureStore | None = None
+) -> dict[str, set[Part]]:
+    """What is still to be extracted of this shard's windows, by clip id; those that lack nothing are absent.
+
+    planned: the store, planned for these clips; without it, looks at what is there, if anything is: a clip
+    that it does not have, or whose file changed, lacks all. Failed clips are left as they are unless
+    `retry_failed`.
+    """
+    parts: list[Part] = ["embeddings"]
+    parts += ["geometry"] if config.geometry == "on" else []
+    parts += ["crops"] if config.crops == "jpeg" else []
+    own = own_share(clips, config.shard)
+    try:
+        store = planned or FeatureStore.open(config.out)
+    except ValueError:  # none yet
+        return {clip.clip_id: set(parts) for clip in own}
+    table, changed = store.table(), set() if planned else store.changed(own)
+    there = {part: store.present(part) for part in parts}
+    row_of = {str(name): row for row, name in enumerate(table.clip_id)}
+    lacking: dict[str, set[Part]] = {}
+    for clip in own:
+        row = row_of.get(clip.clip_id)
+        if row is None or clip.clip_id in changed:
+            lacking[clip.clip_id] = set(parts)
+        elif config.retry_failed or not table.failure[row]:
+            lacking[clip.clip_id] = {part for part in parts if not there[part][row]}
+    return {clip_id: wanted for clip_id, wanted in lacking.items() if wanted}
+
+
+def num_workers(config: ExtractConfig, device: str) -> int:
+    """Processes: what was asked for, else one for each usable core that the GPUs have memory for.
+
+    Decoding and finding faces is the CPU's work also where there is a GPU.
+    """
+    if config.workers is not None or not device.startswith("cuda"):
+        return config.workers or usable_cores()
+    import torch
+
+    gpus = range(torch.cuda.device_count()) if device == "cuda" else [int(device.partition(":")[2])]
+    room = sum(int(torch.cuda.mem_get_info(gpu)[0] / GPU_BYTES) for gpu in gpus)
+    return max(1, min(usable_cores(), room))
 
 
 def own_share(clips: Iterable[Clip], shard: str) -> list[Clip]:
@@ -152,6 +188,17 @@ def _length(path: Path) -> float | str:
         return probe(path).duration_s
     except (ValueError, OSError) as error:
         return str(error).removeprefix(f"{path}: ")
+
+
+def _precision(config: ExtractConfig) -> Precision:
+    """What was asked for; `auto` goes on as the store that is there was begun."""
+    if config.precision != "auto":
+        return config.precision
+    try:
+        begun = FeatureStore.open(config.out).numerics.get("precision")
+    except ValueError:  # no store yet
+        return "auto"
+    return "f32" if begun == "f32" else "bf16" if begun == "bf16" else "auto"
 
 
 def _time_limit_s(config: ExtractConfig, duration_s: float) -> float:

@@ -3,6 +3,7 @@
 Knows nothing about how anything was done.
 """
 
+import shlex
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ def print_reading(reading: Reading) -> None:
         ("labels without a video", reading.unpaired_labels),
     ):
         if names:
-            more = ", …" if len(names) > MAX_UNPAIRED else ""
+            more = ", … (--json lists all)" if len(names) > MAX_UNPAIRED else ""
             say(f"{len(names)} {kind}: {escape(', '.join(names[:MAX_UNPAIRED]))}{more}")
     for why, count in reading.dropped:
         say(f"{count} labels left out: {escape(why)}")
@@ -118,7 +119,7 @@ def _next_command(config: ExtractConfig, store: FeatureStore, num_done: int) -> 
     if not num_done:
         return f"python -m extract check   # nothing was extracted into {config.out}"
     name = Path(config.out).stem or "first"
-    return f"python -m tune --store {config.out} --out runs/{name}"
+    return f"python -m tune --store {shlex.quote(config.out)} --out {shlex.quote(f'runs/{name}')}"
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -132,7 +133,7 @@ def print_summary(summary: dict[str, Any]) -> None:
             say(f"[red]{escape(item.get('clip_id') or item['where'])}[/red]: {escape(item['reason'])}")
         if len(items) > MAX_LISTED:
             more = f"… and {len(items) - MAX_LISTED} more {kind}s"
-            say(f"{more}: python -m features info {escape(summary['store'])}")
+            say(f"{more}: python -m features info {escape(shlex.quote(summary['store']))} --json")
     if summary["failures"]:
         say("once these are mended: the same command with --retry-failed (changed files are noticed anyway)")
     if summary["vanished"]:

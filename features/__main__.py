@@ -1,5 +1,6 @@
 """python -m features: look at a store, check it, pack it, correct its labels, delete, import."""
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,7 @@ def _import(args: "config.ImportArgs") -> "Answer":
         f"{store.num_clips} clips of {min(lengths)} to {max(lengths)} frames of {store.recipe.encoder.dim} "
         f"features; {sum(lengths) - int(valid.sum())} of {sum(lengths)} frames lack a feature and are masked"
     )
-    say(f"next: python -m tune --store {args.out} --out runs/NAME")
+    say(f"next: python -m tune --store {shlex.quote(args.out)} --out runs/NAME")
     summary = {
         "store": args.out,
         "clips": store.num_clips,
@@ -154,6 +155,18 @@ def _print_info(summary: dict[str, Any]) -> None:
         console().print(table)
     _print_failures([(item["clip_id"], item["reason"]) for item in summary["failures"]])
     say(f"encoder {escape(summary['recipe']['encoder'])}; fingerprint {summary['fingerprint']}")
+    first, *others = summary["numerics"]
+    say(f"numerics: {escape(_in_words(first))}")
+    for numerics in others:
+        told = {key: value for key, value in numerics.items() if first.get(key) != value}
+        say(f"some rows were extracted with {escape(_in_words(told))}")
+    if others:
+        store = escape(shlex.quote(summary["store"]))
+        say(f"how far embeddings differ: python -m extract --data DATA --out {store} --verify-sample 20")
+
+
+def _in_words(numerics: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in numerics.items())
 
 
 def _print_failures(failures: list[tuple[str, str]]) -> None:

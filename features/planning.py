@@ -147,7 +147,7 @@ def write_rows(
     after = {name: values.copy() for name, values in before.items()}
     _fill_text(after, rows, clips)
     sizes, mtimes = file_states or states_of_files(clips)
-    changed = _changed_rows(before, rows, sizes, mtimes, old_count)
+    changed = changed_rows(before, rows, sizes, mtimes, old_count)
     known_file = sizes >= 0  # a disk that is away today has not changed its files
     after["source_size"][rows[known_file]] = sizes[known_file]
     after["source_mtime_ns"][rows[known_file]] = mtimes[known_file]
@@ -298,9 +298,10 @@ def states_of_files(clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
     return states[:, 0], states[:, 1]
 
 
-def _changed_rows(
+def changed_rows(
     before: dict[str, np.ndarray], rows: np.ndarray, sizes: np.ndarray, mtimes: np.ndarray, old_count: int
 ) -> np.ndarray:
+    """Which of the known rows have a file of another size or time than `before` says."""
     comparable = (rows < old_count) & (sizes >= 0) & (before["source_size"][rows] >= 0)
     differs = (before["source_size"][rows] != sizes) | (before["source_mtime_ns"][rows] != mtimes)
     return np.sort(rows[comparable & differs])

@@ -164,6 +164,18 @@ class FeatureStore:
         """Rows, ascending, whose part is still to be extracted; not those that failed or vanished."""
         return np.flatnonzero(~self.present(part) & (self.rows.failures() == "") & self.listed())
 
+    def changed(self, clips: Sequence[Clip]) -> set[str]:
+        """Ids of those of the clips whose video file has another size or time than when it was planned."""
+        row_of = {
+            str(name): row for row, name in enumerate(read_column(self.group, "clip_id", self.num_clips))
+        }
+        known = [clip for clip in clips if clip.clip_id in row_of]
+        rows = np.array([row_of[clip.clip_id] for clip in known], np.int64)
+        before = {name: read_column(self.group, name, self.num_clips) for name in _FILE_COLUMNS}
+        sizes, mtimes = planning.states_of_files(known)
+        changed = set(planning.changed_rows(before, rows, sizes, mtimes, self.num_clips).tolist())
+        return {clip.clip_id for clip in known if row_of[clip.clip_id] in changed}
+
     def failed(self) -> np.ndarray:
         """Rows, ascending, with a part that could not be extracted, for `--retry-failed`."""
         done = np.ones(self.num_clips, bool)
