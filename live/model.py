@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from features.door import warn
 from seqmodel.assets import sha256_of
 from seqmodel.bundle import Head, find_bundle, load_statistics, open_bundle
 from seqmodel.engine import Backend, Engine, open_run_engine
@@ -29,11 +30,12 @@ class LiveModel:
     """The parts of a run that answer for one window."""
 
     card: Card
-    engine: Engine
+    engine: Engine | None
+    """None when the head reads no embeddings."""
     head: Head
     detector_files: tuple[Path, ...]
     landmarker_file: Path | None
-    """Set when the head reads the geometry stream."""
+    """Set when the head reads the geometry stream and the file is there."""
     statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]
     """Mean and standard deviation (D,) of the training features by stream."""
     min_filled: float | None
@@ -62,8 +64,9 @@ def model_card(run: Path) -> Card:
 def open_model(run: Path, backend: Backend = "auto", threads: int = THREADS) -> LiveModel:
     """Load a run, or a bundle, for live use.
 
-    `backend` torch passes an export by. Raises ValueError when the run is unfinished, was trained on imported
-    features, or lost a model file.
+    `backend` torch passes an export by. A head that reads both streams goes on without the landmarker's file,
+    with a warning: what it was trained to do with frames whose geometry is unknown. Raises ValueError when
+    the run is unfinished, was trained on imported features, or lost another model file.
     """
     card = model_card(run)
     assert card.recipe.pixels is not None
@@ -72,14 +75,20 @@ def open_model(run: Path, backend: Backend = "auto", threads: int = THREADS) -> 
     landmarker = None
     if "geometry" in card.dims:
         assert card.recipe.geometry is not None  # a head cannot read a stream that its recipe lacks
-        landmarker = _model_file(files, card.recipe.geometry.model_sha256, run, "face landmarker")
+        try:
+            landmarker = _model_file(files, card.recipe.geometry.model_sha256, run, "face landmarker")
+        except ValueError as error:
+            if "embeddings" not in card.dims:
+                raise
+            warn(f"{error}: going on without the geometry stream")
     bundle = find_bundle(run) if backend != "torch" else None
     if bundle is not None:
         engine, head = open_bundle(bundle, card, threads)
         key = bundle.run_weights_sha256
     else:
         head = torch_head(run, card)
-        engine = open_run_engine(run, backend=backend, threads=threads)
+        reads_embeddings = "embeddings" in card.dims
+        engine = open_run_engine(run, backend=backend, threads=threads) if reads_embeddings else None
         key = sha256_of(run / WEIGHTS)
     known = read_reference(run)
     min_filled = known.min_filled if known else None
@@ -117,7 +126,7 @@ def describe(model: LiveModel) -> dict[str, Any]:
         "encoder": card.recipe.encoder.name,
         "weights": card.recipe.encoder.weights,
         "classes": list(card.labelling.names),
-        "numerics": dict(model.engine.numerics),
+        "numerics": dict(model.engine.numerics) if model.engine else {},
     }
 
 

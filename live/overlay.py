@@ -20,13 +20,13 @@ from live.paint import (
     Colour,
     Moment,
     colour_of,
-    level_of,
     paint_text,
     paint_timeline,
     text_width,
 )
 from live.predictor import Prediction
 from live.states import State
+from seqmodel.reference import level_of
 
 MIN_WIDTH_PX = 640
 """Smaller pictures are enlarged to this width: the panel's text would not fit otherwise."""
@@ -94,7 +94,7 @@ def moment_of(prediction: Prediction, mark: str = "") -> Moment:
     """A prediction's place on the timeline."""
     tone = prediction.names.index(prediction.label) / (len(prediction.names) - 1) if prediction.label else 1.0
     known = prediction.state in ("ok", "unsure")
-    level = level_of(prediction.p, prediction.task) if known else float("nan")
+    level = float(level_of(prediction.p, prediction.task)) if known else float("nan")
     return Moment(prediction.t_s, prediction.state, level, tone, mark)
 
 
@@ -139,7 +139,7 @@ def _headline(
     )
     if prediction is None or state not in ("ok", "unsure"):
         return
-    level = level_of(prediction.p, prediction.task)
+    level = float(level_of(prediction.p, prediction.task))
     figure = f"{level:.0%}" if prediction.task == "multiclass" else f"{prediction.names[-1]} {level:.0%}"
     left = max(end + size, round(width * 0.24))
     right = width - 2 * size - text_width("local only, not recording", size) - text_width(figure, size)

@@ -62,18 +62,6 @@ class Moment:
     mark: str = ""
 
 
-def level_of(probabilities: Sequence[float], task: str) -> float:
-    """Height of a prediction on the bar and the timeline, 0..1.
-
-    Binary: the positive class's probability. Ordinal: the expected level over the highest one. Multiclass:
-    the probability of the most probable class.
-    """
-    p = np.asarray(probabilities, float)
-    if task == "ordinal":
-        return float(p @ np.arange(len(p)) / (len(p) - 1))
-    return float(p[-1] if task == "binary" else p.max())
-
-
 def colour_of(state: State, tone: float = 1.0) -> Colour:
     """RGB of a state; in state `ok` the class named decides, by its place 0..1 among the classes."""
     if state != "ok":

@@ -171,9 +171,11 @@ def unique_names(videos: Sequence[Path]) -> dict[Path, str]:
 
 
 def fingerprint(model: LiveModel) -> str:
-    """What a prediction hangs on beside the video: the run's weights, and how and from when on it decides."""
-    decides = hashlib.sha256(repr((model.card.calibration, model.min_filled)).encode()).hexdigest()
-    return f"{model.key}-{decides[:12]}"
+    """What a prediction hangs on beside the video: the run's weights and their precision, how and from when
+    on it decides, and whether the geometry can be measured."""
+    precision = model.engine.numerics["precision"] if model.engine else ""
+    facts = (model.card.calibration, model.min_filled, precision, model.landmarker_file is not None)
+    return f"{model.key}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
 
 
 def state_of(video: Path, made_with: str) -> dict[str, str]:

@@ -173,6 +173,7 @@ class Predictor:
         crop = self._cropper.crop(rgb)
         embedding = np.zeros(self.model.card.recipe.encoder.dim, np.float16)
         if crop.image is not None and self._reads_embeddings:
+            assert self.model.engine is not None  # open_model made it for this stream
             embedding = self.model.engine.embed(crop.image[None])[0]
             self.num_encoded += 1
         geometry = (

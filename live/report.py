@@ -34,8 +34,9 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
     )
     say(f"wrote {page}")
     summary: dict[str, Any] = {"report": str(page), "sessions": []}
+    task = card.labelling.task if card else None
     for log in config.logs:
-        story = tell(log)
+        story = tell(log, task)
         rounded = {said: round(seconds, 1) for said, seconds in story.seconds.items()}
         summary["sessions"].append(
             {
@@ -46,7 +47,11 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
             }
         )
     if config.against:
-        summary["days"] = [vars(day) for day in days(config.logs)]
+        summary["days"] = [
+            # Not a number is not JSON either.
+            {name: None if value != value else value for name, value in vars(day).items()}
+            for day in days(config.logs, task)
+        ]
     return summary, 0
 
 

@@ -32,8 +32,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from live.overlay import headline
-from live.paint import Colour, Moment, colour_of, level_of
+from live.paint import Colour, Moment, colour_of
 from live.session import Session
+from seqmodel.reference import level_of
 
 PAGE = Path(__file__).parent / "templates" / "live.html"
 COOKIE = "brainbuddy"
@@ -242,7 +243,7 @@ def snapshot(session: Session) -> dict[str, Any]:
     if last is not None:
         news |= {
             "p": [round(p, 4) for p in last.p],
-            "level": round(level_of(last.p, last.task), 4),
+            "level": round(float(level_of(last.p, last.task)), 4),
             "task": last.task,
             "coverage": round(last.coverage, 3),
             "latency_ms": round(last.latency_ms, 1),

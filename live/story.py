@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 
 from live.log import LogRow, read_log
-from live.paint import FAINT, INK, PAPER, STATE_WORDS, Moment, level_of, paint_text, paint_timeline
+from live.paint import FAINT, INK, PAPER, STATE_WORDS, Moment, paint_text, paint_timeline
 from live.session import novelty_file
+from seqmodel.reference import level_of
 
 ROW_S = 1.0
 """A row speaks until the next one, but for a second at most: a gap in the log belongs to nobody."""
@@ -61,7 +62,7 @@ class Day:
     minutes: float
     face_rate: float
     p: float
-    """Binary: mean probability of the positive class; else of the likeliest one."""
+    """Mean of `level_of` the probabilities; NaN where nothing was said."""
     novelty: float
     """NaN where no session kept it."""
 
@@ -121,7 +122,8 @@ def days(logs: Sequence[Path], task: str | None = None) -> list[Day]:
         kind = task or ("binary" if len(names) == 2 else "multiclass")
         for row in rows:
             if row.state not in ("paused", "camera_lost"):
-                level = level_of(row.p, kind) if row.p and row.state in ("ok", "unsure") else math.nan
+                said = row.p and row.state in ("ok", "unsure")
+                level = float(level_of(row.p, kind)) if said else math.nan
                 by_day.setdefault(row.time_utc[:10], []).append((row, level))
     novelty: dict[str, list[float]] = {}
     for log in logs:
@@ -145,7 +147,7 @@ def days(logs: Sequence[Path], task: str | None = None) -> list[Day]:
 def _moment(row: LogRow, names: tuple[str, ...], task: str) -> Moment:
     tone = names.index(row.label) / (len(names) - 1) if row.label in names else 1.0
     known = bool(row.p) and row.state in ("ok", "unsure")
-    return Moment(row.t_s, row.state, level_of(row.p, task) if known else math.nan, tone, row.mark)
+    return Moment(row.t_s, row.state, float(level_of(row.p, task)) if known else math.nan, tone, row.mark)
 
 
 def _read_novelty(path: Path) -> list[tuple[float, float]]:

@@ -7,8 +7,9 @@
     encoder.onnx, head.onnx                format onnx
     detector/              the face detector files (and landmarker) by name
 
-The encoder takes one uint8 RGB crop (1, H, W, 3) and gives (1, D) float32; the head takes for each stream its
-values (1, T, D) float32 and its validity (1, T) bool, and gives logits (1, O).
+A run that reads no embeddings has no encoder.* in its bundle. The encoder takes one uint8 RGB crop
+(1, H, W, 3) and gives (1, D) float32; the head takes for each stream its values (1, T, D) float32 and its
+validity (1, T) bool, and gives logits (1, O).
 
 This file reads bundles and imports no torch; `export` writes them. Knows nothing about videos.
 """
@@ -49,13 +50,16 @@ class Bundle:
     """Largest differences from torch that were measured when it was made."""
 
 
-def bundle_folder(run: Path, form: Format) -> Path:
-    """Where a run keeps its own bundle of a format."""
-    return run / "export" / form
+def bundle_folder(run: Path, form: Format, *, int8: bool = False) -> Path:
+    """Where a run keeps its own bundle of a format; int8 ones apart, for they answer differently."""
+    return run / "export" / (f"{form}-int8" if int8 else form)
 
 
 def find_bundle(run: Path) -> Bundle | None:
-    """The bundle to use for a run: the folder itself if it is one, else its own that still fits it."""
+    """The bundle to use for a run: the folder itself if it is one, else its own that still fits it.
+
+    An int8 bundle is used only where its folder is named: what it costs is for the user to accept.
+    """
     if (run / MANIFEST).is_file():
         return read_manifest(run)
     for form in FORMATS:
@@ -64,7 +68,8 @@ def find_bundle(run: Path) -> Bundle | None:
             bundle = read_manifest(folder)
             # A run that was trained or calibrated again has outgrown its export.
             same_card = load_card(folder).calibration == load_card(run).calibration
-            if same_card and bundle.run_weights_sha256 == sha256_of(run / WEIGHTS):
+            same_weights = bundle.run_weights_sha256 == sha256_of(run / WEIGHTS)
+            if same_card and same_weights and bundle.precision == "f32":
                 return bundle
     return None
 
@@ -85,17 +90,18 @@ def read_manifest(folder: Path) -> Bundle:
         raise ValueError(f"{path} cannot be read: {error!r}") from error
 
 
-def open_bundle(bundle: Bundle, card: Card, threads: int = 1) -> tuple[Engine, Head]:
-    """Encoder and head of a bundle, run by OpenVINO whichever the format.
+def open_bundle(bundle: Bundle, card: Card, threads: int = 1) -> tuple[Engine | None, Head]:
+    """Encoder (None where the head reads no embeddings) and head of a bundle, run by OpenVINO in any format.
 
     Raises ValueError when a file is missing.
     """
     openvino = import_openvino()
     core = openvino.Core()
     options = cpu_options("f32", threads)
-    encoder, head = (
-        core.compile_model(_network(core, bundle, name), "CPU", options) for name in ("encoder", "head")
-    )
+    head = core.compile_model(_network(core, bundle, "head"), "CPU", options)
+    if "embeddings" not in card.dims:
+        return None, _runs_head(head, card)
+    encoder = core.compile_model(_network(core, bundle, "encoder"), "CPU", options)
     numerics = {
         "backend": "openvino",
         "device": "cpu",

@@ -45,6 +45,7 @@ def metadata_of(card: Card) -> dict[str, str]:
         "recipe": json.dumps(to_json(card.recipe), ensure_ascii=False),
         "labels": json.dumps(list(card.labelling.names), ensure_ascii=False),
         "task": card.labelling.task,
+        "baseline": card.baseline,
         "calibration": json.dumps(plain["calibration"]),
         "input": "uint8 RGB crops (1, H, W, 3); mean and std are inside; embeddings rounded to float16",
     }

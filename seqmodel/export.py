@@ -55,48 +55,69 @@ class Evidence:
 
     crops: np.ndarray
     """uint8 (F, H, W, 3), RGB."""
-    windows: Sequence[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], int]]
-    """Validation windows: crops (T, H, W, 3), faces (T,) bool, other streams {name: (T, G)}, class index."""
+    windows: Sequence["Window"]
+    """Validation windows."""
     how: str
     """Where the crops come from, in words."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One stored clip as its run reads it, but for the embeddings, which the encoders under test make."""
+
+    crops: np.ndarray
+    """uint8 (T, H, W, 3), RGB."""
+    faces: np.ndarray
+    """(T,) bool."""
+    x: dict[str, np.ndarray]
+    """The other streams, (T, G) float32."""
+    valid: dict[str, np.ndarray]
+    """Their validity, (T,) bool."""
+    label: int
 
 
 def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
     """Write and check a bundle; gives the summary and exit code 0.
 
-    Raises ValueError when the run is unfinished, a package is missing or the export differs from torch.
+    Raises ValueError when the run is unfinished, a package is missing, something else stands at --out or the
+    export differs from torch.
     """
     card = load_card(args.run)
     if card.recipe.pixels is None:
         raise ValueError(f"{args.run} was trained on imported features: it has no encoder to export")
+    reads_embeddings = "embeddings" in card.dims
+    if args.int8 and not reads_embeddings:
+        raise ValueError(f"{args.run} reads no embeddings: it has no encoder to quantise")
+    target = (args.out or bundle_folder(args.run, args.to, int8=args.int8)).resolve()
+    _require_free(target, args.run)
     weights = load_weights(args.run)
-    encoder = encoder_of(card.recipe.encoder, weights.get("encoder"))
+    encoder = encoder_of(card.recipe.encoder, weights.get("encoder")) if reads_embeddings else None
     head = LstmHead(card.head, card.dims, card.num_outputs)
     head.load_state_dict(weights["head"])
     head.eval()
-    evidence = gather(args, card)
+    evidence = gather(args, card) if reads_embeddings else Evidence(np.zeros((0,)), (), "seeded numbers")
     if not (args.run / REFERENCE).is_file():
         with contextlib.suppress(ValueError):  # a store that is far away: the bundle goes without the figures
             write_reference(args.run, args.store)
-    target = args.out or bundle_folder(args.run, args.to)
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
         _write_networks(partial, encoder, head, card, args, evidence)
         _write_rest(partial, args.run, card, weights["head"])
         found = check(partial, encoder, head, card, evidence, args)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
+        _put_in_place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     summary = {"run": str(args.run), "bundle": str(target), "format": args.to, **found}
     most = found["max_difference"]
     say(f"checked on {evidence.how}")
-    say(f"largest differences from torch: embeddings {most['embedding']:.2g}, logits {most['logit']:.2g}")
+    differs = f"embeddings {most['embedding']:.2g}, " if reads_embeddings else ""
+    say(f"largest differences from torch: {differs}logits {most['logit']:.2g}")
     if "int8" in found:
         cost = found["int8"]
-        say(f"int8: score {cost['score']} instead of {cost['score_f32']}, {cost['speed_ratio']}× as fast")
+        lost = f"{cost['metric']} {cost['score']} instead of {cost['score_f32']}"
+        say(f"int8: {lost} on {cost['windows']} windows, {cost['speed_ratio']}× as fast")
+        say("live uses an int8 bundle only where --run names its folder")
     say(f"wrote {target}: copy it to a machine without torch, and python -m live --run {target.name}")
     return summary, 0
 
@@ -104,13 +125,16 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
 def gather(args: ExportArgs, card: Card) -> Evidence:
     """Crops of the run's store to check on; seeded noise, said aloud, where it keeps none.
 
-    Raises ValueError where int8 is asked for and there are no crops to calibrate on.
+    Raises ValueError where int8 is asked for and there are no crops to calibrate on, and where the store that
+    --store names cannot be used.
     """
     place = args.store or card.store
     try:
         store = FeatureStore.open(place)
         found = _stored(args.run, card, store) if store.has_crops else None
     except ValueError:
+        if args.store is not None:
+            raise
         found = None
     if found is not None and len(found.crops):
         return found
@@ -127,10 +151,11 @@ def gather(args: ExportArgs, card: Card) -> Evidence:
 
 
 def check(
-    folder: Path, encoder: Encoder, head: LstmHead, card: Card, evidence: Evidence, args: ExportArgs
+    folder: Path, encoder: Encoder | None, head: LstmHead, card: Card, evidence: Evidence, args: ExportArgs
 ) -> dict[str, Any]:
     """Compare a bundle with torch, write what was found into its manifest, and give it.
 
+    encoder: None where the head reads no embeddings.
     Raises ValueError when it differs by more than is allowed.
     """
     precision = "int8" if args.int8 else "f32"
@@ -145,29 +170,56 @@ def check(
     }
     write_text(folder / MANIFEST, json.dumps(plain, indent=1) + "\n")
     engine, run_head = open_bundle(read_manifest(folder), card)
-    ours = encoder.embed(evidence.crops).astype(np.float32)
-    theirs = engine.embed(evidence.crops).astype(np.float32)
-    cosine = (ours * theirs).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1))
-    logit = max(_logit_differences(head, run_head, card, ours))
-    plain["max_difference"] = {
-        "embedding": float(np.abs(ours - theirs).max()),
-        "cosine": float(cosine.min()),
-        "logit": logit,
-    }
-    if not cosine.min() >= MIN_COSINE[precision] or not logit <= MAX_LOGIT_DIFFERENCE:
+    ours, cosine = np.zeros((1, 1), np.float32), 1.0
+    most = plain["max_difference"]
+    if encoder is not None and engine is not None:
+        ours = encoder.embed(evidence.crops).astype(np.float32)
+        theirs = engine.embed(evidence.crops).astype(np.float32)
+        cosines = (ours * theirs).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1))
+        cosine = float(cosines.min())
+        most |= {"embedding": float(np.abs(ours - theirs).max()), "cosine": cosine}
+    logit = most["logit"] = max(_logit_differences(head, run_head, card, ours))
+    if not cosine >= MIN_COSINE[precision] or not logit <= MAX_LOGIT_DIFFERENCE:
         raise ValueError(
-            f"the export differs from torch: worst cosine of an embedding {cosine.min():.5f} (at least "
+            f"the export differs from torch: worst cosine of an embedding {cosine:.5f} (at least "
             f"{MIN_COSINE[precision]} wanted), logits by {logit:.2g} (at most {MAX_LOGIT_DIFFERENCE}): "
             "nothing was written"
         )
     if args.int8:
+        assert encoder is not None  # export refused runs without one
+        assert engine is not None
         plain["int8"] = _cost_of_int8(encoder, engine.embed, run_head, card, evidence)
     write_text(folder / MANIFEST, json.dumps(plain, indent=1) + "\n")
     return plain
 
 
+def _require_free(target: Path, run: Path) -> None:
+    """Raises ValueError when something stands at `target` that is no bundle of ours."""
+    if run.resolve().is_relative_to(target):
+        raise ValueError(f"--out {target} is the run itself, or holds it: name another folder")
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file()):
+        raise ValueError(f"--out {target} is there already and is no export: name another folder")
+    if (target / MANIFEST).is_file():
+        read_manifest(target)
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Move a finished bundle to `target`; what stood there goes only when the new one is in its place."""
+    old = partial.with_name(partial.name + ".old")
+    had_one = target.exists()
+    if had_one:
+        os.replace(target, old)
+    try:
+        os.replace(partial, target)
+    except OSError:
+        if had_one:
+            os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _write_networks(
-    folder: Path, encoder: Encoder, head: LstmHead, card: Card, args: ExportArgs, evidence: Evidence
+    folder: Path, encoder: Encoder | None, head: LstmHead, card: Card, args: ExportArgs, evidence: Evidence
 ) -> None:
     """encoder.* and head.* of a bundle."""
     assert card.recipe.pixels is not None
@@ -178,7 +230,9 @@ def _write_networks(
         inputs += [torch.zeros(1, frames, dim), torch.ones(1, frames, dtype=torch.bool)]
     suffix, flat = SUFFIX[args.to], FlatHead(head)
     metadata = metadata_of(card)
-    if args.int8:
+    if encoder is None:
+        pass  # the head reads no embeddings
+    elif args.int8:
         to_onnx(encoder, (crop,), ["crop"], ["embedding"], folder / "encoder.onnx", metadata)
         quantise(folder / "encoder.onnx", evidence.crops, metadata)
         if args.to == "openvino":
@@ -221,18 +275,26 @@ def _stored(run: Path, card: Card, store: FeatureStore) -> Evidence:
     from features.recipe import require_equal
     from seqmodel.predictions import inputs_of
     from seqmodel.reference import rows_of
+    from seqmodel.rest import subject_rests, subtract_rest
 
     require_equal(card.recipe, store.recipe, ["pixels"], where=f"run {run} with store {store.path}")
     cv2.setNumThreads(1)
     rows = rows_of(run, store, "val")
-    rows = (rows if len(rows) else rows_of(run, store, "train"))[:NUM_WINDOWS]
+    rows = rows if len(rows) else rows_of(run, store, "train")
+    # Evenly over the store, whose clips often lie person by person and class by class.
+    rows = rows[np.linspace(0, len(rows) - 1, min(NUM_WINDOWS, len(rows))).astype(int)]
     clips = CropClips(store, card.labelling, rows, inputs_of(card))
+    rests = subject_rests(store) if card.baseline == "subject" and "geometry" in card.dims else {}
     windows = []
-    for index in range(len(clips)):
+    for index, row in enumerate(rows.tolist()):
         x, valid, labels = clips.batch(np.array([index]))
         others = {name: values[0] for name, values in x.items() if name != "crops"}
-        windows.append((x["crops"][0], valid["crops"][0], others, int(labels[0])))
-    faces = np.concatenate([crops[seen] for crops, seen, _, _ in windows]) if windows else np.zeros((0,))
+        masks = {name: valid[name][0] for name in others}
+        if card.baseline != "none" and "geometry" in others:
+            rest = rests.get(str(store.table().subject[row]))
+            others["geometry"] = subtract_rest(others["geometry"], masks["geometry"], rest)
+        windows.append(Window(x["crops"][0], valid["crops"][0], others, masks, int(labels[0])))
+    faces = np.concatenate([window.crops[window.faces] for window in windows] or [np.zeros((0,))])
     chosen = np.linspace(0, len(faces) - 1, min(NUM_CHECKED, len(faces))).astype(int)
     return Evidence(faces[chosen], windows, f"{len(chosen)} stored crops")
 
@@ -277,20 +339,17 @@ def _cost_of_int8(
     from seqmodel.engine import encoder_engine
     from seqmodel.metrics import score
 
-    exact = encoder_engine(encoder, card.recipe.encoder, backend="openvino", threads=1)
-    labels = np.array([label for *_, label in evidence.windows])
+    exact = encoder_engine(encoder, card.recipe.encoder, backend="openvino", precision="f32", threads=1)
+    labels = np.array([window.label for window in evidence.windows])
     metric = "auroc" if card.labelling.task == "binary" else "balanced_accuracy"
     result: dict[str, Any] = {"metric": metric, "windows": len(labels)}
     for name, embed in (("score_f32", exact.embed), ("score", embed_int8)):
         logits = []
-        for crops, seen, others, _ in evidence.windows:
-            embeddings = np.zeros((len(crops), card.recipe.encoder.dim), np.float32)
-            if seen.any():
-                embeddings[seen] = embed(np.ascontiguousarray(crops[seen]))
-            x = others | {"embeddings": embeddings}
-            valid = {stream: ~np.isnan(v).any(1) & v.any(1) for stream, v in others.items()} | {
-                "embeddings": seen
-            }
+        for window in evidence.windows:
+            embeddings = np.zeros((len(window.crops), card.recipe.encoder.dim), np.float32)
+            if window.faces.any():
+                embeddings[window.faces] = embed(np.ascontiguousarray(window.crops[window.faces]))
+            x, valid = window.x | {"embeddings": embeddings}, window.valid | {"embeddings": window.faces}
             logits.append(run_head(x, valid))
         p = probabilities(np.stack(logits), card.labelling.task, card.calibration)
         result[name] = round(score(metric, labels, p), 4) if len(np.unique(labels)) > 1 else None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from seqmodel.bundle import load_statistics
 from seqmodel.calibration import probabilities
@@ -44,7 +45,7 @@ class Reference:
     face_rate: Spread
     """Share of a clip's sampled frames that hold a face."""
     p: Spread
-    """Binary: probability of the positive class. Else the likeliest class's probability."""
+    """`level_of` a clip's probabilities."""
     novelty: Spread | None
     """Mean squared standard score of a clip's embeddings: 1 on average. None where the head reads none."""
     min_filled: float | None = None
@@ -77,23 +78,37 @@ def read_reference(run: Path) -> Reference | None:
 
 def measure(run: Path, card: Card, store: "FeatureStore") -> Reference:
     """The figures of the run's training clips in a store, and from when on short windows can be trusted."""
-    from seqmodel.predictions import predict_rows
+    from seqmodel.predictions import open_ways, predict_rows, read_streams
 
     rows = rows_of(run, store, "train")[:MAX_CLIPS]
     logits, measured = predict_rows(run, card, store, card.labelling, rows)
     p = probabilities(logits[measured], card.labelling.task, card.calibration)
-    level = p[:, -1] if card.labelling.task == "binary" else p.max(axis=1)
     frames = store.read_frames(rows)
     sampled = np.isfinite(frames[..., 0])
     face_rate = (frames[..., 5] > 0).sum(axis=1) / np.maximum(sampled.sum(axis=1), 1)
     novelty = None
     if "embeddings" in card.dims:
         mean, std = load_statistics(run)["embeddings"]
-        x, valid = store.read_stream("embeddings", rows)
+        # As the run sees the clips: a fine-tuned encoder's embeddings are not the store's.
+        _, streams, masks = read_streams(open_ways(run, card, store, card.labelling, rows))
+        x, valid = streams["embeddings"], masks["embeddings"]
         squares = (((x.astype(np.float32) - mean) / std) ** 2).mean(axis=2)
         seen = valid.any(axis=1)
         novelty = _spread((squares * valid).sum(axis=1)[seen] / valid.sum(axis=1)[seen])
-    return Reference(len(rows), _spread(face_rate), _spread(level), novelty, _min_filled(run, card, store))
+    level = _spread(level_of(p, card.labelling.task))
+    return Reference(len(rows), _spread(face_rate), level, novelty, _min_filled(run, card, store))
+
+
+def level_of(probabilities: ArrayLike, task: str) -> np.ndarray:
+    """One number 0..1 for probabilities (..., C), (...): what a bar, a timeline and a drift table show.
+
+    Binary: the positive class's probability. Ordinal: the expected level over the highest one. Multiclass:
+    the probability of the most probable class.
+    """
+    p = np.asarray(probabilities, float)
+    if task == "ordinal":
+        return p @ np.arange(p.shape[-1]) / (p.shape[-1] - 1)
+    return p[..., -1] if task == "binary" else p.max(axis=-1)
 
 
 def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:

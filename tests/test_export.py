@@ -7,22 +7,29 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
 from extract.video import read_video
+from features.datasets import load_samples
 from features.manifest import Clip
 from features.store import FeatureStore, plan
 from live.model import open_model
+from live.predict import fingerprint
 from live.predictor import Prediction, Predictor
 from seqmodel.bundle import FORMATS, bundle_folder, find_bundle, load_statistics
 from seqmodel.config import ExportArgs
-from seqmodel.encoder import encoder_of
+from seqmodel.convert import metadata_of
+from seqmodel.encoder import build_encoder, encoder_of
 from seqmodel.export import check, export, gather
 from seqmodel.heads import build_head
-from seqmodel.reference import read_reference, write_reference
-from seqmodel.run import load_card, load_split, save_card, save_split
+from seqmodel.reference import level_of, read_reference, write_reference
+from seqmodel.rest import with_baseline
+from seqmodel.run import load_card, load_split, save_card, save_split, save_weights
 from tests.small_run import write_run
 from tests.test_parity import extracted
 
@@ -59,7 +66,8 @@ def run(
             crops=found.crops,
         )
     save_split(run, [clip.clip_id for clip in clips], [clip.subject for clip in clips], ["val"] * 4)
-    save_card(run, replace(card, store=str(path)))
+    # An f32 store: live computes in float32 too, as the bundles do, whatever this processor could.
+    save_card(run, replace(card, store=str(path), numerics={"precision": "f32"}))
     return run
 
 
@@ -176,10 +184,114 @@ def test_int8_that_sees_something_else_is_refused(run: Path, tmp_path: Path) -> 
     assert not (tmp_path / "int8" / "encoder.onnx").exists()
 
 
+@pytest.mark.slow
+def test_int8_reports_what_it_costs_and_gains_and_is_used_only_by_name(run: Path, tmp_path: Path) -> None:
+    """EfficientNet-Lite0 survives eight bits: score and speed stand beside float32's on the same windows. The
+    run itself goes on in float32, and a prediction knows which of the two made it."""
+    pytest.importorskip("onnxruntime")
+    _, identity = build_encoder("efficientnet_lite0", "imagenet")
+    card = load_card(run)
+    own = tmp_path / "run"
+    shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
+    card = replace(card, recipe=replace(card.recipe, encoder=identity), dims={"embeddings": identity.dim})
+    save_card(own, card)
+    save_weights(own, build_head(card.head, card.dims, card.num_outputs, seed=0).state_dict(), None)
+    summary, code = export(ExportArgs(own, int8=True))
+    assert code == 0
+    folder = own / "export" / "openvino-int8"
+    assert Path(summary["bundle"]) == folder.resolve()
+    cost = json.loads((folder / "export.json").read_text(encoding="utf-8"))["int8"]
+    assert (cost["metric"], cost["windows"]) == ("auroc", 4)
+    assert 0 <= cost["score"] <= 1
+    assert 0 <= cost["score_f32"] <= 1
+    assert cost["frames_per_s"]["int8"] > 0
+    assert cost["speed_ratio"] == pytest.approx(
+        cost["frames_per_s"]["int8"] / cost["frames_per_s"]["f32"], abs=0.02
+    )
+    assert 0.5 < summary["max_difference"]["cosine"] < 0.99999
+    assert find_bundle(own) is None
+    named = find_bundle(folder)
+    assert named is not None
+    assert named.precision == "int8"
+    assert len({fingerprint(open_model(where)) for where in (own, folder)}) == 2
+
+
 def test_int8_without_crops_is_refused(detector_path: Path, tmp_path: Path) -> None:
     """It cannot be calibrated on nothing."""
     run = write_run(tmp_path / "run", detector_path)
     with pytest.raises(ValueError, match="--crops jpeg"):
+        export(ExportArgs(run, int8=True))
+
+
+@pytest.mark.parametrize("what", ["the run", "its parent", "a folder of somebody's", "a file"])
+def test_an_export_replaces_nothing_but_an_export(run: Path, tmp_path: Path, what: str) -> None:
+    """A folder that holds anything else is refused before anything is written, and nothing in it changes."""
+    own = tmp_path / "runs" / "run"
+    shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.txt").write_text("all of it", encoding="utf-8")
+    places = {
+        "the run": own,
+        "its parent": own.parent,
+        "a folder of somebody's": tmp_path / "theirs",
+        "a file": tmp_path / "theirs" / "thesis.txt",
+    }
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="--out"):
+        export(ExportArgs(own, out=places[what]))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_export_replaces_an_older_one_and_leaves_nothing_beside_it(
+    bundles: dict[str, Path], detector_path: Path, tmp_path: Path
+) -> None:
+    """The new bundle stands where the old one stood; an empty folder will do too."""
+    run = write_run(tmp_path / "run", detector_path)
+    shutil.copytree(bundles["onnx"], tmp_path / "out" / "bundle")
+    (tmp_path / "out" / "empty").mkdir()
+    for name in ("bundle", "empty"):
+        export(ExportArgs(run, out=tmp_path / "out" / name))
+        assert find_bundle(tmp_path / "out" / name) is not None
+        assert not (tmp_path / "out" / name / "encoder.onnx").exists()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["bundle", "empty"]
+
+
+def test_a_wrong_store_is_said(run: Path, tmp_path: Path) -> None:
+    """The store that the user names is used or refused; only the run's own may be far away."""
+    with pytest.raises(ValueError, match=r"none\.zarr"):
+        gather(ExportArgs(run, store=tmp_path / "none.zarr"), load_card(run))
+
+
+@pytest.mark.parametrize("baseline", ["none", "window", "subject"])
+def test_the_check_reads_windows_as_training_did(run: Path, baseline: str) -> None:
+    """A person's normal is taken off the geometry as evaluation takes it off."""
+    card = replace(load_card(run), baseline=baseline)
+    store = FeatureStore.open(card.store)
+    wanted = with_baseline(load_samples(store, card.labelling, np.arange(4), "both"), baseline, store)
+    windows = gather(ExportArgs(run), card).windows
+    assert len(windows) == 4
+    for index, window in enumerate(windows):
+        np.testing.assert_allclose(window.x["geometry"], wanted.x["geometry"][index], atol=1e-6)
+        assert np.array_equal(window.valid["geometry"], wanted.valid["geometry"][index])
+    assert metadata_of(card)["baseline"] == baseline
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_run_that_reads_geometry_alone_needs_no_encoder(
+    detector_path: Path, landmarker_path: Path, real_clips: dict[str, Path], tmp_path: Path, form: Any
+) -> None:
+    """Live opens it without the encoder's weights, and its bundle, which has none, says the same."""
+    run = write_run(tmp_path / "run", detector_path, landmarker=landmarker_path, inputs=("geometry",))
+    card = load_card(run)
+    nowhere = replace(card.recipe.encoder, weights="gone.pth", weights_sha256="0" * 64)
+    save_card(run, replace(card, recipe=replace(card.recipe, encoder=nowhere)))
+    ours = pushed(run, real_clips["carphone"], "torch")
+    summary, _ = export(ExportArgs(run, to=form))
+    assert not list(Path(summary["bundle"]).glob("encoder*"))
+    assert open_model(run).engine is None
+    theirs = pushed(run, real_clips["carphone"])
+    np.testing.assert_allclose([p.logits for p in theirs], [p.logits for p in ours], atol=1e-4)
+    with pytest.raises(ValueError, match="no encoder to quantise"):
         export(ExportArgs(run, int8=True))
 
 
@@ -193,8 +305,6 @@ def test_onnxruntime_alone_runs_the_file(run: Path, bundles: dict[str, Path]) ->
     assert json.loads(about["labels"]) == ["distracted", "engaged"]
     assert json.loads(about["recipe"])["pixels"]["fps"] == 3.0
     store = FeatureStore.open(load_card(run).store)
-    import cv2
-
     crops = [cv2.imdecode(np.frombuffer(c, np.uint8), 1)[..., ::-1] for c in store.read_crops(0) if c]
     embeddings = np.concatenate([encoder.run(None, {"crop": crop[None]})[0] for crop in crops])
     inputs = {node.name: node for node in head.get_inputs()}
@@ -225,3 +335,41 @@ def test_the_training_data_leave_figures_that_are_read_back(run: Path, tmp_path:
     assert 0 < found.min_filled <= 1
     assert open_model(own).min_filled == found.min_filled
     assert read_reference(run) is None
+
+
+def test_what_is_new_to_a_fine_tuned_run_is_measured_with_its_own_encoder(
+    run: Path, real_clips: dict[str, Path], tmp_path: Path
+) -> None:
+    """The training clips' novelty is that which live measures on the same videos, up to the JPEG error of the
+    stored crops; the store's embeddings, another encoder's, would lie far away."""
+    own = tmp_path / "run"
+    shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
+    encoder, identity = build_encoder("mobilenet_v3_large", "random", 1)
+    card = load_card(run)
+    card = replace(card, recipe=replace(card.recipe, encoder=identity), dims={"embeddings": identity.dim})
+    store = FeatureStore.open(card.store)
+    crops = [cv2.imdecode(np.frombuffer(c, np.uint8), 1)[..., ::-1] for c in store.read_crops(0) if c]
+    seen = encoder.embed(np.ascontiguousarray(np.stack(crops)))
+    head = build_head(card.head, card.dims, card.num_outputs, seed=0)
+    head.mean_embeddings.copy_(torch.from_numpy(seen.astype(np.float32).mean(axis=0)))
+    head.std_embeddings.copy_(torch.from_numpy(seen.astype(np.float32).std(axis=0) + 1e-2))
+    save_weights(own, head.state_dict(), encoder.state_dict())
+    save_card(own, card)
+    save_split(own, list(load_split(own)), ["a", "b", "c", "d"], ["train", "train", "val", "val"])
+    found = write_reference(own).novelty
+    assert found is not None
+    lives = [
+        float(np.nanmean([p.novelty for p in pushed(own, real_clips[name]) if p.t_s < 10 - 1e-3]))
+        for name in ("pexels", "carphone")
+    ]
+    assert found.mean == pytest.approx(np.mean(lives), rel=0.1)
+
+
+def test_the_level_is_one_number_for_live_and_for_training() -> None:
+    """Binary: the positive class; ordinal: the expected level; multiclass: the likeliest class; one window or
+    many at once."""
+    p = np.array([[0.3, 0.5, 0.2], [0.0, 0.0, 1.0]])
+    assert level_of(p, "ordinal").tolist() == pytest.approx([0.45, 1.0])
+    assert level_of(p, "multiclass").tolist() == [0.5, 1.0]
+    assert level_of(p[:, :2], "binary").tolist() == [0.5, 0.0]
+    assert [float(level_of(row, "ordinal")) for row in p] == level_of(p, "ordinal").tolist()

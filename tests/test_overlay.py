@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from live.overlay import MIN_WIDTH_PX, Status, draw, draw_boxes, moment_of
-from live.paint import Moment, colour_of, level_of
+from live.paint import Moment, colour_of
 from live.predictor import Prediction
 from live.states import STATES
 
@@ -75,14 +75,6 @@ def test_recording_is_said() -> None:
     image = np.zeros((480, 640, 3), np.uint8)
     quiet, recording = (draw(image, None, [], Status(recording=on)) for on in (False, True))
     assert not np.array_equal(quiet, recording)
-
-
-def test_the_level_is_what_each_task_means_by_it() -> None:
-    """Binary: the positive class; ordinal: the expected level; multiclass: the likeliest class."""
-    assert level_of((0.3, 0.7), "binary") == pytest.approx(0.7)
-    assert level_of((0.0, 0.0, 1.0), "ordinal") == pytest.approx(1.0)
-    assert level_of((0.5, 0.0, 0.5), "ordinal") == pytest.approx(0.5)
-    assert level_of((0.2, 0.6, 0.2), "multiclass") == pytest.approx(0.6)
 
 
 def test_the_scene_for_the_browser_has_the_boxes_and_nothing_else() -> None:

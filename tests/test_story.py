@@ -1,6 +1,7 @@
 """live/story.py, report.py: what a log says of its session, and how it differs from the training data."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
@@ -76,15 +77,30 @@ def test_days_are_held_against_training(log: Path, tmp_path: Path, detector_path
     assert day.novelty == 5.0
     run = write_run(tmp_path / "run", detector_path)
     reference = Reference(50, Spread(0.98, 0.7, 1.0), Spread(0.6, 0.1, 0.9), Spread(1.0, 0.5, 1.8), 0.5)
-    import json
-    from dataclasses import asdict
-
     write_text(run / FILE, json.dumps(asdict(reference)))
     out = tmp_path / "drift.html"
     assert main(["report", str(log), "--against", str(run), "--out", str(out)]) == 0
     page = out.read_text(encoding="utf-8")
     assert page.count('class="odd"') == 1
     assert "training (50 clips)" in page
+
+
+def test_a_day_without_a_figure_is_json_and_the_run_says_what_a_level_is(
+    log: Path, tmp_path: Path, detector_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No novelty is null, not NaN; an ordinal run's expected level is the day's figure."""
+    names = ("low", "middle", "high")
+    path = tmp_path / "ordinal.csv"
+    ordinal = Log(str(path), names)
+    ordinal.write(replace(prediction(), names=names, label="middle", p_raw=(0, 1, 0), p=(0.1, 0.7, 0.2)))
+    ordinal.close()
+    run = write_run(tmp_path / "run", detector_path, task="ordinal", names=names)
+    spread = Spread(0.5, 0.1, 0.9)
+    write_text(run / FILE, json.dumps(asdict(Reference(50, spread, spread, None, 0.5))))
+    assert main(["report", str(path), "--against", str(run), "--json"]) == 0
+    (day,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["days"]
+    assert day["p"] == pytest.approx(0.55)
+    assert day["novelty"] is None
 
 
 def test_a_missing_log_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
