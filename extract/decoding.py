@@ -51,17 +51,11 @@ def pictures(
     """Decoded pictures; damaged packets are passed over, and a stream that gives nothing is an error."""
     import av
 
-    num_pictures, fruitless, reason = 0, 0, "no frame in it can be decoded"
-    packets = _marked(container.demux(stream), stream, is_wanted)
+    num_pictures, fruitless = 0, 0
+    reasons = ["no frame in it can be decoded"]
     context = stream.codec_context
     may_skip = context.skip_frame != "NONREF" and is_wanted is not None
-    while True:
-        try:
-            packet, is_needed = next(packets, (None, True))
-        except av.error.FFmpegError as error:  # reading the container itself failed: the rest is lost
-            reason, packet = _reason(error), None
-        if packet is None:
-            break
+    for packet, is_needed in _marked(_packets(container, stream, reasons), stream, is_wanted):
         if not is_needed and context.codec.intra_only:
             continue
         if may_skip:
@@ -71,7 +65,8 @@ def pictures(
         except av.error.EOFError:
             break
         except av.error.FFmpegError as error:
-            reason, pictures = _reason(error), []
+            reasons.append(_reason(error))
+            pictures = []
         for picture in pictures:
             num_pictures += 1
             yield picture
@@ -79,12 +74,25 @@ def pictures(
         if fruitless > FLUSH_PACKETS_WITHOUT_FRAME:
             break
     if num_pictures == 0:
-        raise ValueError(f"{path}: {reason}")
+        raise ValueError(f"{path}: {reasons[-1]}")
+
+
+def _packets(
+    container: "av.container.InputContainer", stream: "av.VideoStream", reasons: list[str]
+) -> "Iterator[av.Packet]":
+    """The stream's packets, then the empty one that makes the decoder give the pictures it holds back."""
+    import av
+
+    try:
+        yield from container.demux(stream)
+    except av.error.FFmpegError as error:  # the container is broken here: what was read is decoded
+        reasons.append(_reason(error))
+        yield av.Packet()
 
 
 def _marked(
     packets: "Iterator[av.Packet]", stream: "av.VideoStream", is_wanted: IsWanted | None
-) -> Iterator[tuple["av.Packet | None", bool]]:
+) -> Iterator[tuple["av.Packet", bool]]:
     """Packets, each with whether its own picture is needed.
 
     A picture is, if it may be the first at or after a target; the one shown before it lies among the packets

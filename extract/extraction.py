@@ -22,6 +22,7 @@ from extract.planning import (
     make_setup,
     num_workers,
     own_share,
+    resolved,
     versions,
 )
 from extract.summary import Tally, print_reading, print_summary, summarise
@@ -38,6 +39,8 @@ NUM_COMPARED = 2
 
 def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
     """Extract what is missing; returns the summary and the exit code."""
+    if config.engine == "ray":
+        config = resolved(config)
     reading = read_layout(config.data, config.layout, config.subject_regex)
     clips = reading.manifest.clips
     if config.limit is not None:

@@ -44,7 +44,9 @@ def fill(
         Job(job.path, tuple(windows), job.time_limit_s), kernels, decode=decode, threads=threads, clock=clock
     ):
         parts = wanted[outcome.window.row]
-        if isinstance(outcome, Row) and "embeddings" not in parts:
+        if isinstance(outcome, Row) and not _is_finite(outcome):
+            outcome = Lost(outcome.window, "the encoder gave numbers that are not finite")
+        elif isinstance(outcome, Row) and "embeddings" not in parts:
             outcome = _agreeing(store, outcome)
         with clock.stage("write"):
             _write(store, outcome, with_embeddings="embeddings" in parts)
@@ -77,6 +79,10 @@ def _write(store: FeatureStore, outcome: Row | Lost, *, with_embeddings: bool) -
             )
     except (OSError, ValueError) as error:
         raise StoreLost(f"the store cannot be written: {error}") from error
+
+
+def _is_finite(row: Row) -> bool:
+    return row.embeddings is None or bool(np.isfinite(row.embeddings).all())
 
 
 def _agreeing(store: FeatureStore, row: Row) -> Row | Lost:

@@ -62,7 +62,10 @@ def read_daisee(root: Path) -> Reading:
         if not labels_file.is_file() and not (root / "DataSet" / folder).is_dir():
             continue
         labels = {_stem(row["ClipID"]): row for row in _table(labels_file, ("ClipID", *DAISEE_LABELS))}
-        videos = {_stem(file.name): file for file in _videos(root / "DataSet" / folder)}
+        videos: dict[str, Path] = {}
+        for file in _videos(root / "DataSet" / folder):
+            if videos.setdefault(_stem(file.name), file) != file:
+                lone_videos.append(_relative(file, root))  # a second file of one clip
         for stem, file in videos.items():
             if stem not in labels:
                 lone_videos.append(_relative(file, root))
@@ -128,13 +131,13 @@ def read_aihub(root: Path) -> Reading:
             except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
                 problems.append(Failure(_relative(file, root), f"not a label that can be read: {error!r}"))
                 continue
-            segments[(_aihub_split(folder), video)][k] = (AIHUB_CLASSES[category], file)
+            segments[(_aihub_split(folder, root), video)][k] = (AIHUB_CLASSES[category], file)
             contradictions += _aihub_folder_class(file) not in (None, category)
     first = 0 if any(0 in wanted for wanted in segments.values()) else 1
     clips, lone_videos, paired = [], [], set()
     for folder in folders_ending(root, VIDEO_FOLDER):
         for source in _videos(folder):
-            key = (_aihub_split(folder), _stem(source.name))
+            key = (_aihub_split(folder, root), _stem(source.name))
             if key not in segments:
                 lone_videos.append(_relative(source, root))
                 continue
@@ -179,8 +182,8 @@ def _nfc_keys(value: object) -> "dict[str, dict[str, dict[str, int]]]":
     return {unicodedata.normalize("NFC", key): item for key, item in value.items()}
 
 
-def _aihub_split(folder: Path) -> str:
-    parts = [part.lower() for part in folder.parts]
+def _aihub_split(folder: Path, root: Path) -> str:
+    parts = [part.lower() for part in folder.relative_to(root).parts]
     return "train" if "training" in parts else "val" if "validation" in parts else ""
 
 

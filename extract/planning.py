@@ -6,7 +6,7 @@ Knows nothing about processes or pixels.
 import platform
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from extract.video import probe
 from features.cores import usable_cores
 from features.manifest import Clip, dropped_s, windows
 from features.recipe import GeometryId, Pixels, Recipe
+from features.storage import place_of
 from features.store import FeatureStore
 from seqmodel.assets import detector_file, keep_detector, landmarker_file, sha256_of
 from seqmodel.engine import Precision, open_engine
@@ -95,7 +96,7 @@ def make_setup(config: ExtractConfig) -> tuple[Setup, dict[str, Any]]:
         landmarker,
         config.weights,
         config.backend,
-        config.device,
+        engine.numerics["device"],
         engine.numerics["precision"],
         config.decode,
     )
@@ -129,6 +130,22 @@ def jobs_of(store: FeatureStore, cut: Cut, config: ExtractConfig, lacking: dict[
     ]
     jobs.sort(key=lambda job: -len(job.windows))  # stable: equal lengths keep the manifest's order
     return jobs
+
+
+def resolved(config: ExtractConfig) -> ExtractConfig:
+    """The same with absolute paths, for processes in another folder."""
+    folder = place_of(config.out).folder
+    return replace(
+        config,
+        data=config.data.absolute(),
+        out=config.out if folder is None else str(folder.absolute()),
+        weights=_absolute_file(config.weights),
+        detector=_absolute_file(config.detector),
+    )
+
+
+def _absolute_file(name: str) -> str:
+    return str(Path(name).absolute()) if Path(name).is_file() else name
 
 
 def lacking_parts(

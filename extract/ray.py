@@ -1,25 +1,26 @@
 """The same jobs on a Ray cluster: one actor a worker, replaced when it dies. Needs `pip install .[ray]`.
 
-Knows nothing about videos; the store must be reachable from every node (a shared disk, or s3://).
+Knows nothing about videos; they and the store must be reachable from every node (a shared disk, or s3://).
 """
 
 import contextlib
 import os
 import sys
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from extract.pipeline import Job, Setup, open_kernels
-from extract.workers import Event, events
+from extract.workers import HANG_GRACE_S, Event, after_death, events, stuck
+from features.store import FeatureStore
 
 
-def run_jobs_on_ray(
-    jobs: Sequence[Job], setup: Setup, store_path: str, workers: int | None = None
-) -> Iterator[Event]:
+def run_jobs_on_ray(jobs: Sequence[Job], setup: Setup, store: str, workers: int | None) -> Iterator[Event]:
     """Do the jobs on the cluster at RAY_ADDRESS (else one on this machine) and give their events.
 
-    Each actor takes one core; there are `workers` of them, or as many as the cluster has cores. A job whose
-    actor died is tried three times more. Raises ValueError when ray is not installed.
+    Each actor takes one core (and an eighth of a GPU); there are `workers` of them, or as many as there are
+    cores. A job whose actor dies is tried once more, one that hangs is not. Raises ValueError without ray.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before the import: no reporting
     try:
@@ -31,36 +32,48 @@ def run_jobs_on_ray(
         if started_here:
             ray.init(log_to_driver=False, include_dashboard=False)
         try:
-            yield from _run(ray, jobs, setup, store_path, workers)
+            yield from _run(ray, jobs, setup, store, workers)
         finally:
             if started_here:
                 ray.shutdown()
 
 
-def _run(
-    ray: Any, jobs: Sequence[Job], setup: Setup, store_path: str, workers: int | None
-) -> Iterator[Event]:
+def _run(ray: Any, jobs: Sequence[Job], setup: Setup, store: str, workers: int | None) -> Iterator[Event]:
     class Worker:
-        def __init__(self, setup: Setup, store_path: str) -> None:
-            from features.store import FeatureStore
+        def __init__(self) -> None:
+            self.kernels, self.store = open_kernels(setup), FeatureStore.open(store, "r+")
 
-            self.setup, self.kernels = setup, open_kernels(setup)
-            self.store = FeatureStore.open(store_path, "r+")
+        def do(self, job: Job | None) -> list[Event]:
+            return list(events(self.store, job, self.kernels, setup)) if job else []
 
-        def do(self, job: Job) -> list[Event]:
-            return list(events(self.store, job, self.kernels, self.setup))
+    running: dict[Any, tuple[Any, Job | None, bool, float]] = {}
+    remote = ray.remote(num_cpus=1, num_gpus=0.125 * setup.device.startswith("cuda"))(Worker)
 
-    count = min(workers or int(ray.cluster_resources().get("CPU", 1)), max(1, len(jobs)))
-    remote = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=3)(Worker)
-    pool: list[Any] = [remote.remote(setup, store_path) for _ in range(count)]
-    waiting = list(reversed(jobs))
-    running: dict[Any, Any] = {}
-    for actor in pool:
-        if waiting:
-            running[actor.do.remote(waiting.pop())] = actor
+    def begin(actor: Any, job: Job | None = None, is_retry: bool = False) -> None:
+        running[actor.do.remote(job)] = (actor, job, is_retry, time.monotonic())
+
+    for _ in range(min(workers or int(ray.cluster_resources().get("CPU", 1)), len(jobs))):
+        begin(remote.remote())  # without a job first: a video's time begins once the models are loaded
+    waiting = deque((job, False) for job in jobs)
     while running:
-        (done,), _ = ray.wait(list(running), num_returns=1)
-        actor = running.pop(done)
-        if waiting:
-            running[actor.do.remote(waiting.pop())] = actor
-        yield from ray.get(done)
+        ray.wait(list(running), timeout=1.0)
+        for ref, (actor, job, is_retry, since_s) in list(running.items()):
+            is_stuck = job is not None and time.monotonic() - since_s > job.time_limit_s + HANG_GRACE_S
+            try:
+                yield from ray.get(ref, timeout=0)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.RayError as error:
+                if isinstance(error, ray.exceptions.GetTimeoutError) and not is_stuck:
+                    continue
+                if job is None:
+                    raise ValueError(f"a worker could not start: {str(error).splitlines()[-1]}") from None
+                ray.kill(actor)
+                reason = stuck(job) if is_stuck else "the worker process died on this video"
+                found, rest = after_death(store, job, reason, is_last=is_retry or is_stuck)
+                yield from found
+                waiting += [(rest, True)] if rest.windows else []
+                actor = None
+            del running[ref]
+            if waiting:
+                begin(actor, *waiting.popleft()) if actor else begin(remote.remote())

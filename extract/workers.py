@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -95,16 +96,18 @@ class _Pool:
     def __init__(self, setup: Setup, store_path: str) -> None:
         self._setup, self._store_path = setup, store_path
         self._workers: list[_Worker] = []
-        self._deaths_in_a_row = 0
+        self._deaths_in_a_row = self._num_started = 0
         self._context = multiprocessing.get_context("spawn")
 
     def start(self) -> None:
         ours, theirs = self._context.Pipe()
+        setup = replace(self._setup, device=_own_device(self._setup.device, self._num_started))
         process = self._context.Process(
-            target=work, args=(theirs, self._setup, self._store_path), name="extract-worker", daemon=True
+            target=work, args=(theirs, setup, self._store_path), name="extract-worker", daemon=True
         )
-        with _thread_limits(self._setup.threads):
+        with _thread_limits(self._setup.threads), _signals_held():
             process.start()
+        self._num_started += 1
         theirs.close()
         self._workers.append(_Worker(process, ours))
 
@@ -131,8 +134,7 @@ class _Pool:
             elif worker.is_overdue():
                 worker.process.kill()
                 worker.process.join()
-                limit_s = worker.job.time_limit_s if worker.job else 0
-                yield from self._bury(worker, waiting, f"stuck for more than {limit_s:.0f} s")
+                yield from self._bury(worker, waiting, stuck(worker.job) if worker.job else "stuck")
 
     def _receive(self, worker: _Worker, waiting: "deque[tuple[Job, bool]]") -> Iterator[Event]:
         try:
@@ -169,17 +171,11 @@ class _Pool:
         if worker.job is not None and worker.open_rows:
             rest = replace(worker.job, windows=tuple(worker.open_rows.values()))
             if worker.is_retry or reason.startswith("stuck"):
-                yield from self._give_up(rest, reason)
+                self._deaths_in_a_row = 0  # rows that failed for good are done with, too
+                yield from give_up(self._store_path, rest, reason)
             else:
                 waiting.append((rest, True))
         self.start()
-
-    def _give_up(self, job: Job, reason: str) -> Iterator[Event]:
-        store = FeatureStore.open(self._store_path, "r+")
-        for window in job.windows:
-            store.write_failure(window.row, reason)
-            yield Event(job.path, window.row, reason)
-        yield Event(job.path)
 
     def stop(self) -> None:
         for worker in self._workers:
@@ -195,7 +191,8 @@ class _Pool:
 
 def work(pipe: Connection, setup: Setup, store_path: str) -> None:
     """A worker's life: make the kernels, then do one job after the other until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    # Ctrl-C reaches the whole group; the parent decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _die_with_parent()
     try:
@@ -228,6 +225,35 @@ def events(store: FeatureStore, job: Job, kernels: Kernels, setup: Setup) -> Ite
     yield Event(job.path, stage_s=dict(clock.seconds), began_s=began_s)
 
 
+def stuck(job: Job) -> str:
+    """The reason of a video that hung where nothing looks at the clock."""
+    return f"stuck for more than {job.time_limit_s:.0f} s"
+
+
+def after_death(store_path: str, job: Job, reason: str, *, is_last: bool) -> tuple[list[Event], Job]:
+    """What is to be told of a dead worker that told nothing, and what of its job is to be tried again.
+
+    Windows whose parts are all in the store are done; where this was the last try, the others failed.
+    """
+    store = FeatureStore.open(store_path)
+    there = {part: store.present(part) for window in job.windows for part in window.parts}
+    done = [window for window in job.windows if all(there[part][window.row] for part in window.parts)]
+    rest = replace(job, windows=tuple(window for window in job.windows if window not in done))
+    told = [Event(job.path, window.row) for window in done]
+    if is_last:
+        return [*told, *give_up(store_path, rest, reason)], replace(job, windows=())
+    return told, rest
+
+
+def give_up(store_path: str, job: Job, reason: str) -> Iterator[Event]:
+    """Note the windows of a job as failed, and tell."""
+    store = FeatureStore.open(store_path, "r+")
+    for window in job.windows:
+        store.write_failure(window.row, reason)
+        yield Event(job.path, window.row, reason)
+    yield Event(job.path)
+
+
 def _die_with_parent() -> None:
     """End this process when the parent is gone, however that went; also while a video is being decoded."""
     parent = multiprocessing.parent_process()
@@ -248,6 +274,32 @@ def _how_it_died(exit_code: int | None) -> str:
         except ValueError:
             pass
     return f"the worker process ended with code {exit_code} on this video"
+
+
+def _own_device(device: str, index: int) -> str:
+    """With several GPUs, the one of the worker started as the `index`-th."""
+    if device != "cuda":
+        return device
+    import torch
+
+    return f"cuda:{index % torch.cuda.device_count()}"
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM from a process about to start, for good: `work` comes too late for that.
+
+    Until then it imports, and would end in a traceback. Windows has no such mask.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # started later, it would lift the mask
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
 
 
 @contextlib.contextmanager

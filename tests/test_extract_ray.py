@@ -1,16 +1,20 @@
-"""The same jobs on a local Ray cluster of two workers, one of them killed in the middle."""
+"""The same jobs on a local Ray cluster of two workers: one is killed, a video kills whoever opens it."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from extract.__main__ import main
+from extract.config import ExtractConfig
+from extract.planning import resolved
+from features.store import FeatureStore
 from tests.clips import face_frames, looped, write_video
 from tests.test_extract_robust import ROOT, everything, rows_written
 
@@ -59,3 +63,64 @@ def test_ray_gives_what_local_workers_give_though_one_is_killed(
     assert json.loads(out)["done"] == 24
     assert main([*words, "--workers", "1", "--out", str(tmp_path / "local.zarr")]) == 0
     assert everything(ray_store) == everything(tmp_path / "local.zarr")
+
+
+def has_open(pid: int, name: str) -> bool:
+    """Whether a process has a file of that name open at this moment."""
+    try:
+        return any(link.readlink().name == name for link in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_video_that_kills_its_actor_is_a_listed_failure(
+    real_clips: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever opens it dies, each time; the others are done. A video that hangs is given up too."""
+    face = looped(face_frames(real_clips["carphone"], 40, 176, 144), 240)
+    (tmp_path / "data" / "engaged").mkdir(parents=True)
+    for name in ("a.mp4", "b.mp4", "hangs.mp4", "poison.mp4"):
+        video = tmp_path / "data" / "engaged" / name
+        write_video(video, face, 10, options={"preset": "ultrafast"})
+    store = tmp_path / "s.zarr"
+    words = ["--data", str(tmp_path / "data"), "--weights", "random", "--window", "2", "--geometry", "off"]
+    words += ["--workers", "2", "--json", "--engine", "ray", "--time-limit", "4"]
+    is_over = threading.Event()
+
+    def strike() -> None:
+        while not is_over.wait(0.002):
+            for pid in actor_pids():
+                if has_open(pid, "poison.mp4"):
+                    os.kill(pid, signal.SIGKILL)
+                elif has_open(pid, "hangs.mp4"):
+                    os.kill(pid, signal.SIGSTOP)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("extract.ray.HANG_GRACE_S", 1.0)
+        code = main([*words, "--out", str(store)])
+    is_over.set()
+    thread.join()
+    out, shown = capfd.readouterr()
+    summary = json.loads(out)
+    assert code == 1, shown
+    assert summary["done"] + summary["failed"] == 48
+    assert summary["done"] >= 24
+    reasons = {Path(item["clip_id"].rpartition("#")[0]).name: item["reason"] for item in summary["failures"]}
+    assert reasons == {
+        "poison.mp4": "the worker process died on this video",
+        "hangs.mp4": "stuck for more than 4 s",
+    }
+    assert not FeatureStore.open(store).verify()
+
+
+def test_actors_are_given_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run in another folder; addresses and names of weights stay what they are."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.tflite").touch()
+    config = ExtractConfig(Path("data"), "out/s.zarr", detector="own.tflite")
+    found = resolved(config)
+    assert (found.data, found.out) == (tmp_path / "data", str(tmp_path / "out" / "s.zarr"))
+    assert (found.detector, found.weights) == (str(tmp_path / "own.tflite"), "imagenet")

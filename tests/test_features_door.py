@@ -1,6 +1,7 @@
 """python -m features: what it prints, and its exit codes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 from features.__main__ import main
 from features.datasets import load_samples
 from features.labels import make_labelling
-from features.store import FeatureStore
-from tests.small_store import fill_row, write_store
+from features.store import FeatureStore, plan
+from tests.small_store import RECIPE, clips_of, fill_row, row_values, write_store
 
 
 def run_json(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[dict, int]:  # type: ignore[type-arg]
@@ -33,6 +34,48 @@ def test_info_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert summary["failures"] == [{"clip_id": "영상/3.mp4#0", "reason": "x"}]
     assert main(["info", str(path)]) == 0
     assert "8 clips of 8 videos and 4 people" in capsys.readouterr().err
+
+
+def test_info_counts_labels_by_split_and_tells_numerics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those of later runs, where they differ, and how to measure what that means."""
+    path = tmp_path / "a store.zarr"
+    splits = ("train", "train", "val", "test")
+    clips = [replace(clip, split=splits[i]) for i, clip in enumerate(clips_of(4))]
+    plan(path, clips, RECIPE, numerics={"backend": "openvino", "precision": "f32"})
+    plan(path, clips, RECIPE, numerics={"backend": "openvino", "precision": "bf16"})
+    summary, _ = run_json(capsys, "info", str(path))
+    assert summary["labels"]["level"] == {
+        "train": {"0": 1, "1": 1},
+        "val": {"2": 1},
+        "test": {"0": 1},
+    }
+    assert summary["splits"] == {"train": 2, "val": 1, "test": 1}
+    assert [numerics["precision"] for numerics in summary["numerics"]] == ["f32", "bf16"]
+    assert main(["info", str(path)]) == 0
+    shown = capsys.readouterr().err
+    assert "numerics: backend openvino, precision f32" in shown
+    assert "some rows were extracted with precision bf16\n" in shown
+    assert f"--out '{path}' --verify-sample" in shown
+
+
+def test_verify_names_what_does_not_fit_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A number that is not finite, a state that says too much, a crop without a face."""
+    path = tmp_path / "s.zarr"
+    store = write_store(path, 4, crops=True)
+    values = row_values(0)
+    values["embeddings"][0, 0] = np.nan
+    store.array("embeddings")[0] = values["embeddings"]
+    (path / "frames" / "c.1.0.0").unlink()
+    store.rows.write_texts("crops", 2, [b""])
+    summary, code = run_json(capsys, "verify", str(path))
+    assert code == 1
+    reasons = {item["clip_id"]: item["reason"] for item in summary["problems"]}
+    assert reasons["영상/0.mp4#0"] == "an embedding of a valid frame is not finite"
+    assert reasons["영상/1.mp4#0"] == "state says done, but its frames are not there"
+    assert reasons["영상/2.mp4#0"] == "5 frames with a crop but no face, or the reverse"
+    assert "영상/3.mp4#0" not in reasons
 
 
 def test_verify_and_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,6 +81,13 @@ def test_daisee_is_read_with_its_traps(daisee: Path) -> None:
     assert reading.notes == ()
 
 
+def test_a_second_file_of_one_daisee_clip_is_counted(daisee: Path, clip_file: bytes) -> None:
+    put(daisee / "DataSet" / "Train" / "110001" / "1100011003" / "1100011003.avi", clip_file)
+    reading = read_layout(daisee)
+    assert len(reading.manifest.clips) == 4
+    assert reading.unpaired_videos[0] == "DataSet/Train/110001/1100011003/1100011003.mp4"
+
+
 def test_daisee_without_its_columns_says_which(daisee: Path) -> None:
     put(daisee / "Labels" / "TestLabels.csv", b"ClipID,Boredom\n1,2\n")
     with pytest.raises(ValueError, match="no column 'Engagement'"):
@@ -146,6 +153,24 @@ def test_engagenet_is_read_from_the_one_csv(clip_file: bytes, tmp_path: Path) ->
     check_engagenet(read_layout(tmp_path))
 
 
+def test_engagenet_with_labelled_test_clips_keeps_its_three_splits(clip_file: bytes, tmp_path: Path) -> None:
+    """The lists say which clip is of which split, also against the folder."""
+    engagenet_files(tmp_path, clip_file)
+    put(tmp_path / "Test" / "subject_21_gh_vid_0_0.mp4", clip_file)
+    with open(tmp_path / "final_labels.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([("chunk", "label"), *ENGAGENET_ROWS, ("subject_21_gh_vid_0_0.mp4", "Engaged")])
+    put(tmp_path / "train.txt", b"subject_7_ab12_vid_0_0.mp4\n")
+    put(tmp_path / "test.txt", b"subject_21_gh_vid_0_0.mp4\nsubject_9_cd34_vid_0_0.mp4\n")
+    reading = read_layout(tmp_path)
+    assert {name: clip.split for name, clip in by_stem(reading).items()} == {
+        "subject_7_ab12_vid_0_0#0": "train",
+        "subject_9_cd34_vid_0_0#0": "test",
+        "subject_21_gh_vid_0_0#0": "test",
+    }
+    assert not any("will serve as test" in note for note in reading.notes)
+
+
 def test_what_is_no_spreadsheet_is_said(clip_file: bytes, tmp_path: Path) -> None:
     engagenet_files(tmp_path, clip_file)
     put(tmp_path / "train_engagement_labels.xlsx", b"PK nonsense")
@@ -196,6 +221,16 @@ def test_aihub_is_read_by_segment(aihub: Path) -> None:
     assert "02-04-80" in reading.manifest.problems[0].clip_id
     assert any("5 labels say something else than the folder" in note for note in reading.notes)
     assert any("validation will serve as test" in note for note in reading.notes)
+
+
+def test_folders_above_the_data_name_no_split(aihub: Path, tmp_path: Path) -> None:
+    """People keep their data in folders of any name."""
+    below = tmp_path / "training" / "Validation" / "data"
+    below.mkdir(parents=True)
+    for item in list(aihub.iterdir()):
+        if item.name != "training":
+            item.rename(below / item.name)
+    assert Counter(clip.split for clip in read_layout(below).manifest.clips) == {"train": 3, "val": 3}
 
 
 def test_aihub_without_subjects_says_so(aihub: Path) -> None:
@@ -258,6 +293,20 @@ def test_a_sample_is_balanced_and_the_same_each_time() -> None:
     assert len(sample_clips(clips, 1000)) == 100
 
 
+def test_a_sample_is_balanced_over_splits() -> None:
+    """However few the clips of a split are."""
+    splits = ["train"] * 80 + ["val"] * 12 + ["test"] * 8
+    clips = [
+        Clip(f"{i}#0", Path(f"{i}"), subject=f"{split}{i % 4}", split=split, labels={"label": "01"[i % 2]})
+        for i, split in enumerate(splits)
+    ]
+    chosen = sample_clips(clips, 18)
+    assert Counter(clip.split for clip in chosen) == {"train": 6, "val": 6, "test": 6}
+    assert Counter((clip.split, clip.labels["label"]) for clip in chosen) == {
+        (split, label): 3 for split in ("train", "val", "test") for label in "01"
+    }
+
+
 @pytest.mark.slow
 def test_daisee_goes_through_the_door(
     daisee: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -272,7 +321,10 @@ def test_daisee_goes_through_the_door(
     assert {"to_extract": 4, "videos": 4, "timed": 3, "files": 8}.items() <= summary.items()
     assert summary["hours"] > 0
     assert summary["bytes"] == 4 * 6 * (960 * 2 + 6 * 4)
-    assert sum(row["clips"] for row in summary["counts"]) == 4
+    assert summary["counts"].keys() == {"Boredom", "Engagement", "Confusion", "Frustration"}
+    assert summary["counts"]["Engagement"] == {"test": {"2": 1}, "train": {"2": 1, "3": 1}, "val": {"1": 1}}
+    assert "layout daisee" in shown
+    assert "on openvino (cpu, " in shown
     assert "1 videos without a label" in shown
     assert main([*words, "--limit", "2"]) == 0
     assert json.loads(capfd.readouterr().out)["done"] == 2

@@ -1,16 +1,20 @@
 """One video to rows: what a row holds, and that it depends on nothing but file, window and recipe."""
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from extract.filling import fill
 from extract.geometry import FEATURES
 from extract.pipeline import Clock, Job, Kernels, Lost, Part, Row, Setup, Window, extract_video, open_kernels
 from extract.video import read_video
+from features.manifest import Clip
 from features.recipe import GeometryId, Pixels, Recipe
+from features.store import plan
 from seqmodel.assets import sha256_of
 from seqmodel.engine import open_engine
 from tests.clips import face_frames, looped, write_video
@@ -135,6 +139,63 @@ def test_sparse_decoding_changes_little(long_video: Path, setup: Setup, kernels:
         assert (b.frames[:, 0] - a.frames[:, 0] < 1.0).all()
         assert (b.frames[:, 5] > 0).all()
     slow.close()
+
+
+def test_where_sparse_decoding_is_too_late_the_window_is_decoded_in_full(
+    real_clips: dict[str, Path], kernels: Kernels, tmp_path: Path
+) -> None:
+    """Sixteen B-frames between two others are half a second: more than a sample may be late."""
+    frames = looped(face_frames(real_clips["carphone"], 60, 176, 144), 120)
+    options = {"x264-params": "bframes=16:b-adapt=0:b-pyramid=none:scenecut=0"}
+    video = write_video(tmp_path / "b.mp4", frames, 30, options=options)
+    kept = [frame.pts_s for frame in read_video(video, decode="sparse")]
+    assert np.diff(kept).max() > 1 / 3
+    spans = [(0.0, 2.0), (2.0, 4.0)]
+    full = rows_of(video, windows(*spans), kernels)
+    for a, b in zip(full, rows_of(video, windows(*spans), kernels, decode="sparse"), strict=True):
+        assert_same(a, b)
+
+
+def test_a_long_video_is_opened_and_decoded_once(
+    long_video: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many windows it holds."""
+    opened, decoded = [], []
+
+    def counting(path: Path, **options):
+        opened.append(path)
+        for frame in read_video(path, **options):
+            decoded.append(frame.pts_s)
+            yield frame
+
+    monkeypatch.setattr("extract.pipeline.read_video", counting)
+    rows_of(long_video, windows((0, 2), (2, 4), (4, 6), (6, 8)), kernels)
+    assert len(opened) == 1
+    assert len(decoded) == len(set(decoded)) <= 80
+
+
+def test_numbers_that_are_not_finite_are_a_failure_of_that_window(
+    long_video: Path, setup: Setup, kernels: Kernels, tmp_path: Path
+) -> None:
+    """An encoder may overflow on one crop: the windows before and after it are in the store."""
+    path = tmp_path / "s.zarr"
+    clips = [Clip(f"long.mp4#{start}000", long_video, start, start + 2) for start in (0, 2, 4)]
+    recipe = replace(setup.recipe, geometry=None)
+    store = plan(path, clips, recipe, numerics={})
+    calls = count()
+
+    def overflowing(crops: np.ndarray) -> np.ndarray:
+        found = kernels.engine.embed(crops)
+        return np.where(next(calls) == 1, np.float16(np.inf), found)
+
+    broken = replace(kernels, engine=replace(kernels.engine, run=overflowing))
+    wanted = windows((0, 2), (2, 4), (4, 6), parts=frozenset({"embeddings"}))
+    job = Job(long_video, wanted)
+    outcomes = list(fill(store, job, broken, decode="full", threads=1, clock=Clock()))
+    assert [isinstance(outcome, Lost) for outcome in outcomes] == [False, True, False]
+    assert store.failed().tolist() == [1]
+    assert store.table().state.tolist() == [1, 2, 1]
+    assert "not finite" in store.table().failure[1]
 
 
 def test_two_people_one_after_the_other_do_not_mix(

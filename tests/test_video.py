@@ -1,5 +1,9 @@
 """Reading videos: upright, by time, sparse or full; sampling by timestamps."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extract.video import Frame, Spans, Targets, probe, read_video, sample_at
-from tests.clips import face_frames, write_video
+from tests.clips import face_frames, looped, write_video
 
 BLANK = np.zeros((2, 2, 3), np.uint8)
 
@@ -133,6 +137,45 @@ def test_leaving_out_what_is_not_wanted_changes_no_sample(
         decoded = len(times(read_video(path, is_wanted=targets.between)))
         assert decoded <= len(times(read_video(path)))
         assert decoded < 15 or path != mjpeg
+
+
+@contextmanager
+def served(content: bytes, length: int) -> Iterator[str]:
+    """The address of a file whose connection breaks after `length` bytes."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[:length])
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/video.mkv"
+        server.shutdown()
+
+
+def test_where_reading_breaks_off_all_that_was_read_is_decoded(
+    real_clips: dict[str, Path], tmp_path: Path
+) -> None:
+    """The same frames as of a file that ends there, whether all are wanted or few."""
+    frames = looped(face_frames(real_clips["carphone"], 60, 176, 144), 90)
+    whole = write_video(tmp_path / "whole.mkv", frames, 30).read_bytes()
+    length = len(whole) * 2 // 3
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole[:length])
+    wanted = Targets([0.0], 10, 100).between
+    full = times(read_video(cut))
+    assert 30 < len(full) < 90
+    with served(whole, length) as address:
+        assert times(read_video(address)) == full
+        few = list(sample_at(read_video(address, is_wanted=wanted), 10))
+    assert times(few) == times(sample_at(read_video(cut), 10))
+    assert times(sample_at(read_video(cut, is_wanted=wanted), 10)) == times(few)
 
 
 @pytest.mark.parametrize("name", ["pexels", "single", "face_noface", "noface_face", "no_face", "carphone"])
