@@ -78,6 +78,8 @@ class TrainConfig:
     """Chance that training sees only a random stretch of a window."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
+    precision: Literal["auto", "f32", "bf16"] = "auto"
+    """Number format of training's products; auto is bf16 where the processor has it. Validation is f32."""
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def test_micro_batches_take_the_same_step_as_the_whole_batch() -> None:
     still = dataclasses.replace(HEAD, dropout=0.0)
     heads = [new_head(config=still), new_head(config=still)]
     for head, micro in zip(heads, (0, 3), strict=True):
-        run(dataclasses.replace(QUICK, epochs=1, micro_batch=micro), head)
+        run(dataclasses.replace(QUICK, epochs=1, micro_batch=micro, precision="f32"), head)
     for ours, theirs in zip(heads[0].parameters(), heads[1].parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
@@ -105,6 +105,18 @@ def test_a_head_learns_how_long_something_lasted() -> None:
         head, fit(head, clips(96), clips(64, 1), config, task="binary", num_classes=2, seed=0), 12
     )
     assert fitted.best.val_score > 0.97
+
+
+def test_bf16_learns_the_same_and_is_judged_in_float32() -> None:
+    val, scores = clips(64, 1), []
+    for precision in ("f32", "bf16"):
+        head = new_head()
+        config = TrainConfig(epochs=12, batch_size=8, lr=5e-3, precision=precision)
+        fitted = fit_best(head, fit(head, clips(96), val, config, task="binary", num_classes=2, seed=0), 12)
+        scores.append(fitted.best.val_score)
+        assert all(tensor.dtype == torch.float32 for tensor in head.state_dict().values())
+        assert np.array_equal(fitted.best.val_logits, predict_logits(head, val))
+    assert abs(scores[0] - scores[1]) < 0.03
 
 
 @pytest.mark.parametrize(("task", "outputs"), [("multiclass", 3), ("ordinal", 2)])
