@@ -19,7 +19,9 @@ from live.predictor import Prediction
 from seqmodel.calibration import Calibration
 
 SETTLE_SHARE = 0.5
-"""The first half of each phase is left out: the window still holds what was before."""
+"""Half of each phase is left out, and at least a window: until then it still holds what was before."""
+COUNTED_S = 5.0
+"""Shortest stretch of a phase that must be left to count, seconds: fifteen frames for a median."""
 APART_LOGITS = 0.3
 """Phases whose medians lie closer than this cannot be told apart, and nothing is changed."""
 ATTENDING_P = 0.9
@@ -33,14 +35,25 @@ class Trial:
     """A calibration that is going on: which phase, since when, and what was seen."""
 
     seconds: float
+    """Length of each phase."""
     start_s: float
+    settle_s: float
+    """From the beginning of each phase, what does not count."""
     attending: list[float]
     away: list[float]
 
     @classmethod
-    def begin(cls, now_s: float, seconds: float) -> "Trial":
-        """A trial whose first phase begins now."""
-        return cls(seconds, now_s, [], [])
+    def begin(cls, now_s: float, seconds: float, window_s: float) -> "Trial":
+        """A trial whose first phase begins now; the model looks back over `window_s`.
+
+        Raises ValueError when the phases are too short for that.
+        """
+        if seconds < shortest_phase_s(window_s):
+            raise ValueError(
+                f"--calibrate {seconds:g} is too short: this run looks back over {window_s:g} s, so each "
+                f"phase takes at least {shortest_phase_s(window_s):g} s"
+            )
+        return cls(seconds, now_s, max(window_s, seconds * SETTLE_SHARE), [], [])
 
     def phase(self, now_s: float) -> str:
         """`attend`, then `away`, then `done`."""
@@ -55,13 +68,18 @@ class Trial:
         return f"now look away, as when you are distracted: {left:.0f} s"
 
     def add(self, prediction: Prediction) -> None:
-        """Count a prediction, if its window lies in one phase."""
+        """Count a prediction, if its whole window lies in one phase."""
         into = (prediction.t_s - self.start_s) % self.seconds
-        if into < self.seconds * SETTLE_SHARE or not prediction.coverage:
+        if into < self.settle_s or not prediction.coverage:
             return
         phase = self.phase(prediction.t_s)
         if phase != "done":
             (self.attending if phase == "attend" else self.away).append(float(np.mean(prediction.logits)))
+
+
+def shortest_phase_s(window_s: float) -> float:
+    """Seconds that a phase takes at least."""
+    return window_s + COUNTED_S
 
 
 def can_calibrate(task: str) -> bool:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -23,6 +24,8 @@ from extract.video import Frame, read_video
 
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits between attempts to open a lost camera again; the last one repeats."""
+SILENT_S = 1.0
+"""A camera that gives no frame for longer than this is lost, whatever its driver says."""
 STREAM_TIMEOUT_MS = 5000
 """An address that does not answer for this long counts as lost."""
 Clock = Callable[[], float]
@@ -64,14 +67,32 @@ def stream_frames(address: str, clock: Clock) -> Iterator[Frame]:
     return _read_on(stream, clock)
 
 
-def paced_frames(path: str, clock: Clock) -> Iterator[Frame]:
-    """Frames of a video file, each when its time has come on `clock`."""
-    start = clock()
-    for frame in read_video(path):
-        wait_s = start + frame.pts_s - clock()
-        if wait_s > 0:
-            time.sleep(wait_s)
-        yield frame
+class PacedFile:
+    """A video file played at its own speed. Opened again after a pause it goes on where it was; as with a
+    camera, the pause is a gap in the times of its frames."""
+
+    def __init__(self, path: str) -> None:
+        self._frames = read_video(path)
+        self._start: float | None = None
+        self._last_s = 0.0
+        self._away_s = 0.0
+
+    def now_s(self) -> float:
+        """The present in the time of the frames, seconds since the first one was due."""
+        return 0.0 if self._start is None else time.monotonic() - self._start
+
+    def frames(self) -> Iterator[Frame]:
+        """The frames from here on, each when its time has come."""
+        if self._start is not None:
+            self._away_s = self.now_s() - self._last_s
+        for frame in self._frames:
+            if self._start is None:
+                self._start = time.monotonic() - frame.pts_s
+            self._last_s = frame.pts_s
+            wait_s = frame.pts_s + self._away_s - self.now_s()
+            if wait_s > 0:
+                time.sleep(wait_s)
+            yield replace(frame, pts_s=frame.pts_s + self._away_s)
 
 
 class Newest:
@@ -94,8 +115,9 @@ class Newest:
         self._first_error: ValueError | None = None
         self._num_published = 0
         self._stopped = self._paused = False
-        self.is_lost = False
-        """Whether the source has stopped giving frames and is being tried again."""
+        self._is_retrying = False
+        self._heard_s = time.monotonic()
+        self._usual_s = 0.0
         self.has_ended = False
         self.num_dropped = 0
         """Frames that a newer one replaced before anybody looked."""
@@ -116,6 +138,14 @@ class Newest:
         self.close()
         raise self._first_error or ValueError("the source opened but gave no picture")
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether a camera has stopped giving frames: it is tried again, or it hangs in a read."""
+        silent_s = time.monotonic() - self._heard_s
+        # A camera slower than that is no less there.
+        hangs = self._reconnects and silent_s > max(SILENT_S, 2 * self._usual_s)
+        return not self._paused and not self.has_ended and (self._is_retrying or hangs)
+
     def newest(self, timeout_s: float) -> Frame | None:
         """The newest frame that was not given yet; None when none came in time."""
         with self._changed:
@@ -133,6 +163,7 @@ class Newest:
         """Open the camera again."""
         with self._changed:
             self._paused = False
+            self._heard_s = time.monotonic()
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -163,7 +194,7 @@ class Newest:
                     self.has_ended = True
                     self._changed.notify_all()
                     return
-                self.is_lost = True
+                self._is_retrying = True
                 wait_s = self._backoff_s[min(failures, len(self._backoff_s) - 1)]
                 self._changed.wait_for(lambda: self._stopped or self._paused, wait_s)
             failures += 1
@@ -188,7 +219,9 @@ class Newest:
             self.num_dropped += self._frame is not None
             self._frame = frame
             self._num_published += 1
-            self.is_lost = False
+            self._is_retrying = False
+            now_s = time.monotonic()
+            self._usual_s, self._heard_s = now_s - self._heard_s if self._num_published > 1 else 0.0, now_s
             self._changed.notify_all()
 
 

@@ -26,13 +26,15 @@ class LiveConfig:
     video: str | None = None
     """Read this video file, or RTSP or HTTP address, instead of a camera."""
     realtime: bool = False
-    """Play a video file at its own speed, as a camera would give it, not as fast as possible."""
+    """Play a video file at its own speed, as a camera would give it, not as fast as possible; --serve always
+    does."""
     headless: bool = False
     """Open no window."""
     serve: int | None = None
     """Show everything in a browser on this machine, at this port (8765 unless given; 0 = any free one)."""
     log: str | None = None
-    """CSV file to write one row a sampled frame to; `-` streams JSON lines to stdout."""
+    """CSV file to write one row a sampled frame to; `-` streams JSON lines to stdout. Like the recordings, it
+    gets the next free name where a file of that name is there already."""
     record: Path | None = None
     """Record an mp4 with the overlay. Nothing is recorded unless asked."""
     record_raw: Path | None = None
@@ -55,12 +57,13 @@ class LiveConfig:
             raise ValueError(f"--seconds must be above 0, got {self.seconds}")
         if self.json and self.log == "-":
             raise ValueError("--json and --log - both want stdout: log to a file, or leave --json out")
-        if self.calibrate is not None and not 5 <= self.calibrate <= 600:
-            raise ValueError(f"--calibrate takes 5 to 600 seconds, got {self.calibrate}")
+        if self.calibrate is not None and not 0 < self.calibrate <= 600:
+            raise ValueError(f"--calibrate takes up to 600 seconds, got {self.calibrate}")
         if self.serve is not None and not 0 <= self.serve <= 65535:
             raise ValueError(f"--serve takes a port from 0 to 65535, got {self.serve}")
         if self.forget and not self.person:
             raise ValueError("--forget needs --person NAME")
+        _refuse_collisions(self)
 
 
 @dataclass(frozen=True)
@@ -91,3 +94,38 @@ class ReportConfig:
     """Run directory: compare the sessions with its training data, day by day."""
     json: bool = False
     """Print a JSON summary on stdout."""
+
+
+def log_files(log: Path) -> tuple[Path, ...]:
+    """A log and what a session leaves beside it: novelty of each face, timeline, report."""
+    return log, novelty_file(log), log.with_suffix(".png"), log.with_suffix(".html")
+
+
+def novelty_file(log: Path) -> Path:
+    """The file beside a log that holds how new each face looked."""
+    return log.with_name(log.stem + ".novelty.csv")
+
+
+def manifest_file(video: Path) -> Path:
+    """The manifest beside a raw recording."""
+    return video.with_suffix(".csv")
+
+
+def _refuse_collisions(config: LiveConfig) -> None:
+    """Raises ValueError when two things that a session reads or writes have one name."""
+    named: dict[str, tuple[Path, ...]] = {
+        "--log": log_files(Path(config.log)) if config.log and config.log != "-" else (),
+        "--record": (config.record,) if config.record else (),
+        "--record-raw": (config.record_raw, manifest_file(config.record_raw)) if config.record_raw else (),
+        "--video": (Path(config.video),) if config.video and "://" not in config.video else (),
+    }
+    taken: dict[str, str] = {}
+    for option, paths in named.items():
+        for path in paths:
+            # Case does not tell files apart everywhere.
+            key = str(path.absolute()).casefold()
+            if key in taken:
+                raise ValueError(
+                    f"{taken[key]} and {option} both want the file {path}: name them differently"
+                )
+            taken[key] = option

@@ -16,13 +16,13 @@ from live.calibrate import (
     load_personal,
     personal_calibration,
     save_personal,
+    shortest_phase_s,
 )
-from live.config import SUBJECT
 from live.predictor import Prediction, Predictor
 from live.session import Session
 
 CALIBRATE_S = 30.0
-"""Length of each phase when key c is pressed."""
+"""Length of each phase when key c is pressed; longer where the run's window asks for it."""
 MESSAGE_S = 3.0
 """How long a line for the user stays."""
 
@@ -31,7 +31,7 @@ class Control:
     """Keys in; session and predictor obey."""
 
     def __init__(
-        self, session: Session, *, person: str | None, calibrate_s: float | None, tell: Callable[[str], None]
+        self, session: Session, *, person: str, calibrate_s: float | None, tell: Callable[[str], None]
     ) -> None:
         self.predictor: Predictor | None = None
         self.quits = False
@@ -41,7 +41,7 @@ class Control:
         self._trial: Trial | None = None
         self._line = "loading the model …"
         self._line_until = float("inf")
-        self._gap = False
+        self._gap = self._is_lost = False
 
     @property
     def num_encoded(self) -> int:
@@ -49,15 +49,20 @@ class Control:
         return self.predictor.num_encoded if self.predictor else 0
 
     def start(self, predictor: Predictor, now_s: float) -> None:
-        """The model is ready: predict from now on, with the person's own calibration if there is one."""
+        """The model is ready: predict and write from now on, with the person's calibration if there is one.
+
+        Raises OSError when a file that was asked for cannot be written.
+        """
         self.predictor = predictor
         predictor.reset(now_s)
         self._line_until = 0.0
-        if self._person:
-            own = load_personal(self._person, predictor.model.key)
-            if own is not None:
-                predictor.calibration = own
-                self._session.personal = self._person
+        for line in self._session.begin():
+            self._tell(line)
+        own = load_personal(self._person, predictor.model.key)
+        if own is not None:
+            predictor.calibration = own
+            self._session.personal = self._person
+            self._say(f"the calibration of {self._person} is on; key x removes it")
         if self._calibrate_s:
             self._begin_trial(now_s, self._calibrate_s)
 
@@ -77,9 +82,18 @@ class Control:
                 self._end_trial()
         return prediction
 
-    def gap(self) -> None:
-        """The source was away: the next frame begins a new window."""
+    def gap(self, *, is_lost: bool) -> None:
+        """The source is away, paused or lost: the next frame begins a new window."""
         self._gap = True
+        if is_lost and not self._is_lost:
+            self._is_lost = True
+            self._say("the camera gives no picture: waiting for it")
+
+    def found(self) -> None:
+        """A frame came."""
+        if self._is_lost:
+            self._is_lost = False
+            self._say("the camera is back")
 
     def line(self, now_s: float) -> str:
         """What to tell the user now, or empty."""
@@ -97,8 +111,11 @@ class Control:
             self._say(self._session.toggle_recording())
         elif key == " ":
             self._session.mark(now_s)
+        elif key == "g":
+            self._show_signals()
         elif key == "c":
-            self._begin_trial(now_s, CALIBRATE_S)
+            window_s = self._window_s()
+            self._begin_trial(now_s, max(CALIBRATE_S, shortest_phase_s(window_s), 2 * window_s))
         elif key == "x":
             self._forget()
         elif len(key) == 1 and key in "0123456789":
@@ -115,13 +132,24 @@ class Control:
         elif not can_calibrate(self.predictor.model.card.labelling.task):
             self._say("personal calibration needs a binary or ordinal run")
         else:
-            self._trial = Trial.begin(now_s, seconds)
+            self._trial = Trial.begin(now_s, seconds, self._window_s())
+
+    def _window_s(self) -> float:
+        """Seconds that the model looks back over; 0 before it is there."""
+        pixels = self.predictor.model.card.recipe.pixels if self.predictor else None
+        return pixels.window_s if pixels else 0.0
+
+    def _show_signals(self) -> None:
+        if self.predictor is not None and self.predictor.model.landmarker_file is None:
+            self._say("this run reads no geometry: there are no signals to show")
+        else:
+            self._session.shows_signals = not self._session.shows_signals
 
     def _end_trial(self) -> None:
         trial, self._trial = self._trial, None
         assert trial is not None
         assert self.predictor is not None
-        name = self._person or SUBJECT
+        name = self._person
         try:
             own = personal_calibration(trial.attending, trial.away, self.predictor.model.card.calibration)
         except ValueError as error:

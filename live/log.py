@@ -1,14 +1,18 @@
-"""The log of a session: one row a sampled frame, flushed at once, so a power cut loses one at most.
+"""The log of a session: one row a sampled frame, written through to the disk, so a power cut loses one.
 
 Knows nothing about cameras, networks or windows on a screen. C classes.
 """
 
+import contextlib
 import csv
+import io
 import json
 import math
 import os
+import queue
 import sys
-from collections import Counter
+import threading
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +23,9 @@ import numpy as np
 
 from live.predictor import Prediction
 from live.states import STATES, State
+
+MAX_LATENCIES = 20_000
+"""Latencies kept for the summary: the last two hours at three frames a second."""
 
 
 def log_columns(names: Sequence[str]) -> list[str]:
@@ -34,16 +41,24 @@ def log_columns(names: Sequence[str]) -> list[str]:
 class Log:
     """A live log: CSV in a file, or JSON lines on stdout for `-`."""
 
-    def __init__(self, target: str, names: Sequence[str]) -> None:
+    def __init__(self, target: str, names: Sequence[str], *, durable: bool = False) -> None:
+        """durable: each row is written through to the disk, not only handed to the system.
+
+        Raises FileExistsError when there is such a file.
+        """
         self._columns = log_columns(names)
         self._names = list(names)
         self._to_stdout = target == "-"
         self.num_rows = 0
+        self._durably = Durably() if durable and not self._to_stdout else None
         if self._to_stdout:
             self._file: TextIO = sys.stdout
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(encoding="utf-8")  # JSON is, whatever the terminal would like
             return
         self._path = Path(target)
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.touch(exist_ok=False)
         self._begin_file()
 
     def write(self, prediction: Prediction, mark: str = "") -> None:
@@ -66,6 +81,9 @@ class Log:
 
     def close(self) -> None:
         """Close the file."""
+        if self._durably is not None:
+            self._durably.close()
+            self._durably = None
         if not self._to_stdout:
             self._file.close()
 
@@ -80,20 +98,58 @@ class Log:
                 self._begin_file()
             self._writer.writerow({column: full.get(column, "") for column in self._columns})
         self._file.flush()
+        if self._durably is not None:
+            self._durably.keep(self._file.fileno())
         self.num_rows += 1
 
     def _begin_file(self) -> None:
-        self._file = self._path.open("w", encoding="utf-8", newline="")
+        # Appending: whoever rotates logs may have left an empty file of this name, or another one.
+        self._file = self._path.open("a", encoding="utf-8", newline="")
         self._writer = csv.DictWriter(self._file, self._columns)
-        self._writer.writeheader()
+        if self._file.tell() == 0:
+            self._writer.writeheader()
         self._file.flush()
 
     def _is_in_place(self) -> bool:
-        """Whether the open file still has its name; a log that was rotated away is begun anew."""
+        """Whether the open file still has its name and rows; a log that was rotated away is begun anew."""
         try:
-            return os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+            named = os.stat(self._path)
+            return os.path.samestat(named, os.fstat(self._file.fileno())) and named.st_size > 0
         except FileNotFoundError:
             return False
+
+
+class Durably:
+    """Has the system put files on the disk, in a thread: a slow disk must not hold up the picture."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="log to disk", daemon=True)
+        self._thread.start()
+
+    def keep(self, descriptor: int) -> None:
+        """See that what was written to this open file so far is on the disk soon."""
+        self._waiting.put(os.dup(descriptor))  # its own, because a rotated log is closed meanwhile
+
+    def close(self) -> None:
+        """Wait until all of it is there."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        goes_on = True
+        while goes_on:
+            descriptors = [self._waiting.get()]
+            while not self._waiting.empty():
+                descriptors.append(self._waiting.get())
+            goes_on = None not in descriptors
+            files = {os.fstat(d).st_ino: d for d in descriptors if d is not None}
+            for descriptor in files.values():  # once for all rows that came while the disk was busy
+                with contextlib.suppress(OSError):  # what is no file on a disk, as a pipe, cannot be synced
+                    os.fsync(descriptor)
+            for each in descriptors:
+                if each is not None:
+                    os.close(each)
 
 
 class Tally:
@@ -102,7 +158,7 @@ class Tally:
     def __init__(self) -> None:
         self.states: Counter[str] = Counter()
         self.labels: Counter[str] = Counter()
-        self.latencies_ms: list[float] = []
+        self.latencies_ms: deque[float] = deque(maxlen=MAX_LATENCIES)
 
     def add(self, prediction: Prediction) -> None:
         """Count one prediction."""

@@ -5,7 +5,8 @@
 Knows nothing about cameras, windows or how a prediction was made. Images are RGB uint8 (H, W, 3).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -24,7 +25,7 @@ from live.paint import (
     paint_timeline,
     text_width,
 )
-from live.predictor import Prediction
+from live.predictor import NORMAL_S, Prediction
 from live.states import State
 from seqmodel.reference import level_of
 
@@ -32,8 +33,11 @@ MIN_WIDTH_PX = 640
 """Smaller pictures are enlarged to this width: the panel's text would not fit otherwise."""
 TIMELINE_S = 180.0
 """Length of the timeline, seconds."""
-KEYS = "q quit  p pause  r record  space mark  c calibrate"
+KEYS = "q quit  p pause  r record  space mark  c calibrate  x uncalibrate  g signals"
 RECORDING_COLOUR = (250, 110, 100)
+SIGNAL_COLOUR = (120, 190, 240)
+BOTH_WAYS = ("gaze", "yaw")
+"""Signals from -1 (left edge of the picture) to 1 (right edge); the others are shares."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Status:
     """A line for the user, as what the calibration asks for now."""
     state: State | None = None
     """Overrides the prediction's state: `paused` and `camera_lost` have no prediction."""
+    shows_signals: bool = False
+    """Whether the strongest signals of the geometry are drawn into the picture."""
 
 
 def draw(
@@ -72,6 +78,8 @@ def draw(
     colour = colour_of(state, moment_of(prediction).tone if prediction else 1.0)
     if status.state is None:
         _boxes(canvas[:height], prediction, scale)
+        if status.shows_signals and prediction is not None:
+            _signals(canvas[:height], prediction.signals, size)
     _headline(canvas[height:], prediction, state, colour, status, size)
     line, pad = height + round(size * 2.5), size // 2
     now_s = moments[-1].t_s if moments else 0.0
@@ -88,6 +96,20 @@ def draw_boxes(image: np.ndarray, prediction: Prediction | None) -> np.ndarray:
     picture = image.copy()
     _boxes(picture, prediction, 1.0)
     return picture
+
+
+def normal_line(prediction: Prediction) -> str:
+    """How far the person's normal is learned, in words; empty where the run takes none off."""
+    if math.isnan(prediction.normal_s):
+        return ""
+    if prediction.normal_s >= NORMAL_S:
+        return "your normal is learned"
+    return f"learning your normal ({prediction.normal_s:.0f} s)"
+
+
+def filled_line(prediction: Prediction) -> str:
+    """How much of the window was seen, in words; empty once all of it was."""
+    return f"window {prediction.filled:.0%} full" if prediction.filled < 0.995 else ""
 
 
 def moment_of(prediction: Prediction, mark: str = "") -> Moment:
@@ -157,6 +179,7 @@ def _footer(
     facts = [f"{status.fps:.0f} fps"]
     if prediction is not None:
         facts += [f"{prediction.latency_ms:.0f} ms", f"face {prediction.coverage:.0%} of the window"]
+        facts += [line for line in (filled_line(prediction), normal_line(prediction)) if line]
         if prediction.others:
             facts.append("following the same face as before, else the largest")
     if status.personal:
@@ -164,6 +187,23 @@ def _footer(
     end = paint_text(canvas, "   ".join(facts), (pad, top), size, FAINT)
     if end + 2 * size + text_width(KEYS, size) < canvas.shape[1] - pad:
         paint_text(canvas, KEYS, (canvas.shape[1] - pad, top), size, FAINT, "right")
+
+
+def _signals(image: np.ndarray, signals: Mapping[str, float], size: int) -> None:
+    """A gauge a signal at the picture's lower left: from the left edge for shares, from the middle for what
+    goes both ways."""
+    width, line = size * 7, round(size * 1.5)
+    top, left = image.shape[0] - line * len(signals), size * 6
+    image[top:, : left + width + size] //= 4
+    for name, value in signals.items():
+        paint_text(image, name, (size // 2, top), size, INK)
+        y0, y1 = top + size // 3, top + size
+        image[y0:y1, left : left + width] = TROUGH
+        both_ways = name in BOTH_WAYS
+        start = left + width // 2 if both_ways else left
+        end = start + round((width // 2 if both_ways else width) * min(1.0, max(-1.0, value)))
+        image[y0:y1, min(start, end) : max(start, end, start + 2)] = SIGNAL_COLOUR
+        top += line
 
 
 def _banner(image: np.ndarray, message: str, size: int) -> None:

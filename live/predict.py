@@ -107,6 +107,7 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> VideoRes
     names = predictor.model.card.labelling.names
     # Under a temporary name until the video is through: a log that stands is a whole one.
     partial = log_path.with_name(log_path.name + ".partial")
+    partial.unlink(missing_ok=True)
     log = Log(str(partial), names)
     predictions: list[Prediction] = []
     try:

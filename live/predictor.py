@@ -10,7 +10,8 @@ Knows nothing about cameras, displays or logs. Shapes: T frames, D embedding, G 
 import math
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,13 @@ from live.model import THREADS, LiveModel, open_model
 from live.states import Standing, State, StateRule, next_standing
 from seqmodel.calibration import Calibration, decide
 from seqmodel.rest import subtract_rest
+from seqmodel.signals import strongest_signals
 
 SMOOTHING_S = 1.0
 """Time constant of the average over logits: three sampled frames, well below the window's own ten seconds."""
+NORMAL_S = 60.0
+"""From so many seconds of a person's face their normal is learned; then it stays, as in training, where it is
+one mean over all that is known of a person. Else an hour of looking away would become normal."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,11 @@ class Prediction:
     novelty: float = math.nan
     """How far this frame's embedding lies from the training data: mean squared standard score, 1 on average
     over the training frames; NaN without a face."""
+    signals: Mapping[str, float] = field(default_factory=dict)
+    """The strongest signals of the geometry in this frame, by name; empty where it was not measured."""
+    normal_s: float = math.nan
+    """Seconds of this person's face that their normal was learned from, up to NORMAL_S; NaN where the run
+    takes no person's normal off."""
 
     @property
     def face(self) -> bool:
@@ -108,6 +118,7 @@ class Predictor:
         self._cropper.reset()
         self._smoothed: np.ndarray | None = None
         self._smoothed_s = start_s
+        self._since_s: float | None = None
         self._standing = Standing()
         self._rest_sum = np.zeros(self.model.card.dims.get("geometry", 0))
         self._rest_count = 0
@@ -181,26 +192,41 @@ class Predictor:
             if self._geometry is not None and crop.image is not None
             else None
         )
-        if geometry is not None and not np.isnan(geometry).any():
+        if geometry is not None and not np.isnan(geometry).any() and self._normal_s() < NORMAL_S:
             self._rest_sum += geometry
             self._rest_count += 1
         self._window.append(Seen(frame.pts_s, embedding, crop.image is not None, geometry))
         # After a gap, count alone would keep frames of long ago: a window is also no longer than its seconds.
         while frame.pts_s - self._window[0].t_s >= self._pixels.window_s - EARLY_S:
             self._window.popleft()
+        if len(self._window) == 1:  # the first frame, or the first after a gap as long as the window
+            self._since_s, self._standing = frame.pts_s, Standing()
         return crop
+
+    def _normal_s(self) -> float:
+        """Seconds that the person's normal was learned from."""
+        return self._rest_count / self._pixels.fps
+
+    def _filled(self, t_s: float) -> float:
+        """Share of a window that has been watched since the last gap, 0..1.
+
+        By time, not by count: a camera slower than the sampling fills its window too. And since the gap, not
+        since the oldest frame kept, whose age swings with the camera's times.
+        """
+        assert self._since_s is not None  # a frame has come
+        return min(1.0, (t_s - self._since_s + 1 / self._pixels.fps) / self._pixels.window_s)
 
     def _say(self, t_s: float, crop: Crop, logits: np.ndarray, arrived: float) -> Prediction:
         card = self.model.card
         task, names = card.labelling.task, card.labelling.names
         coverage = sum(seen.face for seen in self._window) / len(self._window)
-        # By time, not by count: a camera slower than the sampling fills its window too.
-        filled = min(1.0, (t_s - self._window[0].t_s + 1 / self._pixels.fps) / self._pixels.window_s)
+        filled = self._filled(t_s)
         smoothed = self._smooth(logits, t_s)
         raw, decision = (decide(z[None], task, self.calibration) for z in (logits, smoothed))
         self._standing = next_standing(
             self._standing,
-            filled=filled,
+            # Times wander around the sampling's: half a sample short is there.
+            filled=filled + 0.5 / self._pixels.num_frames,
             coverage=coverage,
             label=int(decision.label[0]),
             unsure=bool(decision.unsure[0]),
@@ -222,6 +248,8 @@ class Predictor:
             others=crop.others,
             latency_ms=(time.perf_counter() - arrived) * 1e3,
             novelty=self._novelty(),
+            signals=self._signals(),
+            normal_s=self._normal_s() if card.baseline == "subject" and "geometry" in card.dims else math.nan,
         )
 
     def _novelty(self) -> float:
@@ -231,6 +259,14 @@ class Predictor:
             return math.nan
         mean, std = self.model.statistics["embeddings"]
         return float(np.mean(((newest.embedding - mean) / std) ** 2))
+
+    def _signals(self) -> dict[str, float]:
+        """Of the newest frame; see `Prediction.signals`."""
+        geometry, identity = self._window[-1].geometry, self.model.card.recipe.geometry
+        if geometry is None or identity is None or np.isnan(geometry).any():
+            return {}
+        found = strongest_signals(geometry[None], identity.features)
+        return {name: float(values[0]) for name, values in found.items()}
 
     def _smooth(self, logits: np.ndarray, t_s: float) -> np.ndarray:
         """Average of the logits over time, weights falling by e every SMOOTHING_S, whatever the intervals."""

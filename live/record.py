@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from live.config import SUBJECT
+from live.config import SUBJECT, manifest_file
 
 TICKS_PER_S = 1000
 """A recording's times are kept to a millisecond."""
@@ -90,21 +90,25 @@ class Labels:
         self.running: str = ""
         self._since_s = 0.0
 
-    def begin(self, label: str, at_s: float) -> None:
-        """From here on the scene shows `label`; an interval that was running ends."""
-        self.stop(at_s)
+    def begin(self, label: str, at_s: float) -> bool:
+        """From here on the scene shows `label`; whether that ended a running interval."""
+        ended = self.stop(at_s)
         self.running, self._since_s = label, at_s
+        return ended
 
-    def stop(self, at_s: float) -> None:
-        """End the running interval, if there is one."""
-        if self.running and at_s > self._since_s:
-            self.intervals.append(Interval(self.running, self._since_s, at_s))
-        self.running = ""
+    def stop(self, at_s: float) -> bool:
+        """End the running interval, if there is one; whether that left a new interval."""
+        running, self.running = self.running, ""
+        if not running or at_s <= self._since_s:
+            return False
+        self.intervals.append(Interval(running, self._since_s, at_s))
+        return True
 
 
 def write_manifest(video: Path, intervals: list[Interval], subject: str = SUBJECT) -> Path:
-    """A manifest beside the video, as `python -m extract --data` takes it; gives its path."""
-    path = video.with_suffix(".csv")
+    """A manifest beside the video, as `python -m extract --data` takes it; gives its path. Atomic, and on the
+    disk when this returns."""
+    path = manifest_file(video)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -112,5 +116,7 @@ def write_manifest(video: Path, intervals: list[Interval], subject: str = SUBJEC
         for interval in intervals:
             span = (f"{interval.start_s:.3f}", f"{interval.end_s:.3f}")
             writer.writerow([video.name, interval.label, subject, *span])
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
     return path

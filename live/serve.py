@@ -31,14 +31,14 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from live.overlay import headline
+from live.overlay import filled_line, headline, normal_line
 from live.paint import Colour, Moment, colour_of
 from live.session import Session
 from seqmodel.reference import level_of
 
 PAGE = Path(__file__).parent / "templates" / "live.html"
 COOKIE = "brainbuddy"
-KEYS = frozenset("qprcx 0123456789")
+KEYS = frozenset("qprcxg 0123456789")
 PICTURE_S = 1 / 20
 """A browser gets at most twenty pictures a second: enough to look alive, little work for the machine."""
 RECENT = 60
@@ -247,7 +247,11 @@ def snapshot(session: Session) -> dict[str, Any]:
             "task": last.task,
             "coverage": round(last.coverage, 3),
             "latency_ms": round(last.latency_ms, 1),
+            "filled": filled_line(last),
+            "normal": normal_line(last),
         }
+        if session.shows_signals and session.absent is None:
+            news["signals"] = {name: round(value, 3) for name, value in last.signals.items()}
     return news
 
 

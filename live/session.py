@@ -10,6 +10,7 @@ import csv
 import math
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,7 +18,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from extract.video import Frame
-from live.config import SUBJECT
+from live.config import SUBJECT, log_files, manifest_file, novelty_file
 from live.log import Log, Tally
 from live.overlay import TIMELINE_S, Status, draw, draw_boxes, moment_of
 from live.paint import Moment
@@ -44,11 +45,13 @@ class Wishes:
 
 
 class Session:
-    """One run of the live door, from its first frame to its last."""
+    """One run of the live door, from its first frame to its last; nothing is written before `begin`."""
 
     def __init__(self, names: tuple[str, ...], wishes: Wishes) -> None:
         self.names = names
-        self.log = Log(wishes.log, names) if wishes.log else None
+        self.log: Log | None = None
+        self.log_path: Path | None = None
+        """The log's file, once it is open."""
         self.tally = Tally()
         self.moments: deque[Moment] = deque(maxlen=MAX_MOMENTS)
         self.last: Prediction | None = None
@@ -60,14 +63,40 @@ class Session:
         self.files: list[Path] = []
         """What was written, for the summary."""
         self.num_frames = 0
+        self.shows_signals = False
+        """Whether the viewer sees the strongest signals of the geometry."""
         self._wishes = wishes
-        self._overlay = Recorder(wishes.record) if wishes.record else None
-        self._raw = Recorder(wishes.record_raw) if wishes.record_raw else None
+        self._overlay: Recorder | None = None
+        self._raw: Recorder | None = None
         self._labels = Labels()
-        self._pending_marks: list[str] = []
+        self._pending_marks: list[tuple[float, str]] = []
         self._absent_row_s = -math.inf
         self._shown: deque[float] = deque(maxlen=FPS_SPAN)
-        self._novelty = _Novelty(wishes.log) if wishes.log and wishes.log != "-" else None
+        self._novelty: _Novelty | None = None
+
+    def begin(self) -> list[str]:
+        """Open what was asked for, now that there are a source and a model; gives lines for the user.
+
+        Each file gets the next free name where one of its name is there. Raises OSError when it cannot be
+        written.
+        """
+        wishes, lines = self._wishes, []
+        if wishes.log == "-":
+            self.log = Log("-", self.names)
+        elif wishes.log:
+            wanted = Path(wishes.log)
+            path = self.log_path = _free_name(wanted, log_files)
+            self.log = Log(str(path), self.names, durable=True)
+            self._novelty = _Novelty(novelty_file(path))
+            lines.append(f"log: {path}" + ("" if path == wanted else f" ({wanted} is there already)"))
+        if wishes.record:
+            self._overlay = Recorder(_free_name(wishes.record))
+            lines.append(f"recording to {self._overlay.path}")
+        if wishes.record_raw:
+            path = _free_name(wishes.record_raw, lambda video: (video, manifest_file(video)))
+            self._raw = Recorder(path)
+            lines.append(f"recording to {path}")
+        return lines
 
     @property
     def recording(self) -> bool:
@@ -106,6 +135,9 @@ class Session:
         """There is no frame now, for a reason: `paused` or `camera_lost`. Logged once a second."""
         begins = self.absent != state
         self.absent = state
+        if begins and self._raw is not None:
+            # What nobody recorded has no label.
+            self._keep_labels(self._labels.stop(self._raw.end_s))
         if begins or t_s - self._absent_row_s >= ABSENT_ROW_S:
             self._absent_row_s = t_s
             self.tally.states[state] += 1
@@ -118,7 +150,7 @@ class Session:
         """Mark this moment; it is written with the next row."""
         words = words or f"mark {len(self.marks) + 1}"
         self.marks.append((t_s, words))
-        self._pending_marks.append(words)
+        self._pending_marks.append((t_s, words))
 
     def begin_label(self, number: int, t_s: float) -> str:
         """Label what is recorded from here on with class `number`, 1 … C, or end the interval with 0.
@@ -126,14 +158,17 @@ class Session:
         Gives a line for the user.
         """
         if self._raw is None:
-            return "labels need --record-raw FILE.mp4"
+            waits = self._wishes.record_raw is not None
+            return "the recording has not begun yet" if waits else "labels need --record-raw FILE.mp4"
         if not 0 <= number <= len(self.names):
             return f"labels are 1 to {len(self.names)}: {', '.join(self.names)}"
         at_s = t_s - (self._raw.start_s if self._raw.start_s is not None else t_s)
         if number == 0:
-            self._labels.stop(at_s)
+            self._keep_labels(self._labels.stop(at_s))
             return "label ended"
-        self._labels.begin(self.names[number - 1], at_s)
+        if self.absent is not None:
+            return "nothing is being recorded now: label when the picture is back"
+        self._keep_labels(self._labels.begin(self.names[number - 1], at_s))
         return f"labelled from here: {self.names[number - 1]}"
 
     def toggle_recording(self) -> str:
@@ -149,7 +184,12 @@ class Session:
     def picture(self, image: np.ndarray, pts_s: float) -> np.ndarray:
         """What a viewer sees, RGB uint8; recorded too while recording."""
         status = Status(
-            self.fps, self.recording, self.personal, self.message or self._label_line(), self.absent
+            self.fps,
+            self.recording,
+            self.personal,
+            self.message or self._label_line(),
+            self.absent,
+            self.shows_signals,
         )
         newest = self.moments[-1].t_s if self.moments else 0.0
         shown = [moment for moment in self.moments if moment.t_s > newest - TIMELINE_S]
@@ -171,14 +211,16 @@ class Session:
 
     def close(self) -> None:
         """Finish every file."""
+        if self._pending_marks and self.log is not None:
+            # Set after the last row: the source is let go of by now, and nothing is predicted any more.
+            state: State = self.absent or "paused"
+            self.tally.states[state] += 1
+            self.log.write_state(self._pending_marks[0][0], state, self._take_mark())
         if self._raw is not None:
-            self._labels.stop(self._raw.end_s)
+            self._keep_labels(self._labels.stop(self._raw.end_s))
             self._raw.close()
             self._keep(self._raw.path)
-            if self._labels.intervals:
-                self.files.append(
-                    write_manifest(self._raw.path, self._labels.intervals, self._wishes.subject)
-                )
+            self._keep(manifest_file(self._raw.path))
         if self._overlay is not None:
             self._overlay.close()
             self._keep(self._overlay.path)
@@ -186,7 +228,7 @@ class Session:
             self._novelty.close()
         if self.log is not None:
             self.log.close()
-        self._raw = self._overlay = None
+        self._raw = self._overlay = self.log = self._novelty = None
 
     def summary(self) -> dict[str, Any]:
         """What happened, ready for JSON."""
@@ -201,25 +243,25 @@ class Session:
         return f"labelling: {self.label}" if self.label else ""
 
     def _take_mark(self) -> str:
-        words = "; ".join(self._pending_marks)
+        words = "; ".join(words for _, words in self._pending_marks)
         self._pending_marks.clear()
         return words
+
+    def _keep_labels(self, is_new: bool) -> None:
+        """Write the manifest each time an interval has ended: a power cut loses the running one alone."""
+        if is_new and self._raw is not None:
+            write_manifest(self._raw.path, self._labels.intervals, self._wishes.subject)
 
     def _keep(self, path: Path) -> None:
         if path.is_file():
             self.files.append(path)
 
 
-def novelty_file(log: Path) -> Path:
-    """The file beside a log that holds how new each frame looked."""
-    return log.with_name(log.stem + ".novelty.csv")
-
-
 class _Novelty:
     """Beside a log, how far each face lies from the training data: what a drift report needs."""
 
-    def __init__(self, log: str) -> None:
-        self._file: TextIO = novelty_file(Path(log)).open("w", encoding="utf-8", newline="")
+    def __init__(self, path: Path) -> None:
+        self._file: TextIO = path.open("x", encoding="utf-8", newline="")
         self._writer = csv.writer(self._file)
         self._writer.writerow(["t_s", "novelty"])
 
@@ -232,10 +274,11 @@ class _Novelty:
         self._file.close()
 
 
-def _free_name(path: Path) -> Path:
-    """The path, or the first of `name-2`, `name-3`, … that is free: a recording never replaces another."""
+def _free_name(path: Path, files: Callable[[Path], Sequence[Path]] = lambda path: (path,)) -> Path:
+    """The path, or the first of `name-2`, `name-3`, … of which none of its `files` is there: what was
+    recorded is never replaced."""
     number, candidate = 1, path
-    while candidate.exists():
+    while any(file.exists() for file in files(candidate)):
         number += 1
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return candidate

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from extract.video import Frame, read_video
-from live.capture import Newest, camera_frames, paced_frames, stream_frames
+from live.capture import Newest, PacedFile, camera_frames, stream_frames
 
 
 class Source(Protocol):
@@ -28,7 +28,7 @@ class Source(Protocol):
 
     @property
     def is_lost(self) -> bool:
-        """Whether it stopped giving frames and is being tried again."""
+        """Whether it stopped giving frames."""
 
     @property
     def num_dropped(self) -> int:
@@ -62,13 +62,11 @@ def open_source(camera: int, video: str | None, realtime: bool) -> Source:
             raise ValueError(f"{video}: no such video file")
         if not realtime:
             return FileSource(read_video(Path(video)))
-        newest = Newest(lambda: paced_frames(video, clock), reconnects=False)
-    elif video is not None:
-        newest = Newest(lambda: stream_frames(video, clock), reconnects=True)
-    else:
-        newest = Newest(lambda: camera_frames(camera, clock), reconnects=True)
-    newest.start()
-    return NewestSource(newest, clock)
+        paced = PacedFile(video)
+        return _started(Newest(paced.frames, reconnects=False), paced.now_s)
+    if video is not None:
+        return _started(Newest(lambda: stream_frames(video, clock), reconnects=True), clock)
+    return _started(Newest(lambda: camera_frames(camera, clock), reconnects=True), clock)
 
 
 class FileSource:
@@ -124,7 +122,7 @@ class NewestSource:
 
     @property
     def is_lost(self) -> bool:
-        """Whether it is being tried again."""
+        """Whether it stopped giving frames."""
         return self._newest.is_lost
 
     @property
@@ -154,3 +152,8 @@ class NewestSource:
     def close(self) -> None:
         """Let go for good."""
         self._newest.close()
+
+
+def _started(newest: Newest, clock: Callable[[], float]) -> NewestSource:
+    newest.start()
+    return NewestSource(newest, clock)

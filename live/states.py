@@ -62,13 +62,15 @@ def next_standing(
 
     filled: share of the window that has been seen, 0..1. coverage: share of the seen frames that hold a
     face, 0..1. label: the class that the decision names; unsure: it lies in the abstain band.
+
+    Warming up, once over, does not come back: a new `Standing()` after a gap is how it begins again.
     """
     wanted = _wanted(standing.said.state, filled, coverage, label, unsure, rule)
     if wanted == standing.said:
         return Standing(wanted, wanted, 0)
     streak = standing.streak + 1 if wanted == standing.candidate else 1
-    # Warming up begins and ends by counting frames, which cannot flicker.
-    at_once = "warming_up" in (wanted.state, standing.said.state)
+    # Warming up ends once, which cannot flicker.
+    at_once = standing.said.state == "warming_up"
     if at_once or streak >= rule.hold:
         return Standing(wanted, wanted, 0)
     return Standing(standing.said, wanted, streak)
@@ -77,7 +79,7 @@ def next_standing(
 def _wanted(
     now: State, filled: float, coverage: float, label: int, unsure: bool, rule: StateRule
 ) -> Statement:
-    if filled < rule.min_filled:
+    if now == "warming_up" and filled < rule.min_filled:
         return Statement("warming_up")
     if coverage < (rule.face_leave if now == "no_face" else rule.face_enter):
         return Statement("no_face")

@@ -12,9 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from live.config import novelty_file
 from live.log import LogRow, read_log
 from live.paint import FAINT, INK, PAPER, STATE_WORDS, Moment, paint_text, paint_timeline
-from live.session import novelty_file
 from seqmodel.reference import level_of
 
 ROW_S = 1.0

@@ -10,12 +10,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from features.door import say
+from features.door import say, warn
+from live.calibrate import Trial
 from live.capture import window_problem
 from live.config import SUBJECT, LiveConfig
 from live.control import Control
@@ -40,20 +40,27 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
         return _forget(config.person or SUBJECT)
     started = time.perf_counter()
     card = model_card(config.run)  # a wrong run is said before a camera is opened
+    if config.serve is not None:
+        _require_server()
+    if config.calibrate is not None:
+        assert card.recipe.pixels is not None  # model_card refused others
+        Trial.begin(0.0, config.calibrate, card.recipe.pixels.window_s)
     if not config.headless and config.serve is None and (problem := window_problem()):
         raise ValueError(f"no window can be shown ({problem}); use --serve for a browser, or --headless")
-    source = open_source(config.camera, config.video, config.realtime)
+    # Read as fast as possible, a file would be over before a browser is open.
+    source = open_source(config.camera, config.video, config.realtime or config.serve is not None)
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
-        wishes = Wishes(config.log, config.record, config.record_raw, config.person or SUBJECT)
+        person = config.person or SUBJECT
+        wishes = Wishes(config.log, config.record, config.record_raw, person)
         session = Session(card.labelling.names, wishes)
         stack.callback(session.close)
-        control = Control(session, person=config.person, calibrate_s=config.calibrate, tell=say)
+        control = Control(session, person=person, calibrate_s=config.calibrate, tell=say)
         stack.callback(control.close)
         view = _open_view(config, session)
         stack.callback(view.close)
-        kept = [str(path) for path in (config.record, config.record_raw) if path]
-        say(f"{config.run}: local only, {'recording to ' + ', '.join(kept) if kept else 'not recording'}")
+        kept = "recording" if config.record or config.record_raw else "not recording"
+        say(f"{config.run}: local only, {kept}")
         loading = Loading(lambda: Predictor(open_model(config.run, backend=config.backend)))
         stack.callback(loading.finish)
         with contextlib.suppress(KeyboardInterrupt):  # the user's way to end a session
@@ -66,12 +73,15 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
         "encoded": control.num_encoded,
         "dropped": source.num_dropped,
         **session.summary(),
-        "log": config.log,
+        "log": str(session.log_path) if session.log_path else config.log,
     }
-    if config.log and config.log != "-" and summary["rows"]:
+    if session.log_path and summary["rows"]:
         from live.report import write_report
 
-        summary["report"] = str(write_report([Path(config.log)], task=card.labelling.task))
+        try:
+            summary["report"] = str(write_report([session.log_path], task=card.labelling.task))
+        except (ValueError, OSError) as error:  # rotated away just now: the session was good all the same
+            warn(f"no session report: {error}")
     _tell(summary)
     return summary, 0
 
@@ -87,10 +97,9 @@ class Loading:
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
-    def ready(self, *, wait: bool) -> Predictor | None:
-        """The predictor when it has loaded; `wait` waits for that. Raises what loading raised."""
-        if wait:
-            self._thread.join()
+    def ready(self, wait_s: float = 0.0) -> Predictor | None:
+        """The predictor when it has loaded, waiting for that so long at most. Raises what loading raised."""
+        self._thread.join(wait_s)
         if self._error is not None:
             raise self._error
         self._is_taken = self._predictor is not None
@@ -134,18 +143,21 @@ class Loop:
         if frame is not None and self._view.is_watched:
             self._image = frame.rgb()
             self._show()  # something to look at while the model loads
-        if source.is_file:
-            self._start_predictor(wait=True)
+        self._obey_keys()  # a window shows its picture when its events are looked after
+        while source.is_file and self._control.predictor is None and not self._control.quits:
+            self._start_predictor(wait_s=WAIT_S)
+            self._obey_keys()
         while not self._control.quits:
             if self._control.predictor is None:
-                self._start_predictor(wait=False)
+                self._start_predictor(wait_s=0.0)
             if frame is not None:
+                self._control.found()
                 if self._seconds is not None and frame.pts_s >= self._seconds:
                     return
                 self._session.saw(frame, self._control.push(frame))
             elif self._paused or source.is_lost:
                 self._session.missed(source.now_s(), "paused" if self._paused else "camera_lost")
-                self._control.gap()
+                self._control.gap(is_lost=not self._paused)
                 if self._seconds is not None and source.now_s() >= self._seconds:
                     return
             elif source.has_ended:
@@ -162,8 +174,8 @@ class Loop:
             return None
         return self._source.next(WAIT_S)
 
-    def _start_predictor(self, *, wait: bool) -> None:
-        predictor = self._loading.ready(wait=wait)
+    def _start_predictor(self, *, wait_s: float) -> None:
+        predictor = self._loading.ready(wait_s)
         if predictor is not None:
             self._control.start(predictor, 0.0 if self._source.is_file else self._source.now_s())
 
@@ -174,6 +186,9 @@ class Loop:
             if rgb is not None:
                 self._image = rgb()
             self._show()
+        self._obey_keys()
+
+    def _obey_keys(self) -> None:
         for key in self._view.keys():
             self._control.press(key, self._source.now_s())
 
@@ -195,6 +210,18 @@ def _open_view(config: LiveConfig, session: Session) -> View:
         say(f"open {browser.address} in a browser on this machine; the link works once")
         return browser
     return NoView() if config.headless else WindowView()
+
+
+def _require_server() -> None:
+    """Raises ValueError when the packages of the browser view are not installed."""
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+        import websockets  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"--serve needs the package {error.name}, which is not installed: pip install 'brainbuddy[serve]'"
+        ) from error
 
 
 def _forget(person: str) -> tuple[dict[str, Any], int]:

@@ -53,7 +53,7 @@ def test_phases_that_cannot_be_told_apart_change_nothing(
 
 def test_a_phase_counts_its_second_half_only() -> None:
     """The window still holds what was before."""
-    trial = Trial.begin(100.0, 30.0)
+    trial = Trial.begin(100.0, 30.0, 10.0)
     for t_s in np.arange(100, 160, 1.0):
         trial.add(replace(prediction(), t_s=float(t_s), logits=(float(t_s),)))
     assert min(trial.attending) == 115
@@ -62,6 +62,17 @@ def test_a_phase_counts_its_second_half_only() -> None:
     assert trial.phase(160.0) == "done"
     assert "attend" in trial.message(101.0)
     assert "look away" in trial.message(131.0)
+
+
+def test_what_a_window_still_holds_of_before_does_not_count() -> None:
+    """A phase settles for a whole window; one with too little left after that is refused."""
+    trial = Trial.begin(0.0, 20.0, 14.0)
+    for t_s in np.arange(0, 40, 0.5):
+        trial.add(replace(prediction(), t_s=float(t_s), logits=(float(t_s),)))
+    assert min(trial.attending) - 14.0 >= 0
+    assert min(trial.away) - 14.0 >= 20
+    with pytest.raises(ValueError, match="at least 19 s"):
+        Trial.begin(0.0, 18.0, 14.0)
 
 
 def test_it_is_kept_by_name_for_one_run_and_removable(
@@ -89,7 +100,7 @@ def test_multiclass_runs_have_no_one_direction() -> None:
 def test_keys_do_what_they_say(tmp_path: Path) -> None:
     """Marks, pause, quit and messages; unknown keys do nothing."""
     session, told = Session(("distracted", "engaged"), Wishes(record=None)), list[str]()
-    control = Control(session, person=None, calibrate_s=None, tell=told.append)
+    control = Control(session, person="me", calibrate_s=None, tell=told.append)
     for key in (" ", "z", "p", "ö", ""):
         control.press(key, 5.0)
     assert session.marks == [(5.0, "mark 1")]

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from extract.video import Frame, read_video
-from live.capture import Newest, bgr_to_rgb, camera_frames, paced_frames, stream_frames, window_problem
+from live.capture import Newest, PacedFile, bgr_to_rgb, camera_frames, stream_frames, window_problem
 from live.record import Recorder
-from live.sources import open_source
+from live.sources import NewestSource, open_source
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
 
@@ -149,12 +149,92 @@ def test_a_file_in_real_time_keeps_its_own_pace(real_clips: dict[str, Path]) -> 
     """The first second takes about a second, and times are the file's."""
     start = time.monotonic()
     times = []
-    for frame in paced_frames(str(real_clips["pexels"]), time.monotonic):
+    for frame in PacedFile(str(real_clips["pexels"])).frames():
         times.append(frame.pts_s)
         if frame.pts_s >= 1:
             break
     assert time.monotonic() - start >= 1
     assert times == [f.pts_s for f, _ in zip(read_video(real_clips["pexels"]), times, strict=False)]
+
+
+def test_a_file_in_real_time_goes_on_after_a_pause(real_clips: dict[str, Path]) -> None:
+    """The pause is a gap in the times, which never run backwards, and the picture after it is the file's next
+    one, or one of the next where some were dropped."""
+    pictures = {frame.rgb().tobytes(): k for k, frame in enumerate(read_video(real_clips["single"]))}
+    source = open_source(0, str(real_clips["single"]), True)
+    seen: list[Frame] = []
+
+    def look(count: int) -> None:
+        while count and not source.has_ended:
+            frame = source.next(0.05)
+            if frame is not None:
+                seen.append(Frame(frame.pts_s, frame.rgb()))
+                count -= 1
+
+    look(8)
+    source.pause()
+    before = source.now_s()
+    time.sleep(0.5)
+    paused_s = source.now_s()
+    assert paused_s - before >= 0.5
+    source.resume()
+    look(8)
+    source.close()
+    assert len(seen) == 16
+    times, places = [f.pts_s for f in seen], [pictures[f.rgb().tobytes()] for f in seen]
+    assert times == sorted(set(times))
+    assert times[7] <= before + 0.05
+    assert times[8] >= paused_s
+    assert places == sorted(set(places))
+
+
+def test_a_camera_that_hangs_is_lost_until_it_goes_on() -> None:
+    """A read that does not return says nothing; after a second of silence the camera counts as lost, though
+    not while paused, and one frame brings it back."""
+    goes_on, hangs = threading.Event(), threading.Event()
+    start = time.monotonic()
+
+    def camera() -> Iterator[Frame]:
+        while True:
+            yield Frame(time.monotonic() - start, PICTURE)
+            time.sleep(0.02)
+            if hangs.is_set() and not goes_on.is_set():
+                goes_on.wait(20)
+
+    newest = Newest(camera, reconnects=True)
+    newest.start()
+    source = NewestSource(newest, lambda: time.monotonic() - start)
+    assert not source.is_lost
+    hangs.set()
+    deadline = time.monotonic() + 10
+    while not source.is_lost:
+        assert time.monotonic() < deadline
+        source.next(0.02)
+    source.pause()
+    assert not source.is_lost
+    source.resume()
+    goes_on.set()
+    assert source.next(5.0) is not None
+    assert not source.is_lost
+    source.close()
+
+
+def test_a_slow_camera_is_not_a_lost_one() -> None:
+    """A picture every 1.2 seconds: after the second one, that is known to be its pace."""
+
+    def camera() -> Iterator[Frame]:
+        for k in range(4):
+            yield Frame(k * 1.2, PICTURE)
+            time.sleep(1.2)
+
+    newest = Newest(camera, reconnects=True)
+    newest.start()
+    source, lost, num_seen = NewestSource(newest, time.monotonic), [], 0
+    while num_seen < 4:
+        num_seen += source.next(0.05) is not None
+        lost += [source.is_lost] if num_seen in (2, 3) else []
+    source.close()
+    assert not any(lost)
 
 
 def test_an_address_is_a_source_and_is_tried_again_when_it_ends(tmp_path: Path) -> None:

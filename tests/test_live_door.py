@@ -11,6 +11,8 @@ import av
 import pytest
 
 from live.__main__ import main
+from live.log import read_log
+from live.session import Session
 from tests.small_run import write_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,8 +85,12 @@ def test_json_lines_stream_to_stdout(run: Path, real_clips: dict[str, Path]) -> 
     [
         (("--headless", "--camera", "97"), "camera 97 cannot be opened"),
         (("--video", "no/such.mp4", "--headless"), "no/such.mp4"),
-        (("--headless", "--calibrate", "1"), "--calibrate takes 5"),
+        (("--headless", "--calibrate", "1"), "at least 15 s"),
         (("--headless", "--forget"), "--person"),
+        (("--headless", "--log", "a/day1.csv", "--record-raw", "a/day1.mp4"), "a/day1.csv"),
+        (("--headless", "--log", "a/x.csv", "--record", "a/x.html"), "--log and --record"),
+        (("--headless", "--record", "x.mp4", "--record-raw", "X.MP4"), "--record and --record-raw"),
+        (("--headless", "--record", "./clip.mp4", "--video", "clip.mp4"), "--record and --video"),
     ],
 )
 def test_what_a_user_can_cause_is_one_line_and_exit_2(run: Path, words: tuple[str, ...], said: str) -> None:
@@ -93,6 +99,66 @@ def test_what_a_user_can_cause_is_one_line_and_exit_2(run: Path, words: tuple[st
     assert done.returncode == 2
     assert said in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_start_that_fails_leaves_yesterdays_log_alone(run: Path, tmp_path: Path) -> None:
+    """No camera, no log: neither the old one is touched nor a new one begun."""
+    log = tmp_path / "day.csv"
+    log.write_text("yesterday", encoding="utf-8")
+    assert live("--run", run, "--camera", "97", "--headless", "--log", log).returncode == 2
+    assert log.read_text(encoding="utf-8") == "yesterday"
+    assert list(tmp_path.iterdir()) == [log]
+
+
+def test_the_browser_view_without_its_packages_is_one_line(run: Path, real_clips: dict[str, Path]) -> None:
+    """What to install, and no traceback."""
+    for absent in ("starlette", "uvicorn", "websockets"):
+        code = (
+            "import sys\n"
+            f"sys.modules[{absent!r}] = None\n"
+            "from live.__main__ import main\n"
+            "sys.exit(main(sys.argv[1:]))\n"
+        )
+        words = ["--run", run, "--video", real_clips["single"], "--serve"]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, words)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=120,
+        )
+        assert done.returncode == 2
+        assert absent in done.stderr
+        assert "pip install 'brainbuddy[serve]'" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_json_lines_are_utf8_whatever_the_locale(
+    tmp_path: Path, detector_path: Path, real_clips: dict[str, Path]
+) -> None:
+    """Hangul class names reach another program from a terminal that has none."""
+    run = write_run(tmp_path / "run", detector_path, names=("졸음", "집중"))
+    words = ("--run", run, "--video", real_clips["single"], "--headless", "--log", "-")
+    done = live(*words, PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert done.returncode == 0, done.stderr
+    assert {"p_졸음", "p_집중"} <= json.loads(done.stdout.splitlines()[0]).keys()
+
+
+def test_a_log_that_is_rotated_away_at_the_end_does_not_spoil_the_session(
+    run: Path, real_clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no report of it then, and that is all."""
+    close = Session.close
+
+    def close_and_rotate(self: Session) -> None:
+        close(self)
+        (tmp_path / "a.csv").rename(tmp_path / "a.1.csv")
+
+    monkeypatch.setattr(Session, "close", close_and_rotate)
+    words = ["--run", run, "--video", real_clips["single"], "--headless", "--log", tmp_path / "a.csv"]
+    assert main([str(word) for word in words]) == 0
+    assert len(read_log(tmp_path / "a.1.csv")[1]) == 8
 
 
 def test_without_a_display_the_user_is_told_what_else_there_is(

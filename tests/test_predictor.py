@@ -7,9 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from extract.face import Crop
+from extract.geometry import FEATURES
 from extract.video import Frame, read_video, sample_at
 from live.model import LiveModel, open_model
 from live.predictor import Prediction, Predictor
+from live.states import StateRule
+from seqmodel import explain
+from seqmodel.run import load_card, save_card
 from tests.small_run import write_run
 
 
@@ -114,6 +119,25 @@ def test_a_gap_empties_the_window(predictor: Predictor, portrait: np.ndarray) ->
     assert predictor.window()[1]["embeddings"].sum() == 1
 
 
+@pytest.mark.parametrize("fps", [1.0, 2.5, 10.0, 30.0])
+@pytest.mark.parametrize("min_filled", [0.5, 1.0])
+def test_warming_up_ends_once(model: LiveModel, fps: float, min_filled: float) -> None:
+    """With times that jitter, at any frame rate, and where the whole window is asked for: it ends about when
+    that share has passed, and does not come back before a gap as long as the window."""
+    black = np.zeros((48, 64, 3), np.uint8)
+    rng = np.random.default_rng(0)
+    times = [k / fps + rng.uniform(0, 0.45) / fps for k in range(round(40 * fps))]
+    predictor = Predictor(model, rule=StateRule(min_filled=min_filled))
+    predictions = push_all(predictor, (Frame(t_s, black) for t_s in times))
+    warm = [p.t_s for p in predictions if p.state == "warming_up"]
+    assert warm == [p.t_s for p in predictions][: len(warm)]
+    assert warm[-1] - times[0] == pytest.approx(10 * min_filled, abs=1.5 / min(fps, 3) + 0.2)
+    assert [p.filled for p in predictions] == sorted(p.filled for p in predictions)
+    later = push_all(predictor, iter([Frame(60.0, black), Frame(60.4, black)]))
+    assert [p.state for p in later] == ["warming_up"] * 2
+    predictor.close()
+
+
 def test_short_windows_are_padded_at_the_end(predictor: Predictor, portrait: np.ndarray) -> None:
     """Five frames stand first, the rest is masked."""
     push_all(predictor, still(portrait, 3, 5 / 3))
@@ -135,6 +159,96 @@ def test_frames_out_of_order_are_refused(predictor: Predictor, portrait: np.ndar
     predictor.push(Frame(1.0, portrait))
     with pytest.raises(ValueError, match="order of time"):
         predictor.push(Frame(0.5, portrait))
+
+
+@pytest.fixture
+def both(tmp_path: Path, detector_path: Path, landmarker_path: Path) -> Path:
+    """A run that reads both streams."""
+    return write_run(
+        tmp_path / "both", detector_path, landmarker=landmarker_path, inputs=("embeddings", "geometry")
+    )
+
+
+def test_a_run_of_both_streams_survives_the_loss_of_its_landmarker(
+    both: Path, portrait: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The geometry is never valid then, which is said; the embeddings go on."""
+    (both / "detector" / "face_landmarker.task").unlink()
+    predictor = Predictor(open_model(both))
+    assert "without the geometry" in " ".join(capsys.readouterr().err.split())
+    prediction = push_all(predictor, still(portrait, 3, 6))[-1]
+    _, valid = predictor.window()
+    assert prediction.state in ("ok", "unsure")
+    assert valid["embeddings"].sum() == 18
+    assert not valid["geometry"].any()
+    assert prediction.signals == {}
+    predictor.close()
+
+
+def test_a_run_of_geometry_alone_does_not(tmp_path: Path, detector_path: Path, landmarker_path: Path) -> None:
+    """It has nothing else to go by."""
+    run = write_run(tmp_path / "run", detector_path, landmarker=landmarker_path, inputs=("geometry",))
+    (run / "detector" / "face_landmarker.task").unlink()
+    with pytest.raises(ValueError, match="lacks the face landmarker"):
+        open_model(run)
+
+
+def test_losing_a_fifth_of_the_geometry_changes_little(both: Path, portrait: np.ndarray) -> None:
+    """Frames in which the landmarker fails are masked: no NaN reaches the head, the state stays, and the
+    signals are absent for that frame alone."""
+    predictor = Predictor(open_model(both))
+    whole = push_all(predictor, still(portrait, 3, 9))
+    predictor.reset()
+    measure = predictor._geometry.measure
+    count = 0
+
+    def sometimes(rgb: np.ndarray, crop: Crop) -> np.ndarray:
+        nonlocal count
+        count += 1
+        return np.full_like(measure(rgb, crop), np.nan) if count % 5 == 0 else measure(rgb, crop)
+
+    predictor._geometry.measure = sometimes
+    lossy = push_all(predictor, still(portrait, 3, 9))
+    _, valid = predictor.window()
+    predictor.close()
+    assert valid["geometry"].sum() == 22
+    assert valid["embeddings"].sum() == 27
+    assert [p.state for p in lossy] == [p.state for p in whole]
+    assert np.isfinite([p.p for p in lossy]).all()
+    np.testing.assert_allclose([p.p for p in lossy], [p.p for p in whole], atol=0.2)
+    assert [bool(p.signals) for p in lossy] == [k % 5 != 4 for k in range(27)]
+
+
+def test_the_signals_are_those_of_the_reports(both: Path, portrait: np.ndarray) -> None:
+    """Eyes, gaze and yaw of the newest frame, as the reports draw them."""
+    predictor = Predictor(open_model(both))
+    prediction = push_all(predictor, still(portrait, 3, 2))[-1]
+    x, _ = predictor.window()
+    predictor.close()
+    wanted = explain.strongest_signals(x["geometry"][5:6], FEATURES)
+    assert prediction.signals == {name: float(values[0]) for name, values in wanted.items()}
+    assert 0.3 < prediction.signals["eyes open"] <= 1
+
+
+def test_a_persons_normal_is_learned_from_their_first_minute(both: Path, portrait: np.ndarray) -> None:
+    """It grows with frames whose geometry was measured, then stays; a gap begins it anew. Other runs learn
+    none."""
+    card = load_card(both)
+    predictor = Predictor(open_model(both))
+    assert np.isnan(push_all(predictor, still(portrait, 3, 1))[-1].normal_s)
+    predictor.close()
+    save_card(both, replace(card, baseline="subject"))
+    predictor = Predictor(open_model(both))
+    mirrored = np.ascontiguousarray(portrait[:, ::-1])
+    first = push_all(predictor, still(portrait, 3, 60))
+    assert [p.normal_s for p in first[:3]] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    learned = predictor._rest_sum / predictor._rest_count
+    later = push_all(predictor, still(mirrored, 3, 5, start_s=60.0))
+    assert {p.normal_s for p in later} == {first[-1].normal_s} == {60.0}
+    assert np.array_equal(predictor._rest_sum / predictor._rest_count, learned)
+    predictor.reset(100.0)
+    assert push_all(predictor, still(portrait, 3, 1 / 3, start_s=100.0))[-1].normal_s == pytest.approx(1 / 3)
+    predictor.close()
 
 
 def test_a_run_that_lost_its_detector_is_refused(tmp_path: Path, detector_path: Path) -> None:

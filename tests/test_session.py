@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import pytest
 
 from extract.video import Frame
 from features.manifest import read_csv
-from live.log import Log, Tally, log_columns, read_log
+from live.config import novelty_file
+from live.log import MAX_LATENCIES, Log, Tally, log_columns, read_log
 from live.record import Interval, Labels, Recorder, write_manifest
-from live.session import Session, Wishes, novelty_file
+from live.session import Session, Wishes
 from tests.test_overlay import prediction
 
 NAMES = ("distracted", "engaged")
@@ -164,6 +167,8 @@ def test_a_session_keeps_log_marks_recordings_and_labels(tmp_path: Path) -> None
     """What was asked for is there, and the manifest's times are those of the raw file."""
     wishes = Wishes(str(tmp_path / "a.csv"), tmp_path / "view.mp4", tmp_path / "raw.mp4", "민수")
     session = Session(NAMES, wishes)
+    assert list(tmp_path.iterdir()) == []  # a start that fails leaves nothing
+    assert len(session.begin()) == 3
     image = np.full((96, 128, 3), 60, np.uint8)
     for k in range(40):
         t_s = 100 + k / 10
@@ -193,9 +198,142 @@ def test_labels_need_a_raw_recording() -> None:
     assert "--record-raw" in Session(NAMES, Wishes()).begin_label(1, 0.0)
 
 
+def test_a_second_session_with_the_same_names_replaces_nothing(tmp_path: Path) -> None:
+    """Log, what lies beside it, recordings and manifest of the second get free names, and that is said."""
+    wishes = Wishes(str(tmp_path / "day1.csv"), tmp_path / "view.mp4", tmp_path / "own.mp4")
+    image = np.full((96, 128, 3), 60, np.uint8)
+    kept: dict[Path, bytes] = {}
+    for number in ("", "-2", "-3"):
+        session = Session(NAMES, wishes)
+        lines = session.begin()
+        assert session.log_path == tmp_path / f"day1{number}.csv"
+        assert str(session.log_path) in lines[0]
+        for k in range(10):
+            session.saw(Frame(k / 10, image), replace(prediction(), t_s=k / 10, novelty=1.0))
+            session.picture(image, k / 10)
+            if k == 2:
+                session.begin_label(1, k / 10)
+        session.close()
+        found = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        assert kept.items() <= found.items()
+        assert {path.name for path in found.keys() - kept.keys()} == {
+            *(f"day1{number}.csv", f"day1{number}.novelty.csv", f"view{number}.mp4"),
+            *(f"own{number}.mp4", f"own{number}.csv"),
+        }
+        kept = found
+
+
+def test_what_lies_beside_a_log_is_kept_too(tmp_path: Path) -> None:
+    """An earlier report of a log that was moved away is not written over."""
+    (tmp_path / "day1.html").write_text("yesterday's", encoding="utf-8")
+    session = Session(NAMES, Wishes(log=str(tmp_path / "day1.csv")))
+    session.begin()
+    session.close()
+    assert session.log_path == tmp_path / "day1-2.csv"
+
+
+def test_labels_end_where_nothing_is_recorded_and_stand_on_disk_at_once(tmp_path: Path) -> None:
+    """A pause ends the running interval; the manifest holds every interval that has ended while the session
+    still runs."""
+    session = Session(NAMES, Wishes(record_raw=tmp_path / "own.mp4"))
+    session.begin()
+    image = np.full((96, 128, 3), 60, np.uint8)
+
+    def record(start_s: float) -> None:
+        for k in range(20):
+            session.saw(Frame(start_s + k / 10, image), None)
+
+    def intervals() -> list[tuple[str, float | None, float | None]]:
+        clips = read_csv(tmp_path / "own.csv").clips
+        return [(clip.labels["label"], clip.start_s, clip.end_s) for clip in clips]
+
+    record(0.0)
+    session.begin_label(2, 1.0)
+    session.missed(30.0, "paused")
+    assert intervals() == [("engaged", 1.0, pytest.approx(1.9))]
+    assert session.label == ""
+    assert "nothing is being recorded" in session.begin_label(1, 31.0)
+    record(60.0)
+    session.begin_label(1, 61.0)
+    session.begin_label(0, 61.5)
+    assert intervals()[1:] == [("distracted", pytest.approx(61.0), pytest.approx(61.5))]
+    session.close()
+
+
+def test_a_mark_after_the_last_row_is_written(tmp_path: Path) -> None:
+    """Marked, then quit: the mark has its own row and its own time."""
+    session = Session(NAMES, Wishes(log=str(tmp_path / "a.csv")))
+    session.begin()
+    session.saw(Frame(20.0, np.zeros((48, 64, 3), np.uint8)), prediction())
+    session.mark(20.2, "bell")
+    session.close()
+    rows = read_log(tmp_path / "a.csv")[1]
+    assert [(row.t_s, row.state, row.mark) for row in rows] == [(20.0, "ok", ""), (20.2, "paused", "bell")]
+    assert session.summary()["rows"] == 2
+
+
+def test_each_row_is_written_through_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each row of a live log the disk is asked for all bytes so far, also where the log is rotated; a
+    log that is not durable leaves that to the system."""
+    synced: dict[int, int] = {}
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        facts = os.fstat(descriptor)
+        real(descriptor)
+        synced[facts.st_ino] = facts.st_size
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path = tmp_path / "live.csv"
+    log = Log(str(path), NAMES, durable=True)
+    for k in range(6):
+        if k == 3:
+            path.rename(tmp_path / "old.csv")
+        log.write(prediction())
+        facts = path.stat()
+        deadline = time.monotonic() + 10
+        while synced.get(facts.st_ino) != facts.st_size:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    log.close()
+    assert len(synced) == 2
+    synced.clear()
+    log = Log(str(tmp_path / "predict.csv"), NAMES)
+    log.write(prediction())
+    log.close()
+    assert not synced
+
+
+def test_a_log_that_is_there_is_not_opened(tmp_path: Path) -> None:
+    """Who names a file must have made sure that it is free."""
+    Log(str(tmp_path / "a.csv"), NAMES).close()
+    with pytest.raises(FileExistsError):
+        Log(str(tmp_path / "a.csv"), NAMES)
+
+
+def test_a_log_that_was_emptied_gets_its_header_again(tmp_path: Path) -> None:
+    """As some tools rotate: the file is copied and cut to nothing."""
+    log = Log(str(tmp_path / "live.csv"), NAMES)
+    log.write(prediction())
+    os.truncate(tmp_path / "live.csv", 0)
+    log.write(prediction())
+    log.close()
+    assert len(read_log(tmp_path / "live.csv")[1]) == 1
+
+
+def test_the_tally_of_a_long_session_stays_small() -> None:
+    """Latencies of the last hours only."""
+    tally = Tally()
+    for k in range(MAX_LATENCIES + 500):
+        tally.add(prediction(latency_ms=1000.0 if k < 500 else 5.0))
+    assert len(tally.latencies_ms) == MAX_LATENCIES
+    assert tally.summary()["latency_ms"] == {"median": 5.0, "p99": 5.0}
+
+
 def test_a_recording_never_replaces_another(tmp_path: Path) -> None:
     """Starting again gives the next free name."""
     session = Session(NAMES, Wishes(record=tmp_path / "view.mp4"))
+    session.begin()
     image = np.full((96, 128, 3), 60, np.uint8)
     session.picture(image, 0.0)
     session.toggle_recording()

@@ -89,10 +89,10 @@ def test_ten_minutes_lose_no_row_and_no_memory(tmp_path: Path, detector_path: Pa
     sources.append(source)
     log = tmp_path / "live.csv"
     session = Session(("distracted", "engaged"), Wishes(log=str(log)))
-    control = Control(session, person=None, calibrate_s=None, tell=lambda line: None)
+    control = Control(session, person="nobody", calibrate_s=None, tell=lambda line: None)
     run = write_run(tmp_path / "run", detector_path)
     loading = Loading(lambda: Predictor(open_model(run)))
-    loading.ready(wait=True)
+    loading.ready(600.0)
     view = Rotates(log, source)
     Loop(SECONDS, source, loading, session, control, view).run()
     source.close()

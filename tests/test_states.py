@@ -54,11 +54,13 @@ def test_no_face_begins_and_ends_at_different_shares() -> None:
     )
 )
 def test_a_class_is_named_in_state_ok_alone(steps: list[dict[str, object]]) -> None:
-    """Whatever comes, no label without ok, no ok without a label, and never one while warming up."""
+    """Whatever comes, no label without ok, no ok without a label; warming up until enough was seen, and never
+    again."""
+    warms = True
     for step, said in zip(steps, run(*steps), strict=True):
         assert (said.label is not None) == (said.state == "ok")
-        if step["filled"] < RULE.min_filled:  # type: ignore[operator]
-            assert said.state == "warming_up"
+        warms &= step["filled"] < RULE.min_filled  # type: ignore[operator]
+        assert (said.state == "warming_up") == warms
 
 
 def test_a_rule_that_would_flicker_is_refused() -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from live.__main__ import main
+from live.config import novelty_file
 from live.log import Log
 from live.report import write_report
-from live.session import novelty_file
 from live.story import days, tell, timeline_png
 from seqmodel.reference import FILE, Reference, Spread
 from seqmodel.run import write_text
