@@ -16,7 +16,7 @@ from extract.config import ExtractConfig
 from extract.planning import resolved
 from features.store import FeatureStore
 from tests.clips import face_frames, looped, write_video
-from tests.test_extract_robust import ROOT, everything, rows_written
+from tests.test_extract_robust import ROOT, has_open, require_equal_stores, rows_written
 
 pytest.importorskip("ray", reason="pip install '.[ray]'")
 
@@ -62,15 +62,7 @@ def test_ray_gives_what_local_workers_give_though_one_is_killed(
     assert process.returncode == 0
     assert json.loads(out)["done"] == 24
     assert main([*words, "--workers", "1", "--out", str(tmp_path / "local.zarr")]) == 0
-    assert everything(ray_store) == everything(tmp_path / "local.zarr")
-
-
-def has_open(pid: int, name: str) -> bool:
-    """Whether a process has a file of that name open at this moment."""
-    try:
-        return any(link.readlink().name == name for link in Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:
-        return False
+    require_equal_stores(ray_store, tmp_path / "local.zarr")
 
 
 @pytest.mark.slow
