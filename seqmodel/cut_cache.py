@@ -10,7 +10,7 @@ one frame's activations.
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,11 +81,6 @@ def frame_shape(encoder: Encoder, cut: int, crop_px: int) -> tuple[int, int, int
     return c, h, w
 
 
-def cache_bytes(shape: tuple[int, int, int], num_clips: int, num_frames: int, variants: int) -> int:
-    """Size on disk."""
-    return 2 * int(np.prod(shape)) * num_clips * num_frames * variants
-
-
 class Prefix(nn.Module):
     """The blocks before the cut, from crops (F,H,W,3) uint8 to activations (F,c,h,w)."""
 
@@ -120,10 +115,7 @@ def prefix_runner(
 def open_cut_cache(
     folder: Path, clips: CropClips, shape: tuple[int, int, int], made_from: dict[str, Any], *, mirrored: bool
 ) -> "CutCache":
-    """The cache in `folder`, with the rows that an interrupted run left if it was `made_from` the same.
-
-    Raises ValueError when the disk has no room for it.
-    """
+    """The cache in `folder`, with the rows that an interrupted run left if it was `made_from` the same."""
     num_frames = clips.valid["crops"].shape[1]
     full = (len(clips), 2 if mirrored else 1, num_frames, *shape)
     note = json.dumps({"shape": full, **made_from}, sort_keys=True, ensure_ascii=False)
@@ -131,17 +123,24 @@ def open_cut_cache(
     if not (path.is_file() and path.read_text(encoding="utf-8") == note):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        size, free = cache_bytes(shape, full[0], num_frames, full[1]), shutil.disk_usage(folder).free
-        if size * ROOM_LEFT > free:
-            raise ValueError(
-                f"activations at the cut take {size / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free; "
-                "free some, cut later (--unfreeze-from), or compute them anew each epoch (--cut-cache off)"
-            )
         for name, size in ((ACTIVATIONS, 2 * int(np.prod(full))), (DONE, full[0])):
             with open(folder / name, "wb") as file:
                 file.truncate(size)
         path.write_text(note, encoding="utf-8")
     return CutCache(folder, full, clips)
+
+
+def require_room(folder: Path, caches: "Sequence[CutCache]") -> None:
+    """Pass only when the disk has room for what all of these caches still lack.
+
+    Together, because their files take no room before they are filled. Raises ValueError.
+    """
+    size, free = sum(cache.num_bytes_missing for cache in caches), shutil.disk_usage(folder).free
+    if size * ROOM_LEFT > free:
+        raise ValueError(
+            f"activations at the cut take {size / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free; "
+            "free some, cut later (--unfreeze-from), or compute them anew each epoch (--cut-cache off)"
+        )
 
 
 @dataclass(frozen=True)
@@ -159,6 +158,16 @@ class CutCache:
     def done(self) -> np.ndarray:
         """(N,) uint8: 1 where a row is there."""
         return np.fromfile(self.folder / DONE, np.uint8)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size on disk, once filled."""
+        return 2 * int(np.prod(self.shape))
+
+    @property
+    def num_bytes_missing(self) -> int:
+        """What filling it takes."""
+        return int((self.done == 0).sum()) * (self.num_bytes // len(self.done))
 
     def fill(self, run: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> Iterable[int]:
         """Compute what is missing of these rows; yields each row when it is there. OSError when the disk is

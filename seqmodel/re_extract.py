@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from features.door import progress, say
+from features.door import progress, say, warn
 from features.manifest import Clip
 from features.recipe import require_equal
 from features.store import DONE, FAILED, ClipTable, FeatureStore, plan
@@ -19,11 +19,12 @@ from seqmodel.engine import Engine, open_run_engine
 from seqmodel.run import load_card, versions
 
 
-def re_extract(run: Path, store_path: Path, out: Path) -> dict[str, Any]:
+def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], int]:
     """Write store `out`: clips, frames, geometry and crops of `store_path`, embeddings of the run's encoder.
 
-    Returns a summary. Raises ValueError when the store keeps no crops, its pixels are not the run's, or
-    `out` is the same store or one of another encoder.
+    Returns (summary, exit code): 1 where extracted clips have no crops, each of which is named. Raises
+    ValueError when the store keeps no crops, its pixels are not the run's, or `out` is the same store or one
+    of another encoder.
     """
     store, card = FeatureStore.open(store_path), load_card(run)
     if out.resolve() == Path(store_path).resolve():
@@ -45,7 +46,7 @@ def re_extract(run: Path, store_path: Path, out: Path) -> dict[str, Any]:
     row_of = {clip: row for row, clip in enumerate(new.table().clip_id.tolist())}
     source_of = {row_of[table.clip_id[row]]: row for row in named.tolist()}
     have = store.present("crops")
-    lacking = 0
+    lacking: list[str] = []
     with progress() as bar:
         for row in bar.track(new.missing().tolist(), description="re-extracting"):
             source = source_of[row]
@@ -53,15 +54,19 @@ def re_extract(run: Path, store_path: Path, out: Path) -> dict[str, Any]:
                 new.write_failure(row, str(table.failure[source]))
             elif table.state[source] == DONE and have[source]:
                 _copy_row(store, source, new, row, engine)
-            else:
-                lacking += 1
+            elif table.state[source] == DONE:
+                lacking.append(str(table.clip_id[source]))
     new.settle()
     done = int(new.present("embeddings").sum())
     say(
         f"{out}: {done} clips of {store_path} as {card.recipe.encoder.weights} sees them; "
-        f"{lacking} had no crops"
+        f"{len(lacking)} had no crops"
     )
-    return {"store": str(out), "clips": len(named), "done": done, "without_crops": lacking}
+    for clip_id in lacking:
+        warn(f"{clip_id} has no crops to look at: extract it with --crops jpeg, then run the same command")
+    return {"store": str(out), "clips": len(named), "done": done, "without_crops": lacking}, int(
+        bool(lacking)
+    )
 
 
 def _copy_row(store: FeatureStore, source: int, new: FeatureStore, row: int, engine: Engine) -> None:

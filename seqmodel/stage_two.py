@@ -4,6 +4,8 @@ Test clips are never asked for. Knows nothing about steps, checkpoints or what c
 """
 
 import dataclasses
+import hashlib
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,16 @@ import numpy as np
 
 from features.datasets import CropClips, load_samples
 from features.door import progress, say, warn
-from features.recipe import Part, fingerprint, require_equal
+from features.recipe import Part, Recipe, fingerprint, require_equal
 from features.store import FeatureStore
+from seqmodel.assets import FULL_DETECTOR, IMAGENET_WEIGHTS, SHORT_DETECTOR, sha256_of
 from seqmodel.cnn_lstm import CnnLstm
-from seqmodel.config import FinetuneArgs, FinetuneConfig
-from seqmodel.cut_cache import cache_bytes, frame_shape, open_cut_cache, prefix_runner
+from seqmodel.config import FinetuneArgs, FinetuneConfig, TrainConfig
+from seqmodel.cut_cache import CutCache, frame_shape, open_cut_cache, prefix_runner, require_room
 from seqmodel.encoder import encoder_of
 from seqmodel.heads import LstmHead
 from seqmodel.predictions import inputs_of
-from seqmodel.run import Card, load_card, load_split, load_weights
+from seqmodel.run import WEIGHTS, Card, load_card, load_split, load_weights
 from seqmodel.team import Team
 
 BYTES_PER_CROP = 17_000
@@ -40,6 +43,10 @@ SEED_RECIPE = FinetuneConfig(
 """The seed project's training: batches of 8, gradients gathered over 32 of them, AdamW, a scheduler,
 everything unfrozen. Its README names no learning rate; this one is ours.
 """
+SEED_LOSS = TrainConfig(class_weighting=False)
+"""Plain BCEWithLogits or cross-entropy, whatever the head was searched with."""
+FREE = ("save_every_s", "compile")
+"""Options that change nothing about what is learned: they go with --recipe seed."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,14 @@ class Stage:
     val: CropClips
     config: FinetuneConfig
     first_block: int
+    loss: TrainConfig
+    """Weights, smoothing and kind of the loss, and what is done to features."""
+
+    @property
+    def started_from(self) -> str:
+        """`stage 1`, or `stage 2` for a run that was fine-tuned already."""
+        tuned = any(s.get("stage") == "finetune" and s.get("kept") for s in self.card.stages)
+        return "stage 2" if tuned else "stage 1"
 
     @property
     def folder(self) -> Path:
@@ -64,9 +79,10 @@ class Stage:
 def open_stage(args: FinetuneArgs) -> Stage:
     """Read a run and its store's crops.
 
-    Raises ValueError when the run reads no embeddings, or its store is gone, of another recipe, or without
-    crops.
+    Raises ValueError when the run reads no embeddings, its store is gone, of another recipe, or without
+    crops, or options contradict each other.
     """
+    config = config_of(args)
     card = load_card(args.run)
     if card.recipe.pixels is None or "embeddings" not in card.dims:
         raise ValueError(f"{args.run} reads {', '.join(card.dims)} only: it has no encoder to train")
@@ -86,11 +102,23 @@ def open_stage(args: FinetuneArgs) -> Stage:
     if not 0 <= first_block <= len(encoder.blocks):
         raise ValueError(f"--unfreeze-from takes 0 to {len(encoder.blocks)}, got {first_block}")
     rows = {side: _rows_of(args.run, store, side) for side in ("train", "val")}
-    _require_crops(store, np.concatenate(list(rows.values())))
+    require_crops(store, np.concatenate(list(rows.values())))
     clips = {side: CropClips(store, card.labelling, found, inputs_of(card)) for side, found in rows.items()}
-    config = SEED_RECIPE if args.recipe == "seed" else args.finetune
     model = CnnLstm(encoder, head, first_block)
-    return Stage(args.run, card, store, model, clips["train"], clips["val"], config, first_block)
+    loss = SEED_LOSS if args.recipe == "seed" else card.train
+    return Stage(args.run, card, store, model, clips["train"], clips["val"], config, first_block, loss)
+
+
+def config_of(args: FinetuneArgs) -> FinetuneConfig:
+    """How the network is trained. Raises ValueError for options that --recipe seed fixes."""
+    if args.recipe != "seed":
+        return args.finetune
+    asked, usual = dataclasses.asdict(args.finetune), dataclasses.asdict(FinetuneConfig())
+    fixed = [name for name in asked if asked[name] != usual[name] and name not in FREE]
+    if fixed:
+        options = ", ".join("--" + name.replace("_", "-") for name in fixed)
+        raise ValueError(f"--recipe seed fixes {options}: leave one of them out")
+    return dataclasses.replace(SEED_RECIPE, **{name: asked[name] for name in FREE})
 
 
 def _rows_of(run: Path, store: FeatureStore, side: str) -> np.ndarray:
@@ -107,31 +135,63 @@ def _rows_of(run: Path, store: FeatureStore, side: str) -> np.ndarray:
     return rows
 
 
-def _require_crops(store: FeatureStore, rows: np.ndarray) -> None:
+def require_crops(store: FeatureStore, rows: np.ndarray) -> None:
+    """Pass only when these rows of a store have face crops.
+
+    Raises ValueError with the one command that adds them, the disk that it takes and a word on privacy.
+    """
+    if store.recipe.pixels is None:
+        raise ValueError(f"{store.path} holds imported features: there is no encoder to fine-tune")
     missing = len(rows) if not store.has_crops else int((~store.present("crops")[rows]).sum())
     if missing:
         size = missing * store.num_frames * BYTES_PER_CROP / 1e6
         raise ValueError(
             f"{store.path} lacks the face crops of {missing} clips, which fine-tuning learns from; add them "
-            f"with: python -m extract --data YOUR_DATA --out {store.path} --crops jpeg (keeps the embeddings "
+            f"with: {crops_command(store)} (keeps the embeddings "
             f"and checks them; about {size:.0f} MB). Crops are pictures of people: keep the store where such"
             " pictures may lie, and remove it with python -m features delete"
         )
 
 
-def settings_of(stage: Stage, args: FinetuneArgs) -> str:
-    """What a checkpoint must have been made with to be gone on from."""
+def crops_command(store: FeatureStore) -> str:
+    """The command that adds crops to a store; what cannot be known from it stands in capitals."""
+    recipe: Recipe = store.recipe
+    assert recipe.pixels is not None
+    encoder, known = recipe.encoder, IMAGENET_WEIGHTS[recipe.encoder.name].sha256
+    weights = "imagenet" if encoder.weights_sha256.startswith(known) else f"FILE_OF_{encoder.weights}"
+    if encoder.weights.startswith("random:"):
+        weights = "random"
+    detectors = {(SHORT_DETECTOR.sha256,): "short", (SHORT_DETECTOR.sha256, FULL_DETECTOR.sha256): "full"}
+    words = ["--data", "YOUR_DATA", "--out", str(store.path), "--encoder", encoder.name, "--weights", weights]
+    words += ["--detector", detectors.get(recipe.pixels.detectors, "YOUR_DETECTOR")]
+    words += ["--fps", f"{recipe.pixels.fps:g}", "--window", f"{recipe.pixels.window_s:g}"]
+    words += ["--geometry", "on" if recipe.geometry is not None else "off", "--crops", "jpeg"]
+    return shlex.join(["python", "-m", "extract", *words])
+
+
+def asked_of(stage: Stage, args: FinetuneArgs) -> str:
+    """Sixteen hex digits of all that a fine-tune was asked to do, apart from the weights it began with."""
     asked = dataclasses.asdict(stage.config) | {
         "first_block": stage.first_block,
         "seed": args.seed,
         "augment": args.augment,
         "cut_cache": args.cut_cache,
-        "store": stage.store.fingerprint(),
-        "encoder": fingerprint(stage.card.recipe.encoder),
-        "rows": [*stage.train.rows.tolist(), -1, *stage.val.rows.tolist()],
+        "clips": [clips.clip_ids.tolist() for clips in (stage.train, stage.val)],
+        "labels": [clips.labels.tolist() for clips in (stage.train, stage.val)],
+        "labelling": dataclasses.asdict(stage.card.labelling),
+        "head": dataclasses.asdict(stage.card.head),
+        "loss": dataclasses.asdict(stage.loss),
+        "metric": stage.card.metric,
     }
     asked.pop("save_every_s")
-    return repr(sorted(asked.items(), key=lambda item: item[0]))
+    text = repr(sorted(asked.items(), key=lambda item: item[0]))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def start_of(stage: Stage) -> str:
+    """Which weights a fine-tune begins with, and on what state of the store."""
+    encoder = fingerprint(stage.card.recipe.encoder)
+    return f"{sha256_of(stage.run / WEIGHTS)} {encoder} {stage.store.fingerprint()}"
 
 
 def cut_sources(stage: Stage, args: FinetuneArgs, team: Team) -> tuple[Any, Any]:
@@ -141,26 +201,32 @@ def cut_sources(stage: Stage, args: FinetuneArgs, team: Team) -> tuple[Any, Any]
     encoder, cut = stage.model.encoder, stage.first_block
     shape = frame_shape(encoder, cut, crop_px)
     mirrored = False
-    size = sum(
-        cache_bytes(shape, len(clips), stage.store.num_frames, 1 + (mirrored and clips is stage.train))
-        for clips in (stage.train, stage.val)
-    )
+    sides = (("train", stage.train), ("val", stage.val))
+
+    def opened() -> list[CutCache]:
+        found = []
+        for side, clips in sides:
+            made_from = {
+                "encoder": stage.card.recipe.encoder.weights_sha256,
+                "cut": cut,
+                "store": stage.store.fingerprint(),
+                "clips": ",".join(map(str, clips.rows.tolist())),
+            }
+            folder, twice = stage.folder / f"cut_{side}", mirrored and side == "train"
+            found.append(open_cut_cache(folder, clips, shape, made_from, mirrored=twice))
+        return found
+
     if team.writes:
+        caches = opened()
+        size = sum(cache.num_bytes for cache in caches)
         say(f"caching what blocks 0–{cut - 1} see: {size / 1e6:.0f} MB in {stage.folder}, deleted at the end")
+        require_room(stage.folder, caches)
+        if args.augment:
+            say("crops are not augmented: their activations are cached (--cut-cache off augments them)")
+    team.wait()
     run = prefix_runner(encoder, cut, crop_px, team.device)
     sources = []
-    for side, clips in (("train", stage.train), ("val", stage.val)):
-        made_from = {
-            "encoder": stage.card.recipe.encoder.weights_sha256,
-            "cut": cut,
-            "store": str(stage.store.path),
-            "clips": ",".join(map(str, clips.rows.tolist())),
-        }
-        folder, twice = stage.folder / f"cut_{side}", mirrored and side == "train"
-        if team.writes:
-            open_cut_cache(folder, clips, shape, made_from, mirrored=twice)
-        team.wait()
-        cache = open_cut_cache(folder, clips, shape, made_from, mirrored=twice)
+    for (side, clips), cache in zip(sides, opened(), strict=True):
         rows = np.arange(len(clips))[team.rank :: team.size]
         with progress() as bar:
             task = bar.add_task(f"activations, {side}", total=len(rows), visible=team.writes)

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from seqmodel.calibration import fit_calibration
 from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
 from seqmodel.heads import LstmHead, build_head, num_outputs
 from seqmodel.question import Question, load_sides, put_question
+from seqmodel.reference import FILE as REFERENCE
 from seqmodel.reference import write_reference
 from seqmodel.run import (
+    WEIGHTS,
     Card,
     append_log,
     git_commit,
     keep_model_file,
+    load_card,
     save_card,
     save_split,
     save_weights,
@@ -109,10 +113,15 @@ def write_run(
     """Write a self-contained run directory for a fitted head: the card makes it a run.
 
     Calibration is chosen on the validation logits of the epoch that was kept. What the training data looked
-    like, and from what share of a window live may speak, comes last. A log of an earlier head under
-    the same name is replaced.
+    like, and from what share of a window live may speak, comes last. Of an earlier head under the same name
+    nothing stays but the count of its test openings.
     """
     run.mkdir(parents=True, exist_ok=True)
+    openings = _test_openings(run)
+    # A kill from here on leaves a card without weights, which is refused, never one with another's weights.
+    (run / WEIGHTS).unlink(missing_ok=True)
+    drop_judgements(run)
+    shutil.rmtree(run / "finetune", ignore_errors=True)
     labelling, table, split = question.labelling, question.table, question.split
     val_labels = labels_of(question, split.val)
     calibration = fit_calibration(
@@ -127,7 +136,6 @@ def write_run(
     side_of = sides_by_clip(split, table.clip_id)
     subject_of = dict(zip(table.clip_id.tolist(), table.subject.tolist(), strict=True))
     save_split(run, list(side_of), [subject_of[clip] for clip in side_of], list(side_of.values()))
-    save_weights(run, head.state_dict(), encoder_state)
     card = Card(
         recipe=question.store.recipe,
         labelling=labelling,
@@ -144,13 +152,42 @@ def write_run(
         numerics=question.store.numerics,
         baseline=baseline,
         stages=({"stage": "head", "val_score": fitted.best.val_score, "kept": True} | dict(stage),),
+        test_openings=openings,
         warnings=tuple(dict.fromkeys(found)),
         versions=versions(),
         git_commit=git_commit(),
     )
     save_card(run, card)
+    save_weights(run, head.state_dict(), encoder_state)
     write_reference(run, question.store.path)
     return card
+
+
+def drop_judgements(run: Path) -> None:
+    """Remove what speaks of weights that are about to be replaced: figures, reports, plots and exports."""
+    for name in (
+        "metrics.json",
+        "predictions.csv",
+        "literature.csv",
+        "literature.tex",
+        "report.html",
+        "MODEL_CARD.md",
+        REFERENCE,
+    ):
+        (run / name).unlink(missing_ok=True)
+    for folder in (run / "export", run / "cross", *run.glob("folds-*")):
+        shutil.rmtree(folder, ignore_errors=True)
+    for plot in (run / "plots").glob("*"):
+        if plot.is_file() and not plot.name.startswith("study_"):  # those are the search's
+            plot.unlink()
+
+
+def _test_openings(run: Path) -> tuple[str, ...]:
+    """When the test split was opened by the run that is there already."""
+    try:
+        return load_card(run).test_openings
+    except ValueError:
+        return ()
 
 
 def labels_of(question: Question, rows: np.ndarray) -> np.ndarray:

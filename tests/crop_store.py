@@ -23,15 +23,23 @@ def encoder(name: str = "mobilenet_v3_large") -> tuple[Encoder, EncoderId]:
 
 
 def write_crop_store(
-    path: Path, num_clips: int = 32, num_subjects: int = 8, *, crops: bool = True
+    path: Path,
+    num_clips: int = 32,
+    num_subjects: int = 8,
+    *,
+    crops: bool = True,
+    cropless: tuple[int, ...] = (),
 ) -> FeatureStore:
     """A finished store at `path`: engaged means that a bright bar stands upright in most frames.
 
-    Every clip's split is given: half of the people train, a quarter each validates and tests.
+    `cropless` rows keep no crops though others do. Every clip's split is given: half of the people train, a
+    quarter each validates and tests.
     """
     clips = [_clip(index, num_subjects) for index in range(num_clips)]
     net, identity = encoder()
-    store = plan(path, clips, Recipe(PIXELS, identity), numerics={"backend": "torch"}, crops=crops)
+    store = plan(
+        path, clips, Recipe(PIXELS, identity), numerics={"backend": "torch", "precision": "f32"}, crops=crops
+    )
     for row in range(num_clips):
         images = clip_images(row)
         files = [
@@ -42,7 +50,9 @@ def write_crop_store(
         embeddings = net.embed(images)
         embeddings[4] = 0
         jpegs = [b"" if t == 4 else file.tobytes() for t, file in enumerate(files)]
-        store.write_row(row, embeddings=embeddings, frames=frames, crops=jpegs if crops else None)
+        store.write_row(
+            row, embeddings=embeddings, frames=frames, crops=jpegs if crops and row not in cropless else None
+        )
     store.settle()
     return store
 

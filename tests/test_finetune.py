@@ -2,25 +2,34 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from extract.config import ExtractConfig
+from extract.planning import make_setup
 from features.datasets import CropClips
-from features.store import FeatureStore
+from features.door import parse
+from features.manifest import Clip
+from features.store import FeatureStore, plan
+from seqmodel.__main__ import main
 from seqmodel.config import FinetuneArgs, FinetuneConfig, HeadConfig, TrainArgs, TrainConfig
 from seqmodel.encoder import build_encoder, encoder_from_state, state_sha256
+from seqmodel.end_to_end import EndToEnd
 from seqmodel.engine import open_run_engine
 from seqmodel.finetune import finetune, start_job
 from seqmodel.predictions import predict_rows
 from seqmodel.re_extract import re_extract
-from seqmodel.run import load_card, load_weights, save_card
-from seqmodel.stage_two import open_stage
+from seqmodel.reference import read_reference
+from seqmodel.run import load_card, load_weights, read_log, save_card, save_weights
+from seqmodel.stage_two import crops_command, open_stage
 from seqmodel.team import Team
 from seqmodel.train import train
 from seqmodel.training import Loss
@@ -68,6 +77,9 @@ def test_stage_two_learns_and_tells_its_story(run: Path) -> None:
     assert card.stages[-1]["stage_1"] == summary["stage_1"]
     assert len(card.stages[-1]["epochs"]) == summary["epochs"]
     assert not (run / "finetune").exists()
+    reference = read_reference(run)
+    assert reference is not None
+    assert reference.min_filled is not None, "live may speak before a whole window is filled"
 
     encoder_id = card.recipe.encoder
     assert encoder_id.weights == f"finetuned:{run.name}"
@@ -109,8 +121,6 @@ def test_a_job_stopped_at_any_step_ends_at_the_same_weights(
     uninterrupted = Path(shutil.copytree(run, tmp_path / "uninterrupted"))
     every_step = dataclasses.replace(QUICK, save_every_s=0.0)
     finetune(args(uninterrupted, cut_cache=cut_cache))
-
-    from seqmodel.end_to_end import EndToEnd
 
     step, calls = EndToEnd.step, 0
 
@@ -164,7 +174,7 @@ def test_what_stage_one_did_to_features_goes_on(run: Path) -> None:
         asked = args(run, augment=augment)
         stage = open_stage(asked)
         chosen = dataclasses.replace(stage.card.train, noise=noise, frame_dropout=frame_dropout)
-        stage = dataclasses.replace(stage, card=dataclasses.replace(stage.card, train=chosen))
+        stage = dataclasses.replace(stage, loss=chosen)
         job = start_job(stage, asked, Team())
         job.step()
         losses[noise, frame_dropout, augment] = job.at.loss_sum
@@ -217,7 +227,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(
 def test_a_store_without_crops_names_the_command_the_disk_and_privacy(tmp_path: Path, run: Path) -> None:
     store = write_crop_store(tmp_path / "plain.zarr", crops=False)
     with pytest.raises(
-        ValueError, match=r"--out .*plain\.zarr --crops jpeg .*about \d+ MB.*pictures of people"
+        ValueError, match=r"--out .*plain\.zarr .*--crops jpeg .*about \d+ MB.*pictures of people"
     ):
         finetune(args(run, store=Path(store.path)))
 
@@ -241,7 +251,7 @@ def test_tuned_features_make_a_new_store_that_new_heads_learn_from(run: Path, tm
     quick = dataclasses.replace(QUICK, warm_epochs=0)
     summary, _ = finetune(args(run, finetune=quick, re_extract=out))
     assert summary["kept"] == "stage 2"
-    assert summary["re_extract"] == {"store": str(out), "clips": 32, "done": 32, "without_crops": 0}
+    assert summary["re_extract"] == {"store": str(out), "clips": 32, "done": 32, "without_crops": []}
 
     old, new, card = FeatureStore.open(load_card(run).store), FeatureStore.open(out), load_card(run)
     assert new.recipe.encoder == card.recipe.encoder
@@ -292,3 +302,285 @@ def test_a_clip_without_any_face_gives_zero_gradients_not_none(run: Path) -> Non
     gradients = [p.grad for p in model.encoder.parameters()]
     assert all(g is not None and not g.any() for g in gradients)
     assert torch.isfinite(logits).all()
+
+
+# The same command again
+
+
+class Killed(BaseException):
+    """In place of a signal that cannot be caught."""
+
+
+def steps_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one entry with each step that any job makes from now on."""
+    made: list[int] = []
+    step = EndToEnd.step
+
+    def counted(self: EndToEnd) -> object:
+        made.append(self.at.step)
+        return step(self)
+
+    monkeypatch.setattr(EndToEnd, "step", counted)
+    return made
+
+
+def words(run: Path, *more: str) -> list[str]:
+    """The finetune door's, for a short job."""
+    quick = ["--epochs", "2", "--warm-epochs", "0", "--effective-batch", "4", "--unfreeze-from", "15"]
+    return ["finetune", "--run", str(run), *quick, *more]
+
+
+LEARNS = ["--head-lr", "3e-3", "--encoder-lr", "3e-4"]
+STAYS = ["--head-lr", "0", "--encoder-lr", "0"]
+
+
+@pytest.mark.parametrize("how", [LEARNS, STAYS], ids=["stage 2", "stage 1"])
+def test_a_fine_tune_that_is_done_is_not_done_again(
+    run: Path, how: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(run, *how, "--json")) == 0
+    first = json.loads(capsys.readouterr().out)
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    made = steps_of(monkeypatch)
+    for _ in range(2):
+        assert main(words(run, *how, "--json")) == 0
+        again = json.loads(capsys.readouterr().out)
+        assert again | {"seconds": 0} == first | {"seconds": 0}
+    assert not made
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
+    # Asked for otherwise it goes on from what the run holds, and says what that was.
+    assert main(words(run, *STAYS, "--seed", "7", "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == first["kept"]
+    assert made
+    assert load_card(run).stages[-1]["started_from"] == first["kept"]
+
+
+def test_no_checkpoint_is_gone_on_from_with_another_head(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = args(run, finetune=dataclasses.replace(QUICK, save_every_s=0.0))
+    step = EndToEnd.step
+
+    def killed_later(self: EndToEnd) -> object:
+        if self.at.step == 2:
+            raise Killed
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EndToEnd, "step", killed_later)
+        with pytest.raises(Killed):
+            finetune(asked)
+    assert start_job(open_stage(asked), asked, Team()).at.step == 2, "as it was left"
+    weights = load_weights(run)
+    other = {name: tensor + 0.01 for name, tensor in weights["head"].items()}
+    save_weights(run, other, weights["encoder"])
+    assert start_job(open_stage(asked), asked, Team()).at.step == 0
+    assert "starting anew" in capsys.readouterr().err
+    card = load_card(run)
+    train(TrainArgs(Path(card.store), run, head=card.head, train=TrainConfig(epochs=1, lr=2e-5)))
+    assert not (run / "finetune").exists()
+
+
+@pytest.mark.slow
+def test_killed_between_weights_and_card_the_same_command_ends_well(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Path(shutil.copytree(run, tmp_path / "whole" / run.name))
+    assert main(words(whole, *LEARNS)) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("seqmodel.finetune.save_card", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            main(words(run, *LEARNS))
+    made = steps_of(monkeypatch)
+    assert main(words(run, *LEARNS)) == 0
+    assert not made
+    ours, theirs = load_card(run), load_card(whole)
+    assert ours.recipe == theirs.recipe
+    assert ours.stages[-1]["val_score"] == theirs.stages[-1]["val_score"]
+    assert ours.stages[-1]["started_from"] == "stage 1"
+    for part, tensors in load_weights(run).items():
+        assert all(torch.equal(tensor, load_weights(whole)[part][name]) for name, tensor in tensors.items())
+
+
+def test_nothing_of_the_old_weights_stays_but_the_count_of_openings(run: Path) -> None:
+    card = load_card(run)
+    save_card(run, dataclasses.replace(card, test_openings=("2026-01-01T00:00:00",)))
+    stale = ["metrics.json", "predictions.csv", "report.html", "MODEL_CARD.md", "plots/roc.png"]
+    stale += ["export/openvino/bundle.json", "cross/other/metrics.json"]
+
+    def litter() -> None:
+        for name in (*stale, "plots/study_history.png"):
+            (run / name).parent.mkdir(parents=True, exist_ok=True)
+            (run / name).write_text("old", encoding="utf-8")
+
+    litter()
+    assert main(words(run, *LEARNS)) == 0
+    assert not [name for name in stale if (run / name).exists()]
+    assert (run / "plots/study_history.png").exists()
+    litter()
+    train(TrainArgs(Path(card.store), run, head=card.head, train=TrainConfig(epochs=1)))
+    assert not [name for name in stale if (run / name).exists()]
+    assert load_card(run).test_openings == ("2026-01-01T00:00:00",)
+    assert [entry["stage"] for entry in read_log(run)] == ["head"]
+
+
+# Tuned features
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [LEARNS, STAYS], ids=["stage 2", "stage 1"])
+def test_the_loop_of_the_readme_goes_on_in_both_cases(
+    run: Path, tmp_path: Path, how: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tune, finetune, --re-extract, tune; killed in the middle of the re-extraction, too."""
+    from seqmodel import re_extract as module
+    from tune.__main__ import main as tune
+
+    new, copied, copy = tmp_path / "새.zarr", [0], module._copy_row
+
+    def killed_later(*parts: Any) -> None:
+        copied[0] += 1
+        if copied[0] == 10:
+            raise Killed
+        copy(*parts)
+
+    command = words(run, *how, "--re-extract", str(new))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_copy_row", killed_later)
+        with pytest.raises(Killed):
+            main(command)
+    assert int(FeatureStore.open(new).present("embeddings").sum()) == 9
+    made = steps_of(monkeypatch)
+    assert main(command) == 0
+    assert not made, "what was trained is not trained again"
+    assert not (run / "finetune").exists()
+    assert read_reference(run) is not None
+    store = FeatureStore.open(new)
+    assert store.present("embeddings").all()
+    assert store.recipe.encoder == load_card(run).recipe.encoder
+    second = tmp_path / "second"
+    options = ["--trials", "1", "--jobs", "1", "--reseed", "1", "--epochs", "1"]
+    assert tune(["--store", str(new), "--out", str(second), "--splits-from", str(run), *options]) == 0
+    assert load_card(second).recipe.encoder == load_card(run).recipe.encoder
+
+
+@pytest.mark.slow
+def test_clips_without_crops_are_named_and_done_later(tmp_path: Path, run: Path) -> None:
+    """Rows 6 and 22 are a test person's, which the fine-tune itself never reads."""
+    store = write_crop_store(tmp_path / "some.zarr", cropless=(6, 22))
+    assert set(store.table().split[[6, 22]]) == {"test"}
+    asked = args(run, store=Path(store.path), re_extract=tmp_path / "new.zarr")
+    summary, code = finetune(asked)
+    assert code == 1
+    assert summary["re_extract"]["without_crops"] == ["6.mp4#0", "22.mp4#0"]
+    whole = FeatureStore.open(load_card(run).store)
+    for row in (6, 22):
+        store.write_row(row, crops=whole.read_crops(row))
+    summary, code = finetune(asked)
+    assert code == 0
+    assert summary["re_extract"]["done"] == 32
+
+
+def test_a_store_that_is_there_is_refused_before_hours_of_training(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = write_crop_store(tmp_path / "there.zarr", crops=False)
+    made = steps_of(monkeypatch)
+    with pytest.raises(ValueError, match="is there already: name a new one"):
+        finetune(args(run, re_extract=Path(there.path)))
+    assert not made
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("encoder_name", "weights", "geometry"),
+    [("mobilenet_v3_large", "random", "on"), ("efficientnet_lite0", "imagenet", "off")],
+)
+def test_the_command_that_adds_crops_makes_the_same_recipe(
+    tmp_path: Path, encoder_name: Any, weights: str, geometry: Any
+) -> None:
+    made = ExtractConfig(
+        Path("x"), "y", encoder=encoder_name, weights=weights, geometry=geometry, fps=5, window=4
+    )
+    recipe = make_setup(made)[0].recipe
+    clip = Clip("a#0", Path("a"), end_s=4.0, labels={"label": "x"})
+    store = plan(tmp_path / "내 저장소.zarr", [clip], recipe, numerics={})
+    printed = shlex.split(crops_command(store))
+    assert printed[:3] == ["python", "-m", "extract"]
+    asked = parse(ExtractConfig, printed[3:], prog="extract", description="")
+    assert (asked.out, asked.crops) == (str(store.path), "jpeg")
+    assert make_setup(asked)[0].recipe == recipe
+
+
+def test_the_seeds_recipe_is_the_seeds_alone(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"--recipe seed fixes .*--head-lr.*--effective-batch"):
+        finetune(args(run, recipe="seed"))
+    card = load_card(run)
+    searched = dataclasses.replace(
+        card.train, loss="focal", label_smoothing=0.1, class_weighting=True, noise=0.3, frame_dropout=0.2
+    )
+    save_card(run, dataclasses.replace(card, train=searched))
+    asked = args(run, recipe="seed", finetune=FinetuneConfig(save_every_s=1.0))
+    job = start_job(open_stage(asked), asked, Team())
+    assert (job.config.effective_batch, job.config.save_every_s) == (256, 1.0)
+    logits, labels = torch.tensor([[0.3], [-2.0]]), torch.tensor([1, 1])
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.ones(2, 1), reduction="none")
+    assert torch.allclose(job.loss(logits, labels), plain[:, 0])
+    assert job.model.noise == 0
+    assert job.goal.loss.frame_dropout == 0
+
+
+@pytest.mark.slow
+def test_an_encoder_of_which_no_block_learns_keeps_its_name(run: Path) -> None:
+    before = load_card(run).recipe
+    blocks = len(encoder()[0].blocks)
+    quick = dataclasses.replace(QUICK, warm_epochs=0, epochs=4)
+    summary, _ = finetune(args(run, unfreeze_from=blocks, finetune=quick))
+    assert summary["kept"] == "stage 2"
+    assert load_card(run).recipe == before
+
+
+def test_without_any_epoch_the_summary_is_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "--run", str(run), "--epochs", "0", "--warm-epochs", "0", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(word))
+    assert (summary["stage_2"], summary["kept"]) == (None, "stage 1")
+
+
+@pytest.mark.slow
+def test_the_cut_cache_asks_for_room_for_both_sides_together(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = args(run)
+    stage = open_stage(asked)
+    start_job(stage, asked, Team())
+    assert "--cut-cache off augments them" in capsys.readouterr().err
+    sizes = [(stage.folder / f"cut_{side}" / "activations.f16").stat().st_size for side in ("train", "val")]
+
+    def has_free(num_bytes: float) -> None:
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=num_bytes))
+
+    has_free(0)
+    start_job(open_stage(asked), asked, Team())  # all there already
+    shutil.rmtree(stage.folder)
+    has_free(1.2 * max(sizes))
+    with pytest.raises(ValueError, match="activations at the cut take"):
+        start_job(open_stage(asked), asked, Team())
+    has_free(1.2 * sum(sizes))
+    start_job(open_stage(asked), asked, Team())
+
+
+@pytest.mark.slow
+def test_a_cut_cache_of_another_state_of_the_store_is_made_anew(run: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(load_card(run).store, tmp_path / "moving.zarr"))
+    asked = args(run, store=store)
+    start_job(open_stage(asked), asked, Team())
+    cached = run / "finetune" / "cut_train"
+    marks = (cached / "done.u8").stat().st_mtime_ns
+    start_job(open_stage(asked), asked, Team())
+    assert (cached / "done.u8").stat().st_mtime_ns == marks
+    shutil.rmtree(store)
+    write_crop_store(store, cropless=(6,))
+    start_job(open_stage(asked), asked, Team())
+    assert (cached / "done.u8").stat().st_mtime_ns != marks
