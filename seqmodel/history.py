@@ -6,6 +6,8 @@ It knows nothing about search spaces or how a study is run.
 from dataclasses import dataclass
 from pathlib import Path
 
+from seqmodel.run import load_card
+
 STUDY = "study.log"
 
 
@@ -21,7 +23,10 @@ class Trial:
 
 
 def trials_of(run: Path) -> list[Trial]:
-    """Trials of the run's own journal, in order; none where there was no search or it was kept elsewhere."""
+    """Trials of the search that the run came from, in order; none where its journal is not in the run.
+
+    Another label or another --study searches in the same journal; the card names the one that is meant.
+    """
     path = run / STUDY
     if not path.is_file():
         return []
@@ -32,9 +37,10 @@ def trials_of(run: Path) -> list[Trial]:
     # Reading takes no lock, but the default one would want rights that Windows does not give.
     storage = JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
     names = optuna.get_all_study_names(storage)
-    if not names:
+    named = _study_of(run)
+    if not names or (named and named not in names):
         return []
-    found = optuna.load_study(study_name=names[-1], storage=storage).get_trials(deepcopy=False)
+    found = optuna.load_study(study_name=named or names[-1], storage=storage).get_trials(deepcopy=False)
     return [
         Trial(
             trial.number,
@@ -44,3 +50,12 @@ def trials_of(run: Path) -> list[Trial]:
         for trial in found
         if trial.state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     ]
+
+
+def _study_of(run: Path) -> str:
+    """Name of the study in the run's card; '' where there is none."""
+    try:
+        stages = load_card(run).stages
+    except ValueError:
+        return ""
+    return str(stages[0].get("study", "")) if stages else ""

@@ -6,12 +6,14 @@ the same clips. Only training and validation clips are ever loaded here.
 Knows nothing about networks or searches. N clips, T frames, D width of a stream.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from features.datasets import Inputs, Samples, labelled_rows, load_samples, streams_of
+from features.door import warn
 from features.labels import Labelling, make_labelling
 from features.splits import Split, extend_split, make_split, require_disjoint
 from features.store import ClipTable, FeatureStore
@@ -88,6 +90,14 @@ def put_question(
         if name not in store.streams:
             raise ValueError(f"--inputs {chosen}: store {store_path} holds no {name}")
     num_unlabelled = int((table.state == 1).sum()) - len(rows)
+    if "geometry" in streams_of(chosen):
+        lacking = int((~store.present("geometry")[rows]).sum())
+        if lacking:
+            text = (
+                f"{lacking} of {len(rows)} labelled clips have no geometry yet, which a head takes for faces "
+                "out of sight: run extract again on the store"
+            )
+            split = dataclasses.replace(split, warnings=(*split.warnings, text))
     return Question(store, table, labelling, split, chosen, num_unlabelled)
 
 
@@ -100,7 +110,22 @@ def stream_dims(store: FeatureStore) -> dict[str, int]:
 
 
 def load_sides(question: Question, *, mapped: bool = True) -> tuple[Samples, Samples]:
-    """Training and validation samples; `mapped` shares one packed copy among processes."""
+    """Training and validation samples; `mapped` shares one packed copy among processes.
+
+    Where there is no room for that copy it says so, and each process reads the store for itself.
+    """
+    if mapped:
+        try:
+            question.store.pack()
+        except OSError as error:
+            clips = len(question.split.train) + len(question.split.val)
+            store, widths = question.store, question.dims.items()
+            frame_bytes = sum(width * store.array(name).dtype.itemsize for name, width in widths)
+            warn(
+                f"no room for a packed copy of {store.path} ({error}): each process holds the clips in its "
+                f"own memory, about {clips * store.num_frames * frame_bytes / 1e9:.1f} GB"
+            )
+            mapped = False
     return (
         load_samples(
             question.store, question.labelling, question.split.train, question.inputs, mapped=mapped

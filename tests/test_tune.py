@@ -1,25 +1,29 @@
 """Claims about the search: one seed one study, nothing lost when workers die, no look at the test split."""
 
+import concurrent.futures
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import pytest
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from features.external import read_sequences, write_external
+from seqmodel.__main__ import main as seqmodel
 from seqmodel.config import LabelArgs
+from seqmodel.history import trials_of as history_of
 from seqmodel.reference import read_reference
-from seqmodel.run import load_card, load_split, load_weights
+from seqmodel.run import load_card, load_split, load_weights, save_card
+from tests.crop_store import write_crop_store
 from tests.small_store import write_store
+from tests.toy_sequences import write_toy_store
 from tune import liveness, outcome
 from tune.__main__ import main
 from tune.config import TuneArgs
@@ -35,7 +39,7 @@ from tune.study import (
     run_workers,
     work,
 )
-from tune.workers import set_up
+from tune.workers import set_up, trial_value
 
 STUCK = 2
 """Number of the trial that never ends by itself."""
@@ -56,20 +60,7 @@ def one_core() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Imported sequences of fifteen people whose label leans on the features."""
-    folder = tmp_path_factory.mktemp("저장")
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 2, 90)
-    x = rng.normal(size=(90, 6, 8)).astype(np.float32)
-    x[:, :, 0] += 0.5 * y[:, None]
-    np.savez(
-        folder / "features.npz",
-        x=x,
-        y=y,
-        subject=np.array([f"사람{i % 15}" for i in range(90)]),
-        label_names=np.array(["distracted", "engaged"]),
-    )
-    write_external(folder / "clips.zarr", read_sequences(folder / "features.npz"), "toy")
-    return folder / "clips.zarr"
+    return write_toy_store(tmp_path_factory.mktemp("저장"))
 
 
 def args_for(store: Path, out: Path, **changes: Any) -> TuneArgs:
@@ -228,19 +219,65 @@ def test_a_killed_workers_trial_is_tried_again_and_nothing_is_lost(tmp_path: Pat
 def test_a_restarted_search_reclaims_the_trials_of_dead_workers_alone(tmp_path: Path) -> None:
     spec = spec_at(tmp_path / "study.log")
     study = create_study(spec, {"a": 0.25}, {})
-    dead, mine, foreign = study.ask(), study.ask(), study.ask()
-    for trial, worker in (
-        (dead, liveness.this_worker() | {"pid": 2**22 + 1}),
-        (mine, liveness.this_worker()),
-        (foreign, liveness.this_worker() | {"host": "elsewhere", "pid": 1}),
+    dead, mine, foreign, silent = study.ask(), study.ask(), study.ask(), study.ask()
+    here, now = liveness.this_worker(), time.time()
+    elsewhere = here | {"host": "elsewhere", "pid": 1}
+    for trial, worker, seen in (
+        (dead, here | {"pid": 2**22 + 1}, now),
+        (mine, here, now - 2 * liveness.SILENT_S),
+        (foreign, elsewhere, now),
+        (silent, elsewhere, now - 2 * liveness.SILENT_S),
     ):
         trial.suggest_float("a", -1, 1)
         trial.set_user_attr("worker", worker)
-    assert reclaim(load_study(spec)) == [dead.number]
+        trial.set_user_attr("seen", seen)
+    assert reclaim(load_study(spec)) == [dead.number, silent.number]
     states = [trial.state for trial in study.trials]
-    assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.RUNNING, TrialState.WAITING]
+    failed, running, waiting = TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING
+    assert states == [failed, running, running, failed, waiting, waiting]
     retried = study.ask()
     assert retried.suggest_float("a", -1, 1) == 0.25
+
+
+def test_a_dead_workers_trial_does_not_count_as_done(tmp_path: Path) -> None:
+    """Without looking again, a search would end one short."""
+    spec = spec_at(tmp_path / "study.log", trials=2)
+    study = create_study(spec, {"a": 0.25}, {})
+    dead = study.ask()
+    dead.suggest_float("a", -1, 1)
+    dead.set_user_attr("worker", liveness.this_worker() | {"pid": 2**22 + 1})
+    work(spec, lambda trial: trial.suggest_float("a", -1, 1))
+    assert num_done(study) == 2
+    assert 0.25 in [t.params["a"] for t in study.get_trials(states=(TrialState.COMPLETE,))]
+
+
+def test_a_worker_that_was_taken_for_dead_goes_on_with_the_next_trial(tmp_path: Path) -> None:
+    spec = spec_at(tmp_path / "study.log", trials=2)
+    study = create_study(spec, {"a": 0.25}, {})
+
+    def slow(trial: optuna.Trial) -> float:
+        value = trial.suggest_float("a", -1, 1)
+        if trial.number == 0:
+            study.tell(0, state=TrialState.FAIL)
+        if trial.number == 1:
+            study.tell(1, state=TrialState.FAIL)
+            trial.report(0.0, 1)
+        return value
+
+    work(spec, slow)
+    assert num_done(study) == 2
+
+    def broken(trial: optuna.Trial) -> float:
+        raise ValueError("our own mistake")
+
+    with pytest.raises(ValueError, match="our own mistake"):
+        work(dataclasses.replace(spec, trials=3), broken)
+
+
+def test_a_trial_says_that_it_is_worked_on(searched: tuple[Path, dict[str, Any]]) -> None:
+    for trial in trials_of(searched[0]):
+        assert trial.datetime_start is not None
+        assert abs(trial.user_attrs["seen"] - trial.datetime_start.timestamp()) < 60
 
 
 def test_a_process_number_that_came_round_again_is_not_the_same_worker() -> None:
@@ -290,7 +327,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     assert main(["--store", str(store), "--out", out, "--label", "mood"]) == 2
     assert "no label column 'mood'; it has: label" in capsys.readouterr().err
     assert main(["--store", str(store), "--out", out, "--finetune"]) == 2
-    assert "--crops jpeg" in capsys.readouterr().err
+    assert "imported features: there is no encoder to fine-tune" in capsys.readouterr().err
     assert main(["--store", str(tmp_path / "none.zarr"), "--out", out]) == 2
     assert "none.zarr" in capsys.readouterr().err
     assert not (tmp_path / "run" / "card.json").exists()
@@ -327,7 +364,7 @@ def test_fine_tuning_takes_the_best_head_that_reads_embeddings(tmp_path: Path) -
         for finetune in (False, True)
     }
     assert "geometry" in read[False], "else this shows nothing: take another seed"
-    assert len(read[True]) == 3
+    assert len(read[True]) in (3, 4), "the best three, and the seed project's settings"
     assert "geometry" not in read[True]
 
 
@@ -340,5 +377,245 @@ def test_the_seed_point_lies_in_the_space_of_every_task(task: str, fixed: bool) 
     trial = study.ask()
     choice = suggest(trial, space)
     assert trial.params == seed_point(space)
-    assert choice.inputs == "both"
+    assert choice.inputs == ("both" if fixed else "embeddings"), "the seed project knew embeddings alone"
     assert choice.head.shared_thresholds == (task == "ordinal")
+
+
+# What a search says of itself
+
+
+def test_trials_say_what_they_took(searched: tuple[Path, dict[str, Any]]) -> None:
+    for trial in trials_of(searched[0]):
+        attributes = trial.user_attrs
+        assert len(attributes["val_curve"]) == attributes["epochs"]
+        assert max(attributes["val_curve"]) == pytest.approx(
+            max(trial.intermediate_values.values()), abs=1e-4
+        )
+        assert attributes["seconds"] > 0
+        if trial.state == TrialState.COMPLETE:
+            assert attributes["parameters"] > 0
+
+
+def test_pictures_of_the_study_stay_in_the_run(searched: tuple[Path, dict[str, Any]]) -> None:
+    drawn = {path.stem for path in (searched[0] / "plots").glob("study_*.png")}
+    assert drawn == {"study_history", "study_importances", "study_parallel", "study_slices"}
+    assert sum(searched[1]["importances"].values()) == pytest.approx(1, abs=0.01)
+
+
+def finalist(number: int, *scores: float) -> outcome.Finalist:
+    return outcome.Finalist(optuna.trial.create_trial(value=0.99), scores)
+
+
+def test_doubts_about_the_winner_are_said() -> None:
+    clear = [finalist(0, 0.90, 0.91), finalist(1, 0.70, 0.71)]
+    assert not outcome.judge(clear, {"majority": 0.5}, "auroc")
+    (note,) = outcome.judge(clear, {"logistic_embeddings": 0.95}, "auroc")
+    assert "does not beat the baseline logistic_embeddings: auroc 0.9050 against 0.9500" in note
+    (note,) = outcome.judge([finalist(0, 0.90, 0.80), finalist(1, 0.84, 0.84)], {}, "auroc")
+    assert "differ by 0.0100 in auroc, less than their spread over seeds (0.0707)" in note
+
+
+def test_the_searchs_own_score_is_no_part_of_the_mean() -> None:
+    assert finalist(0, 0.6, 0.8).mean == pytest.approx(0.7)
+    assert finalist(0).mean == 0.99
+
+
+def test_the_seeds_settings_are_judged_with_the_best(
+    searched: tuple[Path, dict[str, Any]], store: Path
+) -> None:
+    """Where the search found all others better."""
+    args = args_for(store, searched[0], reseed=2)
+    bench, study = set_up(args), optuna.create_study(direction="maximize")
+    for t in trials_of(searched[0]):
+        value = 0.9 + 0.01 * t.number if t.number else 0.5
+        study.add_trial(
+            optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=value)
+        )
+    found = outcome.choose(args, study, bench)
+    assert {f.trial.number for f in found} == {0, 3, 4, 5}
+    assert found[0].mean >= next(f.mean for f in found if f.trial.number == 0)
+    assert {len(f.scores) for f in found} == {2}
+    theirs = next(f for f in found if f.trial.number == 0)
+    assert trials_of(searched[0])[0].value not in theirs.scores, "other seeds than the search's"
+
+
+def test_with_folds_the_baselines_are_judged_on_the_same_folds(store: Path, tmp_path: Path) -> None:
+    bench = set_up(args_for(store, tmp_path / "x", folds=3))
+    found = outcome.mean_baselines(bench, "auroc")
+    each = [
+        outcome.mean_baselines(dataclasses.replace(bench, folds=[fold]), "auroc")["logistic_embeddings"]
+        for fold in bench.folds
+    ]
+    assert len(set(each)) == 3
+    assert found["logistic_embeddings"] == pytest.approx(sum(each) / 3)
+
+
+@pytest.mark.parametrize("folds", [0, 3, 4, 5])
+def test_each_pruner_stops_what_falls_behind(tmp_path: Path, folds: int) -> None:
+    """The first trial is good; the others are worse from their first step on."""
+    spec = dataclasses.replace(spec_at(tmp_path / "s.log", 12), epochs=20, pruning=True, folds=folds)
+    study = create_study(spec, {"a": 0.5}, {})
+
+    def value(trial: optuna.Trial) -> float:
+        trial.suggest_float("a", -1, 1)
+        scores = [(0.9 if trial.number == 0 else 0.5 - 0.01 * trial.number) + 0.001 * k for k in range(20)]
+        for step, score in enumerate(scores[: folds or None]):
+            trial.report(score, step)
+            if step < (folds or 20) - 1 and trial.should_prune():
+                raise optuna.TrialPruned
+        return scores[0]
+
+    work(spec, value)
+    states = [trial.state for trial in study.trials]
+    assert states[0] == TrialState.COMPLETE
+    assert states.count(TrialState.PRUNED) >= 3
+
+
+def test_the_seeds_settings_are_never_pruned(store: Path, tmp_path: Path) -> None:
+    """Enqueued again behind a trial that no head reaches."""
+    args = args_for(store, tmp_path / "run", epochs=8)
+    bench = set_up(args)
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=2.0))
+    study.enqueue_trial(seed_point(bench.space))
+    study.enqueue_trial(seed_point(bench.space) | {"hidden": 32})
+    study.optimize(lambda trial: trial_value(bench, trial), n_trials=2)
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
+
+
+def test_what_is_printed_holds_no_password(tmp_path: Path) -> None:
+    args = TuneArgs(Path("s"), tmp_path)
+
+    def printed(storage: str) -> str:
+        return outcome.dashboard_command(args, dataclasses.replace(spec_at(tmp_path), storage=storage))
+
+    assert printed("postgresql+psycopg://me:secret@host/db") == (
+        "optuna-dashboard 'postgresql+psycopg://me:…@host/db'"
+    )
+    assert "grpc" not in printed("grpc://host:13000")
+    assert "database behind the proxy" in printed("grpc://host:13000")
+    (tmp_path / "artifacts").mkdir()
+    assert printed("a b.log") == f"optuna-dashboard 'a b.log' --artifact-dir {tmp_path / 'artifacts'}"
+
+
+def test_leaving_the_refits_early_waits_for_nothing(store: Path, tmp_path: Path) -> None:
+    """Four fits of ten minutes are queued for two processes."""
+    futures: list[Any] = []
+
+    def interrupted() -> None:
+        with outcome.refitting(args_for(store, tmp_path / "x", jobs=2)) as pool:
+            futures.extend(pool.submit(time.sleep, 600) for _ in range(4))
+            while not futures[0].running():
+                time.sleep(0.05)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    done, waiting = concurrent.futures.wait(futures, timeout=120)
+    assert not waiting
+    assert all(future.cancelled() or future.exception() is not None for future in done)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "names", "task", "metric"),
+    [
+        ([], ("distracted", "engaged", "very engaged", "absorbed"), "multiclass", "macro_f1"),
+        (["--task", "ordinal"], ("distracted", "engaged", "very engaged", "absorbed"), "ordinal", "qwk"),
+        (
+            ["--merge", "low=distracted+engaged", "high=very engaged+absorbed", "--labels", "low,high"],
+            ("low", "high"),
+            "binary",
+            "auroc",
+        ),
+        (["--binarize-at", "2"], None, "binary", "auroc"),
+    ],
+    ids=["multiclass", "ordinal", "merge", "binarize"],
+)
+def test_every_kind_of_question_from_search_to_judgement(
+    tmp_path: Path,
+    options: list[str],
+    names: tuple[str, ...] | None,
+    task: str,
+    metric: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = write_toy_store(tmp_path, num_classes=4, num_clips=150, unlabelled=10)
+    run = tmp_path / "run"
+    words = ["--store", str(store), "--out", str(run), "--trials", "2", "--jobs", "1", "--reseed", "1"]
+    assert main([*words, "--epochs", "3", "--json", *options]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["clips"]["unlabelled"] == 10
+    card = load_card(run)
+    assert (card.labelling.task, card.metric) == (task, metric)
+    assert names is None or card.labelling.names == names
+    assert seqmodel(["evaluate", "--run", str(run), "--split", "val", "--rounds", "50", "--json"]) == 0
+    judged = json.loads(capsys.readouterr().out)
+    assert judged
+
+
+# Search, then fine-tune
+
+
+@pytest.mark.slow
+def test_search_and_fine_tune_again_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One command, called again, with more trials, and with a winner that is another."""
+    store, run = write_crop_store(tmp_path / "s.zarr"), tmp_path / "run"
+    args = args_for(Path(store.path), run, trials=2, epochs=2, finetune=True)
+
+    def state() -> dict[Path, bytes]:
+        own = [run / "card.json", run / "weights.safetensors", run / "log.jsonl", run / "reference.json"]
+        return {path: path.read_bytes() for path in own}
+
+    first, code = tune(args)
+    assert code == 0
+    assert [stage["stage"] for stage in load_card(run).stages] == ["head", "finetune"]
+    before = state()
+    (run / "metrics.json").write_text("{}", encoding="utf-8")
+    for _ in range(2):
+        again, code = tune(args)
+        assert code == 0
+        assert again["finetune"] | {"seconds": 0} == first["finetune"] | {"seconds": 0}
+        assert state() == before
+        assert (run / "metrics.json").exists(), "it speaks of the weights that are still there"
+
+    card = load_card(run)
+    save_card(run, dataclasses.replace(card, test_openings=("2026-01-01T00:00:00",)))
+    before = state()
+    numbers = {first["best"]["trial"]}
+    for trials in range(3, 9):
+        found, _ = tune(dataclasses.replace(args, trials=trials))
+        number = found["best"]["trial"]
+        if number in numbers:
+            assert state() == before, "more trials, the same winner: its fine-tuned weights stay"
+            continue
+        stages = load_card(run).stages
+        assert [stage["stage"] for stage in stages] == ["head", "finetune"]
+        assert (stages[0]["trial"], stages[1]["started_from"]) == (number, "stage 1")
+        assert load_card(run).test_openings == ("2026-01-01T00:00:00",)
+        assert not (run / "metrics.json").exists()
+        numbers.add(number)
+        before = state()
+    assert len(numbers) > 1, "else this shows half of it: take another seed"
+
+
+def test_another_question_is_another_head_even_of_the_same_trial_number(
+    searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(searched[0], tmp_path / "run"))
+    tune(args_for(store, run, trials=1, label=LabelArgs(labels="engaged,distracted")))
+    assert load_card(run).labelling.names == ("engaged", "distracted")
+    number = load_card(run).stages[0]["trial"]
+    tune(args_for(store, run, trials=1, study="other"))
+    assert load_card(run).stages[0]["trial"] == number == 0
+    assert load_card(run).labelling.names == ("distracted", "engaged")
+    assert len(history_of(run)) == 1, "the report shows the search that the run came from, of three"
+
+
+def test_lacking_crops_are_said_before_the_search(tmp_path: Path) -> None:
+    store = write_crop_store(tmp_path / "s.zarr", cropless=(0,))
+    out = tmp_path / "run"
+    with pytest.raises(
+        ValueError, match=r"lacks the face crops of 1 clips.*python -m extract .*--crops jpeg"
+    ):
+        tune(args_for(Path(store.path), out, finetune=True))
+    assert not out.exists()

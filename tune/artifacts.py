@@ -9,8 +9,7 @@ from pathlib import Path
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import FrozenTrial, TrialState
-from safetensors.torch import load, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from seqmodel.heads import LstmHead
 
@@ -46,14 +45,6 @@ def drop_checkpoints(study: optuna.Study, out: Path) -> None:
     for trial in ranked[KEPT:]:
         if name := trial.user_attrs.get("checkpoint"):
             (out / FOLDER / name).unlink(missing_ok=True)
-
-
-def load_checkpoint(trial: FrozenTrial, out: Path) -> dict[str, Tensor]:
-    """State dict of a trial's head. Raises ValueError when it was not kept, or on another machine."""
-    path = out / FOLDER / str(trial.user_attrs.get("checkpoint", ""))
-    if not path.is_file():
-        raise ValueError(f"no checkpoint of trial {trial.number} under {out / FOLDER}")
-    return load(path.read_bytes())
 
 
 def _complete(study: optuna.Study) -> list[FrozenTrial]:

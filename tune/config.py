@@ -29,13 +29,16 @@ class TuneArgs:
     metric: Metric = "auto"
     """What is maximised on validation: auroc (binary), macro_f1 (multi-class) or qwk (ordinal) by default."""
     folds: int = 0
-    """Score each trial by K folds of people over train and validation; 0 = the validation split alone."""
+    """Score each trial by K folds of people over train and validation; 0 = the validation split alone. With
+    folds no checkpoints of trials are kept."""
     reseed: int = 3
-    """Seeds with which the best few are trained again, so that the winner is not luck; 1 = off."""
+    """Fresh seeds with which the best few, and the seed project's settings, are trained again: their mean
+    chooses, as the search's own score is the best of many tries. 0 or 1 = off."""
     epochs: int = 20
     """Most epochs of a trial."""
     pruning: Literal["on", "off"] = "on"
-    """Stop trials early that fall behind (Hyperband; with --folds Wilcoxon)."""
+    """Stop trials early that fall behind: Hyperband over epochs, or with --folds 3 and more Wilcoxon's test
+    over folds."""
     baseline: Literal["none", "window", "subject"] = "none"
     """Subtract from the geometry stream its mean over the window, or over everything known of that person."""
     storage: str = ""

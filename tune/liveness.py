@@ -6,9 +6,13 @@ Knows nothing about trials: a worker is three facts that any process can write d
 import os
 import socket
 import sys
+import time
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
+
+SILENT_S = 600
+"""A worker of another machine that has said nothing for that long is dead; epochs take seconds."""
 
 
 def this_worker() -> dict[str, Any]:
@@ -20,6 +24,19 @@ def is_alive(worker: dict[str, Any]) -> bool:
     """Whether a worker of this host still runs."""
     started = _started(int(worker["pid"]))
     return started is not None and started == worker["started"]
+
+
+def is_here(worker: dict[str, Any]) -> bool:
+    """Whether a worker belongs to this machine, so that its process can be looked for."""
+    return bool(worker["host"] == socket.gethostname())
+
+
+def is_silent(seen_s: float) -> bool:
+    """Whether a worker that was last heard of at this time (seconds, `time.time()`) has been silent too long.
+
+    Clocks of machines differ by seconds, which does not matter here.
+    """
+    return time.time() - seen_s > SILENT_S
 
 
 def has_parent() -> bool:

@@ -3,13 +3,20 @@
 Knows nothing about how trials are stored or worked on.
 """
 
+import hashlib
+import json
 import shlex
+import socket
 import statistics
 import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import active_children
 from typing import Any
 
+import numpy as np
 import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
@@ -20,12 +27,14 @@ from features.splits import split_hash
 from seqmodel.baselines import baseline_scores
 from seqmodel.config import FinetuneArgs
 from seqmodel.question import put_question
-from seqmodel.run import CARD, load_card
+from seqmodel.run import CARD, WEIGHTS, load_card
+from seqmodel.stage_two import require_crops
 from seqmodel.train import count_parameters, rounded, say_question, say_scores, write_run
 from tune.artifacts import FOLDER, drop_checkpoints
 from tune.config import TuneArgs
 from tune.plots import save_study_plots
-from tune.search import choice_of, metric_name, seed_point
+from tune.search import choice_of, is_seed, metric_name, seed_point
+from tune.storage import without_password
 from tune.study import (
     DONE,
     StudySpec,
@@ -40,24 +49,27 @@ from tune.study import (
 from tune.workers import Bench, refit, score_seed, seed_score, set_up, start_refitting, trial_value, worker
 
 FINALISTS = 3
-"""Trials that are trained again under other seeds."""
+"""Trials that are trained again under fresh seeds, beside the seed project's settings."""
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """A trial with the scores of its seeds; the first is the search's own."""
+    """A trial with its scores under fresh seeds.
+
+    Its score in the search is left out of their mean: it is the best of many tries, and so too good.
+    """
 
     trial: FrozenTrial
-    scores: tuple[float, ...]
+    scores: tuple[float, ...] = ()
 
     @property
     def mean(self) -> float:
-        """Mean over seeds."""
-        return statistics.fmean(self.scores)
+        """Mean over fresh seeds; without any, the search's own score."""
+        return statistics.fmean(self.scores) if self.scores else float(self.trial.value or 0.0)
 
     @property
     def spread(self) -> float:
-        """Standard deviation over seeds; 0 for one seed."""
+        """Standard deviation over fresh seeds; 0 with fewer than two."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
 
 
@@ -66,8 +78,8 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     started = time.perf_counter()
     question = put_question(args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from)
-    if args.finetune and not question.store.has_crops:
-        raise ValueError(f"--finetune needs face crops: run extract on {args.store} again with --crops jpeg")
+    if args.finetune:
+        require_crops(question.store, np.concatenate([question.split.train, question.split.val]))
     if args.finetune and "embeddings" not in question.dims:
         raise ValueError("--finetune trains the encoder, which --inputs geometry does not read")
     if args.baseline != "none" and "geometry" not in question.dims:
@@ -75,25 +87,27 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     if args.baseline != "none" and args.finetune:
         raise ValueError("--finetune does not go with --baseline yet: tune without one of them")
     say_question(question)
+    if args.folds > 1:
+        say("with --folds a head belongs to one fold: no checkpoints of trials are kept")
     bench = set_up(args, question)
     metric = metric_name(args.metric, bench.space.task)
     spec = spec_of(args, bench, metric)
     study = create_study(spec, seed_point(bench.space), facts_of(args, bench, metric))
-    num_before = num_done(study)
     search(args, spec, study, bench)
     drop_checkpoints(study, args.out)
     finalists = choose(args, study, bench)
     winner = finalists[0]
-    baselines = baseline_scores(bench.whole.train, bench.whole.val, question.num_classes, metric)
+    baselines = mean_baselines(bench, metric)
     notes = judge(finalists, baselines, metric)
     for text in notes:
         warn(text)
-    if num_done(study) == num_before and _is_kept(args, winner.trial):
+    origin = origin_of(study, winner.trial)
+    if _is_kept(args, origin):
         say(f"nothing new: {args.out} already holds trial {winner.trial.number}")
     else:
-        keep(args, bench, winner, baselines, metric, notes)
+        keep(args, bench, winner, origin, baselines, metric, notes)
     shares = save_study_plots(study, args.out / "plots", metric)
-    summary = summarise(args, study, finalists, baselines, metric, notes)
+    summary = summarise(args, bench, study, finalists, baselines, metric, notes)
     close_study(study)
     summary |= {"importances": rounded(shares)}
     code = 0
@@ -141,6 +155,13 @@ def facts_of(args: TuneArgs, bench: Bench, metric: str) -> dict[str, Any]:
     }
 
 
+def mean_baselines(bench: Bench, metric: str) -> dict[str, float]:
+    """Score of each baseline, on the same folds as the trials: their mean."""
+    classes = bench.question.num_classes
+    found = [baseline_scores(fold.train, fold.val, classes, metric) for fold in bench.folds]
+    return {name: statistics.fmean(scores[name] for scores in found) for name in found[0]}
+
+
 def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, bench: Bench) -> None:
     """Work on the study until it has enough trials, in this process or in several."""
     if reclaimed := reclaim(study):
@@ -155,6 +176,10 @@ def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, bench: Bench) -
             done = [trial for trial in trials if trial.state in DONE]
             values = [t.value for t in done if t.state == TrialState.COMPLETE and t.value is not None]
             best = f"searching, best {max(values):.4f}" if values else "searching"
+            running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+            hosts = {trial.user_attrs["worker"]["host"] for trial in running if "worker" in trial.user_attrs}
+            if len(done) + len(running) >= spec.trials and (away := hosts - {socket.gethostname()}):
+                best = f"waiting for {', '.join(sorted(away))}"
             bar.update(row, completed=len(done), description=best)
 
         if args.jobs <= 1:
@@ -164,7 +189,7 @@ def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, bench: Bench) -
                 show(study.get_trials(deepcopy=False))
                 return trial_value(bench, trial)
 
-            work(spec, value)
+            work(spec, value, while_waiting=show)
             show(study.get_trials(deepcopy=False))
             return
         threads = max(1, cores // args.jobs)
@@ -173,7 +198,8 @@ def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, bench: Bench) -
 
 
 def choose(args: TuneArgs, study: optuna.Study, bench: Bench) -> list[Finalist]:
-    """The best trials, each under several seeds, best mean first; with --finetune those that read embeddings.
+    """The best trials and the seed project's, each under fresh seeds, best mean first; with --finetune those
+    that read embeddings.
 
     Raises ValueError when no trial came to its end.
     """
@@ -190,15 +216,17 @@ def choose(args: TuneArgs, study: optuna.Study, bench: Bench) -> list[Finalist]:
                 "the best that reads embeddings"
             )
         ranked = with_encoder or ranked
-    best = ranked[:FINALISTS]
     if args.reseed < 2:
-        return [Finalist(best[0], (best[0].value or 0.0,))]
+        return [Finalist(ranked[0])]
+    best = ranked[:FINALISTS]
+    # So that the outcome is never below those settings, whatever the seeds say.
+    best += [t for t in ranked[FINALISTS:] if is_seed(t.params, bench.space)][:1]
     tasks = [
         (place, choice_of(trial.params, bench.space), args.seed + 1 + extra)
         for place, trial in enumerate(best)
-        for extra in range(args.reseed - 1)
+        for extra in range(args.reseed)
     ]
-    scores: dict[int, list[float]] = {place: [trial.value or 0.0] for place, trial in enumerate(best)}
+    scores: dict[int, list[float]] = {place: [] for place in range(len(best))}
     with progress("fits") as bar:
         row = bar.add_task("other seeds", total=len(tasks))
         if args.jobs <= 1:
@@ -206,16 +234,30 @@ def choose(args: TuneArgs, study: optuna.Study, bench: Bench) -> list[Finalist]:
                 scores[place].append(seed_score(bench, choice, seed))
                 bar.advance(row)
         else:
-            threads = max(1, usable_cores() // args.jobs)
-            with ProcessPoolExecutor(
-                args.jobs, process_context(), initializer=start_refitting, initargs=(args, threads)
-            ) as pool:
+            with refitting(args) as pool:
                 futures = [(place, pool.submit(score_seed, choice, seed)) for place, choice, seed in tasks]
                 for place, future in futures:
                     scores[place].append(future.result())
                     bar.advance(row)
     finalists = [Finalist(trial, tuple(scores[place])) for place, trial in enumerate(best)]
     return sorted(finalists, key=lambda finalist: -finalist.mean)
+
+
+@contextmanager
+def refitting(args: TuneArgs) -> Iterator[ProcessPoolExecutor]:
+    """Processes that fit heads. When it is left early, by Ctrl-C say, nobody waits for what was queued."""
+    threads = max(1, usable_cores() // args.jobs)
+    pool = ProcessPoolExecutor(
+        args.jobs, process_context(), initializer=start_refitting, initargs=(args, threads)
+    )
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in active_children():
+            process.terminate()
+        raise
+    pool.shutdown()
 
 
 def judge(finalists: list[Finalist], baselines: dict[str, float], metric: str) -> list[str]:
@@ -241,6 +283,7 @@ def keep(
     args: TuneArgs,
     bench: Bench,
     winner: Finalist,
+    origin: Mapping[str, Any],
     baselines: dict[str, float],
     metric: str,
     notes: list[str],
@@ -251,7 +294,7 @@ def keep(
     head, fitted = refit(bench, choice, args.seed)
     stage = {
         "stage": "head",
-        "trial": winner.trial.number,
+        **origin,
         "mean_over_seeds": round(winner.mean, 4),
         "spread_over_seeds": round(winner.spread, 4),
         "parameters": count_parameters(head),
@@ -273,6 +316,7 @@ def keep(
 
 def summarise(
     args: TuneArgs,
+    bench: Bench,
     study: optuna.Study,
     finalists: list[Finalist],
     baselines: dict[str, float],
@@ -287,6 +331,11 @@ def summarise(
         "run": str(args.out),
         "study": study.study_name,
         "metric": metric,
+        "clips": {
+            "train": len(bench.whole.train),
+            "val": len(bench.whole.val),
+            "unlabelled": bench.question.num_unlabelled,
+        },
         "trials": {name: count for name, count in counts.items() if count},
         "best": {
             "trial": winner.trial.number,
@@ -307,18 +356,37 @@ def say_outcome(
     args: TuneArgs, spec: StudySpec, finalists: list[Finalist], baselines: dict[str, float], metric: str
 ) -> None:
     """The table and the next commands."""
-    scores = {
-        f"trial {f.trial.number} (mean of {len(f.scores)} seeds ± {f.spread:.3f})": f.mean for f in finalists
-    }
+    scores = {}
+    for f in finalists:
+        how = f"{f.trial.value:.4f} in the search"
+        if f.scores:
+            how += f"; mean of {len(f.scores)} fresh seeds ± {f.spread:.3f}"
+        scores[f"trial {f.trial.number} ({how})"] = f.mean
     say_scores(metric, scores | baselines)
     say(f"run written to {args.out}")
-    where = f"{shlex.quote(spec.storage)} --artifact-dir {shlex.quote(str(args.out / FOLDER))}"
-    console().print(f"look at the study: optuna-dashboard {where}", markup=False)
+    console().print(f"look at the study: {dashboard_command(args, spec)}", markup=False)
 
 
-def _is_kept(args: TuneArgs, trial: FrozenTrial) -> bool:
-    """Whether the run on disk already holds this trial."""
-    if not (args.out / CARD).is_file():
+def dashboard_command(args: TuneArgs, spec: StudySpec) -> str:
+    """What shows the study in a browser. A password is left out, to be put in by whoever knows it."""
+    if spec.storage.startswith("grpc://"):
+        return "optuna-dashboard DATABASE, with the URL of the database behind the proxy"
+    words = ["optuna-dashboard", without_password(spec.storage)]
+    if (args.out / FOLDER).is_dir():
+        words += ["--artifact-dir", str(args.out / FOLDER)]
+    return shlex.join(words)
+
+
+def origin_of(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+    """Where a head comes from, for its card: two heads of one origin are the same head."""
+    facts = json.dumps(study.user_attrs["facts"], sort_keys=True, ensure_ascii=False)
+    digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    return {"study": study.study_name, "facts": digest, "trial": trial.number, "params": trial.params}
+
+
+def _is_kept(args: TuneArgs, origin: Mapping[str, Any]) -> bool:
+    """Whether the run on disk already holds the head of this origin, fine-tuned or not."""
+    if not ((args.out / CARD).is_file() and (args.out / WEIGHTS).is_file()):
         return False
-    stages = load_card(args.out).stages
-    return bool(stages) and stages[0].get("trial") == trial.number
+    first = load_card(args.out).stages[0]
+    return all(first.get(key) == value for key, value in origin.items())

@@ -112,8 +112,14 @@ def seed_point(space: Space) -> dict[str, Any]:
     if space.task != "ordinal":
         point["loss"] = "cross_entropy"
     if len(space.streams) > 1:
-        point |= {"stream_dropout": 0.0} | ({} if space.fixed_inputs else {"inputs": "both"})
+        # It knew the embeddings alone.
+        point |= {"stream_dropout": 0.0} | ({} if space.fixed_inputs else {"inputs": "embeddings"})
     return point
+
+
+def is_seed(params: Mapping[str, Any], space: Space) -> bool:
+    """Whether a trial is the seed project's settings: never pruned, and judged with the best at the end."""
+    return dict(params) == seed_point(space)
 
 
 def choice_of(params: Mapping[str, Any], space: Space) -> Choice:
@@ -122,12 +128,11 @@ def choice_of(params: Mapping[str, Any], space: Space) -> Choice:
     names |= {"centre", "dynamics", "stream_dropout"}
     head = HeadConfig(**{key: value for key, value in params.items() if key in names})
     rest = {key: value for key, value in params.items() if key not in names and key != "inputs"}
-    is_seed = dict(params) == seed_point(space)
-    seed = TrainConfig()
+    seed, theirs = TrainConfig(), is_seed(params, space)
     train = TrainConfig(
         **rest,
-        epochs=min(seed.epochs, space.epochs) if is_seed else space.epochs,
-        patience=seed.patience if is_seed else PATIENCE,
+        epochs=min(seed.epochs, space.epochs) if theirs else space.epochs,
+        patience=seed.patience if theirs else PATIENCE,
     )
     every: Inputs = (
         "both" if len(space.streams) > 1 else "geometry" if "geometry" in space.streams else "embeddings"
@@ -219,10 +224,11 @@ def objective(
 ) -> float:
     """The trial's best validation score (mean over folds); reports every epoch (or fold) to the pruner.
 
-    Raises optuna.TrialPruned when it falls behind, KeyboardInterrupt when `is_alive` says that nobody
-    waits for the answer any more.
+    The seed project's settings come to their end in any case. Raises optuna.TrialPruned when it falls
+    behind, KeyboardInterrupt when `is_alive` says that nobody waits for the answer any more.
     """
     choice = suggest(trial, space)
+    may_prune = not is_seed(trial.params, space)
     started, best, curve, epochs_run = time.perf_counter(), -math.inf, [], 0
 
     def report(epoch: Epoch) -> None:
@@ -233,7 +239,7 @@ def objective(
             best = max(best, _finite(epoch.val_score))
             curve.append(round(_finite(epoch.val_score), 5))
             trial.report(best, epoch.index + 1)
-            if trial.should_prune():
+            if may_prune and trial.should_prune():
                 note(epoch.index + 1)
                 raise optuna.TrialPruned
 
@@ -259,7 +265,8 @@ def objective(
         if len(folds) > 1:
             curve.append(round(scores[-1], 5))
             trial.report(scores[-1], index)
-            if trial.should_prune():
+            # After the last fold there is nothing left to save.
+            if may_prune and index < len(folds) - 1 and trial.should_prune():
                 note(epochs_run)
                 # With folds a pruned trial still says what it was worth so far.
                 raise optuna.TrialPruned

@@ -2,12 +2,12 @@
 
 A worker takes one trial after the other from the shared storage until there are enough. Each trial names its
 worker (host, process and when that process started), so whoever starts the study again can tell a trial that
-is being worked on from one whose worker is dead; the latter is failed and enqueued again.
+is being worked on from one whose worker is dead; the latter is failed and enqueued again. On another machine
+a process cannot be looked for: there a database's heartbeat tells, or else how long the trial was silent.
 
 Knows nothing about the search space or about runs: a trial's worth is a function it is given.
 """
 
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +18,11 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from tune.liveness import is_alive, this_worker
+from tune.liveness import has_parent, is_alive, is_here, is_silent, this_worker
 from tune.storage import MAX_RETRIES, experimental_is_fine, open_storage, without_password
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 UNSIGNED_S = 60
 """A running trial that names no worker for that long has none."""
+SEEN_EVERY_S, WAIT_S = 30, 1.0
+"""Seconds between signs of life of a trial, and between looks at trials of others that are waited for."""
 
 Objective = Callable[[optuna.Trial], float]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -93,10 +96,15 @@ def load_study(spec: StudySpec) -> optuna.Study:
 
 def close_study(study: optuna.Study) -> None:
     """Give a database its connections back; nothing to do for a journal."""
+    if (database := _database(study)) is not None:
+        database.remove_session()
+        database.engine.dispose()
+
+
+def _database(study: optuna.Study) -> RDBStorage | None:
+    """The database behind a study: it alone knows heartbeats."""
     storage = getattr(study._storage, "_backend", study._storage)
-    if isinstance(storage, RDBStorage):
-        storage.remove_session()
-        storage.engine.dispose()
+    return storage if isinstance(storage, RDBStorage) else None
 
 
 def pruner_of(spec: StudySpec) -> optuna.pruners.BasePruner:
@@ -104,8 +112,10 @@ def pruner_of(spec: StudySpec) -> optuna.pruners.BasePruner:
     if not spec.pruning:
         return optuna.pruners.NopPruner()
     if spec.folds > 1:
+        # After K − 1 folds, all of them worse, p is 0.5 to that power: with few folds .1 is out of reach.
+        # With two folds nothing is pruned, as one pair says nothing.
         with experimental_is_fine():
-            return optuna.pruners.WilcoxonPruner(p_threshold=0.1)
+            return optuna.pruners.WilcoxonPruner(p_threshold=max(0.1, 1.2 * 0.5 ** (spec.folds - 1)))
     return optuna.pruners.HyperbandPruner(
         min_resource=2, max_resource=max(2, spec.epochs), reduction_factor=3
     )
@@ -121,9 +131,20 @@ def num_taken(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=(*DONE, TrialState.RUNNING)))
 
 
+def note_seen(trial: optuna.Trial) -> None:
+    """Say that a trial is being worked on, for those who cannot look for its process."""
+    now = time.time()
+    if now - trial.user_attrs.get("seen", 0.0) >= SEEN_EVERY_S:
+        trial.set_user_attr("seen", now)
+
+
 def reclaim(study: optuna.Study) -> list[int]:
-    """Fail the running trials of this machine's dead workers and enqueue them again; returns their
-    numbers."""
+    """Fail the running trials of dead workers and enqueue them again; returns the numbers of those that this
+    call found."""
+    has_heartbeat = _database(study) is not None
+    if has_heartbeat:
+        with experimental_is_fine():
+            optuna.storages.fail_stale_trials(study)
     reclaimed = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = trial.user_attrs.get("worker")
@@ -134,7 +155,10 @@ def reclaim(study: optuna.Study) -> list[int]:
                 or (datetime.now() - trial.datetime_start).total_seconds() < UNSIGNED_S
             ):
                 continue
-        elif worker["host"] != socket.gethostname() or is_alive(worker):
+        elif is_here(worker):
+            if is_alive(worker):
+                continue
+        elif has_heartbeat or not is_silent(trial.user_attrs.get("seen", time.time())):
             continue
         try:
             study.tell(trial.number, state=TrialState.FAIL)
@@ -152,27 +176,61 @@ def enqueue_again(study: optuna.Study, trial: FrozenTrial) -> None:
         study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number, "retries": times})
 
 
-def work(spec: StudySpec, objective: Objective, index: int = 0) -> None:
-    """Do trials until there are enough. `index` tells workers of one call apart, for their samplers' seeds.
+def work(
+    spec: StudySpec,
+    objective: Objective,
+    index: int = 0,
+    while_waiting: Callable[[list[FrozenTrial]], None] = lambda trials: None,
+) -> None:
+    """Do trials until enough are finished. `index` tells workers of one call apart, for their samplers.
 
-    The sampler is seeded anew for every trial from (seed, trial number, index), so that one job alone
-    gives the same study again, also when it was stopped and restarted between trials.
+    While the last ones are worked on elsewhere it waits, and does those over whose worker dies. The sampler
+    is seeded anew for every trial from (seed, trial number, index), so that one job alone gives the same
+    study again, also when it was stopped and restarted between trials.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = load_study(spec)
 
     current: list[int] = []
+    raised: list[Exception] = []
 
     def signed(trial: optuna.Trial) -> float:
+        note_seen(trial)
         trial.set_user_attr("worker", this_worker())
         current[:] = [trial.number]
-        return objective(trial)
+        try:
+            value = objective(trial)
+        except UpdateFinishedTrialError:
+            raise
+        except Exception as error:
+            raised.append(error)
+            raise
+        if study.get_trials(deepcopy=False)[trial.number].state.is_finished():
+            raise UpdateFinishedTrialError(f"trial {trial.number} was failed by somebody else")
+        return value
+
+    def lost_to_another(error: Exception) -> bool:
+        """Whether somebody took this worker for dead, and its trial is being tried again already."""
+        states = {t.number: t.state for t in study.get_trials(deepcopy=False)}
+        return error not in raised and any(states[number] == TrialState.FAIL for number in current)
 
     try:
-        while num_taken(study) < spec.trials:
+        while num_done(study) < spec.trials:
+            if num_taken(study) >= spec.trials:
+                if not reclaim(study):
+                    while_waiting(study.get_trials(deepcopy=False))
+                    time.sleep(WAIT_S)
+                if not has_parent():
+                    return
+                continue
             number = len(study.get_trials(deepcopy=False))
             study.sampler = optuna.samplers.TPESampler(seed=_mix(spec.seed, number, index))
-            study.optimize(signed, n_trials=1)
+            current.clear()
+            try:
+                study.optimize(signed, n_trials=1)
+            except (ValueError, UpdateFinishedTrialError) as error:
+                if not lost_to_another(error):
+                    raise
     except KeyboardInterrupt:
         for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
             if trial.number in current:

@@ -19,7 +19,7 @@ from tune.artifacts import keep_checkpoint
 from tune.config import TuneArgs
 from tune.liveness import has_parent
 from tune.search import Choice, Fold, Space, make_folds, objective, train_choice
-from tune.study import StudySpec, work
+from tune.study import StudySpec, note_seen, work
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ def trial_value(bench: Bench, trial: optuna.Trial) -> float:
         if len(bench.folds) == 1:  # a head of one fold alone is nobody's checkpoint
             keep_checkpoint(trial, head, value, bench.args.out)
 
+    def is_alive() -> bool:
+        note_seen(trial)
+        return has_parent()
+
     return objective(
         trial,
         bench.folds,
@@ -65,7 +69,7 @@ def trial_value(bench: Bench, trial: optuna.Trial) -> float:
         seed=bench.args.seed,
         device=bench.device,
         on_head=keep,
-        is_alive=has_parent,
+        is_alive=is_alive,
     )
 
 
