@@ -171,8 +171,13 @@ def growing_logits(
     run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """((n, T, O) float32, (n, T) bool): logits as if the window had ended at each frame, and frames with
-    anything valid."""
+    anything valid.
+
+    As live, a window's own normal is that of its frames so far.
+    """
     import torch
+
+    from seqmodel.rest import STREAM, subtract_rest
 
     ways = open_ways(run, card, store, labelling, rows)
     found, seen = [], []
@@ -184,6 +189,12 @@ def growing_logits(
             length = next(iter(masks.values())).shape[1]
             until = torch.ones(length, length, dtype=torch.bool).tril()
             repeated = {name: values.expand(length, -1, -1) for name, values in streams.items()}
+            is_own = card.baseline == "window" or not ways.source.subjects[place]
+            if card.baseline != "none" and is_own and STREAM in x:
+                # The mean of the whole window is off already; here goes what is left of that so far.
+                whole, measured = np.asarray(x[STREAM][0]), np.asarray(valid[STREAM][0])
+                prefixes = [subtract_rest(whole, measured & mask) for mask in until.numpy()]
+                repeated[STREAM] = torch.from_numpy(np.stack(prefixes))
             logits = head(repeated, {name: mask.expand(length, -1) & until for name, mask in masks.items()})
         found.append(logits.float().numpy())
         seen.append(torch.stack([mask[0] for mask in masks.values()]).any(dim=0).numpy())

@@ -18,7 +18,9 @@ from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.encoder import build_encoder
 from seqmodel.heads import build_head
 from seqmodel.predictions import growing_logits, predict_rows
+from seqmodel.rest import subject_rests, subtract_rest
 from seqmodel.run import Card, save_card, save_weights
+from tests.small_store import G, T, write_store
 
 SIDE, FRAMES, CLIPS = 64, 3, 5
 HEAD = HeadConfig(hidden=8, projection=8)
@@ -105,6 +107,44 @@ def test_the_last_growing_logit_is_the_whole_window(finetuned):
     assert growing.shape == (4, FRAMES, 1)
     np.testing.assert_allclose(growing[:, -1], logits, atol=2e-3)
     assert seen[3].tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("baseline", ["none", "window", "subject"])
+def test_a_growing_window_knows_no_frame_to_come(tmp_path: Path, baseline: str) -> None:
+    """Each logit is that of a window cut there, its own normal included, as a camera sees it."""
+    store = write_store(tmp_path / "s.zarr")
+    head = build_head(HEAD, {"geometry": G}, 1, seed=0)
+    card = Card(
+        recipe=store.recipe,
+        labelling=LABELLING,
+        head=HEAD,
+        train=TrainConfig(),
+        dims={"geometry": G},
+        store=str(store.path),
+        store_fingerprint="",
+        split_how="none",
+        split_hash="",
+        seed=0,
+        metric="auroc",
+        baseline=baseline,
+    )
+    save_weights(tmp_path, head.state_dict(), None)
+    save_card(tmp_path, card)
+    rows = np.arange(4)
+    growing, _ = growing_logits(tmp_path, card, store, LABELLING, rows)
+    x, valid = store.read_stream("geometry", rows)
+    rests = subject_rests(store) if baseline == "subject" else {}
+    for row in rows:
+        for t in range(T):
+            seen = valid[row] & (np.arange(T) <= t)
+            values = np.where(seen[:, None], x[row], 0)
+            if baseline != "none":
+                values = subtract_rest(values, seen, rests.get(str(store.table().subject[row])))
+            with torch.inference_mode():
+                logits = head.eval()(
+                    {"geometry": torch.from_numpy(values[None])}, {"geometry": torch.from_numpy(seen[None])}
+                )
+            np.testing.assert_allclose(growing[row, t], logits[0].numpy(), atol=1e-5)
 
 
 def test_without_crops_the_differing_fields_are_named(finetuned, tmp_path):
