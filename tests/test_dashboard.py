@@ -1,7 +1,8 @@
 """optuna-dashboard on the journal of a search, looked at in a real browser."""
 
-import dataclasses
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -11,11 +12,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import optuna
 import pytest
 
-from tune.search import Space, seed_point, suggest
-from tune.study import StudySpec, create_study, load_study, work
+from tests.toy_sequences import write_toy_store
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
@@ -39,26 +38,36 @@ pytestmark = [
 ]
 
 
-def worth(trial: optuna.Trial) -> float:
-    """A made-up score over the real search space, so that the pages have something to show."""
-    choice = suggest(trial, Space("binary", ("embeddings",), True, 6))
-    for step in range(1, 5):
-        trial.report(0.5 + 0.05 * step - choice.head.dropout / 4, step)
-    return 0.75 - choice.head.dropout / 4 + choice.train.lr
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The words of the command that a search of twelve trials ends with."""
+    folder = tmp_path_factory.mktemp("실행")
+    words = [
+        sys.executable,
+        "-m",
+        "tune",
+        "--store",
+        str(write_toy_store(folder)),
+        "--out",
+        str(folder / "내 run"),
+    ]
+    words += ["--trials", "12", "--jobs", "1", "--reseed", "1", "--epochs", "4", "--pruning", "off"]
+    words += ["--study", "heads of the demo"]
+    environment = os.environ | {"SLURM_CPUS_PER_TASK": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", env=environment)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"look at the study: (optuna-dashboard .*)", done.stderr)
+    assert found is not None, done.stderr
+    return shlex.split(found[1])
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where a dashboard serves a journal of twelve trials."""
-    journal = tmp_path_factory.mktemp("실행") / "study.log"
-    spec = StudySpec(str(journal), "heads of the demo", trials=12, seed=0, epochs=6, pruning=False, folds=0)
-    create_study(spec, seed_point(Space("binary", ("embeddings",), True, 6)), {})
-    work(spec, worth)
-    assert len(load_study(dataclasses.replace(spec)).trials) == 12
+def address(printed: list[str]) -> Iterator[str]:
+    """Where the very command that was printed serves the study."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("optuna-dashboard")), str(journal), "--port", str(port)]
+    command = [str(Path(sys.executable).with_name(printed[0])), *printed[1:], "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         url = f"http://127.0.0.1:{port}"
         try:

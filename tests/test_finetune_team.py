@@ -1,4 +1,4 @@
-"""Two processes learn what one learns, and a lost one leaves a job that can go on."""
+"""Two processes learn what one learns; one that is lost or told to stop leaves a job that can go on."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from seqmodel.checkpoint import load_checkpoint
 from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
@@ -86,6 +87,72 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(stage_1: Pat
     done = call(ALONE, run, *options)  # with another number of processes, too
     assert done.returncode == 0, done.stderr
     assert "going on at epoch" in done.stderr
+
+
+LONG = ["--epochs", "5", "--warm-epochs", "1", "--patience", "9"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(stage_1: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = Path(shutil.copytree(stage_1, tmp_path_factory.mktemp("uninterrupted") / "run"))
+    done = call(ALONE, run, *LONG)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_job_ended_by_a_signal_comes_to_the_same_weights(
+    stage_1: Path, uninterrupted: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    run = Path(shutil.copytree(stage_1, tmp_path / "run"))
+    words = [*ALONE, "--run", str(run), *OPTIONS, *LONG]
+    job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
+    checkpoint = run / "finetune" / "checkpoint.safetensors"
+    deadline = time.monotonic() + 240
+    while not checkpoint.exists():
+        assert job.poll() is None, job.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first = load_checkpoint(checkpoint)
+    job.send_signal(number)
+    said = job.communicate(timeout=120)[1]
+    kept = load_checkpoint(checkpoint)
+    assert first is not None
+    assert kept is not None, "the job was over before it was told to stop"
+    if number == signal.SIGKILL:
+        assert job.returncode == -signal.SIGKILL
+    else:
+        assert job.returncode == 130
+        assert "the same command goes on" in said
+        assert "Traceback" not in said
+        position = kept[1]["position"]
+        assert (position["epoch"], position["step"]) > (1, 0), "a step later than the epoch's own checkpoint"
+
+    done = call(ALONE, run, *LONG)
+    assert done.returncode == 0, done.stderr
+    assert "going on at epoch" in done.stderr
+    ours, theirs = load_weights(run), load_weights(uninterrupted)
+    for part, tensors in theirs.items():
+        assert all(torch.equal(tensor, ours[part][name]) for name, tensor in tensors.items())
+
+
+def test_a_team_that_is_told_to_stop_stops_at_one_step(stage_1: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(stage_1, tmp_path / "run"))
+    words = [*TWO, "--run", str(run), *OPTIONS, *LONG, "--epochs", "40", "--patience", "40"]
+    job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
+    checkpoint = run / "finetune" / "checkpoint.safetensors"
+    deadline = time.monotonic() + 240
+    while not checkpoint.exists():
+        assert job.poll() is None, job.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(worker(job.pid, rank=1), signal.SIGTERM)  # to one of them alone
+    said = job.communicate(timeout=120)[1]
+    assert job.returncode != 0
+    assert "went away" not in said, said
+    kept = load_checkpoint(checkpoint)
+    assert kept is not None
+    assert (kept[1]["position"]["epoch"], kept[1]["position"]["step"]) > (1, 0)
 
 
 def worker(launcher: int, rank: int) -> int:

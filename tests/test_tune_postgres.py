@@ -1,4 +1,4 @@
-"""A study in a real PostgreSQL server: two workers, one killed, nothing lost."""
+"""A study in a real PostgreSQL server: two workers, or two machines, one killed, nothing lost."""
 
 import gc
 import os
@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from seqmodel.run import load_card
+from tests.toy_sequences import write_toy_store
 from tune.storage import open_storage
 from tune.study import StudySpec, close_study, create_study, num_done, run_workers, work
 
@@ -113,12 +116,72 @@ def test_two_workers_one_killed_its_trial_tried_again_and_nothing_lost(server: s
     close_study(study)
 
 
+def test_two_commands_search_together_and_one_is_killed(server: str, tmp_path: Path) -> None:
+    """As from two machines: each writes its own run from the one study."""
+    store = write_toy_store(tmp_path, num_clips=600, num_steps=30)
+    options = ["--storage", server, "--study", "shared", "--trials", "16", "--jobs", "1", "--reseed", "1"]
+    options += ["--epochs", "8", "--pruning", "off"]
+    environment = os.environ | {"SLURM_CPUS_PER_TASK": "1", "OMP_NUM_THREADS": "1"}
+
+    def start(out: str) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / out), *options]
+        return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment)
+
+    def trials() -> list[optuna.trial.FrozenTrial]:
+        storage = open_storage(server)
+        try:
+            return optuna.load_study(study_name="shared", storage=storage).trials
+        except KeyError:  # not made yet
+            return []
+        finally:
+            storage.engine.dispose()  # type: ignore[attr-defined]
+
+    def running_of(process: subprocess.Popen[str]) -> list[optuna.trial.FrozenTrial]:
+        return [
+            t
+            for t in trials()
+            if t.state == TrialState.RUNNING
+            and t.user_attrs.get("worker", {}).get("pid") == process.pid
+            and t.params
+        ]
+
+    def wait_for(process: subprocess.Popen[str]) -> list[optuna.trial.FrozenTrial]:
+        deadline = time.monotonic() + 240
+        while not (found := running_of(process)):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return found
+
+    first = start("first")
+    try:
+        wait_for(first)
+        second = start("second")
+        wait_for(second)
+        found = wait_for(first)
+    finally:
+        first.kill()
+        first.communicate()
+    said = second.communicate(timeout=600)[1]
+    assert second.returncode == 0, said
+    killed, done = found[0].number, trials()
+    assert done[killed].state == TrialState.FAIL
+    again = [t.params for t in done if t.params == done[killed].params and t.state == TrialState.COMPLETE]
+    assert len(again) == 1, "the killed trial was done by the other"
+    assert len([t for t in done if t.state == TrialState.COMPLETE]) >= 16
+    assert not [t for t in done if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+    assert load_card(tmp_path / "second").stages[0]["study"] == "shared"
+    assert f"optuna-dashboard {server}" in said.replace("\n", " "), "no password in it, so printed as it is"
+
+
+@pytest.mark.parametrize("trials", [1, 2])
 def test_a_silent_worker_of_another_machine_is_found_by_its_heartbeat(
-    server: str, monkeypatch: pytest.MonkeyPatch
+    server: str, monkeypatch: pytest.MonkeyPatch, trials: int
 ) -> None:
+    """Also where its trial is the last one, so that no other is begun."""
     monkeypatch.setattr("tune.storage.HEARTBEAT_S", 1)
     monkeypatch.setattr("tune.storage.GRACE_S", 2)
-    spec = StudySpec(server, "silent", trials=2, seed=0, epochs=4, pruning=False, folds=0)
+    spec = StudySpec(server, f"silent {trials}", trials=trials, seed=0, epochs=4, pruning=False, folds=0)
     study = create_study(spec, {"a": 0.25}, {})
     # As a machine that was switched off leaves it: running, its last heartbeat long ago.
     with pytest.warns(UserWarning, match="Heartbeat"):  # optimize would go on to finish it
@@ -128,10 +191,10 @@ def test_a_silent_worker_of_another_machine_is_found_by_its_heartbeat(
     study._storage.record_heartbeat(lost._trial_id)  # type: ignore[attr-defined]
     time.sleep(3)
     work(spec, lambda trial: trial.suggest_float("a", -1, 1))
-    trials = study.trials
-    assert trials[lost.number].state == TrialState.FAIL
-    assert any(t.params == {"a": 0.25} and t.state == TrialState.COMPLETE for t in trials)
-    assert num_done(study) >= 2
+    found = study.trials
+    assert found[lost.number].state == TrialState.FAIL
+    assert any(t.params == {"a": 0.25} and t.state == TrialState.COMPLETE for t in found)
+    assert num_done(study) >= trials
     close_study(study)
 
 

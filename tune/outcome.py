@@ -289,6 +289,8 @@ def keep(
     notes: list[str],
 ) -> None:
     """Fit the winner once more under the search's own seed and write it as a run."""
+    if (args.out / CARD).is_file() and any(s["stage"] == "finetune" for s in load_card(args.out).stages):
+        warn(f"trial {winner.trial.number} takes the place of a fine-tuned head; --finetune tunes it as well")
     torch.set_num_threads(usable_cores())
     choice = choice_of(winner.trial.params, bench.space)
     head, fitted = refit(bench, choice, args.seed)

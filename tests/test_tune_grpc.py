@@ -1,0 +1,91 @@
+"""A study behind Optuna's real gRPC proxy on loopback: workers of here and of elsewhere that die."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from tune import liveness
+from tune.storage import open_storage
+from tune.study import StudySpec, create_study, num_done, run_workers, work
+
+pytest.importorskip("grpc", reason="needs the grpc extra: pip install brainbuddy[grpc]")
+pytestmark = pytest.mark.slow
+STUCK = 2
+"""Number of the trial that never ends by itself."""
+
+
+def serve(journal: str, port: int) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    optuna.storages.run_grpc_proxy_server(open_storage(journal), host="127.0.0.1", port=port)
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a proxy of a journal file."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    journal = str(tmp_path_factory.mktemp("대리") / "study.log")
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(journal, port), daemon=True)
+    server.start()
+    deadline = time.monotonic() + 120
+    while True:
+        assert server.is_alive()
+        assert time.monotonic() < deadline
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield f"grpc://127.0.0.1:{port}"
+    server.terminate()
+    server.join(10)
+
+
+def square(trial: optuna.Trial) -> float:
+    value = trial.suggest_float("a", -1, 1)
+    if trial.number == STUCK:
+        time.sleep(600)  # until somebody kills it
+    return -(value**2)
+
+
+def slow_worker(spec: StudySpec, index: int) -> None:
+    work(spec, square, index)
+
+
+def test_two_workers_one_killed_its_trial_tried_again_and_nothing_lost(proxy: str) -> None:
+    spec = StudySpec(proxy, "killed", trials=8, seed=0, epochs=4, pruning=False, folds=0)
+    study = create_study(spec, {"a": 0.5}, {})
+    killed: int | None = None
+    for trials in run_workers(study, spec, slow_worker, (spec,), jobs=2):
+        stuck = [t for t in trials if t.number == STUCK and "worker" in t.user_attrs and t.params]
+        if killed is None and stuck and num_done(study) >= 3:
+            killed = STUCK
+            os.kill(stuck[0].user_attrs["worker"]["pid"], signal.SIGKILL)
+    trials = study.trials
+    assert killed is not None
+    assert trials[killed].state == TrialState.FAIL
+    assert [t.params for t in trials if t.user_attrs.get("retry_of") == killed] == [trials[killed].params]
+    assert num_done(study) >= spec.trials
+    assert {t.state for t in trials} == {TrialState.COMPLETE, TrialState.FAIL}
+
+
+def test_a_silent_worker_of_another_machine_is_done_over(proxy: str) -> None:
+    spec = StudySpec(proxy, "silent", trials=2, seed=0, epochs=4, pruning=False, folds=0)
+    study = create_study(spec, {"a": 0.25}, {})
+    lost = study.ask()
+    lost.suggest_float("a", -1, 1)
+    lost.set_user_attr("worker", {"host": "elsewhere", "pid": 1, "started": "1"})
+    lost.set_user_attr("seen", time.time() - liveness.SILENT_S - 1)
+    work(spec, lambda trial: trial.suggest_float("a", -1, 1))
+    trials = study.trials
+    assert trials[lost.number].state == TrialState.FAIL
+    assert any(t.params == {"a": 0.25} and t.state == TrialState.COMPLETE for t in trials)
+    assert num_done(study) == 2
