@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from extract.video import Frame
+from features.recipe import Pixels
 from live.calibrate import (
     Trial,
     can_calibrate,
@@ -14,9 +16,15 @@ from live.calibrate import (
     personal_calibration,
     save_personal,
 )
-from live.control import Control
+from live.config import SUBJECT
+from live.control import CALIBRATE_S, Control
+from live.model import open_model
+from live.predictor import Prediction, Predictor
+from live.serve import snapshot
 from live.session import Session, Wishes
 from seqmodel.calibration import Calibration, decide, probabilities
+from seqmodel.run import load_weights, save_weights
+from tests.small_run import write_run
 from tests.test_overlay import prediction
 
 ATTENDING, AWAY = [1.9, 2.0, 2.1, 2.0, -5.0], [0.9, 1.0, 1.1, 1.0, 9.0]
@@ -95,6 +103,91 @@ def test_it_is_kept_by_name_for_one_run_and_removable(
 def test_multiclass_runs_have_no_one_direction() -> None:
     """There is no single scale from looking away to attending."""
     assert [can_calibrate(task) for task in ("binary", "ordinal", "multiclass")] == [True, True, False]
+
+
+@pytest.mark.slow
+def test_c_is_kept_shown_used_next_time_and_removed_by_x(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector_path: Path
+) -> None:
+    """Without --person: key c, and a minute of two pictures that the run alone calls by one name; from then
+    on they have two, in the next session as well, until x."""
+    from skimage.data import astronaut
+
+    monkeypatch.setenv("BRAINBUDDY_HOME", str(tmp_path))
+    card = Calibration(bias=20.0)  # everything is "engaged"
+    run = write_run(tmp_path / "run", detector_path, pixels=Pixels((), window_s=2), calibration=card)
+    head = load_weights(run)["head"]
+    # A random head tells the two pictures apart by a tenth; a trained one says things louder.
+    save_weights(run, head | {"output.weight": 30 * head["output.weight"]}, None)
+    model = open_model(run)
+    pictures = [astronaut(), astronaut() // 4]
+
+    def begin() -> tuple[Session, Control]:
+        session = Session(model.card.labelling.names, Wishes())
+        control = Control(session, person=SUBJECT, calibrate_s=None, tell=told.append)
+        control.start(Predictor(model), 0.0)
+        return session, control
+
+    def watch(control: Control, picture: np.ndarray, start_s: float, seconds: float) -> Prediction:
+        frames = (Frame(start_s + k / 3, picture) for k in range(round(3 * seconds)))
+        return [p for frame in frames if (p := control.push(frame)) is not None][-1]
+
+    told: list[str] = []
+    session, control = begin()
+    assert session.personal == ""
+    before = [watch(control, picture, 10.0 * k, 6.0) for k, picture in enumerate(pictures)]
+    assert [p.label for p in before] == ["engaged"] * 2
+    away, attending = (pictures[k] for k in np.argsort([p.logits[0] for p in before]))
+    control.press("c", 100.0)
+    watch(control, attending, 100.0, CALIBRATE_S)
+    watch(control, away, 100.0 + CALIBRATE_S, CALIBRATE_S + 1)
+    assert f"calibrated to {SUBJECT}" in told[-1]
+    assert (tmp_path / "personal" / f"{SUBJECT}.json").is_file()
+    for again in (False, True):
+        if again:
+            session, control = begin()
+            assert "is on" in told[-1]
+        assert session.personal == SUBJECT
+        assert snapshot(session)["personal"] == SUBJECT
+        start_s = 200.0 if not again else 0.0
+        said = [
+            watch(control, picture, start_s + 9 * k, 6.0).label for k, picture in enumerate((attending, away))
+        ]
+        assert said == ["engaged", "distracted"]
+    control.press("x", 60.0)
+    assert session.personal == snapshot(session)["personal"] == ""
+    assert control.predictor is not None
+    assert control.predictor.calibration == card
+    assert not (tmp_path / "personal" / f"{SUBJECT}.json").exists()
+    assert begin()[0].personal == ""
+
+
+def test_g_shows_the_signals_of_a_run_that_has_them(
+    tmp_path: Path, detector_path: Path, landmarker_path: Path
+) -> None:
+    """On and off, in window and browser; a run without geometry says why not."""
+    from skimage.data import astronaut
+
+    for landmarker, inputs in ((None, ("embeddings",)), (landmarker_path, ("embeddings", "geometry"))):
+        run = write_run(tmp_path / str(len(inputs)), detector_path, landmarker=landmarker, inputs=inputs)
+        told: list[str] = []
+        session = Session(("distracted", "engaged"), Wishes())
+        control = Control(session, person="nobody", calibrate_s=None, tell=told.append)
+        control.start(Predictor(open_model(run)), 0.0)
+        frame = Frame(0.0, astronaut())
+        session.saw(frame, control.push(frame))
+        plain = session.picture(frame.rgb(), 0.0)
+        assert "signals" not in snapshot(session)
+        control.press("g", 0.0)
+        if landmarker is None:
+            assert "no geometry" in told[0]
+            assert not session.shows_signals
+        else:
+            assert set(snapshot(session)["signals"]) == {"eyes open", "gaze", "yaw"}
+            assert not np.array_equal(session.picture(frame.rgb(), 0.0), plain)
+            control.press("g", 0.0)
+            assert "signals" not in snapshot(session)
+        control.close()
 
 
 def test_keys_do_what_they_say(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from extract.video import read_video
+from extract.face import FaceCropper
+from extract.video import read_video, sample_at
 from features.datasets import load_samples
 from features.manifest import Clip
 from features.store import FeatureStore, plan
@@ -22,6 +24,7 @@ from live.model import open_model
 from live.predict import fingerprint
 from live.predictor import Prediction, Predictor
 from seqmodel.bundle import FORMATS, bundle_folder, find_bundle, load_statistics
+from seqmodel.calibration import Calibration
 from seqmodel.config import ExportArgs
 from seqmodel.convert import metadata_of
 from seqmodel.encoder import build_encoder, encoder_of
@@ -242,6 +245,7 @@ def test_an_export_replaces_nothing_but_an_export(run: Path, tmp_path: Path, wha
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_an_export_replaces_an_older_one_and_leaves_nothing_beside_it(
     bundles: dict[str, Path], detector_path: Path, tmp_path: Path
 ) -> None:
@@ -276,6 +280,7 @@ def test_the_check_reads_windows_as_training_did(run: Path, baseline: str) -> No
     assert metadata_of(card)["baseline"] == baseline
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_run_that_reads_geometry_alone_needs_no_encoder(
     detector_path: Path, landmarker_path: Path, real_clips: dict[str, Path], tmp_path: Path, form: Any
@@ -293,6 +298,44 @@ def test_a_run_that_reads_geometry_alone_needs_no_encoder(
     np.testing.assert_allclose([p.logits for p in theirs], [p.logits for p in ours], atol=1e-4)
     with pytest.raises(ValueError, match="no encoder to quantise"):
         export(ExportArgs(run, int8=True))
+
+
+@pytest.mark.slow
+def test_the_example_of_the_docs_says_what_live_says(
+    detector_path: Path, real_clips: dict[str, Path], tmp_path: Path
+) -> None:
+    """The program in docs/live.md, word for word, on the crops that live saw: its probability is live's."""
+    pytest.importorskip("onnxruntime")
+    calibration = Calibration(temperature=0.4, bias=0.3, threshold=0.45)
+    run = write_run(tmp_path / "run", detector_path, calibration=calibration)
+    export(ExportArgs(run, to="onnx"))
+    model = open_model(run)
+    assert model.card.recipe.pixels is not None
+    cropper = FaceCropper(model.card.recipe.pixels, model.detector_files)
+    files = []
+    for frame in sample_at(read_video(real_clips["carphone"]), 3):
+        files.append(tmp_path / f"crop{len(files):02}.png")
+        image = cropper.crop(frame.rgb()).image
+        assert image is not None
+        files[-1].write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
+    cropper.close()
+    docs = (ROOT / "docs" / "live.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)
+    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, tmp_path / "example.py", run / "export" / "onnx", *files],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    label, p, said = re.fullmatch(r"(\w+): ([\d.]+) -> (\w+)\n", done.stdout).groups()  # type: ignore[union-attr]
+    last = pushed(run, real_clips["carphone"])[-1]
+    assert label == "engaged"
+    assert float(p) == pytest.approx(last.p_raw[1], abs=0.006)
+    assert said == last.names[last.p_raw[1] >= calibration.threshold]
 
 
 def test_onnxruntime_alone_runs_the_file(run: Path, bundles: dict[str, Path]) -> None:

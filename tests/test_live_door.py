@@ -5,14 +5,28 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
+from extract.__main__ import main as extract
+from extract.video import Frame
+from features.store import FeatureStore
 from live.__main__ import main
+from live.capture import Newest
+from live.control import Control
 from live.log import read_log
-from live.session import Session
+from live.model import open_model
+from live.predictor import Predictor
+from live.session import Session, Wishes
+from live.sources import NewestSource, open_source
+from live.views import NoView
+from live.watch import Loading, Loop
 from tests.small_run import write_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +70,117 @@ def test_a_video_gives_log_recordings_report_and_summary(
             assert sum(1 for _ in container.decode(video=0)) == 72
     assert Path(summary["report"]).is_file()
     assert log.with_suffix(".png").is_file()
+
+
+class Presses(NoView):
+    """A view whose user presses a key each time the video has come so far."""
+
+    is_watched = True
+
+    def __init__(self, now_s: Callable[[], float], *presses: tuple[float, str]) -> None:
+        self._now_s, self._left = now_s, list(presses)
+        self.was_shown = False
+        self.was_looked_after = threading.Event()
+
+    def show(self, picture: np.ndarray) -> None:
+        """Remember that there was a picture."""
+        self.was_shown = True
+
+    def keys(self) -> str:
+        """The keys whose time has come."""
+        if self.was_shown:
+            self.was_looked_after.set()
+        due = "".join(key for at_s, key in self._left if at_s <= self._now_s())
+        self._left = [press for press in self._left if press[0] > self._now_s()]
+        return due
+
+
+def test_a_window_is_looked_after_before_the_model_is_there(run: Path, real_clips: dict[str, Path]) -> None:
+    """A window paints its picture when its events are read: the first one must not wait for the model."""
+    source = open_source(0, str(real_clips["single"]), False)
+    session = Session(("distracted", "engaged"), Wishes())
+    control = Control(session, person="nobody", calibrate_s=None, tell=lambda line: None)
+    view = Presses(source.now_s)
+
+    def load() -> Predictor:
+        if not view.was_looked_after.wait(10):
+            raise ValueError("nobody looked after the window")
+        return Predictor(open_model(run))
+
+    Loop(1.0, source, Loading(load), session, control, view).run()
+    source.close()
+    control.close()
+    assert session.summary()["rows"] == 3
+
+
+def test_a_camera_that_hangs_is_said_once_and_logged(run: Path, tmp_path: Path) -> None:
+    """Silent for two seconds: one line when it is lost, one when it is back, rows of the gap in between."""
+    start = time.monotonic()
+    picture = np.zeros((48, 64, 3), np.uint8)
+
+    def camera() -> Iterator[Frame]:
+        for k in range(45):
+            yield Frame(time.monotonic() - start, picture)
+            time.sleep(2.4 if k == 15 else 0.03)
+        while True:
+            yield Frame(1000.0, picture)
+            time.sleep(0.03)
+
+    loading = Loading(lambda: Predictor(open_model(run)))
+    loading.ready(60.0)
+    newest = Newest(camera, reconnects=True)
+    start = time.monotonic()
+    newest.start()
+    source = NewestSource(newest, lambda: time.monotonic() - start)
+    session = Session(("distracted", "engaged"), Wishes(log=str(tmp_path / "a.csv")))
+    told: list[str] = []
+    control = Control(session, person="nobody", calibrate_s=None, tell=told.append)
+    Loop(999.0, source, loading, session, control, NoView()).run()
+    source.close()
+    control.close()
+    session.close()
+    assert [line for line in told if line.startswith("the camera")] == [
+        "the camera gives no picture: waiting for it",
+        "the camera is back",
+    ]
+    states = [row.state for row in read_log(tmp_path / "a.csv")[1]]
+    assert 1 <= states.count("camera_lost") <= 3
+
+
+@pytest.mark.slow
+def test_a_labelled_recording_is_a_data_set(run: Path, real_clips: dict[str, Path], tmp_path: Path) -> None:
+    """Keys label a session; extract takes its recording and manifest as they are: every labelled second with
+    its label, person and face."""
+    own = tmp_path / "내 것" / "own.mp4"
+    source = open_source(0, str(real_clips["pexels"]), False)
+    session = Session(("distracted", "engaged"), Wishes(record_raw=own, subject="민수"))
+    control = Control(session, person="민수", calibrate_s=None, tell=lambda line: None)
+    view = Presses(source.now_s, (1.0, "2"), (9.0, "1"), (17.0, "0"), (18.0, "q"))
+    Loop(None, source, Loading(lambda: Predictor(open_model(run))), session, control, view).run()
+    for each in (source, control, session):
+        each.close()
+    assert session.files == [own, own.with_suffix(".csv")]
+    store = tmp_path / "own.zarr"
+    words = ["--data", own.with_suffix(".csv"), "--out", store, "--weights", "random", "--workers", "1"]
+    assert extract([str(word) for word in words]) == 0
+    opened = FeatureStore.open(store)
+    table = opened.table()
+    names = table.label_names["label"]
+    assert [names[index] for index in table.labels["label"]] == ["engaged", "distracted"]
+    assert table.subject.tolist() == ["민수"] * 2
+    assert table.state.tolist() == [1, 1]
+    frames = opened.read_frames(np.arange(2))
+    assert (np.isfinite(frames[..., 0]).sum(axis=1) >= 23).all()
+    assert (frames[..., 5] > 0).sum() == np.isfinite(frames[..., 0]).sum()
+
+
+def test_a_served_file_plays_at_its_own_speed(run: Path, real_clips: dict[str, Path]) -> None:
+    """Else it would be over before a browser is open."""
+    done = live("--run", run, "--video", real_clips["single"], "--serve", "0", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert "http://127.0.0.1:" in done.stderr
+    assert summary["seconds"] >= summary["duration_s"] > 2.3
 
 
 def test_seconds_stops_early(

@@ -1,9 +1,11 @@
 """live/overlay.py: a picture that says what is known, on any background and in Hangul."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from live.overlay import MIN_WIDTH_PX, Status, draw, draw_boxes, moment_of
+from live.overlay import MIN_WIDTH_PX, Status, draw, draw_boxes, filled_line, moment_of, normal_line
 from live.paint import Moment, colour_of
 from live.predictor import Prediction
 from live.states import STATES
@@ -75,6 +77,33 @@ def test_recording_is_said() -> None:
     image = np.zeros((480, 640, 3), np.uint8)
     quiet, recording = (draw(image, None, [], Status(recording=on)) for on in (False, True))
     assert not np.array_equal(quiet, recording)
+
+
+def test_the_signals_are_drawn_where_they_are_wanted() -> None:
+    """Into the picture's lower left, by their values; not unless asked, not without a measured face."""
+    image = np.full((480, 640, 3), 90, np.uint8)
+    wide = prediction(signals={"eyes open": 0.9, "gaze": -0.5, "yaw": 0.2})
+    closed = replace(wide, signals=wide.signals | {"eyes open": 0.1})
+    plain = draw(image, wide, [], Status())
+    shown, other = (draw(image, p, [], Status(shows_signals=True)) for p in (wide, closed))
+    assert not np.array_equal(shown, plain)
+    assert not np.array_equal(shown, other)
+    assert np.array_equal(shown[:200], plain[:200])
+    assert np.array_equal(shown[480:], plain[480:])
+    assert np.array_equal(draw(image, prediction(), [], Status(shows_signals=True)), plain)
+
+
+def test_a_short_window_and_a_normal_being_learned_are_said() -> None:
+    """In state ok too, until the window is full and the normal is learned."""
+    image = np.zeros((480, 900, 3), np.uint8)
+    assert filled_line(prediction(filled=0.6)) == "window 60% full"
+    assert filled_line(prediction(filled=1.0)) == ""
+    assert normal_line(prediction(normal_s=12.0)) == "learning your normal (12 s)"
+    assert normal_line(prediction(normal_s=60.0)) == "your normal is learned"
+    assert normal_line(prediction()) == ""
+    told = [prediction(), prediction(filled=0.6), prediction(normal_s=12.0), prediction(normal_s=60.0)]
+    panels = {draw(image, p, [], Status())[480:].tobytes() for p in told}
+    assert len(panels) == 4
 
 
 def test_the_scene_for_the_browser_has_the_boxes_and_nothing_else() -> None:

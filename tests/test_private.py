@@ -41,6 +41,11 @@ def far_addresses(trace: str) -> set[str]:
     return found
 
 
+def lookups(trace: str) -> list[str]:
+    """Lines of a trace in which a name is asked for, be it of a server on this machine that asks further."""
+    return [line for line in trace.splitlines() if TALK.search(line) and re.search(r"port=htons\(53\)", line)]
+
+
 def watched(tmp_path: Path, *words: object) -> subprocess.CompletedProcess[str]:
     """A python process under strace; the assertion that it talked to nobody far is made here."""
     assert STRACE is not None
@@ -61,8 +66,10 @@ def watched(tmp_path: Path, *words: object) -> subprocess.CompletedProcess[str]:
     )
     if "ptrace" in done.stderr and done.returncode:
         pytest.skip(f"strace may not trace here: {done.stderr.strip().splitlines()[-1]}")
-    far = far_addresses(trace.read_text(encoding="utf-8", errors="replace"))
+    said = trace.read_text(encoding="utf-8", errors="replace")
+    far, asked = far_addresses(said), lookups(said)
     assert not far, f"{words} talked to {far}"
+    assert not asked, f"{words} looked up a name: {asked[:3]}"
     return done
 
 
@@ -75,6 +82,13 @@ def test_the_watch_itself_sees_a_connection(tmp_path: Path) -> None:
     assert far_addresses(six) == {"2001:db8::1"}
     near = 'connect(3, {sa_family=AF_INET, sin_port=htons(9), sin_addr=inet_addr("127.0.0.1")}, 16) = 0'
     assert far_addresses(near) == set()
+    assert lookups(near) == []
+    assert lookups(near.replace("htons(9)", "htons(53)").replace("127.0.0.1", "127.0.0.53"))
+    code = (
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('127.0.0.53', 53))"
+    )
+    with pytest.raises(AssertionError, match="looked up a name"):
+        watched(tmp_path, "-c", code)
 
 
 def test_live_talks_to_nobody(
@@ -87,6 +101,19 @@ def test_live_talks_to_nobody(
     words = ["-m", "live", "--run", run, "--video", real_clips["single"], "--headless"]
     done = watched(tmp_path, *words, "--log", tmp_path / "a.csv", "--record", tmp_path / "a.mp4")
     assert done.returncode == 0, done.stderr
+
+
+def test_the_browser_view_talks_to_this_machine_alone(
+    tmp_path: Path, real_clips: dict[str, Path], detector_path: Path
+) -> None:
+    """Its server listens on loopback and asks nobody anything."""
+    run = write_run(tmp_path / "run", detector_path)
+    done = watched(tmp_path, "-m", "live", "--run", run, "--video", real_clips["single"], "--serve", "0")
+    assert done.returncode == 0, done.stderr
+    trace = (tmp_path / "trace.txt").read_text(encoding="utf-8", errors="replace")
+    bound = [line for line in trace.splitlines() if "bind(" in line and "AF_INET" in line]
+    assert bound
+    assert all("127.0.0.1" in line for line in bound)
 
 
 def test_extract_and_tune_talk_to_nobody(tmp_path: Path, tiny_demo: Path) -> None:

@@ -2,7 +2,10 @@
 
 import http.client
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ import pytest
 from extract.video import Frame
 from live.serve import BrowserView, snapshot
 from live.session import Session, Wishes
+from tests.small_run import write_run
 from tests.test_overlay import prediction
 
 if TYPE_CHECKING:
@@ -135,6 +139,52 @@ def until(page: "Page", condition: str) -> None:
     while not page.evaluate(condition):
         assert time.monotonic() < deadline, condition
         page.wait_for_timeout(50)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt install chromium")
+def test_the_door_itself_serves_a_browser(
+    real_clips: dict[str, Path], detector_path: Path, tmp_path: Path
+) -> None:
+    """`python -m live --serve` on a file, as a process: the printed link opens, the timeline moves, a wrong
+    token gets 403, and the page's quit button ends the process."""
+    from playwright.sync_api import sync_playwright
+
+    run = write_run(tmp_path / "run", detector_path)
+    words = ["--run", str(run), "--video", str(real_clips["pexels"]), "--serve", "0", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "live", *words],
+        cwd=Path(__file__).resolve().parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert process.stderr is not None
+    try:
+        line = next(line for line in process.stderr if "http://" in line)
+        address = line[line.index("http://") :].split()[0]
+        with sync_playwright() as playwright:
+            options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+            page = browser.new_page()
+            wrong = page.goto(address.split("=")[0] + "=guess")
+            assert wrong is not None
+            assert wrong.status == 403
+            page.goto(address)
+            until(page, "+document.querySelector('#timeline').dataset.moments > 3")
+            count = page.evaluate("+document.querySelector('#timeline').dataset.moments")
+            until(page, f"+document.querySelector('#timeline').dataset.moments > {count}")
+            page.click("text=quit")
+            until(page, "document.querySelector('#words').textContent === 'session ended'")
+            browser.close()
+        out, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    assert json.loads(out)["rows"] >= count
 
 
 @pytest.mark.slow
