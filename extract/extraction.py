@@ -47,7 +47,7 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
         clips = tuple(sample_clips(clips, config.limit))
     if not clips:
         raise ValueError(f"{config.data} lists no usable clip: {_first(reading.manifest.problems)}")
-    cut = cut_windows(clips, config.window)
+    cut = cut_windows(clips, config.window, config.out)
     if config.limit is not None:  # one long video is many windows
         cut = replace(cut, windows=tuple(sample_clips(cut.windows, config.limit)))
     print_reading(reading)

@@ -43,18 +43,24 @@ class Cut:
     """Seconds in remainders shorter than half a window."""
 
 
-def cut_windows(clips: Sequence[Clip], window_s: float) -> Cut:
-    """Ask every video for its length and cut the clips into windows."""
+def cut_windows(clips: Sequence[Clip], window_s: float, out: str) -> Cut:
+    """Ask every video for its length and cut the clips into windows.
+
+    A video that cannot be opened now has the length it had when it was extracted into the store at `out`, so
+    that what is done of it stays.
+    """
     paths = list(dict.fromkeys(clip.path for clip in clips))
     with ThreadPoolExecutor(PROBE_THREADS) as pool:
         lengths = dict(zip(paths, pool.map(_length, paths), strict=True))
+    known = _known_lengths_s(out) if any(isinstance(length, str) for length in lengths.values()) else {}
     cut: list[Clip] = []
     unreadable: dict[str, str] = {}
     dropped = 0.0
     for clip in clips:
         length = lengths[clip.path]
         if isinstance(length, str):
-            own = windows(clip, clip.end_s or clip.start_s + window_s, window_s)
+            assumed_s = known.get(clip.clip_id.rpartition("#")[0], clip.start_s + window_s)
+            own = windows(clip, clip.end_s or assumed_s, window_s)
             unreadable |= {window.clip_id: length for window in own}
         else:
             own = windows(clip, length, window_s)
@@ -62,6 +68,18 @@ def cut_windows(clips: Sequence[Clip], window_s: float) -> Cut:
         cut.extend(own)
     durations = {path: length for path, length in lengths.items() if isinstance(length, float)}
     return Cut(tuple(cut), unreadable, durations, dropped)
+
+
+def _known_lengths_s(out: str) -> dict[str, float]:
+    """By source, where its last window in the store ends; nothing where there is no store."""
+    try:
+        table = FeatureStore.open(out).table()
+    except ValueError:
+        return {}
+    lengths: dict[str, float] = {}
+    for source, end_s in zip(table.source.tolist(), table.end_s.tolist(), strict=True):
+        lengths[source] = max(lengths.get(source, 0.0), end_s)
+    return lengths
 
 
 def make_setup(config: ExtractConfig) -> tuple[Setup, dict[str, Any]]:

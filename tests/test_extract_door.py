@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -9,6 +11,10 @@ import numpy as np
 import pytest
 
 from extract.__main__ import main
+from extract.forecast import _to_time
+from extract.known_layouts import Reading
+from extract.summary import print_reading
+from features.manifest import Clip, Manifest
 from features.store import FeatureStore
 from tests.clips import face_frames, looped, write_video
 
@@ -232,6 +238,199 @@ def test_crops_of_other_faces_are_not_added(
     assert code == 1
     assert "the embeddings made now are not those stored" in summary["failures"][0]["reason"]
     assert "the faces found now are not those" in summary["failures"][1]["reason"]
+
+
+@pytest.mark.slow
+def test_a_video_that_is_away_today_takes_nothing_from_what_is_done(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Only what it lacks is a failure, and with the video back, --retry-failed mends that."""
+    few = tmp_path / "few"
+    few.mkdir()
+    video = Path(shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4"))
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert extract(capfd, *words)[1]["done"] == 2
+    status, content = video.stat(), video.read_bytes()
+    video.write_bytes(bytes(len(content)))  # unreadable, of the same size and time
+    os.utime(video, ns=(status.st_atime_ns, status.st_mtime_ns))
+    code, summary, shown = extract(capfd, *words)
+    assert code == 0, shown
+    assert {"skipped": 2, "failed": 0}.items() <= summary.items()
+    code, summary, _ = extract(capfd, *words, "--crops", "jpeg")
+    assert code == 1
+    assert {"skipped": 0, "failed": 2}.items() <= summary.items()
+    video.write_bytes(content)
+    os.utime(video, ns=(status.st_atime_ns, status.st_mtime_ns))
+    code, summary, _ = extract(capfd, *words, "--crops", "jpeg", "--retry-failed")
+    assert code == 0
+    assert {"done": 2, "failed": 0}.items() <= summary.items()
+
+
+@pytest.mark.slow
+def test_auto_goes_on_in_the_precision_of_the_store(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A store begun in float32 and resumed without saying so equals one made in float32."""
+    manifest = write_manifest(tmp_path / "labels.csv", videos)
+    words = ("--data", manifest, *QUICK)
+    resumed, whole = tmp_path / "resumed.zarr", tmp_path / "whole.zarr"
+    assert extract(capfd, *words, "--out", resumed, "--precision", "f32", "--shard", "0/2")[0] == 0
+    code, _, shown = extract(capfd, *words, "--out", resumed)
+    assert code == 0
+    assert "(cpu, f32)" in shown
+    assert "other numerics" not in shown
+    assert extract(capfd, *words, "--out", whole, "--precision", "f32")[0] == 0
+    assert_same_content(resumed, whole)
+    assert FeatureStore.open(resumed).other_numerics == []
+
+
+@pytest.mark.slow
+def test_other_numerics_are_measured_against_the_store(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Recorded, not refused; how far embeddings differ is said where it is done."""
+    manifest = write_manifest(tmp_path / "labels.csv", videos)
+    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert extract(capfd, *words, "--shard", "0/2", "--precision", "f32")[0] == 0
+    code, _, shown = extract(capfd, *words, "--precision", "f32", "--backend", "torch")
+    assert code == 0, shown
+    assert "backend openvino then, torch now" in shown
+    assert "worst cosine between embeddings is 1.0000" in shown
+    assert [numerics["backend"] for numerics in FeatureStore.open(tmp_path / "s.zarr").other_numerics] == [
+        "torch"
+    ]
+
+
+@pytest.mark.slow
+def test_a_dry_run_counts_what_a_run_would_do(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of this shard: new and changed files, missing parts, failed ones when they are to be tried again."""
+    few = tmp_path / "few"
+    few.mkdir()
+    for index in range(3):
+        shutil.copy2(videos / f"ann {index}.mp4", few / f"ann {index}.mp4")
+    (few / "broken.mp4").write_bytes(b"no video")
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    words = ["--data", manifest, "--out", tmp_path / "s.zarr", *QUICK]
+
+    def forecast(*more: str) -> tuple[int, int]:
+        summary = extract(capfd, *words, "--dry-run", *more)[1]
+        return summary["to_extract"], summary["files"]
+
+    assert forecast() == (6, 12)
+    assert forecast("--shard", "0/2") == (4, 8)
+    assert forecast("--crops", "jpeg") == (6, 18)
+    extract(capfd, *words)
+    assert forecast() == (0, 0)
+    assert forecast("--crops", "jpeg") == (6, 6)
+    os.utime(few / "ann 1.mp4", (0, 0))
+    assert forecast() == (2, 4)
+    assert forecast("--shard", "0/2") == (0, 0)
+    store = FeatureStore.open(tmp_path / "s.zarr", "r+")
+    (tmp_path / "s.zarr" / "frames" / "c.0.0.0").unlink()
+    store.write_failure(0, "given up")
+    assert forecast() == (2, 4)
+    assert forecast("--retry-failed") == (3, 6)
+
+
+def test_a_dry_run_times_the_beginnings_of_videos(tmp_path: Path) -> None:
+    """A late window alone costs the decoding of all before it, which a run does once."""
+    clips = [
+        Clip(f"{video}#{start}", Path(video), start, start + 10) for video in "abcd" for start in range(9)
+    ]
+    timed = _to_time(clips)
+    assert len({clip.path for clip in timed}) == 3
+    assert {clip.start_s for clip in timed} == {0}
+    assert [clip.start_s for clip in _to_time(clips[5:9])] == [5, 6, 7]
+
+
+@pytest.mark.slow
+def test_a_sample_is_verified_with_its_geometry_and_under_its_recipe(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    words = ["--data", manifest, "--out", tmp_path / "s.zarr", *QUICK, "--geometry", "on"]
+    assert extract(capfd, *words)[0] == 0
+    code, summary, shown = extract(capfd, *words, "--verify-sample", "5")
+    assert code == 0, shown
+    assert {"compared": 2, "identical": 2, "worst_geometry": 0.0}.items() <= summary.items()
+    store = FeatureStore.open(tmp_path / "s.zarr", "r+")
+    geometry, _ = store.read_stream("geometry")
+    geometry[1, 0, 9] += 0.3
+    store.write_row(1, geometry=geometry[1])
+    code, summary, shown = extract(capfd, *words, "--verify-sample", "5")
+    assert code == 1
+    assert "geometry differs (eyeBlinkLeft by 0.3" in summary["differing"][0]["reason"]
+    code, _, shown = extract(capfd, *words, "--verify-sample", "5", "--encoder", "efficientnet_lite0")
+    assert code == 2
+    assert "encoder.dim: 1280 here, 960 there" in shown
+    assert "Traceback" not in shown
+
+
+def test_the_next_command_can_be_pasted(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A path with spaces is one word of it; of many unpaired videos it is said where the rest is listed."""
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    store = tmp_path / "my own store.zarr"
+    code, summary, shown = extract(capfd, "--data", manifest, "--out", store, *QUICK)
+    assert code == 0, shown
+    words = shlex.split(summary["next"])
+    assert words[:5] == ["python", "-m", "tune", "--store", str(store)]
+    assert words[5:] == ["--out", "runs/my own store"]
+    print_reading(Reading(Manifest((), (), few), "daisee", tuple(f"{index}.avi" for index in range(9))))
+    assert "9 videos without a label: 0.avi, 1.avi, 2.avi, 3.avi, 4.avi, … (--json lists all)" in (
+        capfd.readouterr().err
+    )
+
+
+def test_a_store_that_cannot_be_tidied_up_is_extracted_all_the_same(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows are written by then: a warning, and the summary."""
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+
+    def refuse(store: FeatureStore, wait_s: float = 0) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(FeatureStore, "settle", refuse)
+    code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert code == 0
+    assert summary["done"] == 2
+    assert "Read-only file system; the next extraction into this store tidies up" in shown
+
+
+@pytest.mark.slow
+def test_sparse_decoding_goes_through_the_door(
+    real_clips: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Recorded, and every sampled frame is within a sampling period of the one asked for."""
+    (tmp_path / "data" / "engaged").mkdir(parents=True)
+    for name in ("single", "carphone"):
+        shutil.copy2(real_clips[name], tmp_path / "data" / "engaged" / f"{name}.mp4")
+    words = ("--data", tmp_path / "data", *QUICK, "--decode")
+    for decode in ("full", "sparse"):
+        code, _, shown = extract(capfd, *words, decode, "--out", tmp_path / f"{decode}.zarr")
+        assert code == 0, shown
+    full, sparse = (FeatureStore.open(tmp_path / f"{decode}.zarr") for decode in ("full", "sparse"))
+    assert sparse.numerics["decode"] == "sparse"
+    a, b = full.read_frames(), sparse.read_frames()
+    assert np.array_equal(np.isfinite(a[..., 0]), np.isfinite(b[..., 0]))
+    late = b[..., 0] - a[..., 0]
+    assert np.nanmax(late) > 0  # it did leave out frames
+    assert np.nanmin(late) >= 0
+    assert np.nanmax(late) < 1 / 3
 
 
 def test_another_recipe_is_refused_by_name(
