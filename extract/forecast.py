@@ -44,13 +44,14 @@ def forecast(config: ExtractConfig, cut: Cut, setup: Setup) -> dict[str, Any]:
             seconds.append(time.perf_counter() - began_s)
             sizes.append(_num_bytes(outcome))
     kernels.close()
-    workers = num_workers(config, setup.device)
+    num_videos = len({clip.path for clip in todo})
+    workers = max(1, min(num_workers(config, setup.device), num_videos))  # a video is one worker's
     num_files = (len(lacking[clip.clip_id]) + ("embeddings" in lacking[clip.clip_id]) for clip in todo)
     return {
         "dry_run": True,
         "clips": len(own),
         "to_extract": len(todo),
-        "videos": len({clip.path for clip in todo}),
+        "videos": num_videos,
         "counts": _counts(todo),
         "timed": len(seconds),
         "timed_failures": failed,

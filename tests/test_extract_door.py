@@ -16,6 +16,7 @@ from extract.known_layouts import Reading
 from extract.summary import print_reading
 from features.manifest import Clip, Manifest
 from features.store import FeatureStore
+from seqmodel.engine import resolve_precision
 from tests.clips import face_frames, looped, write_video
 
 QUICK = ("--weights", "random", "--window", "1", "--geometry", "off", "--workers", "1")
@@ -283,6 +284,15 @@ def test_auto_goes_on_in_the_precision_of_the_store(
     assert extract(capfd, *words, "--out", whole, "--precision", "f32")[0] == 0
     assert_same_content(resumed, whole)
     assert FeatureStore.open(resumed).other_numerics == []
+
+
+def test_check_says_what_auto_means_here(capfd: pytest.CaptureFixture[str]) -> None:
+    code = main(["check", "--cameras", "0", "--json"])
+    out, shown = capfd.readouterr()
+    assert code == 0, shown
+    meant = resolve_precision("auto")
+    assert json.loads(out)["bf16"] == (meant == "bf16")
+    assert ("yes: --precision auto uses it" if meant == "bf16" else "no: --precision auto is f32") in shown
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from features.__main__ import main
-from features.lock import planner_lock
-from features.storage import place_of
+from features.lock import LOCK_NAME, planner_lock
+from features.storage import place_of, read_bytes
 from features.store import FeatureStore, delete, plan
 from tests.small_store import WITH_GEOMETRY, clips_of, fill_row, row_values, write_store
 from tests.test_store import WRITER
@@ -97,6 +97,17 @@ def test_object_store_has_one_planner(bucket: str) -> None:
             pass
     with planner_lock(place, wait_s=0.2):
         pass
+
+
+def test_the_lock_on_object_storage_is_renewed(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits sees that its holder lives; when that is done, it is gone."""
+    monkeypatch.setattr("features.lock.RENEW_S", 0.02)
+    place = place_of(f"{bucket}/renewed.zarr")
+    with planner_lock(place):
+        first = read_bytes(place, LOCK_NAME)
+        while read_bytes(place, LOCK_NAME) == first:
+            pass
+    assert read_bytes(place, LOCK_NAME) is None
 
 
 def test_two_shards_at_once_on_object_storage(bucket: str) -> None:
