@@ -7,14 +7,18 @@ Knows nothing about networks or searches. N clips, T frames, D width of a stream
 """
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from features.arrays import read_column
 from features.datasets import Inputs, Samples, labelled_rows, load_samples, streams_of
 from features.door import warn
-from features.labels import Labelling, make_labelling
+from features.labels import Labelling, class_indices, make_labelling
+from features.recipe import to_json
 from features.splits import Split, extend_split, make_split, require_disjoint
 from features.store import ClipTable, FeatureStore
 from seqmodel.config import LabelArgs
@@ -99,6 +103,31 @@ def put_question(
             )
             split = dataclasses.replace(split, warnings=(*split.warnings, text))
     return Question(store, table, labelling, split, chosen, num_unlabelled)
+
+
+def seen_fingerprint(question: Question) -> str:
+    """Sixteen hex digits of what a search sees: recipe, and people, labels, sides and files of its clips.
+
+    Not the whole store's: crops that are added, or corrections of other columns, change nothing about it.
+    """
+    store, table, rows = (
+        question.store,
+        question.table,
+        np.concatenate([question.split.train, question.split.val]),
+    )
+    column = question.labelling.column
+    codes, names = table.labels[column][rows], table.label_names[column]
+    digest = hashlib.sha256(json.dumps(to_json(store.recipe), sort_keys=True).encode())
+    for texts in (table.clip_id[rows], table.subject[rows]):
+        digest.update("\0".join(texts.tolist()).encode() + b"\n")
+    numbers = [class_indices(question.labelling, codes, names), np.array([len(question.split.train)])]
+    numbers += [
+        read_column(store.group, n, store.num_clips)[rows] for n in ("source_size", "source_mtime_ns")
+    ]
+    numbers += [store.present(name)[rows] for name in store.streams]
+    for values in numbers:
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def stream_dims(store: FeatureStore) -> dict[str, int]:

@@ -611,6 +611,19 @@ def test_another_question_is_another_head_even_of_the_same_trial_number(
     assert len(history_of(run)) == 1, "the report shows the search that the run came from, of three"
 
 
+@pytest.mark.slow
+def test_crops_that_are_added_later_leave_the_study_as_it_was(tmp_path: Path) -> None:
+    store = write_crop_store(tmp_path / "s.zarr", cropless=tuple(range(32)))
+    args = args_for(Path(store.path), tmp_path / "run", trials=1, epochs=1)
+    tune(args)
+    before = facts(args.out)
+    for row, files in enumerate(map(write_crop_store(tmp_path / "t.zarr").read_crops, range(32))):
+        store.write_row(row, crops=files)
+    summary, _ = tune(dataclasses.replace(args, finetune=True))
+    assert summary["finetune"]["epochs"] > 0
+    assert facts(args.out) == before
+
+
 def test_lacking_crops_are_said_before_the_search(tmp_path: Path) -> None:
     store = write_crop_store(tmp_path / "s.zarr", cropless=(0,))
     out = tmp_path / "run"

@@ -26,7 +26,7 @@ from features.door import console, progress, say, warn
 from features.splits import split_hash
 from seqmodel.baselines import baseline_scores
 from seqmodel.config import FinetuneArgs
-from seqmodel.question import put_question
+from seqmodel.question import put_question, seen_fingerprint
 from seqmodel.run import CARD, WEIGHTS, load_card
 from seqmodel.stage_two import require_crops
 from seqmodel.train import count_parameters, rounded, say_question, say_scores, write_run
@@ -142,7 +142,7 @@ def facts_of(args: TuneArgs, bench: Bench, metric: str) -> dict[str, Any]:
     """What makes two searches the same search."""
     question = bench.question
     return {
-        "store": question.store.fingerprint(),
+        "store": seen_fingerprint(question),
         "labels": [question.labelling.column, *question.labelling.names],
         "task": question.labelling.task,
         "split": split_hash(question.split, question.table.clip_id),
@@ -289,7 +289,8 @@ def keep(
     notes: list[str],
 ) -> None:
     """Fit the winner once more under the search's own seed and write it as a run."""
-    if (args.out / CARD).is_file() and any(s["stage"] == "finetune" for s in load_card(args.out).stages):
+    stages = load_card(args.out).stages if (args.out / CARD).is_file() else ()
+    if not args.finetune and any(s.get("stage") == "finetune" and s.get("kept") for s in stages):
         warn(f"trial {winner.trial.number} takes the place of a fine-tuned head; --finetune tunes it as well")
     torch.set_num_threads(usable_cores())
     choice = choice_of(winner.trial.params, bench.space)
@@ -390,5 +391,5 @@ def _is_kept(args: TuneArgs, origin: Mapping[str, Any]) -> bool:
     """Whether the run on disk already holds the head of this origin, fine-tuned or not."""
     if not ((args.out / CARD).is_file() and (args.out / WEIGHTS).is_file()):
         return False
-    first = load_card(args.out).stages[0]
+    first = next(iter(load_card(args.out).stages), {})
     return all(first.get(key) == value for key, value in origin.items())
