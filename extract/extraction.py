@@ -67,9 +67,10 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
     )
     mine = {clip.clip_id for clip in own_share(cut.windows, config.shard)}
     lacking = lacking_parts(config, cut.windows, store)
-    for row, clip_id in enumerate(store.table().clip_id):
-        if clip_id in cut.unreadable and clip_id in lacking:
-            store.write_failure(row, cut.unreadable[clip_id])
+    row_of = store.row_of_clip()
+    for clip_id, reason in cut.unreadable.items():
+        if clip_id in lacking:
+            store.write_failure(row_of[clip_id], reason)
     jobs = jobs_of(store, cut, config, lacking)
     if jobs:
         _tell_difference(config, cut, setup, store, numerics)

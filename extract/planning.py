@@ -135,7 +135,7 @@ def jobs_of(store: FeatureStore, cut: Cut, config: ExtractConfig, lacking: dict[
 
     lacking: what `lacking_parts` says. Videos that cannot be opened are left out.
     """
-    row_of = {str(name): row for row, name in enumerate(store.table().clip_id)}
+    row_of = store.row_of_clip()
     by_video: dict[Path, list[Window]] = {}
     for clip in cut.windows:
         if clip.clip_id in lacking and clip.clip_id not in cut.unreadable:
@@ -183,15 +183,15 @@ def lacking_parts(
         store = planned or FeatureStore.open(config.out)
     except ValueError:  # none yet
         return {clip.clip_id: set(parts) for clip in own}
-    table, changed = store.table(), set() if planned else store.changed(own)
+    changed = set() if planned else store.changed(own)
+    row_of, failures = store.row_of_clip(), store.rows.failures()
     there = {part: store.present(part) for part in parts}
-    row_of = {str(name): row for row, name in enumerate(table.clip_id)}
     lacking: dict[str, set[Part]] = {}
     for clip in own:
         row = row_of.get(clip.clip_id)
         if row is None or clip.clip_id in changed:
             lacking[clip.clip_id] = set(parts)
-        elif config.retry_failed or not table.failure[row]:
+        elif config.retry_failed or not failures[row]:
             lacking[clip.clip_id] = {part for part in parts if not there[part][row]}
     return {clip_id: wanted for clip_id, wanted in lacking.items() if wanted}
 

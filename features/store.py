@@ -164,11 +164,14 @@ class FeatureStore:
         """Rows, ascending, whose part is still to be extracted; not those that failed or vanished."""
         return np.flatnonzero(~self.present(part) & (self.rows.failures() == "") & self.listed())
 
+    def row_of_clip(self) -> dict[str, int]:
+        """Row by clip id; without reading anything else of the table."""
+        ids = read_column(self.group, "clip_id", self.num_clips).tolist()
+        return {clip_id: row for row, clip_id in enumerate(ids) if clip_id}
+
     def changed(self, clips: Sequence[Clip]) -> set[str]:
         """Ids of those of the clips whose video file has another size or time than when it was planned."""
-        row_of = {
-            str(name): row for row, name in enumerate(read_column(self.group, "clip_id", self.num_clips))
-        }
+        row_of = self.row_of_clip()
         known = [clip for clip in clips if clip.clip_id in row_of]
         rows = np.array([row_of[clip.clip_id] for clip in known], np.int64)
         before = {name: read_column(self.group, name, self.num_clips) for name in _FILE_COLUMNS}
