@@ -15,8 +15,9 @@ from features.door import progress, say, warn
 from features.manifest import Clip
 from features.recipe import require_equal
 from features.store import DONE, FAILED, ClipTable, FeatureStore, plan
+from seqmodel.encoder import build_encoder
 from seqmodel.engine import Engine, open_run_engine
-from seqmodel.run import load_card, versions
+from seqmodel.run import WEIGHTS, load_card, versions
 
 
 def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], int]:
@@ -33,6 +34,9 @@ def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], 
         raise ValueError(f"{store_path} holds no crops to look at again: extract with --crops jpeg")
     require_equal(card.recipe, store.recipe, ["pixels"], where=f"run {run} with store {store_path}")
     engine = open_run_engine(run)
+    if card.recipe.encoder.weights.startswith("finetuned:"):
+        # Runs on the new store will ask for this encoder by its hash: opening it keeps it in the cache.
+        build_encoder(card.recipe.encoder.name, str(run / WEIGHTS))
     table = store.table()
     named = np.flatnonzero((table.clip_id != "") & store.listed())
     new = plan(

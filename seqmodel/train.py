@@ -128,8 +128,13 @@ def write_run(
         fitted.best.val_logits, val_labels, labelling.task, label_names=labelling.names
     )
     found = [*split.warnings, *warnings]
-    encoder_state = _encoder_state(question, head, found.append)
-    _keep_model_files(run, question, head, found.append)
+
+    def tell(text: str) -> None:
+        warn(text)
+        found.append(text)
+
+    encoder_state = _encoder_state(question, head, tell)
+    _keep_model_files(run, question, head, tell)
     (run / "log.jsonl").unlink(missing_ok=True)
     for epoch in fitted.history:
         append_log(run, log_entry(epoch, str(stage.get("stage", "head"))))

@@ -433,6 +433,7 @@ def test_the_loop_of_the_readme_goes_on_in_both_cases(
     run: Path, tmp_path: Path, how: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """tune, finetune, --re-extract, tune; killed in the middle of the re-extraction, too."""
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))  # with no weights from elsewhere
     from seqmodel import re_extract as module
     from tune.__main__ import main as tune
 
@@ -462,6 +463,8 @@ def test_the_loop_of_the_readme_goes_on_in_both_cases(
     options = ["--trials", "1", "--jobs", "1", "--reseed", "1", "--epochs", "1"]
     assert tune(["--store", str(new), "--out", str(second), "--splits-from", str(run), *options]) == 0
     assert load_card(second).recipe.encoder == load_card(run).recipe.encoder
+    ours, theirs = load_weights(second)["encoder"], load_weights(run)["encoder"]
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items()), "it goes live by itself"
 
 
 @pytest.mark.slow
