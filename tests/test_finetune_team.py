@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from features.store import FeatureStore
 from seqmodel.checkpoint import load_checkpoint
 from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
 from seqmodel.run import load_weights
@@ -50,8 +51,10 @@ def test_two_processes_learn_what_one_learns(stage_1: Path, tmp_path: Path) -> N
     runs = [Path(shutil.copytree(stage_1, tmp_path / name)) for name in ("one", "two")]
     for command, run in zip((ALONE, TWO), runs, strict=True):
         # 16 clips in steps of 5: the last step has one clip, and one of two processes none.
-        done = call(command, run, "--epochs", "1", "--warm-epochs", "1")
+        new = tmp_path / f"{run.name}.zarr"
+        done = call(command, run, "--epochs", "1", "--warm-epochs", "1", "--re-extract", str(new))
         assert done.returncode == 0, done.stderr
+        assert FeatureStore.open(new).present("embeddings").all(), "by one process, while the other has left"
     one, two = (load_weights(run) for run in runs)
     before = load_weights(stage_1)
     moved = apart = 0.0
