@@ -74,10 +74,11 @@ def test_a_video_that_kills_its_actor_is_a_listed_failure(
     (tmp_path / "data" / "engaged").mkdir(parents=True)
     for name in ("a.mp4", "b.mp4", "hangs.mp4", "poison.mp4"):
         video = tmp_path / "data" / "engaged" / name
-        write_video(video, face, 10, options={"preset": "ultrafast"})
+        frames = face[:40] if len(video.stem) == 1 else face  # long ones are caught while they are open
+        write_video(video, frames, 10, options={"preset": "ultrafast"})
     store = tmp_path / "s.zarr"
     words = ["--data", str(tmp_path / "data"), "--weights", "random", "--window", "2", "--geometry", "off"]
-    words += ["--workers", "2", "--json", "--engine", "ray", "--time-limit", "4"]
+    words += ["--workers", "2", "--json", "--engine", "ray", "--time-limit", "15"]
     is_over = threading.Event()
 
     def strike() -> None:
@@ -98,12 +99,12 @@ def test_a_video_that_kills_its_actor_is_a_listed_failure(
     out, shown = capfd.readouterr()
     summary = json.loads(out)
     assert code == 1, shown
-    assert summary["done"] + summary["failed"] == 48
-    assert summary["done"] >= 24
+    assert summary["done"] + summary["failed"] == 28
+    assert summary["done"] >= 4
     reasons = {Path(item["clip_id"].rpartition("#")[0]).name: item["reason"] for item in summary["failures"]}
     assert reasons == {
         "poison.mp4": "the worker process died on this video",
-        "hangs.mp4": "stuck for more than 4 s",
+        "hangs.mp4": "stuck for more than 15 s",
     }
     assert not FeatureStore.open(store).verify()
 
