@@ -104,6 +104,8 @@ class FinetuneConfig:
     """Weight decay, off for norms and biases."""
     effective_batch: int = 8
     """Clips a step, gathered one clip at a time."""
+    versions: int = 1
+    """Of a training clip, to cache the activations of: its crops as they are, and augmented draws of them."""
     save_every_s: float = 60.0
     """Seconds between checkpoints within an epoch; there is one after each epoch in any case."""
     compile: bool = False

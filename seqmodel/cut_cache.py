@@ -4,8 +4,8 @@ The project's own idea, cached features, applied inside the network: while the b
 learn, they say the same in every epoch. A cache is a folder with one float16 file, one mark for each
 finished row, and a note of what it was made from; a cache that was interrupted goes on, one of other
 weights is made anew. It holds pictures of people, blurred: whoever trains deletes it at the end. Knows
-nothing about losses or optimizers. N clips, V variants (1, or 2 with the mirrored crops), T frames, (c,h,w)
-one frame's activations.
+nothing about losses or optimizers. N clips, V versions (the crops as they are, then augmented
+ones), T frames, (c,h,w) one frame's activations.
 """
 
 import json
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from features.datasets import Batch, CropClips
+from seqmodel.augment import Augmentation, augment_clip
 from seqmodel.encoder import Encoder
 from seqmodel.engine import compiled
 
@@ -50,26 +51,26 @@ class CutSource:
         return self.clips.clip_ids
 
     @property
-    def num_variants(self) -> int:
+    def num_versions(self) -> int:
         """V."""
         return self.shape[1]
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def batch(self, indices: np.ndarray, variant: int = 0) -> Batch:
-        """x["activations"] float16 (B,T,c,h,w) of one variant, x["geometry"] where it is read; valid;
+    def batch(self, indices: np.ndarray, version: int = 0) -> Batch:
+        """x["activations"] float16 (B,T,c,h,w) of one version, x["geometry"] where it is read; valid;
         labels.
         """
-        x = {"activations": np.stack([self._clip(int(index), variant) for index in indices])}
+        x = {"activations": np.stack([self._clip(int(index), version) for index in indices])}
         if self.geometry is not None:
             x["geometry"] = self.geometry[indices]
         return x, {name: mask[indices] for name, mask in self.valid.items()}, self.labels[indices]
 
-    def _clip(self, index: int, variant: int) -> np.ndarray:
+    def _clip(self, index: int, version: int) -> np.ndarray:
         """(T,c,h,w) float16."""
         count = int(np.prod(self.shape[2:]))
-        place = index * self.num_variants + variant
+        place = index * self.num_versions + version
         return np.fromfile(self.path, np.float16, count, offset=2 * count * place).reshape(self.shape[2:])
 
 
@@ -113,11 +114,11 @@ def prefix_runner(
 
 
 def open_cut_cache(
-    folder: Path, clips: CropClips, shape: tuple[int, int, int], made_from: dict[str, Any], *, mirrored: bool
+    folder: Path, clips: CropClips, shape: tuple[int, int, int], made_from: dict[str, Any], versions: int = 1
 ) -> "CutCache":
     """The cache in `folder`, with the rows that an interrupted run left if it was `made_from` the same."""
     num_frames = clips.valid["crops"].shape[1]
-    full = (len(clips), 2 if mirrored else 1, num_frames, *shape)
+    full = (len(clips), versions, num_frames, *shape)
     note = json.dumps({"shape": full, **made_from}, sort_keys=True, ensure_ascii=False)
     path = folder / NOTE
     if not (path.is_file() and path.read_text(encoding="utf-8") == note):
@@ -169,9 +170,14 @@ class CutCache:
         """What filling it takes."""
         return int((self.done == 0).sum()) * (self.num_bytes // len(self.done))
 
-    def fill(self, run: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> Iterable[int]:
-        """Compute what is missing of these rows; yields each row when it is there. OSError when the disk is
-        full.
+    def fill(
+        self,
+        run: Callable[[np.ndarray], np.ndarray],
+        rows: np.ndarray,
+        augmentation: Augmentation | None = None,
+    ) -> Iterable[int]:
+        """Compute what is missing of these rows; yields each row when it is there. Every version after the
+        first is a draw of `augmentation`, the same each time. OSError when the disk is full.
         """
         with open(self.folder / ACTIVATIONS, "r+b") as file, open(self.folder / DONE, "r+b") as marks:
             for row in rows[self.done[rows] == 0].tolist():
@@ -179,10 +185,12 @@ class CutCache:
                 seen = valid["crops"][0]
                 crops = x["crops"][0][seen]
                 values = np.zeros(self.shape[1:], np.float16)
-                if len(crops):
-                    values[0, seen] = run(crops)
-                    if len(values) == 2:
-                        values[1, seen] = run(np.ascontiguousarray(crops[:, :, ::-1]))
+                for version in range(len(values) if len(crops) else 0):
+                    drawn = crops
+                    if version > 0 and augmentation is not None:
+                        rng = np.random.default_rng([row, version])
+                        drawn = augment_clip(torch.from_numpy(crops), augmentation, rng).contiguous().numpy()
+                    values[version, seen] = run(drawn)
                 file.seek(row * values.nbytes)
                 file.write(values.tobytes())
                 file.flush()

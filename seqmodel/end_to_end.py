@@ -203,9 +203,9 @@ class EndToEnd:
     def _load(self, place: int, clip: int) -> Batch:
         """One clip as a batch of one, changed by augmentation."""
         rng = np.random.default_rng([self.seed, self.at.epoch, self.at.step, place])
-        variants = getattr(self.train, "num_variants", 1)
-        if variants > 1 and self.augmentation is not None:
-            x, valid, labels = self.train.batch(np.array([clip]), int(rng.integers(variants)))  # type: ignore[call-arg]
+        versions = getattr(self.train, "num_versions", 1)
+        if versions > 1 and self.augmentation is not None:
+            x, valid, labels = self.train.batch(np.array([clip]), int(rng.integers(versions)))  # type: ignore[call-arg]
         else:
             x, valid, labels = self.train.batch(np.array([clip]))
         tensors: dict[str, Any] = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in x.items()}

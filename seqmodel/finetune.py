@@ -22,7 +22,6 @@ import torch
 
 from features.door import console, progress, say, warn
 from features.recipe import EncoderId
-from seqmodel.augment import Augmentation
 from seqmodel.calibration import fit_calibration
 from seqmodel.checkpoint import load_checkpoint, save_checkpoint
 from seqmodel.config import FinetuneArgs
@@ -41,7 +40,7 @@ from seqmodel.run import (
     save_weights,
     versions,
 )
-from seqmodel.stage_two import Stage, asked_of, cut_sources, open_stage, start_of
+from seqmodel.stage_two import Stage, asked_of, augmentation_of, cut_sources, open_stage, start_of
 from seqmodel.team import Team, join_team, leave_team
 from seqmodel.train import drop_judgements, resolve_device
 
@@ -135,7 +134,7 @@ def _summary(run: Path, card: Card) -> dict[str, Any]:
 
 def start_job(stage: Stage, args: FinetuneArgs, team: Team) -> EndToEnd:
     """The training job, at its beginning or where it was stopped."""
-    augmentation = Augmentation() if args.augment else None
+    augmentation = augmentation_of(stage) if args.augment else None
     train, val = stage.train, stage.val
     if args.cut_cache == "on" and stage.first_block > 0:
         train, val = cut_sources(stage, args, team)

@@ -17,6 +17,7 @@ from features.door import progress, say, warn
 from features.recipe import Part, Recipe, fingerprint, require_equal
 from features.store import FeatureStore
 from seqmodel.assets import FULL_DETECTOR, IMAGENET_WEIGHTS, SHORT_DETECTOR, sha256_of
+from seqmodel.augment import Augmentation
 from seqmodel.cnn_lstm import CnnLstm
 from seqmodel.config import FinetuneArgs, FinetuneConfig, TrainConfig
 from seqmodel.cut_cache import CutCache, frame_shape, open_cut_cache, prefix_runner, require_room
@@ -194,13 +195,18 @@ def start_of(stage: Stage) -> str:
     return f"{sha256_of(stage.run / WEIGHTS)} {encoder} {stage.store.fingerprint()}"
 
 
+def augmentation_of(stage: Stage) -> Augmentation:
+    """How crops are changed: never mirrored where the head reads geometry too, which would stay as it was."""
+    return Augmentation(flip=0.0) if "geometry" in stage.card.dims else Augmentation()
+
+
 def cut_sources(stage: Stage, args: FinetuneArgs, team: Team) -> tuple[Any, Any]:
     """Training and validation clips as activations at the cut, computed now where they are missing."""
     assert stage.card.recipe.pixels is not None
     crop_px = stage.card.recipe.pixels.crop_px
     encoder, cut = stage.model.encoder, stage.first_block
     shape = frame_shape(encoder, cut, crop_px)
-    mirrored = False
+    versions = {"train": stage.config.versions if args.augment else 1, "val": 1}
     sides = (("train", stage.train), ("val", stage.val))
 
     def opened() -> list[CutCache]:
@@ -212,8 +218,8 @@ def cut_sources(stage: Stage, args: FinetuneArgs, team: Team) -> tuple[Any, Any]
                 "store": stage.store.fingerprint(),
                 "clips": ",".join(map(str, clips.rows.tolist())),
             }
-            folder, twice = stage.folder / f"cut_{side}", mirrored and side == "train"
-            found.append(open_cut_cache(folder, clips, shape, made_from, mirrored=twice))
+            folder = stage.folder / f"cut_{side}"
+            found.append(open_cut_cache(folder, clips, shape, made_from, versions[side]))
         return found
 
     if team.writes:
@@ -221,7 +227,7 @@ def cut_sources(stage: Stage, args: FinetuneArgs, team: Team) -> tuple[Any, Any]
         size = sum(cache.num_bytes for cache in caches)
         say(f"caching what blocks 0–{cut - 1} see: {size / 1e6:.0f} MB in {stage.folder}, deleted at the end")
         require_room(stage.folder, caches)
-        if args.augment:
+        if args.augment and versions["train"] == 1:
             say("crops are not augmented: their activations are cached (--cut-cache off augments them)")
     team.wait()
     run = prefix_runner(encoder, cut, crop_px, team.device)
@@ -230,7 +236,7 @@ def cut_sources(stage: Stage, args: FinetuneArgs, team: Team) -> tuple[Any, Any]
         rows = np.arange(len(clips))[team.rank :: team.size]
         with progress() as bar:
             task = bar.add_task(f"activations, {side}", total=len(rows), visible=team.writes)
-            for _ in cache.fill(run, rows):
+            for _ in cache.fill(run, rows, augmentation_of(stage)):
                 bar.advance(task)
         team.wait()
         geometry = None

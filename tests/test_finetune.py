@@ -20,7 +20,9 @@ from features.door import parse
 from features.manifest import Clip
 from features.store import FeatureStore, plan
 from seqmodel.__main__ import main
+from seqmodel.augment import augment_clip
 from seqmodel.config import FinetuneArgs, FinetuneConfig, HeadConfig, TrainArgs, TrainConfig
+from seqmodel.cut_cache import prefix_runner
 from seqmodel.encoder import build_encoder, encoder_from_state, state_sha256
 from seqmodel.end_to_end import EndToEnd
 from seqmodel.engine import open_run_engine
@@ -29,7 +31,7 @@ from seqmodel.predictions import predict_rows
 from seqmodel.re_extract import re_extract
 from seqmodel.reference import read_reference
 from seqmodel.run import load_card, load_weights, read_log, save_card, save_weights
-from seqmodel.stage_two import crops_command, open_stage
+from seqmodel.stage_two import augmentation_of, crops_command, cut_sources, open_stage
 from seqmodel.team import Team
 from seqmodel.train import train
 from seqmodel.training import Loss
@@ -587,3 +589,19 @@ def test_a_cut_cache_of_another_state_of_the_store_is_made_anew(run: Path, tmp_p
     write_crop_store(store, cropless=(6,))
     start_job(open_stage(asked), asked, Team())
     assert (cached / "done.u8").stat().st_mtime_ns != marks
+
+
+@pytest.mark.slow
+def test_versions_at_the_cut_are_activations_of_augmented_crops(run: Path) -> None:
+    asked = args(run, finetune=dataclasses.replace(QUICK, versions=3))
+    stage = open_stage(asked)
+    learned, held = cut_sources(stage, asked, Team())
+    assert (learned.num_versions, held.num_versions) == (3, 1)
+    prefix = prefix_runner(stage.model.encoder, stage.first_block, 32, "cpu")
+    x, valid, _ = stage.train.batch(np.array([1]))
+    crops = x["crops"][0][valid["crops"][0]]
+    for version in range(3):
+        found = learned.batch(np.array([1]), version)[0]["activations"][0][valid["crops"][0]]
+        rng = np.random.default_rng([1, version])
+        seen = augment_clip(torch.from_numpy(crops), augmentation_of(stage), rng).contiguous().numpy()
+        assert np.array_equal(found, prefix(seen if version else crops))

@@ -118,7 +118,7 @@ def ours(folder: Path, cut: int, clips_a_step: int) -> dict[str, float]:
     kb_per_frame = 0.0
     if cut:
         shape = frame_shape(encoder, cut, PX)
-        cache = open_cut_cache(folder / f"cut_{cut}", clips, shape, {}, mirrored=False)
+        cache = open_cut_cache(folder / f"cut_{cut}", clips, shape, {})
         for _ in cache.fill(prefix_runner(encoder, cut, PX, "cpu"), np.arange(NUM_CLIPS)):
             pass
         clips, kb_per_frame = cache.source(None), 2 * float(np.prod(shape)) / 1e3
