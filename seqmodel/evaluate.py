@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from features.datasets import load_samples
-from features.door import warn
+from features.door import say, warn
 from features.recipe import Part, differences
 from seqmodel.calibration import Calibration, fit_calibration
 from seqmodel.config import EvaluateArgs
@@ -35,6 +35,7 @@ from seqmodel.predictions import (
     write_predictions,
 )
 from seqmodel.report import write_model_card, write_report
+from seqmodel.rest import with_baseline
 from seqmodel.run import Card, load_card, save_card, write_text
 from seqmodel.yardsticks import identity, logistic, majority, shares
 
@@ -73,7 +74,16 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
         folder.mkdir(parents=True, exist_ok=True)
         report = write_judgement(folder, judgement, asked, args, embedding_map)
     say_figures(judgement, report)
+    say_measured(judgement)
     return summary(judgement, report), 0
+
+
+def say_measured(judgement: Judgement) -> None:
+    """The ranking without the clips that were not measured, where there are such."""
+    if judgement.measured_figures is not None:
+        auroc, count = judgement.measured_figures["auroc"], int(judgement.predictions.measured.sum())
+        between = f"{auroc.low:.3f} to {auroc.high:.3f}"
+        say(f"on the {count} measured clips alone: AUROC {auroc.value:.3f} ({between})")
 
 
 def map_of(asked: Asked, args: EvaluateArgs) -> AbstractContextManager[Map | None]:
@@ -161,12 +171,13 @@ def predict(asked: Asked) -> Predictions:
 
 
 def face_coverage(store: "FeatureStore", rows: np.ndarray) -> np.ndarray:
-    """(N,) share of frames with a face; 0 where nothing was extracted, 1 for imported features without
-    frames."""
-    if store.recipe.pixels is None:
-        return np.ones(len(rows))
+    """(N,) share of frames with a face; 0 where nothing was extracted. Of imported features, the share of a
+    clip's own frames that lack no feature."""
     frames = store.read_frames(rows)
-    return np.asarray((np.nan_to_num(frames[:, :, 5]) > 0).mean(axis=1), np.float64)
+    seen = np.nan_to_num(frames[:, :, 5]) > 0
+    if store.recipe.pixels is None:
+        return np.asarray(seen.sum(axis=1) / np.maximum(np.isfinite(frames[:, :, 0]).sum(axis=1), 1))
+    return np.asarray(seen.mean(axis=1), np.float64)
 
 
 @dataclass(frozen=True)
@@ -211,20 +222,22 @@ def training_shares(asked: Asked, training: Training) -> np.ndarray:
 
 
 def yardsticks(asked: Asked, predictions: Predictions, training: Training, seed: int) -> list[Yardstick]:
-    """Majority, logistic regression on each stream, and where subjects are known identity, for the judged
-    clips."""
+    """Majority, logistic regression on each stream that the store holds (read by the head or not), and where
+    subjects are known identity, for the judged clips."""
     card, prior = asked.card, training_shares(asked, training)
     found = [majority(prior, len(predictions), card.labelling.names)]
     if len(np.unique(training.labels)) > 1 and predictions.measured.any():
         rows = asked.population.rows[predictions.measured]
-        for stream in card.dims:
+        for stream in asked.store.streams:
             # Another encoder's embeddings mean something else.
             part: Part = "encoder" if stream == "embeddings" else "geometry"
-            if stream in asked.store.streams and not differences(
+            if stream in training.store.streams and not differences(
                 training.store.recipe, asked.store.recipe, [part]
             ):
-                learned = load_samples(training.store, card.labelling, training.rows, stream)  # type: ignore[arg-type]
-                judged = load_samples(asked.store, card.labelling, rows, stream)  # type: ignore[arg-type]
+                learned, judged = (
+                    with_baseline(load_samples(store, card.labelling, places, stream), card.baseline, store)
+                    for store, places in ((training.store, training.rows), (asked.store, rows))
+                )
                 found.append(logistic(learned, judged, stream, predictions.measured, prior))
     known = identity(
         predictions.labels,

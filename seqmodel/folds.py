@@ -1,10 +1,11 @@
-"""evaluate --folds K|loso: for few people. Refits a head in each fold and pools what is said about those
-left out.
+"""evaluate --folds K|loso: for few people. Refits heads in each fold and pools what is said about those left
+out.
 
-Nested: in each fold the people who are left out choose nothing. Of the others, some are held back to choose
-among a few fixed heads, to stop early, and to fit temperature and threshold. The run lends its question
-(labels, streams, store), not its tuned head, because that head was chosen by looking at people who are left
-out here.
+Nested: in each fold the people who are left out choose nothing. The others are dealt into parts; each part
+in turn is held back from a head of every candidate, and says when that head stops. All that the parts were
+told, pooled, chooses the candidate and fits temperature and threshold. The fold's answer is the mean logit of
+the chosen candidate's heads, one a part. The run lends its question (labels, streams, store), not its tuned
+head, because that head was chosen by looking at people who are left out here.
 
 It knows nothing about searches, crops or reports. Features are the store's: the encoder stays as the store
 has it.
@@ -21,7 +22,13 @@ import numpy as np
 from features.datasets import Samples, load_samples, subset
 from features.door import progress
 from features.splits import grouped_folds, leave_one_subject_out
-from seqmodel.calibration import Calibration, decide, fit_calibration
+from seqmodel.calibration import (
+    Calibration,
+    decide,
+    fit_calibration,
+    negative_log_likelihood,
+    probabilities,
+)
 from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
 from seqmodel.evaluate import (
     Asked,
@@ -29,27 +36,46 @@ from seqmodel.evaluate import (
     count_opening,
     face_coverage,
     map_of,
+    say_measured,
     write_judgement,
 )
 from seqmodel.figures import say_figures, summary
 from seqmodel.judge import Predictions, Yardstick, judge
-from seqmodel.predictions import inputs_of
+from seqmodel.metrics import score
 from seqmodel.rest import with_baseline
 from seqmodel.run import Card, load_card
 from seqmodel.training import fit, fit_best, predict_logits, resolve_metric
 from seqmodel.yardsticks import identity, logistic, majority, shares
 
+
+@dataclass(frozen=True)
+class Candidate:
+    """A head and how it is trained."""
+
+    name: str
+    head: HeadConfig
+    lr: float
+    noise: float
+    """As in `TrainConfig`."""
+
+
 CANDIDATES = (
-    HeadConfig(hidden=64, projection=64, pooling="mean"),
-    HeadConfig(hidden=64, projection=64, pooling="attention"),
-    HeadConfig(hidden=32, projection=32, pooling="max", dropout=0.5),
+    Candidate("small", HeadConfig(hidden=64, projection=64), lr=2e-3, noise=0.0),
+    Candidate(
+        "wide",
+        HeadConfig(hidden=128, projection=256, bidirectional=False, dropout=0.5, pooling="attention"),
+        lr=1e-2,
+        noise=0.5,
+    ),
 )
-"""Heads that each fold chooses among; fixed here, so that no person's clips had a say in them."""
-BATCH_SIZE, LEARNING_RATE = 8, 2e-3
+"""What each fold chooses among; fixed here, so that no person's clips had a say in it. Small for a handful of
+people, wide and noisy for thousands of clips."""
+MIN_BATCH, MAX_BATCH, STEPS_AN_EPOCH = 8, 64, 40
 STEPS = 400
 """A handful of people are a handful of batches: epochs are counted so that a head sees about this many."""
+MIN_EPOCHS, MAX_EPOCHS = 16, 40
 INNER_FOLDS = 4
-"""One in four of a fold's training people chooses and calibrates."""
+"""Parts that a fold's training people are dealt into."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +87,8 @@ class FoldAnswer:
     logits: np.ndarray
     probabilities: np.ndarray
     said: np.ndarray
-    candidate: int
-    """Which of CANDIDATES it chose."""
+    candidate: str
+    """Name of the one it chose; '' where nothing could be learned."""
     training_shares: np.ndarray
 
 
@@ -87,6 +113,7 @@ def evaluate_folds(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
         folder.mkdir(parents=True, exist_ok=True)
         report = write_judgement(folder, judgement, asked, args, embedding_map, with_network=False)
     say_figures(judgement, report)
+    say_measured(judgement)
     return summary(judgement, report), 0
 
 
@@ -103,8 +130,14 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
     num_classes = len(card.labelling.names)
     subjects = asked.table.subject[rows]
     failed = asked.table.state[rows] == 2
-    samples = load_samples(asked.store, card.labelling, rows, inputs_of(card))
-    samples = with_baseline(samples, card.baseline, asked.store)
+    streams = asked.store.streams
+    everything = load_samples(asked.store, card.labelling, rows, "both" if len(streams) > 1 else streams[0])
+    everything = with_baseline(everything, card.baseline, asked.store)
+    samples = replace(
+        everything,
+        x={name: everything.x[name] for name in card.dims},
+        valid={name: everything.valid[name] for name in card.dims},
+    )
     measured = ~failed & np.any([np.asarray(mask).any(axis=1) for mask in samples.valid.values()], axis=0)
     folds = split_folds(args.folds, labels, subjects, args.seed)
     logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
@@ -120,7 +153,7 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
             p[left_out], said[left_out] = answer.training_shares, int(answer.training_shares.argmax())
             p[answer.places], said[answer.places] = answer.probabilities, answer.said
             logits[answer.places] = answer.logits
-            _add_rivals(rivals, card, samples, measured, learn, left_out, answer)
+            _add_rivals(rivals, card, everything, measured, learn, left_out, answer)
             bar.advance(task)
     reasons = np.where(failed, "failed", np.where(measured, "", "no face"))
     predictions = Predictions(
@@ -162,59 +195,78 @@ def answer_fold(
     learn = learn[measured[learn]]
     prior = shares(samples.labels[learn], len(names))
     places = left_out[measured[left_out]]
-    inner = _inner_split(samples, learn, seed)
-    if inner is None or len(places) == 0:
+    parts = inner_parts(samples, learn, seed)
+    if not parts or len(places) == 0:
         empty = np.zeros(0, np.int64)
-        return FoldAnswer(empty, np.zeros((0, card.num_outputs)), np.zeros((0, len(names))), empty, -1, prior)
-    train, choose = (subset(samples, part) for part in inner)
-    best: tuple[float, int, Any, np.ndarray] | None = None
-    for k, head_config in enumerate(CANDIDATES):
-        model, score, choose_logits = _fit_head(head_config, card, train, choose, seed)
-        if best is None or score > best[0]:
-            best = (score, k, model, choose_logits)
+        return FoldAnswer(empty, np.zeros((0, card.num_outputs)), np.zeros((0, len(names))), empty, "", prior)
+    held = np.concatenate([choose for _, choose in parts])
+    judged = subset(samples, places)
+    best: tuple[float, str, np.ndarray, np.ndarray] | None = None
+    for candidate in CANDIDATES:
+        told, answers = [], []
+        for number, (train, choose) in enumerate(parts):
+            sides = subset(samples, train), subset(samples, choose)
+            head, logits = _fit_head(candidate, card, *sides, seed * INNER_FOLDS + number)
+            told.append(logits)
+            answers.append(predict_logits(head, judged))
+        inner = np.concatenate(told)
+        value = _score(card, inner, samples.labels[held])
+        if best is None or value > best[0]:
+            best = (value, candidate.name, inner, np.mean(answers, axis=0))
     assert best is not None
     calibration: Calibration = fit_calibration(
-        best[3], choose.labels, task, goal=card.calibration.goal, label_names=names, always_scale=True
+        best[2], samples.labels[held], task, goal=card.calibration.goal, label_names=names, always_scale=True
     )
-    logits = predict_logits(best[2], subset(samples, places))
-    decision = decide(logits, task, calibration)
-    return FoldAnswer(places, logits, decision.probabilities, decision.label, best[1], prior)
+    decision = decide(best[3], task, calibration)
+    return FoldAnswer(places, best[3], decision.probabilities, decision.label, best[1], prior)
 
 
-def training_config(num_clips: int) -> TrainConfig:
-    """About STEPS steps, in 12 to 40 epochs."""
-    epochs = int(np.clip(np.ceil(STEPS * BATCH_SIZE / num_clips), 12, 40))
-    return TrainConfig(epochs=epochs, patience=max(4, epochs // 4), batch_size=BATCH_SIZE, lr=LEARNING_RATE)
+def training_config(candidate: Candidate, num_clips: int) -> TrainConfig:
+    """About STEPS_AN_EPOCH steps an epoch, and STEPS in all, as far as the limits allow."""
+    batch = int(np.clip(num_clips // STEPS_AN_EPOCH, MIN_BATCH, MAX_BATCH))
+    epochs = int(np.clip(np.ceil(STEPS * batch / num_clips), MIN_EPOCHS, MAX_EPOCHS))
+    return TrainConfig(
+        epochs=epochs, patience=max(6, epochs // 4), batch_size=batch, lr=candidate.lr, noise=candidate.noise
+    )
 
 
-def _inner_split(samples: Samples, learn: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """(train, choose) places among `learn`, by person; None where no class is left to tell apart."""
+def inner_parts(samples: Samples, learn: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(train, held back) places among `learn`, by person; none where no class is left to tell apart.
+
+    Parts without which a class is missing from training are left out, where others remain.
+    """
     labels, subjects = samples.labels[learn], samples.subjects[learn]
     people = len(np.unique(subjects[subjects != ""])) + int((subjects == "").sum())
-    if people < 2 or len(np.unique(labels)) < 2:
-        return None
-    folds = grouped_folds(labels, subjects, min(INNER_FOLDS, people), seed)
-    # The part that chooses should see every class, where one does.
-    kept, held = max(folds, key=lambda fold: (len(np.unique(labels[fold[1]])), -len(fold[1])))
-    return learn[kept], learn[held]
+    classes = len(np.unique(labels))
+    if people < 2 or classes < 2:
+        return []
+    parts = grouped_folds(labels, subjects, min(INNER_FOLDS, people), seed)
+    whole = [(train, held) for train, held in parts if len(np.unique(labels[train])) == classes]
+    return [(learn[train], learn[held]) for train, held in whole or parts]
 
 
 def _fit_head(
-    config: HeadConfig, card: Card, train: Samples, choose: Samples, seed: int
-) -> tuple[Any, float, np.ndarray]:
-    """(head with its best epoch's weights, score, logits of `choose`)."""
+    candidate: Candidate, card: Card, train: Samples, choose: Samples, seed: int
+) -> tuple[Any, np.ndarray]:
+    """(head with its best epoch's weights, logits of `choose`)."""
     from seqmodel.heads import build_head
 
     task, classes = card.labelling.task, len(card.labelling.names)
-    config = replace(config, shared_thresholds=task == "ordinal")
+    config = replace(candidate.head, shared_thresholds=task == "ordinal")
     head = build_head(config, card.dims, card.num_outputs, seed=seed)
     head.set_statistics(train)
-    metric: Any = resolve_metric("auto", task)
-    training = training_config(len(train))
-    epochs = fit(head, train, choose, training, task=task, num_classes=classes, seed=seed, metric=metric)
-    fitted = fit_best(head, epochs, training.patience)
-    score = fitted.best.val_score if np.isfinite(fitted.best.val_score) else -fitted.best.val_loss
-    return head, float(score), fitted.best.val_logits
+    training = training_config(candidate, len(train))
+    epochs = fit(head, train, choose, training, task=task, num_classes=classes, seed=seed)
+    return head, fit_best(head, epochs, training.patience).best.val_logits
+
+
+def _score(card: Card, logits: np.ndarray, labels: np.ndarray) -> float:
+    """The task's metric of (N, O) logits; below every such value, the likelihood, where it is not defined."""
+    task = card.labelling.task
+    value = score(resolve_metric("auto", task), labels, probabilities(logits, task))
+    if np.isfinite(value):
+        return float(value)
+    return -2.0 - negative_log_likelihood(logits, labels, task, Calibration()) / len(labels)
 
 
 def _add_rivals(
@@ -226,13 +278,14 @@ def _add_rivals(
     left_out: np.ndarray,
     answer: FoldAnswer,
 ) -> None:
-    """Answer the fold by majority and logistic regression too, and write it into the pooled yardsticks."""
+    """Answer the fold by majority and logistic regression on each stream of `samples` too, and write it into
+    the pooled yardsticks."""
     prior, inside = answer.training_shares, measured[left_out]
     found = [majority(prior, len(left_out), card.labelling.names)]
     learn = learn[measured[learn]]
     if len(np.unique(samples.labels[learn])) > 1 and inside.any():
         judged = subset(samples, left_out[inside])
-        found += [logistic(subset(samples, learn), judged, stream, inside, prior) for stream in card.dims]
+        found += [logistic(subset(samples, learn), judged, stream, inside, prior) for stream in samples.x]
     for part in found:
         pooled = rivals.get(part.name)
         if pooled is None:
@@ -243,8 +296,8 @@ def _add_rivals(
         pooled.said[left_out] = part.said
 
 
-def _notes(num_folds: int, chosen: Sequence[int], some_unknown: bool) -> list[str]:
-    counts = ", ".join(f"head {k + 1} in {chosen.count(k)}" for k in sorted(set(chosen)) if k >= 0)
+def _notes(num_folds: int, chosen: Sequence[str], some_unknown: bool) -> list[str]:
+    counts = ", ".join(f"{c.name} heads in {chosen.count(c.name)}" for c in CANDIDATES if c.name in chosen)
     found = [
         f"out-of-fold: {num_folds} folds refitted on the store's features ({counts}); "
         "this judges the recipe, not the weights of this run"

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from features.door import progress, warn
+from features.labels import Labelling
 from seqmodel import plots, plots_people
 from seqmodel.calibration import Calibration, probabilities
-from seqmodel.config import EvaluateArgs
+from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
 from seqmodel.drawing import save
 from seqmodel.embedding_map import Map
 from seqmodel.evaluate import Asked, face_coverage
@@ -25,7 +26,7 @@ from seqmodel.history import trials_of
 from seqmodel.judge import Judgement, Predictions
 from seqmodel.literature import literature_table
 from seqmodel.metrics import confusion
-from seqmodel.predictions import open_ways, population, read_streams
+from seqmodel.predictions import inputs_of, open_ways, population, read_streams
 from seqmodel.report import Story
 from seqmodel.run import Card, read_log
 from seqmodel.slices import Slices, all_slices
@@ -262,26 +263,53 @@ def commands(asked: Asked, args: EvaluateArgs) -> list[str]:
             f"python -m extract --data DATA --out {store} --encoder {recipe.encoder.name} "
             f"--fps {recipe.pixels.fps:g} --window {recipe.pixels.window_s:g} --geometry {geometry}{crops}"
         )
-    question = f"--label {shlex.quote(labelling.column)}"
-    if all(len(group) == 1 for group in labelling.sources):
-        question += f" --labels {shlex.quote(','.join(labelling.names))}"
     stages = [str(stage.get("stage", "")) for stage in card.stages]
     searched = any("trial" in stage for stage in card.stages)
     run = shlex.quote(str(args.run))
-    lines.append(
-        f"python -m tune --store {store} --out {run} {question} --task {labelling.task} --seed {card.seed}"
-        if searched
-        else f"python -m seqmodel train --store {store} --run {run} {question} --seed {card.seed}"
-    )
+    asks = [*_question_words(labelling), "--metric", card.metric, "--seed", str(card.seed)]
+    if set(card.dims) != set(asked.store.streams):
+        asks += ["--inputs", inputs_of(card)]
+    if searched:
+        asks += ["--trials", str(max(1, len(trials_of(args.run)))), "--baseline", card.baseline]
+        lines.append(f"python -m tune --store {store} --out {run} {shlex.join(asks)}")
+    else:
+        asks += [*_changed(card.head, HeadConfig()), *_changed(card.train, TrainConfig())]
+        lines.append(f"python -m seqmodel train --store {store} --run {run} {shlex.join(asks)}")
     if "finetune" in stages:
         lines.append(f"python -m seqmodel finetune --run {run}")
     words = ["python -m seqmodel evaluate --run", run]
     words += ["--store", shlex.quote(str(asked.store.path)), "--split", args.split]
     words += ["--rounds", str(args.rounds), "--seed", str(args.seed)]
-    words += [word for pair in args.map for word in ("--map", shlex.quote(pair))]
+    words += ["--map", *(shlex.quote(pair) for pair in args.map)] if args.map else []
     words += ["--folds", args.folds] if args.folds else []
+    words += ["--threshold-for", shlex.quote(args.threshold_for)] if args.threshold_for else []
+    words += ["--abstain", f"{args.abstain:g}"] if args.abstain else []
     words += ["--umap"] if args.umap else []
+    words += ["--thumbnails"] if args.thumbnails else []
     return [*lines, " ".join(words)]
+
+
+def _question_words(labelling: Labelling) -> list[str]:
+    """The options that put a run's question: --merge where a class has several stored names or a new one."""
+    pairs = zip(labelling.names, labelling.sources, strict=True)
+    merged = [f"{name}={'+'.join(group)}" for name, group in pairs if group != (name,)]
+    words = ["--label", labelling.column, "--labels", ",".join(labelling.names), "--task", labelling.task]
+    return [*words, "--merge", *merged] if merged else words
+
+
+def _changed(config: HeadConfig | TrainConfig, default: HeadConfig | TrainConfig) -> list[str]:
+    """Options of `seqmodel train` for every field that is not its default."""
+    words = []
+    for name, value in vars(config).items():
+        # The task sets these thresholds by itself.
+        if value == vars(default)[name] or name == "shared_thresholds":
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", str(value)]
+    return words
 
 
 def ledger(asked: Asked) -> str:

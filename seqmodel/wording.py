@@ -252,8 +252,8 @@ def calibration_lede(card: Card) -> str:
 
 
 def kind(beside: Beside) -> str:
-    """The style class of a yardstick in the page."""
-    return "leak" if beside.yardstick.is_leak else beside.yardstick.name.partition("_")[0]
+    """The style class of a yardstick in the page: leak, majority, logistic_embeddings, logistic_geometry."""
+    return "leak" if beside.yardstick.is_leak else beside.yardstick.name
 
 
 def stages(card: Card) -> list[dict[str, str]]:

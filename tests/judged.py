@@ -4,26 +4,30 @@ from pathlib import Path
 
 import numpy as np
 
-from features.datasets import load_samples
+from extract.geometry import FEATURES
+from features.datasets import Inputs, load_samples, streams_of
 from features.labels import class_indices, make_labelling
 from features.manifest import Clip
-from features.recipe import EncoderId, Pixels, Recipe
+from features.recipe import EncoderId, GeometryId, Pixels, Recipe
 from features.splits import make_split, sides_by_clip, split_hash
 from features.store import FeatureStore, plan
 from seqmodel.calibration import Calibration, fit_calibration
 from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.heads import LstmHead, build_head, num_outputs
 from seqmodel.judge import Judgement, judge, make_predictions
+from seqmodel.rest import with_baseline
 from seqmodel.run import Card, append_log, save_card, save_split, save_weights, versions
 from seqmodel.training import fit, predict_logits
 from seqmodel.yardsticks import identity, majority
 
 NAMES = ("distracted", "engaged")
 DIM, NUM_FRAMES = 12, 6
+EYES = [FEATURES.index(name) for name in ("eyeBlinkLeft", "eyeBlinkRight")]
 RECIPE = Recipe(
     Pixels(detectors=("d" * 64,), fps=1.0, window_s=float(NUM_FRAMES)),
     EncoderId("mobilenet_v3_large", "random:0", "a" * 64, DIM),
 )
+WITH_GEOMETRY = Recipe(RECIPE.pixels, RECIPE.encoder, GeometryId("e" * 64, FEATURES))
 SMALL_HEAD = HeadConfig(hidden=8, projection=8, dropout=0.0)
 
 
@@ -44,7 +48,7 @@ def make_store(
     """Clips whose features lean towards their label by `signal`; with `broken`, some fail or show no face.
 
     The direction of the lean is the same in every store; `shift` moves all clips along it, as a new place
-    might.
+    might. Where the recipe has a geometry, only its closed eyes lean, and each person has another rest.
     """
     rng = np.random.default_rng(seed)
     clips, labels = [], []
@@ -80,20 +84,39 @@ def make_store(
         lean = signal * (label - (len(names) - 1) / 2) + shift
         x = rng.normal(0, 1, (NUM_FRAMES, DIM)) + lean * direction
         x[frames[:, 5] == 0] = 0
-        store.write_row(row, embeddings=x.astype(np.float16), frames=frames)
+        geometry = None
+        if recipe.geometry is not None:
+            faces = np.random.default_rng([seed, row])
+            geometry = faces.normal(0, 1, (NUM_FRAMES, len(FEATURES))).astype(np.float32)
+            geometry[:, EYES] += 2 * lean + 3.0 * (row // clips_each % 5)
+            geometry[frames[:, 5] == 0] = np.nan
+        store.write_row(row, embeddings=x.astype(np.float16), frames=frames, geometry=geometry)
     return FeatureStore.open(path)
 
 
-def make_run(run: Path, store: FeatureStore, *, task: str = "auto", epochs: int = 5, seed: int = 0) -> Card:
+def make_run(
+    run: Path,
+    store: FeatureStore,
+    *,
+    task: str = "auto",
+    epochs: int = 5,
+    seed: int = 0,
+    inputs: Inputs = "embeddings",
+    baseline: str = "none",
+) -> Card:
     """Train a tiny head on the store and write its run directory."""
     table = store.table()
     labelling = make_labelling(table.label_names["label"], task=task)  # type: ignore[arg-type]
     labels = class_indices(labelling, table.labels["label"], table.label_names["label"])
     rows = np.flatnonzero((labels >= 0) & (table.state == 1))
     split = make_split(table, rows, labels[rows], seed=seed)
-    train, val = (load_samples(store, labelling, part) for part in (split.train, split.val))
+    train, val = (
+        with_baseline(load_samples(store, labelling, part, inputs), baseline, store)
+        for part in (split.train, split.val)
+    )
     outputs = num_outputs(labelling.task, len(labelling.names))
-    head: LstmHead = build_head(SMALL_HEAD, {"embeddings": DIM}, outputs, seed=seed)
+    dims: dict[str, int] = {name: train.x[name].shape[-1] for name in streams_of(inputs)}
+    head: LstmHead = build_head(SMALL_HEAD, dims, outputs, seed=seed)
     head.set_statistics(train)
     run.mkdir(parents=True)
     config = TrainConfig(epochs=epochs)
@@ -110,7 +133,8 @@ def make_run(run: Path, store: FeatureStore, *, task: str = "auto", epochs: int 
         labelling=labelling,
         head=SMALL_HEAD,
         train=config,
-        dims={"embeddings": DIM},
+        dims=dims,
+        baseline=baseline,
         store=str(store.path),
         store_fingerprint=store.fingerprint(),
         split_how=split.how,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.datasets import load_samples
+from features.datasets import Samples, load_samples
 from features.store import FeatureStore
 from seqmodel import folds
 from seqmodel.__main__ import main
@@ -17,7 +17,7 @@ from seqmodel.config import HeadConfig
 from seqmodel.predictions import read_predictions
 from seqmodel.recalibrate import deal_people
 from seqmodel.run import load_card
-from tests.judged import make_run, make_store
+from tests.judged import WITH_GEOMETRY, make_run, make_store
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +106,52 @@ def test_those_who_calibrate_do_not_test():
         deal_people(people[:12], np.repeat([0, 1], 6), 0.5, seed=0)
 
 
+_TINY = folds.Candidate("tiny", HeadConfig(hidden=8, projection=8, dropout=0.0), lr=1e-2, noise=0.0)
+
+
+def _hurry(monkeypatch: pytest.MonkeyPatch, *candidates: folds.Candidate) -> None:
+    """Small heads and few epochs are enough to see who is asked what."""
+    monkeypatch.setattr(folds, "CANDIDATES", candidates)
+    monkeypatch.setattr(folds, "MIN_EPOCHS", 5)
+    monkeypatch.setattr(folds, "MAX_EPOCHS", 5)
+
+
+def test_every_stream_of_the_store_has_its_baseline_in_folds(tmp_path, monkeypatch):
+    _hurry(monkeypatch, _TINY)
+    store = make_store(tmp_path / "s.zarr", num_subjects=8, clips_each=6, recipe=WITH_GEOMETRY)
+    make_run(tmp_path / "run", store, epochs=1, inputs="embeddings")
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "2", "--rounds", "50"]) == 0
+    page = (tmp_path / "run/folds-2/report.html").read_text(encoding="utf-8")
+    assert "Logistic, embeddings" in page
+    assert "Logistic, geometry" in page
+    assert "tiny heads in 2" in page
+
+
+def test_every_part_of_a_folds_people_is_held_back_once():
+    labels = np.tile([0, 1], 40)
+    people = np.repeat([f"p{k}" for k in range(10)], 8)
+    samples = Samples({}, {}, labels, people, people, np.arange(80))
+    learn = np.flatnonzero(people != "p3")
+    parts = folds.inner_parts(samples, learn, seed=0)
+    assert len(parts) == folds.INNER_FOLDS
+    assert sorted(np.concatenate([held for _, held in parts]).tolist()) == learn.tolist()
+    for train, held in parts:
+        assert not set(people[train]) & set(people[held])
+        assert set(train.tolist()) | set(held.tolist()) == set(learn.tolist())
+
+
+def test_a_part_without_which_a_class_is_unknown_is_left_out():
+    people = np.repeat(["a", "b", "c"], 4)
+    labels = np.repeat([0, 1, 1], 4)
+    samples = Samples({}, {}, labels, people, people, np.arange(12))
+    parts = folds.inner_parts(samples, np.arange(12), seed=0)
+    assert {str(people[held][0]) for _, held in parts} == {"b", "c"}
+    assert folds.inner_parts(replace(samples, labels=np.zeros(12, int)), np.arange(12), seed=0) == []
+
+
 @pytest.mark.parametrize("how", ["3", "loso"])
 def test_every_clip_is_answered_by_a_head_that_never_saw_its_person(tmp_path, monkeypatch, how):
-    # One small head is enough to see that everybody is answered.
-    monkeypatch.setattr(folds, "CANDIDATES", (HeadConfig(hidden=8, projection=8, dropout=0.0),))
+    _hurry(monkeypatch, _TINY)
     store = make_store(tmp_path / "s.zarr", signal=0.8, num_subjects=6, clips_each=8)
     make_run(tmp_path / "run", store, epochs=1)
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", how, "--rounds", "50"]) == 0
@@ -121,7 +163,8 @@ def test_every_clip_is_answered_by_a_head_that_never_saw_its_person(tmp_path, mo
     assert len(load_card(tmp_path / "run").test_openings) == 1
 
 
-def test_a_fold_is_answered_alike_whatever_the_labels_of_those_left_out(tmp_path):
+def test_a_fold_is_answered_alike_whatever_the_labels_of_those_left_out(tmp_path, monkeypatch):
+    _hurry(monkeypatch, _TINY, replace(_TINY, name="noisy", noise=0.5))
     store = make_store(tmp_path / "s.zarr", signal=0.5, num_subjects=5, clips_each=6, broken=False)
     card = make_run(tmp_path / "run", store, epochs=1)
     samples = load_samples(store, card.labelling, np.arange(30))

@@ -9,7 +9,7 @@ import pytest
 
 from seqmodel.__main__ import main
 from seqmodel.run import load_card
-from tests.judged import make_run, make_store
+from tests.judged import WITH_GEOMETRY, make_run, make_store
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +198,74 @@ def test_too_few_clips_for_a_map_are_said_and_the_report_is_written(tmp_path, ca
     assert main(words) == 0
     assert "--umap needs at least 12 clips with a face" in capsys.readouterr().err
     assert not (tmp_path / "run/val/plots/umap_label.png").exists()
+
+
+def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path):
+    """A run that reads one stream is held against both; the geometry without each person's rest, as the run's
+    card says."""
+    from seqmodel.config import EvaluateArgs
+    from seqmodel.evaluate import open_split, predict, training_clips, yardsticks
+    from seqmodel.metrics import score
+
+    store = make_store(tmp_path / "s.zarr", signal=0.5, recipe=WITH_GEOMETRY)
+    found = {}
+    for baseline in ("none", "subject"):
+        make_run(tmp_path / baseline, store, epochs=1, baseline=baseline)
+        asked = open_split(EvaluateArgs(run=tmp_path / baseline))
+        sticks = yardsticks(asked, predict(asked), training_clips(asked), seed=0)
+        found[baseline] = {
+            stick.name: score("auroc", asked.population.labels, stick.probabilities) for stick in sticks
+        }
+    assert {"logistic_embeddings", "logistic_geometry"} <= set(found["none"])
+    assert found["subject"]["logistic_embeddings"] == found["none"]["logistic_embeddings"]
+    # People differ at rest by more than the classes do.
+    assert found["subject"]["logistic_geometry"] > found["none"]["logistic_geometry"] + 0.05
+
+
+def test_an_imported_frame_that_lacks_a_feature_is_no_face(tmp_path):
+    from features.external import read_sequences, write_external
+    from seqmodel.evaluate import face_coverage
+
+    x = np.ones((3, 4, 2), np.float32)
+    x[1, :2] = np.nan
+    x[2] = np.nan
+    np.savez(tmp_path / "f.npz", x=x, y=np.array([0, 1, 0]), length=np.array([2, 4, 4]))
+    store = write_external(tmp_path / "s.zarr", read_sequences(tmp_path / "f.npz"), "own")
+    assert face_coverage(store, np.arange(3)).tolist() == [1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("searched", [False, True])
+def test_the_commands_of_a_report_ask_the_same_again(tmp_path, searched):
+    """What is shown goes through the doors' own parsers and puts the run's own question."""
+    import shlex
+    from dataclasses import replace
+
+    from features.door import parse
+    from features.labels import make_labelling
+    from seqmodel.config import EvaluateArgs, TrainArgs, TrainConfig
+    from seqmodel.evaluate import open_split
+    from seqmodel.story import commands
+    from tune.config import TuneArgs
+
+    store = make_store(tmp_path / "s.zarr", names=("a b", "c", "d"), recipe=WITH_GEOMETRY)
+    card = make_run(tmp_path / "run", store, epochs=1, inputs="geometry", baseline="subject")
+    labelling = make_labelling(["a b", "c", "d"], binarize_at=2)
+    stage = {"stage": "head"} | ({"trial": 3} if searched else {})
+    train = TrainConfig(epochs=3, class_weighting=False)
+    asked = open_split(EvaluateArgs(run=tmp_path / "run"))
+    asked = replace(asked, card=replace(card, labelling=labelling, stages=(stage,), train=train))
+    args = EvaluateArgs(run=tmp_path / "run", map=("x=c", "y=d"), abstain=0.2, threshold_for="f1")
+    _, learned, judged = (shlex.split(line)[3:] for line in commands(asked, args))
+    doors = {"prog": "p", "description": ""}
+    again = parse(EvaluateArgs, judged[1:], **doors)
+    assert again == replace(args, store=tmp_path / "s.zarr")
+    if searched:
+        tuned = parse(TuneArgs, learned, **doors)
+        assert (tuned.inputs, tuned.baseline, tuned.metric) == ("geometry", "subject", "auroc")
+        label = tuned.label
+    else:
+        trained = parse(TrainArgs, learned[1:], **doors)
+        assert (trained.head, trained.train, trained.inputs) == (card.head, train, "geometry")
+        label = trained.label
+    names = tuple(label.labels.split(","))
+    assert make_labelling(["a b", "c", "d"], labels=names, merge=label.merge, task=label.task) == labelling

@@ -10,7 +10,7 @@ import pytest
 from seqmodel.__main__ import main
 from seqmodel.literature import literature_table
 from seqmodel.wording import short
-from tests.judged import judged, make_run, make_store, people
+from tests.judged import WITH_GEOMETRY, judged, make_run, make_store, people
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -62,6 +62,24 @@ def test_ids_are_used_once(run):
     page = (run / "report.html").read_text(encoding="utf-8")
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
+
+
+def test_with_geometry_the_page_says_what_it_looks_at_and_shows_signals(tmp_path):
+    store = make_store(tmp_path / "s.zarr", signal=0.4, num_subjects=30, recipe=WITH_GEOMETRY)
+    make_run(tmp_path / "run", store, epochs=8, inputs="geometry", baseline="subject")
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--rounds", "50"]) == 0
+    page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    assert 'id="importance-figure_1"' in page
+    section = page[page.index('<section id="importance">') :]
+    assert "Most rests on eyes." in section
+    for text in ("head pose", "rest of the face", "eyes open", "gaze", "yaw"):
+        assert text in section
+    # In the legend, a colour stands for one baseline.
+    kinds = re.findall(r'<li><i class="(logistic_\w+)">', page)
+    assert kinds == ["logistic_embeddings", "logistic_geometry"]
+    colours = [re.findall(rf"\.{kind} {{ background: (var\(--[\w-]+\))", page) for kind in kinds]
+    assert len(colours[0]) == len(colours[1]) == 2
+    assert not set(colours[0]) & set(colours[1])
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
