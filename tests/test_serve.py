@@ -20,6 +20,7 @@ import pytest
 from extract.video import Frame
 from live.serve import BrowserView, snapshot
 from live.session import Session, Wishes
+from tests.clips import face_frames, looped, write_video
 from tests.small_run import write_run
 from tests.test_overlay import prediction
 
@@ -135,7 +136,7 @@ def test_what_the_page_gets_is_plain_json(session: Session) -> None:
 
 def until(page: "Page", condition: str) -> None:
     """Wait until an expression is true on the page (whose policy forbids playwright's own way, eval)."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while not page.evaluate(condition):
         assert time.monotonic() < deadline, condition
         page.wait_for_timeout(50)
@@ -144,14 +145,18 @@ def until(page: "Page", condition: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt install chromium")
 def test_the_door_itself_serves_a_browser(
-    real_clips: dict[str, Path], detector_path: Path, tmp_path: Path
+    real_clips: dict[str, Path], detector_path: Path, landmarker_path: Path, tmp_path: Path
 ) -> None:
     """`python -m live --serve` on a file, as a process: the printed link opens, the timeline moves, a wrong
-    token gets 403, and the page's quit button ends the process."""
+    token gets 403, signals show when asked for, and the page's quit button ends the process."""
     from playwright.sync_api import sync_playwright
 
-    run = write_run(tmp_path / "run", detector_path)
-    words = ["--run", str(run), "--video", str(real_clips["pexels"]), "--serve", "0", "--json"]
+    run = write_run(
+        tmp_path / "run", detector_path, landmarker=landmarker_path, inputs=("embeddings", "geometry")
+    )
+    # Long enough for a browser that starts slowly.
+    video = write_video(tmp_path / "long.mp4", looped(face_frames(real_clips["pexels"], 50), 1800), 10)
+    words = ["--run", str(run), "--video", str(video), "--serve", "0", "--json"]
     process = subprocess.Popen(
         [sys.executable, "-m", "live", *words],
         cwd=Path(__file__).resolve().parents[1],
@@ -176,6 +181,8 @@ def test_the_door_itself_serves_a_browser(
             until(page, "+document.querySelector('#timeline').dataset.moments > 3")
             count = page.evaluate("+document.querySelector('#timeline').dataset.moments")
             until(page, f"+document.querySelector('#timeline').dataset.moments > {count}")
+            page.click("text=signals")
+            until(page, "document.querySelectorAll('#signals meter').length === 3")
             page.click("text=quit")
             until(page, "document.querySelector('#words').textContent === 'session ended'")
             browser.close()
