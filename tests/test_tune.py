@@ -396,10 +396,11 @@ def test_trials_say_what_they_took(searched: tuple[Path, dict[str, Any]]) -> Non
             assert attributes["parameters"] > 0
 
 
-def test_pictures_of_the_study_stay_in_the_run(searched: tuple[Path, dict[str, Any]]) -> None:
-    drawn = {path.stem for path in (searched[0] / "plots").glob("study_*.png")}
+def test_pictures_of_the_study_stay_in_the_run(store: Path, tmp_path: Path) -> None:
+    summary, _ = tune(args_for(store, tmp_path, trials=5, epochs=1, pruning="off"))
+    drawn = {path.stem for path in (tmp_path / "plots").glob("study_*.png")}
     assert drawn == {"study_history", "study_importances", "study_parallel", "study_slices"}
-    assert sum(searched[1]["importances"].values()) == pytest.approx(1, abs=0.01)
+    assert sum(summary["importances"].values()) == pytest.approx(1, abs=0.01)
 
 
 def finalist(number: int, *scores: float) -> outcome.Finalist:
