@@ -69,7 +69,7 @@ def draw(
     scale = max(1.0, MIN_WIDTH_PX / image.shape[1])
     height, width = (round(side * scale / 2) * 2 for side in image.shape[:2])
     size = max(14, round(width / 42))
-    panel_px = round(size * 6.6 / 2) * 2
+    panel_px = round(size * 7.6 / 2) * 2
     canvas = np.empty((height + panel_px, width, 3), np.uint8)
     fits = image.shape[:2] == (height, width)
     canvas[:height] = image if fits else cv2.resize(image, (width, height))
@@ -175,18 +175,17 @@ def _headline(
 def _footer(
     canvas: np.ndarray, prediction: Prediction | None, status: Status, size: int, top: int, pad: int
 ) -> None:
-    """Rates and shares on the left; the keys on the right where there is room."""
+    """Rates and shares, and the keys below them."""
     facts = [f"{status.fps:.0f} fps"]
     if prediction is not None:
         facts += [f"{prediction.latency_ms:.0f} ms", f"face {prediction.coverage:.0%} of the window"]
         facts += [line for line in (filled_line(prediction), normal_line(prediction)) if line]
-        if prediction.others:
-            facts.append("following the same face as before, else the largest")
     if status.personal:
         facts.append(f"personal: {status.personal}")
-    end = paint_text(canvas, "   ".join(facts), (pad, top), size, FAINT)
-    if end + 2 * size + text_width(KEYS, size) < canvas.shape[1] - pad:
-        paint_text(canvas, KEYS, (canvas.shape[1] - pad, top), size, FAINT, "right")
+    if prediction is not None and prediction.others:
+        facts.append("following the same face as before, else the largest")  # last: it may leave the picture
+    paint_text(canvas, "   ".join(facts), (pad, top), size, FAINT)
+    paint_text(canvas, KEYS, (pad, top + round(size * 1.4)), size, FAINT)
 
 
 def _signals(image: np.ndarray, signals: Mapping[str, float], size: int) -> None:

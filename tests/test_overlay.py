@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from live.overlay import MIN_WIDTH_PX, Status, draw, draw_boxes, filled_line, moment_of, normal_line
+from live.overlay import KEYS, MIN_WIDTH_PX, Status, draw, draw_boxes, filled_line, moment_of, normal_line
 from live.paint import Moment, colour_of
 from live.predictor import Prediction
 from live.states import STATES
@@ -91,6 +91,20 @@ def test_the_signals_are_drawn_where_they_are_wanted() -> None:
     assert np.array_equal(shown[:200], plain[:200])
     assert np.array_equal(shown[480:], plain[480:])
     assert np.array_equal(draw(image, prediction(), [], Status(shows_signals=True)), plain)
+
+
+@pytest.mark.parametrize("shape", [(120, 160, 3), (480, 640, 3), (855, 481, 3), (1080, 1920, 3)])
+def test_the_keys_are_shown_whole_at_any_size(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int]
+) -> None:
+    """Their line changes the panel down to its last letter, and ends before the edge."""
+    image = np.zeros(shape, np.uint8)
+    whole = draw(image, prediction(), [], Status(personal="민수"))
+    monkeypatch.setattr("live.overlay.KEYS", KEYS[:-1])
+    changed = (whole != draw(image, prediction(), [], Status(personal="민수"))).any(axis=2)
+    assert changed.any()
+    assert not changed[:, -2:].any()
+    assert not changed[-1].any()
 
 
 def test_a_short_window_and_a_normal_being_learned_are_said() -> None:
