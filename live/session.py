@@ -93,7 +93,8 @@ class Session:
             self._overlay = Recorder(_free_name(wishes.record))
             lines.append(f"recording to {self._overlay.path}")
         if wishes.record_raw:
-            path = _free_name(wishes.record_raw, lambda video: (video, manifest_file(video)))
+            taken = self._overlay.path if self._overlay else None  # no file before its first picture
+            path = _free_name(wishes.record_raw, lambda video: (video, manifest_file(video)), taken)
             self._raw = Recorder(path)
             lines.append(f"recording to {path}")
         return lines
@@ -178,7 +179,8 @@ class Session:
             self._keep(self._overlay.path)
             kept, self._overlay = self._overlay.path, None
             return f"recorded {kept}"
-        self._overlay = Recorder(_free_name(self._wishes.record or Path("brainbuddy.mp4")))
+        taken = self._raw.path if self._raw else None
+        self._overlay = Recorder(_free_name(self._wishes.record or Path("brainbuddy.mp4"), taken=taken))
         return f"recording to {self._overlay.path}"
 
     def picture(self, image: np.ndarray, pts_s: float) -> np.ndarray:
@@ -274,11 +276,13 @@ class _Novelty:
         self._file.close()
 
 
-def _free_name(path: Path, files: Callable[[Path], Sequence[Path]] = lambda path: (path,)) -> Path:
-    """The path, or the first of `name-2`, `name-3`, … of which none of its `files` is there: what was
-    recorded is never replaced."""
+def _free_name(
+    path: Path, files: Callable[[Path], Sequence[Path]] = lambda path: (path,), taken: Path | None = None
+) -> Path:
+    """The path, or the first of `name-2`, `name-3`, … of which none of its `files` is there and which is not
+    `taken`: what was recorded is never replaced."""
     number, candidate = 1, path
-    while any(file.exists() for file in files(candidate)):
+    while candidate == taken or any(file.exists() for file in files(candidate)):
         number += 1
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return candidate

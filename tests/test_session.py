@@ -223,6 +223,23 @@ def test_a_second_session_with_the_same_names_replaces_nothing(tmp_path: Path) -
         kept = found
 
 
+def test_free_names_do_not_meet(tmp_path: Path) -> None:
+    """One recording's free name is another's own: neither writes into the other, before or after the first
+    picture."""
+    (tmp_path / "own.mp4").write_bytes(b"earlier")
+    session = Session(NAMES, Wishes(record=tmp_path / "own.mp4", record_raw=tmp_path / "own-2.mp4"))
+    session.begin()
+    image = np.full((96, 128, 3), 60, np.uint8)
+    for k in range(5):
+        session.saw(Frame(k / 10, image), None)
+        session.picture(image, k / 10)
+    session.close()
+    assert [path.name for path in session.files] == ["own-2-2.mp4", "own-2.mp4"]
+    for path in session.files:
+        with av.open(str(path)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 5
+
+
 def test_what_lies_beside_a_log_is_kept_too(tmp_path: Path) -> None:
     """An earlier report of a log that was moved away is not written over."""
     (tmp_path / "day1.html").write_text("yesterday's", encoding="utf-8")
