@@ -143,6 +143,12 @@ def encoder_of(identity: EncoderId, state: Mapping[str, Tensor] | None = None) -
         encoder, found = build_encoder(identity.name, "random", int(identity.weights.partition(":")[2]))
     elif (kept := _kept_weights(identity.weights_sha256)).is_file():
         return encoder_from_state(identity.name, _read_state(kept))
+    elif identity.weights.startswith("finetuned:"):
+        raise ValueError(
+            f"the weights of this recipe are not on this machine: {identity.name}, fine-tuned in run "
+            f"{identity.weights.partition(':')[2]!r} (sha256 {identity.weights_sha256[:12]}…); copy that run here "
+            "and give its weights.safetensors where weights are asked for (--weights FILE)"
+        )
     else:
         encoder, found = build_encoder(identity.name, "imagenet")
     if found.weights_sha256 != identity.weights_sha256:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from features.recipe import EncoderId
 from seqmodel.encoder import (
     Encoder,
     build_encoder,
@@ -162,3 +163,11 @@ def test_an_identity_of_other_weights_is_refused() -> None:
     identity = build_encoder("efficientnet_lite0", "imagenet")[1]
     with pytest.raises(ValueError, match="weights of this recipe are not on this machine"):
         encoder_of(replace(identity, weights_sha256="0" * 64))
+
+
+def test_a_fine_tuned_encoder_that_is_not_here_is_named_and_nothing_is_fetched() -> None:
+    identity = EncoderId("mobilenet_v3_large", "finetuned:first", "ab" * 32, 960)
+    with pytest.raises(
+        ValueError, match=r"not on this machine: mobilenet_v3_large, fine-tuned in run 'first'"
+    ):
+        encoder_of(identity)
