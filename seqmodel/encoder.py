@@ -146,8 +146,8 @@ def encoder_of(identity: EncoderId, state: Mapping[str, Tensor] | None = None) -
     elif identity.weights.startswith("finetuned:"):
         raise ValueError(
             f"the weights of this recipe are not on this machine: {identity.name}, fine-tuned in run "
-            f"{identity.weights.partition(':')[2]!r} (sha256 {identity.weights_sha256[:12]}…); copy that run here "
-            "and give its weights.safetensors where weights are asked for (--weights FILE)"
+            f"{identity.weights.partition(':')[2]!r} (sha256 {identity.weights_sha256[:12]}…); copy that run "
+            "here and give its weights.safetensors where weights are asked for (--weights FILE)"
         )
     else:
         encoder, found = build_encoder(identity.name, "imagenet")
