@@ -30,8 +30,8 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("eyes", ("eye",)),
     ("brows", ("brow",)),
     ("mouth", ("mouth", "jaw")),
-    ("head pose", ("yaw", "pitch", "roll")),
-    ("place", ("x_cm", "y_cm", "z_cm", "face_size", "centre_")),
+    ("head pose", ("yaw", "pitch", "roll", "abs_yaw", "abs_pitch")),
+    ("place", ("x_cm", "y_cm", "z_cm", "depth", "face_size", "centre_")),
 )
 REST = "rest of the face"
 

@@ -55,17 +55,19 @@ class Candidate:
     name: str
     head: HeadConfig
     lr: float
-    noise: float
+    noise: float = 0.0
+    weight_decay: float = 0.01
     """As in `TrainConfig`."""
 
 
 CANDIDATES = (
-    Candidate("small", HeadConfig(hidden=64, projection=64), lr=2e-3, noise=0.0),
+    Candidate("small", HeadConfig(hidden=64, projection=64), lr=2e-3),
     Candidate(
         "wide",
         HeadConfig(hidden=128, projection=256, bidirectional=False, dropout=0.5, pooling="attention"),
         lr=1e-2,
         noise=0.5,
+        weight_decay=0.3,
     ),
 )
 """What each fold chooses among; fixed here, so that no person's clips had a say in it. Small for a handful of
@@ -226,7 +228,12 @@ def training_config(candidate: Candidate, num_clips: int) -> TrainConfig:
     batch = int(np.clip(num_clips // STEPS_AN_EPOCH, MIN_BATCH, MAX_BATCH))
     epochs = int(np.clip(np.ceil(STEPS * batch / num_clips), MIN_EPOCHS, MAX_EPOCHS))
     return TrainConfig(
-        epochs=epochs, patience=max(6, epochs // 4), batch_size=batch, lr=candidate.lr, noise=candidate.noise
+        epochs=epochs,
+        patience=max(6, epochs // 4),
+        batch_size=batch,
+        lr=candidate.lr,
+        noise=candidate.noise,
+        weight_decay=candidate.weight_decay,
     )
 
 

@@ -106,7 +106,7 @@ def test_those_who_calibrate_do_not_test():
         deal_people(people[:12], np.repeat([0, 1], 6), 0.5, seed=0)
 
 
-_TINY = folds.Candidate("tiny", HeadConfig(hidden=8, projection=8, dropout=0.0), lr=1e-2, noise=0.0)
+_TINY = folds.Candidate("tiny", HeadConfig(hidden=8, projection=8, dropout=0.0), lr=1e-2)
 
 
 def _hurry(monkeypatch: pytest.MonkeyPatch, *candidates: folds.Candidate) -> None:

@@ -63,6 +63,10 @@ def test_every_column_has_one_group() -> None:
     }  # fmt: skip
     columns = sorted(c for stream, cs in groups.values() if stream == "geometry" for c in cs)
     assert columns == list(range(len(FEATURES)))
+    others = feature_groups({"geometry": 3}, ("abs_yaw", "depth_cm", "eyeBlinkLeft"))
+    assert {group: columns for group, (_, columns) in others.items()} == {
+        "head pose": [0], "place": [1], "eyes": [2],
+    }  # fmt: skip
     with pytest.raises(ValueError, match="61 geometry columns, 2 names"):
         feature_groups(DIMS, ("a", "b"))
 
