@@ -16,6 +16,7 @@ import queue
 import secrets
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ PICTURE_S = 1 / 20
 RECENT = 60
 """Moments of the timeline in each message: what a slow page missed since the last one, marks above all."""
 JPEG_QUALITY = 80
-START_S, STOP_S = 10.0, 3.0
+GOODBYE_S, STOP_S = 2.0, 3.0
+"""Longest waits at the end: for the pages to hear of it, and for the server to stop."""
 
 
 class BrowserView:
@@ -111,6 +113,9 @@ class BrowserView:
         """Tell the pages that the session is over, and stop."""
         self._ended = True
         self._publish()
+        deadline = time.monotonic() + GOODBYE_S
+        while self.is_watched and time.monotonic() < deadline:
+            time.sleep(PICTURE_S)  # each page leaves once it has been told
         self._server.should_exit = True
         self._thread.join(STOP_S)
         self._socket.close()
