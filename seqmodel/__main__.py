@@ -32,7 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args: Any = parse(
         args_class, words[1:], prog=f"python -m seqmodel {words[0]}", description=args_class.__doc__ or ""
     )
-    return run_door(lambda: getattr(import_module(module), words[0])(args), as_json=args.json)
+
+    def body() -> tuple[dict[str, Any], int]:
+        summary, code = getattr(import_module(module), words[0])(args)
+        if summary and words[0] in ("train", "finetune"):  # of a team, only one process has a summary
+            from seqmodel.export import export_for_live
+
+            export_for_live(args.run)
+        return summary, code
+
+    return run_door(body, as_json=args.json)
 
 
 def _print_commands() -> None:

@@ -24,8 +24,15 @@ import numpy as np
 
 from features.recipe import EncoderId
 from seqmodel.assets import sha256_of
-from seqmodel.engine import Engine, cpu_options, import_openvino
-from seqmodel.run import WEIGHTS, Card, load_card
+from seqmodel.engine import (
+    Engine,
+    Precision,
+    cpu_options,
+    import_openvino,
+    precision_of,
+    resolve_precision,
+)
+from seqmodel.run import WEIGHTS, Card
 
 Format = Literal["openvino", "onnx"]
 FORMATS: tuple[Format, ...] = ("openvino", "onnx")
@@ -66,10 +73,9 @@ def find_bundle(run: Path) -> Bundle | None:
         folder = bundle_folder(run, form)
         if (folder / MANIFEST).is_file():
             bundle = read_manifest(folder)
-            # A run that was trained or calibrated again has outgrown its export.
-            same_card = load_card(folder).calibration == load_card(run).calibration
+            # A run that was trained again has outgrown its export. The calibration is the run's own anyway.
             same_weights = bundle.run_weights_sha256 == sha256_of(run / WEIGHTS)
-            if same_card and same_weights and bundle.precision == "f32":
+            if same_weights and bundle.precision == "f32":
                 return bundle
     return None
 
@@ -90,22 +96,27 @@ def read_manifest(folder: Path) -> Bundle:
         raise ValueError(f"{path} cannot be read: {error!r}") from error
 
 
-def open_bundle(bundle: Bundle, card: Card, threads: int = 1) -> tuple[Engine | None, Head]:
+def open_bundle(
+    bundle: Bundle, card: Card, threads: int = 1, precision: Precision | None = None
+) -> tuple[Engine | None, Head]:
     """Encoder (None where the head reads no embeddings) and head of a bundle, run by OpenVINO in any format.
 
-    Raises ValueError when a file is missing.
+    `precision` is the encoder's; by default as the run's store was made. Raises ValueError when a file is
+    missing.
     """
     openvino = import_openvino()
     core = openvino.Core()
-    options = cpu_options("f32", threads)
-    head = core.compile_model(_network(core, bundle, "head"), "CPU", options)
+    head = core.compile_model(_network(core, bundle, "head"), "CPU", cpu_options("f32", threads))
     if "embeddings" not in card.dims:
         return None, _runs_head(head, card)
-    encoder = core.compile_model(_network(core, bundle, "encoder"), "CPU", options)
+    wanted = resolve_precision(precision or precision_of(card.numerics))
+    if bundle.precision != "f32":
+        wanted = "f32"  # int8 convolutions, and float32 between them
+    encoder = core.compile_model(_network(core, bundle, "encoder"), "CPU", cpu_options(wanted, threads))
     numerics = {
         "backend": "openvino",
         "device": "cpu",
-        "precision": bundle.precision,
+        "precision": wanted if bundle.precision == "f32" else bundle.precision,
         "export": bundle.format,
         "version": openvino.__version__.partition("-")[0],
     }

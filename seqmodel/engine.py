@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -108,7 +108,6 @@ def open_run_engine(
 
     card = load_card(run)
     recipe = card.recipe
-    precision: Precision = "f32" if card.numerics.get("precision") == "f32" else "auto"
     if recipe.pixels is None:
         raise ValueError(
             f"{run} was trained on imported features ({recipe.encoder.name}); no camera makes those"
@@ -120,6 +119,7 @@ def open_run_engine(
 
         return encoder_of(recipe.encoder, load_weights(run).get("encoder"))
 
+    precision = precision_of(card.numerics)
     return _open(recipe.encoder, build, backend, device, precision, threads, recipe.pixels.crop_px)
 
 
@@ -245,6 +245,12 @@ def compiled(network: "nn.Module", crop_px: int) -> Callable[[NDArray[np.uint8]]
         return found
 
     return run
+
+
+def precision_of(numerics: Mapping[str, Any]) -> Precision:
+    """How a run looks at faces whose store has these numerics: in float32 where that was, else as is best
+    here."""
+    return "f32" if numerics.get("precision") == "f32" else "auto"
 
 
 def resolve_precision(precision: Precision) -> Literal["f32", "bf16"]:

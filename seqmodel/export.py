@@ -29,6 +29,7 @@ from seqmodel.bundle import (
     STATISTICS,
     SUFFIX,
     bundle_folder,
+    find_bundle,
     head_inputs,
     open_bundle,
     read_manifest,
@@ -122,6 +123,20 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
     return summary, 0
 
 
+def export_for_live(run: Path) -> None:
+    """Give a run its own bundle unless it has one that fits: live then starts in a second, without torch.
+
+    A run of imported features gets none; where it cannot be made, a warning says why.
+    """
+    if load_card(run).recipe.pixels is None or find_bundle(run) is not None:
+        return
+    say("making the run ready for live")
+    try:
+        export(ExportArgs(run))
+    except ValueError as error:
+        warn(f"live will start more slowly, with torch: {error}")
+
+
 def gather(args: ExportArgs, card: Card) -> Evidence:
     """Crops of the run's store to check on; seeded noise, said aloud, where it keeps none.
 
@@ -169,7 +184,7 @@ def check(
         "max_difference": {},
     }
     write_text(folder / MANIFEST, json.dumps(plain, indent=1) + "\n")
-    engine, run_head = open_bundle(read_manifest(folder), card)
+    engine, run_head = open_bundle(read_manifest(folder), card, precision="f32")
     ours, cosine = np.zeros((1, 1), np.float32), 1.0
     most = plain["max_difference"]
     if encoder is not None and engine is not None:
@@ -253,7 +268,7 @@ def _write_rest(folder: Path, run: Path, card: Card, head: Mapping[str, Tensor])
 
     save_card(
         folder,
-        replace(card, store="", stages=(), metrics={}, warnings=(), test_openings=(), numerics={}),
+        replace(card, store="", stages=(), metrics={}, warnings=(), test_openings=()),
     )
     statistics = {
         f"head.{name}": tensor.contiguous()

@@ -121,18 +121,21 @@ def test_a_bundle_names_nobody(bundles: dict[str, Path]) -> None:
 def test_the_run_uses_its_own_export_only_while_it_fits(
     run: Path, bundles: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Other weights or another calibration: the export is outgrown, and passed by."""
+    """Other weights: the export is outgrown, and passed by. The calibration is the run's own."""
     own = tmp_path / "run"
     shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
     assert find_bundle(own) is None
     shutil.copytree(bundles["openvino"], bundle_folder(own, "openvino"))
     model = open_model(own)
+    assert model.engine is not None
     assert model.engine.numerics["export"] == "openvino"
     assert set(load_statistics(own / "export" / "openvino")) == {"embeddings", "geometry"}
     card = load_card(own)
     save_card(own, replace(card, calibration=replace(card.calibration, temperature=2.0)))
-    assert find_bundle(own) is None
-    save_card(own, card)
+    again = open_model(own)
+    assert again.engine is not None
+    assert again.engine.numerics["export"] == "openvino"
+    assert again.card.calibration.temperature == 2.0
     (own / "weights.safetensors").write_bytes((own / "weights.safetensors").read_bytes() + b" ")
     assert find_bundle(own) is None
 

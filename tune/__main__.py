@@ -12,9 +12,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(TuneArgs, argv, prog="python -m tune", description=TuneArgs.__doc__ or "")
 
     def body() -> tuple[dict[str, object], int]:
+        from seqmodel.export import export_for_live
         from tune.outcome import tune
 
-        return tune(args)
+        summary, code = tune(args)
+        export_for_live(args.out)
+        return summary, code
 
     return run_door(body, as_json=args.json)
 
