@@ -112,13 +112,14 @@ def _import(args: "config.ImportArgs") -> "Answer":
 
     with console().status(f"importing {args.file}"):
         sequences = read_sequences(args.file)
-        store = write_external(args.out, sequences, args.name)
+        store = write_external(args.out, sequences, args.name, args.stream)
     valid = store.read_frames()[..., 5] > 0
     lengths = [len(values) for values in sequences.values]
     _print_failures([(item.clip_id, item.reason) for item in sequences.problems])
     say(
-        f"{store.num_clips} clips of {min(lengths)} to {max(lengths)} frames of {store.recipe.encoder.dim} "
-        f"features; {sum(lengths) - int(valid.sum())} of {sum(lengths)} frames lack a feature and are masked"
+        f"{store.num_clips} clips of {min(lengths)} to {max(lengths)} frames of "
+        f"{sequences.values[0].shape[1]} features, as {store.streams[0]}; "
+        f"{sum(lengths) - int(valid.sum())} of {sum(lengths)} frames lack a feature and are masked"
     )
     say(f"next: python -m tune --store {shlex.quote(args.out)} --out runs/NAME")
     summary = {

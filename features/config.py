@@ -5,7 +5,7 @@ Knows nothing about how any of it is done.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -75,5 +75,8 @@ class ImportArgs:
     """The store to create."""
     name: str
     """What made the features, openface say. Stores of one name and length D mix."""
+    stream: Literal["auto", "embeddings", "geometry"] = "auto"
+    """Which stream they become: geometry where an .npz names MediaPipe's blendshapes in feature_names, which
+    then can be explained by part of the face and taken relative to a person's own rest."""
     json: bool = False
     """Print the summary as one JSON object on stdout."""

@@ -49,7 +49,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
         },
         "numerics": [store.numerics, *store.other_numerics],
         "test_openings": len(store.test_openings),
-        "packed": store.mapped_stream("embeddings") is not None,
+        "packed": store.mapped_stream(store.streams[0]) is not None,
         "fingerprint": store.fingerprint(),
     }
 

@@ -1,7 +1,8 @@
 """Bring your own features: arrays that something else computed become a store like any other.
 
-The recipe is `external:NAME:D`, so that heads train, are tuned and judged in the same way, at any T and D,
-and live refuses with a clear line. Lengths may differ: shorter sequences are masked. A frame in which any
+They become embeddings, or geometry where their names are the face landmarker's. The recipe is
+`external:NAME:D`, so that heads train, are tuned and judged in the same way, at any T and D, and live refuses
+with a clear line. Lengths may differ: shorter sequences are masked. A frame in which any
 feature is missing (NaN) is not valid.
 
 Knows nothing about where the numbers come from. N clips, T frames (of the longest), D features.
@@ -14,13 +15,13 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from features import planning
 from features.manifest import MAX_LABEL_NAMES, SPLITS, Clip, Failure, read_csv
-from features.recipe import EncoderId, Recipe
+from features.recipe import EncoderId, GeometryId, Recipe
 from features.storage import Place, open_group, place_of
 from features.store import FeatureStore
 
@@ -28,6 +29,8 @@ CHUNK_BYTES = 4 << 20
 """One writer, so many clips may share a chunk: few files, fast to read."""
 BOOKKEEPING = ("frame", "face_id", "timestamp", "confidence", "success")
 """Columns of OpenFace's files that are no features; `success` 0 makes a frame invalid."""
+BLENDSHAPE = "eyeBlinkLeft"
+"""A name that stands for the 52: nobody but the face landmarker calls a feature so."""
 _CLIP_COLUMNS = ("clip_id", "label", "subject", "split", "fold")
 
 
@@ -41,6 +44,13 @@ class Sequences:
     problems: tuple[Failure, ...] = ()
     label_names: tuple[str, ...] = ()
     """In their order, where the file gives one."""
+    feature_names: tuple[str, ...] = ()
+    """D names, where the file gives them."""
+
+    @property
+    def is_geometry(self) -> bool:
+        """Whether the features go by the names of MediaPipe's face landmarker."""
+        return BLENDSHAPE in self.feature_names
 
 
 def read_sequences(file: Path) -> Sequences:
@@ -62,10 +72,16 @@ def read_sequences(file: Path) -> Sequences:
     return sequences
 
 
-def write_external(out: Path | str, sequences: Sequences, name: str) -> FeatureStore:
+def write_external(
+    out: Path | str,
+    sequences: Sequences,
+    name: str,
+    stream: Literal["auto", "embeddings", "geometry"] = "auto",
+) -> FeatureStore:
     """Write sequences as a float32 store of recipe `external:NAME:D`; it appears whole or not at all.
 
-    Raises ValueError when something lies at `out` already, or for a name with a colon.
+    Raises ValueError when something lies at `out` already, for a name with a colon, or for a geometry without
+    feature names.
     """
     if not name or ":" in name:
         raise ValueError(f"--name {name!r}: wanted a short name without a colon")
@@ -74,7 +90,12 @@ def write_external(out: Path | str, sequences: Sequences, name: str) -> FeatureS
         raise ValueError(f"{place.text} is there already: delete it first, or take another --out")
     width = sequences.values[0].shape[1]
     num_frames = max(1, *(len(values) for values in sequences.values))
-    recipe = Recipe(None, EncoderId(f"external:{name}:{width}", name, "", width))
+    encoder = EncoderId(f"external:{name}:{width}", name, "", width)
+    recipe = Recipe(None, encoder)
+    if stream == "geometry" or (stream == "auto" and sequences.is_geometry):
+        if not sequences.feature_names:
+            raise ValueError("--stream geometry needs the features' names: an .npz with feature_names")
+        recipe = Recipe(None, dataclasses.replace(encoder, dim=0), GeometryId("", sequences.feature_names))
     if place.folder is None:
         _write(place, sequences, recipe, num_frames)
         return FeatureStore.open(out)
@@ -89,7 +110,8 @@ def write_external(out: Path | str, sequences: Sequences, name: str) -> FeatureS
 
 
 def _write(place: Place, sequences: Sequences, recipe: Recipe, num_frames: int) -> None:
-    clips, width = sequences.clips, recipe.encoder.dim
+    clips, width = sequences.clips, sequences.values[0].shape[1]
+    stream = "geometry" if recipe.geometry is not None else "embeddings"
     step = max(1, CHUNK_BYTES // (num_frames * width * 4))
     group = planning.create(
         place,
@@ -112,7 +134,7 @@ def _write(place: Place, sequences: Sequences, recipe: Recipe, num_frames: int) 
             x[index, : len(values)] = values
             frames[index, : len(values), 0] = np.arange(len(values))
             frames[index, : len(values), 5] = np.isfinite(values).all(axis=1)
-        store.array("embeddings")[first : first + len(block)] = x
+        store.array(stream)[first : first + len(block)] = x
         store.array("frames")[first : first + len(block)] = frames
     store.settle()
 
@@ -161,7 +183,10 @@ def _of_npz(file: Path) -> Sequences:
         for index in range(count)
     )
     order = () if names is None else tuple(str(name) for name in names.tolist())
-    return Sequences(clips, values, label_names=order)
+    features = tuple(str(name) for name in arrays.get("feature_names", np.zeros(0)).tolist())
+    if features and len(features) != arrays["x"].shape[-1]:
+        raise ValueError(f"{file}: {len(features)} feature_names for {arrays['x'].shape[-1]} features")
+    return Sequences(clips, values, label_names=order, feature_names=features)
 
 
 def _cut(x: np.ndarray, length: np.ndarray | None, count: int, file: Path) -> tuple[np.ndarray, ...]:

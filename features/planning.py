@@ -236,7 +236,8 @@ def _make_row_arrays(group: zarr.Group, recipe: Recipe, count: int, has_crops: b
     attributes: Any = group.attrs
     num_frames, step = attributes["num_frames"], attributes["rows_per_chunk"]
     dtype = attributes["embedding_dtype"]
-    ensure_row_array(group, "embeddings", dtype, count, (num_frames, recipe.encoder.dim), step)
+    if recipe.encoder.dim:  # imported geometry has none
+        ensure_row_array(group, "embeddings", dtype, count, (num_frames, recipe.encoder.dim), step)
     ensure_row_array(group, "frames", "float32", count, (num_frames, len(FRAME_COLUMNS)), step)
     ensure_row_array(group, "failure", str, count, ())
     if recipe.geometry is not None:

@@ -67,7 +67,7 @@ class EncoderId:
     weights_sha256: str
     """Which weights they are, for machines; empty for imported features."""
     dim: int
-    """D, the length of one embedding."""
+    """D, the length of one embedding; 0 where only geometry was imported."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class GeometryId:
     """What the second stream is."""
 
     model_sha256: str
-    """sha256 of the face landmarker file."""
+    """sha256 of the face landmarker file; empty for imported features."""
     features: tuple[str, ...]
     """G names, in the order of the stored columns."""
 

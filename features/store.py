@@ -7,7 +7,7 @@
     labels/<column>                         (N,) int16    −1 = none; names in the attribute `label_names`
     slices/<column>                         (N,) str
     state                                   (N,) uint8    0 pending, 1 done, 2 failed; see below
-    embeddings                              (N,T,D) float16 (imported features: float32)
+    embeddings                              (N,T,D) float16 (imported features: float32; geometry: none)
     frames                                  (N,T,6) float32: time_s, x0, y0, x1, y1, score
     geometry (optional)                     (N,T,G) float32
     crops (optional)                        (N,T) JPEG bytes, b"" = no face
@@ -58,6 +58,7 @@ from features.storage import (
 PENDING, DONE, FAILED = 0, 1, 2
 Part = Literal["embeddings", "geometry", "crops"]
 Stream = Literal["embeddings", "geometry"]
+STREAMS: tuple[Stream, ...] = ("embeddings", "geometry")
 _MARKER: dict[str, str] = {"embeddings": "frames", "geometry": "geometry", "crops": "crops"}
 """The array whose chunk says that a part of a row is done."""
 _READ_ROWS = 256
@@ -107,9 +108,7 @@ class FeatureStore:
         self.num_frames: int = attributes["num_frames"]
         self.label_names: dict[str, list[str]] = attributes["label_names"]
         self.test_openings: list[dict[str, str]] = attributes["test_openings"]
-        self.streams: tuple[Stream, ...] = (
-            ("embeddings", "geometry") if "geometry" in group else ("embeddings",)
-        )
+        self.streams: tuple[Stream, ...] = tuple(name for name in STREAMS if name in group)
         self.has_crops: bool = "crops" in group
         self.changes = changes or Changes()
         """What the plan that opened this store did."""

@@ -45,9 +45,7 @@ def verify_store(store: "FeatureStore") -> list[Failure]:
             problems.append(Failure(f"row {row}", "has no clip id: its chunk is gone"))
         if settled[row] == 1 and table.state[row] != 1:
             problems.append(Failure(clip_id, "state says done, but its frames are not there"))
-    present: dict[str, np.ndarray] = {
-        part: store.present(part) for part in ("embeddings", *store.streams[1:])
-    }
+    present: dict[str, np.ndarray] = {part: store.present(part) for part in store.streams}
     if store.has_crops:
         present["crops"] = store.present("crops")
     for row, clip_id in enumerate(table.clip_id.tolist()):

@@ -62,7 +62,7 @@ def map_meanwhile(
         yield None
         return
     places = places[sample_places(len(places), seed)]
-    features = mean_embeddings(*store.read_stream("embeddings", rows[places]))
+    features = mean_embeddings(*store.read_stream(store.streams[0], rows[places]))
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         yield Map(places, pool.submit(umap_coordinates, features, seed))
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from seqmodel.calibration import probabilities
 from seqmodel.drawing import save
-from seqmodel.explain import strongest_signals
 from seqmodel.judge import Judgement
 from seqmodel.plots_people import timeline_plot
 from seqmodel.predictions import growing_logits
 from seqmodel.run import Card
+from seqmodel.signals import strongest_signals
 
 if TYPE_CHECKING:
     from features.store import FeatureStore

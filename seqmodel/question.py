@@ -89,7 +89,7 @@ def put_question(
     )
     require_disjoint(split, table.subject)
     _require_classes(split, labels, rows, labelling)
-    chosen: Inputs = inputs or ("both" if "geometry" in store.streams else "embeddings")
+    chosen: Inputs = inputs or ("both" if len(store.streams) > 1 else store.streams[0])
     for name in streams_of(chosen):
         if name not in store.streams:
             raise ValueError(f"--inputs {chosen}: store {store_path} holds no {name}")
@@ -132,10 +132,7 @@ def seen_fingerprint(question: Question) -> str:
 
 def stream_dims(store: FeatureStore) -> dict[str, int]:
     """D of each stream that the store holds."""
-    dims = {"embeddings": store.recipe.encoder.dim}
-    if "geometry" in store.streams and store.recipe.geometry is not None:
-        dims["geometry"] = len(store.recipe.geometry.features)
-    return dims
+    return {name: store.array(name).shape[-1] for name in store.streams}
 
 
 def load_sides(question: Question, *, mapped: bool = True) -> tuple[Samples, Samples]:

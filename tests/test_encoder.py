@@ -167,7 +167,5 @@ def test_an_identity_of_other_weights_is_refused() -> None:
 
 def test_a_fine_tuned_encoder_that_is_not_here_is_named_and_nothing_is_fetched() -> None:
     identity = EncoderId("mobilenet_v3_large", "finetuned:first", "ab" * 32, 960)
-    with pytest.raises(
-        ValueError, match="mobilenet_v3_large, fine-tuned in run 'first'"
-    ):
+    with pytest.raises(ValueError, match="mobilenet_v3_large, fine-tuned in run 'first'"):
         encoder_of(identity)

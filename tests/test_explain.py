@@ -6,8 +6,9 @@ import torch
 
 from extract.geometry import FEATURES
 from seqmodel.config import HeadConfig
-from seqmodel.explain import feature_groups, importance, strongest_signals
+from seqmodel.explain import feature_groups, importance
 from seqmodel.heads import LstmHead, build_head
+from seqmodel.signals import strongest_signals
 
 N, T, D = 60, 4, 5
 DIMS = {"embeddings": D, "geometry": len(FEATURES)}

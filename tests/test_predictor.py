@@ -13,8 +13,8 @@ from extract.video import Frame, read_video, sample_at
 from live.model import LiveModel, open_model
 from live.predictor import Prediction, Predictor
 from live.states import StateRule
-from seqmodel import explain
 from seqmodel.run import load_card, save_card
+from seqmodel.signals import strongest_signals
 from tests.small_run import write_run
 
 
@@ -225,7 +225,7 @@ def test_the_signals_are_those_of_the_reports(both: Path, portrait: np.ndarray) 
     prediction = push_all(predictor, still(portrait, 3, 2))[-1]
     x, _ = predictor.window()
     predictor.close()
-    wanted = explain.strongest_signals(x["geometry"][5:6], FEATURES)
+    wanted = strongest_signals(x["geometry"][5:6], FEATURES)
     assert prediction.signals == {name: float(values[0]) for name, values in wanted.items()}
     assert 0.3 < prediction.signals["eyes open"] <= 1
 
