@@ -92,9 +92,9 @@ class FinetuneConfig:
     """Epochs of the head alone, first."""
     patience: int = 3
     """Epochs without a better validation score before stopping."""
-    head_lr: float = 1e-4
+    head_lr: float = 3e-4
     """Learning rate of the head."""
-    encoder_lr: float = 3e-6
+    encoder_lr: float = 3e-5
     """Learning rate of the encoder at its last block; lower ones learn more slowly."""
     depth_decay: float = 0.8
     """Each block's learning rate, as a share of the next one's."""
@@ -104,7 +104,7 @@ class FinetuneConfig:
     """Weight decay, off for norms and biases."""
     effective_batch: int = 8
     """Clips a step, gathered one clip at a time."""
-    versions: int = 1
+    versions: int = 4
     """Of a training clip, to cache the activations of: its crops as they are, and augmented draws of them."""
     save_every_s: float = 60.0
     """Seconds between checkpoints within an epoch; there is one after each epoch in any case."""

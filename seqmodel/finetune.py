@@ -26,7 +26,7 @@ from seqmodel.calibration import fit_calibration
 from seqmodel.checkpoint import load_checkpoint, save_checkpoint
 from seqmodel.config import FinetuneArgs
 from seqmodel.encoder import state_sha256
-from seqmodel.end_to_end import EndToEnd
+from seqmodel.end_to_end import EndToEnd, keep_freed_memory
 from seqmodel.position import Goal, Outcome
 from seqmodel.re_extract import re_extract
 from seqmodel.reference import FILE as REFERENCE
@@ -48,6 +48,7 @@ from seqmodel.train import drop_judgements, resolve_device
 def finetune(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
     """The command's body: trains, updates the run, returns (summary, exit code)."""
     started = time.perf_counter()
+    keep_freed_memory()
     team = join_team(resolve_device(args.device))
     try:
         _train(args, team)

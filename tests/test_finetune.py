@@ -38,7 +38,7 @@ from seqmodel.training import Loss
 
 from .crop_store import clip_images, encoder, write_crop_store
 
-QUICK = FinetuneConfig(epochs=2, warm_epochs=1, effective_batch=4, head_lr=3e-3, encoder_lr=3e-4)
+QUICK = FinetuneConfig(epochs=2, warm_epochs=1, effective_batch=4, head_lr=3e-3, encoder_lr=3e-4, versions=1)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -106,11 +106,12 @@ def ours(folder: Path, cut: int, clips_a_step: int) -> dict[str, float]:
     from seqmodel.config import FinetuneConfig, HeadConfig, TrainConfig
     from seqmodel.cut_cache import frame_shape, open_cut_cache, prefix_runner
     from seqmodel.encoder import build_encoder
-    from seqmodel.end_to_end import EndToEnd
+    from seqmodel.end_to_end import EndToEnd, keep_freed_memory
     from seqmodel.heads import build_head
     from seqmodel.position import Goal
     from seqmodel.team import Team
 
+    keep_freed_memory()
     encoder, _ = build_encoder(ENCODER, "random")
     names = ("distracted", "engaged")
     labelling = Labelling("label", names, tuple((n,) for n in names), "binary")
