@@ -2,12 +2,14 @@
 
 The server listens on 127.0.0.1 only. The printed link holds a token that works once and is exchanged for a
 cookie; every request must name this host and come from this page's origin; nothing is served but the page
-itself and its one web socket. A browser that is slow gets the newest picture, never a queue.
+itself and its one web socket. The page answers each picture that it has drawn, and only then gets another:
+a browser that is slow sees the newest picture, never a queue of old ones.
 
 Knows nothing about cameras or predictions beyond what a session shows.
 """
 
 import asyncio
+import collections
 import contextlib
 import hmac
 import json
@@ -17,7 +19,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +42,15 @@ from seqmodel.reference import level_of
 PAGE = Path(__file__).parent / "templates" / "live.html"
 COOKIE = "brainbuddy"
 KEYS = frozenset("qprcxg 0123456789")
+DRAWN = "drawn"
+"""What the page answers once a picture is on the screen."""
 PICTURE_S = 1 / 20
 """A browser gets at most twenty pictures a second: enough to look alive, little work for the machine."""
 RECENT = 60
 """Moments of the timeline in each message: what a slow page missed since the last one, marks above all."""
 JPEG_QUALITY = 80
-GOODBYE_S, STOP_S = 2.0, 3.0
-"""Longest waits at the end: for the pages to hear of it, and for the server to stop."""
+GOODBYE_S, STOP_S = 5.0, 3.0
+"""Longest waits at the end: for the pages to hear of it and leave, and for the server to stop."""
 
 
 class BrowserView:
@@ -115,7 +119,7 @@ class BrowserView:
         self._publish()
         deadline = time.monotonic() + GOODBYE_S
         while self.is_watched and time.monotonic() < deadline:
-            time.sleep(PICTURE_S)  # each page leaves once it has been told
+            time.sleep(PICTURE_S)  # each page leaves once it has drawn the end
         self._server.should_exit = True
         self._thread.join(STOP_S)
         self._socket.close()
@@ -153,35 +157,38 @@ class BrowserView:
             return
         await web_socket.accept()
         self._num_watching += 1
-        hears = asyncio.create_task(self._hear(web_socket))
+        waiting: collections.deque[int] = collections.deque()  # versions sent and not drawn yet
+        hears = asyncio.create_task(self._hear(web_socket, waiting))
         try:
             await web_socket.send_text(json.dumps(self._greeting()))
-            async for _ in self._changes(hears):
+            async for version in self._changes(hears, waiting):
+                waiting.append(version)
                 await web_socket.send_text(self._news)
                 await web_socket.send_bytes(self._jpeg)
-                if self._ended:
-                    break
         except (WebSocketDisconnect, RuntimeError):
             pass  # the browser went away in the middle of a message
         finally:
             self._num_watching -= 1
             hears.cancel()
 
-    async def _changes(self, hears: "asyncio.Task[None]") -> AsyncIterator[int]:
-        """Each time there is something new, at most every PICTURE_S, until the browser goes."""
+    async def _changes(self, hears: "asyncio.Task[None]", waiting: Sequence[int]) -> AsyncIterator[int]:
+        """Each time there is something new and the page has drawn the last, at most every PICTURE_S, until
+        the browser goes; that the session ended is told at once, and the page leaves by itself."""
         version = 0  # before the first picture there is nothing to say
         while not hears.done():
-            if version != self._version:
+            if version != self._version and (self._ended or not waiting):
                 version = self._version
                 yield version
             await asyncio.sleep(PICTURE_S)
 
-    async def _hear(self, web_socket: WebSocket) -> None:
+    async def _hear(self, web_socket: WebSocket, waiting: "collections.deque[int]") -> None:
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             while True:
-                key = await web_socket.receive_text()
-                if key in KEYS:
-                    self._keys.put(key)
+                said = await web_socket.receive_text()
+                if said in KEYS:
+                    self._keys.put(said)
+                elif said == DRAWN and waiting:
+                    waiting.popleft()
 
     def _knows(self, connection: HTTPConnection) -> bool:
         given = connection.cookies.get(COOKIE, "")

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import cv2
 import numpy as np
 import pytest
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Origin
 
 from extract.video import Frame
-from live.serve import BrowserView, snapshot
+from live.serve import DRAWN, BrowserView, snapshot
 from live.session import Session, Wishes
 from tests.clips import face_frames, looped, write_video
 from tests.small_run import write_run
@@ -107,6 +110,37 @@ def test_another_origin_gets_no_web_socket(view: BrowserView) -> None:
     assert get(view, "/ws", **upgrade | {"Cookie": "brainbuddy=guess"}, Origin=own).status == 403
 
 
+def test_a_page_that_is_behind_gets_no_queue(view: BrowserView) -> None:
+    """The next picture comes after the last is drawn, and is the newest; the end is told at once."""
+    answer = get(view, f"/?{urlsplit(view.address).query}")
+    cookie = answer.headers["set-cookie"].split(";")[0]
+    own = view.address.split("/?")[0]
+    with connect(
+        own.replace("http", "ws") + "/ws", additional_headers={"Cookie": cookie}, origin=Origin(own)
+    ) as socket:
+        assert "names" in json.loads(socket.recv(timeout=10))
+        for shade in (10, 100, 200):
+            view.show(np.full((8, 8, 3), shade, np.uint8))
+            time.sleep(0.3)
+        assert mean_shade(socket) == pytest.approx(10, abs=2)
+        with pytest.raises(TimeoutError):
+            socket.recv(timeout=0.5)
+        socket.send(DRAWN)
+        assert mean_shade(socket) == pytest.approx(200, abs=2)
+        closes = threading.Thread(target=view.close)
+        closes.start()
+        assert json.loads(socket.recv(timeout=10))["ended"]
+    closes.join(10)
+    assert not closes.is_alive()
+
+
+def mean_shade(socket: ClientConnection) -> float:
+    """The news, then the picture's mean."""
+    assert not json.loads(socket.recv(timeout=10))["ended"]
+    jpeg = socket.recv(timeout=10, decode=False)
+    return float(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).mean())
+
+
 def test_nothing_else_is_served(view: BrowserView) -> None:
     """No files, no API."""
     cookie = get(view, f"/?{urlsplit(view.address).query}").headers["set-cookie"].split(";")[0]
@@ -148,7 +182,7 @@ def test_the_door_itself_serves_a_browser(
     real_clips: dict[str, Path], detector_path: Path, landmarker_path: Path, tmp_path: Path
 ) -> None:
     """`python -m live --serve` on a file, as a process: the printed link opens, the timeline moves, a wrong
-    token gets 403, signals show when asked for, and the page's quit button ends the process."""
+    token gets 403, signals show when asked for, and the quit button of a slow page ends the process."""
     from playwright.sync_api import sync_playwright
 
     run = write_run(
@@ -183,13 +217,16 @@ def test_the_door_itself_serves_a_browser(
             until(page, f"+document.querySelector('#timeline').dataset.moments > {count}")
             page.click("text=signals")
             until(page, "document.querySelectorAll('#signals meter').length === 3")
+            # A browser far too slow for twenty pictures a second is not left with a queue of old ones.
+            page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 20})
+            page.wait_for_timeout(3000)
             page.click("text=quit")
             until(page, "document.querySelector('#words').textContent === 'session ended'")
             browser.close()
         out, _ = process.communicate(timeout=30)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     assert process.returncode == 0
     assert json.loads(out)["rows"] >= count
 
