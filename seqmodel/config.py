@@ -108,6 +108,9 @@ class FinetuneConfig:
     """Of a training clip, to cache the activations of: its crops as they are, and augmented draws of them."""
     save_every_s: float = 60.0
     """Seconds between checkpoints within an epoch; there is one after each epoch in any case."""
+    precision: Literal["auto", "f32", "bf16"] = "auto"
+    """Number format of training's products; auto is bf16 where the processor or GPU has it. Validation on a
+    processor is f32."""
     compile: bool = False
     """On CUDA, compile the encoder (torch.compile): minutes at first, faster steps after."""
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from features.recipe import EncoderId
+from seqmodel import depthwise
 from seqmodel.assets import cache_dir, encoder_weights, sha256_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -68,8 +69,8 @@ class Encoder(nn.Module):
         return self.pool(self.blocks[first:](activations))
 
     def pool(self, activations: Tensor) -> Tensor:
-        """Mean over the picture: (F,D,h,w) to (F,D)."""
-        return activations.mean((2, 3))
+        """Mean over the picture, in the encoder's own dtype: (F,D,h,w) to (F,D)."""
+        return activations.to(self.mean.dtype).mean((2, 3))
 
     @torch.no_grad()
     def embed(self, crops: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.float16]:
@@ -180,6 +181,8 @@ def _conv_with_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     kernel = conv.weight * scale.view(-1, 1, 1, 1)
     bias = norm.bias - norm.running_mean * scale
+    if depthwise.applies(conv, x):
+        return depthwise.depthwise(x, kernel, bias, conv.stride[0])
     return F.conv2d(x, kernel, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 

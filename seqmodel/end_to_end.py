@@ -30,7 +30,14 @@ from seqmodel.metrics import score
 from seqmodel.position import Goal, Outcome, Position
 from seqmodel.prefetch import prefetched
 from seqmodel.team import Team
-from seqmodel.training import Loss, augment_features, loss_for, lr_scale, make_optimizer
+from seqmodel.training import (
+    Loss,
+    augment_features,
+    computes_in_bf16,
+    loss_for,
+    lr_scale,
+    make_optimizer,
+)
 
 CLIP_NORM = 1.0
 """Largest norm of a step's gradient, as in the first stage."""
@@ -82,10 +89,14 @@ class EndToEnd:
         if config.compile and self.on_cuda:
             model.encoder.compile(dynamic=True)  # in place; clips differ in their number of faces
         half = torch.bfloat16 if not self.on_cuda or torch.cuda.is_bf16_supported() else torch.float16
-        self.autocast: Callable[[], Any] = (
-            (lambda: torch.autocast("cuda", half)) if self.on_cuda else nullcontext
-        )
-        self.scaler = torch.amp.GradScaler(team.device.partition(":")[0], enabled=half is torch.float16)
+        kind = team.device.partition(":")[0]
+        narrow = {
+            "f32": False,
+            "bf16": True,
+            "auto": self.on_cuda or computes_in_bf16(team.device),
+        }[config.precision]
+        self.autocast: Callable[[], Any] = lambda: torch.autocast(kind, half, enabled=narrow)
+        self.scaler = torch.amp.GradScaler(kind, enabled=narrow and half is torch.float16)
         self.loss: Loss = loss_for(
             goal.task, goal.num_classes, goal.loss, np.asarray(train.labels)[self.order]
         )
@@ -319,6 +330,7 @@ class EndToEnd:
     def _val_logits(self) -> np.ndarray:
         """Logits (N,O) float32 of validation, each process a share."""
         self.model.eval()
+        autocast = self.autocast if self.on_cuda else nullcontext
         logits = torch.zeros(len(self.val), self.model.head.num_outputs)
         mine = range(self.team.rank, len(self.val), self.team.size)
         with (
@@ -330,7 +342,7 @@ class EndToEnd:
                     {k: torch.from_numpy(np.ascontiguousarray(a)) for k, a in part.items()}
                     for part in (x, valid)
                 )
-                with self.autocast():
+                with autocast():
                     logits[index] = self.model(*(self._moved(part) for part in arrays))[0].float().cpu()
         return self.team.total(logits.to(self.team.device)).cpu().numpy()
 

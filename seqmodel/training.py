@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from features.labels import Task
 from seqmodel.calibration import probabilities
 from seqmodel.config import METRIC_OF_TASK, Metric, TrainConfig
-from seqmodel.heads import num_outputs
+from seqmodel.heads import PIECE, num_outputs
 from seqmodel.metrics import score
 
 Batch = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray], np.ndarray]
@@ -247,7 +247,7 @@ def make_optimizer(
         ]
     complete = [{"lr": config.lr, "weight_decay": config.weight_decay} | dict(group) for group in groups]
     complete = [group | {"base_lr": group["lr"]} for group in complete if group["params"]]
-    return torch.optim.AdamW(complete)
+    return torch.optim.AdamW(complete, fused=True)
 
 
 def computes_in_bf16(device: str) -> bool:
@@ -337,13 +337,19 @@ def augment_features(
     if config.noise > 0:
         spread = {key.rpartition(".")[2]: buffer for key, buffer in model.named_buffers()}
         x = {
-            name: values
-            + config.noise * spread[f"std_{name}"] * torch.randn(values.shape, device=values.device)
-            if f"std_{name}" in spread
-            else values
+            name: _noisy(values, config.noise * spread[f"std_{name}"]) if f"std_{name}" in spread else values
             for name, values in x.items()
         }
     return x, valid
+
+
+def _noisy(values: Tensor, spread: Tensor) -> Tensor:
+    """Values (B, T, D) with Gaussian noise of this standard deviation (D,), float32."""
+    noisy = torch.empty(values.shape, device=values.device)
+    size = PIECE if values.device.type == "cpu" else max(1, len(values))
+    for some, given in zip(noisy.split(size), values.split(size), strict=True):
+        some.normal_().mul_(spread).add_(given)
+    return noisy
 
 
 def _to(arrays: Mapping[str, np.ndarray], device: str) -> dict[str, Tensor]:
