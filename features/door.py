@@ -59,7 +59,7 @@ def run_door(body: Body, *, as_json: bool = False) -> int:
             raise
         fail(str(error) or type(error).__name__)
         return 2
-    if as_json:
+    if as_json and summary:  # of a team of processes, one has a summary
         sys.stdout.write(json.dumps(summary, ensure_ascii=False, default=_plain) + "\n")
         sys.stdout.flush()
     return code

@@ -112,7 +112,7 @@ class FinetuneConfig:
     """Number format of training's products; auto is bf16 where the processor or GPU has it. Validation on a
     processor is f32."""
     compile: bool = False
-    """On CUDA, compile the encoder (torch.compile): minutes at first, faster steps after."""
+    """On CUDA, compile the blocks that learn (torch.compile): minutes at first, faster steps after."""
 
 
 @dataclass(frozen=True)

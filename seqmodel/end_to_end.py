@@ -87,7 +87,8 @@ class EndToEnd:
         self.optimizer = make_optimizer(model, goal.loss, parameter_groups(model, config, first_block))
         self.on_cuda = team.device.startswith("cuda")
         if config.compile and self.on_cuda:
-            model.encoder.compile(dynamic=True)  # in place; clips differ in their number of faces
+            for block in model.encoder.blocks[first_block:]:
+                block.compile(dynamic=True)  # in place; clips differ in their number of faces
         half = torch.bfloat16 if not self.on_cuda or torch.cuda.is_bf16_supported() else torch.float16
         kind = team.device.partition(":")[0]
         narrow = {

@@ -6,6 +6,7 @@ Shapes: N clips, C classes, D embedding.
 """
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def roc_plot(
     with style():
         figure, axes = plt.subplots(figsize=(4.6, 4.2))
         axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1, linestyle=":")
-        for title, theirs in others:
+        for (title, theirs), dashes in zip(others, cycle(("--", "-.", (0, (1, 1.5)))), strict=False):
             if len(label_names) == 2 and len(np.unique(labels)) == 2:
                 x, y, _ = roc_curve(labels == 1, theirs[:, 1])
                 axes.plot(
@@ -89,7 +90,7 @@ def roc_plot(
                     y,
                     color=LEAK if "leak" in title.lower() else OTHER,
                     linewidth=1.2,
-                    linestyle="--",
+                    linestyle=dashes,
                     label=title,
                 )
         for k in _curve_classes(labels, label_names):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from seqmodel.config import HeadConfig
-from seqmodel.heads import LstmHead, build_head, masked_mean_std, num_outputs
+from seqmodel.heads import PIECE, LstmHead, build_head, masked_mean_std, num_outputs, quick_dropout
 
 DIMS = {"embeddings": 10, "geometry": 4}
 BATCH, STEPS = 5, 9
@@ -172,3 +172,31 @@ def test_outputs_by_task_and_wrong_configs_are_refused() -> None:
     assert num_outputs("binary", 2) == 1
     with pytest.raises(ValueError, match="at least one input stream"):
         LstmHead(HeadConfig(), {}, 1)
+
+
+def test_quick_dropout_keeps_the_mean_and_drops_the_share() -> None:
+    """As torch's own, and the same again under the same random state."""
+    torch.manual_seed(0)
+    x = quick_dropout(torch.ones(1000, 1001), 0.3)
+    assert (x == 0).float().mean().item() == pytest.approx(0.3, abs=0.002)
+    assert x.mean().item() == pytest.approx(1, abs=0.003)
+    assert x.unique().tolist() == pytest.approx([0.0, 1 / 0.7], rel=1e-4)
+    torch.manual_seed(0)
+    assert torch.equal(quick_dropout(torch.ones(1000, 1001), 0.3), x)
+    assert quick_dropout(x, 0.0) is x
+    with pytest.raises(ValueError, match="dropout"):
+        build_head(HeadConfig(dropout=1.0), {"embeddings": 4}, 1, seed=0)
+
+
+@pytest.mark.parametrize("copies", [{}, {"centre": True, "dynamics": True}])
+def test_training_prepares_features_in_pieces_with_the_same_numbers(copies: dict[str, bool]) -> None:
+    """More clips than a piece, some frames hidden: the channels of training are those of judging."""
+    head = build_head(HeadConfig(**copies), {"embeddings": 4}, 1, seed=0)  # type: ignore[arg-type]
+    x, valid = torch.randn(2 * PIECE + 3, 6, 4).half(), torch.rand(2 * PIECE + 3, 6) > 0.3
+    x[~valid] = torch.nan
+    valid[:PIECE] = True
+    x[:PIECE] = 1.5
+    judged = head.eval()._channels("embeddings", x, valid)
+    assert torch.equal(head.train()._channels("embeddings", x, valid), judged)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head._channels("embeddings", x, valid), judged.bfloat16())

@@ -50,6 +50,8 @@ from tune.workers import Bench, refit, score_seed, seed_score, set_up, start_ref
 
 FINALISTS = 3
 """Trials that are trained again under fresh seeds, beside the seed project's settings."""
+MANY_CLIPS = 1000
+"""Training clips of which one epoch says enough to prune by; with fewer it takes two."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,9 @@ def spec_of(args: TuneArgs, bench: Bench, metric: str) -> StudySpec:
     name = args.study or (args.out.name if args.storage else f"{args.label.label}: {labels} by {metric}")
     storage = args.storage or str(args.out / "study.log")
     args.out.mkdir(parents=True, exist_ok=True)
-    return StudySpec(storage, name, args.trials, args.seed, args.epochs, args.pruning == "on", args.folds)
+    least_epochs = 1 if len(bench.whole.train) >= MANY_CLIPS else 2
+    pruning = args.pruning == "on"
+    return StudySpec(storage, name, args.trials, args.seed, args.epochs, pruning, args.folds, least_epochs)
 
 
 def facts_of(args: TuneArgs, bench: Bench, metric: str) -> dict[str, Any]:

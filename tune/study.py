@@ -51,6 +51,8 @@ class StudySpec:
     """Most epochs of a trial: what Hyperband divides."""
     pruning: bool
     folds: int
+    least_epochs: int = 2
+    """Epochs before the first look at whether a trial falls behind."""
 
 
 def create_study(spec: StudySpec, first: dict[str, Any], facts: dict[str, Any]) -> optuna.Study:
@@ -117,7 +119,7 @@ def pruner_of(spec: StudySpec) -> optuna.pruners.BasePruner:
         with experimental_is_fine():
             return optuna.pruners.WilcoxonPruner(p_threshold=max(0.1, 1.2 * 0.5 ** (spec.folds - 1)))
     return optuna.pruners.HyperbandPruner(
-        min_resource=2, max_resource=max(2, spec.epochs), reduction_factor=3
+        min_resource=spec.least_epochs, max_resource=max(spec.least_epochs, spec.epochs), reduction_factor=3
     )
 
 
