@@ -72,7 +72,7 @@ def one(store: Path, encoder: str, inputs: Any, cut: str, seed: int) -> dict[str
     first = FOLDER / f"{encoder}-{inputs}-{seed}"
     if not first.is_dir():
         train(TrainArgs(store, first, inputs=inputs, seed=seed, train=TRAIN))
-    scores = {"stage_1": test_auroc(first)}
+    scores = {"stage_1": auroc_of_test(first)}
     if cut == "-":
         return scores
     tuned = FOLDER / f"{encoder}-{inputs}-{seed}-cut-{cut}"
@@ -83,10 +83,10 @@ def one(store: Path, encoder: str, inputs: Any, cut: str, seed: int) -> dict[str
     seconds = time.perf_counter() - started
     story = load_card(tuned).stages[-1]
     val = [story["stage_1"], max(epoch["val_score"] for epoch in story["epochs"])]
-    return scores | {"stage_2": test_auroc(tuned), "kept": story["kept"], "val": val, "seconds": seconds}
+    return scores | {"stage_2": auroc_of_test(tuned), "kept": story["kept"], "val": val, "seconds": seconds}
 
 
-def test_auroc(folder: Path) -> float:
+def auroc_of_test(folder: Path) -> float:
     predictions = predict(ask(folder, load_card(folder), None, "test"))
     return score("auroc", predictions.labels, predictions.probabilities)
 
