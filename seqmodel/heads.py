@@ -16,9 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from features.labels import Task
 from seqmodel.config import HeadConfig
+from seqmodel.gru import pays, quick_gru
 
 STD_FLOOR = 1e-4
 """A channel that varies less than this in the training split is constant: dividing by its spread would
@@ -110,11 +112,11 @@ class LstmHead(nn.Module):
         parts = []
         for name in self.dims:
             mask = seen[name]
-            channels = self._channels(name, x.get(name), mask)
-            if self.config.projection:
-                channels = torch.relu(self.projections[name](channels)) * mask.unsqueeze(-1)
-            parts += [channels, mask.unsqueeze(-1).to(channels.dtype)]
-        states, _ = self.recurrent(self._dropout(torch.cat(parts, dim=-1)))
+            read = self._read(name, x.get(name), mask)
+            parts += [read, mask.unsqueeze(-1).to(read.dtype)]
+        joined = self._dropout(torch.cat(parts, dim=-1))
+        quick = self.training and pays(self.recurrent, joined)
+        states = quick_gru(self.recurrent, joined) if quick else self.recurrent(joined)[0]
         logits = self.output(self._dropout(self._pool(states, some_step)))
         return logits if self.thresholds is None else logits + self.thresholds
 
@@ -138,31 +140,57 @@ class LstmHead(nn.Module):
     def _dropout(self, x: Tensor) -> Tensor:
         return quick_dropout(x, self.config.dropout) if self.training else x
 
-    def _channels(self, name: str, values: Tensor | None, mask: Tensor) -> Tensor:
-        """Standardised values (B, T, width), zero where masked, with the derived copies the config asks for;
-        in the dtype of autocast where cached features are trained on."""
+    def _read(self, name: str, values: Tensor | None, mask: Tensor) -> Tensor:
+        """What the recurrent layers read of a stream, zero where masked: (B, T, P), or (B, T, width) of all
+        copies where nothing projects them."""
         if values is None:
-            width = self.dims[name] * _num_copies(self.config)
+            width = self.config.projection or self.dims[name] * _num_copies(self.config)
             return getattr(self, f"mean_{name}").new_zeros(*mask.shape, width)
+        steps, windows = self._channels(name, values, mask)
+        if not self.config.projection:
+            return _all_copies(steps, windows, mask, self.config)
+        # A projection of the copies one beside the other, by what they have in common: a value is its
+        # deviation and its window's mean, and what is the same at every step is projected once.
+        layer = self.projections[name]
+        assert isinstance(layer, nn.Linear)
+        weights = list(layer.weight.split(self.dims[name], dim=1))
+        of_windows = [weights.pop()] if self.config.dynamics else []
+        if self.config.centre:
+            of_windows.insert(0, weights[0])
+            weights[:2] = [weights[0] + weights[1]]
+        projected = F.linear(steps, torch.cat(weights, dim=1), layer.bias)
+        if of_windows:
+            projected = projected + F.linear(windows, torch.cat(of_windows, dim=1)).unsqueeze(1)
+        return torch.relu(projected) * mask.unsqueeze(-1)
+
+    def _channels(self, name: str, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardised values, zero where masked, and what the config asks for beside them: (B, T, ·) values
+        (or their deviations from the window's mean) and changes, (B, ·) means and rates of rises; in the
+        dtype of autocast where cached features are trained on."""
         if not self.training or values.requires_grad or values.device.type != "cpu":
             return self._some_channels(name, values, mask)
         # These passes wait for memory alone: in pieces they take a third of the time, with the same numbers.
         narrow = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
         pieces = zip(values.split(PIECE), mask.split(PIECE), strict=True)
-        return torch.cat([self._some_channels(name, *piece).to(narrow) for piece in pieces])
+        found = [self._some_channels(name, *piece) for piece in pieces]
+        steps = torch.cat([steps.to(narrow) for steps, _ in found])
+        return steps, torch.cat([windows for _, windows in found])
 
-    def _some_channels(self, name: str, values: Tensor, mask: Tensor) -> Tensor:
+    def _some_channels(self, name: str, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = getattr(self, f"mean_{name}"), getattr(self, f"std_{name}")
-        keep = mask.unsqueeze(-1)
+        hidden = ~mask.unsqueeze(-1)
+        some_hidden = not self.training or not mask.all()  # no question put to the data in what is exported
         z = (values.to(mean.dtype) - mean) / std
-        if not self.training or not mask.all():  # no question put to the data in what is exported
-            z = z.masked_fill(~keep, 0.0)
-        copies = [z]
+        z = z.masked_fill(hidden, 0.0) if some_hidden else z
+        steps, windows = [z], []
         if self.config.centre:
-            copies.append((z - _masked_mean(z, mask).unsqueeze(1)).masked_fill(~keep, 0.0))
+            usual = _masked_mean(z, mask)
+            centred = z - usual.unsqueeze(1)
+            steps, windows = [centred.masked_fill(hidden, 0.0) if some_hidden else centred], [usual]
         if self.config.dynamics:
-            copies += _dynamics(z, mask)
-        return torch.cat(copies, dim=-1) if len(copies) > 1 else z
+            change, rate = _dynamics(z, mask)
+            steps, windows = [*steps, change], [*windows, rate]
+        return _joined(steps, z), _joined(windows, z[:, 0])
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         """(B, T, H') to (B, H'), over valid steps only; zeros where a window has none."""
@@ -258,22 +286,39 @@ def _num_copies(config: HeadConfig) -> int:
     return 1 + bool(config.centre) + 2 * bool(config.dynamics)
 
 
+def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
+    """Side by side; no channel at all where there is nothing."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts, dim=-1) if parts else like[..., :0]
+
+
+def _all_copies(steps: Tensor, windows: Tensor, mask: Tensor, config: HeadConfig) -> Tensor:
+    """(B, T, width): values, deviations, changes and rates one beside the other, zero where masked."""
+    apart = windows.unsqueeze(1) * mask.unsqueeze(-1)
+    if config.centre:
+        dim = windows.shape[-1] // (2 if config.dynamics else 1)
+        steps = torch.cat([steps[..., :dim] + apart[..., :dim], steps], dim=-1)
+        apart = apart[..., dim:]
+    return torch.cat([steps, apart], dim=-1)
+
+
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of (B, T, K) over valid steps, (B, K); zeros where there are none."""
     weights = mask.to(values.dtype).unsqueeze(-1)
     return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
 
 
-def _dynamics(z: Tensor, mask: Tensor) -> list[Tensor]:
+def _dynamics(z: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The change since the step before, and how often a feature rises above its usual range.
 
     z: (B, T, D) standardised, zero where masked. The rate counts upward crossings of one standard deviation
     for each pair of neighbouring valid steps: of an eye-blink score it is the blink rate, of a gaze or yaw
-    score the rate of gaze shifts. Both (B, T, D), zero where masked; the rate is the same at every step.
+    score the rate of gaze shifts. (B, T, D), zero at the first step and after a masked one, and (B, D).
     """
     pair = (mask[:, 1:] & mask[:, :-1]).unsqueeze(-1)
     change = torch.zeros_like(z)
-    change[:, 1:] = (z[:, 1:] - z[:, :-1]).masked_fill(~pair, 0.0)
-    rises = ((z[:, 1:] > 1.0) & (z[:, :-1] <= 1.0) & pair).sum(dim=1, keepdim=True).to(z.dtype)
-    rate = rises / pair.sum(dim=1, keepdim=True).clamp(min=1)
-    return [change, rate.expand_as(z).masked_fill(~mask.unsqueeze(-1), 0.0)]
+    change[:, 1:] = (z[:, 1:] - z[:, :-1]) * pair
+    high = z > 1.0
+    rises = (high[:, 1:] > (high | ~mask.unsqueeze(-1))[:, :-1]).sum(dim=1)
+    return change, rises / pair.sum(dim=1).clamp(min=1)

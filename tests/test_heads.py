@@ -1,5 +1,6 @@
 """Claims about heads: what may and what may not move a logit."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from seqmodel.config import HeadConfig
+from seqmodel.gru import MOST_VALUES, pays, quick_gru
 from seqmodel.heads import PIECE, LstmHead, build_head, masked_mean_std, num_outputs, quick_dropout
 
 DIMS = {"embeddings": 10, "geometry": 4}
@@ -134,11 +136,11 @@ def test_dynamics_count_rises_and_skip_gaps() -> None:
     everything = torch.ones(1, 6, dtype=torch.bool)
     change, rate = _dynamics(z, everything)
     assert change.flatten().tolist() == [0.0, 2.0, -2.0, 2.0, 3.0, -5.0]
-    assert rate[0, 0, 0] == pytest.approx(2 / 5)
+    assert rate[0, 0] == pytest.approx(2 / 5)
     gap = torch.tensor([[True, False, True, True, True, True]])
     change, rate = _dynamics(z.masked_fill(~gap.unsqueeze(-1), 0.0), gap)
     assert change.flatten().tolist() == [0.0, 0.0, 0.0, 2.0, 3.0, -5.0]
-    assert rate[0, 0, 0] == pytest.approx(1 / 3)
+    assert rate[0, 0] == pytest.approx(1 / 3)
 
 
 def test_saved_and_loaded_is_the_same_head_whatever_order_streams_are_named_in() -> None:
@@ -196,7 +198,52 @@ def test_training_prepares_features_in_pieces_with_the_same_numbers(copies: dict
     x[~valid] = torch.nan
     valid[:PIECE] = True
     x[:PIECE] = 1.5
-    judged = head.eval()._channels("embeddings", x, valid)
-    assert torch.equal(head.train()._channels("embeddings", x, valid), judged)
+    steps, windows = head.eval()._channels("embeddings", x, valid)
+    trained = head.train()._channels("embeddings", x, valid)
+    assert torch.equal(trained[0], steps)
+    assert torch.equal(trained[1], windows)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(head._channels("embeddings", x, valid), judged.bfloat16())
+        trained = head._channels("embeddings", x, valid)
+    assert torch.equal(trained[0], steps.bfloat16())
+    assert torch.equal(trained[1], windows)
+
+
+@pytest.mark.parametrize(("centre", "dynamics"), [(True, False), (False, True), (True, True)])
+def test_copies_are_projected_as_one_layer_over_all_of_them(centre: bool, dynamics: bool) -> None:
+    """What the head computes by parts against its own weights on the channels put side by side."""
+    config = HeadConfig(projection=6, centre=centre, dynamics=dynamics)
+    head = build_head(config, {"embeddings": 5}, 1, seed=0).eval()
+    whole = build_head(dataclasses.replace(config, projection=0), {"embeddings": 5}, 1, seed=0).eval()
+    x, valid = torch.randn(4, 7, 5), torch.rand(4, 7) > 0.3
+    valid[0] = False
+    copies = whole._read("embeddings", x, valid)
+    z = torch.where(valid.unsqueeze(-1), x, 0)  # the statistics of a new head: mean 0, spread 1
+    assert torch.allclose(copies[..., :5], z, atol=1e-6)
+    if centre:
+        mean = z.sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
+        assert torch.allclose(copies[..., 5:10], (z - mean.unsqueeze(1)) * valid.unsqueeze(-1), atol=1e-6)
+    expected = torch.relu(head.projections["embeddings"](copies)) * valid.unsqueeze(-1)
+    assert torch.allclose(head._read("embeddings", x, valid), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_quick_gru_has_the_states_and_gradients_of_torchs(layers: int, bidirectional: bool) -> None:
+    torch.manual_seed(0)
+    gru = torch.nn.GRU(5, 4, layers, batch_first=True, bidirectional=bidirectional)
+    x = torch.randn(3, 6, 5, requires_grad=True)
+    sides = []
+    for states in (gru(x)[0], quick_gru(gru, x)):
+        loss = (states.sin() * torch.arange(states.numel()).view_as(states)).sum()
+        sides.append((states, *torch.autograd.grad(loss, [x, *gru.parameters()])))
+    for theirs, ours in zip(*sides, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_is_trained_by_the_quick_gru_where_it_pays() -> None:
+    """Same logits in training and in judging, without dropout; torch's own above the size."""
+    head = build_head(HeadConfig(kind="gru", dropout=0.0, hidden=8), {"embeddings": 5}, 1, seed=0)
+    x, valid = {"embeddings": torch.randn(4, 7, 5)}, {"embeddings": torch.rand(4, 7) > 0.3}
+    assert pays(head.recurrent, x["embeddings"])
+    assert not pays(head.recurrent, torch.zeros(MOST_VALUES // 16 + 1, 7, 5))
+    torch.testing.assert_close(head.train()(x, valid), head.eval()(x, valid), rtol=1e-5, atol=1e-6)

@@ -33,7 +33,7 @@ from seqmodel.train import count_parameters, rounded, say_question, say_scores, 
 from tune.artifacts import FOLDER, drop_checkpoints
 from tune.config import TuneArgs
 from tune.plots import save_study_plots
-from tune.search import choice_of, is_seed, metric_name, seed_point
+from tune.search import choice_of, is_seed, metric_name, seed_point, space_hash
 from tune.storage import without_password
 from tune.study import (
     DONE,
@@ -156,6 +156,7 @@ def facts_of(args: TuneArgs, bench: Bench, metric: str) -> dict[str, Any]:
         "epochs": args.epochs,
         "baseline": args.baseline,
         "seed": args.seed,
+        "space": space_hash(bench.space),
     }
 
 

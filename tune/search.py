@@ -5,6 +5,8 @@ project's own settings. Knows nothing about storages, processes or runs.
 """
 
 import dataclasses
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import distribution_to_json
 
 from features.datasets import Inputs, RowView, Samples, streams_of, subset
 from features.labels import Task
@@ -56,10 +59,11 @@ class Fold:
     statistics: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def suggest(trial: optuna.Trial, space: Space) -> Choice:
+def suggest(trial: optuna.trial.BaseTrial, space: Space) -> Choice:
     """Ask the sampler for one point of the space."""
     trial.suggest_categorical("kind", ["lstm", "gru"])
-    trial.suggest_categorical("hidden", [32, 64, 128, 256])
+    # 256 costs two to four times as much as 128.
+    trial.suggest_categorical("hidden", [32, 64, 128])
     trial.suggest_int("layers", 1, 2)
     trial.suggest_categorical("bidirectional", [True, False])
     # Without a projection a head of 960-wide embeddings costs some five times as much, so it is not offered.
@@ -115,6 +119,14 @@ def seed_point(space: Space) -> dict[str, Any]:
         # It knew the embeddings alone.
         point |= {"stream_dropout": 0.0} | ({} if space.fixed_inputs else {"inputs": "embeddings"})
     return point
+
+
+def space_hash(space: Space) -> str:
+    """Changes whenever what a trial may choose from does."""
+    trial = optuna.trial.FixedTrial(seed_point(space))
+    suggest(trial, space)
+    offered = {name: distribution_to_json(offer) for name, offer in trial.distributions.items()}
+    return hashlib.sha256(json.dumps(offered, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def is_seed(params: Mapping[str, Any], space: Space) -> bool:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 UNSIGNED_S = 60
 """A running trial that names no worker for that long has none."""
+REDUCTION = 4
+"""Hyperband lets one trial in four go on at each look (Li et al. 2020)."""
 SEEN_EVERY_S, WAIT_S = 30, 1.0
 """Seconds between signs of life of a trial, and between looks at trials of others that are waited for."""
 
@@ -119,7 +121,9 @@ def pruner_of(spec: StudySpec) -> optuna.pruners.BasePruner:
         with experimental_is_fine():
             return optuna.pruners.WilcoxonPruner(p_threshold=max(0.1, 1.2 * 0.5 ** (spec.folds - 1)))
     return optuna.pruners.HyperbandPruner(
-        min_resource=spec.least_epochs, max_resource=max(spec.least_epochs, spec.epochs), reduction_factor=3
+        min_resource=spec.least_epochs,
+        max_resource=max(spec.least_epochs, spec.epochs),
+        reduction_factor=REDUCTION,
     )
 
 
