@@ -88,7 +88,7 @@ class FaceCropper:
                 break
         else:
             return Crop(None, NO_BOX, 0.0)
-        boxes = [_box_of(face) for face in faces]
+        boxes = [box_of(face) for face in faces]
         best = _choose(boxes, self._previous)
         self._previous = boxes[best]
         others = tuple(box for index, box in enumerate(boxes) if index != best)
@@ -103,6 +103,12 @@ class FaceCropper:
     def close(self) -> None:
         """Give the detectors' memory back."""
         self._closing()
+
+
+def box_of(face: Seen) -> Box:
+    """The box of a face as a tuple."""
+    x0, y0, x1, y1 = face.box.tolist()
+    return (x0, y0, x1, y1)
 
 
 def cut_square(rgb: np.ndarray, box: Box, margin: float, crop_px: int) -> np.ndarray:
@@ -183,11 +189,6 @@ def _choose(boxes: Sequence[Box], previous: Box | None) -> int:
 
 def _area(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _box_of(face: Seen) -> Box:
-    x0, y0, x1, y1 = face.box.tolist()
-    return (x0, y0, x1, y1)
 
 
 def _open_detector(file: Path, tasks: list[Any], threads: int = 1) -> _Detector:

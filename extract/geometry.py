@@ -17,15 +17,12 @@ Shapes: G features (`FEATURES`), H × W pixels.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from extract.face import SAME_FACE_IOU, Box, Crop, box_of, iou
 from extract.landmarks import MIN_PRESENCE, SQUARE_SCALE, Face, FaceNetworks, eye_roll, head_pose
-from features.recipe import GeometryId
-
-if TYPE_CHECKING:
-    from extract.face import Box, Crop
+from features.recipe import OWN_SQUARE, GeometryId
 
 BLENDSHAPES = (
     "_neutral browDownLeft browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff "
@@ -64,7 +61,7 @@ class FaceGeometry:
         self.geometry_id = geometry_id
         self._networks = FaceNetworks(Path(model_path).read_bytes(), threads)
 
-    def measure(self, rgb_frame: np.ndarray, crop: "Crop") -> np.ndarray:
+    def measure(self, rgb_frame: np.ndarray, crop: Crop) -> np.ndarray:
         """The features of the face that `crop` was cut around, (G,) float32; all NaN where there is none.
 
         `rgb_frame` is uint8 (H,W,3), the upright frame in which `crop.box` (pixels) lies.
@@ -85,11 +82,16 @@ class FaceGeometry:
         """Give the networks' memory back."""
         del self._networks
 
-    def _read(self, rgb_frame: np.ndarray, crop: "Crop") -> Face:
+    def _read(self, rgb_frame: np.ndarray, crop: Crop) -> Face:
         """The face of a crop, cut as MediaPipe would; with unknown eyes levelled by a first look."""
-        square = _square(crop.box)
-        if crop.eyes is not None:
-            fall = crop.eyes[1] - crop.eyes[0]
+        box, eyes = crop.box, crop.eyes
+        if self.geometry_id.square == OWN_SQUARE:
+            seen = max(self._networks.look(rgb_frame), key=lambda face: iou(box_of(face), box), default=None)
+            if seen is not None and iou(box_of(seen), box) >= SAME_FACE_IOU:
+                box, eyes = box_of(seen), seen.eyes
+        square = _square(box)
+        if eyes is not None:
+            fall = eyes[1] - eyes[0]
             return self._networks.read(rgb_frame, *square, float(np.arctan2(fall[1], fall[0])))
         first = self._networks.read(rgb_frame, *square, 0.0)
         return self._networks.read(rgb_frame, *square, eye_roll(first.points))
@@ -108,14 +110,14 @@ def angles(pose: np.ndarray) -> tuple[float, float, float]:
     return float(yaw), float(pitch), float(roll)
 
 
-def placement(box: "Box", frame_hw: tuple[int, int]) -> tuple[float, float, float]:
+def placement(box: Box, frame_hw: tuple[int, int]) -> tuple[float, float, float]:
     """Longer side of a box over the frame's height, and its centre as shares of width and height."""
     height, width = frame_hw
     x0, y0, x1, y1 = box
     return max(x1 - x0, y1 - y0) / height, (x0 + x1) / 2 / width, (y0 + y1) / 2 / height
 
 
-def _square(box: "Box") -> tuple[tuple[float, float], float]:
+def _square(box: Box) -> tuple[tuple[float, float], float]:
     """Centre and side of the square that the landmark network is to see around a detector's box."""
     x0, y0, x1, y1 = box
     return ((x0 + x1) / 2, (y0 + y1) / 2), SQUARE_SCALE * max(x1 - x0, y1 - y0)

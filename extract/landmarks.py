@@ -15,12 +15,13 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
 
-from extract.blaze import cut
-from extract.network import open_network
+from extract.blaze import Seen, cut, detect
+from extract.network import Network, open_network
 
 INPUT_PX = 256
 """Side of the square that the landmark network sees."""
@@ -72,14 +73,22 @@ class FaceNetworks:
         """`task` is the file's bytes. Raises ValueError when the networks are not in it."""
         try:
             with zipfile.ZipFile(io.BytesIO(task)) as parts:
-                points, scores = (
-                    parts.read(f"face_{name}.tflite") for name in ("landmarks_detector", "blendshapes")
-                )
+                names = ("landmarks_detector", "blendshapes", "detector")
+                points, scores, self._detector_model = (parts.read(f"face_{name}.tflite") for name in names)
                 self.canon = read_canon(parts.read("geometry_pipeline_metadata_landmarks.binarypb"))
         except (zipfile.BadZipFile, KeyError) as error:
             raise ValueError(f"not a face_landmarker.task: {error}") from error
         self._points = open_network(points, threads, INPUT_PX)
         self._scores = open_network(scores, threads)
+        self._threads = threads
+
+    def look(self, rgb: np.ndarray) -> list[Seen]:
+        """The faces that the file's own detector sees in an upright frame, uint8 (H,W,3) RGB."""
+        return detect(rgb, self._detector)
+
+    @cached_property
+    def _detector(self) -> Network:
+        return open_network(self._detector_model, self._threads)
 
     def read(self, rgb: np.ndarray, centre: tuple[float, float], side_px: float, roll_rad: float) -> Face:
         """Points and scores of the face in a square of an upright frame, uint8 (H,W,3) RGB.

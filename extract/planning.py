@@ -16,7 +16,7 @@ from extract.pipeline import JPEG_QUALITY, Job, Part, Setup, Window
 from extract.video import probe
 from features.cores import usable_cores
 from features.manifest import Clip, dropped_s, windows
-from features.recipe import GeometryId, Pixels, Recipe
+from features.recipe import CROP_SQUARE, OWN_SQUARE, GeometryId, Pixels, Recipe
 from features.storage import place_of
 from features.store import FeatureStore
 from seqmodel.assets import detector_file, keep_detector, landmarker_file, sha256_of
@@ -107,7 +107,9 @@ def make_setup(config: ExtractConfig) -> tuple[Setup, dict[str, Any]]:
     if landmarker is not None:
         from extract.geometry import FEATURES
 
-        geometry = GeometryId(sha256_of(landmarker), FEATURES)
+        levelled = detectors[0] == detector_file("short")
+        square = CROP_SQUARE if levelled else OWN_SQUARE
+        geometry = GeometryId(sha256_of(landmarker), FEATURES, square)
     setup = Setup(
         Recipe(pixels, engine.encoder_id, geometry),
         detectors,

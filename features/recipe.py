@@ -21,6 +21,9 @@ FACE_RULE = "iou>=0.3 with the previous face, else the largest"
 CROP_RULE = "halved while over twice crop_px, then bilinear"
 FIRST_CROP_RULE = "area where over twice crop_px, else bilinear"
 """Of stores and runs that do not name theirs."""
+CROP_SQUARE = "the crop's detector"
+OWN_SQUARE = "the landmarker's own detector where it finds the crop's face"
+"""MediaPipe's way, for crops of a detector that is not MediaPipe's."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class GeometryId:
     """sha256 of the face landmarker file; empty for imported features."""
     features: tuple[str, ...]
     """G names, in the order of the stored columns."""
+    square: str = CROP_SQUARE
+    """Whose box places the square around a face that the landmarker sees."""
 
 
 @dataclass(frozen=True)

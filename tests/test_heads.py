@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from seqmodel.config import HeadConfig
-from seqmodel.gru import MOST_VALUES, pays, quick_gru
+from seqmodel.gru import FEW_VALUES, pays, quick_gru
 from seqmodel.heads import PIECE, LstmHead, build_head, masked_mean_std, num_outputs, quick_dropout
 
 DIMS = {"embeddings": 10, "geometry": 4}
@@ -245,5 +245,5 @@ def test_a_head_is_trained_by_the_quick_gru_where_it_pays() -> None:
     head = build_head(HeadConfig(kind="gru", dropout=0.0, hidden=8), {"embeddings": 5}, 1, seed=0)
     x, valid = {"embeddings": torch.randn(4, 7, 5)}, {"embeddings": torch.rand(4, 7) > 0.3}
     assert pays(head.recurrent, x["embeddings"])
-    assert not pays(head.recurrent, torch.zeros(MOST_VALUES // 16 + 1, 7, 5))
+    assert not pays(head.recurrent, torch.zeros(FEW_VALUES // 16 + 1, 7, 5))
     torch.testing.assert_close(head.train()(x, valid), head.eval()(x, valid), rtol=1e-5, atol=1e-6)

@@ -25,9 +25,6 @@ from seqmodel.heads import LstmHead, build_head, num_outputs, stream_statistics
 from seqmodel.train import complete_head, count_parameters
 from seqmodel.training import Epoch, Fitted, fit, fit_best, resolve_metric
 
-PATIENCE = 5
-"""Of searched trials; the seed's own settings have 4."""
-
 
 @dataclass(frozen=True)
 class Space:
@@ -144,7 +141,6 @@ def choice_of(params: Mapping[str, Any], space: Space) -> Choice:
     train = TrainConfig(
         **rest,
         epochs=min(seed.epochs, space.epochs) if theirs else space.epochs,
-        patience=seed.patience if theirs else PATIENCE,
     )
     every: Inputs = (
         "both" if len(space.streams) > 1 else "geometry" if "geometry" in space.streams else "embeddings"
