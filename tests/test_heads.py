@@ -1,7 +1,7 @@
 """Claims about heads: what may and what may not move a logit."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -238,6 +238,25 @@ def test_a_quick_gru_has_the_states_and_gradients_of_torchs(layers: int, bidirec
         sides.append((states, *torch.autograd.grad(loss, [x, *gru.parameters()])))
     for theirs, ours in zip(*sides, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_quick_gru_in_bfloat16_is_as_near_to_float32_as_torchs() -> None:
+    """Gradients of a step too large for the float32 recurrence, under autocast, both ways against float32."""
+    torch.manual_seed(0)
+    gru = torch.nn.GRU(20, 80, batch_first=True, bidirectional=True)
+    x = torch.randn(40, 12, 20)
+    assert 40 * 2 * 80 > FEW_VALUES
+
+    def gradient(way: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        found = torch.autograd.grad(way(x).float().sin().mean(), [*gru.parameters()])
+        return torch.cat([part.flatten() for part in found])
+
+    exact = gradient(lambda x: gru(x)[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert pays(gru, x)
+        theirs, ours = gradient(lambda x: gru(x)[0]), gradient(lambda x: quick_gru(gru, x))
+    off = [(found - exact).norm() / exact.norm() for found in (theirs, ours)]
+    assert 0 < off[1] < max(1.5 * off[0], 0.02)
 
 
 def test_a_head_is_trained_by_the_quick_gru_where_it_pays() -> None:

@@ -26,13 +26,14 @@ from tests.small_store import write_store
 from tests.toy_sequences import write_toy_store
 from tune import liveness, outcome
 from tune.__main__ import main
-from tune.config import TuneArgs
+from tune.config import SEED_ROLE, TuneArgs
 from tune.outcome import tune
-from tune.search import Space, choice_of, seed_point, suggest
+from tune.search import Space, choice_of, is_seed, seed_point, space_hash, suggest
 from tune.storage import open_storage, refuse_shared_disk
 from tune.study import (
     StudySpec,
     create_study,
+    enqueue_again,
     load_study,
     num_done,
     reclaim,
@@ -379,6 +380,28 @@ def test_the_seed_point_lies_in_the_space_of_every_task(task: str, fixed: bool) 
     assert trial.params == seed_point(space)
     assert choice.inputs == ("both" if fixed else "embeddings"), "the seed project knew embeddings alone"
     assert choice.head.shared_thresholds == (task == "ordinal")
+
+
+def test_many_clips_are_not_searched_in_small_steps_but_for_the_seeds_settings() -> None:
+    """Also where that trial is tried again, as after its worker's death."""
+    space = dataclasses.replace(SPACE, least_batch=32)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=3))
+    study.enqueue_trial(seed_point(space), user_attrs={"role": SEED_ROLE})
+    sizes = []
+    for number in range(12):
+        trial = study.ask()
+        sizes.append(suggest(trial, space).train.batch_size)
+        if number == 0:
+            study.tell(trial, state=TrialState.FAIL)
+            enqueue_again(study, study.trials[0])
+        else:
+            study.tell(trial, float(number))
+    assert sizes[:2] == [8, 8]
+    assert is_seed(study.trials[1].params, space)
+    assert min(sizes[2:]) >= 32
+    assert max(sizes) <= 128
+    assert space_hash(space) != space_hash(SPACE)
+    assert space_hash(SPACE) == space_hash(dataclasses.replace(SPACE, epochs=5))
 
 
 # What a search says of itself

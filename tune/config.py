@@ -6,6 +6,9 @@ from typing import Literal
 
 from seqmodel.config import Inputs, LabelArgs, Metric
 
+SEED_ROLE = "the seed project's settings"
+"""Of the trial that a study begins with."""
+
 
 @dataclass(frozen=True)
 class TuneArgs:
@@ -37,8 +40,8 @@ class TuneArgs:
     epochs: int = 20
     """Most epochs of a trial."""
     pruning: Literal["on", "off"] = "on"
-    """Stop trials early that fall behind: Hyperband over epochs, or with --folds 3 and more Wilcoxon's test
-    over folds."""
+    """Stop trials early that fall behind: Hyperband over epochs (of 1,000 training clips and more its most
+    eager bracket), or with --folds 3 and more Wilcoxon's test over folds."""
     baseline: Literal["none", "window", "subject"] = "none"
     """Subtract from the geometry stream its mean over the window, or over everything known of that person."""
     storage: str = ""

@@ -33,7 +33,7 @@ from seqmodel.train import count_parameters, rounded, say_question, say_scores, 
 from tune.artifacts import FOLDER, drop_checkpoints
 from tune.config import TuneArgs
 from tune.plots import save_study_plots
-from tune.search import choice_of, is_seed, metric_name, seed_point, space_hash
+from tune.search import MANY_CLIPS, choice_of, is_seed, metric_name, seed_point, space_hash
 from tune.storage import without_password
 from tune.study import (
     DONE,
@@ -50,8 +50,6 @@ from tune.workers import Bench, refit, score_seed, seed_score, set_up, start_ref
 
 FINALISTS = 3
 """Trials that are trained again under fresh seeds, beside the seed project's settings."""
-MANY_CLIPS = 1000
-"""Training clips of which one epoch says enough to prune by; with fewer it takes two."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +135,8 @@ def spec_of(args: TuneArgs, bench: Bench, metric: str) -> StudySpec:
     name = args.study or (args.out.name if args.storage else f"{args.label.label}: {labels} by {metric}")
     storage = args.storage or str(args.out / "study.log")
     args.out.mkdir(parents=True, exist_ok=True)
-    least_epochs = 1 if len(bench.whole.train) >= MANY_CLIPS else 2
-    pruning = args.pruning == "on"
-    return StudySpec(storage, name, args.trials, args.seed, args.epochs, pruning, args.folds, least_epochs)
+    pruning, eager = args.pruning == "on", len(bench.whole.train) >= MANY_CLIPS
+    return StudySpec(storage, name, args.trials, args.seed, args.epochs, pruning, args.folds, eager)
 
 
 def facts_of(args: TuneArgs, bench: Bench, metric: str) -> dict[str, Any]:

@@ -24,6 +24,12 @@ from seqmodel.config import HeadConfig, Metric, TrainConfig
 from seqmodel.heads import LstmHead, build_head, num_outputs, stream_statistics
 from seqmodel.train import complete_head, count_parameters
 from seqmodel.training import Epoch, Fitted, fit, fit_best, resolve_metric
+from tune.config import SEED_ROLE
+
+MANY_CLIPS = 1000
+"""Training clips of which one epoch says enough to prune by. From here on batches are not small either: 8
+clips a step take two to three times as long as 32 and learn no more."""
+LEAST_BATCH_OF_MANY = 32
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Space:
     fixed_inputs: bool
     """True when the user said which streams to use."""
     epochs: int
+    least_batch: int = 8
+    """Fewest clips a step; the seed project's settings have 8 in any case."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,8 @@ def suggest(trial: optuna.trial.BaseTrial, space: Space) -> Choice:
     trial.suggest_categorical("dynamics", [False, True])
     trial.suggest_float("lr", 1e-4, 1e-2, log=True)
     trial.suggest_float("weight_decay", 1e-4, 0.3, log=True)
-    trial.suggest_categorical("batch_size", [8, 16, 32, 64, 128])
+    least_batch = 8 if trial.user_attrs.get("role") == SEED_ROLE else space.least_batch
+    trial.suggest_int("batch_size", least_batch, 128, log=True)
     trial.suggest_categorical("scheduler", ["cosine", "plateau", "none"])
     trial.suggest_float("label_smoothing", 0.0, 0.2)
     trial.suggest_categorical("class_weighting", [True, False])
@@ -120,7 +129,7 @@ def seed_point(space: Space) -> dict[str, Any]:
 
 def space_hash(space: Space) -> str:
     """Changes whenever what a trial may choose from does."""
-    trial = optuna.trial.FixedTrial(seed_point(space))
+    trial = optuna.trial.FixedTrial(seed_point(space) | {"batch_size": space.least_batch})
     suggest(trial, space)
     offered = {name: distribution_to_json(offer) for name, offer in trial.distributions.items()}
     return hashlib.sha256(json.dumps(offered, sort_keys=True).encode()).hexdigest()[:16]
@@ -137,11 +146,8 @@ def choice_of(params: Mapping[str, Any], space: Space) -> Choice:
     names |= {"centre", "dynamics", "stream_dropout"}
     head = HeadConfig(**{key: value for key, value in params.items() if key in names})
     rest = {key: value for key, value in params.items() if key not in names and key != "inputs"}
-    seed, theirs = TrainConfig(), is_seed(params, space)
-    train = TrainConfig(
-        **rest,
-        epochs=min(seed.epochs, space.epochs) if theirs else space.epochs,
-    )
+    most = min(TrainConfig().epochs, space.epochs) if is_seed(params, space) else space.epochs
+    train = TrainConfig(**rest, epochs=most)
     every: Inputs = (
         "both" if len(space.streams) > 1 else "geometry" if "geometry" in space.streams else "embeddings"
     )

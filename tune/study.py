@@ -22,6 +22,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from tune.config import SEED_ROLE
 from tune.liveness import has_parent, is_alive, is_here, is_silent, this_worker
 from tune.storage import MAX_RETRIES, experimental_is_fine, open_storage, without_password
 
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 UNSIGNED_S = 60
 """A running trial that names no worker for that long has none."""
-REDUCTION = 4
-"""Hyperband lets one trial in four go on at each look (Li et al. 2020)."""
 SEEN_EVERY_S, WAIT_S = 30, 1.0
 """Seconds between signs of life of a trial, and between looks at trials of others that are waited for."""
 
@@ -53,8 +52,9 @@ class StudySpec:
     """Most epochs of a trial: what Hyperband divides."""
     pruning: bool
     folds: int
-    least_epochs: int = 2
-    """Epochs before the first look at whether a trial falls behind."""
+    eager: bool = False
+    """Whether one epoch says enough to stop a trial by, and three in four are stopped at each look (after 1,
+    4 and 16 epochs); else Hyperband, from the second epoch on."""
 
 
 def create_study(spec: StudySpec, first: dict[str, Any], facts: dict[str, Any]) -> optuna.Study:
@@ -77,7 +77,7 @@ def create_study(spec: StudySpec, first: dict[str, Any], facts: dict[str, Any]) 
         if "metric" in facts:
             with experimental_is_fine():
                 study.set_metric_names([facts["metric"]])
-        study.enqueue_trial(first, user_attrs={"role": "the seed project's settings"})
+        study.enqueue_trial(first, user_attrs={"role": SEED_ROLE})
     else:
         different = [
             f"{key}: {known.get(key)!r} there, {facts[key]!r} here"
@@ -112,7 +112,8 @@ def _database(study: optuna.Study) -> RDBStorage | None:
 
 
 def pruner_of(spec: StudySpec) -> optuna.pruners.BasePruner:
-    """Hyperband over epochs; Wilcoxon's signed-rank test over folds; or none."""
+    """Hyperband over epochs; successive halving, its most eager bracket, alone; Wilcoxon's signed-rank test
+    over folds; or none."""
     if not spec.pruning:
         return optuna.pruners.NopPruner()
     if spec.folds > 1:
@@ -120,11 +121,9 @@ def pruner_of(spec: StudySpec) -> optuna.pruners.BasePruner:
         # With two folds nothing is pruned, as one pair says nothing.
         with experimental_is_fine():
             return optuna.pruners.WilcoxonPruner(p_threshold=max(0.1, 1.2 * 0.5 ** (spec.folds - 1)))
-    return optuna.pruners.HyperbandPruner(
-        min_resource=spec.least_epochs,
-        max_resource=max(spec.least_epochs, spec.epochs),
-        reduction_factor=REDUCTION,
-    )
+    if spec.eager:
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=4)
+    return optuna.pruners.HyperbandPruner(min_resource=2, max_resource=max(2, spec.epochs))
 
 
 def num_done(study: optuna.Study) -> int:
@@ -179,7 +178,8 @@ def enqueue_again(study: optuna.Study, trial: FrozenTrial) -> None:
     """Enqueue a failed trial's parameters, unless it has failed too often already."""
     times = int(trial.user_attrs.get("retries", 0)) + 1
     if times <= MAX_RETRIES and trial.params:
-        study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number, "retries": times})
+        role = {key: value for key, value in trial.user_attrs.items() if key == "role"}
+        study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number, "retries": times} | role)
 
 
 def work(

@@ -18,7 +18,16 @@ from seqmodel.training import Fitted
 from tune.artifacts import keep_checkpoint
 from tune.config import TuneArgs
 from tune.liveness import has_parent
-from tune.search import Choice, Fold, Space, make_folds, objective, train_choice
+from tune.search import (
+    LEAST_BATCH_OF_MANY,
+    MANY_CLIPS,
+    Choice,
+    Fold,
+    Space,
+    make_folds,
+    objective,
+    train_choice,
+)
 from tune.study import StudySpec, note_seen, work
 
 
@@ -43,7 +52,9 @@ def set_up(args: TuneArgs, question: Question | None = None) -> Bench:
     )
     sides = load_sides(question)
     train, val = (with_baseline(side, args.baseline, question.store) for side in sides)
-    space = Space(question.labelling.task, tuple(train.x), args.inputs is not None, args.epochs)
+    fixed = args.inputs is not None
+    least_batch = LEAST_BATCH_OF_MANY if len(train) >= MANY_CLIPS else 8
+    space = Space(question.labelling.task, tuple(train.x), fixed, args.epochs, least_batch)
     whole = make_folds(train, val, 0, args.seed)
     folds = make_folds(train, val, args.folds, args.seed) if args.folds > 1 else whole
     return Bench(args, question, whole[0], folds, space, resolve_device(args.device))
