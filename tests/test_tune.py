@@ -352,7 +352,7 @@ def test_a_head_that_reads_no_embeddings_is_not_fine_tuned(
 
 def test_fine_tuning_takes_the_best_head_that_reads_embeddings(tmp_path: Path) -> None:
     store = Path(write_store(tmp_path / "s.zarr", 64, crops=True).path)
-    args = args_for(store, tmp_path / "run", trials=12, seed=1)
+    args = args_for(store, tmp_path / "run", trials=12)
     tune(args)
     bench = set_up(args)
     spec = outcome.spec_of(args, bench, "auroc")
@@ -384,7 +384,7 @@ def test_the_seed_point_lies_in_the_space_of_every_task(task: str, fixed: bool) 
 
 def test_many_clips_are_not_searched_in_small_steps_but_for_the_seeds_settings() -> None:
     """Also where that trial is tried again, as after its worker's death."""
-    space = dataclasses.replace(SPACE, least_batch=32)
+    space = dataclasses.replace(SPACE, many=True)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=3))
     study.enqueue_trial(seed_point(space), user_attrs={"role": SEED_ROLE})
     sizes = []

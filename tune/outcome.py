@@ -33,7 +33,7 @@ from seqmodel.train import count_parameters, rounded, say_question, say_scores, 
 from tune.artifacts import FOLDER, drop_checkpoints
 from tune.config import TuneArgs
 from tune.plots import save_study_plots
-from tune.search import MANY_CLIPS, choice_of, is_seed, metric_name, seed_point, space_hash
+from tune.search import choice_of, is_seed, metric_name, seed_point, space_hash
 from tune.storage import without_password
 from tune.study import (
     DONE,
@@ -135,7 +135,7 @@ def spec_of(args: TuneArgs, bench: Bench, metric: str) -> StudySpec:
     name = args.study or (args.out.name if args.storage else f"{args.label.label}: {labels} by {metric}")
     storage = args.storage or str(args.out / "study.log")
     args.out.mkdir(parents=True, exist_ok=True)
-    pruning, eager = args.pruning == "on", len(bench.whole.train) >= MANY_CLIPS
+    pruning, eager = args.pruning == "on", bench.space.many
     return StudySpec(storage, name, args.trials, args.seed, args.epochs, pruning, args.folds, eager)
 
 

@@ -30,6 +30,8 @@ MANY_CLIPS = 1000
 """Training clips of which one epoch says enough to prune by. From here on batches are not small either: 8
 clips a step take two to three times as long as 32 and learn no more."""
 LEAST_BATCH_OF_MANY = 32
+PATIENCE_OF_FEW = 5
+"""Of searched trials, where epochs are short and scores coarse; else the seed project's 4."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Space:
     fixed_inputs: bool
     """True when the user said which streams to use."""
     epochs: int
-    least_batch: int = 8
-    """Fewest clips a step; the seed project's settings have 8 in any case."""
+    many: bool = False
+    """Whether there are so many clips (`MANY_CLIPS`) that the slowest choices are left out."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def suggest(trial: optuna.trial.BaseTrial, space: Space) -> Choice:
     """Ask the sampler for one point of the space."""
     trial.suggest_categorical("kind", ["lstm", "gru"])
     # 256 costs two to four times as much as 128.
-    trial.suggest_categorical("hidden", [32, 64, 128])
+    trial.suggest_categorical("hidden", [32, 64, 128] if space.many else [32, 64, 128, 256])
     trial.suggest_int("layers", 1, 2)
     trial.suggest_categorical("bidirectional", [True, False])
     # Without a projection a head of 960-wide embeddings costs some five times as much, so it is not offered.
@@ -79,8 +81,11 @@ def suggest(trial: optuna.trial.BaseTrial, space: Space) -> Choice:
     trial.suggest_categorical("dynamics", [False, True])
     trial.suggest_float("lr", 1e-4, 1e-2, log=True)
     trial.suggest_float("weight_decay", 1e-4, 0.3, log=True)
-    least_batch = 8 if trial.user_attrs.get("role") == SEED_ROLE else space.least_batch
-    trial.suggest_int("batch_size", least_batch, 128, log=True)
+    if space.many:
+        least = 8 if trial.user_attrs.get("role") == SEED_ROLE else LEAST_BATCH_OF_MANY
+        trial.suggest_int("batch_size", least, 128, log=True)
+    else:
+        trial.suggest_categorical("batch_size", [8, 16, 32, 64, 128])
     trial.suggest_categorical("scheduler", ["cosine", "plateau", "none"])
     trial.suggest_float("label_smoothing", 0.0, 0.2)
     trial.suggest_categorical("class_weighting", [True, False])
@@ -129,7 +134,7 @@ def seed_point(space: Space) -> dict[str, Any]:
 
 def space_hash(space: Space) -> str:
     """Changes whenever what a trial may choose from does."""
-    trial = optuna.trial.FixedTrial(seed_point(space) | {"batch_size": space.least_batch})
+    trial = optuna.trial.FixedTrial(seed_point(space) | {"batch_size": 64})
     suggest(trial, space)
     offered = {name: distribution_to_json(offer) for name, offer in trial.distributions.items()}
     return hashlib.sha256(json.dumps(offered, sort_keys=True).encode()).hexdigest()[:16]
@@ -146,8 +151,12 @@ def choice_of(params: Mapping[str, Any], space: Space) -> Choice:
     names |= {"centre", "dynamics", "stream_dropout"}
     head = HeadConfig(**{key: value for key, value in params.items() if key in names})
     rest = {key: value for key, value in params.items() if key not in names and key != "inputs"}
-    most = min(TrainConfig().epochs, space.epochs) if is_seed(params, space) else space.epochs
-    train = TrainConfig(**rest, epochs=most)
+    seed, theirs = TrainConfig(), is_seed(params, space)
+    train = TrainConfig(
+        **rest,
+        epochs=min(seed.epochs, space.epochs) if theirs else space.epochs,
+        patience=seed.patience if theirs or space.many else PATIENCE_OF_FEW,
+    )
     every: Inputs = (
         "both" if len(space.streams) > 1 else "geometry" if "geometry" in space.streams else "embeddings"
     )

@@ -19,7 +19,6 @@ from tune.artifacts import keep_checkpoint
 from tune.config import TuneArgs
 from tune.liveness import has_parent
 from tune.search import (
-    LEAST_BATCH_OF_MANY,
     MANY_CLIPS,
     Choice,
     Fold,
@@ -52,9 +51,8 @@ def set_up(args: TuneArgs, question: Question | None = None) -> Bench:
     )
     sides = load_sides(question)
     train, val = (with_baseline(side, args.baseline, question.store) for side in sides)
-    fixed = args.inputs is not None
-    least_batch = LEAST_BATCH_OF_MANY if len(train) >= MANY_CLIPS else 8
-    space = Space(question.labelling.task, tuple(train.x), fixed, args.epochs, least_batch)
+    fixed, many = args.inputs is not None, len(train) >= MANY_CLIPS
+    space = Space(question.labelling.task, tuple(train.x), fixed, args.epochs, many)
     whole = make_folds(train, val, 0, args.seed)
     folds = make_folds(train, val, args.folds, args.seed) if args.folds > 1 else whole
     return Bench(args, question, whole[0], folds, space, resolve_device(args.device))
