@@ -41,6 +41,7 @@ from seqmodel.yardsticks import identity, logistic, majority, shares
 
 if TYPE_CHECKING:
     from features.store import ClipTable, FeatureStore
+    from seqmodel.explain import Fall
 
 
 @dataclass(frozen=True)
@@ -257,12 +258,13 @@ def write_judgement(
     args: EvaluateArgs,
     embedding_map: Map | None,
     *,
-    with_network: bool = True,
+    falls: Sequence["Fall"] | None = None,
 ) -> Path:
     """Every file of an evaluation, each written atomically; returns the report's path.
 
     Pages about training or validation clips get a folder of their own, so that report.html and the model
-    card are about test. `with_network` asks the run's network once more, for the hardest clips.
+    card are about test. The run's network is asked once more, for importance and the hardest clips, unless
+    others than it were judged, whose `falls` are given.
     """
     from seqmodel.story import tell
 
@@ -276,7 +278,7 @@ def write_judgement(
         folder = folder / judgement.split
         folder.mkdir(exist_ok=True)
     asked = replace(asked, card=card)
-    story = tell(folder, judgement, asked, args, embedding_map, with_network=with_network)
+    story = tell(folder, judgement, asked, args, embedding_map, falls=falls)
     write_text(folder / "literature.csv", story.literature.csv)
     write_text(folder / "literature.tex", story.literature.latex + "\n")
     write_report(folder / "report.html", judgement, card, story)

@@ -10,17 +10,19 @@ Knows nothing about stores, drawings or reports.
 N clips, T frames, D width of a stream.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from features.labels import Task
-from seqmodel.calibration import probabilities
+from seqmodel.heads import masked_mean_std
 from seqmodel.metrics import score
 
+Arrays = Mapping[str, np.ndarray]
+SHUFFLED_CLIPS = 300
+"""Clips that are enough: each is read some seventy times."""
 SHUFFLES = 10
 DRAWS = 20
 """Samples of people for each shuffle; together they make the interval."""
@@ -62,33 +64,40 @@ def feature_groups(dims: Mapping[str, int], features: Sequence[str]) -> dict[str
     return found
 
 
+def some_places(places: np.ndarray, seed: int) -> np.ndarray:
+    """At most SHUFFLED_CLIPS of (n,) places, drawn under `seed`, in order."""
+    if len(places) <= SHUFFLED_CLIPS:
+        return places
+    return np.sort(np.random.default_rng(seed).choice(places, SHUFFLED_CLIPS, replace=False))
+
+
 def importance(
-    head: Any,
-    x: Mapping[str, np.ndarray],
-    valid: Mapping[str, np.ndarray],
+    answer: Callable[[Arrays, Arrays], np.ndarray],
+    x: Arrays,
+    valid: Arrays,
     labels: np.ndarray,
     subjects: Sequence[str] | np.ndarray,
     groups: Mapping[str, tuple[str, list[int]]],
     *,
-    task: Task,
     metric: str,
     seed: int = 0,
 ) -> list[Fall]:
     """How far `metric` falls for each group, largest first.
 
-    `head` is an `LstmHead`; `x[stream]` (N,T,D) and `valid[stream]` (N,T) as it reads them. Where the clip
-    that lends its values saw no face, the stream's training mean stands in. Resamples of people that hold
-    one class only are left out.
+    `answer` gives probabilities (N,C) for `x[stream]` (N,T,D) and `valid[stream]` (N,T), clip by clip. Where
+    the clip that lends its values saw no face, the mean of all clips stands in. Resamples of people that
+    hold one class only are left out.
     """
     rng = np.random.default_rng(seed)
     resamples = _resamples(np.asarray(subjects), SHUFFLES * DRAWS, rng)
-    before = probabilities(_logits(head, x, valid), task)
+    means = {name: masked_mean_std(values, valid[name])[0] for name, values in x.items()}
+    before = answer(x, valid)
     falls = []
     for group, (stream, columns) in groups.items():
         drops, spread = [], []
         for shuffle in range(SHUFFLES):
-            shuffled = dict(x) | {stream: _shuffled(head, stream, x[stream], valid[stream], columns, rng)}
-            after = probabilities(_logits(head, shuffled, valid), task)
+            lent = _shuffled(x[stream], valid[stream], columns, means[stream], rng)
+            after = answer(dict(x) | {stream: lent}, valid)
             drops.append(score(metric, labels, before) - score(metric, labels, after))
             for places in resamples[shuffle * DRAWS : (shuffle + 1) * DRAWS]:
                 if len(np.unique(labels[places])) > 1:
@@ -99,8 +108,8 @@ def importance(
     return sorted(falls, key=lambda fall: -fall.value)
 
 
-def _logits(head: Any, x: Mapping[str, np.ndarray], valid: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(N,O) float32 in eval mode, 256 clips at a time."""
+def head_logits(head: Any, x: Arrays, valid: Arrays) -> np.ndarray:
+    """(N,O) float32 of an `LstmHead` in eval mode, 256 clips at a time."""
     head.eval()
     parts = []
     with torch.inference_mode():
@@ -115,19 +124,14 @@ def _logits(head: Any, x: Mapping[str, np.ndarray], valid: Mapping[str, np.ndarr
 
 
 def _shuffled(
-    head: Any,
-    stream: str,
-    values: np.ndarray,
-    valid: np.ndarray,
-    columns: list[int],
-    rng: np.random.Generator,
+    values: np.ndarray, valid: np.ndarray, columns: list[int], mean: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """`values` (N,T,D) float32 with `columns` lent between clips."""
+    """`values` (N,T,D) float32 with `columns` lent between clips, the (D,) mean where the lender's are not
+    valid."""
     lender = rng.permutation(len(values))
-    mean = getattr(head, f"mean_{stream}").cpu().numpy()[columns]
     out = np.asarray(values, np.float32).copy()
     lent = np.asarray(values[lender], np.float32)[..., columns]
-    out[..., columns] = np.where(np.asarray(valid)[lender][..., None], lent, mean)
+    out[..., columns] = np.where(np.asarray(valid)[lender][..., None], lent, mean[columns])
     return out
 
 

@@ -39,6 +39,7 @@ from seqmodel.evaluate import (
     say_measured,
     write_judgement,
 )
+from seqmodel.explain import Arrays, Fall, feature_groups, head_logits, importance, some_places
 from seqmodel.figures import say_figures, summary
 from seqmodel.judge import Predictions, Yardstick, judge
 from seqmodel.metrics import score
@@ -92,6 +93,9 @@ class FoldAnswer:
     candidate: str
     """Name of the one it chose; '' where nothing could be learned."""
     training_shares: np.ndarray
+    heads: tuple[Any, ...] = ()
+    """The chosen candidate's, one a part."""
+    calibration: Calibration = Calibration()
 
 
 def evaluate_folds(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
@@ -100,7 +104,7 @@ def evaluate_folds(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
     asked = every_clip(ask(args.run, card, args.store, args.split, args.map), args.folds)
     asked = replace(asked, card=count_opening(asked, card))
     with map_of(asked, args) as embedding_map:
-        predictions, yardsticks, notes = answer_all(asked, args)
+        predictions, yardsticks, falls, notes = answer_all(asked, args)
         judgement = judge(
             predictions,
             yardsticks,
@@ -113,7 +117,7 @@ def evaluate_folds(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
         )
         folder = args.run / asked.split
         folder.mkdir(parents=True, exist_ok=True)
-        report = write_judgement(folder, judgement, asked, args, embedding_map, with_network=False)
+        report = write_judgement(folder, judgement, asked, args, embedding_map, falls=falls)
     say_figures(judgement, report)
     say_measured(judgement)
     return summary(judgement, report), 0
@@ -126,8 +130,11 @@ def every_clip(asked: Asked, folds: str) -> Asked:
     return replace(asked, population=found, split=f"folds-{folds}")
 
 
-def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yardstick], list[str]]:
-    """Out-of-fold predictions of every clip, yardsticks of the same folds, and what readers have to know."""
+def answer_all(
+    asked: Asked, args: EvaluateArgs
+) -> tuple[Predictions, list[Yardstick], list[Fall], list[str]]:
+    """Out-of-fold predictions of every clip, yardsticks of the same folds, what each group of inputs is worth
+    to them, and what readers have to know."""
     card, rows, labels = asked.card, asked.population.rows, asked.population.labels
     num_classes = len(card.labelling.names)
     subjects = asked.table.subject[rows]
@@ -146,12 +153,12 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
     p = np.zeros((len(rows), num_classes))
     said = np.zeros(len(rows), np.int64)
     rivals: dict[str, Yardstick] = {}
-    chosen = []
+    answers = []
     with progress("folds") as bar:
         task = bar.add_task("refitting", total=len(folds))
         for number, (learn, left_out) in enumerate(folds):
             answer = answer_fold(card, samples, measured, learn, left_out, args.seed + number)
-            chosen.append(answer.candidate)
+            answers.append(answer)
             p[left_out], said[left_out] = answer.training_shares, int(answer.training_shares.argmax())
             p[answer.places], said[answer.places] = answer.probabilities, answer.said
             logits[answer.places] = answer.logits
@@ -172,7 +179,33 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
     )
     known = identity(labels, subjects, shares(labels, num_classes), seed=args.seed)
     yardsticks = [*rivals.values(), *([known] if known is not None else [])]
-    return predictions, yardsticks, _notes(len(folds), chosen, bool((subjects == "").any()))
+    falls = group_falls(card, samples, answers, args.seed)
+    chosen = [answer.candidate for answer in answers]
+    return predictions, yardsticks, falls, _notes(len(folds), chosen, bool((subjects == "").any()))
+
+
+def group_falls(card: Card, samples: Samples, answers: Sequence[FoldAnswer], seed: int) -> list[Fall]:
+    """What shuffling each group of inputs costs the folds' heads, each asked about people whom it never saw;
+    empty where they read one group."""
+    task, geometry = card.labelling.task, card.recipe.geometry
+    places = some_places(np.sort(np.concatenate([answer.places for answer in answers])), seed)
+    if "geometry" not in card.dims or len(np.unique(samples.labels[places])) < 2:
+        return []
+    by_fold = [(np.flatnonzero(np.isin(places, answer.places)), answer) for answer in answers]
+
+    def answer_each(x: Arrays, valid: Arrays) -> np.ndarray:
+        p = np.zeros((len(places), len(card.labelling.names)))
+        for inside, fold in by_fold:
+            if len(inside):
+                part = [{name: values[inside] for name, values in side.items()} for side in (x, valid)]
+                logits = np.mean([head_logits(head, *part) for head in fold.heads], axis=0)
+                p[inside] = probabilities(logits, task, fold.calibration)
+        return p
+
+    x, valid, labels = samples.batch(places)
+    groups = feature_groups(card.dims, geometry.features if geometry else ())
+    people = samples.subjects[places]
+    return importance(answer_each, x, valid, labels, people, groups, metric=card.metric, seed=seed)
 
 
 def split_folds(
@@ -203,24 +236,27 @@ def answer_fold(
         return FoldAnswer(empty, np.zeros((0, card.num_outputs)), np.zeros((0, len(names))), empty, "", prior)
     held = np.concatenate([choose for _, choose in parts])
     judged = subset(samples, places)
-    best: tuple[float, str, np.ndarray, np.ndarray] | None = None
+    best: tuple[float, str, np.ndarray, np.ndarray, tuple[Any, ...]] | None = None
     for candidate in CANDIDATES:
-        told, answers = [], []
+        told, answers, heads = [], [], []
         for number, (train, choose) in enumerate(parts):
             sides = subset(samples, train), subset(samples, choose)
             head, logits = _fit_head(candidate, card, *sides, seed * INNER_FOLDS + number)
+            heads.append(head)
             told.append(logits)
             answers.append(predict_logits(head, judged))
         inner = np.concatenate(told)
         value = _score(card, inner, samples.labels[held])
         if best is None or value > best[0]:
-            best = (value, candidate.name, inner, np.mean(answers, axis=0))
+            best = (value, candidate.name, inner, np.mean(answers, axis=0), tuple(heads))
     assert best is not None
     calibration: Calibration = fit_calibration(
         best[2], samples.labels[held], task, goal=card.calibration.goal, label_names=names, always_scale=True
     )
     decision = decide(best[3], task, calibration)
-    return FoldAnswer(places, best[3], decision.probabilities, decision.label, best[1], prior)
+    return FoldAnswer(
+        places, best[3], decision.probabilities, decision.label, best[1], prior, best[4], calibration
+    )
 
 
 def training_config(candidate: Candidate, num_clips: int) -> TrainConfig:

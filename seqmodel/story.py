@@ -20,7 +20,7 @@ from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
 from seqmodel.drawing import save
 from seqmodel.embedding_map import Map
 from seqmodel.evaluate import Asked, face_coverage
-from seqmodel.explain import Fall, feature_groups, importance
+from seqmodel.explain import Arrays, Fall, feature_groups, head_logits, importance, some_places
 from seqmodel.hardest import hardest_clips
 from seqmodel.history import trials_of
 from seqmodel.judge import Judgement, Predictions
@@ -33,8 +33,6 @@ from seqmodel.slices import Slices, all_slices
 from seqmodel.wording import TITLES
 
 BEST_TRIALS = 5
-SHUFFLED_CLIPS = 300
-"""Clips that importance is measured on: each is read some seventy times."""
 
 
 def tell(
@@ -44,10 +42,11 @@ def tell(
     args: EvaluateArgs,
     embedding_map: Map | None,
     *,
-    with_network: bool = True,
+    falls: Sequence[Fall] | None = None,
 ) -> Story:
-    """Draw every plot into `folder`/plots and gather the rest; the hardest clips need the run's network."""
-    story = _tell(folder, judgement, asked, args, with_network)
+    """Draw every plot into `folder`/plots and gather the rest; the run's network is asked for importance and
+    the hardest clips, unless others than it were judged, whose `falls` are given."""
+    story = _tell(folder, judgement, asked, args, falls)
     if embedding_map is None:
         return story
     with progress("") as bar:
@@ -59,12 +58,16 @@ def tell(
     return replace(story, plots={**story.plots, **drawn}, umap_caption=caption)
 
 
-def _tell(folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs, with_network: bool) -> Story:
+def _tell(
+    folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs, falls: Sequence[Fall] | None
+) -> Story:
     """All but the map of embeddings."""
     card, names = asked.card, judgement.label_names
     slices = all_slices(judgement.predictions, judgement.draws, len(names))
     figures = judgement_figures(judgement, card, slices) | training_figures(args.run, card)
-    falls = group_falls(judgement, asked, args.seed) if with_network else []
+    with_network = falls is None
+    if falls is None:
+        falls = group_falls(judgement, asked, args.seed)
     if falls:
         value, low, high = (
             np.array(part) for part in zip(*((f.value, f.low, f.high) for f in falls), strict=True)
@@ -106,25 +109,18 @@ def group_falls(judgement: Judgement, asked: Asked, seed: int) -> list[Fall]:
     features = card.recipe.geometry.features if card.recipe.geometry else ()
     if "geometry" not in card.dims or not p.measured.any():
         return []
-    places = np.flatnonzero(p.measured)
-    ways = open_ways(asked.run, card, asked.store, card.labelling, asked.population.rows[places])
-    if len(places) > SHUFFLED_CLIPS:
-        places = np.sort(np.random.default_rng(seed).choice(places, SHUFFLED_CLIPS, replace=False))
-        ways = open_ways(asked.run, card, asked.store, card.labelling, asked.population.rows[places])
+    places = some_places(np.flatnonzero(p.measured), seed)
     if len(np.unique(p.labels[places])) < 2:
         return []
+    ways = open_ways(asked.run, card, asked.store, card.labelling, asked.population.rows[places])
     head, x, valid = read_streams(ways)
+
+    def answer(x: Arrays, valid: Arrays) -> np.ndarray:
+        return probabilities(head_logits(head, x, valid), judgement.task)
+
     groups = feature_groups(card.dims, features)
     return importance(
-        head,
-        x,
-        valid,
-        p.labels[places],
-        p.subjects[places],
-        groups,
-        task=judgement.task,
-        metric=card.metric,
-        seed=seed,
+        answer, x, valid, p.labels[places], p.subjects[places], groups, metric=card.metric, seed=seed
     )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from seqmodel.config import HeadConfig
 from seqmodel.gru import FEW_VALUES, pays, quick_gru
-from seqmodel.heads import PIECE, LstmHead, build_head, masked_mean_std, num_outputs, quick_dropout
+from seqmodel.heads import PIECE, Z_LIMIT, LstmHead, build_head, masked_mean_std, num_outputs, quick_dropout
 
 DIMS = {"embeddings": 10, "geometry": 4}
 BATCH, STEPS = 5, 9
@@ -206,6 +206,18 @@ def test_training_prepares_features_in_pieces_with_the_same_numbers(copies: dict
         trained = head._channels("embeddings", x, valid)
     assert torch.equal(trained[0], steps.bfloat16())
     assert torch.equal(trained[1], windows)
+
+
+def test_a_value_far_outside_says_no_more_than_the_limit() -> None:
+    head = build_head(HeadConfig(), {"embeddings": 4}, 1, seed=0).eval()
+    head.put_statistics({"embeddings": (np.full(4, 3.0, np.float32), np.full(4, 0.5, np.float32))})
+    x, valid = torch.randn(2, 6, 4), {"embeddings": torch.ones(2, 6, dtype=torch.bool)}
+    x[:, 2, 1] = 3.0 - Z_LIMIT * 0.5
+    at_the_limit = head({"embeddings": x}, valid)
+    x[:, 2, 1] = -1e6
+    assert torch.equal(head({"embeddings": x}, valid), at_the_limit)
+    x[:, 2, 1] = 3.0
+    assert not torch.allclose(head({"embeddings": x}, valid), at_the_limit)
 
 
 @pytest.mark.parametrize(("centre", "dynamics"), [(True, False), (False, True), (True, True)])

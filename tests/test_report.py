@@ -74,6 +74,10 @@ def test_with_geometry_the_page_says_what_it_looks_at_and_shows_signals(tmp_path
     assert "Most rests on eyes." in section
     for text in ("head pose", "rest of the face", "eyes open", "gaze", "yaw"):
         assert text in section
+    # The folds' own heads are asked too, each about people whom it never saw.
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--rounds", "50"]) == 0
+    page_of_folds = (tmp_path / "run/folds-3/report.html").read_text(encoding="utf-8")
+    assert "Most rests on eyes." in page_of_folds[page_of_folds.index('<section id="importance">') :]
     # In the legend, a colour stands for one baseline.
     kinds = re.findall(r'<li><i class="(logistic_\w+)">', page)
     assert kinds == ["logistic_embeddings", "logistic_geometry"]
