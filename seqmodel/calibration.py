@@ -106,6 +106,30 @@ def decide_probabilities(p: np.ndarray, task: Task, calibration: Calibration) ->
     return Decision(probabilities=p, label=label, unsure=unsure)
 
 
+def certainty(p: np.ndarray, task: Task, threshold: float | np.ndarray) -> np.ndarray:
+    """(N,) how far each clip is from being said otherwise, from calibrated (N, C) probabilities.
+
+    Binary: the difference of log-odds between p(positive) and the threshold, one for all or (N,); a threshold
+    near 1 has little room above it, so plain differences would call every sure answer a doubtful one. More
+    classes: the largest probability.
+    """
+    return np.abs(_log_odds(p[:, 1]) - _log_odds(threshold)) if task == "binary" else p.max(axis=1)
+
+
+def abstain_band(p: np.ndarray, task: Task, threshold: float, share: float) -> tuple[float, float]:
+    """The band, as in `Calibration.abstain`, that leaves the least certain `share` of these clips unanswered.
+
+    Raises ValueError unless the share lies in (0, 1).
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"--abstain is the share of clips left unanswered, in (0, 1); got {share}")
+    reach = float(np.quantile(certainty(p, task, threshold), share))
+    if task != "binary":
+        return 0.0, reach
+    low, high = _sigmoid(_log_odds(threshold) + np.array([-reach, reach])).tolist()
+    return low, high
+
+
 def fit_calibration(
     logits: np.ndarray,
     labels: np.ndarray,
@@ -257,9 +281,9 @@ def threshold_counts(positive: np.ndarray, labels: np.ndarray) -> tuple[np.ndarr
     return candidates, tp, fp
 
 
-def _log_odds(p: np.ndarray) -> np.ndarray:
+def _log_odds(p: float | np.ndarray) -> np.ndarray:
     p = np.clip(p, CERTAIN, 1.0 - CERTAIN)
-    return np.log(p / (1.0 - p))
+    return np.asarray(np.log(p / (1.0 - p)))
 
 
 def _sigmoid(z: np.ndarray) -> np.ndarray:

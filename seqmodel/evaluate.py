@@ -20,7 +20,7 @@ import numpy as np
 from features.datasets import load_samples
 from features.door import say, warn
 from features.recipe import Part, differences
-from seqmodel.calibration import Calibration, fit_calibration
+from seqmodel.calibration import Calibration, abstain_band, fit_calibration, probabilities
 from seqmodel.config import EvaluateArgs
 from seqmodel.embedding_map import Map, map_meanwhile
 from seqmodel.figures import figures_json, say_figures, summary, write_metrics
@@ -182,6 +182,18 @@ def face_coverage(store: "FeatureStore", rows: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Refitted:
+    """What there is to tell about heads of folds, which are judged in place of the run's network."""
+
+    falls: Sequence["Fall"]
+    """What shuffling each group of inputs costs them."""
+    calibrations: Sequence[Calibration]
+    """One a fold."""
+    thresholds: np.ndarray
+    """(N,) of the fold that answered each clip."""
+
+
+@dataclass(frozen=True)
 class Training:
     """The run's own training clips, wherever they are; none where their store cannot be opened."""
 
@@ -258,13 +270,13 @@ def write_judgement(
     args: EvaluateArgs,
     embedding_map: Map | None,
     *,
-    falls: Sequence["Fall"] | None = None,
+    refitted: Refitted | None = None,
 ) -> Path:
     """Every file of an evaluation, each written atomically; returns the report's path.
 
     Pages about training or validation clips get a folder of their own, so that report.html and the model
     card are about test. The run's network is asked once more, for importance and the hardest clips, unless
-    others than it were judged, whose `falls` are given.
+    `refitted` heads were judged in its place.
     """
     from seqmodel.story import tell
 
@@ -278,7 +290,7 @@ def write_judgement(
         folder = folder / judgement.split
         folder.mkdir(exist_ok=True)
     asked = replace(asked, card=card)
-    story = tell(folder, judgement, asked, args, embedding_map, falls=falls)
+    story = tell(folder, judgement, asked, args, embedding_map, refitted=refitted)
     write_text(folder / "literature.csv", story.literature.csv)
     write_text(folder / "literature.tex", story.literature.latex + "\n")
     write_report(folder / "report.html", judgement, card, story)
@@ -301,30 +313,12 @@ def _calibrated(asked: Asked, args: EvaluateArgs) -> Card:
         logits[measured], labels, card.labelling.task, goal=goal, label_names=card.labelling.names
     )
     if args.abstain:
-        calibration = replace(
-            calibration, abstain=abstain_band(logits[measured], card, calibration, args.abstain)
-        )
+        p = probabilities(logits[measured], card.labelling.task, calibration)
+        band = abstain_band(p, card.labelling.task, calibration.threshold, args.abstain)
+        calibration = replace(calibration, abstain=band)
     card = replace(card, calibration=calibration)
     save_card(asked.run, card)
     return card
-
-
-def abstain_band(
-    logits: np.ndarray, card: Card, calibration: Calibration, share: float
-) -> tuple[float, float]:
-    """The band of probabilities with the given share of (N, O) validation logits, nearest to the decision.
-
-    Raises ValueError unless the share lies in (0, 1).
-    """
-    from seqmodel.calibration import probabilities
-
-    if not 0 < share < 1:
-        raise ValueError(f"--abstain is the share of clips left unanswered, in (0, 1); got {share}")
-    p = probabilities(logits, card.labelling.task, calibration)
-    if card.labelling.task != "binary":
-        return 0.0, float(np.quantile(p.max(axis=1), share))
-    reach = float(np.quantile(np.abs(p[:, 1] - calibration.threshold), share))
-    return max(0.0, calibration.threshold - reach), min(1.0, calibration.threshold + reach)
 
 
 def count_opening(asked: Asked, card: Card) -> Card:

@@ -32,6 +32,7 @@ from seqmodel.calibration import (
 from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
 from seqmodel.evaluate import (
     Asked,
+    Refitted,
     ask,
     count_opening,
     face_coverage,
@@ -104,7 +105,7 @@ def evaluate_folds(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
     asked = every_clip(ask(args.run, card, args.store, args.split, args.map), args.folds)
     asked = replace(asked, card=count_opening(asked, card))
     with map_of(asked, args) as embedding_map:
-        predictions, yardsticks, falls, notes = answer_all(asked, args)
+        predictions, yardsticks, refitted, notes = answer_all(asked, args)
         judgement = judge(
             predictions,
             yardsticks,
@@ -117,7 +118,7 @@ def evaluate_folds(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
         )
         folder = args.run / asked.split
         folder.mkdir(parents=True, exist_ok=True)
-        report = write_judgement(folder, judgement, asked, args, embedding_map, falls=falls)
+        report = write_judgement(folder, judgement, asked, args, embedding_map, refitted=refitted)
     say_figures(judgement, report)
     say_measured(judgement)
     return summary(judgement, report), 0
@@ -130,11 +131,9 @@ def every_clip(asked: Asked, folds: str) -> Asked:
     return replace(asked, population=found, split=f"folds-{folds}")
 
 
-def answer_all(
-    asked: Asked, args: EvaluateArgs
-) -> tuple[Predictions, list[Yardstick], list[Fall], list[str]]:
-    """Out-of-fold predictions of every clip, yardsticks of the same folds, what each group of inputs is worth
-    to them, and what readers have to know."""
+def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yardstick], Refitted, list[str]]:
+    """Out-of-fold predictions of every clip, yardsticks of the same folds, what there is to tell about the
+    heads, and what readers have to know."""
     card, rows, labels = asked.card, asked.population.rows, asked.population.labels
     num_classes = len(card.labelling.names)
     subjects = asked.table.subject[rows]
@@ -179,9 +178,16 @@ def answer_all(
     )
     known = identity(labels, subjects, shares(labels, num_classes), seed=args.seed)
     yardsticks = [*rivals.values(), *([known] if known is not None else [])]
-    falls = group_falls(card, samples, answers, args.seed)
+    thresholds = np.full(len(rows), 0.5)
+    for answer in answers:
+        thresholds[answer.places] = answer.calibration.threshold
+    refitted = Refitted(
+        falls=group_falls(card, samples, answers, args.seed),
+        calibrations=[answer.calibration for answer in answers],
+        thresholds=thresholds,
+    )
     chosen = [answer.candidate for answer in answers]
-    return predictions, yardsticks, falls, _notes(len(folds), chosen, bool((subjects == "").any()))
+    return predictions, yardsticks, refitted, _notes(len(folds), chosen, bool((subjects == "").any()))
 
 
 def group_falls(card: Card, samples: Samples, answers: Sequence[FoldAnswer], seed: int) -> list[Fall]:

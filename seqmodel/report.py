@@ -21,7 +21,6 @@ from seqmodel.wording import (
     EXCLUDED_USE,
     INTENDED_USE,
     against,
-    calibration_lede,
     chips,
     figure_rows,
     figures_lede,
@@ -46,6 +45,8 @@ class Story:
     """Name -> SVG text."""
     slices: Sequence[Slices] = ()
     hardest: Sequence[Mapping[str, Any]] = ()
+    calibration: str = ""
+    """What was done to the probabilities, in words."""
     importance: Mapping[str, Any] | None = None
     data_rows: Sequence[Mapping[str, Any]] = ()
     literature: LiteratureTable = field(default_factory=lambda: LiteratureTable((), (), "", ""))
@@ -103,8 +104,7 @@ def _context(judgement: Judgement, card: Card, story: Story) -> dict[str, Any]:
         "roc_caption": "The dotted diagonal is chance."
         if judgement.task == "binary"
         else "Each class against the rest; the dotted diagonal is chance.",
-        "calibration_lede": calibration_lede(card),
-        "calibration": card.calibration,
+        "calibration_lede": story.calibration,
         "plots": {name: Markup(svg) for name, svg in story.plots.items()},
         "slices": story.slices,
         "positive": names[-1],

@@ -15,22 +15,22 @@ import numpy as np
 from features.door import progress, warn
 from features.labels import Labelling
 from seqmodel import plots, plots_people
-from seqmodel.calibration import Calibration, probabilities
+from seqmodel.calibration import certainty, probabilities
 from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
 from seqmodel.drawing import save
 from seqmodel.embedding_map import Map
-from seqmodel.evaluate import Asked, face_coverage
+from seqmodel.evaluate import Asked, Refitted, face_coverage
 from seqmodel.explain import Arrays, Fall, feature_groups, head_logits, importance, some_places
 from seqmodel.hardest import hardest_clips
 from seqmodel.history import trials_of
-from seqmodel.judge import Judgement, Predictions
+from seqmodel.judge import Judgement
 from seqmodel.literature import literature_table
 from seqmodel.metrics import confusion
 from seqmodel.predictions import inputs_of, open_ways, population, read_streams
 from seqmodel.report import Story
 from seqmodel.run import Card, read_log
 from seqmodel.slices import Slices, all_slices
-from seqmodel.wording import TITLES
+from seqmodel.wording import TITLES, calibration_lede, fold_calibrations_lede
 
 BEST_TRIALS = 5
 
@@ -42,11 +42,11 @@ def tell(
     args: EvaluateArgs,
     embedding_map: Map | None,
     *,
-    falls: Sequence[Fall] | None = None,
+    refitted: Refitted | None = None,
 ) -> Story:
     """Draw every plot into `folder`/plots and gather the rest; the run's network is asked for importance and
-    the hardest clips, unless others than it were judged, whose `falls` are given."""
-    story = _tell(folder, judgement, asked, args, falls)
+    the hardest clips, unless `refitted` heads were judged in its place."""
+    story = _tell(folder, judgement, asked, args, refitted)
     if embedding_map is None:
         return story
     with progress("") as bar:
@@ -59,15 +59,14 @@ def tell(
 
 
 def _tell(
-    folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs, falls: Sequence[Fall] | None
+    folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs, refitted: Refitted | None
 ) -> Story:
     """All but the map of embeddings."""
     card, names = asked.card, judgement.label_names
     slices = all_slices(judgement.predictions, judgement.draws, len(names))
-    figures = judgement_figures(judgement, card, slices) | training_figures(args.run, card)
-    with_network = falls is None
-    if falls is None:
-        falls = group_falls(judgement, asked, args.seed)
+    thresholds = refitted.thresholds if refitted else card.calibration.threshold
+    figures = judgement_figures(judgement, card, slices, thresholds) | training_figures(args.run, card)
+    falls = refitted.falls if refitted else group_falls(judgement, asked, args.seed)
     if falls:
         value, low, high = (
             np.array(part) for part in zip(*((f.value, f.low, f.high) for f in falls), strict=True)
@@ -77,7 +76,7 @@ def _tell(
         figures["importance"] = plots_people.importance_plot(names_of, value, low, high, metric)
     svgs = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items()}
     clips = []
-    if with_network:
+    if refitted is None:
         clips = hardest_clips(
             judgement,
             asked.run,
@@ -94,6 +93,9 @@ def _tell(
         plots=svgs,
         slices=slices,
         hardest=clips,
+        calibration=fold_calibrations_lede(refitted.calibrations, card)
+        if refitted
+        else calibration_lede(card),
         importance=importance_words(falls) if falls else None,
         data_rows=data_rows(asked),
         literature=literature_table(judgement, args.run.name),
@@ -135,10 +137,13 @@ def importance_words(falls: Sequence[Fall]) -> dict[str, str]:
     }
 
 
-def judgement_figures(judgement: Judgement, card: Card, slices: Sequence[Slices]) -> dict[str, Any]:
-    """Matplotlib figures about the judged clips, by name."""
+def judgement_figures(
+    judgement: Judgement, card: Card, slices: Sequence[Slices], thresholds: float | np.ndarray
+) -> dict[str, Any]:
+    """Matplotlib figures about the judged clips, by name. With thresholds of each clip's own, (N,), none
+    marks the threshold."""
     p, names, binary = judgement.predictions, judgement.label_names, judgement.task == "binary"
-    threshold = card.calibration.threshold if binary else None
+    threshold = thresholds if binary and isinstance(thresholds, float) else None
     others = [
         (b.yardstick.title, b.yardstick.probabilities)
         for b in judgement.beside
@@ -156,7 +161,7 @@ def judgement_figures(judgement: Judgement, card: Card, slices: Sequence[Slices]
         raw = probabilities(p.logits[keep], judgement.task)
         found["reliability"] = plots.reliability_plot(p.labels[keep], raw, p.probabilities[keep])
         found["coverage"] = plots_people.coverage_plot(
-            confidence(p, card.calibration, binary)[keep],
+            certainty(p.probabilities, judgement.task, thresholds)[keep],
             (p.said == p.labels)[keep],
             float((~p.unsure[keep]).mean()) if card.calibration.abstain else None,
         )
@@ -168,13 +173,6 @@ def judgement_figures(judgement: Judgement, card: Card, slices: Sequence[Slices]
         if part.title == "By person":
             found["subjects"] = plots_people.people_plot(part.rows, judgement.figures["accuracy"].value)
     return found
-
-
-def confidence(p: Predictions, calibration: Calibration, binary: bool) -> np.ndarray:
-    """(N,) how far each clip is from being said otherwise: what the abstain band cuts by."""
-    if binary:
-        return np.abs(p.probabilities[:, 1] - calibration.threshold)
-    return p.probabilities.max(axis=1)
 
 
 def training_figures(run: Path, card: Card) -> dict[str, Any]:

@@ -4,10 +4,11 @@ It knows nothing about stores, networks or HTML beyond the emphasis in the headl
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seqmodel.bootstrap import Figure
+from seqmodel.calibration import Calibration
 from seqmodel.judge import LOWER_IS_BETTER, Beside, Judgement
 from seqmodel.run import Card
 
@@ -248,6 +249,23 @@ def calibration_lede(card: Card) -> str:
     if c.abstain is not None:
         low, high = c.abstain
         text += f" Between {low:.2f} and {high:.2f} the live view says that it is unsure."
+    return text
+
+
+def fold_calibrations_lede(calibrations: Sequence[Calibration], card: Card) -> str:
+    """What calibration did in each fold, in words."""
+
+    def span(values: Sequence[float], form: str = ".2f") -> str:
+        low, high = format(min(values), form), format(max(values), form)
+        return low if low == high else f"{low} to {high}"
+
+    text = "Each fold fits its own on people that it learned from: logits are divided by "
+    text += span([c.temperature for c in calibrations])
+    if card.labelling.task != "multiclass":
+        text += f" and shifted by {span([c.bias for c in calibrations], '+.2f')}"
+    text += "."
+    if card.labelling.task == "binary":
+        text += f" {card.labelling.names[1]} is said from {span([c.threshold for c in calibrations])} on."
     return text
 
 

@@ -8,8 +8,10 @@ import pytest
 
 from seqmodel.calibration import (
     Calibration,
+    abstain_band,
     choose_threshold,
     decide,
+    decide_probabilities,
     fit_calibration,
     fit_scaling,
     parse_goal,
@@ -63,6 +65,21 @@ def test_the_abstain_band_marks_clips_unsure_and_keeps_their_label():
     assert decision.label.tolist() == [0, 1, 1]
     many = decide(np.array([[0.0, 0.1, 0.0], [9.0, 0.0, 0.0]]), "multiclass", Calibration(abstain=(0.0, 0.6)))
     assert many.unsure.tolist() == [True, False]
+
+
+def test_the_band_leaves_out_whom_it_knows_least_about_also_by_a_threshold_near_one():
+    """Half of the clips are surely positive, if only .1 above the threshold; those at .6 to .88 are not."""
+    positive = np.concatenate([np.full(50, 0.999), np.linspace(0.6, 0.88, 30), np.full(20, 0.001)])
+    p = np.stack([1 - positive, positive], axis=1)
+    low, high = abstain_band(p, "binary", 0.9, 0.2)
+    assert low < 0.9 < high < 0.999
+    unsure = decide_probabilities(p, "binary", Calibration(threshold=0.9, abstain=(low, high))).unsure
+    assert unsure.sum() == 20
+    assert positive[unsure].min() > positive[50:60].max()
+    assert abstain_band(p, "multiclass", 0.9, 0.1)[1] == pytest.approx(np.quantile(p.max(axis=1), 0.1))
+    for share in (0, 1.0):
+        with pytest.raises(ValueError, match="share of clips left unanswered"):
+            abstain_band(p, "binary", 0.9, share)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -78,6 +78,9 @@ def test_with_geometry_the_page_says_what_it_looks_at_and_shows_signals(tmp_path
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--rounds", "50"]) == 0
     page_of_folds = (tmp_path / "run/folds-3/report.html").read_text(encoding="utf-8")
     assert "Most rests on eyes." in page_of_folds[page_of_folds.index('<section id="importance">') :]
+    assert "Each fold fits its own on people that it learned from" in page_of_folds
+    assert "as validation asked" not in page_of_folds
+    assert "as validation asked" in page or "Validation gave no reason" in page
     # In the legend, a colour stands for one baseline.
     kinds = re.findall(r'<li><i class="(logistic_\w+)">', page)
     assert kinds == ["logistic_embeddings", "logistic_geometry"]
