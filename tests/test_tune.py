@@ -28,7 +28,7 @@ from tune import liveness, outcome
 from tune.__main__ import main
 from tune.config import SEED_ROLE, TuneArgs
 from tune.outcome import tune
-from tune.search import Space, choice_of, is_seed, seed_point, space_hash, suggest
+from tune.search import Space, choice_of, held_back_point, is_seed, may_prune, seed_point, space_hash, suggest
 from tune.storage import open_storage, refuse_shared_disk
 from tune.study import (
     StudySpec,
@@ -134,6 +134,16 @@ def test_the_first_trial_is_the_seed_projects_settings(searched: tuple[Path, dic
     choice = choice_of(first.params, dataclasses.replace(SPACE, epochs=50))
     assert (choice.train.epochs, choice.train.patience, choice.head.kind) == (15, 4, "lstm")
     assert searched[1]["best"]["value"] >= first.value
+
+
+def test_the_second_trial_is_a_head_that_is_held_back_and_neither_is_pruned(
+    searched: tuple[Path, dict[str, Any]],
+) -> None:
+    first, second = trials_of(searched[0])[:2]
+    assert second.params == held_back_point(SPACE)
+    assert {first.state, second.state} == {TrialState.COMPLETE}
+    assert not may_prune(second.params, SPACE)
+    assert may_prune(second.params | {"noise": 0.4}, SPACE)
 
 
 def test_the_same_command_again_does_nothing_new(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
@@ -369,6 +379,18 @@ def test_fine_tuning_takes_the_best_head_that_reads_embeddings(tmp_path: Path) -
     assert "geometry" not in read[True]
 
 
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("streams", [("embeddings",), ("geometry",), ("embeddings", "geometry")])
+def test_the_second_point_lies_in_the_space_too(streams: tuple[str, ...], many: bool) -> None:
+    space = Space("binary", streams, False, 20, many)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.enqueue_trial(held_back_point(space))
+    trial = study.ask()
+    choice = suggest(trial, space)
+    assert trial.params == held_back_point(space)
+    assert choice.inputs == ("both" if len(streams) > 1 else streams[0])
+
+
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("task", ["binary", "multiclass", "ordinal"])
 def test_the_seed_point_lies_in_the_space_of_every_task(task: str, fixed: bool) -> None:
@@ -584,7 +606,7 @@ def test_every_kind_of_question_from_search_to_judgement(
 def test_search_and_fine_tune_again_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One command, called again, with more trials, and with a winner that is another."""
     store, run = write_crop_store(tmp_path / "s.zarr"), tmp_path / "run"
-    args = args_for(Path(store.path), run, trials=2, epochs=2, finetune=True)
+    args = args_for(Path(store.path), run, trials=1, epochs=2, finetune=True)
 
     def state() -> dict[Path, bytes]:
         own = [run / "card.json", run / "weights.safetensors", run / "log.jsonl", run / "reference.json"]
@@ -606,7 +628,7 @@ def test_search_and_fine_tune_again_and_again(tmp_path: Path, capsys: pytest.Cap
     save_card(run, dataclasses.replace(card, test_openings=("2026-01-01T00:00:00",)))
     before = state()
     numbers = {first["best"]["trial"]}
-    for trials in range(3, 9):
+    for trials in range(2, 9):
         found, _ = tune(dataclasses.replace(args, trials=trials))
         number = found["best"]["trial"]
         if number in numbers:

@@ -10,7 +10,7 @@ Knows nothing about the search space or about runs: a trial's worth is a functio
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from multiprocessing import get_context
@@ -57,8 +57,10 @@ class StudySpec:
     and 9 epochs); else Hyperband, from the second epoch on."""
 
 
-def create_study(spec: StudySpec, first: dict[str, Any], facts: dict[str, Any]) -> optuna.Study:
-    """The study, created with its first point enqueued, or found with the same facts.
+def create_study(
+    spec: StudySpec, first: dict[str, Any], facts: dict[str, Any], then: Sequence[dict[str, Any]] = ()
+) -> optuna.Study:
+    """The study, created with its first point and those that follow enqueued, or found with the same facts.
 
     facts: what the study is about (metric, split, labels …): a study is not continued on other ground.
     Raises ValueError naming the facts that differ.
@@ -78,6 +80,8 @@ def create_study(spec: StudySpec, first: dict[str, Any], facts: dict[str, Any]) 
             with experimental_is_fine():
                 study.set_metric_names([facts["metric"]])
         study.enqueue_trial(first, user_attrs={"role": SEED_ROLE})
+        for point in then:
+            study.enqueue_trial(point)
     else:
         different = [
             f"{key}: {known.get(key)!r} there, {facts[key]!r} here"
