@@ -528,6 +528,21 @@ def test_the_seeds_settings_are_never_pruned(store: Path, tmp_path: Path) -> Non
     assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
 
 
+def test_later_trials_are_compared_with_the_first_ones_though_those_are_not_pruned(
+    store: Path, tmp_path: Path
+) -> None:
+    args = args_for(store, tmp_path / "run", epochs=4)
+    bench = set_up(args)
+    halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    study = optuna.create_study(direction="maximize", pruner=halving)
+    study.enqueue_trial(seed_point(bench.space))
+    study.enqueue_trial(seed_point(bench.space) | {"lr": 1e-4, "batch_size": 128})
+    study.optimize(lambda trial: trial_value(bench, trial), n_trials=2)
+    first, second = study.trials
+    assert first.intermediate_values[1] > second.intermediate_values[1]
+    assert (second.state, second.user_attrs["epochs"]) == (TrialState.PRUNED, 1)
+
+
 def test_what_is_printed_holds_no_password(tmp_path: Path) -> None:
     args = TuneArgs(Path("s"), tmp_path)
 

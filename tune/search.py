@@ -289,7 +289,8 @@ def objective(
             best = max(best, _finite(epoch.val_score))
             curve.append(round(_finite(epoch.val_score), 5))
             trial.report(best, epoch.index + 1)
-            if prunable and trial.should_prune():
+            # Asked in any case: successive halving compares a trial with those that asked before it.
+            if trial.should_prune() and prunable:
                 note(epoch.index + 1)
                 raise optuna.TrialPruned
 
