@@ -1,8 +1,8 @@
 """The head: what a window of embeddings (and face geometry) means.
 
-Every stream is standardised with statistics of the training split and limited, put to zero where it is not
-valid, projected on its own, and joined with its validity as an extra channel; a recurrent network reads the
-whole window, and the pooling reads valid steps only. The content of a masked frame cannot move a logit.
+Every stream is standardised with statistics of the training split, put to zero where it is not valid,
+projected on its own, and joined with its validity as an extra channel; a recurrent network reads the whole
+window, and the pooling reads valid steps only. The content of a masked frame cannot move a logit.
 
 Knows nothing about labels, losses, files or where embeddings come from.
 
@@ -25,10 +25,11 @@ from seqmodel.gru import pays, quick_gru
 STD_FLOOR = 1e-4
 """A channel that varies less than this in the training split is constant: dividing by its spread would
 blow up noise."""
-Z_LIMIT = 5.0
-"""Standard deviations from the mean beyond which a value says no more. Blendshape scores have long tails, in
-which people whom a head never saw lie far outside: with the limit, folds by person of a real engagement set
-gain .007 of AUROC (any limit from 3 to 5)."""
+LIMITED, Z_LIMIT = "geometry", 5.0
+"""The stream whose values count for so many standard deviations at most. Blendshape scores have long tails,
+in which people whom a head never saw lie far outside: with the limit, folds by person of a real engagement
+set gain .007 of AUROC (any limit from 3 to 5). Not of embeddings: fine-tuning moves them, and a value at its
+limit has no gradient."""
 PIECE = 8
 """Clips prepared at once in training on a processor: some 1 MB of embeddings, which stays in its cache."""
 
@@ -184,7 +185,8 @@ class LstmHead(nn.Module):
         mean, std = getattr(self, f"mean_{name}"), getattr(self, f"std_{name}")
         hidden = ~mask.unsqueeze(-1)
         some_hidden = not self.training or not mask.all()  # no question put to the data in what is exported
-        z = ((values.to(mean.dtype) - mean) / std).clamp(-Z_LIMIT, Z_LIMIT)
+        z = (values.to(mean.dtype) - mean) / std
+        z = z.clamp(-Z_LIMIT, Z_LIMIT) if name == LIMITED else z
         z = z.masked_fill(hidden, 0.0) if some_hidden else z
         steps, windows = [z], []
         if self.config.centre:

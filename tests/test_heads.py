@@ -208,16 +208,22 @@ def test_training_prepares_features_in_pieces_with_the_same_numbers(copies: dict
     assert torch.equal(trained[1], windows)
 
 
-def test_a_value_far_outside_says_no_more_than_the_limit() -> None:
-    head = build_head(HeadConfig(), {"embeddings": 4}, 1, seed=0).eval()
-    head.put_statistics({"embeddings": (np.full(4, 3.0, np.float32), np.full(4, 0.5, np.float32))})
-    x, valid = torch.randn(2, 6, 4), {"embeddings": torch.ones(2, 6, dtype=torch.bool)}
-    x[:, 2, 1] = 3.0 - Z_LIMIT * 0.5
-    at_the_limit = head({"embeddings": x}, valid)
-    x[:, 2, 1] = -1e6
-    assert torch.equal(head({"embeddings": x}, valid), at_the_limit)
-    x[:, 2, 1] = 3.0
-    assert not torch.allclose(head({"embeddings": x}, valid), at_the_limit)
+def test_a_geometry_value_far_outside_says_no_more_than_the_limit() -> None:
+    """An embedding's does: where the encoder is trained, a limit would have no gradient."""
+    head = build_head(HeadConfig(), {"embeddings": 4, "geometry": 4}, 1, seed=0).eval()
+    usual = np.full(4, 3.0, np.float32), np.full(4, 0.5, np.float32)
+    head.put_statistics({"embeddings": usual, "geometry": usual})
+    valid = dict.fromkeys(head.dims, torch.ones(2, 6, dtype=torch.bool))
+
+    def logits(stream: str, value: float) -> torch.Tensor:
+        x = {name: torch.full((2, 6, 4), 3.0) for name in head.dims}
+        x[stream][:, 2, 1] = value
+        return head(x, valid)
+
+    for stream, is_limited in (("geometry", True), ("embeddings", False)):
+        at_the_limit = logits(stream, 3.0 - Z_LIMIT * 0.5)
+        assert torch.equal(logits(stream, -1e6), at_the_limit) == is_limited
+        assert not torch.allclose(logits(stream, 3.0), at_the_limit)
 
 
 @pytest.mark.parametrize(("centre", "dynamics"), [(True, False), (False, True), (True, True)])

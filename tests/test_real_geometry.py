@@ -35,9 +35,9 @@ def one_frame_clips(folder: Path) -> Path:
 def test_the_lowest_level_is_told_from_the_rest_in_people_never_seen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Better than a logistic regression (.87) on the clips with a face: .91 where heads train in bfloat16; what
-    is asked leaves room for rounding. All clips, 63 of whose 84 without a face are of the lowest level and
-    count as the majority, beside it (.90)."""
+    """Better than a logistic regression (.87) on the clips with a face: .91 where heads train in bfloat16;
+    what is asked leaves room for rounding. All clips, 63 of whose 84 without a face are of the lowest level
+    and count as the majority, beside it (.90)."""
     store, run = str(tmp_path / "s.zarr"), tmp_path / "run"
     assert features(["import", str(one_frame_clips(tmp_path)), "--out", store, "--name", "mediapipe"]) == 0
     # The folds take the question from the run, and no head.
