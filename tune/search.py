@@ -136,8 +136,8 @@ def held_back_point(space: Space) -> dict[str, Any]:
     """A head that much noise, dropout and decay hold back: the second trial of every study.
 
     Such heads start slowly and end well, so that looks at early epochs stop them and a short search does not
-    find them. These values are near to what real faces chose (docs/log.md), and were then tried once on
-    made-up clips.
+    find them. Most values are what real faces chose in folds; cell and rate were chosen on made-up clips
+    (docs/log.md).
     """
     point = seed_point(space) | {
         "kind": "gru",
