@@ -386,6 +386,11 @@ def _judge(
     return loss, score(resolve_metric(metric, task), labels[known], probabilities(logits[known], task))
 
 
+def best_of(history: Sequence[Epoch]) -> Epoch:
+    """The epoch that `fit_best` kept of these."""
+    return max(history, key=_rank)
+
+
 def _rank(epoch: Epoch) -> tuple[float, float, float]:
     """Sort key of an epoch, higher is better; the later one wins where nothing can be judged."""
     value = epoch.val_score if math.isfinite(epoch.val_score) else -math.inf

@@ -1,6 +1,7 @@
 """Claims about the search: one seed one study, nothing lost when workers die, no look at the test split."""
 
 import concurrent.futures
+import copy
 import dataclasses
 import json
 import os
@@ -15,6 +16,7 @@ import optuna
 import pytest
 import torch
 from optuna.trial import FrozenTrial, TrialState
+from safetensors.torch import load_file
 
 from seqmodel.__main__ import main as seqmodel
 from seqmodel.config import LabelArgs
@@ -142,8 +144,51 @@ def test_the_second_trial_is_a_head_that_is_held_back_and_neither_is_pruned(
     first, second = trials_of(searched[0])[:2]
     assert second.params == held_back_point(SPACE)
     assert {first.state, second.state} == {TrialState.COMPLETE}
-    assert not may_prune(second.params, SPACE)
-    assert may_prune(second.params | {"noise": 0.4}, SPACE)
+    assert not may_prune(second, SPACE)
+
+
+def test_of_many_clips_one_later_trial_in_eight_runs_to_its_end(
+    searched: tuple[Path, dict[str, Any]],
+) -> None:
+    trial = trials_of(searched[0])[2]
+
+    def never_stopped(space: Space) -> list[int]:
+        numbers = range(2, 40)
+        return [n for n in numbers if not may_prune(with_number(trial, n), space)]
+
+    assert never_stopped(dataclasses.replace(SPACE, many=True)) == [23, 31, 39]
+    assert never_stopped(SPACE) == []
+
+
+def with_number(trial: FrozenTrial, number: int) -> FrozenTrial:
+    other = copy.copy(trial)
+    other.number = number
+    return other
+
+
+def test_the_run_is_the_head_that_the_search_scored(
+    searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
+) -> None:
+    """From its checkpoint; and where that is gone, the same head trained again."""
+    out, summary = searched
+    checkpoint = trials_of(out)[summary["best"]["trial"]].user_attrs["checkpoint"]
+    kept = load_file(out / "artifacts" / checkpoint)
+    weights = load_weights(out)["head"]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in kept.items())
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(out / "study.log", elsewhere / "study.log")
+    tune(args_for(store, elsewhere, trials=6))
+    assert not (elsewhere / "artifacts").exists()
+    for name, tensor in load_weights(elsewhere)["head"].items():
+        torch.testing.assert_close(tensor, weights[name])
+    assert epochs_of(elsewhere) == epochs_of(out)
+    assert load_card(elsewhere).calibration == load_card(out).calibration
+
+
+def epochs_of(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
 
 
 def test_the_same_command_again_does_nothing_new(searched: tuple[Path, dict[str, Any]], store: Path) -> None:

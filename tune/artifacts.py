@@ -1,14 +1,18 @@
 """Checkpoints of the best trials, kept beside the study and shown by the dashboard.
 
-Each is a safetensors file with a head's weights and statistics; how the head is shaped stands in the trial's
-own parameters. Knows nothing about how trials are trained.
+Each is a safetensors file with a head's weights and statistics, and its epochs as metadata; how the head is
+shaped stands in the trial's own parameters. Knows nothing about how trials are trained.
 """
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import FrozenTrial, TrialState
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from seqmodel.heads import LstmHead
@@ -18,8 +22,10 @@ KEPT = 5
 FOLDER = "artifacts"
 
 
-def keep_checkpoint(trial: optuna.Trial, head: LstmHead, value: float, out: Path) -> None:
-    """Save a trial's head, unless enough better ones are there already."""
+def keep_checkpoint(
+    trial: optuna.Trial, head: LstmHead, value: float, epochs: Sequence[dict[str, Any]], out: Path
+) -> None:
+    """Save a trial's head and what its epochs came to, unless enough better ones are there already."""
     better = [t for t in _complete(trial.study) if (t.value or 0.0) >= value]
     if len(better) >= KEPT:
         return
@@ -27,7 +33,9 @@ def keep_checkpoint(trial: optuna.Trial, head: LstmHead, value: float, out: Path
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"trial-{trial.number}.safetensors"
     save_file(
-        {key: tensor.detach().cpu().contiguous() for key, tensor in head.state_dict().items()}, temporary
+        {key: tensor.detach().cpu().contiguous() for key, tensor in head.state_dict().items()},
+        temporary,
+        {"epochs": json.dumps(list(epochs))},
     )
     artifact = upload_artifact(
         artifact_store=FileSystemArtifactStore(str(folder)),
@@ -37,6 +45,17 @@ def keep_checkpoint(trial: optuna.Trial, head: LstmHead, value: float, out: Path
     )
     temporary.unlink()
     trial.set_user_attr("checkpoint", artifact)
+
+
+def load_checkpoint(trial: FrozenTrial, head: LstmHead, out: Path) -> list[dict[str, Any]] | None:
+    """Put a trial's weights into `head`; returns its epochs, or None where this folder does not hold them."""
+    path = out / FOLDER / str(trial.user_attrs.get("checkpoint"))
+    if not path.is_file():
+        return None
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        head.load_state_dict({key: file.get_tensor(key) for key in file.keys()})
+    return json.loads(metadata["epochs"]) if "epochs" in metadata else None
 
 
 def drop_checkpoints(study: optuna.Study, out: Path) -> None:

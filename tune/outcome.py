@@ -46,7 +46,16 @@ from tune.study import (
     run_workers,
     work,
 )
-from tune.workers import Bench, refit, score_seed, seed_score, set_up, start_refitting, trial_value, worker
+from tune.workers import (
+    Bench,
+    kept_or_refitted,
+    score_seed,
+    seed_score,
+    set_up,
+    start_refitting,
+    trial_value,
+    worker,
+)
 
 FINALISTS = 3
 """Trials that are trained again under fresh seeds, beside the seed project's settings."""
@@ -74,7 +83,7 @@ class Finalist:
 
 
 def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
-    """Search, refit, write the run; returns (summary, exit code)."""
+    """Search, judge, write the run; returns (summary, exit code)."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     started = time.perf_counter()
     question = put_question(args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from)
@@ -291,13 +300,13 @@ def keep(
     metric: str,
     notes: list[str],
 ) -> None:
-    """Fit the winner once more under the search's own seed and write it as a run."""
+    """Write the winner, as the search's own seed has it, as a run."""
     stages = load_card(args.out).stages if (args.out / CARD).is_file() else ()
     if not args.finetune and any(s.get("stage") == "finetune" and s.get("kept") for s in stages):
         warn(f"trial {winner.trial.number} takes the place of a fine-tuned head; --finetune tunes it as well")
     torch.set_num_threads(usable_cores())
     choice = choice_of(winner.trial.params, bench.space)
-    head, fitted = refit(bench, choice, args.seed)
+    head, fitted = kept_or_refitted(bench, winner.trial)
     stage = {
         "stage": "head",
         **origin,

@@ -5,17 +5,20 @@ Knows nothing about storages or about which point of the space comes next.
 
 import signal
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import optuna
 import torch
+from optuna.trial import FrozenTrial
 
 from seqmodel.heads import LstmHead
 from seqmodel.question import Question, load_sides, put_question
 from seqmodel.rest import with_baseline
 from seqmodel.train import resolve_device
-from seqmodel.training import Fitted
-from tune.artifacts import keep_checkpoint
+from seqmodel.training import Epoch, Fitted, best_of, predict_logits
+from tune.artifacts import keep_checkpoint, load_checkpoint
 from tune.config import TuneArgs
 from tune.liveness import has_parent
 from tune.search import (
@@ -23,9 +26,12 @@ from tune.search import (
     Choice,
     Fold,
     Space,
+    choice_of,
     make_folds,
     objective,
+    only_streams,
     train_choice,
+    untrained_head,
 )
 from tune.study import StudySpec, note_seen, work
 
@@ -61,9 +67,9 @@ def set_up(args: TuneArgs, question: Question | None = None) -> Bench:
 def trial_value(bench: Bench, trial: optuna.Trial) -> float:
     """The objective on this bench."""
 
-    def keep(head: LstmHead, value: float) -> None:
+    def keep(head: LstmHead, fitted: Fitted, value: float) -> None:
         if len(bench.folds) == 1:  # a head of one fold alone is nobody's checkpoint
-            keep_checkpoint(trial, head, value, bench.args.out)
+            keep_checkpoint(trial, head, value, _as_numbers(fitted.history), bench.args.out)
 
     def is_alive() -> bool:
         note_seen(trial)
@@ -91,6 +97,26 @@ def worker(args: TuneArgs, spec: StudySpec, threads: int, index: int) -> None:
         work(spec, lambda trial: trial_value(bench, trial), index)
     except KeyboardInterrupt:
         return
+
+
+def kept_or_refitted(bench: Bench, trial: FrozenTrial) -> tuple[LstmHead, Fitted]:
+    """A trial's head, as its checkpoint has it; where there is none, with folds or on another machine, fitted
+    again under the search's own seed."""
+    choice, seed = choice_of(trial.params, bench.space), bench.args.seed
+    head = untrained_head(choice, bench.whole, bench.space.task, bench.question.num_classes, seed)
+    epochs = load_checkpoint(trial, head, bench.args.out)
+    if not epochs:
+        return refit(bench, choice, seed)
+    head.to(bench.device)
+    logits = predict_logits(head, only_streams(bench.whole.val, tuple(head.dims)), device=bench.device)
+    history = tuple(Epoch(val_logits=logits, **epoch) for epoch in epochs)
+    return head, Fitted(best_of(history), history)
+
+
+def _as_numbers(history: Sequence[Epoch]) -> list[dict[str, Any]]:
+    """What epochs came to, without logits and optimizer."""
+    names = ("index", "train_loss", "val_loss", "val_score", "lr", "seconds")
+    return [{name: getattr(epoch, name) for name in names} for epoch in history]
 
 
 def refit(bench: Bench, choice: Choice, seed: int) -> tuple[LstmHead, Fitted]:
