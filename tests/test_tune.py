@@ -152,11 +152,12 @@ def test_of_many_clips_one_later_trial_in_eight_runs_to_its_end(
 ) -> None:
     trial = trials_of(searched[0])[2]
 
-    def never_stopped(space: Space) -> list[int]:
-        numbers = range(2, 40)
-        return [n for n in numbers if not may_prune(with_number(trial, n), space)]
+    def never_stopped(space: Space, num_folds: int = 1) -> list[int]:
+        return [n for n in range(2, 40) if not may_prune(with_number(trial, n), space, num_folds)]
 
-    assert never_stopped(dataclasses.replace(SPACE, many=True)) == [23, 31, 39]
+    many = dataclasses.replace(SPACE, many=True)
+    assert never_stopped(many) == [23, 31, 39]
+    assert never_stopped(many, num_folds=5) == []
     assert never_stopped(SPACE) == []
 
 
