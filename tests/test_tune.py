@@ -167,24 +167,39 @@ def with_number(trial: FrozenTrial, number: int) -> FrozenTrial:
     return other
 
 
-def test_the_run_is_the_head_that_the_search_scored(
-    searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
-) -> None:
-    """From its checkpoint; and where that is gone, the same head trained again."""
+def test_the_run_is_the_head_that_the_search_scored(searched: tuple[Path, dict[str, Any]]) -> None:
     out, summary = searched
-    checkpoint = trials_of(out)[summary["best"]["trial"]].user_attrs["checkpoint"]
-    kept = load_file(out / "artifacts" / checkpoint)
+    kept = load_file(checkpoint_of(out, summary))
     weights = load_weights(out)["head"]
     assert all(torch.equal(weights[name], tensor) for name, tensor in kept.items())
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    shutil.copy(out / "study.log", elsewhere / "study.log")
-    tune(args_for(store, elsewhere, trials=6))
-    assert not (elsewhere / "artifacts").exists()
-    for name, tensor in load_weights(elsewhere)["head"].items():
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_winner_without_a_whole_checkpoint_is_trained_again_to_the_same_head(
+    searched: tuple[Path, dict[str, Any]],
+    store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    broken: bool,
+) -> None:
+    out, summary = searched
+    (tmp_path / "artifacts").mkdir()
+    shutil.copy(out / "study.log", tmp_path / "study.log")
+    if broken:
+        checkpoint = checkpoint_of(out, summary)
+        (tmp_path / "artifacts" / checkpoint.name).write_bytes(checkpoint.read_bytes()[:5000])
+    tune(args_for(store, tmp_path, trials=6))
+    told = " ".join(capsys.readouterr().err.split())
+    assert ("cannot be read, it is trained again" in told) == broken
+    weights = load_weights(out)["head"]
+    for name, tensor in load_weights(tmp_path)["head"].items():
         torch.testing.assert_close(tensor, weights[name])
-    assert epochs_of(elsewhere) == epochs_of(out)
-    assert load_card(elsewhere).calibration == load_card(out).calibration
+    assert epochs_of(tmp_path) == epochs_of(out)
+    assert load_card(tmp_path).calibration == load_card(out).calibration
+
+
+def checkpoint_of(run: Path, summary: dict[str, Any]) -> Path:
+    return run / "artifacts" / trials_of(run)[summary["best"]["trial"]].user_attrs["checkpoint"]
 
 
 def epochs_of(run: Path) -> list[dict[str, Any]]:

@@ -12,9 +12,10 @@ from typing import Any
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import FrozenTrial, TrialState
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from features.door import warn
 from seqmodel.heads import LstmHead
 
 KEPT = 5
@@ -48,14 +49,21 @@ def keep_checkpoint(
 
 
 def load_checkpoint(trial: FrozenTrial, head: LstmHead, out: Path) -> list[dict[str, Any]] | None:
-    """Put a trial's weights into `head`; returns its epochs, or None where this folder does not hold them."""
-    path = out / FOLDER / str(trial.user_attrs.get("checkpoint"))
-    if not path.is_file():
+    """Put a trial's weights into `head`; returns its epochs. None, and the head as it was, where this folder
+    does not hold them, or not whole."""
+    name = trial.user_attrs.get("checkpoint")
+    if name is None or not (path := out / FOLDER / name).is_file():
         return None
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        head.load_state_dict({key: file.get_tensor(key) for key in file.keys()})
-    return json.loads(metadata["epochs"]) if "epochs" in metadata else None
+    try:
+        with safe_open(path, "pt") as file:
+            epochs = json.loads((file.metadata() or {}).get("epochs", "null"))
+            weights = {key: file.get_tensor(key) for key in file.keys()}
+    except SafetensorError as error:
+        warn(f"the checkpoint of trial {trial.number} cannot be read, it is trained again: {error}")
+        return None
+    if epochs:
+        head.load_state_dict(weights)
+    return epochs
 
 
 def drop_checkpoints(study: optuna.Study, out: Path) -> None:
