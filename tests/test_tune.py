@@ -1,12 +1,10 @@
-"""Claims about the search: one seed one study, nothing lost when workers die, no look at the test split."""
+"""Claims about the search: one seed one study, an honest winner, no look at the test split."""
 
 import concurrent.futures
 import copy
 import dataclasses
 import json
-import os
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +24,7 @@ from seqmodel.run import load_card, load_split, load_weights, save_card
 from tests.crop_store import write_crop_store
 from tests.small_store import write_store
 from tests.toy_sequences import write_toy_store
-from tune import liveness, outcome
+from tune import outcome
 from tune.__main__ import main
 from tune.config import SEED_ROLE, TuneArgs
 from tune.outcome import tune
@@ -34,18 +32,11 @@ from tune.search import Space, choice_of, held_back_point, is_seed, may_prune, s
 from tune.storage import open_storage, refuse_shared_disk
 from tune.study import (
     StudySpec,
-    create_study,
     enqueue_again,
     load_study,
-    num_done,
-    reclaim,
-    run_workers,
-    work,
 )
 from tune.workers import set_up, trial_value
 
-STUCK = 2
-"""Number of the trial that never ends by itself."""
 SPACE = Space("binary", ("embeddings",), False, 4)
 
 
@@ -253,125 +244,10 @@ def test_search_never_loads_a_test_clip(store: Path, tmp_path: Path, monkeypatch
     assert not any(test_rows & set(samples.rows.tolist()) for samples in seen)
 
 
-# Workers that die
-
-
-def spec_at(path: Path, trials: int = 6) -> StudySpec:
-    return StudySpec(str(path), "study", trials=trials, seed=0, epochs=4, pruning=False, folds=0)
-
-
-def square(trial: optuna.Trial) -> float:
-    value = trial.suggest_float("a", -1, 1)
-    if trial.number == STUCK:
-        time.sleep(600)  # until somebody kills it
-    return -(value**2)
-
-
-def slow_worker(spec: StudySpec, index: int) -> None:
-    work(spec, square, index)
-
-
-def test_a_killed_workers_trial_is_tried_again_and_nothing_is_lost(tmp_path: Path) -> None:
-    spec = spec_at(tmp_path / "study.log")
-    study = create_study(spec, {"a": 0.5}, {})
-    killed: int | None = None
-    for trials in run_workers(study, spec, slow_worker, (spec,), jobs=2):
-        stuck = [t for t in trials if t.number == STUCK and "worker" in t.user_attrs and t.params]
-        if killed is None and stuck and num_done(study) >= 3:
-            killed = STUCK
-            os.kill(stuck[0].user_attrs["worker"]["pid"], signal.SIGKILL)
-    trials = study.trials
-    assert killed is not None
-    assert trials[killed].state == TrialState.FAIL
-    assert [t.params for t in trials if t.user_attrs.get("retry_of") == killed] == [trials[killed].params]
-    assert all(t.state in (TrialState.COMPLETE, TrialState.FAIL) for t in trials)
-    assert num_done(study) >= spec.trials
-
-
-def test_a_restarted_search_reclaims_the_trials_of_dead_workers_alone(tmp_path: Path) -> None:
-    spec = spec_at(tmp_path / "study.log")
-    study = create_study(spec, {"a": 0.25}, {})
-    dead, mine, foreign, silent = study.ask(), study.ask(), study.ask(), study.ask()
-    here, now = liveness.this_worker(), time.time()
-    elsewhere = here | {"host": "elsewhere", "pid": 1}
-    for trial, worker, seen in (
-        (dead, here | {"pid": 2**22 + 1}, now),
-        (mine, here, now - 2 * liveness.SILENT_S),
-        (foreign, elsewhere, now),
-        (silent, elsewhere, now - 2 * liveness.SILENT_S),
-    ):
-        trial.suggest_float("a", -1, 1)
-        trial.set_user_attr("worker", worker)
-        trial.set_user_attr("seen", seen)
-    assert reclaim(load_study(spec)) == [dead.number, silent.number]
-    states = [trial.state for trial in study.trials]
-    failed, running, waiting = TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING
-    assert states == [failed, running, running, failed, waiting, waiting]
-    retried = study.ask()
-    assert retried.suggest_float("a", -1, 1) == 0.25
-
-
-def test_a_dead_workers_trial_does_not_count_as_done(tmp_path: Path) -> None:
-    """Without looking again, a search would end one short."""
-    spec = spec_at(tmp_path / "study.log", trials=2)
-    study = create_study(spec, {"a": 0.25}, {})
-    dead = study.ask()
-    dead.suggest_float("a", -1, 1)
-    dead.set_user_attr("worker", liveness.this_worker() | {"pid": 2**22 + 1})
-    work(spec, lambda trial: trial.suggest_float("a", -1, 1))
-    assert num_done(study) == 2
-    assert 0.25 in [t.params["a"] for t in study.get_trials(states=(TrialState.COMPLETE,))]
-
-
-def test_a_worker_that_was_taken_for_dead_goes_on_with_the_next_trial(tmp_path: Path) -> None:
-    spec = spec_at(tmp_path / "study.log", trials=2)
-    study = create_study(spec, {"a": 0.25}, {})
-
-    def slow(trial: optuna.Trial) -> float:
-        value = trial.suggest_float("a", -1, 1)
-        if trial.number == 0:
-            study.tell(0, state=TrialState.FAIL)
-        if trial.number == 1:
-            study.tell(1, state=TrialState.FAIL)
-            trial.report(0.0, 1)
-        return value
-
-    work(spec, slow)
-    assert num_done(study) == 2
-
-    def broken(trial: optuna.Trial) -> float:
-        raise ValueError("our own mistake")
-
-    with pytest.raises(ValueError, match="our own mistake"):
-        work(dataclasses.replace(spec, trials=3), broken)
-
-
 def test_a_trial_says_that_it_is_worked_on(searched: tuple[Path, dict[str, Any]]) -> None:
     for trial in trials_of(searched[0]):
         assert trial.datetime_start is not None
         assert abs(trial.user_attrs["seen"] - trial.datetime_start.timestamp()) < 60
-
-
-def test_a_process_number_that_came_round_again_is_not_the_same_worker() -> None:
-    worker = liveness.this_worker()
-    assert liveness.is_alive(worker)
-    assert not liveness.is_alive(worker | {"started": "1"})
-
-
-def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trial(tmp_path: Path) -> None:
-    spec = spec_at(tmp_path / "study.log", trials=2)
-    study = create_study(spec, {"a": 0.5}, {})
-
-    def interrupted(trial: optuna.Trial) -> float:
-        trial.suggest_float("a", -1, 1)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        work(spec, interrupted)
-    assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]
-    work(spec, lambda trial: trial.suggest_float("a", -1, 1))
-    assert [t.params["a"] for t in study.trials][:2] == [0.5, 0.5]
-    assert num_done(study) == 2
 
 
 # Doors and refusals
@@ -557,27 +433,6 @@ def test_with_folds_the_baselines_are_judged_on_the_same_folds(store: Path, tmp_
     assert found["logistic_embeddings"] == pytest.approx(sum(each) / 3)
 
 
-@pytest.mark.parametrize("folds", [0, 3, 4, 5])
-def test_each_pruner_stops_what_falls_behind(tmp_path: Path, folds: int) -> None:
-    """The first trial is good; the others are worse from their first step on."""
-    spec = dataclasses.replace(spec_at(tmp_path / "s.log", 12), epochs=20, pruning=True, folds=folds)
-    study = create_study(spec, {"a": 0.5}, {})
-
-    def value(trial: optuna.Trial) -> float:
-        trial.suggest_float("a", -1, 1)
-        scores = [(0.9 if trial.number == 0 else 0.5 - 0.01 * trial.number) + 0.001 * k for k in range(20)]
-        for step, score in enumerate(scores[: folds or None]):
-            trial.report(score, step)
-            if step < (folds or 20) - 1 and trial.should_prune():
-                raise optuna.TrialPruned
-        return scores[0]
-
-    work(spec, value)
-    states = [trial.state for trial in study.trials]
-    assert states[0] == TrialState.COMPLETE
-    assert states.count(TrialState.PRUNED) >= 3
-
-
 def test_the_seeds_settings_are_never_pruned(store: Path, tmp_path: Path) -> None:
     """Enqueued again behind a trial that no head reaches."""
     args = args_for(store, tmp_path / "run", epochs=8)
@@ -608,7 +463,7 @@ def test_what_is_printed_holds_no_password(tmp_path: Path) -> None:
     args = TuneArgs(Path("s"), tmp_path)
 
     def printed(storage: str) -> str:
-        return outcome.dashboard_command(args, dataclasses.replace(spec_at(tmp_path), storage=storage))
+        return outcome.dashboard_command(args, StudySpec(storage, "study", 6, 0, 4, pruning=False, folds=0))
 
     assert printed("postgresql+psycopg://me:secret@host/db") == (
         "optuna-dashboard 'postgresql+psycopg://me:…@host/db'"
