@@ -14,7 +14,7 @@ import numpy as np
 
 from live.config import novelty_file
 from live.log import LogRow, read_log
-from live.paint import FAINT, INK, PAPER, STATE_WORDS, Moment, paint_text, paint_timeline
+from live.paint import FAINT, INK, PAPER, STATE_WORDS, Moment, paint_text, paint_timeline, text_width
 from seqmodel.reference import level_of
 
 ROW_S = 1.0
@@ -108,7 +108,10 @@ def timeline_png(story: SessionStory) -> bytes:
     for tick in np.arange(math.ceil(start_s / step_s) * step_s, end_s, step_s):
         x = left + round((tick - start_s) / (end_s - start_s) * (right - left))
         picture[bottom : bottom + 5, x : x + 1] = FAINT
-        paint_text(picture, clock(float(tick)), (x, bottom + 7), 15, INK, "centre")
+        words = clock(float(tick))
+        half = text_width(words, 15) // 2 + 1
+        inside = min(max(x, half), WIDTH_PX - half)
+        paint_text(picture, words, (inside, bottom + 7), 15, INK, "centre")
     done, encoded = cv2.imencode(".png", picture[..., ::-1])
     assert done
     return encoded.tobytes()

@@ -28,6 +28,9 @@ from seqmodel.metrics import (
 # Below this, percentile intervals are too narrow (82 % coverage measured with 5 subjects, 92 % with 22 to
 # 40).
 FEW_SUBJECTS = 20
+SIGNIFICANT, ENOUGH_SUBJECTS = 0.05, 6
+"""Nothing is called better of fewer people: that all of five are on one side happens by chance in one of 16
+cases, all of six in one of 32."""
 # Rounds whose (rounds, clips) weights are held at once: 100 x 9,000 float64 are 7 MB.
 ROUNDS_AT_ONCE = 100
 
@@ -145,12 +148,18 @@ class Paired:
     difference: Figure
     """First minus second."""
     p_value: float
-    """Two-sided share of rounds on the other side of zero, at least 1 / (R + 1)."""
+    """Two-sided share of rounds on the other side of zero, at least 1 / (R + 1), and at least 2^(1 − people):
+    no sign test of so few people gives less, however far they all are on one side."""
 
     @property
-    def is_better(self) -> bool:
-        """Whether the whole interval lies above zero."""
-        return self.difference.low > 0
+    def is_higher(self) -> bool:
+        """Whether the whole interval lies above zero and there are people enough to say so: six."""
+        return self.difference.low > 0 and self.p_value < SIGNIFICANT
+
+    @property
+    def is_lower(self) -> bool:
+        """Whether the whole interval lies below zero and there are people enough to say so."""
+        return self.difference.high < 0 and self.p_value < SIGNIFICANT
 
 
 def paired(
@@ -162,7 +171,7 @@ def paired(
     if len(defined) == 0:
         return Paired(Figure(value - other, float("nan"), float("nan")), float("nan"))
     below, above = int((defined <= 0).sum()), int((defined >= 0).sum())
-    p_value = min(1.0, 2.0 * (min(below, above) + 1) / (len(defined) + 1))
+    p_value = min(1.0, max(2.0 * (min(below, above) + 1) / (len(defined) + 1), 2.0 ** (1 - num_subjects)))
     return Paired(Figure(value - other, *interval(difference, num_subjects)), p_value)
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seqmodel.bootstrap import Figure
+from seqmodel.bootstrap import ENOUGH_SUBJECTS, Figure
 from seqmodel.calibration import Calibration
 from seqmodel.judge import LOWER_IS_BETTER, Beside, Judgement
 from seqmodel.run import Card
@@ -73,7 +73,7 @@ def verdict(judgement: Judgement) -> str:
     first = judgement.beside[0] if judgement.beside else None
     if first is not None:
         pair = first.paired["balanced_accuracy"]
-        better = "clearly better than" if pair.is_better else "not clearly better than"
+        better = "clearly better than" if pair.is_higher else "not clearly better than"
         sentence += f" That is {better} always saying the commonest class."
     return sentence
 
@@ -119,13 +119,13 @@ def figures_lede(judgement: Judgement) -> str:
 def against(judgement: Judgement, card: Card) -> list[dict[str, str]]:
     """One line a yardstick: by how much the model beats it, in the metric that the run was chosen for."""
     name = card.metric if card.metric in judgement.figures else "balanced_accuracy"
+    few = judgement.draws.by_subject and judgement.draws.num_subjects < ENOUGH_SUBJECTS
+    even = "too few people to tell" if few else "no clear difference"
     lines = []
     for beside in judgement.beside:
         difference = beside.paired[name].difference
         mark = _mark(name, beside)
-        word = {"beats": "better", "loses": "worse", "even": "no clear difference"}.get(
-            mark, "not to be told"
-        )
+        word = {"beats": "better", "loses": "worse", "even": even}.get(mark, "not to be told")
         moved = f"{'+' if difference.value >= 0 else '−'}{short(abs(difference.value))}"
         between = f"({short(difference.low)} to {short(difference.high)})"
         text = f"{TITLES[name][0]} {moved} {between}: {word}"
@@ -206,10 +206,10 @@ def _finite(figure: Figure) -> dict[str, float | None]:
 
 
 def _mark(name: str, beside: Beside) -> str:
-    difference = beside.paired[name].difference
-    if not math.isfinite(difference.low):
+    pair = beside.paired[name]
+    if not math.isfinite(pair.difference.low):
         return ""
-    up, down = difference.low > 0, difference.high < 0
+    up, down = pair.is_higher, pair.is_lower
     if name in LOWER_IS_BETTER:
         up, down = down, up
     return "beats" if up else "loses" if down else "even"

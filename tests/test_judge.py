@@ -47,7 +47,7 @@ def test_shuffled_labels_give_nothing_significant_in_17_of_20_seeds():
         rng = np.random.default_rng(seed)
         found = judged(rng.integers(0, 2, 240), rng.random(240), people(24, 10), rounds=200, seed=seed)
         auroc = found.figures["auroc"]
-        better = found.beside[0].paired["auroc"].is_better
+        better = found.beside[0].paired["auroc"].is_higher
         quiet += auroc.low <= 0.5 <= auroc.high and not better
     assert quiet >= 17
 
@@ -60,7 +60,7 @@ def test_a_model_that_knows_identity_is_exposed():
     found = judged(labels, np.repeat(habit, 12), subjects)
     beside = {b.yardstick.name: b for b in found.beside}
     assert found.figures["auroc"].value > 0.8
-    assert beside["majority"].paired["auroc"].is_better
+    assert beside["majority"].paired["auroc"].is_higher
     assert beside["identity"].figures["auroc"].value > 0.75
     gain = beside["identity"].paired["auroc"].difference
     assert gain.value < 0.06
@@ -108,7 +108,18 @@ def test_a_pair_of_equal_models_differs_by_nothing():
     same = paired(0.8, 0.8, rounds, rounds, 30)
     assert (same.difference.value, same.difference.low, same.difference.high) == (0.0, 0.0, 0.0)
     assert same.p_value == 1.0
-    assert not same.is_better
+    assert not same.is_higher
+
+
+def test_fewer_than_six_people_prove_nothing_however_much_better_they_are():
+    """All of n people lie on one side by chance in 2^(1 − n) of the cases: 1/16 for five, 1/32 for six."""
+    high, low = np.full(1000, 0.9), np.full(1000, 0.5)
+    by_people = {n: paired(0.9, 0.5, high, low, n) for n in (2, 5, 6, 40)}
+    assert [pair.is_higher for pair in by_people.values()] == [False, False, True, True]
+    assert [paired(0.5, 0.9, low, high, n).is_lower for n in by_people] == [False, False, True, True]
+    assert by_people[2].p_value == 0.5
+    assert by_people[40].p_value == 2 / 1001
+    assert all(pair.difference.low == pytest.approx(0.4) for pair in by_people.values())
 
 
 def test_one_person_alone_has_no_interval():

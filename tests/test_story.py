@@ -66,6 +66,8 @@ def test_the_page_is_one_file_and_escapes_what_it_shows(log: Path) -> None:
     assert "http" not in page
     picture = cv2.imdecode(np.frombuffer(timeline_png(tell(log)), np.uint8), cv2.IMREAD_COLOR)
     assert picture.shape == (150, 1200, 3)
+    below = picture[120:]
+    assert (below[:, [0, -1]] == below[-1, -1]).all(), "a time on the axis is cut by the picture's edge"
 
 
 def test_days_are_held_against_training(log: Path, tmp_path: Path, detector_path: Path) -> None:
