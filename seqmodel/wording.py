@@ -53,7 +53,8 @@ def verdict(judgement: Judgement) -> str:
 
     figures, names = judgement.figures, judgement.label_names
     people = judgement.draws.num_subjects if judgement.draws.by_subject else 0
-    crowd = f"{len(judgement.predictions)} clips" + (f" of {people} people" if people else "")
+    who = f"{people} {'person' if people == 1 else 'people'}"
+    crowd = f"{len(judgement.predictions)} clips" + (f" of {who}" if people else "")
     if judgement.split == "test" and people:
         crowd += " never seen in training"
     accuracy = figures["balanced_accuracy"]
@@ -72,10 +73,17 @@ def verdict(judgement: Judgement) -> str:
         )
     first = judgement.beside[0] if judgement.beside else None
     if first is not None:
-        pair = first.paired["balanced_accuracy"]
-        better = "clearly better than" if pair.is_higher else "not clearly better than"
-        sentence += f" That is {better} always saying the commonest class."
+        than = "better than always saying the commonest class"
+        if _too_few_people(judgement):
+            sentence += f" {who} {'is' if people == 1 else 'are'} too few to say that this is {than}."
+        else:
+            clearly = "clearly" if first.paired["balanced_accuracy"].is_higher else "not clearly"
+            sentence += f" That is {clearly} {than}."
     return sentence
+
+
+def _too_few_people(judgement: Judgement) -> bool:
+    return judgement.draws.by_subject and judgement.draws.num_subjects < ENOUGH_SUBJECTS
 
 
 def percent(value: float | None) -> str:
@@ -119,8 +127,7 @@ def figures_lede(judgement: Judgement) -> str:
 def against(judgement: Judgement, card: Card) -> list[dict[str, str]]:
     """One line a yardstick: by how much the model beats it, in the metric that the run was chosen for."""
     name = card.metric if card.metric in judgement.figures else "balanced_accuracy"
-    few = judgement.draws.by_subject and judgement.draws.num_subjects < ENOUGH_SUBJECTS
-    even = "too few people to tell" if few else "no clear difference"
+    even = "too few people to tell" if _too_few_people(judgement) else "no clear difference"
     lines = []
     for beside in judgement.beside:
         difference = beside.paired[name].difference

@@ -6,6 +6,7 @@ import pytest
 from seqmodel.bootstrap import bootstrap_figures, draw_subjects, interval, paired
 from seqmodel.metrics import evaluate_predictions, minority_class
 from seqmodel.slices import all_slices, wilson
+from seqmodel.wording import verdict
 from seqmodel.yardsticks import identity
 from tests.judged import judged, people
 
@@ -120,6 +121,16 @@ def test_fewer_than_six_people_prove_nothing_however_much_better_they_are():
     assert by_people[2].p_value == 0.5
     assert by_people[40].p_value == 2 / 1001
     assert all(pair.difference.low == pytest.approx(0.4) for pair in by_people.values())
+
+
+def test_the_headline_claims_nothing_from_a_few_people():
+    rng = np.random.default_rng(4)
+    labels = np.tile([0, 1], 120)
+    scores = labels + rng.normal(0, 0.4, 240)
+    claims = {n: verdict(judged(labels, scores, people(n, 240 // n))) for n in (1, 3, 24)}
+    assert "1 person is too few to say that this is better than" in claims[1]
+    assert "3 people are too few to say that this is better than" in claims[3]
+    assert "That is clearly better than" in claims[24]
 
 
 def test_one_person_alone_has_no_interval():
