@@ -327,7 +327,7 @@ def test_twenty_kills_change_nothing(real_clips: dict[str, Path], tmp_path: Path
         latest = started + (draw.uniform(0.1, 4.0) if loading else 120)
         while len(rows_written(killed)) < wanted and time.monotonic() < latest and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(0 if loading else draw.uniform(0.0, 0.05))
+        time.sleep(0 if loading else draw.uniform(0.0, 0.08))
         assert process.poll() is None, f"kill {kill} came too late: {len(rows_written(killed))} rows"
         moments.append((round(time.monotonic() - started, 1), len(rows_written(killed))))
         os.killpg(process.pid, signal.SIGKILL) if kill % 2 else process.kill()
