@@ -34,7 +34,7 @@ def slow_worker(spec: StudySpec, index: int) -> None:
 
 def test_a_killed_workers_trial_is_tried_again_and_nothing_is_lost(tmp_path: Path) -> None:
     spec = spec_at(tmp_path / "study.log")
-    study = create_study(spec, {"a": 0.5}, {})
+    study = create_study(spec, [{"a": 0.5}], {})
     killed: int | None = None
     for trials in run_workers(study, spec, slow_worker, (spec,), jobs=2):
         stuck = [t for t in trials if t.number == STUCK and "worker" in t.user_attrs and t.params]
@@ -51,7 +51,7 @@ def test_a_killed_workers_trial_is_tried_again_and_nothing_is_lost(tmp_path: Pat
 
 def test_a_restarted_search_reclaims_the_trials_of_dead_workers_alone(tmp_path: Path) -> None:
     spec = spec_at(tmp_path / "study.log")
-    study = create_study(spec, {"a": 0.25}, {})
+    study = create_study(spec, [{"a": 0.25}], {})
     dead, mine, foreign, silent = study.ask(), study.ask(), study.ask(), study.ask()
     here, now = liveness.this_worker(), time.time()
     elsewhere = here | {"host": "elsewhere", "pid": 1}
@@ -75,7 +75,7 @@ def test_a_restarted_search_reclaims_the_trials_of_dead_workers_alone(tmp_path: 
 def test_a_dead_workers_trial_does_not_count_as_done(tmp_path: Path) -> None:
     """Without looking again, a search would end one short."""
     spec = spec_at(tmp_path / "study.log", trials=2)
-    study = create_study(spec, {"a": 0.25}, {})
+    study = create_study(spec, [{"a": 0.25}], {})
     dead = study.ask()
     dead.suggest_float("a", -1, 1)
     dead.set_user_attr("worker", liveness.this_worker() | {"pid": 2**22 + 1})
@@ -86,7 +86,7 @@ def test_a_dead_workers_trial_does_not_count_as_done(tmp_path: Path) -> None:
 
 def test_a_worker_that_was_taken_for_dead_goes_on_with_the_next_trial(tmp_path: Path) -> None:
     spec = spec_at(tmp_path / "study.log", trials=2)
-    study = create_study(spec, {"a": 0.25}, {})
+    study = create_study(spec, [{"a": 0.25}], {})
 
     def slow(trial: optuna.Trial) -> float:
         value = trial.suggest_float("a", -1, 1)
@@ -115,7 +115,7 @@ def test_a_process_number_that_came_round_again_is_not_the_same_worker() -> None
 
 def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trial(tmp_path: Path) -> None:
     spec = spec_at(tmp_path / "study.log", trials=2)
-    study = create_study(spec, {"a": 0.5}, {})
+    study = create_study(spec, [{"a": 0.5}], {})
 
     def interrupted(trial: optuna.Trial) -> float:
         trial.suggest_float("a", -1, 1)
@@ -134,7 +134,7 @@ def test_each_pruner_stops_what_falls_behind(tmp_path: Path, folds: int, eager: 
     """The first trial is good; the others are worse from their first step on."""
     plain = spec_at(tmp_path / "s.log", 12)
     spec = dataclasses.replace(plain, epochs=20, pruning=True, folds=folds, eager=eager)
-    study = create_study(spec, {"a": 0.5}, {})
+    study = create_study(spec, [{"a": 0.5}], {})
 
     def value(trial: optuna.Trial) -> float:
         trial.suggest_float("a", -1, 1)

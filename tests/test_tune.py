@@ -27,7 +27,16 @@ from tune import outcome
 from tune.__main__ import main
 from tune.config import SEED_ROLE, TuneArgs
 from tune.outcome import tune
-from tune.search import Space, choice_of, held_back_point, is_seed, may_prune, seed_point, space_hash, suggest
+from tune.search import (
+    Space,
+    choice_of,
+    is_seed,
+    may_prune,
+    seed_point,
+    space_hash,
+    starting_points,
+    suggest,
+)
 from tune.storage import open_storage, refuse_shared_disk
 from tune.study import (
     StudySpec,
@@ -128,19 +137,20 @@ def test_the_first_trial_is_the_seed_projects_settings(searched: tuple[Path, dic
     assert searched[1]["best"]["value"] >= first.value
 
 
-def test_the_second_trial_is_a_head_that_is_held_back_and_neither_is_pruned(
+def test_two_heads_that_are_held_back_come_next_and_none_of_the_three_is_pruned(
     searched: tuple[Path, dict[str, Any]],
 ) -> None:
-    first, second = trials_of(searched[0])[:2]
-    assert second.params == held_back_point(SPACE)
-    assert {first.state, second.state} == {TrialState.COMPLETE}
-    assert not may_prune(second, SPACE)
+    first = trials_of(searched[0])[:3]
+    assert [trial.params for trial in first] == list(starting_points(SPACE))
+    assert first[0].params == seed_point(SPACE)
+    assert {trial.state for trial in first} == {TrialState.COMPLETE}
+    assert not any(may_prune(trial, SPACE) for trial in first)
 
 
 def test_of_many_clips_one_later_trial_in_eight_runs_to_its_end(
     searched: tuple[Path, dict[str, Any]],
 ) -> None:
-    trial = trials_of(searched[0])[2]
+    trial = trials_of(searched[0])[3]
 
     def never_stopped(space: Space, num_folds: int = 1) -> list[int]:
         return [n for n in range(2, 40) if not may_prune(with_number(trial, n), space, num_folds)]
@@ -287,8 +297,8 @@ def test_a_head_that_reads_no_embeddings_is_not_fine_tuned(
     store = Path(write_store(tmp_path / "s.zarr", 64, crops=True).path)
     with pytest.raises(ValueError, match="--inputs geometry does not read"):
         tune(args_for(store, tmp_path / "a", inputs="geometry", finetune=True))
-    point = outcome.seed_point
-    monkeypatch.setattr(outcome, "seed_point", lambda space: point(space) | {"inputs": "geometry"})
+    of_geometry = seed_point(Space("binary", ("embeddings", "geometry"), False, 3)) | {"inputs": "geometry"}
+    monkeypatch.setattr(outcome, "starting_points", lambda space: [of_geometry])
     summary, code = tune(args_for(store, tmp_path / "b", trials=1, finetune=True))
     assert code == 0
     assert "finetune" not in summary
@@ -317,14 +327,15 @@ def test_fine_tuning_takes_the_best_head_that_reads_embeddings(tmp_path: Path) -
 
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("streams", [("embeddings",), ("geometry",), ("embeddings", "geometry")])
-def test_the_second_point_lies_in_the_space_too(streams: tuple[str, ...], many: bool) -> None:
+def test_the_other_starting_points_lie_in_the_space_too(streams: tuple[str, ...], many: bool) -> None:
     space = Space("binary", streams, False, 20, many)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    study.enqueue_trial(held_back_point(space))
-    trial = study.ask()
-    choice = suggest(trial, space)
-    assert trial.params == held_back_point(space)
-    assert choice.inputs == ("both" if len(streams) > 1 else streams[0])
+    for point in starting_points(space)[1:]:
+        study.enqueue_trial(point)
+        trial = study.ask()
+        choice = suggest(trial, space)
+        assert trial.params == point
+        assert choice.inputs == ("both" if len(streams) > 1 else streams[0])
 
 
 @pytest.mark.parametrize("fixed", [False, True])

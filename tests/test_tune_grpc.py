@@ -62,7 +62,7 @@ def slow_worker(spec: StudySpec, index: int) -> None:
 
 def test_two_workers_one_killed_its_trial_tried_again_and_nothing_lost(proxy: str) -> None:
     spec = StudySpec(proxy, "killed", trials=8, seed=0, epochs=4, pruning=False, folds=0)
-    study = create_study(spec, {"a": 0.5}, {})
+    study = create_study(spec, [{"a": 0.5}], {})
     killed: int | None = None
     for trials in run_workers(study, spec, slow_worker, (spec,), jobs=2):
         stuck = [t for t in trials if t.number == STUCK and "worker" in t.user_attrs and t.params]
@@ -79,7 +79,7 @@ def test_two_workers_one_killed_its_trial_tried_again_and_nothing_lost(proxy: st
 
 def test_a_silent_worker_of_another_machine_is_done_over(proxy: str) -> None:
     spec = StudySpec(proxy, "silent", trials=2, seed=0, epochs=4, pruning=False, folds=0)
-    study = create_study(spec, {"a": 0.25}, {})
+    study = create_study(spec, [{"a": 0.25}], {})
     lost = study.ask()
     lost.suggest_float("a", -1, 1)
     lost.set_user_attr("worker", {"host": "elsewhere", "pid": 1, "started": "1"})

@@ -100,7 +100,7 @@ def slow_worker(spec: StudySpec, index: int) -> None:
 
 def test_two_workers_one_killed_its_trial_tried_again_and_nothing_lost(server: str) -> None:
     spec = StudySpec(server, "killed", trials=10, seed=0, epochs=4, pruning=False, folds=0)
-    study = create_study(spec, {"a": 0.5}, {})
+    study = create_study(spec, [{"a": 0.5}], {})
     killed: int | None = None
     for trials in run_workers(study, spec, slow_worker, (spec,), jobs=2):
         stuck = [t for t in trials if t.number == STUCK and "worker" in t.user_attrs and t.params]
@@ -182,7 +182,7 @@ def test_a_silent_worker_of_another_machine_is_found_by_its_heartbeat(
     monkeypatch.setattr("tune.storage.HEARTBEAT_S", 1)
     monkeypatch.setattr("tune.storage.GRACE_S", 2)
     spec = StudySpec(server, f"silent {trials}", trials=trials, seed=0, epochs=4, pruning=False, folds=0)
-    study = create_study(spec, {"a": 0.25}, {})
+    study = create_study(spec, [{"a": 0.25}], {})
     # As a machine that was switched off leaves it: running, its last heartbeat long ago.
     with pytest.warns(UserWarning, match="Heartbeat"):  # optimize would go on to finish it
         lost = study.ask()

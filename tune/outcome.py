@@ -33,7 +33,7 @@ from seqmodel.train import count_parameters, rounded, say_question, say_scores, 
 from tune.artifacts import FOLDER, drop_checkpoints
 from tune.config import TuneArgs
 from tune.plots import save_study_plots
-from tune.search import choice_of, held_back_point, is_seed, metric_name, seed_point, space_hash
+from tune.search import choice_of, is_seed, metric_name, space_hash, starting_points
 from tune.storage import without_password
 from tune.study import (
     DONE,
@@ -101,8 +101,7 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     bench = set_up(args, question)
     metric = metric_name(args.metric, bench.space.task)
     spec = spec_of(args, bench, metric)
-    facts, then = facts_of(args, bench, metric), [held_back_point(bench.space)]
-    study = create_study(spec, seed_point(bench.space), facts, then)
+    study = create_study(spec, starting_points(bench.space), facts_of(args, bench, metric))
     search(args, spec, study, bench)
     drop_checkpoints(study, args.out)
     finalists = choose(args, study, bench)

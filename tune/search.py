@@ -135,14 +135,15 @@ def seed_point(space: Space) -> dict[str, Any]:
     return point
 
 
-def held_back_point(space: Space) -> dict[str, Any]:
-    """A head that much noise, dropout and decay hold back: the second trial of every study.
+def starting_points(space: Space) -> tuple[dict[str, Any], ...]:
+    """Where every study begins: the seed project's settings, then two heads that are held back.
 
-    Such heads start slowly and end well, so that looks at early epochs stop them and a short search does not
-    find them. Most values are what real faces chose in folds; the cell was chosen on made-up clips, and
+    Much noise, dropout and decay hold the second back, a narrow projection the third as well. Such heads
+    start slowly and end well, so that looks at early epochs stop them and a short search does not find them.
+    Most values are what real faces chose in folds; cell and projection were chosen on made-up clips, and
     the rate is the seed's (docs/log.md).
     """
-    point = seed_point(space) | {
+    held_back = seed_point(space) | {
         "kind": "gru",
         "bidirectional": False,
         "dropout": 0.5,
@@ -152,8 +153,8 @@ def held_back_point(space: Space) -> dict[str, Any]:
         "noise": 0.5,
     }
     if len(space.streams) > 1:
-        point |= {"stream_dropout": 0.1} | ({} if space.fixed_inputs else {"inputs": "both"})
-    return point
+        held_back |= {"stream_dropout": 0.1} | ({} if space.fixed_inputs else {"inputs": "both"})
+    return seed_point(space), held_back, held_back | {"projection": 32}
 
 
 def space_hash(space: Space) -> str:
@@ -170,12 +171,12 @@ def is_seed(params: Mapping[str, Any], space: Space) -> bool:
 
 
 def may_prune(trial: optuna.trial.BaseTrial, space: Space, num_folds: int = 1) -> bool:
-    """Whether a trial may be stopped early: not the two that every study begins with, nor later one in
+    """Whether a trial may be stopped early: not those that every study begins with, nor later one in
     `TO_THE_END`, unless it is judged by whole folds, of which no start is slow."""
     late = trial.number >= 2 * TO_THE_END and (trial.number + 1) % TO_THE_END == 0
     if late and space.many and num_folds == 1:
         return False
-    return trial.params not in (seed_point(space), held_back_point(space))
+    return trial.params not in starting_points(space)
 
 
 def choice_of(params: Mapping[str, Any], space: Space) -> Choice:

@@ -57,11 +57,10 @@ class StudySpec:
     epochs; else Hyperband, from the second epoch on."""
 
 
-def create_study(
-    spec: StudySpec, first: dict[str, Any], facts: dict[str, Any], then: Sequence[dict[str, Any]] = ()
-) -> optuna.Study:
-    """The study, created with its first point and those that follow enqueued, or found with the same facts.
+def create_study(spec: StudySpec, points: Sequence[dict[str, Any]], facts: dict[str, Any]) -> optuna.Study:
+    """The study, created with the points that it begins with enqueued, or found with the same facts.
 
+    points: the first is the seed project's settings, and its trial says so.
     facts: what the study is about (metric, split, labels …): a study is not continued on other ground.
     Raises ValueError naming the facts that differ.
     """
@@ -79,9 +78,8 @@ def create_study(
         if "metric" in facts:
             with experimental_is_fine():
                 study.set_metric_names([facts["metric"]])
-        study.enqueue_trial(first, user_attrs={"role": SEED_ROLE})
-        for point in then:
-            study.enqueue_trial(point)
+        for place, point in enumerate(points):
+            study.enqueue_trial(point, user_attrs={"role": SEED_ROLE} if place == 0 else None)
     else:
         different = [
             f"{key}: {known.get(key)!r} there, {facts[key]!r} here"
