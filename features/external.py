@@ -14,6 +14,7 @@ import shutil
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -161,7 +162,12 @@ def _of_npz(file: Path) -> Sequences:
         return [str(item) for item in arrays[key].tolist()]
 
     texts = [_label_name(item, names, file) for item in labels.tolist()]
-    ids = column("clip_id") if "clip_id" in arrays else [f"{index:06d}" for index in range(count)]
+    # Clips of two files must not go by one name, so a nameless one is called by its place and its content.
+    ids = (
+        column("clip_id")
+        if "clip_id" in arrays
+        else [f"{index:06d}-{sha256(part.tobytes()).hexdigest()[:8]}" for index, part in enumerate(values)]
+    )
     taken = {"x", "y", "length", "clip_id", "subject", "split", "fold", "label_names", "feature_names"}
     others = {
         key: column(key)

@@ -130,6 +130,20 @@ def abstain_band(p: np.ndarray, task: Task, threshold: float, share: float) -> t
     return low, high
 
 
+def moved_band(old: Calibration, new: Calibration, task: Task) -> tuple[float, float] | None:
+    """The abstain band of `old`, as wide in logits, around the threshold of `new`; none where there is none.
+
+    More classes have no threshold, and their band stays.
+    """
+    if old.abstain is None or task != "binary":
+        return old.abstain
+    reach = (_log_odds(np.array(old.abstain)) - _log_odds(old.threshold)) * (
+        old.temperature / new.temperature
+    )
+    low, high = _sigmoid(_log_odds(new.threshold) + reach).tolist()
+    return low, high
+
+
 def fit_calibration(
     logits: np.ndarray,
     labels: np.ndarray,

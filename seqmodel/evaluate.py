@@ -20,6 +20,7 @@ import numpy as np
 from features.datasets import load_samples
 from features.door import say, warn
 from features.recipe import Part, differences
+from features.storage import place_of
 from seqmodel.calibration import Calibration, abstain_band, fit_calibration, probabilities
 from seqmodel.config import EvaluateArgs
 from seqmodel.embedding_map import Map, map_meanwhile
@@ -29,6 +30,7 @@ from seqmodel.predictions import (
     PREDICTIONS,
     Population,
     clip_labels,
+    known_rows,
     population,
     predict_rows,
     sides_of,
@@ -36,7 +38,7 @@ from seqmodel.predictions import (
 )
 from seqmodel.report import write_model_card, write_report
 from seqmodel.rest import with_baseline
-from seqmodel.run import Card, load_card, save_card, write_text
+from seqmodel.run import Card, calibration_stage, calibrators_of, load_card, save_card, write_text
 from seqmodel.yardsticks import identity, logistic, majority, shares
 
 if TYPE_CHECKING:
@@ -130,16 +132,17 @@ def ask(run: Path, card: Card, store_path: Path | None, split: str, mapping: Seq
     from features.store import FeatureStore
 
     path = store_path or Path(card.store)
-    if not path.exists() and "://" not in str(path):
+    folder = place_of(path).folder
+    if folder is not None and not folder.exists():
         raise ValueError(f"no store at {path}" + ("" if store_path else "; say where it is with --store"))
     store = FeatureStore.open(path)
     table = store.table()
     labels = clip_labels(table, card.labelling, mapping)
     sides = sides_of(run)
-    found = population(table, labels, sides, split)
+    is_other = not known_rows(table, sides).any()
+    found = population(table, labels, sides, split, calibrators_of(run, card))
     if len(found.rows) == 0:
         raise ValueError(f"store {path} has no extracted, labelled clip in the {split} split of run {run}")
-    is_other = not any(str(clip_id) in sides for clip_id in table.clip_id)
     name = f"{path.stem}:{split}" if is_other else split
     return Asked(run, card, store, table, labels, sides, found, name, is_other)
 
@@ -303,6 +306,11 @@ def _calibrated(asked: Asked, args: EvaluateArgs) -> Card:
     if not args.threshold_for and not args.abstain:
         return asked.card
     card = asked.card
+    if (stage := calibration_stage(card)) is not None:
+        raise ValueError(
+            f"{asked.run} is calibrated for {stage['store']}; --threshold-for and --abstain would choose on "
+            "its own validation again. calibrate takes --threshold-for, too"
+        )
     validation = ask(asked.run, card, Path(card.store), "val")
     logits, measured = predict_rows(
         asked.run, card, validation.store, card.labelling, validation.population.rows

@@ -13,7 +13,7 @@ Shapes: N clips, T frames, O logits, C classes.
 import csv
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -76,16 +76,35 @@ def clip_labels(table: "ClipTable", labelling: Labelling, mapping: Sequence[str]
     return class_indices(labelling, table.labels[labelling.column], renamed)
 
 
+def known_rows(table: "ClipTable", sides: dict[str, tuple[str, str]]) -> np.ndarray:
+    """(N,) bool: which rows of a store are clips of a run, by its split.csv.
+
+    Clips of two data sets may go by the same name, so where most of the shared names belong to other people
+    in the store than in the run, none of them is the run's.
+    """
+    known = np.array([str(clip) in sides for clip in table.clip_id], bool)
+    pairs = [
+        (str(who), sides[str(clip)][0])
+        for clip, who in zip(table.clip_id[known], table.subject[known], strict=True)
+    ]
+    strangers = sum(bool(here and there and here != there) for here, there in pairs)
+    return known & (strangers <= len(pairs) / 2)
+
+
 def population(
-    table: "ClipTable", labels: np.ndarray, sides: dict[str, tuple[str, str]], split: str
+    table: "ClipTable",
+    labels: np.ndarray,
+    sides: dict[str, tuple[str, str]],
+    split: str,
+    calibrators: Collection[str] = (),
 ) -> Population:
     """Every labelled row of a split: those that split.csv names, and failed ones whose subject stands on
     that side.
 
     A store that shares no clip with the run is another data set: its own split of that name, if it has one,
-    else all of it.
+    else all of it, without the clips that the run was calibrated on.
     """
-    known = np.array([str(c) in sides for c in table.clip_id], bool)
+    known = known_rows(table, sides)
     labelled = labels >= 0
     if known.any():
         side_of_subject = {subject: side for subject, side in sides.values() if subject}
@@ -102,6 +121,10 @@ def population(
         own = table.split == split
         chosen = labelled & (own if own.any() else np.ones(len(own), bool))
         how = f"another data set: its {split} split" if own.any() else "another data set: every labelled clip"
+        used = chosen & np.isin(table.clip_id, list(calibrators))
+        if used.any():
+            chosen &= ~used
+            how += f", without {int(used.sum())} clips of people that the run was calibrated on"
     # A vanished or planned row without extraction is nobody's failure.
     pending = chosen & (table.state == 0)
     rows = np.flatnonzero(chosen & ~pending)

@@ -17,12 +17,12 @@ import numpy as np
 
 from features.door import fail, say
 from seqmodel.bootstrap import Figure, bootstrap_figures, draw_subjects, paired, with_intervals
-from seqmodel.calibration import Calibration, decide, fit_calibration
+from seqmodel.calibration import Calibration, decide, fit_calibration, moved_band
 from seqmodel.config import CalibrateArgs
-from seqmodel.evaluate import Asked, ask
+from seqmodel.evaluate import Asked, ask, count_opening
 from seqmodel.metrics import evaluate_predictions, minority_class
 from seqmodel.predictions import PREDICTIONS, predict_rows
-from seqmodel.run import Card, load_card, save_card, write_text
+from seqmodel.run import Card, load_card, save_calibrators, save_card, write_text
 from seqmodel.wording import TITLES, short
 
 TRIES = 200
@@ -32,16 +32,15 @@ TRIES = 200
 def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
     """The door's body: (summary, exit code). The card is changed unless the people left out speak against it.
 
-    Raises ValueError where the store cannot be used or has too few people.
+    Raises ValueError where the store cannot be used, holds the run's own clips, or has too few people.
     """
     if not 0 < args.share < 1:
         raise ValueError(f"--share must lie in (0, 1), got {args.share}")
     card = load_card(args.run)
-    asked = ask(args.run, card, args.store, "test")
-    asked = everybody(asked) if asked.is_other_data else asked
-    rows, labels = asked.population.rows, asked.population.labels
-    extracted = asked.table.state[rows] == 1
-    rows, labels = rows[extracted], labels[extracted]
+    asked = everybody(ask(args.run, card, args.store, "test"))
+    everything = asked.population.rows
+    extracted = asked.table.state[everything] == 1
+    rows, labels = everything[extracted], asked.population.labels[extracted]
     logits, measured = predict_rows(args.run, card, asked.store, card.labelling, rows)
     rows, labels, logits = rows[measured], labels[measured], logits[measured]
     people = unit_names(asked, rows)
@@ -53,7 +52,8 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         goal=args.threshold_for,
         label_names=card.labelling.names,
     )
-    fitted = replace(fitted, abstain=card.calibration.abstain)
+    fitted = replace(fitted, abstain=moved_band(card.calibration, fitted, card.labelling.task))
+    card = count_opening(asked, card)
     judged = judge_both(card, fitted, logits[~fits], labels[~fits], people[~fits], args.seed)
     worse = judged["difference"]["balanced_accuracy"]
     kept = not (worse["high"] is not None and worse["high"] < 0)
@@ -80,15 +80,29 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         "people": summary["people_calibrating"],
         "before": vars(card.calibration),
     }
+    # First: with the clips named and the card unchanged nothing is judged wrongly.
+    theirs = np.isin(unit_names(asked, everything), people[fits])
+    save_calibrators(args.run, asked.table.clip_id[everything[theirs]].tolist())
     save_card(args.run, replace(card, calibration=fitted, stages=(*card.stages, stage)))
     # Decisions kept from before would be compared as if they were the run's.
     (args.run / PREDICTIONS).unlink(missing_ok=True)
-    say(f"{args.run} now decides by this calibration; predict and live use it. Run evaluate again.")
+    say(
+        f"{args.run} now decides by this calibration; predict and live use it. Run evaluate again: the "
+        f"{stage['people']} who calibrated do not count there."
+    )
     return summary, 0
 
 
 def everybody(asked: Asked) -> Asked:
-    """Every labelled clip of another data set, whatever its own split says: nobody there was trained on."""
+    """Every labelled clip of another data set, whatever its own split says: nobody there was trained on.
+
+    Raises ValueError for the run's own data, whose test split would choose what it judges.
+    """
+    if not asked.is_other_data:
+        raise ValueError(
+            f"{asked.store.path} holds clips of {asked.run}, whose validation has chosen temperature and "
+            "threshold already; calibrate wants a store of the new place alone"
+        )
     rows = np.flatnonzero((asked.labels >= 0) & (asked.table.state != 0))
     found = replace(asked.population, rows=rows, labels=asked.labels[rows])
     return replace(asked, population=found)

@@ -4,6 +4,7 @@
     weights.safetensors  head.* and, after fine-tuning, encoder.*
     split.csv            clip_id, subject, split: who stood on which side
     detector/            the face detector files (and landmarker) by name
+    calibrated_on.csv    clip_id of what a new place's calibration was fitted on
     log.jsonl, study.log, predictions.csv, metrics.json, report.html, plots/, MODEL_CARD.md
                          written by the rooms that make them
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 CARD, WEIGHTS, SPLIT = "card.json", "weights.safetensors", "split.csv"
+CALIBRATORS = "calibrated_on.csv"
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,30 @@ def load_split(run: Path) -> dict[str, tuple[str, str]]:
         raise ValueError(f"{run} has no {SPLIT}: nobody knows who stood on which side")
     with path.open(encoding="utf-8", newline="") as file:
         return {row["clip_id"]: (row["subject"], row["split"]) for row in csv.DictReader(file)}
+
+
+def calibration_stage(card: Card) -> dict[str, Any] | None:
+    """The entry of `python -m seqmodel calibrate` in the card, while its calibration is the run's."""
+    last = card.stages[-1] if card.stages else {}
+    return last if last.get("stage") == "calibrate" else None
+
+
+def save_calibrators(run: Path, clip_ids: Sequence[str]) -> None:
+    """Write calibrated_on.csv, atomically."""
+    temporary = run / (CALIBRATORS + ".tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["clip_id"], *([clip] for clip in clip_ids)])
+    os.replace(temporary, run / CALIBRATORS)
+
+
+def calibrators_of(run: Path, card: Card) -> frozenset[str]:
+    """Clips of another data set that the run's calibration was fitted on; none where it comes from
+    validation."""
+    path = run / CALIBRATORS
+    if calibration_stage(card) is None or not path.is_file():
+        return frozenset()
+    with path.open(encoding="utf-8", newline="") as file:
+        return frozenset(row["clip_id"] for row in csv.DictReader(file))
 
 
 def keep_model_file(run: Path, source: Path, name: str) -> None:

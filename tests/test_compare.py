@@ -12,11 +12,12 @@ from features.store import FeatureStore
 from seqmodel import folds
 from seqmodel.__main__ import main
 from seqmodel.bootstrap import Figure, Paired
+from seqmodel.calibration import Calibration, moved_band
 from seqmodel.compare import GATE_MARGIN, gate_passes
 from seqmodel.config import HeadConfig
-from seqmodel.predictions import read_predictions
+from seqmodel.predictions import known_rows, population, read_predictions, sides_of
 from seqmodel.recalibrate import deal_people
-from seqmodel.run import load_card
+from seqmodel.run import calibrators_of, load_card
 from tests.judged import WITH_GEOMETRY, make_run, make_store
 
 
@@ -77,7 +78,7 @@ def test_runs_without_common_clips_or_with_another_question_are_refused(two_runs
     assert main(["compare", "--runs", str(two_runs / "good")]) == 2
 
 
-def test_a_shifted_place_is_won_back_by_calibration(two_runs, tmp_path):
+def test_a_shifted_place_is_won_back_by_calibration(two_runs, tmp_path, capsys):
     home = FeatureStore.open(two_runs / "s.zarr")
     run = tmp_path / "moved"
     make_run(run, home, epochs=12)
@@ -92,6 +93,51 @@ def test_a_shifted_place_is_won_back_by_calibration(two_runs, tmp_path):
     found = json.loads((run / "cross/new/calibration.json").read_text(encoding="utf-8"))
     assert found["test"]["difference"]["balanced_accuracy"]["value"] > 0.1
     assert found["test"]["difference"]["auroc"]["value"] == pytest.approx(0.0, abs=0.02)
+    assert len(after.test_openings) == len(before.test_openings) + 1
+    # Those whose labels chose the threshold are no part of the figures that are asked for next.
+    assert main(["evaluate", "--run", str(run), "--store", str(tmp_path / "new.zarr"), "--rounds", "50"]) == 0
+    judged = read_predictions(run / "cross/new/predictions.csv")
+    calibrated = set(calibrators_of(run, load_card(run)))
+    assert calibrated
+    assert not calibrated & {row["clip_id"] for row in judged}
+    assert len({row["subject"] for row in judged}) == found["people_testing"]
+    assert main(["evaluate", "--run", str(run), "--abstain", "0.2"]) == 2
+    assert "calibrated for" in capsys.readouterr().err
+
+
+def test_a_run_is_not_calibrated_on_its_own_test_people(two_runs, tmp_path, capsys):
+    run = tmp_path / "home"
+    make_run(run, FeatureStore.open(two_runs / "s.zarr"), epochs=1)
+    assert main(["calibrate", "--run", str(run), "--store", str(two_runs / "s.zarr")]) == 2
+    assert "a store of the new place alone" in capsys.readouterr().err
+
+
+def test_an_abstain_band_moves_with_the_threshold_and_keeps_its_width_in_logits():
+    def logit(p):
+        return np.log(p / (1 - p))
+
+    old = Calibration(temperature=2.0, threshold=0.5, abstain=(0.4, 0.7))
+    new = Calibration(temperature=1.0, threshold=0.8)
+    low, high = moved_band(old, new, "binary")
+    assert logit(0.8) - logit(low) == pytest.approx(2 * (logit(0.5) - logit(0.4)))
+    assert logit(high) - logit(0.8) == pytest.approx(2 * (logit(0.7) - logit(0.5)))
+    assert moved_band(Calibration(), new, "binary") is None
+    assert moved_band(Calibration(abstain=(0.0, 0.6)), new, "multiclass") == (0.0, 0.6)
+
+
+def test_two_data_sets_with_the_same_file_names_are_told_apart_by_people(two_runs, tmp_path):
+    """Their clips have the run's names and belong to nobody whom it knows: another data set."""
+    run = tmp_path / "home"
+    make_run(run, FeatureStore.open(two_runs / "s.zarr"), epochs=1)
+    table = FeatureStore.open(two_runs / "s.zarr").table()
+    strangers = replace(table, subject=np.char.add("other ", table.subject))
+    sides = sides_of(run)
+    assert known_rows(table, sides).any()
+    assert not known_rows(strangers, sides).any()
+    labels = np.zeros(len(table.state), np.int64)
+    assert len(population(strangers, labels, sides, "test").rows) == (table.state != 0).sum()
+    one_renamed = replace(table, subject=np.where(np.arange(len(table.state)) == 0, "x", table.subject))
+    assert known_rows(one_renamed, sides).sum() == known_rows(table, sides).sum()
 
 
 def test_those_who_calibrate_do_not_test():

@@ -7,6 +7,7 @@ import pytest
 
 from extract.geometry import FEATURES
 from features.__main__ import main
+from features.external import read_sequences
 from features.store import FeatureStore
 from seqmodel.__main__ import main as seqmodel
 from seqmodel.config import LabelArgs
@@ -74,3 +75,18 @@ def test_a_head_on_imported_geometry_is_trained_judged_and_explained(tmp_path: P
     assert "Most rests on eyes." in page
     assert "Logistic, geometry" in page
     assert "Logistic, embeddings" not in page
+
+
+def test_nameless_clips_of_two_files_do_not_go_by_one_name(tmp_path: Path) -> None:
+    """And those of a file that has grown keep theirs."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(6, 4, 3)), np.tile([0, 1], 3)
+
+    def names(file: str, values: np.ndarray, labels: np.ndarray) -> list[str]:
+        np.savez(tmp_path / file, x=values, y=labels)
+        return [clip.clip_id for clip in read_sequences(tmp_path / file).clips]
+
+    first = names("may.npz", x, y)
+    assert len(set(first)) == 6
+    assert not set(first) & set(names("june.npz", x[::-1], y))
+    assert names("both.npz", np.concatenate([x, x]), np.tile(y, 2))[:6] == first

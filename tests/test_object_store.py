@@ -160,6 +160,21 @@ def test_extract_writes_into_object_storage(
     assert store.verify() == []
 
 
+def test_a_head_is_trained_and_judged_on_object_storage(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from seqmodel.__main__ import main as seqmodel
+
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
+    address, run = f"{bucket}/judged.zarr", str(tmp_path / "run")
+    rng, who = np.random.default_rng(0), np.repeat(np.arange(10), 6)
+    np.savez(tmp_path / "f.npz", x=rng.normal(size=(60, 4, 3)), y=np.arange(60) % 2, subject=who)
+    assert main(["import", str(tmp_path / "f.npz"), "--out", address, "--name", "toy"]) == 0
+    assert seqmodel(["train", "--store", address, "--run", run, "--epochs", "1"]) == 0
+    for words in ([], ["--store", address]):
+        assert seqmodel(["evaluate", "--run", run, "--rounds", "20", *words]) == 0
+
+
 def test_what_object_storage_refuses_is_one_clear_line(
     bucket: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from features.labels import Labelling
 from features.manifest import Clip
 from features.recipe import EncoderId, Pixels, Recipe
 from features.store import FeatureStore, plan
+from seqmodel import predictions, reference
 from seqmodel.cnn_lstm import CnnLstm
 from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.encoder import build_encoder
@@ -20,6 +21,7 @@ from seqmodel.heads import build_head
 from seqmodel.predictions import growing_logits, predict_rows
 from seqmodel.rest import subject_rests, subtract_rest
 from seqmodel.run import Card, save_card, save_weights
+from tests.judged import make_run, make_store
 from tests.small_store import G, T, write_store
 
 SIDE, FRAMES, CLIPS = 64, 3, 5
@@ -153,3 +155,17 @@ def test_without_crops_the_differing_fields_are_named(finetuned, tmp_path):
     bare = plan(tmp_path / "bare.zarr", [clip], store.recipe, numerics={}, crops=False, versions={})
     with pytest.raises(ValueError, match=r"encoder\.weights_sha256: .* keeps no crops"):
         predict_rows(run, card, bare, LABELLING, np.arange(1))
+
+
+def test_what_training_looked_like_is_read_off_everybody(tmp_path, monkeypatch):
+    """Not off the first rows: clips often lie person by person."""
+    store = make_store(tmp_path / "s.zarr", broken=False)
+    card = make_run(tmp_path / "run", store, epochs=1)
+    monkeypatch.setattr(reference, "MAX_CLIPS", 20)
+    asked, really = [], predictions.predict_rows
+    monkeypatch.setattr(predictions, "predict_rows", lambda *args: (asked.append(args[-1]), really(*args))[1])
+    found = reference.measure(tmp_path / "run", card, store)
+    assert found.num_clips == len(asked[0]) == 20
+    train = reference.rows_of(tmp_path / "run", store, "train")
+    subjects = store.table().subject
+    assert len(set(subjects[asked[0]])) > 0.9 * len(set(subjects[train]))
