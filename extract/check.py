@@ -3,7 +3,7 @@
 Knows nothing about data.
 """
 
-import importlib.util
+import importlib
 import platform
 from collections.abc import Callable
 from importlib import metadata
@@ -14,7 +14,7 @@ from extract.config import CheckConfig
 from features.cores import usable_cores
 from features.door import console
 from seqmodel.assets import cache_dir, detector_file, encoder_weights, landmarker_file
-from seqmodel.engine import resolve_precision
+from seqmodel.engine import import_openvino, resolve_precision
 
 PACKAGES = (
     "brainbuddy",
@@ -27,6 +27,8 @@ PACKAGES = (
     "zarr",
     "optuna",
 )
+OPENED = {"torch": "torch", "openvino": "openvino", "opencv-contrib-python": "cv2", "av": "av"}
+"""Modules by package, of those that are asked about the machine; an installed one may lack a library."""
 CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg")
 FILES: dict[str, Callable[[bool], Path]] = {
     "face detector (short range)": lambda fetch: detector_file("short", fetch),
@@ -41,15 +43,17 @@ NEEDED = tuple(FILES)[:2]
 
 def check_machine(config: CheckConfig) -> tuple[dict[str, Any], int]:
     """Look, print, and return what was found; the code is 1 when extraction could not run."""
+    unusable = {name: reason for name, module in OPENED.items() if (reason := _import_error(module))}
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "system": platform.platform(),
         "cores": usable_cores(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "gpu": _gpu(),
-        "bf16": _has_bf16(),
-        "codecs": _codecs(),
-        "cameras": _cameras(config.cameras),
+        "unusable": unusable,
+        "gpu": None if "torch" in unusable else _gpu(),
+        "bf16": None if "openvino" in unusable else resolve_precision("auto") == "bf16",
+        "codecs": None if "av" in unusable else _codecs(),
+        "cameras": None if "opencv-contrib-python" in unusable else _cameras(config.cameras),
         "cache": str(cache_dir()),
         "files": {name: _file(get, config.fetch) for name, get in FILES.items()},
     }
@@ -58,7 +62,9 @@ def check_machine(config: CheckConfig) -> tuple[dict[str, Any], int]:
     if not any(item["path"] for item in encoders):
         missing.append("weights of an encoder")
     missing += [
-        name for name, version in found["packages"].items() if version is None and name != "brainbuddy"
+        name
+        for name, version in found["packages"].items()
+        if (version is None and name != "brainbuddy") or name in unusable
     ]
     found["missing"] = missing
     _print(found)
@@ -72,19 +78,22 @@ def _file(get: Callable[[bool], Path], fetch: bool) -> dict[str, str | None]:
         return {"path": None, "reason": str(error)}
 
 
+def _import_error(module: str) -> str | None:
+    """Why a module cannot be imported."""
+    try:
+        if module == "openvino":
+            import_openvino()
+        else:
+            importlib.import_module(module)
+    except (ImportError, OSError) as error:  # OSError: a library that torch lacks on Windows
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
+
+
 def _gpu() -> str | None:
-    if importlib.util.find_spec("torch") is None:
-        return None
     import torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-
-
-def _has_bf16() -> bool | None:
-    """Whether this processor computes in bfloat16; None without OpenVINO."""
-    if importlib.util.find_spec("openvino") is None:
-        return None
-    return resolve_precision("auto") == "bf16"
 
 
 def _codecs() -> dict[str, bool]:
@@ -129,12 +138,18 @@ def _print(found: dict[str, Any]) -> None:
     row("usable cores", str(found["cores"]))
     if found["bf16"] is not None:
         row("bfloat16", "yes: --precision auto uses it" if found["bf16"] else "no: --precision auto is f32")
-    row("GPU", found["gpu"] or "none; the CPU will do")
+    if "torch" not in found["unusable"]:
+        row("GPU", found["gpu"] or "none; the CPU will do")
     for name, version in found["packages"].items():
-        row(name, version or "not installed", version is not None)
-    absent = [name for name, there in found["codecs"].items() if not there]
-    row("video codecs", "lacking " + ", ".join(absent) if absent else "all that are common", not absent)
-    row("cameras", ", ".join(map(str, found["cameras"])) or "none")
+        if version and name in found["unusable"]:
+            row(name, f"{version}, but it cannot be imported: {found['unusable'][name]}", False)
+        else:
+            row(name, version or "not installed", version is not None)
+    if found["codecs"] is not None:
+        absent = [name for name, there in found["codecs"].items() if not there]
+        row("video codecs", "lacking " + ", ".join(absent) if absent else "all that are common", not absent)
+    if found["cameras"] is not None:
+        row("cameras", ", ".join(map(str, found["cameras"])) or "none")
     for name, item in found["files"].items():
         row(name, item["path"] or item["reason"], item["path"] is not None)
     row("cache of model files", found["cache"])

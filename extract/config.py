@@ -56,7 +56,8 @@ class ExtractConfig:
     limit: int | None = None
     """Only this many clips, a seeded sample balanced over split, class and subject."""
     subject_regex: str = ""
-    """Finds the subject in a video's path (its first group), where the data set does not name it."""
+    """Finds the subject in a video's path (its first group that matches), where the data set does not name
+    it."""
     time_limit: float | None = None
     """Seconds a video may take before it is given up; unless given, two minutes and ten times its length."""
     retry_failed: bool = False

@@ -27,13 +27,15 @@ FLUSH_PACKETS_WITHOUT_FRAME = 2000
 def open_video(path: Path | str) -> "av.container.InputContainer":
     import av
 
+    address = str(path)
     if isinstance(path, Path) or "://" not in path:
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file")
         if Path(path).stat().st_size == 0:
             raise ValueError(f"{path}: the file is empty (0 bytes)")
+        address = str(Path(path).absolute())  # FFmpeg takes the `a` of a relative `a:b.mp4` for a protocol
     try:
-        container = av.open(str(path), metadata_errors="replace")
+        container = av.open(address, metadata_errors="replace")
     except av.error.FFmpegError as error:
         raise ValueError(f"{path}: not a video that can be read ({_reason(error)})") from error
     if not container.streams.video:

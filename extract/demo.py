@@ -229,7 +229,7 @@ def write_video(script: Script, seed: int, out: Path) -> None:
     import cv2
 
     puppet = _puppet(script.subject, seed)
-    with av.open(str(out / script.path), "w") as container:
+    with av.open(str((out / script.path).absolute()), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "21"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.time_base = Fraction(1, FPS)

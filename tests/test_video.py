@@ -1,5 +1,6 @@
 """Reading videos: upright, by time, sparse or full; sampling by timestamps."""
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -217,6 +218,19 @@ def test_a_name_with_spaces_hangul_and_emoji_opens(real_clips: dict[str, Path], 
     path = tmp_path / "수업 영상 😀 №1.mp4"
     path.write_bytes(real_clips["single"].read_bytes())
     assert len(times(read_video(path))) == 72
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows allows no colon in a file's name")
+def test_a_name_with_a_colon_is_no_protocol(
+    real_clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not beside a labels.csv of the same folder either, where the path has no slash before the colon."""
+    monkeypatch.chdir(tmp_path)
+    name = "2026-11-25T10:30:00.mp4"
+    Path(name).write_bytes(real_clips["single"].read_bytes())
+    for path in (Path(name), name):
+        assert len(times(read_video(path))) == 72
+        assert probe(path) == probe(real_clips["single"])
 
 
 @pytest.mark.parametrize(
