@@ -12,6 +12,7 @@ import os
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -114,10 +115,7 @@ def personal_calibration(attending: list[float], away: list[float], base: Calibr
 
 def load_personal(name: str, run_key: str) -> Calibration | None:
     """A person's calibration for a run, or None."""
-    path = _path(name)
-    if not path.is_file():
-        return None
-    plain = json.loads(path.read_text(encoding="utf-8")).get(run_key)
+    plain = _read(_path(name)).get(run_key)
     if plain is None:
         return None
     abstain = plain["abstain"]
@@ -127,20 +125,22 @@ def load_personal(name: str, run_key: str) -> Calibration | None:
 def save_personal(name: str, run_key: str, calibration: Calibration) -> Path:
     """Keep a person's calibration for a run; gives the file."""
     path = _path(name)
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(known | {run_key: asdict(calibration)}, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    _write(path, _read(path) | {run_key: asdict(calibration)})
     return path
 
 
-def forget_personal(name: str) -> bool:
-    """Remove a person's file; False when there was none."""
+def forget_personal(name: str, run_key: str | None = None) -> bool:
+    """Remove a person's calibration for one run, or the file with all of them; False when there was none."""
     path = _path(name)
     if not path.is_file():
         return False
-    path.unlink()
+    known = _read(path) if run_key else {}
+    if run_key and known.pop(run_key, None) is None:
+        return False
+    if known:
+        _write(path, known)
+    else:
+        path.unlink()
     return True
 
 
@@ -148,6 +148,18 @@ def personal_dir() -> Path:
     """Where the files lie: BRAINBUDDY_HOME, or `.brainbuddy` in the user's home."""
     home = os.environ.get("BRAINBUDDY_HOME")
     return (Path(home) if home else Path.home() / ".brainbuddy") / "personal"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A person's calibrations by the key of their run; none where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _write(path: Path, known: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _path(name: str) -> Path:

@@ -13,6 +13,8 @@ SUBJECT = "me"
 """Who is in front of the camera, unless --person says."""
 SERVE_PORT = 8765
 """Port of the browser view, unless --serve names one."""
+NOVELTY = ".novelty.csv"
+"""How the name of the file ends that a session leaves beside its log."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class PredictConfig:
     run: Path
     """Run directory that training wrote."""
     out: Path
-    """Folder for `predictions.csv` and one timeline a video."""
+    """Folder for `predictions.csv`, and a log and a timeline a video; it keeps what it holds."""
     backend: Literal["auto", "torch", "openvino"] = "auto"
     """What runs the encoder; changes speed, not what is computed."""
     json: bool = False
@@ -87,7 +89,7 @@ class ReportConfig:
     """A session report made later, from the logs of one or more sessions."""
 
     logs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Live logs (CSV)."""
+    """Live logs (CSV); other CSV files among them are left out."""
     out: Path | None = None
     """HTML file to write; by default beside the first log."""
     against: Path | None = None
@@ -103,7 +105,7 @@ def log_files(log: Path) -> tuple[Path, ...]:
 
 def novelty_file(log: Path) -> Path:
     """The file beside a log that holds how new each face looked."""
-    return log.with_name(log.stem + ".novelty.csv")
+    return log.with_name(log.stem + NOVELTY)
 
 
 def manifest_file(video: Path) -> Path:

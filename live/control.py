@@ -39,6 +39,7 @@ class Control:
         self._session, self._person, self._tell = session, person, tell
         self._calibrate_s = calibrate_s
         self._trial: Trial | None = None
+        self._told_phase = ""
         self._line = "loading the model …"
         self._line_until = float("inf")
         self._gap = self._is_lost = False
@@ -78,8 +79,7 @@ class Control:
         if self._trial is not None:
             if prediction is not None:
                 self._trial.add(prediction)
-            if self._trial.phase(frame.pts_s) == "done":
-                self._end_trial()
+            self._follow_trial(self._trial, frame.pts_s)
         return prediction
 
     def gap(self, *, is_lost: bool) -> None:
@@ -132,7 +132,16 @@ class Control:
         elif not can_calibrate(self.predictor.model.card.labelling.task):
             self._say("personal calibration needs a binary or ordinal run")
         else:
-            self._trial = Trial.begin(now_s, seconds, self._window_s())
+            self._trial, self._told_phase = Trial.begin(now_s, seconds, self._window_s()), ""
+
+    def _follow_trial(self, trial: Trial, now_s: float) -> None:
+        """Say what is asked as each phase begins, for whoever sees no picture; and end with the last one."""
+        phase = trial.phase(now_s)
+        if phase == "done":
+            self._end_trial()
+        elif phase != self._told_phase:
+            self._told_phase = phase
+            self._tell(trial.message(now_s))
 
     def _window_s(self) -> float:
         """Seconds that the model looks back over; 0 before it is there."""
@@ -164,9 +173,9 @@ class Control:
         if self.predictor is None or not self._session.personal:
             self._say("there is no personal calibration to remove")
             return
-        forget_personal(self._session.personal)
+        forget_personal(self._session.personal, self.predictor.model.key)
         self.predictor.calibration = self.predictor.model.card.calibration
-        self._say(f"the calibration of {self._session.personal} is removed")
+        self._say(f"the calibration of {self._session.personal} for this run is removed")
         self._session.personal = ""
 
     def _say(self, line: str) -> None:

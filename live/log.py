@@ -38,6 +38,10 @@ def log_columns(names: Sequence[str]) -> list[str]:
     ]
 
 
+BEGINS = ",".join([*log_columns(())[:5], "p_raw_"])
+"""How each log begins, whatever its classes."""
+
+
 class Log:
     """A live log: CSV in a file, or JSON lines on stdout for `-`."""
 
@@ -196,6 +200,12 @@ class LogRow:
     """NaN where nothing was predicted."""
     latency_ms: float
     mark: str
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file begins as a live log does. Raises OSError when it cannot be read."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return file.read(len(BEGINS)) == BEGINS
 
 
 def read_log(path: Path) -> tuple[tuple[str, ...], list[LogRow]]:

@@ -1,8 +1,9 @@
 """python -m live predict: unlabelled video files through the same predictor as a camera, in batch.
 
 For each video a log in the live format and a timeline picture, and one table over all of them, which also
-says what is done already: the same command does the rest. A file that cannot be read is listed with its
-reason, and the others go on.
+says what is done already: the same command does the rest, and another one adds to it. What the table does not
+know in its folder was not made here and is left alone. A file that cannot be read is listed with its reason,
+and the others go on.
 
 Knows nothing about cameras or windows on a screen.
 """
@@ -10,7 +11,7 @@ Knows nothing about cameras or windows on a screen.
 import csv
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from live.predictor import Prediction, Predictor
 from live.story import tell, timeline_png
 
 TABLE = "predictions.csv"
+HEAD = ("video", "log", "duration_s", "frames", "face_rate")
+STATE = ("size", "modified_ns", "made_with")
+"""First and last columns of the table; the figures of the classes lie between them."""
 
 
 @dataclass(frozen=True)
@@ -48,49 +52,49 @@ class VideoResult:
 def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
     """Predict every video; gives the summary, and exit code 1 when some could not be read.
 
-    Raises ValueError when the run cannot be used or no video was named.
+    Raises ValueError when the run or the folder cannot be used, or no video was named.
     """
     videos = find_videos(config.videos)
     if not videos:
         raise ValueError(
             "no video: name files or folders, as python -m live predict --run R --out DIR a.mp4 b/"
         )
+    table = config.out / TABLE
+    rows = read_table(table)
     model = open_model(config.run, backend=config.backend)
     config.out.mkdir(parents=True, exist_ok=True)
     predictor = Predictor(model)
-    table, classes, made_with = config.out / TABLE, model.card.labelling.names, fingerprint(model)
-    rows = {video: row for video, row in read_table(table).items() if row["made_with"] == made_with}
+    classes, made_with = model.card.labelling.names, fingerprint(model)
     failures: list[dict[str, str]] = []
-    names = unique_names(videos)
+    names = unique_names(videos, config.out, rows)
     num_before = 0
     try:
         with progress("videos") as bar:
             for video in bar.track(videos, description="predict"):
-                log, state = config.out / f"{names[video]}.csv", state_of(video, made_with)
-                row = rows.pop(str(video), None)
-                if row and row["log"] == log.name and state.items() <= row.items() and log.is_file():
-                    rows[str(video)] = row
-                    num_before += 1
-                    continue
+                log = config.out / f"{names[video]}.csv"
                 try:
+                    state = state_of(video, made_with)
+                    if state.items() <= rows.get(str(video), {}).items() and log.is_file():
+                        num_before += 1
+                        continue
                     rows[str(video)] = table_row(predict_video(predictor, video, log)) | state
                 except ValueError as error:
                     failures.append({"video": str(video), "reason": str(error).removeprefix(f"{video}: ")})
-                # Rows of videos that are still to come stay: a stopped run forgets nothing.
-                write_table(table, [rows[str(v)] for v in videos if str(v) in rows], classes)
+                # Rows of videos that are still to come or were not named stay: nothing is forgotten.
+                write_table(table, list(rows.values()), classes)
     finally:
         predictor.close()
-    done = [rows[str(video)] for video in videos if str(video) in rows]
-    write_table(table, done, classes)
+    write_table(table, list(rows.values()), classes)
+    num_done = len(videos) - len(failures)
     for failure in failures:
         fail(f"{failure['video']}: {failure['reason']}")
     there = f" ({num_before} of them were there already)" if num_before else ""
-    say(f"{len(done)} of {len(videos)} videos predicted{there}; {table}")
+    say(f"{num_done} of {len(videos)} videos predicted{there}; {table}")
     summary = {
         "run": str(config.run),
         "model": describe(model),
         "videos": len(videos),
-        "done": len(done),
+        "done": num_done,
         "already": num_before,
         "failed": failures,
         "out": str(table),
@@ -119,13 +123,12 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> VideoRes
         log.close()
         if not predictions:
             raise ValueError(f"{video}: no frame in it can be decoded")
+        timeline = timeline_png(tell(partial, predictor.model.card.labelling.task))
         os.replace(partial, log_path)
     finally:
         log.close()
         partial.unlink(missing_ok=True)
-    log_path.with_suffix(".png").write_bytes(
-        timeline_png(tell(log_path, predictor.model.card.labelling.task))
-    )
+    log_path.with_suffix(".png").write_bytes(timeline)
     said = [p.p for p in predictions if p.state in ("ok", "unsure")]
     mean_p = np.mean(said, axis=0) if said else np.full(len(names), np.nan)
     return VideoResult(
@@ -140,29 +143,40 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> VideoRes
 
 
 def find_videos(places: Sequence[Path]) -> list[Path]:
-    """The files named, and the videos below the folders named, in order, none twice.
+    """The files named, and the videos below the folders named, in order, none twice. In folders, hidden files
+    (`._x.mp4` of macOS) and links to nothing are left out, as extract does.
 
     Raises ValueError for a place that does not exist.
     """
     found: dict[Path, None] = {}
     for place in places:
         if place.is_dir():
-            inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-            found |= dict.fromkeys(inside)
-        elif place.is_file():
-            found[place] = None
+            inside = (path for path in place.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+            found |= dict.fromkeys(
+                path
+                for path in sorted(inside)
+                if path.is_file() and not any(part.startswith(".") for part in path.relative_to(place).parts)
+            )
+        elif place.is_file() or place.is_symlink():
+            found[place] = None  # a link to nothing is a video that cannot be read, not a slip of the pen
         else:
             raise ValueError(f"{place}: no such file or folder")
     return list(found)
 
 
-def unique_names(videos: Sequence[Path]) -> dict[Path, str]:
-    """A name for each video's files: its own, with a number where two share one."""
+def unique_names(videos: Sequence[Path], out: Path, rows: Mapping[str, dict[str, Any]]) -> dict[Path, str]:
+    """A name for each video's files: the one in its row of the table, else its own, with a number where
+    another video or a file in `out` has that."""
+    kept = {video: Path(row["log"]).stem for video, row in rows.items()}
+    there = (path.stem for path in out.iterdir() if path.suffix.lower() in (".csv", ".png"))
+    # Case does not tell files apart everywhere.
+    taken = {name.casefold() for name in (Path(TABLE).stem, *kept.values(), *there)}
     names: dict[Path, str] = {}
-    taken: set[str] = {Path(TABLE).stem}
     for video in videos:
+        if str(video) in kept:
+            names[video] = kept[str(video)]
+            continue
         name, number = video.stem, 1
-        # Case does not tell files apart everywhere.
         while name.casefold() in taken:
             number += 1
             name = f"{video.stem}-{number}"
@@ -180,8 +194,14 @@ def fingerprint(model: LiveModel) -> str:
 
 
 def state_of(video: Path, made_with: str) -> dict[str, str]:
-    """The columns that tell whether a row of the table is still true."""
-    facts = video.stat()
+    """The columns that tell whether a row of the table is still true.
+
+    Raises ValueError when the video is not there.
+    """
+    try:
+        facts = video.stat()
+    except OSError as error:
+        raise ValueError(f"{video}: {error.strerror}") from error
     return {"size": str(facts.st_size), "modified_ns": str(facts.st_mtime_ns), "made_with": made_with}
 
 
@@ -196,18 +216,28 @@ def table_row(result: VideoResult) -> dict[str, Any]:
 
 
 def read_table(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows of the table by video; none where there is no table."""
-    if not path.is_file():
+    """Rows of the table by video; none where there is no table.
+
+    Raises ValueError when something else wrote the file.
+    """
+    if not path.exists():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["video"]: dict(row) for row in csv.DictReader(file) if row.get("made_with")}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = list(reader.fieldnames or ())
+        if not {*HEAD, *STATE} <= set(columns):
+            raise ValueError(
+                f"{path} was not written by live predict (its columns are {columns[:6]}…) and is left as it "
+                "is: name another --out"
+            )
+        return {row["video"]: dict(row) for row in reader if row["log"]}
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
-    """One row a video, atomically."""
-    columns = ["video", "log", "duration_s", "frames", "face_rate"]
-    columns += [f"share_{name}" for name in names] + [f"p_{name}" for name in names]
-    columns += ["size", "modified_ns", "made_with"]
+    """One row a video, atomically; the columns of other classes, from another run, stay."""
+    figures = [f"share_{name}" for name in names] + [f"p_{name}" for name in names]
+    others = [column for row in rows for column in row if column not in STATE]
+    columns = [*dict.fromkeys([*HEAD, *figures, *others]), *STATE]
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns)

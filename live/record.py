@@ -63,7 +63,8 @@ class Recorder:
 
         # A fragmented file can be played up to its last fragment even when the power is cut.
         options = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
-        self._container = av.open(str(self.path), "w", format="mp4", options=options)
+        # Absolute, because FFmpeg takes what stands before a colon in a name for a protocol.
+        self._container = av.open(str(self.path.absolute()), "w", format="mp4", options=options)
         self._stream = self._container.add_stream("libx264", rate=30)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, TICKS_PER_S)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.door import say
-from live.config import ReportConfig
+from features.door import say, warn
+from live.config import NOVELTY, ReportConfig
+from live.log import is_log
 from live.paint import STATE_WORDS, colour_of
 from live.story import Day, SessionStory, clock, days, tell, timeline_png
 from seqmodel.run import load_card, write_text
@@ -24,18 +25,17 @@ TEMPLATES = Path(__file__).parent / "templates"
 def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
     """`python -m live report`: write the report of some logs; gives summary and exit code.
 
-    Raises ValueError when a log cannot be read.
+    Raises ValueError when no log is named or one cannot be read.
     """
     if not config.logs:
         raise ValueError("name at least one log: python -m live report LOG.csv …")
+    logs = find_logs(config.logs)
     card = load_card(config.against) if config.against else None
-    page = write_report(
-        config.logs, out=config.out, task=card.labelling.task if card else None, against=config.against
-    )
+    task = card.labelling.task if card else None
+    page = write_report(logs, out=config.out, task=task, against=config.against)
     say(f"wrote {page}")
     summary: dict[str, Any] = {"report": str(page), "sessions": []}
-    task = card.labelling.task if card else None
-    for log in config.logs:
+    for log in logs:
         story = tell(log, task)
         rounded = {said: round(seconds, 1) for said, seconds in story.seconds.items()}
         summary["sessions"].append(
@@ -50,9 +50,24 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
         summary["days"] = [
             # Not a number is not JSON either.
             {name: None if value != value else value for name, value in vars(day).items()}
-            for day in days(config.logs, task)
+            for day in days(logs, task)
         ]
     return summary, 0
+
+
+def find_logs(paths: Sequence[Path]) -> list[Path]:
+    """The live logs among the files named, so that `*.csv` will do: novelty goes with its log, and any other
+    file is left out with a line. What is not there stays, for its reader to say so.
+
+    Raises ValueError when no log is among them.
+    """
+    logs = [path for path in paths if not path.is_file() or is_log(path)]
+    if not logs:
+        raise ValueError(f"no live log among the files named: {', '.join(map(str, paths))}")
+    for path in paths:
+        if path not in logs and not path.name.endswith(NOVELTY):
+            warn(f"{path} is not a live log: left out")
+    return logs
 
 
 def write_report(

@@ -14,6 +14,7 @@ import contextlib
 import hmac
 import json
 import math
+import os
 import queue
 import secrets
 import socket
@@ -285,7 +286,10 @@ def _listen(port: int) -> socket.socket:
     """A socket on the loopback address. Raises ValueError when the port is taken."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if (
+            os.name == "posix"
+        ):  # for a port that was just let go of; on Windows it lets two sessions share one
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
     except OSError as error:
         listener.close()

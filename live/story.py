@@ -7,6 +7,7 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,10 @@ from seqmodel.reference import level_of
 
 ROW_S = 1.0
 """A row speaks until the next one, but for a second at most: a gap in the log belongs to nobody."""
+LAST_ROW_S = 1 / 3
+"""So long speaks the last row, which has no next one."""
+ABSENT = ("paused", "camera_lost")
+"""States without a frame: a row a second or a little later, which speaks until the next one of its state."""
 NUM_SPANS = 5
 WIDTH_PX, HEIGHT_PX = 1200, 150
 
@@ -60,6 +65,7 @@ class Day:
 
     date: str
     minutes: float
+    """Without the time the camera was away or paused."""
     face_rate: float
     p: float
     """Mean of `level_of` the probabilities; NaN where nothing was said."""
@@ -75,10 +81,8 @@ def tell(log: Path, task: str | None = None) -> SessionStory:
     task = task or ("binary" if len(names) == 2 else "multiclass")
     seconds: dict[str, float] = {}
     spans: list[Span] = []
-    ends = [row.t_s for row in rows[1:]] + [rows[-1].t_s + 1 / 3]
-    for row, end_s in zip(rows, ends, strict=True):
+    for row, end_s in zip(rows, _ends(rows), strict=True):
         said = row.label or STATE_WORDS[row.state]
-        end_s = min(end_s, row.t_s + ROW_S)
         seconds[said] = seconds.get(said, 0.0) + end_s - row.t_s
         if spans and spans[-1].said == said and row.t_s - spans[-1].end_s < 1e-6:
             spans[-1] = Span(said, spans[-1].start_s, end_s)
@@ -120,14 +124,17 @@ def timeline_png(story: SessionStory) -> bytes:
 def days(logs: Sequence[Path], task: str | None = None) -> list[Day]:
     """Figures of each UTC day, over all logs, in order of time."""
     by_day: dict[str, list[tuple[LogRow, float]]] = {}
+    seconds: dict[str, float] = {}
     for log in logs:
         names, rows = read_log(log)
         kind = task or ("binary" if len(names) == 2 else "multiclass")
-        for row in rows:
-            if row.state not in ("paused", "camera_lost"):
+        for row, end_s in zip(rows, _ends(rows), strict=True):
+            if row.state not in ABSENT:
+                date = row.time_utc[:10]
                 said = row.p and row.state in ("ok", "unsure")
                 level = float(level_of(row.p, kind)) if said else math.nan
-                by_day.setdefault(row.time_utc[:10], []).append((row, level))
+                by_day.setdefault(date, []).append((row, level))
+                seconds[date] = seconds.get(date, 0.0) + end_s - row.t_s
     novelty: dict[str, list[float]] = {}
     for log in logs:
         _, rows = read_log(log)
@@ -138,13 +145,24 @@ def days(logs: Sequence[Path], task: str | None = None) -> list[Day]:
     return [
         Day(
             date,
-            round(sum(1 / 3 for _ in found) / 60, 1),
+            round(seconds[date] / 60, 1),
             round(float(np.mean([row.face for row, _ in found])), 4),
             round(_mean([level for _, level in found if not math.isnan(level)]), 4),
             round(_mean(novelty.get(date, [])), 4),
         )
         for date, found in sorted(by_day.items())
     ]
+
+
+def _ends(rows: Sequence[LogRow]) -> list[float]:
+    """The second until which each row speaks."""
+    if not rows:
+        return []
+    ends = [
+        after.t_s if row.state == after.state and row.state in ABSENT else min(after.t_s, row.t_s + ROW_S)
+        for row, after in pairwise(rows)
+    ]
+    return [*ends, rows[-1].t_s + LAST_ROW_S]
 
 
 def _moment(row: LogRow, names: tuple[str, ...], task: str) -> Moment:

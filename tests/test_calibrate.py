@@ -100,6 +100,37 @@ def test_it_is_kept_by_name_for_one_run_and_removable(
     assert not forget_personal("민수")
 
 
+def test_one_run_is_forgotten_without_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other runs know of the person stays; the file goes with the last one."""
+    monkeypatch.setenv("BRAINBUDDY_HOME", str(tmp_path))
+    own = Calibration(temperature=0.7, bias=0.2)
+    for key in ("a" * 12, "b" * 12):
+        save_personal("민수", key, own)
+    assert forget_personal("민수", "a" * 12)
+    assert not forget_personal("민수", "a" * 12)
+    assert load_personal("민수", "a" * 12) is None
+    assert load_personal("민수", "b" * 12) == own
+    assert forget_personal("민수", "b" * 12)
+    assert list((tmp_path / "personal").iterdir()) == []
+
+
+def test_each_phase_is_said_once_where_nobody_sees_a_picture(tmp_path: Path, detector_path: Path) -> None:
+    """Headless, from --calibrate on: attend, then look away, each as it begins, then how it ended."""
+    run = write_run(tmp_path / "run", detector_path, pixels=Pixels((), window_s=2))
+    told: list[str] = []
+    session = Session(("distracted", "engaged"), Wishes())
+    control = Control(session, person="nobody", calibrate_s=8.0, tell=told.append)
+    control.start(Predictor(open_model(run)), 0.0)
+    for k in range(50):
+        control.push(Frame(k / 3, np.zeros((48, 64, 3), np.uint8)))
+    control.close()
+    assert told == [
+        "attend as you usually do: 8 s",
+        "now look away, as when you are distracted: 8 s",
+        "too few frames with a face to calibrate on: nothing was changed",
+    ]
+
+
 def test_multiclass_runs_have_no_one_direction() -> None:
     """There is no single scale from looking away to attending."""
     assert [can_calibrate(task) for task in ("binary", "ordinal", "multiclass")] == [True, True, False]
@@ -141,7 +172,12 @@ def test_c_is_kept_shown_used_next_time_and_removed_by_x(
     control.press("c", 100.0)
     watch(control, attending, 100.0, CALIBRATE_S)
     watch(control, away, 100.0 + CALIBRATE_S, CALIBRATE_S + 1)
+    assert [line.split(":")[0] for line in told[:-1]] == [
+        "attend as you usually do",
+        "now look away, as when you are distracted",
+    ]
     assert f"calibrated to {SUBJECT}" in told[-1]
+    save_personal(SUBJECT, "another run", card)
     assert (tmp_path / "personal" / f"{SUBJECT}.json").is_file()
     for again in (False, True):
         if again:
@@ -158,7 +194,7 @@ def test_c_is_kept_shown_used_next_time_and_removed_by_x(
     assert session.personal == snapshot(session)["personal"] == ""
     assert control.predictor is not None
     assert control.predictor.calibration == card
-    assert not (tmp_path / "personal" / f"{SUBJECT}.json").exists()
+    assert load_personal(SUBJECT, "another run") == card
     assert begin()[0].personal == ""
 
 

@@ -11,7 +11,7 @@ from extract.video import read_video
 from live.__main__ import main
 from live.log import read_log
 from live.model import open_model
-from live.predict import find_videos, unique_names
+from live.predict import find_videos, read_table, unique_names
 from live.predictor import Predictor
 from seqmodel.run import load_card, save_card
 from tests.small_run import write_run
@@ -80,10 +80,105 @@ def test_the_same_command_does_only_the_rest(
     assert already() == 0
 
 
+def test_what_was_not_made_here_stays(
+    real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Into the videos' own folder: labels and a picture beside them are not written over, the table names the
+    logs, and the same command does nothing again."""
+    run, folder = write_run(tmp_path / "run", detector_path), tmp_path / "videos"
+    folder.mkdir()
+    for name in ("own.mp4", "seen.mp4"):
+        (folder / name).write_bytes(real_clips["single"].read_bytes())
+    hand = {folder / "own.csv": b"path,label\nown.mp4,engaged\n", folder / "seen.png": b"a picture"}
+    for path, content in hand.items():
+        path.write_bytes(content)
+    words = ["predict", "--run", str(run), "--out", str(folder), str(folder), "--json"]
+    for already in (0, 2):
+        assert main(words) == 0
+        assert json.loads(capsys.readouterr().out)["already"] == already
+        assert {path: path.read_bytes() for path in hand} == hand
+        assert {row["log"] for row in read_table(folder / "predictions.csv").values()} == {
+            "own-2.csv",
+            "seen-2.csv",
+        }
+    assert len(list(folder.iterdir())) == 2 + 2 + 2 * 2 + 1
+
+
+def test_another_call_adds_to_the_table(
+    real_clips: dict[str, Path], detector_path: Path, tmp_path: Path
+) -> None:
+    """Videos of one name from two folders, one call each: both rows, each with its own log; so also by a run
+    with other classes, and where a video has become unreadable."""
+    run, out = write_run(tmp_path / "run", detector_path), tmp_path / "out"
+    videos = [tmp_path / folder / "video.mp4" for folder in ("monday", "tuesday", "wednesday")]
+    for video, clip in zip(videos, ("single", "carphone", "single"), strict=True):
+        video.parent.mkdir()
+        video.write_bytes(real_clips[clip].read_bytes())
+    other = write_run(tmp_path / "other", detector_path, names=("asleep", "awake"))
+    for video, made_with in zip(videos, (run, run, other), strict=True):
+        kept = {path: path.read_bytes() for path in out.glob("video*")}
+        assert main(["predict", "--run", str(made_with), "--out", str(out), str(video)]) == 0
+        assert kept.items() <= {path: path.read_bytes() for path in out.glob("video*")}.items()
+    rows = read_table(out / "predictions.csv")
+    assert {video: row["log"] for video, row in rows.items()} == {
+        str(videos[0]): "video.csv",
+        str(videos[1]): "video-2.csv",
+        str(videos[2]): "video-3.csv",
+    }
+    assert [bool(row["share_engaged"]) for row in rows.values()] == [True, True, False]
+    assert [bool(row["share_awake"]) for row in rows.values()] == [False, False, True]
+    videos[1].write_bytes(b"no video any more")
+    assert main(["predict", "--run", str(run), "--out", str(out), str(videos[1])]) == 1
+    assert {name: row["log"] for name, row in read_table(out / "predictions.csv").items()} == {
+        name: row["log"] for name, row in rows.items()
+    }
+
+
+def test_a_table_of_something_else_is_refused(
+    real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the run's own predictions.csv, which evaluate wrote: one line, exit 2, and it stays."""
+    run = write_run(tmp_path / "run", detector_path)
+    evaluated = (
+        "clip_id,subject,split,label,p_distracted,p_engaged,decision\na#0,s1,test,engaged,0.2,0.8,engaged\n"
+    )
+    (run / "predictions.csv").write_text(evaluated, encoding="utf-8")
+    assert main(["predict", "--run", str(run), "--out", str(run), str(real_clips["single"])]) == 2
+    assert "was not written by live predict" in capsys.readouterr().err
+    assert (run / "predictions.csv").read_text(encoding="utf-8") == evaluated
+    assert not (run / "single.csv").exists()
+
+
+def test_a_video_that_is_not_there_does_not_stop_the_others(
+    real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named, a link to nothing is a listed failure; in a folder it is left out, as are hidden files."""
+    run, folder = write_run(tmp_path / "run", detector_path), tmp_path / "videos"
+    (folder / ".cache").mkdir(parents=True)
+    for name in ("b.mp4", ".cache/c.mp4", "._b.mp4"):
+        (folder / name).write_bytes(real_clips["single"].read_bytes())
+    link = folder / "a.mp4"
+    try:
+        link.symlink_to(tmp_path / "unplugged" / "a.mp4")
+    except OSError:
+        pytest.skip("no links here")
+    assert find_videos([folder]) == [folder / "b.mp4"]
+    words = ["predict", "--run", str(run), "--out", str(tmp_path / "out"), "--json"]
+    assert main([*words, str(link), str(folder)]) == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["done"] == 1
+    assert summary["failed"] == [{"video": str(link), "reason": "No such file or directory"}]
+
+
 def test_names_never_meet(tmp_path: Path) -> None:
-    """Two videos of one name, in another case, or named like the table get files of their own."""
-    videos = [tmp_path / name for name in ("a.mp4", "b/A.mp4", "b/a.mov", "predictions.mp4")]
-    assert list(unique_names(videos).values()) == ["a", "A-2", "a-3", "predictions-2"]
+    """Two videos of one name, in another case, named like the table or like a file that is there get files of
+    their own; one with a row keeps its name, even where its files are gone."""
+    for name in ("B.csv", "b-2.PNG"):
+        (tmp_path / name).touch()
+    videos = [tmp_path / name for name in ("a.mp4", "b/A.mp4", "b/a.mov", "predictions.mp4", "b.mp4")]
+    assert list(unique_names(videos, tmp_path, {}).values()) == ["a", "A-2", "a-3", "predictions-2", "b-3"]
+    rows = {str(videos[2]): {"log": "a.csv"}, str(videos[4]): {"log": "B.csv"}, "earlier": {"log": "a-2.csv"}}
+    assert list(unique_names(videos, tmp_path, rows).values()) == ["a-3", "A-4", "a", "predictions-2", "B"]
 
 
 def test_a_missing_place_is_named(tmp_path: Path) -> None:

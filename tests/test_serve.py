@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
 from extract.video import Frame
-from live.serve import DRAWN, BrowserView, snapshot
+from live.serve import DRAWN, BrowserView, _listen, snapshot
 from live.session import Session, Wishes
 from tests.clips import face_frames, looped, write_video
 from tests.small_run import write_run
@@ -159,6 +160,16 @@ def test_a_taken_port_is_one_line(view: BrowserView, session: Session) -> None:
     assert port is not None
     with pytest.raises(ValueError, match="--serve 0"):
         BrowserView(port, session)
+
+
+@pytest.mark.parametrize("system", ["posix", "nt"])
+def test_two_sessions_never_share_a_port(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows the option that frees a port sooner would let them."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", system)
+        listener = _listen(0)
+    with listener:
+        assert bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)) == (system == "posix")
 
 
 def test_what_the_page_gets_is_plain_json(session: Session) -> None:

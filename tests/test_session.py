@@ -76,6 +76,16 @@ def test_a_recording_keeps_the_times(tmp_path: Path) -> None:
     assert found == pytest.approx(times, abs=0.0011)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no colon in a Windows name")
+def test_a_colon_in_a_name_is_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg would take what stands before it for a protocol."""
+    monkeypatch.chdir(tmp_path)
+    recorder = Recorder(Path("own10:31.mp4"))
+    recorder.write(np.zeros((48, 64, 3), np.uint8), 0.0)
+    recorder.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["own10:31.mp4"]
+
+
 def test_a_recording_without_pictures_leaves_no_file(tmp_path: Path) -> None:
     """Nothing to record, nothing written."""
     Recorder(tmp_path / "none.mp4").close()

@@ -12,6 +12,7 @@ from live.__main__ import main
 from live.config import novelty_file
 from live.log import Log
 from live.report import write_report
+from live.states import State
 from live.story import days, tell, timeline_png
 from seqmodel.reference import FILE, Reference, Spread
 from seqmodel.run import write_text
@@ -56,6 +57,39 @@ def test_a_gap_in_the_log_belongs_to_nobody(tmp_path: Path) -> None:
     log.write(replace(prediction(), t_s=3600.0))
     log.close()
     assert sum(tell(path).seconds.values()) < 2
+
+
+@pytest.mark.parametrize(("state", "said"), [("paused", "paused"), ("camera_lost", "camera lost")])
+def test_an_absence_is_one_span_of_its_own_length(tmp_path: Path, state: State, said: str) -> None:
+    """Its rows come a second apart and a little more, as the loop finds the time."""
+    path = tmp_path / "pause.csv"
+    log = Log(str(path), NAMES)
+    for k in range(30):
+        log.write(replace(prediction(), t_s=k / 3))
+    for k in range(300):
+        log.write_state(10.0 + k * 1.03, state)
+    log.write(replace(prediction(), t_s=318.5))
+    log.close()
+    story = tell(path)
+    absent_s = 299 * 1.03 + 0.53
+    assert story.seconds == pytest.approx({said: absent_s, "engaged": 10 + 1 / 3}, abs=1e-3)
+    spans = [(span.said, span.start_s, span.length_s) for span in story.spans]
+    assert spans[:2] == [(said, 10.0, pytest.approx(absent_s)), ("engaged", 0.0, pytest.approx(10.0))]
+    assert len(spans) == 3
+
+
+@pytest.mark.parametrize("fps", [1.5, 3, 5])
+def test_a_day_has_as_many_minutes_as_its_sessions(tmp_path: Path, fps: float) -> None:
+    """Whatever the rate of the rows; without pauses, and without the gap between two sessions."""
+    logs = [tmp_path / "one.csv", tmp_path / "two.csv"]
+    for path in logs:
+        log = Log(str(path), NAMES)
+        for k in range(round(300 * fps)):
+            log.write(replace(prediction(), t_s=k / fps))
+        for k in range(120):
+            log.write_state(300 + k * 1.03, "paused")
+        log.close()
+    assert sum(day.minutes for day in days(logs)) == pytest.approx(10.0, abs=0.1)
 
 
 def test_the_page_is_one_file_and_escapes_what_it_shows(log: Path) -> None:
@@ -103,6 +137,27 @@ def test_a_day_without_a_figure_is_json_and_the_run_says_what_a_level_is(
     (day,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["days"]
     assert day["p"] == pytest.approx(0.55)
     assert day["novelty"] is None
+
+
+def test_every_csv_of_lives_own_folder_can_be_named(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Novelty goes with its log, what is no log is left out with a line; nothing but such is exit 2."""
+    novelty_file(log).write_text("t_s,novelty\n0.0,4.0\n", encoding="utf-8")
+    others = {"predictions.csv": "video,log\na.mp4,a.csv\n", "own.csv": "path,label\nown.mp4,engaged\n"}
+    for name, text in others.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    named = sorted(str(path) for path in tmp_path.glob("*.csv"))
+    assert len(named) == 4
+    assert main(["report", *named, "--json"]) == 0
+    told = capsys.readouterr()
+    assert [session["log"] for session in json.loads(told.out)["sessions"]] == [str(log)]
+    lines = [line for line in told.err.splitlines() if "left out" in line]
+    assert [name for name in sorted(others) for line in lines if name in line] == sorted(others)
+    assert len(lines) == 2
+    assert log.with_suffix(".html").is_file()
+    assert main(["report", *(path for path in named if path != str(log))]) == 2
+    assert "no live log among the files named" in capsys.readouterr().err
 
 
 def test_a_missing_log_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
