@@ -7,7 +7,8 @@ the run's card and applied by everything that reads the store for that run.
 Knows nothing about stores, splits or networks. N clips.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,20 +48,27 @@ def make_labelling(
     binarize_at: int | None = None,
     merge: Sequence[str] = (),
     task: Literal["auto", "binary", "multiclass", "ordinal"] = "auto",
+    unused: Collection[str] = (),
 ) -> Labelling:
     """The labelling that a user's options ask for.
 
-    `merge` holds groups as `a+b` or `new=a+b`; `binarize_at` K makes names before position K "low" and the
-    rest "high" (with integer names, position counts values below K); `labels` fixes the order, last =
-    positive, and leaves out the names it does not list. Without `labels` the stored order holds.
+    `merge` holds groups as `a+b` or `new=a+b`, where `new` may be a name that is there: it is a member then.
+    `binarize_at` K makes two classes: numbers below K and the rest, or, where no name is a number, names
+    before position K and the rest. `labels` fixes the order, last = positive, and leaves out the names it
+    does not list; with `binarize_at`, two names are those of the two classes, others list the levels.
+    Without `labels` numbers come first and by value, other names as stored; those that are `unused`, because
+    no clip has them, make no class.
 
-    Raises ValueError for a name that the column does not have.
+    Raises ValueError for a name that the column does not have, and where only some of the names that
+    `binarize_at` is to part are numbers.
     """
-    groups: dict[str, tuple[str, ...]] = {name: (name,) for name in stored_names}
+    groups: dict[str, tuple[str, ...]] = {name: (name,) for name in sorted(stored_names, key=by_value)}
     for text in merge:
-        new, _, members_text = text.rpartition("=")
+        new, _, members_text = (part.strip() for part in text.rpartition("="))
         members = tuple(member.strip() for member in members_text.split("+"))
         _require_known(members, groups, f"--merge {text}", column)
+        if new in groups and new not in members:
+            members = (new, *members)
         sources = tuple(source for member in members for source in groups[member])
         merged: dict[str, tuple[str, ...]] = {}
         for name, own in groups.items():
@@ -69,11 +77,13 @@ def make_labelling(
             elif name not in members:
                 merged[name] = own
         groups = merged
-    if labels and binarize_at is None:
+    if labels and (binarize_at is None or len(labels) != 2):
         _require_known(labels, groups, f"--labels {','.join(labels)}", column)
         groups = {name: groups[name] for name in labels}
+    elif binarize_at is None or any(level_of(name) is not None for name in groups):  # else positions count
+        groups = {name: own for name, own in groups.items() if not set(own) <= set(unused)}
     if binarize_at is not None:
-        groups = _binarize(groups, binarize_at, labels)
+        groups = _binarize(groups, binarize_at, labels, column)
     names = tuple(groups)
     chosen: Task = ("binary" if len(names) == 2 else "multiclass") if task == "auto" else task
     return Labelling(column, names, tuple(groups.values()), chosen)
@@ -93,15 +103,37 @@ def class_indices(labelling: Labelling, codes: np.ndarray, stored_names: Sequenc
     return lookup[np.asarray(codes, np.int64)]
 
 
-def _binarize(
-    groups: dict[str, tuple[str, ...]], at: int, labels: Sequence[str]
-) -> dict[str, tuple[str, ...]]:
-    def is_high(position: int, name: str) -> bool:
-        return (int(name) if name.lstrip("-").isdigit() else position) >= at
+def level_of(name: str) -> float | None:
+    """The number that a label name is; None where it is none."""
+    try:
+        level = float(name)
+    except ValueError:
+        return None
+    return level if math.isfinite(level) else None
 
+
+def by_value(name: str) -> tuple[bool, float]:
+    """Sorting key of label names: numbers first and by value, so that levels 0 to 3 stand in their order."""
+    level = level_of(name)
+    return level is None, level or 0.0
+
+
+def _binarize(
+    groups: dict[str, tuple[str, ...]], at: int, labels: Sequence[str], column: str
+) -> dict[str, tuple[str, ...]]:
+    levels = {name: level_of(name) for name in groups}
+    numbers = [name for name, level in levels.items() if level is not None]
+    others = [name for name, level in levels.items() if level is None]
+    if numbers and others:
+        instead = " without it" if len(numbers) == 2 else ""
+        raise ValueError(
+            f"--binarize-at {at}: column {column!r} has labels that are no numbers, {', '.join(others)}; "
+            f"to leave them out, give --labels {','.join(numbers)}{instead}"
+        )
     sides: dict[bool, list[str]] = {False: [], True: []}
     for position, (name, sources) in enumerate(groups.items()):
-        sides[is_high(position, name)].extend(sources)
+        level = levels[name]
+        sides[(position if level is None else level) >= at].extend(sources)
     if not sides[False] or not sides[True]:
         raise ValueError(f"--binarize-at {at} leaves one side empty; the levels are {list(groups)}")
     low, high = labels if len(labels) == 2 else (f"below_{at}", f"at_least_{at}")

@@ -26,6 +26,7 @@ from features.arrays import (
     read_column,
     write_column,
 )
+from features.labels import by_value
 from features.manifest import Clip
 from features.recipe import Recipe, from_json, require_equal, to_json
 from features.storage import Place, delete_keys, open_group, read_bytes
@@ -128,6 +129,9 @@ def write_rows(
     file_states: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Changes:
     """Make the store's clip-level arrays say what the clips say, and its row arrays long enough.
+
+    Known clips keep what these clips say nothing of: a label or slice column that none of them has, subjects,
+    splits or folds where none of them has one.
 
     file_states: (sizes, times) as `states_of_files` gives them, −1 = unknown; None = asked now.
     """
@@ -269,7 +273,8 @@ def _fill_text(table: dict[str, np.ndarray], rows: np.ndarray, clips: Sequence[C
         "fold": [clip.fold for clip in clips],
     }
     for name, values in texts.items():
-        table[name] = _with_texts(table[name], rows, values)
+        if any(values):  # a manifest that says nothing in a column corrects nothing, as with labels
+            table[name] = _with_texts(table[name], rows, values)
     table["start_s"][rows] = [clip.start_s for clip in clips]
     table["end_s"][rows] = [np.nan if clip.end_s is None else clip.end_s for clip in clips]
 
@@ -321,7 +326,7 @@ def _label_codes(
     for column, known in names.items():
         said = any(column in clip.labels for clip in clips)  # a manifest without the column corrects nothing
         texts = [clip.labels.get(column, "") for clip in clips] if said else []
-        known += sorted(set(texts) - set(known) - {""}, key=_natural)
+        known += sorted(sorted(set(texts) - set(known) - {""}), key=by_value)
         if len(known) > np.iinfo(np.int16).max:
             raise ValueError(f"label column {column!r} has {len(known)} different values: it holds no labels")
         code_of = {name: code for code, name in enumerate(known)} | {"": -1}
@@ -331,14 +336,6 @@ def _label_codes(
         if said:
             codes[column][rows] = [code_of[text] for text in texts]
     return codes, names
-
-
-def _natural(name: str) -> tuple[bool, float, str]:
-    """Numbers first and by size, so that levels 0 to 3 stand in their order."""
-    try:
-        return False, float(name), name
-    except ValueError:
-        return True, 0.0, name
 
 
 def _slice_values(

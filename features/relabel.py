@@ -34,7 +34,8 @@ class Relabelling:
 def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
     """Bring labels, subjects, splits and slices up to date; features stay as they are.
 
-    clips as the manifest names them: a row belongs to the clip of its video in which it starts.
+    clips as the manifest names them: a row belongs to the clip of its video in which it starts. What the
+    manifest has no column for stays as it was.
 
     Raises ValueError when there is no store, or no clip of it is named.
     """

@@ -1,6 +1,6 @@
 """Who is learned from, who is chosen by, and who judges: train, validation and test, by person.
 
-An official split is kept. Otherwise people are dealt out so that every side sees the classes in their
+Official marks are kept. Otherwise people are dealt out so that every side sees the classes in their
 proportions. Nobody is ever on two sides: whatever made a split, `require_disjoint` is asked at its end.
 Clips without a subject stand for themselves, all windows of one video together.
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from features.store import ClipTable
 
 SIDES = ("train", "val", "test")
+Masks = dict[str, np.ndarray]
+"""(n,) bool by side: which of n clips stand on it."""
 _RESTARTS = 20
 """Orders in which people are dealt out; the most even result stays."""
 _FEW_GROUPS = 400
@@ -64,7 +66,9 @@ def make_split(
     """The split of these rows: the official one, or one by person with the classes in proportion.
 
     rows: row indices. labels: (len(rows),) class index of each. With official train and validation only,
-    validation becomes test, and a new validation part is carved from train by person.
+    validation becomes test, and a new validation part is carved from train by person. Clips without a mark
+    are left out where train and another side are marked; else they make up the sides that nobody is marked
+    for. Clips that are all marked train are dealt to three sides as if none was.
 
     Raises ValueError when a person is on two sides, or there are too few people to have three sides.
     """
@@ -73,34 +77,23 @@ def make_split(
         raise ValueError(f"{len(labels)} labels for {len(rows)} rows")
     groups = groups_of(table, rows)
     warnings = _subject_warnings(table, rows)
-    official = table.split[rows]
-    is_on = {side: official == side for side in SIDES}
-    if is_on["train"].any() and (is_on["val"].any() or is_on["test"].any()):
-        if not is_on["test"].any():
-            how = (
-                "official train; official validation is test, and validation was carved from train by person"
-            )
-            train, test = is_on["train"], is_on["val"]
-            val = _carved(train, labels, groups, val_share, seed)
-        elif not is_on["val"].any():
-            how = "official train and test; validation carved from train by person"
-            train, test = is_on["train"], is_on["test"]
-            val = _carved(train, labels, groups, val_share, seed)
-        else:
-            how = "official"
-            train, val, test = is_on["train"], is_on["val"], is_on["test"]
-        train = train & ~val
-        unnamed = int((official == "").sum())
+    on = {side: table.split[rows] == side for side in SIDES}
+    marked = [side for side in SIDES if on[side].any()]
+    if "train" in marked and len(marked) > 1:
+        on, how = _official(on, labels, groups, val_share, seed)
+        unnamed = int((table.split[rows] == "").sum())
         if unnamed:
             warnings += (f"{unnamed} clips without a split are left out, since others have one",)
-    else:
-        how = f"by person, classes in proportion, seed {seed}"
+    elif not marked or on["train"].all():
         shares = (1 - val_share - test_share, val_share, test_share)
-        side = _deal(labels, groups, shares, seed)
-        train, val, test = (side == index for index in range(3))
-    split = Split(
-        rows[train], rows[val], rows[test], how, warnings + _class_warnings(labels, train, val, test)
-    )
+        on = _dealt(np.ones(len(rows), bool), SIDES, labels, groups, shares, seed)
+        how = f"by person, classes in proportion, seed {seed}"
+        how += ", since every clip is marked train" if marked else ""
+    else:
+        on, how = _filled(on, labels, groups, val_share, test_share, seed)
+    train, val, test = (rows[on[side]] for side in SIDES)
+    warnings += _class_warnings(labels, *(on[side] for side in SIDES))
+    split = Split(train, val, test, how, warnings)
     require_disjoint(split, table.subject)
     return split
 
@@ -114,10 +107,12 @@ def extend_split(
     val_share: float = 0.2,
     test_share: float = 0.2,
 ) -> Split:
-    """A later month's split: everybody who was in the earlier run keeps their side, new people are hashed in.
+    """A later month's split: who was in the earlier run keeps their side, new people stand where they are
+    marked or else are hashed in.
 
     earlier: the `split.csv` of the earlier run (columns clip_id, subject, split), or the run's folder. The
-    side of a new person depends on their name alone, so it is the same whoever else comes.
+    side of a new person depends on their mark or name alone, so it is the same whoever else comes. A warning
+    counts those of the earlier run who are marked to be held out, but were learned from or chosen by.
 
     Raises ValueError when the file cannot be used or has a person on two sides.
     """
@@ -125,13 +120,22 @@ def extend_split(
     file = Path(earlier) / "split.csv" if Path(earlier).is_dir() else Path(earlier)
     known = _earlier_sides(file)
     groups = groups_of(table, rows)
+    marked = list(zip(groups.tolist(), table.split[rows].tolist(), strict=True))
     sides = np.array(
-        [known.get(group) or _hashed_side(group, val_share, test_share) for group in groups], str
+        [known.get(who) or mark or _hashed_side(who, val_share, test_share) for who, mark in marked], str
     )
-    new = {group for group in groups.tolist() if group not in known}
     masks = [sides == side for side in SIDES]
-    how = f"everybody of {file.parent.name} on their side, {len(new)} new by the hash of their name"
+    placed = {who for who, mark in marked if mark and who not in known}
+    hashed = {who for who, mark in marked if not mark and who not in known}
+    seen = {who for who, mark in marked if mark and SIDES.index(known.get(who, mark)) < SIDES.index(mark)}
+    how = f"everybody of {file.parent.name} on their side, {len(hashed)} new by the hash of their name"
+    how += f", {len(placed)} new as marked" if placed else ""
     warnings = _subject_warnings(table, rows) + _class_warnings(labels, *masks)
+    if seen:
+        warnings += (
+            f"{len(seen)} people (or videos) are marked to be held out, but {file.parent.name} learned from "
+            "them or chose by them: they keep their side",
+        )
     train, val, test = (rows[mask] for mask in masks)
     split = Split(train, val, test, how, warnings)
     require_disjoint(split, table.subject)
@@ -201,13 +205,55 @@ def split_hash(split: Split, clip_ids: np.ndarray) -> str:
     return digest.hexdigest()[:12]
 
 
-def _carved(train: np.ndarray, labels: np.ndarray, groups: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """(n,) bool: the part of train that becomes validation."""
-    places = np.flatnonzero(train)
-    side = _deal(labels[places], groups[places], (1 - share, share), seed)
-    carved = np.zeros(len(train), bool)
-    carved[places[side == 1]] = True
-    return carved
+def _official(
+    on: Masks, labels: np.ndarray, groups: np.ndarray, val_share: float, seed: int
+) -> tuple[Masks, str]:
+    """The sides where train and another are marked, and where they come from."""
+    if on["val"].any() and on["test"].any():
+        return on, "official"
+    if on["val"].any():
+        how = "official train; official validation is test, and validation was carved from train by person"
+    else:
+        how = "official train and test; validation carved from train by person"
+    carved = _dealt(on["train"], ("train", "val"), labels, groups, (1 - val_share, val_share), seed)
+    return carved | {"test": on["val"] | on["test"]}, how
+
+
+def _filled(
+    on: Masks, labels: np.ndarray, groups: np.ndarray, val_share: float, test_share: float, seed: int
+) -> tuple[Masks, str]:
+    """The marked sides as they are, and the others of clips without a mark; and where they come from.
+
+    Raises ValueError where too few are without a mark.
+    """
+    marked = [side for side in SIDES if on[side].any()]
+    lacking = [side for side in SIDES if side not in marked]
+    unmarked = ~np.any(list(on.values()), axis=0)
+    count = len(np.unique(groups[unmarked]))
+    if count < len(lacking):
+        raise ValueError(
+            f"clips are marked {' and '.join(marked)}, and {count} people (or videos) without a split cannot "
+            f"be {' and '.join(lacking)}: give clips of each side their split, or none"
+        )
+    held = {"val": val_share, "test": test_share}
+    shares = [held[side] for side in lacking if side in held]
+    shares = [1 - sum(shares), *shares] if "train" in lacking else [share / sum(shares) for share in shares]
+    how = f"official {' and '.join(marked)}; clips without a split are {' and '.join(lacking)}, by person"
+    return on | _dealt(unmarked, lacking, labels, groups, shares, seed), how
+
+
+def _dealt(
+    chosen: np.ndarray,
+    sides: Sequence[str],
+    labels: np.ndarray,
+    groups: np.ndarray,
+    shares: Sequence[float],
+    seed: int,
+) -> Masks:
+    """The chosen clips, (n,) bool, dealt by person to these sides."""
+    side = np.full(len(chosen), -1)
+    side[chosen] = _deal(labels[chosen], groups[chosen], shares, seed)
+    return {name: side == index for index, name in enumerate(sides)}
 
 
 def _deal(labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:

@@ -122,7 +122,8 @@ class LabelArgs:
     label: str = "label"
     """Label column of the store."""
     labels: str = ""
-    """Order of the classes, as distracted,engaged: the last is the positive one. Others are left out."""
+    """Order of the classes, as distracted,engaged: the last is the positive one. Others are left out. With
+    --binarize-at, two names are those of the two classes, others list the levels."""
     binarize_at: int | None = None
     """Make two classes: levels below K, and K or above."""
     merge: tuple[str, ...] = ()

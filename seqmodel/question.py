@@ -71,13 +71,15 @@ def put_question(
             f"store {store_path} has no label column {label.label!r}; "
             f"it has: {', '.join(table.label_names) or 'none'}"
         )
+    codes, names = table.labels[label.label], table.label_names[label.label]
     labelling = make_labelling(
-        table.label_names[label.label],
+        names,
         column=label.label,
         labels=tuple(part.strip() for part in label.labels.split(",") if part.strip()),
         binarize_at=label.binarize_at,
         merge=label.merge,
         task=label.task,
+        unused=[name for code, name in enumerate(names) if not (codes == code).any()],
     )
     rows, labels = labelled_rows(table, labelling)
     if not len(rows):

@@ -110,6 +110,21 @@ def test_label_corrects_without_videos(tmp_path: Path, capsys: pytest.CaptureFix
     assert table.label_names["label"][table.labels["label"][0]] == "sleepy"
 
 
+def test_label_leaves_people_and_splits_that_the_manifest_has_no_column_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a list of a few wrong labels."""
+    path = tmp_path / "s.zarr"
+    plan(path, [replace(clip, split="test") for clip in clips_of(2)], RECIPE, numerics={})
+    manifest = tmp_path / "fixes.csv"
+    manifest.write_text("path,label\n영상/0.mp4,sleepy\n영상/1.mp4,distracted\n", encoding="utf-8")
+    summary, code = run_json(capsys, "label", str(path), str(manifest))
+    assert (code, summary["corrected"]) == (0, ["영상/0.mp4#0"])
+    table = FeatureStore.open(path).table()
+    assert table.subject.tolist() == ["p0", "p1"]
+    assert table.split.tolist() == ["test", "test"]
+
+
 def test_delete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One person, then all."""
     path = tmp_path / "s.zarr"

@@ -1,5 +1,7 @@
 """Labellings: order, merging, binarizing, unlabelled clips."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,64 @@ def test_merge_makes_one_class_of_several() -> None:
     assert class_indices(labelling, np.array([0, 1, 2]), stored).tolist() == [1, 0, 0]
     named = make_labelling(stored, merge=("away=not+drowsy",))
     assert named.names == ("concentrating", "away")
+
+
+def test_merging_into_a_name_that_is_there_adds_to_it() -> None:
+    """In whatever order names stand; no class is lost."""
+    for stored in itertools.permutations(("distracted", "off", "away", "engaged")):
+        for merge in ("distracted = off+away", "distracted=distracted+off+away"):
+            labelling = make_labelling(stored, merge=(merge,), labels=("distracted", "engaged"))
+            assert labelling.sources == (("distracted", "off", "away"), ("engaged",))
+        assert set(make_labelling(stored, merge=("distracted=off+away",)).names) == {"distracted", "engaged"}
+
+
+def test_levels_stand_by_value_whenever_they_were_first_met() -> None:
+    """A store appends names: a rare level may come last. Codes still belong to the stored order."""
+    stored = ("1", "2", "10", "0.5")
+    labelling = make_labelling(stored, task="ordinal")
+    assert labelling.names == ("0.5", "1", "2", "10")
+    assert class_indices(labelling, np.array([0, 1, 2, 3]), stored).tolist() == [1, 2, 3, 0]
+    assert make_labelling(stored, merge=("1+2",)).names == ("0.5", "1+2", "10")
+    assert make_labelling(stored, labels=stored).names == stored
+    assert make_labelling(("some", "none", "lots")).names == ("some", "none", "lots")
+
+
+def test_levels_with_decimals_are_binarized_by_value() -> None:
+    """Not by where they stand; names that are no numbers by where they stand."""
+    stored = ("3.0", "1.0", "4.0", "-2", "2.0")
+    labelling = make_labelling(stored, binarize_at=3)
+    assert class_indices(labelling, np.arange(5), stored).tolist() == [1, 0, 1, 0, 0]
+    words = make_labelling(("none", "some", "lots", "nan"), binarize_at=2, labels=("few", "many"))
+    assert words.names == ("few", "many")
+    assert words.sources == (("none", "some"), ("lots", "nan"))
+
+
+def test_a_word_among_levels_is_on_neither_side() -> None:
+    """Refused, naming it, until the levels are listed; two names are those of the classes."""
+    stored = (*LEVELS, "unclear")
+    for labels in ((), ("low", "high")):
+        with pytest.raises(ValueError, match=r"no numbers, unclear; .* --labels 0,1,2,3$"):
+            make_labelling(stored, binarize_at=2, labels=labels)
+    labelling = make_labelling(stored, binarize_at=2, labels=LEVELS)
+    assert labelling.names == ("below_2", "at_least_2")
+    assert class_indices(labelling, np.arange(5), stored).tolist() == [0, 0, 1, 1, -1]
+    with pytest.raises(ValueError, match="--labels 0,1 without it"):
+        make_labelling(("0", "1", "unclear"), binarize_at=1)
+    with pytest.raises(ValueError, match="no label '9'"):
+        make_labelling(LEVELS, binarize_at=2, labels=("0", "1", "9"))
+
+
+def test_names_that_no_clip_has_make_no_class() -> None:
+    """As a corrected typo, unless it is asked for; merged ones do no harm; positions are counted as ever."""
+    stored = ("distracted", "enagged", "engaged")
+    assert make_labelling(stored, unused=["enagged"]).names == ("distracted", "engaged")
+    asked = make_labelling(stored, unused=["enagged"], labels=("enagged", "engaged"))
+    assert asked.names == ("enagged", "engaged")
+    merged = make_labelling(stored, unused=["enagged"], merge=("engaged+enagged",))
+    assert merged.sources == (("distracted",), ("engaged", "enagged"))
+    assert make_labelling((*LEVELS, "2?"), unused=["2?"], binarize_at=2).sources == (("0", "1"), ("2", "3"))
+    placed = make_labelling(("none", "some", "lots"), unused=["none"], binarize_at=1)
+    assert placed.sources == (("none",), ("some", "lots"))
 
 
 def test_tasks_follow_the_number_of_classes_unless_asked() -> None:

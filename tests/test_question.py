@@ -29,6 +29,40 @@ def test_a_stream_that_is_half_there_is_warned_about(tmp_path: Path) -> None:
     assert not put_question(store.path, LABELS).split.warnings
 
 
+def test_levels_of_a_later_month_stand_by_value(tmp_path: Path) -> None:
+    """The store appends the rare level; an ordinal question asks for it as the lowest."""
+    path, clips = tmp_path / "s.zarr", clips_of(64)
+    levels = [str(1 + index // 4 % 3) for index in range(64)]
+    first = [
+        dataclasses.replace(clip, labels={"level": level}) for clip, level in zip(clips, levels, strict=True)
+    ]
+    plan(path, first[:32], WITH_GEOMETRY, numerics={})
+    rare = [
+        dataclasses.replace(clip, labels={"level": "0"}) if index >= 48 else clip
+        for index, clip in enumerate(first)
+    ]
+    store = plan(path, rare, WITH_GEOMETRY, numerics={})
+    for row in range(64):
+        fill_row(store, row)
+    assert store.label_names["level"] == ["1", "2", "3", "0"]
+    question = put_question(path, LabelArgs(label="level", task="ordinal"))
+    assert question.labelling.names == ("0", "1", "2", "3")
+
+
+def test_a_corrected_typo_leaves_no_empty_class(tmp_path: Path) -> None:
+    """The store keeps the name; unless it is asked for, nothing is learned of it."""
+    path, clips = tmp_path / "s.zarr", clips_of(64)
+    typo = dataclasses.replace(clips[0], labels={"label": "enagged", "level": "0"})
+    plan(path, [typo, *clips[1:]], WITH_GEOMETRY, numerics={})
+    store = plan(path, clips, WITH_GEOMETRY, numerics={})
+    for row in range(64):
+        fill_row(store, row)
+    assert "enagged" in store.label_names["label"]
+    assert put_question(path, LabelArgs()).labelling.names == ("distracted", "engaged")
+    with pytest.raises(ValueError, match="no clip of 'enagged'"):
+        put_question(path, LabelArgs(labels="enagged,engaged"))
+
+
 def test_without_room_for_a_packed_copy_the_same_clips_are_read_and_it_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

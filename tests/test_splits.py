@@ -111,6 +111,52 @@ def test_clips_without_a_split_are_left_out_and_counted() -> None:
     assert split.warnings == ("1 clips without a split are left out, since others have one",)
 
 
+def test_people_without_a_mark_are_trained_on_where_only_others_are_marked() -> None:
+    """As if they were marked train; whoever is marked stays where they are."""
+    subjects, labels = people(12, 2), np.arange(24) // 2 % 2
+    for held in (["test"] * 4, ["val"] * 2 + ["test"] * 2):
+        left_open = make_split(table_of(subjects, [*held, *[""] * 20]), np.arange(24), labels, seed=0)
+        marked = make_split(table_of(subjects, [*held, *["train"] * 20]), np.arange(24), labels, seed=0)
+        for side, rows in marked.sides().items():
+            assert left_open.sides()[side].tolist() == rows.tolist()
+    assert left_open.how == "official val and test; clips without a split are train, by person"
+
+
+@pytest.mark.parametrize("side", ["train", "val", "test"])
+def test_a_side_that_alone_is_marked_is_kept(side: str) -> None:
+    """The clips without a mark make up the other two, and the split says so."""
+    splits = [side] * 10 + [""] * 40
+    split = make_split(table_of(people(25, 2), splits), np.arange(50), np.arange(50) // 2 % 2, seed=0)
+    sides = split.sides()
+    assert sides.pop(side).tolist() == list(range(10))
+    assert all(len(rows) for rows in sides.values())
+    assert split.how == f"official {side}; clips without a split are {' and '.join(sides)}, by person"
+
+
+def test_clips_all_marked_train_are_dealt_out() -> None:
+    """As where only a data set's training part was published."""
+    subjects, labels = people(10, 2), np.arange(20) // 2 % 2
+    split = make_split(table_of(subjects, ["train"] * 20), np.arange(20), labels, seed=0)
+    free = make_split(table_of(subjects), np.arange(20), labels, seed=0)
+    assert split_hash(split, np.arange(20).astype(str)) == split_hash(free, np.arange(20).astype(str))
+    assert split.how == f"{free.how}, since every clip is marked train"
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        (["test"] * 6, "marked test, and 0 people .* cannot be train and val"),
+        (["val"] * 3 + ["test"] * 3, "marked val and test, and 0 people .* cannot be train"),
+        (["train"] * 5 + [""], "marked train, and 1 people .* cannot be val and test"),
+        (["test"] * 3 + [""] * 3, "'p1' in .* and test"),
+    ],
+)
+def test_marks_that_leave_a_side_without_people_are_refused(splits: list[str], said: str) -> None:
+    """And a person of whom some clips are marked to be held out and others are not."""
+    with pytest.raises(ValueError, match=said):
+        make_split(table_of(["p0", "p0", "p1", "p1", "p2", "p3"], splits), np.arange(6), np.arange(6), seed=0)
+
+
 def test_a_person_on_two_official_sides_is_an_error() -> None:
     """Named, with the sides."""
     table = table_of(["a", "b", "a", "c"], ["train", "val", "test", "test"])
@@ -190,6 +236,21 @@ def test_later_months_keep_everybody_on_their_side(tmp_path: Path) -> None:
     alone = extend_split(month, few, np.arange(50) % 2, tmp_path)
     for side, rows in alone.sides().items():
         assert set(rows.tolist()) <= set(later.sides()[side].tolist())
+
+
+def test_new_people_of_a_later_month_stand_where_they_are_marked(tmp_path: Path) -> None:
+    """Whoever was in the earlier run keeps their side, with a warning where the mark holds them out."""
+    (tmp_path / "split.csv").write_text(
+        "clip_id,subject,split\n1#0,a,train\n2#0,b,val\n3#0,c,test\n4#0,d,train\n", encoding="utf-8"
+    )
+    subjects = ["a", "b", "c", "d", "e", "f", "g"]
+    month = table_of(subjects, ["test", "train", "val", "", "test", "val", "train"])
+    split = extend_split(month, np.arange(7), np.zeros(7), tmp_path)
+    wanted = {"train": ["a", "d", "g"], "val": ["b", "f"], "test": ["c", "e"]}
+    assert {side: month.subject[rows].tolist() for side, rows in split.sides().items()} == wanted
+    assert "0 new by the hash of their name, 3 new as marked" in split.how
+    (warning,) = split.warnings
+    assert warning.startswith("1 people (or videos) are marked to be held out, but")
 
 
 def test_earlier_split_must_be_usable(tmp_path: Path) -> None:

@@ -303,6 +303,37 @@ def test_relabelling_needs_no_videos_and_speaks_of_whole_videos(tmp_path: Path) 
     assert table.start_s.tolist() == [0, 2, 0]
 
 
+def test_what_a_manifest_does_not_speak_of_stays(tmp_path: Path) -> None:
+    """Subjects, splits and folds as well as labels, by relabelling and by planning again."""
+    path = tmp_path / "s.zarr"
+    clips = [replace(clip, split="test", fold="2") for clip in clips_of(4)]
+    plan(path, clips, RECIPE, numerics={})
+    bare = [replace(clip, subject="", split="", fold="", slices={}) for clip in clips]
+    bare[1] = replace(bare[1], labels={"label": "sleepy", "level": "1"})
+    assert relabel(path, bare).corrected == (clips[1].clip_id,)
+    new = Clip("new.mp4#0", Path("new.mp4"), labels={"label": "sleepy"})
+    store = plan(path, [*bare, new], RECIPE, numerics={})
+    assert store.changes.corrected == ()
+    table = store.table()
+    assert table.subject.tolist() == ["p0", "p1", "p2", "p3", ""]
+    assert table.split.tolist() == ["test"] * 4 + [""]
+    assert table.fold.tolist() == ["2"] * 4 + [""]
+    assert table.slices["camera"].tolist() == ["앞", "옆", "앞", "옆", ""]
+
+
+def test_a_column_with_some_values_corrects_by_its_blanks_too(tmp_path: Path) -> None:
+    """Whoever names one subject has a column of them, and says of the others that they are unknown."""
+    path = tmp_path / "s.zarr"
+    clips = [replace(clip, split="train") for clip in clips_of(3)]
+    plan(path, clips, RECIPE, numerics={})
+    said = [replace(clip, subject=who, split="") for clip, who in zip(clips, ("p0", "", "p9"), strict=True)]
+    new = replace(clips_of(4)[3], subject="p4")
+    store = plan(path, [*said, new], RECIPE, numerics={})
+    assert store.changes.corrected == (clips[1].clip_id, clips[2].clip_id)
+    assert store.table().subject.tolist() == ["p0", "", "p9", "p4"]
+    assert store.table().split.tolist() == ["train"] * 3 + [""]
+
+
 def test_odd_column_names_are_kept(tmp_path: Path) -> None:
     """What no file system takes as a name."""
     columns = ["a/b", "..", "con:fusion", "NUL", "x" * 300, "집중 정도"]
