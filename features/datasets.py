@@ -146,6 +146,20 @@ def subset(samples: Samples, indices: np.ndarray) -> Samples:
     )
 
 
+def sample_groups(samples: Samples) -> np.ndarray:
+    """(N,) str: who must stay together: the subject, or the video where no subject is known.
+
+    As `splits.groups_of` says it of a store's rows.
+    """
+    return np.array(
+        [
+            f"subject {who}" if who else f"video {clip_id.rpartition('#')[0]}"
+            for who, clip_id in zip(samples.subjects.tolist(), samples.clip_ids.tolist(), strict=True)
+        ],
+        dtype=str,
+    )
+
+
 class CropClips:
     """Face crops of some clips, decoded as they are asked for, beside the geometry where a head reads it."""
 

@@ -42,14 +42,19 @@ class Draws:
     weights: np.ndarray
     """(R, S) float64, how often each subject was drawn in each round."""
     subject_index: np.ndarray
-    """(N,) int64, which subject a clip is of."""
-    by_subject: bool
-    """False where no subjects are known and every clip stands for itself."""
+    """(N,) int64, which subject a clip is of; a clip of nobody known is one of its own."""
+    num_people: int
+    """Subjects who are known by name."""
 
     @property
     def num_subjects(self) -> int:
-        """S, the number of units that are drawn."""
+        """S, the number of units that are drawn: people, and clips of nobody known."""
         return self.weights.shape[1]
+
+    @property
+    def by_subject(self) -> bool:
+        """False where no subjects are known and every clip stands for itself."""
+        return self.num_people > 0
 
     @property
     def rounds(self) -> int:
@@ -80,7 +85,7 @@ def draw_subjects(subjects: Sequence[str] | np.ndarray, rounds: int, seed: int) 
     num_subjects = int(index.max()) + 1
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(num_subjects, np.full(num_subjects, 1.0 / num_subjects), size=rounds)
-    return Draws(weights.astype(np.float64), index.astype(np.int64), bool(known.any()))
+    return Draws(weights.astype(np.float64), index.astype(np.int64), len(np.unique(names[known])))
 
 
 def bootstrap_figures(
@@ -163,15 +168,25 @@ class Paired:
 
 
 def paired(
-    value: float, other: float, rounds: np.ndarray, other_rounds: np.ndarray, num_subjects: int
+    value: float,
+    other: float,
+    rounds: np.ndarray,
+    other_rounds: np.ndarray,
+    num_subjects: int,
+    num_people: int = 0,
 ) -> Paired:
-    """Difference of two figures judged with the same draws."""
+    """Difference of two figures judged with the same draws.
+
+    num_people: how many of the subjects are known by name, so that clips of nobody known do not pass for
+    people; 0 where none is, or all are.
+    """
     difference = rounds - other_rounds
     defined = difference[~np.isnan(difference)]
     if len(defined) == 0:
         return Paired(Figure(value - other, float("nan"), float("nan")), float("nan"))
     below, above = int((defined <= 0).sum()), int((defined >= 0).sum())
-    p_value = min(1.0, max(2.0 * (min(below, above) + 1) / (len(defined) + 1), 2.0 ** (1 - num_subjects)))
+    least = 2.0 ** (1 - (num_people or num_subjects))
+    p_value = min(1.0, max(2.0 * (min(below, above) + 1) / (len(defined) + 1), least))
     return Paired(Figure(value - other, *interval(difference, num_subjects)), p_value)
 
 

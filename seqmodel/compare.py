@@ -67,8 +67,8 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
         warn(f"{changed} common clips changed their label: those of {args.runs[-1]} count for every run")
     found, draws = judge_runs(args.runs, cards[-1], rows, args.rounds, args.seed)
     passed = gate_passes(found[-1].against_first[metric])
-    if draws.by_subject and draws.num_subjects < FEW_SUBJECTS:
-        warn(f"only {draws.num_subjects} people in common: intervals are rough")
+    if draws.by_subject and draws.num_people < FEW_SUBJECTS:
+        warn(f"only {draws.num_people} people in common: intervals are rough")
     _say(found, len(common), draws)
     plot = args.runs[-1] / "plots" / "compare.png"
     _draw(found, plot)
@@ -121,7 +121,12 @@ def judge_runs(
     for k, run in enumerate(runs):
         pairs = {
             name: paired(
-                values[k][name], values[0][name], samples[k][name], samples[0][name], draws.num_subjects
+                values[k][name],
+                values[0][name],
+                samples[k][name],
+                samples[0][name],
+                draws.num_subjects,
+                draws.num_people,
             )
             for name in samples[k]
             if k and name not in unwanted
@@ -152,7 +157,8 @@ def _require_same_question(runs: tuple[Path, ...], cards: list[Card]) -> None:
 def _say(found: list[Compared], num_common: int, draws: Draws) -> None:
     from rich.table import Table
 
-    crowd = f" of {draws.num_subjects} people" if draws.by_subject else ""
+    crowd = f" of {draws.num_people} people" if draws.by_subject else ""
+    crowd += " and of nobody known" if draws.by_subject and draws.num_people < draws.num_subjects else ""
     table = Table(title=f"{num_common} common test clips{crowd}", title_justify="left")
     table.add_column("figure")
     for item in found:
@@ -190,7 +196,7 @@ def _summary(
 
     return {
         "common_clips": num_common,
-        "people": draws.num_subjects if draws.by_subject else None,
+        "people": draws.num_people if draws.by_subject else None,
         "metric": metric,
         "gate_passed": passed,
         "runs": [

@@ -82,8 +82,8 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
 
 
 def say_measured(judgement: Judgement) -> None:
-    """The ranking without the clips that were not measured, where there are such."""
-    if judgement.measured_figures is not None:
+    """The ranking without the clips that were not measured, where there are such, of two classes."""
+    if judgement.measured_figures is not None and np.isfinite(judgement.measured_figures["auroc"].value):
         auroc, count = judgement.measured_figures["auroc"], int(judgement.predictions.measured.sum())
         between = f"{auroc.low:.3f} to {auroc.high:.3f}"
         say(f"on the {count} measured clips alone: AUROC {auroc.value:.3f} ({between})")

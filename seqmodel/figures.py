@@ -46,7 +46,7 @@ def summary(judgement: Judgement, report: Path) -> dict[str, Any]:
     return {
         "split": judgement.split,
         "clips": len(judgement.predictions),
-        "people": judgement.draws.num_subjects if judgement.draws.by_subject else None,
+        "people": judgement.draws.num_people if judgement.draws.by_subject else None,
         "figures": figures_json(judgement)[judgement.split],
         "warnings": list(judgement.warnings),
         "report": str(report),

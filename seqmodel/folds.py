@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from features.datasets import Samples, load_samples, subset
+from features.datasets import Samples, load_samples, sample_groups, subset
 from features.door import progress
 from features.splits import grouped_folds, leave_one_subject_out
 from seqmodel.calibration import (
@@ -80,6 +80,8 @@ STEPS = 400
 MIN_EPOCHS, MAX_EPOCHS = 16, 40
 INNER_FOLDS = 4
 """Parts that a fold's training people are dealt into."""
+NOTHING_LEARNED = "nothing to learn from"
+"""Why a clip was not measured in whose fold one person, or one class, was left to learn from."""
 
 
 @dataclass(frozen=True)
@@ -92,20 +94,20 @@ class FoldAnswer:
     probabilities: np.ndarray
     said: np.ndarray
     candidate: str
-    """Name of the one it chose; '' where nothing could be learned."""
-    training_shares: np.ndarray
+    """Name of the one it chose; '' where nothing could be learned, or nobody was to be answered."""
     heads: tuple[Any, ...] = ()
     """The chosen candidate's, one a part."""
     calibration: Calibration = Calibration()
 
 
 def evaluate_folds(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
-    """The door's body with --folds: (summary, exit code). ValueError for a wrong K or too few people."""
+    """The door's body with --folds: (summary, exit code). ValueError for a wrong K or too few people, before
+    the opening is counted."""
     card = load_card(args.run)
     asked = every_clip(ask(args.run, card, args.store, args.split, args.map), args.folds)
-    asked = replace(asked, card=count_opening(asked, card))
     with map_of(asked, args) as embedding_map:
         predictions, yardsticks, refitted, notes = answer_all(asked, args)
+        asked = replace(asked, card=count_opening(asked, card))
         judgement = judge(
             predictions,
             yardsticks,
@@ -133,24 +135,31 @@ def every_clip(asked: Asked, folds: str) -> Asked:
 
 def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yardstick], Refitted, list[str]]:
     """Out-of-fold predictions of every clip, yardsticks of the same folds, what there is to tell about the
-    heads, and what readers have to know."""
+    heads, and what readers have to know.
+
+    Raises ValueError for a wrong K, and where no fold has anything to learn from.
+    """
     card, rows, labels = asked.card, asked.population.rows, asked.population.labels
     num_classes = len(card.labelling.names)
     subjects = asked.table.subject[rows]
     failed = asked.table.state[rows] == 2
     streams = asked.store.streams
     everything = load_samples(asked.store, card.labelling, rows, "both" if len(streams) > 1 else streams[0])
-    everything = with_baseline(everything, card.baseline, asked.store)
+    everything = replace(with_baseline(everything, card.baseline, asked.store), labels=labels)
     samples = replace(
         everything,
         x={name: everything.x[name] for name in card.dims},
         valid={name: everything.valid[name] for name in card.dims},
     )
     measured = ~failed & np.any([np.asarray(mask).any(axis=1) for mask in samples.valid.values()], axis=0)
-    folds = split_folds(args.folds, labels, subjects, args.seed)
+    people = subjects if args.folds == "loso" else sample_groups(samples)
+    folds = split_folds(args.folds, labels, people, args.seed)
+    prior = np.zeros((len(rows), num_classes))
+    for learn, left_out in folds:
+        prior[left_out] = shares(labels[learn[measured[learn]]], num_classes)
     logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
-    p = np.zeros((len(rows), num_classes))
-    said = np.zeros(len(rows), np.int64)
+    p, said = prior.copy(), prior.argmax(axis=1).astype(np.int64)
+    idle = np.zeros(len(rows), bool)
     rivals: dict[str, Yardstick] = {}
     answers = []
     with progress("folds") as bar:
@@ -158,12 +167,18 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
         for number, (learn, left_out) in enumerate(folds):
             answer = answer_fold(card, samples, measured, learn, left_out, args.seed + number)
             answers.append(answer)
-            p[left_out], said[left_out] = answer.training_shares, int(answer.training_shares.argmax())
             p[answer.places], said[answer.places] = answer.probabilities, answer.said
             logits[answer.places] = answer.logits
-            _add_rivals(rivals, card, everything, measured, learn, left_out, answer)
+            idle[left_out] = measured[left_out] & (answer.candidate == "")
+            _add_rivals(rivals, card, everything, measured, learn, left_out, prior)
             bar.advance(task)
-    reasons = np.where(failed, "failed", np.where(measured, "", "no face"))
+    chosen = [answer.candidate for answer in answers if answer.candidate]
+    if not chosen:
+        raise ValueError(
+            f"--folds {args.folds}: there is nothing to learn from in any fold; it takes two people or more, "
+            "and two classes, beside those who are left out"
+        )
+    reasons = np.where(failed, "failed", np.where(measured, np.where(idle, NOTHING_LEARNED, ""), "no face"))
     predictions = Predictions(
         clip_ids=asked.table.clip_id[rows],
         subjects=subjects,
@@ -183,11 +198,12 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
         thresholds[answer.places] = answer.calibration.threshold
     refitted = Refitted(
         falls=group_falls(card, samples, answers, args.seed),
-        calibrations=[answer.calibration for answer in answers],
+        calibrations=[answer.calibration for answer in answers if answer.candidate],
         thresholds=thresholds,
     )
-    chosen = [answer.candidate for answer in answers]
-    return predictions, yardsticks, refitted, _notes(len(folds), chosen, bool((subjects == "").any()))
+    num_idle = sum(bool(idle[left_out].any()) for _, left_out in folds)
+    notes = _notes(len(folds), num_idle, chosen, bool((subjects == "").any()))
+    return predictions, yardsticks, refitted, notes
 
 
 def group_falls(card: Card, samples: Samples, answers: Sequence[FoldAnswer], seed: int) -> list[Fall]:
@@ -217,7 +233,10 @@ def group_falls(card: Card, samples: Samples, answers: Sequence[FoldAnswer], see
 def split_folds(
     folds: str, labels: np.ndarray, subjects: np.ndarray, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(learned from, left out) places for `loso` or a number. Raises ValueError for anything else."""
+    """(learned from, left out) places for `loso` or a number. Raises ValueError for anything else.
+
+    subjects: (N,) str, for a number of folds whoever must stay together; '' stands for itself.
+    """
     if folds == "loso":
         return leave_one_subject_out(subjects)
     if not folds.isdigit():
@@ -233,13 +252,11 @@ def answer_fold(
     Every fold is scaled, so that probabilities of different folds can be ranked together.
     """
     task, names = card.labelling.task, card.labelling.names
-    learn = learn[measured[learn]]
-    prior = shares(samples.labels[learn], len(names))
     places = left_out[measured[left_out]]
-    parts = inner_parts(samples, learn, seed)
+    parts = inner_parts(samples, learn[measured[learn]], seed)
     if not parts or len(places) == 0:
         empty = np.zeros(0, np.int64)
-        return FoldAnswer(empty, np.zeros((0, card.num_outputs)), np.zeros((0, len(names))), empty, "", prior)
+        return FoldAnswer(empty, np.zeros((0, card.num_outputs)), np.zeros((0, len(names))), empty, "")
     held = np.concatenate([choose for _, choose in parts])
     judged = subset(samples, places)
     best: tuple[float, str, np.ndarray, np.ndarray, tuple[Any, ...]] | None = None
@@ -260,9 +277,7 @@ def answer_fold(
         best[2], samples.labels[held], task, goal=card.calibration.goal, label_names=names, always_scale=True
     )
     decision = decide(best[3], task, calibration)
-    return FoldAnswer(
-        places, best[3], decision.probabilities, decision.label, best[1], prior, best[4], calibration
-    )
+    return FoldAnswer(places, best[3], decision.probabilities, decision.label, best[1], best[4], calibration)
 
 
 def training_config(candidate: Candidate, num_clips: int) -> TrainConfig:
@@ -280,16 +295,15 @@ def training_config(candidate: Candidate, num_clips: int) -> TrainConfig:
 
 
 def inner_parts(samples: Samples, learn: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(train, held back) places among `learn`, by person; none where no class is left to tell apart.
+    """(train, held back) places among `learn`, by person; none where there is one person, or one class.
 
     Parts without which a class is missing from training are left out, where others remain.
     """
-    labels, subjects = samples.labels[learn], samples.subjects[learn]
-    people = len(np.unique(subjects[subjects != ""])) + int((subjects == "").sum())
-    classes = len(np.unique(labels))
+    labels, groups = samples.labels[learn], sample_groups(samples)[learn]
+    people, classes = len(np.unique(groups)), len(np.unique(labels))
     if people < 2 or classes < 2:
         return []
-    parts = grouped_folds(labels, subjects, min(INNER_FOLDS, people), seed)
+    parts = grouped_folds(labels, groups, min(INNER_FOLDS, people), seed)
     whole = [(train, held) for train, held in parts if len(np.unique(labels[train])) == classes]
     return [(learn[train], learn[held]) for train, held in whole or parts]
 
@@ -325,34 +339,38 @@ def _add_rivals(
     measured: np.ndarray,
     learn: np.ndarray,
     left_out: np.ndarray,
-    answer: FoldAnswer,
+    prior: np.ndarray,
 ) -> None:
     """Answer the fold by majority and logistic regression on each stream of `samples` too, and write it into
-    the pooled yardsticks."""
-    prior, inside = answer.training_shares, measured[left_out]
-    found = [majority(prior, len(left_out), card.labelling.names)]
+    the pooled yardsticks; where a fold has none, the (N, C) training shares of each clip's fold stay."""
+    own, inside = prior[left_out[0]], measured[left_out]
+    found = [majority(own, len(left_out), card.labelling.names)]
     learn = learn[measured[learn]]
     if len(np.unique(samples.labels[learn])) > 1 and inside.any():
         judged = subset(samples, left_out[inside])
-        found += [logistic(subset(samples, learn), judged, stream, inside, prior) for stream in samples.x]
+        found += [logistic(subset(samples, learn), judged, stream, inside, own) for stream in samples.x]
     for part in found:
         pooled = rivals.get(part.name)
         if pooled is None:
-            p = np.tile(prior, (len(measured), 1))
-            pooled = replace(part, probabilities=p, said=p.argmax(axis=1).astype(np.int64))
+            pooled = replace(part, probabilities=prior.copy(), said=prior.argmax(axis=1).astype(np.int64))
             rivals[part.name] = pooled
         pooled.probabilities[left_out] = part.probabilities
         pooled.said[left_out] = part.said
 
 
-def _notes(num_folds: int, chosen: Sequence[str], some_unknown: bool) -> list[str]:
+def _notes(num_folds: int, num_idle: int, chosen: Sequence[str], some_unknown: bool) -> list[str]:
     counts = ", ".join(f"{c.name} heads in {chosen.count(c.name)}" for c in CANDIDATES if c.name in chosen)
     found = [
         f"out-of-fold: {num_folds} folds refitted on the store's features ({counts}); "
         "this judges the recipe, not the weights of this run"
     ]
+    if num_idle:
+        found.append(
+            f"in {num_idle} of {num_folds} folds there was nothing to learn from: beside those who were left "
+            "out there was one person, or one class"
+        )
     if some_unknown:
         found.append(
-            "clips without a subject stand for themselves: their person may be on both sides of a fold"
+            "clips without a subject stay with their video alone: their person may be on both sides of a fold"
         )
     return found

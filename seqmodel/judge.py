@@ -61,6 +61,11 @@ class Predictions:
         """(N,) bool."""
         return self.reasons == ""
 
+    @property
+    def num_unknown(self) -> int:
+        """Clips whose subject is not known."""
+        return int((self.subjects == "").sum())
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -164,7 +169,14 @@ def judge(
             p.labels, yardstick.probabilities, yardstick.said, draws, minority, task
         )
         pairs = {
-            name: paired(values[name], theirs[name], rounds_of[name], their_rounds[name], draws.num_subjects)
+            name: paired(
+                values[name],
+                theirs[name],
+                rounds_of[name],
+                their_rounds[name],
+                draws.num_subjects,
+                draws.num_people,
+            )
             for name in rounds_of
         }
         beside.append(Beside(yardstick, with_intervals(theirs, their_rounds, draws.num_subjects), pairs))
@@ -218,9 +230,14 @@ def _warnings(p: Predictions, draws: Draws, label_names: tuple[str, ...]) -> lis
             "no subjects are known: intervals are by clip and too narrow, "
             "and the same face may stand in training"
         )
-    elif draws.num_subjects < FEW_SUBJECTS:
+    elif draws.num_people < FEW_SUBJECTS:
+        count = f"{draws.num_people} subject{'s' if draws.num_people > 1 else ''}"
+        found.append(f"only {count}: intervals from fewer than {FEW_SUBJECTS} people are rough")
+    unknown = p.num_unknown if draws.by_subject else 0
+    if unknown:
         found.append(
-            f"only {draws.num_subjects} subjects: intervals from fewer than {FEW_SUBJECTS} people are rough"
+            f"{unknown} of {len(p)} clips have no subject: each is drawn by itself, which makes intervals "
+            "too narrow, and the same face may stand in training"
         )
     absent = [name for k, name in enumerate(label_names) if not (p.labels == k).any()]
     if absent:

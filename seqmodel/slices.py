@@ -96,7 +96,7 @@ def slice_row(name: str, inside: np.ndarray, p: Predictions, draws: Draws, num_c
         said=float((said == num_classes - 1).mean()),
         true=float((labels == num_classes - 1).mean()),
         clips=len(labels),
-        people=len(subjects) if draws.by_subject else 0,
+        people=len(np.unique(p.subjects[inside & (p.subjects != "")])),
         small=len(labels) < ENOUGH_CLIPS,
     )
 

@@ -5,12 +5,13 @@ It knows nothing about stores, networks or HTML beyond the emphasis in the headl
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from seqmodel.bootstrap import ENOUGH_SUBJECTS, Figure
 from seqmodel.calibration import Calibration
 from seqmodel.judge import LOWER_IS_BETTER, Beside, Judgement
-from seqmodel.run import Card
+from seqmodel.run import Card, calibration_stage
 
 TITLES: dict[str, tuple[str, str]] = {
     "auroc": ("AUROC", "chance .5"),
@@ -27,6 +28,8 @@ TITLES: dict[str, tuple[str, str]] = {
 }
 """Metric -> (title, note), in the order of the report."""
 FOREST = ("auroc", "qwk", "balanced_accuracy", "macro_f1", "accuracy", "average_precision", "mcc")
+SAME_PLACE = 0.5
+"""Per cent of a track's width within which ticks would hide one another."""
 
 INTENDED_USE = (
     "A local, private signal of engagement for people who chose to use it: self-observation, research with "
@@ -52,11 +55,13 @@ def verdict(judgement: Judgement) -> str:
     from markupsafe import escape
 
     figures, names = judgement.figures, judgement.label_names
-    people = judgement.draws.num_subjects if judgement.draws.by_subject else 0
+    people, unknown = judgement.draws.num_people, judgement.predictions.num_unknown
     who = f"{people} {'person' if people == 1 else 'people'}"
-    crowd = f"{len(judgement.predictions)} clips" + (f" of {who}" if people else "")
-    if judgement.split == "test" and people:
-        crowd += " never seen in training"
+    crowd = f"{len(judgement.predictions)} clips"
+    if people and unknown:
+        crowd = f"{len(judgement.predictions) - unknown} clips of {who} and {unknown} of nobody known"
+    elif people:
+        crowd += f" of {who}" + (" never seen in training" if judgement.split == "test" else "")
     accuracy = figures["balanced_accuracy"]
     if judgement.task == "binary":
         auroc = figures["auroc"]
@@ -83,7 +88,7 @@ def verdict(judgement: Judgement) -> str:
 
 
 def _too_few_people(judgement: Judgement) -> bool:
-    return judgement.draws.by_subject and judgement.draws.num_subjects < ENOUGH_SUBJECTS
+    return judgement.draws.by_subject and judgement.draws.num_people < ENOUGH_SUBJECTS
 
 
 def percent(value: float | None) -> str:
@@ -103,7 +108,7 @@ def chips(judgement: Judgement, card: Card) -> list[tuple[str, str]]:
     """(name, value) of the small facts under the headline."""
     chips = [("clips", str(len(judgement.predictions)))]
     if judgement.draws.by_subject:
-        chips.append(("people", str(judgement.draws.num_subjects)))
+        chips.append(("people", str(judgement.draws.num_people)))
     chips += [("question", " / ".join(judgement.label_names)), ("reads", " + ".join(card.dims))]
     chips.append(("encoder", card.recipe.encoder.name))
     if card.test_openings:
@@ -114,6 +119,8 @@ def chips(judgement: Judgement, card: Card) -> list[tuple[str, str]]:
 def figures_lede(judgement: Judgement) -> str:
     """What the intervals mean and who counts."""
     unit = "by person" if judgement.draws.by_subject else "by clip"
+    if judgement.draws.by_subject and judgement.predictions.num_unknown:
+        unit += ", and by clip where nobody is known"
     missing = int((~judgement.predictions.measured).sum())
     lede = (
         f"Intervals are 95 %, from {judgement.draws.rounds:,} bootstrap rounds {unit}. "
@@ -149,7 +156,7 @@ def forest(judgement: Judgement) -> list[dict[str, Any]]:
             continue
         title, note = TITLES[name]
         at, low, high = (_position(v) for v in (figure.value, figure.low, figure.high))
-        ticks = [
+        ticks: list[dict[str, Any]] = [
             {
                 "kind": kind(b),
                 "title": b.yardstick.title,
@@ -169,10 +176,17 @@ def forest(judgement: Judgement) -> list[dict[str, Any]]:
                 "at": at,
                 "left": low,
                 "width": None if low is None or high is None else round(high - low, 2),
-                "ticks": ticks,
+                "ticks": [tick | _share(tick, ticks) for tick in ticks],
             }
         )
     return rows
+
+
+def _share(tick: dict[str, Any], ticks: list[dict[str, Any]]) -> dict[str, float]:
+    """Where a tick begins and how high it is, as parts of the track: ticks in one place lie one over the
+    other."""
+    there = [other for other in ticks if abs(other["at"] - tick["at"]) < SAME_PLACE]
+    return {"top": round(there.index(tick) / len(there), 3), "height": round(1 / len(there), 3)}
 
 
 def _position(value: float) -> float | None:
@@ -243,16 +257,17 @@ def mistakes_lede(judgement: Judgement) -> str:
 
 def calibration_lede(card: Card) -> str:
     """What calibration did, in words."""
-    c = card.calibration
+    c, moved = card.calibration, calibration_stage(card)
+    who = f"{moved['people']} people of {Path(moved['store']).name}" if moved else "validation"
     scaled = (
-        "Validation gave no reason to change the model's own probabilities"
+        f"{who[0].upper()}{who[1:]} gave no reason to change the model's own probabilities"
         if c.temperature == 1.0 and c.bias == 0.0
-        else f"Logits are divided by {c.temperature:.2f} and shifted by {c.bias:+.2f}, as validation asked"
+        else f"Logits are divided by {c.temperature:.2f} and shifted by {c.bias:+.2f}, as {who} asked"
     )
     text = f"{scaled}."
     if card.labelling.task == "binary":
         name = card.labelling.names[1]
-        text += f" {name} is said from {c.threshold:.2f} on, chosen on validation for {c.goal}."
+        text += f" {name} is said from {c.threshold:.2f} on, chosen on {who} for {c.goal}."
     if c.abstain is not None:
         low, high = c.abstain
         text += f" Between {low:.2f} and {high:.2f} the live view says that it is unsure."

@@ -40,6 +40,7 @@ def make_store(
     signal: float = 1.0,
     seed: int = 0,
     known_subjects: bool = True,
+    one_video_each: bool = False,
     broken: bool = True,
     clip_prefix: str = "",
     recipe: Recipe = RECIPE,
@@ -48,19 +49,21 @@ def make_store(
     """Clips whose features lean towards their label by `signal`; with `broken`, some fail or show no face.
 
     The direction of the lean is the same in every store; `shift` moves all clips along it, as a new place
-    might. Where the recipe has a geometry, only its closed eyes lean, and each person has another rest.
+    might. Where the recipe has a geometry, only its closed eyes lean, and each person has another rest. With
+    `one_video_each` a person's clips are windows of one video.
     """
     rng = np.random.default_rng(seed)
     clips, labels = [], []
     for s in range(num_subjects):
         for c in range(clips_each):
             labels.append(int(rng.integers(len(names))))
+            video, start_s = (0, c * NUM_FRAMES) if one_video_each else (c, 0)
             clips.append(
                 Clip(
-                    clip_id=f"{clip_prefix}{s:02d}/클립 {c}.mp4#0",
-                    path=path.parent / f"{s:02d}/클립 {c}.mp4",
-                    start_s=0.0,
-                    end_s=float(NUM_FRAMES),
+                    clip_id=f"{clip_prefix}{s:02d}/클립 {video}.mp4#{start_s * 1000}",
+                    path=path.parent / f"{s:02d}/클립 {video}.mp4",
+                    start_s=float(start_s),
+                    end_s=float(start_s + NUM_FRAMES),
                     subject=f"사람{s:02d}" if known_subjects else "",
                     split="",
                     fold="",

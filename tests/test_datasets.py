@@ -1,12 +1,22 @@
 """Data sets: batches are the store's rows, in memory or by memory map."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from features.datasets import CropClips, RowView, Samples, labelled_rows, load_samples, subset
+from features.datasets import (
+    CropClips,
+    RowView,
+    Samples,
+    labelled_rows,
+    load_samples,
+    sample_groups,
+    subset,
+)
 from features.labels import make_labelling
+from features.splits import groups_of
 from features.store import FeatureStore, plan
 from tests.small_store import PIXELS, RECIPE, WITH_GEOMETRY, D, G, T, clips_of, row_values, write_store
 
@@ -66,6 +76,19 @@ def test_subset_takes_places_or_a_mask(store: FeatureStore) -> None:
     mask = np.zeros(12, bool)
     mask[[1, 5]] = True
     assert subset(samples, mask).rows.tolist() == subset(samples, np.array([1, 5])).rows.tolist() == [1, 5]
+
+
+def test_who_stays_together_is_asked_of_samples_as_of_the_store(tmp_path: Path) -> None:
+    """The subject, and where nobody is known the video with all its windows."""
+    clips = [
+        dataclasses.replace(clip, clip_id=f"영상#/{place // 2}.mp4#{place % 2 * 2000}", subject=who)
+        for place, (clip, who) in enumerate(zip(clips_of(6), ["a", "", "", "", "b", "a"], strict=True))
+    ]
+    store = plan(tmp_path / "s.zarr", clips, RECIPE, numerics={})
+    groups = sample_groups(load_samples(store, LABELLING, np.arange(6)))
+    videos = ["video 영상#/0.mp4", "video 영상#/1.mp4"]
+    assert groups.tolist() == ["subject a", videos[0], videos[1], videos[1], "subject b", "subject a"]
+    assert groups.tolist() == groups_of(store.table(), np.arange(6)).tolist()
 
 
 def test_crops_are_decoded_rgb_and_zero_without_a_face(store: FeatureStore) -> None:

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from seqmodel import folds
 from seqmodel.__main__ import main
+from seqmodel.config import HeadConfig
+from seqmodel.predictions import read_predictions
 from seqmodel.run import load_card
-from tests.judged import WITH_GEOMETRY, make_run, make_store
+from tests.judged import NAMES, WITH_GEOMETRY, make_run, make_store
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +272,101 @@ def test_the_commands_of_a_report_ask_the_same_again(tmp_path, searched):
         label = trained.label
     names = tuple(label.labels.split(","))
     assert make_labelling(["a b", "c", "d"], labels=names, merge=label.merge, task=label.task) == labelling
+
+
+# Folds
+
+
+@pytest.fixture
+def quick_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small heads and few epochs are enough to see who is asked what."""
+    tiny = folds.Candidate("tiny", HeadConfig(hidden=8, projection=8, dropout=0.0), lr=1e-2)
+    monkeypatch.setattr(folds, "CANDIDATES", (tiny,))
+    monkeypatch.setattr(folds, "MIN_EPOCHS", 3)
+    monkeypatch.setattr(folds, "MAX_EPOCHS", 3)
+
+
+def _relabel(path: Path, label_of: dict[str, int]) -> None:
+    """Give every clip of these people one label."""
+    import zarr
+
+    group = zarr.open_group(path, mode="r+")
+    subjects = group["subject"][:]
+    labels = group["labels/label"][:]
+    for who, label in label_of.items():
+        labels[[str(name) == who for name in subjects]] = label
+    group["labels/label"][:] = labels
+
+
+@pytest.mark.parametrize("how", ["2", "loso"])
+def test_a_fold_with_nothing_to_learn_from_is_answered_by_its_majority(tmp_path, quick_folds, how):
+    """Of three people in two folds one is alone; and where one alone has the other class, nobody else shows
+    it."""
+    num_subjects = 3 if how == "2" else 4
+    store = make_store(tmp_path / "s.zarr", num_subjects=num_subjects, clips_each=8, broken=False)
+    make_run(tmp_path / "run", store, epochs=1)
+    if how == "loso":
+        _relabel(tmp_path / "s.zarr", {f"사람{s:02d}": 0 for s in (1, 2, 3)})
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", how, "--rounds", "50"]) == 0
+    folder = tmp_path / f"run/folds-{how}"
+    rows = read_predictions(folder / "predictions.csv")
+    idle = [row for row in rows if row["state"] == "nothing to learn from"]
+    learned_from = [row["label"] for row in rows if row not in idle]
+    assert len(rows) == 8 * num_subjects
+    assert len(idle) == (16 if how == "2" else 8)
+    assert {row["state"] for row in rows} == {"ok", "nothing to learn from"}
+    share = learned_from.count(NAMES[1]) / len(learned_from)
+    assert [float(row["p_engaged"]) for row in idle] == pytest.approx([share] * len(idle), abs=1e-6)
+    assert {row["decision"] for row in idle} == {NAMES[int(share > 0.5)]}
+    if how == "loso":
+        assert {row["subject"] for row in idle} == {"사람00"}
+    figures = _metrics(folder)
+    assert figures[f"folds-{how}"]["num_clips"]["value"] == len(rows)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"in 1 of {2 if how == '2' else 4} folds there was nothing to learn from" in page
+    assert f"{len(idle)} of {len(rows)} clips were not measured and count as the training majority" in page
+
+
+def test_folds_of_which_none_can_learn_are_refused_and_open_nothing(tmp_path, quick_folds, capsys):
+    store = make_store(tmp_path / "s.zarr", num_subjects=3, clips_each=8, broken=False)
+    make_run(tmp_path / "run", store, epochs=1)
+    words = ["evaluate", "--run", str(tmp_path / "run"), "--rounds", "50", "--folds"]
+    assert main([*words, "99"]) == 2
+    _relabel(tmp_path / "s.zarr", {f"사람{s:02d}": 0 for s in range(3)})
+    capsys.readouterr()
+    assert main([*words, "3"]) == 2
+    assert "--folds 3: there is nothing to learn from in any fold" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert load_card(tmp_path / "run").test_openings == ()
+    assert store.test_openings == []
+    assert not (tmp_path / "run/folds-3").exists()
+
+
+def test_windows_of_one_video_stay_in_one_fold_where_nobody_is_known(tmp_path, quick_folds, monkeypatch):
+    """In the folds, and in the parts of the people whom a fold learns from."""
+    unknown = {"known_subjects": False, "one_video_each": True, "broken": False}
+    store = make_store(tmp_path / "s.zarr", num_subjects=9, clips_each=6, **unknown)
+    make_run(tmp_path / "run", store, epochs=1)
+    sides = []
+
+    def noted(samples, learn, seed, inner_parts=folds.inner_parts):
+        parts = inner_parts(samples, learn, seed)
+        sides.append((learn, np.setdiff1d(np.arange(len(samples)), learn)))
+        sides.extend(parts)
+        return parts
+
+    monkeypatch.setattr(folds, "inner_parts", noted)
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--rounds", "50"]) == 0
+    videos = store.table().source
+    assert len(sides) == 3 * (1 + folds.INNER_FOLDS)
+    assert not any(set(videos[one]) & set(videos[other]) for one, other in sides)
+
+
+def test_folds_of_another_data_set_learn_its_labels_by_their_mapped_names(tmp_path, quick_folds):
+    make_run(tmp_path / "run", make_store(tmp_path / "home.zarr", num_subjects=9), epochs=1)
+    make_store(tmp_path / "other.zarr", names=("away", "here"), num_subjects=6, clip_prefix="o")
+    words = ["evaluate", "--run", str(tmp_path / "run"), "--store", str(tmp_path / "other.zarr")]
+    words += ["--map", "away=distracted", "here=engaged", "--folds", "3", "--rounds", "50"]
+    assert main(words) == 0
+    assert _metrics(tmp_path / "run/folds-3")["folds-3"]["auroc"]["value"] > 0.7

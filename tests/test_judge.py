@@ -6,7 +6,7 @@ import pytest
 from seqmodel.bootstrap import bootstrap_figures, draw_subjects, interval, paired
 from seqmodel.metrics import evaluate_predictions, minority_class
 from seqmodel.slices import all_slices, wilson
-from seqmodel.wording import verdict
+from seqmodel.wording import figures_lede, verdict
 from seqmodel.yardsticks import identity
 from tests.judged import judged, people
 
@@ -131,6 +131,35 @@ def test_the_headline_claims_nothing_from_a_few_people():
     assert "1 person is too few to say that this is better than" in claims[1]
     assert "3 people are too few to say that this is better than" in claims[3]
     assert "That is clearly better than" in claims[24]
+
+
+def test_clips_of_nobody_known_are_no_people():
+    """However many there are: two people are too few to prove anything, and others may have been in
+    training."""
+    rng = np.random.default_rng(4)
+    labels = np.tile([0, 1], 75)
+    scores = labels + rng.normal(0, 0.4, 150)
+    found = judged(labels, scores, np.concatenate([people(2, 50), np.full(50, "")]))
+    assert (found.draws.num_people, found.draws.num_subjects) == (2, 52)
+    headline = verdict(found)
+    assert headline.startswith("On 100 clips of 2 people and 50 of nobody known, it ranks")
+    assert "2 people are too few to say that this is better than" in headline
+    assert [w.partition(":")[0] for w in found.warnings] == [
+        "only 2 subjects",
+        "50 of 150 clips have no subject",
+    ]
+    assert found.beside[0].paired["auroc"].difference.low > 0
+    assert not found.beside[0].paired["auroc"].is_higher
+    assert "by person, and by clip where nobody is known" in figures_lede(found)
+
+
+def test_the_headline_says_who_was_never_seen_where_everybody_is_known():
+    labels, scores = np.tile([0, 1], 75), np.linspace(0, 1, 150)
+    by_people = {n: judged(labels, scores, people(n, 150 // n)) for n in (25, 75)}
+    assert all(f"150 clips of {n} people never seen in training" in verdict(f) for n, f in by_people.items())
+    of_nobody = judged(labels, scores, np.full(150, ""))
+    assert verdict(of_nobody).startswith("On 150 clips, it ranks")
+    assert len(of_nobody.warnings) == 1
 
 
 def test_one_person_alone_has_no_interval():

@@ -9,7 +9,7 @@ import pytest
 
 from seqmodel.__main__ import main
 from seqmodel.literature import literature_table
-from seqmodel.wording import short
+from seqmodel.wording import forest, short
 from tests.judged import WITH_GEOMETRY, judged, make_run, make_store, people
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -170,6 +170,18 @@ def test_the_literature_row_takes_the_likeliest_class(run):
     assert text[0].startswith("method,clips,accuracy,weighted F1")
     assert text[-1].startswith("majority class")
     assert (run / "literature.tex").read_text(encoding="utf-8").startswith("\\begin{tabular}")
+
+
+def test_yardsticks_in_one_place_hide_nobody():
+    """Where nobody's usual answer tells anything, the majority and the identity have the same figures."""
+    labels, who = np.tile([0, 1], 100), people(10, 20)
+    rows = forest(judged(labels, np.full(200, 0.6), who))
+    auroc = rows[0]["ticks"]
+    assert [tick["at"] for tick in auroc] == [50, 50]
+    assert [(tick["top"], tick["height"]) for tick in auroc] == [(0, 0.5), (0.5, 0.5)]
+    apart = forest(judged(np.repeat([0, 1], 100), np.full(200, 0.6), who))[0]["ticks"]
+    assert {(tick["top"], tick["height"]) for tick in apart} == {(0, 1)}
+    assert len({tick["at"] for tick in apart}) == 2
 
 
 def test_figures_are_written_as_this_field_does():

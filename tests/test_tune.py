@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
 from optuna.trial import FrozenTrial, TrialState
 from safetensors.torch import load_file
 
+from features.datasets import Samples, subset
+from features.external import read_sequences, write_external
 from seqmodel.__main__ import main as seqmodel
 from seqmodel.config import LabelArgs
 from seqmodel.history import trials_of as history_of
@@ -28,10 +31,13 @@ from tune.__main__ import main
 from tune.config import SEED_ROLE, TuneArgs
 from tune.outcome import tune
 from tune.search import (
+    Fold,
     Space,
     choice_of,
     is_seed,
+    make_folds,
     may_prune,
+    scored_folds,
     seed_point,
     space_hash,
     starting_points,
@@ -242,10 +248,93 @@ def test_folds_judge_everybody_but_the_test_people(store: Path, tmp_path: Path) 
     assert best.value == pytest.approx(sum(best.user_attrs["val_curve"]) / 3, abs=1e-4)
 
 
-def test_search_never_loads_a_test_clip(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from features.datasets import Samples
-    from tune.workers import set_up
+def write_people(folder: Path, people: dict[str, tuple[str, list[int]]]) -> Path:
+    """A store of noise: person -> (side, the classes that their clips have in turn), eight clips each."""
+    y = np.array([labels[k % len(labels)] for _, labels in people.values() for k in range(8)])
+    np.savez(
+        folder / "features.npz",
+        x=np.random.default_rng(0).normal(size=(len(y), 4, 3)).astype(np.float32),
+        y=y,
+        subject=np.repeat(list(people), 8),
+        split=np.repeat([side for side, _ in people.values()], 8),
+        label_names=np.array(["distracted", "engaged"]),
+    )
+    write_external(folder / "clips.zarr", read_sequences(folder / "features.npz"), "people")
+    return folder / "clips.zarr"
 
+
+def test_a_fold_of_one_class_has_no_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In no trial, fresh seed or baseline; and that is said, once and before the search."""
+    sides = {"a": ("train", [0, 1]), "b": ("val", [0, 1]), "c": ("train", [0]), "d": ("test", [0, 1])}
+    store = write_people(tmp_path, sides)
+    args = args_for(store, tmp_path / "run", folds=3, reseed=2, trials=3)
+    summary, code = tune(args)
+    assert code == 0
+    said = "1 of 3 folds hold out or learn from clips of one class only and have no auroc"
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count(said) == 1
+    assert sum(said in text for text in summary["warnings"]) == 1
+    assert sum(said in text for text in load_card(args.out).warnings) == 1
+    bench = set_up(args)
+    assert sorted(np.unique(fold.val.subjects).tolist() for fold in bench.folds) == [["a"], ["b"]]
+    for trial in trials_of(args.out):
+        assert list(trial.intermediate_values) == [0, 1]
+        assert trial.value == pytest.approx(np.mean(trial.user_attrs["val_curve"]), abs=1e-4)
+    assert all(np.isfinite(f["scores"]).all() for f in summary["finalists"])
+    assert summary["baselines"]["majority"] == 0.5
+    assert np.isfinite(summary["baselines"]["logistic_embeddings"])
+
+
+def test_a_head_of_the_only_fold_that_has_a_say_is_nobodys_checkpoint(tmp_path: Path) -> None:
+    sides = {"a": ("train", [0, 1]), "b": ("val", [0]), "c": ("val", [1]), "d": ("test", [0, 1])}
+    args = args_for(write_people(tmp_path, sides), tmp_path / "run", folds=3, trials=2)
+    tune(args)
+    assert len(set_up(args).folds) == 1
+    assert not any("checkpoint" in trial.user_attrs for trial in trials_of(args.out))
+    assert not list(args.out.glob("artifacts/*"))
+
+
+def test_a_metric_that_no_fold_has_is_refused_before_the_search(tmp_path: Path) -> None:
+    sides = {"a": ("train", [0]), "b": ("train", [1]), "c": ("val", [0]), "d": ("val", [1])}
+    args = args_for(write_people(tmp_path, sides | {"e": ("test", [0])}), tmp_path / "run", folds=4)
+    with pytest.raises(ValueError, match=r"--folds 4: auroc is defined in none of them.*take fewer folds"):
+        tune(args)
+    assert not args.out.exists()
+    assert len(set_up(dataclasses.replace(args, metric="macro_f1")).folds) == 4
+
+
+def test_folds_have_a_say_where_both_sides_have_what_it_takes() -> None:
+    """Two classes to learn from; held out whatever the metric wants."""
+    labels = np.array([0, 1, 0, 0, 1, 1])
+    nobody = np.full(6, "", dtype=object)
+    clips = Samples({}, {}, labels, np.array([f"{k}#0" for k in range(6)]), nobody, np.arange(6))
+    both, zeros, ones = np.array([0, 1]), np.array([2, 3]), np.array([4, 5])
+
+    def says(learned: np.ndarray, held: np.ndarray, metric: str) -> bool:
+        return bool(scored_folds([Fold(subset(clips, learned), subset(clips, held), {})], metric, 2))
+
+    assert says(both, np.array([3, 4]), "auroc")
+    for metric in ("auroc", "qwk"):
+        assert not says(both, zeros, metric)
+        assert not says(both, ones, metric)
+    for metric in ("macro_f1", "balanced_accuracy"):
+        assert says(both, zeros, metric)
+        assert not says(zeros, both, metric)
+
+
+def test_folds_keep_windows_of_one_video_together_where_nobody_is_known() -> None:
+    ids = np.array([f"video {k // 6}.mp4#{k % 6 * 10_000}" for k in range(60)])
+    x, valid = {"embeddings": np.ones((60, 2, 3), np.float32)}, {"embeddings": np.ones((60, 2), bool)}
+    clips = Samples(x, valid, np.arange(60) % 2, ids, np.full(60, "", dtype=object), np.arange(60))
+    folds = make_folds(subset(clips, np.arange(40)), subset(clips, np.arange(40, 60)), 5, seed=0)
+    held = [{name.partition("#")[0] for name in fold.val.clip_ids} for fold in folds]
+    assert [len(videos) for videos in held] == [2] * 5
+    assert len(set.union(*held)) == 10
+    with pytest.raises(ValueError, match="--folds 11 needs 2 to 10"):
+        make_folds(clips, subset(clips, np.arange(0)), 11, seed=0)
+
+
+def test_search_never_loads_a_test_clip(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = set_up(args_for(store, tmp_path / "x", folds=2))
     test_rows = set(bench.question.split.test.tolist())
     assert test_rows

@@ -100,6 +100,9 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
         say("with --folds a head belongs to one fold: no checkpoints of trials are kept")
     bench = set_up(args, question)
     metric = metric_name(args.metric, bench.space.task)
+    doubts = doubts_of_folds(bench, metric)
+    for text in doubts:
+        warn(text)
     spec = spec_of(args, bench, metric)
     study = create_study(spec, starting_points(bench.space), facts_of(args, bench, metric))
     search(args, spec, study, bench)
@@ -110,6 +113,7 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     notes = judge(finalists, baselines, metric)
     for text in notes:
         warn(text)
+    notes = [*doubts, *notes]
     origin = origin_of(study, winner.trial)
     if _is_kept(args, origin):
         say(f"nothing new: {args.out} already holds trial {winner.trial.number}")
@@ -145,7 +149,18 @@ def spec_of(args: TuneArgs, bench: Bench, metric: str) -> StudySpec:
     storage = args.storage or str(args.out / "study.log")
     args.out.mkdir(parents=True, exist_ok=True)
     pruning, eager = args.pruning == "on", bench.space.many
-    return StudySpec(storage, name, args.trials, args.seed, args.epochs, pruning, args.folds, eager)
+    return StudySpec(storage, name, args.trials, args.seed, args.epochs, pruning, len(bench.folds), eager)
+
+
+def doubts_of_folds(bench: Bench, metric: str) -> list[str]:
+    """What there is to know about folds before the search: how many of them say nothing."""
+    wanted, scored = bench.args.folds, len(bench.folds)
+    if wanted < 2 or scored == wanted:
+        return []
+    return [
+        f"{wanted - scored} of {wanted} folds hold out or learn from clips of one class only and have no "
+        f"{metric}: scores are means over the other {scored}"
+    ]
 
 
 def facts_of(args: TuneArgs, bench: Bench, metric: str) -> dict[str, Any]:

@@ -17,11 +17,12 @@ import numpy as np
 import optuna
 from optuna.distributions import distribution_to_json
 
-from features.datasets import Inputs, RowView, Samples, streams_of, subset
+from features.datasets import Inputs, RowView, Samples, sample_groups, streams_of, subset
 from features.labels import Task
 from features.splits import grouped_folds
 from seqmodel.config import HeadConfig, Metric, TrainConfig
 from seqmodel.heads import LstmHead, build_head, num_outputs, stream_statistics
+from seqmodel.metrics import score
 from seqmodel.train import complete_head, count_parameters
 from seqmodel.training import Epoch, Fitted, fit, fit_best, resolve_metric
 from tune.config import SEED_ROLE
@@ -204,10 +205,20 @@ def make_folds(train: Samples, val: Samples, num_folds: int, seed: int) -> list[
         return [Fold(train, val, stream_statistics(train, streams))]
     both = join(train, val)
     folds = []
-    for learned, held in grouped_folds(both.labels, both.subjects, num_folds, seed):
+    for learned, held in grouped_folds(both.labels, sample_groups(both), num_folds, seed):
         part = subset(both, learned)
         folds.append(Fold(part, subset(both, held), stream_statistics(part, streams)))
     return folds
+
+
+def scored_folds(folds: list[Fold], metric: str, num_classes: int) -> list[Fold]:
+    """The folds that trials, fresh seeds and baselines are scored by: those with two classes to learn from,
+    whose held-out side the metric is defined on, so that the truth itself would have a score."""
+
+    def is_defined(labels: np.ndarray) -> bool:
+        return math.isfinite(score(metric, labels, np.eye(num_classes)[labels]))
+
+    return [fold for fold in folds if len(np.unique(fold.train.labels)) > 1 and is_defined(fold.val.labels)]
 
 
 def join(first: Samples, second: Samples) -> Samples:
@@ -299,8 +310,8 @@ def objective(
         if not is_alive():
             raise KeyboardInterrupt
         if len(folds) == 1:
-            best = max(best, _finite(epoch.val_score))
-            curve.append(round(_finite(epoch.val_score), 5))
+            best = max(best, epoch.val_score)
+            curve.append(round(epoch.val_score, 5))
             trial.report(best, epoch.index + 1)
             # Asked in any case: successive halving compares a trial with those that asked before it.
             if trial.should_prune() and prunable:
@@ -324,7 +335,7 @@ def objective(
             device=device,
             on_epoch=report,
         )
-        scores.append(_finite(fitted.best.val_score))
+        scores.append(fitted.best.val_score)
         epochs_run += len(fitted.history)
         if len(folds) > 1:
             curve.append(round(scores[-1], 5))
@@ -346,7 +357,3 @@ def objective(
 def metric_name(metric: Metric, task: Task) -> str:
     """The metric that is maximised, by its own name."""
     return resolve_metric(metric, task)
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else 0.0

@@ -28,8 +28,10 @@ from tune.search import (
     Space,
     choice_of,
     make_folds,
+    metric_name,
     objective,
     only_streams,
+    scored_folds,
     train_choice,
     untrained_head,
 )
@@ -45,13 +47,16 @@ class Bench:
     whole: Fold
     """Train and validation, of which the winner is made."""
     folds: list[Fold]
-    """What a trial is scored by: the same, or K folds of people over both."""
+    """What a trial is scored by: the same, or folds of people over both, as far as the metric is defined."""
     space: Space
     device: str
 
 
 def set_up(args: TuneArgs, question: Question | None = None) -> Bench:
-    """Load the clips; the same call in every process gives the same folds."""
+    """Load the clips; the same call in every process gives the same folds.
+
+    Raises ValueError when the metric is defined in no fold.
+    """
     question = question or put_question(
         args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
     )
@@ -59,8 +64,16 @@ def set_up(args: TuneArgs, question: Question | None = None) -> Bench:
     train, val = (with_baseline(side, args.baseline, question.store) for side in sides)
     fixed, many = args.inputs is not None, len(train) >= MANY_CLIPS
     space = Space(question.labelling.task, tuple(train.x), fixed, args.epochs, many)
-    whole = make_folds(train, val, 0, args.seed)
-    folds = make_folds(train, val, args.folds, args.seed) if args.folds > 1 else whole
+    folds = whole = make_folds(train, val, 0, args.seed)
+    if args.folds > 1:
+        metric = metric_name(args.metric, space.task)
+        folds = make_folds(train, val, args.folds, args.seed)
+        folds = scored_folds(folds, metric, question.num_classes)
+        if not folds:
+            raise ValueError(
+                f"--folds {args.folds}: {metric} is defined in none of them: each holds out or learns from "
+                "clips of one class only; take fewer folds, or add recordings of others"
+            )
     return Bench(args, question, whole[0], folds, space, resolve_device(args.device))
 
 
@@ -68,7 +81,7 @@ def trial_value(bench: Bench, trial: optuna.Trial) -> float:
     """The objective on this bench."""
 
     def keep(head: LstmHead, fitted: Fitted, value: float) -> None:
-        if len(bench.folds) == 1:  # a head of one fold alone is nobody's checkpoint
+        if bench.args.folds < 2:  # a head of one fold alone is nobody's checkpoint
             keep_checkpoint(trial, head, value, _as_numbers(fitted.history), bench.args.out)
 
     def is_alive() -> bool:
