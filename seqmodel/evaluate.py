@@ -21,7 +21,7 @@ from features.datasets import load_samples
 from features.door import say, warn
 from features.recipe import Part, differences
 from features.storage import place_of
-from seqmodel.calibration import Calibration, abstain_band, fit_calibration, probabilities
+from seqmodel.calibration import Calibration, abstain_band, fit_calibration, moved_band, probabilities
 from seqmodel.config import EvaluateArgs
 from seqmodel.embedding_map import Map, map_meanwhile
 from seqmodel.figures import figures_json, say_figures, summary, write_metrics
@@ -39,6 +39,7 @@ from seqmodel.predictions import (
 from seqmodel.report import write_model_card, write_report
 from seqmodel.rest import with_baseline
 from seqmodel.run import Card, calibration_stage, calibrators_of, load_card, save_card, write_text
+from seqmodel.train import put_calibration
 from seqmodel.yardsticks import identity, logistic, majority, shares
 
 if TYPE_CHECKING:
@@ -320,13 +321,16 @@ def _calibrated(asked: Asked, args: EvaluateArgs) -> Card:
     calibration = fit_calibration(
         logits[measured], labels, card.labelling.task, goal=goal, label_names=card.labelling.names
     )
+    calibration = replace(calibration, abstain=moved_band(card.calibration, calibration, card.labelling.task))
     if args.abstain:
         p = probabilities(logits[measured], card.labelling.task, calibration)
         band = abstain_band(p, card.labelling.task, calibration.threshold, args.abstain)
         calibration = replace(calibration, abstain=band)
+    if calibration == card.calibration:
+        return card
     card = replace(card, calibration=calibration)
-    save_card(asked.run, card)
-    return card
+    put_calibration(asked.run, card)
+    return load_card(asked.run)
 
 
 def count_opening(asked: Asked, card: Card) -> Card:

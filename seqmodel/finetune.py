@@ -22,7 +22,7 @@ import torch
 
 from features.door import console, progress, say, warn
 from features.recipe import EncoderId
-from seqmodel.calibration import fit_calibration
+from seqmodel.calibration import fit_calibration, moved_band
 from seqmodel.checkpoint import load_checkpoint, save_checkpoint
 from seqmodel.config import FinetuneArgs
 from seqmodel.encoder import state_sha256
@@ -34,6 +34,7 @@ from seqmodel.reference import write_reference
 from seqmodel.run import (
     Card,
     append_log,
+    calibration_stage,
     git_commit,
     load_card,
     save_card,
@@ -262,6 +263,11 @@ def _write(stage: Stage, job: EndToEnd, outcome: Outcome, asked: str) -> None:
         goal=card.calibration.goal,
         label_names=card.labelling.names,
     )
+    calibration = dataclasses.replace(
+        calibration, abstain=moved_band(card.calibration, calibration, card.labelling.task)
+    )
+    if (moved := calibration_stage(card)) is not None:
+        warn(f"the calibration for {moved['store']} goes with the old weights: calibrate again")
     stages = tuple(dict(s) | {"kept": False} for s in card.stages)
     card = dataclasses.replace(
         card,

@@ -21,8 +21,9 @@ from seqmodel.calibration import Calibration, decide, fit_calibration, moved_ban
 from seqmodel.config import CalibrateArgs
 from seqmodel.evaluate import Asked, ask, count_opening
 from seqmodel.metrics import evaluate_predictions, minority_class
-from seqmodel.predictions import PREDICTIONS, predict_rows
-from seqmodel.run import Card, load_card, save_calibrators, save_card, write_text
+from seqmodel.predictions import predict_rows
+from seqmodel.run import Card, load_card, save_calibrators, write_text
+from seqmodel.train import put_calibration
 from seqmodel.wording import TITLES, short
 
 TRIES = 200
@@ -67,10 +68,8 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         "test": judged,
     }
     _say(card, fitted, judged, summary)
-    folder = args.run / "cross" / Path(asked.store.path).stem
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "calibration.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     if not kept:
+        _write(args.run, asked, summary)
         fail("the people left out are served worse by the new calibration: the run keeps its own")
         return summary, 1
     stage = {
@@ -83,14 +82,20 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
     # First: with the clips named and the card unchanged nothing is judged wrongly.
     theirs = np.isin(unit_names(asked, everything), people[fits])
     save_calibrators(args.run, asked.table.clip_id[everything[theirs]].tolist())
-    save_card(args.run, replace(card, calibration=fitted, stages=(*card.stages, stage)))
     # Decisions kept from before would be compared as if they were the run's.
-    (args.run / PREDICTIONS).unlink(missing_ok=True)
+    put_calibration(args.run, replace(card, calibration=fitted, stages=(*card.stages, stage)))
+    _write(args.run, asked, summary)
     say(
         f"{args.run} now decides by this calibration; predict and live use it. Run evaluate again: the "
         f"{stage['people']} who calibrated do not count there."
     )
     return summary, 0
+
+
+def _write(run: Path, asked: Asked, summary: dict[str, Any]) -> None:
+    folder = run / "cross" / Path(asked.store.path).stem
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "calibration.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
 def everybody(asked: Asked) -> Asked:

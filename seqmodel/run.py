@@ -189,9 +189,14 @@ def load_split(run: Path) -> dict[str, tuple[str, str]]:
 
 
 def calibration_stage(card: Card) -> dict[str, Any] | None:
-    """The entry of `python -m seqmodel calibrate` in the card, while its calibration is the run's."""
-    last = card.stages[-1] if card.stages else {}
-    return last if last.get("stage") == "calibrate" else None
+    """The entry of `python -m seqmodel calibrate` in the card, while its calibration is the run's: until
+    other weights are kept."""
+    for stage in reversed(card.stages):
+        if stage.get("stage") == "calibrate":
+            return stage
+        if stage.get("kept", True):
+            return None
+    return None
 
 
 def save_calibrators(run: Path, clip_ids: Sequence[str]) -> None:

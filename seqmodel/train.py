@@ -168,9 +168,37 @@ def write_run(
     return card
 
 
+def put_calibration(run: Path, card: Card) -> None:
+    """Save a card whose calibration is another, without what speaks of the old one's decisions.
+
+    The training data are measured by it again, and the run is made ready for live again where it was.
+    """
+    exports = sorted(folder.name for folder in (run / "export").glob("*") if folder.is_dir())
+    drop_decisions(run)
+    save_card(run, dataclasses.replace(card, metrics={}))
+    say(f"{run} decides otherwise now: figures, reports and exports from before are dropped")
+    try:
+        write_reference(run)
+    except (ValueError, OSError) as error:
+        warn(f"live report --against has nothing to compare with: {error}")
+    if exports:
+        from seqmodel.export import export_for_live
+
+        say(f"copies of its exports ({', '.join(exports)}) decide as before until they are made again")
+        export_for_live(run)
+
+
 def drop_judgements(run: Path) -> None:
     """Remove what speaks of weights that are about to be replaced: figures, reports, plots and exports."""
+    drop_decisions(run)
+    for folder in run.glob("folds-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def drop_decisions(run: Path) -> None:
+    """Remove what speaks of a run's decisions: all that but folds, which decide for themselves."""
     for name in (
+        "compare.json",
         "metrics.json",
         "predictions.csv",
         "literature.csv",
@@ -180,7 +208,7 @@ def drop_judgements(run: Path) -> None:
         REFERENCE,
     ):
         (run / name).unlink(missing_ok=True)
-    for folder in (run / "export", run / "cross", *run.glob("folds-*")):
+    for folder in (run / "export", run / "cross", run / "train", run / "val"):
         shutil.rmtree(folder, ignore_errors=True)
     for plot in (run / "plots").glob("*"):
         if plot.is_file() and not plot.name.startswith("study_"):  # those are the search's
@@ -219,10 +247,13 @@ def log_entry(epoch: Epoch, stage: str) -> dict[str, Any]:
 
 def resolve_device(device: str) -> str:
     """`auto` as cuda where there is one, else cpu. Raises ValueError for a device this machine lacks."""
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = ["cpu", *(["cuda"] if cards else []), *(f"cuda:{index}" for index in range(cards))]
+    there += ["mps"] if torch.backends.mps.is_available() else []
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: this machine has no CUDA device")
+        return "cuda" if cards else "cpu"
+    if device not in there:
+        raise ValueError(f"--device {device}: this machine has {', '.join(there)}")
     return device
 
 
