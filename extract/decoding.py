@@ -41,6 +41,9 @@ def open_video(path: Path | str) -> "av.container.InputContainer":
     if not container.streams.video:
         container.close()
         raise ValueError(f"{path}: holds no video (audio only?)")
+    if container.streams.video[0].codec_context is None:
+        container.close()
+        raise ValueError(f"{path}: its codec is not known")
     return container
 
 

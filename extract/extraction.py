@@ -28,7 +28,7 @@ from extract.planning import (
 from extract.summary import Tally, print_reading, print_summary, summarise
 from extract.workers import Event, run_jobs
 from features.door import progress, say, warn
-from features.manifest import Failure
+from features.manifest import Clip, Failure
 from features.store import FeatureStore, plan
 
 LAST_WAIT_S = 5.0
@@ -50,12 +50,14 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
     cut = cut_windows(clips, config.window, config.out)
     if config.limit is not None:  # one long video is many windows
         cut = replace(cut, windows=tuple(sample_clips(cut.windows, config.limit)))
+    cut = replace(cut, windows=tuple(_with_known_end(window, cut) for window in cut.windows))
     print_reading(reading)
     setup, numerics = make_setup(config)
     chosen = f"{numerics['backend']} ({numerics['device']}, {numerics['precision']})"
     say(f"{setup.recipe.encoder.name} with weights {setup.recipe.encoder.weights} on {chosen}")
     if config.dry_run or config.verify_sample:
         return _look_only(config, cut, setup)
+    is_whole = not reading.manifest.problems and not reading.unpaired_labels
     store = plan(
         config.out,
         cut.windows,
@@ -63,8 +65,10 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
         numerics=numerics,
         crops=config.crops == "jpeg",
         versions=versions(),
-        listing_complete=config.limit is None,
+        listing_complete=config.limit is None and is_whole,
     )
+    if config.limit is None and not is_whole:
+        _tell_unnamed(config, cut, store)
     mine = {clip.clip_id for clip in own_share(cut.windows, config.shard)}
     lacking = lacking_parts(config, cut.windows, store)
     row_of = store.row_of_clip()
@@ -88,6 +92,22 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
     summary = summarise(config, reading, cut, store, tally, mine)
     print_summary(summary)
     return summary, 1 if summary["failed"] or summary["problems"] else 0
+
+
+def _with_known_end(window: Clip, cut: Cut) -> Clip:
+    """The window, without the end that was assumed where its video cannot be opened."""
+    return replace(window, end_s=None) if window.clip_id in cut.unreadable else window
+
+
+def _tell_unnamed(config: ExtractConfig, cut: Cut, store: FeatureStore) -> None:
+    """How many clips of the store the data do not name, where not all of them could be read."""
+    named, listed = {window.clip_id for window in cut.windows}, store.listed()
+    unnamed = sum(bool(listed[row]) for name, row in store.row_of_clip().items() if name not in named)
+    if unnamed:
+        warn(
+            f"{unnamed} clips in the store were not found in {config.data}, not all of which could be read: "
+            "they keep their labels"
+        )
 
 
 def _settle(store: FeatureStore) -> None:

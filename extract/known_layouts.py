@@ -9,7 +9,6 @@ Knows nothing about what is in a video.
 import csv
 import dataclasses
 import json
-import os
 import re
 import unicodedata
 import zipfile
@@ -18,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from features.manifest import VIDEO_SUFFIXES, Clip, Failure, Manifest, clip_id
+from features.manifest import VIDEO_SUFFIXES, Clip, Failure, Manifest, clip_id, readable, videos_below, walk
 
 DAISEE_LABELS = ("Boredom", "Engagement", "Confusion", "Frustration")
 SPLIT_FOLDERS = {"train": "train", "training": "train", "validation": "val", "valid": "val", "test": "test"}
@@ -57,13 +56,16 @@ def read_daisee(root: Path) -> Reading:
     clips: list[Clip] = []
     lone_videos: list[str] = []
     lone_labels: list[str] = []
+    problems: list[Failure] = []
     for folder in ("Train", "Validation", "Test"):
         labels_file = root / "Labels" / f"{folder}Labels.csv"
         if not labels_file.is_file() and not (root / "DataSet" / folder).is_dir():
             continue
         labels = {_stem(row["ClipID"]): row for row in _table(labels_file, ("ClipID", *DAISEE_LABELS))}
         videos: dict[str, Path] = {}
-        for file in _videos(root / "DataSet" / folder):
+        files, unnameable = videos_below(root / "DataSet" / folder, root)
+        problems += unnameable
+        for file in files:
             if videos.setdefault(_stem(file.name), file) != file:
                 lone_videos.append(_relative(file, root))  # a second file of one clip
         for stem, file in videos.items():
@@ -75,7 +77,7 @@ def read_daisee(root: Path) -> Reading:
             split = SPLIT_FOLDERS[folder.lower()]
             clips.append(Clip(clip_id(file, root), file, subject=subject, split=split, labels=levels))
         lone_labels += [f"{folder}: {labels[stem]['ClipID']}" for stem in labels if stem not in videos]
-    return _reading(root, "daisee", clips, lone_videos, lone_labels)
+    return _reading(root, "daisee", clips, problems, lone_videos, lone_labels)
 
 
 def read_engagenet(root: Path) -> Reading:
@@ -92,9 +94,11 @@ def read_engagenet(root: Path) -> Reading:
         for name, split in (("train.txt", "train"), ("valid.txt", "val"), ("test.txt", "test"))
         for line in _lines(root / name)
     }
-    clips, lone_videos, seen, dropped = [], [], set(), 0
+    clips, problems, lone_videos, seen, dropped = [], [], [], set(), 0
     for folder in ("Train", "Validation", "Test"):
-        for file in _videos(root / folder):
+        files, unnameable = videos_below(root / folder, root)
+        problems += unnameable
+        for file in files:
             stem = _stem(file.name)
             seen.add(stem)
             label = labels.get(stem, "")
@@ -114,7 +118,7 @@ def read_engagenet(root: Path) -> Reading:
                     )
                 )
     lone_labels = [stem for stem in labels if stem not in seen]
-    reading = _reading(root, "engagenet", clips, lone_videos, lone_labels)
+    reading = _reading(root, "engagenet", clips, problems, lone_videos, lone_labels)
     return dataclasses.replace(reading, dropped=(("subject not present", dropped),) if dropped else ())
 
 
@@ -125,7 +129,9 @@ def read_aihub(root: Path) -> Reading:
     segments: dict[tuple[str, str], dict[int, tuple[str, Path]]] = defaultdict(dict)
     contradictions = 0
     for folder in folders_ending(root, LABEL_FOLDER):
-        for file in sorted(folder.rglob("*.json")):
+        for file in sorted(place / name for place, _, names in walk(folder) for name in names):
+            if file.suffix.lower() != ".json":
+                continue
             try:
                 video, k, category = _aihub_label(file)
             except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
@@ -136,7 +142,9 @@ def read_aihub(root: Path) -> Reading:
     first = 0 if any(0 in wanted for wanted in segments.values()) else 1
     clips, lone_videos, paired = [], [], set()
     for folder in folders_ending(root, VIDEO_FOLDER):
-        for source in _videos(folder):
+        files, unnameable = videos_below(folder, root)
+        problems += unnameable
+        for source in files:
             key = (_aihub_split(folder, root), _stem(source.name))
             if key not in segments:
                 lone_videos.append(_relative(source, root))
@@ -152,15 +160,19 @@ def read_aihub(root: Path) -> Reading:
     notes: tuple[str, ...] = (f"segments are counted from {first}, as in this copy's file names",)
     if contradictions:
         notes += (f"{contradictions} labels say something else than the folder they lie in; the label holds",)
-    reading = _reading(root, "aihub", clips, lone_videos, lone_labels)
-    manifest = dataclasses.replace(reading.manifest, problems=tuple(problems))
-    return dataclasses.replace(reading, manifest=manifest, notes=notes)
+    reading = _reading(root, "aihub", clips, problems, lone_videos, lone_labels)
+    return dataclasses.replace(reading, notes=notes)
 
 
 def _reading(
-    root: Path, layout: str, clips: Iterable[Clip], videos: Sequence[str], labels: Sequence[str]
+    root: Path,
+    layout: str,
+    clips: Iterable[Clip],
+    problems: Iterable[Failure],
+    videos: Sequence[str],
+    labels: Sequence[str],
 ) -> Reading:
-    manifest = Manifest(tuple(clips), (), root)
+    manifest = Manifest(tuple(clips), tuple(problems), root)
     return Reading(manifest, layout, tuple(sorted(videos)), tuple(sorted(labels)))
 
 
@@ -202,19 +214,12 @@ def engagenet_tables(root: Path) -> list[Path]:
 def folders_ending(root: Path, name: str) -> list[Path]:
     """Folders under `root` whose name ends so, however their Hangul is composed; none inside another."""
     found = []
-    for folder, subfolders, _ in os.walk(root):
-        own = [sub for sub in sorted(subfolders) if unicodedata.normalize("NFC", sub).endswith(name)]
-        found += [Path(folder) / sub for sub in own]
-        # Neither into what was found nor into the data next to it, which may be half a million files.
-        subfolders[:] = [] if own else sorted(subfolders)
-    return found
-
-
-def _videos(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES)
-    return sorted(file for file in files if file.is_file() and not file.name.startswith("."))
+    for folder, subfolders, _ in walk(root):
+        own = [sub for sub in subfolders if unicodedata.normalize("NFC", sub).endswith(name)]
+        found += [folder / sub for sub in own]
+        if own:  # neither into what was found nor into the data next to it, which may be half a million files
+            subfolders.clear()
+    return sorted(found)
 
 
 def _table(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -258,4 +263,4 @@ def _stem(name: str) -> str:
 
 
 def _relative(file: Path, root: Path) -> str:
-    return unicodedata.normalize("NFC", file.relative_to(root).as_posix())
+    return readable(unicodedata.normalize("NFC", file.relative_to(root).as_posix()))

@@ -59,8 +59,8 @@ def cut_windows(clips: Sequence[Clip], window_s: float, out: str) -> Cut:
     for clip in clips:
         length = lengths[clip.path]
         if isinstance(length, str):
-            assumed_s = known.get(clip.clip_id.rpartition("#")[0], clip.start_s + window_s)
-            own = windows(clip, clip.end_s or assumed_s, window_s)
+            assumed_s = clip.end_s or clip.start_s + window_s
+            own = windows(clip, known.get(clip.clip_id.rpartition("#")[0], assumed_s), window_s)
             unreadable |= {window.clip_id: length for window in own}
         else:
             own = windows(clip, length, window_s)

@@ -99,12 +99,14 @@ def _label(args: "config.LabelArgs") -> "Answer":
 
 
 def _delete(args: "config.DeleteArgs") -> "Answer":
+    from features.config import EVERYBODY
     from features.store import delete
 
-    count = delete(args.store, args.subject)
-    whom = "the store" if args.subject is None else f"subject {args.subject}"
+    subject = None if args.subject == EVERYBODY else args.subject
+    count = delete(args.store, subject)
+    whom = "the store" if subject is None else f"subject {subject}"
     say(f"deleted {whom}: {count} clips")
-    return {"store": args.store, "subject": args.subject, "deleted": count}, 0
+    return {"store": args.store, "subject": subject, "deleted": count}, 0
 
 
 def _import(args: "config.ImportArgs") -> "Answer":

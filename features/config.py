@@ -9,6 +9,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+EVERYBODY = "\0"
+"""No word of a command line can be this, whatever people are called."""
+
 
 @dataclass(frozen=True)
 class InfoArgs:
@@ -59,7 +62,7 @@ class DeleteArgs:
 
     store: Annotated[str, tyro.conf.Positional]
     """The store."""
-    subject: str | None = None
+    subject: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: everybody)")] = EVERYBODY
     """Only this person's clips."""
     json: bool = False
     """Print the summary as one JSON object on stdout."""

@@ -34,7 +34,9 @@ def describe(store: FeatureStore) -> dict[str, Any]:
         "without_subject": int((table.subject[listed] == "").sum()),
         "splits": dict(Counter(name or "none" for name in table.split[listed].tolist())),
         "labels": {column: _label_counts(table, column, listed) for column in table.labels},
-        "label_names": table.label_names,
+        "label_names": {
+            column: [name for name in names if name] for column, names in table.label_names.items()
+        },
         "face_rate": _face_rate(store, np.flatnonzero(listed & (table.state == 1))),
         "num_frames": store.num_frames,
         "parts": parts,

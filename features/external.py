@@ -12,6 +12,8 @@ import csv
 import dataclasses
 import shutil
 import uuid
+import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -68,6 +70,8 @@ def read_sequences(file: Path) -> Sequences:
     else:
         raise ValueError(f"{file} is neither .npz nor .csv")
     widths = {values.shape[1] for values in sequences.values}
+    if not sequences.clips and sequences.problems:
+        raise ValueError(f"{file} lists no usable clip: {sequences.problems[0].reason}")
     if not sequences.clips or len(widths) != 1 or widths == {0}:
         raise ValueError(f"{file} holds {len(sequences.clips)} clips of {sorted(widths)} features")
     return sequences
@@ -141,15 +145,23 @@ def _write(place: Place, sequences: Sequences, recipe: Recipe, num_frames: int) 
 
 
 def _of_npz(file: Path) -> Sequences:
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{file} cannot be read: {error} (no pickled objects: save plain arrays)") from error
+    arrays = _load(file)
+    if not isinstance(arrays, dict):
+        raise ValueError(
+            f"{file} holds one array without a name, wanted x and y: numpy.savez(FILE, x=x, y=y)"
+        )
     missing = {"x", "y"} - set(arrays)
     if missing:
         raise ValueError(f"{file} has no array {sorted(missing)[0]!r}; it has {', '.join(sorted(arrays))}")
+    arrays |= {key: _text(array, key, file) for key, array in arrays.items() if array.dtype.kind == "S"}
+    for key in ("label_names", "feature_names"):
+        if key in arrays and arrays[key].ndim != 1:
+            raise ValueError(f"{file}: {key} has shape {arrays[key].shape}, wanted a list")
     labels = np.atleast_1d(arrays["y"])
+    if labels.ndim != 1 or labels.dtype.kind not in "biufU":
+        raise ValueError(
+            f"{file}: y has shape {labels.shape} of {labels.dtype}, wanted (N,) of numbers or names"
+        )
     count = len(labels)
     values = _cut(arrays["x"], arrays.get("length"), count, file)
     names = arrays.get("label_names")
@@ -195,6 +207,27 @@ def _of_npz(file: Path) -> Sequences:
     return Sequences(clips, values, label_names=order, feature_names=features)
 
 
+def _load(file: Path) -> np.ndarray | dict[str, np.ndarray]:
+    """What NumPy saved: one array, or several by name.
+
+    Raises ValueError for anything else.
+    """
+    try:
+        with open(file, "rb") as stream:  # NumPy leaves one of its own open where the content is broken
+            saved = np.load(stream, allow_pickle=False)
+            return saved if isinstance(saved, np.ndarray) else {key: np.asarray(saved[key]) for key in saved}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{file} cannot be read: {error} (no pickled objects: save plain arrays)") from error
+
+
+def _text(array: np.ndarray, key: str, file: Path) -> np.ndarray:
+    """Names that were saved as bytes."""
+    try:
+        return np.char.decode(array, "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: {key} is not UTF-8: {error.object!r}") from error
+
+
 def _cut(x: np.ndarray, length: np.ndarray | None, count: int, file: Path) -> tuple[np.ndarray, ...]:
     """One (t, D) float32 a clip, of (N,T,D), of (N,D) as one frame each, or of frames laid end to end."""
     if not np.issubdtype(x.dtype, np.number):
@@ -202,6 +235,10 @@ def _cut(x: np.ndarray, length: np.ndarray | None, count: int, file: Path) -> tu
     x = x.astype(np.float32)
     if length is not None and length.shape != (count,):
         raise ValueError(f"{file}: length has shape {length.shape}, wanted ({count},) as y has")
+    if length is not None:
+        if length.dtype.kind not in "iuf" or (length != np.floor(length)).any():
+            raise ValueError(f"{file}: length is no list of whole numbers")
+        length = length.astype(np.int64)
     if x.ndim == 3 and len(x) == count:
         ends = np.full(count, x.shape[1]) if length is None else length
         if (ends < 0).any() or (ends > x.shape[1]).any():
@@ -276,6 +313,8 @@ def _of_manifest(file: Path) -> Sequences:
     columns: tuple[str, ...] | None = None
     for clip in manifest.clips:
         try:
+            if clip.start_s or clip.end_s is not None:
+                raise ValueError("start_s and end_s are not cut here: one file a clip, without these columns")
             own, names = _features_of(clip.path)
             if columns is not None and names != columns:
                 raise ValueError(f"{clip.path.name} has other columns than {clips[0].path.name}")
@@ -283,7 +322,7 @@ def _of_manifest(file: Path) -> Sequences:
             problems.append(Failure(clip.clip_id, str(error)))
             continue
         columns = names
-        clips.append(dataclasses.replace(clip, start_s=0.0, end_s=None))
+        clips.append(clip)
         values.append(own)
     return Sequences(tuple(clips), tuple(values), tuple(problems))
 
@@ -291,7 +330,9 @@ def _of_manifest(file: Path) -> Sequences:
 def _features_of(file: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     """((t, D) float32, names of the columns) of one clip's file."""
     if file.suffix.lower() == ".npy":
-        values = np.load(file, allow_pickle=False)
+        values = _load(file)
+        if isinstance(values, dict):
+            raise ValueError(f"{file.name} is an .npz of {', '.join(values)}, wanted one array")
         if values.ndim != 2:
             raise ValueError(f"{file.name} has shape {values.shape}, wanted (frames, features)")
         return values.astype(np.float32), tuple(map(str, range(values.shape[1])))
@@ -311,7 +352,7 @@ def _read_table(file: Path) -> _Table:
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
             lines = [[cell.strip() for cell in line] for line in csv.reader(stream) if any(line)]
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file.name} is not a UTF-8 CSV") from error
     if len(lines) < 2:
         raise ValueError(f"{file.name} has no frames")

@@ -57,12 +57,13 @@ def make_labelling(
     before position K and the rest. `labels` fixes the order, last = positive, and leaves out the names it
     does not list; with `binarize_at`, two names are those of the two classes, others list the levels.
     Without `labels` numbers come first and by value, other names as stored; those that are `unused`, because
-    no clip has them, make no class.
+    no clip has them, make no class, and neither does a name that was blanked with the last who had it.
 
     Raises ValueError for a name that the column does not have, and where only some of the names that
     `binarize_at` is to part are numbers.
     """
-    groups: dict[str, tuple[str, ...]] = {name: (name,) for name in sorted(stored_names, key=by_value)}
+    stored = sorted(filter(None, stored_names), key=by_value)
+    groups: dict[str, tuple[str, ...]] = {name: (name,) for name in stored}
     for text in merge:
         new, _, members_text = (part.strip() for part in text.rpartition("="))
         members = tuple(member.strip() for member in members_text.split("+"))

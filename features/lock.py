@@ -2,8 +2,8 @@
 
 Not the file system's own locks: those of shared disks often do nothing, and object storage has none. Its
 holder renews it while it plans. A planner that was killed is noticed by its process and its process's start,
-and from another machine by a lock that nobody renews; whoever waits measures that by its own clock, for
-machines do not agree on the time.
+and from another machine or container by a lock that nobody renews; whoever waits measures that by its own
+clock, for machines do not agree on the time.
 
 Knows nothing about what a planner does.
 """
@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ NOTICE_S = 10.0
 def planner_lock(place: Place, wait_s: float = math.inf) -> Iterator[None]:
     """Be the only planner of a store; wait for another as long as that one lives.
 
-    A planner that died on this machine is noticed at once, one of another machine after LOCK_STALE_S.
+    A planner that died here is noticed at once, one of another machine or container after LOCK_STALE_S.
 
     Raises ValueError naming the holder when the lock does not come free within `wait_s`.
     """
@@ -51,6 +51,28 @@ def planner_lock(place: Place, wait_s: float = math.inf) -> Iterator[None]:
         renewing.join()
         if token.encode() in (read_bytes(place, LOCK_NAME) or b""):
             delete_keys(place, [LOCK_NAME])
+
+
+def here() -> dict[str, str]:
+    """Where this process runs: its machine's name, and the namespace in which its number means something.
+
+    Containers and machines may share a name. So the namespace is the machine since it was started, and the
+    container's own processes within it; where the system has no such things (no /proc), the machine alone.
+    """
+    try:
+        started = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        namespace = f"{started} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        namespace = f"{uuid.getnode():x}"
+    return {"host": socket.gethostname(), "namespace": namespace}
+
+
+def is_here(process: Mapping[str, Any]) -> bool:
+    """Whether a process, as it signed itself with `here`, can be looked for by its number.
+
+    What was signed before namespaces were has the machine's name alone, and goes by that.
+    """
+    return all(process.get(key, value) == value for key, value in here().items())
 
 
 def _acquire(place: Place, token: str, wait_s: float) -> None:
@@ -116,7 +138,7 @@ def _put_if_absent(place: Place, body: bytes) -> bool:
 
 
 def _own_identity() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_ticks(os.getpid())}
+    return {**here(), "pid": os.getpid(), "started": _start_ticks(os.getpid())}
 
 
 def _start_ticks(pid: int) -> str:
@@ -131,10 +153,10 @@ def _start_ticks(pid: int) -> str:
 def _is_dead(place: Place, held: bytes) -> bool:
     try:
         holder = json.loads(held)
-        host, pid, started = holder["host"], int(holder["pid"]), holder["started"]
+        pid, started = int(holder["pid"]), holder["started"]
     except (ValueError, KeyError, TypeError):  # killed between creating and writing it
         return place.folder is None or _age_s(place.folder / LOCK_NAME) > PARTIAL_AGE_S
-    if host != socket.gethostname() or os.name != "posix":
+    if not is_here(holder) or os.name != "posix":
         return False
     try:
         os.kill(pid, 0)

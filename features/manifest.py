@@ -10,7 +10,7 @@ import io
 import math
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,19 +101,20 @@ def read_csv(path: Path, *, require_files: bool = True) -> Manifest:
 def read_folder(root: Path) -> Manifest:
     """Clips of `ROOT/<label>/<video>`; `ROOT/<train|val|test>/<label>/<video>` names a split as well.
 
-    Videos outside a label's folder are problems; files that are no videos are passed over.
+    Videos outside a label's folder are problems, and those of a name that is not UTF-8; files that are no
+    videos are passed over.
 
     Raises ValueError when there is no folder or no video in it.
     """
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"no such folder: {root}")
-    videos = [file for file in _walk(root) if file.suffix.lower() in VIDEO_SUFFIXES]
-    if not videos:
+    videos, problems = videos_below(root, root)
+    if not videos and not problems:
         raise ValueError(f"no videos under {root}; wanted {root.name}/<label>/<video>, or a manifest CSV")
     tops = {file.relative_to(root).parts[0].lower() for file in videos if file.parent != root}
     has_splits = bool(tops) and tops <= set(SPLITS)
-    clips, problems = [], []
+    clips = []
     for file in videos:
         folders = [_nfc(part) for part in file.relative_to(root).parts[:-1]]
         split = SPLITS[folders.pop(0).lower()] if has_splits and folders else ""
@@ -123,6 +124,53 @@ def read_folder(root: Path) -> Manifest:
         else:
             clips.append(Clip(name, file, split=split, labels={"label": folders[0]}))
     return Manifest(tuple(clips), tuple(problems), root)
+
+
+def videos_below(folder: Path, root: Path) -> tuple[list[Path], list[Failure]]:
+    """Videos below `folder`, in one order everywhere; as problems those whose path from `root` is not UTF-8,
+    which no store could name."""
+    videos: list[Path] = []
+    problems: list[Failure] = []
+    for place, _, names in walk(folder):
+        for file in (place / name for name in names):
+            if file.suffix.lower() not in VIDEO_SUFFIXES or not file.is_file():
+                continue
+            name = clip_id(file, root)
+            if name == readable(name):
+                videos.append(file)
+            else:
+                problems.append(Failure(readable(name), "its name is not UTF-8: rename it"))
+    videos.sort(key=lambda file: _nfc(file.relative_to(folder).as_posix()))
+    return videos, sorted(problems, key=lambda problem: problem.clip_id)
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Folders from `root` down, each with the names of those in it and of its files, as `os.walk` gives them:
+    what is taken out of the second is not entered. Hidden ones (`._x.mp4` of macOS, caches) are left out.
+
+    Linked folders are entered last, none twice and none that `root` lies in: so loops end, and a video has
+    one name.
+    """
+    entered = {str(folder) for folder in Path(os.path.realpath(root)).parents}
+    waiting = [str(root)]
+    while waiting:
+        for folder, subfolders, files in os.walk(waiting.pop(0)):
+            real = os.path.realpath(folder)
+            if real in entered:
+                subfolders.clear()
+                continue
+            entered.add(real)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            yield Path(folder), subfolders, sorted(name for name in files if not name.startswith("."))
+            for name in subfolders:
+                path = os.path.join(folder, name)
+                if os.path.realpath(path) != os.path.join(real, name):  # a link, or a junction of Windows
+                    waiting.append(path)
+
+
+def readable(name: str) -> str:
+    """A file's name as it can be printed and stored: `\\udce9` stands for a byte e9 that is not UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def clip_id(path: Path, root: Path, start_s: float = 0.0) -> str:
@@ -183,12 +231,13 @@ def _csv_rows(path: Path) -> list[tuple[int, list[str]]]:
     rows: list[tuple[int, list[str]]] = []
     try:
         for cells in reader:
-            rows.append((reader.line_num, [_nfc(cell.strip()) for cell in cells]))
+            rows.append((reader.line_num, [cell.strip() for cell in cells]))
     except csv.Error as error:
         raise ValueError(f"{path} line {reader.line_num}: {error}") from error
     if not rows:
         raise ValueError(f"{path} is empty; wanted a header with path and a label column")
-    header = [name.lower() if name.lower() in (*RESERVED, "label") else name for name in rows[0][1]]
+    header = [_nfc(name) for name in rows[0][1]]
+    header = [name.lower() if name.lower() in (*RESERVED, "label") else name for name in header]
     if "path" not in header:
         raise ValueError(f"{path} has no column 'path': its header is {','.join(header)}")
     twice = {name for name in header if header.count(name) > 1}
@@ -200,7 +249,7 @@ def _csv_rows(path: Path) -> list[tuple[int, list[str]]]:
 def _clip_of_row(header: list[str], cells: list[str], root: Path, require_file: bool) -> Clip:
     if len(cells) != len(header):
         raise ValueError(f"{len(cells)} fields where the header has {len(header)}")
-    row = dict(zip(header, cells, strict=True))
+    row = {name: cell if name == "path" else _nfc(cell) for name, cell in zip(header, cells, strict=True)}
     if not row["path"]:
         raise ValueError("no path")
     file = _find_file(root, row["path"], require_file)
@@ -237,15 +286,27 @@ def _seconds(text: str, name: str) -> float | None:
 
 
 def _find_file(root: Path, text: str, require_file: bool) -> Path:
-    """The file as it is spelled on disk: Hangul may be composed or not, separators may be Windows'."""
-    for spelling in (text, text.replace("\\", "/")):
-        for form in ("NFC", "NFD"):
-            candidate = root / Path(unicodedata.normalize(form, spelling)).expanduser()  # type: ignore[arg-type]
-            if candidate.is_file():
-                return candidate
+    """The file as it is spelled on disk: Hangul may be composed or not, folder by folder, separators may be
+    Windows', and `~` may be the user's own folder."""
+    spellings = (text, text.replace("\\", "/"))
+    for path in dict.fromkeys((*spellings, *map(os.path.expanduser, spellings))):
+        found = _spelled_on_disk(root, path)
+        if found is not None:
+            return found
     if require_file:
         raise ValueError(f"no such file: {text}")
     return root / text.replace("\\", "/")
+
+
+def _spelled_on_disk(root: Path, path: str) -> Path | None:
+    """The file of this path, each part composed as it is on disk; None where there is none."""
+    if os.path.isfile(root / path):
+        return root / path
+    places = [root]
+    for part in Path(path).parts:
+        forms = dict.fromkeys((part, _nfc(part), unicodedata.normalize("NFD", part)))
+        places = [place / form for place in places for form in forms if os.path.exists(place / form)]
+    return next((place for place in places if os.path.isfile(place)), None)
 
 
 def _require_unique(path: Path, clips: Iterable[tuple[int, Clip]]) -> None:
@@ -273,16 +334,6 @@ def _split_columns(clip: Clip, columns: Mapping[str, tuple[bool, bool]]) -> Clip
     labels = {name: clip.labels[name] for name, (is_label, _) in columns.items() if is_label}
     slices = {name: clip.labels[name] for name, (_, is_slice) in columns.items() if is_slice}
     return dataclasses.replace(clip, labels=labels, slices=slices)
-
-
-def _walk(root: Path) -> list[Path]:
-    """Files under `root` in one order everywhere; hidden ones (`._x.mp4` of macOS, caches) are left out."""
-    files = [
-        file
-        for file in root.rglob("*")
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(root).parts)
-    ]
-    return sorted(files, key=lambda file: _nfc(file.relative_to(root).as_posix()))
 
 
 def _nfc(text: str) -> str:

@@ -33,8 +33,12 @@ _READ_BYTES = 1 << 22
 
 
 def packed_folders(place: Place) -> list[Path]:
-    """Where a store's packed copies may lie: in the store, or else in the user's cache."""
-    cached = _cache_folder() / "packed" / hashlib.sha256(place.text.encode()).hexdigest()[:12]
+    """Where a store's packed copies may lie: in the store, or else in the user's cache.
+
+    There they go by where the store is, however that was spelled.
+    """
+    where = place.text.rstrip("/") if place.folder is None else place.folder.resolve()
+    cached = _cache_folder() / "packed" / hashlib.sha256(os.fsencode(where)).hexdigest()[:12]
     return [cached] if place.folder is None else [place.folder / "packed", cached]
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,13 @@ from features.arrays import (
     chunk_key,
     ensure_row_array,
     read_column,
+    rows_present,
     write_column,
 )
 from features.labels import by_value
 from features.manifest import Clip
 from features.recipe import Recipe, from_json, require_equal, to_json
+from features.splits import SIDES, groups_of
 from features.storage import Place, delete_keys, open_group, read_bytes
 
 SCHEMA = "brainbuddy-features/1"
@@ -46,7 +49,7 @@ class Changes:
 
     new: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
-    """Known clips whose video file has another size or time: to be extracted again."""
+    """Known clips whose video file has another size or time, or that end elsewhere: to be extracted again."""
     corrected: tuple[str, ...] = ()
     """Known clips with another label, subject, split, fold or slice than before."""
     vanished: tuple[str, ...] = ()
@@ -131,7 +134,7 @@ def write_rows(
     """Make the store's clip-level arrays say what the clips say, and its row arrays long enough.
 
     Known clips keep what these clips say nothing of: a label or slice column that none of them has, subjects,
-    splits or folds where none of them has one.
+    splits or folds where none of them has one, and the end of a clip that has none.
 
     file_states: (sizes, times) as `states_of_files` gives them, −1 = unknown; None = asked now.
     """
@@ -139,6 +142,7 @@ def write_rows(
     if len(set(ids)) != len(ids):
         twice = sorted({name for name in ids if ids.count(name) > 1})
         raise ValueError(f"clips must be there once each; twice: {', '.join(twice[:5])}")
+    clips = _with_stored_labels(clips, group.attrs["label_names"])
     old_count = int(group.attrs["num_clips"])  # type: ignore[arg-type]
     table = _read_table(group, old_count)
     row_of = {name: row for row, name in enumerate(table["clip_id"].tolist()) if name}
@@ -150,8 +154,11 @@ def write_rows(
     before = {name: _grown(values, count) for name, values in table.items()}
     after = {name: values.copy() for name, values in before.items()}
     _fill_text(after, rows, clips)
+    _fill_times(after, rows, clips, old_count)
     sizes, mtimes = file_states or states_of_files(clips)
-    changed = changed_rows(before, rows, sizes, mtimes, old_count)
+    old = rows < old_count
+    known = [clip for clip, is_old in zip(clips, old, strict=True) if is_old]
+    changed = changed_rows(before, rows[old], known, recipe, (sizes[old], mtimes[old]))
     known_file = sizes >= 0  # a disk that is away today has not changed its files
     after["source_size"][rows[known_file]] = sizes[known_file]
     after["source_mtime_ns"][rows[known_file]] = mtimes[known_file]
@@ -168,13 +175,17 @@ def write_rows(
     _make_row_arrays(group, recipe, count, has_crops)
     # Names before codes: a longer list of names misnames nothing should the rest never come.
     group.update_attributes({"label_names": label_names, "slice_columns": sorted(slices)})
+    sides: Any = group.attrs.get("encoder_sides", {})
+    renamed = {"encoder_sides": _sides_under_new_names(sides, before, after)} if sides else {}
+    if renamed:  # both names until the new ones stand
+        group.update_attributes({"encoder_sides": sides | renamed["encoder_sides"]})
     for folder, columns in (("labels", labels), ("slices", slices)):
         for column, values in columns.items():
             write_column(group, array_name(folder, column), values)
-    clear_rows(group, place, changed)  # before their new size and time are noted: a kill repeats it
+    clear_rows(group, place, changed)  # before what changed is noted: a kill repeats it
     for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS):
         write_column(group, name, after[name])
-    commit(group, place, {"num_clips": count})
+    commit(group, place, {"num_clips": count} | renamed)
     return Changes(
         tuple(clip.clip_id for clip in new),
         tuple(before["clip_id"][changed].tolist()),
@@ -194,19 +205,39 @@ def clear_rows(group: zarr.Group, place: Place, rows: Sequence[int] | np.ndarray
 
 
 def erase_rows(group: zarr.Group, place: Place, rows: np.ndarray) -> None:
-    """Delete rows for good: features, and every word by which the person could be known."""
+    """Delete rows for good: features, and every word by which the person could be known.
+
+    The subject goes last: a deletion that was cut short can be repeated.
+    """
     count = int(group.attrs["num_clips"])  # type: ignore[arg-type]
     clear_rows(group, place, rows)
     attributes: Any = group.attrs
-    for name in TEXT_COLUMNS:
-        text = DELETED if name == "source" else ""
-        _rewrite(group, name, count, rows, text)
-    for name in NUMBER_COLUMNS:
-        _rewrite(group, name, count, rows, 0)
-    for column in attributes["label_names"]:
+    if sides := attributes.get("encoder_sides", {}):
+        gone = set(_groups(_read_table(group, count))[rows].tolist())
+        commit(group, place, {"encoder_sides": {who: side for who, side in sides.items() if who not in gone}})
+    names = {}
+    for column, known in attributes["label_names"].items():
         _rewrite(group, array_name("labels", column), count, rows, -1)
+        used = set(read_column(group, array_name("labels", column), count).tolist())
+        names[column] = [name if code in used else "" for code, name in enumerate(known)]
+    commit(group, place, {"label_names": names})
     for column in attributes["slice_columns"]:
         _rewrite(group, array_name("slices", column), count, rows, "")
+    for name in NUMBER_COLUMNS:
+        _rewrite(group, name, count, rows, 0)
+    for name in sorted(TEXT_COLUMNS, key="subject".__eq__):
+        _rewrite(group, name, count, rows, DELETED if name == "source" else "")
+
+
+def come_back(group: zarr.Group, place: Place) -> np.ndarray:
+    """Rows, ascending, of deleted people that hold something: a worker that did not know wrote them later."""
+    count = int(group.attrs["num_clips"])  # type: ignore[arg-type]
+    if count == 0:  # arrays may be there or not
+        return np.zeros(0, np.int64)
+    erased = (read_column(group, "source", count) == DELETED) & (read_column(group, "clip_id", count) == "")
+    if erased.any():
+        erased &= np.any([rows_present(place, group, name, count) for name in ROW_ARRAYS], axis=0)
+    return np.flatnonzero(erased)
 
 
 def _rewrite(group: zarr.Group, name: str, count: int, rows: np.ndarray, value: Any) -> None:
@@ -275,8 +306,20 @@ def _fill_text(table: dict[str, np.ndarray], rows: np.ndarray, clips: Sequence[C
     for name, values in texts.items():
         if any(values):  # a manifest that says nothing in a column corrects nothing, as with labels
             table[name] = _with_texts(table[name], rows, values)
+
+
+def _fill_times(
+    table: dict[str, np.ndarray], rows: np.ndarray, clips: Sequence[Clip], old_count: int
+) -> None:
     table["start_s"][rows] = [clip.start_s for clip in clips]
-    table["end_s"][rows] = [np.nan if clip.end_s is None else clip.end_s for clip in clips]
+    ends_s = _ends_s(clips)
+    said = np.isfinite(ends_s) | (rows >= old_count)
+    table["end_s"][rows[said]] = ends_s[said]
+
+
+def _ends_s(clips: Sequence[Clip]) -> np.ndarray:
+    """(n,) float64; NaN = not said."""
+    return np.array([np.nan if clip.end_s is None else clip.end_s for clip in clips], np.float64)
 
 
 def _with_texts(values: np.ndarray, rows: np.ndarray, texts: Sequence[str]) -> np.ndarray:
@@ -285,6 +328,23 @@ def _with_texts(values: np.ndarray, rows: np.ndarray, texts: Sequence[str]) -> n
     wide = values.astype(np.promote_types(values.dtype, new.dtype))
     wide[rows] = new
     return wide
+
+
+def _groups(table: dict[str, np.ndarray]) -> np.ndarray:
+    """`groups_of` every row."""
+    return groups_of(SimpleNamespace(**table), np.arange(len(table["subject"])))  # type: ignore[arg-type]
+
+
+def _sides_under_new_names(
+    sides: dict[str, str], before: dict[str, np.ndarray], after: dict[str, np.ndarray]
+) -> dict[str, str]:
+    """Who trained the encoder, as they are called after a correction of subjects; whoever is now one person
+    stands where the first of them in the order of `SIDES` stood."""
+    found: dict[str, str] = {}
+    for old, new in zip(_groups(before).tolist(), _groups(after).tolist(), strict=True):
+        if old in sides:
+            found[new] = min(found.get(new, SIDES[-1]), sides[old], key=SIDES.index)
+    return found
 
 
 def states_of_files(clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
@@ -305,12 +365,35 @@ def states_of_files(clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def changed_rows(
-    before: dict[str, np.ndarray], rows: np.ndarray, sizes: np.ndarray, mtimes: np.ndarray, old_count: int
+    before: dict[str, np.ndarray],
+    rows: np.ndarray,
+    clips: Sequence[Clip],
+    recipe: Recipe,
+    file_states: tuple[np.ndarray, np.ndarray],
 ) -> np.ndarray:
-    """Which of the known rows have a file of another size or time than `before` says."""
-    comparable = (rows < old_count) & (sizes >= 0) & (before["source_size"][rows] >= 0)
+    """Which rows of known clips have a file of another size or time than `before` says, or end elsewhere.
+
+    An end that moves by up to half a sampling period moves no more than the last frame. One that is unknown,
+    then or now, tells nothing.
+    """
+    sizes, mtimes = file_states
     differs = (before["source_size"][rows] != sizes) | (before["source_mtime_ns"][rows] != mtimes)
-    return np.sort(rows[comparable & differs])
+    changed = differs & (sizes >= 0) & (before["source_size"][rows] >= 0)
+    if recipe.pixels is not None:
+        changed |= np.abs(before["end_s"][rows] - _ends_s(clips)) > 0.5 / recipe.pixels.fps
+    return np.sort(rows[changed])
+
+
+def _with_stored_labels(clips: Sequence[Clip], label_names: Any) -> list[Clip]:
+    """The clips, with what is a label in the store as one: also a column that has too many values by now to
+    become a label."""
+    return [
+        dataclasses.replace(
+            clip,
+            labels={name: text for name, text in clip.slices.items() if name in label_names} | clip.labels,
+        )
+        for clip in clips
+    ]
 
 
 def _label_codes(

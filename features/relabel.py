@@ -7,6 +7,7 @@ Knows nothing about videos: the manifest's may be anywhere.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from features.lock import planner_lock
 from features.manifest import Clip
 from features.storage import place_of
 from features.store import ClipTable, FeatureStore
+
+SLACK_S = 1e-3
+"""Clips go by whole milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,8 @@ class Relabelling:
 def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
     """Bring labels, subjects, splits and slices up to date; features stay as they are.
 
-    clips as the manifest names them: a row belongs to the clip of its video in which it starts. What the
-    manifest has no column for stays as it was.
+    clips as the manifest names them: a row belongs to the clip of its video in which it starts; of clips that
+    overlap, to the one that has a window there. What the manifest has no column for stays as it was.
 
     Raises ValueError when there is no store, or no clip of it is named.
     """
@@ -43,8 +47,10 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
     with planner_lock(place):
         group = planning.open_for_planning(place)
         table = FeatureStore(place, group, writable=False).table()
+        recipe = planning.recipe_of(group, place)
+        window_s = None if recipe.pixels is None else recipe.pixels.window_s
         by_source = _by_source(clips)
-        owners = [_owner(table, row, by_source) for row in range(len(table.state))]
+        owners = [_owner(table, row, by_source, window_s) for row in range(len(table.state))]
         named = [_as_row(clip, table, row) for row, clip in enumerate(owners) if clip is not None]
         if not named:
             raise ValueError(f"none of these {len(clips)} clips is in {place.text}: are the paths the same?")
@@ -52,7 +58,7 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
             group,
             place,
             named,
-            planning.recipe_of(group, place),
+            recipe,
             has_crops=False,
             listing_complete=False,
             file_states=(np.full(len(named), -1),) * 2,
@@ -73,12 +79,21 @@ def _by_source(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
     return by_source
 
 
-def _owner(table: ClipTable, row: int, by_source: dict[str, list[Clip]]) -> Clip | None:
+def _owner(
+    table: ClipTable, row: int, by_source: dict[str, list[Clip]], window_s: float | None
+) -> Clip | None:
+    """The clip that the row was cut from. Of several that could have a window at its start it is the one that
+    starts last: had an earlier one a window there too, two rows would go by one name."""
     start_s = float(table.start_s[row])
-    for clip in by_source.get(str(table.source[row]), ()):
-        if clip.start_s - 1e-3 <= start_s < (np.inf if clip.end_s is None else clip.end_s):
-            return clip
-    return None
+    around = [
+        clip
+        for clip in by_source.get(str(table.source[row]), ())
+        if clip.start_s - SLACK_S <= start_s < (np.inf if clip.end_s is None else clip.end_s)
+    ]
+    if len(around) < 2 or window_s is None:
+        return around[0] if around else None
+    cut = [clip for clip in around if abs(math.remainder(start_s - clip.start_s, window_s)) <= SLACK_S]
+    return min(cut, key=lambda clip: abs(start_s - clip.start_s), default=around[0])
 
 
 def _as_row(clip: Clip, table: ClipTable, row: int) -> Clip:

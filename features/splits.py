@@ -107,18 +107,20 @@ def extend_split(
     val_share: float = 0.2,
     test_share: float = 0.2,
 ) -> Split:
-    """A later month's split: who was in the earlier run keeps their side, new people stand where they are
-    marked or else are hashed in.
+    """A later month's split: who was in the earlier run keeps their side, and new people stand where they are
+    marked or else are hashed in. Who is named now and was not then is known by their clips.
 
     earlier: the `split.csv` of the earlier run (columns clip_id, subject, split), or the run's folder. The
     side of a new person depends on their mark or name alone, so it is the same whoever else comes. A warning
     counts those of the earlier run who are marked to be held out, but were learned from or chosen by.
 
-    Raises ValueError when the file cannot be used or has a person on two sides.
+    Raises ValueError when the file cannot be used or has a person's clips on two sides.
     """
     rows, labels = np.asarray(rows, np.int64), np.asarray(labels)
     file = Path(earlier) / "split.csv" if Path(earlier).is_dir() else Path(earlier)
-    known = _earlier_sides(file)
+    known, clips = _earlier_sides(file)
+    same = known_rows(table, clips)
+    known |= _sides_of_renamed(table, same, known, clips, file)
     groups = groups_of(table, rows)
     marked = list(zip(groups.tolist(), table.split[rows].tolist(), strict=True))
     sides = np.array(
@@ -135,6 +137,12 @@ def extend_split(
         warnings += (
             f"{len(seen)} people (or videos) are marked to be held out, but {file.parent.name} learned from "
             "them or chose by them: they keep their side",
+        )
+    others = 0 if same.any() else sum(clip in clips for clip in table.clip_id.tolist())
+    if others:
+        warnings += (
+            f"{others} clips go by names that {file.parent.name} has, but most belong to other people: they "
+            "count as new",
         )
     train, val, test = (rows[mask] for mask in masks)
     split = Split(train, val, test, how, warnings)
@@ -195,6 +203,21 @@ def require_disjoint(split: Split, subjects: np.ndarray) -> None:
     rows = np.concatenate(list(split.sides().values()))
     if len(np.unique(rows)) != len(rows):
         raise ValueError(f"rows on two sides of the split ({split.how})")
+
+
+def known_rows(table: "ClipTable", sides: Mapping[str, tuple[str, str]]) -> np.ndarray:
+    """(N,) bool: which rows of a store are clips of a run, by its split.csv: (subject, side) by clip.
+
+    Clips of two data sets may go by the same name, so where most of the shared names belong to other people
+    in the store than in the run, none of them is the run's.
+    """
+    known = np.array([clip in sides for clip in table.clip_id.tolist()], bool)
+    pairs = [
+        (who, sides[clip][0])
+        for clip, who in zip(table.clip_id[known].tolist(), table.subject[known].tolist(), strict=True)
+    ]
+    strangers = sum(bool(here and there and here != there) for here, there in pairs)
+    return known & (strangers <= len(pairs) / 2)
 
 
 def split_hash(split: Split, clip_ids: np.ndarray) -> str:
@@ -305,14 +328,15 @@ def _deal_in_order(counts: np.ndarray, due: np.ndarray, order: np.ndarray) -> tu
     return side_of, float((((have - due) ** 2) / due).sum())
 
 
-def _earlier_sides(file: Path) -> dict[str, str]:
-    """Side by group of an earlier run's split.csv."""
+def _earlier_sides(file: Path) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
+    """Of an earlier run's split.csv: side by group, and (subject, side) by clip."""
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
             lines = list(csv.DictReader(stream))
     except FileNotFoundError as error:
         raise ValueError(f"no split in {file.parent}: {file.name} is not there") from error
     sides: dict[str, str] = {}
+    clips: dict[str, tuple[str, str]] = {}
     for number, line in enumerate(lines, start=2):
         who, clip, side = (line.get(key) or "" for key in ("subject", "clip_id", "split"))
         if side not in SIDES or not clip:
@@ -322,7 +346,37 @@ def _earlier_sides(file: Path) -> dict[str, str]:
         group = f"subject {who}" if who else f"video {clip.rpartition('#')[0]}"
         if sides.setdefault(group, side) != side:
             raise ValueError(f"{file} line {number}: {group} is in {sides[group]} and {side}")
-    return sides
+        clips[clip] = who, side
+    return sides, clips
+
+
+def _sides_of_renamed(
+    table: "ClipTable",
+    same: np.ndarray,
+    known: Mapping[str, str],
+    clips: Mapping[str, tuple[str, str]],
+    file: Path,
+) -> dict[str, str]:
+    """Side by group of those whom the earlier split does not name, but has clips of: (N,) bool `same`.
+
+    Raises ValueError naming up to five whose clips stood on two sides.
+    """
+    groups = groups_of(table, np.flatnonzero(same)).tolist()
+    sides_of: dict[str, set[str]] = {}
+    for who, clip in zip(groups, table.clip_id[same].tolist(), strict=True):
+        if who not in known:
+            sides_of.setdefault(who, set()).add(clips[clip][1])
+    twice = [
+        f"{who} in {' and '.join(side for side in SIDES if side in on)}"
+        for who, on in sides_of.items()
+        if len(on) > 1
+    ]
+    if twice:
+        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+        raise ValueError(
+            f"people's clips on two sides of {file}, which cannot be kept: {', '.join(twice[:5])}{more}"
+        )
+    return {who: on.pop() for who, on in sides_of.items()}
 
 
 def _hashed_side(group: str, val_share: float, test_share: float) -> str:

@@ -144,13 +144,26 @@ def delete_keys(place: Place, keys: Iterable[str]) -> None:
 
 
 def delete_all(place: Place) -> None:
-    """Delete everything at the place, the folder included."""
+    """Delete everything at the place, the folder included.
+
+    The description goes last: as long as anything else is left, there is a store to delete again.
+
+    Raises ValueError where the folder is a link.
+    """
     if place.folder is None:
         with object_errors(place.text):
             for batch in place.objects.list():
-                place.objects.delete([item["path"] for item in batch])
-    else:
-        shutil.rmtree(place.folder)
+                place.objects.delete([item["path"] for item in batch if item["path"] != "zarr.json"])
+            place.objects.delete(["zarr.json"])
+        return
+    if place.folder.is_symlink():
+        raise ValueError(f"{place.text} is a link: delete the store behind it, {place.folder.resolve()}")
+    for item in list(place.folder.iterdir()):
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        elif item.name != "zarr.json":
+            retried(item.unlink, True)
+    shutil.rmtree(place.folder)
 
 
 def retried(write: Callable[..., Result], *arguments: Any) -> Result:
@@ -167,11 +180,11 @@ def retried(write: Callable[..., Result], *arguments: Any) -> Result:
     raise AssertionError("unreachable")
 
 
-def sweep(place: Place) -> int:
+def sweep(place: Place, *, young: bool = False) -> int:
     """Delete what killed writers left behind; returns how many files that were.
 
     Looks where chunks and descriptions are written: the store's own folder, its arrays, its columns. Half
-    of a packed copy is left to the next `pack`.
+    of a packed copy is left to the next `pack`. young: also what somebody may be writing at this moment.
     """
     if place.folder is None:
         return 0  # an object is there whole or not at all
@@ -179,7 +192,7 @@ def sweep(place: Place) -> int:
     columns = [
         column for folder in arrays if folder.name in ("labels", "slices") for column in _folders(folder)
     ]
-    return sum(_sweep_folder(folder) for folder in (place.folder, *arrays, *columns))
+    return sum(_sweep_folder(folder, young) for folder in (place.folder, *arrays, *columns))
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -187,15 +200,15 @@ def _folders(folder: Path) -> list[Path]:
         return [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
 
 
-def _sweep_folder(folder: Path) -> int:
+def _sweep_folder(folder: Path, young: bool) -> int:
     orphans = 0
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:  # most are chunks: only a name that ends so is asked about
             if not entry.name.endswith(".partial"):
                 continue
             with contextlib.suppress(FileNotFoundError):
-                if abs(time.time() - entry.stat().st_mtime) > PARTIAL_AGE_S:
-                    os.unlink(entry.path)
+                if young or abs(time.time() - entry.stat().st_mtime) > PARTIAL_AGE_S:
+                    retried(Path(entry.path).unlink, True)
                     orphans += 1
     return orphans
 

@@ -108,6 +108,9 @@ class FeatureStore:
         self.num_frames: int = attributes["num_frames"]
         self.label_names: dict[str, list[str]] = attributes["label_names"]
         self.test_openings: list[dict[str, str]] = attributes["test_openings"]
+        self.encoder_sides: dict[str, str] = attributes.get("encoder_sides", {})
+        """Where the encoder was fine-tuned, the side on which its run had each person or video, named as by
+        `groups_of`: it learned from train and was chosen by val. Empty where nobody wrote that down."""
         self.streams: tuple[Stream, ...] = tuple(name for name in STREAMS if name in group)
         self.has_crops: bool = "crops" in group
         self.changes = changes or Changes()
@@ -169,13 +172,13 @@ class FeatureStore:
         return {clip_id: row for row, clip_id in enumerate(ids) if clip_id}
 
     def changed(self, clips: Sequence[Clip]) -> set[str]:
-        """Ids of those of the clips whose video file has another size or time than when it was planned."""
+        """Ids of those of the clips that have changed since they were planned: file or end."""
         row_of = self.row_of_clip()
         known = [clip for clip in clips if clip.clip_id in row_of]
         rows = np.array([row_of[clip.clip_id] for clip in known], np.int64)
-        before = {name: read_column(self.group, name, self.num_clips) for name in _FILE_COLUMNS}
-        sizes, mtimes = planning.states_of_files(known)
-        changed = set(planning.changed_rows(before, rows, sizes, mtimes, self.num_clips).tolist())
+        before = {name: read_column(self.group, name, self.num_clips) for name in (*_FILE_COLUMNS, "end_s")}
+        files = planning.states_of_files(known)
+        changed = set(planning.changed_rows(before, rows, known, self.recipe, files).tolist())
         return {clip.clip_id for clip in known if row_of[clip.clip_id] in changed}
 
     def failed(self) -> np.ndarray:
@@ -277,8 +280,9 @@ class FeatureStore:
         The next plan does it too. Raises ValueError when others plan for longer than `wait_s`.
         """
         with planner_lock(self.place, wait_s):
-            sweep(self.place)
-            write_column(planning.open_for_planning(self.place), "state", self.table().state)
+            group = planning.open_for_planning(self.place)
+            _tidy(group, self.place)
+            write_column(group, "state", self.table().state)
 
     def verify(self) -> list[Failure]:
         """Read everything again; returns what is broken, nothing when all is well."""
@@ -296,7 +300,8 @@ class FeatureStore:
         for column, codes in sorted(table.labels.items()):
             names = np.array([*table.label_names[column], ""])
             digest.update("\0".join([column, *names[codes].tolist()]).encode() + b"\n")
-        numbers = [table.start_s, *(read_column(self.group, name, self.num_clips) for name in _FILE_COLUMNS)]
+        numbers = [table.start_s, table.end_s]
+        numbers += [read_column(self.group, name, self.num_clips) for name in _FILE_COLUMNS]
         for part in (*self.streams, *(("crops",) if self.has_crops else ())):
             numbers.append(self.present(part))
         for values in numbers:
@@ -312,6 +317,17 @@ class FeatureStore:
             self.test_openings = [*earlier, {"time_utc": now, "run": run_name}]
             planning.commit(group, self.place, {"test_openings": self.test_openings})
         return len(self.test_openings)
+
+    def carry_over(self, test_openings: list[dict[str, str]], encoder_sides: dict[str, str]) -> None:
+        """Take over the ledger of the store that this one is made from, before its own entries, and note who
+        trained the encoder."""
+        with planner_lock(self.place):
+            group = planning.open_for_planning(self.place)
+            own: Any = group.attrs["test_openings"]
+            self.test_openings = [*test_openings, *(entry for entry in own if entry not in test_openings)]
+            self.encoder_sides = encoder_sides
+            updates = {"test_openings": self.test_openings, "encoder_sides": encoder_sides}
+            planning.commit(group, self.place, updates)
 
     def _require_writable(self, row: int) -> None:
         if not self._writable:
@@ -379,7 +395,7 @@ def plan(
     """Create a store, or make one that is there fit these clips; opened for writing rows.
 
     clips are windows already. Known clips keep their rows; labels, subjects and splits become what the
-    clips say; a clip whose file changed becomes pending; `changes` of the store returned tells. With
+    clips say; a clip whose file or end changed becomes pending; `changes` of the store returned tells. With
     `listing_complete=False` (a `--limit`, say) clips that are not named are left as they are.
 
     Raises ValueError when the store that is there has another recipe, naming the fields, when something
@@ -389,7 +405,6 @@ def plan(
     _prepare_folder(place)
     file_states = planning.states_of_files(clips)
     with planner_lock(place):
-        sweep(place)
         group = open_group(place, read_only=False)
         if group is None:
             if recipe.pixels is None:
@@ -398,6 +413,7 @@ def plan(
                 place, recipe, numerics=numerics, num_frames=recipe.pixels.num_frames, versions=versions
             )
         recipe = planning.reconcile(group, place, recipe, numerics)
+        _tidy(group, place)
         changes = planning.write_rows(
             group,
             place,
@@ -420,18 +436,30 @@ def delete(path: Path | str, subject: str | None = None) -> int:
     Raises ValueError when there is no store at the path, or nobody of that name in it.
     """
     place = place_of(path)
-    store = FeatureStore.open(path, "r+")
+    count = FeatureStore.open(path).num_clips
     if subject is None:
         drop_packed(place)
         delete_all(place)
-        return store.num_clips
+        return count
     with planner_lock(place):
+        group = planning.open_for_planning(place)
+        _tidy(group, place, young=True)  # half a crop of the person, too
+        store = FeatureStore.open(path)  # afresh: whoever was waited for may have appended rows
         rows = np.flatnonzero(store.table().subject == subject)
         if not len(rows) or not subject:
             raise ValueError(f"{place.text} has no subject {subject!r}")
         drop_packed(place)  # its copies hold the person too
-        planning.erase_rows(planning.open_for_planning(place), place, rows)
+        planning.erase_rows(group, place, rows)
     return len(rows)
+
+
+def _tidy(group: zarr.Group, place: Place, *, young: bool = False) -> None:
+    """Sweep what killed writers left, and clear what was written of people who were deleted by then."""
+    sweep(place, young=young)
+    rows = planning.come_back(group, place)
+    if len(rows):
+        planning.clear_rows(group, place, rows)
+        drop_packed(place)
 
 
 def _prepare_folder(place: Place) -> None:

@@ -1,8 +1,8 @@
 """Read a whole store again and say what is broken.
 
 Checks every chunk's checksum, shapes, that embeddings of valid frames are finite, that a crop is there
-exactly where a face is, that `state` does not claim more than there is, the arrays' own metadata, and the
-packed copies. Nothing is repaired.
+exactly where a face is, that `state` does not claim more than there is, that nothing of deleted people came
+back, the arrays' own metadata, and the packed copies. Nothing is repaired.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import numpy as np
 from features.arrays import NUMBER_COLUMNS, TEXT_COLUMNS, array_name, read_column
 from features.manifest import Failure
 from features.packed import verify_packed
-from features.planning import DELETED, LAYOUT_SUM, layout_sum
+from features.planning import DELETED, LAYOUT_SUM, come_back, layout_sum
 
 if TYPE_CHECKING:
     from features.store import FeatureStore
@@ -45,6 +45,9 @@ def verify_store(store: "FeatureStore") -> list[Failure]:
             problems.append(Failure(f"row {row}", "has no clip id: its chunk is gone"))
         if settled[row] == 1 and table.state[row] != 1:
             problems.append(Failure(clip_id, "state says done, but its frames are not there"))
+    for row in come_back(group, place):
+        reason = "was written after its person was deleted: the next extract or delete clears it"
+        problems.append(Failure(f"row {row}", reason))
     present: dict[str, np.ndarray] = {part: store.present(part) for part in store.streams}
     if store.has_crops:
         present["crops"] = store.present("crops")

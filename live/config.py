@@ -3,6 +3,7 @@
 Knows nothing about cameras or networks; imports nothing heavy, so `--help` answers at once.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -91,7 +92,7 @@ class ReportConfig:
     logs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Live logs (CSV); other CSV files among them are left out."""
     out: Path | None = None
-    """HTML file to write; by default beside the first log."""
+    """HTML file to write; by default beside the first log, under the next free name."""
     against: Path | None = None
     """Run directory: compare the sessions with its training data, day by day."""
     json: bool = False
@@ -111,6 +112,18 @@ def novelty_file(log: Path) -> Path:
 def manifest_file(video: Path) -> Path:
     """The manifest beside a raw recording."""
     return video.with_suffix(".csv")
+
+
+def free_name(
+    path: Path, files: Callable[[Path], Sequence[Path]] = lambda path: (path,), taken: Path | None = None
+) -> Path:
+    """The path, or the first of `name-2`, `name-3`, … of which none of its `files` is there and which is not
+    `taken`: what was recorded is never replaced."""
+    number, candidate = 1, path
+    while candidate == taken or any(file.exists() for file in files(candidate)):
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate
 
 
 def _refuse_collisions(config: LiveConfig) -> None:

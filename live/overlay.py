@@ -112,6 +112,15 @@ def filled_line(prediction: Prediction) -> str:
     return f"window {prediction.filled:.0%} full" if prediction.filled < 0.995 else ""
 
 
+def figure_line(prediction: Prediction) -> str:
+    """What the bar shows, in words: the last class's probability of two, an expected level, or the largest
+    probability, whose class is said already."""
+    level = f"{float(level_of(prediction.p, prediction.task)):.0%}"
+    if prediction.task == "binary":
+        return f"{prediction.names[-1]} {level}"
+    return f"level {level}" if prediction.task == "ordinal" else level
+
+
 def moment_of(prediction: Prediction, mark: str = "") -> Moment:
     """A prediction's place on the timeline."""
     tone = prediction.names.index(prediction.label) / (len(prediction.names) - 1) if prediction.label else 1.0
@@ -148,7 +157,7 @@ def _box(image: np.ndarray, box: Sequence[float], scale: float, colour: Colour, 
 def _headline(
     panel: np.ndarray, prediction: Prediction | None, state: State, colour: Colour, status: Status, size: int
 ) -> None:
-    """State, probability as a bar, and whether anything is recorded."""
+    """State, probability or level as a bar, and whether anything is recorded."""
     width, pad = panel.shape[1], size // 2
     top = pad + 2
     panel[:3] = colour
@@ -162,7 +171,7 @@ def _headline(
     if prediction is None or state not in ("ok", "unsure"):
         return
     level = float(level_of(prediction.p, prediction.task))
-    figure = f"{level:.0%}" if prediction.task == "multiclass" else f"{prediction.names[-1]} {level:.0%}"
+    figure = figure_line(prediction)
     left = max(end + size, round(width * 0.24))
     right = width - 2 * size - text_width("local only, not recording", size) - text_width(figure, size)
     if right - left >= 2 * size:  # else no room beside long names

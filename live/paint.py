@@ -9,12 +9,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import numpy as np
 
-from live.states import State
+from live.states import ABSENT, State
 
 Colour = tuple[int, int, int]
 
@@ -37,6 +39,11 @@ STATE_WORDS: dict[State, str] = {
     "paused": "paused",
     "camera_lost": "camera lost",
 }
+ROW_S = 1.0
+"""A moment speaks until the next one, but for a second at most, or twice the usual time between two where
+that is longer: a gap belongs to nobody."""
+STEP_S = 1 / 3
+"""The usual time between two moments, where too few tell."""
 FONTS = (
     "/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc",
     "/usr/share/fonts/noto-cjk/NotoSansCJK-Regular.ttc",
@@ -70,6 +77,36 @@ def colour_of(state: State, tone: float = 1.0) -> Colour:
     return red, green, blue
 
 
+def step_s(moments: Sequence[Moment]) -> float:
+    """The usual time between two neighbouring moments with a frame: the median, the lower one of two, so that
+    a gap among three moments is none of it."""
+    steps = [
+        after.t_s - moment.t_s
+        for moment, after in pairwise(moments)
+        if moment.state not in ABSENT and after.state not in ABSENT
+    ]
+    return median_low(steps) if len(steps) > 1 else STEP_S
+
+
+def row_s(moments: Sequence[Moment]) -> float:
+    """How long a moment speaks at most; see `ROW_S`."""
+    return max(ROW_S, 2 * step_s(moments))
+
+
+def ends_s(moments: Sequence[Moment]) -> list[float]:
+    """The second until which each moment speaks."""
+    if not moments:
+        return []
+    longest_s = row_s(moments)
+    ends = [
+        after.t_s
+        if moment.state == after.state and moment.state in ABSENT
+        else min(after.t_s, moment.t_s + longest_s)
+        for moment, after in pairwise(moments)
+    ]
+    return [*ends, moments[-1].t_s + step_s(moments)]
+
+
 def paint_timeline(area: np.ndarray, moments: Sequence[Moment], start_s: float, end_s: float) -> None:
     """Fill `area`, a part of a picture, with the moments from start_s to end_s, oldest left.
 
@@ -81,11 +118,9 @@ def paint_timeline(area: np.ndarray, moments: Sequence[Moment], start_s: float, 
     area[height // 2, ::4] = (74, 82, 92)
     per_s = width / max(end_s - start_s, 1e-6)
     texts = []
-    for index, moment in enumerate(moments):
-        following = moments[index + 1].t_s if index + 1 < len(moments) else moment.t_s + 0.34
+    for moment, moment_end_s in zip(moments, ends_s(moments), strict=True):
         left = math.floor((moment.t_s - start_s) * per_s)
-        # A sampled frame speaks for a second at most: what follows a gap must not fill it.
-        right = max(left + 1, math.ceil((min(following, moment.t_s + 1.0) - start_s) * per_s))
+        right = max(left + 1, math.ceil((moment_end_s - start_s) * per_s))
         if right <= 0 or left >= width:
             continue
         top = height - max(2, round(height * (0.0 if math.isnan(moment.level) else moment.level)))

@@ -60,7 +60,7 @@ def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
             "no video: name files or folders, as python -m live predict --run R --out DIR a.mp4 b/"
         )
     table = config.out / TABLE
-    rows = read_table(table)
+    rows = rows_of_videos(read_table(table), videos)
     model = open_model(config.run, backend=config.backend)
     config.out.mkdir(parents=True, exist_ok=True)
     predictor = Predictor(model)
@@ -143,25 +143,49 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> VideoRes
 
 
 def find_videos(places: Sequence[Path]) -> list[Path]:
-    """The files named, and the videos below the folders named, in order, none twice. In folders, hidden files
-    (`._x.mp4` of macOS) and links to nothing are left out, as extract does.
+    """The files named, and the videos below the folders named, in order, none twice, by their whole paths:
+    the same video has one name from wherever it is named. In folders, hidden files (`._x.mp4` of macOS) and
+    links to nothing are left out, as extract does.
 
     Raises ValueError for a place that does not exist.
     """
     found: dict[Path, None] = {}
     for place in places:
         if place.is_dir():
-            inside = (path for path in place.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+            root = place.resolve()
+            inside = (path for path in root.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
             found |= dict.fromkeys(
                 path
                 for path in sorted(inside)
-                if path.is_file() and not any(part.startswith(".") for part in path.relative_to(place).parts)
+                if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
             )
         elif place.is_file() or place.is_symlink():
-            found[place] = None  # a link to nothing is a video that cannot be read, not a slip of the pen
+            # A link to nothing is a video that cannot be read, not a slip of the pen.
+            found[whole_path(place)] = None
         else:
             raise ValueError(f"{place}: no such file or folder")
     return list(found)
+
+
+def whole_path(video: Path) -> Path:
+    """From the root, without `..` and linked folders; a file that is a link keeps its own name."""
+    return video.parent.resolve() / video.name
+
+
+def rows_of_videos(rows: Mapping[str, dict[str, Any]], videos: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """The rows of a table by whole paths. A relative one, of a table from before, is taken for the video of
+    its name, size and time that has no row; else it stays as it is."""
+    whole = {name: str(whole_path(Path(name))) for name in rows if Path(name).is_absolute()}
+    known = set(whole.values())
+    free: dict[tuple[str, str, str], str] = {}
+    for video in videos:
+        if str(video) not in known and video.is_file():
+            state = state_of(video, "")
+            free.setdefault((video.name, state["size"], state["modified_ns"]), str(video))
+    for name, row in rows.items():
+        if name not in whole:
+            whole[name] = free.pop((Path(name).name, row["size"], row["modified_ns"]), name)
+    return {whole[name]: row | {"video": whole[name]} for name, row in rows.items()}
 
 
 def unique_names(videos: Sequence[Path], out: Path, rows: Mapping[str, dict[str, Any]]) -> dict[Path, str]:

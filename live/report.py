@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.door import say, warn
-from live.config import NOVELTY, ReportConfig
-from live.log import is_log
+from live.config import NOVELTY, ReportConfig, free_name, log_files
+from live.log import is_log, read_log
 from live.paint import STATE_WORDS, colour_of
 from live.story import Day, SessionStory, clock, days, tell, timeline_png
 from seqmodel.run import load_card, write_text
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from seqmodel.reference import Reference, Spread
 
 TEMPLATES = Path(__file__).parent / "templates"
+LEVELS = {"binary": "probability", "multiclass": "largest probability", "ordinal": "level"}
+"""What `level_of` is called, by task."""
 
 
 def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
@@ -56,39 +58,63 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
 
 
 def find_logs(paths: Sequence[Path]) -> list[Path]:
-    """The live logs among the files named, so that `*.csv` will do: novelty goes with its log, and any other
-    file is left out with a line. What is not there stays, for its reader to say so.
+    """The live logs among the files named, so that `*.csv` will do: novelty goes with its log; any other file
+    and a log without a row are left out with a line. What is not there stays, for its reader to say so.
 
-    Raises ValueError when no log is among them.
+    Raises ValueError when no log is among them, or one cannot be read.
     """
-    logs = [path for path in paths if not path.is_file() or is_log(path)]
-    if not logs:
-        raise ValueError(f"no live log among the files named: {', '.join(map(str, paths))}")
+    logs, left_out = [], []
     for path in paths:
-        if path not in logs and not path.name.endswith(NOVELTY):
-            warn(f"{path} is not a live log: left out")
+        if path.is_file() and not is_log(path):
+            if not path.name.endswith(NOVELTY):
+                left_out.append(f"{path} is not a live log: left out")
+        elif path.is_file() and not read_log(path)[1]:  # just begun, or quit before the first frame
+            left_out.append(f"{path} holds no row yet: left out")
+        else:
+            logs.append(path)
+    if not logs:
+        raise ValueError(f"no live log among the files named holds a row: {', '.join(map(str, paths))}")
+    for line in left_out:
+        warn(line)
     return logs
 
 
 def write_report(
-    logs: Sequence[Path], *, out: Path | None = None, task: str | None = None, against: Path | None = None
+    logs: Sequence[Path],
+    *,
+    out: Path | None = None,
+    task: str | None = None,
+    against: Path | None = None,
+    own: bool = False,
 ) -> Path:
     """Write the HTML page of some logs (one file, pictures inside) and a timeline PNG beside each log.
 
-    Gives the page's path. Raises ValueError when a log cannot be read.
+    The page is `out`, or takes the next free name beside the first log. A timeline that is there stays, but
+    own: a session renews its own. Gives the page's path. Raises ValueError when a log cannot be read.
     """
     stories = [tell(log, task) for log in logs]
     pictures = []
     for log, story in zip(logs, stories, strict=True):
         png = timeline_png(story)
-        log.with_suffix(".png").write_bytes(png)
+        beside = log.with_suffix(".png")
+        if own or not beside.exists():
+            beside.write_bytes(png)
         pictures.append(base64.b64encode(png).decode())
     comparison = None
     if against is not None:
-        comparison = _compare(days(logs, task), _reference(against))
-    page = out or logs[0].with_suffix(".html")
+        level = LEVELS[load_card(against).labelling.task]
+        comparison = _compare(days(logs, task), _reference(against)) | {"level": level}
+    page = out or _free_page(logs[0])
     write_text(page, _page(stories, pictures, comparison))
     return page
+
+
+def _free_page(log: Path) -> Path:
+    """The log's own page, or the next free name that is no other log's either."""
+    page = log.with_suffix(".html")
+    return free_name(
+        page, lambda other: [page] if other == page else log_files(other.with_suffix(log.suffix))
+    )
 
 
 def _reference(run: Path) -> "Reference":

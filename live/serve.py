@@ -1,9 +1,9 @@
 """The session in a browser on this machine: video, state, timeline, marks and the keys as buttons.
 
 The server listens on 127.0.0.1 only. The printed link holds a token that works once and is exchanged for a
-cookie; every request must name this host and come from this page's origin; nothing is served but the page
-itself and its one web socket. The page answers each picture that it has drawn, and only then gets another:
-a browser that is slow sees the newest picture, never a queue of old ones.
+cookie of this port's name; every request must name this host and come from this page's origin; nothing is
+served but the page itself and its one web socket. The page answers each picture that it has drawn, and only
+then gets another: a browser that is slow sees the newest picture, never a queue of old ones.
 
 Knows nothing about cameras or predictions beyond what a session shows.
 """
@@ -36,12 +36,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from live.overlay import filled_line, headline, normal_line
-from live.paint import Colour, Moment, colour_of
+from live.paint import Colour, Moment, colour_of, row_s
 from live.session import Session
 from seqmodel.reference import level_of
 
 PAGE = Path(__file__).parent / "templates" / "live.html"
-COOKIE = "brainbuddy"
 KEYS = frozenset("qprcxg 0123456789")
 DRAWN = "drawn"
 """What the page answers once a picture is on the screen."""
@@ -63,6 +62,8 @@ class BrowserView:
         """Raises ValueError when the port is taken."""
         self._socket = _listen(port)
         self._port = self._socket.getsockname()[1]
+        # A browser keeps cookies by host, whatever the port: another session's must not replace this one's.
+        self._cookie_name = f"brainbuddy-{self._port}"
         self._token, self._cookie = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
         self._token_is_fresh = True
         self._session = session
@@ -91,7 +92,7 @@ class BrowserView:
 
     @property
     def address(self) -> str:
-        """The link to open; it works once."""
+        """The link to open; it works once, and again where it was opened."""
         return f"http://127.0.0.1:{self._port}/?token={self._token}"
 
     @property
@@ -134,12 +135,14 @@ class BrowserView:
         """The page for who has the cookie; the cookie for who has the fresh token; 403 for all others."""
         token = request.query_params.get("token")
         if token is not None:
+            if self._knows(request):
+                return RedirectResponse("/", 303)
             if not (self._token_is_fresh and hmac.compare_digest(token.encode(), self._token.encode())):
                 return PlainTextResponse("This link is wrong or was used before.", 403)
             self._token_is_fresh = False
             # Without the token in its address, the page can be reloaded and is no secret in the history.
             answer = RedirectResponse("/", 303)
-            answer.set_cookie(COOKIE, self._cookie, httponly=True, samesite="strict")
+            answer.set_cookie(self._cookie_name, self._cookie, httponly=True, samesite="strict")
             return answer
         if not self._knows(request):
             return PlainTextResponse("Open the link that the program printed.", 403)
@@ -192,7 +195,7 @@ class BrowserView:
                     waiting.popleft()
 
     def _knows(self, connection: HTTPConnection) -> bool:
-        given = connection.cookies.get(COOKIE, "")
+        given = connection.cookies.get(self._cookie_name, "")
         return hmac.compare_digest(given.encode(), self._cookie.encode())
 
     def _greeting(self) -> dict[str, Any]:
@@ -250,6 +253,7 @@ def snapshot(session: Session) -> dict[str, Any]:
         "personal": session.personal,
         "message": session.message,
         "label": session.label,
+        "row_s": round(row_s(session.timeline), 3),
         "recent": [_moment(moment) for moment in list(session.moments)[-RECENT:]],
         "colour": _css(colour_of(state, session.moments[-1].tone if session.moments else 1.0)),
     }

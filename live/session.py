@@ -10,7 +10,6 @@ import csv
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,7 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from extract.video import Frame
-from live.config import SUBJECT, log_files, manifest_file, novelty_file
+from live.config import SUBJECT, free_name, log_files, manifest_file, novelty_file
 from live.log import Log, Tally
 from live.overlay import TIMELINE_S, Status, draw, draw_boxes, moment_of
 from live.paint import Moment
@@ -85,16 +84,16 @@ class Session:
             self.log = Log("-", self.names)
         elif wishes.log:
             wanted = Path(wishes.log)
-            path = self.log_path = _free_name(wanted, log_files)
+            path = self.log_path = free_name(wanted, log_files)
             self.log = Log(str(path), self.names, durable=True)
             self._novelty = _Novelty(novelty_file(path))
             lines.append(f"log: {path}" + ("" if path == wanted else f" ({wanted} is there already)"))
         if wishes.record:
-            self._overlay = Recorder(_free_name(wishes.record))
+            self._overlay = Recorder(free_name(wishes.record))
             lines.append(f"recording to {self._overlay.path}")
         if wishes.record_raw:
             taken = self._overlay.path if self._overlay else None  # no file before its first picture
-            path = _free_name(wishes.record_raw, lambda video: (video, manifest_file(video)), taken)
+            path = free_name(wishes.record_raw, lambda video: (video, manifest_file(video)), taken)
             self._raw = Recorder(path)
             lines.append(f"recording to {path}")
         return lines
@@ -180,7 +179,7 @@ class Session:
             kept, self._overlay = self._overlay.path, None
             return f"recorded {kept}"
         taken = self._raw.path if self._raw else None
-        self._overlay = Recorder(_free_name(self._wishes.record or Path("brainbuddy.mp4"), taken=taken))
+        self._overlay = Recorder(free_name(self._wishes.record or Path("brainbuddy.mp4"), taken=taken))
         return f"recording to {self._overlay.path}"
 
     def picture(self, image: np.ndarray, pts_s: float) -> np.ndarray:
@@ -193,9 +192,7 @@ class Session:
             self.absent,
             self.shows_signals,
         )
-        newest = self.moments[-1].t_s if self.moments else 0.0
-        shown = [moment for moment in self.moments if moment.t_s > newest - TIMELINE_S]
-        picture = draw(image, self.last, shown, status)
+        picture = draw(image, self.last, self.timeline, status)
         if self._overlay is not None and self.absent is None:
             self._overlay.write(picture, pts_s)
         return picture
@@ -203,6 +200,12 @@ class Session:
     def scene(self, image: np.ndarray) -> np.ndarray:
         """The picture with the face boxes alone, RGB uint8, for a view that tells the rest itself."""
         return draw_boxes(image, self.last if self.absent is None else None)
+
+    @property
+    def timeline(self) -> list[Moment]:
+        """The moments that a viewer sees, oldest first."""
+        newest = self.moments[-1].t_s if self.moments else 0.0
+        return [moment for moment in self.moments if moment.t_s > newest - TIMELINE_S]
 
     @property
     def fps(self) -> float:
@@ -274,15 +277,3 @@ class _Novelty:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _free_name(
-    path: Path, files: Callable[[Path], Sequence[Path]] = lambda path: (path,), taken: Path | None = None
-) -> Path:
-    """The path, or the first of `name-2`, `name-3`, … of which none of its `files` is there and which is not
-    `taken`: what was recorded is never replaced."""
-    number, candidate = 1, path
-    while candidate == taken or any(file.exists() for file in files(candidate)):
-        number += 1
-        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return candidate

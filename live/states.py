@@ -11,6 +11,8 @@ from typing import Literal
 
 State = Literal["warming_up", "ok", "unsure", "no_face", "paused", "camera_lost"]
 STATES: tuple[State, ...] = ("warming_up", "ok", "unsure", "no_face", "paused", "camera_lost")
+ABSENT: tuple[State, ...] = ("paused", "camera_lost")
+"""States without a frame: a row a second or a little later, which speaks until the next one of its state."""
 
 
 @dataclass(frozen=True)

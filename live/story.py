@@ -7,7 +7,6 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -15,15 +14,10 @@ import numpy as np
 
 from live.config import novelty_file
 from live.log import LogRow, read_log
-from live.paint import FAINT, INK, PAPER, STATE_WORDS, Moment, paint_text, paint_timeline, text_width
+from live.paint import FAINT, INK, PAPER, STATE_WORDS, Moment, ends_s, paint_text, paint_timeline, text_width
+from live.states import ABSENT
 from seqmodel.reference import level_of
 
-ROW_S = 1.0
-"""A row speaks until the next one, but for a second at most: a gap in the log belongs to nobody."""
-LAST_ROW_S = 1 / 3
-"""So long speaks the last row, which has no next one."""
-ABSENT = ("paused", "camera_lost")
-"""States without a frame: a row a second or a little later, which speaks until the next one of its state."""
 NUM_SPANS = 5
 WIDTH_PX, HEIGHT_PX = 1200, 150
 
@@ -79,9 +73,10 @@ def tell(log: Path, task: str | None = None) -> SessionStory:
     if not rows:
         raise ValueError(f"{log} holds no row yet")
     task = task or ("binary" if len(names) == 2 else "multiclass")
+    moments = tuple(_moment(row, names, task) for row in rows)
     seconds: dict[str, float] = {}
     spans: list[Span] = []
-    for row, end_s in zip(rows, _ends(rows), strict=True):
+    for row, end_s in zip(rows, ends_s(moments), strict=True):
         said = row.label or STATE_WORDS[row.state]
         seconds[said] = seconds.get(said, 0.0) + end_s - row.t_s
         if spans and spans[-1].said == said and row.t_s - spans[-1].end_s < 1e-6:
@@ -97,7 +92,7 @@ def tell(log: Path, task: str | None = None) -> SessionStory:
         dict(sorted(seconds.items(), key=lambda item: -item[1])),
         tuple(longest),
         tuple((row.t_s, row.mark) for row in rows if row.mark),
-        tuple(_moment(row, names, task) for row in rows),
+        moments,
     )
 
 
@@ -128,12 +123,11 @@ def days(logs: Sequence[Path], task: str | None = None) -> list[Day]:
     for log in logs:
         names, rows = read_log(log)
         kind = task or ("binary" if len(names) == 2 else "multiclass")
-        for row, end_s in zip(rows, _ends(rows), strict=True):
+        moments = [_moment(row, names, kind) for row in rows]
+        for row, moment, end_s in zip(rows, moments, ends_s(moments), strict=True):
             if row.state not in ABSENT:
                 date = row.time_utc[:10]
-                said = row.p and row.state in ("ok", "unsure")
-                level = float(level_of(row.p, kind)) if said else math.nan
-                by_day.setdefault(date, []).append((row, level))
+                by_day.setdefault(date, []).append((row, moment.level))
                 seconds[date] = seconds.get(date, 0.0) + end_s - row.t_s
     novelty: dict[str, list[float]] = {}
     for log in logs:
@@ -152,17 +146,6 @@ def days(logs: Sequence[Path], task: str | None = None) -> list[Day]:
         )
         for date, found in sorted(by_day.items())
     ]
-
-
-def _ends(rows: Sequence[LogRow]) -> list[float]:
-    """The second until which each row speaks."""
-    if not rows:
-        return []
-    ends = [
-        after.t_s if row.state == after.state and row.state in ABSENT else min(after.t_s, row.t_s + ROW_S)
-        for row, after in pairwise(rows)
-    ]
-    return [*ends, rows[-1].t_s + LAST_ROW_S]
 
 
 def _moment(row: LogRow, names: tuple[str, ...], task: str) -> Moment:

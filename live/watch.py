@@ -79,7 +79,7 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
         from live.report import write_report
 
         try:
-            summary["report"] = str(write_report([session.log_path], task=card.labelling.task))
+            summary["report"] = str(write_report([session.log_path], task=card.labelling.task, own=True))
         except (ValueError, OSError) as error:  # rotated away just now: the session was good all the same
             warn(f"no session report: {error}")
     _tell(summary)

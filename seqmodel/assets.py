@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 ADDRESS_TIMEOUT_S = 20.0
@@ -178,7 +179,13 @@ def locate(asset: Asset, fetch: bool = True) -> Path:
             print(f"fetching {asset.file_name} from {where}", file=sys.stderr)
             try:
                 content = get(asset)
-            except (OSError, KeyError, zipfile.BadZipFile, subprocess.SubprocessError) as error:
+            except (
+                OSError,
+                HTTPException,  # an answer that was cut short
+                KeyError,
+                zipfile.BadZipFile,
+                subprocess.SubprocessError,
+            ) as error:
                 tried.append(f"{where}: {_in_one_line(error)}")
                 continue
             digest = hashlib.sha256(content).hexdigest()

@@ -65,7 +65,7 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
     changed = sum(a["label"] != b["label"] for a, b in zip(rows[0], rows[-1], strict=True))
     if changed:
         warn(f"{changed} common clips changed their label: those of {args.runs[-1]} count for every run")
-    found, draws = judge_runs(args.runs, cards[-1], rows, args.rounds, args.seed)
+    found, draws = judge_runs(args.runs, cards[-1], rows, metric, args.rounds, args.seed)
     passed = gate_passes(found[-1].against_first[metric])
     if draws.by_subject and draws.num_people < FEW_SUBJECTS:
         warn(f"only {draws.num_people} people in common: intervals are rough")
@@ -101,9 +101,15 @@ def test_rows(run: Path, card: Card) -> dict[str, dict[str, str]]:
 
 
 def judge_runs(
-    runs: tuple[Path, ...], card: Card, rows: list[list[dict[str, str]]], rounds: int, seed: int
+    runs: tuple[Path, ...],
+    card: Card,
+    rows: list[list[dict[str, str]]],
+    metric: str,
+    rounds: int,
+    seed: int,
 ) -> tuple[list[Compared], Draws]:
-    """Figures of every run on the common clips, with the last run's labels and one set of draws."""
+    """Figures of every run on the common clips, with the last run's labels and one set of draws; `metric` is
+    among them whatever the task."""
     names = list(card.labelling.names)
     labels = np.array([names.index(row["label"]) for row in rows[-1]])
     draws = draw_subjects([row["subject"] for row in rows[-1]], rounds, seed)
@@ -116,7 +122,7 @@ def judge_runs(
         said = np.array([names.index(row["decision"]) for row in table])
         values.append(evaluate_predictions(labels, p, said, minority))
         samples.append(bootstrap_figures(labels, p, said, draws, minority))
-    unwanted = () if card.labelling.task == "ordinal" else ("qwk", "mae")
+    unwanted = set() if card.labelling.task == "ordinal" else {"qwk", "mae"} - {metric}
     found = []
     for k, run in enumerate(runs):
         pairs = {

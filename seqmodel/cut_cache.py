@@ -3,8 +3,8 @@
 The project's own idea, cached features, applied inside the network: while the blocks before `cut` do not
 learn, they say the same in every epoch. A cache is a folder with one float16 file, one mark for each
 finished row, and a note of what it was made from; a cache that was interrupted goes on, one of other
-weights is made anew. It holds pictures of people, blurred: whoever trains deletes it at the end. Knows
-nothing about losses or optimizers. N clips, V versions (the crops as they are, then augmented
+weights or of another seed is made anew. It holds pictures of people, blurred: whoever trains deletes it at
+the end. Knows nothing about losses or optimizers. N clips, V versions (the crops as they are, then augmented
 ones), T frames, (c,h,w) one frame's activations.
 """
 
@@ -175,9 +175,10 @@ class CutCache:
         run: Callable[[np.ndarray], np.ndarray],
         rows: np.ndarray,
         augmentation: Augmentation | None = None,
+        seed: int = 0,
     ) -> Iterable[int]:
         """Compute what is missing of these rows; yields each row when it is there. Every version after the
-        first is a draw of `augmentation`, the same each time. OSError when the disk is full.
+        first is a draw of `augmentation`, the same each time under one seed. OSError when the disk is full.
         """
         with open(self.folder / ACTIVATIONS, "r+b") as file, open(self.folder / DONE, "r+b") as marks:
             for row in rows[self.done[rows] == 0].tolist():
@@ -188,7 +189,7 @@ class CutCache:
                 for version in range(len(values) if len(crops) else 0):
                     drawn = crops
                     if version > 0 and augmentation is not None:
-                        rng = np.random.default_rng([row, version])
+                        rng = np.random.default_rng([seed, row, version])
                         drawn = augment_clip(torch.from_numpy(crops), augmentation, rng).contiguous().numpy()
                     values[version, seen] = run(drawn)
                 file.seek(row * values.nbytes)

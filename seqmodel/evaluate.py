@@ -20,6 +20,7 @@ import numpy as np
 from features.datasets import load_samples
 from features.door import say, warn
 from features.recipe import Part, differences
+from features.splits import known_rows
 from features.storage import place_of
 from seqmodel.calibration import Calibration, abstain_band, fit_calibration, moved_band, probabilities
 from seqmodel.config import EvaluateArgs
@@ -30,7 +31,6 @@ from seqmodel.predictions import (
     PREDICTIONS,
     Population,
     clip_labels,
-    known_rows,
     population,
     predict_rows,
     sides_of,

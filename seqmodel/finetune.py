@@ -27,6 +27,7 @@ from seqmodel.checkpoint import load_checkpoint, save_checkpoint
 from seqmodel.config import FinetuneArgs
 from seqmodel.encoder import state_sha256
 from seqmodel.end_to_end import EndToEnd, keep_freed_memory
+from seqmodel.options import options_of
 from seqmodel.position import Goal, Outcome
 from seqmodel.re_extract import re_extract
 from seqmodel.reference import FILE as REFERENCE
@@ -84,7 +85,7 @@ def _train(args: FinetuneArgs, team: Team) -> None:
     job = start_job(stage, args, team)
     outcome = _run_job(stage, job, args)
     if team.writes:
-        _write(stage, job, outcome, asked_of(stage, args))
+        _write(stage, job, outcome, args)
         _say_story(job.at.history, outcome, stage)
 
 
@@ -232,7 +233,7 @@ def _agreed(stop: bool, team: Team) -> bool:
     return stop if team.size == 1 else bool(team.total(torch.tensor(float(stop), device=team.device)) > 0)
 
 
-def _write(stage: Stage, job: EndToEnd, outcome: Outcome, asked: str) -> None:
+def _write(stage: Stage, job: EndToEnd, outcome: Outcome, args: FinetuneArgs) -> None:
     """Put the kept weights and the story into the run."""
     card = stage.card
     entry = {
@@ -244,7 +245,11 @@ def _write(stage: Stage, job: EndToEnd, outcome: Outcome, asked: str) -> None:
         "kept_epoch": outcome.index,
         "unfreeze_from": stage.first_block,
         "epochs": [_story(o) for o in job.at.history[1:]],
-        "settings": asked,
+        "settings": asked_of(stage, args),
+        # The run's own store goes without saying.
+        "options": options_of(
+            dataclasses.replace(args, store=None) if str(args.store) == card.store else args
+        ),
     }
     if outcome.phase == "stage 1":
         _log(stage.run, job.at.history)

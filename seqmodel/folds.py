@@ -21,7 +21,7 @@ import numpy as np
 
 from features.datasets import Samples, load_samples, sample_groups, subset
 from features.door import progress
-from features.splits import grouped_folds, leave_one_subject_out
+from features.splits import grouped_folds, groups_of, leave_one_subject_out
 from seqmodel.calibration import (
     Calibration,
     decide,
@@ -44,6 +44,7 @@ from seqmodel.explain import Arrays, Fall, feature_groups, head_logits, importan
 from seqmodel.figures import say_figures, summary
 from seqmodel.judge import Predictions, Yardstick, judge
 from seqmodel.metrics import score
+from seqmodel.question import doubt_of_folds
 from seqmodel.rest import with_baseline
 from seqmodel.run import Card, load_card
 from seqmodel.training import fit, fit_best, predict_logits, resolve_metric
@@ -202,7 +203,8 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
         thresholds=thresholds,
     )
     num_idle = sum(bool(idle[left_out].any()) for _, left_out in folds)
-    notes = _notes(len(folds), num_idle, chosen, bool((subjects == "").any()))
+    doubt = doubt_of_folds(asked.store, groups_of(asked.table, rows))
+    notes = [doubt] * bool(doubt) + _notes(len(folds), num_idle, chosen, bool((subjects == "").any()))
     return predictions, yardsticks, refitted, notes
 
 

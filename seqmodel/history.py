@@ -19,7 +19,9 @@ class Trial:
     value: float | None
     """Validation score; None where it was pruned or failed."""
     curve: tuple[float, ...]
-    """Validation score by epoch."""
+    """Validation score of each epoch, or of each fold."""
+    by_fold: bool = False
+    """Whether the trial was judged by folds."""
 
 
 def trials_of(run: Path) -> list[Trial]:
@@ -45,7 +47,10 @@ def trials_of(run: Path) -> list[Trial]:
         Trial(
             trial.number,
             trial.value if trial.state == optuna.trial.TrialState.COMPLETE else None,
-            tuple(float(trial.intermediate_values[step]) for step in sorted(trial.intermediate_values)),
+            # What trials report to the pruner is the best so far: no curve of it would ever fall.
+            tuple(float(value) for value in trial.user_attrs.get("val_curve", ())),
+            # Epochs are counted from 1, folds from 0.
+            0 in trial.intermediate_values,
         )
         for trial in found
         if trial.state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)

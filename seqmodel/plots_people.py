@@ -139,8 +139,10 @@ def search_plot(numbers: np.ndarray, values: np.ndarray, metric: str) -> "Figure
     return figure
 
 
-def trials_plot(curves: Sequence[tuple[str, Sequence[float]]], metric: str) -> "Figure":
-    """Validation score by epoch of the best trials, best first."""
+def trials_plot(
+    curves: Sequence[tuple[str, Sequence[float]]], metric: str, *, by_fold: bool = False
+) -> "Figure":
+    """Validation score of the best trials, best first, by epoch; or by fold, which have no order: dots."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
@@ -152,13 +154,14 @@ def trials_plot(curves: Sequence[tuple[str, Sequence[float]]], metric: str) -> "
                 np.arange(1, len(values) + 1),
                 values,
                 color=colour,
+                linestyle="none" if by_fold else "-",
                 linewidth=2.2 if k == 0 else 1.2,
                 alpha=1 if k == 0 else 0.7,
                 marker="o",
-                markersize=3,
+                markersize=5 if by_fold else 3,
                 label=name if k == 0 else None,
             )
-        axes.set(xlabel="epoch", ylabel=f"validation {metric}")
+        axes.set(xlabel="fold" if by_fold else "epoch", ylabel=f"validation {metric}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="lower right")
     return figure

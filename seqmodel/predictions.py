@@ -23,6 +23,7 @@ import numpy as np
 
 from features.labels import Labelling, class_indices
 from features.recipe import Part, differences, require_equal
+from features.splits import known_rows
 from seqmodel.judge import Predictions
 from seqmodel.run import Card, load_split, load_weights
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 PREDICTIONS = "predictions.csv"
 FAILED = 2
 CLIPS_AT_ONCE = 256
+PREFIXES_AT_ONCE = 32
+"""Of a growing window, so that memory grows with its length and not with the square of it."""
 
 
 @dataclass(frozen=True)
@@ -74,21 +77,6 @@ def clip_labels(table: "ClipTable", labelling: Labelling, mapping: Sequence[str]
             "map them with --map THEIRS=OURS"
         )
     return class_indices(labelling, table.labels[labelling.column], renamed)
-
-
-def known_rows(table: "ClipTable", sides: dict[str, tuple[str, str]]) -> np.ndarray:
-    """(N,) bool: which rows of a store are clips of a run, by its split.csv.
-
-    Clips of two data sets may go by the same name, so where most of the shared names belong to other people
-    in the store than in the run, none of them is the run's.
-    """
-    known = np.array([str(clip) in sides for clip in table.clip_id], bool)
-    pairs = [
-        (str(who), sides[str(clip)][0])
-        for clip, who in zip(table.clip_id[known], table.subject[known], strict=True)
-    ]
-    strangers = sum(bool(here and there and here != there) for here, there in pairs)
-    return known & (strangers <= len(pairs) / 2)
 
 
 def population(
@@ -206,20 +194,21 @@ def growing_logits(
     found, seen = [], []
     for place in range(len(rows)):
         x, valid, _ = ways.source.batch(np.array([place]))
+        is_own = card.baseline == "window" or not ways.source.subjects[place]
+        parts = []
         with torch.inference_mode():
             streams, masks = _tensors(x), _tensors(valid)
             head = ways.model.eval()
             length = next(iter(masks.values())).shape[1]
-            until = torch.ones(length, length, dtype=torch.bool).tril()
-            repeated = {name: values.expand(length, -1, -1) for name, values in streams.items()}
-            is_own = card.baseline == "window" or not ways.source.subjects[place]
-            if card.baseline != "none" and is_own and STREAM in x:
-                # The mean of the whole window is off already; here goes what is left of that so far.
-                whole, measured = np.asarray(x[STREAM][0]), np.asarray(valid[STREAM][0])
-                prefixes = [subtract_rest(whole, measured & mask) for mask in until.numpy()]
-                repeated[STREAM] = torch.from_numpy(np.stack(prefixes))
-            logits = head(repeated, {name: mask.expand(length, -1) & until for name, mask in masks.items()})
-        found.append(logits.float().numpy())
+            for until in torch.ones(length, length, dtype=torch.bool).tril().split(PREFIXES_AT_ONCE):
+                repeated = {name: values.expand(len(until), -1, -1) for name, values in streams.items()}
+                if card.baseline != "none" and is_own and STREAM in x:
+                    # The mean of the whole window is off already; here goes what is left of that so far.
+                    whole, measured = np.asarray(x[STREAM][0]), np.asarray(valid[STREAM][0])
+                    prefixes = [subtract_rest(whole, measured & mask) for mask in until.numpy()]
+                    repeated[STREAM] = torch.from_numpy(np.stack(prefixes))
+                parts.append(head(repeated, {name: mask & until for name, mask in masks.items()}).float())
+        found.append(torch.cat(parts).numpy())
         seen.append(torch.stack([mask[0] for mask in masks.values()]).any(dim=0).numpy())
     return np.stack(found), np.stack(seen)
 

@@ -19,7 +19,7 @@ from features.datasets import Inputs, Samples, labelled_rows, load_samples, stre
 from features.door import warn
 from features.labels import Labelling, class_indices, make_labelling
 from features.recipe import to_json
-from features.splits import Split, extend_split, make_split, require_disjoint
+from features.splits import SIDES, Split, extend_split, groups_of, make_split, require_disjoint
 from features.store import ClipTable, FeatureStore
 from seqmodel.config import LabelArgs
 
@@ -61,8 +61,9 @@ def put_question(
     """Open a store and decide what is learned from whom.
 
     `inputs` None means every stream that the store holds. `splits_from` is a run whose people keep their
-    side. Raises ValueError when the column, a label or a stream is missing, no clip has a label, a class
-    has no training clip, or somebody stands on two sides.
+    side; without it a store that names who trained its encoder keeps theirs. Raises ValueError when the
+    column, a label or a stream is missing, no clip has a label, a class has no training clip, somebody
+    stands on two sides, or is held out of heads that read embeddings of an encoder which learned from them.
     """
     store = FeatureStore.open(store_path)
     table = store.table()
@@ -84,17 +85,15 @@ def put_question(
     rows, labels = labelled_rows(table, labelling)
     if not len(rows):
         raise ValueError(f"store {store_path} has no extracted clip with a label of {list(labelling.names)}")
-    split = (
-        make_split(table, rows, labels, seed=seed)
-        if splits_from is None
-        else extend_split(table, rows, labels, splits_from)
-    )
-    require_disjoint(split, table.subject)
-    _require_classes(split, labels, rows, labelling)
     chosen: Inputs = inputs or ("both" if len(store.streams) > 1 else store.streams[0])
     for name in streams_of(chosen):
         if name not in store.streams:
             raise ValueError(f"--inputs {chosen}: store {store_path} holds no {name}")
+    split = _split(store, table, rows, labels, seed, splits_from)
+    require_disjoint(split, table.subject)
+    if "embeddings" in streams_of(chosen):
+        split = _unseen_by_encoder(split, store, table, splits_from)
+    _require_classes(split, labels, rows, labelling)
     num_unlabelled = int((table.state == 1).sum()) - len(rows)
     if "geometry" in streams_of(chosen):
         lacking = int((~store.present("geometry")[rows]).sum())
@@ -124,7 +123,8 @@ def seen_fingerprint(question: Question) -> str:
         digest.update("\0".join(texts.tolist()).encode() + b"\n")
     numbers = [class_indices(question.labelling, codes, names), np.array([len(question.split.train)])]
     numbers += [
-        read_column(store.group, n, store.num_clips)[rows] for n in ("source_size", "source_mtime_ns")
+        read_column(store.group, name, store.num_clips)[rows]
+        for name in ("source_size", "source_mtime_ns", "end_s")
     ]
     numbers += [store.present(name)[rows] for name in store.streams]
     for values in numbers:
@@ -160,6 +160,86 @@ def load_sides(question: Question, *, mapped: bool = True) -> tuple[Samples, Sam
         ),
         load_samples(question.store, question.labelling, question.split.val, question.inputs, mapped=mapped),
     )
+
+
+def doubt_of_folds(store: FeatureStore, groups: np.ndarray) -> str:
+    """What readers have to know of figures for which each of these people is held out once, on whatever side
+    they stand; '' where the encoder learned from nobody of them.
+
+    groups: (N,) str as `groups_of` gives them.
+    """
+    weights = store.recipe.encoder.weights
+    if store.encoder_sides:
+        people = np.unique(groups).tolist()
+        known = sum(store.encoder_sides.get(who, "test") != "test" for who in people)
+        return (
+            f"figures of folds are too good here: the encoder behind the embeddings ({weights}) has learned "
+            f"from {known} of the {len(people)} people (or videos) that are held out, or was chosen by them"
+            if known
+            else ""
+        )
+    if _is_tuned(store):
+        return (
+            f"figures of folds may be too good here: the encoder behind the embeddings ({weights}) was "
+            f"fine-tuned, and {store.path} does not say on whom, so it may know the people who are held out"
+        )
+    return ""
+
+
+def _is_tuned(store: FeatureStore) -> bool:
+    return store.recipe.encoder.weights.startswith("finetuned:")
+
+
+def _split(
+    store: FeatureStore,
+    table: ClipTable,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+    splits_from: Path | None,
+) -> Split:
+    """Who stands on which side: as in an earlier run, as when the store's encoder was trained, or anew."""
+    if splits_from is not None:
+        return extend_split(table, rows, labels, splits_from)
+    if not store.encoder_sides:
+        return make_split(table, rows, labels, seed=seed)
+    marked = zip(groups_of(table, np.arange(len(table.split))).tolist(), table.split.tolist(), strict=True)
+    marks = np.array([store.encoder_sides.get(who, mark) for who, mark in marked], str)
+    split = make_split(dataclasses.replace(table, split=marks), rows, labels, seed=seed)
+    encoder = store.recipe.encoder.weights
+    return dataclasses.replace(split, how=f"everybody on the side on which the encoder ({encoder}) had them")
+
+
+def _unseen_by_encoder(
+    split: Split, store: FeatureStore, table: ClipTable, splits_from: Path | None
+) -> Split:
+    """The split, with a warning where nobody knows whom the store's fine-tuned encoder learned from.
+
+    Raises ValueError where it learned from people who are held out here, or was chosen by test people.
+    """
+    weights = store.recipe.encoder.weights
+    if not store.encoder_sides:
+        if splits_from is not None or not _is_tuned(store):
+            return split
+        text = (
+            f"the encoder behind the embeddings ({weights}) was fine-tuned, and {store.path} does not say on "
+            "whom: it may know people who are held out here; --splits-from that run keeps them on their side"
+        )
+        return dataclasses.replace(split, warnings=(*split.warnings, text))
+    held = [
+        f"{who} ({store.encoder_sides[who]} there, {side} here)"
+        for side, rows in split.sides().items()
+        for who in np.unique(groups_of(table, rows)).tolist()
+        if SIDES.index(store.encoder_sides.get(who, side)) < SIDES.index(side)
+    ]
+    if held:
+        more = f" and {len(held) - 3} more" if len(held) > 3 else ""
+        raise ValueError(
+            f"the encoder behind {store.path} ({weights}) has learned from people who are held out here, or "
+            f"was chosen by them: {', '.join(held[:3])}{more}; give --splits-from the run that trained it, "
+            "or leave --splits-from out"
+        )
+    return split
 
 
 def _require_classes(split: Split, labels: np.ndarray, rows: np.ndarray, labelling: Labelling) -> None:

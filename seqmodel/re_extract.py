@@ -1,7 +1,8 @@
 """A new store from the crops of an old one, seen by a run's own encoder: so that heads can be searched again.
 
 Never in place: a kill would leave a store of two encoders, and old heads would read the new one. Running it
-again goes on with what is missing. Knows nothing about training. T frames, D embedding.
+again goes on with what is missing. Knows nothing about training, but for who took part in it. T frames, D
+embedding.
 """
 
 import dataclasses
@@ -14,15 +15,17 @@ import numpy as np
 from features.door import progress, say, warn
 from features.manifest import Clip
 from features.recipe import require_equal
+from features.splits import SIDES, groups_of
 from features.store import DONE, FAILED, ClipTable, FeatureStore, plan
 from seqmodel.encoder import build_encoder
 from seqmodel.engine import Engine, open_run_engine
-from seqmodel.run import WEIGHTS, load_card, versions
+from seqmodel.run import WEIGHTS, load_card, load_split, versions
 
 
 def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], int]:
     """Write store `out`: clips, frames, geometry and crops of `store_path`, embeddings of the run's encoder.
 
+    The new store names who trained that encoder, and goes on with the old one's ledger of test openings.
     Returns (summary, exit code): 1 where extracted clips have no crops, each of which is named. Raises
     ValueError when the store keeps no crops, its pixels are not the run's, or `out` is the same store or one
     of another encoder.
@@ -33,12 +36,13 @@ def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], 
     if not store.has_crops:
         raise ValueError(f"{store_path} holds no crops to look at again: extract with --crops jpeg")
     require_equal(card.recipe, store.recipe, ["pixels"], where=f"run {run} with store {store_path}")
-    engine = open_run_engine(run)
+    engine, table = open_run_engine(run), store.table()
+    named = np.flatnonzero((table.clip_id != "") & store.listed())
+    sides: dict[str, str] = {}
     if card.recipe.encoder.weights.startswith("finetuned:"):
+        sides = encoder_sides(run, store, table, named)
         # Runs on the new store will ask for this encoder by its hash: opening it keeps it in the cache.
         build_encoder(card.recipe.encoder.name, str(run / WEIGHTS))
-    table = store.table()
-    named = np.flatnonzero((table.clip_id != "") & store.listed())
     new = plan(
         out,
         [_clip(table, row) for row in named.tolist()],
@@ -47,6 +51,7 @@ def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], 
         crops=True,
         versions=versions(),
     )
+    new.carry_over(store.test_openings, sides)
     row_of = {clip: row for row, clip in enumerate(new.table().clip_id.tolist())}
     source_of = {row_of[table.clip_id[row]]: row for row in named.tolist()}
     have = store.present("crops")
@@ -71,6 +76,20 @@ def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], 
     return {"store": str(out), "clips": len(named), "done": done, "without_crops": lacking}, int(
         bool(lacking)
     )
+
+
+def encoder_sides(run: Path, store: FeatureStore, table: ClipTable, rows: np.ndarray) -> dict[str, str]:
+    """By person (or video) of these rows, the side on which the run had them; of those whom an earlier run
+    had too, whose encoder this one went on from, the side that has seen more: train before val before test.
+    """
+    split = load_split(run)
+    sides: dict[str, str] = {}
+    for who, clip in zip(groups_of(table, rows).tolist(), table.clip_id[rows].tolist(), strict=True):
+        _, side = split.get(clip, ("", ""))
+        on = [found for found in (side, store.encoder_sides.get(who), sides.get(who)) if found]
+        if on:
+            sides[who] = min(on, key=SIDES.index)
+    return sides
 
 
 def _copy_row(store: FeatureStore, source: int, new: FeatureStore, row: int, engine: Engine) -> None:

@@ -21,6 +21,7 @@ from seqmodel.calibration import Calibration, decide, fit_calibration, moved_ban
 from seqmodel.config import CalibrateArgs
 from seqmodel.evaluate import Asked, ask, count_opening
 from seqmodel.metrics import evaluate_predictions, minority_class
+from seqmodel.options import options_of
 from seqmodel.predictions import predict_rows
 from seqmodel.run import Card, load_card, save_calibrators, write_text
 from seqmodel.train import put_calibration
@@ -78,6 +79,7 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         "time_utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "people": summary["people_calibrating"],
         "before": vars(card.calibration),
+        "options": options_of(args),
     }
     # First: with the clips named and the card unchanged nothing is judged wrongly.
     theirs = np.isin(unit_names(asked, everything), people[fits])

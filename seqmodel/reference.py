@@ -112,11 +112,14 @@ def level_of(probabilities: ArrayLike, task: str) -> np.ndarray:
 
 
 def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
-    """The smallest share of a window that scores nearly as a whole one on validation; None if unknown."""
+    """The smallest share of a window that scores nearly as a whole one on validation; None if unknown, and
+    where no live session will ask: of imported features."""
     from features.labels import class_indices
     from seqmodel.metrics import score
     from seqmodel.predictions import growing_logits
 
+    if card.recipe.pixels is None:
+        return None
     rows = _some(rows_of(run, store, "val"))
     if not len(rows):
         return None

@@ -111,7 +111,13 @@ def open_stage(args: FinetuneArgs) -> Stage:
 
 
 def config_of(args: FinetuneArgs) -> FinetuneConfig:
-    """How the network is trained. Raises ValueError for options that --recipe seed fixes."""
+    """How the network is trained. Raises ValueError for options that --recipe seed fixes, and for steps or
+    caches without a clip."""
+    if args.finetune.effective_batch < 1 or args.finetune.versions < 1:
+        raise ValueError(
+            f"effective_batch and versions must be at least 1, got {args.finetune.effective_batch} and "
+            f"{args.finetune.versions}"
+        )
     if args.recipe != "seed":
         return args.finetune
     asked, usual = dataclasses.asdict(args.finetune), dataclasses.asdict(FinetuneConfig())
@@ -217,6 +223,8 @@ def cut_sources(stage: Stage, args: FinetuneArgs, team: Team) -> tuple[Any, Any]
                 "cut": cut,
                 "store": stage.store.fingerprint(),
                 "clips": ",".join(map(str, clips.rows.tolist())),
+                # Crops as they are know no seed.
+                "seed": args.seed if versions[side] > 1 else None,
             }
             folder = stage.folder / f"cut_{side}"
             found.append(open_cut_cache(folder, clips, shape, made_from, versions[side]))
@@ -236,7 +244,7 @@ def cut_sources(stage: Stage, args: FinetuneArgs, team: Team) -> tuple[Any, Any]
         rows = np.arange(len(clips))[team.rank :: team.size]
         with progress() as bar:
             task = bar.add_task(f"activations, {side}", total=len(rows), visible=team.writes)
-            for _ in cache.fill(run, rows, augmentation_of(stage)):
+            for _ in cache.fill(run, rows, augmentation_of(stage), args.seed):
                 bar.advance(task)
         team.wait()
         geometry = None

@@ -5,7 +5,7 @@ It knows nothing about HTML, and how a drawing looks is in plots.py and plots_pe
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import numpy as np
 
 from features.door import progress, warn
 from features.labels import Labelling
+from features.store import FeatureStore
 from seqmodel import plots, plots_people
 from seqmodel.calibration import certainty, probabilities
-from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
+from seqmodel.config import EvaluateArgs
 from seqmodel.drawing import save
 from seqmodel.embedding_map import Map
 from seqmodel.evaluate import Asked, Refitted, face_coverage
@@ -26,13 +27,16 @@ from seqmodel.history import trials_of
 from seqmodel.judge import Judgement
 from seqmodel.literature import literature_table
 from seqmodel.metrics import confusion
+from seqmodel.options import options_of
 from seqmodel.predictions import inputs_of, open_ways, population, read_streams
 from seqmodel.report import Story
 from seqmodel.run import Card, read_log
 from seqmodel.slices import Slices, all_slices
+from seqmodel.stage_two import crops_command
 from seqmodel.wording import TITLES, calibration_lede, fold_calibrations_lede
 
 BEST_TRIALS = 5
+UNKNOWN = "not known, as this run is from before its card kept them"
 
 
 def tell(
@@ -141,9 +145,10 @@ def judgement_figures(
     judgement: Judgement, card: Card, slices: Sequence[Slices], thresholds: float | np.ndarray
 ) -> dict[str, Any]:
     """Matplotlib figures about the judged clips, by name. With thresholds of each clip's own, (N,), none
-    marks the threshold."""
+    marks the run's threshold or abstain band."""
     p, names, binary = judgement.predictions, judgement.label_names, judgement.task == "binary"
     threshold = thresholds if binary and isinstance(thresholds, float) else None
+    band = card.calibration.abstain if isinstance(thresholds, float) else None
     others = [
         (b.yardstick.title, b.yardstick.probabilities)
         for b in judgement.beside
@@ -163,7 +168,7 @@ def judgement_figures(
         found["coverage"] = plots_people.coverage_plot(
             certainty(p.probabilities, judgement.task, thresholds)[keep],
             (p.said == p.labels)[keep],
-            float((~p.unsure[keep]).mean()) if card.calibration.abstain else None,
+            float((~p.unsure[keep]).mean()) if band else None,
         )
         if threshold is not None and len(np.unique(p.labels[keep])) == 2:
             found["threshold"] = plots_people.threshold_plot(
@@ -189,7 +194,7 @@ def training_figures(run: Path, card: Card) -> dict[str, Any]:
         best = sorted((t for t in done if t.curve), key=lambda t: -(t.value or 0.0))[:BEST_TRIALS]
         if best:
             curves = [(f"trial {t.number}", t.curve) for t in best]
-            found["trials"] = plots_people.trials_plot(curves, card.metric)
+            found["trials"] = plots_people.trials_plot(curves, card.metric, by_fold=best[0].by_fold)
     return found
 
 
@@ -246,31 +251,22 @@ def data_rows(asked: Asked) -> list[dict[str, Any]]:
 
 
 def commands(asked: Asked, args: EvaluateArgs) -> list[str]:
-    """What to type to get the store, the run and this report again."""
-    card, store = asked.card, shlex.quote(str(asked.card.store))
-    recipe, labelling = card.recipe, card.labelling
-    lines = []
-    if recipe.pixels is not None:
-        crops = " --crops jpeg" if asked.store.has_crops else ""
-        geometry = "on" if recipe.geometry is not None else "off"
-        lines.append(
-            f"python -m extract --data DATA --out {store} --encoder {recipe.encoder.name} "
-            f"--fps {recipe.pixels.fps:g} --window {recipe.pixels.window_s:g} --geometry {geometry}{crops}"
-        )
-    stages = [str(stage.get("stage", "")) for stage in card.stages]
-    searched = any("trial" in stage for stage in card.stages)
+    """What to type to get the store, the run and this report again. What store and card do not know is said
+    in a comment, or stands in capitals."""
     run = shlex.quote(str(args.run))
-    asks = [*_question_words(labelling), "--metric", card.metric, "--seed", str(card.seed)]
-    if set(card.dims) != set(asked.store.streams):
-        asks += ["--inputs", inputs_of(card)]
-    if searched:
-        asks += ["--trials", str(max(1, len(trials_of(args.run)))), "--baseline", card.baseline]
-        lines.append(f"python -m tune --store {store} --out {run} {shlex.join(asks)}")
-    else:
-        asks += [*_changed(card.head, HeadConfig()), *_changed(card.train, TrainConfig())]
-        lines.append(f"python -m seqmodel train --store {store} --run {run} {shlex.join(asks)}")
-    if "finetune" in stages:
-        lines.append(f"python -m seqmodel finetune --run {run}")
+    lines = _store_lines(asked)
+    first = ""
+    for stage in asked.card.stages or ({"stage": "head"},):
+        known, options = "options" in stage, str(stage.get("options", ""))
+        if stage["stage"] == "head":
+            lines += _head_lines(asked, args.run, stage)
+            first = options
+        elif stage["stage"] in ("finetune", "calibrate"):
+            if known and _is_of_tune(first.split(), options.split()):
+                continue
+            lines += [] if known else [f"# with which options: {UNKNOWN}"]
+            store = f" --store {shlex.quote(str(stage['store']))}" if stage["stage"] == "calibrate" else ""
+            lines.append(f"python -m seqmodel {stage['stage']} --run {run}{store} {options}".rstrip())
     words = ["python -m seqmodel evaluate --run", run]
     words += ["--store", shlex.quote(str(asked.store.path)), "--split", args.split]
     words += ["--rounds", str(args.rounds), "--seed", str(args.seed)]
@@ -283,27 +279,66 @@ def commands(asked: Asked, args: EvaluateArgs) -> list[str]:
     return [*lines, " ".join(words)]
 
 
+def _is_of_tune(searched: list[str], tuned: list[str]) -> bool:
+    """Whether a fine-tune of these options is what --finetune did after the search: its seed, its device."""
+    flags = {word for word in tuned if word.startswith("--")}
+    return "--finetune" in searched and flags <= {"--seed", "--device"} and set(tuned) <= set(searched)
+
+
+def _store_lines(asked: Asked) -> list[str]:
+    """How the store came about that the run was trained on."""
+    path, store = asked.card.store, asked.store
+    if str(store.path) != path:
+        try:
+            store = FeatureStore.open(path)
+        except (ValueError, OSError):
+            return [f"# {path}, on which this run was trained, is not here to say how it was made"]
+    if store.recipe.pixels is None:
+        return [f"# {path} holds imported features: python -m features import"]
+    if store.numerics.get("pixels") == "stored crops":
+        encoder = store.recipe.encoder
+        return [
+            f"# {path} holds what {encoder.name} ({encoder.weights}) sees on the crops of another store: the "
+            "report of the run that was fine-tuned with --re-extract says how"
+        ]
+    return [crops_command(store).removesuffix("" if store.has_crops else " --crops jpeg")]
+
+
+def _head_lines(asked: Asked, run: Path, stage: Mapping[str, Any]) -> list[str]:
+    """How the head was searched or trained: as it was asked for, or for runs from before that was kept what
+    follows from the card."""
+    card, searched = asked.card, "trial" in stage
+    door = (
+        ["tune", "--store", card.store, "--out"]
+        if searched
+        else ["seqmodel", "train", "--store", card.store, "--run"]
+    )
+    command = shlex.join(["python", "-m", *door, str(run)])
+    if "options" in stage:
+        return [f"{command} {stage['options']}".rstrip()]
+    asks = [*_question_words(card.labelling), "--metric", card.metric, "--seed", str(card.seed)]
+    if set(card.dims) != set(asked.store.streams):
+        asks += ["--inputs", inputs_of(card)]
+    if searched:
+        asks += ["--trials", str(max(1, len(trials_of(run)))), "--baseline", card.baseline]
+        unknown = "--splits-from, --folds, --reseed, --epochs, --pruning"
+    else:
+        # The task sets shared thresholds by itself.
+        head = replace(card.head, shared_thresholds=False)
+        asks += shlex.split(f"{options_of(head)} {options_of(card.train)}")
+        unknown = "--splits-from"
+    return [
+        f"# {unknown}: {UNKNOWN}; people were split so: {card.split_how}",
+        f"{command} {shlex.join(asks)}",
+    ]
+
+
 def _question_words(labelling: Labelling) -> list[str]:
     """The options that put a run's question: --merge where a class has several stored names or a new one."""
     pairs = zip(labelling.names, labelling.sources, strict=True)
     merged = [f"{name}={'+'.join(group)}" for name, group in pairs if group != (name,)]
     words = ["--label", labelling.column, "--labels", ",".join(labelling.names), "--task", labelling.task]
     return [*words, "--merge", *merged] if merged else words
-
-
-def _changed(config: HeadConfig | TrainConfig, default: HeadConfig | TrainConfig) -> list[str]:
-    """Options of `seqmodel train` for every field that is not its default."""
-    words = []
-    for name, value in vars(config).items():
-        # The task sets these thresholds by itself.
-        if value == vars(default)[name] or name == "shared_thresholds":
-            continue
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", str(value)]
-    return words
 
 
 def ledger(asked: Asked) -> str:

@@ -121,6 +121,11 @@ def fit(
     usable = np.flatnonzero(np.asarray(train.labels) >= 0)
     if not len(usable):
         raise ValueError("no labelled training clip")
+    if config.batch_size < 1 or config.micro_batch < 0:
+        raise ValueError(
+            f"batch_size must be at least 1 and micro_batch at least 0, got {config.batch_size} and "
+            f"{config.micro_batch}"
+        )
     loss = loss_for(task, num_classes, config, np.asarray(train.labels)[usable])
     plain = loss_for(task, num_classes)
     autocast = config.precision == "bf16" or (config.precision == "auto" and computes_in_bf16(device))

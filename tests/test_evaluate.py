@@ -258,7 +258,7 @@ def test_the_commands_of_a_report_ask_the_same_again(tmp_path, searched):
     asked = open_split(EvaluateArgs(run=tmp_path / "run"))
     asked = replace(asked, card=replace(card, labelling=labelling, stages=(stage,), train=train))
     args = EvaluateArgs(run=tmp_path / "run", map=("x=c", "y=d"), abstain=0.2, threshold_for="f1")
-    _, learned, judged = (shlex.split(line)[3:] for line in commands(asked, args))
+    _, learned, judged = (shlex.split(line)[3:] for line in commands(asked, args) if line[0] != "#")
     doors = {"prog": "p", "description": ""}
     again = parse(EvaluateArgs, judged[1:], **doors)
     assert again == replace(args, store=tmp_path / "s.zarr")

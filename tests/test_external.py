@@ -1,5 +1,7 @@
 """Geometry that something else measured becomes a store whose only stream is the geometry."""
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +92,85 @@ def test_nameless_clips_of_two_files_do_not_go_by_one_name(tmp_path: Path) -> No
     assert len(set(first)) == 6
     assert not set(first) & set(names("june.npz", x[::-1], y))
     assert names("both.npz", np.concatenate([x, x]), np.tile(y, 2))[:6] == first
+
+
+def test_a_stretch_of_a_file_is_a_listed_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not the whole file under the name of a part; where every line is one, the import says why."""
+    for name in ("a", "b"):
+        np.save(tmp_path / f"{name}.npy", np.ones((4, 3), np.float32))
+    file = tmp_path / "labels.csv"
+    lines = ("a.npy,x,0,", "b.npy,x,0,10", "b.npy,y,10,20", "b.npy,y,20,")
+    file.write_text("path,label,start_s,end_s\n" + "\n".join(lines), encoding="utf-8")
+    words = ["import", str(file), "--name", "own", "--out", str(tmp_path / "s.zarr")]
+    assert main(words) == 1
+    assert "start_s and end_s are not cut here: one file a clip" in " ".join(capsys.readouterr().err.split())
+    assert FeatureStore.open(tmp_path / "s.zarr").table().clip_id.tolist() == ["a.npy#0"]
+    assert [problem.clip_id for problem in read_sequences(file).problems] == [
+        "b.npy#0",
+        "b.npy#10000",
+        "b.npy#20000",
+    ]
+    file.write_text("path,label,start_s,end_s\n" + "\n".join(lines[1:]), encoding="utf-8")
+    with pytest.raises(ValueError, match="lists no usable clip: start_s and end_s are not cut here"):
+        read_sequences(file)
+
+
+X, Y = np.ones((4, 2, 3), np.float32), np.array([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"y": Y[:, None]}, r"y has shape \(4, 1\) of int64, wanted \(N,\)"),
+        ({"y": Y.astype("M8[s]")}, r"y has shape \(4,\) of datetime64"),
+        ({"y": np.array([b"a", b"b", b"a", b"\xe9"])}, "y is not UTF-8"),
+        ({"label_names": np.array("engaged")}, r"label_names has shape \(\), wanted a list"),
+        ({"length": np.array([1.5, 1, 1, 1])}, "length is no list of whole numbers"),
+        ({"length": np.array(["1"] * 4)}, "length is no list of whole numbers"),
+    ],
+)
+def test_arrays_that_mean_nothing_are_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray], said: str
+) -> None:
+    np.savez(tmp_path / "f.npz", **({"x": X, "y": Y} | arrays))
+    with pytest.raises(ValueError, match=said):
+        read_sequences(tmp_path / "f.npz")
+
+
+def test_names_may_be_saved_as_bytes_and_lengths_as_floats(tmp_path: Path) -> None:
+    words = {"y": np.array(["집중", "딴짓"] * 2), "subject": np.array(["가", "나"] * 2)}
+    np.savez(tmp_path / "text.npz", x=X.reshape(8, 3), length=np.full(4, 2), **words)
+    coded = {key: np.char.encode(array, "utf-8") for key, array in words.items()}
+    np.savez(tmp_path / "bytes.npz", x=X.reshape(8, 3), length=np.full(4, 2.0), **coded)
+    one, other = (read_sequences(tmp_path / name) for name in ("text.npz", "bytes.npz"))
+    assert [clip.labels for clip in one.clips] == [clip.labels for clip in other.clips]
+    assert [clip.subject for clip in other.clips] == ["가", "나"] * 2
+    assert [len(values) for values in other.values] == [2] * 4
+
+
+def test_files_that_are_not_what_they_are_called_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a whole set, or as one clip's file among good ones."""
+    whole, one, packed = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    np.savez(whole, x=X, y=Y)
+    np.savez_compressed(packed, x=np.random.default_rng(0).normal(size=(4, 2, 300)), y=Y)
+    np.save(one, X[0])
+    damaged = bytearray(packed.getvalue())
+    damaged[1000:1100] = bytes(100)
+    texts = io.BytesIO()
+    with zipfile.ZipFile(texts, "w") as archive:
+        archive.writestr("x", "1")
+        archive.writestr("y", "1")
+    contents = (whole.getvalue()[:-40], b"", bytes(damaged), texts.getvalue(), b"PK\x03\x04")
+    for content in (*contents, one.getvalue()):
+        (tmp_path / "f.npz").write_bytes(content)
+        assert main(["import", str(tmp_path / "f.npz"), "--name", "own", "--out", str(tmp_path / "s")]) == 2
+        assert "Traceback" not in capsys.readouterr().err
+    np.save(tmp_path / "good.npy", X[0])
+    (tmp_path / "labels.csv").write_text("path,label\ngood.npy,x\nbad.npy,y\n", encoding="utf-8")
+    for content in (*contents, whole.getvalue()):
+        (tmp_path / "bad.npy").write_bytes(content)
+        sequences = read_sequences(tmp_path / "labels.csv")
+        assert [clip.path.name for clip in sequences.clips] == ["good.npy"]
+        assert [problem.clip_id for problem in sequences.problems] == ["bad.npy#0"]

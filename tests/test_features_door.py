@@ -135,6 +135,20 @@ def test_delete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not path.exists()
 
 
+def test_nobody_is_called_by_no_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """None is a person's name, and '' names nobody: neither means the whole store."""
+    path = tmp_path / "s.zarr"
+    plan(path, [replace(clip, subject="None") for clip in clips_of(2)] + clips_of(4)[2:], RECIPE, numerics={})
+    assert main(["delete", str(path), "--subject", ""]) == 2
+    assert "no subject ''" in capsys.readouterr().err
+    summary, code = run_json(capsys, "delete", str(path), "--subject", "None")
+    assert (code, summary["subject"], summary["deleted"]) == (0, "None", 2)
+    assert main(["delete", str(path), "--subject", "None"]) == 2
+    assert FeatureStore.open(path).table().subject.tolist() == ["", "", "p2", "p3"]
+    assert run_json(capsys, "delete", str(path))[0]["subject"] is None
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("word", ["info", "verify", "pack", "delete"])
 def test_no_store_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str) -> None:
     """Exit code 2."""

@@ -307,6 +307,18 @@ def test_a_clip_without_any_face_gives_zero_gradients_not_none(run: Path) -> Non
     assert torch.isfinite(logits).all()
 
 
+def test_the_card_keeps_how_training_was_asked_for(run: Path) -> None:
+    """Every option of both stages that is not a default; the run's own store goes without saying."""
+    store = Path(load_card(run).store)
+    finetune(args(run, store=store, seed=4))
+    first, second = (shlex.split(entry["options"]) for entry in load_card(run).stages)
+    trained = parse(TrainArgs, ["--store", str(store), "--run", "x", *first], prog="p", description="")
+    head = HeadConfig(hidden=8, projection=8, dropout=0.1)
+    assert trained == TrainArgs(store, Path("x"), head=head, train=TrainConfig(epochs=1, lr=1e-5))
+    tuned = parse(FinetuneArgs, ["--run", str(run), *second], prog="p", description="")
+    assert tuned == args(run, seed=4)
+
+
 # The same command again
 
 
@@ -603,6 +615,23 @@ def test_versions_at_the_cut_are_activations_of_augmented_crops(run: Path) -> No
     crops = x["crops"][0][valid["crops"][0]]
     for version in range(3):
         found = learned.batch(np.array([1]), version)[0]["activations"][0][valid["crops"][0]]
-        rng = np.random.default_rng([1, version])
+        rng = np.random.default_rng([asked.seed, 1, version])
         seen = augment_clip(torch.from_numpy(crops), augmentation_of(stage), rng).contiguous().numpy()
         assert np.array_equal(found, prefix(seen if version else crops))
+
+
+@pytest.mark.slow
+def test_another_seed_caches_other_versions(run: Path) -> None:
+    def cached(seed: int) -> list[np.ndarray]:
+        """Of training clips as they are and augmented, and of validation clips."""
+        asked = args(run, finetune=dataclasses.replace(QUICK, versions=2), seed=seed)
+        train, val = cut_sources(open_stage(asked), asked, Team())
+        both = [train.batch(np.arange(len(train)), version) for version in range(2)]
+        return [x["activations"] for x, _, _ in [*both, val.batch(np.arange(len(val)))]]
+
+    first, held = cached(0), run / "finetune" / "cut_val" / "activations.f16"
+    written = held.stat().st_mtime_ns
+    other = cached(1)
+    assert [np.array_equal(a, b) for a, b in zip(first, other, strict=True)] == [True, False, True]
+    assert held.stat().st_mtime_ns == written, "crops as they are know no seed"
+    assert all(np.array_equal(a, b) for a, b in zip(first, cached(0), strict=True))

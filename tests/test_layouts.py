@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import sys
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -86,6 +88,15 @@ def test_a_second_file_of_one_daisee_clip_is_counted(daisee: Path, clip_file: by
     reading = read_layout(daisee)
     assert len(reading.manifest.clips) == 4
     assert reading.unpaired_videos[0] == "DataSet/Train/110001/1100011003/1100011003.mp4"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
+def test_people_on_another_disk_are_found_by_their_link(daisee: Path, tmp_path: Path) -> None:
+    people = daisee / "DataSet" / "Train"
+    wanted = read_layout(daisee)
+    (people / "110001").rename(tmp_path / "110001")
+    (people / "110001").symlink_to(tmp_path / "110001", target_is_directory=True)
+    assert read_layout(daisee) == wanted
 
 
 def test_daisee_without_its_columns_says_which(daisee: Path) -> None:
@@ -221,6 +232,42 @@ def test_aihub_is_read_by_segment(aihub: Path) -> None:
     assert "02-04-80" in reading.manifest.problems[0].clip_id
     assert any("5 labels say something else than the folder" in note for note in reading.notes)
     assert any("validation will serve as test" in note for note in reading.notes)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
+def test_aihub_on_several_disks_is_found_by_its_links(aihub: Path, tmp_path_factory) -> None:
+    wanted = read_layout(aihub)
+    for folder in [*aihub.rglob("Training"), *aihub.rglob("VS_20_04"), *aihub.rglob("VL_20_04")]:
+        disk = tmp_path_factory.mktemp("disk") / folder.name
+        folder.rename(disk)
+        folder.symlink_to(disk, target_is_directory=True)
+    assert recognise(aihub) == "aihub"
+    assert read_layout(aihub) == wanted
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
+def test_names_that_are_not_utf8_are_problems_in_every_layout(
+    daisee: Path, aihub: Path, clip_file: bytes, tmp_path: Path
+) -> None:
+    """And nothing that is told of them cannot be printed."""
+    name = os.fsdecode(b"caf\xe9")
+    engagenet = tmp_path / "EngageNet"
+    engagenet_files(engagenet, clip_file)
+    put(engagenet / "final_labels.csv", b"chunk,label\nsubject_7_ab12_vid_0_0.mp4,Engaged\n")
+    put(engagenet / "Train" / f"{name}.mp4", clip_file)
+    put(daisee / "DataSet" / "Train" / "110001" / name / f"{name}.avi", clip_file)
+    root = next(aihub.rglob("Training"))
+    videos, labels = sorted(root.iterdir(), key=lambda folder: unicodedata.normalize("NFC", folder.name))
+    put(videos / f"{name}.mp4", clip_file)
+    put(labels / f"{name}-0.json", next(labels.rglob("*.json")).read_bytes())
+    put(labels / f"{name}.json", b"{}")
+    for place, count in ((daisee, 1), (engagenet, 1), (root.parent, 3)):
+        reading = read_layout(place)
+        assert len(reading.manifest.problems) == count
+        assert r"caf\udce9" in reading.manifest.problems[-1].clip_id
+        assert reading.manifest.problems[-1].reason == "its name is not UTF-8: rename it"
+        for text in map(str, (reading.manifest.problems, reading.unpaired_videos, reading.unpaired_labels)):
+            text.encode()
 
 
 def test_folders_above_the_data_name_no_split(aihub: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from extract.video import read_video
 from live.__main__ import main
 from live.log import read_log
 from live.model import open_model
-from live.predict import find_videos, read_table, unique_names
+from live.predict import find_videos, read_table, rows_of_videos, state_of, unique_names
 from live.predictor import Predictor
 from seqmodel.run import load_card, save_card
 from tests.small_run import write_run
@@ -152,7 +152,8 @@ def test_a_table_of_something_else_is_refused(
 def test_a_video_that_is_not_there_does_not_stop_the_others(
     real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Named, a link to nothing is a listed failure; in a folder it is left out, as are hidden files."""
+    """Named, a link to nothing is a listed failure; in a folder it is left out, as are hidden files. By way
+    of a linked folder it is the same video."""
     run, folder = write_run(tmp_path / "run", detector_path), tmp_path / "videos"
     (folder / ".cache").mkdir(parents=True)
     for name in ("b.mp4", ".cache/c.mp4", "._b.mp4"):
@@ -162,12 +163,66 @@ def test_a_video_that_is_not_there_does_not_stop_the_others(
         link.symlink_to(tmp_path / "unplugged" / "a.mp4")
     except OSError:
         pytest.skip("no links here")
-    assert find_videos([folder]) == [folder / "b.mp4"]
+    (tmp_path / "linked").symlink_to(folder)
+    assert find_videos([folder]) == find_videos([tmp_path / "linked", folder]) == [folder / "b.mp4"]
+    assert find_videos([tmp_path / "linked" / "a.mp4"]) == [link]
     words = ["predict", "--run", str(run), "--out", str(tmp_path / "out"), "--json"]
     assert main([*words, str(link), str(folder)]) == 1
     summary = json.loads(capsys.readouterr().out)
     assert summary["done"] == 1
     assert summary["failed"] == [{"video": str(link), "reason": "No such file or directory"}]
+
+
+def test_a_video_is_the_same_whatever_it_is_called(
+    real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`webcam.mp4` of two folders, named from within each, is two rows with a log each; named by its whole
+    path, or by way of another folder, the same again: once in one call, and nothing is done anew."""
+    run, out = write_run(tmp_path / "run", detector_path), tmp_path / "out"
+    videos = [tmp_path / folder / "webcam.mp4" for folder in ("p01", "p02")]
+    for video, clip in zip(videos, ("single", "carphone"), strict=True):
+        video.parent.mkdir()
+        video.write_bytes(real_clips[clip].read_bytes())
+        kept = {path: path.read_bytes() for path in out.glob("webcam*")}
+        monkeypatch.chdir(video.parent)
+        assert main(["predict", "--run", str(run), "--out", "../out", "webcam.mp4"]) == 0
+        assert kept.items() <= {path: path.read_bytes() for path in out.glob("webcam*")}.items()
+    table = (out / "predictions.csv").read_bytes()
+    assert {name: row["log"] for name, row in read_table(out / "predictions.csv").items()} == {
+        str(videos[0]): "webcam.csv",
+        str(videos[1]): "webcam-2.csv",
+    }
+    names = ["webcam.mp4", str(videos[1]), "../p02/webcam.mp4", "../p01/webcam.mp4"]
+    assert find_videos([Path(name) for name in names]) == [videos[1], videos[0]]
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("webcam*")}
+    assert main(["predict", "--run", str(run), "--out", "../out", *names]) == 0
+    assert (out / "predictions.csv").read_bytes() == table
+    assert {path: path.stat().st_mtime_ns for path in out.glob("webcam*")} == kept
+
+
+def test_a_relative_row_of_an_older_table_is_its_videos(tmp_path: Path) -> None:
+    """By name, size and time; another's row stays as it is, and a video with a row of its own takes none."""
+    videos = [tmp_path / name for name in ("p01/a.mp4", "p02/a.mp4", "p02/b.mp4", "p02/c.mp4")]
+    for size, video in enumerate(videos):
+        video.parent.mkdir(exist_ok=True)
+        video.write_bytes(b"x" * size)
+
+    def row(name: str, log: str, video: Path) -> dict[str, str]:
+        return {"video": name, "log": log} | state_of(video, "earlier")
+
+    old = [
+        row("a.mp4", "a.csv", videos[1]),
+        row("../p02/b.mp4", "b.csv", videos[2]) | {"size": "7"},
+        row("c.mp4", "c.csv", videos[3]),
+        row(str(videos[3]), "c-2.csv", videos[3]),
+    ]
+    found = rows_of_videos({each["video"]: each for each in old}, videos)
+    assert {name: (each["video"], each["log"]) for name, each in found.items()} == {
+        str(videos[1]): (str(videos[1]), "a.csv"),
+        "../p02/b.mp4": ("../p02/b.mp4", "b.csv"),
+        "c.mp4": ("c.mp4", "c.csv"),
+        str(videos[3]): (str(videos[3]), "c-2.csv"),
+    }
 
 
 def test_names_never_meet(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Manifests: what users write, and what they write wrongly."""
 
 import itertools
+import os
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -9,6 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from features.manifest import Clip, clip_id, dropped_s, read_csv, read_folder, windows
+
+bytes_as_names = pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
+links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
 
 
 def write_manifest(folder: Path, text: str, videos: tuple[str, ...] = ("a.mp4", "b.mp4")) -> Path:
@@ -45,10 +50,40 @@ def test_decomposed_and_composed_hangul_are_one_clip(tmp_path: Path) -> None:
     assert clip.clip_id == unicodedata.normalize("NFC", "가나.mp4#0")
 
 
+def test_hangul_of_mixed_form_is_found(tmp_path: Path) -> None:
+    """A folder as people type it with files as macOS wrote them, and the reverse; a name that is both, as the
+    cell has it."""
+    composed, decomposed = "가나", unicodedata.normalize("NFD", "가나")
+    videos = (f"{composed}/{decomposed}.mp4", f"{decomposed}/x/{composed}.mp4", f"{composed}{decomposed}.mp4")
+    for form in ("NFC", "NFD"):
+        rows = "".join(f"{unicodedata.normalize(form, name)},x\n" for name in videos[:2])
+        file = write_manifest(tmp_path, f"path,label\n{rows}{videos[2]},x\n", videos)
+        manifest = read_csv(file)
+        assert manifest.problems == ()
+        assert [clip.path.is_file() for clip in manifest.clips] == [True] * 3
+        assert [clip.clip_id for clip in manifest.clips] == [
+            "가나/가나.mp4#0",
+            "가나/x/가나.mp4#0",
+            "가나가나.mp4#0",
+        ]
+
+
+def test_a_tilde_is_a_letter_or_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~$a.mp4` is what office programs call a file that is open; it is read, or a line that has none."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    rows = "~$a.mp4,x\n~$b.mp4,x\n~/c.mp4,x\n"
+    manifest = read_csv(write_manifest(tmp_path, "path,label\n" + rows, ("~$a.mp4", "home/c.mp4")))
+    assert [clip.clip_id for clip in manifest.clips] == ["~$a.mp4#0", "home/c.mp4#0"]
+    assert [problem.reason for problem in manifest.problems] == ["line 3: no such file: ~$b.mp4"]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
         (",engaged,,", "no path"),
+        (f"{'a' * 300}.mp4,engaged,,", "no such file: aaa"),
         ("nowhere.mp4,engaged,,", "no such file: nowhere.mp4"),
         ("a.mp4,engaged,ten,", "start_s 'ten' is not a number"),
         ("a.mp4,engaged,-1,", "start_s '-1' is not a number"),
@@ -136,6 +171,47 @@ def test_folder_of_splits_and_classes(tmp_path: Path) -> None:
     assert [(clip.split, clip.labels["label"]) for clip in clips] == [("train", "x"), ("val", "y")]
 
 
+@bytes_as_names
+def test_a_name_that_is_not_utf8_is_a_problem(tmp_path: Path) -> None:
+    """Of a file or of its folder; a store could not name them."""
+    for name in (b"x/a.mp4", b"x/caf\xe9.mp4", b"\xb0\xa1/b.mp4"):
+        file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    manifest = read_folder(tmp_path)
+    assert [clip.clip_id for clip in manifest.clips] == ["x/a.mp4#0"]
+    assert [problem.clip_id for problem in manifest.problems] == [
+        r"\udcb0\udca1/b.mp4#0",
+        r"x/caf\udce9.mp4#0",
+    ]
+    assert {problem.reason for problem in manifest.problems} == {"its name is not UTF-8: rename it"}
+
+
+@links
+def test_linked_folders_are_entered(tmp_path: Path) -> None:
+    """Once each and none that is found anyway: loops end and no video has two names; none around the root."""
+    root, disk = tmp_path / "root", tmp_path / "disk"
+    for name in ("root/engaged/a.mp4", "disk/b.mp4", "disk/deep/c.mp4", "beside.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for link, target in (
+        (root / "distracted", disk),
+        (root / "again", disk / "deep"),
+        (root / "also engaged", root / "engaged"),
+        (root / "engaged" / "up", root),
+        (root / "engaged" / "out", tmp_path),
+        (disk / "deep" / "loop", disk),
+    ):
+        link.symlink_to(target, target_is_directory=True)
+    manifest = read_folder(root)
+    assert manifest.problems == ()
+    assert [clip.clip_id for clip in manifest.clips] == [
+        "again/c.mp4#0",
+        "distracted/b.mp4#0",
+        "engaged/a.mp4#0",
+    ]
+
+
 def test_empty_folder_is_refused(tmp_path: Path) -> None:
     """Says what was wanted."""
     with pytest.raises(ValueError, match="no videos under"):
@@ -181,7 +257,7 @@ def test_windows_are_disjoint_ascending_and_never_none(
     assert len({window.start_s for window in cut}) == len(cut)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused_by_value_error(tmp_path: Path, content: bytes) -> None:
     """Never another exception."""
@@ -193,7 +269,7 @@ def test_any_bytes_are_read_or_refused_by_value_error(tmp_path: Path, content: b
         pass
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
 @given(st.lists(st.text(max_size=12), max_size=8))
 def test_any_cells_are_read_or_refused_by_value_error(tmp_path: Path, cells: list[str]) -> None:
     """Never another exception, with a proper header."""

@@ -89,6 +89,30 @@ def test_object_store_grows_fails_and_deletes(bucket: str) -> None:
         FeatureStore.open(address)
 
 
+def test_who_is_deleted_on_object_storage_does_not_come_back(bucket: str) -> None:
+    """A worker that was told before writes the row again; the next planner clears it."""
+    address = f"{bucket}/back.zarr"
+    worker = write_store(address, 4)
+    assert delete(address, "p1") == 1
+    fill_row(worker, 1)
+    assert [item.clip_id for item in FeatureStore.open(address).verify()] == ["row 1"]
+    worker.settle()
+    assert FeatureStore.open(address).verify() == []
+    assert not FeatureStore.open(address).present("embeddings")[1]
+
+
+def test_a_copy_of_a_store_on_object_storage_goes_by_its_address_not_its_spelling(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
+    address = f"{bucket}/slash.zarr"
+    write_store(address, 4)
+    assert FeatureStore.open(address).pack()
+    assert FeatureStore.open(f"{address}/").mapped_stream("embeddings") is not None
+    assert delete(f"{address}/", "p1") == 1
+    assert not list((tmp_path / "cache").rglob("x.npy"))
+
+
 def test_object_store_has_one_planner(bucket: str) -> None:
     """Put-if-absent keeps the second one out."""
     place = place_of(f"{bucket}/locked.zarr")

@@ -5,8 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from live.overlay import KEYS, MIN_WIDTH_PX, Status, draw, draw_boxes, filled_line, moment_of, normal_line
-from live.paint import Moment, colour_of
+from live.overlay import (
+    KEYS,
+    MIN_WIDTH_PX,
+    Status,
+    draw,
+    draw_boxes,
+    figure_line,
+    filled_line,
+    moment_of,
+    normal_line,
+)
+from live.paint import TROUGH, Moment, colour_of, paint_timeline, row_s
 from live.predictor import Prediction
 from live.states import STATES
 
@@ -118,6 +128,35 @@ def test_a_short_window_and_a_normal_being_learned_are_said() -> None:
     told = [prediction(), prediction(filled=0.6), prediction(normal_s=12.0), prediction(normal_s=60.0)]
     panels = {draw(image, p, [], Status())[480:].tobytes() for p in told}
     assert len(panels) == 4
+
+
+@pytest.mark.parametrize(
+    ("task", "p", "figure"),
+    [
+        ("binary", (0.3, 0.7), "engaged 70%"),
+        ("ordinal", (0.1, 0.7, 0.2), "level 55%"),
+        ("multiclass", (0.1, 0.7, 0.2), "70%"),
+    ],
+)
+def test_the_bar_says_what_its_figure_is(task: str, p: tuple[float, ...], figure: str) -> None:
+    """An expected level is no class's probability; only two classes leave no doubt whose it is."""
+    names = ("distracted", "engaged") if len(p) == 2 else ("low", "middle", "high")
+    shown = prediction(task=task, p=p, names=names, label=names[1])
+    assert figure_line(shown) == figure
+    assert draw(np.zeros((480, 640, 3), np.uint8), shown, [], Status()).shape[1] == 640
+
+
+def test_a_slow_timeline_has_no_holes_and_a_gap_is_one() -> None:
+    """A frame every two seconds, and half a minute without; at three a second a gap of two seconds is one."""
+    slow = [Moment(2.0 * k + (30.0 if k >= 15 else 0.0), "ok", 0.5) for k in range(30)]
+    quick = [Moment(k / 3 + (2.0 if k >= 15 else 0.0), "ok", 0.5) for k in range(30)]
+    assert (row_s(slow), row_s(quick)) == (4.0, 1.0)
+    for moments, hole_s in ((slow, 28.0), (quick, 4 / 3)):
+        length_s = moments[-1].t_s - moments[0].t_s
+        area = np.zeros((20, 600, 3), np.uint8)
+        paint_timeline(area, moments, 0.0, length_s)
+        empty = (area[-1] == TROUGH).all(axis=1)
+        assert empty.sum() == pytest.approx(hole_s / length_s * 600, abs=2)
 
 
 def test_the_scene_for_the_browser_has_the_boxes_and_nothing_else() -> None:

@@ -15,14 +15,16 @@ from features.recipe import EncoderId, Pixels, Recipe
 from features.store import FeatureStore, plan
 from seqmodel import predictions, reference
 from seqmodel.cnn_lstm import CnnLstm
-from seqmodel.config import HeadConfig, TrainConfig
+from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
 from seqmodel.encoder import build_encoder
-from seqmodel.heads import build_head
+from seqmodel.heads import LstmHead, build_head
 from seqmodel.predictions import growing_logits, predict_rows
 from seqmodel.rest import subject_rests, subtract_rest
-from seqmodel.run import Card, save_card, save_weights
-from tests.judged import make_run, make_store
+from seqmodel.run import Card, load_card, save_card, save_weights
+from seqmodel.train import train
+from tests.judged import NUM_FRAMES, WITH_GEOMETRY, make_run, make_store
 from tests.small_store import G, T, write_store
+from tests.toy_sequences import write_toy_store
 
 SIDE, FRAMES, CLIPS = 64, 3, 5
 HEAD = HeadConfig(hidden=8, projection=8)
@@ -149,6 +151,29 @@ def test_a_growing_window_knows_no_frame_to_come(tmp_path: Path, baseline: str) 
             np.testing.assert_allclose(growing[row, t], logits[0].numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("baseline", ["none", "window"])
+def test_a_long_window_grows_in_pieces_to_the_same_logits(tmp_path, monkeypatch, baseline):
+    """So that memory grows with its length and not with the square of it."""
+    store = make_store(tmp_path / "s.zarr", num_subjects=8, recipe=WITH_GEOMETRY)
+    card = make_run(tmp_path / "run", store, epochs=1, inputs="both", baseline=baseline)
+    sizes, forward = [], LstmHead.forward
+
+    def counted(self, x, valid):
+        sizes.append(len(valid["geometry"]))
+        return forward(self, x, valid)
+
+    monkeypatch.setattr(LstmHead, "forward", counted)
+    rows = np.flatnonzero(store.table().state == 1)[:12]
+    whole, seen = growing_logits(tmp_path / "run", card, store, card.labelling, rows)
+    assert set(sizes) == {NUM_FRAMES}
+    monkeypatch.setattr(predictions, "PREFIXES_AT_ONCE", 4)
+    sizes.clear()
+    pieces, seen_again = growing_logits(tmp_path / "run", card, store, card.labelling, rows)
+    assert max(sizes) == 4
+    np.testing.assert_allclose(pieces, whole, atol=1e-6)
+    np.testing.assert_array_equal(seen_again, seen)
+
+
 def test_without_crops_the_differing_fields_are_named(finetuned, tmp_path):
     run, card, store, _ = finetuned
     clip = Clip("a.mp4#0", tmp_path / "a.mp4", end_s=3.0, subject="a", labels={"label": "engaged"})
@@ -169,3 +194,13 @@ def test_what_training_looked_like_is_read_off_everybody(tmp_path, monkeypatch):
     train = reference.rows_of(tmp_path / "run", store, "train")
     subjects = store.table().subject
     assert len(set(subjects[asked[0]])) > 0.9 * len(set(subjects[train]))
+
+
+def test_of_imported_features_nobody_asks_how_long_a_window_must_be(tmp_path, monkeypatch):
+    """Live refuses them, and their windows may be long."""
+    path, run = write_toy_store(tmp_path), tmp_path / "run"
+    monkeypatch.setattr(predictions, "growing_logits", lambda *_: pytest.fail("asked"))
+    train(TrainArgs(path, run, head=HEAD, train=TrainConfig(epochs=1)))
+    found = reference.measure(run, load_card(run), FeatureStore.open(path))
+    assert found.num_clips > 0
+    assert found.min_filled is None

@@ -42,7 +42,8 @@ def test_another_threshold_leaves_nothing_that_decided_by_the_old_one(
     assert not (run / "report.html").exists()
     assert (run / "val" / "report.html").is_file()
     assert not exported.exists()
-    assert "copies of its exports (openvino-int8) decide as before" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "copies of its exports (openvino-int8) decide as before" in said
     assert read_reference(run) is not None, "measured by the new calibration"
     assert after.test_openings == before.test_openings
 

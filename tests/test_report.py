@@ -2,17 +2,33 @@
 
 import re
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from seqmodel.__main__ import main
+from seqmodel.history import trials_of
 from seqmodel.literature import literature_table
-from seqmodel.wording import forest, short
+from seqmodel.run import load_card
+from seqmodel.story import judgement_figures, training_figures
+from seqmodel.wording import figure_rows, forest, short
 from tests.judged import WITH_GEOMETRY, judged, make_run, make_store, people
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(autouse=True)
+def no_figure_left_open() -> Iterator[None]:
+    """Those that are looked at here are saved by nobody."""
+    yield
+    plt.close("all")
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +161,48 @@ def test_printed_it_is_dark_on_white_within_the_sheet(run):
             assert page.pdf(format="A4").startswith(b"%PDF")
         finally:
             browser.close()
+
+
+@pytest.mark.parametrize("by_fold", [False, True])
+def test_curves_of_trials_may_fall_and_folds_are_no_epochs(run, tmp_path, by_fold):
+    """A trial reports the best so far to the pruner; what is drawn is each epoch's own score, or fold's."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    storage = JournalStorage(JournalFileBackend(str(copy / "study.log")))
+    study = optuna.create_study(storage=storage, study_name="search", direction="maximize")
+    reported = {0: 0.7, 1: 0.9, 2: 0.6} if by_fold else {1: 0.7, 2: 0.9, 3: 0.9}
+    attributes, value = {"val_curve": [0.7, 0.9, 0.6]}, 0.73 if by_fold else 0.9
+    study.add_trial(
+        optuna.trial.create_trial(value=value, intermediate_values=reported, user_attrs=attributes)
+    )
+    (trial,) = trials_of(copy)
+    assert (trial.value, trial.curve, trial.by_fold) == (value, (0.7, 0.9, 0.6), by_fold)
+    axes = training_figures(copy, load_card(copy))["trials"].axes[0]
+    assert axes.get_xlabel() == ("fold" if by_fold else "epoch")
+    assert axes.lines[0].get_xydata().tolist() == [[1, 0.7], [2, 0.9], [3, 0.6]]
+    assert axes.lines[0].get_linestyle() == ("None" if by_fold else "-")
+
+
+def test_an_abstain_band_is_the_runs_and_not_that_of_folds(run):
+    """Heads that were fitted for each fold answer always: no line tells that a band answers all."""
+    labels = np.tile([0, 1], 40)
+    judgement = judged(labels, np.linspace(0.1, 0.9, 80), people(8, 10), rounds=20)
+    card = load_card(run)
+    card = replace(card, calibration=replace(card.calibration, abstain=(0.4, 0.6)))
+
+    def said(thresholds):
+        (axes,) = judgement_figures(judgement, card, [], thresholds)["coverage"].axes
+        return " ".join(axes.get_legend_handles_labels()[1])
+
+    assert "abstain band" in said(0.5)
+    assert "abstain band" not in said(np.full(80, 0.5))
+
+
+def test_a_mark_of_evenness_may_mean_too_few_people(run):
+    labels = np.tile([0, 1], 50)
+    few = judged(labels, np.clip(labels, 0.1, 0.9), people(5, 20))
+    assert {cell["mark"] for row in figure_rows(few) for cell in row["beside"]} <= {"even", ""}
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "≈ it does, or too few people to tell." in page
 
 
 def test_the_model_card_tells_figures_use_and_limits(run):

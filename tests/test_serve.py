@@ -67,7 +67,7 @@ def test_a_wrong_token_gets_403(view: BrowserView) -> None:
     """Neither no token, nor a wrong one, nor an old cookie opens the page."""
     assert get(view, "/").status == 403
     assert get(view, "/?token=guess").status == 403
-    assert get(view, "/", Cookie="brainbuddy=guess").status == 403
+    assert get(view, "/", Cookie=f"brainbuddy-{urlsplit(view.address).port}=guess").status == 403
     assert get(view, "/?token=%EC%A7%91%EC%A4%91").status == 403
 
 
@@ -85,6 +85,30 @@ def test_the_link_works_once_and_leaves_a_cookie(view: BrowserView) -> None:
     assert page.status == 200
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert b"{{" not in page.body  # type: ignore[attr-defined]
+
+
+def test_the_link_reopens_the_page_where_it_was_opened(view: BrowserView) -> None:
+    """Who has the cookie is led to the page, whatever the token; nobody else is."""
+    used = f"/?{urlsplit(view.address).query}"
+    cookie = get(view, used).headers["set-cookie"].split(";")[0]
+    for path in (used, "/?token=guess"):
+        again = get(view, path, Cookie=cookie)
+        assert (again.status, again.headers["location"]) == (303, "/")
+        assert again.headers["set-cookie"] is None
+        assert get(view, path).status == 403
+
+
+def test_two_sessions_in_one_browser_do_not_lock_each_other_out(view: BrowserView, session: Session) -> None:
+    """A browser keeps cookies by host, not by port: each session's has a name of its own."""
+    other = BrowserView(0, session)
+    kept: dict[str, str] = {}
+    for each in (view, other):
+        set_cookie = get(each, f"/?{urlsplit(each.address).query}").headers["set-cookie"]
+        name, value = set_cookie.split(";")[0].split("=", 1)
+        kept[name] = value
+    jar = "; ".join(f"{name}={value}" for name, value in kept.items())
+    assert [get(each, "/", Cookie=jar).status for each in (view, other)] == [200, 200]
+    other.close()
 
 
 def test_another_host_name_gets_403(view: BrowserView) -> None:
@@ -108,7 +132,8 @@ def test_another_origin_gets_no_web_socket(view: BrowserView) -> None:
     own = view.address.split("/?")[0]
     assert get(view, "/ws", **upgrade, Origin="http://evil.example").status == 403
     assert get(view, "/ws", **upgrade).status == 403
-    assert get(view, "/ws", **upgrade | {"Cookie": "brainbuddy=guess"}, Origin=own).status == 403
+    wrong = cookie.split("=")[0] + "=guess"
+    assert get(view, "/ws", **upgrade | {"Cookie": wrong}, Origin=own).status == 403
 
 
 def test_a_page_that_is_behind_gets_no_queue(view: BrowserView) -> None:
@@ -177,6 +202,15 @@ def test_what_the_page_gets_is_plain_json(session: Session) -> None:
     session.missed(9.0, "camera_lost")
     text = json.dumps(snapshot(session), allow_nan=False)
     assert json.loads(text)["words"] == "camera lost"
+
+
+@pytest.mark.parametrize(("fps", "row_s"), [(3, 1.0), (0.5, 4.0)])
+def test_the_page_knows_how_long_a_moment_speaks(fps: float, row_s: float) -> None:
+    """A session slower than a frame a second has no holes in its timeline."""
+    session = Session(("distracted", "engaged"), Wishes())
+    for k in range(20):
+        session.saw(Frame(k / fps, np.zeros((48, 64, 3), np.uint8)), replace(prediction(), t_s=k / fps))
+    assert snapshot(session)["row_s"] == pytest.approx(row_s)
 
 
 def until(page: "Page", condition: str) -> None:
@@ -305,3 +339,32 @@ def test_the_page_shows_a_moving_timeline_and_its_keys_arrive(
         stop.set()
         thread.join()
     assert "c" in "".join(pressed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt install chromium")
+def test_a_slow_session_has_no_holes_on_the_page_and_a_lost_one_says_reload(
+    view: BrowserView, session: Session
+) -> None:
+    """A frame every two seconds fills each column of the last three minutes; a lost socket is no dead end:
+    the page says reload, and that works."""
+    from playwright.sync_api import sync_playwright
+
+    for k in range(200):
+        session.saw(Frame(30.0 + 2 * k, np.zeros((8, 8, 3))), replace(prediction(), t_s=30.0 + 2 * k))
+    view.show(np.zeros((8, 8, 3), np.uint8))
+    empty = """(() => { const canvas = document.querySelector("#timeline"), {width, height} = canvas;
+      const row = canvas.getContext("2d").getImageData(0, height - 1, width, 1).data;
+      return [...Array(width).keys()].filter(x => row[4 * x + 3] === 0).length; })()"""
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        page = browser.new_page()
+        page.goto(view.address)
+        until(page, "document.querySelector('#words').textContent === 'engaged'")
+        assert page.evaluate(empty) == 0
+        page.evaluate("socket.close()")
+        until(page, "document.querySelector('#message').textContent === 'Reload this page.'")
+        page.reload()
+        until(page, "document.querySelector('#words').textContent === 'engaged'")
+        browser.close()

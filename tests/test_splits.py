@@ -253,6 +253,54 @@ def test_new_people_of_a_later_month_stand_where_they_are_marked(tmp_path: Path)
     assert warning.startswith("1 people (or videos) are marked to be held out, but")
 
 
+def earlier_split(folder: Path, split: Split, table: ClipTable) -> Path:
+    sides = sides_by_clip(split, table.clip_id)
+    lines = [f"{clip},{who},{sides[clip]}\n" for clip, who in zip(table.clip_id, table.subject, strict=True)]
+    (folder / "split.csv").write_text("clip_id,subject,split\n" + "".join(lines), encoding="utf-8")
+    return folder
+
+
+def test_people_keep_their_side_once_they_are_named(tmp_path: Path) -> None:
+    """Or are named no more: they are known by their clips, of which some may have lost their label."""
+    labels = np.arange(60) % 2
+    for before, after in (([""] * 60, people(60, 1)), (people(60, 1), [""] * 60)):
+        first = table_of(before)
+        split = make_split(first, np.arange(60), labels, seed=0)
+        earlier_split(tmp_path, split, first)
+        later = extend_split(table_of(after), np.arange(60), labels, tmp_path)
+        assert split_hash(later, first.clip_id) == split_hash(split, first.clip_id)
+        assert "0 new by the hash of their name" in later.how
+    table = table_of(["", "a", "a"])
+    (tmp_path / "split.csv").write_text("clip_id,subject,split\n1.mp4#0,,val\n", encoding="utf-8")
+    assert extend_split(table, np.array([0, 2]), np.zeros(2), tmp_path).val.tolist() == [2]
+
+
+def test_people_whose_clips_stood_on_two_sides_are_named(tmp_path: Path) -> None:
+    """Up to five."""
+    first = table_of([""] * 14)
+    split = Split(np.arange(0, 14, 2), np.array([1, 3]), np.arange(5, 14, 2), "")
+    earlier_split(tmp_path, split, first)
+    said = (
+        "subject p0 in train and val, subject p1 in train and val, .*subject p4 in train and test and 2 more"
+    )
+    with pytest.raises(ValueError, match=said):
+        extend_split(table_of(people(7, 2)), np.arange(14), np.zeros(14), tmp_path)
+
+
+def test_clips_of_another_data_set_may_go_by_the_same_names(tmp_path: Path) -> None:
+    """Where most are of other people nobody is known by a clip, and that is said; one may be a correction."""
+    first = table_of(people(12, 1))
+    split = make_split(first, np.arange(12), np.arange(12) % 2, seed=0)
+    earlier_split(tmp_path, split, first)
+    others = table_of([f"q{index}" for index in range(12)])
+    later = extend_split(others, np.arange(12), np.arange(12) % 2, tmp_path)
+    assert "12 new by the hash of their name" in later.how
+    assert any(text.startswith("12 clips go by names that") for text in later.warnings)
+    corrected = table_of(["q0", *people(12, 1)[1:]])
+    later = extend_split(corrected, np.arange(12), np.arange(12) % 2, tmp_path)
+    assert split_hash(later, first.clip_id) == split_hash(split, first.clip_id)
+
+
 def test_earlier_split_must_be_usable(tmp_path: Path) -> None:
     """A person on two sides, a strange side, no file."""
     table = table_of(["a", "b"])

@@ -11,12 +11,16 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zarr
 
-from features import lock, storage
+from extract import extraction
+from extract.__main__ import main as extract
+from features import lock, planning, storage
+from features.labels import make_labelling
 from features.lock import planner_lock
 from features.manifest import Clip
 from features.packed import packed_folders
@@ -24,6 +28,7 @@ from features.recipe import EncoderId
 from features.relabel import relabel
 from features.storage import place_of, sweep
 from features.store import FeatureStore, delete, plan
+from tests.clips import face_frames, looped, write_video
 from tests.small_store import (
     PIXELS,
     RECIPE,
@@ -279,6 +284,103 @@ def test_a_changed_file_is_extracted_again(tmp_path: Path) -> None:
     assert np.isnan(np.asarray(store.array("embeddings")[1], np.float32)).all()
 
 
+def test_a_corrected_end_is_extracted_again(tmp_path: Path) -> None:
+    """By more than half a sampled frame, a sixth of a second here. An unknown end corrects nothing."""
+    path = tmp_path / "s.zarr"
+    fingerprint = write_store(path, 4).fingerprint()
+    ends = (2.0, 1.0, 2.1, None)
+    clips = [replace(clip, end_s=end_s) for clip, end_s in zip(clips_of(4), ends, strict=True)]
+    assert FeatureStore.open(path).changed(clips) == {clips[1].clip_id}
+    store = plan(path, clips, WITH_GEOMETRY, numerics={"backend": "test"})
+    assert store.changes.changed == (clips[1].clip_id,)
+    assert store.missing("embeddings").tolist() == [1]
+    assert store.table().end_s.tolist() == [2.0, 1.0, 2.1, 2.0]
+    fill_row(store, 1)
+    store.settle()
+    assert store.fingerprint() != fingerprint
+    before = files_of(path)
+    assert plan(path, clips, WITH_GEOMETRY, numerics={"backend": "test"}).changes.changed == ()
+    assert files_of(path) == before
+
+
+def test_extracting_corrects_ends_and_keeps_what_cannot_be_read_today(
+    real_clips: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a video of 2 s, a clip of 2.3 s ends at 2. Files may be away for a day, and videos unreadable."""
+    frames = looped(face_frames(real_clips["single"], 10, 176, 144), 20)
+    for name in "abc":
+        write_video(tmp_path / f"{name}.mp4", frames, 10)
+    words = ["--data", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "s.zarr"), "--json"]
+    words += ["--weights", "random", "--geometry", "off", "--window", "1.2", "--fps", "5", "--workers", "1"]
+
+    def extract_lines(*lines: str) -> tuple[dict[str, Any], str]:
+        (tmp_path / "labels.csv").write_text("\n".join(["path,label,end_s", *lines]), encoding="utf-8")
+        extract(words)
+        out, shown = capsys.readouterr()
+        return json.loads(out), shown
+
+    def labels() -> list[int]:
+        return FeatureStore.open(tmp_path / "s.zarr").table().labels["label"].tolist()
+
+    assert extract_lines("a.mp4,x,", "b.mp4,y,2.3", "c.mp4,x,")[0]["done"] == 6
+    before = labels()
+    summary, shown = extract_lines("a.mp4,x,", "b_.mp4,y,2.3")
+    assert (summary["done"], summary["vanished"]) == (0, [])
+    assert "4 clips in the store were not found in" in shown
+    assert labels() == before
+    with monkeypatch.context() as patch:  # labels of a known layout, whose videos are away
+        read = extraction.read_layout
+        patch.setattr(extraction, "read_layout", lambda *a: replace(read(*a), unpaired_labels=("b.mp4",)))
+        assert extract_lines("a.mp4,x,", "c.mp4,x,")[0]["vanished"] == []
+    with monkeypatch.context() as patch:
+        patch.setattr("extract.planning.probe", lambda path: int("no video"))
+        summary, _ = extract_lines("a.mp4,x,", "b.mp4,y,2.3", "c.mp4,x,")
+    assert (summary["changed"], summary["failed"], labels()) == (0, 0, before)
+    files = files_of(tmp_path / "s.zarr")
+    assert extract_lines("a.mp4,x,", "b.mp4,y,3", "c.mp4,x,")[0]["changed"] == 0
+    assert files_of(tmp_path / "s.zarr") == files
+    summary, _ = extract_lines("a.mp4,x,0.6", "b.mp4,y,3", "c.mp4,x,")
+    assert (summary["changed"], summary["done"], len(summary["vanished"])) == (1, 1, 1)
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    assert (store.read_frames()[..., 0] < 0.6).sum(1)[0] == 3
+    assert np.isfinite(store.read_frames()[0, :, 0]).sum() == 3
+    assert store.table().end_s.tolist() == [0.6, 2.0, 1.2, 2.0, 1.2, 2.0]
+    assert store.verify() == []
+
+
+def test_relabelling_changes_no_end(tmp_path: Path) -> None:
+    """A manifest's line may end anywhere: rows are its windows."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 2)
+    relabel(path, [replace(clip, end_s=0.5, labels={"label": "sleepy"}) for clip in clips_of(2)])
+    store = FeatureStore.open(path)
+    assert store.table().end_s.tolist() == [2.0, 2.0]
+    assert store.missing("embeddings").tolist() == []
+
+
+def test_a_label_column_that_grows_too_many_values_for_one_stays_one(tmp_path: Path) -> None:
+    """The store knows it as one, who reads the manifest does not. Other columns stay slices."""
+    path = tmp_path / "s.zarr"
+    plan(path, clips_of(3), RECIPE, numerics={})
+    grown = [
+        replace(clip, labels={"label": "engaged"}, slices={"level": str(7 + row), "camera": "앞"})
+        for row, clip in enumerate(clips_of(4))
+    ]
+    for again in (
+        lambda: plan(path, grown, RECIPE, numerics={}),
+        lambda: relabel(path, [replace(clip, slices=clip.slices | {"level": "0"}) for clip in grown]),
+    ):
+        again()
+        table = FeatureStore.open(path).table()
+        names = np.array(table.label_names["level"])
+        assert names[table.labels["level"]].tolist() == table.slices["level"].tolist()
+    assert table.slices["level"].tolist() == ["0"] * 4
+    assert table.labels.keys() == {"label", "level"}
+
+
 def test_relabelling_needs_no_videos_and_speaks_of_whole_videos(tmp_path: Path) -> None:
     """One line for a video corrects all its windows."""
     path = tmp_path / "s.zarr"
@@ -365,6 +467,8 @@ def test_paths_that_are_no_store_are_refused(tmp_path: Path) -> None:
         FeatureStore.open(tmp_path / "other.zarr")
     with pytest.raises(ValueError, match="no feature store of this version"):
         delete(tmp_path / "other.zarr")
+    with pytest.raises(ValueError, match="no feature store of this version"):
+        plan(tmp_path / "other.zarr", clips_of(1), RECIPE, numerics={})
     assert (tmp_path / "thesis" / "chapter.tex").exists()
 
 
@@ -406,6 +510,154 @@ def test_delete_removes_all_or_one_person(tmp_path: Path) -> None:
     assert FeatureStore.open(path).num_clips == 15
     delete(path)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("tidied_by", ["settle", "plan", "delete"])
+def test_a_worker_brings_nobody_back_who_was_deleted_meanwhile(tmp_path: Path, tidied_by: str) -> None:
+    """verify finds what it wrote, the next planner clears it, and packed copies."""
+    path = tmp_path / "s.zarr"
+    worker = write_store(path, 8, crops=True)
+    delete(path, "p1")
+    fill_row(worker, 1, crops=True)
+    worker.write_failure(5, "late")
+    assert FeatureStore.open(path).pack()
+    reasons = {item.clip_id: item.reason for item in FeatureStore.open(path).verify()}
+    assert reasons.keys() == {"row 1", "row 5"}
+    assert "written after its person was deleted" in reasons["row 1"]
+    if tidied_by == "settle":
+        worker.settle()
+    elif tidied_by == "plan":
+        plan(path, clips_of(1), WITH_GEOMETRY, numerics={"backend": "test"}, listing_complete=False)
+    else:
+        with pytest.raises(ValueError, match="no subject 'p1'"):
+            delete(path, "p1")
+    store = FeatureStore.open(path)
+    assert store.verify() == []
+    assert np.flatnonzero(~store.present("crops")).tolist() == [1, 5]
+    person = row_values(1)["embeddings"].tobytes()[:8]
+    assert not any(person in content for content in files_of(path).values())
+
+
+def test_a_video_called_deleted_is_nobody_who_was(tmp_path: Path) -> None:
+    """Its row is planned again like any other."""
+    clip = replace(clips_of(1)[0], clip_id="deleted#0")
+    store = plan(tmp_path / "s.zarr", [clip], RECIPE, numerics={})
+    fill_row(store, 0, geometry=False)
+    store.settle()
+    assert store.missing("embeddings").tolist() == []
+    assert store.verify() == []
+
+
+def test_deleting_waits_for_a_planner_and_sees_what_it_appended(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    write_store(path, 4)
+    place = place_of(path)
+    deleted: list[int] = []
+    with planner_lock(place):
+        thread = threading.Thread(target=lambda: deleted.append(delete(path, "p1")))
+        thread.start()
+        time.sleep(0.3)
+        group = planning.open_for_planning(place)
+        planning.write_rows(group, place, clips_of(8), WITH_GEOMETRY, has_crops=False, listing_complete=True)
+    thread.join()
+    assert deleted == [2]
+    assert FeatureStore.open(path).table().subject.tolist() == ["p0", "", "p2", "p3"] * 2
+
+
+def test_deleting_blanks_the_names_that_only_the_person_had(tmp_path: Path) -> None:
+    """Others keep their codes; a blank is no class; whoever comes again gets a new place."""
+    path = tmp_path / "s.zarr"
+    clips = [
+        replace(
+            clip, labels=clip.labels | {"name": f"Ms {clip.subject}"}, slices={"name": f"Ms {clip.subject}"}
+        )
+        for clip in clips_of(12)
+    ]
+    plan(path, clips, RECIPE, numerics={})
+    delete(path, "p1")
+    assert not any(b"Ms p1" in content for content in files_of(path).values())
+    table = FeatureStore.open(path).table()
+    assert table.label_names["name"] == ["Ms p0", "", "Ms p2", "Ms p3"]
+    assert table.label_names["label"] == ["distracted", "engaged"]
+    assert table.labels["name"].tolist() == [0, -1, 2, 3] * 3
+    names = table.label_names["name"]
+    unused = [name for code, name in enumerate(names) if code not in table.labels["name"]]
+    assert make_labelling(names, column="name", unused=unused).names == ("Ms p0", "Ms p2", "Ms p3")
+    table = plan(path, clips, RECIPE, numerics={}).table()
+    assert table.label_names["name"] == ["Ms p0", "", "Ms p2", "Ms p3", "Ms p1"]
+    assert table.labels["name"].tolist() == [0, -1, 2, 3] * 3 + [4] * 3
+
+
+def test_deleting_a_person_takes_half_a_crop_along(tmp_path: Path) -> None:
+    """However young it is; a living writer of somebody else writes its own again."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 4, crops=True)
+    (path / "crops" / "c.1.0.0123.partial").write_bytes(b"half a face")
+    delete(path, "p1")
+    assert not list(path.rglob("*.partial"))
+
+
+def test_a_deletion_of_a_person_that_was_cut_short_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each of its writes."""
+    rewrite, kills = planning._rewrite, 0
+    while True:
+        path, left = tmp_path / f"{kills}.zarr", [kills]
+
+        def die_later(*arguments: Any, left: list[int] = left) -> None:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            rewrite(*arguments)
+
+        plan(path, clips_of(4), RECIPE, numerics={})
+        monkeypatch.setattr(planning, "_rewrite", die_later)
+        try:
+            delete(path, "p1")
+        except KeyboardInterrupt:
+            monkeypatch.undo()
+            assert delete(path, "p1") == 1
+        else:
+            break
+        assert not any(b"p1" in content for content in files_of(path).values())
+        kills += 1
+    assert kills > 10
+
+
+def test_a_deletion_of_the_store_that_was_cut_short_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is a store to delete as long as anything of it is left."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 4)
+    parts = [item for item in path.iterdir() if item.is_dir()]
+    remove = shutil.rmtree
+    for _ in parts:
+        calls: list[Path] = []
+
+        def remove_one(folder: Path, calls: list[Path] = calls) -> None:
+            if calls:
+                raise KeyboardInterrupt
+            calls.append(folder)
+            remove(folder)
+
+        monkeypatch.setattr(shutil, "rmtree", remove_one)
+        with pytest.raises(KeyboardInterrupt):
+            delete(path)
+        monkeypatch.undo()
+    assert [item.name for item in path.iterdir()] == ["zarr.json"]
+    assert delete(path) == 4
+    assert not path.exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
+def test_a_link_to_a_store_is_not_deleted_by_half(tmp_path: Path) -> None:
+    write_store(tmp_path / "s.zarr", 2)
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "s.zarr")
+    with pytest.raises(ValueError, match=r"is a link: delete the store behind it, .*s\.zarr"):
+        delete(tmp_path / "link.zarr")
+    assert FeatureStore.open(tmp_path / "s.zarr").verify() == []
 
 
 def test_packed_copy_is_equal_fresh_and_disposable(tmp_path: Path) -> None:
@@ -450,6 +702,20 @@ def test_a_store_that_cannot_be_written_packs_into_the_cache(
     assert not store.pack()
     (path / "packed").unlink()
     delete(path)
+    assert not list((tmp_path / "cache").rglob("x.npy"))
+
+
+def test_a_packed_copy_in_the_cache_goes_by_the_place_not_its_spelling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that whoever deletes a person by another spelling deletes that copy too."""
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write_store("s.zarr", 4)
+    Path("s.zarr", "packed").touch()
+    assert FeatureStore.open("s.zarr").pack()
+    assert list((tmp_path / "cache").rglob("x.npy"))
+    assert delete(tmp_path / "s.zarr", "p1") == 1
     assert not list((tmp_path / "cache").rglob("x.npy"))
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from live.__main__ import main
 from live.config import novelty_file
 from live.log import Log
+from live.paint import TROUGH
 from live.report import write_report
 from live.states import State
 from live.story import days, tell, timeline_png
@@ -78,7 +80,7 @@ def test_an_absence_is_one_span_of_its_own_length(tmp_path: Path, state: State, 
     assert len(spans) == 3
 
 
-@pytest.mark.parametrize("fps", [1.5, 3, 5])
+@pytest.mark.parametrize("fps", [0.1, 0.5, 1, 1.5, 3, 5])
 def test_a_day_has_as_many_minutes_as_its_sessions(tmp_path: Path, fps: float) -> None:
     """Whatever the rate of the rows; without pauses, and without the gap between two sessions."""
     logs = [tmp_path / "one.csv", tmp_path / "two.csv"]
@@ -90,6 +92,37 @@ def test_a_day_has_as_many_minutes_as_its_sessions(tmp_path: Path, fps: float) -
             log.write_state(300 + k * 1.03, "paused")
         log.close()
     assert sum(day.minutes for day in days(logs)) == pytest.approx(10.0, abs=0.1)
+
+
+@pytest.mark.parametrize("step_s", [(2.0, 2.0), (0.95, 1.05), (1.0, 1.6)])
+def test_a_session_of_slow_rows_is_one_span_without_holes(
+    tmp_path: Path, step_s: tuple[float, float]
+) -> None:
+    """Half a frame a second, one that is now and then late, decisions that take over a second."""
+    path = tmp_path / "slow.csv"
+    times = np.cumsum(np.random.default_rng(0).uniform(*step_s, 300))
+    log = Log(str(path), NAMES)
+    for t_s in times:
+        log.write(replace(prediction(), t_s=float(t_s)))
+    log.close()
+    story = tell(path)
+    length_s = pytest.approx(times[-1] - times[0] + np.median(np.diff(times)), abs=0.01)
+    assert story.seconds == {"engaged": length_s}
+    assert [(span.said, span.length_s) for span in story.spans] == [("engaged", length_s)]
+    picture = cv2.imdecode(np.frombuffer(timeline_png(story), np.uint8), cv2.IMREAD_COLOR)
+    assert (picture[114, 12:-12] != TROUGH[::-1]).any(axis=1).all()
+
+
+def test_a_gap_among_slow_rows_belongs_to_nobody_either(tmp_path: Path) -> None:
+    """Two hundred rows two seconds apart, ten minutes without amid them: the row before speaks for two."""
+    path = tmp_path / "gap.csv"
+    log = Log(str(path), NAMES)
+    for k in range(200):
+        log.write(replace(prediction(), t_s=2.0 * k + (600.0 if k >= 100 else 0.0)))
+    log.close()
+    story = tell(path)
+    assert story.seconds == {"engaged": pytest.approx(402.0)}
+    assert [span.length_s for span in story.spans] == [pytest.approx(202.0), pytest.approx(200.0)]
 
 
 def test_the_page_is_one_file_and_escapes_what_it_shows(log: Path) -> None:
@@ -139,6 +172,27 @@ def test_a_day_without_a_figure_is_json_and_the_run_says_what_a_level_is(
     assert day["novelty"] is None
 
 
+@pytest.mark.parametrize(
+    ("task", "figure"),
+    [("binary", "probability"), ("ordinal", "level"), ("multiclass", "largest probability")],
+)
+def test_the_drift_table_says_what_its_figure_is(
+    tmp_path: Path, detector_path: Path, task: Literal["binary", "ordinal", "multiclass"], figure: str
+) -> None:
+    """An expected level is no probability, and the largest probability is no one class's."""
+    names = NAMES if task == "binary" else ("low", "middle", "high")
+    path = tmp_path / "day1.csv"
+    log = Log(str(path), names)
+    p = tuple(1 / len(names) for _ in names)
+    log.write(replace(prediction(), names=names, label=names[1], p_raw=p, p=p))
+    log.close()
+    run = write_run(tmp_path / "run", detector_path, task=task, names=names)
+    spread = Spread(0.5, 0.1, 0.9)
+    write_text(run / FILE, json.dumps(asdict(Reference(50, spread, spread, None, 0.5))))
+    page = write_report([path], task=task, against=run).read_text(encoding="utf-8")
+    assert f"<td>face rate</td><td>{figure}</td>" in page
+
+
 def test_every_csv_of_lives_own_folder_can_be_named(
     log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +212,52 @@ def test_every_csv_of_lives_own_folder_can_be_named(
     assert log.with_suffix(".html").is_file()
     assert main(["report", *(path for path in named if path != str(log))]) == 2
     assert "no live log among the files named" in capsys.readouterr().err
+
+
+def test_a_log_without_rows_does_not_stop_the_others(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Quit before the first frame, or just begun: left out with a line; nothing but such is exit 2."""
+    begun = tmp_path / "begun.csv"
+    Log(str(begun), NAMES).close()
+    assert main(["report", str(begun), str(log), "--json"]) == 0
+    told = capsys.readouterr()
+    assert [session["log"] for session in json.loads(told.out)["sessions"]] == [str(log)]
+    assert "begun.csv holds no row yet: left out" in " ".join(told.err.split())
+    assert not begun.with_suffix(".html").exists()
+    assert main(["report", str(begun)]) == 2
+    assert "no live log among the files named holds a row" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_report_leaves_what_the_sessions_left(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A session's own page and timeline, and the page of an earlier report, stay; what is not there is
+    made, --out is written over, and no page has the name of another log."""
+    write_report([log], own=True)
+    for name in ("another.csv", f"{log.stem}-2.csv"):
+        (tmp_path / name).write_bytes(log.read_bytes())
+    log.with_suffix(".png").write_bytes(b"the session's")
+    out = tmp_path / "both.html"
+    out.write_text("earlier", encoding="utf-8")
+    kept = {path: path.read_bytes() for path in tmp_path.iterdir() if path != out}
+    words = ["report", str(log), str(tmp_path / "another.csv"), "--json"]
+    for more, page in (((), f"{log.stem}-3"), ((), f"{log.stem}-4"), (("--out", str(out)), "both")):
+        assert main([*words, *more]) == 0
+        written = tmp_path / f"{page}.html"
+        assert json.loads(capsys.readouterr().out)["report"] == str(written)
+        assert "2 sessions" in written.read_text(encoding="utf-8")
+        assert kept.items() <= {path: path.read_bytes() for path in tmp_path.iterdir()}.items()
+    assert {path.name for path in tmp_path.glob("*.png")} == {f"{log.stem}.png", "another.png"}
+
+
+def test_a_session_renews_its_own_timeline(log: Path) -> None:
+    """What a report made of its log while it ran is out of date; that report's page stays."""
+    write_report([log])
+    log.with_suffix(".png").write_bytes(b"half of it")
+    page = write_report([log], own=True)
+    assert page == log.with_name(f"{log.stem}-2.html")
+    assert log.with_suffix(".png").read_bytes() == timeline_png(tell(log))
 
 
 def test_a_missing_log_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -11,6 +12,8 @@ import pytest
 from optuna.trial import TrialState
 
 from tune import liveness
+from tune.config import SEED_ROLE
+from tune.storage import MAX_RETRIES
 from tune.study import StudySpec, create_study, load_study, num_done, reclaim, run_workers, work
 
 STUCK = 2
@@ -49,12 +52,41 @@ def test_a_killed_workers_trial_is_tried_again_and_nothing_is_lost(tmp_path: Pat
     assert num_done(study) >= spec.trials
 
 
-def test_a_restarted_search_reclaims_the_trials_of_dead_workers_alone(tmp_path: Path) -> None:
+def killed_worker(spec: StudySpec, index: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def failing_worker(spec: StudySpec, index: int) -> None:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (killed_worker, r"was killed \(out of memory, perhaps\): use fewer --jobs; the same command goes on"),
+        (failing_worker, r"exit code 3\); see their messages above"),
+    ],
+    ids=["killed", "failed"],
+)
+def test_workers_that_keep_dying_are_said_in_one_line(
+    tmp_path: Path, target: Callable[..., None], said: str
+) -> None:
+    spec = spec_at(tmp_path / "study.log")
+    study = create_study(spec, [{"a": 0.5}], {})
+    with pytest.raises(ValueError, match="workers keep dying.*" + said):
+        list(run_workers(study, spec, target, (spec,), jobs=1))
+
+
+@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"namespace": "another container"}])
+def test_a_restarted_search_reclaims_the_trials_of_dead_workers_alone(
+    tmp_path: Path, other: dict[str, str]
+) -> None:
+    """Machines and containers may share a host name."""
     spec = spec_at(tmp_path / "study.log")
     study = create_study(spec, [{"a": 0.25}], {})
     dead, mine, foreign, silent = study.ask(), study.ask(), study.ask(), study.ask()
     here, now = liveness.this_worker(), time.time()
-    elsewhere = here | {"host": "elsewhere", "pid": 1}
+    elsewhere = here | other | {"pid": 2**22 + 1}
     for trial, worker, seen in (
         (dead, here | {"pid": 2**22 + 1}, now),
         (mine, here, now - 2 * liveness.SILENT_S),
@@ -127,6 +159,60 @@ def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trial(tmp_path: Path) 
     work(spec, lambda trial: trial.suggest_float("a", -1, 1))
     assert [t.params["a"] for t in study.trials][:2] == [0.5, 0.5]
     assert num_done(study) == 2
+
+
+def test_an_interruption_amid_a_storages_work_is_one_too(tmp_path: Path) -> None:
+    """As when Optuna's lock is being given back: tidying up, it finds the file gone and says so instead."""
+    spec = spec_at(tmp_path / "study.log", trials=2)
+    study = create_study(spec, [{"a": 0.5}], {})
+
+    def interrupted(trial: optuna.Trial) -> float:
+        trial.suggest_float("a", -1, 1)
+        try:
+            raise KeyboardInterrupt
+        finally:
+            (tmp_path / "gone.lock").unlink()
+
+    with pytest.raises(KeyboardInterrupt):
+        work(spec, interrupted)
+    assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+
+
+def two_numbers(trial: optuna.Trial) -> float:
+    return trial.suggest_float("a", -1, 1) + trial.suggest_float("b", -1, 1)
+
+
+@pytest.mark.parametrize("taken", [(), ("a",), ("a", "b")], ids=["nothing", "half", "all"])
+def test_a_point_outlives_any_number_of_interruptions(tmp_path: Path, taken: tuple[str, ...]) -> None:
+    """However much of it had been taken when they came."""
+    spec, point = spec_at(tmp_path / "study.log", trials=1), {"a": 0.5, "b": 0.25}
+    study = create_study(spec, [point], {})
+
+    def interrupted(trial: optuna.Trial) -> float:
+        for name in taken:
+            trial.suggest_float(name, -1, 1)
+        raise KeyboardInterrupt
+
+    for _ in range(MAX_RETRIES + 2):
+        with pytest.raises(KeyboardInterrupt):
+            work(spec, interrupted)
+    work(spec, two_numbers)
+    last = study.trials[-1]
+    assert (last.state, last.params) == (TrialState.COMPLETE, point)
+    assert (last.user_attrs["role"], last.user_attrs["retries"]) == (SEED_ROLE, 0)
+
+
+def test_a_point_whose_worker_was_killed_before_it_took_all_is_tried_again_whole(tmp_path: Path) -> None:
+    """And three times at most."""
+    spec, point = spec_at(tmp_path / "study.log", trials=1), {"a": 0.5, "b": 0.25}
+    study = create_study(spec, [point], {})
+    for taken in ((), ("a",), ("b",)):
+        trial = study.ask()
+        for name in taken:
+            assert trial.suggest_float(name, -1, 1) == point[name]
+        trial.set_user_attr("worker", liveness.this_worker() | {"pid": 2**22 + 1})
+        assert reclaim(study) == [trial.number]
+    assert [t.system_attrs["fixed_params"] for t in study.trials] == [point] * (MAX_RETRIES + 1)
 
 
 @pytest.mark.parametrize(("folds", "eager"), [(0, False), (0, True), (3, False), (4, False), (5, False)])

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 
 from features.datasets import Samples, subset
 from features.labels import Task
-from seqmodel.config import HeadConfig, TrainConfig
+from seqmodel.config import FinetuneArgs, FinetuneConfig, HeadConfig, TrainConfig
 from seqmodel.heads import LstmHead, build_head
+from seqmodel.stage_two import config_of
+from seqmodel.train import resolve_device
 from seqmodel.training import (
     Epoch,
     Fitted,
@@ -221,3 +224,34 @@ def test_augmentation_hides_frames_in_training_alone() -> None:
     spans = whole["embeddings"].sum(dim=1)
     assert (spans >= 5).all()
     assert (whole["embeddings"].int().diff(dim=1).clamp(min=0).sum(dim=1) <= 1).all()  # one stretch
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 0}, {"batch_size": -8}, {"micro_batch": -1}])
+def test_a_step_without_a_clip_is_refused(change: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1 and micro_batch at least 0"):
+        run(dataclasses.replace(QUICK, **change), new_head())
+
+
+@pytest.mark.parametrize("change", [{"effective_batch": 0}, {"effective_batch": -8}, {"versions": 0}])
+def test_stage_two_refuses_a_step_without_a_clip_before_hours_of_caching(change: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="effective_batch and versions must be at least 1"):
+        config_of(FinetuneArgs(Path("run"), finetune=FinetuneConfig(**change)))
+
+
+def test_a_device_that_is_not_here_is_refused_naming_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def here(cards: int, mps: bool = False) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    here(cards=2)
+    assert [resolve_device(d) for d in ("auto", "cpu", "cuda:1")] == ["cuda", "cpu", "cuda:1"]
+    for device in ("gpu", "mps", "cuda:2", "cuda:", "cuda:-1", ""):
+        with pytest.raises(
+            ValueError, match=f"--device {device}: this machine has cpu, cuda, cuda:0, cuda:1$"
+        ):
+            resolve_device(device)
+    here(cards=0, mps=True)
+    assert [resolve_device(d) for d in ("auto", "mps")] == ["cpu", "mps"]
+    with pytest.raises(ValueError, match=r"--device cuda: this machine has cpu, mps$"):
+        resolve_device("cuda")

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,12 +18,16 @@ from optuna.trial import FrozenTrial, TrialState
 from safetensors.torch import load_file
 
 from features.datasets import Samples, subset
+from features.door import parse
 from features.external import read_sequences, write_external
+from features.store import FeatureStore
 from seqmodel.__main__ import main as seqmodel
-from seqmodel.config import LabelArgs
+from seqmodel.config import EvaluateArgs, LabelArgs
+from seqmodel.evaluate import ask
 from seqmodel.history import trials_of as history_of
 from seqmodel.reference import read_reference
 from seqmodel.run import load_card, load_split, load_weights, save_card
+from seqmodel.story import commands
 from tests.crop_store import write_crop_store
 from tests.small_store import write_store
 from tests.toy_sequences import write_toy_store
@@ -115,7 +120,7 @@ def test_a_search_leaves_a_run_that_stands_alone(searched: tuple[Path, dict[str,
     assert set(summary["baselines"]) == {"majority", "logistic_embeddings"}
     reference = read_reference(out)
     assert reference is not None
-    assert reference.min_filled is not None, "live is to know from when on it may speak"
+    assert reference.min_filled is None, "live, which alone would ask, reads no imported features"
     json.dumps(summary)
 
 
@@ -301,6 +306,33 @@ def test_a_metric_that_no_fold_has_is_refused_before_the_search(tmp_path: Path) 
         tune(args)
     assert not args.out.exists()
     assert len(set_up(dataclasses.replace(args, metric="macro_f1")).folds) == 4
+
+
+def test_folds_over_people_whom_the_encoder_knows_are_warned_about(tmp_path: Path) -> None:
+    """In the summary and the card; their sides are kept without being asked for, whatever the seed."""
+    path = write_toy_store(tmp_path)
+    sides = {f"subject 사람{k}": "train" if k < 9 else "val" if k < 12 else "test" for k in range(15)}
+    FeatureStore.open(path, "r+").carry_over([], sides)
+    args = args_for(path, tmp_path / "run", trials=1, folds=3, seed=5)
+    summary, code = tune(args)
+    assert code == 0
+    said = "figures of folds are too good here"
+    for told in (summary["warnings"], load_card(args.out).warnings):
+        (text,) = [text for text in told if said in text]
+        assert "from 12 of the 12 people" in text
+    kept = {f"subject {who}": side for who, side in load_split(args.out).values()}
+    assert kept == sides
+
+
+def test_a_report_asks_the_search_again_as_it_was_asked(
+    searched: tuple[Path, dict[str, Any]], store: Path
+) -> None:
+    """Its card keeps every option that is not a default."""
+    out = searched[0]
+    asked = ask(out, load_card(out), None, "val")
+    (line,) = [line for line in commands(asked, EvaluateArgs(out)) if line.startswith("python -m tune")]
+    again = parse(TuneArgs, shlex.split(line)[3:], prog="p", description="")
+    assert again == args_for(store, out, trials=6)
 
 
 def test_folds_have_a_say_where_both_sides_have_what_it_takes() -> None:

@@ -6,12 +6,15 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
+from tests.toy_sequences import write_toy_store
 from tune import liveness
+from tune.__main__ import main
 from tune.storage import open_storage
 from tune.study import StudySpec, create_study, num_done, run_workers, work
 
@@ -89,3 +92,21 @@ def test_a_silent_worker_of_another_machine_is_done_over(proxy: str) -> None:
     assert trials[lost.number].state == TrialState.FAIL
     assert any(t.params == {"a": 0.25} and t.state == TrialState.COMPLETE for t in trials)
     assert num_done(study) == 2
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["nobody", "something else"])
+def test_a_proxy_that_does_not_answer_is_one_clear_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], listens: bool
+) -> None:
+    """Also where the port is that of something that does not speak gRPC."""
+    store = write_toy_store(tmp_path)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        if listens:
+            other.listen()
+        address = f"grpc://127.0.0.1:{other.getsockname()[1]}"
+        words = ["--store", str(store), "--out", str(tmp_path / "run"), "--storage", address, "--jobs", "1"]
+        assert main(words) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: --storage {address}: ")
+    assert "127.0.0.1" in said.removeprefix(f"error: --storage {address}: ")

@@ -246,6 +246,17 @@ def test_what_is_no_video_says_so(tmp_path: Path, content: bytes, said: str) -> 
         probe(path)
 
 
+def test_a_codec_that_nobody_knows_is_said(real_clips: dict[str, Path], tmp_path: Path) -> None:
+    path = write_video(
+        tmp_path / "m.avi", face_frames(real_clips["single"], 5), 10, codec="mjpeg", pix_fmt="yuvj420p"
+    )
+    path.write_bytes(path.read_bytes().replace(b"MJPG", b"ZZZZ"))
+    with pytest.raises(ValueError, match="its codec is not known"):
+        next(read_video(path))
+    with pytest.raises(ValueError, match="its codec is not known"):
+        probe(path)
+
+
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         probe(tmp_path / "none.mp4")

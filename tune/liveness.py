@@ -4,31 +4,29 @@ Knows nothing about trials: a worker is three facts that any process can write d
 """
 
 import os
-import socket
 import sys
+import threading
 import time
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
+from features.lock import here
+
 SILENT_S = 600
-"""A worker of another machine that has said nothing for that long is dead; epochs take seconds."""
+"""A worker of another machine or container that has said nothing for that long is dead; epochs take
+seconds."""
 
 
 def this_worker() -> dict[str, Any]:
-    """Who works on a trial: host, process and when it started (process numbers come round again)."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+    """Who works on a trial: where, which process and when it started (process numbers come round again)."""
+    return {**here(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
 def is_alive(worker: dict[str, Any]) -> bool:
-    """Whether a worker of this host still runs."""
+    """Whether a worker that `is_here` still runs."""
     started = _started(int(worker["pid"]))
     return started is not None and started == worker["started"]
-
-
-def is_here(worker: dict[str, Any]) -> bool:
-    """Whether a worker belongs to this machine, so that its process can be looked for."""
-    return bool(worker["host"] == socket.gethostname())
 
 
 def is_silent(seen_s: float) -> bool:
@@ -43,6 +41,20 @@ def has_parent() -> bool:
     """Whether the process that started this one still runs; true for one that was not started by us."""
     parent = parent_process()
     return parent is None or parent.is_alive()
+
+
+def end_with_parent() -> None:
+    """End this process at once when the one that started it is gone, by `kill -9` say; for one that waits for
+    work, and so never asks `has_parent`."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="waits for the parent's end", daemon=True).start()
 
 
 def _started(pid: int) -> str | None:

@@ -11,8 +11,9 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import active_children
 from typing import Any
 
@@ -23,10 +24,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from features.cores import usable_cores
 from features.door import console, progress, say, warn
-from features.splits import split_hash
+from features.splits import groups_of, split_hash
 from seqmodel.baselines import baseline_scores
 from seqmodel.config import FinetuneArgs
-from seqmodel.question import put_question, seen_fingerprint
+from seqmodel.options import options_of
+from seqmodel.question import doubt_of_folds, put_question, seen_fingerprint
 from seqmodel.run import CARD, WEIGHTS, load_card
 from seqmodel.stage_two import require_crops
 from seqmodel.train import count_parameters, rounded, say_question, say_scores, write_run
@@ -37,6 +39,7 @@ from tune.search import choice_of, is_seed, metric_name, space_hash, starting_po
 from tune.storage import without_password
 from tune.study import (
     DONE,
+    KILLED,
     StudySpec,
     close_study,
     create_study,
@@ -153,14 +156,21 @@ def spec_of(args: TuneArgs, bench: Bench, metric: str) -> StudySpec:
 
 
 def doubts_of_folds(bench: Bench, metric: str) -> list[str]:
-    """What there is to know about folds before the search: how many of them say nothing."""
-    wanted, scored = bench.args.folds, len(bench.folds)
-    if wanted < 2 or scored == wanted:
+    """What there is to know about folds before the search: whom of them the encoder has learned from, and how
+    many say nothing."""
+    question, wanted, scored = bench.question, bench.args.folds, len(bench.folds)
+    if wanted < 2:
         return []
-    return [
-        f"{wanted - scored} of {wanted} folds hold out or learn from clips of one class only and have no "
-        f"{metric}: scores are means over the other {scored}"
-    ]
+    found = []
+    if "embeddings" in question.dims:
+        rows = np.concatenate([question.split.train, question.split.val])
+        found += [doubt] if (doubt := doubt_of_folds(question.store, groups_of(question.table, rows))) else []
+    if scored < wanted:
+        found.append(
+            f"{wanted - scored} of {wanted} folds hold out or learn from clips of one class only and have no "
+            f"{metric}: scores are means over the other {scored}"
+        )
+    return found
 
 
 def facts_of(args: TuneArgs, bench: Bench, metric: str) -> dict[str, Any]:
@@ -271,17 +281,22 @@ def choose(args: TuneArgs, study: optuna.Study, bench: Bench) -> list[Finalist]:
 
 @contextmanager
 def refitting(args: TuneArgs) -> Iterator[ProcessPoolExecutor]:
-    """Processes that fit heads. When it is left early, by Ctrl-C say, nobody waits for what was queued."""
+    """Processes that fit heads. When it is left early, by Ctrl-C say, nobody waits for what was queued.
+
+    Raises ValueError when one of them is killed.
+    """
     threads = max(1, usable_cores() // args.jobs)
     pool = ProcessPoolExecutor(
         args.jobs, process_context(), initializer=start_refitting, initargs=(args, threads)
     )
     try:
         yield pool
-    except BaseException:
+    except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in active_children():
             process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise ValueError(f"fresh seeds: a process {KILLED}") from error
         raise
     pool.shutdown()
 
@@ -328,6 +343,7 @@ def keep(
         "spread_over_seeds": round(winner.spread, 4),
         "parameters": count_parameters(head),
         "baselines": rounded(baselines),
+        "options": options_of(replace(args, storage=without_password(args.storage))),
     }
     write_run(
         args.out,
@@ -377,7 +393,7 @@ def summarise(
         ],
         "baselines": baselines,
         "val_score": load_card(args.out).stages[0]["val_score"],
-        "warnings": notes,
+        "warnings": list(dict.fromkeys([*bench.question.split.warnings, *notes])),
     }
 
 

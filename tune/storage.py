@@ -36,7 +36,8 @@ SHARED_DISKS = (
 def open_storage(storage: str) -> BaseStorage:
     """The storage that a URL or a journal file's path names.
 
-    Raises ValueError for sqlite on a shared disk, an unknown kind of URL, or a database that does not answer.
+    Raises ValueError for sqlite on a shared disk, an unknown kind of URL, or a database or proxy that does
+    not answer.
     """
     if "://" not in storage:
         path = Path(storage)
@@ -50,10 +51,17 @@ def open_storage(storage: str) -> BaseStorage:
         if not host or not port.isdigit():
             raise ValueError(f"--storage {storage}: wanted grpc://HOST:PORT")
         try:
-            with experimental_is_fine():
-                return optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+            from grpc import RpcError  # type: ignore[import-untyped]
         except ImportError as error:
             raise ValueError(f"--storage {storage} needs grpcio: pip install 'brainbuddy[grpc]'") from error
+        with experimental_is_fine():
+            proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+        try:
+            proxy.get_all_studies()  # it connects at the first question
+        except RpcError as error:
+            proxy.close()
+            raise ValueError(f"--storage {storage}: {_one_line(error.details())}") from error
+        return proxy
     if storage.startswith("sqlite"):
         refuse_shared_disk(storage)
     from sqlalchemy.exc import SQLAlchemyError
@@ -68,8 +76,7 @@ def open_storage(storage: str) -> BaseStorage:
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES),
             )
     except (SQLAlchemyError, ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"--storage {without_password(storage)}: {reason}") from error
+        raise ValueError(f"--storage {without_password(storage)}: {_one_line(error)}") from error
 
 
 @contextmanager
@@ -104,3 +111,7 @@ def without_password(url: str) -> str:
     if not at or ":" not in head.partition("://")[2]:
         return url
     return f"{head.rpartition(':')[0]}:…@{tail}"
+
+
+def _one_line(reason: object) -> str:
+    return " ".join(str(reason).split())[:300]

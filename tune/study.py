@@ -1,9 +1,10 @@
 """The study: where it is stored, the processes that work on it, and how it goes on after they stop or die.
 
 A worker takes one trial after the other from the shared storage until there are enough. Each trial names its
-worker (host, process and when that process started), so whoever starts the study again can tell a trial that
-is being worked on from one whose worker is dead; the latter is failed and enqueued again. On another machine
-a process cannot be looked for: there a database's heartbeat tells, or else how long the trial was silent.
+worker (where it runs, its process and when that started), so whoever starts the study again can tell a trial
+that is being worked on from one whose worker is dead; the latter is failed and enqueued again. On another
+machine or in another container a process cannot be looked for: there a database's heartbeat tells, or else
+how long the trial was silent.
 
 Knows nothing about the search space or about runs: a trial's worth is a function it is given.
 """
@@ -22,8 +23,9 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from features.lock import is_here
 from tune.config import SEED_ROLE
-from tune.liveness import has_parent, is_alive, is_here, is_silent, this_worker
+from tune.liveness import has_parent, is_alive, is_silent, this_worker
 from tune.storage import MAX_RETRIES, experimental_is_fine, open_storage, without_password
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ UNSIGNED_S = 60
 """A running trial that names no worker for that long has none."""
 SEEN_EVERY_S, WAIT_S = 30, 1.0
 """Seconds between signs of life of a trial, and between looks at trials of others that are waited for."""
+KILLED = "was killed (out of memory, perhaps): use fewer --jobs; the same command goes on"
+"""What is said of a process that a signal ended."""
 
 Objective = Callable[[optuna.Trial], float]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -176,12 +180,16 @@ def reclaim(study: optuna.Study) -> list[int]:
     return reclaimed
 
 
-def enqueue_again(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Enqueue a failed trial's parameters, unless it has failed too often already."""
-    times = int(trial.user_attrs.get("retries", 0)) + 1
-    if times <= MAX_RETRIES and trial.params:
+def enqueue_again(study: optuna.Study, trial: FrozenTrial, *, is_interrupted: bool = False) -> None:
+    """Enqueue a failed trial's parameters, unless it has failed too often already; no interruption counts.
+
+    It may have ended before it had taken all that it was enqueued with.
+    """
+    times = int(trial.user_attrs.get("retries", 0)) + (not is_interrupted)
+    params = trial.system_attrs.get("fixed_params", {}) | trial.params
+    if times <= MAX_RETRIES and params:
         role = {key: value for key, value in trial.user_attrs.items() if key == "role"}
-        study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number, "retries": times} | role)
+        study.enqueue_trial(params, user_attrs={"retry_of": trial.number, "retries": times} | role)
 
 
 def work(
@@ -203,9 +211,9 @@ def work(
     raised: list[Exception] = []
 
     def signed(trial: optuna.Trial) -> float:
+        current[:] = [trial.number]
         note_seen(trial)
         trial.set_user_attr("worker", this_worker())
-        current[:] = [trial.number]
         try:
             value = objective(trial)
         except UpdateFinishedTrialError:
@@ -237,19 +245,38 @@ def work(
                 study.sampler = optuna.samplers.TPESampler(
                     seed=_mix(spec.seed, number, index), multivariate=True, constant_liar=True
                 )
-            current.clear()
             try:
                 study.optimize(signed, n_trials=1)
             except (ValueError, UpdateFinishedTrialError) as error:
                 if not lost_to_another(error):
                     raise
-    except KeyboardInterrupt:
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
-            if trial.number in current:
-                enqueue_again(study, trial)
-        raise
+            current.clear()
+    except BaseException as error:
+        if not _is_interruption(error):
+            raise
+        _leave(spec, current)
+        raise KeyboardInterrupt from error
     finally:
         close_study(study)
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether Ctrl-C or SIGTERM is behind an error. They may come in the middle of a storage's work, whose
+    tidying up then fails with an error of its own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
+def _leave(spec: StudySpec, numbers: Sequence[int]) -> None:
+    """Enqueue unfinished trials again, by way of a fresh storage: the interrupted one may have lost count."""
+    study = load_study(spec)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.FAIL)):
+        if trial.number in numbers:
+            if not trial.state.is_finished():
+                study.tell(trial.number, state=TrialState.FAIL)
+            enqueue_again(study, trial, is_interrupted=True)
+    close_study(study)
 
 
 def process_context() -> "SpawnContext | ForkServerContext":
@@ -271,7 +298,7 @@ def run_workers(
     """Run `target(*args, index)` in `jobs` processes until the study is done; yields its trials
     as it goes.
 
-    A worker that dies is replaced and its trial enqueued again. Raises RuntimeError when workers die one
+    A worker that dies is replaced and its trial enqueued again. Raises ValueError when workers die one
     after the other without finishing anything. Closing the generator ends the workers.
     """
     context = process_context()
@@ -299,7 +326,9 @@ def run_workers(
                 deaths = 1 if num_done(study) > done_at_death else deaths + 1
                 done_at_death = num_done(study)
                 if deaths > 2 + jobs:
-                    raise RuntimeError(
+                    if (process.exitcode or 0) < 0:
+                        raise ValueError(f"workers keep dying: the last one {KILLED}")
+                    raise ValueError(
                         f"workers keep dying (exit code {process.exitcode}); see their messages above"
                     )
                 reclaim(study)
@@ -310,6 +339,7 @@ def run_workers(
             process.terminate()
         for process in workers.values():
             process.join(10)
+            process.kill()
 
 
 def _mix(*numbers: int) -> int:

@@ -20,7 +20,7 @@ from seqmodel.train import resolve_device
 from seqmodel.training import Epoch, Fitted, best_of, predict_logits
 from tune.artifacts import keep_checkpoint, load_checkpoint
 from tune.config import TuneArgs
-from tune.liveness import has_parent
+from tune.liveness import end_with_parent, has_parent
 from tune.search import (
     MANY_CLIPS,
     Choice,
@@ -103,7 +103,8 @@ def trial_value(bench: Bench, trial: optuna.Trial) -> float:
 
 def worker(args: TuneArgs, spec: StudySpec, threads: int, index: int) -> None:
     """The body of a worker process: trials until there are enough. Ends quietly when it is told to."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     torch.set_num_threads(threads)
     try:
         bench = set_up(args)
@@ -146,7 +147,15 @@ def refit(bench: Bench, choice: Choice, seed: int) -> tuple[LstmHead, Fitted]:
 
 
 def _interrupt(signum: int, frame: types.FrameType | None) -> None:
+    """Once: the terminal or SLURM tells every process, then the parent each worker. The second must not stop
+    what the first began, enqueueing the trial again."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _go_on)
     raise KeyboardInterrupt
+
+
+def _go_on(signum: int, frame: types.FrameType | None) -> None:
+    """Instead of SIG_IGN, with which Python complains about a signal that has arrived already."""
 
 
 _bench: Bench | None = None
@@ -155,6 +164,7 @@ _bench: Bench | None = None
 def start_refitting(args: TuneArgs, threads: int) -> None:
     """Set a pool's process up once, for `score_seed`."""
     global _bench
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     _bench = set_up(args)
