@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from features.labels import Labelling, class_indices
+from features.splits import group_name
 
 if TYPE_CHECKING:
     from features.store import ClipTable, FeatureStore, Stream
@@ -147,17 +148,9 @@ def subset(samples: Samples, indices: np.ndarray) -> Samples:
 
 
 def sample_groups(samples: Samples) -> np.ndarray:
-    """(N,) str: who must stay together: the subject, or the video where no subject is known.
-
-    As `splits.groups_of` says it of a store's rows.
-    """
-    return np.array(
-        [
-            f"subject {who}" if who else f"video {clip_id.rpartition('#')[0]}"
-            for who, clip_id in zip(samples.subjects.tolist(), samples.clip_ids.tolist(), strict=True)
-        ],
-        dtype=str,
-    )
+    """(N,) str: who must stay together, as `splits.groups_of` says it of a store's rows."""
+    pairs = zip(samples.subjects.tolist(), samples.clip_ids.tolist(), strict=True)
+    return np.array([group_name(who, clip_id.rpartition("#")[0]) for who, clip_id in pairs], dtype=str)
 
 
 class CropClips:

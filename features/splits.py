@@ -45,13 +45,15 @@ class Split:
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
+def group_name(subject: str, source: str) -> str:
+    """Who must stay together: the subject, or the video where no subject is known."""
+    return f"subject {subject}" if subject else f"video {source}"
+
+
 def groups_of(table: "ClipTable", rows: np.ndarray) -> np.ndarray:
-    """(len(rows),) str: who must stay together: the subject, or the video where no subject is known."""
-    subjects, sources = table.subject[rows], table.source[rows]
-    return np.array(
-        [f"subject {who}" if who else f"video {file}" for who, file in zip(subjects, sources, strict=True)],
-        dtype=str,
-    )
+    """(len(rows),) str: the `group_name` of each row."""
+    pairs = zip(table.subject[rows].tolist(), table.source[rows].tolist(), strict=True)
+    return np.array([group_name(who, source) for who, source in pairs], dtype=str)
 
 
 def make_split(
@@ -343,7 +345,7 @@ def _earlier_sides(file: Path) -> tuple[dict[str, str], dict[str, tuple[str, str
             raise ValueError(
                 f"{file} line {number}: wanted clip_id,subject,split with one of {', '.join(SIDES)}"
             )
-        group = f"subject {who}" if who else f"video {clip.rpartition('#')[0]}"
+        group = group_name(who, clip.rpartition("#")[0])
         if sides.setdefault(group, side) != side:
             raise ValueError(f"{file} line {number}: {group} is in {sides[group]} and {side}")
         clips[clip] = who, side
