@@ -145,26 +145,34 @@ def test_two_commands_search_together_and_one_is_killed(server: str, tmp_path: P
             and t.params
         ]
 
-    def wait_for(process: subprocess.Popen[str]) -> list[optuna.trial.FrozenTrial]:
+    def wait_for(process: subprocess.Popen[str]) -> None:
         deadline = time.monotonic() + 240
-        while not (found := running_of(process)):
+        while not running_of(process):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        return found
+
+    def stop_in_a_trial(process: subprocess.Popen[str]) -> int:
+        """Number of the trial in which the process now stands still: what it told the server has arrived."""
+        while True:
+            wait_for(process)
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.5)
+            if found := running_of(process):
+                return found[0].number
+            process.send_signal(signal.SIGCONT)  # that trial ended just then
 
     first = start("first")
     try:
-        wait_for(first)
+        killed = stop_in_a_trial(first)
         second = start("second")
         wait_for(second)
-        found = wait_for(first)
     finally:
         first.kill()
         first.communicate()
     said = second.communicate(timeout=600)[1]
     assert second.returncode == 0, said
-    killed, done = found[0].number, trials()
+    done = trials()
     assert done[killed].state == TrialState.FAIL
     again = [t.params for t in done if t.params == done[killed].params and t.state == TrialState.COMPLETE]
     assert len(again) == 1, "the killed trial was done by the other"
