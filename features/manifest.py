@@ -27,6 +27,8 @@ SPLITS = {
 VIDEO_SUFFIXES = frozenset(
     ".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
 )
+NOT_UTF8 = "its name is not UTF-8: rename it"
+"""Reason of a file that no store or table could name."""
 MAX_LABEL_NAMES = 20
 """A further column with at most this many different values can be learned too, not only reported by."""
 
@@ -127,21 +129,24 @@ def read_folder(root: Path) -> Manifest:
 
 
 def videos_below(folder: Path, root: Path) -> tuple[list[Path], list[Failure]]:
-    """Videos below `folder`, in one order everywhere; as problems those whose path from `root` is not UTF-8,
-    which no store could name."""
+    """`video_files` below `folder`; as problems those whose path from `root` is not UTF-8, which no store
+    could name."""
     videos: list[Path] = []
     problems: list[Failure] = []
-    for place, _, names in walk(folder):
-        for file in (place / name for name in names):
-            if file.suffix.lower() not in VIDEO_SUFFIXES or not file.is_file():
-                continue
-            name = clip_id(file, root)
-            if name == readable(name):
-                videos.append(file)
-            else:
-                problems.append(Failure(readable(name), "its name is not UTF-8: rename it"))
-    videos.sort(key=lambda file: _nfc(file.relative_to(folder).as_posix()))
+    for file in video_files(folder):
+        name = clip_id(file, root)
+        if name == readable(name):
+            videos.append(file)
+        else:
+            problems.append(Failure(readable(name), NOT_UTF8))
     return videos, sorted(problems, key=lambda problem: problem.clip_id)
+
+
+def video_files(folder: Path) -> list[Path]:
+    """The files below `folder` that are named as videos are, in one order everywhere; no links to nothing."""
+    files = (place / name for place, _, names in walk(folder) for name in names)
+    videos = (file for file in files if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file())
+    return sorted(videos, key=lambda file: _nfc(file.relative_to(folder).as_posix()))
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:

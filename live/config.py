@@ -42,7 +42,7 @@ class LiveConfig:
     """Record an mp4 with the overlay. Nothing is recorded unless asked."""
     record_raw: Path | None = None
     """Record a clean mp4. Keys 1-9 label what runs; a manifest for `python -m extract` is left beside it."""
-    person: str | None = None
+    person: str = ""
     """Use (and with --calibrate, make) this person's calibration; also the subject of --record-raw."""
     calibrate: float | None = None
     """Calibrate first: this many seconds of attending, as many of looking away. Key c does it later."""

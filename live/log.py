@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -24,6 +25,8 @@ import numpy as np
 from live.predictor import Prediction
 from live.states import STATES, State
 
+BACK_S = 1.0
+"""How far the time of a session's rows may go back: a frame that waited, beside a row without one."""
 MAX_LATENCIES = 20_000
 """Latencies kept for the summary: the last two hours at three frames a second."""
 
@@ -211,7 +214,7 @@ def is_log(path: Path) -> bool:
 def read_log(path: Path) -> tuple[tuple[str, ...], list[LogRow]]:
     """Class names and rows of a log; a last row cut off by a crash is left out.
 
-    Raises ValueError when the file is not a live log.
+    Raises ValueError when the file is not the live log of one session.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -225,7 +228,14 @@ def read_log(path: Path) -> tuple[tuple[str, ...], list[LogRow]]:
     names = tuple(c.removeprefix("p_raw_") for c in columns if c.startswith("p_raw_"))
     if not names or columns != log_columns(names):
         raise ValueError(f"{path} is not a live log: its columns are {columns[:6]}…")
-    return names, [_log_row(row, names, f"{path}, line {number}") for number, row in enumerate(reader, 2)]
+    rows = [_log_row(row, names, f"{path}, line {number}") for number, row in enumerate(reader, 2)]
+    for number, (before, row) in enumerate(pairwise(rows), 3):
+        if row.t_s < before.t_s - BACK_S:
+            raise ValueError(
+                f"{path}, line {number}: the time goes back from {before.t_s:.1f} to {row.t_s:.1f} s, as "
+                "where two sessions stand in one file: give each its own"
+            )
+    return names, rows
 
 
 def _log_row(row: dict[str, Any], names: Sequence[str], where: str) -> LogRow:

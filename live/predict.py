@@ -20,7 +20,7 @@ import numpy as np
 
 from extract.video import read_video
 from features.door import fail, progress, say
-from features.manifest import VIDEO_SUFFIXES
+from features.manifest import NOT_UTF8, Failure, readable, video_files
 from live.config import PredictConfig
 from live.log import Log
 from live.model import LiveModel, describe, open_model
@@ -54,8 +54,8 @@ def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
 
     Raises ValueError when the run or the folder cannot be used, or no video was named.
     """
-    videos = find_videos(config.videos)
-    if not videos:
+    videos, unnamable = find_videos(config.videos)
+    if not videos and not unnamable:
         raise ValueError(
             "no video: name files or folders, as python -m live predict --run R --out DIR a.mp4 b/"
         )
@@ -65,7 +65,7 @@ def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
     config.out.mkdir(parents=True, exist_ok=True)
     predictor = Predictor(model)
     classes, made_with = model.card.labelling.names, fingerprint(model)
-    failures: list[dict[str, str]] = []
+    failures = [{"video": each.clip_id, "reason": each.reason} for each in unnamable]
     names = unique_names(videos, config.out, rows)
     num_before = 0
     try:
@@ -85,15 +85,16 @@ def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
     finally:
         predictor.close()
     write_table(table, list(rows.values()), classes)
-    num_done = len(videos) - len(failures)
+    num_videos = len(videos) + len(unnamable)
+    num_done = num_videos - len(failures)
     for failure in failures:
         fail(f"{failure['video']}: {failure['reason']}")
     there = f" ({num_before} of them were there already)" if num_before else ""
-    say(f"{num_done} of {len(videos)} videos predicted{there}; {table}")
+    say(f"{num_done} of {num_videos} videos predicted{there}; {table}")
     summary = {
         "run": str(config.run),
         "model": describe(model),
-        "videos": len(videos),
+        "videos": num_videos,
         "done": num_done,
         "already": num_before,
         "failed": failures,
@@ -142,29 +143,26 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> VideoRes
     )
 
 
-def find_videos(places: Sequence[Path]) -> list[Path]:
+def find_videos(places: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
     """The files named, and the videos below the folders named, in order, none twice, by their whole paths:
     the same video has one name from wherever it is named. In folders, hidden files (`._x.mp4` of macOS) and
-    links to nothing are left out, as extract does.
+    links to nothing are left out and linked folders entered, as extract does. As failures, those whose path
+    is not UTF-8, which no table could name.
 
     Raises ValueError for a place that does not exist.
     """
     found: dict[Path, None] = {}
     for place in places:
         if place.is_dir():
-            root = place.resolve()
-            inside = (path for path in root.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-            found |= dict.fromkeys(
-                path
-                for path in sorted(inside)
-                if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
-            )
+            found |= dict.fromkeys(map(whole_path, video_files(place)))
         elif place.is_file() or place.is_symlink():
             # A link to nothing is a video that cannot be read, not a slip of the pen.
             found[whole_path(place)] = None
         else:
             raise ValueError(f"{place}: no such file or folder")
-    return list(found)
+    named = {video: readable(str(video)) for video in found}
+    videos = [video for video, name in named.items() if name == str(video)]
+    return videos, [Failure(name, NOT_UTF8) for video, name in named.items() if name != str(video)]
 
 
 def whole_path(video: Path) -> Path:

@@ -32,6 +32,8 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
     if not config.logs:
         raise ValueError("name at least one log: python -m live report LOG.csv …")
     logs = find_logs(config.logs)
+    if config.out and any(config.out.resolve() in map(Path.resolve, log_files(log)[:3]) for log in logs):
+        raise ValueError(f"--out {config.out} is a log that is told of, or its timeline: name an HTML file")
     card = load_card(config.against) if config.against else None
     task = card.labelling.task if card else None
     page = write_report(logs, out=config.out, task=task, against=config.against)

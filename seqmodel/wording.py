@@ -92,16 +92,22 @@ def _too_few_people(judgement: Judgement) -> bool:
 
 
 def percent(value: float | None) -> str:
-    """A share as whole per cent; – where it is not defined."""
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.0f} %"
+    """A share as whole per cent, with a digit more near 0 and 1, and never all or nothing where it is not; –
+    where it is not defined."""
+    return "–" if value is None or not math.isfinite(value) else f"{_hundredths(value)} %"
+
+
+def _hundredths(value: float) -> str:
+    if 0 < min(value, 1 - value) < 0.01:
+        return f"{min(max(100 * value, 0.1), 99.9):.1f}"
+    return f"{100 * value:.0f}"
 
 
 def _between(figure: Figure, *, percent: bool = True) -> str:
     if not math.isfinite(figure.low):
         return ""
-    if percent:
-        return f" (95 % interval {100 * figure.low:.0f} to {100 * figure.high:.0f} %)"
-    return f" (95 % interval {short(figure.low)} to {short(figure.high)})"
+    written = _hundredths if percent else short
+    return f" (95 % interval {written(figure.low)} to {written(figure.high)}{' %' if percent else ''})"
 
 
 def chips(judgement: Judgement, card: Card) -> list[tuple[str, str]]:

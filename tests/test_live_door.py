@@ -205,6 +205,16 @@ def test_json_lines_stream_to_stdout(run: Path, real_clips: dict[str, Path]) -> 
     assert "W0000" not in done.stderr
 
 
+def test_a_person_may_be_called_none(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "personal"
+    folder.mkdir()
+    for name in ("me", "None"):
+        (folder / f"{name}.json").write_text("{}", encoding="utf-8")
+    done = live("--run", run, "--person", "None", "--forget", BRAINBUDDY_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert [file.name for file in folder.iterdir()] == ["me.json"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from extract.video import read_video
+from features.manifest import NOT_UTF8
 from live.__main__ import main
 from live.log import read_log
 from live.model import open_model
@@ -164,8 +166,14 @@ def test_a_video_that_is_not_there_does_not_stop_the_others(
     except OSError:
         pytest.skip("no links here")
     (tmp_path / "linked").symlink_to(folder)
-    assert find_videos([folder]) == find_videos([tmp_path / "linked", folder]) == [folder / "b.mp4"]
-    assert find_videos([tmp_path / "linked" / "a.mp4"]) == [link]
+    found = find_videos([folder])
+    assert found == find_videos([tmp_path / "linked", folder]) == ([folder / "b.mp4"], [])
+    assert find_videos([tmp_path / "linked" / "a.mp4"]) == ([link], [])
+    (folder / "elsewhere").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "d.mp4").touch()
+    assert find_videos([folder])[0] == [folder / "b.mp4", tmp_path / "disk" / "d.mp4"], "as extract does"
+    (folder / "elsewhere").unlink()
     words = ["predict", "--run", str(run), "--out", str(tmp_path / "out"), "--json"]
     assert main([*words, str(link), str(folder)]) == 1
     summary = json.loads(capsys.readouterr().out)
@@ -193,7 +201,7 @@ def test_a_video_is_the_same_whatever_it_is_called(
         str(videos[1]): "webcam-2.csv",
     }
     names = ["webcam.mp4", str(videos[1]), "../p02/webcam.mp4", "../p01/webcam.mp4"]
-    assert find_videos([Path(name) for name in names]) == [videos[1], videos[0]]
+    assert find_videos([Path(name) for name in names]) == ([videos[1], videos[0]], [])
     kept = {path: path.stat().st_mtime_ns for path in out.glob("webcam*")}
     assert main(["predict", "--run", str(run), "--out", "../out", *names]) == 0
     assert (out / "predictions.csv").read_bytes() == table
@@ -240,4 +248,20 @@ def test_a_missing_place_is_named(tmp_path: Path) -> None:
     """And a folder without videos is no video."""
     with pytest.raises(ValueError, match="no such file or folder"):
         find_videos([tmp_path / "none"])
-    assert find_videos([tmp_path]) == []
+    assert find_videos([tmp_path]) == ([], [])
+
+
+def test_a_name_that_is_not_utf8_is_a_listed_failure(
+    real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, folder = write_run(tmp_path / "run", detector_path), tmp_path / "videos"
+    folder.mkdir()
+    (folder / "a.mp4").write_bytes(real_clips["single"].read_bytes())
+    try:
+        (folder / os.fsdecode(b"caf\xe9.mp4")).write_bytes(real_clips["single"].read_bytes())
+    except OSError:
+        pytest.skip("this disk takes UTF-8 names only")
+    assert main(["predict", "--run", str(run), "--out", str(tmp_path / "out"), "--json", str(folder)]) == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["videos"], summary["done"]) == (2, 1)
+    assert summary["failed"] == [{"video": f"{folder}/caf\\udce9.mp4", "reason": NOT_UTF8}]

@@ -18,7 +18,7 @@ from seqmodel.history import trials_of
 from seqmodel.literature import literature_table
 from seqmodel.run import load_card
 from seqmodel.story import judgement_figures, training_figures
-from seqmodel.wording import figure_rows, forest, short
+from seqmodel.wording import figure_rows, forest, percent, short
 from tests.judged import WITH_GEOMETRY, judged, make_run, make_store, people
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -250,6 +250,13 @@ def test_figures_are_written_as_this_field_does():
         "12.500",
         "–",
         "–",
+    ]
+
+
+def test_a_share_is_never_all_or_nothing_where_it_is_not():
+    said = [0, 1e-9, 0.004, 0.5, 0.985, 0.9951, 0.9997, 1, float("nan"), None]
+    assert [percent(v) for v in said] == [
+        *("0 %", "0.1 %", "0.4 %", "50 %", "98 %", "99.5 %", "99.9 %", "100 %", "–", "–")
     ]
 
 

@@ -133,6 +133,19 @@ def test_a_log_that_was_rotated_away_is_begun_anew(tmp_path: Path) -> None:
     assert [len(read_log(tmp_path / name)[1]) for name in ("live.1.csv", "live.csv")] == [1, 2]
 
 
+def test_two_sessions_in_one_file_are_refused(tmp_path: Path) -> None:
+    """A row that is a little late is none."""
+    path = tmp_path / "live.csv"
+    log = Log(str(path), NAMES)
+    for t_s in (20.0, 19.6, 300.0):
+        log.write_state(t_s, "paused")
+    assert len(read_log(path)[1]) == 3
+    log.write_state(0.3, "paused")
+    log.close()
+    with pytest.raises(ValueError, match=r"line 5: the time goes back from 300\.0 to 0\.3 s"):
+        read_log(path)
+
+
 def test_another_csv_is_refused_as_a_log(tmp_path: Path) -> None:
     """The reader says what the file has instead."""
     path = tmp_path / "labels.csv"

@@ -251,6 +251,17 @@ def test_a_report_leaves_what_the_sessions_left(
     assert {path.name for path in tmp_path.glob("*.png")} == {f"{log.stem}.png", "another.png"}
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".novelty.csv", ".png"])
+def test_a_page_is_never_written_over_a_log_that_it_tells(
+    log: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    kept = log.read_bytes()
+    out = log.parent / "." / (log.stem + suffix)
+    assert main(["report", str(log), "--out", str(out)]) == 2
+    assert "is a log that is told of" in " ".join(capsys.readouterr().err.split())
+    assert (log.read_bytes(), log.with_suffix(".html").exists()) == (kept, False)
+
+
 def test_a_session_renews_its_own_timeline(log: Path) -> None:
     """What a report made of its log while it ran is out of date; that report's page stays."""
     write_report([log])
