@@ -126,13 +126,13 @@ def _version(name: str) -> str | None:
 
 
 def _print(found: dict[str, Any]) -> None:
-    from rich.markup import escape
     from rich.table import Column, Table
+    from rich.text import Text
 
     table = Table("", "", Column(overflow="fold"), show_header=False, box=None, padding=(0, 2, 0, 0))
 
     def row(name: str, text: str, good: bool = True) -> None:
-        table.add_row("[green]✓[/green]" if good else "[red]✗[/red]", name, escape(text))
+        table.add_row(Text("✓", "green") if good else Text("✗", "red"), name, text)
 
     row("python", f"{found['python']} on {found['system']}")
     row("usable cores", str(found["cores"]))
@@ -155,5 +155,5 @@ def _print(found: dict[str, Any]) -> None:
     row("cache of model files", found["cache"])
     console().print(table)
     if found["missing"]:
-        console().print(f"[red]missing: {escape(', '.join(found['missing']))}[/red]")
+        console().print(f"missing: {', '.join(found['missing'])}", style="red")
         console().print("python -m extract check --fetch gets the model files")

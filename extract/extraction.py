@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rich.markup import escape
-
 from extract.config import ExtractConfig
 from extract.forecast import forecast, print_forecast, verify_sample
 from extract.layouts import read_layout, sample_clips
@@ -27,7 +25,7 @@ from extract.planning import (
 )
 from extract.summary import Tally, print_reading, print_summary, summarise
 from extract.workers import Event, run_jobs
-from features.door import progress, say, warn
+from features.door import progress, say, say_failures, warn
 from features.manifest import Clip, Failure
 from features.store import FeatureStore, plan
 
@@ -143,12 +141,10 @@ def _look_only(config: ExtractConfig, cut: Cut, setup: Setup) -> tuple[dict[str,
     if config.dry_run:
         summary = forecast(config, cut, setup)
         print_forecast(summary)
-        for clip_id, reason in summary["unreadable"].items():
-            say(f"[red]{escape(clip_id)}[/red]: {escape(reason)}")
+        say_failures(summary["unreadable"].items())
         return summary, 1 if summary["unreadable"] or summary["timed_failures"] else 0
     summary, differing = verify_sample(config, cut.windows, setup)
-    for item in differing:
-        say(f"[red]{escape(item['clip_id'])}[/red]: {escape(item['reason'])}")
+    say_failures((item["clip_id"], item["reason"]) for item in differing)
     geometry = summary["worst_geometry"]
     geometry = f", worst geometry {geometry:.4f}" if geometry is not None else ""
     say(

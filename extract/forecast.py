@@ -18,7 +18,7 @@ from extract.config import ExtractConfig
 from extract.filling import AGREEMENT, cosines, same_faces
 from extract.pipeline import Job, Kernels, Lost, Part, Row, Setup, Window, extract_video, open_kernels
 from extract.planning import Cut, lacking_parts, num_workers, own_share
-from features.door import console, say
+from features.door import console, say, say_failures
 from features.manifest import Clip
 from features.recipe import require_equal
 from features.store import DONE, FeatureStore
@@ -151,19 +151,17 @@ def _difference(store: FeatureStore, row: int, fresh: Row | Lost) -> Difference:
 
 def print_forecast(summary: dict[str, Any]) -> None:
     """The forecast for people, on stderr."""
-    from rich.markup import escape
     from rich.table import Table
 
     for column, splits in summary["counts"].items():
         names = sorted({name for counts in splits.values() for name in counts})
-        table = Table(title=f"label column {escape(column)}", title_justify="left")
+        table = Table(title=f"label column {column}", title_justify="left")
         for heading in ("split", *names):
-            table.add_column(escape(heading))
+            table.add_column(heading)
         for split, counts in splits.items():
             table.add_row(split, *(str(counts.get(name, 0)) for name in names))
         console().print(table)
-    for item in summary["timed_failures"]:
-        say(f"[red]{escape(item['clip_id'])}[/red]: {escape(item['reason'])}")
+    say_failures((item["clip_id"], item["reason"]) for item in summary["timed_failures"])
     say(f"{summary['to_extract']} of {summary['clips']} clips to extract, from {summary['videos']} videos")
     if summary["hours"] is not None:
         size = summary["bytes"] / 1e6

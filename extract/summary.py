@@ -16,11 +16,9 @@ from extract.config import ExtractConfig
 from extract.known_layouts import Reading
 from extract.planning import Cut
 from extract.workers import Event
-from features.door import console, say, warn
+from features.door import console, say, say_failures, warn
 from features.store import DONE, FeatureStore
 
-MAX_LISTED = 30
-"""Failures printed one by one; all of them are in the store and in `--json`."""
 MAX_UNPAIRED = 5
 
 
@@ -51,7 +49,6 @@ class Tally:
 
 def print_reading(reading: Reading) -> None:
     """What was found where the user pointed, on stderr."""
-    from rich.markup import escape
 
     clips = reading.manifest.clips
     subjects = {clip.subject for clip in clips} - {""}
@@ -62,9 +59,9 @@ def print_reading(reading: Reading) -> None:
     ):
         if names:
             more = ", … (--json lists all)" if len(names) > MAX_UNPAIRED else ""
-            say(f"{len(names)} {kind}: {escape(', '.join(names[:MAX_UNPAIRED]))}{more}")
+            say(f"{len(names)} {kind}: {', '.join(names[:MAX_UNPAIRED])}{more}")
     for why, count in reading.dropped:
-        say(f"{count} labels left out: {escape(why)}")
+        say(f"{count} labels left out: {why}")
     for note in reading.notes:
         warn(note)
 
@@ -124,16 +121,11 @@ def _next_command(config: ExtractConfig, store: FeatureStore, num_done: int) -> 
 
 def print_summary(summary: dict[str, Any]) -> None:
     """The summary for people, on stderr."""
-    from rich.markup import escape
     from rich.table import Column, Table
 
-    for kind, key in (("line", "problems"), ("clip", "failures")):
-        items = summary[key]
-        for item in items[:MAX_LISTED]:
-            say(f"[red]{escape(item.get('clip_id') or item['where'])}[/red]: {escape(item['reason'])}")
-        if len(items) > MAX_LISTED:
-            more = f"… and {len(items) - MAX_LISTED} more {kind}s"
-            say(f"{more}: python -m features info {escape(shlex.quote(summary['store']))} --json")
+    say_failures((item["where"], item["reason"]) for item in summary["problems"])
+    everything = f": python -m features info {shlex.quote(summary['store'])} --json"
+    say_failures(((item["clip_id"], item["reason"]) for item in summary["failures"]), everything)
     if summary["failures"]:
         say("once these are mended: the same command with --retry-failed (changed files are noticed anyway)")
     if summary["vanished"]:
@@ -154,5 +146,5 @@ def print_summary(summary: dict[str, Any]) -> None:
         ("store", summary["store"]),
         ("next", summary["next"]),
     ):
-        table.add_row(name, escape(str(value)))
+        table.add_row(name, str(value))
     console().print(table)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from features.door import console, fail, parse, run_door, say, warn
+from features.door import console, fail, parse, run_door, say, say_failures, warn
 
 if TYPE_CHECKING:
     from features import config
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     Answer = tuple[dict[str, Any], int]
 
 COMMANDS = ("info", "verify", "pack", "label", "delete", "import")
-MAX_LISTED = 30
-"""Failures printed one by one; `--json` has them all."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +56,7 @@ def _verify(args: "config.VerifyArgs") -> "Answer":
     store = FeatureStore.open(args.store)
     with console().status(f"reading {store.num_clips} clips again"):
         broken = store.verify()
-    _print_failures([(item.clip_id, item.reason) for item in broken])
+    say_failures((item.clip_id, item.reason) for item in broken)
     say(f"{store.num_clips} clips read, {len(broken)} problems")
     problems = [{"clip_id": item.clip_id, "reason": item.reason} for item in broken]
     return {"store": args.store, "clips": store.num_clips, "problems": problems}, 1 if broken else 0
@@ -85,7 +83,7 @@ def _label(args: "config.LabelArgs") -> "Answer":
     done = relabel(args.store, manifest.clips)
     problems = [(item.clip_id, item.reason) for item in manifest.problems]
     problems += [(name, "is not in the store: extract it") for name in done.unknown]
-    _print_failures(problems)
+    say_failures(problems)
     say(f"{len(done.corrected)} clips corrected")
     if done.unnamed:
         warn(f"{len(done.unnamed)} clips of the store are not in {args.data}; they stay as they were")
@@ -110,14 +108,16 @@ def _delete(args: "config.DeleteArgs") -> "Answer":
 
 
 def _import(args: "config.ImportArgs") -> "Answer":
+    from rich.text import Text
+
     from features.external import read_sequences, write_external
 
-    with console().status(f"importing {args.file}"):
+    with console().status(Text(f"importing {args.file}")):
         sequences = read_sequences(args.file)
         store = write_external(args.out, sequences, args.name, args.stream)
     valid = store.read_frames()[..., 5] > 0
     lengths = [len(values) for values in sequences.values]
-    _print_failures([(item.clip_id, item.reason) for item in sequences.problems])
+    say_failures((item.clip_id, item.reason) for item in sequences.problems)
     say(
         f"{store.num_clips} clips of {min(lengths)} to {max(lengths)} frames of "
         f"{sequences.values[0].shape[1]} features, as {store.streams[0]}; "
@@ -136,12 +136,11 @@ def _import(args: "config.ImportArgs") -> "Answer":
 
 
 def _print_info(summary: dict[str, Any]) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     rate = summary["face_rate"]
     say(
-        f"{escape(summary['store'])}: {summary['clips']} clips of {summary['videos']} videos and "
+        f"{summary['store']}: {summary['clips']} clips of {summary['videos']} videos and "
         f"{summary['subjects']} people; {summary['done']} done, {summary['pending']} pending, "
         f"{summary['failed']} failed, {summary['vanished']} vanished"
     )
@@ -150,35 +149,26 @@ def _print_info(summary: dict[str, Any]) -> None:
     for column, splits in summary["labels"].items():
         order = [*summary["label_names"][column], "none"]
         names = [name for name in order if any(name in counts for counts in splits.values())]
-        table = Table(title=f"label column {escape(column)}", title_justify="left")
+        table = Table(title=f"label column {column}", title_justify="left")
         for heading in ("split", *names):
-            table.add_column(escape(heading))
+            table.add_column(heading)
         for split, counts in splits.items():
             table.add_row(split, *(str(counts.get(name, 0)) for name in names))
         console().print(table)
-    _print_failures([(item["clip_id"], item["reason"]) for item in summary["failures"]])
-    say(f"encoder {escape(summary['recipe']['encoder'])}; fingerprint {summary['fingerprint']}")
+    say_failures((item["clip_id"], item["reason"]) for item in summary["failures"])
+    say(f"encoder {summary['recipe']['encoder']}; fingerprint {summary['fingerprint']}")
     first, *others = summary["numerics"]
-    say(f"numerics: {escape(_in_words(first))}")
+    say(f"numerics: {_in_words(first)}")
     for numerics in others:
         told = {key: value for key, value in numerics.items() if first.get(key) != value}
-        say(f"some rows were extracted with {escape(_in_words(told))}")
+        say(f"some rows were extracted with {_in_words(told)}")
     if others:
-        store = escape(shlex.quote(summary["store"]))
+        store = shlex.quote(summary["store"])
         say(f"how far embeddings differ: python -m extract --data DATA --out {store} --verify-sample 20")
 
 
 def _in_words(numerics: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in numerics.items())
-
-
-def _print_failures(failures: list[tuple[str, str]]) -> None:
-    from rich.markup import escape
-
-    for name, reason in failures[:MAX_LISTED]:
-        say(f"[red]{escape(name)}[/red]: {escape(reason)}")
-    if len(failures) > MAX_LISTED:
-        say(f"… and {len(failures) - MAX_LISTED} more (--json lists all)")
 
 
 def _print_commands() -> None:

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Config = TypeVar("Config")
 Body = Callable[[], tuple[dict[str, Any], int]]
 
+MAX_LISTED = 30
+"""Failures that are printed one by one."""
 USER_ERRORS = (ValueError, OSError)
 """What a user can cause and mend: shown as one line. Anything else is our bug and keeps its traceback."""
 
@@ -53,7 +55,7 @@ def run_door(body: Body, *, as_json: bool = False) -> int:
     try:
         summary, code = body()
     except KeyboardInterrupt:
-        say("[yellow]stopped; what was done is saved, the same command goes on[/yellow]")
+        console().print("stopped; what was done is saved, the same command goes on", style="yellow")
         return 130
     except USER_ERRORS as error:
         if os.environ.get("BRAINBUDDY_TRACEBACK"):
@@ -71,29 +73,40 @@ def run_door(body: Body, *, as_json: bool = False) -> int:
 
 
 def console() -> "Console":
-    """The one console, on stderr."""
+    """The one console, on stderr. Text is shown as it is: paths and names may look like markup."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def say(text: str) -> None:
-    """Print a line of rich markup on stderr."""
+    """Print a line on stderr."""
     console().print(text)
 
 
 def warn(text: str) -> None:
-    """Print a warning line on stderr; the text is shown as it is."""
-    from rich.markup import escape
+    """Print a warning line on stderr."""
+    from rich.text import Text
 
-    console().print(f"[yellow]warning:[/yellow] {escape(text)}")
+    console().print(Text.assemble(("warning:", "yellow"), f" {text}"))
 
 
 def fail(text: str) -> None:
-    """Print an error line on stderr; the text is shown as it is."""
-    from rich.markup import escape
+    """Print an error line on stderr."""
+    from rich.text import Text
 
-    console().print(f"[bold red]error:[/bold red] {escape(' '.join(text.split()))}")
+    console().print(Text.assemble(("error:", "bold red"), f" {' '.join(text.split())}"))
+
+
+def say_failures(failures: Iterable[tuple[str, str]], more: str = " (--json lists all)") -> None:
+    """Print (what, why it failed) on stderr, a line each; of many the first, and `more` on where all are."""
+    from rich.text import Text
+
+    pairs = list(failures)
+    for what, reason in pairs[:MAX_LISTED]:
+        console().print(Text.assemble((what, "red"), f": {reason}"))
+    if len(pairs) > MAX_LISTED:
+        say(f"… and {len(pairs) - MAX_LISTED} more{more}")
 
 
 def progress(unit: str = "clips") -> "Progress":
@@ -115,7 +128,7 @@ def progress(unit: str = "clips") -> "Progress":
             return Text(f"{speed:.1f} {unit}/s" if speed else "", style="progress.data.speed")
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         Rate(),

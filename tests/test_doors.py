@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.door import run_door
+from features.door import MAX_LISTED, fail, run_door, say, say_failures, warn
 
 ROOT = Path(__file__).resolve().parents[1]
 DOORS = [
@@ -127,3 +127,24 @@ def test_check_names_an_installed_package_that_cannot_be_imported(tmp_path: Path
     assert "cannot be imported: libGL.so.1: cannot open shared object file" in done.stderr
     assert "cannot be imported: libxcb.so.1" in done.stderr
     assert "cache of model files" in done.stderr
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rich's tags and emoji codes are folder names too."""
+    for text in ("runs/[old]/x", "[/a]", "a :warning: b", "[bold]"):
+        say(text)
+        warn(text)
+        fail(text)
+        say_failures([(text, text)])
+        assert capsys.readouterr().err.splitlines() == [
+            text,
+            f"warning: {text}",
+            f"error: {text}",
+            f"{text}: {text}",
+        ]
+
+
+def test_of_many_failures_the_first_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    say_failures((str(number), "broken") for number in range(MAX_LISTED + 2))
+    lines = capsys.readouterr().err.splitlines()
+    assert (len(lines), lines[-1]) == (MAX_LISTED + 1, "… and 2 more (--json lists all)")

@@ -4,8 +4,11 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import optuna
@@ -29,14 +32,11 @@ def serve(journal: str, port: int) -> None:
     optuna.storages.run_grpc_proxy_server(open_storage(journal), host="127.0.0.1", port=port)
 
 
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a proxy of a journal file."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    journal = str(tmp_path_factory.mktemp("대리") / "study.log")
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(journal, port), daemon=True)
+def start_proxy(journal: Path, port: int) -> SpawnProcess:
+    """A proxy of a journal file, once it listens."""
+    server = multiprocessing.get_context("spawn").Process(
+        target=serve, args=(str(journal), port), daemon=True
+    )
     server.start()
     deadline = time.monotonic() + 120
     while True:
@@ -44,9 +44,22 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert time.monotonic() < deadline
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
+            return server
         except OSError:
             time.sleep(0.1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a proxy."""
+    port = free_port()
+    server = start_proxy(tmp_path_factory.mktemp("대리") / "study.log", port)
     yield f"grpc://127.0.0.1:{port}"
     server.terminate()
     server.join(10)
@@ -92,6 +105,38 @@ def test_a_silent_worker_of_another_machine_is_done_over(proxy: str) -> None:
     assert trials[lost.number].state == TrialState.FAIL
     assert any(t.params == {"a": 0.25} and t.state == TrialState.COMPLETE for t in trials)
     assert num_done(study) == 2
+
+
+def test_a_proxy_that_goes_away_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    store = write_toy_store(tmp_path, num_clips=120)
+    port, journal = free_port(), tmp_path / "study.log"
+    words = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / "run")]
+    words += ["--storage", f"grpc://127.0.0.1:{port}", "--jobs", "2", "--reseed", "1", "--epochs", "2"]
+    server = start_proxy(journal, port)
+
+    def finished() -> int:
+        storage = open_storage(str(journal))
+        names = optuna.get_all_study_names(storage)
+        return sum(num_done(optuna.load_study(study_name=name, storage=storage)) for name in names)
+
+    with subprocess.Popen([*words, "--trials", "500"], stderr=subprocess.PIPE, encoding="utf-8") as search:
+        try:
+            deadline = time.monotonic() + 120
+            while not (before := finished()):
+                assert search.poll() is None, search.communicate()[1]
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            server.kill()
+            said = search.communicate(timeout=120)[1]
+        finally:
+            search.kill()
+    assert (search.returncode, "Traceback" in said) == (2, False), said
+    assert f"error: --storage grpc://127.0.0.1:{port}: " in said.replace("\n", " ")
+    server = start_proxy(journal, port)
+    done = subprocess.run([*words, "--trials", str(before + 1)], stderr=subprocess.PIPE, encoding="utf-8")
+    server.kill()
+    assert done.returncode == 0, done.stderr
+    assert finished() > before
 
 
 @pytest.mark.parametrize("listens", [False, True], ids=["nobody", "something else"])

@@ -14,8 +14,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> tuple[dict[str, object], int]:
         from seqmodel.export import export_for_live
         from tune.outcome import tune
+        from tune.storage import lost_is_one_line
 
-        summary, code = tune(args)
+        with lost_is_one_line(args.storage):
+            summary, code = tune(args)
         export_for_live(args.out)
         return summary, code
 

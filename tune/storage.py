@@ -6,7 +6,7 @@ Knows nothing about studies, trials or workers.
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import optuna
@@ -77,6 +77,35 @@ def open_storage(storage: str) -> BaseStorage:
             )
     except (SQLAlchemyError, ImportError, ValueError) as error:
         raise ValueError(f"--storage {without_password(storage)}: {_one_line(error)}") from error
+
+
+@contextmanager
+def lost_is_one_line(storage: str) -> Iterator[None]:
+    """Raises ConnectionError where a database or proxy no longer answers, instead of errors of three
+    libraries."""
+    kinds: list[type[Exception]] = [optuna.exceptions.StorageInternalError]
+    with suppress(ImportError):
+        from grpc import RpcError
+
+        kinds.append(RpcError)
+    with suppress(ImportError):
+        from sqlalchemy.exc import SQLAlchemyError
+
+        kinds.append(SQLAlchemyError)
+    try:
+        yield
+    except Exception as error:
+        lost: BaseException | None = error
+        # Optuna's tidying up after it may fail in its own way.
+        while lost is not None and not isinstance(lost, tuple(kinds)):
+            lost = lost.__context__
+        if lost is None:
+            raise
+        reason = _one_line(lost.details() if hasattr(lost, "details") else lost.__cause__ or lost)
+        raise ConnectionError(
+            f"--storage {without_password(storage)}: {reason}; finished trials are kept, the same command "
+            "goes on"
+        ) from error
 
 
 @contextmanager

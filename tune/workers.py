@@ -4,8 +4,9 @@ Knows nothing about storages or about which point of the space comes next.
 """
 
 import signal
+import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial
 
+from features.door import fail
 from seqmodel.heads import LstmHead
 from seqmodel.question import Question, load_sides, put_question
 from seqmodel.rest import with_baseline
@@ -35,6 +37,7 @@ from tune.search import (
     train_choice,
     untrained_head,
 )
+from tune.storage import lost_is_one_line
 from tune.study import StudySpec, note_seen, work
 
 
@@ -103,14 +106,18 @@ def trial_value(bench: Bench, trial: optuna.Trial) -> float:
 
 def worker(args: TuneArgs, spec: StudySpec, threads: int, index: int) -> None:
     """The body of a worker process: trials until there are enough. Ends quietly when it is told to."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    _on_signals(_interrupt)
     torch.set_num_threads(threads)
     try:
         bench = set_up(args)
-        work(spec, lambda trial: trial_value(bench, trial), index)
+        with lost_is_one_line(spec.storage):
+            work(spec, lambda trial: trial_value(bench, trial), index)
     except KeyboardInterrupt:
         return
+    except ConnectionError as error:
+        _on_signals(_go_on)  # the parent has met it too and ends its workers
+        fail(str(error))
+        sys.exit(1)
 
 
 def kept_or_refitted(bench: Bench, trial: FrozenTrial) -> tuple[LstmHead, Fitted]:
@@ -149,9 +156,13 @@ def refit(bench: Bench, choice: Choice, seed: int) -> tuple[LstmHead, Fitted]:
 def _interrupt(signum: int, frame: types.FrameType | None) -> None:
     """Once: the terminal or SLURM tells every process, then the parent each worker. The second must not stop
     what the first began, enqueueing the trial again."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _go_on)
+    _on_signals(_go_on)
     raise KeyboardInterrupt
+
+
+def _on_signals(handler: Callable[[int, types.FrameType | None], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 def _go_on(signum: int, frame: types.FrameType | None) -> None:
