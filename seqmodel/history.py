@@ -6,9 +6,7 @@ It knows nothing about search spaces or how a study is run.
 from dataclasses import dataclass
 from pathlib import Path
 
-from seqmodel.run import load_card
-
-STUDY = "study.log"
+from seqmodel.run import STUDY, load_card
 
 
 @dataclass(frozen=True)

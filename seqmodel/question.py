@@ -140,7 +140,8 @@ def stream_dims(store: FeatureStore) -> dict[str, int]:
 def load_sides(question: Question, *, mapped: bool = True) -> tuple[Samples, Samples]:
     """Training and validation samples; `mapped` shares one packed copy among processes.
 
-    Where there is no room for that copy it says so, and each process reads the store for itself.
+    Where there is no room for that copy it says so, and each process reads the store for itself. Raises
+    ValueError where nothing was measured in any training clip.
     """
     if mapped:
         try:
@@ -154,12 +155,16 @@ def load_sides(question: Question, *, mapped: bool = True) -> tuple[Samples, Sam
                 f"own memory, about {clips * store.num_frames * frame_bytes / 1e9:.1f} GB"
             )
             mapped = False
-    return (
-        load_samples(
-            question.store, question.labelling, question.split.train, question.inputs, mapped=mapped
-        ),
-        load_samples(question.store, question.labelling, question.split.val, question.inputs, mapped=mapped),
+    train, val = (
+        load_samples(question.store, question.labelling, rows, question.inputs, mapped=mapped)
+        for rows in (question.split.train, question.split.val)
     )
+    if not any(valid[:].any() for valid in train.valid.values()):
+        raise ValueError(
+            f"not one of the {len(train)} training clips in {question.store.path} has a valid frame: there "
+            "is nothing to learn from"
+        )
+    return train, val
 
 
 def doubt_of_folds(store: FeatureStore, groups: np.ndarray) -> str:

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 CARD, WEIGHTS, SPLIT = "card.json", "weights.safetensors", "split.csv"
 CALIBRATORS = "calibrated_on.csv"
+LOG = "log.jsonl"
+STUDY = "study.log"
+ARTIFACTS = "artifacts"
+"""A search's checkpoints of its best trials."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,23 @@ def card_from_json(fields: Mapping[str, Any]) -> Card:
             "warnings": tuple(fields["warnings"]),
         }
     )
+
+
+def require_place(run: Path) -> None:
+    """That a run may be written here: of the run that is there, what speaks of its head will be removed.
+
+    Raises ValueError where there are other things than a run, or one that was begun.
+    """
+    if not run.exists():
+        return
+    if not run.is_dir():
+        raise ValueError(f"{run} is a file: a run is a folder")
+    there = {path.name for path in run.iterdir() if not path.name.startswith(".")}
+    if "zarr.json" in there:
+        raise ValueError(f"{run} is a store: name another folder for the run")
+    if there and not there & {CARD, WEIGHTS, SPLIT, LOG, STUDY, ARTIFACTS}:
+        some = ", ".join(sorted(there)[:3])
+        raise ValueError(f"{run} holds other things ({some}, …) and no run: name another folder for the run")
 
 
 def save_card(run: Path, card: Card) -> None:
@@ -228,13 +249,13 @@ def keep_model_file(run: Path, source: Path, name: str) -> None:
 
 def append_log(run: Path, entry: Mapping[str, Any]) -> None:
     """Add one line to log.jsonl."""
-    with (run / "log.jsonl").open("a", encoding="utf-8") as file:
+    with (run / LOG).open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The lines of log.jsonl; empty when there is none. A line cut off by a crash is left out."""
-    path = run / "log.jsonl"
+    path = run / LOG
     if not path.is_file():
         return []
     entries = []
@@ -248,6 +269,8 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically: temporary name, then rename."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

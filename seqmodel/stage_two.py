@@ -85,7 +85,9 @@ def open_stage(args: FinetuneArgs) -> Stage:
     """
     config = config_of(args)
     card = load_card(args.run)
-    if card.recipe.pixels is None or "embeddings" not in card.dims:
+    if card.recipe.pixels is None:
+        raise ValueError(f"{args.run} was trained on imported features: it has no encoder to train")
+    if "embeddings" not in card.dims:
         raise ValueError(f"{args.run} reads {', '.join(card.dims)} only: it has no encoder to train")
     if card.baseline != "none":
         raise ValueError(f"{args.run} reads geometry against a {card.baseline} baseline: not fine-tuned yet")
@@ -111,8 +113,14 @@ def open_stage(args: FinetuneArgs) -> Stage:
 
 
 def config_of(args: FinetuneArgs) -> FinetuneConfig:
-    """How the network is trained. Raises ValueError for options that --recipe seed fixes, and for steps or
-    caches without a clip."""
+    """How the network is trained. Raises ValueError for options that --recipe seed fixes, and for training
+    without an epoch, or steps or caches without a clip."""
+    if min(args.finetune.epochs, args.finetune.warm_epochs) < 0 or not (
+        args.finetune.epochs + args.finetune.warm_epochs
+    ):
+        raise ValueError(
+            f"nothing to train in {args.finetune.epochs} epochs and {args.finetune.warm_epochs} warm_epochs"
+        )
     if args.finetune.effective_batch < 1 or args.finetune.versions < 1:
         raise ValueError(
             f"effective_batch and versions must be at least 1, got {args.finetune.effective_batch} and "

@@ -25,12 +25,14 @@ from seqmodel.question import Question, load_sides, put_question
 from seqmodel.reference import FILE as REFERENCE
 from seqmodel.reference import write_reference
 from seqmodel.run import (
+    LOG,
     WEIGHTS,
     Card,
     append_log,
     git_commit,
     keep_model_file,
     load_card,
+    require_place,
     save_card,
     save_split,
     save_weights,
@@ -41,6 +43,7 @@ from seqmodel.training import Epoch, Fitted, fit, fit_best, resolve_metric
 
 def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
     """The command's body: trains, writes the run, returns (summary, exit code)."""
+    require_place(args.run)
     question = put_question(args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from)
     say_question(question)
     device = resolve_device(args.device)
@@ -136,7 +139,7 @@ def write_run(
 
     encoder_state = _encoder_state(question, head, tell)
     _keep_model_files(run, question, head, tell)
-    (run / "log.jsonl").unlink(missing_ok=True)
+    (run / LOG).unlink(missing_ok=True)
     for epoch in fitted.history:
         append_log(run, log_entry(epoch, str(stage.get("stage", "head"))))
     side_of = sides_by_clip(split, table.clip_id)
@@ -165,7 +168,7 @@ def write_run(
     )
     save_card(run, card)
     save_weights(run, head.state_dict(), encoder_state)
-    write_reference(run, question.store.path)
+    _measure_reference(run, question.store.path)
     return card
 
 
@@ -178,15 +181,19 @@ def put_calibration(run: Path, card: Card) -> None:
     drop_decisions(run)
     save_card(run, dataclasses.replace(card, metrics={}))
     say(f"{run} decides otherwise now: figures, reports and exports from before are dropped")
-    try:
-        write_reference(run)
-    except (ValueError, OSError) as error:
-        warn(f"live report --against has nothing to compare with: {error}")
+    _measure_reference(run)
     if exports:
         from seqmodel.export import export_for_live
 
         say(f"copies of its exports ({', '.join(exports)}) decide as before until they are made again")
         export_for_live(run)
+
+
+def _measure_reference(run: Path, store: Path | str | None = None) -> None:
+    try:
+        write_reference(run, store)
+    except (ValueError, OSError) as error:
+        warn(f"live report --against has nothing to compare with: {error}")
 
 
 def drop_judgements(run: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from features.external import read_sequences, write_external
 from features.store import FeatureStore, plan
 from seqmodel.config import LabelArgs
 from seqmodel.question import load_sides, put_question, seen_fingerprint
@@ -27,6 +28,15 @@ def test_a_stream_that_is_half_there_is_warned_about(tmp_path: Path) -> None:
     for row in range(1, 64, 2):
         fill_row(store, row)
     assert not put_question(store.path, LABELS).split.warnings
+
+
+def test_training_on_nothing_is_refused_before_it_begins(tmp_path: Path) -> None:
+    """As where no face was found in any video of the training people; the run that is there stays."""
+    x, y = np.full((40, 10, 5), np.nan, np.float32), np.arange(40) % 2
+    np.savez(tmp_path / "x.npz", x=x, y=y, subject=np.array([f"p{i % 10}" for i in range(40)]))
+    write_external(tmp_path / "s.zarr", read_sequences(tmp_path / "x.npz"), "nothing")
+    with pytest.raises(ValueError, match=r"not one of the .* training clips .* has a valid frame"):
+        load_sides(put_question(tmp_path / "s.zarr", LabelArgs()))
 
 
 def test_levels_of_a_later_month_stand_by_value(tmp_path: Path) -> None:

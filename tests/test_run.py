@@ -19,9 +19,11 @@ from seqmodel.run import (
     load_split,
     load_weights,
     read_log,
+    require_place,
     save_card,
     save_split,
     save_weights,
+    write_text,
 )
 
 CARD = Card(
@@ -99,6 +101,35 @@ def test_what_is_no_run_is_refused_in_words(tmp_path: Path, content: str | None)
         (tmp_path / "card.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"not a finished run|cannot be read|schema"):
         load_card(tmp_path)
+
+
+@pytest.mark.parametrize("made", ["card.json", "weights.safetensors", "split.csv", "study.log", ".DS_Store"])
+def test_a_run_goes_where_nothing_or_a_run_is(tmp_path: Path, made: str) -> None:
+    """Also one whose search or writing was stopped."""
+    require_place(tmp_path / "new")
+    (tmp_path / made).touch()
+    require_place(tmp_path)
+
+
+def test_a_run_is_not_written_among_other_things(tmp_path: Path) -> None:
+    """As a data set in folders of splits, of which a run's own `train` and `val` would be removed."""
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"data holds other things \(train, …\) and no run"):
+        require_place(tmp_path / "data")
+    (tmp_path / "s.zarr").mkdir()
+    (tmp_path / "s.zarr" / "zarr.json").touch()
+    with pytest.raises(ValueError, match="is a store"):
+        require_place(tmp_path / "s.zarr")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        require_place(tmp_path / "notes.txt")
+
+
+def test_text_is_not_written_over_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "page.html").mkdir()
+    with pytest.raises(OSError, match="is a folder"):
+        write_text(tmp_path / "page.html", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
 def test_no_weights_is_said(tmp_path: Path) -> None:

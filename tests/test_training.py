@@ -238,6 +238,12 @@ def test_stage_two_refuses_a_step_without_a_clip_before_hours_of_caching(change:
         config_of(FinetuneArgs(Path("run"), finetune=FinetuneConfig(**change)))
 
 
+@pytest.mark.parametrize("change", [{"epochs": 0, "warm_epochs": 0}, {"epochs": -1}, {"warm_epochs": -1}])
+def test_stage_two_refuses_to_train_for_no_epoch(change: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="nothing to train in"):
+        config_of(FinetuneArgs(Path("run"), finetune=FinetuneConfig(**change)))
+
+
 def test_a_device_that_is_not_here_is_refused_naming_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
     def here(cards: int, mps: bool = False) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)

@@ -411,6 +411,29 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     assert not (tmp_path / "run" / "card.json").exists()
 
 
+@pytest.mark.parametrize("words", [("--folds", "1"), ("--folds", "-2"), ("--trials", "0"), ("--seed", "-1")])
+def test_numbers_that_mean_nothing_are_refused_before_anything_is_written(
+    store: Path, tmp_path: Path, words: tuple[str, str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--store", str(store), "--out", str(tmp_path / "run"), *words])
+    assert left.value.code == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_in_the_runs_place_is_left_alone(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`train/LABEL/VIDEO` is a layout that extract reads, and `train` one that a run's report lies in."""
+    for side in ("train", "val"):
+        (tmp_path / side / "engaged").mkdir(parents=True)
+        (tmp_path / side / "engaged" / "a.mp4").write_text("the only copy", encoding="utf-8")
+    assert main(["--store", str(store), "--out", str(tmp_path), "--trials", "1"]) == 2
+    assert seqmodel(["train", "--store", str(store), "--run", str(tmp_path), "--epochs", "1"]) == 2
+    assert capsys.readouterr().err.count("holds other things (train, val, …) and no run") == 2
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
+
+
 def test_a_head_that_reads_no_embeddings_is_not_fine_tuned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,4 +154,5 @@ def test_a_proxy_that_does_not_answer_is_one_clear_line_and_exit_code_2(
         assert main(words) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: --storage {address}: ")
+    assert "goes on" not in said, "nothing was begun"
     assert "127.0.0.1" in said.removeprefix(f"error: --storage {address}: ")

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 from features.door import warn
 from seqmodel.heads import LstmHead
+from seqmodel.run import ARTIFACTS
 
 KEPT = 5
 """Checkpoints that stay."""
-FOLDER = "artifacts"
 
 
 def keep_checkpoint(
@@ -30,7 +30,7 @@ def keep_checkpoint(
     better = [t for t in _complete(trial.study) if (t.value or 0.0) >= value]
     if len(better) >= KEPT:
         return
-    folder = out / FOLDER
+    folder = out / ARTIFACTS
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"trial-{trial.number}.safetensors"
     save_file(
@@ -52,7 +52,7 @@ def load_checkpoint(trial: FrozenTrial, head: LstmHead, out: Path) -> list[dict[
     """Put a trial's weights into `head`; returns its epochs. None, and the head as it was, where this folder
     does not hold them, or not whole."""
     name = trial.user_attrs.get("checkpoint")
-    if name is None or not (path := out / FOLDER / name).is_file():
+    if name is None or not (path := out / ARTIFACTS / name).is_file():
         return None
     try:
         with safe_open(path, "pt") as file:
@@ -71,7 +71,7 @@ def drop_checkpoints(study: optuna.Study, out: Path) -> None:
     ranked = sorted(_complete(study), key=lambda trial: -(trial.value or 0.0))
     for trial in ranked[KEPT:]:
         if name := trial.user_attrs.get("checkpoint"):
-            (out / FOLDER / name).unlink(missing_ok=True)
+            (out / ARTIFACTS / name).unlink(missing_ok=True)
 
 
 def _complete(study: optuna.Study) -> list[FrozenTrial]:

@@ -58,3 +58,10 @@ class TuneArgs:
     """cpu, cuda or auto."""
     json: bool = False
     """Print one JSON object, the summary, on stdout."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("trials", 1), ("jobs", 1), ("epochs", 1), ("reseed", 0), ("seed", 0)):
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"--{name} must be at least {least}, got {value}")
+        if self.folds < 0 or self.folds == 1:
+            raise ValueError(f"--folds takes 0 (the validation split) or 2 and more, got {self.folds}")

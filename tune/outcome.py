@@ -29,10 +29,10 @@ from seqmodel.baselines import baseline_scores
 from seqmodel.config import FinetuneArgs
 from seqmodel.options import options_of
 from seqmodel.question import doubt_of_folds, put_question, seen_fingerprint
-from seqmodel.run import CARD, WEIGHTS, load_card
+from seqmodel.run import ARTIFACTS, CARD, STUDY, WEIGHTS, load_card, require_place
 from seqmodel.stage_two import require_crops
 from seqmodel.train import count_parameters, rounded, say_question, say_scores, write_run
-from tune.artifacts import FOLDER, drop_checkpoints
+from tune.artifacts import drop_checkpoints
 from tune.config import TuneArgs
 from tune.plots import save_study_plots
 from tune.search import choice_of, is_seed, metric_name, space_hash, starting_points
@@ -89,6 +89,7 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     """Search, judge, write the run; returns (summary, exit code)."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     started = time.perf_counter()
+    require_place(args.out)
     question = put_question(args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from)
     if args.finetune:
         require_crops(question.store, np.concatenate([question.split.train, question.split.val]))
@@ -149,7 +150,7 @@ def spec_of(args: TuneArgs, bench: Bench, metric: str) -> StudySpec:
     """
     labels = "-".join(bench.question.labelling.names)
     name = args.study or (args.out.name if args.storage else f"{args.label.label}: {labels} by {metric}")
-    storage = args.storage or str(args.out / "study.log")
+    storage = args.storage or str(args.out / STUDY)
     args.out.mkdir(parents=True, exist_ok=True)
     pruning, eager = args.pruning == "on", bench.space.many
     return StudySpec(storage, name, args.trials, args.seed, args.epochs, pruning, len(bench.folds), eager)
@@ -417,8 +418,8 @@ def dashboard_command(args: TuneArgs, spec: StudySpec) -> str:
     if spec.storage.startswith("grpc://"):
         return "optuna-dashboard DATABASE, with the URL of the database behind the proxy"
     words = ["optuna-dashboard", without_password(spec.storage)]
-    if (args.out / FOLDER).is_dir():
-        words += ["--artifact-dir", str(args.out / FOLDER)]
+    if (args.out / ARTIFACTS).is_dir():
+        words += ["--artifact-dir", str(args.out / ARTIFACTS)]
     return shlex.join(words)
 
 
