@@ -10,9 +10,9 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -69,9 +69,9 @@ class Trial:
         return f"now look away, as when you are distracted: {left:.0f} s"
 
     def add(self, prediction: Prediction) -> None:
-        """Count a prediction, if its whole window lies in one phase."""
+        """Count a prediction, if its whole window lies in one phase and something may be said about it."""
         into = (prediction.t_s - self.start_s) % self.seconds
-        if into < self.settle_s or not prediction.coverage:
+        if into < self.settle_s or prediction.state not in ("ok", "unsure"):
             return
         phase = self.phase(prediction.t_s)
         if phase != "done":
@@ -114,24 +114,38 @@ def personal_calibration(attending: list[float], away: list[float], base: Calibr
 
 
 def load_personal(name: str, run_key: str) -> Calibration | None:
-    """A person's calibration for a run, or None."""
-    plain = _read(_path(name)).get(run_key)
-    if plain is None:
-        return None
-    abstain = plain["abstain"]
-    return Calibration(**plain | {"abstain": tuple(abstain) if abstain else None})
+    """A person's calibration for a run, or None.
+
+    Raises ValueError, which names the file, when that cannot be read.
+    """
+    return _read(personal_file(name)).get(run_key)
+
+
+def is_outdated(own: Calibration, base: Calibration) -> bool:
+    """Whether a person's calibration was made for another calibration of the run than the one it has now.
+
+    Fitting to a person takes threshold, abstain band and goal over as they are, and replaces temperature and
+    bias: a run whose temperature and bias alone have changed is met by the same calibration again.
+    """
+    return (own.threshold, own.abstain, own.goal) != (base.threshold, base.abstain, base.goal)
 
 
 def save_personal(name: str, run_key: str, calibration: Calibration) -> Path:
-    """Keep a person's calibration for a run; gives the file."""
-    path = _path(name)
-    _write(path, _read(path) | {run_key: asdict(calibration)})
+    """Keep a person's calibration for a run; gives the file.
+
+    Raises ValueError where there is a file that cannot be read, OSError where none can be written.
+    """
+    path = personal_file(name)
+    _write(path, _read(path) | {run_key: calibration})
     return path
 
 
 def forget_personal(name: str, run_key: str | None = None) -> bool:
-    """Remove a person's calibration for one run, or the file with all of them; False when there was none."""
-    path = _path(name)
+    """Remove a person's calibration for one run, or the file with all of them; False when there was none.
+
+    Raises ValueError for one run of a file that cannot be read.
+    """
+    path = personal_file(name)
     if not path.is_file():
         return False
     known = _read(path) if run_key else {}
@@ -150,23 +164,42 @@ def personal_dir() -> Path:
     return (Path(home) if home else Path.home() / ".brainbuddy") / "personal"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A person's calibrations by the key of their run; none where there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _write(path: Path, known: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _path(name: str) -> Path:
+def personal_file(name: str) -> Path:
+    """A person's file. Raises ValueError for a name that could not be a file's."""
     # Letters of any script; nothing that could leave the folder.
     if not re.fullmatch(r"[\w][\w .-]{0,63}", name):
         raise ValueError(f"--person takes letters, digits, spaces, '.', '-' and '_', got {name!r}")
     return personal_dir() / f"{name}.json"
+
+
+def _read(path: Path) -> dict[str, Calibration]:
+    """A person's calibrations by the key of their run; none where there is no file."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return {key: _calibration(**plain) for key, plain in known.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); --forget removes it") from error
+
+
+def _calibration(
+    *, temperature: float, bias: float, threshold: float, abstain: list[float] | None, goal: str
+) -> Calibration:
+    """As the file has it: each field, and no other."""
+    band = (float(abstain[0]), float(abstain[1])) if abstain else None
+    return Calibration(temperature, bias, threshold, band, goal)
+
+
+def _write(path: Path, known: Mapping[str, Calibration]) -> None:
+    """Atomic, and on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump({key: asdict(calibration) for key, calibration in known.items()}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def _logit(p: float) -> float:

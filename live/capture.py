@@ -9,6 +9,7 @@ Knows nothing about faces, predictions or displays.
 
 import contextlib
 import os
+import re
 import socket
 import sys
 import threading
@@ -26,6 +27,10 @@ BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits between attempts to open a lost camera again; the last one repeats."""
 SILENT_S = 1.0
 """A camera that gives no frame for longer than this is lost, whatever its driver says."""
+OPEN_S = 10.0
+"""A camera may take so long to open before it counts as lost: some webcams need seconds."""
+BEHIND_S = 0.2
+"""A file in real time that is decoded later than this goes on from where it is: it does not catch up."""
 STREAM_TIMEOUT_MS = 5000
 """An address that does not answer for this long counts as lost."""
 Clock = Callable[[], float]
@@ -67,9 +72,30 @@ def stream_frames(address: str, clock: Clock) -> Iterator[Frame]:
     return _read_on(stream, clock)
 
 
+def is_file_address(address: str) -> bool:
+    """Whether a file with an end lies at an address, and nothing live: it has a length, in seconds and in
+    bytes or frames (a live stream may seem to last as long as what came of it so far)."""
+    import av
+
+    if not address.lower().startswith(("http://", "https://", "file://")):
+        return False
+    try:
+        with av.open(address, timeout=STREAM_TIMEOUT_MS / 1000) as container:
+            frames = sum(stream.frames for stream in container.streams.video)
+            return bool(container.duration) and (container.size > 0 or frames > 0)
+    except av.error.FFmpegError:
+        return False
+
+
+def without_password(text: str) -> str:
+    """What is to be shown of an address: without the name and password that it may hold."""
+    return re.sub("://.*@", "://…@", text)
+
+
 class PacedFile:
-    """A video file played at its own speed. Opened again after a pause it goes on where it was; as with a
-    camera, the pause is a gap in the times of its frames."""
+    """A video file played at its own speed, or as fast as it can be decoded where that is slower. Opened
+    again after a pause it goes on where it was; as with a camera, the pause is a gap in the times of its
+    frames."""
 
     def __init__(self, path: str) -> None:
         self._frames = read_video(path)
@@ -92,6 +118,8 @@ class PacedFile:
             wait_s = frame.pts_s + self._away_s - self.now_s()
             if wait_s > 0:
                 time.sleep(wait_s)
+            elif wait_s < -BEHIND_S:
+                self._start -= wait_s
             yield replace(frame, pts_s=frame.pts_s + self._away_s)
 
 
@@ -116,6 +144,7 @@ class Newest:
         self._num_published = 0
         self._stopped = self._paused = False
         self._is_retrying = False
+        self._is_opening = True
         self._heard_s = time.monotonic()
         self._usual_s = 0.0
         self.has_ended = False
@@ -143,7 +172,8 @@ class Newest:
         """Whether a camera has stopped giving frames: it is tried again, or it hangs in a read."""
         silent_s = time.monotonic() - self._heard_s
         # A camera slower than that is no less there.
-        hangs = self._reconnects and silent_s > max(SILENT_S, 2 * self._usual_s)
+        longest_s = OPEN_S if self._is_opening else max(SILENT_S, 2 * self._usual_s)
+        hangs = self._reconnects and silent_s > longest_s
         return not self._paused and not self.has_ended and (self._is_retrying or hangs)
 
     def newest(self, timeout_s: float) -> Frame | None:
@@ -162,7 +192,7 @@ class Newest:
     def resume(self) -> None:
         """Open the camera again."""
         with self._changed:
-            self._paused = False
+            self._paused, self._is_opening = False, True
             self._heard_s = time.monotonic()
             self._changed.notify_all()
 
@@ -221,7 +251,9 @@ class Newest:
             self._num_published += 1
             self._is_retrying = False
             now_s = time.monotonic()
-            self._usual_s, self._heard_s = now_s - self._heard_s if self._num_published > 1 else 0.0, now_s
+            if not self._is_opening:
+                self._usual_s = now_s - self._heard_s
+            self._is_opening, self._heard_s = False, now_s
             self._changed.notify_all()
 
 

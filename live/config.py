@@ -27,7 +27,8 @@ class LiveConfig:
     camera: int = 0
     """Index of the camera."""
     video: str | None = None
-    """Read this video file, or RTSP or HTTP address, instead of a camera."""
+    """Read this video file, or RTSP or HTTP address, instead of a camera. A file at an address is played at
+    its own speed."""
     realtime: bool = False
     """Play a video file at its own speed, as a camera would give it, not as fast as possible; --serve always
     does."""
@@ -62,6 +63,11 @@ class LiveConfig:
             raise ValueError("--json and --log - both want stdout: log to a file, or leave --json out")
         if self.calibrate is not None and not 0 < self.calibrate <= 600:
             raise ValueError(f"--calibrate takes up to 600 seconds, got {self.calibrate}")
+        if self.calibrate is not None and self.seconds is not None and self.seconds <= 2 * self.calibrate:
+            raise ValueError(
+                f"--seconds {self.seconds:g} ends before --calibrate {self.calibrate:g} does: it takes more "
+                f"than {2 * self.calibrate:g} s"
+            )
         if self.serve is not None and not 0 <= self.serve <= 65535:
             raise ValueError(f"--serve takes a port from 0 to 65535, got {self.serve}")
         if self.forget and not self.person:

@@ -13,6 +13,7 @@ from live.calibrate import (
     Trial,
     can_calibrate,
     forget_personal,
+    is_outdated,
     load_personal,
     personal_calibration,
     save_personal,
@@ -25,6 +26,8 @@ CALIBRATE_S = 30.0
 """Length of each phase when key c is pressed; longer where the run's window asks for it."""
 MESSAGE_S = 3.0
 """How long a line for the user stays."""
+DONE, NOT_FINISHED = "done", "not finished, nothing was changed"
+"""Ends of a calibration, as a session's summary tells them."""
 
 
 class Control:
@@ -39,6 +42,8 @@ class Control:
         self._session, self._person, self._tell = session, person, tell
         self._calibrate_s = calibrate_s
         self._trial: Trial | None = None
+        self.calibration = NOT_FINISHED if calibrate_s else ""
+        """How the last calibration ended: DONE, or why nothing changed; empty where none was asked for."""
         self._told_phase = ""
         self._line = "loading the model …"
         self._line_until = float("inf")
@@ -59,8 +64,17 @@ class Control:
         self._line_until = 0.0
         for line in self._session.begin():
             self._tell(line)
-        own = load_personal(self._person, predictor.model.key)
-        if own is not None:
+        try:
+            own = load_personal(self._person, predictor.model.key)
+        except ValueError as error:
+            own = None
+            self._say(str(error))
+        if own is not None and is_outdated(own, predictor.model.card.calibration):
+            self._say(
+                f"the calibration of {self._person} was made for another calibration of this run and is not "
+                "used: key c or --calibrate makes it again"
+            )
+        elif own is not None:
             predictor.calibration = own
             self._session.personal = self._person
             self._say(f"the calibration of {self._person} is on; key x removes it")
@@ -133,6 +147,7 @@ class Control:
             self._say("personal calibration needs a binary or ordinal run")
         else:
             self._trial, self._told_phase = Trial.begin(now_s, seconds, self._window_s()), ""
+            self.calibration = NOT_FINISHED
 
     def _follow_trial(self, trial: Trial, now_s: float) -> None:
         """Say what is asked as each phase begins, for whoever sees no picture; and end with the last one."""
@@ -162,21 +177,32 @@ class Control:
         try:
             own = personal_calibration(trial.attending, trial.away, self.predictor.model.card.calibration)
         except ValueError as error:
-            self._say(str(error))
+            self.calibration = str(error)
+            self._say(self.calibration)
             return
         self.predictor.calibration = own
-        path = save_personal(name, self.predictor.model.key, own)
         self._session.personal = name
+        try:
+            path = save_personal(name, self.predictor.model.key, own)
+        except (OSError, ValueError) as error:
+            self.calibration = f"calibrated to {name} for this session alone: {error}"
+            self._say(self.calibration)
+            return
+        self.calibration = DONE
         self._say(f"calibrated to {name} ({path}); key x removes it")
 
     def _forget(self) -> None:
         if self.predictor is None or not self._session.personal:
             self._say("there is no personal calibration to remove")
             return
-        forget_personal(self._session.personal, self.predictor.model.key)
+        line = f"the calibration of {self._session.personal} for this run is removed"
+        try:
+            forget_personal(self._session.personal, self.predictor.model.key)
+        except (OSError, ValueError) as error:
+            line = f"off for this session alone: {error}"
         self.predictor.calibration = self.predictor.model.card.calibration
-        self._say(f"the calibration of {self._session.personal} for this run is removed")
         self._session.personal = ""
+        self._say(line)
 
     def _say(self, line: str) -> None:
         self._line, self._line_until = line, time.monotonic() + MESSAGE_S

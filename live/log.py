@@ -9,7 +9,6 @@ import io
 import json
 import math
 import os
-import queue
 import sys
 import threading
 from collections import Counter, deque
@@ -54,9 +53,7 @@ class Log:
         Raises FileExistsError when there is such a file.
         """
         self._columns = log_columns(names)
-        self._names = list(names)
         self._to_stdout = target == "-"
-        self.num_rows = 0
         self._durably = Durably() if durable and not self._to_stdout else None
         if self._to_stdout:
             self._file: TextIO = sys.stdout
@@ -107,7 +104,6 @@ class Log:
         self._file.flush()
         if self._durably is not None:
             self._durably.keep(self._file.fileno())
-        self.num_rows += 1
 
     def _begin_file(self) -> None:
         # Appending: whoever rotates logs may have left an empty file of this name, or another one.
@@ -130,33 +126,41 @@ class Durably:
     """Has the system put files on the disk, in a thread: a slow disk must not hold up the picture."""
 
     def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._waiting: dict[tuple[int, int], int] = {}
+        """By the file's identity, a descriptor of each one with rows that the disk was not asked for yet: no
+        more, however long the disk takes."""
+        self._ends = False
         self._thread = threading.Thread(target=self._run, name="log to disk", daemon=True)
         self._thread.start()
 
     def keep(self, descriptor: int) -> None:
         """See that what was written to this open file so far is on the disk soon."""
-        self._waiting.put(os.dup(descriptor))  # its own, because a rotated log is closed meanwhile
+        facts = os.fstat(descriptor)
+        with self._changed:
+            if (facts.st_dev, facts.st_ino) not in self._waiting:
+                # Its own, because a rotated log is closed meanwhile.
+                self._waiting[facts.st_dev, facts.st_ino] = os.dup(descriptor)
+                self._changed.notify()
 
     def close(self) -> None:
         """Wait until all of it is there."""
-        self._waiting.put(None)
+        with self._changed:
+            self._ends = True
+            self._changed.notify()
         self._thread.join()
 
     def _run(self) -> None:
-        goes_on = True
-        while goes_on:
-            descriptors = [self._waiting.get()]
-            while not self._waiting.empty():
-                descriptors.append(self._waiting.get())
-            goes_on = None not in descriptors
-            files = {os.fstat(d).st_ino: d for d in descriptors if d is not None}
-            for descriptor in files.values():  # once for all rows that came while the disk was busy
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._ends)
+                descriptors, self._waiting = list(self._waiting.values()), {}
+            if not descriptors:
+                return
+            for descriptor in descriptors:  # once for all rows that came while the disk was busy
                 with contextlib.suppress(OSError):  # what is no file on a disk, as a pipe, cannot be synced
                     os.fsync(descriptor)
-            for each in descriptors:
-                if each is not None:
-                    os.close(each)
+                os.close(descriptor)
 
 
 class Tally:

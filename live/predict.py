@@ -8,10 +8,12 @@ and the others go on.
 Knows nothing about cameras or windows on a screen.
 """
 
+import contextlib
 import csv
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,13 @@ from live.predictor import Prediction, Predictor
 from live.story import tell, timeline_png
 
 TABLE = "predictions.csv"
+LOCK_NAME = ".predict.lock"
 HEAD = ("video", "log", "duration_s", "frames", "face_rate")
 STATE = ("size", "modified_ns", "made_with")
 """First and last columns of the table; the figures of the classes lie between them."""
+
+MAX_NAME_BYTES = 220
+"""Of a name of 255, which is what disks take: a number and an ending as `.csv.partial` still fit."""
 
 
 @dataclass(frozen=True)
@@ -52,39 +58,21 @@ class VideoResult:
 def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
     """Predict every video; gives the summary, and exit code 1 when some could not be read.
 
-    Raises ValueError when the run or the folder cannot be used, or no video was named.
+    Raises ValueError when the run or the folder cannot be used, or no video was named, or another process
+    predicts into that folder.
     """
     videos, unnamable = find_videos(config.videos)
     if not videos and not unnamable:
         raise ValueError(
             "no video: name files or folders, as python -m live predict --run R --out DIR a.mp4 b/"
         )
-    table = config.out / TABLE
-    rows = rows_of_videos(read_table(table), videos)
     model = open_model(config.run, backend=config.backend)
     config.out.mkdir(parents=True, exist_ok=True)
-    predictor = Predictor(model)
-    classes, made_with = model.card.labelling.names, fingerprint(model)
-    failures = [{"video": each.clip_id, "reason": each.reason} for each in unnamable]
-    names = unique_names(videos, config.out, rows)
-    num_before = 0
-    try:
-        with progress("videos") as bar:
-            for video in bar.track(videos, description="predict"):
-                log = config.out / f"{names[video]}.csv"
-                try:
-                    state = state_of(video, made_with)
-                    if state.items() <= rows.get(str(video), {}).items() and log.is_file():
-                        num_before += 1
-                        continue
-                    rows[str(video)] = table_row(predict_video(predictor, video, log)) | state
-                except ValueError as error:
-                    failures.append({"video": str(video), "reason": str(error).removeprefix(f"{video}: ")})
-                # Rows of videos that are still to come or were not named stay: nothing is forgotten.
-                write_table(table, list(rows.values()), classes)
-    finally:
-        predictor.close()
-    write_table(table, list(rows.values()), classes)
+    table = config.out / TABLE
+    with only_one(config.out):
+        rows = rows_of_videos(read_table(table), videos)
+        failures = [{"video": each.clip_id, "reason": each.reason} for each in unnamable]
+        num_before = _predict_all(model, videos, table, rows, failures)
     num_videos = len(videos) + len(unnamable)
     num_done = num_videos - len(failures)
     for failure in failures:
@@ -103,10 +91,80 @@ def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
     return summary, 1 if failures else 0
 
 
+def _predict_all(
+    model: LiveModel,
+    videos: Sequence[Path],
+    table: Path,
+    rows: dict[str, dict[str, Any]],
+    failures: list[dict[str, str]],
+) -> int:
+    """Predict what the rows do not know yet; adds to rows and failures, and gives the number of those that
+    were there already."""
+    predictor = Predictor(model)
+    classes, made_with = model.card.labelling.names, fingerprint(model)
+    names = unique_names(videos, table.parent, rows)
+    num_before = 0
+    try:
+        with progress("videos") as bar:
+            for video in bar.track(videos, description="predict"):
+                log = table.parent / f"{names[video]}.csv"
+                try:
+                    state = state_of(video, made_with)
+                    if state.items() <= rows.get(str(video), {}).items() and log.is_file():
+                        num_before += 1
+                        continue
+                    rows[str(video)] = table_row(predict_video(predictor, video, log)) | state
+                except (ValueError, OSError) as error:
+                    failures.append({"video": str(video), "reason": str(error).removeprefix(f"{video}: ")})
+                # Rows of videos that are still to come or were not named stay: nothing is forgotten.
+                write_table(table, list(rows.values()), classes)
+    finally:
+        predictor.close()
+    write_table(table, list(rows.values()), classes)
+    return num_before
+
+
+@contextlib.contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Be the only process that predicts into a folder: by the system's own lock, which nobody holds any more
+    who is dead. A disk without locks has none. Raises ValueError where another is."""
+    path = out / LOCK_NAME
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        if not _is_locked(descriptor):
+            raise ValueError(f"{out}: another predict is writing here")
+        try:
+            yield
+        finally:
+            if sys.platform != "win32":  # which deletes no open file: there it stays, empty
+                path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Whether the file is ours now, or cannot be anybody's."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.fstat(descriptor).st_nlink > 0  # else its owner, done just now, has deleted it
+    except (BlockingIOError, PermissionError):  # as POSIX says that it is another's, and as Windows does
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def predict_video(predictor: Predictor, video: Path, log_path: Path) -> VideoResult:
     """Predict one video into a log and a timeline beside it.
 
-    Raises ValueError when nothing in it can be decoded.
+    Raises ValueError when nothing in it can be decoded, OSError when its files cannot be written.
     """
     predictor.reset()
     names = predictor.model.card.labelling.names
@@ -187,8 +245,8 @@ def rows_of_videos(rows: Mapping[str, dict[str, Any]], videos: Sequence[Path]) -
 
 
 def unique_names(videos: Sequence[Path], out: Path, rows: Mapping[str, dict[str, Any]]) -> dict[Path, str]:
-    """A name for each video's files: the one in its row of the table, else its own, with a number where
-    another video or a file in `out` has that."""
+    """A name for each video's files: the one in its row of the table, else its own, cut to MAX_NAME_BYTES and
+    with a number where another video or a file in `out` has that."""
     kept = {video: Path(row["log"]).stem for video, row in rows.items()}
     there = (path.stem for path in out.iterdir() if path.suffix.lower() in (".csv", ".png"))
     # Case does not tell files apart everywhere.
@@ -198,10 +256,11 @@ def unique_names(videos: Sequence[Path], out: Path, rows: Mapping[str, dict[str,
         if str(video) in kept:
             names[video] = kept[str(video)]
             continue
-        name, number = video.stem, 1
+        stem = video.stem.encode()[:MAX_NAME_BYTES].decode(errors="ignore")  # whole letters
+        name, number = stem, 1
         while name.casefold() in taken:
             number += 1
-            name = f"{video.stem}-{number}"
+            name = f"{stem}-{number}"
         taken.add(name.casefold())
         names[video] = name
     return names

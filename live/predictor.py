@@ -30,6 +30,8 @@ SMOOTHING_S = 1.0
 NORMAL_S = 60.0
 """From so many seconds of a person's face their normal is learned; then it stays, as in training, where it is
 one mean over all that is known of a person. Else an hour of looking away would become normal."""
+AWAY_WINDOWS = 3
+"""After so many windows without a face, whoever comes may be somebody else: their normal is learned anew."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,8 @@ class Predictor:
         self._smoothed_s = start_s
         self._since_s: float | None = None
         self._standing = Standing()
-        self._rest_sum = np.zeros(self.model.card.dims.get("geometry", 0))
-        self._rest_count = 0
+        self._face_s = start_s
+        self._forget_normal()
 
     def push(self, frame: Frame) -> Prediction | None:
         """The prediction after this frame, or None for a frame between two sampled ones.
@@ -182,6 +184,10 @@ class Predictor:
         """Put one sampled frame into the window, and let go of what is older than a window."""
         rgb = frame.rgb()
         crop = self._cropper.crop(rgb)
+        if crop.image is not None:
+            if frame.pts_s - self._face_s > AWAY_WINDOWS * self._pixels.window_s:
+                self._forget_normal()
+            self._face_s = frame.pts_s
         embedding = np.zeros(self.model.card.recipe.encoder.dim, np.float16)
         if crop.image is not None and self._reads_embeddings:
             assert self.model.engine is not None  # open_model made it for this stream
@@ -202,6 +208,10 @@ class Predictor:
         if len(self._window) == 1:  # the first frame, or the first after a gap as long as the window
             self._since_s, self._standing = frame.pts_s, Standing()
         return crop
+
+    def _forget_normal(self) -> None:
+        self._rest_sum = np.zeros(self.model.card.dims.get("geometry", 0))
+        self._rest_count = 0
 
     def _normal_s(self) -> float:
         """Seconds that the person's normal was learned from."""

@@ -30,7 +30,7 @@ class Recorder:
         """Time of the first picture, which is second 0 of the file."""
 
     def write(self, rgb: np.ndarray, pts_s: float) -> None:
-        """Add a picture, uint8 (H, W, 3) RGB, shown from `pts_s` on."""
+        """Add a picture, uint8 (H, W, 3) RGB, shown from `pts_s` on; OSError where the disk is full."""
         import av
 
         height, width = (side // 2 * 2 for side in rgb.shape[:2])  # H.264 wants even sides
@@ -52,19 +52,20 @@ class Recorder:
         return max(self._last_pts, 0) / TICKS_PER_S
 
     def close(self) -> None:
-        """Finish the file; does nothing when no picture came."""
-        if self._container is not None:
-            self._container.mux(self._stream.encode())
-            self._container.close()
-            self._container = None
+        """Finish the file; does nothing when no picture came. Raises OSError where the disk is full."""
+        container, self._container = self._container, None
+        if container is not None:
+            with self._file, container:
+                container.mux(self._stream.encode())
 
     def _start(self, width: int, height: int, pts_s: float) -> None:
         import av
 
         # A fragmented file can be played up to its last fragment even when the power is cut.
         options = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
-        # Absolute, because FFmpeg takes what stands before a colon in a name for a protocol.
-        self._container = av.open(str(self.path.absolute()), "w", format="mp4", options=options)
+        # Python's file, because FFmpeg's own says nothing of an end that the disk did not take.
+        self._file = self.path.open("wb", buffering=0)
+        self._container = av.open(self._file, "w", format="mp4", options=options)
         self._stream = self._container.add_stream("libx264", rate=30)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, TICKS_PER_S)

@@ -13,7 +13,7 @@ from features.door import say, warn
 from live.config import NOVELTY, ReportConfig, free_name, log_files
 from live.log import is_log, read_log
 from live.paint import STATE_WORDS, colour_of
-from live.story import Day, SessionStory, clock, days, tell, timeline_png
+from live.story import Day, SessionStory, clock, days, tell_rows, timeline_png
 from seqmodel.run import load_card, write_text
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 LEVELS = {"binary": "probability", "multiclass": "largest probability", "ordinal": "level"}
 """What `level_of` is called, by task."""
+GUESSED = "where they are levels, --against RUN draws those"
+"""Said of more than two classes, where no run says what they are."""
 
 
 def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
@@ -31,20 +33,20 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
     """
     if not config.logs:
         raise ValueError("name at least one log: python -m live report LOG.csv …")
-    logs = find_logs(config.logs)
-    if config.out and any(config.out.resolve() in map(Path.resolve, log_files(log)[:3]) for log in logs):
+    task = load_card(config.against).labelling.task if config.against else None
+    stories = find_stories(config.logs, task)
+    if config.out and any(
+        config.out.resolve() in map(Path.resolve, log_files(story.log)[:3]) for story in stories
+    ):
         raise ValueError(f"--out {config.out} is a log that is told of, or its timeline: name an HTML file")
-    card = load_card(config.against) if config.against else None
-    task = card.labelling.task if card else None
-    page = write_report(logs, out=config.out, task=task, against=config.against)
+    page = write_report(stories, out=config.out, against=config.against)
     say(f"wrote {page}")
     summary: dict[str, Any] = {"report": str(page), "sessions": []}
-    for log in logs:
-        story = tell(log, task)
+    for story in stories:
         rounded = {said: round(seconds, 1) for said, seconds in story.seconds.items()}
         summary["sessions"].append(
             {
-                "log": str(log),
+                "log": str(story.log),
                 "duration_s": round(story.duration_s, 1),
                 "seconds": rounded,
                 "marks": len(story.marks),
@@ -54,60 +56,64 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
         summary["days"] = [
             # Not a number is not JSON either.
             {name: None if value != value else value for name, value in vars(day).items()}
-            for day in days(logs, task)
+            for day in days(stories)
         ]
     return summary, 0
 
 
-def find_logs(paths: Sequence[Path]) -> list[Path]:
-    """The live logs among the files named, so that `*.csv` will do: novelty goes with its log; any other file
-    and a log without a row are left out with a line. What is not there stays, for its reader to say so.
+def find_stories(paths: Sequence[Path], task: str | None = None) -> list[SessionStory]:
+    """The live logs among the files named, told. So `*.csv` will do: novelty goes with its log; any other
+    file and a log without a row are left out with a line.
 
     Raises ValueError when no log is among them, or one cannot be read.
     """
-    logs, left_out = [], []
+    stories, left_out = [], []
     for path in paths:
         if path.is_file() and not is_log(path):
             if not path.name.endswith(NOVELTY):
                 left_out.append(f"{path} is not a live log: left out")
-        elif path.is_file() and not read_log(path)[1]:  # just begun, or quit before the first frame
+            continue
+        names, rows = read_log(path)
+        if rows:
+            stories.append(tell_rows(path, names, rows, task))
+        else:  # just begun, or quit before the first frame
             left_out.append(f"{path} holds no row yet: left out")
-        else:
-            logs.append(path)
-    if not logs:
+    if not stories:
         raise ValueError(f"no live log among the files named holds a row: {', '.join(map(str, paths))}")
     for line in left_out:
         warn(line)
-    return logs
+    return stories
 
 
 def write_report(
-    logs: Sequence[Path],
+    stories: Sequence[SessionStory],
     *,
     out: Path | None = None,
-    task: str | None = None,
     against: Path | None = None,
     own: bool = False,
 ) -> Path:
-    """Write the HTML page of some logs (one file, pictures inside) and a timeline PNG beside each log.
+    """Write the HTML page of some sessions (one file, pictures inside) and a timeline PNG beside each log.
 
     The page is `out`, or takes the next free name beside the first log. A timeline that is there stays, but
-    own: a session renews its own. Gives the page's path. Raises ValueError when a log cannot be read.
+    own: a session renews its own; one that cannot be written there is left out with a line. Gives the page's
+    path. Raises OSError when that cannot be written.
     """
-    stories = [tell(log, task) for log in logs]
     pictures = []
-    for log, story in zip(logs, stories, strict=True):
+    for story in stories:
         png = timeline_png(story)
-        beside = log.with_suffix(".png")
-        if own or not beside.exists():
-            beside.write_bytes(png)
+        beside = story.log.with_suffix(".png")
+        try:
+            if own or not beside.exists():
+                beside.write_bytes(png)
+        except OSError as error:
+            warn(f"no timeline beside the log: {error}")
         pictures.append(base64.b64encode(png).decode())
     comparison = None
     if against is not None:
         level = LEVELS[load_card(against).labelling.task]
-        comparison = _compare(days(logs, task), _reference(against)) | {"level": level}
-    page = out or _free_page(logs[0])
-    write_text(page, _page(stories, pictures, comparison))
+        comparison = _compare(days(stories), _reference(against)) | {"level": level}
+    page = out or _free_page(stories[0].log)
+    write_text(page, _page(stories, pictures, comparison, is_guessed=against is None and not own))
     return page
 
 
@@ -150,16 +156,31 @@ def _compare(found: list[Day], reference: "Reference") -> dict[str, Any]:
     return {"rows": rows, "usual": usual, "num_clips": reference.num_clips}
 
 
-def _page(stories: Sequence[SessionStory], pictures: Sequence[str], comparison: dict[str, Any] | None) -> str:
+def _height(story: SessionStory, is_guessed: bool) -> str:
+    """What the height of a session's timeline means, in words."""
+    if story.task == "binary":
+        return f"probability of {story.names[-1]}"
+    if story.task == "ordinal":
+        return f"level, from {story.names[0]} to {story.names[-1]}"
+    return "probability of the likeliest class" + (f"; {GUESSED}" if is_guessed else "")
+
+
+def _page(
+    stories: Sequence[SessionStory],
+    pictures: Sequence[str],
+    comparison: dict[str, Any] | None,
+    is_guessed: bool,
+) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     template = environment.from_string((TEMPLATES / "report.html").read_text(encoding="utf-8"))
     return template.render(
-        title=stories[0].name if len(stories) == 1 else f"{len(stories)} sessions",
+        title=stories[0].log.stem if len(stories) == 1 else f"{len(stories)} sessions",
         sessions=list(zip(stories, pictures, strict=True)),
         comparison=comparison,
         clock=clock,
+        height=lambda story: _height(story, is_guessed),
         colour=_css,
     )
 

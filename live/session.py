@@ -6,10 +6,12 @@ makes no prediction.
 Knows nothing about cameras, networks or windows on a screen.
 """
 
+import contextlib
 import csv
 import math
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,6 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from extract.video import Frame
+from features.door import warn
 from live.config import SUBJECT, free_name, log_files, manifest_file, novelty_file
 from live.log import Log, Tally
 from live.overlay import TIMELINE_S, Status, draw, draw_boxes, moment_of
@@ -61,6 +64,8 @@ class Session:
         self.marks: list[tuple[float, str]] = []
         self.files: list[Path] = []
         """What was written, for the summary."""
+        self.failures: list[tuple[Path, str]] = []
+        """Recordings that could not be written to their end, and why."""
         self.num_frames = 0
         self.shows_signals = False
         """Whether the viewer sees the strongest signals of the geometry."""
@@ -88,7 +93,7 @@ class Session:
             self.log = Log(str(path), self.names, durable=True)
             self._novelty = _Novelty(novelty_file(path))
             lines.append(f"log: {path}" + ("" if path == wanted else f" ({wanted} is there already)"))
-        if wishes.record:
+        if wishes.record and self._overlay is None:  # else key r began it while the model loaded
             self._overlay = Recorder(free_name(wishes.record))
             lines.append(f"recording to {self._overlay.path}")
         if wishes.record_raw:
@@ -119,7 +124,8 @@ class Session:
         self.absent = None
         self._shown.append(time.perf_counter())
         if self._raw is not None:
-            self._raw.write(frame.rgb(), frame.pts_s)
+            with self._or_without(self._raw):
+                self._raw.write(frame.rgb(), frame.pts_s)
         if prediction is None:
             return
         self.last = prediction
@@ -158,8 +164,9 @@ class Session:
         Gives a line for the user.
         """
         if self._raw is None:
-            waits = self._wishes.record_raw is not None
-            return "the recording has not begun yet" if waits else "labels need --record-raw FILE.mp4"
+            if self._wishes.record_raw is None:
+                return "labels need --record-raw FILE.mp4"
+            return "the recording has ended" if self.failures else "the recording has not begun yet"
         if not 0 <= number <= len(self.names):
             return f"labels are 1 to {len(self.names)}: {', '.join(self.names)}"
         at_s = t_s - (self._raw.start_s if self._raw.start_s is not None else t_s)
@@ -174,10 +181,7 @@ class Session:
     def toggle_recording(self) -> str:
         """Begin or end the recording with overlay; gives a line for the user."""
         if self._overlay is not None:
-            self._overlay.close()
-            self._keep(self._overlay.path)
-            kept, self._overlay = self._overlay.path, None
-            return f"recorded {kept}"
+            return self._end(self._overlay)
         taken = self._raw.path if self._raw else None
         self._overlay = Recorder(free_name(self._wishes.record or Path("brainbuddy.mp4"), taken=taken))
         return f"recording to {self._overlay.path}"
@@ -194,7 +198,8 @@ class Session:
         )
         picture = draw(image, self.last, self.timeline, status)
         if self._overlay is not None and self.absent is None:
-            self._overlay.write(picture, pts_s)
+            with self._or_without(self._overlay):
+                self._overlay.write(picture, pts_s)
         return picture
 
     def scene(self, image: np.ndarray) -> np.ndarray:
@@ -215,25 +220,20 @@ class Session:
         return (len(self._shown) - 1) / max(self._shown[-1] - self._shown[0], 1e-6)
 
     def close(self) -> None:
-        """Finish every file."""
-        if self._pending_marks and self.log is not None:
-            # Set after the last row: the source is let go of by now, and nothing is predicted any more.
-            state: State = self.absent or "paused"
-            self.tally.states[state] += 1
-            self.log.write_state(self._pending_marks[0][0], state, self._take_mark())
-        if self._raw is not None:
-            self._keep_labels(self._labels.stop(self._raw.end_s))
-            self._raw.close()
-            self._keep(self._raw.path)
-            self._keep(manifest_file(self._raw.path))
-        if self._overlay is not None:
-            self._overlay.close()
-            self._keep(self._overlay.path)
-        if self._novelty is not None:
-            self._novelty.close()
-        if self.log is not None:
-            self.log.close()
-        self._raw = self._overlay = self.log = self._novelty = None
+        """Finish every file, also where another cannot be finished."""
+        with contextlib.ExitStack() as stack:
+            for file in (self.log, self._novelty):
+                if file is not None:
+                    stack.callback(file.close)
+            for recorder in (self._overlay, self._raw):
+                if recorder is not None:
+                    stack.callback(self._end, recorder)
+            if self._pending_marks and self.log is not None:
+                # Set after the last row: the source is let go of by now, and nothing is predicted any more.
+                state: State = self.absent or "paused"
+                self.tally.states[state] += 1
+                self.log.write_state(self._pending_marks[0][0], state, self._take_mark())
+        self.log = self._novelty = None
 
     def summary(self) -> dict[str, Any]:
         """What happened, ready for JSON."""
@@ -242,6 +242,7 @@ class Session:
             **self.tally.summary(),
             "marks": [{"t_s": round(t_s, 3), "mark": words} for t_s, words in self.marks],
             "files": [str(path) for path in self.files],
+            "failed": [{"file": str(path), "reason": reason} for path, reason in self.failures],
         }
 
     def _label_line(self) -> str:
@@ -255,11 +256,40 @@ class Session:
     def _keep_labels(self, is_new: bool) -> None:
         """Write the manifest each time an interval has ended: a power cut loses the running one alone."""
         if is_new and self._raw is not None:
-            write_manifest(self._raw.path, self._labels.intervals, self._wishes.subject)
+            with self._or_without(self._raw):
+                write_manifest(self._raw.path, self._labels.intervals, self._wishes.subject)
 
-    def _keep(self, path: Path) -> None:
-        if path.is_file():
-            self.files.append(path)
+    @contextlib.contextmanager
+    def _or_without(self, recorder: Recorder) -> Iterator[None]:
+        """Write to a recording; where the disk does not take it, go on without that recording."""
+        try:
+            yield
+        except OSError as error:
+            warn(self._end(recorder, str(error)))
+
+    def _end(self, recorder: Recorder, reason: str = "") -> str:
+        """End a recording and keep what there is of it; gives a line for the user. A reason, or an error at
+        its end, makes it a failure."""
+        files = [recorder.path]
+        try:
+            if recorder is self._overlay:
+                self._overlay = None
+            else:
+                self._raw = None
+                files.append(manifest_file(recorder.path))
+                if self._labels.stop(recorder.end_s):
+                    write_manifest(recorder.path, self._labels.intervals, self._wishes.subject)
+        except OSError as error:
+            reason = reason or str(error)
+        try:
+            recorder.close()
+        except OSError as error:
+            reason = reason or str(error)
+        self.files += [path for path in files if path.is_file()]
+        if not reason:
+            return f"recorded {recorder.path}"
+        self.failures.append((recorder.path, reason))
+        return f"the recording {recorder.path} has ended: {reason}"
 
 
 class _Novelty:

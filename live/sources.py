@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Protocol
 
 from extract.video import Frame, read_video
-from live.capture import Newest, PacedFile, camera_frames, stream_frames
+from live.capture import (
+    Newest,
+    PacedFile,
+    camera_frames,
+    is_file_address,
+    stream_frames,
+    without_password,
+)
 
 
 class Source(Protocol):
@@ -57,16 +64,17 @@ def open_source(camera: int, video: str | None, realtime: bool) -> Source:
     def clock() -> float:
         return time.monotonic() - start
 
-    if video is not None and "://" not in video:
-        if not Path(video).is_file():
-            raise ValueError(f"{video}: no such video file")
-        if not realtime:
-            return FileSource(read_video(Path(video)))
-        paced = PacedFile(video)
-        return _started(Newest(paced.frames, reconnects=False), paced.now_s)
-    if video is not None:
+    if video is None:
+        return _started(Newest(lambda: camera_frames(camera, clock), reconnects=True), clock)
+    is_address = "://" in video
+    if is_address and not is_file_address(video):
         return _started(Newest(lambda: stream_frames(video, clock), reconnects=True), clock)
-    return _started(Newest(lambda: camera_frames(camera, clock), reconnects=True), clock)
+    if not is_address and not Path(video).is_file():
+        raise ValueError(f"{video}: no such video file")
+    if not is_address and not realtime:
+        return FileSource(read_video(Path(video)))
+    paced = PacedFile(video)  # also from an address: keys and pictures must not wait for a network
+    return _started(Newest(paced.frames, reconnects=False), paced.now_s)
 
 
 class FileSource:
@@ -155,5 +163,8 @@ class NewestSource:
 
 
 def _started(newest: Newest, clock: Callable[[], float]) -> NewestSource:
-    newest.start()
+    try:
+        newest.start()
+    except ValueError as error:
+        raise ValueError(without_password(str(error))) from error
     return NewestSource(newest, clock)

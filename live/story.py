@@ -40,8 +40,12 @@ class Span:
 class SessionStory:
     """A log, told."""
 
-    name: str
+    log: Path
     names: tuple[str, ...]
+    task: str
+    """As named, else guessed: binary for two classes, multiclass for more, which a log cannot tell from
+    levels."""
+    rows: tuple[LogRow, ...]
     began: str
     """UTC time of the first row."""
     duration_s: float
@@ -51,6 +55,7 @@ class SessionStory:
     """The longest ones, longest first."""
     marks: tuple[tuple[float, str], ...]
     moments: tuple[Moment, ...]
+    """One a row."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,13 @@ def tell(log: Path, task: str | None = None) -> SessionStory:
     names, rows = read_log(log)
     if not rows:
         raise ValueError(f"{log} holds no row yet")
+    return tell_rows(log, names, rows, task)
+
+
+def tell_rows(
+    log: Path, names: tuple[str, ...], rows: Sequence[LogRow], task: str | None = None
+) -> SessionStory:
+    """The story of a log that was read; it has a row at least."""
     task = task or ("binary" if len(names) == 2 else "multiclass")
     moments = tuple(_moment(row, names, task) for row in rows)
     seconds: dict[str, float] = {}
@@ -85,8 +97,10 @@ def tell(log: Path, task: str | None = None) -> SessionStory:
             spans.append(Span(said, row.t_s, end_s))
     longest = sorted(spans, key=lambda span: -span.length_s)[:NUM_SPANS]
     return SessionStory(
-        log.stem,
+        log,
         names,
+        task,
+        tuple(rows),
         rows[0].time_utc,
         rows[-1].t_s - rows[0].t_s,
         dict(sorted(seconds.items(), key=lambda item: -item[1])),
@@ -116,24 +130,21 @@ def timeline_png(story: SessionStory) -> bytes:
     return encoded.tobytes()
 
 
-def days(logs: Sequence[Path], task: str | None = None) -> list[Day]:
-    """Figures of each UTC day, over all logs, in order of time."""
+def days(stories: Sequence[SessionStory]) -> list[Day]:
+    """Figures of each UTC day, over all sessions, in order of time."""
     by_day: dict[str, list[tuple[LogRow, float]]] = {}
     seconds: dict[str, float] = {}
-    for log in logs:
-        names, rows = read_log(log)
-        kind = task or ("binary" if len(names) == 2 else "multiclass")
-        moments = [_moment(row, names, kind) for row in rows]
-        for row, moment, end_s in zip(rows, moments, ends_s(moments), strict=True):
+    for story in stories:
+        moments = story.moments
+        for row, moment, end_s in zip(story.rows, moments, ends_s(moments), strict=True):
             if row.state not in ABSENT:
                 date = row.time_utc[:10]
                 by_day.setdefault(date, []).append((row, moment.level))
                 seconds[date] = seconds.get(date, 0.0) + end_s - row.t_s
     novelty: dict[str, list[float]] = {}
-    for log in logs:
-        _, rows = read_log(log)
-        date_of = {row.t_s: row.time_utc[:10] for row in rows}
-        for t_s, value in _read_novelty(novelty_file(log)):
+    for story in stories:
+        date_of = {row.t_s: row.time_utc[:10] for row in story.rows}
+        for t_s, value in _read_novelty(novelty_file(story.log)):
             if t_s in date_of:
                 novelty.setdefault(date_of[t_s], []).append(value)
     return [

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from features.door import say, warn
-from live.calibrate import Trial
+from extract.video import Frame
+from features.door import fail, say, warn
+from live.calibrate import Trial, can_calibrate, personal_file
 from live.capture import window_problem
 from live.config import SUBJECT, LiveConfig
-from live.control import Control
+from live.control import DONE, Control
 from live.model import describe, model_card, open_model
 from live.predictor import Predictor
 from live.session import Session, Wishes
@@ -36,22 +37,25 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
 
     Raises ValueError when the run, the source or a window cannot be had.
     """
+    person = config.person or SUBJECT
     if config.forget:
-        return _forget(config.person or SUBJECT)
+        return _forget(person)
+    personal_file(person)  # a wrong name is said before a camera is opened, as a wrong run
     started = time.perf_counter()
-    card = model_card(config.run)  # a wrong run is said before a camera is opened
+    card = model_card(config.run)
     if config.serve is not None:
         _require_server()
     if config.calibrate is not None:
         assert card.recipe.pixels is not None  # model_card refused others
         Trial.begin(0.0, config.calibrate, card.recipe.pixels.window_s)
+        if not can_calibrate(card.labelling.task):
+            raise ValueError("--calibrate needs a binary or ordinal run")
     if not config.headless and config.serve is None and (problem := window_problem()):
         raise ValueError(f"no window can be shown ({problem}); use --serve for a browser, or --headless")
     # Read as fast as possible, a file would be over before a browser is open.
     source = open_source(config.camera, config.video, config.realtime or config.serve is not None)
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
-        person = config.person or SUBJECT
         wishes = Wishes(config.log, config.record, config.record_raw, person)
         session = Session(card.labelling.names, wishes)
         stack.callback(session.close)
@@ -63,8 +67,13 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
         say(f"{config.run}: local only, {kept}")
         loading = Loading(lambda: Predictor(open_model(config.run, backend=config.backend)))
         stack.callback(loading.finish)
-        with contextlib.suppress(KeyboardInterrupt):  # the user's way to end a session
+        try:
             Loop(config.seconds, source, loading, session, control, view).run()
+        except KeyboardInterrupt:
+            control.quits = True  # the user's other way to end a session
+    if control.predictor is None and not control.quits:
+        loading.ready()  # raises what loading raised
+    failures = _failures(config, session, control)
     summary = {
         "run": str(config.run),
         "model": describe(control.predictor.model) if control.predictor else None,
@@ -73,17 +82,32 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
         "encoded": control.num_encoded,
         "dropped": source.num_dropped,
         **session.summary(),
-        "log": str(session.log_path) if session.log_path else config.log,
+        "calibration": control.calibration or None,
+        "log": config.log if config.log == "-" else session.log_path and str(session.log_path),
     }
     if session.log_path and summary["rows"]:
         from live.report import write_report
+        from live.story import tell
 
         try:
-            summary["report"] = str(write_report([session.log_path], task=card.labelling.task, own=True))
+            story = tell(session.log_path, card.labelling.task)
+            summary["report"] = str(write_report([story], own=True))
         except (ValueError, OSError) as error:  # rotated away just now: the session was good all the same
             warn(f"no session report: {error}")
     _tell(summary)
-    return summary, 0
+    for failure in failures:
+        fail(failure)
+    return summary, 1 if failures else 0
+
+
+def _failures(config: LiveConfig, session: Session, control: Control) -> list[str]:
+    """What a session that is over was asked for and did not do, a line each."""
+    found = [f"{path}: the recording is not whole: {reason}" for path, reason in session.failures]
+    if control.predictor is None and not control.quits:
+        found.append("ended before the model was loaded: nothing was predicted")
+    if config.calibrate is not None and control.calibration != DONE:
+        found.append(f"calibration: {control.calibration}")
+    return found
 
 
 class Loading:
@@ -165,7 +189,7 @@ class Loop:
             self._look_after_view(frame is not None, frame.rgb if frame is not None else None)
             frame = self._next()
 
-    def _next(self) -> Any:
+    def _next(self) -> Frame | None:
         if self._control.wants_pause != self._paused:
             self._paused = self._control.wants_pause
             (self._source.pause if self._paused else self._source.resume)()

@@ -22,8 +22,9 @@ from live.model import open_model
 from live.predictor import Prediction, Predictor
 from live.serve import snapshot
 from live.session import Session, Wishes
+from live.states import STATES
 from seqmodel.calibration import Calibration, decide, probabilities
-from seqmodel.run import load_weights, save_weights
+from seqmodel.run import load_card, load_weights, save_card, save_weights
 from tests.small_run import write_run
 from tests.test_overlay import prediction
 
@@ -72,6 +73,15 @@ def test_a_phase_counts_its_second_half_only() -> None:
     assert "look away" in trial.message(131.0)
 
 
+def test_what_nothing_may_be_said_about_does_not_count() -> None:
+    """A lost camera in the first phase, nobody there in the second: too few are left."""
+    trial = Trial.begin(0.0, 30.0, 10.0)
+    for state in STATES:
+        for t_s in (20.0, 50.0):
+            trial.add(replace(prediction(), t_s=t_s, state=state, logits=(1.0,)))
+    assert (len(trial.attending), len(trial.away)) == (2, 2), "ok and unsure"
+
+
 def test_what_a_window_still_holds_of_before_does_not_count() -> None:
     """A phase settles for a whole window; one with too little left after that is refused."""
     trial = Trial.begin(0.0, 20.0, 14.0)
@@ -98,6 +108,94 @@ def test_it_is_kept_by_name_for_one_run_and_removable(
         save_personal("../evil", "a" * 12, own)
     assert forget_personal("민수")
     assert not forget_personal("민수")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        "[]",
+        '{"KEY": []}',
+        '{"KEY": {"temperature": 1.0}}',
+        '{"KEY": {"temperature": "hot", "bias": 0.0, "threshold": 0.5, "abstain": null, "goal": "f1"}}',
+        '{"KEY": {"temperature": 1, "bias": 0, "threshold": 0.5, "abstain": null, "goal": "f1", "more": 1}}',
+    ],
+)
+def test_a_damaged_file_is_named_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector_path: Path, damage: str
+) -> None:
+    """The session goes on with the run's own calibration, and leaves the file; --forget removes it."""
+    monkeypatch.setenv("BRAINBUDDY_HOME", str(tmp_path))
+    model = open_model(write_run(tmp_path / "run", detector_path))
+    path = save_personal("민수", model.key, Calibration())
+    damage = damage.replace("KEY", model.key)
+    path.write_text(damage, encoding="utf-8")
+    told: list[str] = []
+    session = Session(("distracted", "engaged"), Wishes())
+    control = Control(session, person="민수", calibrate_s=None, tell=told.append)
+    control.start(Predictor(model), 0.0)
+    control.close()
+    assert (len(told), session.personal) == (1, "")
+    assert told[0].startswith(f"{path} cannot be read")
+    assert "--forget" in told[0]
+    with pytest.raises(ValueError, match="cannot be read"):
+        save_personal("민수", model.key, Calibration())
+    assert path.read_text(encoding="utf-8") == damage
+    assert forget_personal("민수")
+
+
+def test_a_person_is_not_decided_about_by_a_run_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector_path: Path
+) -> None:
+    """Threshold, band and goal of the run go into a person's calibration: where they have changed since, it
+    is not used, and that is said. Temperature and bias are the person's own in any case."""
+    monkeypatch.setenv("BRAINBUDDY_HOME", str(tmp_path))
+    run = write_run(tmp_path / "run", detector_path)
+    card = load_card(run)
+    own = personal_calibration(ATTENDING, AWAY, card.calibration)
+    save_personal(SUBJECT, open_model(run).key, own)
+    for changes, is_used in (
+        ({}, True),
+        ({"temperature": 2.0, "bias": 1.0}, True),
+        ({"threshold": 0.7}, False),
+        ({"abstain": (0.4, 0.6)}, False),
+        ({"goal": "recall:distracted=0.9"}, False),
+    ):
+        save_card(run, replace(card, calibration=replace(card.calibration, **changes)))
+        model, told = open_model(run), list[str]()
+        session = Session(("distracted", "engaged"), Wishes())
+        control = Control(session, person=SUBJECT, calibrate_s=None, tell=told.append)
+        control.start(Predictor(model), 0.0)
+        control.close()
+        assert (session.personal == SUBJECT) == is_used
+        assert control.predictor is not None
+        assert control.predictor.calibration == (own if is_used else model.card.calibration)
+        assert ("made for another calibration of this run" in told[0]) != is_used
+
+
+def test_a_calibration_that_cannot_be_kept_holds_for_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector_path: Path
+) -> None:
+    """A home that is no folder: on until the end or key x, and not called done."""
+    home = tmp_path / "home"
+    home.touch()
+    monkeypatch.setenv("BRAINBUDDY_HOME", str(home))
+    model = open_model(write_run(tmp_path / "run", detector_path, pixels=Pixels((), window_s=2)))
+    session, told = Session(("distracted", "engaged"), Wishes()), list[str]()
+    control = Control(session, person=SUBJECT, calibrate_s=8.0, tell=told.append)
+    control.start(Predictor(model), 0.0)
+    assert control._trial is not None
+    control._trial.attending, control._trial.away = list(ATTENDING), list(AWAY)
+    assert control.calibration.startswith("not finished")
+    control.push(Frame(16.5, np.zeros((48, 64, 3), np.uint8)))
+    assert session.personal == SUBJECT
+    assert "for this session alone" in control.calibration
+    assert control.calibration == told[-1]
+    control.press("x", 17.0)
+    assert session.personal == ""
+    assert control.predictor is not None
+    assert control.predictor.calibration == model.card.calibration
+    control.close()
 
 
 def test_one_run_is_forgotten_without_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,12 @@
 """live/capture.py, sources.py: the present and never a queue, and what is lost comes back."""
 
+import contextlib
 import http.server
 import threading
 import time
 from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,16 @@ import numpy as np
 import pytest
 
 from extract.video import Frame, read_video
-from live.capture import Newest, PacedFile, bgr_to_rgb, camera_frames, stream_frames, window_problem
+from live.capture import (
+    SILENT_S,
+    Newest,
+    PacedFile,
+    bgr_to_rgb,
+    camera_frames,
+    is_file_address,
+    stream_frames,
+    window_problem,
+)
 from live.record import Recorder
 from live.sources import NewestSource, open_source
 
@@ -237,9 +247,62 @@ def test_a_slow_camera_is_not_a_lost_one() -> None:
     assert not any(lost)
 
 
-def test_an_address_is_a_source_and_is_tried_again_when_it_ends(tmp_path: Path) -> None:
-    """A video over HTTP from this machine: its frames come, and after its end it is opened again."""
-    recorder = Recorder(tmp_path / "stream.mp4")
+def test_a_slow_opening_after_a_pause_is_no_loss() -> None:
+    """Many a webcam needs seconds to open; one that then falls silent is lost as ever."""
+    closed, goes_on = threading.Event(), threading.Event()
+
+    def camera() -> Iterator[Frame]:
+        if closed.is_set():
+            goes_on.wait(20)
+        try:
+            while True:
+                yield Frame(0.0, PICTURE)
+                time.sleep(1.5 * SILENT_S if goes_on.is_set() else 0.02)
+        finally:
+            closed.set()
+
+    newest = Newest(camera, reconnects=True)
+    newest.start()
+    newest.pause()
+    assert closed.wait(5)
+    newest.resume()
+    resumed_s, lost = time.monotonic(), []
+    while time.monotonic() - resumed_s < 1.5 * SILENT_S:
+        newest.newest(0.05)
+        lost.append(newest.is_lost)
+    assert not any(lost)
+    goes_on.set()
+    deadline = time.monotonic() + 10
+    while not newest.is_lost:
+        assert time.monotonic() < deadline
+        newest.newest(0.02)
+    newest.close()
+
+
+def test_a_file_that_decodes_slowly_keeps_its_clock_with_its_frames(
+    real_clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a third of its speed: the present stays where the frames are, through a pause as well."""
+    monkeypatch.setattr("live.capture.read_video", slowed)
+    paced = PacedFile(str(real_clips["single"]))
+    for _ in range(2):
+        for _, frame in zip(range(4), paced.frames(), strict=False):
+            assert paced.now_s() == pytest.approx(frame.pts_s, abs=0.25)
+
+
+def slowed(path: str) -> Iterator[Frame]:
+    """Three frames a second of a video, each after nine tenths of a second."""
+    for frame in islice(read_video(path), 0, None, 10):
+        time.sleep(0.9)
+        yield frame
+
+
+@pytest.fixture
+def address(tmp_path: Path, real_clips: dict[str, Path]) -> Iterator[str]:
+    """Of a server on this machine with a video (`clip.mp4`), a recording (`own.mp4`), the same without its
+    length, as a live stream would come (`live/own.mp4`), and a camera's pictures that end (`camera`)."""
+    (tmp_path / "clip.mp4").write_bytes(real_clips["single"].read_bytes())
+    recorder = Recorder(tmp_path / "own.mp4")
     for k in range(60):
         recorder.write(np.full((96, 128, 3), 4 * k, np.uint8), k / 30)
     recorder.close()
@@ -247,28 +310,85 @@ def test_an_address_is_a_source_and_is_tried_again_when_it_ends(tmp_path: Path) 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        address = f"http://127.0.0.1:{server.server_port}/stream.mp4"
-        frames = list(stream_frames(address, time.monotonic))
-        assert len(frames) == 60
-        source = open_source(0, address, False)
-        found, lost = 0, False
-        deadline = time.monotonic() + 30
-        while not (lost and found) and time.monotonic() < deadline:
-            found += source.next(0.05) is not None
-            lost |= source.is_lost
-        source.close()
-        assert lost
-        with pytest.raises(ValueError, match="gives no video"):
-            stream_frames(f"http://127.0.0.1:{server.server_port}/none.mp4", time.monotonic)
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
 
 
+def test_a_camera_at_an_address_is_tried_again_when_it_ends(address: str) -> None:
+    """Its frames come; after its end it is lost, and opened again."""
+    assert len(list(stream_frames(f"{address}/camera", time.monotonic))) == NUM_PICTURES
+    source = open_source(0, f"{address}/camera", False)
+    again, lost = False, False
+    deadline = time.monotonic() + 30
+    while not again and time.monotonic() < deadline:
+        again = source.next(0.05) is not None and lost
+        lost |= source.is_lost
+    source.close()
+    assert again
+    with pytest.raises(ValueError, match="gives no video"):
+        stream_frames(f"{address}/none.mp4", time.monotonic)
+
+
+@pytest.mark.parametrize("how", ["http", "file"])
+def test_a_file_at_an_address_is_played_once_at_its_own_speed(address: str, tmp_path: Path, how: str) -> None:
+    """Not for ever, and not as fast as it comes; its times are its own."""
+    start_s = time.monotonic()
+    place = f"{address}/own.mp4" if how == "http" else (tmp_path / "own.mp4").as_uri()
+    source, times = open_source(0, place, False), list[float]()
+    while not source.has_ended:
+        frame = source.next(0.05)
+        times += [frame.pts_s] if frame is not None else []
+        assert not source.is_lost
+    source.close()
+    assert time.monotonic() - start_s > times[-1] > 1.9
+    assert set(times) <= {frame.pts_s for frame in read_video(tmp_path / "own.mp4")}
+
+
+def test_what_is_a_file_at_an_address(address: str) -> None:
+    """What has a length; a live stream in a file's clothes has none, and a camera's pictures neither."""
+    named = ("clip.mp4", "own.mp4", "live/own.mp4", "camera", "none.mp4")
+    assert [is_file_address(f"{address}/{name}") for name in named] == [True, True, False, False, False]
+    assert not is_file_address("rtsp://127.0.0.1:1/camera")
+
+
+def test_an_address_is_shown_without_its_password(address: str) -> None:
+    """As in the line that it gives no video."""
+    secret = address.replace("://", "://minsu:p@ss/w0rd@")
+    with pytest.raises(ValueError, match="gives no video") as caught:
+        open_source(0, f"{secret}/none.mp4", False)
+    assert "w0rd" not in str(caught.value)
+    assert "none.mp4" in str(caught.value)
+
+
+NUM_PICTURES = 30
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Python's file server without its log."""
+    """Python's file server without its log; also gives files as a stream, and pictures as an IP camera does
+    that ends after a second."""
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing."""
+
+    def do_GET(self) -> None:
+        """Answer with a file or a stream."""
+        if self.path == "/camera":
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=b")
+            self.end_headers()
+            jpeg = cv2.imencode(".jpg", np.full((96, 128, 3), 90, np.uint8))[1].tobytes()
+            head = b"--b\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg)
+            with contextlib.suppress(ConnectionError):  # who only looks goes before the end
+                for _ in range(NUM_PICTURES):
+                    self.wfile.write(head + jpeg + b"\r\n")
+                    time.sleep(1 / 30)
+        elif self.path.startswith("/live/"):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write((Path(self.directory) / Path(self.path).name).read_bytes())
+        else:
+            super().do_GET()
 
 
 def test_no_display_is_noticed_before_a_window_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:

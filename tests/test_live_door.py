@@ -1,5 +1,6 @@
 """python -m live as a user runs it: a video in, log and summary out, one clear line for what goes wrong."""
 
+import contextlib
 import csv
 import json
 import os
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -21,13 +23,14 @@ from live.__main__ import main
 from live.capture import Newest
 from live.control import Control
 from live.log import read_log
-from live.model import open_model
+from live.model import LiveModel, open_model
 from live.predictor import Predictor
 from live.session import Session, Wishes
 from live.sources import NewestSource, open_source
 from live.views import NoView
 from live.watch import Loading, Loop
 from tests.small_run import write_run
+from tests.test_session import small_files
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -177,8 +180,9 @@ def test_a_labelled_recording_is_a_data_set(run: Path, real_clips: dict[str, Pat
 def test_a_served_file_plays_at_its_own_speed(run: Path, real_clips: dict[str, Path]) -> None:
     """Else it would be over before a browser is open."""
     done = live("--run", run, "--video", real_clips["single"], "--serve", "0", "--json")
-    assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
+    # It may be over before the model is loaded.
+    assert done.returncode == (0 if summary["model"] else 1), done.stderr
     assert "http://127.0.0.1:" in done.stderr
     assert summary["seconds"] >= summary["duration_s"] > 2.3
 
@@ -221,6 +225,8 @@ def test_a_person_may_be_called_none(run: Path, tmp_path: Path) -> None:
         (("--headless", "--camera", "97"), "camera 97 cannot be opened"),
         (("--video", "no/such.mp4", "--headless"), "no/such.mp4"),
         (("--headless", "--calibrate", "1"), "at least 15 s"),
+        (("--headless", "--calibrate", "15", "--seconds", "30"), "--seconds 30 ends before"),
+        (("--headless", "--person", "../evil"), "--person takes letters"),
         (("--headless", "--forget"), "--person"),
         (("--headless", "--log", "a/day1.csv", "--record-raw", "a/day1.mp4"), "a/day1.csv"),
         (("--headless", "--log", "a/x.csv", "--record", "a/x.html"), "--log and --record"),
@@ -234,6 +240,90 @@ def test_what_a_user_can_cause_is_one_line_and_exit_2(run: Path, words: tuple[st
     assert done.returncode == 2
     assert said in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_of_many_classes_cannot_be_calibrated(
+    tmp_path: Path, detector_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asked for by option, that is exit 2 before anything is opened."""
+    run = write_run(tmp_path / "run", detector_path, names=("a", "b", "c"), task="multiclass")
+    assert main(["--run", str(run), "--headless", "--calibrate", "20"]) == 2
+    assert "binary or ordinal" in capsys.readouterr().err
+
+
+def test_a_calibration_that_the_end_cuts_off_is_exit_1(
+    run: Path, real_clips: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A video too short for both phases: said, told in the summary; the rest of the session is as ever."""
+    words = ["--run", run, "--video", real_clips["single"], "--headless", "--calibrate", "15", "--json"]
+    assert main([str(word) for word in words]) == 1
+    told = capsys.readouterr()
+    summary = json.loads(told.out)
+    assert (summary["rows"], summary["calibration"]) == (8, "not finished, nothing was changed")
+    assert "calibration: not finished, nothing was changed" in told.err
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_session_that_ends_before_the_model_is_there(
+    tmp_path: Path,
+    detector_path: Path,
+    real_clips: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_whole: bool,
+) -> None:
+    """Exit 1 and no log that was never begun; what kept the model from loading is not hidden: exit 2."""
+    run = write_run(tmp_path / "run", detector_path)
+    if not is_whole:
+        (run / "detector" / "detector.tflite").unlink()
+    is_over, loop = threading.Event(), Loop.run
+
+    def run_loop(self: Loop) -> None:
+        loop(self)
+        is_over.set()
+
+    def load_late(run: Path, backend: Literal["auto"]) -> LiveModel:
+        assert is_over.wait(60)
+        return open_model(run, backend=backend)
+
+    monkeypatch.setattr(Loop, "run", run_loop)
+    monkeypatch.setattr("live.watch.open_model", load_late)
+    words = ["--run", run, "--video", real_clips["single"], "--realtime", "--headless", "--json"]
+    assert main([*map(str, words), "--log", str(tmp_path / "a.csv")]) == (1 if is_whole else 2)
+    told = capsys.readouterr()
+    assert not (tmp_path / "a.csv").exists()
+    if is_whole:
+        summary = json.loads(told.out)
+        assert (summary["model"], summary["log"]) == (None, None)
+        assert summary["frames"] > 0
+        assert "before the model was loaded" in told.err
+    else:
+        assert "lacks the face detector" in told.err
+
+
+def test_a_recording_that_the_disk_does_not_take_is_exit_1(
+    run: Path,
+    real_clips: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The session goes to its end; the recording is listed with the reason."""
+    video = tmp_path / "view.mp4"
+    words = ["--run", run, "--video", real_clips["single"], "--headless", "--record", video, "--json"]
+    with contextlib.ExitStack() as stack:
+        begin = Session.begin
+
+        def begin_with_little_room(self: Session) -> list[str]:
+            stack.enter_context(small_files())  # not before: opening a model writes files too
+            return begin(self)
+
+        monkeypatch.setattr(Session, "begin", begin_with_little_room)
+        assert main([str(word) for word in words]) == 1
+    told = capsys.readouterr()
+    summary = json.loads(told.out)
+    assert (summary["rows"], [each["file"] for each in summary["failed"]]) == (8, [str(video)])
+    assert f"{video}: the recording is not whole" in " ".join(told.err.split())
 
 
 def test_a_start_that_fails_leaves_yesterdays_log_alone(run: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -242,6 +244,64 @@ def test_names_never_meet(tmp_path: Path) -> None:
     assert list(unique_names(videos, tmp_path, {}).values()) == ["a", "A-2", "a-3", "predictions-2", "b-3"]
     rows = {str(videos[2]): {"log": "a.csv"}, str(videos[4]): {"log": "B.csv"}, "earlier": {"log": "a-2.csv"}}
     assert list(unique_names(videos, tmp_path, rows).values()) == ["a-3", "A-4", "a", "predictions-2", "B"]
+
+
+def test_two_at_once_do_not_lose_each_others_rows(
+    real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While one process predicts into a folder, another is refused in one line; once it has ended, killed
+    even, the next goes on, and no file of that is left."""
+    run, out = write_run(tmp_path / "run", detector_path), tmp_path / "out"
+    out.mkdir()
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom live.predict import only_one\n"
+        "with only_one(Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(600)\n"
+    )
+    words = ["predict", "--run", str(run), "--out", str(out), str(real_clips["single"])]
+    with subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline().strip() == b"in"
+        assert main(words) == 2
+        assert "another predict is writing here" in " ".join(capsys.readouterr().err.split())
+        assert not (out / "predictions.csv").exists()
+        other.kill()
+    assert main(words) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "predictions.csv",
+        "single_face.csv",
+        "single_face.png",
+    ]
+
+
+def test_a_long_name_is_cut_and_does_not_stop_the_others(
+    real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name as long as the disk takes: its files get a shorter one of whole letters, no two the same."""
+    run, folder, out = write_run(tmp_path / "run", detector_path), tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    for last in "ab":
+        (folder / f"{'가' * 83}{last}.mp4").write_bytes(real_clips["single"].read_bytes())
+    (folder / "z.mp4").write_bytes(real_clips["single"].read_bytes())
+    words = ["predict", "--run", str(run), "--out", str(out), "--json", str(folder)]
+    for already in (0, 3):
+        assert main(words) == 0
+        assert json.loads(capsys.readouterr().out)["already"] == already
+    assert {path.stem for path in out.glob("*.png")} == {"가" * 73, "가" * 73 + "-2", "z"}
+    assert main(["report", *map(str, out.glob("*.csv"))]) == 0
+
+
+def test_files_that_cannot_be_written_are_their_videos_failure(
+    real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Listed with the reason, exit 1; the others go on."""
+    run, out = write_run(tmp_path / "run", detector_path), tmp_path / "out"
+    (out / "single_face.csv.partial").mkdir(parents=True)
+    words = ["predict", "--run", str(run), "--out", str(out), "--json"]
+    assert main([*words, str(real_clips["single"]), str(real_clips["carphone"])]) == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["done"] == 1
+    assert [failure["video"] for failure in summary["failed"]] == [str(real_clips["single"])]
+    assert "single_face.csv.partial" in summary["failed"][0]["reason"]
 
 
 def test_a_missing_place_is_named(tmp_path: Path) -> None:

@@ -231,8 +231,8 @@ def test_the_signals_are_those_of_the_reports(both: Path, portrait: np.ndarray) 
 
 
 def test_a_persons_normal_is_learned_from_their_first_minute(both: Path, portrait: np.ndarray) -> None:
-    """It grows with frames whose geometry was measured, then stays; a gap begins it anew. Other runs learn
-    none."""
+    """It grows with frames whose geometry was measured, then stays; a gap and a long time without a face
+    begin it anew, a short one does not. Other runs learn none."""
     card = load_card(both)
     predictor = Predictor(open_model(both))
     assert np.isnan(push_all(predictor, still(portrait, 3, 1))[-1].normal_s)
@@ -246,8 +246,14 @@ def test_a_persons_normal_is_learned_from_their_first_minute(both: Path, portrai
     later = push_all(predictor, still(mirrored, 3, 5, start_s=60.0))
     assert {p.normal_s for p in later} == {first[-1].normal_s} == {60.0}
     assert np.array_equal(predictor._rest_sum / predictor._rest_count, learned)
-    predictor.reset(100.0)
-    assert push_all(predictor, still(portrait, 3, 1 / 3, start_s=100.0))[-1].normal_s == pytest.approx(1 / 3)
+    black = np.zeros_like(portrait)
+    for away_s, known_s in ((25.0, 60.0), (31.0, 1 / 3)):  # three windows are thirty seconds
+        last_s = predictor._window[-1].t_s
+        push_all(predictor, still(black, 3, away_s, start_s=last_s + 1 / 3))
+        back = push_all(predictor, still(portrait, 3, 1 / 3, start_s=last_s + away_s + 1 / 3))
+        assert back[-1].normal_s == pytest.approx(known_s)
+    predictor.reset(200.0)
+    assert push_all(predictor, still(portrait, 3, 1 / 3, start_s=200.0))[-1].normal_s == pytest.approx(1 / 3)
     predictor.close()
 
 

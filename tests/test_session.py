@@ -1,9 +1,13 @@
 """live/log.py, record.py, session.py: rows on disk at once, recordings with true times, marks and labels."""
 
+import contextlib
 import csv
 import json
 import os
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,6 +158,37 @@ def test_another_csv_is_refused_as_a_log(tmp_path: Path) -> None:
         read_log(path)
 
 
+def test_a_disk_that_hangs_costs_one_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it takes no row, many are written; once it does, it is asked for all of them."""
+    goes_on, asked, sizes = threading.Event(), threading.Event(), list[int]()
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        asked.set()
+        assert goes_on.wait(20)
+        real(descriptor)
+        sizes.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    copies: list[int] = []
+    duplicate = os.dup
+
+    def dup(descriptor: int) -> int:
+        copies.append(duplicate(descriptor))
+        return copies[-1]
+
+    monkeypatch.setattr(os, "dup", dup)
+    log = Log(str(tmp_path / "live.csv"), NAMES, durable=True)
+    log.write(prediction())
+    assert asked.wait(10)
+    for _ in range(50):
+        log.write(prediction())
+    assert len(copies) == 2, "the one that hangs, and one for all that came since"
+    goes_on.set()
+    log.close()
+    assert sizes[-1] == (tmp_path / "live.csv").stat().st_size
+
+
 def test_labels_become_a_manifest_that_extract_reads(tmp_path: Path) -> None:
     """Intervals touch, none is empty, and the project's own reader takes the file."""
     labels = Labels()
@@ -214,6 +249,69 @@ def test_a_session_keeps_log_marks_recordings_and_labels(tmp_path: Path) -> None
         with av.open(str(tmp_path / name)) as container:
             assert sum(1 for _ in container.decode(video=0)) == 40
     assert session.summary()["states"] == {"ok": 14, "camera_lost": 2}
+
+
+@contextlib.contextmanager
+def small_files() -> Iterator[None]:
+    """The system takes no more than 50 kB into one file, as a disk that is nearly full."""
+    if sys.platform == "win32":
+        pytest.skip("no limits here")
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("num_frames", [90, 300])
+def test_a_recording_that_the_disk_does_not_take_ends_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], num_frames: int
+) -> None:
+    """Midway or at its end: said, and told in the summary; log, labels and the other recording are whole."""
+    session = Session(NAMES, Wishes(str(tmp_path / "a.csv"), tmp_path / "view.mp4", tmp_path / "own.mp4"))
+    session.begin()
+    rng, still = np.random.default_rng(0), np.full((96, 128, 3), 60, np.uint8)
+    with small_files():
+        for k in range(num_frames):
+            t_s = k / 30
+            noise = rng.integers(0, 256, (96, 128, 3), np.uint8)
+            session.saw(Frame(t_s, noise), replace(prediction(), t_s=t_s))  # for the raw recording
+            assert session._overlay is not None
+            session._overlay.write(still, t_s)
+            if k == 10:
+                session.begin_label(2, t_s)
+        session.close()
+    (failure,) = session.summary()["failed"]
+    assert failure["file"] == str(tmp_path / "own.mp4")
+    assert "large" in failure["reason"]
+    assert ("own.mp4" in capsys.readouterr().err) == (num_frames == 300)
+    assert len(read_log(tmp_path / "a.csv")[1]) == num_frames
+    assert read_csv(tmp_path / "own.csv").clips[0].labels == {"label": "engaged"}
+    with av.open(str(tmp_path / "view.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == num_frames
+    assert "has ended" in session.begin_label(1, 99.0)
+
+
+def test_a_recording_begun_while_the_model_loads_goes_on(tmp_path: Path) -> None:
+    """Key r before there is a model: what --record asks for is that recording, not another in its place."""
+    session = Session(NAMES, Wishes(record=tmp_path / "view.mp4", record_raw=tmp_path / "view-2.mp4"))
+    image = np.full((96, 128, 3), 60, np.uint8)
+    (tmp_path / "view.mp4").write_bytes(b"earlier")
+    assert session.toggle_recording() == f"recording to {tmp_path / 'view-2.mp4'}"
+    session.picture(image, 0.0)
+    assert session.begin() == [f"recording to {tmp_path / 'view-2-2.mp4'}"]
+    session.saw(Frame(1.0, image), None)
+    session.picture(image, 1.0)
+    session.close()
+    counted = {}
+    for path in session.files:
+        if path.suffix == ".mp4":
+            with av.open(str(path)) as container:
+                counted[path.name] = sum(1 for _ in container.decode(video=0))
+    assert counted == {"view-2.mp4": 2, "view-2-2.mp4": 1}
 
 
 def test_labels_need_a_raw_recording() -> None:

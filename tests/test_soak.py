@@ -13,10 +13,9 @@ import pytest
 from extract.video import Frame
 from live.capture import Newest
 from live.control import Control
-from live.log import read_log
 from live.model import open_model
 from live.predictor import Predictor
-from live.report import find_logs
+from live.report import find_stories
 from live.session import Session, Wishes
 from live.sources import NewestSource
 from live.views import NoView
@@ -101,7 +100,7 @@ def test_ten_minutes_lose_no_row_and_no_memory(tmp_path: Path, detector_path: Pa
     source.close()
     control.close()
     session.close()
-    rows = [row for path in find_logs(list(tmp_path.glob("live*.csv"))) for row in read_log(path)[1]]
+    rows = [row for story in find_stories(list(tmp_path.glob("live*.csv"))) for row in story.rows]
     counted = session.summary()
     print(counted["rows"], counted["states"], "tries", opened["tries"], "memory", view.memory_mb)
     assert len(rows) == counted["rows"] > 300

@@ -1,6 +1,7 @@
 """live/story.py, report.py: what a log says of its session, and how it differs from the training data."""
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -91,7 +92,7 @@ def test_a_day_has_as_many_minutes_as_its_sessions(tmp_path: Path, fps: float) -
         for k in range(120):
             log.write_state(300 + k * 1.03, "paused")
         log.close()
-    assert sum(day.minutes for day in days(logs)) == pytest.approx(10.0, abs=0.1)
+    assert sum(day.minutes for day in days(list(map(tell, logs)))) == pytest.approx(10.0, abs=0.1)
 
 
 @pytest.mark.parametrize("step_s", [(2.0, 2.0), (0.95, 1.05), (1.0, 1.6)])
@@ -127,7 +128,7 @@ def test_a_gap_among_slow_rows_belongs_to_nobody_either(tmp_path: Path) -> None:
 
 def test_the_page_is_one_file_and_escapes_what_it_shows(log: Path) -> None:
     """No request leaves the page, and a mark is text."""
-    page = write_report([log]).read_text(encoding="utf-8")
+    page = write_report([tell(log)]).read_text(encoding="utf-8")
     assert "&lt;b&gt;bell" in page
     assert "<b>bell" not in page
     assert "http" not in page
@@ -140,7 +141,7 @@ def test_the_page_is_one_file_and_escapes_what_it_shows(log: Path) -> None:
 def test_days_are_held_against_training(log: Path, tmp_path: Path, detector_path: Path) -> None:
     """Face rate without the time the camera was away; a figure outside the training range is marked."""
     novelty_file(log).write_text("t_s,novelty\n0.0,4.0\n0.3333,6.0\n", encoding="utf-8")
-    (day,) = days([log])
+    (day,) = days([tell(log)])
     assert day.face_rate == pytest.approx(120 / 150)
     assert day.p == pytest.approx((90 * 0.8 + 30 * 0.3) / 120, abs=1e-3)
     assert day.novelty == 5.0
@@ -189,7 +190,7 @@ def test_the_drift_table_says_what_its_figure_is(
     run = write_run(tmp_path / "run", detector_path, task=task, names=names)
     spread = Spread(0.5, 0.1, 0.9)
     write_text(run / FILE, json.dumps(asdict(Reference(50, spread, spread, None, 0.5))))
-    page = write_report([path], task=task, against=run).read_text(encoding="utf-8")
+    page = write_report([tell(path, task)], against=run).read_text(encoding="utf-8")
     assert f"<td>face rate</td><td>{figure}</td>" in page
 
 
@@ -234,7 +235,7 @@ def test_a_report_leaves_what_the_sessions_left(
 ) -> None:
     """A session's own page and timeline, and the page of an earlier report, stay; what is not there is
     made, --out is written over, and no page has the name of another log."""
-    write_report([log], own=True)
+    write_report([tell(log)], own=True)
     for name in ("another.csv", f"{log.stem}-2.csv"):
         (tmp_path / name).write_bytes(log.read_bytes())
     log.with_suffix(".png").write_bytes(b"the session's")
@@ -264,11 +265,60 @@ def test_a_page_is_never_written_over_a_log_that_it_tells(
 
 def test_a_session_renews_its_own_timeline(log: Path) -> None:
     """What a report made of its log while it ran is out of date; that report's page stays."""
-    write_report([log])
+    write_report([tell(log)])
     log.with_suffix(".png").write_bytes(b"half of it")
-    page = write_report([log], own=True)
+    page = write_report([tell(log)], own=True)
     assert page == log.with_name(f"{log.stem}-2.html")
     assert log.with_suffix(".png").read_bytes() == timeline_png(tell(log))
+
+
+@pytest.mark.parametrize("task", ["binary", "ordinal", "multiclass"])
+def test_a_report_against_the_run_draws_what_the_session_drew(
+    tmp_path: Path, detector_path: Path, task: Literal["binary", "ordinal", "multiclass"]
+) -> None:
+    """The same timeline, and the page says what its height is. Without the run two classes need none; of
+    more, the log cannot tell whether they are levels, and the page says so."""
+    names = NAMES if task == "binary" else ("low", "middle", "high")
+    path = tmp_path / "day1.csv"
+    log = Log(str(path), names)
+    rng = np.random.default_rng(0)
+    for k in range(60):
+        p = tuple(rng.dirichlet(np.ones(len(names))).tolist())
+        log.write(replace(prediction(), t_s=k / 3, names=names, label=names[k % len(names)], p_raw=p, p=p))
+    log.close()
+    session = write_report([tell(path, task)], own=True).read_text(encoding="utf-8")
+    run = write_run(tmp_path / "run", detector_path, task=task, names=names)
+    spread = Spread(0.5, 0.1, 0.9)
+    write_text(run / FILE, json.dumps(asdict(Reference(50, spread, spread, None, 0.5))))
+    pages = []
+    for more in (["--against", str(run)], []):
+        out = tmp_path / "page.html"
+        assert main(["report", str(path), "--out", str(out), *more]) == 0
+        pages.append(out.read_text(encoding="utf-8"))
+    against, alone = pages
+
+    def facts(page: str) -> list[str]:
+        return re.findall('base64,([^"]+)|<p>(Height: .+)</p>', page)
+
+    assert len(facts(session)) == 2
+    assert facts(against) == facts(session)
+    assert (facts(alone) == facts(session)) == (task == "binary")
+    assert ("--against" in alone) == (task != "binary")
+    assert "--against" not in session
+
+
+def test_a_timeline_that_cannot_be_written_stops_no_page(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the logs lie on a disk that is read-only: said, and the page holds it all the same."""
+    try:
+        log.with_suffix(".png").symlink_to(tmp_path / "unplugged" / "a.png")
+    except OSError:
+        pytest.skip("no links here")
+    out = tmp_path / "page.html"
+    assert main(["report", str(log), "--out", str(out)]) == 0
+    assert "no timeline beside the log" in " ".join(capsys.readouterr().err.split())
+    assert "data:image/png" in out.read_text(encoding="utf-8")
 
 
 def test_a_missing_log_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
