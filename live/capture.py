@@ -93,19 +93,26 @@ def without_password(text: str) -> str:
 
 
 class PacedFile:
-    """A video file played at its own speed, or as fast as it can be decoded where that is slower. Opened
-    again after a pause it goes on where it was; as with a camera, the pause is a gap in the times of its
-    frames."""
+    """A video file played at its own speed, or as fast as it can be decoded where that is slower.
+
+    After the first frame it waits for `begin`. Opened again after a pause it goes on where it was; as with a
+    camera, the pause is a gap in the times of its frames.
+    """
 
     def __init__(self, path: str) -> None:
         self._frames = read_video(path)
+        self._begun = threading.Event()
         self._start: float | None = None
         self._last_s = 0.0
         self._away_s = 0.0
 
     def now_s(self) -> float:
-        """The present in the time of the frames, seconds since the first one was due."""
+        """The present in the time of the frames, seconds since the first one was due; 0 until it begins."""
         return 0.0 if self._start is None else time.monotonic() - self._start
+
+    def begin(self) -> None:
+        """Play on from the first frame: whoever looks is ready."""
+        self._begun.set()
 
     def frames(self) -> Iterator[Frame]:
         """The frames from here on, each when its time has come."""
@@ -113,7 +120,10 @@ class PacedFile:
             self._away_s = self.now_s() - self._last_s
         for frame in self._frames:
             if self._start is None:
-                self._start = time.monotonic() - frame.pts_s
+                yield frame
+                self._begun.wait()
+                self._start, self._last_s = time.monotonic() - frame.pts_s, frame.pts_s
+                continue
             self._last_s = frame.pts_s
             wait_s = frame.pts_s + self._away_s - self.now_s()
             if wait_s > 0:

@@ -47,6 +47,9 @@ class Source(Protocol):
     def now_s(self) -> float:
         """The present, in the time of the frames."""
 
+    def begin(self) -> None:
+        """The model is there: a file in real time plays on from its first frame."""
+
     def pause(self) -> None:
         """Let go of the camera until `resume`."""
 
@@ -74,7 +77,7 @@ def open_source(camera: int, video: str | None, realtime: bool) -> Source:
     if not is_address and not realtime:
         return FileSource(read_video(Path(video)))
     paced = PacedFile(video)  # also from an address: keys and pictures must not wait for a network
-    return _started(Newest(paced.frames, reconnects=False), paced.now_s)
+    return _started(Newest(paced.frames, reconnects=False), paced.now_s, paced.begin)
 
 
 class FileSource:
@@ -101,6 +104,9 @@ class FileSource:
         """Time of the last frame: a file's present is where it was read to."""
         return self.last_s
 
+    def begin(self) -> None:
+        """A file waits by itself."""
+
     def pause(self) -> None:
         """A file waits by itself."""
 
@@ -119,8 +125,10 @@ class NewestSource:
 
     is_file = False
 
-    def __init__(self, newest: Newest, clock: Callable[[], float]) -> None:
-        self._newest, self._clock = newest, clock
+    def __init__(
+        self, newest: Newest, clock: Callable[[], float], begin: Callable[[], None] = lambda: None
+    ) -> None:
+        self._newest, self._clock, self._begin = newest, clock, begin
         self.last_s = 0.0
 
     @property
@@ -149,6 +157,10 @@ class NewestSource:
         """Seconds on the session's clock."""
         return self._clock()
 
+    def begin(self) -> None:
+        """Play a file on; nothing to do for a camera, which has gone on by itself."""
+        self._begin()
+
     def pause(self) -> None:
         """Let go of the camera."""
         self._newest.pause()
@@ -159,12 +171,15 @@ class NewestSource:
 
     def close(self) -> None:
         """Let go for good."""
+        self._begin()  # its thread may be waiting for that
         self._newest.close()
 
 
-def _started(newest: Newest, clock: Callable[[], float]) -> NewestSource:
+def _started(
+    newest: Newest, clock: Callable[[], float], begin: Callable[[], None] = lambda: None
+) -> NewestSource:
     try:
         newest.start()
     except ValueError as error:
         raise ValueError(without_password(str(error))) from error
-    return NewestSource(newest, clock)
+    return NewestSource(newest, clock, begin)

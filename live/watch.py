@@ -202,6 +202,7 @@ class Loop:
         predictor = self._loading.ready(wait_s)
         if predictor is not None:
             self._control.start(predictor, 0.0 if self._source.is_file else self._source.now_s())
+            self._source.begin()
 
     def _look_after_view(self, is_new: bool, rgb: Callable[[], np.ndarray] | None) -> None:
         """Draw where somebody looks or the overlay is recorded; then obey the keys."""

@@ -157,9 +157,10 @@ def test_pausing_lets_go_of_the_camera() -> None:
 
 def test_a_file_in_real_time_keeps_its_own_pace(real_clips: dict[str, Path]) -> None:
     """The first second takes about a second, and times are the file's."""
+    paced, times = PacedFile(str(real_clips["pexels"])), []
+    paced.begin()
     start = time.monotonic()
-    times = []
-    for frame in PacedFile(str(real_clips["pexels"])).frames():
+    for frame in paced.frames():
         times.append(frame.pts_s)
         if frame.pts_s >= 1:
             break
@@ -172,6 +173,7 @@ def test_a_file_in_real_time_goes_on_after_a_pause(real_clips: dict[str, Path]) 
     one, or one of the next where some were dropped."""
     pictures = {frame.rgb().tobytes(): k for k, frame in enumerate(read_video(real_clips["single"]))}
     source = open_source(0, str(real_clips["single"]), True)
+    source.begin()
     seen: list[Frame] = []
 
     def look(count: int) -> None:
@@ -279,12 +281,28 @@ def test_a_slow_opening_after_a_pause_is_no_loss() -> None:
     newest.close()
 
 
+def test_a_file_in_real_time_waits_for_the_model_on_its_first_frame(real_clips: dict[str, Path]) -> None:
+    """However long that loads; and a session that is over before lets go of it."""
+    for begins in (True, False):
+        source = open_source(0, str(real_clips["single"]), True)
+        assert source.next(5) is not None
+        assert source.next(0.5) is None
+        assert (source.now_s(), source.has_ended) == (0, False)
+        if begins:
+            source.begin()
+            following = source.next(5)
+            assert following is not None
+            assert following.pts_s < 0.2
+        source.close()
+
+
 def test_a_file_that_decodes_slowly_keeps_its_clock_with_its_frames(
     real_clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a third of its speed: the present stays where the frames are, through a pause as well."""
     monkeypatch.setattr("live.capture.read_video", slowed)
     paced = PacedFile(str(real_clips["single"]))
+    paced.begin()
     for _ in range(2):
         for _, frame in zip(range(4), paced.frames(), strict=False):
             assert paced.now_s() == pytest.approx(frame.pts_s, abs=0.25)
@@ -336,6 +354,7 @@ def test_a_file_at_an_address_is_played_once_at_its_own_speed(address: str, tmp_
     start_s = time.monotonic()
     place = f"{address}/own.mp4" if how == "http" else (tmp_path / "own.mp4").as_uri()
     source, times = open_source(0, place, False), list[float]()
+    source.begin()
     while not source.has_ended:
         frame = source.next(0.05)
         times += [frame.pts_s] if frame is not None else []

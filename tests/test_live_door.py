@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from extract.__main__ import main as extract
-from extract.video import Frame
+from extract.video import Frame, read_video
 from features.store import FeatureStore
 from live.__main__ import main
 from live.capture import Newest
@@ -287,8 +287,15 @@ def test_a_session_that_ends_before_the_model_is_there(
         return open_model(run, backend=backend)
 
     monkeypatch.setattr(Loop, "run", run_loop)
+
+    def camera(*ignored: object) -> NewestSource:
+        source = NewestSource(Newest(lambda: read_video(real_clips["single"]), reconnects=False), lambda: 0.0)
+        source._newest.start()
+        return source
+
     monkeypatch.setattr("live.watch.open_model", load_late)
-    words = ["--run", run, "--video", real_clips["single"], "--realtime", "--headless", "--json"]
+    monkeypatch.setattr("live.watch.open_source", camera)
+    words = ["--run", run, "--headless", "--json"]
     assert main([*map(str, words), "--log", str(tmp_path / "a.csv")]) == (1 if is_whole else 2)
     told = capsys.readouterr()
     assert not (tmp_path / "a.csv").exists()
