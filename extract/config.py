@@ -3,6 +3,7 @@
 Light on purpose: `--help` reads this file alone. Knows nothing about how any of it is done.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -74,7 +75,10 @@ class ExtractConfig:
             raise ValueError(f"--workers must be at least 1, got {self.workers}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit must be at least 1, got {self.limit}")
-        if self.time_limit is not None and self.time_limit <= 0:
+        for name, value in (("fps", self.fps), ("window", self.window)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"--{name} must be a number above 0, got {value}")
+        if self.time_limit is not None and not self.time_limit > 0:
             raise ValueError(f"--time-limit must be above 0, got {self.time_limit}")
         shard_of(self.shard)
 

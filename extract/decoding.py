@@ -3,7 +3,9 @@
 Knows nothing about what the pictures are for.
 """
 
+import contextlib
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,9 +24,15 @@ LAST_PACKETS = 6
 
 FLUSH_PACKETS_WITHOUT_FRAME = 2000
 """A decoder that is fed this many packets in a row and gives no picture will not give one."""
+RESTART_S = 1.0
+"""A packet this much before the one it follows belongs to another recording, joined to the first by `cat`."""
 
 
 def open_video(path: Path | str) -> "av.container.InputContainer":
+    """The container of a file or URL, with a video stream that can be decoded; to be closed.
+
+    Raises ValueError with a reason for people where there is none.
+    """
     import av
 
     address = str(path)
@@ -85,11 +93,26 @@ def pictures(
 def _packets(
     container: "av.container.InputContainer", stream: "av.VideoStream", reasons: list[str]
 ) -> "Iterator[av.Packet]":
-    """The stream's packets, then the empty one that makes the decoder give the pictures it holds back."""
+    """The stream's packets, then the empty one that makes the decoder give the pictures it holds back.
+
+    Where their times start again (recordings joined by `cat`), they go on from where they were.
+    """
     import av
 
+    time_base = float(stream.time_base or 1)
+    restart, one_picture = round(RESTART_S / time_base), round(1 / (rate(stream) * time_base))
+    offset, next_dts = 0, None
     try:
-        yield from container.demux(stream)
+        for packet in container.demux(stream):
+            if packet.dts is not None:
+                if next_dts is not None and packet.dts + offset < next_dts - restart:
+                    offset = next_dts - packet.dts
+                next_dts = packet.dts + offset + (packet.duration or one_picture)
+            if offset and packet.dts is not None:
+                packet.dts += offset
+            if offset and packet.pts is not None:
+                packet.pts += offset
+            yield packet
     except av.error.FFmpegError as error:  # the container is broken here: what was read is decoded
         reasons.append(_reason(error))
         yield av.Packet()
@@ -130,24 +153,58 @@ def _marked(
         yield packet, is_wanted(before_s, float((pts - start) * time_base))
 
 
-def last_packet_end_s(container: "av.container.InputContainer", stream: "av.VideoStream") -> float:
+def duration_s(container: "av.container.InputContainer", stream: "av.VideoStream") -> float:
+    """Seconds from the stream's first picture to the end of its last, as the container says or promises.
+
+    Where it does not say (Matroska), the end is read. Where times may start again (MPEG-TS), all is read,
+    which costs no more than reading the file.
+    """
+    from av.format import Flags
+
+    may_restart = Flags.ts_discont in Flags(container.format.flags)
+    if stream.duration and stream.time_base and not may_restart:
+        return float(stream.duration * stream.time_base)
+    # A file that was cut off still promises its length in the tag, and so is not taken for a shorter video.
+    end_s = max(_tagged_end_s(stream), last_packet_end_s(container, stream, from_start=may_restart))
+    return end_s or (container.duration or 0) / 1e6  # AV_TIME_BASE, microseconds
+
+
+def last_packet_end_s(
+    container: "av.container.InputContainer", stream: "av.VideoStream", *, from_start: bool
+) -> float:
+    """Where the last picture ends, seconds from the first one's start; 0 where no packet tells.
+
+    Unless `from_start`, reads from the last picture that can be decoded alone, where that can be found.
+    """
     import av
 
     end, first, untimed = 0, stream.start_time, 0
-    try:
-        for packet in container.demux(stream):
-            if packet.pts is not None:
-                first = packet.pts if first is None else first
-                end = max(end, packet.pts + (packet.duration or 0) - first)
-            elif packet.size:
-                untimed += 1
-    except av.error.FFmpegError:
-        pass  # a broken end: what was read so far is the length that can be had
+    if first is not None and container.duration and stream.time_base and not from_start:
+        last_s = ((container.start_time or 0) + container.duration) / 1e6  # or later: that is the end, too
+        with contextlib.suppress(av.error.FFmpegError):
+            container.seek(int(last_s / stream.time_base), stream=stream)
+    for packet in _packets(container, stream, []):
+        if packet.pts is not None:
+            first = packet.pts if first is None else first
+            end = max(end, packet.pts + (packet.duration or 0) - first)
+        elif packet.size:
+            untimed += 1
     return float(end * (stream.time_base or 0)) or untimed / rate(stream)
 
 
 def rate(stream: "av.VideoStream") -> float:
+    """Frames a second: the average, else a guess, else 25."""
     return float(stream.average_rate or stream.guessed_rate or 25)
+
+
+def _tagged_end_s(stream: "av.VideoStream") -> float:
+    """Where Matroska's tag says that the stream ends, seconds from its start; 0 without one."""
+    found = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if found is None:
+        return 0.0
+    hours, minutes, seconds = (float(number) for number in found.groups())
+    start_s = float((stream.start_time or 0) * (stream.time_base or 0))
+    return 3600 * hours + 60 * minutes + seconds - start_s
 
 
 def _reason(error: Exception) -> str:

@@ -42,6 +42,11 @@ SPLITS = ("train", "test", "val", "train", "test", "train", "train", "test", "va
 WITH_GLASSES = (0, 4, 6, 8)
 """Some on every side of the split, so that a threshold chosen on validation means something on test."""
 
+HEADERS = {
+    "labels.csv": ("path", "label", "subject", "split", "behaviour", "glasses"),
+    "unseen.csv": ("start_s", "end_s", "label"),
+}
+
 Behaviour = Literal["look_left", "look_right", "head_down", "eyes_closed", "leaves", "mixed", "steady"]
 ENGAGED: tuple[Behaviour, ...] = (
     "look_left", "look_right", "head_down", "eyes_closed", "mixed", "leaves", "steady",
@@ -80,11 +85,14 @@ class Script:
 def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | None = None) -> Path:
     """Write `clips` videos with `labels.csv`, and `unseen.mp4` with `unseen.csv`; gives labels.csv's path.
 
-    `workers` processes (2 unless given, where there are so many videos). Raises ValueError for no clips.
+    `workers` processes (2 unless given, where there are so many videos). Raises ValueError for no clips, and
+    where another file of that name would be overwritten.
     """
     if clips < 1:
         raise ValueError(f"--clips must be at least 1, got {clips}")
     out = Path(out)
+    for name, header in HEADERS.items():
+        _require_own(out / name, header)
     (out / "clips").mkdir(parents=True, exist_ok=True)
     scripts = clip_scripts(clips, seed)
     unseen, parts = unseen_script(seed)
@@ -102,7 +110,7 @@ def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | N
                     bar.advance(task)
     _write_csv(
         out / "labels.csv",
-        ("path", "label", "subject", "split", "behaviour", "glasses"),
+        HEADERS["labels.csv"],
         [
             (
                 s.path,
@@ -115,7 +123,7 @@ def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | N
             for s in scripts
         ],
     )
-    _write_csv(out / "unseen.csv", ("start_s", "end_s", "label"), parts)
+    _write_csv(out / "unseen.csv", HEADERS["unseen.csv"], parts)
     return out / "labels.csv"
 
 
@@ -185,7 +193,7 @@ def looks_of(subject: int, seed: int) -> Looks:
     )
 
 
-def poses(script: Script, looks: Looks) -> list[Pose]:
+def poses(script: Script) -> list[Pose]:
     """The script acted out, one pose a frame."""
     rng = np.random.default_rng([script.seed, 4])
     times = np.arange(round(script.duration_s * FPS)) / FPS
@@ -234,7 +242,7 @@ def write_video(script: Script, seed: int, out: Path) -> None:
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.time_base = Fraction(1, FPS)
         stream.codec_context.thread_count = 1
-        for index, pose in enumerate(poses(script, puppet.looks)):
+        for index, pose in enumerate(poses(script)):
             # Both as BT.601; OpenCV takes a tenth of the time that FFmpeg's scaler does.
             yuv = np.asarray(cv2.cvtColor(draw(puppet, pose, index), cv2.COLOR_RGB2YUV_I420), np.uint8)
             frame = av.VideoFrame.from_ndarray(yuv, format="yuv420p")
@@ -322,6 +330,12 @@ def _write_job(job: tuple[Script, int, Path]) -> None:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
+
+
+def _require_own(path: Path, header: Sequence[str]) -> None:
+    """Raises ValueError where a file is that does not begin as the demo's does: it is somebody's work."""
+    if path.exists() and not path.read_bytes().startswith(",".join(header).encode()):
+        raise ValueError(f"{path} is there and was not written by the demo: choose another folder")
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

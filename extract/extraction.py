@@ -36,7 +36,11 @@ NUM_COMPARED = 2
 
 
 def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
-    """Extract what is missing; returns the summary and the exit code."""
+    """Extract what is missing; returns the summary and the exit code.
+
+    Raises ValueError for data, options or a store that cannot be used at all, StoreLost when the store
+    cannot be written.
+    """
     if config.engine == "ray":
         config = resolved(config)
     reading = read_layout(config.data, config.layout, config.subject_regex)
@@ -67,9 +71,16 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
     )
     if config.limit is None and not is_whole:
         _tell_unnamed(config, cut, store)
+    if store.changes.changed:
+        warn(
+            f"{len(store.changes.changed)} clips are extracted again: their videos have another size or time "
+            f"than before, or they end elsewhere ({store.changes.changed[0]} for one)"
+        )
     mine = {clip.clip_id for clip in own_share(cut.windows, config.shard)}
     lacking = lacking_parts(config, cut.windows, store)
     row_of = store.row_of_clip()
+    if config.retry_failed:
+        _forget_failures(store, [row_of[clip_id] for clip_id in mine - lacking.keys()])
     for clip_id, reason in cut.unreadable.items():
         if clip_id in lacking:
             store.write_failure(row_of[clip_id], reason)
@@ -87,7 +98,8 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
             store.settle(LAST_WAIT_S)
         raise
     _settle(store)
-    summary = summarise(config, reading, cut, store, tally, mine)
+    still_lacking = lacking_parts(replace(config, retry_failed=True), cut.windows, store)
+    summary = summarise(config, reading, cut, store, tally, mine, still_lacking)
     print_summary(summary)
     return summary, 1 if summary["failed"] or summary["problems"] else 0
 
@@ -95,6 +107,14 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
 def _with_known_end(window: Clip, cut: Cut) -> Clip:
     """The window, without the end that was assumed where its video cannot be opened."""
     return replace(window, end_s=None) if window.clip_id in cut.unreadable else window
+
+
+def _forget_failures(store: FeatureStore, rows: Sequence[int]) -> None:
+    """Of rows that lack nothing: what failed is not asked for any more, or is there by now."""
+    failures = store.rows.failures()
+    for row in rows:
+        if failures[row]:
+            store.rows.forget_failure(row)
 
 
 def _tell_unnamed(config: ExtractConfig, cut: Cut, store: FeatureStore) -> None:

@@ -66,7 +66,8 @@ class _Detector:
 class FaceCropper:
     """Detects with each detector in turn until one finds a face, follows a face, cuts its crop.
 
-    `detector_files` are the files whose hashes `pixels.detectors` names, in that order.
+    `detector_files` are the files whose hashes `pixels.detectors` names, in that order. Raises ValueError for
+    another number of them, or one that cannot be opened.
     """
 
     def __init__(self, pixels: Pixels, detector_files: Sequence[Path], threads: int = 1) -> None:

@@ -9,11 +9,14 @@ Shapes: T frames of a window, D embedding.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from extract.pipeline import Clock, Job, Kernels, Lost, Row, Window, extract_video
 from extract.video import Decode
+from features.planning import TIME_SLACK_NS
 from features.store import FeatureStore
 
 AGREEMENT = 0.98
@@ -30,7 +33,9 @@ def fill(
     """Extract a job and write every outcome into the store before giving it.
 
     Where some parts of a row are there already, the new ones must belong to the same faces; else the row is
-    lost, with that reason. Raises StoreLost when the store cannot be written.
+    lost, with that reason. So it is where the file is another one by now than was planned.
+
+    Raises StoreLost when the store cannot be written.
     """
     checked = False
     windows = []
@@ -40,17 +45,27 @@ def fill(
             window = Window(window.row, window.start_s, window.end_s, window.parts | {"embeddings"})
         windows.append(window)
     wanted = {window.row: window.parts for window in job.windows}
-    for outcome in extract_video(
-        Job(job.path, tuple(windows), job.time_limit_s), kernels, decode=decode, threads=threads, clock=clock
-    ):
+    asked = replace(job, windows=tuple(windows))
+    for outcome in extract_video(asked, kernels, decode=decode, threads=threads, clock=clock):
         parts = wanted[outcome.window.row]
         if isinstance(outcome, Row) and not _is_finite(outcome):
             outcome = Lost(outcome.window, "the encoder gave numbers that are not finite")
         elif isinstance(outcome, Row) and "embeddings" not in parts:
             outcome = _agreeing(store, outcome)
+        if isinstance(outcome, Row) and _has_changed(job):
+            outcome = Lost(outcome.window, "the file was changed while it was read: extract once more")
         with clock.stage("write"):
             _write(store, outcome, with_embeddings="embeddings" in parts)
         yield outcome
+
+
+def file_state(path: Path) -> tuple[int, int] | None:
+    """A file's size in bytes and its time of change in ns; None where it cannot be asked."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def same_faces(stored: np.ndarray, fresh: np.ndarray) -> bool:
@@ -63,6 +78,13 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = a.astype(np.float32), b.astype(np.float32)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return (a * b).sum(1) / np.maximum(norms, 1e-9)
+
+
+def _has_changed(job: Job) -> bool:
+    now = file_state(job.path)
+    if now is None or job.file_state is None:
+        return False
+    return now[0] != job.file_state[0] or abs(now[1] - job.file_state[1]) > TIME_SLACK_NS
 
 
 def _write(store: FeatureStore, outcome: Row | Lost, *, with_embeddings: bool) -> None:

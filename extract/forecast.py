@@ -29,7 +29,12 @@ GEOMETRY_AGREEMENT = 0.05
 
 
 def forecast(config: ExtractConfig, cut: Cut, setup: Setup) -> dict[str, Any]:
-    """Count what is to do by label column, split and class, time three windows, and extrapolate."""
+    """Count what is to do by label column, split and class, time three windows, and extrapolate.
+
+    Raises ValueError, naming the fields, when the store that is there was made by another recipe.
+    """
+    if (store := _store_at(config.out)) is not None:
+        _require_same_recipe(setup, store)
     own = own_share(cut.windows, config.shard)
     lacking = lacking_parts(config, cut.windows)
     todo = [clip for clip in own if clip.clip_id in lacking and clip.clip_id not in cut.unreadable]
@@ -75,12 +80,7 @@ def verify_sample(
     store = FeatureStore.open(config.out)
     with_geometry = "geometry" in store.streams and setup.recipe.geometry is not None
     parts: tuple[Part, ...] = ("embeddings", "geometry") if with_geometry else ("embeddings",)
-    require_equal(
-        setup.recipe,
-        store.recipe,
-        ("pixels", "encoder", "geometry") if with_geometry else ("pixels", "encoder"),
-        where=f"this extraction and store {config.out}",
-    )
+    _require_same_recipe(setup, store)
     table = store.table()
     row_of = {str(name): row for row, name in enumerate(table.clip_id) if table.state[row] == DONE}
     finished = [clip for clip in clips if clip.clip_id in row_of]
@@ -105,6 +105,24 @@ def verify_sample(
         "stored_numerics": store.numerics,
     }
     return summary, differing
+
+
+def _store_at(out: str) -> FeatureStore | None:
+    try:
+        return FeatureStore.open(out)
+    except ValueError:  # none yet
+        return None
+
+
+def _require_same_recipe(setup: Setup, store: FeatureStore) -> None:
+    """As a plan requires it: geometry may be added to a store that has none."""
+    with_geometry = store.recipe.geometry is not None and setup.recipe.geometry is not None
+    require_equal(
+        setup.recipe,
+        store.recipe,
+        ("pixels", "encoder", "geometry") if with_geometry else ("pixels", "encoder"),
+        where=f"this extraction and store {store.path}",
+    )
 
 
 @dataclass(frozen=True)

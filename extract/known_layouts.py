@@ -6,7 +6,6 @@ in the `Reading`; nothing is guessed silently. Official splits are kept as they 
 Knows nothing about what is in a video.
 """
 
-import csv
 import dataclasses
 import json
 import re
@@ -17,7 +16,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from features.manifest import VIDEO_SUFFIXES, Clip, Failure, Manifest, clip_id, readable, videos_below, walk
+from features.manifest import (
+    VIDEO_SUFFIXES,
+    Clip,
+    Failure,
+    Manifest,
+    clip_id,
+    csv_rows,
+    readable,
+    videos_below,
+    walk,
+)
 
 DAISEE_LABELS = ("Boredom", "Engagement", "Confusion", "Frustration")
 SPLIT_FOLDERS = {"train": "train", "training": "train", "validation": "val", "valid": "val", "test": "test"}
@@ -208,7 +217,9 @@ def _aihub_folder_class(file: Path) -> int | None:
 
 
 def engagenet_tables(root: Path) -> list[Path]:
-    return sorted(file for file in root.glob("*_engagement_labels.*") if file.suffix in (".xlsx", ".csv"))
+    """EngageNet's label tables, without what Excel (`~$x.xlsx`, while one is open) and macOS lay beside."""
+    tables = (file for file in root.glob("*_engagement_labels.*") if file.suffix in (".xlsx", ".csv"))
+    return sorted(file for file in tables if not file.name.startswith((".", "~$")))
 
 
 def folders_ending(root: Path, name: str) -> list[Path]:
@@ -223,13 +234,13 @@ def folders_ending(root: Path, name: str) -> list[Path]:
 
 
 def _table(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV or spreadsheet, names and values stripped. Raises ValueError if a column is missing."""
+    """Rows of a CSV or spreadsheet, names and values stripped.
+
+    Raises ValueError for a file that is not there or cannot be read, and if a column is missing.
+    """
     if not file.is_file():
         raise ValueError(f"no such file: {file}")
-    if file.suffix == ".xlsx":
-        lines = _sheet(file)
-    else:
-        lines = list(csv.reader(file.read_text(encoding="utf-8-sig").splitlines()))
+    lines = _sheet(file) if file.suffix == ".xlsx" else [cells for _, cells in csv_rows(file)]
     header = [cell.strip() for cell in lines[0]] if lines else []
     missing = [name for name in columns if name not in header]
     if missing:

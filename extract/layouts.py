@@ -74,7 +74,13 @@ def recognise(data: Path) -> Layout:
 
 
 def sample_clips(clips: Sequence[Clip], count: int, seed: int = 0) -> list[Clip]:
-    """At most `count` clips, as even over splits, then classes, then subjects as there are clips for it."""
+    """At most `count` clips, as even over splits, then classes, then subjects as there are clips for it.
+
+    Raises ValueError when a clip is there twice.
+    """
+    clip_id, times = Counter(clip.clip_id for clip in clips).most_common(1)[0] if clips else ("", 1)
+    if times > 1:
+        raise ValueError(f"clips must be there once each; {times} times: {clip_id}")
     draw = random.Random(seed)
     column = _main_column(clips)
     groups: dict[tuple[str, str, str], list[Clip]] = defaultdict(list)

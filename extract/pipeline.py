@@ -1,4 +1,4 @@
-"""One video to rows: read, sample, crop, measure, encode; and those rows into a store.
+"""One video to rows: read, sample, crop, measure, encode.
 
 `extract_video` gives one `Row` a window, or a `Lost` with the reason. A row depends on nothing but the file,
 its window and the recipe: not on its neighbours, on what was extracted before, nor on who does it.
@@ -11,7 +11,7 @@ Shapes: T frames of a window, D embedding, G geometry features.
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,9 +20,10 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from extract.decoding import open_video, rate
 from extract.face import FaceCropper
 from extract.geometry import FaceGeometry
-from extract.video import Decode, Frame, Spans, Targets, probe, read_video, sample_at
+from extract.video import Decode, Frame, Spans, Targets, read_video, sample_at
 from features.recipe import Recipe
 from seqmodel.engine import Backend, Engine, Precision, open_engine
 
@@ -85,6 +86,8 @@ class Job:
     path: Path
     windows: tuple[Window, ...]
     time_limit_s: float = float("inf")
+    file_state: tuple[int, int] | None = None
+    """The file's size in bytes and its time of change in ns when it was planned; None = not known."""
 
 
 @dataclass(frozen=True)
@@ -300,4 +303,5 @@ def _passes(windows: Sequence[Window]) -> list[list[Window]]:
 
 
 def _has_frames_to_spare(path: Path, kernels: Kernels) -> bool:
-    return probe(path).fps >= SPARSE_MIN_RATIO * kernels.cropper.pixels.fps
+    with closing(open_video(path)) as container:
+        return rate(container.streams.video[0]) >= SPARSE_MIN_RATIO * kernels.cropper.pixels.fps

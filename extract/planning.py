@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from extract.config import ExtractConfig, shard_of
+from extract.filling import file_state
 from extract.pipeline import JPEG_QUALITY, Job, Part, Setup, Window
 from extract.video import probe
 from features.cores import usable_cores
@@ -145,7 +146,7 @@ def jobs_of(store: FeatureStore, cut: Cut, config: ExtractConfig, lacking: dict[
             window = Window(row_of[clip.clip_id], clip.start_s, clip.end_s, parts)
             by_video.setdefault(clip.path, []).append(window)
     jobs = [
-        Job(path, tuple(wanted), _time_limit_s(config, cut.durations_s[path]))
+        Job(path, tuple(wanted), _time_limit_s(config, cut.durations_s[path]), file_state(path))
         for path, wanted in by_video.items()
     ]
     jobs.sort(key=lambda job: -len(job.windows))  # stable: equal lengths keep the manifest's order

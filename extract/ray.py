@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from extract.filling import StoreLost
 from extract.pipeline import Job, Setup, open_kernels
 from extract.workers import HANG_GRACE_S, Event, after_death, events, stuck
 from features.store import FeatureStore
@@ -20,7 +21,8 @@ def run_jobs_on_ray(jobs: Sequence[Job], setup: Setup, store: str, workers: int 
     """Do the jobs on the cluster at RAY_ADDRESS (else one on this machine) and give their events.
 
     Each actor takes one core (and an eighth of a GPU); there are `workers` of them, or as many as there are
-    cores. A job whose actor dies is tried once more, one that hangs is not. Raises ValueError without ray.
+    cores. A job whose actor dies or fails is tried once more, one that hangs is not. Raises StoreLost when
+    the store cannot be written, ValueError without ray or where a worker cannot start.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before the import: no reporting
     try:
@@ -61,15 +63,17 @@ def _run(ray: Any, jobs: Sequence[Job], setup: Setup, store: str, workers: int |
             is_stuck = job is not None and time.monotonic() - since_s > job.time_limit_s + HANG_GRACE_S
             try:
                 yield from ray.get(ref, timeout=0)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
             except ray.exceptions.RayError as error:
+                cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
+                if isinstance(cause, StoreLost):
+                    raise cause from None
                 if isinstance(error, ray.exceptions.GetTimeoutError) and not is_stuck:
                     continue
                 if job is None:
                     raise ValueError(f"a worker could not start: {str(error).splitlines()[-1]}") from None
                 ray.kill(actor)
                 reason = stuck(job) if is_stuck else "the worker process died on this video"
+                reason = f"{type(cause).__name__}: {cause}" if cause is not None else reason
                 found, rest = after_death(store, job, reason, is_last=is_retry or is_stuck)
                 yield from found
                 waiting += [(rest, True)] if rest.windows else []

@@ -6,6 +6,7 @@ Knows nothing about how anything was done.
 import shlex
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,16 +68,21 @@ def print_reading(reading: Reading) -> None:
 
 
 def summarise(
-    config: ExtractConfig, reading: Reading, cut: Cut, store: FeatureStore, tally: Tally, mine: set[str]
+    config: ExtractConfig,
+    reading: Reading,
+    cut: Cut,
+    store: FeatureStore,
+    tally: Tally,
+    mine: set[str],
+    lacking: Collection[str],
 ) -> dict[str, Any]:
+    """What `--json` prints. mine: ids of this shard's clips. lacking: of those that still lack a part that
+    was asked for; only these can have failed, whatever went wrong with other parts before."""
     table = store.table()
     own = [row for row, clip_id in enumerate(table.clip_id) if clip_id in mine]
-    failures = [
-        {"clip_id": str(table.clip_id[row]), "reason": str(table.failure[row])}
-        for row in own
-        if table.failure[row]
-    ]
-    num_done = sum(int(table.state[row] == DONE and not table.failure[row]) for row in own)
+    failed = [row for row in own if table.failure[row] and table.clip_id[row] in lacking]
+    failures = [{"clip_id": str(table.clip_id[row]), "reason": str(table.failure[row])} for row in failed]
+    num_done = sum(int(table.state[row] == DONE) for row in set(own) - set(failed))
     return {
         "store": str(store.path),
         "clips": len(own),
@@ -98,7 +104,7 @@ def summarise(
         "notes": list(reading.notes),
         "problems": [{"where": item.clip_id, "reason": item.reason} for item in reading.manifest.problems],
         "failures": failures,
-        "next": _next_command(config, store, num_done),
+        "next": _next_command(config, num_done),
     }
 
 
@@ -112,7 +118,7 @@ def _face_rate(store: FeatureStore, rows: list[int]) -> float | None:
     return round(faces / sampled, 4) if sampled else None
 
 
-def _next_command(config: ExtractConfig, store: FeatureStore, num_done: int) -> str:
+def _next_command(config: ExtractConfig, num_done: int) -> str:
     if not num_done:
         return f"python -m extract check   # nothing was extracted into {config.out}"
     name = Path(config.out).stem or "first"

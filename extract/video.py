@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from extract.decoding import IsWanted, last_packet_end_s, open_video, pictures, rate
+from extract.decoding import IsWanted, duration_s, open_video, pictures, rate
 
 Decode = Literal["full", "sparse"]
 
@@ -59,19 +59,13 @@ class VideoInfo:
 def probe(path: Path | str) -> VideoInfo:
     """What the container says, without decoding.
 
-    Where it names no duration the packets are read through, which costs no more than reading the file.
-    Raises ValueError with a reason for people when there is no video in the file.
+    Where it does not say how long the video is, packets are read: the last ones, or all where that cannot be
+    told otherwise (MPEG-TS). Raises ValueError with a reason for people when there is no video in the file.
     """
     with closing(open_video(path)) as container:
         stream = container.streams.video[0]
-        if stream.duration and stream.time_base:
-            duration_s = float(stream.duration * stream.time_base)
-        elif container.duration:
-            duration_s = container.duration / 1e6  # AV_TIME_BASE, microseconds
-        else:
-            duration_s = last_packet_end_s(container, stream)
         size = stream.codec_context.width, stream.codec_context.height
-        return VideoInfo(duration_s, rate(stream), *size)
+        return VideoInfo(duration_s(container, stream), rate(stream), *size)
 
 
 def read_video(
@@ -84,8 +78,8 @@ def read_video(
     mostly), wanted or not: cheaper still, but a sampled frame may come a little late.
 
     A damaged packet is passed over, a frame not later than the last one left out; where a stream carries no
-    times (raw H.264), they follow from its frame rate. Raises ValueError with a reason for people when there
-    is nothing to decode.
+    times (raw H.264), they follow from its frame rate, and where they start again (recordings joined by
+    `cat`), they go on. Raises ValueError with a reason for people when there is nothing to decode.
     """
     with closing(open_video(path)) as container:
         stream = container.streams.video[0]
@@ -187,5 +181,16 @@ class _Upright:
 
     def __call__(self) -> np.ndarray:
         rgb = self.picture.to_ndarray(format="rgb24", threads=self.threads)
-        quarter_turns = round(self.picture.rotation / 90) % 4
-        return np.ascontiguousarray(np.rot90(rgb, quarter_turns)) if quarter_turns else rgb
+        matrix = self.picture.side_data.get("DISPLAYMATRIX")
+        return rgb if matrix is None else _turned(rgb, np.frombuffer(matrix, np.int32))
+
+
+def _turned(rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Pixels (H, W, 3) as a display matrix (9,) wants them shown: turned by quarters, and mirrored.
+
+    A stored point (x, y) is shown at (m0 x + m3 y, m1 x + m4 y); a phone's selfie may mirror as well.
+    """
+    xx, xy, _, yx, yy = (int(value) for value in matrix[:5])
+    if abs(xy) > abs(xx):  # rows become columns
+        rgb, xx, yy = rgb.swapaxes(0, 1), yx, xy
+    return np.ascontiguousarray(rgb[:: -1 if yy < 0 else 1, :: -1 if xx < 0 else 1])

@@ -73,13 +73,9 @@ def _pack(args: "config.PackArgs") -> "Answer":
 
 
 def _label(args: "config.LabelArgs") -> "Answer":
-    from features.manifest import read_csv, read_folder
-    from features.relabel import relabel
+    from features.relabel import read_corrections, relabel
 
-    if args.data.is_dir():
-        manifest = read_folder(args.data)
-    else:
-        manifest = read_csv(args.data, require_files=False)
+    manifest = read_corrections(args.data)
     done = relabel(args.store, manifest.clips)
     problems = [(item.clip_id, item.reason) for item in manifest.problems]
     problems += [(name, "is not in the store: extract it") for name in done.unknown]
@@ -138,6 +134,8 @@ def _import(args: "config.ImportArgs") -> "Answer":
 def _print_info(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
+    from features.labels import by_value
+
     rate = summary["face_rate"]
     say(
         f"{summary['store']}: {summary['clips']} clips of {summary['videos']} videos and "
@@ -147,7 +145,7 @@ def _print_info(summary: dict[str, Any]) -> None:
     say(f"face in {rate:.1%} of sampled frames" if rate is not None else "no frames yet")
     say("parts: " + ", ".join(f"{name} {count}" for name, count in summary["parts"].items()))
     for column, splits in summary["labels"].items():
-        order = [*summary["label_names"][column], "none"]
+        order = [*sorted(summary["label_names"][column], key=by_value), "none"]
         names = [name for name in order if any(name in counts for counts in splits.values())]
         table = Table(title=f"label column {column}", title_justify="left")
         for heading in ("split", *names):

@@ -50,8 +50,8 @@ class LabelArgs:
     store: Annotated[str, tyro.conf.Positional]
     """The store."""
     data: Annotated[Path, tyro.conf.Positional]
-    """The corrected manifest CSV, or a folder of classes. The videos need not be there; what it has no column
-    for stays as it was."""
+    """The corrected manifest CSV, or a folder with a labels.csv or of classes. The CSV's videos need not be
+    there; what it has no column for stays as it was."""
     json: bool = False
     """Print the summary as one JSON object on stdout."""
 

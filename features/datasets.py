@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from features.labels import Labelling, class_indices
-from features.splits import group_name
+from features.splits import group_names
 
 if TYPE_CHECKING:
     from features.store import ClipTable, FeatureStore, Stream
@@ -149,8 +149,8 @@ def subset(samples: Samples, indices: np.ndarray) -> Samples:
 
 def sample_groups(samples: Samples) -> np.ndarray:
     """(N,) str: who must stay together, as `splits.groups_of` says it of a store's rows."""
-    pairs = zip(samples.subjects.tolist(), samples.clip_ids.tolist(), strict=True)
-    return np.array([group_name(who, clip_id.rpartition("#")[0]) for who, clip_id in pairs], dtype=str)
+    sources = [clip_id.rpartition("#")[0] for clip_id in samples.clip_ids.tolist()]
+    return np.array(group_names(samples.subjects.tolist(), sources), dtype=str)
 
 
 class CropClips:
@@ -181,7 +181,10 @@ class CropClips:
 
     def batch(self, indices: np.ndarray) -> Batch:
         """x["crops"] uint8 RGB (B,T,H,W,3), 0 where there is no face, and x["geometry"] where it is read;
-        valid (B,T) by stream; labels (B,)."""
+        valid (B,T) by stream; labels (B,).
+
+        Raises ValueError for a chunk that does not match its checksum, and for a crop of another size.
+        """
         indices = np.atleast_1d(np.arange(len(self))[indices])
         side = self._crop_px
         crops = np.zeros((len(indices), self._store.num_frames, side, side, 3), np.uint8)

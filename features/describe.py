@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from features.recipe import fingerprint
-from features.store import FeatureStore
+from features.store import ClipTable, FeatureStore
 
 
 def describe(store: FeatureStore) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
     }
 
 
-def _label_counts(table: Any, column: str, listed: np.ndarray) -> dict[str, dict[str, int]]:
+def _label_counts(table: ClipTable, column: str, listed: np.ndarray) -> dict[str, dict[str, int]]:
     """For each split, clips by label name; `none` without a label."""
     names = [*table.label_names[column], "none"]
     counts: dict[str, dict[str, int]] = {}

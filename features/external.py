@@ -8,10 +8,8 @@ feature is missing (NaN) is not valid.
 Knows nothing about where the numbers come from. N clips, T frames (of the longest), D features.
 """
 
-import csv
 import dataclasses
 import shutil
-import uuid
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -23,13 +21,15 @@ from typing import Any, Literal
 import numpy as np
 
 from features import planning
-from features.manifest import MAX_LABEL_NAMES, SPLITS, Clip, Failure, read_csv
+from features.manifest import MAX_LABEL_NAMES, SPLITS, Clip, Failure, column_names, csv_rows, read_csv
 from features.recipe import EncoderId, GeometryId, Recipe
-from features.storage import Place, open_group, place_of
+from features.storage import Place, new_beside, open_group, place_of, sweep_beside
 from features.store import FeatureStore
 
 CHUNK_BYTES = 4 << 20
 """One writer, so many clips may share a chunk: few files, fast to read."""
+DEAD_IMPORT_S = 3600.0
+"""An import that has written nothing for so long was killed."""
 BOOKKEEPING = ("frame", "face_id", "timestamp", "confidence", "success")
 """Columns of OpenFace's files that are no features; `success` 0 makes a frame invalid."""
 BLENDSHAPE = "eyeBlinkLeft"
@@ -105,7 +105,8 @@ def write_external(
         _write(place, sequences, recipe, num_frames)
         return FeatureStore.open(out)
     place.folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = place.folder.with_name(f"{place.folder.name}.{uuid.uuid4().hex}.partial")
+    sweep_beside(place, DEAD_IMPORT_S)
+    aside = new_beside(place.folder)
     try:
         _write(place_of(aside), sequences, recipe, num_frames)
         aside.rename(place.folder)
@@ -128,7 +129,7 @@ def _write(place: Place, sequences: Sequences, recipe: Recipe, num_frames: int) 
         rows_per_chunk=step,
         label_names={"label": list(sequences.label_names)} if sequences.label_names else None,
     )
-    planning.write_rows(group, place, clips, recipe, has_crops=False, listing_complete=True)
+    planning.write_rows(group, place, clips, recipe, has_crops=False, listing="whole")
     store = FeatureStore(place, planning.open_for_planning(place), writable=True)
     for first in range(0, len(clips), step):
         block = sequences.values[first : first + step]
@@ -145,6 +146,23 @@ def _write(place: Place, sequences: Sequences, recipe: Recipe, num_frames: int) 
 
 
 def _of_npz(file: Path) -> Sequences:
+    arrays = _named_arrays(file)
+    labels = np.atleast_1d(arrays["y"])
+    if labels.ndim != 1 or labels.dtype.kind not in "biufU":
+        raise ValueError(
+            f"{file}: y has shape {labels.shape} of {labels.dtype}, wanted (N,) of numbers or names"
+        )
+    values = _cut(arrays["x"], arrays.get("length"), len(labels), file)
+    clips = _clips_of_arrays(arrays, labels, values, file)
+    order = tuple(str(name) for name in arrays.get("label_names", np.zeros(0)).tolist())
+    features = tuple(str(name) for name in arrays.get("feature_names", np.zeros(0)).tolist())
+    if features and len(features) != arrays["x"].shape[-1]:
+        raise ValueError(f"{file}: {len(features)} feature_names for {arrays['x'].shape[-1]} features")
+    return Sequences(clips, values, label_names=order, feature_names=features)
+
+
+def _named_arrays(file: Path) -> dict[str, np.ndarray]:
+    """What an .npz holds, x and y among it; names that were saved as bytes as text."""
     arrays = _load(file)
     if not isinstance(arrays, dict):
         raise ValueError(
@@ -157,14 +175,14 @@ def _of_npz(file: Path) -> Sequences:
     for key in ("label_names", "feature_names"):
         if key in arrays and arrays[key].ndim != 1:
             raise ValueError(f"{file}: {key} has shape {arrays[key].shape}, wanted a list")
-    labels = np.atleast_1d(arrays["y"])
-    if labels.ndim != 1 or labels.dtype.kind not in "biufU":
-        raise ValueError(
-            f"{file}: y has shape {labels.shape} of {labels.dtype}, wanted (N,) of numbers or names"
-        )
+    return arrays
+
+
+def _clips_of_arrays(
+    arrays: dict[str, np.ndarray], labels: np.ndarray, values: tuple[np.ndarray, ...], file: Path
+) -> tuple[Clip, ...]:
+    """A clip for each label; arrays of as many, with few different values, become slices."""
     count = len(labels)
-    values = _cut(arrays["x"], arrays.get("length"), count, file)
-    names = arrays.get("label_names")
 
     def column(key: str) -> list[str]:
         if key not in arrays:
@@ -173,7 +191,7 @@ def _of_npz(file: Path) -> Sequences:
             raise ValueError(f"{file}: {key} has shape {arrays[key].shape}, wanted ({count},) as y has")
         return [str(item) for item in arrays[key].tolist()]
 
-    texts = [_label_name(item, names, file) for item in labels.tolist()]
+    texts = [_label_name(item, arrays.get("label_names"), file) for item in labels.tolist()]
     # Clips of two files must not go by one name, so a nameless one is called by its place and its content.
     ids = (
         column("clip_id")
@@ -188,7 +206,7 @@ def _of_npz(file: Path) -> Sequences:
     }
     splits = [_split_name(text, file) for text in column("split")]
     subjects, folds = column("subject"), column("fold")
-    clips = tuple(
+    return tuple(
         Clip(
             f"{ids[index]}#0",
             file,
@@ -200,11 +218,6 @@ def _of_npz(file: Path) -> Sequences:
         )
         for index in range(count)
     )
-    order = () if names is None else tuple(str(name) for name in names.tolist())
-    features = tuple(str(name) for name in arrays.get("feature_names", np.zeros(0)).tolist())
-    if features and len(features) != arrays["x"].shape[-1]:
-        raise ValueError(f"{file}: {len(features)} feature_names for {arrays['x'].shape[-1]} features")
-    return Sequences(clips, values, label_names=order, feature_names=features)
 
 
 def _load(file: Path) -> np.ndarray | dict[str, np.ndarray]:
@@ -274,16 +287,17 @@ def _split_name(text: str, file: Path) -> str:
 
 
 def _of_csv(file: Path) -> Sequences:
-    with open(file, encoding="utf-8-sig", newline="") as stream:
-        header = [name.strip() for name in next(csv.reader(stream), [])]
-    if "path" in header:
+    lines = csv_rows(file)
+    header = lines[0][1]
+    names = [name.lower() for name in header]
+    if "path" in names:
         return _of_manifest(file)
-    if "clip_id" not in header:
+    if "clip_id" not in names:
         raise ValueError(
             f"{file}: wanted a column clip_id (one line a frame) or path (one line a clip); "
             f"its header is {','.join(header)}"
         )
-    table = _read_table(file)
+    table = _table_of(lines, file)
     known = [name for name in _CLIP_COLUMNS if name in table.texts]
     order: dict[str, list[int]] = {}
     for row, clip in enumerate(table.texts["clip_id"]):
@@ -336,7 +350,7 @@ def _features_of(file: Path) -> tuple[np.ndarray, tuple[str, ...]]:
         if values.ndim != 2:
             raise ValueError(f"{file.name} has shape {values.shape}, wanted (frames, features)")
         return values.astype(np.float32), tuple(map(str, range(values.shape[1])))
-    table = _read_table(file)
+    table = _table_of(csv_rows(file), file)
     return table.features, table.names
 
 
@@ -347,27 +361,23 @@ class _Table:
     names: tuple[str, ...]
 
 
-def _read_table(file: Path) -> _Table:
-    """A CSV with one line a frame: texts of the clip's columns, everything else as features."""
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:
-            lines = [[cell.strip() for cell in line] for line in csv.reader(stream) if any(line)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file.name} is not a UTF-8 CSV") from error
-    if len(lines) < 2:
+def _table_of(lines: list[tuple[int, list[str]]], file: Path) -> _Table:
+    """Of `csv_rows` with one line a frame: texts of the clip's columns, and the others as features."""
+    header = column_names(lines[0][1], _CLIP_COLUMNS, file)
+    rows = [cells for _, cells in lines[1:]]
+    if not rows:
         raise ValueError(f"{file.name} has no frames")
-    header, rows = lines[0], lines[1:]
-    uneven = [number for number, line in enumerate(rows, start=2) if len(line) != len(header)]
+    uneven = [number for number, cells in lines if len(cells) != len(header)]
     if uneven:
         raise ValueError(f"{file.name} line {uneven[0]}: another number of fields than the header")
     texts = {name: [line[header.index(name)] for line in rows] for name in _CLIP_COLUMNS if name in header}
-    names = tuple(name for name in header if name not in (*_CLIP_COLUMNS, *BOOKKEEPING))
-    features = np.array(
-        [[_number(line[header.index(name)], file) for name in names] for line in rows], np.float32
+    features = tuple(name for name in header if name not in (*_CLIP_COLUMNS, *BOOKKEEPING))
+    values = np.array(
+        [[_number(line[header.index(name)], file) for name in features] for line in rows], np.float32
     )
     if "success" in header:
-        features[[_number(line[header.index("success")], file) == 0 for line in rows]] = np.nan
-    return _Table(texts, features, names)
+        values[[_number(line[header.index("success")], file) == 0 for line in rows]] = np.nan
+    return _Table(texts, values, features)
 
 
 def _number(text: str, file: Path) -> float:

@@ -54,13 +54,14 @@ def make_labelling(
 
     `merge` holds groups as `a+b` or `new=a+b`, where `new` may be a name that is there: it is a member then.
     `binarize_at` K makes two classes: numbers below K and the rest, or, where no name is a number, names
-    before position K and the rest. `labels` fixes the order, last = positive, and leaves out the names it
-    does not list; with `binarize_at`, two names are those of the two classes, others list the levels.
-    Without `labels` numbers come first and by value, other names as stored; those that are `unused`, because
-    no clip has them, make no class, and neither does a name that was blanked with the last who had it.
+    before position K and the rest; merged numbers stand where all of them do. `labels` fixes the order,
+    last = positive, and leaves out the names it does not list; with `binarize_at`, two names are those of the
+    two classes, others list the levels. Without `labels` numbers come first and by value, other names as
+    stored; those that are `unused`, because no clip has them, make no class, and neither does a name that was
+    blanked with the last who had it.
 
-    Raises ValueError for a name that the column does not have, and where only some of the names that
-    `binarize_at` is to part are numbers.
+    Raises ValueError for a name that the column does not have, where only some of the names that
+    `binarize_at` is to part are numbers, and where it parts what was merged.
     """
     stored = sorted(filter(None, stored_names), key=by_value)
     groups: dict[str, tuple[str, ...]] = {name: (name,) for name in stored}
@@ -81,7 +82,7 @@ def make_labelling(
     if labels and (binarize_at is None or len(labels) != 2):
         _require_known(labels, groups, f"--labels {','.join(labels)}", column)
         groups = {name: groups[name] for name in labels}
-    elif binarize_at is None or any(level_of(name) is not None for name in groups):  # else positions count
+    elif binarize_at is None or _has_levels(groups):  # else positions count
         groups = {name: own for name, own in groups.items() if not set(own) <= set(unused)}
     if binarize_at is not None:
         groups = _binarize(groups, binarize_at, labels, column)
@@ -122,7 +123,7 @@ def by_value(name: str) -> tuple[bool, float]:
 def _binarize(
     groups: dict[str, tuple[str, ...]], at: int, labels: Sequence[str], column: str
 ) -> dict[str, tuple[str, ...]]:
-    levels = {name: level_of(name) for name in groups}
+    levels = {name: _level_of_group(name, sources, at) for name, sources in groups.items()}
     numbers = [name for name, level in levels.items() if level is not None]
     others = [name for name, level in levels.items() if level is None]
     if numbers and others:
@@ -139,6 +140,25 @@ def _binarize(
         raise ValueError(f"--binarize-at {at} leaves one side empty; the levels are {list(groups)}")
     low, high = labels if len(labels) == 2 else (f"below_{at}", f"at_least_{at}")
     return {low: tuple(sides[False]), high: tuple(sides[True])}
+
+
+def _has_levels(groups: dict[str, tuple[str, ...]]) -> bool:
+    return any(level_of(text) is not None for name, own in groups.items() for text in (name, *own))
+
+
+def _level_of_group(name: str, sources: Sequence[str], at: int) -> float | None:
+    """The number that a name is, or one of the numbers merged under it, which lie on one side of `at`."""
+    if (level := level_of(name)) is not None:
+        return level
+    levels = [level for level in map(level_of, sources) if level is not None]
+    if len(levels) < len(sources):
+        return None
+    if min(levels) < at <= max(levels):
+        raise ValueError(
+            f"--binarize-at {at} parts what --merge makes one, {name} of {', '.join(sources)}: "
+            "merge labels of one side alone"
+        )
+    return levels[0]
 
 
 def _require_known(names: Sequence[str], groups: dict[str, tuple[str, ...]], what: str, column: str) -> None:

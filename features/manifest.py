@@ -10,7 +10,7 @@ import io
 import math
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,26 +71,26 @@ class Manifest:
     root: Path
 
 
-def read_csv(path: Path, *, require_files: bool = True) -> Manifest:
+def read_csv(path: Path, *, require_files: bool = True, require_labels: bool = True) -> Manifest:
     """Clips of a manifest CSV: UTF-8 (a BOM is fine), header required, `path` relative to the CSV.
 
     Lines that cannot be used become problems with their number. A column that is neither reserved nor
     `label` is a slice, and with at most MAX_LABEL_NAMES different values a label column as well. Without
-    `require_files` the videos may be elsewhere.
+    `require_files` the videos may be elsewhere; without `require_labels` a subject, split or fold is enough.
 
     Raises ValueError for a file that is no manifest at all and for duplicates, with line numbers.
     """
     path = Path(path)
-    lines = _csv_rows(path)
-    header, root = lines[0][1], path.parent
+    (_, names), *lines = csv_rows(path)
+    header, root = column_names(names, (*RESERVED, "label"), path), path.parent
+    if "path" not in header:
+        raise ValueError(f"{path} has no column 'path': its header is {','.join(header)}")
     extra = [name for name in header if name not in RESERVED]
-    if not extra:
+    if not extra and (require_labels or not {"subject", "split", "fold"} & set(header)):
         raise ValueError(f"{path} has no label column: its header is {','.join(header)}")
     clips: list[tuple[int, Clip]] = []
     problems: list[Failure] = []
-    for number, cells in lines[1:]:
-        if not any(cells):
-            continue
+    for number, cells in lines:
         try:
             clips.append((number, _clip_of_row(header, cells, root, require_files)))
         except ValueError as error:
@@ -98,6 +98,48 @@ def read_csv(path: Path, *, require_files: bool = True) -> Manifest:
     _require_unique(path, clips)
     columns = _label_columns([clip for _, clip in clips], extra)
     return Manifest(tuple(_split_columns(clip, columns) for _, clip in clips), tuple(problems), root)
+
+
+def csv_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """(line number, stripped cells) of every row of a table that a user saved, the header first; not of blank
+    ones.
+
+    UTF-8 (a BOM is fine); whether cells are parted by commas, semicolons or tabs is told by the first line.
+
+    Raises ValueError naming file and line for what is not UTF-8, or no CSV, and for a file without a row.
+    """
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path} line {line} is not UTF-8: save it as 'CSV UTF-8'") from error
+    first = text.lstrip().split("\n", 1)[0]
+    delimiter = max(",;\t", key=first.count)  # spreadsheets of some countries write ; or tabs
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[tuple[int, list[str]]] = []
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if any(cells):
+                rows.append((reader.line_num, cells))
+    except csv.Error as error:
+        raise ValueError(f"{path} line {reader.line_num}: {error}") from error
+    if not rows:
+        raise ValueError(f"{path} is empty; wanted a header, and a row each line")
+    return rows
+
+
+def column_names(header: Sequence[str], known: Collection[str], path: Path) -> list[str]:
+    """The names in a table's header, NFC; those of `known`, which is in lower case, however they are written.
+
+    Raises ValueError naming the file where a name is missing or there twice.
+    """
+    names = [_nfc(name) for name in header]
+    names = [name.lower() if name.lower() in known else name for name in names]
+    if "" in names or len(set(names)) < len(names):
+        raise ValueError(f"{path}: column names must be there once each, got {','.join(names)}")
+    return names
 
 
 def read_folder(root: Path) -> Manifest:
@@ -129,37 +171,55 @@ def read_folder(root: Path) -> Manifest:
 
 
 def videos_below(folder: Path, root: Path) -> tuple[list[Path], list[Failure]]:
-    """`video_files` below `folder`; as problems those whose path from `root` is not UTF-8, which no store
-    could name."""
+    """The files below `folder` that are named as videos are, in one order everywhere; nothing where there is
+    no such folder.
+
+    As problems, named from `root`: folders that cannot be listed, videos that cannot be read or whose path is
+    not UTF-8, which no store could name, and links to nothing, also those that may have been a folder.
+    """
     videos: list[Path] = []
     problems: list[Failure] = []
-    for file in video_files(folder):
-        name = clip_id(file, root)
-        if name == readable(name):
-            videos.append(file)
-        else:
-            problems.append(Failure(readable(name), NOT_UTF8))
-    return videos, sorted(problems, key=lambda problem: problem.clip_id)
+
+    def note(place: Path, reason: str) -> None:
+        problems.append(Failure(readable(clip_id(place, root)), reason))
+
+    def note_unlisted(error: OSError) -> None:
+        place = Path(error.filename or folder)
+        if place != folder or not isinstance(error, FileNotFoundError):
+            note(place, f"cannot be listed: {error.strerror}")
+
+    for place, _, names in walk(folder, note_unlisted):
+        for file in (place / name for name in names):
+            is_video = file.suffix.lower() in VIDEO_SUFFIXES
+            if not is_video and (file.suffix or not os.path.islink(file)):
+                continue
+            if reason := _obstacle(file, root):
+                note(file, reason)
+            elif is_video and file.is_file():
+                videos.append(file)
+    return _in_order(videos, folder), sorted(problems, key=lambda problem: problem.clip_id)
 
 
 def video_files(folder: Path) -> list[Path]:
     """The files below `folder` that are named as videos are, in one order everywhere; no links to nothing."""
     files = (place / name for place, _, names in walk(folder) for name in names)
     videos = (file for file in files if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file())
-    return sorted(videos, key=lambda file: _nfc(file.relative_to(folder).as_posix()))
+    return _in_order(videos, folder)
 
 
-def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+def walk(
+    root: Path, on_error: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Folders from `root` down, each with the names of those in it and of its files, as `os.walk` gives them:
     what is taken out of the second is not entered. Hidden ones (`._x.mp4` of macOS, caches) are left out.
 
     Linked folders are entered last, none twice and none that `root` lies in: so loops end, and a video has
-    one name.
+    one name. on_error: told of each folder that cannot be listed, which is passed over.
     """
     entered = {str(folder) for folder in Path(os.path.realpath(root)).parents}
     waiting = [str(root)]
     while waiting:
-        for folder, subfolders, files in os.walk(waiting.pop(0)):
+        for folder, subfolders, files in os.walk(waiting.pop(0), onerror=on_error):
             real = os.path.realpath(folder)
             if real in entered:
                 subfolders.clear()
@@ -223,32 +283,20 @@ def dropped_s(clip: Clip, duration_s: float, window_s: float) -> float:
     return max(0.0, end_s - last_s)
 
 
-def _csv_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """(line number, stripped cells) of every row, the header first; the header's names are normalised."""
+def _obstacle(file: Path, root: Path) -> str:
+    """What keeps a file from being used; '' where nothing is known."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path} line {line} is not UTF-8: save it as 'CSV UTF-8'") from error
-    first = text.lstrip().split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)  # spreadsheets of some countries write ; or tabs
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows: list[tuple[int, list[str]]] = []
-    try:
-        for cells in reader:
-            rows.append((reader.line_num, [cell.strip() for cell in cells]))
-    except csv.Error as error:
-        raise ValueError(f"{path} line {reader.line_num}: {error}") from error
-    if not rows:
-        raise ValueError(f"{path} is empty; wanted a header with path and a label column")
-    header = [_nfc(name) for name in rows[0][1]]
-    header = [name.lower() if name.lower() in (*RESERVED, "label") else name for name in header]
-    if "path" not in header:
-        raise ValueError(f"{path} has no column 'path': its header is {','.join(header)}")
-    twice = {name for name in header if header.count(name) > 1}
-    if twice or "" in header:
-        raise ValueError(f"{path}: column names must be there once each, got {','.join(header)}")
-    return [(rows[0][0], header), *rows[1:]]
+        file.stat()
+    except FileNotFoundError:
+        return "is a link to nothing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    name = clip_id(file, root)
+    return "" if name == readable(name) else NOT_UTF8
+
+
+def _in_order(files: Iterable[Path], folder: Path) -> list[Path]:
+    return sorted(files, key=lambda file: _nfc(file.relative_to(folder).as_posix()))
 
 
 def _clip_of_row(header: list[str], cells: list[str], root: Path, require_file: bool) -> Clip:

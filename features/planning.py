@@ -10,10 +10,11 @@ Knows nothing about how rows are filled.
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -22,6 +23,7 @@ from features.arrays import (
     NUMBER_COLUMNS,
     TEXT_COLUMNS,
     array_name,
+    array_of,
     chunk_key,
     ensure_row_array,
     read_column,
@@ -30,6 +32,7 @@ from features.arrays import (
 )
 from features.labels import by_value
 from features.manifest import Clip
+from features.packed import drop_packed
 from features.recipe import Recipe, from_json, require_equal, to_json
 from features.splits import SIDES, groups_of
 from features.storage import Place, delete_keys, open_group, read_bytes
@@ -39,6 +42,8 @@ FRAME_COLUMNS = ("time_s", "x0", "y0", "x1", "y1", "score")
 LAYOUT_SUM = "layout_sum"
 ROW_ARRAYS = {"frames": 3, "embeddings": 3, "geometry": 3, "crops": 2, "failure": 1}
 """Arrays that workers write, the marker first, with their number of axes."""
+TIME_SLACK_NS = 2_000_000_000
+"""FAT and exFAT, as of USB sticks, store times in steps of two seconds: a copy is the same file."""
 DELETED = "deleted"
 """Source of a row whose person was deleted: it stays as an empty place."""
 
@@ -49,11 +54,40 @@ class Changes:
 
     new: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
-    """Known clips whose video file has another size or time, or that end elsewhere: to be extracted again."""
+    """Known clips whose video file has another size or time (by more than two seconds), or that end
+    elsewhere: to be extracted again."""
     corrected: tuple[str, ...] = ()
     """Known clips with another label, subject, split, fold or slice than before."""
     vanished: tuple[str, ...] = ()
     """Known clips that this manifest does not name: kept, but left out of training until it does again."""
+
+
+Listing = Literal["whole", "part", "none"]
+"""Whether clips are all that there are, so that others have vanished; some of them; or no listing at all,
+which leaves what has vanished as it is."""
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """Clips, and the rows that they have: known ones keep theirs, new ones are appended in their order."""
+
+    clips: list[Clip]
+    rows: np.ndarray
+    """(len(clips),) int64."""
+    num_before: int
+    """Rows of the store so far."""
+    before: dict[str, np.ndarray]
+    """Its clip-level columns, blank where rows are new."""
+
+    @property
+    def new(self) -> np.ndarray:
+        """Rows, ascending, of clips that the store did not have."""
+        return np.arange(self.num_before, self.num_after)
+
+    @property
+    def num_after(self) -> int:
+        """Rows with the new ones."""
+        return len(self.before["clip_id"])
 
 
 def create(
@@ -128,7 +162,7 @@ def write_rows(
     recipe: Recipe,
     *,
     has_crops: bool,
-    listing_complete: bool,
+    listing: Listing,
     file_states: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Changes:
     """Make the store's clip-level arrays say what the clips say, and its row arrays long enough.
@@ -136,47 +170,31 @@ def write_rows(
     Known clips keep what these clips say nothing of: a label or slice column that none of them has, subjects,
     splits or folds where none of them has one, and the end of a clip that has none.
 
-    file_states: (sizes, times) as `states_of_files` gives them, −1 = unknown; None = asked now.
+    listing: whether these are all clips that there are. file_states: (sizes, times) as `states_of_files`
+    gives them, −1 = unknown; None = asked now.
+
+    Raises ValueError for a clip named twice, for a label column with too many different values, and for
+    changed clips of imported features.
     """
-    ids = [clip.clip_id for clip in clips]
-    if len(set(ids)) != len(ids):
-        twice = sorted({name for name in ids if ids.count(name) > 1})
-        raise ValueError(f"clips must be there once each; twice: {', '.join(twice[:5])}")
-    clips = _with_stored_labels(clips, group.attrs["label_names"])
-    old_count = int(group.attrs["num_clips"])  # type: ignore[arg-type]
-    table = _read_table(group, old_count)
-    row_of = {name: row for row, name in enumerate(table["clip_id"].tolist()) if name}
-    new = [clip for clip in clips if clip.clip_id not in row_of]
-    row_of.update({clip.clip_id: old_count + index for index, clip in enumerate(new)})
-    count = old_count + len(new)
-    rows = np.array([row_of[name] for name in ids], np.int64)
+    planned = _planned(group, clips)
+    files = file_states or states_of_files(planned.clips)
+    is_old = planned.rows < planned.num_before
+    known = [clip for clip, old in zip(planned.clips, is_old, strict=True) if old]
+    known_files = (files[0][is_old], files[1][is_old])
+    changed = changed_rows(planned.before, planned.rows[is_old], known, recipe, known_files)
+    table = _table_after(planned, files, listing)
+    labels, label_names = _label_codes(group, planned)
+    slices = _slice_values(group, planned)
+    corrected = _corrected_rows(group, planned, table, labels, slices)
+    vanished = planned.before["listed"] & ~table["listed"]
+    ids = table["clip_id"]
+    changes = Changes(*(tuple(ids[of].tolist()) for of in (planned.new, changed, corrected, vanished)))
 
-    before = {name: _grown(values, count) for name, values in table.items()}
-    after = {name: values.copy() for name, values in before.items()}
-    _fill_text(after, rows, clips)
-    _fill_times(after, rows, clips, old_count)
-    sizes, mtimes = file_states or states_of_files(clips)
-    old = rows < old_count
-    known = [clip for clip, is_old in zip(clips, old, strict=True) if is_old]
-    changed = changed_rows(before, rows[old], known, recipe, (sizes[old], mtimes[old]))
-    known_file = sizes >= 0  # a disk that is away today has not changed its files
-    after["source_size"][rows[known_file]] = sizes[known_file]
-    after["source_mtime_ns"][rows[known_file]] = mtimes[known_file]
-    seen = np.zeros(count, bool)
-    seen[rows] = True
-    vanished = np.zeros(0, np.int64)
-    if listing_complete:
-        vanished = np.flatnonzero(before["listed"][:old_count] & ~seen[:old_count])
-    after["listed"] = seen if listing_complete else before["listed"] | seen
-    labels, label_names = _label_codes(group, clips, rows, old_count, count)
-    slices = _slice_values(group, clips, rows, old_count, count)
-    corrected = _corrected_rows(group, before, after, labels, slices, rows, old_count)
-
-    _make_row_arrays(group, recipe, count, has_crops)
+    _make_row_arrays(group, recipe, len(ids), has_crops)
     # Names before codes: a longer list of names misnames nothing should the rest never come.
     group.update_attributes({"label_names": label_names, "slice_columns": sorted(slices)})
     sides: Any = group.attrs.get("encoder_sides", {})
-    renamed = {"encoder_sides": _sides_under_new_names(sides, before, after)} if sides else {}
+    renamed = {"encoder_sides": _sides_under_new_names(sides, planned.before, table)} if sides else {}
     if renamed:  # both names until the new ones stand
         group.update_attributes({"encoder_sides": sides | renamed["encoder_sides"]})
     for folder, columns in (("labels", labels), ("slices", slices)):
@@ -184,18 +202,16 @@ def write_rows(
             write_column(group, array_name(folder, column), values)
     clear_rows(group, place, changed)  # before what changed is noted: a kill repeats it
     for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS):
-        write_column(group, name, after[name])
-    commit(group, place, {"num_clips": count} | renamed)
-    return Changes(
-        tuple(clip.clip_id for clip in new),
-        tuple(before["clip_id"][changed].tolist()),
-        tuple(before["clip_id"][corrected].tolist()),
-        tuple(before["clip_id"][vanished].tolist()),
-    )
+        write_column(group, name, table[name])
+    commit(group, place, {"num_clips": len(ids)} | renamed)
+    return changes
 
 
 def clear_rows(group: zarr.Group, place: Place, rows: Sequence[int] | np.ndarray) -> None:
-    """Make rows pending again: their chunks go, the marker of the embeddings first."""
+    """Make rows pending again: their chunks go, the marker of the embeddings first.
+
+    Raises ValueError for rows of imported features, which share their chunks.
+    """
     step = int(group.attrs["rows_per_chunk"])  # type: ignore[arg-type]
     if step != 1 and len(rows):
         raise ValueError("single rows of imported features cannot be cleared: import the file again")
@@ -205,12 +221,13 @@ def clear_rows(group: zarr.Group, place: Place, rows: Sequence[int] | np.ndarray
 
 
 def erase_rows(group: zarr.Group, place: Place, rows: np.ndarray) -> None:
-    """Delete rows for good: features, and every word by which the person could be known.
+    """Delete rows for good: features, their packed copies, and every word by which the person could be known.
 
     The subject goes last: a deletion that was cut short can be repeated.
     """
     count = int(group.attrs["num_clips"])  # type: ignore[arg-type]
     clear_rows(group, place, rows)
+    drop_packed(place)  # no earlier: somebody may have packed the person once more
     attributes: Any = group.attrs
     if sides := attributes.get("encoder_sides", {}):
         gone = set(_groups(_read_table(group, count))[rows].tolist())
@@ -227,6 +244,20 @@ def erase_rows(group: zarr.Group, place: Place, rows: np.ndarray) -> None:
         _rewrite(group, name, count, rows, 0)
     for name in sorted(TEXT_COLUMNS, key="subject".__eq__):
         _rewrite(group, name, count, rows, DELETED if name == "source" else "")
+
+
+def blank_uncounted(group: zarr.Group) -> None:
+    """Blank the rows behind the store's last that a planner left who was killed before they counted: whom
+    they name, nobody could delete."""
+    attributes: Any = group.attrs
+    blanks: dict[str, Any] = dict.fromkeys(TEXT_COLUMNS, "") | dict.fromkeys(NUMBER_COLUMNS, 0)
+    blanks |= {array_name("labels", column): -1 for column in attributes["label_names"]}
+    blanks |= {array_name("slices", column): "" for column in attributes["slice_columns"]}
+    for name, blank in blanks.items():
+        if name in group:  # the first plan may have been cut short
+            array = array_of(group, name)
+            if array.shape[0] > attributes["num_clips"]:
+                array[attributes["num_clips"] :] = blank
 
 
 def come_back(group: zarr.Group, place: Place) -> np.ndarray:
@@ -293,6 +324,39 @@ def _grown(values: np.ndarray, count: int, fill: Any = None) -> np.ndarray:
     grown = np.zeros(count, values.dtype) if fill is None else np.full(count, fill, values.dtype)
     grown[: len(values)] = values
     return grown
+
+
+def _planned(group: zarr.Group, clips: Sequence[Clip]) -> _Planned:
+    ids = [clip.clip_id for clip in clips]
+    twice = sorted(name for name, times in Counter(ids).items() if times > 1)
+    if twice:
+        raise ValueError(f"clips must be there once each; twice: {', '.join(twice[:5])}")
+    num_before = int(group.attrs["num_clips"])  # type: ignore[arg-type]
+    table = _read_table(group, num_before)
+    row_of = {name: row for row, name in enumerate(table["clip_id"].tolist()) if name}
+    new = [name for name in ids if name not in row_of]
+    row_of.update({name: num_before + index for index, name in enumerate(new)})
+    before = {name: _grown(values, num_before + len(new)) for name, values in table.items()}
+    rows = np.array([row_of[name] for name in ids], np.int64)
+    return _Planned(_with_stored_labels(clips, group.attrs["label_names"]), rows, num_before, before)
+
+
+def _table_after(
+    planned: _Planned, files: tuple[np.ndarray, np.ndarray], listing: Listing
+) -> dict[str, np.ndarray]:
+    """The clip-level columns as the clips and their files say."""
+    table, rows = {name: values.copy() for name, values in planned.before.items()}, planned.rows
+    _fill_text(table, rows, planned.clips)
+    _fill_times(table, rows, planned.clips, planned.num_before)
+    (sizes, mtimes), stored = files, (table["source_size"][rows], table["source_mtime_ns"][rows])
+    noted = (sizes >= 0) & ~_same_files(stored, files)  # a disk that is away today has not changed its files
+    table["source_size"][rows[noted]] = sizes[noted]
+    table["source_mtime_ns"][rows[noted]] = mtimes[noted]
+    if listing == "whole":
+        table["listed"][:] = False
+    if listing != "none":
+        table["listed"][rows] = True
+    return table
 
 
 def _fill_text(table: dict[str, np.ndarray], rows: np.ndarray, clips: Sequence[Clip]) -> None:
@@ -376,12 +440,16 @@ def changed_rows(
     An end that moves by up to half a sampling period moves no more than the last frame. One that is unknown,
     then or now, tells nothing.
     """
-    sizes, mtimes = file_states
-    differs = (before["source_size"][rows] != sizes) | (before["source_mtime_ns"][rows] != mtimes)
-    changed = differs & (sizes >= 0) & (before["source_size"][rows] >= 0)
+    stored = (before["source_size"][rows], before["source_mtime_ns"][rows])
+    changed = ~_same_files(stored, file_states) & (file_states[0] >= 0) & (stored[0] >= 0)
     if recipe.pixels is not None:
         changed |= np.abs(before["end_s"][rows] - _ends_s(clips)) > 0.5 / recipe.pixels.fps
     return np.sort(rows[changed])
+
+
+def _same_files(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """(n,) bool: whether two (sizes, times in ns) tell of the same files."""
+    return (one[0] == other[0]) & (np.abs(one[1] - other[1]) <= TIME_SLACK_NS)
 
 
 def _with_stored_labels(clips: Sequence[Clip], label_names: Any) -> list[Clip]:
@@ -396,10 +464,9 @@ def _with_stored_labels(clips: Sequence[Clip], label_names: Any) -> list[Clip]:
     ]
 
 
-def _label_codes(
-    group: zarr.Group, clips: Sequence[Clip], rows: np.ndarray, old_count: int, count: int
-) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+def _label_codes(group: zarr.Group, planned: _Planned) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     """Codes of every label column, and the names they stand for. Names are only ever appended."""
+    clips, num_before = planned.clips, planned.num_before
     stored: Any = group.attrs["label_names"]
     names: dict[str, list[str]] = {column: list(stored[column]) for column in stored}
     for clip in clips:
@@ -414,51 +481,51 @@ def _label_codes(
             raise ValueError(f"label column {column!r} has {len(known)} different values: it holds no labels")
         code_of = {name: code for code, name in enumerate(known)} | {"": -1}
         name = array_name("labels", column)
-        old = read_column(group, name, old_count) if column in stored and old_count else np.zeros(0, np.int16)
-        codes[column] = _grown(old, count, fill=-1)
+        there = column in stored and num_before
+        old = read_column(group, name, num_before) if there else np.zeros(0, np.int16)
+        codes[column] = _grown(old, planned.num_after, fill=-1)
         if said:
-            codes[column][rows] = [code_of[text] for text in texts]
+            codes[column][planned.rows] = [code_of[text] for text in texts]
     return codes, names
 
 
-def _slice_values(
-    group: zarr.Group, clips: Sequence[Clip], rows: np.ndarray, old_count: int, count: int
-) -> dict[str, np.ndarray]:
+def _slice_values(group: zarr.Group, planned: _Planned) -> dict[str, np.ndarray]:
     stored: Any = group.attrs["slice_columns"]
+    clips, num_before = planned.clips, planned.num_before
     values = {}
     for column in sorted({*stored, *(column for clip in clips for column in clip.slices)}):
         name = array_name("slices", column)
-        old = read_column(group, name, old_count) if column in stored and old_count else np.zeros(0, "<U1")
-        values[column] = _grown(old, count)
+        there = column in stored and num_before
+        old = read_column(group, name, num_before) if there else np.zeros(0, "<U1")
+        values[column] = _grown(old, planned.num_after)
         if any(column in clip.slices for clip in clips):
             texts = [clip.slices.get(column, "") for clip in clips]
-            values[column] = _with_texts(values[column], rows, texts)
+            values[column] = _with_texts(values[column], planned.rows, texts)
     return values
 
 
 def _corrected_rows(
     group: zarr.Group,
-    before: dict[str, np.ndarray],
-    after: dict[str, np.ndarray],
+    planned: _Planned,
+    table: dict[str, np.ndarray],
     labels: dict[str, np.ndarray],
     slices: dict[str, np.ndarray],
-    rows: np.ndarray,
-    old_count: int,
 ) -> np.ndarray:
-    if old_count == 0:
+    count = planned.num_before
+    if count == 0:
         return np.zeros(0, np.int64)
-    differs = np.zeros(old_count, bool)
+    differs = np.zeros(count, bool)
     for name in ("subject", "split", "fold"):
-        differs |= before[name][:old_count] != after[name][:old_count]
+        differs |= planned.before[name][:count] != table[name][:count]
     for folder, columns in (("labels", labels), ("slices", slices)):
         for column, values in columns.items():
             name = array_name(folder, column)
             if name in group:
-                differs |= read_column(group, name, old_count) != values[:old_count]
+                differs |= read_column(group, name, count) != values[:count]
             else:
-                differs |= values[:old_count] != (-1 if folder == "labels" else "")
-    known = np.zeros(old_count, bool)
-    known[rows[rows < old_count]] = True
+                differs |= values[:count] != (-1 if folder == "labels" else "")
+    known = np.zeros(count, bool)
+    known[planned.rows[planned.rows < count]] = True
     return np.flatnonzero(differs & known)
 
 

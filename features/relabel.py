@@ -8,6 +8,7 @@ Knows nothing about videos: the manifest's may be anywhere.
 
 import dataclasses
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ import numpy as np
 
 from features import planning
 from features.lock import planner_lock
-from features.manifest import Clip
+from features.manifest import Clip, Manifest, read_csv, read_folder, walk
 from features.storage import place_of
 from features.store import ClipTable, FeatureStore
 
 SLACK_S = 1e-3
 """Clips go by whole milliseconds."""
+AIHUB_LABELS = "라벨링데이터"
+"""How the folders of AIHub's labels end, NFC."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,42 @@ class Relabelling:
     """Clips of the manifest that the store does not have."""
 
 
-def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
-    """Bring labels, subjects, splits and slices up to date; features stay as they are.
+def read_corrections(data: Path) -> Manifest:
+    """Clips of a manifest CSV, of the `labels.csv` in a folder, or of a folder of classes.
 
-    clips as the manifest names them: a row belongs to the clip of its video in which it starts; of clips that
-    overlap, to the one that has a window there. What the manifest has no column for stays as it was.
+    A CSV's videos may be elsewhere, and it may name subjects, splits or folds only. Raises ValueError for
+    what `read_csv` and `read_folder` refuse, and for a folder whose own folders are no classes: they would
+    label every clip.
+    """
+    if not data.is_dir():
+        return read_csv(data, require_files=False, require_labels=False)
+    instead = "; name a manifest CSV, or extract again, which corrects labels too"
+    if _is_known_layout(data):
+        raise ValueError(f"{data} is a data set's own folder, whose labels are read by extract only{instead}")
+    if (data / "labels.csv").is_file():
+        return read_csv(data / "labels.csv", require_files=False, require_labels=False)
+    manifest = read_folder(data)
+    names = {clip.labels["label"] for clip in manifest.clips}
+    if len(names) < 2:
+        found = f"only {names.pop()!r}" if names else "none"
+        raise ValueError(f"{data}: wanted folders named by class, at least two, found {found}{instead}")
+    return manifest
+
+
+def _is_known_layout(folder: Path) -> bool:
+    """Whether a folder is laid out as DAiSEE or AIHub 71715 are."""
+    if (folder / "DataSet").is_dir() and (folder / "Labels").is_dir():
+        return True
+    names = (name for _, subfolders, _ in walk(folder) for name in subfolders)
+    return any(unicodedata.normalize("NFC", name).endswith(AIHUB_LABELS) for name in names)
+
+
+def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
+    """Bring labels, subjects, splits and slices up to date; features stay as they are, and what has vanished
+    stays so.
+
+    clips as the manifest names them: a row belongs to the clip of its video that has a window where the row
+    starts, and stays as it was where none has. What the manifest has no column for stays as it was.
 
     Raises ValueError when there is no store, or no clip of it is named.
     """
@@ -48,7 +82,7 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
         group = planning.open_for_planning(place)
         table = FeatureStore(place, group, writable=False).table()
         recipe = planning.recipe_of(group, place)
-        window_s = None if recipe.pixels is None else recipe.pixels.window_s
+        window_s = math.inf if recipe.pixels is None else recipe.pixels.window_s
         by_source = _by_source(clips)
         owners = [_owner(table, row, by_source, window_s) for row in range(len(table.state))]
         named = [_as_row(clip, table, row) for row, clip in enumerate(owners) if clip is not None]
@@ -60,7 +94,7 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
             named,
             recipe,
             has_crops=False,
-            listing_complete=False,
+            listing="none",
             file_states=(np.full(len(named), -1),) * 2,
         )
     ids = table.clip_id.tolist()
@@ -79,21 +113,17 @@ def _by_source(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
     return by_source
 
 
-def _owner(
-    table: ClipTable, row: int, by_source: dict[str, list[Clip]], window_s: float | None
-) -> Clip | None:
-    """The clip that the row was cut from. Of several that could have a window at its start it is the one that
-    starts last: had an earlier one a window there too, two rows would go by one name."""
+def _owner(table: ClipTable, row: int, by_source: dict[str, list[Clip]], window_s: float) -> Clip | None:
+    """The clip that the row was cut from; None where no clip of these has a window at its start. Of several
+    it is the one that starts last: had an earlier one a window there too, two rows would go by one name."""
     start_s = float(table.start_s[row])
-    around = [
+    cut = [
         clip
         for clip in by_source.get(str(table.source[row]), ())
-        if clip.start_s - SLACK_S <= start_s < (np.inf if clip.end_s is None else clip.end_s)
+        if clip.start_s - SLACK_S <= start_s < (math.inf if clip.end_s is None else clip.end_s)
+        and abs(math.remainder(start_s - clip.start_s, window_s)) <= SLACK_S
     ]
-    if len(around) < 2 or window_s is None:
-        return around[0] if around else None
-    cut = [clip for clip in around if abs(math.remainder(start_s - clip.start_s, window_s)) <= SLACK_S]
-    return min(cut, key=lambda clip: abs(start_s - clip.start_s), default=around[0])
+    return min(cut, key=lambda clip: abs(start_s - clip.start_s), default=None)
 
 
 def _as_row(clip: Clip, table: ClipTable, row: int) -> Clip:

@@ -17,6 +17,9 @@ from features.chunks import IS_NATIVE, numbers_of, read_chunk, texts_of, write_c
 from features.planning import ROW_ARRAYS
 from features.storage import Place, chunks_identity, delete_keys, retried
 
+MAX_REASON = 500
+"""Characters: libraries say what went wrong in their first line, some go on for pages."""
+
 
 class Rows:
     """The worker-written arrays of an open store."""
@@ -38,15 +41,16 @@ class Rows:
         return rows_present(self.place, self.group, name, self.num_clips)
 
     def failures(self) -> np.ndarray:
-        """(N,) str: why a row failed; '' where none did."""
+        """(N,) str objects: why a row failed; '' where none did."""
         reasons = np.full(self.num_clips, "", dtype=object)
         for row in np.flatnonzero(self.present("failure")):
             reasons[row] = str(self.array("failure")[int(row)])
-        return reasons.astype(str)
+        return reasons
 
     def write_failure(self, row: int, reason: str) -> None:
-        """Note why a row failed."""
-        retried(self.array("failure").__setitem__, row, reason)
+        """Note why a row failed, in MAX_REASON characters at most."""
+        cut = reason if len(reason) <= MAX_REASON else reason[: MAX_REASON - 1] + "…"
+        retried(self.array("failure").__setitem__, row, cut)
 
     def forget_failure(self, row: int) -> None:
         """The row did not fail after all."""

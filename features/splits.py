@@ -9,7 +9,8 @@ Knows nothing about features. N rows of a store.
 
 import csv
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,15 +46,19 @@ class Split:
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
-def group_name(subject: str, source: str) -> str:
-    """Who must stay together: the subject, or the video where no subject is known."""
-    return f"subject {subject}" if subject else f"video {source}"
+def group_names(subjects: Sequence[str], sources: Sequence[str]) -> list[str]:
+    """For each clip who must stay together: its subject, or else the one that other clips of its video name,
+    or the video where those name nobody or several."""
+    named = _values_by_source(subjects, sources)
+    people = [who or _only(named.get(source, ())) for who, source in zip(subjects, sources, strict=True)]
+    return [
+        f"subject {who}" if who else f"video {source}" for who, source in zip(people, sources, strict=True)
+    ]
 
 
 def groups_of(table: "ClipTable", rows: np.ndarray) -> np.ndarray:
-    """(len(rows),) str: the `group_name` of each row."""
-    pairs = zip(table.subject[rows].tolist(), table.source[rows].tolist(), strict=True)
-    return np.array([group_name(who, source) for who, source in pairs], dtype=str)
+    """(len(rows),) str: the `group_names` of these rows among all of the table."""
+    return np.array(group_names(table.subject.tolist(), table.source.tolist()), dtype=str)[rows]
 
 
 def make_split(
@@ -70,20 +75,21 @@ def make_split(
     rows: row indices. labels: (len(rows),) class index of each. With official train and validation only,
     validation becomes test, and a new validation part is carved from train by person. Clips without a mark
     are left out where train and another side are marked; else they make up the sides that nobody is marked
-    for. Clips that are all marked train are dealt to three sides as if none was.
+    for; but without a subject they follow the mark of their video's other clips. Clips that are all marked
+    train are dealt to three sides as if none was. A warning counts videos that are marked for two sides.
 
     Raises ValueError when a person is on two sides, or there are too few people to have three sides.
     """
     rows, labels = np.asarray(rows, np.int64), np.asarray(labels)
     if len(rows) != len(labels):
         raise ValueError(f"{len(labels)} labels for {len(rows)} rows")
-    groups = groups_of(table, rows)
+    groups, marks = groups_of(table, rows), _marks(table, rows)
     warnings = _subject_warnings(table, rows)
-    on = {side: table.split[rows] == side for side in SIDES}
+    on = {side: marks == side for side in SIDES}
     marked = [side for side in SIDES if on[side].any()]
     if "train" in marked and len(marked) > 1:
         on, how = _official(on, labels, groups, val_share, seed)
-        unnamed = int((table.split[rows] == "").sum())
+        unnamed = int((marks == "").sum())
         if unnamed:
             warnings += (f"{unnamed} clips without a split are left out, since others have one",)
     elif not marked or on["train"].all():
@@ -94,7 +100,7 @@ def make_split(
     else:
         on, how = _filled(on, labels, groups, val_share, test_share, seed)
     train, val, test = (rows[on[side]] for side in SIDES)
-    warnings += _class_warnings(labels, *(on[side] for side in SIDES))
+    warnings += _parted_warnings(groups, on) + _class_warnings(labels, *(on[side] for side in SIDES))
     split = Split(train, val, test, how, warnings)
     require_disjoint(split, table.subject)
     return split
@@ -124,7 +130,7 @@ def extend_split(
     same = known_rows(table, clips)
     known |= _sides_of_renamed(table, same, known, clips, file)
     groups = groups_of(table, rows)
-    marked = list(zip(groups.tolist(), table.split[rows].tolist(), strict=True))
+    marked = list(zip(groups.tolist(), _marks(table, rows).tolist(), strict=True))
     sides = np.array(
         [known.get(who) or mark or _hashed_side(who, val_share, test_share) for who, mark in marked], str
     )
@@ -134,7 +140,9 @@ def extend_split(
     seen = {who for who, mark in marked if mark and SIDES.index(known.get(who, mark)) < SIDES.index(mark)}
     how = f"everybody of {file.parent.name} on their side, {len(hashed)} new by the hash of their name"
     how += f", {len(placed)} new as marked" if placed else ""
-    warnings = _subject_warnings(table, rows) + _class_warnings(labels, *masks)
+    warnings = _subject_warnings(table, rows)
+    warnings += _parted_warnings(groups, dict(zip(SIDES, masks, strict=True)))
+    warnings += _class_warnings(labels, *masks)
     if seen:
         warnings += (
             f"{len(seen)} people (or videos) are marked to be held out, but {file.parent.name} learned from "
@@ -207,11 +215,14 @@ def require_disjoint(split: Split, subjects: np.ndarray) -> None:
         raise ValueError(f"rows on two sides of the split ({split.how})")
 
 
-def known_rows(table: "ClipTable", sides: Mapping[str, tuple[str, str]]) -> np.ndarray:
+def known_rows(
+    table: "ClipTable", sides: Mapping[str, tuple[str, str]], *, is_home: bool = False
+) -> np.ndarray:
     """(N,) bool: which rows of a store are clips of a run, by its split.csv: (subject, side) by clip.
 
     Clips of two data sets may go by the same name, so where most of the shared names belong to other people
-    in the store than in the run, none of them is the run's.
+    in the store than in the run, none of them is the run's; unless it is the store that the run was trained
+    on (`is_home`), and each of its people has one new name.
     """
     known = np.array([clip in sides for clip in table.clip_id.tolist()], bool)
     pairs = [
@@ -219,7 +230,9 @@ def known_rows(table: "ClipTable", sides: Mapping[str, tuple[str, str]]) -> np.n
         for clip, who in zip(table.clip_id[known].tolist(), table.subject[known].tolist(), strict=True)
     ]
     strangers = sum(bool(here and there and here != there) for here, there in pairs)
-    return known & (strangers <= len(pairs) / 2)
+    names = {pair for pair in pairs if all(pair)}
+    is_renamed = is_home and all(len({pair[side] for pair in names}) == len(names) for side in (0, 1))
+    return known & (is_renamed or strangers <= len(pairs) / 2)
 
 
 def split_hash(split: Split, clip_ids: np.ndarray) -> str:
@@ -228,6 +241,29 @@ def split_hash(split: Split, clip_ids: np.ndarray) -> str:
     for side, rows in split.sides().items():
         digest.update("\n".join([side, *sorted(np.asarray(clip_ids)[rows].tolist())]).encode() + b"\0")
     return digest.hexdigest()[:12]
+
+
+def _marks(table: "ClipTable", rows: np.ndarray) -> np.ndarray:
+    """(len(rows),) str: the side that each row is marked for, '' = none. Without a mark and a subject it is
+    the one side that other rows of its video are marked for, where they agree."""
+    marks, sources = table.split[rows].tolist(), table.source[rows].tolist()
+    marked = _values_by_source(marks, sources)
+    clips = zip(table.subject[rows].tolist(), marks, sources, strict=True)
+    return np.array([mark or ("" if who else _only(marked.get(of, ()))) for who, mark, of in clips], str)
+
+
+def _values_by_source(values: Sequence[str], sources: Sequence[str]) -> dict[str, set[str]]:
+    """The different values of each video's clips, without ''."""
+    found: dict[str, set[str]] = {}
+    for value, source in zip(values, sources, strict=True):
+        if value:
+            found.setdefault(source, set()).add(value)
+    return found
+
+
+def _only(values: Collection[str]) -> str:
+    """The value; '' where there is none or another."""
+    return next(iter(values)) if len(values) == 1 else ""
 
 
 def _official(
@@ -339,13 +375,14 @@ def _earlier_sides(file: Path) -> tuple[dict[str, str], dict[str, tuple[str, str
         raise ValueError(f"no split in {file.parent}: {file.name} is not there") from error
     sides: dict[str, str] = {}
     clips: dict[str, tuple[str, str]] = {}
-    for number, line in enumerate(lines, start=2):
-        who, clip, side = (line.get(key) or "" for key in ("subject", "clip_id", "split"))
+    subjects = [line.get("subject") or "" for line in lines]
+    groups = group_names(subjects, [(line.get("clip_id") or "").rpartition("#")[0] for line in lines])
+    for number, (line, who, group) in enumerate(zip(lines, subjects, groups, strict=True), start=2):
+        clip, side = line.get("clip_id") or "", line.get("split") or ""
         if side not in SIDES or not clip:
             raise ValueError(
                 f"{file} line {number}: wanted clip_id,subject,split with one of {', '.join(SIDES)}"
             )
-        group = group_name(who, clip.rpartition("#")[0])
         if sides.setdefault(group, side) != side:
             raise ValueError(f"{file} line {number}: {group} is in {sides[group]} and {side}")
         clips[clip] = who, side
@@ -399,6 +436,18 @@ def _subject_warnings(table: "ClipTable", rows: np.ndarray) -> tuple[str, ...]:
     )
 
 
+def _parted_warnings(groups: np.ndarray, on: Masks) -> tuple[str, ...]:
+    """Of those without a subject, for whoever has one is refused on two sides."""
+    times = Counter(name for mask in on.values() for name in np.unique(groups[mask]).tolist())
+    parted = sum(count > 1 for count in times.values())
+    if not parted:
+        return ()
+    return (
+        f"clips without a subject of {parted} videos are marked for two sides: the figures may measure faces "
+        "rather than engagement",
+    )
+
+
 def _class_warnings(labels: np.ndarray, *masks: np.ndarray) -> tuple[str, ...]:
     classes = np.unique(labels)
     texts: list[str] = []
@@ -409,6 +458,6 @@ def _class_warnings(labels: np.ndarray, *masks: np.ndarray) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def sides_by_clip(split: Split, clip_ids: np.ndarray) -> Mapping[str, str]:
+def sides_by_clip(split: Split, clip_ids: np.ndarray) -> dict[str, str]:
     """Side of each clip, for `split.csv`. clip_ids: (N,) of the whole table."""
     return {str(clip_ids[row]): side for side, rows in split.sides().items() for row in rows}

@@ -10,9 +10,11 @@ Knows nothing about clips or features.
 import contextlib
 import datetime
 import os
+import re
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +213,25 @@ def _sweep_folder(folder: Path, young: bool) -> int:
                     retried(Path(entry.path).unlink, True)
                     orphans += 1
     return orphans
+
+
+def new_beside(folder: Path) -> Path:
+    """Where a store is written that is to appear at `folder` whole or not at all."""
+    return folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
+
+
+def sweep_beside(place: Place, min_age_s: float = 0.0) -> None:
+    """Delete what killed writers left at places that `new_beside` gave them and nobody has written to for so
+    long."""
+    if place.folder is None or not place.folder.parent.is_dir():
+        return
+    left = re.compile(re.escape(place.folder.name) + r"\.[0-9a-f]{32}\.partial")
+    found = [item for item in place.folder.parent.iterdir() if left.fullmatch(item.name) and item.is_dir()]
+    for aside in found:
+        with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+            changed_s = max(item.stat().st_mtime for item in (aside, *aside.iterdir()))
+            if abs(time.time() - changed_s) >= min_age_s:
+                shutil.rmtree(aside)
 
 
 def open_group(place: Place, *, read_only: bool) -> zarr.Group | None:

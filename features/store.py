@@ -53,6 +53,7 @@ from features.storage import (
     open_group,
     place_of,
     sweep,
+    sweep_beside,
 )
 
 PENDING, DONE, FAILED = 0, 1, 2
@@ -258,7 +259,10 @@ class FeatureStore:
         return frames
 
     def read_crops(self, row: int) -> list[bytes]:
-        """T JPEG files of one row, b"" where there was no face."""
+        """T JPEG files of one row, b"" where there was no face.
+
+        Raises ValueError where the store holds no crops, or a chunk does not match its checksum.
+        """
         if not self.has_crops:
             raise ValueError(f"{self.path} holds no crops: extract with --crops jpeg")
         return self.rows.read_texts("crops", row)
@@ -420,7 +424,7 @@ def plan(
             clips,
             recipe,
             has_crops=crops,
-            listing_complete=listing_complete,
+            listing="whole" if listing_complete else "part",
             file_states=file_states,
         )
         store = FeatureStore(place, planning.open_for_planning(place), writable=True, changes=changes)
@@ -440,15 +444,16 @@ def delete(path: Path | str, subject: str | None = None) -> int:
     if subject is None:
         drop_packed(place)
         delete_all(place)
+        sweep_beside(place)
         return count
     with planner_lock(place):
         group = planning.open_for_planning(place)
         _tidy(group, place, young=True)  # half a crop of the person, too
+        planning.blank_uncounted(group)
         store = FeatureStore.open(path)  # afresh: whoever was waited for may have appended rows
         rows = np.flatnonzero(store.table().subject == subject)
         if not len(rows) or not subject:
             raise ValueError(f"{place.text} has no subject {subject!r}")
-        drop_packed(place)  # its copies hold the person too
         planning.erase_rows(group, place, rows)
     return len(rows)
 

@@ -231,6 +231,12 @@ def parse_goal(goal: str, label_names: tuple[str, ...], task: Task = "binary") -
     return "recall", label_names.index(name), share
 
 
+def require_threshold(task: Task) -> None:
+    """Raises ValueError where nothing is decided by a threshold."""
+    if task != "binary":
+        raise ValueError(f"--threshold-for: a {task} run says the likeliest class and has no threshold")
+
+
 def choose_threshold(
     positive: np.ndarray, labels: np.ndarray, goal: str, label_names: tuple[str, ...] = ()
 ) -> float:

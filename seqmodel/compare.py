@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from features.door import console, fail, say, warn
+from features.labels import Labelling
 from seqmodel.bootstrap import (
     FEW_SUBJECTS,
     Draws,
@@ -151,13 +152,35 @@ def gate_passes(pair: Paired) -> bool:
 
 
 def _require_same_question(runs: tuple[Path, ...], cards: list[Card]) -> None:
+    ours = cards[0].labelling
     for run, card in zip(runs[1:], cards[1:], strict=True):
-        ours, theirs = cards[0].labelling, card.labelling
+        theirs = card.labelling
         if (ours.names, ours.task) != (theirs.names, theirs.task):
             raise ValueError(
                 f"{runs[0]} answers {list(ours.names)} ({ours.task}), {run} answers {list(theirs.names)} "
                 f"({theirs.task}): they cannot be compared"
             )
+        # A label that only one of them knows is that of clips that they do not share.
+        before, after = _class_of_label(ours), _class_of_label(theirs)
+        moved = any(before[label] != after[label] for label in before.keys() & after.keys())
+        if ours.column != theirs.column or moved:
+            raise ValueError(
+                f"{runs[0]} answers {_in_words(ours)}, {run} answers {_in_words(theirs)}: "
+                "they cannot be compared"
+            )
+
+
+def _class_of_label(labelling: Labelling) -> dict[str, str]:
+    """Class of each label of the column."""
+    return {
+        label: name for name, own in zip(labelling.names, labelling.sources, strict=True) for label in own
+    }
+
+
+def _in_words(labelling: Labelling) -> str:
+    classes = zip(labelling.names, labelling.sources, strict=True)
+    told = ", ".join(f"{name} = {'+'.join(own)}" for name, own in classes)
+    return f"{told} of column {labelling.column!r}"
 
 
 def _say(found: list[Compared], num_common: int, draws: Draws) -> None:

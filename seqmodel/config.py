@@ -201,7 +201,7 @@ class EvaluateArgs:
     thumbnails: bool = False
     """Show faces of the hardest clips, when the store keeps crops."""
     threshold_for: str = ""
-    """Goal of the threshold, chosen on validation: balanced_accuracy, f1 or recall:CLASS=0.8."""
+    """Goal of the threshold, chosen on validation: balanced_accuracy, f1, accuracy or recall:CLASS=0.8."""
     abstain: float = 0.0
     """Share of validation clips nearest to the threshold on which the model says nothing."""
     folds: str = ""
@@ -223,7 +223,7 @@ class CalibrateArgs:
     store: Path
     """A store of the new place."""
     threshold_for: str = "balanced_accuracy"
-    """Goal of the threshold: balanced_accuracy, f1 or recall:CLASS=0.8."""
+    """Goal of the threshold: balanced_accuracy, f1, accuracy or recall:CLASS=0.8."""
     share: float = 0.5
     """Share of the people that calibrate; the rest test."""
     seed: int = 0

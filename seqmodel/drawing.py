@@ -67,6 +67,7 @@ def style() -> Iterator[None]:
         "xtick.color": SOFT,
         "ytick.color": SOFT,
         "text.color": INK,
+        "text.parse_math": False,  # names of classes and people are no formulas
         "axes.titlecolor": INK,
         "legend.frameon": False,
         "legend.fontsize": 9,

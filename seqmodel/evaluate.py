@@ -22,29 +22,48 @@ from features.door import say, warn
 from features.recipe import Part, differences
 from features.splits import known_rows
 from features.storage import place_of
-from seqmodel.calibration import Calibration, abstain_band, fit_calibration, moved_band, probabilities
+from seqmodel.calibration import (
+    Calibration,
+    abstain_band,
+    fit_calibration,
+    moved_band,
+    probabilities,
+    require_threshold,
+)
 from seqmodel.config import EvaluateArgs
 from seqmodel.embedding_map import Map, map_meanwhile
 from seqmodel.figures import figures_json, say_figures, summary, write_metrics
 from seqmodel.judge import Judgement, Predictions, Yardstick, judge, make_predictions
+from seqmodel.options import options_of
 from seqmodel.predictions import (
     PREDICTIONS,
     Population,
     clip_labels,
     population,
     predict_rows,
-    sides_of,
     write_predictions,
 )
 from seqmodel.report import write_model_card, write_report
 from seqmodel.rest import with_baseline
-from seqmodel.run import Card, calibration_stage, calibrators_of, load_card, save_card, write_text
+from seqmodel.run import (
+    Card,
+    calibration_stage,
+    calibrators_of,
+    load_card,
+    load_split,
+    save_card,
+    write_text,
+)
 from seqmodel.train import put_calibration
 from seqmodel.yardsticks import identity, logistic, majority, shares
 
 if TYPE_CHECKING:
     from features.store import ClipTable, FeatureStore
     from seqmodel.explain import Fall
+
+
+STORE_NOTE = "store.txt"
+"""In a folder below `cross`: the path of the store that it is about."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +78,8 @@ class Asked:
     """(all rows,) int64 class of every row, -1 = none."""
     sides: dict[str, tuple[str, str]]
     """The run's own split: clip_id -> (subject, side)."""
+    known: np.ndarray
+    """(all rows,) bool, which rows are clips of that split."""
     population: Population
     split: str
     is_other_data: bool
@@ -74,12 +95,36 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
     asked = open_split(args)
     with map_of(asked, args) as embedding_map:
         judgement = judge_split(asked, args)
-        folder = args.run / "cross" / Path(asked.store.path).stem if asked.is_other_data else args.run
+        folder = folder_of(asked)
         folder.mkdir(parents=True, exist_ok=True)
         report = write_judgement(folder, judgement, asked, args, embedding_map)
     say_figures(judgement, report)
     say_measured(judgement)
     return summary(judgement, report), 0
+
+
+def folder_of(asked: Asked) -> Path:
+    """Where what is found belongs: the run, or for another data set a folder of its own below it, named after
+    the store."""
+    if not asked.is_other_data:
+        return asked.run
+    store, number = Path(asked.store.path), 1
+    while True:
+        folder = asked.run / "cross" / (store.stem if number == 1 else f"{store.stem}-{number}")
+        note = folder / STORE_NOTE
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            write_text(note, f"{_whole(store)}\n")
+        # One from before notes were kept is taken for this store's.
+        if not note.is_file() or note.read_text(encoding="utf-8").strip() == _whole(store):
+            return folder
+        number += 1
+
+
+def _whole(store: Path | str) -> str:
+    """A store's path from the root, or its address."""
+    folder = place_of(store).folder
+    return str(store) if folder is None else str(folder.resolve())
 
 
 def say_measured(judgement: Judgement) -> None:
@@ -101,7 +146,15 @@ def map_of(asked: Asked, args: EvaluateArgs) -> AbstractContextManager[Map | Non
 def judge_split(asked: Asked, args: EvaluateArgs) -> Judgement:
     """Predict the clips, and judge that beside the yardsticks."""
     card, training, predictions = asked.card, training_clips(asked), predict(asked)
-    return judge(
+    seen = np.intersect1d(predictions.subjects, training.subjects)
+    seen = seen[seen != ""] if asked.split == "test" else seen[:0]
+    warnings = [*card.warnings, *_population_warnings(asked), *_training_warnings(asked, training)]
+    if len(seen):
+        warnings.append(
+            f"{len(seen)} of the people judged have training clips too, as the store names them now "
+            f"({', '.join(map(str, seen[:5]))}{', …' if len(seen) > 5 else ''}): figures are too good"
+        )
+    judgement = judge(
         predictions,
         yardsticks(asked, predictions, training, args.seed),
         split=asked.split,
@@ -109,8 +162,9 @@ def judge_split(asked: Asked, args: EvaluateArgs) -> Judgement:
         task=card.labelling.task,
         rounds=args.rounds,
         seed=args.seed,
-        warnings=[*card.warnings, *_population_warnings(asked)],
+        warnings=warnings,
     )
+    return replace(judgement, is_unseen=asked.split == "test" and not len(seen))
 
 
 def open_and_predict(args: EvaluateArgs) -> tuple[Asked, Predictions]:
@@ -139,13 +193,14 @@ def ask(run: Path, card: Card, store_path: Path | None, split: str, mapping: Seq
     store = FeatureStore.open(path)
     table = store.table()
     labels = clip_labels(table, card.labelling, mapping)
-    sides = sides_of(run)
-    is_other = not known_rows(table, sides).any()
-    found = population(table, labels, sides, split, calibrators_of(run, card))
+    sides = load_split(run)
+    known = known_rows(table, sides, is_home=_whole(path) == _whole(card.store))
+    is_other = not known.any()
+    found = population(table, labels, sides, split, known, calibrators_of(run, card))
     if len(found.rows) == 0:
         raise ValueError(f"store {path} has no extracted, labelled clip in the {split} split of run {run}")
     name = f"{path.stem}:{split}" if is_other else split
-    return Asked(run, card, store, table, labels, sides, found, name, is_other)
+    return Asked(run, card, store, table, labels, sides, known, found, name, is_other)
 
 
 def predict(asked: Asked) -> Predictions:
@@ -214,12 +269,13 @@ def training_clips(asked: Asked) -> Training:
     """The clips on the run's training side: in the judged store, or for another data set in the run's home
     store."""
     store, table, labels = asked.store, asked.table, asked.labels
-    if asked.is_other_data:
-        home = _home(asked.card)
-        if home is not None:
-            store, table = home, home.table()
-            labels = clip_labels(table, asked.card.labelling)
-    on_side = np.array([asked.sides.get(str(c), ("", ""))[1] == "train" for c in table.clip_id], bool)
+    home = _home(asked.card) if asked.is_other_data else store
+    if home is not None and home is not store:
+        store, table = home, home.table()
+        labels = clip_labels(table, asked.card.labelling)
+    # Where their store is gone: clips of another data set may go by their names.
+    sides = asked.sides if home is not None else {}
+    on_side = np.array([sides.get(str(c), ("", ""))[1] == "train" for c in table.clip_id], bool)
     rows = np.flatnonzero(on_side & (labels >= 0) & (table.state == 1))
     return Training(store, rows, labels[rows], table.subject[rows])
 
@@ -234,7 +290,10 @@ def _home(card: Card) -> "FeatureStore | None":
 
 
 def training_shares(asked: Asked, training: Training) -> np.ndarray:
-    """(C,) shares of the classes in training; equal shares where training cannot be found."""
+    """(C,) shares of the classes in training: of its clips, or where they are not here as the card has them,
+    else equal shares."""
+    if not len(training.labels) and asked.card.training_shares:
+        return np.array(asked.card.training_shares)
     return shares(training.labels, len(asked.card.labelling.names))
 
 
@@ -289,7 +348,7 @@ def write_judgement(
     write_predictions(folder / PREDICTIONS, judgement.predictions, judgement.label_names, judgement.split)
     card = replace(asked.card, metrics=dict(asked.card.metrics) | metrics)
     if not asked.is_other_data:
-        save_card(args.run, card)
+        _keep_metrics(args.run, asked.card, metrics)
     if judgement.split in ("train", "val"):
         folder = folder / judgement.split
         folder.mkdir(exist_ok=True)
@@ -302,22 +361,40 @@ def write_judgement(
     return folder / "report.html"
 
 
+def _keep_metrics(run: Path, judged: Card, metrics: dict[str, Any]) -> None:
+    """Add figures to the card as it is now, unless the run became another one while it was judged."""
+    card = load_card(run)
+    if (card.calibration, card.stages) != (judged.calibration, judged.stages):
+        warn(f"{run} was changed while it was judged: its card does not take these figures, judge it again")
+        return
+    save_card(run, replace(card, metrics=dict(card.metrics) | metrics))
+
+
 def _calibrated(asked: Asked, args: EvaluateArgs) -> Card:
     """The card, with another goal's threshold or an abstain band where asked for, from validation alone."""
     if not args.threshold_for and not args.abstain:
         return asked.card
     card = asked.card
+    if args.threshold_for:
+        require_threshold(card.labelling.task)
     if (stage := calibration_stage(card)) is not None:
         raise ValueError(
             f"{asked.run} is calibrated for {stage['store']}; --threshold-for and --abstain would choose on "
             "its own validation again. calibrate takes --threshold-for, too"
         )
-    validation = ask(asked.run, card, Path(card.store), "val")
+    # The store at hand, wherever it was moved to, unless it is another data set.
+    home = Path(card.store if asked.is_other_data else asked.store.path)
+    validation = ask(asked.run, card, home, "val")
     logits, measured = predict_rows(
         asked.run, card, validation.store, card.labelling, validation.population.rows
     )
     goal = args.threshold_for or card.calibration.goal
     labels = validation.population.labels[measured]
+    if len(np.unique(labels)) < 2:
+        raise ValueError(
+            f"the {len(labels)} measured validation clips in {home} are of one class: nothing can be chosen "
+            "on them"
+        )
     calibration = fit_calibration(
         logits[measured], labels, card.labelling.task, goal=goal, label_names=card.labelling.names
     )
@@ -328,19 +405,24 @@ def _calibrated(asked: Asked, args: EvaluateArgs) -> Card:
         calibration = replace(calibration, abstain=band)
     if calibration == card.calibration:
         return card
-    card = replace(card, calibration=calibration)
-    put_calibration(asked.run, card)
+    # As seqmodel.story finds them again.
+    chosen = options_of(EvaluateArgs(args.run, threshold_for=args.threshold_for, abstain=args.abstain))
+    stage = {"stage": "threshold", "options": chosen}
+    put_calibration(asked.run, replace(card, calibration=calibration, stages=(*card.stages, stage)), home)
     return load_card(asked.run)
 
 
 def count_opening(asked: Asked, card: Card) -> Card:
-    """Count this opening of the test split, in the card and in the store's ledger."""
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    card = replace(card, test_openings=(*card.test_openings, now))
-    save_card(asked.run, card)
+    """Count this opening of the test split, in the card as it is now and in the store's ledger; gives `card`
+    with it."""
+    time_utc = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    now = load_card(asked.run)
+    openings = (*now.test_openings, time_utc)
+    save_card(asked.run, replace(now, test_openings=openings))
+    card = replace(card, test_openings=openings)
     try:
         asked.store.record_test_opening(asked.run.name)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # object storage says it with the latter
         warn(f"the store's ledger could not be written ({error}); the card counts this opening")
     return card
 
@@ -353,4 +435,26 @@ def _population_warnings(asked: Asked) -> list[str]:
         )
     if asked.is_other_data:
         found.append(f"{asked.population.how}")
+        named = int(np.isin(asked.table.clip_id, list(asked.sides)).sum())
+        if named:
+            found.append(
+                f"{named} of its clips go by the names of this run's clips, but their people have other "
+                "names; if it is the run's own data under new names, training clips are judged here"
+            )
+    return found
+
+
+def _training_warnings(asked: Asked, training: Training) -> list[str]:
+    """What clips that the run has learned from or chosen by are worth, and where there are none to compare
+    with."""
+    found = []
+    if asked.split == "train":
+        found.append("the run has learned from these clips: figures say what it remembers")
+    if asked.split == "val":
+        found.append("these clips have chosen this head, and its threshold: figures are too good")
+    if not len(training.labels) and not asked.card.training_shares:
+        found.append(
+            f"the run's training clips are not here ({asked.card.store}): nobody knows their commonest "
+            "class, and the first stands for it"
+        )
     return found

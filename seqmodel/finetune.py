@@ -261,9 +261,10 @@ def _write(stage: Stage, job: EndToEnd, outcome: Outcome, args: FinetuneArgs) ->
         encoder_id = EncoderId(
             encoder_id.name, f"finetuned:{stage.run.name}", state_sha256(state), encoder_id.dim
         )
+    measured = np.any([mask.any(axis=1) for mask in stage.val.valid.values()], axis=0)
     calibration = fit_calibration(
-        job.best_logits,
-        np.asarray(stage.val.labels),
+        job.best_logits[measured],
+        np.asarray(stage.val.labels)[measured],
         card.labelling.task,
         goal=card.calibration.goal,
         label_names=card.labelling.names,

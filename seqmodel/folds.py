@@ -21,13 +21,16 @@ import numpy as np
 
 from features.datasets import Samples, load_samples, sample_groups, subset
 from features.door import progress
+from features.recipe import GeometryId
 from features.splits import grouped_folds, groups_of, leave_one_subject_out
 from seqmodel.calibration import (
     Calibration,
     decide,
     fit_calibration,
     negative_log_likelihood,
+    parse_goal,
     probabilities,
+    require_threshold,
 )
 from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
 from seqmodel.evaluate import (
@@ -36,6 +39,7 @@ from seqmodel.evaluate import (
     ask,
     count_opening,
     face_coverage,
+    folder_of,
     map_of,
     say_measured,
     write_judgement,
@@ -102,8 +106,10 @@ class FoldAnswer:
 
 
 def evaluate_folds(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
-    """The door's body with --folds: (summary, exit code). ValueError for a wrong K or too few people, before
-    the opening is counted."""
+    """The door's body with --folds: (summary, exit code). ValueError for a wrong K, too few people or an
+    abstain band, before the opening is counted."""
+    if args.abstain:
+        raise ValueError("--abstain is a band of the run's own network, which --folds does not judge")
     card = load_card(args.run)
     asked = every_clip(ask(args.run, card, args.store, args.split, args.map), args.folds)
     with map_of(asked, args) as embedding_map:
@@ -119,7 +125,7 @@ def evaluate_folds(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
             seed=args.seed,
             warnings=notes,
         )
-        folder = args.run / asked.split
+        folder = folder_of(asked) / asked.split
         folder.mkdir(parents=True, exist_ok=True)
         report = write_judgement(folder, judgement, asked, args, embedding_map, refitted=refitted)
     say_figures(judgement, report)
@@ -134,6 +140,26 @@ def every_clip(asked: Asked, folds: str) -> Asked:
     return replace(asked, population=found, split=f"folds-{folds}")
 
 
+def dims_of(asked: Asked) -> dict[str, int]:
+    """Width, in the store, of each stream that the run's head reads: the heads of folds are made for these.
+
+    Raises ValueError where the store has not all of them.
+    """
+    lacking = set(asked.card.dims) - set(asked.store.streams)
+    if lacking:
+        raise ValueError(f"{asked.run} reads {', '.join(sorted(lacking))}, which {asked.store.path} lacks")
+    return {name: asked.store.array(name).shape[-1] for name in asked.card.dims}
+
+
+def goal_of(card: Card, args: EvaluateArgs) -> str:
+    """What each fold chooses its threshold for. Raises ValueError for what is no goal of this task."""
+    goal = args.threshold_for or card.calibration.goal
+    if args.threshold_for:
+        require_threshold(card.labelling.task)
+        parse_goal(goal, card.labelling.names)
+    return goal
+
+
 def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yardstick], Refitted, list[str]]:
     """Out-of-fold predictions of every clip, yardsticks of the same folds, what there is to tell about the
     heads, and what readers have to know.
@@ -141,6 +167,7 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
     Raises ValueError for a wrong K, and where no fold has anything to learn from.
     """
     card, rows, labels = asked.card, asked.population.rows, asked.population.labels
+    card = replace(card, dims=dims_of(asked), calibration=replace(card.calibration, goal=goal_of(card, args)))
     num_classes = len(card.labelling.names)
     subjects = asked.table.subject[rows]
     failed = asked.table.state[rows] == 2
@@ -155,13 +182,13 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
     measured = ~failed & np.any([np.asarray(mask).any(axis=1) for mask in samples.valid.values()], axis=0)
     people = subjects if args.folds == "loso" else sample_groups(samples)
     folds = split_folds(args.folds, labels, people, args.seed)
-    prior = np.zeros((len(rows), num_classes))
-    for learn, left_out in folds:
-        prior[left_out] = shares(labels[learn[measured[learn]]], num_classes)
+    # One for all folds: the shares of whom a fold learns from lean against those whom it leaves out.
+    prior = shares(labels, num_classes)
     logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
-    p, said = prior.copy(), prior.argmax(axis=1).astype(np.int64)
+    p, said = np.tile(prior, (len(rows), 1)), np.full(len(rows), prior.argmax(), np.int64)
     idle = np.zeros(len(rows), bool)
-    rivals: dict[str, Yardstick] = {}
+    constant = majority(prior, len(rows), card.labelling.names, of="all clips")
+    rivals: dict[str, Yardstick] = {constant.name: constant}
     answers = []
     with progress("folds") as bar:
         task = bar.add_task("refitting", total=len(folds))
@@ -171,7 +198,7 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
             p[answer.places], said[answer.places] = answer.probabilities, answer.said
             logits[answer.places] = answer.logits
             idle[left_out] = measured[left_out] & (answer.candidate == "")
-            _add_rivals(rivals, card, everything, measured, learn, left_out, prior)
+            _add_rivals(rivals, everything, measured, learn, left_out, prior)
             bar.advance(task)
     chosen = [answer.candidate for answer in answers if answer.candidate]
     if not chosen:
@@ -192,13 +219,13 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
         coverage=face_coverage(asked.store, rows),
         slices={name: column[rows] for name, column in asked.table.slices.items()},
     )
-    known = identity(labels, subjects, shares(labels, num_classes), seed=args.seed)
+    known = identity(labels, subjects, prior, seed=args.seed)
     yardsticks = [*rivals.values(), *([known] if known is not None else [])]
     thresholds = np.full(len(rows), 0.5)
     for answer in answers:
         thresholds[answer.places] = answer.calibration.threshold
     refitted = Refitted(
-        falls=group_falls(card, samples, answers, args.seed),
+        falls=group_falls(card, asked.store.recipe.geometry, samples, answers, args.seed),
         calibrations=[answer.calibration for answer in answers if answer.candidate],
         thresholds=thresholds,
     )
@@ -208,10 +235,12 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
     return predictions, yardsticks, refitted, notes
 
 
-def group_falls(card: Card, samples: Samples, answers: Sequence[FoldAnswer], seed: int) -> list[Fall]:
+def group_falls(
+    card: Card, geometry: GeometryId | None, samples: Samples, answers: Sequence[FoldAnswer], seed: int
+) -> list[Fall]:
     """What shuffling each group of inputs costs the folds' heads, each asked about people whom it never saw;
     empty where they read one group."""
-    task, geometry = card.labelling.task, card.recipe.geometry
+    task = card.labelling.task
     places = some_places(np.sort(np.concatenate([answer.places for answer in answers])), seed)
     if "geometry" not in card.dims or len(np.unique(samples.labels[places])) < 2:
         return []
@@ -336,28 +365,25 @@ def _score(card: Card, logits: np.ndarray, labels: np.ndarray) -> float:
 
 def _add_rivals(
     rivals: dict[str, Yardstick],
-    card: Card,
     samples: Samples,
     measured: np.ndarray,
     learn: np.ndarray,
     left_out: np.ndarray,
     prior: np.ndarray,
 ) -> None:
-    """Answer the fold by majority and logistic regression on each stream of `samples` too, and write it into
-    the pooled yardsticks; where a fold has none, the (N, C) training shares of each clip's fold stay."""
-    own, inside = prior[left_out[0]], measured[left_out]
-    found = [majority(own, len(left_out), card.labelling.names)]
-    learn = learn[measured[learn]]
-    if len(np.unique(samples.labels[learn])) > 1 and inside.any():
-        judged = subset(samples, left_out[inside])
-        found += [logistic(subset(samples, learn), judged, stream, inside, own) for stream in samples.x]
-    for part in found:
-        pooled = rivals.get(part.name)
-        if pooled is None:
-            pooled = replace(part, probabilities=prior.copy(), said=prior.argmax(axis=1).astype(np.int64))
-            rivals[part.name] = pooled
-        pooled.probabilities[left_out] = part.probabilities
-        pooled.said[left_out] = part.said
+    """Answer the fold by logistic regression on each stream of `samples` too, and write it into the pooled
+    yardsticks; where a fold has none, the (C,) shares of the classes stay."""
+    inside, learn = measured[left_out], learn[measured[learn]]
+    if len(np.unique(samples.labels[learn])) < 2 or not inside.any():
+        return
+    judged = subset(samples, left_out[inside])
+    for stream in samples.x:
+        part = logistic(subset(samples, learn), judged, stream, inside, prior)
+        if part.name not in rivals:
+            p = np.tile(prior, (len(samples), 1))
+            rivals[part.name] = replace(part, probabilities=p, said=p.argmax(axis=1).astype(np.int64))
+        rivals[part.name].probabilities[left_out] = part.probabilities
+        rivals[part.name].said[left_out] = part.said
 
 
 def _notes(num_folds: int, num_idle: int, chosen: Sequence[str], some_unknown: bool) -> list[str]:

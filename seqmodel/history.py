@@ -23,12 +23,13 @@ class Trial:
 
 
 def trials_of(run: Path) -> list[Trial]:
-    """Trials of the search that the run came from, in order; none where its journal is not in the run.
+    """Trials of the search that the run's head came from, in order; none where it came from no search, or its
+    journal is not in the run.
 
     Another label or another --study searches in the same journal; the card names the one that is meant.
     """
-    path = run / STUDY
-    if not path.is_file():
+    path, name = run / STUDY, _study_of(run)
+    if not name or not path.is_file():
         return []
     import optuna
     from optuna.storages import JournalStorage
@@ -36,11 +37,9 @@ def trials_of(run: Path) -> list[Trial]:
 
     # Reading takes no lock, but the default one would want rights that Windows does not give.
     storage = JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
-    names = optuna.get_all_study_names(storage)
-    named = _study_of(run)
-    if not names or (named and named not in names):
+    if name not in optuna.get_all_study_names(storage):
         return []
-    found = optuna.load_study(study_name=named or names[-1], storage=storage).get_trials(deepcopy=False)
+    found = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
     return [
         Trial(
             trial.number,

@@ -113,6 +113,8 @@ class Judgement:
     minority: int
     """The class that average precision is about."""
     warnings: tuple[str, ...]
+    is_unseen: bool = False
+    """Whether these are test clips, of people none of whom has training clips."""
 
 
 def make_predictions(

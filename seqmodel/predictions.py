@@ -13,26 +13,26 @@ Shapes: N clips, T frames, O logits, C classes.
 import csv
 import dataclasses
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from features.labels import Labelling, class_indices
 from features.recipe import Part, differences, require_equal
-from features.splits import known_rows
+from features.splits import groups_of
 from seqmodel.judge import Predictions
-from seqmodel.run import Card, load_split, load_weights
+from seqmodel.run import Card, load_weights
 
 if TYPE_CHECKING:
     from features.datasets import Samples
     from features.store import ClipTable, FeatureStore
 
 PREDICTIONS = "predictions.csv"
-FAILED = 2
 CLIPS_AT_ONCE = 256
 PREFIXES_AT_ONCE = 32
 """Of a growing window, so that memory grows with its length and not with the square of it."""
@@ -82,34 +82,27 @@ def clip_labels(table: "ClipTable", labelling: Labelling, mapping: Sequence[str]
 def population(
     table: "ClipTable",
     labels: np.ndarray,
-    sides: dict[str, tuple[str, str]],
+    sides: Mapping[str, tuple[str, str]],
     split: str,
-    calibrators: Collection[str] = (),
+    known: np.ndarray,
+    calibrators: Mapping[str, str] = MappingProxyType({}),
 ) -> Population:
-    """Every labelled row of a split: those that split.csv names, and failed ones whose subject stands on
-    that side.
+    """Every labelled row of a split that split.csv names, failed ones too.
 
-    A store that shares no clip with the run is another data set: its own split of that name, if it has one,
-    else all of it, without the clips that the run was calibrated on.
+    known: (N,) bool, which rows are the run's, as `known_rows` says. A store that shares no clip with the run
+    is another data set: its own split of that name, if it has one, else all of it, without the people whose
+    clips the run was calibrated on (clip_id -> subject).
     """
-    known = known_rows(table, sides)
     labelled = labels >= 0
     if known.any():
-        side_of_subject = {subject: side for subject, side in sides.values() if subject}
-        side = np.array(
-            [
-                sides[str(c)][1] if str(c) in sides else side_of_subject.get(str(s), str(own))
-                for c, s, own in zip(table.clip_id, table.subject, table.split, strict=True)
-            ]
-        )
-        # Rows that split.csv does not name count when their extraction failed: the run never saw them.
-        chosen = labelled & (side == split) & (known | (table.state == FAILED))
+        side = np.array([sides.get(clip, ("", ""))[1] for clip in table.clip_id.tolist()], str)
+        chosen = labelled & known & (side == split)
         how = f"the {split} side of the run's split"
     else:
         own = table.split == split
         chosen = labelled & (own if own.any() else np.ones(len(own), bool))
         how = f"another data set: its {split} split" if own.any() else "another data set: every labelled clip"
-        used = chosen & np.isin(table.clip_id, list(calibrators))
+        used = chosen & _of_calibrators(table, calibrators)
         if used.any():
             chosen &= ~used
             how += f", without {int(used.sum())} clips of people that the run was calibrated on"
@@ -117,6 +110,15 @@ def population(
     pending = chosen & (table.state == 0)
     rows = np.flatnonzero(chosen & ~pending)
     return Population(rows, labels[rows], int(pending.sum()), how)
+
+
+def _of_calibrators(table: "ClipTable", calibrators: Mapping[str, str]) -> np.ndarray:
+    """(N,) bool: rows of people, or videos, of whom a clip has calibrated the run; later clips of theirs
+    too."""
+    pairs = zip(table.clip_id.tolist(), table.subject.tolist(), strict=True)
+    named = np.array([clip in calibrators and calibrators[clip] in ("", who) for clip, who in pairs], bool)
+    groups = groups_of(table, np.arange(len(named)))
+    return np.isin(groups, groups[named])
 
 
 @dataclass(frozen=True)
@@ -266,11 +268,6 @@ def read_predictions(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def sides_of(run: Path) -> dict[str, tuple[str, str]]:
-    """clip_id -> (subject, split) of the run's own split."""
-    return load_split(run)
 
 
 def _classes(labelling: Labelling) -> list[tuple[str, tuple[str, ...]]]:

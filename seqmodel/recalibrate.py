@@ -10,16 +10,16 @@ It knows nothing about training.
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from features.door import fail, say
+from features.splits import groups_of
 from seqmodel.bootstrap import Figure, bootstrap_figures, draw_subjects, paired, with_intervals
-from seqmodel.calibration import Calibration, decide, fit_calibration, moved_band
+from seqmodel.calibration import Calibration, decide, fit_calibration, moved_band, require_threshold
 from seqmodel.config import CalibrateArgs
-from seqmodel.evaluate import Asked, ask, count_opening
+from seqmodel.evaluate import Asked, ask, count_opening, folder_of
 from seqmodel.metrics import evaluate_predictions, minority_class
 from seqmodel.options import options_of
 from seqmodel.predictions import predict_rows
@@ -39,13 +39,20 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
     if not 0 < args.share < 1:
         raise ValueError(f"--share must lie in (0, 1), got {args.share}")
     card = load_card(args.run)
+    if args.threshold_for != CalibrateArgs.threshold_for:
+        require_threshold(card.labelling.task)
     asked = everybody(ask(args.run, card, args.store, "test"))
     everything = asked.population.rows
     extracted = asked.table.state[everything] == 1
     rows, labels = everything[extracted], asked.population.labels[extracted]
     logits, measured = predict_rows(args.run, card, asked.store, card.labelling, rows)
     rows, labels, logits = rows[measured], labels[measured], logits[measured]
-    people = unit_names(asked, rows)
+    if len(np.unique(labels)) < 2:
+        raise ValueError(
+            f"the {len(labels)} clips of {args.store} in which something was measured are of one class: a "
+            "calibration takes two"
+        )
+    people = groups_of(asked.table, rows)
     fits = deal_people(people, labels, args.share, args.seed)
     fitted = fit_calibration(
         logits[fits],
@@ -70,7 +77,7 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
     }
     _say(card, fitted, judged, summary)
     if not kept:
-        _write(args.run, asked, summary)
+        _write(asked, summary)
         fail("the people left out are served worse by the new calibration: the run keeps its own")
         return summary, 1
     stage = {
@@ -82,11 +89,12 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         "options": options_of(args),
     }
     # First: with the clips named and the card unchanged nothing is judged wrongly.
-    theirs = np.isin(unit_names(asked, everything), people[fits])
-    save_calibrators(args.run, asked.table.clip_id[everything[theirs]].tolist())
+    theirs = np.isin(groups_of(asked.table, everything), people[fits])
+    theirs = everything[theirs]
+    save_calibrators(args.run, asked.table.clip_id[theirs].tolist(), asked.table.subject[theirs].tolist())
     # Decisions kept from before would be compared as if they were the run's.
     put_calibration(args.run, replace(card, calibration=fitted, stages=(*card.stages, stage)))
-    _write(args.run, asked, summary)
+    _write(asked, summary)
     say(
         f"{args.run} now decides by this calibration; predict and live use it. Run evaluate again: the "
         f"{stage['people']} who calibrated do not count there."
@@ -94,8 +102,8 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
     return summary, 0
 
 
-def _write(run: Path, asked: Asked, summary: dict[str, Any]) -> None:
-    folder = run / "cross" / Path(asked.store.path).stem
+def _write(asked: Asked, summary: dict[str, Any]) -> None:
+    folder = folder_of(asked)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "calibration.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
@@ -113,13 +121,6 @@ def everybody(asked: Asked) -> Asked:
     rows = np.flatnonzero((asked.labels >= 0) & (asked.table.state != 0))
     found = replace(asked.population, rows=rows, labels=asked.labels[rows])
     return replace(asked, population=found)
-
-
-def unit_names(asked: Asked, rows: np.ndarray) -> np.ndarray:
-    """(N,) str: who must stay on one side: the subject, or the video where no subject is known."""
-    from features.splits import groups_of
-
-    return groups_of(asked.table, rows)
 
 
 def deal_people(people: np.ndarray, labels: np.ndarray, share: float, seed: int) -> np.ndarray:

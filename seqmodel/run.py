@@ -4,7 +4,7 @@
     weights.safetensors  head.* and, after fine-tuning, encoder.*
     split.csv            clip_id, subject, split: who stood on which side
     detector/            the face detector files (and landmarker) by name
-    calibrated_on.csv    clip_id of what a new place's calibration was fitted on
+    calibrated_on.csv    clip_id, subject of what a new place's calibration was fitted on
     log.jsonl, study.log, predictions.csv, metrics.json, report.html, plots/, MODEL_CARD.md
                          written by the rooms that make them
 
@@ -61,6 +61,8 @@ class Card:
     metric: str
     """What was maximised on validation."""
     calibration: Calibration = Calibration()
+    training_shares: tuple[float, ...] = ()
+    """Share of each class among the training clips."""
     numerics: dict[str, Any] = field(default_factory=dict)
     """The store's numerics: recorded, never compared."""
     baseline: str = "none"
@@ -118,6 +120,7 @@ def card_from_json(fields: Mapping[str, Any]) -> Card:
             "stages": tuple(fields["stages"]),
             "test_openings": tuple(fields["test_openings"]),
             "warnings": tuple(fields["warnings"]),
+            "training_shares": tuple(fields.get("training_shares", ())),
         }
     )
 
@@ -220,22 +223,22 @@ def calibration_stage(card: Card) -> dict[str, Any] | None:
     return None
 
 
-def save_calibrators(run: Path, clip_ids: Sequence[str]) -> None:
+def save_calibrators(run: Path, clip_ids: Sequence[str], subjects: Sequence[str]) -> None:
     """Write calibrated_on.csv, atomically."""
     temporary = run / (CALIBRATORS + ".tmp")
     with temporary.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([["clip_id"], *([clip] for clip in clip_ids)])
+        csv.writer(file).writerows([("clip_id", "subject"), *zip(clip_ids, subjects, strict=True)])
     os.replace(temporary, run / CALIBRATORS)
 
 
-def calibrators_of(run: Path, card: Card) -> frozenset[str]:
-    """Clips of another data set that the run's calibration was fitted on; none where it comes from
-    validation."""
+def calibrators_of(run: Path, card: Card) -> dict[str, str]:
+    """Clips of another data set that the run's calibration was fitted on, clip_id -> subject ('' where that
+    was not kept); none where it comes from validation."""
     path = run / CALIBRATORS
     if calibration_stage(card) is None or not path.is_file():
-        return frozenset()
+        return {}
     with path.open(encoding="utf-8", newline="") as file:
-        return frozenset(row["clip_id"] for row in csv.DictReader(file))
+        return {row["clip_id"]: row.get("subject") or "" for row in csv.DictReader(file)}
 
 
 def keep_model_file(run: Path, source: Path, name: str) -> None:

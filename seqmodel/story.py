@@ -229,7 +229,10 @@ def umap_figures(
 def data_rows(asked: Asked) -> list[dict[str, Any]]:
     """One row a split for the report's table of the data."""
     table, num_classes = asked.table, len(asked.card.labelling.names)
-    rows_of = {s: population(table, asked.labels, asked.sides, s).rows for s in ("train", "val", "test")}
+    rows_of = {
+        side: population(table, asked.labels, asked.sides, side, asked.known).rows
+        for side in ("train", "val", "test")
+    }
     if asked.is_other_data:
         rows_of = {asked.split: asked.population.rows}
     out = []
@@ -267,6 +270,8 @@ def commands(asked: Asked, args: EvaluateArgs) -> list[str]:
             lines += [] if known else [f"# with which options: {UNKNOWN}"]
             store = f" --store {shlex.quote(str(stage['store']))}" if stage["stage"] == "calibrate" else ""
             lines.append(f"python -m seqmodel {stage['stage']} --run {run}{store} {options}".rstrip())
+        elif stage["stage"] == "threshold" and options != _chosen(args):
+            lines.append(f"python -m seqmodel evaluate --run {run} --split val {options}")
     words = ["python -m seqmodel evaluate --run", run]
     words += ["--store", shlex.quote(str(asked.store.path)), "--split", args.split]
     words += ["--rounds", str(args.rounds), "--seed", str(args.seed)]
@@ -277,6 +282,11 @@ def commands(asked: Asked, args: EvaluateArgs) -> list[str]:
     words += ["--umap"] if args.umap else []
     words += ["--thumbnails"] if args.thumbnails else []
     return [*lines, " ".join(words)]
+
+
+def _chosen(args: EvaluateArgs) -> str:
+    """The options that choose a threshold, as the card's story has them."""
+    return options_of(EvaluateArgs(args.run, threshold_for=args.threshold_for, abstain=args.abstain))
 
 
 def _is_of_tune(searched: list[str], tuned: list[str]) -> bool:

@@ -5,16 +5,18 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from features.datasets import labelled_rows, load_samples
 from features.door import console, progress, say, warn
-from features.labels import Task
-from features.splits import sides_by_clip, split_hash
+from features.labels import Labelling, Task
+from features.splits import Split, groups_of, sides_by_clip, split_hash
+from features.store import FAILED, ClipTable
 from seqmodel.assets import face_model
 from seqmodel.baselines import baseline_scores
 from seqmodel.calibration import fit_calibration
@@ -39,6 +41,7 @@ from seqmodel.run import (
     versions,
 )
 from seqmodel.training import Epoch, Fitted, fit, fit_best, resolve_metric
+from seqmodel.yardsticks import shares
 
 
 def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
@@ -116,9 +119,9 @@ def write_run(
 ) -> Card:
     """Write a self-contained run directory for a fitted head: the card makes it a run.
 
-    Calibration is chosen on the validation logits of the epoch that was kept. What the training data looked
-    like, and from what share of a window live may speak, comes last. Of an earlier head under the same name
-    nothing stays but the count of its test openings.
+    Calibration is chosen on the validation logits of the epoch that was kept, of clips that were measured.
+    What the training data looked like, and from what share of a window live may speak, comes last. Of an
+    earlier head under the same name nothing stays but the count of its test openings.
     """
     run.mkdir(parents=True, exist_ok=True)
     openings = _test_openings(run)
@@ -127,9 +130,13 @@ def write_run(
     drop_judgements(run)
     shutil.rmtree(run / "finetune", ignore_errors=True)
     labelling, table, split = question.labelling, question.table, question.split
-    val_labels = labels_of(question, split.val)
+    # Of clips in which nothing was measured nothing is ever decided: they choose no threshold.
+    measured = measured_clips(question, split.val, head.dims)
     calibration = fit_calibration(
-        fitted.best.val_logits, val_labels, labelling.task, label_names=labelling.names
+        fitted.best.val_logits[measured],
+        labels_of(question, split.val)[measured],
+        labelling.task,
+        label_names=labelling.names,
     )
     found = [*split.warnings, *warnings]
 
@@ -142,7 +149,7 @@ def write_run(
     (run / LOG).unlink(missing_ok=True)
     for epoch in fitted.history:
         append_log(run, log_entry(epoch, str(stage.get("stage", "head"))))
-    side_of = sides_by_clip(split, table.clip_id)
+    side_of = sides_by_clip(split, table.clip_id) | sides_of_failed(split, table, labelling)
     subject_of = dict(zip(table.clip_id.tolist(), table.subject.tolist(), strict=True))
     save_split(run, list(side_of), [subject_of[clip] for clip in side_of], list(side_of.values()))
     card = Card(
@@ -160,6 +167,7 @@ def write_run(
         calibration=calibration,
         numerics=question.store.numerics,
         baseline=baseline,
+        training_shares=tuple(shares(labels_of(question, split.train), question.num_classes).tolist()),
         stages=({"stage": "head", "val_score": fitted.best.val_score, "kept": True} | dict(stage),),
         test_openings=openings,
         warnings=tuple(dict.fromkeys(found)),
@@ -172,16 +180,17 @@ def write_run(
     return card
 
 
-def put_calibration(run: Path, card: Card) -> None:
+def put_calibration(run: Path, card: Card, store: Path | str | None = None) -> None:
     """Save a card whose calibration is another, without what speaks of the old one's decisions.
 
-    The training data are measured by it again, and the run is made ready for live again where it was.
+    The training data, in `store` or where the card says, are measured by it again, and the run is made ready
+    for live again where it was.
     """
     exports = sorted(folder.name for folder in (run / "export").glob("*") if folder.is_dir())
     drop_decisions(run)
     save_card(run, dataclasses.replace(card, metrics={}))
     say(f"{run} decides otherwise now: figures, reports and exports from before are dropped")
-    _measure_reference(run)
+    _measure_reference(run, store)
     if exports:
         from seqmodel.export import export_for_live
 
@@ -229,6 +238,25 @@ def _test_openings(run: Path) -> tuple[str, ...]:
         return load_card(run).test_openings
     except ValueError:
         return ()
+
+
+def measured_clips(question: Question, rows: np.ndarray, streams: Iterable[str]) -> np.ndarray:
+    """(len(rows),) bool: in which clips some of these streams is valid in some frame."""
+    samples = load_samples(question.store, question.labelling, rows, question.inputs, mapped=True)
+    return np.any([samples.valid[name][:].any(axis=1) for name in streams], axis=0)
+
+
+def sides_of_failed(split: Split, table: ClipTable, labelling: Labelling) -> dict[str, str]:
+    """Side of each labelled clip whose extraction failed, by clip_id: that of its person, or video, else the
+    one it is marked for. So it stays in the denominator of whoever judges the run."""
+    rows, _ = labelled_rows(table, labelling, with_failed=True)
+    rows = rows[table.state[rows] == FAILED]
+    groups = {who: side for side, clips in split.sides().items() for who in groups_of(table, clips).tolist()}
+    found = {
+        str(table.clip_id[row]): groups.get(who, str(table.split[row]))
+        for row, who in zip(rows.tolist(), groups_of(table, rows).tolist(), strict=True)
+    }
+    return {clip: side for clip, side in found.items() if side}
 
 
 def labels_of(question: Question, rows: np.ndarray) -> np.ndarray:

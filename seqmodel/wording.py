@@ -61,7 +61,7 @@ def verdict(judgement: Judgement) -> str:
     if people and unknown:
         crowd = f"{len(judgement.predictions) - unknown} clips of {who} and {unknown} of nobody known"
     elif people:
-        crowd += f" of {who}" + (" never seen in training" if judgement.split == "test" else "")
+        crowd += f" of {who}" + (" never seen in training" if judgement.is_unseen else "")
     accuracy = figures["balanced_accuracy"]
     if judgement.task == "binary":
         auroc = figures["auroc"]

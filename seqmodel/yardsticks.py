@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 NUM_PARTS = 5
 
 
-def majority(training_shares: np.ndarray, num_clips: int, label_names: tuple[str, ...]) -> Yardstick:
-    """Always the commonest class of training; as probabilities, the (C,) training shares."""
+def majority(
+    training_shares: np.ndarray, num_clips: int, label_names: tuple[str, ...], *, of: str = "training"
+) -> Yardstick:
+    """Always the commonest class `of` something; as probabilities, its (C,) shares."""
     largest = int(training_shares.argmax())
     return Yardstick(
         name="majority",
         title="Majority class",
-        how=f"Always says {label_names[largest]}, the commonest class in training.",
+        how=f"Always says {label_names[largest]}, the commonest class of {of}.",
         probabilities=np.tile(training_shares, (num_clips, 1)),
         said=np.full(num_clips, largest, np.int64),
     )

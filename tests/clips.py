@@ -33,9 +33,12 @@ def write_video(
     pix_fmt: str = "yuv420p",
     options: dict[str, str] | None = None,
     rotation: int = 0,
+    hflip: bool = False,
+    vflip: bool = False,
     times_s: list[float] | None = None,
 ) -> Path:
-    """Encode RGB frames; `times_s` gives each its own time, `rotation` is the display matrix in degrees."""
+    """Encode RGB frames; `times_s` gives each its own time; `rotation` (degrees), `hflip` and `vflip` are the
+    display matrix."""
     with av.open(str(path), "w") as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream(codec, rate=rate, options=options or {})
@@ -44,8 +47,8 @@ def write_video(
         for index, rgb in enumerate(frames):
             if index == 0:
                 stream.height, stream.width = rgb.shape[:2]
-                if rotation:
-                    stream.set_display_rotation(rotation)
+                if rotation or hflip or vflip:
+                    stream.set_display_rotation(rotation, hflip=hflip, vflip=vflip)
             picture = av.VideoFrame.from_ndarray(rgb, format="rgb24")
             if times_s is not None:
                 picture.time_base = Fraction(1, 1000)
@@ -54,6 +57,40 @@ def write_video(
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return path
+
+
+def write_talk(path: Path, frames: list[np.ndarray], fps: float, *, late_s: float, sound_s: float) -> Path:
+    """Encode RGB frames that begin `late_s` after `sound_s` seconds of silence do (VP9 and Opus in WebM)."""
+    codecs = ("libvpx-vp9", "libopus") if path.suffix == ".webm" else ("libx264", "aac")
+    options = {"cpu-used": "8", "deadline": "realtime"} if path.suffix == ".webm" else {"bf": "2"}
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codecs[0], rate=Fraction(fps).limit_denominator(1001), options=options)
+        video.height, video.width = frames[0].shape[:2]
+        video.pix_fmt = "yuv420p"
+        sound = container.add_stream(codecs[1], rate=48000, layout="mono")
+        packets = []
+        for index, rgb in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            picture.pts, picture.time_base = index + round(late_s * fps), 1 / Fraction(fps)
+            packets += video.encode(picture)
+        for first in range(0, int(sound_s * 48000), 960):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), "fltp", "mono")
+            silence.sample_rate, silence.pts, silence.time_base = 48000, first, Fraction(1, 48000)
+            packets += sound.encode(silence)
+        packets += [*video.encode(None), *sound.encode(None)]
+        container.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))
+    return path
+
+
+def remux(source: Path, target: str, **options: str) -> None:
+    """The packets of a video's first stream in another container, or (format="segment") several."""
+    with av.open(str(source)) as given, av.open(target, "w", **options) as container:
+        video = given.streams.video[0]
+        stream = container.add_stream_from_template(video)
+        for packet in given.demux(video):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
 
 
 def looped(frames: list[np.ndarray], count: int) -> list[np.ndarray]:

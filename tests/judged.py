@@ -17,6 +17,7 @@ from seqmodel.heads import LstmHead, build_head, num_outputs
 from seqmodel.judge import Judgement, judge, make_predictions
 from seqmodel.rest import with_baseline
 from seqmodel.run import Card, append_log, save_card, save_split, save_weights, versions
+from seqmodel.train import sides_of_failed
 from seqmodel.training import fit, predict_logits
 from seqmodel.yardsticks import identity, majority
 
@@ -148,7 +149,7 @@ def make_run(
         versions=versions(),
     )
     save_weights(run, head.state_dict())
-    sides = sides_by_clip(split, table.clip_id)
+    sides = sides_by_clip(split, table.clip_id) | sides_of_failed(split, table, labelling)
     place = {str(clip_id): i for i, clip_id in enumerate(table.clip_id)}
     save_split(run, list(sides), [str(table.subject[place[c]]) for c in sides], list(sides.values()))
     save_card(run, card)

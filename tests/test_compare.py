@@ -1,6 +1,7 @@
 """Claims about comparing runs, moving one to a new place, and judging with few people."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from seqmodel.bootstrap import Figure, Paired
 from seqmodel.calibration import Calibration, moved_band
 from seqmodel.compare import GATE_MARGIN, gate_passes
 from seqmodel.config import HeadConfig
-from seqmodel.predictions import population, read_predictions, sides_of
+from seqmodel.predictions import population, read_predictions
 from seqmodel.recalibrate import deal_people
-from seqmodel.run import calibrators_of, load_card
+from seqmodel.run import calibrators_of, load_card, load_split, save_card
 from tests.judged import WITH_GEOMETRY, make_run, make_store
 
 
@@ -95,6 +96,32 @@ def test_runs_without_common_clips_or_with_another_question_are_refused(two_runs
     assert main(["compare", "--runs", str(two_runs / "good")]) == 2
 
 
+def test_one_pair_of_names_may_be_two_questions(two_runs, tmp_path, capsys):
+    """Where a label counts as another class, or stands in another column; new labels make no new question."""
+
+    def asks(name: str, **changes) -> str:
+        copy = Path(shutil.copytree(two_runs / "good", tmp_path / name))
+        card = load_card(copy)
+        save_card(copy, replace(card, labelling=replace(card.labelling, **changes)))
+        return str(copy)
+
+    def refusal(first: str, second: str) -> str:
+        assert main(["compare", "--runs", first, second, "--rounds", "20"]) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    at_1 = asks("at 1", sources=(("distracted",), ("2", "1", "engaged")))
+    at_2 = asks("at 2", sources=(("1", "distracted"), ("engaged", "2")))
+    said = refusal(at_1, at_2)
+    assert f"{at_1} answers distracted = distracted, engaged = 2+1+engaged of column 'label'" in said
+    assert f"{at_2} answers distracted = 1+distracted, engaged = engaged+2 of column 'label'" in said
+    assert "they cannot be compared" in said
+    said = refusal(at_1, asks("mood", column="mood"))
+    assert "of column 'label'" in said
+    assert "of column 'mood'" in said
+    wider = asks("wider", sources=(("distracted", "away"), ("engaged",)))
+    assert main(["compare", "--runs", str(two_runs / "good"), wider, "--rounds", "20"]) == 0
+
+
 def test_a_shifted_place_is_won_back_by_calibration(two_runs, tmp_path, capsys):
     home = FeatureStore.open(two_runs / "s.zarr")
     run = tmp_path / "moved"
@@ -150,11 +177,14 @@ def test_two_data_sets_with_the_same_file_names_are_told_apart_by_people(two_run
     make_run(run, FeatureStore.open(two_runs / "s.zarr"), epochs=1)
     table = FeatureStore.open(two_runs / "s.zarr").table()
     strangers = replace(table, subject=np.char.add("other ", table.subject))
-    sides = sides_of(run)
+    sides = load_split(run)
     assert known_rows(table, sides).any()
     assert not known_rows(strangers, sides).any()
     labels = np.zeros(len(table.state), np.int64)
-    assert len(population(strangers, labels, sides, "test").rows) == (table.state != 0).sum()
+    assert (
+        len(population(strangers, labels, sides, "test", known_rows(strangers, sides)).rows)
+        == (table.state != 0).sum()
+    )
     one_renamed = replace(table, subject=np.where(np.arange(len(table.state)) == 0, "x", table.subject))
     assert known_rows(one_renamed, sides).sum() == known_rows(table, sides).sum()
 

@@ -79,16 +79,29 @@ def test_subset_takes_places_or_a_mask(store: FeatureStore) -> None:
 
 
 def test_who_stays_together_is_asked_of_samples_as_of_the_store(tmp_path: Path) -> None:
-    """The subject, and where nobody is known the video with all its windows."""
+    """The subject, also where only another window of the video names it; where none or several are known, the
+    video with all its windows."""
+    people = ["a", "", "", "", "b", "a", "", "c", "d"]
     clips = [
         dataclasses.replace(clip, clip_id=f"영상#/{place // 2}.mp4#{place % 2 * 2000}", subject=who)
-        for place, (clip, who) in enumerate(zip(clips_of(6), ["a", "", "", "", "b", "a"], strict=True))
+        for place, (clip, who) in enumerate(zip(clips_of(9), people, strict=True))
     ]
+    clips[8] = dataclasses.replace(clips[8], clip_id="영상#/3.mp4#4000")
     store = plan(tmp_path / "s.zarr", clips, RECIPE, numerics={})
-    groups = sample_groups(load_samples(store, LABELLING, np.arange(6)))
-    videos = ["video 영상#/0.mp4", "video 영상#/1.mp4"]
-    assert groups.tolist() == ["subject a", videos[0], videos[1], videos[1], "subject b", "subject a"]
-    assert groups.tolist() == groups_of(store.table(), np.arange(6)).tolist()
+    groups = sample_groups(load_samples(store, LABELLING, np.arange(9)))
+    assert groups.tolist() == [
+        "subject a",
+        "subject a",
+        "video 영상#/1.mp4",
+        "video 영상#/1.mp4",
+        "subject b",
+        "subject a",
+        "video 영상#/3.mp4",
+        "subject c",
+        "subject d",
+    ]
+    assert groups.tolist() == groups_of(store.table(), np.arange(9)).tolist()
+    assert groups_of(store.table(), np.array([1, 6])).tolist() == ["subject a", "video 영상#/3.mp4"]
 
 
 def test_crops_are_decoded_rgb_and_zero_without_a_face(store: FeatureStore) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from extract.__main__ import main
 from extract.config import NUM_CLIPS
 from extract.demo import (
     CLIP_S,
@@ -96,17 +97,14 @@ def test_labels_are_decided_by_how_long_a_spell_lasts() -> None:
 
 def test_a_single_frame_cannot_tell() -> None:
     # Each pose that a distracted person holds occurs in engaged clips too: half of them or more contain it.
-    def somewhere(label: str, test: str) -> float:
-        shares = []
-        for script in clip_scripts(NUM_CLIPS, 0):
-            if script.label == label and script.behaviour in ("look_left", "look_right", "mixed"):
-                track = poses(script, looks_of(script.subject, 0))
-                shares.append(any(abs(pose.yaw) > 20 for pose in track) if test == "turned" else True)
-        return float(np.mean(shares))
-
-    assert somewhere("engaged", "turned") > 0.5
+    turned = [
+        any(abs(pose.yaw) > 20 for pose in poses(script))
+        for script in clip_scripts(NUM_CLIPS, 0)
+        if script.label == "engaged" and script.behaviour in ("look_left", "look_right", "mixed")
+    ]
+    assert np.mean(turned) > 0.5
     facing = [
-        np.mean([abs(pose.yaw) < 15 and pose.closed < 0.5 for pose in poses(script, looks_of(0, 0))])
+        np.mean([abs(pose.yaw) < 15 and pose.closed < 0.5 for pose in poses(script)])
         for script in clip_scripts(NUM_CLIPS, 0)
         if script.label == "distracted"
     ]
@@ -138,3 +136,22 @@ def test_the_same_seed_gives_the_same_video(tmp_path: Path) -> None:
 def test_a_set_of_no_clips_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--clips must be at least 1, got 0"):
         make_demo(tmp_path, clips=0)
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "unseen.csv"])
+def test_a_table_of_ones_own_is_not_overwritten(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    """A folder of videos often has a labels.csv; one that the demo wrote is written anew."""
+    (tmp_path / name).write_text("path,label\nmine.mp4,engaged\n", encoding="utf-8")
+    assert main(["demo", "--out", str(tmp_path), "--clips", "1"]) == 2
+    assert f"{name} is there and was not written by the demo" in capfd.readouterr().err
+    assert [item.name for item in tmp_path.iterdir()] == [name]
+    assert "mine.mp4" in (tmp_path / name).read_text(encoding="utf-8")
+
+
+def test_the_demo_can_be_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("extract.demo.write_video", lambda script, seed, out: None)
+    make_demo(tmp_path, clips=2, workers=1)
+    make_demo(tmp_path, clips=3, workers=1)
+    assert len(rows_of(tmp_path)) == 3

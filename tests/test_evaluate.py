@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from features.external import read_sequences, write_external
 from seqmodel import folds
 from seqmodel.__main__ import main
 from seqmodel.config import HeadConfig
@@ -226,7 +227,6 @@ def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path
 
 
 def test_an_imported_frame_that_lacks_a_feature_is_no_face(tmp_path):
-    from features.external import read_sequences, write_external
     from seqmodel.evaluate import face_coverage
 
     x = np.ones((3, 4, 2), np.float32)
@@ -311,11 +311,11 @@ def test_a_fold_with_nothing_to_learn_from_is_answered_by_its_majority(tmp_path,
     folder = tmp_path / f"run/folds-{how}"
     rows = read_predictions(folder / "predictions.csv")
     idle = [row for row in rows if row["state"] == "nothing to learn from"]
-    learned_from = [row["label"] for row in rows if row not in idle]
+    labels = [row["label"] for row in rows]
     assert len(rows) == 8 * num_subjects
     assert len(idle) == (16 if how == "2" else 8)
     assert {row["state"] for row in rows} == {"ok", "nothing to learn from"}
-    share = learned_from.count(NAMES[1]) / len(learned_from)
+    share = labels.count(NAMES[1]) / len(labels)
     assert [float(row["p_engaged"]) for row in idle] == pytest.approx([share] * len(idle), abs=1e-6)
     assert {row["decision"] for row in idle} == {NAMES[int(share > 0.5)]}
     if how == "loso":
@@ -369,4 +369,42 @@ def test_folds_of_another_data_set_learn_its_labels_by_their_mapped_names(tmp_pa
     words = ["evaluate", "--run", str(tmp_path / "run"), "--store", str(tmp_path / "other.zarr")]
     words += ["--map", "away=distracted", "here=engaged", "--folds", "3", "--rounds", "50"]
     assert main(words) == 0
-    assert _metrics(tmp_path / "run/folds-3")["folds-3"]["auroc"]["value"] > 0.7
+    assert _metrics(tmp_path / "run/cross/other/folds-3")["folds-3"]["auroc"]["value"] > 0.7
+    assert not (tmp_path / "run/folds-3").exists(), "which is about the run's own data"
+
+
+def test_folds_of_a_store_of_another_width_make_their_own_heads(tmp_path, quick_folds, capsys):
+    """The run lends its question, not its network; a stream that is not there is one line."""
+    for name, width in (("home", 6), ("other", 9)):
+        x = np.random.default_rng(width).normal(size=(48, 5, width))
+        who, y = np.array([f"{name}{i % 12}" for i in range(48)]), np.arange(48) // 12 % 2
+        x[:, :, 0] += 2 * y[:, None]
+        names = np.array([f"f{i}" for i in range(width)])
+        np.savez(tmp_path / f"{name}.npz", x=x, y=y, subject=who, feature_names=names)
+        read = read_sequences(tmp_path / f"{name}.npz")
+        write_external(tmp_path / f"{name}.zarr", read, name, "embeddings")
+    run = str(tmp_path / "run")
+    assert main(["train", "--store", str(tmp_path / "home.zarr"), "--run", run, "--epochs", "1"]) == 0
+    words = ["evaluate", "--run", run, "--folds", "2", "--rounds", "20"]
+    assert main([*words, "--store", str(tmp_path / "other.zarr")]) == 0
+    write_external(tmp_path / "geometry.zarr", read, "other", "geometry")
+    capsys.readouterr()
+    assert main([*words, "--store", str(tmp_path / "geometry.zarr")]) == 2
+    assert "reads embeddings, which" in " ".join(capsys.readouterr().err.split())
+
+
+def test_folds_choose_for_the_goal_that_is_asked_for(tmp_path, quick_folds):
+    from seqmodel.config import EvaluateArgs
+
+    make_run(tmp_path / "run", make_store(tmp_path / "s.zarr", num_subjects=8, signal=0.3), epochs=1)
+    args = EvaluateArgs(tmp_path / "run", folds="2", rounds=20, threshold_for="recall:distracted=0.9")
+    card = load_card(tmp_path / "run")
+    asked = folds.every_clip(folds.ask(args.run, card, None, "test"), "2")
+    _, yardsticks, refitted, _ = folds.answer_all(asked, args)
+    assert {c.goal for c in refitted.calibrations} == {"recall:distracted=0.9"}
+    majority = next(stick for stick in yardsticks if stick.name == "majority")
+    assert len(np.unique(majority.probabilities[:, 1])) == 1, "of all folds, else it leans against the truth"
+    words = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "2"]
+    assert main([*words, "--threshold-for", "recall:nobody=7"]) == 2
+    assert main([*words, "--abstain", "0.2"]) == 2
+    assert load_card(tmp_path / "run").test_openings == ()

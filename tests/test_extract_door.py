@@ -245,6 +245,49 @@ def test_crops_of_other_faces_are_not_added(
     assert "the faces found now are not those" in summary["failures"][1]["reason"]
 
 
+def test_a_part_that_failed_is_no_failure_where_nobody_asks_for_it(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A run that adds crops failed in one clip: without crops nothing is amiss, and --retry-failed forgets
+    it there."""
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert extract(capfd, *words, "--crops", "jpeg")[1]["done"] == 2
+    (tmp_path / "s.zarr" / "crops" / "c.0.0").unlink()
+    FeatureStore.open(tmp_path / "s.zarr", "r+").write_failure(0, "other faces")
+    code, summary, _ = extract(capfd, *words, "--crops", "jpeg")
+    assert code == 1
+    assert {"done": 0, "skipped": 1, "failed": 1}.items() <= summary.items()
+    code, summary, shown = extract(capfd, *words)
+    assert code == 0, shown
+    assert {"done": 0, "skipped": 2, "failed": 0, "failures": []}.items() <= summary.items()
+    assert "other faces" not in shown
+    code, summary, _ = extract(capfd, *words, "--retry-failed")
+    assert {"done": 0, "skipped": 2, "failed": 0}.items() <= summary.items()
+    assert FeatureStore.open(tmp_path / "s.zarr").table().failure.tolist() == ["", ""]
+    code, summary, _ = extract(capfd, *words, "--crops", "jpeg")
+    assert {"done": 1, "skipped": 1, "failed": 0}.items() <= summary.items()
+
+
+def test_that_videos_are_extracted_again_is_said(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert "extracted again" not in extract(capfd, *words)[2]
+    shutil.copy2(videos / "bob 0.mp4", few / "ann 0.mp4")
+    code, summary, shown = extract(capfd, *words)
+    assert code == 0, shown
+    assert (summary["changed"], summary["done"]) == (2, 2)
+    assert "2 clips are extracted again: their videos have another size or time than before" in shown
+
+
 @pytest.mark.slow
 def test_a_video_that_is_away_today_takes_nothing_from_what_is_done(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -490,10 +533,11 @@ def test_another_recipe_is_refused_by_name(
     videos: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     manifest = write_manifest(tmp_path / "labels.csv", videos)
-    code, _, shown = extract(capfd, "--data", manifest, "--out", whole, *QUICK, "--fps", "5")
-    assert code == 2
-    assert "pixels.fps" in shown
-    assert "Traceback" not in shown
+    for more in ((), ("--dry-run",)):
+        code, _, shown = extract(capfd, "--data", manifest, "--out", whole, *QUICK, "--fps", "5", *more)
+        assert code == 2
+        assert "pixels.fps" in shown
+        assert "Traceback" not in shown
 
 
 @pytest.mark.parametrize(
@@ -503,6 +547,13 @@ def test_another_recipe_is_refused_by_name(
         (("--weights", "nowhere.pth"), "nowhere.pth"),
         (("--detector", "nowhere.tflite"), "nowhere.tflite"),
         (("--workers", "0"), "--workers"),
+        (("--window", "0"), "--window must be a number above 0, got 0.0"),
+        (("--window", "-1"), "--window must be a number above 0, got -1.0"),
+        (("--window", "inf"), "--window must be a number above 0, got inf"),
+        (("--fps", "nan"), "--fps must be a number above 0, got nan"),
+        (("--fps", "inf"), "--fps must be a number above 0, got inf"),
+        (("--fps", "0"), "--fps must be a number above 0, got 0.0"),
+        (("--time-limit", "nan"), "--time-limit must be above 0, got nan"),
     ],
 )
 def test_wrong_options_are_one_line(

@@ -13,8 +13,11 @@ import pytest
 
 from extract.__main__ import main
 from extract.config import ExtractConfig
-from extract.planning import resolved
-from features.store import FeatureStore
+from extract.pipeline import Job, Window
+from extract.planning import make_setup, resolved
+from extract.ray import run_jobs_on_ray
+from features.manifest import Clip
+from features.store import FeatureStore, plan
 from tests.clips import face_frames, looped, write_video
 from tests.test_extract_robust import ROOT, has_open, require_equal_stores, rows_written
 
@@ -107,6 +110,30 @@ def test_a_video_that_kills_its_actor_is_a_listed_failure(
         "hangs.mp4": "stuck for more than 15 s",
     }
     assert not FeatureStore.open(store).verify()
+
+
+class Unlucky(type(Path())):
+    """A video on which memory runs out."""
+
+    def __str__(self) -> str:
+        raise MemoryError("no room for this picture")
+
+
+@pytest.mark.slow
+def test_an_exception_in_one_video_is_its_failure_alone(real_clips: dict[str, Path], tmp_path: Path) -> None:
+    """After a second try, as with local workers."""
+    video = write_video(tmp_path / "good.mp4", face_frames(real_clips["carphone"], 20, 176, 144), 10)
+    config = ExtractConfig(tmp_path, str(tmp_path / "s.zarr"), weights="random", window=2.0, geometry="off")
+    setup, numerics = make_setup(config)
+    clips = [Clip("unlucky.mp4#0", video, 0.0, 2.0), Clip("good.mp4#0", video, 0.0, 2.0)]
+    store = plan(config.out, clips, setup.recipe, numerics=numerics)
+    jobs = [Job(Unlucky(video), (Window(0, 0.0, 2.0),)), Job(video, (Window(1, 0.0, 2.0),))]
+    told = [event for event in run_jobs_on_ray(jobs, setup, config.out, 1) if event.row is not None]
+    assert sorted((event.row, event.reason) for event in told) == [
+        (0, "MemoryError: no room for this picture"),
+        (1, ""),
+    ]
+    assert store.table().failure.tolist() == ["MemoryError: no room for this picture", ""]
 
 
 def test_actors_are_given_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

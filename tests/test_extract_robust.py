@@ -464,6 +464,23 @@ def test_a_video_removed_half_way_is_a_listed_failure(
 
 
 @pytest.mark.slow
+def test_a_video_replaced_half_way_is_extracted_by_the_next_run(
+    long_manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store, video = tmp_path / "s.zarr", long_manifest / "engaged" / "b.mp4"
+    longer = tmp_path / "longer.mp4"
+    longer.write_bytes(video.read_bytes() + bytes(100))
+    background(lambda: when_working(store, 3, lambda worker: longer.replace(video)))
+    code, summary, _ = run(long_manifest, store, capfd)
+    assert code == 1
+    assert (summary["done"], summary["failed"]) == (8, 8)
+    assert "changed while it was read" in summary["failures"][0]["reason"]
+    code, summary, _ = run(long_manifest, store, capfd)
+    assert code == 0
+    assert {"done": 8, "skipped": 8, "failed": 0, "changed": 8}.items() <= summary.items()
+
+
+@pytest.mark.slow
 def test_a_full_disk_and_a_read_only_one(long_manifest: Path, tmp_path: Path) -> None:
     """On a file system of 200 kB: one clear line; with more room the same command finishes."""
     disk = tmp_path / "disk"

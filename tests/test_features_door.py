@@ -1,6 +1,9 @@
 """python -m features: what it prints, and its exit codes."""
 
 import json
+import os
+import time
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +37,18 @@ def test_info_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert summary["failures"] == [{"clip_id": "영상/3.mp4#0", "reason": "x"}]
     assert main(["info", str(path)]) == 0
     assert "8 clips of 8 videos and 4 people" in capsys.readouterr().err
+
+
+def test_info_shows_levels_by_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where a later plan brought the lower ones."""
+    path = tmp_path / "s.zarr"
+    clips = [replace(clip, labels={"level": level}) for clip, level in zip(clips_of(3), "210", strict=True)]
+    for count in (1, 3):
+        plan(path, clips[:count], RECIPE, numerics={})
+    assert run_json(capsys, "info", str(path))[0]["label_names"]["level"] == ["2", "0", "1"]
+    assert main(["info", str(path)]) == 0
+    (heading,) = (line for line in capsys.readouterr().err.splitlines() if "split" in line)
+    assert heading.index("0") < heading.index("1") < heading.index("2")
 
 
 def test_info_counts_labels_by_split_and_tells_numerics(
@@ -123,6 +138,60 @@ def test_label_leaves_people_and_splits_that_the_manifest_has_no_column_for(
     table = FeatureStore.open(path).table()
     assert table.subject.tolist() == ["p0", "p1"]
     assert table.split.tolist() == ["test", "test"]
+
+
+def folder_of(root: Path, *names: str) -> Path:
+    """A folder with these empty files."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_label_reads_the_csv_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As extract does: the folders beside it may name no classes."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 2)
+    data = folder_of(tmp_path / "data", "영상/0.mp4", "영상/1.mp4")
+    (data / "labels.csv").write_text(
+        "path,label\n영상/0.mp4,sleepy\n영상/1.mp4,distracted\n", encoding="utf-8"
+    )
+    summary, code = run_json(capsys, "label", str(path), str(data))
+    assert (code, summary["corrected"]) == (0, ["영상/0.mp4#0"])
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("영상/0.mp4", "영상/1.mp4"), "at least two, found only '영상'"),
+        (("Train/0.mp4", "Validation/1.mp4"), "at least two, found none"),
+        (("DataSet/Train/11/a/a.avi", "Labels/TrainLabels.csv", "labels.csv"), "a data set's own folder"),
+        (("1.Training/원천데이터/a.mp4", "2.Validation/01.라벨링데이터/a-0.json"), "a data set's own folder"),
+    ],
+)
+def test_label_refuses_folders_that_are_no_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], said: str
+) -> None:
+    """They would overwrite every label; nothing is written."""
+    path = tmp_path / "s.zarr"
+    before = write_store(path, 2).fingerprint()
+    data = folder_of(tmp_path / "data", *names)
+    assert main(["label", str(path), str(data)]) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert said in shown
+    assert "name a manifest CSV, or extract again" in shown
+    assert FeatureStore.open(path).fingerprint() == before
+
+
+def test_label_corrects_people_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a CSV without a label column."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 2)
+    (tmp_path / "people.csv").write_text("path,subject\n영상/0.mp4,민수\n", encoding="utf-8")
+    assert run_json(capsys, "label", str(path), str(tmp_path / "people.csv"))[1] == 0
+    table = FeatureStore.open(path).table()
+    assert table.subject.tolist() == ["민수", "p1"]
+    assert (table.labels["label"] >= 0).all()
 
 
 def test_delete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,6 +328,43 @@ def test_import_csv_with_a_line_a_frame(tmp_path: Path, capsys: pytest.CaptureFi
     assert store.table().clip_id.tolist() == ["가#0", "나#0"]
 
 
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("clip_id,label,AU1,AU1", "once each, got clip_id,label,AU1,AU1"),
+        ("clip_id,label,Label,AU1", "once each, got clip_id,label,label,AU1"),
+        (",clip_id,label,AU1", "once each, got ,clip_id,label,AU1"),
+        ("clip,label,subject,AU1", "wanted a column clip_id (one line a frame) or path"),
+    ],
+)
+def test_import_refuses_a_header_that_can_be_read_two_ways(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], header: str, said: str
+) -> None:
+    """In one line."""
+    file = tmp_path / "frames.csv"
+    file.write_text(f"{header}\n1,2,3,4\n", encoding="utf-8")
+    assert main(["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "au"]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_import_knows_the_columns_of_a_clip_however_they_are_written(tmp_path: Path) -> None:
+    """A person's number is no feature."""
+    from features.external import read_sequences
+
+    (tmp_path / "frames.csv").write_text(
+        "Clip_ID; Subject ;LABEL;AU1;Split\n가;7;x;0.5;Train\n나;8;y;1;test\n", encoding="utf-8-sig"
+    )
+    sequences = read_sequences(tmp_path / "frames.csv")
+    assert [values.tolist() for values in sequences.values] == [[[0.5]], [[1]]]
+    assert [(clip.subject, clip.labels["label"], clip.split) for clip in sequences.clips] == [
+        ("7", "x", "train"),
+        ("8", "y", "test"),
+    ]
+    np.save(tmp_path / "a.npy", np.ones((4, 3)))
+    (tmp_path / "clips.csv").write_text("Path,Label\na.npy,x\n", encoding="utf-8")
+    assert read_sequences(tmp_path / "clips.csv").clips[0].labels == {"label": "x"}
+
+
 def test_import_openface_files_by_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As OpenFace writes them: spaces in the header, bookkeeping columns, success 0 where it failed."""
     header = "frame, face_id, timestamp, confidence, success, AU01_r, AU02_r\n"
@@ -277,6 +383,26 @@ def test_import_openface_files_by_manifest(tmp_path: Path, capsys: pytest.Captur
     x, valid = FeatureStore.open(tmp_path / "o.zarr").read_stream("embeddings")
     assert x[:, 0].tolist() == [[1.5, 2], [3, 4]]
     assert valid.tolist() == [[True, False], [True, False]]
+
+
+def test_what_a_killed_import_left_goes_with_the_next_one_or_the_store(tmp_path: Path) -> None:
+    """The next takes what nobody has written to for an hour, who deletes the store all; not other stores'."""
+    file = import_npz(tmp_path, x=np.zeros((2, 3)), y=np.zeros(2))
+    words = ["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "n"]
+
+    def left(store: str, age_s: float) -> Path:
+        """A partial with a chunk so old."""
+        half = tmp_path / f"{store}.{uuid.uuid4().hex}.partial"
+        for place in (folder_of(half, "embeddings/c.0.0.0") / "embeddings", half):
+            os.utime(place, (time.time() - age_s,) * 2)
+        return half
+
+    old, alive, other = left("o.zarr", 4000), left("o.zarr", 3000), left("o.zarr.b", 4000)
+    os.utime(alive, (0, 0))
+    assert main(words) == 0
+    assert [half.exists() for half in (old, alive, other)] == [False, True, True]
+    assert main(["delete", str(tmp_path / "o.zarr")]) == 0
+    assert sorted(item.name for item in tmp_path.iterdir()) == sorted([file.name, other.name])
 
 
 def test_import_refuses_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,7 @@
 """Known answers: what intervals, yardsticks and paired differences must say where the truth is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -155,7 +157,7 @@ def test_clips_of_nobody_known_are_no_people():
 
 def test_the_headline_says_who_was_never_seen_where_everybody_is_known():
     labels, scores = np.tile([0, 1], 75), np.linspace(0, 1, 150)
-    by_people = {n: judged(labels, scores, people(n, 150 // n)) for n in (25, 75)}
+    by_people = {n: replace(judged(labels, scores, people(n, 150 // n)), is_unseen=True) for n in (25, 75)}
     assert all(f"150 clips of {n} people never seen in training" in verdict(f) for n, f in by_people.items())
     of_nobody = judged(labels, scores, np.full(150, ""))
     assert verdict(of_nobody).startswith("On 150 clips, it ranks")

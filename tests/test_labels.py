@@ -80,6 +80,19 @@ def test_a_word_among_levels_is_on_neither_side() -> None:
         make_labelling(LEVELS, binarize_at=2, labels=("0", "1", "9"))
 
 
+def test_merged_levels_stand_where_all_of_them_do() -> None:
+    """On one side of where levels are parted, whatever they are called together; else it is said."""
+    for merge in ("2+3", "high=2+3"):
+        labelling = make_labelling(LEVELS, binarize_at=2, merge=(merge,))
+        assert labelling.sources == (("0", "1"), ("2", "3"))
+    both = make_labelling(LEVELS, binarize_at=2, merge=("0+1", "2+3"), labels=("low", "high"))
+    assert (both.names, both.sources) == (("low", "high"), (("0", "1"), ("2", "3")))
+    with pytest.raises(ValueError, match=r"--binarize-at 2 parts .* 1\+2 of 1, 2: merge labels of one side"):
+        make_labelling(LEVELS, binarize_at=2, merge=("1+2",))
+    with pytest.raises(ValueError, match=r"no numbers, 3\+unclear; .* --labels 0,1,2$"):
+        make_labelling((*LEVELS, "unclear"), binarize_at=2, merge=("3+unclear",))
+
+
 def test_names_that_no_clip_has_make_no_class() -> None:
     """As a corrected typo, unless it is asked for; merged ones do no harm; positions are counted as ever."""
     stored = ("distracted", "enagged", "engaged")

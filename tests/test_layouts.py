@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import sys
 import unicodedata
 from collections import Counter
@@ -148,6 +149,8 @@ def test_engagenet_is_read_from_spreadsheets(clip_file: bytes, tmp_path: Path) -
         for index, row in enumerate(rows):
             book.active.append([index, *row])
         book.save(tmp_path / f"{name}_engagement_labels.xlsx")
+    put(tmp_path / "~$train_engagement_labels.xlsx", b"Excel has it open")
+    put(tmp_path / "._train_engagement_labels.xlsx", b"\0\5\x16\7")
     check_engagenet(read_layout(tmp_path))
 
 
@@ -161,6 +164,32 @@ def test_engagenet_is_read_from_the_one_csv(clip_file: bytes, tmp_path: Path) ->
     lists["valid.txt"] = "subject_12_ef_vid_1_0.mp4\n"
     for name, text in lists.items():
         put(tmp_path / name, text.encode())
+    check_engagenet(read_layout(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'chunk,label\na.mp4,Engaged\n"b.mp4,Engaged\nc.mp4,Engaged\n', "final_labels.csv line 4: "),
+        ("chunk,label\na.mp4,집중\n".encode("cp949"), "final_labels.csv line 2 is not UTF-8"),
+        (b"", "final_labels.csv is empty"),
+    ],
+)
+def test_a_label_table_that_is_no_table_is_named(
+    clip_file: bytes, tmp_path: Path, content: bytes, said: str
+) -> None:
+    """Rather than that labels are lost behind a stray quote."""
+    engagenet_files(tmp_path, clip_file)
+    put(tmp_path / "final_labels.csv", content)
+    with pytest.raises(ValueError, match=said):
+        read_layout(tmp_path)
+
+
+def test_a_label_table_may_be_parted_by_semicolons(clip_file: bytes, tmp_path: Path) -> None:
+    engagenet_files(tmp_path, clip_file)
+    lines = [("chunk", "label"), *ENGAGENET_ROWS, ("subject_12_ef_vid_1_0.mp4", "Barely-engaged")]
+    put(tmp_path / "final_labels.csv", "\r\n".join(map(";".join, lines)).encode())
+    put(tmp_path / "valid.txt", b"subject_12_ef_vid_1_0.mp4\n")
     check_engagenet(read_layout(tmp_path))
 
 
@@ -354,6 +383,9 @@ def test_a_sample_is_balanced_and_the_same_each_time() -> None:
     assert [clip.clip_id for clip in chosen] == [clip.clip_id for clip in sample_clips(clips, 20)]
     assert chosen == [clip for clip in clips if clip in chosen]
     assert len(sample_clips(clips, 1000)) == 100
+    with pytest.raises(ValueError, match=re.escape(f"2 times: {clips[3].clip_id}")):
+        sample_clips([*clips, clips[3]], 1000)
+    assert sample_clips([], 3) == []
 
 
 def test_a_sample_is_balanced_over_splits() -> None:

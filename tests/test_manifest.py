@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from features.manifest import Clip, clip_id, dropped_s, read_csv, read_folder, windows
+from features.manifest import Clip, clip_id, dropped_s, read_csv, read_folder, videos_below, windows
 
 bytes_as_names = pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
 links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
@@ -108,6 +108,7 @@ def test_bad_line_is_a_problem_with_its_number(tmp_path: Path, row: str, reason:
         ("", "is empty"),
         ("label\nx\n", "no column 'path'"),
         ("path\na.mp4\n", "no label column"),
+        ("path,label,\na.mp4,x,\n", "once each"),
         ("path,label,label\na.mp4,x,y\n", "once each"),
         ("path,label\na.mp4,x\nb.mp4,y\na.mp4,x\n", r"lines 2 and 4 \(a.mp4#0\)"),
         ('path,label\n"a.mp4,x\n', "line"),
@@ -147,6 +148,14 @@ def test_videos_elsewhere_are_fine_for_relabelling(tmp_path: Path) -> None:
     """`features label` needs no videos."""
     file = write_manifest(tmp_path, "path,label\nfar\\away.mp4,x\n", ())
     assert read_csv(file, require_files=False).clips[0].clip_id == "far/away.mp4#0"
+
+
+def test_a_correction_may_be_of_people_or_sides_only(tmp_path: Path) -> None:
+    """There must be something to say."""
+    clip = read_csv(write_manifest(tmp_path, "path,Subject\na.mp4,s1\n"), require_labels=False).clips[0]
+    assert (clip.subject, clip.labels) == ("s1", {})
+    with pytest.raises(ValueError, match="no label column"):
+        read_csv(write_manifest(tmp_path, "path,start_s\na.mp4,1\n"), require_labels=False)
 
 
 def test_folder_of_classes(tmp_path: Path) -> None:
@@ -210,6 +219,32 @@ def test_linked_folders_are_entered(tmp_path: Path) -> None:
         "distracted/b.mp4#0",
         "engaged/a.mp4#0",
     ]
+
+
+@links
+def test_what_cannot_be_listed_or_read_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its clips are not taken for gone: a folder, and links to a disk that is away."""
+    for name in ("engaged/a.mp4", "bored/b.mp4", "bored/deep/c.mp4", "engaged/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("engaged/d.mp4", "sleepy", "engaged/old.txt"):
+        (tmp_path / name).symlink_to("/nowhere")
+    scan = os.scandir
+
+    def refuse(place: str | Path) -> object:
+        if Path(place).name == "deep":
+            raise PermissionError(13, "Permission denied", place)
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    manifest = read_folder(tmp_path)
+    assert [clip.clip_id for clip in manifest.clips] == ["bored/b.mp4#0", "engaged/a.mp4#0"]
+    assert [(problem.clip_id, problem.reason) for problem in manifest.problems] == [
+        ("bored/deep#0", "cannot be listed: Permission denied"),
+        ("engaged/d.mp4#0", "is a link to nothing"),
+        ("sleepy#0", "is a link to nothing"),
+    ]
+    assert videos_below(tmp_path / "none", tmp_path) == ([], [])
 
 
 def test_empty_folder_is_refused(tmp_path: Path) -> None:

@@ -78,9 +78,9 @@ def test_object_store_grows_fails_and_deletes(bucket: str) -> None:
     assert store.changes.vanished == ("영상/0.mp4#0",)
     assert store.missing("embeddings").tolist() == [4, 5]
     store.write_failure(4, "사유")
-    assert store.failed().tolist() == [4]
+    assert store.table().failure[4] == "사유"
     fill_row(store, 4)
-    assert store.failed().tolist() == []
+    assert store.table().failure[4] == ""
     assert store.missing("embeddings").tolist() == [5]
     assert delete(address, "p1") == 2
     assert FeatureStore.open(address).verify() == []

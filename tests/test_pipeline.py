@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from extract.filling import fill
+from extract.filling import file_state, fill
 from extract.geometry import FEATURES
 from extract.pipeline import Clock, Job, Kernels, Lost, Part, Row, Setup, Window, extract_video, open_kernels
 from extract.video import read_video
@@ -91,6 +91,7 @@ def test_a_row_does_not_depend_on_its_neighbours(long_video: Path, kernels: Kern
 
 def test_overlapping_windows_are_each_whole(long_video: Path, kernels: Kernels) -> None:
     overlapping = rows_of(long_video, windows((0, 2), (1, 3), (2, 4)), kernels)
+    assert len(overlapping) == 3
     for row in sorted(overlapping, key=lambda row: row.window.row):
         span = (row.window.start_s, row.window.end_s)
         assert_same(row, rows_of(long_video, windows(span), kernels)[0])
@@ -196,6 +197,25 @@ def test_numbers_that_are_not_finite_are_a_failure_of_that_window(
     assert store.failed().tolist() == [1]
     assert store.table().state.tolist() == [1, 2, 1]
     assert "not finite" in store.table().failure[1]
+
+
+def test_a_video_replaced_while_it_is_read_is_a_failure(
+    long_video: Path, setup: Setup, kernels: Kernels, tmp_path: Path
+) -> None:
+    """What is of the old file must not stand under the new one's size and time."""
+    video = tmp_path / "v.mp4"
+    video.write_bytes(long_video.read_bytes())
+    clips = [Clip(f"v.mp4#{start}000", video, start, start + 2) for start in (0, 2, 4)]
+    store = plan(tmp_path / "s.zarr", clips, replace(setup.recipe, geometry=None), numerics={})
+    wanted = windows((0, 2), (2, 4), (4, 6), parts=frozenset({"embeddings"}))
+    job = Job(video, wanted, file_state=file_state(video))
+    outcomes = fill(store, job, kernels, decode="full", threads=1, clock=Clock())
+    assert isinstance(next(outcomes), Row)
+    (tmp_path / "new.mp4").write_bytes(long_video.read_bytes() + b"more")
+    (tmp_path / "new.mp4").replace(video)
+    assert [isinstance(outcome, Lost) for outcome in outcomes] == [True, True]
+    assert store.table().state.tolist() == [1, 2, 2]
+    assert store.table().failure[1] == "the file was changed while it was read: extract once more"
 
 
 def test_two_people_one_after_the_other_do_not_mix(

@@ -56,12 +56,28 @@ def test_a_window_goes_to_the_overlapping_clip_that_was_cut_there(tmp_path: Path
     assert labels(path) == [label.upper() for label in wanted]
 
 
-def test_a_row_that_no_clip_was_cut_at_goes_to_the_first_around_it(tmp_path: Path) -> None:
+def test_a_row_that_no_clip_is_cut_at_stays_as_it_was(tmp_path: Path) -> None:
+    """Whether one clip is around it or two: it would take the label of a neighbour."""
     path = tmp_path / "s.zarr"
-    planned(path, [clip(0, None, "whole")], 6)
-    done = relabel(path, [clip(0.5, 3, "first"), clip(1, 5.5, "second")])
-    assert labels(path) == ["whole", "first", "second"]
-    assert done.unnamed == ("a.mp4#0",)
+    planned(path, [clip(0, None, "whole")], 8)
+    done = relabel(path, [clip(0.5, 3, "first"), clip(1, 5.5, "second"), clip(6.0004, 7, "rounded")])
+    assert labels(path) == ["whole", "whole", "whole", "rounded"]
+    assert done.unnamed == ("a.mp4#0", "a.mp4#2000", "a.mp4#4000")
+    sliding = tmp_path / "t.zarr"
+    planned(sliding, [clip(start, start + 2, "old") for start in (0, 1, 3)], 6)
+    assert relabel(sliding, [clip(0, 2, "new")]).unnamed == ("a.mp4#1000", "a.mp4#3000")
+    assert labels(sliding) == ["new", "old", "old"]
+
+
+def test_what_has_vanished_stays_so(tmp_path: Path) -> None:
+    """Its features may be of a video that was replaced; its label is corrected for when it comes back."""
+    path = tmp_path / "s.zarr"
+    planned(path, [clip(0, None, "old")], 6)
+    planned(path, [clip(0, None, "old")], 4)
+    relabel(path, [clip(0, None, "new")])
+    assert FeatureStore.open(path).listed().tolist() == [True, True, False]
+    planned(path, [clip(0, None, "new")], 6)
+    assert labels(path) == ["new"] * 3
 
 
 @settings(max_examples=40, deadline=None)

@@ -14,9 +14,12 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from seqmodel.__main__ import main
+from seqmodel.drawing import save
 from seqmodel.history import trials_of
 from seqmodel.literature import literature_table
-from seqmodel.run import load_card
+from seqmodel.plots import confusion_plot
+from seqmodel.plots_people import scatter_plot
+from seqmodel.run import load_card, save_card
 from seqmodel.story import judgement_figures, training_figures
 from seqmodel.wording import figure_rows, forest, percent, short
 from tests.judged import WITH_GEOMETRY, judged, make_run, make_store, people
@@ -174,6 +177,8 @@ def test_curves_of_trials_may_fall_and_folds_are_no_epochs(run, tmp_path, by_fol
     study.add_trial(
         optuna.trial.create_trial(value=value, intermediate_values=reported, user_attrs=attributes)
     )
+    assert trials_of(copy) == [], "the head came from no search: its card names none"
+    save_card(copy, replace(load_card(copy), stages=({"stage": "head", "study": "search"},)))
     (trial,) = trials_of(copy)
     assert (trial.value, trial.curve, trial.by_fold) == (value, (0.7, 0.9, 0.6), by_fold)
     axes = training_figures(copy, load_card(copy))["trials"].axes[0]
@@ -258,6 +263,20 @@ def test_a_share_is_never_all_or_nothing_where_it_is_not():
     assert [percent(v) for v in said] == [
         *("0 %", "0.1 %", "0.4 %", "50 %", "98 %", "99.5 %", "99.9 %", "100 %", "–", "–")
     ]
+
+
+@pytest.mark.parametrize("names", [(r"$\frac$", "$a$"), ("$x_1$", "$")])
+def test_names_are_no_formulas_in_drawings(tmp_path, names):
+    """Of classes and of people, between two dollars too."""
+    places, index = np.random.default_rng(0).normal(size=(20, 2)), np.tile([0, 1], 10)
+    drawn = {
+        "confusion": confusion_plot(np.array([[7, 3], [2, 8]]), names),
+        "umap_subject": scatter_plot(places, index, names, by_class=False),
+    }
+    for name, figure in drawn.items():
+        svg = save(figure, tmp_path / f"{name}.png")
+        assert all(f">{text}</text>" in svg for text in names)
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
 
 
 def test_latex_survives_odd_names():

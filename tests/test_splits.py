@@ -1,5 +1,6 @@
 """Splits: nobody is on two sides, classes keep their proportions, official splits are kept."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,60 @@ def test_no_subjects_is_a_warning_and_videos_stay_whole() -> None:
     assert "no clip has a subject" in warning
     sides = [set(table.source[rows]) for rows in split.sides().values()]
     assert sum(map(len, sides)) == 10
+
+
+def videos_of(table: ClipTable, windows_each: int) -> ClipTable:
+    """The same clips, as windows of longer videos."""
+    sources = [f"v{row // windows_each}.mp4" for row in range(len(table.source))]
+    ids = [f"{source}#{row}" for row, source in enumerate(sources)]
+    return replace(table, source=np.array(sources), clip_id=np.array(ids))
+
+
+def num_parted(split: Split, table: ClipTable) -> int:
+    """Videos on more than one side."""
+    sides = [set(table.source[rows].tolist()) for rows in split.sides().values()]
+    return sum(map(len, sides)) - len(set().union(*sides))
+
+
+def test_a_window_that_names_nobody_stays_with_the_person_of_its_video(tmp_path: Path) -> None:
+    """Also in a later month, of a run from before, and of people of several videos."""
+    table = videos_of(table_of([f"p{row // 4}" if row % 2 == 0 else "" for row in range(80)]), 2)
+    labels = np.arange(80) // 4 % 2
+    split = make_split(table, np.arange(80), labels, seed=0)
+    assert num_parted(split, table) == 0
+    for rows in split.sides().values():
+        assert len(np.unique(rows // 4)) * 4 == len(rows)
+    earlier_split(tmp_path, split, table)
+    later = extend_split(table, np.arange(1, 80, 2), labels[1::2], tmp_path)
+    for side, rows in later.sides().items():
+        assert rows.tolist() == [row for row in split.sides()[side].tolist() if row % 2]
+
+
+def test_windows_without_a_mark_follow_their_video(tmp_path: Path) -> None:
+    """Where the others agree and nobody is named; in a later month too."""
+    marks = ["test" if row % 2 == 0 and row < 20 else "" for row in range(40)]
+    table, labels = videos_of(table_of([""] * 40, marks), 2), np.arange(40) // 2 % 2
+    split = make_split(table, np.arange(40), labels, seed=0)
+    assert split.test.tolist() == list(range(20))
+    assert num_parted(split, table) == 0
+    (tmp_path / "split.csv").write_text("clip_id,subject,split\nx#0,a,train\n", encoding="utf-8")
+    later = extend_split(table, np.arange(40), labels, tmp_path)
+    assert set(range(20)) <= set(later.test.tolist())
+    assert num_parted(later, table) == 0
+    assert not any("two sides" in text for text in split.warnings + later.warnings)
+
+
+def test_videos_that_are_marked_for_two_sides_keep_their_marks_and_are_counted() -> None:
+    marks = ["train", "train", "train", "test", "", "val", "val", "test"] + ["train"] * 4
+    table = videos_of(table_of([""] * 12, marks), 4)
+    split = make_split(table, np.arange(12), np.arange(12) % 2, seed=0)
+    assert split.how == "official"
+    assert (split.test.tolist(), split.val.tolist()) == ([3, 7], [5, 6])
+    assert "1 clips without a split are left out, since others have one" in split.warnings
+    assert any(text.startswith("clips without a subject of 2 videos are marked") for text in split.warnings)
+    named = replace(table, subject=np.array(["a", "", "", ""] + ["b"] * 8))
+    with pytest.raises(ValueError, match="'b' in"):
+        make_split(named, np.arange(12), np.arange(12) % 2, seed=0)
 
 
 def test_absent_class_is_a_warning() -> None:

@@ -169,12 +169,20 @@ def test_failures_are_kept_with_their_reason(tmp_path: Path) -> None:
     store = plan(tmp_path / "s.zarr", clips_of(3), RECIPE, numerics={})
     store.write_failure(1, "영상이 열리지 않음")
     assert store.missing("embeddings").tolist() == [0, 2]
-    assert store.failed().tolist() == [1]
     assert store.table().state.tolist() == [0, 2, 0]
     assert store.table().failure[1] == "영상이 열리지 않음"
     fill_row(store, 1, geometry=False)
-    assert store.failed().tolist() == []
     assert store.table().state.tolist() == [0, 1, 0]
+
+
+def test_a_long_reason_is_cut(tmp_path: Path) -> None:
+    """And makes no other row as wide."""
+    store = plan(tmp_path / "s.zarr", clips_of(3), RECIPE, numerics={})
+    store.write_failure(1, "x" * 8000)
+    store.write_failure(2, "y" * 500)
+    reasons = FeatureStore.open(store.path).table().failure
+    assert reasons.tolist() == ["", "x" * 499 + "…", "y" * 500]
+    assert reasons.nbytes == 3 * 8
 
 
 def test_no_more_than_four_files_a_clip(tmp_path: Path) -> None:
@@ -282,6 +290,24 @@ def test_a_changed_file_is_extracted_again(tmp_path: Path) -> None:
     assert store.missing("embeddings").tolist() == [1]
     assert store.missing("geometry").tolist() == [1]
     assert np.isnan(np.asarray(store.array("embeddings")[1], np.float32)).all()
+
+
+def test_a_copy_on_a_disk_with_coarse_times_is_the_same_file(tmp_path: Path) -> None:
+    """FAT and exFAT round times to two seconds; the size tells more. Nothing is written for it."""
+    for index in range(3):
+        (tmp_path / f"{index}.mp4").write_bytes(b"x" * index)
+    path, clips = tmp_path / "s.zarr", clips_of(3, tmp_path)
+    plan(path, clips, RECIPE, numerics={})
+    before = files_of(path)
+    stamps = [(tmp_path / f"{index}.mp4").stat().st_mtime_ns for index in range(3)]
+    for index, shift_ns in enumerate((1_999_999_999, -2_000_000_000, 0)):
+        os.utime(tmp_path / f"{index}.mp4", ns=(0, stamps[index] + shift_ns))
+    assert plan(path, clips, RECIPE, numerics={}).changes.changed == ()
+    assert files_of(path) == before
+    os.utime(tmp_path / "0.mp4", ns=(0, stamps[0] + 2_000_000_001))
+    (tmp_path / "1.mp4").write_bytes(b"other")
+    os.utime(tmp_path / "1.mp4", ns=(0, stamps[1]))
+    assert plan(path, clips, RECIPE, numerics={}).changes.changed == (clips[0].clip_id, clips[1].clip_id)
 
 
 def test_a_corrected_end_is_extracted_again(tmp_path: Path) -> None:
@@ -558,7 +584,7 @@ def test_deleting_waits_for_a_planner_and_sees_what_it_appended(tmp_path: Path) 
         thread.start()
         time.sleep(0.3)
         group = planning.open_for_planning(place)
-        planning.write_rows(group, place, clips_of(8), WITH_GEOMETRY, has_crops=False, listing_complete=True)
+        planning.write_rows(group, place, clips_of(8), WITH_GEOMETRY, has_crops=False, listing="whole")
     thread.join()
     assert deleted == [2]
     assert FeatureStore.open(path).table().subject.tolist() == ["p0", "", "p2", "p3"] * 2
@@ -586,6 +612,51 @@ def test_deleting_blanks_the_names_that_only_the_person_had(tmp_path: Path) -> N
     table = plan(path, clips, RECIPE, numerics={}).table()
     assert table.label_names["name"] == ["Ms p0", "", "Ms p2", "Ms p3", "Ms p1"]
     assert table.labels["name"].tolist() == [0, -1, 2, 3] * 3 + [4] * 3
+
+
+def test_deleting_blanks_what_a_killed_planner_left_of_the_person(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In rows that were never counted; also of somebody who has no others."""
+    path = tmp_path / "s.zarr"
+    plan(path, clips_of(4), RECIPE, numerics={})
+    more = [
+        replace(
+            clip,
+            clip_id=f"Ms {clip.subject}/{row}.mp4#0",
+            subject=f"Ms {clip.subject}",
+            split="test",
+            labels={"name": f"Ms {clip.subject}"},
+            slices={"name": f"Ms {clip.subject}"},
+        )
+        for row, clip in enumerate(clips_of(8))
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(planning, "commit", lambda *a: int("killed"))
+        with pytest.raises(ValueError, match="killed"):
+            plan(path, [*clips_of(4), *more], RECIPE, numerics={})
+    assert any(b"Ms p3" in content for content in files_of(path).values())
+    assert delete(path, "p1") == 1
+    assert not any(b"Ms p" in content for content in files_of(path).values())
+    plan(path, [*clips_of(4), *more], RECIPE, numerics={})
+    assert FeatureStore.open(path).table().subject.tolist()[-1] == "Ms p3"
+
+
+def test_a_copy_packed_while_a_person_is_being_deleted_goes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.zarr"
+    write_store(path, 8)
+    clear = planning.clear_rows
+
+    def pack_first(*arguments: Any) -> None:
+        FeatureStore.open(path).pack()
+        clear(*arguments)
+
+    monkeypatch.setattr(planning, "clear_rows", pack_first)
+    delete(path, "p1")
+    person = row_values(1)["embeddings"].tobytes()[:8]
+    assert not any(person in content for content in files_of(path).values())
 
 
 def test_deleting_a_person_takes_half_a_crop_along(tmp_path: Path) -> None:

@@ -6,50 +6,124 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
+from tests.killed_worker import require_retry
 from tune import liveness
 from tune.config import SEED_ROLE
-from tune.storage import MAX_RETRIES
+from tune.storage import MAX_RETRIES, experimental_is_fine
 from tune.study import StudySpec, create_study, load_study, num_done, reclaim, run_workers, work
 
-STUCK = 2
-"""Number of the trial that never ends by itself."""
+POINTS = ({"a": 0.5}, {"a": 0.25}, {"a": -0.5})
+FACTS = {"metric": "auroc"}
+MOMENTS = [("set_user_attr", 0), ("set_metric_names", 0), *(("enqueue_trial", call) for call in range(3))]
+"""When another process may come, or a kill, while a study is made: before which call of what."""
 
 
 def spec_at(path: Path, trials: int = 6) -> StudySpec:
     return StudySpec(str(path), "study", trials=trials, seed=0, epochs=4, pruning=False, folds=0)
 
 
-def square(trial: optuna.Trial) -> float:
-    value = trial.suggest_float("a", -1, 1)
-    if trial.number == STUCK:
-        time.sleep(600)  # until somebody kills it
-    return -(value**2)
-
-
-def slow_worker(spec: StudySpec, index: int) -> None:
-    work(spec, square, index)
-
-
 def test_a_killed_workers_trial_is_tried_again_and_nothing_is_lost(tmp_path: Path) -> None:
+    require_retry(spec_at(tmp_path / "study.log"))
+
+
+def before_the(call: int, step: str, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Let something happen once, before the call of that number of a step."""
+    own = getattr(optuna.Study, step)
+    left = [call]
+
+    def taken(study: optuna.Study, *args: Any, **kwargs: Any) -> None:
+        left[0] -= 1
+        if left[0] == -1:
+            happens()
+        own(study, *args, **kwargs)
+
+    monkeypatch.setattr(optuna.Study, step, taken)
+
+
+def starts_of(study: optuna.Study) -> list[dict[str, Any]]:
+    """Starting points of a study that are not failed, in the order in which they are worked on."""
+    failed = TrialState.FAIL
+    return [trial.system_attrs["fixed_params"] for trial in study.trials if trial.state != failed]
+
+
+@pytest.mark.parametrize("also_works", [False, True])
+@pytest.mark.parametrize(("step", "call"), MOMENTS)
+def test_processes_that_start_together_begin_with_each_point_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, call: int, also_works: bool
+) -> None:
+    """Wherever the one was when the other came, which may have taken points by then; in their order."""
+    spec = spec_at(tmp_path / "study.log", trials=len(POINTS))
+
+    def other() -> None:
+        create_study(spec, POINTS, FACTS)
+        if also_works:
+            work(spec, square_of)
+
+    before_the(call, step, monkeypatch, other)
+    study = create_study(spec, POINTS, FACTS)
+    work(spec, square_of)
+    assert starts_of(study) == list(POINTS)
+    assert [trial.params for trial in study.get_trials(states=(TrialState.COMPLETE,))] == list(POINTS)
+    first = next(trial for trial in study.trials if trial.state == TrialState.COMPLETE)
+    assert first.user_attrs["role"] == SEED_ROLE
+
+
+def square_of(trial: optuna.Trial) -> float:
+    return float(trial.suggest_float("a", -1, 1) ** 2)
+
+
+def test_a_copy_of_a_point_that_is_worked_on_already_is_let_go_of(tmp_path: Path) -> None:
+    """As where a worker was faster than whoever had enqueued it; it goes on with the next trial."""
+    spec = spec_at(tmp_path / "study.log", trials=3)
+    study = create_study(spec, POINTS[:1], FACTS)
+    study.enqueue_trial(POINTS[0], user_attrs={"start": 0})
+
+    def value(trial: optuna.Trial) -> float:
+        a = trial.suggest_float("a", -1, 1)
+        if trial.number == 1:
+            create_study(spec, POINTS[:1], FACTS)
+        return a
+
+    work(spec, value)
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+
+
+def test_a_starting_point_that_is_tried_again_is_no_copy(tmp_path: Path) -> None:
+    """A database's heartbeat enqueues it with all marks of the trial that failed."""
     spec = spec_at(tmp_path / "study.log")
-    study = create_study(spec, [{"a": 0.5}], {})
-    killed: int | None = None
-    for trials in run_workers(study, spec, slow_worker, (spec,), jobs=2):
-        stuck = [t for t in trials if t.number == STUCK and "worker" in t.user_attrs and t.params]
-        if killed is None and stuck and num_done(study) >= 3:
-            killed = STUCK
-            os.kill(stuck[0].user_attrs["worker"]["pid"], signal.SIGKILL)
-    trials = study.trials
-    assert killed is not None
-    assert trials[killed].state == TrialState.FAIL
-    assert [t.params for t in trials if t.user_attrs.get("retry_of") == killed] == [trials[killed].params]
-    assert all(t.state in (TrialState.COMPLETE, TrialState.FAIL) for t in trials)
-    assert num_done(study) >= spec.trials
+    study = create_study(spec, POINTS[:1], FACTS)
+    failed = study.ask()
+    study.tell(failed, state=TrialState.FAIL)
+    with experimental_is_fine():
+        optuna.storages.RetryHeartbeatStaleTrialCallback()(study, study.trials[0])
+    assert study.trials[1].user_attrs == study.trials[0].user_attrs
+    create_study(spec, POINTS[:1], FACTS)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+
+
+@pytest.mark.parametrize(("step", "call"), MOMENTS)
+def test_a_search_killed_while_it_makes_its_study_begins_with_each_point_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, call: int
+) -> None:
+    spec = spec_at(tmp_path / "study.log")
+
+    def killed() -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        before_the(call, step, patch, killed)
+        with pytest.raises(SystemExit):
+            create_study(spec, POINTS, FACTS)
+    study = create_study(spec, POINTS, FACTS)
+    assert starts_of(study) == list(POINTS)
+    assert study.user_attrs["facts"] == FACTS
 
 
 def killed_worker(spec: StudySpec, index: int) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 from safetensors.torch import load_file
 
@@ -23,6 +24,7 @@ from features.external import read_sequences, write_external
 from features.store import FeatureStore
 from seqmodel.__main__ import main as seqmodel
 from seqmodel.config import EvaluateArgs, LabelArgs
+from seqmodel.drawing import style
 from seqmodel.evaluate import ask
 from seqmodel.history import trials_of as history_of
 from seqmodel.reference import read_reference
@@ -31,7 +33,7 @@ from seqmodel.story import commands
 from tests.crop_store import write_crop_store
 from tests.small_store import write_store
 from tests.toy_sequences import write_toy_store
-from tune import outcome
+from tune import outcome, plots
 from tune.__main__ import main
 from tune.config import SEED_ROLE, TuneArgs
 from tune.outcome import tune
@@ -48,7 +50,7 @@ from tune.search import (
     starting_points,
     suggest,
 )
-from tune.storage import open_storage, refuse_shared_disk
+from tune.storage import open_storage, refuse_shared_disk, without_password
 from tune.study import (
     StudySpec,
     enqueue_again,
@@ -275,14 +277,16 @@ def test_a_fold_of_one_class_has_no_say(tmp_path: Path, capsys: pytest.CaptureFi
     args = args_for(store, tmp_path / "run", folds=3, reseed=2, trials=3)
     summary, code = tune(args)
     assert code == 0
-    said = "1 of 3 folds hold out or learn from clips of one class only and have no auroc"
+    said = "1 of 3 folds hold out or learn from clips of one class only and have no say"
     told = " ".join(capsys.readouterr().err.split())
     assert told.count(said) == 1
     assert sum(said in text for text in summary["warnings"]) == 1
     assert sum(said in text for text in load_card(args.out).warnings) == 1
     bench = set_up(args)
     assert sorted(np.unique(fold.val.subjects).tolist() for fold in bench.folds) == [["a"], ["b"]]
-    for trial in trials_of(args.out):
+    trials = trials_of(args.out)
+    assert len(trials) == 3
+    for trial in trials:
         assert list(trial.intermediate_values) == [0, 1]
         assert trial.value == pytest.approx(np.mean(trial.user_attrs["val_curve"]), abs=1e-4)
     assert all(np.isfinite(f["scores"]).all() for f in summary["finalists"])
@@ -299,13 +303,14 @@ def test_a_head_of_the_only_fold_that_has_a_say_is_nobodys_checkpoint(tmp_path: 
     assert not list(args.out.glob("artifacts/*"))
 
 
-def test_a_metric_that_no_fold_has_is_refused_before_the_search(tmp_path: Path) -> None:
+@pytest.mark.parametrize("metric", ["auto", "macro_f1"])
+def test_folds_of_which_none_has_a_say_are_refused_before_the_search(tmp_path: Path, metric: Any) -> None:
     sides = {"a": ("train", [0]), "b": ("train", [1]), "c": ("val", [0]), "d": ("val", [1])}
-    args = args_for(write_people(tmp_path, sides | {"e": ("test", [0])}), tmp_path / "run", folds=4)
-    with pytest.raises(ValueError, match=r"--folds 4: auroc is defined in none of them.*take fewer folds"):
+    store = write_people(tmp_path, sides | {"e": ("test", [0])})
+    args = args_for(store, tmp_path / "run", folds=4, metric=metric)
+    with pytest.raises(ValueError, match=r"--folds 4: none of them has a say.*take fewer folds"):
         tune(args)
     assert not args.out.exists()
-    assert len(set_up(dataclasses.replace(args, metric="macro_f1")).folds) == 4
 
 
 def test_folds_over_people_whom_the_encoder_knows_are_warned_about(tmp_path: Path) -> None:
@@ -336,22 +341,19 @@ def test_a_report_asks_the_search_again_as_it_was_asked(
 
 
 def test_folds_have_a_say_where_both_sides_have_what_it_takes() -> None:
-    """Two classes to learn from; held out whatever the metric wants."""
+    """Two classes to learn from, and two held out."""
     labels = np.array([0, 1, 0, 0, 1, 1])
     nobody = np.full(6, "", dtype=object)
     clips = Samples({}, {}, labels, np.array([f"{k}#0" for k in range(6)]), nobody, np.arange(6))
     both, zeros, ones = np.array([0, 1]), np.array([2, 3]), np.array([4, 5])
 
-    def says(learned: np.ndarray, held: np.ndarray, metric: str) -> bool:
-        return bool(scored_folds([Fold(subset(clips, learned), subset(clips, held), {})], metric, 2))
+    def says(learned: np.ndarray, held: np.ndarray) -> bool:
+        return bool(scored_folds([Fold(subset(clips, learned), subset(clips, held), {})]))
 
-    assert says(both, np.array([3, 4]), "auroc")
-    for metric in ("auroc", "qwk"):
-        assert not says(both, zeros, metric)
-        assert not says(both, ones, metric)
-    for metric in ("macro_f1", "balanced_accuracy"):
-        assert says(both, zeros, metric)
-        assert not says(zeros, both, metric)
+    assert says(both, np.array([3, 4]))
+    assert not says(both, zeros)
+    assert not says(both, ones)
+    assert not says(zeros, both)
 
 
 def test_folds_keep_windows_of_one_video_together_where_nobody_is_known() -> None:
@@ -366,7 +368,7 @@ def test_folds_keep_windows_of_one_video_together_where_nobody_is_known() -> Non
         make_folds(clips, subset(clips, np.arange(0)), 11, seed=0)
 
 
-def test_search_never_loads_a_test_clip(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_never_loads_a_test_clip(store: Path, tmp_path: Path) -> None:
     bench = set_up(args_for(store, tmp_path / "x", folds=2))
     test_rows = set(bench.question.split.test.tolist())
     assert test_rows
@@ -375,7 +377,9 @@ def test_search_never_loads_a_test_clip(store: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_trial_says_that_it_is_worked_on(searched: tuple[Path, dict[str, Any]]) -> None:
-    for trial in trials_of(searched[0]):
+    trials = trials_of(searched[0])
+    assert len(trials) == 6
+    for trial in trials:
         assert trial.datetime_start is not None
         assert abs(trial.user_attrs["seen"] - trial.datetime_start.timestamp()) < 60
 
@@ -521,7 +525,9 @@ def test_many_clips_are_not_searched_in_small_steps_but_for_the_seeds_settings()
 
 
 def test_trials_say_what_they_took(searched: tuple[Path, dict[str, Any]]) -> None:
-    for trial in trials_of(searched[0]):
+    trials = trials_of(searched[0])
+    assert len(trials) == 6
+    for trial in trials:
         attributes = trial.user_attrs
         assert len(attributes["val_curve"]) == attributes["epochs"]
         assert max(attributes["val_curve"]) == pytest.approx(
@@ -537,6 +543,33 @@ def test_pictures_of_the_study_stay_in_the_run(store: Path, tmp_path: Path) -> N
     drawn = {path.stem for path in (tmp_path / "plots").glob("study_*.png")}
     assert drawn == {"study_history", "study_importances", "study_parallel", "study_slices"}
     assert sum(summary["importances"].values()) == pytest.approx(1, abs=0.01)
+
+
+def test_a_pruned_trial_is_drawn_at_what_its_value_would_be() -> None:
+    """The best of its epochs, or the mean of its folds, which are counted from 0."""
+    seen = [{1: 0.5, 2: 0.8}, {0: 0.9, 1: 0.7}]
+    pruned = [
+        optuna.trial.create_trial(state=TrialState.PRUNED, intermediate_values=values) for values in seen
+    ]
+    (axes,) = plots._history([], pruned, "auroc").axes
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.8, 0.8])
+
+
+@pytest.mark.parametrize(("most", "tick"), [(1e-2, "1e−03"), (4e-4, "2e−04")])
+def test_ticks_of_a_logarithmic_axis_are_numbers(most: float, tick: str) -> None:
+    """Where names are no formulas, neither are these, however little the axis spans."""
+    trials = [
+        optuna.trial.create_trial(
+            value=0.5, params={"lr": lr}, distributions={"lr": FloatDistribution(1e-4, 1e-2, log=True)}
+        )
+        for lr in (1e-4, most)
+    ]
+    with style():
+        figure = plots._slices(trials, ["lr"], "auroc")
+        figure.draw_without_rendering()
+    told = [label.get_text() for label in figure.axes[0].get_xticklabels(which="both")]
+    assert tick in told
+    assert not any("$" in text for text in told)
 
 
 def finalist(number: int, *scores: float) -> outcome.Finalist:
@@ -574,6 +607,17 @@ def test_the_seeds_settings_are_judged_with_the_best(
     assert {len(f.scores) for f in found} == {2}
     theirs = next(f for f in found if f.trial.number == 0)
     assert trials_of(searched[0])[0].value not in theirs.scores, "other seeds than the search's"
+
+
+def test_copies_of_a_trial_are_no_rivals(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
+    """As of a point that two machines began with: the first of them is judged."""
+    args = args_for(store, searched[0], reseed=2)
+    bench, study = set_up(args), optuna.create_study(direction="maximize")
+    for t in [*trials_of(searched[0])[:3], *trials_of(searched[0])[:2]]:
+        study.add_trial(
+            optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=t.value)
+        )
+    assert sorted(f.trial.number for f in outcome.choose(args, study, bench)) == [0, 1, 2]
 
 
 def test_with_folds_the_baselines_are_judged_on_the_same_folds(store: Path, tmp_path: Path) -> None:
@@ -622,10 +666,34 @@ def test_what_is_printed_holds_no_password(tmp_path: Path) -> None:
     assert printed("postgresql+psycopg://me:secret@host/db") == (
         "optuna-dashboard 'postgresql+psycopg://me:…@host/db'"
     )
+    assert printed("postgresql://host:5432/db?user=me&password=secret").endswith(
+        "'postgresql://host:5432/db?user=me&password=…'"
+    )
     assert "grpc" not in printed("grpc://host:13000")
     assert "database behind the proxy" in printed("grpc://host:13000")
     (tmp_path / "artifacts").mkdir()
     assert printed("a b.log") == f"optuna-dashboard 'a b.log' --artifact-dir {tmp_path / 'artifacts'}"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql+psycopg://me:se:cr/e?t@host:5432/db", "postgresql+psycopg://me:…@host:5432/db"),
+        ("postgresql://me@host/db?password=s@cr:et", "postgresql://me@host/db?password=…"),
+        (
+            "postgresql://me:secret@host/db?sslmode=a&password=secret&b=c",
+            "postgresql://me:…@host/db?sslmode=a&password=…&b=c",
+        ),
+        ("mysql+pymysql://host/db?user=me&PASSWD=secret", "mysql+pymysql://host/db?user=me&PASSWD=…"),
+        ("postgresql://me@host:5432/db", "postgresql://me@host:5432/db"),
+        ("grpc://host:13000", "grpc://host:13000"),
+        ("folder/me:and@you?password=1.log", "folder/me:and@you?password=1.log"),
+        ("", ""),
+    ],
+)
+def test_a_password_is_left_out_wherever_a_url_has_it(url: str, shown: str) -> None:
+    """And the path of a journal, which is no URL, stays."""
+    assert without_password(url) == shown
 
 
 def test_leaving_the_refits_early_waits_for_nothing(store: Path, tmp_path: Path) -> None:
@@ -690,7 +758,7 @@ def test_every_kind_of_question_from_search_to_judgement(
 
 
 @pytest.mark.slow
-def test_search_and_fine_tune_again_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_and_fine_tune_again_and_again(tmp_path: Path) -> None:
     """One command, called again, with more trials, and with a winner that is another."""
     store, run = write_crop_store(tmp_path / "s.zarr"), tmp_path / "run"
     args = args_for(Path(store.path), run, trials=1, epochs=2, finetune=True)

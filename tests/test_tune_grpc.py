@@ -1,8 +1,6 @@
 """A study behind Optuna's real gRPC proxy on loopback: workers of here and of elsewhere that die."""
 
 import multiprocessing
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,16 +13,15 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from tests.killed_worker import require_retry
 from tests.toy_sequences import write_toy_store
 from tune import liveness
 from tune.__main__ import main
 from tune.storage import open_storage
-from tune.study import StudySpec, create_study, num_done, run_workers, work
+from tune.study import StudySpec, create_study, num_done, work
 
 pytest.importorskip("grpc", reason="needs the grpc extra: pip install brainbuddy[grpc]")
 pytestmark = pytest.mark.slow
-STUCK = 2
-"""Number of the trial that never ends by itself."""
 
 
 def serve(journal: str, port: int) -> None:
@@ -65,32 +62,8 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.join(10)
 
 
-def square(trial: optuna.Trial) -> float:
-    value = trial.suggest_float("a", -1, 1)
-    if trial.number == STUCK:
-        time.sleep(600)  # until somebody kills it
-    return -(value**2)
-
-
-def slow_worker(spec: StudySpec, index: int) -> None:
-    work(spec, square, index)
-
-
 def test_two_workers_one_killed_its_trial_tried_again_and_nothing_lost(proxy: str) -> None:
-    spec = StudySpec(proxy, "killed", trials=8, seed=0, epochs=4, pruning=False, folds=0)
-    study = create_study(spec, [{"a": 0.5}], {})
-    killed: int | None = None
-    for trials in run_workers(study, spec, slow_worker, (spec,), jobs=2):
-        stuck = [t for t in trials if t.number == STUCK and "worker" in t.user_attrs and t.params]
-        if killed is None and stuck and num_done(study) >= 3:
-            killed = STUCK
-            os.kill(stuck[0].user_attrs["worker"]["pid"], signal.SIGKILL)
-    trials = study.trials
-    assert killed is not None
-    assert trials[killed].state == TrialState.FAIL
-    assert [t.params for t in trials if t.user_attrs.get("retry_of") == killed] == [trials[killed].params]
-    assert num_done(study) >= spec.trials
-    assert {t.state for t in trials} == {TrialState.COMPLETE, TrialState.FAIL}
+    require_retry(StudySpec(proxy, "killed", trials=8, seed=0, epochs=4, pruning=False, folds=0))
 
 
 def test_a_silent_worker_of_another_machine_is_done_over(proxy: str) -> None:

@@ -17,12 +17,11 @@ import pytest
 from optuna.trial import TrialState
 
 from seqmodel.run import load_card
+from tests.killed_worker import require_retry
 from tests.toy_sequences import write_toy_store
 from tune.storage import open_storage
-from tune.study import StudySpec, close_study, create_study, num_done, run_workers, work
+from tune.study import StudySpec, close_study, create_study, num_done, work
 
-STUCK = 2
-"""Number of the trial that never ends by itself."""
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if os.name == "posix" else []
 pytestmark = [
     pytest.mark.slow,
@@ -87,33 +86,8 @@ def server() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def square(trial: optuna.Trial) -> float:
-    value = trial.suggest_float("a", -1, 1)
-    if trial.number == STUCK:
-        time.sleep(600)  # until somebody kills it
-    return -(value**2)
-
-
-def slow_worker(spec: StudySpec, index: int) -> None:
-    work(spec, square, index)
-
-
 def test_two_workers_one_killed_its_trial_tried_again_and_nothing_lost(server: str) -> None:
-    spec = StudySpec(server, "killed", trials=10, seed=0, epochs=4, pruning=False, folds=0)
-    study = create_study(spec, [{"a": 0.5}], {})
-    killed: int | None = None
-    for trials in run_workers(study, spec, slow_worker, (spec,), jobs=2):
-        stuck = [t for t in trials if t.number == STUCK and "worker" in t.user_attrs and t.params]
-        if killed is None and stuck and num_done(study) >= 3:
-            killed = STUCK
-            os.kill(stuck[0].user_attrs["worker"]["pid"], signal.SIGKILL)
-    trials = study.trials
-    assert killed is not None
-    assert trials[killed].state == TrialState.FAIL
-    assert [t.params for t in trials if t.user_attrs.get("retry_of") == killed] == [trials[killed].params]
-    assert num_done(study) >= spec.trials
-    assert {t.state for t in trials} == {TrialState.COMPLETE, TrialState.FAIL}
-    close_study(study)
+    require_retry(StudySpec(server, "killed", trials=10, seed=0, epochs=4, pruning=False, folds=0))
 
 
 def test_two_commands_search_together_and_one_is_killed(server: str, tmp_path: Path) -> None:
@@ -142,7 +116,7 @@ def test_two_commands_search_together_and_one_is_killed(server: str, tmp_path: P
             for t in trials()
             if t.state == TrialState.RUNNING
             and t.user_attrs.get("worker", {}).get("pid") == process.pid
-            and t.params
+            and t.intermediate_values  # so that it has taken all its parameters
         ]
 
     def wait_for(process: subprocess.Popen[str]) -> None:

@@ -1,5 +1,7 @@
 """Reading videos: upright, by time, sparse or full; sampling by timestamps."""
 
+import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extract.video import Frame, Spans, Targets, probe, read_video, sample_at
-from tests.clips import face_frames, looped, write_video
+from features.manifest import Clip, windows
+from tests.clips import face_frames, looped, remux, write_talk, write_video
 
 BLANK = np.zeros((2, 2, 3), np.uint8)
 
@@ -202,6 +205,96 @@ def test_rotated_video_is_read_upright(real_clips: dict[str, Path], tmp_path: Pa
     for a, b in zip(read, stored, strict=True):
         assert np.array_equal(a, np.rot90(b, rotation // 90))
     assert np.abs(read[0].astype(int) - upright[0]).mean() < 3
+
+
+MIRRORED = {
+    "hflip": (0, True, False, lambda rgb: rgb[:, ::-1]),
+    "vflip": (0, False, True, lambda rgb: rgb[::-1]),
+    "both": (0, True, True, lambda rgb: rgb[::-1, ::-1]),
+    "transposed": (90, False, True, lambda rgb: rgb.swapaxes(0, 1)),
+    "transverse": (90, True, False, lambda rgb: rgb.swapaxes(0, 1)[::-1, ::-1]),
+}
+
+
+@pytest.mark.parametrize("name", MIRRORED)
+def test_a_mirrored_video_is_read_as_it_is_shown(
+    real_clips: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    """As ffmpeg shows it, where it is installed."""
+    rotation, hflip, vflip, mirrored = MIRRORED[name]
+    face = face_frames(real_clips["single"], 2, 128, 96)
+    lossless = {"qp": "0", "preset": "ultrafast"}
+    plain = write_video(tmp_path / "plain.mp4", face, options=lossless)
+    path = write_video(
+        tmp_path / "marked.mp4", face, options=lossless, rotation=rotation, hflip=hflip, vflip=vflip
+    )
+    stored, read = next(read_video(plain)).rgb(), next(read_video(path)).rgb()
+    assert np.array_equal(read, mirrored(stored))
+    if shutil.which("ffmpeg"):
+        command = ["ffmpeg", "-v", "error", "-i", str(path), "-frames:v", "1", "-f", "rawvideo"]
+        done = subprocess.run([*command, "-pix_fmt", "rgb24", "-"], capture_output=True, check=True)
+        shown = np.frombuffer(done.stdout, np.uint8).reshape(read.shape)
+        assert np.abs(shown.astype(int) - read).mean() < 2
+
+
+def windows_of(path: Path) -> list[tuple[float, float]]:
+    """Start and end of the windows of two seconds that a video is cut into."""
+    cut = windows(Clip("v#0", path), probe(path).duration_s, 2.0)
+    return [(clip.start_s, round(clip.end_s or 0, 2)) for clip in cut]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm", ".ts"])
+@pytest.mark.parametrize(("late_s", "sound_s"), [(0, 5), (0, 9), (2, 7), (2, 12)])
+def test_the_same_video_has_the_same_windows_in_every_container(
+    real_clips: dict[str, Path], tmp_path: Path, suffix: str, late_s: float, sound_s: float
+) -> None:
+    """However long its sound is, and however late it begins after that."""
+    face = looped(face_frames(real_clips["carphone"], 40, 96, 64), 50)
+    path = write_talk(tmp_path / f"v{suffix}", face, 10, late_s=late_s, sound_s=sound_s)
+    assert windows_of(path) == [(0, 2), (2, 4), (4, 5)]
+    assert times(read_video(path)) == pytest.approx(np.arange(50) / 10, abs=0.002)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".ts"])
+def test_pieces_of_a_recording_have_their_own_length(
+    real_clips: dict[str, Path], tmp_path: Path, suffix: str
+) -> None:
+    """As `ffmpeg -c copy -f segment` cuts them, which leaves them the times of the whole."""
+    face = looped(face_frames(real_clips["carphone"], 40, 96, 64), 150)
+    whole = write_video(tmp_path / "whole.mp4", face, 10, options={"g": "50", "bf": "2", "sc_threshold": "0"})
+    remux(whole, str(tmp_path / f"piece%d{suffix}"), format="segment", options={"segment_time": "5"})
+    for piece in range(3):
+        path = tmp_path / f"piece{piece}{suffix}"
+        assert windows_of(path) == [(0, 2), (2, 4), (4, 5)]
+        assert len(times(read_video(path))) == 50
+
+
+def test_a_matroska_file_that_was_cut_off_still_promises_its_length(
+    real_clips: dict[str, Path], tmp_path: Path
+) -> None:
+    """So that what is missing is noticed."""
+    path = write_video(tmp_path / "v.mkv", looped(face_frames(real_clips["carphone"], 40, 96, 64), 50), 10)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert probe(path).duration_s == pytest.approx(5)
+    assert len(times(read_video(path))) < 45
+
+
+def test_recordings_joined_by_cat_are_one_video(real_clips: dict[str, Path], tmp_path: Path) -> None:
+    """Though their times start again: every frame of both, one after the other, read in full or sampled."""
+    face = looped(face_frames(real_clips["carphone"], 40, 96, 64), 80)
+    first = write_video(tmp_path / "first.ts", face[:30], 10, options={"bf": "2"})
+    second = write_video(tmp_path / "second.ts", face[30:], 10, options={"bf": "2"})
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    assert probe(joined).duration_s == pytest.approx(8)
+    frames = list(read_video(joined))
+    assert times(frames) == pytest.approx(np.arange(80) / 10)
+    alone = [frame.rgb() for path in (first, second) for frame in read_video(path)]
+    assert all(np.array_equal(frame.rgb(), rgb) for frame, rgb in zip(frames, alone, strict=True))
+    wanted = Targets([0.0], 3, 100).between
+    few = times(sample_at(read_video(joined, is_wanted=wanted), 3))
+    assert few == times(sample_at(frames, 3))
+    assert len(few) == 24
 
 
 def test_probe_tells_the_duration(real_clips: dict[str, Path], tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
         say("with --folds a head belongs to one fold: no checkpoints of trials are kept")
     bench = set_up(args, question)
     metric = metric_name(args.metric, bench.space.task)
-    doubts = doubts_of_folds(bench, metric)
+    doubts = doubts_of_folds(bench)
     for text in doubts:
         warn(text)
     spec = spec_of(args, bench, metric)
@@ -156,7 +156,7 @@ def spec_of(args: TuneArgs, bench: Bench, metric: str) -> StudySpec:
     return StudySpec(storage, name, args.trials, args.seed, args.epochs, pruning, len(bench.folds), eager)
 
 
-def doubts_of_folds(bench: Bench, metric: str) -> list[str]:
+def doubts_of_folds(bench: Bench) -> list[str]:
     """What there is to know about folds before the search: whom of them the encoder has learned from, and how
     many say nothing."""
     question, wanted, scored = bench.question, bench.args.folds, len(bench.folds)
@@ -169,7 +169,7 @@ def doubts_of_folds(bench: Bench, metric: str) -> list[str]:
     if scored < wanted:
         found.append(
             f"{wanted - scored} of {wanted} folds hold out or learn from clips of one class only and have no "
-            f"{metric}: scores are means over the other {scored}"
+            f"say: scores are means over the other {scored}"
         )
     return found
 
@@ -243,8 +243,7 @@ def choose(args: TuneArgs, study: optuna.Study, bench: Bench) -> list[Finalist]:
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
         raise ValueError(f"no trial of study {study.study_name!r} came to its end; raise --trials")
-    # Of equal scores the lower validation loss, then the earlier trial.
-    ranked = sorted(complete, key=lambda t: (-(t.value or 0.0), t.user_attrs.get("val_loss", 0.0), t.number))
+    ranked = _best_first(complete)
     if args.finetune:
         with_encoder = [t for t in ranked if choice_of(t.params, bench.space).inputs != "geometry"]
         if with_encoder and with_encoder[0] is not ranked[0]:
@@ -278,6 +277,15 @@ def choose(args: TuneArgs, study: optuna.Study, bench: Bench) -> list[Finalist]:
                     bar.advance(row)
     finalists = [Finalist(trial, tuple(scores[place])) for place, trial in enumerate(best)]
     return sorted(finalists, key=lambda finalist: -finalist.mean)
+
+
+def _best_first(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Of equal scores the lower validation loss, then the earlier trial; of copies, no rivals, one alone."""
+    ranked = sorted(trials, key=lambda t: (-(t.value or 0.0), t.user_attrs.get("val_loss", 0.0), t.number))
+    found: dict[tuple[Any, ...], FrozenTrial] = {}
+    for trial in ranked:
+        found.setdefault(tuple(sorted(trial.params.items())), trial)
+    return list(found.values())
 
 
 @contextmanager

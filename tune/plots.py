@@ -65,7 +65,7 @@ def _history(complete: list[FrozenTrial], pruned: list[FrozenTrial], metric: str
     seen = [t for t in pruned if t.intermediate_values]
     axes.plot(
         [t.number for t in seen],
-        [max(t.intermediate_values.values()) for t in seen],
+        [_worth(t) for t in seen],
         "x",
         color=OTHER,
         label="pruned",
@@ -78,6 +78,13 @@ def _history(complete: list[FrozenTrial], pruned: list[FrozenTrial], metric: str
     axes.set(xlabel="trial", ylabel=f"validation {metric}", title="History")
     axes.legend()
     return figure
+
+
+def _worth(pruned: FrozenTrial) -> float:
+    """What a pruned trial was worth when it was stopped: its best epoch, or the mean of its folds."""
+    values = list(pruned.intermediate_values.values())
+    # Epochs are counted from 1, folds from 0.
+    return float(np.mean(values)) if 0 in pruned.intermediate_values else max(values)
 
 
 def _importances(found: dict[str, float]) -> "Figure":
@@ -109,6 +116,7 @@ def _parallel(complete: list[FrozenTrial], names: list[str], metric: str) -> "Fi
 
 def _slices(complete: list[FrozenTrial], names: list[str], metric: str) -> "Figure":
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     columns = 4
     rows = -(-len(names) // columns)
@@ -132,6 +140,9 @@ def _slices(complete: list[FrozenTrial], names: list[str], metric: str) -> "Figu
         )
         if name in LOGARITHMIC:
             axes.set_xscale("log")
+            # Those of the scale write formulas.
+            axes.xaxis.set_major_formatter(LogFormatter())
+            axes.xaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
         axes.set_xlabel(name)
         if place % columns == 0:
             axes.set_ylabel(metric)

@@ -22,7 +22,6 @@ from features.labels import Task
 from features.splits import grouped_folds
 from seqmodel.config import HeadConfig, Metric, TrainConfig
 from seqmodel.heads import LstmHead, build_head, num_outputs, stream_statistics
-from seqmodel.metrics import score
 from seqmodel.train import complete_head, count_parameters
 from seqmodel.training import Epoch, Fitted, fit, fit_best, resolve_metric
 from tune.config import SEED_ROLE
@@ -68,6 +67,12 @@ class Fold:
     train: Samples
     val: Samples
     statistics: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+Train = Callable[[Fold, Callable[[Epoch], None]], tuple[LstmHead, Fitted]]
+"""A head of a fold, with what to do after each epoch."""
+Note = Callable[[list[float], int], None]
+"""Put the scores of epochs or folds, and the epochs that were run, on record."""
 
 
 def suggest(trial: optuna.trial.BaseTrial, space: Space) -> Choice:
@@ -211,14 +216,14 @@ def make_folds(train: Samples, val: Samples, num_folds: int, seed: int) -> list[
     return folds
 
 
-def scored_folds(folds: list[Fold], metric: str, num_classes: int) -> list[Fold]:
-    """The folds that trials, fresh seeds and baselines are scored by: those with two classes to learn from,
-    whose held-out side the metric is defined on, so that the truth itself would have a score."""
+def scored_folds(folds: list[Fold]) -> list[Fold]:
+    """The folds that trials, fresh seeds and baselines are scored by: with two classes to learn from, and two
+    held out."""
 
-    def is_defined(labels: np.ndarray) -> bool:
-        return math.isfinite(score(metric, labels, np.eye(num_classes)[labels]))
+    def tells_classes_apart(samples: Samples) -> bool:
+        return len(np.unique(samples.labels)) > 1
 
-    return [fold for fold in folds if len(np.unique(fold.train.labels)) > 1 and is_defined(fold.val.labels)]
+    return [fold for fold in folds if tells_classes_apart(fold.train) and tells_classes_apart(fold.val)]
 
 
 def join(first: Samples, second: Samples) -> Samples:
@@ -302,30 +307,15 @@ def objective(
     falls behind, KeyboardInterrupt when `is_alive` says that nobody waits for the answer any more.
     """
     choice = suggest(trial, space)
-    prunable = may_prune(trial, space, len(folds))
-    started, best, curve, epochs_run = time.perf_counter(), -math.inf, [], 0
+    prunable, started = may_prune(trial, space, len(folds)), time.perf_counter()
 
-    def report(epoch: Epoch) -> None:
-        nonlocal best
-        if not is_alive():
-            raise KeyboardInterrupt
-        if len(folds) == 1:
-            best = max(best, epoch.val_score)
-            curve.append(round(epoch.val_score, 5))
-            trial.report(best, epoch.index + 1)
-            # Asked in any case: successive halving compares a trial with those that asked before it.
-            if trial.should_prune() and prunable:
-                note(epoch.index + 1)
-                raise optuna.TrialPruned
+    def train(fold: Fold, on_epoch: Callable[[Epoch], None]) -> tuple[LstmHead, Fitted]:
+        def on_epoch_while_alive(epoch: Epoch) -> None:
+            if not is_alive():
+                raise KeyboardInterrupt
+            on_epoch(epoch)
 
-    def note(epochs: int) -> None:
-        trial.set_user_attr("epochs", epochs)
-        trial.set_user_attr("seconds", round(time.perf_counter() - started, 2))
-        trial.set_user_attr("val_curve", curve)
-
-    scores = []
-    for index, fold in enumerate(folds):
-        head, fitted = train_choice(
+        return train_choice(
             choice,
             fold,
             task=space.task,
@@ -333,25 +323,62 @@ def objective(
             metric=metric,
             seed=seed,
             device=device,
-            on_epoch=report,
+            on_epoch=on_epoch_while_alive,
         )
-        scores.append(fitted.best.val_score)
-        epochs_run += len(fitted.history)
-        if len(folds) > 1:
-            curve.append(round(scores[-1], 5))
-            trial.report(scores[-1], index)
-            # After the last fold there is nothing left to save.
-            if prunable and index < len(folds) - 1 and trial.should_prune():
-                note(epochs_run)
-                # With folds a pruned trial still says what it was worth so far.
-                raise optuna.TrialPruned
+
+    def note(curve: list[float], epochs: int) -> None:
+        trial.set_user_attr("epochs", epochs)
+        trial.set_user_attr("seconds", round(time.perf_counter() - started, 2))
+        trial.set_user_attr("val_curve", [round(score, 5) for score in curve])
+
+    if len(folds) == 1:
+        head, fitted, value = _by_epoch(trial, folds[0], train, note, prunable)
+    else:
+        head, fitted, value = _by_fold(trial, folds, train, note, prunable)
     trial.set_user_attr("parameters", count_parameters(head))
     trial.set_user_attr("val_loss", round(fitted.best.val_loss, 5))
-    note(epochs_run)
-    value = float(np.mean(scores))
     if on_head is not None:
         on_head(head, fitted, value)
     return value
+
+
+def _by_epoch(
+    trial: optuna.Trial, fold: Fold, train: Train, note: Note, prunable: bool
+) -> tuple[LstmHead, Fitted, float]:
+    """The head of the one fold, and its best epoch's score: the pruner is told the best so far."""
+    curve: list[float] = []
+
+    def report(epoch: Epoch) -> None:
+        curve.append(epoch.val_score)
+        trial.report(max(-math.inf, *curve), epoch.index + 1)
+        # Asked in any case: successive halving compares a trial with those that asked before it.
+        if trial.should_prune() and prunable:
+            note(curve, len(curve))
+            raise optuna.TrialPruned
+
+    head, fitted = train(fold, report)
+    note(curve, len(fitted.history))
+    return head, fitted, fitted.best.val_score
+
+
+def _by_fold(
+    trial: optuna.Trial, folds: list[Fold], train: Train, note: Note, prunable: bool
+) -> tuple[LstmHead, Fitted, float]:
+    """The head of the last fold, and the mean over folds: the pruner is told the score of each."""
+    scores: list[float] = []
+    epochs = 0
+    for index, fold in enumerate(folds):
+        head, fitted = train(fold, lambda epoch: None)
+        scores.append(fitted.best.val_score)
+        epochs += len(fitted.history)
+        trial.report(scores[-1], index)
+        # After the last fold there is nothing left to save.
+        if prunable and index < len(folds) - 1 and trial.should_prune():
+            # It still says what it was worth so far.
+            note(scores, epochs)
+            raise optuna.TrialPruned
+    note(scores, epochs)
+    return head, fitted, float(np.mean(scores))
 
 
 def metric_name(metric: Metric, task: Task) -> str:

@@ -3,6 +3,7 @@
 Knows nothing about studies, trials or workers.
 """
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -132,16 +133,18 @@ def refuse_shared_disk(url: str, mounts_file: Path = Path("/proc/mounts")) -> No
             best = (where, kind)
     if best[1] in SHARED_DISKS:
         raise ValueError(
-            f"--storage {url}: sqlite on a shared disk ({best[1]} at {best[0]}) loses trials; "
-            "leave --storage out (a journal file) or use postgresql+psycopg://USER@HOST/NAME"
+            f"--storage {without_password(url)}: sqlite on a shared disk ({best[1]} at {best[0]}) loses "
+            "trials; leave --storage out (a journal file) or use postgresql+psycopg://USER@HOST/NAME"
         )
 
 
 def without_password(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    if not at or ":" not in head.partition("://")[2]:
+    """The URL as it may be shown, without the password before its @ or in an option (`?password=…`), read as
+    `sqlalchemy.engine.make_url` reads it. A journal's path stays as it is."""
+    if "://" not in url:
         return url
-    return f"{head.rpartition(':')[0]}:…@{tail}"
+    url = re.sub(r"^([\w+]+://[^:/]*):[^@]*@", r"\1:…@", url)
+    return re.sub(r"([?&][^=&]*passw[^=&]*=)[^&]*", r"\1…", url, flags=re.IGNORECASE)
 
 
 def _one_line(reason: object) -> str:

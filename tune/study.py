@@ -12,6 +12,7 @@ Knows nothing about the search space or about runs: a trial's worth is a functio
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from multiprocessing import get_context
@@ -78,12 +79,11 @@ def create_study(spec: StudySpec, points: Sequence[dict[str, Any]], facts: dict[
     )
     known = study.user_attrs.get("facts")
     if known is None:
-        study.set_user_attr("facts", facts)
+        _enqueue_starts(study, points)
         if "metric" in facts:
             with experimental_is_fine():
                 study.set_metric_names([facts["metric"]])
-        for place, point in enumerate(points):
-            study.enqueue_trial(point, user_attrs={"role": SEED_ROLE} if place == 0 else None)
+        study.set_user_attr("facts", facts)  # last: a study that has them is whole
     else:
         different = [
             f"{key}: {known.get(key)!r} there, {facts[key]!r} here"
@@ -96,7 +96,33 @@ def create_study(spec: StudySpec, points: Sequence[dict[str, Any]], facts: dict[
                 + "; ".join(different)
                 + "): use another --out or --study"
             )
+    _drop_copies(study)
     return study
+
+
+def _enqueue_starts(study: optuna.Study, points: Sequence[dict[str, Any]]) -> None:
+    """Enqueue the points that a study begins with, each marked with its place, but those that are there."""
+    there = {trial.user_attrs.get("start") for trial in study.get_trials(deepcopy=False)}
+    for place, point in enumerate(points):
+        if place not in there:
+            role = {"role": SEED_ROLE} if place == 0 else {}
+            study.enqueue_trial(point, user_attrs={"start": place} | role)
+
+
+def _drop_copies(study: optuna.Study) -> None:
+    """Fail what is a copy of an earlier starting point: processes that make a study at the same time may all
+    enqueue them. Whoever came second sees the first here; a worker that has taken a copy finds it failed."""
+    seen = set()
+    for trial in study.get_trials(deepcopy=False):
+        place = trial.user_attrs.get("start")
+        # What is tried again, a heartbeat marks like the trial that failed.
+        if place is None or trial.state == TrialState.FAIL:
+            continue
+        if place in seen and not trial.state.is_finished():
+            with suppress(UpdateFinishedTrialError):  # it ended just now
+                # `tell` would refuse one that waits.
+                study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        seen.add(place)
 
 
 def load_study(spec: StudySpec) -> optuna.Study:

@@ -30,7 +30,6 @@ from tune.search import (
     Space,
     choice_of,
     make_folds,
-    metric_name,
     objective,
     only_streams,
     scored_folds,
@@ -50,7 +49,7 @@ class Bench:
     whole: Fold
     """Train and validation, of which the winner is made."""
     folds: list[Fold]
-    """What a trial is scored by: the same, or folds of people over both, as far as the metric is defined."""
+    """What a trial is scored by: the same, or those folds of people over both that have a say."""
     space: Space
     device: str
 
@@ -58,7 +57,7 @@ class Bench:
 def set_up(args: TuneArgs, question: Question | None = None) -> Bench:
     """Load the clips; the same call in every process gives the same folds.
 
-    Raises ValueError when the metric is defined in no fold.
+    Raises ValueError when no fold has a say.
     """
     question = question or put_question(
         args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
@@ -69,13 +68,11 @@ def set_up(args: TuneArgs, question: Question | None = None) -> Bench:
     space = Space(question.labelling.task, tuple(train.x), fixed, args.epochs, many)
     folds = whole = make_folds(train, val, 0, args.seed)
     if args.folds > 1:
-        metric = metric_name(args.metric, space.task)
-        folds = make_folds(train, val, args.folds, args.seed)
-        folds = scored_folds(folds, metric, question.num_classes)
+        folds = scored_folds(make_folds(train, val, args.folds, args.seed))
         if not folds:
             raise ValueError(
-                f"--folds {args.folds}: {metric} is defined in none of them: each holds out or learns from "
-                "clips of one class only; take fewer folds, or add recordings of others"
+                f"--folds {args.folds}: none of them has a say: each holds out or learns from clips of one "
+                "class only; take fewer folds, or add recordings of others"
             )
     return Bench(args, question, whole[0], folds, space, resolve_device(args.device))
 

@@ -1,0 +1,42 @@
+"""A study whose worker is killed in a trial that would never end by itself, in whatever storage it is."""
+
+import os
+import signal
+import time
+
+import optuna
+from optuna.trial import TrialState
+
+from tune.study import StudySpec, close_study, create_study, num_done, run_workers, work
+
+STUCK = 2
+"""Number of the trial that never ends by itself."""
+
+
+def square(trial: optuna.Trial) -> float:
+    value = trial.suggest_float("a", -1, 1)
+    if trial.number == STUCK:
+        time.sleep(600)  # until somebody kills it
+    return -(value**2)
+
+
+def slow_worker(spec: StudySpec, index: int) -> None:
+    work(spec, square, index)
+
+
+def require_retry(spec: StudySpec) -> None:
+    """Two workers, of whom the one at trial STUCK is killed: it is tried again, once, and nothing is lost."""
+    study = create_study(spec, [{"a": 0.5}], {})
+    killed = False
+    for trials in run_workers(study, spec, slow_worker, (spec,), jobs=2):
+        stuck = [t for t in trials if t.number == STUCK and "worker" in t.user_attrs and t.params]
+        if not killed and stuck and num_done(study) >= 3:
+            killed = True
+            os.kill(stuck[0].user_attrs["worker"]["pid"], signal.SIGKILL)
+    trials = study.trials
+    assert killed
+    assert trials[STUCK].state == TrialState.FAIL
+    assert [t.params for t in trials if t.user_attrs.get("retry_of") == STUCK] == [trials[STUCK].params]
+    assert {t.state for t in trials} == {TrialState.COMPLETE, TrialState.FAIL}
+    assert num_done(study) >= spec.trials
+    close_study(study)
