@@ -198,7 +198,10 @@ def _open_detector(file: Path, tasks: list[Any], threads: int = 1) -> _Detector:
         network = open_network(file.read_bytes(), threads)
         return _Detector(lambda rgb: detect(rgb, network), levels=True)
     with silenced_stderr():  # MediaPipe logs from C at creation and at the first picture
-        task = _open_task(file.read_bytes())
+        try:
+            task = _open_task(file.read_bytes())
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{file} is no face detector of MediaPipe's: {error}") from error
         tasks.append(task)
         _detect_by(task, np.zeros((128, 128, 3), np.uint8))
     return _Detector(lambda rgb: _detect_by(task, rgb), levels=False)

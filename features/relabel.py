@@ -18,7 +18,7 @@ import numpy as np
 from features import planning
 from features.lock import planner_lock
 from features.manifest import Clip, Manifest, read_csv, read_folder, walk
-from features.storage import place_of
+from features.storage import open_group, place_of
 from features.store import ClipTable, FeatureStore
 
 SLACK_S = 1e-3
@@ -78,6 +78,8 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
     Raises ValueError when there is no store, or no clip of it is named.
     """
     place = place_of(path)
+    if open_group(place, read_only=True) is None:  # before the lock, which would lie in it
+        raise ValueError(f"no store at {place.text}")
     with planner_lock(place):
         group = planning.open_for_planning(place)
         table = FeatureStore(place, group, writable=False).table()

@@ -95,6 +95,8 @@ def read_bytes(place: Place, key: str) -> bytes | None:
             return (place.folder / key).read_bytes()
         except FileNotFoundError:
             return None
+        except NotADirectoryError as error:
+            raise ValueError(f"{place.text} is a file, and a store is a folder") from error
     with object_errors(place.text):
         buffer = sync(place.zarr_store(read_only=True).get(key, default_buffer_prototype()))
     return None if buffer is None else buffer.to_bytes()

@@ -57,6 +57,8 @@ class LiveConfig:
     """What runs the encoder; changes speed, not what is computed."""
 
     def __post_init__(self) -> None:
+        if self.camera < 0:
+            raise ValueError(f"--camera is 0 or more, got {self.camera}")
         if self.seconds is not None and self.seconds <= 0:
             raise ValueError(f"--seconds must be above 0, got {self.seconds}")
         if self.json and self.log == "-":

@@ -14,7 +14,7 @@ from live.config import NOVELTY, ReportConfig, free_name, log_files
 from live.log import is_log, read_log
 from live.paint import STATE_WORDS, colour_of
 from live.story import Day, SessionStory, clock, days, tell_rows, timeline_png
-from seqmodel.run import load_card, write_text
+from seqmodel.run import Card, load_card, write_text
 
 if TYPE_CHECKING:
     from seqmodel.reference import Reference, Spread
@@ -33,12 +33,15 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
     """
     if not config.logs:
         raise ValueError("name at least one log: python -m live report LOG.csv …")
-    task = load_card(config.against).labelling.task if config.against else None
-    stories = find_stories(config.logs, task)
-    if config.out and any(
-        config.out.resolve() in map(Path.resolve, log_files(story.log)[:3]) for story in stories
-    ):
-        raise ValueError(f"--out {config.out} is a log that is told of, or its timeline: name an HTML file")
+    card = load_card(config.against) if config.against else None
+    stories = find_stories(config.logs, card.labelling.task if card else None)
+    for story in stories:
+        if card is not None:
+            _require_told_by(card, story)
+        if config.out and config.out.resolve() in map(Path.resolve, log_files(story.log)[:3]):
+            raise ValueError(
+                f"--out {config.out} is a log that is told of, or its timeline: name an HTML file"
+            )
     page = write_report(stories, out=config.out, against=config.against)
     say(f"wrote {page}")
     summary: dict[str, Any] = {"report": str(page), "sessions": []}
@@ -61,6 +64,17 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
     return summary, 0
 
 
+def _require_told_by(card: Card, story: SessionStory) -> None:
+    """Raises ValueError where a session cannot be one of the run's."""
+    if card.recipe.pixels is None:
+        raise ValueError("--against a run of imported features: no session can be held against it")
+    if story.names != card.labelling.names:
+        raise ValueError(
+            f"{story.log} tells {', '.join(story.names)}, and the run of --against tells "
+            f"{', '.join(card.labelling.names)}"
+        )
+
+
 def find_stories(paths: Sequence[Path], task: str | None = None) -> list[SessionStory]:
     """The live logs among the files named, told. So `*.csv` will do: novelty goes with its log; any other
     file and a log without a row are left out with a line.
@@ -68,7 +82,7 @@ def find_stories(paths: Sequence[Path], task: str | None = None) -> list[Session
     Raises ValueError when no log is among them, or one cannot be read.
     """
     stories, left_out = [], []
-    for path in paths:
+    for path in {path.resolve(): path for path in paths}.values():
         if path.is_file() and not is_log(path):
             if not path.name.endswith(NOVELTY):
                 left_out.append(f"{path} is not a live log: left out")

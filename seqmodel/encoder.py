@@ -263,7 +263,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
-        raise ValueError(f"{path} is not a file of weights: {str(error).splitlines()[0]}") from error
+        # What a KeyError says is a byte of the file.
+        why = "" if isinstance(error, KeyError) else f": {str(error).splitlines()[0]}"
+        raise ValueError(f"{path} is not a file of weights{why}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state dict (names to tensors)")
     return state

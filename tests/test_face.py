@@ -121,6 +121,12 @@ def test_the_number_of_files_must_fit_the_recipe(detector_path: Path) -> None:
         FaceCropper(PIXELS, (detector_path, detector_path))
 
 
+def test_a_file_that_is_no_detector_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.tflite").write_text("no model", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"text\.tflite is no face detector of MediaPipe's"):
+        FaceCropper(Pixels(("0" * 64,)), [tmp_path / "text.tflite"])
+
+
 def test_a_crop_is_one_plain_resize_of_the_square() -> None:
     rgb = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
     crop = cut_square(rgb, (100, 50, 180, 130), margin=0.25, crop_px=64)

@@ -140,6 +140,19 @@ def test_label_leaves_people_and_splits_that_the_manifest_has_no_column_for(
     assert table.split.tolist() == ["test", "test"]
 
 
+@pytest.mark.parametrize("words", [("info",), ("label", "fixes.csv"), ("delete", "--subject", "p0")])
+def test_what_is_no_store_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_text("path,label\na.mp4,x\n", encoding="utf-8")
+    (tmp_path / "fixes.csv").write_text("path,label\na.mp4,x\n", encoding="utf-8")
+    word, *more = (str(tmp_path / part) if part.endswith(".csv") else part for part in words)
+    for name, said in (("none.zarr", "no store at"), ("file", "is a file, and a store is a folder")):
+        assert main([word, str(tmp_path / name), *more]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "fixes.csv"]
+
+
 def folder_of(root: Path, *names: str) -> Path:
     """A folder with these empty files."""
     for name in names:

@@ -223,6 +223,7 @@ def test_a_person_may_be_called_none(run: Path, tmp_path: Path) -> None:
     ("words", "said"),
     [
         (("--headless", "--camera", "97"), "camera 97 cannot be opened"),
+        (("--headless", "--camera", "-1"), "--camera is 0 or more"),
         (("--video", "no/such.mp4", "--headless"), "no/such.mp4"),
         (("--headless", "--calibrate", "1"), "at least 15 s"),
         (("--headless", "--calibrate", "15", "--seconds", "30"), "--seconds 30 ends before"),

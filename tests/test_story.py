@@ -263,6 +263,21 @@ def test_a_page_is_never_written_over_a_log_that_it_tells(
     assert (log.read_bytes(), log.with_suffix(".html").exists()) == (kept, False)
 
 
+def test_a_session_is_not_held_against_what_another_run_learned(
+    log: Path, tmp_path: Path, detector_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", detector_path, names=("asleep", "awake"))
+    assert main(["report", str(log), "--against", str(run)]) == 2
+    assert "tells asleep, awake" in " ".join(capsys.readouterr().err.split())
+    assert not log.with_suffix(".html").exists()
+
+
+def test_a_log_named_twice_is_told_once(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = log.parent / "." / ".." / log.parent.name / log.name
+    assert main(["report", str(log), str(again), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["sessions"]) == 1
+
+
 def test_a_session_renews_its_own_timeline(log: Path) -> None:
     """What a report made of its log while it ran is out of date; that report's page stays."""
     write_report([tell(log)])

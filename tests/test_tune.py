@@ -415,8 +415,11 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     assert not (tmp_path / "run" / "card.json").exists()
 
 
-@pytest.mark.parametrize("words", [("--folds", "1"), ("--folds", "-2"), ("--trials", "0"), ("--seed", "-1")])
-def test_numbers_that_mean_nothing_are_refused_before_anything_is_written(
+@pytest.mark.parametrize(
+    "words",
+    [("--folds", "1"), ("--folds", "-2"), ("--trials", "0"), ("--seed", "-1"), ("--storage", "None")],
+)
+def test_options_that_mean_nothing_are_refused_before_anything_is_written(
     store: Path, tmp_path: Path, words: tuple[str, str]
 ) -> None:
     with pytest.raises(SystemExit) as left:

@@ -63,5 +63,7 @@ class TuneArgs:
         for name, least in (("trials", 1), ("jobs", 1), ("epochs", 1), ("reseed", 0), ("seed", 0)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {value}")
+        if self.storage and "://" not in self.storage and not self.storage.endswith(".log"):
+            raise ValueError(f"--storage {self.storage} is no URL, and no journal file (NAME.log)")
         if self.folds < 0 or self.folds == 1:
             raise ValueError(f"--folds takes 0 (the validation split) or 2 and more, got {self.folds}")
