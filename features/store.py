@@ -182,13 +182,6 @@ class FeatureStore:
         changed = set(planning.changed_rows(before, rows, known, self.recipe, files).tolist())
         return {clip.clip_id for clip in known if row_of[clip.clip_id] in changed}
 
-    def failed(self) -> np.ndarray:
-        """Rows, ascending, with a part that could not be extracted, for `--retry-failed`."""
-        done = np.ones(self.num_clips, bool)
-        for part in (*self.streams, *(("crops",) if self.has_crops else ())):
-            done &= self.present(part)
-        return np.flatnonzero((self.rows.failures() != "") & ~done & self.listed())
-
     def write_row(
         self,
         row: int,

@@ -14,7 +14,7 @@ ROOMS = ("features", "seqmodel", "extract", "tune", "live")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "features": (),
     "seqmodel": ("features",),
-    "extract": ("features", "seqmodel.encoder", "seqmodel.engine", "seqmodel.assets"),
+    "extract": ("features", "seqmodel.engine", "seqmodel.assets"),
     "tune": ("features", "seqmodel"),
     "live": (
         "features.recipe",
@@ -25,8 +25,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "extract.video",
         "extract.face",
         "extract.geometry",
-        "extract.pipeline",
-        "extract.workers",
     ),
 }
 

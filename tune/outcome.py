@@ -32,10 +32,11 @@ from seqmodel.question import doubt_of_folds, put_question, seen_fingerprint
 from seqmodel.run import ARTIFACTS, CARD, STUDY, WEIGHTS, load_card, require_place
 from seqmodel.stage_two import require_crops
 from seqmodel.train import count_parameters, rounded, say_question, say_scores, write_run
+from seqmodel.training import resolve_metric
 from tune.artifacts import drop_checkpoints
 from tune.config import TuneArgs
 from tune.plots import save_study_plots
-from tune.search import choice_of, is_seed, metric_name, space_hash, starting_points
+from tune.search import choice_of, is_seed, space_hash, starting_points
 from tune.storage import without_password
 from tune.study import (
     DONE,
@@ -103,7 +104,7 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     if args.folds > 1:
         say("with --folds a head belongs to one fold: no checkpoints of trials are kept")
     bench = set_up(args, question)
-    metric = metric_name(args.metric, bench.space.task)
+    metric = resolve_metric(args.metric, bench.space.task)
     doubts = doubts_of_folds(bench)
     for text in doubts:
         warn(text)

@@ -23,7 +23,7 @@ from features.splits import grouped_folds
 from seqmodel.config import HeadConfig, Metric, TrainConfig
 from seqmodel.heads import LstmHead, build_head, num_outputs, stream_statistics
 from seqmodel.train import complete_head, count_parameters
-from seqmodel.training import Epoch, Fitted, fit, fit_best, resolve_metric
+from seqmodel.training import Epoch, Fitted, fit, fit_best
 from tune.config import SEED_ROLE
 
 MANY_CLIPS = 1000
@@ -379,8 +379,3 @@ def _by_fold(
             raise optuna.TrialPruned
     note(scores, epochs)
     return head, fitted, float(np.mean(scores))
-
-
-def metric_name(metric: Metric, task: Task) -> str:
-    """The metric that is maximised, by its own name."""
-    return resolve_metric(metric, task)
