@@ -113,13 +113,12 @@ def open_stage(args: FinetuneArgs) -> Stage:
 
 
 def config_of(args: FinetuneArgs) -> FinetuneConfig:
-    """How the network is trained. Raises ValueError for options that --recipe seed fixes, and for training
-    without an epoch, or steps or caches without a clip."""
-    if min(args.finetune.epochs, args.finetune.warm_epochs) < 0 or not (
-        args.finetune.epochs + args.finetune.warm_epochs
-    ):
+    """How the network is trained. Raises ValueError for options that --recipe seed fixes, and for less than no
+    epoch, or steps or caches without a clip."""
+    if min(args.finetune.epochs, args.finetune.warm_epochs) < 0:
         raise ValueError(
-            f"nothing to train in {args.finetune.epochs} epochs and {args.finetune.warm_epochs} warm_epochs"
+            f"epochs and warm_epochs must be at least 0, got {args.finetune.epochs} and "
+            f"{args.finetune.warm_epochs}"
         )
     if args.finetune.effective_batch < 1 or args.finetune.versions < 1:
         raise ValueError(
