@@ -2,9 +2,10 @@
 
     card.json            Card: how the model came about and how it decides
     weights.safetensors  head.* and, after fine-tuning, encoder.*
-    split.csv            clip_id, subject, split: who stood on which side
+    split.csv            clip_id, subject, split: who stood on which side, clips that failed among them
     detector/            the face detector files (and landmarker) by name
     calibrated_on.csv    clip_id, subject of what a new place's calibration was fitted on
+    cross/STORE/         what was found on another data set; store.txt in it says which
     log.jsonl, study.log, predictions.csv, metrics.json, report.html, plots/, MODEL_CARD.md
                          written by the rooms that make them
 

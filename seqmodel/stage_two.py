@@ -113,8 +113,8 @@ def open_stage(args: FinetuneArgs) -> Stage:
 
 
 def config_of(args: FinetuneArgs) -> FinetuneConfig:
-    """How the network is trained. Raises ValueError for options that --recipe seed fixes, and for less than no
-    epoch, or steps or caches without a clip."""
+    """How the network is trained. Raises ValueError for options that --recipe seed fixes, less than no epoch,
+    and steps or caches without a clip."""
     if min(args.finetune.epochs, args.finetune.warm_epochs) < 0:
         raise ValueError(
             f"epochs and warm_epochs must be at least 0, got {args.finetune.epochs} and "
