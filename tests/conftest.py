@@ -1,10 +1,18 @@
 """Fixtures that several rooms share: real clips, model files, a small demo set."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.media import fetch_real_clips
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """A shell's background job is deaf to Ctrl-C, and so would be every process that tests interrupt."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
