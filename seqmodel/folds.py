@@ -23,6 +23,7 @@ from features.datasets import Samples, load_samples, sample_groups, subset
 from features.door import progress
 from features.recipe import GeometryId
 from features.splits import grouped_folds, groups_of, leave_one_subject_out
+from seqmodel.asked import Asked, Refitted, ask, count_opening, face_coverage, folder_of
 from seqmodel.calibration import (
     Calibration,
     decide,
@@ -33,17 +34,7 @@ from seqmodel.calibration import (
     require_threshold,
 )
 from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
-from seqmodel.evaluate import (
-    Asked,
-    Refitted,
-    ask,
-    count_opening,
-    face_coverage,
-    folder_of,
-    map_of,
-    say_measured,
-    write_judgement,
-)
+from seqmodel.evaluate import map_of, say_measured, write_judgement
 from seqmodel.explain import Arrays, Fall, feature_groups, head_logits, importance, some_places
 from seqmodel.figures import say_figures, summary
 from seqmodel.judge import Predictions, Yardstick, judge
@@ -169,17 +160,8 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
     card, rows, labels = asked.card, asked.population.rows, asked.population.labels
     card = replace(card, dims=dims_of(asked), calibration=replace(card.calibration, goal=goal_of(card, args)))
     num_classes = len(card.labelling.names)
-    subjects = asked.table.subject[rows]
-    failed = asked.table.state[rows] == 2
-    streams = asked.store.streams
-    everything = load_samples(asked.store, card.labelling, rows, "both" if len(streams) > 1 else streams[0])
-    everything = replace(with_baseline(everything, card.baseline, asked.store), labels=labels)
-    samples = replace(
-        everything,
-        x={name: everything.x[name] for name in card.dims},
-        valid={name: everything.valid[name] for name in card.dims},
-    )
-    measured = ~failed & np.any([np.asarray(mask).any(axis=1) for mask in samples.valid.values()], axis=0)
+    everything, samples, reasons = samples_of(asked, card)
+    measured, subjects = reasons == "", samples.subjects
     people = subjects if args.folds == "loso" else sample_groups(samples)
     folds = split_folds(args.folds, labels, people, args.seed)
     # One for all folds: the shares of whom a fold learns from lean against those whom it leaves out.
@@ -206,7 +188,6 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
             f"--folds {args.folds}: there is nothing to learn from in any fold; it takes two people or more, "
             "and two classes, beside those who are left out"
         )
-    reasons = np.where(failed, "failed", np.where(measured, np.where(idle, NOTHING_LEARNED, ""), "no face"))
     predictions = Predictions(
         clip_ids=asked.table.clip_id[rows],
         subjects=subjects,
@@ -215,7 +196,7 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
         probabilities=p,
         said=said,
         unsure=np.zeros(len(rows), bool),
-        reasons=reasons,
+        reasons=np.where(idle, NOTHING_LEARNED, reasons),
         coverage=face_coverage(asked.store, rows),
         slices={name: column[rows] for name, column in asked.table.slices.items()},
     )
@@ -233,6 +214,19 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
     doubt = doubt_of_folds(asked.store, groups_of(asked.table, rows))
     notes = [doubt] * bool(doubt) + _notes(len(folds), num_idle, chosen, bool((subjects == "").any()))
     return predictions, yardsticks, refitted, notes
+
+
+def samples_of(asked: Asked, card: Card) -> tuple[Samples, Samples, np.ndarray]:
+    """Every stream of the judged clips; those that the run's head reads, as it reads them; and (N,) str why a
+    clip was not measured, '' where it was."""
+    rows, streams = asked.population.rows, asked.store.streams
+    everything = load_samples(asked.store, card.labelling, rows, "both" if len(streams) > 1 else streams[0])
+    everything = with_baseline(everything, card.baseline, asked.store)
+    everything = replace(everything, labels=asked.population.labels)
+    x, valid = ({name: side[name] for name in card.dims} for side in (everything.x, everything.valid))
+    seen = np.any([np.asarray(mask).any(axis=1) for mask in valid.values()], axis=0)
+    reasons = np.where(asked.table.state[rows] == 2, "failed", np.where(seen, "", "no face"))
+    return everything, replace(everything, x=x, valid=valid), reasons
 
 
 def group_falls(

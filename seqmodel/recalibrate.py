@@ -16,10 +16,10 @@ import numpy as np
 
 from features.door import fail, say
 from features.splits import groups_of
+from seqmodel.asked import Asked, ask, count_opening, folder_of
 from seqmodel.bootstrap import Figure, bootstrap_figures, draw_subjects, paired, with_intervals
 from seqmodel.calibration import Calibration, decide, fit_calibration, moved_band, require_threshold
 from seqmodel.config import CalibrateArgs
-from seqmodel.evaluate import Asked, ask, count_opening, folder_of
 from seqmodel.metrics import evaluate_predictions, minority_class
 from seqmodel.options import options_of
 from seqmodel.predictions import predict_rows
@@ -42,16 +42,7 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
     if args.threshold_for != CalibrateArgs.threshold_for:
         require_threshold(card.labelling.task)
     asked = everybody(ask(args.run, card, args.store, "test"))
-    everything = asked.population.rows
-    extracted = asked.table.state[everything] == 1
-    rows, labels = everything[extracted], asked.population.labels[extracted]
-    logits, measured = predict_rows(args.run, card, asked.store, card.labelling, rows)
-    rows, labels, logits = rows[measured], labels[measured], logits[measured]
-    if len(np.unique(labels)) < 2:
-        raise ValueError(
-            f"the {len(labels)} clips of {args.store} in which something was measured are of one class: a "
-            "calibration takes two"
-        )
+    rows, labels, logits = measured_clips(asked)
     people = groups_of(asked.table, rows)
     fits = deal_people(people, labels, args.share, args.seed)
     fitted = fit_calibration(
@@ -80,6 +71,24 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         _write(asked, summary)
         fail("the people left out are served worse by the new calibration: the run keeps its own")
         return summary, 1
+    _keep(asked, args, card, fitted, summary, people[fits])
+    _write(asked, summary)
+    say(
+        f"{args.run} now decides by this calibration; predict and live use it. Run evaluate again: the "
+        f"{summary['people_calibrating']} who calibrated do not count there."
+    )
+    return summary, 0
+
+
+def _keep(
+    asked: Asked,
+    args: CalibrateArgs,
+    card: Card,
+    fitted: Calibration,
+    summary: dict[str, Any],
+    calibrators: np.ndarray,
+) -> None:
+    """Make the run decide by the new calibration, and note the people (groups) that it was fitted on."""
     stage = {
         "stage": "calibrate",
         "store": str(asked.store.path),
@@ -89,17 +98,11 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         "options": options_of(args),
     }
     # First: with the clips named and the card unchanged nothing is judged wrongly.
-    theirs = np.isin(groups_of(asked.table, everything), people[fits])
-    theirs = everything[theirs]
-    save_calibrators(args.run, asked.table.clip_id[theirs].tolist(), asked.table.subject[theirs].tolist())
+    table, rows = asked.table, asked.population.rows
+    theirs = rows[np.isin(groups_of(table, rows), calibrators)]
+    save_calibrators(args.run, table.clip_id[theirs].tolist(), table.subject[theirs].tolist())
     # Decisions kept from before would be compared as if they were the run's.
     put_calibration(args.run, replace(card, calibration=fitted, stages=(*card.stages, stage)))
-    _write(asked, summary)
-    say(
-        f"{args.run} now decides by this calibration; predict and live use it. Run evaluate again: the "
-        f"{stage['people']} who calibrated do not count there."
-    )
-    return summary, 0
 
 
 def _write(asked: Asked, summary: dict[str, Any]) -> None:
@@ -121,6 +124,23 @@ def everybody(asked: Asked) -> Asked:
     rows = np.flatnonzero((asked.labels >= 0) & (asked.table.state != 0))
     found = replace(asked.population, rows=rows, labels=asked.labels[rows])
     return replace(asked, population=found)
+
+
+def measured_clips(asked: Asked) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(rows, labels, logits) of the clips in which something was measured.
+
+    Raises ValueError where they are of one class.
+    """
+    card, rows, labels = asked.card, asked.population.rows, asked.population.labels
+    extracted = asked.table.state[rows] == 1
+    rows, labels = rows[extracted], labels[extracted]
+    logits, measured = predict_rows(asked.run, card, asked.store, card.labelling, rows)
+    if len(np.unique(labels[measured])) < 2:
+        raise ValueError(
+            f"the {int(measured.sum())} clips of {asked.store.path} in which something was measured are of "
+            "one class: a calibration takes two"
+        )
+    return rows[measured], labels[measured], logits[measured]
 
 
 def deal_people(people: np.ndarray, labels: np.ndarray, share: float, seed: int) -> np.ndarray:

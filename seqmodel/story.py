@@ -16,11 +16,11 @@ from features.door import progress, warn
 from features.labels import Labelling
 from features.store import FeatureStore
 from seqmodel import plots, plots_people
+from seqmodel.asked import Asked, Refitted, face_coverage
 from seqmodel.calibration import certainty, probabilities
 from seqmodel.config import EvaluateArgs
 from seqmodel.drawing import save
 from seqmodel.embedding_map import Map
-from seqmodel.evaluate import Asked, Refitted, face_coverage
 from seqmodel.explain import Arrays, Fall, feature_groups, head_logits, importance, some_places
 from seqmodel.hardest import hardest_clips
 from seqmodel.history import trials_of

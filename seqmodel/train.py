@@ -19,7 +19,7 @@ from features.splits import Split, groups_of, sides_by_clip, split_hash
 from features.store import FAILED, ClipTable
 from seqmodel.assets import face_model
 from seqmodel.baselines import baseline_scores
-from seqmodel.calibration import fit_calibration
+from seqmodel.calibration import Calibration, fit_calibration
 from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
 from seqmodel.heads import LstmHead, build_head, num_outputs
 from seqmodel.options import options_of
@@ -130,14 +130,7 @@ def write_run(
     drop_judgements(run)
     shutil.rmtree(run / "finetune", ignore_errors=True)
     labelling, table, split = question.labelling, question.table, question.split
-    # Of clips in which nothing was measured nothing is ever decided: they choose no threshold.
-    measured = measured_clips(question, split.val, head.dims)
-    calibration = fit_calibration(
-        fitted.best.val_logits[measured],
-        labels_of(question, split.val)[measured],
-        labelling.task,
-        label_names=labelling.names,
-    )
+    calibration = _calibration(question, head, fitted)
     found = [*split.warnings, *warnings]
 
     def tell(text: str) -> None:
@@ -149,9 +142,7 @@ def write_run(
     (run / LOG).unlink(missing_ok=True)
     for epoch in fitted.history:
         append_log(run, log_entry(epoch, str(stage.get("stage", "head"))))
-    side_of = sides_by_clip(split, table.clip_id) | sides_of_failed(split, table, labelling)
-    subject_of = dict(zip(table.clip_id.tolist(), table.subject.tolist(), strict=True))
-    save_split(run, list(side_of), [subject_of[clip] for clip in side_of], list(side_of.values()))
+    _save_sides(run, question)
     card = Card(
         recipe=question.store.recipe,
         labelling=labelling,
@@ -178,6 +169,21 @@ def write_run(
     save_weights(run, head.state_dict(), encoder_state)
     _measure_reference(run, question.store.path)
     return card
+
+
+def _calibration(question: Question, head: LstmHead, fitted: Fitted) -> Calibration:
+    """Chosen on validation clips that were measured: about others nothing is ever decided."""
+    rows, labelling = question.split.val, question.labelling
+    measured = measured_clips(question, rows, head.dims)
+    logits, labels = fitted.best.val_logits[measured], labels_of(question, rows)[measured]
+    return fit_calibration(logits, labels, labelling.task, label_names=labelling.names)
+
+
+def _save_sides(run: Path, question: Question) -> None:
+    table, split = question.table, question.split
+    side_of = sides_by_clip(split, table.clip_id) | sides_of_failed(split, table, question.labelling)
+    subject_of = dict(zip(table.clip_id.tolist(), table.subject.tolist(), strict=True))
+    save_split(run, list(side_of), [subject_of[clip] for clip in side_of], list(side_of.values()))
 
 
 def put_calibration(run: Path, card: Card, store: Path | str | None = None) -> None:

@@ -207,8 +207,9 @@ def test_too_few_clips_for_a_map_are_said_and_the_report_is_written(tmp_path, ca
 def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path):
     """A run that reads one stream is held against both; the geometry without each person's rest, as the run's
     card says."""
+    from seqmodel.asked import predict, training_clips, yardsticks
     from seqmodel.config import EvaluateArgs
-    from seqmodel.evaluate import open_split, predict, training_clips, yardsticks
+    from seqmodel.evaluate import open_split
     from seqmodel.metrics import score
 
     store = make_store(tmp_path / "s.zarr", signal=0.5, recipe=WITH_GEOMETRY)
@@ -227,7 +228,7 @@ def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path
 
 
 def test_an_imported_frame_that_lacks_a_feature_is_no_face(tmp_path):
-    from seqmodel.evaluate import face_coverage
+    from seqmodel.asked import face_coverage
 
     x = np.ones((3, 4, 2), np.float32)
     x[1, :2] = np.nan

@@ -10,6 +10,7 @@ import pytest
 from extract.config import ExtractConfig
 from features.door import parse
 from features.store import plan
+from seqmodel.asked import Asked
 from seqmodel.config import (
     CalibrateArgs,
     EvaluateArgs,
@@ -20,7 +21,7 @@ from seqmodel.config import (
     TrainArgs,
     TrainConfig,
 )
-from seqmodel.evaluate import Asked, open_split
+from seqmodel.evaluate import open_split
 from seqmodel.options import options_of
 from seqmodel.story import commands
 from tests.judged import RECIPE, WITH_GEOMETRY, make_run, make_store

@@ -23,9 +23,9 @@ from features.door import parse
 from features.external import read_sequences, write_external
 from features.store import FeatureStore
 from seqmodel.__main__ import main as seqmodel
+from seqmodel.asked import ask
 from seqmodel.config import EvaluateArgs, LabelArgs
 from seqmodel.drawing import style
-from seqmodel.evaluate import ask
 from seqmodel.history import trials_of as history_of
 from seqmodel.reference import read_reference
 from seqmodel.run import load_card, load_split, load_weights, save_card

@@ -12,18 +12,10 @@ import zarr
 
 from features.external import read_sequences, write_external
 from seqmodel.__main__ import main
+from seqmodel.asked import ask, count_opening, folder_of, training_clips, training_shares
 from seqmodel.calibration import fit_calibration
 from seqmodel.config import EvaluateArgs
-from seqmodel.evaluate import (
-    ask,
-    count_opening,
-    folder_of,
-    judge_split,
-    open_split,
-    training_clips,
-    training_shares,
-    write_judgement,
-)
+from seqmodel.evaluate import judge_split, open_split, write_judgement
 from seqmodel.predictions import predict_rows, read_predictions
 from seqmodel.run import calibrators_of, load_card, load_split, save_card
 from seqmodel.story import commands

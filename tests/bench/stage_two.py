@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from seqmodel.asked import ask, predict
 from seqmodel.config import FinetuneArgs, TrainArgs, TrainConfig
-from seqmodel.evaluate import ask, predict
 from seqmodel.finetune import finetune
 from seqmodel.metrics import score
 from seqmodel.run import load_card
