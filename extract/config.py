@@ -11,6 +11,8 @@ from typing import Literal
 Layout = Literal["auto", "csv", "folder", "daisee", "engagenet", "aihub"]
 
 
+MAX_FRAMES = 100_000
+"""Frames of a clip: more is a slip of the finger, and more than any memory holds."""
 NUM_CLIPS = 168
 """Of the demo set: 98 to learn from, 28 for validation, 42 for test."""
 
@@ -78,6 +80,12 @@ class ExtractConfig:
         for name, value in (("fps", self.fps), ("window", self.window)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"--{name} must be a number above 0, got {value}")
+        if self.fps * self.window > MAX_FRAMES:
+            raise ValueError(
+                f"--fps {self.fps:g} times --window {self.window:g} is over {MAX_FRAMES:,} frames a clip"
+            )
+        if self.verify_sample < 0:
+            raise ValueError(f"--verify-sample must be at least 0, got {self.verify_sample}")
         if self.time_limit is not None and not self.time_limit > 0:
             raise ValueError(f"--time-limit must be above 0, got {self.time_limit}")
         shard_of(self.shard)

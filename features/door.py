@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Config = TypeVar("Config")
 Body = Callable[[], tuple[dict[str, Any], int]]
 
+STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
+"""What asks a command to end: a SLURM time limit, a terminal that is closed, Ctrl-Break on Windows."""
 MAX_LISTED = 30
 """Failures that are printed one by one."""
 USER_ERRORS = (ValueError, OSError)
@@ -45,11 +47,13 @@ def parse(config: type[Config], argv: Sequence[str] | None, *, prog: str, descri
 def run_door(body: Body, *, as_json: bool = False) -> int:
     """Run a door's body and give its exit code.
 
-    Turns SIGTERM (a SLURM time limit, say) into the same clean end as Ctrl-C. Errors that a user can
-    mend become one line on stderr and exit code 2; set BRAINBUDDY_TRACEBACK=1 to see where they rose.
+    Turns `STOPS` into the same clean end as Ctrl-C, but what is ignored (nohup). Errors that a user can mend
+    become one line on stderr and exit code 2; set BRAINBUDDY_TRACEBACK=1 to see where they rose.
     """
     try:
-        signal.signal(signal.SIGTERM, _raise_interrupt)
+        for number in STOPS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, _raise_interrupt)
     except ValueError:
         pass  # not the main thread: whoever owns it handles signals
     try:

@@ -243,7 +243,7 @@ def _text(array: np.ndarray, key: str, file: Path) -> np.ndarray:
 
 def _cut(x: np.ndarray, length: np.ndarray | None, count: int, file: Path) -> tuple[np.ndarray, ...]:
     """One (t, D) float32 a clip, of (N,T,D), of (N,D) as one frame each, or of frames laid end to end."""
-    if not np.issubdtype(x.dtype, np.number):
+    if x.dtype.kind not in "biuf":
         raise ValueError(f"{file}: x is {x.dtype}, wanted numbers")
     x = x.astype(np.float32)
     if length is not None and length.shape != (count,):

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from extract.__main__ import main
+from features.door import STOPS
 from features.store import DONE, FeatureStore
 from tests.clips import face_frames, looped, write_video
 
@@ -356,9 +357,10 @@ def is_gone(group: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stop", [signal.SIGINT, *STOPS])
 def test_a_polite_stop_saves_what_was_done(long_manifest: Path, tmp_path: Path, stop: signal.Signals) -> None:
-    """SLURM's SIGTERM and Ctrl-C (to the whole group): a line instead of a traceback, no process left."""
+    """Ctrl-C, SLURM's SIGTERM, a closed terminal (to the whole group): a line instead of a traceback, and no
+    process left."""
     store = tmp_path / "s.zarr"
     command = [sys.executable, "-m", "extract", "--data", str(long_manifest), "--out", str(store), *QUICK]
     process = subprocess.Popen(

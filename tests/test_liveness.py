@@ -147,7 +147,7 @@ def test_a_signal_that_reaches_every_process_loses_no_trial(tmp_path: Path) -> N
         except KeyError:  # not made yet
             return []
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         search = subprocess.Popen(
             words, stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True
         )

@@ -14,7 +14,7 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial
 
-from features.door import fail
+from features.door import STOPS, fail
 from seqmodel.heads import LstmHead
 from seqmodel.question import Question, load_sides, put_question
 from seqmodel.rest import with_baseline
@@ -158,8 +158,9 @@ def _interrupt(signum: int, frame: types.FrameType | None) -> None:
 
 
 def _on_signals(handler: Callable[[int, types.FrameType | None], None]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
+    for number in (signal.SIGINT, *STOPS):
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # under nohup
+            signal.signal(number, handler)
 
 
 def _go_on(signum: int, frame: types.FrameType | None) -> None:
