@@ -121,7 +121,7 @@ X, Y = np.ones((4, 2, 3), np.float32), np.array([0, 1, 0, 1])
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"x": X + 1j}, "x is complex128, wanted numbers"),
+        ({"x": X + 1j}, "x is complex64, wanted numbers"),
         ({"y": Y[:, None]}, r"y has shape \(4, 1\) of int64, wanted \(N,\)"),
         ({"y": Y.astype("M8[s]")}, r"y has shape \(4,\) of datetime64"),
         ({"y": np.array([b"a", b"b", b"a", b"\xe9"])}, "y is not UTF-8"),
