@@ -10,9 +10,12 @@ from tests.media import fetch_real_clips
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """A shell's background job is deaf to Ctrl-C, and so would be every process that tests interrupt."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A shell's background job is deaf to Ctrl-C, one under nohup to a closed terminal, and so would be every
+    process that tests interrupt: what is ignored is inherited, what has a handler is not."""
+    for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", lambda *_: None)):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
