@@ -109,6 +109,7 @@ def test_a_run_goes_where_nothing_or_a_run_is(tmp_path: Path, made: str) -> None
     require_place(tmp_path / "new")
     (tmp_path / made).touch()
     require_place(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [made], "asked, not made"
 
 
 def test_a_run_is_not_written_among_other_things(tmp_path: Path) -> None:
