@@ -106,7 +106,7 @@ def _cameras(count: int) -> list[int]:
     """Indices of the cameras that open, the light of each off again at once."""
     import cv2
 
-    from extract.face import silenced_stderr
+    from extract.mediapipe_tasks import silenced_stderr
 
     working = []
     with silenced_stderr():  # cv2 complains from C about every index that is not there

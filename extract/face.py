@@ -11,20 +11,17 @@ Shapes: frames uint8 (H, W, 3) RGB; crops uint8 (crop_px, crop_px, 3) RGB; boxes
 of the frame.
 """
 
-import contextlib
 import math
-import os
-import sys
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from extract.blaze import Seen, detect
+from extract.mediapipe_tasks import close_detector, detect_faces, open_detector
 from extract.network import open_network
 from features.recipe import Pixels
 from seqmodel.assets import SHORT_DETECTOR, sha256_of
@@ -61,6 +58,8 @@ class _Detector:
     detect: Callable[[np.ndarray], list[Seen]]
     levels: bool
     """Whether its eyes are `Crop.eyes`."""
+    close: Callable[[], None] = lambda: None
+    """Gives its memory back."""
 
 
 class FaceCropper:
@@ -77,9 +76,13 @@ class FaceCropper:
             )
         self.pixels = pixels
         self._previous: Box | None = None
-        tasks: list[Any] = []
-        self._detectors = [_open_detector(Path(file), tasks, threads) for file in detector_files]
-        self._closing = weakref.finalize(self, close_tasks, tasks)
+        self._detectors: list[_Detector] = []
+        try:
+            for file in detector_files:
+                self._detectors.append(_open_detector(Path(file), threads))
+        except ValueError:
+            self.close()
+            raise
 
     def crop(self, rgb: np.ndarray) -> Crop:
         """The face followed in an upright frame, uint8 (H, W, 3), RGB."""
@@ -102,8 +105,9 @@ class FaceCropper:
         self._previous = None
 
     def close(self) -> None:
-        """Give the detectors' memory back."""
-        self._closing()
+        """Give the detectors' memory back. Who opens a cropper closes it: nothing else does, until exit."""
+        for detector in self._detectors:
+            detector.close()
 
 
 def box_of(face: Seen) -> Box:
@@ -149,36 +153,6 @@ def iou(a: Box, b: Box) -> float:
     return both / (_area(a) + _area(b) - both)
 
 
-def close_tasks(tasks: list[Any]) -> None:
-    """Close MediaPipe tasks and empty the list; also when the interpreter is on its way out.
-
-    For `weakref.finalize`: a task that is left to its own destructor prints a traceback at exit, for by then
-    the thread that should close it is gone.
-    """
-    with silenced_stderr():
-        while tasks:
-            task = tasks.pop()
-            try:
-                task.close()
-            except RuntimeError:  # too late for threads: the process gives the memory back itself
-                task._handle = None
-
-
-@contextlib.contextmanager
-def silenced_stderr() -> Iterator[None]:
-    """Send what is written to file descriptor 2 nowhere; only that reaches what MediaPipe prints from C."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(nowhere)
-        os.close(kept)
-
-
 def _choose(boxes: Sequence[Box], previous: Box | None) -> int:
     """The box that overlaps the previous one most (`SAME_FACE_IOU` at least), else the largest."""
     if previous is not None:
@@ -192,45 +166,13 @@ def _area(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _open_detector(file: Path, tasks: list[Any], threads: int = 1) -> _Detector:
-    """The detector in a file; what must be closed later is added to `tasks`."""
+def _open_detector(file: Path, threads: int) -> _Detector:
+    """The detector in a file. Raises ValueError where it holds none."""
     if sha256_of(file) == SHORT_DETECTOR.sha256:
         network = open_network(file.read_bytes(), threads)
         return _Detector(lambda rgb: detect(rgb, network), levels=True)
-    with silenced_stderr():  # MediaPipe logs from C at creation and at the first picture
-        try:
-            task = _open_task(file.read_bytes())
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{file} is no face detector of MediaPipe's: {error}") from error
-        tasks.append(task)
-        _detect_by(task, np.zeros((128, 128, 3), np.uint8))
-    return _Detector(lambda rgb: _detect_by(task, rgb), levels=False)
-
-
-def _open_task(model: bytes) -> Any:
-    """MediaPipe's detector for single pictures (no memory between them), from the file's bytes.
-
-    Bytes, not a path: MediaPipe cannot open a path with Korean letters on Windows.
-    """
-    from mediapipe.tasks.python import BaseOptions, vision
-
-    options = vision.FaceDetectorOptions(
-        base_options=BaseOptions(model_asset_buffer=model), running_mode=vision.RunningMode.IMAGE
-    )
-    return vision.FaceDetector.create_from_options(options)
-
-
-def _detect_by(task: Any, rgb: np.ndarray) -> list[Seen]:
-    """The faces that MediaPipe finds in a frame, their boxes in whole pixels."""
-    import mediapipe as mp
-
-    height, width = rgb.shape[:2]
-    picture = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(rgb))
-    faces = []
-    for detection in task.detect(picture).detections:
-        box, score = detection.bounding_box, float(detection.categories[0].score)
-        if box.width > 0 and box.height > 0 and score > 0:
-            corners = [box.origin_x, box.origin_y, box.origin_x + box.width, box.origin_y + box.height]
-            eyes = [(point.x * width, point.y * height) for point in detection.keypoints[:2]]
-            faces.append(Seen(np.array(corners, np.float64), np.array(eyes, np.float64), score))
-    return faces
+    try:
+        detector = open_detector(file.read_bytes())
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{file} is no face detector of MediaPipe's: {error}") from error
+    return _Detector(partial(detect_faces, detector), levels=False, close=partial(close_detector, detector))

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from extract.demo import looks_of
-from extract.face import Crop, FaceCropper, silenced_stderr
+from extract.face import Crop, FaceCropper
 from extract.geometry import BLENDSHAPES, FEATURES, FaceGeometry, angles
 from extract.landmarks import procrustes
+from extract.mediapipe_tasks import silenced_stderr
 from extract.portrait import Pose, Puppet, draw, make_puppet
 from extract.video import read_video, sample_at
 from features.recipe import OWN_SQUARE, GeometryId, Pixels

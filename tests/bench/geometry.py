@@ -16,9 +16,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from extract.face import FaceCropper, silenced_stderr
+from extract.face import FaceCropper
 from extract.geometry import FEATURES, FaceGeometry
 from extract.landmarks import FaceNetworks, head_pose
+from extract.mediapipe_tasks import silenced_stderr
 from extract.video import read_video, sample_at
 from features.recipe import GeometryId, Pixels
 from seqmodel.assets import detector_file, landmarker_file, sha256_of
