@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,8 @@ CJK_FONTS = (
     "Apple SD Gothic Neo",
     "Noto Sans CJK JP",
 )
+CJK_FONT_FILES = ("NotoSansCJK-Regular", "NotoSansKR", "malgun", "NanumGothic", "AppleSDGothicNeo")
+"""How the names of their files begin."""
 PNG_DPI = 160
 
 
@@ -50,7 +53,7 @@ def style() -> Iterator[None]:
 
     matplotlib.use("Agg")
     settings: Any = {
-        "font.family": ["DejaVu Sans", *installed_cjk_fonts()[:1]],
+        "font.family": ["DejaVu Sans", *hangul_fonts()[:1]],
         "font.size": 10,
         "axes.titlesize": 11,
         "axes.titleweight": "bold",
@@ -81,11 +84,20 @@ def style() -> Iterator[None]:
         yield
 
 
-def installed_cjk_fonts() -> list[str]:
-    """Those of CJK_FONTS that Matplotlib finds here."""
+@cache
+def hangul_fonts() -> list[str]:
+    """Names of the installed fonts with Hangul, the preferred one first.
+
+    Matplotlib caches its list of fonts for good: a font installed later is found by its file, and added.
+    """
     from matplotlib import font_manager
 
-    names = {font.name for font in font_manager.fontManager.ttflist}
+    known = font_manager.fontManager.ttflist
+    if not any(font.name in CJK_FONTS and Path(font.fname).is_file() for font in known):
+        for file in font_manager.findSystemFonts():
+            if Path(file).stem.startswith(CJK_FONT_FILES):
+                font_manager.fontManager.addfont(file)
+    names = {font.name for font in known if Path(font.fname).is_file()}
     return [name for name in CJK_FONTS if name in names]
 
 

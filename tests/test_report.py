@@ -10,11 +10,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 import pytest
+from matplotlib import font_manager
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from seqmodel.__main__ import main
-from seqmodel.drawing import save
+from seqmodel.drawing import CJK_FONT_FILES, CJK_FONTS, hangul_fonts, save, style
 from seqmodel.history import trials_of
 from seqmodel.literature import literature_table
 from seqmodel.plots import confusion_plot
@@ -43,6 +44,23 @@ def run(tmp_path_factory) -> Path:
     make_run(root / "run", store, epochs=3)
     assert main(["evaluate", "--run", str(root / "run"), "--rounds", "100"]) == 0
     return root / "run"
+
+
+def test_hangul_is_drawn_where_the_cached_list_of_fonts_is_older_than_the_font(monkeypatch, tmp_path):
+    manager = font_manager.fontManager
+    if not any(Path(file).stem.startswith(CJK_FONT_FILES) for file in font_manager.findSystemFonts()):
+        pytest.skip("no font with Hangul is installed (Debian: fonts-noto-cjk)")
+    stale = [font for font in manager.ttflist if font.name not in CJK_FONTS]
+    monkeypatch.setattr(manager, "ttflist", stale)
+    hangul_fonts.cache_clear()
+    try:
+        assert hangul_fonts()
+        with style():
+            figure, axes = plt.subplots()
+            axes.set_title("집중")
+        save(figure, tmp_path / "title.png")  # a missing glyph is a warning, and so an error here
+    finally:
+        hangul_fonts.cache_clear()
 
 
 def test_the_page_asks_nobody_for_anything(run):
