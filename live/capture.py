@@ -96,11 +96,14 @@ class PacedFile:
     """A video file played at its own speed, or as fast as it can be decoded where that is slower.
 
     After the first frame it waits for `begin`. Opened again after a pause it goes on where it was; as with a
-    camera, the pause is a gap in the times of its frames.
+    camera, the pause is a gap in the times of its frames. `clock` (seconds) and `sleep` are the real ones
+    but in tests.
     """
 
-    def __init__(self, path: str) -> None:
-        self._frames = read_video(path)
+    def __init__(
+        self, path: str, clock: Clock = time.monotonic, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._frames, self._clock, self._sleep = read_video(path), clock, sleep
         self._begun = threading.Event()
         self._start: float | None = None
         self._last_s = 0.0
@@ -108,7 +111,7 @@ class PacedFile:
 
     def now_s(self) -> float:
         """The present in the time of the frames, seconds since the first one was due; 0 until it begins."""
-        return 0.0 if self._start is None else time.monotonic() - self._start
+        return 0.0 if self._start is None else self._clock() - self._start
 
     def begin(self) -> None:
         """Play on from the first frame: whoever looks is ready."""
@@ -122,12 +125,12 @@ class PacedFile:
             if self._start is None:
                 yield frame
                 self._begun.wait()
-                self._start, self._last_s = time.monotonic() - frame.pts_s, frame.pts_s
+                self._start, self._last_s = self._clock() - frame.pts_s, frame.pts_s
                 continue
             self._last_s = frame.pts_s
             wait_s = frame.pts_s + self._away_s - self.now_s()
             if wait_s > 0:
-                time.sleep(wait_s)
+                self._sleep(wait_s)
             elif wait_s < -BEHIND_S:
                 self._start -= wait_s
             yield replace(frame, pts_s=frame.pts_s + self._away_s)
@@ -146,8 +149,9 @@ class Newest:
         *,
         reconnects: bool,
         backoff_s: tuple[float, ...] = BACKOFF_S,
+        clock: Clock = time.monotonic,
     ) -> None:
-        self._opener, self._reconnects, self._backoff_s = opener, reconnects, backoff_s
+        self._opener, self._reconnects, self._backoff_s, self._clock = opener, reconnects, backoff_s, clock
         self._changed = threading.Condition()
         self._frame: Frame | None = None
         self._first_error: ValueError | None = None
@@ -155,7 +159,7 @@ class Newest:
         self._stopped = self._paused = False
         self._is_retrying = False
         self._is_opening = True
-        self._heard_s = time.monotonic()
+        self._heard_s = clock()
         self._usual_s = 0.0
         self.has_ended = False
         self.num_dropped = 0
@@ -180,7 +184,7 @@ class Newest:
     @property
     def is_lost(self) -> bool:
         """Whether a camera has stopped giving frames: it is tried again, or it hangs in a read."""
-        silent_s = time.monotonic() - self._heard_s
+        silent_s = self._clock() - self._heard_s
         # A camera slower than that is no less there.
         longest_s = OPEN_S if self._is_opening else max(SILENT_S, 2 * self._usual_s)
         hangs = self._reconnects and silent_s > longest_s
@@ -203,7 +207,7 @@ class Newest:
         """Open the camera again."""
         with self._changed:
             self._paused, self._is_opening = False, True
-            self._heard_s = time.monotonic()
+            self._heard_s = self._clock()
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -260,7 +264,7 @@ class Newest:
             self._frame = frame
             self._num_published += 1
             self._is_retrying = False
-            now_s = time.monotonic()
+            now_s = self._clock()
             if not self._is_opening:
                 self._usual_s = now_s - self._heard_s
             self._is_opening, self._heard_s = False, now_s

@@ -26,8 +26,7 @@ from live.capture import (
 )
 from live.record import Recorder
 from live.sources import NewestSource, open_source
-
-PICTURE = np.zeros((4, 4, 3), np.uint8)
+from tests.stepped import PICTURE, SteppedCamera, SteppedClock
 
 
 def test_a_missing_camera_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
@@ -156,128 +155,107 @@ def test_pausing_lets_go_of_the_camera() -> None:
 
 
 def test_a_file_in_real_time_keeps_its_own_pace(real_clips: dict[str, Path]) -> None:
-    """The first second takes about a second, and times are the file's."""
-    paced, times = PacedFile(str(real_clips["pexels"])), []
+    """Each frame comes when its own time has come, and none before."""
+    clock = SteppedClock()
+    paced = PacedFile(str(real_clips["pexels"]), clock, clock.sleep)
     paced.begin()
-    start = time.monotonic()
-    for frame in paced.frames():
-        times.append(frame.pts_s)
-        if frame.pts_s >= 1:
-            break
-    assert time.monotonic() - start >= 1
-    assert times == [f.pts_s for f, _ in zip(read_video(real_clips["pexels"]), times, strict=False)]
+    came = [(frame.pts_s, paced.now_s()) for frame in islice(paced.frames(), 48)]
+    assert came[-1][0] > 1.9
+    assert [pts_s for pts_s, _ in came] == pytest.approx([now_s for _, now_s in came])
+    theirs = islice(read_video(real_clips["pexels"]), 48)
+    assert [pts_s for pts_s, _ in came] == [frame.pts_s for frame in theirs]
 
 
 def test_a_file_in_real_time_goes_on_after_a_pause(real_clips: dict[str, Path]) -> None:
-    """The pause is a gap in the times, which never run backwards, and the picture after it is the file's next
-    one, or one of the next where some were dropped."""
-    pictures = {frame.rgb().tobytes(): k for k, frame in enumerate(read_video(real_clips["single"]))}
+    """The pause is a gap in the times, and the picture after it is the file's next one."""
+    clock = SteppedClock()
+    paced = PacedFile(str(real_clips["single"]), clock, clock.sleep)
+    paced.begin()
+    seen = [Frame(frame.pts_s, frame.rgb()) for frame in islice(paced.frames(), 8)]
+    clock.now_s += 5.0
+    seen += [Frame(frame.pts_s, frame.rgb()) for frame in islice(paced.frames(), 8)]
+    theirs = list(islice(read_video(real_clips["single"]), 16))
+    assert all(np.array_equal(ours.rgb(), frame.rgb()) for ours, frame in zip(seen, theirs, strict=True))
+    assert [frame.pts_s for frame in seen[:8]] == [frame.pts_s for frame in theirs[:8]]
+    assert [frame.pts_s - 5.0 for frame in seen[8:]] == pytest.approx([f.pts_s for f in theirs[8:]])
+
+
+def test_a_paused_file_gives_nothing_until_it_is_resumed(real_clips: dict[str, Path]) -> None:
+    """In its thread, with the real clock: times grow across a pause."""
     source = open_source(0, str(real_clips["single"]), True)
     source.begin()
-    seen: list[Frame] = []
-
-    def look(count: int) -> None:
-        while count and not source.has_ended:
-            frame = source.next(0.05)
-            if frame is not None:
-                seen.append(Frame(frame.pts_s, frame.rgb()))
-                count -= 1
-
-    look(8)
+    before = source.next(5.0)
     source.pause()
-    before = source.now_s()
-    time.sleep(0.5)
-    paused_s = source.now_s()
-    assert paused_s - before >= 0.5
+    while source.next(0.05) is not None:
+        pass
     source.resume()
-    look(8)
+    after = source.next(5.0)
     source.close()
-    assert len(seen) == 16
-    times, places = [f.pts_s for f in seen], [pictures[f.rgb().tobytes()] for f in seen]
-    assert times == sorted(set(times))
-    assert times[7] <= before + 0.05
-    assert times[8] >= paused_s
-    assert places == sorted(set(places))
+    assert before is not None
+    assert after is not None
+    assert after.pts_s > before.pts_s
 
 
 def test_a_camera_that_hangs_is_lost_until_it_goes_on() -> None:
     """A read that does not return says nothing; after a second of silence the camera counts as lost, though
     not while paused, and one frame brings it back."""
-    goes_on, hangs = threading.Event(), threading.Event()
-    start = time.monotonic()
-
-    def camera() -> Iterator[Frame]:
-        while True:
-            yield Frame(time.monotonic() - start, PICTURE)
-            time.sleep(0.02)
-            if hangs.is_set() and not goes_on.is_set():
-                goes_on.wait(20)
-
-    newest = Newest(camera, reconnects=True)
+    clock, camera = SteppedClock(), SteppedCamera()
+    camera.give(0.0)
+    newest = Newest(camera.frames, reconnects=True, clock=clock)
     newest.start()
-    source = NewestSource(newest, lambda: time.monotonic() - start)
+    source = NewestSource(newest, clock)
+    assert source.next(5.0) is not None
+    clock.now_s = 0.9 * SILENT_S
     assert not source.is_lost
-    hangs.set()
-    deadline = time.monotonic() + 10
-    while not source.is_lost:
-        assert time.monotonic() < deadline
-        source.next(0.02)
+    clock.now_s = 1.1 * SILENT_S
+    assert source.is_lost
     source.pause()
     assert not source.is_lost
     source.resume()
-    goes_on.set()
+    camera.give(clock.now_s)
     assert source.next(5.0) is not None
     assert not source.is_lost
+    camera.give(clock.now_s)  # so that its thread sees the end
     source.close()
 
 
 def test_a_slow_camera_is_not_a_lost_one() -> None:
     """A picture every 1.2 seconds: after the second one, that is known to be its pace."""
-
-    def camera() -> Iterator[Frame]:
-        for k in range(4):
-            yield Frame(k * 1.2, PICTURE)
-            time.sleep(1.2)
-
-    newest = Newest(camera, reconnects=True)
+    clock, camera = SteppedClock(), SteppedCamera()
+    camera.give(0.0)
+    newest = Newest(camera.frames, reconnects=True, clock=clock)
     newest.start()
-    source, lost, num_seen = NewestSource(newest, time.monotonic), [], 0
-    while num_seen < 4:
-        num_seen += source.next(0.05) is not None
-        lost += [source.is_lost] if num_seen in (2, 3) else []
+    source, lost = NewestSource(newest, clock), []
+    assert source.next(5.0) is not None
+    for _ in range(3):
+        clock.now_s += 1.2
+        lost.append(source.is_lost)
+        camera.give(clock.now_s)
+        assert source.next(5.0) is not None
+    clock.now_s += 2.5
+    lost.append(source.is_lost)
+    camera.give(clock.now_s)
     source.close()
-    assert not any(lost)
+    assert lost == [True, False, False, True]
 
 
 def test_a_slow_opening_after_a_pause_is_no_loss() -> None:
     """Many a webcam needs seconds to open; one that then falls silent is lost as ever."""
-    closed, goes_on = threading.Event(), threading.Event()
-
-    def camera() -> Iterator[Frame]:
-        if closed.is_set():
-            goes_on.wait(20)
-        try:
-            while True:
-                yield Frame(0.0, PICTURE)
-                time.sleep(1.5 * SILENT_S if goes_on.is_set() else 0.02)
-        finally:
-            closed.set()
-
-    newest = Newest(camera, reconnects=True)
+    clock, camera = SteppedClock(), SteppedCamera()
+    camera.give(0.0)
+    newest = Newest(camera.frames, reconnects=True, clock=clock)
     newest.start()
     newest.pause()
-    assert closed.wait(5)
+    camera.give(0.0)
+    assert camera.is_closed.wait(5)
     newest.resume()
-    resumed_s, lost = time.monotonic(), []
-    while time.monotonic() - resumed_s < 1.5 * SILENT_S:
-        newest.newest(0.05)
-        lost.append(newest.is_lost)
-    assert not any(lost)
-    goes_on.set()
-    deadline = time.monotonic() + 10
-    while not newest.is_lost:
-        assert time.monotonic() < deadline
-        newest.newest(0.02)
+    clock.now_s += 5 * SILENT_S
+    assert not newest.is_lost
+    camera.give(clock.now_s)
+    assert newest.newest(5.0) is not None
+    clock.now_s += 1.1 * SILENT_S
+    assert newest.is_lost
+    camera.give(clock.now_s)
     newest.close()
 
 
@@ -286,7 +264,7 @@ def test_a_file_in_real_time_waits_for_the_model_on_its_first_frame(real_clips: 
     for begins in (True, False):
         source = open_source(0, str(real_clips["single"]), True)
         assert source.next(5) is not None
-        assert source.next(0.5) is None
+        assert source.next(0.05) is None
         assert (source.now_s(), source.has_ended) == (0, False)
         if begins:
             source.begin()
@@ -300,19 +278,20 @@ def test_a_file_that_decodes_slowly_keeps_its_clock_with_its_frames(
     real_clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a third of its speed: the present stays where the frames are, through a pause as well."""
+    clock = SteppedClock()
+
+    def slowed(path: str) -> Iterator[Frame]:
+        """Three frames a second of a video, each after nine tenths of a second."""
+        for frame in islice(read_video(path), 0, None, 10):
+            clock.now_s += 0.9
+            yield frame
+
     monkeypatch.setattr("live.capture.read_video", slowed)
-    paced = PacedFile(str(real_clips["single"]))
+    paced = PacedFile(str(real_clips["single"]), clock, clock.sleep)
     paced.begin()
     for _ in range(2):
-        for _, frame in zip(range(4), paced.frames(), strict=False):
-            assert paced.now_s() == pytest.approx(frame.pts_s, abs=0.25)
-
-
-def slowed(path: str) -> Iterator[Frame]:
-    """Three frames a second of a video, each after nine tenths of a second."""
-    for frame in islice(read_video(path), 0, None, 10):
-        time.sleep(0.9)
-        yield frame
+        for frame in islice(paced.frames(), 3):
+            assert paced.now_s() == pytest.approx(frame.pts_s)
 
 
 @pytest.fixture
@@ -321,12 +300,12 @@ def address(tmp_path: Path, real_clips: dict[str, Path]) -> Iterator[str]:
     length, as a live stream would come (`live/own.mp4`), and a camera's pictures that end (`camera`)."""
     (tmp_path / "clip.mp4").write_bytes(real_clips["single"].read_bytes())
     recorder = Recorder(tmp_path / "own.mp4")
-    for k in range(60):
-        recorder.write(np.full((96, 128, 3), 4 * k, np.uint8), k / 30)
+    for k in range(24):
+        recorder.write(np.full((96, 128, 3), 10 * k, np.uint8), k / 30)
     recorder.close()
     handler = partial(Quiet, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -360,7 +339,7 @@ def test_a_file_at_an_address_is_played_once_at_its_own_speed(address: str, tmp_
         times += [frame.pts_s] if frame is not None else []
         assert not source.is_lost
     source.close()
-    assert time.monotonic() - start_s > times[-1] > 1.9
+    assert time.monotonic() - start_s > times[-1] > 0.7
     assert set(times) <= {frame.pts_s for frame in read_video(tmp_path / "own.mp4")}
 
 
@@ -380,12 +359,12 @@ def test_an_address_is_shown_without_its_password(address: str) -> None:
     assert "none.mp4" in str(caught.value)
 
 
-NUM_PICTURES = 30
+NUM_PICTURES = 10
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     """Python's file server without its log; also gives files as a stream, and pictures as an IP camera does
-    that ends after a second."""
+    that ends after a moment."""
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing."""

@@ -7,8 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 
 from extract.__main__ import main as extract
-from extract.video import Frame, read_video
+from extract.video import read_video
 from features.store import FeatureStore
 from live.__main__ import main
 from live.capture import Newest
@@ -30,6 +29,7 @@ from live.sources import NewestSource, open_source
 from live.views import NoView
 from live.watch import Loading, Loop
 from tests.small_run import write_run
+from tests.stepped import SteppedCamera, SteppedClock
 from tests.test_session import small_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,29 +116,37 @@ def test_a_window_is_looked_after_before_the_model_is_there(run: Path, real_clip
     assert session.summary()["rows"] == 3
 
 
+class Moves(NoView):
+    """A view whose place in the loop moves clock and camera: sixteen frames, 2.4 s of silence, some more."""
+
+    def __init__(self, clock: SteppedClock, camera: SteppedCamera) -> None:
+        self._clock, self._camera, self._pass = clock, camera, 0
+
+    def keys(self) -> str:
+        """Presses nothing."""
+        self._pass += 1
+        self._clock.now_s += 0.3
+        if self._pass < 16 or 24 <= self._pass < 40:
+            self._camera.show(self._clock.now_s)
+        elif self._pass == 40:
+            self._camera.give(1000.0)
+        return ""
+
+
 def test_a_camera_that_hangs_is_said_once_and_logged(run: Path, tmp_path: Path) -> None:
     """Silent for two seconds: one line when it is lost, one when it is back, rows of the gap in between."""
-    start = time.monotonic()
-    picture = np.zeros((48, 64, 3), np.uint8)
-
-    def camera() -> Iterator[Frame]:
-        for k in range(45):
-            yield Frame(time.monotonic() - start, picture)
-            time.sleep(2.4 if k == 15 else 0.03)
-        while True:
-            yield Frame(1000.0, picture)
-            time.sleep(0.03)
-
+    clock, camera = SteppedClock(), SteppedCamera()
     loading = Loading(lambda: Predictor(open_model(run)))
     loading.ready(60.0)
-    newest = Newest(camera, reconnects=True)
-    start = time.monotonic()
+    camera.give(0.0)
+    newest = Newest(camera.frames, reconnects=True, clock=clock)
     newest.start()
-    source = NewestSource(newest, lambda: time.monotonic() - start)
+    source = NewestSource(newest, clock)
     session = Session(("distracted", "engaged"), Wishes(log=str(tmp_path / "a.csv")))
     told: list[str] = []
     control = Control(session, person="nobody", calibrate_s=None, tell=told.append)
-    Loop(999.0, source, loading, session, control, NoView()).run()
+    Loop(999.0, source, loading, session, control, Moves(clock, camera)).run()
+    camera.give(1000.0)  # so that its thread sees the end
     source.close()
     control.close()
     session.close()

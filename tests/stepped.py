@@ -1,0 +1,52 @@
+"""Time and a camera that a test moves by hand, so that nothing waits and nothing depends on luck."""
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+
+from extract.video import Frame
+
+PICTURE = np.zeros((48, 64, 3), np.uint8)
+
+
+class SteppedClock:
+    """Seconds that pass only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        """What waits on this clock lets it run."""
+        self.now_s += seconds
+
+
+class SteppedCamera:
+    """A camera that gives a frame when a test tells it to, and blocks until then."""
+
+    def __init__(self) -> None:
+        self._times: queue.Queue[float] = queue.Queue()
+        self._was_read = threading.Semaphore(0)
+        self.is_closed = threading.Event()
+
+    def frames(self) -> Iterator[Frame]:
+        """The generator that `Newest` opens."""
+        try:
+            while True:
+                yield Frame(self._times.get(timeout=60), PICTURE)
+                self._was_read.release()
+        finally:
+            self.is_closed.set()
+
+    def give(self, time_s: float) -> None:
+        """The next frame."""
+        self._times.put(time_s)
+
+    def show(self, time_s: float) -> None:
+        """The next frame; returns when its reader has published it and asks for another one."""
+        self.give(time_s)
+        assert self._was_read.acquire(timeout=60)
