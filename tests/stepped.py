@@ -29,24 +29,25 @@ class SteppedCamera:
     """A camera that gives a frame when a test tells it to, and blocks until then."""
 
     def __init__(self) -> None:
-        self._times: queue.Queue[float] = queue.Queue()
-        self._was_read = threading.Semaphore(0)
+        self._due: queue.Queue[tuple[float, threading.Event]] = queue.Queue()
         self.is_closed = threading.Event()
 
     def frames(self) -> Iterator[Frame]:
         """The generator that `Newest` opens."""
         try:
             while True:
-                yield Frame(self._times.get(timeout=60), PICTURE)
-                self._was_read.release()
+                time_s, was_published = self._due.get(timeout=60)
+                yield Frame(time_s, PICTURE)
+                was_published.set()
         finally:
             self.is_closed.set()
 
-    def give(self, time_s: float) -> None:
-        """The next frame."""
-        self._times.put(time_s)
+    def give(self, time_s: float) -> threading.Event:
+        """The next frame; the event comes when its reader has published it and asks for another one."""
+        was_published = threading.Event()
+        self._due.put((time_s, was_published))
+        return was_published
 
     def show(self, time_s: float) -> None:
-        """The next frame; returns when its reader has published it and asks for another one."""
-        self.give(time_s)
-        assert self._was_read.acquire(timeout=60)
+        """The next frame, published when this returns."""
+        assert self.give(time_s).wait(60)
