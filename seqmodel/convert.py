@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from features.recipe import to_json
-from seqmodel.engine import import_openvino
+from seqmodel.engine import convert_network, import_openvino
 from seqmodel.heads import LstmHead
 from seqmodel.run import Card, card_to_json
 
@@ -51,16 +51,11 @@ def metadata_of(card: Card) -> dict[str, str]:
     }
 
 
-def to_openvino(module: nn.Module, example: Any, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write path (.xml) and its .bin; `example` is one tensor or a tuple, whose shapes are fixed."""
-    openvino = import_openvino()
-    given = example if isinstance(example, tuple) else (example,)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing is deprecated, and what OpenVINO uses
-        network = openvino.convert_model(
-            module.eval(), example_input=example, input=[tuple(tensor.shape) for tensor in given]
-        )
-    _save_openvino(openvino, network, path, metadata)
+def to_openvino(
+    module: nn.Module, example: tuple[Tensor, ...], path: Path, metadata: Mapping[str, str]
+) -> None:
+    """Write path (.xml) and its .bin; the inputs have the shapes of `example`."""
+    _save_openvino(import_openvino(), convert_network(module, example), path, metadata)
 
 
 def onnx_to_openvino(source: Path, path: Path, metadata: Mapping[str, str]) -> None:

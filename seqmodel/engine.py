@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,10 +26,12 @@ from features.recipe import EncoderId
 from seqmodel.assets import cache_dir, encoder_weights, sha256_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from seqmodel.encoder import Encoder
 
+IR = "network.xml"
+"""A converted network's description; its weights lie beside it as .bin."""
 Backend = Literal["auto", "torch", "openvino"]
 Precision = Literal["auto", "f32", "bf16"]
 """auto: bfloat16 where the processor (or GPU) computes in it, else float32; docs/log.md has the price."""
@@ -173,9 +176,10 @@ def _open_openvino(
     bit.
     """
     openvino = import_openvino()
-    path = _converted_path(identity, crop_px, openvino.__version__)
+    folder = _converted_folder(identity, crop_px, openvino.__version__)
+    path = folder / IR
     if not path.is_file():
-        _convert(openvino, build(), crop_px, path)
+        _convert(openvino, build(), crop_px, folder)
     core = openvino.Core()
     # Read as bytes: the path may hold any letters.
     network = core.read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
@@ -229,7 +233,7 @@ def compiled(network: "nn.Module", crop_px: int) -> Callable[[NDArray[np.uint8]]
     """
     openvino, cores = import_openvino(), usable_cores()
     options = cpu_options("f32", cores) | {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": cores}
-    model = openvino.Core().compile_model(_converted(openvino, network, crop_px), "CPU", options)
+    model = openvino.Core().compile_model(_converted(network, crop_px), "CPU", options)
     queue = openvino.AsyncInferQueue(model, cores)
 
     def run(crops: NDArray[np.uint8]) -> NDArray[np.float16]:
@@ -275,32 +279,49 @@ def cpu_options(precision: Literal["f32", "bf16"], threads: int) -> dict[str, An
     return options | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
 
 
-def _converted(openvino: Any, network: "nn.Module", crop_px: int) -> Any:
-    """The network as OpenVINO's, for one frame at a time."""
+def convert_network(module: "nn.Module", example: "tuple[Tensor, ...]") -> Any:
+    """A torch network as OpenVINO's, for inputs of just the shapes of `example`.
+
+    OpenVINO traces it with torch.jit; torch's own second trace, which only checks the first one, would take
+    as long again.
+    """
+    openvino = import_openvino()
+    import torch
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    given = example if len(example) > 1 else example[0]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated; our dtype check is no data flow
+        decoder = TorchScriptPythonDecoder(
+            module.eval().cpu(), example_input=given, trace_kwargs={"check_trace": False}
+        )
+        return openvino.convert_model(decoder, input=[tuple(tensor.shape) for tensor in example])
+
+
+def _converted(network: "nn.Module", crop_px: int) -> Any:
+    """A network over crops as OpenVINO's, for one frame at a time."""
     import torch
 
-    example = torch.zeros(1, crop_px, crop_px, 3, dtype=torch.uint8)
-    with torch.no_grad(), warnings.catch_warnings():
-        # OpenVINO traces with torch.jit, which torch calls deprecated; our dtype check is no data flow.
-        warnings.simplefilter("ignore")
-        return openvino.convert_model(network.eval().cpu(), example_input=example, input=[example.shape])
+    return convert_network(network, (torch.zeros(1, crop_px, crop_px, 3, dtype=torch.uint8),))
 
 
-def _convert(openvino: Any, encoder: "Encoder", crop_px: int, path: Path) -> None:
-    """Write the encoder as OpenVINO's IR in float32; atomically, since workers may race here."""
-    network = _converted(openvino, encoder, crop_px)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.xml")
-    openvino.save_model(network, partial, compress_to_fp16=False)
-    os.replace(partial.with_suffix(".bin"), path.with_suffix(".bin"))
-    os.replace(partial, path)  # last: its presence says that both are there
+def _convert(openvino: Any, encoder: "Encoder", crop_px: int, folder: Path) -> None:
+    """Write the encoder as OpenVINO's IR in float32: a folder that appears whole, since workers may race."""
+    network = _converted(encoder, crop_px)
+    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
+    partial.mkdir(parents=True)
+    openvino.save_model(network, partial / IR, compress_to_fp16=False)
+    try:
+        partial.rename(folder)
+    except OSError:  # another process was first: its files are as good
+        shutil.rmtree(partial, ignore_errors=True)
+        if not (folder / IR).is_file():
+            raise
 
 
-def _converted_path(identity: EncoderId, crop_px: int, version: str) -> Path:
+def _converted_folder(identity: EncoderId, crop_px: int, version: str) -> Path:
     release = version.partition("-")[0]
-    return (
-        cache_dir() / "openvino" / f"{identity.name}-{identity.weights_sha256[:24]}-{crop_px}-{release}.xml"
-    )
+    return cache_dir() / "openvino" / f"{identity.name}-{identity.weights_sha256[:24]}-{crop_px}-{release}"
 
 
 def _has_cuda() -> bool:

@@ -255,7 +255,7 @@ def _write_networks(
     elif args.to == "onnx":
         to_onnx(encoder, (crop,), ["crop"], ["embedding"], folder / "encoder.onnx", metadata)
     else:
-        to_openvino(encoder, crop, folder / "encoder.xml", metadata)
+        to_openvino(encoder, (crop,), folder / "encoder.xml", metadata)
     if args.to == "onnx":
         to_onnx(flat, tuple(inputs), head_inputs(card), ["logits"], folder / f"head{suffix}", metadata)
     else:
