@@ -51,22 +51,17 @@ class Bundle:
     format: Format
     run_weights_sha256: str
     """sha256 of the weights.safetensors that it was made from."""
-    precision: str
-    """f32, or int8 for a quantised encoder."""
     max_difference: dict[str, float]
     """Largest differences from torch that were measured when it was made."""
 
 
-def bundle_folder(run: Path, form: Format, *, int8: bool = False) -> Path:
-    """Where a run keeps its own bundle of a format; int8 ones apart, for they answer differently."""
-    return run / "export" / (f"{form}-int8" if int8 else form)
+def bundle_folder(run: Path, form: Format) -> Path:
+    """Where a run keeps its own bundle of a format."""
+    return run / "export" / form
 
 
 def find_bundle(run: Path) -> Bundle | None:
-    """The bundle to use for a run: the folder itself if it is one, else its own that still fits it.
-
-    An int8 bundle is used only where its folder is named: what it costs is for the user to accept.
-    """
+    """The bundle to use for a run: the folder itself if it is one, else its own that still fits it."""
     if (run / MANIFEST).is_file():
         return read_manifest(run)
     for form in FORMATS:
@@ -74,8 +69,7 @@ def find_bundle(run: Path) -> Bundle | None:
         if (folder / MANIFEST).is_file():
             bundle = read_manifest(folder)
             # A run that was trained again has outgrown its export. The calibration is the run's own anyway.
-            same_weights = bundle.run_weights_sha256 == sha256_of(run / WEIGHTS)
-            if same_weights and bundle.precision == "f32":
+            if bundle.run_weights_sha256 == sha256_of(run / WEIGHTS):
                 return bundle
     return None
 
@@ -85,13 +79,7 @@ def read_manifest(folder: Path) -> Bundle:
     path = folder / MANIFEST
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
-        return Bundle(
-            folder,
-            plain["format"],
-            plain["run_weights_sha256"],
-            plain["precision"],
-            plain["max_difference"],
-        )
+        return Bundle(folder, plain["format"], plain["run_weights_sha256"], plain["max_difference"])
     except (json.JSONDecodeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read: {error!r}") from error
 
@@ -110,13 +98,11 @@ def open_bundle(
     if "embeddings" not in card.dims:
         return None, _runs_head(head, card)
     wanted = resolve_precision(precision or precision_of(card.numerics))
-    if bundle.precision != "f32":
-        wanted = "f32"  # int8 convolutions, and float32 between them
     encoder = core.compile_model(_network(core, bundle, "encoder"), "CPU", cpu_options(wanted, threads))
     numerics = {
         "backend": "openvino",
         "device": "cpu",
-        "precision": wanted if bundle.precision == "f32" else bundle.precision,
+        "precision": wanted,
         "export": bundle.format,
         "version": openvino.__version__.partition("-")[0],
     }

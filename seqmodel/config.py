@@ -260,9 +260,7 @@ class ExportArgs:
     """Format."""
     out: Path | None = None
     """Where to; by default into the run."""
-    int8: bool = False
-    """Quantise the encoder, calibrated on stored crops; reports the loss in AUROC."""
     store: Path | None = None
-    """The store whose crops check (and calibrate) the export."""
+    """The store whose crops check the export."""
     json: bool = False
     """Print one JSON object, the summary, on stdout."""

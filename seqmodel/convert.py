@@ -1,17 +1,15 @@
-"""Encoder and head as OpenVINO and ONNX files, in float32 or with int8 convolutions.
+"""Encoder and head as OpenVINO and ONNX files.
 
 Knows nothing about runs, stores or whether a file is right: export.py checks that. F frames, T frames of a
 window, D embedding, O outputs.
 """
 
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -55,20 +53,10 @@ def to_openvino(
     module: nn.Module, example: tuple[Tensor, ...], path: Path, metadata: Mapping[str, str]
 ) -> None:
     """Write path (.xml) and its .bin; the inputs have the shapes of `example`."""
-    _save_openvino(import_openvino(), convert_network(module, example), path, metadata)
-
-
-def onnx_to_openvino(source: Path, path: Path, metadata: Mapping[str, str]) -> None:
-    """Turn an ONNX file into path (.xml) and its .bin; the ONNX file goes."""
-    openvino = import_openvino()
-    _save_openvino(openvino, openvino.Core().read_model(source.read_bytes()), path, metadata)
-    source.unlink()
-
-
-def _save_openvino(openvino: Any, network: Any, path: Path, metadata: Mapping[str, str]) -> None:
+    network = convert_network(module, example)
     for key, value in metadata.items():
         network.set_rt_info(value, ["brainbuddy", key])
-    openvino.save_model(network, path, compress_to_fp16=False)
+    import_openvino().save_model(network, path, compress_to_fp16=False)
 
 
 def to_onnx(
@@ -96,40 +84,6 @@ def to_onnx(
     model = program.model_proto
     onnx.helper.set_model_props(model, dict(metadata))
     path.write_bytes(model.SerializeToString())
-
-
-def quantise(path: Path, crops: np.ndarray, metadata: Mapping[str, str]) -> None:
-    """The encoder's convolutions in int8, ranges from real crops; in place."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the first import, or it calls home
-    from onnxruntime import quantization as ort
-
-    class Crops(ort.CalibrationDataReader):
-        """What onnxruntime asks for one crop at a time."""
-
-        def __init__(self) -> None:
-            self._left = iter(crops)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            """The next input, or None."""
-            crop = next(self._left, None)
-            return None if crop is None else {"crop": crop[None]}
-
-    quantised = path.with_name("quantised.onnx")
-    ort.quantize_static(
-        path,
-        quantised,
-        Crops(),
-        quant_format=ort.QuantFormat.QDQ,
-        per_channel=True,
-        op_types_to_quantize=["Conv"],
-        activation_type=ort.QuantType.QUInt8,
-        weight_type=ort.QuantType.QInt8,
-    )
-    onnx = import_onnx()
-    model = onnx.load_model_from_string(quantised.read_bytes())
-    onnx.helper.set_model_props(model, dict(metadata))
-    path.write_bytes(model.SerializeToString())
-    quantised.unlink()
 
 
 def import_onnx() -> Any:

@@ -1,8 +1,7 @@
 """python -m seqmodel export: encoder and head as files that need no torch, checked on real crops.
 
 A bundle (see bundle.py) is written beside, compared with torch on crops of the store, and put in its place
-only where it agrees. int8 quantises the encoder's convolutions on stored crops and reports what that costs
-and gains.
+only where it agrees.
 
 Knows nothing about videos. F frames, T frames of a window, D embedding, O outputs.
 """
@@ -11,8 +10,7 @@ import contextlib
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from features.datasets import CropClips
 from features.door import say, warn
+from features.recipe import require_equal
 from features.store import FeatureStore
 from seqmodel.assets import sha256_of
 from seqmodel.bundle import (
@@ -35,16 +35,16 @@ from seqmodel.bundle import (
     read_manifest,
 )
 from seqmodel.config import ExportArgs
-from seqmodel.convert import FlatHead, metadata_of, onnx_to_openvino, quantise, to_onnx, to_openvino
+from seqmodel.convert import FlatHead, metadata_of, to_onnx, to_openvino
 from seqmodel.encoder import Encoder, encoder_of
 from seqmodel.heads import LstmHead
 from seqmodel.reference import FILE as REFERENCE
-from seqmodel.reference import write_reference
+from seqmodel.reference import rows_of, write_reference
 from seqmodel.run import WEIGHTS, Card, load_card, load_weights, save_card, write_text
 
-MIN_COSINE = {"f32": 0.9999, "int8": 0.5}
+MIN_COSINE = 0.9999
 """Worst cosine allowed between torch's embedding of a crop and the export's. float32 engines differ in the
-last bits only (1.0000 measured); int8 is a choice whose cost is reported, and this only catches nonsense."""
+last bits only (1.0000 measured)."""
 MAX_LOGIT_DIFFERENCE = 1e-3
 """Largest difference allowed between torch's logits and the export's on the same numbers; 1e-7 is usual."""
 NUM_CHECKED, NUM_WINDOWS = 64, 40
@@ -56,25 +56,8 @@ class Evidence:
 
     crops: np.ndarray
     """uint8 (F, H, W, 3), RGB."""
-    windows: Sequence["Window"]
-    """Validation windows."""
     how: str
     """Where the crops come from, in words."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """One stored clip as its run reads it, but for the embeddings, which the encoders under test make."""
-
-    crops: np.ndarray
-    """uint8 (T, H, W, 3), RGB."""
-    faces: np.ndarray
-    """(T,) bool."""
-    x: dict[str, np.ndarray]
-    """The other streams, (T, G) float32."""
-    valid: dict[str, np.ndarray]
-    """Their validity, (T,) bool."""
-    label: int
 
 
 def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
@@ -87,23 +70,21 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
     if card.recipe.pixels is None:
         raise ValueError(f"{args.run} was trained on imported features: it has no encoder to export")
     reads_embeddings = "embeddings" in card.dims
-    if args.int8 and not reads_embeddings:
-        raise ValueError(f"{args.run} reads no embeddings: it has no encoder to quantise")
-    target = (args.out or bundle_folder(args.run, args.to, int8=args.int8)).resolve()
+    target = (args.out or bundle_folder(args.run, args.to)).resolve()
     _require_free(target, args.run)
     weights = load_weights(args.run)
     encoder = encoder_of(card.recipe.encoder, weights.get("encoder")) if reads_embeddings else None
     head = LstmHead(card.head, card.dims, card.num_outputs)
     head.load_state_dict(weights["head"])
     head.eval()
-    evidence = gather(args, card) if reads_embeddings else Evidence(np.zeros((0,)), (), "seeded numbers")
+    evidence = gather(args, card) if reads_embeddings else Evidence(np.zeros((0,)), "seeded numbers")
     if not (args.run / REFERENCE).is_file():
         with contextlib.suppress(ValueError):  # a store that is far away: the bundle goes without the figures
             write_reference(args.run, args.store)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
-        _write_networks(partial, encoder, head, card, args, evidence)
+        _write_networks(partial, encoder, head, card, args)
         _write_rest(partial, args.run, card, weights["head"])
         found = check(partial, encoder, head, card, evidence, args)
         _put_in_place(partial, target)
@@ -114,11 +95,6 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
     say(f"checked on {evidence.how}")
     differs = f"embeddings {most['embedding']:.2g}, " if reads_embeddings else ""
     say(f"largest differences from torch: {differs}logits {most['logit']:.2g}")
-    if "int8" in found:
-        cost = found["int8"]
-        lost = f"{cost['metric']} {cost['score']} instead of {cost['score_f32']}"
-        say(f"int8: {lost} on {cost['windows']} windows, {cost['speed_ratio']}× as fast")
-        say("live uses an int8 bundle only where --run names its folder")
     say(f"wrote {target}: copy it to a machine without torch, and python -m live --run {target.name}")
     return summary, 0
 
@@ -140,8 +116,7 @@ def export_for_live(run: Path) -> None:
 def gather(args: ExportArgs, card: Card) -> Evidence:
     """Crops of the run's store to check on; seeded noise, said aloud, where it keeps none.
 
-    Raises ValueError where int8 is asked for and there are no crops to calibrate on, and where the store that
-    --store names cannot be used.
+    Raises ValueError where the store that --store names cannot be used.
     """
     place = args.store or card.store
     try:
@@ -153,16 +128,12 @@ def gather(args: ExportArgs, card: Card) -> Evidence:
         found = None
     if found is not None and len(found.crops):
         return found
-    if args.int8:
-        raise ValueError(
-            f"int8 is calibrated on stored crops, and {place} has none: extract with --crops jpeg"
-        )
     warn(f"{place} has no crops: the export is checked on noise instead of faces")
     assert card.recipe.pixels is not None
     side = card.recipe.pixels.crop_px
     coarse = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
     noise = coarse.repeat(side // 8 + 1, axis=1).repeat(side // 8 + 1, axis=2)[:, :side, :side]
-    return Evidence(np.ascontiguousarray(noise), (), "noise")
+    return Evidence(np.ascontiguousarray(noise), "noise")
 
 
 def check(
@@ -173,11 +144,10 @@ def check(
     encoder: None where the head reads no embeddings.
     Raises ValueError when it differs by more than is allowed.
     """
-    precision = "int8" if args.int8 else "f32"
     plain: dict[str, Any] = {
         "schema": 1,
         "format": args.to,
-        "precision": precision,
+        "precision": "f32",
         "run_weights_sha256": sha256_of(args.run / WEIGHTS),
         "encoder_sha256": card.recipe.encoder.weights_sha256,
         "checked_on": evidence.how,
@@ -194,16 +164,12 @@ def check(
         cosine = float(cosines.min())
         most |= {"embedding": float(np.abs(ours - theirs).max()), "cosine": cosine}
     logit = most["logit"] = max(_logit_differences(head, run_head, card, ours))
-    if not cosine >= MIN_COSINE[precision] or not logit <= MAX_LOGIT_DIFFERENCE:
+    if not cosine >= MIN_COSINE or not logit <= MAX_LOGIT_DIFFERENCE:
         raise ValueError(
             f"the export differs from torch: worst cosine of an embedding {cosine:.5f} (at least "
-            f"{MIN_COSINE[precision]} wanted), logits by {logit:.2g} (at most {MAX_LOGIT_DIFFERENCE}): "
+            f"{MIN_COSINE} wanted), logits by {logit:.2g} (at most {MAX_LOGIT_DIFFERENCE}): "
             "nothing was written"
         )
-    if args.int8:
-        assert encoder is not None  # export refused runs without one
-        assert engine is not None
-        plain["int8"] = _cost_of_int8(encoder, engine.embed, run_head, card, evidence)
     write_text(folder / MANIFEST, json.dumps(plain, indent=1) + "\n")
     return plain
 
@@ -234,7 +200,7 @@ def _put_in_place(partial: Path, target: Path) -> None:
 
 
 def _write_networks(
-    folder: Path, encoder: Encoder | None, head: LstmHead, card: Card, args: ExportArgs, evidence: Evidence
+    folder: Path, encoder: Encoder | None, head: LstmHead, card: Card, args: ExportArgs
 ) -> None:
     """encoder.* and head.* of a bundle."""
     assert card.recipe.pixels is not None
@@ -247,11 +213,6 @@ def _write_networks(
     metadata = metadata_of(card)
     if encoder is None:
         pass  # the head reads no embeddings
-    elif args.int8:
-        to_onnx(encoder, (crop,), ["crop"], ["embedding"], folder / "encoder.onnx", metadata)
-        quantise(folder / "encoder.onnx", evidence.crops, metadata)
-        if args.to == "openvino":
-            onnx_to_openvino(folder / "encoder.onnx", folder / "encoder.xml", metadata)
     elif args.to == "onnx":
         to_onnx(encoder, (crop,), ["crop"], ["embedding"], folder / "encoder.onnx", metadata)
     else:
@@ -283,35 +244,19 @@ def _write_rest(folder: Path, run: Path, card: Card, head: Mapping[str, Tensor])
 
 
 def _stored(run: Path, card: Card, store: FeatureStore) -> Evidence:
-    """Validation windows of the store, and single crops out of them."""
-    import cv2
-
-    from features.datasets import CropClips
-    from features.recipe import require_equal
-    from seqmodel.predictions import inputs_of
-    from seqmodel.reference import rows_of
-    from seqmodel.rest import subject_rests, subtract_rest
-
+    """Crops of validation clips, evenly over the store, whose clips often lie person by person."""
     require_equal(card.recipe, store.recipe, ["pixels"], where=f"run {run} with store {store.path}")
-    cv2.setNumThreads(1)
     rows = rows_of(run, store, "val")
     rows = rows if len(rows) else rows_of(run, store, "train")
-    # Evenly over the store, whose clips often lie person by person and class by class.
     rows = rows[np.linspace(0, len(rows) - 1, min(NUM_WINDOWS, len(rows))).astype(int)]
-    clips = CropClips(store, card.labelling, rows, inputs_of(card))
-    rests = subject_rests(store) if card.baseline == "subject" and "geometry" in card.dims else {}
-    windows = []
-    for index, row in enumerate(rows.tolist()):
-        x, valid, labels = clips.batch(np.array([index]))
-        others = {name: values[0] for name, values in x.items() if name != "crops"}
-        masks = {name: valid[name][0] for name in others}
-        if card.baseline != "none" and "geometry" in others:
-            rest = rests.get(str(store.table().subject[row]))
-            others["geometry"] = subtract_rest(others["geometry"], masks["geometry"], rest)
-        windows.append(Window(x["crops"][0], valid["crops"][0], others, masks, int(labels[0])))
-    faces = np.concatenate([window.crops[window.faces] for window in windows] or [np.zeros((0,))])
-    chosen = np.linspace(0, len(faces) - 1, min(NUM_CHECKED, len(faces))).astype(int)
-    return Evidence(faces[chosen], windows, f"{len(chosen)} stored crops")
+    clips = CropClips(store, card.labelling, rows)
+    faces = [np.zeros((0,), np.uint8)]
+    for index in range(len(rows)):
+        x, valid, _ = clips.batch(np.array([index]))
+        faces.append(x["crops"][0][valid["crops"][0]])
+    crops = np.concatenate(faces[1:] or faces)
+    chosen = np.linspace(0, len(crops) - 1, min(NUM_CHECKED, len(crops))).astype(int)
+    return Evidence(crops[chosen], f"{len(chosen)} stored crops")
 
 
 def _logit_differences(
@@ -340,47 +285,3 @@ def _logit_differences(
         theirs = run_head(x, dict.fromkeys(values, mask))
         found.append(float(np.abs(ours - theirs).max()))
     return found
-
-
-def _cost_of_int8(
-    encoder: Encoder,
-    embed_int8: Callable[[np.ndarray], np.ndarray],
-    run_head: Callable[..., np.ndarray],
-    card: Card,
-    evidence: Evidence,
-) -> dict[str, Any]:
-    """Score and speed beside float32's, on the same validation windows and machine."""
-    from seqmodel.calibration import probabilities
-    from seqmodel.engine import encoder_engine
-    from seqmodel.metrics import score
-
-    exact = encoder_engine(encoder, card.recipe.encoder, backend="openvino", precision="f32", threads=1)
-    labels = np.array([window.label for window in evidence.windows])
-    metric = "auroc" if card.labelling.task == "binary" else "balanced_accuracy"
-    result: dict[str, Any] = {"metric": metric, "windows": len(labels)}
-    for name, embed in (("score_f32", exact.embed), ("score", embed_int8)):
-        logits = []
-        for window in evidence.windows:
-            embeddings = np.zeros((len(window.crops), card.recipe.encoder.dim), np.float32)
-            if window.faces.any():
-                embeddings[window.faces] = embed(np.ascontiguousarray(window.crops[window.faces]))
-            x, valid = window.x | {"embeddings": embeddings}, window.valid | {"embeddings": window.faces}
-            logits.append(run_head(x, valid))
-        p = probabilities(np.stack(logits), card.labelling.task, card.calibration)
-        result[name] = round(score(metric, labels, p), 4) if len(np.unique(labels)) > 1 else None
-    seconds = {
-        name: _seconds(embed, evidence.crops) for name, embed in (("f32", exact.embed), ("int8", embed_int8))
-    }
-    result["frames_per_s"] = {name: round(len(evidence.crops) / s, 1) for name, s in seconds.items()}
-    result["speed_ratio"] = round(seconds["f32"] / seconds["int8"], 2)
-    return result
-
-
-def _seconds(embed: Callable[[np.ndarray], np.ndarray], crops: np.ndarray) -> float:
-    embed(crops[:4])
-    found = []
-    for _ in range(3):
-        start = time.perf_counter()
-        embed(crops)
-        found.append(time.perf_counter() - start)
-    return min(found)

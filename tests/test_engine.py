@@ -84,8 +84,8 @@ def test_the_converted_network_may_lie_under_any_letters(
     encoder, identity = build_encoder("efficientnet_lite0", "imagenet")
     monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "캐시 폴더"))
     first = encoder_engine(encoder, identity, backend="openvino").embed(crops(1))
-        (folder,) = (tmp_path / "캐시 폴더" / "openvino").iterdir()
-        kept = list(folder.iterdir())
+    (folder,) = (tmp_path / "캐시 폴더" / "openvino").iterdir()
+    kept = list(folder.iterdir())
     assert sorted(path.suffix for path in kept) == [".bin", ".xml"]
 
     again = open_engine("efficientnet_lite0", "imagenet", backend="openvino")

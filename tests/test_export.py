@@ -17,21 +17,17 @@ import torch
 
 from extract.face import FaceCropper
 from extract.video import read_video, sample_at
-from features.datasets import load_samples
 from features.manifest import Clip
 from features.store import FeatureStore, plan
 from live.model import open_model
-from live.predict import fingerprint
 from live.predictor import Prediction, Predictor
 from seqmodel.bundle import FORMATS, bundle_folder, find_bundle, load_statistics
 from seqmodel.calibration import Calibration
 from seqmodel.config import ExportArgs
-from seqmodel.convert import metadata_of
 from seqmodel.encoder import build_encoder, encoder_of
 from seqmodel.export import check, export, gather
 from seqmodel.heads import build_head
 from seqmodel.reference import level_of, read_reference, write_reference
-from seqmodel.rest import with_baseline
 from seqmodel.run import load_card, load_split, save_card, save_split, save_weights
 from tests.small_run import write_run
 from tests.test_parity import extracted
@@ -181,54 +177,6 @@ def test_an_export_that_differs_is_refused(run: Path, bundles: dict[str, Path], 
         check(wrong, encoder, other.eval(), card, gather(args, card), args)
 
 
-@pytest.mark.slow
-def test_int8_that_sees_something_else_is_refused(run: Path, tmp_path: Path) -> None:
-    """Random weights do not survive eight bits (worst cosine .30): that is said, and nothing is written."""
-    pytest.importorskip("onnxruntime")
-    with pytest.raises(ValueError, match=r"worst cosine of an embedding 0\.\d+ .* nothing was written"):
-        export(ExportArgs(run, to="onnx", int8=True, out=tmp_path / "int8"))
-    assert not (tmp_path / "int8" / "encoder.onnx").exists()
-
-
-@pytest.mark.slow
-def test_int8_reports_what_it_costs_and_gains_and_is_used_only_by_name(run: Path, tmp_path: Path) -> None:
-    """EfficientNet-Lite0 survives eight bits: score and speed stand beside float32's on the same windows. The
-    run itself goes on in float32, and a prediction knows which of the two made it."""
-    pytest.importorskip("onnxruntime")
-    _, identity = build_encoder("efficientnet_lite0", "imagenet")
-    card = load_card(run)
-    own = tmp_path / "run"
-    shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
-    card = replace(card, recipe=replace(card.recipe, encoder=identity), dims={"embeddings": identity.dim})
-    save_card(own, card)
-    save_weights(own, build_head(card.head, card.dims, card.num_outputs, seed=0).state_dict(), None)
-    summary, code = export(ExportArgs(own, int8=True))
-    assert code == 0
-    folder = own / "export" / "openvino-int8"
-    assert Path(summary["bundle"]) == folder.resolve()
-    cost = json.loads((folder / "export.json").read_text(encoding="utf-8"))["int8"]
-    assert (cost["metric"], cost["windows"]) == ("auroc", 4)
-    assert 0 <= cost["score"] <= 1
-    assert 0 <= cost["score_f32"] <= 1
-    assert cost["frames_per_s"]["int8"] > 0
-    assert cost["speed_ratio"] == pytest.approx(
-        cost["frames_per_s"]["int8"] / cost["frames_per_s"]["f32"], abs=0.02
-    )
-    assert 0.5 < summary["max_difference"]["cosine"] < 0.99999
-    assert find_bundle(own) is None
-    named = find_bundle(folder)
-    assert named is not None
-    assert named.precision == "int8"
-    assert len({fingerprint(open_model(where)) for where in (own, folder)}) == 2
-
-
-def test_int8_without_crops_is_refused(detector_path: Path, tmp_path: Path) -> None:
-    """It cannot be calibrated on nothing."""
-    run = write_run(tmp_path / "run", detector_path)
-    with pytest.raises(ValueError, match="--crops jpeg"):
-        export(ExportArgs(run, int8=True))
-
-
 @pytest.mark.parametrize("what", ["the run", "its parent", "a folder of somebody's", "a file"])
 def test_an_export_replaces_nothing_but_an_export(run: Path, tmp_path: Path, what: str) -> None:
     """A folder that holds anything else is refused before anything is written, and nothing in it changes."""
@@ -269,20 +217,6 @@ def test_a_wrong_store_is_said(run: Path, tmp_path: Path) -> None:
         gather(ExportArgs(run, store=tmp_path / "none.zarr"), load_card(run))
 
 
-@pytest.mark.parametrize("baseline", ["none", "window", "subject"])
-def test_the_check_reads_windows_as_training_did(run: Path, baseline: str) -> None:
-    """A person's normal is taken off the geometry as evaluation takes it off."""
-    card = replace(load_card(run), baseline=baseline)
-    store = FeatureStore.open(card.store)
-    wanted = with_baseline(load_samples(store, card.labelling, np.arange(4), "both"), baseline, store)
-    windows = gather(ExportArgs(run), card).windows
-    assert len(windows) == 4
-    for index, window in enumerate(windows):
-        np.testing.assert_allclose(window.x["geometry"], wanted.x["geometry"][index], atol=1e-6)
-        assert np.array_equal(window.valid["geometry"], wanted.valid["geometry"][index])
-    assert metadata_of(card)["baseline"] == baseline
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_run_that_reads_geometry_alone_needs_no_encoder(
@@ -299,8 +233,6 @@ def test_a_run_that_reads_geometry_alone_needs_no_encoder(
     assert open_model(run).engine is None
     theirs = pushed(run, real_clips["carphone"])
     np.testing.assert_allclose([p.logits for p in theirs], [p.logits for p in ours], atol=1e-4)
-    with pytest.raises(ValueError, match="no encoder to quantise"):
-        export(ExportArgs(run, int8=True))
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ def test_another_threshold_leaves_nothing_that_decided_by_the_old_one(
     """Neither decisions on test, nor pages about them, nor an export that would be copied away."""
     for split in ("test", "val"):
         evaluate(run, "--split", split)
-    exported = run / "export" / "openvino-int8"
+    exported = run / "export" / "openvino"
     exported.mkdir(parents=True)
     before = load_card(run)
     evaluate(run, "--split", "val", "--threshold-for", "recall:distracted=0.95")
@@ -43,7 +43,7 @@ def test_another_threshold_leaves_nothing_that_decided_by_the_old_one(
     assert (run / "val" / "report.html").is_file()
     assert not exported.exists()
     said = " ".join(capsys.readouterr().err.split())
-    assert "copies of its exports (openvino-int8) decide as before" in said
+    assert "copies of its exports (openvino) decide as before" in said
     assert read_reference(run) is not None, "measured by the new calibration"
     assert after.test_openings == before.test_openings
 
