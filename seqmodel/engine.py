@@ -229,23 +229,24 @@ def _open_torch(
 def compiled(network: "nn.Module", crop_px: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float16]]:
     """A network over RGB uint8 crops, compiled for the CPU: crops (F,H,W,3) to its outputs (F,…) float16.
 
-    As many frames at once as there are cores, which share less than several threads on one frame do.
+    As many frames at once as there are cores, which share less than several threads on one frame do. No
+    AsyncInferQueue: its Python callback needs the interpreter's lock when it returns, while a model that is
+    freed in that moment holds the lock and waits for the callback's thread forever.
     """
     openvino, cores = import_openvino(), usable_cores()
     options = cpu_options("f32", cores) | {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": cores}
     model = openvino.Core().compile_model(_converted(network, crop_px), "CPU", options)
-    queue = openvino.AsyncInferQueue(model, cores)
+    requests = [model.create_infer_request() for _ in range(cores)]
 
     def run(crops: NDArray[np.uint8]) -> NDArray[np.float16]:
         found = np.empty((len(crops), *model.output(0).shape[1:]), np.float16)
-
-        def keep(request: Any, place: int) -> None:
-            found[place] = request.get_output_tensor().data[0]
-
-        queue.set_callback(keep)
-        for place in range(len(crops)):
-            queue.start_async([np.ascontiguousarray(crops[place : place + 1])], place)
-        queue.wait_all()
+        for place in range(len(crops) + cores):
+            request, finished = requests[place % cores], place - cores
+            if 0 <= finished < len(crops):
+                request.wait()
+                found[finished] = request.get_output_tensor().data[0]
+            if place < len(crops):
+                request.start_async([np.ascontiguousarray(crops[place : place + 1])])
         return found
 
     return run
