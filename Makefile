@@ -1,5 +1,6 @@
 # make demo: the whole job on generated videos.   make test: ruff, mypy, pytest.   make bench: speed, side by side.
 PYTHON ?= python3
+TEST_PROCESSES ?= 2
 VENV := .venv
 PY := $(VENV)/bin/python
 
@@ -18,11 +19,15 @@ $(VENV)/tested: $(VENV)/installed
 demo: $(VENV)/installed
 	@PY=$(PY) sh tests/demo.sh
 
+# Whole files of tests go to two processes; then, alone, the few tests that measure time or memory.
+test: export OMP_NUM_THREADS = 1
+test: export PYTHONWARNDEFAULTENCODING = 1
 test: $(VENV)/tested
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	OMP_NUM_THREADS=1 PYTHONWARNDEFAULTENCODING=1 $(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -m "not serial" -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+	$(PY) -m pytest -m serial $(PYTEST_ARGS)
 
 bench: $(VENV)/tested
 	$(PY) -m tests.bench

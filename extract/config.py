@@ -51,7 +51,8 @@ class ExtractConfig:
     decode: Literal["full", "sparse"] = "full"
     """sparse skips the frames no other is built from: faster, at the price of a frame or two of timing."""
     workers: int | None = None
-    """Processes; one for each usable core unless given, and with CUDA for each 2 GB of the GPU's memory."""
+    """Processes; one for each usable core unless given, and with CUDA for each 2 GB of the GPU's memory. 0:
+    work in this process, for debugging; a video that kills it ends the run."""
     shard: str = "0/1"
     """i/n: do the i-th of n shares of the videos (i from 0), for an array job on one store."""
     engine: Literal["local", "ray"] = "local"
@@ -73,8 +74,9 @@ class ExtractConfig:
     """Print a JSON summary on stdout."""
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"--workers must be at least 1, got {self.workers}")
+        if self.workers is not None and self.workers < (self.engine == "ray"):
+            least = int(self.engine == "ray")
+            raise ValueError(f"--workers must be at least {least}, got {self.workers}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit must be at least 1, got {self.limit}")
         for name, value in (("fps", self.fps), ("window", self.window)):

@@ -204,8 +204,10 @@ def num_workers(config: ExtractConfig, device: str) -> int:
 
     Decoding and finding faces is the CPU's work also where there is a GPU.
     """
-    if config.workers is not None or not device.startswith("cuda"):
-        return config.workers or usable_cores()
+    if config.workers is not None:
+        return config.workers
+    if not device.startswith("cuda"):
+        return usable_cores()
     import torch
 
     gpus = range(torch.cuda.device_count()) if device == "cuda" else [int(device.partition(":")[2])]

@@ -51,13 +51,16 @@ class Event:
 def run_jobs(
     jobs: Sequence[Job], setup: Setup, store_path: str, workers: int, cores: int | None = None
 ) -> Iterator[Event]:
-    """Do the jobs in `workers` processes and give an event for every window and every video.
+    """Do the jobs in `workers` processes, 0 = in this one, and give an event for every window and video.
 
     Closing the generator (or an exception in its consumer) lets the workers finish the window at hand, then
     stops them. Raises StoreLost when the store cannot be written, ValueError when a worker cannot start.
     """
-    workers = max(1, min(workers, len(jobs)))
     cores = cores or usable_cores()
+    if not workers:
+        yield from _run_here(jobs, replace(setup, threads=cores), store_path)
+        return
+    workers = max(1, min(workers, len(jobs)))
     threads = max(1, cores // workers)
     pool = _Pool(replace(setup, threads=threads), store_path)
     waiting = deque((job, False) for job in jobs)
@@ -69,6 +72,15 @@ def run_jobs(
             yield from pool.collect(waiting)
     finally:
         pool.stop()
+
+
+def _run_here(jobs: Sequence[Job], setup: Setup, store_path: str) -> Iterator[Event]:
+    if not jobs:
+        return
+    store = FeatureStore.open(store_path, "r+")
+    with contextlib.closing(open_kernels(setup)) as kernels:
+        for job in jobs:
+            yield from events(store, job, kernels, setup)
 
 
 @dataclass

@@ -1,11 +1,18 @@
 """Fixtures that several rooms share: real clips, model files, a small demo set."""
 
+import os
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tests.media import fetch_real_clips
+
+BuildOnce = Callable[[str, Callable[[Path], Any]], Path]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,32 +26,107 @@ def interruptible() -> None:
 
 
 @pytest.fixture(scope="session")
-def real_clips() -> dict[str, Path]:
-    """Real face videos by the short names of tests/media.py."""
-    return fetch_real_clips()
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> BuildOnce:
+    """A function that gives the folder of a name. The first test process that asks builds what lies in it;
+    all others wait for it, and read: whoever changes something makes a copy."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "built once"
+    root.mkdir(exist_ok=True)
+
+    def folder_of(name: str, build: Callable[[Path], Any]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                build(folder)
+                done.touch()
+        return folder
+
+    return folder_of
 
 
 @pytest.fixture(scope="session")
-def detector_path() -> Path:
+def fetching(build_once: BuildOnce) -> FileLock:
+    """Held while files are fetched into the cache, so that only one test process does."""
+    return FileLock(build_once("fetching", lambda folder: None) / "lock")
+
+
+@pytest.fixture(scope="session")
+def real_clips(fetching: FileLock) -> dict[str, Path]:
+    """Real face videos by the short names of tests/media.py."""
+    with fetching:
+        return fetch_real_clips()
+
+
+@pytest.fixture(scope="session")
+def detector_path(fetching: FileLock) -> Path:
     """The short-range face detector's file."""
     from seqmodel.assets import detector_file
 
-    return detector_file("short")
+    with fetching:
+        return detector_file("short")
 
 
 @pytest.fixture(scope="session")
-def landmarker_path() -> Path:
+def landmarker_path(fetching: FileLock) -> Path:
     """The face landmarker's file."""
     from seqmodel.assets import landmarker_file
 
-    return landmarker_file()
+    with fetching:
+        return landmarker_file()
 
 
 @pytest.fixture(scope="session")
-def tiny_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_demo(build_once: BuildOnce) -> Path:
     """A folder with a small demo set: labels.csv and a few ten-second clips of several pseudo-subjects."""
     from extract.demo import make_demo
 
-    folder = tmp_path_factory.mktemp("tiny_demo")
-    make_demo(folder, clips=16, seed=0)
-    return folder
+    return build_once("tiny demo", lambda folder: make_demo(folder, clips=16, seed=0))
+
+
+@pytest.fixture
+def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of this test get empty pictures: drawing them is most of what an evaluation takes. Figures are
+    made all the same; only rendering them is left out."""
+    if request.node.get_closest_marker("draws"):
+        return
+    import matplotlib.pyplot as plt
+
+    def save(figure: Any, png: Path) -> str:
+        plt.close(figure)
+        png.parent.mkdir(parents=True, exist_ok=True)
+        png.write_bytes(b"no picture")
+        return "<svg></svg>"
+
+    monkeypatch.setattr("tune.outcome.save_study_plots", lambda study, folder, metric: {})
+    monkeypatch.setattr("seqmodel.story.save", save)
+    monkeypatch.setattr("seqmodel.hardest.save", save)
+    monkeypatch.setattr("seqmodel.drawing.save", save)
+
+
+@pytest.fixture
+def converted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What OpenVINO makes of a network is kept for the next test with the same weights: converting is most of
+    what a small fine-tune takes."""
+    from seqmodel import engine
+    from seqmodel.encoder import state_sha256
+
+    def converted(network: Any, crop_px: int) -> Any:
+        state = state_sha256(network.state_dict())
+        key = (type(network).__name__, getattr(network, "cut", None), crop_px, state)
+        if key not in _CONVERTED:
+            _CONVERTED[key] = convert(network, crop_px)
+        return _CONVERTED[key]
+
+    convert = engine._converted
+    monkeypatch.setattr(engine, "_converted", converted)
+
+
+_CONVERTED: dict[tuple[Any, ...], Any] = {}
+
+
+@pytest.fixture
+def not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that train a run do not make it ready for live: these tests are not about that."""
+    monkeypatch.setattr("seqmodel.export.export_for_live", lambda run: None)

@@ -1,5 +1,6 @@
 """A small feature store for tests: seeded numbers, no videos."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,18 @@ def fill_row(store: FeatureStore, row: int, *, geometry: bool = True, crops: boo
         geometry=values["geometry"] if geometry else None,
         crops=crops_of(row) if crops else None,
     )
+
+
+def main(words: list[str]) -> None:
+    """Plan a store of `count` clips, and fill every second row from `shard` on: [path, shard, count]."""
+    shard, count = int(words[1]), int(words[2])
+    store = plan(words[0], clips_of(count), WITH_GEOMETRY, numerics={"backend": "test"}, crops=True)
+    missing = {int(row) for part in ("embeddings", "geometry", "crops") for row in store.missing(part)}
+    for row in sorted(missing):
+        if row % 2 == shard:
+            fill_row(store, row, crops=True)
+    store.settle()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -22,6 +22,8 @@ from seqmodel.recalibrate import deal_people
 from seqmodel.run import calibrators_of, load_card, load_split, save_card
 from tests.judged import WITH_GEOMETRY, make_run, make_store
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory) -> Path:
@@ -33,6 +35,7 @@ def two_runs(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.draws
 def test_runs_are_compared_on_their_common_test_clips(two_runs, capsys):
     assert (
         main(

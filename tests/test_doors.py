@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -47,14 +48,30 @@ def run(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedP
     )
 
 
+def call(words: tuple[str, ...]) -> int:
+    """A command in this process; its exit code."""
+    try:
+        return int(import_module(f"{words[0]}.__main__").main(list(words[1:])))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
 @pytest.mark.parametrize("words", DOORS, ids=" ".join)
-def test_help_answers(words: tuple[str, ...]) -> None:
+def test_help_answers(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     """`--help` exits with 0 and shows usage."""
-    done = run(*words, "--help")
+    assert call((*words, "--help")) == 0
+    assert "usage" in capsys.readouterr().out.lower()
+
+
+@pytest.mark.parametrize("package", ["extract", "features", "seqmodel", "tune", "live"])
+def test_each_command_is_a_process_that_answers(package: str) -> None:
+    """By `python -m`, as a user starts it."""
+    done = run(package, "--help")
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower()
 
 
+@pytest.mark.serial
 def test_help_uses_little_processor_time() -> None:
     """Well under half a second: processor time of the fastest of three, so that a busy machine may pass."""
     spent = []
@@ -81,13 +98,23 @@ def test_help_uses_little_processor_time() -> None:
         (("extract", "--dota", "x"), "--data"),
     ],
 )
-def test_user_errors_are_one_clear_line_and_exit_2(words: tuple[str, ...], said: str) -> None:
+def test_user_errors_are_one_clear_line_and_exit_2(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a user can cause shows no traceback, names the culprit and exits with 2."""
-    done = run(*words)
-    assert done.returncode == 2, done.stderr
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    monkeypatch.setenv("COLUMNS", "120")
+    assert call(words) == 2
+    out, err = capsys.readouterr()
+    assert said in err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_a_user_error_is_one_line_and_exit_2_of_a_process() -> None:
+    quiet = {"PYTHONWARNDEFAULTENCODING": ""}  # torch reads files without naming an encoding
+    done = run("tune", "--store", "no/such.zarr", "--out", "/tmp/never", env=quiet)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == ["error: no store at no/such.zarr"]
 
 
 def test_hangul_passes_a_console_that_has_none(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from seqmodel.predictions import read_predictions
 from seqmodel.run import load_card
 from tests.judged import NAMES, WITH_GEOMETRY, make_run, make_store
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory) -> Path:
@@ -181,6 +183,7 @@ def test_more_than_two_classes_are_judged_too(tmp_path, task):
 
 
 @pytest.mark.slow
+@pytest.mark.draws
 def test_the_map_of_embeddings_is_drawn_and_the_same_again(tmp_path, capsys):
     store = make_store(tmp_path / "s.zarr", signal=0.8)
     make_run(tmp_path / "run", store, epochs=1)

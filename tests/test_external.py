@@ -16,6 +16,8 @@ from seqmodel.config import LabelArgs
 from seqmodel.question import put_question
 from seqmodel.run import load_card
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 NAMES = (*FEATURES[:52], "yaw_rad")
 PEOPLE, EACH = 10, 8
 

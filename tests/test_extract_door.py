@@ -23,8 +23,8 @@ from seqmodel import assets
 from seqmodel.engine import resolve_precision
 from tests.clips import face_frames, looped, write_video
 
-QUICK = ("--weights", "random", "--window", "1", "--geometry", "off", "--workers", "1")
-"""Small windows, no second stream: what these tests look at does not depend on either."""
+QUICK = ("--weights", "random", "--window", "1", "--geometry", "off", "--workers", "0")
+"""Small windows, no second stream, no worker process: what these tests look at does not depend on them."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def assert_same_content(a: Path, b: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store extracted in one go by one worker."""
+    """A store extracted in one go in this process."""
     folder = tmp_path_factory.mktemp("whole")
     manifest = write_manifest(folder / "labels.csv", videos)
     assert main(["--data", str(manifest), "--out", str(folder / "whole.zarr"), *QUICK]) == 0
@@ -114,11 +114,12 @@ def test_a_folder_of_classes_works(videos: Path, tmp_path: Path, capfd: pytest.C
     assert sorted(FeatureStore.open(tmp_path / "s.zarr").label_names["label"]) == ["산만", "집중"]
 
 
-def test_two_workers_give_what_one_gives(
-    videos: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_worker_processes_give_what_this_process_gives(
+    workers: str, videos: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     manifest = write_manifest(tmp_path / "labels.csv", videos)
-    words = [*QUICK[:-1], "2"]
+    words = [*QUICK[:-1], workers]
     code, _, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *words)
     assert code == 0, shown
     assert_same_content(tmp_path / "s.zarr", whole)
@@ -546,7 +547,7 @@ def test_another_recipe_is_refused_by_name(
         (("--shard", "2/2"), "--shard"),
         (("--weights", "nowhere.pth"), "nowhere.pth"),
         (("--detector", "nowhere.tflite"), "nowhere.tflite"),
-        (("--workers", "0"), "--workers"),
+        (("--workers", "-1"), "--workers"),
         (("--window", "0"), "--window must be a number above 0, got 0.0"),
         (("--window", "-1"), "--window must be a number above 0, got -1.0"),
         (("--window", "inf"), "--window must be a number above 0, got inf"),

@@ -21,6 +21,7 @@ from extract.__main__ import main
 from features.door import STOPS
 from features.store import DONE, FeatureStore
 from tests.clips import face_frames, looped, write_video
+from tests.dying import Mortals
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("--weights", "random", "--window", "2", "--geometry", "off", "--workers", "1")
@@ -116,7 +117,7 @@ def test_bad_files_are_listed_failures_and_odd_ones_are_extracted(
     bad.mkdir()
     fine = [*make_odd_files(good, real_clips, face), "good.mp4"]
     reasons = make_bad_files(bad, face)
-    words = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "s.zarr"), *QUICK, "--decode", "full"]
+    words = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "s.zarr"), *QUICK[:-1], "0"]
     code = main([*words, "--json"])
     summary = json.loads(capfd.readouterr().out)
     failures = {Path(item["clip_id"].rpartition("#")[0]).name: item["reason"] for item in summary["failures"]}
@@ -303,42 +304,54 @@ def test_two_shards_at_once_equal_a_single_run(real_clips: dict[str, Path], tmp_
     require_equal_stores(both, tmp_path / "one.zarr")
 
 
+def write_videos(folder: Path, face: list[np.ndarray], count: int) -> Path:
+    """A data set of short videos, one window each."""
+    (folder / "engaged").mkdir(parents=True)
+    for index in range(count):
+        video = folder / "engaged" / f"{index:02}.mp4"
+        write_video(video, looped(face[index % 20 :], 24), 6, options={"preset": "ultrafast"})
+    return folder
+
+
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(real_clips: dict[str, Path], tmp_path: Path) -> None:
-    """`kill -9` of the whole group, or of the parent alone, at random moments with two workers; then the
-    same command again: the store, geometry and crops included, equals one made in a single run, file by
-    file."""
-    face = face_frames(real_clips["carphone"], 40, 176, 144)
-    (tmp_path / "data" / "engaged").mkdir(parents=True)
-    for index in range(80):
-        video = tmp_path / "data" / "engaged" / f"{index:02}.mp4"
-        write_video(video, looped(face[index % 20 :], 24), 6, options={"preset": "ultrafast"})
-    command = [sys.executable, "-m", "extract", "--data", str(tmp_path / "data"), "--weights", "random"]
-    command += ["--window", "2", "--workers", "2", "--crops", "jpeg", "--out"]
-    killed = tmp_path / "killed.zarr"
-    draw = random.Random(0)
-    moments = []
-    for kill in range(20):
-        process = subprocess.Popen([*command, str(killed)], cwd=ROOT, start_new_session=True, stderr=-3)
-        # One kill in four while models load and rows are planned, which the first new row ends (fast machines
-        # must leave rows for the kills to come); the others within a row's work.
-        loading = kill % 4 == 0
-        wanted = len(rows_written(killed)) + (1 if loading else draw.randrange(4))
-        started = time.monotonic()
-        latest = started + (draw.uniform(0.1, 4.0) if loading else 120)
-        while len(rows_written(killed)) < wanted and time.monotonic() < latest and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(0 if loading else draw.uniform(0.0, 0.08))
-        assert process.poll() is None, f"kill {kill} came too late: {len(rows_written(killed))} rows"
-        moments.append((round(time.monotonic() - started, 1), len(rows_written(killed))))
-        os.killpg(process.pid, signal.SIGKILL) if kill % 2 else process.kill()
-        process.wait()
-    print("killed after (seconds, rows):", moments)
-    assert len({rows for _, rows in moments}) > 5
-    done = subprocess.run([*command, str(killed)], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
-    assert main([*command[3:], str(tmp_path / "whole.zarr")]) == 0
-    require_equal_stores(killed, tmp_path / "whole.zarr")
+    """`kill -9` at chosen writes, while rows are planned and while they are filled; then the same command
+    again: the store, geometry and crops included, equals one made in a single run, file by file."""
+    data = write_videos(tmp_path / "data", face_frames(real_clips["carphone"], 40, 176, 144), 24)
+    words = ["--data", str(data), "--weights", "random", "--window", "2", "--crops", "jpeg", "--workers"]
+    killed, whole = tmp_path / "killed.zarr", tmp_path / "whole.zarr"
+    draw, rows = random.Random(0), []
+    with Mortals() as mortals:
+        for kill in range(20):
+            write = draw.randrange(1, 40) if kill < 6 else draw.randrange(1, 12)
+            command = [*words, "0", "--out", str(killed)]
+            assert mortals.run("extract.__main__", killed, (write, command)) == [-signal.SIGKILL]
+            rows.append(len(rows_written(killed)))
+    assert len(set(rows)) > 5, rows
+    assert main([*words, "2", "--out", str(killed)]) == 0
+    assert main([*words, "0", "--out", str(whole)]) == 0
+    require_equal_stores(killed, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["the parent", "the whole group"])
+def test_a_killed_command_with_two_workers_goes_on(
+    real_clips: dict[str, Path], tmp_path: Path, whom: str
+) -> None:
+    data = write_videos(tmp_path / "data", face_frames(real_clips["carphone"], 40, 176, 144), 16)
+    words = ["--data", str(data), "--weights", "random", "--window", "2", "--geometry", "off", "--workers"]
+    killed, whole = tmp_path / "killed.zarr", tmp_path / "whole.zarr"
+    command = [sys.executable, "-m", "extract", *words, "2", "--out", str(killed)]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    while not rows_written(killed):
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL) if whom == "the whole group" else process.kill()
+    process.wait()
+    assert is_gone(process.pid), "workers end with their parent"
+    assert main([*words, "1", "--out", str(killed)]) == 0
+    assert main([*words, "0", "--out", str(whole)]) == 0
+    require_equal_stores(killed, whole)
 
 
 def rows_written(store: Path) -> list[Path]:

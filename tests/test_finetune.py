@@ -38,6 +38,8 @@ from seqmodel.training import Loss
 
 from .crop_store import clip_images, encoder, write_crop_store
 
+pytestmark = pytest.mark.usefixtures("converted_once", "not_exported")
+
 QUICK = FinetuneConfig(epochs=2, warm_epochs=1, effective_batch=4, head_lr=3e-3, encoder_lr=3e-4, versions=1)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from features.store import FeatureStore
+from seqmodel.__main__ import main
 from seqmodel.checkpoint import load_checkpoint
 from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
 from seqmodel.run import load_weights
@@ -47,14 +48,20 @@ def call(command: list[str], run: Path, *options: str) -> subprocess.CompletedPr
     return subprocess.run(words, capture_output=True, text=True, encoding="utf-8", env=environment())
 
 
+def finetune_here(run: Path, *options: str) -> None:
+    """The same command in this process, which spares it the imports."""
+    assert main(["finetune", "--run", str(run), *OPTIONS, *options]) == 0
+
+
 def test_two_processes_learn_what_one_learns(stage_1: Path, tmp_path: Path) -> None:
     runs = [Path(shutil.copytree(stage_1, tmp_path / name)) for name in ("one", "two")]
-    for command, run in zip((ALONE, TWO), runs, strict=True):
-        # 16 clips in steps of 5: the last step has one clip, and one of two processes none.
-        new = tmp_path / f"{run.name}.zarr"
-        done = call(command, run, "--epochs", "1", "--warm-epochs", "1", "--re-extract", str(new))
-        assert done.returncode == 0, done.stderr
-        assert FeatureStore.open(new).present("embeddings").all(), "by one process, while the other has left"
+    # 16 clips in steps of 5: the last step has one clip, and one of two processes none.
+    short = ["--epochs", "1", "--warm-epochs", "1", "--re-extract"]
+    finetune_here(runs[0], *short, str(tmp_path / "one.zarr"))
+    done = call(TWO, runs[1], *short, str(tmp_path / "two.zarr"))
+    assert done.returncode == 0, done.stderr
+    two = FeatureStore.open(tmp_path / "two.zarr")
+    assert two.present("embeddings").all(), "by one process, while the other has left"
     one, two = (load_weights(run) for run in runs)
     before = load_weights(stage_1)
     moved = apart = 0.0
@@ -68,7 +75,9 @@ def test_two_processes_learn_what_one_learns(stage_1: Path, tmp_path: Path) -> N
     assert apart < 0.02 * moved
 
 
-def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(stage_1: Path, tmp_path: Path) -> None:
+def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
+    stage_1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Path(shutil.copytree(stage_1, tmp_path / "run"))
     options = ["--epochs", "4", "--patience", "9", "--save-every-s", "0"]
     words = [*TWO, "--run", str(run), *OPTIONS, *options]
@@ -87,9 +96,8 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(stage_1: Pat
     assert kept is not None
     assert kept[1]["position"]["epoch"] * 4 + kept[1]["position"]["step"] >= 1
 
-    done = call(ALONE, run, *options)  # with another number of processes, too
-    assert done.returncode == 0, done.stderr
-    assert "going on at epoch" in done.stderr
+    finetune_here(run, *options)  # with another number of processes, too
+    assert "going on at epoch" in capsys.readouterr().err
 
 
 LONG = ["--epochs", "5", "--warm-epochs", "1", "--patience", "9"]
@@ -98,14 +106,17 @@ LONG = ["--epochs", "5", "--warm-epochs", "1", "--patience", "9"]
 @pytest.fixture(scope="module")
 def uninterrupted(stage_1: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = Path(shutil.copytree(stage_1, tmp_path_factory.mktemp("uninterrupted") / "run"))
-    done = call(ALONE, run, *LONG)
-    assert done.returncode == 0, done.stderr
+    finetune_here(run, *LONG)
     return run
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_job_ended_by_a_signal_comes_to_the_same_weights(
-    stage_1: Path, uninterrupted: Path, tmp_path: Path, number: signal.Signals
+    stage_1: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = Path(shutil.copytree(stage_1, tmp_path / "run"))
     words = [*ALONE, "--run", str(run), *OPTIONS, *LONG]
@@ -131,9 +142,8 @@ def test_a_job_ended_by_a_signal_comes_to_the_same_weights(
         position = kept[1]["position"]
         assert (position["epoch"], position["step"]) > (1, 0), "a step later than the epoch's own checkpoint"
 
-    done = call(ALONE, run, *LONG)
-    assert done.returncode == 0, done.stderr
-    assert "going on at epoch" in done.stderr
+    finetune_here(run, *LONG)
+    assert "going on at epoch" in capsys.readouterr().err
     ours, theirs = load_weights(run), load_weights(uninterrupted)
     for part, tensors in theirs.items():
         assert all(torch.equal(tensor, ours[part][name]) for name, tensor in tensors.items())

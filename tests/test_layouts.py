@@ -337,7 +337,7 @@ def test_the_first_group_that_matches_is_the_subject(tmp_path: Path, regex: str,
 @pytest.mark.slow
 def test_aihub_segments_become_rows_of_one_decoding(aihub: Path, tmp_path: Path) -> None:
     words = ["--data", str(aihub), "--out", str(tmp_path / "s.zarr"), "--weights", "random"]
-    code = main([*words, "--geometry", "off", "--workers", "1", "--subject-regex", r"-(\d\d)--"])
+    code = main([*words, "--geometry", "off", "--workers", "0", "--subject-regex", r"-(\d\d)--"])
     assert code == 1  # the label that cannot be read
     store = FeatureStore.open(tmp_path / "s.zarr")
     table = store.table()
@@ -408,7 +408,7 @@ def test_daisee_goes_through_the_door(
 ) -> None:
     """--dry-run counts and forecasts without writing, --limit draws few, --verify-sample compares."""
     words = ["--data", str(daisee), "--out", str(tmp_path / "s.zarr"), "--weights", "random", "--json"]
-    words += ["--geometry", "off", "--workers", "1", "--window", "2"]
+    words += ["--geometry", "off", "--workers", "0", "--window", "2"]
     assert main([*words, "--dry-run"]) == 0
     out, shown = capfd.readouterr()
     summary = json.loads(out)

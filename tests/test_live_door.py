@@ -172,7 +172,7 @@ def test_a_labelled_recording_is_a_data_set(run: Path, real_clips: dict[str, Pat
         each.close()
     assert session.files == [own, own.with_suffix(".csv")]
     store = tmp_path / "own.zarr"
-    words = ["--data", own.with_suffix(".csv"), "--out", store, "--weights", "random", "--workers", "1"]
+    words = ["--data", own.with_suffix(".csv"), "--out", store, "--weights", "random", "--workers", "0"]
     assert extract([str(word) for word in words]) == 0
     opened = FeatureStore.open(store)
     table = opened.table()

@@ -18,7 +18,8 @@ from features.lock import LOCK_NAME, planner_lock
 from features.storage import place_of, read_bytes
 from features.store import FeatureStore, delete, plan
 from tests.small_store import WITH_GEOMETRY, clips_of, fill_row, row_values, write_store
-from tests.test_store import WRITER
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 pytest.importorskip("obstore", reason="object storage needs the extra [s3]")
 moto_server = pytest.importorskip("moto.server", reason="the S3 server of these tests is moto's")
@@ -139,14 +140,7 @@ def test_two_shards_at_once_on_object_storage(bucket: str) -> None:
     address = f"{bucket}/shards.zarr"
     writers = [
         subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                WRITER.replace("Path(sys.argv[1])", "sys.argv[1]"),
-                address,
-                str(shard),
-                "8",
-            ],
+            [sys.executable, "-m", "tests.small_store", address, str(shard), "8"],
             cwd=ROOT,
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -172,7 +166,7 @@ def test_extract_writes_into_object_storage(
     shutil.copy(real_clips["single"], tmp_path / "얼굴.mp4")
     (tmp_path / "labels.csv").write_text("path,label,subject\n얼굴.mp4,engaged,s\n", encoding="utf-8")
     words = ["--data", str(tmp_path / "labels.csv"), "--out", f"{bucket}/extracted.zarr", "--json"]
-    words += ["--weights", "random", "--crops", "jpeg", "--workers", "1"]
+    words += ["--weights", "random", "--crops", "jpeg", "--workers", "0"]
     answers = []
     for _ in range(2):
         capsys.readouterr()

@@ -55,7 +55,18 @@ def watched(tmp_path: Path, *words: object) -> subprocess.CompletedProcess[str]:
     from seqmodel.assets import cache_dir
 
     done = subprocess.run(
-        [STRACE, "-f", "-qq", "-e", "trace=network", "-o", trace, sys.executable, *map(str, words)],
+        [
+            STRACE,
+            "-f",
+            "-qq",
+            "--seccomp-bpf",
+            "-e",
+            "trace=network",
+            "-o",
+            trace,
+            sys.executable,
+            *map(str, words),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -22,6 +22,8 @@ from tests.crop_store import write_crop_store
 from tests.judged import RECIPE, make_run, make_store
 from tests.small_store import WITH_GEOMETRY, clips_of, fill_row, write_store
 
+pytestmark = pytest.mark.usefixtures("no_drawing", "converted_once")
+
 LABELS = LabelArgs(labels="distracted,engaged")
 SIDES = {"subject p0": "train", "subject p1": "train", "subject p2": "val", "subject p3": "test"}
 

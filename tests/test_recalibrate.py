@@ -14,6 +14,8 @@ from seqmodel.train import drop_judgements
 from seqmodel.wording import calibration_lede
 from tests.judged import make_run, make_store
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:

@@ -54,6 +54,7 @@ class Rotates(NoView):
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 @pytest.mark.skipif(
     sys.platform != "linux", reason="reads memory from /proc; open files cannot be renamed elsewhere"
 )

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from features.relabel import relabel
 from features.storage import place_of, sweep
 from features.store import FeatureStore, delete, plan
 from tests.clips import face_frames, looped, write_video
+from tests.dying import Mortals
 from tests.small_store import (
     PIXELS,
     RECIPE,
@@ -340,7 +340,7 @@ def test_extracting_corrects_ends_and_keeps_what_cannot_be_read_today(
     for name in "abc":
         write_video(tmp_path / f"{name}.mp4", frames, 10)
     words = ["--data", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "s.zarr"), "--json"]
-    words += ["--weights", "random", "--geometry", "off", "--window", "1.2", "--fps", "5", "--workers", "1"]
+    words += ["--weights", "random", "--geometry", "off", "--window", "1.2", "--fps", "5", "--workers", "0"]
 
     def extract_lines(*lines: str) -> tuple[dict[str, Any], str]:
         (tmp_path / "labels.csv").write_text("\n".join(["path,label,end_s", *lines]), encoding="utf-8")
@@ -995,34 +995,6 @@ def test_orphans_are_swept_and_a_swept_writer_writes_again(
     assert store.verify() == []
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from features.store import plan
-from tests.small_store import WITH_GEOMETRY, clips_of, fill_row
-path, shard, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-store = plan(path, clips_of(count), WITH_GEOMETRY, numerics={"backend": "test"}, crops=True)
-print("planned", flush=True)
-rows = set(store.missing("embeddings")) | set(store.missing("geometry")) | set(store.missing("crops"))
-for row in sorted(rows):
-    if row % 2 == shard:
-        fill_row(store, int(row), crops=True)
-store.settle()
-"""
-
-
-def start_writer(path: Path, shard: int, count: int) -> subprocess.Popen[str]:
-    """A process that plans and writes its half of the rows."""
-    return subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path), str(shard), str(count)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    )
-
-
 def require_equal_stores(path: Path, reference: Path) -> None:
     """Same files, same bytes."""
     ours, theirs = files_of(path), files_of(reference)
@@ -1033,54 +1005,36 @@ def require_equal_stores(path: Path, reference: Path) -> None:
 def test_two_processes_at_once_equal_one(tmp_path: Path) -> None:
     """Both plan, both write their shard, nothing is lost, byte for byte."""
     write_store(tmp_path / "one.zarr", 60, crops=True)
-    writers = [start_writer(tmp_path / "two.zarr", shard, 60) for shard in (0, 1)]
-    for writer in writers:
-        _, errors = writer.communicate(timeout=120)
-        assert writer.returncode == 0, errors
+    path = tmp_path / "two.zarr"
+    with Mortals() as mortals:
+        codes = mortals.run("tests.small_store", path, *((0, [str(path), shard, "60"]) for shard in "01"))
+    assert codes == [0, 0]
     require_equal_stores(tmp_path / "two.zarr", tmp_path / "one.zarr")
     assert FeatureStore.open(tmp_path / "two.zarr").verify() == []
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
-def test_kill_minus_nine_at_any_moment_loses_nothing(tmp_path: Path) -> None:
-    """Twenty kills of two writers at random moments, also while planning; then the same command once more.
-
-    The result is the uninterrupted store, byte for byte, with no stray files. Writers that are done before
-    they are killed have finished a store; the next ones begin another.
-    """
-    count = 160
+def test_kill_minus_nine_at_any_write_loses_nothing(tmp_path: Path) -> None:
+    """Two writers at once, each killed at a write of its own, twenty times, also while planning; then the
+    same command once more. The result is the uninterrupted store, byte for byte, with no stray files."""
+    count, path = 160, tmp_path / "killed.zarr"
     write_store(tmp_path / "one.zarr", count, crops=True)
-    path = tmp_path / "killed_0.zarr"
     generator = np.random.default_rng(0)
-    kills = trial = 0
-    while kills < 20:
-        trial += 1
-        assert trial < 100
-        writers = [start_writer(path, shard, count) for shard in (0, 1)]
-        if trial % 2:
-            assert writers[0].stdout is not None
-            writers[0].stdout.readline()
-            time.sleep(generator.uniform(0.0, 0.1))
-        else:  # imports take most of this: some die before, some while, some after planning
-            time.sleep(generator.uniform(0.4, 1.2))
-        alive = sum(writer.poll() is None for writer in writers)
-        for writer in writers:
-            writer.send_signal(signal.SIGKILL)
-            writer.communicate()
-        kills += alive
-        if not alive:
-            _finish(path, count, tmp_path / "one.zarr")
-            path = tmp_path / f"killed_{trial}.zarr"
-    _finish(path, count, tmp_path / "one.zarr")
+    died = 0
 
+    def words(shard: int) -> list[str]:
+        return [str(path), str(shard), str(count)]
 
-def _finish(path: Path, count: int, reference: Path) -> None:
-    """Both writers once more, to their end; requires the same store."""
-    time.sleep(storage.PARTIAL_AGE_S)
-    for shard in (0, 1):
-        writer = start_writer(path, shard, count)
-        _, errors = writer.communicate(timeout=120)
-        assert writer.returncode == 0, errors
-    require_equal_stores(path, reference)
+    with Mortals() as mortals:
+        for trial in range(20):
+            numbers = generator.integers(1, 12 if trial % 2 else 40, 2).tolist()
+            codes = mortals.run("tests.small_store", path, *((n, words(i)) for i, n in enumerate(numbers)))
+            assert set(codes) <= {0, -9}
+            died += codes.count(-9)
+        assert died >= 20
+        for leftover in path.rglob("*.partial"):  # as if they had died some seconds ago
+            os.utime(leftover, (0, 0))
+        assert mortals.run("tests.small_store", path, *((0, words(shard)) for shard in (0, 1))) == [0, 0]
+    require_equal_stores(path, tmp_path / "one.zarr")
     assert FeatureStore.open(path).verify() == []

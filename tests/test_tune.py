@@ -58,6 +58,8 @@ from tune.study import (
 )
 from tune.workers import set_up, trial_value
 
+pytestmark = pytest.mark.usefixtures("no_drawing", "converted_once")
+
 SPACE = Space("binary", ("embeddings",), False, 4)
 
 
@@ -541,6 +543,7 @@ def test_trials_say_what_they_took(searched: tuple[Path, dict[str, Any]]) -> Non
             assert attributes["parameters"] > 0
 
 
+@pytest.mark.draws
 def test_pictures_of_the_study_stay_in_the_run(store: Path, tmp_path: Path) -> None:
     summary, _ = tune(args_for(store, tmp_path, trials=5, epochs=1, pruning="off"))
     drawn = {path.stem for path in (tmp_path / "plots").glob("study_*.png")}

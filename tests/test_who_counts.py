@@ -22,6 +22,8 @@ from seqmodel.story import commands
 from seqmodel.wording import verdict
 from tests.judged import make_run, make_store
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 
 def evaluate(run: Path, *words: str) -> list[dict[str, str]]:
     assert main(["evaluate", "--run", str(run), "--rounds", "20", *words]) == 0
