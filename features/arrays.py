@@ -101,7 +101,11 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array:
 
 def read_column(group: zarr.Group, name: str, num_clips: int) -> np.ndarray:
     """The first `num_clips` values of a clip-level array; texts as numpy `<U`."""
-    values = np.asarray(array_of(group, name)[:num_clips])
+    return _values(array_of(group, name), num_clips)
+
+
+def _values(array: zarr.Array, count: int) -> np.ndarray:
+    values = np.asarray(array[:count])
     if values.dtype.kind not in "OT":
         return values
     return np.array(values.tolist(), dtype=str) if len(values) else np.zeros(0, "<U1")
@@ -111,12 +115,20 @@ def write_column(group: zarr.Group, name: str, values: np.ndarray) -> None:
     """Write a whole clip-level array, made or grown where need be, and only where it differs."""
     texts = values.dtype.kind in "UOT"
     fill: Any = "" if texts else (-1 if values.dtype == np.int16 else values.dtype.type(0))
-    existed = name in group and array_of(group, name).shape[0] >= len(values)
-    if existed and np.array_equal(read_column(group, name, len(values)), values, equal_nan=not texts):
+    if name in group and _is_column(array_of(group, name), values):
         return
     array = ensure_clip_array(group, name, str if texts else values.dtype, len(values), fill)
     if len(values):
         array[: len(values)] = values.astype(np.dtypes.StringDType()) if texts else values
+
+
+def _is_column(array: zarr.Array, values: np.ndarray) -> bool:
+    """Whether an array holds these values, and all of its chunks: an array that a killed planner left without
+    any reads as zeros."""
+    if array.shape[0] < len(values):
+        return False
+    is_equal = np.array_equal(_values(array, len(values)), values, equal_nan=values.dtype.kind == "f")
+    return is_equal and array.nchunks_initialized == array.nchunks
 
 
 def array_name(folder: str, column: str) -> str:
