@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import run_here
 from tests.toy_sequences import write_toy_store
 
 CHROMIUM = next(
@@ -42,19 +43,9 @@ pytestmark = [
 def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The words of the command that a search of twelve trials ends with."""
     folder = tmp_path_factory.mktemp("실행")
-    words = [
-        sys.executable,
-        "-m",
-        "tune",
-        "--store",
-        str(write_toy_store(folder)),
-        "--out",
-        str(folder / "내 run"),
-    ]
-    words += ["--trials", "12", "--jobs", "1", "--reseed", "1", "--epochs", "4", "--pruning", "off"]
-    words += ["--study", "heads of the demo"]
-    environment = os.environ | {"SLURM_CPUS_PER_TASK": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", env=environment)
+    words = ["--store", write_toy_store(folder), "--out", folder / "내 run", "--trials", "12", "--jobs", "1"]
+    words += ["--reseed", "1", "--epochs", "4", "--pruning", "off", "--study", "heads of the demo"]
+    done = run_here("tune", *words, SLURM_CPUS_PER_TASK="1")
     assert done.returncode == 0, done.stderr
     found = re.search(r"look at the study: (optuna-dashboard .*)", done.stderr)
     assert found is not None, done.stderr

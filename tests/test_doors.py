@@ -5,13 +5,13 @@ import json
 import os
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from features.door import MAX_LISTED, fail, run_door, say, say_failures, warn
+from tests.commands import run_here
 
 ROOT = Path(__file__).resolve().parents[1]
 DOORS = [
@@ -48,19 +48,12 @@ def run(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedP
     )
 
 
-def call(words: tuple[str, ...]) -> int:
-    """A command in this process; its exit code."""
-    try:
-        return int(import_module(f"{words[0]}.__main__").main(list(words[1:])))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-
-
 @pytest.mark.parametrize("words", DOORS, ids=" ".join)
-def test_help_answers(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_answers(words: tuple[str, ...]) -> None:
     """`--help` exits with 0 and shows usage."""
-    assert call((*words, "--help")) == 0
-    assert "usage" in capsys.readouterr().out.lower()
+    done = run_here(*words, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower()
 
 
 @pytest.mark.parametrize("package", ["extract", "features", "seqmodel", "tune", "live"])
@@ -98,16 +91,13 @@ def test_help_uses_little_processor_time() -> None:
         (("extract", "--dota", "x"), "--data"),
     ],
 )
-def test_user_errors_are_one_clear_line_and_exit_2(
-    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_user_errors_are_one_clear_line_and_exit_2(words: tuple[str, ...], said: str) -> None:
     """What a user can cause shows no traceback, names the culprit and exits with 2."""
-    monkeypatch.setenv("COLUMNS", "120")
-    assert call(words) == 2
-    out, err = capsys.readouterr()
-    assert said in err
-    assert "Traceback" not in err
-    assert out == ""
+    done = run_here(*words)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
 
 
 def test_a_user_error_is_one_line_and_exit_2_of_a_process() -> None:

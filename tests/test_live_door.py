@@ -28,6 +28,7 @@ from live.session import Session, Wishes
 from live.sources import NewestSource, open_source
 from live.views import NoView
 from live.watch import Loading, Loop
+from tests.commands import run_here
 from tests.small_run import write_run
 from tests.stepped import SteppedCamera, SteppedClock
 from tests.test_session import small_files
@@ -208,7 +209,7 @@ def test_seconds_stops_early(
 
 def test_json_lines_stream_to_stdout(run: Path, real_clips: dict[str, Path]) -> None:
     """`--log -`: a line a sampled frame for other programs, and messages stay on stderr."""
-    done = live("--run", run, "--video", real_clips["single"], "--headless", "--log", "-")
+    done = run_here("live", "--run", run, "--video", real_clips["single"], "--headless", "--log", "-")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == 8
@@ -222,7 +223,7 @@ def test_a_person_may_be_called_none(run: Path, tmp_path: Path) -> None:
     folder.mkdir()
     for name in ("me", "None"):
         (folder / f"{name}.json").write_text("{}", encoding="utf-8")
-    done = live("--run", run, "--person", "None", "--forget", BRAINBUDDY_HOME=str(tmp_path))
+    done = run_here("live", "--run", run, "--person", "None", "--forget", BRAINBUDDY_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert [file.name for file in folder.iterdir()] == ["me.json"]
 
@@ -245,7 +246,7 @@ def test_a_person_may_be_called_none(run: Path, tmp_path: Path) -> None:
 )
 def test_what_a_user_can_cause_is_one_line_and_exit_2(run: Path, words: tuple[str, ...], said: str) -> None:
     """No traceback."""
-    done = live("--run", run, *words)
+    done = run_here("live", "--run", run, *words)
     assert done.returncode == 2
     assert said in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
@@ -346,7 +347,7 @@ def test_a_start_that_fails_leaves_yesterdays_log_alone(run: Path, tmp_path: Pat
     """No camera, no log: neither the old one is touched nor a new one begun."""
     log = tmp_path / "day.csv"
     log.write_text("yesterday", encoding="utf-8")
-    assert live("--run", run, "--camera", "97", "--headless", "--log", log).returncode == 2
+    assert run_here("live", "--run", run, "--camera", "97", "--headless", "--log", log).returncode == 2
     assert log.read_text(encoding="utf-8") == "yesterday"
     assert list(tmp_path.iterdir()) == [log]
 
@@ -408,7 +409,7 @@ def test_without_a_display_the_user_is_told_what_else_there_is(
     """cv2's window would end the process; the door answers first."""
     if sys.platform != "linux":
         pytest.skip("other systems always have a display")
-    done = live("--run", run, "--video", real_clips["single"], DISPLAY="")
+    done = run_here("live", "--run", run, "--video", real_clips["single"], DISPLAY="")
     assert done.returncode == 2
     assert "--serve" in done.stderr
     assert "--headless" in done.stderr
@@ -418,7 +419,7 @@ def test_a_file_that_is_no_video_is_one_line(run: Path, tmp_path: Path) -> None:
     """The reason, and no traceback."""
     path = tmp_path / "text.mp4"
     path.write_text("not a video", encoding="utf-8")
-    done = live("--run", run, "--video", path, "--headless")
+    done = run_here("live", "--run", run, "--video", path, "--headless")
     assert done.returncode == 2
     assert "text.mp4" in done.stderr
     assert "Traceback" not in done.stderr
@@ -430,7 +431,8 @@ def test_forgetting_a_person(run: Path, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "민수.json").write_text("{}", encoding="utf-8")
     done = [
-        live("--run", run, "--person", "민수", "--forget", BRAINBUDDY_HOME=str(tmp_path)) for _ in range(2)
+        run_here("live", "--run", run, "--person", "민수", "--forget", BRAINBUDDY_HOME=str(tmp_path))
+        for _ in range(2)
     ]
     assert [d.returncode for d in done] == [0, 1]
     assert not list(folder.iterdir())

@@ -131,7 +131,7 @@ def test_extract_and_tune_talk_to_nobody(tmp_path: Path, tiny_demo: Path) -> Non
     """The whole way from videos to a run, in worker processes too."""
     store, run = tmp_path / "demo.zarr", tmp_path / "run"
     words = ["-m", "extract", "--data", tiny_demo / "labels.csv", "--out", store, "--weights", "random"]
-    done = watched(tmp_path, *words, "--workers", "1", "--limit", "16")
+    done = watched(tmp_path, *words, "--workers", "1", "--fps", "1")
     assert done.returncode == 0, done.stderr
     words = ["-m", "tune", "--store", store, "--out", run, "--trials", "2", "--jobs", "1"]
     done = watched(tmp_path, *words, "--labels", "distracted,engaged")

@@ -1,13 +1,12 @@
 """The README speaks of what is there: its commands parse."""
 
-import contextlib
-import io
 import re
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from tests.commands import run_here
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,10 +23,7 @@ def commands() -> list[str]:
 @lru_cache
 def help_of(words: tuple[str, ...]) -> str:
     """What a door says to `--help`."""
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        import_module(f"{words[0]}.__main__").main([*words[1:], "--help"])
-    return shown.getvalue()
+    return run_here(*words, "--help").stdout
 
 
 def test_there_are_commands_for_every_room() -> None:

@@ -13,6 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from tests.commands import run_here
 from tests.killed_worker import require_retry
 from tests.toy_sequences import write_toy_store
 from tune import liveness
@@ -106,7 +107,7 @@ def test_a_proxy_that_goes_away_is_one_line_and_the_same_command_goes_on(tmp_pat
     assert (search.returncode, "Traceback" in said) == (2, False), said
     assert f"error: --storage grpc://127.0.0.1:{port}: " in said.replace("\n", " ")
     server = start_proxy(journal, port)
-    done = subprocess.run([*words, "--trials", str(before + 1)], stderr=subprocess.PIPE, encoding="utf-8")
+    done = run_here("tune", *words[3:], "--trials", str(before + 1))
     server.kill()
     assert done.returncode == 0, done.stderr
     assert finished() > before
