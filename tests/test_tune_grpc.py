@@ -1,9 +1,11 @@
 """A study behind Optuna's real gRPC proxy on loopback: workers of here and of elsewhere that die."""
 
+import contextlib
 import multiprocessing
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from multiprocessing.context import SpawnProcess
@@ -113,6 +115,15 @@ def test_a_proxy_that_goes_away_is_one_line_and_the_same_command_goes_on(tmp_pat
     assert finished() > before
 
 
+def refuse(listener: socket.socket) -> None:
+    """Answer whoever comes as a web server would that does not speak gRPC; until the listener is closed."""
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+
 @pytest.mark.parametrize("listens", [False, True], ids=["nobody", "something else"])
 def test_a_proxy_that_does_not_answer_is_one_clear_line_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], listens: bool
@@ -123,6 +134,7 @@ def test_a_proxy_that_does_not_answer_is_one_clear_line_and_exit_code_2(
         other.bind(("127.0.0.1", 0))
         if listens:
             other.listen()
+            threading.Thread(target=refuse, args=(other,), daemon=True).start()
         address = f"grpc://127.0.0.1:{other.getsockname()[1]}"
         words = ["--store", str(store), "--out", str(tmp_path / "run"), "--storage", address, "--jobs", "1"]
         assert main(words) == 2

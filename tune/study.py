@@ -278,7 +278,7 @@ def work(
                     raise
             current.clear()
     except BaseException as error:
-        if not _is_interruption(error):
+        if not is_interruption(error):
             raise
         _leave(spec, current)
         raise KeyboardInterrupt from error
@@ -286,7 +286,7 @@ def work(
         close_study(study)
 
 
-def _is_interruption(error: BaseException | None) -> bool:
+def is_interruption(error: BaseException | None) -> bool:
     """Whether Ctrl-C or SIGTERM is behind an error. They may come in the middle of a storage's work, whose
     tidying up then fails with an error of its own."""
     while error is not None and not isinstance(error, KeyboardInterrupt):

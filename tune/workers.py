@@ -37,7 +37,7 @@ from tune.search import (
     untrained_head,
 )
 from tune.storage import lost_is_one_line
-from tune.study import StudySpec, note_seen, work
+from tune.study import StudySpec, is_interruption, note_seen, work
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,9 @@ def worker(args: TuneArgs, spec: StudySpec, threads: int, index: int) -> None:
         _on_signals(_go_on)  # the parent has met it too and ends its workers
         fail(str(error))
         sys.exit(1)
+    except ValueError as error:
+        if not is_interruption(error):  # told to end, and then the storage was gone
+            raise
 
 
 def kept_or_refitted(bench: Bench, trial: FrozenTrial) -> tuple[LstmHead, Fitted]:
