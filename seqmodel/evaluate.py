@@ -140,7 +140,6 @@ def write_judgement(
     asked = replace(asked, card=card)
     story = tell(folder, judgement, asked, args, embedding_map, refitted=refitted)
     write_text(folder / "literature.csv", story.literature.csv)
-    write_text(folder / "literature.tex", story.literature.latex + "\n")
     write_report(folder / "report.html", judgement, card, story)
     write_model_card(folder / "MODEL_CARD.md", judgement, card, story)
     return folder / "report.html"

@@ -225,7 +225,6 @@ def drop_decisions(run: Path) -> None:
         "metrics.json",
         "predictions.csv",
         "literature.csv",
-        "literature.tex",
         "report.html",
         "MODEL_CARD.md",
         REFERENCE,
