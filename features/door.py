@@ -10,6 +10,7 @@ Knows nothing about what any door does.
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 import types
@@ -34,14 +35,20 @@ USER_ERRORS = (ValueError, OSError)
 def parse(config: type[Config], argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
     """Command-line words as an instance of a frozen dataclass, whose docstrings are the help.
 
-    Exits with 2 and a hint on a word it does not know, and with 0 after `--help`.
+    A config with a field `command` gets the words there, as a shell takes them. Exits with 2 and a hint on a
+    word it does not know, and with 0 after `--help`.
     """
     import tyro
 
     words = sys.argv[1:] if argv is None else list(argv)
-    return tyro.cli(
+    asked = tyro.cli(
         config, args=words, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,)
     )
+    if hasattr(asked, "command"):
+        # A file name's bytes that are no text could not be written into a card.
+        command = shlex.join([*prog.split(), *words]).encode(errors="replace").decode()
+        object.__setattr__(asked, "command", command)  # frozen for all who get it from here
+    return asked
 
 
 def run_door(body: Body, *, as_json: bool = False) -> int:

@@ -3,7 +3,7 @@
 Light on purpose: `--help` reads this file alone. Knows nothing about how any of it is done.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -155,6 +155,8 @@ class TrainArgs:
     """A run whose people keep their side."""
     json: bool = False
     """Print one JSON object, the summary, on stdout."""
+    command: str = field(default="", init=False, compare=False)
+    """The command line as it was given, which `features.door.parse` puts here; no option."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,8 @@ class FinetuneArgs:
     """cpu, cuda or auto."""
     json: bool = False
     """Print one JSON object, the summary, on stdout."""
+    command: str = field(default="", init=False, compare=False)
+    """The command line as it was given, which `features.door.parse` puts here; no option."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,8 @@ class EvaluateArgs:
     """Seed of the bootstrap."""
     json: bool = False
     """Print one JSON object, the summary, on stdout."""
+    command: str = field(default="", init=False, compare=False)
+    """The command line as it was given, which `features.door.parse` puts here; no option."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +236,8 @@ class CalibrateArgs:
     """Seed of that split."""
     json: bool = False
     """Print one JSON object, the summary, on stdout."""
+    command: str = field(default="", init=False, compare=False)
+    """The command line as it was given, which `features.door.parse` puts here; no option."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ from seqmodel.config import EvaluateArgs
 from seqmodel.embedding_map import Map, map_meanwhile
 from seqmodel.figures import figures_json, say_figures, summary, write_metrics
 from seqmodel.judge import Judgement, Predictions, judge
-from seqmodel.options import options_of
 from seqmodel.predictions import PREDICTIONS, predict_rows, write_predictions
 from seqmodel.report import write_model_card, write_report
 from seqmodel.run import Card, calibration_stage, load_card, save_card, write_text
@@ -140,7 +139,6 @@ def write_judgement(
     asked = replace(asked, card=card)
     story = tell(folder, judgement, asked, args, embedding_map, refitted=refitted)
     write_text(folder / "literature.csv", story.literature.csv)
-    write_text(folder / "literature.tex", story.literature.latex + "\n")
     write_report(folder / "report.html", judgement, card, story)
     write_model_card(folder / "MODEL_CARD.md", judgement, card, story)
     return folder / "report.html"
@@ -190,9 +188,7 @@ def _calibrated(asked: Asked, args: EvaluateArgs) -> Card:
         calibration = replace(calibration, abstain=band)
     if calibration == card.calibration:
         return card
-    # As seqmodel.story finds them again.
-    chosen = options_of(EvaluateArgs(args.run, threshold_for=args.threshold_for, abstain=args.abstain))
-    stage = {"stage": "threshold", "options": chosen}
+    stage = {"stage": "threshold", "command": args.command}
     put_calibration(asked.run, replace(card, calibration=calibration, stages=(*card.stages, stage)), home)
     return load_card(asked.run)
 

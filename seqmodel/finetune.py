@@ -27,7 +27,6 @@ from seqmodel.checkpoint import load_checkpoint, save_checkpoint
 from seqmodel.config import FinetuneArgs
 from seqmodel.encoder import state_sha256
 from seqmodel.end_to_end import EndToEnd, keep_freed_memory
-from seqmodel.options import options_of
 from seqmodel.position import Goal, Outcome
 from seqmodel.re_extract import re_extract
 from seqmodel.reference import FILE as REFERENCE
@@ -246,10 +245,7 @@ def _write(stage: Stage, job: EndToEnd, outcome: Outcome, args: FinetuneArgs) ->
         "unfreeze_from": stage.first_block,
         "epochs": [_story(o) for o in job.at.history[1:]],
         "settings": asked_of(stage, args),
-        # The run's own store goes without saying.
-        "options": options_of(
-            dataclasses.replace(args, store=None) if str(args.store) == card.store else args
-        ),
+        "command": args.command,
     }
     if outcome.phase == "stage 1":
         _log(stage.run, job.at.history)

@@ -1,4 +1,4 @@
-"""A row for a table of papers: argmax accuracy, weighted F1, macro-F1, number of clips; as LaTeX and CSV.
+"""A row for a table of papers: argmax accuracy, weighted F1, macro-F1, number of clips; also as CSV.
 
 Papers of this field take the likeliest class and count the clips they could process. Both countings are
 given: every labelled clip, and measured clips alone.
@@ -20,11 +20,10 @@ NAMES = ("method", "clips", "accuracy", "weighted F1", "macro-F1", "UAR")
 
 @dataclass(frozen=True)
 class LiteratureTable:
-    """The rows as text, and as files."""
+    """The rows as text, and as a file."""
 
     names: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    latex: str
     csv: str
 
 
@@ -40,7 +39,7 @@ def literature_table(judgement: Judgement, method: str) -> LiteratureTable:
         if beside.yardstick.name == "majority":
             majority = beside.yardstick.said
             rows.append(_row("majority class", p.labels, majority, everybody, len(judgement.label_names)))
-    return LiteratureTable(NAMES, tuple(rows), _latex(rows), _csv(rows))
+    return LiteratureTable(NAMES, tuple(rows), _csv(rows))
 
 
 def _row(
@@ -49,17 +48,6 @@ def _row(
     figures = count_metrics(confusion(labels[keep], said[keep], num_classes))
     values = (figures[name] for name in ("accuracy", "weighted_f1", "macro_f1", "balanced_accuracy"))
     return (method, str(int(keep.sum())), *(f"{100 * float(value):.1f}" for value in values))
-
-
-def _latex(rows: list[tuple[str, ...]]) -> str:
-    lines = [r"\begin{tabular}{lrrrrr}", r"\toprule", " & ".join(NAMES) + r" \\", r"\midrule"]
-    lines += [" & ".join([_escape_latex(row[0]), *row[1:]]) + r" \\" for row in rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
-
-
-def _escape_latex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 
 def _csv(rows: list[tuple[str, ...]]) -> str:

@@ -21,7 +21,6 @@ from seqmodel.bootstrap import Figure, bootstrap_figures, draw_subjects, paired,
 from seqmodel.calibration import Calibration, decide, fit_calibration, moved_band, require_threshold
 from seqmodel.config import CalibrateArgs
 from seqmodel.metrics import evaluate_predictions, minority_class
-from seqmodel.options import options_of
 from seqmodel.predictions import predict_rows
 from seqmodel.run import Card, load_card, save_calibrators, write_text
 from seqmodel.train import put_calibration
@@ -95,7 +94,7 @@ def _keep(
         "time_utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "people": summary["people_calibrating"],
         "before": vars(card.calibration),
-        "options": options_of(args),
+        "command": args.command,
     }
     # First: with the clips named and the card unchanged nothing is judged wrongly.
     table, rows = asked.table, asked.population.rows

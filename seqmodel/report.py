@@ -49,7 +49,7 @@ class Story:
     """What was done to the probabilities, in words."""
     importance: Mapping[str, Any] | None = None
     data_rows: Sequence[Mapping[str, Any]] = ()
-    literature: LiteratureTable = field(default_factory=lambda: LiteratureTable((), (), "", ""))
+    literature: LiteratureTable = field(default_factory=lambda: LiteratureTable((), (), ""))
     commands: Sequence[str] = ()
     umap_caption: str = ""
     ledger: str = ""

@@ -4,8 +4,7 @@ again.
 It knows nothing about HTML, and how a drawing looks is in plots.py and plots_people.py.
 """
 
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from typing import Any
 import numpy as np
 
 from features.door import progress, warn
-from features.labels import Labelling
-from features.store import FeatureStore
 from seqmodel import plots, plots_people
 from seqmodel.asked import Asked, Refitted, face_coverage
 from seqmodel.calibration import certainty, probabilities
@@ -27,16 +24,13 @@ from seqmodel.history import trials_of
 from seqmodel.judge import Judgement
 from seqmodel.literature import literature_table
 from seqmodel.metrics import confusion
-from seqmodel.options import options_of
-from seqmodel.predictions import inputs_of, open_ways, population, read_streams
+from seqmodel.predictions import open_ways, population, read_streams
 from seqmodel.report import Story
 from seqmodel.run import Card, read_log
 from seqmodel.slices import Slices, all_slices
-from seqmodel.stage_two import crops_command
 from seqmodel.wording import TITLES, calibration_lede, fold_calibrations_lede
 
 BEST_TRIALS = 5
-UNKNOWN = "not known, as this run is from before its card kept them"
 
 
 def tell(
@@ -103,7 +97,7 @@ def _tell(
         importance=importance_words(falls) if falls else None,
         data_rows=data_rows(asked),
         literature=literature_table(judgement, args.run.name),
-        commands=commands(asked, args),
+        commands=commands(card, args.command),
         ledger=ledger(asked),
     )
 
@@ -253,102 +247,13 @@ def data_rows(asked: Asked) -> list[dict[str, Any]]:
     return out
 
 
-def commands(asked: Asked, args: EvaluateArgs) -> list[str]:
-    """What to type to get the store, the run and this report again. What store and card do not know is said
-    in a comment, or stands in capitals."""
-    run = shlex.quote(str(args.run))
-    lines = _store_lines(asked)
-    first = ""
-    for stage in asked.card.stages or ({"stage": "head"},):
-        known, options = "options" in stage, str(stage.get("options", ""))
-        if stage["stage"] == "head":
-            lines += _head_lines(asked, args.run, stage)
-            first = options
-        elif stage["stage"] in ("finetune", "calibrate"):
-            if known and _is_of_tune(first.split(), options.split()):
-                continue
-            lines += [] if known else [f"# with which options: {UNKNOWN}"]
-            store = f" --store {shlex.quote(str(stage['store']))}" if stage["stage"] == "calibrate" else ""
-            lines.append(f"python -m seqmodel {stage['stage']} --run {run}{store} {options}".rstrip())
-        elif stage["stage"] == "threshold" and options != _chosen(args):
-            lines.append(f"python -m seqmodel evaluate --run {run} --split val {options}")
-    words = ["python -m seqmodel evaluate --run", run]
-    words += ["--store", shlex.quote(str(asked.store.path)), "--split", args.split]
-    words += ["--rounds", str(args.rounds), "--seed", str(args.seed)]
-    words += ["--map", *(shlex.quote(pair) for pair in args.map)] if args.map else []
-    words += ["--folds", args.folds] if args.folds else []
-    words += ["--threshold-for", shlex.quote(args.threshold_for)] if args.threshold_for else []
-    words += ["--abstain", f"{args.abstain:g}"] if args.abstain else []
-    words += ["--umap"] if args.umap else []
-    words += ["--thumbnails"] if args.thumbnails else []
-    return [*lines, " ".join(words)]
-
-
-def _chosen(args: EvaluateArgs) -> str:
-    """The options that choose a threshold, as the card's story has them."""
-    return options_of(EvaluateArgs(args.run, threshold_for=args.threshold_for, abstain=args.abstain))
-
-
-def _is_of_tune(searched: list[str], tuned: list[str]) -> bool:
-    """Whether a fine-tune of these options is what --finetune did after the search: its seed, its device."""
-    flags = {word for word in tuned if word.startswith("--")}
-    return "--finetune" in searched and flags <= {"--seed", "--device"} and set(tuned) <= set(searched)
-
-
-def _store_lines(asked: Asked) -> list[str]:
-    """How the store came about that the run was trained on."""
-    path, store = asked.card.store, asked.store
-    if str(store.path) != path:
-        try:
-            store = FeatureStore.open(path)
-        except (ValueError, OSError):
-            return [f"# {path}, on which this run was trained, is not here to say how it was made"]
-    if store.recipe.pixels is None:
-        return [f"# {path} holds imported features: python -m features import"]
-    if store.numerics.get("pixels") == "stored crops":
-        encoder = store.recipe.encoder
-        return [
-            f"# {path} holds what {encoder.name} ({encoder.weights}) sees on the crops of another store: the "
-            "report of the run that was fine-tuned with --re-extract says how"
-        ]
-    return [crops_command(store).removesuffix("" if store.has_crops else " --crops jpeg")]
-
-
-def _head_lines(asked: Asked, run: Path, stage: Mapping[str, Any]) -> list[str]:
-    """How the head was searched or trained: as it was asked for, or for runs from before that was kept what
-    follows from the card."""
-    card, searched = asked.card, "trial" in stage
-    door = (
-        ["tune", "--store", card.store, "--out"]
-        if searched
-        else ["seqmodel", "train", "--store", card.store, "--run"]
-    )
-    command = shlex.join(["python", "-m", *door, str(run)])
-    if "options" in stage:
-        return [f"{command} {stage['options']}".rstrip()]
-    asks = [*_question_words(card.labelling), "--metric", card.metric, "--seed", str(card.seed)]
-    if set(card.dims) != set(asked.store.streams):
-        asks += ["--inputs", inputs_of(card)]
-    if searched:
-        asks += ["--trials", str(max(1, len(trials_of(run)))), "--baseline", card.baseline]
-        unknown = "--splits-from, --folds, --reseed, --epochs, --pruning"
-    else:
-        # The task sets shared thresholds by itself.
-        head = replace(card.head, shared_thresholds=False)
-        asks += shlex.split(f"{options_of(head)} {options_of(card.train)}")
-        unknown = "--splits-from"
-    return [
-        f"# {unknown}: {UNKNOWN}; people were split so: {card.split_how}",
-        f"{command} {shlex.join(asks)}",
-    ]
-
-
-def _question_words(labelling: Labelling) -> list[str]:
-    """The options that put a run's question: --merge where a class has several stored names or a new one."""
-    pairs = zip(labelling.names, labelling.sources, strict=True)
-    merged = [f"{name}={'+'.join(group)}" for name, group in pairs if group != (name,)]
-    words = ["--label", labelling.column, "--labels", ",".join(labelling.names), "--task", labelling.task]
-    return [*words, "--merge", *merged] if merged else words
+def commands(card: Card, command: str) -> list[str]:
+    """The commands that made the run, in order, and the one that judges it, as they were given; those of
+    callers that gave none are left out."""
+    given = [str(stage.get("command", "")) for stage in card.stages]
+    if given[-1:] != [command]:  # else it has just chosen the threshold
+        given.append(command)
+    return [line for line in given if line]
 
 
 def ledger(asked: Asked) -> str:

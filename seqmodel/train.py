@@ -22,7 +22,6 @@ from seqmodel.baselines import baseline_scores
 from seqmodel.calibration import Calibration, fit_calibration
 from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
 from seqmodel.heads import LstmHead, build_head, num_outputs
-from seqmodel.options import options_of
 from seqmodel.question import Question, load_sides, put_question
 from seqmodel.reference import FILE as REFERENCE
 from seqmodel.reference import write_reference
@@ -78,7 +77,7 @@ def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
         args.train,
         seed=args.seed,
         metric=metric,
-        stage={"stage": "head", "baselines": rounded(baselines), "options": options_of(args)},
+        stage={"stage": "head", "baselines": rounded(baselines), "command": args.command},
     )
     summary = {
         "run": str(args.run),
@@ -225,7 +224,6 @@ def drop_decisions(run: Path) -> None:
         "metrics.json",
         "predictions.csv",
         "literature.csv",
-        "literature.tex",
         "report.html",
         "MODEL_CARD.md",
         REFERENCE,

@@ -307,7 +307,9 @@ def stages(card: Card) -> list[dict[str, str]]:
     rows = []
     for stage in card.stages:
         said = [
-            f"{key.replace('_', ' ')} {_in_words(value)}" for key, value in stage.items() if key != "stage"
+            f"{key.replace('_', ' ')} {_in_words(value)}"
+            for key, value in stage.items()
+            if key not in ("stage", "command")
         ]
         rows.append({"name": str(stage.get("stage", "stage")), "text": "; ".join(said)})
     return rows

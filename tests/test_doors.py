@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.door import MAX_LISTED, fail, run_door, say, say_failures, warn
+from features.door import MAX_LISTED, fail, parse, run_door, say, say_failures, warn
+from seqmodel.config import EvaluateArgs
 from tests.commands import run_here
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,6 +100,22 @@ def test_user_errors_are_one_clear_line_and_exit_2(words: tuple[str, ...], said:
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_command_is_kept_as_it_was_given(capsys: pytest.CaptureFixture[str]) -> None:
+    """A shell gives the words back, apart from bytes that are no text; it is no option itself."""
+    words = ["--run=runs/첫째 것", "--map", "a b=$c", "it's=d", "--json"]
+
+    def given(*more: str) -> str:
+        return parse(EvaluateArgs, [*words, *more], prog="python -m x", description="").command
+
+    assert shlex.split(given()) == ["python", "-m", "x", *words]
+    assert shlex.split(given("--store", os.fsdecode(b"\xff")))[-1] == "?"
+    for more, code in (("--help", 0), ("--command=x", 2)):
+        with pytest.raises(SystemExit) as stop:
+            given(more)
+        assert stop.value.code == code
+    assert "--command" not in capsys.readouterr().out
 
 
 def test_a_user_error_is_one_line_and_exit_2_of_a_process() -> None:

@@ -241,43 +241,6 @@ def test_an_imported_frame_that_lacks_a_feature_is_no_face(tmp_path):
     assert face_coverage(store, np.arange(3)).tolist() == [1.0, 0.5, 0.0]
 
 
-@pytest.mark.parametrize("searched", [False, True])
-def test_the_commands_of_a_report_ask_the_same_again(tmp_path, searched):
-    """What is shown goes through the doors' own parsers and puts the run's own question."""
-    import shlex
-    from dataclasses import replace
-
-    from features.door import parse
-    from features.labels import make_labelling
-    from seqmodel.config import EvaluateArgs, TrainArgs, TrainConfig
-    from seqmodel.evaluate import open_split
-    from seqmodel.story import commands
-    from tune.config import TuneArgs
-
-    store = make_store(tmp_path / "s.zarr", names=("a b", "c", "d"), recipe=WITH_GEOMETRY)
-    card = make_run(tmp_path / "run", store, epochs=1, inputs="geometry", baseline="subject")
-    labelling = make_labelling(["a b", "c", "d"], binarize_at=2)
-    stage = {"stage": "head"} | ({"trial": 3} if searched else {})
-    train = TrainConfig(epochs=3, class_weighting=False)
-    asked = open_split(EvaluateArgs(run=tmp_path / "run"))
-    asked = replace(asked, card=replace(card, labelling=labelling, stages=(stage,), train=train))
-    args = EvaluateArgs(run=tmp_path / "run", map=("x=c", "y=d"), abstain=0.2, threshold_for="f1")
-    _, learned, judged = (shlex.split(line)[3:] for line in commands(asked, args) if line[0] != "#")
-    doors = {"prog": "p", "description": ""}
-    again = parse(EvaluateArgs, judged[1:], **doors)
-    assert again == replace(args, store=tmp_path / "s.zarr")
-    if searched:
-        tuned = parse(TuneArgs, learned, **doors)
-        assert (tuned.inputs, tuned.baseline, tuned.metric) == ("geometry", "subject", "auroc")
-        label = tuned.label
-    else:
-        trained = parse(TrainArgs, learned[1:], **doors)
-        assert (trained.head, trained.train, trained.inputs) == (card.head, train, "geometry")
-        label = trained.label
-    names = tuple(label.labels.split(","))
-    assert make_labelling(["a b", "c", "d"], labels=names, merge=label.merge, task=label.task) == labelling
-
-
 # Folds
 
 

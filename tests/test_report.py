@@ -17,7 +17,6 @@ from optuna.storages.journal import JournalFileBackend
 from seqmodel.__main__ import main
 from seqmodel.drawing import CJK_FONT_FILES, CJK_FONTS, hangul_fonts, save, style
 from seqmodel.history import trials_of
-from seqmodel.literature import literature_table
 from seqmodel.plots import confusion_plot
 from seqmodel.plots_people import scatter_plot
 from seqmodel.run import load_card, save_card
@@ -250,7 +249,6 @@ def test_the_literature_row_takes_the_likeliest_class(run):
     text = (run / "literature.csv").read_text(encoding="utf-8").splitlines()
     assert text[0].startswith("method,clips,accuracy,weighted F1")
     assert text[-1].startswith("majority class")
-    assert (run / "literature.tex").read_text(encoding="utf-8").startswith("\\begin{tabular}")
 
 
 def test_yardsticks_in_one_place_hide_nobody():
@@ -295,9 +293,3 @@ def test_names_are_no_formulas_in_drawings(tmp_path, names):
         svg = save(figure, tmp_path / f"{name}.png")
         assert all(f">{text}</text>" in svg for text in names)
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
-
-
-def test_latex_survives_odd_names():
-    rng = np.random.default_rng(0)
-    judgement = judged(rng.integers(0, 2, 40), rng.random(40), people(8, 5), rounds=20)
-    assert r"run\_1\&\%" in literature_table(judgement, "run_1&%").latex

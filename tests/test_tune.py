@@ -19,17 +19,14 @@ from optuna.trial import FrozenTrial, TrialState
 from safetensors.torch import load_file
 
 from features.datasets import Samples, subset
-from features.door import parse
 from features.external import read_sequences, write_external
 from features.store import FeatureStore
 from seqmodel.__main__ import main as seqmodel
-from seqmodel.asked import ask
-from seqmodel.config import EvaluateArgs, LabelArgs
+from seqmodel.config import LabelArgs
 from seqmodel.drawing import style
 from seqmodel.history import trials_of as history_of
 from seqmodel.reference import read_reference
 from seqmodel.run import load_card, load_split, load_weights, save_card
-from seqmodel.story import commands
 from tests.crop_store import write_crop_store
 from tests.small_store import write_store
 from tests.toy_sequences import write_toy_store
@@ -329,17 +326,6 @@ def test_folds_over_people_whom_the_encoder_knows_are_warned_about(tmp_path: Pat
         assert "from 12 of the 12 people" in text
     kept = {f"subject {who}": side for who, side in load_split(args.out).values()}
     assert kept == sides
-
-
-def test_a_report_asks_the_search_again_as_it_was_asked(
-    searched: tuple[Path, dict[str, Any]], store: Path
-) -> None:
-    """Its card keeps every option that is not a default."""
-    out = searched[0]
-    asked = ask(out, load_card(out), None, "val")
-    (line,) = [line for line in commands(asked, EvaluateArgs(out)) if line.startswith("python -m tune")]
-    again = parse(TuneArgs, shlex.split(line)[3:], prog="p", description="")
-    assert again == args_for(store, out, trials=6)
 
 
 def test_folds_have_a_say_where_both_sides_have_what_it_takes() -> None:
@@ -694,12 +680,37 @@ def test_what_is_printed_holds_no_password(tmp_path: Path) -> None:
         ("postgresql://me@host:5432/db", "postgresql://me@host:5432/db"),
         ("grpc://host:13000", "grpc://host:13000"),
         ("folder/me:and@you?password=1.log", "folder/me:and@you?password=1.log"),
+        ("--storage=postgresql://me:secret@host/db", "--storage=postgresql://me:…@host/db"),
+        ("--labels=a:b@c", "--labels=a:b@c"),
         ("", ""),
     ],
 )
 def test_a_password_is_left_out_wherever_a_url_has_it(url: str, shown: str) -> None:
     """And the path of a journal, which is no URL, stays."""
     assert without_password(url) == shown
+
+
+def test_a_card_keeps_the_command_as_it_was_given_without_its_password(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = open_storage(str(tmp_path / "journal.log"))
+    monkeypatch.setattr("tune.study.open_storage", lambda url: journal)
+    out = tmp_path / "내 실행"
+    words = ["--store", str(store), "--out", str(out), "--labels", "distracted,engaged", "--jobs", "1"]
+    words += ["--trials", "1", "--reseed", "0", "--epochs", "1"]
+    secret = [
+        "--storage=mysql://me:secret@a/b",
+        "--storage",
+        "postgresql://me:secret@host/db?password=secret",
+    ]
+    assert main([*words, *secret]) == 0
+    (stage,) = load_card(out).stages
+    assert shlex.split(stage["command"]) == [
+        *("python", "-m", "tune", *words),
+        *("--storage=mysql://me:…@a/b", "--storage", "postgresql://me:…@host/db?password=…"),
+    ]
+    kept = [path for path in out.rglob("*") if path.is_file()]
+    assert not [path for path in kept if b"secret" in path.read_bytes()]
 
 
 def test_leaving_the_refits_early_waits_for_nothing(store: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Claims about whose clips a judgement is of: they stay the same when the store moves, grows or names people
 anew, and what is said of them is true."""
 
+import html
 import shlex
 import shutil
 from dataclasses import replace
@@ -159,20 +160,41 @@ def test_a_store_that_was_moved_chooses_the_threshold(run: Path, tmp_path: Path)
     assert (run / "reference.json").is_file(), "measured there, too"
 
 
-def test_a_report_says_how_the_threshold_was_chosen(run: Path) -> None:
-    """Also a later one, which was not asked to choose."""
-    evaluate(run, "--split", "val", "--threshold-for", "f1", "--abstain", "0.2")
-    args = EvaluateArgs(run)
-    chosen, judged = commands(ask(run, load_card(run), None, "test"), args)[-2:]
-    assert shlex.split(chosen)[3:] == [
-        *("evaluate", "--run", str(run), "--split", "val", "--threshold-for", "f1", "--abstain", "0.2")
+@pytest.mark.usefixtures("not_exported")
+def test_a_report_shows_the_commands_as_they_were_given(tmp_path: Path) -> None:
+    """Of the run and of the judgement; one that chooses and judges stands there once."""
+    run, new = str(tmp_path / "내 실행" / "it's <b>one"), str(tmp_path / "새 곳.zarr")
+    make_store(tmp_path / "s.zarr", signal=0.5)
+    make_store(Path(new), signal=0.4, clip_prefix="n", shift=1.2)
+    judge = ("evaluate", "--rounds=20", "--run", run)
+    given = [
+        ("train", "--store", str(tmp_path / "s.zarr"), "--run", run, "--epochs", "1"),
+        (*judge, "--threshold-for", "f1", "--abstain", "0.2"),
+        ("calibrate", "--run", run, "--store", new),
     ]
-    assert "--threshold-for" not in judged
-    again = replace(args, threshold_for="f1", abstain=0.2)
-    assert (
-        sum("--threshold-for" in line for line in commands(ask(run, load_card(run), None, "test"), again))
-        == 1
-    )
+
+    def shown() -> list[list[str]]:
+        page = (Path(run) / "report.html").read_text(encoding="utf-8")
+        section = page[page.index('<section id="reproduce">') :]
+        lines = html.unescape(section.partition("<pre>")[2].partition("</pre>")[0]).splitlines()
+        return [shlex.split(line) for line in lines]
+
+    def whole(*commands: tuple[str, ...]) -> list[list[str]]:
+        return [["python", "-m", "seqmodel", *words] for words in commands]
+
+    for words in given[:2]:
+        assert main(words) == 0
+    assert shown() == whole(*given[:2])
+    for words in (given[2], judge):
+        assert main(words) == 0
+    assert shown() == whole(*given, judge)
+    assert [shlex.split(stage["command"]) for stage in load_card(Path(run)).stages] == shown()[:3]
+
+
+def test_a_report_of_a_run_that_no_command_made_shows_none_of_it(run: Path) -> None:
+    card = load_card(run)
+    assert commands(card, "") == []
+    assert commands(card, "judged so") == ["judged so"]
 
 
 def test_clips_without_a_face_choose_no_threshold(tmp_path: Path) -> None:

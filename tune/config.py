@@ -1,6 +1,6 @@
 """What `python -m tune` can be told. Light: `--help` reads this file and seqmodel.config alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -58,6 +58,8 @@ class TuneArgs:
     """cpu, cuda or auto."""
     json: bool = False
     """Print one JSON object, the summary, on stdout."""
+    command: str = field(default="", init=False, compare=False)
+    """The command line as it was given, which `features.door.parse` puts here; no option."""
 
     def __post_init__(self) -> None:
         for name, least in (("trials", 1), ("jobs", 1), ("epochs", 1), ("reseed", 0), ("seed", 0)):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import active_children
 from typing import Any
 
@@ -27,7 +27,6 @@ from features.door import console, progress, say, warn
 from features.splits import groups_of, split_hash
 from seqmodel.baselines import baseline_scores
 from seqmodel.config import FinetuneArgs
-from seqmodel.options import options_of
 from seqmodel.question import doubt_of_folds, put_question, seen_fingerprint
 from seqmodel.run import ARTIFACTS, CARD, STUDY, WEIGHTS, load_card, require_place
 from seqmodel.stage_two import require_crops
@@ -353,7 +352,7 @@ def keep(
         "spread_over_seeds": round(winner.spread, 4),
         "parameters": count_parameters(head),
         "baselines": rounded(baselines),
-        "options": options_of(replace(args, storage=without_password(args.storage))),
+        "command": shlex.join(map(without_password, shlex.split(args.command))),
     }
     write_run(
         args.out,

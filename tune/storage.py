@@ -139,11 +139,11 @@ def refuse_shared_disk(url: str, mounts_file: Path = Path("/proc/mounts")) -> No
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown, without the password before its @ or in an option (`?password=…`), read as
-    `sqlalchemy.engine.make_url` reads it. A journal's path stays as it is."""
+    """The URL, or the word --storage=URL, as it may be shown: without the password before its @ or in an
+    option (`?password=…`), read as `sqlalchemy.engine.make_url` reads it. Anything else stays as it is."""
     if "://" not in url:
         return url
-    url = re.sub(r"^([\w+]+://[^:/]*):[^@]*@", r"\1:…@", url)
+    url = re.sub(r"^((?:--storage=)?[\w+]+://[^:/]*):[^@]*@", r"\1:…@", url)
     return re.sub(r"([?&][^=&]*passw[^=&]*=)[^&]*", r"\1…", url, flags=re.IGNORECASE)
 
 
