@@ -48,8 +48,6 @@ class ExtractConfig:
     """Also measure expression and head pose: the second stream."""
     crops: Literal["none", "jpeg"] = "none"
     """Keep the face crops as JPEG: fine-tuning needs them. They are pictures of people."""
-    decode: Literal["full", "sparse"] = "full"
-    """sparse skips the frames no other is built from: faster, at the price of a frame or two of timing."""
     workers: int | None = None
     """Processes; one for each usable core unless given, and with CUDA for each 2 GB of the GPU's memory. 0:
     work in this process, for debugging; a video that kills it ends the run."""

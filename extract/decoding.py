@@ -67,11 +67,10 @@ def pictures(
     num_pictures, fruitless = 0, 0
     reasons = ["no frame in it can be decoded"]
     context = stream.codec_context
-    may_skip = context.skip_frame != "NONREF" and is_wanted is not None
     for packet, is_needed in _marked(_packets(container, stream, reasons), stream, is_wanted):
         if not is_needed and context.codec.intra_only:
             continue
-        if may_skip:
+        if is_wanted is not None:
             context.skip_frame = "DEFAULT" if is_needed else "NONREF"
         try:
             pictures = stream.decode(packet)

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from extract.pipeline import Clock, Job, Kernels, Lost, Row, Window, extract_video
-from extract.video import Decode
 from features.planning import TIME_SLACK_NS
 from features.store import FeatureStore
 
@@ -28,7 +27,7 @@ class StoreLost(OSError):
 
 
 def fill(
-    store: FeatureStore, job: Job, kernels: Kernels, *, decode: Decode, threads: int, clock: Clock
+    store: FeatureStore, job: Job, kernels: Kernels, *, threads: int, clock: Clock
 ) -> Iterator[Row | Lost]:
     """Extract a job and write every outcome into the store before giving it.
 
@@ -46,7 +45,7 @@ def fill(
         windows.append(window)
     wanted = {window.row: window.parts for window in job.windows}
     asked = replace(job, windows=tuple(windows))
-    for outcome in extract_video(asked, kernels, decode=decode, threads=threads, clock=clock):
+    for outcome in extract_video(asked, kernels, threads=threads, clock=clock):
         parts = wanted[outcome.window.row]
         if isinstance(outcome, Row) and not _is_finite(outcome):
             outcome = Lost(outcome.window, "the encoder gave numbers that are not finite")

@@ -216,7 +216,7 @@ def _to_time(clips: Sequence[Clip]) -> list[Clip]:
 
 def _extract(clip: Clip, kernels: Kernels, setup: Setup, parts: frozenset[Part]) -> Row | Lost:
     window = Window(0, clip.start_s, clip.end_s, parts)
-    return next(extract_video(Job(clip.path, (window,)), kernels, decode=setup.decode))
+    return next(extract_video(Job(clip.path, (window,)), kernels))
 
 
 def _num_bytes(row: Row) -> int:

@@ -11,7 +11,7 @@ Shapes: T frames of a window, D embedding, G geometry features.
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,10 +20,9 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from extract.decoding import open_video, rate
 from extract.face import FaceCropper
 from extract.geometry import FaceGeometry
-from extract.video import Decode, Frame, Spans, Targets, read_video, sample_at
+from extract.video import Frame, Spans, Targets, read_video, sample_at
 from features.recipe import Recipe
 from seqmodel.engine import Backend, Engine, Precision, open_engine
 
@@ -33,8 +32,6 @@ JPEG_QUALITY = 95
 """Worst cosine between embeddings of a crop and of its JPEG: .995 on real faces."""
 MISSING_S = 1.0
 """A video that stops this much before its window's promised end is cut short; less is rounding."""
-SPARSE_MIN_RATIO = 5.0
-"""Sparse decoding only where the video has this many frames for each sampled one."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,6 @@ class Setup:
     backend: Backend = "auto"
     device: str = "auto"
     precision: Precision = "auto"
-    decode: Decode = "full"
     threads: int = 1
 
 
@@ -129,10 +125,6 @@ class Clock:
             self.seconds[name] += time.perf_counter() - start
 
 
-class TooSparse(Exception):
-    """Sparse decoding left out more than a sampled frame may be late."""
-
-
 def open_kernels(setup: Setup) -> Kernels:
     """The kernels that a setup describes.
 
@@ -158,7 +150,7 @@ def open_kernels(setup: Setup) -> Kernels:
 
 
 def extract_video(
-    job: Job, kernels: Kernels, *, decode: Decode = "full", threads: int = 1, clock: Clock | None = None
+    job: Job, kernels: Kernels, *, threads: int = 1, clock: Clock | None = None
 ) -> Iterator[Row | Lost]:
     """A row, or a reason, for every window of the job; the file is decoded once unless windows overlap."""
     clock = clock or Clock()
@@ -166,14 +158,7 @@ def extract_video(
     for windows in _passes(job.windows):
         given = 0
         try:
-            try:
-                if decode == "sparse" and _has_frames_to_spare(job.path, kernels):
-                    for outcome in _one_pass(job, windows, kernels, "sparse", threads, clock, deadline):
-                        yield outcome
-                        given += 1
-            except TooSparse:
-                pass
-            for outcome in _one_pass(job, windows[given:], kernels, "full", threads, clock, deadline):
+            for outcome in _one_pass(job, windows, kernels, threads, clock, deadline):
                 yield outcome
                 given += 1
         except ValueError as error:
@@ -183,20 +168,12 @@ def extract_video(
 
 
 def _one_pass(
-    job: Job,
-    windows: Sequence[Window],
-    kernels: Kernels,
-    decode: Decode,
-    threads: int,
-    clock: Clock,
-    deadline: float,
+    job: Job, windows: Sequence[Window], kernels: Kernels, threads: int, clock: Clock, deadline: float
 ) -> Iterator[Row | Lost]:
     """Windows that do not overlap, in the order of time, in one reading of the file."""
-    if not windows:
-        return
     pixels = kernels.cropper.pixels
     targets = Targets([window.start_s for window in windows], pixels.fps, pixels.num_frames)
-    frames = read_video(job.path, decode=decode, threads=threads, is_wanted=targets.between)
+    frames = read_video(job.path, threads=threads, is_wanted=targets.between)
     spans = Spans(_until_deadline(frames, job.time_limit_s, deadline))
     for window in windows:
         end_s = window.start_s + pixels.window_s
@@ -204,9 +181,7 @@ def _one_pass(
             end_s = min(end_s, window.end_s)
         kernels.cropper.reset()
         sampled = sample_at(spans.until(end_s), pixels.fps, window.start_s)
-        row, num_sampled = _row(
-            sampled, window, kernels, clock, late_s=1 / pixels.fps if decode == "sparse" else None
-        )
+        row, num_sampled = _row(sampled, window, kernels, clock)
         reason = ""
         if num_sampled == 0:
             reason = f"no frame between {window.start_s:.1f} and {end_s:.1f} s"
@@ -218,9 +193,7 @@ def _one_pass(
         yield Lost(window, reason) if reason else row
 
 
-def _row(
-    sampled: Iterator[Frame], window: Window, kernels: Kernels, clock: Clock, late_s: float | None
-) -> tuple[Row, int]:
+def _row(sampled: Iterator[Frame], window: Window, kernels: Kernels, clock: Clock) -> tuple[Row, int]:
     """The row of the sampled frames, and how many those were."""
     pixels = kernels.cropper.pixels
     num_frames, parts = pixels.num_frames, window.parts
@@ -233,8 +206,6 @@ def _row(
     images: dict[int, np.ndarray] = {}
     num_sampled = 0
     for t, (frame, rgb) in enumerate(_decoded(islice(sampled, num_frames), clock)):
-        if late_s is not None and frame.pts_s > window.start_s + (t + 1) * late_s:
-            raise TooSparse
         num_sampled += 1
         table[t, 0] = frame.pts_s
         with clock.stage("face"):
@@ -300,8 +271,3 @@ def _passes(windows: Sequence[Window]) -> list[list[Window]]:
         else:
             groups.append([window])
     return groups
-
-
-def _has_frames_to_spare(path: Path, kernels: Kernels) -> bool:
-    with closing(open_video(path)) as container:
-        return rate(container.streams.video[0]) >= SPARSE_MIN_RATIO * kernels.cropper.pixels.fps

@@ -119,9 +119,8 @@ def make_setup(config: ExtractConfig) -> tuple[Setup, dict[str, Any]]:
         config.backend,
         engine.numerics["device"],
         engine.numerics["precision"],
-        config.decode,
     )
-    numerics = dict(engine.numerics) | {"decode": config.decode}
+    numerics = dict(engine.numerics)
     if config.crops == "jpeg":
         numerics["crops"] = f"jpeg q{JPEG_QUALITY}"
     return setup, numerics

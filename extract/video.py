@@ -14,13 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from extract.decoding import IsWanted, duration_s, open_video, pictures, rate
-
-Decode = Literal["full", "sparse"]
 
 EARLY_S = 0.0005
 """A frame this much before its target still answers it: containers round their times to a millisecond."""
@@ -68,14 +66,11 @@ def probe(path: Path | str) -> VideoInfo:
         return VideoInfo(duration_s(container, stream), rate(stream), *size)
 
 
-def read_video(
-    path: Path | str, *, decode: Decode = "full", threads: int = 1, is_wanted: IsWanted | None = None
-) -> Iterator[Frame]:
+def read_video(path: Path | str, *, threads: int = 1, is_wanted: IsWanted | None = None) -> Iterator[Frame]:
     """The frames of a file (or URL) in the order they are shown, with strictly growing times.
 
     With `is_wanted`, frames that are neither wanted nor needed to build others may be left out; those given
-    are pixel for pixel the same. `decode="sparse"` leaves out all that no other is built from (B-frames,
-    mostly), wanted or not: cheaper still, but a sampled frame may come a little late.
+    are pixel for pixel the same.
 
     A damaged packet is passed over, a frame not later than the last one left out; where a stream carries no
     times (raw H.264), they follow from its frame rate, and where they start again (recordings joined by
@@ -83,10 +78,7 @@ def read_video(
     """
     with closing(open_video(path)) as container:
         stream = container.streams.video[0]
-        context = stream.codec_context
-        context.thread_count = threads
-        if decode == "sparse":
-            context.skip_frame, is_wanted = "NONREF", None
+        stream.codec_context.thread_count = threads
         time_base = float(stream.time_base or 1)
         first_pts, last_s = stream.start_time, -math.inf
         step = round(1 / (rate(stream) * time_base))

@@ -232,7 +232,7 @@ def work(pipe: Connection, setup: Setup, store_path: str) -> None:
 def events(store: FeatureStore, job: Job, kernels: Kernels, setup: Setup) -> Iterator[Event]:
     """Do one job and tell what became of it; what Ray's tasks run too."""
     clock, began_s = Clock(), time.time()
-    for outcome in fill(store, job, kernels, decode=setup.decode, threads=setup.threads, clock=clock):
+    for outcome in fill(store, job, kernels, threads=setup.threads, clock=clock):
         yield Event(job.path, outcome.window.row, outcome.reason if isinstance(outcome, Lost) else "")
     yield Event(job.path, stage_s=dict(clock.seconds), began_s=began_s)
 

@@ -68,11 +68,8 @@ def here() -> dict[str, str]:
 
 
 def is_here(process: Mapping[str, Any]) -> bool:
-    """Whether a process, as it signed itself with `here`, can be looked for by its number.
-
-    What was signed before namespaces were has the machine's name alone, and goes by that.
-    """
-    return all(process.get(key, value) == value for key, value in here().items())
+    """Whether a process, as it signed itself with `here`, can be looked for by its number."""
+    return here().items() <= process.items()
 
 
 def _acquire(place: Place, token: str, wait_s: float) -> None:

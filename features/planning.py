@@ -116,6 +116,7 @@ def create(
         "label_names": label_names or {},
         "slice_columns": [],
         "test_openings": [],
+        "encoder_sides": {},
     }
     attributes[LAYOUT_SUM] = layout_sum(place, attributes)
     return zarr.create_group(place.zarr_store(read_only=False), attributes=attributes)
@@ -193,7 +194,7 @@ def write_rows(
     _make_row_arrays(group, recipe, len(ids), has_crops)
     # Names before codes: a longer list of names misnames nothing should the rest never come.
     group.update_attributes({"label_names": label_names, "slice_columns": sorted(slices)})
-    sides: Any = group.attrs.get("encoder_sides", {})
+    sides: Any = group.attrs["encoder_sides"]
     renamed = {"encoder_sides": _sides_under_new_names(sides, planned.before, table)} if sides else {}
     if renamed:  # both names until the new ones stand
         group.update_attributes({"encoder_sides": sides | renamed["encoder_sides"]})
@@ -229,7 +230,7 @@ def erase_rows(group: zarr.Group, place: Place, rows: np.ndarray) -> None:
     clear_rows(group, place, rows)
     drop_packed(place)  # no earlier: somebody may have packed the person once more
     attributes: Any = group.attrs
-    if sides := attributes.get("encoder_sides", {}):
+    if sides := attributes["encoder_sides"]:
         gone = set(_groups(_read_table(group, count))[rows].tolist())
         commit(group, place, {"encoder_sides": {who: side for who, side in sides.items() if who not in gone}})
     names = {}

@@ -12,15 +12,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 Part = Literal["pixels", "encoder", "geometry"]
 PARTS: tuple[Part, ...] = ("pixels", "encoder", "geometry")
 
 FACE_RULE = "iou>=0.3 with the previous face, else the largest"
 CROP_RULE = "halved while over twice crop_px, then bilinear"
-FIRST_CROP_RULE = "area where over twice crop_px, else bilinear"
-"""Of stores and runs that do not name theirs."""
 CROP_SQUARE = "the crop's detector"
 OWN_SQUARE = "the landmarker's own detector where it finds the crop's face"
 """MediaPipe's way, for crops of a detector that is not MediaPipe's."""
@@ -94,6 +92,9 @@ class Recipe:
     geometry: GeometryId | None = None
 
 
+_Part = TypeVar("_Part", Pixels, EncoderId, GeometryId)
+
+
 def to_json(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON-ready dictionaries; `from_json` gives it back equal."""
     return dataclasses.asdict(recipe)
@@ -105,15 +106,17 @@ def from_json(fields: dict[str, Any]) -> Recipe:
     Raises ValueError when fields are missing or unknown, so a store of another schema is not misread.
     """
 
-    def tuples(part: dict[str, Any]) -> dict[str, Any]:
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in part.items()}
+    def whole(kind: type[_Part], part: dict[str, Any]) -> _Part:
+        # A field that is missing must not become today's rule.
+        named: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in part.items()}
+        return kind(**named | {field.name: named[field.name] for field in dataclasses.fields(kind)})
 
     try:
-        pixels, geometry = fields["pixels"], fields.get("geometry")
+        pixels, geometry = fields["pixels"], fields["geometry"]
         return Recipe(
-            Pixels(**{"crop_rule": FIRST_CROP_RULE} | tuples(pixels)) if pixels is not None else None,
-            EncoderId(**tuples(fields["encoder"])),
-            GeometryId(**tuples(geometry)) if geometry is not None else None,
+            whole(Pixels, pixels) if pixels is not None else None,
+            whole(EncoderId, fields["encoder"]),
+            whole(GeometryId, geometry) if geometry is not None else None,
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a recipe of this version: {error}") from error

@@ -109,7 +109,7 @@ class FeatureStore:
         self.num_frames: int = attributes["num_frames"]
         self.label_names: dict[str, list[str]] = attributes["label_names"]
         self.test_openings: list[dict[str, str]] = attributes["test_openings"]
-        self.encoder_sides: dict[str, str] = attributes.get("encoder_sides", {})
+        self.encoder_sides: dict[str, str] = attributes["encoder_sides"]
         """Where the encoder was fine-tuned, the side on which its run had each person or video, named as by
         `groups_of`: it learned from train and was chosen by val. Empty where nobody wrote that down."""
         self.streams: tuple[Stream, ...] = tuple(name for name in STREAMS if name in group)

@@ -70,7 +70,7 @@ def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
     config.out.mkdir(parents=True, exist_ok=True)
     table = config.out / TABLE
     with only_one(config.out):
-        rows = rows_of_videos(read_table(table), videos)
+        rows = read_table(table)
         failures = [{"video": each.clip_id, "reason": each.reason} for each in unnamable]
         num_before = _predict_all(model, videos, table, rows, failures)
     num_videos = len(videos) + len(unnamable)
@@ -226,22 +226,6 @@ def find_videos(places: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
 def whole_path(video: Path) -> Path:
     """From the root, without `..` and linked folders; a file that is a link keeps its own name."""
     return video.parent.resolve() / video.name
-
-
-def rows_of_videos(rows: Mapping[str, dict[str, Any]], videos: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """The rows of a table by whole paths. A relative one, of a table from before, is taken for the video of
-    its name, size and time that has no row; else it stays as it is."""
-    whole = {name: str(whole_path(Path(name))) for name in rows if Path(name).is_absolute()}
-    known = set(whole.values())
-    free: dict[tuple[str, str, str], str] = {}
-    for video in videos:
-        if str(video) not in known and video.is_file():
-            state = state_of(video, "")
-            free.setdefault((video.name, state["size"], state["modified_ns"]), str(video))
-    for name, row in rows.items():
-        if name not in whole:
-            whole[name] = free.pop((Path(name).name, row["size"], row["modified_ns"]), name)
-    return {whole[name]: row | {"video": whole[name]} for name, row in rows.items()}
 
 
 def unique_names(videos: Sequence[Path], out: Path, rows: Mapping[str, dict[str, Any]]) -> dict[Path, str]:

@@ -82,11 +82,10 @@ def folder_of(asked: Asked) -> Path:
     while True:
         folder = asked.run / "cross" / (store.stem if number == 1 else f"{store.stem}-{number}")
         note = folder / STORE_NOTE
-        if not folder.exists():
-            folder.mkdir(parents=True)
+        if not note.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
             write_text(note, f"{_whole(store)}\n")
-        # One from before notes were kept is taken for this store's.
-        if not note.is_file() or note.read_text(encoding="utf-8").strip() == _whole(store):
+        if note.read_text(encoding="utf-8").strip() == _whole(store):
             return folder
         number += 1
 
@@ -187,9 +186,9 @@ def _home(card: Card) -> "FeatureStore | None":
 
 
 def training_shares(asked: Asked, training: Training) -> np.ndarray:
-    """(C,) shares of the classes in training: of its clips, or where they are not here as the card has them,
-    else equal shares."""
-    if not len(training.labels) and asked.card.training_shares:
+    """(C,) shares of the classes in training: of its clips, or where they are not here as the card has
+    them."""
+    if not len(training.labels):
         return np.array(asked.card.training_shares)
     return shares(training.labels, len(asked.card.labelling.names))
 

@@ -218,9 +218,4 @@ def _training_warnings(asked: Asked, training: Training) -> list[str]:
         found.append("the run has learned from these clips: figures say what it remembers")
     if asked.split == "val":
         found.append("these clips have chosen this head, and its threshold: figures are too good")
-    if not len(training.labels) and not asked.card.training_shares:
-        found.append(
-            f"the run's training clips are not here ({asked.card.store}): nobody knows their commonest "
-            "class, and the first stands for it"
-        )
     return found

@@ -61,9 +61,9 @@ class Card:
     seed: int
     metric: str
     """What was maximised on validation."""
-    calibration: Calibration = Calibration()
-    training_shares: tuple[float, ...] = ()
+    training_shares: tuple[float, ...]
     """Share of each class among the training clips."""
+    calibration: Calibration = Calibration()
     numerics: dict[str, Any] = field(default_factory=dict)
     """The store's numerics: recorded, never compared."""
     baseline: str = "none"
@@ -100,8 +100,7 @@ def card_from_json(fields: Mapping[str, Any]) -> Card:
     if fields.get("schema") != 1:
         raise ValueError(f"card of schema {fields.get('schema')!r}, this version reads 1")
     labelling, calibration = fields["labelling"], fields["calibration"]
-    known = {f.name for f in dataclasses.fields(Card)}
-    rest = {k: v for k, v in fields.items() if k in known}
+    rest = {k: v for k, v in fields.items() if k != "schema"}
     return Card(
         **rest
         | {
@@ -115,13 +114,12 @@ def card_from_json(fields: Mapping[str, Any]) -> Card:
             "head": HeadConfig(**fields["head"]),
             "train": TrainConfig(**fields["train"]),
             "calibration": Calibration(
-                **calibration
-                | {"abstain": tuple(calibration["abstain"]) if calibration.get("abstain") else None}
+                **calibration | {"abstain": tuple(calibration["abstain"]) if calibration["abstain"] else None}
             ),
             "stages": tuple(fields["stages"]),
             "test_openings": tuple(fields["test_openings"]),
             "warnings": tuple(fields["warnings"]),
-            "training_shares": tuple(fields.get("training_shares", ())),
+            "training_shares": tuple(fields["training_shares"]),
         }
     )
 
@@ -234,12 +232,12 @@ def save_calibrators(run: Path, clip_ids: Sequence[str], subjects: Sequence[str]
 
 def calibrators_of(run: Path, card: Card) -> dict[str, str]:
     """Clips of another data set that the run's calibration was fitted on, clip_id -> subject ('' where that
-    was not kept); none where it comes from validation."""
+    is not known); none where it comes from validation."""
     path = run / CALIBRATORS
     if calibration_stage(card) is None or not path.is_file():
         return {}
     with path.open(encoding="utf-8", newline="") as file:
-        return {row["clip_id"]: row.get("subject") or "" for row in csv.DictReader(file)}
+        return {row["clip_id"]: row["subject"] for row in csv.DictReader(file)}
 
 
 def keep_model_file(run: Path, source: Path, name: str) -> None:

@@ -145,6 +145,7 @@ def make_run(
         split_hash=split_hash(split, table.clip_id),
         seed=seed,
         metric="auroc",
+        training_shares=(0.5, 0.5),
         calibration=calibration,
         versions=versions(),
     )

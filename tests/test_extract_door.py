@@ -100,7 +100,7 @@ def test_the_summary_says_what_happened(
     assert summary["face_rate"] > 0.9
     store = FeatureStore.open(tmp_path / "s.zarr")
     assert not store.verify()
-    assert store.numerics["decode"] == "full"
+    assert "backend" in store.numerics
 
 
 def test_a_folder_of_classes_works(videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -467,28 +467,6 @@ def test_a_store_that_cannot_be_tidied_up_is_extracted_all_the_same(
     assert code == 0
     assert summary["done"] == 2
     assert "Read-only file system; the next extraction into this store tidies up" in shown
-
-
-@pytest.mark.slow
-def test_sparse_decoding_goes_through_the_door(
-    real_clips: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Recorded, and every sampled frame is within a sampling period of the one asked for."""
-    (tmp_path / "data" / "engaged").mkdir(parents=True)
-    for name in ("single", "carphone"):
-        shutil.copy2(real_clips[name], tmp_path / "data" / "engaged" / f"{name}.mp4")
-    words = ("--data", tmp_path / "data", *QUICK, "--decode")
-    for decode in ("full", "sparse"):
-        code, _, shown = extract(capfd, *words, decode, "--out", tmp_path / f"{decode}.zarr")
-        assert code == 0, shown
-    full, sparse = (FeatureStore.open(tmp_path / f"{decode}.zarr") for decode in ("full", "sparse"))
-    assert sparse.numerics["decode"] == "sparse"
-    a, b = full.read_frames(), sparse.read_frames()
-    assert np.array_equal(np.isfinite(a[..., 0]), np.isfinite(b[..., 0]))
-    late = b[..., 0] - a[..., 0]
-    assert np.nanmax(late) > 0  # it did leave out frames
-    assert np.nanmin(late) >= 0
-    assert np.nanmax(late) < 1 / 3
 
 
 @pytest.fixture

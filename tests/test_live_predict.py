@@ -15,7 +15,7 @@ from features.manifest import NOT_UTF8
 from live.__main__ import main
 from live.log import read_log
 from live.model import open_model
-from live.predict import find_videos, read_table, rows_of_videos, state_of, unique_names
+from live.predict import find_videos, read_table, unique_names
 from live.predictor import Predictor
 from seqmodel.run import load_card, save_card
 from tests.small_run import write_run
@@ -208,31 +208,6 @@ def test_a_video_is_the_same_whatever_it_is_called(
     assert main(["predict", "--run", str(run), "--out", "../out", *names]) == 0
     assert (out / "predictions.csv").read_bytes() == table
     assert {path: path.stat().st_mtime_ns for path in out.glob("webcam*")} == kept
-
-
-def test_a_relative_row_of_an_older_table_is_its_videos(tmp_path: Path) -> None:
-    """By name, size and time; another's row stays as it is, and a video with a row of its own takes none."""
-    videos = [tmp_path / name for name in ("p01/a.mp4", "p02/a.mp4", "p02/b.mp4", "p02/c.mp4")]
-    for size, video in enumerate(videos):
-        video.parent.mkdir(exist_ok=True)
-        video.write_bytes(b"x" * size)
-
-    def row(name: str, log: str, video: Path) -> dict[str, str]:
-        return {"video": name, "log": log} | state_of(video, "earlier")
-
-    old = [
-        row("a.mp4", "a.csv", videos[1]),
-        row("../p02/b.mp4", "b.csv", videos[2]) | {"size": "7"},
-        row("c.mp4", "c.csv", videos[3]),
-        row(str(videos[3]), "c-2.csv", videos[3]),
-    ]
-    found = rows_of_videos({each["video"]: each for each in old}, videos)
-    assert {name: (each["video"], each["log"]) for name, each in found.items()} == {
-        str(videos[1]): (str(videos[1]), "a.csv"),
-        "../p02/b.mp4": ("../p02/b.mp4", "b.csv"),
-        "c.mp4": ("c.mp4", "c.csv"),
-        str(videos[3]): (str(videos[3]), "c-2.csv"),
-    }
 
 
 def test_names_never_meet(tmp_path: Path) -> None:

@@ -62,11 +62,6 @@ def test_a_process_is_here_where_host_and_namespace_are_ours() -> None:
     assert not is_here(here() | {"namespace": "another"})
 
 
-def test_what_was_signed_before_namespaces_were_goes_by_its_host() -> None:
-    assert is_here({"host": here()["host"]})
-    assert not is_here({"host": "elsewhere"})
-
-
 @pytest.mark.skipif(not has_containers(), reason="no user namespaces here (unshare --user --pid)")
 def test_a_living_process_of_another_container_of_one_host_name_is_not_taken_for_dead(tmp_path: Path) -> None:
     """Neither as a worker nor as a planner."""

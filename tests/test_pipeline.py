@@ -126,37 +126,6 @@ def test_frames_without_a_face_are_not_valid(real_clips: dict[str, Path], kernel
     assert [crop == b"" for crop in row.crops] == missing.tolist()
 
 
-def test_sparse_decoding_changes_little(long_video: Path, setup: Setup, kernels: Kernels) -> None:
-    """Where it applies, samples stay within a period; where frames are few it is full decoding."""
-    spans = [(0.0, 2.0), (2.0, 4.0)]
-    full = rows_of(long_video, windows(*spans), kernels)
-    for a, b in zip(full, rows_of(long_video, windows(*spans), kernels, decode="sparse"), strict=True):
-        assert_same(a, b)  # 10 frames a second are too few to leave some out
-    pixels = replace(setup.recipe.pixels, fps=1.0)
-    slow = open_kernels(replace(setup, recipe=replace(setup.recipe, pixels=pixels)))
-    full = rows_of(long_video, windows(*spans), slow)
-    for a, b in zip(full, rows_of(long_video, windows(*spans), slow, decode="sparse"), strict=True):
-        assert (b.frames[:, 0] - a.frames[:, 0] >= 0).all()
-        assert (b.frames[:, 0] - a.frames[:, 0] < 1.0).all()
-        assert (b.frames[:, 5] > 0).all()
-    slow.close()
-
-
-def test_where_sparse_decoding_is_too_late_the_window_is_decoded_in_full(
-    real_clips: dict[str, Path], kernels: Kernels, tmp_path: Path
-) -> None:
-    """Sixteen B-frames between two others are half a second: more than a sample may be late."""
-    frames = looped(face_frames(real_clips["carphone"], 60, 176, 144), 120)
-    options = {"x264-params": "bframes=16:b-adapt=0:b-pyramid=none:scenecut=0"}
-    video = write_video(tmp_path / "b.mp4", frames, 30, options=options)
-    kept = [frame.pts_s for frame in read_video(video, decode="sparse")]
-    assert np.diff(kept).max() > 1 / 3
-    spans = [(0.0, 2.0), (2.0, 4.0)]
-    full = rows_of(video, windows(*spans), kernels)
-    for a, b in zip(full, rows_of(video, windows(*spans), kernels, decode="sparse"), strict=True):
-        assert_same(a, b)
-
-
 def test_a_long_video_is_opened_and_decoded_once(
     long_video: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +161,7 @@ def test_numbers_that_are_not_finite_are_a_failure_of_that_window(
     broken = replace(kernels, engine=replace(kernels.engine, run=overflowing))
     wanted = windows((0, 2), (2, 4), (4, 6), parts=frozenset({"embeddings"}))
     job = Job(long_video, wanted)
-    outcomes = list(fill(store, job, broken, decode="full", threads=1, clock=Clock()))
+    outcomes = list(fill(store, job, broken, threads=1, clock=Clock()))
     assert [isinstance(outcome, Lost) for outcome in outcomes] == [False, True, False]
     assert np.flatnonzero(store.table().state == 2).tolist() == [1]
     assert store.table().state.tolist() == [1, 2, 1]
@@ -209,7 +178,7 @@ def test_a_video_replaced_while_it_is_read_is_a_failure(
     store = plan(tmp_path / "s.zarr", clips, replace(setup.recipe, geometry=None), numerics={})
     wanted = windows((0, 2), (2, 4), (4, 6), parts=frozenset({"embeddings"}))
     job = Job(video, wanted, file_state=file_state(video))
-    outcomes = fill(store, job, kernels, decode="full", threads=1, clock=Clock())
+    outcomes = fill(store, job, kernels, threads=1, clock=Clock())
     assert isinstance(next(outcomes), Row)
     (tmp_path / "new.mp4").write_bytes(long_video.read_bytes() + b"more")
     (tmp_path / "new.mp4").replace(video)

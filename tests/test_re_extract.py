@@ -122,7 +122,7 @@ def test_whoever_an_encoder_knows_is_not_held_out(tmp_path: Path, side_of: dict[
 
 
 def test_of_a_store_that_does_not_say_who_trained_its_encoder_is_warned(tmp_path: Path) -> None:
-    """As of those from before it did; no other store is spoken of."""
+    """Whose run had none of its people; no other store is spoken of."""
     store = tuned_store(tmp_path / "tuned.zarr", {})
     (text,) = put_question(store.path, LABELS).split.warnings
     assert "does not say on whom" in text

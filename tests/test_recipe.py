@@ -79,16 +79,6 @@ def test_only_the_parts_in_use_are_compared() -> None:
         require_equal(RECIPE, other)
 
 
-def test_a_recipe_without_a_crop_rule_has_the_first_one() -> None:
-    """Stores written before the rule had a name are refused by its name, not mixed."""
-    plain = to_json(RECIPE)
-    del plain["pixels"]["crop_rule"]
-    assert differences(RECIPE, from_json(plain)) == [
-        "pixels.crop_rule: halved while over twice crop_px, then bilinear here, "
-        "area where over twice crop_px, else bilinear there"
-    ]
-
-
 def test_the_name_of_weights_is_for_people_only() -> None:
     """Equal hashes are equal weights, whatever the file was called."""
     renamed = dataclasses.replace(RECIPE, encoder=dataclasses.replace(RECIPE.encoder, weights="my_file.pth"))
@@ -102,3 +92,7 @@ def test_bad_pixels_and_foreign_json_are_refused() -> None:
         Pixels(("a",), fps=0)
     with pytest.raises(ValueError, match="not a recipe"):
         from_json({"pixels": {"colour": "blue"}, "encoder": {}})
+    lacking = to_json(RECIPE)
+    del lacking["pixels"]["crop_rule"]
+    with pytest.raises(ValueError, match="not a recipe of this version: 'crop_rule'"):
+        from_json(lacking)

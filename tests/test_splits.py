@@ -190,7 +190,7 @@ def num_parted(split: Split, table: ClipTable) -> int:
 
 
 def test_a_window_that_names_nobody_stays_with_the_person_of_its_video(tmp_path: Path) -> None:
-    """Also in a later month, of a run from before, and of people of several videos."""
+    """Also in a later month, of an earlier run, and of people of several videos."""
     table = videos_of(table_of([f"p{row // 4}" if row % 2 == 0 else "" for row in range(80)]), 2)
     labels = np.arange(80) // 4 % 2
     split = make_split(table, np.arange(80), labels, seed=0)

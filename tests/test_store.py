@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -914,7 +913,7 @@ def test_one_planner_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     done = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
-    holder = {"host": socket.gethostname(), "pid": int(done.stdout), "started": "", "time": time.time()}
+    holder = lock.here() | {"pid": int(done.stdout), "started": "", "time": time.time()}
     (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
     with planner_lock(place, wait_s=0.2):
         pass

@@ -1,4 +1,4 @@
-"""Reading videos: upright, by time, sparse or full; sampling by timestamps."""
+"""Reading videos: upright, by time; sampling by timestamps."""
 
 import shutil
 import subprocess
@@ -111,14 +111,6 @@ def test_spans_lose_no_frame_between_them() -> None:
     assert spans.is_over
 
 
-def test_sparse_decoding_gives_frames_of_the_full_one(real_clips: dict[str, Path]) -> None:
-    """Sparse frames are pixel for pixel frames of the full decode, within 1/fps of what was asked."""
-    full = {frame.pts_s: frame.rgb() for frame in read_video(real_clips["single"])}
-    sparse = list(read_video(real_clips["single"], decode="sparse"))
-    assert len(sparse) < len(full)
-    assert all(np.array_equal(frame.rgb(), full[frame.pts_s]) for frame in sparse)
-
-
 def test_leaving_out_what_is_not_wanted_changes_no_sample(
     real_clips: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -180,15 +172,6 @@ def test_where_reading_breaks_off_all_that_was_read_is_decoded(
         few = list(sample_at(read_video(address, is_wanted=wanted), 10))
     assert times(few) == times(sample_at(read_video(cut), 10))
     assert times(sample_at(read_video(cut, is_wanted=wanted), 10)) == times(few)
-
-
-@pytest.mark.parametrize("name", ["pexels", "single", "face_noface", "noface_face", "no_face", "carphone"])
-def test_sparse_samples_are_within_one_period(real_clips: dict[str, Path], name: str) -> None:
-    sampled = times(sample_at(read_video(real_clips[name], decode="sparse"), 3))
-    late = np.array(sampled) - np.arange(len(sampled)) / 3
-    assert len(sampled) == len(times(sample_at(read_video(real_clips[name]), 3)))
-    assert late.min() > -0.001
-    assert late.max() < 1 / 3
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])

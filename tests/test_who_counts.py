@@ -123,8 +123,6 @@ def test_without_its_store_a_run_still_knows_its_commonest_class(tmp_path: Path)
     gone = training_shares(asked, training_clips(asked))
     np.testing.assert_allclose(gone, here)
     assert here[1] > 0.6
-    old = replace(asked, card=replace(asked.card, training_shares=()))
-    assert "nobody knows their commonest class" in " ".join(judge_split(old, args).warnings)
 
 
 def test_later_clips_of_those_who_calibrated_do_not_count(run: Path, tmp_path: Path) -> None:
@@ -143,6 +141,7 @@ def test_later_clips_of_those_who_calibrated_do_not_count(run: Path, tmp_path: P
 
 
 def test_two_stores_of_one_name_have_a_folder_each(run: Path, tmp_path: Path) -> None:
+    (run / "cross" / "features").mkdir(parents=True)  # of a command that was killed before its note
     for place, people in (("a", 8), ("b", 6)):
         (tmp_path / place).mkdir()
         make_store(tmp_path / place / "features.zarr", clip_prefix=place, num_subjects=people)

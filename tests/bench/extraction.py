@@ -1,11 +1,11 @@
-"""Extraction against the plain reference, against decoding alone; full against sparse; growth; memory.
+"""Extraction against the plain reference, against decoding alone; growth; memory.
 
 The reference is written the way such projects are: read() every frame, detect, crop, PIL and torchvision
 transforms, eager float32 MobileNetV3, one clip after the other. Both run without the second stream, on the
 same files, with seeded random weights (speed does not depend on them). Wall-clock figures leave model loading
 out on both sides; processor seconds a clip are what to read on a machine that others share.
 
-BENCH_PARTS=processor,reference,decode,sparse,precision,workers,growth,memory picks some.
+BENCH_PARTS=processor,reference,decode,precision,workers,growth,memory picks some.
 """
 
 import json
@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from extract.pipeline import Job, Setup, Window, extract_video, open_kernels
-from extract.video import Decode, Targets, read_video
+from extract.video import Targets, read_video
 from features.recipe import Pixels, Recipe
 from seqmodel.assets import detector_file, sha256_of
 from seqmodel.engine import open_engine
@@ -33,7 +33,7 @@ from tests.media import fetch_real_clips
 CORES = 2
 NUM_REFERENCE_CLIPS, NUM_CLIPS = 16, 48
 MEMORY_MINUTES = float(os.environ.get("BENCH_MINUTES", "6"))
-PARTS = ("processor", "reference", "decode", "sparse", "precision", "workers", "growth", "memory")
+PARTS = ("processor", "reference", "decode", "precision", "workers", "growth", "memory")
 
 
 def main() -> None:
@@ -59,9 +59,6 @@ def main() -> None:
         if "decode" in parts:
             decoding = decode_clips_per_s(many)
             show("48 clips, clips/s", {"decode only": decoding, "extract": everything}, "decode only")
-        if "sparse" in parts:
-            sparse = extract(many[0].parent.parent, "--decode", "sparse")
-            show("48 clips with B-frames, clips/s", {"full": everything, "sparse": sparse}, "full")
         if "precision" in parts:
             show(
                 "16 clips by backend and precision, clips/s",
@@ -207,17 +204,16 @@ def processor(data: Path) -> None:
     kernels = open_kernels(setup)
     windows = (Window(0, 0.0, 10.0),)
 
-    def extract_all(decode: Decode) -> None:
+    def extract_all() -> None:
         for path in paths:
-            list(extract_video(Job(path, windows), kernels, decode=decode))
+            list(extract_video(Job(path, windows), kernels))
 
     reference = plain_reference(1)
     for _ in range(3):
         measure("reference", lambda: reference(paths))
-        measure("extract full", lambda: extract_all("full"))
-        measure("extract sparse", lambda: extract_all("sparse"))
+        measure("extract", extract_all)
         with unittest.mock.patch.object(Targets, "between", return_value=True):  # as others do
-            measure("extract, every frame decoded", lambda: extract_all("full"))
+            measure("extract, every frame decoded", extract_all)
         measure("decode every frame", lambda: [list(read_video(path)) for path in paths])
         before = os.times()
         for path in paths:
@@ -228,7 +224,7 @@ def processor(data: Path) -> None:
         rounds.setdefault("ffmpeg -f null", []).append(spent / len(paths))
     kernels.close()
     best = {name: min(seconds) for name, seconds in rounds.items()}
-    show("processor seconds a clip, one thread", best, "extract full")
+    show("processor seconds a clip, one thread", best, "extract")
 
 
 def kernel_setup() -> Setup:
