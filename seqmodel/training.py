@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from features.labels import Task
 from seqmodel.calibration import probabilities
 from seqmodel.config import METRIC_OF_TASK, Metric, TrainConfig
-from seqmodel.heads import PIECE, num_outputs
+from seqmodel.heads import num_outputs
 from seqmodel.metrics import score
 
 Batch = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray], np.ndarray]
@@ -33,6 +33,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 FOCAL_GAMMA = 2.0
 """Lin et al. 2017 found 2 best and the result flat around it."""
+PIECE = 8
+"""Clips to which noise is added at once: some 1 MB of embeddings, which stays in a processor's cache."""
 NORMALS = 2**22
 """Length of the table of normal draws that feature noise comes from: 16 MB."""
 
