@@ -104,7 +104,6 @@ class FeatureStore:
         self.numerics: dict[str, Any] = attributes["numerics"]
         self.other_numerics: list[dict[str, Any]] = attributes["other_numerics"]
         """Numerics of later runs into the same store, where they differ."""
-        self.versions: dict[str, str] = attributes["versions"]
         self.num_clips: int = attributes["num_clips"]
         self.num_frames: int = attributes["num_frames"]
         self.label_names: dict[str, list[str]] = attributes["label_names"]

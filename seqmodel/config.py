@@ -60,8 +60,6 @@ class TrainConfig:
     """Weight decay of AdamW."""
     batch_size: int = 8
     """Clips a step."""
-    micro_batch: int = 0
-    """Clips computed at once within a step, their gradients added up; 0 = the whole batch."""
     scheduler: Literal["cosine", "plateau", "none"] = "cosine"
     """Learning rate over time: cosine with a warm-up, lower on a plateau, or constant."""
     label_smoothing: float = 0.0

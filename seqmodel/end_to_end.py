@@ -105,15 +105,14 @@ class EndToEnd:
         self.at = Position()
         self.best: dict[str, Tensor] = {}
         self.best_logits = np.zeros((0, 1), np.float32)
-        self.first_logits = self.best_logits
         self._wrapped: nn.Module | None = None
 
     def judge_start(self) -> Outcome:
         """Validate what came in; it is the best until an epoch is better."""
-        self.first_logits = self._val_logits()
-        outcome = self._judged(self.first_logits, -1, "stage 1")
+        self.best_logits = self._val_logits()
+        outcome = self._judged(self.best_logits, -1, "stage 1")
         self.at.history, self.at.best = [outcome], -1
-        self.best, self.best_logits = self._learned(), self.first_logits
+        self.best = self._learned()
         return outcome
 
     @property

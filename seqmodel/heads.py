@@ -16,11 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from features.labels import Task
 from seqmodel.config import HeadConfig
-from seqmodel.gru import pays, quick_gru
 
 STD_FLOOR = 1e-4
 """A channel that varies less than this in the training split is constant: dividing by its spread would
@@ -30,8 +28,6 @@ LIMITED, Z_LIMIT = "geometry", 5.0
 in which people whom a head never saw lie far outside: with the limit, folds by person of a real engagement
 set gain .007 of AUROC (any limit from 3 to 5). Not of embeddings: fine-tuning moves them, and a value at its
 limit has no gradient."""
-PIECE = 8
-"""Clips prepared at once in training on a processor: some 1 MB of embeddings, which stays in its cache."""
 
 
 class StreamSamples(Protocol):
@@ -120,8 +116,7 @@ class LstmHead(nn.Module):
             read = self._read(name, x.get(name), mask)
             parts += [read, mask.unsqueeze(-1).to(read.dtype)]
         joined = self._dropout(torch.cat(parts, dim=-1))
-        quick = self.training and pays(self.recurrent, joined)
-        states = quick_gru(self.recurrent, joined) if quick else self.recurrent(joined)[0]
+        states = self.recurrent(joined)[0]
         logits = self.output(self._dropout(self._pool(states, some_step)))
         return logits if self.thresholds is None else logits + self.thresholds
 
@@ -151,52 +146,25 @@ class LstmHead(nn.Module):
         if values is None:
             width = self.config.projection or self.dims[name] * _num_copies(self.config)
             return getattr(self, f"mean_{name}").new_zeros(*mask.shape, width)
-        steps, windows = self._channels(name, values, mask)
+        copies = self._copies(name, values, mask)
         if not self.config.projection:
-            return _all_copies(steps, windows, mask, self.config)
-        # A projection of the copies one beside the other, by what they have in common: a value is its
-        # deviation and its window's mean, and what is the same at every step is projected once.
-        layer = self.projections[name]
-        assert isinstance(layer, nn.Linear)
-        weights = list(layer.weight.split(self.dims[name], dim=1))
-        of_windows = [weights.pop()] if self.config.dynamics else []
-        if self.config.centre:
-            of_windows.insert(0, weights[0])
-            weights[:2] = [weights[0] + weights[1]]
-        projected = F.linear(steps, torch.cat(weights, dim=1), layer.bias)
-        if of_windows:
-            projected = projected + F.linear(windows, torch.cat(of_windows, dim=1)).unsqueeze(1)
-        return torch.relu(projected) * mask.unsqueeze(-1)
+            return copies
+        return torch.relu(self.projections[name](copies)) * mask.unsqueeze(-1)
 
-    def _channels(self, name: str, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Standardised values, zero where masked, and what the config asks for beside them: (B, T, ·) values
-        (or their deviations from the window's mean) and changes, (B, ·) means and rates of rises; in the
-        dtype of autocast where cached features are trained on."""
-        if not self.training or values.requires_grad or values.device.type != "cpu":
-            return self._some_channels(name, values, mask)
-        # These passes wait for memory alone: in pieces they take a third of the time, with the same numbers.
-        narrow = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-        pieces = zip(values.split(PIECE), mask.split(PIECE), strict=True)
-        found = [self._some_channels(name, *piece) for piece in pieces]
-        steps = torch.cat([steps.to(narrow) for steps, _ in found])
-        return steps, torch.cat([windows for _, windows in found])
-
-    def _some_channels(self, name: str, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _copies(self, name: str, values: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, width): standardised values and what the config asks for beside them, in this order: their
+        deviations from the window's mean, their changes, their rates of rises. Zero where masked."""
         mean, std = getattr(self, f"mean_{name}"), getattr(self, f"std_{name}")
-        hidden = ~mask.unsqueeze(-1)
-        some_hidden = not self.training or not mask.all()  # no question put to the data in what is exported
         z = (values.to(mean.dtype) - mean) / std
         z = z.clamp(-Z_LIMIT, Z_LIMIT) if name == LIMITED else z
-        z = z.masked_fill(hidden, 0.0) if some_hidden else z
-        steps, windows = [z], []
+        z = z.masked_fill(~mask.unsqueeze(-1), 0.0)
+        copies = [z]
         if self.config.centre:
-            usual = _masked_mean(z, mask)
-            centred = z - usual.unsqueeze(1)
-            steps, windows = [centred.masked_fill(hidden, 0.0) if some_hidden else centred], [usual]
+            copies.append((z - _masked_mean(z, mask).unsqueeze(1)) * mask.unsqueeze(-1))
         if self.config.dynamics:
             change, rate = _dynamics(z, mask)
-            steps, windows = [*steps, change], [*windows, rate]
-        return _joined(steps, z), _joined(windows, z[:, 0])
+            copies += [change, rate.unsqueeze(1) * mask.unsqueeze(-1)]
+        return torch.cat(copies, dim=-1)
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         """(B, T, H') to (B, H'), over valid steps only; zeros where a window has none."""
@@ -290,23 +258,6 @@ def masked_mean_std(x: Any, valid: Any, rows_at_once: int = 256) -> tuple[np.nda
 def _num_copies(config: HeadConfig) -> int:
     """How many channels stand for one feature: itself, centred, its change, its rate of rises."""
     return 1 + bool(config.centre) + 2 * bool(config.dynamics)
-
-
-def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
-    """Side by side; no channel at all where there is nothing."""
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat(parts, dim=-1) if parts else like[..., :0]
-
-
-def _all_copies(steps: Tensor, windows: Tensor, mask: Tensor, config: HeadConfig) -> Tensor:
-    """(B, T, width): values, deviations, changes and rates one beside the other, zero where masked."""
-    apart = windows.unsqueeze(1) * mask.unsqueeze(-1)
-    if config.centre:
-        dim = windows.shape[-1] // (2 if config.dynamics else 1)
-        steps = torch.cat([steps[..., :dim] + apart[..., :dim], steps], dim=-1)
-        apart = apart[..., dim:]
-    return torch.cat([steps, apart], dim=-1)
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from features.datasets import Samples
 if TYPE_CHECKING:
     from features.store import FeatureStore
 
-Baseline = Literal["none", "window", "subject"]
 STREAM: Literal["geometry"] = "geometry"
 
 

@@ -3,7 +3,7 @@ network on crops.
 
 Pruning, saving and logging belong to whoever consumes the generator; `fit_best` is the plain consumer that
 stops early and keeps the best epoch. Every random choice of epoch k depends on (seed, k) alone and the
-learning rate on (step, validation losses) alone, so a resumed run goes on as if it had not stopped.
+learning rate on (step, validation losses) alone.
 
 Knows nothing about stores, runs, searches, or what the network looks like inside.
 
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from features.labels import Task
 from seqmodel.calibration import probabilities
 from seqmodel.config import METRIC_OF_TASK, Metric, TrainConfig
-from seqmodel.heads import PIECE, num_outputs
+from seqmodel.heads import num_outputs
 from seqmodel.metrics import score
 
 Batch = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray], np.ndarray]
@@ -33,6 +33,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 FOCAL_GAMMA = 2.0
 """Lin et al. 2017 found 2 best and the result flat around it."""
+PIECE = 8
+"""Clips to which noise is added at once: some 1 MB of embeddings, which stays in a processor's cache."""
 NORMALS = 2**22
 """Length of the table of normal draws that feature noise comes from: 16 MB."""
 
@@ -68,20 +70,6 @@ class Epoch:
     """Learning rate of the first group at the last step."""
     seconds: float
     """Training and validation together."""
-    optimizer: torch.optim.Optimizer | None = field(default=None, repr=False)
-    """The optimizer after this epoch, for `Resume`."""
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Where a stopped fit goes on; the model's own weights are loaded by the caller."""
-
-    next_epoch: int
-    """Index of the first epoch to run."""
-    optimizer_state: dict[str, Any]
-    """`Epoch.optimizer.state_dict()` of the last epoch."""
-    val_losses: tuple[float, ...] = ()
-    """Validation losses so far: all that a plateau scheduler remembers."""
 
 
 @dataclass(frozen=True)
@@ -105,33 +93,25 @@ def fit(
     seed: int,
     device: str = "cpu",
     metric: Metric = "auto",
-    groups: Sequence[dict[str, Any]] | None = None,
-    resume: Resume | None = None,
 ) -> Iterator[Epoch]:
     """Train `model` in place, one Epoch at a time, at most `config.epochs` of them.
 
-    groups: optimizer parameter groups (`params`, `lr`, optionally `weight_decay`), each scheduled from
-    its own rate; by default all trainable parameters at `config.lr`, without decay on vectors. Validation is
-    always computed in float32, as whoever uses the model will. Unlabelled clips are passed over.
+    Validation is always computed in float32, as whoever uses the model will. Unlabelled clips are passed
+    over.
     """
     model.to(device)
-    optimizer = make_optimizer(model, config, groups)
-    if resume is not None:
-        optimizer.load_state_dict(resume.optimizer_state)
+    optimizer = make_optimizer(model, config)
     usable = np.flatnonzero(np.asarray(train.labels) >= 0)
     if not len(usable):
         raise ValueError("no labelled training clip")
-    if config.batch_size < 1 or config.micro_batch < 0:
-        raise ValueError(
-            f"batch_size must be at least 1 and micro_batch at least 0, got {config.batch_size} and "
-            f"{config.micro_batch}"
-        )
+    if config.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {config.batch_size}")
     loss = loss_for(task, num_classes, config, np.asarray(train.labels)[usable])
     plain = loss_for(task, num_classes)
     autocast = config.precision == "bf16" or (config.precision == "auto" and computes_in_bf16(device))
     steps = math.ceil(len(usable) / config.batch_size)
-    val_losses = list(resume.val_losses) if resume else []
-    for index in range(resume.next_epoch if resume else 0, config.epochs):
+    val_losses: list[float] = []
+    for index in range(config.epochs):
         started = time.perf_counter()
         order = usable[np.random.default_rng([seed, index]).permutation(len(usable))]
         torch.manual_seed(int(np.random.SeedSequence([seed, index]).generate_state(1)[0]))
@@ -158,7 +138,6 @@ def fit(
             val_logits=logits,
             lr=optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - started,
-            optimizer=optimizer,
         )
 
 
@@ -304,22 +283,18 @@ def _step(
     device: str,
     autocast: bool,
 ) -> float:
-    """One optimizer step over these clips, in micro-batches; returns the summed loss."""
+    """One optimizer step over these clips; returns the summed loss."""
     optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    size = config.micro_batch or len(indices)
-    for start in range(0, len(indices), size):
-        x, valid, labels = train.batch(indices[start : start + size])
-        inputs, masks = augment_features(_to(x, device), _to(valid, device), config, model)
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=autocast):
-            logits = model(inputs, masks)
-        summed = loss(logits, torch.from_numpy(np.asarray(labels)).to(device)).sum()
-        (summed / len(indices)).backward()
-        total += float(summed.detach())
+    x, valid, labels = train.batch(indices)
+    inputs, masks = augment_features(_to(x, device), _to(valid, device), config, model)
+    with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=autocast):
+        logits = model(inputs, masks)
+    losses = loss(logits, torch.from_numpy(np.asarray(labels)).to(device))
+    losses.mean().backward()
     if config.clip_norm > 0:
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], config.clip_norm)
     optimizer.step()
-    return total
+    return float(losses.detach().sum())
 
 
 def augment_features(

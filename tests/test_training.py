@@ -17,7 +17,6 @@ from seqmodel.train import resolve_device
 from seqmodel.training import (
     Epoch,
     Fitted,
-    Resume,
     fit,
     fit_best,
     loss_for,
@@ -57,10 +56,8 @@ def new_head(task: Task = "binary", outputs: int = 1, config: HeadConfig = HEAD)
     return head
 
 
-def run(config: TrainConfig, head: LstmHead, seed: int = 0, resume: Resume | None = None) -> list[Epoch]:
-    return list(
-        fit(head, clips(64), clips(32, 1), config, task="binary", num_classes=2, seed=seed, resume=resume)
-    )
+def run(config: TrainConfig, head: LstmHead, seed: int = 0) -> list[Epoch]:
+    return list(fit(head, clips(64), clips(32, 1), config, task="binary", num_classes=2, seed=seed))
 
 
 def losses(epochs: list[Epoch]) -> list[float]:
@@ -74,31 +71,12 @@ def test_one_seed_gives_the_same_losses_and_another_does_not() -> None:
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "plateau", "none"])
-def test_a_resumed_fit_goes_on_as_if_it_had_not_stopped(scheduler: str) -> None:
-    config = dataclasses.replace(QUICK, scheduler=scheduler, noise=0.1)
-    whole = run(config, new_head())
-    head, first = new_head(), []
-    for epoch in fit(head, clips(64), clips(32, 1), config, task="binary", num_classes=2, seed=0):
-        first.append(epoch)
-        if epoch.index == 1:
-            break
-    assert first[-1].optimizer is not None
-    state = {key: value.clone() for key, value in head.state_dict().items()}
-    second = new_head()
-    second.load_state_dict(state)
-    resume = Resume(2, first[-1].optimizer.state_dict(), tuple(e.val_loss for e in first))
-    rest = run(config, second, resume=resume)
-    assert losses(first + rest) == losses(whole)
-    assert [e.lr for e in first + rest] == [e.lr for e in whole]
-
-
-def test_micro_batches_take_the_same_step_as_the_whole_batch() -> None:
-    still = dataclasses.replace(HEAD, dropout=0.0)
-    heads = [new_head(config=still), new_head(config=still)]
-    for head, micro in zip(heads, (0, 3), strict=True):
-        run(dataclasses.replace(QUICK, epochs=1, micro_batch=micro, precision="f32"), head)
-    for ours, theirs in zip(heads[0].parameters(), heads[1].parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+def test_the_rate_follows_the_schedule(scheduler: str) -> None:
+    config = dataclasses.replace(QUICK, scheduler=scheduler, lr=0.1)
+    epochs = run(config, new_head())
+    before = [[e.val_loss for e in epochs[:count]] for count in range(len(epochs))]
+    expected = [0.1 * lr_scale(config, 4 * index + 3, 16, seen) for index, seen in enumerate(before)]
+    assert [e.lr for e in epochs] == pytest.approx(expected)
 
 
 def test_a_head_learns_how_long_something_lasted() -> None:
@@ -205,10 +183,8 @@ def test_groups_keep_their_own_rates_and_vectors_do_not_decay() -> None:
     assert all(p.ndim > 1 for p in groups[0]["params"])
     assert groups[1]["weight_decay"] == 0
     split = [{"params": [head.output.weight], "lr": 1e-2}, {"params": [head.output.bias], "lr": 1e-4}]
-    config = dataclasses.replace(QUICK, scheduler="none")
-    epoch = next(fit(head, clips(16), None, config, task="binary", num_classes=2, seed=0, groups=split))
-    assert epoch.optimizer is not None
-    assert [group["lr"] for group in epoch.optimizer.param_groups] == [1e-2, 1e-4]
+    groups = make_optimizer(head, TrainConfig(), split).param_groups
+    assert [(group["lr"], group["base_lr"]) for group in groups] == [(1e-2, 1e-2), (1e-4, 1e-4)]
 
 
 def test_augmentation_hides_frames_in_training_alone() -> None:
@@ -226,10 +202,10 @@ def test_augmentation_hides_frames_in_training_alone() -> None:
     assert (whole["embeddings"].int().diff(dim=1).clamp(min=0).sum(dim=1) <= 1).all()  # one stretch
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 0}, {"batch_size": -8}, {"micro_batch": -1}])
-def test_a_step_without_a_clip_is_refused(change: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="batch_size must be at least 1 and micro_batch at least 0"):
-        run(dataclasses.replace(QUICK, **change), new_head())
+@pytest.mark.parametrize("batch_size", [0, -8])
+def test_a_step_without_a_clip_is_refused(batch_size: int) -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        run(dataclasses.replace(QUICK, batch_size=batch_size), new_head())
 
 
 @pytest.mark.parametrize("change", [{"effective_batch": 0}, {"effective_batch": -8}, {"versions": 0}])
