@@ -52,10 +52,11 @@ def _info(args: "config.InfoArgs") -> "Answer":
 
 def _verify(args: "config.VerifyArgs") -> "Answer":
     from features.store import FeatureStore
+    from features.verify import verify_store
 
     store = FeatureStore.open(args.store)
     with console().status(f"reading {store.num_clips} clips again"):
-        broken = store.verify()
+        broken = verify_store(store)
     say_failures((item.clip_id, item.reason) for item in broken)
     say(f"{store.num_clips} clips read, {len(broken)} problems")
     problems = [{"clip_id": item.clip_id, "reason": item.reason} for item in broken]

@@ -30,6 +30,8 @@ NUMBER_COLUMNS = {
     "listed": "bool",
     "state": "uint8",
 }
+ROW_ARRAYS = {"frames": 3, "embeddings": 3, "geometry": 3, "crops": 2, "failure": 1}
+"""Arrays that workers write, the marker first, with their number of axes."""
 MAX_NAME_BYTES = 100
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 """Names that Windows keeps for itself."""

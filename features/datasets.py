@@ -11,15 +11,13 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from features.labels import Labelling, class_indices
-from features.splits import group_names
-
-if TYPE_CHECKING:
-    from features.store import ClipTable, FeatureStore, Stream
+from features.store import FeatureStore, Stream
+from features.table import ClipTable, group_names
 
 Inputs = Literal["embeddings", "geometry", "both"]
 Batch = tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]
@@ -70,13 +68,13 @@ class Samples:
         return x, {name: mask[indices] for name, mask in self.valid.items()}, self.labels[indices]
 
 
-def streams_of(inputs: Inputs) -> tuple["Stream", ...]:
+def streams_of(inputs: Inputs) -> tuple[Stream, ...]:
     """The streams that `--inputs` names."""
     return ("embeddings", "geometry") if inputs == "both" else (inputs,)
 
 
 def labelled_rows(
-    table: "ClipTable", labelling: Labelling, *, with_failed: bool = False
+    table: ClipTable, labelling: Labelling, *, with_failed: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """(rows, class indices (len(rows),) int64) of the clips that have a label of this labelling.
 
@@ -95,7 +93,7 @@ def labelled_rows(
 
 
 def load_samples(
-    store: "FeatureStore",
+    store: FeatureStore,
     labelling: Labelling,
     rows: np.ndarray,
     inputs: Inputs = "embeddings",
@@ -157,7 +155,7 @@ class CropClips:
     """Face crops of some clips, decoded as they are asked for, beside the geometry where a head reads it."""
 
     def __init__(
-        self, store: "FeatureStore", labelling: Labelling, rows: np.ndarray, inputs: Inputs = "embeddings"
+        self, store: FeatureStore, labelling: Labelling, rows: np.ndarray, inputs: Inputs = "embeddings"
     ):
         """Raises ValueError when the store holds no crops, or no stream or label column of that name."""
         if not store.has_crops:
@@ -209,7 +207,7 @@ def _decode_into(frames: np.ndarray, files: Sequence[bytes], clip_id: str) -> No
         frames[index] = image
 
 
-def _labels(table: "ClipTable", labelling: Labelling, rows: np.ndarray) -> np.ndarray:
+def _labels(table: ClipTable, labelling: Labelling, rows: np.ndarray) -> np.ndarray:
     if labelling.column not in table.labels:
         have = ", ".join(table.labels) or "none"
         raise ValueError(f"the store has no label column {labelling.column!r}; it has: {have}")
@@ -217,7 +215,7 @@ def _labels(table: "ClipTable", labelling: Labelling, rows: np.ndarray) -> np.nd
     return class_indices(labelling, codes, table.label_names[labelling.column])[rows]
 
 
-def _require_streams(store: "FeatureStore", inputs: Inputs) -> None:
+def _require_streams(store: FeatureStore, inputs: Inputs) -> None:
     for name in streams_of(inputs):
         if name not in store.streams:
             raise ValueError(f"{store.path} has no {name}: it was extracted with --geometry off")

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from features.recipe import fingerprint
-from features.store import ClipTable, FeatureStore
+from features.store import FeatureStore
+from features.table import ClipTable
 
 
 def describe(store: FeatureStore) -> dict[str, Any]:

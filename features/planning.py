@@ -21,6 +21,7 @@ import zarr
 
 from features.arrays import (
     NUMBER_COLUMNS,
+    ROW_ARRAYS,
     TEXT_COLUMNS,
     array_name,
     array_of,
@@ -31,17 +32,15 @@ from features.arrays import (
     write_column,
 )
 from features.labels import by_value
-from features.manifest import Clip
+from features.manifest import SIDES, Clip
 from features.packed import drop_packed
 from features.recipe import Recipe, from_json, require_equal, to_json
-from features.splits import SIDES, groups_of
 from features.storage import Place, delete_keys, open_group, read_bytes
+from features.table import groups_of
 
 SCHEMA = "brainbuddy-features/1"
 FRAME_COLUMNS = ("time_s", "x0", "y0", "x1", "y1", "score")
 LAYOUT_SUM = "layout_sum"
-ROW_ARRAYS = {"frames": 3, "embeddings": 3, "geometry": 3, "crops": 2, "failure": 1}
-"""Arrays that workers write, the marker first, with their number of axes."""
 TIME_SLACK_NS = 2_000_000_000
 """FAT and exFAT, as of USB sticks, store times in steps of two seconds: a copy is the same file."""
 DELETED = "deleted"

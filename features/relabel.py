@@ -19,7 +19,8 @@ from features import planning
 from features.lock import planner_lock
 from features.manifest import Clip, Manifest, read_csv, read_folder, walk
 from features.storage import open_group, place_of
-from features.store import ClipTable, FeatureStore
+from features.store import FeatureStore
+from features.table import ClipTable
 
 SLACK_S = 1e-3
 """Clips go by whole milliseconds."""

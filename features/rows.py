@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import zarr
 
-from features.arrays import array_of, chunk_key, read_column, rows_present
+from features.arrays import ROW_ARRAYS, array_of, chunk_key, read_column, rows_present
 from features.chunks import IS_NATIVE, numbers_of, read_chunk, texts_of, write_chunk
-from features.planning import ROW_ARRAYS
 from features.storage import Place, chunks_identity, delete_keys, retried
 
 MAX_REASON = 500

@@ -10,17 +10,15 @@ Knows nothing about features. N rows of a store.
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from features.store import ClipTable
+from features.manifest import SIDES
+from features.table import ClipTable, group_names, groups_of, only_value, values_by_source
 
-SIDES = ("train", "val", "test")
 Masks = dict[str, np.ndarray]
 """(n,) bool by side: which of n clips stand on it."""
 _RESTARTS = 20
@@ -46,23 +44,8 @@ class Split:
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
-def group_names(subjects: Sequence[str], sources: Sequence[str]) -> list[str]:
-    """For each clip who must stay together: its subject, or else the one that other clips of its video name,
-    or the video where those name nobody or several."""
-    named = _values_by_source(subjects, sources)
-    people = [who or _only(named.get(source, ())) for who, source in zip(subjects, sources, strict=True)]
-    return [
-        f"subject {who}" if who else f"video {source}" for who, source in zip(people, sources, strict=True)
-    ]
-
-
-def groups_of(table: "ClipTable", rows: np.ndarray) -> np.ndarray:
-    """(len(rows),) str: the `group_names` of these rows among all of the table."""
-    return np.array(group_names(table.subject.tolist(), table.source.tolist()), dtype=str)[rows]
-
-
 def make_split(
-    table: "ClipTable",
+    table: ClipTable,
     rows: np.ndarray,
     labels: np.ndarray,
     *,
@@ -107,7 +90,7 @@ def make_split(
 
 
 def extend_split(
-    table: "ClipTable",
+    table: ClipTable,
     rows: np.ndarray,
     labels: np.ndarray,
     earlier: Path,
@@ -216,7 +199,7 @@ def require_disjoint(split: Split, subjects: np.ndarray) -> None:
 
 
 def known_rows(
-    table: "ClipTable", sides: Mapping[str, tuple[str, str]], *, is_home: bool = False
+    table: ClipTable, sides: Mapping[str, tuple[str, str]], *, is_home: bool = False
 ) -> np.ndarray:
     """(N,) bool: which rows of a store are clips of a run, by its split.csv: (subject, side) by clip.
 
@@ -243,27 +226,13 @@ def split_hash(split: Split, clip_ids: np.ndarray) -> str:
     return digest.hexdigest()[:12]
 
 
-def _marks(table: "ClipTable", rows: np.ndarray) -> np.ndarray:
+def _marks(table: ClipTable, rows: np.ndarray) -> np.ndarray:
     """(len(rows),) str: the side that each row is marked for, '' = none. Without a mark and a subject it is
     the one side that other rows of its video are marked for, where they agree."""
     marks, sources = table.split[rows].tolist(), table.source[rows].tolist()
-    marked = _values_by_source(marks, sources)
+    marked = values_by_source(marks, sources)
     clips = zip(table.subject[rows].tolist(), marks, sources, strict=True)
-    return np.array([mark or ("" if who else _only(marked.get(of, ()))) for who, mark, of in clips], str)
-
-
-def _values_by_source(values: Sequence[str], sources: Sequence[str]) -> dict[str, set[str]]:
-    """The different values of each video's clips, without ''."""
-    found: dict[str, set[str]] = {}
-    for value, source in zip(values, sources, strict=True):
-        if value:
-            found.setdefault(source, set()).add(value)
-    return found
-
-
-def _only(values: Collection[str]) -> str:
-    """The value; '' where there is none or another."""
-    return next(iter(values)) if len(values) == 1 else ""
+    return np.array([mark or ("" if who else only_value(marked.get(of, ()))) for who, mark, of in clips], str)
 
 
 def _official(
@@ -390,7 +359,7 @@ def _earlier_sides(file: Path) -> tuple[dict[str, str], dict[str, tuple[str, str
 
 
 def _sides_of_renamed(
-    table: "ClipTable",
+    table: ClipTable,
     same: np.ndarray,
     known: Mapping[str, str],
     clips: Mapping[str, tuple[str, str]],
@@ -424,7 +393,7 @@ def _hashed_side(group: str, val_share: float, test_share: float) -> str:
     return "test" if place < test_share else "val" if place < test_share + val_share else "train"
 
 
-def _subject_warnings(table: "ClipTable", rows: np.ndarray) -> tuple[str, ...]:
+def _subject_warnings(table: ClipTable, rows: np.ndarray) -> tuple[str, ...]:
     unknown = int((table.subject[rows] == "").sum())
     if not unknown:
         return ()

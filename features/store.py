@@ -32,7 +32,6 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +41,7 @@ import zarr
 from features import planning
 from features.arrays import array_name, read_column, write_column
 from features.lock import planner_lock
-from features.manifest import Clip, Failure
+from features.manifest import Clip
 from features.packed import drop_packed, open_packed, write_packed
 from features.planning import Changes
 from features.recipe import Recipe
@@ -55,6 +54,7 @@ from features.storage import (
     sweep,
     sweep_beside,
 )
+from features.table import ClipTable
 
 PENDING, DONE, FAILED = 0, 1, 2
 Part = Literal["embeddings", "geometry", "crops"]
@@ -66,32 +66,6 @@ _READ_ROWS = 256
 _NAN = np.array(np.nan, np.float32)
 _NO_FRAME = np.array([np.nan] * 5 + [0], np.float32)
 """What stands behind a video's end: score 0."""
-
-
-@dataclass(frozen=True)
-class ClipTable:
-    """What is known about each row; all arrays of length N."""
-
-    clip_id: np.ndarray
-    """(N,) str; '' = a row that was deleted."""
-    source: np.ndarray
-    """(N,) str: the video, as its path relative to the data root."""
-    subject: np.ndarray
-    split: np.ndarray
-    fold: np.ndarray
-    labels: dict[str, np.ndarray]
-    """(N,) int16 by column; −1 = no label, also of clips that vanished from the manifest."""
-    label_names: dict[str, list[str]]
-    """By column, the names that the codes stand for."""
-    slices: dict[str, np.ndarray]
-    """(N,) str by column."""
-    start_s: np.ndarray
-    end_s: np.ndarray
-    """(N,) float64 seconds; NaN = to the video's end."""
-    state: np.ndarray
-    """(N,) uint8: 0 pending, 1 done, 2 failed; of the embeddings."""
-    failure: np.ndarray
-    """(N,) str: why, where something failed."""
 
 
 class FeatureStore:
@@ -279,12 +253,6 @@ class FeatureStore:
             group = planning.open_for_planning(self.place)
             _tidy(group, self.place)
             write_column(group, "state", self.table().state)
-
-    def verify(self) -> list[Failure]:
-        """Read everything again; returns what is broken, nothing when all is well."""
-        from features.verify import verify_store
-
-        return verify_store(self)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change when clips, labels, splits or what was extracted change."""

@@ -5,7 +5,7 @@ exactly where a face is, that `state` does not claim more than there is, that no
 back, the arrays' own metadata, and the packed copies. Nothing is repaired.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,15 +13,13 @@ from features.arrays import NUMBER_COLUMNS, TEXT_COLUMNS, array_name, read_colum
 from features.manifest import Failure
 from features.packed import verify_packed
 from features.planning import DELETED, LAYOUT_SUM, come_back, layout_sum
-
-if TYPE_CHECKING:
-    from features.store import FeatureStore
+from features.store import FeatureStore
 
 _UNREADABLE = (ValueError, RuntimeError, OSError, KeyError, TypeError)
 """What zarr raises for a chunk that is cut short, flipped or not decodable."""
 
 
-def verify_store(store: "FeatureStore") -> list[Failure]:
+def verify_store(store: FeatureStore) -> list[Failure]:
     """Everything that is broken, as (clip id or array, what is wrong)."""
     group, place = store.group, store.place
     attributes: Any = group.attrs
@@ -57,7 +55,7 @@ def verify_store(store: "FeatureStore") -> list[Failure]:
     return problems + [Failure(f"packed/{name}", "broken: delete it") for name in verify_packed(place)]
 
 
-def _row_problems(store: "FeatureStore", row: int, parts: set[str]) -> list[str]:
+def _row_problems(store: FeatureStore, row: int, parts: set[str]) -> list[str]:
     values: dict[str, Any] = {}
     reasons = []
     for name in sorted(parts | ({"frames"} if "embeddings" in parts else set())):
@@ -78,7 +76,7 @@ def _row_problems(store: "FeatureStore", row: int, parts: set[str]) -> list[str]
     return reasons
 
 
-def _read(store: "FeatureStore", name: str, row: int) -> Any:
+def _read(store: FeatureStore, name: str, row: int) -> Any:
     if name == "crops":
         return store.rows.read_texts(name, row)
     return store.rows.read_numbers(name, np.array([row]))[0]

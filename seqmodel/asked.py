@@ -25,7 +25,8 @@ from seqmodel.run import Card, calibrators_of, load_card, load_split, save_card,
 from seqmodel.yardsticks import identity, logistic, majority, shares
 
 if TYPE_CHECKING:
-    from features.store import ClipTable, FeatureStore
+    from features.store import FeatureStore
+    from features.table import ClipTable
     from seqmodel.explain import Fall
 
 STORE_NOTE = "store.txt"

@@ -22,7 +22,8 @@ import numpy as np
 from features.datasets import Samples, load_samples, sample_groups, subset
 from features.door import progress
 from features.recipe import GeometryId
-from features.splits import grouped_folds, groups_of, leave_one_subject_out
+from features.splits import grouped_folds, leave_one_subject_out
+from features.table import groups_of
 from seqmodel.asked import Asked, Refitted, ask, count_opening, face_coverage, folder_of
 from seqmodel.calibration import (
     Calibration,

@@ -24,13 +24,14 @@ import numpy as np
 
 from features.labels import Labelling, class_indices
 from features.recipe import Part, differences, require_equal
-from features.splits import groups_of
+from features.table import groups_of
 from seqmodel.judge import Predictions
 from seqmodel.run import Card, load_weights
 
 if TYPE_CHECKING:
     from features.datasets import Samples
-    from features.store import ClipTable, FeatureStore
+    from features.store import FeatureStore
+    from features.table import ClipTable
 
 PREDICTIONS = "predictions.csv"
 CLIPS_AT_ONCE = 256

@@ -18,9 +18,11 @@ from features.arrays import read_column
 from features.datasets import Inputs, Samples, labelled_rows, load_samples, streams_of
 from features.door import warn
 from features.labels import Labelling, class_indices, make_labelling
+from features.manifest import SIDES
 from features.recipe import to_json
-from features.splits import SIDES, Split, extend_split, groups_of, make_split, require_disjoint
-from features.store import ClipTable, FeatureStore
+from features.splits import Split, extend_split, make_split, require_disjoint
+from features.store import FeatureStore
+from features.table import ClipTable, groups_of
 from seqmodel.config import LabelArgs
 
 

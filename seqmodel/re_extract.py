@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 
 from features.door import progress, say, warn
-from features.manifest import Clip
+from features.manifest import SIDES, Clip
 from features.recipe import require_equal
-from features.splits import SIDES, groups_of
-from features.store import DONE, FAILED, ClipTable, FeatureStore, plan
+from features.store import DONE, FAILED, FeatureStore, plan
+from features.table import ClipTable, groups_of
 from seqmodel.encoder import build_encoder
 from seqmodel.engine import Engine, open_run_engine
 from seqmodel.run import WEIGHTS, load_card, load_split, versions

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from features.door import fail, say
-from features.splits import groups_of
+from features.table import groups_of
 from seqmodel.asked import Asked, ask, count_opening, folder_of
 from seqmodel.bootstrap import Figure, bootstrap_figures, draw_subjects, paired, with_intervals
 from seqmodel.calibration import Calibration, decide, fit_calibration, moved_band, require_threshold

@@ -15,8 +15,9 @@ import torch
 from features.datasets import labelled_rows, load_samples
 from features.door import console, progress, say, warn
 from features.labels import Labelling, Task
-from features.splits import Split, groups_of, sides_by_clip, split_hash
-from features.store import FAILED, ClipTable
+from features.splits import Split, sides_by_clip, split_hash
+from features.store import FAILED
+from features.table import ClipTable, groups_of
 from seqmodel.assets import face_model
 from seqmodel.baselines import baseline_scores
 from seqmodel.calibration import Calibration, fit_calibration

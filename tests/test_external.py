@@ -11,6 +11,7 @@ from extract.geometry import FEATURES
 from features.__main__ import main
 from features.external import read_sequences
 from features.store import FeatureStore
+from features.verify import verify_store
 from seqmodel.__main__ import main as seqmodel
 from seqmodel.config import LabelArgs
 from seqmodel.question import put_question
@@ -44,7 +45,7 @@ def test_the_landmarkers_names_make_a_geometry_store(tmp_path: Path) -> None:
     values, valid = store.read_stream("geometry")
     assert np.flatnonzero(~valid[:, 0]).tolist() == [5]
     np.testing.assert_array_equal(values[valid], x[valid])
-    assert store.verify() == []
+    assert verify_store(store) == []
     assert store.pack()
     np.testing.assert_array_equal(FeatureStore.open(store.path).read_stream("geometry")[0], values)
     assert put_question(store.path, LabelArgs()).dims == {"geometry": len(NAMES)}

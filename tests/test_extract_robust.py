@@ -20,6 +20,7 @@ import pytest
 from extract.__main__ import main
 from features.door import STOPS
 from features.store import DONE, FeatureStore
+from features.verify import verify_store
 from tests.clips import face_frames, looped, write_video
 from tests.dying import Mortals
 
@@ -129,7 +130,7 @@ def test_bad_files_are_listed_failures_and_odd_ones_are_extracted(
     table = FeatureStore.open(tmp_path / "s.zarr").table()
     done = {Path(table.clip_id[row].rpartition("#")[0]).name for row in np.flatnonzero(table.state == DONE)}
     assert done == set(fine)
-    assert not FeatureStore.open(tmp_path / "s.zarr").verify()
+    assert not verify_store(FeatureStore.open(tmp_path / "s.zarr"))
     frames = FeatureStore.open(tmp_path / "s.zarr").read_frames()
     without_face = {
         Path(table.clip_id[row].rpartition("#")[0]).name
@@ -279,7 +280,7 @@ def require_equal_stores(path: Path, reference: Path) -> None:
     ours, theirs = everything(path), everything(reference)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if ours[name] != theirs[name]] == []
-    assert not FeatureStore.open(path).verify()
+    assert not verify_store(FeatureStore.open(path))
 
 
 @pytest.mark.slow
@@ -390,7 +391,7 @@ def test_a_polite_stop_saves_what_was_done(long_manifest: Path, tmp_path: Path, 
     assert is_gone(process.pid)
     done = len(rows_written(store))
     assert 3 <= done < 16
-    assert not FeatureStore.open(store).verify()
+    assert not verify_store(FeatureStore.open(store))
 
 
 def children(pid: int) -> list[int]:

@@ -14,6 +14,7 @@ from features.__main__ import main
 from features.datasets import load_samples
 from features.labels import make_labelling
 from features.store import FeatureStore, plan
+from features.verify import verify_store
 from tests.small_store import RECIPE, clips_of, fill_row, row_values, write_store
 
 
@@ -276,7 +277,7 @@ def test_import_npz_at_any_length_and_width(tmp_path: Path, capsys: pytest.Captu
     assert samples.valid["embeddings"].sum(1).tolist() == [4, 3, 1, 2, 3]
     assert np.array_equal(samples.x["embeddings"][3, :2], x[3, :2].astype(np.float32))
     assert (samples.x["embeddings"][3, 2:] == 0).all()
-    assert store.verify() == []
+    assert verify_store(store) == []
     assert sorted(item.name for item in tmp_path.iterdir()) == ["features.npz", "own.zarr"]
     with pytest.raises(ValueError, match="imported features, which are written all at once"):
         fill_row(FeatureStore.open(out, "r+"), 0)

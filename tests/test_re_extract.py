@@ -11,6 +11,7 @@ import zarr
 from features.arrays import write_column
 from features.manifest import Clip
 from features.store import FeatureStore, delete, plan
+from features.verify import verify_store
 from seqmodel import folds
 from seqmodel.__main__ import main
 from seqmodel.config import HeadConfig, LabelArgs, TrainArgs, TrainConfig
@@ -66,7 +67,7 @@ def test_a_new_store_names_who_trained_its_encoder_and_goes_on_with_the_ledger(t
     new = FeatureStore.open(out)
     assert new.test_openings == old.test_openings
     assert len(new.test_openings) == 1
-    assert new.verify() == []
+    assert verify_store(new) == []
     theirs = put_question(out, LABELS, splits_from=run).split
     named = {f"subject {who}": side for side, rows in theirs.sides().items() for who in people_of(new, rows)}
     assert new.encoder_sides == named
@@ -174,7 +175,7 @@ def test_people_are_known_to_the_encoder_under_other_names_too_and_forgotten_whe
     corrected = renamed(clips_of(64), {"p0": "박", "p3": "p2"})
     store = plan(store.path, corrected, store.recipe, numerics={})
     assert store.encoder_sides == {"subject 박": "train", "subject p1": "train", "subject p2": "val"}
-    assert store.verify() == []
+    assert verify_store(store) == []
     nameless = [dataclasses.replace(clip, subject="") for clip in clips_of(64)]
     other = plan(tmp_path / "nameless.zarr", nameless, WITH_GEOMETRY, numerics={})
     other.carry_over([], {"video 영상/5.mp4": "train"})
@@ -183,4 +184,4 @@ def test_people_are_known_to_the_encoder_under_other_names_too_and_forgotten_whe
     delete(store.path, "박")
     assert FeatureStore.open(store.path).encoder_sides == {"subject p1": "train", "subject p2": "val"}
     assert "박" not in (Path(store.path) / "zarr.json").read_text(encoding="utf-8")
-    assert FeatureStore.open(store.path).verify() == []
+    assert verify_store(FeatureStore.open(store.path)) == []

@@ -26,6 +26,7 @@ from features.recipe import EncoderId
 from features.relabel import relabel
 from features.storage import place_of, sweep
 from features.store import FeatureStore, delete, plan
+from features.verify import verify_store
 from tests.clips import face_frames, looped, write_video
 from tests.dying import Mortals
 from tests.small_store import (
@@ -67,7 +68,7 @@ def test_rows_read_back_equal(tmp_path: Path) -> None:
         assert store.read_crops(row) == crops_of(row)
     assert np.array_equal(geometry[0], np.nan_to_num(row_values(5)["geometry"]))
     assert np.array_equal(geometry_valid[1], np.isfinite(row_values(2)["geometry"]).all(1))
-    assert store.verify() == []
+    assert verify_store(store) == []
 
 
 def test_table_says_what_the_clips_said(tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ def test_an_all_empty_row_is_done(tmp_path: Path) -> None:
     )
     assert [store.missing(part).tolist() for part in ("embeddings", "geometry", "crops")] == [[], [], []]
     assert not store.read_stream("embeddings")[1].any()
-    assert store.verify() == []
+    assert verify_store(store) == []
 
 
 def test_failures_are_kept_with_their_reason(tmp_path: Path) -> None:
@@ -252,7 +253,7 @@ def test_a_grown_and_corrected_manifest_moves_no_row(tmp_path: Path) -> None:
     again = plan(path, clips_of(9), WITH_GEOMETRY, numerics={"backend": "test"})
     assert again.changes.vanished == ()
     assert again.table().labels["label"][4] == 1
-    assert again.verify() == []
+    assert verify_store(again) == []
 
 
 def test_a_limited_listing_lets_others_be(tmp_path: Path) -> None:
@@ -373,7 +374,7 @@ def test_extracting_corrects_ends_and_keeps_what_cannot_be_read_today(
     assert (store.read_frames()[..., 0] < 0.6).sum(1)[0] == 3
     assert np.isfinite(store.read_frames()[0, :, 0]).sum() == 3
     assert store.table().end_s.tolist() == [0.6, 2.0, 1.2, 2.0, 1.2, 2.0]
-    assert store.verify() == []
+    assert verify_store(store) == []
 
 
 def test_relabelling_changes_no_end(tmp_path: Path) -> None:
@@ -525,7 +526,7 @@ def test_delete_removes_all_or_one_person(tmp_path: Path) -> None:
     others = np.setdiff1d(np.arange(12), gone)
     assert np.array_equal(x[others], kept[others])
     assert store.missing("embeddings").tolist() == []
-    assert store.verify() == []
+    assert verify_store(store) == []
     assert not (path / "packed").exists()
     person = row_values(5)["embeddings"].tobytes()[:8]
     assert not any(person in content for content in files_of(path).values())
@@ -546,7 +547,7 @@ def test_a_worker_brings_nobody_back_who_was_deleted_meanwhile(tmp_path: Path, t
     fill_row(worker, 1, crops=True)
     worker.write_failure(5, "late")
     assert FeatureStore.open(path).pack()
-    reasons = {item.clip_id: item.reason for item in FeatureStore.open(path).verify()}
+    reasons = {item.clip_id: item.reason for item in verify_store(FeatureStore.open(path))}
     assert reasons.keys() == {"row 1", "row 5"}
     assert "written after its person was deleted" in reasons["row 1"]
     if tidied_by == "settle":
@@ -557,7 +558,7 @@ def test_a_worker_brings_nobody_back_who_was_deleted_meanwhile(tmp_path: Path, t
         with pytest.raises(ValueError, match="no subject 'p1'"):
             delete(path, "p1")
     store = FeatureStore.open(path)
-    assert store.verify() == []
+    assert verify_store(store) == []
     assert np.flatnonzero(~store.present("crops")).tolist() == [1, 5]
     person = row_values(1)["embeddings"].tobytes()[:8]
     assert not any(person in content for content in files_of(path).values())
@@ -570,7 +571,7 @@ def test_a_video_called_deleted_is_nobody_who_was(tmp_path: Path) -> None:
     fill_row(store, 0, geometry=False)
     store.settle()
     assert store.missing("embeddings").tolist() == []
-    assert store.verify() == []
+    assert verify_store(store) == []
 
 
 def test_deleting_waits_for_a_planner_and_sees_what_it_appended(tmp_path: Path) -> None:
@@ -727,7 +728,7 @@ def test_a_link_to_a_store_is_not_deleted_by_half(tmp_path: Path) -> None:
     (tmp_path / "link.zarr").symlink_to(tmp_path / "s.zarr")
     with pytest.raises(ValueError, match=r"is a link: delete the store behind it, .*s\.zarr"):
         delete(tmp_path / "link.zarr")
-    assert FeatureStore.open(tmp_path / "s.zarr").verify() == []
+    assert verify_store(FeatureStore.open(tmp_path / "s.zarr")) == []
 
 
 def test_packed_copy_is_equal_fresh_and_disposable(tmp_path: Path) -> None:
@@ -835,7 +836,7 @@ def test_planning_goes_on_beside_a_running_pack_and_after_a_killed_one(tmp_path:
     store.settle()
     assert store.pack()
     assert not half.exists()
-    assert store.verify() == []
+    assert verify_store(store) == []
 
 
 @pytest.mark.slow
@@ -847,7 +848,7 @@ def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
     store.settle()
     FeatureStore.open(path).pack()
     generator = np.random.default_rng(0)
-    assert FeatureStore.open(path).verify() == []
+    assert verify_store(FeatureStore.open(path)) == []
     kinds: dict[tuple[str, str], str] = {}
     for name in sorted(files_of(path)):
         kinds.setdefault((str(Path(name).parent), Path(name).suffix), name)
@@ -860,13 +861,13 @@ def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
         (path / name).write_bytes(broken)
         os.utime(path / name, ns=(status.st_atime_ns, status.st_mtime_ns))
         try:
-            found = FeatureStore.open(path).verify()
+            found = verify_store(FeatureStore.open(path))
         except ValueError:
             found = ["cannot be opened"]  # type: ignore[list-item]
         assert found, name
         (path / name).write_bytes(content)
         os.utime(path / name, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert FeatureStore.open(path).verify() == []
+    assert verify_store(FeatureStore.open(path)) == []
 
 
 def test_a_broken_chunk_names_itself_when_read(tmp_path: Path) -> None:
@@ -899,7 +900,7 @@ def test_the_ledger_counts_openings_of_the_test_split(tmp_path: Path) -> None:
     assert one.record_test_opening("runs/a") == 1
     assert two.record_test_opening("runs/b") == 2
     assert [entry["run"] for entry in FeatureStore.open(path).test_openings] == ["runs/a", "runs/b"]
-    assert FeatureStore.open(path).verify() == []
+    assert verify_store(FeatureStore.open(path)) == []
 
 
 def test_one_planner_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -991,7 +992,7 @@ def test_orphans_are_swept_and_a_swept_writer_writes_again(
         stop.set()
         thread.join()
     assert store.missing("embeddings").tolist() == []
-    assert store.verify() == []
+    assert verify_store(store) == []
 
 
 def require_equal_stores(path: Path, reference: Path) -> None:
@@ -1009,7 +1010,7 @@ def test_two_processes_at_once_equal_one(tmp_path: Path) -> None:
         codes = mortals.run("tests.small_store", path, *((0, [str(path), shard, "60"]) for shard in "01"))
     assert codes == [0, 0]
     require_equal_stores(tmp_path / "two.zarr", tmp_path / "one.zarr")
-    assert FeatureStore.open(tmp_path / "two.zarr").verify() == []
+    assert verify_store(FeatureStore.open(tmp_path / "two.zarr")) == []
 
 
 @pytest.mark.slow
@@ -1036,4 +1037,4 @@ def test_kill_minus_nine_at_any_write_loses_nothing(tmp_path: Path) -> None:
             os.utime(leftover, (0, 0))
         assert mortals.run("tests.small_store", path, *((0, words(shard)) for shard in (0, 1))) == [0, 0]
     require_equal_stores(path, tmp_path / "one.zarr")
-    assert FeatureStore.open(path).verify() == []
+    assert verify_store(FeatureStore.open(path)) == []

@@ -24,7 +24,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from features.cores import usable_cores
 from features.door import console, progress, say, warn
-from features.splits import groups_of, split_hash
+from features.splits import split_hash
+from features.table import groups_of
 from seqmodel.baselines import baseline_scores
 from seqmodel.config import FinetuneArgs
 from seqmodel.question import doubt_of_folds, put_question, seen_fingerprint
