@@ -16,10 +16,11 @@ import numpy as np
 
 from features.door import warn
 from seqmodel.assets import sha256_of
-from seqmodel.bundle import Head, find_bundle, load_statistics, open_bundle
-from seqmodel.engine import Backend, Engine, open_run_engine
-from seqmodel.reference import read_reference
+from seqmodel.bundle import Head, find_bundle, open_bundle
+from seqmodel.engine import Backend, Engine
+from seqmodel.reference import load_statistics, read_reference
 from seqmodel.run import WEIGHTS, Card, load_card, load_weights
+from seqmodel.run_encoder import open_run_engine
 
 THREADS = 2
 """Of each network: one frame at a time is answered in two thirds of the time, and the result is the same."""

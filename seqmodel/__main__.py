@@ -9,7 +9,7 @@ from features.door import fail, parse, run_door
 from seqmodel import config
 
 COMMANDS: dict[str, tuple[type, str]] = {
-    "train": (config.TrainArgs, "seqmodel.train"),
+    "train": (config.TrainArgs, "seqmodel.train_command"),
     "finetune": (config.FinetuneArgs, "seqmodel.finetune"),
     "evaluate": (config.EvaluateArgs, "seqmodel.evaluate"),
     "calibrate": (config.CalibrateArgs, "seqmodel.recalibrate"),

@@ -18,11 +18,13 @@ from features.recipe import Part, differences
 from features.splits import known_rows
 from features.storage import place_of
 from seqmodel.calibration import Calibration
-from seqmodel.judge import Predictions, Yardstick, make_predictions
+from seqmodel.judge import Yardstick
+from seqmodel.metrics import shares
+from seqmodel.predicted import Predictions, make_predictions
 from seqmodel.predictions import Population, clip_labels, population, predict_rows
 from seqmodel.rest import with_baseline
 from seqmodel.run import Card, calibrators_of, load_card, load_split, save_card, write_text
-from seqmodel.yardsticks import identity, logistic, majority, shares
+from seqmodel.yardsticks import identity, logistic, majority
 
 if TYPE_CHECKING:
     from features.store import FeatureStore

@@ -24,19 +24,12 @@ import numpy as np
 
 from features.recipe import EncoderId
 from seqmodel.assets import sha256_of
-from seqmodel.engine import (
-    Engine,
-    Precision,
-    cpu_options,
-    import_openvino,
-    precision_of,
-    resolve_precision,
-)
+from seqmodel.engine import Engine, Precision, cpu_options, import_openvino, precision_of, resolve_precision
 from seqmodel.run import WEIGHTS, Card
 
 Format = Literal["openvino", "onnx"]
 FORMATS: tuple[Format, ...] = ("openvino", "onnx")
-MANIFEST, STATISTICS = "export.json", "statistics.safetensors"
+MANIFEST = "export.json"
 SUFFIX: dict[Format, str] = {"openvino": ".xml", "onnx": ".onnx"}
 
 Head = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], np.ndarray]
@@ -108,18 +101,6 @@ def open_bundle(
     }
     engine = Engine(card.recipe.encoder, numerics, _runs_encoder(encoder, card.recipe.encoder))
     return engine, _runs_head(head, card)
-
-
-def load_statistics(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and standard deviation (D,) float32 of the training features by stream, of a run or a bundle."""
-    from safetensors.numpy import load
-
-    path = folder / STATISTICS if (folder / STATISTICS).is_file() else folder / WEIGHTS
-    if not path.is_file():
-        raise ValueError(f"{folder} has no checkpoint: {WEIGHTS} is missing")
-    tensors = load(path.read_bytes())
-    names = [key.removeprefix("head.mean_") for key in tensors if key.startswith("head.mean_")]
-    return {name: (tensors[f"head.mean_{name}"], tensors[f"head.std_{name}"]) for name in names}
 
 
 def head_inputs(card: Card) -> list[str]:

@@ -84,46 +84,14 @@ def open_engine(
 
         encoder, identity = build_encoder(name, weights)
         _remember_identity(weights, identity)
-        return _open(identity, lambda: encoder, backend, device, precision, threads, crop_px)
+        return open_identity(identity, lambda: encoder, backend, device, precision, threads, crop_px)
 
     def build() -> "Encoder":
         from seqmodel.encoder import build_encoder
 
         return build_encoder(name, weights)[0]
 
-    return _open(identity, build, backend, device, precision, threads, crop_px)
-
-
-def open_run_engine(
-    run: Path,
-    *,
-    backend: Backend = "auto",
-    device: str = "auto",
-    threads: int = 0,
-) -> Engine:
-    """The engine of a run's own encoder: its fine-tuned one where there is one, else the one of its recipe.
-
-    It computes as the store was made: in float32 where that was, else in what this processor is best at.
-    Raises ValueError when the run is unfinished, reads no embeddings of pixels, or its weights cannot be
-    found.
-    """
-    from seqmodel.run import load_card
-
-    card = load_card(run)
-    recipe = card.recipe
-    if recipe.pixels is None:
-        raise ValueError(
-            f"{run} was trained on imported features ({recipe.encoder.name}); no camera makes those"
-        )
-
-    def build() -> "Encoder":
-        from seqmodel.encoder import encoder_of
-        from seqmodel.run import load_weights
-
-        return encoder_of(recipe.encoder, load_weights(run).get("encoder"))
-
-    precision = precision_of(card.numerics)
-    return _open(recipe.encoder, build, backend, device, precision, threads, recipe.pixels.crop_px)
+    return open_identity(identity, build, backend, device, precision, threads, crop_px)
 
 
 def encoder_engine(
@@ -137,7 +105,7 @@ def encoder_engine(
     crop_px: int = 224,
 ) -> Engine:
     """The engine of an encoder at hand, as after fine-tuning."""
-    return _open(identity, lambda: encoder, backend, device, precision, threads, crop_px)
+    return open_identity(identity, lambda: encoder, backend, device, precision, threads, crop_px)
 
 
 def import_openvino() -> Any:
@@ -149,7 +117,7 @@ def import_openvino() -> Any:
     return openvino
 
 
-def _open(
+def open_identity(
     identity: EncoderId,
     build: "Callable[[], Encoder]",
     backend: Backend,
@@ -158,6 +126,8 @@ def _open(
     threads: int,
     crop_px: int,
 ) -> Engine:
+    """The engine of the encoder of that identity, which is only built where its converted network is not in
+    the cache. Raises ValueError as `open_engine` does."""
     if device not in ("auto", "cpu") and not device.startswith("cuda"):
         raise ValueError(f"--device takes auto, cpu or cuda, got {device!r}")
     if backend == "openvino" and device.startswith("cuda"):

@@ -30,9 +30,13 @@ from seqmodel.asked import (
 )
 from seqmodel.calibration import abstain_band, fit_calibration, moved_band, probabilities, require_threshold
 from seqmodel.config import EvaluateArgs
+from seqmodel.console_tables import say_figures
 from seqmodel.embedding_map import Map, map_meanwhile
-from seqmodel.figures import figures_json, say_figures, summary, write_metrics
-from seqmodel.judge import Judgement, Predictions, judge
+from seqmodel.export import renew_exports
+from seqmodel.figures import figures_json, summary, write_metrics
+from seqmodel.folds import answer_all, every_clip
+from seqmodel.judge import Judgement, judge
+from seqmodel.predicted import Predictions
 from seqmodel.predictions import PREDICTIONS, predict_rows, write_predictions
 from seqmodel.report import write_model_card, write_report
 from seqmodel.run import Card, calibration_stage, load_card, save_card, write_text
@@ -43,8 +47,6 @@ from seqmodel.train import put_calibration
 def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
     """The door's body: (summary, exit code). Raises ValueError for what a user can mend."""
     if args.folds:
-        from seqmodel.folds import evaluate_folds
-
         return evaluate_folds(args)
     asked = open_split(args)
     with map_of(asked, args) as embedding_map:
@@ -52,6 +54,34 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
         folder = folder_of(asked)
         folder.mkdir(parents=True, exist_ok=True)
         report = write_judgement(folder, judgement, asked, args, embedding_map)
+    say_figures(judgement, report)
+    say_measured(judgement)
+    return summary(judgement, report), 0
+
+
+def evaluate_folds(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
+    """The command's body with --folds: (summary, exit code). ValueError for a wrong K, too few people or an
+    abstain band, before the opening is counted."""
+    if args.abstain:
+        raise ValueError("--abstain is a band of the run's own network, which --folds does not judge")
+    card = load_card(args.run)
+    asked = every_clip(ask(args.run, card, args.store, args.split, args.map), args.folds)
+    with map_of(asked, args) as embedding_map:
+        predictions, yardsticks, refitted, notes = answer_all(asked, args)
+        asked = replace(asked, card=count_opening(asked, card))
+        judgement = judge(
+            predictions,
+            yardsticks,
+            split=asked.split,
+            label_names=card.labelling.names,
+            task=card.labelling.task,
+            rounds=args.rounds,
+            seed=args.seed,
+            warnings=notes,
+        )
+        folder = folder_of(asked) / asked.split
+        folder.mkdir(parents=True, exist_ok=True)
+        report = write_judgement(folder, judgement, asked, args, embedding_map, refitted=refitted)
     say_figures(judgement, report)
     say_measured(judgement)
     return summary(judgement, report), 0
@@ -189,7 +219,8 @@ def _calibrated(asked: Asked, args: EvaluateArgs) -> Card:
     if calibration == card.calibration:
         return card
     stage = {"stage": "threshold", "command": args.command}
-    put_calibration(asked.run, replace(card, calibration=calibration, stages=(*card.stages, stage)), home)
+    calibrated = replace(card, calibration=calibration, stages=(*card.stages, stage))
+    renew_exports(asked.run, put_calibration(asked.run, calibrated, home))
     return load_card(asked.run)
 
 

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from features.store import FeatureStore
 from seqmodel.assets import sha256_of
 from seqmodel.bundle import (
     MANIFEST,
-    STATISTICS,
     SUFFIX,
     bundle_folder,
     find_bundle,
@@ -39,7 +38,7 @@ from seqmodel.convert import FlatHead, metadata_of, to_onnx, to_openvino
 from seqmodel.encoder import Encoder, encoder_of
 from seqmodel.heads import LstmHead
 from seqmodel.reference import FILE as REFERENCE
-from seqmodel.reference import rows_of, write_reference
+from seqmodel.reference import STATISTICS, rows_of, write_reference
 from seqmodel.run import WEIGHTS, Card, load_card, load_weights, save_card, write_text
 
 MIN_COSINE = 0.9999
@@ -111,6 +110,13 @@ def export_for_live(run: Path) -> None:
         export(ExportArgs(run))
     except ValueError as error:
         warn(f"live will start more slowly, with torch: {error}")
+
+
+def renew_exports(run: Path, dropped: Sequence[str]) -> None:
+    """Make a run ready for live again whose exports were dropped, because it decides otherwise now."""
+    if dropped:
+        say(f"copies of its exports ({', '.join(dropped)}) decide as before until they are made again")
+        export_for_live(run)
 
 
 def gather(args: ExportArgs, card: Card) -> Evidence:

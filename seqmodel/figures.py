@@ -11,11 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from features.door import console, say, warn
 from seqmodel.bootstrap import Figure
 from seqmodel.judge import Judgement
 from seqmodel.run import write_text
-from seqmodel.wording import TITLES, short
 
 
 def figures_json(judgement: Judgement) -> dict[str, dict[str, Any]]:
@@ -51,24 +49,6 @@ def summary(judgement: Judgement, report: Path) -> dict[str, Any]:
         "warnings": list(judgement.warnings),
         "report": str(report),
     }
-
-
-def say_figures(judgement: Judgement, report: Path) -> None:
-    """The main figures beside the yardsticks, as a table on stderr."""
-    from rich.table import Table
-
-    table = Table(title=f"{judgement.split}: {len(judgement.predictions)} clips", title_justify="left")
-    for name in ("figure", "model", "95 % interval", *(b.yardstick.title for b in judgement.beside)):
-        table.add_column(name, justify="left" if name == "figure" else "right")
-    for name, (title, _) in TITLES.items():
-        if name in judgement.figures:
-            f = judgement.figures[name]
-            others = [short(b.figures[name].value) for b in judgement.beside]
-            table.add_row(title, short(f.value), f"{short(f.low)} to {short(f.high)}", *others)
-    console().print(table)
-    for line in judgement.warnings:
-        warn(line)
-    say(f"report: {report}")
 
 
 def readable(name: str, label_names: Sequence[str]) -> str:

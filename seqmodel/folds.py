@@ -24,7 +24,7 @@ from features.door import progress
 from features.recipe import GeometryId
 from features.splits import grouped_folds, leave_one_subject_out
 from features.table import groups_of
-from seqmodel.asked import Asked, Refitted, ask, count_opening, face_coverage, folder_of
+from seqmodel.asked import Asked, Refitted, face_coverage
 from seqmodel.calibration import (
     Calibration,
     decide,
@@ -35,16 +35,15 @@ from seqmodel.calibration import (
     require_threshold,
 )
 from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
-from seqmodel.evaluate import map_of, say_measured, write_judgement
 from seqmodel.explain import Arrays, Fall, feature_groups, head_logits, importance, some_places
-from seqmodel.figures import say_figures, summary
-from seqmodel.judge import Predictions, Yardstick, judge
-from seqmodel.metrics import score
+from seqmodel.judge import Yardstick
+from seqmodel.metrics import score, shares
+from seqmodel.predicted import Predictions
 from seqmodel.question import doubt_of_folds
 from seqmodel.rest import with_baseline
-from seqmodel.run import Card, load_card
+from seqmodel.run import Card
 from seqmodel.training import fit, fit_best, predict_logits, resolve_metric
-from seqmodel.yardsticks import identity, logistic, majority, shares
+from seqmodel.yardsticks import identity, logistic, majority
 
 
 @dataclass(frozen=True)
@@ -95,34 +94,6 @@ class FoldAnswer:
     heads: tuple[Any, ...] = ()
     """The chosen candidate's, one a part."""
     calibration: Calibration = Calibration()
-
-
-def evaluate_folds(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
-    """The door's body with --folds: (summary, exit code). ValueError for a wrong K, too few people or an
-    abstain band, before the opening is counted."""
-    if args.abstain:
-        raise ValueError("--abstain is a band of the run's own network, which --folds does not judge")
-    card = load_card(args.run)
-    asked = every_clip(ask(args.run, card, args.store, args.split, args.map), args.folds)
-    with map_of(asked, args) as embedding_map:
-        predictions, yardsticks, refitted, notes = answer_all(asked, args)
-        asked = replace(asked, card=count_opening(asked, card))
-        judgement = judge(
-            predictions,
-            yardsticks,
-            split=asked.split,
-            label_names=card.labelling.names,
-            task=card.labelling.task,
-            rounds=args.rounds,
-            seed=args.seed,
-            warnings=notes,
-        )
-        folder = folder_of(asked) / asked.split
-        folder.mkdir(parents=True, exist_ok=True)
-        report = write_judgement(folder, judgement, asked, args, embedding_map, refitted=refitted)
-    say_figures(judgement, report)
-    say_measured(judgement)
-    return summary(judgement, report), 0
 
 
 def every_clip(asked: Asked, folds: str) -> Asked:

@@ -234,3 +234,9 @@ def _kappa(labels: np.ndarray, predictions: np.ndarray, classes: list[int]) -> f
     from sklearn.metrics import cohen_kappa_score
 
     return float(cohen_kappa_score(labels, predictions, weights="quadratic", labels=classes))
+
+
+def shares(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """(C,) share of each class; equal shares where there is no label."""
+    counts = np.bincount(labels[labels >= 0], minlength=num_classes).astype(np.float64)
+    return counts / counts.sum() if counts.sum() else np.full(num_classes, 1.0 / num_classes)

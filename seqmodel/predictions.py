@@ -25,7 +25,7 @@ import numpy as np
 from features.labels import Labelling, class_indices
 from features.recipe import Part, differences, require_equal
 from features.table import groups_of
-from seqmodel.judge import Predictions
+from seqmodel.predicted import Predictions
 from seqmodel.run import Card, load_weights
 
 if TYPE_CHECKING:
@@ -308,7 +308,7 @@ def _seen_again(
 def _own_encoder(run: Path, weights_sha256: str) -> tuple[Any, dict[tuple[str, int], np.ndarray]]:
     """The run's encoder, compiled, and what it has seen in this process, by store and row: drawings,
     importance and figures ask for the same clips. `weights_sha256` is there to notice another encoder."""
-    from seqmodel.engine import open_run_engine
+    from seqmodel.run_encoder import open_run_engine
 
     return open_run_engine(run).embed, {}
 

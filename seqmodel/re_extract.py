@@ -18,8 +18,9 @@ from features.recipe import require_equal
 from features.store import DONE, FAILED, FeatureStore, plan
 from features.table import ClipTable, groups_of
 from seqmodel.encoder import build_encoder
-from seqmodel.engine import Engine, open_run_engine
+from seqmodel.engine import Engine
 from seqmodel.run import WEIGHTS, load_card, load_split, versions
+from seqmodel.run_encoder import open_run_engine
 
 
 def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], int]:

@@ -20,6 +20,7 @@ from seqmodel.asked import Asked, ask, count_opening, folder_of
 from seqmodel.bootstrap import Figure, bootstrap_figures, draw_subjects, paired, with_intervals
 from seqmodel.calibration import Calibration, decide, fit_calibration, moved_band, require_threshold
 from seqmodel.config import CalibrateArgs
+from seqmodel.export import renew_exports
 from seqmodel.metrics import evaluate_predictions, minority_class
 from seqmodel.predictions import predict_rows
 from seqmodel.run import Card, load_card, save_calibrators, write_text
@@ -101,7 +102,8 @@ def _keep(
     theirs = rows[np.isin(groups_of(table, rows), calibrators)]
     save_calibrators(args.run, table.clip_id[theirs].tolist(), table.subject[theirs].tolist())
     # Decisions kept from before would be compared as if they were the run's.
-    put_calibration(args.run, replace(card, calibration=fitted, stages=(*card.stages, stage)))
+    calibrated = replace(card, calibration=fitted, stages=(*card.stages, stage))
+    renew_exports(args.run, put_calibration(args.run, calibrated))
 
 
 def _write(asked: Asked, summary: dict[str, Any]) -> None:

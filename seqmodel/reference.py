@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from seqmodel.bundle import load_statistics
 from seqmodel.calibration import probabilities
-from seqmodel.run import Card, load_card, load_split, write_text
+from seqmodel.run import WEIGHTS, Card, load_card, load_split, write_text
 
 if TYPE_CHECKING:
     from features.store import FeatureStore
 
-FILE = "reference.json"
+FILE, STATISTICS = "reference.json", "statistics.safetensors"
 MAX_CLIPS = 400
 """Clips looked at: figures of a few hundred are as good as of all."""
 WORTH_SHOWING = 0.9
@@ -161,3 +160,15 @@ def _spread(values: np.ndarray) -> Spread:
         raise ValueError("no training clip of the run is in this store")
     low, high = np.percentile(values, [5, 95])
     return Spread(round(float(np.mean(values)), 4), round(float(low), 4), round(float(high), 4))
+
+
+def load_statistics(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Mean and standard deviation (D,) float32 of the training features by stream, of a run or a bundle."""
+    from safetensors.numpy import load
+
+    path = folder / STATISTICS if (folder / STATISTICS).is_file() else folder / WEIGHTS
+    if not path.is_file():
+        raise ValueError(f"{folder} has no checkpoint: {WEIGHTS} is missing")
+    tensors = load(path.read_bytes())
+    names = [key.removeprefix("head.mean_") for key in tensors if key.startswith("head.mean_")]
+    return {name: (tensors[f"head.mean_{name}"], tensors[f"head.std_{name}"]) for name in names}

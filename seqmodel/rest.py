@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from features.datasets import Samples
-
 if TYPE_CHECKING:
+    from features.datasets import Samples
     from features.store import FeatureStore
 
 STREAM: Literal["geometry"] = "geometry"
 
 
-def with_baseline(samples: Samples, baseline: str, store: "FeatureStore") -> Samples:
+def with_baseline(samples: "Samples", baseline: str, store: "FeatureStore") -> "Samples":
     """The samples with every person's normal taken off the geometry stream, (N, T, G) float32 in memory.
 
     Samples without that stream, and `none`, come back as they are.

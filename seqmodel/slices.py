@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from seqmodel.bootstrap import Draws, Figure, interval, per_subject_confusion
-from seqmodel.judge import Predictions
 from seqmodel.metrics import count_metrics
+from seqmodel.predicted import Predictions
 
 # Fewer clips say nothing: the interval of 10 clips, 8 of them right, is .49 to .94.
 ENOUGH_CLIPS = 10

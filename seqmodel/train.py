@@ -1,6 +1,6 @@
-"""python -m seqmodel train: one head on cached features, without a search; and how any head becomes a run.
+"""How a trained head becomes a run directory; train and tune both end with `write_run`.
 
-`write_run` is also what tune ends with. Knows nothing about searches, crops or reports.
+Knows nothing about searches, crops or reports.
 """
 
 import dataclasses
@@ -13,17 +13,17 @@ import numpy as np
 import torch
 
 from features.datasets import labelled_rows, load_samples
-from features.door import console, progress, say, warn
+from features.door import say, warn
 from features.labels import Labelling, Task
 from features.splits import Split, sides_by_clip, split_hash
 from features.store import FAILED
 from features.table import ClipTable, groups_of
 from seqmodel.assets import face_model
-from seqmodel.baselines import baseline_scores
 from seqmodel.calibration import Calibration, fit_calibration
-from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
-from seqmodel.heads import LstmHead, build_head, num_outputs
-from seqmodel.question import Question, load_sides, put_question
+from seqmodel.config import HeadConfig, TrainConfig
+from seqmodel.heads import LstmHead
+from seqmodel.metrics import shares
+from seqmodel.question import Question
 from seqmodel.reference import FILE as REFERENCE
 from seqmodel.reference import write_reference
 from seqmodel.run import (
@@ -34,69 +34,12 @@ from seqmodel.run import (
     git_commit,
     keep_model_file,
     load_card,
-    require_place,
     save_card,
     save_split,
     save_weights,
     versions,
 )
-from seqmodel.training import Epoch, Fitted, fit, fit_best, resolve_metric
-from seqmodel.yardsticks import shares
-
-
-def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
-    """The command's body: trains, writes the run, returns (summary, exit code)."""
-    require_place(args.run)
-    question = put_question(args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from)
-    say_question(question)
-    device = resolve_device(args.device)
-    train_samples, val_samples = load_sides(question)
-    task, metric = question.labelling.task, resolve_metric(args.metric, question.labelling.task)
-    config = complete_head(args.head, task)
-    head = build_head(config, question.dims, num_outputs(task, question.num_classes), seed=args.seed)
-    head.set_statistics(train_samples)
-    with progress("epochs") as bar:
-        row = bar.add_task("training", total=args.train.epochs)
-        epochs = fit(
-            head,
-            train_samples,
-            val_samples,
-            args.train,
-            task=task,
-            num_classes=question.num_classes,
-            seed=args.seed,
-            device=device,
-            metric=args.metric,
-        )
-        fitted = fit_best(head, epochs, args.train.patience, on_epoch=lambda _: bar.advance(row))
-    baselines = baseline_scores(train_samples, val_samples, question.num_classes, metric)
-    card = write_run(
-        args.run,
-        question,
-        head,
-        fitted,
-        args.train,
-        seed=args.seed,
-        metric=metric,
-        stage={"stage": "head", "baselines": rounded(baselines), "command": args.command},
-    )
-    summary = {
-        "run": str(args.run),
-        "metric": metric,
-        "val_score": fitted.best.val_score,
-        "epochs": len(fitted.history),
-        "parameters": count_parameters(head),
-        "baselines": baselines,
-        "clips": {
-            "train": len(train_samples),
-            "val": len(val_samples),
-            "unlabelled": question.num_unlabelled,
-        },
-        "warnings": list(card.warnings),
-    }
-    say_scores(metric, {"this head": fitted.best.val_score} | baselines)
-    say(f"run written to {args.run}")
-    return summary, 0
+from seqmodel.training import Epoch, Fitted
 
 
 def complete_head(config: HeadConfig, task: Task) -> HeadConfig:
@@ -186,22 +129,18 @@ def _save_sides(run: Path, question: Question) -> None:
     save_split(run, list(side_of), [subject_of[clip] for clip in side_of], list(side_of.values()))
 
 
-def put_calibration(run: Path, card: Card, store: Path | str | None = None) -> None:
-    """Save a card whose calibration is another, without what speaks of the old one's decisions.
+def put_calibration(run: Path, card: Card, store: Path | str | None = None) -> list[str]:
+    """Save a card whose calibration is another, without what speaks of the old one's decisions; returns the
+    names of the exports that were dropped.
 
-    The training data, in `store` or where the card says, are measured by it again, and the run is made ready
-    for live again where it was.
+    The training data, in `store` or where the card says, are measured by it again.
     """
     exports = sorted(folder.name for folder in (run / "export").glob("*") if folder.is_dir())
     drop_decisions(run)
     save_card(run, dataclasses.replace(card, metrics={}))
     say(f"{run} decides otherwise now: figures, reports and exports from before are dropped")
     _measure_reference(run, store)
-    if exports:
-        from seqmodel.export import export_for_live
-
-        say(f"copies of its exports ({', '.join(exports)}) decide as before until they are made again")
-        export_for_live(run)
+    return exports
 
 
 def _measure_reference(run: Path, store: Path | str | None = None) -> None:
@@ -306,29 +245,6 @@ def count_parameters(model: torch.nn.Module) -> int:
 def rounded(scores: Mapping[str, float]) -> dict[str, float]:
     """Scores at four places, for people."""
     return {name: round(float(value), 4) for name, value in scores.items()}
-
-
-def say_question(question: Question) -> None:
-    """Tell the user what is learned from whom."""
-    counts = ", ".join(f"{len(rows)} {side}" for side, rows in question.split.sides().items())
-    left_out = f"; {question.num_unlabelled} without a label left out" if question.num_unlabelled else ""
-    names = " < ".join(question.labelling.names)
-    say(
-        f"{question.labelling.task}: {names} (last = positive), {counts} clips{left_out}; "
-        f"split: {question.split.how}"
-    )
-    for text in question.split.warnings:
-        warn(text)
-
-
-def say_scores(metric: str, scores: Mapping[str, float]) -> None:
-    """A table of validation scores, best first."""
-    from rich.table import Table
-
-    table = Table("", f"validation {metric}")
-    for name, value in sorted(scores.items(), key=lambda item: -item[1]):
-        table.add_row(name, f"{value:.4f}")
-    console().print(table)
 
 
 def _encoder_state(

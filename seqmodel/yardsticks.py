@@ -126,9 +126,3 @@ def _training_counts(
     counts = np.zeros((len(names), num_classes))
     np.add.at(counts, (at[same], training_labels[same]), 1.0)
     return counts[index]
-
-
-def shares(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """(C,) share of each class; equal shares where there is no label."""
-    counts = np.bincount(labels[labels >= 0], minlength=num_classes).astype(np.float64)
-    return counts / counts.sum() if counts.sum() else np.full(num_classes, 1.0 / num_classes)

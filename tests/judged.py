@@ -14,7 +14,8 @@ from features.store import FeatureStore, plan
 from seqmodel.calibration import Calibration, fit_calibration
 from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.heads import LstmHead, build_head, num_outputs
-from seqmodel.judge import Judgement, judge, make_predictions
+from seqmodel.judge import Judgement, judge
+from seqmodel.predicted import make_predictions
 from seqmodel.rest import with_baseline
 from seqmodel.run import Card, append_log, save_card, save_split, save_weights, versions
 from seqmodel.train import sides_of_failed

@@ -361,12 +361,13 @@ def test_folds_of_a_store_of_another_width_make_their_own_heads(tmp_path, quick_
 
 
 def test_folds_choose_for_the_goal_that_is_asked_for(tmp_path, quick_folds):
+    from seqmodel.asked import ask
     from seqmodel.config import EvaluateArgs
 
     make_run(tmp_path / "run", make_store(tmp_path / "s.zarr", num_subjects=8, signal=0.3), epochs=1)
     args = EvaluateArgs(tmp_path / "run", folds="2", rounds=20, threshold_for="recall:distracted=0.9")
     card = load_card(tmp_path / "run")
-    asked = folds.every_clip(folds.ask(args.run, card, None, "test"), "2")
+    asked = folds.every_clip(ask(args.run, card, None, "test"), "2")
     _, yardsticks, refitted, _ = folds.answer_all(asked, args)
     assert {c.goal for c in refitted.calibrations} == {"recall:distracted=0.9"}
     majority = next(stick for stick in yardsticks if stick.name == "majority")

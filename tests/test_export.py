@@ -21,13 +21,13 @@ from features.manifest import Clip
 from features.store import FeatureStore, plan
 from live.model import open_model
 from live.predictor import Prediction, Predictor
-from seqmodel.bundle import FORMATS, bundle_folder, find_bundle, load_statistics
+from seqmodel.bundle import FORMATS, bundle_folder, find_bundle
 from seqmodel.calibration import Calibration
 from seqmodel.config import ExportArgs
 from seqmodel.encoder import build_encoder, encoder_of
 from seqmodel.export import check, export, gather
 from seqmodel.heads import build_head
-from seqmodel.reference import level_of, read_reference, write_reference
+from seqmodel.reference import level_of, load_statistics, read_reference, write_reference
 from seqmodel.run import load_card, load_split, save_card, save_split, save_weights
 from tests.small_run import write_run
 from tests.test_parity import extracted

@@ -25,15 +25,15 @@ from seqmodel.config import FinetuneArgs, FinetuneConfig, HeadConfig, TrainArgs,
 from seqmodel.cut_cache import prefix_runner
 from seqmodel.encoder import build_encoder, encoder_from_state, state_sha256
 from seqmodel.end_to_end import EndToEnd
-from seqmodel.engine import open_run_engine
 from seqmodel.finetune import finetune, start_job
 from seqmodel.predictions import predict_rows
 from seqmodel.re_extract import re_extract
 from seqmodel.reference import read_reference
 from seqmodel.run import load_card, load_weights, read_log, save_card, save_weights
+from seqmodel.run_encoder import open_run_engine
 from seqmodel.stage_two import augmentation_of, crops_command, cut_sources, open_stage
 from seqmodel.team import Team
-from seqmodel.train import train
+from seqmodel.train_command import train
 from seqmodel.training import Loss
 
 from .crop_store import clip_images, encoder, write_crop_store

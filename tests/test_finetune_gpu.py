@@ -13,7 +13,7 @@ from seqmodel.engine import open_engine
 from seqmodel.finetune import finetune, start_job
 from seqmodel.stage_two import open_stage
 from seqmodel.team import Team
-from seqmodel.train import train
+from seqmodel.train_command import train
 
 from .crop_store import clip_images, write_crop_store
 

@@ -16,7 +16,7 @@ from seqmodel.__main__ import main
 from seqmodel.checkpoint import load_checkpoint
 from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
 from seqmodel.run import load_weights
-from seqmodel.train import train
+from seqmodel.train_command import train
 
 from .crop_store import write_crop_store
 

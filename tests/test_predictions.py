@@ -21,7 +21,7 @@ from seqmodel.heads import LstmHead, build_head
 from seqmodel.predictions import growing_logits, predict_rows
 from seqmodel.rest import subject_rests, subtract_rest
 from seqmodel.run import Card, load_card, save_card, save_weights
-from seqmodel.train import train
+from seqmodel.train_command import train
 from tests.judged import NUM_FRAMES, WITH_GEOMETRY, make_run, make_store
 from tests.small_store import G, T, write_store
 from tests.toy_sequences import write_toy_store

@@ -18,7 +18,7 @@ from seqmodel.config import HeadConfig, LabelArgs, TrainArgs, TrainConfig
 from seqmodel.question import doubt_of_folds, put_question
 from seqmodel.re_extract import re_extract
 from seqmodel.run import load_card, save_card
-from seqmodel.train import train
+from seqmodel.train_command import train
 from tests.crop_store import write_crop_store
 from tests.judged import RECIPE, make_run, make_store
 from tests.small_store import WITH_GEOMETRY, clips_of, fill_row, write_store

@@ -31,7 +31,8 @@ from seqmodel.config import FinetuneArgs
 from seqmodel.question import doubt_of_folds, put_question, seen_fingerprint
 from seqmodel.run import ARTIFACTS, CARD, STUDY, WEIGHTS, load_card, require_place
 from seqmodel.stage_two import require_crops
-from seqmodel.train import count_parameters, rounded, say_question, say_scores, write_run
+from seqmodel.train import count_parameters, rounded, write_run
+from seqmodel.train_command import say_question, say_scores
 from seqmodel.training import resolve_metric
 from tune.artifacts import drop_checkpoints
 from tune.config import TuneArgs

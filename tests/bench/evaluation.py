@@ -62,7 +62,7 @@ def make_store(path: Path, num_clips: int) -> None:
 def measure_door(num_clips: int) -> None:
     """Train one epoch of a small head, then time `evaluate` on test and on train, the largest split."""
     from seqmodel.evaluate import evaluate
-    from seqmodel.train import train
+    from seqmodel.train_command import train
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -20,7 +20,7 @@ from seqmodel.config import FinetuneArgs, TrainArgs, TrainConfig
 from seqmodel.finetune import finetune
 from seqmodel.metrics import score
 from seqmodel.run import load_card
-from seqmodel.train import train
+from seqmodel.train_command import train
 
 FOLDER = Path(os.environ.get("BENCH_FOLDER", "runs/bench-stage-two"))
 CLIPS, SEEDS = int(os.environ.get("BENCH_CLIPS", "240")), int(os.environ.get("BENCH_SEEDS", "3"))
