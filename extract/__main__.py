@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from extract.config import CheckConfig, DemoConfig, ExtractConfig
-from features.door import parse, run_door
+from features.cli import parse, run_door
 
 DESCRIPTION = (
     "Turn labelled face videos into a store of embeddings. "
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(ExtractConfig, words, prog="python -m extract", description=DESCRIPTION)
 
     def body() -> tuple[dict[str, object], int]:
-        from extract.extraction import extract_all
+        from extract.run import extract_all
 
         return extract_all(config)
 
@@ -33,7 +33,7 @@ def _demo(words: Sequence[str]) -> int:
     config = parse(DemoConfig, words, prog="python -m extract demo", description=DemoConfig.__doc__ or "")
 
     def body() -> tuple[dict[str, object], int]:
-        from extract.demo import make_demo
+        from extract.demo.generate import make_demo
 
         make_demo(config.out, clips=config.clips, seed=config.seed)
         return {"out": str(config.out), "clips": config.clips}, 0

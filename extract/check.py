@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from extract.config import CheckConfig
-from features.cores import usable_cores
-from features.door import console
-from seqmodel.assets import cache_dir, detector_file, encoder_weights, landmarker_file
-from seqmodel.engine import import_openvino, resolve_precision
+from features.cli import console
+from features.cpu import usable_cores
+from seqmodel.encoders.engine import import_openvino, resolve_precision
+from seqmodel.encoders.model_files import cache_dir, detector_file, encoder_weights, landmarker_file
 
 PACKAGES = (
     "brainbuddy",
@@ -106,7 +106,7 @@ def _cameras(count: int) -> list[int]:
     """Indices of the cameras that open, the light of each off again at once."""
     import cv2
 
-    from extract.mediapipe_tasks import silenced_stderr
+    from extract.face.mediapipe_tasks import silenced_stderr
 
     working = []
     with silenced_stderr():  # cv2 complains from C about every index that is not there

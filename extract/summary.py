@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from extract.config import ExtractConfig
-from extract.known_layouts import Reading
-from extract.planning import Cut
-from extract.workers import Event
-from features.door import console, say, say_failures, warn
-from features.store import DONE, FeatureStore
+from extract.datasets.known import Reading
+from extract.executors.pool import Event
+from extract.pipeline.planning import Cut
+from features.cli import console, say, say_failures, warn
+from features.store.store import DONE, FeatureStore
 
 MAX_UNPAIRED = 5
 

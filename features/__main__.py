@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from features.door import console, fail, parse, run_door, say, say_failures, warn
+from features.cli import console, fail, parse, run_door, say, say_failures, warn
 
 if TYPE_CHECKING:
     from features import config
@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _info(args: "config.InfoArgs") -> "Answer":
-    from features.describe import describe
-    from features.store import FeatureStore
+    from features.maintenance.describe import describe
+    from features.store.store import FeatureStore
 
     with console().status("counting"):
         summary = describe(FeatureStore.open(args.store))
@@ -51,8 +51,8 @@ def _info(args: "config.InfoArgs") -> "Answer":
 
 
 def _verify(args: "config.VerifyArgs") -> "Answer":
-    from features.store import FeatureStore
-    from features.verify import verify_store
+    from features.maintenance.verify import verify_store
+    from features.store.store import FeatureStore
 
     store = FeatureStore.open(args.store)
     with console().status(f"reading {store.num_clips} clips again"):
@@ -64,7 +64,7 @@ def _verify(args: "config.VerifyArgs") -> "Answer":
 
 
 def _pack(args: "config.PackArgs") -> "Answer":
-    from features.store import FeatureStore
+    from features.store.store import FeatureStore
 
     store = FeatureStore.open(args.store)
     with console().status(f"packing {store.num_clips} clips"):
@@ -74,7 +74,7 @@ def _pack(args: "config.PackArgs") -> "Answer":
 
 
 def _label(args: "config.LabelArgs") -> "Answer":
-    from features.relabel import read_corrections, relabel
+    from features.maintenance.relabel import read_corrections, relabel
 
     manifest = read_corrections(args.data)
     done = relabel(args.store, manifest.clips)
@@ -95,7 +95,7 @@ def _label(args: "config.LabelArgs") -> "Answer":
 
 def _delete(args: "config.DeleteArgs") -> "Answer":
     from features.config import EVERYBODY
-    from features.store import delete
+    from features.store.store import delete
 
     subject = None if args.subject == EVERYBODY else args.subject
     count = delete(args.store, subject)
@@ -107,7 +107,7 @@ def _delete(args: "config.DeleteArgs") -> "Answer":
 def _import(args: "config.ImportArgs") -> "Answer":
     from rich.text import Text
 
-    from features.external import read_sequences, write_external
+    from features.maintenance.import_external import read_sequences, write_external
 
     with console().status(Text(f"importing {args.file}")):
         sequences = read_sequences(args.file)

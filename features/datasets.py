@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from features.labels import Labelling, class_indices
-from features.store import FeatureStore, Stream
-from features.table import ClipTable, group_names
+from features.store.store import FeatureStore, Stream
+from features.store.table import ClipTable, group_names
 
 Inputs = Literal["embeddings", "geometry", "both"]
 Batch = tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from features.manifest import SIDES
-from features.table import ClipTable, group_names, groups_of, only_value, values_by_source
+from features.store.table import ClipTable, group_names, groups_of, only_value, values_by_source
 
 Masks = dict[str, np.ndarray]
 """(n,) bool by side: which of n clips stand on it."""

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from features.door import parse, run_door
+from features.cli import parse, run_door
 from live.config import SERVE_PORT, LiveConfig, PredictConfig, ReportConfig
 
 COMMANDS: dict[str, tuple[type, str, str]] = {
-    "": (LiveConfig, "live.watch", "watch"),
-    "predict": (PredictConfig, "live.predict", "predict"),
-    "report": (ReportConfig, "live.report", "report"),
+    "": (LiveConfig, "live.app", "watch"),
+    "predict": (PredictConfig, "live.batch", "predict"),
+    "report": (ReportConfig, "live.output.report", "report"),
 }
 """First word -> its options, and the module and function that do it (imported only then)."""
 

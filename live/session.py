@@ -18,15 +18,15 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from extract.video import Frame
-from features.door import warn
+from extract.video.reader import Frame
+from features.cli import warn
 from live.config import SUBJECT, free_name, log_files, manifest_file, novelty_file
-from live.log import Log, Tally
-from live.overlay import TIMELINE_S, Status, draw, draw_boxes, moment_of
-from live.paint import Moment
-from live.predictor import Prediction
-from live.record import Labels, Recorder, write_manifest
-from live.states import State
+from live.inference.predictor import Prediction
+from live.inference.state_machine import State
+from live.output.log import Log, Tally
+from live.output.recorder import Labels, Recorder, write_manifest
+from live.ui.drawing import Moment
+from live.ui.overlay import TIMELINE_S, Status, draw, draw_boxes, moment_of
 
 ABSENT_ROW_S = 1.0
 """While the camera is away or paused, a row a second shows the gap."""

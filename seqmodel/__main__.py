@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from features.door import fail, parse, run_door
+from features.cli import fail, parse, run_door
 from seqmodel import config
 
 COMMANDS: dict[str, tuple[type, str]] = {
-    "train": (config.TrainArgs, "seqmodel.train_command"),
-    "finetune": (config.FinetuneArgs, "seqmodel.finetune"),
-    "evaluate": (config.EvaluateArgs, "seqmodel.evaluate"),
-    "calibrate": (config.CalibrateArgs, "seqmodel.recalibrate"),
-    "compare": (config.CompareArgs, "seqmodel.compare"),
-    "export": (config.ExportArgs, "seqmodel.export"),
+    "train": (config.TrainArgs, "seqmodel.commands.train"),
+    "finetune": (config.FinetuneArgs, "seqmodel.commands.finetune"),
+    "evaluate": (config.EvaluateArgs, "seqmodel.commands.evaluate"),
+    "calibrate": (config.CalibrateArgs, "seqmodel.commands.calibrate"),
+    "compare": (config.CompareArgs, "seqmodel.commands.compare"),
+    "export": (config.ExportArgs, "seqmodel.commands.export"),
 }
 """Word -> its options, and the module whose function of that name does it (imported only then)."""
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> tuple[dict[str, Any], int]:
         summary, code = getattr(import_module(module), words[0])(args)
         if summary and words[0] in ("train", "finetune"):  # of a team, only one process has a summary
-            from seqmodel.export import export_for_live
+            from seqmodel.commands.export import export_for_live
 
             export_for_live(args.run)
         return summary, code

@@ -154,7 +154,7 @@ class TrainArgs:
     json: bool = False
     """Print one JSON object, the summary, on stdout."""
     command: str = field(default="", init=False, compare=False)
-    """The command line as it was given, which `features.door.parse` puts here; no option."""
+    """The command line as it was given, which `features.cli.parse` puts here; no option."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class FinetuneArgs:
     json: bool = False
     """Print one JSON object, the summary, on stdout."""
     command: str = field(default="", init=False, compare=False)
-    """The command line as it was given, which `features.door.parse` puts here; no option."""
+    """The command line as it was given, which `features.cli.parse` puts here; no option."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class EvaluateArgs:
     json: bool = False
     """Print one JSON object, the summary, on stdout."""
     command: str = field(default="", init=False, compare=False)
-    """The command line as it was given, which `features.door.parse` puts here; no option."""
+    """The command line as it was given, which `features.cli.parse` puts here; no option."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class CalibrateArgs:
     json: bool = False
     """Print one JSON object, the summary, on stdout."""
     command: str = field(default="", init=False, compare=False)
-    """The command line as it was given, which `features.door.parse` puts here; no option."""
+    """The command line as it was given, which `features.cli.parse` puts here; no option."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import av
 import cv2
 import numpy as np
 
-from extract.video import read_video
+from extract.video.reader import read_video
 
 
 def face_frames(clip: Path, count: int, width: int = 320, height: int = 240) -> list[np.ndarray]:

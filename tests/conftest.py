@@ -74,7 +74,7 @@ def real_clips(fetching: FileLock) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def detector_path(fetching: FileLock) -> Path:
     """The short-range face detector's file."""
-    from seqmodel.assets import detector_file
+    from seqmodel.encoders.model_files import detector_file
 
     with fetching:
         return detector_file("short")
@@ -83,7 +83,7 @@ def detector_path(fetching: FileLock) -> Path:
 @pytest.fixture(scope="session")
 def landmarker_path(fetching: FileLock) -> Path:
     """The face landmarker's file."""
-    from seqmodel.assets import landmarker_file
+    from seqmodel.encoders.model_files import landmarker_file
 
     with fetching:
         return landmarker_file()
@@ -92,7 +92,7 @@ def landmarker_path(fetching: FileLock) -> Path:
 @pytest.fixture(scope="session")
 def tiny_demo(build_once: BuildOnce) -> Path:
     """A folder with a small demo set: labels.csv and a few ten-second clips of several pseudo-subjects."""
-    from extract.demo import make_demo
+    from extract.demo.generate import make_demo
 
     return build_once("tiny demo", lambda folder: make_demo(folder, clips=16, seed=0))
 
@@ -111,18 +111,18 @@ def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         png.write_bytes(b"no picture")
         return "<svg></svg>"
 
-    monkeypatch.setattr("tune.outcome.save_study_plots", lambda study, folder, metric: {})
-    monkeypatch.setattr("seqmodel.story.save", save)
-    monkeypatch.setattr("seqmodel.hardest.save", save)
-    monkeypatch.setattr("seqmodel.drawing.save", save)
+    monkeypatch.setattr("tune.run.save_study_plots", lambda study, folder, metric: {})
+    monkeypatch.setattr("seqmodel.reporting.content.save", save)
+    monkeypatch.setattr("seqmodel.reporting.worst_errors.save", save)
+    monkeypatch.setattr("seqmodel.reporting.style.save", save)
 
 
 @pytest.fixture
 def converted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What OpenVINO makes of a network is kept for the next test with the same weights: converting is most of
     what a small fine-tune takes."""
-    from seqmodel import engine
-    from seqmodel.encoder import state_sha256
+    from seqmodel.encoders import engine
+    from seqmodel.encoders.backbone import state_sha256
 
     def converted(network: Any, crop_px: int) -> Any:
         state = state_sha256(network.state_dict())
@@ -141,4 +141,4 @@ _CONVERTED: dict[tuple[Any, ...], Any] = {}
 @pytest.fixture
 def not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that train a run do not make it ready for live: these tests are not about that."""
-    monkeypatch.setattr("seqmodel.export.export_for_live", lambda run: None)
+    monkeypatch.setattr("seqmodel.commands.export.export_for_live", lambda run: None)

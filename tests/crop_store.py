@@ -8,8 +8,8 @@ import numpy as np
 
 from features.manifest import Clip
 from features.recipe import EncoderId, Pixels, Recipe
-from features.store import FeatureStore, plan
-from seqmodel.encoder import Encoder, build_encoder
+from features.store.store import FeatureStore, plan
+from seqmodel.encoders.backbone import Encoder, build_encoder
 
 T = 6
 PIXELS = Pixels(("ab" * 32,), crop_px=32, fps=3, window_s=2)

@@ -17,7 +17,7 @@ step() {
 started=$(date +%s)
 step "Is everything here?" -m extract check --fetch || true
 encoder=mobilenet_v3_large
-"$PY" -c 'from seqmodel.assets import encoder_weights as w; w("mobilenet_v3_large", "imagenet")' 2>/dev/null ||
+"$PY" -c 'from seqmodel.encoders.model_files import encoder_weights as w; w("mobilenet_v3_large", "imagenet")' 2>/dev/null ||
     encoder=efficientnet_lite0
 if [ "$encoder" != mobilenet_v3_large ]; then
     echo "MobileNetV3-Large's ImageNet weights cannot be downloaded here: the demo uses $encoder, whose weights came by pip."

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-IMPORTED = ("extract.extraction", "openvino", "av", "cv2", "zarr", "tests.small_store")
+IMPORTED = ("extract.run", "openvino", "av", "cv2", "zarr", "tests.small_store")
 
 
 class Mortals:

@@ -4,23 +4,23 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.geometry import FEATURES
+from extract.face.geometry import FEATURES
 from features.datasets import Inputs, load_samples, streams_of
 from features.labels import class_indices, make_labelling
 from features.manifest import Clip
 from features.recipe import EncoderId, GeometryId, Pixels, Recipe
 from features.splits import make_split, sides_by_clip, split_hash
-from features.store import FeatureStore, plan
-from seqmodel.calibration import Calibration, fit_calibration
+from features.store.store import FeatureStore, plan
 from seqmodel.config import HeadConfig, TrainConfig
-from seqmodel.heads import LstmHead, build_head, num_outputs
-from seqmodel.judge import Judgement, judge
-from seqmodel.predicted import make_predictions
-from seqmodel.rest import with_baseline
-from seqmodel.run import Card, append_log, save_card, save_split, save_weights, versions
-from seqmodel.train import sides_of_failed
-from seqmodel.training import fit, predict_logits
-from seqmodel.yardsticks import identity, majority
+from seqmodel.evaluation.baselines import identity, majority
+from seqmodel.evaluation.evaluator import Judgement, judge
+from seqmodel.heads.person_baseline import with_baseline
+from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs
+from seqmodel.metrics.calibration import Calibration, fit_calibration
+from seqmodel.metrics.predictions import make_predictions
+from seqmodel.runs.card import Card, append_log, save_card, save_split, save_weights, versions
+from seqmodel.runs.writer import sides_of_failed
+from seqmodel.training.loop import fit, predict_logits
 
 NAMES = ("distracted", "engaged")
 DIM, NUM_FRAMES = 12, 6

@@ -7,7 +7,7 @@ import time
 import optuna
 from optuna.trial import TrialState
 
-from tune.study import StudySpec, close_study, create_study, num_done, run_workers, work
+from tune.study.study import StudySpec, close_study, create_study, num_done, run_workers, work
 
 STUCK = 2
 """Number of the trial that never ends by itself."""

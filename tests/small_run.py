@@ -7,15 +7,15 @@ from typing import Literal
 
 import torch
 
-from extract.geometry import FEATURES
+from extract.face.geometry import FEATURES
 from features.labels import Labelling
 from features.recipe import EncoderId, GeometryId, Pixels, Recipe
-from seqmodel.assets import sha256_of
-from seqmodel.calibration import Calibration
 from seqmodel.config import HeadConfig, TrainConfig
-from seqmodel.encoder import Encoder, build_encoder
-from seqmodel.heads import build_head
-from seqmodel.run import Card, keep_model_file, save_card, save_weights
+from seqmodel.encoders.backbone import Encoder, build_encoder
+from seqmodel.encoders.model_files import sha256_of
+from seqmodel.heads.recurrent import build_head
+from seqmodel.metrics.calibration import Calibration
+from seqmodel.runs.card import Card, keep_model_file, save_card, save_weights
 
 HEAD = HeadConfig(hidden=16, projection=16)
 

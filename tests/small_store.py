@@ -7,7 +7,7 @@ import numpy as np
 
 from features.manifest import Clip
 from features.recipe import EncoderId, GeometryId, Pixels, Recipe
-from features.store import FeatureStore, plan
+from features.store.store import FeatureStore, plan
 
 T, D, G = 6, 8, 3
 PIXELS = Pixels(("ab" * 32,), crop_px=32, fps=3, window_s=2)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from extract.video import Frame
+from extract.video.reader import Frame
 
 PICTURE = np.zeros((48, 64, 3), np.uint8)
 

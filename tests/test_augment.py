@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from seqmodel.augment import Augmentation, augment_clip
+from seqmodel.finetuning.augmentation import Augmentation, augment_clip
 
 STILL = Augmentation(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 

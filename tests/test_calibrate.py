@@ -1,4 +1,4 @@
-"""live/calibrate.py, control.py: one person's minute moves the decision and nothing else."""
+"""live/inference/calibration.py, control.py: one person's minute moves the decision and nothing else."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.video import Frame
+from extract.video.reader import Frame
 from features.recipe import Pixels
-from live.calibrate import (
+from live.commands import CALIBRATE_S, Control
+from live.config import SUBJECT
+from live.inference.calibration import (
     Trial,
     can_calibrate,
     forget_personal,
@@ -16,15 +18,13 @@ from live.calibrate import (
     personal_calibration,
     save_personal,
 )
-from live.config import SUBJECT
-from live.control import CALIBRATE_S, Control
-from live.model import open_model
-from live.predictor import Prediction, Predictor
-from live.serve import snapshot
+from live.inference.model import open_model
+from live.inference.predictor import Prediction, Predictor
+from live.inference.state_machine import STATES
 from live.session import Session, Wishes
-from live.states import STATES
-from seqmodel.calibration import Calibration, decide, probabilities
-from seqmodel.run import load_card, load_weights, save_card, save_weights
+from live.web.server import snapshot
+from seqmodel.metrics.calibration import Calibration, decide, probabilities
+from seqmodel.runs.card import load_card, load_weights, save_card, save_weights
 from tests.small_run import write_run
 from tests.test_overlay import prediction
 

@@ -1,4 +1,4 @@
-"""live/capture.py, sources.py: the present and never a queue, and what is lost comes back."""
+"""live/sources/camera.py, sources.py: the present and never a queue, and what is lost comes back."""
 
 import contextlib
 import http.server
@@ -13,8 +13,10 @@ import cv2
 import numpy as np
 import pytest
 
-from extract.video import Frame, read_video
-from live.capture import (
+from extract.video.reader import Frame, read_video
+from live.output.recorder import Recorder
+from live.sources.base import NewestSource, open_source
+from live.sources.camera import (
     SILENT_S,
     Newest,
     PacedFile,
@@ -24,8 +26,6 @@ from live.capture import (
     stream_frames,
     window_problem,
 )
-from live.record import Recorder
-from live.sources import NewestSource, open_source
 from tests.stepped import PICTURE, SteppedCamera, SteppedClock
 
 
@@ -286,7 +286,7 @@ def test_a_file_that_decodes_slowly_keeps_its_clock_with_its_frames(
             clock.now_s += 0.9
             yield frame
 
-    monkeypatch.setattr("live.capture.read_video", slowed)
+    monkeypatch.setattr("live.sources.camera.read_video", slowed)
     paced = PacedFile(str(real_clips["single"]), clock, clock.sleep)
     paced.begin()
     for _ in range(2):

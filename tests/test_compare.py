@@ -10,16 +10,16 @@ import pytest
 
 from features.datasets import Samples, load_samples
 from features.splits import known_rows
-from features.store import FeatureStore
-from seqmodel import folds
+from features.store.store import FeatureStore
 from seqmodel.__main__ import main
-from seqmodel.bootstrap import Figure, Paired
-from seqmodel.calibration import Calibration, moved_band
-from seqmodel.compare import GATE_MARGIN, gate_passes
+from seqmodel.commands.calibrate import deal_people
+from seqmodel.commands.compare import GATE_MARGIN, gate_passes
 from seqmodel.config import HeadConfig
-from seqmodel.predictions import population, read_predictions
-from seqmodel.recalibrate import deal_people
-from seqmodel.run import calibrators_of, load_card, load_split, save_card
+from seqmodel.evaluation import folds
+from seqmodel.metrics.bootstrap import Figure, Paired
+from seqmodel.metrics.calibration import Calibration, moved_band
+from seqmodel.runs.card import calibrators_of, load_card, load_split, save_card
+from seqmodel.runs.predict import population, read_predictions
 from tests.judged import WITH_GEOMETRY, make_run, make_store
 
 pytestmark = pytest.mark.usefixtures("no_drawing")

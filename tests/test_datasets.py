@@ -16,8 +16,8 @@ from features.datasets import (
     subset,
 )
 from features.labels import make_labelling
-from features.store import FeatureStore, plan
-from features.table import groups_of
+from features.store.store import FeatureStore, plan
+from features.store.table import groups_of
 from tests.small_store import PIXELS, RECIPE, WITH_GEOMETRY, D, G, T, clips_of, row_values, write_store
 
 LABELLING = make_labelling(["distracted", "engaged"], labels=["distracted", "engaged"])

@@ -9,7 +9,7 @@ import pytest
 
 from extract.__main__ import main
 from extract.config import NUM_CLIPS
-from extract.demo import (
+from extract.demo.generate import (
     CLIP_S,
     DISTRACTED,
     ENGAGED,
@@ -24,10 +24,10 @@ from extract.demo import (
     unseen_script,
     write_video,
 )
-from extract.face import FaceCropper
-from extract.video import probe, read_video, sample_at
+from extract.face.cropper import FaceCropper
+from extract.video.reader import probe, read_video, sample_at
 from features.recipe import Pixels
-from seqmodel.assets import sha256_of
+from seqmodel.encoders.model_files import sha256_of
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -151,7 +151,7 @@ def test_a_table_of_ones_own_is_not_overwritten(
 
 
 def test_the_demo_can_be_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("extract.demo.write_video", lambda script, seed, out: None)
+    monkeypatch.setattr("extract.demo.generate.write_video", lambda script, seed, out: None)
     make_demo(tmp_path, clips=2, workers=1)
     make_demo(tmp_path, clips=3, workers=1)
     assert len(rows_of(tmp_path)) == 3

@@ -1,12 +1,12 @@
-"""seqmodel/depthwise.py: torch's own gradients, up to bfloat16's rounding."""
+"""seqmodel/encoders/depthwise.py: torch's own gradients, up to bfloat16's rounding."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from seqmodel import depthwise
-from seqmodel.encoder import build_encoder, fold_norms
+from seqmodel.encoders import depthwise
+from seqmodel.encoders.backbone import build_encoder, fold_norms
 
 
 @pytest.mark.parametrize("kernel", [3, 5])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.door import MAX_LISTED, fail, parse, run_door, say, say_failures, warn
+from features.cli import MAX_LISTED, fail, parse, run_door, say, say_failures, warn
 from seqmodel.config import EvaluateArgs
 from tests.commands import run_here
 

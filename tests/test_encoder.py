@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from features.recipe import EncoderId
-from seqmodel.encoder import (
+from seqmodel.encoders.backbone import (
     Encoder,
     build_encoder,
     encoder_from_state,

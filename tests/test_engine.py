@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqmodel.encoder import build_encoder
-from seqmodel.engine import Precision, encoder_engine, import_openvino, open_engine
+from seqmodel.encoders.backbone import build_encoder
+from seqmodel.encoders.engine import Precision, encoder_engine, import_openvino, open_engine
 
 from .test_encoder import crops
 
@@ -70,7 +70,7 @@ def test_only_rgb_uint8_is_taken() -> None:
 def test_torch_is_not_imported_once_the_network_is_converted() -> None:
     open_engine("mobilenet_v3_large", "random", backend="openvino")
     program = (
-        "import sys; from seqmodel.engine import open_engine; "
+        "import sys; from seqmodel.encoders.engine import open_engine; "
         "e = open_engine('mobilenet_v3_large', 'random', backend='openvino'); "
         "print('torch' in sys.modules, sys.modules['openvino_telemetry'])"
     )

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.external import read_sequences, write_external
-from seqmodel import folds
+from features.maintenance.import_external import read_sequences, write_external
 from seqmodel.__main__ import main
 from seqmodel.config import HeadConfig
-from seqmodel.predictions import read_predictions
-from seqmodel.run import load_card
+from seqmodel.evaluation import folds
+from seqmodel.runs.card import load_card
+from seqmodel.runs.predict import read_predictions
 from tests.judged import NAMES, WITH_GEOMETRY, make_run, make_store
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -76,7 +76,7 @@ def test_unmeasured_clips_are_taken_as_the_training_majority(judged):
 
 
 def test_opening_the_test_split_is_counted_in_card_and_store(judged):
-    from features.store import FeatureStore
+    from features.store.store import FeatureStore
 
     card = load_card(judged)
     before = len(card.test_openings)
@@ -96,8 +96,8 @@ def test_a_lost_store_and_an_unfinished_run_are_one_clear_line(judged, tmp_path,
 
 
 def test_the_threshold_never_moves_when_test_labels_change(tmp_path):
+    from seqmodel.commands.evaluate import open_and_predict
     from seqmodel.config import EvaluateArgs
-    from seqmodel.evaluate import open_and_predict
 
     store = make_store(tmp_path / "s.zarr", signal=0.4, broken=False)
     make_run(tmp_path / "run", store)
@@ -126,8 +126,8 @@ def _turn_test_labels(path: Path, clip_ids: set[str]) -> None:
 
 
 def test_abstaining_marks_about_the_share_that_was_asked_for(tmp_path):
+    from seqmodel.commands.evaluate import open_and_predict
     from seqmodel.config import EvaluateArgs
-    from seqmodel.evaluate import open_and_predict
 
     store = make_store(tmp_path / "s.zarr", signal=0.3, broken=False, num_subjects=30)
     make_run(tmp_path / "run", store)
@@ -210,10 +210,10 @@ def test_too_few_clips_for_a_map_are_said_and_the_report_is_written(tmp_path, ca
 def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path):
     """A run that reads one stream is held against both; the geometry without each person's rest, as the run's
     card says."""
-    from seqmodel.asked import predict, training_clips, yardsticks
+    from seqmodel.commands.evaluate import open_split
     from seqmodel.config import EvaluateArgs
-    from seqmodel.evaluate import open_split
-    from seqmodel.metrics import score
+    from seqmodel.evaluation.context import predict, training_clips, yardsticks
+    from seqmodel.metrics.classification import score
 
     store = make_store(tmp_path / "s.zarr", signal=0.5, recipe=WITH_GEOMETRY)
     found = {}
@@ -231,7 +231,7 @@ def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path
 
 
 def test_an_imported_frame_that_lacks_a_feature_is_no_face(tmp_path):
-    from seqmodel.asked import face_coverage
+    from seqmodel.evaluation.context import face_coverage
 
     x = np.ones((3, 4, 2), np.float32)
     x[1, :2] = np.nan
@@ -361,8 +361,8 @@ def test_folds_of_a_store_of_another_width_make_their_own_heads(tmp_path, quick_
 
 
 def test_folds_choose_for_the_goal_that_is_asked_for(tmp_path, quick_folds):
-    from seqmodel.asked import ask
     from seqmodel.config import EvaluateArgs
+    from seqmodel.evaluation.context import ask
 
     make_run(tmp_path / "run", make_store(tmp_path / "s.zarr", num_subjects=8, signal=0.3), epochs=1)
     args = EvaluateArgs(tmp_path / "run", folds="2", rounds=20, threshold_for="recall:distracted=0.9")

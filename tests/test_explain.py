@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from extract.geometry import FEATURES
-from seqmodel.calibration import probabilities
+from extract.face.geometry import FEATURES
+from features.face_signals import strongest_signals
 from seqmodel.config import HeadConfig
-from seqmodel.explain import Arrays, feature_groups, head_logits, importance
-from seqmodel.heads import build_head
-from seqmodel.signals import strongest_signals
+from seqmodel.evaluation.permutation_importance import Arrays, feature_groups, head_logits, importance
+from seqmodel.heads.recurrent import build_head
+from seqmodel.metrics.calibration import probabilities
 
 N, T, D = 60, 4, 5
 DIMS = {"embeddings": D, "geometry": len(FEATURES)}

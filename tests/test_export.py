@@ -1,4 +1,4 @@
-"""seqmodel/export.py, bundle.py: the same answers without torch, in a folder that can be copied."""
+"""seqmodel/commands/export.py, bundle.py: the same answers without torch, in a folder that can be copied."""
 
 import json
 import os
@@ -15,20 +15,20 @@ import numpy as np
 import pytest
 import torch
 
-from extract.face import FaceCropper
-from extract.video import read_video, sample_at
+from extract.face.cropper import FaceCropper
+from extract.video.reader import read_video, sample_at
 from features.manifest import Clip
-from features.store import FeatureStore, plan
-from live.model import open_model
-from live.predictor import Prediction, Predictor
-from seqmodel.bundle import FORMATS, bundle_folder, find_bundle
-from seqmodel.calibration import Calibration
+from features.store.store import FeatureStore, plan
+from live.inference.model import open_model
+from live.inference.predictor import Prediction, Predictor
+from seqmodel.commands.export import check, export, gather
 from seqmodel.config import ExportArgs
-from seqmodel.encoder import build_encoder, encoder_of
-from seqmodel.export import check, export, gather
-from seqmodel.heads import build_head
-from seqmodel.reference import level_of, load_statistics, read_reference, write_reference
-from seqmodel.run import load_card, load_split, save_card, save_split, save_weights
+from seqmodel.encoders.backbone import build_encoder, encoder_of
+from seqmodel.export.bundle import FORMATS, bundle_folder, find_bundle
+from seqmodel.heads.recurrent import build_head
+from seqmodel.metrics.calibration import Calibration
+from seqmodel.runs.card import load_card, load_split, save_card, save_split, save_weights
+from seqmodel.runs.training_stats import level_of, load_statistics, read_reference, write_reference
 from tests.small_run import write_run
 from tests.test_parity import extracted
 

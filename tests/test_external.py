@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.geometry import FEATURES
+from extract.face.geometry import FEATURES
 from features.__main__ import main
-from features.external import read_sequences
-from features.store import FeatureStore
-from features.verify import verify_store
+from features.maintenance.import_external import read_sequences
+from features.maintenance.verify import verify_store
+from features.store.store import FeatureStore
 from seqmodel.__main__ import main as seqmodel
 from seqmodel.config import LabelArgs
-from seqmodel.question import put_question
-from seqmodel.run import load_card
+from seqmodel.runs.card import load_card
+from seqmodel.training.task import put_question
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 

@@ -12,16 +12,16 @@ import pytest
 
 from extract.__main__ import main
 from extract.config import ExtractConfig
-from extract.forecast import _to_time
-from extract.known_layouts import Reading
-from extract.planning import make_setup
+from extract.datasets.known import Reading
+from extract.dry_run import _to_time
+from extract.pipeline.planning import make_setup
 from extract.summary import print_reading
+from features.maintenance.verify import verify_store
 from features.manifest import Clip, Manifest
 from features.recipe import CROP_SQUARE, OWN_SQUARE
-from features.store import FeatureStore
-from features.verify import verify_store
-from seqmodel import assets
-from seqmodel.engine import resolve_precision
+from features.store.store import FeatureStore
+from seqmodel.encoders import model_files
+from seqmodel.encoders.engine import resolve_precision
 from tests.clips import face_frames, looped, write_video
 
 QUICK = ("--weights", "random", "--window", "1", "--geometry", "off", "--workers", "0")
@@ -474,15 +474,15 @@ def test_a_store_that_cannot_be_tidied_up_is_extracted_all_the_same(
 def lone_landmarker(landmarker_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that holds the landmarker and no detector, on a machine without network."""
 
-    def refuse(asset: assets.Asset) -> bytes:
+    def refuse(asset: model_files.Asset) -> bytes:
         raise OSError("no network")
 
     kept = tmp_path / "cache" / "models" / landmarker_path.name
     kept.parent.mkdir(parents=True)
     shutil.copy(landmarker_path, kept)
     monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(assets, "_from_address", refuse)
-    monkeypatch.setattr(assets, "_from_wheel", refuse)
+    monkeypatch.setattr(model_files, "_from_address", refuse)
+    monkeypatch.setattr(model_files, "_from_wheel", refuse)
 
 
 def square_of(detector: Path, folder: Path) -> str:

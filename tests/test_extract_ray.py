@@ -13,12 +13,12 @@ import pytest
 
 from extract.__main__ import main
 from extract.config import ExtractConfig
-from extract.pipeline import Job, Window
-from extract.planning import make_setup, resolved
-from extract.ray import run_jobs_on_ray
+from extract.executors.ray_executor import run_jobs_on_ray
+from extract.pipeline.extractor import Job, Window
+from extract.pipeline.planning import make_setup, resolved
+from features.maintenance.verify import verify_store
 from features.manifest import Clip
-from features.store import FeatureStore, plan
-from features.verify import verify_store
+from features.store.store import FeatureStore, plan
 from tests.clips import face_frames, looped, write_video
 from tests.test_extract_robust import ROOT, has_open, require_equal_stores, rows_written
 
@@ -96,7 +96,7 @@ def test_a_video_that_kills_its_actor_is_a_listed_failure(
     thread = threading.Thread(target=strike)
     thread.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("extract.ray.HANG_GRACE_S", 1.0)
+        patch.setattr("extract.executors.ray_executor.HANG_GRACE_S", 1.0)
         code = main([*words, "--out", str(store)])
     is_over.set()
     thread.join()

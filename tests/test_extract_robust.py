@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from extract.__main__ import main
-from features.door import STOPS
-from features.store import DONE, FeatureStore
-from features.verify import verify_store
+from features.cli import STOPS
+from features.maintenance.verify import verify_store
+from features.store.store import DONE, FeatureStore
 from tests.clips import face_frames, looped, write_video
 from tests.dying import Mortals
 
@@ -260,7 +260,7 @@ def test_videos_that_kill_whoever_opens_them_end_no_run(
 def test_a_worker_that_hangs_is_replaced(
     long_manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("extract.workers.HANG_GRACE_S", 1.0)
+    monkeypatch.setattr("extract.executors.pool.HANG_GRACE_S", 1.0)
     stop = lambda worker: os.kill(worker.pid, signal.SIGSTOP)  # noqa: E731
     background(lambda: when_working(tmp_path / "s.zarr", 2, stop))
     code, summary, _ = run(long_manifest, tmp_path / "s.zarr", capfd, "--time-limit", "4")

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.face import FaceCropper, _open_detector, cut_square, iou
-from extract.mediapipe_tasks import close_detector, detect_faces, open_detector
-from extract.video import read_video
+from extract.face.cropper import FaceCropper, _open_detector, cut_square, iou
+from extract.face.mediapipe_tasks import close_detector, detect_faces, open_detector
+from extract.video.reader import read_video
 from features.recipe import Pixels
-from seqmodel.assets import detector_file
+from seqmodel.encoders.model_files import detector_file
 
 PIXELS = Pixels(("any",))
 
@@ -120,8 +120,8 @@ def test_the_full_range_model_finds_faces_the_short_one_misses(
 ABANDONED_DETECTORS = """
 import gc, sys, torch
 from pathlib import Path
-from extract.face import FaceCropper
-from extract.mediapipe_tasks import _open_detectors
+from extract.face.cropper import FaceCropper
+from extract.face.mediapipe_tasks import _open_detectors
 from features.recipe import Pixels
 
 class Collects(torch.nn.Module):

@@ -13,8 +13,8 @@ import pytest
 from features.__main__ import main
 from features.datasets import load_samples
 from features.labels import make_labelling
-from features.store import FeatureStore, plan
-from features.verify import verify_store
+from features.maintenance.verify import verify_store
+from features.store.store import FeatureStore, plan
 from tests.small_store import RECIPE, clips_of, fill_row, row_values, write_store
 
 
@@ -285,7 +285,7 @@ def test_import_npz_at_any_length_and_width(tmp_path: Path, capsys: pytest.Captu
 
 def test_ragged_forms_are_one(tmp_path: Path) -> None:
     """Padded with length, laid end to end with length, and single frames."""
-    from features.external import read_sequences
+    from features.maintenance.import_external import read_sequences
 
     padded = np.arange(24.0).reshape(3, 4, 2)
     length, y = np.array([4, 1, 2]), np.array(["a", "b", "a"])
@@ -363,7 +363,7 @@ def test_import_refuses_a_header_that_can_be_read_two_ways(
 
 def test_import_knows_the_columns_of_a_clip_however_they_are_written(tmp_path: Path) -> None:
     """A person's number is no feature."""
-    from features.external import read_sequences
+    from features.maintenance.import_external import read_sequences
 
     (tmp_path / "frames.csv").write_text(
         "Clip_ID; Subject ;LABEL;AU1;Split\n가;7;x;0.5;Train\n나;8;y;1;test\n", encoding="utf-8-sig"

@@ -14,27 +14,27 @@ import pytest
 import torch
 
 from extract.config import ExtractConfig
-from extract.planning import make_setup
+from extract.pipeline.planning import make_setup
+from features.cli import parse
 from features.datasets import CropClips
-from features.door import parse
 from features.manifest import Clip
-from features.store import FeatureStore, plan
+from features.store.store import FeatureStore, plan
 from seqmodel.__main__ import main
-from seqmodel.augment import augment_clip
+from seqmodel.commands.finetune import finetune, start_job
+from seqmodel.commands.train import train
 from seqmodel.config import FinetuneArgs, FinetuneConfig, HeadConfig, TrainArgs, TrainConfig
-from seqmodel.cut_cache import prefix_runner
-from seqmodel.encoder import build_encoder, encoder_from_state, state_sha256
-from seqmodel.end_to_end import EndToEnd
-from seqmodel.finetune import finetune, start_job
-from seqmodel.predictions import predict_rows
-from seqmodel.re_extract import re_extract
-from seqmodel.reference import read_reference
-from seqmodel.run import load_card, load_weights, read_log, save_card, save_weights
-from seqmodel.run_encoder import open_run_engine
-from seqmodel.stage_two import augmentation_of, crops_command, cut_sources, open_stage
-from seqmodel.team import Team
-from seqmodel.train_command import train
-from seqmodel.training import Loss
+from seqmodel.encoders.backbone import build_encoder, encoder_from_state, state_sha256
+from seqmodel.finetuning.activation_cache import prefix_runner
+from seqmodel.finetuning.augmentation import augment_clip
+from seqmodel.finetuning.distributed import Team
+from seqmodel.finetuning.reextract import re_extract
+from seqmodel.finetuning.setup import augmentation_of, crops_command, cut_sources, open_stage
+from seqmodel.finetuning.trainer import EndToEnd
+from seqmodel.runs.card import load_card, load_weights, read_log, save_card, save_weights
+from seqmodel.runs.predict import predict_rows
+from seqmodel.runs.run_encoder import open_run_engine
+from seqmodel.runs.training_stats import read_reference
+from seqmodel.training.loop import Loss
 
 from .crop_store import clip_images, encoder, write_crop_store
 
@@ -95,15 +95,15 @@ def test_stage_two_learns_and_tells_its_story(run: Path) -> None:
 
 
 def test_a_run_that_cannot_get_better_stays_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from seqmodel import end_to_end
+    from seqmodel.finetuning import trainer
 
-    loss_for = end_to_end.loss_for
+    loss_for = trainer.loss_for
 
     def wrong_way(task: Any, num_classes: int, *weighting: Any) -> Loss:
         right = loss_for(task, num_classes, *weighting)
         return (lambda logits, labels: right(-logits, labels)) if weighting else right
 
-    monkeypatch.setattr(end_to_end, "loss_for", wrong_way)
+    monkeypatch.setattr(trainer, "loss_for", wrong_way)
     before = load_card(run), load_weights(run)
     summary, _ = finetune(args(run))
     after = load_card(run)
@@ -396,7 +396,7 @@ def test_killed_between_weights_and_card_the_same_command_ends_well(
     whole = Path(shutil.copytree(run, tmp_path / "whole" / run.name))
     assert main(words(whole, *LEARNS)) == 0
     with monkeypatch.context() as patch:
-        patch.setattr("seqmodel.finetune.save_card", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr("seqmodel.commands.finetune.save_card", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             main(words(run, *LEARNS))
     made = steps_of(monkeypatch)
@@ -442,7 +442,7 @@ def test_the_loop_of_the_readme_goes_on_in_both_cases(
 ) -> None:
     """tune, finetune, --re-extract, tune; killed in the middle of the re-extraction, too."""
     monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))  # with no weights from elsewhere
-    from seqmodel import re_extract as module
+    from seqmodel.finetuning import reextract as module
     from tune.__main__ import main as tune
 
     new, copied, copy = tmp_path / "새.zarr", [0], module._copy_row

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from seqmodel.commands.finetune import finetune, start_job
+from seqmodel.commands.train import train
 from seqmodel.config import FinetuneArgs, FinetuneConfig, HeadConfig, TrainArgs, TrainConfig
-from seqmodel.engine import open_engine
-from seqmodel.finetune import finetune, start_job
-from seqmodel.stage_two import open_stage
-from seqmodel.team import Team
-from seqmodel.train_command import train
+from seqmodel.encoders.engine import open_engine
+from seqmodel.finetuning.distributed import Team
+from seqmodel.finetuning.setup import open_stage
 
 from .crop_store import clip_images, write_crop_store
 

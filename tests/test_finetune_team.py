@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from features.store import FeatureStore
+from features.store.store import FeatureStore
 from seqmodel.__main__ import main
-from seqmodel.checkpoint import load_checkpoint
+from seqmodel.commands.train import train
 from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
-from seqmodel.run import load_weights
-from seqmodel.train_command import train
+from seqmodel.finetuning.checkpoint import load_checkpoint
+from seqmodel.runs.card import load_weights
 
 from .crop_store import write_crop_store
 

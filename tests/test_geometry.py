@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.demo import looks_of
-from extract.face import Crop, FaceCropper
-from extract.geometry import BLENDSHAPES, FEATURES, FaceGeometry, angles
-from extract.landmarks import procrustes
-from extract.mediapipe_tasks import silenced_stderr
-from extract.portrait import Pose, Puppet, draw, make_puppet
-from extract.video import read_video, sample_at
+from extract.demo.generate import looks_of
+from extract.demo.renderer import Pose, Puppet, draw, make_puppet
+from extract.face.cropper import Crop, FaceCropper
+from extract.face.geometry import BLENDSHAPES, FEATURES, FaceGeometry, angles
+from extract.face.landmarker import procrustes
+from extract.face.mediapipe_tasks import silenced_stderr
+from extract.video.reader import read_video, sample_at
 from features.recipe import OWN_SQUARE, GeometryId, Pixels
-from seqmodel.assets import sha256_of
+from seqmodel.encoders.model_files import sha256_of
 
 # Measured over 5 real clips and 4 demo clips: .0042 and .73° (a face 48 pixels wide; .2° on the others).
 MOST_SCORE_DIFFERENCE = 0.02

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from seqmodel.config import HeadConfig
-from seqmodel.heads import Z_LIMIT, LstmHead, build_head, masked_mean_std, num_outputs, quick_dropout
+from seqmodel.heads.recurrent import (
+    Z_LIMIT,
+    LstmHead,
+    build_head,
+    masked_mean_std,
+    num_outputs,
+    quick_dropout,
+)
 
 DIMS = {"embeddings": 10, "geometry": 4}
 BATCH, STEPS = 5, 9
@@ -129,7 +136,7 @@ def test_units_of_a_stream_do_not_matter() -> None:
 
 
 def test_dynamics_count_rises_and_skip_gaps() -> None:
-    from seqmodel.heads import _dynamics
+    from seqmodel.heads.recurrent import _dynamics
 
     z = torch.tensor([[0.0, 2.0, 0.0, 2.0, 5.0, 0.0]]).reshape(1, 6, 1)
     everything = torch.ones(1, 6, dtype=torch.bool)
@@ -210,7 +217,7 @@ def test_a_geometry_value_far_outside_says_no_more_than_the_limit() -> None:
 @pytest.mark.parametrize(("centre", "dynamics"), [(True, False), (False, True), (True, True)])
 def test_copies_stand_in_the_order_of_the_weights(centre: bool, dynamics: bool) -> None:
     """Values, deviations, changes, rates: saved heads rely on it. Zero where masked, also when projected."""
-    from seqmodel.heads import _dynamics
+    from seqmodel.heads.recurrent import _dynamics
 
     config = HeadConfig(projection=6, centre=centre, dynamics=dynamics)
     head = build_head(config, {"embeddings": 5}, 1, seed=0).eval()

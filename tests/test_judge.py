@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from seqmodel.bootstrap import bootstrap_figures, draw_subjects, interval, paired
-from seqmodel.metrics import evaluate_predictions, minority_class
-from seqmodel.slices import all_slices, wilson
-from seqmodel.wording import figures_lede, verdict
-from seqmodel.yardsticks import identity
+from seqmodel.evaluation.baselines import identity
+from seqmodel.evaluation.subgroups import all_slices, wilson
+from seqmodel.metrics.bootstrap import bootstrap_figures, draw_subjects, interval, paired
+from seqmodel.metrics.classification import evaluate_predictions, minority_class
+from seqmodel.reporting.text import figures_lede, verdict
 from tests.judged import judged, people
 
 

@@ -16,18 +16,18 @@ import numpy as np
 import pytest
 
 from extract.__main__ import main as extract
-from extract.video import read_video
-from features.store import FeatureStore
+from extract.video.reader import read_video
+from features.store.store import FeatureStore
 from live.__main__ import main
-from live.capture import Newest
-from live.control import Control
-from live.log import read_log
-from live.model import LiveModel, open_model
-from live.predictor import Predictor
+from live.app import Loading, Loop
+from live.commands import Control
+from live.inference.model import LiveModel, open_model
+from live.inference.predictor import Predictor
+from live.output.log import read_log
 from live.session import Session, Wishes
-from live.sources import NewestSource, open_source
-from live.views import NoView
-from live.watch import Loading, Loop
+from live.sources.base import NewestSource, open_source
+from live.sources.camera import Newest
+from live.ui.view import NoView
 from tests.commands import run_here
 from tests.small_run import write_run
 from tests.stepped import SteppedCamera, SteppedClock
@@ -303,8 +303,8 @@ def test_a_session_that_ends_before_the_model_is_there(
         source._newest.start()
         return source
 
-    monkeypatch.setattr("live.watch.open_model", load_late)
-    monkeypatch.setattr("live.watch.open_source", camera)
+    monkeypatch.setattr("live.app.open_model", load_late)
+    monkeypatch.setattr("live.app.open_source", camera)
     words = ["--run", run, "--headless", "--json"]
     assert main([*map(str, words), "--log", str(tmp_path / "a.csv")]) == (1 if is_whole else 2)
     told = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""live/predict.py: files in batch through the camera's own predictor."""
+"""live/batch.py: files in batch through the camera's own predictor."""
 
 import csv
 import json
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from extract.video import read_video
+from extract.video.reader import read_video
 from features.manifest import NOT_UTF8
 from live.__main__ import main
-from live.log import read_log
-from live.model import open_model
-from live.predict import find_videos, read_table, unique_names
-from live.predictor import Predictor
-from seqmodel.run import load_card, save_card
+from live.batch import find_videos, read_table, unique_names
+from live.inference.model import open_model
+from live.inference.predictor import Predictor
+from live.output.log import read_log
+from seqmodel.runs.card import load_card, save_card
 from tests.small_run import write_run
 
 
@@ -229,7 +229,7 @@ def test_two_at_once_do_not_lose_each_others_rows(
     run, out = write_run(tmp_path / "run", detector_path), tmp_path / "out"
     out.mkdir()
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom live.predict import only_one\n"
+        "import sys, time\nfrom pathlib import Path\nfrom live.batch import only_one\n"
         "with only_one(Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(600)\n"
     )
     words = ["predict", "--run", str(run), "--out", str(out), str(real_clips["single"])]

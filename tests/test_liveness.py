@@ -15,22 +15,22 @@ from typing import Any
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from features.lock import here, is_here, planner_lock
-from features.storage import place_of
+from features.store.location import place_of
+from features.store.lock import here, is_here, planner_lock
 from seqmodel.config import LabelArgs
 from tests.toy_sequences import write_toy_store
-from tune import outcome
+from tune import run
 from tune.config import TuneArgs
-from tune.liveness import is_alive, this_worker
-from tune.study import StudySpec, load_study
+from tune.study.liveness import is_alive, this_worker
+from tune.study.study import StudySpec, load_study
 
 IN_A_CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]
 """Processes numbered anew under the same host name, as in a container that shares its host's network."""
 PLAN = """
 import json, sys, time
-from features.lock import planner_lock
-from features.storage import place_of
-from tune.liveness import this_worker
+from features.store.lock import planner_lock
+from features.store.location import place_of
+from tune.study.liveness import this_worker
 with planner_lock(place_of(sys.argv[1])):
     print(json.dumps(this_worker()), flush=True)
     time.sleep(600)
@@ -85,7 +85,7 @@ def test_a_living_process_of_another_container_of_one_host_name_is_not_taken_for
 
 def hold_pool(args: TuneArgs, told: Connection) -> None:
     """Say who refits, and wait to be killed."""
-    with outcome.refitting(args) as pool:
+    with run.refitting(args) as pool:
         told.send(pool.submit(this_worker).result())
         time.sleep(600)
 
@@ -113,7 +113,7 @@ def test_processes_that_refit_end_when_the_search_is_killed(tmp_path: Path) -> N
 
 def test_a_process_killed_while_it_refits_is_one_clear_line(tmp_path: Path) -> None:
     def refit() -> None:
-        with outcome.refitting(args_for(tmp_path)) as pool:
+        with run.refitting(args_for(tmp_path)) as pool:
             worker = pool.submit(this_worker).result()
             pool.submit(os.kill, worker["pid"], signal.SIGKILL).result()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from seqmodel.metrics import (
+from seqmodel.metrics.classification import (
     confusion,
     count_metrics,
     ece,

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from features.__main__ import main
-from features.lock import LOCK_NAME, planner_lock
-from features.storage import place_of, read_bytes
-from features.store import FeatureStore, delete, plan
-from features.verify import verify_store
+from features.maintenance.verify import verify_store
+from features.store.location import place_of, read_bytes
+from features.store.lock import LOCK_NAME, planner_lock
+from features.store.store import FeatureStore, delete, plan
 from tests.small_store import WITH_GEOMETRY, clips_of, fill_row, row_values, write_store
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -127,7 +127,7 @@ def test_object_store_has_one_planner(bucket: str) -> None:
 
 def test_the_lock_on_object_storage_is_renewed(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits sees that its holder lives; when that is done, it is gone."""
-    monkeypatch.setattr("features.lock.RENEW_S", 0.02)
+    monkeypatch.setattr("features.store.lock.RENEW_S", 0.02)
     place = place_of(f"{bucket}/renewed.zarr")
     with planner_lock(place):
         first = read_bytes(place, LOCK_NAME)

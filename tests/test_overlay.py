@@ -1,11 +1,14 @@
-"""live/overlay.py: a picture that says what is known, on any background and in Hangul."""
+"""live/ui/overlay.py: a picture that says what is known, on any background and in Hangul."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from live.overlay import (
+from live.inference.predictor import Prediction
+from live.inference.state_machine import STATES
+from live.ui.drawing import TROUGH, Moment, colour_of, paint_timeline, row_s
+from live.ui.overlay import (
     KEYS,
     MIN_WIDTH_PX,
     Status,
@@ -16,9 +19,6 @@ from live.overlay import (
     moment_of,
     normal_line,
 )
-from live.paint import TROUGH, Moment, colour_of, paint_timeline, row_s
-from live.predictor import Prediction
-from live.states import STATES
 
 
 def prediction(**changes: object) -> Prediction:
@@ -110,7 +110,7 @@ def test_the_keys_are_shown_whole_at_any_size(
     """Their line changes the panel down to its last letter, and ends before the edge."""
     image = np.zeros(shape, np.uint8)
     whole = draw(image, prediction(), [], Status(personal="민수"))
-    monkeypatch.setattr("live.overlay.KEYS", KEYS[:-1])
+    monkeypatch.setattr("live.ui.overlay.KEYS", KEYS[:-1])
     changed = (whole != draw(image, prediction(), [], Status(personal="민수"))).any(axis=2)
     assert changed.any()
     assert not changed[:, -2:].any()

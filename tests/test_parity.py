@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from extract.pipeline import Job, Kernels, Lost, Row, Setup, Window, extract_video, open_kernels
-from extract.video import read_video
-from live.model import LiveModel, open_model
-from live.predictor import Prediction, Predictor
-from seqmodel.encoder import encoder_of
-from seqmodel.engine import Backend
-from seqmodel.heads import LstmHead
-from seqmodel.run import load_weights
+from extract.pipeline.extractor import Job, Kernels, Lost, Row, Setup, Window, extract_video, open_kernels
+from extract.video.reader import read_video
+from live.inference.model import LiveModel, open_model
+from live.inference.predictor import Prediction, Predictor
+from seqmodel.encoders.backbone import encoder_of
+from seqmodel.encoders.engine import Backend
+from seqmodel.heads.recurrent import LstmHead
+from seqmodel.runs.card import load_weights
 from tests.small_run import write_run
 
 CLIPS = ["pexels", "face_noface", "noface_face", "carphone"]

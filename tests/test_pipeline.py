@@ -8,15 +8,26 @@ import cv2
 import numpy as np
 import pytest
 
-from extract.filling import file_state, fill
-from extract.geometry import FEATURES
-from extract.pipeline import Clock, Job, Kernels, Lost, Part, Row, Setup, Window, extract_video, open_kernels
-from extract.video import read_video
+from extract.face.geometry import FEATURES
+from extract.pipeline.extractor import (
+    Clock,
+    Job,
+    Kernels,
+    Lost,
+    Part,
+    Row,
+    Setup,
+    Window,
+    extract_video,
+    open_kernels,
+)
+from extract.pipeline.writer import file_state, fill
+from extract.video.reader import read_video
 from features.manifest import Clip
 from features.recipe import GeometryId, Pixels, Recipe
-from features.store import plan
-from seqmodel.assets import sha256_of
-from seqmodel.engine import open_engine
+from features.store.store import plan
+from seqmodel.encoders.engine import open_engine
+from seqmodel.encoders.model_files import sha256_of
 from tests.clips import face_frames, looped, write_video
 
 PARTS: frozenset[Part] = frozenset({"embeddings", "geometry", "crops"})
@@ -138,7 +149,7 @@ def test_a_long_video_is_opened_and_decoded_once(
             decoded.append(frame.pts_s)
             yield frame
 
-    monkeypatch.setattr("extract.pipeline.read_video", counting)
+    monkeypatch.setattr("extract.pipeline.extractor.read_video", counting)
     rows_of(long_video, windows((0, 2), (2, 4), (4, 6), (6, 8)), kernels)
     assert len(opened) == 1
     assert len(decoded) == len(set(decoded)) <= 80

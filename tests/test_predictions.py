@@ -12,16 +12,16 @@ import torch
 from features.labels import Labelling
 from features.manifest import Clip
 from features.recipe import EncoderId, Pixels, Recipe
-from features.store import FeatureStore, plan
-from seqmodel import predictions, reference
-from seqmodel.cnn_lstm import CnnLstm
+from features.store.store import FeatureStore, plan
+from seqmodel.commands.train import train
 from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
-from seqmodel.encoder import build_encoder
-from seqmodel.heads import LstmHead, build_head
-from seqmodel.predictions import growing_logits, predict_rows
-from seqmodel.rest import subject_rests, subtract_rest
-from seqmodel.run import Card, load_card, save_card, save_weights
-from seqmodel.train_command import train
+from seqmodel.encoders.backbone import build_encoder
+from seqmodel.finetuning.network import CnnLstm
+from seqmodel.heads.person_baseline import subject_rests, subtract_rest
+from seqmodel.heads.recurrent import LstmHead, build_head
+from seqmodel.runs import predict, training_stats
+from seqmodel.runs.card import Card, load_card, save_card, save_weights
+from seqmodel.runs.predict import growing_logits, predict_rows
 from tests.judged import NUM_FRAMES, WITH_GEOMETRY, make_run, make_store
 from tests.small_store import G, T, write_store
 from tests.toy_sequences import write_toy_store
@@ -168,7 +168,7 @@ def test_a_long_window_grows_in_pieces_to_the_same_logits(tmp_path, monkeypatch,
     rows = np.flatnonzero(store.table().state == 1)[:12]
     whole, seen = growing_logits(tmp_path / "run", card, store, card.labelling, rows)
     assert set(sizes) == {NUM_FRAMES}
-    monkeypatch.setattr(predictions, "PREFIXES_AT_ONCE", 4)
+    monkeypatch.setattr(predict, "PREFIXES_AT_ONCE", 4)
     sizes.clear()
     pieces, seen_again = growing_logits(tmp_path / "run", card, store, card.labelling, rows)
     assert max(sizes) == 4
@@ -188,12 +188,12 @@ def test_what_training_looked_like_is_read_off_everybody(tmp_path, monkeypatch):
     """Not off the first rows: clips often lie person by person."""
     store = make_store(tmp_path / "s.zarr", broken=False)
     card = make_run(tmp_path / "run", store, epochs=1)
-    monkeypatch.setattr(reference, "MAX_CLIPS", 20)
-    asked, really = [], predictions.predict_rows
-    monkeypatch.setattr(predictions, "predict_rows", lambda *args: (asked.append(args[-1]), really(*args))[1])
-    found = reference.measure(tmp_path / "run", card, store)
+    monkeypatch.setattr(training_stats, "MAX_CLIPS", 20)
+    asked, really = [], predict.predict_rows
+    monkeypatch.setattr(predict, "predict_rows", lambda *args: (asked.append(args[-1]), really(*args))[1])
+    found = training_stats.measure(tmp_path / "run", card, store)
     assert found.num_clips == len(asked[0]) == 20
-    train = reference.rows_of(tmp_path / "run", store, "train")
+    train = training_stats.rows_of(tmp_path / "run", store, "train")
     subjects = store.table().subject
     assert len(set(subjects[asked[0]])) > 0.9 * len(set(subjects[train]))
 
@@ -201,8 +201,8 @@ def test_what_training_looked_like_is_read_off_everybody(tmp_path, monkeypatch):
 def test_of_imported_features_nobody_asks_how_long_a_window_must_be(tmp_path, monkeypatch):
     """Live refuses them, and their windows may be long."""
     path, run = write_toy_store(tmp_path), tmp_path / "run"
-    monkeypatch.setattr(predictions, "growing_logits", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(predict, "growing_logits", lambda *_: pytest.fail("asked"))
     train(TrainArgs(path, run, head=HEAD, train=TrainConfig(epochs=1)))
-    found = reference.measure(run, load_card(run), FeatureStore.open(path))
+    found = training_stats.measure(run, load_card(run), FeatureStore.open(path))
     assert found.num_clips > 0
     assert found.min_filled is None

@@ -1,4 +1,4 @@
-"""live/predictor.py: one pass per sampled frame, windows as in files, nothing kept past its time."""
+"""The live predictor: one pass per sampled frame, windows as in files, nothing kept past its time."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.face import Crop
-from extract.geometry import FEATURES
-from extract.video import Frame, read_video, sample_at
-from live.model import LiveModel, open_model
-from live.predictor import Prediction, Predictor
-from live.states import StateRule
-from seqmodel.run import load_card, save_card
-from seqmodel.signals import strongest_signals
+from extract.face.cropper import Crop
+from extract.face.geometry import FEATURES
+from extract.video.reader import Frame, read_video, sample_at
+from features.face_signals import strongest_signals
+from live.inference.model import LiveModel, open_model
+from live.inference.predictor import Prediction, Predictor
+from live.inference.state_machine import StateRule
+from seqmodel.runs.card import load_card, save_card
 from tests.small_run import write_run
 
 

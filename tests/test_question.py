@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.external import read_sequences, write_external
-from features.store import FeatureStore, plan
+from features.maintenance.import_external import read_sequences, write_external
+from features.store.store import FeatureStore, plan
 from seqmodel.config import LabelArgs
-from seqmodel.question import load_sides, put_question, seen_fingerprint
+from seqmodel.training.task import load_sides, put_question, seen_fingerprint
 
 from .small_store import WITH_GEOMETRY, clips_of, fill_row, write_store
 
@@ -81,7 +81,7 @@ def test_without_room_for_a_packed_copy_the_same_clips_are_read_and_it_is_said(
 
     question = put_question(write_store(tmp_path / "s.zarr", 64).path, LABELS)
     with monkeypatch.context() as patch:
-        patch.setattr("features.packed._write", full)
+        patch.setattr("features.store.packed._write", full)
         read = load_sides(question)
     assert "no room for a packed copy" in capsys.readouterr().err
     mapped = load_sides(question)

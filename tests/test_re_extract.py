@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import zarr
 
-from features.arrays import write_column
+from features.maintenance.verify import verify_store
 from features.manifest import Clip
-from features.store import FeatureStore, delete, plan
-from features.verify import verify_store
-from seqmodel import folds
+from features.store.schema import write_column
+from features.store.store import FeatureStore, delete, plan
 from seqmodel.__main__ import main
+from seqmodel.commands.train import train
 from seqmodel.config import HeadConfig, LabelArgs, TrainArgs, TrainConfig
-from seqmodel.question import doubt_of_folds, put_question
-from seqmodel.re_extract import re_extract
-from seqmodel.run import load_card, save_card
-from seqmodel.train_command import train
+from seqmodel.evaluation import folds
+from seqmodel.finetuning.reextract import re_extract
+from seqmodel.runs.card import load_card, save_card
+from seqmodel.training.task import doubt_of_folds, put_question
 from tests.crop_store import write_crop_store
 from tests.judged import RECIPE, make_run, make_store
 from tests.small_store import WITH_GEOMETRY, clips_of, fill_row, write_store
@@ -82,7 +82,7 @@ def test_a_new_store_names_who_trained_its_encoder_and_goes_on_with_the_ledger(t
 
 
 def test_an_encoder_that_went_on_from_another_has_learned_from_both_runs_people(tmp_path: Path) -> None:
-    from seqmodel.re_extract import encoder_sides
+    from seqmodel.finetuning.reextract import encoder_sides
 
     store = tuned_store(tmp_path / "tuned.zarr", SIDES)
     side_of = {"p1": "test", "p2": "train", "p3": "val"}

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from features.store import FeatureStore
+from features.store.store import FeatureStore
 from seqmodel.__main__ import main
-from seqmodel.predictions import read_predictions
-from seqmodel.reference import read_reference
-from seqmodel.run import calibration_stage, load_card, save_card
-from seqmodel.train import drop_judgements
-from seqmodel.wording import calibration_lede
+from seqmodel.reporting.text import calibration_lede
+from seqmodel.runs.card import calibration_stage, load_card, save_card
+from seqmodel.runs.predict import read_predictions
+from seqmodel.runs.training_stats import read_reference
+from seqmodel.runs.writer import drop_judgements
 from tests.judged import make_run, make_store
 
 pytestmark = pytest.mark.usefixtures("no_drawing")

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.__main__ import main
+from features.maintenance.relabel import relabel
 from features.manifest import Clip, windows
-from features.relabel import relabel
-from features.store import FeatureStore, plan
+from features.store.store import FeatureStore, plan
 from tests.small_store import RECIPE
 
 WINDOW_S = 2.0

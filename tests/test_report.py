@@ -15,13 +15,13 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from seqmodel.__main__ import main
-from seqmodel.drawing import CJK_FONT_FILES, CJK_FONTS, hangul_fonts, save, style
-from seqmodel.history import trials_of
-from seqmodel.plots import confusion_plot
-from seqmodel.plots_people import scatter_plot
-from seqmodel.run import load_card, save_card
-from seqmodel.story import judgement_figures, training_figures
-from seqmodel.wording import figure_rows, forest, percent, short
+from seqmodel.reporting.content import judgement_figures, training_figures
+from seqmodel.reporting.plots_metrics import confusion_plot
+from seqmodel.reporting.plots_people import scatter_plot
+from seqmodel.reporting.search_history import trials_of
+from seqmodel.reporting.style import CJK_FONT_FILES, CJK_FONTS, hangul_fonts, save, style
+from seqmodel.reporting.text import figure_rows, forest, percent, short
+from seqmodel.runs.card import load_card, save_card
 from tests.judged import WITH_GEOMETRY, judged, make_run, make_store, people
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -7,7 +7,7 @@ import pytest
 
 from features.datasets import load_samples
 from features.labels import make_labelling
-from seqmodel.rest import subject_rests, subtract_rest, with_baseline
+from seqmodel.heads.person_baseline import subject_rests, subtract_rest, with_baseline
 from tests.small_store import fill_row, write_store
 
 

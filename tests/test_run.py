@@ -9,9 +9,9 @@ import torch
 
 from features.labels import Labelling
 from features.recipe import EncoderId, Pixels, Recipe
-from seqmodel.calibration import Calibration
 from seqmodel.config import HeadConfig, TrainConfig
-from seqmodel.run import (
+from seqmodel.metrics.calibration import Calibration
+from seqmodel.runs.card import (
     Card,
     append_log,
     keep_model_file,

@@ -1,4 +1,4 @@
-"""live/serve.py: a page for one browser on this machine, and for nobody else."""
+"""live/web/server.py: a page for one browser on this machine, and for nobody else."""
 
 import http.client
 import json
@@ -21,9 +21,9 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
-from extract.video import Frame
-from live.serve import DRAWN, BrowserView, _listen, snapshot
+from extract.video.reader import Frame
 from live.session import Session, Wishes
+from live.web.server import DRAWN, BrowserView, _listen, snapshot
 from tests.clips import face_frames, looped, write_video
 from tests.small_run import write_run
 from tests.test_overlay import prediction
@@ -284,7 +284,7 @@ def test_the_page_shows_a_moving_timeline_and_its_keys_arrive(
     """In headless Chromium, from a real file: pictures change, timeline grows, marks show, keys arrive."""
     from playwright.sync_api import sync_playwright
 
-    from extract.video import read_video
+    from extract.video.reader import read_video
 
     stop = threading.Event()
 

@@ -1,4 +1,4 @@
-"""live/log.py, record.py, session.py: rows on disk at once, recordings with true times, marks and labels."""
+"""Log, recorder and session: rows on disk at once, recordings with true times, marks and labels."""
 
 import contextlib
 import csv
@@ -15,11 +15,11 @@ import av
 import numpy as np
 import pytest
 
-from extract.video import Frame
+from extract.video.reader import Frame
 from features.manifest import read_csv
 from live.config import novelty_file
-from live.log import MAX_LATENCIES, Log, Tally, log_columns, read_log
-from live.record import Interval, Labels, Recorder, write_manifest
+from live.output.log import MAX_LATENCIES, Log, Tally, log_columns, read_log
+from live.output.recorder import Interval, Labels, Recorder, write_manifest
 from live.session import Session, Wishes
 from tests.test_overlay import prediction
 

@@ -10,16 +10,16 @@ import cv2
 import numpy as np
 import pytest
 
-from extract.video import Frame
-from live.capture import Newest
-from live.control import Control
-from live.model import open_model
-from live.predictor import Predictor
-from live.report import find_stories
+from extract.video.reader import Frame
+from live.app import Loading, Loop
+from live.commands import Control
+from live.inference.model import open_model
+from live.inference.predictor import Predictor
+from live.output.report import find_stories
 from live.session import Session, Wishes
-from live.sources import NewestSource
-from live.views import NoView
-from live.watch import Loading, Loop
+from live.sources.base import NewestSource
+from live.sources.camera import Newest
+from live.ui.view import NoView
 from tests.small_run import write_run
 
 SECONDS = 600.0

@@ -18,7 +18,7 @@ from features.splits import (
     sides_by_clip,
     split_hash,
 )
-from features.table import ClipTable
+from features.store.table import ClipTable
 
 
 def table_of(subjects: list[str], splits: list[str] | None = None) -> ClipTable:

@@ -1,10 +1,10 @@
-"""live/states.py: what is said changes only for a reason that lasts, and a missing face is no class."""
+"""The live states: what is said changes only for a reason that lasts, and a missing face is no class."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from live.states import Standing, Statement, StateRule, next_standing
+from live.inference.state_machine import Standing, Statement, StateRule, next_standing
 
 RULE = StateRule()
 

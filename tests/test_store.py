@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 import zarr
 
-from extract import extraction
+from extract import run
 from extract.__main__ import main as extract
-from features import lock, planning, storage
 from features.labels import make_labelling
-from features.lock import planner_lock
+from features.maintenance.relabel import relabel
+from features.maintenance.verify import verify_store
 from features.manifest import Clip
-from features.packed import packed_folders
 from features.recipe import EncoderId
-from features.relabel import relabel
-from features.storage import place_of, sweep
-from features.store import FeatureStore, delete, plan
-from features.verify import verify_store
+from features.store import location, lock, planner
+from features.store.location import place_of, sweep
+from features.store.lock import planner_lock
+from features.store.packed import packed_folders
+from features.store.store import FeatureStore, delete, plan
 from tests.clips import face_frames, looped, write_video
 from tests.dying import Mortals
 from tests.small_store import (
@@ -358,11 +358,11 @@ def test_extracting_corrects_ends_and_keeps_what_cannot_be_read_today(
     assert "4 clips in the store were not found in" in shown
     assert labels() == before
     with monkeypatch.context() as patch:  # labels of a known layout, whose videos are away
-        read = extraction.read_layout
-        patch.setattr(extraction, "read_layout", lambda *a: replace(read(*a), unpaired_labels=("b.mp4",)))
+        read = run.read_layout
+        patch.setattr(run, "read_layout", lambda *a: replace(read(*a), unpaired_labels=("b.mp4",)))
         assert extract_lines("a.mp4,x,", "c.mp4,x,")[0]["vanished"] == []
     with monkeypatch.context() as patch:
-        patch.setattr("extract.planning.probe", lambda path: int("no video"))
+        patch.setattr("extract.pipeline.planning.probe", lambda path: int("no video"))
         summary, _ = extract_lines("a.mp4,x,", "b.mp4,y,2.3", "c.mp4,x,")
     assert (summary["changed"], summary["failed"], labels()) == (0, 0, before)
     files = files_of(tmp_path / "s.zarr")
@@ -583,8 +583,8 @@ def test_deleting_waits_for_a_planner_and_sees_what_it_appended(tmp_path: Path) 
         thread = threading.Thread(target=lambda: deleted.append(delete(path, "p1")))
         thread.start()
         time.sleep(0.3)
-        group = planning.open_for_planning(place)
-        planning.write_rows(group, place, clips_of(8), WITH_GEOMETRY, has_crops=False, listing="whole")
+        group = planner.open_for_planning(place)
+        planner.write_rows(group, place, clips_of(8), WITH_GEOMETRY, has_crops=False, listing="whole")
     thread.join()
     assert deleted == [2]
     assert FeatureStore.open(path).table().subject.tolist() == ["p0", "", "p2", "p3"] * 2
@@ -632,7 +632,7 @@ def test_deleting_blanks_what_a_killed_planner_left_of_the_person(
         for row, clip in enumerate(clips_of(8))
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(planning, "commit", lambda *a: int("killed"))
+        patch.setattr(planner, "commit", lambda *a: int("killed"))
         with pytest.raises(ValueError, match="killed"):
             plan(path, [*clips_of(4), *more], RECIPE, numerics={})
     assert any(b"Ms p3" in content for content in files_of(path).values())
@@ -647,13 +647,13 @@ def test_a_copy_packed_while_a_person_is_being_deleted_goes_too(
 ) -> None:
     path = tmp_path / "s.zarr"
     write_store(path, 8)
-    clear = planning.clear_rows
+    clear = planner.clear_rows
 
     def pack_first(*arguments: Any) -> None:
         FeatureStore.open(path).pack()
         clear(*arguments)
 
-    monkeypatch.setattr(planning, "clear_rows", pack_first)
+    monkeypatch.setattr(planner, "clear_rows", pack_first)
     delete(path, "p1")
     person = row_values(1)["embeddings"].tobytes()[:8]
     assert not any(person in content for content in files_of(path).values())
@@ -672,7 +672,7 @@ def test_a_deletion_of_a_person_that_was_cut_short_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After each of its writes."""
-    rewrite, kills = planning._rewrite, 0
+    rewrite, kills = planner._rewrite, 0
     while True:
         path, left = tmp_path / f"{kills}.zarr", [kills]
 
@@ -683,7 +683,7 @@ def test_a_deletion_of_a_person_that_was_cut_short_can_be_repeated(
             rewrite(*arguments)
 
         plan(path, clips_of(4), RECIPE, numerics={})
-        monkeypatch.setattr(planning, "_rewrite", die_later)
+        monkeypatch.setattr(planner, "_rewrite", die_later)
         try:
             delete(path, "p1")
         except KeyboardInterrupt:
@@ -805,8 +805,8 @@ def test_packing_can_be_killed(tmp_path: Path) -> None:
 
 PACKER = """
 import sys, time
-from features.packed import write_packed
-from features.store import FeatureStore
+from features.store.packed import write_packed
+from features.store.store import FeatureStore
 store = FeatureStore.open(sys.argv[1])
 
 def blocks():
@@ -976,7 +976,7 @@ def test_orphans_are_swept_and_a_swept_writer_writes_again(
     orphan.write_bytes(b"half")
     os.utime(orphan, (0, 0))
     assert sweep(place_of(path)) == 1
-    monkeypatch.setattr(storage, "PARTIAL_AGE_S", -1.0)  # now every partial is an orphan
+    monkeypatch.setattr(location, "PARTIAL_AGE_S", -1.0)  # now every partial is an orphan
     stop = threading.Event()
 
     def sweep_on() -> None:

@@ -1,4 +1,4 @@
-"""live/story.py, report.py: what a log says of its session, and how it differs from the training data."""
+"""Summary and report of a log: what a log says of its session, and how it differs from the training data."""
 
 import json
 import re
@@ -12,13 +12,13 @@ import pytest
 
 from live.__main__ import main
 from live.config import novelty_file
-from live.log import Log
-from live.paint import TROUGH
-from live.report import write_report
-from live.states import State
-from live.story import days, tell, timeline_png
-from seqmodel.reference import FILE, Reference, Spread
-from seqmodel.run import write_text
+from live.inference.state_machine import State
+from live.output.log import Log
+from live.output.log_summary import days, tell, timeline_png
+from live.output.report import write_report
+from live.ui.drawing import TROUGH
+from seqmodel.runs.card import write_text
+from seqmodel.runs.training_stats import FILE, Reference, Spread
 from tests.small_run import write_run
 from tests.test_overlay import prediction
 

@@ -11,10 +11,10 @@ import torch
 from features.datasets import Samples, subset
 from features.labels import Task
 from seqmodel.config import FinetuneArgs, FinetuneConfig, HeadConfig, TrainConfig
-from seqmodel.heads import LstmHead, build_head
-from seqmodel.stage_two import config_of
-from seqmodel.train import resolve_device
-from seqmodel.training import (
+from seqmodel.finetuning.setup import config_of
+from seqmodel.heads.recurrent import LstmHead, build_head
+from seqmodel.runs.writer import resolve_device
+from seqmodel.training.loop import (
     Epoch,
     Fitted,
     fit,
@@ -24,7 +24,7 @@ from seqmodel.training import (
     make_optimizer,
     predict_logits,
 )
-from tune.search import join
+from tune.search_space import join
 
 HEAD = HeadConfig(hidden=8, projection=8, dropout=0.2)
 QUICK = TrainConfig(epochs=4, batch_size=16, lr=5e-3)
@@ -188,7 +188,7 @@ def test_groups_keep_their_own_rates_and_vectors_do_not_decay() -> None:
 
 
 def test_augmentation_hides_frames_in_training_alone() -> None:
-    from seqmodel.training import augment_features
+    from seqmodel.training.loop import augment_features
 
     config = TrainConfig(frame_dropout=0.5, subsample=1.0, noise=1.0)
     x, valid = {"embeddings": torch.zeros(40, 10, 6)}, {"embeddings": torch.ones(40, 10, dtype=torch.bool)}

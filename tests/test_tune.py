@@ -20,22 +20,22 @@ from optuna.trial import FrozenTrial, TrialState
 from safetensors.torch import load_file
 
 from features.datasets import Samples, subset
-from features.external import read_sequences, write_external
-from features.store import FeatureStore
+from features.maintenance.import_external import read_sequences, write_external
+from features.store.store import FeatureStore
 from seqmodel.__main__ import main as seqmodel
 from seqmodel.config import LabelArgs
-from seqmodel.drawing import style
-from seqmodel.history import trials_of as history_of
-from seqmodel.reference import read_reference
-from seqmodel.run import load_card, load_split, load_weights, save_card
+from seqmodel.reporting.search_history import trials_of as history_of
+from seqmodel.reporting.style import style
+from seqmodel.runs.card import load_card, load_split, load_weights, save_card
+from seqmodel.runs.training_stats import read_reference
 from tests.crop_store import write_crop_store
 from tests.small_store import write_store
 from tests.toy_sequences import write_toy_store
-from tune import outcome, plots
+from tune import run
 from tune.__main__ import main
 from tune.config import SEED_ROLE, TuneArgs
-from tune.outcome import tune
-from tune.search import (
+from tune.run import tune
+from tune.search_space import (
     Fold,
     Space,
     choice_of,
@@ -48,13 +48,14 @@ from tune.search import (
     starting_points,
     suggest,
 )
-from tune.storage import open_storage, refuse_shared_disk, without_password
-from tune.study import (
+from tune.study import plots
+from tune.study.storage import open_storage, refuse_shared_disk, without_password
+from tune.study.study import (
     StudySpec,
     enqueue_again,
     load_study,
 )
-from tune.workers import set_up, trial_value
+from tune.study.worker import set_up, trial_value
 
 pytestmark = pytest.mark.usefixtures("no_drawing", "converted_once")
 
@@ -439,7 +440,7 @@ def test_a_head_that_reads_no_embeddings_is_not_fine_tuned(
     with pytest.raises(ValueError, match="--inputs geometry does not read"):
         tune(args_for(store, tmp_path / "a", inputs="geometry", finetune=True))
     of_geometry = seed_point(Space("binary", ("embeddings", "geometry"), False, 3)) | {"inputs": "geometry"}
-    monkeypatch.setattr(outcome, "starting_points", lambda space: [of_geometry])
+    monkeypatch.setattr(run, "starting_points", lambda space: [of_geometry])
     summary, code = tune(args_for(store, tmp_path / "b", trials=1, finetune=True))
     assert code == 0
     assert "finetune" not in summary
@@ -452,12 +453,12 @@ def test_fine_tuning_takes_the_best_head_that_reads_embeddings(tmp_path: Path) -
     args = args_for(store, tmp_path / "run", trials=12)
     tune(args)
     bench = set_up(args)
-    spec = outcome.spec_of(args, bench, "auroc")
+    spec = run.spec_of(args, bench, "auroc")
     study = load_study(spec)
     read = {
         finetune: [
             f.trial.params["inputs"]
-            for f in outcome.choose(dataclasses.replace(args, finetune=finetune, reseed=2), study, bench)
+            for f in run.choose(dataclasses.replace(args, finetune=finetune, reseed=2), study, bench)
         ]
         for finetune in (False, True)
     }
@@ -565,16 +566,16 @@ def test_pictures_leave_matplotlib_as_it_was(tmp_path: Path, span: tuple[float, 
     assert not plt.get_fignums()
 
 
-def finalist(number: int, *scores: float) -> outcome.Finalist:
-    return outcome.Finalist(optuna.trial.create_trial(value=0.99), scores)
+def finalist(number: int, *scores: float) -> run.Finalist:
+    return run.Finalist(optuna.trial.create_trial(value=0.99), scores)
 
 
 def test_doubts_about_the_winner_are_said() -> None:
     clear = [finalist(0, 0.90, 0.91), finalist(1, 0.70, 0.71)]
-    assert not outcome.judge(clear, {"majority": 0.5}, "auroc")
-    (note,) = outcome.judge(clear, {"logistic_embeddings": 0.95}, "auroc")
+    assert not run.judge(clear, {"majority": 0.5}, "auroc")
+    (note,) = run.judge(clear, {"logistic_embeddings": 0.95}, "auroc")
     assert "does not beat the baseline logistic_embeddings: auroc 0.9050 against 0.9500" in note
-    (note,) = outcome.judge([finalist(0, 0.90, 0.80), finalist(1, 0.84, 0.84)], {}, "auroc")
+    (note,) = run.judge([finalist(0, 0.90, 0.80), finalist(1, 0.84, 0.84)], {}, "auroc")
     assert "differ by 0.0100 in auroc, less than their spread over seeds (0.0707)" in note
 
 
@@ -594,7 +595,7 @@ def test_the_seeds_settings_are_judged_with_the_best(
         study.add_trial(
             optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=value)
         )
-    found = outcome.choose(args, study, bench)
+    found = run.choose(args, study, bench)
     assert {f.trial.number for f in found} == {0, 3, 4, 5}
     assert found[0].mean >= next(f.mean for f in found if f.trial.number == 0)
     assert {len(f.scores) for f in found} == {2}
@@ -610,14 +611,14 @@ def test_copies_of_a_trial_are_no_rivals(searched: tuple[Path, dict[str, Any]], 
         study.add_trial(
             optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=t.value)
         )
-    assert sorted(f.trial.number for f in outcome.choose(args, study, bench)) == [0, 1, 2]
+    assert sorted(f.trial.number for f in run.choose(args, study, bench)) == [0, 1, 2]
 
 
 def test_with_folds_the_baselines_are_judged_on_the_same_folds(store: Path, tmp_path: Path) -> None:
     bench = set_up(args_for(store, tmp_path / "x", folds=3))
-    found = outcome.mean_baselines(bench, "auroc")
+    found = run.mean_baselines(bench, "auroc")
     each = [
-        outcome.mean_baselines(dataclasses.replace(bench, folds=[fold]), "auroc")["logistic_embeddings"]
+        run.mean_baselines(dataclasses.replace(bench, folds=[fold]), "auroc")["logistic_embeddings"]
         for fold in bench.folds
     ]
     assert len(set(each)) == 3
@@ -654,7 +655,7 @@ def test_what_is_printed_holds_no_password(tmp_path: Path) -> None:
     args = TuneArgs(Path("s"), tmp_path)
 
     def printed(storage: str) -> str:
-        return outcome.dashboard_command(args, StudySpec(storage, "study", 6, 0, 4, pruning=False, folds=0))
+        return run.dashboard_command(args, StudySpec(storage, "study", 6, 0, 4, pruning=False, folds=0))
 
     assert printed("postgresql+psycopg://me:secret@host/db") == (
         "optuna-dashboard 'postgresql+psycopg://me:…@host/db'"
@@ -695,7 +696,7 @@ def test_a_card_keeps_the_command_as_it_was_given_without_its_password(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = open_storage(str(tmp_path / "journal.log"))
-    monkeypatch.setattr("tune.study.open_storage", lambda url: journal)
+    monkeypatch.setattr("tune.study.study.open_storage", lambda url: journal)
     out = tmp_path / "내 실행"
     words = ["--store", str(store), "--out", str(out), "--labels", "distracted,engaged", "--jobs", "1"]
     words += ["--trials", "1", "--reseed", "0", "--epochs", "1"]
@@ -719,7 +720,7 @@ def test_leaving_the_refits_early_waits_for_nothing(store: Path, tmp_path: Path)
     futures: list[Any] = []
 
     def interrupted() -> None:
-        with outcome.refitting(args_for(store, tmp_path / "x", jobs=2)) as pool:
+        with run.refitting(args_for(store, tmp_path / "x", jobs=2)) as pool:
             futures.extend(pool.submit(time.sleep, 600) for _ in range(4))
             while not futures[0].running():
                 time.sleep(0.05)

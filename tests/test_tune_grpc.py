@@ -18,10 +18,10 @@ from optuna.trial import TrialState
 from tests.commands import run_here
 from tests.killed_worker import require_retry
 from tests.toy_sequences import write_toy_store
-from tune import liveness
 from tune.__main__ import main
-from tune.storage import open_storage
-from tune.study import StudySpec, create_study, num_done, work
+from tune.study import liveness
+from tune.study.storage import open_storage
+from tune.study.study import StudySpec, create_study, num_done, work
 
 pytest.importorskip("grpc", reason="needs the grpc extra: pip install brainbuddy[grpc]")
 pytestmark = pytest.mark.slow

@@ -17,11 +17,11 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import text
 
-from seqmodel.run import load_card
+from seqmodel.runs.card import load_card
 from tests.killed_worker import require_retry
 from tests.toy_sequences import write_toy_store
-from tune.storage import open_storage
-from tune.study import StudySpec, close_study, create_study, num_done, work
+from tune.study.storage import open_storage
+from tune.study.study import StudySpec, close_study, create_study, num_done, work
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if os.name == "posix" else []
 pytestmark = [

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.video import Frame, Spans, Targets, probe, read_video, sample_at
+from extract.video.reader import Frame, Spans, Targets, probe, read_video, sample_at
 from features.manifest import Clip, windows
 from tests.clips import face_frames, looped, remux, write_talk, write_video
 

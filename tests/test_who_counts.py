@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import zarr
 
-from features.external import read_sequences, write_external
+from features.maintenance.import_external import read_sequences, write_external
 from seqmodel.__main__ import main
-from seqmodel.asked import ask, count_opening, folder_of, training_clips, training_shares
-from seqmodel.calibration import fit_calibration
+from seqmodel.commands.evaluate import judge_split, open_split, write_judgement
 from seqmodel.config import EvaluateArgs
-from seqmodel.evaluate import judge_split, open_split, write_judgement
-from seqmodel.predictions import predict_rows, read_predictions
-from seqmodel.run import calibrators_of, load_card, load_split, save_card
-from seqmodel.story import commands
-from seqmodel.wording import verdict
+from seqmodel.evaluation.context import ask, count_opening, folder_of, training_clips, training_shares
+from seqmodel.metrics.calibration import fit_calibration
+from seqmodel.reporting.content import commands
+from seqmodel.reporting.text import verdict
+from seqmodel.runs.card import calibrators_of, load_card, load_split, save_card
+from seqmodel.runs.predict import predict_rows, read_predictions
 from tests.judged import make_run, make_store
 
 pytestmark = pytest.mark.usefixtures("no_drawing")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.external import read_sequences, write_external
+from features.maintenance.import_external import read_sequences, write_external
 
 NAMES = ("distracted", "engaged", "very engaged", "absorbed")
 

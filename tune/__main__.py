@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from features.door import parse, run_door
+from features.cli import parse, run_door
 from tune.config import TuneArgs
 
 
@@ -12,9 +12,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(TuneArgs, argv, prog="python -m tune", description=TuneArgs.__doc__ or "")
 
     def body() -> tuple[dict[str, object], int]:
-        from seqmodel.export import export_for_live
-        from tune.outcome import tune
-        from tune.storage import lost_is_one_line
+        from seqmodel.commands.export import export_for_live
+        from tune.run import tune
+        from tune.study.storage import lost_is_one_line
 
         with lost_is_one_line(args.storage):
             summary, code = tune(args)

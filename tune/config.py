@@ -59,7 +59,7 @@ class TuneArgs:
     json: bool = False
     """Print one JSON object, the summary, on stdout."""
     command: str = field(default="", init=False, compare=False)
-    """The command line as it was given, which `features.door.parse` puts here; no option."""
+    """The command line as it was given, which `features.cli.parse` puts here; no option."""
 
     def __post_init__(self) -> None:
         for name, least in (("trials", 1), ("jobs", 1), ("epochs", 1), ("reseed", 0), ("seed", 0)):

@@ -15,10 +15,10 @@ import numpy as np
 
 from features.manifest import Clip
 from features.recipe import EncoderId, Pixels, Recipe
-from features.store import FeatureStore, plan
-from seqmodel.bootstrap import bootstrap_figures, draw_subjects
+from features.store.store import FeatureStore, plan
 from seqmodel.config import EvaluateArgs, HeadConfig, LabelArgs, TrainArgs, TrainConfig
-from seqmodel.metrics import evaluate_predictions
+from seqmodel.metrics.bootstrap import bootstrap_figures, draw_subjects
+from seqmodel.metrics.classification import evaluate_predictions
 
 DIM, FRAMES, NUM_SUBJECTS, ROUNDS = 960, 30, 110, 1000
 SHARES = (("train", 0.6), ("val", 0.16), ("test", 0.24))
@@ -61,8 +61,8 @@ def make_store(path: Path, num_clips: int) -> None:
 
 def measure_door(num_clips: int) -> None:
     """Train one epoch of a small head, then time `evaluate` on test and on train, the largest split."""
-    from seqmodel.evaluate import evaluate
-    from seqmodel.train_command import train
+    from seqmodel.commands.evaluate import evaluate
+    from seqmodel.commands.train import train
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

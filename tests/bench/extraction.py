@@ -22,11 +22,11 @@ import av
 import cv2
 import numpy as np
 
-from extract.pipeline import Job, Setup, Window, extract_video, open_kernels
-from extract.video import Targets, read_video
+from extract.pipeline.extractor import Job, Setup, Window, extract_video, open_kernels
+from extract.video.reader import Targets, read_video
 from features.recipe import Pixels, Recipe
-from seqmodel.assets import detector_file, sha256_of
-from seqmodel.engine import open_engine
+from seqmodel.encoders.engine import open_engine
+from seqmodel.encoders.model_files import detector_file, sha256_of
 from tests.clips import face_frames, looped, write_video
 from tests.media import fetch_real_clips
 

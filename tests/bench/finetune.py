@@ -67,7 +67,7 @@ def write_store(path: Path) -> None:
     """Crops like faces in size (17 KB each as JPEG), random labels."""
     from features.manifest import Clip
     from features.recipe import EncoderId, Pixels, Recipe
-    from features.store import plan
+    from features.store.store import plan
 
     names = ("distracted", "engaged")
     clips = [
@@ -101,15 +101,15 @@ def ours(folder: Path, cut: int, clips_a_step: int) -> dict[str, float]:
     """The fine-tune's own step, from crops (cut 0) or from cached activations."""
     from features.datasets import CropClips
     from features.labels import Labelling
-    from features.store import FeatureStore
-    from seqmodel.cnn_lstm import CnnLstm
+    from features.store.store import FeatureStore
     from seqmodel.config import FinetuneConfig, HeadConfig, TrainConfig
-    from seqmodel.cut_cache import frame_shape, open_cut_cache, prefix_runner
-    from seqmodel.encoder import build_encoder
-    from seqmodel.end_to_end import EndToEnd, keep_freed_memory
-    from seqmodel.heads import build_head
-    from seqmodel.position import Goal
-    from seqmodel.team import Team
+    from seqmodel.encoders.backbone import build_encoder
+    from seqmodel.finetuning.activation_cache import frame_shape, open_cut_cache, prefix_runner
+    from seqmodel.finetuning.distributed import Team
+    from seqmodel.finetuning.network import CnnLstm
+    from seqmodel.finetuning.state import Goal
+    from seqmodel.finetuning.trainer import EndToEnd, keep_freed_memory
+    from seqmodel.heads.recurrent import build_head
 
     keep_freed_memory()
     encoder, _ = build_encoder(ENCODER, "random")
@@ -152,8 +152,8 @@ def reference(folder: Path) -> dict[str, float]:
     import torch
 
     from seqmodel.config import HeadConfig
-    from seqmodel.encoder import build_encoder
-    from seqmodel.heads import build_head
+    from seqmodel.encoders.backbone import build_encoder
+    from seqmodel.heads.recurrent import build_head
 
     encoder, _ = build_encoder(ENCODER, "random")
     head = build_head(HeadConfig(), {"embeddings": encoder.dim}, 1, seed=0)
@@ -183,7 +183,7 @@ def reference_batches(folder: Path) -> Iterator[tuple[np.ndarray, Any, float]]:
     import torch
     from PIL import Image
 
-    from features.store import FeatureStore
+    from features.store.store import FeatureStore
 
     store = FeatureStore.open(folder / "crops.zarr")
     for start in range(0, NUM_CLIPS - REFERENCE_CLIPS + 1, REFERENCE_CLIPS):

@@ -16,13 +16,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from extract.face import FaceCropper
-from extract.geometry import FEATURES, FaceGeometry
-from extract.landmarks import FaceNetworks, head_pose
-from extract.mediapipe_tasks import silenced_stderr
-from extract.video import read_video, sample_at
+from extract.face.cropper import FaceCropper
+from extract.face.geometry import FEATURES, FaceGeometry
+from extract.face.landmarker import FaceNetworks, head_pose
+from extract.face.mediapipe_tasks import silenced_stderr
+from extract.video.reader import read_video, sample_at
 from features.recipe import GeometryId, Pixels
-from seqmodel.assets import detector_file, landmarker_file, sha256_of
+from seqmodel.encoders.model_files import detector_file, landmarker_file, sha256_of
 from tests.media import fetch_real_clips
 
 ROUNDS = 3

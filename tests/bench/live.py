@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from extract.video import Frame
-    from live.predictor import Predictor
+    from extract.video.reader import Frame
+    from live.inference.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[2]
 FPS, WIDTH, HEIGHT = 30, 640, 480
@@ -56,9 +56,9 @@ def write_source(path: Path) -> Path:
 
 def write_runs(folder: Path) -> dict[str, Path]:
     """A run of one stream, one of both, and the first one exported."""
-    from seqmodel.assets import detector_file, landmarker_file
+    from seqmodel.commands.export import export
     from seqmodel.config import ExportArgs
-    from seqmodel.export import export
+    from seqmodel.encoders.model_files import detector_file, landmarker_file
     from tests.small_run import write_run
 
     one = write_run(folder / "one", detector_file("short"))
@@ -84,9 +84,9 @@ def print_latencies(runs: dict[str, Path], video: Path) -> None:
     """From a sampled frame to its decision, beside the seed's way on the same frames."""
     import cv2
 
-    from extract.video import Frame, read_video, sample_at
-    from live.model import open_model
-    from live.predictor import Predictor
+    from extract.video.reader import Frame, read_video, sample_at
+    from live.inference.model import open_model
+    from live.inference.predictor import Predictor
 
     cv2.setNumThreads(1)
     # Decoding is the camera's work: frames come ready.
@@ -129,9 +129,9 @@ def window_again(run: Path, frames: "list[Frame]") -> tuple[float, float]:
     """
     import torch
 
-    from extract.face import FaceCropper
-    from live.model import open_model, torch_head
-    from seqmodel.encoder import encoder_of
+    from extract.face.cropper import FaceCropper
+    from live.inference.model import open_model, torch_head
+    from seqmodel.encoders.backbone import encoder_of
 
     model = open_model(run, backend="torch")
     assert model.card.recipe.pixels is not None
@@ -206,15 +206,15 @@ def measured(how: str, run: Path, video: Path, seconds: float) -> dict[str, Any]
 
 def session(how: str, spawned: float, words: list[str]) -> int:
     """Run the door with a probe for its view; prints what the probe saw after the door's own summary."""
-    from live import watch
+    from live import app
     from live.__main__ import main as door
 
     probe = Probe(spawned, shows=how == "window")
-    open_source, control_class = watch.open_source, watch.Control
+    open_source, control_class = app.open_source, app.Control
 
     def open_probed(camera: int, video: str | None, realtime: bool) -> Any:
         if how == "long":
-            from live.sources import FileSource
+            from live.sources.base import FileSource
 
             assert video is not None
             probe.source = FileSource(repeated(video))
@@ -226,7 +226,7 @@ def session(how: str, spawned: float, words: list[str]) -> int:
         probe.control = control_class(*given, **named)
         return probe.control
 
-    named: Any = watch
+    named: Any = app
     named.open_source, named.Control = open_probed, make_control
     named.window_problem = str
     named._open_view = lambda config, session: probe
@@ -237,7 +237,7 @@ def session(how: str, spawned: float, words: list[str]) -> int:
 
 def repeated(video: str) -> "Iterator[Frame]":
     """The frames of a video, decoded once, over and over in growing times."""
-    from extract.video import Frame, read_video
+    from extract.video.reader import Frame, read_video
 
     frames = [frame.rgb() for frame in read_video(video)][: FPS * 5]
     number = 0

@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from seqmodel.asked import ask, predict
+from seqmodel.commands.finetune import finetune
+from seqmodel.commands.train import train
 from seqmodel.config import FinetuneArgs, TrainArgs, TrainConfig
-from seqmodel.finetune import finetune
-from seqmodel.metrics import score
-from seqmodel.run import load_card
-from seqmodel.train_command import train
+from seqmodel.evaluation.context import ask, predict
+from seqmodel.metrics.classification import score
+from seqmodel.runs.card import load_card
 
 FOLDER = Path(os.environ.get("BENCH_FOLDER", "runs/bench-stage-two"))
 CLIPS, SEEDS = int(os.environ.get("BENCH_CLIPS", "240")), int(os.environ.get("BENCH_SEEDS", "3"))

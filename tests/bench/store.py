@@ -16,7 +16,7 @@ import numpy as np
 
 from features.manifest import Clip
 from features.recipe import EncoderId, Pixels, Recipe
-from features.store import FeatureStore, plan
+from features.store.store import FeatureStore, plan
 
 NUM_CLIPS = int(os.environ.get("BENCH_CLIPS", "9000"))
 DIM = 960
@@ -26,7 +26,7 @@ import sys
 import numpy as np
 from features.datasets import load_samples
 from features.labels import make_labelling
-from features.store import FeatureStore
+from features.store.store import FeatureStore
 def memory(key):
     lines = open("/proc/self/smaps_rollup", encoding="utf-8").read().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024

@@ -21,16 +21,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from features.datasets import Samples, subset
-from features.external import read_sequences, write_external
-from features.store import FeatureStore
-from seqmodel.cnn_lstm import CnnLstm
+from features.maintenance.import_external import read_sequences, write_external
+from features.store.store import FeatureStore
 from seqmodel.config import HeadConfig, LabelArgs, TrainConfig
-from seqmodel.encoder import build_encoder
-from seqmodel.heads import build_head, stream_statistics
-from seqmodel.metrics import score
-from seqmodel.training import fit, fit_best
+from seqmodel.encoders.backbone import build_encoder
+from seqmodel.finetuning.network import CnnLstm
+from seqmodel.heads.recurrent import build_head, stream_statistics
+from seqmodel.metrics.classification import score
+from seqmodel.training.loop import fit, fit_best
 from tune.config import TuneArgs
-from tune.outcome import tune
+from tune.run import tune
 
 CLIPS = int(os.environ.get("BENCH_CLIPS", "9000"))
 SEEDS = int(os.environ.get("BENCH_SEEDS", "5"))

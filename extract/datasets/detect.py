@@ -1,0 +1,121 @@
+"""Which clips a user's data hold, whatever their layout; and a balanced sample of them.
+
+Knows nothing about what is in a video.
+"""
+
+import dataclasses
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from extract.config import Layout
+from extract.datasets.known import (
+    LABEL_FOLDER,
+    Reading,
+    engagenet_tables,
+    folders_ending,
+    read_aihub,
+    read_daisee,
+    read_engagenet,
+)
+from features.manifest import Clip, read_csv, read_folder
+
+NO_TEST = (
+    "no official test split: validation will serve as test, and validation be carved from train by subject"
+)
+
+
+def read_layout(data: Path, layout: Layout = "auto", subject_regex: str = "") -> Reading:
+    """The clips of a data set, in one order everywhere.
+
+    `subject_regex` finds the subject in a video's path relative to the root (the first group that matches, or
+    the whole match) where the data do not name one. Raises ValueError when there is nothing of that layout at
+    `data`.
+    """
+    if not data.exists():
+        raise ValueError(f"no such file or folder: {data}")
+    chosen = recognise(data) if layout == "auto" else layout
+    if chosen == "csv":
+        file = data / "labels.csv" if data.is_dir() else data
+        reading = Reading(read_csv(file), "csv")
+    elif chosen == "folder":
+        reading = Reading(read_folder(data), "folder")
+    else:
+        if not data.is_dir():
+            raise ValueError(f"--layout {chosen} wants the data set's folder, got the file {data}")
+        reading = {"daisee": read_daisee, "engagenet": read_engagenet, "aihub": read_aihub}[chosen](data)
+    if subject_regex:
+        reading = _with_subjects(reading, subject_regex)
+    clips = reading.manifest.clips
+    notes = reading.notes
+    splits = {clip.split for clip in clips}
+    if {"train", "val"} <= splits and "test" not in splits:
+        notes += (NO_TEST,)
+    if clips and not all(clip.subject for clip in clips):
+        count = sum(not clip.subject for clip in clips)
+        whose = "no clip names" if count == len(clips) else f"{count} of {len(clips)} clips do not name"
+        notes += (f"{whose} a subject: it cannot be proven that no person is both in training and in test",)
+    return dataclasses.replace(reading, notes=notes)
+
+
+def recognise(data: Path) -> Layout:
+    """Which layout lies at a path."""
+    if data.is_file():
+        return "csv"
+    if (data / "DataSet").is_dir() and (data / "Labels").is_dir():
+        return "daisee"
+    if (data / "Train").is_dir() and (engagenet_tables(data) or (data / "final_labels.csv").is_file()):
+        return "engagenet"
+    if folders_ending(data, LABEL_FOLDER):
+        return "aihub"
+    return "csv" if (data / "labels.csv").is_file() else "folder"
+
+
+def sample_clips(clips: Sequence[Clip], count: int, seed: int = 0) -> list[Clip]:
+    """At most `count` clips, as even over splits, then classes, then subjects as there are clips for it.
+
+    Raises ValueError when a clip is there twice.
+    """
+    clip_id, times = Counter(clip.clip_id for clip in clips).most_common(1)[0] if clips else ("", 1)
+    if times > 1:
+        raise ValueError(f"clips must be there once each; {times} times: {clip_id}")
+    draw = random.Random(seed)
+    column = _main_column(clips)
+    groups: dict[tuple[str, str, str], list[Clip]] = defaultdict(list)
+    for clip in clips:
+        groups[(clip.split, clip.labels.get(column, ""), clip.subject)].append(clip)
+    for key in groups:
+        draw.shuffle(groups[key])
+    keys = sorted(groups)
+    draw.shuffle(keys)
+    taken: Counter[tuple[str, ...]] = Counter()
+    chosen: set[str] = set()
+    while len(chosen) < min(count, len(clips)):
+        key = min((key for key in keys if groups[key]), key=lambda k: (taken[k[:1]], taken[k[:2]], taken[k]))
+        chosen.add(groups[key].pop().clip_id)
+        taken.update((key[:1], key[:2], key))
+    return [clip for clip in clips if clip.clip_id in chosen]
+
+
+def _main_column(clips: Sequence[Clip]) -> str:
+    columns = list(clips[0].labels) if clips else []
+    return next((name for name in ("label", "Engagement") if name in columns), (columns or [""])[0])
+
+
+def _with_subjects(reading: Reading, regex: str) -> Reading:
+    try:
+        pattern = re.compile(regex)
+    except re.error as error:
+        raise ValueError(f"--subject-regex {regex!r} is not a regular expression: {error}") from error
+    clips = []
+    for clip in reading.manifest.clips:
+        found = pattern.search(clip.clip_id.rpartition("#")[0])
+        groups = () if found is None else found.groups() or (found.group(),)
+        subject = next((group for group in groups if group is not None), "")
+        clips.append(dataclasses.replace(clip, subject=clip.subject or subject))
+    if clips and not any(clip.subject for clip in clips):
+        raise ValueError(f"--subject-regex {regex!r} matches no path, {clips[0].clip_id} for one")
+    manifest = dataclasses.replace(reading.manifest, clips=tuple(clips))
+    return dataclasses.replace(reading, manifest=manifest)

@@ -1,0 +1,487 @@
+"""A portrait that moves: the puppet behind the demo videos.
+
+scikit-image's `astronaut` (NASA, public domain) is cut out along constants measured once on that picture,
+given a depth, and turned in space: `turned` traces each pixel's ray into the solid head for a grid of
+angles, once per process, and `draw` only interpolates those maps, so that a frame takes milliseconds.
+`Looks` turns the one portrait into different people.
+
+Knows nothing about behaviour, labels or video files.
+
+Coordinates: `source` pixels are those of the 512 × 512 portrait; head coordinates are source units around
+the neck's joint, x to the right, y up, z towards the camera, so that angles follow extract/face/geometry.py.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+WIDTH, HEIGHT = 320, 240
+
+WINDOW = (132, 0, 324, 196)
+"""x0, y0, x1, y1 of the head with air around it, source pixels."""
+JOINT = (226.0, 152.0, -48.0)
+"""Where the head turns: column and row in source pixels, and depth behind the eyes."""
+DETAIL = 2
+"""Texture pixels per source pixel."""
+JOINT_ROW = 0.70
+"""Where the joint stands in the frame, share of its height from the top."""
+TORSO_TOP = 110
+"""The torso never reaches above this row of the frame."""
+MAP_STEP = 2.0
+"""Source units per cell of the maps of a turned head."""
+MAP_BOX = (-112.0, -62.0, 112.0, 168.0)
+"""x0, y0, x1, y1 that those maps cover, head coordinates."""
+YAWS_DEG = np.linspace(-56, 56, 9)
+PITCHES_DEG = np.linspace(-40, 24, 6)
+"""The grid of angles; `draw` interpolates between them."""
+CLOSED_LEVELS = (0.0, 0.4, 0.75, 1.0)
+GAZE_PX = 2.6
+"""How far the irises go sideways, source pixels."""
+
+OUTLINE = np.array(
+    "232 15 250 19 266 26 280 36 290 46 297 60 300 80 299 95 295 108 288 119 280 127 277 132 271 136 267 137 "
+    "265 144 261 153 256 160 250 166 243 171 236 175 229 178 221 178 212 176 205 172 199 168 194 163 189 156 "
+    "185 149 182 140 181 132 176 131 171 124 169 117 160 111 155 100 154 85 153 72 155 60 162 51 172 43 186 "
+    "37 193 28 204 21 216 16".split(),
+    np.float32,
+).reshape(-1, 2)
+"""Hair, ears and chin, source pixels."""
+FACE_OVAL = (225.5, 121.0, 45.5, 58.0)
+"""Centre column, centre row, half width, half height of the face inside the hair."""
+
+# Upper and lower lid, column and row, from one corner to the other: the eye on the left, then on the right.
+LIDS = (
+    (
+        ((195.3, 100.6), (199.2, 98.2), (202.6, 97.8), (206.1, 98.4), (209.7, 100.1), (213.6, 103.6)),
+        ((195.3, 100.6), (198.3, 102.9), (200.7, 103.7), (204.2, 104.2), (210.8, 103.8), (213.6, 103.6)),
+    ),
+    (
+        ((236.4, 104.9), (240.6, 101.7), (244.3, 100.3), (248.1, 100.2), (251.4, 101.0), (255.3, 103.8)),
+        ((236.4, 104.9), (239.2, 105.4), (242.3, 106.0), (245.9, 106.5), (252.0, 105.8), (255.3, 103.8)),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What makes one pseudo-subject another person than the next."""
+
+    mirror: bool
+    skin: tuple[float, float, float]
+    """Gains of red, green and blue inside the face."""
+    hair: tuple[float, float, float]
+    """Gains of red, green and blue outside it."""
+    cloth: tuple[int, int, int]
+    """RGB of the clothes."""
+    wall: tuple[int, int, int]
+    """RGB of the wall behind."""
+    light: tuple[float, float]
+    """How much brighter the right and the lower edge are than the left and the upper one, -1 to 1."""
+    gamma: float
+    width: float
+    jaw: float
+    nose: float
+    eyes: float
+    smile: float
+    """Mild warps: 1, or 0 for `smile`, leaves the portrait as it is."""
+    glasses: bool
+    zoom: float
+    """Frame pixels per source pixel."""
+    seed: int
+    """Of the wall's furniture."""
+
+
+@dataclass(frozen=True)
+class Pose:
+    """One moment of a head. Angles as in extract/face/geometry.py, degrees."""
+
+    yaw: float = 0.0
+    pitch: float = 0.0
+    roll: float = 0.0
+    closed: float = 0.0
+    """0 open eyes, 1 closed."""
+    gaze: float = 0.0
+    """-1 to the left edge of the image, 1 to the right."""
+    x: float = 0.0
+    y: float = 0.0
+    """Where the body went, source units to the right and up."""
+    glow: float = 1.0
+    """Brightness of the moment."""
+
+
+@dataclass(frozen=True)
+class Puppet:
+    """One person, ready to be drawn: RGB textures by eye state, an RGBA torso, a shade (128 = as is)."""
+
+    looks: Looks
+    faces: dict[tuple[float, int], np.ndarray]
+    torso: np.ndarray
+    wall: np.ndarray
+    shade: np.ndarray
+    grain: np.ndarray
+    rooms: dict[tuple[int, int], np.ndarray]
+    """The last picture without the head, by where the torso stood."""
+
+
+def make_puppet(looks: Looks) -> Puppet:
+    """The person of these looks."""
+    rng = np.random.default_rng(looks.seed)
+    portrait = _portrait()
+    grid = _face_warp(looks)
+    faces = {}
+    for closed in CLOSED_LEVELS:
+        for gaze in (-1, 0, 1) if closed == 0 else (0,):
+            faces[closed, gaze] = _texture(portrait, looks, closed, gaze, grid)
+    grain = np.clip(rng.normal(5, 1.6, (8, HEIGHT, WIDTH, 3)), 0, 10).astype(np.uint8)
+    return Puppet(looks, faces, _torso(looks, portrait, rng), _wall(looks, rng), _shade(looks), grain, {})
+
+
+def draw(puppet: Puppet, pose: Pose, tick: int = 0) -> np.ndarray:
+    """One frame, RGB uint8 (240,320,3). `tick` picks the camera's noise."""
+    looks = puppet.looks
+    side = -1.0 if looks.mirror else 1.0
+    column, row = WIDTH / 2 + looks.zoom * pose.x, HEIGHT * JOINT_ROW - looks.zoom * pose.y
+    frame = _room(puppet, column - WIDTH / 2, row - HEIGHT * JOINT_ROW)
+    # Frame pixel -> map cell: around the joint, unroll, scale (and mirror), rows growing downwards.
+    roll, scale = np.deg2rad(pose.roll), 1 / (looks.zoom * MAP_STEP)
+    unroll = np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
+    turn = np.diag([scale * side / looks.width, scale]) @ unroll
+    joint = np.array([-MAP_BOX[0], MAP_BOX[3]]) / MAP_STEP
+    reach = np.array([[-108, -166], [108, 62]]) * looks.zoom + (column, row)
+    (left, top), (right, bottom) = np.clip(np.round(reach), 0, (WIDTH, HEIGHT)).astype(int)
+    if right <= left or bottom <= top:
+        return _exposed(frame, puppet, pose.glow, tick)
+    affine = np.column_stack([turn, joint - turn @ (column - left, row - top)])
+    spread = _between(head_maps(), side * pose.yaw, pose.pitch)
+    size, flags = (right - left, bottom - top), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    cell_x, cell_y, cover = cv2.split(cv2.warpAffine(spread, affine, size, flags=flags))
+    face = cv2.remap(puppet.faces[_eyes(pose.closed, side * pose.gaze)], cell_x, cell_y, cv2.INTER_LINEAR)
+    _blend(frame[top:bottom, left:right], face, np.clip((cover - 0.35) * 3.3, 0, 1))
+    return _exposed(frame, puppet, pose.glow, tick)
+
+
+def _room(puppet: Puppet, right_px: float, down_px: float) -> np.ndarray:
+    """The wall and the torso, moved in steps of half a pixel; somebody who sits still is drawn once."""
+    step = (round(2 * right_px), round(2 * down_px))
+    if step not in puppet.rooms:
+        puppet.rooms.clear()
+        frame = puppet.wall.copy()
+        body = frame[TORSO_TOP:]
+        shift = np.array([[1, 0, step[0] / 2], [0, 1, step[1] / 2]], np.float32)
+        _paste(body, cv2.warpAffine(puppet.torso, shift, (WIDTH, len(body))))
+        puppet.rooms[step] = frame
+    return puppet.rooms[step].copy()
+
+
+@lru_cache(maxsize=1)
+def head_maps() -> np.ndarray:
+    """`turned` at each of `YAWS_DEG` and `PITCHES_DEG`: float32 (yaws, pitches, rows, columns, 3)."""
+    depth, back = _depths()
+    return np.stack([[turned(depth, back, yaw, pitch) for pitch in PITCHES_DEG] for yaw in YAWS_DEG])
+
+
+def turned(depth: np.ndarray, back: np.ndarray, yaw_deg: float, pitch_deg: float) -> np.ndarray:
+    """Where each ray of a grid over `MAP_BOX` meets the turned head: float32 (rows, columns, 3).
+
+    `depth` and `back` float32 (rows, columns) are the front and the rear surface over `WINDOW`. The first
+    two channels are texture pixels, continued past the outline; the third is 1 on the head and 0 beside it.
+    """
+    yaw, pitch = np.deg2rad(yaw_deg), np.deg2rad(pitch_deg)
+    x0, y0, x1, y1 = MAP_BOX
+    u, v = np.meshgrid(
+        np.arange(x0, x1, MAP_STEP, dtype=np.float32), np.arange(y1, y0, -MAP_STEP, dtype=np.float32)
+    )
+    rot_y = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
+    rot_x = np.array([[1, 0, 0], [0, np.cos(pitch), np.sin(pitch)], [0, -np.sin(pitch), np.cos(pitch)]])
+    unturn = (rot_y @ rot_x).T.astype(np.float32)
+    out = np.zeros((*u.shape, 3), np.float32)
+    flat, rays = out.reshape(-1, 3), np.arange(u.size)
+    x, y = u.reshape(-1), v.reshape(-1)
+    for z in np.arange(115.0, -115.0, -2.5, dtype=np.float32):
+        px, py, pz = (axis[0] * x + axis[1] * y + axis[2] * z for axis in unturn)
+        columns, rows = px + (JOINT[0] - WINDOW[0]), (JOINT[1] - WINDOW[1]) - py
+        cell_x = np.clip(columns, 0, depth.shape[1] - 1).astype(np.intp)
+        cell_y = np.clip(rows, 0, depth.shape[0] - 1).astype(np.intp)
+        level = pz + JOINT[2]
+        hit = (level <= depth[cell_y, cell_x]) & (level >= back[cell_y, cell_x])
+        flat[rays[hit]] = np.stack([columns[hit] * DETAIL, rows[hit] * DETAIL, np.ones(hit.sum())], 1)
+        rays, x, y = rays[~hit], x[~hit], y[~hit]
+    # Continue the texture past the outline, so that interpolation between cells never mixes with nothing.
+    weight = out[..., 2].copy()
+    for _ in range(6):
+        near = cv2.blur(out[..., :2] * weight[..., None], (5, 5))
+        share = cv2.blur(weight, (5, 5))
+        empty = (weight == 0) & (share > 1e-4)
+        out[empty, :2] = near[empty] / share[empty, None]
+        weight[empty] = 1
+    out[..., 2] = cv2.GaussianBlur(out[..., 2], (3, 3), 0)
+    return out
+
+
+def _between(maps: np.ndarray, yaw: float, pitch: float) -> np.ndarray:
+    """The map at these angles, bilinear in the grid of angles."""
+    i = float(np.clip(np.interp(yaw, YAWS_DEG, np.arange(len(YAWS_DEG))), 0, len(YAWS_DEG) - 1.001))
+    j = float(
+        np.clip(np.interp(pitch, PITCHES_DEG, np.arange(len(PITCHES_DEG))), 0, len(PITCHES_DEG) - 1.001)
+    )
+    a, b = int(i), int(j)
+    left = cv2.addWeighted(maps[a, b], 1 - (j - b), maps[a, b + 1], j - b, 0)
+    right = cv2.addWeighted(maps[a + 1, b], 1 - (j - b), maps[a + 1, b + 1], j - b, 0)
+    return cv2.addWeighted(left, 1 - (i - a), right, i - a, 0)
+
+
+def _eyes(closed: float, gaze: float) -> tuple[float, int]:
+    level = min(CLOSED_LEVELS, key=lambda known: abs(known - closed))
+    return (level, 0) if level else (level, int(np.clip(round(gaze), -1, 1)))
+
+
+def _blend(under: np.ndarray, over: np.ndarray, alpha: np.ndarray) -> None:
+    """Lay `over` on `under` in place by `alpha` float32 (H,W), 0 to 1."""
+    under[:] = cv2.blendLinear(over, np.ascontiguousarray(under), alpha, 1 - alpha)
+
+
+def _paste(under: np.ndarray, over: np.ndarray) -> None:
+    """Lay RGBA uint8 on `under` in place."""
+    _blend(under, cv2.cvtColor(over, cv2.COLOR_RGBA2RGB), over[..., 3] * np.float32(1 / 255))
+
+
+def _exposed(frame: np.ndarray, puppet: Puppet, glow: float, tick: int) -> np.ndarray:
+    """The frame under the room's light, with the camera's noise."""
+    frame = cv2.multiply(frame, puppet.shade, scale=glow / 128)
+    return np.asarray(cv2.add(frame, puppet.grain[tick % len(puppet.grain)]))
+
+
+def _step(x: np.ndarray) -> np.ndarray:
+    """0 to 1, smoothly, around x = 0."""
+    return 0.5 + 0.5 * np.tanh(x / 2)
+
+
+def _portrait() -> np.ndarray:
+    # Found without importing scikit-image, which takes a second and is needed for nothing else.
+    spec = find_spec("skimage")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("the demo set needs scikit-image's portrait: pip install scikit-image")
+    data = (Path(spec.submodule_search_locations[0]) / "data" / "astronaut.png").read_bytes()
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    return np.asarray(picture)[: WINDOW[3] + 4]  # nothing of what is below is used
+
+
+def _window_grid(detail: int = DETAIL) -> tuple[np.ndarray, np.ndarray]:
+    """Source column and row of each texture pixel of `WINDOW`, float32."""
+    x0, y0, x1, y1 = WINDOW
+    return np.meshgrid(
+        np.arange(x0, x1, 1 / detail, dtype=np.float32), np.arange(y0, y1, 1 / detail, dtype=np.float32)
+    )
+
+
+def _face_warp(looks: Looks) -> tuple[np.ndarray, np.ndarray]:
+    """Where the unwarped portrait is read for each texture pixel of this person."""
+    column, row = _window_grid()
+    cx, dx = FACE_OVAL[0], column - FACE_OVAL[0]
+
+    def bump(x: float, y: float, rx: float, ry: float) -> np.ndarray:
+        return np.exp(-(((column - x) / rx) ** 2) - ((row - y) / ry) ** 2)
+
+    low = _step((row - 140) / 9)
+    dx = dx / (1 + (looks.jaw - 1) * low)
+    out_x, out_y = cx + dx, row.copy()
+    for x, y, rx, ry, size in (
+        (204, 101, 15, 10, looks.eyes),
+        (246, 103, 15, 10, looks.eyes),
+        (223.5, 124, 13, 14, looks.nose),
+    ):
+        pull = (1 - 1 / size) * bump(x, y, rx, ry)
+        out_x -= (out_x - x) * pull
+        out_y -= (out_y - y) * pull
+    mouth = bump(223, 146, 26, 14)
+    out_y += looks.smile * mouth * (((column - 223) / 21) ** 2 - 0.6) * 4
+    return out_x.astype(np.float32), out_y.astype(np.float32)
+
+
+def _texture(
+    portrait: np.ndarray, looks: Looks, closed: float, gaze: int, grid: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """The head's texture with the eyes in one state, RGB uint8, coloured, past its outline continued."""
+    moved = _with_eyes(portrait, closed, gaze)
+    outline = np.zeros(portrait.shape[:2], np.uint8)
+    cv2.fillPoly(outline, [np.round(OUTLINE).astype(np.int32)], 255)
+    inside = cv2.erode(outline, np.ones((7, 7), np.uint8))
+    # Past the outline: the colour of the nearest part of the head, blurred by spreading.
+    spread, weight = moved.astype(np.float32) * (inside > 0)[..., None], (inside > 0).astype(np.float32)
+    for size in (5, 9, 17, 33):
+        near, share = cv2.blur(spread, (size, size)), cv2.blur(weight, (size, size))
+        empty = (weight == 0) & (share > 1e-3)
+        spread[empty] = near[empty] / share[empty, None]
+        weight[empty] = 1
+    cx, cy, half_w, half_h = FACE_OVAL
+    rows, columns = np.mgrid[: portrait.shape[0], : portrait.shape[1]].astype(np.float32)
+    radius = np.hypot((columns - cx) / half_w, (rows - cy) / half_h)
+    light = spread.mean(2)
+    # Skin is what is bright and reddish inside the oval; the fringe and the brows are not.
+    skin = _step((1.02 - radius) * 22) * np.clip((light - 95) / 40, 0, 1)
+    skin = cv2.GaussianBlur(skin, (0, 0), 1.2)[..., None]
+    tint = skin * np.array(looks.skin, np.float32) + (1 - skin) * np.array(looks.hair, np.float32)
+    tinted = np.clip(spread * tint, 0, 255).astype(np.uint8)
+    if looks.glasses:
+        tinted = _with_glasses(tinted)
+    curve = (255 * (np.arange(256) / 255) ** looks.gamma).astype(np.uint8)
+    return cv2.LUT(cv2.remap(tinted, *grid, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), curve)
+
+
+def _with_eyes(portrait: np.ndarray, closed: float, gaze: int) -> np.ndarray:
+    """The portrait with its upper lids drawn down by `closed` and its irises moved by `gaze`."""
+    rows, columns = np.mgrid[: portrait.shape[0], : portrait.shape[1]].astype(np.float32)
+    from_x, from_y = columns.copy(), rows.copy()
+    for upper_points, lower_points in LIDS:
+        (xs, upper_y), (lower_x, lower_y) = np.transpose(upper_points), np.transpose(lower_points)
+        x = columns[0]
+        middle, half = (xs[0] + xs[-1]) / 2, (xs[-1] - xs[0]) / 2
+        near = (np.clip(1.35 - np.abs(x - middle) / half, 0, 0.35) / 0.35).astype(np.float32)
+        upper = np.interp(x, xs, upper_y)
+        lower = np.interp(x, lower_x, lower_y)
+        drop = closed * np.maximum(lower - upper, 0.6) * near
+        brow = upper - 6.5
+        lid = (rows >= brow) & (rows <= upper + drop) & (near > 0)
+        squeezed = brow + (rows - brow) * (upper - brow) / np.maximum(upper + drop - brow, 1)
+        from_y = np.where(lid, squeezed, from_y)
+        opening = np.clip(1.15 - np.abs(x - middle) / half, 0, 1) * (
+            (rows > upper + 0.3) & (rows < lower - 0.3)
+        )
+        from_x -= (gaze * GAZE_PX * opening).astype(np.float32)
+    return cv2.remap(portrait, from_x.astype(np.float32), from_y.astype(np.float32), cv2.INTER_CUBIC)
+
+
+def _with_glasses(picture: np.ndarray) -> np.ndarray:
+    out = picture.copy()
+    for x, y in ((204, 102), (246, 104)):
+        cv2.ellipse(out, (x * 16, y * 16), (15 * 16, 11 * 16), 0, 0, 360, (38, 32, 34), 2, cv2.LINE_AA, 4)
+    cv2.line(out, (219, 101), (231, 102), (38, 32, 34), 2, cv2.LINE_AA)
+    cv2.line(out, (189, 100), (176, 97), (38, 32, 34), 2, cv2.LINE_AA)
+    cv2.line(out, (261, 102), (275, 99), (38, 32, 34), 2, cv2.LINE_AA)
+    return out
+
+
+def _depths() -> tuple[np.ndarray, np.ndarray]:
+    """Front and rear surface of the head over `WINDOW`, float32, outside the head -999 and 999.
+
+    The face's polynomial is a least-squares fit to MediaPipe's 468 points on the portrait (error 4 units).
+    """
+    rows, columns = np.mgrid[:512, :512].astype(np.float32)
+    x, y = (columns - 224) / 45, (rows - 115) / 55
+    nose = np.exp(-(((columns - 223.5) / 12) ** 2) - ((rows - 126) / 14) ** 2)
+    face = (
+        3.9
+        - 3 * y
+        - 5.3 * x**2
+        - 2.4 * y**2
+        - 17.4 * x**2 * y
+        - 28.3 * x**4
+        + 3.5 * y**4
+        - 8.7 * y**3
+        + 21.5 * nose
+    )
+    mask = np.zeros((512, 512), np.uint8)
+    cv2.fillPoly(mask, [np.round(OUTLINE * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
+    inner = cv2.distanceTransform(mask, cv2.DIST_L2, 5)
+    round_off = np.sqrt(np.clip(1 - (1 - np.clip(inner / 38, 0, 1)) ** 2, 0, 1))
+    hair = -70 + 66 * round_off
+    cx, cy, half_w, half_h = FACE_OVAL
+    radius = np.hypot((columns - cx) / half_w, (rows - cy) / half_h)
+    share = _step((0.97 - radius) * 16)
+    front = share * np.maximum(face, -55) + (1 - share) * hair
+    # Below the hair the chin's edge is thin: nothing behind the jaw but the neck.
+    front = cv2.GaussianBlur(front.astype(np.float32), (0, 0), 1.5)
+    rear = -72 - 38 * round_off * np.clip((175 - rows) / 60, 0, 1)
+    rear = np.maximum(rear, np.where(rows > 140, -60, -999))
+    front[mask == 0], rear[mask == 0] = -999, 999
+    x0, y0, x1, y1 = WINDOW
+    return front[y0:y1, x0:x1].astype(np.float32), rear[y0:y1, x0:x1].astype(np.float32)
+
+
+def _torso(looks: Looks, portrait: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Neck and shoulders in a plain pullover, RGBA uint8, from row TORSO_TOP down, standing in the middle."""
+    out = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+    centre, top, zoom = WIDTH / 2, HEIGHT * JOINT_ROW, looks.zoom
+
+    def points(*pairs: float) -> np.ndarray:
+        flat = np.array(pairs, np.float32).reshape(-1, 2) * zoom
+        return np.round((flat + np.array([centre, top])) * 16).astype(np.int32)
+
+    skin = portrait[160:172, 215:232].reshape(-1, 3).mean(0) * np.array(looks.skin) * 0.82
+    skin = 255 * (np.clip(skin, 0, 255) / 255) ** looks.gamma
+    neck = points(-34, -30, 34, -30, 36, 24, 60, 60, -60, 60, -36, 24)
+    cv2.fillPoly(out, [neck], (*skin.tolist(), 255), cv2.LINE_AA, 4)
+    shadow = np.exp(-(((np.arange(HEIGHT) - top) / zoom - 16) ** 2) / 160).astype(np.float32) * 0.4
+    out[..., :3] = (out[..., :3] * (1 - shadow)[:, None, None]).astype(np.uint8)
+    side = points(
+        -37,
+        33,
+        -62,
+        43,
+        -118,
+        62,
+        -150,
+        120,
+        -150,
+        200,
+        150,
+        200,
+        150,
+        120,
+        118,
+        62,
+        62,
+        43,
+        37,
+        33,
+        20,
+        44,
+        0,
+        48,
+        -20,
+        44,
+    )
+    cloth = np.zeros_like(out)
+    cv2.fillPoly(cloth, [side], (*looks.cloth, 255), cv2.LINE_AA, 4)
+    folds = cv2.GaussianBlur(rng.normal(0, 1, (HEIGHT, WIDTH)).astype(np.float32), (0, 0), 9)
+    folds = 1 + 0.10 * folds / folds.std()
+    cloth[..., :3] = np.clip(cloth[..., :3] * folds[..., None], 0, 255)
+    collar = points(-38, 33, -20, 45, 0, 49, 20, 45, 38, 33)
+    cv2.polylines(
+        cloth,
+        [collar],
+        False,
+        (*(int(c * 0.7) for c in looks.cloth), 255),
+        round(5 * zoom),
+        cv2.LINE_AA,
+        4,
+    )
+    alpha = cloth[..., 3:].astype(np.float32) / 255
+    out[..., :3] = out[..., :3] * (1 - alpha) + cloth[..., :3] * alpha
+    out[..., 3] = np.maximum(out[..., 3], cloth[..., 3])
+    return np.ascontiguousarray(out[TORSO_TOP:])
+
+
+def _wall(looks: Looks, rng: np.random.Generator) -> np.ndarray:
+    """A room out of focus, RGB uint8 (240,320,3)."""
+    wall = np.empty((HEIGHT, WIDTH, 3), np.float32)
+    wall[:] = looks.wall
+    for _ in range(int(rng.integers(3, 8))):
+        x, y = int(rng.integers(-40, WIDTH)), int(rng.integers(-40, HEIGHT))
+        w, h = int(rng.integers(20, 130)), int(rng.integers(20, 160))
+        colour = np.clip(np.array(looks.wall) * rng.uniform(0.5, 1.35) + rng.normal(0, 18, 3), 0, 255)
+        cv2.rectangle(wall, (x, y), (x + w, y + h), colour.tolist(), -1)
+    soft = cv2.GaussianBlur(wall, (0, 0), float(rng.uniform(2.5, 6)))
+    return np.clip(soft, 0, 255).astype(np.uint8)
+
+
+def _shade(looks: Looks) -> np.ndarray:
+    """The light over the picture, uint8 (240,320,3), 128 = as it is."""
+    across, down = looks.light
+    x = np.linspace(-1, 1, WIDTH)[None, :, None]
+    y = np.linspace(-1, 1, HEIGHT)[:, None, None]
+    return np.clip(128 * (1 + 0.45 * across * x + 0.3 * down * y) * np.ones(3), 0, 255).astype(np.uint8)

@@ -1,0 +1,234 @@
+"""What an extraction would do and cost (`--dry-run`), and whether an earlier one still comes out the same
+(`--verify-sample`). Both run a few windows in this very process and write nothing.
+
+Knows nothing about worker processes.
+"""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extract.config import ExtractConfig
+from extract.pipeline.extractor import (
+    Job,
+    Kernels,
+    Lost,
+    Part,
+    Row,
+    Setup,
+    Window,
+    extract_video,
+    open_kernels,
+)
+from extract.pipeline.planning import Cut, lacking_parts, num_workers, own_share
+from extract.pipeline.writer import AGREEMENT, cosines, same_faces
+from features.cli import console, say, say_failures
+from features.manifest import Clip
+from features.recipe import require_equal
+from features.store.store import DONE, FeatureStore
+
+NUM_TIMED = 3
+GEOMETRY_AGREEMENT = 0.05
+"""Of scores from 0 to 1, radians (3°) and shares of centimetres; landmarks are float32 everywhere."""
+
+
+def forecast(config: ExtractConfig, cut: Cut, setup: Setup) -> dict[str, Any]:
+    """Count what is to do by label column, split and class, time three windows, and extrapolate.
+
+    Raises ValueError, naming the fields, when the store that is there was made by another recipe.
+    """
+    if (store := _store_at(config.out)) is not None:
+        _require_same_recipe(setup, store)
+    own = own_share(cut.windows, config.shard)
+    lacking = lacking_parts(config, cut.windows)
+    todo = [clip for clip in own if clip.clip_id in lacking and clip.clip_id not in cut.unreadable]
+    kernels = open_kernels(setup)
+    seconds, sizes, failed = [], [], []
+    for clip in _to_time(todo):
+        began_s = time.perf_counter()
+        outcome = _extract(clip, kernels, setup, frozenset(lacking[clip.clip_id]))
+        if isinstance(outcome, Lost):
+            failed.append({"clip_id": clip.clip_id, "reason": outcome.reason})
+        else:
+            seconds.append(time.perf_counter() - began_s)
+            sizes.append(_num_bytes(outcome))
+    kernels.close()
+    num_videos = len({clip.path for clip in todo})
+    workers = max(1, min(num_workers(config, setup.device), num_videos))  # a video is one worker's
+    num_files = (len(lacking[clip.clip_id]) + ("embeddings" in lacking[clip.clip_id]) for clip in todo)
+    return {
+        "dry_run": True,
+        "clips": len(own),
+        "to_extract": len(todo),
+        "videos": num_videos,
+        "counts": _counts(todo),
+        "timed": len(seconds),
+        "timed_failures": failed,
+        "hours": float(np.mean(seconds)) * len(todo) / workers / 3600 if seconds else None,
+        "workers": workers,
+        "bytes": int(np.mean(sizes) * len(todo)) if sizes else None,
+        "files": sum(num_files),  # one a part, and the frames with the embeddings
+        "unreadable": {
+            clip.clip_id: cut.unreadable[clip.clip_id] for clip in own if clip.clip_id in cut.unreadable
+        },
+    }
+
+
+def verify_sample(
+    config: ExtractConfig, clips: Sequence[Clip], setup: Setup
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Extract some finished windows again and compare; returns the summary and what does not agree.
+
+    Raises ValueError, naming the fields, when the store was made by another recipe.
+    """
+    store = FeatureStore.open(config.out)
+    with_geometry = "geometry" in store.streams and setup.recipe.geometry is not None
+    parts: tuple[Part, ...] = ("embeddings", "geometry") if with_geometry else ("embeddings",)
+    _require_same_recipe(setup, store)
+    table = store.table()
+    row_of = {str(name): row for row, name in enumerate(table.clip_id) if table.state[row] == DONE}
+    finished = [clip for clip in clips if clip.clip_id in row_of]
+    if not finished:
+        raise ValueError(f"{config.out} has none of these clips to compare with")
+    kernels = open_kernels(setup)
+    found: list[Difference] = []
+    differing = []
+    for clip in random.Random(0).sample(finished, min(config.verify_sample, len(finished))):
+        fresh = _extract(clip, kernels, setup, frozenset(parts))
+        difference = _difference(store, row_of[clip.clip_id], fresh)
+        found.append(difference)
+        if difference.reason:
+            differing.append({"clip_id": clip.clip_id, "reason": difference.reason})
+    kernels.close()
+    summary = {
+        "compared": len(found),
+        "identical": sum(item.is_identical for item in found),
+        "worst_cosine": round(min(item.cosine for item in found), 6),
+        "worst_geometry": round(max(item.geometry for item in found), 6) if with_geometry else None,
+        "differing": differing,
+        "stored_numerics": store.numerics,
+    }
+    return summary, differing
+
+
+def _store_at(out: str) -> FeatureStore | None:
+    try:
+        return FeatureStore.open(out)
+    except ValueError:  # none yet
+        return None
+
+
+def _require_same_recipe(setup: Setup, store: FeatureStore) -> None:
+    """As a plan requires it: geometry may be added to a store that has none."""
+    with_geometry = store.recipe.geometry is not None and setup.recipe.geometry is not None
+    require_equal(
+        setup.recipe,
+        store.recipe,
+        ("pixels", "encoder", "geometry") if with_geometry else ("pixels", "encoder"),
+        where=f"this extraction and store {store.path}",
+    )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Between a row of the store and the same window extracted again."""
+
+    reason: str = ""
+    """Why they do not agree; '' = they do."""
+    is_identical: bool = False
+    """Bit for bit."""
+    cosine: float = 1.0
+    """The lowest between embeddings of a frame."""
+    geometry: float = 0.0
+    """The largest between values of a frame, relative where they are above 1."""
+
+
+def _difference(store: FeatureStore, row: int, fresh: Row | Lost) -> Difference:
+    if isinstance(fresh, Lost):
+        return Difference(fresh.reason)
+    index = np.array([row])
+    if not same_faces(store.read_frames(index)[0], fresh.frames):
+        return Difference("other faces are found now")
+    assert fresh.embeddings is not None
+    valid = fresh.frames[:, 5] > 0
+    stored, again = store.read_stream("embeddings", index)[0][0][valid], fresh.embeddings[valid]
+    cosine = float(cosines(stored, again).min(initial=1.0))
+    if cosine < AGREEMENT:
+        return Difference(f"embeddings differ (cosine {cosine:.4f})", cosine=cosine)
+    is_identical, geometry = np.array_equal(stored, again), 0.0
+    if fresh.geometry is not None and store.present("geometry")[row]:
+        values, measured = (part[0] for part in store.read_stream("geometry", index))
+        if not np.array_equal(measured, np.isfinite(fresh.geometry).all(axis=1)):
+            return Difference("geometry is measured in other frames now", cosine=cosine)
+        values, again = values[measured], fresh.geometry[measured]
+        is_identical &= np.array_equal(values, again)
+        gaps = (np.abs(values - again) / np.maximum(1, np.abs(again))).max(axis=0, initial=0)
+        geometry = float(gaps.max())
+        if geometry > GEOMETRY_AGREEMENT:
+            assert store.recipe.geometry is not None
+            name = store.recipe.geometry.features[int(gaps.argmax())]
+            return Difference(f"geometry differs ({name} by {geometry:.4f})", False, cosine, geometry)
+    return Difference("", is_identical, cosine, geometry)
+
+
+def print_forecast(summary: dict[str, Any]) -> None:
+    """The forecast for people, on stderr."""
+    from rich.table import Table
+
+    for column, splits in summary["counts"].items():
+        names = sorted({name for counts in splits.values() for name in counts})
+        table = Table(title=f"label column {column}", title_justify="left")
+        for heading in ("split", *names):
+            table.add_column(heading)
+        for split, counts in splits.items():
+            table.add_row(split, *(str(counts.get(name, 0)) for name in names))
+        console().print(table)
+    say_failures((item["clip_id"], item["reason"]) for item in summary["timed_failures"])
+    say(f"{summary['to_extract']} of {summary['clips']} clips to extract, from {summary['videos']} videos")
+    if summary["hours"] is not None:
+        size = summary["bytes"] / 1e6
+        say(
+            f"about {_duration(summary['hours'])} with {summary['workers']} workers "
+            f"(from {summary['timed']} clips), {size:,.1f} MB in {summary['files']:,} files"
+        )
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
+
+
+def _counts(clips: Sequence[Clip]) -> dict[str, dict[str, dict[str, int]]]:
+    """Clips by label column, split and label, as `python -m features info` counts them."""
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for clip in sorted(clips, key=lambda clip: clip.split):
+        for column, label in clip.labels.items():
+            of_split = counts.setdefault(column, {}).setdefault(clip.split or "all", {})
+            of_split[label or "none"] = of_split.get(label or "none", 0) + 1
+    return counts
+
+
+def _to_time(clips: Sequence[Clip]) -> list[Clip]:
+    """Some windows, the first ones of their videos: a late one alone would cost decoding all before it."""
+    place: dict[str, int] = {}
+    seen: Counter[Path] = Counter()
+    for clip in sorted(clips, key=lambda clip: clip.start_s):
+        place[clip.clip_id] = seen[clip.path]
+        seen[clip.path] += 1
+    drawn = random.Random(0).sample(list(clips), len(clips))
+    return sorted(drawn, key=lambda clip: place[clip.clip_id])[:NUM_TIMED]
+
+
+def _extract(clip: Clip, kernels: Kernels, setup: Setup, parts: frozenset[Part]) -> Row | Lost:
+    window = Window(0, clip.start_s, clip.end_s, parts)
+    return next(extract_video(Job(clip.path, (window,)), kernels))
+
+
+def _num_bytes(row: Row) -> int:
+    arrays = (row.frames, row.embeddings, row.geometry)
+    return sum(array.nbytes for array in arrays if array is not None) + sum(map(len, row.crops or ()))

@@ -1,0 +1,330 @@
+"""Processes on one machine, each with its own decoder, detector and engine on its share of the cores.
+
+`run_jobs` hands one video at a time to each worker and gives back what became of every window. Workers write
+their rows themselves; the parent only counts. A worker that dies or hangs takes one video with it, not the
+run.
+
+Knows nothing about manifests, labels, or how a video becomes rows (pipeline.py).
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from extract.pipeline.extractor import Clock, Job, Kernels, Lost, Setup, Window, open_kernels
+from extract.pipeline.writer import StoreLost, fill
+from features.cpu import usable_cores
+from features.store.store import FeatureStore
+
+HANG_GRACE_S = 60.0
+"""A worker this much over its video's time limit is stuck where it cannot look at the clock."""
+MAX_DEATHS_IN_A_ROW = 8
+"""So many workers die without a row between them: it is not the videos."""
+STOP_WAIT_S = 20.0
+"""What a worker gets to finish its window after Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What became of one window, or (row None) that a video is finished."""
+
+    path: Path
+    row: int | None = None
+    reason: str = ""
+    """Why the window was lost; '' = it is in the store."""
+    stage_s: dict[str, float] = field(default_factory=dict)
+    """Seconds by stage, with the end of a video."""
+    began_s: float = 0.0
+    """time.time() at the start of the video, with its end."""
+
+
+def run_jobs(
+    jobs: Sequence[Job], setup: Setup, store_path: str, workers: int, cores: int | None = None
+) -> Iterator[Event]:
+    """Do the jobs in `workers` processes, 0 = in this one, and give an event for every window and video.
+
+    Closing the generator (or an exception in its consumer) lets the workers finish the window at hand, then
+    stops them. Raises StoreLost when the store cannot be written, ValueError when a worker cannot start.
+    """
+    cores = cores or usable_cores()
+    if not workers:
+        yield from _run_here(jobs, replace(setup, threads=cores), store_path)
+        return
+    workers = max(1, min(workers, len(jobs)))
+    threads = max(1, cores // workers)
+    pool = _Pool(replace(setup, threads=threads), store_path)
+    waiting = deque((job, False) for job in jobs)
+    try:
+        for _ in range(workers if jobs else 0):
+            pool.start()
+        while waiting or pool.busy():
+            pool.hand_out(waiting)
+            yield from pool.collect(waiting)
+    finally:
+        pool.stop()
+
+
+def _run_here(jobs: Sequence[Job], setup: Setup, store_path: str) -> Iterator[Event]:
+    if not jobs:
+        return
+    store = FeatureStore.open(store_path, "r+")
+    with contextlib.closing(open_kernels(setup)) as kernels:
+        for job in jobs:
+            yield from events(store, job, kernels, setup)
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    job: Job | None = None
+    is_retry: bool = False
+    since_s: float = 0.0
+    open_rows: dict[int, Window] = field(default_factory=dict)
+    is_ready: bool = False
+    last_words: str = ""
+    """What it could still say before it died."""
+
+    def is_overdue(self) -> bool:
+        """Whether it has had more time for its video than it may have; the clock runs once it is ready."""
+        if self.job is None or not self.is_ready:
+            return False
+        return time.monotonic() - self.since_s > self.job.time_limit_s + HANG_GRACE_S
+
+
+class _Pool:
+    """The parent's side: who does what, and what to do when one of them dies."""
+
+    def __init__(self, setup: Setup, store_path: str) -> None:
+        self._setup, self._store_path = setup, store_path
+        self._workers: list[_Worker] = []
+        self._deaths_in_a_row = self._num_started = 0
+        self._context = multiprocessing.get_context("spawn")
+
+    def start(self) -> None:
+        ours, theirs = self._context.Pipe()
+        setup = replace(self._setup, device=_own_device(self._setup.device, self._num_started))
+        process = self._context.Process(
+            target=work, args=(theirs, setup, self._store_path), name="extract-worker", daemon=True
+        )
+        with _thread_limits(self._setup.threads), _signals_held():
+            process.start()
+        self._num_started += 1
+        theirs.close()
+        self._workers.append(_Worker(process, ours))
+
+    def busy(self) -> bool:
+        return any(worker.job is not None for worker in self._workers)
+
+    def hand_out(self, waiting: "deque[tuple[Job, bool]]") -> None:
+        for worker in self._workers:
+            if worker.job is None and waiting:
+                worker.job, worker.is_retry = waiting.popleft()
+                worker.open_rows = {window.row: window for window in worker.job.windows}
+                worker.since_s = time.monotonic()
+                try:
+                    worker.pipe.send(worker.job)
+                except OSError:
+                    pass  # it died while idle: collect() sees that and hands the job to another
+
+    def collect(self, waiting: "deque[tuple[Job, bool]]") -> Iterator[Event]:
+        """Wait a moment for news and give it."""
+        ready = wait([worker.pipe for worker in self._workers], timeout=1.0)
+        for worker in list(self._workers):
+            if worker.pipe in ready:
+                yield from self._receive(worker, waiting)
+            elif worker.is_overdue():
+                worker.process.kill()
+                worker.process.join()
+                yield from self._bury(worker, waiting, stuck(worker.job) if worker.job else "stuck")
+
+    def _receive(self, worker: _Worker, waiting: "deque[tuple[Job, bool]]") -> Iterator[Event]:
+        try:
+            message = worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join()
+            reason = worker.last_words or _how_it_died(worker.process.exitcode)
+            yield from self._bury(worker, waiting, reason)
+            return
+        if message == "ready":
+            worker.is_ready, worker.since_s = True, time.monotonic()
+        elif isinstance(message, Event):
+            if message.row is None:
+                worker.job = None
+            else:
+                self._deaths_in_a_row = 0
+                worker.open_rows.pop(message.row, None)
+            yield message
+        else:
+            kind, text = message
+            if kind != "crash":
+                raise StoreLost(text) if kind == "store" else ValueError(text)
+            worker.last_words = text
+
+    def _bury(self, worker: _Worker, waiting: "deque[tuple[Job, bool]]", reason: str) -> Iterator[Event]:
+        """Replace a dead worker; its video gets a second chance, as it may not be to blame."""
+        self._workers.remove(worker)
+        worker.pipe.close()
+        if not worker.is_ready:
+            raise ValueError(f"a worker could not start: {reason}")
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row > MAX_DEATHS_IN_A_ROW:
+            raise ValueError(f"{self._deaths_in_a_row} workers died and nothing got done: {reason}")
+        if worker.job is not None and worker.open_rows:
+            rest = replace(worker.job, windows=tuple(worker.open_rows.values()))
+            if worker.is_retry or reason.startswith("stuck"):
+                self._deaths_in_a_row = 0  # rows that failed for good are done with, too
+                yield from give_up(self._store_path, rest, reason)
+            else:
+                waiting.append((rest, True))
+        self.start()
+
+    def stop(self) -> None:
+        for worker in self._workers:
+            worker.pipe.close()  # the worker notices between two windows
+        deadline = time.monotonic() + STOP_WAIT_S
+        for worker in self._workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        self._workers.clear()
+
+
+def work(pipe: Connection, setup: Setup, store_path: str) -> None:
+    """A worker's life: make the kernels, then do one job after the other until the pipe closes."""
+    # Ctrl-C reaches the whole group; the parent decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _die_with_parent()
+    try:
+        kernels = open_kernels(setup)
+        store = FeatureStore.open(store_path, "r+")
+    except (ValueError, OSError) as error:
+        pipe.send(("start", str(error)))
+        return
+    try:
+        pipe.send("ready")
+        while True:
+            for event in events(store, pipe.recv(), kernels, setup):
+                pipe.send(event)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent closed the pipe: done
+    except StoreLost as error:
+        pipe.send(("store", str(error)))
+    except Exception as error:  # a bug of ours: say which, and die of it
+        pipe.send(("crash", f"{type(error).__name__}: {error}"))
+        raise
+    finally:
+        kernels.close()
+
+
+def events(store: FeatureStore, job: Job, kernels: Kernels, setup: Setup) -> Iterator[Event]:
+    """Do one job and tell what became of it; what Ray's tasks run too."""
+    clock, began_s = Clock(), time.time()
+    for outcome in fill(store, job, kernels, threads=setup.threads, clock=clock):
+        yield Event(job.path, outcome.window.row, outcome.reason if isinstance(outcome, Lost) else "")
+    yield Event(job.path, stage_s=dict(clock.seconds), began_s=began_s)
+
+
+def stuck(job: Job) -> str:
+    """The reason of a video that hung where nothing looks at the clock."""
+    return f"stuck for more than {job.time_limit_s:.0f} s"
+
+
+def after_death(store_path: str, job: Job, reason: str, *, is_last: bool) -> tuple[list[Event], Job]:
+    """What is to be told of a dead worker that told nothing, and what of its job is to be tried again.
+
+    Windows whose parts are all in the store are done; where this was the last try, the others failed.
+    """
+    store = FeatureStore.open(store_path)
+    there = {part: store.present(part) for window in job.windows for part in window.parts}
+    done = [window for window in job.windows if all(there[part][window.row] for part in window.parts)]
+    rest = replace(job, windows=tuple(window for window in job.windows if window not in done))
+    told = [Event(job.path, window.row) for window in done]
+    if is_last:
+        return [*told, *give_up(store_path, rest, reason)], replace(job, windows=())
+    return told, rest
+
+
+def give_up(store_path: str, job: Job, reason: str) -> Iterator[Event]:
+    """Note the windows of a job as failed, and tell."""
+    store = FeatureStore.open(store_path, "r+")
+    for window in job.windows:
+        store.write_failure(window.row, reason)
+        yield Event(job.path, window.row, reason)
+    yield Event(job.path)
+
+
+def _die_with_parent() -> None:
+    """End this process when the parent is gone, however that went; also while a video is being decoded."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def _how_it_died(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        try:
+            return f"the worker process was killed by {signal.Signals(-exit_code).name} on this video"
+        except ValueError:
+            pass
+    return f"the worker process ended with code {exit_code} on this video"
+
+
+def _own_device(device: str, index: int) -> str:
+    """With several GPUs, the one of the worker started as the `index`-th."""
+    if device != "cuda":
+        return device
+    import torch
+
+    return f"cuda:{index % torch.cuda.device_count()}"
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM from a process about to start, for good: `work` comes too late for that.
+
+    Until then it imports, and would end in a traceback. Windows has no such mask.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # started later, it would lift the mask
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
+
+
+@contextlib.contextmanager
+def _thread_limits(threads: int) -> Iterator[None]:
+    """Tell the numeric libraries of a process about to start how many threads are its own."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    kept = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

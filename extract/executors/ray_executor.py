@@ -1,0 +1,83 @@
+"""The same jobs on a Ray cluster: one actor a worker, replaced when it dies. Needs `pip install .[ray]`.
+
+Knows nothing about videos; they and the store must be reachable from every node (a shared disk, or s3://).
+"""
+
+import contextlib
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from extract.executors.pool import HANG_GRACE_S, Event, after_death, events, stuck
+from extract.pipeline.extractor import Job, Setup, open_kernels
+from extract.pipeline.writer import StoreLost
+from features.store.store import FeatureStore
+
+
+def run_jobs_on_ray(jobs: Sequence[Job], setup: Setup, store: str, workers: int | None) -> Iterator[Event]:
+    """Do the jobs on the cluster at RAY_ADDRESS (else one on this machine) and give their events.
+
+    Each actor takes one core (and an eighth of a GPU); there are `workers` of them, or as many as there are
+    cores. A job whose actor dies or fails is tried once more, one that hangs is not. Raises StoreLost when
+    the store cannot be written, ValueError without ray or where a worker cannot start.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before the import: no reporting
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError("--engine ray needs ray: pip install 'brainbuddy[ray]'") from error
+    with contextlib.redirect_stdout(sys.stderr):  # Ray reports on stdout, which belongs to the summary
+        started_here = not ray.is_initialized()
+        if started_here:
+            ray.init(log_to_driver=False, include_dashboard=False)
+        try:
+            yield from _run(ray, jobs, setup, store, workers)
+        finally:
+            if started_here:
+                ray.shutdown()
+
+
+def _run(ray: Any, jobs: Sequence[Job], setup: Setup, store: str, workers: int | None) -> Iterator[Event]:
+    class Worker:
+        def __init__(self) -> None:
+            self.kernels, self.store = open_kernels(setup), FeatureStore.open(store, "r+")
+
+        def do(self, job: Job | None) -> list[Event]:
+            return list(events(self.store, job, self.kernels, setup)) if job else []
+
+    running: dict[Any, tuple[Any, Job | None, bool, float]] = {}
+    remote = ray.remote(num_cpus=1, num_gpus=0.125 * setup.device.startswith("cuda"))(Worker)
+
+    def begin(actor: Any, job: Job | None = None, is_retry: bool = False) -> None:
+        running[actor.do.remote(job)] = (actor, job, is_retry, time.monotonic())
+
+    for _ in range(min(workers or int(ray.cluster_resources().get("CPU", 1)), len(jobs))):
+        begin(remote.remote())  # without a job first: a video's time begins once the models are loaded
+    waiting = deque((job, False) for job in jobs)
+    while running:
+        ray.wait(list(running), timeout=1.0)
+        for ref, (actor, job, is_retry, since_s) in list(running.items()):
+            is_stuck = job is not None and time.monotonic() - since_s > job.time_limit_s + HANG_GRACE_S
+            try:
+                yield from ray.get(ref, timeout=0)
+            except ray.exceptions.RayError as error:
+                cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
+                if isinstance(cause, StoreLost):
+                    raise cause from None
+                if isinstance(error, ray.exceptions.GetTimeoutError) and not is_stuck:
+                    continue
+                if job is None:
+                    raise ValueError(f"a worker could not start: {str(error).splitlines()[-1]}") from None
+                ray.kill(actor)
+                reason = stuck(job) if is_stuck else "the worker process died on this video"
+                reason = f"{type(cause).__name__}: {cause}" if cause is not None else reason
+                found, rest = after_death(store, job, reason, is_last=is_retry or is_stuck)
+                yield from found
+                waiting += [(rest, True)] if rest.windows else []
+                actor = None
+            del running[ref]
+            if waiting:
+                begin(actor, *waiting.popleft()) if actor else begin(remote.remote())

@@ -1,0 +1,1 @@
+"""Faces in a frame: found, cropped, measured."""

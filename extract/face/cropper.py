@@ -1,0 +1,178 @@
+"""Where to look: find the face in a frame and cut the square crop around it.
+
+The short-range detector runs on the inference engine (extract/face/detector.py), any other through MediaPipe.
+One `FaceCropper` serves one video (or camera) at a time: it follows a face by remembering the last box, and
+`reset` makes it forget. A frame in which no detector finds a face gives a crop without an image: never the
+old box, never the whole frame.
+
+Knows nothing about time, windows, encoders or stores.
+
+Shapes: frames uint8 (H, W, 3) RGB; crops uint8 (crop_px, crop_px, 3) RGB; boxes (x0, y0, x1, y1) in pixels
+of the frame.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from extract.face.detector import Seen, detect
+from extract.face.mediapipe_tasks import close_detector, detect_faces, open_detector
+from extract.face.tflite import open_network
+from features.recipe import Pixels
+from seqmodel.encoders.model_files import SHORT_DETECTOR, sha256_of
+
+Box = tuple[float, float, float, float]
+
+SAME_FACE_IOU = 0.3
+"""Overlap with the previous box from which a face counts as the same one."""
+
+NO_BOX: Box = (float("nan"),) * 4  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The face followed in one frame."""
+
+    image: np.ndarray | None
+    """uint8 (crop_px, crop_px, 3), RGB; None = no face."""
+    box: Box
+    """The detector's box, pixels of the upright frame; NaN = no face."""
+    score: float
+    """The detector's score, 0 to 1; 0 = no face."""
+    others: tuple[Box, ...] = ()
+    """Boxes of the faces that are not followed."""
+    eyes: np.ndarray | None = None
+    """(2,2) float64, column and row in pixels of the frame: the person's right eye, then the left one; None
+    where the detector's are not those that MediaPipe's landmarker levels a face by."""
+
+
+@dataclass(frozen=True)
+class _Detector:
+    """A function from an upright frame to the faces in it."""
+
+    detect: Callable[[np.ndarray], list[Seen]]
+    levels: bool
+    """Whether its eyes are `Crop.eyes`."""
+    close: Callable[[], None] = lambda: None
+    """Gives its memory back."""
+
+
+class FaceCropper:
+    """Detects with each detector in turn until one finds a face, follows a face, cuts its crop.
+
+    `detector_files` are the files whose hashes `pixels.detectors` names, in that order. Raises ValueError for
+    another number of them, or one that cannot be opened.
+    """
+
+    def __init__(self, pixels: Pixels, detector_files: Sequence[Path], threads: int = 1) -> None:
+        if len(detector_files) != len(pixels.detectors):
+            raise ValueError(
+                f"the recipe names {len(pixels.detectors)} detectors, {len(detector_files)} files came"
+            )
+        self.pixels = pixels
+        self._previous: Box | None = None
+        self._detectors: list[_Detector] = []
+        try:
+            for file in detector_files:
+                self._detectors.append(_open_detector(Path(file), threads))
+        except ValueError:
+            self.close()
+            raise
+
+    def crop(self, rgb: np.ndarray) -> Crop:
+        """The face followed in an upright frame, uint8 (H, W, 3), RGB."""
+        for detector in self._detectors:
+            faces = detector.detect(rgb)
+            if faces:
+                break
+        else:
+            return Crop(None, NO_BOX, 0.0)
+        boxes = [box_of(face) for face in faces]
+        best = _choose(boxes, self._previous)
+        self._previous = boxes[best]
+        others = tuple(box for index, box in enumerate(boxes) if index != best)
+        image = cut_square(rgb, boxes[best], self.pixels.margin, self.pixels.crop_px)
+        eyes = faces[best].eyes if detector.levels else None
+        return Crop(image, boxes[best], faces[best].score, others, eyes)
+
+    def reset(self) -> None:
+        """Forget the face that was followed: the next frame is another scene."""
+        self._previous = None
+
+    def close(self) -> None:
+        """Give the detectors' memory back. Who opens a cropper closes it: nothing else does, until exit."""
+        for detector in self._detectors:
+            detector.close()
+
+
+def box_of(face: Seen) -> Box:
+    """The box of a face as a tuple."""
+    x0, y0, x1, y1 = face.box.tolist()
+    return (x0, y0, x1, y1)
+
+
+def cut_square(rgb: np.ndarray, box: Box, margin: float, crop_px: int) -> np.ndarray:
+    """The square around a box, made crop_px wide: uint8 (crop_px, crop_px, 3).
+
+    Its side is the box's longer side plus `margin` of it on each side, in whole pixels; black where it leaves
+    the frame. A large one is halved first (means of 2 × 2 pixels): interpolation alone would skip pixels, and
+    averaging down to crop_px at once takes five to ten times as long.
+    """
+    x0, y0, x1, y1 = box
+    side = max(2, round(max(x1 - x0, y1 - y0) * (1 + 2 * margin)))
+    halvings = max(0, math.ceil(math.log2(side / (2 * crop_px))))
+    side -= side % 2**halvings
+    left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
+    height, width = rgb.shape[:2]
+    inside = rgb[
+        max(top, 0) : max(min(top + side, height), 0), max(left, 0) : max(min(left + side, width), 0)
+    ]
+    if inside.shape[:2] != (side, side):
+        square = np.zeros((side, side, 3), np.uint8)
+        down, right = max(-top, 0), max(-left, 0)
+        square[down : down + inside.shape[0], right : right + inside.shape[1]] = inside
+        inside = square
+    for _ in range(halvings):
+        half = len(inside) // 2
+        inside = cv2.resize(inside, (half, half), interpolation=cv2.INTER_AREA)
+    return cv2.resize(inside, (crop_px, crop_px), interpolation=cv2.INTER_LINEAR)
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes, 0 to 1."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    both = width * height
+    return both / (_area(a) + _area(b) - both)
+
+
+def _choose(boxes: Sequence[Box], previous: Box | None) -> int:
+    """The box that overlaps the previous one most (`SAME_FACE_IOU` at least), else the largest."""
+    if previous is not None:
+        best = max(range(len(boxes)), key=lambda index: iou(boxes[index], previous))
+        if iou(boxes[best], previous) >= SAME_FACE_IOU:
+            return best
+    return max(range(len(boxes)), key=lambda index: _area(boxes[index]))
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _open_detector(file: Path, threads: int) -> _Detector:
+    """The detector in a file. Raises ValueError where it holds none."""
+    if sha256_of(file) == SHORT_DETECTOR.sha256:
+        network = open_network(file.read_bytes(), threads)
+        return _Detector(lambda rgb: detect(rgb, network), levels=True)
+    try:
+        detector = open_detector(file.read_bytes())
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{file} is no face detector of MediaPipe's: {error}") from error
+    return _Detector(partial(detect_faces, detector), levels=False, close=partial(close_detector, detector))

@@ -1,0 +1,221 @@
+"""The landmarker's two inner networks, run directly: 478 points of a face, 52 scores, and the head's pose.
+
+MediaPipe's own call detects the face a second time and moves every picture through its graph. Here the
+networks of the same file run on the inference engine, on the square around the face that was found already;
+what happens between them (cutting, point units, Procrustes) is rebuilt from MediaPipe's documentation and
+checked against MediaPipe itself in tests/test_geometry.py.
+
+Knows nothing about crops, windows or recipes.
+
+Shapes: H × W pixels, 478 points (column, row, depth), 468 of them on the canonical face, 52 scores.
+"""
+
+import io
+import struct
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+
+from extract.face.detector import Seen, cut, detect
+from extract.face.tflite import Network, open_network
+
+INPUT_PX = 256
+"""Side of the square that the landmark network sees."""
+SQUARE_SCALE = 1.5
+"""Side of that square in sides of the detector's box, as MediaPipe cuts it."""
+MIN_PRESENCE = 0.5
+"""Below this chance the square holds no face; MediaPipe's default."""
+FIELD_OF_VIEW_DEG = 63.0
+"""From top to bottom, of the camera that MediaPipe assumes."""
+
+# The points that the score network reads: its input has no names, so these came from MediaPipe's graph.
+SCORE_POINTS = np.array(
+    "0 1 4 5 6 7 8 10 13 14 17 21 33 37 39 40 46 52 53 54 55 58 61 63 65 66 67 70 78 80 81 82 84 87 88 91 93 "
+    "95 103 105 107 109 127 132 133 136 144 145 146 148 149 150 152 153 154 155 157 158 159 160 161 162 163 "
+    "168 172 173 176 178 181 185 191 195 197 234 246 249 251 263 267 269 270 276 282 283 284 285 288 291 293 "
+    "295 296 297 300 308 310 311 312 314 317 318 321 323 324 332 334 336 338 356 361 362 365 373 374 375 377 "
+    "378 379 380 381 382 384 385 386 387 388 389 390 397 398 400 402 405 409 415 454 466 468 469 470 471 472 "
+    "473 474 475 476 477".split(),
+    np.intp,
+)
+
+
+@dataclass(frozen=True)
+class Face:
+    """What the networks read from one face."""
+
+    points: np.ndarray
+    """(478,3) float32: column and row in pixels of the frame; depth in pixels too, away from the camera."""
+    scores: np.ndarray
+    """(52,) float32, 0 to 1."""
+    presence: float
+    """Chance that it is a face, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Canon:
+    """The face that a pose is measured against, as the model file brings it."""
+
+    points: np.ndarray
+    """(468,3) float64, centimetres; x right, y up, z out of the face."""
+    weights: np.ndarray
+    """(468,) float64; how much each point counts. Most are 0."""
+
+
+class FaceNetworks:
+    """The networks of one `face_landmarker.task`, compiled for the CPU."""
+
+    def __init__(self, task: bytes, threads: int = 1) -> None:
+        """`task` is the file's bytes. Raises ValueError when the networks are not in it."""
+        try:
+            with zipfile.ZipFile(io.BytesIO(task)) as parts:
+                names = ("landmarks_detector", "blendshapes", "detector")
+                points, scores, self._detector_model = (parts.read(f"face_{name}.tflite") for name in names)
+                self.canon = read_canon(parts.read("geometry_pipeline_metadata_landmarks.binarypb"))
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise ValueError(f"not a face_landmarker.task: {error}") from error
+        self._points = open_network(points, threads, INPUT_PX)
+        self._scores = open_network(scores, threads)
+        self._threads = threads
+
+    def look(self, rgb: np.ndarray) -> list[Seen]:
+        """The faces that the file's own detector sees in an upright frame, uint8 (H,W,3) RGB."""
+        return detect(rgb, self._detector)
+
+    @cached_property
+    def _detector(self) -> Network:
+        return open_network(self._detector_model, self._threads)
+
+    def read(self, rgb: np.ndarray, centre: tuple[float, float], side_px: float, roll_rad: float) -> Face:
+        """Points and scores of the face in a square of an upright frame, uint8 (H,W,3) RGB.
+
+        The square is `side_px` wide around `centre` (column, row) and turned clockwise by `roll_rad`, so
+        that the eyes lie level in it; past the frame's edge it repeats the edge.
+        """
+        to_frame = _square_to_frame(centre, side_px, roll_rad)
+        square = cut(rgb, to_frame, INPUT_PX, cv2.BORDER_REPLICATE)
+        raw, chance = self._points(square[None].astype(np.float32) / 255)
+        found = raw.reshape(478, 3)
+        points = np.empty((478, 3), np.float32)
+        points[:, :2] = found[:, :2] @ to_frame[:, :2].T + to_frame[:, 2]
+        points[:, 2] = found[:, 2] * (side_px / INPUT_PX)
+        presence = float(1 / (1 + np.exp(-chance.reshape(()))))
+        (scores,) = self._scores(points[None, SCORE_POINTS, :2])
+        return Face(points, scores.reshape(52).astype(np.float32), presence)
+
+
+def eye_roll(points: np.ndarray) -> float:
+    """The angle by which the line between the eyes falls to the right, radians, from (478,3) points."""
+    right_eye, left_eye = points[468, :2], points[473, :2]
+    return float(np.arctan2(left_eye[1] - right_eye[1], left_eye[0] - right_eye[0]))
+
+
+def head_pose(points: np.ndarray, canon: Canon, frame_hw: tuple[int, int]) -> np.ndarray:
+    """The (4,4) matrix from the canonical face to the camera (centimetres; x right, y up, z to the viewer).
+
+    `points` (478,3) in pixels of a frame of `frame_hw`. MediaPipe's way: the points' depth is relative and
+    scaled, so the scale is solved for twice (before and after undoing the perspective), then the pose.
+    """
+    height, width = frame_hw
+    near = 1.0
+    unit = 2 * near * np.tan(np.deg2rad(FIELD_OF_VIEW_DEG) / 2) / height  # of a pixel, on the near plane
+    screen = points[:468].astype(np.float64) * unit
+    screen[:, 0] -= width * unit / 2
+    screen[:, 1] = height * unit / 2 - screen[:, 1]
+    depth_offset = screen[:, 2].mean()
+
+    def unprojected(scale: float) -> np.ndarray:
+        metric = screen.copy()
+        metric[:, 2] = (screen[:, 2] - depth_offset + near) / scale
+        metric[:, :2] *= metric[:, 2:] / near
+        metric[:, 2] *= -1
+        return metric
+
+    flipped = screen * (1, 1, -1)
+    first = _scale_of(procrustes(canon.points, flipped, canon.weights))
+    second = _scale_of(procrustes(canon.points, unprojected(first), canon.weights))
+    return procrustes(canon.points, unprojected(first * second), canon.weights)
+
+
+def procrustes(source: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The (4,4) similarity (rotation, one scale, translation) that moves source (N,3) nearest to target.
+
+    Weighted least squares, by Umeyama (1991) without reflections.
+    """
+    used = weights > 0
+    source, target, weights = source[used], target[used], weights[used]
+    share = weights / weights.sum()
+    source_mean, target_mean = share @ source, share @ target
+    from_mean, to_mean = source - source_mean, target - target_mean
+    left, values, right = np.linalg.svd((to_mean * share[:, None]).T @ from_mean)
+    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(left @ right))])
+    rotation = (left * signs) @ right
+    scale = (values * signs).sum() / (share @ (from_mean**2).sum(1))
+    matrix = np.eye(4)
+    matrix[:3, :3] = scale * rotation
+    matrix[:3, 3] = target_mean - scale * rotation @ source_mean
+    return matrix
+
+
+def read_canon(metadata: bytes) -> Canon:
+    """The canonical face from the model file's geometry metadata, a protocol buffer.
+
+    Field 1 is the mesh, whose field 3 holds the vertices (x, y, z and two texture coordinates each); each
+    field 2 is a point's number and its weight. Raises ValueError when that is not what is there.
+    """
+    vertices: list[float] = []
+    weights = np.zeros(468)
+    for number, value in _fields(metadata):
+        if number == 1 and isinstance(value, bytes):
+            for inner, coordinate in _fields(value):
+                if inner == 3 and isinstance(coordinate, bytes):
+                    vertices += [v[0] for v in struct.iter_unpack("<f", coordinate)]
+        elif number == 2 and isinstance(value, bytes):
+            entry = dict(_fields(value))
+            point, weight = entry.get(1, 0), entry.get(2, b"\0\0\0\0")
+            if isinstance(point, int) and isinstance(weight, bytes) and point < 468:
+                weights[point] = struct.unpack("<f", weight)[0]
+    if len(vertices) != 468 * 5 or not weights.any():
+        raise ValueError("the landmarker's geometry metadata is not of the known kind")
+    return Canon(np.array(vertices).reshape(468, 5)[:, :3], weights)
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(number, value) of a protocol buffer's fields; numbers as int, everything else as bytes."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(message):
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            yield number, varint()
+            continue
+        length = {1: 8, 5: 4}.get(kind) or varint()
+        yield number, message[at : at + length]
+        at += length
+
+
+def _square_to_frame(centre: tuple[float, float], side_px: float, roll_rad: float) -> np.ndarray:
+    """(2,3) float64 from pixels of the network's square to pixels of the frame."""
+    scale = side_px / INPUT_PX
+    cos, sin = scale * np.cos(roll_rad), scale * np.sin(roll_rad)
+    turn = np.array([[cos, -sin], [sin, cos]])
+    return np.column_stack([turn, np.array(centre) - turn @ (INPUT_PX / 2, INPUT_PX / 2)])
+
+
+def _scale_of(matrix: np.ndarray) -> float:
+    return float(np.linalg.norm(matrix[:3, 0]))

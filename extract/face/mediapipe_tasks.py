@@ -1,0 +1,94 @@
+"""MediaPipe's face detector: opened, used and closed by its holder, never by the garbage collector.
+
+A MediaPipe detector owns a thread. When the collector finds a detector in a reference cycle, it first clears
+the weak reference by which that thread knows its executor; the thread ends, and `FaceDetector.__del__` then
+waits for its answer forever. So every open detector stays referenced here until `close_detector`.
+
+Shapes: frames uint8 (H, W, 3) RGB; boxes (x0, y0, x1, y1) and eyes (column, row) in pixels of the frame.
+"""
+
+import atexit
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from extract.face.detector import Seen
+
+_open_detectors: list[Any] = []
+"""What the garbage collector must not find."""
+
+
+def open_detector(model: bytes) -> Any:
+    """MediaPipe's detector for single pictures (no memory between them), from the model file's bytes.
+
+    Bytes, not a path: MediaPipe cannot open a path with Korean letters on Windows. The caller closes it with
+    `close_detector`. Raises ValueError or RuntimeError for bytes that are no detector.
+    """
+    from mediapipe.tasks.python import BaseOptions, vision
+
+    options = vision.FaceDetectorOptions(
+        base_options=BaseOptions(model_asset_buffer=model), running_mode=vision.RunningMode.IMAGE
+    )
+    with silenced_stderr():  # MediaPipe logs from C at creation and at the first picture
+        detector = vision.FaceDetector.create_from_options(options)
+        if not _open_detectors:
+            atexit.register(_close_all)
+        _open_detectors.append(detector)
+        try:
+            detect_faces(detector, np.zeros((128, 128, 3), np.uint8))
+        except (ValueError, RuntimeError):
+            close_detector(detector)
+            raise
+    return detector
+
+
+def close_detector(detector: Any) -> None:
+    """Give the detector's memory and its thread back; a second call does nothing."""
+    if not any(detector is other for other in _open_detectors):
+        return
+    with silenced_stderr():
+        try:
+            detector.close()
+        except RuntimeError:  # at exit, too late for threads: the process gives the memory back itself
+            detector._handle = None
+    _open_detectors[:] = [other for other in _open_detectors if other is not detector]
+
+
+def detect_faces(detector: Any, rgb: np.ndarray) -> list[Seen]:
+    """The faces that MediaPipe finds in an upright frame, their boxes in whole pixels."""
+    import mediapipe as mp
+
+    height, width = rgb.shape[:2]
+    picture = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(rgb))
+    faces = []
+    for detection in detector.detect(picture).detections:
+        box, score = detection.bounding_box, float(detection.categories[0].score)
+        if box.width > 0 and box.height > 0 and score > 0:
+            corners = [box.origin_x, box.origin_y, box.origin_x + box.width, box.origin_y + box.height]
+            eyes = [(point.x * width, point.y * height) for point in detection.keypoints[:2]]
+            faces.append(Seen(np.array(corners, np.float64), np.array(eyes, np.float64), score))
+    return faces
+
+
+@contextlib.contextmanager
+def silenced_stderr() -> Iterator[None]:
+    """Send what is written to file descriptor 2 nowhere; only that reaches what C libraries print."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
+
+
+def _close_all() -> None:
+    for detector in list(_open_detectors):
+        close_detector(detector)

@@ -1,0 +1,1 @@
+"""One video to rows of the store."""

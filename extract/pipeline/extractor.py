@@ -1,0 +1,273 @@
+"""One video to rows: read, sample, crop, measure, encode.
+
+`extract_video` gives one `Row` a window, or a `Lost` with the reason. A row depends on nothing but the file,
+its window and the recipe: not on its neighbours, on what was extracted before, nor on who does it.
+
+Knows nothing about stores, processes, manifests or labels.
+
+Shapes: T frames of a window, D embedding, G geometry features.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from extract.face.cropper import FaceCropper
+from extract.face.geometry import FaceGeometry
+from extract.video.reader import Frame, Spans, Targets, read_video, sample_at
+from features.recipe import Recipe
+from seqmodel.encoders.engine import Backend, Engine, Precision, open_engine
+
+Part = Literal["embeddings", "geometry", "crops"]
+
+JPEG_QUALITY = 95
+"""Worst cosine between embeddings of a crop and of its JPEG: .995 on real faces."""
+MISSING_S = 1.0
+"""A video that stops this much before its window's promised end is cut short; less is rounding."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker must be told to make its kernels; small and picklable."""
+
+    recipe: Recipe
+    detector_files: tuple[Path, ...]
+    landmarker_file: Path | None = None
+    weights: str = "imagenet"
+    backend: Backend = "auto"
+    device: str = "auto"
+    precision: Precision = "auto"
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What a worker holds: where to look, how to see, and what the face does."""
+
+    cropper: FaceCropper
+    engine: Engine
+    geometry: FaceGeometry | None
+
+    def close(self) -> None:
+        """Give the models' memory back."""
+        self.cropper.close()
+        if self.geometry is not None:
+            self.geometry.close()
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a video that becomes one row."""
+
+    row: int
+    start_s: float
+    end_s: float | None
+    """None = a whole window, or as much as there is."""
+    parts: frozenset[Part] = frozenset({"embeddings"})
+    """What has to be computed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video and the windows wanted of it."""
+
+    path: Path
+    windows: tuple[Window, ...]
+    time_limit_s: float = float("inf")
+    file_state: tuple[int, int] | None = None
+    """The file's size in bytes and its time of change in ns when it was planned; None = not known."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a window gave. Frames beyond the video's end, and those without a face, are not valid."""
+
+    window: Window
+    frames: np.ndarray
+    """float32 (T, 6): time_s, x0, y0, x1, y1, score. No face: NaN box, score 0; not sampled: NaN time too."""
+    embeddings: np.ndarray | None = None
+    """float16 (T, D), 0 where not valid."""
+    geometry: np.ndarray | None = None
+    """float32 (T, G), NaN where not valid or not measured."""
+    crops: list[bytes] | None = None
+    """T JPEGs, b"" where not valid."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A window that could not be extracted, and why."""
+
+    window: Window
+    reason: str
+
+
+@dataclass
+class Clock:
+    """Seconds by stage."""
+
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+
+def open_kernels(setup: Setup) -> Kernels:
+    """The kernels that a setup describes.
+
+    Raises ValueError where a model file is missing, or where the weights here are not those of the recipe.
+    """
+    pixels = setup.recipe.pixels
+    if pixels is None:
+        raise ValueError("this recipe is of imported features: no video can be turned into those")
+    cv2.setNumThreads(setup.threads)
+    engine = open_engine(
+        setup.recipe.encoder.name,
+        setup.weights,
+        backend=setup.backend,
+        device=setup.device,
+        precision=setup.precision,
+        threads=setup.threads,
+        crop_px=pixels.crop_px,
+    )
+    geometry = None
+    if setup.recipe.geometry is not None and setup.landmarker_file is not None:
+        geometry = FaceGeometry(setup.recipe.geometry, setup.landmarker_file)
+    return Kernels(FaceCropper(pixels, setup.detector_files), engine, geometry)
+
+
+def extract_video(
+    job: Job, kernels: Kernels, *, threads: int = 1, clock: Clock | None = None
+) -> Iterator[Row | Lost]:
+    """A row, or a reason, for every window of the job; the file is decoded once unless windows overlap."""
+    clock = clock or Clock()
+    deadline = time.monotonic() + job.time_limit_s
+    for windows in _passes(job.windows):
+        given = 0
+        try:
+            for outcome in _one_pass(job, windows, kernels, threads, clock, deadline):
+                yield outcome
+                given += 1
+        except ValueError as error:
+            reason = str(error).removeprefix(f"{job.path}: ")
+            for window in windows[given:]:
+                yield Lost(window, reason)
+
+
+def _one_pass(
+    job: Job, windows: Sequence[Window], kernels: Kernels, threads: int, clock: Clock, deadline: float
+) -> Iterator[Row | Lost]:
+    """Windows that do not overlap, in the order of time, in one reading of the file."""
+    pixels = kernels.cropper.pixels
+    targets = Targets([window.start_s for window in windows], pixels.fps, pixels.num_frames)
+    frames = read_video(job.path, threads=threads, is_wanted=targets.between)
+    spans = Spans(_until_deadline(frames, job.time_limit_s, deadline))
+    for window in windows:
+        end_s = window.start_s + pixels.window_s
+        if window.end_s is not None:
+            end_s = min(end_s, window.end_s)
+        kernels.cropper.reset()
+        sampled = sample_at(spans.until(end_s), pixels.fps, window.start_s)
+        row, num_sampled = _row(sampled, window, kernels, clock)
+        reason = ""
+        if num_sampled == 0:
+            reason = f"no frame between {window.start_s:.1f} and {end_s:.1f} s"
+            reason += f": the video ends at {spans.end_s:.1f} s" if spans.is_over else ""
+        elif window.end_s is not None and spans.is_over and spans.end_s < end_s - MISSING_S:
+            reason = f"cut short: the video ends at {spans.end_s:.1f} s, {end_s:.1f} s were promised"
+        elif num_sampled == 1 and len(row.frames) > 1 and spans.is_over:
+            reason = "only a single frame"
+        yield Lost(window, reason) if reason else row
+
+
+def _row(sampled: Iterator[Frame], window: Window, kernels: Kernels, clock: Clock) -> tuple[Row, int]:
+    """The row of the sampled frames, and how many those were."""
+    pixels = kernels.cropper.pixels
+    num_frames, parts = pixels.num_frames, window.parts
+    table = np.full((num_frames, 6), np.nan, np.float32)
+    table[:, 5] = 0
+    geometry = None
+    if "geometry" in parts and kernels.geometry is not None:
+        num_features = len(kernels.geometry.geometry_id.features)
+        geometry = np.full((num_frames, num_features), np.nan, np.float32)
+    images: dict[int, np.ndarray] = {}
+    num_sampled = 0
+    for t, (frame, rgb) in enumerate(_decoded(islice(sampled, num_frames), clock)):
+        num_sampled += 1
+        table[t, 0] = frame.pts_s
+        with clock.stage("face"):
+            crop = kernels.cropper.crop(rgb)
+        if crop.image is None:
+            continue
+        images[t] = crop.image
+        table[t, 1:5], table[t, 5] = crop.box, crop.score
+        if geometry is not None and kernels.geometry is not None:
+            with clock.stage("geometry"):
+                geometry[t] = kernels.geometry.measure(rgb, crop)
+    embeddings = None
+    if "embeddings" in parts:
+        with clock.stage("encode"):
+            embeddings = np.zeros((num_frames, kernels.engine.encoder_id.dim), np.float16)
+            if images:
+                embeddings[list(images)] = kernels.engine.embed(np.stack(list(images.values())))
+    crops = None
+    if "crops" in parts:
+        with clock.stage("crops"):
+            crops = [jpeg(images[t]) if t in images else b"" for t in range(num_frames)]
+    return Row(window, table, embeddings, geometry, crops), num_sampled
+
+
+def jpeg(crop: np.ndarray) -> bytes:
+    """An RGB uint8 crop (H, W, 3) as JPEG bytes."""
+    done, encoded = cv2.imencode(
+        ".jpg", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    )
+    assert done
+    return encoded.tobytes()
+
+
+def _decoded(frames: Iterator[Frame], clock: Clock) -> Iterator[tuple[Frame, np.ndarray]]:
+    """Frames with their pixels, the time of both counted as decoding."""
+    while True:
+        with clock.stage("decode"):
+            frame = next(frames, None)
+            rgb = frame.rgb() if frame is not None else None
+        if frame is None or rgb is None:
+            return
+        yield frame, rgb
+
+
+def _until_deadline(frames: Iterable[Frame], limit_s: float, deadline: float) -> Iterator[Frame]:
+    for frame in frames:
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"given up after {limit_s:.0f} s, at {frame.pts_s:.1f} s of the video (--time-limit)"
+            )
+        yield frame
+
+
+def _passes(windows: Sequence[Window]) -> list[list[Window]]:
+    """Windows in the order of time, in as few groups without overlap as it takes (one, as a rule)."""
+    groups: list[list[Window]] = []
+    for window in sorted(windows, key=lambda window: window.start_s):
+        for group in groups:
+            end_s = group[-1].end_s
+            if end_s is not None and end_s <= window.start_s + 1e-6:
+                group.append(window)
+                break
+        else:
+            groups.append([window])
+    return groups

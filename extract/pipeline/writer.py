@@ -1,0 +1,120 @@
+"""Rows into the store: extract a video's windows, write each, and tell what became of it.
+
+Where parts of a row are there already (crops or geometry are added to a store), the new parts must belong to
+the same faces and the same encoder.
+
+Knows nothing about processes or manifests.
+
+Shapes: T frames of a window, D embedding.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from extract.pipeline.extractor import Clock, Job, Kernels, Lost, Row, Window, extract_video
+from features.store.planner import TIME_SLACK_NS
+from features.store.store import FeatureStore
+
+AGREEMENT = 0.98
+"""Cosine that a stored embedding must have with a fresh one before crops or geometry are added beside it."""
+
+
+class StoreLost(OSError):
+    """The store cannot be written: nothing more can be done."""
+
+
+def fill(
+    store: FeatureStore, job: Job, kernels: Kernels, *, threads: int, clock: Clock
+) -> Iterator[Row | Lost]:
+    """Extract a job and write every outcome into the store before giving it.
+
+    Where some parts of a row are there already, the new ones must belong to the same faces; else the row is
+    lost, with that reason. So it is where the file is another one by now than was planned.
+
+    Raises StoreLost when the store cannot be written.
+    """
+    checked = False
+    windows = []
+    for window in job.windows:
+        if "embeddings" not in window.parts and not checked:
+            checked = True  # one fresh embedding a video is enough to notice other weights
+            window = Window(window.row, window.start_s, window.end_s, window.parts | {"embeddings"})
+        windows.append(window)
+    wanted = {window.row: window.parts for window in job.windows}
+    asked = replace(job, windows=tuple(windows))
+    for outcome in extract_video(asked, kernels, threads=threads, clock=clock):
+        parts = wanted[outcome.window.row]
+        if isinstance(outcome, Row) and not _is_finite(outcome):
+            outcome = Lost(outcome.window, "the encoder gave numbers that are not finite")
+        elif isinstance(outcome, Row) and "embeddings" not in parts:
+            outcome = _agreeing(store, outcome)
+        if isinstance(outcome, Row) and _has_changed(job):
+            outcome = Lost(outcome.window, "the file was changed while it was read: extract once more")
+        with clock.stage("write"):
+            _write(store, outcome, with_embeddings="embeddings" in parts)
+        yield outcome
+
+
+def file_state(path: Path) -> tuple[int, int] | None:
+    """A file's size in bytes and its time of change in ns; None where it cannot be asked."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def same_faces(stored: np.ndarray, fresh: np.ndarray) -> bool:
+    """Whether two tables of frames (T, 6) show the same faces at the same times, within a pixel."""
+    return bool(np.allclose(stored, fresh, atol=1.0, rtol=0.01, equal_nan=True))
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine (n,) between embeddings (n, D) and others (n, D)."""
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return (a * b).sum(1) / np.maximum(norms, 1e-9)
+
+
+def _has_changed(job: Job) -> bool:
+    now = file_state(job.path)
+    if now is None or job.file_state is None:
+        return False
+    return now[0] != job.file_state[0] or abs(now[1] - job.file_state[1]) > TIME_SLACK_NS
+
+
+def _write(store: FeatureStore, outcome: Row | Lost, *, with_embeddings: bool) -> None:
+    try:
+        if isinstance(outcome, Lost):
+            store.write_failure(outcome.window.row, outcome.reason)
+        else:
+            store.write_row(
+                outcome.window.row,
+                embeddings=outcome.embeddings if with_embeddings else None,
+                frames=outcome.frames if with_embeddings else None,
+                geometry=outcome.geometry,
+                crops=outcome.crops,
+            )
+    except (OSError, ValueError) as error:
+        raise StoreLost(f"the store cannot be written: {error}") from error
+
+
+def _is_finite(row: Row) -> bool:
+    return row.embeddings is None or bool(np.isfinite(row.embeddings).all())
+
+
+def _agreeing(store: FeatureStore, row: Row) -> Row | Lost:
+    """The row, if its faces (and its embeddings, where it has some) are those in the store."""
+    index = np.array([row.window.row])
+    if not same_faces(store.read_frames(index)[0], row.frames):
+        return Lost(row.window, "the faces found now are not those the stored embeddings were made of")
+    if row.embeddings is not None:
+        stored, _ = store.read_stream("embeddings", index)
+        valid = row.frames[:, 5] > 0
+        lowest = cosines(stored[0][valid], row.embeddings[valid]).min(initial=1.0)
+        if lowest < AGREEMENT:
+            return Lost(row.window, f"the embeddings made now are not those stored (cosine {lowest:.3f})")
+    return row

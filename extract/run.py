@@ -1,0 +1,198 @@
+"""The extract door's body: read the data's layout, plan the store, run the jobs.
+
+Knows nothing about pixels or about how rows are written.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from extract.config import ExtractConfig
+from extract.datasets.detect import read_layout, sample_clips
+from extract.dry_run import forecast, print_forecast, verify_sample
+from extract.executors.pool import Event, run_jobs
+from extract.pipeline.extractor import Job, Setup
+from extract.pipeline.planning import (
+    Cut,
+    cut_windows,
+    jobs_of,
+    lacking_parts,
+    make_setup,
+    num_workers,
+    own_share,
+    resolved,
+    versions,
+)
+from extract.summary import Tally, print_reading, print_summary, summarise
+from features.cli import progress, say, say_failures, warn
+from features.manifest import Clip, Failure
+from features.store.store import FeatureStore, plan
+
+LAST_WAIT_S = 5.0
+"""For other planners, when the run is being ended: the next one tidies up as well."""
+NUM_COMPARED = 2
+"""Clips extracted again where numerics differ: a minute at most."""
+
+
+def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
+    """Extract what is missing; returns the summary and the exit code.
+
+    Raises ValueError for data, options or a store that cannot be used at all, StoreLost when the store
+    cannot be written.
+    """
+    if config.engine == "ray":
+        config = resolved(config)
+    reading = read_layout(config.data, config.layout, config.subject_regex)
+    clips = reading.manifest.clips
+    if config.limit is not None:
+        clips = tuple(sample_clips(clips, config.limit))
+    if not clips:
+        raise ValueError(f"{config.data} lists no usable clip: {_first(reading.manifest.problems)}")
+    cut = cut_windows(clips, config.window, config.out)
+    if config.limit is not None:  # one long video is many windows
+        cut = replace(cut, windows=tuple(sample_clips(cut.windows, config.limit)))
+    cut = replace(cut, windows=tuple(_with_known_end(window, cut) for window in cut.windows))
+    print_reading(reading)
+    setup, numerics = make_setup(config)
+    chosen = f"{numerics['backend']} ({numerics['device']}, {numerics['precision']})"
+    say(f"{setup.recipe.encoder.name} with weights {setup.recipe.encoder.weights} on {chosen}")
+    if config.dry_run or config.verify_sample:
+        return _look_only(config, cut, setup)
+    is_whole = not reading.manifest.problems and not reading.unpaired_labels
+    store = plan(
+        config.out,
+        cut.windows,
+        setup.recipe,
+        numerics=numerics,
+        crops=config.crops == "jpeg",
+        versions=versions(),
+        listing_complete=config.limit is None and is_whole,
+    )
+    if config.limit is None and not is_whole:
+        _tell_unnamed(config, cut, store)
+    if store.changes.changed:
+        warn(
+            f"{len(store.changes.changed)} clips are extracted again: their videos have another size or time "
+            f"than before, or they end elsewhere ({store.changes.changed[0]} for one)"
+        )
+    mine = {clip.clip_id for clip in own_share(cut.windows, config.shard)}
+    lacking = lacking_parts(config, cut.windows, store)
+    row_of = store.row_of_clip()
+    if config.retry_failed:
+        _forget_failures(store, [row_of[clip_id] for clip_id in mine - lacking.keys()])
+    for clip_id, reason in cut.unreadable.items():
+        if clip_id in lacking:
+            store.write_failure(row_of[clip_id], reason)
+    jobs = jobs_of(store, cut, config, lacking)
+    if jobs:
+        _tell_difference(config, cut, setup, store, numerics)
+    tally = Tally()
+    workers = num_workers(config, numerics["device"])
+    try:
+        total = sum(len(job.windows) for job in jobs)
+        for event in _with_progress(_events(jobs, setup, config, workers), total):
+            tally.add(event)
+    except BaseException:
+        with contextlib.suppress(ValueError, OSError):  # what ended the run is what is to be told
+            store.settle(LAST_WAIT_S)
+        raise
+    _settle(store)
+    still_lacking = lacking_parts(replace(config, retry_failed=True), cut.windows, store)
+    summary = summarise(config, reading, cut, store, tally, mine, still_lacking)
+    print_summary(summary)
+    return summary, 1 if summary["failed"] or summary["problems"] else 0
+
+
+def _with_known_end(window: Clip, cut: Cut) -> Clip:
+    """The window, without the end that was assumed where its video cannot be opened."""
+    return replace(window, end_s=None) if window.clip_id in cut.unreadable else window
+
+
+def _forget_failures(store: FeatureStore, rows: Sequence[int]) -> None:
+    """Of rows that lack nothing: what failed is not asked for any more, or is there by now."""
+    failures = store.rows.failures()
+    for row in rows:
+        if failures[row]:
+            store.rows.forget_failure(row)
+
+
+def _tell_unnamed(config: ExtractConfig, cut: Cut, store: FeatureStore) -> None:
+    """How many clips of the store the data do not name, where not all of them could be read."""
+    named, listed = {window.clip_id for window in cut.windows}, store.listed()
+    unnamed = sum(bool(listed[row]) for name, row in store.row_of_clip().items() if name not in named)
+    if unnamed:
+        warn(
+            f"{unnamed} clips in the store were not found in {config.data}, not all of which could be read: "
+            "they keep their labels"
+        )
+
+
+def _settle(store: FeatureStore) -> None:
+    try:
+        store.settle()
+    except (ValueError, OSError) as error:  # every row is written: this only tidies up
+        warn(f"{error}; the next extraction into this store tidies up")
+
+
+def _tell_difference(
+    config: ExtractConfig, cut: Cut, setup: Setup, store: FeatureStore, numerics: dict[str, Any]
+) -> None:
+    """Where this run computes otherwise than the store was begun: how, and how far embeddings differ."""
+    before = store.numerics
+    keys = [key for key in numerics if key != "crops" and key in before and before[key] != numerics[key]]
+    if not keys:
+        return
+    how = ", ".join(f"{key} {before[key]} then, {numerics[key]} now" for key in keys)
+    try:
+        found, _ = verify_sample(replace(config, verify_sample=NUM_COMPARED), cut.windows, setup)
+    except ValueError:  # nothing is finished
+        return
+    warn(
+        f"the store was begun with other numerics ({how}): in {found['compared']} clips extracted again the "
+        f"worst cosine between embeddings is {found['worst_cosine']:.4f}"
+    )
+    for item in found["differing"]:
+        warn(f"{item['clip_id']}: {item['reason']}")
+
+
+def _look_only(config: ExtractConfig, cut: Cut, setup: Setup) -> tuple[dict[str, Any], int]:
+    """The doors that write nothing."""
+    if config.dry_run:
+        summary = forecast(config, cut, setup)
+        print_forecast(summary)
+        say_failures(summary["unreadable"].items())
+        return summary, 1 if summary["unreadable"] or summary["timed_failures"] else 0
+    summary, differing = verify_sample(config, cut.windows, setup)
+    say_failures((item["clip_id"], item["reason"]) for item in differing)
+    geometry = summary["worst_geometry"]
+    geometry = f", worst geometry {geometry:.4f}" if geometry is not None else ""
+    say(
+        f"{summary['compared']} clips extracted again, {summary['identical']} identical, "
+        f"worst cosine {summary['worst_cosine']:.6f}{geometry}"
+    )
+    return summary, 1 if differing else 0
+
+
+def _events(jobs: Sequence[Job], setup: Setup, config: ExtractConfig, workers: int) -> Iterator[Event]:
+    if config.engine == "ray":
+        from extract.executors.ray_executor import run_jobs_on_ray
+
+        return run_jobs_on_ray(jobs, setup, config.out, config.workers)
+    return run_jobs(jobs, setup, config.out, workers)
+
+
+def _with_progress(events: Iterator[Event], total: int) -> Iterator[Event]:
+    if total == 0:
+        yield from events
+        return
+    with progress("clips") as bar:
+        task = bar.add_task("extract", total=total)
+        for event in events:
+            if event.row is not None:
+                bar.advance(task)
+            yield event
+
+
+def _first(problems: Sequence[Failure]) -> str:
+    return problems[0].reason if problems else "it is empty"

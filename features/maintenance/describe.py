@@ -1,0 +1,79 @@
+"""What a store holds, counted: the body of `python -m features info`.
+
+Knows nothing about how it is shown.
+"""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from features.recipe import fingerprint
+from features.store.store import FeatureStore
+from features.store.table import ClipTable
+
+
+def describe(store: FeatureStore) -> dict[str, Any]:
+    """Counts, shares and identities of a store, JSON-ready."""
+    table = store.table()
+    listed = store.listed()
+    known = listed | (table.source != "deleted")
+    state = table.state[listed]
+    parts: dict[str, Any] = {part: int(store.present(part).sum()) for part in store.streams}
+    if store.has_crops:
+        parts["crops"] = int(store.present("crops").sum())
+    return {
+        "store": str(store.path),
+        "clips": int(listed.sum()),
+        "videos": len(set(table.source[listed].tolist())),
+        "done": int((state == 1).sum()),
+        "failed": int((state == 2).sum()),
+        "pending": int((state == 0).sum()),
+        "vanished": int((known & ~listed).sum()),
+        "deleted": int((~known).sum()),
+        "subjects": len(set(table.subject[listed].tolist()) - {""}),
+        "without_subject": int((table.subject[listed] == "").sum()),
+        "splits": dict(Counter(name or "none" for name in table.split[listed].tolist())),
+        "labels": {column: _label_counts(table, column, listed) for column in table.labels},
+        "label_names": {
+            column: [name for name in names if name] for column, names in table.label_names.items()
+        },
+        "face_rate": _face_rate(store, np.flatnonzero(listed & (table.state == 1))),
+        "num_frames": store.num_frames,
+        "parts": parts,
+        "failures": [
+            {"clip_id": str(table.clip_id[row]), "reason": str(table.failure[row])}
+            for row in np.flatnonzero(table.failure != "")
+        ],
+        "recipe": {
+            "pixels": fingerprint(store.recipe.pixels) if store.recipe.pixels else None,
+            "encoder": f"{store.recipe.encoder.name} {store.recipe.encoder.weights}",
+            "geometry": fingerprint(store.recipe.geometry) if store.recipe.geometry else None,
+        },
+        "numerics": [store.numerics, *store.other_numerics],
+        "test_openings": len(store.test_openings),
+        "packed": store.mapped_stream(store.streams[0]) is not None,
+        "fingerprint": store.fingerprint(),
+    }
+
+
+def _label_counts(table: ClipTable, column: str, listed: np.ndarray) -> dict[str, dict[str, int]]:
+    """For each split, clips by label name; `none` without a label."""
+    names = [*table.label_names[column], "none"]
+    counts: dict[str, dict[str, int]] = {}
+    for split in sorted(set(table.split[listed].tolist())):
+        codes = table.labels[column][listed & (table.split == split)]
+        by_name = {name: int((codes == code).sum()) for code, name in enumerate(names[:-1])}
+        by_name["none"] = int((codes < 0).sum())
+        counts[split or "all"] = {name: count for name, count in by_name.items() if count}
+    return counts
+
+
+def _face_rate(store: FeatureStore, rows: np.ndarray) -> float | None:
+    """Share of sampled frames with a face; None without any."""
+    sampled = faces = 0
+    for first in range(0, len(rows), 1024):
+        frames = store.read_frames(rows[first : first + 1024])
+        sampled += int(np.isfinite(frames[..., 0]).sum())
+        faces += int((frames[..., 5] > 0).sum())
+    return faces / sampled if sampled else None

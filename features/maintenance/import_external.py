@@ -1,0 +1,396 @@
+"""Bring your own features: arrays that something else computed become a store like any other.
+
+They become embeddings, or geometry where their names are the face landmarker's. The recipe is
+`external:NAME:D`, so that heads train, are tuned and judged in the same way, at any T and D, and live refuses
+with a clear line. Lengths may differ: shorter sequences are masked. A frame in which any
+feature is missing (NaN) is not valid.
+
+Knows nothing about where the numbers come from. N clips, T frames (of the longest), D features.
+"""
+
+import dataclasses
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from features.manifest import MAX_LABEL_NAMES, SPLITS, Clip, Failure, column_names, csv_rows, read_csv
+from features.recipe import EncoderId, GeometryId, Recipe
+from features.store import planner
+from features.store.location import Place, new_beside, open_group, place_of, sweep_beside
+from features.store.store import FeatureStore
+
+CHUNK_BYTES = 4 << 20
+"""One writer, so many clips may share a chunk: few files, fast to read."""
+DEAD_IMPORT_S = 3600.0
+"""An import that has written nothing for so long was killed."""
+BOOKKEEPING = ("frame", "face_id", "timestamp", "confidence", "success")
+"""Columns of OpenFace's files that are no features; `success` 0 makes a frame invalid."""
+BLENDSHAPE = "eyeBlinkLeft"
+"""A name that stands for the 52: nobody but the face landmarker calls a feature so."""
+_CLIP_COLUMNS = ("clip_id", "label", "subject", "split", "fold")
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Feature sequences of some clips, of any length each."""
+
+    clips: tuple[Clip, ...]
+    values: tuple[np.ndarray, ...]
+    """One (t, D) float32 a clip; NaN where a feature is missing."""
+    problems: tuple[Failure, ...] = ()
+    label_names: tuple[str, ...] = ()
+    """In their order, where the file gives one."""
+    feature_names: tuple[str, ...] = ()
+    """D names, where the file gives them."""
+
+    @property
+    def is_geometry(self) -> bool:
+        """Whether the features go by the names of MediaPipe's face landmarker."""
+        return BLENDSHAPE in self.feature_names
+
+
+def read_sequences(file: Path) -> Sequences:
+    """The sequences of an .npz or .csv file; see `python -m features import --help` for the forms.
+
+    Raises ValueError naming what is missing or has another shape than the rest.
+    """
+    if not file.is_file():
+        raise ValueError(f"no such file: {file}")
+    if file.suffix.lower() == ".npz":
+        sequences = _of_npz(file)
+    elif file.suffix.lower() == ".csv":
+        sequences = _of_csv(file)
+    else:
+        raise ValueError(f"{file} is neither .npz nor .csv")
+    widths = {values.shape[1] for values in sequences.values}
+    if not sequences.clips and sequences.problems:
+        raise ValueError(f"{file} lists no usable clip: {sequences.problems[0].reason}")
+    if not sequences.clips or len(widths) != 1 or widths == {0}:
+        raise ValueError(f"{file} holds {len(sequences.clips)} clips of {sorted(widths)} features")
+    return sequences
+
+
+def write_external(
+    out: Path | str,
+    sequences: Sequences,
+    name: str,
+    stream: Literal["auto", "embeddings", "geometry"] = "auto",
+) -> FeatureStore:
+    """Write sequences as a float32 store of recipe `external:NAME:D`; it appears whole or not at all.
+
+    Raises ValueError when something lies at `out` already, for a name with a colon, or for a geometry without
+    feature names.
+    """
+    if not name or ":" in name:
+        raise ValueError(f"--name {name!r}: wanted a short name without a colon")
+    place = place_of(out)
+    if open_group(place, read_only=True) is not None or (place.folder is not None and place.folder.exists()):
+        raise ValueError(f"{place.text} is there already: delete it first, or take another --out")
+    width = sequences.values[0].shape[1]
+    num_frames = max(1, *(len(values) for values in sequences.values))
+    encoder = EncoderId(f"external:{name}:{width}", name, "", width)
+    recipe = Recipe(None, encoder)
+    if stream == "geometry" or (stream == "auto" and sequences.is_geometry):
+        if not sequences.feature_names:
+            raise ValueError("--stream geometry needs the features' names: an .npz with feature_names")
+        recipe = Recipe(None, dataclasses.replace(encoder, dim=0), GeometryId("", sequences.feature_names))
+    if place.folder is None:
+        _write(place, sequences, recipe, num_frames)
+        return FeatureStore.open(out)
+    place.folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep_beside(place, DEAD_IMPORT_S)
+    aside = new_beside(place.folder)
+    try:
+        _write(place_of(aside), sequences, recipe, num_frames)
+        aside.rename(place.folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return FeatureStore.open(out)
+
+
+def _write(place: Place, sequences: Sequences, recipe: Recipe, num_frames: int) -> None:
+    clips, width = sequences.clips, sequences.values[0].shape[1]
+    stream = "geometry" if recipe.geometry is not None else "embeddings"
+    step = max(1, CHUNK_BYTES // (num_frames * width * 4))
+    group = planner.create(
+        place,
+        recipe,
+        numerics={"backend": "imported"},
+        num_frames=num_frames,
+        versions=None,
+        dtype="float32",
+        rows_per_chunk=step,
+        label_names={"label": list(sequences.label_names)} if sequences.label_names else None,
+    )
+    planner.write_rows(group, place, clips, recipe, has_crops=False, listing="whole")
+    store = FeatureStore(place, planner.open_for_planning(place), writable=True)
+    for first in range(0, len(clips), step):
+        block = sequences.values[first : first + step]
+        x = np.full((len(block), num_frames, width), np.nan, np.float32)
+        frames = np.full((len(block), num_frames, len(planner.FRAME_COLUMNS)), np.nan, np.float32)
+        frames[..., 5] = 0
+        for index, values in enumerate(block):
+            x[index, : len(values)] = values
+            frames[index, : len(values), 0] = np.arange(len(values))
+            frames[index, : len(values), 5] = np.isfinite(values).all(axis=1)
+        store.array(stream)[first : first + len(block)] = x
+        store.array("frames")[first : first + len(block)] = frames
+    store.settle()
+
+
+def _of_npz(file: Path) -> Sequences:
+    arrays = _named_arrays(file)
+    labels = np.atleast_1d(arrays["y"])
+    if labels.ndim != 1 or labels.dtype.kind not in "biufU":
+        raise ValueError(
+            f"{file}: y has shape {labels.shape} of {labels.dtype}, wanted (N,) of numbers or names"
+        )
+    values = _cut(arrays["x"], arrays.get("length"), len(labels), file)
+    clips = _clips_of_arrays(arrays, labels, values, file)
+    order = tuple(str(name) for name in arrays.get("label_names", np.zeros(0)).tolist())
+    features = tuple(str(name) for name in arrays.get("feature_names", np.zeros(0)).tolist())
+    if features and len(features) != arrays["x"].shape[-1]:
+        raise ValueError(f"{file}: {len(features)} feature_names for {arrays['x'].shape[-1]} features")
+    return Sequences(clips, values, label_names=order, feature_names=features)
+
+
+def _named_arrays(file: Path) -> dict[str, np.ndarray]:
+    """What an .npz holds, x and y among it; names that were saved as bytes as text."""
+    arrays = _load(file)
+    if not isinstance(arrays, dict):
+        raise ValueError(
+            f"{file} holds one array without a name, wanted x and y: numpy.savez(FILE, x=x, y=y)"
+        )
+    missing = {"x", "y"} - set(arrays)
+    if missing:
+        raise ValueError(f"{file} has no array {sorted(missing)[0]!r}; it has {', '.join(sorted(arrays))}")
+    arrays |= {key: _text(array, key, file) for key, array in arrays.items() if array.dtype.kind == "S"}
+    for key in ("label_names", "feature_names"):
+        if key in arrays and arrays[key].ndim != 1:
+            raise ValueError(f"{file}: {key} has shape {arrays[key].shape}, wanted a list")
+    return arrays
+
+
+def _clips_of_arrays(
+    arrays: dict[str, np.ndarray], labels: np.ndarray, values: tuple[np.ndarray, ...], file: Path
+) -> tuple[Clip, ...]:
+    """A clip for each label; arrays of as many, with few different values, become slices."""
+    count = len(labels)
+
+    def column(key: str) -> list[str]:
+        if key not in arrays:
+            return [""] * count
+        if arrays[key].shape != (count,):
+            raise ValueError(f"{file}: {key} has shape {arrays[key].shape}, wanted ({count},) as y has")
+        return [str(item) for item in arrays[key].tolist()]
+
+    texts = [_label_name(item, arrays.get("label_names"), file) for item in labels.tolist()]
+    # Clips of two files must not go by one name, so a nameless one is called by its place and its content.
+    ids = (
+        column("clip_id")
+        if "clip_id" in arrays
+        else [f"{index:06d}-{sha256(part.tobytes()).hexdigest()[:8]}" for index, part in enumerate(values)]
+    )
+    taken = {"x", "y", "length", "clip_id", "subject", "split", "fold", "label_names", "feature_names"}
+    others = {
+        key: column(key)
+        for key, array in arrays.items()
+        if key not in taken and array.shape == (count,) and len(np.unique(array)) <= MAX_LABEL_NAMES
+    }
+    splits = [_split_name(text, file) for text in column("split")]
+    subjects, folds = column("subject"), column("fold")
+    return tuple(
+        Clip(
+            f"{ids[index]}#0",
+            file,
+            subject=subjects[index],
+            split=splits[index],
+            fold=folds[index],
+            labels={"label": texts[index]},
+            slices={key: items[index] for key, items in others.items()},
+        )
+        for index in range(count)
+    )
+
+
+def _load(file: Path) -> np.ndarray | dict[str, np.ndarray]:
+    """What NumPy saved: one array, or several by name.
+
+    Raises ValueError for anything else.
+    """
+    try:
+        with open(file, "rb") as stream:  # NumPy leaves one of its own open where the content is broken
+            saved = np.load(stream, allow_pickle=False)
+            return saved if isinstance(saved, np.ndarray) else {key: np.asarray(saved[key]) for key in saved}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{file} cannot be read: {error} (no pickled objects: save plain arrays)") from error
+
+
+def _text(array: np.ndarray, key: str, file: Path) -> np.ndarray:
+    """Names that were saved as bytes."""
+    try:
+        return np.char.decode(array, "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: {key} is not UTF-8: {error.object!r}") from error
+
+
+def _cut(x: np.ndarray, length: np.ndarray | None, count: int, file: Path) -> tuple[np.ndarray, ...]:
+    """One (t, D) float32 a clip, of (N,T,D), of (N,D) as one frame each, or of frames laid end to end."""
+    if x.dtype.kind not in "biuf":
+        raise ValueError(f"{file}: x is {x.dtype}, wanted numbers")
+    x = x.astype(np.float32)
+    if length is not None and length.shape != (count,):
+        raise ValueError(f"{file}: length has shape {length.shape}, wanted ({count},) as y has")
+    if length is not None:
+        if length.dtype.kind not in "iuf" or (length != np.floor(length)).any():
+            raise ValueError(f"{file}: length is no list of whole numbers")
+        length = length.astype(np.int64)
+    if x.ndim == 3 and len(x) == count:
+        ends = np.full(count, x.shape[1]) if length is None else length
+        if (ends < 0).any() or (ends > x.shape[1]).any():
+            raise ValueError(
+                f"{file}: length goes from {ends.min()} to {ends.max()}, x holds {x.shape[1]} frames"
+            )
+        return tuple(x[index, : int(end)] for index, end in enumerate(ends))
+    if x.ndim == 2 and length is not None and int(length.sum()) == len(x):
+        return tuple(np.split(x, np.cumsum(length)[:-1]))
+    if x.ndim == 2 and length is None and len(x) == count:
+        return tuple(x[:, None])
+    total = "" if length is None else f" and lengths that add up to {int(length.sum())}"
+    raise ValueError(f"{file}: x of shape {x.shape} does not fit {count} labels{total}")
+
+
+def _label_name(item: Any, names: np.ndarray | None, file: Path) -> str:
+    """'' for a negative, NaN or empty label."""
+    if isinstance(item, str):
+        return item
+    if item != item or item < 0:
+        return ""
+    if names is None:
+        return str(int(item)) if float(item).is_integer() else str(item)
+    if not float(item).is_integer() or item >= len(names):
+        raise ValueError(f"{file}: y holds {item}, label_names has {len(names)} names")
+    return str(names[int(item)])
+
+
+def _split_name(text: str, file: Path) -> str:
+    if text and text.lower() not in SPLITS:
+        raise ValueError(f"{file}: split {text!r} is not one of train, val, test")
+    return SPLITS.get(text.lower(), "")
+
+
+def _of_csv(file: Path) -> Sequences:
+    lines = csv_rows(file)
+    header = lines[0][1]
+    names = [name.lower() for name in header]
+    if "path" in names:
+        return _of_manifest(file)
+    if "clip_id" not in names:
+        raise ValueError(
+            f"{file}: wanted a column clip_id (one line a frame) or path (one line a clip); "
+            f"its header is {','.join(header)}"
+        )
+    table = _table_of(lines, file)
+    known = [name for name in _CLIP_COLUMNS if name in table.texts]
+    order: dict[str, list[int]] = {}
+    for row, clip in enumerate(table.texts["clip_id"]):
+        order.setdefault(clip, []).append(row)
+    clips, values = [], []
+    for clip, rows in order.items():
+        said = {name: _one(table.texts[name], rows, name, clip, file) for name in known}
+        clips.append(
+            Clip(
+                f"{clip}#0",
+                file,
+                subject=said.get("subject", ""),
+                split=_split_name(said.get("split", ""), file),
+                fold=said.get("fold", ""),
+                labels={"label": said.get("label", "")},
+            )
+        )
+        values.append(table.features[rows])
+    return Sequences(tuple(clips), tuple(values))
+
+
+def _of_manifest(file: Path) -> Sequences:
+    manifest = read_csv(file)
+    clips: list[Clip] = []
+    values: list[np.ndarray] = []
+    problems = list(manifest.problems)
+    columns: tuple[str, ...] | None = None
+    for clip in manifest.clips:
+        try:
+            if clip.start_s or clip.end_s is not None:
+                raise ValueError("start_s and end_s are not cut here: one file a clip, without these columns")
+            own, names = _features_of(clip.path)
+            if columns is not None and names != columns:
+                raise ValueError(f"{clip.path.name} has other columns than {clips[0].path.name}")
+        except (ValueError, OSError) as error:
+            problems.append(Failure(clip.clip_id, str(error)))
+            continue
+        columns = names
+        clips.append(clip)
+        values.append(own)
+    return Sequences(tuple(clips), tuple(values), tuple(problems))
+
+
+def _features_of(file: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """((t, D) float32, names of the columns) of one clip's file."""
+    if file.suffix.lower() == ".npy":
+        values = _load(file)
+        if isinstance(values, dict):
+            raise ValueError(f"{file.name} is an .npz of {', '.join(values)}, wanted one array")
+        if values.ndim != 2:
+            raise ValueError(f"{file.name} has shape {values.shape}, wanted (frames, features)")
+        return values.astype(np.float32), tuple(map(str, range(values.shape[1])))
+    table = _table_of(csv_rows(file), file)
+    return table.features, table.names
+
+
+@dataclass(frozen=True)
+class _Table:
+    texts: dict[str, list[str]]
+    features: np.ndarray
+    names: tuple[str, ...]
+
+
+def _table_of(lines: list[tuple[int, list[str]]], file: Path) -> _Table:
+    """Of `csv_rows` with one line a frame: texts of the clip's columns, and the others as features."""
+    header = column_names(lines[0][1], _CLIP_COLUMNS, file)
+    rows = [cells for _, cells in lines[1:]]
+    if not rows:
+        raise ValueError(f"{file.name} has no frames")
+    uneven = [number for number, cells in lines if len(cells) != len(header)]
+    if uneven:
+        raise ValueError(f"{file.name} line {uneven[0]}: another number of fields than the header")
+    texts = {name: [line[header.index(name)] for line in rows] for name in _CLIP_COLUMNS if name in header}
+    features = tuple(name for name in header if name not in (*_CLIP_COLUMNS, *BOOKKEEPING))
+    values = np.array(
+        [[_number(line[header.index(name)], file) for name in features] for line in rows], np.float32
+    )
+    if "success" in header:
+        values[[_number(line[header.index("success")], file) == 0 for line in rows]] = np.nan
+    return _Table(texts, values, features)
+
+
+def _number(text: str, file: Path) -> float:
+    if not text:
+        return float("nan")
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{file.name}: {text!r} is not a number") from None
+
+
+def _one(texts: list[str], rows: Iterable[int], name: str, clip: str, file: Path) -> str:
+    values = {texts[row] for row in rows}
+    if len(values) > 1:
+        raise ValueError(f"{file}: clip {clip!r} has several values of {name}: {sorted(values)[:3]}")
+    return values.pop()

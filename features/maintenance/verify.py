@@ -1,0 +1,82 @@
+"""Read a whole store again and say what is broken.
+
+Checks every chunk's checksum, shapes, that embeddings of valid frames are finite, that a crop is there
+exactly where a face is, that `state` does not claim more than there is, that nothing of deleted people came
+back, the arrays' own metadata, and the packed copies. Nothing is repaired.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from features.manifest import Failure
+from features.store.packed import verify_packed
+from features.store.planner import DELETED, LAYOUT_SUM, come_back, layout_sum
+from features.store.schema import NUMBER_COLUMNS, TEXT_COLUMNS, array_name, read_column
+from features.store.store import FeatureStore
+
+_UNREADABLE = (ValueError, RuntimeError, OSError, KeyError, TypeError)
+"""What zarr raises for a chunk that is cut short, flipped or not decodable."""
+
+
+def verify_store(store: FeatureStore) -> list[Failure]:
+    """Everything that is broken, as (clip id or array, what is wrong)."""
+    group, place = store.group, store.place
+    attributes: Any = group.attrs
+    problems: list[Failure] = []
+    if attributes.get(LAYOUT_SUM) != layout_sum(place, dict(attributes)):
+        problems.append(Failure("zarr.json", "the description of the store is not the one that was written"))
+    columns = [*TEXT_COLUMNS, *NUMBER_COLUMNS]
+    columns += [array_name("labels", name) for name in attributes["label_names"]]
+    columns += [array_name("slices", name) for name in attributes["slice_columns"]]
+    for name in columns:
+        try:
+            read_column(group, name, store.num_clips)
+        except _UNREADABLE as error:
+            problems.append(Failure(name, f"cannot be read: {error}"))
+    if problems:
+        return problems  # without these no row has a name
+    table = store.table()
+    settled = read_column(group, "state", store.num_clips)
+    for row, clip_id in enumerate(table.clip_id.tolist()):
+        if not clip_id and table.source[row] != DELETED:
+            problems.append(Failure(f"row {row}", "has no clip id: its chunk is gone"))
+        if settled[row] == 1 and table.state[row] != 1:
+            problems.append(Failure(clip_id, "state says done, but its frames are not there"))
+    for row in come_back(group, place):
+        reason = "was written after its person was deleted: the next extract or delete clears it"
+        problems.append(Failure(f"row {row}", reason))
+    present: dict[str, np.ndarray] = {part: store.present(part) for part in store.streams}
+    if store.has_crops:
+        present["crops"] = store.present("crops")
+    for row, clip_id in enumerate(table.clip_id.tolist()):
+        parts = {part for part, rows in present.items() if rows[row]}
+        problems += [Failure(clip_id, reason) for reason in _row_problems(store, row, parts)]
+    return problems + [Failure(f"packed/{name}", "broken: delete it") for name in verify_packed(place)]
+
+
+def _row_problems(store: FeatureStore, row: int, parts: set[str]) -> list[str]:
+    values: dict[str, Any] = {}
+    reasons = []
+    for name in sorted(parts | ({"frames"} if "embeddings" in parts else set())):
+        try:
+            values[name] = _read(store, name, row)
+        except _UNREADABLE as error:
+            reasons.append(str(error))
+    if "frames" in values:
+        valid = np.asarray(values["frames"])[:, 5] > 0
+        if "embeddings" in values and not np.isfinite(np.asarray(values["embeddings"])[valid]).all():
+            reasons.append("an embedding of a valid frame is not finite")
+        if "crops" in values:
+            filled = np.array([len(item) > 0 for item in values["crops"]])
+            if not np.array_equal(filled, valid):
+                reasons.append(
+                    f"{int((filled != valid).sum())} frames with a crop but no face, or the reverse"
+                )
+    return reasons
+
+
+def _read(store: FeatureStore, name: str, row: int) -> Any:
+    if name == "crops":
+        return store.rows.read_texts(name, row)
+    return store.rows.read_numbers(name, np.array([row]))[0]

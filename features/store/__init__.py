@@ -1,0 +1,1 @@
+"""What a store holds on disk, and who may write it."""

@@ -1,0 +1,157 @@
+"""The disposable fast copy of a store: one plain `.npy` a stream, read by memory map.
+
+    packed/<stream>-<stamp>/x.npy      (N, T, D), 0 where not valid
+    packed/<stream>-<stamp>/valid.npy  (N, T) bool
+    packed/<stream>-<stamp>/sums.json  CRC-32 of both files
+
+The stamp says which chunks it was made from, so that a copy of an older state is simply not found. Many
+processes share one copy in memory. Stores on object storage, and those that
+cannot be written to, keep theirs in the user's cache.
+
+Knows nothing about what is packed: it is handed a stamp and blocks of rows.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from features.store.location import Place
+
+STALE_S = 3600.0
+"""A half-written copy older than this belongs to nobody who is alive."""
+_READ_BYTES = 1 << 22
+
+
+def packed_folders(place: Place) -> list[Path]:
+    """Where a store's packed copies may lie: in the store, or else in the user's cache.
+
+    There they go by where the store is, however that was spelled.
+    """
+    where = place.text.rstrip("/") if place.folder is None else place.folder.resolve()
+    cached = _cache_folder() / "packed" / hashlib.sha256(os.fsencode(where)).hexdigest()[:12]
+    return [cached] if place.folder is None else [place.folder / "packed", cached]
+
+
+def _cache_folder() -> Path:
+    cache = os.environ.get("BRAINBUDDY_CACHE")
+    if cache:
+        return Path(cache)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "brainbuddy"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "brainbuddy"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainbuddy"
+
+
+def open_packed(place: Place, name: str, stamp: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """(x (N,T,D), valid (N,T) bool) as read-only memory maps; None where there is no copy of this state."""
+    for root in packed_folders(place):
+        folder = root / f"{name}-{stamp}"
+        try:
+            x = np.load(folder / "x.npy", mmap_mode="r", allow_pickle=False)
+            valid = np.load(folder / "valid.npy", mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError):  # not there, or cut short: it is disposable
+            continue
+        return x, valid
+    return None
+
+
+def write_packed(
+    place: Place,
+    name: str,
+    stamp: str,
+    shape: tuple[int, int, int],
+    dtype: np.dtype,
+    blocks: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]],
+) -> None:
+    """Write a copy under a temporary name, then rename it and drop the older ones.
+
+    blocks: gives (x (n,T,D), valid (n,T)) in order of the rows until all are covered. A store that cannot
+    be written to, or has no room, gets its copy in the user's cache.
+
+    Raises OSError when neither can be written to.
+    """
+    roots = packed_folders(place)
+    for root in roots:
+        try:
+            _write(root, name, stamp, shape, dtype, blocks())
+        except OSError:
+            if root == roots[-1]:
+                raise
+            continue
+        break
+    drop_packed(place, name, keep=f"{name}-{stamp}")
+
+
+def _write(
+    root: Path,
+    name: str,
+    stamp: str,
+    shape: tuple[int, int, int],
+    dtype: np.dtype,
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> None:
+    temporary = root / f"{name}.{uuid.uuid4().hex}.partial"
+    temporary.mkdir(parents=True)
+    try:
+        # Plain writes, not a memory map: on a full disk that one ends the process by SIGBUS.
+        with open(temporary / "x.npy", "wb") as values, open(temporary / "valid.npy", "wb") as masks:
+            for stream, of, extent in ((values, dtype, shape), (masks, np.dtype(bool), shape[:2])):
+                header = {"descr": np.lib.format.dtype_to_descr(of), "fortran_order": False, "shape": extent}
+                np.lib.format.write_array_header_1_0(stream, header)
+            for block, mask in blocks:
+                values.write(np.ascontiguousarray(block, dtype).data)
+                masks.write(np.ascontiguousarray(mask, bool).data)
+        sums = {file: _crc32(temporary / file) for file in ("x.npy", "valid.npy")}
+        (temporary / "sums.json").write_text(json.dumps(sums), encoding="utf-8")
+        with contextlib.suppress(OSError):  # another process was first: its copy is the same
+            temporary.rename(root / f"{name}-{stamp}")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def drop_packed(place: Place, name: str | None = None, keep: str = "") -> None:
+    """Delete the copies of one stream, or of all, but for `keep` and what somebody is just writing."""
+    for root in packed_folders(place):
+        for folder in sorted(root.iterdir()) if root.is_dir() else ():
+            stream = folder.name.rpartition("-")[0] or folder.name.partition(".")[0]
+            in_progress = folder.suffix == ".partial" and time.time() - folder.stat().st_mtime < STALE_S
+            if (name is None or stream == name) and folder.name != keep and (name is None or not in_progress):
+                shutil.rmtree(folder, ignore_errors=True)  # Windows keeps a mapped file: next time, then
+        if name is None:
+            with contextlib.suppress(OSError):
+                root.rmdir()
+
+
+def verify_packed(place: Place) -> list[str]:
+    """Names of copies whose bytes are not those that were written."""
+    broken = []
+    for root in packed_folders(place):
+        for folder in sorted(root.iterdir()) if root.is_dir() else ():
+            if folder.suffix == ".partial":
+                continue
+            try:
+                sums = json.loads((folder / "sums.json").read_text(encoding="utf-8"))
+                if any(_crc32(folder / file) != total for file, total in sums.items()) or len(sums) != 2:
+                    broken.append(folder.name)
+            except (OSError, ValueError, AttributeError):
+                broken.append(folder.name)
+    return broken
+
+
+def _crc32(file: Path) -> int:
+    total = 0
+    with open(file, "rb") as stream:
+        while block := stream.read(_READ_BYTES):
+            total = zlib.crc32(block, total)
+    return total

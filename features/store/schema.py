@@ -1,0 +1,169 @@
+"""The arrays of a store: which there are, how they are chunked and coded, and which chunks exist.
+
+Every chunk carries a CRC-32C; a chunk's file is named `c.<row>.0.0`, so that one listing of a flat folder
+tells which rows are there. The layout itself is the docstring of features/store/store.py.
+
+Knows nothing about plans, states or clips. N clips, T frames.
+"""
+
+import contextlib
+import hashlib
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from features.store.location import Place, chunk_names
+
+ROWS_PER_CHUNK = 16384
+"""Of clip-level arrays: a data set is a few chunks, each well under a megabyte."""
+TEXT_COLUMNS = ("clip_id", "source", "subject", "split", "fold")
+NUMBER_COLUMNS = {
+    "start_s": "float64",
+    "end_s": "float64",
+    "source_size": "int64",
+    "source_mtime_ns": "int64",
+    "listed": "bool",
+    "state": "uint8",
+}
+ROW_ARRAYS = {"frames": 3, "embeddings": 3, "geometry": 3, "crops": 2, "failure": 1}
+"""Arrays that workers write, the marker first, with their number of axes."""
+MAX_NAME_BYTES = 100
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
+"""Names that Windows keeps for itself."""
+_FLAT_NAMES: Any = {"name": "default", "separator": "."}
+_KEEP_EMPTY: Any = {"write_empty_chunks": True}  # a chunk that is all fill value is there none the less
+
+
+def ensure_clip_array(group: zarr.Group, name: str, dtype: Any, num_clips: int, fill: Any) -> zarr.Array:
+    """The clip-level array of that name, made or grown to `num_clips`. Planner only."""
+    if name in group:
+        array = array_of(group, name)
+        if array.shape[0] < num_clips:
+            array.resize((num_clips,))
+        return array
+    return group.create_array(
+        name,
+        shape=(num_clips,),
+        chunks=(ROWS_PER_CHUNK,),
+        dtype=dtype,
+        fill_value=fill,
+        compressors=(ZstdCodec(level=3), Crc32cCodec()),
+        chunk_key_encoding=_FLAT_NAMES,
+        config=_KEEP_EMPTY,
+    )
+
+
+def ensure_row_array(
+    group: zarr.Group, name: str, dtype: Any, num_clips: int, tail: tuple[int, ...], rows_per_chunk: int = 1
+) -> zarr.Array:
+    """The array of that name that workers write, one clip a chunk, made or grown. Planner only.
+
+    Raises ValueError when it is there with another shape behind the first axis.
+    """
+    if name in group:
+        array = array_of(group, name)
+        if array.shape[1:] != tail:
+            raise ValueError(f"array {name} has rows of shape {array.shape[1:]}, wanted {tail}")
+        if array.shape[0] < num_clips:
+            with _untyped_bytes():
+                array.resize((num_clips, *tail))
+        return array
+    texts = dtype is str or dtype == "variable_length_bytes"
+    with _untyped_bytes():
+        return group.create_array(
+            name,
+            shape=(num_clips, *tail),
+            chunks=(rows_per_chunk, *tail),
+            dtype=dtype,
+            fill_value=("" if dtype is str else b"") if texts else np.nan,
+            compressors=(Crc32cCodec(),),
+            chunk_key_encoding=_FLAT_NAMES,
+            config=_KEEP_EMPTY,
+        )
+
+
+def array_of(group: zarr.Group, name: str) -> zarr.Array:
+    """The array of that name; every chunk written to it is stored, even one that is all fill value.
+
+    Raises ValueError when it is not there.
+    """
+    with _untyped_bytes():
+        found = group.get(name)
+    if not isinstance(found, zarr.Array):
+        raise ValueError(
+            f"no array {name!r} in the store: its planning was cut short; run the same command again"
+        )
+    return found.with_config(_KEEP_EMPTY)
+
+
+def read_column(group: zarr.Group, name: str, num_clips: int) -> np.ndarray:
+    """The first `num_clips` values of a clip-level array; texts as numpy `<U`."""
+    return _values(array_of(group, name), num_clips)
+
+
+def _values(array: zarr.Array, count: int) -> np.ndarray:
+    values = np.asarray(array[:count])
+    if values.dtype.kind not in "OT":
+        return values
+    return np.array(values.tolist(), dtype=str) if len(values) else np.zeros(0, "<U1")
+
+
+def write_column(group: zarr.Group, name: str, values: np.ndarray) -> None:
+    """Write a whole clip-level array, made or grown where need be, and only where it differs."""
+    texts = values.dtype.kind in "UOT"
+    fill: Any = "" if texts else (-1 if values.dtype == np.int16 else values.dtype.type(0))
+    if name in group and _is_column(array_of(group, name), values):
+        return
+    array = ensure_clip_array(group, name, str if texts else values.dtype, len(values), fill)
+    if len(values):
+        array[: len(values)] = values.astype(np.dtypes.StringDType()) if texts else values
+
+
+def _is_column(array: zarr.Array, values: np.ndarray) -> bool:
+    """Whether an array holds these values, and all of its chunks: an array that a killed planner left without
+    any reads as zeros."""
+    if array.shape[0] < len(values):
+        return False
+    is_equal = np.array_equal(_values(array, len(values)), values, equal_nan=values.dtype.kind == "f")
+    return is_equal and array.nchunks_initialized == array.nchunks
+
+
+def array_name(folder: str, column: str) -> str:
+    """Where a user's column lies: `labels/engagement`; a name that no file system takes becomes a hash."""
+    plain = unicodedata.normalize("NFC", column)
+    is_taken = plain.split(".")[0].upper() in _DEVICES or plain.startswith("__") or plain == "zarr.json"
+    is_odd = plain.strip(" .") != plain or bool(set(plain) & set('/\\:*?"<>|')) or not plain.isprintable()
+    if is_taken or is_odd or len(plain.encode()) > MAX_NAME_BYTES:
+        plain = "column-" + hashlib.sha256(plain.encode()).hexdigest()[:12]
+    return f"{folder}/{plain}"
+
+
+def rows_present(place: Place, group: zarr.Group, name: str, num_clips: int) -> np.ndarray:
+    """(num_clips,) bool: whose chunk of a worker-written array exists."""
+    present = np.zeros(num_clips, bool)
+    if name not in group:
+        return present
+    step = array_of(group, name).chunks[0]
+    chunks = [int(key.split(".")[1]) for key in chunk_names(place, name)]
+    for offset in range(step):
+        rows = np.array(chunks, np.int64) * step + offset
+        present[rows[rows < num_clips]] = True
+    return present
+
+
+def chunk_key(name: str, row: int, rank: int) -> str:
+    """Key of the chunk that holds one row of a worker-written array of that many axes."""
+    return f"{name}/c.{row}" + ".0" * (rank - 1)
+
+
+@contextlib.contextmanager
+def _untyped_bytes() -> Iterator[None]:
+    """Without zarr's note that bytes of any length have no written specification: our schema names them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The data type", category=Warning)
+        yield

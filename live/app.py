@@ -1,0 +1,267 @@
+"""A live session from its options to its summary: frames in, predictions, picture and log out.
+
+The model loads in a thread of its own, so that a camera's picture is there at once. Files are read frame by
+frame, as fast as possible; cameras, streams and `--realtime` files give the newest frame and drop the rest.
+
+Knows nothing about how a prediction is made or drawn.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from extract.video.reader import Frame
+from features.cli import fail, say, warn
+from live.commands import DONE, Control
+from live.config import SUBJECT, LiveConfig
+from live.inference.calibration import Trial, can_calibrate, personal_file
+from live.inference.model import describe, model_card, open_model
+from live.inference.predictor import Predictor
+from live.session import Session, Wishes
+from live.sources.base import Source, open_source
+from live.sources.camera import window_problem
+from live.ui.view import NoView, View, WindowView
+
+WAIT_S = 0.05
+"""Longest wait for a frame before keys and the window are looked after again."""
+VIEW_S = 1 / 30
+"""A file that is read as fast as possible shows no more pictures a second than this allows."""
+
+
+def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
+    """Run a session until the source ends, the user quits or the time is over; gives summary and exit code.
+
+    Raises ValueError when the run, the source or a window cannot be had.
+    """
+    person = config.person or SUBJECT
+    if config.forget:
+        return _forget(person)
+    personal_file(person)  # a wrong name is said before a camera is opened, as a wrong run
+    started = time.perf_counter()
+    card = model_card(config.run)
+    if config.serve is not None:
+        _require_server()
+    if config.calibrate is not None:
+        assert card.recipe.pixels is not None  # model_card refused others
+        Trial.begin(0.0, config.calibrate, card.recipe.pixels.window_s)
+        if not can_calibrate(card.labelling.task):
+            raise ValueError("--calibrate needs a binary or ordinal run")
+    if not config.headless and config.serve is None and (problem := window_problem()):
+        raise ValueError(f"no window can be shown ({problem}); use --serve for a browser, or --headless")
+    # Read as fast as possible, a file would be over before a browser is open.
+    source = open_source(config.camera, config.video, config.realtime or config.serve is not None)
+    with contextlib.ExitStack() as stack:
+        stack.callback(source.close)
+        wishes = Wishes(config.log, config.record, config.record_raw, person)
+        session = Session(card.labelling.names, wishes)
+        stack.callback(session.close)
+        control = Control(session, person=person, calibrate_s=config.calibrate, tell=say)
+        stack.callback(control.close)
+        view = _open_view(config, session)
+        stack.callback(view.close)
+        kept = "recording" if config.record or config.record_raw else "not recording"
+        say(f"{config.run}: local only, {kept}")
+        loading = Loading(lambda: Predictor(open_model(config.run, backend=config.backend)))
+        stack.callback(loading.finish)
+        try:
+            Loop(config.seconds, source, loading, session, control, view).run()
+        except KeyboardInterrupt:
+            control.quits = True  # the user's other way to end a session
+    if control.predictor is None and not control.quits:
+        loading.ready()  # raises what loading raised
+    failures = _failures(config, session, control)
+    summary = {
+        "run": str(config.run),
+        "model": describe(control.predictor.model) if control.predictor else None,
+        "duration_s": round(source.last_s, 3),
+        "seconds": round(time.perf_counter() - started, 3),
+        "encoded": control.num_encoded,
+        "dropped": source.num_dropped,
+        **session.summary(),
+        "calibration": control.calibration or None,
+        "log": config.log if config.log == "-" else session.log_path and str(session.log_path),
+    }
+    if session.log_path and summary["rows"]:
+        from live.output.log_summary import tell
+        from live.output.report import write_report
+
+        try:
+            story = tell(session.log_path, card.labelling.task)
+            summary["report"] = str(write_report([story], own=True))
+        except (ValueError, OSError) as error:  # rotated away just now: the session was good all the same
+            warn(f"no session report: {error}")
+    _tell(summary)
+    for failure in failures:
+        fail(failure)
+    return summary, 1 if failures else 0
+
+
+def _failures(config: LiveConfig, session: Session, control: Control) -> list[str]:
+    """What a session that is over was asked for and did not do, a line each."""
+    found = [f"{path}: the recording is not whole: {reason}" for path, reason in session.failures]
+    if control.predictor is None and not control.quits:
+        found.append("ended before the model was loaded: nothing was predicted")
+    if config.calibrate is not None and control.calibration != DONE:
+        found.append(f"calibration: {control.calibration}")
+    return found
+
+
+class Loading:
+    """A predictor that loads in its own thread."""
+
+    def __init__(self, load: Callable[[], Predictor]) -> None:
+        self._predictor: Predictor | None = None
+        self._is_taken = False
+        self._error: BaseException | None = None
+        self._load = load
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    def ready(self, wait_s: float = 0.0) -> Predictor | None:
+        """The predictor when it has loaded, waiting for that so long at most. Raises what loading raised."""
+        self._thread.join(wait_s)
+        if self._error is not None:
+            raise self._error
+        self._is_taken = self._predictor is not None
+        return self._predictor
+
+    def finish(self) -> None:
+        """Wait for the loading to end: a process that ends amid native code aborts. Frees what is left."""
+        self._thread.join()
+        if self._predictor is not None and not self._is_taken:
+            self._predictor.close()
+
+    def _run(self) -> None:
+        try:
+            self._predictor = self._load()
+        except BaseException as error:  # handed to the session's own thread, which raises it
+            self._error = error
+
+
+class Loop:
+    """The session's one thread: everything but reading a camera, loading and serving happens here."""
+
+    def __init__(
+        self,
+        seconds: float | None,
+        source: Source,
+        loading: Loading,
+        session: Session,
+        control: Control,
+        view: View,
+    ) -> None:
+        self._seconds, self._source, self._loading = seconds, source, loading
+        self._session, self._control, self._view = session, control, view
+        self._image = np.zeros((480, 640, 3), np.uint8)
+        self._shown_s = 0.0
+        self._paused = False
+
+    def run(self) -> None:
+        """Until the source ends, the user quits or the time is over."""
+        source = self._source
+        frame = source.next(WAIT_S)
+        if frame is not None and self._view.is_watched:
+            self._image = frame.rgb()
+            self._show()  # something to look at while the model loads
+        self._obey_keys()  # a window shows its picture when its events are looked after
+        while source.is_file and self._control.predictor is None and not self._control.quits:
+            self._start_predictor(wait_s=WAIT_S)
+            self._obey_keys()
+        while not self._control.quits:
+            if self._control.predictor is None:
+                self._start_predictor(wait_s=0.0)
+            if frame is not None:
+                self._control.found()
+                if self._seconds is not None and frame.pts_s >= self._seconds:
+                    return
+                self._session.saw(frame, self._control.push(frame))
+            elif self._paused or source.is_lost:
+                self._session.missed(source.now_s(), "paused" if self._paused else "camera_lost")
+                self._control.gap(is_lost=not self._paused)
+                if self._seconds is not None and source.now_s() >= self._seconds:
+                    return
+            elif source.has_ended:
+                return
+            self._look_after_view(frame is not None, frame.rgb if frame is not None else None)
+            frame = self._next()
+
+    def _next(self) -> Frame | None:
+        if self._control.wants_pause != self._paused:
+            self._paused = self._control.wants_pause
+            (self._source.pause if self._paused else self._source.resume)()
+        if self._paused:
+            time.sleep(WAIT_S)
+            return None
+        return self._source.next(WAIT_S)
+
+    def _start_predictor(self, *, wait_s: float) -> None:
+        predictor = self._loading.ready(wait_s)
+        if predictor is not None:
+            self._control.start(predictor, 0.0 if self._source.is_file else self._source.now_s())
+            self._source.begin()
+
+    def _look_after_view(self, is_new: bool, rgb: Callable[[], np.ndarray] | None) -> None:
+        """Draw where somebody looks or the overlay is recorded; then obey the keys."""
+        is_due = not self._source.is_file or time.monotonic() - self._shown_s >= VIEW_S
+        if (self._session.wants_pictures and is_new) or (self._view.is_watched and is_due):
+            if rgb is not None:
+                self._image = rgb()
+            self._show()
+        self._obey_keys()
+
+    def _obey_keys(self) -> None:
+        for key in self._view.keys():
+            self._control.press(key, self._source.now_s())
+
+    def _show(self) -> None:
+        self._session.message = self._control.line(self._source.now_s())
+        session, image = self._session, self._image
+        if self._view.shows_overlay or session.wants_pictures:
+            picture = session.picture(image, self._source.last_s)
+        if self._view.is_watched:
+            self._view.show(picture if self._view.shows_overlay else session.scene(image))
+        self._shown_s = time.monotonic()
+
+
+def _open_view(config: LiveConfig, session: Session) -> View:
+    if config.serve is not None:
+        from live.web.server import BrowserView
+
+        browser = BrowserView(config.serve, session)
+        say(f"open {browser.address} in a browser on this machine; the link works once")
+        return browser
+    return NoView() if config.headless else WindowView()
+
+
+def _require_server() -> None:
+    """Raises ValueError when the packages of the browser view are not installed."""
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+        import websockets  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"--serve needs the package {error.name}, which is not installed: pip install 'brainbuddy[serve]'"
+        ) from error
+
+
+def _forget(person: str) -> tuple[dict[str, Any], int]:
+    from live.inference.calibration import forget_personal
+
+    removed = forget_personal(person)
+    say(f"the calibration of {person} is removed" if removed else f"there is no calibration of {person}")
+    return {"person": person, "removed": removed}, 0 if removed else 1
+
+
+def _tell(summary: dict[str, Any]) -> None:
+    states = ", ".join(f"{state} {count}" for state, count in summary["states"].items()) or "no frame"
+    say(f"{summary['duration_s']:.1f} s of video in {summary['seconds']:.1f} s; rows: {states}")
+    if summary["labels"]:
+        labels = ", ".join(f"{label} {count}" for label, count in summary["labels"].items())
+        say(f"said: {labels}; latency median {summary['latency_ms']['median']} ms")
+    for path in summary["files"] + ([summary["report"]] if "report" in summary else []):
+        say(f"wrote {path}")

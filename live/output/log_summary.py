@@ -1,0 +1,193 @@
+"""A session told from its log alone: time in each state, longest spans, marks, timeline, days in figures.
+
+Knows nothing about cameras, models in use or pages.
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from live.config import novelty_file
+from live.inference.state_machine import ABSENT
+from live.output.log import LogRow, read_log
+from live.ui.drawing import (
+    FAINT,
+    INK,
+    PAPER,
+    STATE_WORDS,
+    Moment,
+    ends_s,
+    paint_text,
+    paint_timeline,
+    text_width,
+)
+from seqmodel.runs.training_stats import level_of
+
+NUM_SPANS = 5
+WIDTH_PX, HEIGHT_PX = 1200, 150
+
+
+@dataclass(frozen=True)
+class Span:
+    """An uninterrupted stretch in which one thing was said."""
+
+    said: str
+    start_s: float
+    end_s: float
+
+    @property
+    def length_s(self) -> float:
+        """Seconds."""
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True)
+class SessionStory:
+    """A log, told."""
+
+    log: Path
+    names: tuple[str, ...]
+    task: str
+    """As named, else guessed: binary for two classes, multiclass for more, which a log cannot tell from
+    levels."""
+    rows: tuple[LogRow, ...]
+    began: str
+    """UTC time of the first row."""
+    duration_s: float
+    seconds: dict[str, float]
+    """Seconds in which each thing was said: a class name in state ok, else the state."""
+    spans: tuple[Span, ...]
+    """The longest ones, longest first."""
+    marks: tuple[tuple[float, str], ...]
+    moments: tuple[Moment, ...]
+    """One a row."""
+
+
+@dataclass(frozen=True)
+class Day:
+    """One day of sessions, in figures that can be held against training."""
+
+    date: str
+    minutes: float
+    """Without the time the camera was away or paused."""
+    face_rate: float
+    p: float
+    """Mean of `level_of` the probabilities; NaN where nothing was said."""
+    novelty: float
+    """NaN where no session kept it."""
+
+
+def tell(log: Path, task: str | None = None) -> SessionStory:
+    """The story of a log. Raises ValueError when it cannot be read or is empty."""
+    names, rows = read_log(log)
+    if not rows:
+        raise ValueError(f"{log} holds no row yet")
+    return tell_rows(log, names, rows, task)
+
+
+def tell_rows(
+    log: Path, names: tuple[str, ...], rows: Sequence[LogRow], task: str | None = None
+) -> SessionStory:
+    """The story of a log that was read; it has a row at least."""
+    task = task or ("binary" if len(names) == 2 else "multiclass")
+    moments = tuple(_moment(row, names, task) for row in rows)
+    seconds: dict[str, float] = {}
+    spans: list[Span] = []
+    for row, end_s in zip(rows, ends_s(moments), strict=True):
+        said = row.label or STATE_WORDS[row.state]
+        seconds[said] = seconds.get(said, 0.0) + end_s - row.t_s
+        if spans and spans[-1].said == said and row.t_s - spans[-1].end_s < 1e-6:
+            spans[-1] = Span(said, spans[-1].start_s, end_s)
+        else:
+            spans.append(Span(said, row.t_s, end_s))
+    longest = sorted(spans, key=lambda span: -span.length_s)[:NUM_SPANS]
+    return SessionStory(
+        log,
+        names,
+        task,
+        tuple(rows),
+        rows[0].time_utc,
+        rows[-1].t_s - rows[0].t_s,
+        dict(sorted(seconds.items(), key=lambda item: -item[1])),
+        tuple(longest),
+        tuple((row.t_s, row.mark) for row in rows if row.mark),
+        moments,
+    )
+
+
+def timeline_png(story: SessionStory) -> bytes:
+    """The whole session as one strip with a time axis, PNG bytes."""
+    picture = np.empty((HEIGHT_PX, WIDTH_PX, 3), np.uint8)
+    picture[:] = PAPER
+    start_s, end_s = story.moments[0].t_s, max(story.moments[-1].t_s, story.moments[0].t_s + 1)
+    left, right, top, bottom = 12, WIDTH_PX - 12, 12, HEIGHT_PX - 34
+    paint_timeline(picture[top:bottom, left:right], story.moments, start_s, end_s)
+    step_s = next((s for s in (1, 5, 10, 30, 60, 300, 600, 1800, 3600) if (end_s - start_s) / s <= 12), 7200)
+    for tick in np.arange(math.ceil(start_s / step_s) * step_s, end_s, step_s):
+        x = left + round((tick - start_s) / (end_s - start_s) * (right - left))
+        picture[bottom : bottom + 5, x : x + 1] = FAINT
+        words = clock(float(tick))
+        half = text_width(words, 15) // 2 + 1
+        inside = min(max(x, half), WIDTH_PX - half)
+        paint_text(picture, words, (inside, bottom + 7), 15, INK, "centre")
+    done, encoded = cv2.imencode(".png", picture[..., ::-1])
+    assert done
+    return encoded.tobytes()
+
+
+def days(stories: Sequence[SessionStory]) -> list[Day]:
+    """Figures of each UTC day, over all sessions, in order of time."""
+    by_day: dict[str, list[tuple[LogRow, float]]] = {}
+    seconds: dict[str, float] = {}
+    for story in stories:
+        moments = story.moments
+        for row, moment, end_s in zip(story.rows, moments, ends_s(moments), strict=True):
+            if row.state not in ABSENT:
+                date = row.time_utc[:10]
+                by_day.setdefault(date, []).append((row, moment.level))
+                seconds[date] = seconds.get(date, 0.0) + end_s - row.t_s
+    novelty: dict[str, list[float]] = {}
+    for story in stories:
+        date_of = {row.t_s: row.time_utc[:10] for row in story.rows}
+        for t_s, value in _read_novelty(novelty_file(story.log)):
+            if t_s in date_of:
+                novelty.setdefault(date_of[t_s], []).append(value)
+    return [
+        Day(
+            date,
+            round(seconds[date] / 60, 1),
+            round(float(np.mean([row.face for row, _ in found])), 4),
+            round(_mean([level for _, level in found if not math.isnan(level)]), 4),
+            round(_mean(novelty.get(date, [])), 4),
+        )
+        for date, found in sorted(by_day.items())
+    ]
+
+
+def _moment(row: LogRow, names: tuple[str, ...], task: str) -> Moment:
+    tone = names.index(row.label) / (len(names) - 1) if row.label in names else 1.0
+    known = bool(row.p) and row.state in ("ok", "unsure")
+    return Moment(row.t_s, row.state, float(level_of(row.p, task)) if known else math.nan, tone, row.mark)
+
+
+def _read_novelty(path: Path) -> list[tuple[float, float]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [(float(row["t_s"]), float(row["novelty"])) for row in csv.DictReader(file) if row["novelty"]]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else math.nan
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:05 or 1:02:05."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

@@ -1,0 +1,206 @@
+"""The page about one or more sessions, and drift: each day's figures beside those of a run's training data.
+
+Knows nothing about cameras or how a log came about.
+"""
+
+import base64
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from features.cli import say, warn
+from live.config import NOVELTY, ReportConfig, free_name, log_files
+from live.output.log import is_log, read_log
+from live.output.log_summary import Day, SessionStory, clock, days, tell_rows, timeline_png
+from live.ui.drawing import STATE_WORDS, colour_of
+from seqmodel.runs.card import Card, load_card, write_text
+
+if TYPE_CHECKING:
+    from seqmodel.runs.training_stats import Reference, Spread
+
+TEMPLATE = Path(__file__).with_name("report.html")
+LEVELS = {"binary": "probability", "multiclass": "largest probability", "ordinal": "level"}
+"""What `level_of` is called, by task."""
+GUESSED = "where they are levels, --against RUN draws those"
+"""Said of more than two classes, where no run says what they are."""
+
+
+def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
+    """`python -m live report`: write the report of some logs; gives summary and exit code.
+
+    Raises ValueError when no log is named or one cannot be read.
+    """
+    if not config.logs:
+        raise ValueError("name at least one log: python -m live report LOG.csv …")
+    card = load_card(config.against) if config.against else None
+    stories = find_stories(config.logs, card.labelling.task if card else None)
+    for story in stories:
+        if card is not None:
+            _require_told_by(card, story)
+        if config.out and config.out.resolve() in map(Path.resolve, log_files(story.log)[:3]):
+            raise ValueError(
+                f"--out {config.out} is a log that is told of, or its timeline: name an HTML file"
+            )
+    page = write_report(stories, out=config.out, against=config.against)
+    say(f"wrote {page}")
+    summary: dict[str, Any] = {"report": str(page), "sessions": []}
+    for story in stories:
+        rounded = {said: round(seconds, 1) for said, seconds in story.seconds.items()}
+        summary["sessions"].append(
+            {
+                "log": str(story.log),
+                "duration_s": round(story.duration_s, 1),
+                "seconds": rounded,
+                "marks": len(story.marks),
+            }
+        )
+    if config.against:
+        summary["days"] = [
+            # Not a number is not JSON either.
+            {name: None if value != value else value for name, value in vars(day).items()}
+            for day in days(stories)
+        ]
+    return summary, 0
+
+
+def _require_told_by(card: Card, story: SessionStory) -> None:
+    """Raises ValueError where a session cannot be one of the run's."""
+    if card.recipe.pixels is None:
+        raise ValueError("--against a run of imported features: no session can be held against it")
+    if story.names != card.labelling.names:
+        raise ValueError(
+            f"{story.log} tells {', '.join(story.names)}, and the run of --against tells "
+            f"{', '.join(card.labelling.names)}"
+        )
+
+
+def find_stories(paths: Sequence[Path], task: str | None = None) -> list[SessionStory]:
+    """The live logs among the files named, told. So `*.csv` will do: novelty goes with its log; any other
+    file and a log without a row are left out with a line.
+
+    Raises ValueError when no log is among them, or one cannot be read.
+    """
+    stories, left_out = [], []
+    for path in {path.resolve(): path for path in paths}.values():
+        if path.is_file() and not is_log(path):
+            if not path.name.endswith(NOVELTY):
+                left_out.append(f"{path} is not a live log: left out")
+            continue
+        names, rows = read_log(path)
+        if rows:
+            stories.append(tell_rows(path, names, rows, task))
+        else:  # just begun, or quit before the first frame
+            left_out.append(f"{path} holds no row yet: left out")
+    if not stories:
+        raise ValueError(f"no live log among the files named holds a row: {', '.join(map(str, paths))}")
+    for line in left_out:
+        warn(line)
+    return stories
+
+
+def write_report(
+    stories: Sequence[SessionStory],
+    *,
+    out: Path | None = None,
+    against: Path | None = None,
+    own: bool = False,
+) -> Path:
+    """Write the HTML page of some sessions (one file, pictures inside) and a timeline PNG beside each log.
+
+    The page is `out`, or takes the next free name beside the first log. A timeline that is there stays, but
+    own: a session renews its own; one that cannot be written there is left out with a line. Gives the page's
+    path. Raises OSError when that cannot be written.
+    """
+    pictures = []
+    for story in stories:
+        png = timeline_png(story)
+        beside = story.log.with_suffix(".png")
+        try:
+            if own or not beside.exists():
+                beside.write_bytes(png)
+        except OSError as error:
+            warn(f"no timeline beside the log: {error}")
+        pictures.append(base64.b64encode(png).decode())
+    comparison = None
+    if against is not None:
+        level = LEVELS[load_card(against).labelling.task]
+        comparison = _compare(days(stories), _reference(against)) | {"level": level}
+    page = out or _free_page(stories[0].log)
+    write_text(page, _page(stories, pictures, comparison, is_guessed=against is None and not own))
+    return page
+
+
+def _free_page(log: Path) -> Path:
+    """The log's own page, or the next free name that is no other log's either."""
+    page = log.with_suffix(".html")
+    return free_name(
+        page, lambda other: [page] if other == page else log_files(other.with_suffix(log.suffix))
+    )
+
+
+def _reference(run: Path) -> "Reference":
+    from seqmodel.runs.training_stats import read_reference, write_reference
+
+    return read_reference(run) or write_reference(run)
+
+
+def _compare(found: list[Day], reference: "Reference") -> dict[str, Any]:
+    """Rows of the drift table: each day's figures, and whether they lie where training clips lay."""
+
+    def cell(value: float, spread: "Spread | None") -> dict[str, Any]:
+        if spread is None or math.isnan(value):
+            return {"text": "–", "odd": False}
+        return {"text": f"{value:.2f}", "odd": not spread.low <= value <= spread.high}
+
+    rows = [
+        {
+            "date": day.date,
+            "minutes": f"{day.minutes:.1f}",
+            "cells": [
+                cell(day.face_rate, reference.face_rate),
+                cell(day.p, reference.p),
+                cell(day.novelty, reference.novelty),
+            ],
+        }
+        for day in found
+    ]
+    spreads = (reference.face_rate, reference.p, reference.novelty)
+    usual = [f"{s.mean:.2f} ({s.low:.2f} – {s.high:.2f})" if s else "–" for s in spreads]
+    return {"rows": rows, "usual": usual, "num_clips": reference.num_clips}
+
+
+def _height(story: SessionStory, is_guessed: bool) -> str:
+    """What the height of a session's timeline means, in words."""
+    if story.task == "binary":
+        return f"probability of {story.names[-1]}"
+    if story.task == "ordinal":
+        return f"level, from {story.names[0]} to {story.names[-1]}"
+    return "probability of the likeliest class" + (f"; {GUESSED}" if is_guessed else "")
+
+
+def _page(
+    stories: Sequence[SessionStory],
+    pictures: Sequence[str],
+    comparison: dict[str, Any] | None,
+    is_guessed: bool,
+) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        title=stories[0].log.stem if len(stories) == 1 else f"{len(stories)} sessions",
+        sessions=list(zip(stories, pictures, strict=True)),
+        comparison=comparison,
+        clock=clock,
+        height=lambda story: _height(story, is_guessed),
+        colour=_css,
+    )
+
+
+def _css(said: str, names: tuple[str, ...]) -> str:
+    if said in names:
+        return "rgb({},{},{})".format(*colour_of("ok", names.index(said) / (len(names) - 1)))
+    state = next(state for state, words in STATE_WORDS.items() if words == said)
+    return "rgb({},{},{})".format(*colour_of(state))

@@ -1,0 +1,1 @@
+"""python -m seqmodel X is commands/X.py."""

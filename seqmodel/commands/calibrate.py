@@ -1,0 +1,235 @@
+"""python -m seqmodel calibrate: a run in a new place. Refits temperature and threshold on some people, tests
+on the others.
+
+A model that still ranks well in a new place often says the wrong thing there, because light, camera and
+people move its probabilities. The network stays as it is.
+
+It knows nothing about training.
+"""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from features.cli import fail, say
+from features.store.table import groups_of
+from seqmodel.commands.export import renew_exports
+from seqmodel.config import CalibrateArgs
+from seqmodel.evaluation.context import Asked, ask, count_opening, folder_of
+from seqmodel.metrics.bootstrap import Figure, bootstrap_figures, draw_subjects, paired, with_intervals
+from seqmodel.metrics.calibration import Calibration, decide, fit_calibration, moved_band, require_threshold
+from seqmodel.metrics.classification import evaluate_predictions, minority_class
+from seqmodel.reporting.text import TITLES, short
+from seqmodel.runs.card import Card, load_card, save_calibrators, write_text
+from seqmodel.runs.predict import predict_rows
+from seqmodel.runs.writer import put_calibration
+
+TRIES = 200
+"""Deals of the people that are looked at for one in which both sides see every class."""
+
+
+def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
+    """The door's body: (summary, exit code). The card is changed unless the people left out speak against it.
+
+    Raises ValueError where the store cannot be used, holds the run's own clips, or has too few people.
+    """
+    if not 0 < args.share < 1:
+        raise ValueError(f"--share must lie in (0, 1), got {args.share}")
+    card = load_card(args.run)
+    if args.threshold_for != CalibrateArgs.threshold_for:
+        require_threshold(card.labelling.task)
+    asked = everybody(ask(args.run, card, args.store, "test"))
+    rows, labels, logits = measured_clips(asked)
+    people = groups_of(asked.table, rows)
+    fits = deal_people(people, labels, args.share, args.seed)
+    fitted = fit_calibration(
+        logits[fits],
+        labels[fits],
+        card.labelling.task,
+        goal=args.threshold_for,
+        label_names=card.labelling.names,
+    )
+    fitted = replace(fitted, abstain=moved_band(card.calibration, fitted, card.labelling.task))
+    card = count_opening(asked, card)
+    judged = judge_both(card, fitted, logits[~fits], labels[~fits], people[~fits], args.seed)
+    worse = judged["difference"]["balanced_accuracy"]
+    kept = not (worse["high"] is not None and worse["high"] < 0)
+    summary = {
+        "people_calibrating": len(np.unique(people[fits])),
+        "people_testing": len(np.unique(people[~fits])),
+        "clips_calibrating": int(fits.sum()),
+        "clips_testing": int((~fits).sum()),
+        "calibration": vars(fitted),
+        "kept": kept,
+        "test": judged,
+    }
+    _say(card, fitted, judged, summary)
+    if not kept:
+        _write(asked, summary)
+        fail("the people left out are served worse by the new calibration: the run keeps its own")
+        return summary, 1
+    _keep(asked, args, card, fitted, summary, people[fits])
+    _write(asked, summary)
+    say(
+        f"{args.run} now decides by this calibration; predict and live use it. Run evaluate again: the "
+        f"{summary['people_calibrating']} who calibrated do not count there."
+    )
+    return summary, 0
+
+
+def _keep(
+    asked: Asked,
+    args: CalibrateArgs,
+    card: Card,
+    fitted: Calibration,
+    summary: dict[str, Any],
+    calibrators: np.ndarray,
+) -> None:
+    """Make the run decide by the new calibration, and note the people (groups) that it was fitted on."""
+    stage = {
+        "stage": "calibrate",
+        "store": str(asked.store.path),
+        "time_utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "people": summary["people_calibrating"],
+        "before": vars(card.calibration),
+        "command": args.command,
+    }
+    # First: with the clips named and the card unchanged nothing is judged wrongly.
+    table, rows = asked.table, asked.population.rows
+    theirs = rows[np.isin(groups_of(table, rows), calibrators)]
+    save_calibrators(args.run, table.clip_id[theirs].tolist(), table.subject[theirs].tolist())
+    # Decisions kept from before would be compared as if they were the run's.
+    calibrated = replace(card, calibration=fitted, stages=(*card.stages, stage))
+    renew_exports(args.run, put_calibration(args.run, calibrated))
+
+
+def _write(asked: Asked, summary: dict[str, Any]) -> None:
+    folder = folder_of(asked)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "calibration.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+
+
+def everybody(asked: Asked) -> Asked:
+    """Every labelled clip of another data set, whatever its own split says: nobody there was trained on.
+
+    Raises ValueError for the run's own data, whose test split would choose what it judges.
+    """
+    if not asked.is_other_data:
+        raise ValueError(
+            f"{asked.store.path} holds clips of {asked.run}, whose validation has chosen temperature and "
+            "threshold already; calibrate wants a store of the new place alone"
+        )
+    rows = np.flatnonzero((asked.labels >= 0) & (asked.table.state != 0))
+    found = replace(asked.population, rows=rows, labels=asked.labels[rows])
+    return replace(asked, population=found)
+
+
+def measured_clips(asked: Asked) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(rows, labels, logits) of the clips in which something was measured.
+
+    Raises ValueError where they are of one class.
+    """
+    card, rows, labels = asked.card, asked.population.rows, asked.population.labels
+    extracted = asked.table.state[rows] == 1
+    rows, labels = rows[extracted], labels[extracted]
+    logits, measured = predict_rows(asked.run, card, asked.store, card.labelling, rows)
+    if len(np.unique(labels[measured])) < 2:
+        raise ValueError(
+            f"the {int(measured.sum())} clips of {asked.store.path} in which something was measured are of "
+            "one class: a calibration takes two"
+        )
+    return rows[measured], labels[measured], logits[measured]
+
+
+def deal_people(people: np.ndarray, labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """(N,) bool, true for the clips of the people who calibrate: about `share` of them, both sides seeing
+    every class.
+
+    Raises ValueError when no deal of the people does.
+    """
+    names = np.unique(people)
+    if len(names) < 2:
+        raise ValueError(
+            f"calibration needs two people or more, to fit on some and test on others; got {len(names)}"
+        )
+    count = int(np.clip(round(share * len(names)), 1, len(names) - 1))
+    rng = np.random.default_rng(seed)
+    classes = set(np.unique(labels).tolist())
+    for _ in range(TRIES):
+        chosen = rng.permutation(names)[:count]
+        fits = np.isin(people, chosen)
+        if set(labels[fits].tolist()) == classes == set(labels[~fits].tolist()):
+            return fits
+    raise ValueError(
+        f"{len(names)} people cannot be dealt so that those who calibrate and those who test both show "
+        f"every class (share {share})"
+    )
+
+
+def judge_both(
+    card: Card, fitted: Calibration, logits: np.ndarray, labels: np.ndarray, people: np.ndarray, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Figures of the run's own calibration (`before`), the new one (`after`) and the paired `difference`."""
+    names, task = card.labelling.names, card.labelling.task
+    draws = draw_subjects(people, 1000, seed)
+    minority = minority_class(labels, len(names))
+    values, samples = {}, {}
+    for name, calibration in (("before", card.calibration), ("after", fitted)):
+        said = decide(logits, task, calibration)
+        values[name] = evaluate_predictions(labels, said.probabilities, said.label, minority)
+        samples[name] = bootstrap_figures(labels, said.probabilities, said.label, draws, minority)
+    out = {
+        name: {
+            k: _plain(f) for k, f in with_intervals(values[name], samples[name], draws.num_subjects).items()
+        }
+        for name in values
+    }
+    out["difference"] = {
+        k: _plain(
+            paired(
+                values["after"][k],
+                values["before"][k],
+                samples["after"][k],
+                samples["before"][k],
+                draws.num_subjects,
+            ).difference
+        )
+        for k in samples["after"]
+    }
+    return out
+
+
+def _plain(figure: Figure) -> dict[str, float | None]:
+    return {k: v if np.isfinite(v) else None for k, v in vars(figure).items()}
+
+
+def _say(card: Card, fitted: Calibration, judged: dict[str, dict[str, Any]], summary: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from features.cli import console
+
+    table = Table(
+        title=f"{summary['people_testing']} people left out ({summary['clips_testing']} clips)",
+        title_justify="left",
+    )
+    for name in ("figure", "before", "after", "difference"):
+        table.add_column(name, justify="left" if name == "figure" else "right")
+    for name in ("balanced_accuracy", "macro_f1", "accuracy", "auroc", "brier", "ece"):
+        d = judged["difference"][name]
+        moved = f"{short(d['value'])} ({short(d['low'])} to {short(d['high'])})"
+        table.add_row(
+            TITLES[name][0],
+            short(judged["before"][name]["value"]),
+            short(judged["after"][name]["value"]),
+            moved,
+        )
+    console().print(table)
+    old = card.calibration
+    say(
+        f"temperature {old.temperature:.2f} → {fitted.temperature:.2f}, "
+        f"bias {old.bias:+.2f} → {fitted.bias:+.2f}, "
+        f"threshold {old.threshold:.2f} → {fitted.threshold:.2f}"
+    )

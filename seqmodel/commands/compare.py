@@ -1,0 +1,244 @@
+"""python -m seqmodel compare: runs side by side on the test clips that they share.
+
+Only clips that stand on the test side of *every* run are looked at, and all runs are judged with the same
+draws of people, so that a difference is of the models and not of the clips. `--gate` is for whoever retrains
+monthly: it exits 1 when the last run is worse than the first.
+
+It knows nothing about how a run was trained.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.cli import console, fail, say, warn
+from features.labels import Labelling
+from seqmodel.config import METRIC_OF_TASK, CompareArgs
+from seqmodel.metrics.bootstrap import (
+    FEW_SUBJECTS,
+    Draws,
+    Figure,
+    Paired,
+    bootstrap_figures,
+    draw_subjects,
+    paired,
+    with_intervals,
+)
+from seqmodel.metrics.classification import evaluate_predictions, minority_class
+from seqmodel.reporting.text import TITLES, short
+from seqmodel.runs.card import WEIGHTS, Card, load_card, write_text
+from seqmodel.runs.predict import PREDICTIONS, read_predictions
+
+GATE_MARGIN = 0.02
+"""A fall of more than this fails the gate even where few clips cannot prove it."""
+SHOWN = ("auroc", "balanced_accuracy", "macro_f1", "accuracy", "mcc", "qwk", "brier", "ece")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run on the common clips."""
+
+    run: Path
+    figures: dict[str, Figure]
+    against_first: dict[str, Paired]
+    """This run minus the first, by metric; empty for the first."""
+
+
+def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
+    """The door's body: (summary, exit code). Raises ValueError where runs cannot be compared."""
+    if len(args.runs) < 2:
+        raise ValueError(f"compare needs two runs or more, got {len(args.runs)}")
+    cards = [load_card(run) for run in args.runs]
+    _require_same_question(args.runs, cards)
+    metric = METRIC_OF_TASK[cards[0].labelling.task] if args.metric == "auto" else args.metric
+    tables = [test_rows(run, card) for run, card in zip(args.runs, cards, strict=True)]
+    common = sorted(set.intersection(*(set(table) for table in tables)))
+    if not common:
+        raise ValueError(
+            "the runs share no test clip, so nothing can be compared; "
+            "train the newer one with --splits-from the older"
+        )
+    rows = [[table[clip_id] for clip_id in common] for table in tables]
+    changed = sum(a["label"] != b["label"] for a, b in zip(rows[0], rows[-1], strict=True))
+    if changed:
+        warn(f"{changed} common clips changed their label: those of {args.runs[-1]} count for every run")
+    found, draws = judge_runs(args.runs, cards[-1], rows, metric, args.rounds, args.seed)
+    passed = gate_passes(found[-1].against_first[metric])
+    if draws.by_subject and draws.num_people < FEW_SUBJECTS:
+        warn(f"only {draws.num_people} people in common: intervals are rough")
+    _say(found, len(common), draws)
+    plot = args.runs[-1] / "plots" / "compare.png"
+    _draw(found, plot)
+    summary = _summary(found, len(common), draws, metric, passed if args.gate else None, plot)
+    write_text(args.runs[-1] / "compare.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    if args.gate and not passed:
+        pair = found[-1].against_first[metric].difference
+        moved = f"{short(pair.value)} ({short(pair.low)} to {short(pair.high)})"
+        fail(f"gate: {metric} of {args.runs[-1]} moved by {moved}")
+        return summary, 1
+    return summary, 0
+
+
+def test_rows(run: Path, card: Card) -> dict[str, dict[str, str]]:
+    """Rows of the run's predictions on its own test split by clip_id; predicted now where they are missing or
+    stale."""
+    path = run / PREDICTIONS
+    stale = not path.is_file() or path.stat().st_mtime < (run / WEIGHTS).stat().st_mtime
+    rows = [] if stale else [row for row in read_predictions(path) if row["split"] == "test"]
+    if not rows:
+        from seqmodel.commands.evaluate import open_and_predict
+        from seqmodel.config import EvaluateArgs
+        from seqmodel.runs.predict import write_predictions
+
+        say(f"{run} has no fresh predictions on test: predicting")
+        asked, predictions = open_and_predict(EvaluateArgs(run=run))
+        write_predictions(path, predictions, card.labelling.names, asked.split)
+        rows = [row for row in read_predictions(path) if row["split"] == "test"]
+    return {row["clip_id"]: row for row in rows}
+
+
+def judge_runs(
+    runs: tuple[Path, ...],
+    card: Card,
+    rows: list[list[dict[str, str]]],
+    metric: str,
+    rounds: int,
+    seed: int,
+) -> tuple[list[Compared], Draws]:
+    """Figures of every run on the common clips, with the last run's labels and one set of draws; `metric` is
+    among them whatever the task."""
+    names = list(card.labelling.names)
+    labels = np.array([names.index(row["label"]) for row in rows[-1]])
+    draws = draw_subjects([row["subject"] for row in rows[-1]], rounds, seed)
+    minority = minority_class(labels, len(names))
+    values, samples = [], []
+    for table in rows:
+        p = np.array([[float(row[f"p_{name}"]) for name in names] for row in table])
+        # Six written digits do not quite sum to one.
+        p /= p.sum(axis=1, keepdims=True)
+        said = np.array([names.index(row["decision"]) for row in table])
+        values.append(evaluate_predictions(labels, p, said, minority))
+        samples.append(bootstrap_figures(labels, p, said, draws, minority))
+    unwanted = set() if card.labelling.task == "ordinal" else {"qwk", "mae"} - {metric}
+    found = []
+    for k, run in enumerate(runs):
+        pairs = {
+            name: paired(
+                values[k][name],
+                values[0][name],
+                samples[k][name],
+                samples[0][name],
+                draws.num_subjects,
+                draws.num_people,
+            )
+            for name in samples[k]
+            if k and name not in unwanted
+        }
+        figures = with_intervals(values[k], samples[k], draws.num_subjects)
+        found.append(Compared(run, {n: f for n, f in figures.items() if n not in unwanted}, pairs))
+    return found, draws
+
+
+def gate_passes(pair: Paired) -> bool:
+    """No worse: the difference's interval is not wholly below zero and it fell by GATE_MARGIN at most."""
+    value, high = pair.difference.value, pair.difference.high
+    if not math.isfinite(value):
+        return False
+    return value >= -GATE_MARGIN and not (math.isfinite(high) and high < 0)
+
+
+def _require_same_question(runs: tuple[Path, ...], cards: list[Card]) -> None:
+    ours = cards[0].labelling
+    for run, card in zip(runs[1:], cards[1:], strict=True):
+        theirs = card.labelling
+        if (ours.names, ours.task) != (theirs.names, theirs.task):
+            raise ValueError(
+                f"{runs[0]} answers {list(ours.names)} ({ours.task}), {run} answers {list(theirs.names)} "
+                f"({theirs.task}): they cannot be compared"
+            )
+        # A label that only one of them knows is that of clips that they do not share.
+        before, after = _class_of_label(ours), _class_of_label(theirs)
+        moved = any(before[label] != after[label] for label in before.keys() & after.keys())
+        if ours.column != theirs.column or moved:
+            raise ValueError(
+                f"{runs[0]} answers {_in_words(ours)}, {run} answers {_in_words(theirs)}: "
+                "they cannot be compared"
+            )
+
+
+def _class_of_label(labelling: Labelling) -> dict[str, str]:
+    """Class of each label of the column."""
+    return {
+        label: name for name, own in zip(labelling.names, labelling.sources, strict=True) for label in own
+    }
+
+
+def _in_words(labelling: Labelling) -> str:
+    classes = zip(labelling.names, labelling.sources, strict=True)
+    told = ", ".join(f"{name} = {'+'.join(own)}" for name, own in classes)
+    return f"{told} of column {labelling.column!r}"
+
+
+def _say(found: list[Compared], num_common: int, draws: Draws) -> None:
+    from rich.table import Table
+
+    crowd = f" of {draws.num_people} people" if draws.by_subject else ""
+    crowd += " and of nobody known" if draws.by_subject and draws.num_people < draws.num_subjects else ""
+    table = Table(title=f"{num_common} common test clips{crowd}", title_justify="left")
+    table.add_column("figure")
+    for item in found:
+        table.add_column(str(item.run), justify="right")
+    for name in SHOWN:
+        if name not in found[0].figures:
+            continue
+        cells = []
+        for item in found:
+            f = item.figures[name]
+            text = f"{short(f.value)} ({short(f.low)} to {short(f.high)})"
+            if item.against_first:
+                d = item.against_first[name].difference
+                sign = "+" if d.value >= 0 else "−"
+                text += f"\n{sign}{short(abs(d.value))} ({short(d.low)} to {short(d.high)})"
+            cells.append(text)
+        table.add_row(TITLES[name][0], *cells)
+    console().print(table)
+
+
+def _draw(found: list[Compared], path: Path) -> None:
+    from seqmodel.reporting.plots_people import compare_plot
+    from seqmodel.reporting.style import save
+
+    names = [name for name in SHOWN[:6] if name in found[0].figures]
+    figures = [[item.figures[name] for name in names] for item in found]
+    save(compare_plot([item.run.name for item in found], [TITLES[name][0] for name in names], figures), path)
+
+
+def _summary(
+    found: list[Compared], num_common: int, draws: Draws, metric: str, passed: bool | None, plot: Path
+) -> dict[str, Any]:
+    def plain(figure: Figure) -> dict[str, float | None]:
+        return {k: v if math.isfinite(v) else None for k, v in vars(figure).items()}
+
+    return {
+        "common_clips": num_common,
+        "people": draws.num_people if draws.by_subject else None,
+        "metric": metric,
+        "gate_passed": passed,
+        "runs": [
+            {
+                "run": str(item.run),
+                "figures": {name: plain(figure) for name, figure in item.figures.items()},
+                "against_first": {
+                    name: plain(pair.difference)
+                    | {"p_value": pair.p_value if math.isfinite(pair.p_value) else None}
+                    for name, pair in item.against_first.items()
+                },
+            }
+            for item in found
+        ],
+        "plot": str(plot),
+    }

@@ -1,0 +1,327 @@
+"""python -m seqmodel finetune: stage two. Encoder and best head learn together, end to end, from stored
+crops.
+
+What comes out is never worse on validation than what came in: the best of the run as it was and of every
+epoch is kept, and the card tells the story. A job that was stopped goes on from its last checkpoint, and one
+that is done already is not done again. Knows nothing about how a step is made (end_to_end.py) or what the
+test people look like. N clips, T frames.
+"""
+
+import dataclasses
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from features.cli import console, progress, say, warn
+from features.recipe import EncoderId
+from seqmodel.config import FinetuneArgs
+from seqmodel.encoders.backbone import state_sha256
+from seqmodel.finetuning.checkpoint import load_checkpoint, save_checkpoint
+from seqmodel.finetuning.distributed import Team, join_team, leave_team
+from seqmodel.finetuning.reextract import re_extract
+from seqmodel.finetuning.setup import Stage, asked_of, augmentation_of, cut_sources, open_stage, start_of
+from seqmodel.finetuning.state import Goal, Outcome
+from seqmodel.finetuning.trainer import EndToEnd, keep_freed_memory
+from seqmodel.metrics.calibration import fit_calibration, moved_band
+from seqmodel.runs.card import (
+    Card,
+    append_log,
+    calibration_stage,
+    git_commit,
+    load_card,
+    save_card,
+    save_weights,
+    versions,
+)
+from seqmodel.runs.training_stats import FILE as REFERENCE
+from seqmodel.runs.training_stats import write_reference
+from seqmodel.runs.writer import drop_judgements, resolve_device
+
+
+def finetune(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
+    """The command's body: trains, updates the run, returns (summary, exit code)."""
+    started = time.perf_counter()
+    keep_freed_memory()
+    team = join_team(resolve_device(args.device))
+    try:
+        _train(args, team)
+        team.wait()
+    except RuntimeError as error:
+        if team.size == 1 or not _is_lost_peer(error):
+            raise
+        raise ValueError(
+            f"a process of this job of {team.size} went away ({str(error).splitlines()[0][:120]}); the last "
+            f"checkpoint is kept in {args.run / 'finetune'}: start the same command again to go on"
+        ) from error
+    finally:
+        leave_team()
+    if not team.writes:
+        return {}, 0
+    # The other processes have left: what follows takes longer than they would wait.
+    summary, code = _finish(args)
+    return summary | {"seconds": round(time.perf_counter() - started, 1)}, code
+
+
+def _train(args: FinetuneArgs, team: Team) -> None:
+    """Fine-tune and update the run, unless its card says that just this was done."""
+    stage = open_stage(args)
+    if (done := _last_entry(stage.card)) is not None and done.get("settings") == asked_of(stage, args):
+        if team.writes:
+            say(f"nothing new: {args.run} was fine-tuned in this way already ({_kept(done)} was kept)")
+        return
+    if args.re_extract is not None and args.re_extract.exists():
+        raise ValueError(f"--re-extract {args.re_extract} is there already: name a new one")
+    if team.writes and stage.started_from != "stage 1":
+        say(f"{args.run} was fine-tuned before, with other settings: going further from there")
+    job = start_job(stage, args, team)
+    outcome = _run_job(stage, job, args)
+    if team.writes:
+        _write(stage, job, outcome, args)
+        _say_story(job.at.history, outcome, stage)
+
+
+def _finish(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
+    """What comes after the run was updated; a kill on the way is made good by the same command."""
+    card = load_card(args.run)
+    summary, code = _summary(args.run, card), 0
+    store = args.store or Path(card.store)
+    if args.re_extract is not None:
+        summary["re_extract"], code = re_extract(args.run, store, args.re_extract)
+        store = args.re_extract  # has the embeddings already: no crop need be looked at again
+    if not (args.run / REFERENCE).is_file():
+        say("measuring what live holds a session against")
+        try:
+            write_reference(args.run, store)
+        except ValueError as error:
+            warn(f"live will speak only once a whole window is filled: {error}")
+    shutil.rmtree(args.run / "finetune", ignore_errors=True)
+    return summary, code
+
+
+def _last_entry(card: Card) -> Mapping[str, Any] | None:
+    """The card's story of the last fine-tune, if there was one."""
+    return next((s for s in reversed(card.stages) if s.get("stage") == "finetune"), None)
+
+
+def _kept(entry: Mapping[str, Any]) -> str:
+    """Which stage's weights a run holds after this fine-tune."""
+    return "stage 2" if entry["kept"] else str(entry["started_from"])
+
+
+def _summary(run: Path, card: Card) -> dict[str, Any]:
+    """What `--json` prints, from the card alone: the same whether it was done now or before."""
+    entry = _last_entry(card)
+    assert entry is not None
+    epochs = entry["epochs"]
+    return {
+        "run": str(run),
+        "metric": card.metric,
+        "stage_1": entry["stage_1"],
+        "stage_2": max((epoch["val_score"] for epoch in epochs), default=None),
+        "kept": _kept(entry),
+        "epochs": len(epochs),
+        "unfreeze_from": entry["unfreeze_from"],
+        "encoder": dataclasses.asdict(card.recipe.encoder),
+        "frames_per_s": epochs[-1]["frames_per_s"] if epochs else None,
+    }
+
+
+def start_job(stage: Stage, args: FinetuneArgs, team: Team) -> EndToEnd:
+    """The training job, at its beginning or where it was stopped."""
+    augmentation = augmentation_of(stage) if args.augment else None
+    train, val = stage.train, stage.val
+    if args.cut_cache == "on" and stage.first_block > 0:
+        train, val = cut_sources(stage, args, team)
+    goal = Goal(stage.card.labelling.task, len(stage.card.labelling.names), stage.card.metric, stage.loss)
+    job = EndToEnd(
+        stage.model,
+        train,
+        val,
+        goal,
+        stage.config,
+        first_block=stage.first_block,
+        seed=args.seed,
+        team=team,
+        augmentation=augmentation,
+    )
+    found = load_checkpoint(stage.folder / "checkpoint.safetensors")
+    if found is not None and _belongs(found[0], found[1]["settings"], stage, args):
+        job.go_on(found[0], found[1]["position"])
+        if team.writes:
+            say(f"going on at epoch {job.at.epoch}, step {job.at.step} of {job.num_steps}")
+    else:
+        if found is not None and team.writes:
+            say("the checkpoint found belongs to other settings: starting anew")
+        job.judge_start()
+    return job
+
+
+def _belongs(tensors: Mapping[str, torch.Tensor], settings: Any, stage: Stage, args: FinetuneArgs) -> bool:
+    """Whether a checkpoint is this job's: asked for in the same way, and begun with the run's weights."""
+    if not isinstance(settings, dict) or settings.get("asked") != asked_of(stage, args):
+        return False
+    if settings["start"] == start_of(stage):
+        return True
+    # Killed after the weights were replaced and before the card was: the run holds this job's own best.
+    ours = stage.model.state_dict()
+    best = {name.removeprefix("best."): t for name, t in tensors.items() if name.startswith("best.")}
+    return bool(best) and all(name in ours and torch.equal(ours[name].cpu(), t) for name, t in best.items())
+
+
+def _run_job(stage: Stage, job: EndToEnd, args: FinetuneArgs) -> Outcome:
+    """Step until the job is finished; returns the outcome of the weights that are kept, now in the model.
+
+    Ctrl-C or SIGTERM ends it by KeyboardInterrupt after the step that is being made, with a checkpoint.
+    """
+    saved = time.monotonic()
+    settings = {"asked": asked_of(stage, args), "start": start_of(stage)}
+
+    def save() -> None:
+        if job.team.writes:
+            note = {"settings": settings, "position": job.note()}
+            save_checkpoint(stage.folder / "checkpoint.safetensors", job.tensors(), note)
+
+    with progress("steps") as bar, stop_asked() as asked_here:
+        left = (job.num_epochs - job.at.epoch) * job.num_steps - job.at.step
+        row = bar.add_task("fine-tuning", total=left, visible=job.team.writes)
+        while not job.finished:
+            outcome = job.step()
+            bar.advance(row)
+            if outcome is not None:
+                bar.update(row, description=f"fine-tuning, validation {outcome.val_score:.4f}")
+            stops = _agreed(asked_here(), job.team)
+            if stops or outcome is not None or time.monotonic() - saved >= stage.config.save_every_s:
+                save()
+                saved = time.monotonic()
+            if stops:
+                raise KeyboardInterrupt
+    return job.take_best()
+
+
+@contextmanager
+def stop_asked() -> Iterator[Callable[[], bool]]:
+    """A function that says whether Ctrl-C or SIGTERM came meanwhile. A second one ends the job at once."""
+    came: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(signum)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever owns it handles signals
+        before = {}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _agreed(stop: bool, team: Team) -> bool:
+    """Whether any process of the team was asked to stop: all stop at the same step, or one would wait."""
+    return stop if team.size == 1 else bool(team.total(torch.tensor(float(stop), device=team.device)) > 0)
+
+
+def _write(stage: Stage, job: EndToEnd, outcome: Outcome, args: FinetuneArgs) -> None:
+    """Put the kept weights and the story into the run."""
+    card = stage.card
+    entry = {
+        "stage": "finetune",
+        "val_score": outcome.val_score,
+        "kept": outcome.phase != "stage 1",
+        "started_from": stage.started_from,
+        "stage_1": job.at.history[0].val_score,
+        "kept_epoch": outcome.index,
+        "unfreeze_from": stage.first_block,
+        "epochs": [_story(o) for o in job.at.history[1:]],
+        "settings": asked_of(stage, args),
+        "command": args.command,
+    }
+    if outcome.phase == "stage 1":
+        _log(stage.run, job.at.history)
+        save_card(stage.run, dataclasses.replace(card, stages=(*card.stages, entry)))
+        return
+    encoder_id = card.recipe.encoder
+    state = stage.model.encoder.state_dict()
+    if outcome.phase == "both" and stage.first_block < len(stage.model.encoder.blocks):
+        encoder_id = EncoderId(
+            encoder_id.name, f"finetuned:{stage.run.name}", state_sha256(state), encoder_id.dim
+        )
+    measured = np.any([mask.any(axis=1) for mask in stage.val.valid.values()], axis=0)
+    calibration = fit_calibration(
+        job.best_logits[measured],
+        np.asarray(stage.val.labels)[measured],
+        card.labelling.task,
+        goal=card.calibration.goal,
+        label_names=card.labelling.names,
+    )
+    calibration = dataclasses.replace(
+        calibration, abstain=moved_band(card.calibration, calibration, card.labelling.task)
+    )
+    if (moved := calibration_stage(card)) is not None:
+        warn(f"the calibration for {moved['store']} goes with the old weights: calibrate again")
+    stages = tuple(dict(s) | {"kept": False} for s in card.stages)
+    card = dataclasses.replace(
+        card,
+        recipe=dataclasses.replace(card.recipe, encoder=encoder_id),
+        calibration=calibration,
+        stages=(*stages, entry),
+        metrics={},
+        versions=versions(),
+        git_commit=git_commit(),
+    )
+    drop_judgements(stage.run)
+    save_weights(stage.run, stage.model.head.state_dict(), state)
+    _log(stage.run, job.at.history)
+    save_card(stage.run, card)
+
+
+def _log(run: Path, history: list[Outcome]) -> None:
+    """Add the epochs to log.jsonl."""
+    for o in history[1:]:
+        append_log(run, {"stage": f"finetune, {o.phase}"} | _story(o))
+
+
+def _story(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "epoch": outcome.index,
+        "phase": outcome.phase,
+        "train_loss": outcome.train_loss,
+        "val_loss": outcome.val_loss,
+        "val_score": outcome.val_score,
+        "lr": outcome.lr,
+        "seconds": round(outcome.seconds, 2),
+        "frames_per_s": round(outcome.frames_per_s, 1),
+    }
+
+
+def _say_story(history: list[Outcome], kept: Outcome, stage: Stage) -> None:
+    from rich.table import Table
+
+    table = Table("epoch", "trains", "train loss", "val loss", f"val {stage.card.metric}", "frames/s", "")
+    for o in history:
+        what = {"stage 1": "—", "warm": "head", "both": "encoder and head"}[o.phase]
+        speed, train = (f"{o.frames_per_s:.0f}", f"{o.train_loss:.4f}") if o.index >= 0 else ("", "")
+        name = str(o.index) if o.index >= 0 else stage.started_from
+        table.add_row(
+            name, what, train, f"{o.val_loss:.4f}", f"{o.val_score:.4f}", speed, "kept" if o is kept else ""
+        )
+    console().print(table)
+    if kept.phase == "stage 1":
+        say("no epoch was better on validation than the run as it was: it stays as it was")
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    """Whether an error of torch.distributed says that another process ended."""
+    text = str(error).lower()
+    return any(word in text for word in ("connection closed", "connection reset", "gloo", "nccl", "peer"))

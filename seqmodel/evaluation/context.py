@@ -1,0 +1,237 @@
+"""What is judged: a run, a store and the clips of a split, and what is said and known about them.
+
+Opening test is counted here, in the card and in the store's ledger. It knows nothing about figures, reports
+or how a threshold is chosen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from features.cli import warn
+from features.datasets import load_samples
+from features.recipe import Part, differences
+from features.splits import known_rows
+from features.store.location import place_of
+from seqmodel.evaluation.baselines import identity, logistic, majority
+from seqmodel.evaluation.evaluator import Yardstick
+from seqmodel.heads.person_baseline import with_baseline
+from seqmodel.metrics.calibration import Calibration
+from seqmodel.metrics.classification import shares
+from seqmodel.metrics.predictions import Predictions, make_predictions
+from seqmodel.runs.card import Card, calibrators_of, load_card, load_split, save_card, write_text
+from seqmodel.runs.predict import Population, clip_labels, population, predict_rows
+
+if TYPE_CHECKING:
+    from features.store.store import FeatureStore
+    from features.store.table import ClipTable
+    from seqmodel.evaluation.permutation_importance import Fall
+
+STORE_NOTE = "store.txt"
+"""In a folder below `cross`: the path of the store that it is about."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run, a store, and the clips of a split: everything a judgement needs, read but not yet predicted."""
+
+    run: Path
+    card: Card
+    store: "FeatureStore"
+    table: "ClipTable"
+    labels: np.ndarray
+    """(all rows,) int64 class of every row, -1 = none."""
+    sides: dict[str, tuple[str, str]]
+    """The run's own split: clip_id -> (subject, side)."""
+    known: np.ndarray
+    """(all rows,) bool, which rows are clips of that split."""
+    population: Population
+    split: str
+    is_other_data: bool
+    """True where the store shares no clip with the run."""
+
+
+def ask(run: Path, card: Card, store_path: Path | None, split: str, mapping: Sequence[str] = ()) -> Asked:
+    """Open the store and find the clips. Raises ValueError when there is no store or no such clip."""
+    from features.store.store import FeatureStore
+
+    path = store_path or Path(card.store)
+    folder = place_of(path).folder
+    if folder is not None and not folder.exists():
+        raise ValueError(f"no store at {path}" + ("" if store_path else "; say where it is with --store"))
+    store = FeatureStore.open(path)
+    table = store.table()
+    labels = clip_labels(table, card.labelling, mapping)
+    sides = load_split(run)
+    known = known_rows(table, sides, is_home=_whole(path) == _whole(card.store))
+    is_other = not known.any()
+    found = population(table, labels, sides, split, known, calibrators_of(run, card))
+    if len(found.rows) == 0:
+        raise ValueError(f"store {path} has no extracted, labelled clip in the {split} split of run {run}")
+    name = f"{path.stem}:{split}" if is_other else split
+    return Asked(run, card, store, table, labels, sides, known, found, name, is_other)
+
+
+def folder_of(asked: Asked) -> Path:
+    """Where what is found belongs: the run, or for another data set a folder of its own below it, named after
+    the store."""
+    if not asked.is_other_data:
+        return asked.run
+    store, number = Path(asked.store.path), 1
+    while True:
+        folder = asked.run / "cross" / (store.stem if number == 1 else f"{store.stem}-{number}")
+        note = folder / STORE_NOTE
+        if not note.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(note, f"{_whole(store)}\n")
+        if note.read_text(encoding="utf-8").strip() == _whole(store):
+            return folder
+        number += 1
+
+
+def _whole(store: Path | str) -> str:
+    """A store's path from the root, or its address."""
+    folder = place_of(store).folder
+    return str(store) if folder is None else str(folder.resolve())
+
+
+def count_opening(asked: Asked, card: Card) -> Card:
+    """Count this opening of the test split, in the card as it is now and in the store's ledger; gives `card`
+    with it."""
+    time_utc = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    now = load_card(asked.run)
+    openings = (*now.test_openings, time_utc)
+    save_card(asked.run, replace(now, test_openings=openings))
+    card = replace(card, test_openings=openings)
+    try:
+        asked.store.record_test_opening(asked.run.name)
+    except (OSError, ValueError) as error:  # object storage says it with the latter
+        warn(f"the store's ledger could not be written ({error}); the card counts this opening")
+    return card
+
+
+def predict(asked: Asked) -> Predictions:
+    """What the run says about the clips of the split, by its own calibration."""
+    card, table, rows = asked.card, asked.table, asked.population.rows
+    coverage = face_coverage(asked.store, rows)
+    failed = table.state[rows] == 2
+    logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
+    measured = np.zeros(len(rows), bool)
+    if (~failed).any():
+        logits[~failed], measured[~failed] = predict_rows(
+            asked.run, card, asked.store, card.labelling, rows[~failed]
+        )
+    reasons = np.where(measured, "", "no face")
+    reasons = np.where(failed, [f"failed: {text}" for text in table.failure[rows]], reasons)
+    return make_predictions(
+        clip_ids=table.clip_id[rows],
+        subjects=table.subject[rows],
+        labels=asked.population.labels,
+        logits=logits,
+        reasons=reasons,
+        coverage=coverage,
+        slices={name: column[rows] for name, column in table.slices.items()} | {"source": table.source[rows]},
+        task=card.labelling.task,
+        calibration=card.calibration,
+        training_shares=training_shares(asked, training_clips(asked)),
+    )
+
+
+def face_coverage(store: "FeatureStore", rows: np.ndarray) -> np.ndarray:
+    """(N,) share of frames with a face; 0 where nothing was extracted. Of imported features, the share of a
+    clip's own frames that lack no feature."""
+    frames = store.read_frames(rows)
+    seen = np.nan_to_num(frames[:, :, 5]) > 0
+    if store.recipe.pixels is None:
+        return np.asarray(seen.sum(axis=1) / np.maximum(np.isfinite(frames[:, :, 0]).sum(axis=1), 1))
+    return np.asarray(seen.mean(axis=1), np.float64)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The run's own training clips, wherever they are; none where their store cannot be opened."""
+
+    store: "FeatureStore"
+    rows: np.ndarray
+    """(M,) rows of that store, extracted and labelled."""
+    labels: np.ndarray
+    """(M,) int64."""
+    subjects: np.ndarray
+    """(M,) str."""
+
+
+def training_clips(asked: Asked) -> Training:
+    """The clips on the run's training side: in the judged store, or for another data set in the run's home
+    store."""
+    store, table, labels = asked.store, asked.table, asked.labels
+    home = _home(asked.card) if asked.is_other_data else store
+    if home is not None and home is not store:
+        store, table = home, home.table()
+        labels = clip_labels(table, asked.card.labelling)
+    # Where their store is gone: clips of another data set may go by their names.
+    sides = asked.sides if home is not None else {}
+    on_side = np.array([sides.get(str(c), ("", ""))[1] == "train" for c in table.clip_id], bool)
+    rows = np.flatnonzero(on_side & (labels >= 0) & (table.state == 1))
+    return Training(store, rows, labels[rows], table.subject[rows])
+
+
+def _home(card: Card) -> "FeatureStore | None":
+    from features.store.store import FeatureStore
+
+    try:
+        return FeatureStore.open(card.store)
+    except (ValueError, OSError):
+        return None
+
+
+def training_shares(asked: Asked, training: Training) -> np.ndarray:
+    """(C,) shares of the classes in training: of its clips, or where they are not here as the card has
+    them."""
+    if not len(training.labels):
+        return np.array(asked.card.training_shares)
+    return shares(training.labels, len(asked.card.labelling.names))
+
+
+def yardsticks(asked: Asked, predictions: Predictions, training: Training, seed: int) -> list[Yardstick]:
+    """Majority, logistic regression on each stream that the store holds (read by the head or not), and where
+    subjects are known identity, for the judged clips."""
+    card, prior = asked.card, training_shares(asked, training)
+    found = [majority(prior, len(predictions), card.labelling.names)]
+    if len(np.unique(training.labels)) > 1 and predictions.measured.any():
+        rows = asked.population.rows[predictions.measured]
+        for stream in asked.store.streams:
+            # Another encoder's embeddings mean something else.
+            part: Part = "encoder" if stream == "embeddings" else "geometry"
+            if stream in training.store.streams and not differences(
+                training.store.recipe, asked.store.recipe, [part]
+            ):
+                learned, judged = (
+                    with_baseline(load_samples(store, card.labelling, places, stream), card.baseline, store)
+                    for store, places in ((training.store, training.rows), (asked.store, rows))
+                )
+                found.append(logistic(learned, judged, stream, predictions.measured, prior))
+    known = identity(
+        predictions.labels,
+        predictions.subjects,
+        prior,
+        seed=seed,
+        training_labels=training.labels,
+        training_subjects=training.subjects,
+    )
+    return [*found, *([known] if known is not None else [])]
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """What there is to tell about heads of folds, which are judged in place of the run's network."""
+
+    falls: Sequence["Fall"]
+    """What shuffling each group of inputs costs them."""
+    calibrations: Sequence[Calibration]
+    """One a fold."""
+    thresholds: np.ndarray
+    """(N,) of the fold that answered each clip."""

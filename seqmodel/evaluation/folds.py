@@ -1,0 +1,377 @@
+"""evaluate --folds K|loso: for few people. Refits heads in each fold and pools what is said about those left
+out.
+
+Nested: in each fold the people who are left out choose nothing. The others are dealt into parts; each part
+in turn is held back from a head of every candidate, and says when that head stops. All that the parts were
+told, pooled, chooses the candidate and fits temperature and threshold. The fold's answer is the mean logit of
+the chosen candidate's heads, one a part. The run lends its question (labels, streams, store), not its tuned
+head, because that head was chosen by looking at people who are left out here.
+
+It knows nothing about searches, crops or reports. Features are the store's: the encoder stays as the store
+has it.
+
+Shapes: N clips, O logits, C classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from features.cli import progress
+from features.datasets import Samples, load_samples, sample_groups, subset
+from features.recipe import GeometryId
+from features.splits import grouped_folds, leave_one_subject_out
+from features.store.table import groups_of
+from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
+from seqmodel.evaluation.baselines import identity, logistic, majority
+from seqmodel.evaluation.context import Asked, Refitted, face_coverage
+from seqmodel.evaluation.evaluator import Yardstick
+from seqmodel.evaluation.permutation_importance import (
+    Arrays,
+    Fall,
+    feature_groups,
+    head_logits,
+    importance,
+    some_places,
+)
+from seqmodel.heads.person_baseline import with_baseline
+from seqmodel.metrics.calibration import (
+    Calibration,
+    decide,
+    fit_calibration,
+    negative_log_likelihood,
+    parse_goal,
+    probabilities,
+    require_threshold,
+)
+from seqmodel.metrics.classification import score, shares
+from seqmodel.metrics.predictions import Predictions
+from seqmodel.runs.card import Card
+from seqmodel.training.loop import fit, fit_best, predict_logits, resolve_metric
+from seqmodel.training.task import doubt_of_folds
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A head and how it is trained."""
+
+    name: str
+    head: HeadConfig
+    lr: float
+    noise: float = 0.0
+    weight_decay: float = 0.01
+    """As in `TrainConfig`."""
+
+
+CANDIDATES = (
+    Candidate("small", HeadConfig(hidden=64, projection=64), lr=2e-3),
+    Candidate(
+        "wide",
+        HeadConfig(hidden=128, projection=256, bidirectional=False, dropout=0.5, pooling="attention"),
+        lr=1e-2,
+        noise=0.5,
+        weight_decay=0.3,
+    ),
+)
+"""What each fold chooses among; fixed here, so that no person's clips had a say in it. Small for a handful of
+people, wide and noisy for thousands of clips."""
+MIN_BATCH, MAX_BATCH, STEPS_AN_EPOCH = 8, 64, 40
+STEPS = 400
+"""A handful of people are a handful of batches: epochs are counted so that a head sees about this many."""
+MIN_EPOCHS, MAX_EPOCHS = 16, 40
+INNER_FOLDS = 4
+"""Parts that a fold's training people are dealt into."""
+NOTHING_LEARNED = "nothing to learn from"
+"""Why a clip was not measured in whose fold one person, or one class, was left to learn from."""
+
+
+@dataclass(frozen=True)
+class FoldAnswer:
+    """What one fold says about the clips that it left out."""
+
+    places: np.ndarray
+    """(n,) places among the judged clips."""
+    logits: np.ndarray
+    probabilities: np.ndarray
+    said: np.ndarray
+    candidate: str
+    """Name of the one it chose; '' where nothing could be learned, or nobody was to be answered."""
+    heads: tuple[Any, ...] = ()
+    """The chosen candidate's, one a part."""
+    calibration: Calibration = Calibration()
+
+
+def every_clip(asked: Asked, folds: str) -> Asked:
+    """All labelled clips of the store, whatever side they stood on; failed ones too."""
+    rows = np.flatnonzero((asked.labels >= 0) & (asked.table.state != 0))
+    found = replace(asked.population, rows=rows, labels=asked.labels[rows], how="every labelled clip")
+    return replace(asked, population=found, split=f"folds-{folds}")
+
+
+def dims_of(asked: Asked) -> dict[str, int]:
+    """Width, in the store, of each stream that the run's head reads: the heads of folds are made for these.
+
+    Raises ValueError where the store has not all of them.
+    """
+    lacking = set(asked.card.dims) - set(asked.store.streams)
+    if lacking:
+        raise ValueError(f"{asked.run} reads {', '.join(sorted(lacking))}, which {asked.store.path} lacks")
+    return {name: asked.store.array(name).shape[-1] for name in asked.card.dims}
+
+
+def goal_of(card: Card, args: EvaluateArgs) -> str:
+    """What each fold chooses its threshold for. Raises ValueError for what is no goal of this task."""
+    goal = args.threshold_for or card.calibration.goal
+    if args.threshold_for:
+        require_threshold(card.labelling.task)
+        parse_goal(goal, card.labelling.names)
+    return goal
+
+
+def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yardstick], Refitted, list[str]]:
+    """Out-of-fold predictions of every clip, yardsticks of the same folds, what there is to tell about the
+    heads, and what readers have to know.
+
+    Raises ValueError for a wrong K, and where no fold has anything to learn from.
+    """
+    card, rows, labels = asked.card, asked.population.rows, asked.population.labels
+    card = replace(card, dims=dims_of(asked), calibration=replace(card.calibration, goal=goal_of(card, args)))
+    num_classes = len(card.labelling.names)
+    everything, samples, reasons = samples_of(asked, card)
+    measured, subjects = reasons == "", samples.subjects
+    people = subjects if args.folds == "loso" else sample_groups(samples)
+    folds = split_folds(args.folds, labels, people, args.seed)
+    # One for all folds: the shares of whom a fold learns from lean against those whom it leaves out.
+    prior = shares(labels, num_classes)
+    logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
+    p, said = np.tile(prior, (len(rows), 1)), np.full(len(rows), prior.argmax(), np.int64)
+    idle = np.zeros(len(rows), bool)
+    constant = majority(prior, len(rows), card.labelling.names, of="all clips")
+    rivals: dict[str, Yardstick] = {constant.name: constant}
+    answers = []
+    with progress("folds") as bar:
+        task = bar.add_task("refitting", total=len(folds))
+        for number, (learn, left_out) in enumerate(folds):
+            answer = answer_fold(card, samples, measured, learn, left_out, args.seed + number)
+            answers.append(answer)
+            p[answer.places], said[answer.places] = answer.probabilities, answer.said
+            logits[answer.places] = answer.logits
+            idle[left_out] = measured[left_out] & (answer.candidate == "")
+            _add_rivals(rivals, everything, measured, learn, left_out, prior)
+            bar.advance(task)
+    chosen = [answer.candidate for answer in answers if answer.candidate]
+    if not chosen:
+        raise ValueError(
+            f"--folds {args.folds}: there is nothing to learn from in any fold; it takes two people or more, "
+            "and two classes, beside those who are left out"
+        )
+    predictions = Predictions(
+        clip_ids=asked.table.clip_id[rows],
+        subjects=subjects,
+        labels=labels,
+        logits=logits,
+        probabilities=p,
+        said=said,
+        unsure=np.zeros(len(rows), bool),
+        reasons=np.where(idle, NOTHING_LEARNED, reasons),
+        coverage=face_coverage(asked.store, rows),
+        slices={name: column[rows] for name, column in asked.table.slices.items()},
+    )
+    known = identity(labels, subjects, prior, seed=args.seed)
+    yardsticks = [*rivals.values(), *([known] if known is not None else [])]
+    thresholds = np.full(len(rows), 0.5)
+    for answer in answers:
+        thresholds[answer.places] = answer.calibration.threshold
+    refitted = Refitted(
+        falls=group_falls(card, asked.store.recipe.geometry, samples, answers, args.seed),
+        calibrations=[answer.calibration for answer in answers if answer.candidate],
+        thresholds=thresholds,
+    )
+    num_idle = sum(bool(idle[left_out].any()) for _, left_out in folds)
+    doubt = doubt_of_folds(asked.store, groups_of(asked.table, rows))
+    notes = [doubt] * bool(doubt) + _notes(len(folds), num_idle, chosen, bool((subjects == "").any()))
+    return predictions, yardsticks, refitted, notes
+
+
+def samples_of(asked: Asked, card: Card) -> tuple[Samples, Samples, np.ndarray]:
+    """Every stream of the judged clips; those that the run's head reads, as it reads them; and (N,) str why a
+    clip was not measured, '' where it was."""
+    rows, streams = asked.population.rows, asked.store.streams
+    everything = load_samples(asked.store, card.labelling, rows, "both" if len(streams) > 1 else streams[0])
+    everything = with_baseline(everything, card.baseline, asked.store)
+    everything = replace(everything, labels=asked.population.labels)
+    x, valid = ({name: side[name] for name in card.dims} for side in (everything.x, everything.valid))
+    seen = np.any([np.asarray(mask).any(axis=1) for mask in valid.values()], axis=0)
+    reasons = np.where(asked.table.state[rows] == 2, "failed", np.where(seen, "", "no face"))
+    return everything, replace(everything, x=x, valid=valid), reasons
+
+
+def group_falls(
+    card: Card, geometry: GeometryId | None, samples: Samples, answers: Sequence[FoldAnswer], seed: int
+) -> list[Fall]:
+    """What shuffling each group of inputs costs the folds' heads, each asked about people whom it never saw;
+    empty where they read one group."""
+    task = card.labelling.task
+    places = some_places(np.sort(np.concatenate([answer.places for answer in answers])), seed)
+    if "geometry" not in card.dims or len(np.unique(samples.labels[places])) < 2:
+        return []
+    by_fold = [(np.flatnonzero(np.isin(places, answer.places)), answer) for answer in answers]
+
+    def answer_each(x: Arrays, valid: Arrays) -> np.ndarray:
+        p = np.zeros((len(places), len(card.labelling.names)))
+        for inside, fold in by_fold:
+            if len(inside):
+                part = [{name: values[inside] for name, values in side.items()} for side in (x, valid)]
+                logits = np.mean([head_logits(head, *part) for head in fold.heads], axis=0)
+                p[inside] = probabilities(logits, task, fold.calibration)
+        return p
+
+    x, valid, labels = samples.batch(places)
+    groups = feature_groups(card.dims, geometry.features if geometry else ())
+    people = samples.subjects[places]
+    return importance(answer_each, x, valid, labels, people, groups, metric=card.metric, seed=seed)
+
+
+def split_folds(
+    folds: str, labels: np.ndarray, subjects: np.ndarray, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(learned from, left out) places for `loso` or a number. Raises ValueError for anything else.
+
+    subjects: (N,) str, for a number of folds whoever must stay together; '' stands for itself.
+    """
+    if folds == "loso":
+        return leave_one_subject_out(subjects)
+    if not folds.isdigit():
+        raise ValueError(f"--folds is a number or loso, got {folds!r}")
+    return grouped_folds(labels, subjects, int(folds), seed)
+
+
+def answer_fold(
+    card: Card, samples: Samples, measured: np.ndarray, learn: np.ndarray, left_out: np.ndarray, seed: int
+) -> FoldAnswer:
+    """Choose, fit and calibrate on `learn`, and answer `left_out`; nothing of the latter is seen before.
+
+    Every fold is scaled, so that probabilities of different folds can be ranked together.
+    """
+    task, names = card.labelling.task, card.labelling.names
+    places = left_out[measured[left_out]]
+    parts = inner_parts(samples, learn[measured[learn]], seed)
+    if not parts or len(places) == 0:
+        empty = np.zeros(0, np.int64)
+        return FoldAnswer(empty, np.zeros((0, card.num_outputs)), np.zeros((0, len(names))), empty, "")
+    held = np.concatenate([choose for _, choose in parts])
+    judged = subset(samples, places)
+    best: tuple[float, str, np.ndarray, np.ndarray, tuple[Any, ...]] | None = None
+    for candidate in CANDIDATES:
+        told, answers, heads = [], [], []
+        for number, (train, choose) in enumerate(parts):
+            sides = subset(samples, train), subset(samples, choose)
+            head, logits = _fit_head(candidate, card, *sides, seed * INNER_FOLDS + number)
+            heads.append(head)
+            told.append(logits)
+            answers.append(predict_logits(head, judged))
+        inner = np.concatenate(told)
+        value = _score(card, inner, samples.labels[held])
+        if best is None or value > best[0]:
+            best = (value, candidate.name, inner, np.mean(answers, axis=0), tuple(heads))
+    assert best is not None
+    calibration: Calibration = fit_calibration(
+        best[2], samples.labels[held], task, goal=card.calibration.goal, label_names=names, always_scale=True
+    )
+    decision = decide(best[3], task, calibration)
+    return FoldAnswer(places, best[3], decision.probabilities, decision.label, best[1], best[4], calibration)
+
+
+def training_config(candidate: Candidate, num_clips: int) -> TrainConfig:
+    """About STEPS_AN_EPOCH steps an epoch, and STEPS in all, as far as the limits allow."""
+    batch = int(np.clip(num_clips // STEPS_AN_EPOCH, MIN_BATCH, MAX_BATCH))
+    epochs = int(np.clip(np.ceil(STEPS * batch / num_clips), MIN_EPOCHS, MAX_EPOCHS))
+    return TrainConfig(
+        epochs=epochs,
+        patience=max(6, epochs // 4),
+        batch_size=batch,
+        lr=candidate.lr,
+        noise=candidate.noise,
+        weight_decay=candidate.weight_decay,
+    )
+
+
+def inner_parts(samples: Samples, learn: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(train, held back) places among `learn`, by person; none where there is one person, or one class.
+
+    Parts without which a class is missing from training are left out, where others remain.
+    """
+    labels, groups = samples.labels[learn], sample_groups(samples)[learn]
+    people, classes = len(np.unique(groups)), len(np.unique(labels))
+    if people < 2 or classes < 2:
+        return []
+    parts = grouped_folds(labels, groups, min(INNER_FOLDS, people), seed)
+    whole = [(train, held) for train, held in parts if len(np.unique(labels[train])) == classes]
+    return [(learn[train], learn[held]) for train, held in whole or parts]
+
+
+def _fit_head(
+    candidate: Candidate, card: Card, train: Samples, choose: Samples, seed: int
+) -> tuple[Any, np.ndarray]:
+    """(head with its best epoch's weights, logits of `choose`)."""
+    from seqmodel.heads.recurrent import build_head
+
+    task, classes = card.labelling.task, len(card.labelling.names)
+    config = replace(candidate.head, shared_thresholds=task == "ordinal")
+    head = build_head(config, card.dims, card.num_outputs, seed=seed)
+    head.set_statistics(train)
+    training = training_config(candidate, len(train))
+    epochs = fit(head, train, choose, training, task=task, num_classes=classes, seed=seed)
+    return head, fit_best(head, epochs, training.patience).best.val_logits
+
+
+def _score(card: Card, logits: np.ndarray, labels: np.ndarray) -> float:
+    """The task's metric of (N, O) logits; below every such value, the likelihood, where it is not defined."""
+    task = card.labelling.task
+    value = score(resolve_metric("auto", task), labels, probabilities(logits, task))
+    if np.isfinite(value):
+        return float(value)
+    return -2.0 - negative_log_likelihood(logits, labels, task, Calibration()) / len(labels)
+
+
+def _add_rivals(
+    rivals: dict[str, Yardstick],
+    samples: Samples,
+    measured: np.ndarray,
+    learn: np.ndarray,
+    left_out: np.ndarray,
+    prior: np.ndarray,
+) -> None:
+    """Answer the fold by logistic regression on each stream of `samples` too, and write it into the pooled
+    yardsticks; where a fold has none, the (C,) shares of the classes stay."""
+    inside, learn = measured[left_out], learn[measured[learn]]
+    if len(np.unique(samples.labels[learn])) < 2 or not inside.any():
+        return
+    judged = subset(samples, left_out[inside])
+    for stream in samples.x:
+        part = logistic(subset(samples, learn), judged, stream, inside, prior)
+        if part.name not in rivals:
+            p = np.tile(prior, (len(samples), 1))
+            rivals[part.name] = replace(part, probabilities=p, said=p.argmax(axis=1).astype(np.int64))
+        rivals[part.name].probabilities[left_out] = part.probabilities
+        rivals[part.name].said[left_out] = part.said
+
+
+def _notes(num_folds: int, num_idle: int, chosen: Sequence[str], some_unknown: bool) -> list[str]:
+    counts = ", ".join(f"{c.name} heads in {chosen.count(c.name)}" for c in CANDIDATES if c.name in chosen)
+    found = [
+        f"out-of-fold: {num_folds} folds refitted on the store's features ({counts}); "
+        "this judges the recipe, not the weights of this run"
+    ]
+    if num_idle:
+        found.append(
+            f"in {num_idle} of {num_folds} folds there was nothing to learn from: beside those who were left "
+            "out there was one person, or one class"
+        )
+    if some_unknown:
+        found.append(
+            "clips without a subject stay with their video alone: their person may be on both sides of a fold"
+        )
+    return found

@@ -1,0 +1,63 @@
+"""What a head has to beat: the majority class, and a logistic regression on each stream's mean and
+spread over time.
+
+Knows nothing about stores, runs or recurrent networks. N clips, T frames, D width of a stream, C classes.
+"""
+
+import numpy as np
+
+from features.datasets import Samples
+from seqmodel.metrics.classification import score
+
+REGULARISATION = 0.01
+"""scikit-learn's C on standardised statistics: a thousand columns on a few hundred clips want a strong
+prior."""
+
+
+def majority_probabilities(train_labels: np.ndarray, num_clips: int, num_classes: int) -> np.ndarray:
+    """(num_clips, C): the class shares of training, the same for every clip."""
+    counts = np.bincount(train_labels[train_labels >= 0], minlength=num_classes).astype(np.float64)
+    return np.tile(counts / max(1.0, counts.sum()), (num_clips, 1))
+
+
+def time_statistics(samples: Samples, stream: str, rows_at_once: int = 512) -> np.ndarray:
+    """(N, 2 D) float32: mean and standard deviation of a stream over a clip's valid steps; zeros where
+    none."""
+    parts = []
+    for start in range(0, len(samples), rows_at_once):
+        places = np.arange(start, min(start + rows_at_once, len(samples)))
+        x, valid, _ = samples.batch(places)
+        keep = valid[stream].astype(np.float32)[..., None]
+        values = np.where(keep > 0, x[stream].astype(np.float32), 0.0)
+        count = np.maximum(keep.sum(axis=1), 1.0)
+        mean = values.sum(axis=1) / count
+        spread = np.sqrt((((values - mean[:, None]) * keep) ** 2).sum(axis=1) / count)
+        parts.append(np.concatenate([mean, spread], axis=1))
+    return np.concatenate(parts).astype(np.float32)
+
+
+def logistic_probabilities(train: Samples, target: Samples, stream: str, num_classes: int) -> np.ndarray:
+    """(len(target), C) of a class-weighted logistic regression on `time_statistics`, learned from `train`."""
+    from sklearn.linear_model import LogisticRegression
+
+    known = train.labels >= 0
+    statistics = time_statistics(train, stream)[known]
+    mean, std = statistics.mean(axis=0), statistics.std(axis=0)
+    std = np.where(std < 1e-6, 1.0, std)
+    model = LogisticRegression(C=REGULARISATION, max_iter=300, class_weight="balanced")
+    model.fit((statistics - mean) / std, train.labels[known])
+    found = model.predict_proba((time_statistics(target, stream) - mean) / std)
+    probabilities = np.zeros((len(target), num_classes))
+    probabilities[:, model.classes_] = found
+    return probabilities
+
+
+def baseline_scores(train: Samples, val: Samples, num_classes: int, metric: str) -> dict[str, float]:
+    """Validation score of each baseline by name: `majority`, `logistic_<stream>`."""
+    scores = {
+        "majority": score(metric, val.labels, majority_probabilities(train.labels, len(val), num_classes))
+    }
+    for stream in train.x:
+        probabilities = logistic_probabilities(train, val, stream, num_classes)
+        scores[f"logistic_{stream}"] = score(metric, val.labels, probabilities)
+    return scores

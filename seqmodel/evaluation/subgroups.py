@@ -1,0 +1,136 @@
+"""For whom it works: the same figures for every person, source, face coverage and further column, worst
+first.
+
+It knows nothing about stores, networks or drawing.
+
+Shapes: N clips, S subjects, R rounds, C classes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from seqmodel.metrics.bootstrap import Draws, Figure, interval, per_subject_confusion
+from seqmodel.metrics.classification import count_metrics
+from seqmodel.metrics.predictions import Predictions
+
+# Fewer clips say nothing: the interval of 10 clips, 8 of them right, is .49 to .94.
+ENOUGH_CLIPS = 10
+# With fewer people than this in a slice, an interval by person would be a guess; clips are counted instead.
+ENOUGH_SUBJECTS = 5
+MOST_VALUES = 40
+"""A column with more different values (and about as many clips) is a name, not a slice."""
+
+COVERAGE_NAMES = ("no face", "under half", "half to 90 %", "90 % and more")
+
+
+@dataclass(frozen=True)
+class SliceRow:
+    """One group of clips."""
+
+    name: str
+    accuracy: Figure
+    balanced_accuracy: Figure
+    said: float
+    """Share of clips for which the last class is said."""
+    true: float
+    """Share of clips that are of the last class."""
+    clips: int
+    people: int
+    small: bool
+    """True where it has too few clips to judge."""
+
+
+@dataclass(frozen=True)
+class Slices:
+    """One way of grouping the clips; rows worst first, those too small to judge last."""
+
+    title: str
+    column: str
+    rows: tuple[SliceRow, ...]
+    note: str = ""
+
+
+def all_slices(p: Predictions, draws: Draws, num_classes: int) -> list[Slices]:
+    """Every grouping that has at least two groups."""
+    found = []
+    for title, column, values in _groupings(p):
+        names = [str(name) for name in np.unique(values) if name]
+        if len(names) < 2 or (len(names) > MOST_VALUES and title != "By person"):
+            continue
+        rows = [slice_row(name, values == name, p, draws, num_classes) for name in names]
+        unnamed = int((values == "").sum())
+        note = f"{unnamed} clips without a value are left out here." if unnamed else ""
+        rows.sort(key=lambda row: (row.small, row.accuracy.value))
+        found.append(Slices(title, column, tuple(rows), note))
+    return found
+
+
+def slice_row(name: str, inside: np.ndarray, p: Predictions, draws: Draws, num_classes: int) -> SliceRow:
+    """Figures of the clips where `inside` (N,) bool holds."""
+    labels, said = p.labels[inside], p.said[inside]
+    subjects = np.unique(draws.subject_index[inside])
+    place = np.searchsorted(subjects, draws.subject_index[inside])
+    each = per_subject_confusion(labels, said, place, len(subjects), num_classes)
+    point = count_metrics(each.sum(axis=0))
+    accuracy, balanced = float(point["accuracy"]), float(point["balanced_accuracy"])
+    if len(subjects) >= ENOUGH_SUBJECTS and draws.by_subject:
+        weights = draws.weights[:, subjects]
+        rounds = count_metrics(
+            (weights @ each.reshape(len(subjects), -1)).reshape(-1, num_classes, num_classes)
+        )
+        accuracy_interval = interval(rounds["accuracy"], len(subjects))
+        balanced_interval = interval(rounds["balanced_accuracy"], len(subjects))
+    else:
+        accuracy_interval = wilson(int((labels == said).sum()), len(labels))
+        balanced_interval = (float("nan"), float("nan"))
+    one_class = len(np.unique(labels)) < 2
+    return SliceRow(
+        name=name,
+        accuracy=Figure(accuracy, *accuracy_interval),
+        # The recall of one class alone is not a balanced accuracy.
+        balanced_accuracy=Figure(float("nan"), float("nan"), float("nan"))
+        if one_class
+        else Figure(balanced, *balanced_interval),
+        said=float((said == num_classes - 1).mean()),
+        true=float((labels == num_classes - 1).mean()),
+        clips=len(labels),
+        people=len(np.unique(p.subjects[inside & (p.subjects != "")])),
+        small=len(labels) < ENOUGH_CLIPS,
+    )
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """95 % interval of a share of independent clips (Wilson, 1927); NaN for none."""
+    if total == 0:
+        return float("nan"), float("nan")
+    z = 1.959964
+    share = right / total
+    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    reach = z / (1 + z**2 / total) * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    return float(centre - reach), float(centre + reach)
+
+
+def coverage_names(coverage: np.ndarray) -> np.ndarray:
+    """(N,) str of COVERAGE_NAMES for (N,) shares of frames with a face."""
+    step = np.digitize(coverage, [1e-9, 0.5, 0.9])
+    return np.asarray(COVERAGE_NAMES)[step]
+
+
+def source_groups(sources: Sequence[str] | np.ndarray) -> np.ndarray:
+    """(N,) str: the video where videos hold several clips, else the first folder of its path."""
+    sources = np.asarray(sources, dtype=str)
+    if len(np.unique(sources)) * 2 <= len(sources):
+        return sources
+    return np.array([text.replace("\\", "/").rpartition("/")[0].partition("/")[0] for text in sources], str)
+
+
+def _groupings(p: Predictions) -> Iterator[tuple[str, str, np.ndarray]]:
+    yield "By person", "person", p.subjects.astype(str)
+    yield "By face coverage", "frames with a face", coverage_names(p.coverage)
+    for column, values in p.slices.items():
+        if column == "source":
+            yield "By source", "source", source_groups(values)
+        else:
+            yield f"By {column}", column, values.astype(str)

@@ -1,0 +1,152 @@
+"""A bundle: a run made ready for machines without torch, as one folder that can be copied.
+
+    export.json            what it was made from, how much it differs, format and precision
+    card.json              the run's card, without paths, people or figures about them
+    statistics.safetensors mean and standard deviation of the training features, by stream
+    encoder.xml + .bin, head.xml + .bin    format openvino
+    encoder.onnx, head.onnx                format onnx
+    detector/              the face detector files (and landmarker) by name
+
+A run that reads no embeddings has no encoder.* in its bundle. The encoder takes one uint8 RGB crop
+(1, H, W, 3) and gives (1, D) float32; the head takes for each stream its values (1, T, D) float32 and its
+validity (1, T) bool, and gives logits (1, O).
+
+This file reads bundles and imports no torch; `export` writes them. Knows nothing about videos.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from features.recipe import EncoderId
+from seqmodel.encoders.engine import (
+    Engine,
+    Precision,
+    cpu_options,
+    import_openvino,
+    precision_of,
+    resolve_precision,
+)
+from seqmodel.encoders.model_files import sha256_of
+from seqmodel.runs.card import WEIGHTS, Card
+
+Format = Literal["openvino", "onnx"]
+FORMATS: tuple[Format, ...] = ("openvino", "onnx")
+MANIFEST = "export.json"
+SUFFIX: dict[Format, str] = {"openvino": ".xml", "onnx": ".onnx"}
+
+Head = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], np.ndarray]
+"""(streams {name: (T, D)}, valid {name: (T,) bool}) -> (O,) float32 logits of one window."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a bundle says of itself."""
+
+    folder: Path
+    format: Format
+    run_weights_sha256: str
+    """sha256 of the weights.safetensors that it was made from."""
+    max_difference: dict[str, float]
+    """Largest differences from torch that were measured when it was made."""
+
+
+def bundle_folder(run: Path, form: Format) -> Path:
+    """Where a run keeps its own bundle of a format."""
+    return run / "export" / form
+
+
+def find_bundle(run: Path) -> Bundle | None:
+    """The bundle to use for a run: the folder itself if it is one, else its own that still fits it."""
+    if (run / MANIFEST).is_file():
+        return read_manifest(run)
+    for form in FORMATS:
+        folder = bundle_folder(run, form)
+        if (folder / MANIFEST).is_file():
+            bundle = read_manifest(folder)
+            # A run that was trained again has outgrown its export. The calibration is the run's own anyway.
+            if bundle.run_weights_sha256 == sha256_of(run / WEIGHTS):
+                return bundle
+    return None
+
+
+def read_manifest(folder: Path) -> Bundle:
+    """export.json of a bundle. Raises ValueError when it cannot be read."""
+    path = folder / MANIFEST
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        return Bundle(folder, plain["format"], plain["run_weights_sha256"], plain["max_difference"])
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read: {error!r}") from error
+
+
+def open_bundle(
+    bundle: Bundle, card: Card, threads: int = 1, precision: Precision | None = None
+) -> tuple[Engine | None, Head]:
+    """Encoder (None where the head reads no embeddings) and head of a bundle, run by OpenVINO in any format.
+
+    `precision` is the encoder's; by default as the run's store was made. Raises ValueError when a file is
+    missing.
+    """
+    openvino = import_openvino()
+    core = openvino.Core()
+    head = core.compile_model(_network(core, bundle, "head"), "CPU", cpu_options("f32", threads))
+    if "embeddings" not in card.dims:
+        return None, _runs_head(head, card)
+    wanted = resolve_precision(precision or precision_of(card.numerics))
+    encoder = core.compile_model(_network(core, bundle, "encoder"), "CPU", cpu_options(wanted, threads))
+    numerics = {
+        "backend": "openvino",
+        "device": "cpu",
+        "precision": wanted,
+        "export": bundle.format,
+        "version": openvino.__version__.partition("-")[0],
+    }
+    engine = Engine(card.recipe.encoder, numerics, _runs_encoder(encoder, card.recipe.encoder))
+    return engine, _runs_head(head, card)
+
+
+def head_inputs(card: Card) -> list[str]:
+    """Names of the head's inputs in order: for each stream its values, then its validity."""
+    return [name for stream in card.dims for name in (stream, f"{stream}_valid")]
+
+
+def _network(core: Any, bundle: Bundle, name: str) -> Any:
+    path = bundle.folder / f"{name}{SUFFIX[bundle.format]}"
+    if not path.is_file():
+        raise ValueError(f"{bundle.folder} lacks {path.name}: export the run again")
+    # Read as bytes: the path may hold any letters.
+    if bundle.format == "openvino":
+        return core.read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+    return core.read_model(path.read_bytes())
+
+
+def _runs_encoder(compiled: Any, identity: EncoderId) -> Callable[[np.ndarray], np.ndarray]:
+    request = compiled.create_infer_request()
+
+    def run(crops: np.ndarray) -> np.ndarray:
+        found = np.empty((len(crops), identity.dim), np.float16)
+        for index in range(len(crops)):
+            request.infer([np.ascontiguousarray(crops[index : index + 1])])
+            found[index] = request.get_output_tensor().data[0]
+        return found
+
+    return run
+
+
+def _runs_head(compiled: Any, card: Card) -> Head:
+    request = compiled.create_infer_request()
+
+    def logits(x: Mapping[str, np.ndarray], valid: Mapping[str, np.ndarray]) -> np.ndarray:
+        inputs: list[np.ndarray] = []
+        for stream in card.dims:
+            inputs.append(np.ascontiguousarray(x[stream][None], np.float32))
+            inputs.append(np.ascontiguousarray(valid[stream][None], bool))
+        request.infer(inputs)
+        return np.array(request.get_output_tensor().data[0], np.float32)
+
+    return logits

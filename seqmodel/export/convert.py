@@ -1,0 +1,98 @@
+"""Encoder and head as OpenVINO and ONNX files.
+
+Knows nothing about runs, stores or whether a file is right: export.py checks that. F frames, T frames of a
+window, D embedding, O outputs.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from features.recipe import to_json
+from seqmodel.encoders.engine import convert_network, import_openvino
+from seqmodel.heads.recurrent import LstmHead
+from seqmodel.runs.card import Card, card_to_json
+
+OPSET = 18
+
+
+class FlatHead(nn.Module):
+    """A head whose inputs stand in a row: for each stream its values (B, T, D), then its validity (B, T)."""
+
+    def __init__(self, head: LstmHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Logits (B, O)."""
+        names = list(self.head.dims)
+        return self.head(
+            dict(zip(names, inputs[::2], strict=True)), dict(zip(names, inputs[1::2], strict=True))
+        )
+
+
+def metadata_of(card: Card) -> dict[str, str]:
+    """What travels inside each model file: how to feed it, and how to read what comes out."""
+    plain = card_to_json(card)
+    return {
+        "recipe": json.dumps(to_json(card.recipe), ensure_ascii=False),
+        "labels": json.dumps(list(card.labelling.names), ensure_ascii=False),
+        "task": card.labelling.task,
+        "baseline": card.baseline,
+        "calibration": json.dumps(plain["calibration"]),
+        "input": "uint8 RGB crops (1, H, W, 3); mean and std are inside; embeddings rounded to float16",
+    }
+
+
+def to_openvino(
+    module: nn.Module, example: tuple[Tensor, ...], path: Path, metadata: Mapping[str, str]
+) -> None:
+    """Write path (.xml) and its .bin; the inputs have the shapes of `example`."""
+    network = convert_network(module, example)
+    for key, value in metadata.items():
+        network.set_rt_info(value, ["brainbuddy", key])
+    import_openvino().save_model(network, path, compress_to_fp16=False)
+
+
+def to_onnx(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: list[str],
+    outputs: list[str],
+    path: Path,
+    metadata: Mapping[str, str],
+) -> None:
+    """One self-contained ONNX file. Raises ValueError where the packages for it are not installed."""
+    onnx = import_onnx()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter talks about its own internals
+        program = torch.onnx.export(
+            module.eval(),
+            example,
+            input_names=inputs,
+            output_names=outputs,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, dict(metadata))
+    path.write_bytes(model.SerializeToString())
+
+
+def import_onnx() -> Any:
+    """The onnx module. Raises ValueError where the packages for export are not installed."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  # torch's exporter needs it
+    except ImportError as error:
+        raise ValueError(
+            f"this export needs the packages of brainbuddy[export]: {error.name} is missing"
+        ) from error
+    return onnx

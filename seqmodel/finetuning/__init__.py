@@ -1,0 +1,1 @@
+"""Encoder and head trained end to end."""

@@ -1,0 +1,132 @@
+"""A new store from the crops of an old one, seen by a run's own encoder: so that heads can be searched again.
+
+Never in place: a kill would leave a store of two encoders, and old heads would read the new one. Running it
+again goes on with what is missing. Knows nothing about training, but for who took part in it. T frames, D
+embedding.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from features.cli import progress, say, warn
+from features.manifest import SIDES, Clip
+from features.recipe import require_equal
+from features.store.store import DONE, FAILED, FeatureStore, plan
+from features.store.table import ClipTable, groups_of
+from seqmodel.encoders.backbone import build_encoder
+from seqmodel.encoders.engine import Engine
+from seqmodel.runs.card import WEIGHTS, load_card, load_split, versions
+from seqmodel.runs.run_encoder import open_run_engine
+
+
+def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], int]:
+    """Write store `out`: clips, frames, geometry and crops of `store_path`, embeddings of the run's encoder.
+
+    The new store names who trained that encoder, and goes on with the old one's ledger of test openings.
+    Returns (summary, exit code): 1 where extracted clips have no crops, each of which is named. Raises
+    ValueError when the store keeps no crops, its pixels are not the run's, or `out` is the same store or one
+    of another encoder.
+    """
+    store, card = FeatureStore.open(store_path), load_card(run)
+    if out.resolve() == Path(store_path).resolve():
+        raise ValueError(f"--re-extract {out} is the store it reads from; name a new one")
+    if not store.has_crops:
+        raise ValueError(f"{store_path} holds no crops to look at again: extract with --crops jpeg")
+    require_equal(card.recipe, store.recipe, ["pixels"], where=f"run {run} with store {store_path}")
+    engine, table = open_run_engine(run), store.table()
+    named = np.flatnonzero((table.clip_id != "") & store.listed())
+    sides: dict[str, str] = {}
+    if card.recipe.encoder.weights.startswith("finetuned:"):
+        sides = encoder_sides(run, store, table, named)
+        # Runs on the new store will ask for this encoder by its hash: opening it keeps it in the cache.
+        build_encoder(card.recipe.encoder.name, str(run / WEIGHTS))
+    new = plan(
+        out,
+        [_clip(table, row) for row in named.tolist()],
+        dataclasses.replace(store.recipe, encoder=card.recipe.encoder),
+        numerics=engine.numerics | {"crops": store.numerics.get("crops", "jpeg"), "pixels": "stored crops"},
+        crops=True,
+        versions=versions(),
+    )
+    new.carry_over(store.test_openings, sides)
+    row_of = {clip: row for row, clip in enumerate(new.table().clip_id.tolist())}
+    source_of = {row_of[table.clip_id[row]]: row for row in named.tolist()}
+    have = store.present("crops")
+    lacking: list[str] = []
+    with progress() as bar:
+        for row in bar.track(new.missing().tolist(), description="re-extracting"):
+            source = source_of[row]
+            if table.state[source] == FAILED:
+                new.write_failure(row, str(table.failure[source]))
+            elif table.state[source] == DONE and have[source]:
+                _copy_row(store, source, new, row, engine)
+            elif table.state[source] == DONE:
+                lacking.append(str(table.clip_id[source]))
+    new.settle()
+    done = int(new.present("embeddings").sum())
+    say(
+        f"{out}: {done} clips of {store_path} as {card.recipe.encoder.weights} sees them; "
+        f"{len(lacking)} had no crops"
+    )
+    for clip_id in lacking:
+        warn(f"{clip_id} has no crops to look at: extract it with --crops jpeg, then run the same command")
+    return {"store": str(out), "clips": len(named), "done": done, "without_crops": lacking}, int(
+        bool(lacking)
+    )
+
+
+def encoder_sides(run: Path, store: FeatureStore, table: ClipTable, rows: np.ndarray) -> dict[str, str]:
+    """By person (or video) of these rows, the side on which the run had them; of those whom an earlier run
+    had too, whose encoder this one went on from, the side that has seen more: train before val before test.
+    """
+    split = load_split(run)
+    sides: dict[str, str] = {}
+    for who, clip in zip(groups_of(table, rows).tolist(), table.clip_id[rows].tolist(), strict=True):
+        _, side = split.get(clip, ("", ""))
+        on = [found for found in (side, store.encoder_sides.get(who), sides.get(who)) if found]
+        if on:
+            sides[who] = min(on, key=SIDES.index)
+    return sides
+
+
+def _copy_row(store: FeatureStore, source: int, new: FeatureStore, row: int, engine: Engine) -> None:
+    files = store.read_crops(source)
+    seen = [t for t, file in enumerate(files) if file]
+    images = [_decoded(files[t], f"crop {t} of row {source} of {store.path}") for t in seen]
+    embeddings = np.zeros((len(files), engine.encoder_id.dim), np.float16)
+    if images:
+        embeddings[seen] = engine.embed(np.stack(images))
+    geometry = np.asarray(store.array("geometry")[source]) if "geometry" in store.streams else None
+    frames = store.read_frames(np.array([source]))[0]
+    # Frames that were seen but have no crop would claim an embedding that nobody made.
+    frames[np.setdiff1d(np.arange(len(frames)), seen), 5] = 0
+    new.write_row(row, embeddings=embeddings, frames=frames, geometry=geometry, crops=files)
+
+
+def _decoded(file: bytes, what: str) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise ValueError(f"{what} is no picture; see python -m features verify")
+    return image
+
+
+def _clip(table: ClipTable, row: int) -> Clip:
+    """The clip that a row stands for."""
+    names = table.label_names
+    labels = {c: names[c][codes[row]] if codes[row] >= 0 else "" for c, codes in table.labels.items()}
+    end_s = float(table.end_s[row])
+    return Clip(
+        str(table.clip_id[row]),
+        Path(str(table.source[row])),
+        float(table.start_s[row]),
+        None if np.isnan(end_s) else end_s,
+        str(table.subject[row]),
+        str(table.split[row]),
+        str(table.fold[row]),
+        labels,
+        {column: str(values[row]) for column, values in table.slices.items()},
+    )

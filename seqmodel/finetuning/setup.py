@@ -1,0 +1,267 @@
+"""A run, opened for its second stage: the network, the crops it learns from, and how it will be trained.
+
+Test clips are never asked for. Knows nothing about steps, checkpoints or what comes out.
+"""
+
+import dataclasses
+import hashlib
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.cli import progress, say, warn
+from features.datasets import CropClips, load_samples
+from features.recipe import Part, Recipe, fingerprint, require_equal
+from features.store.store import FeatureStore
+from seqmodel.config import FinetuneArgs, FinetuneConfig, TrainConfig
+from seqmodel.encoders.backbone import encoder_of
+from seqmodel.encoders.model_files import FULL_DETECTOR, IMAGENET_WEIGHTS, SHORT_DETECTOR, sha256_of
+from seqmodel.finetuning.activation_cache import (
+    CutCache,
+    frame_shape,
+    open_cut_cache,
+    prefix_runner,
+    require_room,
+)
+from seqmodel.finetuning.augmentation import Augmentation
+from seqmodel.finetuning.distributed import Team
+from seqmodel.finetuning.network import CnnLstm
+from seqmodel.heads.recurrent import LstmHead
+from seqmodel.runs.card import WEIGHTS, Card, load_card, load_split, load_weights
+from seqmodel.runs.predict import inputs_of
+
+BYTES_PER_CROP = 17_000
+"""A JPEG crop of 224 pixels at quality 95, as measured; for telling what `--crops jpeg` will take."""
+DEFAULT_CUT = {"mobilenet_v3_large": 15, "efficientnet_lite0": 16}
+"""First block that learns; what each cut gains and costs is in docs/finetune.md."""
+SEED_RECIPE = FinetuneConfig(
+    epochs=15,
+    warm_epochs=0,
+    patience=4,
+    head_lr=1e-4,
+    encoder_lr=1e-4,
+    depth_decay=1.0,
+    scheduler="plateau",
+    effective_batch=8 * 32,
+)
+"""The seed project's training: batches of 8, gradients gathered over 32 of them, AdamW, a scheduler,
+everything unfrozen. Its README names no learning rate; this one is ours.
+"""
+SEED_LOSS = TrainConfig(class_weighting=False)
+"""Plain BCEWithLogits or cross-entropy, whatever the head was searched with."""
+FREE = ("save_every_s", "compile")
+"""Options that change nothing about what is learned: they go with --recipe seed."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run, opened for its second stage."""
+
+    run: Path
+    card: Card
+    store: FeatureStore
+    model: CnnLstm
+    train: CropClips
+    val: CropClips
+    config: FinetuneConfig
+    first_block: int
+    loss: TrainConfig
+    """Weights, smoothing and kind of the loss, and what is done to features."""
+
+    @property
+    def started_from(self) -> str:
+        """`stage 1`, or `stage 2` for a run that was fine-tuned already."""
+        tuned = any(s.get("stage") == "finetune" and s.get("kept") for s in self.card.stages)
+        return "stage 2" if tuned else "stage 1"
+
+    @property
+    def folder(self) -> Path:
+        """Where the job keeps what it needs to go on."""
+        return self.run / "finetune"
+
+
+def open_stage(args: FinetuneArgs) -> Stage:
+    """Read a run and its store's crops.
+
+    Raises ValueError when the run reads no embeddings, its store is gone, of another recipe, or without
+    crops, or options contradict each other.
+    """
+    config = config_of(args)
+    card = load_card(args.run)
+    if card.recipe.pixels is None:
+        raise ValueError(f"{args.run} was trained on imported features: it has no encoder to train")
+    if "embeddings" not in card.dims:
+        raise ValueError(f"{args.run} reads {', '.join(card.dims)} only: it has no encoder to train")
+    if card.baseline != "none":
+        raise ValueError(f"{args.run} reads geometry against a {card.baseline} baseline: not fine-tuned yet")
+    path = args.store or Path(card.store)
+    store = FeatureStore.open(path)
+    parts: list[Part] = ["pixels", *(["geometry"] if "geometry" in card.dims else [])]  # type: ignore[list-item]
+    require_equal(card.recipe, store.recipe, parts, where=f"run {args.run} with store {path}")
+    weights = load_weights(args.run)
+    encoder = encoder_of(card.recipe.encoder, weights.get("encoder"))
+    head = LstmHead(card.head, card.dims, card.num_outputs)
+    head.load_state_dict(weights["head"])
+    first_block = args.unfreeze_from
+    if first_block is None:
+        first_block = 0 if args.recipe == "seed" else DEFAULT_CUT[card.recipe.encoder.name]
+    if not 0 <= first_block <= len(encoder.blocks):
+        raise ValueError(f"--unfreeze-from takes 0 to {len(encoder.blocks)}, got {first_block}")
+    rows = {side: _rows_of(args.run, store, side) for side in ("train", "val")}
+    require_crops(store, np.concatenate(list(rows.values())))
+    clips = {side: CropClips(store, card.labelling, found, inputs_of(card)) for side, found in rows.items()}
+    model = CnnLstm(encoder, head, first_block)
+    loss = SEED_LOSS if args.recipe == "seed" else card.train
+    return Stage(args.run, card, store, model, clips["train"], clips["val"], config, first_block, loss)
+
+
+def config_of(args: FinetuneArgs) -> FinetuneConfig:
+    """How the network is trained. Raises ValueError for options that --recipe seed fixes, less than no epoch,
+    and steps or caches without a clip."""
+    if min(args.finetune.epochs, args.finetune.warm_epochs) < 0:
+        raise ValueError(
+            f"epochs and warm_epochs must be at least 0, got {args.finetune.epochs} and "
+            f"{args.finetune.warm_epochs}"
+        )
+    if args.finetune.effective_batch < 1 or args.finetune.versions < 1:
+        raise ValueError(
+            f"effective_batch and versions must be at least 1, got {args.finetune.effective_batch} and "
+            f"{args.finetune.versions}"
+        )
+    if args.recipe != "seed":
+        return args.finetune
+    asked, usual = dataclasses.asdict(args.finetune), dataclasses.asdict(FinetuneConfig())
+    fixed = [name for name in asked if asked[name] != usual[name] and name not in FREE]
+    if fixed:
+        options = ", ".join("--" + name.replace("_", "-") for name in fixed)
+        raise ValueError(f"--recipe seed fixes {options}: leave one of them out")
+    return dataclasses.replace(SEED_RECIPE, **{name: asked[name] for name in FREE})
+
+
+def _rows_of(run: Path, store: FeatureStore, side: str) -> np.ndarray:
+    """Rows of the clips that the run put on this side; test clips are never asked for."""
+    table = store.table()
+    row_of = {clip: row for row, clip in enumerate(table.clip_id.tolist()) if clip}
+    wanted = [clip for clip, (_, split) in load_split(run).items() if split == side]
+    rows = np.array([row_of[clip] for clip in wanted if clip in row_of], np.int64)
+    rows = rows[table.state[rows] == 1]
+    if len(rows) < len(wanted):
+        warn(f"{len(wanted) - len(rows)} of the run's {len(wanted)} {side} clips are not in {store.path}")
+    if not len(rows):
+        raise ValueError(f"{store.path} holds none of the {side} clips of {run}: is it the right store?")
+    return rows
+
+
+def require_crops(store: FeatureStore, rows: np.ndarray) -> None:
+    """Pass only when these rows of a store have face crops.
+
+    Raises ValueError with the one command that adds them, the disk that it takes and a word on privacy.
+    """
+    if store.recipe.pixels is None:
+        raise ValueError(f"{store.path} holds imported features: there is no encoder to fine-tune")
+    missing = len(rows) if not store.has_crops else int((~store.present("crops")[rows]).sum())
+    if missing:
+        size = missing * store.num_frames * BYTES_PER_CROP / 1e6
+        raise ValueError(
+            f"{store.path} lacks the face crops of {missing} clips, which fine-tuning learns from; add them "
+            f"with: {crops_command(store)} (keeps the embeddings "
+            f"and checks them; about {size:.0f} MB). Crops are pictures of people: keep the store where such"
+            " pictures may lie, and remove it with python -m features delete"
+        )
+
+
+def crops_command(store: FeatureStore) -> str:
+    """The command that adds crops to a store; what cannot be known from it stands in capitals."""
+    recipe: Recipe = store.recipe
+    assert recipe.pixels is not None
+    encoder, known = recipe.encoder, IMAGENET_WEIGHTS[recipe.encoder.name].sha256
+    weights = "imagenet" if encoder.weights_sha256.startswith(known) else f"FILE_OF_{encoder.weights}"
+    if encoder.weights.startswith("random:"):
+        weights = "random"
+    detectors = {(SHORT_DETECTOR.sha256,): "short", (SHORT_DETECTOR.sha256, FULL_DETECTOR.sha256): "full"}
+    words = ["--data", "YOUR_DATA", "--out", str(store.path), "--encoder", encoder.name, "--weights", weights]
+    words += ["--detector", detectors.get(recipe.pixels.detectors, "YOUR_DETECTOR")]
+    words += ["--fps", f"{recipe.pixels.fps:g}", "--window", f"{recipe.pixels.window_s:g}"]
+    words += ["--geometry", "on" if recipe.geometry is not None else "off", "--crops", "jpeg"]
+    return shlex.join(["python", "-m", "extract", *words])
+
+
+def asked_of(stage: Stage, args: FinetuneArgs) -> str:
+    """Sixteen hex digits of all that a fine-tune was asked to do, apart from the weights it began with."""
+    asked = dataclasses.asdict(stage.config) | {
+        "first_block": stage.first_block,
+        "seed": args.seed,
+        "augment": args.augment,
+        "cut_cache": args.cut_cache,
+        "clips": [clips.clip_ids.tolist() for clips in (stage.train, stage.val)],
+        "labels": [clips.labels.tolist() for clips in (stage.train, stage.val)],
+        "labelling": dataclasses.asdict(stage.card.labelling),
+        "head": dataclasses.asdict(stage.card.head),
+        "loss": dataclasses.asdict(stage.loss),
+        "metric": stage.card.metric,
+    }
+    asked.pop("save_every_s")
+    text = repr(sorted(asked.items(), key=lambda item: item[0]))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def start_of(stage: Stage) -> str:
+    """Which weights a fine-tune begins with, and on what state of the store."""
+    encoder = fingerprint(stage.card.recipe.encoder)
+    return f"{sha256_of(stage.run / WEIGHTS)} {encoder} {stage.store.fingerprint()}"
+
+
+def augmentation_of(stage: Stage) -> Augmentation:
+    """How crops are changed: never mirrored where the head reads geometry too, which would stay as it was."""
+    return Augmentation(flip=0.0) if "geometry" in stage.card.dims else Augmentation()
+
+
+def cut_sources(stage: Stage, args: FinetuneArgs, team: Team) -> tuple[Any, Any]:
+    """Training and validation clips as activations at the cut, computed now where they are missing."""
+    assert stage.card.recipe.pixels is not None
+    crop_px = stage.card.recipe.pixels.crop_px
+    encoder, cut = stage.model.encoder, stage.first_block
+    shape = frame_shape(encoder, cut, crop_px)
+    versions = {"train": stage.config.versions if args.augment else 1, "val": 1}
+    sides = (("train", stage.train), ("val", stage.val))
+
+    def opened() -> list[CutCache]:
+        found = []
+        for side, clips in sides:
+            made_from = {
+                "encoder": stage.card.recipe.encoder.weights_sha256,
+                "cut": cut,
+                "store": stage.store.fingerprint(),
+                "clips": ",".join(map(str, clips.rows.tolist())),
+                # Crops as they are know no seed.
+                "seed": args.seed if versions[side] > 1 else None,
+            }
+            folder = stage.folder / f"cut_{side}"
+            found.append(open_cut_cache(folder, clips, shape, made_from, versions[side]))
+        return found
+
+    if team.writes:
+        caches = opened()
+        size = sum(cache.num_bytes for cache in caches)
+        say(f"caching what blocks 0–{cut - 1} see: {size / 1e6:.0f} MB in {stage.folder}, deleted at the end")
+        require_room(stage.folder, caches)
+        if args.augment and versions["train"] == 1:
+            say("crops are not augmented: their activations are cached (--cut-cache off augments them)")
+    team.wait()
+    run = prefix_runner(encoder, cut, crop_px, team.device)
+    sources = []
+    for (side, clips), cache in zip(sides, opened(), strict=True):
+        rows = np.arange(len(clips))[team.rank :: team.size]
+        with progress() as bar:
+            task = bar.add_task(f"activations, {side}", total=len(rows), visible=team.writes)
+            for _ in cache.fill(run, rows, augmentation_of(stage), args.seed):
+                bar.advance(task)
+        team.wait()
+        geometry = None
+        if "geometry" in stage.card.dims:
+            geometry = load_samples(stage.store, stage.card.labelling, clips.rows, "geometry").x["geometry"]
+        sources.append(cache.source(geometry))
+    return sources[0], sources[1]

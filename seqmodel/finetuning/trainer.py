@@ -1,0 +1,394 @@
+"""The whole network learns: one optimizer step after another, each of which a job can stop at and go on from.
+
+A step gathers gradients clip by clip (on CPUs larger micro-batches were slower), over all processes of a
+team. Every random choice depends on (seed, epoch, step, place in the step) alone, so neither a kill nor the
+number of processes changes what is learned, up to the order of sums. Keeps the best epoch by validation,
+where what came in counts as an epoch. Knows nothing about stores, runs or files. B clips, T frames, O
+outputs.
+"""
+
+import ctypes
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from features.datasets import Batch
+from seqmodel.config import FinetuneConfig, TrainConfig
+from seqmodel.finetuning.augmentation import Augmentation, augment_clip
+from seqmodel.finetuning.checkpoint import optimizer_tensors, restore_optimizer
+from seqmodel.finetuning.distributed import Team
+from seqmodel.finetuning.network import CnnLstm
+from seqmodel.finetuning.prefetch import prefetched
+from seqmodel.finetuning.state import Goal, Outcome, Position
+from seqmodel.metrics.calibration import probabilities
+from seqmodel.metrics.classification import score
+from seqmodel.training.loop import (
+    Loss,
+    augment_features,
+    computes_in_bf16,
+    loss_for,
+    lr_scale,
+    make_optimizer,
+)
+
+CLIP_NORM = 1.0
+"""Largest norm of a step's gradient, as in the first stage."""
+
+
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
+"""From glibc's malloc.h."""
+
+
+class Clips(Protocol):
+    """`CropClips` and `CutSource`."""
+
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def clip_ids(self) -> np.ndarray: ...
+    def __len__(self) -> int: ...
+    def batch(self, indices: np.ndarray, /) -> Batch: ...
+
+
+class EndToEnd:
+    """A training job over encoder blocks `first_block` … and the head."""
+
+    def __init__(
+        self,
+        model: CnnLstm,
+        train: Clips,
+        val: Clips,
+        goal: Goal,
+        config: FinetuneConfig,
+        *,
+        first_block: int,
+        seed: int,
+        team: Team,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.model, self.train, self.val, self.goal, self.config = model, train, val, goal, config
+        self.first_block, self.seed, self.team, self.augmentation = first_block, seed, team, augmentation
+        self.order = np.flatnonzero(np.asarray(train.labels) >= 0)
+        if not len(self.order):
+            raise ValueError("no labelled training clip")
+        self.num_epochs = config.warm_epochs + config.epochs
+        self.num_steps = math.ceil(len(self.order) / config.effective_batch)
+        model.to(team.device)
+        model.encoder.to(memory_format=torch.channels_last)
+        model.noise = goal.loss.noise if augmentation is not None else 0.0
+        self.optimizer = make_optimizer(model, goal.loss, parameter_groups(model, config, first_block))
+        self.on_cuda = team.device.startswith("cuda")
+        if config.compile and self.on_cuda:
+            for block in model.encoder.blocks[first_block:]:
+                block.compile(dynamic=True)  # in place; clips differ in their number of faces
+        half = torch.bfloat16 if not self.on_cuda or torch.cuda.is_bf16_supported() else torch.float16
+        kind = team.device.partition(":")[0]
+        narrow = {
+            "f32": False,
+            "bf16": True,
+            "auto": self.on_cuda or computes_in_bf16(team.device),
+        }[config.precision]
+        self.autocast: Callable[[], Any] = lambda: torch.autocast(kind, half, enabled=narrow)
+        self.scaler = torch.amp.GradScaler(kind, enabled=narrow and half is torch.float16)
+        self.loss: Loss = loss_for(
+            goal.task, goal.num_classes, goal.loss, np.asarray(train.labels)[self.order]
+        )
+        self.plain: Loss = loss_for(goal.task, goal.num_classes)
+        self.at = Position()
+        self.best: dict[str, Tensor] = {}
+        self.best_logits = np.zeros((0, 1), np.float32)
+        self._wrapped: nn.Module | None = None
+
+    def judge_start(self) -> Outcome:
+        """Validate what came in; it is the best until an epoch is better."""
+        self.best_logits = self._val_logits()
+        outcome = self._judged(self.best_logits, -1, "stage 1")
+        self.at.history, self.at.best = [outcome], -1
+        self.best = self._learned()
+        return outcome
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left, or patience ran out with the encoder unfrozen."""
+        if self.at.epoch >= self.num_epochs:
+            return True
+        since = self.at.epoch - 1 - max(self.at.best, self.config.warm_epochs - 1)
+        return self.at.step == 0 and since >= self.config.patience
+
+    @property
+    def warm(self) -> bool:
+        """Whether this epoch trains the head alone."""
+        return self.at.epoch < self.config.warm_epochs
+
+    def step(self) -> Outcome | None:
+        """One optimizer step; with an epoch's last step its outcome too.
+
+        Raises ValueError, before anything is changed, when a loss or a gradient is not finite.
+        """
+        started = time.perf_counter()
+        clips = self._clips_of_step()
+        wrapped = self._ready()
+        losses = []
+        with prefetched(self._load, [(place, clip) for place, clip in clips if clip >= 0]) as loaded:
+            for number, (place, clip) in enumerate(clips):
+                last = number == len(clips) - 1
+                quiet = getattr(wrapped, "no_sync", nullcontext) if not last else nullcontext
+                with quiet():
+                    losses.append(self._backward(wrapped, next(loaded) if clip >= 0 else None, place))
+        total = self.team.total(torch.stack(losses).sum())
+        self._require_finite(float(total), clips, losses)
+        self._update(clips)
+        self.at.loss_sum += float(total)
+        self.at.step += 1
+        self.at.seconds += time.perf_counter() - started
+        return self._close_epoch() if self.at.step == self.num_steps else None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a job needs to go on, beside `note()`."""
+        parts = {f"now.{k}": v for k, v in self._learned().items()}
+        parts |= {f"best.{k}": v for k, v in self.best.items()}
+        parts |= {"best_logits": torch.from_numpy(self.best_logits), "rng": torch.get_rng_state()}
+        return parts | optimizer_tensors(self.optimizer)
+
+    def note(self) -> dict[str, Any]:
+        """Numbers and words of the job's position."""
+        return asdict(self.at) | {"scaler": self.scaler.state_dict()}
+
+    def go_on(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+        """Continue where `tensors()` and `note()` were taken."""
+        fields = {k: v for k, v in note.items() if k != "scaler"}
+        self.at = Position(**fields | {"history": [Outcome(**entry) for entry in note["history"]]})
+        self._put({k.removeprefix("now."): v for k, v in tensors.items() if k.startswith("now.")})
+        self.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
+        self.best_logits = tensors["best_logits"].numpy()
+        restore_optimizer(self.optimizer, tensors)
+        if note["scaler"]:
+            self.scaler.load_state_dict(dict(note["scaler"]))
+        torch.set_rng_state(tensors["rng"])
+
+    def take_best(self) -> Outcome:
+        """Put the best weights into the model; returns the outcome they had."""
+        self._put(self.best)
+        return next(o for o in self.at.history if o.index == self.at.best)
+
+    def _learned(self) -> dict[str, Tensor]:
+        """Copies of the weights that this job may change."""
+        frozen = tuple(f"encoder.blocks.{i}." for i in range(self.first_block))
+        return {
+            name: tensor.detach().clone()
+            for name, tensor in self.model.state_dict().items()
+            if not name.startswith(frozen or "-")
+        }
+
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        self.model.load_state_dict(self.model.state_dict() | dict(tensors))
+
+    def _clips_of_step(self) -> list[tuple[int, int]]:
+        """(place in the step, index of the clip) of this process's share; −1 fills up to equal shares."""
+        order = np.random.default_rng([self.seed, self.at.epoch]).permutation(self.order)
+        size = self.config.effective_batch
+        chosen = order[self.at.step * size : (self.at.step + 1) * size]
+        share = math.ceil(len(chosen) / self.team.size)
+        places = range(self.team.rank, share * self.team.size, self.team.size)
+        return [(place, int(chosen[place]) if place < len(chosen) else -1) for place in places]
+
+    def _ready(self) -> nn.Module:
+        """The model in training mode, with this phase's parts learning, wrapped for the team."""
+        for name, parameter in self.model.encoder.named_parameters():
+            block = int(name.split(".")[1])
+            learns = not self.warm and block >= self.first_block
+            if parameter.requires_grad != learns:
+                parameter.requires_grad_(learns)
+                self._wrapped = None
+        self.model.train()
+        if self._wrapped is None:
+            self._wrapped = self.model
+            if self.team.size > 1:
+                # Buffers never change here: BatchNorm keeps its statistics.
+                self._wrapped = DistributedDataParallel(self.model, broadcast_buffers=False)
+        return self._wrapped
+
+    def _load(self, place: int, clip: int) -> Batch:
+        """One clip as a batch of one, changed by augmentation."""
+        rng = np.random.default_rng([self.seed, self.at.epoch, self.at.step, place])
+        versions = getattr(self.train, "num_versions", 1)
+        if versions > 1 and self.augmentation is not None:
+            x, valid, labels = self.train.batch(np.array([clip]), int(rng.integers(versions)))  # type: ignore[call-arg]
+        else:
+            x, valid, labels = self.train.batch(np.array([clip]))
+        tensors: dict[str, Any] = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in x.items()}
+        if self.augmentation is not None and "crops" in tensors:
+            tensors["crops"] = augment_clip(tensors["crops"][0], self.augmentation, rng)[None]
+        masks: dict[str, Any] = {name: torch.from_numpy(m) for name, m in valid.items()}
+        return tensors, masks, labels
+
+    def _backward(self, wrapped: nn.Module, batch: Batch | None, place: int) -> Tensor:
+        """Add one clip's gradient; returns its loss, divided by the number of clips of the step."""
+        if batch is None:
+            batch = self._load(
+                0, int(self.order[0])
+            )  # another process has a clip more: join in with weight 0
+            weight = 0.0
+        else:
+            weight = 1.0 / self._num_clips()
+        x, valid, labels = batch
+        torch.manual_seed(_seed_of(self.seed, self.at.epoch, self.at.step, place))
+        inputs, masks = self._moved(x), self._moved(valid)
+        if self.augmentation is not None:
+            inputs, masks = augment_features(inputs, masks, self.goal.loss, self.model.head)
+        with self.autocast():
+            logits = wrapped(inputs, masks)
+        loss = (
+            self.loss(logits.float(), torch.from_numpy(np.asarray(labels)).to(self.team.device)).sum()
+            * weight
+        )
+        # DistributedDataParallel means over processes; a step sums over clips.
+        self.scaler.scale(loss * self.team.size).backward()
+        return loss.detach()
+
+    def _num_clips(self) -> int:
+        size = self.config.effective_batch
+        return min(size, len(self.order) - self.at.step * size)
+
+    def _moved(self, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+        if not self.on_cuda:
+            return dict(arrays)
+        return {k: v.pin_memory().to(self.team.device, non_blocking=True) for k, v in arrays.items()}
+
+    def _require_finite(self, total: float, clips: list[tuple[int, int]], losses: list[Tensor]) -> None:
+        if math.isfinite(total):
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        bad = [c for (_, c), loss in zip(clips, losses, strict=True) if not math.isfinite(float(loss))]
+        raise ValueError(self._stopped("the loss", bad or [c for _, c in clips]))
+
+    def _update(self, clips: list[tuple[int, int]]) -> None:
+        """Move the weights, unless the gradient is not finite."""
+        config, at = self.config, self.at
+        warm_steps = config.warm_epochs * self.num_steps
+        done = at.epoch * self.num_steps + at.step
+        scale = 1.0
+        if not self.warm:
+            losses = [o.val_loss for o in at.history]
+            schedule = TrainConfig(scheduler=config.scheduler)
+            scale = lr_scale(schedule, done - warm_steps, config.epochs * self.num_steps, losses)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * scale
+        self.scaler.unscale_(self.optimizer)
+        learned = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = float(nn.utils.clip_grad_norm_(learned, CLIP_NORM))
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            self.optimizer.zero_grad(set_to_none=True)
+            raise ValueError(self._stopped("the gradient", [clip for _, clip in clips]))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _stopped(self, what: str, clips: list[int]) -> str:
+        names = ", ".join(str(self.train.clip_ids[clip]) for clip in clips if clip >= 0)
+        return (
+            f"{what} is not finite at epoch {self.at.epoch}, step {self.at.step}, with clips {names}: "
+            "stopped, the last good checkpoint is kept; look at those clips, or lower the learning rates"
+        )
+
+    def _close_epoch(self) -> Outcome:
+        """Validate, note, and keep the weights if they are the best."""
+        at = self.at
+        seconds = at.seconds
+        logits = self._val_logits()
+        frames = sum(int(mask.sum()) for mask in _frame_masks(self.train, self.order))
+        outcome = self._judged(
+            logits,
+            at.epoch,
+            "warm" if self.warm else "both",
+            train_loss=at.loss_sum / self.num_steps,
+            lr=self.optimizer.param_groups[0]["lr"],
+            seconds=seconds,
+            frames_per_s=frames / seconds,
+        )
+        at.history.append(outcome)
+        if outcome.rank > next(o for o in at.history if o.index == at.best).rank:
+            at.best, self.best, self.best_logits = at.epoch, self._learned(), logits
+        at.epoch, at.step, at.loss_sum, at.seconds = at.epoch + 1, 0, 0.0, 0.0
+        return outcome
+
+    def _judged(self, logits: np.ndarray, index: int, phase: str, **more: float) -> Outcome:
+        labels = np.asarray(self.val.labels)
+        known = labels >= 0
+        loss = float(self.plain(torch.from_numpy(logits[known]), torch.from_numpy(labels[known])).mean())
+        value = score(self.goal.metric, labels[known], probabilities(logits[known], self.goal.task))
+        return Outcome(index, phase, value, loss, **more)
+
+    def _val_logits(self) -> np.ndarray:
+        """Logits (N,O) float32 of validation, each process a share."""
+        self.model.eval()
+        autocast = self.autocast if self.on_cuda else nullcontext
+        logits = torch.zeros(len(self.val), self.model.head.num_outputs)
+        mine = range(self.team.rank, len(self.val), self.team.size)
+        with (
+            torch.inference_mode(),
+            prefetched(lambda i: self.val.batch(np.array([i])), [(i,) for i in mine]) as batches,
+        ):
+            for index, (x, valid, _) in zip(mine, batches, strict=True):
+                arrays = (
+                    {k: torch.from_numpy(np.ascontiguousarray(a)) for k, a in part.items()}
+                    for part in (x, valid)
+                )
+                with autocast():
+                    logits[index] = self.model(*(self._moved(part) for part in arrays))[0].float().cpu()
+        return self.team.total(logits.to(self.team.device)).cpu().numpy()
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that tensors give back, for the tensors of the next step.
+
+    By default the C library returns large blocks to the system at once, and a step on a CPU then spends a
+    fifth of its time on getting them again, page by page. glibc alone can be told; elsewhere nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _frame_masks(clips: Any, order: np.ndarray) -> list[np.ndarray]:
+    """Which frames the encoder saw of each clip."""
+    name = "activations" if "activations" in clips.valid else "crops"
+    return [clips.valid[name][index] for index in order]
+
+
+def _seed_of(*numbers: int) -> int:
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
+
+
+def parameter_groups(model: CnnLstm, config: FinetuneConfig, first_block: int) -> list[dict[str, Any]]:
+    """Head, then blocks from the last to `first_block`, each slower than the one after it.
+
+    Weight decay holds for matrices and kernels, not for norms and biases.
+    """
+    last = len(model.encoder.blocks) - 1
+    parts: list[tuple[nn.Module, float]] = [(model.head, config.head_lr)]
+    for index in range(last, first_block - 1, -1):
+        parts.append((model.encoder.blocks[index], config.encoder_lr * config.depth_decay ** (last - index)))
+    groups = []
+    for part, lr in parts:
+        parameters = list(part.parameters())
+        for decays in (True, False):
+            groups.append(
+                {
+                    "params": [p for p in parameters if (p.ndim > 1) == decays],
+                    "lr": lr,
+                    "weight_decay": config.weight_decay if decays else 0.0,
+                }
+            )
+    return groups

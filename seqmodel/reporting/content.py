@@ -1,0 +1,277 @@
+"""What a report tells beside the figures: drawings, slices, hardest clips, the data, how to get the same
+again.
+
+It knows nothing about HTML, and how a drawing looks is in plots_metrics.py and plots_people.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.cli import progress, warn
+from seqmodel.config import EvaluateArgs
+from seqmodel.evaluation.context import Asked, Refitted, face_coverage
+from seqmodel.evaluation.evaluator import Judgement
+from seqmodel.evaluation.permutation_importance import (
+    Arrays,
+    Fall,
+    feature_groups,
+    head_logits,
+    importance,
+    some_places,
+)
+from seqmodel.evaluation.subgroups import Slices, all_slices
+from seqmodel.metrics.calibration import certainty, probabilities
+from seqmodel.metrics.classification import confusion
+from seqmodel.reporting import plots_metrics, plots_people
+from seqmodel.reporting.html import Story
+from seqmodel.reporting.literature import literature_table
+from seqmodel.reporting.search_history import trials_of
+from seqmodel.reporting.style import save
+from seqmodel.reporting.text import TITLES, calibration_lede, fold_calibrations_lede
+from seqmodel.reporting.umap_projection import Map
+from seqmodel.reporting.worst_errors import hardest_clips
+from seqmodel.runs.card import Card, read_log
+from seqmodel.runs.predict import open_ways, population, read_streams
+
+BEST_TRIALS = 5
+
+
+def tell(
+    folder: Path,
+    judgement: Judgement,
+    asked: Asked,
+    args: EvaluateArgs,
+    embedding_map: Map | None,
+    *,
+    refitted: Refitted | None = None,
+) -> Story:
+    """Draw every plot into `folder`/plots and gather the rest; the run's network is asked for importance and
+    the hardest clips, unless `refitted` heads were judged in its place."""
+    story = _tell(folder, judgement, asked, args, refitted)
+    if embedding_map is None:
+        return story
+    with progress("") as bar:
+        row = bar.add_task(f"UMAP of {len(embedding_map.places)} clips (compiles first)", total=None)
+        xy = embedding_map.coordinates.result()
+        bar.update(row, total=1, completed=1)
+    figures, caption = umap_figures(judgement, asked, embedding_map.places, xy, args.seed)
+    drawn = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items()}
+    return replace(story, plots={**story.plots, **drawn}, umap_caption=caption)
+
+
+def _tell(
+    folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs, refitted: Refitted | None
+) -> Story:
+    """All but the map of embeddings."""
+    card, names = asked.card, judgement.label_names
+    slices = all_slices(judgement.predictions, judgement.draws, len(names))
+    thresholds = refitted.thresholds if refitted else card.calibration.threshold
+    figures = judgement_figures(judgement, card, slices, thresholds) | training_figures(args.run, card)
+    falls = refitted.falls if refitted else group_falls(judgement, asked, args.seed)
+    if falls:
+        value, low, high = (
+            np.array(part) for part in zip(*((f.value, f.low, f.high) for f in falls), strict=True)
+        )
+        metric = TITLES[card.metric][0] if card.metric in TITLES else card.metric
+        names_of = [fall.group for fall in falls]
+        figures["importance"] = plots_people.importance_plot(names_of, value, low, high, metric)
+    svgs = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items()}
+    clips = []
+    if refitted is None:
+        clips = hardest_clips(
+            judgement,
+            asked.run,
+            card,
+            asked.store,
+            asked.population.rows,
+            folder / "plots",
+            thumbnails=args.thumbnails,
+        )
+    if args.thumbnails and not asked.store.has_crops:
+        warn(f"--thumbnails: store {asked.store.path} keeps no crops, so the report shows no faces")
+    return Story(
+        title=args.run.name,
+        plots=svgs,
+        slices=slices,
+        hardest=clips,
+        calibration=fold_calibrations_lede(refitted.calibrations, card)
+        if refitted
+        else calibration_lede(card),
+        importance=importance_words(falls) if falls else None,
+        data_rows=data_rows(asked),
+        literature=literature_table(judgement, args.run.name),
+        commands=commands(card, args.command),
+        ledger=ledger(asked),
+    )
+
+
+def group_falls(judgement: Judgement, asked: Asked, seed: int) -> list[Fall]:
+    """What shuffling each group of inputs costs, on a sample of the judged clips where they are many; empty
+    where the head reads one group."""
+    card, p = asked.card, judgement.predictions
+    features = card.recipe.geometry.features if card.recipe.geometry else ()
+    if "geometry" not in card.dims or not p.measured.any():
+        return []
+    places = some_places(np.flatnonzero(p.measured), seed)
+    if len(np.unique(p.labels[places])) < 2:
+        return []
+    ways = open_ways(asked.run, card, asked.store, card.labelling, asked.population.rows[places])
+    head, x, valid = read_streams(ways)
+
+    def answer(x: Arrays, valid: Arrays) -> np.ndarray:
+        return probabilities(head_logits(head, x, valid), judgement.task)
+
+    groups = feature_groups(card.dims, features)
+    return importance(
+        answer, x, valid, p.labels[places], p.subjects[places], groups, metric=card.metric, seed=seed
+    )
+
+
+def importance_words(falls: Sequence[Fall]) -> dict[str, str]:
+    """What the report says around the drawing of the falls."""
+    return {
+        "lede": (
+            f"Most rests on {falls[0].group}. Each bar is how much worse the ranking gets when that group of "
+            "inputs is taken from another clip; groups that tell the same story cover for each other."
+        ),
+        "caption": "Mean of 10 shuffles between clips; lines are 95 % intervals over shuffles and people.",
+    }
+
+
+def judgement_figures(
+    judgement: Judgement, card: Card, slices: Sequence[Slices], thresholds: float | np.ndarray
+) -> dict[str, Any]:
+    """Matplotlib figures about the judged clips, by name. With thresholds of each clip's own, (N,), none
+    marks the run's threshold or abstain band."""
+    p, names, binary = judgement.predictions, judgement.label_names, judgement.task == "binary"
+    threshold = thresholds if binary and isinstance(thresholds, float) else None
+    band = card.calibration.abstain if isinstance(thresholds, float) else None
+    others = [
+        (b.yardstick.title, b.yardstick.probabilities)
+        for b in judgement.beside
+        if b.yardstick.name != "majority"
+    ]
+    found = {
+        "confusion": plots_metrics.confusion_plot(confusion(p.labels, p.said, len(names)), names),
+        "roc": plots_metrics.roc_plot(p.labels, p.probabilities, names, threshold, others),
+        "precision_recall": plots_metrics.precision_recall_plot(
+            p.labels, p.probabilities, names, judgement.minority, threshold
+        ),
+    }
+    keep = p.measured
+    if keep.any():
+        raw = probabilities(p.logits[keep], judgement.task)
+        found["reliability"] = plots_metrics.reliability_plot(p.labels[keep], raw, p.probabilities[keep])
+        found["coverage"] = plots_people.coverage_plot(
+            certainty(p.probabilities, judgement.task, thresholds)[keep],
+            (p.said == p.labels)[keep],
+            float((~p.unsure[keep]).mean()) if band else None,
+        )
+        if threshold is not None and len(np.unique(p.labels[keep])) == 2:
+            found["threshold"] = plots_people.threshold_plot(
+                p.probabilities[keep, 1], p.labels[keep], names, threshold
+            )
+    for part in slices:
+        if part.title == "By person":
+            found["subjects"] = plots_people.people_plot(part.rows, judgement.figures["accuracy"].value)
+    return found
+
+
+def training_figures(run: Path, card: Card) -> dict[str, Any]:
+    """Learning curves of the stages, and the search, as far as the run kept them."""
+    found: dict[str, Any] = {}
+    stages = log_stages(run)
+    if stages:
+        found["learning"] = plots_metrics.learning_plot(stages, card.metric)
+    trials = trials_of(run)
+    done = [trial for trial in trials if trial.value is not None]
+    if done:
+        numbers, values = np.array([t.number for t in done]), np.array([t.value for t in done], np.float64)
+        found["search"] = plots_people.search_plot(numbers, values, card.metric)
+        best = sorted((t for t in done if t.curve), key=lambda t: -(t.value or 0.0))[:BEST_TRIALS]
+        if best:
+            curves = [(f"trial {t.number}", t.curve) for t in best]
+            found["trials"] = plots_people.trials_plot(curves, card.metric, by_fold=best[0].by_fold)
+    return found
+
+
+def log_stages(run: Path) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Entries of log.jsonl by stage, in the order in which the stages came."""
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for entry in read_log(run):
+        if "train_loss" in entry or "val_loss" in entry:
+            stages.setdefault(str(entry.get("stage", "head")), []).append(entry)
+    return list(stages.items())
+
+
+def umap_figures(
+    judgement: Judgement, asked: Asked, places: np.ndarray, xy: np.ndarray, seed: int
+) -> tuple[dict[str, Any], str]:
+    """(drawings by label and by person, caption) of the clips at `places`."""
+    p = judgement.predictions
+    labels, names = p.labels[places], judgement.label_names
+    found = {"umap_label": plots_people.scatter_plot(xy, labels, names, by_class=True)}
+    people, index = np.unique(p.subjects[places], return_inverse=True)
+    if len(people) > 1:
+        found["umap_subject"] = plots_people.scatter_plot(
+            xy, index, [str(name) or "unknown" for name in people], by_class=False
+        )
+    encoder = asked.store.recipe.encoder
+    return (
+        found,
+        f"{len(places)} clips of {judgement.split}, {encoder.name} ({encoder.weights}), seed {seed}.",
+    )
+
+
+def data_rows(asked: Asked) -> list[dict[str, Any]]:
+    """One row a split for the report's table of the data."""
+    table, num_classes = asked.table, len(asked.card.labelling.names)
+    rows_of = {
+        side: population(table, asked.labels, asked.sides, side, asked.known).rows
+        for side in ("train", "val", "test")
+    }
+    if asked.is_other_data:
+        rows_of = {asked.split: asked.population.rows}
+    out = []
+    for split, rows in rows_of.items():
+        coverage, failed = face_coverage(asked.store, rows), table.state[rows] == 2
+        subjects = {str(s) for s in table.subject[rows] if s}
+        out.append(
+            {
+                "split": split,
+                "clips": len(rows),
+                "people": len(subjects) or "–",
+                "classes": np.bincount(asked.labels[rows], minlength=num_classes).tolist(),
+                "face_rate": float(coverage[~failed].mean()) if (~failed).any() else float("nan"),
+                "failed": int(failed.sum()),
+                "faceless": int((~failed & (coverage == 0)).sum()),
+            }
+        )
+    return out
+
+
+def commands(card: Card, command: str) -> list[str]:
+    """The commands that made the run, in order, and the one that judges it, as they were given; those of
+    callers that gave none are left out."""
+    given = [str(stage.get("command", "")) for stage in card.stages]
+    if given[-1:] != [command]:  # else it has just chosen the threshold
+        given.append(command)
+    return [line for line in given if line]
+
+
+def ledger(asked: Asked) -> str:
+    """How often the test clips of this store were looked at, by whom; '' where never."""
+    openings = asked.store.test_openings
+    if not openings:
+        return ""
+    runs = sorted({str(opening["run"]) for opening in openings})
+    shown = ", ".join(runs[:5]) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
+    last = str(openings[-1]["time_utc"])[:16].replace("T", " ")
+    return (
+        f"The store's ledger counts {len(openings)} openings of its test split, by {shown}; "
+        f"the last at {last} UTC."
+    )

@@ -1,0 +1,170 @@
+"""From a judgement to files that people read: report.html and MODEL_CARD.md, by template.
+
+The report is one file without any reference to the network: styles and drawings are inside. What it says
+comes from the caller as plain values; this module words and orders it.
+
+It knows nothing about stores and networks, and computes no figure.
+"""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from seqmodel.evaluation.evaluator import Judgement
+from seqmodel.evaluation.subgroups import Slices
+from seqmodel.reporting.literature import LiteratureTable
+from seqmodel.reporting.text import (
+    EXCLUDED_USE,
+    INTENDED_USE,
+    against,
+    chips,
+    figure_rows,
+    figures_lede,
+    forest,
+    kind,
+    mistakes_lede,
+    percent,
+    recipe_rows,
+    run_rows,
+    short,
+    stages,
+    verdict,
+)
+from seqmodel.runs.card import Card, write_text
+
+
+@dataclass(frozen=True)
+class Story:
+    """What the report tells beside the judgement; every part may be empty."""
+
+    title: str
+    plots: Mapping[str, str] = field(default_factory=dict)
+    """Name -> SVG text."""
+    slices: Sequence[Slices] = ()
+    hardest: Sequence[Mapping[str, Any]] = ()
+    calibration: str = ""
+    """What was done to the probabilities, in words."""
+    importance: Mapping[str, Any] | None = None
+    data_rows: Sequence[Mapping[str, Any]] = ()
+    literature: LiteratureTable = field(default_factory=lambda: LiteratureTable((), (), ""))
+    commands: Sequence[str] = ()
+    umap_caption: str = ""
+    ledger: str = ""
+    """How often the test split was opened, in words."""
+    warnings: Sequence[str] = ()
+
+
+def write_report(path: Path, judgement: Judgement, card: Card, story: Story) -> None:
+    """Write report.html, atomically."""
+    page = _environment().get_template("report.html.j2").render(_context(judgement, card, story))
+    write_text(path, page)
+
+
+def write_model_card(path: Path, judgement: Judgement, card: Card, story: Story) -> None:
+    """Write MODEL_CARD.md from the same figures, atomically."""
+    text = _environment().get_template("model_card.md.j2").render(_context(judgement, card, story))
+    write_text(path, text)
+
+
+def _context(judgement: Judgement, card: Card, story: Story) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    names = judgement.label_names
+    return {
+        "title": story.title,
+        "split": judgement.split,
+        "css": Markup(
+            resources.files("seqmodel.reporting").joinpath("templates/report.css").read_text("utf-8")
+        ),
+        "verdict": Markup(verdict(judgement)),
+        "chips": chips(judgement, card),
+        "contents": _contents(story),
+        "warnings": [*story.warnings, *judgement.warnings],
+        "figures_lede": figures_lede(judgement),
+        "against": against(judgement, card),
+        "forest": forest(judgement),
+        "beside": [
+            {"title": b.yardstick.title, "how": b.yardstick.how, "kind": kind(b)} for b in judgement.beside
+        ],
+        "has_measured": judgement.measured_figures is not None,
+        "figure_rows": figure_rows(judgement),
+        "class_rows": [
+            {
+                "name": name,
+                "precision": judgement.figures[f"precision_{k}"],
+                "recall": judgement.figures[f"recall_{k}"],
+                "f1": judgement.figures[f"f1_{k}"],
+                "support": int(judgement.figures[f"support_{k}"].value),
+            }
+            for k, name in enumerate(names)
+        ],
+        "mistakes_lede": mistakes_lede(judgement),
+        "minority": names[judgement.minority],
+        "roc_caption": "The dotted diagonal is chance."
+        if judgement.task == "binary"
+        else "Each class against the rest; the dotted diagonal is chance.",
+        "calibration_lede": story.calibration,
+        "plots": {name: Markup(svg) for name, svg in story.plots.items()},
+        "slices": story.slices,
+        "positive": names[-1],
+        "hardest": story.hardest,
+        "importance": story.importance,
+        "stages": stages(card),
+        "umap_caption": story.umap_caption,
+        "label_names": names,
+        "data_rows": story.data_rows,
+        "split_how": f"How people were split: {card.split_how}. {story.ledger}".strip(),
+        "not_measured": [
+            (clip_id, reason)
+            for clip_id, reason in zip(
+                judgement.predictions.clip_ids, judgement.predictions.reasons, strict=True
+            )
+            if reason
+        ],
+        "literature": story.literature,
+        "commands": story.commands,
+        "recipe_rows": recipe_rows(card),
+        "run_rows": run_rows(card),
+        "intended_use": INTENDED_USE,
+        "excluded_use": EXCLUDED_USE,
+        "card": card,
+        "judgement": judgement,
+        "footer": f"Written {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC by brainbuddy. "
+        "Faces stay on the machine that made this file.",
+    }
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("seqmodel.reporting", "templates"),
+        autoescape=select_autoescape(["html", "html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["short"] = short
+    environment.filters["percent"] = percent
+    return environment
+
+
+def _contents(story: Story) -> list[tuple[str, str]]:
+    parts = [
+        ("figures", "Figures", True),
+        ("mistakes", "Mistakes", True),
+        ("calibration", "Calibration", True),
+        ("slices", "For whom", bool(story.slices) or "subjects" in story.plots),
+        ("importance", "What it looks at", story.importance is not None),
+        ("hardest", "Hardest clips", bool(story.hardest)),
+        ("training", "Training", "learning" in story.plots),
+        ("embeddings", "Embeddings", "umap_label" in story.plots),
+        ("data", "Data", True),
+        ("literature", "Literature row", True),
+        ("reproduce", "Reproduce", True),
+        ("use", "Use", True),
+    ]
+    return [(key, name) for key, name, there in parts if there]

@@ -1,0 +1,56 @@
+"""A row for a table of papers: argmax accuracy, weighted F1, macro-F1, number of clips; also as CSV.
+
+Papers of this field take the likeliest class and count the clips they could process. Both countings are
+given: every labelled clip, and measured clips alone.
+
+It knows nothing about how predictions came about.
+"""
+
+import csv
+import io
+from dataclasses import dataclass
+
+import numpy as np
+
+from seqmodel.evaluation.evaluator import Judgement
+from seqmodel.metrics.classification import confusion, count_metrics
+
+NAMES = ("method", "clips", "accuracy", "weighted F1", "macro-F1", "UAR")
+
+
+@dataclass(frozen=True)
+class LiteratureTable:
+    """The rows as text, and as a file."""
+
+    names: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    csv: str
+
+
+def literature_table(judgement: Judgement, method: str) -> LiteratureTable:
+    """Rows for every clip, for measured clips alone where that differs, and for the majority class."""
+    p = judgement.predictions
+    everybody = np.ones(len(p), bool)
+    said = p.probabilities.argmax(axis=1)
+    rows = [_row(method, p.labels, said, everybody, len(judgement.label_names))]
+    if not p.measured.all() and p.measured.any():
+        rows.append(_row(f"{method} (measured)", p.labels, said, p.measured, len(judgement.label_names)))
+    for beside in judgement.beside:
+        if beside.yardstick.name == "majority":
+            majority = beside.yardstick.said
+            rows.append(_row("majority class", p.labels, majority, everybody, len(judgement.label_names)))
+    return LiteratureTable(NAMES, tuple(rows), _csv(rows))
+
+
+def _row(
+    method: str, labels: np.ndarray, said: np.ndarray, keep: np.ndarray, num_classes: int
+) -> tuple[str, ...]:
+    figures = count_metrics(confusion(labels[keep], said[keep], num_classes))
+    values = (figures[name] for name in ("accuracy", "weighted_f1", "macro_f1", "balanced_accuracy"))
+    return (method, str(int(keep.sum())), *(f"{100 * float(value):.1f}" for value in values))
+
+
+def _csv(rows: list[tuple[str, ...]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([NAMES, *rows])
+    return text.getvalue()

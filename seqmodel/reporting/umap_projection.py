@@ -1,0 +1,86 @@
+"""UMAP of clips by their mean embedding: two coordinates a clip. Optional: it compiles for twenty seconds.
+
+It knows nothing about labels or drawing.
+
+Shapes: N clips, T frames, D embedding.
+"""
+
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from features.cli import warn
+
+if TYPE_CHECKING:
+    from features.store.store import FeatureStore
+
+MOST_CLIPS = 3000
+"""More take minutes and show nothing more."""
+FEWEST_CLIPS = 12
+
+
+def mean_embeddings(x: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """(N, D) float32 means over valid frames of (N, T, D); zeros for a clip without any."""
+    weights = valid.astype(np.float32)
+    total = np.einsum("ntd,nt->nd", x.astype(np.float32), weights)
+    return total / np.maximum(weights.sum(axis=1, keepdims=True), 1.0)
+
+
+def sample_places(num_clips: int, seed: int) -> np.ndarray:
+    """Places of at most MOST_CLIPS clips, ascending, the same for one seed."""
+    if num_clips <= MOST_CLIPS:
+        return np.arange(num_clips)
+    return np.sort(np.random.default_rng(seed).choice(num_clips, MOST_CLIPS, replace=False))
+
+
+@dataclass(frozen=True)
+class Map:
+    """A map that is being made."""
+
+    places: np.ndarray
+    """Which of the clips asked for are on it."""
+    coordinates: Future[np.ndarray]
+
+
+@contextmanager
+def map_meanwhile(
+    store: "FeatureStore", rows: np.ndarray, coverage: np.ndarray, seed: int
+) -> Iterator[Map | None]:
+    """The map of these rows of a store, made in a process of its own while the caller does something else.
+
+    `coverage` is each row's share of frames with a face. None, with a warning, where too few have any.
+    """
+    places = np.flatnonzero(coverage > 0)
+    if len(places) < FEWEST_CLIPS:
+        warn(f"--umap needs at least {FEWEST_CLIPS} clips with a face, there are {len(places)}")
+        yield None
+        return
+    places = places[sample_places(len(places), seed)]
+    features = mean_embeddings(*store.read_stream(store.streams[0], rows[places]))
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        yield Map(places, pool.submit(umap_coordinates, features, seed))
+
+
+def umap_coordinates(features: np.ndarray, seed: int) -> np.ndarray:
+    """(N, 2) float32 of (N, D) features, standardised first; the same for one seed.
+
+    Raises ValueError for fewer than FEWEST_CLIPS clips.
+    """
+    if len(features) < FEWEST_CLIPS:
+        raise ValueError(f"UMAP needs at least {FEWEST_CLIPS} clips, got {len(features)}")
+    std = features.std(axis=0)
+    standard = (features - features.mean(axis=0)) / np.where(std > 1e-6, std, 1.0)
+    with warnings.catch_warnings():
+        # It announces that a seed means one thread, and numba and scikit-learn announce their own
+        # deprecations.
+        warnings.simplefilter("ignore")
+        from umap import UMAP
+
+        reducer = UMAP(n_neighbors=min(15, len(features) - 1), min_dist=0.15, random_state=seed, n_jobs=1)
+        return np.asarray(reducer.fit_transform(standard), np.float32)

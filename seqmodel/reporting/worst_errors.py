@@ -1,0 +1,99 @@
+"""The hardest clips of a judgement: the most confident mistakes, with a timeline each and, if asked for,
+faces.
+
+It knows nothing about HTML beyond data URIs.
+
+Shapes: N clips, T frames.
+"""
+
+import base64
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from features.face_signals import strongest_signals
+from seqmodel.evaluation.evaluator import Judgement
+from seqmodel.metrics.calibration import probabilities
+from seqmodel.reporting.plots_people import timeline_plot
+from seqmodel.reporting.style import save
+from seqmodel.runs.card import Card
+from seqmodel.runs.predict import growing_logits
+
+if TYPE_CHECKING:
+    from features.store.store import FeatureStore
+
+MOST_CLIPS = 6
+FACES = 6
+FACE_PX = 72
+
+
+def hardest(judgement: Judgement) -> np.ndarray:
+    """Places of the measured clips that are wrong, least given to the truth first; at most MOST_CLIPS."""
+    p = judgement.predictions
+    given = p.probabilities[np.arange(len(p)), p.labels]
+    wrong = np.flatnonzero(p.measured & (p.said != p.labels))
+    return wrong[np.argsort(given[wrong], kind="stable")][:MOST_CLIPS]
+
+
+def hardest_clips(
+    judgement: Judgement,
+    run: Path,
+    card: Card,
+    store: "FeatureStore",
+    rows: np.ndarray,
+    plots: Path,
+    *,
+    thumbnails: bool,
+) -> list[dict[str, Any]]:
+    """What the report shows of each; `rows` are the store's rows of the judged clips, in their order."""
+    places = hardest(judgement)
+    if len(places) == 0:
+        return []
+    p, names = judgement.predictions, judgement.label_names
+    logits, seen = growing_logits(run, card, store, card.labelling, rows[places])
+    fps = card.recipe.pixels.fps if card.recipe.pixels else 1.0
+    binary = judgement.task == "binary"
+    found = []
+    features = store.recipe.geometry.features if store.recipe.geometry else ()
+    geometry, measured = store.read_stream("geometry", rows[places]) if features else (None, None)
+    for k, place in enumerate(places):
+        truth, said = int(p.labels[place]), int(p.said[place])
+        followed = 1 if binary else truth
+        line = probabilities(logits[k], judgement.task, card.calibration)[:, followed]
+        threshold = card.calibration.threshold if binary else None
+        signals = None
+        if geometry is not None and measured is not None and measured[k].any():
+            signals = strongest_signals(np.where(measured[k][:, None], geometry[k], np.nan), features)
+        figure = timeline_plot(line, seen[k], fps, threshold, truth == followed, signals)
+        found.append(
+            {
+                "truth": names[truth],
+                "said": names[said],
+                "probability": float(p.probabilities[place, said]),
+                "clip_id": str(p.clip_ids[place]),
+                "subject": str(p.subjects[place]),
+                "timeline": save(figure, plots / f"hardest-{k + 1}.png"),
+                "faces": _faces(store, int(rows[place])) if thumbnails and store.has_crops else [],
+            }
+        )
+    return found
+
+
+def _faces(store: "FeatureStore", row: int) -> list[str]:
+    """A few stored crops as small JPEG data URIs, evenly over the window."""
+    import cv2
+
+    crops = [crop for crop in store.read_crops(row) if crop]
+    if not crops:
+        return []
+    places = np.linspace(0, len(crops) - 1, min(FACES, len(crops))).round().astype(np.int64)
+    uris = []
+    for place in places:
+        image = cv2.imdecode(np.frombuffer(crops[place], np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            continue
+        small = cv2.resize(image, (FACE_PX, FACE_PX), interpolation=cv2.INTER_AREA)
+        _, jpeg = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])
+        uris.append("data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode("ascii"))
+    return uris

@@ -1,0 +1,1 @@
+"""A run directory: what a trained model needs."""

@@ -1,0 +1,316 @@
+"""A run directory: everything that a trained model needs, movable, without a pickle.
+
+    card.json            Card: how the model came about and how it decides
+    weights.safetensors  head.* and, after fine-tuning, encoder.*
+    split.csv            clip_id, subject, split: who stood on which side, clips that failed among them
+    detector/            the face detector files (and landmarker) by name
+    calibrated_on.csv    clip_id, subject of what a new place's calibration was fitted on
+    cross/STORE/         what was found on another data set; store.txt in it says which
+    log.jsonl, study.log, predictions.csv, metrics.json, report.html, plots/, MODEL_CARD.md
+                         written by the rooms that make them
+
+Reading a card imports neither torch nor zarr. Knows nothing about how models are trained or judged.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from features.labels import Labelling
+from features.recipe import Recipe, from_json, to_json
+from seqmodel.config import HeadConfig, TrainConfig
+from seqmodel.metrics.calibration import Calibration
+
+if TYPE_CHECKING:
+    import torch
+
+CARD, WEIGHTS, SPLIT = "card.json", "weights.safetensors", "split.csv"
+CALIBRATORS = "calibrated_on.csv"
+LOG = "log.jsonl"
+STUDY = "study.log"
+ARTIFACTS = "artifacts"
+"""A search's checkpoints of its best trials."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a run says of itself."""
+
+    recipe: Recipe
+    labelling: Labelling
+    head: HeadConfig
+    train: TrainConfig
+    dims: dict[str, int]
+    """Streams that the head reads and the length of one frame's vector in each."""
+    store: str
+    """Path of the store it was trained on, as given."""
+    store_fingerprint: str
+    split_how: str
+    """In words, how people were split."""
+    split_hash: str
+    seed: int
+    metric: str
+    """What was maximised on validation."""
+    training_shares: tuple[float, ...]
+    """Share of each class among the training clips."""
+    calibration: Calibration = Calibration()
+    numerics: dict[str, Any] = field(default_factory=dict)
+    """The store's numerics: recorded, never compared."""
+    baseline: str = "none"
+    """What is subtracted from the geometry stream: none, window or subject."""
+    stages: tuple[dict[str, Any], ...] = ()
+    """The story: one entry a stage with its validation score, and which was kept."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Metrics per split, as in metrics.json."""
+    test_openings: tuple[str, ...] = ()
+    """UTC times at which the test split was opened."""
+    warnings: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    git_commit: str = ""
+
+    @property
+    def num_outputs(self) -> int:
+        """Logits of the head: binary 1, multi-class C, ordinal C − 1."""
+        classes = len(self.labelling.names)
+        return {"binary": 1, "multiclass": classes, "ordinal": classes - 1}[self.labelling.task]
+
+
+def card_to_json(card: Card) -> dict[str, Any]:
+    """The card as JSON-ready dictionaries."""
+    shallow = {f.name: getattr(card, f.name) for f in dataclasses.fields(card)}
+    plain = {
+        k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) and not isinstance(v, type) else v
+        for k, v in shallow.items()
+    }
+    return {"schema": 1} | plain | {"recipe": to_json(card.recipe)}
+
+
+def card_from_json(fields: Mapping[str, Any]) -> Card:
+    """The card that `card_to_json` wrote. Raises ValueError on another schema."""
+    if fields.get("schema") != 1:
+        raise ValueError(f"card of schema {fields.get('schema')!r}, this version reads 1")
+    labelling, calibration = fields["labelling"], fields["calibration"]
+    rest = {k: v for k, v in fields.items() if k != "schema"}
+    return Card(
+        **rest
+        | {
+            "recipe": from_json(fields["recipe"]),
+            "labelling": Labelling(
+                labelling["column"],
+                tuple(labelling["names"]),
+                tuple(tuple(group) for group in labelling["sources"]),
+                labelling["task"],
+            ),
+            "head": HeadConfig(**fields["head"]),
+            "train": TrainConfig(**fields["train"]),
+            "calibration": Calibration(
+                **calibration | {"abstain": tuple(calibration["abstain"]) if calibration["abstain"] else None}
+            ),
+            "stages": tuple(fields["stages"]),
+            "test_openings": tuple(fields["test_openings"]),
+            "warnings": tuple(fields["warnings"]),
+            "training_shares": tuple(fields["training_shares"]),
+        }
+    )
+
+
+def require_place(run: Path) -> None:
+    """That a run may be written here: of the run that is there, what speaks of its head will be removed.
+
+    Raises ValueError where there are other things than a run, or one that was begun.
+    """
+    if not run.exists():
+        return
+    if not run.is_dir():
+        raise ValueError(f"{run} is a file: a run is a folder")
+    there = {path.name for path in run.iterdir() if not path.name.startswith(".")}
+    if "zarr.json" in there:
+        raise ValueError(f"{run} is a store: name another folder for the run")
+    if there and not there & {CARD, WEIGHTS, SPLIT, LOG, STUDY, ARTIFACTS}:
+        some = ", ".join(sorted(there)[:3])
+        raise ValueError(f"{run} holds other things ({some}, …) and no run: name another folder for the run")
+
+
+def save_card(run: Path, card: Card) -> None:
+    """Write card.json, atomically."""
+    write_text(run / CARD, json.dumps(card_to_json(card), indent=1, ensure_ascii=False) + "\n")
+
+
+def load_card(run: Path) -> Card:
+    """Read card.json.
+
+    Raises ValueError when the directory holds no finished run or its card cannot be read.
+    """
+    path = run / CARD
+    if not path.is_file():
+        raise ValueError(
+            f"{run} is not a finished run: it has no {CARD}; make one with python -m tune --out {run}"
+        )
+    try:
+        return card_from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error!r}") from error
+
+
+def save_weights(
+    run: Path, head: "Mapping[str, torch.Tensor]", encoder: "Mapping[str, torch.Tensor] | None" = None
+) -> None:
+    """Write weights.safetensors, atomically: state dicts of the head and, after fine-tuning, the encoder."""
+    from safetensors.torch import save_file
+
+    tensors = {f"head.{k}": v.detach().cpu().contiguous() for k, v in head.items()}
+    tensors |= {f"encoder.{k}": v.detach().cpu().contiguous() for k, v in (encoder or {}).items()}
+    temporary = run / (WEIGHTS + ".tmp")
+    save_file(tensors, temporary)
+    os.replace(temporary, run / WEIGHTS)
+
+
+def load_weights(run: Path) -> "dict[str, dict[str, torch.Tensor]]":
+    """State dicts by part: `head` always, `encoder` when the run was fine-tuned.
+
+    Raises ValueError when the run has no weights.
+    """
+    from safetensors.torch import load
+
+    path = run / WEIGHTS
+    if not path.is_file():
+        raise ValueError(f"{run} has no checkpoint: {WEIGHTS} is missing")
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in load(path.read_bytes()).items():  # from bytes: any letters in the path
+        part, _, name = key.partition(".")
+        parts.setdefault(part, {})[name] = tensor
+    return parts
+
+
+def save_split(run: Path, clip_ids: Sequence[str], subjects: Sequence[str], splits: Sequence[str]) -> None:
+    """Write split.csv, atomically."""
+    temporary = run / (SPLIT + ".tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["clip_id", "subject", "split"])
+        writer.writerows(zip(clip_ids, subjects, splits, strict=True))
+    os.replace(temporary, run / SPLIT)
+
+
+def load_split(run: Path) -> dict[str, tuple[str, str]]:
+    """split.csv as clip_id -> (subject, split). Raises ValueError when it is missing."""
+    path = run / SPLIT
+    if not path.is_file():
+        raise ValueError(f"{run} has no {SPLIT}: nobody knows who stood on which side")
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["clip_id"]: (row["subject"], row["split"]) for row in csv.DictReader(file)}
+
+
+def calibration_stage(card: Card) -> dict[str, Any] | None:
+    """The entry of `python -m seqmodel calibrate` in the card, while its calibration is the run's: until
+    other weights are kept."""
+    for stage in reversed(card.stages):
+        if stage.get("stage") == "calibrate":
+            return stage
+        if stage.get("kept", True):
+            return None
+    return None
+
+
+def save_calibrators(run: Path, clip_ids: Sequence[str], subjects: Sequence[str]) -> None:
+    """Write calibrated_on.csv, atomically."""
+    temporary = run / (CALIBRATORS + ".tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("clip_id", "subject"), *zip(clip_ids, subjects, strict=True)])
+    os.replace(temporary, run / CALIBRATORS)
+
+
+def calibrators_of(run: Path, card: Card) -> dict[str, str]:
+    """Clips of another data set that the run's calibration was fitted on, clip_id -> subject ('' where that
+    is not known); none where it comes from validation."""
+    path = run / CALIBRATORS
+    if calibration_stage(card) is None or not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["clip_id"]: row["subject"] for row in csv.DictReader(file)}
+
+
+def keep_model_file(run: Path, source: Path, name: str) -> None:
+    """Copy a model file (detector, landmarker) into the run, so that it moves along."""
+    target = run / "detector" / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(name + ".tmp")
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def append_log(run: Path, entry: Mapping[str, Any]) -> None:
+    """Add one line to log.jsonl."""
+    with (run / LOG).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl; empty when there is none. A line cut off by a crash is left out."""
+    path = run / LOG
+    if not path.is_file():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return entries
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: temporary name, then rename."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape results."""
+    found = {"python": platform.python_version(), "platform": sys.platform}
+    for name in (
+        "brainbuddy",
+        "torch",
+        "mediapipe",
+        "opencv-contrib-python",
+        "openvino",
+        "numpy",
+        "zarr",
+        "optuna",
+        "scikit-learn",
+    ):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str:
+    """Commit of the project's own checkout, with `+` when it has changes; empty outside one."""
+    here = Path(__file__).resolve().parent
+
+    def answer(*words: str) -> str | None:
+        done = subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, encoding="utf-8", timeout=5
+        )
+        return None if done.returncode else done.stdout.strip()
+
+    try:
+        commit, changes = answer("rev-parse", "--short=12", "HEAD"), answer("status", "--porcelain", "-uno")
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return (commit or "") + ("+" if commit and changes else "")

@@ -1,0 +1,320 @@
+"""What a run says about the rows of a store: which rows, which path to the logits, and the table that is
+kept.
+
+A run whose encoder made the store's embeddings is judged from those; a fine-tuned one, whose encoder
+differs, is judged from the stored crops, which its own encoder embeds as live would. Recipes are compared
+field by field first.
+
+It knows nothing about figures, plots or reports.
+
+Shapes: N clips, T frames, O logits, C classes.
+"""
+
+import csv
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from features.labels import Labelling, class_indices
+from features.recipe import Part, differences, require_equal
+from features.store.table import groups_of
+from seqmodel.metrics.predictions import Predictions
+from seqmodel.runs.card import Card, load_weights
+
+if TYPE_CHECKING:
+    from features.datasets import Samples
+    from features.store.store import FeatureStore
+    from features.store.table import ClipTable
+
+PREDICTIONS = "predictions.csv"
+CLIPS_AT_ONCE = 256
+PREFIXES_AT_ONCE = 32
+"""Of a growing window, so that memory grows with its length and not with the square of it."""
+
+
+@dataclass(frozen=True)
+class Population:
+    """The rows that a split stands for, and what is known of them."""
+
+    rows: np.ndarray
+    """(N,) int64 rows of the store, labelled."""
+    labels: np.ndarray
+    """(N,) int64."""
+    pending: int
+    """Labelled clips of the split that were never extracted: neither counted nor hidden."""
+    how: str
+    """In words, which clips these are."""
+
+
+def clip_labels(table: "ClipTable", labelling: Labelling, mapping: Sequence[str] = ()) -> np.ndarray:
+    """(N,) class indices of every row, -1 = none. `mapping` holds theirs=ours for another store's names.
+
+    Raises ValueError when the column is missing, or no name of it maps.
+    """
+    if labelling.column not in table.labels:
+        there = ", ".join(sorted(table.labels)) or "none"
+        raise ValueError(f"the store has no label column {labelling.column!r}; it has: {there}")
+    theirs = list(table.label_names[labelling.column])
+    renamed = list(theirs)
+    for pair in mapping:
+        name, equals, ours = pair.partition("=")
+        if not equals or name not in theirs or not any(ours in (n, *s) for n, s in _classes(labelling)):
+            raise ValueError(
+                f"--map {pair}: wanted THEIRS=OURS with THEIRS one of {theirs} "
+                f"and OURS one of {list(labelling.names)}"
+            )
+        # Any stored name of the class stands for it.
+        renamed[theirs.index(name)] = next(s[0] for n, s in _classes(labelling) if ours in (n, *s))
+    if not any(name in group for name in renamed for group in labelling.sources):
+        raise ValueError(
+            f"none of the store's labels {theirs} is one the run knows ({list(labelling.names)}); "
+            "map them with --map THEIRS=OURS"
+        )
+    return class_indices(labelling, table.labels[labelling.column], renamed)
+
+
+def population(
+    table: "ClipTable",
+    labels: np.ndarray,
+    sides: Mapping[str, tuple[str, str]],
+    split: str,
+    known: np.ndarray,
+    calibrators: Mapping[str, str] = MappingProxyType({}),
+) -> Population:
+    """Every labelled row of a split that split.csv names, failed ones too.
+
+    known: (N,) bool, which rows are the run's, as `known_rows` says. A store that shares no clip with the run
+    is another data set: its own split of that name, if it has one, else all of it, without the people whose
+    clips the run was calibrated on (clip_id -> subject).
+    """
+    labelled = labels >= 0
+    if known.any():
+        side = np.array([sides.get(clip, ("", ""))[1] for clip in table.clip_id.tolist()], str)
+        chosen = labelled & known & (side == split)
+        how = f"the {split} side of the run's split"
+    else:
+        own = table.split == split
+        chosen = labelled & (own if own.any() else np.ones(len(own), bool))
+        how = f"another data set: its {split} split" if own.any() else "another data set: every labelled clip"
+        used = chosen & _of_calibrators(table, calibrators)
+        if used.any():
+            chosen &= ~used
+            how += f", without {int(used.sum())} clips of people that the run was calibrated on"
+    # A vanished or planned row without extraction is nobody's failure.
+    pending = chosen & (table.state == 0)
+    rows = np.flatnonzero(chosen & ~pending)
+    return Population(rows, labels[rows], int(pending.sum()), how)
+
+
+def _of_calibrators(table: "ClipTable", calibrators: Mapping[str, str]) -> np.ndarray:
+    """(N,) bool: rows of people, or videos, of whom a clip has calibrated the run; later clips of theirs
+    too."""
+    pairs = zip(table.clip_id.tolist(), table.subject.tolist(), strict=True)
+    named = np.array([clip in calibrators and calibrators[clip] in ("", who) for clip, who in pairs], bool)
+    groups = groups_of(table, np.arange(len(named)))
+    return np.isin(groups, groups[named])
+
+
+@dataclass(frozen=True)
+class Ways:
+    """A run's head and the clips of a store in the form that it reads."""
+
+    model: Any
+    """The run's `LstmHead`."""
+    source: Any
+    """`Samples`: a length, labels, `valid` by stream, `batch(indices)`."""
+
+
+def open_ways(run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray) -> Ways:
+    """The path from rows of a store to logits that the recipes allow: cached features, or crops embedded
+    again.
+
+    Raises ValueError, naming the fields, where recipes differ.
+    """
+    from seqmodel.heads.recurrent import LstmHead
+
+    weights = load_weights(run)
+    head = LstmHead(card.head, card.dims, card.num_outputs)
+    head.load_state_dict(weights["head"])
+    others: list[Part] = ["geometry"] if "geometry" in card.dims else []
+    where = f"run {run} with store {store.path}"
+    uses_encoder = "embeddings" in card.dims
+    if uses_encoder and differences(card.recipe, store.recipe, ["encoder"]) and "encoder" in weights:
+        # Crops need only equal pixels: the run brings its own encoder.
+        require_equal(card.recipe, store.recipe, ["pixels", *others], where=where)
+        if not store.has_crops:
+            lines = "; ".join(differences(card.recipe, store.recipe, ["encoder"]))
+            raise ValueError(
+                f"recipes differ ({where}): {lines}; and the store keeps no crops to see through "
+                "the run's own encoder: extract with --crops jpeg, or re-extract with that encoder"
+            )
+        return Ways(head, _seen_again(run, card, store, labelling, rows))
+    parts: list[Part] = ["pixels", *others]
+    if uses_encoder:
+        parts.append("encoder")
+    require_equal(card.recipe, store.recipe, parts, where=where)
+    return Ways(head, _cached(card, store, labelling, rows))
+
+
+def predict_rows(
+    run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """((N, O) float32 logits, (N,) bool measured) of rows of a store.
+
+    A row is measured when some stream that the head reads is valid in some frame; others have NaN. Raises
+    ValueError as `open_ways`.
+    """
+    from seqmodel.training.loop import predict_logits
+
+    ways = open_ways(run, card, store, labelling, rows)
+    measured = np.any([np.asarray(mask).any(axis=1) for mask in ways.source.valid.values()], axis=0)
+    logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
+    logits[:] = predict_logits(ways.model, ways.source, CLIPS_AT_ONCE, device=device)
+    logits[~measured] = np.nan
+    return logits, measured
+
+
+def growing_logits(
+    run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """((n, T, O) float32, (n, T) bool): logits as if the window had ended at each frame, and frames with
+    anything valid.
+
+    As live, a window's own normal is that of its frames so far.
+    """
+    import torch
+
+    from seqmodel.heads.person_baseline import STREAM, subtract_rest
+
+    ways = open_ways(run, card, store, labelling, rows)
+    found, seen = [], []
+    for place in range(len(rows)):
+        x, valid, _ = ways.source.batch(np.array([place]))
+        is_own = card.baseline == "window" or not ways.source.subjects[place]
+        parts = []
+        with torch.inference_mode():
+            streams, masks = _tensors(x), _tensors(valid)
+            head = ways.model.eval()
+            length = next(iter(masks.values())).shape[1]
+            for until in torch.ones(length, length, dtype=torch.bool).tril().split(PREFIXES_AT_ONCE):
+                repeated = {name: values.expand(len(until), -1, -1) for name, values in streams.items()}
+                if card.baseline != "none" and is_own and STREAM in x:
+                    # The mean of the whole window is off already; here goes what is left of that so far.
+                    whole, measured = np.asarray(x[STREAM][0]), np.asarray(valid[STREAM][0])
+                    prefixes = [subtract_rest(whole, measured & mask) for mask in until.numpy()]
+                    repeated[STREAM] = torch.from_numpy(np.stack(prefixes))
+                parts.append(head(repeated, {name: mask & until for name, mask in masks.items()}).float())
+        found.append(torch.cat(parts).numpy())
+        seen.append(torch.stack([mask[0] for mask in masks.values()]).any(dim=0).numpy())
+    return np.stack(found), np.stack(seen)
+
+
+def read_streams(ways: Ways) -> tuple[Any, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(head, x, valid): every clip's streams as the head reads them, (N,T,D) and (N,T)."""
+    x, valid, _ = ways.source.batch(np.arange(len(ways.source)))
+    return ways.model, dict(x), dict(valid)
+
+
+def _tensors(arrays: Any) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
+
+
+def write_predictions(path: Path, predictions: Predictions, label_names: Sequence[str], split: str) -> None:
+    """predictions.csv: rows of this split replace earlier ones, rows of other splits stay. Atomic."""
+    columns = [
+        "clip_id",
+        "subject",
+        "split",
+        "label",
+        *(f"p_{n}" for n in label_names),
+        "decision",
+        "state",
+        "coverage",
+    ]
+    kept = [row for row in read_predictions(path) if row["split"] != split and list(row) == columns]
+    p = predictions
+    for i in range(len(p)):
+        state = p.reasons[i] or ("unsure" if p.unsure[i] else "ok")
+        said = {f"p_{n}": f"{p.probabilities[i, k]:.6f}" for k, n in enumerate(label_names)}
+        kept.append(
+            {
+                "clip_id": p.clip_ids[i],
+                "subject": p.subjects[i],
+                "split": split,
+                "label": label_names[p.labels[i]],
+            }
+            | said
+            | {"decision": label_names[p.said[i]], "state": state, "coverage": f"{p.coverage[i]:.3f}"}
+        )
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(kept)
+    os.replace(temporary, path)
+
+
+def read_predictions(path: Path) -> list[dict[str, str]]:
+    """Rows of predictions.csv; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _classes(labelling: Labelling) -> list[tuple[str, tuple[str, ...]]]:
+    return list(zip(labelling.names, labelling.sources, strict=True))
+
+
+def _cached(card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray) -> Any:
+    from features.datasets import load_samples
+    from seqmodel.heads.person_baseline import with_baseline
+
+    return with_baseline(load_samples(store, labelling, rows, inputs_of(card)), card.baseline, store)
+
+
+def _seen_again(
+    run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray
+) -> "Samples":
+    """Streams of rows, embedded from their stored crops by the run's own encoder as live runs it."""
+    from features.datasets import CropClips, load_samples
+
+    samples = load_samples(store, labelling, rows, inputs_of(card))
+    crops = CropClips(store, labelling, rows, inputs_of(card))
+    embed, known = _own_encoder(run, card.recipe.encoder.weights_sha256)
+    seen = np.asarray(crops.valid["crops"])
+    x = np.zeros((*seen.shape, card.recipe.encoder.dim), np.float16)
+    for place, row in enumerate(rows.tolist()):
+        key = (str(store.path), row)
+        if key not in known and seen[place].any():
+            known[key] = embed(crops.batch(np.array([place]))[0]["crops"][0][seen[place]])
+        if seen[place].any():
+            x[place, seen[place]] = known[key]
+    return dataclasses.replace(
+        samples, x=samples.x | {"embeddings": x}, valid=samples.valid | {"embeddings": seen}
+    )
+
+
+@lru_cache(maxsize=1)
+def _own_encoder(run: Path, weights_sha256: str) -> tuple[Any, dict[tuple[str, int], np.ndarray]]:
+    """The run's encoder, compiled, and what it has seen in this process, by store and row: drawings,
+    importance and figures ask for the same clips. `weights_sha256` is there to notice another encoder."""
+    from seqmodel.runs.run_encoder import open_run_engine
+
+    return open_run_engine(run).embed, {}
+
+
+def inputs_of(card: Card) -> Literal["embeddings", "geometry", "both"]:
+    """The `--inputs` word for the streams that a run's head reads."""
+    if len(card.dims) == 2:
+        return "both"
+    return "geometry" if "geometry" in card.dims else "embeddings"

@@ -1,0 +1,174 @@
+"""What a run's training data looked like, in four figures that a live session can be held against.
+
+Face rate, mean probability, and how far frames lie from the mean frame (novelty), for one clip after another;
+kept in the run as reference.json, because the store may be far away when a session is looked at.
+
+Reading it needs neither torch nor zarr. Knows nothing about live sessions. N clips, T frames, D embedding.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from seqmodel.metrics.calibration import probabilities
+from seqmodel.runs.card import WEIGHTS, Card, load_card, load_split, write_text
+
+if TYPE_CHECKING:
+    from features.store.store import FeatureStore
+
+FILE, STATISTICS = "reference.json", "statistics.safetensors"
+MAX_CLIPS = 400
+"""Clips looked at: figures of a few hundred are as good as of all."""
+WORTH_SHOWING = 0.9
+"""A short window is worth showing once it has this share of a whole one's validation score above chance."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over clips: its mean, and between what values nine of ten clips lie."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The training data of a run."""
+
+    num_clips: int
+    face_rate: Spread
+    """Share of a clip's sampled frames that hold a face."""
+    p: Spread
+    """`level_of` a clip's probabilities."""
+    novelty: Spread | None
+    """Mean squared standard score of a clip's embeddings: 1 on average. None where the head reads none."""
+    min_filled: float | None = None
+    """Share of the window from which validation shows that predictions are worth showing."""
+
+
+def write_reference(run: Path, store: Path | str | None = None) -> Reference:
+    """Measure the training split of a run and keep the figures in it.
+
+    `store` is the one that the run was trained on unless given. Raises ValueError when it cannot be opened or
+    has another recipe.
+    """
+    from features.store.store import FeatureStore
+
+    card = load_card(run)
+    found = measure(run, card, FeatureStore.open(store or card.store))
+    write_text(run / FILE, json.dumps(asdict(found), indent=1) + "\n")
+    return found
+
+
+def read_reference(run: Path) -> Reference | None:
+    """The figures that a run keeps, or None."""
+    path = run / FILE
+    if not path.is_file():
+        return None
+    plain = json.loads(path.read_text(encoding="utf-8"))
+    spreads = {name: Spread(**plain[name]) if plain[name] else None for name in ("face_rate", "p", "novelty")}
+    return Reference(**plain | spreads)
+
+
+def measure(run: Path, card: Card, store: "FeatureStore") -> Reference:
+    """The figures of the run's training clips in a store, and from when on short windows can be trusted."""
+    from seqmodel.runs.predict import open_ways, predict_rows, read_streams
+
+    rows = _some(rows_of(run, store, "train"))
+    logits, measured = predict_rows(run, card, store, card.labelling, rows)
+    p = probabilities(logits[measured], card.labelling.task, card.calibration)
+    frames = store.read_frames(rows)
+    sampled = np.isfinite(frames[..., 0])
+    face_rate = (frames[..., 5] > 0).sum(axis=1) / np.maximum(sampled.sum(axis=1), 1)
+    novelty = None
+    if "embeddings" in card.dims:
+        mean, std = load_statistics(run)["embeddings"]
+        # As the run sees the clips: a fine-tuned encoder's embeddings are not the store's.
+        _, streams, masks = read_streams(open_ways(run, card, store, card.labelling, rows))
+        x, valid = streams["embeddings"], masks["embeddings"]
+        squares = (((x.astype(np.float32) - mean) / std) ** 2).mean(axis=2)
+        seen = valid.any(axis=1)
+        novelty = _spread((squares * valid).sum(axis=1)[seen] / valid.sum(axis=1)[seen])
+    level = _spread(level_of(p, card.labelling.task))
+    return Reference(len(rows), _spread(face_rate), level, novelty, _min_filled(run, card, store))
+
+
+def level_of(probabilities: ArrayLike, task: str) -> np.ndarray:
+    """One number 0..1 for probabilities (..., C), (...): what a bar, a timeline and a drift table show.
+
+    Binary: the positive class's probability. Ordinal: the expected level over the highest one. Multiclass:
+    the probability of the most probable class.
+    """
+    p = np.asarray(probabilities, float)
+    if task == "ordinal":
+        return p @ np.arange(p.shape[-1]) / (p.shape[-1] - 1)
+    return p[..., -1] if task == "binary" else p.max(axis=-1)
+
+
+def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
+    """The smallest share of a window that scores nearly as a whole one on validation; None if unknown, and
+    where no live session will ask: of imported features."""
+    from features.labels import class_indices
+    from seqmodel.metrics.classification import score
+    from seqmodel.runs.predict import growing_logits
+
+    if card.recipe.pixels is None:
+        return None
+    rows = _some(rows_of(run, store, "val"))
+    if not len(rows):
+        return None
+    table = store.table()
+    column = card.labelling.column
+    labels = class_indices(card.labelling, table.labels[column][rows], table.label_names[column])
+    if len(np.unique(labels)) < 2:
+        return None
+    logits, seen = growing_logits(run, card, store, card.labelling, rows)
+    metric = "auroc" if card.labelling.task == "binary" else "balanced_accuracy"
+    chance = 1 / len(card.labelling.names)
+    usable = seen.any(axis=1)
+    scores = [
+        score(metric, labels[usable], probabilities(logits[usable, t], card.labelling.task, card.calibration))
+        for t in range(logits.shape[1])
+    ]
+    wanted = chance + WORTH_SHOWING * (scores[-1] - chance)
+    # From the first length on after which no longer one falls below: a lucky early score does not count.
+    below = [t for t, value in enumerate(scores) if value < wanted]
+    needed = max(below) + 2 if below else 1
+    return min(1.0, needed / len(scores))
+
+
+def rows_of(run: Path, store: "FeatureStore", side: str) -> np.ndarray:
+    """Finished rows of a store that stood on one side of the run's split."""
+    sides = load_split(run)
+    table = store.table()
+    chosen = [sides.get(str(clip_id), ("", ""))[1] == side for clip_id in table.clip_id]
+    return np.flatnonzero(np.array(chosen, bool) & (table.state == 1))
+
+
+def _some(rows: np.ndarray) -> np.ndarray:
+    """`MAX_CLIPS` of these rows, evenly: clips often lie person by person and class by class."""
+    return rows[np.linspace(0, len(rows) - 1, min(MAX_CLIPS, len(rows))).astype(int)]
+
+
+def _spread(values: np.ndarray) -> Spread:
+    if not len(values):
+        raise ValueError("no training clip of the run is in this store")
+    low, high = np.percentile(values, [5, 95])
+    return Spread(round(float(np.mean(values)), 4), round(float(low), 4), round(float(high), 4))
+
+
+def load_statistics(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Mean and standard deviation (D,) float32 of the training features by stream, of a run or a bundle."""
+    from safetensors.numpy import load
+
+    path = folder / STATISTICS if (folder / STATISTICS).is_file() else folder / WEIGHTS
+    if not path.is_file():
+        raise ValueError(f"{folder} has no checkpoint: {WEIGHTS} is missing")
+    tensors = load(path.read_bytes())
+    names = [key.removeprefix("head.mean_") for key in tensors if key.startswith("head.mean_")]
+    return {name: (tensors[f"head.mean_{name}"], tensors[f"head.std_{name}"]) for name in names}

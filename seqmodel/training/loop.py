@@ -1,0 +1,377 @@
+"""How a network learns: `fit`, a generator of Epochs, used by heads on embeddings and by the whole
+network on crops.
+
+Pruning, saving and logging belong to whoever consumes the generator; `fit_best` is the plain consumer that
+stops early and keeps the best epoch. Every random choice of epoch k depends on (seed, k) alone and the
+learning rate on (step, validation losses) alone.
+
+Knows nothing about stores, runs, searches, or what the network looks like inside.
+
+B clips, T frames, D width of a stream, C classes, O outputs of the network.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from features.labels import Task
+from seqmodel.config import METRIC_OF_TASK, Metric, TrainConfig
+from seqmodel.heads.recurrent import num_outputs
+from seqmodel.metrics.calibration import probabilities
+from seqmodel.metrics.classification import score
+
+Batch = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray], np.ndarray]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+FOCAL_GAMMA = 2.0
+"""Lin et al. 2017 found 2 best and the result flat around it."""
+PIECE = 8
+"""Clips to which noise is added at once: some 1 MB of embeddings, which stays in a processor's cache."""
+NORMALS = 2**22
+"""Length of the table of normal draws that feature noise comes from: 16 MB."""
+
+
+class Source(Protocol):
+    """Clips to learn from: a length, labels and batches by index."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64 class indices, −1 = unlabelled."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: np.ndarray, /) -> Batch:
+        """(x, valid, labels) of these clips: x (B, T, D) and valid (B, T) bool by stream."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the training clips came to."""
+
+    index: int
+    """0 for the first."""
+    train_loss: float
+    """Mean over the clips, with weights, smoothing and augmentation."""
+    val_loss: float
+    """Mean over the clips, without any of them; NaN without validation clips."""
+    val_score: float
+    """The metric on validation; NaN where it is not defined."""
+    val_logits: np.ndarray = field(repr=False)
+    """(N, O) float32, in the order of the validation source."""
+    lr: float
+    """Learning rate of the first group at the last step."""
+    seconds: float
+    """Training and validation together."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The outcome of `fit_best`; the model itself holds the best epoch's weights."""
+
+    best: Epoch
+    """The epoch that was kept."""
+    history: tuple[Epoch, ...]
+    """Every epoch that ran."""
+
+
+def fit(
+    model: nn.Module,
+    train: Source,
+    val: Source | None,
+    config: TrainConfig,
+    *,
+    task: Task,
+    num_classes: int,
+    seed: int,
+    device: str = "cpu",
+    metric: Metric = "auto",
+) -> Iterator[Epoch]:
+    """Train `model` in place, one Epoch at a time, at most `config.epochs` of them.
+
+    Validation is always computed in float32, as whoever uses the model will. Unlabelled clips are passed
+    over.
+    """
+    model.to(device)
+    optimizer = make_optimizer(model, config)
+    usable = np.flatnonzero(np.asarray(train.labels) >= 0)
+    if not len(usable):
+        raise ValueError("no labelled training clip")
+    if config.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {config.batch_size}")
+    loss = loss_for(task, num_classes, config, np.asarray(train.labels)[usable])
+    plain = loss_for(task, num_classes)
+    autocast = config.precision == "bf16" or (config.precision == "auto" and computes_in_bf16(device))
+    steps = math.ceil(len(usable) / config.batch_size)
+    val_losses: list[float] = []
+    for index in range(config.epochs):
+        started = time.perf_counter()
+        order = usable[np.random.default_rng([seed, index]).permutation(len(usable))]
+        torch.manual_seed(int(np.random.SeedSequence([seed, index]).generate_state(1)[0]))
+        model.train()
+        total = 0.0
+        for step in range(steps):
+            scale = lr_scale(config, index * steps + step, steps * config.epochs, val_losses)
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * scale
+            batch = order[step * config.batch_size : (step + 1) * config.batch_size]
+            total += _step(model, train, batch, loss, optimizer, config, device, autocast)
+        logits = (
+            predict_logits(model, val, device=device)
+            if val
+            else np.zeros((0, num_outputs(task, num_classes)), np.float32)
+        )
+        val_loss, val_score = _judge(logits, val, plain, task, metric)
+        val_losses.append(val_loss)
+        yield Epoch(
+            index=index,
+            train_loss=total / len(usable),
+            val_loss=val_loss,
+            val_score=val_score,
+            val_logits=logits,
+            lr=optimizer.param_groups[0]["lr"],
+            seconds=time.perf_counter() - started,
+        )
+
+
+def fit_best(
+    model: nn.Module,
+    epochs: Iterator[Epoch],
+    patience: int,
+    *,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> Fitted:
+    """Run `epochs` until `patience` of them brought nothing better, and put the best weights back into
+    `model`.
+
+    Better is a higher validation score, then a lower validation loss; without a score the loss alone.
+    """
+    history: list[Epoch] = []
+    best: Epoch | None = None
+    state: dict[str, Tensor] = {}
+    for epoch in epochs:
+        history.append(epoch)
+        if best is None or _rank(epoch) > _rank(best):
+            best, state = epoch, {k: v.detach().clone() for k, v in model.state_dict().items()}
+        if on_epoch is not None:
+            on_epoch(epoch)
+        if epoch.index - best.index >= patience:
+            break
+    if best is None:
+        raise ValueError("no epoch was run: epochs must be at least 1")
+    model.load_state_dict(state)
+    return Fitted(best, tuple(history))
+
+
+def predict_logits(
+    model: nn.Module, source: Source, batch_size: int = 64, *, device: str = "cpu"
+) -> np.ndarray:
+    """Logits (N, O) float32 of every clip of `source`, in its order, in eval mode."""
+    model.eval()
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(source), batch_size):
+            x, valid, _ = source.batch(np.arange(start, min(start + batch_size, len(source))))
+            logits = model(_to(x, device), _to(valid, device))
+            parts.append(logits.float().cpu().numpy())
+    return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+
+
+def loss_for(
+    task: Task, num_classes: int, config: TrainConfig | None = None, labels: np.ndarray | None = None
+) -> Loss:
+    """A function of logits (B, O) and labels (B,) int64 that gives each clip's loss, (B,) float32.
+
+    Binary: BCE with logits. Multi-class: cross-entropy. Ordinal: BCE of each cumulative question "is the
+    level above k?" (CORAL; Cao, Mirjalili & Raschka 2020). With a config: smoothing, focal (Lin et al.
+    2017) and class weights N / (C · n_c) counted from `labels`, whose mean over the clips is one.
+    """
+    smoothing = config.label_smoothing if config else 0.0
+    focal = config is not None and config.loss == "focal"
+    weights = torch.ones(num_classes)
+    if config is not None and config.class_weighting and labels is not None:
+        counts = np.bincount(labels, minlength=num_classes)
+        weights = torch.from_numpy(len(labels) / (max(1, (counts > 0).sum()) * np.maximum(counts, 1))).float()
+    levels = torch.arange(num_classes - 1)
+
+    def each(logits: Tensor, target: Tensor) -> Tensor:
+        logits = logits.float()
+        if task == "multiclass":
+            losses = F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
+            if focal:
+                right = torch.softmax(logits, dim=1).gather(1, target.unsqueeze(1)).squeeze(1)
+                losses = losses * (1 - right) ** FOCAL_GAMMA
+        else:
+            hard = (target.unsqueeze(1) > levels.to(target.device)).to(logits.dtype)
+            soft = hard * (1 - smoothing) + smoothing / 2
+            losses = F.binary_cross_entropy_with_logits(logits, soft, reduction="none")
+            if focal:
+                right = torch.sigmoid(logits * (2 * hard - 1))
+                losses = losses * (1 - right) ** FOCAL_GAMMA
+            losses = losses.mean(dim=1)
+        return losses * weights.to(losses.device)[target]
+
+    return each
+
+
+def make_optimizer(
+    model: nn.Module, config: TrainConfig, groups: Sequence[dict[str, Any]] | None = None
+) -> torch.optim.AdamW:
+    """AdamW over `groups`, or over all trainable parameters with decay on matrices only; `base_lr` is
+    kept in each."""
+    if groups is None:
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    complete = [{"lr": config.lr, "weight_decay": config.weight_decay} | dict(group) for group in groups]
+    complete = [group | {"base_lr": group["lr"]} for group in complete if group["params"]]
+    return torch.optim.AdamW(complete, fused=True)
+
+
+def computes_in_bf16(device: str) -> bool:
+    """Whether training gains by bfloat16: on processors with instructions for it, 1.3 to 1.7 times the speed
+    of float32 for the heads of the search space. Never on a GPU, where heads are too small to gain."""
+    if device != "cpu":
+        return False
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))
+
+
+def lr_scale(config: TrainConfig, step: int, total_steps: int, val_losses: Sequence[float]) -> float:
+    """What the base rate is multiplied by at this step, 0 to 1; a function of its arguments alone.
+
+    cosine: a linear warm-up over 5 % of the steps, then half a cosine to 0. plateau: halved whenever two
+    epochs in a row brought no lower validation loss.
+    """
+    if config.scheduler == "cosine":
+        warm = max(1, round(0.05 * total_steps))
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total_steps - warm)))
+    if config.scheduler == "plateau":
+        scale, lowest, waited = 1.0, math.inf, 0
+        for loss in val_losses:
+            waited = 0 if loss < lowest else waited + 1
+            lowest = min(loss, lowest)
+            if waited >= 2:
+                scale, waited = scale / 2, 0
+        return scale
+    return 1.0
+
+
+def resolve_metric(metric: Metric, task: Task) -> str:
+    """The metric that `auto` stands for, or the metric itself."""
+    return METRIC_OF_TASK[task] if metric == "auto" else metric
+
+
+def _step(
+    model: nn.Module,
+    train: Source,
+    indices: np.ndarray,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    device: str,
+    autocast: bool,
+) -> float:
+    """One optimizer step over these clips; returns the summed loss."""
+    optimizer.zero_grad(set_to_none=True)
+    x, valid, labels = train.batch(indices)
+    inputs, masks = augment_features(_to(x, device), _to(valid, device), config, model)
+    with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=autocast):
+        logits = model(inputs, masks)
+    losses = loss(logits, torch.from_numpy(np.asarray(labels)).to(device))
+    losses.mean().backward()
+    if config.clip_norm > 0:
+        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], config.clip_norm)
+    optimizer.step()
+    return float(losses.detach().sum())
+
+
+def augment_features(
+    x: dict[str, Tensor], valid: dict[str, Tensor], config: TrainConfig, model: nn.Module
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Hide frames, keep a stretch, add noise in units of each channel's spread, as the config asks.
+
+    By torch's random state. Streams (B,T,…) that `model` has no statistics of, crops say, get no noise.
+    """
+    some = next(iter(valid.values()))
+    batch, length = some.shape
+    if config.frame_dropout > 0:
+        kept = torch.rand(batch, length, device=some.device) >= config.frame_dropout
+        valid = {name: mask & kept for name, mask in valid.items()}
+    if config.subsample > 0:
+        # At least half of the window: a label says what most of it was like.
+        span = torch.randint((length + 1) // 2, length + 1, (batch, 1), device=some.device)
+        start = (torch.rand(batch, 1, device=some.device) * (length - span + 1)).long()
+        steps = torch.arange(length, device=some.device)
+        inside = (steps >= start) & (steps < start + span)
+        inside |= torch.rand(batch, 1, device=some.device) >= config.subsample
+        valid = {name: mask & inside for name, mask in valid.items()}
+    if config.noise > 0:
+        spread = {key.rpartition(".")[2]: buffer for key, buffer in model.named_buffers()}
+        x = {
+            name: _noisy(values, config.noise * spread[f"std_{name}"]) if f"std_{name}" in spread else values
+            for name, values in x.items()
+        }
+    return x, valid
+
+
+def _noisy(values: Tensor, spread: Tensor) -> Tensor:
+    """Values (B, T, D) with Gaussian noise of this standard deviation (D,), float32.
+
+    On a processor the draws are stretches of one table, from a place drawn anew for every few clips: to draw
+    each number would be a quarter of a head's training.
+    """
+    if values.device.type != "cpu" or values[:PIECE].numel() > NORMALS // 2:
+        return torch.randn(values.shape, device=values.device).mul_(spread).add_(values)
+    noisy = torch.empty(values.shape)
+    for some, given in zip(noisy.split(PIECE), values.split(PIECE), strict=True):
+        start = int(torch.randint(NORMALS - given.numel(), ()))
+        draws = _normals()[start : start + given.numel()].view(given.shape)
+        torch.mul(draws, spread, out=some).add_(given)
+    return noisy
+
+
+@cache
+def _normals() -> Tensor:
+    """Draws of the standard normal distribution, always the same."""
+    return torch.randn(NORMALS, generator=torch.Generator().manual_seed(0))
+
+
+def _to(arrays: Mapping[str, np.ndarray], device: str) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in arrays.items()}
+
+
+def _judge(
+    logits: np.ndarray, val: Source | None, plain: Loss, task: Task, metric: Metric
+) -> tuple[float, float]:
+    """(loss, score) of the validation logits."""
+    if val is None:
+        return math.nan, math.nan
+    labels = np.asarray(val.labels)
+    known = labels >= 0
+    if not known.any():
+        return math.nan, math.nan
+    loss = float(plain(torch.from_numpy(logits[known]), torch.from_numpy(labels[known])).mean())
+    return loss, score(resolve_metric(metric, task), labels[known], probabilities(logits[known], task))
+
+
+def best_of(history: Sequence[Epoch]) -> Epoch:
+    """The epoch that `fit_best` kept of these."""
+    return max(history, key=_rank)
+
+
+def _rank(epoch: Epoch) -> tuple[float, float, float]:
+    """Sort key of an epoch, higher is better; the later one wins where nothing can be judged."""
+    value = epoch.val_score if math.isfinite(epoch.val_score) else -math.inf
+    return value, -epoch.val_loss if math.isfinite(epoch.val_loss) else -math.inf, epoch.index

@@ -1,0 +1,448 @@
+"""The body of `python -m tune`: from a store to a run, by way of a study.
+
+Knows nothing about how trials are stored or worked on.
+"""
+
+import hashlib
+import json
+import shlex
+import socket
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import active_children
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from optuna.trial import FrozenTrial, TrialState
+
+from features.cli import console, progress, say, warn
+from features.cpu import usable_cores
+from features.splits import split_hash
+from features.store.table import groups_of
+from seqmodel.commands.train import say_question, say_scores
+from seqmodel.config import FinetuneArgs
+from seqmodel.evaluation.logistic import baseline_scores
+from seqmodel.finetuning.setup import require_crops
+from seqmodel.runs.card import ARTIFACTS, CARD, STUDY, WEIGHTS, load_card, require_place
+from seqmodel.runs.writer import count_parameters, rounded, write_run
+from seqmodel.training.loop import resolve_metric
+from seqmodel.training.task import doubt_of_folds, put_question, seen_fingerprint
+from tune.config import TuneArgs
+from tune.search_space import choice_of, is_seed, space_hash, starting_points
+from tune.study.checkpoints import drop_checkpoints
+from tune.study.plots import save_study_plots
+from tune.study.storage import without_password
+from tune.study.study import (
+    DONE,
+    KILLED,
+    StudySpec,
+    close_study,
+    create_study,
+    num_done,
+    process_context,
+    reclaim,
+    run_workers,
+    work,
+)
+from tune.study.worker import (
+    Bench,
+    kept_or_refitted,
+    score_seed,
+    seed_score,
+    set_up,
+    start_refitting,
+    trial_value,
+    worker,
+)
+
+FINALISTS = 3
+"""Trials that are trained again under fresh seeds, beside the seed project's settings."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A trial with its scores under fresh seeds.
+
+    Its score in the search is left out of their mean: it is the best of many tries, and so too good.
+    """
+
+    trial: FrozenTrial
+    scores: tuple[float, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        """Mean over fresh seeds; without any, the search's own score."""
+        return statistics.fmean(self.scores) if self.scores else float(self.trial.value or 0.0)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over fresh seeds; 0 with fewer than two."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
+
+
+def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
+    """Search, judge, write the run; returns (summary, exit code)."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    started = time.perf_counter()
+    require_place(args.out)
+    question = put_question(args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from)
+    if args.finetune:
+        require_crops(question.store, np.concatenate([question.split.train, question.split.val]))
+    if args.finetune and "embeddings" not in question.dims:
+        raise ValueError("--finetune trains the encoder, which --inputs geometry does not read")
+    if args.baseline != "none" and "geometry" not in question.dims:
+        raise ValueError(f"--baseline {args.baseline} needs the geometry stream, which {args.store} lacks")
+    if args.baseline != "none" and args.finetune:
+        raise ValueError("--finetune does not go with --baseline yet: tune without one of them")
+    say_question(question)
+    if args.folds > 1:
+        say("with --folds a head belongs to one fold: no checkpoints of trials are kept")
+    bench = set_up(args, question)
+    metric = resolve_metric(args.metric, bench.space.task)
+    doubts = doubts_of_folds(bench)
+    for text in doubts:
+        warn(text)
+    spec = spec_of(args, bench, metric)
+    study = create_study(spec, starting_points(bench.space), facts_of(args, bench, metric))
+    search(args, spec, study, bench)
+    drop_checkpoints(study, args.out)
+    finalists = choose(args, study, bench)
+    winner = finalists[0]
+    baselines = mean_baselines(bench, metric)
+    notes = judge(finalists, baselines, metric)
+    for text in notes:
+        warn(text)
+    notes = [*doubts, *notes]
+    origin = origin_of(study, winner.trial)
+    if _is_kept(args, origin):
+        say(f"nothing new: {args.out} already holds trial {winner.trial.number}")
+    else:
+        keep(args, bench, winner, origin, baselines, metric, notes)
+    shares = save_study_plots(study, args.out / "plots", metric)
+    summary = summarise(args, bench, study, finalists, baselines, metric, notes)
+    close_study(study)
+    summary |= {"importances": rounded(shares)}
+    code = 0
+    if args.finetune and "embeddings" not in load_card(args.out).dims:
+        warn("the best head reads geometry alone: there is no encoder to fine-tune, stage 1 stays")
+    elif args.finetune:
+        from seqmodel.commands.finetune import finetune
+
+        summary["finetune"], code = finetune(
+            FinetuneArgs(run=args.out, store=args.store, seed=args.seed, device=args.device)
+        )
+    summary["seconds"] = round(time.perf_counter() - started, 1)
+    say_outcome(args, spec, finalists, baselines, metric)
+    return summary, code
+
+
+def spec_of(args: TuneArgs, bench: Bench, metric: str) -> StudySpec:
+    """Where the study is and how long it goes on.
+
+    A journal's study is named after the question, not after the run's folder: Hyperband draws brackets
+    from the name, and one seed should give one study wherever it is written. In a shared storage the
+    folder names it.
+    """
+    labels = "-".join(bench.question.labelling.names)
+    name = args.study or (args.out.name if args.storage else f"{args.label.label}: {labels} by {metric}")
+    storage = args.storage or str(args.out / STUDY)
+    args.out.mkdir(parents=True, exist_ok=True)
+    pruning, eager = args.pruning == "on", bench.space.many
+    return StudySpec(storage, name, args.trials, args.seed, args.epochs, pruning, len(bench.folds), eager)
+
+
+def doubts_of_folds(bench: Bench) -> list[str]:
+    """What there is to know about folds before the search: whom of them the encoder has learned from, and how
+    many say nothing."""
+    question, wanted, scored = bench.question, bench.args.folds, len(bench.folds)
+    if wanted < 2:
+        return []
+    found = []
+    if "embeddings" in question.dims:
+        rows = np.concatenate([question.split.train, question.split.val])
+        found += [doubt] if (doubt := doubt_of_folds(question.store, groups_of(question.table, rows))) else []
+    if scored < wanted:
+        found.append(
+            f"{wanted - scored} of {wanted} folds hold out or learn from clips of one class only and have no "
+            f"say: scores are means over the other {scored}"
+        )
+    return found
+
+
+def facts_of(args: TuneArgs, bench: Bench, metric: str) -> dict[str, Any]:
+    """What makes two searches the same search."""
+    question = bench.question
+    return {
+        "store": seen_fingerprint(question),
+        "labels": [question.labelling.column, *question.labelling.names],
+        "task": question.labelling.task,
+        "split": split_hash(question.split, question.table.clip_id),
+        "metric": metric,
+        "inputs": args.inputs or "any",
+        "folds": args.folds,
+        "epochs": args.epochs,
+        "baseline": args.baseline,
+        "seed": args.seed,
+        "space": space_hash(bench.space),
+    }
+
+
+def mean_baselines(bench: Bench, metric: str) -> dict[str, float]:
+    """Score of each baseline, on the same folds as the trials: their mean."""
+    classes = bench.question.num_classes
+    found = [baseline_scores(fold.train, fold.val, classes, metric) for fold in bench.folds]
+    return {name: statistics.fmean(scores[name] for scores in found) for name in found[0]}
+
+
+def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, bench: Bench) -> None:
+    """Work on the study until it has enough trials, in this process or in several."""
+    if reclaimed := reclaim(study):
+        say(f"trials {reclaimed} were left by a worker that died: tried again")
+    if num_done(study) >= spec.trials:
+        return
+    cores = usable_cores()
+    with progress("trials") as bar:
+        row = bar.add_task("searching", total=spec.trials, completed=num_done(study))
+
+        def show(trials: list[FrozenTrial]) -> None:
+            done = [trial for trial in trials if trial.state in DONE]
+            values = [t.value for t in done if t.state == TrialState.COMPLETE and t.value is not None]
+            best = f"searching, best {max(values):.4f}" if values else "searching"
+            running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+            hosts = {trial.user_attrs["worker"]["host"] for trial in running if "worker" in trial.user_attrs}
+            if len(done) + len(running) >= spec.trials and (away := hosts - {socket.gethostname()}):
+                best = f"waiting for {', '.join(sorted(away))}"
+            bar.update(row, completed=len(done), description=best)
+
+        if args.jobs <= 1:
+            torch.set_num_threads(cores)
+
+            def value(trial: optuna.Trial) -> float:
+                show(study.get_trials(deepcopy=False))
+                return trial_value(bench, trial)
+
+            work(spec, value, while_waiting=show)
+            show(study.get_trials(deepcopy=False))
+            return
+        threads = max(1, cores // args.jobs)
+        for trials in run_workers(study, spec, worker, (args, spec, threads), args.jobs):
+            show(trials)
+
+
+def choose(args: TuneArgs, study: optuna.Study, bench: Bench) -> list[Finalist]:
+    """The best trials and the seed project's, each under fresh seeds, best mean first; with --finetune those
+    that read embeddings.
+
+    Raises ValueError when no trial came to its end.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        raise ValueError(f"no trial of study {study.study_name!r} came to its end; raise --trials")
+    ranked = _best_first(complete)
+    if args.finetune:
+        with_encoder = [t for t in ranked if choice_of(t.params, bench.space).inputs != "geometry"]
+        if with_encoder and with_encoder[0] is not ranked[0]:
+            say(
+                f"trial {ranked[0].number} ({ranked[0].value:.4f}) reads geometry alone; --finetune takes "
+                "the best that reads embeddings"
+            )
+        ranked = with_encoder or ranked
+    if args.reseed < 2:
+        return [Finalist(ranked[0])]
+    best = ranked[:FINALISTS]
+    # So that the outcome is never below those settings, whatever the seeds say.
+    best += [t for t in ranked[FINALISTS:] if is_seed(t.params, bench.space)][:1]
+    tasks = [
+        (place, choice_of(trial.params, bench.space), args.seed + 1 + extra)
+        for place, trial in enumerate(best)
+        for extra in range(args.reseed)
+    ]
+    scores: dict[int, list[float]] = {place: [] for place in range(len(best))}
+    with progress("fits") as bar:
+        row = bar.add_task("other seeds", total=len(tasks))
+        if args.jobs <= 1:
+            for place, choice, seed in tasks:
+                scores[place].append(seed_score(bench, choice, seed))
+                bar.advance(row)
+        else:
+            with refitting(args) as pool:
+                futures = [(place, pool.submit(score_seed, choice, seed)) for place, choice, seed in tasks]
+                for place, future in futures:
+                    scores[place].append(future.result())
+                    bar.advance(row)
+    finalists = [Finalist(trial, tuple(scores[place])) for place, trial in enumerate(best)]
+    return sorted(finalists, key=lambda finalist: -finalist.mean)
+
+
+def _best_first(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Of equal scores the lower validation loss, then the earlier trial; of copies, no rivals, one alone."""
+    ranked = sorted(trials, key=lambda t: (-(t.value or 0.0), t.user_attrs.get("val_loss", 0.0), t.number))
+    found: dict[tuple[Any, ...], FrozenTrial] = {}
+    for trial in ranked:
+        found.setdefault(tuple(sorted(trial.params.items())), trial)
+    return list(found.values())
+
+
+@contextmanager
+def refitting(args: TuneArgs) -> Iterator[ProcessPoolExecutor]:
+    """Processes that fit heads. When it is left early, by Ctrl-C say, nobody waits for what was queued.
+
+    Raises ValueError when one of them is killed.
+    """
+    threads = max(1, usable_cores() // args.jobs)
+    pool = ProcessPoolExecutor(
+        args.jobs, process_context(), initializer=start_refitting, initargs=(args, threads)
+    )
+    try:
+        yield pool
+    except BaseException as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in active_children():
+            process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise ValueError(f"fresh seeds: a process {KILLED}") from error
+        raise
+    pool.shutdown()
+
+
+def judge(finalists: list[Finalist], baselines: dict[str, float], metric: str) -> list[str]:
+    """What the user should know before believing in the winner."""
+    notes = []
+    winner = finalists[0]
+    stronger = {name: value for name, value in baselines.items() if value >= winner.mean}
+    for name, value in stronger.items():
+        notes.append(
+            f"the best head does not beat the baseline {name}: {metric} {winner.mean:.4f} against {value:.4f}"
+        )
+    if len(finalists) > 1:
+        gap, spread = winner.mean - finalists[1].mean, max(f.spread for f in finalists[:2])
+        if gap < spread:
+            notes.append(
+                f"the best two trials differ by {gap:.4f} in {metric}, less than their spread over seeds "
+                f"({spread:.4f}): which of them won is luck"
+            )
+    return notes
+
+
+def keep(
+    args: TuneArgs,
+    bench: Bench,
+    winner: Finalist,
+    origin: Mapping[str, Any],
+    baselines: dict[str, float],
+    metric: str,
+    notes: list[str],
+) -> None:
+    """Write the winner, as the search's own seed has it, as a run."""
+    stages = load_card(args.out).stages if (args.out / CARD).is_file() else ()
+    if not args.finetune and any(s.get("stage") == "finetune" and s.get("kept") for s in stages):
+        warn(f"trial {winner.trial.number} takes the place of a fine-tuned head; --finetune tunes it as well")
+    torch.set_num_threads(usable_cores())
+    choice = choice_of(winner.trial.params, bench.space)
+    head, fitted = kept_or_refitted(bench, winner.trial)
+    stage = {
+        "stage": "head",
+        **origin,
+        "mean_over_seeds": round(winner.mean, 4),
+        "spread_over_seeds": round(winner.spread, 4),
+        "parameters": count_parameters(head),
+        "baselines": rounded(baselines),
+        "command": shlex.join(map(without_password, shlex.split(args.command))),
+    }
+    write_run(
+        args.out,
+        bench.question,
+        head,
+        fitted,
+        choice.train,
+        seed=args.seed,
+        metric=metric,
+        stage=stage,
+        warnings=notes,
+        baseline=args.baseline,
+    )
+
+
+def summarise(
+    args: TuneArgs,
+    bench: Bench,
+    study: optuna.Study,
+    finalists: list[Finalist],
+    baselines: dict[str, float],
+    metric: str,
+    notes: list[str],
+) -> dict[str, Any]:
+    """What `--json` prints."""
+    trials = study.get_trials(deepcopy=False)
+    counts = {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
+    winner = finalists[0]
+    return {
+        "run": str(args.out),
+        "study": study.study_name,
+        "metric": metric,
+        "clips": {
+            "train": len(bench.whole.train),
+            "val": len(bench.whole.val),
+            "unlabelled": bench.question.num_unlabelled,
+        },
+        "trials": {name: count for name, count in counts.items() if count},
+        "best": {
+            "trial": winner.trial.number,
+            "value": winner.trial.value,
+            "params": winner.trial.params,
+        },
+        "finalists": [
+            {"trial": f.trial.number, "mean": f.mean, "spread": f.spread, "scores": list(f.scores)}
+            for f in finalists
+        ],
+        "baselines": baselines,
+        "val_score": load_card(args.out).stages[0]["val_score"],
+        "warnings": list(dict.fromkeys([*bench.question.split.warnings, *notes])),
+    }
+
+
+def say_outcome(
+    args: TuneArgs, spec: StudySpec, finalists: list[Finalist], baselines: dict[str, float], metric: str
+) -> None:
+    """The table and the next commands."""
+    scores = {}
+    for f in finalists:
+        how = f"{f.trial.value:.4f} in the search"
+        if f.scores:
+            how += f"; mean of {len(f.scores)} fresh seeds ± {f.spread:.3f}"
+        scores[f"trial {f.trial.number} ({how})"] = f.mean
+    say_scores(metric, scores | baselines)
+    say(f"run written to {args.out}")
+    console().print(f"look at the study: {dashboard_command(args, spec)}", markup=False)
+
+
+def dashboard_command(args: TuneArgs, spec: StudySpec) -> str:
+    """What shows the study in a browser. A password is left out, to be put in by whoever knows it."""
+    if spec.storage.startswith("grpc://"):
+        return "optuna-dashboard DATABASE, with the URL of the database behind the proxy"
+    words = ["optuna-dashboard", without_password(spec.storage)]
+    if (args.out / ARTIFACTS).is_dir():
+        words += ["--artifact-dir", str(args.out / ARTIFACTS)]
+    return shlex.join(words)
+
+
+def origin_of(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+    """Where a head comes from, for its card: two heads of one origin are the same head."""
+    facts = json.dumps(study.user_attrs["facts"], sort_keys=True, ensure_ascii=False)
+    digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    return {"study": study.study_name, "facts": digest, "trial": trial.number, "params": trial.params}
+
+
+def _is_kept(args: TuneArgs, origin: Mapping[str, Any]) -> bool:
+    """Whether the run on disk already holds the head of this origin, fine-tuned or not."""
+    if not ((args.out / CARD).is_file() and (args.out / WEIGHTS).is_file()):
+        return False
+    first = next(iter(load_card(args.out).stages), {})
+    return all(first.get(key) == value for key, value in origin.items())

@@ -1,0 +1,78 @@
+"""Checkpoints of the best trials, kept beside the study and shown by the dashboard.
+
+Each is a safetensors file with a head's weights and statistics, and its epochs as metadata; how the head is
+shaped stands in the trial's own parameters. Knows nothing about how trials are trained.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.trial import FrozenTrial, TrialState
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from features.cli import warn
+from seqmodel.heads.recurrent import LstmHead
+from seqmodel.runs.card import ARTIFACTS
+
+KEPT = 5
+"""Checkpoints that stay."""
+
+
+def keep_checkpoint(
+    trial: optuna.Trial, head: LstmHead, value: float, epochs: Sequence[dict[str, Any]], out: Path
+) -> None:
+    """Save a trial's head and what its epochs came to, unless enough better ones are there already."""
+    better = [t for t in _complete(trial.study) if (t.value or 0.0) >= value]
+    if len(better) >= KEPT:
+        return
+    folder = out / ARTIFACTS
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"trial-{trial.number}.safetensors"
+    save_file(
+        {key: tensor.detach().cpu().contiguous() for key, tensor in head.state_dict().items()},
+        temporary,
+        {"epochs": json.dumps(list(epochs))},
+    )
+    artifact = upload_artifact(
+        artifact_store=FileSystemArtifactStore(str(folder)),
+        file_path=str(temporary),
+        study_or_trial=trial,
+        mimetype="application/octet-stream",
+    )
+    temporary.unlink()
+    trial.set_user_attr("checkpoint", artifact)
+
+
+def load_checkpoint(trial: FrozenTrial, head: LstmHead, out: Path) -> list[dict[str, Any]] | None:
+    """Put a trial's weights into `head`; returns its epochs. None, and the head as it was, where this folder
+    does not hold them, or not whole."""
+    name = trial.user_attrs.get("checkpoint")
+    if name is None or not (path := out / ARTIFACTS / name).is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            epochs = json.loads((file.metadata() or {}).get("epochs", "null"))
+            weights = {key: file.get_tensor(key) for key in file.keys()}
+    except SafetensorError as error:
+        warn(f"the checkpoint of trial {trial.number} cannot be read, it is trained again: {error}")
+        return None
+    if epochs:
+        head.load_state_dict(weights)
+    return epochs
+
+
+def drop_checkpoints(study: optuna.Study, out: Path) -> None:
+    """Delete the checkpoints of trials that are no longer among the best."""
+    ranked = sorted(_complete(study), key=lambda trial: -(trial.value or 0.0))
+    for trial in ranked[KEPT:]:
+        if name := trial.user_attrs.get("checkpoint"):
+            (out / ARTIFACTS / name).unlink(missing_ok=True)
+
+
+def _complete(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

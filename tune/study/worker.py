@@ -1,0 +1,205 @@
+"""Worker processes of a search: what each loads, and what it does with one trial.
+
+Knows nothing about storages or about which point of the space comes next.
+"""
+
+import signal
+import sys
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import torch
+from optuna.trial import FrozenTrial
+
+from features.cli import STOPS, fail
+from seqmodel.heads.person_baseline import with_baseline
+from seqmodel.heads.recurrent import LstmHead
+from seqmodel.runs.writer import resolve_device
+from seqmodel.training.loop import Epoch, Fitted, best_of, predict_logits
+from seqmodel.training.task import Question, load_sides, put_question
+from tune.config import TuneArgs
+from tune.search_space import (
+    MANY_CLIPS,
+    Choice,
+    Fold,
+    Space,
+    choice_of,
+    make_folds,
+    objective,
+    only_streams,
+    scored_folds,
+    train_choice,
+    untrained_head,
+)
+from tune.study.checkpoints import keep_checkpoint, load_checkpoint
+from tune.study.liveness import end_with_parent, has_parent
+from tune.study.storage import lost_is_one_line
+from tune.study.study import StudySpec, is_interruption, note_seen, work
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a worker has at hand: the clips and how they are judged."""
+
+    args: TuneArgs
+    question: Question
+    whole: Fold
+    """Train and validation, of which the winner is made."""
+    folds: list[Fold]
+    """What a trial is scored by: the same, or those folds of people over both that have a say."""
+    space: Space
+    device: str
+
+
+def set_up(args: TuneArgs, question: Question | None = None) -> Bench:
+    """Load the clips; the same call in every process gives the same folds.
+
+    Raises ValueError when no fold has a say.
+    """
+    question = question or put_question(
+        args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
+    )
+    sides = load_sides(question)
+    train, val = (with_baseline(side, args.baseline, question.store) for side in sides)
+    fixed, many = args.inputs is not None, len(train) >= MANY_CLIPS
+    space = Space(question.labelling.task, tuple(train.x), fixed, args.epochs, many)
+    folds = whole = make_folds(train, val, 0, args.seed)
+    if args.folds > 1:
+        folds = scored_folds(make_folds(train, val, args.folds, args.seed))
+        if not folds:
+            raise ValueError(
+                f"--folds {args.folds}: none of them has a say: each holds out or learns from clips of one "
+                "class only; take fewer folds, or add recordings of others"
+            )
+    return Bench(args, question, whole[0], folds, space, resolve_device(args.device))
+
+
+def trial_value(bench: Bench, trial: optuna.Trial) -> float:
+    """The objective on this bench."""
+
+    def keep(head: LstmHead, fitted: Fitted, value: float) -> None:
+        if bench.args.folds < 2:  # a head of one fold alone is nobody's checkpoint
+            keep_checkpoint(trial, head, value, _as_numbers(fitted.history), bench.args.out)
+
+    def is_alive() -> bool:
+        note_seen(trial)
+        return has_parent()
+
+    return objective(
+        trial,
+        bench.folds,
+        bench.space,
+        num_classes=bench.question.num_classes,
+        metric=bench.args.metric,
+        seed=bench.args.seed,
+        device=bench.device,
+        on_head=keep,
+        is_alive=is_alive,
+    )
+
+
+def worker(args: TuneArgs, spec: StudySpec, threads: int, index: int) -> None:
+    """The body of a worker process: trials until there are enough. Ends quietly when it is told to."""
+    _on_signals(_interrupt)
+    torch.set_num_threads(threads)
+    try:
+        bench = set_up(args)
+        with lost_is_one_line(spec.storage):
+            work(spec, lambda trial: trial_value(bench, trial), index)
+    except KeyboardInterrupt:
+        return
+    except ConnectionError as error:
+        _on_signals(_go_on)  # the parent has met it too and ends its workers
+        fail(str(error))
+        sys.exit(1)
+    except ValueError as error:
+        if not is_interruption(error):  # told to end, and then the storage was gone
+            raise
+
+
+def kept_or_refitted(bench: Bench, trial: FrozenTrial) -> tuple[LstmHead, Fitted]:
+    """A trial's head, as its checkpoint has it; where there is none, with folds or on another machine, fitted
+    again under the search's own seed."""
+    choice, seed = choice_of(trial.params, bench.space), bench.args.seed
+    head = untrained_head(choice, bench.whole, bench.space.task, bench.question.num_classes, seed)
+    epochs = load_checkpoint(trial, head, bench.args.out)
+    if not epochs:
+        return refit(bench, choice, seed)
+    head.to(bench.device)
+    logits = predict_logits(head, only_streams(bench.whole.val, tuple(head.dims)), device=bench.device)
+    history = tuple(Epoch(val_logits=logits, **epoch) for epoch in epochs)
+    return head, Fitted(best_of(history), history)
+
+
+def _as_numbers(history: Sequence[Epoch]) -> list[dict[str, Any]]:
+    """What epochs came to, without logits and optimizer."""
+    names = ("index", "train_loss", "val_loss", "val_score", "lr", "seconds")
+    return [{name: getattr(epoch, name) for name in names} for epoch in history]
+
+
+def refit(bench: Bench, choice: Choice, seed: int) -> tuple[LstmHead, Fitted]:
+    """The chosen head on the training split, judged by validation, under a seed."""
+    return train_choice(
+        choice,
+        bench.whole,
+        task=bench.space.task,
+        num_classes=bench.question.num_classes,
+        metric=bench.args.metric,
+        seed=seed,
+        device=bench.device,
+    )
+
+
+def _interrupt(signum: int, frame: types.FrameType | None) -> None:
+    """Once: the terminal or SLURM tells every process, then the parent each worker. The second must not stop
+    what the first began, enqueueing the trial again."""
+    _on_signals(_go_on)
+    raise KeyboardInterrupt
+
+
+def _on_signals(handler: Callable[[int, types.FrameType | None], None]) -> None:
+    for number in (signal.SIGINT, *STOPS):
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # under nohup
+            signal.signal(number, handler)
+
+
+def _go_on(signum: int, frame: types.FrameType | None) -> None:
+    """Instead of SIG_IGN, with which Python complains about a signal that has arrived already."""
+
+
+_bench: Bench | None = None
+
+
+def start_refitting(args: TuneArgs, threads: int) -> None:
+    """Set a pool's process up once, for `score_seed`."""
+    global _bench
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    _bench = set_up(args)
+
+
+def score_seed(choice: Choice, seed: int) -> float:
+    """Validation score (mean over folds) of a choice under another seed, in a process that was set up."""
+    assert _bench is not None
+    return seed_score(_bench, choice, seed)
+
+
+def seed_score(bench: Bench, choice: Choice, seed: int) -> float:
+    """Validation score (mean over folds) of a choice under a seed."""
+    scores = []
+    for fold in bench.folds:
+        _, fitted = train_choice(
+            choice,
+            fold,
+            task=bench.space.task,
+            num_classes=bench.question.num_classes,
+            metric=bench.args.metric,
+            seed=seed,
+            device=bench.device,
+        )
+        scores.append(fitted.best.val_score)
+    return sum(scores) / len(scores)
