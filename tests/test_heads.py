@@ -8,14 +8,7 @@ import pytest
 import torch
 
 from seqmodel.config import HeadConfig
-from seqmodel.heads.recurrent import (
-    Z_LIMIT,
-    LstmHead,
-    build_head,
-    masked_mean_std,
-    num_outputs,
-    quick_dropout,
-)
+from seqmodel.heads.recurrent import Z_LIMIT, LstmHead, build_head, masked_mean_std, num_outputs
 
 DIMS = {"embeddings": 10, "geometry": 4}
 BATCH, STEPS = 5, 9
@@ -180,20 +173,8 @@ def test_outputs_by_task_and_wrong_configs_are_refused() -> None:
     assert num_outputs("binary", 2) == 1
     with pytest.raises(ValueError, match="at least one input stream"):
         LstmHead(HeadConfig(), {}, 1)
-
-
-def test_quick_dropout_keeps_the_mean_and_drops_the_share() -> None:
-    """As torch's own, and the same again under the same random state."""
-    torch.manual_seed(0)
-    x = quick_dropout(torch.ones(1000, 1001), 0.3)
-    assert (x == 0).float().mean().item() == pytest.approx(0.3, abs=0.002)
-    assert x.mean().item() == pytest.approx(1, abs=0.003)
-    assert x.unique().tolist() == pytest.approx([0.0, 1 / 0.7], rel=1e-4)
-    torch.manual_seed(0)
-    assert torch.equal(quick_dropout(torch.ones(1000, 1001), 0.3), x)
-    assert quick_dropout(x, 0.0) is x
     with pytest.raises(ValueError, match="dropout"):
-        build_head(HeadConfig(dropout=1.0), {"embeddings": 4}, 1, seed=0)
+        LstmHead(HeadConfig(dropout=1.0), {"embeddings": 4}, 1)
 
 
 def test_a_geometry_value_far_outside_says_no_more_than_the_limit() -> None:

@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,10 +32,6 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 FOCAL_GAMMA = 2.0
 """Lin et al. 2017 found 2 best and the result flat around it."""
-PIECE = 8
-"""Clips to which noise is added at once: some 1 MB of embeddings, which stays in a processor's cache."""
-NORMALS = 2**22
-"""Length of the table of normal draws that feature noise comes from: 16 MB."""
 
 
 class Source(Protocol):
@@ -318,34 +313,14 @@ def augment_features(
         inside |= torch.rand(batch, 1, device=some.device) >= config.subsample
         valid = {name: mask & inside for name, mask in valid.items()}
     if config.noise > 0:
-        spread = {key.rpartition(".")[2]: buffer for key, buffer in model.named_buffers()}
+        spread = {key.rpartition(".")[2]: config.noise * buffer for key, buffer in model.named_buffers()}
         x = {
-            name: _noisy(values, config.noise * spread[f"std_{name}"]) if f"std_{name}" in spread else values
+            name: values + spread[f"std_{name}"] * torch.randn_like(values, dtype=torch.float32)
+            if f"std_{name}" in spread
+            else values
             for name, values in x.items()
         }
     return x, valid
-
-
-def _noisy(values: Tensor, spread: Tensor) -> Tensor:
-    """Values (B, T, D) with Gaussian noise of this standard deviation (D,), float32.
-
-    On a processor the draws are stretches of one table, from a place drawn anew for every few clips: to draw
-    each number would be a quarter of a head's training.
-    """
-    if values.device.type != "cpu" or values[:PIECE].numel() > NORMALS // 2:
-        return torch.randn(values.shape, device=values.device).mul_(spread).add_(values)
-    noisy = torch.empty(values.shape)
-    for some, given in zip(noisy.split(PIECE), values.split(PIECE), strict=True):
-        start = int(torch.randint(NORMALS - given.numel(), ()))
-        draws = _normals()[start : start + given.numel()].view(given.shape)
-        torch.mul(draws, spread, out=some).add_(given)
-    return noisy
-
-
-@cache
-def _normals() -> Tensor:
-    """Draws of the standard normal distribution, always the same."""
-    return torch.randn(NORMALS, generator=torch.Generator().manual_seed(0))
 
 
 def _to(arrays: Mapping[str, np.ndarray], device: str) -> dict[str, Tensor]:
