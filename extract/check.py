@@ -1,7 +1,4 @@
-"""What this machine has and what it lacks, said before hours of work.
-
-Knows nothing about data.
-"""
+"""What this machine has and what it lacks, said before hours of work."""
 
 import importlib
 import platform

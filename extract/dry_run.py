@@ -1,7 +1,5 @@
 """What an extraction would do and cost (`--dry-run`), and whether an earlier one still comes out the same
 (`--verify-sample`). Both run a few windows in this very process and write nothing.
-
-Knows nothing about worker processes.
 """
 
 import random

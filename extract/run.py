@@ -1,7 +1,4 @@
-"""The extract door's body: read the data's layout, plan the store, run the jobs.
-
-Knows nothing about pixels or about how rows are written.
-"""
+"""The extract door's body: read the data's layout, plan the store, run the jobs."""
 
 import contextlib
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,4 @@
-"""What an extraction did, counted and told: for people on stderr, for programs as JSON.
-
-Knows nothing about how anything was done.
-"""
+"""What an extraction did, counted and told: for people on stderr, for programs as JSON."""
 
 import shlex
 import time

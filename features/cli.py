@@ -3,8 +3,6 @@
 A door is `main(argv) -> int`: it parses a frozen dataclass, runs a body and returns the exit code: 0 all
 done, 1 something could not be done (and was listed), 2 wrong usage or input that cannot be used at all.
 Messages go to stderr; stdout carries nothing but the summary of `--json`.
-
-Knows nothing about what any door does.
 """
 
 import io

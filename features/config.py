@@ -1,7 +1,4 @@
-"""The options of `python -m features`: one frozen dataclass a command, whose docstrings are the help.
-
-Knows nothing about how any of it is done.
-"""
+"""The options of `python -m features`: one frozen dataclass a command, whose docstrings are the help."""
 
 from dataclasses import dataclass
 from pathlib import Path

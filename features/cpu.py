@@ -1,4 +1,4 @@
-"""How many cores this process may use. Knows nothing about what they are used for."""
+"""How many cores this process may use."""
 
 import math
 import os

@@ -4,7 +4,7 @@ Two sources with one face, `len()`, `.labels` and `.batch(indices)`: `Samples` h
 memory or reads them from a shared memory map; `CropClips` decodes face crops as they are asked for.
 Sequences that are shorter are masked, never cut.
 
-Knows nothing about networks; numpy only. B clips, T frames, D embedding, G geometry, (H, W) crop pixels.
+B clips, T frames, D embedding, G geometry, (H, W) crop pixels.
 """
 
 import contextlib

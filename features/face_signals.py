@@ -1,6 +1,6 @@
 """The few numbers of the geometry that people can read off a face themselves, for reports and live.
 
-Knows nothing about networks, pictures or how the geometry is measured. T frames, G geometry features.
+T frames, G geometry features.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ A store keeps every label column as it came; a `Labelling` says which column a r
 order its classes stand (the last is the positive one) and which names were merged. It is recorded in
 the run's card and applied by everything that reads the store for that run.
 
-Knows nothing about stores, splits or networks. N clips.
+N clips.
 """
 
 import math

@@ -1,7 +1,6 @@
 """What a user says about their videos: one `Clip` a stretch of video, read from a CSV or a folder of classes.
 
-Knows nothing about what is inside a video: durations are handed in. `windows` cuts a clip into the
-stretches that become rows of a store.
+`windows` cuts a clip into the stretches that become rows of a store.
 """
 
 import csv

@@ -3,8 +3,6 @@
 A `Recipe` is written into the store by extract, copied into the run by training, and is all that live
 and fine-tuning are built from. Two of them mix only where the parts in use are equal. Numerics (backend,
 device, precision, codecs) are recorded elsewhere and never compared.
-
-Knows nothing about files, networks or the code that carries a recipe out.
 """
 
 import dataclasses

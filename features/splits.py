@@ -4,7 +4,7 @@ Official marks are kept. Otherwise people are dealt out so that every side sees 
 proportions. Nobody is ever on two sides: whatever made a split, `require_disjoint` is asked at its end.
 Clips without a subject stand for themselves, all windows of one video together.
 
-Knows nothing about features. N rows of a store.
+N rows of a store.
 """
 
 import csv

@@ -2,8 +2,6 @@
 
 The model loads in a thread of its own, so that a camera's picture is there at once. Files are read frame by
 frame, as fast as possible; cameras, streams and `--realtime` files give the newest frame and drop the rest.
-
-Knows nothing about how a prediction is made or drawn.
 """
 
 import contextlib

@@ -4,8 +4,6 @@ For each video a log in the live format and a timeline picture, and one table ov
 says what is done already: the same command does the rest, and another one adds to it. What the table does not
 know in its folder was not made here and is left alone. A file that cannot be read is listed with its reason,
 and the others go on.
-
-Knows nothing about cameras or windows on a screen.
 """
 
 import contextlib

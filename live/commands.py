@@ -1,8 +1,6 @@
 """What the keys do: quit, pause, record, mark, label, calibrate. The same keys for window and browser.
 
 Holds the predictor while it runs, because calibrating changes what it decides with.
-
-Knows nothing about sources or how pictures are shown.
 """
 
 import time

@@ -1,7 +1,4 @@
-"""What a user may ask of the live doors. No option touches preprocessing: that comes with the run.
-
-Knows nothing about cameras or networks; imports nothing heavy, so `--help` answers at once.
-"""
+"""What a user may ask of the live doors. No option touches preprocessing: that comes with the run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -2,8 +2,6 @@
 
 It takes predictions, absences and keys, and gives the picture that a viewer sees. It opens no source and
 makes no prediction.
-
-Knows nothing about cameras, networks or windows on a screen.
 """
 
 import contextlib

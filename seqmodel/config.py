@@ -1,6 +1,6 @@
 """What a user can set about heads, training and judging: frozen dataclasses whose docstrings are the help.
 
-Light on purpose: `--help` reads this file alone. Knows nothing about how any of it is done.
+Light on purpose: `--help` reads this file alone.
 """
 
 from dataclasses import dataclass, field

@@ -1,7 +1,4 @@
-"""The body of `python -m tune`: from a store to a run, by way of a study.
-
-Knows nothing about how trials are stored or worked on.
-"""
+"""The body of `python -m tune`: from a store to a run, by way of a study."""
 
 import hashlib
 import json

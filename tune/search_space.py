@@ -1,7 +1,7 @@
 """What is searched: the space of heads and trainings, and what one trial is worth.
 
-The space is flat (the sampler models all parameters jointly) and its first point is always the seed
-project's own settings. Knows nothing about storages, processes or runs.
+The space is flat (the sampler models all parameters jointly) and its first point is always the seed project's
+own settings.
 """
 
 import dataclasses

@@ -1,7 +1,4 @@
-"""Which clips a user's data hold, whatever their layout; and a balanced sample of them.
-
-Knows nothing about what is in a video.
-"""
+"""Which clips a user's data hold, whatever their layout; and a balanced sample of them."""
 
 import dataclasses
 import random

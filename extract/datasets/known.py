@@ -2,8 +2,6 @@
 
 What does not pair up (a video without label, a label without video) and what is dropped is counted and listed
 in the `Reading`; nothing is guessed silently. Official splits are kept as they are.
-
-Knows nothing about what is in a video.
 """
 
 import dataclasses

@@ -5,8 +5,6 @@ behaviour over time: everybody looks away, looks down, shuts the eyes or leaves 
 an `engaged` clip each such spell is over within `SHORT_S`, in a `distracted` one a spell lasts `LONG_S`. A
 single frame therefore cannot tell: the same poses occur in both. Each video is unlike the others in rest
 pose, sway, blinks, light and noise.
-
-Knows nothing about detection, features or models; extract/demo/renderer.py draws the people.
 """
 
 import colorsys

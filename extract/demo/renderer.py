@@ -5,8 +5,6 @@ given a depth, and turned in space: `turned` traces each pixel's ray into the so
 angles, once per process, and `draw` only interpolates those maps, so that a frame takes milliseconds.
 `Looks` turns the one portrait into different people.
 
-Knows nothing about behaviour, labels or video files.
-
 Coordinates: `source` pixels are those of the 512 × 512 portrait; head coordinates are source units around
 the neck's joint, x to the right, y up, z towards the camera, so that angles follow extract/face/geometry.py.
 """

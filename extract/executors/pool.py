@@ -3,8 +3,6 @@
 `run_jobs` hands one video at a time to each worker and gives back what became of every window. Workers write
 their rows themselves; the parent only counts. A worker that dies or hangs takes one video with it, not the
 run.
-
-Knows nothing about manifests, labels, or how a video becomes rows (pipeline.py).
 """
 
 import contextlib

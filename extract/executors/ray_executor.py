@@ -1,7 +1,4 @@
-"""The same jobs on a Ray cluster: one actor a worker, replaced when it dies. Needs `pip install .[ray]`.
-
-Knows nothing about videos; they and the store must be reachable from every node (a shared disk, or s3://).
-"""
+"""The same jobs on a Ray cluster: one actor a worker, replaced when it dies. Needs `pip install .[ray]`."""
 
 import contextlib
 import os

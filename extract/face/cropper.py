@@ -5,8 +5,6 @@ One `FaceCropper` serves one video (or camera) at a time: it follows a face by r
 `reset` makes it forget. A frame in which no detector finds a face gives a crop without an image: never the
 old box, never the whole frame.
 
-Knows nothing about time, windows, encoders or stores.
-
 Shapes: frames uint8 (H, W, 3) RGB; crops uint8 (crop_px, crop_px, 3) RGB; boxes (x0, y0, x1, y1) in pixels
 of the frame.
 """

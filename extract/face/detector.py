@@ -4,8 +4,6 @@ MediaPipe's detector gives whole pixels, and the score network notices half a pi
 score by up to .1. This rebuilds its arithmetic (checked against it in tests/test_face.py) so that one look
 serves the crop and the landmarks, which are read from the very square that MediaPipe would take.
 
-Knows nothing about following a face, crops or landmarks.
-
 Shapes: H × W pixels; 896 anchors; boxes (x0, y0, x1, y1) and eyes (column, row) in pixels of the frame.
 """
 

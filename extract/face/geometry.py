@@ -11,8 +11,6 @@ own left), `pitch_rad` when it looks up, `roll_rad` when the head leans to the l
 R = Ry(yaw) · Rx(-pitch) · Rz(roll). MediaPipe's own matrix is against the camera's axis instead, so that
 somebody who faces the camera from the edge of the picture would seem turned away.
 
-Knows nothing about videos, stores or embeddings, and keeps nothing from one frame to the next.
-
 Shapes: G features (`FEATURES`), H × W pixels.
 """
 

@@ -5,8 +5,6 @@ networks of the same file run on the inference engine, on the square around the 
 what happens between them (cutting, point units, Procrustes) is rebuilt from MediaPipe's documentation and
 checked against MediaPipe itself in tests/test_geometry.py.
 
-Knows nothing about crops, windows or recipes.
-
 Shapes: H × W pixels, 478 points (column, row, depth), 468 of them on the canonical face, 52 scores.
 """
 

@@ -1,7 +1,4 @@
-"""MediaPipe's TensorFlow Lite networks on the inference engine, without MediaPipe's graph around them.
-
-Knows nothing about what a network computes.
-"""
+"""MediaPipe's TensorFlow Lite networks on the inference engine, without MediaPipe's graph around them."""
 
 import tempfile
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 `extract_video` gives one `Row` a window, or a `Lost` with the reason. A row depends on nothing but the file,
 its window and the recipe: not on its neighbours, on what was extracted before, nor on who does it.
 
-Knows nothing about stores, processes, manifests or labels.
-
 Shapes: T frames of a window, D embedding, G geometry features.
 """
 

@@ -1,7 +1,4 @@
-"""From what a user asked to what the workers do: clips, windows, the recipe, the store's rows, jobs.
-
-Knows nothing about processes or pixels.
-"""
+"""From what a user asked to what the workers do: clips, windows, the recipe, the store's rows, jobs."""
 
 import platform
 from collections.abc import Iterable, Sequence

@@ -3,8 +3,6 @@
 Where parts of a row are there already (crops or geometry are added to a store), the new parts must belong to
 the same faces and the same encoder.
 
-Knows nothing about processes or manifests.
-
 Shapes: T frames of a window, D embedding.
 """
 

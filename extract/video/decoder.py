@@ -1,7 +1,4 @@
-"""Packets to pictures: opening a container, decoding no more than is needed, passing over what is damaged.
-
-Knows nothing about what the pictures are for.
-"""
+"""Packets to pictures: opening a container, decoding no more than is needed, passing over what is damaged."""
 
 import contextlib
 import math

@@ -3,8 +3,6 @@
 `read_video` decodes a file once, in one thread unless told otherwise. `sample_at` picks frames by their
 timestamps, never by counting, and is the same function for files and cameras.
 
-Knows nothing about faces, windows or stores.
-
 Shapes: a frame's pixels are uint8 (H, W, 3), RGB, upright.
 """
 

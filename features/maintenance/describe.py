@@ -1,7 +1,4 @@
-"""What a store holds, counted: the body of `python -m features info`.
-
-Knows nothing about how it is shown.
-"""
+"""What a store holds, counted: the body of `python -m features info`."""
 
 from collections import Counter
 from typing import Any

@@ -5,7 +5,7 @@ They become embeddings, or geometry where their names are the face landmarker's.
 with a clear line. Lengths may differ: shorter sequences are masked. A frame in which any
 feature is missing (NaN) is not valid.
 
-Knows nothing about where the numbers come from. N clips, T frames (of the longest), D features.
+N clips, T frames (of the longest), D features.
 """
 
 import dataclasses

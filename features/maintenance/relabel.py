@@ -2,8 +2,6 @@
 
 The body of `python -m features label`; running extract again with the corrected manifest does it too, and
 looks for new and changed videos besides.
-
-Knows nothing about videos: the manifest's may be anywhere.
 """
 
 import dataclasses

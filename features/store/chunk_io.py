@@ -3,8 +3,6 @@
 A chunk is the row's little-endian numbers in C order (or the length-prefixed byte strings of zarr's
 `vlen-bytes`), then the CRC-32C of that. Going through zarr costs a few switches between threads for each
 chunk, which on a busy machine is many times the work itself; a test holds the two equal.
-
-Knows nothing about what the numbers mean.
 """
 
 import os

@@ -3,8 +3,6 @@
 The few things the store needs beside reading and writing arrays: which chunks are there, deleting some,
 sweeping what a killed writer left. Settings for object storage (endpoint, region,
 keys) come from the environment, as the AWS tools have them.
-
-Knows nothing about clips or features.
 """
 
 import contextlib

@@ -4,8 +4,6 @@ Not the file system's own locks: those of shared disks often do nothing, and obj
 holder renews it while it plans. A planner that was killed is noticed by its process and its process's start,
 and from another machine or container by a lock that nobody renews; whoever waits measures that by its own
 clock, for machines do not agree on the time.
-
-Knows nothing about what a planner does.
 """
 
 import contextlib

@@ -7,8 +7,6 @@
 The stamp says which chunks it was made from, so that a copy of an older state is simply not found. Many
 processes share one copy in memory. Stores on object storage, and those that
 cannot be written to, keep theirs in the user's cache.
-
-Knows nothing about what is packed: it is handed a stamp and blocks of rows.
 """
 
 import contextlib

@@ -3,8 +3,6 @@
 Everything here runs under the planner's lock. Rows never move: known clips keep theirs, new ones are
 appended in manifest order, and the attribute `num_clips` is written last, so that a killed planner leaves
 nothing that a reader can see half.
-
-Knows nothing about how rows are filled.
 """
 
 import dataclasses

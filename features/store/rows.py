@@ -2,7 +2,7 @@
 
 On a local disk chunks are read and written directly (features/store/chunk_io.py), elsewhere through zarr.
 
-Knows nothing about what the arrays mean. N clips, T frames.
+N clips, T frames.
 """
 
 import hashlib

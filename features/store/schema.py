@@ -3,7 +3,7 @@
 Every chunk carries a CRC-32C; a chunk's file is named `c.<row>.0.0`, so that one listing of a flat folder
 tells which rows are there. The layout itself is the docstring of features/store/store.py.
 
-Knows nothing about plans, states or clips. N clips, T frames.
+N clips, T frames.
 """
 
 import contextlib

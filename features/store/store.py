@@ -23,7 +23,7 @@ in one small array for other people's readers, brought up to date by the planner
 Unwritten is NaN; a frame without a face is 0 with score 0. Every chunk carries a CRC-32C. A planner writes
 the attribute `num_clips` last, so rows of an interrupted plan do not exist yet.
 
-Knows nothing about videos or networks. N clips, T frames, D embedding, G geometry features.
+N clips, T frames, D embedding, G geometry features.
 """
 
 import datetime

@@ -3,7 +3,7 @@
 Only temperature and bias of the decision change, never what is seen. The result is a small local file by
 the person's name; it holds for the one run it was made with.
 
-Knows nothing about frames, cameras or displays. Logits are numbers of a binary or ordinal head.
+Logits are numbers of a binary or ordinal head.
 """
 
 import json

@@ -4,7 +4,7 @@ The recipe, the detector files, the weights and the calibration all come from th
 option of a live session can make it see differently from how it was trained. Where the run has an export
 that fits it, that is used, and torch is not imported at all.
 
-Knows nothing about cameras, windows in time or displays. Shapes: T frames, D embedding, G geometry.
+Shapes: T frames, D embedding, G geometry.
 """
 
 from collections.abc import Mapping

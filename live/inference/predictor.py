@@ -4,7 +4,7 @@ Every sampled frame goes through detector and encoder exactly once; its embeddin
 last T, and the head re-reads the whole window each time. A window that is not full yet is padded at the
 end and masked, as a short clip is in files.
 
-Knows nothing about cameras, displays or logs. Shapes: T frames, D embedding, G geometry, C classes.
+Shapes: T frames, D embedding, G geometry, C classes.
 """
 
 import math

@@ -2,8 +2,6 @@
 
 What is said changes only when the evidence for something else has held for a while, so that the display
 does not flicker. A missing face is the state `no_face`; it never counts for or against a class.
-
-Knows nothing about pixels, networks or displays.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The log of a session: one row a sampled frame, written through to the disk, so a power cut loses one.
 
-Knows nothing about cameras, networks or windows on a screen. C classes.
+C classes.
 """
 
 import contextlib

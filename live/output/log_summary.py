@@ -1,7 +1,4 @@
-"""A session told from its log alone: time in each state, longest spans, marks, timeline, days in figures.
-
-Knows nothing about cameras, models in use or pages.
-"""
+"""A session told from its log alone: time in each state, longest spans, marks, timeline, days in figures."""
 
 import csv
 import math

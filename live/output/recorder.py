@@ -1,7 +1,4 @@
-"""Recordings, when asked for: pictures with their own times in an mp4, and labels given while recording.
-
-Knows nothing about cameras, predictions or what is in the pictures.
-"""
+"""Recordings, when asked for: pictures with their own times in an mp4, and labels given while recording."""
 
 import csv
 import os

@@ -1,7 +1,4 @@
-"""The page about one or more sessions, and drift: each day's figures beside those of a run's training data.
-
-Knows nothing about cameras or how a log came about.
-"""
+"""The page of a session, or of several: what was predicted, when, and how it differs from training."""
 
 import base64
 import math

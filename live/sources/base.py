@@ -1,7 +1,4 @@
-"""One face for files and for what goes on by itself: the next frame, the time now, pause and close.
-
-Knows nothing about predictions or displays.
-"""
+"""One face for files and for what goes on by itself: the next frame, the time now, pause and close."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -3,8 +3,6 @@
 BGR exists here only: every frame that leaves is RGB. A camera's times are seconds on the session's clock at
 the moment of the grab, so a slow or irregular camera is sampled as truly as a steady one, and a reconnected
 one goes on in the same time.
-
-Knows nothing about faces, predictions or displays.
 """
 
 import contextlib

@@ -2,7 +2,7 @@
 
 Text goes through Pillow and an installed font that has Hangul, because cv2's `putText` cannot draw it.
 
-Knows nothing about cameras, predictors or files. Images are RGB uint8 (H, W, 3).
+Images are RGB uint8 (H, W, 3).
 """
 
 import math

@@ -2,7 +2,7 @@
 
 `draw` is a function of its arguments and keeps no state.
 
-Knows nothing about cameras, windows or how a prediction was made. Images are RGB uint8 (H, W, 3).
+Images are RGB uint8 (H, W, 3).
 """
 
 import math

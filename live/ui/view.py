@@ -1,7 +1,4 @@
-"""Where a session is seen: a window, or nowhere. The browser's view is in serve.py, with the same methods.
-
-Knows nothing about what the pictures show.
-"""
+"""Where a session is seen: a window, or nowhere. The browser's view is in serve.py, with the same methods."""
 
 from typing import Protocol
 

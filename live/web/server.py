@@ -4,8 +4,6 @@ The server listens on 127.0.0.1 only. The printed link holds a token that works 
 cookie of this port's name; every request must name this host and come from this page's origin; nothing is
 served but the page itself and its one web socket. The page answers each picture that it has drawn, and only
 then gets another: a browser that is slow sees the newest picture, never a queue of old ones.
-
-Knows nothing about cameras or predictions beyond what a session shows.
 """
 
 import asyncio

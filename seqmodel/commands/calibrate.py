@@ -3,8 +3,6 @@ on the others.
 
 A model that still ranks well in a new place often says the wrong thing there, because light, camera and
 people move its probabilities. The network stays as it is.
-
-It knows nothing about training.
 """
 
 import json

@@ -3,8 +3,6 @@
 Only clips that stand on the test side of *every* run are looked at, and all runs are judged with the same
 draws of people, so that a difference is of the models and not of the clips. `--gate` is for whoever retrains
 monthly: it exits 1 when the last run is worse than the first.
-
-It knows nothing about how a run was trained.
 """
 
 import json

@@ -4,8 +4,6 @@ Opens the split deliberately (test is counted in the card and in the store's led
 costs nothing, and writes metrics.json, predictions.csv, plots/, report.html and MODEL_CARD.md into the run;
 another data set gets a folder of its own below it. The threshold is chosen on validation and read from the
 card, never on the split that is judged.
-
-It knows nothing about how any figure is computed or drawn.
 """
 
 from contextlib import AbstractContextManager, nullcontext

@@ -3,7 +3,7 @@
 A bundle (see bundle.py) is written beside, compared with torch on crops of the store, and put in its place
 only where it agrees.
 
-Knows nothing about videos. F frames, T frames of a window, D embedding, O outputs.
+F frames, T frames of a window, D embedding, O outputs.
 """
 
 import contextlib

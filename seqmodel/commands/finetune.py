@@ -3,8 +3,7 @@ crops.
 
 What comes out is never worse on validation than what came in: the best of the run as it was and of every
 epoch is kept, and the card tells the story. A job that was stopped goes on from its last checkpoint, and one
-that is done already is not done again. Knows nothing about how a step is made (end_to_end.py) or what the
-test people look like. N clips, T frames.
+that is done already is not done again. N clips, T frames.
 """
 
 import dataclasses

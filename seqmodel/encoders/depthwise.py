@@ -1,9 +1,9 @@
 """Depthwise convolutions that learn in bfloat16 on a processor.
 
 A training step is mostly waiting for memory, which bfloat16 halves; but of a depthwise convolution's
-gradients oneDNN has no quick bfloat16 form for inputs with stride 2 (90 ms instead of 7) and for kernels of
-5 × 5 (35 ms instead of 2), so that autocast as it comes is slower than float32. Here the first are computed
-in float32, the second as four of 3 × 3. Knows nothing about encoders. F frames, C channels.
+gradients oneDNN has no quick bfloat16 form for inputs with stride 2 (90 ms instead of 7) and for kernels of 5
+× 5 (35 ms instead of 2), so that autocast as it comes is slower than float32. Here the first are computed in
+float32, the second as four of 3 × 3. F frames, C channels.
 """
 
 from typing import Any

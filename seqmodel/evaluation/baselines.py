@@ -1,7 +1,5 @@
 """What a model has to beat: the majority, plain statistics of the features, and knowing who it is.
 
-It knows nothing about networks, stores or files.
-
 Shapes: N clips, C classes.
 """
 

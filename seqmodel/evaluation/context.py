@@ -1,7 +1,6 @@
 """What is judged: a run, a store and the clips of a split, and what is said and known about them.
 
-Opening test is counted here, in the card and in the store's ledger. It knows nothing about figures, reports
-or how a threshold is chosen.
+Opening test is counted here, in the card and in the store's ledger.
 """
 
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Every labelled clip of the split counts. A clip that could not be measured (its 
 frame showed a face) is taken as if the training majority had been said, and the figures without such clips
 stand beside the main ones.
 
-It knows nothing about networks, stores or files.
-
 Shapes: N clips, O logits, C classes.
 """
 

@@ -7,8 +7,7 @@ told, pooled, chooses the candidate and fits temperature and threshold. The fold
 the chosen candidate's heads, one a part. The run lends its question (labels, streams, store), not its tuned
 head, because that head was chosen by looking at people who are left out here.
 
-It knows nothing about searches, crops or reports. Features are the store's: the encoder stays as the store
-has it.
+Features are the store's: the encoder stays as the store has it.
 
 Shapes: N clips, O logits, C classes.
 """

@@ -1,7 +1,7 @@
 """What a head has to beat: the majority class, and a logistic regression on each stream's mean and
 spread over time.
 
-Knows nothing about stores, runs or recurrent networks. N clips, T frames, D width of a stream, C classes.
+N clips, T frames, D width of a stream, C classes.
 """
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A judgement as numbers for machines and a table for the terminal: metrics.json, --json, and what is
 printed.
-
-It knows nothing about stores, networks or pages.
 """
 
 import json

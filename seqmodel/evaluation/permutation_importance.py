@@ -5,8 +5,6 @@ another clip, everything else stays, and the metric is measured again. Groups ar
 the geometry, eyes, brows, mouth, the rest of the face, head pose and place. Groups that carry the same
 news cover for each other, so a small fall does not mean that a group holds nothing.
 
-Knows nothing about stores, drawings or reports.
-
 N clips, T frames, D width of a stream.
 """
 

@@ -1,8 +1,6 @@
 """For whom it works: the same figures for every person, source, face coverage and further column, worst
 first.
 
-It knows nothing about stores, networks or drawing.
-
 Shapes: N clips, S subjects, R rounds, C classes.
 """
 

@@ -11,7 +11,7 @@ A run that reads no embeddings has no encoder.* in its bundle. The encoder takes
 (1, H, W, 3) and gives (1, D) float32; the head takes for each stream its values (1, T, D) float32 and its
 validity (1, T) bool, and gives logits (1, O).
 
-This file reads bundles and imports no torch; `export` writes them. Knows nothing about videos.
+This file reads bundles and imports no torch; `export` writes them.
 """
 
 import json

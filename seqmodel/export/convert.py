@@ -1,7 +1,6 @@
 """Encoder and head as OpenVINO and ONNX files.
 
-Knows nothing about runs, stores or whether a file is right: export.py checks that. F frames, T frames of a
-window, D embedding, O outputs.
+F frames, T frames of a window, D embedding, O outputs.
 """
 
 import json

@@ -1,11 +1,10 @@
 """Activations at the cut: what the frozen blocks of an encoder make of every crop, computed once.
 
 The project's own idea, cached features, applied inside the network: while the blocks before `cut` do not
-learn, they say the same in every epoch. A cache is a folder with one float16 file, one mark for each
-finished row, and a note of what it was made from; a cache that was interrupted goes on, one of other
-weights or of another seed is made anew. It holds pictures of people, blurred: whoever trains deletes it at
-the end. Knows nothing about losses or optimizers. N clips, V versions (the crops as they are, then augmented
-ones), T frames, (c,h,w) one frame's activations.
+learn, they say the same in every epoch. A cache is a folder with one float16 file, one mark for each finished
+row, and a note of what it was made from; a cache that was interrupted goes on, one of other weights or of
+another seed is made anew. It holds pictures of people, blurred: whoever trains deletes it at the end. N
+clips, V versions (the crops as they are, then augmented ones), T frames, (c,h,w) one frame's activations.
 """
 
 import json

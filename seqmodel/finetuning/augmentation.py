@@ -2,7 +2,7 @@
 
 A glance away is a change over time, so whatever differs from frame to frame would be noise on the very
 signal; one draw for each clip says "another camera, another light", which is the variety that few people
-bring. Done on whole clips as tensors. Knows nothing about labels or networks. T frames, H = W crop_px.
+bring. Done on whole clips as tensors. T frames, H = W crop_px.
 """
 
 import math

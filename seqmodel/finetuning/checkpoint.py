@@ -1,6 +1,6 @@
 """Where a training run stands, in one file that cannot run code: tensors and a JSON note, as safetensors.
 
-Written atomically, so a kill leaves the last whole one. Knows nothing about what is trained.
+Written atomically, so a kill leaves the last whole one.
 """
 
 import json

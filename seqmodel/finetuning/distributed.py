@@ -1,6 +1,6 @@
 """The processes of one training job: alone, or started together by torchrun.
 
-Each takes its share of the clips of a step; sums go over all of them. Knows nothing about networks or data.
+Each takes its share of the clips of a step; sums go over all of them.
 """
 
 import os

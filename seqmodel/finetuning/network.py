@@ -1,8 +1,7 @@
 """Encoder and head as one network, from face crops to logits: what the fine-tune trains.
 
 The same `forward(x, valid)` as a head, so training, prediction and calibration do not know which they hold.
-Only valid frames go through the encoder. Knows nothing about optimizers, files or augmentation. B clips, T
-frames, H = W crop_px, D embedding, O outputs.
+Only valid frames go through the encoder. B clips, T frames, H = W crop_px, D embedding, O outputs.
 """
 
 from collections.abc import Mapping

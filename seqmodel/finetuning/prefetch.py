@@ -1,6 +1,6 @@
 """The next thing is made while the last one is used.
 
-Knows nothing about what the things are. One thread: decoding and reading disks leave Python's lock alone.
+One thread: decoding and reading disks leave Python's lock alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,8 +1,7 @@
 """A new store from the crops of an old one, seen by a run's own encoder: so that heads can be searched again.
 
 Never in place: a kill would leave a store of two encoders, and old heads would read the new one. Running it
-again goes on with what is missing. Knows nothing about training, but for who took part in it. T frames, D
-embedding.
+again goes on with what is missing. T frames, D embedding.
 """
 
 import dataclasses

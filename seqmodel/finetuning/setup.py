@@ -1,6 +1,6 @@
 """A run, opened for its second stage: the network, the crops it learns from, and how it will be trained.
 
-Test clips are never asked for. Knows nothing about steps, checkpoints or what comes out.
+Test clips are never asked for.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """How far an end-to-end training job has come, and what is asked of it: plain data, ready for JSON.
 
-Knows nothing about networks. An epoch is judged by its validation score, then by its loss.
+An epoch is judged by its validation score, then by its loss.
 """
 
 import math

@@ -3,8 +3,7 @@
 A step gathers gradients clip by clip (on CPUs larger micro-batches were slower), over all processes of a
 team. Every random choice depends on (seed, epoch, step, place in the step) alone, so neither a kill nor the
 number of processes changes what is learned, up to the order of sums. Keeps the best epoch by validation,
-where what came in counts as an epoch. Knows nothing about stores, runs or files. B clips, T frames, O
-outputs.
+where what came in counts as an epoch. B clips, T frames, O outputs.
 """
 
 import ctypes

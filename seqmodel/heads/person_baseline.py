@@ -4,7 +4,7 @@
 of that person, labels unseen. A clip of nobody known falls back to its window. Training, evaluation and
 the webcam all call `subtract_rest`; live learns the person's mean as it goes.
 
-Knows nothing about networks. N clips, T frames, G geometry features.
+N clips, T frames, G geometry features.
 """
 
 import dataclasses

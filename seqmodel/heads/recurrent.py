@@ -4,8 +4,6 @@ Every stream is standardised with statistics of the training split, put to zero 
 projected on its own, and joined with its validity as an extra channel; a recurrent network reads the whole
 window, and the pooling reads valid steps only. The content of a masked frame cannot move a logit.
 
-Knows nothing about labels, losses, files or where embeddings come from.
-
 B clips, T frames, D width of a stream, P projection, H hidden, C classes, O outputs (1 for a binary task,
 C for a multi-class one, C − 1 cumulative thresholds for an ordinal one).
 """

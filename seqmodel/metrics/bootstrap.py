@@ -5,8 +5,6 @@ vector of how often each subject was drawn. Figures that count are sums of per-s
 figures that rank take the counts as weights, so that a thousand rounds over nine thousand clips take about a
 second. Two sets of predictions judged with the same draws are compared pair by pair.
 
-It knows nothing about models, stores or files.
-
 Shapes: N clips, S subjects, R rounds, C classes. labels and predictions (N,) int64, probabilities (N, C).
 """
 

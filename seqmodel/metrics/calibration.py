@@ -4,9 +4,6 @@
 `fit_calibration` chooses temperature, bias and threshold from validation clips alone: it never sees a test
 label.
 
-It knows nothing about networks, stores or runs, and imports numpy alone (the fit imports scipy when it is
-called).
-
 Shapes: N clips, C classes. Logits are (N, 1) for `binary` (the last class is the positive one), (N, C) for
 `multiclass` and (N, C - 1) for `ordinal`, where logit k answers "is the level above k?".
 """

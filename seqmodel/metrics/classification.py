@@ -5,8 +5,6 @@ and metrics that rank (AUROC, average precision) are functions of weighted, sort
 bootstrap (bootstrap.py) can compute all its rounds in one call. The point values in a report come from
 scikit-learn (`evaluate_predictions`), and a test holds the two equal.
 
-It knows nothing about models, stores, subjects or files.
-
 Shapes: N clips, C classes. labels and predictions (N,) int64, probabilities (N, C) float with rows that sum
 to one. The last class is the positive one. A figure that is not defined (AUROC of one class, ...) is NaN.
 """

@@ -1,7 +1,5 @@
 """What a report tells beside the figures: drawings, slices, hardest clips, the data, how to get the same
 again.
-
-It knows nothing about HTML, and how a drawing looks is in plots_metrics.py and plots_people.py.
 """
 
 from collections.abc import Sequence

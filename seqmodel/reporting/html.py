@@ -2,8 +2,6 @@
 
 The report is one file without any reference to the network: styles and drawings are inside. What it says
 comes from the caller as plain values; this module words and orders it.
-
-It knows nothing about stores and networks, and computes no figure.
 """
 
 import datetime

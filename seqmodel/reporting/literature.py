@@ -2,8 +2,6 @@
 
 Papers of this field take the likeliest class and count the clips they could process. Both countings are
 given: every labelled clip, and measured clips alone.
-
-It knows nothing about how predictions came about.
 """
 
 import csv

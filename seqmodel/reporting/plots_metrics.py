@@ -1,7 +1,5 @@
 """Drawings for a report: each function returns a Matplotlib figure.
 
-It knows nothing about runs, stores or HTML, and computes no figure that a table gives.
-
 Shapes: N clips, C classes, D embedding.
 """
 

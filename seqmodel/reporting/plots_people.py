@@ -1,7 +1,5 @@
 """Drawings about thresholds, people, searches, embeddings and single clips; the second half of plots.py.
 
-It knows nothing about runs, stores or HTML.
-
 Shapes: N clips, C classes, T frames.
 """
 

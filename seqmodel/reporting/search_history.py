@@ -1,7 +1,4 @@
-"""What a search left behind: the finished trials of a run's study.log.
-
-It knows nothing about search spaces or how a study is run.
-"""
+"""What a search left behind: the finished trials of a run's study.log."""
 
 from dataclasses import dataclass
 from pathlib import Path

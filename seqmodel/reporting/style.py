@@ -3,8 +3,6 @@
 Figures are drawn in a few stand-in colours. The PNG keeps them; in the SVG each becomes a CSS variable, so
 that one drawing is right in light, dark and print. Matplotlib is imported where it is used, and always
 without a display.
-
-It knows nothing about what is drawn.
 """
 
 import io

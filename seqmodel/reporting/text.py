@@ -1,7 +1,4 @@
-"""A judgement in words and rows: what the report and the model card say, without how it is laid out.
-
-It knows nothing about stores, networks or HTML beyond the emphasis in the headline.
-"""
+"""A judgement in words and rows: what the report and the model card say, without how it is laid out."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """UMAP of clips by their mean embedding: two coordinates a clip. Optional: it compiles for twenty seconds.
 
-It knows nothing about labels or drawing.
-
 Shapes: N clips, T frames, D embedding.
 """
 

@@ -1,8 +1,6 @@
 """The hardest clips of a judgement: the most confident mistakes, with a timeline each and, if asked for,
 faces.
 
-It knows nothing about HTML beyond data URIs.
-
 Shapes: N clips, T frames.
 """
 

@@ -9,7 +9,7 @@
     log.jsonl, study.log, predictions.csv, metrics.json, report.html, plots/, MODEL_CARD.md
                          written by the rooms that make them
 
-Reading a card imports neither torch nor zarr. Knows nothing about how models are trained or judged.
+Reading a card imports neither torch nor zarr.
 """
 
 import csv

@@ -5,8 +5,6 @@ A run whose encoder made the store's embeddings is judged from those; a fine-tun
 differs, is judged from the stored crops, which its own encoder embeds as live would. Recipes are compared
 field by field first.
 
-It knows nothing about figures, plots or reports.
-
 Shapes: N clips, T frames, O logits, C classes.
 """
 

@@ -3,7 +3,7 @@
 Face rate, mean probability, and how far frames lie from the mean frame (novelty), for one clip after another;
 kept in the run as reference.json, because the store may be far away when a session is looked at.
 
-Reading it needs neither torch nor zarr. Knows nothing about live sessions. N clips, T frames, D embedding.
+Reading it needs neither torch nor zarr. N clips, T frames, D embedding.
 """
 
 import json

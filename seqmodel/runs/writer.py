@@ -1,7 +1,4 @@
-"""How a trained head becomes a run directory; train and tune both end with `write_run`.
-
-Knows nothing about searches, crops or reports.
-"""
+"""How a trained head becomes a run directory; train and tune both end with `write_run`."""
 
 import dataclasses
 import shutil

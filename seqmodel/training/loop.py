@@ -5,8 +5,6 @@ Pruning, saving and logging belong to whoever consumes the generator; `fit_best`
 stops early and keeps the best epoch. Every random choice of epoch k depends on (seed, k) alone and the
 learning rate on (step, validation losses) alone.
 
-Knows nothing about stores, runs, searches, or what the network looks like inside.
-
 B clips, T frames, D width of a stream, C classes, O outputs of the network.
 """
 

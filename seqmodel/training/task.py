@@ -3,7 +3,7 @@
 Shared by `python -m seqmodel train` and `python -m tune`, so that a searched head and a plain one learn from
 the same clips. Only training and validation clips are ever loaded here.
 
-Knows nothing about networks or searches. N clips, T frames, D width of a stream.
+N clips, T frames, D width of a stream.
 """
 
 import dataclasses

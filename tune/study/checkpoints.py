@@ -1,7 +1,7 @@
 """Checkpoints of the best trials, kept beside the study and shown by the dashboard.
 
 Each is a safetensors file with a head's weights and statistics, and its epochs as metadata; how the head is
-shaped stands in the trial's own parameters. Knows nothing about how trials are trained.
+shaped stands in the trial's own parameters.
 """
 
 import json

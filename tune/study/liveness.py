@@ -1,7 +1,4 @@
-"""Whether the process that works on a trial still runs.
-
-Knows nothing about trials: a worker is three facts that any process can write down and read.
-"""
+"""Whether the process that works on a trial still runs."""
 
 import os
 import sys

@@ -1,7 +1,6 @@
 """Pictures of a study: its history, which parameters mattered, and where the good trials lie.
 
-Drawn by Optuna from the trials alone, as PNG files under the run's plots/ folder. Knows nothing about heads
-or stores.
+Drawn by Optuna from the trials alone, as PNG files under the run's plots/ folder.
 """
 
 import warnings

@@ -1,7 +1,4 @@
-"""Where a study is stored: a journal file, a database, or a proxy of one.
-
-Knows nothing about studies, trials or workers.
-"""
+"""Where a study is stored: a journal file, a database, or a proxy of one."""
 
 import re
 import sys

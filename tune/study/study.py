@@ -5,8 +5,6 @@ worker (where it runs, its process and when that started), so whoever starts the
 that is being worked on from one whose worker is dead; the latter is failed and enqueued again. On another
 machine or in another container a process cannot be looked for: there a database's heartbeat tells, or else
 how long the trial was silent.
-
-Knows nothing about the search space or about runs: a trial's worth is a function it is given.
 """
 
 import sys

@@ -1,7 +1,4 @@
-"""Worker processes of a search: what each loads, and what it does with one trial.
-
-Knows nothing about storages or about which point of the space comes next.
-"""
+"""Worker processes of a search: what each loads, and what it does with one trial."""
 
 import signal
 import sys
