@@ -10,8 +10,9 @@ from typing import Any
 from extract.config import CheckConfig
 from features.cli import console
 from features.cpu import usable_cores
+from features.files import cache_dir
 from seqmodel.encoders.engine import import_openvino, resolve_precision
-from seqmodel.encoders.model_files import cache_dir, detector_file, encoder_weights, landmarker_file
+from seqmodel.encoders.model_files import detector_file, encoder_weights, landmarker_file
 
 PACKAGES = (
     "brainbuddy",

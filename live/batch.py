@@ -26,6 +26,7 @@ from live.inference.model import LiveModel, describe, open_model
 from live.inference.predictor import Prediction, Predictor
 from live.output.log import Log
 from live.output.log_summary import tell, timeline_png
+from seqmodel.runs.card import write_csv
 
 TABLE = "predictions.csv"
 LOCK_NAME = ".predict.lock"
@@ -301,9 +302,4 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[str]
     figures = [f"share_{name}" for name in names] + [f"p_{name}" for name in names]
     others = [column for row in rows for column in row if column not in STATE]
     columns = [*dict.fromkeys([*HEAD, *figures, *others]), *STATE]
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    write_csv(path, [columns, *([row.get(column, "") for column in columns] for row in rows)])

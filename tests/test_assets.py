@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from features.files import cache_dir
 from seqmodel.encoders import model_files
-from seqmodel.encoders.model_files import Asset, cache_dir, detector_file, encoder_weights, locate, sha256_of
+from seqmodel.encoders.model_files import Asset, detector_file, encoder_weights, locate, sha256_of
 
 CONTENT = b"weights of a very small network"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

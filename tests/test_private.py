@@ -52,7 +52,7 @@ def watched(tmp_path: Path, *words: object) -> subprocess.CompletedProcess[str]:
     trace = tmp_path / "trace.txt"
     home = tmp_path / "home"
     home.mkdir(exist_ok=True)
-    from seqmodel.encoders.model_files import cache_dir
+    from features.files import cache_dir
 
     done = subprocess.run(
         [

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 import uuid
 import zlib
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from features.files import cache_dir
 from features.store.location import Place
 
 STALE_S = 3600.0
@@ -36,19 +36,8 @@ def packed_folders(place: Place) -> list[Path]:
     There they go by where the store is, however that was spelled.
     """
     where = place.text.rstrip("/") if place.folder is None else place.folder.resolve()
-    cached = _cache_folder() / "packed" / hashlib.sha256(os.fsencode(where)).hexdigest()[:12]
+    cached = cache_dir() / "packed" / hashlib.sha256(os.fsencode(where)).hexdigest()[:12]
     return [cached] if place.folder is None else [place.folder / "packed", cached]
-
-
-def _cache_folder() -> Path:
-    cache = os.environ.get("BRAINBUDDY_CACHE")
-    if cache:
-        return Path(cache)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "brainbuddy"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "brainbuddy"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainbuddy"
 
 
 def open_packed(place: Place, name: str, stamp: str) -> tuple[np.ndarray, np.ndarray] | None:

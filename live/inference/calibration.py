@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from features.files import atomic_write
 from live.inference.predictor import Prediction
 from seqmodel.metrics.calibration import Calibration
 
@@ -194,12 +195,9 @@ def _calibration(
 def _write(path: Path, known: Mapping[str, Calibration]) -> None:
     """Atomic, and on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump({key: asdict(calibration) for key, calibration in known.items()}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    text = json.dumps({key: asdict(calibration) for key, calibration in known.items()}, indent=1)
+    with atomic_write(path, durable=True) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _logit(p: float) -> float:

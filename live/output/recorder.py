@@ -1,7 +1,5 @@
 """Recordings, when asked for: pictures with their own times in an mp4, and labels given while recording."""
 
-import csv
-import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from live.config import SUBJECT, manifest_file
+from seqmodel.runs.card import write_csv
 
 TICKS_PER_S = 1000
 """A recording's times are kept to a millisecond."""
@@ -108,14 +107,9 @@ def write_manifest(video: Path, intervals: list[Interval], subject: str = SUBJEC
     """A manifest beside the video, as `python -m extract --data` takes it; gives its path. Atomic, and on the
     disk when this returns."""
     path = manifest_file(video)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "subject", "start_s", "end_s"])
-        for interval in intervals:
-            span = (f"{interval.start_s:.3f}", f"{interval.end_s:.3f}")
-            writer.writerow([video.name, interval.label, subject, *span])
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    rows: list[tuple[str, ...]] = [("path", "label", "subject", "start_s", "end_s")]
+    for interval in intervals:
+        span = (f"{interval.start_s:.3f}", f"{interval.end_s:.3f}")
+        rows.append((video.name, interval.label, subject, *span))
+    write_csv(path, rows, durable=True)
     return path

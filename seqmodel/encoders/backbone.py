@@ -6,7 +6,6 @@ nothing about clips, windows, stores or faces. F frames, H = W crop_px, D embedd
 """
 
 import hashlib
-import os
 from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
@@ -20,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from features.files import atomic_write, cache_dir
 from features.recipe import EncoderId
 from seqmodel.encoders import depthwise
-from seqmodel.encoders.model_files import cache_dir, encoder_weights, sha256_of
+from seqmodel.encoders.model_files import encoder_weights, sha256_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What torchvision's weights were trained with, on pixels in 0..1."""
@@ -300,6 +300,5 @@ def _keep_weights(state: Mapping[str, Tensor], sha256: str) -> None:
     path = _kept_weights(sha256)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial)
-        os.replace(partial, path)
+        with atomic_write(path) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial)

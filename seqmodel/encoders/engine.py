@@ -7,7 +7,6 @@ nothing about videos or heads. F frames, D embedding.
 """
 
 import json
-import os
 import shutil
 import sys
 import uuid
@@ -22,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.cpu import usable_cores
+from features.files import atomic_write, cache_dir
 from features.recipe import EncoderId
-from seqmodel.encoders.model_files import cache_dir, encoder_weights, sha256_of
+from seqmodel.encoders.model_files import encoder_weights, sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -316,9 +316,8 @@ def _remember_identity(weights: str, identity: EncoderId) -> None:
     path = _identity_path(identity.name, weights)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(vars(identity), ensure_ascii=False), encoding="utf-8")
-        os.replace(partial, path)
+        with atomic_write(path) as partial:
+            partial.write_text(json.dumps(vars(identity), ensure_ascii=False), encoding="utf-8")
 
 
 def _identity_path(name: str, weights: str) -> Path | None:

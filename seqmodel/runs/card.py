@@ -15,17 +15,17 @@ Reading a card imports neither torch nor zarr.
 import csv
 import dataclasses
 import json
-import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from features.files import atomic_write
 from features.labels import Labelling
 from features.recipe import Recipe, from_json, to_json
 from seqmodel.config import HeadConfig, TrainConfig
@@ -170,9 +170,8 @@ def save_weights(
 
     tensors = {f"head.{k}": v.detach().cpu().contiguous() for k, v in head.items()}
     tensors |= {f"encoder.{k}": v.detach().cpu().contiguous() for k, v in (encoder or {}).items()}
-    temporary = run / (WEIGHTS + ".tmp")
-    save_file(tensors, temporary)
-    os.replace(temporary, run / WEIGHTS)
+    with atomic_write(run / WEIGHTS) as partial:
+        save_file(tensors, partial)
 
 
 def load_weights(run: Path) -> "dict[str, dict[str, torch.Tensor]]":
@@ -194,12 +193,7 @@ def load_weights(run: Path) -> "dict[str, dict[str, torch.Tensor]]":
 
 def save_split(run: Path, clip_ids: Sequence[str], subjects: Sequence[str], splits: Sequence[str]) -> None:
     """Write split.csv, atomically."""
-    temporary = run / (SPLIT + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["clip_id", "subject", "split"])
-        writer.writerows(zip(clip_ids, subjects, splits, strict=True))
-    os.replace(temporary, run / SPLIT)
+    write_csv(run / SPLIT, [("clip_id", "subject", "split"), *zip(clip_ids, subjects, splits, strict=True)])
 
 
 def load_split(run: Path) -> dict[str, tuple[str, str]]:
@@ -224,10 +218,7 @@ def calibration_stage(card: Card) -> dict[str, Any] | None:
 
 def save_calibrators(run: Path, clip_ids: Sequence[str], subjects: Sequence[str]) -> None:
     """Write calibrated_on.csv, atomically."""
-    temporary = run / (CALIBRATORS + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("clip_id", "subject"), *zip(clip_ids, subjects, strict=True)])
-    os.replace(temporary, run / CALIBRATORS)
+    write_csv(run / CALIBRATORS, [("clip_id", "subject"), *zip(clip_ids, subjects, strict=True)])
 
 
 def calibrators_of(run: Path, card: Card) -> dict[str, str]:
@@ -244,9 +235,8 @@ def keep_model_file(run: Path, source: Path, name: str) -> None:
     """Copy a model file (detector, landmarker) into the run, so that it moves along."""
     target = run / "detector" / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(name + ".tmp")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with atomic_write(target) as partial:
+        shutil.copyfile(source, partial)
 
 
 def append_log(run: Path, entry: Mapping[str, Any]) -> None:
@@ -273,9 +263,15 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically: temporary name, then rename."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]], *, durable: bool = False) -> None:
+    """Write a table, the header first, atomically."""
+    with atomic_write(path, durable=durable) as partial:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(rows)
 
 
 def versions() -> dict[str, str]:

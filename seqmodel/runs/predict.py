@@ -10,7 +10,6 @@ Shapes: N clips, T frames, O logits, C classes.
 
 import csv
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +23,7 @@ from features.labels import Labelling, class_indices
 from features.recipe import Part, differences, require_equal
 from features.store.table import groups_of
 from seqmodel.metrics.predictions import Predictions
-from seqmodel.runs.card import Card, load_weights
+from seqmodel.runs.card import Card, load_weights, write_csv
 
 if TYPE_CHECKING:
     from features.datasets import Samples
@@ -253,12 +252,7 @@ def write_predictions(path: Path, predictions: Predictions, label_names: Sequenc
             | said
             | {"decision": label_names[p.said[i]], "state": state, "coverage": f"{p.coverage[i]:.3f}"}
         )
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(kept)
-    os.replace(temporary, path)
+    write_csv(path, [columns, *([row[column] for column in columns] for row in kept)])
 
 
 def read_predictions(path: Path) -> list[dict[str, str]]:
