@@ -144,6 +144,19 @@ def test_imports_follow_the_order_of_levels() -> None:
     assert EXCEPTIONS - found == set(), "no longer needed: take it out of the list"
 
 
+def test_the_diagram_of_the_packages_is_true() -> None:
+    """docs/architecture.md names just the packages that each of them imports."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    told = {name: set(others.split()) for name, others in re.findall(r"^(\w+) +-> (.+)$", text, re.MULTILINE)}
+    found = {
+        package: {
+            other.split(".")[0] for m in modules() if m.split(".")[0] == package for other in imports_of(m)
+        }
+        for package in PACKAGES
+    }
+    assert told == {package: others - {package} for package, others in found.items() if others - {package}}
+
+
 def test_no_module_imports_itself_by_way_of_others() -> None:
     """No cycle of any kind."""
     done: set[str] = set()

@@ -145,12 +145,12 @@ def test_a_page_that_is_behind_gets_no_queue(view: BrowserView) -> None:
         own.replace("http", "ws") + "/ws", additional_headers={"Cookie": cookie}, origin=Origin(own)
     ) as socket:
         assert "names" in json.loads(socket.recv(timeout=10))
-        for shade in (10, 100, 200):
-            view.show(np.full((8, 8, 3), shade, np.uint8))
-            time.sleep(0.3)
+        view.show(np.full((8, 8, 3), 10, np.uint8))
         assert mean_shade(socket) == pytest.approx(10, abs=2)
+        for shade in (100, 200):
+            view.show(np.full((8, 8, 3), shade, np.uint8))
         with pytest.raises(TimeoutError):
-            socket.recv(timeout=0.5)
+            socket.recv(timeout=0.3)
         socket.send(DRAWN)
         assert mean_shade(socket) == pytest.approx(200, abs=2)
         closes = threading.Thread(target=view.close)
@@ -264,7 +264,8 @@ def test_the_door_itself_serves_a_browser(
             until(page, "document.querySelectorAll('#signals meter').length === 3")
             # A browser far too slow for twenty pictures a second is not left with a queue of old ones.
             page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 20})
-            page.wait_for_timeout(3000)
+            count = page.evaluate("+document.querySelector('#timeline').dataset.moments")
+            until(page, f"+document.querySelector('#timeline').dataset.moments > {count} + 6")
             page.click("text=quit")
             until(page, "document.querySelector('#words').textContent === 'session ended'")
             browser.close()
