@@ -138,6 +138,8 @@ def test_a_proxy_that_does_not_answer_is_one_clear_line_and_exit_code_2(
         address = f"grpc://127.0.0.1:{other.getsockname()[1]}"
         words = ["--store", str(store), "--out", str(tmp_path / "run"), "--storage", address, "--jobs", "1"]
         assert main(words) == 2
+        if listens:
+            other.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts, which then ends
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: --storage {address}: ")
     assert "goes on" not in said, "nothing was begun"
