@@ -15,6 +15,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from seqmodel.__main__ import main
+from seqmodel.evaluation import folds
 from seqmodel.reporting.content import judgement_figures, training_figures
 from seqmodel.reporting.plots_metrics import confusion_plot
 from seqmodel.reporting.plots_people import scatter_plot
@@ -100,7 +101,9 @@ def test_ids_are_used_once(run):
     assert len(ids) == len(set(ids))
 
 
-def test_with_geometry_the_page_says_what_it_looks_at_and_shows_signals(tmp_path):
+def test_with_geometry_the_page_says_what_it_looks_at_and_shows_signals(tmp_path, monkeypatch):
+    monkeypatch.setattr(folds, "CANDIDATES", folds.CANDIDATES[:1])
+    monkeypatch.setattr(folds, "INNER_FOLDS", 2)
     store = make_store(tmp_path / "s.zarr", signal=0.4, num_subjects=30, recipe=WITH_GEOMETRY)
     make_run(tmp_path / "run", store, epochs=8, inputs="geometry", baseline="subject")
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--rounds", "50"]) == 0
