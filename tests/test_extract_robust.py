@@ -360,8 +360,8 @@ def rows_written(store: Path) -> list[Path]:
 
 
 def is_gone(group: int) -> bool:
-    """Whether a process group is empty within ten seconds (multiprocessing's tracker leaves a bit later)."""
-    for _ in range(500):
+    """Whether a process group gets empty within a minute: who just loads a model looks up later."""
+    for _ in range(3000):
         try:
             os.killpg(group, 0)
         except ProcessLookupError:
