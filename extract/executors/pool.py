@@ -299,17 +299,30 @@ def _own_device(device: str, index: int) -> str:
 def _signals_held() -> Iterator[None]:
     """Hold back Ctrl-C and SIGTERM from a process about to start, for good: `work` comes too late for that.
 
-    Until then it imports, and would end in a traceback. Windows has no such mask.
+    Until then it imports, and would end in a traceback. The mask is this thread's alone, so a library's
+    thread may take the signal: a handler keeps it until the process is started. Windows has no such mask.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     resource_tracker.ensure_running()  # started later, it would lift the mask
+    heard: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}
     kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    for number, handler in handlers.items():
+        if handler is not None:
+            signal.signal(number, lambda number, _: heard.append(number))
     try:
         yield
     finally:
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, kept)
+        for got in heard:
+            signal.raise_signal(got)
 
 
 @contextlib.contextmanager
