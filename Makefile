@@ -17,7 +17,7 @@ $(VENV)/tested: $(VENV)/installed
 	touch $@
 
 demo: $(VENV)/installed
-	@PY=$(PY) sh tests/demo.sh
+	@PY=$(PY) sh tests/demo/demo.sh
 
 # Whole files of tests go to two processes; then, alone, the few tests that measure time or memory.
 test: export OMP_NUM_THREADS = 1

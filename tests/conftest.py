@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tests.media import fetch_real_clips
+from tests.support.media import fetch_real_clips
 
 LONGEST = (
     "test_finetune_team test_finetune test_extract_robust test_private test_export test_tune test_evaluate "
@@ -25,7 +25,10 @@ BuildOnce = Callable[[str, Callable[[Path], Any]], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole files in the order of LONGEST, then the others as they come."""
+    """Tests under integration/ are slow. The files of LONGEST come first, in its order."""
+    for item in items:
+        if "integration" in item.path.parts:
+            item.add_marker(pytest.mark.slow)
     place = {name: index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
@@ -69,7 +72,7 @@ def fetching(build_once: BuildOnce) -> FileLock:
 
 @pytest.fixture(scope="session")
 def real_clips(fetching: FileLock) -> dict[str, Path]:
-    """Real face videos by the short names of tests/media.py."""
+    """Real face videos by the short names of tests/support/media.py."""
     with fetching:
         return fetch_real_clips()
 

@@ -1,7 +1,7 @@
 """The short-range detector's network, run directly: a face's box to fractions of a pixel, and its eyes.
 
 MediaPipe's detector gives whole pixels, and the score network notices half a pixel: that alone moves a
-score by up to .1. This rebuilds its arithmetic (checked against it in tests/test_face.py) so that one look
+score by up to .1. This rebuilds its arithmetic (its tests check it against that) so that one look
 serves the crop and the landmarks, which are read from the very square that MediaPipe would take.
 
 Shapes: H × W pixels; 896 anchors; boxes (x0, y0, x1, y1) and eyes (column, row) in pixels of the frame.

@@ -3,7 +3,7 @@
 MediaPipe's own call detects the face a second time and moves every picture through its graph. Here the
 networks of the same file run on the inference engine, on the square around the face that was found already;
 what happens between them (cutting, point units, Procrustes) is rebuilt from MediaPipe's documentation and
-checked against MediaPipe itself in tests/test_geometry.py.
+checked against MediaPipe itself in tests/unit/extract/test_geometry.py.
 
 Shapes: H × W pixels, 478 points (column, row, depth), 468 of them on the canonical face, 52 scores.
 """

@@ -27,8 +27,8 @@ from extract.video.reader import Targets, read_video
 from features.recipe import Pixels, Recipe
 from seqmodel.encoders.engine import open_engine
 from seqmodel.encoders.model_files import detector_file, sha256_of
-from tests.clips import face_frames, looped, write_video
-from tests.media import fetch_real_clips
+from tests.support.clips import face_frames, looped, write_video
+from tests.support.media import fetch_real_clips
 
 CORES = 2
 NUM_REFERENCE_CLIPS, NUM_CLIPS = 16, 48

@@ -23,7 +23,7 @@ from extract.face.mediapipe_tasks import silenced_stderr
 from extract.video.reader import read_video, sample_at
 from features.recipe import GeometryId, Pixels
 from seqmodel.encoders.model_files import detector_file, landmarker_file, sha256_of
-from tests.media import fetch_real_clips
+from tests.support.media import fetch_real_clips
 
 ROUNDS = 3
 

@@ -47,8 +47,8 @@ def main() -> int:
 
 def write_source(path: Path) -> Path:
     """Real faces at 640 × 480 and 30 frames a second, long enough for a session in real time."""
-    from tests.clips import face_frames, looped, write_video
-    from tests.media import fetch_real_clips
+    from tests.support.clips import face_frames, looped, write_video
+    from tests.support.media import fetch_real_clips
 
     frames = face_frames(fetch_real_clips()["pexels"], 300, WIDTH, HEIGHT)
     return write_video(path, looped(frames, round(FPS * (SECONDS + 10))), FPS)
@@ -59,7 +59,7 @@ def write_runs(folder: Path) -> dict[str, Path]:
     from seqmodel.commands.export import export
     from seqmodel.config import ExportArgs
     from seqmodel.encoders.model_files import detector_file, landmarker_file
-    from tests.small_run import write_run
+    from tests.support.small_run import write_run
 
     one = write_run(folder / "one", detector_file("short"))
     both = write_run(

@@ -1,0 +1,548 @@
+"""`python -m extract` from a manifest to a store: resume, shards, corrections, failures, summary."""
+
+import csv
+import json
+import os
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from extract.__main__ import main
+from extract.config import ExtractConfig
+from extract.datasets.known import Reading
+from extract.dry_run import _to_time
+from extract.pipeline.planning import make_setup
+from extract.summary import print_reading
+from features.maintenance.verify import verify_store
+from features.manifest import Clip, Manifest
+from features.recipe import CROP_SQUARE, OWN_SQUARE
+from features.store.store import FeatureStore
+from seqmodel.encoders import model_files
+from seqmodel.encoders.engine import resolve_precision
+from tests.support.clips import face_frames, looped, write_video
+
+QUICK = ("--weights", "random", "--window", "1", "--geometry", "off", "--workers", "0")
+"""Small windows, no second stream, no worker process: what these tests look at does not depend on them."""
+
+
+@pytest.fixture(scope="module")
+def videos(real_clips: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with six small videos of two people, 2 s each, and one of 5 s."""
+    folder = tmp_path_factory.mktemp("videos")
+    for person, name in (("ann", "carphone"), ("bob", "single")):
+        frames = face_frames(real_clips[name], 60, 176, 144)
+        for index in range(3):
+            write_video(folder / f"{person} {index}.mp4", looped(frames[index * 9 :], 20), 10)
+    write_video(folder / "긴 영상.mp4", looped(frames, 50), 10)
+    return folder
+
+
+def write_manifest(path: Path, videos: Path, extra: tuple[tuple[str, ...], ...] = ()) -> Path:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "subject", "split"])
+        for index, video in enumerate(sorted(videos.glob("*.mp4"))):
+            split = "test" if video.name.startswith("bob") else "train"
+            writer.writerow([video, ("engaged", "distracted")[index % 2], video.name[:3], split])
+        writer.writerows(extra)
+    return path
+
+
+def extract(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict, str]:
+    """Exit code, summary and stderr of the door."""
+    code = main([str(word) for word in words] + ["--json"])
+    out, err = capfd.readouterr()
+    return code, json.loads(out) if out else {}, err
+
+
+def content(path: Path) -> dict[str, np.ndarray]:
+    """Every clip's embeddings and frames by clip id."""
+    store = FeatureStore.open(path)
+    x, _ = store.read_stream("embeddings")
+    frames = store.read_frames()
+    return {str(name): np.concatenate([x[i], frames[i]], 1) for i, name in enumerate(store.table().clip_id)}
+
+
+def assert_same_content(a: Path, b: Path) -> None:
+    """Clip ids differ by where the manifest lies; rows, in manifest order, may not."""
+    ours, theirs = content(a), content(b)
+    assert len(ours) == len(theirs)
+    for (clip_id, x), y in zip(ours.items(), theirs.values(), strict=True):
+        assert np.array_equal(x, y, equal_nan=True), clip_id
+
+
+@pytest.fixture(scope="module")
+def whole(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store extracted in one go in this process."""
+    folder = tmp_path_factory.mktemp("whole")
+    manifest = write_manifest(folder / "labels.csv", videos)
+    assert main(["--data", str(manifest), "--out", str(folder / "whole.zarr"), *QUICK]) == 0
+    return folder / "whole.zarr"
+
+
+def test_the_summary_says_what_happened(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path / "labels.csv", videos)
+    code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert code == 0, shown
+    assert {"clips": 17, "videos": 7, "done": 17, "skipped": 0, "failed": 0}.items() <= summary.items()
+    assert summary["face_rate"] > 0.9
+    assert summary["clips_per_s"] > 0
+    assert {"decode", "face", "encode", "write"} <= summary["stage_s"].keys()
+    for said in ("extracted now", "frames with a face", "time by stage", "python -m tune --store"):
+        assert said in shown
+    code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert code == 0, shown
+    assert {"done": 0, "skipped": 17, "failed": 0}.items() <= summary.items()
+    assert summary["face_rate"] > 0.9
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    assert not verify_store(store)
+    assert "backend" in store.numerics
+
+
+def test_a_folder_of_classes_works(videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for index, video in enumerate(sorted(videos.glob("ann*.mp4"))):
+        target = tmp_path / "data" / ("집중", "산만")[index % 2] / video.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(video, target)
+    code, summary, shown = extract(capfd, "--data", tmp_path / "data", "--out", tmp_path / "s.zarr", *QUICK)
+    assert code == 0, shown
+    assert summary["done"] == 6
+    assert sorted(FeatureStore.open(tmp_path / "s.zarr").label_names["label"]) == ["산만", "집중"]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_worker_processes_give_what_this_process_gives(
+    workers: str, videos: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path / "labels.csv", videos)
+    words = [*QUICK[:-1], workers]
+    code, _, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *words)
+    assert code == 0, shown
+    assert_same_content(tmp_path / "s.zarr", whole)
+
+
+def test_a_broken_video_is_a_listed_failure_and_the_rest_is_done(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And once it is mended, the same command extracts it and nothing else."""
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"this is no video")
+    extra = ((str(broken), "engaged", "eve", "train"), ("nowhere.mp4", "engaged", "eve", "train"))
+    manifest = write_manifest(tmp_path / "labels.csv", videos, extra)
+    code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert code == 1
+    assert {"done": 17, "failed": 1}.items() <= summary.items()
+    assert "not a video" in summary["failures"][0]["reason"]
+    assert "broken.mp4" in shown
+    assert "line 10" in summary["problems"][0]["reason"]
+    code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert code == 1
+    assert {"done": 0, "skipped": 17, "failed": 1}.items() <= summary.items()
+    shutil.copy(videos / "ann 0.mp4", broken)
+    code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert {"done": 2, "skipped": 17, "failed": 0}.items() <= summary.items()
+
+
+def test_retry_failed_tries_the_failed_again_and_only_those(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path / "labels.csv", videos)
+    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    code, summary, shown = extract(capfd, *words, "--time-limit", "0.000001")
+    assert code == 1
+    assert summary["failed"] == 17
+    assert "given up" in summary["failures"][0]["reason"]
+    code, summary, shown = extract(capfd, *words)
+    assert {"done": 0, "failed": 17}.items() <= summary.items()
+    code, summary, shown = extract(capfd, *words, "--retry-failed")
+    assert code == 0, shown
+    assert {"done": 17, "failed": 0}.items() <= summary.items()
+
+
+def test_shards_fill_one_store_as_a_single_run_does(
+    videos: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path / "labels.csv", videos)
+    done = []
+    for shard in ("0/2", "1/2"):
+        words = ("--data", manifest, "--out", tmp_path / "s.zarr", "--shard", shard, *QUICK)
+        code, summary, shown = extract(capfd, *words)
+        assert code == 0, shown
+        done.append(summary["done"])
+    assert sum(done) == 17
+    assert min(done) > 0
+    assert_same_content(tmp_path / "s.zarr", whole)
+
+
+def test_a_grown_and_corrected_manifest_extracts_only_what_is_new(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("ann 0.mp4", "ann 1.mp4"):
+        shutil.copy2(videos / name, few / name)
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert extract(capfd, *words)[1]["done"] == 4
+    (few / "ann 0.mp4").unlink()
+    shutil.copy2(videos / "bob 0.mp4", few / "bob 0.mp4")
+    text = write_manifest(manifest, few).read_text(encoding="utf-8")
+    manifest.write_text(text.replace("ann 1.mp4,engaged", "ann 1.mp4,asleep"), encoding="utf-8")
+    code, summary, shown = extract(capfd, *words)
+    assert code == 0, shown
+    assert {"done": 2, "skipped": 2, "corrected": 2}.items() <= summary.items()
+    assert len(summary["vanished"]) == 2
+    assert "no longer in the manifest" in shown
+
+
+def test_parts_are_added_to_a_store_without_touching_the_rest(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Crops, then geometry: the embeddings' files stay as they were, and are checked against fresh ones."""
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    words = ["--data", manifest, "--out", tmp_path / "s.zarr", *QUICK]
+    assert extract(capfd, *words)[1]["done"] == 2
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s.zarr" / "embeddings").iterdir()}
+    code, summary, shown = extract(capfd, *words, "--crops", "jpeg")
+    assert code == 0, shown
+    assert summary["done"] == 2
+    geometry = [word if word != "off" else "on" for word in words]
+    code, summary, shown = extract(capfd, *geometry, "--crops", "jpeg")
+    assert code == 0, shown
+    assert summary["done"] == 2
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    assert store.streams == ("embeddings", "geometry")
+    assert all(store.read_crops(0)[:3])
+    chunks = {path: time for path, time in before.items() if path.name.startswith("c.")}
+    assert chunks == {path: path.stat().st_mtime_ns for path in chunks}
+    assert not verify_store(store)
+
+
+def test_crops_of_other_faces_are_not_added(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The stored embeddings are another video's: the row is refused, and stays as it was."""
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    extract(capfd, *words)
+    store = FeatureStore.open(tmp_path / "s.zarr", "r+")
+    frames, (x, _) = store.read_frames(), store.read_stream("embeddings")
+    store.write_row(0, embeddings=np.roll(x[0], 100, axis=1), frames=frames[0])
+    frames[1, :, 1:5] += 40
+    store.write_row(1, embeddings=x[1], frames=frames[1])
+    code, summary, _ = extract(capfd, *words, "--crops", "jpeg")
+    assert code == 1
+    assert "the embeddings made now are not those stored" in summary["failures"][0]["reason"]
+    assert "the faces found now are not those" in summary["failures"][1]["reason"]
+
+
+def test_a_part_that_failed_is_no_failure_where_nobody_asks_for_it(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A run that adds crops failed in one clip: without crops nothing is amiss, and --retry-failed forgets
+    it there."""
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert extract(capfd, *words, "--crops", "jpeg")[1]["done"] == 2
+    (tmp_path / "s.zarr" / "crops" / "c.0.0").unlink()
+    FeatureStore.open(tmp_path / "s.zarr", "r+").write_failure(0, "other faces")
+    code, summary, _ = extract(capfd, *words, "--crops", "jpeg")
+    assert code == 1
+    assert {"done": 0, "skipped": 1, "failed": 1}.items() <= summary.items()
+    code, summary, shown = extract(capfd, *words)
+    assert code == 0, shown
+    assert {"done": 0, "skipped": 2, "failed": 0, "failures": []}.items() <= summary.items()
+    assert "other faces" not in shown
+    code, summary, _ = extract(capfd, *words, "--retry-failed")
+    assert {"done": 0, "skipped": 2, "failed": 0}.items() <= summary.items()
+    assert FeatureStore.open(tmp_path / "s.zarr").table().failure.tolist() == ["", ""]
+    code, summary, _ = extract(capfd, *words, "--crops", "jpeg")
+    assert {"done": 1, "skipped": 1, "failed": 0}.items() <= summary.items()
+
+
+def test_that_videos_are_extracted_again_is_said(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert "extracted again" not in extract(capfd, *words)[2]
+    shutil.copy2(videos / "bob 0.mp4", few / "ann 0.mp4")
+    code, summary, shown = extract(capfd, *words)
+    assert code == 0, shown
+    assert (summary["changed"], summary["done"]) == (2, 2)
+    assert "2 clips are extracted again: their videos have another size or time than before" in shown
+
+
+def test_a_video_that_is_away_today_takes_nothing_from_what_is_done(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Only what it lacks is a failure, and with the video back, --retry-failed mends that."""
+    few = tmp_path / "few"
+    few.mkdir()
+    video = Path(shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4"))
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert extract(capfd, *words)[1]["done"] == 2
+    status, content = video.stat(), video.read_bytes()
+    video.write_bytes(bytes(len(content)))  # unreadable, of the same size and time
+    os.utime(video, ns=(status.st_atime_ns, status.st_mtime_ns))
+    code, summary, shown = extract(capfd, *words)
+    assert code == 0, shown
+    assert {"skipped": 2, "failed": 0}.items() <= summary.items()
+    code, summary, _ = extract(capfd, *words, "--crops", "jpeg")
+    assert code == 1
+    assert {"skipped": 0, "failed": 2}.items() <= summary.items()
+    video.write_bytes(content)
+    os.utime(video, ns=(status.st_atime_ns, status.st_mtime_ns))
+    code, summary, _ = extract(capfd, *words, "--crops", "jpeg", "--retry-failed")
+    assert code == 0
+    assert {"done": 2, "failed": 0}.items() <= summary.items()
+
+
+def test_auto_goes_on_in_the_precision_of_the_store(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A store begun in float32 and resumed without saying so equals one made in float32."""
+    manifest = write_manifest(tmp_path / "labels.csv", videos)
+    words = ("--data", manifest, *QUICK)
+    resumed, whole = tmp_path / "resumed.zarr", tmp_path / "whole.zarr"
+    assert extract(capfd, *words, "--out", resumed, "--precision", "f32", "--shard", "0/2")[0] == 0
+    code, _, shown = extract(capfd, *words, "--out", resumed)
+    assert code == 0
+    assert "(cpu, f32)" in shown
+    assert "other numerics" not in shown
+    assert extract(capfd, *words, "--out", whole, "--precision", "f32")[0] == 0
+    assert_same_content(resumed, whole)
+    assert FeatureStore.open(resumed).other_numerics == []
+
+
+def test_check_says_what_auto_means_here(capfd: pytest.CaptureFixture[str]) -> None:
+    code = main(["check", "--cameras", "0", "--json"])
+    out, shown = capfd.readouterr()
+    assert code == 0, shown
+    meant = resolve_precision("auto")
+    assert json.loads(out)["bf16"] == (meant == "bf16")
+    assert ("yes: --precision auto uses it" if meant == "bf16" else "no: --precision auto is f32") in shown
+
+
+def test_other_numerics_are_measured_against_the_store(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Recorded, not refused; how far embeddings differ is said where it is done."""
+    manifest = write_manifest(tmp_path / "labels.csv", videos)
+    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert extract(capfd, *words, "--shard", "0/2", "--precision", "f32")[0] == 0
+    code, _, shown = extract(capfd, *words, "--precision", "f32", "--backend", "torch")
+    assert code == 0, shown
+    assert "backend openvino then, torch now" in shown
+    assert "worst cosine between embeddings is 1.0000" in shown
+    assert [numerics["backend"] for numerics in FeatureStore.open(tmp_path / "s.zarr").other_numerics] == [
+        "torch"
+    ]
+
+
+def test_a_dry_run_counts_what_a_run_would_do(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of this shard: new and changed files, missing parts, failed ones when they are to be tried again."""
+    few = tmp_path / "few"
+    few.mkdir()
+    for index in range(3):
+        shutil.copy2(videos / f"ann {index}.mp4", few / f"ann {index}.mp4")
+    (few / "broken.mp4").write_bytes(b"no video")
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    words = ["--data", manifest, "--out", tmp_path / "s.zarr", *QUICK]
+
+    def forecast(*more: str) -> tuple[int, int]:
+        summary = extract(capfd, *words, "--dry-run", *more)[1]
+        return summary["to_extract"], summary["files"]
+
+    assert forecast() == (6, 12)
+    assert forecast("--shard", "0/2") == (4, 8)
+    assert forecast("--crops", "jpeg") == (6, 18)
+    extract(capfd, *words)
+    assert forecast() == (0, 0)
+    assert forecast("--crops", "jpeg") == (6, 6)
+    os.utime(few / "ann 1.mp4", (0, 0))
+    assert forecast() == (2, 4)
+    assert forecast("--shard", "0/2") == (0, 0)
+    store = FeatureStore.open(tmp_path / "s.zarr", "r+")
+    (tmp_path / "s.zarr" / "frames" / "c.0.0.0").unlink()
+    store.write_failure(0, "given up")
+    assert forecast() == (2, 4)
+    assert forecast("--retry-failed") == (3, 6)
+
+
+def test_a_dry_run_times_the_beginnings_of_videos(tmp_path: Path) -> None:
+    """A late window alone costs the decoding of all before it, which a run does once."""
+    clips = [
+        Clip(f"{video}#{start}", Path(video), start, start + 10) for video in "abcd" for start in range(9)
+    ]
+    timed = _to_time(clips)
+    assert len({clip.path for clip in timed}) == 3
+    assert {clip.start_s for clip in timed} == {0}
+    assert [clip.start_s for clip in _to_time(clips[5:9])] == [5, 6, 7]
+
+
+def test_a_sample_is_verified_with_its_geometry_and_under_its_recipe(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    words = ["--data", manifest, "--out", tmp_path / "s.zarr", *QUICK, "--geometry", "on"]
+    assert extract(capfd, *words)[0] == 0
+    code, summary, shown = extract(capfd, *words, "--verify-sample", "5")
+    assert code == 0, shown
+    assert {"compared": 2, "identical": 2, "worst_geometry": 0.0}.items() <= summary.items()
+    store = FeatureStore.open(tmp_path / "s.zarr", "r+")
+    geometry, _ = store.read_stream("geometry")
+    geometry[1, 0, 9] += 0.3
+    store.write_row(1, geometry=geometry[1])
+    code, summary, shown = extract(capfd, *words, "--verify-sample", "5")
+    assert code == 1
+    assert "geometry differs (eyeBlinkLeft by 0.3" in summary["differing"][0]["reason"]
+    code, _, shown = extract(capfd, *words, "--verify-sample", "5", "--encoder", "efficientnet_lite0")
+    assert code == 2
+    assert "encoder.dim: 1280 here, 960 there" in shown
+    assert "Traceback" not in shown
+
+
+def test_the_next_command_can_be_pasted(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A path with spaces is one word of it; of many unpaired videos it is said where the rest is listed."""
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+    store = tmp_path / "my own store.zarr"
+    code, summary, shown = extract(capfd, "--data", manifest, "--out", store, *QUICK)
+    assert code == 0, shown
+    words = shlex.split(summary["next"])
+    assert words[:5] == ["python", "-m", "tune", "--store", str(store)]
+    assert words[5:] == ["--out", "runs/my own store"]
+    print_reading(Reading(Manifest((), (), few), "daisee", tuple(f"{index}.avi" for index in range(9))))
+    assert "9 videos without a label: 0.avi, 1.avi, 2.avi, 3.avi, 4.avi, … (--json lists all)" in (
+        capfd.readouterr().err
+    )
+
+
+def test_a_store_that_cannot_be_tidied_up_is_extracted_all_the_same(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows are written by then: a warning, and the summary."""
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
+    manifest = write_manifest(tmp_path / "labels.csv", few)
+
+    def refuse(store: FeatureStore, wait_s: float = 0) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(FeatureStore, "settle", refuse)
+    code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert code == 0
+    assert summary["done"] == 2
+    assert "Read-only file system; the next extraction into this store tidies up" in shown
+
+
+@pytest.fixture
+def lone_landmarker(landmarker_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that holds the landmarker and no detector, on a machine without network."""
+
+    def refuse(asset: model_files.Asset) -> bytes:
+        raise OSError("no network")
+
+    kept = tmp_path / "cache" / "models" / landmarker_path.name
+    kept.parent.mkdir(parents=True)
+    shutil.copy(landmarker_path, kept)
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(model_files, "_from_address", refuse)
+    monkeypatch.setattr(model_files, "_from_wheel", refuse)
+
+
+def square_of(detector: Path, folder: Path) -> str:
+    """Whose box places the landmarker's square, by the recipe of an extraction with this detector file."""
+    config = ExtractConfig(
+        folder, str(folder / "s.zarr"), weights="random", detector=str(detector), backend="torch"
+    )
+    recipe = make_setup(config)[0].recipe
+    assert recipe.geometry is not None
+    return recipe.geometry.square
+
+
+@pytest.mark.usefixtures("lone_landmarker")
+def test_a_detector_of_ones_own_needs_no_other(tmp_path: Path) -> None:
+    (tmp_path / "mine.tflite").write_bytes(b"another detector")
+    assert square_of(tmp_path / "mine.tflite", tmp_path) == OWN_SQUARE
+
+
+@pytest.mark.usefixtures("lone_landmarker")
+def test_the_short_detector_is_known_by_its_bytes_wherever_they_lie(
+    detector_path: Path, tmp_path: Path
+) -> None:
+    shutil.copy(detector_path, tmp_path / "mine.tflite")
+    assert square_of(tmp_path / "mine.tflite", tmp_path) == CROP_SQUARE
+
+
+def test_another_recipe_is_refused_by_name(
+    videos: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(tmp_path / "labels.csv", videos)
+    for more in ((), ("--dry-run",)):
+        code, _, shown = extract(capfd, "--data", manifest, "--out", whole, *QUICK, "--fps", "5", *more)
+        assert code == 2
+        assert "pixels.fps" in shown
+        assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--shard", "2/2"), "--shard"),
+        (("--weights", "nowhere.pth"), "nowhere.pth"),
+        (("--detector", "nowhere.tflite"), "nowhere.tflite"),
+        (("--workers", "-1"), "--workers"),
+        (("--window", "0"), "--window must be a number above 0, got 0.0"),
+        (("--window", "-1"), "--window must be a number above 0, got -1.0"),
+        (("--window", "inf"), "--window must be a number above 0, got inf"),
+        (("--fps", "nan"), "--fps must be a number above 0, got nan"),
+        (("--fps", "inf"), "--fps must be a number above 0, got inf"),
+        (("--fps", "1e9"), "100,000"),
+        (("--verify-sample", "-3"), "--verify-sample must be at least 0"),
+        (("--fps", "0"), "--fps must be a number above 0, got 0.0"),
+        (("--time-limit", "nan"), "--time-limit must be above 0, got nan"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    manifest = write_manifest(tmp_path / "labels.csv", videos)
+    try:
+        code = main(["--data", str(manifest), "--out", str(tmp_path / "s.zarr"), *QUICK, *words])
+    except SystemExit as stop:
+        code = stop.code
+    shown = capfd.readouterr().err
+    assert code == 2
+    assert said in shown
+    assert "Traceback" not in shown
+    assert not (tmp_path / "s.zarr").exists()

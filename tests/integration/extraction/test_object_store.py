@@ -1,0 +1,207 @@
+"""Stores on object storage: the same claims as on a disk, against an S3 server on loopback."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.__main__ import main
+from features.maintenance.verify import verify_store
+from features.store.location import place_of, read_bytes
+from features.store.lock import LOCK_NAME, planner_lock
+from features.store.store import FeatureStore, delete, plan
+from tests.support.small_store import WITH_GEOMETRY, clips_of, fill_row, row_values, write_store
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
+pytest.importorskip("obstore", reason="object storage needs the extra [s3]")
+moto_server = pytest.importorskip("moto.server", reason="the S3 server of these tests is moto's")
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The address of a bucket on an S3 server of this process."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        request = urllib.request.Request(f"http://{host}:{port}/people", method="PUT")
+        urllib.request.urlopen(request).close()
+        yield "s3://people"
+        server.stop()
+
+
+def test_object_store_equals_a_folder(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, table, fingerprint; pathlib's folded slashes are read; the packed copy lies in the cache."""
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
+    address = f"{bucket}/한글 a.zarr"
+    write_store(address, 5, crops=True)
+    ours = FeatureStore.open(Path(address))
+    theirs = write_store(tmp_path / "s.zarr", 5, crops=True)
+    assert ours.path == address
+    assert ours.fingerprint() == theirs.fingerprint()
+    assert ours.read_crops(3) == theirs.read_crops(3)
+    plain, valid = ours.read_stream("embeddings")
+    assert np.array_equal(plain, theirs.read_stream("embeddings")[0])
+    assert ours.pack()
+    assert not ours.pack()
+    mapped = ours.mapped_stream("embeddings")
+    assert mapped is not None
+    assert np.array_equal(mapped[0], plain)
+    assert np.array_equal(mapped[1], valid)
+    assert verify_store(ours) == []
+
+
+def test_object_store_grows_fails_and_deletes(bucket: str) -> None:
+    """Manifest corrections, failures, one person, all."""
+    address = f"{bucket}/grown.zarr"
+    write_store(address, 4)
+    store = plan(address, clips_of(6)[1:], WITH_GEOMETRY, numerics={"backend": "test"})
+    assert store.changes.vanished == ("영상/0.mp4#0",)
+    assert store.missing("embeddings").tolist() == [4, 5]
+    store.write_failure(4, "사유")
+    assert store.table().failure[4] == "사유"
+    fill_row(store, 4)
+    assert store.table().failure[4] == ""
+    assert store.missing("embeddings").tolist() == [5]
+    assert delete(address, "p1") == 2
+    assert verify_store(FeatureStore.open(address)) == []
+    delete(address)
+    with pytest.raises(ValueError, match="no store at s3://people/grown"):
+        FeatureStore.open(address)
+
+
+def test_who_is_deleted_on_object_storage_does_not_come_back(bucket: str) -> None:
+    """A worker that was told before writes the row again; the next planner clears it."""
+    address = f"{bucket}/back.zarr"
+    worker = write_store(address, 4)
+    assert delete(address, "p1") == 1
+    fill_row(worker, 1)
+    assert [item.clip_id for item in verify_store(FeatureStore.open(address))] == ["row 1"]
+    worker.settle()
+    assert verify_store(FeatureStore.open(address)) == []
+    assert not FeatureStore.open(address).present("embeddings")[1]
+
+
+def test_a_copy_of_a_store_on_object_storage_goes_by_its_address_not_its_spelling(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
+    address = f"{bucket}/slash.zarr"
+    write_store(address, 4)
+    assert FeatureStore.open(address).pack()
+    assert FeatureStore.open(f"{address}/").mapped_stream("embeddings") is not None
+    assert delete(f"{address}/", "p1") == 1
+    assert not list((tmp_path / "cache").rglob("x.npy"))
+
+
+def test_object_store_has_one_planner(bucket: str) -> None:
+    """Put-if-absent keeps the second one out."""
+    place = place_of(f"{bucket}/locked.zarr")
+    with planner_lock(place), pytest.raises(ValueError, match="is being planned by another process"):
+        with planner_lock(place, wait_s=0.2):
+            pass
+    with planner_lock(place, wait_s=0.2):
+        pass
+
+
+def test_the_lock_on_object_storage_is_renewed(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits sees that its holder lives; when that is done, it is gone."""
+    monkeypatch.setattr("features.store.lock.RENEW_S", 0.02)
+    place = place_of(f"{bucket}/renewed.zarr")
+    with planner_lock(place):
+        first = read_bytes(place, LOCK_NAME)
+        while read_bytes(place, LOCK_NAME) == first:
+            pass
+    assert read_bytes(place, LOCK_NAME) is None
+
+
+def test_two_shards_at_once_on_object_storage(bucket: str) -> None:
+    """Two processes plan and write one store."""
+    address = f"{bucket}/shards.zarr"
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.support.small_store", address, str(shard), "8"],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        for shard in (0, 1)
+    ]
+    for writer in writers:
+        _, errors = writer.communicate(timeout=120)
+        assert writer.returncode == 0, errors.decode()
+    store = FeatureStore.open(address)
+    x, _ = store.read_stream("embeddings")
+    assert all(np.array_equal(x[row], row_values(row)["embeddings"]) for row in range(8))
+    assert verify_store(store) == []
+
+
+def test_extract_writes_into_object_storage(
+    bucket: str, tmp_path: Path, real_clips: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole door, its worker process included; again, it finds everything there."""
+    from extract.__main__ import main as extract
+
+    shutil.copy(real_clips["single"], tmp_path / "얼굴.mp4")
+    (tmp_path / "labels.csv").write_text("path,label,subject\n얼굴.mp4,engaged,s\n", encoding="utf-8")
+    words = ["--data", str(tmp_path / "labels.csv"), "--out", f"{bucket}/extracted.zarr", "--json"]
+    words += ["--weights", "random", "--crops", "jpeg", "--workers", "0"]
+    answers = []
+    for _ in range(2):
+        capsys.readouterr()
+        assert extract(words) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert [(answer["done"], answer["skipped"]) for answer in answers] == [(1, 0), (0, 1)]
+    store = FeatureStore.open(f"{bucket}/extracted.zarr")
+    assert store.read_stream("embeddings")[1].any()
+    assert verify_store(store) == []
+
+
+def test_a_head_is_trained_and_judged_on_object_storage(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from seqmodel.__main__ import main as seqmodel
+
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
+    address, run = f"{bucket}/judged.zarr", str(tmp_path / "run")
+    rng, who = np.random.default_rng(0), np.repeat(np.arange(10), 6)
+    np.savez(tmp_path / "f.npz", x=rng.normal(size=(60, 4, 3)), y=np.arange(60) % 2, subject=who)
+    assert main(["import", str(tmp_path / "f.npz"), "--out", address, "--name", "toy"]) == 0
+    assert seqmodel(["train", "--store", address, "--run", run, "--epochs", "1"]) == 0
+    for words in ([], ["--store", address]):
+        assert seqmodel(["evaluate", "--run", run, "--rounds", "20", *words]) == 0
+
+
+def test_what_object_storage_refuses_is_one_clear_line(
+    bucket: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket that is not there, a server that is not there: exit code 2, no traceback."""
+    assert main(["info", "s3://no-such-bucket/a.zarr"]) == 2
+    assert "error: " in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"s3://no-such-bucket/a\.zarr: there is no such bucket"):
+        plan("s3://no-such-bucket/a.zarr", clips_of(1), WITH_GEOMETRY, numerics={})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert main(["info", f"{bucket}/a.zarr"]) == 2
+    assert "s3://people/a.zarr: Generic S3 error" in capsys.readouterr().err
+    assert os.environ["AWS_ENDPOINT_URL"] == "http://127.0.0.1:1"

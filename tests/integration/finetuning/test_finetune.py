@@ -1,0 +1,619 @@
+"""Stage two is never worse, goes on exactly where it was stopped, and its shortcuts change only speed."""
+
+import dataclasses
+import json
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from extract.config import ExtractConfig
+from extract.pipeline.planning import make_setup
+from features.cli import parse
+from features.datasets import CropClips
+from features.manifest import Clip
+from features.store.store import FeatureStore, plan
+from seqmodel.__main__ import main
+from seqmodel.commands.finetune import finetune, start_job
+from seqmodel.commands.train import train
+from seqmodel.config import FinetuneArgs, FinetuneConfig, HeadConfig, TrainArgs, TrainConfig
+from seqmodel.encoders.backbone import build_encoder, encoder_from_state, state_sha256
+from seqmodel.finetuning.activation_cache import prefix_runner
+from seqmodel.finetuning.augmentation import augment_clip
+from seqmodel.finetuning.distributed import Team
+from seqmodel.finetuning.reextract import re_extract
+from seqmodel.finetuning.setup import augmentation_of, crops_command, cut_sources, open_stage
+from seqmodel.finetuning.trainer import EndToEnd
+from seqmodel.runs.card import load_card, load_weights, read_log, save_card, save_weights
+from seqmodel.runs.predict import predict_rows
+from seqmodel.runs.run_encoder import open_run_engine
+from seqmodel.runs.training_stats import read_reference
+from seqmodel.training.loop import Loss
+from tests.support.crop_store import clip_images, encoder, write_crop_store
+
+pytestmark = pytest.mark.usefixtures("converted_once", "not_exported")
+
+QUICK = FinetuneConfig(epochs=2, warm_epochs=1, effective_batch=4, head_lr=3e-3, encoder_lr=3e-4, versions=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors and a busy machine: a second thread mostly waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def stage_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store and a run, to be copied and not touched."""
+    folder = tmp_path_factory.mktemp("finetune")
+    store = write_crop_store(folder / "crops.zarr")
+    head = HeadConfig(hidden=8, projection=8, dropout=0.1)
+    train(TrainArgs(Path(store.path), folder / "run", head=head, train=TrainConfig(epochs=1, lr=1e-5)))
+    return folder
+
+
+@pytest.fixture
+def run(stage_1: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stage_1 / "run", tmp_path / "실행"))
+
+
+def args(run: Path, **changes: object) -> FinetuneArgs:
+    return dataclasses.replace(FinetuneArgs(run, finetune=QUICK, unfreeze_from=15), **changes)
+
+
+def test_stage_two_learns_and_tells_its_story(run: Path) -> None:
+    before = load_card(run)
+    summary, code = finetune(args(run, finetune=dataclasses.replace(QUICK, warm_epochs=0, epochs=4)))
+    assert code == 0
+    assert summary["stage_2"] > summary["stage_1"]
+    card = load_card(run)
+    assert card.stages[-1]["kept"]
+    assert card.stages[-1]["stage_1"] == summary["stage_1"]
+    assert len(card.stages[-1]["epochs"]) == summary["epochs"]
+    assert not (run / "finetune").exists()
+    reference = read_reference(run)
+    assert reference is not None
+    assert reference.min_filled is not None, "live may speak before a whole window is filled"
+
+    encoder_id = card.recipe.encoder
+    assert encoder_id.weights == f"finetuned:{run.name}"
+    assert encoder_id.weights_sha256 != before.recipe.encoder.weights_sha256
+    state = load_weights(run)["encoder"]
+    assert state_sha256(encoder_from_state(encoder_id.name, state).state_dict()) == encoder_id.weights_sha256
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["stage"] for line in lines][-2:] == ["finetune, both"] * 2
+
+
+def test_a_run_that_cannot_get_better_stays_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from seqmodel.finetuning import trainer
+
+    loss_for = trainer.loss_for
+
+    def wrong_way(task: Any, num_classes: int, *weighting: Any) -> Loss:
+        right = loss_for(task, num_classes, *weighting)
+        return (lambda logits, labels: right(-logits, labels)) if weighting else right
+
+    monkeypatch.setattr(trainer, "loss_for", wrong_way)
+    before = load_card(run), load_weights(run)
+    summary, _ = finetune(args(run))
+    after = load_card(run)
+    assert summary["kept"] == "stage 1"
+    assert dataclasses.replace(after, stages=before[0].stages) == before[0]
+    for part, tensors in load_weights(run).items():
+        assert all(torch.equal(tensor, before[1][part][name]) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("cut_cache", ["on", "off"])
+def test_a_job_stopped_at_any_step_ends_at_the_same_weights(
+    run: Path, tmp_path: Path, cut_cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = load_card(run)
+    save_card(
+        run, dataclasses.replace(card, train=dataclasses.replace(card.train, noise=0.1, frame_dropout=0.2))
+    )
+    uninterrupted = Path(shutil.copytree(run, tmp_path / "uninterrupted"))
+    every_step = dataclasses.replace(QUICK, save_every_s=0.0)
+    finetune(args(uninterrupted, cut_cache=cut_cache))
+
+    step, calls = EndToEnd.step, 0
+
+    def stop_sometimes(self: EndToEnd) -> object:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 7):
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(EndToEnd, "step", stop_sometimes)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            finetune(args(run, finetune=every_step, cut_cache=cut_cache))
+    summary, _ = finetune(args(run, finetune=every_step, cut_cache=cut_cache))
+    assert calls == 2 + 3 * 4, "each step was done once, and the two stopped ones again"
+
+    theirs, ours = load_weights(uninterrupted), load_weights(run)
+    for part in theirs:
+        for name, tensor in theirs[part].items():
+            assert torch.equal(tensor, ours[part][name]), name
+    assert summary["stage_2"] == load_card(uninterrupted).stages[-1]["val_score"]
+
+
+def test_cached_activations_train_what_crops_train(run: Path) -> None:
+    """Without augmentation the cut cache is a shortcut: float16 activations change rounding only."""
+    outcomes = []
+    exact = dataclasses.replace(QUICK, precision="f32")
+    for cut_cache in ("on", "off"):
+        asked = args(run, cut_cache=cut_cache, augment=False, finetune=exact)
+        job = start_job(open_stage(asked), asked, Team())
+        start = job.best_logits
+        while not job.finished:
+            job.step()
+        outcomes.append((job.at.history, start))
+    (cached, cached_logits), (from_crops, logits) = outcomes
+    # Logits move by 1e-4 of their spread, where training moves them by all of it.
+    assert np.abs(cached_logits - logits).max() < 1e-3
+    for ours, theirs in zip(cached[1:], from_crops[1:], strict=True):
+        assert abs(ours.train_loss - theirs.train_loss) < 0.003
+    assert abs(from_crops[1].train_loss - from_crops[-1].train_loss) > 0.01, "there was something to learn"
+
+
+def test_what_stage_one_did_to_features_goes_on(run: Path) -> None:
+    """Noise and hidden frames, also with cached activations; none of it in validation, none when asked."""
+    losses, starts = {}, {}
+    for noise, frame_dropout, augment in (
+        (0.1, 0.2, True),
+        (0.1, 0.0, True),
+        (0.0, 0.2, True),
+        (0.1, 0.2, False),
+    ):
+        asked = args(run, augment=augment)
+        stage = open_stage(asked)
+        chosen = dataclasses.replace(stage.card.train, noise=noise, frame_dropout=frame_dropout)
+        stage = dataclasses.replace(stage, loss=chosen)
+        job = start_job(stage, asked, Team())
+        starts[noise, frame_dropout, augment] = job.best_logits
+        job.step()
+        losses[noise, frame_dropout, augment] = job.at.loss_sum
+    assert len(set(losses.values())) == 4
+    first = starts.pop((0.1, 0.2, True))
+    assert all(np.array_equal(first, other) for other in starts.values())
+
+
+def test_frozen_blocks_and_batch_statistics_do_not_move(run: Path) -> None:
+    asked = args(run, cut_cache="off")
+    stage = open_stage(asked)
+    before = {k: v.clone() for k, v in stage.model.encoder.state_dict().items()}
+    job = start_job(stage, asked, Team())
+    while not job.finished:
+        job.step()
+    for name, tensor in stage.model.encoder.state_dict().items():
+        part = name.split(".")
+        frozen = part[0] in ("mean", "std") or "running" in name or "num_batches" in name or int(part[1]) < 15
+        assert torch.equal(tensor, before[name]) == frozen, name
+
+
+def test_the_head_warms_up_alone(run: Path) -> None:
+    asked = args(run)
+    stage = open_stage(asked)
+    before = {k: v.clone() for k, v in stage.model.state_dict().items()}
+    job = start_job(stage, asked, Team())
+    while job.warm:
+        job.step()
+    moved = [
+        name for name, tensor in stage.model.state_dict().items() if not torch.equal(tensor, before[name])
+    ]
+    assert moved
+    assert all(name.startswith("head.") for name in moved)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_move(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = args(run)
+    job = start_job(open_stage(asked), asked, Team())
+    job.step()
+    before = {k: v.clone() for k, v in job.model.state_dict().items()}
+    monkeypatch.setattr(job, "loss", lambda logits, labels: logits.sum(1) * torch.nan)
+    with pytest.raises(ValueError, match=r"the loss is not finite at epoch 0, step 1, with clips .*\.mp4#0"):
+        job.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in job.model.state_dict().items())
+
+
+def test_a_store_without_crops_names_the_command_the_disk_and_privacy(tmp_path: Path, run: Path) -> None:
+    store = write_crop_store(tmp_path / "plain.zarr", crops=False)
+    with pytest.raises(
+        ValueError, match=r"--out .*plain\.zarr .*--crops jpeg .*about \d+ MB.*pictures of people"
+    ):
+        finetune(args(run, store=Path(store.path)))
+
+
+def test_test_clips_are_never_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: set[str] = set()
+    batch = CropClips.batch
+
+    def noting(self: CropClips, indices: np.ndarray) -> object:
+        read.update(self.subjects[np.atleast_1d(indices)])
+        return batch(self, indices)
+
+    monkeypatch.setattr(CropClips, "batch", noting)
+    finetune(args(run))
+    assert read == {"p0", "p1", "p4", "p5", "p2", "p6"}
+
+
+def test_tuned_features_make_a_new_store_that_new_heads_learn_from(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tuned.zarr"
+    quick = dataclasses.replace(QUICK, warm_epochs=0)
+    summary, _ = finetune(args(run, finetune=quick, re_extract=out))
+    assert summary["kept"] == "stage 2"
+    assert summary["re_extract"] == {"store": str(out), "clips": 32, "done": 32, "without_crops": []}
+
+    old, new, card = FeatureStore.open(load_card(run).store), FeatureStore.open(out), load_card(run)
+    assert new.recipe.encoder == card.recipe.encoder
+    assert new.table().labels["label"].tolist() == old.table().labels["label"].tolist()
+    assert new.read_crops(3) == old.read_crops(3)
+    rows = np.arange(32)
+    whole, _ = predict_rows(run, card, old, card.labelling, rows)
+    cached, _ = predict_rows(run, card, new, card.labelling, rows)
+    # The one path runs torch, the other OpenVINO: float16 embeddings apart by a step here and there.
+    assert np.abs(whole - cached).max() < 5e-3
+
+    head = HeadConfig(hidden=8, projection=8)
+    train(TrainArgs(out, tmp_path / "again", head=head, train=TrainConfig(epochs=1)))
+    assert load_card(tmp_path / "again").recipe.encoder == card.recipe.encoder
+    with pytest.raises(ValueError, match=r"recipes differ.*encoder\.weights_sha256"):
+        re_extract(run, Path(old.path), Path(shutil.copytree(old.path, tmp_path / "copy.zarr")))
+    with pytest.raises(ValueError, match="is the store it reads from"):
+        re_extract(run, Path(old.path), Path(old.path))
+
+
+def test_old_embeddings_are_refused_by_a_tuned_encoder(run: Path, tmp_path: Path) -> None:
+    finetune(args(run, finetune=dataclasses.replace(QUICK, warm_epochs=0)))
+    plain = FeatureStore.open(write_crop_store(tmp_path / "plain.zarr", crops=False).path)
+    card = load_card(run)
+    with pytest.raises(ValueError, match=r"encoder\.weights_sha256.*keeps no crops"):
+        predict_rows(run, card, plain, card.labelling, np.arange(2))
+
+
+def test_live_sees_through_the_tuned_encoder(run: Path) -> None:
+    finetune(args(run, finetune=dataclasses.replace(QUICK, warm_epochs=0)))
+    engine = open_run_engine(run, backend="openvino", threads=1)
+    assert engine.encoder_id.weights == f"finetuned:{run.name}"
+    tuned = encoder_from_state("mobilenet_v3_large", load_weights(run)["encoder"])
+    pictures = clip_images(1)
+    untuned = encoder()[0].embed(pictures)
+    assert np.abs(engine.embed(pictures).astype(float) - tuned.embed(pictures)).max() < 2e-3
+    assert np.abs(engine.embed(pictures).astype(float) - untuned).max() > 1e-2
+    # The run's own weights serve extraction too, under the same identity.
+    built = build_encoder("mobilenet_v3_large", str(run / "weights.safetensors"))[1]
+    assert built == engine.encoder_id
+
+
+def test_a_clip_without_any_face_gives_zero_gradients_not_none(run: Path) -> None:
+    model = open_stage(args(run)).model.train()
+    crops = torch.zeros(1, 6, 32, 32, 3, dtype=torch.uint8)
+    logits = model({"crops": crops}, {"crops": torch.zeros(1, 6, dtype=torch.bool)})
+    logits.sum().backward()
+    gradients = [p.grad for p in model.encoder.parameters()]
+    assert all(g is not None and not g.any() for g in gradients)
+    assert torch.isfinite(logits).all()
+
+
+# The same command again
+
+
+class Killed(BaseException):
+    """In place of a signal that cannot be caught."""
+
+
+def steps_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one entry with each step that any job makes from now on."""
+    made: list[int] = []
+    step = EndToEnd.step
+
+    def counted(self: EndToEnd) -> object:
+        made.append(self.at.step)
+        return step(self)
+
+    monkeypatch.setattr(EndToEnd, "step", counted)
+    return made
+
+
+def words(run: Path, *more: str) -> list[str]:
+    """The finetune door's, for a short job."""
+    quick = ["--epochs", "2", "--warm-epochs", "0", "--effective-batch", "4", "--unfreeze-from", "15"]
+    return ["finetune", "--run", str(run), *quick, *more]
+
+
+LEARNS = ["--head-lr", "3e-3", "--encoder-lr", "3e-4"]
+STAYS = ["--head-lr", "0", "--encoder-lr", "0"]
+
+
+@pytest.mark.parametrize("how", [LEARNS, STAYS], ids=["stage 2", "stage 1"])
+def test_a_fine_tune_that_is_done_is_not_done_again(
+    run: Path, how: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(run, *how, "--json")) == 0
+    first = json.loads(capsys.readouterr().out)
+    given = ["python", "-m", "seqmodel", *words(run, *how, "--json")]
+    assert [shlex.split(stage["command"]) for stage in load_card(run).stages] == [[], given]
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    made = steps_of(monkeypatch)
+    for _ in range(2):
+        assert main(words(run, *how, "--json")) == 0
+        again = json.loads(capsys.readouterr().out)
+        assert again | {"seconds": 0} == first | {"seconds": 0}
+    assert not made
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
+    # Asked for otherwise it goes on from what the run holds, and says what that was.
+    assert main(words(run, *STAYS, "--seed", "7", "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == first["kept"]
+    assert made
+    assert load_card(run).stages[-1]["started_from"] == first["kept"]
+
+
+def test_no_checkpoint_is_gone_on_from_with_another_head(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = args(run, finetune=dataclasses.replace(QUICK, save_every_s=0.0))
+    step = EndToEnd.step
+
+    def killed_later(self: EndToEnd) -> object:
+        if self.at.step == 2:
+            raise Killed
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EndToEnd, "step", killed_later)
+        with pytest.raises(Killed):
+            finetune(asked)
+    assert start_job(open_stage(asked), asked, Team()).at.step == 2, "as it was left"
+    weights = load_weights(run)
+    other = {name: tensor + 0.01 for name, tensor in weights["head"].items()}
+    save_weights(run, other, weights["encoder"])
+    assert start_job(open_stage(asked), asked, Team()).at.step == 0
+    assert "starting anew" in capsys.readouterr().err
+    card = load_card(run)
+    train(TrainArgs(Path(card.store), run, head=card.head, train=TrainConfig(epochs=1, lr=2e-5)))
+    assert not (run / "finetune").exists()
+
+
+def test_killed_between_weights_and_card_the_same_command_ends_well(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Path(shutil.copytree(run, tmp_path / "whole" / run.name))
+    assert main(words(whole, *LEARNS)) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("seqmodel.commands.finetune.save_card", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            main(words(run, *LEARNS))
+    made = steps_of(monkeypatch)
+    assert main(words(run, *LEARNS)) == 0
+    assert not made
+    ours, theirs = load_card(run), load_card(whole)
+    assert ours.recipe == theirs.recipe
+    assert ours.stages[-1]["val_score"] == theirs.stages[-1]["val_score"]
+    assert ours.stages[-1]["started_from"] == "stage 1"
+    for part, tensors in load_weights(run).items():
+        assert all(torch.equal(tensor, load_weights(whole)[part][name]) for name, tensor in tensors.items())
+
+
+def test_nothing_of_the_old_weights_stays_but_the_count_of_openings(run: Path) -> None:
+    card = load_card(run)
+    save_card(run, dataclasses.replace(card, test_openings=("2026-01-01T00:00:00",)))
+    stale = ["metrics.json", "predictions.csv", "report.html", "MODEL_CARD.md", "plots/roc.png"]
+    stale += ["export/openvino/bundle.json", "cross/other/metrics.json"]
+
+    def litter() -> None:
+        for name in (*stale, "plots/study_history.png"):
+            (run / name).parent.mkdir(parents=True, exist_ok=True)
+            (run / name).write_text("old", encoding="utf-8")
+
+    litter()
+    assert main(words(run, *LEARNS)) == 0
+    assert not [name for name in stale if (run / name).exists()]
+    assert (run / "plots/study_history.png").exists()
+    litter()
+    train(TrainArgs(Path(card.store), run, head=card.head, train=TrainConfig(epochs=1)))
+    assert not [name for name in stale if (run / name).exists()]
+    assert load_card(run).test_openings == ("2026-01-01T00:00:00",)
+    assert [entry["stage"] for entry in read_log(run)] == ["head"]
+
+
+# Tuned features
+
+
+@pytest.mark.parametrize("how", [LEARNS, STAYS], ids=["stage 2", "stage 1"])
+def test_the_loop_of_the_readme_goes_on_in_both_cases(
+    run: Path, tmp_path: Path, how: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tune, finetune, --re-extract, tune; killed in the middle of the re-extraction, too."""
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))  # with no weights from elsewhere
+    from seqmodel.finetuning import reextract as module
+    from tune.__main__ import main as tune
+
+    new, copied, copy = tmp_path / "새.zarr", [0], module._copy_row
+
+    def killed_later(*parts: Any) -> None:
+        copied[0] += 1
+        if copied[0] == 10:
+            raise Killed
+        copy(*parts)
+
+    command = words(run, *how, "--re-extract", str(new))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_copy_row", killed_later)
+        with pytest.raises(Killed):
+            main(command)
+    assert int(FeatureStore.open(new).present("embeddings").sum()) == 9
+    made = steps_of(monkeypatch)
+    assert main(command) == 0
+    assert not made, "what was trained is not trained again"
+    assert not (run / "finetune").exists()
+    assert read_reference(run) is not None
+    store = FeatureStore.open(new)
+    assert store.present("embeddings").all()
+    assert store.recipe.encoder == load_card(run).recipe.encoder
+    second = tmp_path / "second"
+    options = ["--trials", "1", "--jobs", "1", "--reseed", "1", "--epochs", "1"]
+    assert tune(["--store", str(new), "--out", str(second), "--splits-from", str(run), *options]) == 0
+    assert load_card(second).recipe.encoder == load_card(run).recipe.encoder
+    ours, theirs = load_weights(second)["encoder"], load_weights(run)["encoder"]
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items()), "it goes live by itself"
+
+
+def test_clips_without_crops_are_named_and_done_later(tmp_path: Path, run: Path) -> None:
+    """Rows 6 and 22 are a test person's, which the fine-tune itself never reads."""
+    store = write_crop_store(tmp_path / "some.zarr", cropless=(6, 22))
+    assert set(store.table().split[[6, 22]]) == {"test"}
+    asked = args(run, store=Path(store.path), re_extract=tmp_path / "new.zarr")
+    summary, code = finetune(asked)
+    assert code == 1
+    assert summary["re_extract"]["without_crops"] == ["6.mp4#0", "22.mp4#0"]
+    whole = FeatureStore.open(load_card(run).store)
+    for row in (6, 22):
+        store.write_row(row, crops=whole.read_crops(row))
+    summary, code = finetune(asked)
+    assert code == 0
+    assert summary["re_extract"]["done"] == 32
+
+
+def test_a_store_that_is_there_is_refused_before_hours_of_training(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = write_crop_store(tmp_path / "there.zarr", crops=False)
+    made = steps_of(monkeypatch)
+    with pytest.raises(ValueError, match="is there already: name a new one"):
+        finetune(args(run, re_extract=Path(there.path)))
+    assert not made
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("encoder_name", "weights", "geometry"),
+    [("mobilenet_v3_large", "random", "on"), ("efficientnet_lite0", "imagenet", "off")],
+)
+def test_the_command_that_adds_crops_makes_the_same_recipe(
+    tmp_path: Path, encoder_name: Any, weights: str, geometry: Any
+) -> None:
+    made = ExtractConfig(
+        Path("x"), "y", encoder=encoder_name, weights=weights, geometry=geometry, fps=5, window=4
+    )
+    recipe = make_setup(made)[0].recipe
+    clip = Clip("a#0", Path("a"), end_s=4.0, labels={"label": "x"})
+    store = plan(tmp_path / "내 저장소.zarr", [clip], recipe, numerics={})
+    printed = shlex.split(crops_command(store))
+    assert printed[:3] == ["python", "-m", "extract"]
+    asked = parse(ExtractConfig, printed[3:], prog="extract", description="")
+    assert (asked.out, asked.crops) == (str(store.path), "jpeg")
+    assert make_setup(asked)[0].recipe == recipe
+
+
+def test_the_seeds_recipe_is_the_seeds_alone(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"--recipe seed fixes .*--head-lr.*--effective-batch"):
+        finetune(args(run, recipe="seed"))
+    card = load_card(run)
+    searched = dataclasses.replace(
+        card.train, loss="focal", label_smoothing=0.1, class_weighting=True, noise=0.3, frame_dropout=0.2
+    )
+    save_card(run, dataclasses.replace(card, train=searched))
+    asked = args(run, recipe="seed", finetune=FinetuneConfig(save_every_s=1.0))
+    job = start_job(open_stage(asked), asked, Team())
+    assert (job.config.effective_batch, job.config.save_every_s) == (256, 1.0)
+    logits, labels = torch.tensor([[0.3], [-2.0]]), torch.tensor([1, 1])
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.ones(2, 1), reduction="none")
+    assert torch.allclose(job.loss(logits, labels), plain[:, 0])
+    assert job.model.noise == 0
+    assert job.goal.loss.frame_dropout == 0
+
+
+def test_an_encoder_of_which_no_block_learns_keeps_its_name(run: Path) -> None:
+    before = load_card(run).recipe
+    blocks = len(encoder()[0].blocks)
+    quick = dataclasses.replace(QUICK, warm_epochs=0, epochs=4)
+    summary, _ = finetune(args(run, unfreeze_from=blocks, finetune=quick))
+    assert summary["kept"] == "stage 2"
+    assert load_card(run).recipe == before
+
+
+def test_without_any_epoch_the_summary_is_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "--run", str(run), "--epochs", "0", "--warm-epochs", "0", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(word))
+    assert (summary["stage_2"], summary["kept"]) == (None, "stage 1")
+
+
+def test_the_cut_cache_asks_for_room_for_both_sides_together(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = args(run)
+    stage = open_stage(asked)
+    start_job(stage, asked, Team())
+    assert "--cut-cache off augments them" in capsys.readouterr().err
+    sizes = [(stage.folder / f"cut_{side}" / "activations.f16").stat().st_size for side in ("train", "val")]
+
+    def has_free(num_bytes: float) -> None:
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=num_bytes))
+
+    has_free(0)
+    start_job(open_stage(asked), asked, Team())  # all there already
+    shutil.rmtree(stage.folder)
+    has_free(1.2 * max(sizes))
+    with pytest.raises(ValueError, match="activations at the cut take"):
+        start_job(open_stage(asked), asked, Team())
+    has_free(1.2 * sum(sizes))
+    start_job(open_stage(asked), asked, Team())
+
+
+def test_a_cut_cache_of_another_state_of_the_store_is_made_anew(run: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(load_card(run).store, tmp_path / "moving.zarr"))
+    asked = args(run, store=store)
+    start_job(open_stage(asked), asked, Team())
+    cached = run / "finetune" / "cut_train"
+    marks = (cached / "done.u8").stat().st_mtime_ns
+    start_job(open_stage(asked), asked, Team())
+    assert (cached / "done.u8").stat().st_mtime_ns == marks
+    shutil.rmtree(store)
+    write_crop_store(store, cropless=(6,))
+    start_job(open_stage(asked), asked, Team())
+    assert (cached / "done.u8").stat().st_mtime_ns != marks
+
+
+def test_versions_at_the_cut_are_activations_of_augmented_crops(run: Path) -> None:
+    asked = args(run, finetune=dataclasses.replace(QUICK, versions=3))
+    stage = open_stage(asked)
+    learned, held = cut_sources(stage, asked, Team())
+    assert (learned.num_versions, held.num_versions) == (3, 1)
+    prefix = prefix_runner(stage.model.encoder, stage.first_block, 32, "cpu")
+    x, valid, _ = stage.train.batch(np.array([1]))
+    crops = x["crops"][0][valid["crops"][0]]
+    for version in range(3):
+        found = learned.batch(np.array([1]), version)[0]["activations"][0][valid["crops"][0]]
+        rng = np.random.default_rng([asked.seed, 1, version])
+        seen = augment_clip(torch.from_numpy(crops), augmentation_of(stage), rng).contiguous().numpy()
+        assert np.array_equal(found, prefix(seen if version else crops))
+
+
+def test_another_seed_caches_other_versions(run: Path) -> None:
+    def cached(seed: int) -> list[np.ndarray]:
+        """Of training clips as they are and augmented, and of validation clips."""
+        asked = args(run, finetune=dataclasses.replace(QUICK, versions=2), seed=seed)
+        train, val = cut_sources(open_stage(asked), asked, Team())
+        both = [train.batch(np.arange(len(train)), version) for version in range(2)]
+        return [x["activations"] for x, _, _ in [*both, val.batch(np.arange(len(val)))]]
+
+    first, held = cached(0), run / "finetune" / "cut_val" / "activations.f16"
+    written = held.stat().st_mtime_ns
+    other = cached(1)
+    assert [np.array_equal(a, b) for a, b in zip(first, other, strict=True)] == [True, False, True]
+    assert held.stat().st_mtime_ns == written, "crops as they are know no seed"
+    assert all(np.array_equal(a, b) for a, b in zip(first, cached(0), strict=True))

@@ -1,0 +1,175 @@
+"""Two processes learn what one learns; one that is lost or told to stop leaves a job that can go on."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from features.store.store import FeatureStore
+from seqmodel.__main__ import main
+from seqmodel.commands.train import train
+from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
+from seqmodel.finetuning.checkpoint import load_checkpoint
+from seqmodel.runs.card import load_weights
+from tests.support.crop_store import write_crop_store
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="gloo and /proc as on Linux"),
+]
+OPTIONS = ["--unfreeze-from", "15", "--effective-batch", "5", "--head-lr", "3e-3", "--encoder-lr", "3e-4"]
+ALONE = [sys.executable, "-m", "seqmodel", "finetune"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TWO += ["-m", "--", "seqmodel", "finetune"]  # without the dashes torchrun takes --run for its own
+
+
+@pytest.fixture(scope="module")
+def stage_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("team")
+    store = write_crop_store(folder / "crops.zarr")
+    head = HeadConfig(hidden=8, projection=8, dropout=0.1)
+    train(TrainArgs(Path(store.path), folder / "run", head=head, train=TrainConfig(epochs=1, lr=1e-5)))
+    return folder / "run"
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNDEFAULTENCODING": ""}
+
+
+def call(command: list[str], run: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    words = [*command, "--run", str(run), *OPTIONS, *options]
+    return subprocess.run(words, capture_output=True, text=True, encoding="utf-8", env=environment())
+
+
+def finetune_here(run: Path, *options: str) -> None:
+    """The same command in this process, which spares it the imports."""
+    assert main(["finetune", "--run", str(run), *OPTIONS, *options]) == 0
+
+
+def test_two_processes_learn_what_one_learns(stage_1: Path, tmp_path: Path) -> None:
+    runs = [Path(shutil.copytree(stage_1, tmp_path / name)) for name in ("one", "two")]
+    # 16 clips in steps of 5: the last step has one clip, and one of two processes none.
+    short = ["--epochs", "1", "--warm-epochs", "1", "--re-extract"]
+    finetune_here(runs[0], *short, str(tmp_path / "one.zarr"))
+    done = call(TWO, runs[1], *short, str(tmp_path / "two.zarr"))
+    assert done.returncode == 0, done.stderr
+    two = FeatureStore.open(tmp_path / "two.zarr")
+    assert two.present("embeddings").all(), "by one process, while the other has left"
+    one, two = (load_weights(run) for run in runs)
+    before = load_weights(stage_1)
+    moved = apart = 0.0
+    for part, tensors in one.items():
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point():
+                moved = max(moved, float((tensor - before[part][name]).abs().max()))
+                apart = max(apart, float((tensor - two[part][name]).abs().max()))
+    assert moved > 1e-3
+    # Sums in another order, 1e-7, which Adam turns into steps where a gradient is that small.
+    assert apart < 0.02 * moved
+
+
+def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
+    stage_1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(stage_1, tmp_path / "run"))
+    options = ["--epochs", "4", "--patience", "9", "--save-every-s", "0"]
+    words = [*TWO, "--run", str(run), *OPTIONS, *options]
+    job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
+    checkpoint = run / "finetune" / "checkpoint.safetensors"
+    deadline = time.monotonic() + 240
+    while not checkpoint.exists():
+        assert job.poll() is None, job.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(worker(job.pid, rank=1), signal.SIGKILL)
+    said = job.communicate(timeout=120)[1]
+    assert job.returncode != 0
+    assert "same command" in said, said
+    kept = load_checkpoint(checkpoint)
+    assert kept is not None
+    assert kept[1]["position"]["epoch"] * 4 + kept[1]["position"]["step"] >= 1
+
+    finetune_here(run, *options)  # with another number of processes, too
+    assert "going on at epoch" in capsys.readouterr().err
+
+
+LONG = ["--epochs", "5", "--warm-epochs", "1", "--patience", "9"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(stage_1: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = Path(shutil.copytree(stage_1, tmp_path_factory.mktemp("uninterrupted") / "run"))
+    finetune_here(run, *LONG)
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_job_ended_by_a_signal_comes_to_the_same_weights(
+    stage_1: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = Path(shutil.copytree(stage_1, tmp_path / "run"))
+    words = [*ALONE, "--run", str(run), *OPTIONS, *LONG]
+    job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
+    checkpoint = run / "finetune" / "checkpoint.safetensors"
+    deadline = time.monotonic() + 240
+    while not checkpoint.exists():
+        assert job.poll() is None, job.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first = load_checkpoint(checkpoint)
+    job.send_signal(number)
+    said = job.communicate(timeout=120)[1]
+    kept = load_checkpoint(checkpoint)
+    assert first is not None
+    assert kept is not None, "the job was over before it was told to stop"
+    if number == signal.SIGKILL:
+        assert job.returncode == -signal.SIGKILL
+    else:
+        assert job.returncode == 130
+        assert "the same command goes on" in said
+        assert "Traceback" not in said
+        position = kept[1]["position"]
+        assert (position["epoch"], position["step"]) > (1, 0), "a step later than the epoch's own checkpoint"
+
+    finetune_here(run, *LONG)
+    assert "going on at epoch" in capsys.readouterr().err
+    ours, theirs = load_weights(run), load_weights(uninterrupted)
+    for part, tensors in theirs.items():
+        assert all(torch.equal(tensor, ours[part][name]) for name, tensor in tensors.items())
+
+
+def test_a_team_that_is_told_to_stop_stops_at_one_step(stage_1: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(stage_1, tmp_path / "run"))
+    words = [*TWO, "--run", str(run), *OPTIONS, *LONG, "--epochs", "40", "--patience", "40"]
+    job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
+    checkpoint = run / "finetune" / "checkpoint.safetensors"
+    deadline = time.monotonic() + 240
+    while not checkpoint.exists():
+        assert job.poll() is None, job.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(worker(job.pid, rank=1), signal.SIGTERM)  # to one of them alone
+    said = job.communicate(timeout=120)[1]
+    assert job.returncode != 0
+    assert "went away" not in said, said
+    kept = load_checkpoint(checkpoint)
+    assert kept is not None
+    assert (kept[1]["position"]["epoch"], kept[1]["position"]["step"]) > (1, 0)
+
+
+def worker(launcher: int, rank: int) -> int:
+    """Process id of a rank that torchrun started."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text(encoding="utf-8").split()
+    for child in children:
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"no rank {rank} among {children}")

@@ -1,0 +1,352 @@
+"""seqmodel/commands/export.py, bundle.py: the same answers without torch, in a folder that can be copied."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from extract.face.cropper import FaceCropper
+from extract.video.reader import read_video, sample_at
+from features.manifest import Clip
+from features.store.store import FeatureStore, plan
+from live.inference.model import open_model
+from live.inference.predictor import Prediction, Predictor
+from seqmodel.commands.export import check, export, gather
+from seqmodel.config import ExportArgs
+from seqmodel.encoders.backbone import build_encoder, encoder_of
+from seqmodel.export.bundle import FORMATS, bundle_folder, find_bundle
+from seqmodel.heads.recurrent import build_head
+from seqmodel.metrics.calibration import Calibration
+from seqmodel.runs.card import load_card, load_split, save_card, save_split, save_weights
+from seqmodel.runs.training_stats import level_of, load_statistics, read_reference, write_reference
+from tests.support.extracted import extracted
+from tests.support.small_run import write_run
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def run(
+    tmp_path_factory: pytest.TempPathFactory,
+    detector_path: Path,
+    landmarker_path: Path,
+    real_clips: dict[str, Path],
+) -> Path:
+    """A run of both streams whose store holds crops of real faces, half of them validation."""
+    folder = tmp_path_factory.mktemp("export") / "내보내기"
+    run = write_run(
+        folder / "run", detector_path, landmarker=landmarker_path, inputs=("embeddings", "geometry")
+    )
+    names = ("pexels", "carphone", "single", "noface_face")
+    clips = [
+        Clip(f"{name}#0", real_clips[name], 0.0, 10.0, f"Secret Person {i}", "", "", {"label": label}, {})
+        for i, (name, label) in enumerate(zip(names, ("engaged", "distracted") * 2, strict=True))
+    ]
+    card = load_card(run)
+    path = folder / "faces.zarr"
+    store = plan(path, clips, card.recipe, numerics={}, crops=True)
+    for row, name in enumerate(names):
+        found = extracted(run, real_clips[name], "openvino")
+        store.write_row(
+            row,
+            embeddings=found.embeddings,
+            frames=found.frames,
+            geometry=found.geometry,
+            crops=found.crops,
+        )
+    save_split(run, [clip.clip_id for clip in clips], [clip.subject for clip in clips], ["val"] * 4)
+    # An f32 store: live computes in float32 too, as the bundles do, whatever this processor could.
+    save_card(run, replace(card, store=str(path), numerics={"precision": "f32"}))
+    return run
+
+
+@pytest.fixture(scope="module")
+def bundles(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A bundle of each format, made once, away from the run."""
+    folder = tmp_path_factory.mktemp("copied bundles")
+    for form in FORMATS:
+        summary, code = export(ExportArgs(run, to=form, out=folder / form))
+        assert code == 0
+        assert "stored crops" in summary["checked_on"]
+        assert summary["max_difference"]["cosine"] > 0.9999
+    return {form: folder / form for form in FORMATS}
+
+
+def pushed(run: Path, video: Path, backend: str = "auto") -> list[Prediction]:
+    """What live predicts over a video."""
+    predictor = Predictor(open_model(run, backend=backend))  # type: ignore[arg-type]
+    found = [p for frame in read_video(video) if (p := predictor.push(frame)) is not None]
+    predictor.close()
+    return found
+
+
+@pytest.mark.parametrize("form", ["openvino", "onnx"])
+def test_live_says_the_same_with_an_export(
+    run: Path, bundles: dict[str, Path], real_clips: dict[str, Path], form: str
+) -> None:
+    """A copied bundle gives the run's logits on a real video: to 1e-3, because single float16 steps of an
+    embedding may differ."""
+    ours = pushed(run, real_clips["carphone"])
+    theirs = pushed(bundles[form], real_clips["carphone"])
+    assert [p.t_s for p in ours] == [p.t_s for p in theirs]
+    np.testing.assert_allclose([p.logits for p in theirs], [p.logits for p in ours], atol=1e-3)
+    assert [(p.state, p.label) for p in theirs] == [(p.state, p.label) for p in ours]
+
+
+def test_a_bundle_names_nobody(bundles: dict[str, Path]) -> None:
+    """No subject, no path of the training data, no figures about them in any file."""
+    bundle = bundles["openvino"]
+    for path in (path for folder in bundles.values() for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for secret in ("Secret Person", "faces.zarr", "noface_face"):
+            assert secret.encode() not in content, path
+    assert not (bundle / "split.csv").exists()
+    assert json.loads((bundle / "card.json").read_text(encoding="utf-8"))["metrics"] == {}
+
+
+def test_the_run_uses_its_own_export_only_while_it_fits(
+    run: Path, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """Other weights: the export is outgrown, and passed by. The calibration is the run's own."""
+    own = tmp_path / "run"
+    shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
+    assert find_bundle(own) is None
+    shutil.copytree(bundles["openvino"], bundle_folder(own, "openvino"))
+    model = open_model(own)
+    assert model.engine is not None
+    assert model.engine.numerics["export"] == "openvino"
+    assert set(load_statistics(own / "export" / "openvino")) == {"embeddings", "geometry"}
+    card = load_card(own)
+    save_card(own, replace(card, calibration=replace(card.calibration, temperature=2.0)))
+    again = open_model(own)
+    assert again.engine is not None
+    assert again.engine.numerics["export"] == "openvino"
+    assert again.card.calibration.temperature == 2.0
+    (own / "weights.safetensors").write_bytes((own / "weights.safetensors").read_bytes() + b" ")
+    assert find_bundle(own) is None
+
+
+def test_live_needs_no_torch_with_a_bundle(
+    bundles: dict[str, Path], real_clips: dict[str, Path], tmp_path: Path
+) -> None:
+    """In a process that has no torch (nor torchvision, timm, zarr, optuna, sklearn), live runs."""
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'torchvision', 'timm', 'zarr', 'optuna', 'sklearn'):\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from live.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = ["--run", str(bundles["openvino"]), "--video", str(real_clips["single"]), "--headless", "--json"]
+    words += ["--log", str(tmp_path / "a.csv")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 8
+
+
+def test_an_export_that_differs_is_refused(run: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
+    """With another head's answers in its place, the check says by how much and raises."""
+    card = load_card(run)
+    args = ExportArgs(run, to="openvino")
+    wrong = tmp_path / "wrong"
+    shutil.copytree(bundles["openvino"], wrong)
+    encoder = encoder_of(card.recipe.encoder, None)
+    other = build_head(card.head, card.dims, card.num_outputs, seed=1)
+    with pytest.raises(ValueError, match="differs from torch"):
+        check(wrong, encoder, other.eval(), card, gather(args, card), args)
+
+
+@pytest.mark.parametrize("what", ["the run", "its parent", "a folder of somebody's", "a file"])
+def test_an_export_replaces_nothing_but_an_export(run: Path, tmp_path: Path, what: str) -> None:
+    """A folder that holds anything else is refused before anything is written, and nothing in it changes."""
+    own = tmp_path / "runs" / "run"
+    shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.txt").write_text("all of it", encoding="utf-8")
+    places = {
+        "the run": own,
+        "its parent": own.parent,
+        "a folder of somebody's": tmp_path / "theirs",
+        "a file": tmp_path / "theirs" / "thesis.txt",
+    }
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="--out"):
+        export(ExportArgs(own, out=places[what]))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_export_replaces_an_older_one_and_leaves_nothing_beside_it(
+    bundles: dict[str, Path], detector_path: Path, tmp_path: Path
+) -> None:
+    """The new bundle stands where the old one stood; an empty folder will do too."""
+    run = write_run(tmp_path / "run", detector_path)
+    shutil.copytree(bundles["onnx"], tmp_path / "out" / "bundle")
+    (tmp_path / "out" / "empty").mkdir()
+    for name in ("bundle", "empty"):
+        export(ExportArgs(run, out=tmp_path / "out" / name))
+        assert find_bundle(tmp_path / "out" / name) is not None
+        assert not (tmp_path / "out" / name / "encoder.onnx").exists()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["bundle", "empty"]
+
+
+def test_a_wrong_store_is_said(run: Path, tmp_path: Path) -> None:
+    """The store that the user names is used or refused; only the run's own may be far away."""
+    with pytest.raises(ValueError, match=r"none\.zarr"):
+        gather(ExportArgs(run, store=tmp_path / "none.zarr"), load_card(run))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_run_that_reads_geometry_alone_needs_no_encoder(
+    detector_path: Path, landmarker_path: Path, real_clips: dict[str, Path], tmp_path: Path, form: Any
+) -> None:
+    """Live opens it without the encoder's weights, and its bundle, which has none, says the same."""
+    run = write_run(tmp_path / "run", detector_path, landmarker=landmarker_path, inputs=("geometry",))
+    card = load_card(run)
+    nowhere = replace(card.recipe.encoder, weights="gone.pth", weights_sha256="0" * 64)
+    save_card(run, replace(card, recipe=replace(card.recipe, encoder=nowhere)))
+    ours = pushed(run, real_clips["carphone"], "torch")
+    summary, _ = export(ExportArgs(run, to=form))
+    assert not list(Path(summary["bundle"]).glob("encoder*"))
+    assert open_model(run).engine is None
+    theirs = pushed(run, real_clips["carphone"])
+    np.testing.assert_allclose([p.logits for p in theirs], [p.logits for p in ours], atol=1e-4)
+
+
+def test_the_example_of_the_docs_says_what_live_says(
+    detector_path: Path, real_clips: dict[str, Path], tmp_path: Path
+) -> None:
+    """The program in docs/live.md, word for word, on the crops that live saw: its probability is live's."""
+    pytest.importorskip("onnxruntime")
+    calibration = Calibration(temperature=0.4, bias=0.3, threshold=0.45)
+    run = write_run(tmp_path / "run", detector_path, calibration=calibration)
+    # onnxruntime computes in float32; live does where the store was made so, else perhaps in bfloat16.
+    save_card(run, replace(load_card(run), numerics={"precision": "f32"}))
+    export(ExportArgs(run, to="onnx"))
+    model = open_model(run)
+    assert model.card.recipe.pixels is not None
+    cropper = FaceCropper(model.card.recipe.pixels, model.detector_files)
+    files = []
+    for frame in sample_at(read_video(real_clips["carphone"]), 3):
+        files.append(tmp_path / f"crop{len(files):02}.png")
+        image = cropper.crop(frame.rgb()).image
+        assert image is not None
+        files[-1].write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
+    cropper.close()
+    docs = (ROOT / "docs" / "live.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)
+    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, tmp_path / "example.py", run / "export" / "onnx", *files],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    label, p, said = re.fullmatch(r"(\w+): ([\d.]+) -> (\w+)\n", done.stdout).groups()  # type: ignore[union-attr]
+    last = pushed(run, real_clips["carphone"])[-1]
+    assert label == "engaged"
+    assert float(p) == pytest.approx(last.p_raw[1], abs=0.006)
+    assert said == last.names[last.p_raw[1] >= calibration.threshold]
+
+
+def test_onnxruntime_alone_runs_the_file(run: Path, bundles: dict[str, Path]) -> None:
+    """The README's example: crops in, probability out, with nothing of ours."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    onnxruntime = pytest.importorskip("onnxruntime")
+    folder = bundles["onnx"]
+    encoder, head = (onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in ("encoder", "head"))
+    about = encoder.get_modelmeta().custom_metadata_map
+    assert json.loads(about["labels"]) == ["distracted", "engaged"]
+    assert json.loads(about["recipe"])["pixels"]["fps"] == 3.0
+    store = FeatureStore.open(load_card(run).store)
+    crops = [cv2.imdecode(np.frombuffer(c, np.uint8), 1)[..., ::-1] for c in store.read_crops(0) if c]
+    embeddings = np.concatenate([encoder.run(None, {"crop": crop[None]})[0] for crop in crops])
+    inputs = {node.name: node for node in head.get_inputs()}
+    assert list(inputs) == ["embeddings", "embeddings_valid", "geometry", "geometry_valid"]
+    geometry, valid = store.read_stream("geometry", np.array([0]))
+    feed = {
+        "embeddings": embeddings[None].astype(np.float16).astype(np.float32),
+        "embeddings_valid": np.ones((1, 30), bool),
+        "geometry": geometry.astype(np.float32),
+        "geometry_valid": valid,
+    }
+    (logits,) = head.run(None, feed)
+    assert logits.shape == (1, 1)
+    assert np.isfinite(logits).all()
+
+
+def test_the_training_data_leave_figures_that_are_read_back(run: Path, tmp_path: Path) -> None:
+    """Face rate, probability, novelty and the shortest window worth showing; nobody is named."""
+    own = tmp_path / "run"
+    shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
+    ids = list(load_split(own))
+    save_split(own, ids, ["a", "b", "c", "d"], ["train", "train", "val", "val"])
+    found = write_reference(own)
+    assert read_reference(own) == found
+    assert found.num_clips == 2
+    assert found.face_rate.mean == 1.0  # pexels and carphone show a face in every frame
+    assert found.min_filled is not None
+    assert 0 < found.min_filled <= 1
+    assert open_model(own).min_filled == found.min_filled
+    assert read_reference(run) is None
+
+
+def test_what_is_new_to_a_fine_tuned_run_is_measured_with_its_own_encoder(
+    run: Path, real_clips: dict[str, Path], tmp_path: Path
+) -> None:
+    """The training clips' novelty is that which live measures on the same videos, up to the JPEG error of the
+    stored crops; the store's embeddings, another encoder's, would lie far away."""
+    own = tmp_path / "run"
+    shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
+    encoder, identity = build_encoder("mobilenet_v3_large", "random", 1)
+    card = load_card(run)
+    card = replace(card, recipe=replace(card.recipe, encoder=identity), dims={"embeddings": identity.dim})
+    store = FeatureStore.open(card.store)
+    crops = [cv2.imdecode(np.frombuffer(c, np.uint8), 1)[..., ::-1] for c in store.read_crops(0) if c]
+    seen = encoder.embed(np.ascontiguousarray(np.stack(crops)))
+    head = build_head(card.head, card.dims, card.num_outputs, seed=0)
+    head.mean_embeddings.copy_(torch.from_numpy(seen.astype(np.float32).mean(axis=0)))
+    head.std_embeddings.copy_(torch.from_numpy(seen.astype(np.float32).std(axis=0) + 1e-2))
+    save_weights(own, head.state_dict(), encoder.state_dict())
+    save_card(own, card)
+    save_split(own, list(load_split(own)), ["a", "b", "c", "d"], ["train", "train", "val", "val"])
+    found = write_reference(own).novelty
+    assert found is not None
+    lives = [
+        float(np.nanmean([p.novelty for p in pushed(own, real_clips[name]) if p.t_s < 10 - 1e-3]))
+        for name in ("pexels", "carphone")
+    ]
+    assert found.mean == pytest.approx(np.mean(lives), rel=0.1)
+
+
+def test_the_level_is_one_number_for_live_and_for_training() -> None:
+    """Binary: the positive class; ordinal: the expected level; multiclass: the likeliest class; one window or
+    many at once."""
+    p = np.array([[0.3, 0.5, 0.2], [0.0, 0.0, 1.0]])
+    assert level_of(p, "ordinal").tolist() == pytest.approx([0.45, 1.0])
+    assert level_of(p, "multiclass").tolist() == [0.5, 1.0]
+    assert level_of(p[:, :2], "binary").tolist() == [0.5, 0.0]
+    assert [float(level_of(row, "ordinal")) for row in p] == level_of(p, "ordinal").tolist()

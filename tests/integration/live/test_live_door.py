@@ -1,0 +1,437 @@
+"""python -m live as a user runs it: a video in, log and summary out, one clear line for what goes wrong."""
+
+import contextlib
+import csv
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+import pytest
+
+from extract.__main__ import main as extract
+from extract.video.reader import read_video
+from features.store.store import FeatureStore
+from live.__main__ import main
+from live.app import Loading, Loop
+from live.commands import Control
+from live.inference.model import LiveModel, open_model
+from live.inference.predictor import Predictor
+from live.output.log import read_log
+from live.session import Session, Wishes
+from live.sources.base import NewestSource, open_source
+from live.sources.camera import Newest
+from live.ui.view import NoView
+from tests.support.commands import run_here
+from tests.support.full_disk import small_files
+from tests.support.small_run import write_run
+from tests.support.stepped import SteppedCamera, SteppedClock
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, detector_path: Path) -> Path:
+    """A small run in a folder with Hangul and a space."""
+    return write_run(tmp_path_factory.mktemp("live") / "내 run", detector_path)
+
+
+def live(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The door as a process."""
+    return subprocess.run(
+        [sys.executable, "-m", "live", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+        env={**os.environ, "COLUMNS": "200", **environment},
+    )
+
+
+def test_a_video_gives_log_recordings_report_and_summary(
+    run: Path, real_clips: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One row a sampled frame; recordings with every frame; a summary, and nothing else on stdout."""
+    log = tmp_path / "로그" / "live.csv"
+    words = ["--run", run, "--video", real_clips["single"], "--headless", "--log", log, "--json"]
+    words += ["--record", tmp_path / "view.mp4", "--record-raw", tmp_path / "raw.mp4"]
+    assert main([str(word) for word in words]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    with log.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert summary["rows"] == len(rows) == summary["encoded"] == 8
+    assert summary["frames"] == 72
+    assert {row["state"] for row in rows} == {"warming_up"}
+    for name in ("view.mp4", "raw.mp4"):
+        with av.open(str(tmp_path / name)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 72
+    assert Path(summary["report"]).is_file()
+    assert log.with_suffix(".png").is_file()
+
+
+class Presses(NoView):
+    """A view whose user presses a key each time the video has come so far."""
+
+    is_watched = True
+
+    def __init__(self, now_s: Callable[[], float], *presses: tuple[float, str]) -> None:
+        self._now_s, self._left = now_s, list(presses)
+        self.was_shown = False
+        self.was_looked_after = threading.Event()
+
+    def show(self, picture: np.ndarray) -> None:
+        """Remember that there was a picture."""
+        self.was_shown = True
+
+    def keys(self) -> str:
+        """The keys whose time has come."""
+        if self.was_shown:
+            self.was_looked_after.set()
+        due = "".join(key for at_s, key in self._left if at_s <= self._now_s())
+        self._left = [press for press in self._left if press[0] > self._now_s()]
+        return due
+
+
+def test_a_window_is_looked_after_before_the_model_is_there(run: Path, real_clips: dict[str, Path]) -> None:
+    """A window paints its picture when its events are read: the first one must not wait for the model."""
+    source = open_source(0, str(real_clips["single"]), False)
+    session = Session(("distracted", "engaged"), Wishes())
+    control = Control(session, person="nobody", calibrate_s=None, tell=lambda line: None)
+    view = Presses(source.now_s)
+
+    def load() -> Predictor:
+        if not view.was_looked_after.wait(10):
+            raise ValueError("nobody looked after the window")
+        return Predictor(open_model(run))
+
+    Loop(1.0, source, Loading(load), session, control, view).run()
+    source.close()
+    control.close()
+    assert session.summary()["rows"] == 3
+
+
+class Moves(NoView):
+    """A view whose place in the loop moves clock and camera: sixteen frames, 2.4 s of silence, some more."""
+
+    def __init__(self, clock: SteppedClock, camera: SteppedCamera) -> None:
+        self._clock, self._camera, self._pass = clock, camera, 0
+
+    def keys(self) -> str:
+        """Presses nothing."""
+        self._pass += 1
+        self._clock.now_s += 0.3
+        if self._pass < 16 or 24 <= self._pass < 40:
+            self._camera.show(self._clock.now_s)
+        elif self._pass == 40:
+            self._camera.give(1000.0)
+        return ""
+
+
+def test_a_camera_that_hangs_is_said_once_and_logged(run: Path, tmp_path: Path) -> None:
+    """Silent for two seconds: one line when it is lost, one when it is back, rows of the gap in between."""
+    clock, camera = SteppedClock(), SteppedCamera()
+    loading = Loading(lambda: Predictor(open_model(run)))
+    loading.ready(60.0)
+    camera.give(0.0)
+    newest = Newest(camera.frames, reconnects=True, clock=clock)
+    newest.start()
+    source = NewestSource(newest, clock)
+    session = Session(("distracted", "engaged"), Wishes(log=str(tmp_path / "a.csv")))
+    told: list[str] = []
+    control = Control(session, person="nobody", calibrate_s=None, tell=told.append)
+    Loop(999.0, source, loading, session, control, Moves(clock, camera)).run()
+    camera.give(1000.0)  # so that its thread sees the end
+    source.close()
+    control.close()
+    session.close()
+    assert [line for line in told if line.startswith("the camera")] == [
+        "the camera gives no picture: waiting for it",
+        "the camera is back",
+    ]
+    states = [row.state for row in read_log(tmp_path / "a.csv")[1]]
+    assert 1 <= states.count("camera_lost") <= 3
+
+
+def test_a_labelled_recording_is_a_data_set(run: Path, real_clips: dict[str, Path], tmp_path: Path) -> None:
+    """Keys label a session; extract takes its recording and manifest as they are: every labelled second with
+    its label, person and face."""
+    own = tmp_path / "내 것" / "own.mp4"
+    source = open_source(0, str(real_clips["pexels"]), False)
+    session = Session(("distracted", "engaged"), Wishes(record_raw=own, subject="민수"))
+    control = Control(session, person="민수", calibrate_s=None, tell=lambda line: None)
+    view = Presses(source.now_s, (1.0, "2"), (9.0, "1"), (17.0, "0"), (18.0, "q"))
+    Loop(None, source, Loading(lambda: Predictor(open_model(run))), session, control, view).run()
+    for each in (source, control, session):
+        each.close()
+    assert session.files == [own, own.with_suffix(".csv")]
+    store = tmp_path / "own.zarr"
+    words = ["--data", own.with_suffix(".csv"), "--out", store, "--weights", "random", "--workers", "0"]
+    assert extract([str(word) for word in words]) == 0
+    opened = FeatureStore.open(store)
+    table = opened.table()
+    names = table.label_names["label"]
+    assert [names[index] for index in table.labels["label"]] == ["engaged", "distracted"]
+    assert table.subject.tolist() == ["민수"] * 2
+    assert table.state.tolist() == [1, 1]
+    frames = opened.read_frames(np.arange(2))
+    assert (np.isfinite(frames[..., 0]).sum(axis=1) >= 23).all()
+    assert (frames[..., 5] > 0).sum() == np.isfinite(frames[..., 0]).sum()
+
+
+def test_a_served_file_plays_at_its_own_speed(run: Path, real_clips: dict[str, Path]) -> None:
+    """Else it would be over before a browser is open."""
+    done = live("--run", run, "--video", real_clips["single"], "--serve", "0", "--json")
+    summary = json.loads(done.stdout)
+    # It may be over before the model is loaded.
+    assert done.returncode == (0 if summary["model"] else 1), done.stderr
+    assert "http://127.0.0.1:" in done.stderr
+    assert summary["seconds"] >= summary["duration_s"] > 2.3
+
+
+def test_seconds_stops_early(
+    run: Path, real_clips: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Video time, not the machine's."""
+    words = ["--run", run, "--video", real_clips["pexels"], "--headless", "--seconds", "2", "--json"]
+    assert main([str(word) for word in words]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["rows"] == 6
+    assert summary["duration_s"] == pytest.approx(2.0, abs=0.05)
+
+
+def test_json_lines_stream_to_stdout(run: Path, real_clips: dict[str, Path]) -> None:
+    """`--log -`: a line a sampled frame for other programs, and messages stay on stderr."""
+    done = run_here("live", "--run", run, "--video", real_clips["single"], "--headless", "--log", "-")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 8
+    assert rows[0]["state"] == "warming_up"
+    assert "not recording" in done.stderr
+    assert "W0000" not in done.stderr
+
+
+def test_a_person_may_be_called_none(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "personal"
+    folder.mkdir()
+    for name in ("me", "None"):
+        (folder / f"{name}.json").write_text("{}", encoding="utf-8")
+    done = run_here("live", "--run", run, "--person", "None", "--forget", BRAINBUDDY_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert [file.name for file in folder.iterdir()] == ["me.json"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--headless", "--camera", "97"), "camera 97 cannot be opened"),
+        (("--headless", "--camera", "-1"), "--camera is 0 or more"),
+        (("--video", "no/such.mp4", "--headless"), "no/such.mp4"),
+        (("--headless", "--calibrate", "1"), "at least 15 s"),
+        (("--headless", "--calibrate", "15", "--seconds", "30"), "--seconds 30 ends before"),
+        (("--headless", "--person", "../evil"), "--person takes letters"),
+        (("--headless", "--forget"), "--person"),
+        (("--headless", "--log", "a/day1.csv", "--record-raw", "a/day1.mp4"), "a/day1.csv"),
+        (("--headless", "--log", "a/x.csv", "--record", "a/x.html"), "--log and --record"),
+        (("--headless", "--record", "x.mp4", "--record-raw", "X.MP4"), "--record and --record-raw"),
+        (("--headless", "--record", "./clip.mp4", "--video", "clip.mp4"), "--record and --video"),
+    ],
+)
+def test_what_a_user_can_cause_is_one_line_and_exit_2(run: Path, words: tuple[str, ...], said: str) -> None:
+    """No traceback."""
+    done = run_here("live", "--run", run, *words)
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_of_many_classes_cannot_be_calibrated(
+    tmp_path: Path, detector_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asked for by option, that is exit 2 before anything is opened."""
+    run = write_run(tmp_path / "run", detector_path, names=("a", "b", "c"), task="multiclass")
+    assert main(["--run", str(run), "--headless", "--calibrate", "20"]) == 2
+    assert "binary or ordinal" in capsys.readouterr().err
+
+
+def test_a_calibration_that_the_end_cuts_off_is_exit_1(
+    run: Path, real_clips: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A video too short for both phases: said, told in the summary; the rest of the session is as ever."""
+    words = ["--run", run, "--video", real_clips["single"], "--headless", "--calibrate", "15", "--json"]
+    assert main([str(word) for word in words]) == 1
+    told = capsys.readouterr()
+    summary = json.loads(told.out)
+    assert (summary["rows"], summary["calibration"]) == (8, "not finished, nothing was changed")
+    assert "calibration: not finished, nothing was changed" in told.err
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_session_that_ends_before_the_model_is_there(
+    tmp_path: Path,
+    detector_path: Path,
+    real_clips: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_whole: bool,
+) -> None:
+    """Exit 1 and no log that was never begun; what kept the model from loading is not hidden: exit 2."""
+    run = write_run(tmp_path / "run", detector_path)
+    if not is_whole:
+        (run / "detector" / "detector.tflite").unlink()
+    is_over, loop = threading.Event(), Loop.run
+
+    def run_loop(self: Loop) -> None:
+        loop(self)
+        is_over.set()
+
+    def load_late(run: Path, backend: Literal["auto"]) -> LiveModel:
+        assert is_over.wait(60)
+        return open_model(run, backend=backend)
+
+    monkeypatch.setattr(Loop, "run", run_loop)
+
+    def camera(*ignored: object) -> NewestSource:
+        source = NewestSource(Newest(lambda: read_video(real_clips["single"]), reconnects=False), lambda: 0.0)
+        source._newest.start()
+        return source
+
+    monkeypatch.setattr("live.app.open_model", load_late)
+    monkeypatch.setattr("live.app.open_source", camera)
+    words = ["--run", run, "--headless", "--json"]
+    assert main([*map(str, words), "--log", str(tmp_path / "a.csv")]) == (1 if is_whole else 2)
+    told = capsys.readouterr()
+    assert not (tmp_path / "a.csv").exists()
+    if is_whole:
+        summary = json.loads(told.out)
+        assert (summary["model"], summary["log"]) == (None, None)
+        assert summary["frames"] > 0
+        assert "before the model was loaded" in told.err
+    else:
+        assert "lacks the face detector" in told.err
+
+
+def test_a_recording_that_the_disk_does_not_take_is_exit_1(
+    run: Path,
+    real_clips: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The session goes to its end; the recording is listed with the reason."""
+    video = tmp_path / "view.mp4"
+    words = ["--run", run, "--video", real_clips["single"], "--headless", "--record", video, "--json"]
+    with contextlib.ExitStack() as stack:
+        begin = Session.begin
+
+        def begin_with_little_room(self: Session) -> list[str]:
+            stack.enter_context(small_files())  # not before: opening a model writes files too
+            return begin(self)
+
+        monkeypatch.setattr(Session, "begin", begin_with_little_room)
+        assert main([str(word) for word in words]) == 1
+    told = capsys.readouterr()
+    summary = json.loads(told.out)
+    assert (summary["rows"], [each["file"] for each in summary["failed"]]) == (8, [str(video)])
+    assert f"{video}: the recording is not whole" in " ".join(told.err.split())
+
+
+def test_a_start_that_fails_leaves_yesterdays_log_alone(run: Path, tmp_path: Path) -> None:
+    """No camera, no log: neither the old one is touched nor a new one begun."""
+    log = tmp_path / "day.csv"
+    log.write_text("yesterday", encoding="utf-8")
+    assert run_here("live", "--run", run, "--camera", "97", "--headless", "--log", log).returncode == 2
+    assert log.read_text(encoding="utf-8") == "yesterday"
+    assert list(tmp_path.iterdir()) == [log]
+
+
+def test_the_browser_view_without_its_packages_is_one_line(run: Path, real_clips: dict[str, Path]) -> None:
+    """What to install, and no traceback."""
+    for absent in ("starlette", "uvicorn", "websockets"):
+        code = (
+            "import sys\n"
+            f"sys.modules[{absent!r}] = None\n"
+            "from live.__main__ import main\n"
+            "sys.exit(main(sys.argv[1:]))\n"
+        )
+        words = ["--run", run, "--video", real_clips["single"], "--serve"]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, words)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=120,
+        )
+        assert done.returncode == 2
+        assert absent in done.stderr
+        assert "pip install 'brainbuddy[serve]'" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_json_lines_are_utf8_whatever_the_locale(
+    tmp_path: Path, detector_path: Path, real_clips: dict[str, Path]
+) -> None:
+    """Hangul class names reach another program from a terminal that has none."""
+    run = write_run(tmp_path / "run", detector_path, names=("졸음", "집중"))
+    words = ("--run", run, "--video", real_clips["single"], "--headless", "--log", "-")
+    done = live(*words, PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert done.returncode == 0, done.stderr
+    assert {"p_졸음", "p_집중"} <= json.loads(done.stdout.splitlines()[0]).keys()
+
+
+def test_a_log_that_is_rotated_away_at_the_end_does_not_spoil_the_session(
+    run: Path, real_clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no report of it then, and that is all."""
+    close = Session.close
+
+    def close_and_rotate(self: Session) -> None:
+        close(self)
+        (tmp_path / "a.csv").rename(tmp_path / "a.1.csv")
+
+    monkeypatch.setattr(Session, "close", close_and_rotate)
+    words = ["--run", run, "--video", real_clips["single"], "--headless", "--log", tmp_path / "a.csv"]
+    assert main([str(word) for word in words]) == 0
+    assert len(read_log(tmp_path / "a.1.csv")[1]) == 8
+
+
+def test_without_a_display_the_user_is_told_what_else_there_is(
+    run: Path, real_clips: dict[str, Path]
+) -> None:
+    """cv2's window would end the process; the door answers first."""
+    if sys.platform != "linux":
+        pytest.skip("other systems always have a display")
+    done = run_here("live", "--run", run, "--video", real_clips["single"], DISPLAY="")
+    assert done.returncode == 2
+    assert "--serve" in done.stderr
+    assert "--headless" in done.stderr
+
+
+def test_a_file_that_is_no_video_is_one_line(run: Path, tmp_path: Path) -> None:
+    """The reason, and no traceback."""
+    path = tmp_path / "text.mp4"
+    path.write_text("not a video", encoding="utf-8")
+    done = run_here("live", "--run", run, "--video", path, "--headless")
+    assert done.returncode == 2
+    assert "text.mp4" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_forgetting_a_person(run: Path, tmp_path: Path) -> None:
+    """The file goes; a second time there is none, and that is exit 1."""
+    folder = tmp_path / "personal"
+    folder.mkdir()
+    (folder / "민수.json").write_text("{}", encoding="utf-8")
+    done = [
+        run_here("live", "--run", run, "--person", "민수", "--forget", BRAINBUDDY_HOME=str(tmp_path))
+        for _ in range(2)
+    ]
+    assert [d.returncode for d in done] == [0, 1]
+    assert not list(folder.iterdir())

@@ -1,0 +1,163 @@
+"""Claims about processes: which can be looked for by their number, and how those of a search end."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from features.store.location import place_of
+from features.store.lock import here, is_here, planner_lock
+from seqmodel.config import LabelArgs
+from tests.support.toy_sequences import write_toy_store
+from tune import run
+from tune.config import TuneArgs
+from tune.study.liveness import is_alive, this_worker
+from tune.study.study import StudySpec, load_study
+
+IN_A_CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]
+"""Processes numbered anew under the same host name, as in a container that shares its host's network."""
+PLAN = """
+import json, sys, time
+from features.store.lock import planner_lock
+from features.store.location import place_of
+from tune.study.liveness import this_worker
+with planner_lock(place_of(sys.argv[1])):
+    print(json.dumps(this_worker()), flush=True)
+    time.sleep(600)
+"""
+
+
+def has_containers() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run([*IN_A_CONTAINER, "true"], capture_output=True).returncode == 0
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+
+
+def args_for(folder: Path, **changes: Any) -> TuneArgs:
+    store = write_toy_store(folder)
+    return TuneArgs(store, folder / "run", label=LabelArgs(labels="distracted,engaged"), jobs=2, **changes)
+
+
+# Who can be looked for
+
+
+def test_a_process_is_here_where_host_and_namespace_are_ours() -> None:
+    assert is_here(this_worker())
+    assert not is_here(here() | {"host": "elsewhere"})
+    assert not is_here(here() | {"namespace": "another"})
+
+
+@pytest.mark.skipif(not has_containers(), reason="no user namespaces here (unshare --user --pid)")
+def test_a_living_process_of_another_container_of_one_host_name_is_not_taken_for_dead(tmp_path: Path) -> None:
+    """Neither as a worker nor as a planner."""
+    place, words = place_of(tmp_path), [*IN_A_CONTAINER, sys.executable, "-c", PLAN, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, encoding="utf-8") as planner:
+        try:
+            assert planner.stdout is not None
+            worker = json.loads(planner.stdout.readline())
+            assert worker["host"] == here()["host"]
+            assert not is_alive(worker), "not under its number here"
+            assert not is_here(worker)
+            with pytest.raises(ValueError, match=f"process {worker['pid']} on"):
+                with planner_lock(place, wait_s=0.5):
+                    pass
+        finally:
+            planner.kill()
+
+
+# Who ends, and how
+
+
+def hold_pool(args: TuneArgs, told: Connection) -> None:
+    """Say who refits, and wait to be killed."""
+    with run.refitting(args) as pool:
+        told.send(pool.submit(this_worker).result())
+        time.sleep(600)
+
+
+def test_processes_that_refit_end_when_the_search_is_killed(tmp_path: Path) -> None:
+    heard, told = multiprocessing.Pipe(duplex=False)
+    search = multiprocessing.get_context("spawn").Process(target=hold_pool, args=(args_for(tmp_path), told))
+    search.start()
+    told.close()
+    worker = heard.recv()
+    heard.close()
+    assert is_alive(worker)
+    search.kill()
+    search.join()
+    deadline = time.monotonic() + 60
+    while is_alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    try:
+        assert not is_alive(worker)
+    finally:
+        if is_alive(worker):
+            os.kill(worker["pid"], signal.SIGKILL)
+
+
+def test_a_process_killed_while_it_refits_is_one_clear_line(tmp_path: Path) -> None:
+    def refit() -> None:
+        with run.refitting(args_for(tmp_path)) as pool:
+            worker = pool.submit(this_worker).result()
+            pool.submit(os.kill, worker["pid"], signal.SIGKILL).result()
+
+    with pytest.raises(
+        ValueError, match=r"fresh seeds: .* killed \(out of memory, perhaps\): use fewer --jobs"
+    ):
+        refit()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of a process group")
+def test_a_signal_that_reaches_every_process_loses_no_trial(tmp_path: Path) -> None:
+    """As Ctrl-C in a terminal and SLURM's SIGTERM do, beside what the search then tells its workers: what was
+    worked on waits to be tried again, as if it had not begun."""
+    store = write_toy_store(tmp_path, num_clips=600, num_steps=30)
+    words = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / "run")]
+    words += ["--study", "s", "--trials", "20", "--jobs", "2", "--epochs", "40", "--pruning", "off"]
+    spec = StudySpec(str(tmp_path / "run" / "study.log"), "s", 20, 0, 40, pruning=False, folds=0)
+
+    def trials(*states: TrialState) -> list[FrozenTrial]:
+        return load_study(spec).get_trials(states=states or None)
+
+    def working() -> list[FrozenTrial]:
+        try:
+            return [trial for trial in trials(TrialState.RUNNING) if trial.params]
+        except KeyError:  # not made yet
+            return []
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        search = subprocess.Popen(
+            words, stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while len(working()) < 2:
+                assert search.poll() is None, search.communicate()[1]
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            os.killpg(search.pid, number)
+            said = search.communicate(timeout=60)[1]
+        finally:
+            search.kill()
+            search.communicate()
+        assert (search.returncode, "Traceback" in said) == (130, False), said
+    failed, waiting = trials(TrialState.FAIL), trials(TrialState.WAITING)
+    followed = [trial.user_attrs["retry_of"] for trial in trials() if "retry_of" in trial.user_attrs]
+    assert sorted(followed) == [trial.number for trial in failed]
+    assert trials(TrialState.RUNNING) == []
+    assert {trial.user_attrs["retries"] for trial in waiting if "retries" in trial.user_attrs} == {0}

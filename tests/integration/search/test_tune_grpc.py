@@ -1,0 +1,145 @@
+"""A study behind Optuna's real gRPC proxy on loopback: workers of here and of elsewhere that die."""
+
+import contextlib
+import multiprocessing
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from tests.support.commands import run_here
+from tests.support.killed_worker import require_retry
+from tests.support.toy_sequences import write_toy_store
+from tune.__main__ import main
+from tune.study import liveness
+from tune.study.storage import open_storage
+from tune.study.study import StudySpec, create_study, num_done, work
+
+pytest.importorskip("grpc", reason="needs the grpc extra: pip install brainbuddy[grpc]")
+
+
+def serve(journal: str, port: int) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    optuna.storages.run_grpc_proxy_server(open_storage(journal), host="127.0.0.1", port=port)
+
+
+def start_proxy(journal: Path, port: int) -> SpawnProcess:
+    """A proxy of a journal file, once it listens."""
+    server = multiprocessing.get_context("spawn").Process(
+        target=serve, args=(str(journal), port), daemon=True
+    )
+    server.start()
+    deadline = time.monotonic() + 120
+    while True:
+        assert server.is_alive()
+        assert time.monotonic() < deadline
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return server
+        except OSError:
+            time.sleep(0.1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a proxy."""
+    port = free_port()
+    server = start_proxy(tmp_path_factory.mktemp("대리") / "study.log", port)
+    yield f"grpc://127.0.0.1:{port}"
+    server.terminate()
+    server.join(10)
+
+
+def test_two_workers_one_killed_its_trial_tried_again_and_nothing_lost(proxy: str) -> None:
+    require_retry(StudySpec(proxy, "killed", trials=8, seed=0, epochs=4, pruning=False, folds=0))
+
+
+def test_a_silent_worker_of_another_machine_is_done_over(proxy: str) -> None:
+    spec = StudySpec(proxy, "silent", trials=2, seed=0, epochs=4, pruning=False, folds=0)
+    study = create_study(spec, [{"a": 0.25}], {})
+    lost = study.ask()
+    lost.suggest_float("a", -1, 1)
+    lost.set_user_attr("worker", {"host": "elsewhere", "pid": 1, "started": "1"})
+    lost.set_user_attr("seen", time.time() - liveness.SILENT_S - 1)
+    work(spec, lambda trial: trial.suggest_float("a", -1, 1))
+    trials = study.trials
+    assert trials[lost.number].state == TrialState.FAIL
+    assert any(t.params == {"a": 0.25} and t.state == TrialState.COMPLETE for t in trials)
+    assert num_done(study) == 2
+
+
+def test_a_proxy_that_goes_away_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    store = write_toy_store(tmp_path, num_clips=120)
+    port, journal = free_port(), tmp_path / "study.log"
+    words = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / "run")]
+    words += ["--storage", f"grpc://127.0.0.1:{port}", "--jobs", "2", "--reseed", "1", "--epochs", "2"]
+    server = start_proxy(journal, port)
+
+    def finished() -> int:
+        storage = open_storage(str(journal))
+        names = optuna.get_all_study_names(storage)
+        return sum(num_done(optuna.load_study(study_name=name, storage=storage)) for name in names)
+
+    with subprocess.Popen([*words, "--trials", "500"], stderr=subprocess.PIPE, encoding="utf-8") as search:
+        try:
+            deadline = time.monotonic() + 120
+            while not (before := finished()):
+                assert search.poll() is None, search.communicate()[1]
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            server.kill()
+            said = search.communicate(timeout=120)[1]
+        finally:
+            search.kill()
+    assert (search.returncode, "Traceback" in said) == (2, False), said
+    assert f"error: --storage grpc://127.0.0.1:{port}: " in said.replace("\n", " ")
+    server = start_proxy(journal, port)
+    done = run_here("tune", *words[3:], "--trials", str(before + 1))
+    server.kill()
+    assert done.returncode == 0, done.stderr
+    assert finished() > before
+
+
+def refuse(listener: socket.socket) -> None:
+    """Answer whoever comes as a web server would that does not speak gRPC; until the listener is closed."""
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["nobody", "something else"])
+def test_a_proxy_that_does_not_answer_is_one_clear_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], listens: bool
+) -> None:
+    """Also where the port is that of something that does not speak gRPC."""
+    store = write_toy_store(tmp_path)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        if listens:
+            other.listen()
+            threading.Thread(target=refuse, args=(other,), daemon=True).start()
+        address = f"grpc://127.0.0.1:{other.getsockname()[1]}"
+        words = ["--store", str(store), "--out", str(tmp_path / "run"), "--storage", address, "--jobs", "1"]
+        assert main(words) == 2
+        if listens:
+            other.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts, which then ends
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: --storage {address}: ")
+    assert "goes on" not in said, "nothing was begun"
+    assert "127.0.0.1" in said.removeprefix(f"error: --storage {address}: ")

@@ -1,0 +1,184 @@
+"""A study in a real PostgreSQL server: two workers, or two machines, one killed, nothing lost."""
+
+import gc
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from sqlalchemy import text
+
+from seqmodel.runs.card import load_card
+from tests.support.killed_worker import require_retry
+from tests.support.toy_sequences import write_toy_store
+from tune.study.storage import open_storage
+from tune.study.study import StudySpec, close_study, create_study, num_done, work
+
+BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if os.name == "posix" else []
+pytestmark = [
+    pytest.mark.skipif(not BINARIES, reason="no PostgreSQL server here (Debian: apt install postgresql)"),
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """URL of a fresh server on loopback, run by an ordinary user (it refuses root)."""
+    pytest.importorskip("psycopg", reason="needs the postgres extra: pip install brainbuddy[postgres]")
+    binaries = BINARIES[-1]
+    folder = Path("/tmp") / f"brainbuddy-pg-{os.getpid()}"
+    folder.mkdir(mode=0o755)
+    as_user: list[str] = []
+    if os.geteuid() == 0:
+        shutil.chown(folder, "postgres")
+        as_user = ["runuser", "-u", "postgres", "--"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def run(*words: str) -> None:
+        done = subprocess.run(
+            [*as_user, *words], capture_output=True, text=True, encoding="utf-8", cwd="/", timeout=120
+        )
+        assert done.returncode == 0, done.stderr or done.stdout
+
+    try:
+        run(
+            str(binaries / "initdb"),
+            "-D",
+            f"{folder}/data",
+            "-U",
+            "tuner",
+            "--auth=trust",
+            "-N",
+            "-E",
+            "UTF8",
+        )
+        options = f"-c listen_addresses=127.0.0.1 -p {port} -c unix_socket_directories={folder} -c fsync=off"
+        run(
+            str(binaries / "pg_ctl"),
+            "-D",
+            f"{folder}/data",
+            "-l",
+            f"{folder}/log",
+            "-w",
+            "-o",
+            options,
+            "start",
+        )
+        try:
+            yield f"postgresql+psycopg://tuner@127.0.0.1:{port}/postgres"
+        finally:
+            with warnings.catch_warnings():
+                # Optuna's heartbeat threads leave their sessions to the garbage collector.
+                warnings.simplefilter("ignore", ResourceWarning)
+                gc.collect()
+            run(str(binaries / "pg_ctl"), "-D", f"{folder}/data", "-m", "immediate", "-w", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_two_workers_one_killed_its_trial_tried_again_and_nothing_lost(server: str) -> None:
+    require_retry(StudySpec(server, "killed", trials=10, seed=0, epochs=4, pruning=False, folds=0))
+
+
+def test_two_commands_search_together_and_one_is_killed(server: str, tmp_path: Path) -> None:
+    """As from two machines: each writes its own run from the one study."""
+    store = write_toy_store(tmp_path, num_clips=300, num_steps=30)
+    options = ["--storage", server, "--study", "shared", "--trials", "8", "--jobs", "1", "--reseed", "1"]
+    options += ["--epochs", "6", "--pruning", "off"]
+    environment = os.environ | {"SLURM_CPUS_PER_TASK": "1", "OMP_NUM_THREADS": "1"}
+
+    def start(out: str) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / out), *options]
+        return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment)
+
+    def trials() -> list[optuna.trial.FrozenTrial]:
+        storage = open_storage(server)
+        try:
+            return optuna.load_study(study_name="shared", storage=storage).trials
+        except KeyError:  # not made yet
+            return []
+        finally:
+            storage.engine.dispose()  # type: ignore[attr-defined]
+
+    def running_of(process: subprocess.Popen[str]) -> list[optuna.trial.FrozenTrial]:
+        return [
+            t
+            for t in trials()
+            if t.state == TrialState.RUNNING
+            and t.user_attrs.get("worker", {}).get("pid") == process.pid
+            and t.intermediate_values  # so that it has taken all its parameters
+        ]
+
+    def wait_for(process: subprocess.Popen[str]) -> None:
+        deadline = time.monotonic() + 240
+        while not running_of(process):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def stop_in_a_trial(process: subprocess.Popen[str]) -> int:
+        """Number of the trial in which the process now stands still: what it told the server has arrived."""
+        while True:
+            wait_for(process)
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.5)
+            if found := running_of(process):
+                return found[0].number
+            process.send_signal(signal.SIGCONT)  # that trial ended just then
+
+    first = start("first")
+    try:
+        killed = stop_in_a_trial(first)
+        second = start("second")
+        wait_for(second)
+    finally:
+        first.kill()
+        first.communicate()
+    said = second.communicate(timeout=600)[1]
+    assert second.returncode == 0, said
+    done = trials()
+    assert done[killed].state == TrialState.FAIL
+    again = [t.params for t in done if t.params == done[killed].params and t.state == TrialState.COMPLETE]
+    assert len(again) == 1, "the killed trial was done by the other"
+    assert len([t for t in done if t.state == TrialState.COMPLETE]) >= 8
+    assert not [t for t in done if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+    assert load_card(tmp_path / "second").stages[0]["study"] == "shared"
+    assert f"optuna-dashboard {server}" in said.replace("\n", " "), "no password in it, so printed as it is"
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_a_silent_worker_of_another_machine_is_found_by_its_heartbeat(server: str, trials: int) -> None:
+    """Also where its trial is the last one, so that no other is begun."""
+    spec = StudySpec(server, f"silent {trials}", trials=trials, seed=0, epochs=4, pruning=False, folds=0)
+    study = create_study(spec, [{"a": 0.25}], {})
+    # As a machine that was switched off leaves it: running, its last heartbeat long ago.
+    with pytest.warns(UserWarning, match="Heartbeat"):  # optimize would go on to finish it
+        lost = study.ask()
+    lost.suggest_float("a", -1, 1)
+    lost.set_user_attr("worker", {"host": "elsewhere", "pid": 1, "started": "1"})
+    study._storage.record_heartbeat(lost._trial_id)  # type: ignore[attr-defined]
+    database = study._storage._backend.engine  # type: ignore[attr-defined]
+    with database.begin() as connection:
+        connection.execute(text("UPDATE trial_heartbeats SET heartbeat = heartbeat - interval '1 hour'"))
+    work(spec, lambda trial: trial.suggest_float("a", -1, 1))
+    found = study.trials
+    assert found[lost.number].state == TrialState.FAIL
+    assert any(t.params == {"a": 0.25} and t.state == TrialState.COMPLETE for t in found)
+    assert num_done(study) >= trials
+    close_study(study)
+
+
+def test_a_server_that_does_not_answer_is_one_clear_line_without_the_password() -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(ValueError, match=r"--storage postgresql\+psycopg://me:…@127\.0\.0\.1:9/x: "):
+        open_storage("postgresql+psycopg://me:secret@127.0.0.1:9/x")

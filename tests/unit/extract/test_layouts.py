@@ -1,0 +1,439 @@
+"""The data sets people have: small trees of each layout, with their traps, around real clips."""
+
+import csv
+import json
+import os
+import re
+import sys
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import openpyxl
+import pytest
+
+from extract.__main__ import main
+from extract.config import Layout
+from extract.datasets.detect import read_layout, recognise, sample_clips
+from extract.datasets.known import Reading
+from features.manifest import Clip
+from features.store.store import FeatureStore
+from tests.support.clips import face_frames, looped, write_video
+
+
+@pytest.fixture(scope="module")
+def clip_file(real_clips: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A clip of 2 s with a face."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    frames = looped(face_frames(real_clips["carphone"], 10, 176, 144), 20)
+    return write_video(path, frames, 10, options={"preset": "ultrafast"}).read_bytes()
+
+
+def put(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def daisee(clip_file: bytes, tmp_path: Path) -> Path:
+    """Trailing space in the last header name, a BOM, a wrong extension, unpaired ones of both kinds."""
+    root = tmp_path / "DAiSEE"
+    for split, subject, clip, suffix in (
+        ("Train", "110001", "1100011002", ".avi"),
+        ("Train", "110001", "1100011003", ".mp4"),  # the table says .avi
+        ("Train", "110002", "1100021004", ".avi"),  # no label
+        ("Validation", "400001", "4000011001", ".avi"),
+        ("Test", "500001", "5000011001", ".avi"),
+    ):
+        put(root / "DataSet" / split / subject / clip / (clip + suffix), clip_file)
+    header = "ClipID,Boredom,Engagement,Confusion,Frustration \r\n"
+    tables = {
+        "Train": "1100011002.avi,0,2,0,0\r\n1100011003.avi,1,3,0,0\r\n9999999999.avi,0,0,0,0\r\n",
+        "Validation": "4000011001.avi,0,1,0,0\r\n",
+        "Test": "5000011001.avi,0,2,1,3\r\n",
+        "All": "1100011002.avi,3,0,3,3\r\n5000011001.avi,0,0,0,0\r\n",
+    }
+    for name, lines in tables.items():
+        bom = "\ufeff" if name == "Train" else ""
+        put(root / "Labels" / f"{name}Labels.csv", (bom + header + lines).encode())
+    return root
+
+
+def by_stem(reading: Reading) -> dict[str, Clip]:
+    return {clip.path.stem + clip.clip_id[clip.clip_id.index("#") :]: clip for clip in reading.manifest.clips}
+
+
+def test_daisee_is_read_with_its_traps(daisee: Path) -> None:
+    reading = read_layout(daisee)
+    assert reading.layout == "daisee"
+    clips = by_stem(reading)
+    assert clips.keys() == {"1100011002#0", "1100011003#0", "4000011001#0", "5000011001#0"}
+    assert clips["1100011002#0"].labels == {
+        "Boredom": "0",
+        "Engagement": "2",
+        "Confusion": "0",
+        "Frustration": "0",
+    }
+    assert clips["5000011001#0"].labels["Frustration"] == "3"
+    assert clips["1100011003#0"].path.suffix == ".mp4"
+    assert [clips[name].split for name in sorted(clips)] == ["train", "train", "val", "test"]
+    assert clips["1100011003#0"].subject == "110001"
+    assert reading.unpaired_videos == ("DataSet/Train/110002/1100021004/1100021004.avi",)
+    assert reading.unpaired_labels == ("Train: 9999999999.avi",)
+    assert reading.notes == ()
+
+
+def test_a_second_file_of_one_daisee_clip_is_counted(daisee: Path, clip_file: bytes) -> None:
+    put(daisee / "DataSet" / "Train" / "110001" / "1100011003" / "1100011003.avi", clip_file)
+    reading = read_layout(daisee)
+    assert len(reading.manifest.clips) == 4
+    assert reading.unpaired_videos[0] == "DataSet/Train/110001/1100011003/1100011003.mp4"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
+def test_people_on_another_disk_are_found_by_their_link(daisee: Path, tmp_path: Path) -> None:
+    people = daisee / "DataSet" / "Train"
+    wanted = read_layout(daisee)
+    (people / "110001").rename(tmp_path / "110001")
+    (people / "110001").symlink_to(tmp_path / "110001", target_is_directory=True)
+    assert read_layout(daisee) == wanted
+
+
+def test_daisee_without_its_columns_says_which(daisee: Path) -> None:
+    put(daisee / "Labels" / "TestLabels.csv", b"ClipID,Boredom\n1,2\n")
+    with pytest.raises(ValueError, match="no column 'Engagement'"):
+        read_layout(daisee)
+
+
+def engagenet_files(root: Path, clip_file: bytes) -> None:
+    for folder, name in (
+        ("Train", "subject_7_ab12_vid_0_0.mp4"),
+        ("Train", "subject_7_ab12_vid_0_1.mp4"),
+        ("Train", "subject_9_cd34_vid_0_0.mp4"),
+        ("Train", "subject_9_cd34_vid_0_9.mp4"),
+        ("Validation", "subject_12_ef_vid_1_0.mp4"),
+    ):
+        put(root / folder / name, clip_file)
+
+
+ENGAGENET_ROWS = [
+    ("subject_7_ab12_vid_0_0.mp4", "Highly-Engaged"),
+    ("subject_7_ab12_vid_0_1.mp4", "SNP(Subject Not Present)"),
+    ("subject_9_cd34_vid_0_0.mp4", "Not-Engaged"),
+    ("subject_99_no_vid_0_0.mp4", "Engaged"),
+]
+
+
+def check_engagenet(reading: Reading) -> None:
+    assert reading.layout == "engagenet"
+    clips = by_stem(reading)
+    assert {name: (clip.labels["label"], clip.subject, clip.split) for name, clip in clips.items()} == {
+        "subject_7_ab12_vid_0_0#0": ("Highly-Engaged", "7", "train"),
+        "subject_9_cd34_vid_0_0#0": ("Not-Engaged", "9", "train"),
+        "subject_12_ef_vid_1_0#0": ("Barely-engaged", "12", "val"),
+    }
+    assert reading.unpaired_videos == ("Train/subject_9_cd34_vid_0_9.mp4",)
+    assert reading.unpaired_labels == ("subject_99_no_vid_0_0",)
+    assert reading.dropped == (("subject not present", 1),)
+    assert "validation will serve as test" in reading.notes[0]
+
+
+def test_engagenet_is_read_from_spreadsheets(clip_file: bytes, tmp_path: Path) -> None:
+    """With the unnamed index column that pandas leaves."""
+    engagenet_files(tmp_path, clip_file)
+    validation = [("subject_12_ef_vid_1_0.mp4", "Barely-engaged")]
+    for name, rows in (("train", ENGAGENET_ROWS), ("validation", validation)):
+        book = openpyxl.Workbook()
+        book.active.append([None, "chunk", "label"])
+        for index, row in enumerate(rows):
+            book.active.append([index, *row])
+        book.save(tmp_path / f"{name}_engagement_labels.xlsx")
+    put(tmp_path / "~$train_engagement_labels.xlsx", b"Excel has it open")
+    put(tmp_path / "._train_engagement_labels.xlsx", b"\0\5\x16\7")
+    check_engagenet(read_layout(tmp_path))
+
+
+def test_engagenet_is_read_from_the_one_csv(clip_file: bytes, tmp_path: Path) -> None:
+    engagenet_files(tmp_path, clip_file)
+    with open(tmp_path / "final_labels.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["chunk", "label"])
+        writer.writerows([*ENGAGENET_ROWS, ("subject_12_ef_vid_1_0.mp4", "Barely-engaged")])
+    lists = {"train.txt": "subject_7_ab12_vid_0_0.mp4\nsubject_9_cd34_vid_0_0.mp4\n"}
+    lists["valid.txt"] = "subject_12_ef_vid_1_0.mp4\n"
+    for name, text in lists.items():
+        put(tmp_path / name, text.encode())
+    check_engagenet(read_layout(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'chunk,label\na.mp4,Engaged\n"b.mp4,Engaged\nc.mp4,Engaged\n', "final_labels.csv line 4: "),
+        ("chunk,label\na.mp4,집중\n".encode("cp949"), "final_labels.csv line 2 is not UTF-8"),
+        (b"", "final_labels.csv is empty"),
+    ],
+)
+def test_a_label_table_that_is_no_table_is_named(
+    clip_file: bytes, tmp_path: Path, content: bytes, said: str
+) -> None:
+    """Rather than that labels are lost behind a stray quote."""
+    engagenet_files(tmp_path, clip_file)
+    put(tmp_path / "final_labels.csv", content)
+    with pytest.raises(ValueError, match=said):
+        read_layout(tmp_path)
+
+
+def test_a_label_table_may_be_parted_by_semicolons(clip_file: bytes, tmp_path: Path) -> None:
+    engagenet_files(tmp_path, clip_file)
+    lines = [("chunk", "label"), *ENGAGENET_ROWS, ("subject_12_ef_vid_1_0.mp4", "Barely-engaged")]
+    put(tmp_path / "final_labels.csv", "\r\n".join(map(";".join, lines)).encode())
+    put(tmp_path / "valid.txt", b"subject_12_ef_vid_1_0.mp4\n")
+    check_engagenet(read_layout(tmp_path))
+
+
+def test_engagenet_with_labelled_test_clips_keeps_its_three_splits(clip_file: bytes, tmp_path: Path) -> None:
+    """The lists say which clip is of which split, also against the folder."""
+    engagenet_files(tmp_path, clip_file)
+    put(tmp_path / "Test" / "subject_21_gh_vid_0_0.mp4", clip_file)
+    with open(tmp_path / "final_labels.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([("chunk", "label"), *ENGAGENET_ROWS, ("subject_21_gh_vid_0_0.mp4", "Engaged")])
+    put(tmp_path / "train.txt", b"subject_7_ab12_vid_0_0.mp4\n")
+    put(tmp_path / "test.txt", b"subject_21_gh_vid_0_0.mp4\nsubject_9_cd34_vid_0_0.mp4\n")
+    reading = read_layout(tmp_path)
+    assert {name: clip.split for name, clip in by_stem(reading).items()} == {
+        "subject_7_ab12_vid_0_0#0": "train",
+        "subject_9_cd34_vid_0_0#0": "test",
+        "subject_21_gh_vid_0_0#0": "test",
+    }
+    assert not any("will serve as test" in note for note in reading.notes)
+
+
+def test_what_is_no_spreadsheet_is_said(clip_file: bytes, tmp_path: Path) -> None:
+    engagenet_files(tmp_path, clip_file)
+    put(tmp_path / "train_engagement_labels.xlsx", b"PK nonsense")
+    with pytest.raises(ValueError, match=r"not an \.xlsx"):
+        read_layout(tmp_path)
+
+
+@pytest.fixture
+def aihub(real_clips: dict[str, Path], tmp_path: Path) -> Path:
+    """40-second videos with segments 0, 1 and 3 labelled; Hangul decomposed as macOS writes it."""
+    top = "109.학습태도 및 성향 관찰 데이터/3.개방데이터/1.데이터"
+    root = tmp_path / unicodedata.normalize("NFD", top)
+    frames = face_frames(real_clips["carphone"], 30, 176, 144)
+    fast = {"preset": "ultrafast"}
+    names = {"Training": "02-04-78--1-20-23082700000020-01", "Validation": "02-04-79--1-20-23082700000021-01"}
+    for split, name in names.items():
+        letter = split[0]
+        videos = root / split / unicodedata.normalize("NFD", "01.원천데이터") / f"{letter}S_20_04"
+        labels = root / split / unicodedata.normalize("NFD", "02.라벨링데이터") / f"{letter}L_20_04"
+        videos.mkdir(parents=True)
+        write_video(videos / f"{name}.mp4", looped(frames, 200), 5, options=fast)
+        for k, category in ((0, 1), (1, 2), (3, 3)):
+            content = {"이미지": {"category": {"id": category, "name": " 집중 하지 않음 "}}}
+            text = json.dumps(content, ensure_ascii=False)
+            put(labels / f"{name}-{k}.json", text.encode())
+    put(labels / "02-04-80--1-20-23082700000022-01-5.json", b'{"\xec\x9d\xb4": 1}')
+    put(labels / "02-04-81--1-20-23082700000023-01-5.json", text.encode())
+    write_video(videos / "02-04-99--1-20-23082700000099-01.mp4", frames[:5], 5, options=fast)
+    return tmp_path
+
+
+def test_aihub_is_read_by_segment(aihub: Path) -> None:
+    reading = read_layout(aihub, subject_regex=r"\d\d-\d\d-(\d\d)--")
+    assert reading.layout == "aihub"
+    clips = reading.manifest.clips
+    assert Counter(clip.labels["label"] for clip in clips) == {
+        "concentrating": 2,
+        "not_concentrating": 2,
+        "drowsy": 2,
+    }
+    assert [(clip.start_s, clip.end_s) for clip in clips[:3]] == [(0, 10), (10, 20), (30, 40)]
+    assert {(clip.subject, clip.split) for clip in clips} == {("78", "train"), ("79", "val")}
+    assert len(reading.unpaired_videos) == 1
+    assert "02-04-99" in reading.unpaired_videos[0]
+    assert len(reading.unpaired_labels) == 1
+    assert "02-04-81" in reading.unpaired_labels[0]
+    assert len(reading.manifest.problems) == 1
+    assert "02-04-80" in reading.manifest.problems[0].clip_id
+    assert any("5 labels say something else than the folder" in note for note in reading.notes)
+    assert any("validation will serve as test" in note for note in reading.notes)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
+def test_aihub_on_several_disks_is_found_by_its_links(aihub: Path, tmp_path_factory) -> None:
+    wanted = read_layout(aihub)
+    for folder in [*aihub.rglob("Training"), *aihub.rglob("VS_20_04"), *aihub.rglob("VL_20_04")]:
+        disk = tmp_path_factory.mktemp("disk") / folder.name
+        folder.rename(disk)
+        folder.symlink_to(disk, target_is_directory=True)
+    assert recognise(aihub) == "aihub"
+    assert read_layout(aihub) == wanted
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
+def test_names_that_are_not_utf8_are_problems_in_every_layout(
+    daisee: Path, aihub: Path, clip_file: bytes, tmp_path: Path
+) -> None:
+    """And nothing that is told of them cannot be printed."""
+    name = os.fsdecode(b"caf\xe9")
+    engagenet = tmp_path / "EngageNet"
+    engagenet_files(engagenet, clip_file)
+    put(engagenet / "final_labels.csv", b"chunk,label\nsubject_7_ab12_vid_0_0.mp4,Engaged\n")
+    put(engagenet / "Train" / f"{name}.mp4", clip_file)
+    put(daisee / "DataSet" / "Train" / "110001" / name / f"{name}.avi", clip_file)
+    root = next(aihub.rglob("Training"))
+    videos, labels = sorted(root.iterdir(), key=lambda folder: unicodedata.normalize("NFC", folder.name))
+    put(videos / f"{name}.mp4", clip_file)
+    put(labels / f"{name}-0.json", next(labels.rglob("*.json")).read_bytes())
+    put(labels / f"{name}.json", b"{}")
+    for place, count in ((daisee, 1), (engagenet, 1), (root.parent, 3)):
+        reading = read_layout(place)
+        assert len(reading.manifest.problems) == count
+        assert r"caf\udce9" in reading.manifest.problems[-1].clip_id
+        assert reading.manifest.problems[-1].reason == "its name is not UTF-8: rename it"
+        for text in map(str, (reading.manifest.problems, reading.unpaired_videos, reading.unpaired_labels)):
+            text.encode()
+
+
+def test_folders_above_the_data_name_no_split(aihub: Path, tmp_path: Path) -> None:
+    """People keep their data in folders of any name."""
+    below = tmp_path / "training" / "Validation" / "data"
+    below.mkdir(parents=True)
+    for item in list(aihub.iterdir()):
+        if item.name != "training":
+            item.rename(below / item.name)
+    assert Counter(clip.split for clip in read_layout(below).manifest.clips) == {"train": 3, "val": 3}
+
+
+def test_aihub_without_subjects_says_so(aihub: Path) -> None:
+    notes = read_layout(aihub).notes
+    assert any("no clip names a subject" in note for note in notes)
+    with pytest.raises(ValueError, match="matches no path"):
+        read_layout(aihub, subject_regex="nobody")
+    with pytest.raises(ValueError, match="not a regular expression"):
+        read_layout(aihub, subject_regex="(")
+
+
+@pytest.mark.parametrize(
+    ("regex", "subjects"),
+    [
+        (r"S(\d+)_|P(\d+)_|x", ["7", "12", ""]),
+        (r"S(\d+)_", ["", "12", ""]),
+        (r"[SP]\d+", ["P7", "S12", ""]),
+    ],
+)
+def test_the_first_group_that_matches_is_the_subject(tmp_path: Path, regex: str, subjects: list[str]) -> None:
+    """The whole match where there are no groups; nobody where none matches."""
+    for name in ("P7_a.mp4", "S12_a.mp4", "x.mp4"):
+        put(tmp_path / "engaged" / name, b"x")
+    clips = read_layout(tmp_path, subject_regex=regex).manifest.clips
+    assert [clip.subject for clip in clips] == subjects
+
+
+@pytest.mark.slow
+def test_aihub_segments_become_rows_of_one_decoding(aihub: Path, tmp_path: Path) -> None:
+    words = ["--data", str(aihub), "--out", str(tmp_path / "s.zarr"), "--weights", "random"]
+    code = main([*words, "--geometry", "off", "--workers", "0", "--subject-regex", r"-(\d\d)--"])
+    assert code == 1  # the label that cannot be read
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    table = store.table()
+    assert sorted(table.start_s) == [0, 0, 10, 10, 30, 30]
+    assert (table.state == 1).all()
+    times = store.read_frames()[:, 0, 0]
+    assert times == pytest.approx(table.start_s, abs=0.21)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (("DataSet/Train/1/1/1.avi", "Labels/TrainLabels.csv"), "daisee"),
+        (("Train/subject_1_a.mp4", "train_engagement_labels.xlsx"), "engagenet"),
+        (("x/Training/02.라벨링데이터/TL/a-0.json",), "aihub"),
+        (("engaged/a.mp4", "distracted/b.mp4"), "folder"),
+        (("labels.csv", "a.mp4"), "csv"),
+    ],
+)
+def test_layouts_are_recognised(tmp_path: Path, files: tuple[str, ...], expected: Layout) -> None:
+    for name in files:
+        put(tmp_path / name, b"x")
+    assert recognise(tmp_path) == expected
+
+
+def test_a_layout_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file or folder"):
+        read_layout(tmp_path / "nothing")
+    file = put(tmp_path / "labels.csv", b"path,label\n")
+    with pytest.raises(ValueError, match="wants the data set's folder"):
+        read_layout(file, "daisee")
+
+
+def test_a_sample_is_balanced_and_the_same_each_time() -> None:
+    """90 clips of one class and 10 of the other, three people: 20 come out half and half."""
+    clips = [
+        Clip(f"{i}#0", Path(f"{i}"), subject="abc"[i % 3], split="train", labels={"label": "10"[i < 10]})
+        for i in range(100)
+    ]
+    chosen = sample_clips(clips, 20)
+    assert Counter(clip.labels["label"] for clip in chosen) == {"0": 10, "1": 10}
+    assert sorted(Counter(clip.subject for clip in chosen).values())[0] >= 6
+    assert [clip.clip_id for clip in chosen] == [clip.clip_id for clip in sample_clips(clips, 20)]
+    assert chosen == [clip for clip in clips if clip in chosen]
+    assert len(sample_clips(clips, 1000)) == 100
+    with pytest.raises(ValueError, match=re.escape(f"2 times: {clips[3].clip_id}")):
+        sample_clips([*clips, clips[3]], 1000)
+    assert sample_clips([], 3) == []
+
+
+def test_a_sample_is_balanced_over_splits() -> None:
+    """However few the clips of a split are."""
+    splits = ["train"] * 80 + ["val"] * 12 + ["test"] * 8
+    clips = [
+        Clip(f"{i}#0", Path(f"{i}"), subject=f"{split}{i % 4}", split=split, labels={"label": "01"[i % 2]})
+        for i, split in enumerate(splits)
+    ]
+    chosen = sample_clips(clips, 18)
+    assert Counter(clip.split for clip in chosen) == {"train": 6, "val": 6, "test": 6}
+    assert Counter((clip.split, clip.labels["label"]) for clip in chosen) == {
+        (split, label): 3 for split in ("train", "val", "test") for label in "01"
+    }
+
+
+@pytest.mark.slow
+def test_daisee_goes_through_the_door(
+    daisee: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """--dry-run counts and forecasts without writing, --limit draws few, --verify-sample compares."""
+    words = ["--data", str(daisee), "--out", str(tmp_path / "s.zarr"), "--weights", "random", "--json"]
+    words += ["--geometry", "off", "--workers", "0", "--window", "2"]
+    assert main([*words, "--dry-run"]) == 0
+    out, shown = capfd.readouterr()
+    summary = json.loads(out)
+    assert not (tmp_path / "s.zarr").exists()
+    assert {"to_extract": 4, "videos": 4, "timed": 3, "files": 8}.items() <= summary.items()
+    assert summary["hours"] > 0
+    assert summary["bytes"] == 4 * 6 * (960 * 2 + 6 * 4)
+    assert summary["counts"].keys() == {"Boredom", "Engagement", "Confusion", "Frustration"}
+    assert summary["counts"]["Engagement"] == {"test": {"2": 1}, "train": {"2": 1, "3": 1}, "val": {"1": 1}}
+    assert "layout daisee" in shown
+    assert "on openvino (cpu, " in shown
+    assert "1 videos without a label" in shown
+    assert main([*words, "--limit", "2"]) == 0
+    assert json.loads(capfd.readouterr().out)["done"] == 2
+    assert main(words) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert {"done": 2, "skipped": 2, "layout": "daisee"}.items() <= summary.items()
+    assert summary["unpaired_labels"] == ["Train: 9999999999.avi"]
+    store = FeatureStore.open(tmp_path / "s.zarr", "r+")
+    assert store.label_names.keys() == {"Boredom", "Engagement", "Confusion", "Frustration"}
+    assert main([*words, "--verify-sample", "3"]) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert {"compared": 3, "identical": 3, "worst_cosine": 1.0, "differing": []}.items() <= summary.items()
+    x, _ = store.read_stream("embeddings")
+    for row, frames in enumerate(store.read_frames()):
+        store.write_row(row, embeddings=x[row][:, ::-1], frames=frames)
+    assert main([*words, "--verify-sample", "3"]) == 1
+    assert "embeddings differ" in json.loads(capfd.readouterr().out)["differing"][0]["reason"]

@@ -1,0 +1,175 @@
+"""Data sets: batches are the store's rows, in memory or by memory map."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.datasets import (
+    CropClips,
+    RowView,
+    Samples,
+    labelled_rows,
+    load_samples,
+    sample_groups,
+    subset,
+)
+from features.labels import make_labelling
+from features.store.store import FeatureStore, plan
+from features.store.table import groups_of
+from tests.support.small_store import (
+    PIXELS,
+    RECIPE,
+    WITH_GEOMETRY,
+    D,
+    G,
+    T,
+    clips_of,
+    row_values,
+    write_store,
+)
+
+LABELLING = make_labelling(["distracted", "engaged"], labels=["distracted", "engaged"])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """Twelve clips with both streams and crops."""
+    return write_store(tmp_path_factory.mktemp("data") / "s.zarr", 12, crops=True)
+
+
+def require_equal_samples(one: Samples, other: Samples, indices: np.ndarray) -> None:
+    """The same batch of both."""
+    for ours, theirs in zip(one.batch(indices)[:2], other.batch(indices)[:2], strict=True):
+        assert set(ours) == set(theirs)
+        for name in ours:
+            assert ours[name].dtype == theirs[name].dtype
+            assert np.array_equal(ours[name], theirs[name])
+    assert np.array_equal(one.batch(indices)[2], other.batch(indices)[2])
+
+
+def test_batches_are_the_rows(store: FeatureStore) -> None:
+    """Streams by name, labels by the labelling."""
+    rows = np.array([7, 2, 4])
+    samples = load_samples(store, LABELLING, rows, "both")
+    x, valid, labels = samples.batch(np.array([2, 0]))
+    assert x["embeddings"].shape == (2, T, D)
+    assert x["geometry"].shape == (2, T, G)
+    assert np.array_equal(x["embeddings"][0], row_values(4)["embeddings"])
+    assert np.array_equal(valid["embeddings"][1], row_values(7)["frames"][:, 5] > 0)
+    assert labels.tolist() == [1, 1]
+    assert samples.labels.tolist() == [1, 0, 1]
+    assert samples.clip_ids.tolist() == ["영상/7.mp4#0", "영상/2.mp4#0", "영상/4.mp4#0"]
+    assert samples.rows.tolist() == rows.tolist()
+
+
+def test_memory_map_equals_memory(store: FeatureStore) -> None:
+    """Whole, in batches, and subset; and it stays a map."""
+    rows = np.array([1, 3, 2, 9, 11])
+    plain = load_samples(store, LABELLING, rows, "both")
+    mapped = load_samples(store, LABELLING, rows, "both", mapped=True)
+    view = mapped.x["embeddings"]
+    assert isinstance(view, RowView)
+    assert isinstance(view.base, np.memmap)
+    require_equal_samples(plain, mapped, np.array([4, 0, 2]))
+    assert np.array_equal(np.asarray(view), plain.x["embeddings"])
+    assert np.array_equal(view[1:3, 2], plain.x["embeddings"][1:3, 2])
+    some = np.array([3, 1])
+    assert isinstance(subset(mapped, some).x["geometry"], RowView)
+    require_equal_samples(subset(plain, some), subset(mapped, some), np.array([1, 0]))
+
+
+def test_subset_takes_places_or_a_mask(store: FeatureStore) -> None:
+    """Both name the same samples."""
+    samples = load_samples(store, LABELLING, np.arange(12), "embeddings")
+    mask = np.zeros(12, bool)
+    mask[[1, 5]] = True
+    assert subset(samples, mask).rows.tolist() == subset(samples, np.array([1, 5])).rows.tolist() == [1, 5]
+
+
+def test_who_stays_together_is_asked_of_samples_as_of_the_store(tmp_path: Path) -> None:
+    """The subject, also where only another window of the video names it; where none or several are known, the
+    video with all its windows."""
+    people = ["a", "", "", "", "b", "a", "", "c", "d"]
+    clips = [
+        dataclasses.replace(clip, clip_id=f"영상#/{place // 2}.mp4#{place % 2 * 2000}", subject=who)
+        for place, (clip, who) in enumerate(zip(clips_of(9), people, strict=True))
+    ]
+    clips[8] = dataclasses.replace(clips[8], clip_id="영상#/3.mp4#4000")
+    store = plan(tmp_path / "s.zarr", clips, RECIPE, numerics={})
+    groups = sample_groups(load_samples(store, LABELLING, np.arange(9)))
+    assert groups.tolist() == [
+        "subject a",
+        "subject a",
+        "video 영상#/1.mp4",
+        "video 영상#/1.mp4",
+        "subject b",
+        "subject a",
+        "video 영상#/3.mp4",
+        "subject c",
+        "subject d",
+    ]
+    assert groups.tolist() == groups_of(store.table(), np.arange(9)).tolist()
+    assert groups_of(store.table(), np.array([1, 6])).tolist() == ["subject a", "video 영상#/3.mp4"]
+
+
+def test_crops_are_decoded_rgb_and_zero_without_a_face(store: FeatureStore) -> None:
+    """JPEG at q95 is near the picture that was stored, in RGB."""
+    clips = CropClips(store, LABELLING, np.array([3, 8]), "both")
+    x, valid, labels = clips.batch(np.array([1]))
+    side = PIXELS.crop_px
+    assert x["crops"].shape == (1, T, side, side, 3)
+    assert x["crops"].dtype == np.uint8
+    assert (x["crops"][0, 3] == 0).all()
+    assert valid["crops"][0].tolist() == [True, True, True, False, True, True]
+    bgr = np.random.default_rng(8).integers(0, 256, (4, 4, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    error = np.abs(x["crops"][0, 0].astype(int) - bgr[..., ::-1])
+    assert error.mean() < 12  # hard edges of colour; with swapped channels it is above 60
+    assert np.array_equal(
+        x["geometry"], load_samples(store, LABELLING, np.array([8]), "geometry").x["geometry"]
+    )
+    assert labels.tolist() == [0]
+    assert len(clips) == 2
+
+
+def test_unlabelled_failed_and_vanished_clips(tmp_path: Path) -> None:
+    """Left out of learning; the failed ones can be kept for a denominator."""
+    clips = clips_of(6)
+    clips[0].labels["label"] = ""
+    store = plan(tmp_path / "s.zarr", clips, RECIPE, numerics={})
+    for row in (0, 1, 2, 3):
+        values = row_values(row)
+        store.write_row(row, embeddings=values["embeddings"], frames=values["frames"])
+    store.write_failure(4, "broken")
+    rows, labels = labelled_rows(store.table(), LABELLING)
+    assert rows.tolist() == [1, 2, 3]
+    assert labels.tolist() == [0, 0, 0]
+    assert labelled_rows(store.table(), LABELLING, with_failed=True)[0].tolist() == [1, 2, 3, 4]
+    failed = load_samples(store, LABELLING, np.array([4]), "embeddings")
+    assert not failed.valid["embeddings"].any()
+    assert (failed.x["embeddings"] == 0).all()
+    store = plan(tmp_path / "s.zarr", clips[:3], RECIPE, numerics={})
+    assert labelled_rows(store.table(), LABELLING)[0].tolist() == [1, 2]
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    """Streams, columns, crops."""
+    store = write_store(tmp_path / "s.zarr", 2, geometry=False)
+    with pytest.raises(ValueError, match="has no geometry: it was extracted with --geometry off"):
+        load_samples(store, LABELLING, np.arange(2), "both")
+    with pytest.raises(ValueError, match="no label column 'mood'; it has: label, level"):
+        load_samples(store, make_labelling(["a", "b"], column="mood"), np.arange(2), "embeddings")
+    with pytest.raises(ValueError, match="no label column 'mood'"):
+        labelled_rows(store.table(), make_labelling(["a", "b"], column="mood"))
+    with pytest.raises(ValueError, match="holds no crops: extract with --crops jpeg"):
+        CropClips(store, LABELLING, np.arange(2))
+
+
+def test_a_crop_that_is_no_picture_is_named(tmp_path: Path) -> None:
+    """With its clip."""
+    store = plan(tmp_path / "s.zarr", clips_of(1), WITH_GEOMETRY, numerics={}, crops=True)
+    values = row_values(0)
+    store.write_row(0, embeddings=values["embeddings"], frames=values["frames"], crops=[b"not a jpeg"])
+    with pytest.raises(ValueError, match=r"crop 0 of 영상/0\.mp4#0 decodes to None"):
+        CropClips(store, LABELLING, np.arange(1)).batch(np.array([0]))

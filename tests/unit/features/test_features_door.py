@@ -1,0 +1,428 @@
+"""python -m features: what it prints, and its exit codes."""
+
+import json
+import os
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.__main__ import main
+from features.datasets import load_samples
+from features.labels import make_labelling
+from features.maintenance.verify import verify_store
+from features.store.store import FeatureStore, plan
+from tests.support.small_store import RECIPE, clips_of, fill_row, row_values, write_store
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[dict, int]:  # type: ignore[type-arg]
+    """The one JSON object on stdout, and the exit code."""
+    capsys.readouterr()
+    code = main([*words, "--json"])
+    return json.loads(capsys.readouterr().out), code
+
+
+def test_info_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Clips, people, labels, face rate, failures; as JSON and for people."""
+    path = tmp_path / "가.zarr"
+    store = write_store(path, 8)
+    store.write_failure(3, "x")
+    summary, code = run_json(capsys, "info", str(path))
+    assert code == 0
+    assert (summary["clips"], summary["done"], summary["subjects"], summary["videos"]) == (8, 8, 4, 8)
+    assert summary["labels"]["label"] == {"all": {"distracted": 4, "engaged": 4}}
+    assert summary["face_rate"] == pytest.approx(5 / 6)
+    assert summary["failures"] == [{"clip_id": "영상/3.mp4#0", "reason": "x"}]
+    assert main(["info", str(path)]) == 0
+    assert "8 clips of 8 videos and 4 people" in capsys.readouterr().err
+
+
+def test_info_shows_levels_by_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where a later plan brought the lower ones."""
+    path = tmp_path / "s.zarr"
+    clips = [replace(clip, labels={"level": level}) for clip, level in zip(clips_of(3), "210", strict=True)]
+    for count in (1, 3):
+        plan(path, clips[:count], RECIPE, numerics={})
+    assert run_json(capsys, "info", str(path))[0]["label_names"]["level"] == ["2", "0", "1"]
+    assert main(["info", str(path)]) == 0
+    (heading,) = (line for line in capsys.readouterr().err.splitlines() if "split" in line)
+    assert heading.index("0") < heading.index("1") < heading.index("2")
+
+
+def test_info_counts_labels_by_split_and_tells_numerics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those of later runs, where they differ, and how to measure what that means."""
+    path = tmp_path / "a store.zarr"
+    splits = ("train", "train", "val", "test")
+    clips = [replace(clip, split=splits[i]) for i, clip in enumerate(clips_of(4))]
+    plan(path, clips, RECIPE, numerics={"backend": "openvino", "precision": "f32"})
+    plan(path, clips, RECIPE, numerics={"backend": "openvino", "precision": "bf16"})
+    summary, _ = run_json(capsys, "info", str(path))
+    assert summary["labels"]["level"] == {
+        "train": {"0": 1, "1": 1},
+        "val": {"2": 1},
+        "test": {"0": 1},
+    }
+    assert summary["splits"] == {"train": 2, "val": 1, "test": 1}
+    assert [numerics["precision"] for numerics in summary["numerics"]] == ["f32", "bf16"]
+    assert main(["info", str(path)]) == 0
+    shown = capsys.readouterr().err
+    assert "numerics: backend openvino, precision f32" in shown
+    assert "some rows were extracted with precision bf16\n" in shown
+    assert f"--out '{path}' --verify-sample" in shown
+
+
+def test_verify_names_what_does_not_fit_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A number that is not finite, a state that says too much, a crop without a face."""
+    path = tmp_path / "s.zarr"
+    store = write_store(path, 4, crops=True)
+    values = row_values(0)
+    values["embeddings"][0, 0] = np.nan
+    store.array("embeddings")[0] = values["embeddings"]
+    (path / "frames" / "c.1.0.0").unlink()
+    store.rows.write_texts("crops", 2, [b""])
+    summary, code = run_json(capsys, "verify", str(path))
+    assert code == 1
+    reasons = {item["clip_id"]: item["reason"] for item in summary["problems"]}
+    assert reasons["영상/0.mp4#0"] == "an embedding of a valid frame is not finite"
+    assert reasons["영상/1.mp4#0"] == "state says done, but its frames are not there"
+    assert reasons["영상/2.mp4#0"] == "5 frames with a crop but no face, or the reverse"
+    assert "영상/3.mp4#0" not in reasons
+
+
+def test_verify_and_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """0 when all is well, 1 when something is broken."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 4)
+    assert run_json(capsys, "pack", str(path)) == ({"store": str(path), "clips": 4, "packed": True}, 0)
+    assert run_json(capsys, "pack", str(path))[0]["packed"] is False
+    assert run_json(capsys, "verify", str(path)) == ({"store": str(path), "clips": 4, "problems": []}, 0)
+    chunk = path / "frames" / "c.2.0.0"
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"!")
+    summary, code = run_json(capsys, "verify", str(path))
+    assert code == 1
+    assert [item["clip_id"] for item in summary["problems"]] == ["영상/2.mp4#0"]
+
+
+def test_label_corrects_without_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """1 when a line's clip is not in the store."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 4)
+    manifest = tmp_path / "corrected.csv"
+    manifest.write_text(
+        "path,label,subject\n영상/0.mp4,sleepy,new\n영상/9.mp4,sleepy,new\n", encoding="utf-8"
+    )
+    summary, code = run_json(capsys, "label", str(path), str(manifest))
+    assert code == 1
+    assert summary["corrected"] == ["영상/0.mp4#0"]
+    assert len(summary["unnamed"]) == 3
+    assert [item["clip_id"] for item in summary["problems"]] == ["영상/9.mp4#0"]
+    table = FeatureStore.open(path).table()
+    assert table.subject[0] == "new"
+    assert table.label_names["label"][table.labels["label"][0]] == "sleepy"
+
+
+def test_label_leaves_people_and_splits_that_the_manifest_has_no_column_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a list of a few wrong labels."""
+    path = tmp_path / "s.zarr"
+    plan(path, [replace(clip, split="test") for clip in clips_of(2)], RECIPE, numerics={})
+    manifest = tmp_path / "fixes.csv"
+    manifest.write_text("path,label\n영상/0.mp4,sleepy\n영상/1.mp4,distracted\n", encoding="utf-8")
+    summary, code = run_json(capsys, "label", str(path), str(manifest))
+    assert (code, summary["corrected"]) == (0, ["영상/0.mp4#0"])
+    table = FeatureStore.open(path).table()
+    assert table.subject.tolist() == ["p0", "p1"]
+    assert table.split.tolist() == ["test", "test"]
+
+
+@pytest.mark.parametrize("words", [("info",), ("label", "fixes.csv"), ("delete", "--subject", "p0")])
+def test_what_is_no_store_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_text("path,label\na.mp4,x\n", encoding="utf-8")
+    (tmp_path / "fixes.csv").write_text("path,label\na.mp4,x\n", encoding="utf-8")
+    word, *more = (str(tmp_path / part) if part.endswith(".csv") else part for part in words)
+    for name, said in (("none.zarr", "no store at"), ("file", "is a file, and a store is a folder")):
+        assert main([word, str(tmp_path / name), *more]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "fixes.csv"]
+
+
+def folder_of(root: Path, *names: str) -> Path:
+    """A folder with these empty files."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_label_reads_the_csv_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As extract does: the folders beside it may name no classes."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 2)
+    data = folder_of(tmp_path / "data", "영상/0.mp4", "영상/1.mp4")
+    (data / "labels.csv").write_text(
+        "path,label\n영상/0.mp4,sleepy\n영상/1.mp4,distracted\n", encoding="utf-8"
+    )
+    summary, code = run_json(capsys, "label", str(path), str(data))
+    assert (code, summary["corrected"]) == (0, ["영상/0.mp4#0"])
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("영상/0.mp4", "영상/1.mp4"), "at least two, found only '영상'"),
+        (("Train/0.mp4", "Validation/1.mp4"), "at least two, found none"),
+        (("DataSet/Train/11/a/a.avi", "Labels/TrainLabels.csv", "labels.csv"), "a data set's own folder"),
+        (("1.Training/원천데이터/a.mp4", "2.Validation/01.라벨링데이터/a-0.json"), "a data set's own folder"),
+    ],
+)
+def test_label_refuses_folders_that_are_no_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], said: str
+) -> None:
+    """They would overwrite every label; nothing is written."""
+    path = tmp_path / "s.zarr"
+    before = write_store(path, 2).fingerprint()
+    data = folder_of(tmp_path / "data", *names)
+    assert main(["label", str(path), str(data)]) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert said in shown
+    assert "name a manifest CSV, or extract again" in shown
+    assert FeatureStore.open(path).fingerprint() == before
+
+
+def test_label_corrects_people_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a CSV without a label column."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 2)
+    (tmp_path / "people.csv").write_text("path,subject\n영상/0.mp4,민수\n", encoding="utf-8")
+    assert run_json(capsys, "label", str(path), str(tmp_path / "people.csv"))[1] == 0
+    table = FeatureStore.open(path).table()
+    assert table.subject.tolist() == ["민수", "p1"]
+    assert (table.labels["label"] >= 0).all()
+
+
+def test_delete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One person, then all."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 8)
+    assert run_json(capsys, "delete", str(path), "--subject", "p1")[0]["deleted"] == 2
+    assert run_json(capsys, "info", str(path))[0]["deleted"] == 2
+    assert run_json(capsys, "delete", str(path))[0]["deleted"] == 8
+    assert not path.exists()
+
+
+def test_nobody_is_called_by_no_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """None is a person's name, and '' names nobody: neither means the whole store."""
+    path = tmp_path / "s.zarr"
+    plan(path, [replace(clip, subject="None") for clip in clips_of(2)] + clips_of(4)[2:], RECIPE, numerics={})
+    assert main(["delete", str(path), "--subject", ""]) == 2
+    assert "no subject ''" in capsys.readouterr().err
+    summary, code = run_json(capsys, "delete", str(path), "--subject", "None")
+    assert (code, summary["subject"], summary["deleted"]) == (0, "None", 2)
+    assert main(["delete", str(path), "--subject", "None"]) == 2
+    assert FeatureStore.open(path).table().subject.tolist() == ["", "", "p2", "p3"]
+    assert run_json(capsys, "delete", str(path))[0]["subject"] is None
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("word", ["info", "verify", "pack", "delete"])
+def test_no_store_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str) -> None:
+    """Exit code 2."""
+    assert main([word, str(tmp_path / "none.zarr")]) == 2
+    assert "error: no store at" in capsys.readouterr().err
+
+
+def import_npz(folder: Path, **arrays: object) -> Path:
+    """An .npz file."""
+    file = folder / "features.npz"
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    return file
+
+
+def test_import_npz_at_any_length_and_width(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names, people, splits and slices come along; missing numbers are masked; label order is the file's."""
+    x = np.random.default_rng(0).normal(size=(6, 4, 5))
+    x[1, 2, 3] = np.nan
+    file = import_npz(
+        tmp_path,
+        x=x,
+        y=np.array([0, 1, 2, 1, 0, -1]),
+        length=np.array([4, 4, 1, 2, 3, 4]),
+        subject=np.array([3, 3, 4, 4, 5, 5]),
+        split=np.array(["train", "train", "validation", "val", "test", "test"]),
+        label_names=np.array(["none", "some", "lots"]),
+        grey=np.array([True, False] * 3),
+    )
+    out = tmp_path / "own.zarr"
+    summary, code = run_json(capsys, "import", str(file), "--out", str(out), "--name", "mine")
+    assert code == 0
+    assert (summary["recipe"], summary["frames"], summary["masked_frames"]) == ("external:mine:5", 18, 1)
+    store = FeatureStore.open(out)
+    table = store.table()
+    assert store.recipe.pixels is None
+    assert table.label_names["label"] == ["none", "some", "lots"]
+    assert table.labels["label"].tolist() == [0, 1, 2, 1, 0, -1]
+    assert table.subject.tolist() == ["3", "3", "4", "4", "5", "5"]
+    assert table.split.tolist() == ["train", "train", "val", "val", "test", "test"]
+    assert table.slices["grey"].tolist() == ["True", "False"] * 3
+    samples = load_samples(store, make_labelling(table.label_names["label"]), np.arange(5), "embeddings")
+    assert samples.x["embeddings"].dtype == np.float32
+    assert samples.valid["embeddings"].sum(1).tolist() == [4, 3, 1, 2, 3]
+    assert np.array_equal(samples.x["embeddings"][3, :2], x[3, :2].astype(np.float32))
+    assert (samples.x["embeddings"][3, 2:] == 0).all()
+    assert verify_store(store) == []
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["features.npz", "own.zarr"]
+    with pytest.raises(ValueError, match="imported features, which are written all at once"):
+        fill_row(FeatureStore.open(out, "r+"), 0)
+
+
+def test_ragged_forms_are_one(tmp_path: Path) -> None:
+    """Padded with length, laid end to end with length, and single frames."""
+    from features.maintenance.import_external import read_sequences
+
+    padded = np.arange(24.0).reshape(3, 4, 2)
+    length, y = np.array([4, 1, 2]), np.array(["a", "b", "a"])
+    laid = np.concatenate([padded[index, :end] for index, end in enumerate(length)])
+    one = read_sequences(import_npz(tmp_path, x=padded, y=y, length=length))
+    other = read_sequences(import_npz(tmp_path, x=laid, y=y, length=length))
+    for ours, theirs in zip(one.values, other.values, strict=True):
+        assert np.array_equal(ours, theirs)
+    frames = read_sequences(import_npz(tmp_path, x=padded[:, 0], y=y))
+    assert [values.shape for values in frames.values] == [(1, 2)] * 3
+    assert frames.clips[1].labels == {"label": "b"}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"y": np.zeros(2)}, "no array 'x'"),
+        ({"x": np.zeros((2, 3, 4))}, "no array 'y'"),
+        ({"x": np.zeros((2, 3, 4)), "y": np.zeros(3)}, r"x of shape \(2, 3, 4\) does not fit 3 labels"),
+        ({"x": np.zeros((7, 4)), "y": np.zeros(2), "length": np.array([3, 3])}, "add up to 6"),
+        ({"x": np.zeros((2, 3, 4)), "y": np.zeros(2), "length": np.array([3, 9])}, "length goes from 3 to 9"),
+        ({"x": np.zeros((2, 3, 4)), "y": np.zeros(2), "subject": np.zeros(3)}, "subject has shape"),
+        ({"x": np.zeros((2, 3, 4)), "y": np.array([0, 5]), "label_names": np.array(["a"])}, "y holds 5"),
+        ({"x": np.array([{}, {}]), "y": np.zeros(2)}, "no pickled objects"),
+        ({"x": np.array(["a", "b"]), "y": np.zeros(2)}, "wanted numbers"),
+        ({"x": np.zeros((2, 3, 4)), "y": np.zeros(2), "split": np.array(["train", "blue"])}, "split 'blue'"),
+    ],
+)
+def test_unusable_npz_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arrays: dict[str, np.ndarray], message: str
+) -> None:
+    """Exit code 2, nothing left behind."""
+    import re
+
+    file = import_npz(tmp_path, **arrays)
+    assert main(["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "n"]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert [item.name for item in tmp_path.iterdir()] == ["features.npz"]
+
+
+def test_import_csv_with_a_line_a_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Any order of columns; an empty number masks its frame."""
+    file = tmp_path / "frames.csv"
+    file.write_text(
+        "clip_id,au1,label,subject,au2\n가,0.5,x,s1,1\n가,,x,s1,2\n나,3,y,s2,4\n", encoding="utf-8-sig"
+    )
+    out = tmp_path / "o.zarr"
+    summary, code = run_json(capsys, "import", str(file), "--out", str(out), "--name", "au")
+    assert (code, summary["clips"], summary["masked_frames"]) == (0, 2, 1)
+    store = FeatureStore.open(out)
+    x, valid = store.read_stream("embeddings")
+    assert x[:, 0].tolist() == [[0.5, 1], [3, 4]]
+    assert valid.tolist() == [[True, False], [True, False]]
+    assert store.table().clip_id.tolist() == ["가#0", "나#0"]
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("clip_id,label,AU1,AU1", "once each, got clip_id,label,AU1,AU1"),
+        ("clip_id,label,Label,AU1", "once each, got clip_id,label,label,AU1"),
+        (",clip_id,label,AU1", "once each, got ,clip_id,label,AU1"),
+        ("clip,label,subject,AU1", "wanted a column clip_id (one line a frame) or path"),
+    ],
+)
+def test_import_refuses_a_header_that_can_be_read_two_ways(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], header: str, said: str
+) -> None:
+    """In one line."""
+    file = tmp_path / "frames.csv"
+    file.write_text(f"{header}\n1,2,3,4\n", encoding="utf-8")
+    assert main(["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "au"]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_import_knows_the_columns_of_a_clip_however_they_are_written(tmp_path: Path) -> None:
+    """A person's number is no feature."""
+    from features.maintenance.import_external import read_sequences
+
+    (tmp_path / "frames.csv").write_text(
+        "Clip_ID; Subject ;LABEL;AU1;Split\n가;7;x;0.5;Train\n나;8;y;1;test\n", encoding="utf-8-sig"
+    )
+    sequences = read_sequences(tmp_path / "frames.csv")
+    assert [values.tolist() for values in sequences.values] == [[[0.5]], [[1]]]
+    assert [(clip.subject, clip.labels["label"], clip.split) for clip in sequences.clips] == [
+        ("7", "x", "train"),
+        ("8", "y", "test"),
+    ]
+    np.save(tmp_path / "a.npy", np.ones((4, 3)))
+    (tmp_path / "clips.csv").write_text("Path,Label\na.npy,x\n", encoding="utf-8")
+    assert read_sequences(tmp_path / "clips.csv").clips[0].labels == {"label": "x"}
+
+
+def test_import_openface_files_by_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As OpenFace writes them: spaces in the header, bookkeeping columns, success 0 where it failed."""
+    header = "frame, face_id, timestamp, confidence, success, AU01_r, AU02_r\n"
+    (tmp_path / "a.csv").write_text(
+        header + "1, 0, 0.0, 0.98, 1, 1.5, 2\n2, 0, 0.1, 0.1, 0, 0, 0\n", encoding="utf-8"
+    )
+    (tmp_path / "b.csv").write_text(header + "1, 0, 0.0, 0.98, 1, 3, 4\n", encoding="utf-8")
+    (tmp_path / "c.csv").write_text("nothing\n", encoding="utf-8")
+    manifest = tmp_path / "labels.csv"
+    manifest.write_text("path,label,subject\na.csv,x,1\nb.csv,y,2\nc.csv,y,3\n", encoding="utf-8")
+    summary, code = run_json(
+        capsys, "import", str(manifest), "--out", str(tmp_path / "o.zarr"), "--name", "openface"
+    )
+    assert code == 1
+    assert [item["clip_id"] for item in summary["problems"]] == ["c.csv#0"]
+    x, valid = FeatureStore.open(tmp_path / "o.zarr").read_stream("embeddings")
+    assert x[:, 0].tolist() == [[1.5, 2], [3, 4]]
+    assert valid.tolist() == [[True, False], [True, False]]
+
+
+def test_what_a_killed_import_left_goes_with_the_next_one_or_the_store(tmp_path: Path) -> None:
+    """The next takes what nobody has written to for an hour, who deletes the store all; not other stores'."""
+    file = import_npz(tmp_path, x=np.zeros((2, 3)), y=np.zeros(2))
+    words = ["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "n"]
+
+    def left(store: str, age_s: float) -> Path:
+        """A partial with a chunk so old."""
+        half = tmp_path / f"{store}.{uuid.uuid4().hex}.partial"
+        for place in (folder_of(half, "embeddings/c.0.0.0") / "embeddings", half):
+            os.utime(place, (time.time() - age_s,) * 2)
+        return half
+
+    old, alive, other = left("o.zarr", 4000), left("o.zarr", 3000), left("o.zarr.b", 4000)
+    os.utime(alive, (0, 0))
+    assert main(words) == 0
+    assert [half.exists() for half in (old, alive, other)] == [False, True, True]
+    assert main(["delete", str(tmp_path / "o.zarr")]) == 0
+    assert sorted(item.name for item in tmp_path.iterdir()) == sorted([file.name, other.name])
+
+
+def test_import_refuses_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Never over somebody's store, nor with a colon in the name."""
+    file = import_npz(tmp_path, x=np.zeros((2, 3)), y=np.zeros(2))
+    write_store(tmp_path / "o.zarr", 2)
+    assert main(["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "n"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["import", str(file), "--out", str(tmp_path / "p.zarr"), "--name", "a:b"]) == 2

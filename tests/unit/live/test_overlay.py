@@ -1,0 +1,166 @@
+"""live/ui/overlay.py: a picture that says what is known, on any background and in Hangul."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from live.inference.state_machine import STATES
+from live.ui.drawing import TROUGH, Moment, colour_of, paint_timeline, row_s
+from live.ui.overlay import (
+    KEYS,
+    MIN_WIDTH_PX,
+    Status,
+    draw,
+    draw_boxes,
+    figure_line,
+    filled_line,
+    moment_of,
+    normal_line,
+)
+from tests.support.predictions import prediction
+
+MOMENTS = [Moment(k / 3, STATES[k % 6], float("nan") if k % 6 > 2 else (k % 10) / 10) for k in range(60)]
+
+
+@pytest.mark.parametrize(
+    "shape", [(120, 160, 3), (144, 176, 3), (480, 640, 3), (1080, 1920, 3), (855, 481, 3)]
+)
+def test_any_size_gives_an_even_picture_wide_enough_for_the_panel(shape: tuple[int, int, int]) -> None:
+    """Codecs want even sides; the panel wants room."""
+    image = np.full(shape, 128, np.uint8)
+    picture = draw(image, prediction(), MOMENTS, Status())
+    assert picture.dtype == np.uint8
+    assert picture.shape[0] % 2 == picture.shape[1] % 2 == 0
+    assert picture.shape[1] >= max(MIN_WIDTH_PX, shape[1] - 1)
+
+
+@pytest.mark.parametrize("brightness", [0, 255])
+def test_the_box_stands_out_on_dark_and_on_light(brightness: int) -> None:
+    """Along the box's edge some pixels differ strongly from the background, whatever it is."""
+    image = np.full((480, 640, 3), brightness, np.uint8)
+    picture = draw(image, prediction(), [], Status())
+    edge = picture[120, 94:106].astype(int)
+    assert np.abs(edge - brightness).max() > 150
+
+
+@pytest.mark.parametrize("brightness", [0, 255])
+def test_the_panel_does_not_depend_on_the_video(brightness: int) -> None:
+    """The panel lies below the picture, so it is as legible on any video."""
+    panels = [
+        draw(np.full((480, 640, 3), value, np.uint8), prediction(), MOMENTS, Status())[480:]
+        for value in (brightness, 77)
+    ]
+    assert np.array_equal(*panels)
+
+
+def test_drawing_twice_gives_the_same_picture_and_leaves_the_frame_alone() -> None:
+    """No state, and the frame is not drawn upon."""
+    image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    before = image.copy()
+    first, again = (draw(image, prediction(), MOMENTS, Status(message="look here")) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert np.array_equal(image, before)
+
+
+def test_hangul_labels_are_drawn_and_differ() -> None:
+    """Two Korean class names of one length look different: no row of empty boxes."""
+    image = np.zeros((480, 640, 3), np.uint8)
+    names = [prediction(label=label, names=("졸음", "집중")) for label in ("졸음", "집중")]
+    first, other = (draw(image, p, [], Status())[480:] for p in names)
+    assert not np.array_equal(first, other)
+
+
+def test_recording_is_said() -> None:
+    """Whether it records changes the panel."""
+    image = np.zeros((480, 640, 3), np.uint8)
+    quiet, recording = (draw(image, None, [], Status(recording=on)) for on in (False, True))
+    assert not np.array_equal(quiet, recording)
+
+
+def test_the_signals_are_drawn_where_they_are_wanted() -> None:
+    """Into the picture's lower left, by their values; not unless asked, not without a measured face."""
+    image = np.full((480, 640, 3), 90, np.uint8)
+    wide = prediction(signals={"eyes open": 0.9, "gaze": -0.5, "yaw": 0.2})
+    closed = replace(wide, signals=wide.signals | {"eyes open": 0.1})
+    plain = draw(image, wide, [], Status())
+    shown, other = (draw(image, p, [], Status(shows_signals=True)) for p in (wide, closed))
+    assert not np.array_equal(shown, plain)
+    assert not np.array_equal(shown, other)
+    assert np.array_equal(shown[:200], plain[:200])
+    assert np.array_equal(shown[480:], plain[480:])
+    assert np.array_equal(draw(image, prediction(), [], Status(shows_signals=True)), plain)
+
+
+@pytest.mark.parametrize("shape", [(120, 160, 3), (480, 640, 3), (855, 481, 3), (1080, 1920, 3)])
+def test_the_keys_are_shown_whole_at_any_size(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int]
+) -> None:
+    """Their line changes the panel down to its last letter, and ends before the edge."""
+    image = np.zeros(shape, np.uint8)
+    whole = draw(image, prediction(), [], Status(personal="민수"))
+    monkeypatch.setattr("live.ui.overlay.KEYS", KEYS[:-1])
+    changed = (whole != draw(image, prediction(), [], Status(personal="민수"))).any(axis=2)
+    assert changed.any()
+    assert not changed[:, -2:].any()
+    assert not changed[-1].any()
+
+
+def test_a_short_window_and_a_normal_being_learned_are_said() -> None:
+    """In state ok too, until the window is full and the normal is learned."""
+    image = np.zeros((480, 900, 3), np.uint8)
+    assert filled_line(prediction(filled=0.6)) == "window 60% full"
+    assert filled_line(prediction(filled=1.0)) == ""
+    assert normal_line(prediction(normal_s=12.0)) == "learning your normal (12 s)"
+    assert normal_line(prediction(normal_s=60.0)) == "your normal is learned"
+    assert normal_line(prediction()) == ""
+    told = [prediction(), prediction(filled=0.6), prediction(normal_s=12.0), prediction(normal_s=60.0)]
+    panels = {draw(image, p, [], Status())[480:].tobytes() for p in told}
+    assert len(panels) == 4
+
+
+@pytest.mark.parametrize(
+    ("task", "p", "figure"),
+    [
+        ("binary", (0.3, 0.7), "engaged 70%"),
+        ("ordinal", (0.1, 0.7, 0.2), "level 55%"),
+        ("multiclass", (0.1, 0.7, 0.2), "70%"),
+    ],
+)
+def test_the_bar_says_what_its_figure_is(task: str, p: tuple[float, ...], figure: str) -> None:
+    """An expected level is no class's probability; only two classes leave no doubt whose it is."""
+    names = ("distracted", "engaged") if len(p) == 2 else ("low", "middle", "high")
+    shown = prediction(task=task, p=p, names=names, label=names[1])
+    assert figure_line(shown) == figure
+    assert draw(np.zeros((480, 640, 3), np.uint8), shown, [], Status()).shape[1] == 640
+
+
+def test_a_slow_timeline_has_no_holes_and_a_gap_is_one() -> None:
+    """A frame every two seconds, and half a minute without; at three a second a gap of two seconds is one."""
+    slow = [Moment(2.0 * k + (30.0 if k >= 15 else 0.0), "ok", 0.5) for k in range(30)]
+    quick = [Moment(k / 3 + (2.0 if k >= 15 else 0.0), "ok", 0.5) for k in range(30)]
+    assert (row_s(slow), row_s(quick)) == (4.0, 1.0)
+    for moments, hole_s in ((slow, 28.0), (quick, 4 / 3)):
+        length_s = moments[-1].t_s - moments[0].t_s
+        area = np.zeros((20, 600, 3), np.uint8)
+        paint_timeline(area, moments, 0.0, length_s)
+        empty = (area[-1] == TROUGH).all(axis=1)
+        assert empty.sum() == pytest.approx(hole_s / length_s * 600, abs=2)
+
+
+def test_the_scene_for_the_browser_has_the_boxes_and_nothing_else() -> None:
+    """Outside the boxes' lines the picture is the camera's."""
+    image = np.full((480, 640, 3), 90, np.uint8)
+    scene = draw_boxes(image, prediction())
+    assert scene.shape == image.shape
+    assert (scene != image).any(axis=2).mean() < 0.02
+    assert np.array_equal(draw_boxes(image, None), image)
+
+
+def test_each_class_has_its_colour_and_a_missing_prediction_no_height() -> None:
+    """The first and the last class differ in colour; no face is no level."""
+    first, last = (
+        colour_of("ok", moment_of(prediction(label=name)).tone) for name in ("distracted", "engaged")
+    )
+    assert first != last
+    assert np.isnan(moment_of(prediction(state="no_face", label="")).level)

@@ -1,0 +1,342 @@
+"""Summary and report of a log: what a log says of its session, and how it differs from the training data."""
+
+import json
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import pytest
+
+from live.__main__ import main
+from live.config import novelty_file
+from live.inference.state_machine import State
+from live.output.log import Log
+from live.output.log_summary import days, tell, timeline_png
+from live.output.report import write_report
+from live.ui.drawing import TROUGH
+from seqmodel.runs.card import write_text
+from seqmodel.runs.training_stats import FILE, Reference, Spread
+from tests.support.predictions import prediction
+from tests.support.small_run import write_run
+
+NAMES = ("distracted", "engaged")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Thirty seconds engaged, ten distracted, a lost camera for five, ten without a face."""
+    path = tmp_path / "session <1>.csv"
+    log = Log(str(path), NAMES)
+    for k in range(120):
+        label, p = ("engaged", (0.2, 0.8)) if k < 90 else ("distracted", (0.7, 0.3))
+        log.write(replace(prediction(), t_s=k / 3, label=label, p=p), mark="<b>bell" if k == 30 else "")
+    for k in range(5):
+        log.write_state(40.0 + k, "camera_lost")
+    for k in range(30):
+        log.write(replace(prediction(), t_s=45 + k / 3, state="no_face", label="", box=None))
+    log.close()
+    return path
+
+
+def test_the_time_in_each_state_adds_up(log: Path) -> None:
+    """Classes by name, states by their words, spans longest first, marks where they were set."""
+    story = tell(log)
+    rounded = {said: round(seconds) for said, seconds in story.seconds.items()}
+    assert rounded == {"engaged": 30, "distracted": 10, "no face": 10, "camera lost": 5}
+    assert [span.said for span in story.spans][::3] == ["engaged", "camera lost"]
+    assert story.spans[0].length_s == pytest.approx(30, abs=0.4)
+    assert story.marks == ((10.0, "<b>bell"),)
+    assert np.isnan(story.moments[-1].level)
+
+
+def test_a_gap_in_the_log_belongs_to_nobody(tmp_path: Path) -> None:
+    """Two rows an hour apart are two seconds of session at most."""
+    path = tmp_path / "gap.csv"
+    log = Log(str(path), NAMES)
+    log.write(replace(prediction(), t_s=0.0))
+    log.write(replace(prediction(), t_s=3600.0))
+    log.close()
+    assert sum(tell(path).seconds.values()) < 2
+
+
+@pytest.mark.parametrize(("state", "said"), [("paused", "paused"), ("camera_lost", "camera lost")])
+def test_an_absence_is_one_span_of_its_own_length(tmp_path: Path, state: State, said: str) -> None:
+    """Its rows come a second apart and a little more, as the loop finds the time."""
+    path = tmp_path / "pause.csv"
+    log = Log(str(path), NAMES)
+    for k in range(30):
+        log.write(replace(prediction(), t_s=k / 3))
+    for k in range(300):
+        log.write_state(10.0 + k * 1.03, state)
+    log.write(replace(prediction(), t_s=318.5))
+    log.close()
+    story = tell(path)
+    absent_s = 299 * 1.03 + 0.53
+    assert story.seconds == pytest.approx({said: absent_s, "engaged": 10 + 1 / 3}, abs=1e-3)
+    spans = [(span.said, span.start_s, span.length_s) for span in story.spans]
+    assert spans[:2] == [(said, 10.0, pytest.approx(absent_s)), ("engaged", 0.0, pytest.approx(10.0))]
+    assert len(spans) == 3
+
+
+@pytest.mark.parametrize("fps", [0.1, 0.5, 1, 1.5, 3, 5])
+def test_a_day_has_as_many_minutes_as_its_sessions(tmp_path: Path, fps: float) -> None:
+    """Whatever the rate of the rows; without pauses, and without the gap between two sessions."""
+    logs = [tmp_path / "one.csv", tmp_path / "two.csv"]
+    for path in logs:
+        log = Log(str(path), NAMES)
+        for k in range(round(300 * fps)):
+            log.write(replace(prediction(), t_s=k / fps))
+        for k in range(120):
+            log.write_state(300 + k * 1.03, "paused")
+        log.close()
+    assert sum(day.minutes for day in days(list(map(tell, logs)))) == pytest.approx(10.0, abs=0.1)
+
+
+@pytest.mark.parametrize("step_s", [(2.0, 2.0), (0.95, 1.05), (1.0, 1.6)])
+def test_a_session_of_slow_rows_is_one_span_without_holes(
+    tmp_path: Path, step_s: tuple[float, float]
+) -> None:
+    """Half a frame a second, one that is now and then late, decisions that take over a second."""
+    path = tmp_path / "slow.csv"
+    times = np.cumsum(np.random.default_rng(0).uniform(*step_s, 300))
+    log = Log(str(path), NAMES)
+    for t_s in times:
+        log.write(replace(prediction(), t_s=float(t_s)))
+    log.close()
+    story = tell(path)
+    length_s = pytest.approx(times[-1] - times[0] + np.median(np.diff(times)), abs=0.01)
+    assert story.seconds == {"engaged": length_s}
+    assert [(span.said, span.length_s) for span in story.spans] == [("engaged", length_s)]
+    picture = cv2.imdecode(np.frombuffer(timeline_png(story), np.uint8), cv2.IMREAD_COLOR)
+    assert (picture[114, 12:-12] != TROUGH[::-1]).any(axis=1).all()
+
+
+def test_a_gap_among_slow_rows_belongs_to_nobody_either(tmp_path: Path) -> None:
+    """Two hundred rows two seconds apart, ten minutes without amid them: the row before speaks for two."""
+    path = tmp_path / "gap.csv"
+    log = Log(str(path), NAMES)
+    for k in range(200):
+        log.write(replace(prediction(), t_s=2.0 * k + (600.0 if k >= 100 else 0.0)))
+    log.close()
+    story = tell(path)
+    assert story.seconds == {"engaged": pytest.approx(402.0)}
+    assert [span.length_s for span in story.spans] == [pytest.approx(202.0), pytest.approx(200.0)]
+
+
+def test_the_page_is_one_file_and_escapes_what_it_shows(log: Path) -> None:
+    """No request leaves the page, and a mark is text."""
+    page = write_report([tell(log)]).read_text(encoding="utf-8")
+    assert "&lt;b&gt;bell" in page
+    assert "<b>bell" not in page
+    assert "http" not in page
+    picture = cv2.imdecode(np.frombuffer(timeline_png(tell(log)), np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape == (150, 1200, 3)
+    below = picture[120:]
+    assert (below[:, [0, -1]] == below[-1, -1]).all(), "a time on the axis is cut by the picture's edge"
+
+
+def test_days_are_held_against_training(log: Path, tmp_path: Path, detector_path: Path) -> None:
+    """Face rate without the time the camera was away; a figure outside the training range is marked."""
+    novelty_file(log).write_text("t_s,novelty\n0.0,4.0\n0.3333,6.0\n", encoding="utf-8")
+    (day,) = days([tell(log)])
+    assert day.face_rate == pytest.approx(120 / 150)
+    assert day.p == pytest.approx((90 * 0.8 + 30 * 0.3) / 120, abs=1e-3)
+    assert day.novelty == 5.0
+    run = write_run(tmp_path / "run", detector_path)
+    reference = Reference(50, Spread(0.98, 0.7, 1.0), Spread(0.6, 0.1, 0.9), Spread(1.0, 0.5, 1.8), 0.5)
+    write_text(run / FILE, json.dumps(asdict(reference)))
+    out = tmp_path / "drift.html"
+    assert main(["report", str(log), "--against", str(run), "--out", str(out)]) == 0
+    page = out.read_text(encoding="utf-8")
+    assert page.count('class="odd"') == 1
+    assert "training (50 clips)" in page
+
+
+def test_a_day_without_a_figure_is_json_and_the_run_says_what_a_level_is(
+    log: Path, tmp_path: Path, detector_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No novelty is null, not NaN; an ordinal run's expected level is the day's figure."""
+    names = ("low", "middle", "high")
+    path = tmp_path / "ordinal.csv"
+    ordinal = Log(str(path), names)
+    ordinal.write(replace(prediction(), names=names, label="middle", p_raw=(0, 1, 0), p=(0.1, 0.7, 0.2)))
+    ordinal.close()
+    run = write_run(tmp_path / "run", detector_path, task="ordinal", names=names)
+    spread = Spread(0.5, 0.1, 0.9)
+    write_text(run / FILE, json.dumps(asdict(Reference(50, spread, spread, None, 0.5))))
+    assert main(["report", str(path), "--against", str(run), "--json"]) == 0
+    (day,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["days"]
+    assert day["p"] == pytest.approx(0.55)
+    assert day["novelty"] is None
+
+
+@pytest.mark.parametrize(
+    ("task", "figure"),
+    [("binary", "probability"), ("ordinal", "level"), ("multiclass", "largest probability")],
+)
+def test_the_drift_table_says_what_its_figure_is(
+    tmp_path: Path, detector_path: Path, task: Literal["binary", "ordinal", "multiclass"], figure: str
+) -> None:
+    """An expected level is no probability, and the largest probability is no one class's."""
+    names = NAMES if task == "binary" else ("low", "middle", "high")
+    path = tmp_path / "day1.csv"
+    log = Log(str(path), names)
+    p = tuple(1 / len(names) for _ in names)
+    log.write(replace(prediction(), names=names, label=names[1], p_raw=p, p=p))
+    log.close()
+    run = write_run(tmp_path / "run", detector_path, task=task, names=names)
+    spread = Spread(0.5, 0.1, 0.9)
+    write_text(run / FILE, json.dumps(asdict(Reference(50, spread, spread, None, 0.5))))
+    page = write_report([tell(path, task)], against=run).read_text(encoding="utf-8")
+    assert f"<td>face rate</td><td>{figure}</td>" in page
+
+
+def test_every_csv_of_lives_own_folder_can_be_named(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Novelty goes with its log, what is no log is left out with a line; nothing but such is exit 2."""
+    novelty_file(log).write_text("t_s,novelty\n0.0,4.0\n", encoding="utf-8")
+    others = {"predictions.csv": "video,log\na.mp4,a.csv\n", "own.csv": "path,label\nown.mp4,engaged\n"}
+    for name, text in others.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    named = sorted(str(path) for path in tmp_path.glob("*.csv"))
+    assert len(named) == 4
+    assert main(["report", *named, "--json"]) == 0
+    told = capsys.readouterr()
+    assert [session["log"] for session in json.loads(told.out)["sessions"]] == [str(log)]
+    lines = [line for line in told.err.splitlines() if "left out" in line]
+    assert [name for name in sorted(others) for line in lines if name in line] == sorted(others)
+    assert len(lines) == 2
+    assert log.with_suffix(".html").is_file()
+    assert main(["report", *(path for path in named if path != str(log))]) == 2
+    assert "no live log among the files named" in capsys.readouterr().err
+
+
+def test_a_log_without_rows_does_not_stop_the_others(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Quit before the first frame, or just begun: left out with a line; nothing but such is exit 2."""
+    begun = tmp_path / "begun.csv"
+    Log(str(begun), NAMES).close()
+    assert main(["report", str(begun), str(log), "--json"]) == 0
+    told = capsys.readouterr()
+    assert [session["log"] for session in json.loads(told.out)["sessions"]] == [str(log)]
+    assert "begun.csv holds no row yet: left out" in " ".join(told.err.split())
+    assert not begun.with_suffix(".html").exists()
+    assert main(["report", str(begun)]) == 2
+    assert "no live log among the files named holds a row" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_report_leaves_what_the_sessions_left(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A session's own page and timeline, and the page of an earlier report, stay; what is not there is
+    made, --out is written over, and no page has the name of another log."""
+    write_report([tell(log)], own=True)
+    for name in ("another.csv", f"{log.stem}-2.csv"):
+        (tmp_path / name).write_bytes(log.read_bytes())
+    log.with_suffix(".png").write_bytes(b"the session's")
+    out = tmp_path / "both.html"
+    out.write_text("earlier", encoding="utf-8")
+    kept = {path: path.read_bytes() for path in tmp_path.iterdir() if path != out}
+    words = ["report", str(log), str(tmp_path / "another.csv"), "--json"]
+    for more, page in (((), f"{log.stem}-3"), ((), f"{log.stem}-4"), (("--out", str(out)), "both")):
+        assert main([*words, *more]) == 0
+        written = tmp_path / f"{page}.html"
+        assert json.loads(capsys.readouterr().out)["report"] == str(written)
+        assert "2 sessions" in written.read_text(encoding="utf-8")
+        assert kept.items() <= {path: path.read_bytes() for path in tmp_path.iterdir()}.items()
+    assert {path.name for path in tmp_path.glob("*.png")} == {f"{log.stem}.png", "another.png"}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".novelty.csv", ".png"])
+def test_a_page_is_never_written_over_a_log_that_it_tells(
+    log: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    kept = log.read_bytes()
+    out = log.parent / "." / (log.stem + suffix)
+    assert main(["report", str(log), "--out", str(out)]) == 2
+    assert "is a log that is told of" in " ".join(capsys.readouterr().err.split())
+    assert (log.read_bytes(), log.with_suffix(".html").exists()) == (kept, False)
+
+
+def test_a_session_is_not_held_against_what_another_run_learned(
+    log: Path, tmp_path: Path, detector_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", detector_path, names=("asleep", "awake"))
+    assert main(["report", str(log), "--against", str(run)]) == 2
+    assert "tells asleep, awake" in " ".join(capsys.readouterr().err.split())
+    assert not log.with_suffix(".html").exists()
+
+
+def test_a_log_named_twice_is_told_once(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = log.parent / "." / ".." / log.parent.name / log.name
+    assert main(["report", str(log), str(again), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["sessions"]) == 1
+
+
+def test_a_session_renews_its_own_timeline(log: Path) -> None:
+    """What a report made of its log while it ran is out of date; that report's page stays."""
+    write_report([tell(log)])
+    log.with_suffix(".png").write_bytes(b"half of it")
+    page = write_report([tell(log)], own=True)
+    assert page == log.with_name(f"{log.stem}-2.html")
+    assert log.with_suffix(".png").read_bytes() == timeline_png(tell(log))
+
+
+@pytest.mark.parametrize("task", ["binary", "ordinal", "multiclass"])
+def test_a_report_against_the_run_draws_what_the_session_drew(
+    tmp_path: Path, detector_path: Path, task: Literal["binary", "ordinal", "multiclass"]
+) -> None:
+    """The same timeline, and the page says what its height is. Without the run two classes need none; of
+    more, the log cannot tell whether they are levels, and the page says so."""
+    names = NAMES if task == "binary" else ("low", "middle", "high")
+    path = tmp_path / "day1.csv"
+    log = Log(str(path), names)
+    rng = np.random.default_rng(0)
+    for k in range(60):
+        p = tuple(rng.dirichlet(np.ones(len(names))).tolist())
+        log.write(replace(prediction(), t_s=k / 3, names=names, label=names[k % len(names)], p_raw=p, p=p))
+    log.close()
+    session = write_report([tell(path, task)], own=True).read_text(encoding="utf-8")
+    run = write_run(tmp_path / "run", detector_path, task=task, names=names)
+    spread = Spread(0.5, 0.1, 0.9)
+    write_text(run / FILE, json.dumps(asdict(Reference(50, spread, spread, None, 0.5))))
+    pages = []
+    for more in (["--against", str(run)], []):
+        out = tmp_path / "page.html"
+        assert main(["report", str(path), "--out", str(out), *more]) == 0
+        pages.append(out.read_text(encoding="utf-8"))
+    against, alone = pages
+
+    def facts(page: str) -> list[str]:
+        return re.findall('base64,([^"]+)|<p>(Height: .+)</p>', page)
+
+    assert len(facts(session)) == 2
+    assert facts(against) == facts(session)
+    assert (facts(alone) == facts(session)) == (task == "binary")
+    assert ("--against" in alone) == (task != "binary")
+    assert "--against" not in session
+
+
+def test_a_timeline_that_cannot_be_written_stops_no_page(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the logs lie on a disk that is read-only: said, and the page holds it all the same."""
+    try:
+        log.with_suffix(".png").symlink_to(tmp_path / "unplugged" / "a.png")
+    except OSError:
+        pytest.skip("no links here")
+    out = tmp_path / "page.html"
+    assert main(["report", str(log), "--out", str(out)]) == 0
+    assert "no timeline beside the log" in " ".join(capsys.readouterr().err.split())
+    assert "data:image/png" in out.read_text(encoding="utf-8")
+
+
+def test_a_missing_log_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 2, named."""
+    assert main(["report", str(tmp_path / "none.csv")]) == 2
+    assert "none.csv" in " ".join(capsys.readouterr().err.split()).replace(" ", "")

@@ -1,0 +1,285 @@
+"""Claims about comparing runs, moving one to a new place, and judging with few people."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.datasets import Samples, load_samples
+from features.splits import known_rows
+from features.store.store import FeatureStore
+from seqmodel.__main__ import main
+from seqmodel.commands.calibrate import deal_people
+from seqmodel.commands.compare import GATE_MARGIN, gate_passes
+from seqmodel.config import HeadConfig
+from seqmodel.evaluation import folds
+from seqmodel.metrics.bootstrap import Figure, Paired
+from seqmodel.metrics.calibration import Calibration, moved_band
+from seqmodel.runs.card import calibrators_of, load_card, load_split, save_card
+from seqmodel.runs.predict import population, read_predictions
+from tests.support.judged import WITH_GEOMETRY, make_run, make_store
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory) -> Path:
+    """A trained run `good` and a barely trained one `poor`, on one store and split."""
+    root = tmp_path_factory.mktemp("compare")
+    store = make_store(root / "s.zarr", signal=0.8, num_subjects=40)
+    make_run(root / "good", store, epochs=12)
+    make_run(root / "poor", store, epochs=1)
+    return root
+
+
+@pytest.mark.draws
+def test_runs_are_compared_on_their_common_test_clips(two_runs, capsys):
+    assert (
+        main(
+            ["compare", "--runs", str(two_runs / "poor"), str(two_runs / "good"), "--rounds", "200", "--json"]
+        )
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    clips = [row for row in read_predictions(two_runs / "good/predictions.csv") if row["split"] == "test"]
+    assert found["common_clips"] == len(clips)
+    assert found["runs"][0]["against_first"] == {}
+    gain = found["runs"][1]["against_first"]["auroc"]
+    first, second = (run["figures"]["auroc"]["value"] for run in found["runs"])
+    assert gain["value"] == pytest.approx(second - first)
+    assert gain["low"] <= gain["value"] <= gain["high"]
+    assert Path(found["plot"]).stat().st_size > 1000
+
+
+def test_the_gate_stops_a_worse_run_and_lets_an_equal_one_pass(two_runs):
+    good, poor = str(two_runs / "good"), str(two_runs / "poor")
+    assert main(["compare", "--runs", good, poor, "--gate", "--rounds", "200"]) == 1
+    assert main(["compare", "--runs", good, good, "--gate", "--rounds", "200"]) == 0
+
+
+def test_the_gate_judges_by_the_figure_that_was_asked_for_whatever_the_task(two_runs, capsys):
+    """A search by qwk may be of classes that are no levels; unasked, such a run is not judged by it."""
+    good, poor = str(two_runs / "good"), str(two_runs / "poor")
+    words = ["compare", "--gate", "--rounds", "50", "--json", "--runs"]
+    assert main([*words, good, poor, "--metric", "qwk"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["metric"] == "qwk"
+    first, second = (run["figures"]["qwk"]["value"] for run in found["runs"])
+    assert found["runs"][1]["against_first"]["qwk"]["value"] == pytest.approx(second - first)
+    assert "mae" not in found["runs"][1]["figures"]
+    assert main([*words, good, good, "--metric", "qwk"]) == 0
+    capsys.readouterr()
+    assert main([*words, good, good]) == 0
+    assert "qwk" not in json.loads(capsys.readouterr().out)["runs"][1]["figures"]
+
+
+def test_the_gate_knows_proof_and_size():
+    def moved(value: float, low: float, high: float) -> Paired:
+        return Paired(Figure(value, low, high), 0.5)
+
+    assert gate_passes(moved(0.0, -0.1, 0.1))
+    assert gate_passes(moved(-0.01, -0.05, 0.03))
+    assert not gate_passes(moved(-0.01, -0.019, -0.001))
+    assert not gate_passes(moved(-GATE_MARGIN - 0.01, -0.2, 0.1))
+    assert not gate_passes(moved(float("nan"), float("nan"), float("nan")))
+
+
+def test_runs_without_common_clips_or_with_another_question_are_refused(two_runs, tmp_path, capsys):
+    strangers = make_store(tmp_path / "t.zarr", clip_prefix="t")
+    make_run(tmp_path / "stranger", strangers, epochs=1)
+    assert main(["compare", "--runs", str(two_runs / "good"), str(tmp_path / "stranger")]) == 2
+    assert "share no test clip" in capsys.readouterr().err
+    other = make_store(tmp_path / "u.zarr", names=("a", "b", "c"))
+    make_run(tmp_path / "three", other, epochs=1)
+    assert main(["compare", "--runs", str(two_runs / "good"), str(tmp_path / "three")]) == 2
+    assert "cannot be compared" in capsys.readouterr().err
+    assert main(["compare", "--runs", str(two_runs / "good")]) == 2
+
+
+def test_one_pair_of_names_may_be_two_questions(two_runs, tmp_path, capsys):
+    """Where a label counts as another class, or stands in another column; new labels make no new question."""
+
+    def asks(name: str, **changes) -> str:
+        copy = Path(shutil.copytree(two_runs / "good", tmp_path / name))
+        card = load_card(copy)
+        save_card(copy, replace(card, labelling=replace(card.labelling, **changes)))
+        return str(copy)
+
+    def refusal(first: str, second: str) -> str:
+        assert main(["compare", "--runs", first, second, "--rounds", "20"]) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    at_1 = asks("at 1", sources=(("distracted",), ("2", "1", "engaged")))
+    at_2 = asks("at 2", sources=(("1", "distracted"), ("engaged", "2")))
+    said = refusal(at_1, at_2)
+    assert f"{at_1} answers distracted = distracted, engaged = 2+1+engaged of column 'label'" in said
+    assert f"{at_2} answers distracted = 1+distracted, engaged = engaged+2 of column 'label'" in said
+    assert "they cannot be compared" in said
+    said = refusal(at_1, asks("mood", column="mood"))
+    assert "of column 'label'" in said
+    assert "of column 'mood'" in said
+    wider = asks("wider", sources=(("distracted", "away"), ("engaged",)))
+    assert main(["compare", "--runs", str(two_runs / "good"), wider, "--rounds", "20"]) == 0
+
+
+def test_a_shifted_place_is_won_back_by_calibration(two_runs, tmp_path, capsys):
+    home = FeatureStore.open(two_runs / "s.zarr")
+    run = tmp_path / "moved"
+    make_run(run, home, epochs=12)
+    before = load_card(run)
+    # Everything there looks engaged: the same features, pushed along the direction that tells the classes
+    # apart.
+    make_store(tmp_path / "new.zarr", signal=0.8, num_subjects=24, clip_prefix="n", shift=1.2)
+    assert main(["calibrate", "--run", str(run), "--store", str(tmp_path / "new.zarr")]) == 0
+    after = load_card(run)
+    assert after.calibration != before.calibration
+    assert after.stages[-1]["stage"] == "calibrate"
+    found = json.loads((run / "cross/new/calibration.json").read_text(encoding="utf-8"))
+    assert found["test"]["difference"]["balanced_accuracy"]["value"] > 0.1
+    assert found["test"]["difference"]["auroc"]["value"] == pytest.approx(0.0, abs=0.02)
+    assert len(after.test_openings) == len(before.test_openings) + 1
+    # Those whose labels chose the threshold are no part of the figures that are asked for next.
+    assert main(["evaluate", "--run", str(run), "--store", str(tmp_path / "new.zarr"), "--rounds", "50"]) == 0
+    judged = read_predictions(run / "cross/new/predictions.csv")
+    calibrated = set(calibrators_of(run, load_card(run)))
+    assert calibrated
+    assert not calibrated & {row["clip_id"] for row in judged}
+    assert len({row["subject"] for row in judged}) == found["people_testing"]
+    page = (run / "cross/new/report.html").read_text(encoding="utf-8")
+    assert f"{found['people_calibrating']} people of new.zarr" in page
+    assert main(["evaluate", "--run", str(run), "--abstain", "0.2"]) == 2
+    assert "calibrated for" in capsys.readouterr().err
+
+
+def test_a_run_is_not_calibrated_on_its_own_test_people(two_runs, tmp_path, capsys):
+    run = tmp_path / "home"
+    make_run(run, FeatureStore.open(two_runs / "s.zarr"), epochs=1)
+    assert main(["calibrate", "--run", str(run), "--store", str(two_runs / "s.zarr")]) == 2
+    assert "a store of the new place alone" in capsys.readouterr().err
+
+
+def test_an_abstain_band_moves_with_the_threshold_and_keeps_its_width_in_logits():
+    def logit(p):
+        return np.log(p / (1 - p))
+
+    old = Calibration(temperature=2.0, threshold=0.5, abstain=(0.4, 0.7))
+    new = Calibration(temperature=1.0, threshold=0.8)
+    low, high = moved_band(old, new, "binary")
+    assert logit(0.8) - logit(low) == pytest.approx(2 * (logit(0.5) - logit(0.4)))
+    assert logit(high) - logit(0.8) == pytest.approx(2 * (logit(0.7) - logit(0.5)))
+    assert moved_band(Calibration(), new, "binary") is None
+    assert moved_band(Calibration(abstain=(0.0, 0.6)), new, "multiclass") == (0.0, 0.6)
+
+
+def test_two_data_sets_with_the_same_file_names_are_told_apart_by_people(two_runs, tmp_path):
+    """Their clips have the run's names and belong to nobody whom it knows: another data set."""
+    run = tmp_path / "home"
+    make_run(run, FeatureStore.open(two_runs / "s.zarr"), epochs=1)
+    table = FeatureStore.open(two_runs / "s.zarr").table()
+    strangers = replace(table, subject=np.char.add("other ", table.subject))
+    sides = load_split(run)
+    assert known_rows(table, sides).any()
+    assert not known_rows(strangers, sides).any()
+    labels = np.zeros(len(table.state), np.int64)
+    assert (
+        len(population(strangers, labels, sides, "test", known_rows(strangers, sides)).rows)
+        == (table.state != 0).sum()
+    )
+    one_renamed = replace(table, subject=np.where(np.arange(len(table.state)) == 0, "x", table.subject))
+    assert known_rows(one_renamed, sides).sum() == known_rows(table, sides).sum()
+
+
+def test_those_who_calibrate_do_not_test():
+    people = np.repeat([f"p{k}" for k in range(10)], 6)
+    labels = np.tile([0, 1], 30)
+    fits = deal_people(people, labels, 0.3, seed=0)
+    assert len(set(people[fits])) == 3
+    assert not set(people[fits]) & set(people[~fits])
+    with pytest.raises(ValueError, match="needs two people or more"):
+        deal_people(people[:6], labels[:6], 0.5, seed=0)
+    with pytest.raises(ValueError, match="cannot be dealt"):
+        deal_people(people[:12], np.repeat([0, 1], 6), 0.5, seed=0)
+
+
+_TINY = folds.Candidate("tiny", HeadConfig(hidden=8, projection=8, dropout=0.0), lr=1e-2)
+
+
+def _hurry(monkeypatch: pytest.MonkeyPatch, *candidates: folds.Candidate) -> None:
+    """Small heads and few epochs are enough to see who is asked what."""
+    monkeypatch.setattr(folds, "CANDIDATES", candidates)
+    monkeypatch.setattr(folds, "MIN_EPOCHS", 5)
+    monkeypatch.setattr(folds, "MAX_EPOCHS", 5)
+
+
+def test_every_stream_of_the_store_has_its_baseline_in_folds(tmp_path, monkeypatch):
+    _hurry(monkeypatch, _TINY)
+    store = make_store(tmp_path / "s.zarr", num_subjects=8, clips_each=6, recipe=WITH_GEOMETRY)
+    make_run(tmp_path / "run", store, epochs=1, inputs="embeddings")
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "2", "--rounds", "50"]) == 0
+    page = (tmp_path / "run/folds-2/report.html").read_text(encoding="utf-8")
+    assert "Logistic, embeddings" in page
+    assert "Logistic, geometry" in page
+    assert "tiny heads in 2" in page
+
+
+def test_every_part_of_a_folds_people_is_held_back_once():
+    labels = np.tile([0, 1], 40)
+    people = np.repeat([f"p{k}" for k in range(10)], 8)
+    samples = Samples({}, {}, labels, people, people, np.arange(80))
+    learn = np.flatnonzero(people != "p3")
+    parts = folds.inner_parts(samples, learn, seed=0)
+    assert len(parts) == folds.INNER_FOLDS
+    assert sorted(np.concatenate([held for _, held in parts]).tolist()) == learn.tolist()
+    for train, held in parts:
+        assert not set(people[train]) & set(people[held])
+        assert set(train.tolist()) | set(held.tolist()) == set(learn.tolist())
+
+
+def test_a_part_without_which_a_class_is_unknown_is_left_out():
+    people = np.repeat(["a", "b", "c"], 4)
+    labels = np.repeat([0, 1, 1], 4)
+    samples = Samples({}, {}, labels, people, people, np.arange(12))
+    parts = folds.inner_parts(samples, np.arange(12), seed=0)
+    assert {str(people[held][0]) for _, held in parts} == {"b", "c"}
+    assert folds.inner_parts(replace(samples, labels=np.zeros(12, int)), np.arange(12), seed=0) == []
+
+
+@pytest.mark.parametrize("how", ["3", "loso"])
+def test_every_clip_is_answered_by_a_head_that_never_saw_its_person(tmp_path, monkeypatch, how):
+    _hurry(monkeypatch, _TINY)
+    store = make_store(tmp_path / "s.zarr", signal=0.8, num_subjects=6, clips_each=8)
+    make_run(tmp_path / "run", store, epochs=1)
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", how, "--rounds", "50"]) == 0
+    folder = tmp_path / f"run/folds-{how}"
+    rows = read_predictions(folder / "predictions.csv")
+    assert len(rows) == 48
+    figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))[f"folds-{how}"]
+    assert figures["auroc"]["value"] > 0.7
+    assert len(load_card(tmp_path / "run").test_openings) == 1
+
+
+def test_a_fold_is_answered_alike_whatever_the_labels_of_those_left_out(tmp_path, monkeypatch):
+    _hurry(monkeypatch, _TINY, replace(_TINY, name="noisy", noise=0.5))
+    store = make_store(tmp_path / "s.zarr", signal=0.5, num_subjects=5, clips_each=6, broken=False)
+    card = make_run(tmp_path / "run", store, epochs=1)
+    samples = load_samples(store, card.labelling, np.arange(30))
+    learn, left_out = folds.split_folds("loso", samples.labels, samples.subjects, 0)[2]
+    assert set(samples.subjects[left_out]) == {"사람02"}
+    turned = samples.labels.copy()
+    turned[left_out] = 1 - turned[left_out]
+    measured = np.ones(30, bool)
+    answers = [
+        folds.answer_fold(card, part, measured, learn, left_out, seed=0)
+        for part in (samples, replace(samples, labels=turned))
+    ]
+    np.testing.assert_array_equal(answers[0].probabilities, answers[1].probabilities)
+    np.testing.assert_array_equal(answers[0].said, answers[1].said)
+
+
+def test_folds_want_a_number_or_loso(two_runs, capsys):
+    assert main(["evaluate", "--run", str(two_runs / "good"), "--folds", "many"]) == 2
+    assert "a number or loso" in capsys.readouterr().err
+    assert main(["evaluate", "--run", str(two_runs / "good"), "--folds", "99"]) == 2

@@ -1,0 +1,98 @@
+"""The compiled encoder says what the torch one says, without torch, and calls nobody."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seqmodel.encoders.backbone import build_encoder
+from seqmodel.encoders.engine import Precision, encoder_engine, import_openvino, open_engine
+from tests.support.crops import crops
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_large", "efficientnet_lite0"])
+def test_engine_and_torch_differ_by_float16_steps_at_most(name: str) -> None:
+    compiled = open_engine(name, "random", backend="openvino", precision="f32", threads=2)
+    eager = open_engine(name, "random", backend="torch")
+    assert compiled.encoder_id == eager.encoder_id
+    ours, theirs = compiled.embed(crops(4)), eager.embed(crops(4))
+    # One float16 step, or for values near 0, where steps are finer than that, the float32 error (1e-5 seen).
+    step = np.maximum(np.spacing(np.abs(ours)).astype(float), 5e-5)
+    assert (np.abs(ours.astype(float) - theirs.astype(float)) <= step).all()
+    assert (ours != theirs).mean() < 0.05
+    assert compiled.numerics["backend"] == "openvino"
+    assert eager.numerics["backend"] == "torch"
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_batch_and_threads_do_not_move_a_bit(precision: Precision) -> None:
+    one, two = (
+        open_engine("mobilenet_v3_large", "random", backend="openvino", precision=precision, threads=n)
+        for n in (1, 2)
+    )
+    together = two.embed(crops(4))
+    assert np.array_equal(together, one.embed(crops(4)))
+    assert np.array_equal(together[2:3], two.embed(crops(4)[2:3]))
+
+
+def test_auto_takes_bf16_where_the_processor_has_it_and_numerics_say_what_it_became() -> None:
+    capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    best = "bf16" if "BF16" in capabilities else "f32"
+    became = {}
+    for precision in ("auto", "f32", "bf16"):
+        engine = open_engine("mobilenet_v3_large", "random", backend="openvino", precision=precision)
+        became[precision] = engine.numerics["precision"]
+        assert became[precision] == {"auto": best, "f32": "f32", "bf16": best}[precision]
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("mobilenet_v3_large", "random"), ("efficientnet_lite0", "imagenet")]
+)
+def test_bf16_sees_the_same(name: str, weights: str) -> None:
+    full, half = (
+        open_engine(name, weights, backend="openvino", precision=p).embed(crops(4)).astype(float)
+        for p in ("f32", "bf16")
+    )
+    cosine = (full * half).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(half, axis=1)
+    assert cosine.min() > 0.99
+
+
+def test_only_rgb_uint8_is_taken() -> None:
+    engine = open_engine("mobilenet_v3_large", "random", backend="openvino")
+    with pytest.raises(TypeError, match="RGB uint8 crops"):
+        engine.embed(crops(1).astype(np.float32))  # type: ignore[arg-type]
+    assert engine.embed(crops(0)).shape == (0, 960)
+
+
+def test_torch_is_not_imported_once_the_network_is_converted() -> None:
+    open_engine("mobilenet_v3_large", "random", backend="openvino")
+    program = (
+        "import sys; from seqmodel.encoders.engine import open_engine; "
+        "e = open_engine('mobilenet_v3_large', 'random', backend='openvino'); "
+        "print('torch' in sys.modules, sys.modules['openvino_telemetry'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8")
+    assert done.stdout.split() == ["False", "None"], done.stderr
+
+
+def test_the_converted_network_may_lie_under_any_letters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, identity = build_encoder("efficientnet_lite0", "imagenet")
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "캐시 폴더"))
+    first = encoder_engine(encoder, identity, backend="openvino").embed(crops(1))
+    (folder,) = (tmp_path / "캐시 폴더" / "openvino").iterdir()
+    kept = list(folder.iterdir())
+    assert sorted(path.suffix for path in kept) == [".bin", ".xml"]
+
+    again = open_engine("efficientnet_lite0", "imagenet", backend="openvino")
+    assert np.array_equal(again.embed(crops(1)), first)
+
+
+def test_devices_that_are_not_there_are_named() -> None:
+    with pytest.raises(ValueError, match="OpenVINO does not run on CUDA"):
+        open_engine("mobilenet_v3_large", "random", backend="openvino", device="cuda")
+    with pytest.raises(ValueError, match="--device takes auto, cpu or cuda"):
+        open_engine("mobilenet_v3_large", "random", device="tpu")

@@ -1,0 +1,378 @@
+"""Claims about judging a run: who counts, what is written, and what never moves."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.maintenance.import_external import read_sequences, write_external
+from seqmodel.__main__ import main
+from seqmodel.config import HeadConfig
+from seqmodel.evaluation import folds
+from seqmodel.runs.card import load_card
+from seqmodel.runs.predict import read_predictions
+from tests.support.judged import NAMES, WITH_GEOMETRY, make_run, make_store
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory) -> Path:
+    """A run, evaluated on test; its store lies beside it."""
+    root = tmp_path_factory.mktemp("평가 1")
+    store = make_store(root / "s.zarr", signal=0.6)
+    make_run(root / "runs/작은", store)
+    assert main(["evaluate", "--run", str(root / "runs/작은"), "--split", "test", "--rounds", "200"]) == 0
+    return root / "runs/작은"
+
+
+def _metrics(run: Path) -> dict:
+    return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_every_file_of_an_evaluation_is_there(judged):
+    for name in (
+        "metrics.json",
+        "predictions.csv",
+        "report.html",
+        "MODEL_CARD.md",
+        "plots/confusion.png",
+        "plots/roc.png",
+    ):
+        assert (judged / name).stat().st_size > 100
+    assert not list(judged.rglob("*.tmp"))
+
+
+def test_metrics_have_value_and_interval(judged):
+    for figures in _metrics(judged).values():
+        for figure in figures.values():
+            assert set(figure) == {"value", "low", "high"}
+    auroc = _metrics(judged)["test"]["auroc"]
+    assert 0 <= auroc["low"] <= auroc["value"] <= auroc["high"] <= 1
+
+
+def test_nobody_drops_out_of_the_denominator(judged):
+    with (judged / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    states = [row["state"] for row in rows]
+    assert "no face" in states
+    assert any(state.startswith("failed") for state in states)
+    metrics = _metrics(judged)
+    assert metrics["test"]["num_clips"]["value"] == len(rows)
+    right = np.mean([row["label"] == row["decision"] for row in rows])
+    assert metrics["test"]["accuracy"]["value"] == pytest.approx(right)
+    measured = [row for row in rows if row["state"] == "ok"]
+    right = np.mean([row["label"] == row["decision"] for row in measured])
+    assert metrics["test/measured"]["accuracy"]["value"] == pytest.approx(right)
+
+
+def test_unmeasured_clips_are_taken_as_the_training_majority(judged):
+    with (judged / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    said = {row["decision"] for row in rows if row["state"] not in ("ok", "unsure")}
+    assert len(said) == 1
+
+
+def test_opening_the_test_split_is_counted_in_card_and_store(judged):
+    from features.store.store import FeatureStore
+
+    card = load_card(judged)
+    before = len(card.test_openings)
+    assert main(["evaluate", "--run", str(judged), "--split", "val", "--rounds", "50"]) == 0
+    assert len(load_card(judged).test_openings) == before
+    assert main(["evaluate", "--run", str(judged), "--split", "test", "--rounds", "200"]) == 0
+    assert len(load_card(judged).test_openings) == before + 1
+    assert len(FeatureStore.open(card.store).test_openings) == before + 1
+    assert {"test", "val"} <= set(_metrics(judged))
+
+
+def test_a_lost_store_and_an_unfinished_run_are_one_clear_line(judged, tmp_path, capsys):
+    assert main(["evaluate", "--run", str(tmp_path)]) == 2
+    assert "is not a finished run" in capsys.readouterr().err
+    assert main(["evaluate", "--run", str(judged), "--store", str(tmp_path / "gone.zarr")]) == 2
+    assert "no store at" in capsys.readouterr().err
+
+
+def test_the_threshold_never_moves_when_test_labels_change(tmp_path):
+    from seqmodel.commands.evaluate import open_and_predict
+    from seqmodel.config import EvaluateArgs
+
+    store = make_store(tmp_path / "s.zarr", signal=0.4, broken=False)
+    make_run(tmp_path / "run", store)
+    goal = EvaluateArgs(run=tmp_path / "run", threshold_for="recall:distracted=0.8", abstain=0.2)
+    first, before = open_and_predict(goal)
+    _turn_test_labels(tmp_path / "s.zarr", set(before.clip_ids.tolist()))
+    second, after = open_and_predict(goal)
+    assert second.card.calibration == first.card.calibration
+    assert first.card.calibration.goal == "recall:distracted=0.8"
+    assert first.card.calibration.abstain is not None
+    assert (before.labels == 1 - after.labels).all()
+    np.testing.assert_array_equal(before.said, after.said)
+
+
+def _turn_test_labels(path: Path, clip_ids: set[str]) -> None:
+    import zarr
+
+    group = zarr.open_group(path, mode="r+")
+    labels = group["labels/label"]
+    turned = labels[:]
+    ids = group["clip_id"][:]
+    for row, clip_id in enumerate(ids):
+        if str(clip_id) in clip_ids:
+            turned[row] = 1 - turned[row]
+    labels[:] = turned
+
+
+def test_abstaining_marks_about_the_share_that_was_asked_for(tmp_path):
+    from seqmodel.commands.evaluate import open_and_predict
+    from seqmodel.config import EvaluateArgs
+
+    store = make_store(tmp_path / "s.zarr", signal=0.3, broken=False, num_subjects=30)
+    make_run(tmp_path / "run", store)
+    _, predictions = open_and_predict(EvaluateArgs(run=tmp_path / "run", split="val", abstain=0.3))
+    assert predictions.unsure.mean() == pytest.approx(0.3, abs=0.08)
+
+
+def test_another_data_set_is_judged_as_a_whole_with_mapped_names(tmp_path, capsys):
+    store = make_store(tmp_path / "home.zarr", signal=0.8)
+    make_run(tmp_path / "run", store)
+    make_store(tmp_path / "other.zarr", names=("away", "here"), seed=5, num_subjects=8, clip_prefix="o")
+    words = [
+        "evaluate",
+        "--run",
+        str(tmp_path / "run"),
+        "--store",
+        str(tmp_path / "other.zarr"),
+        "--rounds",
+        "50",
+    ]
+    assert main(words) == 2
+    assert "map them with --map THEIRS=OURS" in capsys.readouterr().err
+    assert main([*words, "--map", "away=nonsense"]) == 2
+    assert main([*words, "--map", "away=distracted", "here=engaged"]) == 0
+    folder = tmp_path / "run/cross/other"
+    metrics = _metrics(folder)
+    assert metrics["other:test"]["num_clips"]["value"] == 48
+    assert not (tmp_path / "run/report.html").exists()
+
+
+def test_a_store_of_another_recipe_is_refused_by_field(tmp_path, capsys):
+    from dataclasses import replace
+
+    from tests.support.judged import RECIPE
+
+    store = make_store(tmp_path / "home.zarr")
+    make_run(tmp_path / "run", store, epochs=1)
+    assert RECIPE.pixels is not None
+    other = replace(RECIPE, pixels=replace(RECIPE.pixels, margin=0.4))
+    make_store(tmp_path / "other.zarr", recipe=other, clip_prefix="o")
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--store", str(tmp_path / "other.zarr")]) == 2
+    assert "pixels.margin: 0.25 here, 0.4 there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["multiclass", "ordinal"])
+def test_more_than_two_classes_are_judged_too(tmp_path, task):
+    store = make_store(tmp_path / "s.zarr", names=("low", "mid", "high"), signal=0.7)
+    make_run(tmp_path / "run", store, task=task)
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--rounds", "50"]) == 0
+    figures = _metrics(tmp_path / "run")["test"]
+    assert ("qwk" in figures) == (task == "ordinal")
+    assert {"recall:low", "recall:mid", "recall:high", "auroc"} <= set(figures)
+
+
+@pytest.mark.slow
+@pytest.mark.draws
+def test_the_map_of_embeddings_is_drawn_and_the_same_again(tmp_path, capsys):
+    store = make_store(tmp_path / "s.zarr", signal=0.8)
+    make_run(tmp_path / "run", store, epochs=1)
+    words = ["evaluate", "--run", str(tmp_path / "run"), "--split", "val", "--rounds", "50", "--umap"]
+    drawings = []
+    for _ in range(2):
+        assert main(words) == 0
+        drawings.append((tmp_path / "run/val/plots/umap_label.png").read_bytes())
+    assert drawings[0] == drawings[1]
+    page = (tmp_path / "run/val/report.html").read_text(encoding="utf-8")
+    assert "mobilenet_v3_large (random:0), seed 0" in page
+    assert (tmp_path / "run/val/plots/umap_subject.png").is_file()
+
+
+def test_too_few_clips_for_a_map_are_said_and_the_report_is_written(tmp_path, capsys):
+    store = make_store(tmp_path / "s.zarr", num_subjects=9, clips_each=3)
+    make_run(tmp_path / "run", store, epochs=1)
+    words = ["evaluate", "--run", str(tmp_path / "run"), "--split", "val", "--rounds", "50", "--umap"]
+    assert main(words) == 0
+    assert "--umap needs at least 12 clips with a face" in capsys.readouterr().err
+    assert not (tmp_path / "run/val/plots/umap_label.png").exists()
+
+
+def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path):
+    """A run that reads one stream is held against both; the geometry without each person's rest, as the run's
+    card says."""
+    from seqmodel.commands.evaluate import open_split
+    from seqmodel.config import EvaluateArgs
+    from seqmodel.evaluation.context import predict, training_clips, yardsticks
+    from seqmodel.metrics.classification import score
+
+    store = make_store(tmp_path / "s.zarr", signal=0.5, recipe=WITH_GEOMETRY)
+    found = {}
+    for baseline in ("none", "subject"):
+        make_run(tmp_path / baseline, store, epochs=1, baseline=baseline)
+        asked = open_split(EvaluateArgs(run=tmp_path / baseline))
+        sticks = yardsticks(asked, predict(asked), training_clips(asked), seed=0)
+        found[baseline] = {
+            stick.name: score("auroc", asked.population.labels, stick.probabilities) for stick in sticks
+        }
+    assert {"logistic_embeddings", "logistic_geometry"} <= set(found["none"])
+    assert found["subject"]["logistic_embeddings"] == found["none"]["logistic_embeddings"]
+    # People differ at rest by more than the classes do.
+    assert found["subject"]["logistic_geometry"] > found["none"]["logistic_geometry"] + 0.05
+
+
+def test_an_imported_frame_that_lacks_a_feature_is_no_face(tmp_path):
+    from seqmodel.evaluation.context import face_coverage
+
+    x = np.ones((3, 4, 2), np.float32)
+    x[1, :2] = np.nan
+    x[2] = np.nan
+    np.savez(tmp_path / "f.npz", x=x, y=np.array([0, 1, 0]), length=np.array([2, 4, 4]))
+    store = write_external(tmp_path / "s.zarr", read_sequences(tmp_path / "f.npz"), "own")
+    assert face_coverage(store, np.arange(3)).tolist() == [1.0, 0.5, 0.0]
+
+
+# Folds
+
+
+@pytest.fixture
+def quick_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small heads and few epochs are enough to see who is asked what."""
+    tiny = folds.Candidate("tiny", HeadConfig(hidden=8, projection=8, dropout=0.0), lr=1e-2)
+    monkeypatch.setattr(folds, "CANDIDATES", (tiny,))
+    monkeypatch.setattr(folds, "MIN_EPOCHS", 3)
+    monkeypatch.setattr(folds, "MAX_EPOCHS", 3)
+
+
+def _relabel(path: Path, label_of: dict[str, int]) -> None:
+    """Give every clip of these people one label."""
+    import zarr
+
+    group = zarr.open_group(path, mode="r+")
+    subjects = group["subject"][:]
+    labels = group["labels/label"][:]
+    for who, label in label_of.items():
+        labels[[str(name) == who for name in subjects]] = label
+    group["labels/label"][:] = labels
+
+
+@pytest.mark.parametrize("how", ["2", "loso"])
+def test_a_fold_with_nothing_to_learn_from_is_answered_by_its_majority(tmp_path, quick_folds, how):
+    """Of three people in two folds one is alone; and where one alone has the other class, nobody else shows
+    it."""
+    num_subjects = 3 if how == "2" else 4
+    store = make_store(tmp_path / "s.zarr", num_subjects=num_subjects, clips_each=8, broken=False)
+    make_run(tmp_path / "run", store, epochs=1)
+    if how == "loso":
+        _relabel(tmp_path / "s.zarr", {f"사람{s:02d}": 0 for s in (1, 2, 3)})
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", how, "--rounds", "50"]) == 0
+    folder = tmp_path / f"run/folds-{how}"
+    rows = read_predictions(folder / "predictions.csv")
+    idle = [row for row in rows if row["state"] == "nothing to learn from"]
+    labels = [row["label"] for row in rows]
+    assert len(rows) == 8 * num_subjects
+    assert len(idle) == (16 if how == "2" else 8)
+    assert {row["state"] for row in rows} == {"ok", "nothing to learn from"}
+    share = labels.count(NAMES[1]) / len(labels)
+    assert [float(row["p_engaged"]) for row in idle] == pytest.approx([share] * len(idle), abs=1e-6)
+    assert {row["decision"] for row in idle} == {NAMES[int(share > 0.5)]}
+    if how == "loso":
+        assert {row["subject"] for row in idle} == {"사람00"}
+    figures = _metrics(folder)
+    assert figures[f"folds-{how}"]["num_clips"]["value"] == len(rows)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"in 1 of {2 if how == '2' else 4} folds there was nothing to learn from" in page
+    assert f"{len(idle)} of {len(rows)} clips were not measured and count as the training majority" in page
+
+
+def test_folds_of_which_none_can_learn_are_refused_and_open_nothing(tmp_path, quick_folds, capsys):
+    store = make_store(tmp_path / "s.zarr", num_subjects=3, clips_each=8, broken=False)
+    make_run(tmp_path / "run", store, epochs=1)
+    words = ["evaluate", "--run", str(tmp_path / "run"), "--rounds", "50", "--folds"]
+    assert main([*words, "99"]) == 2
+    _relabel(tmp_path / "s.zarr", {f"사람{s:02d}": 0 for s in range(3)})
+    capsys.readouterr()
+    assert main([*words, "3"]) == 2
+    assert "--folds 3: there is nothing to learn from in any fold" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert load_card(tmp_path / "run").test_openings == ()
+    assert store.test_openings == []
+    assert not (tmp_path / "run/folds-3").exists()
+
+
+def test_windows_of_one_video_stay_in_one_fold_where_nobody_is_known(tmp_path, quick_folds, monkeypatch):
+    """In the folds, and in the parts of the people whom a fold learns from."""
+    unknown = {"known_subjects": False, "one_video_each": True, "broken": False}
+    store = make_store(tmp_path / "s.zarr", num_subjects=9, clips_each=6, **unknown)
+    make_run(tmp_path / "run", store, epochs=1)
+    sides = []
+
+    def noted(samples, learn, seed, inner_parts=folds.inner_parts):
+        parts = inner_parts(samples, learn, seed)
+        sides.append((learn, np.setdiff1d(np.arange(len(samples)), learn)))
+        sides.extend(parts)
+        return parts
+
+    monkeypatch.setattr(folds, "inner_parts", noted)
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--rounds", "50"]) == 0
+    videos = store.table().source
+    assert len(sides) == 3 * (1 + folds.INNER_FOLDS)
+    assert not any(set(videos[one]) & set(videos[other]) for one, other in sides)
+
+
+def test_folds_of_another_data_set_learn_its_labels_by_their_mapped_names(tmp_path, quick_folds):
+    make_run(tmp_path / "run", make_store(tmp_path / "home.zarr", num_subjects=9), epochs=1)
+    make_store(tmp_path / "other.zarr", names=("away", "here"), num_subjects=6, clip_prefix="o")
+    words = ["evaluate", "--run", str(tmp_path / "run"), "--store", str(tmp_path / "other.zarr")]
+    words += ["--map", "away=distracted", "here=engaged", "--folds", "3", "--rounds", "50"]
+    assert main(words) == 0
+    assert _metrics(tmp_path / "run/cross/other/folds-3")["folds-3"]["auroc"]["value"] > 0.7
+    assert not (tmp_path / "run/folds-3").exists(), "which is about the run's own data"
+
+
+def test_folds_of_a_store_of_another_width_make_their_own_heads(tmp_path, quick_folds, capsys):
+    """The run lends its question, not its network; a stream that is not there is one line."""
+    for name, width in (("home", 6), ("other", 9)):
+        x = np.random.default_rng(width).normal(size=(48, 5, width))
+        who, y = np.array([f"{name}{i % 12}" for i in range(48)]), np.arange(48) // 12 % 2
+        x[:, :, 0] += 2 * y[:, None]
+        names = np.array([f"f{i}" for i in range(width)])
+        np.savez(tmp_path / f"{name}.npz", x=x, y=y, subject=who, feature_names=names)
+        read = read_sequences(tmp_path / f"{name}.npz")
+        write_external(tmp_path / f"{name}.zarr", read, name, "embeddings")
+    run = str(tmp_path / "run")
+    assert main(["train", "--store", str(tmp_path / "home.zarr"), "--run", run, "--epochs", "1"]) == 0
+    words = ["evaluate", "--run", run, "--folds", "2", "--rounds", "20"]
+    assert main([*words, "--store", str(tmp_path / "other.zarr")]) == 0
+    write_external(tmp_path / "geometry.zarr", read, "other", "geometry")
+    capsys.readouterr()
+    assert main([*words, "--store", str(tmp_path / "geometry.zarr")]) == 2
+    assert "reads embeddings, which" in " ".join(capsys.readouterr().err.split())
+
+
+def test_folds_choose_for_the_goal_that_is_asked_for(tmp_path, quick_folds):
+    from seqmodel.config import EvaluateArgs
+    from seqmodel.evaluation.context import ask
+
+    make_run(tmp_path / "run", make_store(tmp_path / "s.zarr", num_subjects=8, signal=0.3), epochs=1)
+    args = EvaluateArgs(tmp_path / "run", folds="2", rounds=20, threshold_for="recall:distracted=0.9")
+    card = load_card(tmp_path / "run")
+    asked = folds.every_clip(ask(args.run, card, None, "test"), "2")
+    _, yardsticks, refitted, _ = folds.answer_all(asked, args)
+    assert {c.goal for c in refitted.calibrations} == {"recall:distracted=0.9"}
+    majority = next(stick for stick in yardsticks if stick.name == "majority")
+    assert len(np.unique(majority.probabilities[:, 1])) == 1, "of all folds, else it leans against the truth"
+    words = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "2"]
+    assert main([*words, "--threshold-for", "recall:nobody=7"]) == 2
+    assert main([*words, "--abstain", "0.2"]) == 2
+    assert load_card(tmp_path / "run").test_openings == ()

@@ -1,0 +1,189 @@
+"""Known answers: what intervals, yardsticks and paired differences must say where the truth is known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from seqmodel.evaluation.baselines import identity
+from seqmodel.evaluation.subgroups import all_slices, wilson
+from seqmodel.metrics.bootstrap import bootstrap_figures, draw_subjects, interval, paired
+from seqmodel.metrics.classification import evaluate_predictions, minority_class
+from seqmodel.reporting.text import figures_lede, verdict
+from tests.support.judged import judged, people
+
+
+def test_the_bootstrap_equals_scikit_learn_on_repeated_clips():
+    rng = np.random.default_rng(0)
+    subjects = np.array([f"s{k}" for k in rng.integers(0, 9, 150)])
+    for num_classes in (2, 3):
+        labels = rng.integers(0, num_classes, 150)
+        p = np.round(rng.dirichlet(np.ones(num_classes), 150), 1) + 0.01
+        p /= p.sum(1, keepdims=True)
+        said = p.argmax(1)
+        draws = draw_subjects(subjects, 6, seed=1)
+        minority = minority_class(labels, num_classes)
+        fast = bootstrap_figures(labels, p, said, draws, minority)
+        for r in range(draws.rounds):
+            again = np.repeat(np.arange(150), draws.weights[r][draws.subject_index].astype(int))
+            slow = evaluate_predictions(labels[again], p[again], said[again], minority)
+            for name, rounds in fast.items():
+                assert rounds[r] == pytest.approx(slow[name], nan_ok=True), (name, r)
+
+
+def test_a_constant_model_is_the_majority_and_its_interval_holds_one_half():
+    rng = np.random.default_rng(1)
+    labels = (rng.random(200) < 0.7).astype(np.int64)
+    found = judged(labels, np.full(200, 0.7), people(20, 10))
+    auroc = found.figures["auroc"]
+    assert auroc.value == 0.5
+    assert auroc.low <= 0.5 <= auroc.high
+    best = found.beside[0]
+    assert best.yardstick.name == "majority"
+    for name, figure in found.figures.items():
+        assert figure.value == pytest.approx(best.figures[name].value, nan_ok=True)
+
+
+def test_shuffled_labels_give_nothing_significant_in_17_of_20_seeds():
+    quiet = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        found = judged(rng.integers(0, 2, 240), rng.random(240), people(24, 10), rounds=200, seed=seed)
+        auroc = found.figures["auroc"]
+        better = found.beside[0].paired["auroc"].is_higher
+        quiet += auroc.low <= 0.5 <= auroc.high and not better
+    assert quiet >= 17
+
+
+def test_a_model_that_knows_identity_is_exposed():
+    rng = np.random.default_rng(3)
+    subjects = people(24, 12)
+    habit = rng.beta(0.6, 0.6, 24)
+    labels = (rng.random(len(subjects)) < np.repeat(habit, 12)).astype(np.int64)
+    found = judged(labels, np.repeat(habit, 12), subjects)
+    beside = {b.yardstick.name: b for b in found.beside}
+    assert found.figures["auroc"].value > 0.8
+    assert beside["majority"].paired["auroc"].is_higher
+    assert beside["identity"].figures["auroc"].value > 0.75
+    gain = beside["identity"].paired["auroc"].difference
+    assert gain.value < 0.06
+    assert beside["identity"].yardstick.is_leak
+
+
+def test_identity_says_nothing_where_people_do_not_differ():
+    rng = np.random.default_rng(4)
+    subjects = people(12, 10)
+    labels = np.tile([0, 1], 60)
+    known = identity(labels, subjects, np.array([0.5, 0.5]), seed=0)
+    assert known is not None
+    assert np.ptp(known.probabilities[:, 1]) == pytest.approx(0.0)
+    assert identity(labels, np.full(120, ""), np.array([0.5, 0.5]), seed=0) is None
+    del rng
+
+
+def test_intervals_cover_the_truth_in_nine_of_ten_data_sets_of_forty_people():
+    covered = 0
+    trials = 200
+    for seed in range(trials):
+        rng = np.random.default_rng(1000 + seed)
+        # Each person has their own accuracy around .7: clips of one person are alike.
+        own = np.repeat(rng.beta(7, 3, 40), 8)
+        labels = rng.integers(0, 2, 320)
+        said = np.where(rng.random(320) < own, labels, 1 - labels)
+        draws = draw_subjects(people(40, 8), 400, seed)
+        p = np.stack([1.0 - said, said], axis=1).astype(float)
+        rounds = bootstrap_figures(labels, p, said, draws, 0)["accuracy"]
+        low, high = interval(rounds, draws.num_subjects)
+        covered += low <= 0.7 <= high
+    assert covered / trials >= 0.9
+
+
+def test_few_people_bring_a_warning_and_no_people_a_plainer_one():
+    rng = np.random.default_rng(5)
+    labels, positive = rng.integers(0, 2, 60), rng.random(60)
+    assert any("only 6 subjects" in w for w in judged(labels, positive, people(6, 10)).warnings)
+    assert any("by clip" in w for w in judged(labels, positive, np.full(60, "")).warnings)
+    assert judged(rng.integers(0, 2, 240), rng.random(240), people(24, 10)).warnings == ()
+
+
+def test_a_pair_of_equal_models_differs_by_nothing():
+    rounds = np.random.default_rng(0).random(100)
+    same = paired(0.8, 0.8, rounds, rounds, 30)
+    assert (same.difference.value, same.difference.low, same.difference.high) == (0.0, 0.0, 0.0)
+    assert same.p_value == 1.0
+    assert not same.is_higher
+
+
+def test_fewer_than_six_people_prove_nothing_however_much_better_they_are():
+    """All of n people lie on one side by chance in 2^(1 − n) of the cases: 1/16 for five, 1/32 for six."""
+    high, low = np.full(1000, 0.9), np.full(1000, 0.5)
+    by_people = {n: paired(0.9, 0.5, high, low, n) for n in (2, 5, 6, 40)}
+    assert [pair.is_higher for pair in by_people.values()] == [False, False, True, True]
+    assert [paired(0.5, 0.9, low, high, n).is_lower for n in by_people] == [False, False, True, True]
+    assert by_people[2].p_value == 0.5
+    assert by_people[40].p_value == 2 / 1001
+    assert all(pair.difference.low == pytest.approx(0.4) for pair in by_people.values())
+
+
+def test_the_headline_claims_nothing_from_a_few_people():
+    rng = np.random.default_rng(4)
+    labels = np.tile([0, 1], 120)
+    scores = labels + rng.normal(0, 0.4, 240)
+    claims = {n: verdict(judged(labels, scores, people(n, 240 // n))) for n in (1, 3, 24)}
+    assert "1 person is too few to say that this is better than" in claims[1]
+    assert "3 people are too few to say that this is better than" in claims[3]
+    assert "That is clearly better than" in claims[24]
+
+
+def test_clips_of_nobody_known_are_no_people():
+    """However many there are: two people are too few to prove anything, and others may have been in
+    training."""
+    rng = np.random.default_rng(4)
+    labels = np.tile([0, 1], 75)
+    scores = labels + rng.normal(0, 0.4, 150)
+    found = judged(labels, scores, np.concatenate([people(2, 50), np.full(50, "")]))
+    assert (found.draws.num_people, found.draws.num_subjects) == (2, 52)
+    headline = verdict(found)
+    assert headline.startswith("On 100 clips of 2 people and 50 of nobody known, it ranks")
+    assert "2 people are too few to say that this is better than" in headline
+    assert [w.partition(":")[0] for w in found.warnings] == [
+        "only 2 subjects",
+        "50 of 150 clips have no subject",
+    ]
+    assert found.beside[0].paired["auroc"].difference.low > 0
+    assert not found.beside[0].paired["auroc"].is_higher
+    assert "by person, and by clip where nobody is known" in figures_lede(found)
+
+
+def test_the_headline_says_who_was_never_seen_where_everybody_is_known():
+    labels, scores = np.tile([0, 1], 75), np.linspace(0, 1, 150)
+    by_people = {n: replace(judged(labels, scores, people(n, 150 // n)), is_unseen=True) for n in (25, 75)}
+    assert all(f"150 clips of {n} people never seen in training" in verdict(f) for n, f in by_people.items())
+    of_nobody = judged(labels, scores, np.full(150, ""))
+    assert verdict(of_nobody).startswith("On 150 clips, it ranks")
+    assert len(of_nobody.warnings) == 1
+
+
+def test_one_person_alone_has_no_interval():
+    low, high = interval(np.array([0.1, 0.9]), 1)
+    assert np.isnan(low)
+    assert np.isnan(high)
+
+
+def test_slices_are_worst_first_and_small_ones_stay():
+    rng = np.random.default_rng(6)
+    subjects = np.concatenate([people(3, 20), np.full(4, "rare")])
+    labels = rng.integers(0, 2, 64)
+    positive = np.where(subjects == "p01", 1 - labels, labels) * 0.8 + 0.1
+    found = judged(labels, positive, subjects)
+    by_person = all_slices(found.predictions, found.draws, 2)[0]
+    assert by_person.rows[0].name == "p01"
+    assert by_person.rows[-1].name == "rare"
+    assert by_person.rows[-1].small
+    assert sum(row.clips for row in by_person.rows) == 64
+
+
+def test_wilson_holds_the_share():
+    low, high = wilson(8, 10)
+    assert low == pytest.approx(0.490, abs=0.001)
+    assert high == pytest.approx(0.943, abs=0.001)

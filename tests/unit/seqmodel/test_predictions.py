@@ -1,0 +1,208 @@
+"""Claims about the path from rows of a store to logits: cached features, or crops through the run's own
+encoder."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from features.labels import Labelling
+from features.manifest import Clip
+from features.recipe import EncoderId, Pixels, Recipe
+from features.store.store import FeatureStore, plan
+from seqmodel.commands.train import train
+from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
+from seqmodel.encoders.backbone import build_encoder
+from seqmodel.finetuning.network import CnnLstm
+from seqmodel.heads.person_baseline import subject_rests, subtract_rest
+from seqmodel.heads.recurrent import LstmHead, build_head
+from seqmodel.runs import predict, training_stats
+from seqmodel.runs.card import Card, load_card, save_card, save_weights
+from seqmodel.runs.predict import growing_logits, predict_rows
+from tests.support.judged import NUM_FRAMES, WITH_GEOMETRY, make_run, make_store
+from tests.support.small_store import G, T, write_store
+from tests.support.toy_sequences import write_toy_store
+
+SIDE, FRAMES, CLIPS = 64, 3, 5
+HEAD = HeadConfig(hidden=8, projection=8)
+LABELLING = Labelling("label", ("distracted", "engaged"), (("distracted",), ("engaged",)), "binary")
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory) -> tuple[Path, Card, FeatureStore, CnnLstm]:
+    """A store with crops, and a run whose encoder is not the one that made its embeddings."""
+    root = tmp_path_factory.mktemp("finetuned")
+    encoder, encoder_id = build_encoder("mobilenet_v3_large", "random", 0)
+    recipe = Recipe(
+        Pixels(("d" * 64,), crop_px=SIDE, fps=1.0, window_s=float(FRAMES)),
+        EncoderId("mobilenet_v3_large", "random:1", "b" * 64, encoder_id.dim),
+    )
+    clips = [
+        Clip(
+            f"{k}.mp4#0",
+            root / f"{k}.mp4",
+            end_s=3.0,
+            subject=str(k),
+            labels={"label": LABELLING.names[k % 2]},
+        )
+        for k in range(CLIPS)
+    ]
+    store = plan(root / "s.zarr", clips, recipe, numerics={}, crops=True, versions={})
+    rng = np.random.default_rng(0)
+    for row in range(CLIPS):
+        frames = np.zeros((FRAMES, 6), np.float32)
+        frames[:, 5] = 0.9
+        pictures = [_jpeg(rng) for _ in range(FRAMES)]
+        if row >= 3:  # one clip with a face in its first frame only, one without any
+            hidden = slice(1 if row == 3 else 0, None)
+            frames[hidden, 1:5], frames[hidden, 5] = np.nan, 0
+            pictures[hidden] = [b""] * len(pictures[hidden])
+        embeddings = np.zeros((FRAMES, encoder_id.dim), np.float16)
+        store.write_row(row, embeddings=embeddings, frames=frames, crops=pictures)
+    head = build_head(HEAD, {"embeddings": encoder_id.dim}, 1, seed=0)
+    card = Card(
+        recipe=replace(recipe, encoder=replace(encoder_id, weights="finetuned:run")),
+        labelling=LABELLING,
+        head=HEAD,
+        train=TrainConfig(),
+        dims={"embeddings": encoder_id.dim},
+        store=str(store.path),
+        store_fingerprint="",
+        split_how="none",
+        split_hash="",
+        seed=0,
+        metric="auroc",
+        training_shares=(0.5, 0.5),
+    )
+    (root / "run").mkdir()
+    save_weights(root / "run", head.state_dict(), encoder.state_dict())
+    save_card(root / "run", card)
+    return root / "run", card, FeatureStore.open(store.path), CnnLstm(encoder, head).eval()
+
+
+def _jpeg(rng: np.random.Generator) -> bytes:
+    picture = cv2.resize(rng.integers(0, 255, (8, 8, 3), np.uint8), (SIDE, SIDE))
+    return cv2.imencode(".jpg", picture)[1].tobytes()
+
+
+def test_a_fine_tuned_run_is_judged_from_crops_through_its_own_encoder(finetuned):
+    run, card, store, network = finetuned
+    logits, measured = predict_rows(run, card, store, LABELLING, np.arange(CLIPS))
+    assert measured.tolist() == [True, True, True, True, False]
+    assert np.isnan(logits[4]).all()
+    from features.datasets import CropClips
+
+    x, valid, _ = CropClips(store, LABELLING, np.arange(CLIPS)).batch(np.arange(4))
+    with torch.inference_mode():
+        direct = network(
+            {name: torch.from_numpy(v) for name, v in x.items()},
+            {name: torch.from_numpy(v) for name, v in valid.items()},
+        )
+    np.testing.assert_allclose(logits[:4], direct.numpy(), atol=2e-3)
+    assert np.ptp(logits[:4]) > 1e-4
+
+
+def test_the_last_growing_logit_is_the_whole_window(finetuned):
+    run, card, store, _ = finetuned
+    logits, _ = predict_rows(run, card, store, LABELLING, np.arange(4))
+    growing, seen = growing_logits(run, card, store, LABELLING, np.arange(4))
+    assert growing.shape == (4, FRAMES, 1)
+    np.testing.assert_allclose(growing[:, -1], logits, atol=2e-3)
+    assert seen[3].tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("baseline", ["none", "window", "subject"])
+def test_a_growing_window_knows_no_frame_to_come(tmp_path: Path, baseline: str) -> None:
+    """Each logit is that of a window cut there, its own normal included, as a camera sees it."""
+    store = write_store(tmp_path / "s.zarr")
+    head = build_head(HEAD, {"geometry": G}, 1, seed=0)
+    card = Card(
+        recipe=store.recipe,
+        labelling=LABELLING,
+        head=HEAD,
+        train=TrainConfig(),
+        dims={"geometry": G},
+        store=str(store.path),
+        store_fingerprint="",
+        split_how="none",
+        split_hash="",
+        seed=0,
+        metric="auroc",
+        training_shares=(0.5, 0.5),
+        baseline=baseline,
+    )
+    save_weights(tmp_path, head.state_dict(), None)
+    save_card(tmp_path, card)
+    rows = np.arange(4)
+    growing, _ = growing_logits(tmp_path, card, store, LABELLING, rows)
+    x, valid = store.read_stream("geometry", rows)
+    rests = subject_rests(store) if baseline == "subject" else {}
+    for row in rows:
+        for t in range(T):
+            seen = valid[row] & (np.arange(T) <= t)
+            values = np.where(seen[:, None], x[row], 0)
+            if baseline != "none":
+                values = subtract_rest(values, seen, rests.get(str(store.table().subject[row])))
+            with torch.inference_mode():
+                logits = head.eval()(
+                    {"geometry": torch.from_numpy(values[None])}, {"geometry": torch.from_numpy(seen[None])}
+                )
+            np.testing.assert_allclose(growing[row, t], logits[0].numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("baseline", ["none", "window"])
+def test_a_long_window_grows_in_pieces_to_the_same_logits(tmp_path, monkeypatch, baseline):
+    """So that memory grows with its length and not with the square of it."""
+    store = make_store(tmp_path / "s.zarr", num_subjects=8, recipe=WITH_GEOMETRY)
+    card = make_run(tmp_path / "run", store, epochs=1, inputs="both", baseline=baseline)
+    sizes, forward = [], LstmHead.forward
+
+    def counted(self, x, valid):
+        sizes.append(len(valid["geometry"]))
+        return forward(self, x, valid)
+
+    monkeypatch.setattr(LstmHead, "forward", counted)
+    rows = np.flatnonzero(store.table().state == 1)[:12]
+    whole, seen = growing_logits(tmp_path / "run", card, store, card.labelling, rows)
+    assert set(sizes) == {NUM_FRAMES}
+    monkeypatch.setattr(predict, "PREFIXES_AT_ONCE", 4)
+    sizes.clear()
+    pieces, seen_again = growing_logits(tmp_path / "run", card, store, card.labelling, rows)
+    assert max(sizes) == 4
+    np.testing.assert_allclose(pieces, whole, atol=1e-6)
+    np.testing.assert_array_equal(seen_again, seen)
+
+
+def test_without_crops_the_differing_fields_are_named(finetuned, tmp_path):
+    run, card, store, _ = finetuned
+    clip = Clip("a.mp4#0", tmp_path / "a.mp4", end_s=3.0, subject="a", labels={"label": "engaged"})
+    bare = plan(tmp_path / "bare.zarr", [clip], store.recipe, numerics={}, crops=False, versions={})
+    with pytest.raises(ValueError, match=r"encoder\.weights_sha256: .* keeps no crops"):
+        predict_rows(run, card, bare, LABELLING, np.arange(1))
+
+
+def test_what_training_looked_like_is_read_off_everybody(tmp_path, monkeypatch):
+    """Not off the first rows: clips often lie person by person."""
+    store = make_store(tmp_path / "s.zarr", broken=False)
+    card = make_run(tmp_path / "run", store, epochs=1)
+    monkeypatch.setattr(training_stats, "MAX_CLIPS", 20)
+    asked, really = [], predict.predict_rows
+    monkeypatch.setattr(predict, "predict_rows", lambda *args: (asked.append(args[-1]), really(*args))[1])
+    found = training_stats.measure(tmp_path / "run", card, store)
+    assert found.num_clips == len(asked[0]) == 20
+    train = training_stats.rows_of(tmp_path / "run", store, "train")
+    subjects = store.table().subject
+    assert len(set(subjects[asked[0]])) > 0.9 * len(set(subjects[train]))
+
+
+def test_of_imported_features_nobody_asks_how_long_a_window_must_be(tmp_path, monkeypatch):
+    """Live refuses them, and their windows may be long."""
+    path, run = write_toy_store(tmp_path), tmp_path / "run"
+    monkeypatch.setattr(predict, "growing_logits", lambda *_: pytest.fail("asked"))
+    train(TrainArgs(path, run, head=HEAD, train=TrainConfig(epochs=1)))
+    found = training_stats.measure(run, load_card(run), FeatureStore.open(path))
+    assert found.num_clips > 0
+    assert found.min_filled is None

@@ -1,0 +1,117 @@
+"""What a question warns of before anything is learned, and the clips it loads."""
+
+import dataclasses
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.maintenance.import_external import read_sequences, write_external
+from features.store.store import FeatureStore, plan
+from seqmodel.config import LabelArgs
+from seqmodel.training.task import load_sides, put_question, seen_fingerprint
+from tests.support.small_store import WITH_GEOMETRY, clips_of, fill_row, write_store
+
+LABELS = LabelArgs(labels="distracted,engaged")
+
+
+def test_a_stream_that_is_half_there_is_warned_about(tmp_path: Path) -> None:
+    """As where extract was stopped before the geometry of all clips was measured."""
+    store = plan(tmp_path / "s.zarr", clips_of(64), WITH_GEOMETRY, numerics={})
+    for row in range(64):
+        fill_row(store, row, geometry=row % 2 == 0)
+    (text,) = put_question(store.path, LABELS).split.warnings
+    assert "32 of 64 labelled clips have no geometry yet" in text
+    assert not put_question(store.path, LABELS, "embeddings").split.warnings
+    for row in range(1, 64, 2):
+        fill_row(store, row)
+    assert not put_question(store.path, LABELS).split.warnings
+
+
+def test_training_on_nothing_is_refused_before_it_begins(tmp_path: Path) -> None:
+    """As where no face was found in any video of the training people; the run that is there stays."""
+    x, y = np.full((40, 10, 5), np.nan, np.float32), np.arange(40) % 2
+    np.savez(tmp_path / "x.npz", x=x, y=y, subject=np.array([f"p{i % 10}" for i in range(40)]))
+    write_external(tmp_path / "s.zarr", read_sequences(tmp_path / "x.npz"), "nothing")
+    with pytest.raises(ValueError, match=r"not one of the .* training clips .* has a valid frame"):
+        load_sides(put_question(tmp_path / "s.zarr", LabelArgs()))
+
+
+def test_levels_of_a_later_month_stand_by_value(tmp_path: Path) -> None:
+    """The store appends the rare level; an ordinal question asks for it as the lowest."""
+    path, clips = tmp_path / "s.zarr", clips_of(64)
+    levels = [str(1 + index // 4 % 3) for index in range(64)]
+    first = [
+        dataclasses.replace(clip, labels={"level": level}) for clip, level in zip(clips, levels, strict=True)
+    ]
+    plan(path, first[:32], WITH_GEOMETRY, numerics={})
+    rare = [
+        dataclasses.replace(clip, labels={"level": "0"}) if index >= 48 else clip
+        for index, clip in enumerate(first)
+    ]
+    store = plan(path, rare, WITH_GEOMETRY, numerics={})
+    for row in range(64):
+        fill_row(store, row)
+    assert store.label_names["level"] == ["1", "2", "3", "0"]
+    question = put_question(path, LabelArgs(label="level", task="ordinal"))
+    assert question.labelling.names == ("0", "1", "2", "3")
+
+
+def test_a_corrected_typo_leaves_no_empty_class(tmp_path: Path) -> None:
+    """The store keeps the name; unless it is asked for, nothing is learned of it."""
+    path, clips = tmp_path / "s.zarr", clips_of(64)
+    typo = dataclasses.replace(clips[0], labels={"label": "enagged", "level": "0"})
+    plan(path, [typo, *clips[1:]], WITH_GEOMETRY, numerics={})
+    store = plan(path, clips, WITH_GEOMETRY, numerics={})
+    for row in range(64):
+        fill_row(store, row)
+    assert "enagged" in store.label_names["label"]
+    assert put_question(path, LabelArgs()).labelling.names == ("distracted", "engaged")
+    with pytest.raises(ValueError, match="no clip of 'enagged'"):
+        put_question(path, LabelArgs(labels="enagged,engaged"))
+
+
+def test_without_room_for_a_packed_copy_the_same_clips_are_read_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    question = put_question(write_store(tmp_path / "s.zarr", 64).path, LABELS)
+    with monkeypatch.context() as patch:
+        patch.setattr("features.store.packed._write", full)
+        read = load_sides(question)
+    assert "no room for a packed copy" in capsys.readouterr().err
+    mapped = load_sides(question)
+    assert "no room" not in capsys.readouterr().err
+    for ours, theirs in zip(read, mapped, strict=True):
+        for name in ("embeddings", "geometry"):
+            assert np.array_equal(np.asarray(ours.x[name]), np.asarray(theirs.x[name]))
+            assert np.array_equal(np.asarray(ours.valid[name]), np.asarray(theirs.valid[name]))
+
+
+def test_a_study_knows_its_clips_by_what_it_sees_of_them(tmp_path: Path) -> None:
+    """Crops, slices and other columns change nothing about it; a label and a person do."""
+    store = write_store(tmp_path / "s.zarr", 64)
+
+    def seen() -> str:
+        return seen_fingerprint(put_question(store.path, LABELS))
+
+    row = int(put_question(store.path, LABELS).split.train[0])
+
+    def corrected(**changes: object) -> None:
+        clips = clips_of(64)
+        clips[row] = dataclasses.replace(clips[row], **changes)  # type: ignore[arg-type]
+        plan(store.path, clips, WITH_GEOMETRY, numerics={}, crops=True)
+
+    before, labels = seen(), clips_of(64)[row].labels
+    corrected(slices={"camera": "위"}, labels=dict(labels) | {"level": "9"})
+    fill_row(FeatureStore.open(store.path, "r+"), row, crops=True)
+    assert seen() == before
+    corrected(subject="p9")
+    assert seen() != before
+    corrected(labels=dict(labels) | {"label": LABELS.labels.split(",")[labels["label"] == "distracted"]})
+    assert seen() != before
+    corrected()
+    assert seen() == before

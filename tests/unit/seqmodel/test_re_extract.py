@@ -1,0 +1,187 @@
+"""A store of a fine-tuned encoder knows whom that encoder has learned from, and nobody of them judges."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from features.maintenance.verify import verify_store
+from features.manifest import Clip
+from features.store.schema import write_column
+from features.store.store import FeatureStore, delete, plan
+from seqmodel.__main__ import main
+from seqmodel.commands.train import train
+from seqmodel.config import HeadConfig, LabelArgs, TrainArgs, TrainConfig
+from seqmodel.evaluation import folds
+from seqmodel.finetuning.reextract import re_extract
+from seqmodel.runs.card import load_card, save_card
+from seqmodel.training.task import doubt_of_folds, put_question
+from tests.support.crop_store import write_crop_store
+from tests.support.judged import RECIPE, make_run, make_store
+from tests.support.small_store import WITH_GEOMETRY, clips_of, fill_row, write_store
+
+pytestmark = pytest.mark.usefixtures("no_drawing", "converted_once")
+
+LABELS = LabelArgs(labels="distracted,engaged")
+SIDES = {"subject p0": "train", "subject p1": "train", "subject p2": "val", "subject p3": "test"}
+
+
+def tuned_store(path: Path, sides: dict[str, str]) -> FeatureStore:
+    """64 clips of four people, seen by a fine-tuned encoder."""
+    encoder = dataclasses.replace(WITH_GEOMETRY.encoder, weights="finetuned:first")
+    store = plan(path, clips_of(64), dataclasses.replace(WITH_GEOMETRY, encoder=encoder), numerics={})
+    for row in range(64):
+        fill_row(store, row)
+    store.carry_over([], sides)
+    return store
+
+
+def people_of(store: FeatureStore, rows: np.ndarray) -> set[str]:
+    return set(store.table().subject[rows].tolist())
+
+
+def write_split(folder: Path, side_of: dict[str, str]) -> Path:
+    """A run's split.csv alone."""
+    folder.mkdir()
+    lines = [f"{k}#0,{who},{side}" for k, (who, side) in enumerate(side_of.items())]
+    (folder / "split.csv").write_text("clip_id,subject,split\n" + "\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def test_a_new_store_names_who_trained_its_encoder_and_goes_on_with_the_ledger(tmp_path: Path) -> None:
+    """Made twice, it keeps its own entries; a question to it splits as the run that trained the encoder."""
+    old = write_crop_store(tmp_path / "crops.zarr")
+    # Else its marks would keep everybody on their side.
+    write_column(zarr.open_group(old.path, mode="r+"), "split", np.full(32, ""))
+    run, out = tmp_path / "first", tmp_path / "tuned.zarr"
+    head = HeadConfig(hidden=8, projection=8)
+    train(TrainArgs(Path(old.path), run, head=head, train=TrainConfig(epochs=1), seed=3))
+    card = load_card(run)
+    encoder = dataclasses.replace(card.recipe.encoder, weights="finetuned:first")
+    save_card(run, dataclasses.replace(card, recipe=dataclasses.replace(card.recipe, encoder=encoder)))
+    old.record_test_opening("first")
+    re_extract(run, Path(old.path), out)
+    new = FeatureStore.open(out)
+    assert new.test_openings == old.test_openings
+    assert len(new.test_openings) == 1
+    assert verify_store(new) == []
+    theirs = put_question(out, LABELS, splits_from=run).split
+    named = {f"subject {who}": side for side, rows in theirs.sides().items() for who in people_of(new, rows)}
+    assert new.encoder_sides == named
+    for seed in (0, 1, 2):
+        ours = put_question(out, LABELS, seed=seed).split
+        for side, rows in theirs.sides().items():
+            assert ours.sides()[side].tolist() == rows.tolist()
+        assert not ours.warnings
+    new.record_test_opening("second")
+    re_extract(run, Path(old.path), out)
+    assert [entry["run"] for entry in FeatureStore.open(out).test_openings] == ["first", "second"]
+
+
+def test_an_encoder_that_went_on_from_another_has_learned_from_both_runs_people(tmp_path: Path) -> None:
+    from seqmodel.finetuning.reextract import encoder_sides
+
+    store = tuned_store(tmp_path / "tuned.zarr", SIDES)
+    side_of = {"p1": "test", "p2": "train", "p3": "val"}
+    clip_of = {clip.subject: clip.clip_id for clip in clips_of(4)}
+    lines = [f"{clip_of[who]},{who},{side}" for who, side in side_of.items()]
+    run = write_split(tmp_path / "second", {})
+    (run / "split.csv").write_text("clip_id,subject,split\n" + "\n".join(lines), encoding="utf-8")
+    wanted = {"subject p0": "train", "subject p1": "train", "subject p2": "train", "subject p3": "val"}
+    assert encoder_sides(run, store, store.table(), np.arange(64)) == wanted
+    assert encoder_sides(run, store, store.table(), np.array([1])) == {"subject p1": "train"}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_people_who_trained_the_encoder_keep_their_sides(tmp_path: Path, seed: int) -> None:
+    store = tuned_store(tmp_path / "tuned.zarr", SIDES)
+    split = put_question(store.path, LABELS, seed=seed).split
+    found = {side: people_of(store, rows) for side, rows in split.sides().items()}
+    assert found == {"train": {"p0", "p1"}, "val": {"p2"}, "test": {"p3"}}
+    assert "finetuned:first" in split.how
+
+
+@pytest.mark.parametrize(
+    ("side_of", "who"),
+    [
+        ({"p0": "test", "p1": "train", "p2": "val", "p3": "train"}, r"subject p0 \(train there, test here\)"),
+        ({"p0": "train", "p1": "val", "p2": "train", "p3": "test"}, r"subject p1 \(train there, val here\)"),
+        ({"p0": "train", "p1": "train", "p3": "val", "p2": "test"}, r"subject p2 \(val there, test here\)"),
+    ],
+)
+def test_whoever_an_encoder_knows_is_not_held_out(tmp_path: Path, side_of: dict[str, str], who: str) -> None:
+    """Neither judged nor chosen by; heads that read the geometry alone may."""
+    store, run = tuned_store(tmp_path / "tuned.zarr", SIDES), write_split(tmp_path / "other", side_of)
+    with pytest.raises(ValueError, match=rf"has learned from people.*{who}.*leave --splits-from out"):
+        put_question(store.path, LABELS, splits_from=run)
+    assert put_question(store.path, LABELS, "geometry", splits_from=run).split.train.size
+    inward = write_split(tmp_path / "inward", {"p0": "train", "p1": "train", "p2": "val", "p3": "test"})
+    assert people_of(store, put_question(store.path, LABELS, splits_from=inward).split.test) == {"p3"}
+
+
+def test_of_a_store_that_does_not_say_who_trained_its_encoder_is_warned(tmp_path: Path) -> None:
+    """Whose run had none of its people; no other store is spoken of."""
+    store = tuned_store(tmp_path / "tuned.zarr", {})
+    (text,) = put_question(store.path, LABELS).split.warnings
+    assert "does not say on whom" in text
+    assert not put_question(store.path, LABELS, "geometry").split.warnings
+    run = write_split(tmp_path / "first", {"p0": "train", "p1": "train", "p2": "val", "p3": "test"})
+    assert not put_question(store.path, LABELS, splits_from=run).split.warnings
+    everybody = np.array(list(SIDES))
+    assert "may be too good here" in doubt_of_folds(store, everybody)
+    plain = write_store(tmp_path / "plain.zarr", 64)
+    assert not put_question(plain.path, LABELS).split.warnings
+    assert doubt_of_folds(plain, everybody) == ""
+
+
+def test_folds_know_how_many_people_the_encoder_knows(tmp_path: Path) -> None:
+    store = tuned_store(tmp_path / "tuned.zarr", SIDES)
+    assert "from 3 of the 4 people" in doubt_of_folds(store, np.array([*SIDES, *SIDES]))
+    assert doubt_of_folds(store, np.array(["subject p3", "subject p9"])) == ""
+
+
+def test_evaluate_with_folds_says_first_that_the_encoder_knows_these_people(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = folds.Candidate("tiny", HeadConfig(hidden=8, projection=8, dropout=0.0), lr=1e-2)
+    monkeypatch.setattr(folds, "CANDIDATES", (tiny,))
+    monkeypatch.setattr(folds, "MIN_EPOCHS", 2)
+    monkeypatch.setattr(folds, "MAX_EPOCHS", 2)
+    store = make_store(tmp_path / "s.zarr", num_subjects=6, clips_each=4, broken=False, recipe=RECIPE)
+    make_run(tmp_path / "run", store, epochs=1)
+    store.carry_over([], {"subject 사람00": "train", "subject 사람01": "val", "subject 사람02": "test"})
+    words = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--rounds", "50", "--json"]
+    assert main(words) == 0
+    said = "figures of folds are too good here"
+    summary = json.loads(capsys.readouterr().out)
+    assert said in summary["warnings"][0]
+    assert "from 2 of the 6 people" in summary["warnings"][0]
+    for page in ("report.html", "MODEL_CARD.md"):
+        assert said in (tmp_path / "run/folds-3" / page).read_text(encoding="utf-8")
+
+
+def renamed(clips: list[Clip], names: dict[str, str]) -> list[Clip]:
+    return [dataclasses.replace(clip, subject=names.get(clip.subject, clip.subject)) for clip in clips]
+
+
+def test_people_are_known_to_the_encoder_under_other_names_too_and_forgotten_when_deleted(
+    tmp_path: Path,
+) -> None:
+    """Who turns out to be one person with somebody it learned from is learned from."""
+    store = tuned_store(tmp_path / "tuned.zarr", SIDES)
+    corrected = renamed(clips_of(64), {"p0": "박", "p3": "p2"})
+    store = plan(store.path, corrected, store.recipe, numerics={})
+    assert store.encoder_sides == {"subject 박": "train", "subject p1": "train", "subject p2": "val"}
+    assert verify_store(store) == []
+    nameless = [dataclasses.replace(clip, subject="") for clip in clips_of(64)]
+    other = plan(tmp_path / "nameless.zarr", nameless, WITH_GEOMETRY, numerics={})
+    other.carry_over([], {"video 영상/5.mp4": "train"})
+    other = plan(other.path, clips_of(64), WITH_GEOMETRY, numerics={})
+    assert other.encoder_sides == {"subject p1": "train"}
+    delete(store.path, "박")
+    assert FeatureStore.open(store.path).encoder_sides == {"subject p1": "train", "subject p2": "val"}
+    assert "박" not in (Path(store.path) / "zarr.json").read_text(encoding="utf-8")
+    assert verify_store(FeatureStore.open(store.path)) == []

@@ -1,0 +1,91 @@
+"""Claims about a run whose decisions change: what spoke of the old ones is gone, what was chosen stays."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from features.store.store import FeatureStore
+from seqmodel.__main__ import main
+from seqmodel.reporting.text import calibration_lede
+from seqmodel.runs.card import calibration_stage, load_card, save_card
+from seqmodel.runs.predict import read_predictions
+from seqmodel.runs.training_stats import read_reference
+from seqmodel.runs.writer import drop_judgements
+from tests.support.judged import make_run, make_store
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    make_run(tmp_path / "run", make_store(tmp_path / "s.zarr", signal=0.4), epochs=3)
+    return tmp_path / "run"
+
+
+def evaluate(run: Path, *words: str) -> None:
+    assert main(["evaluate", "--run", str(run), "--rounds", "20", *words]) == 0
+
+
+def test_another_threshold_leaves_nothing_that_decided_by_the_old_one(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither decisions on test, nor pages about them, nor an export that would be copied away."""
+    for split in ("test", "val"):
+        evaluate(run, "--split", split)
+    exported = run / "export" / "openvino"
+    exported.mkdir(parents=True)
+    before = load_card(run)
+    evaluate(run, "--split", "val", "--threshold-for", "recall:distracted=0.95")
+    after = load_card(run)
+    assert after.calibration.threshold != before.calibration.threshold
+    assert {row["split"] for row in read_predictions(run / "predictions.csv")} == {"val"}
+    assert {name.split("/")[0].split(" ")[0] for name in after.metrics} == {"val"}
+    assert not (run / "report.html").exists()
+    assert (run / "val" / "report.html").is_file()
+    assert not exported.exists()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "copies of its exports (openvino) decide as before" in said
+    assert read_reference(run) is not None, "measured by the new calibration"
+    assert after.test_openings == before.test_openings
+
+
+def test_the_same_threshold_again_drops_nothing(run: Path) -> None:
+    evaluate(run, "--threshold-for", "balanced_accuracy")
+    evaluate(run, "--split", "val", "--threshold-for", "balanced_accuracy")
+    assert (run / "report.html").is_file()
+    assert {row["split"] for row in read_predictions(run / "predictions.csv")} == {"test", "val"}
+
+
+def test_another_threshold_keeps_the_abstain_band_around_it(run: Path) -> None:
+    evaluate(run, "--split", "val", "--abstain", "0.2")
+    first = load_card(run).calibration
+    evaluate(run, "--split", "val", "--threshold-for", "recall:distracted=0.95")
+    second = load_card(run).calibration
+    assert first.abstain is not None
+    assert second.abstain is not None
+    assert second.threshold != first.threshold
+    assert second.abstain[0] < second.threshold < second.abstain[1]
+
+
+def test_a_fine_tune_that_keeps_the_head_keeps_who_calibrated(run: Path, tmp_path: Path) -> None:
+    make_store(tmp_path / "new.zarr", signal=0.4, clip_prefix="n", shift=1.2)
+    assert main(["calibrate", "--run", str(run), "--store", str(tmp_path / "new.zarr")]) == 0
+    card = load_card(run)
+    kept = replace(card, stages=(*card.stages, {"stage": "finetune", "kept": False}))
+    tuned = replace(card, stages=(*card.stages, {"stage": "finetune", "kept": True}))
+    assert calibration_stage(kept) == card.stages[-1]
+    assert "people of new.zarr" in calibration_lede(kept)
+    assert calibration_stage(tuned) is None
+    save_card(run, kept)
+    evaluate(run, "--store", str(tmp_path / "new.zarr"))
+    judged = read_predictions(run / "cross" / "new" / "predictions.csv")
+    assert 0 < len(judged) < FeatureStore.open(tmp_path / "new.zarr").num_clips
+
+
+def test_a_new_head_leaves_no_page_about_the_old_one(run: Path) -> None:
+    evaluate(run, "--split", "val")
+    (run / "compare.json").write_text("{}", encoding="utf-8")
+    drop_judgements(run)
+    assert not list(run.rglob("*.html"))
+    assert not (run / "compare.json").exists()

@@ -1,0 +1,260 @@
+"""Claims about whose clips a judgement is of: they stay the same when the store moves, grows or names people
+anew, and what is said of them is true."""
+
+import html
+import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from features.maintenance.import_external import read_sequences, write_external
+from seqmodel.__main__ import main
+from seqmodel.commands.evaluate import judge_split, open_split, write_judgement
+from seqmodel.config import EvaluateArgs
+from seqmodel.evaluation.context import ask, count_opening, folder_of, training_clips, training_shares
+from seqmodel.metrics.calibration import fit_calibration
+from seqmodel.reporting.content import commands
+from seqmodel.reporting.text import verdict
+from seqmodel.runs.card import calibrators_of, load_card, load_split, save_card
+from seqmodel.runs.predict import predict_rows, read_predictions
+from tests.support.judged import make_run, make_store
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
+
+def evaluate(run: Path, *words: str) -> list[dict[str, str]]:
+    assert main(["evaluate", "--run", str(run), "--rounds", "20", *words]) == 0
+    return read_predictions(run / "predictions.csv")
+
+
+def rename(store: Path, name_of: dict[str, str]) -> None:
+    """As `python -m features label` does."""
+    group = zarr.open_group(store, mode="r+")
+    group["subject"][:] = np.array([name_of.get(str(name), str(name)) for name in group["subject"][:]])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    make_run(tmp_path / "run", make_store(tmp_path / "s.zarr", signal=0.5), epochs=1)
+    return tmp_path / "run"
+
+
+def test_new_names_for_everybody_make_no_other_data_set(run: Path, tmp_path: Path) -> None:
+    """As where people were given pseudonyms: the training clips among them are not judged as a new place."""
+    before = evaluate(run)
+    people = {who for who, _ in load_split(run).values()}
+    rename(tmp_path / "s.zarr", {who: f"pseudonym {place}" for place, who in enumerate(sorted(people))})
+    assert [row["clip_id"] for row in evaluate(run)] == [row["clip_id"] for row in before]
+    assert main(["calibrate", "--run", str(run), "--store", str(tmp_path / "s.zarr")]) == 2
+    # A copy elsewhere could be a data set of other people; that it may be the run's own is said.
+    shutil.copytree(tmp_path / "s.zarr", tmp_path / "copy.zarr")
+    asked = open_split(EvaluateArgs(run, store=tmp_path / "copy.zarr"))
+    assert asked.is_other_data
+    assert "if it is the run's own data under new names" in " ".join(
+        judge_split(asked, EvaluateArgs(run, rounds=5)).warnings
+    )
+
+
+def test_people_who_turn_out_to_be_training_people_are_not_called_unseen(run: Path, tmp_path: Path) -> None:
+    args = EvaluateArgs(run, rounds=20)
+    honest = judge_split(open_split(args), args)
+    assert "never seen in training" in verdict(honest)
+    sides = {who: side for who, side in load_split(run).values()}
+    learned, judged = (next(who for who, on in sides.items() if on == side) for side in ("train", "test"))
+    rename(tmp_path / "s.zarr", {judged: learned})
+    found = judge_split(open_split(args), args)
+    assert "never seen in training" not in verdict(found)
+    assert f"1 of the people judged have training clips too, as the store names them now ({learned})" in (
+        " ".join(found.warnings)
+    )
+
+
+@pytest.mark.parametrize(("split", "said"), [("train", "has learned from these"), ("val", "have chosen")])
+def test_clips_that_made_the_run_are_said_to_have(run: Path, split: str, said: str) -> None:
+    args = EvaluateArgs(run, split=split, rounds=20)
+    found = judge_split(open_split(args), args)
+    assert said in " ".join(found.warnings)
+    assert "never seen" not in verdict(found)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known people", "nobody known"])
+def test_a_failed_clip_counts_whether_or_not_anybody_is_known(tmp_path: Path, known: bool) -> None:
+    store = make_store(
+        tmp_path / "s.zarr", signal=0.5, known_subjects=known, one_video_each=not known, clips_each=8
+    )
+    make_run(tmp_path / "run", store, epochs=1)
+    table = store.table()
+    side = {clip: side for clip, (_, side) in load_split(tmp_path / "run").items()}
+    videos = {v for v, clip in zip(table.source, table.clip_id, strict=True) if side.get(clip) == "test"}
+    people = {w for w, clip in zip(table.subject, table.clip_id, strict=True) if side.get(clip) == "test"}
+    theirs = np.isin(table.subject, list(people)) if known else np.isin(table.source, list(videos))
+    rows = evaluate(tmp_path / "run")
+    assert {row["clip_id"] for row in rows} == set(table.clip_id[theirs])
+    assert any(row["state"].startswith("failed") for row in rows)
+
+
+def test_a_run_is_judged_on_the_same_clips_when_its_store_has_grown(tmp_path: Path) -> None:
+    """New windows of its test people were neither held out nor failed when it was made."""
+    make_run(tmp_path / "run", make_store(tmp_path / "s.zarr", signal=0.5, num_subjects=12), epochs=1)
+    before = evaluate(tmp_path / "run")
+    shutil.rmtree(tmp_path / "s.zarr")
+    make_store(tmp_path / "s.zarr", signal=0.5, num_subjects=12, clips_each=9)
+    after = evaluate(tmp_path / "run")
+    assert {row["clip_id"] for row in after} == {row["clip_id"] for row in before}
+
+
+def test_without_its_store_a_run_still_knows_its_commonest_class(tmp_path: Path) -> None:
+    x, who = np.random.default_rng(0).normal(size=(60, 4, 3)), np.array([f"p{i % 15}" for i in range(60)])
+    y = (np.arange(60) % 4 > 0).astype(int)
+    np.savez(tmp_path / "a.npz", x=x, y=y, subject=who)
+    np.savez(tmp_path / "b.npz", x=x[:20], y=y[:20], subject=np.array([f"q{i % 5}" for i in range(20)]))
+    for name in "ab":
+        write_external(tmp_path / f"{name}.zarr", read_sequences(tmp_path / f"{name}.npz"), "x")
+    words = ["train", "--store", str(tmp_path / "a.zarr"), "--run", str(tmp_path / "run"), "--epochs", "1"]
+    assert main(words) == 0
+    args = EvaluateArgs(tmp_path / "run", store=tmp_path / "b.zarr", rounds=5)
+    asked = open_split(args)
+    here = training_shares(asked, training_clips(asked))
+    shutil.rmtree(tmp_path / "a.zarr")
+    gone = training_shares(asked, training_clips(asked))
+    np.testing.assert_allclose(gone, here)
+    assert here[1] > 0.6
+
+
+def test_later_clips_of_those_who_calibrated_do_not_count(run: Path, tmp_path: Path) -> None:
+    """A month later there are more clips of everybody in the new place."""
+    place = {"signal": 0.5, "seed": 3, "clip_prefix": "n", "num_subjects": 10}
+    make_store(tmp_path / "new.zarr", **place)
+    assert main(["calibrate", "--run", str(run), "--store", str(tmp_path / "new.zarr")]) == 0
+    calibrators = set(calibrators_of(run, load_card(run)).values())
+    assert calibrators
+    shutil.rmtree(tmp_path / "new.zarr")
+    make_store(tmp_path / "new.zarr", **place, clips_each=9)
+    evaluate(run, "--store", str(tmp_path / "new.zarr"))
+    rows = read_predictions(run / "cross" / "new" / "predictions.csv")
+    assert rows
+    assert not calibrators & {row["subject"] for row in rows}
+
+
+def test_two_stores_of_one_name_have_a_folder_each(run: Path, tmp_path: Path) -> None:
+    (run / "cross" / "features").mkdir(parents=True)  # of a command that was killed before its note
+    for place, people in (("a", 8), ("b", 6)):
+        (tmp_path / place).mkdir()
+        make_store(tmp_path / place / "features.zarr", clip_prefix=place, num_subjects=people)
+        for _ in range(2):
+            evaluate(run, "--store", str(tmp_path / place / "features.zarr"))
+    folders = sorted((run / "cross").iterdir())
+    assert [folder.name for folder in folders] == ["features", "features-2"]
+    assert [len(read_predictions(folder / "predictions.csv")) for folder in folders] == [48, 36]
+
+
+def test_a_store_that_was_moved_chooses_the_threshold(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.zarr").rename(tmp_path / "moved.zarr")
+    evaluate(run, "--store", str(tmp_path / "moved.zarr"), "--threshold-for", "recall:distracted=0.95")
+    assert load_card(run).calibration.goal == "recall:distracted=0.95"
+    assert (run / "reference.json").is_file(), "measured there, too"
+
+
+@pytest.mark.usefixtures("not_exported")
+def test_a_report_shows_the_commands_as_they_were_given(tmp_path: Path) -> None:
+    """Of the run and of the judgement; one that chooses and judges stands there once."""
+    run, new = str(tmp_path / "내 실행" / "it's <b>one"), str(tmp_path / "새 곳.zarr")
+    make_store(tmp_path / "s.zarr", signal=0.5)
+    make_store(Path(new), signal=0.4, clip_prefix="n", shift=1.2)
+    judge = ("evaluate", "--rounds=20", "--run", run)
+    given = [
+        ("train", "--store", str(tmp_path / "s.zarr"), "--run", run, "--epochs", "1"),
+        (*judge, "--threshold-for", "f1", "--abstain", "0.2"),
+        ("calibrate", "--run", run, "--store", new),
+    ]
+
+    def shown() -> list[list[str]]:
+        page = (Path(run) / "report.html").read_text(encoding="utf-8")
+        section = page[page.index('<section id="reproduce">') :]
+        lines = html.unescape(section.partition("<pre>")[2].partition("</pre>")[0]).splitlines()
+        return [shlex.split(line) for line in lines]
+
+    def whole(*commands: tuple[str, ...]) -> list[list[str]]:
+        return [["python", "-m", "seqmodel", *words] for words in commands]
+
+    for words in given[:2]:
+        assert main(words) == 0
+    assert shown() == whole(*given[:2])
+    for words in (given[2], judge):
+        assert main(words) == 0
+    assert shown() == whole(*given, judge)
+    assert [shlex.split(stage["command"]) for stage in load_card(Path(run)).stages] == shown()[:3]
+
+
+def test_a_report_of_a_run_that_no_command_made_shows_none_of_it(run: Path) -> None:
+    card = load_card(run)
+    assert commands(card, "") == []
+    assert commands(card, "judged so") == ["judged so"]
+
+
+def test_clips_without_a_face_choose_no_threshold(tmp_path: Path) -> None:
+    """Nothing is ever decided about them; here nearly all are of one class."""
+    rng = np.random.default_rng(0)
+    y = np.arange(300) % 2
+    x = rng.normal(size=(300, 6, 4)).astype(np.float32) + 0.4 * y[:, None, None]
+    x[(y == 0) & (np.arange(300) % 3 > 0)] = np.nan
+    np.savez(tmp_path / "x.npz", x=x, y=y, subject=np.array([f"p{i % 30}" for i in range(300)]))
+    store = write_external(tmp_path / "s.zarr", read_sequences(tmp_path / "x.npz"), "x")
+    run = tmp_path / "run"
+    assert main(["train", "--store", str(store.path), "--run", str(run), "--epochs", "2"]) == 0
+    card = load_card(run)
+    rows = ask(run, card, None, "val").population.rows
+    logits, measured = predict_rows(run, card, store, card.labelling, rows)
+    assert not measured.all()
+    labels = ask(run, card, None, "val").population.labels
+    wanted = fit_calibration(logits[measured], labels[measured], "binary", label_names=card.labelling.names)
+    assert card.calibration.threshold == pytest.approx(wanted.threshold, abs=1e-4)
+    assert card.calibration.bias == pytest.approx(wanted.bias, abs=1e-3)
+
+
+def test_what_happened_to_a_run_while_it_was_judged_stays(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another command has counted an opening, and another has chosen a threshold."""
+    args = EvaluateArgs(run, rounds=20)
+    asked = open_split(args)
+    judgement = judge_split(asked, args)
+    other = count_opening(asked, load_card(run))
+    counted = count_opening(asked, asked.card)
+    assert len(load_card(run).test_openings) == len(other.test_openings) + 1 == len(counted.test_openings)
+    write_judgement(folder_of(asked), judgement, asked, args, None)
+    now = load_card(run)
+    assert len(now.test_openings) == 3
+    assert "test" in now.metrics
+    save_card(run, replace(now, metrics={}, calibration=replace(now.calibration, threshold=0.9)))
+    write_judgement(folder_of(asked), judgement, asked, args, None)
+    assert load_card(run).calibration.threshold == 0.9
+    assert not load_card(run).metrics
+    assert "was changed while it was judged" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "words", [("evaluate", "--threshold-for", "f1"), ("calibrate", "--threshold-for", "f1")]
+)
+def test_a_threshold_is_refused_where_none_decides(tmp_path: Path, words: tuple[str, ...]) -> None:
+    store = make_store(tmp_path / "s.zarr", names=("low", "mid", "high"))
+    make_run(tmp_path / "run", store, task="multiclass", epochs=1)
+    make_store(tmp_path / "new.zarr", names=("low", "mid", "high"), clip_prefix="n")
+    place = "new" if words[0] == "calibrate" else "s"
+    door = [words[0], "--run", str(tmp_path / "run"), "--store", str(tmp_path / f"{place}.zarr")]
+    before = load_card(tmp_path / "run")
+    assert main([*door, *words[1:]]) == 2
+    assert load_card(tmp_path / "run") == before
+
+
+def test_a_place_of_one_class_calibrates_nothing(run: Path, tmp_path: Path) -> None:
+    store = make_store(tmp_path / "new.zarr", clip_prefix="n")
+    group = zarr.open_group(store.path, mode="r+")
+    group["labels/label"][:] = 1
+    before = load_card(run)
+    assert main(["calibrate", "--run", str(run), "--store", str(store.path)]) == 2
+    assert load_card(run) == before

@@ -1,0 +1,311 @@
+"""Claims about the study: nothing is lost when workers die, and every pruner stops what falls behind."""
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from tests.support.killed_worker import require_retry
+from tune.config import SEED_ROLE
+from tune.study import liveness
+from tune.study.storage import MAX_RETRIES, experimental_is_fine
+from tune.study.study import StudySpec, create_study, load_study, num_done, reclaim, run_workers, work
+
+POINTS = ({"a": 0.5}, {"a": 0.25}, {"a": -0.5})
+FACTS = {"metric": "auroc"}
+MOMENTS = [("set_user_attr", 0), ("set_metric_names", 0), *(("enqueue_trial", call) for call in range(3))]
+"""When another process may come, or a kill, while a study is made: before which call of what."""
+
+
+def spec_at(path: Path, trials: int = 6) -> StudySpec:
+    return StudySpec(str(path), "study", trials=trials, seed=0, epochs=4, pruning=False, folds=0)
+
+
+def test_a_killed_workers_trial_is_tried_again_and_nothing_is_lost(tmp_path: Path) -> None:
+    require_retry(spec_at(tmp_path / "study.log"))
+
+
+def before_the(call: int, step: str, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Let something happen once, before the call of that number of a step."""
+    own = getattr(optuna.Study, step)
+    left = [call]
+
+    def taken(study: optuna.Study, *args: Any, **kwargs: Any) -> None:
+        left[0] -= 1
+        if left[0] == -1:
+            happens()
+        own(study, *args, **kwargs)
+
+    monkeypatch.setattr(optuna.Study, step, taken)
+
+
+def starts_of(study: optuna.Study) -> list[dict[str, Any]]:
+    """Starting points of a study that are not failed, in the order in which they are worked on."""
+    failed = TrialState.FAIL
+    return [trial.system_attrs["fixed_params"] for trial in study.trials if trial.state != failed]
+
+
+@pytest.mark.parametrize("also_works", [False, True])
+@pytest.mark.parametrize(("step", "call"), MOMENTS)
+def test_processes_that_start_together_begin_with_each_point_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, call: int, also_works: bool
+) -> None:
+    """Wherever the one was when the other came, which may have taken points by then; in their order."""
+    spec = spec_at(tmp_path / "study.log", trials=len(POINTS))
+
+    def other() -> None:
+        create_study(spec, POINTS, FACTS)
+        if also_works:
+            work(spec, square_of)
+
+    before_the(call, step, monkeypatch, other)
+    study = create_study(spec, POINTS, FACTS)
+    work(spec, square_of)
+    assert starts_of(study) == list(POINTS)
+    assert [trial.params for trial in study.get_trials(states=(TrialState.COMPLETE,))] == list(POINTS)
+    first = next(trial for trial in study.trials if trial.state == TrialState.COMPLETE)
+    assert first.user_attrs["role"] == SEED_ROLE
+
+
+def square_of(trial: optuna.Trial) -> float:
+    return float(trial.suggest_float("a", -1, 1) ** 2)
+
+
+def test_a_copy_of_a_point_that_is_worked_on_already_is_let_go_of(tmp_path: Path) -> None:
+    """As where a worker was faster than whoever had enqueued it; it goes on with the next trial."""
+    spec = spec_at(tmp_path / "study.log", trials=3)
+    study = create_study(spec, POINTS[:1], FACTS)
+    study.enqueue_trial(POINTS[0], user_attrs={"start": 0})
+
+    def value(trial: optuna.Trial) -> float:
+        a = trial.suggest_float("a", -1, 1)
+        if trial.number == 1:
+            create_study(spec, POINTS[:1], FACTS)
+        return a
+
+    work(spec, value)
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+
+
+def test_a_starting_point_that_is_tried_again_is_no_copy(tmp_path: Path) -> None:
+    """A database's heartbeat enqueues it with all marks of the trial that failed."""
+    spec = spec_at(tmp_path / "study.log")
+    study = create_study(spec, POINTS[:1], FACTS)
+    failed = study.ask()
+    study.tell(failed, state=TrialState.FAIL)
+    with experimental_is_fine():
+        optuna.storages.RetryHeartbeatStaleTrialCallback()(study, study.trials[0])
+    assert study.trials[1].user_attrs == study.trials[0].user_attrs
+    create_study(spec, POINTS[:1], FACTS)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+
+
+@pytest.mark.parametrize(("step", "call"), MOMENTS)
+def test_a_search_killed_while_it_makes_its_study_begins_with_each_point_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, call: int
+) -> None:
+    spec = spec_at(tmp_path / "study.log")
+
+    def killed() -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        before_the(call, step, patch, killed)
+        with pytest.raises(SystemExit):
+            create_study(spec, POINTS, FACTS)
+    study = create_study(spec, POINTS, FACTS)
+    assert starts_of(study) == list(POINTS)
+    assert study.user_attrs["facts"] == FACTS
+
+
+def killed_worker(spec: StudySpec, index: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def failing_worker(spec: StudySpec, index: int) -> None:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (killed_worker, r"was killed \(out of memory, perhaps\): use fewer --jobs; the same command goes on"),
+        (failing_worker, r"exit code 3\); see their messages above"),
+    ],
+    ids=["killed", "failed"],
+)
+def test_workers_that_keep_dying_are_said_in_one_line(
+    tmp_path: Path, target: Callable[..., None], said: str
+) -> None:
+    spec = spec_at(tmp_path / "study.log")
+    study = create_study(spec, [{"a": 0.5}], {})
+    with pytest.raises(ValueError, match="workers keep dying.*" + said):
+        list(run_workers(study, spec, target, (spec,), jobs=1))
+
+
+@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"namespace": "another container"}])
+def test_a_restarted_search_reclaims_the_trials_of_dead_workers_alone(
+    tmp_path: Path, other: dict[str, str]
+) -> None:
+    """Machines and containers may share a host name."""
+    spec = spec_at(tmp_path / "study.log")
+    study = create_study(spec, [{"a": 0.25}], {})
+    dead, mine, foreign, silent = study.ask(), study.ask(), study.ask(), study.ask()
+    here, now = liveness.this_worker(), time.time()
+    elsewhere = here | other | {"pid": 2**22 + 1}
+    for trial, worker, seen in (
+        (dead, here | {"pid": 2**22 + 1}, now),
+        (mine, here, now - 2 * liveness.SILENT_S),
+        (foreign, elsewhere, now),
+        (silent, elsewhere, now - 2 * liveness.SILENT_S),
+    ):
+        trial.suggest_float("a", -1, 1)
+        trial.set_user_attr("worker", worker)
+        trial.set_user_attr("seen", seen)
+    assert reclaim(load_study(spec)) == [dead.number, silent.number]
+    states = [trial.state for trial in study.trials]
+    failed, running, waiting = TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING
+    assert states == [failed, running, running, failed, waiting, waiting]
+    retried = study.ask()
+    assert retried.suggest_float("a", -1, 1) == 0.25
+
+
+def test_a_dead_workers_trial_does_not_count_as_done(tmp_path: Path) -> None:
+    """Without looking again, a search would end one short."""
+    spec = spec_at(tmp_path / "study.log", trials=2)
+    study = create_study(spec, [{"a": 0.25}], {})
+    dead = study.ask()
+    dead.suggest_float("a", -1, 1)
+    dead.set_user_attr("worker", liveness.this_worker() | {"pid": 2**22 + 1})
+    work(spec, lambda trial: trial.suggest_float("a", -1, 1))
+    assert num_done(study) == 2
+    assert 0.25 in [t.params["a"] for t in study.get_trials(states=(TrialState.COMPLETE,))]
+
+
+def test_a_worker_that_was_taken_for_dead_goes_on_with_the_next_trial(tmp_path: Path) -> None:
+    spec = spec_at(tmp_path / "study.log", trials=2)
+    study = create_study(spec, [{"a": 0.25}], {})
+
+    def slow(trial: optuna.Trial) -> float:
+        value = trial.suggest_float("a", -1, 1)
+        if trial.number == 0:
+            study.tell(0, state=TrialState.FAIL)
+        if trial.number == 1:
+            study.tell(1, state=TrialState.FAIL)
+            trial.report(0.0, 1)
+        return value
+
+    work(spec, slow)
+    assert num_done(study) == 2
+
+    def broken(trial: optuna.Trial) -> float:
+        raise ValueError("our own mistake")
+
+    with pytest.raises(ValueError, match="our own mistake"):
+        work(dataclasses.replace(spec, trials=3), broken)
+
+
+def test_a_process_number_that_came_round_again_is_not_the_same_worker() -> None:
+    worker = liveness.this_worker()
+    assert liveness.is_alive(worker)
+    assert not liveness.is_alive(worker | {"started": "1"})
+
+
+def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trial(tmp_path: Path) -> None:
+    spec = spec_at(tmp_path / "study.log", trials=2)
+    study = create_study(spec, [{"a": 0.5}], {})
+
+    def interrupted(trial: optuna.Trial) -> float:
+        trial.suggest_float("a", -1, 1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work(spec, interrupted)
+    assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    work(spec, lambda trial: trial.suggest_float("a", -1, 1))
+    assert [t.params["a"] for t in study.trials][:2] == [0.5, 0.5]
+    assert num_done(study) == 2
+
+
+def test_an_interruption_amid_a_storages_work_is_one_too(tmp_path: Path) -> None:
+    """As when Optuna's lock is being given back: tidying up, it finds the file gone and says so instead."""
+    spec = spec_at(tmp_path / "study.log", trials=2)
+    study = create_study(spec, [{"a": 0.5}], {})
+
+    def interrupted(trial: optuna.Trial) -> float:
+        trial.suggest_float("a", -1, 1)
+        try:
+            raise KeyboardInterrupt
+        finally:
+            (tmp_path / "gone.lock").unlink()
+
+    with pytest.raises(KeyboardInterrupt):
+        work(spec, interrupted)
+    assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+
+
+def two_numbers(trial: optuna.Trial) -> float:
+    return trial.suggest_float("a", -1, 1) + trial.suggest_float("b", -1, 1)
+
+
+@pytest.mark.parametrize("taken", [(), ("a",), ("a", "b")], ids=["nothing", "half", "all"])
+def test_a_point_outlives_any_number_of_interruptions(tmp_path: Path, taken: tuple[str, ...]) -> None:
+    """However much of it had been taken when they came."""
+    spec, point = spec_at(tmp_path / "study.log", trials=1), {"a": 0.5, "b": 0.25}
+    study = create_study(spec, [point], {})
+
+    def interrupted(trial: optuna.Trial) -> float:
+        for name in taken:
+            trial.suggest_float(name, -1, 1)
+        raise KeyboardInterrupt
+
+    for _ in range(MAX_RETRIES + 2):
+        with pytest.raises(KeyboardInterrupt):
+            work(spec, interrupted)
+    work(spec, two_numbers)
+    last = study.trials[-1]
+    assert (last.state, last.params) == (TrialState.COMPLETE, point)
+    assert (last.user_attrs["role"], last.user_attrs["retries"]) == (SEED_ROLE, 0)
+
+
+def test_a_point_whose_worker_was_killed_before_it_took_all_is_tried_again_whole(tmp_path: Path) -> None:
+    """And three times at most."""
+    spec, point = spec_at(tmp_path / "study.log", trials=1), {"a": 0.5, "b": 0.25}
+    study = create_study(spec, [point], {})
+    for taken in ((), ("a",), ("b",)):
+        trial = study.ask()
+        for name in taken:
+            assert trial.suggest_float(name, -1, 1) == point[name]
+        trial.set_user_attr("worker", liveness.this_worker() | {"pid": 2**22 + 1})
+        assert reclaim(study) == [trial.number]
+    assert [t.system_attrs["fixed_params"] for t in study.trials] == [point] * (MAX_RETRIES + 1)
+
+
+@pytest.mark.parametrize(("folds", "eager"), [(0, False), (0, True), (3, False), (4, False), (5, False)])
+def test_each_pruner_stops_what_falls_behind(tmp_path: Path, folds: int, eager: bool) -> None:
+    """The first trial is good; the others are worse from their first step on."""
+    plain = spec_at(tmp_path / "s.log", 12)
+    spec = dataclasses.replace(plain, epochs=20, pruning=True, folds=folds, eager=eager)
+    study = create_study(spec, [{"a": 0.5}], {})
+
+    def value(trial: optuna.Trial) -> float:
+        trial.suggest_float("a", -1, 1)
+        scores = [(0.9 if trial.number == 0 else 0.5 - 0.01 * trial.number) + 0.001 * k for k in range(20)]
+        for step, score in enumerate(scores[: folds or None]):
+            trial.report(score, step)
+            if step < (folds or 20) - 1 and trial.should_prune():
+                raise optuna.TrialPruned
+        return scores[0]
+
+    work(spec, value)
+    states = [trial.state for trial in study.trials]
+    assert states[0] == TrialState.COMPLETE
+    assert states.count(TrialState.PRUNED) >= 3

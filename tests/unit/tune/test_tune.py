@@ -1,0 +1,854 @@
+"""Claims about the search: one seed one study, an honest winner, no look at the test split."""
+
+import copy
+import dataclasses
+import json
+import shlex
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+from safetensors.torch import load_file
+
+from features.datasets import Samples, subset
+from features.maintenance.import_external import read_sequences, write_external
+from features.store.store import FeatureStore
+from seqmodel.__main__ import main as seqmodel
+from seqmodel.config import LabelArgs
+from seqmodel.reporting.search_history import trials_of as history_of
+from seqmodel.reporting.style import style
+from seqmodel.runs.card import load_card, load_split, load_weights, save_card
+from seqmodel.runs.training_stats import read_reference
+from tests.support.crop_store import write_crop_store
+from tests.support.small_store import write_store
+from tests.support.toy_sequences import write_toy_store
+from tune import run
+from tune.__main__ import main
+from tune.config import SEED_ROLE, TuneArgs
+from tune.run import tune
+from tune.search_space import (
+    Fold,
+    Space,
+    choice_of,
+    is_seed,
+    make_folds,
+    may_prune,
+    scored_folds,
+    seed_point,
+    space_hash,
+    starting_points,
+    suggest,
+)
+from tune.study import plots
+from tune.study.storage import open_storage, refuse_shared_disk, without_password
+from tune.study.study import (
+    StudySpec,
+    enqueue_again,
+    load_study,
+)
+from tune.study.worker import set_up, trial_value
+
+pytestmark = pytest.mark.usefixtures("no_drawing", "converted_once")
+
+PICTURES = {"study_history", "study_importances", "study_parallel", "study_slices"}
+SPACE = Space("binary", ("embeddings",), False, 4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_core() -> Iterator[None]:
+    """Searches and their worker processes take one thread each, however busy the machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CPUS_PER_TASK", "1")
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Imported sequences of fifteen people whose label leans on the features."""
+    return write_toy_store(tmp_path_factory.mktemp("저장"))
+
+
+def args_for(store: Path, out: Path, **changes: Any) -> TuneArgs:
+    args = TuneArgs(
+        store=store,
+        out=out,
+        label=LabelArgs(labels="distracted,engaged"),
+        trials=4,
+        jobs=1,
+        reseed=1,
+        epochs=3,
+    )
+    return dataclasses.replace(args, **changes)
+
+
+def trials_of(out: Path) -> list[FrozenTrial]:
+    storage = open_storage(str(out / "study.log"))
+    return optuna.load_study(study_name=None, storage=storage).trials
+
+
+def facts(out: Path) -> list[tuple[dict[str, Any], float | None, TrialState]]:
+    return [(trial.params, trial.value, trial.state) for trial in trials_of(out)]
+
+
+@pytest.fixture(scope="module")
+def searched(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A finished search of six trials in one process."""
+    out = tmp_path_factory.mktemp("runs") / "첫째"
+    summary, code = tune(args_for(store, out, trials=6))
+    assert code == 0
+    return out, summary
+
+
+def test_a_search_leaves_a_run_that_stands_alone(searched: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = searched
+    card = load_card(out)
+    assert card.labelling.names == ("distracted", "engaged")
+    assert card.metric == "auroc"
+    assert card.stages[0]["trial"] == summary["best"]["trial"]
+    assert card.stages[0]["val_score"] == pytest.approx(summary["best"]["value"], abs=1e-6)
+    assert set(load_weights(out)["head"]) >= {"mean_embeddings", "std_embeddings", "output.weight"}
+    assert (out / "study.log").is_file()
+    assert {side for _, side in load_split(out).values()} == {"train", "val", "test"}
+    assert set(summary["baselines"]) == {"majority", "logistic_embeddings"}
+    reference = read_reference(out)
+    assert reference is not None
+    assert reference.min_filled is None, "live, which alone would ask, reads no imported features"
+    json.dumps(summary)
+
+
+def test_two_runs_with_one_seed_and_one_job_are_the_same_study(
+    searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
+) -> None:
+    tune(args_for(store, tmp_path / "again", trials=6))
+    assert facts(tmp_path / "again") == facts(searched[0])
+
+
+def test_a_search_stopped_and_continued_is_the_same_study(
+    searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
+) -> None:
+    tune(args_for(store, tmp_path / "parts", trials=2))
+    summary, _ = tune(args_for(store, tmp_path / "parts", trials=6))
+    assert facts(tmp_path / "parts") == facts(searched[0])
+    assert summary["best"] == searched[1]["best"]
+
+
+def test_the_first_trial_is_the_seed_projects_settings(searched: tuple[Path, dict[str, Any]]) -> None:
+    first = trials_of(searched[0])[0]
+    assert first.params == seed_point(SPACE)
+    choice = choice_of(first.params, dataclasses.replace(SPACE, epochs=50))
+    assert (choice.train.epochs, choice.train.patience, choice.head.kind) == (15, 4, "lstm")
+    assert searched[1]["best"]["value"] >= first.value
+
+
+def test_two_heads_that_are_held_back_come_next_and_none_of_the_three_is_pruned(
+    searched: tuple[Path, dict[str, Any]],
+) -> None:
+    first = trials_of(searched[0])[:3]
+    assert [trial.params for trial in first] == list(starting_points(SPACE))
+    assert first[0].params == seed_point(SPACE)
+    assert {trial.state for trial in first} == {TrialState.COMPLETE}
+    assert not any(may_prune(trial, SPACE) for trial in first)
+
+
+def test_of_many_clips_one_later_trial_in_eight_runs_to_its_end(
+    searched: tuple[Path, dict[str, Any]],
+) -> None:
+    trial = trials_of(searched[0])[3]
+
+    def never_stopped(space: Space, num_folds: int = 1) -> list[int]:
+        return [n for n in range(2, 40) if not may_prune(with_number(trial, n), space, num_folds)]
+
+    many = dataclasses.replace(SPACE, many=True)
+    assert never_stopped(many) == [23, 31, 39]
+    assert never_stopped(many, num_folds=5) == []
+    assert never_stopped(SPACE) == []
+
+
+def with_number(trial: FrozenTrial, number: int) -> FrozenTrial:
+    other = copy.copy(trial)
+    other.number = number
+    return other
+
+
+def test_the_run_is_the_head_that_the_search_scored(searched: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = searched
+    kept = load_file(checkpoint_of(out, summary))
+    weights = load_weights(out)["head"]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in kept.items())
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_winner_without_a_whole_checkpoint_is_trained_again_to_the_same_head(
+    searched: tuple[Path, dict[str, Any]],
+    store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    broken: bool,
+) -> None:
+    out, summary = searched
+    (tmp_path / "artifacts").mkdir()
+    shutil.copy(out / "study.log", tmp_path / "study.log")
+    if broken:
+        checkpoint = checkpoint_of(out, summary)
+        (tmp_path / "artifacts" / checkpoint.name).write_bytes(checkpoint.read_bytes()[:5000])
+    tune(args_for(store, tmp_path, trials=6))
+    told = " ".join(capsys.readouterr().err.split())
+    assert ("cannot be read, it is trained again" in told) == broken
+    weights = load_weights(out)["head"]
+    for name, tensor in load_weights(tmp_path)["head"].items():
+        torch.testing.assert_close(tensor, weights[name])
+    assert epochs_of(tmp_path) == epochs_of(out)
+    assert load_card(tmp_path).calibration == load_card(out).calibration
+
+
+def checkpoint_of(run: Path, summary: dict[str, Any]) -> Path:
+    return run / "artifacts" / trials_of(run)[summary["best"]["trial"]].user_attrs["checkpoint"]
+
+
+def epochs_of(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def test_the_same_command_again_does_nothing_new(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
+    out, summary = searched
+    before = (out / "weights.safetensors").stat().st_mtime_ns
+    again, code = tune(args_for(store, out, trials=6))
+    assert code == 0
+    assert again["best"] == summary["best"]
+    assert (out / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_study_is_not_continued_on_other_ground(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
+    args = args_for(store, searched[0], seed=1, study=trial_study_name(searched[0]))
+    with pytest.raises(ValueError, match=r"seed: 0 there, 1 here.*use another --out or --study"):
+        tune(args)
+
+
+def trial_study_name(out: Path) -> str:
+    return optuna.get_all_study_names(open_storage(str(out / "study.log")))[0]
+
+
+def test_workers_score_what_one_process_scores(
+    searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
+) -> None:
+    summary, _ = tune(args_for(store, tmp_path / "two", trials=4, jobs=2, reseed=2))
+    assert summary["trials"].get("complete", 0) + summary["trials"].get("pruned", 0) in (4, 5)
+    assert trials_of(tmp_path / "two")[0].value == trials_of(searched[0])[0].value
+    assert all(len(finalist["scores"]) == 2 for finalist in summary["finalists"])
+
+
+def test_folds_judge_everybody_but_the_test_people(store: Path, tmp_path: Path) -> None:
+    summary, _ = tune(args_for(store, tmp_path / "folds", trials=2, folds=3))
+    best = next(t for t in trials_of(tmp_path / "folds") if t.number == summary["best"]["trial"])
+    assert len(best.user_attrs["val_curve"]) == 3
+    assert best.value == pytest.approx(sum(best.user_attrs["val_curve"]) / 3, abs=1e-4)
+
+
+def write_people(folder: Path, people: dict[str, tuple[str, list[int]]]) -> Path:
+    """A store of noise: person -> (side, the classes that their clips have in turn), eight clips each."""
+    y = np.array([labels[k % len(labels)] for _, labels in people.values() for k in range(8)])
+    np.savez(
+        folder / "features.npz",
+        x=np.random.default_rng(0).normal(size=(len(y), 4, 3)).astype(np.float32),
+        y=y,
+        subject=np.repeat(list(people), 8),
+        split=np.repeat([side for side, _ in people.values()], 8),
+        label_names=np.array(["distracted", "engaged"]),
+    )
+    write_external(folder / "clips.zarr", read_sequences(folder / "features.npz"), "people")
+    return folder / "clips.zarr"
+
+
+def test_a_fold_of_one_class_has_no_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In no trial, fresh seed or baseline; and that is said, once and before the search."""
+    sides = {"a": ("train", [0, 1]), "b": ("val", [0, 1]), "c": ("train", [0]), "d": ("test", [0, 1])}
+    store = write_people(tmp_path, sides)
+    args = args_for(store, tmp_path / "run", folds=3, reseed=2, trials=3)
+    summary, code = tune(args)
+    assert code == 0
+    said = "1 of 3 folds hold out or learn from clips of one class only and have no say"
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count(said) == 1
+    assert sum(said in text for text in summary["warnings"]) == 1
+    assert sum(said in text for text in load_card(args.out).warnings) == 1
+    bench = set_up(args)
+    assert sorted(np.unique(fold.val.subjects).tolist() for fold in bench.folds) == [["a"], ["b"]]
+    trials = trials_of(args.out)
+    assert len(trials) == 3
+    for trial in trials:
+        assert list(trial.intermediate_values) == [0, 1]
+        assert trial.value == pytest.approx(np.mean(trial.user_attrs["val_curve"]), abs=1e-4)
+    assert all(np.isfinite(f["scores"]).all() for f in summary["finalists"])
+    assert summary["baselines"]["majority"] == 0.5
+    assert np.isfinite(summary["baselines"]["logistic_embeddings"])
+
+
+def test_a_head_of_the_only_fold_that_has_a_say_is_nobodys_checkpoint(tmp_path: Path) -> None:
+    sides = {"a": ("train", [0, 1]), "b": ("val", [0]), "c": ("val", [1]), "d": ("test", [0, 1])}
+    args = args_for(write_people(tmp_path, sides), tmp_path / "run", folds=3, trials=2)
+    tune(args)
+    assert len(set_up(args).folds) == 1
+    assert not any("checkpoint" in trial.user_attrs for trial in trials_of(args.out))
+    assert not list(args.out.glob("artifacts/*"))
+
+
+@pytest.mark.parametrize("metric", ["auto", "macro_f1"])
+def test_folds_of_which_none_has_a_say_are_refused_before_the_search(tmp_path: Path, metric: Any) -> None:
+    sides = {"a": ("train", [0]), "b": ("train", [1]), "c": ("val", [0]), "d": ("val", [1])}
+    store = write_people(tmp_path, sides | {"e": ("test", [0])})
+    args = args_for(store, tmp_path / "run", folds=4, metric=metric)
+    with pytest.raises(ValueError, match=r"--folds 4: none of them has a say.*take fewer folds"):
+        tune(args)
+    assert not args.out.exists()
+
+
+def test_folds_over_people_whom_the_encoder_knows_are_warned_about(tmp_path: Path) -> None:
+    """In the summary and the card; their sides are kept without being asked for, whatever the seed."""
+    path = write_toy_store(tmp_path)
+    sides = {f"subject 사람{k}": "train" if k < 9 else "val" if k < 12 else "test" for k in range(15)}
+    FeatureStore.open(path, "r+").carry_over([], sides)
+    args = args_for(path, tmp_path / "run", trials=1, folds=3, seed=5)
+    summary, code = tune(args)
+    assert code == 0
+    said = "figures of folds are too good here"
+    for told in (summary["warnings"], load_card(args.out).warnings):
+        (text,) = [text for text in told if said in text]
+        assert "from 12 of the 12 people" in text
+    kept = {f"subject {who}": side for who, side in load_split(args.out).values()}
+    assert kept == sides
+
+
+def test_folds_have_a_say_where_both_sides_have_what_it_takes() -> None:
+    """Two classes to learn from, and two held out."""
+    labels = np.array([0, 1, 0, 0, 1, 1])
+    nobody = np.full(6, "", dtype=object)
+    clips = Samples({}, {}, labels, np.array([f"{k}#0" for k in range(6)]), nobody, np.arange(6))
+    both, zeros, ones = np.array([0, 1]), np.array([2, 3]), np.array([4, 5])
+
+    def says(learned: np.ndarray, held: np.ndarray) -> bool:
+        return bool(scored_folds([Fold(subset(clips, learned), subset(clips, held), {})]))
+
+    assert says(both, np.array([3, 4]))
+    assert not says(both, zeros)
+    assert not says(both, ones)
+    assert not says(zeros, both)
+
+
+def test_folds_keep_windows_of_one_video_together_where_nobody_is_known() -> None:
+    ids = np.array([f"video {k // 6}.mp4#{k % 6 * 10_000}" for k in range(60)])
+    x, valid = {"embeddings": np.ones((60, 2, 3), np.float32)}, {"embeddings": np.ones((60, 2), bool)}
+    clips = Samples(x, valid, np.arange(60) % 2, ids, np.full(60, "", dtype=object), np.arange(60))
+    folds = make_folds(subset(clips, np.arange(40)), subset(clips, np.arange(40, 60)), 5, seed=0)
+    held = [{name.partition("#")[0] for name in fold.val.clip_ids} for fold in folds]
+    assert [len(videos) for videos in held] == [2] * 5
+    assert len(set.union(*held)) == 10
+    with pytest.raises(ValueError, match="--folds 11 needs 2 to 10"):
+        make_folds(clips, subset(clips, np.arange(0)), 11, seed=0)
+
+
+def test_search_never_loads_a_test_clip(store: Path, tmp_path: Path) -> None:
+    bench = set_up(args_for(store, tmp_path / "x", folds=2))
+    test_rows = set(bench.question.split.test.tolist())
+    assert test_rows
+    seen: list[Samples] = [side for fold in bench.folds for side in (fold.train, fold.val)]
+    assert not any(test_rows & set(samples.rows.tolist()) for samples in seen)
+
+
+def test_a_trial_says_that_it_is_worked_on(searched: tuple[Path, dict[str, Any]]) -> None:
+    trials = trials_of(searched[0])
+    assert len(trials) == 6
+    for trial in trials:
+        assert trial.datetime_start is not None
+        assert abs(trial.user_attrs["seen"] - trial.datetime_start.timestamp()) < 60
+
+
+# Doors and refusals
+
+
+def test_sqlite_on_a_shared_disk_is_refused_with_a_hint(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text("/dev/sda / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"sqlite on a shared disk \(nfs4 at /home\).*postgresql"):
+        refuse_shared_disk("sqlite:////home/me/study.db", mounts)
+    refuse_shared_disk("sqlite:////var/study.db", mounts)
+
+
+def test_a_storage_that_cannot_be_opened_is_one_clear_line() -> None:
+    with pytest.raises(ValueError, match="wanted grpc://HOST:PORT"):
+        open_storage("grpc://nowhere")
+    with pytest.raises(ValueError, match="--storage mongodb://x: "):
+        open_storage("mongodb://x")
+
+
+def test_wrong_use_is_one_line_and_exit_code_2(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    assert main(["--store", str(store), "--out", out, "--label", "mood"]) == 2
+    assert "no label column 'mood'; it has: label" in capsys.readouterr().err
+    assert main(["--store", str(store), "--out", out, "--finetune"]) == 2
+    assert "imported features: there is no encoder to fine-tune" in capsys.readouterr().err
+    assert main(["--store", str(tmp_path / "none.zarr"), "--out", out]) == 2
+    assert "none.zarr" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "card.json").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--folds", "1"), ("--folds", "-2"), ("--trials", "0"), ("--seed", "-1"), ("--storage", "None")],
+)
+def test_options_that_mean_nothing_are_refused_before_anything_is_written(
+    store: Path, tmp_path: Path, words: tuple[str, str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--store", str(store), "--out", str(tmp_path / "run"), *words])
+    assert left.value.code == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_in_the_runs_place_is_left_alone(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`train/LABEL/VIDEO` is a layout that extract reads, and `train` one that a run's report lies in."""
+    for side in ("train", "val"):
+        (tmp_path / side / "engaged").mkdir(parents=True)
+        (tmp_path / side / "engaged" / "a.mp4").write_text("the only copy", encoding="utf-8")
+    assert main(["--store", str(store), "--out", str(tmp_path), "--trials", "1"]) == 2
+    assert seqmodel(["train", "--store", str(store), "--run", str(tmp_path), "--epochs", "1"]) == 2
+    assert capsys.readouterr().err.count("holds other things (train, val, …) and no run") == 2
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
+
+
+def test_a_head_that_reads_no_embeddings_is_not_fine_tuned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused before the search where the user chose so; where the search did, stage 1 stays."""
+    store = Path(write_store(tmp_path / "s.zarr", 64, crops=True).path)
+    with pytest.raises(ValueError, match="--inputs geometry does not read"):
+        tune(args_for(store, tmp_path / "a", inputs="geometry", finetune=True))
+    of_geometry = seed_point(Space("binary", ("embeddings", "geometry"), False, 3)) | {"inputs": "geometry"}
+    monkeypatch.setattr(run, "starting_points", lambda space: [of_geometry])
+    summary, code = tune(args_for(store, tmp_path / "b", trials=1, finetune=True))
+    assert code == 0
+    assert "finetune" not in summary
+    assert set(load_card(tmp_path / "b").dims) == {"geometry"}
+    assert "no encoder to fine-tune" in capsys.readouterr().err
+
+
+def test_fine_tuning_takes_the_best_head_that_reads_embeddings(tmp_path: Path) -> None:
+    store = Path(write_store(tmp_path / "s.zarr", 64, crops=True).path)
+    args = args_for(store, tmp_path / "run", trials=12)
+    tune(args)
+    bench = set_up(args)
+    spec = run.spec_of(args, bench, "auroc")
+    study = load_study(spec)
+    read = {
+        finetune: [
+            f.trial.params["inputs"]
+            for f in run.choose(dataclasses.replace(args, finetune=finetune, reseed=2), study, bench)
+        ]
+        for finetune in (False, True)
+    }
+    assert "geometry" in read[False], "else this shows nothing: take another seed"
+    assert len(read[True]) in (3, 4), "the best three, and the seed project's settings"
+    assert "geometry" not in read[True]
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("streams", [("embeddings",), ("geometry",), ("embeddings", "geometry")])
+def test_the_other_starting_points_lie_in_the_space_too(streams: tuple[str, ...], many: bool) -> None:
+    space = Space("binary", streams, False, 20, many)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for point in starting_points(space)[1:]:
+        study.enqueue_trial(point)
+        trial = study.ask()
+        choice = suggest(trial, space)
+        assert trial.params == point
+        assert choice.inputs == ("both" if len(streams) > 1 else streams[0])
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("task", ["binary", "multiclass", "ordinal"])
+def test_the_seed_point_lies_in_the_space_of_every_task(task: str, fixed: bool) -> None:
+    space = Space(task, ("embeddings", "geometry"), fixed, 20)  # type: ignore[arg-type]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.enqueue_trial(seed_point(space))
+    trial = study.ask()
+    choice = suggest(trial, space)
+    assert trial.params == seed_point(space)
+    assert choice.inputs == ("both" if fixed else "embeddings"), "the seed project knew embeddings alone"
+    assert choice.head.shared_thresholds == (task == "ordinal")
+
+
+def test_many_clips_are_not_searched_in_small_steps_but_for_the_seeds_settings() -> None:
+    """Also where that trial is tried again, as after its worker's death."""
+    space = dataclasses.replace(SPACE, many=True)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=3))
+    study.enqueue_trial(seed_point(space), user_attrs={"role": SEED_ROLE})
+    sizes = []
+    for number in range(12):
+        trial = study.ask()
+        sizes.append(suggest(trial, space).train.batch_size)
+        if number == 0:
+            study.tell(trial, state=TrialState.FAIL)
+            enqueue_again(study, study.trials[0])
+        else:
+            study.tell(trial, float(number))
+    assert sizes[:2] == [8, 8]
+    assert is_seed(study.trials[1].params, space)
+    assert min(sizes[2:]) >= 32
+    assert max(sizes) <= 128
+    assert space_hash(space) != space_hash(SPACE)
+    assert space_hash(SPACE) == space_hash(dataclasses.replace(SPACE, epochs=5))
+
+
+# What a search says of itself
+
+
+def test_trials_say_what_they_took(searched: tuple[Path, dict[str, Any]]) -> None:
+    trials = trials_of(searched[0])
+    assert len(trials) == 6
+    for trial in trials:
+        attributes = trial.user_attrs
+        assert len(attributes["val_curve"]) == attributes["epochs"]
+        assert max(attributes["val_curve"]) == pytest.approx(
+            max(trial.intermediate_values.values()), abs=1e-4
+        )
+        assert attributes["seconds"] > 0
+        if trial.state == TrialState.COMPLETE:
+            assert attributes["parameters"] > 0
+
+
+@pytest.mark.draws
+def test_pictures_of_the_study_stay_in_the_run(store: Path, tmp_path: Path) -> None:
+    summary, _ = tune(args_for(store, tmp_path, trials=5, epochs=1, pruning="off"))
+    drawn = {path.stem for path in (tmp_path / "plots").glob("study_*.png")}
+    assert drawn == PICTURES
+    assert sum(summary["importances"].values()) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("span", [(1e-4, 1e-2), (1e-4, 4e-4), (1e-3, 1e-3)])
+def test_pictures_leave_matplotlib_as_it_was(tmp_path: Path, span: tuple[float, float]) -> None:
+    """Optuna sets a style for everybody; and what looks like a formula, a broken one too, is a name."""
+    import matplotlib.pyplot as plt
+
+    study = optuna.create_study(direction="maximize")
+    known: dict[str, Any] = {
+        "lr": FloatDistribution(1e-4, 1e-2, log=True),
+        "kind": CategoricalDistribution(["$\\frac$", "집중"]),
+    }
+    for k in range(plots.FEWEST):
+        params = {"lr": span[k % 2], "kind": known["kind"].choices[k // 2]}
+        study.add_trial(optuna.trial.create_trial(value=k / 4, params=params, distributions=known))
+    study.add_trial(optuna.trial.create_trial(state=TrialState.PRUNED))
+    with style():
+        pass  # without a display from here on
+    before = dict(plt.rcParams)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shares = plots.save_study_plots(study, tmp_path, "recall:$\\frac$")
+    assert shares.keys() == {"lr", "kind"}
+    assert {path.stem for path in tmp_path.iterdir()} == PICTURES
+    assert dict(plt.rcParams) == before
+    assert not plt.get_fignums()
+
+
+def finalist(number: int, *scores: float) -> run.Finalist:
+    return run.Finalist(optuna.trial.create_trial(value=0.99), scores)
+
+
+def test_doubts_about_the_winner_are_said() -> None:
+    clear = [finalist(0, 0.90, 0.91), finalist(1, 0.70, 0.71)]
+    assert not run.judge(clear, {"majority": 0.5}, "auroc")
+    (note,) = run.judge(clear, {"logistic_embeddings": 0.95}, "auroc")
+    assert "does not beat the baseline logistic_embeddings: auroc 0.9050 against 0.9500" in note
+    (note,) = run.judge([finalist(0, 0.90, 0.80), finalist(1, 0.84, 0.84)], {}, "auroc")
+    assert "differ by 0.0100 in auroc, less than their spread over seeds (0.0707)" in note
+
+
+def test_the_searchs_own_score_is_no_part_of_the_mean() -> None:
+    assert finalist(0, 0.6, 0.8).mean == pytest.approx(0.7)
+    assert finalist(0).mean == 0.99
+
+
+def test_the_seeds_settings_are_judged_with_the_best(
+    searched: tuple[Path, dict[str, Any]], store: Path
+) -> None:
+    """Where the search found all others better."""
+    args = args_for(store, searched[0], reseed=2)
+    bench, study = set_up(args), optuna.create_study(direction="maximize")
+    for t in trials_of(searched[0]):
+        value = 0.9 + 0.01 * t.number if t.number else 0.5
+        study.add_trial(
+            optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=value)
+        )
+    found = run.choose(args, study, bench)
+    assert {f.trial.number for f in found} == {0, 3, 4, 5}
+    assert found[0].mean >= next(f.mean for f in found if f.trial.number == 0)
+    assert {len(f.scores) for f in found} == {2}
+    theirs = next(f for f in found if f.trial.number == 0)
+    assert trials_of(searched[0])[0].value not in theirs.scores, "other seeds than the search's"
+
+
+def test_copies_of_a_trial_are_no_rivals(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
+    """As of a point that two machines began with: the first of them is judged."""
+    args = args_for(store, searched[0], reseed=2)
+    bench, study = set_up(args), optuna.create_study(direction="maximize")
+    for t in [*trials_of(searched[0])[:3], *trials_of(searched[0])[:2]]:
+        study.add_trial(
+            optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=t.value)
+        )
+    assert sorted(f.trial.number for f in run.choose(args, study, bench)) == [0, 1, 2]
+
+
+def test_with_folds_the_baselines_are_judged_on_the_same_folds(store: Path, tmp_path: Path) -> None:
+    bench = set_up(args_for(store, tmp_path / "x", folds=3))
+    found = run.mean_baselines(bench, "auroc")
+    each = [
+        run.mean_baselines(dataclasses.replace(bench, folds=[fold]), "auroc")["logistic_embeddings"]
+        for fold in bench.folds
+    ]
+    assert len(set(each)) == 3
+    assert found["logistic_embeddings"] == pytest.approx(sum(each) / 3)
+
+
+def test_the_seeds_settings_are_never_pruned(store: Path, tmp_path: Path) -> None:
+    """Enqueued again behind a trial that no head reaches."""
+    args = args_for(store, tmp_path / "run", epochs=8)
+    bench = set_up(args)
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=2.0))
+    study.enqueue_trial(seed_point(bench.space))
+    study.enqueue_trial(seed_point(bench.space) | {"hidden": 32})
+    study.optimize(lambda trial: trial_value(bench, trial), n_trials=2)
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
+
+
+def test_later_trials_are_compared_with_the_first_ones_though_those_are_not_pruned(
+    store: Path, tmp_path: Path
+) -> None:
+    args = args_for(store, tmp_path / "run", epochs=4)
+    bench = set_up(args)
+    halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    study = optuna.create_study(direction="maximize", pruner=halving)
+    study.enqueue_trial(seed_point(bench.space))
+    study.enqueue_trial(seed_point(bench.space) | {"lr": 1e-4, "batch_size": 128})
+    study.optimize(lambda trial: trial_value(bench, trial), n_trials=2)
+    first, second = study.trials
+    assert first.intermediate_values[1] > second.intermediate_values[1]
+    assert (second.state, second.user_attrs["epochs"]) == (TrialState.PRUNED, 1)
+
+
+def test_what_is_printed_holds_no_password(tmp_path: Path) -> None:
+    args = TuneArgs(Path("s"), tmp_path)
+
+    def printed(storage: str) -> str:
+        return run.dashboard_command(args, StudySpec(storage, "study", 6, 0, 4, pruning=False, folds=0))
+
+    assert printed("postgresql+psycopg://me:secret@host/db") == (
+        "optuna-dashboard 'postgresql+psycopg://me:…@host/db'"
+    )
+    assert printed("postgresql://host:5432/db?user=me&password=secret").endswith(
+        "'postgresql://host:5432/db?user=me&password=…'"
+    )
+    assert "grpc" not in printed("grpc://host:13000")
+    assert "database behind the proxy" in printed("grpc://host:13000")
+    (tmp_path / "artifacts").mkdir()
+    assert printed("a b.log") == f"optuna-dashboard 'a b.log' --artifact-dir {tmp_path / 'artifacts'}"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql+psycopg://me:se:cr/e?t@host:5432/db", "postgresql+psycopg://me:…@host:5432/db"),
+        ("postgresql://me@host/db?password=s@cr:et", "postgresql://me@host/db?password=…"),
+        (
+            "postgresql://me:secret@host/db?sslmode=a&password=secret&b=c",
+            "postgresql://me:…@host/db?sslmode=a&password=…&b=c",
+        ),
+        ("mysql+pymysql://host/db?user=me&PASSWD=secret", "mysql+pymysql://host/db?user=me&PASSWD=…"),
+        ("postgresql://me@host:5432/db", "postgresql://me@host:5432/db"),
+        ("grpc://host:13000", "grpc://host:13000"),
+        ("folder/me:and@you?password=1.log", "folder/me:and@you?password=1.log"),
+        ("--storage=postgresql://me:secret@host/db", "--storage=postgresql://me:…@host/db"),
+        ("--labels=a:b@c", "--labels=a:b@c"),
+        ("", ""),
+    ],
+)
+def test_a_password_is_left_out_wherever_a_url_has_it(url: str, shown: str) -> None:
+    """And the path of a journal, which is no URL, stays."""
+    assert without_password(url) == shown
+
+
+def test_a_card_keeps_the_command_as_it_was_given_without_its_password(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = open_storage(str(tmp_path / "journal.log"))
+    monkeypatch.setattr("tune.study.study.open_storage", lambda url: journal)
+    out = tmp_path / "내 실행"
+    words = ["--store", str(store), "--out", str(out), "--labels", "distracted,engaged", "--jobs", "1"]
+    words += ["--trials", "1", "--reseed", "0", "--epochs", "1"]
+    secret = [
+        "--storage=mysql://me:secret@a/b",
+        "--storage",
+        "postgresql://me:secret@host/db?password=secret",
+    ]
+    assert main([*words, *secret]) == 0
+    (stage,) = load_card(out).stages
+    assert shlex.split(stage["command"]) == [
+        *("python", "-m", "tune", *words),
+        *("--storage=mysql://me:…@a/b", "--storage", "postgresql://me:…@host/db?password=…"),
+    ]
+    kept = [path for path in out.rglob("*") if path.is_file()]
+    assert not [path for path in kept if b"secret" in path.read_bytes()]
+
+
+def test_leaving_the_refits_early_waits_for_nothing(store: Path, tmp_path: Path) -> None:
+    """Four fits of ten minutes are queued for two processes."""
+    futures: list[Any] = []
+
+    def interrupted() -> None:
+        with run.refitting(args_for(store, tmp_path / "x", jobs=2)) as pool:
+            futures.extend(pool.submit(time.sleep, 600) for _ in range(4))
+            while not futures[0].running():
+                time.sleep(0.05)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    # not concurrent.futures.wait: whom a pool cancels as it shuts down it does not notify
+    deadline = time.monotonic() + 120
+    while not all(future.done() for future in futures) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert all(future.cancelled() or future.exception(0) is not None for future in futures)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "names", "task", "metric"),
+    [
+        ([], ("distracted", "engaged", "very engaged", "absorbed"), "multiclass", "macro_f1"),
+        (["--task", "ordinal"], ("distracted", "engaged", "very engaged", "absorbed"), "ordinal", "qwk"),
+        (
+            ["--merge", "low=distracted+engaged", "high=very engaged+absorbed", "--labels", "low,high"],
+            ("low", "high"),
+            "binary",
+            "auroc",
+        ),
+        (["--binarize-at", "2"], None, "binary", "auroc"),
+    ],
+    ids=["multiclass", "ordinal", "merge", "binarize"],
+)
+def test_every_kind_of_question_from_search_to_judgement(
+    tmp_path: Path,
+    options: list[str],
+    names: tuple[str, ...] | None,
+    task: str,
+    metric: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = write_toy_store(tmp_path, num_classes=4, num_clips=150, unlabelled=10)
+    run = tmp_path / "run"
+    words = ["--store", str(store), "--out", str(run), "--trials", "2", "--jobs", "1", "--reseed", "1"]
+    assert main([*words, "--epochs", "3", "--json", *options]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["clips"]["unlabelled"] == 10
+    card = load_card(run)
+    assert (card.labelling.task, card.metric) == (task, metric)
+    assert names is None or card.labelling.names == names
+    assert seqmodel(["evaluate", "--run", str(run), "--split", "val", "--rounds", "50", "--json"]) == 0
+    judged = json.loads(capsys.readouterr().out)
+    assert judged
+
+
+# Search, then fine-tune
+
+
+@pytest.mark.slow
+def test_search_and_fine_tune_again_and_again(tmp_path: Path) -> None:
+    """One command, called again, with more trials, and with a winner that is another."""
+    store, run = write_crop_store(tmp_path / "s.zarr"), tmp_path / "run"
+    args = args_for(Path(store.path), run, trials=1, epochs=2, finetune=True)
+
+    def state() -> dict[Path, bytes]:
+        own = [run / "card.json", run / "weights.safetensors", run / "log.jsonl", run / "reference.json"]
+        return {path: path.read_bytes() for path in own}
+
+    first, code = tune(args)
+    assert code == 0
+    assert [stage["stage"] for stage in load_card(run).stages] == ["head", "finetune"]
+    before = state()
+    (run / "metrics.json").write_text("{}", encoding="utf-8")
+    for _ in range(2):
+        again, code = tune(args)
+        assert code == 0
+        assert again["finetune"] | {"seconds": 0} == first["finetune"] | {"seconds": 0}
+        assert state() == before
+        assert (run / "metrics.json").exists(), "it speaks of the weights that are still there"
+
+    card = load_card(run)
+    save_card(run, dataclasses.replace(card, test_openings=("2026-01-01T00:00:00",)))
+    before = state()
+    numbers = {first["best"]["trial"]}
+    for trials in range(2, 9):
+        found, _ = tune(dataclasses.replace(args, trials=trials))
+        number = found["best"]["trial"]
+        if number in numbers:
+            assert state() == before, "more trials, the same winner: its fine-tuned weights stay"
+            continue
+        stages = load_card(run).stages
+        assert [stage["stage"] for stage in stages] == ["head", "finetune"]
+        assert (stages[0]["trial"], stages[1]["started_from"]) == (number, "stage 1")
+        assert load_card(run).test_openings == ("2026-01-01T00:00:00",)
+        assert not (run / "metrics.json").exists()
+        numbers.add(number)
+        before = state()
+    assert len(numbers) > 1, "else this shows half of it: take another seed"
+
+
+def test_another_question_is_another_head_even_of_the_same_trial_number(
+    searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(searched[0], tmp_path / "run"))
+    tune(args_for(store, run, trials=1, label=LabelArgs(labels="engaged,distracted")))
+    assert load_card(run).labelling.names == ("engaged", "distracted")
+    number = load_card(run).stages[0]["trial"]
+    tune(args_for(store, run, trials=1, study="other"))
+    assert load_card(run).stages[0]["trial"] == number == 0
+    assert load_card(run).labelling.names == ("distracted", "engaged")
+    assert len(history_of(run)) == 1, "the report shows the search that the run came from, of three"
+
+
+@pytest.mark.slow
+def test_crops_that_are_added_later_leave_the_study_as_it_was(tmp_path: Path) -> None:
+    store = write_crop_store(tmp_path / "s.zarr", cropless=tuple(range(32)))
+    args = args_for(Path(store.path), tmp_path / "run", trials=1, epochs=1)
+    tune(args)
+    before = facts(args.out)
+    for row, files in enumerate(map(write_crop_store(tmp_path / "t.zarr").read_crops, range(32))):
+        store.write_row(row, crops=files)
+    summary, _ = tune(dataclasses.replace(args, finetune=True))
+    assert summary["finetune"]["epochs"] > 0
+    assert facts(args.out) == before
+
+
+def test_lacking_crops_are_said_before_the_search(tmp_path: Path) -> None:
+    store = write_crop_store(tmp_path / "s.zarr", cropless=(0,))
+    out = tmp_path / "run"
+    with pytest.raises(
+        ValueError, match=r"lacks the face crops of 1 clips.*python -m extract .*--crops jpeg"
+    ):
+        tune(args_for(Path(store.path), out, finetune=True))
+    assert not out.exists()
