@@ -17,6 +17,7 @@ import zarr
 
 from extract import run
 from extract.__main__ import main as extract
+from features.files import this_process
 from features.labels import make_labelling
 from features.maintenance.relabel import relabel
 from features.maintenance.verify import verify_store
@@ -914,12 +915,12 @@ def test_one_planner_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     done = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
-    holder = lock.here() | {"pid": int(done.stdout), "started": "", "time": time.time()}
+    holder = this_process() | {"pid": int(done.stdout), "time": time.time()}
     (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
     with planner_lock(place, wait_s=0.2):
         pass
     # The same number again, another process: its start tells.
-    holder |= {"pid": os.getpid(), "started": "1"}
+    holder |= {"pid": os.getpid(), "started": 1.0}
     (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
     with planner_lock(place, wait_s=0.2):
         pass

@@ -22,9 +22,9 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from features.store.lock import is_here
+from features.files import is_alive, is_here, this_process
 from tune.config import SEED_ROLE
-from tune.study.liveness import has_parent, is_alive, is_silent, this_worker
+from tune.study.liveness import has_parent, is_silent
 from tune.study.storage import MAX_RETRIES, experimental_is_fine, open_storage, without_password
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def work(
     def signed(trial: optuna.Trial) -> float:
         current[:] = [trial.number]
         note_seen(trial)
-        trial.set_user_attr("worker", this_worker())
+        trial.set_user_attr("worker", this_process())
         try:
             value = objective(trial)
         except UpdateFinishedTrialError:
