@@ -20,7 +20,7 @@ from features.store.location import place_of
 from features.store.lock import planner_lock
 from seqmodel.config import LabelArgs
 from tests.toy_sequences import write_toy_store
-from tune import run
+from tune import finalists
 from tune.config import TuneArgs
 from tune.study.study import StudySpec, load_study
 
@@ -85,7 +85,7 @@ def test_a_living_process_of_another_container_of_one_host_name_is_not_taken_for
 
 def hold_pool(args: TuneArgs, told: Connection) -> None:
     """Say who refits, and wait to be killed."""
-    with run.refitting(args) as pool:
+    with finalists.refitting(args) as pool:
         told.send(pool.submit(this_process).result())
         time.sleep(600)
 
@@ -113,7 +113,7 @@ def test_processes_that_refit_end_when_the_search_is_killed(tmp_path: Path) -> N
 
 def test_a_process_killed_while_it_refits_is_one_clear_line(tmp_path: Path) -> None:
     def refit() -> None:
-        with run.refitting(args_for(tmp_path)) as pool:
+        with finalists.refitting(args_for(tmp_path)) as pool:
             worker = pool.submit(this_process).result()
             pool.submit(os.kill, worker["pid"], signal.SIGKILL).result()
 

@@ -17,7 +17,8 @@ from tests.killed_worker import require_retry
 from tune.config import SEED_ROLE
 from tune.study import liveness
 from tune.study.storage import MAX_RETRIES, experimental_is_fine
-from tune.study.study import StudySpec, create_study, load_study, num_done, reclaim, run_workers, work
+from tune.study.study import StudySpec, create_study, load_study, num_done, reclaim, work
+from tune.study.worker_pool import run_workers
 
 POINTS = ({"a": 0.5}, {"a": 0.25}, {"a": -0.5})
 FACTS = {"metric": "auroc"}

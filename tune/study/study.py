@@ -1,4 +1,4 @@
-"""The study: where it is stored, the processes that work on it, and how it goes on after they stop or die.
+"""The study: where it is stored, how it is worked on, and how it goes on after workers stop or die.
 
 A worker takes one trial after the other from the shared storage until there are enough. Each trial names its
 worker (where it runs, its process and when that started), so whoever starts the study again can tell a trial
@@ -7,15 +7,12 @@ machine or in another container a process cannot be looked for: there a database
 how long the trial was silent.
 """
 
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -27,16 +24,10 @@ from tune.config import SEED_ROLE
 from tune.study.liveness import has_parent, is_silent
 from tune.study.storage import MAX_RETRIES, experimental_is_fine, open_storage, without_password
 
-if TYPE_CHECKING:
-    from multiprocessing.context import ForkServerContext, SpawnContext
-
 UNSIGNED_S = 60
 """A running trial that names no worker for that long has none."""
 SEEN_EVERY_S, WAIT_S = 30, 1.0
 """Seconds between signs of life of a trial, and between looks at trials of others that are waited for."""
-KILLED = "was killed (out of memory, perhaps): use fewer --jobs; the same command goes on"
-"""What is said of a process that a signal ended."""
-
 Objective = Callable[[optuna.Trial], float]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -301,69 +292,6 @@ def _leave(spec: StudySpec, numbers: Sequence[int]) -> None:
                 study.tell(trial.number, state=TrialState.FAIL)
             enqueue_again(study, trial, is_interrupted=True)
     close_study(study)
-
-
-def process_context() -> "SpawnContext | ForkServerContext":
-    """How worker processes are started: forked, on Linux, from one that has imported what they need.
-
-    That spares each the seconds of importing torch, and its memory. The server forks before any of them
-    uses a thread or a GPU.
-    """
-    if sys.platform != "linux":
-        return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["tune.study.worker", "torch._dynamo"])
-    return context
-
-
-def run_workers(
-    study: optuna.Study, spec: StudySpec, target: Callable[..., None], args: tuple[Any, ...], jobs: int
-) -> Iterator[list[FrozenTrial]]:
-    """Run `target(*args, index)` in `jobs` processes until the study is done; yields its trials
-    as it goes.
-
-    A worker that dies is replaced and its trial enqueued again. Raises ValueError when workers die one
-    after the other without finishing anything. Closing the generator ends the workers.
-    """
-    context = process_context()
-    workers: dict[int, BaseProcess] = {}
-    started, deaths, done_at_death = 0, 0, -1
-
-    def start() -> None:
-        nonlocal started
-        process = context.Process(target=target, args=(*args, started), daemon=True)
-        process.start()
-        workers[started] = process
-        started += 1
-
-    try:
-        for _ in range(jobs):
-            start()
-        while workers:
-            time.sleep(0.3)
-            for index, process in list(workers.items()):
-                if process.is_alive():
-                    continue
-                del workers[index]
-                if process.exitcode == 0:
-                    continue
-                deaths = 1 if num_done(study) > done_at_death else deaths + 1
-                done_at_death = num_done(study)
-                if deaths > 2 + jobs:
-                    if (process.exitcode or 0) < 0:
-                        raise ValueError(f"workers keep dying: the last one {KILLED}")
-                    raise ValueError(
-                        f"workers keep dying (exit code {process.exitcode}); see their messages above"
-                    )
-                reclaim(study)
-                start()
-            yield study.get_trials(deepcopy=False)
-    finally:
-        for process in workers.values():
-            process.terminate()
-        for process in workers.values():
-            process.join(10)
-            process.kill()
 
 
 def _mix(*numbers: int) -> int:

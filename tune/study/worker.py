@@ -18,12 +18,8 @@ from seqmodel.runs.writer import resolve_device
 from seqmodel.training.loop import Epoch, Fitted, best_of, predict_logits
 from seqmodel.training.task import Question, load_sides, put_question
 from tune.config import TuneArgs
-from tune.search_space import (
-    MANY_CLIPS,
-    Choice,
+from tune.objective import (
     Fold,
-    Space,
-    choice_of,
     make_folds,
     objective,
     only_streams,
@@ -31,6 +27,7 @@ from tune.search_space import (
     train_choice,
     untrained_head,
 )
+from tune.search_space import MANY_CLIPS, Choice, Space, choice_of
 from tune.study.checkpoints import keep_checkpoint, load_checkpoint
 from tune.study.liveness import end_with_parent, has_parent
 from tune.study.storage import lost_is_one_line
