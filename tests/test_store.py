@@ -23,7 +23,8 @@ from features.maintenance.relabel import relabel
 from features.maintenance.verify import verify_store
 from features.manifest import Clip
 from features.recipe import EncoderId
-from features.store import location, lock, planner
+from features.store import erasure, location, lock, planner
+from features.store.description import open_for_planning
 from features.store.location import place_of, sweep
 from features.store.lock import planner_lock
 from features.store.packed import packed_folders
@@ -584,7 +585,7 @@ def test_deleting_waits_for_a_planner_and_sees_what_it_appended(tmp_path: Path) 
         thread = threading.Thread(target=lambda: deleted.append(delete(path, "p1")))
         thread.start()
         time.sleep(0.3)
-        group = planner.open_for_planning(place)
+        group = open_for_planning(place)
         planner.write_rows(group, place, clips_of(8), WITH_GEOMETRY, has_crops=False, listing="whole")
     thread.join()
     assert deleted == [2]
@@ -648,13 +649,13 @@ def test_a_copy_packed_while_a_person_is_being_deleted_goes_too(
 ) -> None:
     path = tmp_path / "s.zarr"
     write_store(path, 8)
-    clear = planner.clear_rows
+    clear = erasure.clear_rows
 
     def pack_first(*arguments: Any) -> None:
         FeatureStore.open(path).pack()
         clear(*arguments)
 
-    monkeypatch.setattr(planner, "clear_rows", pack_first)
+    monkeypatch.setattr(erasure, "clear_rows", pack_first)
     delete(path, "p1")
     person = row_values(1)["embeddings"].tobytes()[:8]
     assert not any(person in content for content in files_of(path).values())
@@ -673,7 +674,7 @@ def test_a_deletion_of_a_person_that_was_cut_short_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After each of its writes."""
-    rewrite, kills = planner._rewrite, 0
+    rewrite, kills = erasure._rewrite, 0
     while True:
         path, left = tmp_path / f"{kills}.zarr", [kills]
 
@@ -684,7 +685,7 @@ def test_a_deletion_of_a_person_that_was_cut_short_can_be_repeated(
             rewrite(*arguments)
 
         plan(path, clips_of(4), RECIPE, numerics={})
-        monkeypatch.setattr(planner, "_rewrite", die_later)
+        monkeypatch.setattr(erasure, "_rewrite", die_later)
         try:
             delete(path, "p1")
         except KeyboardInterrupt:

@@ -23,6 +23,7 @@ import numpy as np
 from features.manifest import MAX_LABEL_NAMES, SPLITS, Clip, Failure, column_names, csv_rows, read_csv
 from features.recipe import EncoderId, GeometryId, Recipe
 from features.store import planner
+from features.store.description import FRAME_COLUMNS, create, open_for_planning
 from features.store.location import Place, new_beside, open_group, place_of, sweep_beside
 from features.store.store import FeatureStore
 
@@ -119,7 +120,7 @@ def _write(place: Place, sequences: Sequences, recipe: Recipe, num_frames: int) 
     clips, width = sequences.clips, sequences.values[0].shape[1]
     stream = "geometry" if recipe.geometry is not None else "embeddings"
     step = max(1, CHUNK_BYTES // (num_frames * width * 4))
-    group = planner.create(
+    group = create(
         place,
         recipe,
         numerics={"backend": "imported"},
@@ -130,11 +131,11 @@ def _write(place: Place, sequences: Sequences, recipe: Recipe, num_frames: int) 
         label_names={"label": list(sequences.label_names)} if sequences.label_names else None,
     )
     planner.write_rows(group, place, clips, recipe, has_crops=False, listing="whole")
-    store = FeatureStore(place, planner.open_for_planning(place), writable=True)
+    store = FeatureStore(place, open_for_planning(place), writable=True)
     for first in range(0, len(clips), step):
         block = sequences.values[first : first + step]
         x = np.full((len(block), num_frames, width), np.nan, np.float32)
-        frames = np.full((len(block), num_frames, len(planner.FRAME_COLUMNS)), np.nan, np.float32)
+        frames = np.full((len(block), num_frames, len(FRAME_COLUMNS)), np.nan, np.float32)
         frames[..., 5] = 0
         for index, values in enumerate(block):
             x[index, : len(values)] = values

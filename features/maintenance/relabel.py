@@ -15,6 +15,7 @@ import numpy as np
 
 from features.manifest import Clip, Manifest, read_csv, read_folder, walk
 from features.store import planner
+from features.store.description import open_for_planning, recipe_of
 from features.store.location import open_group, place_of
 from features.store.lock import planner_lock
 from features.store.store import FeatureStore
@@ -80,9 +81,9 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
     if open_group(place, read_only=True) is None:  # before the lock, which would lie in it
         raise ValueError(f"no store at {place.text}")
     with planner_lock(place):
-        group = planner.open_for_planning(place)
+        group = open_for_planning(place)
         table = FeatureStore(place, group, writable=False).table()
-        recipe = planner.recipe_of(group, place)
+        recipe = recipe_of(group, place)
         window_s = math.inf if recipe.pixels is None else recipe.pixels.window_s
         by_source = _by_source(clips)
         owners = [_owner(table, row, by_source, window_s) for row in range(len(table.state))]

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from features.manifest import Failure
+from features.store.description import LAYOUT_SUM, layout_sum
+from features.store.erasure import DELETED, come_back
 from features.store.packed import verify_packed
-from features.store.planner import DELETED, LAYOUT_SUM, come_back, layout_sum
 from features.store.schema import NUMBER_COLUMNS, TEXT_COLUMNS, array_name, read_column
 from features.store.store import FeatureStore
 

@@ -1,4 +1,4 @@
-"""From the clips of a manifest to the rows of a store: create, append, correct, list what vanished.
+"""From the clips of a manifest to the rows of a store: append, correct, list what vanished.
 
 Everything here runs under the planner's lock. Rows never move: known clips keep theirs, new ones are
 appended in manifest order, and the attribute `num_clips` is written last, so that a killed planner leaves
@@ -6,12 +6,9 @@ nothing that a reader can see half.
 """
 
 import dataclasses
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,30 +16,24 @@ import zarr
 
 from features.labels import by_value
 from features.manifest import SIDES, Clip
-from features.recipe import Recipe, from_json, require_equal, to_json
-from features.store.location import Place, delete_keys, open_group, read_bytes
-from features.store.packed import drop_packed
+from features.recipe import Recipe
+from features.store.description import FRAME_COLUMNS, commit
+from features.store.erasure import clear_rows
+from features.store.location import Place
 from features.store.schema import (
     NUMBER_COLUMNS,
-    ROW_ARRAYS,
     TEXT_COLUMNS,
     array_name,
-    array_of,
-    chunk_key,
     ensure_row_array,
     read_column,
-    rows_present,
+    read_table,
+    with_texts,
     write_column,
 )
-from features.store.table import groups_of
+from features.store.table import group_names
 
-SCHEMA = "brainbuddy-features/1"
-FRAME_COLUMNS = ("time_s", "x0", "y0", "x1", "y1", "score")
-LAYOUT_SUM = "layout_sum"
 TIME_SLACK_NS = 2_000_000_000
 """FAT and exFAT, as of USB sticks, store times in steps of two seconds: a copy is the same file."""
-DELETED = "deleted"
-"""Source of a row whose person was deleted: it stays as an empty place."""
 
 
 @dataclass(frozen=True)
@@ -85,72 +76,6 @@ class _Planned:
     def num_after(self) -> int:
         """Rows with the new ones."""
         return len(self.before["clip_id"])
-
-
-def create(
-    place: Place,
-    recipe: Recipe,
-    *,
-    numerics: dict[str, Any],
-    num_frames: int,
-    versions: dict[str, str] | None,
-    dtype: str = "float16",
-    rows_per_chunk: int = 1,
-    label_names: dict[str, list[str]] | None = None,
-) -> zarr.Group:
-    """An empty store of no rows. dtype: of the embeddings. label_names: where their order is known before."""
-    attributes = {
-        "schema": SCHEMA,
-        "recipe": to_json(recipe),
-        "numerics": numerics,
-        "other_numerics": [],
-        "versions": versions or {},
-        "num_clips": 0,
-        "num_frames": num_frames,
-        "embedding_dtype": dtype,
-        "rows_per_chunk": rows_per_chunk,
-        "frame_columns": list(FRAME_COLUMNS),
-        "label_names": label_names or {},
-        "slice_columns": [],
-        "test_openings": [],
-        "encoder_sides": {},
-    }
-    attributes[LAYOUT_SUM] = layout_sum(place, attributes)
-    return zarr.create_group(place.zarr_store(read_only=False), attributes=attributes)
-
-
-def reconcile(group: zarr.Group, place: Place, recipe: Recipe, numerics: dict[str, Any]) -> Recipe:
-    """Check that a plan fits the store that is there, and note a second stream or other numerics.
-
-    Raises ValueError naming every field of the recipe that differs.
-    """
-    ours = recipe_of(group, place)
-    both_have_geometry = ours.geometry is not None and recipe.geometry is not None
-    parts: Any = ("pixels", "encoder", "geometry") if both_have_geometry else ("pixels", "encoder")
-    require_equal(ours, recipe, parts, where=f"store {place.text} and this extraction")
-    updates: dict[str, Any] = {}
-    if ours.geometry is None and recipe.geometry is not None:
-        ours = dataclasses.replace(ours, geometry=recipe.geometry)
-        updates["recipe"] = to_json(ours)
-    known = [group.attrs["numerics"], *group.attrs["other_numerics"]]  # type: ignore[misc]
-    if numerics not in known:
-        updates["other_numerics"] = [*known[1:], numerics]
-    if updates:
-        commit(group, place, updates)
-    return ours
-
-
-def recipe_of(group: zarr.Group, place: Place) -> Recipe:
-    """The recipe of a store.
-
-    Raises ValueError when the group is no store of this schema.
-    """
-    if group.attrs.get("schema") != SCHEMA:
-        raise ValueError(
-            f"{place.text} is no feature store of this version: schema {group.attrs.get('schema')!r}, "
-            f"wanted {SCHEMA!r}"
-        )
-    return from_json(group.attrs["recipe"])  # type: ignore[arg-type]
 
 
 def write_rows(
@@ -205,97 +130,6 @@ def write_rows(
     return changes
 
 
-def clear_rows(group: zarr.Group, place: Place, rows: Sequence[int] | np.ndarray) -> None:
-    """Make rows pending again: their chunks go, the marker of the embeddings first.
-
-    Raises ValueError for rows of imported features, which share their chunks.
-    """
-    step = int(group.attrs["rows_per_chunk"])  # type: ignore[arg-type]
-    if step != 1 and len(rows):
-        raise ValueError("single rows of imported features cannot be cleared: import the file again")
-    for row in rows:
-        keys = [chunk_key(name, int(row), rank) for name, rank in ROW_ARRAYS.items() if name in group]
-        delete_keys(place, keys)
-
-
-def erase_rows(group: zarr.Group, place: Place, rows: np.ndarray) -> None:
-    """Delete rows for good: features, their packed copies, and every word by which the person could be known.
-
-    The subject goes last: a deletion that was cut short can be repeated.
-    """
-    count = int(group.attrs["num_clips"])  # type: ignore[arg-type]
-    clear_rows(group, place, rows)
-    drop_packed(place)  # no earlier: somebody may have packed the person once more
-    attributes: Any = group.attrs
-    if sides := attributes["encoder_sides"]:
-        gone = set(_groups(_read_table(group, count))[rows].tolist())
-        commit(group, place, {"encoder_sides": {who: side for who, side in sides.items() if who not in gone}})
-    names = {}
-    for column, known in attributes["label_names"].items():
-        _rewrite(group, array_name("labels", column), count, rows, -1)
-        used = set(read_column(group, array_name("labels", column), count).tolist())
-        names[column] = [name if code in used else "" for code, name in enumerate(known)]
-    commit(group, place, {"label_names": names})
-    for column in attributes["slice_columns"]:
-        _rewrite(group, array_name("slices", column), count, rows, "")
-    for name in NUMBER_COLUMNS:
-        _rewrite(group, name, count, rows, 0)
-    for name in sorted(TEXT_COLUMNS, key="subject".__eq__):
-        _rewrite(group, name, count, rows, DELETED if name == "source" else "")
-
-
-def blank_uncounted(group: zarr.Group) -> None:
-    """Blank the rows behind the store's last that a planner left who was killed before they counted: whom
-    they name, nobody could delete."""
-    attributes: Any = group.attrs
-    blanks: dict[str, Any] = dict.fromkeys(TEXT_COLUMNS, "") | dict.fromkeys(NUMBER_COLUMNS, 0)
-    blanks |= {array_name("labels", column): -1 for column in attributes["label_names"]}
-    blanks |= {array_name("slices", column): "" for column in attributes["slice_columns"]}
-    for name, blank in blanks.items():
-        if name in group:  # the first plan may have been cut short
-            array = array_of(group, name)
-            if array.shape[0] > attributes["num_clips"]:
-                array[attributes["num_clips"] :] = blank
-
-
-def come_back(group: zarr.Group, place: Place) -> np.ndarray:
-    """Rows, ascending, of deleted people that hold something: a worker that did not know wrote them later."""
-    count = int(group.attrs["num_clips"])  # type: ignore[arg-type]
-    if count == 0:  # arrays may be there or not
-        return np.zeros(0, np.int64)
-    erased = (read_column(group, "source", count) == DELETED) & (read_column(group, "clip_id", count) == "")
-    if erased.any():
-        erased &= np.any([rows_present(place, group, name, count) for name in ROW_ARRAYS], axis=0)
-    return np.flatnonzero(erased)
-
-
-def _rewrite(group: zarr.Group, name: str, count: int, rows: np.ndarray, value: Any) -> None:
-    values = read_column(group, name, count)
-    if isinstance(value, str):
-        values = _with_texts(values, rows, [value] * len(rows))
-    else:
-        values[rows] = value
-    write_column(group, name, values)
-
-
-def commit(group: zarr.Group, place: Place, updates: dict[str, Any]) -> None:
-    """Write attributes, and with them the check sum of the store's description."""
-    attributes = {**dict(group.attrs), **updates}
-    group.update_attributes(updates | {LAYOUT_SUM: layout_sum(place, attributes)})
-
-
-def layout_sum(place: Place, attributes: dict[str, Any]) -> str:
-    """Check sum of all that zarr itself keeps no sum of: the attributes and each array's description."""
-    told = {key: value for key, value in attributes.items() if key != LAYOUT_SUM}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    names = [*TEXT_COLUMNS, *NUMBER_COLUMNS, *ROW_ARRAYS, "labels", "slices"]
-    names += [array_name("labels", column) for column in attributes["label_names"]]
-    names += [array_name("slices", column) for column in attributes["slice_columns"]]
-    for name in names:
-        digest.update(read_bytes(place, f"{name}/zarr.json") or b"absent")
-    return digest.hexdigest()[:16]
-
-
 def _make_row_arrays(group: zarr.Group, recipe: Recipe, count: int, has_crops: bool) -> None:
     attributes: Any = group.attrs
     num_frames, step = attributes["num_frames"], attributes["rows_per_chunk"]
@@ -311,13 +145,6 @@ def _make_row_arrays(group: zarr.Group, recipe: Recipe, count: int, has_crops: b
         ensure_row_array(group, "crops", "variable_length_bytes", count, (num_frames,))
 
 
-def _read_table(group: zarr.Group, count: int) -> dict[str, np.ndarray]:
-    if count == 0:  # arrays may be there or not: the first plan may have been cut short
-        texts = {name: np.zeros(0, "<U1") for name in TEXT_COLUMNS}
-        return texts | {name: np.zeros(0, dtype) for name, dtype in NUMBER_COLUMNS.items()}
-    return {name: read_column(group, name, count) for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
-
-
 def _grown(values: np.ndarray, count: int, fill: Any = None) -> np.ndarray:
     grown = np.zeros(count, values.dtype) if fill is None else np.full(count, fill, values.dtype)
     grown[: len(values)] = values
@@ -330,7 +157,7 @@ def _planned(group: zarr.Group, clips: Sequence[Clip]) -> _Planned:
     if twice:
         raise ValueError(f"clips must be there once each; twice: {', '.join(twice[:5])}")
     num_before = int(group.attrs["num_clips"])  # type: ignore[arg-type]
-    table = _read_table(group, num_before)
+    table = read_table(group, num_before)
     row_of = {name: row for row, name in enumerate(table["clip_id"].tolist()) if name}
     new = [name for name in ids if name not in row_of]
     row_of.update({name: num_before + index for index, name in enumerate(new)})
@@ -367,7 +194,7 @@ def _fill_text(table: dict[str, np.ndarray], rows: np.ndarray, clips: Sequence[C
     }
     for name, values in texts.items():
         if any(values):  # a manifest that says nothing in a column corrects nothing, as with labels
-            table[name] = _with_texts(table[name], rows, values)
+            table[name] = with_texts(table[name], rows, values)
 
 
 def _fill_times(
@@ -384,26 +211,14 @@ def _ends_s(clips: Sequence[Clip]) -> np.ndarray:
     return np.array([np.nan if clip.end_s is None else clip.end_s for clip in clips], np.float64)
 
 
-def _with_texts(values: np.ndarray, rows: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """`values` with `texts` at `rows`, wide enough for both."""
-    new = np.array(texts, dtype=str) if len(texts) else np.zeros(0, "<U1")
-    wide = values.astype(np.promote_types(values.dtype, new.dtype))
-    wide[rows] = new
-    return wide
-
-
-def _groups(table: dict[str, np.ndarray]) -> np.ndarray:
-    """`groups_of` every row."""
-    return groups_of(SimpleNamespace(**table), np.arange(len(table["subject"])))  # type: ignore[arg-type]
-
-
 def _sides_under_new_names(
     sides: dict[str, str], before: dict[str, np.ndarray], after: dict[str, np.ndarray]
 ) -> dict[str, str]:
     """Who trained the encoder, as they are called after a correction of subjects; whoever is now one person
     stands where the first of them in the order of `SIDES` stood."""
     found: dict[str, str] = {}
-    for old, new in zip(_groups(before).tolist(), _groups(after).tolist(), strict=True):
+    olds, news = (group_names(t["subject"].tolist(), t["source"].tolist()) for t in (before, after))
+    for old, new in zip(olds, news, strict=True):
         if old in sides:
             found[new] = min(found.get(new, SIDES[-1]), sides[old], key=SIDES.index)
     return found
@@ -498,7 +313,7 @@ def _slice_values(group: zarr.Group, planned: _Planned) -> dict[str, np.ndarray]
         values[column] = _grown(old, planned.num_after)
         if any(column in clip.slices for clip in clips):
             texts = [clip.slices.get(column, "") for clip in clips]
-            values[column] = _with_texts(values[column], planned.rows, texts)
+            values[column] = with_texts(values[column], planned.rows, texts)
     return values
 
 
@@ -525,14 +340,3 @@ def _corrected_rows(
     known = np.zeros(count, bool)
     known[planned.rows[planned.rows < count]] = True
     return np.flatnonzero(differs & known)
-
-
-def open_for_planning(place: Place) -> zarr.Group:
-    """The store's group, to be written.
-
-    Raises ValueError when there is no store.
-    """
-    group = open_group(place, read_only=False)
-    if group is None:
-        raise ValueError(f"no store at {place.text}")
-    return group

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,22 @@ def _values(array: zarr.Array, count: int) -> np.ndarray:
     if values.dtype.kind not in "OT":
         return values
     return np.array(values.tolist(), dtype=str) if len(values) else np.zeros(0, "<U1")
+
+
+def read_table(group: zarr.Group, count: int) -> dict[str, np.ndarray]:
+    """The clip-level columns of the first rows."""
+    if count == 0:  # arrays may be there or not: the first plan may have been cut short
+        texts = {name: np.zeros(0, "<U1") for name in TEXT_COLUMNS}
+        return texts | {name: np.zeros(0, dtype) for name, dtype in NUMBER_COLUMNS.items()}
+    return {name: read_column(group, name, count) for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
+
+
+def with_texts(values: np.ndarray, rows: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """`values` with `texts` at `rows`, wide enough for both."""
+    new = np.array(texts, dtype=str) if len(texts) else np.zeros(0, "<U1")
+    wide = values.astype(np.promote_types(values.dtype, new.dtype))
+    wide[rows] = new
+    return wide
 
 
 def write_column(group: zarr.Group, name: str, values: np.ndarray) -> None:

@@ -39,8 +39,9 @@ import numpy as np
 import zarr
 
 from features.manifest import Clip
-from features.recipe import Recipe
-from features.store import planner
+from features.recipe import Recipe, to_json
+from features.store import erasure, planner
+from features.store.description import commit, create, open_for_planning, recipe_of, reconcile
 from features.store.location import (
     Place,
     delete_all,
@@ -74,7 +75,7 @@ class FeatureStore:
     def __init__(self, place: Place, group: zarr.Group, *, writable: bool, changes: Changes | None = None):
         attributes: Any = group.attrs
         self.path: Path | str = place.folder if place.folder is not None else place.text
-        self.recipe: Recipe = planner.recipe_of(group, place)
+        self.recipe: Recipe = recipe_of(group, place)
         self.numerics: dict[str, Any] = attributes["numerics"]
         self.other_numerics: list[dict[str, Any]] = attributes["other_numerics"]
         """Numerics of later runs into the same store, where they differ."""
@@ -250,14 +251,14 @@ class FeatureStore:
         The next plan does it too. Raises ValueError when others plan for longer than `wait_s`.
         """
         with planner_lock(self.place, wait_s):
-            group = planner.open_for_planning(self.place)
+            group = open_for_planning(self.place)
             _tidy(group, self.place)
             write_column(group, "state", self.table().state)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change when clips, labels, splits or what was extracted change."""
         table = self.table()
-        digest = hashlib.sha256(json.dumps(planner.to_json(self.recipe), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(to_json(self.recipe), sort_keys=True).encode())
         texts = [table.clip_id, table.subject, table.split, table.fold, table.failure, *table.slices.values()]
         for values in texts:
             digest.update("\0".join(values.tolist()).encode() + b"\n")
@@ -275,23 +276,23 @@ class FeatureStore:
     def record_test_opening(self, run_name: str) -> int:
         """Note in the store's ledger that the test split was opened; returns how often it has been."""
         with planner_lock(self.place):
-            group = planner.open_for_planning(self.place)
+            group = open_for_planning(self.place)
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             earlier: Any = group.attrs["test_openings"]
             self.test_openings = [*earlier, {"time_utc": now, "run": run_name}]
-            planner.commit(group, self.place, {"test_openings": self.test_openings})
+            commit(group, self.place, {"test_openings": self.test_openings})
         return len(self.test_openings)
 
     def carry_over(self, test_openings: list[dict[str, str]], encoder_sides: dict[str, str]) -> None:
         """Take over the ledger of the store that this one is made from, before its own entries, and note who
         trained the encoder."""
         with planner_lock(self.place):
-            group = planner.open_for_planning(self.place)
+            group = open_for_planning(self.place)
             own: Any = group.attrs["test_openings"]
             self.test_openings = [*test_openings, *(entry for entry in own if entry not in test_openings)]
             self.encoder_sides = encoder_sides
             updates = {"test_openings": self.test_openings, "encoder_sides": encoder_sides}
-            planner.commit(group, self.place, updates)
+            commit(group, self.place, updates)
 
     def _require_writable(self, row: int) -> None:
         if not self._writable:
@@ -373,10 +374,10 @@ def plan(
         if group is None:
             if recipe.pixels is None:
                 raise ValueError("imported features are written by features.maintenance.import_external")
-            group = planner.create(
+            group = create(
                 place, recipe, numerics=numerics, num_frames=recipe.pixels.num_frames, versions=versions
             )
-        recipe = planner.reconcile(group, place, recipe, numerics)
+        recipe = reconcile(group, place, recipe, numerics)
         _tidy(group, place)
         changes = planner.write_rows(
             group,
@@ -387,7 +388,7 @@ def plan(
             listing="whole" if listing_complete else "part",
             file_states=file_states,
         )
-        store = FeatureStore(place, planner.open_for_planning(place), writable=True, changes=changes)
+        store = FeatureStore(place, open_for_planning(place), writable=True, changes=changes)
         write_column(group, "state", store.table().state)
     return store
 
@@ -407,23 +408,23 @@ def delete(path: Path | str, subject: str | None = None) -> int:
         sweep_beside(place)
         return count
     with planner_lock(place):
-        group = planner.open_for_planning(place)
+        group = open_for_planning(place)
         _tidy(group, place, young=True)  # half a crop of the person, too
-        planner.blank_uncounted(group)
+        erasure.blank_uncounted(group)
         store = FeatureStore.open(path)  # afresh: whoever was waited for may have appended rows
         rows = np.flatnonzero(store.table().subject == subject)
         if not len(rows) or not subject:
             raise ValueError(f"{place.text} has no subject {subject!r}")
-        planner.erase_rows(group, place, rows)
+        erasure.erase_rows(group, place, rows)
     return len(rows)
 
 
 def _tidy(group: zarr.Group, place: Place, *, young: bool = False) -> None:
     """Sweep what killed writers left, and clear what was written of people who were deleted by then."""
     sweep(place, young=young)
-    rows = planner.come_back(group, place)
+    rows = erasure.come_back(group, place)
     if len(rows):
-        planner.clear_rows(group, place, rows)
+        erasure.clear_rows(group, place, rows)
         drop_packed(place)
 
 
