@@ -83,10 +83,7 @@ def labelled_rows(
 
     Raises ValueError when the store has no such label column.
     """
-    if labelling.column not in table.labels:
-        have = ", ".join(table.labels) or "none"
-        raise ValueError(f"the store has no label column {labelling.column!r}; it has: {have}")
-    labels = class_indices(labelling, table.labels[labelling.column], table.label_names[labelling.column])
+    labels = _labels(table, labelling)
     usable = (table.state == 1) | ((table.state == 2) & with_failed)
     rows = np.flatnonzero((labels >= 0) & usable)
     return rows, labels[rows]
@@ -122,7 +119,7 @@ def load_samples(
             x[name], valid[name] = RowView(maps[0], rows), RowView(maps[1], rows)
         else:
             x[name], valid[name] = store.read_stream(name, rows)
-    return Samples(x, valid, _labels(table, labelling, rows), table.clip_id[rows], table.subject[rows], rows)
+    return Samples(x, valid, _labels(table, labelling)[rows], table.clip_id[rows], table.subject[rows], rows)
 
 
 def subset(samples: Samples, indices: np.ndarray) -> Samples:
@@ -160,12 +157,11 @@ class CropClips:
         """Raises ValueError when the store holds no crops, or no stream or label column of that name."""
         if not store.has_crops:
             raise ValueError(f"{store.path} holds no crops: extract with --crops jpeg")
-        if store.recipe.pixels is None:
-            raise ValueError(f"{store.path} holds imported features: there are no crops to learn from")
+        assert store.recipe.pixels is not None, "imported features have no crops"
         _require_streams(store, inputs)
         table = store.table()
         self.rows = np.asarray(rows, np.int64)
-        self.labels = _labels(table, labelling, self.rows)
+        self.labels = _labels(table, labelling)[self.rows]
         self.clip_ids, self.subjects = table.clip_id[self.rows], table.subject[self.rows]
         self.valid = {"crops": np.zeros((len(self.rows), store.num_frames), bool)}
         self._store, self._crop_px = store, store.recipe.pixels.crop_px
@@ -207,12 +203,12 @@ def _decode_into(frames: np.ndarray, files: Sequence[bytes], clip_id: str) -> No
         frames[index] = image
 
 
-def _labels(table: ClipTable, labelling: Labelling, rows: np.ndarray) -> np.ndarray:
+def _labels(table: ClipTable, labelling: Labelling) -> np.ndarray:
+    """(N,) int64 class index of every row."""
     if labelling.column not in table.labels:
         have = ", ".join(table.labels) or "none"
         raise ValueError(f"the store has no label column {labelling.column!r}; it has: {have}")
-    codes = table.labels[labelling.column]
-    return class_indices(labelling, codes, table.label_names[labelling.column])[rows]
+    return class_indices(labelling, table.labels[labelling.column], table.label_names[labelling.column])
 
 
 def _require_streams(store: FeatureStore, inputs: Inputs) -> None:

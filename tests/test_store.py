@@ -24,8 +24,7 @@ from features.maintenance.verify import verify_store
 from features.manifest import Clip
 from features.recipe import EncoderId
 from features.store import erasure, location, lock, planner
-from features.store.description import open_for_planning
-from features.store.location import place_of, sweep
+from features.store.location import existing_group, place_of, sweep
 from features.store.lock import planner_lock
 from features.store.packed import packed_folders
 from features.store.store import FeatureStore, delete, plan
@@ -585,7 +584,7 @@ def test_deleting_waits_for_a_planner_and_sees_what_it_appended(tmp_path: Path) 
         thread = threading.Thread(target=lambda: deleted.append(delete(path, "p1")))
         thread.start()
         time.sleep(0.3)
-        group = open_for_planning(place)
+        group = existing_group(place, read_only=False)
         planner.write_rows(group, place, clips_of(8), WITH_GEOMETRY, has_crops=False, listing="whole")
     thread.join()
     assert deleted == [2]

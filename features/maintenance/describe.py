@@ -16,9 +16,6 @@ def describe(store: FeatureStore) -> dict[str, Any]:
     listed = store.listed()
     known = listed | (table.source != "deleted")
     state = table.state[listed]
-    parts: dict[str, Any] = {part: int(store.present(part).sum()) for part in store.streams}
-    if store.has_crops:
-        parts["crops"] = int(store.present("crops").sum())
     return {
         "store": str(store.path),
         "clips": int(listed.sum()),
@@ -37,7 +34,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
         },
         "face_rate": _face_rate(store, np.flatnonzero(listed & (table.state == 1))),
         "num_frames": store.num_frames,
-        "parts": parts,
+        "parts": {part: int(store.present(part).sum()) for part in store.parts},
         "failures": [
             {"clip_id": str(table.clip_id[row]), "reason": str(table.failure[row])}
             for row in np.flatnonzero(table.failure != "")

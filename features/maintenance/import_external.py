@@ -23,8 +23,8 @@ import numpy as np
 from features.manifest import MAX_LABEL_NAMES, SPLITS, Clip, Failure, column_names, csv_rows, read_csv
 from features.recipe import EncoderId, GeometryId, Recipe
 from features.store import planner
-from features.store.description import FRAME_COLUMNS, create, open_for_planning
-from features.store.location import Place, new_beside, open_group, place_of, sweep_beside
+from features.store.description import FRAME_COLUMNS, create
+from features.store.location import Place, existing_group, new_beside, open_group, place_of, sweep_beside
 from features.store.store import FeatureStore
 
 CHUNK_BYTES = 4 << 20
@@ -131,7 +131,7 @@ def _write(place: Place, sequences: Sequences, recipe: Recipe, num_frames: int) 
         label_names={"label": list(sequences.label_names)} if sequences.label_names else None,
     )
     planner.write_rows(group, place, clips, recipe, has_crops=False, listing="whole")
-    store = FeatureStore(place, open_for_planning(place), writable=True)
+    store = FeatureStore(place, existing_group(place, read_only=False), writable=True)
     for first in range(0, len(clips), step):
         block = sequences.values[first : first + step]
         x = np.full((len(block), num_frames, width), np.nan, np.float32)

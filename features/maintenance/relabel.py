@@ -15,8 +15,8 @@ import numpy as np
 
 from features.manifest import Clip, Manifest, read_csv, read_folder, walk
 from features.store import planner
-from features.store.description import open_for_planning, recipe_of
-from features.store.location import open_group, place_of
+from features.store.description import recipe_of
+from features.store.location import existing_group, place_of
 from features.store.lock import planner_lock
 from features.store.store import FeatureStore
 from features.store.table import ClipTable
@@ -78,10 +78,9 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
     Raises ValueError when there is no store, or no clip of it is named.
     """
     place = place_of(path)
-    if open_group(place, read_only=True) is None:  # before the lock, which would lie in it
-        raise ValueError(f"no store at {place.text}")
+    existing_group(place, read_only=True)  # before the lock, which would lie in it
     with planner_lock(place):
-        group = open_for_planning(place)
+        group = existing_group(place, read_only=False)
         table = FeatureStore(place, group, writable=False).table()
         recipe = recipe_of(group, place)
         window_s = math.inf if recipe.pixels is None else recipe.pixels.window_s
@@ -97,7 +96,7 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
             recipe,
             has_crops=False,
             listing="none",
-            file_states=(np.full(len(named), -1),) * 2,
+            file_states=np.full((len(named), 2), -1),
         )
     ids = table.clip_id.tolist()
     met = {clip.clip_id for clip in owners if clip is not None}

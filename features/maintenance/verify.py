@@ -14,7 +14,7 @@ from features.store.description import LAYOUT_SUM, layout_sum
 from features.store.erasure import DELETED, come_back
 from features.store.packed import verify_packed
 from features.store.schema import NUMBER_COLUMNS, TEXT_COLUMNS, array_name, read_column
-from features.store.store import FeatureStore
+from features.store.store import FeatureStore, Part
 
 _UNREADABLE = (ValueError, RuntimeError, OSError, KeyError, TypeError)
 """What zarr raises for a chunk that is cut short, flipped or not decodable."""
@@ -47,19 +47,17 @@ def verify_store(store: FeatureStore) -> list[Failure]:
     for row in come_back(group, place):
         reason = "was written after its person was deleted: the next extract or delete clears it"
         problems.append(Failure(f"row {row}", reason))
-    present: dict[str, np.ndarray] = {part: store.present(part) for part in store.streams}
-    if store.has_crops:
-        present["crops"] = store.present("crops")
+    present = {part: store.present(part) for part in store.parts}
     for row, clip_id in enumerate(table.clip_id.tolist()):
         parts = {part for part, rows in present.items() if rows[row]}
         problems += [Failure(clip_id, reason) for reason in _row_problems(store, row, parts)]
     return problems + [Failure(f"packed/{name}", "broken: delete it") for name in verify_packed(place)]
 
 
-def _row_problems(store: FeatureStore, row: int, parts: set[str]) -> list[str]:
+def _row_problems(store: FeatureStore, row: int, parts: set[Part]) -> list[str]:
     values: dict[str, Any] = {}
     reasons = []
-    for name in sorted(parts | ({"frames"} if "embeddings" in parts else set())):
+    for name in sorted({*parts, "frames"} if "embeddings" in parts else parts):
         try:
             values[name] = _read(store, name, row)
         except _UNREADABLE as error:

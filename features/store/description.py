@@ -8,7 +8,7 @@ from typing import Any
 import zarr
 
 from features.recipe import Recipe, from_json, require_equal, to_json
-from features.store.location import Place, open_group, read_bytes
+from features.store.location import Place, read_bytes
 from features.store.schema import (
     NUMBER_COLUMNS,
     ROW_ARRAYS,
@@ -103,14 +103,3 @@ def layout_sum(place: Place, attributes: dict[str, Any]) -> str:
     for name in names:
         digest.update(read_bytes(place, f"{name}/zarr.json") or b"absent")
     return digest.hexdigest()[:16]
-
-
-def open_for_planning(place: Place) -> zarr.Group:
-    """The store's group, to be written.
-
-    Raises ValueError when there is no store.
-    """
-    group = open_group(place, read_only=False)
-    if group is None:
-        raise ValueError(f"no store at {place.text}")
-    return group

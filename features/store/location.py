@@ -241,3 +241,14 @@ def open_group(place: Place, *, read_only: bool) -> zarr.Group | None:
     return zarr.open_group(
         place.zarr_store(read_only=read_only), mode="r" if read_only else "r+", use_consolidated=False
     )
+
+
+def existing_group(place: Place, *, read_only: bool) -> zarr.Group:
+    """The zarr group at the place.
+
+    Raises ValueError when there is no store.
+    """
+    group = open_group(place, read_only=read_only)
+    if group is None:
+        raise ValueError(f"no store at {place.text}")
+    return group

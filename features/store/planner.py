@@ -7,8 +7,9 @@ nothing that a reader can see half.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -86,47 +87,47 @@ def write_rows(
     *,
     has_crops: bool,
     listing: Listing,
-    file_states: tuple[np.ndarray, np.ndarray] | None = None,
+    file_states: np.ndarray | None = None,
 ) -> Changes:
     """Make the store's clip-level arrays say what the clips say, and its row arrays long enough.
 
     Known clips keep what these clips say nothing of: a label or slice column that none of them has, subjects,
     splits or folds where none of them has one, and the end of a clip that has none.
 
-    listing: whether these are all clips that there are. file_states: (sizes, times) as `states_of_files`
-    gives them, −1 = unknown; None = asked now.
+    listing: whether these are all clips that there are. file_states: as `states_of_files` gives them;
+    None = asked now.
 
     Raises ValueError for a clip named twice, for a label column with too many different values, and for
     changed clips of imported features.
     """
     planned = _planned(group, clips)
-    files = file_states or states_of_files(planned.clips)
+    files = states_of_files(planned.clips) if file_states is None else file_states
     is_old = planned.rows < planned.num_before
     known = [clip for clip, old in zip(planned.clips, is_old, strict=True) if old]
-    known_files = (files[0][is_old], files[1][is_old])
-    changed = changed_rows(planned.before, planned.rows[is_old], known, recipe, known_files)
+    changed = changed_rows(planned.before, planned.rows[is_old], known, recipe, files[is_old])
     table = _table_after(planned, files, listing)
-    labels, label_names = _label_codes(group, planned)
-    slices = _slice_values(group, planned)
-    corrected = _corrected_rows(group, planned, table, labels, slices)
+    labels_before, labels, label_names = _label_codes(group, planned)
+    slices_before, slices = _slice_values(group, planned)
+    marks = {name: planned.before[name] for name in ("subject", "split", "fold")}
+    corrected = _corrected_rows(planned, (marks, table), (labels_before, labels), (slices_before, slices))
     vanished = planned.before["listed"] & ~table["listed"]
     ids = table["clip_id"]
     changes = Changes(*(tuple(ids[of].tolist()) for of in (planned.new, changed, corrected, vanished)))
 
     _make_row_arrays(group, recipe, len(ids), has_crops)
-    # Names before codes: a longer list of names misnames nothing should the rest never come.
-    group.update_attributes({"label_names": label_names, "slice_columns": sorted(slices)})
     sides: Any = group.attrs["encoder_sides"]
-    renamed = {"encoder_sides": _sides_under_new_names(sides, planned.before, table)} if sides else {}
-    if renamed:  # both names until the new ones stand
-        group.update_attributes({"encoder_sides": sides | renamed["encoder_sides"]})
+    renamed = _sides_under_new_names(sides, planned.before, table)
+    # Names before codes: a longer list of names misnames nothing should the rest never come. People go by
+    # both names until the new ones stand.
+    names = {"label_names": label_names, "slice_columns": sorted(slices), "encoder_sides": sides | renamed}
+    group.update_attributes(names)
     for folder, columns in (("labels", labels), ("slices", slices)):
         for column, values in columns.items():
             write_column(group, array_name(folder, column), values)
     clear_rows(group, place, changed)  # before what changed is noted: a kill repeats it
     for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS):
         write_column(group, name, table[name])
-    commit(group, place, {"num_clips": len(ids)} | renamed)
+    commit(group, place, {"num_clips": len(ids), "encoder_sides": renamed})
     return changes
 
 
@@ -145,12 +146,6 @@ def _make_row_arrays(group: zarr.Group, recipe: Recipe, count: int, has_crops: b
         ensure_row_array(group, "crops", "variable_length_bytes", count, (num_frames,))
 
 
-def _grown(values: np.ndarray, count: int, fill: Any = None) -> np.ndarray:
-    grown = np.zeros(count, values.dtype) if fill is None else np.full(count, fill, values.dtype)
-    grown[: len(values)] = values
-    return grown
-
-
 def _planned(group: zarr.Group, clips: Sequence[Clip]) -> _Planned:
     ids = [clip.clip_id for clip in clips]
     twice = sorted(name for name, times in Counter(ids).items() if times > 1)
@@ -161,30 +156,18 @@ def _planned(group: zarr.Group, clips: Sequence[Clip]) -> _Planned:
     row_of = {name: row for row, name in enumerate(table["clip_id"].tolist()) if name}
     new = [name for name in ids if name not in row_of]
     row_of.update({name: num_before + index for index, name in enumerate(new)})
-    before = {name: _grown(values, num_before + len(new)) for name, values in table.items()}
+    before = {name: np.append(values, np.zeros(len(new), values.dtype)) for name, values in table.items()}
     rows = np.array([row_of[name] for name in ids], np.int64)
     return _Planned(_with_stored_labels(clips, group.attrs["label_names"]), rows, num_before, before)
 
 
-def _table_after(
-    planned: _Planned, files: tuple[np.ndarray, np.ndarray], listing: Listing
-) -> dict[str, np.ndarray]:
+def _table_after(planned: _Planned, files: np.ndarray, listing: Listing) -> dict[str, np.ndarray]:
     """The clip-level columns as the clips and their files say."""
-    table, rows = {name: values.copy() for name, values in planned.before.items()}, planned.rows
-    _fill_text(table, rows, planned.clips)
-    _fill_times(table, rows, planned.clips, planned.num_before)
-    (sizes, mtimes), stored = files, (table["source_size"][rows], table["source_mtime_ns"][rows])
-    noted = (sizes >= 0) & ~_same_files(stored, files)  # a disk that is away today has not changed its files
-    table["source_size"][rows[noted]] = sizes[noted]
-    table["source_mtime_ns"][rows[noted]] = mtimes[noted]
-    if listing == "whole":
-        table["listed"][:] = False
-    if listing != "none":
-        table["listed"][rows] = True
-    return table
-
-
-def _fill_text(table: dict[str, np.ndarray], rows: np.ndarray, clips: Sequence[Clip]) -> None:
+    table, rows, clips = (
+        {name: old.copy() for name, old in planned.before.items()},
+        planned.rows,
+        planned.clips,
+    )
     texts = {
         "clip_id": [clip.clip_id for clip in clips],
         "source": [clip.clip_id.rpartition("#")[0] for clip in clips],
@@ -195,15 +178,18 @@ def _fill_text(table: dict[str, np.ndarray], rows: np.ndarray, clips: Sequence[C
     for name, values in texts.items():
         if any(values):  # a manifest that says nothing in a column corrects nothing, as with labels
             table[name] = with_texts(table[name], rows, values)
-
-
-def _fill_times(
-    table: dict[str, np.ndarray], rows: np.ndarray, clips: Sequence[Clip], old_count: int
-) -> None:
     table["start_s"][rows] = [clip.start_s for clip in clips]
     ends_s = _ends_s(clips)
-    said = np.isfinite(ends_s) | (rows >= old_count)
+    said = np.isfinite(ends_s) | (rows >= planned.num_before)
     table["end_s"][rows[said]] = ends_s[said]
+    # A disk that is away today has not changed its files.
+    noted = (files[:, 0] >= 0) & ~_same_files(_files_of(table, rows), files)
+    table["source_size"][rows[noted]], table["source_mtime_ns"][rows[noted]] = files[noted].T
+    if listing == "whole":
+        table["listed"][:] = False
+    if listing != "none":
+        table["listed"][rows] = True
+    return table
 
 
 def _ends_s(clips: Sequence[Clip]) -> np.ndarray:
@@ -224,21 +210,21 @@ def _sides_under_new_names(
     return found
 
 
-def states_of_files(clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
-    """(size in bytes, time of change in ns) of each clip's file; −1 where it cannot be asked.
+def states_of_files(clips: Sequence[Clip]) -> np.ndarray:
+    """(n, 2) int64: size in bytes and time of change in ns of each clip's file; −1 where it cannot be asked.
 
     Best asked before the lock is taken: thousands of files on a network disk take their time.
     """
-    known: dict[Any, tuple[int, int]] = {}
-    for clip in clips:
-        if clip.path not in known:
-            try:
-                status = clip.path.stat()
-                known[clip.path] = (status.st_size, status.st_mtime_ns)
-            except OSError:
-                known[clip.path] = (-1, -1)
-    states = np.array([known[clip.path] for clip in clips], np.int64).reshape(-1, 2)
-    return states[:, 0], states[:, 1]
+    states = {path: _state_of(path) for path in {clip.path for clip in clips}}
+    return np.array([states[clip.path] for clip in clips], np.int64).reshape(-1, 2)
+
+
+def _state_of(file: Path) -> tuple[int, int]:
+    try:
+        status = file.stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def changed_rows(
@@ -246,23 +232,28 @@ def changed_rows(
     rows: np.ndarray,
     clips: Sequence[Clip],
     recipe: Recipe,
-    file_states: tuple[np.ndarray, np.ndarray],
+    file_states: np.ndarray,
 ) -> np.ndarray:
     """Which rows of known clips have a file of another size or time than `before` says, or end elsewhere.
 
     An end that moves by up to half a sampling period moves no more than the last frame. One that is unknown,
     then or now, tells nothing.
     """
-    stored = (before["source_size"][rows], before["source_mtime_ns"][rows])
-    changed = ~_same_files(stored, file_states) & (file_states[0] >= 0) & (stored[0] >= 0)
+    stored = _files_of(before, rows)
+    changed = ~_same_files(stored, file_states) & (file_states[:, 0] >= 0) & (stored[:, 0] >= 0)
     if recipe.pixels is not None:
         changed |= np.abs(before["end_s"][rows] - _ends_s(clips)) > 0.5 / recipe.pixels.fps
     return np.sort(rows[changed])
 
 
-def _same_files(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """(n,) bool: whether two (sizes, times in ns) tell of the same files."""
-    return (one[0] == other[0]) & (np.abs(one[1] - other[1]) <= TIME_SLACK_NS)
+def _files_of(table: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """(n, 2), as `states_of_files`, of what a store knows of these rows."""
+    return np.stack([table["source_size"][rows], table["source_mtime_ns"][rows]], axis=1)
+
+
+def _same_files(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether two `states_of_files` tell of the same files."""
+    return (one[:, 0] == other[:, 0]) & (np.abs(one[:, 1] - other[:, 1]) <= TIME_SLACK_NS)
 
 
 def _with_stored_labels(clips: Sequence[Clip], label_names: Any) -> list[Clip]:
@@ -277,66 +268,61 @@ def _with_stored_labels(clips: Sequence[Clip], label_names: Any) -> list[Clip]:
     ]
 
 
-def _label_codes(group: zarr.Group, planned: _Planned) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """Codes of every label column, and the names they stand for. Names are only ever appended."""
-    clips, num_before = planned.clips, planned.num_before
+def _label_codes(
+    group: zarr.Group, planned: _Planned
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[str]]]:
+    """Codes of every label column before and after, and the names they stand for. Names are only ever
+    appended."""
     stored: Any = group.attrs["label_names"]
-    names: dict[str, list[str]] = {column: list(stored[column]) for column in stored}
-    for clip in clips:
-        for column in clip.labels:
-            names.setdefault(column, [])
-    codes = {}
+    clips = planned.clips
+    columns = dict.fromkeys((*stored, *(column for clip in clips for column in clip.labels)))
+    names: dict[str, list[str]] = {column: list(stored.get(column, ())) for column in columns}
+    before = _columns_before(group, planned, "labels", columns, np.int16(-1))
+    codes = {column: values.copy() for column, values in before.items()}
     for column, known in names.items():
-        said = any(column in clip.labels for clip in clips)  # a manifest without the column corrects nothing
-        texts = [clip.labels.get(column, "") for clip in clips] if said else []
+        if not any(column in clip.labels for clip in clips):
+            continue  # a manifest without the column corrects nothing
+        texts = [clip.labels.get(column, "") for clip in clips]
         known += sorted(sorted(set(texts) - set(known) - {""}), key=by_value)
         if len(known) > np.iinfo(np.int16).max:
             raise ValueError(f"label column {column!r} has {len(known)} different values: it holds no labels")
         code_of = {name: code for code, name in enumerate(known)} | {"": -1}
-        name = array_name("labels", column)
-        there = column in stored and num_before
-        old = read_column(group, name, num_before) if there else np.zeros(0, np.int16)
-        codes[column] = _grown(old, planned.num_after, fill=-1)
-        if said:
-            codes[column][planned.rows] = [code_of[text] for text in texts]
-    return codes, names
+        codes[column][planned.rows] = [code_of[text] for text in texts]
+    return before, codes, names
 
 
-def _slice_values(group: zarr.Group, planned: _Planned) -> dict[str, np.ndarray]:
+def _slice_values(
+    group: zarr.Group, planned: _Planned
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Values of every slice column before and after."""
     stored: Any = group.attrs["slice_columns"]
-    clips, num_before = planned.clips, planned.num_before
-    values = {}
-    for column in sorted({*stored, *(column for clip in clips for column in clip.slices)}):
-        name = array_name("slices", column)
-        there = column in stored and num_before
-        old = read_column(group, name, num_before) if there else np.zeros(0, "<U1")
-        values[column] = _grown(old, planned.num_after)
+    clips = planned.clips
+    columns = sorted({*stored, *(column for clip in clips for column in clip.slices)})
+    before = _columns_before(group, planned, "slices", columns, "")
+    values = dict(before)
+    for column in columns:
         if any(column in clip.slices for clip in clips):
             texts = [clip.slices.get(column, "") for clip in clips]
             values[column] = with_texts(values[column], planned.rows, texts)
-    return values
+    return before, values
+
+
+def _columns_before(
+    group: zarr.Group, planned: _Planned, folder: str, columns: Iterable[str], blank: Any
+) -> dict[str, np.ndarray]:
+    """A user's columns as they are; blank where one or the row is new."""
+    before = {}
+    for column in columns:
+        name = array_name(folder, column)
+        old = read_column(group, name, planned.num_before) if name in group else np.full(0, blank)
+        before[column] = np.append(old, np.full(planned.num_after - len(old), blank))
+    return before
 
 
 def _corrected_rows(
-    group: zarr.Group,
-    planned: _Planned,
-    table: dict[str, np.ndarray],
-    labels: dict[str, np.ndarray],
-    slices: dict[str, np.ndarray],
+    planned: _Planned, *columns: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
 ) -> np.ndarray:
-    count = planned.num_before
-    if count == 0:
-        return np.zeros(0, np.int64)
-    differs = np.zeros(count, bool)
-    for name in ("subject", "split", "fold"):
-        differs |= planned.before[name][:count] != table[name][:count]
-    for folder, columns in (("labels", labels), ("slices", slices)):
-        for column, values in columns.items():
-            name = array_name(folder, column)
-            if name in group:
-                differs |= read_column(group, name, count) != values[:count]
-            else:
-                differs |= values[:count] != (-1 if folder == "labels" else "")
-    known = np.zeros(count, bool)
-    known[planned.rows[planned.rows < count]] = True
-    return np.flatnonzero(differs & known)
+    """Rows, ascending, of known clips of which a column (before, after) says something else now."""
+    known = np.sort(planned.rows[planned.rows < planned.num_before])
+    differs = [before[name][known] != after[name][known] for before, after in columns for name in before]
+    return known[np.any(differs, axis=0)]

@@ -41,10 +41,11 @@ import zarr
 from features.manifest import Clip
 from features.recipe import Recipe, to_json
 from features.store import erasure, planner
-from features.store.description import commit, create, open_for_planning, recipe_of, reconcile
+from features.store.description import commit, create, recipe_of, reconcile
 from features.store.location import (
     Place,
     delete_all,
+    existing_group,
     open_group,
     place_of,
     sweep,
@@ -88,6 +89,8 @@ class FeatureStore:
         `groups_of`: it learned from train and was chosen by val. Empty where nobody wrote that down."""
         self.streams: tuple[Stream, ...] = tuple(name for name in STREAMS if name in group)
         self.has_crops: bool = "crops" in group
+        self.parts: tuple[Part, ...] = (*self.streams, "crops") if self.has_crops else self.streams
+        """What its rows may have beside frames."""
         self.changes = changes or Changes()
         """What the plan that opened this store did."""
         self.place, self.group, self._writable = place, group, writable
@@ -103,9 +106,7 @@ class FeatureStore:
         Raises ValueError when there is none, or one of another schema.
         """
         place = place_of(path)
-        group = open_group(place, read_only=mode == "r")
-        if group is None:
-            raise ValueError(f"no store at {place.text}")
+        group = existing_group(place, read_only=mode == "r")
         try:
             return FeatureStore(place, group, writable=mode == "r+")
         except (KeyError, TypeError) as error:
@@ -205,23 +206,26 @@ class FeatureStore:
         if mapped is not None:
             return np.asarray(mapped[0][wanted]), np.asarray(mapped[1][wanted])
         blocks = [self._read_block(name, part) for part in _blocks(wanted)]
-        if not blocks:
-            return self._read_block(name, wanted)
         return np.concatenate([x for x, _ in blocks]), np.concatenate([valid for _, valid in blocks])
 
-    def mapped_stream(self, name: Stream) -> tuple[np.ndarray, np.ndarray] | None:
+    def mapped_stream(self, name: Stream | Literal["frames"]) -> tuple[np.ndarray, np.ndarray] | None:
         """(x (N,T,D), valid (N,T)) of all rows as read-only memory maps of the packed copy: one copy in
-        memory however many processes read it. None where there is no fresh one; `pack` makes it."""
-        return self._packed(name)
+        memory however many processes read it. None where there is no fresh one; `pack` makes it. Asked for
+        afresh unless this is a reader that has found it: that one keeps it."""
+        if name not in self._maps:
+            found = open_packed(self.place, name, self._stamp(name))
+            if found is None or self._writable:
+                return found
+            self._maps[name] = found
+        return self._maps[name]
 
     def read_frames(self, rows: np.ndarray | None = None) -> np.ndarray:
         """(n,T,6) float32 as FRAME_COLUMNS; NaN and score 0 where nothing was extracted."""
-        packed = self._packed("frames")
+        mapped = self.mapped_stream("frames")
         wanted = np.arange(self.num_clips) if rows is None else np.asarray(rows, np.int64)
-        if packed is not None:
-            return np.asarray(packed[0][wanted])
-        blocks = [self.rows.read_numbers("frames", part) for part in _blocks(wanted)]
-        frames = np.concatenate(blocks) if blocks else self.rows.read_numbers("frames", wanted)
+        if mapped is not None:
+            return np.asarray(mapped[0][wanted])
+        frames = np.concatenate([self.rows.read_numbers("frames", part) for part in _blocks(wanted)])
         frames[..., 5] = np.nan_to_num(frames[..., 5])
         return frames
 
@@ -251,7 +255,7 @@ class FeatureStore:
         The next plan does it too. Raises ValueError when others plan for longer than `wait_s`.
         """
         with planner_lock(self.place, wait_s):
-            group = open_for_planning(self.place)
+            group = existing_group(self.place, read_only=False)
             _tidy(group, self.place)
             write_column(group, "state", self.table().state)
 
@@ -267,8 +271,7 @@ class FeatureStore:
             digest.update("\0".join([column, *names[codes].tolist()]).encode() + b"\n")
         numbers = [table.start_s, table.end_s]
         numbers += [read_column(self.group, name, self.num_clips) for name in _FILE_COLUMNS]
-        for part in (*self.streams, *(("crops",) if self.has_crops else ())):
-            numbers.append(self.present(part))
+        numbers += [self.present(part) for part in self.parts]
         for values in numbers:
             digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()[:16]
@@ -276,7 +279,7 @@ class FeatureStore:
     def record_test_opening(self, run_name: str) -> int:
         """Note in the store's ledger that the test split was opened; returns how often it has been."""
         with planner_lock(self.place):
-            group = open_for_planning(self.place)
+            group = existing_group(self.place, read_only=False)
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             earlier: Any = group.attrs["test_openings"]
             self.test_openings = [*earlier, {"time_utc": now, "run": run_name}]
@@ -287,7 +290,7 @@ class FeatureStore:
         """Take over the ledger of the store that this one is made from, before its own entries, and note who
         trained the encoder."""
         with planner_lock(self.place):
-            group = open_for_planning(self.place)
+            group = existing_group(self.place, read_only=False)
             own: Any = group.attrs["test_openings"]
             self.test_openings = [*test_openings, *(entry for entry in own if entry not in test_openings)]
             self.encoder_sides = encoder_sides
@@ -295,10 +298,8 @@ class FeatureStore:
             commit(group, self.place, updates)
 
     def _require_writable(self, row: int) -> None:
-        if not self._writable:
-            raise ValueError(f"{self.path} was opened for reading")
-        if not 0 <= row < self.num_clips:
-            raise ValueError(f"row {row} of a store of {self.num_clips} clips")
+        assert self._writable
+        assert 0 <= row < self.num_clips
         if self._rows_per_chunk != 1:
             raise ValueError(f"{self.path} holds imported features, which are written all at once")
         if self.place.folder is not None and not (self.place.folder / "zarr.json").exists():
@@ -312,15 +313,6 @@ class FeatureStore:
     def present(self, part: str) -> np.ndarray:
         """(N,) bool: whose part is there, as far as the disk says now."""
         return self.rows.present(_MARKER[part])
-
-    def _packed(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """The packed copy, asked for afresh unless this is a reader that has found it: that one keeps it."""
-        if name not in self._maps:
-            found = open_packed(self.place, name, self._stamp(name))
-            if found is None or self._writable:
-                return found
-            self._maps[name] = found
-        return self._maps[name]
 
     def _stamp(self, name: str) -> str:
         """Which chunks a packed copy is made from; frames say what is valid."""
@@ -372,8 +364,7 @@ def plan(
     with planner_lock(place):
         group = open_group(place, read_only=False)
         if group is None:
-            if recipe.pixels is None:
-                raise ValueError("imported features are written by features.maintenance.import_external")
+            assert recipe.pixels is not None, "imported features have a writer of their own"
             group = create(
                 place, recipe, numerics=numerics, num_frames=recipe.pixels.num_frames, versions=versions
             )
@@ -388,7 +379,7 @@ def plan(
             listing="whole" if listing_complete else "part",
             file_states=file_states,
         )
-        store = FeatureStore(place, open_for_planning(place), writable=True, changes=changes)
+        store = FeatureStore(place, existing_group(place, read_only=False), writable=True, changes=changes)
         write_column(group, "state", store.table().state)
     return store
 
@@ -408,7 +399,7 @@ def delete(path: Path | str, subject: str | None = None) -> int:
         sweep_beside(place)
         return count
     with planner_lock(place):
-        group = open_for_planning(place)
+        group = existing_group(place, read_only=False)
         _tidy(group, place, young=True)  # half a crop of the person, too
         erasure.blank_uncounted(group)
         store = FeatureStore.open(path)  # afresh: whoever was waited for may have appended rows
@@ -440,5 +431,6 @@ def _prepare_folder(place: Place) -> None:
 
 
 def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
-    for first in range(0, len(rows), _READ_ROWS):
+    """The rows in their order, some at a time; never no block at all."""
+    for first in range(0, max(1, len(rows)), _READ_ROWS):
         yield rows[first : first + _READ_ROWS]
