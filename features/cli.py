@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 Config = TypeVar("Config")
-Body = Callable[[], tuple[dict[str, Any], int]]
+Answer = tuple[dict[str, Any], int]
+"""What `--json` prints, and the exit code."""
 
 STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
 """What asks a command to end: a SLURM time limit, a terminal that is closed, Ctrl-Break on Windows."""
@@ -49,7 +50,35 @@ def parse(config: type[Config], argv: Sequence[str] | None, *, prog: str, descri
     return asked
 
 
-def run_door(body: Body, *, as_json: bool = False) -> int:
+def run_command(
+    package: str,
+    commands: Mapping[str, type],
+    argv: Sequence[str] | None,
+    answer: Callable[[str, Any], Answer],
+    *,
+    width: int,
+) -> int:
+    """The door of a package of several commands, which the first word tells apart; gives the exit code.
+
+    commands: word -> its options. answer: of a word and its options as they were given. width: of the words'
+    column in the list of commands.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: python -m {package} COMMAND [OPTIONS]   (COMMAND --help shows its options)\n")
+        for word, options in commands.items():
+            print(f"  {word:{width}} {(options.__doc__ or '').splitlines()[0]}")
+        return 0 if words else 2
+    if words[0] not in commands:
+        fail(f"no command {words[0]!r}; there are {', '.join(commands)}")
+        return 2
+    options = commands[words[0]]
+    prog = f"python -m {package} {words[0]}"
+    args: Any = parse(options, words[1:], prog=prog, description=options.__doc__ or "")
+    return run_door(lambda: answer(words[0], args), as_json=args.json)
+
+
+def run_door(body: Callable[[], Answer], *, as_json: bool = False) -> int:
     """Run a door's body and give its exit code.
 
     Turns `STOPS` into the same clean end as Ctrl-C, but what is ignored (nohup). Errors that a user can mend

@@ -59,7 +59,10 @@ def _row_problems(store: FeatureStore, row: int, parts: set[Part]) -> list[str]:
     reasons = []
     for name in sorted({*parts, "frames"} if "embeddings" in parts else parts):
         try:
-            values[name] = _read(store, name, row)
+            if name == "crops":
+                values[name] = store.rows.read_texts(name, row)
+            else:
+                values[name] = store.rows.read_numbers(name, np.array([row]))[0]
         except _UNREADABLE as error:
             reasons.append(str(error))
     if "frames" in values:
@@ -73,9 +76,3 @@ def _row_problems(store: FeatureStore, row: int, parts: set[Part]) -> list[str]:
                     f"{int((filled != valid).sum())} frames with a crop but no face, or the reverse"
                 )
     return reasons
-
-
-def _read(store: FeatureStore, name: str, row: int) -> Any:
-    if name == "crops":
-        return store.rows.read_texts(name, row)
-    return store.rows.read_numbers(name, np.array([row]))[0]

@@ -72,11 +72,10 @@ def write_packed(
     for root in roots:
         try:
             _write(root, name, stamp, shape, dtype, blocks())
+            break
         except OSError:
             if root == roots[-1]:
                 raise
-            continue
-        break
     drop_packed(place, name, keep=f"{name}-{stamp}")
 
 
