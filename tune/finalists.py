@@ -127,13 +127,12 @@ def refitting(args: TuneArgs) -> Iterator[ProcessPoolExecutor]:
 
 def judge(finalists: list[Finalist], baselines: dict[str, float], metric: str) -> list[str]:
     """What the user should know before believing in the winner."""
-    notes = []
     winner = finalists[0]
-    stronger = {name: value for name, value in baselines.items() if value >= winner.mean}
-    for name, value in stronger.items():
-        notes.append(
-            f"the best head does not beat the baseline {name}: {metric} {winner.mean:.4f} against {value:.4f}"
-        )
+    notes = [
+        f"the best head does not beat the baseline {name}: {metric} {winner.mean:.4f} against {value:.4f}"
+        for name, value in baselines.items()
+        if value >= winner.mean
+    ]
     if len(finalists) > 1:
         gap, spread = winner.mean - finalists[1].mean, max(f.spread for f in finalists[:2])
         if gap < spread:

@@ -1,6 +1,7 @@
 """What one trial is worth: the folds it is judged on, its head trained on each, and its score."""
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -37,25 +38,22 @@ Note = Callable[[list[float], int], None]
 
 def make_folds(train: Samples, val: Samples, num_folds: int, seed: int) -> list[Fold]:
     """The one fold of train and validation, or `num_folds` of people over both together."""
-    streams = tuple(train.x)
     if num_folds < 2:
-        return [Fold(train, val, stream_statistics(train, streams))]
+        return [_fold(train, val)]
     both = join(train, val)
-    folds = []
-    for learned, held in grouped_folds(both.labels, sample_groups(both), num_folds, seed):
-        part = subset(both, learned)
-        folds.append(Fold(part, subset(both, held), stream_statistics(part, streams)))
-    return folds
+    parts = grouped_folds(both.labels, sample_groups(both), num_folds, seed)
+    return [_fold(subset(both, learned), subset(both, held)) for learned, held in parts]
+
+
+def _fold(train: Samples, val: Samples) -> Fold:
+    return Fold(train, val, stream_statistics(train, tuple(train.x)))
 
 
 def scored_folds(folds: list[Fold]) -> list[Fold]:
     """The folds that trials, fresh seeds and baselines are scored by: with two classes to learn from, and two
     held out."""
 
-    def tells_classes_apart(samples: Samples) -> bool:
-        return len(np.unique(samples.labels)) > 1
-
-    return [fold for fold in folds if tells_classes_apart(fold.train) and tells_classes_apart(fold.val)]
+    return [fold for fold in folds if all(len(np.unique(side.labels)) > 1 for side in (fold.train, fold.val))]
 
 
 def join(first: Samples, second: Samples) -> Samples:
@@ -139,7 +137,7 @@ def objective(
     falls behind, KeyboardInterrupt when `is_alive` says that nobody waits for the answer any more.
     """
     choice = suggest(trial, space)
-    prunable, started = may_prune(trial, space, len(folds)), time.perf_counter()
+    prunable, note = may_prune(trial, space, len(folds)), functools.partial(_note, trial, time.perf_counter())
 
     def train(fold: Fold, on_epoch: Callable[[Epoch], None]) -> tuple[LstmHead, Fitted]:
         def on_epoch_while_alive(epoch: Epoch) -> None:
@@ -158,15 +156,7 @@ def objective(
             on_epoch=on_epoch_while_alive,
         )
 
-    def note(curve: list[float], epochs: int) -> None:
-        trial.set_user_attr("epochs", epochs)
-        trial.set_user_attr("seconds", round(time.perf_counter() - started, 2))
-        trial.set_user_attr("val_curve", [round(score, 5) for score in curve])
-
-    if len(folds) == 1:
-        head, fitted, value = _by_epoch(trial, folds[0], train, note, prunable)
-    else:
-        head, fitted, value = _by_fold(trial, folds, train, note, prunable)
+    head, fitted, value = (_by_epoch if len(folds) == 1 else _by_fold)(trial, folds, train, note, prunable)
     trial.set_user_attr("parameters", count_parameters(head))
     trial.set_user_attr("val_loss", round(fitted.best.val_loss, 5))
     if on_head is not None:
@@ -174,8 +164,14 @@ def objective(
     return value
 
 
+def _note(trial: optuna.Trial, started: float, curve: list[float], epochs: int) -> None:
+    trial.set_user_attr("epochs", epochs)
+    trial.set_user_attr("seconds", round(time.perf_counter() - started, 2))
+    trial.set_user_attr("val_curve", [round(score, 5) for score in curve])
+
+
 def _by_epoch(
-    trial: optuna.Trial, fold: Fold, train: Train, note: Note, prunable: bool
+    trial: optuna.Trial, folds: list[Fold], train: Train, note: Note, prunable: bool
 ) -> tuple[LstmHead, Fitted, float]:
     """The head of the one fold, and its best epoch's score: the pruner is told the best so far."""
     curve: list[float] = []
@@ -188,7 +184,7 @@ def _by_epoch(
             note(curve, len(curve))
             raise optuna.TrialPruned
 
-    head, fitted = train(fold, report)
+    head, fitted = train(folds[0], report)
     note(curve, len(fitted.history))
     return head, fitted, fitted.best.val_score
 

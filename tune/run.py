@@ -25,7 +25,7 @@ from seqmodel.finetuning.setup import require_crops
 from seqmodel.runs.card import ARTIFACTS, CARD, STUDY, WEIGHTS, load_card, require_place
 from seqmodel.runs.writer import count_parameters, rounded, write_run
 from seqmodel.training.loop import resolve_metric
-from seqmodel.training.task import doubt_of_folds, put_question, seen_fingerprint
+from seqmodel.training.task import Question, doubt_of_folds, put_question, seen_fingerprint
 from tune.config import TuneArgs
 from tune.finalists import Finalist, choose, judge
 from tune.search_space import choice_of, space_hash, starting_points
@@ -56,15 +56,7 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     started = time.perf_counter()
     require_place(args.out)
-    question = put_question(args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from)
-    if args.finetune:
-        require_crops(question.store, np.concatenate([question.split.train, question.split.val]))
-    if args.finetune and "embeddings" not in question.dims:
-        raise ValueError("--finetune trains the encoder, which --inputs geometry does not read")
-    if args.baseline != "none" and "geometry" not in question.dims:
-        raise ValueError(f"--baseline {args.baseline} needs the geometry stream, which {args.store} lacks")
-    if args.baseline != "none" and args.finetune:
-        raise ValueError("--finetune does not go with --baseline yet: tune without one of them")
+    question = asked(args)
     say_question(question)
     if args.folds > 1:
         say("with --folds a head belongs to one fold: no checkpoints of trials are kept")
@@ -80,10 +72,9 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     finalists = choose(args, study, bench)
     winner = finalists[0]
     baselines = mean_baselines(bench, metric)
-    notes = judge(finalists, baselines, metric)
-    for text in notes:
+    notes = [*doubts, *judge(finalists, baselines, metric)]
+    for text in notes[len(doubts) :]:
         warn(text)
-    notes = [*doubts, *notes]
     origin = origin_of(study, winner.trial)
     if _is_kept(args, origin):
         say(f"nothing new: {args.out} already holds trial {winner.trial.number}")
@@ -105,6 +96,23 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     summary["seconds"] = round(time.perf_counter() - started, 1)
     say_outcome(args, spec, finalists, baselines, metric)
     return summary, code
+
+
+def asked(args: TuneArgs) -> Question:
+    """The question that is put to the store.
+
+    Raises ValueError for options that do not go with it, or with each other.
+    """
+    question = put_question(args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from)
+    if args.finetune:
+        require_crops(question.store, np.concatenate([question.split.train, question.split.val]))
+    if args.finetune and "embeddings" not in question.dims:
+        raise ValueError("--finetune trains the encoder, which --inputs geometry does not read")
+    if args.baseline != "none" and "geometry" not in question.dims:
+        raise ValueError(f"--baseline {args.baseline} needs the geometry stream, which {args.store} lacks")
+    if args.baseline != "none" and args.finetune:
+        raise ValueError("--finetune does not go with --baseline yet: tune without one of them")
+    return question
 
 
 def spec_of(args: TuneArgs, bench: Bench, metric: str) -> StudySpec:

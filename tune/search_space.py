@@ -4,6 +4,7 @@ The space is flat (the sampler models all parameters jointly) and its first poin
 own settings.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -165,8 +166,7 @@ def may_prune(trial: optuna.trial.BaseTrial, space: Space, num_folds: int = 1) -
 
 def choice_of(params: Mapping[str, Any], space: Space) -> Choice:
     """The configs that a trial's parameters stand for."""
-    names = {"kind", "hidden", "layers", "bidirectional", "projection", "dropout", "pooling"}
-    names |= {"centre", "dynamics", "stream_dropout"}
+    names = {field.name for field in dataclasses.fields(HeadConfig)}
     head = HeadConfig(**{key: value for key, value in params.items() if key in names})
     rest = {key: value for key, value in params.items() if key not in names and key != "inputs"}
     seed, theirs = TrainConfig(), is_seed(params, space)

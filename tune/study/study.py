@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
@@ -172,20 +173,8 @@ def reclaim(study: optuna.Study) -> list[int]:
         with experimental_is_fine():
             optuna.storages.fail_stale_trials(study)
     reclaimed = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        worker = trial.user_attrs.get("worker")
-        if worker is None:
-            # It died between taking the trial and signing it; a living worker signs at once.
-            if (
-                trial.datetime_start is None
-                or (datetime.now() - trial.datetime_start).total_seconds() < UNSIGNED_S
-            ):
-                continue
-        elif is_here(worker):
-            if is_alive(worker):
-                continue
-        elif has_heartbeat or not is_silent(trial.user_attrs.get("seen", time.time())):
-            continue
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    for trial in (trial for trial in running if _is_lost(trial, has_heartbeat)):
         try:
             study.tell(trial.number, state=TrialState.FAIL)
         except (ValueError, RuntimeError):
@@ -193,6 +182,16 @@ def reclaim(study: optuna.Study) -> list[int]:
         enqueue_again(study, trial)
         reclaimed.append(trial.number)
     return reclaimed
+
+
+def _is_lost(trial: FrozenTrial, has_heartbeat: bool) -> bool:
+    """Whether nobody works on a running trial any more."""
+    worker, began = trial.user_attrs.get("worker"), trial.datetime_start
+    if worker is None:  # it died between taking the trial and signing it; a living worker signs at once
+        return began is not None and (datetime.now() - began).total_seconds() >= UNSIGNED_S
+    if is_here(worker):
+        return not is_alive(worker)
+    return not has_heartbeat and is_silent(trial.user_attrs.get("seen", time.time()))
 
 
 def enqueue_again(study: optuna.Study, trial: FrozenTrial, *, is_interrupted: bool = False) -> None:
@@ -220,9 +219,41 @@ def work(
     study again, also when it was stopped and restarted between trials.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = load_study(spec)
+    study, current = load_study(spec), list[int]()
+    try:
+        while num_done(study) < spec.trials:
+            if num_taken(study) < spec.trials:
+                study.sampler = _sampler(spec, study, index)
+                _work_on_one(study, objective, current)
+                continue
+            if not reclaim(study):
+                while_waiting(study.get_trials(deepcopy=False))
+                time.sleep(WAIT_S)
+            if not has_parent():
+                return
+    except BaseException as error:
+        if not is_interruption(error):
+            raise
+        _leave(spec, current)
+        raise KeyboardInterrupt from error
+    finally:
+        close_study(study)
 
-    current: list[int] = []
+
+def _sampler(spec: StudySpec, study: optuna.Study, index: int) -> optuna.samplers.BaseSampler:
+    """Of the next trial, for the worker of that index."""
+    numbers = [spec.seed, len(study.get_trials(deepcopy=False)), index]
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    with experimental_is_fine():
+        # The liar keeps workers off points that others are at.
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+
+
+def _work_on_one(study: optuna.Study, objective: Objective, current: list[int]) -> None:
+    """Do one trial, whose number stands in `current` as long as it is not finished.
+
+    A trial that somebody took for a dead worker's is being tried again already: it is left.
+    """
     raised: list[Exception] = []
 
     def signed(trial: optuna.Trial) -> float:
@@ -240,39 +271,13 @@ def work(
             raise UpdateFinishedTrialError(f"trial {trial.number} was failed by somebody else")
         return value
 
-    def lost_to_another(error: Exception) -> bool:
-        """Whether somebody took this worker for dead, and its trial is being tried again already."""
-        states = {t.number: t.state for t in study.get_trials(deepcopy=False)}
-        return error not in raised and any(states[number] == TrialState.FAIL for number in current)
-
     try:
-        while num_done(study) < spec.trials:
-            if num_taken(study) >= spec.trials:
-                if not reclaim(study):
-                    while_waiting(study.get_trials(deepcopy=False))
-                    time.sleep(WAIT_S)
-                if not has_parent():
-                    return
-                continue
-            number = len(study.get_trials(deepcopy=False))
-            with experimental_is_fine():
-                # The liar keeps workers off points that others are at.
-                study.sampler = optuna.samplers.TPESampler(
-                    seed=_mix(spec.seed, number, index), multivariate=True, constant_liar=True
-                )
-            try:
-                study.optimize(signed, n_trials=1)
-            except (ValueError, UpdateFinishedTrialError) as error:
-                if not lost_to_another(error):
-                    raise
-            current.clear()
-    except BaseException as error:
-        if not is_interruption(error):
+        study.optimize(signed, n_trials=1)
+    except (ValueError, UpdateFinishedTrialError) as error:
+        states = {t.number: t.state for t in study.get_trials(deepcopy=False)}
+        if error in raised or not any(states[number] == TrialState.FAIL for number in current):
             raise
-        _leave(spec, current)
-        raise KeyboardInterrupt from error
-    finally:
-        close_study(study)
+    current.clear()
 
 
 def is_interruption(error: BaseException | None) -> bool:
@@ -292,9 +297,3 @@ def _leave(spec: StudySpec, numbers: Sequence[int]) -> None:
                 study.tell(trial.number, state=TrialState.FAIL)
             enqueue_again(study, trial, is_interrupted=True)
     close_study(study)
-
-
-def _mix(*numbers: int) -> int:
-    import numpy as np
-
-    return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])

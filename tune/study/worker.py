@@ -121,7 +121,7 @@ def kept_or_refitted(bench: Bench, trial: FrozenTrial) -> tuple[LstmHead, Fitted
     head = untrained_head(choice, bench.whole, bench.space.task, bench.question.num_classes, seed)
     epochs = load_checkpoint(trial, head, bench.args.out)
     if not epochs:
-        return refit(bench, choice, seed)
+        return _fitted(bench, bench.whole, choice, seed)
     head.to(bench.device)
     logits = predict_logits(head, only_streams(bench.whole.val, tuple(head.dims)), device=bench.device)
     history = tuple(Epoch(val_logits=logits, **epoch) for epoch in epochs)
@@ -134,11 +134,11 @@ def _as_numbers(history: Sequence[Epoch]) -> list[dict[str, Any]]:
     return [{name: getattr(epoch, name) for name in names} for epoch in history]
 
 
-def refit(bench: Bench, choice: Choice, seed: int) -> tuple[LstmHead, Fitted]:
-    """The chosen head on the training split, judged by validation, under a seed."""
+def _fitted(bench: Bench, fold: Fold, choice: Choice, seed: int) -> tuple[LstmHead, Fitted]:
+    """The chosen head on a fold under a seed."""
     return train_choice(
         choice,
-        bench.whole,
+        fold,
         task=bench.space.task,
         num_classes=bench.question.num_classes,
         metric=bench.args.metric,
@@ -184,16 +184,5 @@ def score_seed(choice: Choice, seed: int) -> float:
 
 def seed_score(bench: Bench, choice: Choice, seed: int) -> float:
     """Validation score (mean over folds) of a choice under a seed."""
-    scores = []
-    for fold in bench.folds:
-        _, fitted = train_choice(
-            choice,
-            fold,
-            task=bench.space.task,
-            num_classes=bench.question.num_classes,
-            metric=bench.args.metric,
-            seed=seed,
-            device=bench.device,
-        )
-        scores.append(fitted.best.val_score)
+    scores = [_fitted(bench, fold, choice, seed)[1].best.val_score for fold in bench.folds]
     return sum(scores) / len(scores)

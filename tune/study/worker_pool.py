@@ -1,5 +1,6 @@
 """The processes that work on a study: how they are started, and started again when they die."""
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -42,14 +43,13 @@ def run_workers(
     """
     context = process_context()
     workers: dict[int, BaseProcess] = {}
-    started, deaths, done_at_death = 0, 0, -1
+    indices, deaths, done_at_death = itertools.count(), 0, -1
 
     def start() -> None:
-        nonlocal started
-        process = context.Process(target=target, args=(*args, started), daemon=True)
+        index = next(indices)
+        process = context.Process(target=target, args=(*args, index), daemon=True)
         process.start()
-        workers[started] = process
-        started += 1
+        workers[index] = process
 
     try:
         for _ in range(jobs):
