@@ -203,8 +203,7 @@ def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, bench: Bench) -
             work(spec, value, while_waiting=show)
             show(study.get_trials(deepcopy=False))
             return
-        threads = max(1, cores // args.jobs)
-        for trials in run_workers(study, spec, worker, (args, spec, threads), args.jobs):
+        for trials in run_workers(study, spec, worker, (args, spec, max(1, cores // args.jobs)), args.jobs):
             show(trials)
 
 

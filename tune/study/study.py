@@ -59,9 +59,8 @@ def create_study(spec: StudySpec, points: Sequence[dict[str, Any]], facts: dict[
     facts: what the study is about (metric, split, labels …): a study is not continued on other ground.
     Raises ValueError naming the facts that differ.
     """
-    storage = open_storage(spec.storage)
     study = optuna.create_study(
-        storage=storage,
+        storage=open_storage(spec.storage),
         study_name=spec.name,
         direction="maximize",
         load_if_exists=True,

@@ -56,8 +56,7 @@ def set_up(args: TuneArgs, question: Question | None = None) -> Bench:
     question = question or put_question(
         args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
     )
-    sides = load_sides(question)
-    train, val = (with_baseline(side, args.baseline, question.store) for side in sides)
+    train, val = (with_baseline(side, args.baseline, question.store) for side in load_sides(question))
     fixed, many = args.inputs is not None, len(train) >= MANY_CLIPS
     space = Space(question.labelling.task, tuple(train.x), fixed, args.epochs, many)
     folds = whole = make_folds(train, val, 0, args.seed)
