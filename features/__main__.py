@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from features import config
-from features.cli import Answer, console, run_command, say, say_failures, warn
+from features.cli import Answer, console, run_command, say, say_counts, say_failures, warn
 
 COMMANDS = {
     "info": config.InfoArgs,
@@ -124,8 +124,6 @@ def _import(args: config.ImportArgs) -> Answer:
 
 
 def _print_info(summary: dict[str, Any]) -> None:
-    from rich.table import Table
-
     from features.labels import by_value
 
     rate = summary["face_rate"]
@@ -139,12 +137,7 @@ def _print_info(summary: dict[str, Any]) -> None:
     for column, splits in summary["labels"].items():
         order = [*sorted(summary["label_names"][column], key=by_value), "none"]
         names = [name for name in order if any(name in counts for counts in splits.values())]
-        table = Table(title=f"label column {column}", title_justify="left")
-        for heading in ("split", *names):
-            table.add_column(heading)
-        for split, counts in splits.items():
-            table.add_row(split, *(str(counts.get(name, 0)) for name in names))
-        console().print(table)
+        say_counts(column, splits, names)
     say_failures((item["clip_id"], item["reason"]) for item in summary["failures"])
     say(f"encoder {summary['recipe']['encoder']}; fingerprint {summary['fingerprint']}")
     first, *others = summary["numerics"]

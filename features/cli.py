@@ -5,6 +5,7 @@ done, 1 something could not be done (and was listed), 2 wrong usage or input tha
 Messages go to stderr; stdout carries nothing but the summary of `--json`.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -73,8 +74,9 @@ def run_command(
         fail(f"no command {words[0]!r}; there are {', '.join(commands)}")
         return 2
     options = commands[words[0]]
-    prog = f"python -m {package} {words[0]}"
-    args: Any = parse(options, words[1:], prog=prog, description=options.__doc__ or "")
+    args: Any = parse(
+        options, words[1:], prog=f"python -m {package} {words[0]}", description=options.__doc__ or ""
+    )
     return run_door(lambda: answer(words[0], args), as_json=args.json)
 
 
@@ -84,12 +86,10 @@ def run_door(body: Callable[[], Answer], *, as_json: bool = False) -> int:
     Turns `STOPS` into the same clean end as Ctrl-C, but what is ignored (nohup). Errors that a user can mend
     become one line on stderr and exit code 2; set BRAINBUDDY_TRACEBACK=1 to see where they rose.
     """
-    try:
+    with contextlib.suppress(ValueError):  # not the main thread: whoever owns it handles signals
         for number in STOPS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, _raise_interrupt)
-    except ValueError:
-        pass  # not the main thread: whoever owns it handles signals
     try:
         summary, code = body()
     except KeyboardInterrupt:
@@ -147,6 +147,18 @@ def say_failures(failures: Iterable[tuple[str, str]], more: str = " (--json list
         say(f"… and {len(pairs) - MAX_LISTED} more{more}")
 
 
+def say_counts(column: str, splits: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> None:
+    """Print a table on stderr: for each split, how many clips have each of these labels of a column."""
+    from rich.table import Table
+
+    table = Table(title=f"label column {column}", title_justify="left")
+    for heading in ("split", *names):
+        table.add_column(heading)
+    for split, counts in splits.items():
+        table.add_row(split, *(str(counts.get(name, 0)) for name in names))
+    console().print(table)
+
+
 def progress(unit: str = "clips") -> "Progress":
     """A progress bar on stderr with the count, the rate in `unit` a second and the time left."""
     from rich.progress import (
@@ -182,6 +194,4 @@ def _raise_interrupt(signum: int, frame: types.FrameType | None) -> None:
 
 def _plain(value: Any) -> Any:
     """JSON for what numpy and pathlib bring along."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return str(value)
+    return value.tolist() if hasattr(value, "tolist") else str(value)
