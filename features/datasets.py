@@ -84,8 +84,7 @@ def labelled_rows(
     Raises ValueError when the store has no such label column.
     """
     labels = _labels(table, labelling)
-    usable = (table.state == 1) | ((table.state == 2) & with_failed)
-    rows = np.flatnonzero((labels >= 0) & usable)
+    rows = np.flatnonzero((labels >= 0) & ((table.state == 1) | ((table.state == 2) & with_failed)))
     return rows, labels[rows]
 
 
@@ -124,7 +123,6 @@ def load_samples(
 
 def subset(samples: Samples, indices: np.ndarray) -> Samples:
     """The samples at these places; memory maps stay maps."""
-    indices = np.asarray(indices)
     if indices.dtype == bool:
         indices = np.flatnonzero(indices)
 
@@ -163,12 +161,11 @@ class CropClips:
         self.rows = np.asarray(rows, np.int64)
         self.labels = _labels(table, labelling)[self.rows]
         self.clip_ids, self.subjects = table.clip_id[self.rows], table.subject[self.rows]
-        self.valid = {"crops": np.zeros((len(self.rows), store.num_frames), bool)}
+        self.valid = {"crops": np.nan_to_num(store.read_frames(self.rows)[..., 5]) > 0}
         self._store, self._crop_px = store, store.recipe.pixels.crop_px
         self._geometry: np.ndarray | None = None
         if inputs != "embeddings":
             self._geometry, self.valid["geometry"] = store.read_stream("geometry", self.rows)
-        self.valid["crops"] = np.nan_to_num(store.read_frames(self.rows)[..., 5]) > 0
 
     def __len__(self) -> int:
         return len(self.labels)

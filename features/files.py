@@ -93,5 +93,7 @@ def _is_hidden(pid: int) -> bool:
 def cache_dir() -> Path:
     """Folder of fetched and converted model files, and of packed copies: $BRAINBUDDY_CACHE, else the
     platform's."""
-    explicit = os.environ.get("BRAINBUDDY_CACHE")
-    return Path(explicit or platformdirs.user_cache_dir("brainbuddy", appauthor=False, opinion=False))
+    return Path(
+        os.environ.get("BRAINBUDDY_CACHE")
+        or platformdirs.user_cache_dir("brainbuddy", appauthor=False, opinion=False)
+    )

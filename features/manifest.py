@@ -122,8 +122,8 @@ def csv_rows(path: Path) -> list[tuple[int, list[str]]]:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(f"{path} line {line} is not UTF-8: save it as 'CSV UTF-8'") from error
-    first = text.lstrip().split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)  # spreadsheets of some countries write ; or tabs
+    # Spreadsheets of some countries write ; or tabs.
+    delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         stripped = ((reader.line_num, [cell.strip() for cell in row]) for row in reader)
@@ -263,10 +263,8 @@ def windows(clip: Clip, duration_s: float, window_s: float) -> list[Clip]:
     # A thousandth of a second of slack: 9.9999 s is a window, and no window of nothing follows it.
     length_s = end_s - clip.start_s + 1e-3
     num_whole = math.floor(length_s / window_s)
-    remainder_s = length_s - num_whole * window_s
-    num_windows = num_whole + (remainder_s >= window_s / 2 or num_whole == 0)
+    num_windows = num_whole + (length_s - num_whole * window_s >= window_s / 2 or num_whole == 0)
     path_part = clip.clip_id.rpartition("#")[0] or clip.clip_id
-    starts_s = [clip.start_s + index * window_s for index in range(num_windows)]
     return [
         dataclasses.replace(
             clip,
@@ -274,7 +272,7 @@ def windows(clip: Clip, duration_s: float, window_s: float) -> list[Clip]:
             start_s=start_s,
             end_s=min(start_s + window_s, end_s),
         )
-        for start_s in starts_s
+        for start_s in (clip.start_s + index * window_s for index in range(num_windows))
     ]
 
 
@@ -315,7 +313,6 @@ def _clip_of_row(header: list[str], cells: list[str], root: Path, require_file: 
     split = row.get("split", "").lower()
     if split and split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of train, val, test")
-    others = {name: value for name, value in row.items() if name not in RESERVED}
     return Clip(
         clip_id(file, root, start_s),
         file,
@@ -324,7 +321,7 @@ def _clip_of_row(header: list[str], cells: list[str], root: Path, require_file: 
         row.get("subject", ""),
         SPLITS.get(split, ""),
         row.get("fold", ""),
-        labels=others,
+        labels={name: value for name, value in row.items() if name not in RESERVED},
     )
 
 

@@ -114,8 +114,9 @@ def extend_split(
     how = f"everybody of {file.parent.name} on their side, {len(hashed)} new by the hash of their name"
     how += f", {len(placed)} new as marked" if placed else ""
     others = 0 if same.any() else sum(clip in clips for clip in table.clip_id.tolist())
-    warnings = _earlier_warnings(file.parent.name, len(seen), others)
-    return _checked(table, rows, labels, groups, {side: sides == side for side in SIDES}, how, (), warnings)
+    on = {side: sides == side for side in SIDES}
+    kept = _earlier_warnings(file.parent.name, len(seen), others)
+    return _checked(table, rows, labels, groups, on, how, kept=kept)
 
 
 def grouped_folds(

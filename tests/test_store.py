@@ -697,6 +697,26 @@ def test_a_deletion_of_a_person_that_was_cut_short_can_be_repeated(
     assert kills > 10
 
 
+def test_a_plan_cut_short_between_a_new_labels_names_and_its_codes_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.zarr"
+    plan(path, clips_of(4), RECIPE, numerics={})
+    more = [replace(clip, labels=clip.labels | {"mood": "good"}) for clip in clips_of(4)]
+    write = planner.write_column
+
+    def die_at_the_codes(group: zarr.Group, name: str, values: np.ndarray) -> None:
+        if name == "labels/mood":
+            raise KeyboardInterrupt
+        write(group, name, values)
+
+    monkeypatch.setattr(planner, "write_column", die_at_the_codes)
+    with pytest.raises(KeyboardInterrupt):
+        plan(path, more, RECIPE, numerics={})
+    monkeypatch.undo()
+    assert plan(path, more, RECIPE, numerics={}).table().labels["mood"].tolist() == [0] * 4
+
+
 def test_a_deletion_of_the_store_that_was_cut_short_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,9 +57,8 @@ def _label_counts(table: ClipTable, column: str, listed: np.ndarray) -> dict[str
     counts: dict[str, dict[str, int]] = {}
     for split in sorted(set(table.split[listed].tolist())):
         codes = table.labels[column][listed & (table.split == split)]
-        by_name = {name: int((codes == code).sum()) for code, name in enumerate(names[:-1])}
-        by_name["none"] = int((codes < 0).sum())
-        counts[split or "all"] = {name: count for name, count in by_name.items() if count}
+        times = np.bincount(np.where(codes < 0, len(names) - 1, codes), minlength=len(names)).tolist()
+        counts[split or "all"] = {name: count for name, count in zip(names, times, strict=True) if count}
     return counts
 
 

@@ -84,9 +84,11 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
         table = FeatureStore(place, group, writable=False).table()
         recipe = recipe_of(group, place)
         window_s = math.inf if recipe.pixels is None else recipe.pixels.window_s
-        by_source = _by_source(clips)
+        by_source: dict[str, list[Clip]] = {}
+        for clip in clips:
+            by_source.setdefault(clip.clip_id.rpartition("#")[0], []).append(clip)
         owners = [_owner(table, row, by_source, window_s) for row in range(len(table.state))]
-        named = [_as_row(clip, table, row) for row, clip in enumerate(owners) if clip is not None]
+        named = [_as_row(owner, table, row) for row, owner in enumerate(owners) if owner is not None]
         if not named:
             raise ValueError(f"none of these {len(clips)} clips is in {place.text}: are the paths the same?")
         changes = planner.write_rows(
@@ -105,13 +107,6 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
         tuple(name for name, clip in zip(ids, owners, strict=True) if name and clip is None),
         tuple(clip.clip_id for clip in clips if clip.clip_id not in met),
     )
-
-
-def _by_source(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
-    by_source: dict[str, list[Clip]] = {}
-    for clip in clips:
-        by_source.setdefault(clip.clip_id.rpartition("#")[0], []).append(clip)
-    return by_source
 
 
 def _owner(table: ClipTable, row: int, by_source: dict[str, list[Clip]], window_s: float) -> Clip | None:

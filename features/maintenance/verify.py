@@ -13,7 +13,7 @@ from features.manifest import Failure
 from features.store.description import LAYOUT_SUM, layout_sum
 from features.store.erasure import DELETED, come_back
 from features.store.packed import verify_packed
-from features.store.schema import NUMBER_COLUMNS, TEXT_COLUMNS, array_name, read_column
+from features.store.schema import NUMBER_COLUMNS, TEXT_COLUMNS, read_column, user_arrays
 from features.store.store import FeatureStore, Part
 
 _UNREADABLE = (ValueError, RuntimeError, OSError, KeyError, TypeError)
@@ -27,10 +27,7 @@ def verify_store(store: FeatureStore) -> list[Failure]:
     problems: list[Failure] = []
     if attributes.get(LAYOUT_SUM) != layout_sum(place, dict(attributes)):
         problems.append(Failure("zarr.json", "the description of the store is not the one that was written"))
-    columns = [*TEXT_COLUMNS, *NUMBER_COLUMNS]
-    columns += [array_name("labels", name) for name in attributes["label_names"]]
-    columns += [array_name("slices", name) for name in attributes["slice_columns"]]
-    for name in columns:
+    for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS, *user_arrays(attributes)):
         try:
             read_column(group, name, store.num_clips)
         except _UNREADABLE as error:

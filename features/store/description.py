@@ -13,7 +13,7 @@ from features.store.schema import (
     NUMBER_COLUMNS,
     ROW_ARRAYS,
     TEXT_COLUMNS,
-    array_name,
+    user_arrays,
 )
 
 SCHEMA = "brainbuddy-features/1"
@@ -89,17 +89,13 @@ def recipe_of(group: zarr.Group, place: Place) -> Recipe:
 
 def commit(group: zarr.Group, place: Place, updates: dict[str, Any]) -> None:
     """Write attributes, and with them the check sum of the store's description."""
-    attributes = {**dict(group.attrs), **updates}
-    group.update_attributes(updates | {LAYOUT_SUM: layout_sum(place, attributes)})
+    group.update_attributes(updates | {LAYOUT_SUM: layout_sum(place, dict(group.attrs) | updates)})
 
 
 def layout_sum(place: Place, attributes: dict[str, Any]) -> str:
     """Check sum of all that zarr itself keeps no sum of: the attributes and each array's description."""
     told = {key: value for key, value in attributes.items() if key != LAYOUT_SUM}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    names = [*TEXT_COLUMNS, *NUMBER_COLUMNS, *ROW_ARRAYS, "labels", "slices"]
-    names += [array_name("labels", column) for column in attributes["label_names"]]
-    names += [array_name("slices", column) for column in attributes["slice_columns"]]
-    for name in names:
+    for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS, *ROW_ARRAYS, "labels", "slices", *user_arrays(attributes)):
         digest.update(read_bytes(place, f"{name}/zarr.json") or b"absent")
     return digest.hexdigest()[:16]

@@ -33,12 +33,11 @@ def clear_rows(group: zarr.Group, place: Place, rows: Sequence[int] | np.ndarray
 
     Raises ValueError for rows of imported features, which share their chunks.
     """
-    step = int(group.attrs["rows_per_chunk"])  # type: ignore[arg-type]
-    if step != 1 and len(rows):
+    if group.attrs["rows_per_chunk"] != 1 and len(rows):
         raise ValueError("single rows of imported features cannot be cleared: import the file again")
+    arrays = [(name, rank) for name, rank in ROW_ARRAYS.items() if name in group]
     for row in rows:
-        keys = [chunk_key(name, int(row), rank) for name, rank in ROW_ARRAYS.items() if name in group]
-        delete_keys(place, keys)
+        delete_keys(place, [chunk_key(name, int(row), rank) for name, rank in arrays])
 
 
 def erase_rows(group: zarr.Group, place: Place, rows: np.ndarray) -> None:

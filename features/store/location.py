@@ -125,14 +125,13 @@ def chunks_identity(place: Place, array_name: str) -> str:
 
 
 def _tagged_chunks(place: Place, array_name: str) -> dict[str, str]:
-    found: dict[str, str] = {}
     with object_errors(place.text):
-        for batch in place.objects.list(prefix=f"{array_name}/"):
-            for item in batch:
-                name = item["path"].rpartition("/")[2]
-                if name.startswith("c."):
-                    found[name] = str(item["e_tag"] or item["last_modified"])
-    return found
+        return {
+            name: str(item["e_tag"] or item["last_modified"])
+            for batch in place.objects.list(prefix=f"{array_name}/")
+            for item in batch
+            if (name := item["path"].rpartition("/")[2]).startswith("c.")
+        }
 
 
 def delete_keys(place: Place, keys: Iterable[str]) -> None:

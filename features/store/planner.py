@@ -117,13 +117,7 @@ def write_rows(
     _make_row_arrays(group, recipe, len(ids), has_crops)
     sides: Any = group.attrs["encoder_sides"]
     renamed = _sides_under_new_names(sides, planned.before, table)
-    # Names before codes: a longer list of names misnames nothing should the rest never come. People go by
-    # both names until the new ones stand.
-    names = {"label_names": label_names, "slice_columns": sorted(slices), "encoder_sides": sides | renamed}
-    group.update_attributes(names)
-    for folder, columns in (("labels", labels), ("slices", slices)):
-        for column, values in columns.items():
-            write_column(group, array_name(folder, column), values)
+    _write_users_columns(group, labels, label_names, slices, sides | renamed)
     clear_rows(group, place, changed)  # before what changed is noted: a kill repeats it
     for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS):
         write_column(group, name, table[name])
@@ -131,17 +125,34 @@ def write_rows(
     return changes
 
 
+def _write_users_columns(
+    group: zarr.Group,
+    labels: dict[str, np.ndarray],
+    label_names: dict[str, list[str]],
+    slices: dict[str, np.ndarray],
+    sides: dict[str, str],
+) -> None:
+    """Write labels and slices. Names before codes: a longer list of names misnames nothing should the rest
+    never come. People go by both names in `sides` until the new ones stand."""
+    group.update_attributes(
+        {"label_names": label_names, "slice_columns": sorted(slices), "encoder_sides": sides}
+    )
+    for folder, columns in (("labels", labels), ("slices", slices)):
+        for column, values in columns.items():
+            write_column(group, array_name(folder, column), values)
+
+
 def _make_row_arrays(group: zarr.Group, recipe: Recipe, count: int, has_crops: bool) -> None:
     attributes: Any = group.attrs
     num_frames, step = attributes["num_frames"], attributes["rows_per_chunk"]
-    dtype = attributes["embedding_dtype"]
     if recipe.encoder.dim:  # imported geometry has none
-        ensure_row_array(group, "embeddings", dtype, count, (num_frames, recipe.encoder.dim), step)
+        shape = (num_frames, recipe.encoder.dim)
+        ensure_row_array(group, "embeddings", attributes["embedding_dtype"], count, shape, step)
     ensure_row_array(group, "frames", "float32", count, (num_frames, len(FRAME_COLUMNS)), step)
     ensure_row_array(group, "failure", str, count, ())
     if recipe.geometry is not None:
-        width = len(recipe.geometry.features)
-        ensure_row_array(group, "geometry", "float32", count, (num_frames, width), step)
+        shape = (num_frames, len(recipe.geometry.features))
+        ensure_row_array(group, "geometry", "float32", count, shape, step)
     if has_crops or "crops" in group:
         ensure_row_array(group, "crops", "variable_length_bytes", count, (num_frames,))
 

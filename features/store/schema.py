@@ -155,16 +155,21 @@ def array_name(folder: str, column: str) -> str:
     return f"{folder}/{plain}"
 
 
+def user_arrays(attributes: Any) -> list[str]:
+    """Names of the arrays that hold a user's columns: labels, then slices."""
+    labels = [array_name("labels", column) for column in attributes["label_names"]]
+    return labels + [array_name("slices", column) for column in attributes["slice_columns"]]
+
+
 def rows_present(place: Place, group: zarr.Group, name: str, num_clips: int) -> np.ndarray:
     """(num_clips,) bool: whose chunk of a worker-written array exists."""
     present = np.zeros(num_clips, bool)
     if name not in group:
         return present
     step = array_of(group, name).chunks[0]
-    chunks = [int(key.split(".")[1]) for key in chunk_names(place, name)]
-    for offset in range(step):
-        rows = np.array(chunks, np.int64) * step + offset
-        present[rows[rows < num_clips]] = True
+    first = step * np.array([int(key.split(".")[1]) for key in chunk_names(place, name)], np.int64)
+    rows = first[:, None] + np.arange(step)
+    present[rows[rows < num_clips]] = True
     return present
 
 

@@ -294,8 +294,7 @@ class FeatureStore:
             own: Any = group.attrs["test_openings"]
             self.test_openings = [*test_openings, *(entry for entry in own if entry not in test_openings)]
             self.encoder_sides = encoder_sides
-            updates = {"test_openings": self.test_openings, "encoder_sides": encoder_sides}
-            commit(group, self.place, updates)
+            commit(group, self.place, {"test_openings": self.test_openings, "encoder_sides": encoder_sides})
 
     def _require_writable(self, row: int) -> None:
         assert self._writable
@@ -402,8 +401,8 @@ def delete(path: Path | str, subject: str | None = None) -> int:
         group = existing_group(place, read_only=False)
         _tidy(group, place, young=True)  # half a crop of the person, too
         erasure.blank_uncounted(group)
-        store = FeatureStore.open(path)  # afresh: whoever was waited for may have appended rows
-        rows = np.flatnonzero(store.table().subject == subject)
+        # Opened afresh: whoever was waited for may have appended rows.
+        rows = np.flatnonzero(FeatureStore.open(path).table().subject == subject)
         if not len(rows) or not subject:
             raise ValueError(f"{place.text} has no subject {subject!r}")
         erasure.erase_rows(group, place, rows)
