@@ -26,7 +26,7 @@ from extract.pipeline.extractor import (
 )
 from extract.pipeline.planning import Cut, lacking_parts, num_workers, own_share
 from extract.pipeline.writer import AGREEMENT, cosines, same_faces
-from features.cli import console, say, say_failures
+from features.cli import say, say_counts, say_failures
 from features.manifest import Clip
 from features.recipe import require_equal
 from features.store.store import DONE, FeatureStore
@@ -177,16 +177,9 @@ def _difference(store: FeatureStore, row: int, fresh: Row | Lost) -> Difference:
 
 def print_forecast(summary: dict[str, Any]) -> None:
     """The forecast for people, on stderr."""
-    from rich.table import Table
-
     for column, splits in summary["counts"].items():
         names = sorted({name for counts in splits.values() for name in counts})
-        table = Table(title=f"label column {column}", title_justify="left")
-        for heading in ("split", *names):
-            table.add_column(heading)
-        for split, counts in splits.items():
-            table.add_row(split, *(str(counts.get(name, 0)) for name in names))
-        console().print(table)
+        say_counts(column, splits, names)
     say_failures((item["clip_id"], item["reason"]) for item in summary["timed_failures"])
     say(f"{summary['to_extract']} of {summary['clips']} clips to extract, from {summary['videos']} videos")
     if summary["hours"] is not None:

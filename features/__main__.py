@@ -3,32 +3,24 @@
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from features.cli import console, fail, parse, run_door, say, say_failures, warn
+from features import config
+from features.cli import Answer, console, run_command, say, say_counts, say_failures, warn
 
-if TYPE_CHECKING:
-    from features import config
-
-    Answer = tuple[dict[str, Any], int]
-
-COMMANDS = ("info", "verify", "pack", "label", "delete", "import")
+COMMANDS = {
+    "info": config.InfoArgs,
+    "verify": config.VerifyArgs,
+    "pack": config.PackArgs,
+    "label": config.LabelArgs,
+    "delete": config.DeleteArgs,
+    "import": config.ImportArgs,
+}
+"""Word -> its options."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The door; returns the exit code."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    if not words or words[0] in ("-h", "--help"):
-        _print_commands()
-        return 0 if words else 2
-    if words[0] not in COMMANDS:
-        fail(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
-        return 2
-    from features import config
-
-    args_class: Any = getattr(config, f"{words[0].capitalize()}Args")
-    prog, description = f"python -m features {words[0]}", args_class.__doc__ or ""
-    args = parse(args_class, words[1:], prog=prog, description=description)
     bodies: dict[str, Callable[[Any], Answer]] = {
         "info": _info,
         "verify": _verify,
@@ -37,10 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "delete": _delete,
         "import": _import,
     }
-    return run_door(lambda: bodies[words[0]](args), as_json=args.json)
+    return run_command("features", COMMANDS, argv, lambda word, args: bodies[word](args), width=8)
 
 
-def _info(args: "config.InfoArgs") -> "Answer":
+def _info(args: config.InfoArgs) -> Answer:
     from features.maintenance.describe import describe
     from features.store.store import FeatureStore
 
@@ -50,7 +42,7 @@ def _info(args: "config.InfoArgs") -> "Answer":
     return summary, 0
 
 
-def _verify(args: "config.VerifyArgs") -> "Answer":
+def _verify(args: config.VerifyArgs) -> Answer:
     from features.maintenance.verify import verify_store
     from features.store.store import FeatureStore
 
@@ -63,7 +55,7 @@ def _verify(args: "config.VerifyArgs") -> "Answer":
     return {"store": args.store, "clips": store.num_clips, "problems": problems}, 1 if broken else 0
 
 
-def _pack(args: "config.PackArgs") -> "Answer":
+def _pack(args: config.PackArgs) -> Answer:
     from features.store.store import FeatureStore
 
     store = FeatureStore.open(args.store)
@@ -73,7 +65,7 @@ def _pack(args: "config.PackArgs") -> "Answer":
     return {"store": args.store, "clips": store.num_clips, "packed": packed}, 0
 
 
-def _label(args: "config.LabelArgs") -> "Answer":
+def _label(args: config.LabelArgs) -> Answer:
     from features.maintenance.relabel import read_corrections, relabel
 
     manifest = read_corrections(args.data)
@@ -93,18 +85,17 @@ def _label(args: "config.LabelArgs") -> "Answer":
     return summary, 1 if problems else 0
 
 
-def _delete(args: "config.DeleteArgs") -> "Answer":
-    from features.config import EVERYBODY
+def _delete(args: config.DeleteArgs) -> Answer:
     from features.store.store import delete
 
-    subject = None if args.subject == EVERYBODY else args.subject
+    subject = None if args.subject == config.EVERYBODY else args.subject
     count = delete(args.store, subject)
     whom = "the store" if subject is None else f"subject {subject}"
     say(f"deleted {whom}: {count} clips")
     return {"store": args.store, "subject": subject, "deleted": count}, 0
 
 
-def _import(args: "config.ImportArgs") -> "Answer":
+def _import(args: config.ImportArgs) -> Answer:
     from rich.text import Text
 
     from features.maintenance.import_external import read_sequences, write_external
@@ -133,8 +124,6 @@ def _import(args: "config.ImportArgs") -> "Answer":
 
 
 def _print_info(summary: dict[str, Any]) -> None:
-    from rich.table import Table
-
     from features.labels import by_value
 
     rate = summary["face_rate"]
@@ -148,12 +137,7 @@ def _print_info(summary: dict[str, Any]) -> None:
     for column, splits in summary["labels"].items():
         order = [*sorted(summary["label_names"][column], key=by_value), "none"]
         names = [name for name in order if any(name in counts for counts in splits.values())]
-        table = Table(title=f"label column {column}", title_justify="left")
-        for heading in ("split", *names):
-            table.add_column(heading)
-        for split, counts in splits.items():
-            table.add_row(split, *(str(counts.get(name, 0)) for name in names))
-        console().print(table)
+        say_counts(column, splits, names)
     say_failures((item["clip_id"], item["reason"]) for item in summary["failures"])
     say(f"encoder {summary['recipe']['encoder']}; fingerprint {summary['fingerprint']}")
     first, *others = summary["numerics"]
@@ -168,14 +152,6 @@ def _print_info(summary: dict[str, Any]) -> None:
 
 def _in_words(numerics: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in numerics.items())
-
-
-def _print_commands() -> None:
-    from features import config
-
-    print("usage: python -m features COMMAND [OPTIONS]   (COMMAND --help shows its options)\n")
-    for word in COMMANDS:
-        print(f"  {word:8} {(getattr(config, f'{word.capitalize()}Args').__doc__ or '').splitlines()[0]}")
 
 
 if __name__ == "__main__":

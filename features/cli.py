@@ -5,6 +5,7 @@ done, 1 something could not be done (and was listed), 2 wrong usage or input tha
 Messages go to stderr; stdout carries nothing but the summary of `--json`.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import shlex
 import signal
 import sys
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 Config = TypeVar("Config")
-Body = Callable[[], tuple[dict[str, Any], int]]
+Answer = tuple[dict[str, Any], int]
+"""What `--json` prints, and the exit code."""
 
 STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
 """What asks a command to end: a SLURM time limit, a terminal that is closed, Ctrl-Break on Windows."""
@@ -49,18 +51,45 @@ def parse(config: type[Config], argv: Sequence[str] | None, *, prog: str, descri
     return asked
 
 
-def run_door(body: Body, *, as_json: bool = False) -> int:
+def run_command(
+    package: str,
+    commands: Mapping[str, type],
+    argv: Sequence[str] | None,
+    answer: Callable[[str, Any], Answer],
+    *,
+    width: int,
+) -> int:
+    """The door of a package of several commands, which the first word tells apart; gives the exit code.
+
+    commands: word -> its options. answer: of a word and its options as they were given. width: of the words'
+    column in the list of commands.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: python -m {package} COMMAND [OPTIONS]   (COMMAND --help shows its options)\n")
+        for word, options in commands.items():
+            print(f"  {word:{width}} {(options.__doc__ or '').splitlines()[0]}")
+        return 0 if words else 2
+    if words[0] not in commands:
+        fail(f"no command {words[0]!r}; there are {', '.join(commands)}")
+        return 2
+    options = commands[words[0]]
+    args: Any = parse(
+        options, words[1:], prog=f"python -m {package} {words[0]}", description=options.__doc__ or ""
+    )
+    return run_door(lambda: answer(words[0], args), as_json=args.json)
+
+
+def run_door(body: Callable[[], Answer], *, as_json: bool = False) -> int:
     """Run a door's body and give its exit code.
 
     Turns `STOPS` into the same clean end as Ctrl-C, but what is ignored (nohup). Errors that a user can mend
     become one line on stderr and exit code 2; set BRAINBUDDY_TRACEBACK=1 to see where they rose.
     """
-    try:
+    with contextlib.suppress(ValueError):  # not the main thread: whoever owns it handles signals
         for number in STOPS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, _raise_interrupt)
-    except ValueError:
-        pass  # not the main thread: whoever owns it handles signals
     try:
         summary, code = body()
     except KeyboardInterrupt:
@@ -118,6 +147,18 @@ def say_failures(failures: Iterable[tuple[str, str]], more: str = " (--json list
         say(f"… and {len(pairs) - MAX_LISTED} more{more}")
 
 
+def say_counts(column: str, splits: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> None:
+    """Print a table on stderr: for each split, how many clips have each of these labels of a column."""
+    from rich.table import Table
+
+    table = Table(title=f"label column {column}", title_justify="left")
+    for heading in ("split", *names):
+        table.add_column(heading)
+    for split, counts in splits.items():
+        table.add_row(split, *(str(counts.get(name, 0)) for name in names))
+    console().print(table)
+
+
 def progress(unit: str = "clips") -> "Progress":
     """A progress bar on stderr with the count, the rate in `unit` a second and the time left."""
     from rich.progress import (
@@ -153,6 +194,4 @@ def _raise_interrupt(signum: int, frame: types.FrameType | None) -> None:
 
 def _plain(value: Any) -> Any:
     """JSON for what numpy and pathlib bring along."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return str(value)
+    return value.tolist() if hasattr(value, "tolist") else str(value)

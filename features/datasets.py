@@ -83,12 +83,8 @@ def labelled_rows(
 
     Raises ValueError when the store has no such label column.
     """
-    if labelling.column not in table.labels:
-        have = ", ".join(table.labels) or "none"
-        raise ValueError(f"the store has no label column {labelling.column!r}; it has: {have}")
-    labels = class_indices(labelling, table.labels[labelling.column], table.label_names[labelling.column])
-    usable = (table.state == 1) | ((table.state == 2) & with_failed)
-    rows = np.flatnonzero((labels >= 0) & usable)
+    labels = _labels(table, labelling)
+    rows = np.flatnonzero((labels >= 0) & ((table.state == 1) | ((table.state == 2) & with_failed)))
     return rows, labels[rows]
 
 
@@ -122,12 +118,11 @@ def load_samples(
             x[name], valid[name] = RowView(maps[0], rows), RowView(maps[1], rows)
         else:
             x[name], valid[name] = store.read_stream(name, rows)
-    return Samples(x, valid, _labels(table, labelling, rows), table.clip_id[rows], table.subject[rows], rows)
+    return Samples(x, valid, _labels(table, labelling)[rows], table.clip_id[rows], table.subject[rows], rows)
 
 
 def subset(samples: Samples, indices: np.ndarray) -> Samples:
     """The samples at these places; memory maps stay maps."""
-    indices = np.asarray(indices)
     if indices.dtype == bool:
         indices = np.flatnonzero(indices)
 
@@ -160,19 +155,17 @@ class CropClips:
         """Raises ValueError when the store holds no crops, or no stream or label column of that name."""
         if not store.has_crops:
             raise ValueError(f"{store.path} holds no crops: extract with --crops jpeg")
-        if store.recipe.pixels is None:
-            raise ValueError(f"{store.path} holds imported features: there are no crops to learn from")
+        assert store.recipe.pixels is not None, "imported features have no crops"
         _require_streams(store, inputs)
         table = store.table()
         self.rows = np.asarray(rows, np.int64)
-        self.labels = _labels(table, labelling, self.rows)
+        self.labels = _labels(table, labelling)[self.rows]
         self.clip_ids, self.subjects = table.clip_id[self.rows], table.subject[self.rows]
-        self.valid = {"crops": np.zeros((len(self.rows), store.num_frames), bool)}
+        self.valid = {"crops": np.nan_to_num(store.read_frames(self.rows)[..., 5]) > 0}
         self._store, self._crop_px = store, store.recipe.pixels.crop_px
         self._geometry: np.ndarray | None = None
         if inputs != "embeddings":
             self._geometry, self.valid["geometry"] = store.read_stream("geometry", self.rows)
-        self.valid["crops"] = np.nan_to_num(store.read_frames(self.rows)[..., 5]) > 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -207,12 +200,12 @@ def _decode_into(frames: np.ndarray, files: Sequence[bytes], clip_id: str) -> No
         frames[index] = image
 
 
-def _labels(table: ClipTable, labelling: Labelling, rows: np.ndarray) -> np.ndarray:
+def _labels(table: ClipTable, labelling: Labelling) -> np.ndarray:
+    """(N,) int64 class index of every row."""
     if labelling.column not in table.labels:
         have = ", ".join(table.labels) or "none"
         raise ValueError(f"the store has no label column {labelling.column!r}; it has: {have}")
-    codes = table.labels[labelling.column]
-    return class_indices(labelling, codes, table.label_names[labelling.column])[rows]
+    return class_indices(labelling, table.labels[labelling.column], table.label_names[labelling.column])
 
 
 def _require_streams(store: FeatureStore, inputs: Inputs) -> None:

@@ -1,12 +1,19 @@
-"""Files that are there whole or not at all, and the folder of caches."""
+"""Files that are there whole or not at all, processes that others look for, and the folder of caches."""
 
 import os
+import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import platformdirs
+import psutil
+
+SAME_START_S = 1.5
+"""Two answers to when a process started differ by no more. On Linux the system's clock may step to its next
+second between the two readings of which one is made."""
 
 
 @contextmanager
@@ -29,8 +36,64 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
         raise
 
 
+def here() -> dict[str, str]:
+    """Where this process runs: its machine's name, and the namespace in which its number means something.
+
+    Containers and machines may share a name. So the namespace is the machine since it was started, and the
+    container's own processes within it; where the system has no such things (no /proc), the machine alone.
+    """
+    try:
+        started = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        namespace = f"{started} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        namespace = f"{uuid.getnode():x}"
+    return {"host": socket.gethostname(), "namespace": namespace}
+
+
+def this_process() -> dict[str, Any]:
+    """Who this process is, for others to look for: where it runs, its number and when it started, as numbers
+    come round again."""
+    return {**here(), "pid": os.getpid(), "started": _started_s(psutil.Process())}
+
+
+def is_here(process: Mapping[str, Any]) -> bool:
+    """Whether a process, as it signed itself with `here`, can be looked for by its number."""
+    return here().items() <= process.items()
+
+
+def is_alive(process: Mapping[str, Any]) -> bool:
+    """Whether a process that signed itself as `this_process`, and `is_here`, still runs. One that has ended
+    does not, also where its parent has not asked for it yet (a zombie) or another has its number by now."""
+    pid, started_s = int(process["pid"]), float(process["started"])
+    try:
+        found = psutil.Process(pid)
+        is_same = abs(_started_s(found) - started_s) <= SAME_START_S
+        return is_same and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.AccessDenied:
+        return True
+    except psutil.NoSuchProcess:
+        return os.name == "posix" and _is_hidden(pid)
+
+
+def _started_s(process: psutil.Process) -> float:
+    """When a process started, in seconds since an instant that stays where it is when the clock is set."""
+    created_s = process.create_time()
+    return created_s - psutil.boot_time() if psutil.LINUX else created_s  # both move with the clock there
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether somebody else's process has that number; a /proc mounted with `hidepid` does not show it."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False
+
+
 def cache_dir() -> Path:
     """Folder of fetched and converted model files, and of packed copies: $BRAINBUDDY_CACHE, else the
     platform's."""
-    explicit = os.environ.get("BRAINBUDDY_CACHE")
-    return Path(explicit or platformdirs.user_cache_dir("brainbuddy", appauthor=False, opinion=False))
+    return Path(
+        os.environ.get("BRAINBUDDY_CACHE")
+        or platformdirs.user_cache_dir("brainbuddy", appauthor=False, opinion=False)
+    )

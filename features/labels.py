@@ -63,8 +63,9 @@ def make_labelling(
     Raises ValueError for a name that the column does not have, where only some of the names that
     `binarize_at` is to part are numbers, and where it parts what was merged.
     """
-    stored = sorted(filter(None, stored_names), key=by_value)
-    groups: dict[str, tuple[str, ...]] = {name: (name,) for name in stored}
+    groups: dict[str, tuple[str, ...]] = {
+        name: (name,) for name in sorted(filter(None, stored_names), key=by_value)
+    }
     for text in merge:
         new, _, members_text = (part.strip() for part in text.rpartition("="))
         members = tuple(member.strip() for member in members_text.split("+"))
@@ -97,11 +98,9 @@ def class_indices(labelling: Labelling, codes: np.ndarray, stored_names: Sequenc
     codes: (N,) integers into `stored_names`, −1 = no label. Returns (N,) int64, −1 where a clip has no
     label or one that the labelling leaves out.
     """
-    lookup = np.full(len(stored_names) + 1, -1, np.int64)  # the last place answers code −1
-    for index, sources in enumerate(labelling.sources):
-        for source in sources:
-            if source in stored_names:
-                lookup[list(stored_names).index(source)] = index
+    class_of = {source: index for index, sources in enumerate(labelling.sources) for source in sources}
+    # The last place answers code −1.
+    lookup = np.array([*(class_of.get(name, -1) for name in stored_names), -1], np.int64)
     return lookup[np.asarray(codes, np.int64)]
 
 

@@ -9,7 +9,7 @@ import io
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,7 +80,6 @@ def read_csv(path: Path, *, require_files: bool = True, require_labels: bool = T
 
     Raises ValueError for a file that is no manifest at all and for duplicates, with line numbers.
     """
-    path = Path(path)
     (_, names), *lines = csv_rows(path)
     header, root = column_names(names, (*RESERVED, "label"), path), path.parent
     if "path" not in header:
@@ -96,8 +95,17 @@ def read_csv(path: Path, *, require_files: bool = True, require_labels: bool = T
         except ValueError as error:
             problems.append(Failure(f"line {number}", f"line {number}: {error}"))
     _require_unique(path, clips)
-    columns = _label_columns([clip for _, clip in clips], extra)
-    return Manifest(tuple(_split_columns(clip, columns) for _, clip in clips), tuple(problems), root)
+    few = {name for name in extra if len({clip.labels[name] for _, clip in clips} - {""}) <= MAX_LABEL_NAMES}
+    labels, slices = few | ({"label"} & set(extra)), set(extra) - {"label"}
+    told = tuple(
+        dataclasses.replace(
+            clip,
+            labels={name: text for name, text in clip.labels.items() if name in labels},
+            slices={name: text for name, text in clip.labels.items() if name in slices},
+        )
+        for _, clip in clips
+    )
+    return Manifest(told, tuple(problems), root)
 
 
 def csv_rows(path: Path) -> list[tuple[int, list[str]]]:
@@ -114,15 +122,12 @@ def csv_rows(path: Path) -> list[tuple[int, list[str]]]:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(f"{path} line {line} is not UTF-8: save it as 'CSV UTF-8'") from error
-    first = text.lstrip().split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)  # spreadsheets of some countries write ; or tabs
+    # Spreadsheets of some countries write ; or tabs.
+    delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows: list[tuple[int, list[str]]] = []
     try:
-        for row in reader:
-            cells = [cell.strip() for cell in row]
-            if any(cells):
-                rows.append((reader.line_num, cells))
+        stripped = ((reader.line_num, [cell.strip() for cell in row]) for row in reader)
+        rows = [(number, cells) for number, cells in stripped if any(cells)]
     except csv.Error as error:
         raise ValueError(f"{path} line {reader.line_num}: {error}") from error
     if not rows:
@@ -150,7 +155,6 @@ def read_folder(root: Path) -> Manifest:
 
     Raises ValueError when there is no folder or no video in it.
     """
-    root = Path(root)
     if not root.is_dir():
         raise ValueError(f"no such folder: {root}")
     videos, problems = videos_below(root, root)
@@ -259,21 +263,17 @@ def windows(clip: Clip, duration_s: float, window_s: float) -> list[Clip]:
     # A thousandth of a second of slack: 9.9999 s is a window, and no window of nothing follows it.
     length_s = end_s - clip.start_s + 1e-3
     num_whole = math.floor(length_s / window_s)
-    remainder_s = length_s - num_whole * window_s
-    num_windows = num_whole + (remainder_s >= window_s / 2 or num_whole == 0)
+    num_windows = num_whole + (length_s - num_whole * window_s >= window_s / 2 or num_whole == 0)
     path_part = clip.clip_id.rpartition("#")[0] or clip.clip_id
-    cut = []
-    for index in range(num_windows):
-        start_s = clip.start_s + index * window_s
-        cut.append(
-            dataclasses.replace(
-                clip,
-                clip_id=f"{path_part}#{round(start_s * 1000)}",
-                start_s=start_s,
-                end_s=min(start_s + window_s, end_s),
-            )
+    return [
+        dataclasses.replace(
+            clip,
+            clip_id=f"{path_part}#{round(start_s * 1000)}",
+            start_s=start_s,
+            end_s=min(start_s + window_s, end_s),
         )
-    return cut
+        for start_s in (clip.start_s + index * window_s for index in range(num_windows))
+    ]
 
 
 def dropped_s(clip: Clip, duration_s: float, window_s: float) -> float:
@@ -313,7 +313,6 @@ def _clip_of_row(header: list[str], cells: list[str], root: Path, require_file: 
     split = row.get("split", "").lower()
     if split and split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of train, val, test")
-    others = {name: value for name, value in row.items() if name not in RESERVED}
     return Clip(
         clip_id(file, root, start_s),
         file,
@@ -322,7 +321,7 @@ def _clip_of_row(header: list[str], cells: list[str], root: Path, require_file: 
         row.get("subject", ""),
         SPLITS.get(split, ""),
         row.get("fold", ""),
-        labels=others,
+        labels={name: value for name, value in row.items() if name not in RESERVED},
     )
 
 
@@ -362,31 +361,16 @@ def _spelled_on_disk(root: Path, path: str) -> Path | None:
     return next((place for place in places if os.path.isfile(place)), None)
 
 
-def _require_unique(path: Path, clips: Iterable[tuple[int, Clip]]) -> None:
-    first_lines: dict[str, int] = {}
-    twice = []
-    for number, clip in clips:
-        if clip.clip_id in first_lines:
-            twice.append(f"lines {first_lines[clip.clip_id]} and {number} ({clip.clip_id})")
-        first_lines.setdefault(clip.clip_id, number)
+def _require_unique(path: Path, clips: Sequence[tuple[int, Clip]]) -> None:
+    first_lines = {clip.clip_id: number for number, clip in reversed(clips)}
+    twice = [
+        f"lines {first_lines[clip.clip_id]} and {number} ({clip.clip_id})"
+        for number, clip in clips
+        if first_lines[clip.clip_id] != number
+    ]
     if twice:
         more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
         raise ValueError(f"{path} names a clip twice: {'; '.join(twice[:5])}{more}")
-
-
-def _label_columns(clips: list[Clip], extra: list[str]) -> dict[str, tuple[bool, bool]]:
-    """For each further column, whether it is a label and whether it is a slice."""
-    columns = {}
-    for name in extra:
-        few = len({clip.labels[name] for clip in clips} - {""}) <= MAX_LABEL_NAMES
-        columns[name] = (name == "label" or few, name != "label")
-    return columns
-
-
-def _split_columns(clip: Clip, columns: Mapping[str, tuple[bool, bool]]) -> Clip:
-    labels = {name: clip.labels[name] for name, (is_label, _) in columns.items() if is_label}
-    slices = {name: clip.labels[name] for name, (_, is_slice) in columns.items() if is_slice}
-    return dataclasses.replace(clip, labels=labels, slices=slices)
 
 
 def _nfc(text: str) -> str:

@@ -63,18 +63,14 @@ def make_split(
 
     Raises ValueError when a person is on two sides, or there are too few people to have three sides.
     """
-    rows, labels = np.asarray(rows, np.int64), np.asarray(labels)
-    if len(rows) != len(labels):
-        raise ValueError(f"{len(labels)} labels for {len(rows)} rows")
     groups, marks = groups_of(table, rows), _marks(table, rows)
-    warnings = _subject_warnings(table, rows)
+    left_out: tuple[str, ...] = ()
     on = {side: marks == side for side in SIDES}
     marked = [side for side in SIDES if on[side].any()]
     if "train" in marked and len(marked) > 1:
         on, how = _official(on, labels, groups, val_share, seed)
-        unnamed = int((marks == "").sum())
-        if unnamed:
-            warnings += (f"{unnamed} clips without a split are left out, since others have one",)
+        if unnamed := int((marks == "").sum()):
+            left_out = (f"{unnamed} clips without a split are left out, since others have one",)
     elif not marked or on["train"].all():
         shares = (1 - val_share - test_share, val_share, test_share)
         on = _dealt(np.ones(len(rows), bool), SIDES, labels, groups, shares, seed)
@@ -82,11 +78,7 @@ def make_split(
         how += ", since every clip is marked train" if marked else ""
     else:
         on, how = _filled(on, labels, groups, val_share, test_share, seed)
-    train, val, test = (rows[on[side]] for side in SIDES)
-    warnings += _parted_warnings(groups, on) + _class_warnings(labels, *(on[side] for side in SIDES))
-    split = Split(train, val, test, how, warnings)
-    require_disjoint(split, table.subject)
-    return split
+    return _checked(table, rows, labels, groups, on, how, left_out)
 
 
 def extend_split(
@@ -107,7 +99,6 @@ def extend_split(
 
     Raises ValueError when the file cannot be used or has a person's clips on two sides.
     """
-    rows, labels = np.asarray(rows, np.int64), np.asarray(labels)
     file = Path(earlier) / "split.csv" if Path(earlier).is_dir() else Path(earlier)
     known, clips = _earlier_sides(file)
     same = known_rows(table, clips)
@@ -117,30 +108,15 @@ def extend_split(
     sides = np.array(
         [known.get(who) or mark or _hashed_side(who, val_share, test_share) for who, mark in marked], str
     )
-    masks = [sides == side for side in SIDES]
     placed = {who for who, mark in marked if mark and who not in known}
     hashed = {who for who, mark in marked if not mark and who not in known}
     seen = {who for who, mark in marked if mark and SIDES.index(known.get(who, mark)) < SIDES.index(mark)}
     how = f"everybody of {file.parent.name} on their side, {len(hashed)} new by the hash of their name"
     how += f", {len(placed)} new as marked" if placed else ""
-    warnings = _subject_warnings(table, rows)
-    warnings += _parted_warnings(groups, dict(zip(SIDES, masks, strict=True)))
-    warnings += _class_warnings(labels, *masks)
-    if seen:
-        warnings += (
-            f"{len(seen)} people (or videos) are marked to be held out, but {file.parent.name} learned from "
-            "them or chose by them: they keep their side",
-        )
     others = 0 if same.any() else sum(clip in clips for clip in table.clip_id.tolist())
-    if others:
-        warnings += (
-            f"{others} clips go by names that {file.parent.name} has, but most belong to other people: they "
-            "count as new",
-        )
-    train, val, test = (rows[mask] for mask in masks)
-    split = Split(train, val, test, how, warnings)
-    require_disjoint(split, table.subject)
-    return split
+    on = {side: sides == side for side in SIDES}
+    kept = _earlier_warnings(file.parent.name, len(seen), others)
+    return _checked(table, rows, labels, groups, on, how, kept=kept)
 
 
 def grouped_folds(
@@ -152,10 +128,7 @@ def grouped_folds(
 
     Raises ValueError for k below 2 or above the number of people.
     """
-    labels = np.asarray(labels)
-    groups = np.array(
-        [who or f"clip {place}" for place, who in enumerate(np.asarray(subjects).tolist())], str
-    )
+    groups = np.array([who or f"clip {place}" for place, who in enumerate(subjects.tolist())], str)
     num_groups = len(np.unique(groups))
     if not 2 <= k <= num_groups:
         raise ValueError(f"--folds {k} needs 2 to {num_groups} folds: there are {num_groups} people")
@@ -168,7 +141,6 @@ def leave_one_subject_out(subjects: np.ndarray) -> list[tuple[np.ndarray, np.nda
 
     Raises ValueError when clips have no subject or there is one person only.
     """
-    subjects = np.asarray(subjects)
     names = np.unique(subjects)
     if "" in names.tolist() or len(names) < 2:
         raise ValueError(
@@ -184,7 +156,6 @@ def require_disjoint(split: Split, subjects: np.ndarray) -> None:
 
     Raises ValueError naming up to five people and their sides.
     """
-    subjects = np.asarray(subjects)
     sides_of: dict[str, list[str]] = {}
     for side, rows in split.sides().items():
         for who in np.unique(subjects[rows]).tolist():
@@ -194,8 +165,7 @@ def require_disjoint(split: Split, subjects: np.ndarray) -> None:
         more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
         raise ValueError(f"people on two sides of the split ({split.how}): {', '.join(twice[:5])}{more}")
     rows = np.concatenate(list(split.sides().values()))
-    if len(np.unique(rows)) != len(rows):
-        raise ValueError(f"rows on two sides of the split ({split.how})")
+    assert len(np.unique(rows)) == len(rows)
 
 
 def known_rows(
@@ -224,6 +194,27 @@ def split_hash(split: Split, clip_ids: np.ndarray) -> str:
     for side, rows in split.sides().items():
         digest.update("\n".join([side, *sorted(np.asarray(clip_ids)[rows].tolist())]).encode() + b"\0")
     return digest.hexdigest()[:12]
+
+
+def _checked(
+    table: ClipTable,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    on: Masks,
+    how: str,
+    left_out: tuple[str, ...] = (),
+    kept: tuple[str, ...] = (),
+) -> Split:
+    """The split of these sides with all its warnings, of which two kinds are given.
+
+    Raises ValueError when a person is on two sides.
+    """
+    warnings = _subject_warnings(table, rows) + left_out + _parted_warnings(groups, on)
+    warnings += _class_warnings(labels, on) + kept
+    split = Split(**{side: rows[on[side]] for side in SIDES}, how=how, warnings=warnings)
+    require_disjoint(split, table.subject)
+    return split
 
 
 def _marks(table: ClipTable, rows: np.ndarray) -> np.ndarray:
@@ -417,14 +408,29 @@ def _parted_warnings(groups: np.ndarray, on: Masks) -> tuple[str, ...]:
     )
 
 
-def _class_warnings(labels: np.ndarray, *masks: np.ndarray) -> tuple[str, ...]:
+def _class_warnings(labels: np.ndarray, on: Masks) -> tuple[str, ...]:
     classes = np.unique(labels)
-    texts: list[str] = []
-    for side, mask in zip(SIDES, masks, strict=True):
-        absent = np.setdiff1d(classes, labels[mask])
-        if len(absent):
-            texts.append(f"{side} has no clip of {len(absent)} of the {len(classes)} classes")
-    return tuple(texts)
+    absent = {side: len(np.setdiff1d(classes, labels[on[side]])) for side in SIDES}
+    return tuple(
+        f"{side} has no clip of {count} of the {len(classes)} classes"
+        for side, count in absent.items()
+        if count
+    )
+
+
+def _earlier_warnings(run: str, seen: int, others: int) -> tuple[str, ...]:
+    """Of people who were learned from too early, and of clips that only go by the earlier run's names."""
+    warnings: tuple[str, ...] = ()
+    if seen:
+        warnings += (
+            f"{seen} people (or videos) are marked to be held out, but {run} learned from "
+            "them or chose by them: they keep their side",
+        )
+    if others:
+        warnings += (
+            f"{others} clips go by names that {run} has, but most belong to other people: they count as new",
+        )
+    return warnings
 
 
 def sides_by_clip(split: Split, clip_ids: np.ndarray) -> dict[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from features.cli import fail, parse, run_door
+from features.cli import Answer, run_command
 from seqmodel import config
 
 COMMANDS: dict[str, tuple[type, str]] = {
@@ -21,33 +21,17 @@ COMMANDS: dict[str, tuple[type, str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The door; returns the exit code."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    if not words or words[0] in ("-h", "--help"):
-        _print_commands()
-        return 0 if words else 2
-    if words[0] not in COMMANDS:
-        fail(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
-        return 2
-    args_class, module = COMMANDS[words[0]]
-    args: Any = parse(
-        args_class, words[1:], prog=f"python -m seqmodel {words[0]}", description=args_class.__doc__ or ""
-    )
 
-    def body() -> tuple[dict[str, Any], int]:
-        summary, code = getattr(import_module(module), words[0])(args)
-        if summary and words[0] in ("train", "finetune"):  # of a team, only one process has a summary
+    def answer(word: str, args: Any) -> Answer:
+        summary, code = getattr(import_module(COMMANDS[word][1]), word)(args)
+        if summary and word in ("train", "finetune"):  # of a team, only one process has a summary
             from seqmodel.commands.export import export_for_live
 
             export_for_live(args.run)
         return summary, code
 
-    return run_door(body, as_json=args.json)
-
-
-def _print_commands() -> None:
-    print("usage: python -m seqmodel COMMAND [OPTIONS]   (COMMAND --help shows its options)\n")
-    for word, (args_class, _) in COMMANDS.items():
-        print(f"  {word:10} {(args_class.__doc__ or '').splitlines()[0]}")
+    options = {word: args_class for word, (args_class, _) in COMMANDS.items()}
+    return run_command("seqmodel", options, argv, answer, width=10)
 
 
 if __name__ == "__main__":

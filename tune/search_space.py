@@ -1,4 +1,4 @@
-"""What is searched: the space of heads and trainings, and what one trial is worth.
+"""What is searched: the space of heads and trainings.
 
 The space is flat (the sampler models all parameters jointly) and its first point is always the seed project's
 own settings.
@@ -7,23 +7,17 @@ own settings.
 import dataclasses
 import hashlib
 import json
-import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.distributions import distribution_to_json
 
-from features.datasets import Inputs, RowView, Samples, sample_groups, streams_of, subset
+from features.datasets import Inputs
 from features.labels import Task
-from features.splits import grouped_folds
-from seqmodel.config import HeadConfig, Metric, TrainConfig
-from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs, stream_statistics
-from seqmodel.runs.writer import complete_head, count_parameters
-from seqmodel.training.loop import Epoch, Fitted, fit, fit_best
+from seqmodel.config import HeadConfig, TrainConfig
+from seqmodel.runs.writer import complete_head
 from tune.config import SEED_ROLE
 
 MANY_CLIPS = 1000
@@ -58,21 +52,6 @@ class Choice:
     head: HeadConfig
     train: TrainConfig
     inputs: Inputs
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Clips to learn from and to judge by, with the statistics of the former."""
-
-    train: Samples
-    val: Samples
-    statistics: dict[str, tuple[np.ndarray, np.ndarray]]
-
-
-Train = Callable[[Fold, Callable[[Epoch], None]], tuple[LstmHead, Fitted]]
-"""A head of a fold, with what to do after each epoch."""
-Note = Callable[[list[float], int], None]
-"""Put the scores of epochs or folds, and the epochs that were run, on record."""
 
 
 def suggest(trial: optuna.trial.BaseTrial, space: Space) -> Choice:
@@ -187,8 +166,7 @@ def may_prune(trial: optuna.trial.BaseTrial, space: Space, num_folds: int = 1) -
 
 def choice_of(params: Mapping[str, Any], space: Space) -> Choice:
     """The configs that a trial's parameters stand for."""
-    names = {"kind", "hidden", "layers", "bidirectional", "projection", "dropout", "pooling"}
-    names |= {"centre", "dynamics", "stream_dropout"}
+    names = {field.name for field in dataclasses.fields(HeadConfig)}
     head = HeadConfig(**{key: value for key, value in params.items() if key in names})
     rest = {key: value for key, value in params.items() if key not in names and key != "inputs"}
     seed, theirs = TrainConfig(), is_seed(params, space)
@@ -201,181 +179,3 @@ def choice_of(params: Mapping[str, Any], space: Space) -> Choice:
         "both" if len(space.streams) > 1 else "geometry" if "geometry" in space.streams else "embeddings"
     )
     return Choice(complete_head(head, space.task), train, params.get("inputs", every))
-
-
-def make_folds(train: Samples, val: Samples, num_folds: int, seed: int) -> list[Fold]:
-    """The one fold of train and validation, or `num_folds` of people over both together."""
-    streams = tuple(train.x)
-    if num_folds < 2:
-        return [Fold(train, val, stream_statistics(train, streams))]
-    both = join(train, val)
-    folds = []
-    for learned, held in grouped_folds(both.labels, sample_groups(both), num_folds, seed):
-        part = subset(both, learned)
-        folds.append(Fold(part, subset(both, held), stream_statistics(part, streams)))
-    return folds
-
-
-def scored_folds(folds: list[Fold]) -> list[Fold]:
-    """The folds that trials, fresh seeds and baselines are scored by: with two classes to learn from, and two
-    held out."""
-
-    def tells_classes_apart(samples: Samples) -> bool:
-        return len(np.unique(samples.labels)) > 1
-
-    return [fold for fold in folds if tells_classes_apart(fold.train) and tells_classes_apart(fold.val)]
-
-
-def join(first: Samples, second: Samples) -> Samples:
-    """The clips of both; memory maps stay maps."""
-
-    def joined(a: Any, b: Any) -> Any:
-        if isinstance(a, RowView) and isinstance(b, RowView):
-            return RowView(a.base, np.concatenate([a.rows, b.rows]))
-        return np.concatenate([np.asarray(a), np.asarray(b)])
-
-    return Samples(
-        x={name: joined(first.x[name], second.x[name]) for name in first.x},
-        valid={name: joined(first.valid[name], second.valid[name]) for name in first.valid},
-        labels=np.concatenate([first.labels, second.labels]),
-        clip_ids=np.concatenate([first.clip_ids, second.clip_ids]),
-        subjects=np.concatenate([first.subjects, second.subjects]),
-        rows=np.concatenate([first.rows, second.rows]),
-    )
-
-
-def untrained_head(choice: Choice, fold: Fold, task: Task, num_classes: int, seed: int) -> LstmHead:
-    """The chosen head with a fold's statistics and the weights that its training begins with."""
-    dims: dict[str, int] = {name: fold.train.x[name].shape[-1] for name in streams_of(choice.inputs)}
-    head = build_head(choice.head, dims, num_outputs(task, num_classes), seed=seed)
-    head.put_statistics(fold.statistics)
-    return head
-
-
-def train_choice(
-    choice: Choice,
-    fold: Fold,
-    *,
-    task: Task,
-    num_classes: int,
-    metric: Metric,
-    seed: int,
-    device: str,
-    on_epoch: Callable[[Epoch], None] | None = None,
-) -> tuple[LstmHead, Fitted]:
-    """One head as chosen, fitted on a fold."""
-    head = untrained_head(choice, fold, task, num_classes, seed)
-    train, val = (only_streams(side, tuple(head.dims)) for side in (fold.train, fold.val))
-    epochs = fit(
-        head,
-        train,
-        val,
-        choice.train,
-        task=task,
-        num_classes=num_classes,
-        seed=seed,
-        device=device,
-        metric=metric,
-    )
-    return head, fit_best(head, epochs, choice.train.patience, on_epoch=on_epoch)
-
-
-def only_streams(samples: Samples, streams: tuple[str, ...]) -> Samples:
-    """The same clips with these streams alone."""
-    return dataclasses.replace(
-        samples,
-        x={name: samples.x[name] for name in streams},
-        valid={name: samples.valid[name] for name in streams},
-    )
-
-
-def objective(
-    trial: optuna.Trial,
-    folds: list[Fold],
-    space: Space,
-    *,
-    num_classes: int,
-    metric: Metric,
-    seed: int,
-    device: str,
-    on_head: Callable[[LstmHead, Fitted, float], None] | None = None,
-    is_alive: Callable[[], bool] = lambda: True,
-) -> float:
-    """The trial's best validation score (mean over folds); reports every epoch (or fold) to the pruner.
-
-    The points that every study begins with come to their end in any case. Raises optuna.TrialPruned when it
-    falls behind, KeyboardInterrupt when `is_alive` says that nobody waits for the answer any more.
-    """
-    choice = suggest(trial, space)
-    prunable, started = may_prune(trial, space, len(folds)), time.perf_counter()
-
-    def train(fold: Fold, on_epoch: Callable[[Epoch], None]) -> tuple[LstmHead, Fitted]:
-        def on_epoch_while_alive(epoch: Epoch) -> None:
-            if not is_alive():
-                raise KeyboardInterrupt
-            on_epoch(epoch)
-
-        return train_choice(
-            choice,
-            fold,
-            task=space.task,
-            num_classes=num_classes,
-            metric=metric,
-            seed=seed,
-            device=device,
-            on_epoch=on_epoch_while_alive,
-        )
-
-    def note(curve: list[float], epochs: int) -> None:
-        trial.set_user_attr("epochs", epochs)
-        trial.set_user_attr("seconds", round(time.perf_counter() - started, 2))
-        trial.set_user_attr("val_curve", [round(score, 5) for score in curve])
-
-    if len(folds) == 1:
-        head, fitted, value = _by_epoch(trial, folds[0], train, note, prunable)
-    else:
-        head, fitted, value = _by_fold(trial, folds, train, note, prunable)
-    trial.set_user_attr("parameters", count_parameters(head))
-    trial.set_user_attr("val_loss", round(fitted.best.val_loss, 5))
-    if on_head is not None:
-        on_head(head, fitted, value)
-    return value
-
-
-def _by_epoch(
-    trial: optuna.Trial, fold: Fold, train: Train, note: Note, prunable: bool
-) -> tuple[LstmHead, Fitted, float]:
-    """The head of the one fold, and its best epoch's score: the pruner is told the best so far."""
-    curve: list[float] = []
-
-    def report(epoch: Epoch) -> None:
-        curve.append(epoch.val_score)
-        trial.report(max(-math.inf, *curve), epoch.index + 1)
-        # Asked in any case: successive halving compares a trial with those that asked before it.
-        if trial.should_prune() and prunable:
-            note(curve, len(curve))
-            raise optuna.TrialPruned
-
-    head, fitted = train(fold, report)
-    note(curve, len(fitted.history))
-    return head, fitted, fitted.best.val_score
-
-
-def _by_fold(
-    trial: optuna.Trial, folds: list[Fold], train: Train, note: Note, prunable: bool
-) -> tuple[LstmHead, Fitted, float]:
-    """The head of the last fold, and the mean over folds: the pruner is told the score of each."""
-    scores: list[float] = []
-    epochs = 0
-    for index, fold in enumerate(folds):
-        head, fitted = train(fold, lambda epoch: None)
-        scores.append(fitted.best.val_score)
-        epochs += len(fitted.history)
-        trial.report(scores[-1], index)
-        # After the last fold there is nothing left to save.
-        if prunable and index < len(folds) - 1 and trial.should_prune():
-            # It still says what it was worth so far.
-            note(scores, epochs)
-            raise optuna.TrialPruned
-    note(scores, epochs)
-    return head, fitted, float(np.mean(scores))

@@ -16,9 +16,6 @@ def describe(store: FeatureStore) -> dict[str, Any]:
     listed = store.listed()
     known = listed | (table.source != "deleted")
     state = table.state[listed]
-    parts: dict[str, Any] = {part: int(store.present(part).sum()) for part in store.streams}
-    if store.has_crops:
-        parts["crops"] = int(store.present("crops").sum())
     return {
         "store": str(store.path),
         "clips": int(listed.sum()),
@@ -37,7 +34,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
         },
         "face_rate": _face_rate(store, np.flatnonzero(listed & (table.state == 1))),
         "num_frames": store.num_frames,
-        "parts": parts,
+        "parts": {part: int(store.present(part).sum()) for part in store.parts},
         "failures": [
             {"clip_id": str(table.clip_id[row]), "reason": str(table.failure[row])}
             for row in np.flatnonzero(table.failure != "")
@@ -60,9 +57,8 @@ def _label_counts(table: ClipTable, column: str, listed: np.ndarray) -> dict[str
     counts: dict[str, dict[str, int]] = {}
     for split in sorted(set(table.split[listed].tolist())):
         codes = table.labels[column][listed & (table.split == split)]
-        by_name = {name: int((codes == code).sum()) for code, name in enumerate(names[:-1])}
-        by_name["none"] = int((codes < 0).sum())
-        counts[split or "all"] = {name: count for name, count in by_name.items() if count}
+        times = np.bincount(np.where(codes < 0, len(names) - 1, codes), minlength=len(names)).tolist()
+        counts[split or "all"] = {name: count for name, count in zip(names, times, strict=True) if count}
     return counts
 
 

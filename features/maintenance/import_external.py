@@ -23,7 +23,8 @@ import numpy as np
 from features.manifest import MAX_LABEL_NAMES, SPLITS, Clip, Failure, column_names, csv_rows, read_csv
 from features.recipe import EncoderId, GeometryId, Recipe
 from features.store import planner
-from features.store.location import Place, new_beside, open_group, place_of, sweep_beside
+from features.store.description import FRAME_COLUMNS, create
+from features.store.location import Place, existing_group, new_beside, open_group, place_of, sweep_beside
 from features.store.store import FeatureStore
 
 CHUNK_BYTES = 4 << 20
@@ -63,12 +64,10 @@ def read_sequences(file: Path) -> Sequences:
     """
     if not file.is_file():
         raise ValueError(f"no such file: {file}")
-    if file.suffix.lower() == ".npz":
-        sequences = _of_npz(file)
-    elif file.suffix.lower() == ".csv":
-        sequences = _of_csv(file)
-    else:
+    readers = {".npz": _of_npz, ".csv": _of_csv}
+    if file.suffix.lower() not in readers:
         raise ValueError(f"{file} is neither .npz nor .csv")
+    sequences = readers[file.suffix.lower()](file)
     widths = {values.shape[1] for values in sequences.values}
     if not sequences.clips and sequences.problems:
         raise ValueError(f"{file} lists no usable clip: {sequences.problems[0].reason}")
@@ -119,7 +118,7 @@ def _write(place: Place, sequences: Sequences, recipe: Recipe, num_frames: int) 
     clips, width = sequences.clips, sequences.values[0].shape[1]
     stream = "geometry" if recipe.geometry is not None else "embeddings"
     step = max(1, CHUNK_BYTES // (num_frames * width * 4))
-    group = planner.create(
+    group = create(
         place,
         recipe,
         numerics={"backend": "imported"},
@@ -130,11 +129,11 @@ def _write(place: Place, sequences: Sequences, recipe: Recipe, num_frames: int) 
         label_names={"label": list(sequences.label_names)} if sequences.label_names else None,
     )
     planner.write_rows(group, place, clips, recipe, has_crops=False, listing="whole")
-    store = FeatureStore(place, planner.open_for_planning(place), writable=True)
+    store = FeatureStore(place, existing_group(place, read_only=False), writable=True)
     for first in range(0, len(clips), step):
         block = sequences.values[first : first + step]
         x = np.full((len(block), num_frames, width), np.nan, np.float32)
-        frames = np.full((len(block), num_frames, len(planner.FRAME_COLUMNS)), np.nan, np.float32)
+        frames = np.full((len(block), num_frames, len(FRAME_COLUMNS)), np.nan, np.float32)
         frames[..., 5] = 0
         for index, values in enumerate(block):
             x[index, : len(values)] = values
@@ -297,14 +296,13 @@ def _of_csv(file: Path) -> Sequences:
             f"{file}: wanted a column clip_id (one line a frame) or path (one line a clip); "
             f"its header is {','.join(header)}"
         )
-    table = _table_of(lines, file)
-    known = [name for name in _CLIP_COLUMNS if name in table.texts]
+    texts, features, _ = _table_of(lines, file)
     order: dict[str, list[int]] = {}
-    for row, clip in enumerate(table.texts["clip_id"]):
+    for row, clip in enumerate(texts["clip_id"]):
         order.setdefault(clip, []).append(row)
     clips, values = [], []
     for clip, rows in order.items():
-        said = {name: _one(table.texts[name], rows, name, clip, file) for name in known}
+        said = {name: _one(cells, rows, name, clip, file) for name, cells in texts.items()}
         clips.append(
             Clip(
                 f"{clip}#0",
@@ -315,7 +313,7 @@ def _of_csv(file: Path) -> Sequences:
                 labels={"label": said.get("label", "")},
             )
         )
-        values.append(table.features[rows])
+        values.append(features[rows])
     return Sequences(tuple(clips), tuple(values))
 
 
@@ -350,19 +348,14 @@ def _features_of(file: Path) -> tuple[np.ndarray, tuple[str, ...]]:
         if values.ndim != 2:
             raise ValueError(f"{file.name} has shape {values.shape}, wanted (frames, features)")
         return values.astype(np.float32), tuple(map(str, range(values.shape[1])))
-    table = _table_of(csv_rows(file), file)
-    return table.features, table.names
+    return _table_of(csv_rows(file), file)[1:]
 
 
-@dataclass(frozen=True)
-class _Table:
-    texts: dict[str, list[str]]
-    features: np.ndarray
-    names: tuple[str, ...]
-
-
-def _table_of(lines: list[tuple[int, list[str]]], file: Path) -> _Table:
-    """Of `csv_rows` with one line a frame: texts of the clip's columns, and the others as features."""
+def _table_of(
+    lines: list[tuple[int, list[str]]], file: Path
+) -> tuple[dict[str, list[str]], np.ndarray, tuple[str, ...]]:
+    """Of `csv_rows` with one line a frame: texts of the clip's columns, and the others as features (t, D)
+    with their names."""
     header = column_names(lines[0][1], _CLIP_COLUMNS, file)
     rows = [cells for _, cells in lines[1:]]
     if not rows:
@@ -377,14 +370,13 @@ def _table_of(lines: list[tuple[int, list[str]]], file: Path) -> _Table:
     )
     if "success" in header:
         values[[_number(line[header.index("success")], file) == 0 for line in rows]] = np.nan
-    return _Table(texts, values, features)
+    return texts, values, features
 
 
 def _number(text: str, file: Path) -> float:
-    if not text:
-        return float("nan")
+    """NaN for an empty cell."""
     try:
-        return float(text)
+        return float(text or "nan")
     except ValueError:
         raise ValueError(f"{file.name}: {text!r} is not a number") from None
 

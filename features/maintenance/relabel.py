@@ -15,7 +15,8 @@ import numpy as np
 
 from features.manifest import Clip, Manifest, read_csv, read_folder, walk
 from features.store import planner
-from features.store.location import open_group, place_of
+from features.store.description import recipe_of
+from features.store.location import existing_group, place_of
 from features.store.lock import planner_lock
 from features.store.store import FeatureStore
 from features.store.table import ClipTable
@@ -77,16 +78,17 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
     Raises ValueError when there is no store, or no clip of it is named.
     """
     place = place_of(path)
-    if open_group(place, read_only=True) is None:  # before the lock, which would lie in it
-        raise ValueError(f"no store at {place.text}")
+    existing_group(place, read_only=True)  # before the lock, which would lie in it
     with planner_lock(place):
-        group = planner.open_for_planning(place)
+        group = existing_group(place, read_only=False)
         table = FeatureStore(place, group, writable=False).table()
-        recipe = planner.recipe_of(group, place)
+        recipe = recipe_of(group, place)
         window_s = math.inf if recipe.pixels is None else recipe.pixels.window_s
-        by_source = _by_source(clips)
+        by_source: dict[str, list[Clip]] = {}
+        for clip in clips:
+            by_source.setdefault(clip.clip_id.rpartition("#")[0], []).append(clip)
         owners = [_owner(table, row, by_source, window_s) for row in range(len(table.state))]
-        named = [_as_row(clip, table, row) for row, clip in enumerate(owners) if clip is not None]
+        named = [_as_row(owner, table, row) for row, owner in enumerate(owners) if owner is not None]
         if not named:
             raise ValueError(f"none of these {len(clips)} clips is in {place.text}: are the paths the same?")
         changes = planner.write_rows(
@@ -96,7 +98,7 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
             recipe,
             has_crops=False,
             listing="none",
-            file_states=(np.full(len(named), -1),) * 2,
+            file_states=np.full((len(named), 2), -1),
         )
     ids = table.clip_id.tolist()
     met = {clip.clip_id for clip in owners if clip is not None}
@@ -105,13 +107,6 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
         tuple(name for name, clip in zip(ids, owners, strict=True) if name and clip is None),
         tuple(clip.clip_id for clip in clips if clip.clip_id not in met),
     )
-
-
-def _by_source(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
-    by_source: dict[str, list[Clip]] = {}
-    for clip in clips:
-        by_source.setdefault(clip.clip_id.rpartition("#")[0], []).append(clip)
-    return by_source
 
 
 def _owner(table: ClipTable, row: int, by_source: dict[str, list[Clip]], window_s: float) -> Clip | None:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from features.manifest import Failure
+from features.store.description import LAYOUT_SUM, layout_sum
+from features.store.erasure import DELETED, come_back
 from features.store.packed import verify_packed
-from features.store.planner import DELETED, LAYOUT_SUM, come_back, layout_sum
-from features.store.schema import NUMBER_COLUMNS, TEXT_COLUMNS, array_name, read_column
-from features.store.store import FeatureStore
+from features.store.schema import NUMBER_COLUMNS, TEXT_COLUMNS, read_column, user_arrays
+from features.store.store import FeatureStore, Part
 
 _UNREADABLE = (ValueError, RuntimeError, OSError, KeyError, TypeError)
 """What zarr raises for a chunk that is cut short, flipped or not decodable."""
@@ -26,10 +27,7 @@ def verify_store(store: FeatureStore) -> list[Failure]:
     problems: list[Failure] = []
     if attributes.get(LAYOUT_SUM) != layout_sum(place, dict(attributes)):
         problems.append(Failure("zarr.json", "the description of the store is not the one that was written"))
-    columns = [*TEXT_COLUMNS, *NUMBER_COLUMNS]
-    columns += [array_name("labels", name) for name in attributes["label_names"]]
-    columns += [array_name("slices", name) for name in attributes["slice_columns"]]
-    for name in columns:
+    for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS, *user_arrays(attributes)):
         try:
             read_column(group, name, store.num_clips)
         except _UNREADABLE as error:
@@ -46,21 +44,22 @@ def verify_store(store: FeatureStore) -> list[Failure]:
     for row in come_back(group, place):
         reason = "was written after its person was deleted: the next extract or delete clears it"
         problems.append(Failure(f"row {row}", reason))
-    present: dict[str, np.ndarray] = {part: store.present(part) for part in store.streams}
-    if store.has_crops:
-        present["crops"] = store.present("crops")
+    present = {part: store.present(part) for part in store.parts}
     for row, clip_id in enumerate(table.clip_id.tolist()):
         parts = {part for part, rows in present.items() if rows[row]}
         problems += [Failure(clip_id, reason) for reason in _row_problems(store, row, parts)]
     return problems + [Failure(f"packed/{name}", "broken: delete it") for name in verify_packed(place)]
 
 
-def _row_problems(store: FeatureStore, row: int, parts: set[str]) -> list[str]:
+def _row_problems(store: FeatureStore, row: int, parts: set[Part]) -> list[str]:
     values: dict[str, Any] = {}
     reasons = []
-    for name in sorted(parts | ({"frames"} if "embeddings" in parts else set())):
+    for name in sorted({*parts, "frames"} if "embeddings" in parts else parts):
         try:
-            values[name] = _read(store, name, row)
+            if name == "crops":
+                values[name] = store.rows.read_texts(name, row)
+            else:
+                values[name] = store.rows.read_numbers(name, np.array([row]))[0]
         except _UNREADABLE as error:
             reasons.append(str(error))
     if "frames" in values:
@@ -74,9 +73,3 @@ def _row_problems(store: FeatureStore, row: int, parts: set[str]) -> list[str]:
                     f"{int((filled != valid).sum())} frames with a crop but no face, or the reverse"
                 )
     return reasons
-
-
-def _read(store: FeatureStore, name: str, row: int) -> Any:
-    if name == "crops":
-        return store.rows.read_texts(name, row)
-    return store.rows.read_numbers(name, np.array([row]))[0]

@@ -5,14 +5,14 @@ A chunk is the row's little-endian numbers in C order (or the length-prefixed by
 chunk, which on a busy machine is many times the work itself; a test holds the two equal.
 """
 
-import os
 import sys
-import uuid
 from pathlib import Path
 
 import numpy as np
 from google_crc32c import value as crc32c
 from numcodecs.vlen import VLenBytes
+
+from features.files import atomic_write
 
 CHECKSUM_BYTES = 4
 IS_NATIVE = sys.byteorder == "little"
@@ -26,15 +26,9 @@ def write_chunk(file: Path, values: np.ndarray) -> None:
     """
     is_texts = values.dtype == object
     payload = bytes(VLenBytes().encode(values)) if is_texts else np.ascontiguousarray(values).tobytes()
-    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with open(partial, "xb") as stream:
-            stream.write(payload)
-            stream.write(crc32c(payload).to_bytes(CHECKSUM_BYTES, "little"))
-        os.replace(partial, file)
-    except Exception:
-        partial.unlink(missing_ok=True)
-        raise
+    checksum = crc32c(payload).to_bytes(CHECKSUM_BYTES, "little")
+    with atomic_write(file) as partial:
+        partial.write_bytes(payload + checksum)
 
 
 def read_chunk(file: Path) -> bytes | None:

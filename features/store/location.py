@@ -125,14 +125,13 @@ def chunks_identity(place: Place, array_name: str) -> str:
 
 
 def _tagged_chunks(place: Place, array_name: str) -> dict[str, str]:
-    found: dict[str, str] = {}
     with object_errors(place.text):
-        for batch in place.objects.list(prefix=f"{array_name}/"):
-            for item in batch:
-                name = item["path"].rpartition("/")[2]
-                if name.startswith("c."):
-                    found[name] = str(item["e_tag"] or item["last_modified"])
-    return found
+        return {
+            name: str(item["e_tag"] or item["last_modified"])
+            for batch in place.objects.list(prefix=f"{array_name}/")
+            for item in batch
+            if (name := item["path"].rpartition("/")[2]).startswith("c.")
+        }
 
 
 def delete_keys(place: Place, keys: Iterable[str]) -> None:
@@ -191,28 +190,23 @@ def sweep(place: Place, *, young: bool = False) -> int:
     if place.folder is None:
         return 0  # an object is there whole or not at all
     arrays = [folder for folder in _folders(place.folder) if folder.name != "packed"]
-    columns = [
-        column for folder in arrays if folder.name in ("labels", "slices") for column in _folders(folder)
-    ]
-    return sum(_sweep_folder(folder, young) for folder in (place.folder, *arrays, *columns))
+    columns = [column for array in arrays if array.name in ("labels", "slices") for column in _folders(array)]
+    partials = [file for folder in (place.folder, *arrays, *columns) for file in folder.glob("*.partial")]
+    orphans = [file for file in partials if young or _is_old(file)]
+    for file in orphans:
+        retried(file.unlink, True)
+    return len(orphans)
 
 
 def _folders(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        return [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    return [item for item in folder.iterdir() if item.is_dir() and not item.name.startswith(".")]
 
 
-def _sweep_folder(folder: Path, young: bool) -> int:
-    orphans = 0
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-        for entry in entries:  # most are chunks: only a name that ends so is asked about
-            if not entry.name.endswith(".partial"):
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                if young or abs(time.time() - entry.stat().st_mtime) > PARTIAL_AGE_S:
-                    retried(Path(entry.path).unlink, True)
-                    orphans += 1
-    return orphans
+def _is_old(file: Path) -> bool:
+    """Whether nobody alive writes the file; not where it has just got its name."""
+    with contextlib.suppress(FileNotFoundError):
+        return abs(time.time() - file.stat().st_mtime) > PARTIAL_AGE_S
+    return False
 
 
 def new_beside(folder: Path) -> Path:
@@ -241,3 +235,14 @@ def open_group(place: Place, *, read_only: bool) -> zarr.Group | None:
     return zarr.open_group(
         place.zarr_store(read_only=read_only), mode="r" if read_only else "r+", use_consolidated=False
     )
+
+
+def existing_group(place: Place, *, read_only: bool) -> zarr.Group:
+    """The zarr group at the place.
+
+    Raises ValueError when there is no store.
+    """
+    group = open_group(place, read_only=read_only)
+    if group is None:
+        raise ValueError(f"no store at {place.text}")
+    return group

@@ -10,15 +10,14 @@ import contextlib
 import json
 import math
 import os
-import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from features.cli import warn
+from features.files import is_alive, is_here, this_process
 from features.store.location import PARTIAL_AGE_S, Place, delete_keys, object_errors, read_bytes
 
 LOCK_NAME = "planner.lock"
@@ -49,25 +48,6 @@ def planner_lock(place: Place, wait_s: float = math.inf) -> Iterator[None]:
         renewing.join()
         if token.encode() in (read_bytes(place, LOCK_NAME) or b""):
             delete_keys(place, [LOCK_NAME])
-
-
-def here() -> dict[str, str]:
-    """Where this process runs: its machine's name, and the namespace in which its number means something.
-
-    Containers and machines may share a name. So the namespace is the machine since it was started, and the
-    container's own processes within it; where the system has no such things (no /proc), the machine alone.
-    """
-    try:
-        started = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        namespace = f"{started} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        namespace = f"{uuid.getnode():x}"
-    return {"host": socket.gethostname(), "namespace": namespace}
-
-
-def is_here(process: Mapping[str, Any]) -> bool:
-    """Whether a process, as it signed itself with `here`, can be looked for by its number."""
-    return here().items() <= process.items()
 
 
 def _acquire(place: Place, token: str, wait_s: float) -> None:
@@ -107,7 +87,7 @@ def _renew(place: Place, token: str, is_done: threading.Event) -> None:
 
 def _body(token: str) -> bytes:
     """What a lock says; as long each time, so that it can be written over."""
-    return json.dumps({**_own_identity(), "token": token, "time": f"{time.time():.3f}"}).encode()
+    return json.dumps({**this_process(), "token": token, "time": f"{time.time():.3f}"}).encode()
 
 
 def _put_if_absent(place: Place, body: bytes) -> bool:
@@ -132,34 +112,12 @@ def _put_if_absent(place: Place, body: bytes) -> bool:
     return True
 
 
-def _own_identity() -> dict[str, Any]:
-    return {**here(), "pid": os.getpid(), "started": _start_ticks(os.getpid())}
-
-
-def _start_ticks(pid: int) -> str:
-    """When a process started, in the kernel's own ticks; '' where that cannot be read."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return text.rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
 def _is_dead(place: Place, held: bytes) -> bool:
     try:
         holder = json.loads(held)
-        pid, started = int(holder["pid"]), holder["started"]
+        return not is_alive(holder) and is_here(holder)
     except (ValueError, KeyError, TypeError):  # killed between creating and writing it
         return place.folder is None or _age_s(place.folder / LOCK_NAME) > PARTIAL_AGE_S
-    if not is_here(holder) or os.name != "posix":
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return bool(started) and _start_ticks(pid) != started
 
 
 def _age_s(file: Path) -> float:

@@ -72,11 +72,10 @@ def write_packed(
     for root in roots:
         try:
             _write(root, name, stamp, shape, dtype, blocks())
+            break
         except OSError:
             if root == roots[-1]:
                 raise
-            continue
-        break
     drop_packed(place, name, keep=f"{name}-{stamp}")
 
 
@@ -122,18 +121,22 @@ def drop_packed(place: Place, name: str | None = None, keep: str = "") -> None:
 
 def verify_packed(place: Place) -> list[str]:
     """Names of copies whose bytes are not those that were written."""
-    broken = []
-    for root in packed_folders(place):
-        for folder in sorted(root.iterdir()) if root.is_dir() else ():
-            if folder.suffix == ".partial":
-                continue
-            try:
-                sums = json.loads((folder / "sums.json").read_text(encoding="utf-8"))
-                if any(_crc32(folder / file) != total for file, total in sums.items()) or len(sums) != 2:
-                    broken.append(folder.name)
-            except (OSError, ValueError, AttributeError):
-                broken.append(folder.name)
-    return broken
+    return [
+        folder.name
+        for root in packed_folders(place)
+        if root.is_dir()
+        for folder in sorted(root.iterdir())
+        if folder.suffix != ".partial" and not _is_whole(folder)
+    ]
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a copy's files are those that were written."""
+    try:
+        sums = json.loads((folder / "sums.json").read_text(encoding="utf-8"))
+        return all(_crc32(folder / file) == total for file, total in sums.items()) and len(sums) == 2
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _crc32(file: Path) -> int:

@@ -1,4 +1,4 @@
-"""From the clips of a manifest to the rows of a store: create, append, correct, list what vanished.
+"""From the clips of a manifest to the rows of a store: append, correct, list what vanished.
 
 Everything here runs under the planner's lock. Rows never move: known clips keep theirs, new ones are
 appended in manifest order, and the attribute `num_clips` is written last, so that a killed planner leaves
@@ -6,12 +6,10 @@ nothing that a reader can see half.
 """
 
 import dataclasses
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,30 +17,24 @@ import zarr
 
 from features.labels import by_value
 from features.manifest import SIDES, Clip
-from features.recipe import Recipe, from_json, require_equal, to_json
-from features.store.location import Place, delete_keys, open_group, read_bytes
-from features.store.packed import drop_packed
+from features.recipe import Recipe
+from features.store.description import FRAME_COLUMNS, commit
+from features.store.erasure import clear_rows
+from features.store.location import Place
 from features.store.schema import (
     NUMBER_COLUMNS,
-    ROW_ARRAYS,
     TEXT_COLUMNS,
     array_name,
-    array_of,
-    chunk_key,
     ensure_row_array,
     read_column,
-    rows_present,
+    read_table,
+    with_texts,
     write_column,
 )
-from features.store.table import groups_of
+from features.store.table import group_names
 
-SCHEMA = "brainbuddy-features/1"
-FRAME_COLUMNS = ("time_s", "x0", "y0", "x1", "y1", "score")
-LAYOUT_SUM = "layout_sum"
 TIME_SLACK_NS = 2_000_000_000
 """FAT and exFAT, as of USB sticks, store times in steps of two seconds: a copy is the same file."""
-DELETED = "deleted"
-"""Source of a row whose person was deleted: it stays as an empty place."""
 
 
 @dataclass(frozen=True)
@@ -87,72 +79,6 @@ class _Planned:
         return len(self.before["clip_id"])
 
 
-def create(
-    place: Place,
-    recipe: Recipe,
-    *,
-    numerics: dict[str, Any],
-    num_frames: int,
-    versions: dict[str, str] | None,
-    dtype: str = "float16",
-    rows_per_chunk: int = 1,
-    label_names: dict[str, list[str]] | None = None,
-) -> zarr.Group:
-    """An empty store of no rows. dtype: of the embeddings. label_names: where their order is known before."""
-    attributes = {
-        "schema": SCHEMA,
-        "recipe": to_json(recipe),
-        "numerics": numerics,
-        "other_numerics": [],
-        "versions": versions or {},
-        "num_clips": 0,
-        "num_frames": num_frames,
-        "embedding_dtype": dtype,
-        "rows_per_chunk": rows_per_chunk,
-        "frame_columns": list(FRAME_COLUMNS),
-        "label_names": label_names or {},
-        "slice_columns": [],
-        "test_openings": [],
-        "encoder_sides": {},
-    }
-    attributes[LAYOUT_SUM] = layout_sum(place, attributes)
-    return zarr.create_group(place.zarr_store(read_only=False), attributes=attributes)
-
-
-def reconcile(group: zarr.Group, place: Place, recipe: Recipe, numerics: dict[str, Any]) -> Recipe:
-    """Check that a plan fits the store that is there, and note a second stream or other numerics.
-
-    Raises ValueError naming every field of the recipe that differs.
-    """
-    ours = recipe_of(group, place)
-    both_have_geometry = ours.geometry is not None and recipe.geometry is not None
-    parts: Any = ("pixels", "encoder", "geometry") if both_have_geometry else ("pixels", "encoder")
-    require_equal(ours, recipe, parts, where=f"store {place.text} and this extraction")
-    updates: dict[str, Any] = {}
-    if ours.geometry is None and recipe.geometry is not None:
-        ours = dataclasses.replace(ours, geometry=recipe.geometry)
-        updates["recipe"] = to_json(ours)
-    known = [group.attrs["numerics"], *group.attrs["other_numerics"]]  # type: ignore[misc]
-    if numerics not in known:
-        updates["other_numerics"] = [*known[1:], numerics]
-    if updates:
-        commit(group, place, updates)
-    return ours
-
-
-def recipe_of(group: zarr.Group, place: Place) -> Recipe:
-    """The recipe of a store.
-
-    Raises ValueError when the group is no store of this schema.
-    """
-    if group.attrs.get("schema") != SCHEMA:
-        raise ValueError(
-            f"{place.text} is no feature store of this version: schema {group.attrs.get('schema')!r}, "
-            f"wanted {SCHEMA!r}"
-        )
-    return from_json(group.attrs["recipe"])  # type: ignore[arg-type]
-
-
 def write_rows(
     group: zarr.Group,
     place: Place,
@@ -161,167 +87,74 @@ def write_rows(
     *,
     has_crops: bool,
     listing: Listing,
-    file_states: tuple[np.ndarray, np.ndarray] | None = None,
+    file_states: np.ndarray | None = None,
 ) -> Changes:
     """Make the store's clip-level arrays say what the clips say, and its row arrays long enough.
 
     Known clips keep what these clips say nothing of: a label or slice column that none of them has, subjects,
     splits or folds where none of them has one, and the end of a clip that has none.
 
-    listing: whether these are all clips that there are. file_states: (sizes, times) as `states_of_files`
-    gives them, −1 = unknown; None = asked now.
+    listing: whether these are all clips that there are. file_states: as `states_of_files` gives them;
+    None = asked now.
 
     Raises ValueError for a clip named twice, for a label column with too many different values, and for
     changed clips of imported features.
     """
     planned = _planned(group, clips)
-    files = file_states or states_of_files(planned.clips)
+    files = states_of_files(planned.clips) if file_states is None else file_states
     is_old = planned.rows < planned.num_before
     known = [clip for clip, old in zip(planned.clips, is_old, strict=True) if old]
-    known_files = (files[0][is_old], files[1][is_old])
-    changed = changed_rows(planned.before, planned.rows[is_old], known, recipe, known_files)
+    changed = changed_rows(planned.before, planned.rows[is_old], known, recipe, files[is_old])
     table = _table_after(planned, files, listing)
-    labels, label_names = _label_codes(group, planned)
-    slices = _slice_values(group, planned)
-    corrected = _corrected_rows(group, planned, table, labels, slices)
+    labels_before, labels, label_names = _label_codes(group, planned)
+    slices_before, slices = _slice_values(group, planned)
+    marks = {name: planned.before[name] for name in ("subject", "split", "fold")}
+    corrected = _corrected_rows(planned, (marks, table), (labels_before, labels), (slices_before, slices))
     vanished = planned.before["listed"] & ~table["listed"]
     ids = table["clip_id"]
     changes = Changes(*(tuple(ids[of].tolist()) for of in (planned.new, changed, corrected, vanished)))
 
     _make_row_arrays(group, recipe, len(ids), has_crops)
-    # Names before codes: a longer list of names misnames nothing should the rest never come.
-    group.update_attributes({"label_names": label_names, "slice_columns": sorted(slices)})
     sides: Any = group.attrs["encoder_sides"]
-    renamed = {"encoder_sides": _sides_under_new_names(sides, planned.before, table)} if sides else {}
-    if renamed:  # both names until the new ones stand
-        group.update_attributes({"encoder_sides": sides | renamed["encoder_sides"]})
-    for folder, columns in (("labels", labels), ("slices", slices)):
-        for column, values in columns.items():
-            write_column(group, array_name(folder, column), values)
+    renamed = _sides_under_new_names(sides, planned.before, table)
+    _write_users_columns(group, labels, label_names, slices, sides | renamed)
     clear_rows(group, place, changed)  # before what changed is noted: a kill repeats it
     for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS):
         write_column(group, name, table[name])
-    commit(group, place, {"num_clips": len(ids)} | renamed)
+    commit(group, place, {"num_clips": len(ids), "encoder_sides": renamed})
     return changes
 
 
-def clear_rows(group: zarr.Group, place: Place, rows: Sequence[int] | np.ndarray) -> None:
-    """Make rows pending again: their chunks go, the marker of the embeddings first.
-
-    Raises ValueError for rows of imported features, which share their chunks.
-    """
-    step = int(group.attrs["rows_per_chunk"])  # type: ignore[arg-type]
-    if step != 1 and len(rows):
-        raise ValueError("single rows of imported features cannot be cleared: import the file again")
-    for row in rows:
-        keys = [chunk_key(name, int(row), rank) for name, rank in ROW_ARRAYS.items() if name in group]
-        delete_keys(place, keys)
-
-
-def erase_rows(group: zarr.Group, place: Place, rows: np.ndarray) -> None:
-    """Delete rows for good: features, their packed copies, and every word by which the person could be known.
-
-    The subject goes last: a deletion that was cut short can be repeated.
-    """
-    count = int(group.attrs["num_clips"])  # type: ignore[arg-type]
-    clear_rows(group, place, rows)
-    drop_packed(place)  # no earlier: somebody may have packed the person once more
-    attributes: Any = group.attrs
-    if sides := attributes["encoder_sides"]:
-        gone = set(_groups(_read_table(group, count))[rows].tolist())
-        commit(group, place, {"encoder_sides": {who: side for who, side in sides.items() if who not in gone}})
-    names = {}
-    for column, known in attributes["label_names"].items():
-        _rewrite(group, array_name("labels", column), count, rows, -1)
-        used = set(read_column(group, array_name("labels", column), count).tolist())
-        names[column] = [name if code in used else "" for code, name in enumerate(known)]
-    commit(group, place, {"label_names": names})
-    for column in attributes["slice_columns"]:
-        _rewrite(group, array_name("slices", column), count, rows, "")
-    for name in NUMBER_COLUMNS:
-        _rewrite(group, name, count, rows, 0)
-    for name in sorted(TEXT_COLUMNS, key="subject".__eq__):
-        _rewrite(group, name, count, rows, DELETED if name == "source" else "")
-
-
-def blank_uncounted(group: zarr.Group) -> None:
-    """Blank the rows behind the store's last that a planner left who was killed before they counted: whom
-    they name, nobody could delete."""
-    attributes: Any = group.attrs
-    blanks: dict[str, Any] = dict.fromkeys(TEXT_COLUMNS, "") | dict.fromkeys(NUMBER_COLUMNS, 0)
-    blanks |= {array_name("labels", column): -1 for column in attributes["label_names"]}
-    blanks |= {array_name("slices", column): "" for column in attributes["slice_columns"]}
-    for name, blank in blanks.items():
-        if name in group:  # the first plan may have been cut short
-            array = array_of(group, name)
-            if array.shape[0] > attributes["num_clips"]:
-                array[attributes["num_clips"] :] = blank
-
-
-def come_back(group: zarr.Group, place: Place) -> np.ndarray:
-    """Rows, ascending, of deleted people that hold something: a worker that did not know wrote them later."""
-    count = int(group.attrs["num_clips"])  # type: ignore[arg-type]
-    if count == 0:  # arrays may be there or not
-        return np.zeros(0, np.int64)
-    erased = (read_column(group, "source", count) == DELETED) & (read_column(group, "clip_id", count) == "")
-    if erased.any():
-        erased &= np.any([rows_present(place, group, name, count) for name in ROW_ARRAYS], axis=0)
-    return np.flatnonzero(erased)
-
-
-def _rewrite(group: zarr.Group, name: str, count: int, rows: np.ndarray, value: Any) -> None:
-    values = read_column(group, name, count)
-    if isinstance(value, str):
-        values = _with_texts(values, rows, [value] * len(rows))
-    else:
-        values[rows] = value
-    write_column(group, name, values)
-
-
-def commit(group: zarr.Group, place: Place, updates: dict[str, Any]) -> None:
-    """Write attributes, and with them the check sum of the store's description."""
-    attributes = {**dict(group.attrs), **updates}
-    group.update_attributes(updates | {LAYOUT_SUM: layout_sum(place, attributes)})
-
-
-def layout_sum(place: Place, attributes: dict[str, Any]) -> str:
-    """Check sum of all that zarr itself keeps no sum of: the attributes and each array's description."""
-    told = {key: value for key, value in attributes.items() if key != LAYOUT_SUM}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    names = [*TEXT_COLUMNS, *NUMBER_COLUMNS, *ROW_ARRAYS, "labels", "slices"]
-    names += [array_name("labels", column) for column in attributes["label_names"]]
-    names += [array_name("slices", column) for column in attributes["slice_columns"]]
-    for name in names:
-        digest.update(read_bytes(place, f"{name}/zarr.json") or b"absent")
-    return digest.hexdigest()[:16]
+def _write_users_columns(
+    group: zarr.Group,
+    labels: dict[str, np.ndarray],
+    label_names: dict[str, list[str]],
+    slices: dict[str, np.ndarray],
+    sides: dict[str, str],
+) -> None:
+    """Write labels and slices. Names before codes: a longer list of names misnames nothing should the rest
+    never come. People go by both names in `sides` until the new ones stand."""
+    group.update_attributes(
+        {"label_names": label_names, "slice_columns": sorted(slices), "encoder_sides": sides}
+    )
+    for folder, columns in (("labels", labels), ("slices", slices)):
+        for column, values in columns.items():
+            write_column(group, array_name(folder, column), values)
 
 
 def _make_row_arrays(group: zarr.Group, recipe: Recipe, count: int, has_crops: bool) -> None:
     attributes: Any = group.attrs
     num_frames, step = attributes["num_frames"], attributes["rows_per_chunk"]
-    dtype = attributes["embedding_dtype"]
     if recipe.encoder.dim:  # imported geometry has none
-        ensure_row_array(group, "embeddings", dtype, count, (num_frames, recipe.encoder.dim), step)
+        shape = (num_frames, recipe.encoder.dim)
+        ensure_row_array(group, "embeddings", attributes["embedding_dtype"], count, shape, step)
     ensure_row_array(group, "frames", "float32", count, (num_frames, len(FRAME_COLUMNS)), step)
     ensure_row_array(group, "failure", str, count, ())
     if recipe.geometry is not None:
-        width = len(recipe.geometry.features)
-        ensure_row_array(group, "geometry", "float32", count, (num_frames, width), step)
+        shape = (num_frames, len(recipe.geometry.features))
+        ensure_row_array(group, "geometry", "float32", count, shape, step)
     if has_crops or "crops" in group:
         ensure_row_array(group, "crops", "variable_length_bytes", count, (num_frames,))
-
-
-def _read_table(group: zarr.Group, count: int) -> dict[str, np.ndarray]:
-    if count == 0:  # arrays may be there or not: the first plan may have been cut short
-        texts = {name: np.zeros(0, "<U1") for name in TEXT_COLUMNS}
-        return texts | {name: np.zeros(0, dtype) for name, dtype in NUMBER_COLUMNS.items()}
-    return {name: read_column(group, name, count) for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
-
-
-def _grown(values: np.ndarray, count: int, fill: Any = None) -> np.ndarray:
-    grown = np.zeros(count, values.dtype) if fill is None else np.full(count, fill, values.dtype)
-    grown[: len(values)] = values
-    return grown
 
 
 def _planned(group: zarr.Group, clips: Sequence[Clip]) -> _Planned:
@@ -330,34 +163,22 @@ def _planned(group: zarr.Group, clips: Sequence[Clip]) -> _Planned:
     if twice:
         raise ValueError(f"clips must be there once each; twice: {', '.join(twice[:5])}")
     num_before = int(group.attrs["num_clips"])  # type: ignore[arg-type]
-    table = _read_table(group, num_before)
+    table = read_table(group, num_before)
     row_of = {name: row for row, name in enumerate(table["clip_id"].tolist()) if name}
     new = [name for name in ids if name not in row_of]
     row_of.update({name: num_before + index for index, name in enumerate(new)})
-    before = {name: _grown(values, num_before + len(new)) for name, values in table.items()}
+    before = {name: np.append(values, np.zeros(len(new), values.dtype)) for name, values in table.items()}
     rows = np.array([row_of[name] for name in ids], np.int64)
     return _Planned(_with_stored_labels(clips, group.attrs["label_names"]), rows, num_before, before)
 
 
-def _table_after(
-    planned: _Planned, files: tuple[np.ndarray, np.ndarray], listing: Listing
-) -> dict[str, np.ndarray]:
+def _table_after(planned: _Planned, files: np.ndarray, listing: Listing) -> dict[str, np.ndarray]:
     """The clip-level columns as the clips and their files say."""
-    table, rows = {name: values.copy() for name, values in planned.before.items()}, planned.rows
-    _fill_text(table, rows, planned.clips)
-    _fill_times(table, rows, planned.clips, planned.num_before)
-    (sizes, mtimes), stored = files, (table["source_size"][rows], table["source_mtime_ns"][rows])
-    noted = (sizes >= 0) & ~_same_files(stored, files)  # a disk that is away today has not changed its files
-    table["source_size"][rows[noted]] = sizes[noted]
-    table["source_mtime_ns"][rows[noted]] = mtimes[noted]
-    if listing == "whole":
-        table["listed"][:] = False
-    if listing != "none":
-        table["listed"][rows] = True
-    return table
-
-
-def _fill_text(table: dict[str, np.ndarray], rows: np.ndarray, clips: Sequence[Clip]) -> None:
+    table, rows, clips = (
+        {name: old.copy() for name, old in planned.before.items()},
+        planned.rows,
+        planned.clips,
+    )
     texts = {
         "clip_id": [clip.clip_id for clip in clips],
         "source": [clip.clip_id.rpartition("#")[0] for clip in clips],
@@ -367,34 +188,24 @@ def _fill_text(table: dict[str, np.ndarray], rows: np.ndarray, clips: Sequence[C
     }
     for name, values in texts.items():
         if any(values):  # a manifest that says nothing in a column corrects nothing, as with labels
-            table[name] = _with_texts(table[name], rows, values)
-
-
-def _fill_times(
-    table: dict[str, np.ndarray], rows: np.ndarray, clips: Sequence[Clip], old_count: int
-) -> None:
+            table[name] = with_texts(table[name], rows, values)
     table["start_s"][rows] = [clip.start_s for clip in clips]
     ends_s = _ends_s(clips)
-    said = np.isfinite(ends_s) | (rows >= old_count)
+    said = np.isfinite(ends_s) | (rows >= planned.num_before)
     table["end_s"][rows[said]] = ends_s[said]
+    # A disk that is away today has not changed its files.
+    noted = (files[:, 0] >= 0) & ~_same_files(_files_of(table, rows), files)
+    table["source_size"][rows[noted]], table["source_mtime_ns"][rows[noted]] = files[noted].T
+    if listing == "whole":
+        table["listed"][:] = False
+    if listing != "none":
+        table["listed"][rows] = True
+    return table
 
 
 def _ends_s(clips: Sequence[Clip]) -> np.ndarray:
     """(n,) float64; NaN = not said."""
     return np.array([np.nan if clip.end_s is None else clip.end_s for clip in clips], np.float64)
-
-
-def _with_texts(values: np.ndarray, rows: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """`values` with `texts` at `rows`, wide enough for both."""
-    new = np.array(texts, dtype=str) if len(texts) else np.zeros(0, "<U1")
-    wide = values.astype(np.promote_types(values.dtype, new.dtype))
-    wide[rows] = new
-    return wide
-
-
-def _groups(table: dict[str, np.ndarray]) -> np.ndarray:
-    """`groups_of` every row."""
-    return groups_of(SimpleNamespace(**table), np.arange(len(table["subject"])))  # type: ignore[arg-type]
 
 
 def _sides_under_new_names(
@@ -403,27 +214,28 @@ def _sides_under_new_names(
     """Who trained the encoder, as they are called after a correction of subjects; whoever is now one person
     stands where the first of them in the order of `SIDES` stood."""
     found: dict[str, str] = {}
-    for old, new in zip(_groups(before).tolist(), _groups(after).tolist(), strict=True):
+    olds, news = (group_names(t["subject"].tolist(), t["source"].tolist()) for t in (before, after))
+    for old, new in zip(olds, news, strict=True):
         if old in sides:
             found[new] = min(found.get(new, SIDES[-1]), sides[old], key=SIDES.index)
     return found
 
 
-def states_of_files(clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
-    """(size in bytes, time of change in ns) of each clip's file; −1 where it cannot be asked.
+def states_of_files(clips: Sequence[Clip]) -> np.ndarray:
+    """(n, 2) int64: size in bytes and time of change in ns of each clip's file; −1 where it cannot be asked.
 
     Best asked before the lock is taken: thousands of files on a network disk take their time.
     """
-    known: dict[Any, tuple[int, int]] = {}
-    for clip in clips:
-        if clip.path not in known:
-            try:
-                status = clip.path.stat()
-                known[clip.path] = (status.st_size, status.st_mtime_ns)
-            except OSError:
-                known[clip.path] = (-1, -1)
-    states = np.array([known[clip.path] for clip in clips], np.int64).reshape(-1, 2)
-    return states[:, 0], states[:, 1]
+    states = {path: _state_of(path) for path in {clip.path for clip in clips}}
+    return np.array([states[clip.path] for clip in clips], np.int64).reshape(-1, 2)
+
+
+def _state_of(file: Path) -> tuple[int, int]:
+    try:
+        status = file.stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def changed_rows(
@@ -431,23 +243,28 @@ def changed_rows(
     rows: np.ndarray,
     clips: Sequence[Clip],
     recipe: Recipe,
-    file_states: tuple[np.ndarray, np.ndarray],
+    file_states: np.ndarray,
 ) -> np.ndarray:
     """Which rows of known clips have a file of another size or time than `before` says, or end elsewhere.
 
     An end that moves by up to half a sampling period moves no more than the last frame. One that is unknown,
     then or now, tells nothing.
     """
-    stored = (before["source_size"][rows], before["source_mtime_ns"][rows])
-    changed = ~_same_files(stored, file_states) & (file_states[0] >= 0) & (stored[0] >= 0)
+    stored = _files_of(before, rows)
+    changed = ~_same_files(stored, file_states) & (file_states[:, 0] >= 0) & (stored[:, 0] >= 0)
     if recipe.pixels is not None:
         changed |= np.abs(before["end_s"][rows] - _ends_s(clips)) > 0.5 / recipe.pixels.fps
     return np.sort(rows[changed])
 
 
-def _same_files(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """(n,) bool: whether two (sizes, times in ns) tell of the same files."""
-    return (one[0] == other[0]) & (np.abs(one[1] - other[1]) <= TIME_SLACK_NS)
+def _files_of(table: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """(n, 2), as `states_of_files`, of what a store knows of these rows."""
+    return np.stack([table["source_size"][rows], table["source_mtime_ns"][rows]], axis=1)
+
+
+def _same_files(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether two `states_of_files` tell of the same files."""
+    return (one[:, 0] == other[:, 0]) & (np.abs(one[:, 1] - other[:, 1]) <= TIME_SLACK_NS)
 
 
 def _with_stored_labels(clips: Sequence[Clip], label_names: Any) -> list[Clip]:
@@ -462,77 +279,61 @@ def _with_stored_labels(clips: Sequence[Clip], label_names: Any) -> list[Clip]:
     ]
 
 
-def _label_codes(group: zarr.Group, planned: _Planned) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """Codes of every label column, and the names they stand for. Names are only ever appended."""
-    clips, num_before = planned.clips, planned.num_before
+def _label_codes(
+    group: zarr.Group, planned: _Planned
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[str]]]:
+    """Codes of every label column before and after, and the names they stand for. Names are only ever
+    appended."""
     stored: Any = group.attrs["label_names"]
-    names: dict[str, list[str]] = {column: list(stored[column]) for column in stored}
-    for clip in clips:
-        for column in clip.labels:
-            names.setdefault(column, [])
-    codes = {}
+    clips = planned.clips
+    columns = dict.fromkeys((*stored, *(column for clip in clips for column in clip.labels)))
+    names: dict[str, list[str]] = {column: list(stored.get(column, ())) for column in columns}
+    before = _columns_before(group, planned, "labels", columns, np.int16(-1))
+    codes = {column: values.copy() for column, values in before.items()}
     for column, known in names.items():
-        said = any(column in clip.labels for clip in clips)  # a manifest without the column corrects nothing
-        texts = [clip.labels.get(column, "") for clip in clips] if said else []
+        if not any(column in clip.labels for clip in clips):
+            continue  # a manifest without the column corrects nothing
+        texts = [clip.labels.get(column, "") for clip in clips]
         known += sorted(sorted(set(texts) - set(known) - {""}), key=by_value)
         if len(known) > np.iinfo(np.int16).max:
             raise ValueError(f"label column {column!r} has {len(known)} different values: it holds no labels")
         code_of = {name: code for code, name in enumerate(known)} | {"": -1}
-        name = array_name("labels", column)
-        there = column in stored and num_before
-        old = read_column(group, name, num_before) if there else np.zeros(0, np.int16)
-        codes[column] = _grown(old, planned.num_after, fill=-1)
-        if said:
-            codes[column][planned.rows] = [code_of[text] for text in texts]
-    return codes, names
+        codes[column][planned.rows] = [code_of[text] for text in texts]
+    return before, codes, names
 
 
-def _slice_values(group: zarr.Group, planned: _Planned) -> dict[str, np.ndarray]:
+def _slice_values(
+    group: zarr.Group, planned: _Planned
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Values of every slice column before and after."""
     stored: Any = group.attrs["slice_columns"]
-    clips, num_before = planned.clips, planned.num_before
-    values = {}
-    for column in sorted({*stored, *(column for clip in clips for column in clip.slices)}):
-        name = array_name("slices", column)
-        there = column in stored and num_before
-        old = read_column(group, name, num_before) if there else np.zeros(0, "<U1")
-        values[column] = _grown(old, planned.num_after)
+    clips = planned.clips
+    columns = sorted({*stored, *(column for clip in clips for column in clip.slices)})
+    before = _columns_before(group, planned, "slices", columns, "")
+    values = dict(before)
+    for column in columns:
         if any(column in clip.slices for clip in clips):
             texts = [clip.slices.get(column, "") for clip in clips]
-            values[column] = _with_texts(values[column], planned.rows, texts)
-    return values
+            values[column] = with_texts(values[column], planned.rows, texts)
+    return before, values
+
+
+def _columns_before(
+    group: zarr.Group, planned: _Planned, folder: str, columns: Iterable[str], blank: Any
+) -> dict[str, np.ndarray]:
+    """A user's columns as they are; blank where one or the row is new."""
+    before = {}
+    for column in columns:
+        name = array_name(folder, column)
+        old = read_column(group, name, planned.num_before) if name in group else np.full(0, blank)
+        before[column] = np.append(old, np.full(planned.num_after - len(old), blank))
+    return before
 
 
 def _corrected_rows(
-    group: zarr.Group,
-    planned: _Planned,
-    table: dict[str, np.ndarray],
-    labels: dict[str, np.ndarray],
-    slices: dict[str, np.ndarray],
+    planned: _Planned, *columns: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
 ) -> np.ndarray:
-    count = planned.num_before
-    if count == 0:
-        return np.zeros(0, np.int64)
-    differs = np.zeros(count, bool)
-    for name in ("subject", "split", "fold"):
-        differs |= planned.before[name][:count] != table[name][:count]
-    for folder, columns in (("labels", labels), ("slices", slices)):
-        for column, values in columns.items():
-            name = array_name(folder, column)
-            if name in group:
-                differs |= read_column(group, name, count) != values[:count]
-            else:
-                differs |= values[:count] != (-1 if folder == "labels" else "")
-    known = np.zeros(count, bool)
-    known[planned.rows[planned.rows < count]] = True
-    return np.flatnonzero(differs & known)
-
-
-def open_for_planning(place: Place) -> zarr.Group:
-    """The store's group, to be written.
-
-    Raises ValueError when there is no store.
-    """
-    group = open_group(place, read_only=False)
-    if group is None:
-        raise ValueError(f"no store at {place.text}")
-    return group
+    """Rows, ascending, of known clips of which a column (before, after) says something else now."""
+    known = np.sort(planned.rows[planned.rows < planned.num_before])
+    differs = [before[name][known] != after[name][known] for before, after in columns for name in before]
+    return known[np.any(differs, axis=0)]

@@ -65,8 +65,7 @@ class Rows:
         values = np.asarray(values)
         if values.ndim != 2 or values.shape[1] != tail[1] or len(values) > tail[0]:
             raise ValueError(f"{name} of shape {values.shape}, the store holds up to {tail} a clip")
-        padded = np.empty(tail, array.dtype)
-        padded[:] = fill
+        padded = np.full(tail, fill, array.dtype)
         padded[: len(values)] = values
         self._write(name, row, padded)
 

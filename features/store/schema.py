@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,14 +61,10 @@ def ensure_clip_array(group: zarr.Group, name: str, dtype: Any, num_clips: int, 
 def ensure_row_array(
     group: zarr.Group, name: str, dtype: Any, num_clips: int, tail: tuple[int, ...], rows_per_chunk: int = 1
 ) -> zarr.Array:
-    """The array of that name that workers write, one clip a chunk, made or grown. Planner only.
-
-    Raises ValueError when it is there with another shape behind the first axis.
-    """
+    """The array of that name that workers write, one clip a chunk, made or grown. Planner only."""
     if name in group:
         array = array_of(group, name)
-        if array.shape[1:] != tail:
-            raise ValueError(f"array {name} has rows of shape {array.shape[1:]}, wanted {tail}")
+        assert array.shape[1:] == tail, "the recipes would differ"
         if array.shape[0] < num_clips:
             with _untyped_bytes():
                 array.resize((num_clips, *tail))
@@ -113,6 +109,22 @@ def _values(array: zarr.Array, count: int) -> np.ndarray:
     return np.array(values.tolist(), dtype=str) if len(values) else np.zeros(0, "<U1")
 
 
+def read_table(group: zarr.Group, count: int) -> dict[str, np.ndarray]:
+    """The clip-level columns of the first rows."""
+    if count == 0:  # arrays may be there or not: the first plan may have been cut short
+        texts = {name: np.zeros(0, "<U1") for name in TEXT_COLUMNS}
+        return texts | {name: np.zeros(0, dtype) for name, dtype in NUMBER_COLUMNS.items()}
+    return {name: read_column(group, name, count) for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
+
+
+def with_texts(values: np.ndarray, rows: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """`values` with `texts` at `rows`, wide enough for both."""
+    new = np.array(texts, dtype=str) if len(texts) else np.zeros(0, "<U1")
+    wide = values.astype(np.promote_types(values.dtype, new.dtype))
+    wide[rows] = new
+    return wide
+
+
 def write_column(group: zarr.Group, name: str, values: np.ndarray) -> None:
     """Write a whole clip-level array, made or grown where need be, and only where it differs."""
     texts = values.dtype.kind in "UOT"
@@ -143,16 +155,21 @@ def array_name(folder: str, column: str) -> str:
     return f"{folder}/{plain}"
 
 
+def user_arrays(attributes: Any) -> list[str]:
+    """Names of the arrays that hold a user's columns: labels, then slices."""
+    labels = [array_name("labels", column) for column in attributes["label_names"]]
+    return labels + [array_name("slices", column) for column in attributes["slice_columns"]]
+
+
 def rows_present(place: Place, group: zarr.Group, name: str, num_clips: int) -> np.ndarray:
     """(num_clips,) bool: whose chunk of a worker-written array exists."""
     present = np.zeros(num_clips, bool)
     if name not in group:
         return present
     step = array_of(group, name).chunks[0]
-    chunks = [int(key.split(".")[1]) for key in chunk_names(place, name)]
-    for offset in range(step):
-        rows = np.array(chunks, np.int64) * step + offset
-        present[rows[rows < num_clips]] = True
+    first = step * np.array([int(key.split(".")[1]) for key in chunk_names(place, name)], np.int64)
+    rows = first[:, None] + np.arange(step)
+    present[rows[rows < num_clips]] = True
     return present
 
 

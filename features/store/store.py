@@ -39,11 +39,13 @@ import numpy as np
 import zarr
 
 from features.manifest import Clip
-from features.recipe import Recipe
-from features.store import planner
+from features.recipe import Recipe, to_json
+from features.store import erasure, planner
+from features.store.description import commit, create, recipe_of, reconcile
 from features.store.location import (
     Place,
     delete_all,
+    existing_group,
     open_group,
     place_of,
     sweep,
@@ -74,7 +76,7 @@ class FeatureStore:
     def __init__(self, place: Place, group: zarr.Group, *, writable: bool, changes: Changes | None = None):
         attributes: Any = group.attrs
         self.path: Path | str = place.folder if place.folder is not None else place.text
-        self.recipe: Recipe = planner.recipe_of(group, place)
+        self.recipe: Recipe = recipe_of(group, place)
         self.numerics: dict[str, Any] = attributes["numerics"]
         self.other_numerics: list[dict[str, Any]] = attributes["other_numerics"]
         """Numerics of later runs into the same store, where they differ."""
@@ -87,6 +89,8 @@ class FeatureStore:
         `groups_of`: it learned from train and was chosen by val. Empty where nobody wrote that down."""
         self.streams: tuple[Stream, ...] = tuple(name for name in STREAMS if name in group)
         self.has_crops: bool = "crops" in group
+        self.parts: tuple[Part, ...] = (*self.streams, "crops") if self.has_crops else self.streams
+        """What its rows may have beside frames."""
         self.changes = changes or Changes()
         """What the plan that opened this store did."""
         self.place, self.group, self._writable = place, group, writable
@@ -102,9 +106,7 @@ class FeatureStore:
         Raises ValueError when there is none, or one of another schema.
         """
         place = place_of(path)
-        group = open_group(place, read_only=mode == "r")
-        if group is None:
-            raise ValueError(f"no store at {place.text}")
+        group = existing_group(place, read_only=mode == "r")
         try:
             return FeatureStore(place, group, writable=mode == "r+")
         except (KeyError, TypeError) as error:
@@ -204,23 +206,26 @@ class FeatureStore:
         if mapped is not None:
             return np.asarray(mapped[0][wanted]), np.asarray(mapped[1][wanted])
         blocks = [self._read_block(name, part) for part in _blocks(wanted)]
-        if not blocks:
-            return self._read_block(name, wanted)
         return np.concatenate([x for x, _ in blocks]), np.concatenate([valid for _, valid in blocks])
 
-    def mapped_stream(self, name: Stream) -> tuple[np.ndarray, np.ndarray] | None:
+    def mapped_stream(self, name: Stream | Literal["frames"]) -> tuple[np.ndarray, np.ndarray] | None:
         """(x (N,T,D), valid (N,T)) of all rows as read-only memory maps of the packed copy: one copy in
-        memory however many processes read it. None where there is no fresh one; `pack` makes it."""
-        return self._packed(name)
+        memory however many processes read it. None where there is no fresh one; `pack` makes it. Asked for
+        afresh unless this is a reader that has found it: that one keeps it."""
+        if name not in self._maps:
+            found = open_packed(self.place, name, self._stamp(name))
+            if found is None or self._writable:
+                return found
+            self._maps[name] = found
+        return self._maps[name]
 
     def read_frames(self, rows: np.ndarray | None = None) -> np.ndarray:
         """(n,T,6) float32 as FRAME_COLUMNS; NaN and score 0 where nothing was extracted."""
-        packed = self._packed("frames")
+        mapped = self.mapped_stream("frames")
         wanted = np.arange(self.num_clips) if rows is None else np.asarray(rows, np.int64)
-        if packed is not None:
-            return np.asarray(packed[0][wanted])
-        blocks = [self.rows.read_numbers("frames", part) for part in _blocks(wanted)]
-        frames = np.concatenate(blocks) if blocks else self.rows.read_numbers("frames", wanted)
+        if mapped is not None:
+            return np.asarray(mapped[0][wanted])
+        frames = np.concatenate([self.rows.read_numbers("frames", part) for part in _blocks(wanted)])
         frames[..., 5] = np.nan_to_num(frames[..., 5])
         return frames
 
@@ -250,14 +255,14 @@ class FeatureStore:
         The next plan does it too. Raises ValueError when others plan for longer than `wait_s`.
         """
         with planner_lock(self.place, wait_s):
-            group = planner.open_for_planning(self.place)
+            group = existing_group(self.place, read_only=False)
             _tidy(group, self.place)
             write_column(group, "state", self.table().state)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change when clips, labels, splits or what was extracted change."""
         table = self.table()
-        digest = hashlib.sha256(json.dumps(planner.to_json(self.recipe), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(to_json(self.recipe), sort_keys=True).encode())
         texts = [table.clip_id, table.subject, table.split, table.fold, table.failure, *table.slices.values()]
         for values in texts:
             digest.update("\0".join(values.tolist()).encode() + b"\n")
@@ -266,8 +271,7 @@ class FeatureStore:
             digest.update("\0".join([column, *names[codes].tolist()]).encode() + b"\n")
         numbers = [table.start_s, table.end_s]
         numbers += [read_column(self.group, name, self.num_clips) for name in _FILE_COLUMNS]
-        for part in (*self.streams, *(("crops",) if self.has_crops else ())):
-            numbers.append(self.present(part))
+        numbers += [self.present(part) for part in self.parts]
         for values in numbers:
             digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()[:16]
@@ -275,29 +279,26 @@ class FeatureStore:
     def record_test_opening(self, run_name: str) -> int:
         """Note in the store's ledger that the test split was opened; returns how often it has been."""
         with planner_lock(self.place):
-            group = planner.open_for_planning(self.place)
+            group = existing_group(self.place, read_only=False)
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             earlier: Any = group.attrs["test_openings"]
             self.test_openings = [*earlier, {"time_utc": now, "run": run_name}]
-            planner.commit(group, self.place, {"test_openings": self.test_openings})
+            commit(group, self.place, {"test_openings": self.test_openings})
         return len(self.test_openings)
 
     def carry_over(self, test_openings: list[dict[str, str]], encoder_sides: dict[str, str]) -> None:
         """Take over the ledger of the store that this one is made from, before its own entries, and note who
         trained the encoder."""
         with planner_lock(self.place):
-            group = planner.open_for_planning(self.place)
+            group = existing_group(self.place, read_only=False)
             own: Any = group.attrs["test_openings"]
             self.test_openings = [*test_openings, *(entry for entry in own if entry not in test_openings)]
             self.encoder_sides = encoder_sides
-            updates = {"test_openings": self.test_openings, "encoder_sides": encoder_sides}
-            planner.commit(group, self.place, updates)
+            commit(group, self.place, {"test_openings": self.test_openings, "encoder_sides": encoder_sides})
 
     def _require_writable(self, row: int) -> None:
-        if not self._writable:
-            raise ValueError(f"{self.path} was opened for reading")
-        if not 0 <= row < self.num_clips:
-            raise ValueError(f"row {row} of a store of {self.num_clips} clips")
+        assert self._writable
+        assert 0 <= row < self.num_clips
         if self._rows_per_chunk != 1:
             raise ValueError(f"{self.path} holds imported features, which are written all at once")
         if self.place.folder is not None and not (self.place.folder / "zarr.json").exists():
@@ -311,15 +312,6 @@ class FeatureStore:
     def present(self, part: str) -> np.ndarray:
         """(N,) bool: whose part is there, as far as the disk says now."""
         return self.rows.present(_MARKER[part])
-
-    def _packed(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """The packed copy, asked for afresh unless this is a reader that has found it: that one keeps it."""
-        if name not in self._maps:
-            found = open_packed(self.place, name, self._stamp(name))
-            if found is None or self._writable:
-                return found
-            self._maps[name] = found
-        return self._maps[name]
 
     def _stamp(self, name: str) -> str:
         """Which chunks a packed copy is made from; frames say what is valid."""
@@ -371,12 +363,11 @@ def plan(
     with planner_lock(place):
         group = open_group(place, read_only=False)
         if group is None:
-            if recipe.pixels is None:
-                raise ValueError("imported features are written by features.maintenance.import_external")
-            group = planner.create(
+            assert recipe.pixels is not None, "imported features have a writer of their own"
+            group = create(
                 place, recipe, numerics=numerics, num_frames=recipe.pixels.num_frames, versions=versions
             )
-        recipe = planner.reconcile(group, place, recipe, numerics)
+        recipe = reconcile(group, place, recipe, numerics)
         _tidy(group, place)
         changes = planner.write_rows(
             group,
@@ -387,7 +378,7 @@ def plan(
             listing="whole" if listing_complete else "part",
             file_states=file_states,
         )
-        store = FeatureStore(place, planner.open_for_planning(place), writable=True, changes=changes)
+        store = FeatureStore(place, existing_group(place, read_only=False), writable=True, changes=changes)
         write_column(group, "state", store.table().state)
     return store
 
@@ -407,23 +398,23 @@ def delete(path: Path | str, subject: str | None = None) -> int:
         sweep_beside(place)
         return count
     with planner_lock(place):
-        group = planner.open_for_planning(place)
+        group = existing_group(place, read_only=False)
         _tidy(group, place, young=True)  # half a crop of the person, too
-        planner.blank_uncounted(group)
-        store = FeatureStore.open(path)  # afresh: whoever was waited for may have appended rows
-        rows = np.flatnonzero(store.table().subject == subject)
+        erasure.blank_uncounted(group)
+        # Opened afresh: whoever was waited for may have appended rows.
+        rows = np.flatnonzero(FeatureStore.open(path).table().subject == subject)
         if not len(rows) or not subject:
             raise ValueError(f"{place.text} has no subject {subject!r}")
-        planner.erase_rows(group, place, rows)
+        erasure.erase_rows(group, place, rows)
     return len(rows)
 
 
 def _tidy(group: zarr.Group, place: Place, *, young: bool = False) -> None:
     """Sweep what killed writers left, and clear what was written of people who were deleted by then."""
     sweep(place, young=young)
-    rows = planner.come_back(group, place)
+    rows = erasure.come_back(group, place)
     if len(rows):
-        planner.clear_rows(group, place, rows)
+        erasure.clear_rows(group, place, rows)
         drop_packed(place)
 
 
@@ -439,5 +430,6 @@ def _prepare_folder(place: Place) -> None:
 
 
 def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
-    for first in range(0, len(rows), _READ_ROWS):
+    """The rows in their order, some at a time; never no block at all."""
+    for first in range(0, max(1, len(rows)), _READ_ROWS):
         yield rows[first : first + _READ_ROWS]

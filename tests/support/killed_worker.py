@@ -7,7 +7,8 @@ import time
 import optuna
 from optuna.trial import TrialState
 
-from tune.study.study import StudySpec, close_study, create_study, num_done, run_workers, work
+from tune.study.study import StudySpec, close_study, create_study, num_done, work
+from tune.study.worker_pool import run_workers
 
 STUCK = 2
 """Number of the trial that never ends by itself."""

@@ -27,8 +27,7 @@ def keep_checkpoint(
     trial: optuna.Trial, head: LstmHead, value: float, epochs: Sequence[dict[str, Any]], out: Path
 ) -> None:
     """Save a trial's head and what its epochs came to, unless enough better ones are there already."""
-    better = [t for t in _complete(trial.study) if (t.value or 0.0) >= value]
-    if len(better) >= KEPT:
+    if sum((other.value or 0.0) >= value for other in _complete(trial.study)) >= KEPT:
         return
     folder = out / ARTIFACTS
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
@@ -81,23 +81,17 @@ def open_storage(storage: str) -> BaseStorage:
 def lost_is_one_line(storage: str) -> Iterator[None]:
     """Raises ConnectionError where a database or proxy no longer answers, instead of errors of three
     libraries."""
-    kinds: list[type[Exception]] = [optuna.exceptions.StorageInternalError]
-    with suppress(ImportError):
-        from grpc import RpcError
-
-        kinds.append(RpcError)
-    with suppress(ImportError):
-        from sqlalchemy.exc import SQLAlchemyError
-
-        kinds.append(SQLAlchemyError)
     try:
         yield
     except ValueError:  # a storage that never answered, among others: said in one line already
         raise
     except Exception as error:
+        names = (("grpc", "RpcError"), ("sqlalchemy.exc", "SQLAlchemyError"))
+        # What was not imported was not asked.
+        others = [getattr(sys.modules[module], name) for module, name in names if module in sys.modules]
         lost: BaseException | None = error
         # Optuna's tidying up after it may fail in its own way.
-        while lost is not None and not isinstance(lost, tuple(kinds)):
+        while lost is not None and not isinstance(lost, (optuna.exceptions.StorageInternalError, *others)):
             lost = lost.__context__
         if lost is None:
             raise
@@ -123,14 +117,12 @@ def refuse_shared_disk(url: str, mounts_file: Path = Path("/proc/mounts")) -> No
         mounts = mounts_file.read_text(encoding="utf-8").splitlines()
     except OSError:
         return
-    best = ("", "")
-    for line in mounts:
-        _, where, kind, *_ = line.split()
-        if path.is_relative_to(where.replace("\\040", " ")) and len(where) >= len(best[0]):
-            best = (where, kind)
-    if best[1] in SHARED_DISKS:
+    pairs = [line.split()[1:3] for line in mounts]
+    above = [pair for pair in pairs if path.is_relative_to(pair[0].replace("\\040", " "))]
+    where, kind = max(reversed(above), key=lambda pair: len(pair[0]), default=("", ""))
+    if kind in SHARED_DISKS:
         raise ValueError(
-            f"--storage {without_password(url)}: sqlite on a shared disk ({best[1]} at {best[0]}) loses "
+            f"--storage {without_password(url)}: sqlite on a shared disk ({kind} at {where}) loses "
             "trials; leave --storage out (a journal file) or use postgresql+psycopg://USER@HOST/NAME"
         )
 

@@ -1,4 +1,4 @@
-"""The study: where it is stored, the processes that work on it, and how it goes on after they stop or die.
+"""The study: where it is stored, how it is worked on, and how it goes on after workers stop or die.
 
 A worker takes one trial after the other from the shared storage until there are enough. Each trial names its
 worker (where it runs, its process and when that started), so whoever starts the study again can tell a trial
@@ -7,36 +7,28 @@ machine or in another container a process cannot be looked for: there a database
 how long the trial was silent.
 """
 
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from features.store.lock import is_here
+from features.files import is_alive, is_here, this_process
 from tune.config import SEED_ROLE
-from tune.study.liveness import has_parent, is_alive, is_silent, this_worker
+from tune.study.liveness import has_parent, is_silent
 from tune.study.storage import MAX_RETRIES, experimental_is_fine, open_storage, without_password
-
-if TYPE_CHECKING:
-    from multiprocessing.context import ForkServerContext, SpawnContext
 
 UNSIGNED_S = 60
 """A running trial that names no worker for that long has none."""
 SEEN_EVERY_S, WAIT_S = 30, 1.0
 """Seconds between signs of life of a trial, and between looks at trials of others that are waited for."""
-KILLED = "was killed (out of memory, perhaps): use fewer --jobs; the same command goes on"
-"""What is said of a process that a signal ended."""
-
 Objective = Callable[[optuna.Trial], float]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -67,9 +59,8 @@ def create_study(spec: StudySpec, points: Sequence[dict[str, Any]], facts: dict[
     facts: what the study is about (metric, split, labels …): a study is not continued on other ground.
     Raises ValueError naming the facts that differ.
     """
-    storage = open_storage(spec.storage)
     study = optuna.create_study(
-        storage=storage,
+        storage=open_storage(spec.storage),
         study_name=spec.name,
         direction="maximize",
         load_if_exists=True,
@@ -181,20 +172,8 @@ def reclaim(study: optuna.Study) -> list[int]:
         with experimental_is_fine():
             optuna.storages.fail_stale_trials(study)
     reclaimed = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        worker = trial.user_attrs.get("worker")
-        if worker is None:
-            # It died between taking the trial and signing it; a living worker signs at once.
-            if (
-                trial.datetime_start is None
-                or (datetime.now() - trial.datetime_start).total_seconds() < UNSIGNED_S
-            ):
-                continue
-        elif is_here(worker):
-            if is_alive(worker):
-                continue
-        elif has_heartbeat or not is_silent(trial.user_attrs.get("seen", time.time())):
-            continue
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    for trial in (trial for trial in running if _is_lost(trial, has_heartbeat)):
         try:
             study.tell(trial.number, state=TrialState.FAIL)
         except (ValueError, RuntimeError):
@@ -202,6 +181,16 @@ def reclaim(study: optuna.Study) -> list[int]:
         enqueue_again(study, trial)
         reclaimed.append(trial.number)
     return reclaimed
+
+
+def _is_lost(trial: FrozenTrial, has_heartbeat: bool) -> bool:
+    """Whether nobody works on a running trial any more."""
+    worker, began = trial.user_attrs.get("worker"), trial.datetime_start
+    if worker is None:  # it died between taking the trial and signing it; a living worker signs at once
+        return began is not None and (datetime.now() - began).total_seconds() >= UNSIGNED_S
+    if is_here(worker):
+        return not is_alive(worker)
+    return not has_heartbeat and is_silent(trial.user_attrs.get("seen", time.time()))
 
 
 def enqueue_again(study: optuna.Study, trial: FrozenTrial, *, is_interrupted: bool = False) -> None:
@@ -229,15 +218,47 @@ def work(
     study again, also when it was stopped and restarted between trials.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = load_study(spec)
+    study, current = load_study(spec), list[int]()
+    try:
+        while num_done(study) < spec.trials:
+            if num_taken(study) < spec.trials:
+                study.sampler = _sampler(spec, study, index)
+                _work_on_one(study, objective, current)
+                continue
+            if not reclaim(study):
+                while_waiting(study.get_trials(deepcopy=False))
+                time.sleep(WAIT_S)
+            if not has_parent():
+                return
+    except BaseException as error:
+        if not is_interruption(error):
+            raise
+        _leave(spec, current)
+        raise KeyboardInterrupt from error
+    finally:
+        close_study(study)
 
-    current: list[int] = []
+
+def _sampler(spec: StudySpec, study: optuna.Study, index: int) -> optuna.samplers.BaseSampler:
+    """Of the next trial, for the worker of that index."""
+    numbers = [spec.seed, len(study.get_trials(deepcopy=False)), index]
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    with experimental_is_fine():
+        # The liar keeps workers off points that others are at.
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+
+
+def _work_on_one(study: optuna.Study, objective: Objective, current: list[int]) -> None:
+    """Do one trial, whose number stands in `current` as long as it is not finished.
+
+    A trial that somebody took for a dead worker's is being tried again already: it is left.
+    """
     raised: list[Exception] = []
 
     def signed(trial: optuna.Trial) -> float:
         current[:] = [trial.number]
         note_seen(trial)
-        trial.set_user_attr("worker", this_worker())
+        trial.set_user_attr("worker", this_process())
         try:
             value = objective(trial)
         except UpdateFinishedTrialError:
@@ -249,39 +270,13 @@ def work(
             raise UpdateFinishedTrialError(f"trial {trial.number} was failed by somebody else")
         return value
 
-    def lost_to_another(error: Exception) -> bool:
-        """Whether somebody took this worker for dead, and its trial is being tried again already."""
-        states = {t.number: t.state for t in study.get_trials(deepcopy=False)}
-        return error not in raised and any(states[number] == TrialState.FAIL for number in current)
-
     try:
-        while num_done(study) < spec.trials:
-            if num_taken(study) >= spec.trials:
-                if not reclaim(study):
-                    while_waiting(study.get_trials(deepcopy=False))
-                    time.sleep(WAIT_S)
-                if not has_parent():
-                    return
-                continue
-            number = len(study.get_trials(deepcopy=False))
-            with experimental_is_fine():
-                # The liar keeps workers off points that others are at.
-                study.sampler = optuna.samplers.TPESampler(
-                    seed=_mix(spec.seed, number, index), multivariate=True, constant_liar=True
-                )
-            try:
-                study.optimize(signed, n_trials=1)
-            except (ValueError, UpdateFinishedTrialError) as error:
-                if not lost_to_another(error):
-                    raise
-            current.clear()
-    except BaseException as error:
-        if not is_interruption(error):
+        study.optimize(signed, n_trials=1)
+    except (ValueError, UpdateFinishedTrialError) as error:
+        states = {t.number: t.state for t in study.get_trials(deepcopy=False)}
+        if error in raised or not any(states[number] == TrialState.FAIL for number in current):
             raise
-        _leave(spec, current)
-        raise KeyboardInterrupt from error
-    finally:
-        close_study(study)
+    current.clear()
 
 
 def is_interruption(error: BaseException | None) -> bool:
@@ -301,72 +296,3 @@ def _leave(spec: StudySpec, numbers: Sequence[int]) -> None:
                 study.tell(trial.number, state=TrialState.FAIL)
             enqueue_again(study, trial, is_interrupted=True)
     close_study(study)
-
-
-def process_context() -> "SpawnContext | ForkServerContext":
-    """How worker processes are started: forked, on Linux, from one that has imported what they need.
-
-    That spares each the seconds of importing torch, and its memory. The server forks before any of them
-    uses a thread or a GPU.
-    """
-    if sys.platform != "linux":
-        return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["tune.study.worker", "torch._dynamo"])
-    return context
-
-
-def run_workers(
-    study: optuna.Study, spec: StudySpec, target: Callable[..., None], args: tuple[Any, ...], jobs: int
-) -> Iterator[list[FrozenTrial]]:
-    """Run `target(*args, index)` in `jobs` processes until the study is done; yields its trials
-    as it goes.
-
-    A worker that dies is replaced and its trial enqueued again. Raises ValueError when workers die one
-    after the other without finishing anything. Closing the generator ends the workers.
-    """
-    context = process_context()
-    workers: dict[int, BaseProcess] = {}
-    started, deaths, done_at_death = 0, 0, -1
-
-    def start() -> None:
-        nonlocal started
-        process = context.Process(target=target, args=(*args, started), daemon=True)
-        process.start()
-        workers[started] = process
-        started += 1
-
-    try:
-        for _ in range(jobs):
-            start()
-        while workers:
-            time.sleep(0.3)
-            for index, process in list(workers.items()):
-                if process.is_alive():
-                    continue
-                del workers[index]
-                if process.exitcode == 0:
-                    continue
-                deaths = 1 if num_done(study) > done_at_death else deaths + 1
-                done_at_death = num_done(study)
-                if deaths > 2 + jobs:
-                    if (process.exitcode or 0) < 0:
-                        raise ValueError(f"workers keep dying: the last one {KILLED}")
-                    raise ValueError(
-                        f"workers keep dying (exit code {process.exitcode}); see their messages above"
-                    )
-                reclaim(study)
-                start()
-            yield study.get_trials(deepcopy=False)
-    finally:
-        for process in workers.values():
-            process.terminate()
-        for process in workers.values():
-            process.join(10)
-            process.kill()
-
-
-def _mix(*numbers: int) -> int:
-    import numpy as np
-
-    return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])

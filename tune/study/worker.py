@@ -18,12 +18,8 @@ from seqmodel.runs.writer import resolve_device
 from seqmodel.training.loop import Epoch, Fitted, best_of, predict_logits
 from seqmodel.training.task import Question, load_sides, put_question
 from tune.config import TuneArgs
-from tune.search_space import (
-    MANY_CLIPS,
-    Choice,
+from tune.objective import (
     Fold,
-    Space,
-    choice_of,
     make_folds,
     objective,
     only_streams,
@@ -31,6 +27,7 @@ from tune.search_space import (
     train_choice,
     untrained_head,
 )
+from tune.search_space import MANY_CLIPS, Choice, Space, choice_of
 from tune.study.checkpoints import keep_checkpoint, load_checkpoint
 from tune.study.liveness import end_with_parent, has_parent
 from tune.study.storage import lost_is_one_line
@@ -59,8 +56,7 @@ def set_up(args: TuneArgs, question: Question | None = None) -> Bench:
     question = question or put_question(
         args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
     )
-    sides = load_sides(question)
-    train, val = (with_baseline(side, args.baseline, question.store) for side in sides)
+    train, val = (with_baseline(side, args.baseline, question.store) for side in load_sides(question))
     fixed, many = args.inputs is not None, len(train) >= MANY_CLIPS
     space = Space(question.labelling.task, tuple(train.x), fixed, args.epochs, many)
     folds = whole = make_folds(train, val, 0, args.seed)
@@ -124,7 +120,7 @@ def kept_or_refitted(bench: Bench, trial: FrozenTrial) -> tuple[LstmHead, Fitted
     head = untrained_head(choice, bench.whole, bench.space.task, bench.question.num_classes, seed)
     epochs = load_checkpoint(trial, head, bench.args.out)
     if not epochs:
-        return refit(bench, choice, seed)
+        return _fitted(bench, bench.whole, choice, seed)
     head.to(bench.device)
     logits = predict_logits(head, only_streams(bench.whole.val, tuple(head.dims)), device=bench.device)
     history = tuple(Epoch(val_logits=logits, **epoch) for epoch in epochs)
@@ -137,11 +133,11 @@ def _as_numbers(history: Sequence[Epoch]) -> list[dict[str, Any]]:
     return [{name: getattr(epoch, name) for name in names} for epoch in history]
 
 
-def refit(bench: Bench, choice: Choice, seed: int) -> tuple[LstmHead, Fitted]:
-    """The chosen head on the training split, judged by validation, under a seed."""
+def _fitted(bench: Bench, fold: Fold, choice: Choice, seed: int) -> tuple[LstmHead, Fitted]:
+    """The chosen head on a fold under a seed."""
     return train_choice(
         choice,
-        bench.whole,
+        fold,
         task=bench.space.task,
         num_classes=bench.question.num_classes,
         metric=bench.args.metric,
@@ -187,16 +183,5 @@ def score_seed(choice: Choice, seed: int) -> float:
 
 def seed_score(bench: Bench, choice: Choice, seed: int) -> float:
     """Validation score (mean over folds) of a choice under a seed."""
-    scores = []
-    for fold in bench.folds:
-        _, fitted = train_choice(
-            choice,
-            fold,
-            task=bench.space.task,
-            num_classes=bench.question.num_classes,
-            metric=bench.args.metric,
-            seed=seed,
-            device=bench.device,
-        )
-        scores.append(fitted.best.val_score)
+    scores = [_fitted(bench, fold, choice, seed)[1].best.val_score for fold in bench.folds]
     return sum(scores) / len(scores)

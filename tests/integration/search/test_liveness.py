@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
+from features.files import here, is_alive, is_here, this_process
 from features.store.location import place_of
-from features.store.lock import here, is_here, planner_lock
+from features.store.lock import planner_lock
 from seqmodel.config import LabelArgs
 from tests.support.toy_sequences import write_toy_store
-from tune import run
+from tune import finalists
 from tune.config import TuneArgs
-from tune.study.liveness import is_alive, this_worker
 from tune.study.study import StudySpec, load_study
 
 IN_A_CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]
@@ -30,9 +30,9 @@ PLAN = """
 import json, sys, time
 from features.store.lock import planner_lock
 from features.store.location import place_of
-from tune.study.liveness import this_worker
+from features.files import this_process
 with planner_lock(place_of(sys.argv[1])):
-    print(json.dumps(this_worker()), flush=True)
+    print(json.dumps(this_process()), flush=True)
     time.sleep(600)
 """
 
@@ -57,7 +57,7 @@ def args_for(folder: Path, **changes: Any) -> TuneArgs:
 
 
 def test_a_process_is_here_where_host_and_namespace_are_ours() -> None:
-    assert is_here(this_worker())
+    assert is_here(this_process())
     assert not is_here(here() | {"host": "elsewhere"})
     assert not is_here(here() | {"namespace": "another"})
 
@@ -85,8 +85,8 @@ def test_a_living_process_of_another_container_of_one_host_name_is_not_taken_for
 
 def hold_pool(args: TuneArgs, told: Connection) -> None:
     """Say who refits, and wait to be killed."""
-    with run.refitting(args) as pool:
-        told.send(pool.submit(this_worker).result())
+    with finalists.refitting(args) as pool:
+        told.send(pool.submit(this_process).result())
         time.sleep(600)
 
 
@@ -112,8 +112,8 @@ def test_processes_that_refit_end_when_the_search_is_killed(tmp_path: Path) -> N
 
 def test_a_process_killed_while_it_refits_is_one_clear_line(tmp_path: Path) -> None:
     def refit() -> None:
-        with run.refitting(args_for(tmp_path)) as pool:
-            worker = pool.submit(this_worker).result()
+        with finalists.refitting(args_for(tmp_path)) as pool:
+            worker = pool.submit(this_process).result()
             pool.submit(os.kill, worker["pid"], signal.SIGKILL).result()
 
     with pytest.raises(

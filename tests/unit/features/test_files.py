@@ -1,10 +1,18 @@
-"""Files are there whole or not at all."""
+"""Files are there whole or not at all, and of a process others know whether it still runs."""
 
+import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from features.files import atomic_write, cache_dir
+from features.files import atomic_write, cache_dir, is_alive, this_process
+
+SIGNED = "import json; from features.files import this_process; print(json.dumps(this_process()), flush=True)"
 
 
 def test_a_file_appears_whole_and_an_error_leaves_the_old_one(tmp_path: Path) -> None:
@@ -36,3 +44,45 @@ def test_the_cache_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.Monke
     assert cache_dir() == tmp_path
     monkeypatch.delenv("BRAINBUDDY_CACHE")
     assert cache_dir().name == "brainbuddy"
+
+
+def test_this_process_is_alive_and_another_of_its_number_is_not() -> None:
+    own = this_process()
+    assert is_alive(own)
+    assert not is_alive(own | {"started": own["started"] - 10})
+    assert not is_alive(own | {"pid": 2**22 + 1})
+
+
+def test_a_process_that_has_ended_is_dead_before_and_after_its_parent_asks() -> None:
+    """In between it is a zombie, which still has its number."""
+    with subprocess.Popen([sys.executable, "-c", f"{SIGNED}; input()"], stdin=-1, stdout=-1) as child:
+        assert child.stdout is not None
+        process = json.loads(child.stdout.readline())
+        assert is_alive(process)
+        child.kill()
+        deadline = time.monotonic() + 60
+        while is_alive(process) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not is_alive(process)
+        assert os.name != "posix" or psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE
+    assert not is_alive(process)
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="elsewhere a process's start does not move with the clock")
+def test_a_process_is_the_same_after_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux counts from the start of the machine, whose time is what moves."""
+    own, boot_time = this_process(), psutil._psplatform.boot_time
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot_time() + 3600)
+    assert abs(psutil.Process().create_time() - time.time() - 3600) < 600
+    assert is_alive(own)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="/proc and signals")
+def test_a_process_that_may_not_be_seen_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another user, where /proc is mounted with hidepid."""
+
+    def refused(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refused)
+    assert is_alive(this_process() | {"pid": 2**22 + 1})

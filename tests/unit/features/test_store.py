@@ -17,13 +17,14 @@ import zarr
 
 from extract import run
 from extract.__main__ import main as extract
+from features.files import this_process
 from features.labels import make_labelling
 from features.maintenance.relabel import relabel
 from features.maintenance.verify import verify_store
 from features.manifest import Clip
 from features.recipe import EncoderId
-from features.store import location, lock, planner
-from features.store.location import place_of, sweep
+from features.store import erasure, location, lock, planner
+from features.store.location import existing_group, place_of, sweep
 from features.store.lock import planner_lock
 from features.store.packed import packed_folders
 from features.store.store import FeatureStore, delete, plan
@@ -584,7 +585,7 @@ def test_deleting_waits_for_a_planner_and_sees_what_it_appended(tmp_path: Path) 
         thread = threading.Thread(target=lambda: deleted.append(delete(path, "p1")))
         thread.start()
         time.sleep(0.3)
-        group = planner.open_for_planning(place)
+        group = existing_group(place, read_only=False)
         planner.write_rows(group, place, clips_of(8), WITH_GEOMETRY, has_crops=False, listing="whole")
     thread.join()
     assert deleted == [2]
@@ -648,13 +649,13 @@ def test_a_copy_packed_while_a_person_is_being_deleted_goes_too(
 ) -> None:
     path = tmp_path / "s.zarr"
     write_store(path, 8)
-    clear = planner.clear_rows
+    clear = erasure.clear_rows
 
     def pack_first(*arguments: Any) -> None:
         FeatureStore.open(path).pack()
         clear(*arguments)
 
-    monkeypatch.setattr(planner, "clear_rows", pack_first)
+    monkeypatch.setattr(erasure, "clear_rows", pack_first)
     delete(path, "p1")
     person = row_values(1)["embeddings"].tobytes()[:8]
     assert not any(person in content for content in files_of(path).values())
@@ -673,7 +674,7 @@ def test_a_deletion_of_a_person_that_was_cut_short_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After each of its writes."""
-    rewrite, kills = planner._rewrite, 0
+    rewrite, kills = erasure._rewrite, 0
     while True:
         path, left = tmp_path / f"{kills}.zarr", [kills]
 
@@ -684,7 +685,7 @@ def test_a_deletion_of_a_person_that_was_cut_short_can_be_repeated(
             rewrite(*arguments)
 
         plan(path, clips_of(4), RECIPE, numerics={})
-        monkeypatch.setattr(planner, "_rewrite", die_later)
+        monkeypatch.setattr(erasure, "_rewrite", die_later)
         try:
             delete(path, "p1")
         except KeyboardInterrupt:
@@ -695,6 +696,26 @@ def test_a_deletion_of_a_person_that_was_cut_short_can_be_repeated(
         assert not any(b"p1" in content for content in files_of(path).values())
         kills += 1
     assert kills > 10
+
+
+def test_a_plan_cut_short_between_a_new_labels_names_and_its_codes_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.zarr"
+    plan(path, clips_of(4), RECIPE, numerics={})
+    more = [replace(clip, labels=clip.labels | {"mood": "good"}) for clip in clips_of(4)]
+    write = planner.write_column
+
+    def die_at_the_codes(group: zarr.Group, name: str, values: np.ndarray) -> None:
+        if name == "labels/mood":
+            raise KeyboardInterrupt
+        write(group, name, values)
+
+    monkeypatch.setattr(planner, "write_column", die_at_the_codes)
+    with pytest.raises(KeyboardInterrupt):
+        plan(path, more, RECIPE, numerics={})
+    monkeypatch.undo()
+    assert plan(path, more, RECIPE, numerics={}).table().labels["mood"].tolist() == [0] * 4
 
 
 def test_a_deletion_of_the_store_that_was_cut_short_can_be_repeated(
@@ -915,12 +936,12 @@ def test_one_planner_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     done = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
-    holder = lock.here() | {"pid": int(done.stdout), "started": "", "time": time.time()}
+    holder = this_process() | {"pid": int(done.stdout), "time": time.time()}
     (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
     with planner_lock(place, wait_s=0.2):
         pass
     # The same number again, another process: its start tells.
-    holder |= {"pid": os.getpid(), "started": "1"}
+    holder |= {"pid": os.getpid(), "started": 1.0}
     (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
     with planner_lock(place, wait_s=0.2):
         pass

@@ -24,7 +24,7 @@ from seqmodel.training.loop import (
     make_optimizer,
     predict_logits,
 )
-from tune.search_space import join
+from tune.objective import join
 
 HEAD = HeadConfig(hidden=8, projection=8, dropout=0.2)
 QUICK = TrainConfig(epochs=4, batch_size=16, lr=5e-3)

@@ -12,11 +12,13 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from features.files import is_alive, this_process
 from tests.support.killed_worker import require_retry
 from tune.config import SEED_ROLE
 from tune.study import liveness
 from tune.study.storage import MAX_RETRIES, experimental_is_fine
-from tune.study.study import StudySpec, create_study, load_study, num_done, reclaim, run_workers, work
+from tune.study.study import StudySpec, create_study, load_study, num_done, reclaim, work
+from tune.study.worker_pool import run_workers
 
 POINTS = ({"a": 0.5}, {"a": 0.25}, {"a": -0.5})
 FACTS = {"metric": "auroc"}
@@ -159,7 +161,7 @@ def test_a_restarted_search_reclaims_the_trials_of_dead_workers_alone(
     spec = spec_at(tmp_path / "study.log")
     study = create_study(spec, [{"a": 0.25}], {})
     dead, mine, foreign, silent = study.ask(), study.ask(), study.ask(), study.ask()
-    here, now = liveness.this_worker(), time.time()
+    here, now = this_process(), time.time()
     elsewhere = here | other | {"pid": 2**22 + 1}
     for trial, worker, seen in (
         (dead, here | {"pid": 2**22 + 1}, now),
@@ -184,7 +186,7 @@ def test_a_dead_workers_trial_does_not_count_as_done(tmp_path: Path) -> None:
     study = create_study(spec, [{"a": 0.25}], {})
     dead = study.ask()
     dead.suggest_float("a", -1, 1)
-    dead.set_user_attr("worker", liveness.this_worker() | {"pid": 2**22 + 1})
+    dead.set_user_attr("worker", this_process() | {"pid": 2**22 + 1})
     work(spec, lambda trial: trial.suggest_float("a", -1, 1))
     assert num_done(study) == 2
     assert 0.25 in [t.params["a"] for t in study.get_trials(states=(TrialState.COMPLETE,))]
@@ -214,9 +216,9 @@ def test_a_worker_that_was_taken_for_dead_goes_on_with_the_next_trial(tmp_path: 
 
 
 def test_a_process_number_that_came_round_again_is_not_the_same_worker() -> None:
-    worker = liveness.this_worker()
-    assert liveness.is_alive(worker)
-    assert not liveness.is_alive(worker | {"started": "1"})
+    worker = this_process()
+    assert is_alive(worker)
+    assert not is_alive(worker | {"started": 1.0})
 
 
 def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trial(tmp_path: Path) -> None:
@@ -284,7 +286,7 @@ def test_a_point_whose_worker_was_killed_before_it_took_all_is_tried_again_whole
         trial = study.ask()
         for name in taken:
             assert trial.suggest_float(name, -1, 1) == point[name]
-        trial.set_user_attr("worker", liveness.this_worker() | {"pid": 2**22 + 1})
+        trial.set_user_attr("worker", this_process() | {"pid": 2**22 + 1})
         assert reclaim(study) == [trial.number]
     assert [t.system_attrs["fixed_params"] for t in study.trials] == [point] * (MAX_RETRIES + 1)
 

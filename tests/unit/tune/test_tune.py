@@ -31,18 +31,16 @@ from seqmodel.runs.training_stats import read_reference
 from tests.support.crop_store import write_crop_store
 from tests.support.small_store import write_store
 from tests.support.toy_sequences import write_toy_store
-from tune import run
+from tune import finalists, run
 from tune.__main__ import main
 from tune.config import SEED_ROLE, TuneArgs
+from tune.objective import Fold, make_folds, scored_folds
 from tune.run import tune
 from tune.search_space import (
-    Fold,
     Space,
     choice_of,
     is_seed,
-    make_folds,
     may_prune,
-    scored_folds,
     seed_point,
     space_hash,
     starting_points,
@@ -458,7 +456,7 @@ def test_fine_tuning_takes_the_best_head_that_reads_embeddings(tmp_path: Path) -
     read = {
         finetune: [
             f.trial.params["inputs"]
-            for f in run.choose(dataclasses.replace(args, finetune=finetune, reseed=2), study, bench)
+            for f in finalists.choose(dataclasses.replace(args, finetune=finetune, reseed=2), study, bench)
         ]
         for finetune in (False, True)
     }
@@ -566,16 +564,16 @@ def test_pictures_leave_matplotlib_as_it_was(tmp_path: Path, span: tuple[float, 
     assert not plt.get_fignums()
 
 
-def finalist(number: int, *scores: float) -> run.Finalist:
-    return run.Finalist(optuna.trial.create_trial(value=0.99), scores)
+def finalist(number: int, *scores: float) -> finalists.Finalist:
+    return finalists.Finalist(optuna.trial.create_trial(value=0.99), scores)
 
 
 def test_doubts_about_the_winner_are_said() -> None:
     clear = [finalist(0, 0.90, 0.91), finalist(1, 0.70, 0.71)]
-    assert not run.judge(clear, {"majority": 0.5}, "auroc")
-    (note,) = run.judge(clear, {"logistic_embeddings": 0.95}, "auroc")
+    assert not finalists.judge(clear, {"majority": 0.5}, "auroc")
+    (note,) = finalists.judge(clear, {"logistic_embeddings": 0.95}, "auroc")
     assert "does not beat the baseline logistic_embeddings: auroc 0.9050 against 0.9500" in note
-    (note,) = run.judge([finalist(0, 0.90, 0.80), finalist(1, 0.84, 0.84)], {}, "auroc")
+    (note,) = finalists.judge([finalist(0, 0.90, 0.80), finalist(1, 0.84, 0.84)], {}, "auroc")
     assert "differ by 0.0100 in auroc, less than their spread over seeds (0.0707)" in note
 
 
@@ -595,7 +593,7 @@ def test_the_seeds_settings_are_judged_with_the_best(
         study.add_trial(
             optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=value)
         )
-    found = run.choose(args, study, bench)
+    found = finalists.choose(args, study, bench)
     assert {f.trial.number for f in found} == {0, 3, 4, 5}
     assert found[0].mean >= next(f.mean for f in found if f.trial.number == 0)
     assert {len(f.scores) for f in found} == {2}
@@ -611,7 +609,7 @@ def test_copies_of_a_trial_are_no_rivals(searched: tuple[Path, dict[str, Any]], 
         study.add_trial(
             optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=t.value)
         )
-    assert sorted(f.trial.number for f in run.choose(args, study, bench)) == [0, 1, 2]
+    assert sorted(f.trial.number for f in finalists.choose(args, study, bench)) == [0, 1, 2]
 
 
 def test_with_folds_the_baselines_are_judged_on_the_same_folds(store: Path, tmp_path: Path) -> None:
@@ -720,7 +718,7 @@ def test_leaving_the_refits_early_waits_for_nothing(store: Path, tmp_path: Path)
     futures: list[Any] = []
 
     def interrupted() -> None:
-        with run.refitting(args_for(store, tmp_path / "x", jobs=2)) as pool:
+        with finalists.refitting(args_for(store, tmp_path / "x", jobs=2)) as pool:
             futures.extend(pool.submit(time.sleep, 600) for _ in range(4))
             while not futures[0].running():
                 time.sleep(0.05)

@@ -1,0 +1,143 @@
+"""The best trials of a search, trained again under fresh seeds, and what to know of the winner."""
+
+import statistics
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import active_children
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from features.cli import progress, say
+from features.cpu import usable_cores
+from tune.config import TuneArgs
+from tune.search_space import choice_of, is_seed
+from tune.study.worker import (
+    Bench,
+    score_seed,
+    seed_score,
+    start_refitting,
+)
+from tune.study.worker_pool import KILLED, process_context
+
+FINALISTS = 3
+"""Trials that are trained again under fresh seeds, beside the seed project's settings."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A trial with its scores under fresh seeds.
+
+    Its score in the search is left out of their mean: it is the best of many tries, and so too good.
+    """
+
+    trial: FrozenTrial
+    scores: tuple[float, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        """Mean over fresh seeds; without any, the search's own score."""
+        return statistics.fmean(self.scores) if self.scores else float(self.trial.value or 0.0)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over fresh seeds; 0 with fewer than two."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
+
+
+def choose(args: TuneArgs, study: optuna.Study, bench: Bench) -> list[Finalist]:
+    """The best trials and the seed project's, each under fresh seeds, best mean first; with --finetune those
+    that read embeddings.
+
+    Raises ValueError when no trial came to its end.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        raise ValueError(f"no trial of study {study.study_name!r} came to its end; raise --trials")
+    ranked = _best_first(complete)
+    if args.finetune:
+        with_encoder = [t for t in ranked if choice_of(t.params, bench.space).inputs != "geometry"]
+        if with_encoder and with_encoder[0] is not ranked[0]:
+            say(
+                f"trial {ranked[0].number} ({ranked[0].value:.4f}) reads geometry alone; --finetune takes "
+                "the best that reads embeddings"
+            )
+        ranked = with_encoder or ranked
+    if args.reseed < 2:
+        return [Finalist(ranked[0])]
+    best = ranked[:FINALISTS]
+    # So that the outcome is never below those settings, whatever the seeds say.
+    best += [t for t in ranked[FINALISTS:] if is_seed(t.params, bench.space)][:1]
+    tasks = [
+        (place, choice_of(trial.params, bench.space), args.seed + 1 + extra)
+        for place, trial in enumerate(best)
+        for extra in range(args.reseed)
+    ]
+    scores: dict[int, list[float]] = {place: [] for place in range(len(best))}
+    with progress("fits") as bar:
+        row = bar.add_task("other seeds", total=len(tasks))
+        if args.jobs <= 1:
+            for place, choice, seed in tasks:
+                scores[place].append(seed_score(bench, choice, seed))
+                bar.advance(row)
+        else:
+            with refitting(args) as pool:
+                futures = [(place, pool.submit(score_seed, choice, seed)) for place, choice, seed in tasks]
+                for place, future in futures:
+                    scores[place].append(future.result())
+                    bar.advance(row)
+    finalists = [Finalist(trial, tuple(scores[place])) for place, trial in enumerate(best)]
+    return sorted(finalists, key=lambda finalist: -finalist.mean)
+
+
+def _best_first(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Of equal scores the lower validation loss, then the earlier trial; of copies, no rivals, one alone."""
+    ranked = sorted(trials, key=lambda t: (-(t.value or 0.0), t.user_attrs.get("val_loss", 0.0), t.number))
+    found: dict[tuple[Any, ...], FrozenTrial] = {}
+    for trial in ranked:
+        found.setdefault(tuple(sorted(trial.params.items())), trial)
+    return list(found.values())
+
+
+@contextmanager
+def refitting(args: TuneArgs) -> Iterator[ProcessPoolExecutor]:
+    """Processes that fit heads. When it is left early, by Ctrl-C say, nobody waits for what was queued.
+
+    Raises ValueError when one of them is killed.
+    """
+    threads = max(1, usable_cores() // args.jobs)
+    pool = ProcessPoolExecutor(
+        args.jobs, process_context(), initializer=start_refitting, initargs=(args, threads)
+    )
+    try:
+        yield pool
+    except BaseException as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in active_children():
+            process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise ValueError(f"fresh seeds: a process {KILLED}") from error
+        raise
+    pool.shutdown()
+
+
+def judge(finalists: list[Finalist], baselines: dict[str, float], metric: str) -> list[str]:
+    """What the user should know before believing in the winner."""
+    winner = finalists[0]
+    notes = [
+        f"the best head does not beat the baseline {name}: {metric} {winner.mean:.4f} against {value:.4f}"
+        for name, value in baselines.items()
+        if value >= winner.mean
+    ]
+    if len(finalists) > 1:
+        gap, spread = winner.mean - finalists[1].mean, max(f.spread for f in finalists[:2])
+        if gap < spread:
+            notes.append(
+                f"the best two trials differ by {gap:.4f} in {metric}, less than their spread over seeds "
+                f"({spread:.4f}): which of them won is luck"
+            )
+    return notes

@@ -1,0 +1,209 @@
+"""What one trial is worth: the folds it is judged on, its head trained on each, and its score."""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+
+from features.datasets import RowView, Samples, sample_groups, streams_of, subset
+from features.labels import Task
+from features.splits import grouped_folds
+from seqmodel.config import Metric
+from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs, stream_statistics
+from seqmodel.runs.writer import count_parameters
+from seqmodel.training.loop import Epoch, Fitted, fit, fit_best
+from tune.search_space import Choice, Space, may_prune, suggest
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Clips to learn from and to judge by, with the statistics of the former."""
+
+    train: Samples
+    val: Samples
+    statistics: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+Train = Callable[[Fold, Callable[[Epoch], None]], tuple[LstmHead, Fitted]]
+"""A head of a fold, with what to do after each epoch."""
+Note = Callable[[list[float], int], None]
+"""Put the scores of epochs or folds, and the epochs that were run, on record."""
+
+
+def make_folds(train: Samples, val: Samples, num_folds: int, seed: int) -> list[Fold]:
+    """The one fold of train and validation, or `num_folds` of people over both together."""
+    if num_folds < 2:
+        return [_fold(train, val)]
+    both = join(train, val)
+    parts = grouped_folds(both.labels, sample_groups(both), num_folds, seed)
+    return [_fold(subset(both, learned), subset(both, held)) for learned, held in parts]
+
+
+def _fold(train: Samples, val: Samples) -> Fold:
+    return Fold(train, val, stream_statistics(train, tuple(train.x)))
+
+
+def scored_folds(folds: list[Fold]) -> list[Fold]:
+    """The folds that trials, fresh seeds and baselines are scored by: with two classes to learn from, and two
+    held out."""
+
+    return [fold for fold in folds if all(len(np.unique(side.labels)) > 1 for side in (fold.train, fold.val))]
+
+
+def join(first: Samples, second: Samples) -> Samples:
+    """The clips of both; memory maps stay maps."""
+
+    def joined(a: Any, b: Any) -> Any:
+        if isinstance(a, RowView) and isinstance(b, RowView):
+            return RowView(a.base, np.concatenate([a.rows, b.rows]))
+        return np.concatenate([np.asarray(a), np.asarray(b)])
+
+    return Samples(
+        x={name: joined(first.x[name], second.x[name]) for name in first.x},
+        valid={name: joined(first.valid[name], second.valid[name]) for name in first.valid},
+        labels=np.concatenate([first.labels, second.labels]),
+        clip_ids=np.concatenate([first.clip_ids, second.clip_ids]),
+        subjects=np.concatenate([first.subjects, second.subjects]),
+        rows=np.concatenate([first.rows, second.rows]),
+    )
+
+
+def untrained_head(choice: Choice, fold: Fold, task: Task, num_classes: int, seed: int) -> LstmHead:
+    """The chosen head with a fold's statistics and the weights that its training begins with."""
+    dims: dict[str, int] = {name: fold.train.x[name].shape[-1] for name in streams_of(choice.inputs)}
+    head = build_head(choice.head, dims, num_outputs(task, num_classes), seed=seed)
+    head.put_statistics(fold.statistics)
+    return head
+
+
+def train_choice(
+    choice: Choice,
+    fold: Fold,
+    *,
+    task: Task,
+    num_classes: int,
+    metric: Metric,
+    seed: int,
+    device: str,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> tuple[LstmHead, Fitted]:
+    """One head as chosen, fitted on a fold."""
+    head = untrained_head(choice, fold, task, num_classes, seed)
+    train, val = (only_streams(side, tuple(head.dims)) for side in (fold.train, fold.val))
+    epochs = fit(
+        head,
+        train,
+        val,
+        choice.train,
+        task=task,
+        num_classes=num_classes,
+        seed=seed,
+        device=device,
+        metric=metric,
+    )
+    return head, fit_best(head, epochs, choice.train.patience, on_epoch=on_epoch)
+
+
+def only_streams(samples: Samples, streams: tuple[str, ...]) -> Samples:
+    """The same clips with these streams alone."""
+    return dataclasses.replace(
+        samples,
+        x={name: samples.x[name] for name in streams},
+        valid={name: samples.valid[name] for name in streams},
+    )
+
+
+def objective(
+    trial: optuna.Trial,
+    folds: list[Fold],
+    space: Space,
+    *,
+    num_classes: int,
+    metric: Metric,
+    seed: int,
+    device: str,
+    on_head: Callable[[LstmHead, Fitted, float], None] | None = None,
+    is_alive: Callable[[], bool] = lambda: True,
+) -> float:
+    """The trial's best validation score (mean over folds); reports every epoch (or fold) to the pruner.
+
+    The points that every study begins with come to their end in any case. Raises optuna.TrialPruned when it
+    falls behind, KeyboardInterrupt when `is_alive` says that nobody waits for the answer any more.
+    """
+    choice = suggest(trial, space)
+    prunable, note = may_prune(trial, space, len(folds)), functools.partial(_note, trial, time.perf_counter())
+
+    def train(fold: Fold, on_epoch: Callable[[Epoch], None]) -> tuple[LstmHead, Fitted]:
+        def on_epoch_while_alive(epoch: Epoch) -> None:
+            if not is_alive():
+                raise KeyboardInterrupt
+            on_epoch(epoch)
+
+        return train_choice(
+            choice,
+            fold,
+            task=space.task,
+            num_classes=num_classes,
+            metric=metric,
+            seed=seed,
+            device=device,
+            on_epoch=on_epoch_while_alive,
+        )
+
+    head, fitted, value = (_by_epoch if len(folds) == 1 else _by_fold)(trial, folds, train, note, prunable)
+    trial.set_user_attr("parameters", count_parameters(head))
+    trial.set_user_attr("val_loss", round(fitted.best.val_loss, 5))
+    if on_head is not None:
+        on_head(head, fitted, value)
+    return value
+
+
+def _note(trial: optuna.Trial, started: float, curve: list[float], epochs: int) -> None:
+    trial.set_user_attr("epochs", epochs)
+    trial.set_user_attr("seconds", round(time.perf_counter() - started, 2))
+    trial.set_user_attr("val_curve", [round(score, 5) for score in curve])
+
+
+def _by_epoch(
+    trial: optuna.Trial, folds: list[Fold], train: Train, note: Note, prunable: bool
+) -> tuple[LstmHead, Fitted, float]:
+    """The head of the one fold, and its best epoch's score: the pruner is told the best so far."""
+    curve: list[float] = []
+
+    def report(epoch: Epoch) -> None:
+        curve.append(epoch.val_score)
+        trial.report(max(-math.inf, *curve), epoch.index + 1)
+        # Asked in any case: successive halving compares a trial with those that asked before it.
+        if trial.should_prune() and prunable:
+            note(curve, len(curve))
+            raise optuna.TrialPruned
+
+    head, fitted = train(folds[0], report)
+    note(curve, len(fitted.history))
+    return head, fitted, fitted.best.val_score
+
+
+def _by_fold(
+    trial: optuna.Trial, folds: list[Fold], train: Train, note: Note, prunable: bool
+) -> tuple[LstmHead, Fitted, float]:
+    """The head of the last fold, and the mean over folds: the pruner is told the score of each."""
+    scores: list[float] = []
+    epochs = 0
+    for index, fold in enumerate(folds):
+        head, fitted = train(fold, lambda epoch: None)
+        scores.append(fitted.best.val_score)
+        epochs += len(fitted.history)
+        trial.report(scores[-1], index)
+        # After the last fold there is nothing left to save.
+        if prunable and index < len(folds) - 1 and trial.should_prune():
+            # It still says what it was worth so far.
+            note(scores, epochs)
+            raise optuna.TrialPruned
+    note(scores, epochs)
+    return head, fitted, float(np.mean(scores))
