@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from features.files import atomic_write, cache_dir
+from features.files import cache_dir
 from features.recipe import EncoderId
 from seqmodel.encoders import depthwise
-from seqmodel.encoders.model_files import encoder_weights, sha256_of
+from seqmodel.encoders.model_files import encoder_weights, sha256_of, write_cached
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What torchvision's weights were trained with, on pixels in 0..1."""
@@ -110,18 +110,15 @@ def build_encoder(name: str, weights: str = "imagenet", seed: int = 0) -> tuple[
     encoder = _architecture(name)
     path = encoder_weights(name, weights)
     state = _read_state(path)
-    if tuned := {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}:
+    tuned = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
+    _load(encoder, tuned or state, where=str(path))
+    if tuned:
         # The weights of a run: the same bytes in another file are the same encoder.
-        _load(encoder, tuned, where=str(path))
         identity = EncoderId(name, f"finetuned:{path.parent.name}", state_sha256(tuned), encoder.dim)
-        _keep_weights(encoder.state_dict(), identity.weights_sha256)
-        return encoder.eval(), identity
-    _load(encoder, state, where=str(path))
-    label = (
-        {"mobilenet_v3_large": "IMAGENET1K_V2"}.get(name, path.name) if weights == "imagenet" else path.name
-    )
-    identity = EncoderId(name, label, sha256_of(path), encoder.dim)
-    if weights != "imagenet":
+    else:
+        named = {"mobilenet_v3_large": "IMAGENET1K_V2"} if weights == "imagenet" else {}
+        identity = EncoderId(name, named.get(name, path.name), sha256_of(path), encoder.dim)
+    if tuned or weights != "imagenet":
         _keep_weights(encoder.state_dict(), identity.weights_sha256)
     return encoder.eval(), identity
 
@@ -295,10 +292,8 @@ def _kept_weights(sha256: str) -> Path:
 
 def _keep_weights(state: Mapping[str, Tensor], sha256: str) -> None:
     """Keep a copy of a user's weights by hash: the recipe names them by hash, and the file may move."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = _kept_weights(sha256)
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial:
-            save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial)
+        write_cached(path, save({name: tensor.contiguous() for name, tensor in state.items()}))
