@@ -17,9 +17,9 @@ from features.store.table import groups_of
 from seqmodel.commands.export import renew_exports
 from seqmodel.config import CalibrateArgs
 from seqmodel.evaluation.context import Asked, ask, count_opening, folder_of
-from seqmodel.metrics.bootstrap import Figure, bootstrap_figures, draw_subjects, paired, with_intervals
+from seqmodel.metrics.bootstrap import draw_subjects, resample
 from seqmodel.metrics.calibration import Calibration, decide, fit_calibration, moved_band, require_threshold
-from seqmodel.metrics.classification import evaluate_predictions, minority_class
+from seqmodel.metrics.classification import minority_class
 from seqmodel.reporting.text import TITLES, short
 from seqmodel.runs.card import Card, load_card, save_calibrators, write_text
 from seqmodel.runs.predict import predict_rows
@@ -174,34 +174,13 @@ def judge_both(
     names, task = card.labelling.names, card.labelling.task
     draws = draw_subjects(people, 1000, seed)
     minority = minority_class(labels, len(names))
-    values, samples = {}, {}
-    for name, calibration in (("before", card.calibration), ("after", fitted)):
-        said = decide(logits, task, calibration)
-        values[name] = evaluate_predictions(labels, said.probabilities, said.label, minority)
-        samples[name] = bootstrap_figures(labels, said.probabilities, said.label, draws, minority)
-    out = {
-        name: {
-            k: _plain(f) for k, f in with_intervals(values[name], samples[name], draws.num_subjects).items()
-        }
-        for name in values
+    said = [decide(logits, task, calibration) for calibration in (card.calibration, fitted)]
+    before, after = (resample(labels, s.probabilities, s.label, draws, minority) for s in said)
+    return {
+        "before": {name: figure.as_json() for name, figure in before.figures().items()},
+        "after": {name: figure.as_json() for name, figure in after.figures().items()},
+        "difference": {name: pair.difference.as_json() for name, pair in after.minus(before).items()},
     }
-    out["difference"] = {
-        k: _plain(
-            paired(
-                values["after"][k],
-                values["before"][k],
-                samples["after"][k],
-                samples["before"][k],
-                draws.num_subjects,
-            ).difference
-        )
-        for k in samples["after"]
-    }
-    return out
-
-
-def _plain(figure: Figure) -> dict[str, float | None]:
-    return {k: v if np.isfinite(v) else None for k, v in vars(figure).items()}
 
 
 def _say(card: Card, fitted: Calibration, judged: dict[str, dict[str, Any]], summary: dict[str, Any]) -> None:

@@ -21,12 +21,10 @@ from seqmodel.metrics.bootstrap import (
     Draws,
     Figure,
     Paired,
-    bootstrap_figures,
     draw_subjects,
-    paired,
-    with_intervals,
+    resample,
 )
-from seqmodel.metrics.classification import evaluate_predictions, minority_class
+from seqmodel.metrics.classification import minority_class
 from seqmodel.reporting.text import TITLES, short
 from seqmodel.runs.card import WEIGHTS, Card, load_card, write_text
 from seqmodel.runs.predict import PREDICTIONS, read_predictions
@@ -113,40 +111,25 @@ def judge_runs(
     labels = np.array([names.index(row["label"]) for row in rows[-1]])
     draws = draw_subjects([row["subject"] for row in rows[-1]], rounds, seed)
     minority = minority_class(labels, len(names))
-    values, samples = [], []
+    unwanted = set() if card.labelling.task == "ordinal" else {"qwk", "mae"} - {metric}
+    sampled = []
     for table in rows:
         p = np.array([[float(row[f"p_{name}"]) for name in names] for row in table])
         # Six written digits do not quite sum to one.
         p /= p.sum(axis=1, keepdims=True)
         said = np.array([names.index(row["decision"]) for row in table])
-        values.append(evaluate_predictions(labels, p, said, minority))
-        samples.append(bootstrap_figures(labels, p, said, draws, minority))
-    unwanted = set() if card.labelling.task == "ordinal" else {"qwk", "mae"} - {metric}
-    found = []
-    for k, run in enumerate(runs):
-        pairs = {
-            name: paired(
-                values[k][name],
-                values[0][name],
-                samples[k][name],
-                samples[0][name],
-                draws.num_subjects,
-                draws.num_people,
-            )
-            for name in samples[k]
-            if k and name not in unwanted
-        }
-        figures = with_intervals(values[k], samples[k], draws.num_subjects)
-        found.append(Compared(run, {n: f for n, f in figures.items() if n not in unwanted}, pairs))
-    return found, draws
+        sampled.append(resample(labels, p, said, draws, minority, unwanted))
+    first = sampled[0]
+    return [
+        Compared(run, each.figures(), {} if each is first else each.minus(first))
+        for run, each in zip(runs, sampled, strict=True)
+    ], draws
 
 
 def gate_passes(pair: Paired) -> bool:
     """No worse: the difference's interval is not wholly below zero and it fell by GATE_MARGIN at most."""
-    value, high = pair.difference.value, pair.difference.high
-    if not math.isfinite(value):
-        return False
-    return value >= -GATE_MARGIN and not (math.isfinite(high) and high < 0)
+    # A difference that is not defined is no pass; an interval that is not defined speaks against nothing.
+    return pair.difference.value >= -GATE_MARGIN and not pair.difference.high < 0
 
 
 def _require_same_question(runs: tuple[Path, ...], cards: list[Card]) -> None:
@@ -177,8 +160,8 @@ def _class_of_label(labelling: Labelling) -> dict[str, str]:
 
 def _in_words(labelling: Labelling) -> str:
     classes = zip(labelling.names, labelling.sources, strict=True)
-    told = ", ".join(f"{name} = {'+'.join(own)}" for name, own in classes)
-    return f"{told} of column {labelling.column!r}"
+    told = (f"{name} = {'+'.join(own)}" for name, own in classes)
+    return f"{', '.join(told)} of column {labelling.column!r}"
 
 
 def _say(found: list[Compared], num_common: int, draws: Draws) -> None:
@@ -218,9 +201,6 @@ def _draw(found: list[Compared], path: Path) -> None:
 def _summary(
     found: list[Compared], num_common: int, draws: Draws, metric: str, passed: bool | None, plot: Path
 ) -> dict[str, Any]:
-    def plain(figure: Figure) -> dict[str, float | None]:
-        return {k: v if math.isfinite(v) else None for k, v in vars(figure).items()}
-
     return {
         "common_clips": num_common,
         "people": draws.num_people if draws.by_subject else None,
@@ -229,9 +209,9 @@ def _summary(
         "runs": [
             {
                 "run": str(item.run),
-                "figures": {name: plain(figure) for name, figure in item.figures.items()},
+                "figures": {name: figure.as_json() for name, figure in item.figures.items()},
                 "against_first": {
-                    name: plain(pair.difference)
+                    name: pair.difference.as_json()
                     | {"p_value": pair.p_value if math.isfinite(pair.p_value) else None}
                     for name, pair in item.against_first.items()
                 },

@@ -3,9 +3,7 @@ printed.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +54,4 @@ def readable(name: str, label_names: Sequence[str]) -> str:
 
 
 def _plain(figures: Mapping[str, Figure], label_names: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    return {
-        readable(name, label_names): {k: v if math.isfinite(v) else None for k, v in asdict(figure).items()}
-        for name, figure in figures.items()
-    }
+    return {readable(name, label_names): figure.as_json() for name, figure in figures.items()}

@@ -8,7 +8,8 @@ second. Two sets of predictions judged with the same draws are compared pair by 
 Shapes: N clips, S subjects, R rounds, C classes. labels and predictions (N,) int64, probabilities (N, C).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from seqmodel.metrics.classification import (
     calibration_bins,
     count_metrics,
     ece_from_sums,
+    evaluate_predictions,
     macro_auroc,
     ranking_metrics,
 )
@@ -67,6 +69,10 @@ class Figure:
     value: float
     low: float
     high: float
+
+    def as_json(self) -> dict[str, float | None]:
+        """Value, low and high by name, None where not defined."""
+        return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
 
 
 def draw_subjects(subjects: Sequence[str] | np.ndarray, rounds: int, seed: int) -> Draws:
@@ -133,17 +139,6 @@ def interval(rounds: np.ndarray, num_subjects: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def with_intervals(
-    values: dict[str, float], rounds: dict[str, np.ndarray], num_subjects: int
-) -> dict[str, Figure]:
-    """Each value beside its interval; a name without rounds (a support) gets none."""
-    missing = np.full(1, np.nan)
-    return {
-        name: Figure(value, *interval(rounds.get(name, missing), num_subjects))
-        for name, value in values.items()
-    }
-
-
 @dataclass(frozen=True)
 class Paired:
     """How far one set of predictions is above another on the same clips."""
@@ -186,6 +181,50 @@ def paired(
     least = 2.0 ** (1 - (num_people or num_subjects))
     p_value = min(1.0, max(2.0 * (min(below, above) + 1) / (len(defined) + 1), least))
     return Paired(Figure(value - other, *interval(difference, num_subjects)), p_value)
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Every figure of one set of predictions, and what it comes to in each round."""
+
+    values: dict[str, float]
+    rounds: dict[str, np.ndarray]
+    """(R,) float64 by name; a support has none."""
+    draws: Draws
+
+    def figures(self) -> dict[str, Figure]:
+        """Each value beside its interval; one without rounds gets none."""
+        missing = np.full(1, np.nan)
+        return {
+            name: Figure(value, *interval(self.rounds.get(name, missing), self.draws.num_subjects))
+            for name, value in self.values.items()
+        }
+
+    def minus(self, other: "Resampled") -> dict[str, Paired]:
+        """How far each figure is above another set's, which was judged with the same draws."""
+        units = self.draws.num_subjects, self.draws.num_people
+        return {
+            name: paired(self.values[name], other.values[name], rounds, other.rounds[name], *units)
+            for name, rounds in self.rounds.items()
+        }
+
+
+def resample(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    predictions: np.ndarray,
+    draws: Draws,
+    minority: int,
+    without: Collection[str] = (),
+) -> Resampled:
+    """Every figure, but those `without`, of one set of predictions, in each round."""
+    values = evaluate_predictions(labels, probabilities, predictions, minority)
+    rounds = bootstrap_figures(labels, probabilities, predictions, draws, minority)
+    return Resampled(
+        {name: value for name, value in values.items() if name not in without},
+        {name: value for name, value in rounds.items() if name not in without},
+        draws,
+    )
 
 
 def _binned(labels: np.ndarray, probabilities: np.ndarray, draws: Draws) -> np.ndarray:

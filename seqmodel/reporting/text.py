@@ -206,27 +206,19 @@ def figure_rows(judgement: Judgement) -> list[dict[str, Any]]:
         if name == "average_precision":
             title = f"{title} {note.format(minority=judgement.label_names[judgement.minority])}"
         cells = [
-            {"figure": _finite(b.figures[name]), "mark": _mark(name, b), "says": _says(name, b)}
+            {"figure": b.figures[name].as_json(), "mark": _mark(name, b), "says": _says(name, b)}
             for b in judgement.beside
         ]
         measured = judgement.measured_figures
         rows.append(
             {
                 "title": title + (" ↓" if name in LOWER_IS_BETTER else ""),
-                "model": _finite(judgement.figures[name]),
+                "model": judgement.figures[name].as_json(),
                 "beside": cells,
-                "measured": _finite(measured[name]) if measured else None,
+                "measured": measured[name].as_json() if measured else None,
             }
         )
     return rows
-
-
-def _finite(figure: Figure) -> dict[str, float | None]:
-    """The figure with None for what is not defined, as templates and JSON want it."""
-    return {
-        key: value if math.isfinite(value) else None
-        for key, value in (("value", figure.value), ("low", figure.low), ("high", figure.high))
-    }
 
 
 def _mark(name: str, beside: Beside) -> str:
