@@ -18,7 +18,7 @@ from seqmodel.commands.export import renew_exports
 from seqmodel.config import CalibrateArgs
 from seqmodel.evaluation.context import Asked, ask, count_opening, folder_of
 from seqmodel.metrics.bootstrap import draw_subjects, resample
-from seqmodel.metrics.calibration import Calibration, decide, fit_calibration, moved_band, require_threshold
+from seqmodel.metrics.calibration import Calibration, decide, refit_calibration, require_threshold
 from seqmodel.metrics.classification import minority_class
 from seqmodel.reporting.text import TITLES, short
 from seqmodel.runs.card import Card, load_card, save_calibrators, write_text
@@ -43,14 +43,14 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
     rows, labels, logits = measured_clips(asked)
     people = groups_of(asked.table, rows)
     fits = deal_people(people, labels, args.share, args.seed)
-    fitted = fit_calibration(
+    fitted = refit_calibration(
+        card.calibration,
         logits[fits],
         labels[fits],
         card.labelling.task,
         goal=args.threshold_for,
         label_names=card.labelling.names,
     )
-    fitted = replace(fitted, abstain=moved_band(card.calibration, fitted, card.labelling.task))
     card = count_opening(asked, card)
     judged = judge_both(card, fitted, logits[~fits], labels[~fits], people[~fits], args.seed)
     worse = judged["difference"]["balanced_accuracy"]

@@ -170,6 +170,20 @@ def fit_calibration(
     return replace(calibration, threshold=choose_threshold(positive, y, goal, label_names))
 
 
+def refit_calibration(
+    old: Calibration,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    task: Task,
+    *,
+    goal: str,
+    label_names: tuple[str, ...],
+) -> Calibration:
+    """What `fit_calibration` gives for these clips, in the place of `old`, whose abstain band moves along."""
+    new = fit_calibration(logits, labels, task, goal=goal, label_names=label_names)
+    return replace(new, abstain=moved_band(old, new, task))
+
+
 def fit_scaling(logits: np.ndarray, labels: np.ndarray, task: Task, *, always: bool = False) -> Calibration:
     """Temperature (and bias for binary and ordinal) that maximise the likelihood of (N,) labels.
 
