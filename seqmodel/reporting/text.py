@@ -221,6 +221,21 @@ def figure_rows(judgement: Judgement) -> list[dict[str, Any]]:
     return rows
 
 
+def class_rows(judgement: Judgement) -> list[dict[str, Any]]:
+    """One row a class of the table of mistakes."""
+    figures = judgement.figures
+    return [
+        {
+            "name": name,
+            "precision": figures[f"precision_{k}"],
+            "recall": figures[f"recall_{k}"],
+            "f1": figures[f"f1_{k}"],
+            "support": int(figures[f"support_{k}"].value),
+        }
+        for k, name in enumerate(judgement.label_names)
+    ]
+
+
 def _mark(name: str, beside: Beside) -> str:
     pair = beside.paired[name]
     if not math.isfinite(pair.difference.low):
