@@ -5,23 +5,22 @@ A model that still ranks well in a new place often says the wrong thing there, b
 people move its probabilities. The network stays as it is.
 """
 
-import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from features.cli import fail, say
+from features.cli import console, fail, say
 from features.store.table import groups_of
 from seqmodel.commands.export import renew_exports
 from seqmodel.config import CalibrateArgs
-from seqmodel.evaluation.context import Asked, ask, count_opening, folder_of
+from seqmodel.evaluation.context import Asked, ask, count_opening, every_labelled, folder_of
 from seqmodel.metrics.bootstrap import draw_subjects, resample
 from seqmodel.metrics.calibration import Calibration, decide, refit_calibration, require_threshold
 from seqmodel.metrics.classification import minority_class
 from seqmodel.reporting.text import TITLES, short
-from seqmodel.runs.card import Card, load_card, save_calibrators, write_text
+from seqmodel.runs.card import Card, load_card, save_calibrators, write_json
 from seqmodel.runs.predict import predict_rows
 from seqmodel.runs.writer import put_calibration
 
@@ -65,12 +64,14 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         "test": judged,
     }
     _say(card, fitted, judged, summary)
+    if kept:
+        _keep(asked, args, card, fitted, summary, people[fits])
+    folder = folder_of(asked)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "calibration.json", summary)
     if not kept:
-        _write(asked, summary)
         fail("the people left out are served worse by the new calibration: the run keeps its own")
         return summary, 1
-    _keep(asked, args, card, fitted, summary, people[fits])
-    _write(asked, summary)
     say(
         f"{args.run} now decides by this calibration; predict and live use it. Run evaluate again: the "
         f"{summary['people_calibrating']} who calibrated do not count there."
@@ -104,12 +105,6 @@ def _keep(
     renew_exports(args.run, put_calibration(args.run, calibrated))
 
 
-def _write(asked: Asked, summary: dict[str, Any]) -> None:
-    folder = folder_of(asked)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "calibration.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-
-
 def everybody(asked: Asked) -> Asked:
     """Every labelled clip of another data set, whatever its own split says: nobody there was trained on.
 
@@ -120,9 +115,7 @@ def everybody(asked: Asked) -> Asked:
             f"{asked.store.path} holds clips of {asked.run}, whose validation has chosen temperature and "
             "threshold already; calibrate wants a store of the new place alone"
         )
-    rows = np.flatnonzero((asked.labels >= 0) & (asked.table.state != 0))
-    found = replace(asked.population, rows=rows, labels=asked.labels[rows])
-    return replace(asked, population=found)
+    return every_labelled(asked)
 
 
 def measured_clips(asked: Asked) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -157,8 +150,7 @@ def deal_people(people: np.ndarray, labels: np.ndarray, share: float, seed: int)
     rng = np.random.default_rng(seed)
     classes = set(np.unique(labels).tolist())
     for _ in range(TRIES):
-        chosen = rng.permutation(names)[:count]
-        fits = np.isin(people, chosen)
+        fits = np.isin(people, rng.permutation(names)[:count])
         if set(labels[fits].tolist()) == classes == set(labels[~fits].tolist()):
             return fits
     raise ValueError(
@@ -185,8 +177,6 @@ def judge_both(
 
 def _say(card: Card, fitted: Calibration, judged: dict[str, dict[str, Any]], summary: dict[str, Any]) -> None:
     from rich.table import Table
-
-    from features.cli import console
 
     table = Table(
         title=f"{summary['people_testing']} people left out ({summary['clips_testing']} clips)",

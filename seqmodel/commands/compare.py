@@ -5,7 +5,6 @@ draws of people, so that a difference is of the models and not of the clips. `--
 monthly: it exits 1 when the last run is worse than the first.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from seqmodel.metrics.bootstrap import (
 )
 from seqmodel.metrics.classification import minority_class
 from seqmodel.reporting.text import TITLES, short
-from seqmodel.runs.card import WEIGHTS, Card, load_card, write_text
+from seqmodel.runs.card import WEIGHTS, Card, load_card, write_json
 from seqmodel.runs.predict import PREDICTIONS, read_predictions
 
 GATE_MARGIN = 0.02
@@ -70,7 +69,7 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
     plot = args.runs[-1] / "plots" / "compare.png"
     _draw(found, plot)
     summary = _summary(found, len(common), draws, metric, passed if args.gate else None, plot)
-    write_text(args.runs[-1] / "compare.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write_json(args.runs[-1] / "compare.json", summary)
     if args.gate and not passed:
         pair = found[-1].against_first[metric].difference
         moved = f"{short(pair.value)} ({short(pair.low)} to {short(pair.high)})"

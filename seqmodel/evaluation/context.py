@@ -71,8 +71,8 @@ def ask(run: Path, card: Card, store_path: Path | None, split: str, mapping: Seq
     found = population(table, labels, sides, split, known, calibrators_of(run, card))
     if len(found.rows) == 0:
         raise ValueError(f"store {path} has no extracted, labelled clip in the {split} split of run {run}")
-    name = f"{path.stem}:{split}" if is_other else split
-    return Asked(run, card, store, table, labels, sides, known, found, name, is_other)
+    split = f"{path.stem}:{split}" if is_other else split
+    return Asked(run, card, store, table, labels, sides, known, found, split, is_other)
 
 
 def folder_of(asked: Asked) -> Path:
@@ -90,6 +90,13 @@ def folder_of(asked: Asked) -> Path:
         if note.read_text(encoding="utf-8").strip() == _whole(store):
             return folder
         number += 1
+
+
+def every_labelled(asked: Asked) -> Asked:
+    """The same question about every labelled clip of the store, whatever its side; failed ones too."""
+    rows = np.flatnonzero((asked.labels >= 0) & (asked.table.state != 0))
+    found = replace(asked.population, rows=rows, labels=asked.labels[rows], how="every labelled clip")
+    return replace(asked, population=found)
 
 
 def _whole(store: Path | str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from seqmodel.evaluation.evaluator import Judgement
 from seqmodel.metrics.bootstrap import Figure
-from seqmodel.runs.card import write_text
+from seqmodel.runs.card import write_json
 
 
 def figures_json(judgement: Judgement) -> dict[str, dict[str, Any]]:
@@ -32,7 +32,7 @@ def figures_json(judgement: Judgement) -> dict[str, dict[str, Any]]:
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
     """metrics.json: entries of this split replace earlier ones, other splits stay."""
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_text(path, json.dumps(earlier | dict(metrics), indent=1, ensure_ascii=False) + "\n")
+    write_json(path, earlier | dict(metrics))
 
 
 def summary(judgement: Judgement, report: Path) -> dict[str, Any]:

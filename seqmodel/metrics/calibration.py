@@ -85,22 +85,17 @@ def probabilities(logits: np.ndarray, task: Task, calibration: Calibration | Non
 def decide(logits: np.ndarray, task: Task, calibration: Calibration | None = None) -> Decision:
     """What is said for each clip: `Calibration` gives the rules. Shapes and errors as `probabilities`."""
     calibration = calibration or Calibration()
-    p = probabilities(logits, task, calibration)
-    return decide_probabilities(p, task, calibration)
+    return decide_probabilities(probabilities(logits, task, calibration), task, calibration)
 
 
 def decide_probabilities(p: np.ndarray, task: Task, calibration: Calibration) -> Decision:
     """The second half of `decide`, for (N, C) probabilities that are already calibrated."""
-    if task == "binary":
-        positive = p[:, 1]
-        label = (positive >= calibration.threshold).astype(np.int64)
-    else:
-        label = p.argmax(axis=1).astype(np.int64)
+    said = p[:, 1] >= calibration.threshold if task == "binary" else p.argmax(axis=1)
     unsure = np.zeros(len(p), bool)
     if calibration.abstain is not None:
         low, high = calibration.abstain
         unsure = (p[:, 1] > low) & (p[:, 1] < high) if task == "binary" else p.max(axis=1) < high
-    return Decision(probabilities=p, label=label, unsure=unsure)
+    return Decision(probabilities=p, label=said.astype(np.int64), unsure=unsure)
 
 
 def certainty(p: np.ndarray, task: Task, threshold: float | np.ndarray) -> np.ndarray:
@@ -162,8 +157,7 @@ def fit_calibration(
     parse_goal(goal, label_names, task)
     if len(y) == 0 or len(np.unique(y)) < 2:
         return Calibration(goal=goal, abstain=abstain)
-    scaled = fit_scaling(z, y, task, always=always_scale)
-    calibration = replace(scaled, goal=goal, abstain=abstain)
+    calibration = replace(fit_scaling(z, y, task, always=always_scale), goal=goal, abstain=abstain)
     if task != "binary":
         return calibration
     positive = probabilities(z, task, calibration)[:, 1]

@@ -140,8 +140,7 @@ def brier_terms(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     to 1)."""
     if probabilities.shape[1] == 2:
         return (probabilities[:, 1] - (labels == 1)) ** 2
-    target = np.eye(probabilities.shape[1])[labels]
-    return ((probabilities - target) ** 2).sum(axis=1)
+    return ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1)
 
 
 def calibration_bins(
@@ -178,8 +177,7 @@ def evaluate_predictions(
     """Point values of every figure, by scikit-learn; `recall_0` is that of class 0. NaN where undefined."""
     from sklearn import metrics as sk
 
-    num_classes = probabilities.shape[1]
-    classes = list(range(num_classes))
+    classes = list(range(probabilities.shape[1]))
     present = [k for k in classes if (labels == k).any() or (predictions == k).any()]
     occurs = [k for k in classes if (labels == k).any()]
     precision, recall, f1, support = sk.precision_recall_fscore_support(
@@ -192,7 +190,9 @@ def evaluate_predictions(
         "weighted_f1": sk.f1_score(labels, predictions, average="weighted", zero_division=0.0),
         # scikit-learn warns about a single class; there is nothing to correlate.
         "mcc": sk.matthews_corrcoef(labels, predictions) if len(present) > 1 else 0.0,
-        "qwk": _kappa(labels, predictions, classes) if len(present) > 1 else float("nan"),
+        "qwk": sk.cohen_kappa_score(labels, predictions, weights="quadratic", labels=classes)
+        if len(present) > 1
+        else float("nan"),
         "mae": sk.mean_absolute_error(labels, predictions),
         "auroc": _auroc(labels, probabilities, occurs),
         "average_precision": float("nan"),
@@ -226,12 +226,6 @@ def _auroc(labels: np.ndarray, probabilities: np.ndarray, occurs: list[int]) -> 
     if probabilities.shape[1] == 2:
         return float(roc_auc_score(labels, probabilities[:, 1]))
     return float(np.mean([roc_auc_score(labels == k, probabilities[:, k]) for k in occurs]))
-
-
-def _kappa(labels: np.ndarray, predictions: np.ndarray, classes: list[int]) -> float:
-    from sklearn.metrics import cohen_kappa_score
-
-    return float(cohen_kappa_score(labels, predictions, weights="quadratic", labels=classes))
 
 
 def shares(labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from features.cli import warn
+from seqmodel.evaluation.permutation_importance import some_places
 
 if TYPE_CHECKING:
     from features.store.store import FeatureStore
@@ -28,13 +29,6 @@ def mean_embeddings(x: np.ndarray, valid: np.ndarray) -> np.ndarray:
     weights = valid.astype(np.float32)
     total = np.einsum("ntd,nt->nd", x.astype(np.float32), weights)
     return total / np.maximum(weights.sum(axis=1, keepdims=True), 1.0)
-
-
-def sample_places(num_clips: int, seed: int) -> np.ndarray:
-    """Places of at most MOST_CLIPS clips, ascending, the same for one seed."""
-    if num_clips <= MOST_CLIPS:
-        return np.arange(num_clips)
-    return np.sort(np.random.default_rng(seed).choice(num_clips, MOST_CLIPS, replace=False))
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ def map_meanwhile(
         warn(f"--umap needs at least {FEWEST_CLIPS} clips with a face, there are {len(places)}")
         yield None
         return
-    places = places[sample_places(len(places), seed)]
+    places = some_places(places, seed, MOST_CLIPS)
     features = mean_embeddings(*store.read_stream(store.streams[0], rows[places]))
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         yield Map(places, pool.submit(umap_coordinates, features, seed))

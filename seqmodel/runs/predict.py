@@ -8,7 +8,6 @@ field by field first.
 Shapes: N clips, T frames, O logits, C classes.
 """
 
-import csv
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ import numpy as np
 from features.labels import Labelling, class_indices
 from features.recipe import Part, differences, require_equal
 from features.store.table import groups_of
+from seqmodel.heads.person_baseline import STREAM, subtract_rest, with_baseline
 from seqmodel.metrics.predictions import Predictions
-from seqmodel.runs.card import Card, load_weights, write_csv
+from seqmodel.runs.card import Card, load_weights, read_csv, write_csv
 
 if TYPE_CHECKING:
     from features.datasets import Samples
@@ -135,29 +135,30 @@ def open_ways(run: Path, card: Card, store: "FeatureStore", labelling: Labelling
 
     Raises ValueError, naming the fields, where recipes differ.
     """
+    from features.datasets import load_samples
     from seqmodel.heads.recurrent import LstmHead
 
     weights = load_weights(run)
     head = LstmHead(card.head, card.dims, card.num_outputs)
     head.load_state_dict(weights["head"])
-    others: list[Part] = ["geometry"] if "geometry" in card.dims else []
+    parts: list[Part] = ["pixels", "geometry"] if "geometry" in card.dims else ["pixels"]
     where = f"run {run} with store {store.path}"
-    uses_encoder = "embeddings" in card.dims
-    if uses_encoder and differences(card.recipe, store.recipe, ["encoder"]) and "encoder" in weights:
+    differs = differences(card.recipe, store.recipe, ["encoder"]) if "embeddings" in card.dims else []
+    if differs and "encoder" in weights:
         # Crops need only equal pixels: the run brings its own encoder.
-        require_equal(card.recipe, store.recipe, ["pixels", *others], where=where)
+        require_equal(card.recipe, store.recipe, parts, where=where)
         if not store.has_crops:
-            lines = "; ".join(differences(card.recipe, store.recipe, ["encoder"]))
+            lines = "; ".join(differs)
             raise ValueError(
                 f"recipes differ ({where}): {lines}; and the store keeps no crops to see through "
                 "the run's own encoder: extract with --crops jpeg, or re-extract with that encoder"
             )
         return Ways(head, _seen_again(run, card, store, labelling, rows))
-    parts: list[Part] = ["pixels", *others]
-    if uses_encoder:
+    if "embeddings" in card.dims:
         parts.append("encoder")
     require_equal(card.recipe, store.recipe, parts, where=where)
-    return Ways(head, _cached(card, store, labelling, rows))
+    samples = load_samples(store, labelling, rows, inputs_of(card))
+    return Ways(head, with_baseline(samples, card.baseline, store))
 
 
 def predict_rows(
@@ -188,7 +189,7 @@ def growing_logits(
     """
     import torch
 
-    from seqmodel.heads.person_baseline import STREAM, subtract_rest
+    from seqmodel.training.loop import to_tensors
 
     ways = open_ways(run, card, store, labelling, rows)
     found, seen = [], []
@@ -197,7 +198,7 @@ def growing_logits(
         is_own = card.baseline == "window" or not ways.source.subjects[place]
         parts = []
         with torch.inference_mode():
-            streams, masks = _tensors(x), _tensors(valid)
+            streams, masks = to_tensors(x), to_tensors(valid)
             head = ways.model.eval()
             length = next(iter(masks.values())).shape[1]
             for until in torch.ones(length, length, dtype=torch.bool).tril().split(PREFIXES_AT_ONCE):
@@ -219,59 +220,27 @@ def read_streams(ways: Ways) -> tuple[Any, dict[str, np.ndarray], dict[str, np.n
     return ways.model, dict(x), dict(valid)
 
 
-def _tensors(arrays: Any) -> dict[str, Any]:
-    import torch
-
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
-
-
 def write_predictions(path: Path, predictions: Predictions, label_names: Sequence[str], split: str) -> None:
     """predictions.csv: rows of this split replace earlier ones, rows of other splits stay. Atomic."""
-    columns = [
-        "clip_id",
-        "subject",
-        "split",
-        "label",
-        *(f"p_{n}" for n in label_names),
-        "decision",
-        "state",
-        "coverage",
-    ]
+    before, after = ("clip_id", "subject", "split", "label"), ("decision", "state", "coverage")
+    columns = [*before, *(f"p_{name}" for name in label_names), *after]
     kept = [row for row in read_predictions(path) if row["split"] != split and list(row) == columns]
-    p = predictions
+    rows, p = [list(row.values()) for row in kept], predictions
     for i in range(len(p)):
         state = p.reasons[i] or ("unsure" if p.unsure[i] else "ok")
-        said = {f"p_{n}": f"{p.probabilities[i, k]:.6f}" for k, n in enumerate(label_names)}
-        kept.append(
-            {
-                "clip_id": p.clip_ids[i],
-                "subject": p.subjects[i],
-                "split": split,
-                "label": label_names[p.labels[i]],
-            }
-            | said
-            | {"decision": label_names[p.said[i]], "state": state, "coverage": f"{p.coverage[i]:.3f}"}
-        )
-    write_csv(path, [columns, *([row[column] for column in columns] for row in kept)])
+        said = [f"{value:.6f}" for value in p.probabilities[i]]
+        named = [p.clip_ids[i], p.subjects[i], split, label_names[p.labels[i]]]
+        rows.append([*named, *said, label_names[p.said[i]], state, f"{p.coverage[i]:.3f}"])
+    write_csv(path, [columns, *rows])
 
 
 def read_predictions(path: Path) -> list[dict[str, str]]:
     """Rows of predictions.csv; none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(path) if path.is_file() else []
 
 
 def _classes(labelling: Labelling) -> list[tuple[str, tuple[str, ...]]]:
     return list(zip(labelling.names, labelling.sources, strict=True))
-
-
-def _cached(card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray) -> Any:
-    from features.datasets import load_samples
-    from seqmodel.heads.person_baseline import with_baseline
-
-    return with_baseline(load_samples(store, labelling, rows, inputs_of(card)), card.baseline, store)
 
 
 def _seen_again(
