@@ -14,7 +14,7 @@ import numpy as np
 
 from features.cli import console, fail, say, warn
 from features.labels import Labelling
-from seqmodel.config import METRIC_OF_TASK, CompareArgs
+from seqmodel.config import METRIC_OF_TASK, CompareArgs, EvaluateArgs
 from seqmodel.metrics.bootstrap import (
     FEW_SUBJECTS,
     Draws,
@@ -24,9 +24,9 @@ from seqmodel.metrics.bootstrap import (
     resample,
 )
 from seqmodel.metrics.classification import minority_class
-from seqmodel.reporting.text import TITLES, short
+from seqmodel.reporting.text import TITLES, short, with_interval
 from seqmodel.runs.card import WEIGHTS, Card, load_card, write_json
-from seqmodel.runs.predict import PREDICTIONS, read_predictions
+from seqmodel.runs.predict import PREDICTIONS, read_predictions, write_predictions
 
 GATE_MARGIN = 0.02
 """A fall of more than this fails the gate even where few clips cannot prove it."""
@@ -71,8 +71,7 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
     summary = _summary(found, len(common), draws, metric, passed if args.gate else None, plot)
     write_json(args.runs[-1] / "compare.json", summary)
     if args.gate and not passed:
-        pair = found[-1].against_first[metric].difference
-        moved = f"{short(pair.value)} ({short(pair.low)} to {short(pair.high)})"
+        moved = with_interval(found[-1].against_first[metric].difference)
         fail(f"gate: {metric} of {args.runs[-1]} moved by {moved}")
         return summary, 1
     return summary, 0
@@ -86,8 +85,6 @@ def test_rows(run: Path, card: Card) -> dict[str, dict[str, str]]:
     rows = [] if stale else [row for row in read_predictions(path) if row["split"] == "test"]
     if not rows:
         from seqmodel.commands.evaluate import open_and_predict
-        from seqmodel.config import EvaluateArgs
-        from seqmodel.runs.predict import write_predictions
 
         say(f"{run} has no fresh predictions on test: predicting")
         asked, predictions = open_and_predict(EvaluateArgs(run=run))
@@ -177,13 +174,12 @@ def _say(found: list[Compared], num_common: int, draws: Draws) -> None:
             continue
         cells = []
         for item in found:
-            f = item.figures[name]
-            text = f"{short(f.value)} ({short(f.low)} to {short(f.high)})"
+            moved = ""
             if item.against_first:
                 d = item.against_first[name].difference
                 sign = "+" if d.value >= 0 else "−"
-                text += f"\n{sign}{short(abs(d.value))} ({short(d.low)} to {short(d.high)})"
-            cells.append(text)
+                moved = f"\n{sign}{short(abs(d.value))} ({short(d.low)} to {short(d.high)})"
+            cells.append(with_interval(item.figures[name]) + moved)
         table.add_row(TITLES[name][0], *cells)
     console().print(table)
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -61,8 +63,7 @@ class Encoder(nn.Module):
             raise TypeError(
                 f"an encoder takes RGB uint8 crops (F,H,W,3), got {crops.dtype} of shape {tuple(crops.shape)}"
             )
-        scaled = crops.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
-        return (scaled - self.mean) / self.std
+        return ((crops.permute(0, 3, 1, 2).to(self.mean.dtype) / 255) - self.mean) / self.std
 
     def head_of(self, activations: Tensor, first: int) -> Tensor:
         """Embeddings (F,D) of the activations that enter block `first`."""
@@ -249,9 +250,6 @@ def _random(name: str, seed: int) -> Encoder:
 def _read_state(path: Path) -> dict[str, Tensor]:
     """A state dict from a file; nothing in it can run. Raises ValueError when it is something else."""
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
         try:
             return load(path.read_bytes())
         except SafetensorError as error:
@@ -292,8 +290,6 @@ def _kept_weights(sha256: str) -> Path:
 
 def _keep_weights(state: Mapping[str, Tensor], sha256: str) -> None:
     """Keep a copy of a user's weights by hash: the recipe names them by hash, and the file may move."""
-    from safetensors.torch import save
-
     path = _kept_weights(sha256)
     if not path.is_file():
         write_cached(path, save({name: tensor.contiguous() for name, tensor in state.items()}))

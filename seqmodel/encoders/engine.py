@@ -132,8 +132,7 @@ def _open_openvino(
     """
     openvino = import_openvino()
     release = openvino.__version__.partition("-")[0]
-    name = f"{identity.name}-{identity.weights_sha256[:24]}-{crop_px}-{release}"
-    folder = cache_dir() / "openvino" / name
+    folder = cache_dir() / "openvino" / f"{identity.name}-{identity.weights_sha256[:24]}-{crop_px}-{release}"
     if not (folder / IR).is_file():
         _convert(openvino, build(), crop_px, folder)
     model = compile_file(folder / IR, resolve_precision(precision), threads)

@@ -19,8 +19,7 @@ def time_statistics(samples: Samples, stream: str, rows_at_once: int = 512) -> n
     none."""
     parts = []
     for start in range(0, len(samples), rows_at_once):
-        places = np.arange(start, min(start + rows_at_once, len(samples)))
-        x, valid, _ = samples.batch(places)
+        x, valid, _ = samples.batch(np.arange(start, min(start + rows_at_once, len(samples))))
         keep = valid[stream].astype(np.float32)[..., None]
         values = np.where(keep > 0, x[stream].astype(np.float32), 0.0)
         count = np.maximum(keep.sum(axis=1), 1.0)

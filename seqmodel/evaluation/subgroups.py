@@ -111,8 +111,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 
 def coverage_names(coverage: np.ndarray) -> np.ndarray:
     """(N,) str of COVERAGE_NAMES for (N,) shares of frames with a face."""
-    step = np.digitize(coverage, [1e-9, 0.5, 0.9])
-    return np.asarray(COVERAGE_NAMES)[step]
+    return np.asarray(COVERAGE_NAMES)[np.digitize(coverage, [1e-9, 0.5, 0.9])]
 
 
 def source_groups(sources: Sequence[str] | np.ndarray) -> np.ndarray:

@@ -197,8 +197,7 @@ class EndToEnd:
     def _ready(self) -> nn.Module:
         """The model in training mode, with this phase's parts learning, wrapped for the team."""
         for name, parameter in self.model.encoder.named_parameters():
-            block = int(name.split(".")[1])
-            learns = not self.warm and block >= self.first_block
+            learns = not self.warm and int(name.split(".")[1]) >= self.first_block
             if parameter.requires_grad != learns:
                 parameter.requires_grad_(learns)
                 self._wrapped = None

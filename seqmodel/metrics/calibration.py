@@ -268,11 +268,9 @@ def choose_threshold(
         fn, tn = num_positive - tp, num_negative - fp
         value = (tp / (tp + 0.5 * (fp + fn)) + tn / (tn + 0.5 * (fp + fn))) / 2.0
     else:
-        reached = recall[index] >= share - 1e-12
-        value, slack = np.where(reached, recall[1 - index], -1.0), 0.0
+        value, slack = np.where(recall[index] >= share - 1e-12, recall[1 - index], -1.0), 0.0
     good = np.flatnonzero(value >= value.max() - slack - 1e-12)
-    stretches = np.split(good, np.flatnonzero(np.diff(good) > 1) + 1)
-    return _middle_of_widest(positive, candidates, stretches)
+    return _middle_of_widest(positive, candidates, np.split(good, np.flatnonzero(np.diff(good) > 1) + 1))
 
 
 def _middle_of_widest(positive: np.ndarray, candidates: np.ndarray, stretches: list[np.ndarray]) -> float:

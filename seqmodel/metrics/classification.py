@@ -130,8 +130,7 @@ def ranking_metrics(
     fp_step = np.diff(fp, axis=-1, prepend=0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         auroc = (fp_step * (tp - 0.5 * tp_step)).sum(-1) / (num_pos * num_neg)
-        precision = np.where(tp + fp > 0, tp / (tp + fp), 0.0)
-        average_precision = (tp_step * precision).sum(-1) / num_pos
+        average_precision = (tp_step * np.where(tp + fp > 0, tp / (tp + fp), 0.0)).sum(-1) / num_pos
     return np.where(num_pos * num_neg > 0, auroc, np.nan), np.where(num_pos > 0, average_precision, np.nan)
 
 

@@ -58,14 +58,12 @@ class Story:
 
 def write_report(path: Path, judgement: Judgement, card: Card, story: Story) -> None:
     """Write report.html, atomically."""
-    page = _environment().get_template("report.html.j2").render(_context(judgement, card, story))
-    write_text(path, page)
+    write_text(path, _environment().get_template("report.html.j2").render(_context(judgement, card, story)))
 
 
 def write_model_card(path: Path, judgement: Judgement, card: Card, story: Story) -> None:
     """Write MODEL_CARD.md from the same figures, atomically."""
-    text = _environment().get_template("model_card.md.j2").render(_context(judgement, card, story))
-    write_text(path, text)
+    write_text(path, _environment().get_template("model_card.md.j2").render(_context(judgement, card, story)))
 
 
 def _context(judgement: Judgement, card: Card, story: Story) -> dict[str, Any]:

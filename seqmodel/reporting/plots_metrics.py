@@ -59,8 +59,7 @@ def confusion_plot(counts: np.ndarray, label_names: Sequence[str]) -> "Figure":
         axes.set_yticks(range(num_classes), list(label_names), rotation=90, va="center")
         axes.grid(False)
         axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+        axes.spines[:].set_visible(False)
     return figure
 
 

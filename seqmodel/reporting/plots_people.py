@@ -173,8 +173,7 @@ def scatter_plot(xy: np.ndarray, groups: np.ndarray, names: Sequence[str], *, by
             )
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
-        for spine in axes.spines.values():
-            spine.set_color(FAINT)
+        axes.spines[:].set_color(FAINT)
         if len(names) <= 2 * MOST_COLOURS:
             figure.legend(loc="outside lower center", ncols=min(4, len(names)), fontsize=8)
     return figure
@@ -222,8 +221,9 @@ def importance_plot(
     order = np.argsort(drops)
     with drawing(11.5, 0.7 + 0.34 * len(names)) as (figure, axes):
         y = np.arange(len(names))
-        colours = [MODEL if drops[k] > 0 else OTHER for k in order]
-        axes.barh(y, drops[order], color=colours, alpha=0.75, height=0.62)
+        axes.barh(
+            y, drops[order], color=np.where(drops[order] > 0, MODEL, OTHER).tolist(), alpha=0.75, height=0.62
+        )
         axes.hlines(y, lows[order], highs[order], color=INK, linewidth=1.2)
         axes.axvline(0, color=LEAK if (drops < 0).all() else SOFT, linewidth=1)
         axes.set_yticks(y, [names[k] for k in order])

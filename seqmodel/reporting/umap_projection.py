@@ -9,15 +9,12 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from features.cli import warn
+from features.store.store import FeatureStore
 from seqmodel.evaluation.permutation_importance import some_places
-
-if TYPE_CHECKING:
-    from features.store.store import FeatureStore
 
 MOST_CLIPS = 3000
 """More take minutes and show nothing more."""
@@ -42,7 +39,7 @@ class Map:
 
 @contextmanager
 def map_meanwhile(
-    store: "FeatureStore", rows: np.ndarray, coverage: np.ndarray, seed: int
+    store: FeatureStore, rows: np.ndarray, coverage: np.ndarray, seed: int
 ) -> Iterator[Map | None]:
     """The map of these rows of a store, made in a process of its own while the caller does something else.
 
@@ -62,10 +59,8 @@ def map_meanwhile(
 def umap_coordinates(features: np.ndarray, seed: int) -> np.ndarray:
     """(N, 2) float32 of (N, D) features, standardised first; the same for one seed.
 
-    Raises ValueError for fewer than FEWEST_CLIPS clips.
+    FEWEST_CLIPS at least.
     """
-    if len(features) < FEWEST_CLIPS:
-        raise ValueError(f"UMAP needs at least {FEWEST_CLIPS} clips, got {len(features)}")
     std = features.std(axis=0)
     standard = (features - features.mean(axis=0)) / np.where(std > 1e-6, std, 1.0)
     with warnings.catch_warnings():

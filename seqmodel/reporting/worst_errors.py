@@ -6,20 +6,18 @@ Shapes: N clips, T frames.
 
 import base64
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from features.face_signals import strongest_signals
+from features.store.store import FeatureStore
 from seqmodel.evaluation.evaluator import Judgement
 from seqmodel.metrics.calibration import probabilities
 from seqmodel.reporting.plots_people import timeline_plot
 from seqmodel.reporting.style import save
 from seqmodel.runs.card import Card
 from seqmodel.runs.predict import growing_logits
-
-if TYPE_CHECKING:
-    from features.store.store import FeatureStore
 
 MOST_CLIPS = 6
 FACES = 6
@@ -38,7 +36,7 @@ def hardest_clips(
     judgement: Judgement,
     run: Path,
     card: Card,
-    store: "FeatureStore",
+    store: FeatureStore,
     rows: np.ndarray,
     plots: Path,
     *,
@@ -78,7 +76,7 @@ def hardest_clips(
     return found
 
 
-def _faces(store: "FeatureStore", row: int) -> list[str]:
+def _faces(store: FeatureStore, row: int) -> list[str]:
     """A few stored crops as small JPEG data URIs, evenly over the window."""
     import cv2
 

@@ -14,21 +14,22 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 
+from features.datasets import CropClips, Samples, load_samples
 from features.labels import Labelling, class_indices
 from features.recipe import Part, differences, require_equal
-from features.store.table import groups_of
+from features.store.store import FeatureStore
+from features.store.table import ClipTable, groups_of
 from seqmodel.heads.person_baseline import STREAM, subtract_rest, with_baseline
+from seqmodel.heads.recurrent import LstmHead
 from seqmodel.metrics.predictions import Predictions
 from seqmodel.runs.card import Card, load_weights, read_csv, write_csv
-
-if TYPE_CHECKING:
-    from features.datasets import Samples
-    from features.store.store import FeatureStore
-    from features.store.table import ClipTable
+from seqmodel.runs.run_encoder import open_run_engine
+from seqmodel.training.loop import predict_logits, to_tensors
 
 PREDICTIONS = "predictions.csv"
 CLIPS_AT_ONCE = 256
@@ -50,7 +51,7 @@ class Population:
     """In words, which clips these are."""
 
 
-def clip_labels(table: "ClipTable", labelling: Labelling, mapping: Sequence[str] = ()) -> np.ndarray:
+def clip_labels(table: ClipTable, labelling: Labelling, mapping: Sequence[str] = ()) -> np.ndarray:
     """(N,) class indices of every row, -1 = none. `mapping` holds theirs=ours for another store's names.
 
     Raises ValueError when the column is missing, or no name of it maps.
@@ -59,16 +60,16 @@ def clip_labels(table: "ClipTable", labelling: Labelling, mapping: Sequence[str]
         there = ", ".join(sorted(table.labels)) or "none"
         raise ValueError(f"the store has no label column {labelling.column!r}; it has: {there}")
     theirs = list(table.label_names[labelling.column])
-    renamed = list(theirs)
+    renamed, classes = list(theirs), list(zip(labelling.names, labelling.sources, strict=True))
     for pair in mapping:
         name, equals, ours = pair.partition("=")
-        if not equals or name not in theirs or not any(ours in (n, *s) for n, s in _classes(labelling)):
+        if not equals or name not in theirs or not any(ours in (n, *s) for n, s in classes):
             raise ValueError(
                 f"--map {pair}: wanted THEIRS=OURS with THEIRS one of {theirs} "
                 f"and OURS one of {list(labelling.names)}"
             )
         # Any stored name of the class stands for it.
-        renamed[theirs.index(name)] = next(s[0] for n, s in _classes(labelling) if ours in (n, *s))
+        renamed[theirs.index(name)] = next(s[0] for n, s in classes if ours in (n, *s))
     if not any(name in group for name in renamed for group in labelling.sources):
         raise ValueError(
             f"none of the store's labels {theirs} is one the run knows ({list(labelling.names)}); "
@@ -78,7 +79,7 @@ def clip_labels(table: "ClipTable", labelling: Labelling, mapping: Sequence[str]
 
 
 def population(
-    table: "ClipTable",
+    table: ClipTable,
     labels: np.ndarray,
     sides: Mapping[str, tuple[str, str]],
     split: str,
@@ -110,7 +111,7 @@ def population(
     return Population(rows, labels[rows], int(pending.sum()), how)
 
 
-def _of_calibrators(table: "ClipTable", calibrators: Mapping[str, str]) -> np.ndarray:
+def _of_calibrators(table: ClipTable, calibrators: Mapping[str, str]) -> np.ndarray:
     """(N,) bool: rows of people, or videos, of whom a clip has calibrated the run; later clips of theirs
     too."""
     pairs = zip(table.clip_id.tolist(), table.subject.tolist(), strict=True)
@@ -129,15 +130,12 @@ class Ways:
     """`Samples`: a length, labels, `valid` by stream, `batch(indices)`."""
 
 
-def open_ways(run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray) -> Ways:
+def open_ways(run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray) -> Ways:
     """The path from rows of a store to logits that the recipes allow: cached features, or crops embedded
     again.
 
     Raises ValueError, naming the fields, where recipes differ.
     """
-    from features.datasets import load_samples
-    from seqmodel.heads.recurrent import LstmHead
-
     weights = load_weights(run)
     head = LstmHead(card.head, card.dims, card.num_outputs)
     head.load_state_dict(weights["head"])
@@ -148,10 +146,9 @@ def open_ways(run: Path, card: Card, store: "FeatureStore", labelling: Labelling
         # Crops need only equal pixels: the run brings its own encoder.
         require_equal(card.recipe, store.recipe, parts, where=where)
         if not store.has_crops:
-            lines = "; ".join(differs)
             raise ValueError(
-                f"recipes differ ({where}): {lines}; and the store keeps no crops to see through "
-                "the run's own encoder: extract with --crops jpeg, or re-extract with that encoder"
+                f"recipes differ ({where}): {'; '.join(differs)}; and the store keeps no crops to see "
+                "through the run's own encoder: extract with --crops jpeg, or re-extract with that encoder"
             )
         return Ways(head, _seen_again(run, card, store, labelling, rows))
     if "embeddings" in card.dims:
@@ -162,15 +159,13 @@ def open_ways(run: Path, card: Card, store: "FeatureStore", labelling: Labelling
 
 
 def predict_rows(
-    run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray, device: str = "cpu"
+    run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray, device: str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
     """((N, O) float32 logits, (N,) bool measured) of rows of a store.
 
     A row is measured when some stream that the head reads is valid in some frame; others have NaN. Raises
     ValueError as `open_ways`.
     """
-    from seqmodel.training.loop import predict_logits
-
     ways = open_ways(run, card, store, labelling, rows)
     measured = np.any([np.asarray(mask).any(axis=1) for mask in ways.source.valid.values()], axis=0)
     logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
@@ -180,17 +175,13 @@ def predict_rows(
 
 
 def growing_logits(
-    run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray
+    run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """((n, T, O) float32, (n, T) bool): logits as if the window had ended at each frame, and frames with
     anything valid.
 
     As live, a window's own normal is that of its frames so far.
     """
-    import torch
-
-    from seqmodel.training.loop import to_tensors
-
     ways = open_ways(run, card, store, labelling, rows)
     found, seen = [], []
     for place in range(len(rows)):
@@ -239,16 +230,10 @@ def read_predictions(path: Path) -> list[dict[str, str]]:
     return read_csv(path) if path.is_file() else []
 
 
-def _classes(labelling: Labelling) -> list[tuple[str, tuple[str, ...]]]:
-    return list(zip(labelling.names, labelling.sources, strict=True))
-
-
 def _seen_again(
-    run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray
-) -> "Samples":
+    run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray
+) -> Samples:
     """Streams of rows, embedded from their stored crops by the run's own encoder as live runs it."""
-    from features.datasets import CropClips, load_samples
-
     samples = load_samples(store, labelling, rows, inputs_of(card))
     crops = CropClips(store, labelling, rows, inputs_of(card))
     embed, known = _own_encoder(run, card.recipe.encoder.weights_sha256)
@@ -269,8 +254,6 @@ def _seen_again(
 def _own_encoder(run: Path, weights_sha256: str) -> tuple[Any, dict[tuple[str, int], np.ndarray]]:
     """The run's encoder, compiled, and what it has seen in this process, by store and row: drawings,
     importance and figures ask for the same clips. `weights_sha256` is there to notice another encoder."""
-    from seqmodel.runs.run_encoder import open_run_engine
-
     return open_run_engine(run).embed, {}
 
 

@@ -83,8 +83,7 @@ def measure(run: Path, card: Card, store: "FeatureStore") -> Reference:
     logits, measured = predict_rows(run, card, store, card.labelling, rows)
     p = probabilities(logits[measured], card.labelling.task, card.calibration)
     frames = store.read_frames(rows)
-    sampled = np.isfinite(frames[..., 0])
-    face_rate = (frames[..., 5] > 0).sum(axis=1) / np.maximum(sampled.sum(axis=1), 1)
+    face_rate = (frames[..., 5] > 0).sum(axis=1) / np.maximum(np.isfinite(frames[..., 0]).sum(axis=1), 1)
     novelty = None
     if "embeddings" in card.dims:
         mean, std = load_statistics(run)["embeddings"]
@@ -138,8 +137,7 @@ def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
     wanted = chance + WORTH_SHOWING * (scores[-1] - chance)
     # From the first length on after which no longer one falls below: a lucky early score does not count.
     below = [t for t, value in enumerate(scores) if value < wanted]
-    needed = max(below) + 2 if below else 1
-    return min(1.0, needed / len(scores))
+    return min(1.0, (max(below) + 2 if below else 1) / len(scores))
 
 
 def rows_of(run: Path, store: "FeatureStore", side: str) -> np.ndarray:
