@@ -20,7 +20,7 @@ from seqmodel.metrics.bootstrap import draw_subjects, resample
 from seqmodel.metrics.calibration import Calibration, decide, refit_calibration, require_threshold
 from seqmodel.metrics.classification import minority_class
 from seqmodel.reporting.text import TITLES, short
-from seqmodel.runs.card import Card, load_card, save_calibrators, write_json
+from seqmodel.runs.card import CALIBRATORS, Card, load_card, write_csv, write_json
 from seqmodel.runs.predict import predict_rows
 from seqmodel.runs.writer import put_calibration
 
@@ -99,7 +99,8 @@ def _keep(
     # First: with the clips named and the card unchanged nothing is judged wrongly.
     table, rows = asked.table, asked.population.rows
     theirs = rows[np.isin(groups_of(table, rows), calibrators)]
-    save_calibrators(args.run, table.clip_id[theirs].tolist(), table.subject[theirs].tolist())
+    named = zip(table.clip_id[theirs].tolist(), table.subject[theirs].tolist(), strict=True)
+    write_csv(args.run / CALIBRATORS, [("clip_id", "subject"), *named])
     # Decisions kept from before would be compared as if they were the run's.
     calibrated = replace(card, calibration=fitted, stages=(*card.stages, stage))
     renew_exports(args.run, put_calibration(args.run, calibrated))

@@ -89,13 +89,12 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
         _put_in_place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    summary = {"run": str(args.run), "bundle": str(target), "format": args.to, **found}
     most = found["max_difference"]
     say(f"checked on {evidence.how}")
     differs = f"embeddings {most['embedding']:.2g}, " if reads_embeddings else ""
     say(f"largest differences from torch: {differs}logits {most['logit']:.2g}")
     say(f"wrote {target}: copy it to a machine without torch, and python -m live --run {target.name}")
-    return summary, 0
+    return {"run": str(args.run), "bundle": str(target), "format": args.to, **found}, 0
 
 
 def export_for_live(run: Path) -> None:
@@ -193,13 +192,12 @@ def _require_free(target: Path, run: Path) -> None:
 def _put_in_place(partial: Path, target: Path) -> None:
     """Move a finished bundle to `target`; what stood there goes only when the new one is in its place."""
     old = partial.with_name(partial.name + ".old")
-    had_one = target.exists()
-    if had_one:
+    if target.exists():
         os.replace(target, old)
     try:
         os.replace(partial, target)
     except OSError:
-        if had_one:
+        if old.exists():
             os.replace(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)

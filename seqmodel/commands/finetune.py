@@ -93,8 +93,7 @@ def _train(args: FinetuneArgs, team: Team) -> None:
 def _finish(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
     """What comes after the run was updated; a kill on the way is made good by the same command."""
     card = load_card(args.run)
-    summary, code = _summary(args.run, card), 0
-    store = args.store or Path(card.store)
+    summary, code, store = _summary(args.run, card), 0, args.store or Path(card.store)
     if args.re_extract is not None:
         summary["re_extract"], code = re_extract(args.run, store, args.re_extract)
         store = args.re_extract  # has the embeddings already: no crop need be looked at again

@@ -81,10 +81,9 @@ def say_question(question: Question) -> None:
     """Tell the user what is learned from whom."""
     counts = ", ".join(f"{len(rows)} {side}" for side, rows in question.split.sides().items())
     left_out = f"; {question.num_unlabelled} without a label left out" if question.num_unlabelled else ""
-    names = " < ".join(question.labelling.names)
     say(
-        f"{question.labelling.task}: {names} (last = positive), {counts} clips{left_out}; "
-        f"split: {question.split.how}"
+        f"{question.labelling.task}: {' < '.join(question.labelling.names)} (last = positive), "
+        f"{counts} clips{left_out}; split: {question.split.how}"
     )
     for text in question.split.warnings:
         warn(text)

@@ -204,15 +204,15 @@ def _architecture(name: str) -> Encoder:
     if name == "mobilenet_v3_large":
         from torchvision.models import mobilenet_v3_large
 
-        features = mobilenet_v3_large(weights=None).features
-        return Encoder(name, nn.Sequential(*features), 960, IMAGENET_MEAN, IMAGENET_STD)
+        blocks = nn.Sequential(*mobilenet_v3_large(weights=None).features)
+        return Encoder(name, blocks, 960, IMAGENET_MEAN, IMAGENET_STD)
     if name == "efficientnet_lite0":
         from timm import create_model
 
         net: Any = create_model("efficientnet_lite0", pretrained=False)
         stem, head = nn.Sequential(net.conv_stem, net.bn1), nn.Sequential(net.conv_head, net.bn2)
-        inner = [block for stage in net.blocks for block in stage]
-        return Encoder(name, nn.Sequential(stem, *inner, head), 1280, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        blocks = nn.Sequential(stem, *(block for stage in net.blocks for block in stage), head)
+        return Encoder(name, blocks, 1280, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     raise ValueError(f"unknown encoder {name!r}; known are mobilenet_v3_large, efficientnet_lite0")
 
 

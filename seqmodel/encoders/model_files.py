@@ -99,9 +99,8 @@ def detector_file(which: str, fetch: bool = True) -> Path:
 
     Raises ValueError when a named file is missing, or a known one can neither be found nor (`fetch`) got.
     """
-    known = {"short": SHORT_DETECTOR, "full": FULL_DETECTOR}
-    if which in known:
-        return locate(known[which], fetch=fetch)
+    if known := {"short": SHORT_DETECTOR, "full": FULL_DETECTOR}.get(which):
+        return locate(known, fetch=fetch)
     return _own_file(which, "--detector takes short, full or a .tflite file")
 
 
@@ -200,9 +199,7 @@ def _own_file(given: str, wanted: str) -> Path:
 def _installed(asset: Asset) -> Path | None:
     """The file inside an installed package, found without importing it."""
     spec = importlib.util.find_spec(asset.installed_in) if asset.installed_in else None
-    if spec is None or spec.origin is None:
-        return None
-    return Path(spec.origin).parent.parent / asset.members[0]
+    return Path(spec.origin).parent.parent / asset.members[0] if spec and spec.origin else None
 
 
 def _torch_hub(asset: Asset) -> Path | None:

@@ -90,8 +90,6 @@ def judge(
     Raises ValueError when there is no clip.
     """
     p = predictions
-    if len(p) == 0:
-        raise ValueError(f"the {split} split has no labelled clip: there is nothing to judge")
     draws = draw_subjects(p.subjects, rounds, seed)
     minority = minority_class(p.labels, len(label_names))
     # Distance between classes has a meaning only where they are levels.

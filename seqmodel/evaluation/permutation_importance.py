@@ -125,9 +125,8 @@ def _shuffled(
 ) -> np.ndarray:
     """`values` (N,T,D) float32 with `columns` lent between clips, the (D,) mean where the lender's are not
     valid."""
-    lender = rng.permutation(len(values))
-    out = np.asarray(values, np.float32).copy()
-    lent = np.asarray(values[lender], np.float32)[..., columns]
+    lender, out = rng.permutation(len(values)), np.array(values, np.float32)
+    lent = out[lender][..., columns]
     out[..., columns] = np.where(np.asarray(valid)[lender][..., None], lent, mean[columns])
     return out
 

@@ -126,7 +126,4 @@ def _groupings(p: Predictions) -> Iterator[tuple[str, str, np.ndarray]]:
     yield "By person", "person", p.subjects.astype(str)
     yield "By face coverage", "frames with a face", coverage_names(p.coverage)
     for column, values in p.slices.items():
-        if column == "source":
-            yield "By source", "source", source_groups(values)
-        else:
-            yield f"By {column}", column, values.astype(str)
+        yield f"By {column}", column, source_groups(values) if column == "source" else values.astype(str)

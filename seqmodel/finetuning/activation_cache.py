@@ -75,8 +75,7 @@ class CutSource:
 def frame_shape(encoder: Encoder, cut: int, crop_px: int) -> tuple[int, int, int]:
     """(c,h,w) of what enters block `cut`."""
     with torch.inference_mode():
-        blank = torch.zeros(1, crop_px, crop_px, 3, dtype=torch.uint8)
-        c, h, w = encoder.blocks[:cut](encoder.pixels(blank)).shape[1:]
+        c, h, w = Prefix(encoder, cut)(torch.zeros(1, crop_px, crop_px, 3, dtype=torch.uint8)).shape[1:]
     return c, h, w
 
 

@@ -120,9 +120,8 @@ def _decoded(file: bytes, what: str) -> np.ndarray:
 
 def _clip(table: ClipTable, row: int) -> Clip:
     """The clip that a row stands for."""
-    names = table.label_names
+    names, end_s = table.label_names, float(table.end_s[row])
     labels = {c: names[c][codes[row]] if codes[row] >= 0 else "" for c, codes in table.labels.items()}
-    end_s = float(table.end_s[row])
     return Clip(
         str(table.clip_id[row]),
         Path(str(table.source[row])),

@@ -37,6 +37,7 @@ from seqmodel.training.loop import (
     loss_for,
     lr_scale,
     make_optimizer,
+    seed_of,
     set_rate,
     to_tensors,
 )
@@ -149,8 +150,8 @@ class EndToEnd:
         """All that a job needs to go on, beside `note()`."""
         parts = {f"now.{k}": v for k, v in self._learned().items()}
         parts |= {f"best.{k}": v for k, v in self.best.items()}
-        parts |= {"best_logits": torch.from_numpy(self.best_logits), "rng": torch.get_rng_state()}
-        return parts | optimizer_tensors(self.optimizer)
+        others = {"best_logits": torch.from_numpy(self.best_logits), "rng": torch.get_rng_state()}
+        return parts | others | optimizer_tensors(self.optimizer)
 
     def note(self) -> dict[str, Any]:
         """Numbers and words of the job's position."""
@@ -190,8 +191,8 @@ class EndToEnd:
         order = np.random.default_rng([self.seed, self.at.epoch]).permutation(self.order)
         size = self.config.effective_batch
         chosen = order[self.at.step * size : (self.at.step + 1) * size]
-        share = math.ceil(len(chosen) / self.team.size)
-        places = range(self.team.rank, share * self.team.size, self.team.size)
+        filled_up = math.ceil(len(chosen) / self.team.size) * self.team.size
+        places = range(self.team.rank, filled_up, self.team.size)
         return [(place, int(chosen[place]) if place < len(chosen) else -1) for place in places]
 
     def _ready(self) -> nn.Module:
@@ -229,7 +230,7 @@ class EndToEnd:
         if batch is None:  # another process has a clip more: join in with weight 0
             batch, weight = self._load(0, int(self.order[0])), 0.0
         x, valid, labels = batch
-        torch.manual_seed(_seed_of(self.seed, self.at.epoch, self.at.step, place))
+        torch.manual_seed(seed_of(self.seed, self.at.epoch, self.at.step, place))
         inputs, masks = self._moved(x), self._moved(valid)
         if self.augmentation is not None:
             inputs, masks = augment_features(inputs, masks, self.goal.loss, self.model.head)
@@ -331,10 +332,6 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _seed_of(*numbers: int) -> int:
-    return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
 
 
 def parameter_groups(model: CnnLstm, config: FinetuneConfig, first_block: int) -> list[dict[str, Any]]:

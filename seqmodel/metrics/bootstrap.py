@@ -56,11 +56,6 @@ class Draws:
         """False where no subjects are known and every clip stands for itself."""
         return self.num_people > 0
 
-    @property
-    def rounds(self) -> int:
-        """R."""
-        return len(self.weights)
-
 
 @dataclass(frozen=True)
 class Figure:
@@ -86,9 +81,8 @@ def draw_subjects(subjects: Sequence[str] | np.ndarray, rounds: int, seed: int) 
     known = names != ""
     unit = np.where(known, names, np.char.add("\0", np.arange(len(names)).astype(str)))
     _, index = np.unique(unit, return_inverse=True)
-    num_subjects = int(index.max()) + 1
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(num_subjects, np.full(num_subjects, 1.0 / num_subjects), size=rounds)
+    num, rng = int(index.max()) + 1, np.random.default_rng(seed)
+    weights = rng.multinomial(num, np.full(num, 1.0 / num), size=rounds)
     return Draws(weights.astype(np.float64), index.astype(np.int64), len(np.unique(names[known])))
 
 
@@ -99,7 +93,7 @@ def bootstrap_figures(
     num_classes, num_subjects = probabilities.shape[1], draws.num_subjects
     per_subject = per_subject_confusion(labels, predictions, draws.subject_index, num_subjects, num_classes)
     counts = (draws.weights @ per_subject.reshape(num_subjects, -1)).reshape(-1, num_classes, num_classes)
-    out = dict(count_metrics(counts))
+    out = count_metrics(counts)
     brier = np.bincount(draws.subject_index, brier_terms(labels, probabilities), num_subjects)
     size = np.bincount(draws.subject_index, minlength=num_subjects).astype(np.float64)
     out["brier"] = (draws.weights @ brier) / (draws.weights @ size)
@@ -241,7 +235,7 @@ def _ranking(
     labels: np.ndarray, probabilities: np.ndarray, draws: Draws, minority: int
 ) -> dict[str, np.ndarray]:
     auroc, precision = [], []
-    for start in range(0, draws.rounds, ROUNDS_AT_ONCE):
+    for start in range(0, len(draws.weights), ROUNDS_AT_ONCE):
         clip_weights = draws.weights[start : start + ROUNDS_AT_ONCE][:, draws.subject_index]
         auroc.append(macro_auroc(labels, probabilities, clip_weights))
         precision.append(ranking_metrics(labels == minority, probabilities[:, minority], clip_weights)[1])

@@ -62,8 +62,8 @@ class Decision:
 
 
 def probabilities(logits: np.ndarray, task: Task, calibration: Calibration | None = None) -> np.ndarray:
-    """Calibrated class probabilities, (N, C) float64 with rows that sum to one. ValueError on a wrong shape
-    or task."""
+    """Calibrated class probabilities, (N, C) float64 with rows that sum to one. ValueError on a wrong
+    shape."""
     calibration = calibration or Calibration()
     z = np.asarray(logits, np.float64)
     if z.ndim != 2 or z.shape[1] < 1 or (task == "binary" and z.shape[1] != 1):
@@ -73,8 +73,6 @@ def probabilities(logits: np.ndarray, task: Task, calibration: Calibration | Non
         z = z - z.max(axis=1, keepdims=True)
         raised = np.exp(z)
         return raised / raised.sum(axis=1, keepdims=True)
-    if task not in ("binary", "ordinal"):
-        raise ValueError(f"task must be binary, multiclass or ordinal, got {task!r}")
     above = _sigmoid(z + calibration.bias)
     # Separate logits may cross; a level above k + 1 is also above k.
     above = np.minimum.accumulate(above, axis=1)

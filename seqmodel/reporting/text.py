@@ -133,7 +133,7 @@ def figures_lede(judgement: Judgement) -> str:
         unit += ", and by clip where nobody is known"
     missing = int((~judgement.predictions.measured).sum())
     lede = (
-        f"Intervals are 95 %, from {judgement.draws.rounds:,} bootstrap rounds {unit}. "
+        f"Intervals are 95 %, from {len(judgement.draws.weights):,} bootstrap rounds {unit}. "
         f"All {len(judgement.predictions)} labelled clips of the split count"
     )
     return lede + (
@@ -258,13 +258,13 @@ def _says(name: str, beside: Beside) -> str:
 def mistakes_lede(judgement: Judgement) -> str:
     """How many are wrong, and which class is found best and worst."""
     p, names = judgement.predictions, judgement.label_names
-    wrong = int((p.said != p.labels).sum())
+    text = f"{int((p.said != p.labels).sum())} of {len(p)} clips are wrong."
     recalls = [(judgement.figures[f"recall_{k}"].value, name) for k, name in enumerate(names)]
     known = [pair for pair in recalls if math.isfinite(pair[0])]
     if not known:
-        return f"{wrong} of {len(p)} clips are wrong."
+        return text
     worst, best = min(known), max(known)
-    text = f"{wrong} of {len(p)} clips are wrong. It finds {percent(best[0])} of {best[1]}"
+    text += f" It finds {percent(best[0])} of {best[1]}"
     return f"{text} and {percent(worst[0])} of {worst[1]}." if worst[1] != best[1] else f"{text}."
 
 
@@ -279,11 +279,9 @@ def calibration_lede(card: Card) -> str:
     )
     text = f"{scaled}."
     if card.labelling.task == "binary":
-        name = card.labelling.names[1]
-        text += f" {name} is said from {c.threshold:.2f} on, chosen on {who} for {c.goal}."
+        text += f" {card.labelling.names[1]} is said from {c.threshold:.2f} on, chosen on {who} for {c.goal}."
     if c.abstain is not None:
-        low, high = c.abstain
-        text += f" Between {low:.2f} and {high:.2f} the live view says that it is unsure."
+        text += " Between {:.2f} and {:.2f} the live view says that it is unsure.".format(*c.abstain)
     return text
 
 

@@ -50,15 +50,14 @@ def hardest_clips(
     logits, seen = growing_logits(run, card, store, card.labelling, rows[places])
     fps = card.recipe.pixels.fps if card.recipe.pixels else 1.0
     binary = judgement.task == "binary"
+    threshold = card.calibration.threshold if binary else None
     found = []
     features = store.recipe.geometry.features if store.recipe.geometry else ()
     geometry, measured = store.read_stream("geometry", rows[places]) if features else (None, None)
     for k, place in enumerate(places):
-        truth, said = int(p.labels[place]), int(p.said[place])
+        truth, said, signals = int(p.labels[place]), int(p.said[place]), None
         followed = 1 if binary else truth
         line = probabilities(logits[k], judgement.task, card.calibration)[:, followed]
-        threshold = card.calibration.threshold if binary else None
-        signals = None
         if geometry is not None and measured is not None and measured[k].any():
             signals = strongest_signals(np.where(measured[k][:, None], geometry[k], np.nan), features)
         figure = timeline_plot(line, seen[k], fps, threshold, truth == followed, signals)

@@ -203,11 +203,6 @@ def calibration_stage(card: Card) -> dict[str, Any] | None:
     return None
 
 
-def save_calibrators(run: Path, clip_ids: Sequence[str], subjects: Sequence[str]) -> None:
-    """Write calibrated_on.csv, atomically."""
-    write_csv(run / CALIBRATORS, [("clip_id", "subject"), *zip(clip_ids, subjects, strict=True)])
-
-
 def calibrators_of(run: Path, card: Card) -> dict[str, str]:
     """Clips of another data set that the run's calibration was fitted on, clip_id -> subject ('' where that
     is not known); none where it comes from validation."""

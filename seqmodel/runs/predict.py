@@ -120,19 +120,11 @@ def _of_calibrators(table: ClipTable, calibrators: Mapping[str, str]) -> np.ndar
     return np.isin(groups, groups[named])
 
 
-@dataclass(frozen=True)
-class Ways:
-    """A run's head and the clips of a store in the form that it reads."""
-
-    model: Any
-    """The run's `LstmHead`."""
-    source: Any
-    """`Samples`: a length, labels, `valid` by stream, `batch(indices)`."""
-
-
-def open_ways(run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray) -> Ways:
-    """The path from rows of a store to logits that the recipes allow: cached features, or crops embedded
-    again.
+def open_ways(
+    run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray
+) -> tuple[LstmHead, Samples]:
+    """A run's head, and rows of a store in the form that it reads, by the path that the recipes allow: cached
+    features, or crops embedded again.
 
     Raises ValueError, naming the fields, where recipes differ.
     """
@@ -150,12 +142,12 @@ def open_ways(run: Path, card: Card, store: FeatureStore, labelling: Labelling, 
                 f"recipes differ ({where}): {'; '.join(differs)}; and the store keeps no crops to see "
                 "through the run's own encoder: extract with --crops jpeg, or re-extract with that encoder"
             )
-        return Ways(head, _seen_again(run, card, store, labelling, rows))
+        return head, _seen_again(run, card, store, labelling, rows)
     if "embeddings" in card.dims:
         parts.append("encoder")
     require_equal(card.recipe, store.recipe, parts, where=where)
     samples = load_samples(store, labelling, rows, inputs_of(card))
-    return Ways(head, with_baseline(samples, card.baseline, store))
+    return head, with_baseline(samples, card.baseline, store)
 
 
 def predict_rows(
@@ -166,10 +158,10 @@ def predict_rows(
     A row is measured when some stream that the head reads is valid in some frame; others have NaN. Raises
     ValueError as `open_ways`.
     """
-    ways = open_ways(run, card, store, labelling, rows)
-    measured = np.any([np.asarray(mask).any(axis=1) for mask in ways.source.valid.values()], axis=0)
+    head, samples = open_ways(run, card, store, labelling, rows)
+    measured = np.any([np.asarray(mask).any(axis=1) for mask in samples.valid.values()], axis=0)
     logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
-    logits[:] = predict_logits(ways.model, ways.source, CLIPS_AT_ONCE, device=device)
+    logits[:] = predict_logits(head, samples, CLIPS_AT_ONCE, device=device)
     logits[~measured] = np.nan
     return logits, measured
 
@@ -182,15 +174,15 @@ def growing_logits(
 
     As live, a window's own normal is that of its frames so far.
     """
-    ways = open_ways(run, card, store, labelling, rows)
+    head, samples = open_ways(run, card, store, labelling, rows)
+    head.eval()
     found, seen = [], []
     for place in range(len(rows)):
-        x, valid, _ = ways.source.batch(np.array([place]))
-        is_own = card.baseline == "window" or not ways.source.subjects[place]
+        x, valid, _ = samples.batch(np.array([place]))
+        is_own = card.baseline == "window" or not samples.subjects[place]
         parts = []
         with torch.inference_mode():
             streams, masks = to_tensors(x), to_tensors(valid)
-            head = ways.model.eval()
             length = next(iter(masks.values())).shape[1]
             for until in torch.ones(length, length, dtype=torch.bool).tril().split(PREFIXES_AT_ONCE):
                 repeated = {name: values.expand(len(until), -1, -1) for name, values in streams.items()}
@@ -203,12 +195,6 @@ def growing_logits(
         found.append(torch.cat(parts).numpy())
         seen.append(torch.stack([mask[0] for mask in masks.values()]).any(dim=0).numpy())
     return np.stack(found), np.stack(seen)
-
-
-def read_streams(ways: Ways) -> tuple[Any, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(head, x, valid): every clip's streams as the head reads them, (N,T,D) and (N,T)."""
-    x, valid, _ = ways.source.batch(np.arange(len(ways.source)))
-    return ways.model, dict(x), dict(valid)
 
 
 def write_predictions(path: Path, predictions: Predictions, label_names: Sequence[str], split: str) -> None:

@@ -16,6 +16,7 @@ from features.splits import Split, sides_by_clip, split_hash
 from features.store.store import FAILED
 from features.store.table import ClipTable, groups_of
 from seqmodel.config import HeadConfig, TrainConfig
+from seqmodel.encoders.backbone import encoder_of
 from seqmodel.encoders.model_files import face_model
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.metrics.calibration import Calibration, fit_calibration
@@ -249,8 +250,6 @@ def _encoder_state(
     use."""
     if question.store.recipe.pixels is None or "embeddings" not in head.dims:
         return None
-    from seqmodel.encoders.backbone import encoder_of
-
     try:
         return dict(encoder_of(question.store.recipe.encoder).state_dict())
     except ValueError as error:
@@ -269,7 +268,6 @@ def _keep_model_files(run: Path, question: Question, head: LstmHead, tell: Calla
     for sha256 in wanted:
         try:
             source = face_model(sha256)
+            keep_model_file(run, source, source.name)
         except ValueError as error:
             tell(f"the run cannot go live: {error}")
-            continue
-        keep_model_file(run, source, source.name)

@@ -105,11 +105,10 @@ def fit(
     steps = math.ceil(len(usable) / config.batch_size)
     val_losses: list[float] = []
     for index in range(config.epochs):
-        started = time.perf_counter()
+        started, total = time.perf_counter(), 0.0
         order = usable[np.random.default_rng([seed, index]).permutation(len(usable))]
-        torch.manual_seed(int(np.random.SeedSequence([seed, index]).generate_state(1)[0]))
+        torch.manual_seed(seed_of(seed, index))
         model.train()
-        total = 0.0
         for step in range(steps):
             set_rate(optimizer, lr_scale(config, index * steps + step, steps * config.epochs, val_losses))
             batch = order[step * config.batch_size : (step + 1) * config.batch_size]
@@ -181,8 +180,7 @@ def loss_for(
     level above k?" (CORAL; Cao, Mirjalili & Raschka 2020). With a config: smoothing, focal (Lin et al.
     2017) and class weights N / (C · n_c) counted from `labels`, whose mean over the clips is one.
     """
-    smoothing = config.label_smoothing if config else 0.0
-    focal = config is not None and config.loss == "focal"
+    smoothing, focal = (config.label_smoothing, config.loss == "focal") if config else (0.0, False)
     weights = torch.ones(num_classes)
     if config is not None and config.class_weighting and labels is not None:
         counts = np.bincount(labels, minlength=num_classes)
@@ -201,8 +199,7 @@ def loss_for(
             soft = hard * (1 - smoothing) + smoothing / 2
             losses = F.binary_cross_entropy_with_logits(logits, soft, reduction="none")
             if focal:
-                right = torch.sigmoid(logits * (2 * hard - 1))
-                losses = losses * (1 - right) ** FOCAL_GAMMA
+                losses = losses * (1 - torch.sigmoid(logits * (2 * hard - 1))) ** FOCAL_GAMMA
             losses = losses.mean(dim=1)
         return losses * weights.to(losses.device)[target]
 
@@ -331,6 +328,11 @@ def judge_logits(
     logits, labels = logits[known], np.asarray(labels)[known]
     loss = float(plain(torch.from_numpy(logits), torch.from_numpy(labels)).mean())
     return loss, score(metric, labels, probabilities(logits, task))
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed for torch that depends on all of these."""
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
 
 
 def labelled_clips(clips: Source) -> np.ndarray:
