@@ -82,15 +82,13 @@ def test_rows(run: Path, card: Card) -> dict[str, dict[str, str]]:
     stale."""
     path = run / PREDICTIONS
     stale = not path.is_file() or path.stat().st_mtime < (run / WEIGHTS).stat().st_mtime
-    rows = [] if stale else [row for row in read_predictions(path) if row["split"] == "test"]
-    if not rows:
+    if stale or not any(row["split"] == "test" for row in read_predictions(path)):
         from seqmodel.commands.evaluate import open_and_predict
 
         say(f"{run} has no fresh predictions on test: predicting")
         asked, predictions = open_and_predict(EvaluateArgs(run=run))
         write_predictions(path, predictions, card.labelling.names, asked.split)
-        rows = [row for row in read_predictions(path) if row["split"] == "test"]
-    return {row["clip_id"]: row for row in rows}
+    return {row["clip_id"]: row for row in read_predictions(path) if row["split"] == "test"}
 
 
 def judge_runs(

@@ -139,8 +139,8 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
     num_classes = len(card.labelling.names)
     everything, samples, reasons = samples_of(asked, card)
     measured, subjects = reasons == "", samples.subjects
-    people = subjects if args.folds == "loso" else sample_groups(samples)
-    folds = split_folds(args.folds, labels, people, args.seed)
+    together = subjects if args.folds == "loso" else sample_groups(samples)
+    folds = split_folds(args.folds, labels, together, args.seed)
     # One for all folds: the shares of whom a fold learns from lean against those whom it leaves out.
     prior = shares(labels, num_classes)
     constant = majority(prior, len(rows), card.labelling.names, of="all clips")
@@ -236,8 +236,9 @@ def group_falls(
 
     x, valid, labels = samples.batch(places)
     groups = feature_groups(card.dims, geometry.features if geometry else ())
-    people = samples.subjects[places]
-    return importance(answer_each, x, valid, labels, people, groups, metric=card.metric, seed=seed)
+    return importance(
+        answer_each, x, valid, labels, samples.subjects[places], groups, metric=card.metric, seed=seed
+    )
 
 
 def split_folds(
@@ -268,18 +269,17 @@ def answer_fold(
         empty = np.zeros(0, np.int64)
         return FoldAnswer(empty, np.zeros((0, card.num_outputs)), np.zeros((0, len(names))), empty, "")
     held = np.concatenate([choose for _, choose in parts])
-    judged = subset(samples, places)
+    judged, first_seed = subset(samples, places), seed * INNER_FOLDS
     tried: list[tuple[float, str, np.ndarray, np.ndarray, tuple[Any, ...]]] = []
     for candidate in CANDIDATES:
-        told, heads = [], []
-        for number, (train, choose) in enumerate(parts):
-            sides = subset(samples, train), subset(samples, choose)
-            head, logits = _fit_head(candidate, card, *sides, seed * INNER_FOLDS + number)
-            heads.append(head)
-            told.append(logits)
+        fitted = [
+            _fit_head(candidate, card, subset(samples, train), subset(samples, choose), first_seed + number)
+            for number, (train, choose) in enumerate(parts)
+        ]
+        heads, told = zip(*fitted, strict=True)
         inner = np.concatenate(told)
         answer = np.mean([predict_logits(head, judged) for head in heads], axis=0)
-        tried.append((_score(card, inner, samples.labels[held]), candidate.name, inner, answer, tuple(heads)))
+        tried.append((_score(card, inner, samples.labels[held]), candidate.name, inner, answer, heads))
     _, name, inner, answer, best_heads = max(tried, key=lambda one: one[0])  # of equals the first
     calibration = fit_calibration(
         inner, samples.labels[held], task, goal=card.calibration.goal, label_names=names, always_scale=True

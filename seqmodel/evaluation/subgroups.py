@@ -74,10 +74,8 @@ def slice_row(name: str, inside: np.ndarray, p: Predictions, draws: Draws, num_c
     point = count_metrics(each.sum(axis=0))
     accuracy, balanced = float(point["accuracy"]), float(point["balanced_accuracy"])
     if len(subjects) >= ENOUGH_SUBJECTS and draws.by_subject:
-        weights = draws.weights[:, subjects]
-        rounds = count_metrics(
-            (weights @ each.reshape(len(subjects), -1)).reshape(-1, num_classes, num_classes)
-        )
+        counts = draws.weights[:, subjects] @ each.reshape(len(subjects), -1)
+        rounds = count_metrics(counts.reshape(-1, num_classes, num_classes))
         accuracy_interval = interval(rounds["accuracy"], len(subjects))
         balanced_interval = interval(rounds["balanced_accuracy"], len(subjects))
     else:

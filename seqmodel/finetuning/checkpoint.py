@@ -42,8 +42,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's memory of each parameter, under flat names."""
-    state = optimizer.state_dict()["state"]
-    return {f"optimizer.{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
+    return {
+        f"optimizer.{index}.{key}": value
+        for index, entry in optimizer.state_dict()["state"].items()
+        for key, value in entry.items()
+    }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -159,8 +159,8 @@ class EndToEnd:
 
     def go_on(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
         """Continue where `tensors()` and `note()` were taken."""
-        fields = {k: v for k, v in note.items() if k != "scaler"}
-        self.at = Position(**fields | {"history": [Outcome(**entry) for entry in note["history"]]})
+        history = [Outcome(**entry) for entry in note["history"]]
+        self.at = Position(**{k: v for k, v in note.items() if k != "scaler"} | {"history": history})
         self._put({k.removeprefix("now."): v for k, v in tensors.items() if k.startswith("now.")})
         self.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
         self.best_logits = tensors["best_logits"].numpy()

@@ -194,12 +194,12 @@ def evaluate_predictions(
         else float("nan"),
         "mae": sk.mean_absolute_error(labels, predictions),
         "auroc": _auroc(labels, probabilities, occurs),
-        "average_precision": float("nan"),
+        "average_precision": sk.average_precision_score(labels == minority, probabilities[:, minority])
+        if len(occurs) > 1 and minority in occurs
+        else float("nan"),
         "brier": float(brier_terms(labels, probabilities).mean()),
         "ece": ece(labels, probabilities),
     }
-    if 1 < len(occurs) and minority in occurs:
-        out["average_precision"] = sk.average_precision_score(labels == minority, probabilities[:, minority])
     for k in classes:
         out |= {
             f"recall_{k}": recall[k] if k in occurs else float("nan"),

@@ -121,8 +121,7 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["short"] = short
-    environment.filters["percent"] = percent
+    environment.filters |= {"short": short, "percent": percent}
     return environment
 
 

@@ -169,9 +169,8 @@ def reliability_plot(labels: np.ndarray, before: np.ndarray, after: np.ndarray) 
         edges = np.linspace(0, 1, NUM_BINS + 1)
         below.bar((edges[:-1] + edges[1:]) / 2, count, width=0.9 / NUM_BINS, color=MODEL, alpha=0.5)
         axes.set(ylabel="how often it was so", ylim=(-0.03, 1.03))
-        binary = after.shape[1] == 2
         below.set(
-            xlabel="probability said" if binary else "largest probability said",
+            xlabel="probability said" if after.shape[1] == 2 else "largest probability said",
             ylabel="clips",
             xlim=(-0.02, 1.02),
         )

@@ -245,6 +245,4 @@ def _own_encoder(run: Path, weights_sha256: str) -> tuple[Any, dict[tuple[str, i
 
 def inputs_of(card: Card) -> Literal["embeddings", "geometry", "both"]:
     """The `--inputs` word for the streams that a run's head reads."""
-    if len(card.dims) == 2:
-        return "both"
-    return "geometry" if "geometry" in card.dims else "embeddings"
+    return "both" if len(card.dims) == 2 else "geometry" if "geometry" in card.dims else "embeddings"
