@@ -5,23 +5,22 @@ A model that still ranks well in a new place often says the wrong thing there, b
 people move its probabilities. The network stays as it is.
 """
 
-import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from features.cli import fail, say
+from features.cli import console, fail, say
 from features.store.table import groups_of
 from seqmodel.commands.export import renew_exports
 from seqmodel.config import CalibrateArgs
-from seqmodel.evaluation.context import Asked, ask, count_opening, folder_of
-from seqmodel.metrics.bootstrap import Figure, bootstrap_figures, draw_subjects, paired, with_intervals
-from seqmodel.metrics.calibration import Calibration, decide, fit_calibration, moved_band, require_threshold
-from seqmodel.metrics.classification import evaluate_predictions, minority_class
+from seqmodel.evaluation.context import Asked, ask, count_opening, every_labelled, folder_of
+from seqmodel.metrics.bootstrap import draw_subjects, resample
+from seqmodel.metrics.calibration import Calibration, decide, refit_calibration, require_threshold
+from seqmodel.metrics.classification import minority_class
 from seqmodel.reporting.text import TITLES, short
-from seqmodel.runs.card import Card, load_card, save_calibrators, write_text
+from seqmodel.runs.card import CALIBRATORS, Card, load_card, write_csv, write_json
 from seqmodel.runs.predict import predict_rows
 from seqmodel.runs.writer import put_calibration
 
@@ -43,14 +42,14 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
     rows, labels, logits = measured_clips(asked)
     people = groups_of(asked.table, rows)
     fits = deal_people(people, labels, args.share, args.seed)
-    fitted = fit_calibration(
+    fitted = refit_calibration(
+        card.calibration,
         logits[fits],
         labels[fits],
         card.labelling.task,
         goal=args.threshold_for,
         label_names=card.labelling.names,
     )
-    fitted = replace(fitted, abstain=moved_band(card.calibration, fitted, card.labelling.task))
     card = count_opening(asked, card)
     judged = judge_both(card, fitted, logits[~fits], labels[~fits], people[~fits], args.seed)
     worse = judged["difference"]["balanced_accuracy"]
@@ -65,12 +64,14 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         "test": judged,
     }
     _say(card, fitted, judged, summary)
+    if kept:
+        _keep(asked, args, card, fitted, summary, people[fits])
+    folder = folder_of(asked)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "calibration.json", summary)
     if not kept:
-        _write(asked, summary)
         fail("the people left out are served worse by the new calibration: the run keeps its own")
         return summary, 1
-    _keep(asked, args, card, fitted, summary, people[fits])
-    _write(asked, summary)
     say(
         f"{args.run} now decides by this calibration; predict and live use it. Run evaluate again: the "
         f"{summary['people_calibrating']} who calibrated do not count there."
@@ -98,16 +99,11 @@ def _keep(
     # First: with the clips named and the card unchanged nothing is judged wrongly.
     table, rows = asked.table, asked.population.rows
     theirs = rows[np.isin(groups_of(table, rows), calibrators)]
-    save_calibrators(args.run, table.clip_id[theirs].tolist(), table.subject[theirs].tolist())
+    named = zip(table.clip_id[theirs].tolist(), table.subject[theirs].tolist(), strict=True)
+    write_csv(args.run / CALIBRATORS, [("clip_id", "subject"), *named])
     # Decisions kept from before would be compared as if they were the run's.
     calibrated = replace(card, calibration=fitted, stages=(*card.stages, stage))
     renew_exports(args.run, put_calibration(args.run, calibrated))
-
-
-def _write(asked: Asked, summary: dict[str, Any]) -> None:
-    folder = folder_of(asked)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "calibration.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
 def everybody(asked: Asked) -> Asked:
@@ -120,9 +116,7 @@ def everybody(asked: Asked) -> Asked:
             f"{asked.store.path} holds clips of {asked.run}, whose validation has chosen temperature and "
             "threshold already; calibrate wants a store of the new place alone"
         )
-    rows = np.flatnonzero((asked.labels >= 0) & (asked.table.state != 0))
-    found = replace(asked.population, rows=rows, labels=asked.labels[rows])
-    return replace(asked, population=found)
+    return every_labelled(asked)
 
 
 def measured_clips(asked: Asked) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -157,8 +151,7 @@ def deal_people(people: np.ndarray, labels: np.ndarray, share: float, seed: int)
     rng = np.random.default_rng(seed)
     classes = set(np.unique(labels).tolist())
     for _ in range(TRIES):
-        chosen = rng.permutation(names)[:count]
-        fits = np.isin(people, chosen)
+        fits = np.isin(people, rng.permutation(names)[:count])
         if set(labels[fits].tolist()) == classes == set(labels[~fits].tolist()):
             return fits
     raise ValueError(
@@ -174,40 +167,17 @@ def judge_both(
     names, task = card.labelling.names, card.labelling.task
     draws = draw_subjects(people, 1000, seed)
     minority = minority_class(labels, len(names))
-    values, samples = {}, {}
-    for name, calibration in (("before", card.calibration), ("after", fitted)):
-        said = decide(logits, task, calibration)
-        values[name] = evaluate_predictions(labels, said.probabilities, said.label, minority)
-        samples[name] = bootstrap_figures(labels, said.probabilities, said.label, draws, minority)
-    out = {
-        name: {
-            k: _plain(f) for k, f in with_intervals(values[name], samples[name], draws.num_subjects).items()
-        }
-        for name in values
+    said = [decide(logits, task, calibration) for calibration in (card.calibration, fitted)]
+    before, after = (resample(labels, s.probabilities, s.label, draws, minority) for s in said)
+    return {
+        "before": {name: figure.as_json() for name, figure in before.figures().items()},
+        "after": {name: figure.as_json() for name, figure in after.figures().items()},
+        "difference": {name: pair.difference.as_json() for name, pair in after.minus(before).items()},
     }
-    out["difference"] = {
-        k: _plain(
-            paired(
-                values["after"][k],
-                values["before"][k],
-                samples["after"][k],
-                samples["before"][k],
-                draws.num_subjects,
-            ).difference
-        )
-        for k in samples["after"]
-    }
-    return out
-
-
-def _plain(figure: Figure) -> dict[str, float | None]:
-    return {k: v if np.isfinite(v) else None for k, v in vars(figure).items()}
 
 
 def _say(card: Card, fitted: Calibration, judged: dict[str, dict[str, Any]], summary: dict[str, Any]) -> None:
     from rich.table import Table
-
-    from features.cli import console
 
     table = Table(
         title=f"{summary['people_testing']} people left out ({summary['clips_testing']} clips)",

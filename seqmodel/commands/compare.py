@@ -5,7 +5,6 @@ draws of people, so that a difference is of the models and not of the clips. `--
 monthly: it exits 1 when the last run is worse than the first.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +14,19 @@ import numpy as np
 
 from features.cli import console, fail, say, warn
 from features.labels import Labelling
-from seqmodel.config import METRIC_OF_TASK, CompareArgs
+from seqmodel.config import METRIC_OF_TASK, CompareArgs, EvaluateArgs
 from seqmodel.metrics.bootstrap import (
     FEW_SUBJECTS,
     Draws,
     Figure,
     Paired,
-    bootstrap_figures,
     draw_subjects,
-    paired,
-    with_intervals,
+    resample,
 )
-from seqmodel.metrics.classification import evaluate_predictions, minority_class
-from seqmodel.reporting.text import TITLES, short
-from seqmodel.runs.card import WEIGHTS, Card, load_card, write_text
-from seqmodel.runs.predict import PREDICTIONS, read_predictions
+from seqmodel.metrics.classification import minority_class
+from seqmodel.reporting.text import TITLES, short, with_interval
+from seqmodel.runs.card import WEIGHTS, Card, load_card, write_json
+from seqmodel.runs.predict import PREDICTIONS, read_predictions, write_predictions
 
 GATE_MARGIN = 0.02
 """A fall of more than this fails the gate even where few clips cannot prove it."""
@@ -72,10 +69,9 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
     plot = args.runs[-1] / "plots" / "compare.png"
     _draw(found, plot)
     summary = _summary(found, len(common), draws, metric, passed if args.gate else None, plot)
-    write_text(args.runs[-1] / "compare.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write_json(args.runs[-1] / "compare.json", summary)
     if args.gate and not passed:
-        pair = found[-1].against_first[metric].difference
-        moved = f"{short(pair.value)} ({short(pair.low)} to {short(pair.high)})"
+        moved = with_interval(found[-1].against_first[metric].difference)
         fail(f"gate: {metric} of {args.runs[-1]} moved by {moved}")
         return summary, 1
     return summary, 0
@@ -86,17 +82,13 @@ def test_rows(run: Path, card: Card) -> dict[str, dict[str, str]]:
     stale."""
     path = run / PREDICTIONS
     stale = not path.is_file() or path.stat().st_mtime < (run / WEIGHTS).stat().st_mtime
-    rows = [] if stale else [row for row in read_predictions(path) if row["split"] == "test"]
-    if not rows:
+    if stale or not any(row["split"] == "test" for row in read_predictions(path)):
         from seqmodel.commands.evaluate import open_and_predict
-        from seqmodel.config import EvaluateArgs
-        from seqmodel.runs.predict import write_predictions
 
         say(f"{run} has no fresh predictions on test: predicting")
         asked, predictions = open_and_predict(EvaluateArgs(run=run))
         write_predictions(path, predictions, card.labelling.names, asked.split)
-        rows = [row for row in read_predictions(path) if row["split"] == "test"]
-    return {row["clip_id"]: row for row in rows}
+    return {row["clip_id"]: row for row in read_predictions(path) if row["split"] == "test"}
 
 
 def judge_runs(
@@ -113,40 +105,25 @@ def judge_runs(
     labels = np.array([names.index(row["label"]) for row in rows[-1]])
     draws = draw_subjects([row["subject"] for row in rows[-1]], rounds, seed)
     minority = minority_class(labels, len(names))
-    values, samples = [], []
+    unwanted = set() if card.labelling.task == "ordinal" else {"qwk", "mae"} - {metric}
+    sampled = []
     for table in rows:
         p = np.array([[float(row[f"p_{name}"]) for name in names] for row in table])
         # Six written digits do not quite sum to one.
         p /= p.sum(axis=1, keepdims=True)
         said = np.array([names.index(row["decision"]) for row in table])
-        values.append(evaluate_predictions(labels, p, said, minority))
-        samples.append(bootstrap_figures(labels, p, said, draws, minority))
-    unwanted = set() if card.labelling.task == "ordinal" else {"qwk", "mae"} - {metric}
-    found = []
-    for k, run in enumerate(runs):
-        pairs = {
-            name: paired(
-                values[k][name],
-                values[0][name],
-                samples[k][name],
-                samples[0][name],
-                draws.num_subjects,
-                draws.num_people,
-            )
-            for name in samples[k]
-            if k and name not in unwanted
-        }
-        figures = with_intervals(values[k], samples[k], draws.num_subjects)
-        found.append(Compared(run, {n: f for n, f in figures.items() if n not in unwanted}, pairs))
-    return found, draws
+        sampled.append(resample(labels, p, said, draws, minority, unwanted))
+    first = sampled[0]
+    return [
+        Compared(run, each.figures(), {} if each is first else each.minus(first))
+        for run, each in zip(runs, sampled, strict=True)
+    ], draws
 
 
 def gate_passes(pair: Paired) -> bool:
     """No worse: the difference's interval is not wholly below zero and it fell by GATE_MARGIN at most."""
-    value, high = pair.difference.value, pair.difference.high
-    if not math.isfinite(value):
-        return False
-    return value >= -GATE_MARGIN and not (math.isfinite(high) and high < 0)
+    # A difference that is not defined is no pass; an interval that is not defined speaks against nothing.
+    return pair.difference.value >= -GATE_MARGIN and not pair.difference.high < 0
 
 
 def _require_same_question(runs: tuple[Path, ...], cards: list[Card]) -> None:
@@ -177,8 +154,8 @@ def _class_of_label(labelling: Labelling) -> dict[str, str]:
 
 def _in_words(labelling: Labelling) -> str:
     classes = zip(labelling.names, labelling.sources, strict=True)
-    told = ", ".join(f"{name} = {'+'.join(own)}" for name, own in classes)
-    return f"{told} of column {labelling.column!r}"
+    told = (f"{name} = {'+'.join(own)}" for name, own in classes)
+    return f"{', '.join(told)} of column {labelling.column!r}"
 
 
 def _say(found: list[Compared], num_common: int, draws: Draws) -> None:
@@ -195,13 +172,12 @@ def _say(found: list[Compared], num_common: int, draws: Draws) -> None:
             continue
         cells = []
         for item in found:
-            f = item.figures[name]
-            text = f"{short(f.value)} ({short(f.low)} to {short(f.high)})"
+            moved = ""
             if item.against_first:
                 d = item.against_first[name].difference
                 sign = "+" if d.value >= 0 else "−"
-                text += f"\n{sign}{short(abs(d.value))} ({short(d.low)} to {short(d.high)})"
-            cells.append(text)
+                moved = f"\n{sign}{short(abs(d.value))} ({short(d.low)} to {short(d.high)})"
+            cells.append(with_interval(item.figures[name]) + moved)
         table.add_row(TITLES[name][0], *cells)
     console().print(table)
 
@@ -218,9 +194,6 @@ def _draw(found: list[Compared], path: Path) -> None:
 def _summary(
     found: list[Compared], num_common: int, draws: Draws, metric: str, passed: bool | None, plot: Path
 ) -> dict[str, Any]:
-    def plain(figure: Figure) -> dict[str, float | None]:
-        return {k: v if math.isfinite(v) else None for k, v in vars(figure).items()}
-
     return {
         "common_clips": num_common,
         "people": draws.num_people if draws.by_subject else None,
@@ -229,9 +202,9 @@ def _summary(
         "runs": [
             {
                 "run": str(item.run),
-                "figures": {name: plain(figure) for name, figure in item.figures.items()},
+                "figures": {name: figure.as_json() for name, figure in item.figures.items()},
                 "against_first": {
-                    name: plain(pair.difference)
+                    name: pair.difference.as_json()
                     | {"p_value": pair.p_value if math.isfinite(pair.p_value) else None}
                     for name, pair in item.against_first.items()
                 },

@@ -6,6 +6,7 @@ another data set gets a folder of its own below it. The threshold is chosen on v
 card, never on the split that is judged.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,6 @@ from seqmodel.config import EvaluateArgs
 from seqmodel.evaluation.context import (
     Asked,
     Refitted,
-    Training,
     ask,
     count_opening,
     face_coverage,
@@ -28,62 +28,34 @@ from seqmodel.evaluation.context import (
     training_clips,
     yardsticks,
 )
-from seqmodel.evaluation.evaluator import Judgement, judge
+from seqmodel.evaluation.evaluator import Judgement, Yardstick, judge
 from seqmodel.evaluation.folds import answer_all, every_clip
 from seqmodel.evaluation.metrics_json import figures_json, summary, write_metrics
-from seqmodel.metrics.calibration import (
-    abstain_band,
-    fit_calibration,
-    moved_band,
-    probabilities,
-    require_threshold,
-)
+from seqmodel.evaluation.recalibration import choose_on_validation, home_of
 from seqmodel.metrics.predictions import Predictions
 from seqmodel.reporting.console import say_figures
 from seqmodel.reporting.content import tell
 from seqmodel.reporting.html import write_model_card, write_report
 from seqmodel.reporting.umap_projection import Map, map_meanwhile
-from seqmodel.runs.card import Card, calibration_stage, load_card, save_card, write_text
-from seqmodel.runs.predict import PREDICTIONS, predict_rows, write_predictions
+from seqmodel.runs.card import Card, load_card, save_card, write_text
+from seqmodel.runs.predict import PREDICTIONS, write_predictions
 from seqmodel.runs.writer import put_calibration
 
 
 def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
     """The door's body: (summary, exit code). Raises ValueError for what a user can mend."""
-    if args.folds:
-        return evaluate_folds(args)
-    asked = open_split(args)
-    with map_of(asked, args) as embedding_map:
-        judgement = judge_split(asked, args)
-        folder = folder_of(asked)
-        folder.mkdir(parents=True, exist_ok=True)
-        report = write_judgement(folder, judgement, asked, args, embedding_map)
-    say_figures(judgement, report)
-    say_measured(judgement)
-    return summary(judgement, report), 0
-
-
-def evaluate_folds(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
-    """The command's body with --folds: (summary, exit code). ValueError for a wrong K, too few people or an
-    abstain band, before the opening is counted."""
-    if args.abstain:
+    if args.folds and args.abstain:
         raise ValueError("--abstain is a band of the run's own network, which --folds does not judge")
-    card = load_card(args.run)
-    asked = every_clip(ask(args.run, card, args.store, args.split, args.map), args.folds)
+    if not args.folds:
+        renew_threshold(args)
+    asked = find_clips(args) if args.folds else open_split(args)
     with map_of(asked, args) as embedding_map:
-        predictions, yardsticks, refitted, notes = answer_all(asked, args)
-        asked = replace(asked, card=count_opening(asked, card))
-        judgement = judge(
-            predictions,
-            yardsticks,
-            split=asked.split,
-            label_names=card.labelling.names,
-            task=card.labelling.task,
-            rounds=args.rounds,
-            seed=args.seed,
-            warnings=notes,
-        )
-        folder = folder_of(asked) / asked.split
+        if args.folds:
+            asked, judgement, refitted = judge_folds(asked, args)
+            folder = folder_of(asked) / asked.split
+        else:
+            judgement, refitted = judge_split(asked, args), None
+            folder = folder_of(asked)
         folder.mkdir(parents=True, exist_ok=True)
         report = write_judgement(folder, judgement, asked, args, embedding_map, refitted=refitted)
     say_figures(judgement, report)
@@ -91,12 +63,52 @@ def evaluate_folds(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
     return summary(judgement, report), 0
 
 
+def renew_threshold(args: EvaluateArgs) -> None:
+    """Choose another goal's threshold or an abstain band on validation, where asked for, and put it into the
+    run."""
+    if not args.threshold_for and not args.abstain:
+        return
+    asked = find_clips(args)
+    card, calibration = asked.card, choose_on_validation(asked, args.threshold_for, args.abstain)
+    if calibration != card.calibration:
+        stage = {"stage": "threshold", "command": args.command}
+        calibrated = replace(card, calibration=calibration, stages=(*card.stages, stage))
+        renew_exports(asked.run, put_calibration(asked.run, calibrated, home_of(asked)))
+
+
+def find_clips(args: EvaluateArgs) -> Asked:
+    """The clips to judge, found but not yet opened; with --folds every labelled one."""
+    asked = ask(args.run, load_card(args.run), args.store, args.split, args.map)
+    return every_clip(asked, args.folds) if args.folds else asked
+
+
+def open_split(args: EvaluateArgs) -> Asked:
+    """Open the split, counting it where it is test."""
+    asked = find_clips(args)
+    is_counted = args.split == "test" or asked.is_other_data
+    return replace(asked, card=count_opening(asked, asked.card)) if is_counted else asked
+
+
+def judge_folds(asked: Asked, args: EvaluateArgs) -> tuple[Asked, Judgement, Refitted]:
+    """Refit heads in each fold, judge what they say, and count the opening.
+
+    Returns what was asked, with that count, the judgement, and what there is to tell about the heads.
+
+    Raises ValueError for a wrong K or too few people, before the opening is counted.
+    """
+    predictions, yardsticks, refitted, notes = answer_all(asked, args)
+    asked = replace(asked, card=count_opening(asked, asked.card))
+    return asked, _judged(asked, predictions, yardsticks, args, notes), refitted
+
+
 def say_measured(judgement: Judgement) -> None:
     """The ranking without the clips that were not measured, where there are such, of two classes."""
     if judgement.measured_figures is not None and np.isfinite(judgement.measured_figures["auroc"].value):
         auroc, count = judgement.measured_figures["auroc"], int(judgement.predictions.measured.sum())
-        between = f"{auroc.low:.3f} to {auroc.high:.3f}"
-        say(f"on the {count} measured clips alone: AUROC {auroc.value:.3f} ({between})")
+        say(
+            f"on the {count} measured clips alone: AUROC {auroc.value:.3f} "
+            f"({auroc.low:.3f} to {auroc.high:.3f})"
+        )
 
 
 def map_of(asked: Asked, args: EvaluateArgs) -> AbstractContextManager[Map | None]:
@@ -109,41 +121,49 @@ def map_of(asked: Asked, args: EvaluateArgs) -> AbstractContextManager[Map | Non
 
 def judge_split(asked: Asked, args: EvaluateArgs) -> Judgement:
     """Predict the clips, and judge that beside the yardsticks."""
-    card, training, predictions = asked.card, training_clips(asked), predict(asked)
+    training, predictions = training_clips(asked), predict(asked)
     seen = np.intersect1d(predictions.subjects, training.subjects)
     seen = seen[seen != ""] if asked.split == "test" else seen[:0]
-    warnings = [*card.warnings, *_population_warnings(asked), *_training_warnings(asked, training)]
+    warnings = [*asked.card.warnings, *_population_warnings(asked)]
+    if asked.split == "train":
+        warnings.append("the run has learned from these clips: figures say what it remembers")
+    if asked.split == "val":
+        warnings.append("these clips have chosen this head, and its threshold: figures are too good")
     if len(seen):
         warnings.append(
             f"{len(seen)} of the people judged have training clips too, as the store names them now "
             f"({', '.join(map(str, seen[:5]))}{', …' if len(seen) > 5 else ''}): figures are too good"
         )
-    judgement = judge(
-        predictions,
-        yardsticks(asked, predictions, training, args.seed),
-        split=asked.split,
-        label_names=card.labelling.names,
-        task=card.labelling.task,
-        rounds=args.rounds,
-        seed=args.seed,
-        warnings=warnings,
+    judgement = _judged(
+        asked, predictions, yardsticks(asked, predictions, training, args.seed), args, warnings
     )
     return replace(judgement, is_unseen=asked.split == "test" and not len(seen))
 
 
+def _judged(
+    asked: Asked,
+    predictions: Predictions,
+    beside: Sequence[Yardstick],
+    args: EvaluateArgs,
+    warnings: Sequence[str],
+) -> Judgement:
+    return judge(
+        predictions,
+        beside,
+        split=asked.split,
+        label_names=asked.card.labelling.names,
+        task=asked.card.labelling.task,
+        rounds=args.rounds,
+        seed=args.seed,
+        warnings=warnings,
+    )
+
+
 def open_and_predict(args: EvaluateArgs) -> tuple[Asked, Predictions]:
-    """Open the split, counting it where it is test, and predict its clips."""
+    """Open the split with the threshold that is asked for, counting it where it is test, and predict."""
+    renew_threshold(args)
     asked = open_split(args)
     return asked, predict(asked)
-
-
-def open_split(args: EvaluateArgs) -> Asked:
-    """Open the split, counting it where it is test."""
-    asked = ask(args.run, load_card(args.run), args.store, args.split, args.map)
-    card = _calibrated(asked, args)
-    if args.split == "test" or asked.is_other_data:
-        card = count_opening(asked, card)
-    return replace(asked, card=card)
 
 
 def write_judgement(
@@ -187,47 +207,6 @@ def _keep_metrics(run: Path, judged: Card, metrics: dict[str, Any]) -> None:
     save_card(run, replace(card, metrics=dict(card.metrics) | metrics))
 
 
-def _calibrated(asked: Asked, args: EvaluateArgs) -> Card:
-    """The card, with another goal's threshold or an abstain band where asked for, from validation alone."""
-    if not args.threshold_for and not args.abstain:
-        return asked.card
-    card = asked.card
-    if args.threshold_for:
-        require_threshold(card.labelling.task)
-    if (stage := calibration_stage(card)) is not None:
-        raise ValueError(
-            f"{asked.run} is calibrated for {stage['store']}; --threshold-for and --abstain would choose on "
-            "its own validation again. calibrate takes --threshold-for, too"
-        )
-    # The store at hand, wherever it was moved to, unless it is another data set.
-    home = Path(card.store if asked.is_other_data else asked.store.path)
-    validation = ask(asked.run, card, home, "val")
-    logits, measured = predict_rows(
-        asked.run, card, validation.store, card.labelling, validation.population.rows
-    )
-    goal = args.threshold_for or card.calibration.goal
-    labels = validation.population.labels[measured]
-    if len(np.unique(labels)) < 2:
-        raise ValueError(
-            f"the {len(labels)} measured validation clips in {home} are of one class: nothing can be chosen "
-            "on them"
-        )
-    calibration = fit_calibration(
-        logits[measured], labels, card.labelling.task, goal=goal, label_names=card.labelling.names
-    )
-    calibration = replace(calibration, abstain=moved_band(card.calibration, calibration, card.labelling.task))
-    if args.abstain:
-        p = probabilities(logits[measured], card.labelling.task, calibration)
-        band = abstain_band(p, card.labelling.task, calibration.threshold, args.abstain)
-        calibration = replace(calibration, abstain=band)
-    if calibration == card.calibration:
-        return card
-    stage = {"stage": "threshold", "command": args.command}
-    calibrated = replace(card, calibration=calibration, stages=(*card.stages, stage))
-    renew_exports(asked.run, put_calibration(asked.run, calibrated, home))
-    return load_card(asked.run)
-
-
 def _population_warnings(asked: Asked) -> list[str]:
     found = []
     if asked.population.pending:
@@ -235,22 +214,11 @@ def _population_warnings(asked: Asked) -> list[str]:
             f"{asked.population.pending} labelled clips of this split are not extracted yet and do not count"
         )
     if asked.is_other_data:
-        found.append(f"{asked.population.how}")
+        found.append(asked.population.how)
         named = int(np.isin(asked.table.clip_id, list(asked.sides)).sum())
         if named:
             found.append(
                 f"{named} of its clips go by the names of this run's clips, but their people have other "
                 "names; if it is the run's own data under new names, training clips are judged here"
             )
-    return found
-
-
-def _training_warnings(asked: Asked, training: Training) -> list[str]:
-    """What clips that the run has learned from or chosen by are worth, and where there are none to compare
-    with."""
-    found = []
-    if asked.split == "train":
-        found.append("the run has learned from these clips: figures say what it remembers")
-    if asked.split == "val":
-        found.append("these clips have chosen this head, and its threshold: figures are too good")
     return found

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from features.cli import say, warn
 from features.datasets import CropClips
@@ -89,13 +89,12 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
         _put_in_place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    summary = {"run": str(args.run), "bundle": str(target), "format": args.to, **found}
     most = found["max_difference"]
     say(f"checked on {evidence.how}")
     differs = f"embeddings {most['embedding']:.2g}, " if reads_embeddings else ""
     say(f"largest differences from torch: {differs}logits {most['logit']:.2g}")
     say(f"wrote {target}: copy it to a machine without torch, and python -m live --run {target.name}")
-    return summary, 0
+    return {"run": str(args.run), "bundle": str(target), "format": args.to, **found}, 0
 
 
 def export_for_live(run: Path) -> None:
@@ -166,8 +165,8 @@ def check(
     if encoder is not None and engine is not None:
         ours = encoder.embed(evidence.crops).astype(np.float32)
         theirs = engine.embed(evidence.crops).astype(np.float32)
-        cosines = (ours * theirs).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1))
-        cosine = float(cosines.min())
+        norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+        cosine = float(((ours * theirs).sum(1) / norms).min())
         most |= {"embedding": float(np.abs(ours - theirs).max()), "cosine": cosine}
     logit = most["logit"] = max(_logit_differences(head, run_head, card, ours))
     if not cosine >= MIN_COSINE or not logit <= MAX_LOGIT_DIFFERENCE:
@@ -193,13 +192,12 @@ def _require_free(target: Path, run: Path) -> None:
 def _put_in_place(partial: Path, target: Path) -> None:
     """Move a finished bundle to `target`; what stood there goes only when the new one is in its place."""
     old = partial.with_name(partial.name + ".old")
-    had_one = target.exists()
-    if had_one:
+    if target.exists():
         os.replace(target, old)
     try:
         os.replace(partial, target)
     except OSError:
-        if had_one:
+        if old.exists():
             os.replace(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
@@ -215,34 +213,27 @@ def _write_networks(
     inputs: list[Tensor] = []
     for dim in card.dims.values():
         inputs += [torch.zeros(1, frames, dim), torch.ones(1, frames, dtype=torch.bool)]
-    suffix, flat = SUFFIX[args.to], FlatHead(head)
-    metadata = metadata_of(card)
-    if encoder is None:
-        pass  # the head reads no embeddings
-    elif args.to == "onnx":
-        to_onnx(encoder, (crop,), ["crop"], ["embedding"], folder / "encoder.onnx", metadata)
-    else:
-        to_openvino(encoder, (crop,), folder / "encoder.xml", metadata)
-    if args.to == "onnx":
-        to_onnx(flat, tuple(inputs), head_inputs(card), ["logits"], folder / f"head{suffix}", metadata)
-    else:
-        to_openvino(flat, tuple(inputs), folder / f"head{suffix}", metadata)
+    networks: list[tuple[str, nn.Module | None, tuple[Tensor, ...], list[str], str]] = [
+        ("encoder", encoder, (crop,), ["crop"], "embedding"),
+        ("head", FlatHead(head), tuple(inputs), head_inputs(card), "logits"),
+    ]
+    for name, network, example, input_names, output_name in networks:
+        path = folder / f"{name}{SUFFIX[args.to]}"
+        if network is None:
+            continue  # the head reads no embeddings
+        if args.to == "onnx":
+            to_onnx(network, example, input_names, [output_name], path, metadata_of(card))
+        else:
+            to_openvino(network, example, path, metadata_of(card))
 
 
 def _write_rest(folder: Path, run: Path, card: Card, head: Mapping[str, Tensor]) -> None:
     """Card, statistics, reference and model files; nothing about people."""
     from safetensors.torch import save_file
 
-    save_card(
-        folder,
-        replace(card, store="", stages=(), metrics={}, warnings=(), test_openings=()),
-    )
-    statistics = {
-        f"head.{name}": tensor.contiguous()
-        for name, tensor in head.items()
-        if name.startswith(("mean_", "std_"))
-    }
-    save_file(statistics, folder / STATISTICS)
+    save_card(folder, replace(card, store="", stages=(), metrics={}, warnings=(), test_openings=()))
+    kept = {name: tensor for name, tensor in head.items() if name.startswith(("mean_", "std_"))}
+    save_file({f"head.{name}": tensor.contiguous() for name, tensor in kept.items()}, folder / STATISTICS)
     if (run / REFERENCE).is_file():
         shutil.copyfile(run / REFERENCE, folder / REFERENCE)
     if (run / "detector").is_dir():
@@ -282,12 +273,9 @@ def _logit_differences(
     masks = [np.ones(frames, bool), np.arange(frames) < frames // 2, chance.random(frames) < 0.5]
     found = []
     for mask in (*masks, np.zeros(frames, bool)):
+        x, valid = {name: v * mask[:, None] for name, v in values.items()}, dict.fromkeys(values, mask)
         with torch.inference_mode():
-            ours = head(
-                {name: torch.from_numpy(v * mask[:, None])[None] for name, v in values.items()},
-                {name: torch.from_numpy(mask)[None] for name in values},
-            )[0].numpy()
-        x = {name: v * mask[:, None] for name, v in values.items()}
-        theirs = run_head(x, dict.fromkeys(values, mask))
-        found.append(float(np.abs(ours - theirs).max()))
+            batches = ({name: torch.from_numpy(v)[None] for name, v in side.items()} for side in (x, valid))
+            ours = head(*batches)[0].numpy()
+        found.append(float(np.abs(ours - run_head(x, valid)).max()))
     return found

@@ -29,7 +29,7 @@ from seqmodel.finetuning.reextract import re_extract
 from seqmodel.finetuning.setup import Stage, asked_of, augmentation_of, cut_sources, open_stage, start_of
 from seqmodel.finetuning.state import Goal, Outcome
 from seqmodel.finetuning.trainer import EndToEnd, keep_freed_memory
-from seqmodel.metrics.calibration import fit_calibration, moved_band
+from seqmodel.metrics.calibration import refit_calibration
 from seqmodel.runs.card import (
     Card,
     append_log,
@@ -44,6 +44,9 @@ from seqmodel.runs.training_stats import FILE as REFERENCE
 from seqmodel.runs.training_stats import write_reference
 from seqmodel.runs.writer import drop_judgements, resolve_device
 
+LOST_PEER = ("connection closed", "connection reset", "gloo", "nccl", "peer")
+"""How an error of torch.distributed says that another process ended."""
+
 
 def finetune(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
     """The command's body: trains, updates the run, returns (summary, exit code)."""
@@ -54,7 +57,7 @@ def finetune(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
         _train(args, team)
         team.wait()
     except RuntimeError as error:
-        if team.size == 1 or not _is_lost_peer(error):
+        if team.size == 1 or not any(word in str(error).lower() for word in LOST_PEER):
             raise
         raise ValueError(
             f"a process of this job of {team.size} went away ({str(error).splitlines()[0][:120]}); the last "
@@ -90,8 +93,7 @@ def _train(args: FinetuneArgs, team: Team) -> None:
 def _finish(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
     """What comes after the run was updated; a kill on the way is made good by the same command."""
     card = load_card(args.run)
-    summary, code = _summary(args.run, card), 0
-    store = args.store or Path(card.store)
+    summary, code, store = _summary(args.run, card), 0, args.store or Path(card.store)
     if args.re_extract is not None:
         summary["re_extract"], code = re_extract(args.run, store, args.re_extract)
         store = args.re_extract  # has the embeddings already: no crop need be looked at again
@@ -183,11 +185,6 @@ def _run_job(stage: Stage, job: EndToEnd, args: FinetuneArgs) -> Outcome:
     saved = time.monotonic()
     settings = {"asked": asked_of(stage, args), "start": start_of(stage)}
 
-    def save() -> None:
-        if job.team.writes:
-            note = {"settings": settings, "position": job.note()}
-            save_checkpoint(stage.folder / "checkpoint.safetensors", job.tensors(), note)
-
     with progress("steps") as bar, stop_asked() as asked_here:
         left = (job.num_epochs - job.at.epoch) * job.num_steps - job.at.step
         row = bar.add_task("fine-tuning", total=left, visible=job.team.writes)
@@ -198,7 +195,9 @@ def _run_job(stage: Stage, job: EndToEnd, args: FinetuneArgs) -> Outcome:
                 bar.update(row, description=f"fine-tuning, validation {outcome.val_score:.4f}")
             stops = _agreed(asked_here(), job.team)
             if stops or outcome is not None or time.monotonic() - saved >= stage.config.save_every_s:
-                save()
+                if job.team.writes:
+                    note = {"settings": settings, "position": job.note()}
+                    save_checkpoint(stage.folder / "checkpoint.safetensors", job.tensors(), note)
                 saved = time.monotonic()
             if stops:
                 raise KeyboardInterrupt
@@ -233,7 +232,6 @@ def _agreed(stop: bool, team: Team) -> bool:
 
 def _write(stage: Stage, job: EndToEnd, outcome: Outcome, args: FinetuneArgs) -> None:
     """Put the kept weights and the story into the run."""
-    card = stage.card
     entry = {
         "stage": "finetune",
         "val_score": outcome.val_score,
@@ -248,41 +246,40 @@ def _write(stage: Stage, job: EndToEnd, outcome: Outcome, args: FinetuneArgs) ->
     }
     if outcome.phase == "stage 1":
         _log(stage.run, job.at.history)
-        save_card(stage.run, dataclasses.replace(card, stages=(*card.stages, entry)))
+        save_card(stage.run, dataclasses.replace(stage.card, stages=(*stage.card.stages, entry)))
         return
-    encoder_id = card.recipe.encoder
-    state = stage.model.encoder.state_dict()
-    if outcome.phase == "both" and stage.first_block < len(stage.model.encoder.blocks):
-        encoder_id = EncoderId(
-            encoder_id.name, f"finetuned:{stage.run.name}", state_sha256(state), encoder_id.dim
-        )
-    measured = np.any([mask.any(axis=1) for mask in stage.val.valid.values()], axis=0)
-    calibration = fit_calibration(
-        job.best_logits[measured],
-        np.asarray(stage.val.labels)[measured],
-        card.labelling.task,
-        goal=card.calibration.goal,
-        label_names=card.labelling.names,
-    )
-    calibration = dataclasses.replace(
-        calibration, abstain=moved_band(card.calibration, calibration, card.labelling.task)
-    )
-    if (moved := calibration_stage(card)) is not None:
+    card = _card_of(stage, job, outcome)
+    if (moved := calibration_stage(stage.card)) is not None:
         warn(f"the calibration for {moved['store']} goes with the old weights: calibrate again")
+    drop_judgements(stage.run)
+    save_weights(stage.run, stage.model.head.state_dict(), stage.model.encoder.state_dict())
+    _log(stage.run, job.at.history)
     stages = tuple(dict(s) | {"kept": False} for s in card.stages)
-    card = dataclasses.replace(
+    save_card(stage.run, dataclasses.replace(card, stages=(*stages, entry)))
+
+
+def _card_of(stage: Stage, job: EndToEnd, outcome: Outcome) -> Card:
+    """The run's card with what new weights change: who the encoder is, and the calibration."""
+    card, encoder = stage.card, stage.card.recipe.encoder
+    if outcome.phase == "both" and stage.first_block < len(stage.model.encoder.blocks):
+        sha256 = state_sha256(stage.model.encoder.state_dict())
+        encoder = EncoderId(encoder.name, f"finetuned:{stage.run.name}", sha256, encoder.dim)
+    measured = np.any([mask.any(axis=1) for mask in stage.val.valid.values()], axis=0)
+    return dataclasses.replace(
         card,
-        recipe=dataclasses.replace(card.recipe, encoder=encoder_id),
-        calibration=calibration,
-        stages=(*stages, entry),
+        recipe=dataclasses.replace(card.recipe, encoder=encoder),
+        calibration=refit_calibration(
+            card.calibration,
+            job.best_logits[measured],
+            np.asarray(stage.val.labels)[measured],
+            card.labelling.task,
+            goal=card.calibration.goal,
+            label_names=card.labelling.names,
+        ),
         metrics={},
         versions=versions(),
         git_commit=git_commit(),
     )
-    drop_judgements(stage.run)
-    save_weights(stage.run, stage.model.head.state_dict(), state)
-    _log(stage.run, job.at.history)
-    save_card(stage.run, card)
 
 
 def _log(run: Path, history: list[Outcome]) -> None:
@@ -318,9 +315,3 @@ def _say_story(history: list[Outcome], kept: Outcome, stage: Stage) -> None:
     console().print(table)
     if kept.phase == "stage 1":
         say("no epoch was better on validation than the run as it was: it stays as it was")
-
-
-def _is_lost_peer(error: RuntimeError) -> bool:
-    """Whether an error of torch.distributed says that another process ended."""
-    text = str(error).lower()
-    return any(word in text for word in ("connection closed", "connection reset", "gloo", "nccl", "peer"))

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from features.cli import console, progress, say, warn
+from features.datasets import Samples
 from seqmodel.config import TrainArgs
 from seqmodel.evaluation.logistic import baseline_scores
-from seqmodel.heads.recurrent import build_head, num_outputs
+from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs
 from seqmodel.runs.card import require_place
 from seqmodel.runs.writer import complete_head, count_parameters, resolve_device, rounded, write_run
-from seqmodel.training.loop import fit, fit_best, resolve_metric
+from seqmodel.training.loop import Fitted, fit, fit_best, resolve_metric
 from seqmodel.training.task import Question, load_sides, put_question
 
 
@@ -20,24 +21,8 @@ def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
     say_question(question)
     device = resolve_device(args.device)
     train_samples, val_samples = load_sides(question)
-    task, metric = question.labelling.task, resolve_metric(args.metric, question.labelling.task)
-    config = complete_head(args.head, task)
-    head = build_head(config, question.dims, num_outputs(task, question.num_classes), seed=args.seed)
-    head.set_statistics(train_samples)
-    with progress("epochs") as bar:
-        row = bar.add_task("training", total=args.train.epochs)
-        epochs = fit(
-            head,
-            train_samples,
-            val_samples,
-            args.train,
-            task=task,
-            num_classes=question.num_classes,
-            seed=args.seed,
-            device=device,
-            metric=args.metric,
-        )
-        fitted = fit_best(head, epochs, args.train.patience, on_epoch=lambda _: bar.advance(row))
+    metric = resolve_metric(args.metric, question.labelling.task)
+    head, fitted = fit_head(args, question, train_samples, val_samples, device)
     baselines = baseline_scores(train_samples, val_samples, question.num_classes, metric)
     card = write_run(
         args.run,
@@ -68,14 +53,37 @@ def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
     return summary, 0
 
 
+def fit_head(
+    args: TrainArgs, question: Question, train: Samples, val: Samples, device: str
+) -> tuple[LstmHead, Fitted]:
+    """The head that the options describe, with the weights of its best epoch."""
+    task, num_classes = question.labelling.task, question.num_classes
+    config = complete_head(args.head, task)
+    head = build_head(config, question.dims, num_outputs(task, num_classes), seed=args.seed)
+    head.set_statistics(train)
+    with progress("epochs") as bar:
+        row = bar.add_task("training", total=args.train.epochs)
+        epochs = fit(
+            head,
+            train,
+            val,
+            args.train,
+            task=task,
+            num_classes=num_classes,
+            seed=args.seed,
+            device=device,
+            metric=args.metric,
+        )
+        return head, fit_best(head, epochs, args.train.patience, on_epoch=lambda _: bar.advance(row))
+
+
 def say_question(question: Question) -> None:
     """Tell the user what is learned from whom."""
     counts = ", ".join(f"{len(rows)} {side}" for side, rows in question.split.sides().items())
     left_out = f"; {question.num_unlabelled} without a label left out" if question.num_unlabelled else ""
-    names = " < ".join(question.labelling.names)
     say(
-        f"{question.labelling.task}: {names} (last = positive), {counts} clips{left_out}; "
-        f"split: {question.split.how}"
+        f"{question.labelling.task}: {' < '.join(question.labelling.names)} (last = positive), "
+        f"{counts} clips{left_out}; split: {question.split.how}"
     )
     for text in question.split.warnings:
         warn(text)

@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from features.files import atomic_write, cache_dir
+from features.files import cache_dir
 from features.recipe import EncoderId
 from seqmodel.encoders import depthwise
-from seqmodel.encoders.model_files import encoder_weights, sha256_of
+from seqmodel.encoders.model_files import encoder_weights, sha256_of, write_cached
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What torchvision's weights were trained with, on pixels in 0..1."""
@@ -61,8 +63,7 @@ class Encoder(nn.Module):
             raise TypeError(
                 f"an encoder takes RGB uint8 crops (F,H,W,3), got {crops.dtype} of shape {tuple(crops.shape)}"
             )
-        scaled = crops.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
-        return (scaled - self.mean) / self.std
+        return ((crops.permute(0, 3, 1, 2).to(self.mean.dtype) / 255) - self.mean) / self.std
 
     def head_of(self, activations: Tensor, first: int) -> Tensor:
         """Embeddings (F,D) of the activations that enter block `first`."""
@@ -110,18 +111,15 @@ def build_encoder(name: str, weights: str = "imagenet", seed: int = 0) -> tuple[
     encoder = _architecture(name)
     path = encoder_weights(name, weights)
     state = _read_state(path)
-    if tuned := {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}:
+    tuned = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
+    _load(encoder, tuned or state, where=str(path))
+    if tuned:
         # The weights of a run: the same bytes in another file are the same encoder.
-        _load(encoder, tuned, where=str(path))
         identity = EncoderId(name, f"finetuned:{path.parent.name}", state_sha256(tuned), encoder.dim)
-        _keep_weights(encoder.state_dict(), identity.weights_sha256)
-        return encoder.eval(), identity
-    _load(encoder, state, where=str(path))
-    label = (
-        {"mobilenet_v3_large": "IMAGENET1K_V2"}.get(name, path.name) if weights == "imagenet" else path.name
-    )
-    identity = EncoderId(name, label, sha256_of(path), encoder.dim)
-    if weights != "imagenet":
+    else:
+        named = {"mobilenet_v3_large": "IMAGENET1K_V2"} if weights == "imagenet" else {}
+        identity = EncoderId(name, named.get(name, path.name), sha256_of(path), encoder.dim)
+    if tuned or weights != "imagenet":
         _keep_weights(encoder.state_dict(), identity.weights_sha256)
     return encoder.eval(), identity
 
@@ -206,15 +204,15 @@ def _architecture(name: str) -> Encoder:
     if name == "mobilenet_v3_large":
         from torchvision.models import mobilenet_v3_large
 
-        features = mobilenet_v3_large(weights=None).features
-        return Encoder(name, nn.Sequential(*features), 960, IMAGENET_MEAN, IMAGENET_STD)
+        blocks = nn.Sequential(*mobilenet_v3_large(weights=None).features)
+        return Encoder(name, blocks, 960, IMAGENET_MEAN, IMAGENET_STD)
     if name == "efficientnet_lite0":
         from timm import create_model
 
         net: Any = create_model("efficientnet_lite0", pretrained=False)
         stem, head = nn.Sequential(net.conv_stem, net.bn1), nn.Sequential(net.conv_head, net.bn2)
-        inner = [block for stage in net.blocks for block in stage]
-        return Encoder(name, nn.Sequential(stem, *inner, head), 1280, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        blocks = nn.Sequential(stem, *(block for stage in net.blocks for block in stage), head)
+        return Encoder(name, blocks, 1280, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     raise ValueError(f"unknown encoder {name!r}; known are mobilenet_v3_large, efficientnet_lite0")
 
 
@@ -252,9 +250,6 @@ def _random(name: str, seed: int) -> Encoder:
 def _read_state(path: Path) -> dict[str, Tensor]:
     """A state dict from a file; nothing in it can run. Raises ValueError when it is something else."""
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
         try:
             return load(path.read_bytes())
         except SafetensorError as error:
@@ -295,10 +290,6 @@ def _kept_weights(sha256: str) -> Path:
 
 def _keep_weights(state: Mapping[str, Tensor], sha256: str) -> None:
     """Keep a copy of a user's weights by hash: the recipe names them by hash, and the file may move."""
-    from safetensors.torch import save_file
-
     path = _kept_weights(sha256)
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial:
-            save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial)
+        write_cached(path, save({name: tensor.contiguous() for name, tensor in state.items()}))

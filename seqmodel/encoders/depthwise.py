@@ -49,8 +49,7 @@ class _Depthwise(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, kernel = ctx.saved_tensors
-        stride, wanted = ctx.stride, ctx.needs_input_grad
+        (x, kernel), stride, wanted = ctx.saved_tensors, ctx.stride, ctx.needs_input_grad
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
         of_x = _gradient_of_input(gradient, x, kernel, stride) if wanted[0] else None
         of_kernel = _gradient_of_kernel(gradient, x, kernel, stride) if wanted[1] else None

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.cpu import usable_cores
-from features.files import atomic_write, cache_dir
+from features.files import cache_dir
 from features.recipe import EncoderId
-from seqmodel.encoders.model_files import encoder_weights, sha256_of
+from seqmodel.encoders.model_files import encoder_weights, sha256_of, write_cached
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,33 +78,18 @@ def open_engine(
     backend. Raises ValueError for weights that cannot be had (naming address, cache path and flag) and for
     combinations that no backend offers.
     """
-    identity = _known_identity(name, weights)
-    if identity is None:
+
+    def build() -> "tuple[Encoder, EncoderId]":
         from seqmodel.encoders.backbone import build_encoder
 
-        encoder, identity = build_encoder(name, weights)
-        _remember_identity(weights, identity)
-        return open_identity(identity, lambda: encoder, backend, device, precision, threads, crop_px)
+        return build_encoder(name, weights)
 
-    def build() -> "Encoder":
-        from seqmodel.encoders.backbone import build_encoder
-
-        return build_encoder(name, weights)[0]
-
-    return open_identity(identity, build, backend, device, precision, threads, crop_px)
-
-
-def encoder_engine(
-    encoder: "Encoder",
-    identity: EncoderId,
-    *,
-    backend: Backend = "auto",
-    device: str = "auto",
-    precision: Precision = "auto",
-    threads: int = 0,
-    crop_px: int = 224,
-) -> Engine:
-    """The engine of an encoder at hand, as after fine-tuning."""
+    noted = _identity_path(name, weights)
+    if noted.is_file():  # weights seen before: the network need not be built to know them
+        identity = EncoderId(**json.loads(noted.read_text(encoding="utf-8")))
+        return open_identity(identity, lambda: build()[0], backend, device, precision, threads, crop_px)
+    encoder, identity = build()
+    write_cached(noted, json.dumps(vars(identity), ensure_ascii=False).encode())
     return open_identity(identity, lambda: encoder, backend, device, precision, threads, crop_px)
 
 
@@ -146,23 +131,11 @@ def _open_openvino(
     bit.
     """
     openvino = import_openvino()
-    folder = _converted_folder(identity, crop_px, openvino.__version__)
-    path = folder / IR
-    if not path.is_file():
+    release = openvino.__version__.partition("-")[0]
+    folder = cache_dir() / "openvino" / f"{identity.name}-{identity.weights_sha256[:24]}-{crop_px}-{release}"
+    if not (folder / IR).is_file():
         _convert(openvino, build(), crop_px, folder)
-    core = openvino.Core()
-    # Read as bytes: the path may hold any letters.
-    network = core.read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
-    model = core.compile_model(network, "CPU", cpu_options(resolve_precision(precision), threads))
-    request = model.create_infer_request()
-
-    def run(crops: NDArray[np.uint8]) -> NDArray[np.float16]:
-        found = np.empty((len(crops), identity.dim), np.float16)
-        for i in range(len(crops)):
-            request.infer([np.ascontiguousarray(crops[i : i + 1])])
-            found[i] = request.get_output_tensor().data[0]
-        return found
-
+    model = compile_file(folder / IR, resolve_precision(precision), threads)
     numerics = {
         "backend": "openvino",
         "device": "cpu",
@@ -170,7 +143,7 @@ def _open_openvino(
         "precision": model.get_property("INFERENCE_PRECISION_HINT").to_string(),
         "version": metadata.version("openvino"),
     }
-    return Engine(identity, numerics, run)
+    return Engine(identity, numerics, frame_by_frame(model, identity.dim))
 
 
 def _open_torch(
@@ -194,6 +167,29 @@ def _open_torch(
 
     numerics = {"backend": "torch", "device": device, "precision": precision, "version": torch.__version__}
     return Engine(identity, numerics, run)
+
+
+def compile_file(path: Path, precision: Literal["f32", "bf16"], threads: int) -> Any:
+    """A network file (.xml with its .bin, or .onnx), compiled for the CPU."""
+    core = import_openvino().Core()
+    # Read as bytes: the path may hold any letters.
+    weights = [path.with_suffix(".bin").read_bytes()] if path.suffix == ".xml" else []
+    network = core.read_model(path.read_bytes(), *weights)
+    return core.compile_model(network, "CPU", cpu_options(precision, threads))
+
+
+def frame_by_frame(model: Any, dim: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float16]]:
+    """A compiled encoder as a function from crops (F,H,W,3) uint8 to embeddings (F,D) float16."""
+    request = model.create_infer_request()
+
+    def run(crops: NDArray[np.uint8]) -> NDArray[np.float16]:
+        found = np.empty((len(crops), dim), np.float16)
+        for index in range(len(crops)):
+            request.infer([np.ascontiguousarray(crops[index : index + 1])])
+            found[index] = request.get_output_tensor().data[0]
+        return found
+
+    return run
 
 
 def compiled(network: "nn.Module", crop_px: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float16]]:
@@ -290,11 +286,6 @@ def _convert(openvino: Any, encoder: "Encoder", crop_px: int, folder: Path) -> N
             raise
 
 
-def _converted_folder(identity: EncoderId, crop_px: int, version: str) -> Path:
-    release = version.partition("-")[0]
-    return cache_dir() / "openvino" / f"{identity.name}-{identity.weights_sha256[:24]}-{crop_px}-{release}"
-
-
 def _has_cuda() -> bool:
     """Whether a CUDA device can be used; asks torch only where an NVIDIA driver shows."""
     if not (Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")):
@@ -304,23 +295,7 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def _known_identity(name: str, weights: str) -> EncoderId | None:
-    """The identity of weights seen before, without building the network."""
-    path = _identity_path(name, weights)
-    if path is None or not path.is_file():
-        return None
-    return EncoderId(**json.loads(path.read_text(encoding="utf-8")))
-
-
-def _remember_identity(weights: str, identity: EncoderId) -> None:
-    path = _identity_path(identity.name, weights)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial:
-            partial.write_text(json.dumps(vars(identity), ensure_ascii=False), encoding="utf-8")
-
-
-def _identity_path(name: str, weights: str) -> Path | None:
+def _identity_path(name: str, weights: str) -> Path:
     """Where the identity is noted: by the file's hash, or for random weights by the release that draws
     them.
     """

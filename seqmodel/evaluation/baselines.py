@@ -3,14 +3,11 @@
 Shapes: N clips, C classes.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from features.datasets import Samples
 from seqmodel.evaluation.evaluator import Yardstick
-
-if TYPE_CHECKING:
-    from features.datasets import Samples
+from seqmodel.evaluation.logistic import logistic_probabilities
 
 NUM_PARTS = 5
 
@@ -30,14 +27,12 @@ def majority(
 
 
 def logistic(
-    training: "Samples", judged: "Samples", stream: str, measured: np.ndarray, training_shares: np.ndarray
+    training: Samples, judged: Samples, stream: str, measured: np.ndarray, training_shares: np.ndarray
 ) -> Yardstick:
     """Logistic regression on mean and spread of a stream over time, learned from training clips.
 
     `judged` holds the clips where `measured` (N,) is true; the others get the (C,) training shares.
     """
-    from seqmodel.evaluation.logistic import logistic_probabilities
-
     num_classes = len(training_shares)
     p = np.tile(training_shares, (len(measured), 1))
     p[measured] = logistic_probabilities(training, judged, stream, num_classes)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,19 +15,17 @@ from features.datasets import load_samples
 from features.recipe import Part, differences
 from features.splits import known_rows
 from features.store.location import place_of
+from features.store.store import FeatureStore
+from features.store.table import ClipTable
 from seqmodel.evaluation.baselines import identity, logistic, majority
 from seqmodel.evaluation.evaluator import Yardstick
+from seqmodel.evaluation.permutation_importance import Fall
 from seqmodel.heads.person_baseline import with_baseline
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.metrics.classification import shares
 from seqmodel.metrics.predictions import Predictions, make_predictions
 from seqmodel.runs.card import Card, calibrators_of, load_card, load_split, save_card, write_text
 from seqmodel.runs.predict import Population, clip_labels, population, predict_rows
-
-if TYPE_CHECKING:
-    from features.store.store import FeatureStore
-    from features.store.table import ClipTable
-    from seqmodel.evaluation.permutation_importance import Fall
 
 STORE_NOTE = "store.txt"
 """In a folder below `cross`: the path of the store that it is about."""
@@ -40,8 +37,8 @@ class Asked:
 
     run: Path
     card: Card
-    store: "FeatureStore"
-    table: "ClipTable"
+    store: FeatureStore
+    table: ClipTable
     labels: np.ndarray
     """(all rows,) int64 class of every row, -1 = none."""
     sides: dict[str, tuple[str, str]]
@@ -56,8 +53,6 @@ class Asked:
 
 def ask(run: Path, card: Card, store_path: Path | None, split: str, mapping: Sequence[str] = ()) -> Asked:
     """Open the store and find the clips. Raises ValueError when there is no store or no such clip."""
-    from features.store.store import FeatureStore
-
     path = store_path or Path(card.store)
     folder = place_of(path).folder
     if folder is not None and not folder.exists():
@@ -71,8 +66,8 @@ def ask(run: Path, card: Card, store_path: Path | None, split: str, mapping: Seq
     found = population(table, labels, sides, split, known, calibrators_of(run, card))
     if len(found.rows) == 0:
         raise ValueError(f"store {path} has no extracted, labelled clip in the {split} split of run {run}")
-    name = f"{path.stem}:{split}" if is_other else split
-    return Asked(run, card, store, table, labels, sides, known, found, name, is_other)
+    split = f"{path.stem}:{split}" if is_other else split
+    return Asked(run, card, store, table, labels, sides, known, found, split, is_other)
 
 
 def folder_of(asked: Asked) -> Path:
@@ -90,6 +85,13 @@ def folder_of(asked: Asked) -> Path:
         if note.read_text(encoding="utf-8").strip() == _whole(store):
             return folder
         number += 1
+
+
+def every_labelled(asked: Asked) -> Asked:
+    """The same question about every labelled clip of the store, whatever its side; failed ones too."""
+    rows = np.flatnonzero((asked.labels >= 0) & (asked.table.state != 0))
+    found = replace(asked.population, rows=rows, labels=asked.labels[rows], how="every labelled clip")
+    return replace(asked, population=found)
 
 
 def _whole(store: Path | str) -> str:
@@ -140,7 +142,7 @@ def predict(asked: Asked) -> Predictions:
     )
 
 
-def face_coverage(store: "FeatureStore", rows: np.ndarray) -> np.ndarray:
+def face_coverage(store: FeatureStore, rows: np.ndarray) -> np.ndarray:
     """(N,) share of frames with a face; 0 where nothing was extracted. Of imported features, the share of a
     clip's own frames that lack no feature."""
     frames = store.read_frames(rows)
@@ -154,7 +156,7 @@ def face_coverage(store: "FeatureStore", rows: np.ndarray) -> np.ndarray:
 class Training:
     """The run's own training clips, wherever they are; none where their store cannot be opened."""
 
-    store: "FeatureStore"
+    store: FeatureStore
     rows: np.ndarray
     """(M,) rows of that store, extracted and labelled."""
     labels: np.ndarray
@@ -178,9 +180,7 @@ def training_clips(asked: Asked) -> Training:
     return Training(store, rows, labels[rows], table.subject[rows])
 
 
-def _home(card: Card) -> "FeatureStore | None":
-    from features.store.store import FeatureStore
-
+def _home(card: Card) -> FeatureStore | None:
     try:
         return FeatureStore.open(card.store)
     except (ValueError, OSError):
@@ -228,7 +228,7 @@ def yardsticks(asked: Asked, predictions: Predictions, training: Training, seed:
 class Refitted:
     """What there is to tell about heads of folds, which are judged in place of the run's network."""
 
-    falls: Sequence["Fall"]
+    falls: Sequence[Fall]
     """What shuffling each group of inputs costs them."""
     calibrations: Sequence[Calibration]
     """One a fold."""

@@ -18,12 +18,10 @@ from seqmodel.metrics.bootstrap import (
     Draws,
     Figure,
     Paired,
-    bootstrap_figures,
     draw_subjects,
-    paired,
-    with_intervals,
+    resample,
 )
-from seqmodel.metrics.classification import evaluate_predictions, minority_class
+from seqmodel.metrics.classification import minority_class
 from seqmodel.metrics.predictions import Predictions
 
 LOWER_IS_BETTER = ("mae", "brier", "ece")
@@ -92,69 +90,31 @@ def judge(
     Raises ValueError when there is no clip.
     """
     p = predictions
-    if len(p) == 0:
-        raise ValueError(f"the {split} split has no labelled clip: there is nothing to judge")
     draws = draw_subjects(p.subjects, rounds, seed)
     minority = minority_class(p.labels, len(label_names))
-    values, rounds_of = _figures(p.labels, p.probabilities, p.said, draws, minority, task)
+    # Distance between classes has a meaning only where they are levels.
+    unwanted = () if task == "ordinal" else ("qwk", "mae")
+    ours = resample(p.labels, p.probabilities, p.said, draws, minority, unwanted)
     beside = []
     for yardstick in yardsticks:
-        theirs, their_rounds = _figures(
-            p.labels, yardstick.probabilities, yardstick.said, draws, minority, task
-        )
-        pairs = {
-            name: paired(
-                values[name],
-                theirs[name],
-                rounds_of[name],
-                their_rounds[name],
-                draws.num_subjects,
-                draws.num_people,
-            )
-            for name in rounds_of
-        }
-        beside.append(Beside(yardstick, with_intervals(theirs, their_rounds, draws.num_subjects), pairs))
+        theirs = resample(p.labels, yardstick.probabilities, yardstick.said, draws, minority, unwanted)
+        beside.append(Beside(yardstick, theirs.figures(), ours.minus(theirs)))
+    keep, alone = p.measured, None
+    if keep.any() and not keep.all():
+        again = draw_subjects(p.subjects[keep], rounds, seed)
+        alone = resample(p.labels[keep], p.probabilities[keep], p.said[keep], again, minority, unwanted)
     return Judgement(
         split=split,
         predictions=p,
         label_names=label_names,
         task=task,
-        figures=with_intervals(values, rounds_of, draws.num_subjects),
-        measured_figures=_measured_figures(p, minority, task, rounds, seed),
+        figures=ours.figures(),
+        measured_figures=alone.figures() if alone else None,
         beside=tuple(beside),
         draws=draws,
         minority=minority,
         warnings=(*warnings, *_warnings(p, draws, label_names)),
     )
-
-
-def _figures(
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    said: np.ndarray,
-    draws: Draws,
-    minority: int,
-    task: Task,
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    values = evaluate_predictions(labels, probabilities, said, minority)
-    rounds = bootstrap_figures(labels, probabilities, said, draws, minority)
-    # Distance between classes has a meaning only where they are levels.
-    unwanted = () if task == "ordinal" else ("qwk", "mae")
-    return (
-        {name: value for name, value in values.items() if name not in unwanted},
-        {name: value for name, value in rounds.items() if name not in unwanted},
-    )
-
-
-def _measured_figures(
-    p: Predictions, minority: int, task: Task, rounds: int, seed: int
-) -> dict[str, Figure] | None:
-    keep = p.measured
-    if keep.all() or not keep.any():
-        return None
-    draws = draw_subjects(p.subjects[keep], rounds, seed)
-    values, rounds_of = _figures(p.labels[keep], p.probabilities[keep], p.said[keep], draws, minority, task)
-    return with_intervals(values, rounds_of, draws.num_subjects)
 
 
 def _warnings(p: Predictions, draws: Draws, label_names: tuple[str, ...]) -> list[str]:

@@ -25,7 +25,7 @@ from features.splits import grouped_folds, leave_one_subject_out
 from features.store.table import groups_of
 from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
 from seqmodel.evaluation.baselines import identity, logistic, majority
-from seqmodel.evaluation.context import Asked, Refitted, face_coverage
+from seqmodel.evaluation.context import Asked, Refitted, every_labelled, face_coverage
 from seqmodel.evaluation.evaluator import Yardstick
 from seqmodel.evaluation.permutation_importance import (
     Arrays,
@@ -36,6 +36,7 @@ from seqmodel.evaluation.permutation_importance import (
     some_places,
 )
 from seqmodel.heads.person_baseline import with_baseline
+from seqmodel.heads.recurrent import build_head
 from seqmodel.metrics.calibration import (
     Calibration,
     decide,
@@ -48,6 +49,7 @@ from seqmodel.metrics.calibration import (
 from seqmodel.metrics.classification import score, shares
 from seqmodel.metrics.predictions import Predictions
 from seqmodel.runs.card import Card
+from seqmodel.runs.writer import complete_head
 from seqmodel.training.loop import fit, fit_best, predict_logits, resolve_metric
 from seqmodel.training.task import doubt_of_folds
 
@@ -104,9 +106,7 @@ class FoldAnswer:
 
 def every_clip(asked: Asked, folds: str) -> Asked:
     """All labelled clips of the store, whatever side they stood on; failed ones too."""
-    rows = np.flatnonzero((asked.labels >= 0) & (asked.table.state != 0))
-    found = replace(asked.population, rows=rows, labels=asked.labels[rows], how="every labelled clip")
-    return replace(asked, population=found, split=f"folds-{folds}")
+    return replace(every_labelled(asked), split=f"folds-{folds}")
 
 
 def dims_of(asked: Asked) -> dict[str, int]:
@@ -122,11 +122,10 @@ def dims_of(asked: Asked) -> dict[str, int]:
 
 def goal_of(card: Card, args: EvaluateArgs) -> str:
     """What each fold chooses its threshold for. Raises ValueError for what is no goal of this task."""
-    goal = args.threshold_for or card.calibration.goal
     if args.threshold_for:
         require_threshold(card.labelling.task)
-        parse_goal(goal, card.labelling.names)
-    return goal
+        parse_goal(args.threshold_for, card.labelling.names)
+    return args.threshold_for or card.calibration.goal
 
 
 def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yardstick], Refitted, list[str]]:
@@ -140,44 +139,27 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
     num_classes = len(card.labelling.names)
     everything, samples, reasons = samples_of(asked, card)
     measured, subjects = reasons == "", samples.subjects
-    people = subjects if args.folds == "loso" else sample_groups(samples)
-    folds = split_folds(args.folds, labels, people, args.seed)
+    together = subjects if args.folds == "loso" else sample_groups(samples)
+    folds = split_folds(args.folds, labels, together, args.seed)
     # One for all folds: the shares of whom a fold learns from lean against those whom it leaves out.
     prior = shares(labels, num_classes)
-    logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
-    p, said = np.tile(prior, (len(rows), 1)), np.full(len(rows), prior.argmax(), np.int64)
-    idle = np.zeros(len(rows), bool)
     constant = majority(prior, len(rows), card.labelling.names, of="all clips")
     rivals: dict[str, Yardstick] = {constant.name: constant}
-    answers = []
+    answers: list[FoldAnswer] = []
     with progress("folds") as bar:
-        task = bar.add_task("refitting", total=len(folds))
-        for number, (learn, left_out) in enumerate(folds):
-            answer = answer_fold(card, samples, measured, learn, left_out, args.seed + number)
-            answers.append(answer)
-            p[answer.places], said[answer.places] = answer.probabilities, answer.said
-            logits[answer.places] = answer.logits
-            idle[left_out] = measured[left_out] & (answer.candidate == "")
+        for number, (learn, left_out) in enumerate(bar.track(folds, description="refitting")):
+            answers.append(answer_fold(card, samples, measured, learn, left_out, args.seed + number))
             _add_rivals(rivals, everything, measured, learn, left_out, prior)
-            bar.advance(task)
-    chosen = [answer.candidate for answer in answers if answer.candidate]
+    chosen = [answer for answer in answers if answer.candidate]
     if not chosen:
         raise ValueError(
             f"--folds {args.folds}: there is nothing to learn from in any fold; it takes two people or more, "
             "and two classes, beside those who are left out"
         )
-    predictions = Predictions(
-        clip_ids=asked.table.clip_id[rows],
-        subjects=subjects,
-        labels=labels,
-        logits=logits,
-        probabilities=p,
-        said=said,
-        unsure=np.zeros(len(rows), bool),
-        reasons=np.where(idle, NOTHING_LEARNED, reasons),
-        coverage=face_coverage(asked.store, rows),
-        slices={name: column[rows] for name, column in asked.table.slices.items()},
-    )
+    idle = np.zeros(len(rows), bool)
+    for (_, left_out), answer in zip(folds, answers, strict=True):
+        idle[left_out] = measured[left_out] & (answer.candidate == "")
+    predictions = _pooled(asked, answers, prior, np.where(idle, NOTHING_LEARNED, reasons))
     known = identity(labels, subjects, prior, seed=args.seed)
     yardsticks = [*rivals.values(), *([known] if known is not None else [])]
     thresholds = np.full(len(rows), 0.5)
@@ -185,13 +167,38 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
         thresholds[answer.places] = answer.calibration.threshold
     refitted = Refitted(
         falls=group_falls(card, asked.store.recipe.geometry, samples, answers, args.seed),
-        calibrations=[answer.calibration for answer in answers if answer.candidate],
+        calibrations=[answer.calibration for answer in chosen],
         thresholds=thresholds,
     )
     num_idle = sum(bool(idle[left_out].any()) for _, left_out in folds)
     doubt = doubt_of_folds(asked.store, groups_of(asked.table, rows))
-    notes = [doubt] * bool(doubt) + _notes(len(folds), num_idle, chosen, bool((subjects == "").any()))
+    names = [answer.candidate for answer in chosen]
+    notes = [doubt] * bool(doubt) + _notes(len(folds), num_idle, names, bool((subjects == "").any()))
     return predictions, yardsticks, refitted, notes
+
+
+def _pooled(
+    asked: Asked, answers: Sequence[FoldAnswer], prior: np.ndarray, reasons: np.ndarray
+) -> Predictions:
+    """What all folds say; the (C,) shares of the classes, and the largest, of clips that none answers."""
+    rows, table = asked.population.rows, asked.table
+    logits = np.full((len(rows), asked.card.num_outputs), np.nan, np.float32)
+    p, said = np.tile(prior, (len(rows), 1)), np.full(len(rows), prior.argmax(), np.int64)
+    for answer in answers:
+        p[answer.places], said[answer.places] = answer.probabilities, answer.said
+        logits[answer.places] = answer.logits
+    return Predictions(
+        clip_ids=table.clip_id[rows],
+        subjects=table.subject[rows],
+        labels=asked.population.labels,
+        logits=logits,
+        probabilities=p,
+        said=said,
+        unsure=np.zeros(len(rows), bool),
+        reasons=reasons,
+        coverage=face_coverage(asked.store, rows),
+        slices={name: column[rows] for name, column in table.slices.items()},
+    )
 
 
 def samples_of(asked: Asked, card: Card) -> tuple[Samples, Samples, np.ndarray]:
@@ -223,14 +230,15 @@ def group_falls(
         for inside, fold in by_fold:
             if len(inside):
                 part = [{name: values[inside] for name, values in side.items()} for side in (x, valid)]
-                logits = np.mean([head_logits(head, *part) for head in fold.heads], axis=0)
-                p[inside] = probabilities(logits, task, fold.calibration)
+                logits = [head_logits(head, *part) for head in fold.heads]
+                p[inside] = probabilities(np.mean(logits, axis=0), task, fold.calibration)
         return p
 
     x, valid, labels = samples.batch(places)
     groups = feature_groups(card.dims, geometry.features if geometry else ())
-    people = samples.subjects[places]
-    return importance(answer_each, x, valid, labels, people, groups, metric=card.metric, seed=seed)
+    return importance(
+        answer_each, x, valid, labels, samples.subjects[places], groups, metric=card.metric, seed=seed
+    )
 
 
 def split_folds(
@@ -261,26 +269,23 @@ def answer_fold(
         empty = np.zeros(0, np.int64)
         return FoldAnswer(empty, np.zeros((0, card.num_outputs)), np.zeros((0, len(names))), empty, "")
     held = np.concatenate([choose for _, choose in parts])
-    judged = subset(samples, places)
-    best: tuple[float, str, np.ndarray, np.ndarray, tuple[Any, ...]] | None = None
+    judged, first_seed = subset(samples, places), seed * INNER_FOLDS
+    tried: list[tuple[float, str, np.ndarray, np.ndarray, tuple[Any, ...]]] = []
     for candidate in CANDIDATES:
-        told, answers, heads = [], [], []
-        for number, (train, choose) in enumerate(parts):
-            sides = subset(samples, train), subset(samples, choose)
-            head, logits = _fit_head(candidate, card, *sides, seed * INNER_FOLDS + number)
-            heads.append(head)
-            told.append(logits)
-            answers.append(predict_logits(head, judged))
+        fitted = [
+            _fit_head(candidate, card, subset(samples, train), subset(samples, choose), first_seed + number)
+            for number, (train, choose) in enumerate(parts)
+        ]
+        heads, told = zip(*fitted, strict=True)
         inner = np.concatenate(told)
-        value = _score(card, inner, samples.labels[held])
-        if best is None or value > best[0]:
-            best = (value, candidate.name, inner, np.mean(answers, axis=0), tuple(heads))
-    assert best is not None
-    calibration: Calibration = fit_calibration(
-        best[2], samples.labels[held], task, goal=card.calibration.goal, label_names=names, always_scale=True
+        answer = np.mean([predict_logits(head, judged) for head in heads], axis=0)
+        tried.append((_score(card, inner, samples.labels[held]), candidate.name, inner, answer, heads))
+    _, name, inner, answer, best_heads = max(tried, key=lambda one: one[0])  # of equals the first
+    calibration = fit_calibration(
+        inner, samples.labels[held], task, goal=card.calibration.goal, label_names=names, always_scale=True
     )
-    decision = decide(best[3], task, calibration)
-    return FoldAnswer(places, best[3], decision.probabilities, decision.label, best[1], best[4], calibration)
+    said = decide(answer, task, calibration)
+    return FoldAnswer(places, answer, said.probabilities, said.label, name, best_heads, calibration)
 
 
 def training_config(candidate: Candidate, num_clips: int) -> TrainConfig:
@@ -315,11 +320,8 @@ def _fit_head(
     candidate: Candidate, card: Card, train: Samples, choose: Samples, seed: int
 ) -> tuple[Any, np.ndarray]:
     """(head with its best epoch's weights, logits of `choose`)."""
-    from seqmodel.heads.recurrent import build_head
-
     task, classes = card.labelling.task, len(card.labelling.names)
-    config = replace(candidate.head, shared_thresholds=task == "ordinal")
-    head = build_head(config, card.dims, card.num_outputs, seed=seed)
+    head = build_head(complete_head(candidate.head, task), card.dims, card.num_outputs, seed=seed)
     head.set_statistics(train)
     training = training_config(candidate, len(train))
     epochs = fit(head, train, choose, training, task=task, num_classes=classes, seed=seed)

@@ -7,17 +7,11 @@ N clips, T frames, D width of a stream, C classes.
 import numpy as np
 
 from features.datasets import Samples
-from seqmodel.metrics.classification import score
+from seqmodel.metrics.classification import score, shares
 
 REGULARISATION = 0.01
 """scikit-learn's C on standardised statistics: a thousand columns on a few hundred clips want a strong
 prior."""
-
-
-def majority_probabilities(train_labels: np.ndarray, num_clips: int, num_classes: int) -> np.ndarray:
-    """(num_clips, C): the class shares of training, the same for every clip."""
-    counts = np.bincount(train_labels[train_labels >= 0], minlength=num_classes).astype(np.float64)
-    return np.tile(counts / max(1.0, counts.sum()), (num_clips, 1))
 
 
 def time_statistics(samples: Samples, stream: str, rows_at_once: int = 512) -> np.ndarray:
@@ -25,8 +19,7 @@ def time_statistics(samples: Samples, stream: str, rows_at_once: int = 512) -> n
     none."""
     parts = []
     for start in range(0, len(samples), rows_at_once):
-        places = np.arange(start, min(start + rows_at_once, len(samples)))
-        x, valid, _ = samples.batch(places)
+        x, valid, _ = samples.batch(np.arange(start, min(start + rows_at_once, len(samples))))
         keep = valid[stream].astype(np.float32)[..., None]
         values = np.where(keep > 0, x[stream].astype(np.float32), 0.0)
         count = np.maximum(keep.sum(axis=1), 1.0)
@@ -54,10 +47,8 @@ def logistic_probabilities(train: Samples, target: Samples, stream: str, num_cla
 
 def baseline_scores(train: Samples, val: Samples, num_classes: int, metric: str) -> dict[str, float]:
     """Validation score of each baseline by name: `majority`, `logistic_<stream>`."""
-    scores = {
-        "majority": score(metric, val.labels, majority_probabilities(train.labels, len(val), num_classes))
+    majority = np.tile(shares(train.labels, num_classes), (len(val), 1))
+    said = {"majority": majority} | {
+        f"logistic_{stream}": logistic_probabilities(train, val, stream, num_classes) for stream in train.x
     }
-    for stream in train.x:
-        probabilities = logistic_probabilities(train, val, stream, num_classes)
-        scores[f"logistic_{stream}"] = score(metric, val.labels, probabilities)
-    return scores
+    return {name: score(metric, val.labels, probabilities) for name, probabilities in said.items()}

@@ -3,15 +3,13 @@ printed.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from seqmodel.evaluation.evaluator import Judgement
 from seqmodel.metrics.bootstrap import Figure
-from seqmodel.runs.card import write_text
+from seqmodel.runs.card import write_json
 
 
 def figures_json(judgement: Judgement) -> dict[str, dict[str, Any]]:
@@ -34,7 +32,7 @@ def figures_json(judgement: Judgement) -> dict[str, dict[str, Any]]:
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
     """metrics.json: entries of this split replace earlier ones, other splits stay."""
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_text(path, json.dumps(earlier | dict(metrics), indent=1, ensure_ascii=False) + "\n")
+    write_json(path, earlier | dict(metrics))
 
 
 def summary(judgement: Judgement, report: Path) -> dict[str, Any]:
@@ -56,7 +54,4 @@ def readable(name: str, label_names: Sequence[str]) -> str:
 
 
 def _plain(figures: Mapping[str, Figure], label_names: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    return {
-        readable(name, label_names): {k: v if math.isfinite(v) else None for k, v in asdict(figure).items()}
-        for name, figure in figures.items()
-    }
+    return {readable(name, label_names): figure.as_json() for name, figure in figures.items()}

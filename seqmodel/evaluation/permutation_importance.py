@@ -17,6 +17,7 @@ import torch
 
 from seqmodel.heads.recurrent import masked_mean_std
 from seqmodel.metrics.classification import score
+from seqmodel.training.loop import to_tensors
 
 Arrays = Mapping[str, np.ndarray]
 SHUFFLED_CLIPS = 300
@@ -62,11 +63,11 @@ def feature_groups(dims: Mapping[str, int], features: Sequence[str]) -> dict[str
     return found
 
 
-def some_places(places: np.ndarray, seed: int) -> np.ndarray:
-    """At most SHUFFLED_CLIPS of (n,) places, drawn under `seed`, in order."""
-    if len(places) <= SHUFFLED_CLIPS:
+def some_places(places: np.ndarray, seed: int, most: int = SHUFFLED_CLIPS) -> np.ndarray:
+    """At most so many of (n,) places, drawn under `seed`, in order."""
+    if len(places) <= most:
         return places
-    return np.sort(np.random.default_rng(seed).choice(places, SHUFFLED_CLIPS, replace=False))
+    return np.sort(np.random.default_rng(seed).choice(places, most, replace=False))
 
 
 def importance(
@@ -113,10 +114,8 @@ def head_logits(head: Any, x: Arrays, valid: Arrays) -> np.ndarray:
     with torch.inference_mode():
         for start in range(0, len(next(iter(x.values()))), 256):
             piece = slice(start, start + 256)
-            streams = {
-                name: torch.from_numpy(np.asarray(values[piece], np.float32)) for name, values in x.items()
-            }
-            masks = {name: torch.from_numpy(np.asarray(mask[piece], bool)) for name, mask in valid.items()}
+            streams = to_tensors({name: values[piece].astype(np.float32) for name, values in x.items()})
+            masks = to_tensors({name: mask[piece].astype(bool) for name, mask in valid.items()})
             parts.append(head(streams, masks).float().numpy())
     return np.concatenate(parts)
 
@@ -126,9 +125,8 @@ def _shuffled(
 ) -> np.ndarray:
     """`values` (N,T,D) float32 with `columns` lent between clips, the (D,) mean where the lender's are not
     valid."""
-    lender = rng.permutation(len(values))
-    out = np.asarray(values, np.float32).copy()
-    lent = np.asarray(values[lender], np.float32)[..., columns]
+    lender, out = rng.permutation(len(values)), np.array(values, np.float32)
+    lent = out[lender][..., columns]
     out[..., columns] = np.where(np.asarray(valid)[lender][..., None], lent, mean[columns])
     return out
 

@@ -74,10 +74,8 @@ def slice_row(name: str, inside: np.ndarray, p: Predictions, draws: Draws, num_c
     point = count_metrics(each.sum(axis=0))
     accuracy, balanced = float(point["accuracy"]), float(point["balanced_accuracy"])
     if len(subjects) >= ENOUGH_SUBJECTS and draws.by_subject:
-        weights = draws.weights[:, subjects]
-        rounds = count_metrics(
-            (weights @ each.reshape(len(subjects), -1)).reshape(-1, num_classes, num_classes)
-        )
+        counts = draws.weights[:, subjects] @ each.reshape(len(subjects), -1)
+        rounds = count_metrics(counts.reshape(-1, num_classes, num_classes))
         accuracy_interval = interval(rounds["accuracy"], len(subjects))
         balanced_interval = interval(rounds["balanced_accuracy"], len(subjects))
     else:
@@ -111,8 +109,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 
 def coverage_names(coverage: np.ndarray) -> np.ndarray:
     """(N,) str of COVERAGE_NAMES for (N,) shares of frames with a face."""
-    step = np.digitize(coverage, [1e-9, 0.5, 0.9])
-    return np.asarray(COVERAGE_NAMES)[step]
+    return np.asarray(COVERAGE_NAMES)[np.digitize(coverage, [1e-9, 0.5, 0.9])]
 
 
 def source_groups(sources: Sequence[str] | np.ndarray) -> np.ndarray:
@@ -127,7 +124,4 @@ def _groupings(p: Predictions) -> Iterator[tuple[str, str, np.ndarray]]:
     yield "By person", "person", p.subjects.astype(str)
     yield "By face coverage", "frames with a face", coverage_names(p.coverage)
     for column, values in p.slices.items():
-        if column == "source":
-            yield "By source", "source", source_groups(values)
-        else:
-            yield f"By {column}", column, values.astype(str)
+        yield f"By {column}", column, source_groups(values) if column == "source" else values.astype(str)

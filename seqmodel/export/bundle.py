@@ -22,11 +22,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from features.recipe import EncoderId
 from seqmodel.encoders.engine import (
     Engine,
     Precision,
-    cpu_options,
+    compile_file,
+    frame_by_frame,
     import_openvino,
     precision_of,
     resolve_precision,
@@ -92,22 +92,19 @@ def open_bundle(
     `precision` is the encoder's; by default as the run's store was made. Raises ValueError when a file is
     missing.
     """
-    openvino = import_openvino()
-    core = openvino.Core()
-    head = core.compile_model(_network(core, bundle, "head"), "CPU", cpu_options("f32", threads))
+    head = _runs_head(compile_file(_file(bundle, "head"), "f32", threads), card)
     if "embeddings" not in card.dims:
-        return None, _runs_head(head, card)
-    wanted = resolve_precision(precision or precision_of(card.numerics))
-    encoder = core.compile_model(_network(core, bundle, "encoder"), "CPU", cpu_options(wanted, threads))
+        return None, head
+    wanted, identity = resolve_precision(precision or precision_of(card.numerics)), card.recipe.encoder
+    encoder = compile_file(_file(bundle, "encoder"), wanted, threads)
     numerics = {
         "backend": "openvino",
         "device": "cpu",
         "precision": wanted,
         "export": bundle.format,
-        "version": openvino.__version__.partition("-")[0],
+        "version": import_openvino().__version__.partition("-")[0],
     }
-    engine = Engine(card.recipe.encoder, numerics, _runs_encoder(encoder, card.recipe.encoder))
-    return engine, _runs_head(head, card)
+    return Engine(identity, numerics, frame_by_frame(encoder, identity.dim)), head
 
 
 def head_inputs(card: Card) -> list[str]:
@@ -115,27 +112,11 @@ def head_inputs(card: Card) -> list[str]:
     return [name for stream in card.dims for name in (stream, f"{stream}_valid")]
 
 
-def _network(core: Any, bundle: Bundle, name: str) -> Any:
+def _file(bundle: Bundle, name: str) -> Path:
     path = bundle.folder / f"{name}{SUFFIX[bundle.format]}"
     if not path.is_file():
         raise ValueError(f"{bundle.folder} lacks {path.name}: export the run again")
-    # Read as bytes: the path may hold any letters.
-    if bundle.format == "openvino":
-        return core.read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
-    return core.read_model(path.read_bytes())
-
-
-def _runs_encoder(compiled: Any, identity: EncoderId) -> Callable[[np.ndarray], np.ndarray]:
-    request = compiled.create_infer_request()
-
-    def run(crops: np.ndarray) -> np.ndarray:
-        found = np.empty((len(crops), identity.dim), np.float16)
-        for index in range(len(crops)):
-            request.infer([np.ascontiguousarray(crops[index : index + 1])])
-            found[index] = request.get_output_tensor().data[0]
-        return found
-
-    return run
+    return path
 
 
 def _runs_head(compiled: Any, card: Card) -> Head:
@@ -144,8 +125,8 @@ def _runs_head(compiled: Any, card: Card) -> Head:
     def logits(x: Mapping[str, np.ndarray], valid: Mapping[str, np.ndarray]) -> np.ndarray:
         inputs: list[np.ndarray] = []
         for stream in card.dims:
-            inputs.append(np.ascontiguousarray(x[stream][None], np.float32))
-            inputs.append(np.ascontiguousarray(valid[stream][None], bool))
+            values, mask = x[stream][None], valid[stream][None]
+            inputs += [np.ascontiguousarray(values, np.float32), np.ascontiguousarray(mask, bool)]
         request.infer(inputs)
         return np.array(request.get_output_tensor().data[0], np.float32)
 

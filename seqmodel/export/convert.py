@@ -37,13 +37,12 @@ class FlatHead(nn.Module):
 
 def metadata_of(card: Card) -> dict[str, str]:
     """What travels inside each model file: how to feed it, and how to read what comes out."""
-    plain = card_to_json(card)
     return {
         "recipe": json.dumps(to_json(card.recipe), ensure_ascii=False),
         "labels": json.dumps(list(card.labelling.names), ensure_ascii=False),
         "task": card.labelling.task,
         "baseline": card.baseline,
-        "calibration": json.dumps(plain["calibration"]),
+        "calibration": json.dumps(card_to_json(card)["calibration"]),
         "input": "uint8 RGB crops (1, H, W, 3); mean and std are inside; embeddings rounded to float16",
     }
 

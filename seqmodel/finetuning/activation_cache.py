@@ -68,16 +68,14 @@ class CutSource:
 
     def _clip(self, index: int, version: int) -> np.ndarray:
         """(T,c,h,w) float16."""
-        count = int(np.prod(self.shape[2:]))
-        place = index * self.num_versions + version
+        count, place = int(np.prod(self.shape[2:])), index * self.num_versions + version
         return np.fromfile(self.path, np.float16, count, offset=2 * count * place).reshape(self.shape[2:])
 
 
 def frame_shape(encoder: Encoder, cut: int, crop_px: int) -> tuple[int, int, int]:
     """(c,h,w) of what enters block `cut`."""
     with torch.inference_mode():
-        blank = torch.zeros(1, crop_px, crop_px, 3, dtype=torch.uint8)
-        c, h, w = encoder.blocks[:cut](encoder.pixels(blank)).shape[1:]
+        c, h, w = Prefix(encoder, cut)(torch.zeros(1, crop_px, crop_px, 3, dtype=torch.uint8)).shape[1:]
     return c, h, w
 
 
@@ -116,8 +114,7 @@ def open_cut_cache(
     folder: Path, clips: CropClips, shape: tuple[int, int, int], made_from: dict[str, Any], versions: int = 1
 ) -> "CutCache":
     """The cache in `folder`, with the rows that an interrupted run left if it was `made_from` the same."""
-    num_frames = clips.valid["crops"].shape[1]
-    full = (len(clips), versions, num_frames, *shape)
+    full = (len(clips), versions, clips.valid["crops"].shape[1], *shape)
     note = json.dumps({"shape": full, **made_from}, sort_keys=True, ensure_ascii=False)
     path = folder / NOTE
     if not (path.is_file() and path.read_text(encoding="utf-8") == note):
@@ -135,7 +132,8 @@ def require_room(folder: Path, caches: "Sequence[CutCache]") -> None:
 
     Together, because their files take no room before they are filled. Raises ValueError.
     """
-    size, free = sum(cache.num_bytes_missing for cache in caches), shutil.disk_usage(folder).free
+    lacking = (cache.num_bytes * (cache.done == 0).mean() for cache in caches)
+    size, free = sum(lacking), shutil.disk_usage(folder).free
     if size * ROOM_LEFT > free:
         raise ValueError(
             f"activations at the cut take {size / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free; "
@@ -163,11 +161,6 @@ class CutCache:
     def num_bytes(self) -> int:
         """Size on disk, once filled."""
         return 2 * int(np.prod(self.shape))
-
-    @property
-    def num_bytes_missing(self) -> int:
-        """What filling it takes."""
-        return int((self.done == 0).sum()) * (self.num_bytes // len(self.done))
 
     def fill(
         self,

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from features.files import atomic_write
@@ -16,8 +18,6 @@ from features.files import atomic_write
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
     """Write tensors and a JSON-ready note; the file is there whole or as it was."""
-    from safetensors.torch import save
-
     content = save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         metadata={"note": json.dumps(note, ensure_ascii=False)},
@@ -29,9 +29,6 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """What `save_checkpoint` wrote, or None where there is no whole file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     if not path.is_file():
         return None
     content = path.read_bytes()  # bytes, not a path: any letters in it
@@ -45,8 +42,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's memory of each parameter, under flat names."""
-    state = optimizer.state_dict()["state"]
-    return {f"optimizer.{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
+    return {
+        f"optimizer.{index}.{key}": value
+        for index, entry in optimizer.state_dict()["state"].items()
+        for key, value in entry.items()
+    }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -52,20 +52,7 @@ def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], 
         versions=versions(),
     )
     new.carry_over(store.test_openings, sides)
-    row_of = {clip: row for row, clip in enumerate(new.table().clip_id.tolist())}
-    source_of = {row_of[table.clip_id[row]]: row for row in named.tolist()}
-    have = store.present("crops")
-    lacking: list[str] = []
-    with progress() as bar:
-        for row in bar.track(new.missing().tolist(), description="re-extracting"):
-            source = source_of[row]
-            if table.state[source] == FAILED:
-                new.write_failure(row, str(table.failure[source]))
-            elif table.state[source] == DONE and have[source]:
-                _copy_row(store, source, new, row, engine)
-            elif table.state[source] == DONE:
-                lacking.append(str(table.clip_id[source]))
-    new.settle()
+    lacking = fill(new, store, named, engine)
     done = int(new.present("embeddings").sum())
     say(
         f"{out}: {done} clips of {store_path} as {card.recipe.encoder.weights} sees them; "
@@ -76,6 +63,24 @@ def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], 
     return {"store": str(out), "clips": len(named), "done": done, "without_crops": lacking}, int(
         bool(lacking)
     )
+
+
+def fill(new: FeatureStore, store: FeatureStore, rows: np.ndarray, engine: Engine) -> list[str]:
+    """Write what `new` still lacks of these rows of `store`; returns the extracted clips without crops."""
+    table, have, clip_ids = store.table(), store.present("crops"), new.table().clip_id
+    row_of = dict(zip(table.clip_id[rows].tolist(), rows.tolist(), strict=True))
+    lacking: list[str] = []
+    with progress() as bar:
+        for row in bar.track(new.missing().tolist(), description="re-extracting"):
+            source = row_of[clip_ids[row]]
+            if table.state[source] == FAILED:
+                new.write_failure(row, str(table.failure[source]))
+            elif table.state[source] == DONE and have[source]:
+                _copy_row(store, source, new, row, engine)
+            elif table.state[source] == DONE:
+                lacking.append(str(table.clip_id[source]))
+    new.settle()
+    return lacking
 
 
 def encoder_sides(run: Path, store: FeatureStore, table: ClipTable, rows: np.ndarray) -> dict[str, str]:
@@ -115,9 +120,8 @@ def _decoded(file: bytes, what: str) -> np.ndarray:
 
 def _clip(table: ClipTable, row: int) -> Clip:
     """The clip that a row stands for."""
-    names = table.label_names
+    names, end_s = table.label_names, float(table.end_s[row])
     labels = {c: names[c][codes[row]] if codes[row] >= 0 else "" for c, codes in table.labels.items()}
-    end_s = float(table.end_s[row])
     return Clip(
         str(table.clip_id[row]),
         Path(str(table.source[row])),

@@ -182,11 +182,18 @@ def crops_command(store: FeatureStore) -> str:
     if encoder.weights.startswith("random:"):
         weights = "random"
     detectors = {(SHORT_DETECTOR.sha256,): "short", (SHORT_DETECTOR.sha256, FULL_DETECTOR.sha256): "full"}
-    words = ["--data", "YOUR_DATA", "--out", str(store.path), "--encoder", encoder.name, "--weights", weights]
-    words += ["--detector", detectors.get(recipe.pixels.detectors, "YOUR_DETECTOR")]
-    words += ["--fps", f"{recipe.pixels.fps:g}", "--window", f"{recipe.pixels.window_s:g}"]
-    words += ["--geometry", "on" if recipe.geometry is not None else "off", "--crops", "jpeg"]
-    return shlex.join(["python", "-m", "extract", *words])
+    options = {
+        "--data": "YOUR_DATA",
+        "--out": str(store.path),
+        "--encoder": encoder.name,
+        "--weights": weights,
+        "--detector": detectors.get(recipe.pixels.detectors, "YOUR_DETECTOR"),
+        "--fps": f"{recipe.pixels.fps:g}",
+        "--window": f"{recipe.pixels.window_s:g}",
+        "--geometry": "on" if recipe.geometry is not None else "off",
+        "--crops": "jpeg",
+    }
+    return shlex.join(["python", "-m", "extract", *(word for pair in options.items() for word in pair)])
 
 
 def asked_of(stage: Stage, args: FinetuneArgs) -> str:
@@ -210,8 +217,8 @@ def asked_of(stage: Stage, args: FinetuneArgs) -> str:
 
 def start_of(stage: Stage) -> str:
     """Which weights a fine-tune begins with, and on what state of the store."""
-    encoder = fingerprint(stage.card.recipe.encoder)
-    return f"{sha256_of(stage.run / WEIGHTS)} {encoder} {stage.store.fingerprint()}"
+    parts = sha256_of(stage.run / WEIGHTS), fingerprint(stage.card.recipe.encoder), stage.store.fingerprint()
+    return " ".join(parts)
 
 
 def augmentation_of(stage: Stage) -> Augmentation:
@@ -239,14 +246,15 @@ def cut_sources(stage: Stage, args: FinetuneArgs, team: Team) -> tuple[Any, Any]
                 # Crops as they are know no seed.
                 "seed": args.seed if versions[side] > 1 else None,
             }
-            folder = stage.folder / f"cut_{side}"
-            found.append(open_cut_cache(folder, clips, shape, made_from, versions[side]))
+            found.append(
+                open_cut_cache(stage.folder / f"cut_{side}", clips, shape, made_from, versions[side])
+            )
         return found
 
     if team.writes:
         caches = opened()
-        size = sum(cache.num_bytes for cache in caches)
-        say(f"caching what blocks 0–{cut - 1} see: {size / 1e6:.0f} MB in {stage.folder}, deleted at the end")
+        size_mb = sum(cache.num_bytes for cache in caches) / 1e6
+        say(f"caching what blocks 0–{cut - 1} see: {size_mb:.0f} MB in {stage.folder}, deleted at the end")
         require_room(stage.folder, caches)
         if args.augment and versions["train"] == 1:
             say("crops are not augmented: their activations are cached (--cut-cache off augments them)")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from features.labels import Task
 from seqmodel.config import TrainConfig
+from seqmodel.training.loop import rank_of
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,7 @@ class Outcome:
     @property
     def rank(self) -> tuple[float, float]:
         """Higher is better: the score, then the loss."""
-        value = self.val_score if math.isfinite(self.val_score) else -math.inf
-        return value, -self.val_loss if math.isfinite(self.val_loss) else -math.inf
+        return rank_of(self.val_score, self.val_loss)
 
 
 @dataclass(frozen=True)

@@ -12,30 +12,34 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from features.datasets import Batch
+from features.datasets import CropClips
 from seqmodel.config import FinetuneConfig, TrainConfig
+from seqmodel.finetuning.activation_cache import CutSource
 from seqmodel.finetuning.augmentation import Augmentation, augment_clip
 from seqmodel.finetuning.checkpoint import optimizer_tensors, restore_optimizer
 from seqmodel.finetuning.distributed import Team
 from seqmodel.finetuning.network import CnnLstm
 from seqmodel.finetuning.prefetch import prefetched
 from seqmodel.finetuning.state import Goal, Outcome, Position
-from seqmodel.metrics.calibration import probabilities
-from seqmodel.metrics.classification import score
 from seqmodel.training.loop import (
     Loss,
     augment_features,
     computes_in_bf16,
+    judge_logits,
+    labelled_clips,
     loss_for,
     lr_scale,
     make_optimizer,
+    seed_of,
+    set_rate,
+    to_tensors,
 )
 
 CLIP_NORM = 1.0
@@ -46,15 +50,9 @@ M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
 """From glibc's malloc.h."""
 
 
-class Clips(Protocol):
-    """`CropClips` and `CutSource`."""
-
-    @property
-    def labels(self) -> np.ndarray: ...
-    @property
-    def clip_ids(self) -> np.ndarray: ...
-    def __len__(self) -> int: ...
-    def batch(self, indices: np.ndarray, /) -> Batch: ...
+Clips = CropClips | CutSource
+Tensors = tuple[dict[str, Tensor], dict[str, Tensor], np.ndarray]
+"""(x, valid, labels) of a clip, as a batch of one."""
 
 
 class EndToEnd:
@@ -75,9 +73,7 @@ class EndToEnd:
     ) -> None:
         self.model, self.train, self.val, self.goal, self.config = model, train, val, goal, config
         self.first_block, self.seed, self.team, self.augmentation = first_block, seed, team, augmentation
-        self.order = np.flatnonzero(np.asarray(train.labels) >= 0)
-        if not len(self.order):
-            raise ValueError("no labelled training clip")
+        self.order = labelled_clips(train)
         self.num_epochs = config.warm_epochs + config.epochs
         self.num_steps = math.ceil(len(self.order) / config.effective_batch)
         model.to(team.device)
@@ -154,8 +150,8 @@ class EndToEnd:
         """All that a job needs to go on, beside `note()`."""
         parts = {f"now.{k}": v for k, v in self._learned().items()}
         parts |= {f"best.{k}": v for k, v in self.best.items()}
-        parts |= {"best_logits": torch.from_numpy(self.best_logits), "rng": torch.get_rng_state()}
-        return parts | optimizer_tensors(self.optimizer)
+        others = {"best_logits": torch.from_numpy(self.best_logits), "rng": torch.get_rng_state()}
+        return parts | others | optimizer_tensors(self.optimizer)
 
     def note(self) -> dict[str, Any]:
         """Numbers and words of the job's position."""
@@ -163,8 +159,8 @@ class EndToEnd:
 
     def go_on(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
         """Continue where `tensors()` and `note()` were taken."""
-        fields = {k: v for k, v in note.items() if k != "scaler"}
-        self.at = Position(**fields | {"history": [Outcome(**entry) for entry in note["history"]]})
+        history = [Outcome(**entry) for entry in note["history"]]
+        self.at = Position(**{k: v for k, v in note.items() if k != "scaler"} | {"history": history})
         self._put({k.removeprefix("now."): v for k, v in tensors.items() if k.startswith("now.")})
         self.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
         self.best_logits = tensors["best_logits"].numpy()
@@ -195,15 +191,14 @@ class EndToEnd:
         order = np.random.default_rng([self.seed, self.at.epoch]).permutation(self.order)
         size = self.config.effective_batch
         chosen = order[self.at.step * size : (self.at.step + 1) * size]
-        share = math.ceil(len(chosen) / self.team.size)
-        places = range(self.team.rank, share * self.team.size, self.team.size)
+        filled_up = math.ceil(len(chosen) / self.team.size) * self.team.size
+        places = range(self.team.rank, filled_up, self.team.size)
         return [(place, int(chosen[place]) if place < len(chosen) else -1) for place in places]
 
     def _ready(self) -> nn.Module:
         """The model in training mode, with this phase's parts learning, wrapped for the team."""
         for name, parameter in self.model.encoder.named_parameters():
-            block = int(name.split(".")[1])
-            learns = not self.warm and block >= self.first_block
+            learns = not self.warm and int(name.split(".")[1]) >= self.first_block
             if parameter.requires_grad != learns:
                 parameter.requires_grad_(learns)
                 self._wrapped = None
@@ -215,52 +210,42 @@ class EndToEnd:
                 self._wrapped = DistributedDataParallel(self.model, broadcast_buffers=False)
         return self._wrapped
 
-    def _load(self, place: int, clip: int) -> Batch:
+    def _load(self, place: int, clip: int) -> Tensors:
         """One clip as a batch of one, changed by augmentation."""
         rng = np.random.default_rng([self.seed, self.at.epoch, self.at.step, place])
-        versions = getattr(self.train, "num_versions", 1)
-        if versions > 1 and self.augmentation is not None:
-            x, valid, labels = self.train.batch(np.array([clip]), int(rng.integers(versions)))  # type: ignore[call-arg]
+        train, augments = self.train, self.augmentation is not None
+        if isinstance(train, CutSource) and augments and train.num_versions > 1:
+            x, valid, labels = train.batch(np.array([clip]), int(rng.integers(train.num_versions)))
         else:
-            x, valid, labels = self.train.batch(np.array([clip]))
-        tensors: dict[str, Any] = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in x.items()}
+            x, valid, labels = train.batch(np.array([clip]))
+        tensors = to_tensors(x)
         if self.augmentation is not None and "crops" in tensors:
             tensors["crops"] = augment_clip(tensors["crops"][0], self.augmentation, rng)[None]
-        masks: dict[str, Any] = {name: torch.from_numpy(m) for name, m in valid.items()}
-        return tensors, masks, labels
+        return tensors, to_tensors(valid), labels
 
-    def _backward(self, wrapped: nn.Module, batch: Batch | None, place: int) -> Tensor:
+    def _backward(self, wrapped: nn.Module, batch: Tensors | None, place: int) -> Tensor:
         """Add one clip's gradient; returns its loss, divided by the number of clips of the step."""
-        if batch is None:
-            batch = self._load(
-                0, int(self.order[0])
-            )  # another process has a clip more: join in with weight 0
-            weight = 0.0
-        else:
-            weight = 1.0 / self._num_clips()
+        size = self.config.effective_batch
+        weight = 1.0 / min(size, len(self.order) - self.at.step * size)
+        if batch is None:  # another process has a clip more: join in with weight 0
+            batch, weight = self._load(0, int(self.order[0])), 0.0
         x, valid, labels = batch
-        torch.manual_seed(_seed_of(self.seed, self.at.epoch, self.at.step, place))
+        torch.manual_seed(seed_of(self.seed, self.at.epoch, self.at.step, place))
         inputs, masks = self._moved(x), self._moved(valid)
         if self.augmentation is not None:
             inputs, masks = augment_features(inputs, masks, self.goal.loss, self.model.head)
         with self.autocast():
             logits = wrapped(inputs, masks)
-        loss = (
-            self.loss(logits.float(), torch.from_numpy(np.asarray(labels)).to(self.team.device)).sum()
-            * weight
-        )
+        target = torch.from_numpy(np.asarray(labels)).to(self.team.device)
+        loss = self.loss(logits.float(), target).sum() * weight
         # DistributedDataParallel means over processes; a step sums over clips.
         self.scaler.scale(loss * self.team.size).backward()
         return loss.detach()
 
-    def _num_clips(self) -> int:
-        size = self.config.effective_batch
-        return min(size, len(self.order) - self.at.step * size)
-
-    def _moved(self, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _moved(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if not self.on_cuda:
-            return dict(arrays)
-        return {k: v.pin_memory().to(self.team.device, non_blocking=True) for k, v in arrays.items()}
+            return tensors
+        return {k: v.pin_memory().to(self.team.device, non_blocking=True) for k, v in tensors.items()}
 
     def _require_finite(self, total: float, clips: list[tuple[int, int]], losses: list[Tensor]) -> None:
         if math.isfinite(total):
@@ -271,16 +256,12 @@ class EndToEnd:
 
     def _update(self, clips: list[tuple[int, int]]) -> None:
         """Move the weights, unless the gradient is not finite."""
-        config, at = self.config, self.at
-        warm_steps = config.warm_epochs * self.num_steps
-        done = at.epoch * self.num_steps + at.step
-        scale = 1.0
+        config, at, scale = self.config, self.at, 1.0
         if not self.warm:
-            losses = [o.val_loss for o in at.history]
-            schedule = TrainConfig(scheduler=config.scheduler)
-            scale = lr_scale(schedule, done - warm_steps, config.epochs * self.num_steps, losses)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * scale
+            done = (at.epoch - config.warm_epochs) * self.num_steps + at.step
+            schedule, losses = TrainConfig(scheduler=config.scheduler), [o.val_loss for o in at.history]
+            scale = lr_scale(schedule, done, config.epochs * self.num_steps, losses)
+        set_rate(self.optimizer, scale)
         self.scaler.unscale_(self.optimizer)
         learned = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = float(nn.utils.clip_grad_norm_(learned, CLIP_NORM))
@@ -301,17 +282,16 @@ class EndToEnd:
     def _close_epoch(self) -> Outcome:
         """Validate, note, and keep the weights if they are the best."""
         at = self.at
-        seconds = at.seconds
         logits = self._val_logits()
-        frames = sum(int(mask.sum()) for mask in _frame_masks(self.train, self.order))
+        seen = self.train.valid["activations" if "activations" in self.train.valid else "crops"]
         outcome = self._judged(
             logits,
             at.epoch,
             "warm" if self.warm else "both",
             train_loss=at.loss_sum / self.num_steps,
             lr=self.optimizer.param_groups[0]["lr"],
-            seconds=seconds,
-            frames_per_s=frames / seconds,
+            seconds=at.seconds,
+            frames_per_s=int(seen[self.order].sum()) / at.seconds,
         )
         at.history.append(outcome)
         if outcome.rank > next(o for o in at.history if o.index == at.best).rank:
@@ -320,10 +300,7 @@ class EndToEnd:
         return outcome
 
     def _judged(self, logits: np.ndarray, index: int, phase: str, **more: float) -> Outcome:
-        labels = np.asarray(self.val.labels)
-        known = labels >= 0
-        loss = float(self.plain(torch.from_numpy(logits[known]), torch.from_numpy(labels[known])).mean())
-        value = score(self.goal.metric, labels[known], probabilities(logits[known], self.goal.task))
+        loss, value = judge_logits(logits, self.val.labels, self.plain, self.goal.task, self.goal.metric)
         return Outcome(index, phase, value, loss, **more)
 
     def _val_logits(self) -> np.ndarray:
@@ -337,12 +314,9 @@ class EndToEnd:
             prefetched(lambda i: self.val.batch(np.array([i])), [(i,) for i in mine]) as batches,
         ):
             for index, (x, valid, _) in zip(mine, batches, strict=True):
-                arrays = (
-                    {k: torch.from_numpy(np.ascontiguousarray(a)) for k, a in part.items()}
-                    for part in (x, valid)
-                )
+                moved = (self._moved(to_tensors(part)) for part in (x, valid))
                 with autocast():
-                    logits[index] = self.model(*(self._moved(part) for part in arrays))[0].float().cpu()
+                    logits[index] = self.model(*moved)[0].float().cpu()
         return self.team.total(logits.to(self.team.device)).cpu().numpy()
 
 
@@ -360,16 +334,6 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _frame_masks(clips: Any, order: np.ndarray) -> list[np.ndarray]:
-    """Which frames the encoder saw of each clip."""
-    name = "activations" if "activations" in clips.valid else "crops"
-    return [clips.valid[name][index] for index in order]
-
-
-def _seed_of(*numbers: int) -> int:
-    return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
-
-
 def parameter_groups(model: CnnLstm, config: FinetuneConfig, first_block: int) -> list[dict[str, Any]]:
     """Head, then blocks from the last to `first_block`, each slower than the one after it.
 
@@ -379,15 +343,8 @@ def parameter_groups(model: CnnLstm, config: FinetuneConfig, first_block: int) -
     parts: list[tuple[nn.Module, float]] = [(model.head, config.head_lr)]
     for index in range(last, first_block - 1, -1):
         parts.append((model.encoder.blocks[index], config.encoder_lr * config.depth_decay ** (last - index)))
-    groups = []
-    for part, lr in parts:
-        parameters = list(part.parameters())
-        for decays in (True, False):
-            groups.append(
-                {
-                    "params": [p for p in parameters if (p.ndim > 1) == decays],
-                    "lr": lr,
-                    "weight_decay": config.weight_decay if decays else 0.0,
-                }
-            )
-    return groups
+    return [
+        {"params": [p for p in part.parameters() if (p.ndim > 1) == decays], "lr": lr, "weight_decay": decay}
+        for part, lr in parts
+        for decays, decay in ((True, config.weight_decay), (False, 0.0))
+    ]

@@ -53,9 +53,7 @@ def subject_rests(store: "FeatureStore") -> Mapping[str, np.ndarray]:
     """(G,) float32 mean over all valid frames of each known person, by subject; no label is looked at."""
     table = store.table()
     rests: dict[str, np.ndarray] = {}
-    for who in np.unique(table.subject[table.state == 1]).tolist():
-        if not who:
-            continue
+    for who in filter(None, np.unique(table.subject[table.state == 1]).tolist()):
         x, valid = store.read_stream(STREAM, np.flatnonzero((table.subject == who) & (table.state == 1)))
         if valid.any():
             rests[str(who)] = np.asarray(x, np.float32)[valid].mean(axis=0)

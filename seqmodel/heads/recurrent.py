@@ -9,7 +9,7 @@ C for a multi-class one, C − 1 cumulative thresholds for an ordinal one).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from features.labels import Task
 from seqmodel.config import HeadConfig
+
+if TYPE_CHECKING:
+    from features.datasets import Samples
 
 STD_FLOOR = 1e-4
 """A channel that varies less than this in the training split is constant: dividing by its spread would
@@ -26,18 +29,6 @@ LIMITED, Z_LIMIT = "geometry", 5.0
 in which people whom a head never saw lie far outside: with the limit, folds by person of a real engagement
 set gain .007 of AUROC (any limit from 3 to 5). Not of embeddings: fine-tuning moves them, and a value at its
 limit has no gradient."""
-
-
-class StreamSamples(Protocol):
-    """What `set_statistics` reads: arrays by stream name."""
-
-    @property
-    def x(self) -> Mapping[str, Any]:
-        """(N, T, D) values."""
-
-    @property
-    def valid(self) -> Mapping[str, Any]:
-        """(N, T) bool."""
 
 
 def num_outputs(task: Task, num_classes: int) -> int:
@@ -88,7 +79,7 @@ class LstmHead(nn.Module):
             nn.Parameter(torch.linspace(1.0, -1.0, num_outputs)) if config.shared_thresholds else None
         )
 
-    def set_statistics(self, samples: StreamSamples) -> None:
+    def set_statistics(self, samples: "Samples") -> None:
         """Take mean and standard deviation of every stream from the valid frames of `samples`, which must be
         the training split."""
         self.put_statistics(stream_statistics(samples, tuple(self.dims)))
@@ -114,8 +105,7 @@ class LstmHead(nn.Module):
             mask = seen[name]
             read = self._read(name, x.get(name), mask)
             parts += [read, mask.unsqueeze(-1).to(read.dtype)]
-        joined = self.dropout(torch.cat(parts, dim=-1))
-        states = self.recurrent(joined)[0]
+        states = self.recurrent(self.dropout(torch.cat(parts, dim=-1)))[0]
         logits = self.output(self.dropout(self._pool(states, some_step)))
         return logits if self.thresholds is None else logits + self.thresholds
 
@@ -133,8 +123,7 @@ class LstmHead(nn.Module):
             which = torch.randint(len(names), (some.shape[0],), device=some.device)
             for index, name in enumerate(names):
                 seen[name] = seen[name] & ~(drop & (which == index)).unsqueeze(-1)
-        some_step = torch.stack(list(seen.values())).any(dim=0)
-        return seen, some_step
+        return seen, torch.stack(list(seen.values())).any(dim=0)
 
     def _read(self, name: str, values: Tensor | None, mask: Tensor) -> Tensor:
         """What the recurrent layers read of a stream, zero where masked: (B, T, P), or (B, T, width) of all
@@ -201,9 +190,7 @@ def build_head(config: HeadConfig, dims: Mapping[str, int], outputs: int, *, see
         return LstmHead(config, dims, outputs)
 
 
-def stream_statistics(
-    samples: StreamSamples, streams: Sequence[str]
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def stream_statistics(samples: "Samples", streams: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(mean, standard deviation) of each stream over its valid frames, (D,) float32 each."""
     return {name: masked_mean_std(samples.x[name], samples.valid[name]) for name in streams}
 

@@ -8,7 +8,8 @@ second. Two sets of predictions judged with the same draws are compared pair by 
 Shapes: N clips, S subjects, R rounds, C classes. labels and predictions (N,) int64, probabilities (N, C).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from seqmodel.metrics.classification import (
     calibration_bins,
     count_metrics,
     ece_from_sums,
+    evaluate_predictions,
     macro_auroc,
     ranking_metrics,
 )
@@ -54,11 +56,6 @@ class Draws:
         """False where no subjects are known and every clip stands for itself."""
         return self.num_people > 0
 
-    @property
-    def rounds(self) -> int:
-        """R."""
-        return len(self.weights)
-
 
 @dataclass(frozen=True)
 class Figure:
@@ -67,6 +64,10 @@ class Figure:
     value: float
     low: float
     high: float
+
+    def as_json(self) -> dict[str, float | None]:
+        """Value, low and high by name, None where not defined."""
+        return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
 
 
 def draw_subjects(subjects: Sequence[str] | np.ndarray, rounds: int, seed: int) -> Draws:
@@ -80,9 +81,8 @@ def draw_subjects(subjects: Sequence[str] | np.ndarray, rounds: int, seed: int) 
     known = names != ""
     unit = np.where(known, names, np.char.add("\0", np.arange(len(names)).astype(str)))
     _, index = np.unique(unit, return_inverse=True)
-    num_subjects = int(index.max()) + 1
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(num_subjects, np.full(num_subjects, 1.0 / num_subjects), size=rounds)
+    num, rng = int(index.max()) + 1, np.random.default_rng(seed)
+    weights = rng.multinomial(num, np.full(num, 1.0 / num), size=rounds)
     return Draws(weights.astype(np.float64), index.astype(np.int64), len(np.unique(names[known])))
 
 
@@ -93,7 +93,7 @@ def bootstrap_figures(
     num_classes, num_subjects = probabilities.shape[1], draws.num_subjects
     per_subject = per_subject_confusion(labels, predictions, draws.subject_index, num_subjects, num_classes)
     counts = (draws.weights @ per_subject.reshape(num_subjects, -1)).reshape(-1, num_classes, num_classes)
-    out = dict(count_metrics(counts))
+    out = count_metrics(counts)
     brier = np.bincount(draws.subject_index, brier_terms(labels, probabilities), num_subjects)
     size = np.bincount(draws.subject_index, minlength=num_subjects).astype(np.float64)
     out["brier"] = (draws.weights @ brier) / (draws.weights @ size)
@@ -131,17 +131,6 @@ def interval(rounds: np.ndarray, num_subjects: int) -> tuple[float, float]:
     tail = float(ndtr(-np.sqrt(num_subjects / (num_subjects - 1)) * t))
     low, high = np.quantile(defined, [tail, 1.0 - tail])
     return float(low), float(high)
-
-
-def with_intervals(
-    values: dict[str, float], rounds: dict[str, np.ndarray], num_subjects: int
-) -> dict[str, Figure]:
-    """Each value beside its interval; a name without rounds (a support) gets none."""
-    missing = np.full(1, np.nan)
-    return {
-        name: Figure(value, *interval(rounds.get(name, missing), num_subjects))
-        for name, value in values.items()
-    }
 
 
 @dataclass(frozen=True)
@@ -188,6 +177,50 @@ def paired(
     return Paired(Figure(value - other, *interval(difference, num_subjects)), p_value)
 
 
+@dataclass(frozen=True)
+class Resampled:
+    """Every figure of one set of predictions, and what it comes to in each round."""
+
+    values: dict[str, float]
+    rounds: dict[str, np.ndarray]
+    """(R,) float64 by name; a support has none."""
+    draws: Draws
+
+    def figures(self) -> dict[str, Figure]:
+        """Each value beside its interval; one without rounds gets none."""
+        missing = np.full(1, np.nan)
+        return {
+            name: Figure(value, *interval(self.rounds.get(name, missing), self.draws.num_subjects))
+            for name, value in self.values.items()
+        }
+
+    def minus(self, other: "Resampled") -> dict[str, Paired]:
+        """How far each figure is above another set's, which was judged with the same draws."""
+        units = self.draws.num_subjects, self.draws.num_people
+        return {
+            name: paired(self.values[name], other.values[name], rounds, other.rounds[name], *units)
+            for name, rounds in self.rounds.items()
+        }
+
+
+def resample(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    predictions: np.ndarray,
+    draws: Draws,
+    minority: int,
+    without: Collection[str] = (),
+) -> Resampled:
+    """Every figure, but those `without`, of one set of predictions, in each round."""
+    values = evaluate_predictions(labels, probabilities, predictions, minority)
+    rounds = bootstrap_figures(labels, probabilities, predictions, draws, minority)
+    return Resampled(
+        {name: value for name, value in values.items() if name not in without},
+        {name: value for name, value in rounds.items() if name not in without},
+        draws,
+    )
+
+
 def _binned(labels: np.ndarray, probabilities: np.ndarray, draws: Draws) -> np.ndarray:
     """(R, NUM_BINS, 3) sums of count, probability and outcome."""
     bins, p, outcome = calibration_bins(labels, probabilities)
@@ -202,7 +235,7 @@ def _ranking(
     labels: np.ndarray, probabilities: np.ndarray, draws: Draws, minority: int
 ) -> dict[str, np.ndarray]:
     auroc, precision = [], []
-    for start in range(0, draws.rounds, ROUNDS_AT_ONCE):
+    for start in range(0, len(draws.weights), ROUNDS_AT_ONCE):
         clip_weights = draws.weights[start : start + ROUNDS_AT_ONCE][:, draws.subject_index]
         auroc.append(macro_auroc(labels, probabilities, clip_weights))
         precision.append(ranking_metrics(labels == minority, probabilities[:, minority], clip_weights)[1])

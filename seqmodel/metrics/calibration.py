@@ -62,8 +62,8 @@ class Decision:
 
 
 def probabilities(logits: np.ndarray, task: Task, calibration: Calibration | None = None) -> np.ndarray:
-    """Calibrated class probabilities, (N, C) float64 with rows that sum to one. ValueError on a wrong shape
-    or task."""
+    """Calibrated class probabilities, (N, C) float64 with rows that sum to one. ValueError on a wrong
+    shape."""
     calibration = calibration or Calibration()
     z = np.asarray(logits, np.float64)
     if z.ndim != 2 or z.shape[1] < 1 or (task == "binary" and z.shape[1] != 1):
@@ -73,8 +73,6 @@ def probabilities(logits: np.ndarray, task: Task, calibration: Calibration | Non
         z = z - z.max(axis=1, keepdims=True)
         raised = np.exp(z)
         return raised / raised.sum(axis=1, keepdims=True)
-    if task not in ("binary", "ordinal"):
-        raise ValueError(f"task must be binary, multiclass or ordinal, got {task!r}")
     above = _sigmoid(z + calibration.bias)
     # Separate logits may cross; a level above k + 1 is also above k.
     above = np.minimum.accumulate(above, axis=1)
@@ -85,22 +83,17 @@ def probabilities(logits: np.ndarray, task: Task, calibration: Calibration | Non
 def decide(logits: np.ndarray, task: Task, calibration: Calibration | None = None) -> Decision:
     """What is said for each clip: `Calibration` gives the rules. Shapes and errors as `probabilities`."""
     calibration = calibration or Calibration()
-    p = probabilities(logits, task, calibration)
-    return decide_probabilities(p, task, calibration)
+    return decide_probabilities(probabilities(logits, task, calibration), task, calibration)
 
 
 def decide_probabilities(p: np.ndarray, task: Task, calibration: Calibration) -> Decision:
     """The second half of `decide`, for (N, C) probabilities that are already calibrated."""
-    if task == "binary":
-        positive = p[:, 1]
-        label = (positive >= calibration.threshold).astype(np.int64)
-    else:
-        label = p.argmax(axis=1).astype(np.int64)
+    said = p[:, 1] >= calibration.threshold if task == "binary" else p.argmax(axis=1)
     unsure = np.zeros(len(p), bool)
     if calibration.abstain is not None:
         low, high = calibration.abstain
         unsure = (p[:, 1] > low) & (p[:, 1] < high) if task == "binary" else p.max(axis=1) < high
-    return Decision(probabilities=p, label=label, unsure=unsure)
+    return Decision(probabilities=p, label=said.astype(np.int64), unsure=unsure)
 
 
 def certainty(p: np.ndarray, task: Task, threshold: float | np.ndarray) -> np.ndarray:
@@ -162,12 +155,25 @@ def fit_calibration(
     parse_goal(goal, label_names, task)
     if len(y) == 0 or len(np.unique(y)) < 2:
         return Calibration(goal=goal, abstain=abstain)
-    scaled = fit_scaling(z, y, task, always=always_scale)
-    calibration = replace(scaled, goal=goal, abstain=abstain)
+    calibration = replace(fit_scaling(z, y, task, always=always_scale), goal=goal, abstain=abstain)
     if task != "binary":
         return calibration
     positive = probabilities(z, task, calibration)[:, 1]
     return replace(calibration, threshold=choose_threshold(positive, y, goal, label_names))
+
+
+def refit_calibration(
+    old: Calibration,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    task: Task,
+    *,
+    goal: str,
+    label_names: tuple[str, ...],
+) -> Calibration:
+    """What `fit_calibration` gives for these clips, in the place of `old`, whose abstain band moves along."""
+    new = fit_calibration(logits, labels, task, goal=goal, label_names=label_names)
+    return replace(new, abstain=moved_band(old, new, task))
 
 
 def fit_scaling(logits: np.ndarray, labels: np.ndarray, task: Task, *, always: bool = False) -> Calibration:
@@ -260,11 +266,9 @@ def choose_threshold(
         fn, tn = num_positive - tp, num_negative - fp
         value = (tp / (tp + 0.5 * (fp + fn)) + tn / (tn + 0.5 * (fp + fn))) / 2.0
     else:
-        reached = recall[index] >= share - 1e-12
-        value, slack = np.where(reached, recall[1 - index], -1.0), 0.0
+        value, slack = np.where(recall[index] >= share - 1e-12, recall[1 - index], -1.0), 0.0
     good = np.flatnonzero(value >= value.max() - slack - 1e-12)
-    stretches = np.split(good, np.flatnonzero(np.diff(good) > 1) + 1)
-    return _middle_of_widest(positive, candidates, stretches)
+    return _middle_of_widest(positive, candidates, np.split(good, np.flatnonzero(np.diff(good) > 1) + 1))
 
 
 def _middle_of_widest(positive: np.ndarray, candidates: np.ndarray, stretches: list[np.ndarray]) -> float:

@@ -130,8 +130,7 @@ def ranking_metrics(
     fp_step = np.diff(fp, axis=-1, prepend=0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         auroc = (fp_step * (tp - 0.5 * tp_step)).sum(-1) / (num_pos * num_neg)
-        precision = np.where(tp + fp > 0, tp / (tp + fp), 0.0)
-        average_precision = (tp_step * precision).sum(-1) / num_pos
+        average_precision = (tp_step * np.where(tp + fp > 0, tp / (tp + fp), 0.0)).sum(-1) / num_pos
     return np.where(num_pos * num_neg > 0, auroc, np.nan), np.where(num_pos > 0, average_precision, np.nan)
 
 
@@ -140,8 +139,7 @@ def brier_terms(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     to 1)."""
     if probabilities.shape[1] == 2:
         return (probabilities[:, 1] - (labels == 1)) ** 2
-    target = np.eye(probabilities.shape[1])[labels]
-    return ((probabilities - target) ** 2).sum(axis=1)
+    return ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1)
 
 
 def calibration_bins(
@@ -178,8 +176,7 @@ def evaluate_predictions(
     """Point values of every figure, by scikit-learn; `recall_0` is that of class 0. NaN where undefined."""
     from sklearn import metrics as sk
 
-    num_classes = probabilities.shape[1]
-    classes = list(range(num_classes))
+    classes = list(range(probabilities.shape[1]))
     present = [k for k in classes if (labels == k).any() or (predictions == k).any()]
     occurs = [k for k in classes if (labels == k).any()]
     precision, recall, f1, support = sk.precision_recall_fscore_support(
@@ -192,15 +189,17 @@ def evaluate_predictions(
         "weighted_f1": sk.f1_score(labels, predictions, average="weighted", zero_division=0.0),
         # scikit-learn warns about a single class; there is nothing to correlate.
         "mcc": sk.matthews_corrcoef(labels, predictions) if len(present) > 1 else 0.0,
-        "qwk": _kappa(labels, predictions, classes) if len(present) > 1 else float("nan"),
+        "qwk": sk.cohen_kappa_score(labels, predictions, weights="quadratic", labels=classes)
+        if len(present) > 1
+        else float("nan"),
         "mae": sk.mean_absolute_error(labels, predictions),
         "auroc": _auroc(labels, probabilities, occurs),
-        "average_precision": float("nan"),
+        "average_precision": sk.average_precision_score(labels == minority, probabilities[:, minority])
+        if len(occurs) > 1 and minority in occurs
+        else float("nan"),
         "brier": float(brier_terms(labels, probabilities).mean()),
         "ece": ece(labels, probabilities),
     }
-    if 1 < len(occurs) and minority in occurs:
-        out["average_precision"] = sk.average_precision_score(labels == minority, probabilities[:, minority])
     for k in classes:
         out |= {
             f"recall_{k}": recall[k] if k in occurs else float("nan"),
@@ -226,12 +225,6 @@ def _auroc(labels: np.ndarray, probabilities: np.ndarray, occurs: list[int]) -> 
     if probabilities.shape[1] == 2:
         return float(roc_auc_score(labels, probabilities[:, 1]))
     return float(np.mean([roc_auc_score(labels == k, probabilities[:, k]) for k in occurs]))
-
-
-def _kappa(labels: np.ndarray, predictions: np.ndarray, classes: list[int]) -> float:
-    from sklearn.metrics import cohen_kappa_score
-
-    return float(cohen_kappa_score(labels, predictions, weights="quadratic", labels=classes))
 
 
 def shares(labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -33,7 +33,7 @@ from seqmodel.reporting.text import TITLES, calibration_lede, fold_calibrations_
 from seqmodel.reporting.umap_projection import Map
 from seqmodel.reporting.worst_errors import hardest_clips
 from seqmodel.runs.card import Card, read_log
-from seqmodel.runs.predict import open_ways, population, read_streams
+from seqmodel.runs.predict import open_ways, population
 
 BEST_TRIALS = 5
 
@@ -71,12 +71,11 @@ def _tell(
     figures = judgement_figures(judgement, card, slices, thresholds) | training_figures(args.run, card)
     falls = refitted.falls if refitted else group_falls(judgement, asked, args.seed)
     if falls:
-        value, low, high = (
-            np.array(part) for part in zip(*((f.value, f.low, f.high) for f in falls), strict=True)
-        )
+        value, low, high = (np.array([getattr(f, end) for f in falls]) for end in ("value", "low", "high"))
         metric = TITLES[card.metric][0] if card.metric in TITLES else card.metric
-        names_of = [fall.group for fall in falls]
-        figures["importance"] = plots_people.importance_plot(names_of, value, low, high, metric)
+        figures["importance"] = plots_people.importance_plot(
+            [fall.group for fall in falls], value, low, high, metric
+        )
     svgs = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items()}
     clips = []
     if refitted is None:
@@ -117,15 +116,22 @@ def group_falls(judgement: Judgement, asked: Asked, seed: int) -> list[Fall]:
     places = some_places(np.flatnonzero(p.measured), seed)
     if len(np.unique(p.labels[places])) < 2:
         return []
-    ways = open_ways(asked.run, card, asked.store, card.labelling, asked.population.rows[places])
-    head, x, valid = read_streams(ways)
+    rows = asked.population.rows[places]
+    head, samples = open_ways(asked.run, card, asked.store, card.labelling, rows)
 
     def answer(x: Arrays, valid: Arrays) -> np.ndarray:
         return probabilities(head_logits(head, x, valid), judgement.task)
 
     groups = feature_groups(card.dims, features)
     return importance(
-        answer, x, valid, p.labels[places], p.subjects[places], groups, metric=card.metric, seed=seed
+        answer,
+        samples.x,
+        samples.valid,
+        p.labels[places],
+        p.subjects[places],
+        groups,
+        metric=card.metric,
+        seed=seed,
     )
 
 
@@ -185,8 +191,7 @@ def training_figures(run: Path, card: Card) -> dict[str, Any]:
     stages = log_stages(run)
     if stages:
         found["learning"] = plots_metrics.learning_plot(stages, card.metric)
-    trials = trials_of(run)
-    done = [trial for trial in trials if trial.value is not None]
+    done = [trial for trial in trials_of(run) if trial.value is not None]
     if done:
         numbers, values = np.array([t.number for t in done]), np.array([t.value for t in done], np.float64)
         found["search"] = plots_people.search_plot(numbers, values, card.metric)
@@ -256,9 +261,8 @@ def commands(card: Card, command: str) -> list[str]:
     """The commands that made the run, in order, and the one that judges it, as they were given; those of
     callers that gave none are left out."""
     given = [str(stage.get("command", "")) for stage in card.stages]
-    if given[-1:] != [command]:  # else it has just chosen the threshold
-        given.append(command)
-    return [line for line in given if line]
+    last = [] if given[-1:] == [command] else [command]  # else it has just chosen the threshold
+    return [line for line in given + last if line]
 
 
 def ledger(asked: Asked) -> str:

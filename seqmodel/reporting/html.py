@@ -19,6 +19,7 @@ from seqmodel.reporting.text import (
     INTENDED_USE,
     against,
     chips,
+    class_rows,
     figure_rows,
     figures_lede,
     forest,
@@ -57,26 +58,23 @@ class Story:
 
 def write_report(path: Path, judgement: Judgement, card: Card, story: Story) -> None:
     """Write report.html, atomically."""
-    page = _environment().get_template("report.html.j2").render(_context(judgement, card, story))
-    write_text(path, page)
+    write_text(path, _environment().get_template("report.html.j2").render(_context(judgement, card, story)))
 
 
 def write_model_card(path: Path, judgement: Judgement, card: Card, story: Story) -> None:
     """Write MODEL_CARD.md from the same figures, atomically."""
-    text = _environment().get_template("model_card.md.j2").render(_context(judgement, card, story))
-    write_text(path, text)
+    write_text(path, _environment().get_template("model_card.md.j2").render(_context(judgement, card, story)))
 
 
 def _context(judgement: Judgement, card: Card, story: Story) -> dict[str, Any]:
+    """What the templates may name: the parts of the story as they are, the judgement in words and rows."""
     from markupsafe import Markup
 
-    names = judgement.label_names
-    return {
-        "title": story.title,
+    names, p = judgement.label_names, judgement.predictions
+    css = resources.files("seqmodel.reporting").joinpath("templates/report.css").read_text("utf-8")
+    return vars(story) | {
         "split": judgement.split,
-        "css": Markup(
-            resources.files("seqmodel.reporting").joinpath("templates/report.css").read_text("utf-8")
-        ),
+        "css": Markup(css),
         "verdict": Markup(verdict(judgement)),
         "chips": chips(judgement, card),
         "contents": _contents(story),
@@ -89,16 +87,7 @@ def _context(judgement: Judgement, card: Card, story: Story) -> dict[str, Any]:
         ],
         "has_measured": judgement.measured_figures is not None,
         "figure_rows": figure_rows(judgement),
-        "class_rows": [
-            {
-                "name": name,
-                "precision": judgement.figures[f"precision_{k}"],
-                "recall": judgement.figures[f"recall_{k}"],
-                "f1": judgement.figures[f"f1_{k}"],
-                "support": int(judgement.figures[f"support_{k}"].value),
-            }
-            for k, name in enumerate(names)
-        ],
+        "class_rows": class_rows(judgement),
         "mistakes_lede": mistakes_lede(judgement),
         "minority": names[judgement.minority],
         "roc_caption": "The dotted diagonal is chance."
@@ -106,24 +95,11 @@ def _context(judgement: Judgement, card: Card, story: Story) -> dict[str, Any]:
         else "Each class against the rest; the dotted diagonal is chance.",
         "calibration_lede": story.calibration,
         "plots": {name: Markup(svg) for name, svg in story.plots.items()},
-        "slices": story.slices,
         "positive": names[-1],
-        "hardest": story.hardest,
-        "importance": story.importance,
         "stages": stages(card),
-        "umap_caption": story.umap_caption,
         "label_names": names,
-        "data_rows": story.data_rows,
         "split_how": f"How people were split: {card.split_how}. {story.ledger}".strip(),
-        "not_measured": [
-            (clip_id, reason)
-            for clip_id, reason in zip(
-                judgement.predictions.clip_ids, judgement.predictions.reasons, strict=True
-            )
-            if reason
-        ],
-        "literature": story.literature,
-        "commands": story.commands,
+        "not_measured": [pair for pair in zip(p.clip_ids, p.reasons, strict=True) if pair[1]],
         "recipe_rows": recipe_rows(card),
         "run_rows": run_rows(card),
         "intended_use": INTENDED_USE,
@@ -145,8 +121,7 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["short"] = short
-    environment.filters["percent"] = percent
+    environment.filters |= {"short": short, "percent": percent}
     return environment
 
 

@@ -28,16 +28,17 @@ class LiteratureTable:
 def literature_table(judgement: Judgement, method: str) -> LiteratureTable:
     """Rows for every clip, for measured clips alone where that differs, and for the majority class."""
     p = judgement.predictions
-    everybody = np.ones(len(p), bool)
+    everybody, num_classes = np.ones(len(p), bool), len(judgement.label_names)
     said = p.probabilities.argmax(axis=1)
-    rows = [_row(method, p.labels, said, everybody, len(judgement.label_names))]
+    rows = [_row(method, p.labels, said, everybody, num_classes)]
     if not p.measured.all() and p.measured.any():
-        rows.append(_row(f"{method} (measured)", p.labels, said, p.measured, len(judgement.label_names)))
-    for beside in judgement.beside:
-        if beside.yardstick.name == "majority":
-            majority = beside.yardstick.said
-            rows.append(_row("majority class", p.labels, majority, everybody, len(judgement.label_names)))
-    return LiteratureTable(NAMES, tuple(rows), _csv(rows))
+        rows.append(_row(f"{method} (measured)", p.labels, said, p.measured, num_classes))
+    for yardstick in (beside.yardstick for beside in judgement.beside):
+        if yardstick.name == "majority":
+            rows.append(_row("majority class", p.labels, yardstick.said, everybody, num_classes))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([NAMES, *rows])
+    return LiteratureTable(NAMES, tuple(rows), text.getvalue())
 
 
 def _row(
@@ -46,9 +47,3 @@ def _row(
     figures = count_metrics(confusion(labels[keep], said[keep], num_classes))
     values = (figures[name] for name in ("accuracy", "weighted_f1", "macro_f1", "balanced_accuracy"))
     return (method, str(int(keep.sum())), *(f"{100 * float(value):.1f}" for value in values))
-
-
-def _csv(rows: list[tuple[str, ...]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([NAMES, *rows])
-    return text.getvalue()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seqmodel.metrics.classification import NUM_BINS, calibration_bins
-from seqmodel.reporting.style import INK, LEAK, MODEL, OTHER, class_colour, style
+from seqmodel.reporting.style import INK, LEAK, MODEL, OTHER, class_colour, drawing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,13 +18,11 @@ if TYPE_CHECKING:
 
 def confusion_plot(counts: np.ndarray, label_names: Sequence[str]) -> "Figure":
     """Confusion matrix (C, C) with counts and the share of each row."""
-    import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
 
     num_classes = len(label_names)
     side = max(4.2, 1.1 + 0.85 * num_classes)
-    with style():
-        figure, axes = plt.subplots(figsize=(side * 4.6 / 4.2, side))
+    with drawing(side * 4.6 / 4.2, side) as (figure, axes):
         share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         for row in range(num_classes):
             for column in range(num_classes):
@@ -61,8 +59,7 @@ def confusion_plot(counts: np.ndarray, label_names: Sequence[str]) -> "Figure":
         axes.set_yticks(range(num_classes), list(label_names), rotation=90, va="center")
         axes.grid(False)
         axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+        axes.spines[:].set_visible(False)
     return figure
 
 
@@ -74,11 +71,9 @@ def roc_plot(
     others: Sequence[tuple[str, np.ndarray]] = (),
 ) -> "Figure":
     """ROC of the positive class, or of each class against the rest; others are (title, (N, C)) yardsticks."""
-    import matplotlib.pyplot as plt
     from sklearn.metrics import roc_curve
 
-    with style():
-        figure, axes = plt.subplots(figsize=(4.6, 4.2))
+    with drawing(4.6, 4.2) as (figure, axes):
         axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1, linestyle=":")
         for (title, theirs), dashes in zip(others, cycle(("--", "-.", (0, (1, 1.5)))), strict=False):
             if len(label_names) == 2 and len(np.unique(labels)) == 2:
@@ -124,12 +119,10 @@ def precision_recall_plot(
     threshold: float | None,
 ) -> "Figure":
     """Precision against recall of the rarest class, whose share is the line to beat."""
-    import matplotlib.pyplot as plt
     from sklearn.metrics import precision_recall_curve
 
     positive = labels == minority
-    with style():
-        figure, axes = plt.subplots(figsize=(4.6, 4.2))
+    with drawing(4.6, 4.2) as (figure, axes):
         axes.axhline(
             positive.mean(),
             color=OTHER,
@@ -163,10 +156,7 @@ def precision_recall_plot(
 
 def reliability_plot(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> "Figure":
     """What was said against what happened, before and after calibration; below, how often each was said."""
-    import matplotlib.pyplot as plt
-
-    with style():
-        figure, (axes, below) = plt.subplots(2, 1, figsize=(4.6, 4.2), height_ratios=(3, 1), sharex=True)
+    with drawing(4.6, 4.2, (3, 1)) as (figure, (axes, below)):
         axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1, linestyle=":")
         for title, p, colour, width in (("before", before, OTHER, 1.4), ("after", after, MODEL, 2.2)):
             bins, said, outcome = calibration_bins(labels, p)
@@ -179,9 +169,8 @@ def reliability_plot(labels: np.ndarray, before: np.ndarray, after: np.ndarray) 
         edges = np.linspace(0, 1, NUM_BINS + 1)
         below.bar((edges[:-1] + edges[1:]) / 2, count, width=0.9 / NUM_BINS, color=MODEL, alpha=0.5)
         axes.set(ylabel="how often it was so", ylim=(-0.03, 1.03))
-        binary = after.shape[1] == 2
         below.set(
-            xlabel="probability said" if binary else "largest probability said",
+            xlabel="probability said" if after.shape[1] == 2 else "largest probability said",
             ylabel="clips",
             xlim=(-0.02, 1.02),
         )
@@ -191,10 +180,7 @@ def reliability_plot(labels: np.ndarray, before: np.ndarray, after: np.ndarray) 
 
 def learning_plot(stages: Sequence[tuple[str, Sequence[dict[str, Any]]]], metric: str) -> "Figure":
     """Loss and validation score by epoch, stage after stage. Entries are lines of log.jsonl."""
-    import matplotlib.pyplot as plt
-
-    with style():
-        figure, (loss_axes, score_axes) = plt.subplots(2, 1, figsize=(4.6, 4.2), sharex=True)
+    with drawing(4.6, 4.2, (1, 1)) as (figure, (loss_axes, score_axes)):
         start = 0
         for k, (title, entries) in enumerate(stages):
             epochs = start + np.arange(len(entries)) + 1

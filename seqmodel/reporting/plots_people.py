@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seqmodel.metrics.calibration import threshold_counts
-from seqmodel.reporting.style import FAINT, INK, LEAK, MODEL, OTHER, SOFT, class_colour, style
+from seqmodel.reporting.style import FAINT, INK, LEAK, MODEL, OTHER, SOFT, class_colour, drawing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,13 +24,10 @@ def threshold_plot(
     positive: np.ndarray, labels: np.ndarray, label_names: Sequence[str], chosen: float
 ) -> "Figure":
     """Recall of both classes and balanced accuracy at every threshold on (N,) p(positive)."""
-    import matplotlib.pyplot as plt
-
     thresholds, tp, fp = threshold_counts(positive, labels)
     recall_last = tp / max(1, int((labels == 1).sum()))
     recall_first = 1.0 - fp / max(1, int((labels == 0).sum()))
-    with style():
-        figure, axes = plt.subplots(figsize=(4.6, 4.2))
+    with drawing(4.6, 4.2) as (figure, axes):
         axes.plot(
             thresholds, recall_first, color=class_colour(0), linewidth=1.4, label=f"recall {label_names[0]}"
         )
@@ -48,15 +45,12 @@ def threshold_plot(
 def coverage_plot(confidence: np.ndarray, right: np.ndarray, answered: float | None) -> "Figure":
     """Accuracy on the most certain share of clips. confidence (N,) float, right (N,) bool; `answered` marks
     the band."""
-    import matplotlib.pyplot as plt
-
     order = np.argsort(-confidence, kind="stable")
     share = np.arange(1, len(order) + 1) / len(order)
     accuracy = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     # The first few clips alone are noise, not accuracy.
     start = min(len(order) - 1, max(4, len(order) // 20))
-    with style():
-        figure, axes = plt.subplots(figsize=(4.6, 4.2))
+    with drawing(4.6, 4.2) as (figure, axes):
         axes.plot(share[start:], accuracy[start:], color=MODEL)
         axes.axhline(accuracy[-1], color=OTHER, linewidth=1, linestyle=":", label="answering always")
         if answered is not None:
@@ -80,14 +74,11 @@ def coverage_plot(confidence: np.ndarray, right: np.ndarray, answered: float | N
 
 def people_plot(rows: Sequence["SliceRow"], overall: float) -> "Figure":
     """Each person's accuracy with its interval, worst first; names where there is room."""
-    import matplotlib.pyplot as plt
-
     ordered = sorted(rows, key=lambda row: row.accuracy.value)
     value = np.array([row.accuracy.value for row in ordered])
     low, high = (np.array([getattr(row.accuracy, end) for row in ordered]) for end in ("low", "high"))
     x = np.arange(len(ordered))
-    with style():
-        figure, axes = plt.subplots(figsize=(11.5, 3.6))
+    with drawing(11.5, 3.6) as (figure, axes):
         for small, colour in ((False, MODEL), (True, OTHER)):
             here = np.array([row.small == small for row in ordered], bool)
             axes.vlines(x[here], low[here], high[here], color=colour, linewidth=2, alpha=0.4)
@@ -116,12 +107,10 @@ def people_plot(rows: Sequence["SliceRow"], overall: float) -> "Figure":
 
 def search_plot(numbers: np.ndarray, values: np.ndarray, metric: str) -> "Figure":
     """Validation score (n,) of finished trials by their number, and the best so far."""
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
     order = np.argsort(numbers)
-    with style():
-        figure, axes = plt.subplots(figsize=(4.6, 4.2))
+    with drawing(4.6, 4.2) as (figure, axes):
         axes.scatter(numbers[order], values[order], color=MODEL, s=22, alpha=0.55, linewidth=0)
         axes.step(
             numbers[order],
@@ -141,11 +130,9 @@ def trials_plot(
     curves: Sequence[tuple[str, Sequence[float]]], metric: str, *, by_fold: bool = False
 ) -> "Figure":
     """Validation score of the best trials, best first, by epoch; or by fold, which have no order: dots."""
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    with style():
-        figure, axes = plt.subplots(figsize=(4.6, 4.2))
+    with drawing(4.6, 4.2) as (figure, axes):
         for k, (name, values) in reversed(list(enumerate(curves))):
             colour = MODEL if k == 0 else OTHER
             axes.plot(
@@ -167,10 +154,7 @@ def trials_plot(
 
 def scatter_plot(xy: np.ndarray, groups: np.ndarray, names: Sequence[str], *, by_class: bool) -> "Figure":
     """(N, 2) points coloured by group; groups (N,) int. Many groups share the colours; only few are named."""
-    import matplotlib.pyplot as plt
-
-    with style():
-        figure, axes = plt.subplots(figsize=(4.6, 4.6))
+    with drawing(4.6, 4.6) as (figure, axes):
         marks = "osD^vP*X"
         size = float(np.clip(4000 / len(xy), 6, 34))
         for k, name in enumerate(names):
@@ -189,8 +173,7 @@ def scatter_plot(xy: np.ndarray, groups: np.ndarray, names: Sequence[str], *, by
             )
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
-        for spine in axes.spines.values():
-            spine.set_color(FAINT)
+        axes.spines[:].set_color(FAINT)
         if len(names) <= 2 * MOST_COLOURS:
             figure.legend(loc="outside lower center", ncols=min(4, len(names)), fontsize=8)
     return figure
@@ -206,18 +189,10 @@ def timeline_plot(
 ) -> "Figure":
     """(T,) probability as the window grows, the side that would be right shaded, and a strip of frames with a
     face; below it, where there are any, (T,) signals between -1 and 1."""
-    import matplotlib.pyplot as plt
-
     time_s = np.arange(len(probability)) / fps
-    with style():
-        figure, panels = plt.subplots(
-            2 if signals else 1,
-            squeeze=False,
-            sharex=True,
-            figsize=(3.6, 2.2 if signals else 1.35),
-            height_ratios=(1.35, 0.85) if signals else None,
-        )
-        axes = panels[0, 0]
+    size = (3.6, 2.2, (1.35, 0.85)) if signals else (3.6, 1.35)
+    with drawing(*size) as (figure, panels):
+        axes, *below = np.atleast_1d(panels)
         edge = 0.5 if threshold is None else threshold
         axes.axhspan(*((edge, 1.0) if true_is_high else (0.0, edge)), color=MODEL, alpha=0.1, linewidth=0)
         axes.axhline(edge, color=SOFT, linewidth=0.8, linestyle="--")
@@ -227,15 +202,13 @@ def timeline_plot(
             time_s, 0.07, width=step, bottom=-0.17, color=[MODEL if v else FAINT for v in valid], linewidth=0
         )
         axes.set(ylim=(-0.2, 1.03), xlim=(-step / 2, time_s[-1] + step / 2), yticks=[0, 1])
-        for (name, values), colour in zip((signals or {}).items(), (MODEL, OTHER, LEAK), strict=False):
-            panels[1, 0].plot(time_s, values, color=colour, linewidth=1.2, label=name)
-        if signals:
-            panels[1, 0].set(ylim=(-1.1, 1.1), yticks=[-1, 0, 1])
-            panels[1, 0].legend(
-                loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=3, fontsize=7, frameon=False
-            )
-        panels[-1, 0].set_xticks([0, round(float(time_s[-1]) + step)], ["0", f"{time_s[-1] + step:.0f} s"])
-        for panel in panels[:, 0]:
+        for panel in below:
+            for (name, values), colour in zip((signals or {}).items(), (MODEL, OTHER, LEAK), strict=False):
+                panel.plot(time_s, values, color=colour, linewidth=1.2, label=name)
+            panel.set(ylim=(-1.1, 1.1), yticks=[-1, 0, 1])
+            panel.legend(loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=3, fontsize=7, frameon=False)
+        figure.axes[-1].set_xticks([0, round(float(time_s[-1]) + step)], ["0", f"{time_s[-1] + step:.0f} s"])
+        for panel in figure.axes:
             panel.grid(False)
             panel.tick_params(labelsize=8, length=0)
     return figure
@@ -245,14 +218,12 @@ def importance_plot(
     names: Sequence[str], drops: np.ndarray, lows: np.ndarray, highs: np.ndarray, metric: str
 ) -> "Figure":
     """How far the metric falls when a group of features is shuffled, with its spread; largest first."""
-    import matplotlib.pyplot as plt
-
     order = np.argsort(drops)
-    with style():
-        figure, axes = plt.subplots(figsize=(11.5, 0.7 + 0.34 * len(names)))
+    with drawing(11.5, 0.7 + 0.34 * len(names)) as (figure, axes):
         y = np.arange(len(names))
-        colours = [MODEL if drops[k] > 0 else OTHER for k in order]
-        axes.barh(y, drops[order], color=colours, alpha=0.75, height=0.62)
+        axes.barh(
+            y, drops[order], color=np.where(drops[order] > 0, MODEL, OTHER).tolist(), alpha=0.75, height=0.62
+        )
         axes.hlines(y, lows[order], highs[order], color=INK, linewidth=1.2)
         axes.axvline(0, color=LEAK if (drops < 0).all() else SOFT, linewidth=1)
         axes.set_yticks(y, [names[k] for k in order])
@@ -263,11 +234,7 @@ def importance_plot(
 
 def compare_plot(runs: Sequence[str], metrics: Sequence[str], figures: Sequence[Sequence[Any]]) -> "Figure":
     """Each metric's value and interval, run under run. figures[run][metric] has value, low and high."""
-    import matplotlib.pyplot as plt
-
-    with style():
-        height = 0.9 + len(metrics) * (0.22 * len(runs) + 0.22)
-        figure, axes = plt.subplots(figsize=(7.2, height))
+    with drawing(7.2, 0.9 + len(metrics) * (0.22 * len(runs) + 0.22)) as (figure, axes):
         for r, run in enumerate(runs):
             y = np.arange(len(metrics)) + (r - (len(runs) - 1) / 2) * 0.22
             value, low, high = (

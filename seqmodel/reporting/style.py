@@ -7,7 +7,7 @@ without a display.
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -80,6 +80,20 @@ def style() -> Iterator[None]:
     }
     with matplotlib.rc_context(settings):
         yield
+
+
+@contextmanager
+def drawing(
+    width: float, height: float, panel_heights: Sequence[float] = (1.0,)
+) -> Iterator[tuple["Figure", Any]]:
+    """A new figure of so many inches in this style, and its axes: an array of them for several panels, which
+    lie one below the other and share the x axis."""
+    with style():
+        import matplotlib.pyplot as plt
+
+        yield plt.subplots(
+            len(panel_heights), figsize=(width, height), height_ratios=panel_heights, sharex=True
+        )
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ def short(value: float | None, digits: int = 3) -> str:
         return "–"
     text = f"{value:.{digits}f}"
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
+
+
+def with_interval(figure: Figure) -> str:
+    """Value and interval: .873 (.801 to .920)."""
+    return f"{short(figure.value)} ({short(figure.low)} to {short(figure.high)})"
 
 
 def verdict(judgement: Judgement) -> str:
@@ -109,14 +115,15 @@ def _between(figure: Figure, *, percent: bool = True) -> str:
 
 def chips(judgement: Judgement, card: Card) -> list[tuple[str, str]]:
     """(name, value) of the small facts under the headline."""
-    chips = [("clips", str(len(judgement.predictions)))]
-    if judgement.draws.by_subject:
-        chips.append(("people", str(judgement.draws.num_people)))
-    chips += [("question", " / ".join(judgement.label_names)), ("reads", " + ".join(card.dims))]
-    chips.append(("encoder", card.recipe.encoder.name))
-    if card.test_openings:
-        chips.append(("test split opened", f"{len(card.test_openings)}×"))
-    return chips
+    people, openings = judgement.draws.num_people, len(card.test_openings)
+    return [
+        ("clips", str(len(judgement.predictions))),
+        *([("people", str(people))] if judgement.draws.by_subject else []),
+        ("question", " / ".join(judgement.label_names)),
+        ("reads", " + ".join(card.dims)),
+        ("encoder", card.recipe.encoder.name),
+        *([("test split opened", f"{openings}×")] if openings else []),
+    ]
 
 
 def figures_lede(judgement: Judgement) -> str:
@@ -126,7 +133,7 @@ def figures_lede(judgement: Judgement) -> str:
         unit += ", and by clip where nobody is known"
     missing = int((~judgement.predictions.measured).sum())
     lede = (
-        f"Intervals are 95 %, from {judgement.draws.rounds:,} bootstrap rounds {unit}. "
+        f"Intervals are 95 %, from {len(judgement.draws.weights):,} bootstrap rounds {unit}. "
         f"All {len(judgement.predictions)} labelled clips of the split count"
     )
     return lede + (
@@ -141,11 +148,10 @@ def against(judgement: Judgement, card: Card) -> list[dict[str, str]]:
     lines = []
     for beside in judgement.beside:
         difference = beside.paired[name].difference
-        mark = _mark(name, beside)
+        mark, sign = _mark(name, beside), "+" if difference.value >= 0 else "−"
         word = {"beats": "better", "loses": "worse", "even": even}.get(mark, "not to be told")
-        moved = f"{'+' if difference.value >= 0 else '−'}{short(abs(difference.value))}"
-        between = f"({short(difference.low)} to {short(difference.high)})"
-        text = f"{TITLES[name][0]} {moved} {between}: {word}"
+        moved = with_interval(replace(difference, value=abs(difference.value)))
+        text = f"{TITLES[name][0]} {sign}{moved}: {word}"
         lines.append({"title": beside.yardstick.title, "mark": mark or "even", "text": text})
     return lines
 
@@ -206,55 +212,59 @@ def figure_rows(judgement: Judgement) -> list[dict[str, Any]]:
         if name == "average_precision":
             title = f"{title} {note.format(minority=judgement.label_names[judgement.minority])}"
         cells = [
-            {"figure": _finite(b.figures[name]), "mark": _mark(name, b), "says": _says(name, b)}
+            {"figure": b.figures[name].as_json(), "mark": _mark(name, b), "says": _says(name, b)}
             for b in judgement.beside
         ]
         measured = judgement.measured_figures
         rows.append(
             {
                 "title": title + (" ↓" if name in LOWER_IS_BETTER else ""),
-                "model": _finite(judgement.figures[name]),
+                "model": judgement.figures[name].as_json(),
                 "beside": cells,
-                "measured": _finite(measured[name]) if measured else None,
+                "measured": measured[name].as_json() if measured else None,
             }
         )
     return rows
 
 
-def _finite(figure: Figure) -> dict[str, float | None]:
-    """The figure with None for what is not defined, as templates and JSON want it."""
-    return {
-        key: value if math.isfinite(value) else None
-        for key, value in (("value", figure.value), ("low", figure.low), ("high", figure.high))
-    }
+def class_rows(judgement: Judgement) -> list[dict[str, Any]]:
+    """One row a class of the table of mistakes."""
+    figures = judgement.figures
+    return [
+        {
+            "name": name,
+            "precision": figures[f"precision_{k}"],
+            "recall": figures[f"recall_{k}"],
+            "f1": figures[f"f1_{k}"],
+            "support": int(figures[f"support_{k}"].value),
+        }
+        for k, name in enumerate(judgement.label_names)
+    ]
 
 
 def _mark(name: str, beside: Beside) -> str:
     pair = beside.paired[name]
     if not math.isfinite(pair.difference.low):
         return ""
-    up, down = pair.is_higher, pair.is_lower
-    if name in LOWER_IS_BETTER:
-        up, down = down, up
-    return "beats" if up else "loses" if down else "even"
+    better, worse = ("loses", "beats") if name in LOWER_IS_BETTER else ("beats", "loses")
+    return better if pair.is_higher else worse if pair.is_lower else "even"
 
 
 def _says(name: str, beside: Beside) -> str:
     pair = beside.paired[name]
-    value, low, high = (short(v) for v in (pair.difference.value, pair.difference.low, pair.difference.high))
-    return f"difference {value} ({low} to {high}), p = {short(pair.p_value)}"
+    return f"difference {with_interval(pair.difference)}, p = {short(pair.p_value)}"
 
 
 def mistakes_lede(judgement: Judgement) -> str:
     """How many are wrong, and which class is found best and worst."""
     p, names = judgement.predictions, judgement.label_names
-    wrong = int((p.said != p.labels).sum())
+    text = f"{int((p.said != p.labels).sum())} of {len(p)} clips are wrong."
     recalls = [(judgement.figures[f"recall_{k}"].value, name) for k, name in enumerate(names)]
     known = [pair for pair in recalls if math.isfinite(pair[0])]
     if not known:
-        return f"{wrong} of {len(p)} clips are wrong."
+        return text
     worst, best = min(known), max(known)
-    text = f"{wrong} of {len(p)} clips are wrong. It finds {percent(best[0])} of {best[1]}"
+    text += f" It finds {percent(best[0])} of {best[1]}"
     return f"{text} and {percent(worst[0])} of {worst[1]}." if worst[1] != best[1] else f"{text}."
 
 
@@ -269,11 +279,9 @@ def calibration_lede(card: Card) -> str:
     )
     text = f"{scaled}."
     if card.labelling.task == "binary":
-        name = card.labelling.names[1]
-        text += f" {name} is said from {c.threshold:.2f} on, chosen on {who} for {c.goal}."
+        text += f" {card.labelling.names[1]} is said from {c.threshold:.2f} on, chosen on {who} for {c.goal}."
     if c.abstain is not None:
-        low, high = c.abstain
-        text += f" Between {low:.2f} and {high:.2f} the live view says that it is unsure."
+        text += " Between {:.2f} and {:.2f} the live view says that it is unsure.".format(*c.abstain)
     return text
 
 
@@ -303,12 +311,9 @@ def stages(card: Card) -> list[dict[str, str]]:
     """Name and text of each stage of the run."""
     rows = []
     for stage in card.stages:
-        said = [
-            f"{key.replace('_', ' ')} {_in_words(value)}"
-            for key, value in stage.items()
-            if key not in ("stage", "command")
-        ]
-        rows.append({"name": str(stage.get("stage", "stage")), "text": "; ".join(said)})
+        told = {key: value for key, value in stage.items() if key not in ("stage", "command")}
+        text = "; ".join(f"{key.replace('_', ' ')} {_in_words(value)}" for key, value in told.items())
+        rows.append({"name": str(stage.get("stage", "stage")), "text": text})
     return rows
 
 

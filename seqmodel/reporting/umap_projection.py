@@ -9,14 +9,12 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from features.cli import warn
-
-if TYPE_CHECKING:
-    from features.store.store import FeatureStore
+from features.store.store import FeatureStore
+from seqmodel.evaluation.permutation_importance import some_places
 
 MOST_CLIPS = 3000
 """More take minutes and show nothing more."""
@@ -30,13 +28,6 @@ def mean_embeddings(x: np.ndarray, valid: np.ndarray) -> np.ndarray:
     return total / np.maximum(weights.sum(axis=1, keepdims=True), 1.0)
 
 
-def sample_places(num_clips: int, seed: int) -> np.ndarray:
-    """Places of at most MOST_CLIPS clips, ascending, the same for one seed."""
-    if num_clips <= MOST_CLIPS:
-        return np.arange(num_clips)
-    return np.sort(np.random.default_rng(seed).choice(num_clips, MOST_CLIPS, replace=False))
-
-
 @dataclass(frozen=True)
 class Map:
     """A map that is being made."""
@@ -48,7 +39,7 @@ class Map:
 
 @contextmanager
 def map_meanwhile(
-    store: "FeatureStore", rows: np.ndarray, coverage: np.ndarray, seed: int
+    store: FeatureStore, rows: np.ndarray, coverage: np.ndarray, seed: int
 ) -> Iterator[Map | None]:
     """The map of these rows of a store, made in a process of its own while the caller does something else.
 
@@ -59,7 +50,7 @@ def map_meanwhile(
         warn(f"--umap needs at least {FEWEST_CLIPS} clips with a face, there are {len(places)}")
         yield None
         return
-    places = places[sample_places(len(places), seed)]
+    places = some_places(places, seed, MOST_CLIPS)
     features = mean_embeddings(*store.read_stream(store.streams[0], rows[places]))
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         yield Map(places, pool.submit(umap_coordinates, features, seed))
@@ -68,10 +59,8 @@ def map_meanwhile(
 def umap_coordinates(features: np.ndarray, seed: int) -> np.ndarray:
     """(N, 2) float32 of (N, D) features, standardised first; the same for one seed.
 
-    Raises ValueError for fewer than FEWEST_CLIPS clips.
+    FEWEST_CLIPS at least.
     """
-    if len(features) < FEWEST_CLIPS:
-        raise ValueError(f"UMAP needs at least {FEWEST_CLIPS} clips, got {len(features)}")
     std = features.std(axis=0)
     standard = (features - features.mean(axis=0)) / np.where(std > 1e-6, std, 1.0)
     with warnings.catch_warnings():

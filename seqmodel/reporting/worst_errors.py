@@ -6,20 +6,18 @@ Shapes: N clips, T frames.
 
 import base64
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from features.face_signals import strongest_signals
+from features.store.store import FeatureStore
 from seqmodel.evaluation.evaluator import Judgement
 from seqmodel.metrics.calibration import probabilities
 from seqmodel.reporting.plots_people import timeline_plot
 from seqmodel.reporting.style import save
 from seqmodel.runs.card import Card
 from seqmodel.runs.predict import growing_logits
-
-if TYPE_CHECKING:
-    from features.store.store import FeatureStore
 
 MOST_CLIPS = 6
 FACES = 6
@@ -38,7 +36,7 @@ def hardest_clips(
     judgement: Judgement,
     run: Path,
     card: Card,
-    store: "FeatureStore",
+    store: FeatureStore,
     rows: np.ndarray,
     plots: Path,
     *,
@@ -52,15 +50,14 @@ def hardest_clips(
     logits, seen = growing_logits(run, card, store, card.labelling, rows[places])
     fps = card.recipe.pixels.fps if card.recipe.pixels else 1.0
     binary = judgement.task == "binary"
+    threshold = card.calibration.threshold if binary else None
     found = []
     features = store.recipe.geometry.features if store.recipe.geometry else ()
     geometry, measured = store.read_stream("geometry", rows[places]) if features else (None, None)
     for k, place in enumerate(places):
-        truth, said = int(p.labels[place]), int(p.said[place])
+        truth, said, signals = int(p.labels[place]), int(p.said[place]), None
         followed = 1 if binary else truth
         line = probabilities(logits[k], judgement.task, card.calibration)[:, followed]
-        threshold = card.calibration.threshold if binary else None
-        signals = None
         if geometry is not None and measured is not None and measured[k].any():
             signals = strongest_signals(np.where(measured[k][:, None], geometry[k], np.nan), features)
         figure = timeline_plot(line, seen[k], fps, threshold, truth == followed, signals)
@@ -78,7 +75,7 @@ def hardest_clips(
     return found
 
 
-def _faces(store: "FeatureStore", row: int) -> list[str]:
+def _faces(store: FeatureStore, row: int) -> list[str]:
     """A few stored crops as small JPEG data URIs, evenly over the window."""
     import cv2
 

@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from features.files import atomic_write
 from features.labels import Labelling
-from features.recipe import Recipe, from_json, to_json
+from features.recipe import Recipe, from_json
 from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.metrics.calibration import Calibration
 
@@ -87,12 +88,7 @@ class Card:
 
 def card_to_json(card: Card) -> dict[str, Any]:
     """The card as JSON-ready dictionaries."""
-    shallow = {f.name: getattr(card, f.name) for f in dataclasses.fields(card)}
-    plain = {
-        k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) and not isinstance(v, type) else v
-        for k, v in shallow.items()
-    }
-    return {"schema": 1} | plain | {"recipe": to_json(card.recipe)}
+    return {"schema": 1} | dataclasses.asdict(card)
 
 
 def card_from_json(fields: Mapping[str, Any]) -> Card:
@@ -100,26 +96,18 @@ def card_from_json(fields: Mapping[str, Any]) -> Card:
     if fields.get("schema") != 1:
         raise ValueError(f"card of schema {fields.get('schema')!r}, this version reads 1")
     labelling, calibration = fields["labelling"], fields["calibration"]
-    rest = {k: v for k, v in fields.items() if k != "schema"}
+    names, sources = tuple(labelling["names"]), tuple(map(tuple, labelling["sources"]))
+    abstain = tuple(calibration["abstain"]) if calibration["abstain"] else None
+    lists = ("stages", "test_openings", "warnings", "training_shares")
     return Card(
-        **rest
+        **{name: value for name, value in fields.items() if name != "schema"}
+        | {name: tuple(fields[name]) for name in lists}
         | {
             "recipe": from_json(fields["recipe"]),
-            "labelling": Labelling(
-                labelling["column"],
-                tuple(labelling["names"]),
-                tuple(tuple(group) for group in labelling["sources"]),
-                labelling["task"],
-            ),
+            "labelling": Labelling(**labelling | {"names": names, "sources": sources}),
             "head": HeadConfig(**fields["head"]),
             "train": TrainConfig(**fields["train"]),
-            "calibration": Calibration(
-                **calibration | {"abstain": tuple(calibration["abstain"]) if calibration["abstain"] else None}
-            ),
-            "stages": tuple(fields["stages"]),
-            "test_openings": tuple(fields["test_openings"]),
-            "warnings": tuple(fields["warnings"]),
-            "training_shares": tuple(fields["training_shares"]),
+            "calibration": Calibration(**calibration | {"abstain": abstain}),
         }
     )
 
@@ -143,7 +131,7 @@ def require_place(run: Path) -> None:
 
 def save_card(run: Path, card: Card) -> None:
     """Write card.json, atomically."""
-    write_text(run / CARD, json.dumps(card_to_json(card), indent=1, ensure_ascii=False) + "\n")
+    write_json(run / CARD, card_to_json(card))
 
 
 def load_card(run: Path) -> Card:
@@ -201,8 +189,7 @@ def load_split(run: Path) -> dict[str, tuple[str, str]]:
     path = run / SPLIT
     if not path.is_file():
         raise ValueError(f"{run} has no {SPLIT}: nobody knows who stood on which side")
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["clip_id"]: (row["subject"], row["split"]) for row in csv.DictReader(file)}
+    return {row["clip_id"]: (row["subject"], row["split"]) for row in read_csv(path)}
 
 
 def calibration_stage(card: Card) -> dict[str, Any] | None:
@@ -216,19 +203,13 @@ def calibration_stage(card: Card) -> dict[str, Any] | None:
     return None
 
 
-def save_calibrators(run: Path, clip_ids: Sequence[str], subjects: Sequence[str]) -> None:
-    """Write calibrated_on.csv, atomically."""
-    write_csv(run / CALIBRATORS, [("clip_id", "subject"), *zip(clip_ids, subjects, strict=True)])
-
-
 def calibrators_of(run: Path, card: Card) -> dict[str, str]:
     """Clips of another data set that the run's calibration was fitted on, clip_id -> subject ('' where that
     is not known); none where it comes from validation."""
     path = run / CALIBRATORS
     if calibration_stage(card) is None or not path.is_file():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["clip_id"]: row["subject"] for row in csv.DictReader(file)}
+    return {row["clip_id"]: row["subject"] for row in read_csv(path)}
 
 
 def keep_model_file(run: Path, source: Path, name: str) -> None:
@@ -252,10 +233,8 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         return []
     entries = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+        with suppress(json.JSONDecodeError):
             entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return entries
 
 
@@ -265,6 +244,17 @@ def write_text(path: Path, text: str) -> None:
         raise IsADirectoryError(f"{path} is a folder: name a file")
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, plain: Mapping[str, Any]) -> None:
+    """Write a JSON file for people and machines, atomically."""
+    write_text(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table by column."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]], *, durable: bool = False) -> None:
@@ -288,10 +278,8 @@ def versions() -> dict[str, str]:
         "optuna",
         "scikit-learn",
     ):
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

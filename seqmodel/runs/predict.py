@@ -8,27 +8,28 @@ field by field first.
 Shapes: N clips, T frames, O logits, C classes.
 """
 
-import csv
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 
+from features.datasets import CropClips, Samples, load_samples
 from features.labels import Labelling, class_indices
 from features.recipe import Part, differences, require_equal
-from features.store.table import groups_of
+from features.store.store import FeatureStore
+from features.store.table import ClipTable, groups_of
+from seqmodel.heads.person_baseline import STREAM, subtract_rest, with_baseline
+from seqmodel.heads.recurrent import LstmHead
 from seqmodel.metrics.predictions import Predictions
-from seqmodel.runs.card import Card, load_weights, write_csv
-
-if TYPE_CHECKING:
-    from features.datasets import Samples
-    from features.store.store import FeatureStore
-    from features.store.table import ClipTable
+from seqmodel.runs.card import Card, load_weights, read_csv, write_csv
+from seqmodel.runs.run_encoder import open_run_engine
+from seqmodel.training.loop import predict_logits, to_tensors
 
 PREDICTIONS = "predictions.csv"
 CLIPS_AT_ONCE = 256
@@ -50,7 +51,7 @@ class Population:
     """In words, which clips these are."""
 
 
-def clip_labels(table: "ClipTable", labelling: Labelling, mapping: Sequence[str] = ()) -> np.ndarray:
+def clip_labels(table: ClipTable, labelling: Labelling, mapping: Sequence[str] = ()) -> np.ndarray:
     """(N,) class indices of every row, -1 = none. `mapping` holds theirs=ours for another store's names.
 
     Raises ValueError when the column is missing, or no name of it maps.
@@ -59,16 +60,16 @@ def clip_labels(table: "ClipTable", labelling: Labelling, mapping: Sequence[str]
         there = ", ".join(sorted(table.labels)) or "none"
         raise ValueError(f"the store has no label column {labelling.column!r}; it has: {there}")
     theirs = list(table.label_names[labelling.column])
-    renamed = list(theirs)
+    renamed, classes = list(theirs), list(zip(labelling.names, labelling.sources, strict=True))
     for pair in mapping:
         name, equals, ours = pair.partition("=")
-        if not equals or name not in theirs or not any(ours in (n, *s) for n, s in _classes(labelling)):
+        if not equals or name not in theirs or not any(ours in (n, *s) for n, s in classes):
             raise ValueError(
                 f"--map {pair}: wanted THEIRS=OURS with THEIRS one of {theirs} "
                 f"and OURS one of {list(labelling.names)}"
             )
         # Any stored name of the class stands for it.
-        renamed[theirs.index(name)] = next(s[0] for n, s in _classes(labelling) if ours in (n, *s))
+        renamed[theirs.index(name)] = next(s[0] for n, s in classes if ours in (n, *s))
     if not any(name in group for name in renamed for group in labelling.sources):
         raise ValueError(
             f"none of the store's labels {theirs} is one the run knows ({list(labelling.names)}); "
@@ -78,7 +79,7 @@ def clip_labels(table: "ClipTable", labelling: Labelling, mapping: Sequence[str]
 
 
 def population(
-    table: "ClipTable",
+    table: ClipTable,
     labels: np.ndarray,
     sides: Mapping[str, tuple[str, str]],
     split: str,
@@ -110,7 +111,7 @@ def population(
     return Population(rows, labels[rows], int(pending.sum()), how)
 
 
-def _of_calibrators(table: "ClipTable", calibrators: Mapping[str, str]) -> np.ndarray:
+def _of_calibrators(table: ClipTable, calibrators: Mapping[str, str]) -> np.ndarray:
     """(N,) bool: rows of people, or videos, of whom a clip has calibrated the run; later clips of theirs
     too."""
     pairs = zip(table.clip_id.tolist(), table.subject.tolist(), strict=True)
@@ -119,86 +120,69 @@ def _of_calibrators(table: "ClipTable", calibrators: Mapping[str, str]) -> np.nd
     return np.isin(groups, groups[named])
 
 
-@dataclass(frozen=True)
-class Ways:
-    """A run's head and the clips of a store in the form that it reads."""
-
-    model: Any
-    """The run's `LstmHead`."""
-    source: Any
-    """`Samples`: a length, labels, `valid` by stream, `batch(indices)`."""
-
-
-def open_ways(run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray) -> Ways:
-    """The path from rows of a store to logits that the recipes allow: cached features, or crops embedded
-    again.
+def open_ways(
+    run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray
+) -> tuple[LstmHead, Samples]:
+    """A run's head, and rows of a store in the form that it reads, by the path that the recipes allow: cached
+    features, or crops embedded again.
 
     Raises ValueError, naming the fields, where recipes differ.
     """
-    from seqmodel.heads.recurrent import LstmHead
-
     weights = load_weights(run)
     head = LstmHead(card.head, card.dims, card.num_outputs)
     head.load_state_dict(weights["head"])
-    others: list[Part] = ["geometry"] if "geometry" in card.dims else []
+    parts: list[Part] = ["pixels", "geometry"] if "geometry" in card.dims else ["pixels"]
     where = f"run {run} with store {store.path}"
-    uses_encoder = "embeddings" in card.dims
-    if uses_encoder and differences(card.recipe, store.recipe, ["encoder"]) and "encoder" in weights:
+    differs = differences(card.recipe, store.recipe, ["encoder"]) if "embeddings" in card.dims else []
+    if differs and "encoder" in weights:
         # Crops need only equal pixels: the run brings its own encoder.
-        require_equal(card.recipe, store.recipe, ["pixels", *others], where=where)
+        require_equal(card.recipe, store.recipe, parts, where=where)
         if not store.has_crops:
-            lines = "; ".join(differences(card.recipe, store.recipe, ["encoder"]))
             raise ValueError(
-                f"recipes differ ({where}): {lines}; and the store keeps no crops to see through "
-                "the run's own encoder: extract with --crops jpeg, or re-extract with that encoder"
+                f"recipes differ ({where}): {'; '.join(differs)}; and the store keeps no crops to see "
+                "through the run's own encoder: extract with --crops jpeg, or re-extract with that encoder"
             )
-        return Ways(head, _seen_again(run, card, store, labelling, rows))
-    parts: list[Part] = ["pixels", *others]
-    if uses_encoder:
+        return head, _seen_again(run, card, store, labelling, rows)
+    if "embeddings" in card.dims:
         parts.append("encoder")
     require_equal(card.recipe, store.recipe, parts, where=where)
-    return Ways(head, _cached(card, store, labelling, rows))
+    samples = load_samples(store, labelling, rows, inputs_of(card))
+    return head, with_baseline(samples, card.baseline, store)
 
 
 def predict_rows(
-    run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray, device: str = "cpu"
+    run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray, device: str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
     """((N, O) float32 logits, (N,) bool measured) of rows of a store.
 
     A row is measured when some stream that the head reads is valid in some frame; others have NaN. Raises
     ValueError as `open_ways`.
     """
-    from seqmodel.training.loop import predict_logits
-
-    ways = open_ways(run, card, store, labelling, rows)
-    measured = np.any([np.asarray(mask).any(axis=1) for mask in ways.source.valid.values()], axis=0)
+    head, samples = open_ways(run, card, store, labelling, rows)
+    measured = np.any([np.asarray(mask).any(axis=1) for mask in samples.valid.values()], axis=0)
     logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
-    logits[:] = predict_logits(ways.model, ways.source, CLIPS_AT_ONCE, device=device)
+    logits[:] = predict_logits(head, samples, CLIPS_AT_ONCE, device=device)
     logits[~measured] = np.nan
     return logits, measured
 
 
 def growing_logits(
-    run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray
+    run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """((n, T, O) float32, (n, T) bool): logits as if the window had ended at each frame, and frames with
     anything valid.
 
     As live, a window's own normal is that of its frames so far.
     """
-    import torch
-
-    from seqmodel.heads.person_baseline import STREAM, subtract_rest
-
-    ways = open_ways(run, card, store, labelling, rows)
+    head, samples = open_ways(run, card, store, labelling, rows)
+    head.eval()
     found, seen = [], []
     for place in range(len(rows)):
-        x, valid, _ = ways.source.batch(np.array([place]))
-        is_own = card.baseline == "window" or not ways.source.subjects[place]
+        x, valid, _ = samples.batch(np.array([place]))
+        is_own = card.baseline == "window" or not samples.subjects[place]
         parts = []
         with torch.inference_mode():
-            streams, masks = _tensors(x), _tensors(valid)
-            head = ways.model.eval()
+            streams, masks = to_tensors(x), to_tensors(valid)
             length = next(iter(masks.values())).shape[1]
             for until in torch.ones(length, length, dtype=torch.bool).tril().split(PREFIXES_AT_ONCE):
                 repeated = {name: values.expand(len(until), -1, -1) for name, values in streams.items()}
@@ -213,73 +197,29 @@ def growing_logits(
     return np.stack(found), np.stack(seen)
 
 
-def read_streams(ways: Ways) -> tuple[Any, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(head, x, valid): every clip's streams as the head reads them, (N,T,D) and (N,T)."""
-    x, valid, _ = ways.source.batch(np.arange(len(ways.source)))
-    return ways.model, dict(x), dict(valid)
-
-
-def _tensors(arrays: Any) -> dict[str, Any]:
-    import torch
-
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
-
-
 def write_predictions(path: Path, predictions: Predictions, label_names: Sequence[str], split: str) -> None:
     """predictions.csv: rows of this split replace earlier ones, rows of other splits stay. Atomic."""
-    columns = [
-        "clip_id",
-        "subject",
-        "split",
-        "label",
-        *(f"p_{n}" for n in label_names),
-        "decision",
-        "state",
-        "coverage",
-    ]
+    before, after = ("clip_id", "subject", "split", "label"), ("decision", "state", "coverage")
+    columns = [*before, *(f"p_{name}" for name in label_names), *after]
     kept = [row for row in read_predictions(path) if row["split"] != split and list(row) == columns]
-    p = predictions
+    rows, p = [list(row.values()) for row in kept], predictions
     for i in range(len(p)):
         state = p.reasons[i] or ("unsure" if p.unsure[i] else "ok")
-        said = {f"p_{n}": f"{p.probabilities[i, k]:.6f}" for k, n in enumerate(label_names)}
-        kept.append(
-            {
-                "clip_id": p.clip_ids[i],
-                "subject": p.subjects[i],
-                "split": split,
-                "label": label_names[p.labels[i]],
-            }
-            | said
-            | {"decision": label_names[p.said[i]], "state": state, "coverage": f"{p.coverage[i]:.3f}"}
-        )
-    write_csv(path, [columns, *([row[column] for column in columns] for row in kept)])
+        said = [f"{value:.6f}" for value in p.probabilities[i]]
+        named = [p.clip_ids[i], p.subjects[i], split, label_names[p.labels[i]]]
+        rows.append([*named, *said, label_names[p.said[i]], state, f"{p.coverage[i]:.3f}"])
+    write_csv(path, [columns, *rows])
 
 
 def read_predictions(path: Path) -> list[dict[str, str]]:
     """Rows of predictions.csv; none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _classes(labelling: Labelling) -> list[tuple[str, tuple[str, ...]]]:
-    return list(zip(labelling.names, labelling.sources, strict=True))
-
-
-def _cached(card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray) -> Any:
-    from features.datasets import load_samples
-    from seqmodel.heads.person_baseline import with_baseline
-
-    return with_baseline(load_samples(store, labelling, rows, inputs_of(card)), card.baseline, store)
+    return read_csv(path) if path.is_file() else []
 
 
 def _seen_again(
-    run: Path, card: Card, store: "FeatureStore", labelling: Labelling, rows: np.ndarray
-) -> "Samples":
+    run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray
+) -> Samples:
     """Streams of rows, embedded from their stored crops by the run's own encoder as live runs it."""
-    from features.datasets import CropClips, load_samples
-
     samples = load_samples(store, labelling, rows, inputs_of(card))
     crops = CropClips(store, labelling, rows, inputs_of(card))
     embed, known = _own_encoder(run, card.recipe.encoder.weights_sha256)
@@ -300,13 +240,9 @@ def _seen_again(
 def _own_encoder(run: Path, weights_sha256: str) -> tuple[Any, dict[tuple[str, int], np.ndarray]]:
     """The run's encoder, compiled, and what it has seen in this process, by store and row: drawings,
     importance and figures ask for the same clips. `weights_sha256` is there to notice another encoder."""
-    from seqmodel.runs.run_encoder import open_run_engine
-
     return open_run_engine(run).embed, {}
 
 
 def inputs_of(card: Card) -> Literal["embeddings", "geometry", "both"]:
     """The `--inputs` word for the streams that a run's head reads."""
-    if len(card.dims) == 2:
-        return "both"
-    return "geometry" if "geometry" in card.dims else "embeddings"
+    return "both" if len(card.dims) == 2 else "geometry" if "geometry" in card.dims else "embeddings"

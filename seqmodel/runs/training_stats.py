@@ -77,25 +77,29 @@ def read_reference(run: Path) -> Reference | None:
 
 def measure(run: Path, card: Card, store: "FeatureStore") -> Reference:
     """The figures of the run's training clips in a store, and from when on short windows can be trusted."""
-    from seqmodel.runs.predict import open_ways, predict_rows, read_streams
+    from seqmodel.runs.predict import open_ways, predict_rows
 
     rows = _some(rows_of(run, store, "train"))
     logits, measured = predict_rows(run, card, store, card.labelling, rows)
     p = probabilities(logits[measured], card.labelling.task, card.calibration)
     frames = store.read_frames(rows)
-    sampled = np.isfinite(frames[..., 0])
-    face_rate = (frames[..., 5] > 0).sum(axis=1) / np.maximum(sampled.sum(axis=1), 1)
+    face_rate = (frames[..., 5] > 0).sum(axis=1) / np.maximum(np.isfinite(frames[..., 0]).sum(axis=1), 1)
     novelty = None
     if "embeddings" in card.dims:
         mean, std = load_statistics(run)["embeddings"]
         # As the run sees the clips: a fine-tuned encoder's embeddings are not the store's.
-        _, streams, masks = read_streams(open_ways(run, card, store, card.labelling, rows))
-        x, valid = streams["embeddings"], masks["embeddings"]
+        _, samples = open_ways(run, card, store, card.labelling, rows)
+        x, valid = samples.x["embeddings"], samples.valid["embeddings"]
         squares = (((x.astype(np.float32) - mean) / std) ** 2).mean(axis=2)
         seen = valid.any(axis=1)
         novelty = _spread((squares * valid).sum(axis=1)[seen] / valid.sum(axis=1)[seen])
-    level = _spread(level_of(p, card.labelling.task))
-    return Reference(len(rows), _spread(face_rate), level, novelty, _min_filled(run, card, store))
+    return Reference(
+        num_clips=len(rows),
+        face_rate=_spread(face_rate),
+        p=_spread(level_of(p, card.labelling.task)),
+        novelty=novelty,
+        min_filled=_min_filled(run, card, store),
+    )
 
 
 def level_of(probabilities: ArrayLike, task: str) -> np.ndarray:
@@ -120,32 +124,27 @@ def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
     if card.recipe.pixels is None:
         return None
     rows = _some(rows_of(run, store, "val"))
-    if not len(rows):
-        return None
-    table = store.table()
-    column = card.labelling.column
+    table, column = store.table(), card.labelling.column
     labels = class_indices(card.labelling, table.labels[column][rows], table.label_names[column])
     if len(np.unique(labels)) < 2:
         return None
     logits, seen = growing_logits(run, card, store, card.labelling, rows)
     metric = "auroc" if card.labelling.task == "binary" else "balanced_accuracy"
-    chance = 1 / len(card.labelling.names)
     usable = seen.any(axis=1)
     scores = [
         score(metric, labels[usable], probabilities(logits[usable, t], card.labelling.task, card.calibration))
         for t in range(logits.shape[1])
     ]
+    chance = 1 / len(card.labelling.names)
     wanted = chance + WORTH_SHOWING * (scores[-1] - chance)
     # From the first length on after which no longer one falls below: a lucky early score does not count.
     below = [t for t, value in enumerate(scores) if value < wanted]
-    needed = max(below) + 2 if below else 1
-    return min(1.0, needed / len(scores))
+    return min(1.0, (max(below) + 2 if below else 1) / len(scores))
 
 
 def rows_of(run: Path, store: "FeatureStore", side: str) -> np.ndarray:
     """Finished rows of a store that stood on one side of the run's split."""
-    sides = load_split(run)
-    table = store.table()
+    sides, table = load_split(run), store.table()
     chosen = [sides.get(str(clip_id), ("", ""))[1] == side for clip_id in table.clip_id]
     return np.flatnonzero(np.array(chosen, bool) & (table.state == 1))
 

@@ -16,6 +16,7 @@ from features.splits import Split, sides_by_clip, split_hash
 from features.store.store import FAILED
 from features.store.table import ClipTable, groups_of
 from seqmodel.config import HeadConfig, TrainConfig
+from seqmodel.encoders.backbone import encoder_of
 from seqmodel.encoders.model_files import face_model
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.metrics.calibration import Calibration, fit_calibration
@@ -36,7 +37,7 @@ from seqmodel.runs.card import (
 from seqmodel.runs.training_stats import FILE as REFERENCE
 from seqmodel.runs.training_stats import write_reference
 from seqmodel.training.loop import Epoch, Fitted
-from seqmodel.training.task import Question
+from seqmodel.training.task import Question, labels_of
 
 
 def complete_head(config: HeadConfig, task: Task) -> HeadConfig:
@@ -69,9 +70,8 @@ def write_run(
     (run / WEIGHTS).unlink(missing_ok=True)
     drop_judgements(run)
     shutil.rmtree(run / "finetune", ignore_errors=True)
-    labelling, table, split = question.labelling, question.table, question.split
     calibration = _calibration(question, head, fitted)
-    found = [*split.warnings, *warnings]
+    found = [*question.split.warnings, *warnings]
 
     def tell(text: str) -> None:
         warn(text)
@@ -83,32 +83,40 @@ def write_run(
     for epoch in fitted.history:
         append_log(run, log_entry(epoch, str(stage.get("stage", "head"))))
     _save_sides(run, question)
-    card = Card(
-        recipe=question.store.recipe,
-        labelling=labelling,
-        head=head.config,
-        train=config,
-        dims=head.dims,
-        store=str(question.store.path),
-        store_fingerprint=question.store.fingerprint(),
-        split_how=split.how,
-        split_hash=split_hash(split, table.clip_id),
-        seed=seed,
-        metric=metric,
+    card = dataclasses.replace(
+        _card(question, head, config, seed, metric),
         calibration=calibration,
-        numerics=question.store.numerics,
         baseline=baseline,
-        training_shares=tuple(shares(labels_of(question, split.train), question.num_classes).tolist()),
         stages=({"stage": "head", "val_score": fitted.best.val_score, "kept": True} | dict(stage),),
         test_openings=openings,
         warnings=tuple(dict.fromkeys(found)),
-        versions=versions(),
-        git_commit=git_commit(),
     )
     save_card(run, card)
     save_weights(run, head.state_dict(), encoder_state)
     _measure_reference(run, question.store.path)
     return card
+
+
+def _card(question: Question, head: LstmHead, config: TrainConfig, seed: int, metric: str) -> Card:
+    """What a run says of what its head reads, from whom it learned, and how."""
+    store, split = question.store, question.split
+    return Card(
+        recipe=store.recipe,
+        labelling=question.labelling,
+        head=head.config,
+        train=config,
+        dims=head.dims,
+        store=str(store.path),
+        store_fingerprint=store.fingerprint(),
+        split_how=split.how,
+        split_hash=split_hash(split, question.table.clip_id),
+        seed=seed,
+        metric=metric,
+        numerics=store.numerics,
+        training_shares=tuple(shares(labels_of(question, split.train), question.num_classes).tolist()),
+        versions=versions(),
+        git_commit=git_commit(),
+    )
 
 
 def _calibration(question: Question, head: LstmHead, fitted: Fitted) -> Calibration:
@@ -200,15 +208,6 @@ def sides_of_failed(split: Split, table: ClipTable, labelling: Labelling) -> dic
     return {clip: side for clip, side in found.items() if side}
 
 
-def labels_of(question: Question, rows: np.ndarray) -> np.ndarray:
-    """(len(rows),) int64 class index of these rows."""
-    from features.labels import class_indices
-
-    column = question.labelling.column
-    codes, names = question.table.labels[column][rows], question.table.label_names[column]
-    return class_indices(question.labelling, codes, names)
-
-
 def log_entry(epoch: Epoch, stage: str) -> dict[str, Any]:
     """One line of log.jsonl."""
     return {
@@ -251,8 +250,6 @@ def _encoder_state(
     use."""
     if question.store.recipe.pixels is None or "embeddings" not in head.dims:
         return None
-    from seqmodel.encoders.backbone import encoder_of
-
     try:
         return dict(encoder_of(question.store.recipe.encoder).state_dict())
     except ValueError as error:
@@ -271,7 +268,6 @@ def _keep_model_files(run: Path, question: Question, head: LstmHead, tell: Calla
     for sha256 in wanted:
         try:
             source = face_model(sha256)
+            keep_model_file(run, source, source.name)
         except ValueError as error:
             tell(f"the run cannot go live: {error}")
-            continue
-        keep_model_file(run, source, source.name)

@@ -28,6 +28,8 @@ from seqmodel.metrics.classification import score
 Batch = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray], np.ndarray]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+UNJUDGED = (math.nan, math.nan)
+"""Loss and score where validation has nothing to say."""
 FOCAL_GAMMA = 2.0
 """Lin et al. 2017 found 2 best and the result flat around it."""
 
@@ -92,36 +94,29 @@ def fit(
     Validation is always computed in float32, as whoever uses the model will. Unlabelled clips are passed
     over.
     """
-    model.to(device)
-    optimizer = make_optimizer(model, config)
-    usable = np.flatnonzero(np.asarray(train.labels) >= 0)
-    if not len(usable):
-        raise ValueError("no labelled training clip")
     if config.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {config.batch_size}")
+    model.to(device)
+    optimizer = make_optimizer(model, config)
+    usable = labelled_clips(train)
     loss = loss_for(task, num_classes, config, np.asarray(train.labels)[usable])
     plain = loss_for(task, num_classes)
     autocast = config.precision == "bf16" or (config.precision == "auto" and computes_in_bf16(device))
     steps = math.ceil(len(usable) / config.batch_size)
     val_losses: list[float] = []
     for index in range(config.epochs):
-        started = time.perf_counter()
+        started, total = time.perf_counter(), 0.0
         order = usable[np.random.default_rng([seed, index]).permutation(len(usable))]
-        torch.manual_seed(int(np.random.SeedSequence([seed, index]).generate_state(1)[0]))
+        torch.manual_seed(seed_of(seed, index))
         model.train()
-        total = 0.0
         for step in range(steps):
-            scale = lr_scale(config, index * steps + step, steps * config.epochs, val_losses)
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * scale
+            set_rate(optimizer, lr_scale(config, index * steps + step, steps * config.epochs, val_losses))
             batch = order[step * config.batch_size : (step + 1) * config.batch_size]
             total += _step(model, train, batch, loss, optimizer, config, device, autocast)
-        logits = (
-            predict_logits(model, val, device=device)
-            if val
-            else np.zeros((0, num_outputs(task, num_classes)), np.float32)
-        )
-        val_loss, val_score = _judge(logits, val, plain, task, metric)
+        logits, val_loss, val_score = np.zeros((0, num_outputs(task, num_classes)), np.float32), *UNJUDGED
+        if val:
+            logits = predict_logits(model, val, device=device)
+            val_loss, val_score = judge_logits(logits, val.labels, plain, task, resolve_metric(metric, task))
         val_losses.append(val_loss)
         yield Epoch(
             index=index,
@@ -172,8 +167,7 @@ def predict_logits(
     with torch.inference_mode():
         for start in range(0, len(source), batch_size):
             x, valid, _ = source.batch(np.arange(start, min(start + batch_size, len(source))))
-            logits = model(_to(x, device), _to(valid, device))
-            parts.append(logits.float().cpu().numpy())
+            parts.append(model(to_tensors(x, device), to_tensors(valid, device)).float().cpu().numpy())
     return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
 
 
@@ -186,8 +180,7 @@ def loss_for(
     level above k?" (CORAL; Cao, Mirjalili & Raschka 2020). With a config: smoothing, focal (Lin et al.
     2017) and class weights N / (C · n_c) counted from `labels`, whose mean over the clips is one.
     """
-    smoothing = config.label_smoothing if config else 0.0
-    focal = config is not None and config.loss == "focal"
+    smoothing, focal = (config.label_smoothing, config.loss == "focal") if config else (0.0, False)
     weights = torch.ones(num_classes)
     if config is not None and config.class_weighting and labels is not None:
         counts = np.bincount(labels, minlength=num_classes)
@@ -206,8 +199,7 @@ def loss_for(
             soft = hard * (1 - smoothing) + smoothing / 2
             losses = F.binary_cross_entropy_with_logits(logits, soft, reduction="none")
             if focal:
-                right = torch.sigmoid(logits * (2 * hard - 1))
-                losses = losses * (1 - right) ** FOCAL_GAMMA
+                losses = losses * (1 - torch.sigmoid(logits * (2 * hard - 1))) ** FOCAL_GAMMA
             losses = losses.mean(dim=1)
         return losses * weights.to(losses.device)[target]
 
@@ -279,7 +271,7 @@ def _step(
     """One optimizer step over these clips; returns the summed loss."""
     optimizer.zero_grad(set_to_none=True)
     x, valid, labels = train.batch(indices)
-    inputs, masks = augment_features(_to(x, device), _to(valid, device), config, model)
+    inputs, masks = augment_features(to_tensors(x, device), to_tensors(valid, device), config, model)
     with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=autocast):
         logits = model(inputs, masks)
     losses = loss(logits, torch.from_numpy(np.asarray(labels)).to(device))
@@ -321,22 +313,40 @@ def augment_features(
     return x, valid
 
 
-def _to(arrays: Mapping[str, np.ndarray], device: str) -> dict[str, Tensor]:
+def to_tensors(arrays: Mapping[str, np.ndarray], device: str = "cpu") -> dict[str, Tensor]:
+    """Arrays by stream as tensors on a device."""
     return {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in arrays.items()}
 
 
-def _judge(
-    logits: np.ndarray, val: Source | None, plain: Loss, task: Task, metric: Metric
+def judge_logits(
+    logits: np.ndarray, labels: np.ndarray, plain: Loss, task: Task, metric: str
 ) -> tuple[float, float]:
-    """(loss, score) of the validation logits."""
-    if val is None:
-        return math.nan, math.nan
-    labels = np.asarray(val.labels)
-    known = labels >= 0
+    """(loss, score) of validation logits; NaN where no clip has a label."""
+    known = np.asarray(labels) >= 0
     if not known.any():
-        return math.nan, math.nan
-    loss = float(plain(torch.from_numpy(logits[known]), torch.from_numpy(labels[known])).mean())
-    return loss, score(resolve_metric(metric, task), labels[known], probabilities(logits[known], task))
+        return UNJUDGED
+    logits, labels = logits[known], np.asarray(labels)[known]
+    loss = float(plain(torch.from_numpy(logits), torch.from_numpy(labels)).mean())
+    return loss, score(metric, labels, probabilities(logits, task))
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed for torch that depends on all of these."""
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
+
+
+def labelled_clips(clips: Source) -> np.ndarray:
+    """Places of the clips with a label. Raises ValueError where there is none."""
+    usable = np.flatnonzero(np.asarray(clips.labels) >= 0)
+    if not len(usable):
+        raise ValueError("no labelled training clip")
+    return usable
+
+
+def set_rate(optimizer: torch.optim.Optimizer, scale: float) -> None:
+    """Give every group its base rate times `scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * scale
 
 
 def best_of(history: Sequence[Epoch]) -> Epoch:
@@ -344,7 +354,12 @@ def best_of(history: Sequence[Epoch]) -> Epoch:
     return max(history, key=_rank)
 
 
+def rank_of(val_score: float, val_loss: float) -> tuple[float, float]:
+    """Sort key of what validation said, higher is better: the score, then the loss."""
+    value = val_score if math.isfinite(val_score) else -math.inf
+    return value, -val_loss if math.isfinite(val_loss) else -math.inf
+
+
 def _rank(epoch: Epoch) -> tuple[float, float, float]:
     """Sort key of an epoch, higher is better; the later one wins where nothing can be judged."""
-    value = epoch.val_score if math.isfinite(epoch.val_score) else -math.inf
-    return value, -epoch.val_loss if math.isfinite(epoch.val_loss) else -math.inf, epoch.index
+    return *rank_of(epoch.val_score, epoch.val_loss), epoch.index

@@ -42,9 +42,8 @@ class Question:
     @property
     def dims(self) -> dict[str, int]:
         """D of each stream of `inputs`."""
-        return {
-            name: width for name, width in stream_dims(self.store).items() if name in streams_of(self.inputs)
-        }
+        wanted = streams_of(self.inputs)
+        return {name: self.store.array(name).shape[-1] for name in self.store.streams if name in wanted}
 
     @property
     def num_classes(self) -> int:
@@ -74,16 +73,7 @@ def put_question(
             f"store {store_path} has no label column {label.label!r}; "
             f"it has: {', '.join(table.label_names) or 'none'}"
         )
-    codes, names = table.labels[label.label], table.label_names[label.label]
-    labelling = make_labelling(
-        names,
-        column=label.label,
-        labels=tuple(part.strip() for part in label.labels.split(",") if part.strip()),
-        binarize_at=label.binarize_at,
-        merge=label.merge,
-        task=label.task,
-        unused=[name for code, name in enumerate(names) if not (codes == code).any()],
-    )
+    labelling = _labelling(table, label)
     rows, labels = labelled_rows(table, labelling)
     if not len(rows):
         raise ValueError(f"store {store_path} has no extracted clip with a label of {list(labelling.names)}")
@@ -96,16 +86,14 @@ def put_question(
     if "embeddings" in streams_of(chosen):
         split = _unseen_by_encoder(split, store, table, splits_from)
     _require_classes(split, labels, rows, labelling)
-    num_unlabelled = int((table.state == 1).sum()) - len(rows)
-    if "geometry" in streams_of(chosen):
-        lacking = int((~store.present("geometry")[rows]).sum())
-        if lacking:
-            text = (
-                f"{lacking} of {len(rows)} labelled clips have no geometry yet, which a head takes for faces "
-                "out of sight: run extract again on the store"
-            )
-            split = dataclasses.replace(split, warnings=(*split.warnings, text))
-    return Question(store, table, labelling, split, chosen, num_unlabelled)
+    lacking = int((~store.present("geometry")[rows]).sum()) if "geometry" in streams_of(chosen) else 0
+    if lacking:
+        split = _warned(
+            split,
+            f"{lacking} of {len(rows)} labelled clips have no geometry yet, which a head takes for faces "
+            "out of sight: run extract again on the store",
+        )
+    return Question(store, table, labelling, split, chosen, int((table.state == 1).sum()) - len(rows))
 
 
 def seen_fingerprint(question: Question) -> str:
@@ -113,17 +101,12 @@ def seen_fingerprint(question: Question) -> str:
 
     Not the whole store's: crops that are added, or corrections of other columns, change nothing about it.
     """
-    store, table, rows = (
-        question.store,
-        question.table,
-        np.concatenate([question.split.train, question.split.val]),
-    )
-    column = question.labelling.column
-    codes, names = table.labels[column][rows], table.label_names[column]
+    store, table = question.store, question.table
+    rows = np.concatenate([question.split.train, question.split.val])
     digest = hashlib.sha256(json.dumps(to_json(store.recipe), sort_keys=True).encode())
     for texts in (table.clip_id[rows], table.subject[rows]):
         digest.update("\0".join(texts.tolist()).encode() + b"\n")
-    numbers = [class_indices(question.labelling, codes, names), np.array([len(question.split.train)])]
+    numbers = [labels_of(question, rows), np.array([len(question.split.train)])]
     numbers += [
         read_column(store.group, name, store.num_clips)[rows]
         for name in ("source_size", "source_mtime_ns", "end_s")
@@ -134,9 +117,11 @@ def seen_fingerprint(question: Question) -> str:
     return digest.hexdigest()[:16]
 
 
-def stream_dims(store: FeatureStore) -> dict[str, int]:
-    """D of each stream that the store holds."""
-    return {name: store.array(name).shape[-1] for name in store.streams}
+def labels_of(question: Question, rows: np.ndarray) -> np.ndarray:
+    """(len(rows),) int64 class index of these rows."""
+    column = question.labelling.column
+    codes, names = question.table.labels[column][rows], question.table.label_names[column]
+    return class_indices(question.labelling, codes, names)
 
 
 def load_sides(question: Question, *, mapped: bool = True) -> tuple[Samples, Samples]:
@@ -197,6 +182,24 @@ def _is_tuned(store: FeatureStore) -> bool:
     return store.recipe.encoder.weights.startswith("finetuned:")
 
 
+def _labelling(table: ClipTable, label: LabelArgs) -> Labelling:
+    """The labelling that the options ask for, of a column of the table."""
+    codes, names = table.labels[label.label], table.label_names[label.label]
+    return make_labelling(
+        names,
+        column=label.label,
+        labels=tuple(part.strip() for part in label.labels.split(",") if part.strip()),
+        binarize_at=label.binarize_at,
+        merge=label.merge,
+        task=label.task,
+        unused=[name for code, name in enumerate(names) if not (codes == code).any()],
+    )
+
+
+def _warned(split: Split, text: str) -> Split:
+    return dataclasses.replace(split, warnings=(*split.warnings, text))
+
+
 def _split(
     store: FeatureStore,
     table: ClipTable,
@@ -228,11 +231,11 @@ def _unseen_by_encoder(
     if not store.encoder_sides:
         if splits_from is not None or not _is_tuned(store):
             return split
-        text = (
+        return _warned(
+            split,
             f"the encoder behind the embeddings ({weights}) was fine-tuned, and {store.path} does not say on "
-            "whom: it may know people who are held out here; --splits-from that run keeps them on their side"
+            "whom: it may know people who are held out here; --splits-from that run keeps them on their side",
         )
-        return dataclasses.replace(split, warnings=(*split.warnings, text))
     held = [
         f"{who} ({store.encoder_sides[who]} there, {side} here)"
         for side, rows in split.sides().items()
@@ -250,14 +253,12 @@ def _unseen_by_encoder(
 
 
 def _require_classes(split: Split, labels: np.ndarray, rows: np.ndarray, labelling: Labelling) -> None:
-    label_of = dict(zip(rows.tolist(), labels.tolist(), strict=True))
-    for side in ("train", "val"):
-        found = {label_of[row] for row in getattr(split, side).tolist()}
-        if side == "train" and len(found) < len(labelling.names):
-            missing = [name for index, name in enumerate(labelling.names) if index not in found]
-            raise ValueError(f"the training split has no clip of {missing[0]!r}")
-        if side == "val" and len(found) < 2:
-            raise ValueError(
-                f"the validation split has clips of {len(found)} class(es): too few people "
-                "to choose a head by; add recordings, or give splits in the manifest"
-            )
+    train, val = (set(labels[np.isin(rows, side)].tolist()) for side in (split.train, split.val))
+    for index, name in enumerate(labelling.names):
+        if index not in train:
+            raise ValueError(f"the training split has no clip of {name!r}")
+    if len(val) < 2:
+        raise ValueError(
+            f"the validation split has clips of {len(val)} class(es): too few people "
+            "to choose a head by; add recordings, or give splits in the manifest"
+        )

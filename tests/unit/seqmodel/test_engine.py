@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from seqmodel.encoders.backbone import build_encoder
-from seqmodel.encoders.engine import Precision, encoder_engine, import_openvino, open_engine
+from seqmodel.encoders.engine import Precision, import_openvino, open_engine, open_identity
 from tests.support.crops import crops
 
 
@@ -82,7 +82,7 @@ def test_the_converted_network_may_lie_under_any_letters(
 ) -> None:
     encoder, identity = build_encoder("efficientnet_lite0", "imagenet")
     monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "캐시 폴더"))
-    first = encoder_engine(encoder, identity, backend="openvino").embed(crops(1))
+    first = open_identity(identity, lambda: encoder, "openvino", "auto", "auto", 0, 224).embed(crops(1))
     (folder,) = (tmp_path / "캐시 폴더" / "openvino").iterdir()
     kept = list(folder.iterdir())
     assert sorted(path.suffix for path in kept) == [".bin", ".xml"]

@@ -24,7 +24,7 @@ def test_the_bootstrap_equals_scikit_learn_on_repeated_clips():
         draws = draw_subjects(subjects, 6, seed=1)
         minority = minority_class(labels, num_classes)
         fast = bootstrap_figures(labels, p, said, draws, minority)
-        for r in range(draws.rounds):
+        for r in range(len(draws.weights)):
             again = np.repeat(np.arange(150), draws.weights[r][draws.subject_index].astype(int))
             slow = evaluate_predictions(labels[again], p[again], said[again], minority)
             for name, rounds in fast.items():
