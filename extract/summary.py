@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from extract.config import ExtractConfig
-from extract.datasets.known import Reading
+from extract.datasets.index import Reading
 from extract.executors.pool import Event
 from extract.pipeline.planning import Cut
 from features.cli import console, say, say_failures, warn

@@ -8,15 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from extract.config import Layout
-from extract.datasets.known import (
-    LABEL_FOLDER,
-    Reading,
-    engagenet_tables,
-    folders_ending,
-    read_aihub,
-    read_daisee,
-    read_engagenet,
-)
+from extract.datasets.aihub import LABEL_FOLDER, folders_ending, read_aihub
+from extract.datasets.daisee import read_daisee
+from extract.datasets.engagenet import engagenet_tables, read_engagenet
+from extract.datasets.index import Reading
 from features.manifest import Clip, read_csv, read_folder
 
 NO_TEST = (
