@@ -21,8 +21,7 @@ from live.inference.model import describe, model_card, open_model
 from live.inference.predictor import Predictor
 from live.session import Session, Wishes
 from live.sources.base import Source, open_source
-from live.sources.camera import window_problem
-from live.ui.view import NoView, View, WindowView
+from live.ui.view import NoView, View, WindowView, window_problem
 
 WAIT_S = 0.05
 """Longest wait for a frame before keys and the window are looked after again."""

@@ -1,4 +1,4 @@
-"""live/sources/camera.py, sources.py: the present and never a queue, and what is lost comes back."""
+"""live/sources/: the present and never a queue, and what is lost comes back."""
 
 import contextlib
 import http.server
@@ -16,16 +16,10 @@ import pytest
 from extract.video.reader import Frame, read_video
 from live.output.recorder import Recorder
 from live.sources.base import NewestSource, open_source
-from live.sources.camera import (
-    SILENT_S,
-    Newest,
-    PacedFile,
-    bgr_to_rgb,
-    camera_frames,
-    is_file_address,
-    stream_frames,
-    window_problem,
-)
+from live.sources.camera import bgr_to_rgb, camera_frames, is_file_address, stream_frames
+from live.sources.latest_frame import SILENT_S, Newest
+from live.sources.realtime_file import PacedFile
+from live.ui.view import window_problem
 from tests.stepped import PICTURE, SteppedCamera, SteppedClock
 
 
@@ -286,7 +280,7 @@ def test_a_file_that_decodes_slowly_keeps_its_clock_with_its_frames(
             clock.now_s += 0.9
             yield frame
 
-    monkeypatch.setattr("live.sources.camera.read_video", slowed)
+    monkeypatch.setattr("live.sources.realtime_file.read_video", slowed)
     paced = PacedFile(str(real_clips["single"]), clock, clock.sleep)
     paced.begin()
     for _ in range(2):

@@ -18,7 +18,7 @@ from live.inference.predictor import Predictor
 from live.output.report import find_stories
 from live.session import Session, Wishes
 from live.sources.base import NewestSource
-from live.sources.camera import Newest
+from live.sources.latest_frame import Newest
 from live.ui.view import NoView
 from tests.small_run import write_run
 

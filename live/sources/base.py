@@ -6,14 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 from extract.video.reader import Frame, read_video
-from live.sources.camera import (
-    Newest,
-    PacedFile,
-    camera_frames,
-    is_file_address,
-    stream_frames,
-    without_password,
-)
+from live.sources.camera import camera_frames, is_file_address, stream_frames, without_password
+from live.sources.latest_frame import Newest
+from live.sources.realtime_file import PacedFile
 
 
 class Source(Protocol):

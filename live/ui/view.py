@@ -1,5 +1,8 @@
 """Where a session is seen: a window, or nowhere. The browser's view is in serve.py, with the same methods."""
 
+import os
+import socket
+import sys
 from typing import Protocol
 
 import cv2
@@ -71,3 +74,29 @@ class NoView:
 
     def close(self) -> None:
         """Nothing."""
+
+
+def window_problem() -> str:
+    """Why no window can be shown here, in words; empty where one can.
+
+    Asked before the first window: cv2's Qt ends the whole process where it finds no display.
+    """
+    gui = next(
+        (line for line in cv2.getBuildInformation().splitlines() if line.strip().startswith("GUI:")), ""
+    )
+    if "NONE" in gui:
+        return "this OpenCV is built without windows"
+    if not sys.platform.startswith("linux"):
+        return ""
+    display = os.environ.get("DISPLAY", "")
+    if not display:
+        return "there is no display here"
+    host, _, rest = display.rpartition(":")
+    number = rest.split(".")[0]
+    if host in ("", "unix") and number.isdigit():
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.connect(f"/tmp/.X11-unix/X{number}")
+        except OSError:
+            return f"the display {display} does not answer"
+    return ""
