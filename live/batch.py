@@ -24,8 +24,8 @@ from features.manifest import NOT_UTF8, Failure, readable, video_files
 from live.config import PredictConfig
 from live.inference.model import LiveModel, describe, open_model
 from live.inference.predictor import Prediction, Predictor
-from live.output.log import Log
 from live.output.log_summary import tell, timeline_png
+from live.output.log_writer import Log
 from seqmodel.runs.card import write_csv
 
 TABLE = "predictions.csv"

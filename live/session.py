@@ -21,7 +21,7 @@ from features.cli import warn
 from live.config import SUBJECT, free_name, log_files, manifest_file, novelty_file
 from live.inference.predictor import Prediction
 from live.inference.state_machine import State
-from live.output.log import Log, Tally
+from live.output.log_writer import Log, Tally
 from live.output.recorder import Labels, Recorder, write_manifest
 from live.ui.drawing import Moment
 from live.ui.overlay import TIMELINE_S, Status, draw, draw_boxes, moment_of

@@ -23,10 +23,10 @@ from live.app import Loading, Loop
 from live.commands import Control
 from live.inference.model import LiveModel, open_model
 from live.inference.predictor import Predictor
-from live.output.log import read_log
+from live.output.log_reader import read_log
 from live.session import Session, Wishes
 from live.sources.base import NewestSource, open_source
-from live.sources.camera import Newest
+from live.sources.latest_frame import Newest
 from live.ui.view import NoView
 from tests.commands import run_here
 from tests.small_run import write_run

@@ -11,7 +11,7 @@ import numpy as np
 
 from live.config import novelty_file
 from live.inference.state_machine import ABSENT
-from live.output.log import LogRow, read_log
+from live.output.log_reader import LogRow, read_log
 from live.ui.drawing import (
     FAINT,
     INK,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from features.cli import say, warn
 from live.config import NOVELTY, ReportConfig, free_name, log_files
-from live.output.log import is_log, read_log
+from live.output.log_reader import is_log, read_log
 from live.output.log_summary import Day, SessionStory, clock, days, tell_rows, timeline_png
 from live.ui.drawing import STATE_WORDS, colour_of
 from seqmodel.runs.card import Card, load_card, write_text
