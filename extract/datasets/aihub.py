@@ -1,6 +1,5 @@
 """AIHub 71715, as it lies on disk once unpacked."""
 
-import dataclasses
 import json
 import re
 import unicodedata
@@ -47,16 +46,18 @@ def read_aihub(root: Path) -> Reading:
             paired.add(key)
             for k, (label, _) in sorted(segments[key].items()):
                 start_s = (k - first) * AIHUB_SEGMENT_S
-                name = clip_id(source, root, start_s)
-                end_s = start_s + AIHUB_SEGMENT_S
+                name, end_s = clip_id(source, root, start_s), start_s + AIHUB_SEGMENT_S
                 clips.append(Clip(name, source, start_s, end_s, split=key[0], labels={"label": label}))
-    lone = [wanted for key, wanted in segments.items() if key not in paired]
-    lone_labels = [relative(file, root) for wanted in lone for _, file in wanted.values()]
+    lone_labels = [
+        relative(file, root)
+        for key, wanted in segments.items()
+        if key not in paired
+        for _, file in wanted.values()
+    ]
     notes: tuple[str, ...] = (f"segments are counted from {first}, as in this copy's file names",)
     if contradictions:
         notes += (f"{contradictions} labels say something else than the folder they lie in; the label holds",)
-    found = reading(root, "aihub", clips, problems, lone_videos, lone_labels)
-    return dataclasses.replace(found, notes=notes)
+    return reading(root, "aihub", clips, problems, lone_videos, lone_labels, notes=notes)
 
 
 def _aihub_label(file: Path) -> tuple[str, int, int]:
@@ -64,8 +65,7 @@ def _aihub_label(file: Path) -> tuple[str, int, int]:
     video, dash, index = stem_of(file.name).rpartition("-")
     if not dash or not index.isdigit():
         raise ValueError("its name does not end in -<segment>.json")
-    content = json.loads(file.read_text(encoding="utf-8-sig"))
-    category = int(_nfc_keys(content)["이미지"]["category"]["id"])
+    category = int(_nfc_keys(json.loads(file.read_text(encoding="utf-8-sig")))["이미지"]["category"]["id"])
     if category not in AIHUB_CLASSES:
         raise ValueError(f"category id {category} is not 1, 2 or 3")
     return video, int(index), category

@@ -34,9 +34,14 @@ def read_daisee(root: Path) -> Reading:
             if stem not in labels:
                 lone_videos.append(relative(file, root))
                 continue
-            subject = file.relative_to(root / "DataSet" / folder).parts[0]
-            levels = {name: labels[stem][name] for name in DAISEE_LABELS}
-            split = SPLIT_FOLDERS[folder.lower()]
-            clips.append(Clip(clip_id(file, root), file, subject=subject, split=split, labels=levels))
+            clips.append(
+                Clip(
+                    clip_id(file, root),
+                    file,
+                    subject=file.relative_to(root / "DataSet" / folder).parts[0],
+                    split=SPLIT_FOLDERS[folder.lower()],
+                    labels={name: labels[stem][name] for name in DAISEE_LABELS},
+                )
+            )
         lone_labels += [f"{folder}: {labels[stem]['ClipID']}" for stem in labels if stem not in videos]
     return reading(root, "daisee", clips, problems, lone_videos, lone_labels)

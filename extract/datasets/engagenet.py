@@ -1,6 +1,5 @@
 """EngageNet, as it lies on disk once unpacked."""
 
-import dataclasses
 from pathlib import Path
 
 from extract.datasets.index import SPLIT_FOLDERS, Reading, reading, relative, stem_of
@@ -48,9 +47,15 @@ def read_engagenet(root: Path) -> Reading:
                         labels={"label": label},
                     )
                 )
-    lone_labels = [stem for stem in labels if stem not in seen]
-    found = reading(root, "engagenet", clips, problems, lone_videos, lone_labels)
-    return dataclasses.replace(found, dropped=(("subject not present", dropped),) if dropped else ())
+    return reading(
+        root,
+        "engagenet",
+        clips,
+        problems,
+        lone_videos,
+        [stem for stem in labels if stem not in seen],
+        dropped=(("subject not present", dropped),) if dropped else (),
+    )
 
 
 def engagenet_tables(root: Path) -> list[Path]:

@@ -38,9 +38,11 @@ def reading(
     problems: Iterable[Failure],
     videos: Sequence[str],
     labels: Sequence[str],
+    dropped: tuple[tuple[str, int], ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> Reading:
     manifest = Manifest(tuple(clips), tuple(problems), root)
-    return Reading(manifest, layout, tuple(sorted(videos)), tuple(sorted(labels)))
+    return Reading(manifest, layout, tuple(sorted(videos)), tuple(sorted(labels)), dropped, notes)
 
 
 def stem_of(name: str) -> str:
