@@ -5,7 +5,6 @@ the moment of the grab, so a slow or irregular camera is sampled as truly as a s
 one goes on in the same time.
 """
 
-import contextlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,14 +24,11 @@ def camera_frames(index: int, clock: Clock) -> Iterator[Frame]:
 
     Raises ValueError when no such camera can be opened.
     """
-    with _quiet_cv2():
-        camera = cv2.VideoCapture(index)
-    if not camera.isOpened():
-        camera.release()
-        raise ValueError(
-            f"camera {index} cannot be opened: none there, in use by another program, or not permitted; "
-            "try --camera 1, or --video FILE"
-        )
+    camera = _opened(
+        f"camera {index} cannot be opened: none there, in use by another program, or not permitted; "
+        "try --camera 1, or --video FILE",
+        index,
+    )
     camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # one frame of the driver's queue: what is shown is now
     return _read_on(camera, clock)
 
@@ -42,18 +38,15 @@ def stream_frames(address: str, clock: Clock) -> Iterator[Frame]:
 
     Raises ValueError when it cannot be opened.
     """
-    with _quiet_cv2():
-        options = [
-            cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
-            STREAM_TIMEOUT_MS,
-            cv2.CAP_PROP_READ_TIMEOUT_MSEC,
-            STREAM_TIMEOUT_MS,
-        ]
-        stream = cv2.VideoCapture(address, cv2.CAP_FFMPEG, options)
-    if not stream.isOpened():
-        stream.release()
-        raise ValueError(f"{address}: this address gives no video")
-    return _read_on(stream, clock)
+    options = [
+        cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
+        STREAM_TIMEOUT_MS,
+        cv2.CAP_PROP_READ_TIMEOUT_MSEC,
+        STREAM_TIMEOUT_MS,
+    ]
+    return _read_on(
+        _opened(f"{address}: this address gives no video", address, cv2.CAP_FFMPEG, options), clock
+    )
 
 
 def is_file_address(address: str) -> bool:
@@ -92,12 +85,15 @@ def _read_on(capture: Any, clock: Clock) -> Iterator[Frame]:
         capture.release()
 
 
-@contextlib.contextmanager
-def _quiet_cv2() -> Iterator[None]:
-    """No warnings of the camera drivers' search: our own line says what matters."""
+def _opened(reason: str, *given: Any) -> Any:
+    """cv2's capture, without warnings of the drivers' search: our own line, the reason, says what matters."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        yield
+        capture = cv2.VideoCapture(*given)
     finally:
         cv2.utils.logging.setLogLevel(level)
+    if not capture.isOpened():
+        capture.release()
+        raise ValueError(reason)
+    return capture

@@ -22,8 +22,11 @@ class Newest:
     """A source read in its own thread, of which only the newest frame is kept: the present, never a queue.
 
     `opener` gives the frames and is called again, with growing pauses, when they stop coming; with
-    `reconnects` off, their end is the end.
+    `reconnects` off, their end is the end. `clock` gives the present in the time of the frames, seconds, and
+    `begin` plays a file on; there is nothing to do for a camera, which has gone on by itself.
     """
+
+    is_file = False
 
     def __init__(
         self,
@@ -32,18 +35,22 @@ class Newest:
         reconnects: bool,
         backoff_s: tuple[float, ...] = BACKOFF_S,
         clock: Clock = time.monotonic,
+        begin: Callable[[], None] = lambda: None,
     ) -> None:
-        self._opener, self._reconnects, self._backoff_s, self._clock = opener, reconnects, backoff_s, clock
+        self._opener, self._reconnects, self._backoff_s = opener, reconnects, backoff_s
+        self.now_s, self.begin = clock, begin
         self._changed = threading.Condition()
         self._frame: Frame | None = None
         self._first_error: ValueError | None = None
         self._num_published = 0
-        self._stopped = self._paused = False
-        self._is_retrying = False
+        self._stopped = self._paused = self._is_retrying = False
         self._is_opening = True
         self._heard_s = clock()
         self._usual_s = 0.0
+        self.last_s = 0.0
+        """Time of the last frame given, seconds."""
         self.has_ended = False
+        """Whether no frame will come any more."""
         self.num_dropped = 0
         """Frames that a newer one replaced before anybody looked."""
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
@@ -66,18 +73,18 @@ class Newest:
     @property
     def is_lost(self) -> bool:
         """Whether a camera has stopped giving frames: it is tried again, or it hangs in a read."""
-        silent_s = self._clock() - self._heard_s
         # A camera slower than that is no less there.
         longest_s = OPEN_S if self._is_opening else max(SILENT_S, 2 * self._usual_s)
-        hangs = self._reconnects and silent_s > longest_s
+        hangs = self._reconnects and self.now_s() - self._heard_s > longest_s
         return not self._paused and not self.has_ended and (self._is_retrying or hangs)
 
-    def newest(self, timeout_s: float) -> Frame | None:
+    def next(self, timeout_s: float) -> Frame | None:
         """The newest frame that was not given yet; None when none came in time."""
         with self._changed:
             self._changed.wait_for(lambda: self._frame is not None or self.has_ended, timeout_s)
             frame, self._frame = self._frame, None
-            return frame
+        self.last_s = self.last_s if frame is None else frame.pts_s
+        return frame
 
     def pause(self) -> None:
         """Let go of the camera until `resume`."""
@@ -89,11 +96,12 @@ class Newest:
         """Open the camera again."""
         with self._changed:
             self._paused, self._is_opening = False, True
-            self._heard_s = self._clock()
+            self._heard_s = self.now_s()
             self._changed.notify_all()
 
     def close(self) -> None:
         """Let go of the camera for good."""
+        self.begin()  # its thread may be waiting for that
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -128,8 +136,7 @@ class Newest:
     def _read_once(self) -> ValueError | None:
         """Open the source and publish until it ends, fails or is not wanted; gives the error that it met."""
         try:
-            frames = self._opener()
-            with contextlib.closing(frames):  # type: ignore[type-var]
+            with contextlib.closing(self._opener()) as frames:  # type: ignore[type-var]
                 for frame in frames:
                     if self._paused or self._stopped:
                         return None
@@ -146,7 +153,7 @@ class Newest:
             self._frame = frame
             self._num_published += 1
             self._is_retrying = False
-            now_s = self._clock()
+            now_s = self.now_s()
             if not self._is_opening:
                 self._usual_s = now_s - self._heard_s
             self._is_opening, self._heard_s = False, now_s

@@ -26,8 +26,7 @@ class PacedFile:
         self._frames, self._clock, self._sleep = read_video(path), clock, sleep
         self._begun = threading.Event()
         self._start: float | None = None
-        self._last_s = 0.0
-        self._away_s = 0.0
+        self._last_s = self._away_s = 0.0
 
     def now_s(self) -> float:
         """The present in the time of the frames, seconds since the first one was due; 0 until it begins."""

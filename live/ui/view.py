@@ -1,9 +1,9 @@
-"""Where a session is seen: a window, or nowhere. The browser's view is in serve.py, with the same methods."""
+"""Where a session is seen: a window, or nowhere. The browser's view is in live/web/server.py, with the same
+methods."""
 
 import os
 import socket
 import sys
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -12,30 +12,13 @@ TITLE = "brainbuddy"
 ESCAPE = 27
 
 
-class View(Protocol):
-    """Shows pictures and hears keys."""
-
-    shows_overlay: bool
-    """Whether it wants the panel in the picture; else the face boxes alone."""
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether pictures are worth drawing now."""
-
-    def show(self, picture: np.ndarray) -> None:
-        """Show a picture, uint8 (H, W, 3) RGB."""
-
-    def keys(self) -> str:
-        """Keys pressed since last asked, one letter each."""
-
-    def close(self) -> None:
-        """End the view."""
-
-
 class WindowView:
     """cv2's window, which the user may resize."""
 
-    shows_overlay = is_watched = True
+    shows_overlay = True
+    """Whether it wants the panel in the picture; else the face boxes alone."""
+    is_watched = True
+    """Whether pictures are worth drawing now."""
 
     def __init__(self) -> None:
         cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
