@@ -55,8 +55,6 @@ class Log:
 
     def write(self, prediction: Prediction, mark: str = "") -> None:
         """One row for a sampled frame."""
-        numbers = {f"p_raw_{n}": round(p, 6) for n, p in zip(prediction.names, prediction.p_raw, strict=True)}
-        numbers |= {f"p_{n}": round(p, 6) for n, p in zip(prediction.names, prediction.p, strict=True)}
         row = {
             "t_s": round(prediction.t_s, 4),
             "face": int(prediction.face),
@@ -65,7 +63,9 @@ class Log:
             "coverage": round(prediction.coverage, 4),
             "latency_ms": round(prediction.latency_ms, 2),
         }
-        self._put(row | numbers, mark)
+        for prefix, numbers in (("p_raw_", prediction.p_raw), ("p_", prediction.p)):
+            row |= {f"{prefix}{n}": round(p, 6) for n, p in zip(prediction.names, numbers, strict=True)}
+        self._put(row, mark)
 
     def write_state(self, t_s: float, state: State, mark: str = "") -> None:
         """One row for a moment without a frame: paused, or the camera lost."""
@@ -80,8 +80,11 @@ class Log:
             self._file.close()
 
     def _put(self, row: dict[str, Any], mark: str) -> None:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        full = {"time_utc": now, "mark": mark} | row
+        full = {
+            "time_utc": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "mark": mark,
+            **row,
+        }
         if self._to_stdout:
             self._file.write(json.dumps({c: full.get(c) for c in self._columns}, ensure_ascii=False) + "\n")
         else:
