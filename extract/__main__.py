@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
 from extract.config import CheckConfig, DemoConfig, ExtractConfig
 from features.cli import parse, run_door
@@ -10,46 +12,24 @@ DESCRIPTION = (
     "Turn labelled face videos into a store of embeddings. "
     "Also: `python -m extract demo` writes demo videos, `python -m extract check` looks at this machine."
 )
+COMMANDS: dict[str, tuple[type, str, str, str]] = {
+    "": (ExtractConfig, DESCRIPTION, "extract.run", "extract_all"),
+    "demo": (DemoConfig, DemoConfig.__doc__ or "", "extract.demo.generate", "demo"),
+    "check": (CheckConfig, CheckConfig.__doc__ or "", "extract.check", "check_machine"),
+}
+"""First word -> its options, what `--help` says, and the module and function that do it (imported only
+then)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a door and give its exit code: 0 all done, 1 something could not be done, 2 wrong input."""
     words = sys.argv[1:] if argv is None else list(argv)
-    if words[:1] == ["demo"]:
-        return _demo(words[1:])
-    if words[:1] == ["check"]:
-        return _check(words[1:])
-    config = parse(ExtractConfig, words, prog="python -m extract", description=DESCRIPTION)
-
-    def body() -> tuple[dict[str, object], int]:
-        from extract.run import extract_all
-
-        return extract_all(config)
-
-    return run_door(body, as_json=config.json)
-
-
-def _demo(words: Sequence[str]) -> int:
-    config = parse(DemoConfig, words, prog="python -m extract demo", description=DemoConfig.__doc__ or "")
-
-    def body() -> tuple[dict[str, object], int]:
-        from extract.demo.generate import make_demo
-
-        make_demo(config.out, clips=config.clips, seed=config.seed)
-        return {"out": str(config.out), "clips": config.clips}, 0
-
-    return run_door(body, as_json=config.json)
-
-
-def _check(words: Sequence[str]) -> int:
-    config = parse(CheckConfig, words, prog="python -m extract check", description=CheckConfig.__doc__ or "")
-
-    def body() -> tuple[dict[str, object], int]:
-        from extract.check import check_machine
-
-        return check_machine(config)
-
-    return run_door(body, as_json=config.json)
+    word = words.pop(0) if words[:1] in (["demo"], ["check"]) else ""
+    config_class, description, module, function = COMMANDS[word]
+    config: Any = parse(
+        config_class, words, prog=f"python -m extract {word}".strip(), description=description
+    )
+    return run_door(lambda: getattr(import_module(module), function)(config), as_json=config.json)
 
 
 if __name__ == "__main__":

@@ -56,8 +56,7 @@ def check_machine(config: CheckConfig) -> tuple[dict[str, Any], int]:
         "files": {name: _file(get, config.fetch) for name, get in FILES.items()},
     }
     missing = [name for name in NEEDED if found["files"][name]["path"] is None]
-    encoders = [item for name, item in found["files"].items() if name.startswith("weights")]
-    if not any(item["path"] for item in encoders):
+    if not any(item["path"] for name, item in found["files"].items() if name.startswith("weights")):
         missing.append("weights of an encoder")
     missing += [
         name

@@ -72,11 +72,12 @@ class ExtractConfig:
     """Print a JSON summary on stdout."""
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < (self.engine == "ray"):
-            least = int(self.engine == "ray")
-            raise ValueError(f"--workers must be at least {least}, got {self.workers}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit must be at least 1, got {self.limit}")
+        for name, count, least in (
+            ("workers", self.workers, int(self.engine == "ray")),
+            ("limit", self.limit, 1),
+        ):
+            if count is not None and count < least:
+                raise ValueError(f"--{name} must be at least {least}, got {count}")
         for name, value in (("fps", self.fps), ("window", self.window)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"--{name} must be a number above 0, got {value}")

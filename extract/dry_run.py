@@ -4,7 +4,7 @@
 
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from extract.pipeline.extractor import (
     extract_video,
     open_kernels,
 )
-from extract.pipeline.planning import Cut, lacking_parts, num_workers, own_share
+from extract.pipeline.planning import Cut, lacking_parts, num_workers, own_share, store_at
 from extract.pipeline.writer import AGREEMENT, cosines, same_faces
 from features.cli import say, say_counts, say_failures
 from features.manifest import Clip
@@ -41,7 +41,7 @@ def forecast(config: ExtractConfig, cut: Cut, setup: Setup) -> dict[str, Any]:
 
     Raises ValueError, naming the fields, when the store that is there was made by another recipe.
     """
-    if (store := _store_at(config.out)) is not None:
+    if (store := store_at(config.out)) is not None:
         _require_same_recipe(setup, store)
     own = own_share(cut.windows, config.shard)
     lacking = lacking_parts(config, cut.windows)
@@ -50,7 +50,7 @@ def forecast(config: ExtractConfig, cut: Cut, setup: Setup) -> dict[str, Any]:
     seconds, sizes, failed = [], [], []
     for clip in _to_time(todo):
         began_s = time.perf_counter()
-        outcome = _extract(clip, kernels, setup, frozenset(lacking[clip.clip_id]))
+        outcome = _extract(clip, kernels, lacking[clip.clip_id])
         if isinstance(outcome, Lost):
             failed.append({"clip_id": clip.clip_id, "reason": outcome.reason})
         else:
@@ -59,7 +59,6 @@ def forecast(config: ExtractConfig, cut: Cut, setup: Setup) -> dict[str, Any]:
     kernels.close()
     num_videos = len({clip.path for clip in todo})
     workers = max(1, min(num_workers(config, setup.device), num_videos))  # a video is one worker's
-    num_files = (len(lacking[clip.clip_id]) + ("embeddings" in lacking[clip.clip_id]) for clip in todo)
     return {
         "dry_run": True,
         "clips": len(own),
@@ -71,7 +70,8 @@ def forecast(config: ExtractConfig, cut: Cut, setup: Setup) -> dict[str, Any]:
         "hours": float(np.mean(seconds)) * len(todo) / workers / 3600 if seconds else None,
         "workers": workers,
         "bytes": int(np.mean(sizes) * len(todo)) if sizes else None,
-        "files": sum(num_files),  # one a part, and the frames with the embeddings
+        # One a part, and the frames with the embeddings.
+        "files": sum(len(lacking[clip.clip_id]) + ("embeddings" in lacking[clip.clip_id]) for clip in todo),
         "unreadable": {
             clip.clip_id: cut.unreadable[clip.clip_id] for clip in own if clip.clip_id in cut.unreadable
         },
@@ -87,7 +87,7 @@ def verify_sample(
     """
     store = FeatureStore.open(config.out)
     with_geometry = "geometry" in store.streams and setup.recipe.geometry is not None
-    parts: tuple[Part, ...] = ("embeddings", "geometry") if with_geometry else ("embeddings",)
+    parts: set[Part] = {"embeddings", "geometry"} if with_geometry else {"embeddings"}
     _require_same_recipe(setup, store)
     table = store.table()
     row_of = {str(name): row for row, name in enumerate(table.clip_id) if table.state[row] == DONE}
@@ -98,28 +98,18 @@ def verify_sample(
     found: list[Difference] = []
     differing = []
     for clip in random.Random(0).sample(finished, min(config.verify_sample, len(finished))):
-        fresh = _extract(clip, kernels, setup, frozenset(parts))
-        difference = _difference(store, row_of[clip.clip_id], fresh)
-        found.append(difference)
-        if difference.reason:
-            differing.append({"clip_id": clip.clip_id, "reason": difference.reason})
+        found.append(_difference(store, row_of[clip.clip_id], _extract(clip, kernels, parts)))
+        if found[-1].reason:
+            differing.append({"clip_id": clip.clip_id, "reason": found[-1].reason})
     kernels.close()
-    summary = {
+    return {
         "compared": len(found),
         "identical": sum(item.is_identical for item in found),
         "worst_cosine": round(min(item.cosine for item in found), 6),
         "worst_geometry": round(max(item.geometry for item in found), 6) if with_geometry else None,
         "differing": differing,
         "stored_numerics": store.numerics,
-    }
-    return summary, differing
-
-
-def _store_at(out: str) -> FeatureStore | None:
-    try:
-        return FeatureStore.open(out)
-    except ValueError:  # none yet
-        return None
+    }, differing
 
 
 def _require_same_recipe(setup: Setup, store: FeatureStore) -> None:
@@ -182,25 +172,20 @@ def print_forecast(summary: dict[str, Any]) -> None:
         say_counts(column, splits, names)
     say_failures((item["clip_id"], item["reason"]) for item in summary["timed_failures"])
     say(f"{summary['to_extract']} of {summary['clips']} clips to extract, from {summary['videos']} videos")
-    if summary["hours"] is not None:
-        size = summary["bytes"] / 1e6
+    if (hours := summary["hours"]) is not None:
+        duration = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
         say(
-            f"about {_duration(summary['hours'])} with {summary['workers']} workers "
-            f"(from {summary['timed']} clips), {size:,.1f} MB in {summary['files']:,} files"
+            f"about {duration} with {summary['workers']} workers "
+            f"(from {summary['timed']} clips), {summary['bytes'] / 1e6:,.1f} MB in {summary['files']:,} files"
         )
-
-
-def _duration(hours: float) -> str:
-    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
 
 
 def _counts(clips: Sequence[Clip]) -> dict[str, dict[str, dict[str, int]]]:
     """Clips by label column, split and label, as `python -m features info` counts them."""
-    counts: dict[str, dict[str, dict[str, int]]] = {}
+    counts: dict[str, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(Counter))
     for clip in sorted(clips, key=lambda clip: clip.split):
         for column, label in clip.labels.items():
-            of_split = counts.setdefault(column, {}).setdefault(clip.split or "all", {})
-            of_split[label or "none"] = of_split.get(label or "none", 0) + 1
+            counts[column][clip.split or "all"][label or "none"] += 1
     return counts
 
 
@@ -211,13 +196,13 @@ def _to_time(clips: Sequence[Clip]) -> list[Clip]:
     for clip in sorted(clips, key=lambda clip: clip.start_s):
         place[clip.clip_id] = seen[clip.path]
         seen[clip.path] += 1
-    drawn = random.Random(0).sample(list(clips), len(clips))
+    drawn = random.Random(0).sample(clips, len(clips))
     return sorted(drawn, key=lambda clip: place[clip.clip_id])[:NUM_TIMED]
 
 
-def _extract(clip: Clip, kernels: Kernels, setup: Setup, parts: frozenset[Part]) -> Row | Lost:
-    window = Window(0, clip.start_s, clip.end_s, parts)
-    return next(extract_video(Job(clip.path, (window,)), kernels))
+def _extract(clip: Clip, kernels: Kernels, parts: set[Part]) -> Row | Lost:
+    job = Job(clip.path, (Window(0, clip.start_s, clip.end_s, frozenset(parts)),))
+    return next(extract_video(job, kernels))
 
 
 def _num_bytes(row: Row) -> int:

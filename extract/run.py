@@ -7,9 +7,10 @@ from typing import Any
 
 from extract.config import ExtractConfig
 from extract.datasets.detect import read_layout, sample_clips
+from extract.datasets.index import Reading
 from extract.dry_run import forecast, print_forecast, verify_sample
 from extract.executors.pool import Event, run_jobs
-from extract.pipeline.extractor import Job, Setup
+from extract.pipeline.extractor import Job, Part, Setup
 from extract.pipeline.planning import (
     Cut,
     cut_windows,
@@ -23,7 +24,7 @@ from extract.pipeline.planning import (
 )
 from extract.summary import Tally, print_reading, print_summary, summarise
 from features.cli import progress, say, say_failures, warn
-from features.manifest import Clip, Failure
+from features.manifest import Clip
 from features.store.store import FeatureStore, plan
 
 LAST_WAIT_S = 5.0
@@ -41,21 +42,47 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
     if config.engine == "ray":
         config = resolved(config)
     reading = read_layout(config.data, config.layout, config.subject_regex)
-    clips = reading.manifest.clips
-    if config.limit is not None:
-        clips = tuple(sample_clips(clips, config.limit))
-    if not clips:
-        raise ValueError(f"{config.data} lists no usable clip: {_first(reading.manifest.problems)}")
-    cut = cut_windows(clips, config.window, config.out)
-    if config.limit is not None:  # one long video is many windows
-        cut = replace(cut, windows=tuple(sample_clips(cut.windows, config.limit)))
-    cut = replace(cut, windows=tuple(_with_known_end(window, cut) for window in cut.windows))
+    cut = _cut(config, reading)
     print_reading(reading)
     setup, numerics = make_setup(config)
     chosen = f"{numerics['backend']} ({numerics['device']}, {numerics['precision']})"
     say(f"{setup.recipe.encoder.name} with weights {setup.recipe.encoder.weights} on {chosen}")
     if config.dry_run or config.verify_sample:
         return _look_only(config, cut, setup)
+    store = _planned(config, reading, cut, setup, numerics)
+    mine = {clip.clip_id for clip in own_share(cut.windows, config.shard)}
+    lacking = lacking_parts(config, cut.windows, store)
+    _settle_failures(config, cut, store, mine, lacking)
+    jobs = jobs_of(store, cut, config, lacking)
+    if jobs:
+        _tell_difference(config, cut, setup, store, numerics)
+    tally = _run(jobs, setup, config, store, num_workers(config, numerics["device"]))
+    still_lacking = lacking_parts(replace(config, retry_failed=True), cut.windows, store)
+    summary = summarise(config, reading, cut, store, tally, mine, still_lacking)
+    print_summary(summary)
+    return summary, 1 if summary["failed"] or summary["problems"] else 0
+
+
+def _cut(config: ExtractConfig, reading: Reading) -> Cut:
+    """The windows that are wanted, without the end that was assumed where a video cannot be opened."""
+    clips, problems = reading.manifest.clips, reading.manifest.problems
+    if config.limit is not None:
+        clips = tuple(sample_clips(clips, config.limit))
+    if not clips:
+        reason = problems[0].reason if problems else "it is empty"
+        raise ValueError(f"{config.data} lists no usable clip: {reason}")
+    cut = cut_windows(clips, config.window, config.out)
+    windows: Sequence[Clip] = cut.windows
+    if config.limit is not None:  # one long video is many windows
+        windows = sample_clips(windows, config.limit)
+    known = (replace(each, end_s=None) if each.clip_id in cut.unreadable else each for each in windows)
+    return replace(cut, windows=tuple(known))
+
+
+def _planned(
+    config: ExtractConfig, reading: Reading, cut: Cut, setup: Setup, numerics: dict[str, Any]
+) -> FeatureStore:
+    """The store with a row for every window; says what changed in it since an earlier extraction."""
     is_whole = not reading.manifest.problems and not reading.unpaired_labels
     store = plan(
         config.out,
@@ -68,50 +95,47 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
     )
     if config.limit is None and not is_whole:
         _tell_unnamed(config, cut, store)
-    if store.changes.changed:
+    if changed := store.changes.changed:
         warn(
-            f"{len(store.changes.changed)} clips are extracted again: their videos have another size or time "
-            f"than before, or they end elsewhere ({store.changes.changed[0]} for one)"
+            f"{len(changed)} clips are extracted again: their videos have another size or time "
+            f"than before, or they end elsewhere ({changed[0]} for one)"
         )
-    mine = {clip.clip_id for clip in own_share(cut.windows, config.shard)}
-    lacking = lacking_parts(config, cut.windows, store)
+    return store
+
+
+def _settle_failures(
+    config: ExtractConfig, cut: Cut, store: FeatureStore, mine: set[str], lacking: dict[str, set[Part]]
+) -> None:
+    """Forget the failures of rows that lack nothing, when failed ones are tried again (what failed is not
+    asked for any more, or is there by now); note those of videos that cannot be opened."""
     row_of = store.row_of_clip()
     if config.retry_failed:
-        _forget_failures(store, [row_of[clip_id] for clip_id in mine - lacking.keys()])
+        failures = store.rows.failures()
+        for row in (row_of[clip_id] for clip_id in mine - lacking.keys()):
+            if failures[row]:
+                store.rows.forget_failure(row)
     for clip_id, reason in cut.unreadable.items():
         if clip_id in lacking:
             store.write_failure(row_of[clip_id], reason)
-    jobs = jobs_of(store, cut, config, lacking)
-    if jobs:
-        _tell_difference(config, cut, setup, store, numerics)
+
+
+def _run(
+    jobs: Sequence[Job], setup: Setup, config: ExtractConfig, store: FeatureStore, workers: int
+) -> Tally:
+    """Do the jobs, show how far they are, and tidy the store up; gives what was done."""
     tally = Tally()
-    workers = num_workers(config, numerics["device"])
     try:
-        total = sum(len(job.windows) for job in jobs)
-        for event in _with_progress(_events(jobs, setup, config, workers), total):
+        for event in _with_progress(_events(jobs, setup, config, workers), jobs):
             tally.add(event)
     except BaseException:
         with contextlib.suppress(ValueError, OSError):  # what ended the run is what is to be told
             store.settle(LAST_WAIT_S)
         raise
-    _settle(store)
-    still_lacking = lacking_parts(replace(config, retry_failed=True), cut.windows, store)
-    summary = summarise(config, reading, cut, store, tally, mine, still_lacking)
-    print_summary(summary)
-    return summary, 1 if summary["failed"] or summary["problems"] else 0
-
-
-def _with_known_end(window: Clip, cut: Cut) -> Clip:
-    """The window, without the end that was assumed where its video cannot be opened."""
-    return replace(window, end_s=None) if window.clip_id in cut.unreadable else window
-
-
-def _forget_failures(store: FeatureStore, rows: Sequence[int]) -> None:
-    """Of rows that lack nothing: what failed is not asked for any more, or is there by now."""
-    failures = store.rows.failures()
-    for row in rows:
-        if failures[row]:
-            store.rows.forget_failure(row)
+    try:
+        store.settle()
+    except (ValueError, OSError) as error:  # every row is written: this only tidies up
+        warn(f"{error}; the next extraction into this store tidies up")
+    return tally
 
 
 def _tell_unnamed(config: ExtractConfig, cut: Cut, store: FeatureStore) -> None:
@@ -123,13 +147,6 @@ def _tell_unnamed(config: ExtractConfig, cut: Cut, store: FeatureStore) -> None:
             f"{unnamed} clips in the store were not found in {config.data}, not all of which could be read: "
             "they keep their labels"
         )
-
-
-def _settle(store: FeatureStore) -> None:
-    try:
-        store.settle()
-    except (ValueError, OSError) as error:  # every row is written: this only tidies up
-        warn(f"{error}; the next extraction into this store tidies up")
 
 
 def _tell_difference(
@@ -162,8 +179,8 @@ def _look_only(config: ExtractConfig, cut: Cut, setup: Setup) -> tuple[dict[str,
         return summary, 1 if summary["unreadable"] or summary["timed_failures"] else 0
     summary, differing = verify_sample(config, cut.windows, setup)
     say_failures((item["clip_id"], item["reason"]) for item in differing)
-    geometry = summary["worst_geometry"]
-    geometry = f", worst geometry {geometry:.4f}" if geometry is not None else ""
+    worst = summary["worst_geometry"]
+    geometry = f", worst geometry {worst:.4f}" if worst is not None else ""
     say(
         f"{summary['compared']} clips extracted again, {summary['identical']} identical, "
         f"worst cosine {summary['worst_cosine']:.6f}{geometry}"
@@ -179,17 +196,13 @@ def _events(jobs: Sequence[Job], setup: Setup, config: ExtractConfig, workers: i
     return run_jobs(jobs, setup, config.out, workers)
 
 
-def _with_progress(events: Iterator[Event], total: int) -> Iterator[Event]:
-    if total == 0:
+def _with_progress(events: Iterator[Event], jobs: Sequence[Job]) -> Iterator[Event]:
+    if not jobs:
         yield from events
         return
     with progress("clips") as bar:
-        task = bar.add_task("extract", total=total)
+        task = bar.add_task("extract", total=sum(len(job.windows) for job in jobs))
         for event in events:
             if event.row is not None:
                 bar.advance(task)
             yield event
-
-
-def _first(problems: Sequence[Failure]) -> str:
-    return problems[0].reason if problems else "it is empty"

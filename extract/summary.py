@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from extract.config import ExtractConfig
-from extract.datasets.known import Reading
+from extract.datasets.index import Reading
 from extract.executors.pool import Event
 from extract.pipeline.planning import Cut
 from features.cli import console, say, say_failures, warn
@@ -78,7 +78,6 @@ def summarise(
     table = store.table()
     own = [row for row, clip_id in enumerate(table.clip_id) if clip_id in mine]
     failed = [row for row in own if table.failure[row] and table.clip_id[row] in lacking]
-    failures = [{"clip_id": str(table.clip_id[row]), "reason": str(table.failure[row])} for row in failed]
     num_done = sum(int(table.state[row] == DONE) for row in set(own) - set(failed))
     return {
         "store": str(store.path),
@@ -86,7 +85,7 @@ def summarise(
         "videos": len({table.source[row] for row in own}),
         "done": tally.done,
         "skipped": num_done - tally.done,
-        "failed": len(failures),
+        "failed": len(failed),
         "face_rate": _face_rate(store, [row for row in own if table.state[row] == DONE]),
         "clips_per_s": round(tally.clips_per_s, 3),
         "stage_s": {name: round(seconds, 2) for name, seconds in tally.stage_s.most_common()},
@@ -100,7 +99,9 @@ def summarise(
         "left_out": dict(reading.dropped),
         "notes": list(reading.notes),
         "problems": [{"where": item.clip_id, "reason": item.reason} for item in reading.manifest.problems],
-        "failures": failures,
+        "failures": [
+            {"clip_id": str(table.clip_id[row]), "reason": str(table.failure[row])} for row in failed
+        ],
         "next": _next_command(config, num_done),
     }
 
@@ -118,8 +119,8 @@ def _face_rate(store: FeatureStore, rows: list[int]) -> float | None:
 def _next_command(config: ExtractConfig, num_done: int) -> str:
     if not num_done:
         return f"python -m extract check   # nothing was extracted into {config.out}"
-    name = Path(config.out).stem or "first"
-    return f"python -m tune --store {shlex.quote(config.out)} --out {shlex.quote(f'runs/{name}')}"
+    run = f"runs/{Path(config.out).stem or 'first'}"
+    return f"python -m tune --store {shlex.quote(config.out)} --out {shlex.quote(run)}"
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -127,13 +128,12 @@ def print_summary(summary: dict[str, Any]) -> None:
     from rich.table import Column, Table
 
     say_failures((item["where"], item["reason"]) for item in summary["problems"])
-    everything = f": python -m features info {shlex.quote(summary['store'])} --json"
-    say_failures(((item["clip_id"], item["reason"]) for item in summary["failures"]), everything)
+    more = f": python -m features info {shlex.quote(summary['store'])} --json"
+    say_failures(((item["clip_id"], item["reason"]) for item in summary["failures"]), more)
     if summary["failures"]:
         say("once these are mended: the same command with --retry-failed (changed files are noticed anyway)")
-    if summary["vanished"]:
-        count = len(summary["vanished"])
-        warn(f"{count} clips in the store are no longer in the manifest, {summary['vanished'][0]} for one")
+    if gone := summary["vanished"]:
+        warn(f"{len(gone)} clips in the store are no longer in the manifest, {gone[0]} for one")
     total_s = sum(summary["stage_s"].values())
     stages = ", ".join(f"{name} {s / total_s:.0%}" for name, s in summary["stage_s"].items() if total_s)
     table = Table("", Column(overflow="fold"), show_header=False, box=None, padding=(0, 2, 0, 0))

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 from features.cli import parse, run_door
@@ -18,13 +19,12 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The door; returns the exit code."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    words = _with_port(words)
-    word = words[0] if words[:1] in (["predict"], ["report"]) else ""
+    words = _with_port(sys.argv[1:] if argv is None else list(argv))
+    word = words.pop(0) if words[:1] in (["predict"], ["report"]) else ""
     config_class, module, function = COMMANDS[word]
     config: Any = parse(
         config_class,
-        words[1:] if word else words,
+        words,
         prog=f"python -m live {word}".strip(),
         description=(config_class.__doc__ or "") + ("" if word else "\n\nAlso: live predict, live report."),
     )
@@ -34,9 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _with_port(words: list[str]) -> list[str]:
     """`--serve` without a number takes the usual port."""
     found: list[str] = []
-    for index, word in enumerate(words):
+    for word, following in pairwise([*words, "-"]):
         found.append(word)
-        following = words[index + 1] if index + 1 < len(words) else "-"
         if word == "--serve" and not following.isdigit():
             found.append(str(SERVE_PORT))
     return found

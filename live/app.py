@@ -5,10 +5,10 @@ frame, as fast as possible; cameras, streams and `--realtime` files give the new
 """
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,13 +16,18 @@ from extract.video.reader import Frame
 from features.cli import fail, say, warn
 from live.commands import DONE, Control
 from live.config import SUBJECT, LiveConfig
-from live.inference.calibration import Trial, can_calibrate, personal_file
+from live.inference.calibration import Trial, can_calibrate, forget_personal, personal_file
 from live.inference.model import describe, model_card, open_model
 from live.inference.predictor import Predictor
 from live.session import Session, Wishes
 from live.sources.base import Source, open_source
-from live.sources.camera import window_problem
-from live.ui.view import NoView, View, WindowView
+from live.ui.view import NoView, WindowView, window_problem
+from seqmodel.runs.card import Card
+
+if TYPE_CHECKING:
+    from live.web.server import BrowserView
+
+    View = WindowView | NoView | BrowserView
 
 WAIT_S = 0.05
 """Longest wait for a frame before keys and the window are looked after again."""
@@ -41,21 +46,12 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
     personal_file(person)  # a wrong name is said before a camera is opened, as a wrong run
     started = time.perf_counter()
     card = model_card(config.run)
-    if config.serve is not None:
-        _require_server()
-    if config.calibrate is not None:
-        assert card.recipe.pixels is not None  # model_card refused others
-        Trial.begin(0.0, config.calibrate, card.recipe.pixels.window_s)
-        if not can_calibrate(card.labelling.task):
-            raise ValueError("--calibrate needs a binary or ordinal run")
-    if not config.headless and config.serve is None and (problem := window_problem()):
-        raise ValueError(f"no window can be shown ({problem}); use --serve for a browser, or --headless")
+    _require_possible(config, card)
     # Read as fast as possible, a file would be over before a browser is open.
     source = open_source(config.camera, config.video, config.realtime or config.serve is not None)
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
-        wishes = Wishes(config.log, config.record, config.record_raw, person)
-        session = Session(card.labelling.names, wishes)
+        session = Session(card.labelling.names, Wishes(config.log, config.record, config.record_raw, person))
         stack.callback(session.close)
         control = Control(session, person=person, calibrate_s=config.calibrate, tell=say)
         stack.callback(control.close)
@@ -72,7 +68,39 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
     if control.predictor is None and not control.quits:
         loading.ready()  # raises what loading raised
     failures = _failures(config, session, control)
-    summary = {
+    summary = _summary(config, source, session, control, started)
+    if session.log_path and summary["rows"]:
+        from live.output.log_summary import tell
+        from live.output.report import write_report
+
+        try:
+            summary["report"] = str(write_report([tell(session.log_path, card.labelling.task)], own=True))
+        except (ValueError, OSError) as error:  # rotated away just now: the session was good all the same
+            warn(f"no session report: {error}")
+    _tell(summary)
+    for failure in failures:
+        fail(failure)
+    return summary, 1 if failures else 0
+
+
+def _require_possible(config: LiveConfig, card: Card) -> None:
+    """Raises ValueError where the browser view, the calibration or the window cannot be had."""
+    if config.serve is not None:
+        _require_server()
+    if config.calibrate is not None:
+        assert card.recipe.pixels is not None  # model_card refused others
+        Trial.begin(0.0, config.calibrate, card.recipe.pixels.window_s)
+        if not can_calibrate(card.labelling.task):
+            raise ValueError("--calibrate needs a binary or ordinal run")
+    if not config.headless and config.serve is None and (problem := window_problem()):
+        raise ValueError(f"no window can be shown ({problem}); use --serve for a browser, or --headless")
+
+
+def _summary(
+    config: LiveConfig, source: Source, session: Session, control: Control, started: float
+) -> dict[str, Any]:
+    """What happened in a session that is over, ready for JSON."""
+    return {
         "run": str(config.run),
         "model": describe(control.predictor.model) if control.predictor else None,
         "duration_s": round(source.last_s, 3),
@@ -83,19 +111,6 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
         "calibration": control.calibration or None,
         "log": config.log if config.log == "-" else session.log_path and str(session.log_path),
     }
-    if session.log_path and summary["rows"]:
-        from live.output.log_summary import tell
-        from live.output.report import write_report
-
-        try:
-            story = tell(session.log_path, card.labelling.task)
-            summary["report"] = str(write_report([story], own=True))
-        except (ValueError, OSError) as error:  # rotated away just now: the session was good all the same
-            warn(f"no session report: {error}")
-    _tell(summary)
-    for failure in failures:
-        fail(failure)
-    return summary, 1 if failures else 0
 
 
 def _failures(config: LiveConfig, session: Session, control: Control) -> list[str]:
@@ -112,32 +127,21 @@ class Loading:
     """A predictor that loads in its own thread."""
 
     def __init__(self, load: Callable[[], Predictor]) -> None:
-        self._predictor: Predictor | None = None
+        self._threads = ThreadPoolExecutor(1, "model")
+        self._predictor = self._threads.submit(load)
         self._is_taken = False
-        self._error: BaseException | None = None
-        self._load = load
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
-        self._thread.start()
 
     def ready(self, wait_s: float = 0.0) -> Predictor | None:
         """The predictor when it has loaded, waiting for that so long at most. Raises what loading raised."""
-        self._thread.join(wait_s)
-        if self._error is not None:
-            raise self._error
-        self._is_taken = self._predictor is not None
-        return self._predictor
+        wait([self._predictor], wait_s)
+        self._is_taken = self._predictor.done()
+        return self._predictor.result() if self._is_taken else None
 
     def finish(self) -> None:
         """Wait for the loading to end: a process that ends amid native code aborts. Frees what is left."""
-        self._thread.join()
-        if self._predictor is not None and not self._is_taken:
-            self._predictor.close()
-
-    def _run(self) -> None:
-        try:
-            self._predictor = self._load()
-        except BaseException as error:  # handed to the session's own thread, which raises it
-            self._error = error
+        self._threads.shutdown()
+        if not self._is_taken and self._predictor.exception() is None:
+            self._predictor.result().close()
 
 
 class Loop:
@@ -150,13 +154,12 @@ class Loop:
         loading: Loading,
         session: Session,
         control: Control,
-        view: View,
+        view: "View",
     ) -> None:
         self._seconds, self._source, self._loading = seconds, source, loading
         self._session, self._control, self._view = session, control, view
         self._image = np.zeros((480, 640, 3), np.uint8)
-        self._shown_s = 0.0
-        self._paused = False
+        self._shown_s, self._paused = 0.0, False
 
     def run(self) -> None:
         """Until the source ends, the user quits or the time is over."""
@@ -184,7 +187,7 @@ class Loop:
                     return
             elif source.has_ended:
                 return
-            self._look_after_view(frame is not None, frame.rgb if frame is not None else None)
+            self._look_after_view(frame)
             frame = self._next()
 
     def _next(self) -> Frame | None:
@@ -202,12 +205,12 @@ class Loop:
             self._control.start(predictor, 0.0 if self._source.is_file else self._source.now_s())
             self._source.begin()
 
-    def _look_after_view(self, is_new: bool, rgb: Callable[[], np.ndarray] | None) -> None:
+    def _look_after_view(self, frame: Frame | None) -> None:
         """Draw where somebody looks or the overlay is recorded; then obey the keys."""
         is_due = not self._source.is_file or time.monotonic() - self._shown_s >= VIEW_S
-        if (self._session.wants_pictures and is_new) or (self._view.is_watched and is_due):
-            if rgb is not None:
-                self._image = rgb()
+        if (self._session.wants_pictures and frame is not None) or (self._view.is_watched and is_due):
+            if frame is not None:
+                self._image = frame.rgb()
             self._show()
         self._obey_keys()
 
@@ -217,15 +220,14 @@ class Loop:
 
     def _show(self) -> None:
         self._session.message = self._control.line(self._source.now_s())
-        session, image = self._session, self._image
-        if self._view.shows_overlay or session.wants_pictures:
-            picture = session.picture(image, self._source.last_s)
+        if self._view.shows_overlay or self._session.wants_pictures:
+            picture = self._session.picture(self._image, self._source.last_s)
         if self._view.is_watched:
-            self._view.show(picture if self._view.shows_overlay else session.scene(image))
+            self._view.show(picture if self._view.shows_overlay else self._session.scene(self._image))
         self._shown_s = time.monotonic()
 
 
-def _open_view(config: LiveConfig, session: Session) -> View:
+def _open_view(config: LiveConfig, session: Session) -> "View":
     if config.serve is not None:
         from live.web.server import BrowserView
 
@@ -248,8 +250,6 @@ def _require_server() -> None:
 
 
 def _forget(person: str) -> tuple[dict[str, Any], int]:
-    from live.inference.calibration import forget_personal
-
     removed = forget_personal(person)
     say(f"the calibration of {person} is removed" if removed else f"there is no calibration of {person}")
     return {"person": person, "removed": removed}, 0 if removed else 1

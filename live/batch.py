@@ -12,7 +12,6 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from features.manifest import NOT_UTF8, Failure, readable, video_files
 from live.config import PredictConfig
 from live.inference.model import LiveModel, describe, open_model
 from live.inference.predictor import Prediction, Predictor
-from live.output.log import Log
 from live.output.log_summary import tell, timeline_png
+from live.output.log_writer import Log
 from seqmodel.runs.card import write_csv
 
 TABLE = "predictions.csv"
@@ -36,22 +35,6 @@ STATE = ("size", "modified_ns", "made_with")
 
 MAX_NAME_BYTES = 220
 """Of a name of 255, which is what disks take: a number and an ending as `.csv.partial` still fit."""
-
-
-@dataclass(frozen=True)
-class VideoResult:
-    """What was predicted over one video."""
-
-    path: Path
-    log: Path
-    num_frames: int
-    """Sampled frames."""
-    duration_s: float
-    face_rate: float
-    shares: dict[str, float]
-    """Share of the sampled frames in which each class was named; in the rest none was."""
-    mean_p: tuple[float, ...]
-    """Mean probabilities over the frames in state ok or unsure, C numbers; NaN where there were none."""
 
 
 def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
@@ -78,7 +61,7 @@ def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
         fail(f"{failure['video']}: {failure['reason']}")
     there = f" ({num_before} of them were there already)" if num_before else ""
     say(f"{num_done} of {num_videos} videos predicted{there}; {table}")
-    summary = {
+    return {
         "run": str(config.run),
         "model": describe(model),
         "videos": num_videos,
@@ -86,8 +69,7 @@ def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
         "already": num_before,
         "failed": failures,
         "out": str(table),
-    }
-    return summary, 1 if failures else 0
+    }, 1 if failures else 0
 
 
 def _predict_all(
@@ -112,7 +94,7 @@ def _predict_all(
                     if state.items() <= rows.get(str(video), {}).items() and log.is_file():
                         num_before += 1
                         continue
-                    rows[str(video)] = table_row(predict_video(predictor, video, log)) | state
+                    rows[str(video)] = predict_video(predictor, video, log) | state
                 except (ValueError, OSError) as error:
                     failures.append({"video": str(video), "reason": str(error).removeprefix(f"{video}: ")})
                 # Rows of videos that are still to come or were not named stay: nothing is forgotten.
@@ -160,9 +142,11 @@ def _is_locked(descriptor: int) -> bool:
     return True
 
 
-def predict_video(predictor: Predictor, video: Path, log_path: Path) -> VideoResult:
-    """Predict one video into a log and a timeline beside it.
+def predict_video(predictor: Predictor, video: Path, log_path: Path) -> dict[str, Any]:
+    """Predict one video into a log and a timeline beside it; gives its row of the table, without its state.
 
+    Frames are those sampled. Of each class, `share_` is the share of frames in which it was named (in the
+    rest none was), and `p_` its mean probability over the frames in state ok or unsure, empty without any.
     Raises ValueError when nothing in it can be decoded, OSError when its files cannot be written.
     """
     predictor.reset()
@@ -189,15 +173,16 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> VideoRes
     log_path.with_suffix(".png").write_bytes(timeline)
     said = [p.p for p in predictions if p.state in ("ok", "unsure")]
     mean_p = np.mean(said, axis=0) if said else np.full(len(names), np.nan)
-    return VideoResult(
-        video,
-        log_path,
-        len(predictions),
-        predictions[-1].t_s,
-        float(np.mean([p.face for p in predictions])),
-        {name: float(np.mean([p.label == name for p in predictions])) for name in names},
-        tuple(mean_p.tolist()),
-    )
+    figures = {"face_rate": np.mean([p.face for p in predictions])}
+    figures |= {f"share_{name}": np.mean([p.label == name for p in predictions]) for name in names}
+    figures |= {f"p_{name}": p for name, p in zip(names, mean_p, strict=True)}
+    return {
+        "video": str(video),
+        "log": log_path.name,
+        "duration_s": round(predictions[-1].t_s, 3),
+        "frames": len(predictions),
+        **{name: "" if np.isnan(value) else round(float(value), 4) for name, value in figures.items()},
+    }
 
 
 def find_videos(places: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
@@ -218,8 +203,10 @@ def find_videos(places: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
         else:
             raise ValueError(f"{place}: no such file or folder")
     named = {video: readable(str(video)) for video in found}
-    videos = [video for video, name in named.items() if name == str(video)]
-    return videos, [Failure(name, NOT_UTF8) for video, name in named.items() if name != str(video)]
+    return (
+        [video for video, name in named.items() if name == str(video)],
+        [Failure(name, NOT_UTF8) for video, name in named.items() if name != str(video)],
+    )
 
 
 def whole_path(video: Path) -> Path:
@@ -267,16 +254,6 @@ def state_of(video: Path, made_with: str) -> dict[str, str]:
     except OSError as error:
         raise ValueError(f"{video}: {error.strerror}") from error
     return {"size": str(facts.st_size), "modified_ns": str(facts.st_mtime_ns), "made_with": made_with}
-
-
-def table_row(result: VideoResult) -> dict[str, Any]:
-    """A video's row of the table, without its state."""
-    figures = {"face_rate": result.face_rate}
-    figures |= {f"share_{name}": share for name, share in result.shares.items()}
-    figures |= {f"p_{name}": p for name, p in zip(result.shares, result.mean_p, strict=True)}
-    cells = {name: "" if np.isnan(value) else round(value, 4) for name, value in figures.items()}
-    head = {"video": str(result.path), "log": result.log.name, "duration_s": round(result.duration_s, 3)}
-    return head | {"frames": result.num_frames} | cells
 
 
 def read_table(path: Path) -> dict[str, dict[str, Any]]:

@@ -35,16 +35,14 @@ class Control:
         self, session: Session, *, person: str, calibrate_s: float | None, tell: Callable[[str], None]
     ) -> None:
         self.predictor: Predictor | None = None
-        self.quits = False
-        self.wants_pause = False
+        self.quits = self.wants_pause = False
         self._session, self._person, self._tell = session, person, tell
         self._calibrate_s = calibrate_s
         self._trial: Trial | None = None
         self.calibration = NOT_FINISHED if calibrate_s else ""
         """How the last calibration ended: DONE, or why nothing changed; empty where none was asked for."""
         self._told_phase = ""
-        self._line = "loading the model …"
-        self._line_until = float("inf")
+        self._line, self._line_until = "loading the model …", float("inf")
         self._gap = self._is_lost = False
 
     @property
@@ -57,9 +55,8 @@ class Control:
 
         Raises OSError when a file that was asked for cannot be written.
         """
-        self.predictor = predictor
+        self.predictor, self._line_until = predictor, 0.0
         predictor.reset(now_s)
-        self._line_until = 0.0
         for line in self._session.begin():
             self._tell(line)
         try:
@@ -151,7 +148,7 @@ class Control:
         """Say what is asked as each phase begins, for whoever sees no picture; and end with the last one."""
         phase = trial.phase(now_s)
         if phase == "done":
-            self._end_trial()
+            self._end_trial(trial)
         elif phase != self._told_phase:
             self._told_phase = phase
             self._tell(trial.message(now_s))
@@ -167,27 +164,21 @@ class Control:
         else:
             self._session.shows_signals = not self._session.shows_signals
 
-    def _end_trial(self) -> None:
-        trial, self._trial = self._trial, None
-        assert trial is not None
+    def _end_trial(self, trial: Trial) -> None:
         assert self.predictor is not None
-        name = self._person
+        self._trial, name = None, self._person
         try:
             own = personal_calibration(trial.attending, trial.away, self.predictor.model.card.calibration)
         except ValueError as error:
-            self.calibration = str(error)
-            self._say(self.calibration)
-            return
-        self.predictor.calibration = own
-        self._session.personal = name
-        try:
-            path = save_personal(name, self.predictor.model.key, own)
-        except (OSError, ValueError) as error:
-            self.calibration = f"calibrated to {name} for this session alone: {error}"
-            self._say(self.calibration)
-            return
-        self.calibration = DONE
-        self._say(f"calibrated to {name} ({path}); key x removes it")
+            self.calibration = line = str(error)
+        else:
+            self.predictor.calibration, self._session.personal = own, name
+            try:
+                path = save_personal(name, self.predictor.model.key, own)
+                self.calibration, line = DONE, f"calibrated to {name} ({path}); key x removes it"
+            except (OSError, ValueError) as error:
+                self.calibration = line = f"calibrated to {name} for this session alone: {error}"
+        self._say(line)
 
     def _forget(self) -> None:
         if self.predictor is None or not self._session.personal:

@@ -21,7 +21,7 @@ from features.cli import warn
 from live.config import SUBJECT, free_name, log_files, manifest_file, novelty_file
 from live.inference.predictor import Prediction
 from live.inference.state_machine import State
-from live.output.log import Log, Tally
+from live.output.log_writer import Log, Tally
 from live.output.recorder import Labels, Recorder, write_manifest
 from live.ui.drawing import Moment
 from live.ui.overlay import TIMELINE_S, Status, draw, draw_boxes, moment_of
@@ -57,8 +57,7 @@ class Session:
         self.last: Prediction | None = None
         self.absent: State | None = None
         """`paused` or `camera_lost` while that is so."""
-        self.personal = ""
-        self.message = ""
+        self.personal = self.message = ""
         self.marks: list[tuple[float, str]] = []
         self.files: list[Path] = []
         """What was written, for the summary."""
@@ -186,14 +185,8 @@ class Session:
 
     def picture(self, image: np.ndarray, pts_s: float) -> np.ndarray:
         """What a viewer sees, RGB uint8; recorded too while recording."""
-        status = Status(
-            self.fps,
-            self.recording,
-            self.personal,
-            self.message or self._label_line(),
-            self.absent,
-            self.shows_signals,
-        )
+        message = self.message or (f"labelling: {self.label}" if self.label else "")
+        status = Status(self.fps, self.recording, self.personal, message, self.absent, self.shows_signals)
         picture = draw(image, self.last, self.timeline, status)
         if self._overlay is not None and self.absent is None:
             with self._or_without(self._overlay):
@@ -242,9 +235,6 @@ class Session:
             "files": [str(path) for path in self.files],
             "failed": [{"file": str(path), "reason": reason} for path, reason in self.failures],
         }
-
-    def _label_line(self) -> str:
-        return f"labelling: {self.label}" if self.label else ""
 
     def _take_mark(self) -> str:
         words = "; ".join(words for _, words in self._pending_marks)

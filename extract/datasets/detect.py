@@ -8,15 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from extract.config import Layout
-from extract.datasets.known import (
-    LABEL_FOLDER,
-    Reading,
-    engagenet_tables,
-    folders_ending,
-    read_aihub,
-    read_daisee,
-    read_engagenet,
-)
+from extract.datasets.aihub import LABEL_FOLDER, folders_ending, read_aihub
+from extract.datasets.daisee import read_daisee
+from extract.datasets.engagenet import engagenet_tables, read_engagenet
+from extract.datasets.index import Reading
 from features.manifest import Clip, read_csv, read_folder
 
 NO_TEST = (
@@ -35,8 +30,7 @@ def read_layout(data: Path, layout: Layout = "auto", subject_regex: str = "") ->
         raise ValueError(f"no such file or folder: {data}")
     chosen = recognise(data) if layout == "auto" else layout
     if chosen == "csv":
-        file = data / "labels.csv" if data.is_dir() else data
-        reading = Reading(read_csv(file), "csv")
+        reading = Reading(read_csv(data / "labels.csv" if data.is_dir() else data), "csv")
     elif chosen == "folder":
         reading = Reading(read_folder(data), "folder")
     else:
@@ -70,7 +64,7 @@ def recognise(data: Path) -> Layout:
     return "csv" if (data / "labels.csv").is_file() else "folder"
 
 
-def sample_clips(clips: Sequence[Clip], count: int, seed: int = 0) -> list[Clip]:
+def sample_clips(clips: Sequence[Clip], count: int) -> list[Clip]:
     """At most `count` clips, as even over splits, then classes, then subjects as there are clips for it.
 
     Raises ValueError when a clip is there twice.
@@ -78,7 +72,7 @@ def sample_clips(clips: Sequence[Clip], count: int, seed: int = 0) -> list[Clip]
     clip_id, times = Counter(clip.clip_id for clip in clips).most_common(1)[0] if clips else ("", 1)
     if times > 1:
         raise ValueError(f"clips must be there once each; {times} times: {clip_id}")
-    draw = random.Random(seed)
+    draw = random.Random(0)
     column = _main_column(clips)
     groups: dict[tuple[str, str, str], list[Clip]] = defaultdict(list)
     for clip in clips:
@@ -114,5 +108,4 @@ def _with_subjects(reading: Reading, regex: str) -> Reading:
         clips.append(dataclasses.replace(clip, subject=clip.subject or subject))
     if clips and not any(clip.subject for clip in clips):
         raise ValueError(f"--subject-regex {regex!r} matches no path, {clips[0].clip_id} for one")
-    manifest = dataclasses.replace(reading.manifest, clips=tuple(clips))
-    return dataclasses.replace(reading, manifest=manifest)
+    return dataclasses.replace(reading, manifest=dataclasses.replace(reading.manifest, clips=tuple(clips)))

@@ -8,20 +8,20 @@ pose, sway, blinks, light and noise.
 """
 
 import colorsys
+import contextlib
 import csv
-import io
 import math
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from extract.config import NUM_CLIPS
+from extract.config import NUM_CLIPS, DemoConfig
 from extract.demo.renderer import HEIGHT, WIDTH, Looks, Pose, Puppet, draw, make_puppet
 from features.cli import progress
 
@@ -80,6 +80,12 @@ class Script:
     """Of everything that is not in the script: rest pose, sway, blinks."""
 
 
+def demo(config: DemoConfig) -> tuple[dict[str, Any], int]:
+    """`python -m extract demo`: write the set; gives summary and exit code."""
+    make_demo(config.out, clips=config.clips, seed=config.seed)
+    return {"out": str(config.out), "clips": config.clips}, 0
+
+
 def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | None = None) -> Path:
     """Write `clips` videos with `labels.csv`, and `unseen.mp4` with `unseen.csv`; gives labels.csv's path.
 
@@ -90,38 +96,31 @@ def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | N
         raise ValueError(f"--clips must be at least 1, got {clips}")
     out = Path(out)
     for name, header in HEADERS.items():
-        _require_own(out / name, header)
+        path = out / name
+        if path.exists() and not path.read_bytes().startswith(",".join(header).encode()):
+            raise ValueError(f"{path} is there and was not written by the demo: choose another folder")
     (out / "clips").mkdir(parents=True, exist_ok=True)
     scripts = clip_scripts(clips, seed)
     unseen, parts = unseen_script(seed)
     jobs = sorted([(script, seed, out) for script in [*scripts, unseen]], key=lambda job: job[0].subject)
     workers = min(2 if workers is None else workers, max(1, len(jobs) // 8))
-    with progress("videos") as bar:
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(progress("videos"))
         task = bar.add_task("writing demo videos", total=len(jobs))
-        if workers == 1:
-            for job in jobs:
-                write_video(*job)
-                bar.advance(task)
-        else:
-            with multiprocessing.get_context("spawn").Pool(workers, initializer=_one_thread) as pool:
-                for _ in pool.imap_unordered(_write_job, jobs, chunksize=4):
-                    bar.advance(task)
-    _write_csv(
-        out / "labels.csv",
-        HEADERS["labels.csv"],
-        [
-            (
-                s.path,
-                s.label,
-                f"p{s.subject:02d}",
-                s.split,
-                s.behaviour,
-                _yes(looks_of(s.subject, seed).glasses),
-            )
-            for s in scripts
-        ],
-    )
-    _write_csv(out / "unseen.csv", HEADERS["unseen.csv"], parts)
+        done: Iterable[None] = map(_write_job, jobs)
+        if workers > 1:
+            pool = multiprocessing.get_context("spawn").Pool(workers, initializer=_one_thread)
+            done = stack.enter_context(pool).imap_unordered(_write_job, jobs, chunksize=4)
+        for _ in done:
+            bar.advance(task)
+    glasses = ["yes" if looks_of(s.subject, seed).glasses else "no" for s in scripts]
+    labels = [
+        (s.path, s.label, f"p{s.subject:02d}", s.split, s.behaviour, worn)
+        for s, worn in zip(scripts, glasses, strict=True)
+    ]
+    for name, rows in (("labels.csv", labels), ("unseen.csv", parts)):
+        with (out / name).open("w", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([HEADERS[name], *rows])
     return out / "labels.csv"
 
 
@@ -134,11 +133,17 @@ def clip_scripts(clips: int, seed: int) -> list[Script]:
         kinds = ENGAGED if engaged else DISTRACTED
         behaviour = kinds[(turn // 2 + subject // 2) % len(kinds)]
         rng = np.random.default_rng([seed, 1, index])
-        spells = _engaged_spells(behaviour, rng) if engaged else _distracted_spells(behaviour, rng)
-        label = "engaged" if engaged else "distracted"
-        name = f"clips/p{subject:02d}_{turn:02d}.mp4"
         scripts.append(
-            Script(name, label, subject, SPLITS[subject], behaviour, spells, CLIP_S, 1000 * seed + index)
+            Script(
+                path=f"clips/p{subject:02d}_{turn:02d}.mp4",
+                label="engaged" if engaged else "distracted",
+                subject=subject,
+                split=SPLITS[subject],
+                behaviour=behaviour,
+                spells=_engaged_spells(behaviour, rng) if engaged else _distracted_spells(behaviour, rng),
+                duration_s=CLIP_S,
+                seed=1000 * seed + index,
+            )
         )
     return scripts
 
@@ -149,16 +154,16 @@ def unseen_script(seed: int) -> tuple[Script, list[tuple[float, float, str]]]:
     parts = [(0.0, 20.0, "engaged"), (20.0, 40.0, "distracted"), (40.0, 60.0, "engaged")]
     spells: list[Spell] = []
     for start_s, end_s, label in parts:
-        at_s = start_s + (2.5 if label == "engaged" else 0.3)
-        while True:
-            kind = SPELLS[int(rng.integers(4))]  # stays in the picture
-            long_s = float(rng.uniform(*SHORT_S) if label == "engaged" else rng.uniform(4.5, 6.5))
-            if at_s + long_s > end_s - 0.4:
-                break
-            spells.append(Spell(kind, at_s, at_s + long_s))
-            at_s += long_s + float(rng.uniform(2.0, 4.5) if label == "engaged" else rng.uniform(0.8, 1.4))
-    script = Script("unseen.mp4", "", NUM_SUBJECTS, "", "", tuple(spells), 60.0, 1000 * seed + 999)
-    return script, parts
+        calm = label == "engaged"
+        spells += _spells_until(
+            end_s - 0.4,
+            start_s + (2.5 if calm else 0.3),
+            "mixed",  # stays in the picture
+            long_s=SHORT_S if calm else (4.5, 6.5),
+            rest_s=(2.0, 4.5) if calm else (0.8, 1.4),
+            rng=rng,
+        )
+    return Script("unseen.mp4", "", NUM_SUBJECTS, "", "", tuple(spells), 60.0, 1000 * seed + 999), parts
 
 
 def looks_of(subject: int, seed: int) -> Looks:
@@ -170,8 +175,7 @@ def looks_of(subject: int, seed: int) -> Looks:
         return (int(255 * rgb[0]), int(255 * rgb[1]), int(255 * rgb[2]))
 
     tan = float(rng.uniform(0, 1)) ** 1.3
-    dark = float(rng.uniform(0.25, 1.15))
-    red = float(rng.uniform(0.92, 1.12))
+    dark, red = float(rng.uniform(0.25, 1.15)), float(rng.uniform(0.92, 1.12))
     return Looks(
         mirror=bool(rng.random() < 0.5),
         skin=(1.02 - 0.40 * tan, 1.0 - 0.50 * tan, 1.0 - 0.56 * tan),
@@ -195,14 +199,8 @@ def poses(script: Script) -> list[Pose]:
     """The script acted out, one pose a frame."""
     rng = np.random.default_rng([script.seed, 4])
     times = np.arange(round(script.duration_s * FPS)) / FPS
-    rest = Pose(
-        yaw=rng.normal(0, 5),
-        pitch=rng.normal(-2, 3),
-        roll=rng.normal(0, 3),
-        x=rng.normal(0, 7),
-        y=rng.normal(0, 4),
-    )
-    track = {name: np.full(len(times), getattr(rest, name)) for name in ("yaw", "pitch", "roll", "x", "y")}
+    rests = (("yaw", 0, 5), ("pitch", -2, 3), ("roll", 0, 3), ("x", 0, 7), ("y", 0, 4))
+    track = {name: np.full(len(times), rng.normal(mean, spread)) for name, mean, spread in rests}
     for name, size in (("yaw", 3.0), ("pitch", 2.0), ("roll", 1.8), ("x", 2.5), ("y", 1.2)):
         track[name] += size * _sway(times, rng)
     track["closed"], track["gaze"] = np.zeros(len(times)), np.zeros(len(times))
@@ -212,8 +210,7 @@ def poses(script: Script) -> list[Pose]:
             track[name] += amount * share if name != "closed" else np.maximum(0, amount * share - track[name])
     blink_s = float(rng.uniform(0.5, 3))
     while blink_s < script.duration_s:
-        blink = np.clip(1.6 - np.abs(times - blink_s) / 0.09, 0, 1)
-        track["closed"] = np.maximum(track["closed"], blink)
+        track["closed"] = np.maximum(track["closed"], np.clip(1.6 - np.abs(times - blink_s) / 0.09, 0, 1))
         blink_s += float(rng.uniform(1.8, 5))
     track["glow"] = 1 + 0.04 * _sway(times, rng)
     return [Pose(**{name: float(values[i]) for name, values in track.items()}) for i in range(len(times))]
@@ -253,15 +250,30 @@ def _engaged_spells(behaviour: Behaviour, rng: np.random.Generator) -> tuple[Spe
     """Up to three short spells, none near another."""
     if behaviour == "steady":
         return ()
-    spells, at_s = [], float(rng.uniform(0.6, 2.2))
-    for _ in range(int(rng.integers(1, 4)) if behaviour != "leaves" else 1):
+    at_s = float(rng.uniform(0.6, 2.2))
+    most = int(rng.integers(1, 4)) if behaviour != "leaves" else 1
+    return tuple(_spells_until(CLIP_S - 0.5, at_s, behaviour, SHORT_S, (1.6, 3.2), rng, most))
+
+
+def _spells_until(
+    last_s: float,
+    at_s: float,
+    behaviour: Behaviour,
+    long_s: tuple[float, float],
+    rest_s: tuple[float, float],
+    rng: np.random.Generator,
+    most: float = math.inf,
+) -> list[Spell]:
+    """Spells from `at_s` on that are over by `last_s`; how long they and the rests between them last."""
+    spells: list[Spell] = []
+    while len(spells) < most:
         kind = SPELLS[int(rng.integers(4))] if behaviour == "mixed" else behaviour
-        long_s = float(rng.uniform(*SHORT_S))
-        if at_s + long_s > CLIP_S - 0.5:
+        spell_s = float(rng.uniform(*long_s))
+        if at_s + spell_s > last_s:
             break
-        spells.append(Spell(kind, at_s, at_s + long_s))
-        at_s += long_s + float(rng.uniform(1.6, 3.2))
-    return tuple(spells)
+        spells.append(Spell(kind, at_s, at_s + spell_s))
+        at_s += spell_s + float(rng.uniform(*rest_s))
+    return spells
 
 
 def _distracted_spells(behaviour: Behaviour, rng: np.random.Generator) -> tuple[Spell, ...]:
@@ -301,13 +313,8 @@ def _sway(times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The small movements of somebody who sits still: three slow waves, about -1 to 1."""
     total = np.zeros(len(times))
     for period_s in (7.0, 3.1, 1.3):
-        phase = rng.uniform(0, 2 * math.pi)
-        total += (
-            0.45
-            * period_s**0.5
-            / 2
-            * np.sin(2 * math.pi * times / (period_s * rng.uniform(0.8, 1.2)) + phase)
-        )
+        phase, stretch = rng.uniform(0, 2 * math.pi), rng.uniform(0.8, 1.2)
+        total += 0.45 * period_s**0.5 / 2 * np.sin(2 * math.pi * times / (period_s * stretch) + phase)
     return total
 
 
@@ -324,19 +331,3 @@ def _one_thread() -> None:
 
 def _write_job(job: tuple[Script, int, Path]) -> None:
     write_video(*job)
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-def _require_own(path: Path, header: Sequence[str]) -> None:
-    """Raises ValueError where a file is that does not begin as the demo's does: it is somebody's work."""
-    if path.exists() and not path.read_bytes().startswith(",".join(header).encode()):
-        raise ValueError(f"{path} is there and was not written by the demo: choose another folder")
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    path.write_text(text.getvalue(), encoding="utf-8")

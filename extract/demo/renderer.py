@@ -9,6 +9,7 @@ Coordinates: `source` pixels are those of the 512 × 512 portrait; head coordina
 the neck's joint, x to the right, y up, z towards the camera, so that angles follow extract/face/geometry.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -48,6 +49,13 @@ OUTLINE = np.array(
     np.float32,
 ).reshape(-1, 2)
 """Hair, ears and chin, source pixels."""
+PULLOVER = np.array(
+    "-37 33 -62 43 -118 62 -150 120 -150 200 150 200 150 120 118 62 62 43 37 33 20 44 0 48 -20 44".split(),
+    np.float32,
+).reshape(-1, 2)
+COLLAR = np.array("-38 33 -20 45 0 49 20 45 38 33".split(), np.float32).reshape(-1, 2)
+NECK = np.array("-34 -30 34 -30 36 24 60 60 -60 60 -36 24".split(), np.float32).reshape(-1, 2)
+"""Below the head, source units right of the joint and down from it."""
 FACE_OVAL = (225.5, 121.0, 45.5, 58.0)
 """Centre column, centre row, half width, half height of the face inside the hair."""
 
@@ -128,12 +136,12 @@ class Puppet:
 def make_puppet(looks: Looks) -> Puppet:
     """The person of these looks."""
     rng = np.random.default_rng(looks.seed)
-    portrait = _portrait()
-    grid = _face_warp(looks)
-    faces = {}
-    for closed in CLOSED_LEVELS:
-        for gaze in (-1, 0, 1) if closed == 0 else (0,):
-            faces[closed, gaze] = _texture(portrait, looks, closed, gaze, grid)
+    portrait, grid = _portrait(), _face_warp(looks)
+    faces = {
+        (closed, gaze): _texture(portrait, looks, closed, gaze, grid)
+        for closed in CLOSED_LEVELS
+        for gaze in ((-1, 0, 1) if closed == 0 else (0,))
+    }
     grain = np.clip(rng.normal(5, 1.6, (8, HEIGHT, WIDTH, 3)), 0, 10).astype(np.uint8)
     return Puppet(looks, faces, _torso(looks, portrait, rng), _wall(looks, rng), _shade(looks), grain, {})
 
@@ -151,15 +159,18 @@ def draw(puppet: Puppet, pose: Pose, tick: int = 0) -> np.ndarray:
     joint = np.array([-MAP_BOX[0], MAP_BOX[3]]) / MAP_STEP
     reach = np.array([[-108, -166], [108, 62]]) * looks.zoom + (column, row)
     (left, top), (right, bottom) = np.clip(np.round(reach), 0, (WIDTH, HEIGHT)).astype(int)
-    if right <= left or bottom <= top:
-        return _exposed(frame, puppet, pose.glow, tick)
-    affine = np.column_stack([turn, joint - turn @ (column - left, row - top)])
-    spread = _between(head_maps(), side * pose.yaw, pose.pitch)
-    size, flags = (right - left, bottom - top), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    cell_x, cell_y, cover = cv2.split(cv2.warpAffine(spread, affine, size, flags=flags))
-    face = cv2.remap(puppet.faces[_eyes(pose.closed, side * pose.gaze)], cell_x, cell_y, cv2.INTER_LINEAR)
-    _blend(frame[top:bottom, left:right], face, np.clip((cover - 0.35) * 3.3, 0, 1))
-    return _exposed(frame, puppet, pose.glow, tick)
+    if left < right and top < bottom:
+        affine = np.column_stack([turn, joint - turn @ (column - left, row - top)])
+        spread = _between(head_maps(), side * pose.yaw, pose.pitch)
+        size, flags = (right - left, bottom - top), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        cell_x, cell_y, cover = cv2.split(cv2.warpAffine(spread, affine, size, flags=flags))
+        closed = min(CLOSED_LEVELS, key=lambda known: abs(known - pose.closed))
+        texture = puppet.faces[closed, 0 if closed else int(np.clip(round(side * pose.gaze), -1, 1))]
+        face = cv2.remap(texture, cell_x, cell_y, cv2.INTER_LINEAR)
+        _blend(frame[top:bottom, left:right], face, np.clip((cover - 0.35) * 3.3, 0, 1))
+    # The room's light, and the camera's noise.
+    frame = cv2.multiply(frame, puppet.shade, scale=pose.glow / 128)
+    return np.asarray(cv2.add(frame, puppet.grain[tick % len(puppet.grain)]))
 
 
 def _room(puppet: Puppet, right_px: float, down_px: float) -> np.ndarray:
@@ -167,11 +178,11 @@ def _room(puppet: Puppet, right_px: float, down_px: float) -> np.ndarray:
     step = (round(2 * right_px), round(2 * down_px))
     if step not in puppet.rooms:
         puppet.rooms.clear()
-        frame = puppet.wall.copy()
-        body = frame[TORSO_TOP:]
+        frame = puppet.rooms[step] = puppet.wall.copy()
         shift = np.array([[1, 0, step[0] / 2], [0, 1, step[1] / 2]], np.float32)
-        _paste(body, cv2.warpAffine(puppet.torso, shift, (WIDTH, len(body))))
-        puppet.rooms[step] = frame
+        torso = cv2.warpAffine(puppet.torso, shift, (WIDTH, HEIGHT - TORSO_TOP))
+        alpha = torso[..., 3] * np.float32(1 / 255)
+        _blend(frame[TORSO_TOP:], cv2.cvtColor(torso, cv2.COLOR_RGBA2RGB), alpha)
     return puppet.rooms[step].copy()
 
 
@@ -208,33 +219,21 @@ def turned(depth: np.ndarray, back: np.ndarray, yaw_deg: float, pitch_deg: float
         hit = (level <= depth[cell_y, cell_x]) & (level >= back[cell_y, cell_x])
         flat[rays[hit]] = np.stack([columns[hit] * DETAIL, rows[hit] * DETAIL, np.ones(hit.sum())], 1)
         rays, x, y = rays[~hit], x[~hit], y[~hit]
-    # Continue the texture past the outline, so that interpolation between cells never mixes with nothing.
-    weight = out[..., 2].copy()
-    for _ in range(6):
-        near = cv2.blur(out[..., :2] * weight[..., None], (5, 5))
-        share = cv2.blur(weight, (5, 5))
-        empty = (weight == 0) & (share > 1e-4)
-        out[empty, :2] = near[empty] / share[empty, None]
-        weight[empty] = 1
+    # So that interpolation between cells never mixes with nothing.
+    _continue(out[..., :2], out[..., 2].copy(), sizes=[5] * 6)
     out[..., 2] = cv2.GaussianBlur(out[..., 2], (3, 3), 0)
     return out
 
 
 def _between(maps: np.ndarray, yaw: float, pitch: float) -> np.ndarray:
     """The map at these angles, bilinear in the grid of angles."""
-    i = float(np.clip(np.interp(yaw, YAWS_DEG, np.arange(len(YAWS_DEG))), 0, len(YAWS_DEG) - 1.001))
-    j = float(
-        np.clip(np.interp(pitch, PITCHES_DEG, np.arange(len(PITCHES_DEG))), 0, len(PITCHES_DEG) - 1.001)
+    i, j = (
+        float(np.clip(np.interp(angle, grid, np.arange(len(grid))), 0, len(grid) - 1.001))
+        for angle, grid in ((yaw, YAWS_DEG), (pitch, PITCHES_DEG))
     )
     a, b = int(i), int(j)
-    left = cv2.addWeighted(maps[a, b], 1 - (j - b), maps[a, b + 1], j - b, 0)
-    right = cv2.addWeighted(maps[a + 1, b], 1 - (j - b), maps[a + 1, b + 1], j - b, 0)
+    left, right = (cv2.addWeighted(m[b], 1 - (j - b), m[b + 1], j - b, 0) for m in (maps[a], maps[a + 1]))
     return cv2.addWeighted(left, 1 - (i - a), right, i - a, 0)
-
-
-def _eyes(closed: float, gaze: float) -> tuple[float, int]:
-    level = min(CLOSED_LEVELS, key=lambda known: abs(known - closed))
-    return (level, 0) if level else (level, int(np.clip(round(gaze), -1, 1)))
 
 
 def _blend(under: np.ndarray, over: np.ndarray, alpha: np.ndarray) -> None:
@@ -242,15 +241,20 @@ def _blend(under: np.ndarray, over: np.ndarray, alpha: np.ndarray) -> None:
     under[:] = cv2.blendLinear(over, np.ascontiguousarray(under), alpha, 1 - alpha)
 
 
-def _paste(under: np.ndarray, over: np.ndarray) -> None:
-    """Lay RGBA uint8 on `under` in place."""
-    _blend(under, cv2.cvtColor(over, cv2.COLOR_RGBA2RGB), over[..., 3] * np.float32(1 / 255))
+def _continue(values: np.ndarray, weight: np.ndarray, sizes: Sequence[int]) -> None:
+    """Spread values (H,W,C), 0 where weight (H,W) is 0, in place to there from where it is 1: in each round
+    as far as a blur of that size reaches."""
+    for size in sizes:
+        near, share = cv2.blur(values, (size, size)), cv2.blur(weight, (size, size))
+        empty = (weight == 0) & (share > 1e-3)
+        values[empty] = near[empty] / share[empty, None]
+        weight[empty] = 1
 
 
-def _exposed(frame: np.ndarray, puppet: Puppet, glow: float, tick: int) -> np.ndarray:
-    """The frame under the room's light, with the camera's noise."""
-    frame = cv2.multiply(frame, puppet.shade, scale=glow / 128)
-    return np.asarray(cv2.add(frame, puppet.grain[tick % len(puppet.grain)]))
+def _from_oval(columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """How far source pixels lie from the middle of the face's oval: 1 on it."""
+    cx, cy, half_w, half_h = FACE_OVAL
+    return np.hypot((columns - cx) / half_w, (rows - cy) / half_h)
 
 
 def _step(x: np.ndarray) -> np.ndarray:
@@ -263,30 +267,23 @@ def _portrait() -> np.ndarray:
     spec = find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         raise ValueError("the demo set needs scikit-image's portrait: pip install scikit-image")
-    data = (Path(spec.submodule_search_locations[0]) / "data" / "astronaut.png").read_bytes()
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    data = np.fromfile(Path(spec.submodule_search_locations[0]) / "data" / "astronaut.png", np.uint8)
+    picture = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     return np.asarray(picture)[: WINDOW[3] + 4]  # nothing of what is below is used
-
-
-def _window_grid(detail: int = DETAIL) -> tuple[np.ndarray, np.ndarray]:
-    """Source column and row of each texture pixel of `WINDOW`, float32."""
-    x0, y0, x1, y1 = WINDOW
-    return np.meshgrid(
-        np.arange(x0, x1, 1 / detail, dtype=np.float32), np.arange(y0, y1, 1 / detail, dtype=np.float32)
-    )
 
 
 def _face_warp(looks: Looks) -> tuple[np.ndarray, np.ndarray]:
     """Where the unwarped portrait is read for each texture pixel of this person."""
-    column, row = _window_grid()
-    cx, dx = FACE_OVAL[0], column - FACE_OVAL[0]
+    x0, y0, x1, y1 = WINDOW
+    column, row = np.meshgrid(
+        np.arange(x0, x1, 1 / DETAIL, dtype=np.float32), np.arange(y0, y1, 1 / DETAIL, dtype=np.float32)
+    )
 
     def bump(x: float, y: float, rx: float, ry: float) -> np.ndarray:
         return np.exp(-(((column - x) / rx) ** 2) - ((row - y) / ry) ** 2)
 
-    low = _step((row - 140) / 9)
-    dx = dx / (1 + (looks.jaw - 1) * low)
-    out_x, out_y = cx + dx, row.copy()
+    jaw = 1 + (looks.jaw - 1) * _step((row - 140) / 9)
+    out_x, out_y = FACE_OVAL[0] + (column - FACE_OVAL[0]) / jaw, row.copy()
     for x, y, rx, ry, size in (
         (204, 101, 15, 10, looks.eyes),
         (246, 103, 15, 10, looks.eyes),
@@ -295,8 +292,7 @@ def _face_warp(looks: Looks) -> tuple[np.ndarray, np.ndarray]:
         pull = (1 - 1 / size) * bump(x, y, rx, ry)
         out_x -= (out_x - x) * pull
         out_y -= (out_y - y) * pull
-    mouth = bump(223, 146, 26, 14)
-    out_y += looks.smile * mouth * (((column - 223) / 21) ** 2 - 0.6) * 4
+    out_y += looks.smile * bump(223, 146, 26, 14) * (((column - 223) / 21) ** 2 - 0.6) * 4
     return out_x.astype(np.float32), out_y.astype(np.float32)
 
 
@@ -304,23 +300,15 @@ def _texture(
     portrait: np.ndarray, looks: Looks, closed: float, gaze: int, grid: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
     """The head's texture with the eyes in one state, RGB uint8, coloured, past its outline continued."""
-    moved = _with_eyes(portrait, closed, gaze)
     outline = np.zeros(portrait.shape[:2], np.uint8)
-    cv2.fillPoly(outline, [np.round(OUTLINE).astype(np.int32)], 255)
-    inside = cv2.erode(outline, np.ones((7, 7), np.uint8))
+    cv2.fillPoly(outline, [np.round(OUTLINE).astype(np.int32)], 1)
+    inside = cv2.erode(outline, np.ones((7, 7), np.uint8)).astype(np.float32)
+    spread = _with_eyes(portrait, closed, gaze) * inside[..., None]
     # Past the outline: the colour of the nearest part of the head, blurred by spreading.
-    spread, weight = moved.astype(np.float32) * (inside > 0)[..., None], (inside > 0).astype(np.float32)
-    for size in (5, 9, 17, 33):
-        near, share = cv2.blur(spread, (size, size)), cv2.blur(weight, (size, size))
-        empty = (weight == 0) & (share > 1e-3)
-        spread[empty] = near[empty] / share[empty, None]
-        weight[empty] = 1
-    cx, cy, half_w, half_h = FACE_OVAL
+    _continue(spread, inside, sizes=(5, 9, 17, 33))
     rows, columns = np.mgrid[: portrait.shape[0], : portrait.shape[1]].astype(np.float32)
-    radius = np.hypot((columns - cx) / half_w, (rows - cy) / half_h)
-    light = spread.mean(2)
     # Skin is what is bright and reddish inside the oval; the fringe and the brows are not.
-    skin = _step((1.02 - radius) * 22) * np.clip((light - 95) / 40, 0, 1)
+    skin = _step((1.02 - _from_oval(columns, rows)) * 22) * np.clip((spread.mean(2) - 95) / 40, 0, 1)
     skin = cv2.GaussianBlur(skin, (0, 0), 1.2)[..., None]
     tint = skin * np.array(looks.skin, np.float32) + (1 - skin) * np.array(looks.hair, np.float32)
     tinted = np.clip(spread * tint, 0, 255).astype(np.uint8)
@@ -333,33 +321,29 @@ def _texture(
 def _with_eyes(portrait: np.ndarray, closed: float, gaze: int) -> np.ndarray:
     """The portrait with its upper lids drawn down by `closed` and its irises moved by `gaze`."""
     rows, columns = np.mgrid[: portrait.shape[0], : portrait.shape[1]].astype(np.float32)
-    from_x, from_y = columns.copy(), rows.copy()
+    x, from_x, from_y = columns[0], columns.copy(), rows.copy()
     for upper_points, lower_points in LIDS:
         (xs, upper_y), (lower_x, lower_y) = np.transpose(upper_points), np.transpose(lower_points)
-        x = columns[0]
         middle, half = (xs[0] + xs[-1]) / 2, (xs[-1] - xs[0]) / 2
-        near = (np.clip(1.35 - np.abs(x - middle) / half, 0, 0.35) / 0.35).astype(np.float32)
-        upper = np.interp(x, xs, upper_y)
-        lower = np.interp(x, lower_x, lower_y)
+        from_middle = np.abs(x - middle) / half
+        near = (np.clip(1.35 - from_middle, 0, 0.35) / 0.35).astype(np.float32)
+        upper, lower = np.interp(x, xs, upper_y), np.interp(x, lower_x, lower_y)
         drop = closed * np.maximum(lower - upper, 0.6) * near
         brow = upper - 6.5
         lid = (rows >= brow) & (rows <= upper + drop) & (near > 0)
         squeezed = brow + (rows - brow) * (upper - brow) / np.maximum(upper + drop - brow, 1)
         from_y = np.where(lid, squeezed, from_y)
-        opening = np.clip(1.15 - np.abs(x - middle) / half, 0, 1) * (
-            (rows > upper + 0.3) & (rows < lower - 0.3)
-        )
+        opening = np.clip(1.15 - from_middle, 0, 1) * ((rows > upper + 0.3) & (rows < lower - 0.3))
         from_x -= (gaze * GAZE_PX * opening).astype(np.float32)
     return cv2.remap(portrait, from_x.astype(np.float32), from_y.astype(np.float32), cv2.INTER_CUBIC)
 
 
 def _with_glasses(picture: np.ndarray) -> np.ndarray:
-    out = picture.copy()
+    out, colour = picture.copy(), (38, 32, 34)
     for x, y in ((204, 102), (246, 104)):
-        cv2.ellipse(out, (x * 16, y * 16), (15 * 16, 11 * 16), 0, 0, 360, (38, 32, 34), 2, cv2.LINE_AA, 4)
-    cv2.line(out, (219, 101), (231, 102), (38, 32, 34), 2, cv2.LINE_AA)
-    cv2.line(out, (189, 100), (176, 97), (38, 32, 34), 2, cv2.LINE_AA)
-    cv2.line(out, (261, 102), (275, 99), (38, 32, 34), 2, cv2.LINE_AA)
+        cv2.ellipse(out, (x * 16, y * 16), (15 * 16, 11 * 16), 0, 0, 360, colour, 2, cv2.LINE_AA, 4)
+    for start, end in (((219, 101), (231, 102)), ((189, 100), (176, 97)), ((261, 102), (275, 99))):
+        cv2.line(out, start, end, colour, 2, cv2.LINE_AA)
     return out
 
 
@@ -370,7 +354,6 @@ def _depths() -> tuple[np.ndarray, np.ndarray]:
     """
     rows, columns = np.mgrid[:512, :512].astype(np.float32)
     x, y = (columns - 224) / 45, (rows - 115) / 55
-    nose = np.exp(-(((columns - 223.5) / 12) ** 2) - ((rows - 126) / 14) ** 2)
     face = (
         3.9
         - 3 * y
@@ -380,17 +363,14 @@ def _depths() -> tuple[np.ndarray, np.ndarray]:
         - 28.3 * x**4
         + 3.5 * y**4
         - 8.7 * y**3
-        + 21.5 * nose
+        + 21.5 * np.exp(-(((columns - 223.5) / 12) ** 2) - ((rows - 126) / 14) ** 2)
     )
     mask = np.zeros((512, 512), np.uint8)
     cv2.fillPoly(mask, [np.round(OUTLINE * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
-    inner = cv2.distanceTransform(mask, cv2.DIST_L2, 5)
-    round_off = np.sqrt(np.clip(1 - (1 - np.clip(inner / 38, 0, 1)) ** 2, 0, 1))
-    hair = -70 + 66 * round_off
-    cx, cy, half_w, half_h = FACE_OVAL
-    radius = np.hypot((columns - cx) / half_w, (rows - cy) / half_h)
-    share = _step((0.97 - radius) * 16)
-    front = share * np.maximum(face, -55) + (1 - share) * hair
+    inner = np.clip(cv2.distanceTransform(mask, cv2.DIST_L2, 5) / 38, 0, 1)
+    round_off = np.sqrt(np.clip(1 - (1 - inner) ** 2, 0, 1))
+    share = _step((0.97 - _from_oval(columns, rows)) * 16)
+    front = share * np.maximum(face, -55) + (1 - share) * (-70 + 66 * round_off)
     # Below the hair the chin's edge is thin: nothing behind the jaw but the neck.
     front = cv2.GaussianBlur(front.astype(np.float32), (0, 0), 1.5)
     rear = -72 - 38 * round_off * np.clip((175 - rows) / 60, 0, 1)
@@ -402,79 +382,51 @@ def _depths() -> tuple[np.ndarray, np.ndarray]:
 
 def _torso(looks: Looks, portrait: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Neck and shoulders in a plain pullover, RGBA uint8, from row TORSO_TOP down, standing in the middle."""
-    out = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
-    centre, top, zoom = WIDTH / 2, HEIGHT * JOINT_ROW, looks.zoom
-
-    def points(*pairs: float) -> np.ndarray:
-        flat = np.array(pairs, np.float32).reshape(-1, 2) * zoom
-        return np.round((flat + np.array([centre, top])) * 16).astype(np.int32)
-
-    skin = portrait[160:172, 215:232].reshape(-1, 3).mean(0) * np.array(looks.skin) * 0.82
-    skin = 255 * (np.clip(skin, 0, 255) / 255) ** looks.gamma
-    neck = points(-34, -30, 34, -30, 36, 24, 60, 60, -60, 60, -36, 24)
-    cv2.fillPoly(out, [neck], (*skin.tolist(), 255), cv2.LINE_AA, 4)
-    shadow = np.exp(-(((np.arange(HEIGHT) - top) / zoom - 16) ** 2) / 160).astype(np.float32) * 0.4
-    out[..., :3] = (out[..., :3] * (1 - shadow)[:, None, None]).astype(np.uint8)
-    side = points(
-        -37,
-        33,
-        -62,
-        43,
-        -118,
-        62,
-        -150,
-        120,
-        -150,
-        200,
-        150,
-        200,
-        150,
-        120,
-        118,
-        62,
-        62,
-        43,
-        37,
-        33,
-        20,
-        44,
-        0,
-        48,
-        -20,
-        44,
-    )
-    cloth = np.zeros_like(out)
-    cv2.fillPoly(cloth, [side], (*looks.cloth, 255), cv2.LINE_AA, 4)
-    folds = cv2.GaussianBlur(rng.normal(0, 1, (HEIGHT, WIDTH)).astype(np.float32), (0, 0), 9)
-    folds = 1 + 0.10 * folds / folds.std()
-    cloth[..., :3] = np.clip(cloth[..., :3] * folds[..., None], 0, 255)
-    collar = points(-38, 33, -20, 45, 0, 49, 20, 45, 38, 33)
-    cv2.polylines(
-        cloth,
-        [collar],
-        False,
-        (*(int(c * 0.7) for c in looks.cloth), 255),
-        round(5 * zoom),
-        cv2.LINE_AA,
-        4,
-    )
+    out, cloth = _neck(looks, portrait), _pullover(looks, rng)
     alpha = cloth[..., 3:].astype(np.float32) / 255
     out[..., :3] = out[..., :3] * (1 - alpha) + cloth[..., :3] * alpha
     out[..., 3] = np.maximum(out[..., 3], cloth[..., 3])
     return np.ascontiguousarray(out[TORSO_TOP:])
 
 
+def _neck(looks: Looks, portrait: np.ndarray) -> np.ndarray:
+    """The neck under the shadow of the chin, RGBA uint8 (240,320,4)."""
+    out = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+    skin = portrait[160:172, 215:232].reshape(-1, 3).mean(0) * np.array(looks.skin) * 0.82
+    skin = 255 * (np.clip(skin, 0, 255) / 255) ** looks.gamma
+    cv2.fillPoly(out, [_in_frame(NECK, looks.zoom)], (*skin.tolist(), 255), cv2.LINE_AA, 4)
+    down = (np.arange(HEIGHT) - HEIGHT * JOINT_ROW) / looks.zoom
+    shadow = np.exp(-((down - 16) ** 2) / 160).astype(np.float32) * 0.4
+    out[..., :3] = (out[..., :3] * (1 - shadow)[:, None, None]).astype(np.uint8)
+    return out
+
+
+def _pullover(looks: Looks, rng: np.random.Generator) -> np.ndarray:
+    """A pullover with folds and a darker collar, RGBA uint8 (240,320,4)."""
+    cloth = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+    cv2.fillPoly(cloth, [_in_frame(PULLOVER, looks.zoom)], (*looks.cloth, 255), cv2.LINE_AA, 4)
+    folds = cv2.GaussianBlur(rng.normal(0, 1, (HEIGHT, WIDTH)).astype(np.float32), (0, 0), 9)
+    folds = 1 + 0.10 * folds / folds.std()
+    cloth[..., :3] = np.clip(cloth[..., :3] * folds[..., None], 0, 255)
+    collar, dark = _in_frame(COLLAR, looks.zoom), (*(int(c * 0.7) for c in looks.cloth), 255)
+    cv2.polylines(cloth, [collar], False, dark, round(5 * looks.zoom), cv2.LINE_AA, 4)
+    return cloth
+
+
+def _in_frame(points: np.ndarray, zoom: float) -> np.ndarray:
+    """Points below the joint in sixteenths of the frame's pixels, int32, as OpenCV draws them."""
+    return np.round((points * zoom + np.array([WIDTH / 2, HEIGHT * JOINT_ROW])) * 16).astype(np.int32)
+
+
 def _wall(looks: Looks, rng: np.random.Generator) -> np.ndarray:
     """A room out of focus, RGB uint8 (240,320,3)."""
-    wall = np.empty((HEIGHT, WIDTH, 3), np.float32)
-    wall[:] = looks.wall
+    wall = np.full((HEIGHT, WIDTH, 3), looks.wall, np.float32)
     for _ in range(int(rng.integers(3, 8))):
         x, y = int(rng.integers(-40, WIDTH)), int(rng.integers(-40, HEIGHT))
         w, h = int(rng.integers(20, 130)), int(rng.integers(20, 160))
         colour = np.clip(np.array(looks.wall) * rng.uniform(0.5, 1.35) + rng.normal(0, 18, 3), 0, 255)
         cv2.rectangle(wall, (x, y), (x + w, y + h), colour.tolist(), -1)
-    soft = cv2.GaussianBlur(wall, (0, 0), float(rng.uniform(2.5, 6)))
-    return np.clip(soft, 0, 255).astype(np.uint8)
+    return np.clip(cv2.GaussianBlur(wall, (0, 0), float(rng.uniform(2.5, 6))), 0, 255).astype(np.uint8)
 
 
 def _shade(looks: Looks) -> np.ndarray:

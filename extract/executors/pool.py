@@ -46,21 +46,22 @@ class Event:
     """time.time() at the start of the video, with its end."""
 
 
-def run_jobs(
-    jobs: Sequence[Job], setup: Setup, store_path: str, workers: int, cores: int | None = None
-) -> Iterator[Event]:
+def run_jobs(jobs: Sequence[Job], setup: Setup, store_path: str, workers: int) -> Iterator[Event]:
     """Do the jobs in `workers` processes, 0 = in this one, and give an event for every window and video.
 
     Closing the generator (or an exception in its consumer) lets the workers finish the window at hand, then
     stops them. Raises StoreLost when the store cannot be written, ValueError when a worker cannot start.
     """
-    cores = cores or usable_cores()
+    cores = usable_cores()
     if not workers:
-        yield from _run_here(jobs, replace(setup, threads=cores), store_path)
+        if jobs:
+            setup, store = replace(setup, threads=cores), FeatureStore.open(store_path, "r+")
+            with contextlib.closing(open_kernels(setup)) as kernels:
+                for job in jobs:
+                    yield from events(store, job, kernels, setup)
         return
     workers = max(1, min(workers, len(jobs)))
-    threads = max(1, cores // workers)
-    pool = _Pool(replace(setup, threads=threads), store_path)
+    pool = _Pool(replace(setup, threads=max(1, cores // workers)), store_path)
     waiting = deque((job, False) for job in jobs)
     try:
         for _ in range(workers if jobs else 0):
@@ -70,15 +71,6 @@ def run_jobs(
             yield from pool.collect(waiting)
     finally:
         pool.stop()
-
-
-def _run_here(jobs: Sequence[Job], setup: Setup, store_path: str) -> Iterator[Event]:
-    if not jobs:
-        return
-    store = FeatureStore.open(store_path, "r+")
-    with contextlib.closing(open_kernels(setup)) as kernels:
-        for job in jobs:
-            yield from events(store, job, kernels, setup)
 
 
 @dataclass
@@ -95,9 +87,8 @@ class _Worker:
 
     def is_overdue(self) -> bool:
         """Whether it has had more time for its video than it may have; the clock runs once it is ready."""
-        if self.job is None or not self.is_ready:
-            return False
-        return time.monotonic() - self.since_s > self.job.time_limit_s + HANG_GRACE_S
+        elapsed_s = time.monotonic() - self.since_s
+        return self.job is not None and self.is_ready and elapsed_s > self.job.time_limit_s + HANG_GRACE_S
 
 
 class _Pool:
@@ -130,10 +121,9 @@ class _Pool:
                 worker.job, worker.is_retry = waiting.popleft()
                 worker.open_rows = {window.row: window for window in worker.job.windows}
                 worker.since_s = time.monotonic()
-                try:
+                # Where it died while idle, collect() sees that and hands the job to another.
+                with contextlib.suppress(OSError):
                     worker.pipe.send(worker.job)
-                except OSError:
-                    pass  # it died while idle: collect() sees that and hands the job to another
 
     def collect(self, waiting: "deque[tuple[Job, bool]]") -> Iterator[Event]:
         """Wait a moment for news and give it."""
@@ -278,12 +268,9 @@ def _die_with_parent() -> None:
 
 
 def _how_it_died(exit_code: int | None) -> str:
-    if exit_code is not None and exit_code < 0:
-        try:
-            return f"the worker process was killed by {signal.Signals(-exit_code).name} on this video"
-        except ValueError:
-            pass
-    return f"the worker process ended with code {exit_code} on this video"
+    name = next((number.name for number in signal.Signals if exit_code == -number), "")
+    how = f"was killed by {name}" if name else f"ended with code {exit_code}"
+    return f"the worker process {how} on this video"
 
 
 def _own_device(device: str, index: int) -> str:

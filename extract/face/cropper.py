@@ -93,10 +93,13 @@ class FaceCropper:
         boxes = [box_of(face) for face in faces]
         best = _choose(boxes, self._previous)
         self._previous = boxes[best]
-        others = tuple(box for index, box in enumerate(boxes) if index != best)
-        image = cut_square(rgb, boxes[best], self.pixels.margin, self.pixels.crop_px)
-        eyes = faces[best].eyes if detector.levels else None
-        return Crop(image, boxes[best], faces[best].score, others, eyes)
+        return Crop(
+            cut_square(rgb, boxes[best], self.pixels.margin, self.pixels.crop_px),
+            boxes[best],
+            faces[best].score,
+            others=tuple(box for index, box in enumerate(boxes) if index != best),
+            eyes=faces[best].eyes if detector.levels else None,
+        )
 
     def reset(self) -> None:
         """Forget the face that was followed: the next frame is another scene."""

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from extract.face.cropper import SAME_FACE_IOU, Box, Crop, box_of, iou
-from extract.face.landmarker import MIN_PRESENCE, SQUARE_SCALE, Face, FaceNetworks, eye_roll, head_pose
+from extract.face.landmarker import EYES, MIN_PRESENCE, SQUARE_SCALE, Face, FaceNetworks, eye_roll, head_pose
 from features.recipe import OWN_SQUARE, GeometryId
 
 BLENDSHAPES = (
@@ -88,11 +88,9 @@ class FaceGeometry:
             if seen is not None and iou(box_of(seen), box) >= SAME_FACE_IOU:
                 box, eyes = box_of(seen), seen.eyes
         square = _square(box)
-        if eyes is not None:
-            fall = eyes[1] - eyes[0]
-            return self._networks.read(rgb_frame, *square, float(np.arctan2(fall[1], fall[0])))
-        first = self._networks.read(rgb_frame, *square, 0.0)
-        return self._networks.read(rgb_frame, *square, eye_roll(first.points))
+        if eyes is None:
+            eyes = self._networks.read(rgb_frame, *square, 0.0).points[EYES, :2]
+        return self._networks.read(rgb_frame, *square, eye_roll(eyes))
 
 
 def angles(pose: np.ndarray) -> tuple[float, float, float]:
@@ -102,10 +100,11 @@ def angles(pose: np.ndarray) -> tuple[float, float, float]:
     across /= np.linalg.norm(across)
     sight = np.stack([across, np.cross(towards_camera, across), towards_camera])
     rotation = sight @ (pose[:3, :3] / np.linalg.norm(pose[:3, 0]))
-    yaw = np.arctan2(rotation[0, 2], rotation[2, 2])
-    pitch = np.arcsin(np.clip(rotation[1, 2], -1.0, 1.0))
-    roll = np.arctan2(rotation[1, 0], rotation[1, 1])
-    return float(yaw), float(pitch), float(roll)
+    return (
+        float(np.arctan2(rotation[0, 2], rotation[2, 2])),
+        float(np.arcsin(np.clip(rotation[1, 2], -1.0, 1.0))),
+        float(np.arctan2(rotation[1, 0], rotation[1, 1])),
+    )
 
 
 def placement(box: Box, frame_hw: tuple[int, int]) -> tuple[float, float, float]:

@@ -29,6 +29,8 @@ MIN_PRESENCE = 0.5
 """Below this chance the square holds no face; MediaPipe's default."""
 FIELD_OF_VIEW_DEG = 63.0
 """From top to bottom, of the camera that MediaPipe assumes."""
+EYES = [468, 473]
+"""Of the points, the middles of the person's right eye and of the left one."""
 
 # The points that the score network reads: its input has no names, so these came from MediaPipe's graph.
 SCORE_POINTS = np.array(
@@ -71,8 +73,10 @@ class FaceNetworks:
         """`task` is the file's bytes. Raises ValueError when the networks are not in it."""
         try:
             with zipfile.ZipFile(io.BytesIO(task)) as parts:
-                names = ("landmarks_detector", "blendshapes", "detector")
-                points, scores, self._detector_model = (parts.read(f"face_{name}.tflite") for name in names)
+                points, scores, self._detector_model = (
+                    parts.read(f"face_{name}.tflite")
+                    for name in ("landmarks_detector", "blendshapes", "detector")
+                )
                 self.canon = read_canon(parts.read("geometry_pipeline_metadata_landmarks.binarypb"))
         except (zipfile.BadZipFile, KeyError) as error:
             raise ValueError(f"not a face_landmarker.task: {error}") from error
@@ -95,21 +99,24 @@ class FaceNetworks:
         that the eyes lie level in it; past the frame's edge it repeats the edge.
         """
         to_frame = _square_to_frame(centre, side_px, roll_rad)
-        square = cut(rgb, to_frame, INPUT_PX, cv2.BORDER_REPLICATE)
-        raw, chance = self._points(square[None].astype(np.float32) / 255)
+        square = cut(rgb, to_frame, INPUT_PX, cv2.BORDER_REPLICATE).astype(np.float32) / 255
+        raw, chance = self._points(square[None])
         found = raw.reshape(478, 3)
         points = np.empty((478, 3), np.float32)
         points[:, :2] = found[:, :2] @ to_frame[:, :2].T + to_frame[:, 2]
         points[:, 2] = found[:, 2] * (side_px / INPUT_PX)
-        presence = float(1 / (1 + np.exp(-chance.reshape(()))))
         (scores,) = self._scores(points[None, SCORE_POINTS, :2])
-        return Face(points, scores.reshape(52).astype(np.float32), presence)
+        return Face(
+            points,
+            scores.reshape(52).astype(np.float32),
+            presence=float(1 / (1 + np.exp(-chance.reshape(())))),
+        )
 
 
-def eye_roll(points: np.ndarray) -> float:
-    """The angle by which the line between the eyes falls to the right, radians, from (478,3) points."""
-    right_eye, left_eye = points[468, :2], points[473, :2]
-    return float(np.arctan2(left_eye[1] - right_eye[1], left_eye[0] - right_eye[0]))
+def eye_roll(eyes: np.ndarray) -> float:
+    """The angle by which the line from the right eye to the left one, (2,2) in pixels, falls, radians."""
+    fall = eyes[1] - eyes[0]
+    return float(np.arctan2(fall[1], fall[0]))
 
 
 def head_pose(points: np.ndarray, canon: Canon, frame_hw: tuple[int, int]) -> np.ndarray:
@@ -133,8 +140,7 @@ def head_pose(points: np.ndarray, canon: Canon, frame_hw: tuple[int, int]) -> np
         metric[:, 2] *= -1
         return metric
 
-    flipped = screen * (1, 1, -1)
-    first = _scale_of(procrustes(canon.points, flipped, canon.weights))
+    first = _scale_of(procrustes(canon.points, screen * (1, 1, -1), canon.weights))
     second = _scale_of(procrustes(canon.points, unprojected(first), canon.weights))
     return procrustes(canon.points, unprojected(first * second), canon.weights)
 

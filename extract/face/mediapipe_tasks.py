@@ -30,11 +30,12 @@ def open_detector(model: bytes) -> Any:
     """
     from mediapipe.tasks.python import BaseOptions, vision
 
-    options = vision.FaceDetectorOptions(
-        base_options=BaseOptions(model_asset_buffer=model), running_mode=vision.RunningMode.IMAGE
-    )
     with silenced_stderr():  # MediaPipe logs from C at creation and at the first picture
-        detector = vision.FaceDetector.create_from_options(options)
+        detector = vision.FaceDetector.create_from_options(
+            vision.FaceDetectorOptions(
+                base_options=BaseOptions(model_asset_buffer=model), running_mode=vision.RunningMode.IMAGE
+            )
+        )
         if not _open_detectors:
             atexit.register(_close_all)
         _open_detectors.append(detector)

@@ -141,9 +141,11 @@ def open_kernels(setup: Setup) -> Kernels:
         threads=setup.threads,
         crop_px=pixels.crop_px,
     )
-    geometry = None
-    if setup.recipe.geometry is not None and setup.landmarker_file is not None:
-        geometry = FaceGeometry(setup.recipe.geometry, setup.landmarker_file)
+    geometry = (
+        FaceGeometry(setup.recipe.geometry, setup.landmarker_file)
+        if setup.recipe.geometry is not None and setup.landmarker_file is not None
+        else None
+    )
     return Kernels(FaceCropper(pixels, setup.detector_files), engine, geometry)
 
 
@@ -160,9 +162,8 @@ def extract_video(
                 yield outcome
                 given += 1
         except ValueError as error:
-            reason = str(error).removeprefix(f"{job.path}: ")
             for window in windows[given:]:
-                yield Lost(window, reason)
+                yield Lost(window, str(error).removeprefix(f"{job.path}: "))
 
 
 def _one_pass(
@@ -193,14 +194,12 @@ def _one_pass(
 
 def _row(sampled: Iterator[Frame], window: Window, kernels: Kernels, clock: Clock) -> tuple[Row, int]:
     """The row of the sampled frames, and how many those were."""
-    pixels = kernels.cropper.pixels
-    num_frames, parts = pixels.num_frames, window.parts
+    num_frames, parts = kernels.cropper.pixels.num_frames, window.parts
     table = np.full((num_frames, 6), np.nan, np.float32)
     table[:, 5] = 0
     geometry = None
     if "geometry" in parts and kernels.geometry is not None:
-        num_features = len(kernels.geometry.geometry_id.features)
-        geometry = np.full((num_frames, num_features), np.nan, np.float32)
+        geometry = np.full((num_frames, len(kernels.geometry.geometry_id.features)), np.nan, np.float32)
     images: dict[int, np.ndarray] = {}
     num_sampled = 0
     for t, (frame, rgb) in enumerate(_decoded(islice(sampled, num_frames), clock)):
@@ -262,8 +261,7 @@ def _passes(windows: Sequence[Window]) -> list[list[Window]]:
     groups: list[list[Window]] = []
     for window in sorted(windows, key=lambda window: window.start_s):
         for group in groups:
-            end_s = group[-1].end_s
-            if end_s is not None and end_s <= window.start_s + 1e-6:
+            if (end_s := group[-1].end_s) is not None and end_s <= window.start_s + 1e-6:
                 group.append(window)
                 break
         else:

@@ -1,6 +1,7 @@
 """From what a user asked to what the workers do: clips, windows, the recipe, the store's rows, jobs."""
 
 import platform
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -63,27 +64,33 @@ def cut_windows(clips: Sequence[Clip], window_s: float, out: str) -> Cut:
     for clip in clips:
         length = lengths[clip.path]
         if isinstance(length, str):
-            assumed_s = clip.end_s or clip.start_s + window_s
-            own = windows(clip, known.get(clip.clip_id.rpartition("#")[0], assumed_s), window_s)
+            source, assumed_s = clip.clip_id.rpartition("#")[0], clip.end_s or clip.start_s + window_s
+            own = windows(clip, known.get(source, assumed_s), window_s)
             unreadable |= {window.clip_id: length for window in own}
         else:
             own = windows(clip, length, window_s)
             dropped += dropped_s(clip, length, window_s)
         cut.extend(own)
-    durations = {path: length for path, length in lengths.items() if isinstance(length, float)}
-    return Cut(tuple(cut), unreadable, durations, dropped)
+    durations_s = {path: length for path, length in lengths.items() if isinstance(length, float)}
+    return Cut(tuple(cut), unreadable, durations_s, dropped)
 
 
 def _known_lengths_s(out: str) -> dict[str, float]:
     """By source, where its last window in the store ends; nothing where there is no store."""
-    try:
-        table = FeatureStore.open(out).table()
-    except ValueError:
-        return {}
-    lengths: dict[str, float] = {}
-    for source, end_s in zip(table.source.tolist(), table.end_s.tolist(), strict=True):
-        lengths[source] = max(lengths.get(source, 0.0), end_s)
+    lengths: dict[str, float] = defaultdict(float)
+    if (store := store_at(out)) is not None:
+        table = store.table()
+        for source, end_s in zip(table.source.tolist(), table.end_s.tolist(), strict=True):
+            lengths[source] = max(lengths[source], end_s)
     return lengths
+
+
+def store_at(out: str) -> FeatureStore | None:
+    """The store that is there; None where there is none yet."""
+    try:
+        return FeatureStore.open(out)
+    except ValueError:
+        return None
 
 
 def make_setup(config: ExtractConfig) -> tuple[Setup, dict[str, Any]]:
@@ -92,8 +99,10 @@ def make_setup(config: ExtractConfig) -> tuple[Setup, dict[str, Any]]:
     Opens the engine once, so that weights are fetched and converted before the workers all want them, and
     that all of them compute in the precision chosen here. Raises ValueError when a model file is missing.
     """
-    names = ("short", "full") if config.detector == "full" else (config.detector,)
-    detectors = tuple(detector_file(name) for name in names)
+    detectors = tuple(
+        detector_file(name)
+        for name in (("short", "full") if config.detector == "full" else (config.detector,))
+    )
     if config.detector not in ("short", "full"):
         keep_detector(detectors[0])
     landmarker = landmarker_file() if config.geometry == "on" else None
@@ -111,8 +120,7 @@ def make_setup(config: ExtractConfig) -> tuple[Setup, dict[str, Any]]:
     if landmarker is not None:
         from extract.face.geometry import FEATURES
 
-        levelled = pixels.detectors[0] == SHORT_DETECTOR.sha256
-        square = CROP_SQUARE if levelled else OWN_SQUARE
+        square = CROP_SQUARE if pixels.detectors[0] == SHORT_DETECTOR.sha256 else OWN_SQUARE
         geometry = GeometryId(sha256_of(landmarker), FEATURES, square)
     setup = Setup(
         Recipe(pixels, engine.encoder_id, geometry),
@@ -131,8 +139,8 @@ def make_setup(config: ExtractConfig) -> tuple[Setup, dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """What a store was made with."""
-    names = ("brainbuddy", "av", "mediapipe", "opencv-contrib-python", "numpy", "zarr")
-    return {"python": platform.python_version()} | {name: _version(name) for name in names}
+    packages = ("brainbuddy", "av", "mediapipe", "opencv-contrib-python", "numpy", "zarr")
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
 
 
 def jobs_of(store: FeatureStore, cut: Cut, config: ExtractConfig, lacking: dict[str, set[Part]]) -> list[Job]:
@@ -141,18 +149,16 @@ def jobs_of(store: FeatureStore, cut: Cut, config: ExtractConfig, lacking: dict[
     lacking: what `lacking_parts` says. Videos that cannot be opened are left out.
     """
     row_of = store.row_of_clip()
-    by_video: dict[Path, list[Window]] = {}
+    by_video: dict[Path, list[Window]] = defaultdict(list)
     for clip in cut.windows:
         if clip.clip_id in lacking and clip.clip_id not in cut.unreadable:
             parts = frozenset(lacking[clip.clip_id])
-            window = Window(row_of[clip.clip_id], clip.start_s, clip.end_s, parts)
-            by_video.setdefault(clip.path, []).append(window)
-    jobs = [
-        Job(path, tuple(wanted), _time_limit_s(config, cut.durations_s[path]), file_state(path))
-        for path, wanted in by_video.items()
-    ]
-    jobs.sort(key=lambda job: -len(job.windows))  # stable: equal lengths keep the manifest's order
-    return jobs
+            by_video[clip.path].append(Window(row_of[clip.clip_id], clip.start_s, clip.end_s, parts))
+    jobs = []
+    for path, wanted in by_video.items():
+        limit_s = config.time_limit or TIME_LIMIT_S + TIME_LIMIT_RATIO * cut.durations_s[path]
+        jobs.append(Job(path, tuple(wanted), limit_s, file_state(path)))
+    return sorted(jobs, key=lambda job: -len(job.windows))  # stable: equal lengths keep the manifest's order
 
 
 def resolved(config: ExtractConfig) -> ExtractConfig:
@@ -184,9 +190,8 @@ def lacking_parts(
     parts += ["geometry"] if config.geometry == "on" else []
     parts += ["crops"] if config.crops == "jpeg" else []
     own = own_share(clips, config.shard)
-    try:
-        store = planned or FeatureStore.open(config.out)
-    except ValueError:  # none yet
+    store = planned or store_at(config.out)
+    if store is None:
         return {clip.clip_id: set(parts) for clip in own}
     changed = set() if planned else store.changed(own)
     row_of, failures = store.row_of_clip(), store.rows.failures()
@@ -213,8 +218,7 @@ def num_workers(config: ExtractConfig, device: str) -> int:
     import torch
 
     gpus = range(torch.cuda.device_count()) if device == "cuda" else [int(device.partition(":")[2])]
-    room = sum(int(torch.cuda.mem_get_info(gpu)[0] / GPU_BYTES) for gpu in gpus)
-    return max(1, min(usable_cores(), room))
+    return max(1, min(usable_cores(), sum(int(torch.cuda.mem_get_info(gpu)[0] / GPU_BYTES) for gpu in gpus)))
 
 
 def own_share(clips: Iterable[Clip], shard: str) -> list[Clip]:
@@ -236,15 +240,9 @@ def _precision(config: ExtractConfig) -> Precision:
     """What was asked for; `auto` goes on as the store that is there was begun."""
     if config.precision != "auto":
         return config.precision
-    try:
-        begun = FeatureStore.open(config.out).numerics.get("precision")
-    except ValueError:  # no store yet
-        return "auto"
+    store = store_at(config.out)
+    begun = store.numerics.get("precision") if store else None
     return "f32" if begun == "f32" else "bf16" if begun == "bf16" else "auto"
-
-
-def _time_limit_s(config: ExtractConfig, duration_s: float) -> float:
-    return config.time_limit or TIME_LIMIT_S + TIME_LIMIT_RATIO * duration_s
 
 
 def _version(name: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.pipeline.extractor import Clock, Job, Kernels, Lost, Row, Window, extract_video
+from extract.pipeline.extractor import Clock, Job, Kernels, Lost, Row, extract_video
 from features.store.planner import TIME_SLACK_NS
 from features.store.store import FeatureStore
 
@@ -34,14 +34,12 @@ def fill(
 
     Raises StoreLost when the store cannot be written.
     """
-    checked = False
-    windows = []
-    for window in job.windows:
-        if "embeddings" not in window.parts and not checked:
-            checked = True  # one fresh embedding a video is enough to notice other weights
-            window = Window(window.row, window.start_s, window.end_s, window.parts | {"embeddings"})
-        windows.append(window)
     wanted = {window.row: window.parts for window in job.windows}
+    windows = list(job.windows)
+    for index, window in enumerate(windows):
+        if "embeddings" not in window.parts:  # one fresh embedding a video is enough to notice other weights
+            windows[index] = replace(window, parts=window.parts | {"embeddings"})
+            break
     asked = replace(job, windows=tuple(windows))
     for outcome in extract_video(asked, kernels, threads=threads, clock=clock):
         parts = wanted[outcome.window.row]
@@ -73,8 +71,7 @@ def same_faces(stored: np.ndarray, fresh: np.ndarray) -> bool:
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine (n,) between embeddings (n, D) and others (n, D)."""
     a, b = a.astype(np.float32), b.astype(np.float32)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return (a * b).sum(1) / np.maximum(norms, 1e-9)
+    return (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-9)
 
 
 def _has_changed(job: Job) -> bool:

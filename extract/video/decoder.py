@@ -5,6 +5,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,12 +44,12 @@ def open_video(path: Path | str) -> "av.container.InputContainer":
         container = av.open(address, metadata_errors="replace")
     except av.error.FFmpegError as error:
         raise ValueError(f"{path}: not a video that can be read ({_reason(error)})") from error
-    if not container.streams.video:
+    reason = "" if container.streams.video else "holds no video (audio only?)"
+    if not reason and container.streams.video[0].codec_context is None:
+        reason = "its codec is not known"
+    if reason:
         container.close()
-        raise ValueError(f"{path}: holds no video (audio only?)")
-    if container.streams.video[0].codec_context is None:
-        container.close()
-        raise ValueError(f"{path}: its codec is not known")
+        raise ValueError(f"{path}: {reason}")
     return container
 
 
@@ -128,13 +129,8 @@ def _marked(
         return
     ahead: deque[av.Packet] = deque()
     behind: deque[int] = deque(maxlen=LOOKAHEAD)
-    is_over = False
     while True:
-        while not is_over and len(ahead) <= LOOKAHEAD:
-            packet = next(packets, None)
-            is_over = packet is None
-            if packet is not None:
-                ahead.append(packet)
+        ahead.extend(islice(packets, LOOKAHEAD + 1 - len(ahead)))
         if not ahead:
             return
         packet = ahead.popleft()
@@ -199,8 +195,7 @@ def _tagged_end_s(stream: "av.VideoStream") -> float:
     if found is None:
         return 0.0
     hours, minutes, seconds = (float(number) for number in found.groups())
-    start_s = float((stream.start_time or 0) * (stream.time_base or 0))
-    return 3600 * hours + 60 * minutes + seconds - start_s
+    return 3600 * hours + 60 * minutes + seconds - float((stream.start_time or 0) * (stream.time_base or 0))
 
 
 def _reason(error: Exception) -> str:

@@ -74,8 +74,7 @@ class Trial:
         into = (prediction.t_s - self.start_s) % self.seconds
         if into < self.settle_s or prediction.state not in ("ok", "unsure"):
             return
-        phase = self.phase(prediction.t_s)
-        if phase != "done":
+        if (phase := self.phase(prediction.t_s)) != "done":
             (self.attending if phase == "attend" else self.away).append(float(np.mean(prediction.logits)))
 
 
@@ -176,8 +175,8 @@ def personal_file(name: str) -> Path:
 def _read(path: Path) -> dict[str, Calibration]:
     """A person's calibrations by the key of their run; none where there is no file."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        return {key: _calibration(**plain) for key, plain in known.items()}
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        return {key: _calibration(**fields) for key, fields in plain.items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -188,8 +187,9 @@ def _calibration(
     *, temperature: float, bias: float, threshold: float, abstain: list[float] | None, goal: str
 ) -> Calibration:
     """As the file has it: each field, and no other."""
-    band = (float(abstain[0]), float(abstain[1])) if abstain else None
-    return Calibration(temperature, bias, threshold, band, goal)
+    return Calibration(
+        temperature, bias, threshold, (float(abstain[0]), float(abstain[1])) if abstain else None, goal
+    )
 
 
 def _write(path: Path, known: Mapping[str, Calibration]) -> None:

@@ -92,8 +92,16 @@ def open_model(run: Path, backend: Backend = "auto", threads: int = THREADS) -> 
         engine = open_run_engine(run, backend=backend, threads=threads) if reads_embeddings else None
         key = sha256_of(run / WEIGHTS)
     known = read_reference(run)
-    min_filled = known.min_filled if known else None
-    return LiveModel(card, engine, head, detectors, landmarker, load_statistics(run), min_filled, key[:12])
+    return LiveModel(
+        card,
+        engine,
+        head,
+        detectors,
+        landmarker,
+        load_statistics(run),
+        min_filled=known.min_filled if known else None,
+        key=key[:12],
+    )
 
 
 def torch_head(run: Path, card: Card) -> Head:

@@ -23,7 +23,7 @@ from features.face_signals import strongest_signals
 from live.inference.model import THREADS, LiveModel, open_model
 from live.inference.state_machine import Standing, State, StateRule, next_standing
 from seqmodel.heads.person_baseline import subtract_rest
-from seqmodel.metrics.calibration import Calibration, decide
+from seqmodel.metrics.calibration import decide
 
 SMOOTHING_S = 1.0
 """Time constant of the average over logits: three sampled frames, well below the window's own ten seconds."""
@@ -92,13 +92,11 @@ class Seen:
 class Predictor:
     """Push frames in order of time; get a prediction for each sampled one."""
 
-    def __init__(
-        self, run: Path | LiveModel, *, rule: StateRule | None = None, calibration: Calibration | None = None
-    ) -> None:
+    def __init__(self, run: Path | LiveModel, *, rule: StateRule | None = None) -> None:
         self.model = run if isinstance(run, LiveModel) else open_model(run)
         known = self.model.min_filled
         self.rule = rule or (StateRule(min_filled=known) if known else StateRule())
-        self.calibration = calibration or self.model.card.calibration
+        self.calibration = self.model.card.calibration
         pixels = self.model.card.recipe.pixels
         assert pixels is not None  # open_model refused others
         self._pixels = pixels
@@ -136,10 +134,8 @@ class Predictor:
             )
         if not self._sampler.takes(frame.pts_s):
             return None
-        arrived = time.perf_counter()
-        crop = self._see(frame)
-        logits = self.window_logits()
-        return self._say(frame.pts_s, crop, logits, arrived)
+        arrived, crop = time.perf_counter(), self._see(frame)
+        return self._say(frame.pts_s, crop, self.window_logits(), arrived)
 
     def window_logits(self) -> np.ndarray:
         """The head's answer to the window as it stands, (C',) float32."""
@@ -165,14 +161,6 @@ class Predictor:
             if "geometry" in dims and seen.geometry is not None and not np.isnan(seen.geometry).any():
                 streams["geometry"][index], valid["geometry"][index] = seen.geometry, True
         return streams, valid
-
-    def embeddings(self) -> np.ndarray:
-        """The embeddings in the window, oldest first, (up to T, D) float16; zero without a face."""
-        return (
-            np.stack([seen.embedding for seen in self._window])
-            if self._window
-            else np.zeros((0, 0), np.float16)
-        )
 
     def close(self) -> None:
         """Free the detector."""

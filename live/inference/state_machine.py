@@ -70,8 +70,7 @@ def next_standing(
         return Standing(wanted, wanted, 0)
     streak = standing.streak + 1 if wanted == standing.candidate else 1
     # Warming up ends once, which cannot flicker.
-    at_once = standing.said.state == "warming_up"
-    if at_once or streak >= rule.hold:
+    if standing.said.state == "warming_up" or streak >= rule.hold:
         return Standing(wanted, wanted, 0)
     return Standing(standing.said, wanted, streak)
 

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from live.config import novelty_file
 from live.inference.state_machine import ABSENT
-from live.output.log import LogRow, read_log
+from live.output.log_reader import LogRow, read_log
 from live.ui.drawing import (
     FAINT,
     INK,
@@ -102,7 +103,6 @@ def tell_rows(
             spans[-1] = Span(said, spans[-1].start_s, end_s)
         else:
             spans.append(Span(said, row.t_s, end_s))
-    longest = sorted(spans, key=lambda span: -span.length_s)[:NUM_SPANS]
     return SessionStory(
         log,
         names,
@@ -111,7 +111,7 @@ def tell_rows(
         rows[0].time_utc,
         rows[-1].t_s - rows[0].t_s,
         dict(sorted(seconds.items(), key=lambda item: -item[1])),
-        tuple(longest),
+        tuple(sorted(spans, key=lambda span: -span.length_s)[:NUM_SPANS]),
         tuple((row.t_s, row.mark) for row in rows if row.mark),
         moments,
     )
@@ -130,8 +130,7 @@ def timeline_png(story: SessionStory) -> bytes:
         picture[bottom : bottom + 5, x : x + 1] = FAINT
         words = clock(float(tick))
         half = text_width(words, 15) // 2 + 1
-        inside = min(max(x, half), WIDTH_PX - half)
-        paint_text(picture, words, (inside, bottom + 7), 15, INK, "centre")
+        paint_text(picture, words, (min(max(x, half), WIDTH_PX - half), bottom + 7), 15, INK, "centre")
     done, encoded = cv2.imencode(".png", picture[..., ::-1])
     assert done
     return encoded.tobytes()
@@ -139,28 +138,26 @@ def timeline_png(story: SessionStory) -> bytes:
 
 def days(stories: Sequence[SessionStory]) -> list[Day]:
     """Figures of each UTC day, over all sessions, in order of time."""
-    by_day: dict[str, list[tuple[LogRow, float]]] = {}
-    seconds: dict[str, float] = {}
+    by_day: dict[str, list[tuple[LogRow, float]]] = defaultdict(list)
+    novelty: dict[str, list[float]] = defaultdict(list)
+    seconds: dict[str, float] = defaultdict(float)
     for story in stories:
-        moments = story.moments
-        for row, moment, end_s in zip(story.rows, moments, ends_s(moments), strict=True):
+        for row, moment, end_s in zip(story.rows, story.moments, ends_s(story.moments), strict=True):
             if row.state not in ABSENT:
                 date = row.time_utc[:10]
-                by_day.setdefault(date, []).append((row, moment.level))
-                seconds[date] = seconds.get(date, 0.0) + end_s - row.t_s
-    novelty: dict[str, list[float]] = {}
-    for story in stories:
+                by_day[date].append((row, moment.level))
+                seconds[date] = seconds[date] + end_s - row.t_s
         date_of = {row.t_s: row.time_utc[:10] for row in story.rows}
         for t_s, value in _read_novelty(novelty_file(story.log)):
             if t_s in date_of:
-                novelty.setdefault(date_of[t_s], []).append(value)
+                novelty[date_of[t_s]].append(value)
     return [
         Day(
             date,
             round(seconds[date] / 60, 1),
             round(float(np.mean([row.face for row, _ in found])), 4),
             round(_mean([level for _, level in found if not math.isnan(level)]), 4),
-            round(_mean(novelty.get(date, [])), 4),
+            round(_mean(novelty[date]), 4),
         )
         for date, found in sorted(by_day.items())
     ]
@@ -185,6 +182,5 @@ def _mean(values: Sequence[float]) -> float:
 
 def clock(seconds: float) -> str:
     """Seconds as 1:05 or 1:02:05."""
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
+    hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

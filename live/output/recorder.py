@@ -37,9 +37,8 @@ class Recorder:
         # The first picture sets the size; a source that changes it midway is scaled to fit.
         if (picture.width, picture.height) != (self._stream.width, self._stream.height):
             picture = picture.reformat(self._stream.width, self._stream.height)
-        picture.pts = max(self._last_pts + 1, round((pts_s - self.start_s) * TICKS_PER_S))
-        picture.time_base = self._stream.codec_context.time_base
-        self._last_pts = picture.pts
+        self._last_pts = max(self._last_pts + 1, round((pts_s - self.start_s) * TICKS_PER_S))
+        picture.pts, picture.time_base = self._last_pts, self._stream.codec_context.time_base
         self._container.mux(self._stream.encode(picture))
 
     @property
@@ -107,9 +106,9 @@ def write_manifest(video: Path, intervals: list[Interval], subject: str = SUBJEC
     """A manifest beside the video, as `python -m extract --data` takes it; gives its path. Atomic, and on the
     disk when this returns."""
     path = manifest_file(video)
-    rows: list[tuple[str, ...]] = [("path", "label", "subject", "start_s", "end_s")]
-    for interval in intervals:
-        span = (f"{interval.start_s:.3f}", f"{interval.end_s:.3f}")
-        rows.append((video.name, interval.label, subject, *span))
-    write_csv(path, rows, durable=True)
+    rows = [
+        (video.name, interval.label, subject, f"{interval.start_s:.3f}", f"{interval.end_s:.3f}")
+        for interval in intervals
+    ]
+    write_csv(path, [("path", "label", "subject", "start_s", "end_s"), *rows], durable=True)
     return path

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from features.cli import say, warn
 from live.config import NOVELTY, ReportConfig, free_name, log_files
-from live.output.log import is_log, read_log
+from live.output.log_reader import is_log, read_log
 from live.output.log_summary import Day, SessionStory, clock, days, tell_rows, timeline_png
 from live.ui.drawing import STATE_WORDS, colour_of
 from seqmodel.runs.card import Card, load_card, write_text
@@ -41,17 +41,18 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
             )
     page = write_report(stories, out=config.out, against=config.against)
     say(f"wrote {page}")
-    summary: dict[str, Any] = {"report": str(page), "sessions": []}
-    for story in stories:
-        rounded = {said: round(seconds, 1) for said, seconds in story.seconds.items()}
-        summary["sessions"].append(
+    summary: dict[str, Any] = {
+        "report": str(page),
+        "sessions": [
             {
                 "log": str(story.log),
                 "duration_s": round(story.duration_s, 1),
-                "seconds": rounded,
+                "seconds": {said: round(seconds, 1) for said, seconds in story.seconds.items()},
                 "marks": len(story.marks),
             }
-        )
+            for story in stories
+        ],
+    }
     if config.against:
         summary["days"] = [
             # Not a number is not JSON either.
@@ -121,8 +122,11 @@ def write_report(
         pictures.append(base64.b64encode(png).decode())
     comparison = None
     if against is not None:
+        from seqmodel.runs.training_stats import read_reference, write_reference
+
         level = LEVELS[load_card(against).labelling.task]
-        comparison = _compare(days(stories), _reference(against)) | {"level": level}
+        reference = read_reference(against) or write_reference(against)
+        comparison = _compare(days(stories), reference) | {"level": level}
     page = out or _free_page(stories[0].log)
     write_text(page, _page(stories, pictures, comparison, is_guessed=against is None and not own))
     return page
@@ -136,12 +140,6 @@ def _free_page(log: Path) -> Path:
     )
 
 
-def _reference(run: Path) -> "Reference":
-    from seqmodel.runs.training_stats import read_reference, write_reference
-
-    return read_reference(run) or write_reference(run)
-
-
 def _compare(found: list[Day], reference: "Reference") -> dict[str, Any]:
     """Rows of the drift table: each day's figures, and whether they lie where training clips lay."""
 
@@ -150,19 +148,12 @@ def _compare(found: list[Day], reference: "Reference") -> dict[str, Any]:
             return {"text": "–", "odd": False}
         return {"text": f"{value:.2f}", "odd": not spread.low <= value <= spread.high}
 
-    rows = [
-        {
-            "date": day.date,
-            "minutes": f"{day.minutes:.1f}",
-            "cells": [
-                cell(day.face_rate, reference.face_rate),
-                cell(day.p, reference.p),
-                cell(day.novelty, reference.novelty),
-            ],
-        }
-        for day in found
-    ]
     spreads = (reference.face_rate, reference.p, reference.novelty)
+    rows = []
+    for day in found:
+        pairs = zip((day.face_rate, day.p, day.novelty), spreads, strict=True)
+        cells = [cell(value, spread) for value, spread in pairs]
+        rows.append({"date": day.date, "minutes": f"{day.minutes:.1f}", "cells": cells})
     usual = [f"{s.mean:.2f} ({s.low:.2f} – {s.high:.2f})" if s else "–" for s in spreads]
     return {"rows": rows, "usual": usual, "num_clips": reference.num_clips}
 
@@ -185,8 +176,7 @@ def _page(
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=stories[0].log.stem if len(stories) == 1 else f"{len(stories)} sessions",
         sessions=list(zip(stories, pictures, strict=True)),
         comparison=comparison,

@@ -143,8 +143,7 @@ def paint_text(
     if x0 < x1 and y0 < y1:
         share = mask[y0 - y : y1 - y, x0 - x : x1 - x, None].astype(np.uint16)
         under = image[y0:y1, x0:x1].astype(np.uint16)
-        blended = (under * (255 - share) + np.array(colour, np.uint16) * share) // 255
-        image[y0:y1, x0:x1] = blended.astype(np.uint8)
+        image[y0:y1, x0:x1] = (under * (255 - share) + np.array(colour, np.uint16) * share) // 255
     return x + width
 
 

@@ -34,6 +34,7 @@ MIN_WIDTH_PX = 640
 TIMELINE_S = 180.0
 """Length of the timeline, seconds."""
 KEYS = "q quit  p pause  r record  space mark  c calibrate  x uncalibrate  g signals"
+LOCAL_ONLY = "local only, not recording"
 RECORDING_COLOUR = (250, 110, 100)
 SIGNAL_COLOUR = (120, 190, 240)
 BOTH_WAYS = ("gaze", "yaw")
@@ -71,8 +72,7 @@ def draw(
     size = max(14, round(width / 42))
     panel_px = round(size * 7.6 / 2) * 2
     canvas = np.empty((height + panel_px, width, 3), np.uint8)
-    fits = image.shape[:2] == (height, width)
-    canvas[:height] = image if fits else cv2.resize(image, (width, height))
+    canvas[:height] = image if image.shape[:2] == (height, width) else cv2.resize(image, (width, height))
     canvas[height:] = PAPER
     state = status.state or (prediction.state if prediction else "warming_up")
     colour = colour_of(state, moment_of(prediction).tone if prediction else 1.0)
@@ -83,8 +83,9 @@ def draw(
     _headline(canvas[height:], prediction, state, colour, status, size)
     line, pad = height + round(size * 2.5), size // 2
     now_s = moments[-1].t_s if moments else 0.0
-    area = canvas[line : line + round(size * 2.2), pad : width - pad]
-    paint_timeline(area, moments, now_s - TIMELINE_S, now_s)
+    paint_timeline(
+        canvas[line : line + round(size * 2.2), pad : width - pad], moments, now_s - TIMELINE_S, now_s
+    )
     _footer(canvas, prediction, status, round(size * 0.85), line + round(size * 2.35), pad)
     if status.message:
         _banner(canvas[:height], status.message, size)
@@ -162,18 +163,16 @@ def _headline(
     top = pad + 2
     panel[:3] = colour
     cv2.circle(panel, (pad + size // 2, top + size * 3 // 4), size // 2 - 1, colour, -1, cv2.LINE_AA)
-    words = headline(prediction, state)
-    end = paint_text(panel, words, (pad + size + size // 2, top), round(size * 1.15), INK)
-    kept = "● recording" if status.recording else "local only, not recording"
-    paint_text(
-        panel, kept, (width - pad, top), size, RECORDING_COLOUR if status.recording else FAINT, "right"
-    )
+    place = (pad + size + size // 2, top)
+    end = paint_text(panel, headline(prediction, state), place, round(size * 1.15), INK)
+    kept, ink = ("● recording", RECORDING_COLOUR) if status.recording else (LOCAL_ONLY, FAINT)
+    paint_text(panel, kept, (width - pad, top), size, ink, "right")
     if prediction is None or state not in ("ok", "unsure"):
         return
     level = float(level_of(prediction.p, prediction.task))
     figure = figure_line(prediction)
     left = max(end + size, round(width * 0.24))
-    right = width - 2 * size - text_width("local only, not recording", size) - text_width(figure, size)
+    right = width - 2 * size - text_width(LOCAL_ONLY, size) - text_width(figure, size)
     if right - left >= 2 * size:  # else no room beside long names
         y0, y1 = top + size // 3, top + round(size * 1.25)
         panel[y0:y1, left:right] = TROUGH

@@ -1,6 +1,9 @@
-"""Where a session is seen: a window, or nowhere. The browser's view is in serve.py, with the same methods."""
+"""Where a session is seen: a window, or nowhere. The browser's view is in live/web/server.py, with the same
+methods."""
 
-from typing import Protocol
+import os
+import socket
+import sys
 
 import cv2
 import numpy as np
@@ -9,30 +12,13 @@ TITLE = "brainbuddy"
 ESCAPE = 27
 
 
-class View(Protocol):
-    """Shows pictures and hears keys."""
-
-    shows_overlay: bool
-    """Whether it wants the panel in the picture; else the face boxes alone."""
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether pictures are worth drawing now."""
-
-    def show(self, picture: np.ndarray) -> None:
-        """Show a picture, uint8 (H, W, 3) RGB."""
-
-    def keys(self) -> str:
-        """Keys pressed since last asked, one letter each."""
-
-    def close(self) -> None:
-        """End the view."""
-
-
 class WindowView:
     """cv2's window, which the user may resize."""
 
-    shows_overlay = is_watched = True
+    shows_overlay = True
+    """Whether it wants the panel in the picture; else the face boxes alone."""
+    is_watched = True
+    """Whether pictures are worth drawing now."""
 
     def __init__(self) -> None:
         cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
@@ -71,3 +57,29 @@ class NoView:
 
     def close(self) -> None:
         """Nothing."""
+
+
+def window_problem() -> str:
+    """Why no window can be shown here, in words; empty where one can.
+
+    Asked before the first window: cv2's Qt ends the whole process where it finds no display.
+    """
+    gui = next(
+        (line for line in cv2.getBuildInformation().splitlines() if line.strip().startswith("GUI:")), ""
+    )
+    if "NONE" in gui:
+        return "this OpenCV is built without windows"
+    if not sys.platform.startswith("linux"):
+        return ""
+    display = os.environ.get("DISPLAY", "")
+    if not display:
+        return "there is no display here"
+    host, _, rest = display.rpartition(":")
+    number = rest.split(".")[0]
+    if host in ("", "unix") and number.isdigit():
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.connect(f"/tmp/.X11-unix/X{number}")
+        except OSError:
+            return f"the display {display} does not answer"
+    return ""

@@ -66,23 +66,23 @@ class BrowserView:
         self._token_is_fresh = True
         self._session = session
         self._keys: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._num_watching = 0
-        self._version = 0
+        self._num_watching = self._version = 0
         self._jpeg, self._news = b"", "{}"
         self._ended = False
         app = Starlette(
             routes=[Route("/", self._page), WebSocketRoute("/ws", self._web_socket)],
             middleware=[Middleware(OwnHostOnly, port=self._port)],
         )
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            ws="websockets-sansio",
-            timeout_graceful_shutdown=1,
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                ws="websockets-sansio",
+                timeout_graceful_shutdown=1,
+            )
         )
-        self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="browser view", daemon=True
         )
@@ -107,11 +107,7 @@ class BrowserView:
 
     def keys(self) -> str:
         """Keys pressed on the page since last asked."""
-        pressed = ""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                pressed += self._keys.get_nowait()
-        return pressed
+        return "".join(self._keys.get() for _ in range(self._keys.qsize()))
 
     def close(self) -> None:
         """Tell the pages that the session is over, and stop."""
@@ -193,15 +189,15 @@ class BrowserView:
                     waiting.popleft()
 
     def _knows(self, connection: HTTPConnection) -> bool:
-        given = connection.cookies.get(self._cookie_name, "")
-        return hmac.compare_digest(given.encode(), self._cookie.encode())
+        return hmac.compare_digest(
+            connection.cookies.get(self._cookie_name, "").encode(), self._cookie.encode()
+        )
 
     def _greeting(self) -> dict[str, Any]:
         """The classes, their colours and the timeline so far."""
         names = self._session.names
         colours = [_css(colour_of("ok", place / (len(names) - 1))) for place in range(len(names))]
-        past = [_moment(moment) for moment in list(self._session.moments)]
-        return {"names": names, "colours": colours, "past": past}
+        return {"names": names, "colours": colours, "past": [_moment(m) for m in list(self._session.moments)]}
 
 
 class OwnHostOnly:
@@ -213,8 +209,7 @@ class OwnHostOnly:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 403."""
-        headers = dict(scope.get("headers", []))
-        if headers.get(b"host") not in self._hosts:
+        if dict(scope.get("headers", [])).get(b"host") not in self._hosts:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
                 return
@@ -271,10 +266,9 @@ def snapshot(session: Session) -> dict[str, Any]:
 
 
 def _moment(moment: Moment) -> dict[str, Any]:
-    level = None if math.isnan(moment.level) else round(moment.level, 4)
     return {
         "t": round(moment.t_s, 3),
-        "level": level,
+        "level": None if math.isnan(moment.level) else round(moment.level, 4),
         "colour": _css(colour_of(moment.state, moment.tone)),
         "mark": moment.mark,
     }

@@ -12,7 +12,7 @@ import pytest
 
 from extract.__main__ import main
 from extract.config import ExtractConfig
-from extract.datasets.known import Reading
+from extract.datasets.index import Reading
 from extract.dry_run import _to_time
 from extract.pipeline.planning import make_setup
 from extract.summary import print_reading

@@ -23,10 +23,10 @@ from live.app import Loading, Loop
 from live.commands import Control
 from live.inference.model import LiveModel, open_model
 from live.inference.predictor import Predictor
-from live.output.log import read_log
+from live.output.log_reader import read_log
 from live.session import Session, Wishes
-from live.sources.base import NewestSource, open_source
-from live.sources.camera import Newest
+from live.sources.base import open_source
+from live.sources.latest_frame import Newest
 from live.ui.view import NoView
 from tests.support.commands import run_here
 from tests.support.full_disk import small_files
@@ -140,9 +140,8 @@ def test_a_camera_that_hangs_is_said_once_and_logged(run: Path, tmp_path: Path) 
     loading = Loading(lambda: Predictor(open_model(run)))
     loading.ready(60.0)
     camera.give(0.0)
-    newest = Newest(camera.frames, reconnects=True, clock=clock)
-    newest.start()
-    source = NewestSource(newest, clock)
+    source = Newest(camera.frames, reconnects=True, clock=clock)
+    source.start()
     session = Session(("distracted", "engaged"), Wishes(log=str(tmp_path / "a.csv")))
     told: list[str] = []
     control = Control(session, person="nobody", calibrate_s=None, tell=told.append)
@@ -297,9 +296,9 @@ def test_a_session_that_ends_before_the_model_is_there(
 
     monkeypatch.setattr(Loop, "run", run_loop)
 
-    def camera(*ignored: object) -> NewestSource:
-        source = NewestSource(Newest(lambda: read_video(real_clips["single"]), reconnects=False), lambda: 0.0)
-        source._newest.start()
+    def camera(*ignored: object) -> Newest:
+        source = Newest(lambda: read_video(real_clips["single"]), reconnects=False, clock=lambda: 0.0)
+        source.start()
         return source
 
     monkeypatch.setattr("live.app.open_model", load_late)

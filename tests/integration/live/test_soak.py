@@ -17,8 +17,7 @@ from live.inference.model import open_model
 from live.inference.predictor import Predictor
 from live.output.report import find_stories
 from live.session import Session, Wishes
-from live.sources.base import NewestSource
-from live.sources.camera import Newest
+from live.sources.latest_frame import Newest
 from live.ui.view import NoView
 from tests.support.small_run import write_run
 
@@ -37,7 +36,7 @@ def resident_mb() -> float:
 class Rotates(NoView):
     """A view whose place in the loop is used to look at memory and to rotate the log, as a system would."""
 
-    def __init__(self, log: Path, source: NewestSource) -> None:
+    def __init__(self, log: Path, source: Newest) -> None:
         self._log, self._source = log, source
         self._rotations = 0
         self.memory_mb: list[tuple[float, float]] = []
@@ -65,7 +64,7 @@ def test_ten_minutes_lose_no_row_and_no_memory(tmp_path: Path, detector_path: Pa
     face = cv2.resize(astronaut(), (320, 240))
     scenes = [face, np.zeros_like(face), np.ascontiguousarray(face[:, ::-1]), np.full_like(face, 200)]
     rng, time_s, opened = np.random.default_rng(0), [0.0], Counter[str]()
-    sources: list[NewestSource] = []
+    sources: list[Newest] = []
     given: list[float] = []
 
     def camera() -> Iterator[Frame]:
@@ -85,8 +84,7 @@ def test_ten_minutes_lose_no_row_and_no_memory(tmp_path: Path, detector_path: Pa
         if rng.random() < 0.5:
             raise OSError("the cable")
 
-    newest = Newest(camera, reconnects=True, backoff_s=(0.1, 0.3))
-    source = NewestSource(newest, lambda: time_s[0])
+    source = Newest(camera, reconnects=True, backoff_s=(0.1, 0.3), clock=lambda: time_s[0])
     sources.append(source)
     log = tmp_path / "live.csv"
     session = Session(("distracted", "engaged"), Wishes(log=str(log)))
@@ -94,7 +92,7 @@ def test_ten_minutes_lose_no_row_and_no_memory(tmp_path: Path, detector_path: Pa
     run = write_run(tmp_path / "run", detector_path)
     loading = Loading(lambda: Predictor(open_model(run)))
     loading.ready(600.0)
-    newest.start()
+    source.start()
     view = Rotates(log, source)
     Loop(SECONDS, source, loading, session, control, view).run()
     source.close()

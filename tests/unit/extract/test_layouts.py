@@ -15,7 +15,7 @@ import pytest
 from extract.__main__ import main
 from extract.config import Layout
 from extract.datasets.detect import read_layout, recognise, sample_clips
-from extract.datasets.known import Reading
+from extract.datasets.index import Reading
 from features.manifest import Clip
 from features.store.store import FeatureStore
 from tests.support.clips import face_frames, looped, write_video

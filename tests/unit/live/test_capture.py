@@ -1,4 +1,4 @@
-"""live/sources/camera.py, sources.py: the present and never a queue, and what is lost comes back."""
+"""live/sources/: the present and never a queue, and what is lost comes back."""
 
 import contextlib
 import http.server
@@ -15,17 +15,11 @@ import pytest
 
 from extract.video.reader import Frame, read_video
 from live.output.recorder import Recorder
-from live.sources.base import NewestSource, open_source
-from live.sources.camera import (
-    SILENT_S,
-    Newest,
-    PacedFile,
-    bgr_to_rgb,
-    camera_frames,
-    is_file_address,
-    stream_frames,
-    window_problem,
-)
+from live.sources.base import open_source
+from live.sources.camera import bgr_to_rgb, camera_frames, is_file_address, stream_frames
+from live.sources.latest_frame import SILENT_S, Newest
+from live.sources.realtime_file import PacedFile
+from live.ui.view import window_problem
 from tests.support.stepped import PICTURE, SteppedCamera, SteppedClock
 
 
@@ -70,7 +64,7 @@ def test_a_slow_reader_gets_the_newest_frame() -> None:
     newest = Newest(camera, reconnects=False)
     newest.start()
     assert seen_all.wait(5)
-    frame = newest.newest(1.0)
+    frame = newest.next(1.0)
     assert frame is not None
     assert frame.pts_s == 0.49
     assert newest.num_dropped == 49
@@ -96,7 +90,7 @@ def test_a_lost_camera_is_tried_again_and_its_time_goes_on() -> None:
     newest.start()
     times, was_lost = [], False
     while opened < 7:
-        frame = newest.newest(0.01)
+        frame = newest.next(0.01)
         was_lost |= newest.is_lost
         if frame is not None:
             times.append(frame.pts_s)
@@ -149,7 +143,7 @@ def test_pausing_lets_go_of_the_camera() -> None:
     assert not held.is_set()
     newest.resume()
     assert held.wait(5)
-    assert newest.newest(1.0) is not None
+    assert newest.next(1.0) is not None
     newest.close()
     assert not held.is_set()
 
@@ -201,9 +195,8 @@ def test_a_camera_that_hangs_is_lost_until_it_goes_on() -> None:
     not while paused, and one frame brings it back."""
     clock, camera = SteppedClock(), SteppedCamera()
     camera.give(0.0)
-    newest = Newest(camera.frames, reconnects=True, clock=clock)
-    newest.start()
-    source = NewestSource(newest, clock)
+    source = Newest(camera.frames, reconnects=True, clock=clock)
+    source.start()
     assert source.next(5.0) is not None
     clock.now_s = 0.9 * SILENT_S
     assert not source.is_lost
@@ -223,9 +216,8 @@ def test_a_slow_camera_is_not_a_lost_one() -> None:
     """A picture every 1.2 seconds: after the second one, that is known to be its pace."""
     clock, camera = SteppedClock(), SteppedCamera()
     camera.give(0.0)
-    newest = Newest(camera.frames, reconnects=True, clock=clock)
-    newest.start()
-    source, lost = NewestSource(newest, clock), []
+    source, lost = Newest(camera.frames, reconnects=True, clock=clock), []
+    source.start()
     assert source.next(5.0) is not None
     for _ in range(3):
         clock.now_s += 1.2
@@ -252,7 +244,7 @@ def test_a_slow_opening_after_a_pause_is_no_loss() -> None:
     clock.now_s += 5 * SILENT_S
     assert not newest.is_lost
     camera.give(clock.now_s)
-    assert newest.newest(5.0) is not None
+    assert newest.next(5.0) is not None
     clock.now_s += 1.1 * SILENT_S
     assert newest.is_lost
     camera.give(clock.now_s)
@@ -286,7 +278,7 @@ def test_a_file_that_decodes_slowly_keeps_its_clock_with_its_frames(
             clock.now_s += 0.9
             yield frame
 
-    monkeypatch.setattr("live.sources.camera.read_video", slowed)
+    monkeypatch.setattr("live.sources.realtime_file.read_video", slowed)
     paced = PacedFile(str(real_clips["single"]), clock, clock.sleep)
     paced.begin()
     for _ in range(2):

@@ -16,7 +16,7 @@ from live.__main__ import main
 from live.batch import find_videos, read_table, unique_names
 from live.inference.model import open_model
 from live.inference.predictor import Predictor
-from live.output.log import read_log
+from live.output.log_reader import read_log
 from seqmodel.runs.card import load_card, save_card
 from tests.support.small_run import write_run
 

@@ -15,7 +15,8 @@ import pytest
 from extract.video.reader import Frame
 from features.manifest import read_csv
 from live.config import novelty_file
-from live.output.log import MAX_LATENCIES, Log, Tally, log_columns, read_log
+from live.output.log_reader import read_log
+from live.output.log_writer import MAX_LATENCIES, Log, Tally, log_columns
 from live.output.recorder import Interval, Labels, Recorder, write_manifest
 from live.session import Session, Wishes
 from tests.support.full_disk import small_files

@@ -13,8 +13,8 @@ import pytest
 from live.__main__ import main
 from live.config import novelty_file
 from live.inference.state_machine import State
-from live.output.log import Log
 from live.output.log_summary import days, tell, timeline_png
+from live.output.log_writer import Log
 from live.output.report import write_report
 from live.ui.drawing import TROUGH
 from seqmodel.runs.card import write_text

@@ -1,31 +1,23 @@
-"""The log of a session: one row a sampled frame, written through to the disk, so a power cut loses one.
-
-C classes.
-"""
+"""The log of a session: one row a sampled frame, written through to the disk, so a power cut loses one."""
 
 import contextlib
 import csv
 import io
 import json
-import math
 import os
 import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 import numpy as np
 
 from live.inference.predictor import Prediction
-from live.inference.state_machine import STATES, State
+from live.inference.state_machine import State
 
-BACK_S = 1.0
-"""How far the time of a session's rows may go back: a frame that waited, beside a row without one."""
 MAX_LATENCIES = 20_000
 """Latencies kept for the summary: the last two hours at three frames a second."""
 
@@ -38,10 +30,6 @@ def log_columns(names: Sequence[str]) -> list[str]:
         *(f"p_{name}" for name in names),
         *("coverage", "latency_ms", "mark"),
     ]
-
-
-BEGINS = ",".join([*log_columns(())[:5], "p_raw_"])
-"""How each log begins, whatever its classes."""
 
 
 class Log:
@@ -67,8 +55,6 @@ class Log:
 
     def write(self, prediction: Prediction, mark: str = "") -> None:
         """One row for a sampled frame."""
-        numbers = {f"p_raw_{n}": round(p, 6) for n, p in zip(prediction.names, prediction.p_raw, strict=True)}
-        numbers |= {f"p_{n}": round(p, 6) for n, p in zip(prediction.names, prediction.p, strict=True)}
         row = {
             "t_s": round(prediction.t_s, 4),
             "face": int(prediction.face),
@@ -77,7 +63,9 @@ class Log:
             "coverage": round(prediction.coverage, 4),
             "latency_ms": round(prediction.latency_ms, 2),
         }
-        self._put(row | numbers, mark)
+        for prefix, numbers in (("p_raw_", prediction.p_raw), ("p_", prediction.p)):
+            row |= {f"{prefix}{n}": round(p, 6) for n, p in zip(prediction.names, numbers, strict=True)}
+        self._put(row, mark)
 
     def write_state(self, t_s: float, state: State, mark: str = "") -> None:
         """One row for a moment without a frame: paused, or the camera lost."""
@@ -92,8 +80,11 @@ class Log:
             self._file.close()
 
     def _put(self, row: dict[str, Any], mark: str) -> None:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        full = {"time_utc": now, "mark": mark} | row
+        full = {
+            "time_utc": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "mark": mark,
+            **row,
+        }
         if self._to_stdout:
             self._file.write(json.dumps({c: full.get(c) for c in self._columns}, ensure_ascii=False) + "\n")
         else:
@@ -190,73 +181,3 @@ class Tally:
                 "p99": round(float(np.percentile(found, 99)), 2),
             },
         }
-
-
-@dataclass(frozen=True)
-class LogRow:
-    """One row of a log as it was read back."""
-
-    t_s: float
-    time_utc: str
-    face: bool
-    state: State
-    label: str
-    p: tuple[float, ...]
-    """Smoothed probabilities, C numbers; empty where nothing was predicted."""
-    coverage: float
-    """NaN where nothing was predicted."""
-    latency_ms: float
-    mark: str
-
-
-def is_log(path: Path) -> bool:
-    """Whether a file begins as a live log does. Raises OSError when it cannot be read."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return file.read(len(BEGINS)) == BEGINS
-
-
-def read_log(path: Path) -> tuple[tuple[str, ...], list[LogRow]]:
-    """Class names and rows of a log; a last row cut off by a crash is left out.
-
-    Raises ValueError when the file is not the live log of one session.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'not a text file'}") from error
-    lines = text.splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-    reader = csv.DictReader(lines)
-    columns = list(reader.fieldnames or ())
-    names = tuple(c.removeprefix("p_raw_") for c in columns if c.startswith("p_raw_"))
-    if not names or columns != log_columns(names):
-        raise ValueError(f"{path} is not a live log: its columns are {columns[:6]}…")
-    rows = [_log_row(row, names, f"{path}, line {number}") for number, row in enumerate(reader, 2)]
-    for number, (before, row) in enumerate(pairwise(rows), 3):
-        if row.t_s < before.t_s - BACK_S:
-            raise ValueError(
-                f"{path}, line {number}: the time goes back from {before.t_s:.1f} to {row.t_s:.1f} s, as "
-                "where two sessions stand in one file: give each its own"
-            )
-    return names, rows
-
-
-def _log_row(row: dict[str, Any], names: Sequence[str], where: str) -> LogRow:
-    if row["state"] not in STATES:
-        raise ValueError(f"{where}: no state {row['state']!r}; there are {', '.join(STATES)}")
-    try:
-        p = tuple(float(row[f"p_{name}"]) for name in names) if row[f"p_{names[0]}"] else ()
-        return LogRow(
-            float(row["t_s"]),
-            row["time_utc"],
-            row["face"] == "1",
-            cast(State, row["state"]),
-            row["label"],
-            p,
-            float(row["coverage"] or math.nan),
-            float(row["latency_ms"] or math.nan),
-            row["mark"] or "",
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error

@@ -1,0 +1,47 @@
+"""DAiSEE, as it lies on disk once unpacked."""
+
+from pathlib import Path
+
+from extract.datasets.index import SPLIT_FOLDERS, Reading, reading, relative, stem_of
+from extract.datasets.tables import table
+from features.manifest import Clip, Failure, clip_id, videos_below
+
+DAISEE_LABELS = ("Boredom", "Engagement", "Confusion", "Frustration")
+
+
+def read_daisee(root: Path) -> Reading:
+    """DAiSEE: `DataSet/<split>/<subject>/<clip>/<clip>.*`, `Labels/<Split>Labels.csv`, levels 0 to 3.
+
+    ClipIDs are matched by their stem, for their extensions can be wrong. AllLabels.csv is not read: it splits
+    otherwise.
+    """
+    clips: list[Clip] = []
+    lone_videos: list[str] = []
+    lone_labels: list[str] = []
+    problems: list[Failure] = []
+    for folder in ("Train", "Validation", "Test"):
+        labels_file = root / "Labels" / f"{folder}Labels.csv"
+        if not labels_file.is_file() and not (root / "DataSet" / folder).is_dir():
+            continue
+        labels = {stem_of(row["ClipID"]): row for row in table(labels_file, ("ClipID", *DAISEE_LABELS))}
+        videos: dict[str, Path] = {}
+        files, unnameable = videos_below(root / "DataSet" / folder, root)
+        problems += unnameable
+        for file in files:
+            if videos.setdefault(stem_of(file.name), file) != file:
+                lone_videos.append(relative(file, root))  # a second file of one clip
+        for stem, file in videos.items():
+            if stem not in labels:
+                lone_videos.append(relative(file, root))
+                continue
+            clips.append(
+                Clip(
+                    clip_id(file, root),
+                    file,
+                    subject=file.relative_to(root / "DataSet" / folder).parts[0],
+                    split=SPLIT_FOLDERS[folder.lower()],
+                    labels={name: labels[stem][name] for name in DAISEE_LABELS},
+                )
+            )
+        lone_labels += [f"{folder}: {labels[stem]['ClipID']}" for stem in labels if stem not in videos]
+    return reading(root, "daisee", clips, problems, lone_videos, lone_labels)

@@ -1,0 +1,64 @@
+"""EngageNet, as it lies on disk once unpacked."""
+
+from pathlib import Path
+
+from extract.datasets.index import SPLIT_FOLDERS, Reading, reading, relative, stem_of
+from extract.datasets.tables import table, words
+from features.manifest import Clip, clip_id, videos_below
+
+ENGAGENET_DROPPED = "SNP"
+"""`SNP(Subject Not Present)`: nobody to look at."""
+
+
+def read_engagenet(root: Path) -> Reading:
+    """EngageNet: `Train/*.mp4`, `Validation/*.mp4`, maybe `Test/*.mp4`; `<split>_engagement_labels.xlsx` or
+    `final_labels.csv`. The subject is the second part of `subject_7_<id>_vid_0_0.mp4`."""
+    tables = [row for file in engagenet_tables(root) for row in table(file, ("chunk", "label"))]
+    if (root / "final_labels.csv").is_file():
+        tables += table(root / "final_labels.csv", ("chunk", "label"))
+    labels = {stem_of(row["chunk"]): row["label"] for row in tables}
+    if not labels:
+        raise ValueError(f"no labels in {root}: wanted train_engagement_labels.xlsx or final_labels.csv")
+    listed = {
+        stem_of(line): split
+        for name, split in (("train.txt", "train"), ("valid.txt", "val"), ("test.txt", "test"))
+        for line in words(root / name)
+    }
+    clips, problems, lone_videos, seen, dropped = [], [], [], set(), 0
+    for folder in ("Train", "Validation", "Test"):
+        files, unnameable = videos_below(root / folder, root)
+        problems += unnameable
+        for file in files:
+            stem = stem_of(file.name)
+            seen.add(stem)
+            label = labels.get(stem, "")
+            if not label:
+                lone_videos.append(relative(file, root))
+            elif label.upper().startswith(ENGAGENET_DROPPED):
+                dropped += 1
+            else:
+                parts = stem.split("_")
+                clips.append(
+                    Clip(
+                        clip_id(file, root),
+                        file,
+                        subject=parts[1] if len(parts) > 1 else "",
+                        split=listed.get(stem, SPLIT_FOLDERS[folder.lower()]),
+                        labels={"label": label},
+                    )
+                )
+    return reading(
+        root,
+        "engagenet",
+        clips,
+        problems,
+        lone_videos,
+        [stem for stem in labels if stem not in seen],
+        dropped=(("subject not present", dropped),) if dropped else (),
+    )
+
+
+def engagenet_tables(root: Path) -> list[Path]:
+    """EngageNet's label tables, without what Excel (`~$x.xlsx`, while one is open) and macOS lay beside."""
+    tables = (file for file in root.glob("*_engagement_labels.*") if file.suffix in (".xlsx", ".csv"))
+    return sorted(file for file in tables if not file.name.startswith((".", "~$")))

@@ -1,0 +1,90 @@
+"""A log read back.
+
+C classes.
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+from live.inference.state_machine import STATES, State
+from live.output.log_writer import log_columns
+
+BACK_S = 1.0
+"""How far the time of a session's rows may go back: a frame that waited, beside a row without one."""
+BEGINS = ",".join([*log_columns(())[:5], "p_raw_"])
+"""How each log begins, whatever its classes."""
+
+
+@dataclass(frozen=True)
+class LogRow:
+    """One row of a log as it was read back."""
+
+    t_s: float
+    time_utc: str
+    face: bool
+    state: State
+    label: str
+    p: tuple[float, ...]
+    """Smoothed probabilities, C numbers; empty where nothing was predicted."""
+    coverage: float
+    """NaN where nothing was predicted."""
+    latency_ms: float
+    mark: str
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file begins as a live log does. Raises OSError when it cannot be read."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return file.read(len(BEGINS)) == BEGINS
+
+
+def read_log(path: Path) -> tuple[tuple[str, ...], list[LogRow]]:
+    """Class names and rows of a log; a last row cut off by a crash is left out.
+
+    Raises ValueError when the file is not the live log of one session.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'not a text file'}") from error
+    lines = text.splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    reader = csv.DictReader(lines)
+    columns = list(reader.fieldnames or ())
+    names = tuple(c.removeprefix("p_raw_") for c in columns if c.startswith("p_raw_"))
+    if not names or columns != log_columns(names):
+        raise ValueError(f"{path} is not a live log: its columns are {columns[:6]}…")
+    rows = [_log_row(row, names, f"{path}, line {number}") for number, row in enumerate(reader, 2)]
+    for number, (before, row) in enumerate(pairwise(rows), 3):
+        if row.t_s < before.t_s - BACK_S:
+            raise ValueError(
+                f"{path}, line {number}: the time goes back from {before.t_s:.1f} to {row.t_s:.1f} s, as "
+                "where two sessions stand in one file: give each its own"
+            )
+    return names, rows
+
+
+def _log_row(row: dict[str, Any], names: Sequence[str], where: str) -> LogRow:
+    if row["state"] not in STATES:
+        raise ValueError(f"{where}: no state {row['state']!r}; there are {', '.join(STATES)}")
+    try:
+        p = tuple(float(row[f"p_{name}"]) for name in names) if row[f"p_{names[0]}"] else ()
+        return LogRow(
+            float(row["t_s"]),
+            row["time_utc"],
+            row["face"] == "1",
+            cast(State, row["state"]),
+            row["label"],
+            p,
+            float(row["coverage"] or math.nan),
+            float(row["latency_ms"] or math.nan),
+            row["mark"] or "",
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
