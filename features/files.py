@@ -1,7 +1,9 @@
 """Files that are there whole or not at all, processes that others look for, and the folder of caches."""
 
+import multiprocessing
 import os
 import socket
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -88,6 +90,20 @@ def _is_hidden(pid: int) -> bool:
     except OSError as error:
         return isinstance(error, PermissionError)
     return False
+
+
+def end_with_parent() -> None:
+    """End this process at once when the one that started it is gone, also by `kill -9`. Does nothing in a
+    process that multiprocessing did not start."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="waits for the parent's end", daemon=True).start()
 
 
 def cache_dir() -> Path:

@@ -22,6 +22,7 @@ from pathlib import Path
 from extract.pipeline.extractor import Clock, Job, Kernels, Lost, Setup, Window, open_kernels
 from extract.pipeline.writer import StoreLost, fill
 from features.cpu import usable_cores
+from features.files import end_with_parent
 from features.store.store import FeatureStore
 
 HANG_GRACE_S = 60.0
@@ -194,7 +195,7 @@ def work(pipe: Connection, setup: Setup, store_path: str) -> None:
     # Ctrl-C reaches the whole group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _die_with_parent()
+    end_with_parent()
     try:
         kernels = open_kernels(setup)
         store = FeatureStore.open(store_path, "r+")
@@ -252,19 +253,6 @@ def give_up(store_path: str, job: Job, reason: str) -> Iterator[Event]:
         store.write_failure(window.row, reason)
         yield Event(job.path, window.row, reason)
     yield Event(job.path)
-
-
-def _die_with_parent() -> None:
-    """End this process when the parent is gone, however that went; also while a video is being decoded."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def _how_it_died(exit_code: int | None) -> str:

@@ -1,7 +1,5 @@
 """Whether the process that works on a trial goes on: how long it was silent, and whether its parent lives."""
 
-import os
-import threading
 import time
 from multiprocessing import parent_process
 
@@ -22,17 +20,3 @@ def has_parent() -> bool:
     """Whether the process that started this one still runs; true for one that was not started by us."""
     parent = parent_process()
     return parent is None or parent.is_alive()
-
-
-def end_with_parent() -> None:
-    """End this process at once when the one that started it is gone, by `kill -9` say; for one that waits for
-    work, and so never asks `has_parent`."""
-    parent = parent_process()
-    if parent is None:
-        return
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, name="waits for the parent's end", daemon=True).start()
