@@ -3,11 +3,10 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from itertools import pairwise
 from typing import Any
 
 from features.cli import parse, run_door
-from live.config import SERVE_PORT, LiveConfig, PredictConfig, ReportConfig
+from live.config import LiveConfig, PredictConfig, ReportConfig
 
 COMMANDS: dict[str, tuple[type, str, str]] = {
     "": (LiveConfig, "live.app", "watch"),
@@ -19,7 +18,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The door; returns the exit code."""
-    words = _with_port(sys.argv[1:] if argv is None else list(argv))
+    words = sys.argv[1:] if argv is None else list(argv)
     word = words.pop(0) if words[:1] in (["predict"], ["report"]) else ""
     config_class, module, function = COMMANDS[word]
     config: Any = parse(
@@ -29,16 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=(config_class.__doc__ or "") + ("" if word else "\n\nAlso: live predict, live report."),
     )
     return run_door(lambda: getattr(import_module(module), function)(config), as_json=config.json)
-
-
-def _with_port(words: list[str]) -> list[str]:
-    """`--serve` without a number takes the usual port."""
-    found: list[str] = []
-    for word, following in pairwise([*words, "-"]):
-        found.append(word)
-        if word == "--serve" and not following.isdigit():
-            found.append(str(SERVE_PORT))
-    return found
 
 
 if __name__ == "__main__":

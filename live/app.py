@@ -48,7 +48,7 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
     card = model_card(config.run)
     _require_possible(config, card)
     # Read as fast as possible, a file would be over before a browser is open.
-    source = open_source(config.camera, config.video, config.realtime or config.serve is not None)
+    source = open_source(config.camera, config.video, config.realtime or config.serve)
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
         session = Session(card.labelling.names, Wishes(config.log, config.record, config.record_raw, person))
@@ -85,14 +85,14 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
 
 def _require_possible(config: LiveConfig, card: Card) -> None:
     """Raises ValueError where the browser view, the calibration or the window cannot be had."""
-    if config.serve is not None:
+    if config.serve:
         _require_server()
     if config.calibrate is not None:
         assert card.recipe.pixels is not None  # model_card refused others
         Trial.begin(0.0, config.calibrate, card.recipe.pixels.window_s)
         if not can_calibrate(card.labelling.task):
             raise ValueError("--calibrate needs a binary or ordinal run")
-    if not config.headless and config.serve is None and (problem := window_problem()):
+    if not config.headless and not config.serve and (problem := window_problem()):
         raise ValueError(f"no window can be shown ({problem}); use --serve for a browser, or --headless")
 
 
@@ -228,10 +228,10 @@ class Loop:
 
 
 def _open_view(config: LiveConfig, session: Session) -> "View":
-    if config.serve is not None:
+    if config.serve:
         from live.web.server import BrowserView
 
-        browser = BrowserView(config.serve, session)
+        browser = BrowserView(config.port, session)
         say(f"open {browser.address} in a browser on this machine; the link works once")
         return browser
     return NoView() if config.headless else WindowView()

@@ -9,8 +9,6 @@ import tyro
 
 SUBJECT = "me"
 """Who is in front of the camera, unless --person says."""
-SERVE_PORT = 8765
-"""Port of the browser view, unless --serve names one."""
 NOVELTY = ".novelty.csv"
 """How the name of the file ends that a session leaves beside its log."""
 
@@ -31,8 +29,10 @@ class LiveConfig:
     does."""
     headless: bool = False
     """Open no window."""
-    serve: int | None = None
-    """Show everything in a browser on this machine, at this port (8765 unless given; 0 = any free one)."""
+    serve: bool = False
+    """Show everything in a browser on this machine."""
+    port: int = 8765
+    """Port of --serve; 0 = any free one."""
     log: str | None = None
     """CSV file to write one row a sampled frame to; `-` streams JSON lines to stdout. Like the recordings, it
     gets the next free name where a file of that name is there already."""
@@ -67,8 +67,8 @@ class LiveConfig:
                 f"--seconds {self.seconds:g} ends before --calibrate {self.calibrate:g} does: it takes more "
                 f"than {2 * self.calibrate:g} s"
             )
-        if self.serve is not None and not 0 <= self.serve <= 65535:
-            raise ValueError(f"--serve takes a port from 0 to 65535, got {self.serve}")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"--port is 0 to 65535, got {self.port}")
         if self.forget and not self.person:
             raise ValueError("--forget needs --person NAME")
         _refuse_collisions(self)

@@ -290,7 +290,7 @@ def _listen(port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ValueError(
-            f"port {port} on 127.0.0.1 cannot be used ({error.strerror}); try --serve 0 for any free one"
+            f"port {port} on 127.0.0.1 cannot be used ({error.strerror}); try --port 0 for any free one"
         ) from error
     listener.listen(16)
     return listener

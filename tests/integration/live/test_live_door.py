@@ -186,7 +186,7 @@ def test_a_labelled_recording_is_a_data_set(run: Path, real_clips: dict[str, Pat
 
 def test_a_served_file_plays_at_its_own_speed(run: Path, real_clips: dict[str, Path]) -> None:
     """Else it would be over before a browser is open."""
-    done = live("--run", run, "--video", real_clips["single"], "--serve", "0", "--json")
+    done = live("--run", run, "--video", real_clips["single"], "--serve", "--port", "0", "--json")
     summary = json.loads(done.stdout)
     # It may be over before the model is loaded.
     assert done.returncode == (0 if summary["model"] else 1), done.stderr

@@ -183,7 +183,7 @@ def test_a_taken_port_is_one_line(view: BrowserView, session: Session) -> None:
     """The reason, and what to do."""
     port = urlsplit(view.address).port
     assert port is not None
-    with pytest.raises(ValueError, match="--serve 0"):
+    with pytest.raises(ValueError, match="--port 0"):
         BrowserView(port, session)
 
 
@@ -234,7 +234,7 @@ def test_the_door_itself_serves_a_browser(
     )
     # Long enough for a browser that starts slowly.
     video = write_video(tmp_path / "long.mp4", looped(face_frames(real_clips["pexels"], 50), 1800), 10)
-    words = ["--run", str(run), "--video", str(video), "--serve", "0", "--json"]
+    words = ["--run", str(run), "--video", str(video), "--serve", "--port", "0", "--json"]
     process = subprocess.Popen(
         [sys.executable, "-m", "live", *words],
         cwd=Path(__file__).resolve().parents[3],

@@ -118,7 +118,9 @@ def test_the_browser_view_talks_to_this_machine_alone(
 ) -> None:
     """Its server listens on loopback and asks nobody anything."""
     run = write_run(tmp_path / "run", detector_path)
-    done = watched(tmp_path, "-m", "live", "--run", run, "--video", real_clips["single"], "--serve", "0")
+    done = watched(
+        tmp_path, "-m", "live", "--run", run, "--video", real_clips["single"], "--serve", "--port", "0"
+    )
     assert done.returncode == 0, done.stderr
     trace = (tmp_path / "trace.txt").read_text(encoding="utf-8", errors="replace")
     bound = [line for line in trace.splitlines() if "bind(" in line and "AF_INET" in line]
