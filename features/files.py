@@ -92,6 +92,12 @@ def _is_hidden(pid: int) -> bool:
     return False
 
 
+def has_parent() -> bool:
+    """Whether the process that started this one still runs; true for one that was not started by us."""
+    parent = multiprocessing.parent_process()
+    return parent is None or parent.is_alive()
+
+
 def end_with_parent() -> None:
     """End this process at once when the one that started it is gone, also by `kill -9`. Does nothing in a
     process that multiprocessing did not start."""

@@ -216,16 +216,6 @@ def poses(script: Script) -> list[Pose]:
     return [Pose(**{name: float(values[i]) for name, values in track.items()}) for i in range(len(times))]
 
 
-def face_expected(script: Script) -> np.ndarray:
-    """Which frames are meant to have a face in view, (frames,) bool: not those of who leaves or is away."""
-    times = np.arange(round(script.duration_s * FPS)) / FPS
-    seen = np.ones(len(times), bool)
-    for spell in script.spells:
-        if spell.kind == "leaves":
-            seen &= (times < spell.start_s - EASE_S) | (times > spell.end_s + EASE_S)
-    return seen
-
-
 def write_video(script: Script, seed: int, out: Path) -> None:
     """Draw and encode one script as H.264."""
     import av

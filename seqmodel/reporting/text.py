@@ -212,8 +212,12 @@ def figure_rows(judgement: Judgement) -> list[dict[str, Any]]:
         if name == "average_precision":
             title = f"{title} {note.format(minority=judgement.label_names[judgement.minority])}"
         cells = [
-            {"figure": b.figures[name].as_json(), "mark": _mark(name, b), "says": _says(name, b)}
-            for b in judgement.beside
+            {
+                "figure": b.figures[name].as_json(),
+                "mark": _mark(name, b),
+                "says": f"difference {with_interval(pair.difference)}, p = {short(pair.p_value)}",
+            }
+            for b, pair in ((b, b.paired[name]) for b in judgement.beside)
         ]
         measured = judgement.measured_figures
         rows.append(
@@ -248,11 +252,6 @@ def _mark(name: str, beside: Beside) -> str:
         return ""
     better, worse = ("loses", "beats") if name in LOWER_IS_BETTER else ("beats", "loses")
     return better if pair.is_higher else worse if pair.is_lower else "even"
-
-
-def _says(name: str, beside: Beside) -> str:
-    pair = beside.paired[name]
-    return f"difference {with_interval(pair.difference)}, p = {short(pair.p_value)}"
 
 
 def mistakes_lede(judgement: Judgement) -> str:

@@ -20,15 +20,17 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from features.files import is_alive, is_here, this_process
+from features.files import has_parent, is_alive, is_here, this_process
 from tune.config import SEED_ROLE
-from tune.study.liveness import has_parent, is_silent
 from tune.study.storage import MAX_RETRIES, experimental_is_fine, open_storage, without_password
 
 UNSIGNED_S = 60
 """A running trial that names no worker for that long has none."""
 SEEN_EVERY_S, WAIT_S = 30, 1.0
 """Seconds between signs of life of a trial, and between looks at trials of others that are waited for."""
+SILENT_S = 600
+"""A worker of another machine or container that has said nothing for that long is dead. Epochs take seconds;
+clocks of machines differ by seconds."""
 Objective = Callable[[optuna.Trial], float]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -190,7 +192,7 @@ def _is_lost(trial: FrozenTrial, has_heartbeat: bool) -> bool:
         return began is not None and (datetime.now() - began).total_seconds() >= UNSIGNED_S
     if is_here(worker):
         return not is_alive(worker)
-    return not has_heartbeat and is_silent(trial.user_attrs.get("seen", time.time()))
+    return not has_heartbeat and time.time() - trial.user_attrs.get("seen", time.time()) > SILENT_S
 
 
 def enqueue_again(study: optuna.Study, trial: FrozenTrial, *, is_interrupted: bool = False) -> None:

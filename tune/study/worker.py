@@ -12,7 +12,7 @@ import torch
 from optuna.trial import FrozenTrial
 
 from features.cli import STOPS, fail
-from features.files import end_with_parent
+from features.files import end_with_parent, has_parent
 from seqmodel.heads.person_baseline import with_baseline
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.runs.writer import resolve_device
@@ -30,7 +30,6 @@ from tune.objective import (
 )
 from tune.search_space import MANY_CLIPS, Choice, Space, choice_of
 from tune.study.checkpoints import keep_checkpoint, load_checkpoint
-from tune.study.liveness import has_parent
 from tune.study.storage import lost_is_one_line
 from tune.study.study import StudySpec, is_interruption, note_seen, work
 

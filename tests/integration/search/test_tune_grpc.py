@@ -19,9 +19,8 @@ from tests.support.commands import run_here
 from tests.support.killed_worker import require_retry
 from tests.support.toy_sequences import write_toy_store
 from tune.__main__ import main
-from tune.study import liveness
 from tune.study.storage import open_storage
-from tune.study.study import StudySpec, create_study, num_done, work
+from tune.study.study import SILENT_S, StudySpec, create_study, num_done, work
 
 pytest.importorskip("grpc", reason="needs the grpc extra: pip install brainbuddy[grpc]")
 
@@ -74,7 +73,7 @@ def test_a_silent_worker_of_another_machine_is_done_over(proxy: str) -> None:
     lost = study.ask()
     lost.suggest_float("a", -1, 1)
     lost.set_user_attr("worker", {"host": "elsewhere", "pid": 1, "started": "1"})
-    lost.set_user_attr("seen", time.time() - liveness.SILENT_S - 1)
+    lost.set_user_attr("seen", time.time() - SILENT_S - 1)
     work(spec, lambda trial: trial.suggest_float("a", -1, 1))
     trials = study.trials
     assert trials[lost.number].state == TrialState.FAIL

@@ -15,9 +15,8 @@ from optuna.trial import TrialState
 from features.files import is_alive, this_process
 from tests.support.killed_worker import require_retry
 from tune.config import SEED_ROLE
-from tune.study import liveness
 from tune.study.storage import MAX_RETRIES, experimental_is_fine
-from tune.study.study import StudySpec, create_study, load_study, num_done, reclaim, work
+from tune.study.study import SILENT_S, StudySpec, create_study, load_study, num_done, reclaim, work
 from tune.study.worker_pool import run_workers
 
 POINTS = ({"a": 0.5}, {"a": 0.25}, {"a": -0.5})
@@ -165,9 +164,9 @@ def test_a_restarted_search_reclaims_the_trials_of_dead_workers_alone(
     elsewhere = here | other | {"pid": 2**22 + 1}
     for trial, worker, seen in (
         (dead, here | {"pid": 2**22 + 1}, now),
-        (mine, here, now - 2 * liveness.SILENT_S),
+        (mine, here, now - 2 * SILENT_S),
         (foreign, elsewhere, now),
-        (silent, elsewhere, now - 2 * liveness.SILENT_S),
+        (silent, elsewhere, now - 2 * SILENT_S),
     ):
         trial.suggest_float("a", -1, 1)
         trial.set_user_attr("worker", worker)
