@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from extract.config import CheckConfig, DemoConfig, ExtractConfig
-from features.cli import parse, run_door
+from features.cli import parse, run_command
 
 DESCRIPTION = (
     "Turn labelled face videos into a store of embeddings. "
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config: Any = parse(
         config_class, words, prog=f"python -m extract {word}".strip(), description=description
     )
-    return run_door(lambda: getattr(import_module(module), function)(config), as_json=config.json)
+    return run_command(lambda: getattr(import_module(module), function)(config), as_json=config.json)
 
 
 if __name__ == "__main__":

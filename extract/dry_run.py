@@ -26,7 +26,7 @@ from extract.pipeline.extractor import (
 )
 from extract.pipeline.planning import Cut, lacking_parts, num_workers, own_share, store_at
 from extract.pipeline.writer import AGREEMENT, cosines, same_faces
-from features.cli import say, say_counts, say_failures
+from features.cli import echo, echo_failures, say_counts
 from features.manifest import Clip
 from features.recipe import require_equal
 from features.store.store import DONE, FeatureStore
@@ -170,11 +170,11 @@ def print_forecast(summary: dict[str, Any]) -> None:
     for column, splits in summary["counts"].items():
         names = sorted({name for counts in splits.values() for name in counts})
         say_counts(column, splits, names)
-    say_failures((item["clip_id"], item["reason"]) for item in summary["timed_failures"])
-    say(f"{summary['to_extract']} of {summary['clips']} clips to extract, from {summary['videos']} videos")
+    echo_failures((item["clip_id"], item["reason"]) for item in summary["timed_failures"])
+    echo(f"{summary['to_extract']} of {summary['clips']} clips to extract, from {summary['videos']} videos")
     if (hours := summary["hours"]) is not None:
         duration = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
-        say(
+        echo(
             f"about {duration} with {summary['workers']} workers "
             f"(from {summary['timed']} clips), {summary['bytes'] / 1e6:,.1f} MB in {summary['files']:,} files"
         )

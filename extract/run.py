@@ -23,7 +23,7 @@ from extract.pipeline.planning import (
     versions,
 )
 from extract.summary import Tally, print_reading, print_summary, summarise
-from features.cli import progress, say, say_failures, warn
+from features.cli import echo, echo_failures, log_warning, progress
 from features.manifest import Clip
 from features.store.store import FeatureStore, plan
 
@@ -46,7 +46,7 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
     print_reading(reading)
     setup, numerics = make_setup(config)
     chosen = f"{numerics['backend']} ({numerics['device']}, {numerics['precision']})"
-    say(f"{setup.recipe.encoder.name} with weights {setup.recipe.encoder.weights} on {chosen}")
+    echo(f"{setup.recipe.encoder.name} with weights {setup.recipe.encoder.weights} on {chosen}")
     if config.dry_run or config.verify_sample:
         return _look_only(config, cut, setup)
     store = _planned(config, reading, cut, setup, numerics)
@@ -96,7 +96,7 @@ def _planned(
     if config.limit is None and not is_whole:
         _tell_unnamed(config, cut, store)
     if changed := store.changes.changed:
-        warn(
+        log_warning(
             f"{len(changed)} clips are extracted again: their videos have another size or time "
             f"than before, or they end elsewhere ({changed[0]} for one)"
         )
@@ -134,7 +134,7 @@ def _run(
     try:
         store.settle()
     except (ValueError, OSError) as error:  # every row is written: this only tidies up
-        warn(f"{error}; the next extraction into this store tidies up")
+        log_warning(f"{error}; the next extraction into this store tidies up")
     return tally
 
 
@@ -143,7 +143,7 @@ def _tell_unnamed(config: ExtractConfig, cut: Cut, store: FeatureStore) -> None:
     named, listed = {window.clip_id for window in cut.windows}, store.listed()
     unnamed = sum(bool(listed[row]) for name, row in store.row_of_clip().items() if name not in named)
     if unnamed:
-        warn(
+        log_warning(
             f"{unnamed} clips in the store were not found in {config.data}, not all of which could be read: "
             "they keep their labels"
         )
@@ -162,12 +162,12 @@ def _tell_difference(
         found, _ = verify_sample(replace(config, verify_sample=NUM_COMPARED), cut.windows, setup)
     except ValueError:  # nothing is finished
         return
-    warn(
+    log_warning(
         f"the store was begun with other numerics ({how}): in {found['compared']} clips extracted again the "
         f"worst cosine between embeddings is {found['worst_cosine']:.4f}"
     )
     for item in found["differing"]:
-        warn(f"{item['clip_id']}: {item['reason']}")
+        log_warning(f"{item['clip_id']}: {item['reason']}")
 
 
 def _look_only(config: ExtractConfig, cut: Cut, setup: Setup) -> tuple[dict[str, Any], int]:
@@ -175,13 +175,13 @@ def _look_only(config: ExtractConfig, cut: Cut, setup: Setup) -> tuple[dict[str,
     if config.dry_run:
         summary = forecast(config, cut, setup)
         print_forecast(summary)
-        say_failures(summary["unreadable"].items())
+        echo_failures(summary["unreadable"].items())
         return summary, 1 if summary["unreadable"] or summary["timed_failures"] else 0
     summary, differing = verify_sample(config, cut.windows, setup)
-    say_failures((item["clip_id"], item["reason"]) for item in differing)
+    echo_failures((item["clip_id"], item["reason"]) for item in differing)
     worst = summary["worst_geometry"]
     geometry = f", worst geometry {worst:.4f}" if worst is not None else ""
-    say(
+    echo(
         f"{summary['compared']} clips extracted again, {summary['identical']} identical, "
         f"worst cosine {summary['worst_cosine']:.6f}{geometry}"
     )

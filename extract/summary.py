@@ -14,7 +14,7 @@ from extract.config import ExtractConfig
 from extract.datasets.index import Reading
 from extract.executors.pool import Event
 from extract.pipeline.planning import Cut
-from features.cli import console, say, say_failures, warn
+from features.cli import console, echo, echo_failures, log_warning
 from features.store.store import DONE, FeatureStore
 
 MAX_UNPAIRED = 5
@@ -50,18 +50,18 @@ def print_reading(reading: Reading) -> None:
 
     clips = reading.manifest.clips
     subjects = {clip.subject for clip in clips} - {""}
-    say(f"layout {reading.layout}: {len(clips)} clips, {len(subjects)} subjects")
+    echo(f"layout {reading.layout}: {len(clips)} clips, {len(subjects)} subjects")
     for kind, names in (
         ("videos without a label", reading.unpaired_videos),
         ("labels without a video", reading.unpaired_labels),
     ):
         if names:
             more = ", … (--json lists all)" if len(names) > MAX_UNPAIRED else ""
-            say(f"{len(names)} {kind}: {', '.join(names[:MAX_UNPAIRED])}{more}")
+            echo(f"{len(names)} {kind}: {', '.join(names[:MAX_UNPAIRED])}{more}")
     for why, count in reading.dropped:
-        say(f"{count} labels left out: {why}")
+        echo(f"{count} labels left out: {why}")
     for note in reading.notes:
-        warn(note)
+        log_warning(note)
 
 
 def summarise(
@@ -127,13 +127,13 @@ def print_summary(summary: dict[str, Any]) -> None:
     """The summary for people, on stderr."""
     from rich.table import Column, Table
 
-    say_failures((item["where"], item["reason"]) for item in summary["problems"])
+    echo_failures((item["where"], item["reason"]) for item in summary["problems"])
     more = f": python -m features info {shlex.quote(summary['store'])} --json"
-    say_failures(((item["clip_id"], item["reason"]) for item in summary["failures"]), more)
+    echo_failures(((item["clip_id"], item["reason"]) for item in summary["failures"]), more)
     if summary["failures"]:
-        say("once these are mended: the same command with --retry-failed (changed files are noticed anyway)")
+        echo("once these are mended: the same command with --retry-failed (changed files are noticed anyway)")
     if gone := summary["vanished"]:
-        warn(f"{len(gone)} clips in the store are no longer in the manifest, {gone[0]} for one")
+        log_warning(f"{len(gone)} clips in the store are no longer in the manifest, {gone[0]} for one")
     total_s = sum(summary["stage_s"].values())
     stages = ", ".join(f"{name} {s / total_s:.0%}" for name, s in summary["stage_s"].items() if total_s)
     table = Table("", Column(overflow="fold"), show_header=False, box=None, padding=(0, 2, 0, 0))

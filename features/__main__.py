@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from features import config
-from features.cli import Answer, console, run_command, say, say_counts, say_failures, warn
+from features.cli import Answer, console, dispatch, echo, echo_failures, log_warning, say_counts
 
 COMMANDS = {
     "info": config.InfoArgs,
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "delete": _delete,
         "import": _import,
     }
-    return run_command("features", COMMANDS, argv, lambda word, args: bodies[word](args), width=8)
+    return dispatch("features", COMMANDS, argv, lambda word, args: bodies[word](args), width=8)
 
 
 def _info(args: config.InfoArgs) -> Answer:
@@ -49,8 +49,8 @@ def _verify(args: config.VerifyArgs) -> Answer:
     store = FeatureStore.open(args.store)
     with console().status(f"reading {store.num_clips} clips again"):
         broken = verify_store(store)
-    say_failures((item.clip_id, item.reason) for item in broken)
-    say(f"{store.num_clips} clips read, {len(broken)} problems")
+    echo_failures((item.clip_id, item.reason) for item in broken)
+    echo(f"{store.num_clips} clips read, {len(broken)} problems")
     problems = [{"clip_id": item.clip_id, "reason": item.reason} for item in broken]
     return {"store": args.store, "clips": store.num_clips, "problems": problems}, 1 if broken else 0
 
@@ -61,7 +61,7 @@ def _pack(args: config.PackArgs) -> Answer:
     store = FeatureStore.open(args.store)
     with console().status(f"packing {store.num_clips} clips"):
         packed = store.pack()
-    say("packed" if packed else "there is a fresh copy already")
+    echo("packed" if packed else "there is a fresh copy already")
     return {"store": args.store, "clips": store.num_clips, "packed": packed}, 0
 
 
@@ -72,10 +72,10 @@ def _label(args: config.LabelArgs) -> Answer:
     done = relabel(args.store, manifest.clips)
     problems = [(item.clip_id, item.reason) for item in manifest.problems]
     problems += [(name, "is not in the store: extract it") for name in done.unknown]
-    say_failures(problems)
-    say(f"{len(done.corrected)} clips corrected")
+    echo_failures(problems)
+    echo(f"{len(done.corrected)} clips corrected")
     if done.unnamed:
-        warn(f"{len(done.unnamed)} clips of the store are not in {args.data}; they stay as they were")
+        log_warning(f"{len(done.unnamed)} clips of the store are not in {args.data}; they stay as they were")
     summary = {
         "store": args.store,
         "corrected": list(done.corrected),
@@ -91,7 +91,7 @@ def _delete(args: config.DeleteArgs) -> Answer:
     subject = None if args.subject == config.EVERYBODY else args.subject
     count = delete(args.store, subject)
     whom = "the store" if subject is None else f"subject {subject}"
-    say(f"deleted {whom}: {count} clips")
+    echo(f"deleted {whom}: {count} clips")
     return {"store": args.store, "subject": subject, "deleted": count}, 0
 
 
@@ -105,13 +105,13 @@ def _import(args: config.ImportArgs) -> Answer:
         store = write_external(args.out, sequences, args.name, args.stream)
     valid = store.read_frames()[..., 5] > 0
     lengths = [len(values) for values in sequences.values]
-    say_failures((item.clip_id, item.reason) for item in sequences.problems)
-    say(
+    echo_failures((item.clip_id, item.reason) for item in sequences.problems)
+    echo(
         f"{store.num_clips} clips of {min(lengths)} to {max(lengths)} frames of "
         f"{sequences.values[0].shape[1]} features, as {store.streams[0]}; "
         f"{sum(lengths) - int(valid.sum())} of {sum(lengths)} frames lack a feature and are masked"
     )
-    say(f"next: python -m tune --store {shlex.quote(args.out)} --out runs/NAME")
+    echo(f"next: python -m tune --store {shlex.quote(args.out)} --out runs/NAME")
     summary = {
         "store": args.out,
         "clips": store.num_clips,
@@ -127,27 +127,27 @@ def _print_info(summary: dict[str, Any]) -> None:
     from features.labels import by_value
 
     rate = summary["face_rate"]
-    say(
+    echo(
         f"{summary['store']}: {summary['clips']} clips of {summary['videos']} videos and "
         f"{summary['subjects']} people; {summary['done']} done, {summary['pending']} pending, "
         f"{summary['failed']} failed, {summary['vanished']} vanished"
     )
-    say(f"face in {rate:.1%} of sampled frames" if rate is not None else "no frames yet")
-    say("parts: " + ", ".join(f"{name} {count}" for name, count in summary["parts"].items()))
+    echo(f"face in {rate:.1%} of sampled frames" if rate is not None else "no frames yet")
+    echo("parts: " + ", ".join(f"{name} {count}" for name, count in summary["parts"].items()))
     for column, splits in summary["labels"].items():
         order = [*sorted(summary["label_names"][column], key=by_value), "none"]
         names = [name for name in order if any(name in counts for counts in splits.values())]
         say_counts(column, splits, names)
-    say_failures((item["clip_id"], item["reason"]) for item in summary["failures"])
-    say(f"encoder {summary['recipe']['encoder']}; fingerprint {summary['fingerprint']}")
+    echo_failures((item["clip_id"], item["reason"]) for item in summary["failures"])
+    echo(f"encoder {summary['recipe']['encoder']}; fingerprint {summary['fingerprint']}")
     first, *others = summary["numerics"]
-    say(f"numerics: {_in_words(first)}")
+    echo(f"numerics: {_in_words(first)}")
     for numerics in others:
         told = {key: value for key, value in numerics.items() if first.get(key) != value}
-        say(f"some rows were extracted with {_in_words(told)}")
+        echo(f"some rows were extracted with {_in_words(told)}")
     if others:
         store = shlex.quote(summary["store"])
-        say(f"how far embeddings differ: python -m extract --data DATA --out {store} --verify-sample 20")
+        echo(f"how far embeddings differ: python -m extract --data DATA --out {store} --verify-sample 20")
 
 
 def _in_words(numerics: dict[str, Any]) -> str:

@@ -51,7 +51,7 @@ def parse(config: type[Config], argv: Sequence[str] | None, *, prog: str, descri
     return asked
 
 
-def run_command(
+def dispatch(
     package: str,
     commands: Mapping[str, type],
     argv: Sequence[str] | None,
@@ -71,16 +71,16 @@ def run_command(
             print(f"  {word:{width}} {(options.__doc__ or '').splitlines()[0]}")
         return 0 if words else 2
     if words[0] not in commands:
-        fail(f"no command {words[0]!r}; there are {', '.join(commands)}")
+        log_error(f"no command {words[0]!r}; there are {', '.join(commands)}")
         return 2
     options = commands[words[0]]
     args: Any = parse(
         options, words[1:], prog=f"python -m {package} {words[0]}", description=options.__doc__ or ""
     )
-    return run_door(lambda: answer(words[0], args), as_json=args.json)
+    return run_command(lambda: answer(words[0], args), as_json=args.json)
 
 
-def run_door(body: Callable[[], Answer], *, as_json: bool = False) -> int:
+def run_command(handler: Callable[[], Answer], *, as_json: bool = False) -> int:
     """Run a door's body and give its exit code.
 
     Turns `STOPS` into the same clean end as Ctrl-C, but what is ignored (nohup). Errors that a user can mend
@@ -91,14 +91,14 @@ def run_door(body: Callable[[], Answer], *, as_json: bool = False) -> int:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, _raise_interrupt)
     try:
-        summary, code = body()
+        summary, code = handler()
     except KeyboardInterrupt:
         console().print("stopped; what was done is saved, the same command goes on", style="yellow")
         return 130
     except USER_ERRORS as error:
         if os.environ.get("BRAINBUDDY_TRACEBACK"):
             raise
-        fail(str(error) or type(error).__name__)
+        log_error(str(error) or type(error).__name__)
         return 2
     if as_json and summary:  # of a team of processes, one has a summary
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -117,26 +117,26 @@ def console() -> "Console":
     return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """Print a line on stderr."""
     console().print(text)
 
 
-def warn(text: str) -> None:
+def log_warning(text: str) -> None:
     """Print a warning line on stderr."""
     from rich.text import Text
 
     console().print(Text.assemble(("warning:", "yellow"), f" {text}"))
 
 
-def fail(text: str) -> None:
+def log_error(text: str) -> None:
     """Print an error line on stderr."""
     from rich.text import Text
 
     console().print(Text.assemble(("error:", "bold red"), f" {' '.join(text.split())}"))
 
 
-def say_failures(failures: Iterable[tuple[str, str]], more: str = " (--json lists all)") -> None:
+def echo_failures(failures: Iterable[tuple[str, str]], more: str = " (--json lists all)") -> None:
     """Print (what, why it failed) on stderr, a line each; of many the first, and `more` on where all are."""
     from rich.text import Text
 
@@ -144,7 +144,7 @@ def say_failures(failures: Iterable[tuple[str, str]], more: str = " (--json list
     for what, reason in pairs[:MAX_LISTED]:
         console().print(Text.assemble((what, "red"), f": {reason}"))
     if len(pairs) > MAX_LISTED:
-        say(f"… and {len(pairs) - MAX_LISTED} more{more}")
+        echo(f"… and {len(pairs) - MAX_LISTED} more{more}")
 
 
 def say_counts(column: str, splits: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> None:

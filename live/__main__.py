@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from features.cli import parse, run_door
+from features.cli import parse, run_command
 from live.config import LiveConfig, PredictConfig, ReportConfig
 
 COMMANDS: dict[str, tuple[type, str, str]] = {
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog=f"python -m live {word}".strip(),
         description=(config_class.__doc__ or "") + ("" if word else "\n\nAlso: live predict, live report."),
     )
-    return run_door(lambda: getattr(import_module(module), function)(config), as_json=config.json)
+    return run_command(lambda: getattr(import_module(module), function)(config), as_json=config.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from extract.video.reader import Frame
-from features.cli import fail, say, warn
+from features.cli import echo, log_error, log_warning
 from live.commands import DONE, Control
 from live.config import SUBJECT, LiveConfig
 from live.inference.calibration import Trial, can_calibrate, forget_personal, personal_file
@@ -53,12 +53,12 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
         stack.callback(source.close)
         session = Session(card.labelling.names, Wishes(config.log, config.record, config.record_raw, person))
         stack.callback(session.close)
-        control = Control(session, person=person, calibrate_s=config.calibrate, tell=say)
+        control = Control(session, person=person, calibrate_s=config.calibrate, tell=echo)
         stack.callback(control.close)
         view = _open_view(config, session)
         stack.callback(view.close)
         kept = "recording" if config.record or config.record_raw else "not recording"
-        say(f"{config.run}: local only, {kept}")
+        echo(f"{config.run}: local only, {kept}")
         loading = Loading(lambda: Predictor(open_model(config.run, backend=config.backend)))
         stack.callback(loading.finish)
         try:
@@ -76,10 +76,10 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
         try:
             summary["report"] = str(write_report([tell(session.log_path, card.labelling.task)], own=True))
         except (ValueError, OSError) as error:  # rotated away just now: the session was good all the same
-            warn(f"no session report: {error}")
+            log_warning(f"no session report: {error}")
     _tell(summary)
     for failure in failures:
-        fail(failure)
+        log_error(failure)
     return summary, 1 if failures else 0
 
 
@@ -232,7 +232,7 @@ def _open_view(config: LiveConfig, session: Session) -> "View":
         from live.web.server import BrowserView
 
         browser = BrowserView(config.port, session)
-        say(f"open {browser.address} in a browser on this machine; the link works once")
+        echo(f"open {browser.address} in a browser on this machine; the link works once")
         return browser
     return NoView() if config.headless else WindowView()
 
@@ -251,15 +251,15 @@ def _require_server() -> None:
 
 def _forget(person: str) -> tuple[dict[str, Any], int]:
     removed = forget_personal(person)
-    say(f"the calibration of {person} is removed" if removed else f"there is no calibration of {person}")
+    echo(f"the calibration of {person} is removed" if removed else f"there is no calibration of {person}")
     return {"person": person, "removed": removed}, 0 if removed else 1
 
 
 def _tell(summary: dict[str, Any]) -> None:
     states = ", ".join(f"{state} {count}" for state, count in summary["states"].items()) or "no frame"
-    say(f"{summary['duration_s']:.1f} s of video in {summary['seconds']:.1f} s; rows: {states}")
+    echo(f"{summary['duration_s']:.1f} s of video in {summary['seconds']:.1f} s; rows: {states}")
     if summary["labels"]:
         labels = ", ".join(f"{label} {count}" for label, count in summary["labels"].items())
-        say(f"said: {labels}; latency median {summary['latency_ms']['median']} ms")
+        echo(f"said: {labels}; latency median {summary['latency_ms']['median']} ms")
     for path in summary["files"] + ([summary["report"]] if "report" in summary else []):
-        say(f"wrote {path}")
+        echo(f"wrote {path}")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from extract.video.reader import read_video
-from features.cli import fail, progress, say
+from features.cli import echo, log_error, progress
 from features.manifest import NOT_UTF8, Failure, readable, video_files
 from live.config import PredictConfig
 from live.inference.model import LiveModel, describe, open_model
@@ -58,9 +58,9 @@ def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
     num_videos = len(videos) + len(unnamable)
     num_done = num_videos - len(failures)
     for failure in failures:
-        fail(f"{failure['video']}: {failure['reason']}")
+        log_error(f"{failure['video']}: {failure['reason']}")
     there = f" ({num_before} of them were there already)" if num_before else ""
-    say(f"{num_done} of {num_videos} videos predicted{there}; {table}")
+    echo(f"{num_done} of {num_videos} videos predicted{there}; {table}")
     return {
         "run": str(config.run),
         "model": describe(model),

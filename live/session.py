@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from extract.video.reader import Frame
-from features.cli import warn
+from features.cli import log_warning
 from live.config import SUBJECT, free_name, log_files, manifest_file, novelty_file
 from live.inference.predictor import Prediction
 from live.inference.state_machine import State
@@ -253,7 +253,7 @@ class Session:
         try:
             yield
         except OSError as error:
-            warn(self._end(recorder, str(error)))
+            log_warning(self._end(recorder, str(error)))
 
     def _end(self, recorder: Recorder, reason: str = "") -> str:
         """End a recording and keep what there is of it; gives a line for the user. A reason, or an error at

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from features.cli import Answer, run_command
+from features.cli import Answer, dispatch
 from seqmodel import config
 
 COMMANDS: dict[str, tuple[type, str]] = {
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return summary, code
 
     options = {word: args_class for word, (args_class, _) in COMMANDS.items()}
-    return run_command("seqmodel", options, argv, answer, width=10)
+    return dispatch("seqmodel", options, argv, answer, width=10)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from features.cli import parse, run_door
+from features.cli import parse, run_command
 from tune.config import TuneArgs
 
 
@@ -11,7 +11,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The door; returns the exit code."""
     args = parse(TuneArgs, argv, prog="python -m tune", description=TuneArgs.__doc__ or "")
 
-    def body() -> tuple[dict[str, object], int]:
+    def handler() -> tuple[dict[str, object], int]:
         from seqmodel.commands.export import export_for_live
         from tune.run import tune
         from tune.study.storage import lost_is_one_line
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         export_for_live(args.out)
         return summary, code
 
-    return run_door(body, as_json=args.json)
+    return run_command(handler, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from features.cli import progress, say
+from features.cli import echo, progress
 from features.cpu import usable_cores
 from tune.config import TuneArgs
 from tune.search_space import choice_of, is_seed
@@ -62,7 +62,7 @@ def choose(args: TuneArgs, study: optuna.Study, bench: Bench) -> list[Finalist]:
     if args.finetune:
         with_encoder = [t for t in ranked if choice_of(t.params, bench.space).inputs != "geometry"]
         if with_encoder and with_encoder[0] is not ranked[0]:
-            say(
+            echo(
                 f"trial {ranked[0].number} ({ranked[0].value:.4f}) reads geometry alone; --finetune takes "
                 "the best that reads embeddings"
             )

@@ -14,7 +14,7 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from features.cli import console, progress, say, warn
+from features.cli import console, echo, log_warning, progress
 from features.cpu import usable_cores
 from features.splits import split_hash
 from features.store.table import groups_of
@@ -59,12 +59,12 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     question = asked(args)
     say_question(question)
     if args.folds > 1:
-        say("with --folds a head belongs to one fold: no checkpoints of trials are kept")
+        echo("with --folds a head belongs to one fold: no checkpoints of trials are kept")
     bench = set_up(args, question)
     metric = resolve_metric(args.metric, bench.space.task)
     doubts = doubts_of_folds(bench)
     for text in doubts:
-        warn(text)
+        log_warning(text)
     spec = spec_of(args, bench, metric)
     study = create_study(spec, starting_points(bench.space), facts_of(args, bench, metric))
     search(args, spec, study, bench)
@@ -74,10 +74,10 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     baselines = mean_baselines(bench, metric)
     notes = [*doubts, *judge(finalists, baselines, metric)]
     for text in notes[len(doubts) :]:
-        warn(text)
+        log_warning(text)
     origin = origin_of(study, winner.trial)
     if _is_kept(args, origin):
-        say(f"nothing new: {args.out} already holds trial {winner.trial.number}")
+        echo(f"nothing new: {args.out} already holds trial {winner.trial.number}")
     else:
         keep(args, bench, winner, origin, baselines, metric, notes)
     shares = save_study_plots(study, args.out / "plots", metric)
@@ -86,7 +86,7 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     summary |= {"importances": rounded(shares)}
     code = 0
     if args.finetune and "embeddings" not in load_card(args.out).dims:
-        warn("the best head reads geometry alone: there is no encoder to fine-tune, stage 1 stays")
+        log_warning("the best head reads geometry alone: there is no encoder to fine-tune, stage 1 stays")
     elif args.finetune:
         from seqmodel.commands.finetune import finetune
 
@@ -176,7 +176,7 @@ def mean_baselines(bench: Bench, metric: str) -> dict[str, float]:
 def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, bench: Bench) -> None:
     """Work on the study until it has enough trials, in this process or in several."""
     if reclaimed := reclaim(study):
-        say(f"trials {reclaimed} were left by a worker that died: tried again")
+        echo(f"trials {reclaimed} were left by a worker that died: tried again")
     if num_done(study) >= spec.trials:
         return
     cores = usable_cores()
@@ -219,7 +219,9 @@ def keep(
     """Write the winner, as the search's own seed has it, as a run."""
     stages = load_card(args.out).stages if (args.out / CARD).is_file() else ()
     if not args.finetune and any(s.get("stage") == "finetune" and s.get("kept") for s in stages):
-        warn(f"trial {winner.trial.number} takes the place of a fine-tuned head; --finetune tunes it as well")
+        log_warning(
+            f"trial {winner.trial.number} takes the place of a fine-tuned head; --finetune tunes it as well"
+        )
     torch.set_num_threads(usable_cores())
     choice = choice_of(winner.trial.params, bench.space)
     head, fitted = kept_or_refitted(bench, winner.trial)
@@ -295,7 +297,7 @@ def say_outcome(
             how += f"; mean of {len(f.scores)} fresh seeds ± {f.spread:.3f}"
         scores[f"trial {f.trial.number} ({how})"] = f.mean
     say_scores(metric, scores | baselines)
-    say(f"run written to {args.out}")
+    echo(f"run written to {args.out}")
     console().print(f"look at the study: {dashboard_command(args, spec)}", markup=False)
 
 

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from features.cli import warn
+from features.cli import log_warning
 from features.files import is_alive, is_here, this_process
 from features.store.location import PARTIAL_AGE_S, Place, delete_keys, object_errors, read_bytes
 
@@ -67,7 +67,7 @@ def _acquire(place: Place, token: str, wait_s: float) -> None:
             )
         else:
             if now_s - began_s > NOTICE_S and not is_told:
-                warn(f"waiting for {_describe(held)}, which plans {place.text}")
+                log_warning(f"waiting for {_describe(held)}, which plans {place.text}")
                 is_told = True
             time.sleep(min(1.0, 0.05 + (now_s - began_s) / 10))  # many may wait on one slow disk
 

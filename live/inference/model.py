@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from features.cli import warn
+from features.cli import log_warning
 from seqmodel.encoders.engine import Backend, Engine
 from seqmodel.encoders.model_files import sha256_of
 from seqmodel.export.bundle import Head, find_bundle, open_bundle
@@ -81,7 +81,7 @@ def open_model(run: Path, backend: Backend = "auto", threads: int = THREADS) -> 
         except ValueError as error:
             if "embeddings" not in card.dims:
                 raise
-            warn(f"{error}: going on without the geometry stream")
+            log_warning(f"{error}: going on without the geometry stream")
     bundle = find_bundle(run) if backend != "torch" else None
     if bundle is not None:
         engine, head = open_bundle(bundle, card, threads)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.cli import say, warn
+from features.cli import echo, log_warning
 from live.config import NOVELTY, ReportConfig, free_name, log_files
 from live.output.log_reader import is_log, read_log
 from live.output.log_summary import Day, SessionStory, clock, days, tell_rows, timeline_png
@@ -40,7 +40,7 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
                 f"--out {config.out} is a log that is told of, or its timeline: name an HTML file"
             )
     page = write_report(stories, out=config.out, against=config.against)
-    say(f"wrote {page}")
+    echo(f"wrote {page}")
     summary: dict[str, Any] = {
         "report": str(page),
         "sessions": [
@@ -93,7 +93,7 @@ def find_stories(paths: Sequence[Path], task: str | None = None) -> list[Session
     if not stories:
         raise ValueError(f"no live log among the files named holds a row: {', '.join(map(str, paths))}")
     for line in left_out:
-        warn(line)
+        log_warning(line)
     return stories
 
 
@@ -118,7 +118,7 @@ def write_report(
             if own or not beside.exists():
                 beside.write_bytes(png)
         except OSError as error:
-            warn(f"no timeline beside the log: {error}")
+            log_warning(f"no timeline beside the log: {error}")
         pictures.append(base64.b64encode(png).decode())
     comparison = None
     if against is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from features.cli import console, fail, say
+from features.cli import console, echo, log_error
 from features.store.table import groups_of
 from seqmodel.commands.export import renew_exports
 from seqmodel.config import CalibrateArgs
@@ -70,9 +70,9 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "calibration.json", summary)
     if not kept:
-        fail("the people left out are served worse by the new calibration: the run keeps its own")
+        log_error("the people left out are served worse by the new calibration: the run keeps its own")
         return summary, 1
-    say(
+    echo(
         f"{args.run} now decides by this calibration; predict and live use it. Run evaluate again: the "
         f"{summary['people_calibrating']} who calibrated do not count there."
     )
@@ -196,7 +196,7 @@ def _say(card: Card, fitted: Calibration, judged: dict[str, dict[str, Any]], sum
         )
     console().print(table)
     old = card.calibration
-    say(
+    echo(
         f"temperature {old.temperature:.2f} → {fitted.temperature:.2f}, "
         f"bias {old.bias:+.2f} → {fitted.bias:+.2f}, "
         f"threshold {old.threshold:.2f} → {fitted.threshold:.2f}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from features.cli import console, fail, say, warn
+from features.cli import console, echo, log_error, log_warning
 from features.labels import Labelling
 from seqmodel.config import METRIC_OF_TASK, CompareArgs, EvaluateArgs
 from seqmodel.metrics.bootstrap import (
@@ -60,11 +60,13 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
     rows = [[table[clip_id] for clip_id in common] for table in tables]
     changed = sum(a["label"] != b["label"] for a, b in zip(rows[0], rows[-1], strict=True))
     if changed:
-        warn(f"{changed} common clips changed their label: those of {args.runs[-1]} count for every run")
+        log_warning(
+            f"{changed} common clips changed their label: those of {args.runs[-1]} count for every run"
+        )
     found, draws = judge_runs(args.runs, cards[-1], rows, metric, args.rounds, args.seed)
     passed = gate_passes(found[-1].against_first[metric])
     if draws.by_subject and draws.num_people < FEW_SUBJECTS:
-        warn(f"only {draws.num_people} people in common: intervals are rough")
+        log_warning(f"only {draws.num_people} people in common: intervals are rough")
     _say(found, len(common), draws)
     plot = args.runs[-1] / "plots" / "compare.png"
     _draw(found, plot)
@@ -72,7 +74,7 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
     write_json(args.runs[-1] / "compare.json", summary)
     if args.gate and not passed:
         moved = with_interval(found[-1].against_first[metric].difference)
-        fail(f"gate: {metric} of {args.runs[-1]} moved by {moved}")
+        log_error(f"gate: {metric} of {args.runs[-1]} moved by {moved}")
         return summary, 1
     return summary, 0
 
@@ -85,7 +87,7 @@ def test_rows(run: Path, card: Card) -> dict[str, dict[str, str]]:
     if stale or not any(row["split"] == "test" for row in read_predictions(path)):
         from seqmodel.commands.evaluate import open_and_predict
 
-        say(f"{run} has no fresh predictions on test: predicting")
+        echo(f"{run} has no fresh predictions on test: predicting")
         asked, predictions = open_and_predict(EvaluateArgs(run=run))
         write_predictions(path, predictions, card.labelling.names, asked.split)
     return {row["clip_id"]: row for row in read_predictions(path) if row["split"] == "test"}

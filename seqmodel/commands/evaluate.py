@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from features.cli import say, warn
+from features.cli import echo, log_warning
 from seqmodel.commands.export import renew_exports
 from seqmodel.config import EvaluateArgs
 from seqmodel.evaluation.context import (
@@ -105,7 +105,7 @@ def say_measured(judgement: Judgement) -> None:
     """The ranking without the clips that were not measured, where there are such, of two classes."""
     if judgement.measured_figures is not None and np.isfinite(judgement.measured_figures["auroc"].value):
         auroc, count = judgement.measured_figures["auroc"], int(judgement.predictions.measured.sum())
-        say(
+        echo(
             f"on the {count} measured clips alone: AUROC {auroc.value:.3f} "
             f"({auroc.low:.3f} to {auroc.high:.3f})"
         )
@@ -202,7 +202,9 @@ def _keep_metrics(run: Path, judged: Card, metrics: dict[str, Any]) -> None:
     """Add figures to the card as it is now, unless the run became another one while it was judged."""
     card = load_card(run)
     if (card.calibration, card.stages) != (judged.calibration, judged.stages):
-        warn(f"{run} was changed while it was judged: its card does not take these figures, judge it again")
+        log_warning(
+            f"{run} was changed while it was judged: its card does not take these figures, judge it again"
+        )
         return
     save_card(run, replace(card, metrics=dict(card.metrics) | metrics))
 

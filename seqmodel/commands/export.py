@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from features.cli import say, warn
+from features.cli import echo, log_warning
 from features.datasets import CropClips
 from features.recipe import require_equal
 from features.store.store import FeatureStore
@@ -90,10 +90,10 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     most = found["max_difference"]
-    say(f"checked on {evidence.how}")
+    echo(f"checked on {evidence.how}")
     differs = f"embeddings {most['embedding']:.2g}, " if reads_embeddings else ""
-    say(f"largest differences from torch: {differs}logits {most['logit']:.2g}")
-    say(f"wrote {target}: copy it to a machine without torch, and python -m live --run {target.name}")
+    echo(f"largest differences from torch: {differs}logits {most['logit']:.2g}")
+    echo(f"wrote {target}: copy it to a machine without torch, and python -m live --run {target.name}")
     return {"run": str(args.run), "bundle": str(target), "format": args.to, **found}, 0
 
 
@@ -104,17 +104,17 @@ def export_for_live(run: Path) -> None:
     """
     if load_card(run).recipe.pixels is None or find_bundle(run) is not None:
         return
-    say("making the run ready for live")
+    echo("making the run ready for live")
     try:
         export(ExportArgs(run))
     except ValueError as error:
-        warn(f"live will start more slowly, with torch: {error}")
+        log_warning(f"live will start more slowly, with torch: {error}")
 
 
 def renew_exports(run: Path, dropped: Sequence[str]) -> None:
     """Make a run ready for live again whose exports were dropped, because it decides otherwise now."""
     if dropped:
-        say(f"copies of its exports ({', '.join(dropped)}) decide as before until they are made again")
+        echo(f"copies of its exports ({', '.join(dropped)}) decide as before until they are made again")
         export_for_live(run)
 
 
@@ -133,7 +133,7 @@ def gather(args: ExportArgs, card: Card) -> Evidence:
         found = None
     if found is not None and len(found.crops):
         return found
-    warn(f"{place} has no crops: the export is checked on noise instead of faces")
+    log_warning(f"{place} has no crops: the export is checked on noise instead of faces")
     assert card.recipe.pixels is not None
     side = card.recipe.pixels.crop_px
     coarse = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)

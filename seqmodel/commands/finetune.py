@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from features.cli import console, progress, say, warn
+from features.cli import console, echo, log_warning, progress
 from features.recipe import EncoderId
 from seqmodel.config import FinetuneArgs
 from seqmodel.encoders.backbone import state_sha256
@@ -77,12 +77,12 @@ def _train(args: FinetuneArgs, team: Team) -> None:
     stage = open_stage(args)
     if (done := _last_entry(stage.card)) is not None and done.get("settings") == asked_of(stage, args):
         if team.writes:
-            say(f"nothing new: {args.run} was fine-tuned in this way already ({_kept(done)} was kept)")
+            echo(f"nothing new: {args.run} was fine-tuned in this way already ({_kept(done)} was kept)")
         return
     if args.re_extract is not None and args.re_extract.exists():
         raise ValueError(f"--re-extract {args.re_extract} is there already: name a new one")
     if team.writes and stage.started_from != "stage 1":
-        say(f"{args.run} was fine-tuned before, with other settings: going further from there")
+        echo(f"{args.run} was fine-tuned before, with other settings: going further from there")
     job = start_job(stage, args, team)
     outcome = _run_job(stage, job, args)
     if team.writes:
@@ -98,11 +98,11 @@ def _finish(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
         summary["re_extract"], code = re_extract(args.run, store, args.re_extract)
         store = args.re_extract  # has the embeddings already: no crop need be looked at again
     if not (args.run / REFERENCE).is_file():
-        say("measuring what live holds a session against")
+        echo("measuring what live holds a session against")
         try:
             write_reference(args.run, store)
         except ValueError as error:
-            warn(f"live will speak only once a whole window is filled: {error}")
+            log_warning(f"live will speak only once a whole window is filled: {error}")
     shutil.rmtree(args.run / "finetune", ignore_errors=True)
     return summary, code
 
@@ -157,10 +157,10 @@ def start_job(stage: Stage, args: FinetuneArgs, team: Team) -> EndToEnd:
     if found is not None and _belongs(found[0], found[1]["settings"], stage, args):
         job.go_on(found[0], found[1]["position"])
         if team.writes:
-            say(f"going on at epoch {job.at.epoch}, step {job.at.step} of {job.num_steps}")
+            echo(f"going on at epoch {job.at.epoch}, step {job.at.step} of {job.num_steps}")
     else:
         if found is not None and team.writes:
-            say("the checkpoint found belongs to other settings: starting anew")
+            echo("the checkpoint found belongs to other settings: starting anew")
         job.judge_start()
     return job
 
@@ -250,7 +250,7 @@ def _write(stage: Stage, job: EndToEnd, outcome: Outcome, args: FinetuneArgs) ->
         return
     card = _card_of(stage, job, outcome)
     if (moved := calibration_stage(stage.card)) is not None:
-        warn(f"the calibration for {moved['store']} goes with the old weights: calibrate again")
+        log_warning(f"the calibration for {moved['store']} goes with the old weights: calibrate again")
     drop_judgements(stage.run)
     save_weights(stage.run, stage.model.head.state_dict(), stage.model.encoder.state_dict())
     _log(stage.run, job.at.history)
@@ -314,4 +314,4 @@ def _say_story(history: list[Outcome], kept: Outcome, stage: Stage) -> None:
         )
     console().print(table)
     if kept.phase == "stage 1":
-        say("no epoch was better on validation than the run as it was: it stays as it was")
+        echo("no epoch was better on validation than the run as it was: it stays as it was")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from features.cli import console, progress, say, warn
+from features.cli import console, echo, log_warning, progress
 from features.datasets import Samples
 from seqmodel.config import TrainArgs
 from seqmodel.evaluation.logistic import baseline_scores
@@ -49,7 +49,7 @@ def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
         "warnings": list(card.warnings),
     }
     say_scores(metric, {"this head": fitted.best.val_score} | baselines)
-    say(f"run written to {args.run}")
+    echo(f"run written to {args.run}")
     return summary, 0
 
 
@@ -81,12 +81,12 @@ def say_question(question: Question) -> None:
     """Tell the user what is learned from whom."""
     counts = ", ".join(f"{len(rows)} {side}" for side, rows in question.split.sides().items())
     left_out = f"; {question.num_unlabelled} without a label left out" if question.num_unlabelled else ""
-    say(
+    echo(
         f"{question.labelling.task}: {' < '.join(question.labelling.names)} (last = positive), "
         f"{counts} clips{left_out}; split: {question.split.how}"
     )
     for text in question.split.warnings:
-        warn(text)
+        log_warning(text)
 
 
 def say_scores(metric: str, scores: Mapping[str, float]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.cli import warn
+from features.cli import log_warning
 from features.datasets import load_samples
 from features.recipe import Part, differences
 from features.splits import known_rows
@@ -111,7 +111,7 @@ def count_opening(asked: Asked, card: Card) -> Card:
     try:
         asked.store.record_test_opening(asked.run.name)
     except (OSError, ValueError) as error:  # object storage says it with the latter
-        warn(f"the store's ledger could not be written ({error}); the card counts this opening")
+        log_warning(f"the store's ledger could not be written ({error}); the card counts this opening")
     return card
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from features.cli import progress, say, warn
+from features.cli import echo, log_warning, progress
 from features.manifest import SIDES, Clip
 from features.recipe import require_equal
 from features.store.store import DONE, FAILED, FeatureStore, plan
@@ -54,12 +54,14 @@ def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], 
     new.carry_over(store.test_openings, sides)
     lacking = fill(new, store, named, engine)
     done = int(new.present("embeddings").sum())
-    say(
+    echo(
         f"{out}: {done} clips of {store_path} as {card.recipe.encoder.weights} sees them; "
         f"{len(lacking)} had no crops"
     )
     for clip_id in lacking:
-        warn(f"{clip_id} has no crops to look at: extract it with --crops jpeg, then run the same command")
+        log_warning(
+            f"{clip_id} has no crops to look at: extract it with --crops jpeg, then run the same command"
+        )
     return {"store": str(out), "clips": len(named), "done": done, "without_crops": lacking}, int(
         bool(lacking)
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from features.cli import progress, say, warn
+from features.cli import echo, log_warning, progress
 from features.datasets import CropClips, load_samples
 from features.recipe import Part, Recipe, fingerprint, require_equal
 from features.store.store import FeatureStore
@@ -149,7 +149,9 @@ def _rows_of(run: Path, store: FeatureStore, side: str) -> np.ndarray:
     rows = np.array([row_of[clip] for clip in wanted if clip in row_of], np.int64)
     rows = rows[table.state[rows] == 1]
     if len(rows) < len(wanted):
-        warn(f"{len(wanted) - len(rows)} of the run's {len(wanted)} {side} clips are not in {store.path}")
+        log_warning(
+            f"{len(wanted) - len(rows)} of the run's {len(wanted)} {side} clips are not in {store.path}"
+        )
     if not len(rows):
         raise ValueError(f"{store.path} holds none of the {side} clips of {run}: is it the right store?")
     return rows
@@ -254,10 +256,10 @@ def cut_sources(stage: Stage, args: FinetuneArgs, team: Team) -> tuple[Any, Any]
     if team.writes:
         caches = opened()
         size_mb = sum(cache.num_bytes for cache in caches) / 1e6
-        say(f"caching what blocks 0–{cut - 1} see: {size_mb:.0f} MB in {stage.folder}, deleted at the end")
+        echo(f"caching what blocks 0–{cut - 1} see: {size_mb:.0f} MB in {stage.folder}, deleted at the end")
         require_room(stage.folder, caches)
         if args.augment and versions["train"] == 1:
-            say("crops are not augmented: their activations are cached (--cut-cache off augments them)")
+            echo("crops are not augmented: their activations are cached (--cut-cache off augments them)")
     team.wait()
     run = prefix_runner(encoder, cut, crop_px, team.device)
     sources = []

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from features.cli import console, say, warn
+from features.cli import console, echo, log_warning
 from seqmodel.evaluation.evaluator import Judgement
 from seqmodel.reporting.text import TITLES, short
 
@@ -21,5 +21,5 @@ def say_figures(judgement: Judgement, report: Path) -> None:
             table.add_row(title, short(f.value), f"{short(f.low)} to {short(f.high)}", *others)
     console().print(table)
     for line in judgement.warnings:
-        warn(line)
-    say(f"report: {report}")
+        log_warning(line)
+    echo(f"report: {report}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from features.cli import progress, warn
+from features.cli import log_warning, progress
 from seqmodel.config import EvaluateArgs
 from seqmodel.evaluation.context import Asked, Refitted, face_coverage
 from seqmodel.evaluation.evaluator import Judgement
@@ -89,7 +89,7 @@ def _tell(
             thumbnails=args.thumbnails,
         )
     if args.thumbnails and not asked.store.has_crops:
-        warn(f"--thumbnails: store {asked.store.path} keeps no crops, so the report shows no faces")
+        log_warning(f"--thumbnails: store {asked.store.path} keeps no crops, so the report shows no faces")
     return Story(
         title=args.run.name,
         plots=svgs,

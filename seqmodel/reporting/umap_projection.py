@@ -12,7 +12,7 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from features.cli import warn
+from features.cli import log_warning
 from features.store.store import FeatureStore
 from seqmodel.evaluation.permutation_importance import some_places
 
@@ -47,7 +47,7 @@ def map_meanwhile(
     """
     places = np.flatnonzero(coverage > 0)
     if len(places) < FEWEST_CLIPS:
-        warn(f"--umap needs at least {FEWEST_CLIPS} clips with a face, there are {len(places)}")
+        log_warning(f"--umap needs at least {FEWEST_CLIPS} clips with a face, there are {len(places)}")
         yield None
         return
     places = some_places(places, seed, MOST_CLIPS)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from features.cli import say, warn
+from features.cli import echo, log_warning
 from features.datasets import labelled_rows, load_samples
 from features.labels import Labelling, Task
 from features.splits import Split, sides_by_clip, split_hash
@@ -74,7 +74,7 @@ def write_run(
     found = [*question.split.warnings, *warnings]
 
     def tell(text: str) -> None:
-        warn(text)
+        log_warning(text)
         found.append(text)
 
     encoder_state = _encoder_state(question, head, tell)
@@ -143,7 +143,7 @@ def put_calibration(run: Path, card: Card, store: Path | str | None = None) -> l
     exports = sorted(folder.name for folder in (run / "export").glob("*") if folder.is_dir())
     drop_decisions(run)
     save_card(run, dataclasses.replace(card, metrics={}))
-    say(f"{run} decides otherwise now: figures, reports and exports from before are dropped")
+    echo(f"{run} decides otherwise now: figures, reports and exports from before are dropped")
     _measure_reference(run, store)
     return exports
 
@@ -152,7 +152,7 @@ def _measure_reference(run: Path, store: Path | str | None = None) -> None:
     try:
         write_reference(run, store)
     except (ValueError, OSError) as error:
-        warn(f"live report --against has nothing to compare with: {error}")
+        log_warning(f"live report --against has nothing to compare with: {error}")
 
 
 def drop_judgements(run: Path) -> None:

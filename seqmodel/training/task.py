@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.cli import warn
+from features.cli import log_warning
 from features.datasets import Inputs, Samples, labelled_rows, load_samples, streams_of
 from features.labels import Labelling, class_indices, make_labelling
 from features.manifest import SIDES
@@ -137,7 +137,7 @@ def load_sides(question: Question, *, mapped: bool = True) -> tuple[Samples, Sam
             clips = len(question.split.train) + len(question.split.val)
             store, widths = question.store, question.dims.items()
             frame_bytes = sum(width * store.array(name).dtype.itemsize for name, width in widths)
-            warn(
+            log_warning(
                 f"no room for a packed copy of {store.path} ({error}): each process holds the clips in its "
                 f"own memory, about {clips * store.num_frames * frame_bytes / 1e9:.1f} GB"
             )

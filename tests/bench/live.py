@@ -207,7 +207,7 @@ def measured(how: str, run: Path, video: Path, seconds: float) -> dict[str, Any]
 def session(how: str, spawned: float, words: list[str]) -> int:
     """Run the door with a probe for its view; prints what the probe saw after the door's own summary."""
     from live import app
-    from live.__main__ import main as door
+    from live.__main__ import main as cli
 
     probe = Probe(spawned, shows=how == "window")
     open_source, control_class = app.open_source, app.Control
@@ -230,7 +230,7 @@ def session(how: str, spawned: float, words: list[str]) -> int:
     named.open_source, named.Control = open_probed, make_control
     named.window_problem = str
     named._open_view = lambda config, session: probe
-    code = door(words)
+    code = cli(words)
     print(json.dumps(probe.figures()))
     return code
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.cli import MAX_LISTED, fail, parse, run_door, say, say_failures, warn
+from features.cli import MAX_LISTED, echo, echo_failures, log_error, log_warning, parse, run_command
 from seqmodel.config import EvaluateArgs
 from tests.support.commands import run_here
 
@@ -144,7 +144,7 @@ def test_a_file_name_that_is_no_text_comes_back_out_of_the_json(monkeypatch: pyt
     """Linux allows any byte in a name, and Python tells such a one by half a character."""
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
-    assert run_door(lambda: ({"file": "수업\udcff.mp4"}, 0), as_json=True) == 0
+    assert run_command(lambda: ({"file": "수업\udcff.mp4"}, 0), as_json=True) == 0
     assert json.loads(written.getvalue().decode("utf-8")) == {"file": "수업\udcff.mp4"}
 
 
@@ -167,10 +167,10 @@ def test_check_names_an_installed_package_that_cannot_be_imported(tmp_path: Path
 def test_what_looks_like_markup_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     """Rich's tags and emoji codes are folder names too."""
     for text in ("runs/[old]/x", "[/a]", "a :warning: b", "[bold]"):
-        say(text)
-        warn(text)
-        fail(text)
-        say_failures([(text, text)])
+        echo(text)
+        log_warning(text)
+        log_error(text)
+        echo_failures([(text, text)])
         assert capsys.readouterr().err.splitlines() == [
             text,
             f"warning: {text}",
@@ -180,6 +180,6 @@ def test_what_looks_like_markup_is_shown_as_it_is(capsys: pytest.CaptureFixture[
 
 
 def test_of_many_failures_the_first_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    say_failures((str(number), "broken") for number in range(MAX_LISTED + 2))
+    echo_failures((str(number), "broken") for number in range(MAX_LISTED + 2))
     lines = capsys.readouterr().err.splitlines()
     assert (len(lines), lines[-1]) == (MAX_LISTED + 1, "… and 2 more (--json lists all)")

@@ -35,6 +35,6 @@ def test_there_are_commands_for_every_room() -> None:
 def test_every_option_in_the_readme_exists(line: str) -> None:
     """Each --option of a shown command is in that command's help."""
     words = line.split()[2:]
-    door = tuple(words[:2]) if len(words) > 1 and re.fullmatch(r"[a-z]+", words[1]) else (words[0],)
+    cli = tuple(words[:2]) if len(words) > 1 and re.fullmatch(r"[a-z]+", words[1]) else (words[0],)
     for option in re.findall(r"(?<=\s)--[a-z0-9-]+", line):
-        assert option in help_of(door), f"{option} is no option of python -m {' '.join(door)}"
+        assert option in help_of(cli), f"{option} is no option of python -m {' '.join(cli)}"

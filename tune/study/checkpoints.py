@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from features.cli import warn
+from features.cli import log_warning
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.runs.card import ARTIFACTS
 
@@ -58,7 +58,7 @@ def load_checkpoint(trial: FrozenTrial, head: LstmHead, out: Path) -> list[dict[
             epochs = json.loads((file.metadata() or {}).get("epochs", "null"))
             weights = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
-        warn(f"the checkpoint of trial {trial.number} cannot be read, it is trained again: {error}")
+        log_warning(f"the checkpoint of trial {trial.number} cannot be read, it is trained again: {error}")
         return None
     if epochs:
         head.load_state_dict(weights)

@@ -11,7 +11,7 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial
 
-from features.cli import STOPS, fail
+from features.cli import STOPS, log_error
 from features.files import end_with_parent, has_parent
 from seqmodel.heads.person_baseline import with_baseline
 from seqmodel.heads.recurrent import LstmHead
@@ -106,7 +106,7 @@ def worker(args: TuneArgs, spec: StudySpec, threads: int, index: int) -> None:
         return
     except ConnectionError as error:
         _on_signals(_go_on)  # the parent has met it too and ends its workers
-        fail(str(error))
+        log_error(str(error))
         sys.exit(1)
     except ValueError as error:
         if not is_interruption(error):  # told to end, and then the storage was gone

@@ -245,9 +245,9 @@ def test_a_threshold_is_refused_where_none_decides(tmp_path: Path, words: tuple[
     make_run(tmp_path / "run", store, task="multiclass", epochs=1)
     make_store(tmp_path / "new.zarr", names=("low", "mid", "high"), clip_prefix="n")
     place = "new" if words[0] == "calibrate" else "s"
-    door = [words[0], "--run", str(tmp_path / "run"), "--store", str(tmp_path / f"{place}.zarr")]
+    cli = [words[0], "--run", str(tmp_path / "run"), "--store", str(tmp_path / f"{place}.zarr")]
     before = load_card(tmp_path / "run")
-    assert main([*door, *words[1:]]) == 2
+    assert main([*cli, *words[1:]]) == 2
     assert load_card(tmp_path / "run") == before
 
 
