@@ -35,7 +35,7 @@ class Split:
     """Row indices, ascending; val and test likewise."""
     val: np.ndarray
     test: np.ndarray
-    how: str
+    description: str
     """One line for people: where this split comes from."""
     warnings: tuple[str, ...] = ()
 
@@ -68,17 +68,17 @@ def make_split(
     on = {side: marks == side for side in SIDES}
     marked = [side for side in SIDES if on[side].any()]
     if "train" in marked and len(marked) > 1:
-        on, how = _official(on, labels, groups, val_share, seed)
+        on, description = _official(on, labels, groups, val_share, seed)
         if unnamed := int((marks == "").sum()):
             left_out = (f"{unnamed} clips without a split are left out, since others have one",)
     elif not marked or on["train"].all():
         shares = (1 - val_share - test_share, val_share, test_share)
         on = _dealt(np.ones(len(rows), bool), SIDES, labels, groups, shares, seed)
-        how = f"by person, classes in proportion, seed {seed}"
-        how += ", since every clip is marked train" if marked else ""
+        description = f"by person, classes in proportion, seed {seed}"
+        description += ", since every clip is marked train" if marked else ""
     else:
-        on, how = _filled(on, labels, groups, val_share, test_share, seed)
-    return _checked(table, rows, labels, groups, on, how, left_out)
+        on, description = _filled(on, labels, groups, val_share, test_share, seed)
+    return _checked(table, rows, labels, groups, on, description, left_out)
 
 
 def extend_split(
@@ -111,12 +111,14 @@ def extend_split(
     placed = {who for who, mark in marked if mark and who not in known}
     hashed = {who for who, mark in marked if not mark and who not in known}
     seen = {who for who, mark in marked if mark and SIDES.index(known.get(who, mark)) < SIDES.index(mark)}
-    how = f"everybody of {file.parent.name} on their side, {len(hashed)} new by the hash of their name"
-    how += f", {len(placed)} new as marked" if placed else ""
+    description = (
+        f"everybody of {file.parent.name} on their side, {len(hashed)} new by the hash of their name"
+    )
+    description += f", {len(placed)} new as marked" if placed else ""
     others = 0 if same.any() else sum(clip in clips for clip in table.clip_id.tolist())
     on = {side: sides == side for side in SIDES}
     kept = _earlier_warnings(file.parent.name, len(seen), others)
-    return _checked(table, rows, labels, groups, on, how, kept=kept)
+    return _checked(table, rows, labels, groups, on, description, kept=kept)
 
 
 def grouped_folds(
@@ -163,7 +165,9 @@ def require_disjoint(split: Split, subjects: np.ndarray) -> None:
     twice = [f"{who!r} in {' and '.join(on)}" for who, on in sides_of.items() if who and len(on) > 1]
     if twice:
         more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
-        raise ValueError(f"people on two sides of the split ({split.how}): {', '.join(twice[:5])}{more}")
+        raise ValueError(
+            f"people on two sides of the split ({split.description}): {', '.join(twice[:5])}{more}"
+        )
     rows = np.concatenate(list(split.sides().values()))
     assert len(np.unique(rows)) == len(rows)
 
@@ -202,7 +206,7 @@ def _checked(
     labels: np.ndarray,
     groups: np.ndarray,
     on: Masks,
-    how: str,
+    description: str,
     left_out: tuple[str, ...] = (),
     kept: tuple[str, ...] = (),
 ) -> Split:
@@ -212,7 +216,7 @@ def _checked(
     """
     warnings = _subject_warnings(table, rows) + left_out + _parted_warnings(groups, on)
     warnings += _class_warnings(labels, on) + kept
-    split = Split(**{side: rows[on[side]] for side in SIDES}, how=how, warnings=warnings)
+    split = Split(**{side: rows[on[side]] for side in SIDES}, description=description, warnings=warnings)
     require_disjoint(split, table.subject)
     return split
 
@@ -233,11 +237,13 @@ def _official(
     if on["val"].any() and on["test"].any():
         return on, "official"
     if on["val"].any():
-        how = "official train; official validation is test, and validation was carved from train by person"
+        description = (
+            "official train; official validation is test, and validation was carved from train by person"
+        )
     else:
-        how = "official train and test; validation carved from train by person"
+        description = "official train and test; validation carved from train by person"
     carved = _dealt(on["train"], ("train", "val"), labels, groups, (1 - val_share, val_share), seed)
-    return carved | {"test": on["val"] | on["test"]}, how
+    return carved | {"test": on["val"] | on["test"]}, description
 
 
 def _filled(
@@ -259,8 +265,10 @@ def _filled(
     held = {"val": val_share, "test": test_share}
     shares = [held[side] for side in lacking if side in held]
     shares = [1 - sum(shares), *shares] if "train" in lacking else [share / sum(shares) for share in shares]
-    how = f"official {' and '.join(marked)}; clips without a split are {' and '.join(lacking)}, by person"
-    return on | _dealt(unmarked, lacking, labels, groups, shares, seed), how
+    description = (
+        f"official {' and '.join(marked)}; clips without a split are {' and '.join(lacking)}, by person"
+    )
+    return on | _dealt(unmarked, lacking, labels, groups, shares, seed), description
 
 
 def _dealt(

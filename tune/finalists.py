@@ -125,7 +125,7 @@ def refitting(args: TuneArgs) -> Iterator[ProcessPoolExecutor]:
     pool.shutdown()
 
 
-def judge(finalists: list[Finalist], baselines: dict[str, float], metric: str) -> list[str]:
+def rank_finalists(finalists: list[Finalist], baselines: dict[str, float], metric: str) -> list[str]:
     """What the user should know before believing in the winner."""
     winner = finalists[0]
     notes = [

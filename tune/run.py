@@ -27,7 +27,7 @@ from seqmodel.runs.writer import count_parameters, rounded, write_run
 from seqmodel.training.loop import resolve_metric
 from seqmodel.training.task import Question, doubt_of_folds, put_question, seen_fingerprint
 from tune.config import TuneArgs
-from tune.finalists import Finalist, choose, judge
+from tune.finalists import Finalist, choose, rank_finalists
 from tune.search_space import choice_of, space_hash, starting_points
 from tune.study.checkpoints import drop_checkpoints
 from tune.study.plots import save_study_plots
@@ -72,7 +72,7 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     finalists = choose(args, study, bench)
     winner = finalists[0]
     baselines = mean_baselines(bench, metric)
-    notes = [*doubts, *judge(finalists, baselines, metric)]
+    notes = [*doubts, *rank_finalists(finalists, baselines, metric)]
     for text in notes[len(doubts) :]:
         log_warning(text)
     origin = origin_of(study, winner.trial)

@@ -15,8 +15,8 @@ from features.cli import console, echo, log_error
 from features.store.table import groups_of
 from seqmodel.commands.export import renew_exports
 from seqmodel.config import CalibrateArgs
-from seqmodel.evaluation.context import Asked, ask, count_opening, every_labelled, folder_of
-from seqmodel.metrics.bootstrap import draw_subjects, resample
+from seqmodel.evaluation.context import EvalContext, count_opening, every_labelled, folder_of, open_context
+from seqmodel.metrics.bootstrap import resample, resample_subjects
 from seqmodel.metrics.calibration import Calibration, decide, refit_calibration, require_threshold
 from seqmodel.metrics.classification import minority_class
 from seqmodel.reporting.text import TITLES, short
@@ -38,9 +38,9 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
     card = load_card(args.run)
     if args.threshold_for != CalibrateArgs.threshold_for:
         require_threshold(card.labelling.task)
-    asked = everybody(ask(args.run, card, args.store, "test"))
-    rows, labels, logits = measured_clips(asked)
-    people = groups_of(asked.table, rows)
+    context = everybody(open_context(args.run, card, args.store, "test"))
+    rows, labels, logits = measured_clips(context)
+    people = groups_of(context.table, rows)
     fits = deal_people(people, labels, args.share, args.seed)
     fitted = refit_calibration(
         card.calibration,
@@ -50,9 +50,9 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         goal=args.threshold_for,
         label_names=card.labelling.names,
     )
-    card = count_opening(asked, card)
-    judged = judge_both(card, fitted, logits[~fits], labels[~fits], people[~fits], args.seed)
-    worse = judged["difference"]["balanced_accuracy"]
+    card = count_opening(context, card)
+    evaluated = evaluate_both(card, fitted, logits[~fits], labels[~fits], people[~fits], args.seed)
+    worse = evaluated["difference"]["balanced_accuracy"]
     kept = not (worse["high"] is not None and worse["high"] < 0)
     summary = {
         "people_calibrating": len(np.unique(people[fits])),
@@ -61,12 +61,12 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         "clips_testing": int((~fits).sum()),
         "calibration": vars(fitted),
         "kept": kept,
-        "test": judged,
+        "test": evaluated,
     }
-    _say(card, fitted, judged, summary)
+    _say(card, fitted, evaluated, summary)
     if kept:
-        _keep(asked, args, card, fitted, summary, people[fits])
-    folder = folder_of(asked)
+        _keep(context, args, card, fitted, summary, people[fits])
+    folder = folder_of(context)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "calibration.json", summary)
     if not kept:
@@ -80,7 +80,7 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
 
 
 def _keep(
-    asked: Asked,
+    context: EvalContext,
     args: CalibrateArgs,
     card: Card,
     fitted: Calibration,
@@ -90,14 +90,14 @@ def _keep(
     """Make the run decide by the new calibration, and note the people (groups) that it was fitted on."""
     stage = {
         "stage": "calibrate",
-        "store": str(asked.store.path),
+        "store": str(context.store.path),
         "time_utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "people": summary["people_calibrating"],
         "before": vars(card.calibration),
         "command": args.command,
     }
     # First: with the clips named and the card unchanged nothing is judged wrongly.
-    table, rows = asked.table, asked.population.rows
+    table, rows = context.table, context.eval_subset.rows
     theirs = rows[np.isin(groups_of(table, rows), calibrators)]
     named = zip(table.clip_id[theirs].tolist(), table.subject[theirs].tolist(), strict=True)
     write_csv(args.run / CALIBRATORS, [("clip_id", "subject"), *named])
@@ -106,31 +106,31 @@ def _keep(
     renew_exports(args.run, put_calibration(args.run, calibrated))
 
 
-def everybody(asked: Asked) -> Asked:
+def everybody(context: EvalContext) -> EvalContext:
     """Every labelled clip of another data set, whatever its own split says: nobody there was trained on.
 
     Raises ValueError for the run's own data, whose test split would choose what it judges.
     """
-    if not asked.is_other_data:
+    if not context.is_other_data:
         raise ValueError(
-            f"{asked.store.path} holds clips of {asked.run}, whose validation has chosen temperature and "
+            f"{context.store.path} holds clips of {context.run}, whose validation has chosen temperature and "
             "threshold already; calibrate wants a store of the new place alone"
         )
-    return every_labelled(asked)
+    return every_labelled(context)
 
 
-def measured_clips(asked: Asked) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def measured_clips(context: EvalContext) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(rows, labels, logits) of the clips in which something was measured.
 
     Raises ValueError where they are of one class.
     """
-    card, rows, labels = asked.card, asked.population.rows, asked.population.labels
-    extracted = asked.table.state[rows] == 1
+    card, rows, labels = context.card, context.eval_subset.rows, context.eval_subset.labels
+    extracted = context.table.state[rows] == 1
     rows, labels = rows[extracted], labels[extracted]
-    logits, measured = predict_rows(asked.run, card, asked.store, card.labelling, rows)
+    logits, measured = predict_rows(context.run, card, context.store, card.labelling, rows)
     if len(np.unique(labels[measured])) < 2:
         raise ValueError(
-            f"the {int(measured.sum())} clips of {asked.store.path} in which something was measured are of "
+            f"the {int(measured.sum())} clips of {context.store.path} in which something was measured are of "
             "one class: a calibration takes two"
         )
     return rows[measured], labels[measured], logits[measured]
@@ -160,23 +160,25 @@ def deal_people(people: np.ndarray, labels: np.ndarray, share: float, seed: int)
     )
 
 
-def judge_both(
+def evaluate_both(
     card: Card, fitted: Calibration, logits: np.ndarray, labels: np.ndarray, people: np.ndarray, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Figures of the run's own calibration (`before`), the new one (`after`) and the paired `difference`."""
     names, task = card.labelling.names, card.labelling.task
-    draws = draw_subjects(people, 1000, seed)
+    resamples = resample_subjects(people, 1000, seed)
     minority = minority_class(labels, len(names))
-    said = [decide(logits, task, calibration) for calibration in (card.calibration, fitted)]
-    before, after = (resample(labels, s.probabilities, s.label, draws, minority) for s in said)
+    predicted = [decide(logits, task, calibration) for calibration in (card.calibration, fitted)]
+    before, after = (resample(labels, s.probabilities, s.label, resamples, minority) for s in predicted)
     return {
-        "before": {name: figure.as_json() for name, figure in before.figures().items()},
-        "after": {name: figure.as_json() for name, figure in after.figures().items()},
+        "before": {name: estimate.as_json() for name, estimate in before.estimates().items()},
+        "after": {name: estimate.as_json() for name, estimate in after.estimates().items()},
         "difference": {name: pair.difference.as_json() for name, pair in after.minus(before).items()},
     }
 
 
-def _say(card: Card, fitted: Calibration, judged: dict[str, dict[str, Any]], summary: dict[str, Any]) -> None:
+def _say(
+    card: Card, fitted: Calibration, evaluated: dict[str, dict[str, Any]], summary: dict[str, Any]
+) -> None:
     from rich.table import Table
 
     table = Table(
@@ -186,12 +188,12 @@ def _say(card: Card, fitted: Calibration, judged: dict[str, dict[str, Any]], sum
     for name in ("figure", "before", "after", "difference"):
         table.add_column(name, justify="left" if name == "figure" else "right")
     for name in ("balanced_accuracy", "macro_f1", "accuracy", "auroc", "brier", "ece"):
-        d = judged["difference"][name]
+        d = evaluated["difference"][name]
         moved = f"{short(d['value'])} ({short(d['low'])} to {short(d['high'])})"
         table.add_row(
             TITLES[name][0],
-            short(judged["before"][name]["value"]),
-            short(judged["after"][name]["value"]),
+            short(evaluated["before"][name]["value"]),
+            short(evaluated["after"][name]["value"]),
             moved,
         )
     console().print(table)

@@ -17,11 +17,11 @@ from features.labels import Labelling
 from seqmodel.config import METRIC_OF_TASK, CompareArgs, EvaluateArgs
 from seqmodel.metrics.bootstrap import (
     FEW_SUBJECTS,
-    Draws,
-    Figure,
-    Paired,
-    draw_subjects,
+    BootstrapWeights,
+    Estimate,
+    PairedDifference,
     resample,
+    resample_subjects,
 )
 from seqmodel.metrics.classification import minority_class
 from seqmodel.reporting.text import TITLES, short, with_interval
@@ -38,8 +38,8 @@ class Compared:
     """One run on the common clips."""
 
     run: Path
-    figures: dict[str, Figure]
-    against_first: dict[str, Paired]
+    estimates: dict[str, Estimate]
+    against_first: dict[str, PairedDifference]
     """This run minus the first, by metric; empty for the first."""
 
 
@@ -63,14 +63,14 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
         log_warning(
             f"{changed} common clips changed their label: those of {args.runs[-1]} count for every run"
         )
-    found, draws = judge_runs(args.runs, cards[-1], rows, metric, args.rounds, args.seed)
+    found, resamples = evaluate_runs(args.runs, cards[-1], rows, metric, args.rounds, args.seed)
     passed = gate_passes(found[-1].against_first[metric])
-    if draws.by_subject and draws.num_people < FEW_SUBJECTS:
-        log_warning(f"only {draws.num_people} people in common: intervals are rough")
-    _say(found, len(common), draws)
+    if resamples.by_subject and resamples.num_people < FEW_SUBJECTS:
+        log_warning(f"only {resamples.num_people} people in common: intervals are rough")
+    _say(found, len(common), resamples)
     plot = args.runs[-1] / "plots" / "compare.png"
     _draw(found, plot)
-    summary = _summary(found, len(common), draws, metric, passed if args.gate else None, plot)
+    summary = _summary(found, len(common), resamples, metric, passed if args.gate else None, plot)
     write_json(args.runs[-1] / "compare.json", summary)
     if args.gate and not passed:
         moved = with_interval(found[-1].against_first[metric].difference)
@@ -88,24 +88,24 @@ def test_rows(run: Path, card: Card) -> dict[str, dict[str, str]]:
         from seqmodel.commands.evaluate import open_and_predict
 
         echo(f"{run} has no fresh predictions on test: predicting")
-        asked, predictions = open_and_predict(EvaluateArgs(run=run))
-        write_predictions(path, predictions, card.labelling.names, asked.split)
+        context, predictions = open_and_predict(EvaluateArgs(run=run))
+        write_predictions(path, predictions, card.labelling.names, context.split)
     return {row["clip_id"]: row for row in read_predictions(path) if row["split"] == "test"}
 
 
-def judge_runs(
+def evaluate_runs(
     runs: tuple[Path, ...],
     card: Card,
     rows: list[list[dict[str, str]]],
     metric: str,
     rounds: int,
     seed: int,
-) -> tuple[list[Compared], Draws]:
+) -> tuple[list[Compared], BootstrapWeights]:
     """Figures of every run on the common clips, with the last run's labels and one set of draws; `metric` is
     among them whatever the task."""
     names = list(card.labelling.names)
     labels = np.array([names.index(row["label"]) for row in rows[-1]])
-    draws = draw_subjects([row["subject"] for row in rows[-1]], rounds, seed)
+    resamples = resample_subjects([row["subject"] for row in rows[-1]], rounds, seed)
     minority = minority_class(labels, len(names))
     unwanted = set() if card.labelling.task == "ordinal" else {"qwk", "mae"} - {metric}
     sampled = []
@@ -113,16 +113,16 @@ def judge_runs(
         p = np.array([[float(row[f"p_{name}"]) for name in names] for row in table])
         # Six written digits do not quite sum to one.
         p /= p.sum(axis=1, keepdims=True)
-        said = np.array([names.index(row["decision"]) for row in table])
-        sampled.append(resample(labels, p, said, draws, minority, unwanted))
+        predicted = np.array([names.index(row["decision"]) for row in table])
+        sampled.append(resample(labels, p, predicted, resamples, minority, unwanted))
     first = sampled[0]
     return [
-        Compared(run, each.figures(), {} if each is first else each.minus(first))
+        Compared(run, each.estimates(), {} if each is first else each.minus(first))
         for run, each in zip(runs, sampled, strict=True)
-    ], draws
+    ], resamples
 
 
-def gate_passes(pair: Paired) -> bool:
+def gate_passes(pair: PairedDifference) -> bool:
     """No worse: the difference's interval is not wholly below zero and it fell by GATE_MARGIN at most."""
     # A difference that is not defined is no pass; an interval that is not defined speaks against nothing.
     return pair.difference.value >= -GATE_MARGIN and not pair.difference.high < 0
@@ -160,17 +160,21 @@ def _in_words(labelling: Labelling) -> str:
     return f"{', '.join(told)} of column {labelling.column!r}"
 
 
-def _say(found: list[Compared], num_common: int, draws: Draws) -> None:
+def _say(found: list[Compared], num_common: int, resamples: BootstrapWeights) -> None:
     from rich.table import Table
 
-    crowd = f" of {draws.num_people} people" if draws.by_subject else ""
-    crowd += " and of nobody known" if draws.by_subject and draws.num_people < draws.num_subjects else ""
+    crowd = f" of {resamples.num_people} people" if resamples.by_subject else ""
+    crowd += (
+        " and of nobody known"
+        if resamples.by_subject and resamples.num_people < resamples.num_subjects
+        else ""
+    )
     table = Table(title=f"{num_common} common test clips{crowd}", title_justify="left")
     table.add_column("figure")
     for item in found:
         table.add_column(str(item.run), justify="right")
     for name in SHOWN:
-        if name not in found[0].figures:
+        if name not in found[0].estimates:
             continue
         cells = []
         for item in found:
@@ -179,7 +183,7 @@ def _say(found: list[Compared], num_common: int, draws: Draws) -> None:
                 d = item.against_first[name].difference
                 sign = "+" if d.value >= 0 else "−"
                 moved = f"\n{sign}{short(abs(d.value))} ({short(d.low)} to {short(d.high)})"
-            cells.append(with_interval(item.figures[name]) + moved)
+            cells.append(with_interval(item.estimates[name]) + moved)
         table.add_row(TITLES[name][0], *cells)
     console().print(table)
 
@@ -188,23 +192,30 @@ def _draw(found: list[Compared], path: Path) -> None:
     from seqmodel.reporting.plots_people import compare_plot
     from seqmodel.reporting.style import save
 
-    names = [name for name in SHOWN[:6] if name in found[0].figures]
-    figures = [[item.figures[name] for name in names] for item in found]
-    save(compare_plot([item.run.name for item in found], [TITLES[name][0] for name in names], figures), path)
+    names = [name for name in SHOWN[:6] if name in found[0].estimates]
+    estimates = [[item.estimates[name] for name in names] for item in found]
+    save(
+        compare_plot([item.run.name for item in found], [TITLES[name][0] for name in names], estimates), path
+    )
 
 
 def _summary(
-    found: list[Compared], num_common: int, draws: Draws, metric: str, passed: bool | None, plot: Path
+    found: list[Compared],
+    num_common: int,
+    resamples: BootstrapWeights,
+    metric: str,
+    passed: bool | None,
+    plot: Path,
 ) -> dict[str, Any]:
     return {
         "common_clips": num_common,
-        "people": draws.num_people if draws.by_subject else None,
+        "people": resamples.num_people if resamples.by_subject else None,
         "metric": metric,
         "gate_passed": passed,
         "runs": [
             {
                 "run": str(item.run),
-                "figures": {name: figure.as_json() for name, figure in item.figures.items()},
+                "metrics": {name: estimate.as_json() for name, estimate in item.estimates.items()},
                 "against_first": {
                     name: pair.difference.as_json()
                     | {"p_value": pair.p_value if math.isfinite(pair.p_value) else None}

@@ -55,7 +55,7 @@ class Evidence:
 
     crops: np.ndarray
     """uint8 (F, H, W, 3), RGB."""
-    how: str
+    description: str
     """Where the crops come from, in words."""
 
 
@@ -90,7 +90,7 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     most = found["max_difference"]
-    echo(f"checked on {evidence.how}")
+    echo(f"checked on {evidence.description}")
     differs = f"embeddings {most['embedding']:.2g}, " if reads_embeddings else ""
     echo(f"largest differences from torch: {differs}logits {most['logit']:.2g}")
     echo(f"wrote {target}: copy it to a machine without torch, and python -m live --run {target.name}")
@@ -155,7 +155,7 @@ def check(
         "precision": "f32",
         "run_weights_sha256": sha256_of(args.run / WEIGHTS),
         "encoder_sha256": card.recipe.encoder.weights_sha256,
-        "checked_on": evidence.how,
+        "checked_on": evidence.description,
         "max_difference": {},
     }
     write_text(folder / MANIFEST, json.dumps(plain, indent=1) + "\n")

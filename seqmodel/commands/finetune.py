@@ -42,7 +42,7 @@ from seqmodel.runs.card import (
 )
 from seqmodel.runs.training_stats import FILE as REFERENCE
 from seqmodel.runs.training_stats import write_reference
-from seqmodel.runs.writer import drop_judgements, resolve_device
+from seqmodel.runs.writer import drop_results, resolve_device
 
 LOST_PEER = ("connection closed", "connection reset", "gloo", "nccl", "peer")
 """How an error of torch.distributed says that another process ended."""
@@ -161,7 +161,7 @@ def start_job(stage: Stage, args: FinetuneArgs, team: Team) -> EndToEnd:
     else:
         if found is not None and team.writes:
             echo("the checkpoint found belongs to other settings: starting anew")
-        job.judge_start()
+        job.evaluate_start()
     return job
 
 
@@ -251,7 +251,7 @@ def _write(stage: Stage, job: EndToEnd, outcome: Outcome, args: FinetuneArgs) ->
     card = _card_of(stage, job, outcome)
     if (moved := calibration_stage(stage.card)) is not None:
         log_warning(f"the calibration for {moved['store']} goes with the old weights: calibrate again")
-    drop_judgements(stage.run)
+    drop_results(stage.run)
     save_weights(stage.run, stage.model.head.state_dict(), stage.model.encoder.state_dict())
     _log(stage.run, job.at.history)
     stages = tuple(dict(s) | {"kept": False} for s in card.stages)

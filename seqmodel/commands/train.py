@@ -83,7 +83,7 @@ def say_question(question: Question) -> None:
     left_out = f"; {question.num_unlabelled} without a label left out" if question.num_unlabelled else ""
     echo(
         f"{question.labelling.task}: {' < '.join(question.labelling.names)} (last = positive), "
-        f"{counts} clips{left_out}; split: {question.split.how}"
+        f"{counts} clips{left_out}; split: {question.split.description}"
     )
     for text in question.split.warnings:
         log_warning(text)

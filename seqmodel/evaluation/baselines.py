@@ -6,7 +6,7 @@ Shapes: N clips, C classes.
 import numpy as np
 
 from features.datasets import Samples
-from seqmodel.evaluation.evaluator import Yardstick
+from seqmodel.evaluation.evaluator import Baseline
 from seqmodel.evaluation.logistic import logistic_probabilities
 
 NUM_PARTS = 5
@@ -14,34 +14,35 @@ NUM_PARTS = 5
 
 def majority(
     training_shares: np.ndarray, num_clips: int, label_names: tuple[str, ...], *, of: str = "training"
-) -> Yardstick:
+) -> Baseline:
     """Always the commonest class `of` something; as probabilities, its (C,) shares."""
     largest = int(training_shares.argmax())
-    return Yardstick(
+    return Baseline(
         name="majority",
         title="Majority class",
-        how=f"Always says {label_names[largest]}, the commonest class of {of}.",
+        description=f"Always says {label_names[largest]}, the commonest class of {of}.",
         probabilities=np.tile(training_shares, (num_clips, 1)),
-        said=np.full(num_clips, largest, np.int64),
+        predicted=np.full(num_clips, largest, np.int64),
     )
 
 
 def logistic(
-    training: Samples, judged: Samples, stream: str, measured: np.ndarray, training_shares: np.ndarray
-) -> Yardstick:
+    training: Samples, evaluated: Samples, stream: str, measured: np.ndarray, training_shares: np.ndarray
+) -> Baseline:
     """Logistic regression on mean and spread of a stream over time, learned from training clips.
 
-    `judged` holds the clips where `measured` (N,) is true; the others get the (C,) training shares.
+    `evaluated` holds the clips where `measured` (N,) is true; the others get the (C,) training shares.
     """
     num_classes = len(training_shares)
     p = np.tile(training_shares, (len(measured), 1))
-    p[measured] = logistic_probabilities(training, judged, stream, num_classes)
-    return Yardstick(
+    p[measured] = logistic_probabilities(training, evaluated, stream, num_classes)
+    return Baseline(
         name=f"logistic_{stream}",
         title=f"Logistic, {stream}",
-        how=f"Logistic regression on the mean and spread of the {stream} over a clip, blind to order.",
+        description="Logistic regression on the mean and spread of the "
+        f"{stream} over a clip, blind to order.",
         probabilities=p,
-        said=p.argmax(axis=1).astype(np.int64),
+        predicted=p.argmax(axis=1).astype(np.int64),
     )
 
 
@@ -53,7 +54,7 @@ def identity(
     seed: int,
     training_labels: np.ndarray | None = None,
     training_subjects: np.ndarray | None = None,
-) -> Yardstick | None:
+) -> Baseline | None:
     """Each subject's mean label, seen on that subject's *other* clips; None where no subject is known.
 
     The clips are dealt at random into five parts, as a random split would do, and each part is answered from
@@ -78,13 +79,13 @@ def identity(
     weight = own.sum(axis=1, keepdims=True)
     trust = weight * likeness / (weight * likeness + 1.0 - likeness)
     p = trust * own / np.maximum(weight, 1.0) + (1.0 - trust) * training_shares
-    return Yardstick(
+    return Baseline(
         name="identity",
         title="Identity (leak)",
-        how="Knows only who it is: each person's mean label on their other clips, "
+        description="Knows only who it is: each person's mean label on their other clips, "
         "as a random split would let it.",
         probabilities=p,
-        said=p.argmax(axis=1).astype(np.int64),
+        predicted=p.argmax(axis=1).astype(np.int64),
         is_leak=True,
     )
 

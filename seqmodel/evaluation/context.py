@@ -18,21 +18,21 @@ from features.store.location import place_of
 from features.store.store import FeatureStore
 from features.store.table import ClipTable
 from seqmodel.evaluation.baselines import identity, logistic, majority
-from seqmodel.evaluation.evaluator import Yardstick
-from seqmodel.evaluation.permutation_importance import Fall
+from seqmodel.evaluation.evaluator import Baseline
+from seqmodel.evaluation.permutation_importance import ImportanceScore
 from seqmodel.heads.person_baseline import with_baseline
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.metrics.classification import shares
 from seqmodel.metrics.predictions import Predictions, make_predictions
 from seqmodel.runs.card import Card, calibrators_of, load_card, load_split, save_card, write_text
-from seqmodel.runs.predict import Population, clip_labels, population, predict_rows
+from seqmodel.runs.predict import EvalSubset, clip_labels, eval_subset, predict_rows
 
 STORE_NOTE = "store.txt"
 """In a folder below `cross`: the path of the store that it is about."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvalContext:
     """A run, a store, and the clips of a split: everything a judgement needs, read but not yet predicted."""
 
     run: Path
@@ -45,13 +45,15 @@ class Asked:
     """The run's own split: clip_id -> (subject, side)."""
     known: np.ndarray
     """(all rows,) bool, which rows are clips of that split."""
-    population: Population
+    eval_subset: EvalSubset
     split: str
     is_other_data: bool
     """True where the store shares no clip with the run."""
 
 
-def ask(run: Path, card: Card, store_path: Path | None, split: str, mapping: Sequence[str] = ()) -> Asked:
+def open_context(
+    run: Path, card: Card, store_path: Path | None, split: str, mapping: Sequence[str] = ()
+) -> EvalContext:
     """Open the store and find the clips. Raises ValueError when there is no store or no such clip."""
     path = store_path or Path(card.store)
     folder = place_of(path).folder
@@ -63,21 +65,21 @@ def ask(run: Path, card: Card, store_path: Path | None, split: str, mapping: Seq
     sides = load_split(run)
     known = known_rows(table, sides, is_home=_whole(path) == _whole(card.store))
     is_other = not known.any()
-    found = population(table, labels, sides, split, known, calibrators_of(run, card))
+    found = eval_subset(table, labels, sides, split, known, calibrators_of(run, card))
     if len(found.rows) == 0:
         raise ValueError(f"store {path} has no extracted, labelled clip in the {split} split of run {run}")
     split = f"{path.stem}:{split}" if is_other else split
-    return Asked(run, card, store, table, labels, sides, known, found, split, is_other)
+    return EvalContext(run, card, store, table, labels, sides, known, found, split, is_other)
 
 
-def folder_of(asked: Asked) -> Path:
+def folder_of(context: EvalContext) -> Path:
     """Where what is found belongs: the run, or for another data set a folder of its own below it, named after
     the store."""
-    if not asked.is_other_data:
-        return asked.run
-    store, number = Path(asked.store.path), 1
+    if not context.is_other_data:
+        return context.run
+    store, number = Path(context.store.path), 1
     while True:
-        folder = asked.run / "cross" / (store.stem if number == 1 else f"{store.stem}-{number}")
+        folder = context.run / "cross" / (store.stem if number == 1 else f"{store.stem}-{number}")
         note = folder / STORE_NOTE
         if not note.is_file():
             folder.mkdir(parents=True, exist_ok=True)
@@ -87,11 +89,13 @@ def folder_of(asked: Asked) -> Path:
         number += 1
 
 
-def every_labelled(asked: Asked) -> Asked:
+def every_labelled(context: EvalContext) -> EvalContext:
     """The same question about every labelled clip of the store, whatever its side; failed ones too."""
-    rows = np.flatnonzero((asked.labels >= 0) & (asked.table.state != 0))
-    found = replace(asked.population, rows=rows, labels=asked.labels[rows], how="every labelled clip")
-    return replace(asked, population=found)
+    rows = np.flatnonzero((context.labels >= 0) & (context.table.state != 0))
+    found = replace(
+        context.eval_subset, rows=rows, labels=context.labels[rows], description="every labelled clip"
+    )
+    return replace(context, eval_subset=found)
 
 
 def _whole(store: Path | str) -> str:
@@ -100,45 +104,45 @@ def _whole(store: Path | str) -> str:
     return str(store) if folder is None else str(folder.resolve())
 
 
-def count_opening(asked: Asked, card: Card) -> Card:
+def count_opening(context: EvalContext, card: Card) -> Card:
     """Count this opening of the test split, in the card as it is now and in the store's ledger; gives `card`
     with it."""
     time_utc = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    now = load_card(asked.run)
+    now = load_card(context.run)
     openings = (*now.test_openings, time_utc)
-    save_card(asked.run, replace(now, test_openings=openings))
+    save_card(context.run, replace(now, test_openings=openings))
     card = replace(card, test_openings=openings)
     try:
-        asked.store.record_test_opening(asked.run.name)
+        context.store.record_test_opening(context.run.name)
     except (OSError, ValueError) as error:  # object storage says it with the latter
         log_warning(f"the store's ledger could not be written ({error}); the card counts this opening")
     return card
 
 
-def predict(asked: Asked) -> Predictions:
+def predict(context: EvalContext) -> Predictions:
     """What the run says about the clips of the split, by its own calibration."""
-    card, table, rows = asked.card, asked.table, asked.population.rows
-    coverage = face_coverage(asked.store, rows)
+    card, table, rows = context.card, context.table, context.eval_subset.rows
+    coverage = face_coverage(context.store, rows)
     failed = table.state[rows] == 2
     logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
     measured = np.zeros(len(rows), bool)
     if (~failed).any():
         logits[~failed], measured[~failed] = predict_rows(
-            asked.run, card, asked.store, card.labelling, rows[~failed]
+            context.run, card, context.store, card.labelling, rows[~failed]
         )
     reasons = np.where(measured, "", "no face")
     reasons = np.where(failed, [f"failed: {text}" for text in table.failure[rows]], reasons)
     return make_predictions(
         clip_ids=table.clip_id[rows],
         subjects=table.subject[rows],
-        labels=asked.population.labels,
+        labels=context.eval_subset.labels,
         logits=logits,
         reasons=reasons,
         coverage=coverage,
         slices={name: column[rows] for name, column in table.slices.items()} | {"source": table.source[rows]},
         task=card.labelling.task,
         calibration=card.calibration,
-        training_shares=training_shares(asked, training_clips(asked)),
+        training_shares=training_shares(context, training_clips(context)),
     )
 
 
@@ -165,16 +169,16 @@ class Training:
     """(M,) str."""
 
 
-def training_clips(asked: Asked) -> Training:
+def training_clips(context: EvalContext) -> Training:
     """The clips on the run's training side: in the judged store, or for another data set in the run's home
     store."""
-    store, table, labels = asked.store, asked.table, asked.labels
-    home = _home(asked.card) if asked.is_other_data else store
+    store, table, labels = context.store, context.table, context.labels
+    home = _home(context.card) if context.is_other_data else store
     if home is not None and home is not store:
         store, table = home, home.table()
-        labels = clip_labels(table, asked.card.labelling)
+        labels = clip_labels(table, context.card.labelling)
     # Where their store is gone: clips of another data set may go by their names.
-    sides = asked.sides if home is not None else {}
+    sides = context.sides if home is not None else {}
     on_side = np.array([sides.get(str(c), ("", ""))[1] == "train" for c in table.clip_id], bool)
     rows = np.flatnonzero(on_side & (labels >= 0) & (table.state == 1))
     return Training(store, rows, labels[rows], table.subject[rows])
@@ -187,32 +191,34 @@ def _home(card: Card) -> FeatureStore | None:
         return None
 
 
-def training_shares(asked: Asked, training: Training) -> np.ndarray:
+def training_shares(context: EvalContext, training: Training) -> np.ndarray:
     """(C,) shares of the classes in training: of its clips, or where they are not here as the card has
     them."""
     if not len(training.labels):
-        return np.array(asked.card.training_shares)
-    return shares(training.labels, len(asked.card.labelling.names))
+        return np.array(context.card.training_shares)
+    return shares(training.labels, len(context.card.labelling.names))
 
 
-def yardsticks(asked: Asked, predictions: Predictions, training: Training, seed: int) -> list[Yardstick]:
+def fit_baselines(
+    context: EvalContext, predictions: Predictions, training: Training, seed: int
+) -> list[Baseline]:
     """Majority, logistic regression on each stream that the store holds (read by the head or not), and where
     subjects are known identity, for the judged clips."""
-    card, prior = asked.card, training_shares(asked, training)
+    card, prior = context.card, training_shares(context, training)
     found = [majority(prior, len(predictions), card.labelling.names)]
     if len(np.unique(training.labels)) > 1 and predictions.measured.any():
-        rows = asked.population.rows[predictions.measured]
-        for stream in asked.store.streams:
+        rows = context.eval_subset.rows[predictions.measured]
+        for stream in context.store.streams:
             # Another encoder's embeddings mean something else.
             part: Part = "encoder" if stream == "embeddings" else "geometry"
             if stream in training.store.streams and not differences(
-                training.store.recipe, asked.store.recipe, [part]
+                training.store.recipe, context.store.recipe, [part]
             ):
-                learned, judged = (
+                learned, evaluated = (
                     with_baseline(load_samples(store, card.labelling, places, stream), card.baseline, store)
-                    for store, places in ((training.store, training.rows), (asked.store, rows))
+                    for store, places in ((training.store, training.rows), (context.store, rows))
                 )
-                found.append(logistic(learned, judged, stream, predictions.measured, prior))
+                found.append(logistic(learned, evaluated, stream, predictions.measured, prior))
     known = identity(
         predictions.labels,
         predictions.subjects,
@@ -225,10 +231,10 @@ def yardsticks(asked: Asked, predictions: Predictions, training: Training, seed:
 
 
 @dataclass(frozen=True)
-class Refitted:
+class FoldModels:
     """What there is to tell about heads of folds, which are judged in place of the run's network."""
 
-    falls: Sequence[Fall]
+    importance_scores: Sequence[ImportanceScore]
     """What shuffling each group of inputs costs them."""
     calibrations: Sequence[Calibration]
     """One a fold."""

@@ -15,11 +15,11 @@ import numpy as np
 from features.labels import Task
 from seqmodel.metrics.bootstrap import (
     FEW_SUBJECTS,
-    Draws,
-    Figure,
-    Paired,
-    draw_subjects,
+    BootstrapWeights,
+    Estimate,
+    PairedDifference,
     resample,
+    resample_subjects,
 )
 from seqmodel.metrics.classification import minority_class
 from seqmodel.metrics.predictions import Predictions
@@ -28,45 +28,45 @@ LOWER_IS_BETTER = ("mae", "brier", "ece")
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class Baseline:
     """Something cheap that the model has to beat."""
 
     name: str
     title: str
-    how: str
+    description: str
     """One sentence on what it does."""
     probabilities: np.ndarray
     """(N, C)."""
-    said: np.ndarray
+    predicted: np.ndarray
     """(N,) int64."""
     is_leak: bool = False
     """True where it uses labels that no honest model has, to show what a random split would measure."""
 
 
 @dataclass(frozen=True)
-class Beside:
+class BaselineComparison:
     """A yardstick, judged, and the model against it."""
 
-    yardstick: Yardstick
-    figures: dict[str, Figure]
-    paired: dict[str, Paired]
+    baseline: Baseline
+    estimates: dict[str, Estimate]
+    paired: dict[str, PairedDifference]
     """Model minus yardstick, by metric."""
 
 
 @dataclass(frozen=True)
-class Judgement:
+class EvaluationResult:
     """Everything that is known about a model on a split."""
 
     split: str
     predictions: Predictions
     label_names: tuple[str, ...]
     task: Task
-    figures: dict[str, Figure]
+    estimates: dict[str, Estimate]
     """Over every labelled clip."""
-    measured_figures: dict[str, Figure] | None
+    measured_estimates: dict[str, Estimate] | None
     """Over measured clips alone; None where that is all of them."""
-    beside: tuple[Beside, ...]
-    draws: Draws
+    comparisons: tuple[BaselineComparison, ...]
+    resamples: BootstrapWeights
     minority: int
     """The class that average precision is about."""
     warnings: tuple[str, ...]
@@ -74,9 +74,9 @@ class Judgement:
     """Whether these are test clips, of people none of whom has training clips."""
 
 
-def judge(
+def evaluate_predictions(
     predictions: Predictions,
-    yardsticks: Sequence[Yardstick],
+    baselines: Sequence[Baseline],
     *,
     split: str,
     label_names: tuple[str, ...],
@@ -84,50 +84,50 @@ def judge(
     rounds: int = 1000,
     seed: int = 0,
     warnings: Sequence[str] = (),
-) -> Judgement:
+) -> EvaluationResult:
     """Figures with 95 % intervals by subject for the model and its yardsticks, on the same draws.
 
     Raises ValueError when there is no clip.
     """
     p = predictions
-    draws = draw_subjects(p.subjects, rounds, seed)
+    resamples = resample_subjects(p.subjects, rounds, seed)
     minority = minority_class(p.labels, len(label_names))
     # Distance between classes has a meaning only where they are levels.
     unwanted = () if task == "ordinal" else ("qwk", "mae")
-    ours = resample(p.labels, p.probabilities, p.said, draws, minority, unwanted)
-    beside = []
-    for yardstick in yardsticks:
-        theirs = resample(p.labels, yardstick.probabilities, yardstick.said, draws, minority, unwanted)
-        beside.append(Beside(yardstick, theirs.figures(), ours.minus(theirs)))
+    ours = resample(p.labels, p.probabilities, p.predicted, resamples, minority, unwanted)
+    comparisons = []
+    for baseline in baselines:
+        theirs = resample(p.labels, baseline.probabilities, baseline.predicted, resamples, minority, unwanted)
+        comparisons.append(BaselineComparison(baseline, theirs.estimates(), ours.minus(theirs)))
     keep, alone = p.measured, None
     if keep.any() and not keep.all():
-        again = draw_subjects(p.subjects[keep], rounds, seed)
-        alone = resample(p.labels[keep], p.probabilities[keep], p.said[keep], again, minority, unwanted)
-    return Judgement(
+        again = resample_subjects(p.subjects[keep], rounds, seed)
+        alone = resample(p.labels[keep], p.probabilities[keep], p.predicted[keep], again, minority, unwanted)
+    return EvaluationResult(
         split=split,
         predictions=p,
         label_names=label_names,
         task=task,
-        figures=ours.figures(),
-        measured_figures=alone.figures() if alone else None,
-        beside=tuple(beside),
-        draws=draws,
+        estimates=ours.estimates(),
+        measured_estimates=alone.estimates() if alone else None,
+        comparisons=tuple(comparisons),
+        resamples=resamples,
         minority=minority,
-        warnings=(*warnings, *_warnings(p, draws, label_names)),
+        warnings=(*warnings, *_warnings(p, resamples, label_names)),
     )
 
 
-def _warnings(p: Predictions, draws: Draws, label_names: tuple[str, ...]) -> list[str]:
+def _warnings(p: Predictions, resamples: BootstrapWeights, label_names: tuple[str, ...]) -> list[str]:
     found = []
-    if not draws.by_subject:
+    if not resamples.by_subject:
         found.append(
             "no subjects are known: intervals are by clip and too narrow, "
             "and the same face may stand in training"
         )
-    elif draws.num_people < FEW_SUBJECTS:
-        count = f"{draws.num_people} subject{'s' if draws.num_people > 1 else ''}"
+    elif resamples.num_people < FEW_SUBJECTS:
+        count = f"{resamples.num_people} subject{'s' if resamples.num_people > 1 else ''}"
         found.append(f"only {count}: intervals from fewer than {FEW_SUBJECTS} people are rough")
-    unknown = p.num_unknown if draws.by_subject else 0
+    unknown = p.num_unknown if resamples.by_subject else 0
     if unknown:
         found.append(
             f"{unknown} of {len(p)} clips have no subject: each is drawn by itself, which makes intervals "

@@ -25,11 +25,11 @@ from features.splits import grouped_folds, leave_one_subject_out
 from features.store.table import groups_of
 from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
 from seqmodel.evaluation.baselines import identity, logistic, majority
-from seqmodel.evaluation.context import Asked, Refitted, every_labelled, face_coverage
-from seqmodel.evaluation.evaluator import Yardstick
+from seqmodel.evaluation.context import EvalContext, FoldModels, every_labelled, face_coverage
+from seqmodel.evaluation.evaluator import Baseline
 from seqmodel.evaluation.permutation_importance import (
     Arrays,
-    Fall,
+    ImportanceScore,
     feature_groups,
     head_logits,
     importance,
@@ -89,14 +89,14 @@ NOTHING_LEARNED = "nothing to learn from"
 
 
 @dataclass(frozen=True)
-class FoldAnswer:
+class FoldResult:
     """What one fold says about the clips that it left out."""
 
     places: np.ndarray
     """(n,) places among the judged clips."""
     logits: np.ndarray
     probabilities: np.ndarray
-    said: np.ndarray
+    predicted: np.ndarray
     candidate: str
     """Name of the one it chose; '' where nothing could be learned, or nobody was to be answered."""
     heads: tuple[Any, ...] = ()
@@ -104,20 +104,22 @@ class FoldAnswer:
     calibration: Calibration = Calibration()
 
 
-def every_clip(asked: Asked, folds: str) -> Asked:
+def every_clip(context: EvalContext, folds: str) -> EvalContext:
     """All labelled clips of the store, whatever side they stood on; failed ones too."""
-    return replace(every_labelled(asked), split=f"folds-{folds}")
+    return replace(every_labelled(context), split=f"folds-{folds}")
 
 
-def dims_of(asked: Asked) -> dict[str, int]:
+def dims_of(context: EvalContext) -> dict[str, int]:
     """Width, in the store, of each stream that the run's head reads: the heads of folds are made for these.
 
     Raises ValueError where the store has not all of them.
     """
-    lacking = set(asked.card.dims) - set(asked.store.streams)
+    lacking = set(context.card.dims) - set(context.store.streams)
     if lacking:
-        raise ValueError(f"{asked.run} reads {', '.join(sorted(lacking))}, which {asked.store.path} lacks")
-    return {name: asked.store.array(name).shape[-1] for name in asked.card.dims}
+        raise ValueError(
+            f"{context.run} reads {', '.join(sorted(lacking))}, which {context.store.path} lacks"
+        )
+    return {name: context.store.array(name).shape[-1] for name in context.card.dims}
 
 
 def goal_of(card: Card, args: EvaluateArgs) -> str:
@@ -128,28 +130,32 @@ def goal_of(card: Card, args: EvaluateArgs) -> str:
     return args.threshold_for or card.calibration.goal
 
 
-def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yardstick], Refitted, list[str]]:
+def run_folds(
+    context: EvalContext, args: EvaluateArgs
+) -> tuple[Predictions, list[Baseline], FoldModels, list[str]]:
     """Out-of-fold predictions of every clip, yardsticks of the same folds, what there is to tell about the
     heads, and what readers have to know.
 
     Raises ValueError for a wrong K, and where no fold has anything to learn from.
     """
-    card, rows, labels = asked.card, asked.population.rows, asked.population.labels
-    card = replace(card, dims=dims_of(asked), calibration=replace(card.calibration, goal=goal_of(card, args)))
+    card, rows, labels = context.card, context.eval_subset.rows, context.eval_subset.labels
+    card = replace(
+        card, dims=dims_of(context), calibration=replace(card.calibration, goal=goal_of(card, args))
+    )
     num_classes = len(card.labelling.names)
-    everything, samples, reasons = samples_of(asked, card)
+    everything, samples, reasons = samples_of(context, card)
     measured, subjects = reasons == "", samples.subjects
     together = subjects if args.folds == "loso" else sample_groups(samples)
     folds = split_folds(args.folds, labels, together, args.seed)
     # One for all folds: the shares of whom a fold learns from lean against those whom it leaves out.
     prior = shares(labels, num_classes)
     constant = majority(prior, len(rows), card.labelling.names, of="all clips")
-    rivals: dict[str, Yardstick] = {constant.name: constant}
-    answers: list[FoldAnswer] = []
+    fold_baselines: dict[str, Baseline] = {constant.name: constant}
+    answers: list[FoldResult] = []
     with progress("folds") as bar:
         for number, (learn, left_out) in enumerate(bar.track(folds, description="refitting")):
-            answers.append(answer_fold(card, samples, measured, learn, left_out, args.seed + number))
-            _add_rivals(rivals, everything, measured, learn, left_out, prior)
+            answers.append(run_fold(card, samples, measured, learn, left_out, args.seed + number))
+            _add_baselines(fold_baselines, everything, measured, learn, left_out, prior)
     chosen = [answer for answer in answers if answer.candidate]
     if not chosen:
         raise ValueError(
@@ -159,64 +165,64 @@ def answer_all(asked: Asked, args: EvaluateArgs) -> tuple[Predictions, list[Yard
     idle = np.zeros(len(rows), bool)
     for (_, left_out), answer in zip(folds, answers, strict=True):
         idle[left_out] = measured[left_out] & (answer.candidate == "")
-    predictions = _pooled(asked, answers, prior, np.where(idle, NOTHING_LEARNED, reasons))
+    predictions = _pooled(context, answers, prior, np.where(idle, NOTHING_LEARNED, reasons))
     known = identity(labels, subjects, prior, seed=args.seed)
-    yardsticks = [*rivals.values(), *([known] if known is not None else [])]
+    baselines = [*fold_baselines.values(), *([known] if known is not None else [])]
     thresholds = np.full(len(rows), 0.5)
     for answer in answers:
         thresholds[answer.places] = answer.calibration.threshold
-    refitted = Refitted(
-        falls=group_falls(card, asked.store.recipe.geometry, samples, answers, args.seed),
+    fold_models = FoldModels(
+        importance_scores=group_importance(card, context.store.recipe.geometry, samples, answers, args.seed),
         calibrations=[answer.calibration for answer in chosen],
         thresholds=thresholds,
     )
     num_idle = sum(bool(idle[left_out].any()) for _, left_out in folds)
-    doubt = doubt_of_folds(asked.store, groups_of(asked.table, rows))
+    doubt = doubt_of_folds(context.store, groups_of(context.table, rows))
     names = [answer.candidate for answer in chosen]
     notes = [doubt] * bool(doubt) + _notes(len(folds), num_idle, names, bool((subjects == "").any()))
-    return predictions, yardsticks, refitted, notes
+    return predictions, baselines, fold_models, notes
 
 
 def _pooled(
-    asked: Asked, answers: Sequence[FoldAnswer], prior: np.ndarray, reasons: np.ndarray
+    context: EvalContext, answers: Sequence[FoldResult], prior: np.ndarray, reasons: np.ndarray
 ) -> Predictions:
     """What all folds say; the (C,) shares of the classes, and the largest, of clips that none answers."""
-    rows, table = asked.population.rows, asked.table
-    logits = np.full((len(rows), asked.card.num_outputs), np.nan, np.float32)
-    p, said = np.tile(prior, (len(rows), 1)), np.full(len(rows), prior.argmax(), np.int64)
+    rows, table = context.eval_subset.rows, context.table
+    logits = np.full((len(rows), context.card.num_outputs), np.nan, np.float32)
+    p, predicted = np.tile(prior, (len(rows), 1)), np.full(len(rows), prior.argmax(), np.int64)
     for answer in answers:
-        p[answer.places], said[answer.places] = answer.probabilities, answer.said
+        p[answer.places], predicted[answer.places] = answer.probabilities, answer.predicted
         logits[answer.places] = answer.logits
     return Predictions(
         clip_ids=table.clip_id[rows],
         subjects=table.subject[rows],
-        labels=asked.population.labels,
+        labels=context.eval_subset.labels,
         logits=logits,
         probabilities=p,
-        said=said,
+        predicted=predicted,
         unsure=np.zeros(len(rows), bool),
         reasons=reasons,
-        coverage=face_coverage(asked.store, rows),
+        coverage=face_coverage(context.store, rows),
         slices={name: column[rows] for name, column in table.slices.items()},
     )
 
 
-def samples_of(asked: Asked, card: Card) -> tuple[Samples, Samples, np.ndarray]:
+def samples_of(context: EvalContext, card: Card) -> tuple[Samples, Samples, np.ndarray]:
     """Every stream of the judged clips; those that the run's head reads, as it reads them; and (N,) str why a
     clip was not measured, '' where it was."""
-    rows, streams = asked.population.rows, asked.store.streams
-    everything = load_samples(asked.store, card.labelling, rows, "both" if len(streams) > 1 else streams[0])
-    everything = with_baseline(everything, card.baseline, asked.store)
-    everything = replace(everything, labels=asked.population.labels)
+    rows, streams = context.eval_subset.rows, context.store.streams
+    everything = load_samples(context.store, card.labelling, rows, "both" if len(streams) > 1 else streams[0])
+    everything = with_baseline(everything, card.baseline, context.store)
+    everything = replace(everything, labels=context.eval_subset.labels)
     x, valid = ({name: side[name] for name in card.dims} for side in (everything.x, everything.valid))
     seen = np.any([np.asarray(mask).any(axis=1) for mask in valid.values()], axis=0)
-    reasons = np.where(asked.table.state[rows] == 2, "failed", np.where(seen, "", "no face"))
+    reasons = np.where(context.table.state[rows] == 2, "failed", np.where(seen, "", "no face"))
     return everything, replace(everything, x=x, valid=valid), reasons
 
 
-def group_falls(
-    card: Card, geometry: GeometryId | None, samples: Samples, answers: Sequence[FoldAnswer], seed: int
-) -> list[Fall]:
+def group_importance(
+    card: Card, geometry: GeometryId | None, samples: Samples, answers: Sequence[FoldResult], seed: int
+) -> list[ImportanceScore]:
     """What shuffling each group of inputs costs the folds' heads, each asked about people whom it never saw;
     empty where they read one group."""
     task = card.labelling.task
@@ -255,9 +261,9 @@ def split_folds(
     return grouped_folds(labels, subjects, int(folds), seed)
 
 
-def answer_fold(
+def run_fold(
     card: Card, samples: Samples, measured: np.ndarray, learn: np.ndarray, left_out: np.ndarray, seed: int
-) -> FoldAnswer:
+) -> FoldResult:
     """Choose, fit and calibrate on `learn`, and answer `left_out`; nothing of the latter is seen before.
 
     Every fold is scaled, so that probabilities of different folds can be ranked together.
@@ -267,9 +273,9 @@ def answer_fold(
     parts = inner_parts(samples, learn[measured[learn]], seed)
     if not parts or len(places) == 0:
         empty = np.zeros(0, np.int64)
-        return FoldAnswer(empty, np.zeros((0, card.num_outputs)), np.zeros((0, len(names))), empty, "")
+        return FoldResult(empty, np.zeros((0, card.num_outputs)), np.zeros((0, len(names))), empty, "")
     held = np.concatenate([choose for _, choose in parts])
-    judged, first_seed = subset(samples, places), seed * INNER_FOLDS
+    evaluated, first_seed = subset(samples, places), seed * INNER_FOLDS
     tried: list[tuple[float, str, np.ndarray, np.ndarray, tuple[Any, ...]]] = []
     for candidate in CANDIDATES:
         fitted = [
@@ -278,14 +284,14 @@ def answer_fold(
         ]
         heads, told = zip(*fitted, strict=True)
         inner = np.concatenate(told)
-        answer = np.mean([predict_logits(head, judged) for head in heads], axis=0)
+        answer = np.mean([predict_logits(head, evaluated) for head in heads], axis=0)
         tried.append((_score(card, inner, samples.labels[held]), candidate.name, inner, answer, heads))
     _, name, inner, answer, best_heads = max(tried, key=lambda one: one[0])  # of equals the first
     calibration = fit_calibration(
         inner, samples.labels[held], task, goal=card.calibration.goal, label_names=names, always_scale=True
     )
-    said = decide(answer, task, calibration)
-    return FoldAnswer(places, answer, said.probabilities, said.label, name, best_heads, calibration)
+    predicted = decide(answer, task, calibration)
+    return FoldResult(places, answer, predicted.probabilities, predicted.label, name, best_heads, calibration)
 
 
 def training_config(candidate: Candidate, num_clips: int) -> TrainConfig:
@@ -337,8 +343,8 @@ def _score(card: Card, logits: np.ndarray, labels: np.ndarray) -> float:
     return -2.0 - negative_log_likelihood(logits, labels, task, Calibration()) / len(labels)
 
 
-def _add_rivals(
-    rivals: dict[str, Yardstick],
+def _add_baselines(
+    fold_baselines: dict[str, Baseline],
     samples: Samples,
     measured: np.ndarray,
     learn: np.ndarray,
@@ -350,14 +356,16 @@ def _add_rivals(
     inside, learn = measured[left_out], learn[measured[learn]]
     if len(np.unique(samples.labels[learn])) < 2 or not inside.any():
         return
-    judged = subset(samples, left_out[inside])
+    evaluated = subset(samples, left_out[inside])
     for stream in samples.x:
-        part = logistic(subset(samples, learn), judged, stream, inside, prior)
-        if part.name not in rivals:
+        part = logistic(subset(samples, learn), evaluated, stream, inside, prior)
+        if part.name not in fold_baselines:
             p = np.tile(prior, (len(samples), 1))
-            rivals[part.name] = replace(part, probabilities=p, said=p.argmax(axis=1).astype(np.int64))
-        rivals[part.name].probabilities[left_out] = part.probabilities
-        rivals[part.name].said[left_out] = part.said
+            fold_baselines[part.name] = replace(
+                part, probabilities=p, predicted=p.argmax(axis=1).astype(np.int64)
+            )
+        fold_baselines[part.name].probabilities[left_out] = part.probabilities
+        fold_baselines[part.name].predicted[left_out] = part.predicted
 
 
 def _notes(num_folds: int, num_idle: int, chosen: Sequence[str], some_unknown: bool) -> list[str]:

@@ -48,7 +48,7 @@ def logistic_probabilities(train: Samples, target: Samples, stream: str, num_cla
 def baseline_scores(train: Samples, val: Samples, num_classes: int, metric: str) -> dict[str, float]:
     """Validation score of each baseline by name: `majority`, `logistic_<stream>`."""
     majority = np.tile(shares(train.labels, num_classes), (len(val), 1))
-    said = {"majority": majority} | {
+    predicted = {"majority": majority} | {
         f"logistic_{stream}": logistic_probabilities(train, val, stream, num_classes) for stream in train.x
     }
-    return {name: score(metric, val.labels, probabilities) for name, probabilities in said.items()}
+    return {name: score(metric, val.labels, probabilities) for name, probabilities in predicted.items()}

@@ -7,25 +7,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seqmodel.evaluation.evaluator import Judgement
-from seqmodel.metrics.bootstrap import Figure
+from seqmodel.evaluation.evaluator import EvaluationResult
+from seqmodel.metrics.bootstrap import Estimate
 from seqmodel.runs.card import write_json
 
 
-def figures_json(judgement: Judgement) -> dict[str, dict[str, Any]]:
+def estimates_json(result: EvaluationResult) -> dict[str, dict[str, Any]]:
     """{split: {metric: {value, low, high}}}; yardsticks and measured clips alone as `split/name`; None =
     undefined."""
-    split = judgement.split
-    out = {split: _plain(judgement.figures, judgement.label_names)}
-    out[split]["num_clips"] = {"value": len(judgement.predictions), "low": None, "high": None}
-    for beside in judgement.beside:
-        name = beside.yardstick.name
-        out[f"{split}/{name}"] = _plain(beside.figures, judgement.label_names)
+    split = result.split
+    out = {split: _plain(result.estimates, result.label_names)}
+    out[split]["num_clips"] = {"value": len(result.predictions), "low": None, "high": None}
+    for comparison in result.comparisons:
+        name = comparison.baseline.name
+        out[f"{split}/{name}"] = _plain(comparison.estimates, result.label_names)
         out[f"{split} minus {name}"] = _plain(
-            {metric: pair.difference for metric, pair in beside.paired.items()}, judgement.label_names
+            {metric: pair.difference for metric, pair in comparison.paired.items()}, result.label_names
         )
-    if judgement.measured_figures is not None:
-        out[f"{split}/measured"] = _plain(judgement.measured_figures, judgement.label_names)
+    if result.measured_estimates is not None:
+        out[f"{split}/measured"] = _plain(result.measured_estimates, result.label_names)
     return out
 
 
@@ -35,14 +35,14 @@ def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
     write_json(path, earlier | dict(metrics))
 
 
-def summary(judgement: Judgement, report: Path) -> dict[str, Any]:
+def summary(result: EvaluationResult, report: Path) -> dict[str, Any]:
     """What --json prints."""
     return {
-        "split": judgement.split,
-        "clips": len(judgement.predictions),
-        "people": judgement.draws.num_people if judgement.draws.by_subject else None,
-        "figures": figures_json(judgement)[judgement.split],
-        "warnings": list(judgement.warnings),
+        "split": result.split,
+        "clips": len(result.predictions),
+        "people": result.resamples.num_people if result.resamples.by_subject else None,
+        "metrics": estimates_json(result)[result.split],
+        "warnings": list(result.warnings),
         "report": str(report),
     }
 
@@ -53,5 +53,7 @@ def readable(name: str, label_names: Sequence[str]) -> str:
     return f"{head}:{label_names[int(index)]}" if index.isdigit() and head else name
 
 
-def _plain(figures: Mapping[str, Figure], label_names: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    return {readable(name, label_names): figure.as_json() for name, figure in figures.items()}
+def _plain(
+    estimates: Mapping[str, Estimate], label_names: Sequence[str]
+) -> dict[str, dict[str, float | None]]:
+    return {readable(name, label_names): estimate.as_json() for name, estimate in estimates.items()}

@@ -38,7 +38,7 @@ REST = "rest of the face"
 
 
 @dataclass(frozen=True)
-class Fall:
+class ImportanceScore:
     """What shuffling one group costs."""
 
     group: str
@@ -80,7 +80,7 @@ def importance(
     *,
     metric: str,
     seed: int = 0,
-) -> list[Fall]:
+) -> list[ImportanceScore]:
     """How far `metric` falls for each group, largest first.
 
     `answer` gives probabilities (N,C) for `x[stream]` (N,T,D) and `valid[stream]` (N,T), clip by clip. Where
@@ -91,7 +91,7 @@ def importance(
     resamples = _resamples(np.asarray(subjects), SHUFFLES * DRAWS, rng)
     means = {name: masked_mean_std(values, valid[name])[0] for name, values in x.items()}
     before = answer(x, valid)
-    falls = []
+    importance_scores = []
     for group, (stream, columns) in groups.items():
         drops, spread = [], []
         for shuffle in range(SHUFFLES):
@@ -103,8 +103,8 @@ def importance(
                     here = score(metric, labels[places], before[places])
                     spread.append(here - score(metric, labels[places], after[places]))
         low, high = np.percentile(spread, (2.5, 97.5)) if spread else (np.nan, np.nan)
-        falls.append(Fall(group, float(np.mean(drops)), float(low), float(high)))
-    return sorted(falls, key=lambda fall: -fall.value)
+        importance_scores.append(ImportanceScore(group, float(np.mean(drops)), float(low), float(high)))
+    return sorted(importance_scores, key=lambda item: -item.value)
 
 
 def head_logits(head: Any, x: Arrays, valid: Arrays) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seqmodel.evaluation.context import Asked, ask
+from seqmodel.evaluation.context import EvalContext, open_context
 from seqmodel.metrics.calibration import (
     Calibration,
     abstain_band,
@@ -19,31 +19,32 @@ from seqmodel.runs.card import calibration_stage
 from seqmodel.runs.predict import predict_rows
 
 
-def home_of(asked: Asked) -> Path:
+def home_of(context: EvalContext) -> Path:
     """The store of the run's own clips: the one at hand, wherever it was moved to, unless it is another data
     set."""
-    return Path(asked.card.store if asked.is_other_data else asked.store.path)
+    return Path(context.card.store if context.is_other_data else context.store.path)
 
 
-def choose_on_validation(asked: Asked, threshold_for: str, abstain: float) -> Calibration:
+def choose_on_validation(context: EvalContext, threshold_for: str, abstain: float) -> Calibration:
     """The calibration for another goal ('' keeps the run's), with another abstain band (0 moves the run's).
 
     Raises ValueError where the run is calibrated for a new place, or validation has nothing to choose on.
     """
-    card, home = asked.card, home_of(asked)
+    card, home = context.card, home_of(context)
     task, names = card.labelling.task, card.labelling.names
     if threshold_for:
         require_threshold(task)
     if (stage := calibration_stage(card)) is not None:
         raise ValueError(
-            f"{asked.run} is calibrated for {stage['store']}; --threshold-for and --abstain would choose on "
+            f"{context.run} is calibrated for {stage['store']}; "
+            "--threshold-for and --abstain would choose on "
             "its own validation again. calibrate takes --threshold-for, too"
         )
-    validation = ask(asked.run, card, home, "val")
+    validation = open_context(context.run, card, home, "val")
     logits, measured = predict_rows(
-        asked.run, card, validation.store, card.labelling, validation.population.rows
+        context.run, card, validation.store, card.labelling, validation.eval_subset.rows
     )
-    logits, labels = logits[measured], validation.population.labels[measured]
+    logits, labels = logits[measured], validation.eval_subset.labels[measured]
     if len(np.unique(labels)) < 2:
         raise ValueError(
             f"the {len(labels)} measured validation clips in {home} are of one class: nothing can be chosen "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqmodel.metrics.bootstrap import Draws, Figure, interval, per_subject_confusion
+from seqmodel.metrics.bootstrap import BootstrapWeights, Estimate, interval, per_subject_confusion
 from seqmodel.metrics.classification import count_metrics
 from seqmodel.metrics.predictions import Predictions
 
@@ -28,9 +28,9 @@ class SliceRow:
     """One group of clips."""
 
     name: str
-    accuracy: Figure
-    balanced_accuracy: Figure
-    said: float
+    accuracy: Estimate
+    balanced_accuracy: Estimate
+    predicted: float
     """Share of clips for which the last class is said."""
     true: float
     """Share of clips that are of the last class."""
@@ -50,14 +50,14 @@ class Slices:
     note: str = ""
 
 
-def all_slices(p: Predictions, draws: Draws, num_classes: int) -> list[Slices]:
+def all_slices(p: Predictions, resamples: BootstrapWeights, num_classes: int) -> list[Slices]:
     """Every grouping that has at least two groups."""
     found = []
     for title, column, values in _groupings(p):
         names = [str(name) for name in np.unique(values) if name]
         if len(names) < 2 or (len(names) > MOST_VALUES and title != "By person"):
             continue
-        rows = [slice_row(name, values == name, p, draws, num_classes) for name in names]
+        rows = [slice_row(name, values == name, p, resamples, num_classes) for name in names]
         unnamed = int((values == "").sum())
         note = f"{unnamed} clips without a value are left out here." if unnamed else ""
         rows.sort(key=lambda row: (row.small, row.accuracy.value))
@@ -65,31 +65,33 @@ def all_slices(p: Predictions, draws: Draws, num_classes: int) -> list[Slices]:
     return found
 
 
-def slice_row(name: str, inside: np.ndarray, p: Predictions, draws: Draws, num_classes: int) -> SliceRow:
+def slice_row(
+    name: str, inside: np.ndarray, p: Predictions, resamples: BootstrapWeights, num_classes: int
+) -> SliceRow:
     """Figures of the clips where `inside` (N,) bool holds."""
-    labels, said = p.labels[inside], p.said[inside]
-    subjects = np.unique(draws.subject_index[inside])
-    place = np.searchsorted(subjects, draws.subject_index[inside])
-    each = per_subject_confusion(labels, said, place, len(subjects), num_classes)
+    labels, predicted = p.labels[inside], p.predicted[inside]
+    subjects = np.unique(resamples.subject_index[inside])
+    place = np.searchsorted(subjects, resamples.subject_index[inside])
+    each = per_subject_confusion(labels, predicted, place, len(subjects), num_classes)
     point = count_metrics(each.sum(axis=0))
     accuracy, balanced = float(point["accuracy"]), float(point["balanced_accuracy"])
-    if len(subjects) >= ENOUGH_SUBJECTS and draws.by_subject:
-        counts = draws.weights[:, subjects] @ each.reshape(len(subjects), -1)
+    if len(subjects) >= ENOUGH_SUBJECTS and resamples.by_subject:
+        counts = resamples.weights[:, subjects] @ each.reshape(len(subjects), -1)
         rounds = count_metrics(counts.reshape(-1, num_classes, num_classes))
         accuracy_interval = interval(rounds["accuracy"], len(subjects))
         balanced_interval = interval(rounds["balanced_accuracy"], len(subjects))
     else:
-        accuracy_interval = wilson(int((labels == said).sum()), len(labels))
+        accuracy_interval = wilson(int((labels == predicted).sum()), len(labels))
         balanced_interval = (float("nan"), float("nan"))
     one_class = len(np.unique(labels)) < 2
     return SliceRow(
         name=name,
-        accuracy=Figure(accuracy, *accuracy_interval),
+        accuracy=Estimate(accuracy, *accuracy_interval),
         # The recall of one class alone is not a balanced accuracy.
-        balanced_accuracy=Figure(float("nan"), float("nan"), float("nan"))
+        balanced_accuracy=Estimate(float("nan"), float("nan"), float("nan"))
         if one_class
-        else Figure(balanced, *balanced_interval),
-        said=float((said == num_classes - 1).mean()),
+        else Estimate(balanced, *balanced_interval),
+        predicted=float((predicted == num_classes - 1).mean()),
         true=float((labels == num_classes - 1).mean()),
         clips=len(labels),
         people=len(np.unique(p.subjects[inside & (p.subjects != "")])),

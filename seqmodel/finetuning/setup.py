@@ -133,12 +133,12 @@ def config_of(args: FinetuneArgs) -> FinetuneConfig:
         )
     if args.recipe != "seed":
         return args.finetune
-    asked, usual = dataclasses.asdict(args.finetune), dataclasses.asdict(FinetuneConfig())
-    fixed = [name for name in asked if asked[name] != usual[name] and name not in FREE]
+    context, usual = dataclasses.asdict(args.finetune), dataclasses.asdict(FinetuneConfig())
+    fixed = [name for name in context if context[name] != usual[name] and name not in FREE]
     if fixed:
         options = ", ".join("--" + name.replace("_", "-") for name in fixed)
         raise ValueError(f"--recipe seed fixes {options}: leave one of them out")
-    return dataclasses.replace(SEED_RECIPE, **{name: asked[name] for name in FREE})
+    return dataclasses.replace(SEED_RECIPE, **{name: context[name] for name in FREE})
 
 
 def _rows_of(run: Path, store: FeatureStore, side: str) -> np.ndarray:
@@ -200,7 +200,7 @@ def crops_command(store: FeatureStore) -> str:
 
 def asked_of(stage: Stage, args: FinetuneArgs) -> str:
     """Sixteen hex digits of all that a fine-tune was asked to do, apart from the weights it began with."""
-    asked = dataclasses.asdict(stage.config) | {
+    context = dataclasses.asdict(stage.config) | {
         "first_block": stage.first_block,
         "seed": args.seed,
         "augment": args.augment,
@@ -212,8 +212,8 @@ def asked_of(stage: Stage, args: FinetuneArgs) -> str:
         "loss": dataclasses.asdict(stage.loss),
         "metric": stage.card.metric,
     }
-    asked.pop("save_every_s")
-    text = repr(sorted(asked.items(), key=lambda item: item[0]))
+    context.pop("save_every_s")
+    text = repr(sorted(context.items(), key=lambda item: item[0]))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -102,10 +102,10 @@ class EndToEnd:
         self.best_logits = np.zeros((0, 1), np.float32)
         self._wrapped: nn.Module | None = None
 
-    def judge_start(self) -> Outcome:
+    def evaluate_start(self) -> Outcome:
         """Validate what came in; it is the best until an epoch is better."""
         self.best_logits = self._val_logits()
-        outcome = self._judged(self.best_logits, -1, "stage 1")
+        outcome = self._evaluated(self.best_logits, -1, "stage 1")
         self.at.history, self.at.best = [outcome], -1
         self.best = self._learned()
         return outcome
@@ -284,7 +284,7 @@ class EndToEnd:
         at = self.at
         logits = self._val_logits()
         seen = self.train.valid["activations" if "activations" in self.train.valid else "crops"]
-        outcome = self._judged(
+        outcome = self._evaluated(
             logits,
             at.epoch,
             "warm" if self.warm else "both",
@@ -299,7 +299,7 @@ class EndToEnd:
         at.epoch, at.step, at.loss_sum, at.seconds = at.epoch + 1, 0, 0.0, 0.0
         return outcome
 
-    def _judged(self, logits: np.ndarray, index: int, phase: str, **more: float) -> Outcome:
+    def _evaluated(self, logits: np.ndarray, index: int, phase: str, **more: float) -> Outcome:
         loss, value = judge_logits(logits, self.val.labels, self.plain, self.goal.task, self.goal.metric)
         return Outcome(index, phase, value, loss, **more)
 

@@ -18,9 +18,9 @@ from seqmodel.metrics.classification import (
     NUM_BINS,
     brier_terms,
     calibration_bins,
+    compute_metrics,
     count_metrics,
     ece_from_sums,
-    evaluate_predictions,
     macro_auroc,
     ranking_metrics,
 )
@@ -36,7 +36,7 @@ ROUNDS_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
-class Draws:
+class BootstrapWeights:
     """The resampled subjects, shared by everything that is compared."""
 
     weights: np.ndarray
@@ -58,7 +58,7 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A value with its 95 % interval; NaN where it is not defined."""
 
     value: float
@@ -70,7 +70,7 @@ class Figure:
         return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
 
 
-def draw_subjects(subjects: Sequence[str] | np.ndarray, rounds: int, seed: int) -> Draws:
+def resample_subjects(subjects: Sequence[str] | np.ndarray, rounds: int, seed: int) -> BootstrapWeights:
     """R draws of as many subjects as there are. A clip whose subject is '' is a unit of its own.
 
     Raises ValueError when there is no clip or no round.
@@ -83,22 +83,28 @@ def draw_subjects(subjects: Sequence[str] | np.ndarray, rounds: int, seed: int) 
     _, index = np.unique(unit, return_inverse=True)
     num, rng = int(index.max()) + 1, np.random.default_rng(seed)
     weights = rng.multinomial(num, np.full(num, 1.0 / num), size=rounds)
-    return Draws(weights.astype(np.float64), index.astype(np.int64), len(np.unique(names[known])))
+    return BootstrapWeights(weights.astype(np.float64), index.astype(np.int64), len(np.unique(names[known])))
 
 
-def bootstrap_figures(
-    labels: np.ndarray, probabilities: np.ndarray, predictions: np.ndarray, draws: Draws, minority: int
+def bootstrap_metrics(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    predictions: np.ndarray,
+    resamples: BootstrapWeights,
+    minority: int,
 ) -> dict[str, np.ndarray]:
-    """Every figure of `evaluate_predictions` (without support) in every round: name -> (R,) float64."""
-    num_classes, num_subjects = probabilities.shape[1], draws.num_subjects
-    per_subject = per_subject_confusion(labels, predictions, draws.subject_index, num_subjects, num_classes)
-    counts = (draws.weights @ per_subject.reshape(num_subjects, -1)).reshape(-1, num_classes, num_classes)
+    """Every figure of `compute_metrics` (without support) in every round: name -> (R,) float64."""
+    num_classes, num_subjects = probabilities.shape[1], resamples.num_subjects
+    per_subject = per_subject_confusion(
+        labels, predictions, resamples.subject_index, num_subjects, num_classes
+    )
+    counts = (resamples.weights @ per_subject.reshape(num_subjects, -1)).reshape(-1, num_classes, num_classes)
     out = count_metrics(counts)
-    brier = np.bincount(draws.subject_index, brier_terms(labels, probabilities), num_subjects)
-    size = np.bincount(draws.subject_index, minlength=num_subjects).astype(np.float64)
-    out["brier"] = (draws.weights @ brier) / (draws.weights @ size)
-    out["ece"] = ece_from_sums(_binned(labels, probabilities, draws))
-    return out | _ranking(labels, probabilities, draws, minority)
+    brier = np.bincount(resamples.subject_index, brier_terms(labels, probabilities), num_subjects)
+    size = np.bincount(resamples.subject_index, minlength=num_subjects).astype(np.float64)
+    out["brier"] = (resamples.weights @ brier) / (resamples.weights @ size)
+    out["ece"] = ece_from_sums(_binned(labels, probabilities, resamples))
+    return out | _ranking(labels, probabilities, resamples, minority)
 
 
 def per_subject_confusion(
@@ -134,10 +140,10 @@ def interval(rounds: np.ndarray, num_subjects: int) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedDifference:
     """How far one set of predictions is above another on the same clips."""
 
-    difference: Figure
+    difference: Estimate
     """First minus second."""
     p_value: float
     """Two-sided share of rounds on the other side of zero, at least 1 / (R + 1), and at least 2^(1 − people):
@@ -161,7 +167,7 @@ def paired(
     other_rounds: np.ndarray,
     num_subjects: int,
     num_people: int = 0,
-) -> Paired:
+) -> PairedDifference:
     """Difference of two figures judged with the same draws.
 
     num_people: how many of the subjects are known by name, so that clips of nobody known do not pass for
@@ -170,11 +176,11 @@ def paired(
     difference = rounds - other_rounds
     defined = difference[~np.isnan(difference)]
     if len(defined) == 0:
-        return Paired(Figure(value - other, float("nan"), float("nan")), float("nan"))
+        return PairedDifference(Estimate(value - other, float("nan"), float("nan")), float("nan"))
     below, above = int((defined <= 0).sum()), int((defined >= 0).sum())
     least = 2.0 ** (1 - (num_people or num_subjects))
     p_value = min(1.0, max(2.0 * (min(below, above) + 1) / (len(defined) + 1), least))
-    return Paired(Figure(value - other, *interval(difference, num_subjects)), p_value)
+    return PairedDifference(Estimate(value - other, *interval(difference, num_subjects)), p_value)
 
 
 @dataclass(frozen=True)
@@ -184,19 +190,19 @@ class Resampled:
     values: dict[str, float]
     rounds: dict[str, np.ndarray]
     """(R,) float64 by name; a support has none."""
-    draws: Draws
+    resamples: BootstrapWeights
 
-    def figures(self) -> dict[str, Figure]:
+    def estimates(self) -> dict[str, Estimate]:
         """Each value beside its interval; one without rounds gets none."""
         missing = np.full(1, np.nan)
         return {
-            name: Figure(value, *interval(self.rounds.get(name, missing), self.draws.num_subjects))
+            name: Estimate(value, *interval(self.rounds.get(name, missing), self.resamples.num_subjects))
             for name, value in self.values.items()
         }
 
-    def minus(self, other: "Resampled") -> dict[str, Paired]:
+    def minus(self, other: "Resampled") -> dict[str, PairedDifference]:
         """How far each figure is above another set's, which was judged with the same draws."""
-        units = self.draws.num_subjects, self.draws.num_people
+        units = self.resamples.num_subjects, self.resamples.num_people
         return {
             name: paired(self.values[name], other.values[name], rounds, other.rounds[name], *units)
             for name, rounds in self.rounds.items()
@@ -207,36 +213,37 @@ def resample(
     labels: np.ndarray,
     probabilities: np.ndarray,
     predictions: np.ndarray,
-    draws: Draws,
+    resamples: BootstrapWeights,
     minority: int,
     without: Collection[str] = (),
 ) -> Resampled:
     """Every figure, but those `without`, of one set of predictions, in each round."""
-    values = evaluate_predictions(labels, probabilities, predictions, minority)
-    rounds = bootstrap_figures(labels, probabilities, predictions, draws, minority)
+    values = compute_metrics(labels, probabilities, predictions, minority)
+    rounds = bootstrap_metrics(labels, probabilities, predictions, resamples, minority)
     return Resampled(
         {name: value for name, value in values.items() if name not in without},
         {name: value for name, value in rounds.items() if name not in without},
-        draws,
+        resamples,
     )
 
 
-def _binned(labels: np.ndarray, probabilities: np.ndarray, draws: Draws) -> np.ndarray:
+def _binned(labels: np.ndarray, probabilities: np.ndarray, resamples: BootstrapWeights) -> np.ndarray:
     """(R, NUM_BINS, 3) sums of count, probability and outcome."""
     bins, p, outcome = calibration_bins(labels, probabilities)
-    cell = draws.subject_index * NUM_BINS + bins
+    cell = resamples.subject_index * NUM_BINS + bins
     sums = np.stack(
-        [np.bincount(cell, w, draws.num_subjects * NUM_BINS) for w in (np.ones_like(p), p, outcome)], axis=1
+        [np.bincount(cell, w, resamples.num_subjects * NUM_BINS) for w in (np.ones_like(p), p, outcome)],
+        axis=1,
     )
-    return (draws.weights @ sums.reshape(draws.num_subjects, -1)).reshape(-1, NUM_BINS, 3)
+    return (resamples.weights @ sums.reshape(resamples.num_subjects, -1)).reshape(-1, NUM_BINS, 3)
 
 
 def _ranking(
-    labels: np.ndarray, probabilities: np.ndarray, draws: Draws, minority: int
+    labels: np.ndarray, probabilities: np.ndarray, resamples: BootstrapWeights, minority: int
 ) -> dict[str, np.ndarray]:
     auroc, precision = [], []
-    for start in range(0, len(draws.weights), ROUNDS_AT_ONCE):
-        clip_weights = draws.weights[start : start + ROUNDS_AT_ONCE][:, draws.subject_index]
+    for start in range(0, len(resamples.weights), ROUNDS_AT_ONCE):
+        clip_weights = resamples.weights[start : start + ROUNDS_AT_ONCE][:, resamples.subject_index]
         auroc.append(macro_auroc(labels, probabilities, clip_weights))
         precision.append(ranking_metrics(labels == minority, probabilities[:, minority], clip_weights)[1])
     return {

@@ -88,12 +88,12 @@ def decide(logits: np.ndarray, task: Task, calibration: Calibration | None = Non
 
 def decide_probabilities(p: np.ndarray, task: Task, calibration: Calibration) -> Decision:
     """The second half of `decide`, for (N, C) probabilities that are already calibrated."""
-    said = p[:, 1] >= calibration.threshold if task == "binary" else p.argmax(axis=1)
+    predicted = p[:, 1] >= calibration.threshold if task == "binary" else p.argmax(axis=1)
     unsure = np.zeros(len(p), bool)
     if calibration.abstain is not None:
         low, high = calibration.abstain
         unsure = (p[:, 1] > low) & (p[:, 1] < high) if task == "binary" else p.max(axis=1) < high
-    return Decision(probabilities=p, label=said.astype(np.int64), unsure=unsure)
+    return Decision(probabilities=p, label=predicted.astype(np.int64), unsure=unsure)
 
 
 def certainty(p: np.ndarray, task: Task, threshold: float | np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 Metrics that count (accuracy, recall, F1, MCC, kappa, ...) are functions of a confusion matrix (..., C, C)
 and metrics that rank (AUROC, average precision) are functions of weighted, sorted scores, so that the
 bootstrap (bootstrap.py) can compute all its rounds in one call. The point values in a report come from
-scikit-learn (`evaluate_predictions`), and a test holds the two equal.
+scikit-learn (`compute_metrics`), and a test holds the two equal.
 
 Shapes: N clips, C classes. labels and predictions (N,) int64, probabilities (N, C) float with rows that sum
 to one. The last class is the positive one. A figure that is not defined (AUROC of one class, ...) is NaN.
@@ -52,25 +52,25 @@ def count_metrics(counts: np.ndarray) -> dict[str, np.ndarray]:
     counts = np.asarray(counts, np.float64)
     num_classes = counts.shape[-1]
     total = counts.sum((-2, -1))
-    true, said = counts.sum(-1), counts.sum(-2)
+    true, predicted = counts.sum(-1), counts.sum(-2)
     hit = np.diagonal(counts, axis1=-2, axis2=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        recall, precision = hit / true, np.where(said > 0, hit / said, 0.0)
-        f1 = 2.0 * hit / (true + said)
+        recall, precision = hit / true, np.where(predicted > 0, hit / predicted, 0.0)
+        f1 = 2.0 * hit / (true + predicted)
         accuracy = hit.sum(-1) / total
         distance = np.abs(np.subtract.outer(np.arange(num_classes), np.arange(num_classes))).astype(float)
-        by_chance = true[..., :, None] * said[..., None, :] / total[..., None, None]
+        by_chance = true[..., :, None] * predicted[..., None, :] / total[..., None, None]
         qwk = 1.0 - (counts * distance**2).sum((-2, -1)) / (by_chance * distance**2).sum((-2, -1))
         out = {
             "accuracy": accuracy,
             "balanced_accuracy": _mean_present(recall, true > 0),
-            "macro_f1": _mean_present(f1, true + said > 0),
+            "macro_f1": _mean_present(f1, true + predicted > 0),
             "weighted_f1": np.where(true > 0, true * np.nan_to_num(f1), 0.0).sum(-1) / total,
-            "mcc": _mcc(hit.sum(-1), total, true, said),
+            "mcc": _mcc(hit.sum(-1), total, true, predicted),
             "qwk": qwk,
             "mae": (counts * distance).sum((-2, -1)) / total,
         }
-    precision = np.where(true + said > 0, precision, np.nan)
+    precision = np.where(true + predicted > 0, precision, np.nan)
     for k in range(num_classes):
         out |= {f"recall_{k}": recall[..., k], f"precision_{k}": precision[..., k], f"f1_{k}": f1[..., k]}
     return out
@@ -80,10 +80,10 @@ def _mean_present(values: np.ndarray, present: np.ndarray) -> np.ndarray:
     return np.where(present, values, 0.0).sum(-1) / present.sum(-1)
 
 
-def _mcc(hits: np.ndarray, total: np.ndarray, true: np.ndarray, said: np.ndarray) -> np.ndarray:
+def _mcc(hits: np.ndarray, total: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     # Gorodkin's R_K; 0 where only one class is said or present, as scikit-learn has it.
-    covariance = hits * total - (true * said).sum(-1)
-    spread = np.sqrt((total**2 - (true**2).sum(-1)) * (total**2 - (said**2).sum(-1)))
+    covariance = hits * total - (true * predicted).sum(-1)
+    spread = np.sqrt((total**2 - (true**2).sum(-1)) * (total**2 - (predicted**2).sum(-1)))
     return np.where(spread > 0, covariance / np.where(spread > 0, spread, 1.0), 0.0)
 
 
@@ -170,7 +170,7 @@ def minority_class(labels: np.ndarray, num_classes: int) -> int:
     return int(counts.argmin())
 
 
-def evaluate_predictions(
+def compute_metrics(
     labels: np.ndarray, probabilities: np.ndarray, predictions: np.ndarray, minority: int
 ) -> dict[str, float]:
     """Point values of every figure, by scikit-learn; `recall_0` is that of class 0. NaN where undefined."""

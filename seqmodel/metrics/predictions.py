@@ -26,7 +26,7 @@ class Predictions:
     """(N, O) float32, NaN rows where nothing was measured."""
     probabilities: np.ndarray
     """(N, C) float64, calibrated; the training shares where nothing was measured."""
-    said: np.ndarray
+    predicted: np.ndarray
     """(N,) int64."""
     unsure: np.ndarray
     """(N,) bool, inside the abstain band."""
@@ -67,12 +67,12 @@ def make_predictions(
     """Decide every measured clip; the others get the (C,) training shares and their largest class."""
     measured = reasons == ""
     probabilities = np.tile(training_shares, (len(labels), 1)).astype(np.float64)
-    said = np.full(len(labels), int(training_shares.argmax()), np.int64)
+    predicted = np.full(len(labels), int(training_shares.argmax()), np.int64)
     unsure = np.zeros(len(labels), bool)
     if measured.any():
         decision = decide(logits[measured], task, calibration)
-        probabilities[measured], said[measured] = decision.probabilities, decision.label
+        probabilities[measured], predicted[measured] = decision.probabilities, decision.label
         unsure[measured] = decision.unsure
     return Predictions(
-        clip_ids, subjects, labels, logits, probabilities, said, unsure, reasons, coverage, dict(slices)
+        clip_ids, subjects, labels, logits, probabilities, predicted, unsure, reasons, coverage, dict(slices)
     )

@@ -3,23 +3,23 @@
 from pathlib import Path
 
 from features.cli import console, echo, log_warning
-from seqmodel.evaluation.evaluator import Judgement
+from seqmodel.evaluation.evaluator import EvaluationResult
 from seqmodel.reporting.text import TITLES, short
 
 
-def say_figures(judgement: Judgement, report: Path) -> None:
+def print_estimates(result: EvaluationResult, report: Path) -> None:
     """The main figures beside the yardsticks, as a table on stderr."""
     from rich.table import Table
 
-    table = Table(title=f"{judgement.split}: {len(judgement.predictions)} clips", title_justify="left")
-    for name in ("figure", "model", "95 % interval", *(b.yardstick.title for b in judgement.beside)):
+    table = Table(title=f"{result.split}: {len(result.predictions)} clips", title_justify="left")
+    for name in ("metric", "model", "95 % interval", *(b.baseline.title for b in result.comparisons)):
         table.add_column(name, justify="left" if name == "figure" else "right")
     for name, (title, _) in TITLES.items():
-        if name in judgement.figures:
-            f = judgement.figures[name]
-            others = [short(b.figures[name].value) for b in judgement.beside]
+        if name in result.estimates:
+            f = result.estimates[name]
+            others = [short(b.estimates[name].value) for b in result.comparisons]
             table.add_row(title, short(f.value), f"{short(f.low)} to {short(f.high)}", *others)
     console().print(table)
-    for line in judgement.warnings:
+    for line in result.warnings:
         log_warning(line)
     echo(f"report: {report}")

@@ -11,11 +11,11 @@ import numpy as np
 
 from features.cli import log_warning, progress
 from seqmodel.config import EvaluateArgs
-from seqmodel.evaluation.context import Asked, Refitted, face_coverage
-from seqmodel.evaluation.evaluator import Judgement
+from seqmodel.evaluation.context import EvalContext, FoldModels, face_coverage
+from seqmodel.evaluation.evaluator import EvaluationResult
 from seqmodel.evaluation.permutation_importance import (
     Arrays,
-    Fall,
+    ImportanceScore,
     feature_groups,
     head_logits,
     importance,
@@ -33,94 +33,102 @@ from seqmodel.reporting.text import TITLES, calibration_lede, fold_calibrations_
 from seqmodel.reporting.umap_projection import Map
 from seqmodel.reporting.worst_errors import hardest_clips
 from seqmodel.runs.card import Card, read_log
-from seqmodel.runs.predict import open_ways, population
+from seqmodel.runs.predict import eval_subset, open_inputs
 
 BEST_TRIALS = 5
 
 
 def tell(
     folder: Path,
-    judgement: Judgement,
-    asked: Asked,
+    result: EvaluationResult,
+    context: EvalContext,
     args: EvaluateArgs,
     embedding_map: Map | None,
     *,
-    refitted: Refitted | None = None,
+    fold_models: FoldModels | None = None,
 ) -> Story:
     """Draw every plot into `folder`/plots and gather the rest; the run's network is asked for importance and
-    the hardest clips, unless `refitted` heads were judged in its place."""
-    story = _tell(folder, judgement, asked, args, refitted)
+    the hardest clips, unless `fold_models` heads were judged in its place."""
+    story = _tell(folder, result, context, args, fold_models)
     if embedding_map is None:
         return story
     with progress("") as bar:
         row = bar.add_task(f"UMAP of {len(embedding_map.places)} clips (compiles first)", total=None)
         xy = embedding_map.coordinates.result()
         bar.update(row, total=1, completed=1)
-    figures, caption = umap_figures(judgement, asked, embedding_map.places, xy, args.seed)
+    figures, caption = umap_figures(result, context, embedding_map.places, xy, args.seed)
     drawn = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items()}
     return replace(story, plots={**story.plots, **drawn}, umap_caption=caption)
 
 
 def _tell(
-    folder: Path, judgement: Judgement, asked: Asked, args: EvaluateArgs, refitted: Refitted | None
+    folder: Path,
+    result: EvaluationResult,
+    context: EvalContext,
+    args: EvaluateArgs,
+    fold_models: FoldModels | None,
 ) -> Story:
     """All but the map of embeddings."""
-    card, names = asked.card, judgement.label_names
-    slices = all_slices(judgement.predictions, judgement.draws, len(names))
-    thresholds = refitted.thresholds if refitted else card.calibration.threshold
-    figures = judgement_figures(judgement, card, slices, thresholds) | training_figures(args.run, card)
-    falls = refitted.falls if refitted else group_falls(judgement, asked, args.seed)
-    if falls:
-        value, low, high = (np.array([getattr(f, end) for f in falls]) for end in ("value", "low", "high"))
+    card, names = context.card, result.label_names
+    slices = all_slices(result.predictions, result.resamples, len(names))
+    thresholds = fold_models.thresholds if fold_models else card.calibration.threshold
+    figures = result_plots(result, card, slices, thresholds) | training_figures(args.run, card)
+    importance_scores = (
+        fold_models.importance_scores if fold_models else group_importance(result, context, args.seed)
+    )
+    if importance_scores:
+        value, low, high = (
+            np.array([getattr(f, end) for f in importance_scores]) for end in ("value", "low", "high")
+        )
         metric = TITLES[card.metric][0] if card.metric in TITLES else card.metric
         figures["importance"] = plots_people.importance_plot(
-            [fall.group for fall in falls], value, low, high, metric
+            [item.group for item in importance_scores], value, low, high, metric
         )
     svgs = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items()}
     clips = []
-    if refitted is None:
+    if fold_models is None:
         clips = hardest_clips(
-            judgement,
-            asked.run,
+            result,
+            context.run,
             card,
-            asked.store,
-            asked.population.rows,
+            context.store,
+            context.eval_subset.rows,
             folder / "plots",
             thumbnails=args.thumbnails,
         )
-    if args.thumbnails and not asked.store.has_crops:
-        log_warning(f"--thumbnails: store {asked.store.path} keeps no crops, so the report shows no faces")
+    if args.thumbnails and not context.store.has_crops:
+        log_warning(f"--thumbnails: store {context.store.path} keeps no crops, so the report shows no faces")
     return Story(
         title=args.run.name,
         plots=svgs,
         slices=slices,
         hardest=clips,
-        calibration=fold_calibrations_lede(refitted.calibrations, card)
-        if refitted
+        calibration=fold_calibrations_lede(fold_models.calibrations, card)
+        if fold_models
         else calibration_lede(card),
-        importance=importance_words(falls) if falls else None,
-        data_rows=data_rows(asked),
-        literature=literature_table(judgement, args.run.name),
+        importance=importance_words(importance_scores) if importance_scores else None,
+        data_rows=data_rows(context),
+        literature=literature_table(result, args.run.name),
         commands=commands(card, args.command),
-        ledger=ledger(asked),
+        ledger=ledger(context),
     )
 
 
-def group_falls(judgement: Judgement, asked: Asked, seed: int) -> list[Fall]:
+def group_importance(result: EvaluationResult, context: EvalContext, seed: int) -> list[ImportanceScore]:
     """What shuffling each group of inputs costs, on a sample of the judged clips where they are many; empty
     where the head reads one group."""
-    card, p = asked.card, judgement.predictions
+    card, p = context.card, result.predictions
     features = card.recipe.geometry.features if card.recipe.geometry else ()
     if "geometry" not in card.dims or not p.measured.any():
         return []
     places = some_places(np.flatnonzero(p.measured), seed)
     if len(np.unique(p.labels[places])) < 2:
         return []
-    rows = asked.population.rows[places]
-    head, samples = open_ways(asked.run, card, asked.store, card.labelling, rows)
+    rows = context.eval_subset.rows[places]
+    head, samples = open_inputs(context.run, card, context.store, card.labelling, rows)
 
     def answer(x: Arrays, valid: Arrays) -> np.ndarray:
-        return probabilities(head_logits(head, x, valid), judgement.task)
+        return probabilities(head_logits(head, x, valid), result.task)
 
     groups = feature_groups(card.dims, features)
     return importance(
@@ -135,44 +143,45 @@ def group_falls(judgement: Judgement, asked: Asked, seed: int) -> list[Fall]:
     )
 
 
-def importance_words(falls: Sequence[Fall]) -> dict[str, str]:
+def importance_words(importance_scores: Sequence[ImportanceScore]) -> dict[str, str]:
     """What the report says around the drawing of the falls."""
     return {
         "lede": (
-            f"Most rests on {falls[0].group}. Each bar is how much worse the ranking gets when that group of "
+            f"Most rests on {importance_scores[0].group}. Each bar is how much "
+            "worse the ranking gets when that group of "
             "inputs is taken from another clip; groups that tell the same story cover for each other."
         ),
         "caption": "Mean of 10 shuffles between clips; lines are 95 % intervals over shuffles and people.",
     }
 
 
-def judgement_figures(
-    judgement: Judgement, card: Card, slices: Sequence[Slices], thresholds: float | np.ndarray
+def result_plots(
+    result: EvaluationResult, card: Card, slices: Sequence[Slices], thresholds: float | np.ndarray
 ) -> dict[str, Any]:
     """Matplotlib figures about the judged clips, by name. With thresholds of each clip's own, (N,), none
     marks the run's threshold or abstain band."""
-    p, names, binary = judgement.predictions, judgement.label_names, judgement.task == "binary"
+    p, names, binary = result.predictions, result.label_names, result.task == "binary"
     threshold = thresholds if binary and isinstance(thresholds, float) else None
     band = card.calibration.abstain if isinstance(thresholds, float) else None
     others = [
-        (b.yardstick.title, b.yardstick.probabilities)
-        for b in judgement.beside
-        if b.yardstick.name != "majority"
+        (b.baseline.title, b.baseline.probabilities)
+        for b in result.comparisons
+        if b.baseline.name != "majority"
     ]
     found = {
-        "confusion": plots_metrics.confusion_plot(confusion(p.labels, p.said, len(names)), names),
+        "confusion": plots_metrics.confusion_plot(confusion(p.labels, p.predicted, len(names)), names),
         "roc": plots_metrics.roc_plot(p.labels, p.probabilities, names, threshold, others),
         "precision_recall": plots_metrics.precision_recall_plot(
-            p.labels, p.probabilities, names, judgement.minority, threshold
+            p.labels, p.probabilities, names, result.minority, threshold
         ),
     }
     keep = p.measured
     if keep.any():
-        raw = probabilities(p.logits[keep], judgement.task)
+        raw = probabilities(p.logits[keep], result.task)
         found["reliability"] = plots_metrics.reliability_plot(p.labels[keep], raw, p.probabilities[keep])
         found["coverage"] = plots_people.coverage_plot(
-            certainty(p.probabilities, judgement.task, thresholds)[keep],
-            (p.said == p.labels)[keep],
+            certainty(p.probabilities, result.task, thresholds)[keep],
+            (p.predicted == p.labels)[keep],
             float((~p.unsure[keep]).mean()) if band else None,
         )
         if threshold is not None and len(np.unique(p.labels[keep])) == 2:
@@ -181,7 +190,7 @@ def judgement_figures(
             )
     for part in slices:
         if part.title == "By person":
-            found["subjects"] = plots_people.people_plot(part.rows, judgement.figures["accuracy"].value)
+            found["subjects"] = plots_people.people_plot(part.rows, result.estimates["accuracy"].value)
     return found
 
 
@@ -212,43 +221,43 @@ def log_stages(run: Path) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def umap_figures(
-    judgement: Judgement, asked: Asked, places: np.ndarray, xy: np.ndarray, seed: int
+    result: EvaluationResult, context: EvalContext, places: np.ndarray, xy: np.ndarray, seed: int
 ) -> tuple[dict[str, Any], str]:
     """(drawings by label and by person, caption) of the clips at `places`."""
-    p = judgement.predictions
-    labels, names = p.labels[places], judgement.label_names
+    p = result.predictions
+    labels, names = p.labels[places], result.label_names
     found = {"umap_label": plots_people.scatter_plot(xy, labels, names, by_class=True)}
     people, index = np.unique(p.subjects[places], return_inverse=True)
     if len(people) > 1:
         found["umap_subject"] = plots_people.scatter_plot(
             xy, index, [str(name) or "unknown" for name in people], by_class=False
         )
-    encoder = asked.store.recipe.encoder
+    encoder = context.store.recipe.encoder
     return (
         found,
-        f"{len(places)} clips of {judgement.split}, {encoder.name} ({encoder.weights}), seed {seed}.",
+        f"{len(places)} clips of {result.split}, {encoder.name} ({encoder.weights}), seed {seed}.",
     )
 
 
-def data_rows(asked: Asked) -> list[dict[str, Any]]:
+def data_rows(context: EvalContext) -> list[dict[str, Any]]:
     """One row a split for the report's table of the data."""
-    table, num_classes = asked.table, len(asked.card.labelling.names)
+    table, num_classes = context.table, len(context.card.labelling.names)
     rows_of = {
-        side: population(table, asked.labels, asked.sides, side, asked.known).rows
+        side: eval_subset(table, context.labels, context.sides, side, context.known).rows
         for side in ("train", "val", "test")
     }
-    if asked.is_other_data:
-        rows_of = {asked.split: asked.population.rows}
+    if context.is_other_data:
+        rows_of = {context.split: context.eval_subset.rows}
     out = []
     for split, rows in rows_of.items():
-        coverage, failed = face_coverage(asked.store, rows), table.state[rows] == 2
+        coverage, failed = face_coverage(context.store, rows), table.state[rows] == 2
         subjects = {str(s) for s in table.subject[rows] if s}
         out.append(
             {
                 "split": split,
                 "clips": len(rows),
                 "people": len(subjects) or "–",
-                "classes": np.bincount(asked.labels[rows], minlength=num_classes).tolist(),
+                "classes": np.bincount(context.labels[rows], minlength=num_classes).tolist(),
                 "face_rate": float(coverage[~failed].mean()) if (~failed).any() else float("nan"),
                 "failed": int(failed.sum()),
                 "faceless": int((~failed & (coverage == 0)).sum()),
@@ -265,9 +274,9 @@ def commands(card: Card, command: str) -> list[str]:
     return [line for line in given + last if line]
 
 
-def ledger(asked: Asked) -> str:
+def ledger(context: EvalContext) -> str:
     """How often the test clips of this store were looked at, by whom; '' where never."""
-    openings = asked.store.test_openings
+    openings = context.store.test_openings
     if not openings:
         return ""
     runs = sorted({str(opening["run"]) for opening in openings})

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from seqmodel.evaluation.evaluator import Judgement
+from seqmodel.evaluation.evaluator import EvaluationResult
 from seqmodel.evaluation.subgroups import Slices
 from seqmodel.reporting.literature import LiteratureTable
 from seqmodel.reporting.text import (
@@ -20,10 +20,10 @@ from seqmodel.reporting.text import (
     against,
     chips,
     class_rows,
-    figure_rows,
-    figures_lede,
     forest,
     kind,
+    metric_rows,
+    metrics_lede,
     mistakes_lede,
     percent,
     recipe_rows,
@@ -56,56 +56,57 @@ class Story:
     warnings: Sequence[str] = ()
 
 
-def write_report(path: Path, judgement: Judgement, card: Card, story: Story) -> None:
+def write_report(path: Path, result: EvaluationResult, card: Card, story: Story) -> None:
     """Write report.html, atomically."""
-    write_text(path, _environment().get_template("report.html.j2").render(_context(judgement, card, story)))
+    write_text(path, _environment().get_template("report.html.j2").render(_context(result, card, story)))
 
 
-def write_model_card(path: Path, judgement: Judgement, card: Card, story: Story) -> None:
+def write_model_card(path: Path, result: EvaluationResult, card: Card, story: Story) -> None:
     """Write MODEL_CARD.md from the same figures, atomically."""
-    write_text(path, _environment().get_template("model_card.md.j2").render(_context(judgement, card, story)))
+    write_text(path, _environment().get_template("model_card.md.j2").render(_context(result, card, story)))
 
 
-def _context(judgement: Judgement, card: Card, story: Story) -> dict[str, Any]:
+def _context(result: EvaluationResult, card: Card, story: Story) -> dict[str, Any]:
     """What the templates may name: the parts of the story as they are, the judgement in words and rows."""
     from markupsafe import Markup
 
-    names, p = judgement.label_names, judgement.predictions
+    names, p = result.label_names, result.predictions
     css = resources.files("seqmodel.reporting").joinpath("templates/report.css").read_text("utf-8")
     return vars(story) | {
-        "split": judgement.split,
+        "split": result.split,
         "css": Markup(css),
-        "verdict": Markup(verdict(judgement)),
-        "chips": chips(judgement, card),
+        "verdict": Markup(verdict(result)),
+        "chips": chips(result, card),
         "contents": _contents(story),
-        "warnings": [*story.warnings, *judgement.warnings],
-        "figures_lede": figures_lede(judgement),
-        "against": against(judgement, card),
-        "forest": forest(judgement),
-        "beside": [
-            {"title": b.yardstick.title, "how": b.yardstick.how, "kind": kind(b)} for b in judgement.beside
+        "warnings": [*story.warnings, *result.warnings],
+        "metrics_lede": metrics_lede(result),
+        "against": against(result, card),
+        "forest": forest(result),
+        "comparisons": [
+            {"title": b.baseline.title, "description": b.baseline.description, "kind": kind(b)}
+            for b in result.comparisons
         ],
-        "has_measured": judgement.measured_figures is not None,
-        "figure_rows": figure_rows(judgement),
-        "class_rows": class_rows(judgement),
-        "mistakes_lede": mistakes_lede(judgement),
-        "minority": names[judgement.minority],
+        "has_measured": result.measured_estimates is not None,
+        "metric_rows": metric_rows(result),
+        "class_rows": class_rows(result),
+        "mistakes_lede": mistakes_lede(result),
+        "minority": names[result.minority],
         "roc_caption": "The dotted diagonal is chance."
-        if judgement.task == "binary"
+        if result.task == "binary"
         else "Each class against the rest; the dotted diagonal is chance.",
         "calibration_lede": story.calibration,
         "plots": {name: Markup(svg) for name, svg in story.plots.items()},
         "positive": names[-1],
         "stages": stages(card),
         "label_names": names,
-        "split_how": f"How people were split: {card.split_how}. {story.ledger}".strip(),
+        "split_description": f"How people were split: {card.split_description}. {story.ledger}".strip(),
         "not_measured": [pair for pair in zip(p.clip_ids, p.reasons, strict=True) if pair[1]],
         "recipe_rows": recipe_rows(card),
         "run_rows": run_rows(card),
         "intended_use": INTENDED_USE,
         "excluded_use": EXCLUDED_USE,
         "card": card,
-        "judgement": judgement,
+        "judgement": result,
         "footer": f"Written {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC by brainbuddy. "
         "Faces stay on the machine that made this file.",
     }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqmodel.evaluation.evaluator import Judgement
+from seqmodel.evaluation.evaluator import EvaluationResult
 from seqmodel.metrics.classification import confusion, count_metrics
 
 NAMES = ("method", "clips", "accuracy", "weighted F1", "macro-F1", "UAR")
@@ -25,25 +25,25 @@ class LiteratureTable:
     csv: str
 
 
-def literature_table(judgement: Judgement, method: str) -> LiteratureTable:
+def literature_table(result: EvaluationResult, method: str) -> LiteratureTable:
     """Rows for every clip, for measured clips alone where that differs, and for the majority class."""
-    p = judgement.predictions
-    everybody, num_classes = np.ones(len(p), bool), len(judgement.label_names)
-    said = p.probabilities.argmax(axis=1)
-    rows = [_row(method, p.labels, said, everybody, num_classes)]
+    p = result.predictions
+    everybody, num_classes = np.ones(len(p), bool), len(result.label_names)
+    predicted = p.probabilities.argmax(axis=1)
+    rows = [_row(method, p.labels, predicted, everybody, num_classes)]
     if not p.measured.all() and p.measured.any():
-        rows.append(_row(f"{method} (measured)", p.labels, said, p.measured, num_classes))
-    for yardstick in (beside.yardstick for beside in judgement.beside):
-        if yardstick.name == "majority":
-            rows.append(_row("majority class", p.labels, yardstick.said, everybody, num_classes))
+        rows.append(_row(f"{method} (measured)", p.labels, predicted, p.measured, num_classes))
+    for baseline in (comparison.baseline for comparison in result.comparisons):
+        if baseline.name == "majority":
+            rows.append(_row("majority class", p.labels, baseline.predicted, everybody, num_classes))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([NAMES, *rows])
     return LiteratureTable(NAMES, tuple(rows), text.getvalue())
 
 
 def _row(
-    method: str, labels: np.ndarray, said: np.ndarray, keep: np.ndarray, num_classes: int
+    method: str, labels: np.ndarray, predicted: np.ndarray, keep: np.ndarray, num_classes: int
 ) -> tuple[str, ...]:
-    figures = count_metrics(confusion(labels[keep], said[keep], num_classes))
+    figures = count_metrics(confusion(labels[keep], predicted[keep], num_classes))
     values = (figures[name] for name in ("accuracy", "weighted_f1", "macro_f1", "balanced_accuracy"))
     return (method, str(int(keep.sum())), *(f"{100 * float(value):.1f}" for value in values))

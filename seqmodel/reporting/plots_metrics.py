@@ -52,7 +52,7 @@ def confusion_plot(counts: np.ndarray, label_names: Sequence[str]) -> "Figure":
             xlim=(-0.5, num_classes - 0.5),
             ylim=(num_classes - 0.5, -0.5),
             aspect="equal",
-            xlabel="said",
+            xlabel="predicted",
             ylabel="true",
         )
         axes.set_xticks(range(num_classes), list(label_names))
@@ -91,10 +91,10 @@ def roc_plot(
             x, y, _ = roc_curve(labels == k, probabilities[:, k])
             axes.plot(x, y, color=colour, label="model" if len(label_names) == 2 else label_names[k])
         if threshold is not None and len(np.unique(labels)) == 2:
-            said = probabilities[:, 1] >= threshold
+            predicted = probabilities[:, 1] >= threshold
             axes.plot(
-                (said & (labels == 0)).sum() / (labels == 0).sum(),
-                (said & (labels == 1)).sum() / (labels == 1).sum(),
+                (predicted & (labels == 0)).sum() / (labels == 0).sum(),
+                (predicted & (labels == 1)).sum() / (labels == 1).sum(),
                 "o",
                 color=INK,
                 markersize=7,
@@ -134,11 +134,11 @@ def precision_recall_plot(
             precision, recall, _ = precision_recall_curve(positive, probabilities[:, minority])
             axes.step(recall, precision, where="post", color=MODEL, label="model")
         if threshold is not None and positive.any():
-            said = (probabilities[:, 1] >= threshold) == (minority == 1)
-            if said.any():
+            predicted = (probabilities[:, 1] >= threshold) == (minority == 1)
+            if predicted.any():
                 axes.plot(
-                    (said & positive).sum() / positive.sum(),
-                    (said & positive).sum() / said.sum(),
+                    (predicted & positive).sum() / positive.sum(),
+                    (predicted & positive).sum() / predicted.sum(),
                     "o",
                     color=INK,
                     markersize=7,
@@ -159,10 +159,10 @@ def reliability_plot(labels: np.ndarray, before: np.ndarray, after: np.ndarray) 
     with drawing(4.6, 4.2, (3, 1)) as (figure, (axes, below)):
         axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1, linestyle=":")
         for title, p, colour, width in (("before", before, OTHER, 1.4), ("after", after, MODEL, 2.2)):
-            bins, said, outcome = calibration_bins(labels, p)
+            bins, predicted, outcome = calibration_bins(labels, p)
             count = np.bincount(bins, minlength=NUM_BINS)
             used = count > 0
-            x = np.bincount(bins, said, NUM_BINS)[used] / count[used]
+            x = np.bincount(bins, predicted, NUM_BINS)[used] / count[used]
             y = np.bincount(bins, outcome, NUM_BINS)[used] / count[used]
             axes.plot(x, y, color=colour, linewidth=width, zorder=2, label=f"{title} calibration")
             axes.scatter(x, y, s=8 + 90 * count[used] / count.max(), color=colour, alpha=0.75, zorder=3)

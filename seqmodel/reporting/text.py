@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from seqmodel.evaluation.evaluator import LOWER_IS_BETTER, Beside, Judgement
-from seqmodel.metrics.bootstrap import ENOUGH_SUBJECTS, Figure
+from seqmodel.evaluation.evaluator import LOWER_IS_BETTER, BaselineComparison, EvaluationResult
+from seqmodel.metrics.bootstrap import ENOUGH_SUBJECTS, Estimate
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.runs.card import Card, calibration_stage
 
@@ -48,41 +48,41 @@ def short(value: float | None, digits: int = 3) -> str:
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
-def with_interval(figure: Figure) -> str:
+def with_interval(estimate: Estimate) -> str:
     """Value and interval: .873 (.801 to .920)."""
-    return f"{short(figure.value)} ({short(figure.low)} to {short(figure.high)})"
+    return f"{short(estimate.value)} ({short(estimate.low)} to {short(estimate.high)})"
 
 
-def verdict(judgement: Judgement) -> str:
+def verdict(result: EvaluationResult) -> str:
     """The headline in one or two sentences of HTML; names are escaped."""
     from markupsafe import escape
 
-    figures, names = judgement.figures, judgement.label_names
-    people, unknown = judgement.draws.num_people, judgement.predictions.num_unknown
+    estimates, names = result.estimates, result.label_names
+    people, unknown = result.resamples.num_people, result.predictions.num_unknown
     who = f"{people} {'person' if people == 1 else 'people'}"
-    crowd = f"{len(judgement.predictions)} clips"
+    crowd = f"{len(result.predictions)} clips"
     if people and unknown:
-        crowd = f"{len(judgement.predictions) - unknown} clips of {who} and {unknown} of nobody known"
+        crowd = f"{len(result.predictions) - unknown} clips of {who} and {unknown} of nobody known"
     elif people:
-        crowd += f" of {who}" + (" never seen in training" if judgement.is_unseen else "")
-    accuracy = figures["balanced_accuracy"]
-    if judgement.task == "binary":
-        auroc = figures["auroc"]
+        crowd += f" of {who}" + (" never seen in training" if result.is_unseen else "")
+    accuracy = estimates["balanced_accuracy"]
+    if result.task == "binary":
+        auroc = estimates["auroc"]
         sentence = (
             f"On {crowd}, it ranks a clip that is {escape(names[1])} above one that is {escape(names[0])} "
             f"<b>{percent(auroc.value)}</b> of the time{_between(auroc)}, and gets "
             f"<b>{percent(accuracy.value)}</b> of the two classes right on average{_between(accuracy)}."
         )
     else:
-        f1 = figures["macro_f1"]
+        f1 = estimates["macro_f1"]
         sentence = (
             f"On {crowd}, it gets <b>{percent(accuracy.value)}</b> of each class right on average"
             f"{_between(accuracy)}; macro-F1 is <b>{short(f1.value)}</b>{_between(f1, percent=False)}."
         )
-    first = judgement.beside[0] if judgement.beside else None
+    first = result.comparisons[0] if result.comparisons else None
     if first is not None:
         than = "better than always saying the commonest class"
-        if _too_few_people(judgement):
+        if _too_few_people(result):
             sentence += f" {who} {'is' if people == 1 else 'are'} too few to say that this is {than}."
         else:
             clearly = "clearly" if first.paired["balanced_accuracy"].is_higher else "not clearly"
@@ -90,8 +90,8 @@ def verdict(judgement: Judgement) -> str:
     return sentence
 
 
-def _too_few_people(judgement: Judgement) -> bool:
-    return judgement.draws.by_subject and judgement.draws.num_people < ENOUGH_SUBJECTS
+def _too_few_people(result: EvaluationResult) -> bool:
+    return result.resamples.by_subject and result.resamples.num_people < ENOUGH_SUBJECTS
 
 
 def percent(value: float | None) -> str:
@@ -106,82 +106,82 @@ def _hundredths(value: float) -> str:
     return f"{100 * value:.0f}"
 
 
-def _between(figure: Figure, *, percent: bool = True) -> str:
-    if not math.isfinite(figure.low):
+def _between(estimate: Estimate, *, percent: bool = True) -> str:
+    if not math.isfinite(estimate.low):
         return ""
     written = _hundredths if percent else short
-    return f" (95 % interval {written(figure.low)} to {written(figure.high)}{' %' if percent else ''})"
+    return f" (95 % interval {written(estimate.low)} to {written(estimate.high)}{' %' if percent else ''})"
 
 
-def chips(judgement: Judgement, card: Card) -> list[tuple[str, str]]:
+def chips(result: EvaluationResult, card: Card) -> list[tuple[str, str]]:
     """(name, value) of the small facts under the headline."""
-    people, openings = judgement.draws.num_people, len(card.test_openings)
+    people, openings = result.resamples.num_people, len(card.test_openings)
     return [
-        ("clips", str(len(judgement.predictions))),
-        *([("people", str(people))] if judgement.draws.by_subject else []),
-        ("question", " / ".join(judgement.label_names)),
+        ("clips", str(len(result.predictions))),
+        *([("people", str(people))] if result.resamples.by_subject else []),
+        ("question", " / ".join(result.label_names)),
         ("reads", " + ".join(card.dims)),
         ("encoder", card.recipe.encoder.name),
         *([("test split opened", f"{openings}×")] if openings else []),
     ]
 
 
-def figures_lede(judgement: Judgement) -> str:
+def metrics_lede(result: EvaluationResult) -> str:
     """What the intervals mean and who counts."""
-    unit = "by person" if judgement.draws.by_subject else "by clip"
-    if judgement.draws.by_subject and judgement.predictions.num_unknown:
+    unit = "by person" if result.resamples.by_subject else "by clip"
+    if result.resamples.by_subject and result.predictions.num_unknown:
         unit += ", and by clip where nobody is known"
-    missing = int((~judgement.predictions.measured).sum())
+    missing = int((~result.predictions.measured).sum())
     lede = (
-        f"Intervals are 95 %, from {len(judgement.draws.weights):,} bootstrap rounds {unit}. "
-        f"All {len(judgement.predictions)} labelled clips of the split count"
+        f"Intervals are 95 %, from {len(result.resamples.weights):,} bootstrap rounds {unit}. "
+        f"All {len(result.predictions)} labelled clips of the split count"
     )
     return lede + (
         f"; the {missing} that could not be measured are taken as the training majority." if missing else "."
     )
 
 
-def against(judgement: Judgement, card: Card) -> list[dict[str, str]]:
+def against(result: EvaluationResult, card: Card) -> list[dict[str, str]]:
     """One line a yardstick: by how much the model beats it, in the metric that the run was chosen for."""
-    name = card.metric if card.metric in judgement.figures else "balanced_accuracy"
-    even = "too few people to tell" if _too_few_people(judgement) else "no clear difference"
+    name = card.metric if card.metric in result.estimates else "balanced_accuracy"
+    even = "too few people to tell" if _too_few_people(result) else "no clear difference"
     lines = []
-    for beside in judgement.beside:
-        difference = beside.paired[name].difference
-        mark, sign = _mark(name, beside), "+" if difference.value >= 0 else "−"
+    for comparison in result.comparisons:
+        difference = comparison.paired[name].difference
+        mark, sign = _mark(name, comparison), "+" if difference.value >= 0 else "−"
         word = {"beats": "better", "loses": "worse", "even": even}.get(mark, "not to be told")
         moved = with_interval(replace(difference, value=abs(difference.value)))
         text = f"{TITLES[name][0]} {sign}{moved}: {word}"
-        lines.append({"title": beside.yardstick.title, "mark": mark or "even", "text": text})
+        lines.append({"title": comparison.baseline.title, "mark": mark or "even", "text": text})
     return lines
 
 
-def forest(judgement: Judgement) -> list[dict[str, Any]]:
+def forest(result: EvaluationResult) -> list[dict[str, Any]]:
     """One row a metric of the drawing with intervals and yardsticks; places are per cent of its width."""
     rows = []
     for name in FOREST:
-        figure = judgement.figures.get(name)
-        if figure is None or not math.isfinite(figure.value):
+        estimate = result.estimates.get(name)
+        if estimate is None or not math.isfinite(estimate.value):
             continue
         title, note = TITLES[name]
-        at, low, high = (_position(v) for v in (figure.value, figure.low, figure.high))
+        at, low, high = (_position(v) for v in (estimate.value, estimate.low, estimate.high))
         ticks: list[dict[str, Any]] = [
             {
                 "kind": kind(b),
-                "title": b.yardstick.title,
-                "value": b.figures[name].value,
-                "at": _position(b.figures[name].value),
+                "title": b.baseline.title,
+                "value": b.estimates[name].value,
+                "at": _position(b.estimates[name].value),
             }
-            for b in judgement.beside
-            if _position(b.figures[name].value) is not None
+            for b in result.comparisons
+            if _position(b.estimates[name].value) is not None
         ]
         rows.append(
             {
                 "title": title,
-                "note": note.format(minority=judgement.label_names[judgement.minority]),
-                "value": figure.value,
-                "low": figure.low if low is not None else None,
-                "high": figure.high,
+                "note": note.format(minority=result.label_names[result.minority]),
+                "value": estimate.value,
+                "low": estimate.low if low is not None else None,
+                "high": estimate.high,
                 "at": at,
                 "left": low,
                 "width": None if low is None or high is None else round(high - low, 2),
@@ -203,62 +203,62 @@ def _position(value: float) -> float | None:
     return round(100 * min(max(value, 0.0), 1.0), 2) if math.isfinite(value) else None
 
 
-def figure_rows(judgement: Judgement) -> list[dict[str, Any]]:
+def metric_rows(result: EvaluationResult) -> list[dict[str, Any]]:
     """One row a metric of the table of all figures."""
     rows = []
     for name, (title, note) in TITLES.items():
-        if name not in judgement.figures:
+        if name not in result.estimates:
             continue
         if name == "average_precision":
-            title = f"{title} {note.format(minority=judgement.label_names[judgement.minority])}"
+            title = f"{title} {note.format(minority=result.label_names[result.minority])}"
         cells = [
             {
-                "figure": b.figures[name].as_json(),
+                "estimate": b.estimates[name].as_json(),
                 "mark": _mark(name, b),
                 "says": f"difference {with_interval(pair.difference)}, p = {short(pair.p_value)}",
             }
-            for b, pair in ((b, b.paired[name]) for b in judgement.beside)
+            for b, pair in ((b, b.paired[name]) for b in result.comparisons)
         ]
-        measured = judgement.measured_figures
+        measured = result.measured_estimates
         rows.append(
             {
                 "title": title + (" ↓" if name in LOWER_IS_BETTER else ""),
-                "model": judgement.figures[name].as_json(),
-                "beside": cells,
+                "model": result.estimates[name].as_json(),
+                "comparisons": cells,
                 "measured": measured[name].as_json() if measured else None,
             }
         )
     return rows
 
 
-def class_rows(judgement: Judgement) -> list[dict[str, Any]]:
+def class_rows(result: EvaluationResult) -> list[dict[str, Any]]:
     """One row a class of the table of mistakes."""
-    figures = judgement.figures
+    estimates = result.estimates
     return [
         {
             "name": name,
-            "precision": figures[f"precision_{k}"],
-            "recall": figures[f"recall_{k}"],
-            "f1": figures[f"f1_{k}"],
-            "support": int(figures[f"support_{k}"].value),
+            "precision": estimates[f"precision_{k}"],
+            "recall": estimates[f"recall_{k}"],
+            "f1": estimates[f"f1_{k}"],
+            "support": int(estimates[f"support_{k}"].value),
         }
-        for k, name in enumerate(judgement.label_names)
+        for k, name in enumerate(result.label_names)
     ]
 
 
-def _mark(name: str, beside: Beside) -> str:
-    pair = beside.paired[name]
+def _mark(name: str, comparison: BaselineComparison) -> str:
+    pair = comparison.paired[name]
     if not math.isfinite(pair.difference.low):
         return ""
     better, worse = ("loses", "beats") if name in LOWER_IS_BETTER else ("beats", "loses")
     return better if pair.is_higher else worse if pair.is_lower else "even"
 
 
-def mistakes_lede(judgement: Judgement) -> str:
+def mistakes_lede(result: EvaluationResult) -> str:
     """How many are wrong, and which class is found best and worst."""
-    p, names = judgement.predictions, judgement.label_names
-    text = f"{int((p.said != p.labels).sum())} of {len(p)} clips are wrong."
-    recalls = [(judgement.figures[f"recall_{k}"].value, name) for k, name in enumerate(names)]
+    p, names = result.predictions, result.label_names
+    text = f"{int((p.predicted != p.labels).sum())} of {len(p)} clips are wrong."
+    recalls = [(result.estimates[f"recall_{k}"].value, name) for k, name in enumerate(names)]
     known = [pair for pair in recalls if math.isfinite(pair[0])]
     if not known:
         return text
@@ -301,9 +301,9 @@ def fold_calibrations_lede(calibrations: Sequence[Calibration], card: Card) -> s
     return text
 
 
-def kind(beside: Beside) -> str:
+def kind(comparison: BaselineComparison) -> str:
     """The style class of a yardstick in the page: leak, majority, logistic_embeddings, logistic_geometry."""
-    return "leak" if beside.yardstick.is_leak else beside.yardstick.name
+    return "leak" if comparison.baseline.is_leak else comparison.baseline.name
 
 
 def stages(card: Card) -> list[dict[str, str]]:

@@ -12,28 +12,28 @@ import numpy as np
 
 from features.face_signals import strongest_signals
 from features.store.store import FeatureStore
-from seqmodel.evaluation.evaluator import Judgement
+from seqmodel.evaluation.evaluator import EvaluationResult
 from seqmodel.metrics.calibration import probabilities
 from seqmodel.reporting.plots_people import timeline_plot
 from seqmodel.reporting.style import save
 from seqmodel.runs.card import Card
-from seqmodel.runs.predict import growing_logits
+from seqmodel.runs.predict import prefix_logits
 
 MOST_CLIPS = 6
 FACES = 6
 FACE_PX = 72
 
 
-def hardest(judgement: Judgement) -> np.ndarray:
+def hardest(result: EvaluationResult) -> np.ndarray:
     """Places of the measured clips that are wrong, least given to the truth first; at most MOST_CLIPS."""
-    p = judgement.predictions
+    p = result.predictions
     given = p.probabilities[np.arange(len(p)), p.labels]
-    wrong = np.flatnonzero(p.measured & (p.said != p.labels))
+    wrong = np.flatnonzero(p.measured & (p.predicted != p.labels))
     return wrong[np.argsort(given[wrong], kind="stable")][:MOST_CLIPS]
 
 
 def hardest_clips(
-    judgement: Judgement,
+    result: EvaluationResult,
     run: Path,
     card: Card,
     store: FeatureStore,
@@ -43,29 +43,29 @@ def hardest_clips(
     thumbnails: bool,
 ) -> list[dict[str, Any]]:
     """What the report shows of each; `rows` are the store's rows of the judged clips, in their order."""
-    places = hardest(judgement)
+    places = hardest(result)
     if len(places) == 0:
         return []
-    p, names = judgement.predictions, judgement.label_names
-    logits, seen = growing_logits(run, card, store, card.labelling, rows[places])
+    p, names = result.predictions, result.label_names
+    logits, seen = prefix_logits(run, card, store, card.labelling, rows[places])
     fps = card.recipe.pixels.fps if card.recipe.pixels else 1.0
-    binary = judgement.task == "binary"
+    binary = result.task == "binary"
     threshold = card.calibration.threshold if binary else None
     found = []
     features = store.recipe.geometry.features if store.recipe.geometry else ()
     geometry, measured = store.read_stream("geometry", rows[places]) if features else (None, None)
     for k, place in enumerate(places):
-        truth, said, signals = int(p.labels[place]), int(p.said[place]), None
+        truth, predicted, signals = int(p.labels[place]), int(p.predicted[place]), None
         followed = 1 if binary else truth
-        line = probabilities(logits[k], judgement.task, card.calibration)[:, followed]
+        line = probabilities(logits[k], result.task, card.calibration)[:, followed]
         if geometry is not None and measured is not None and measured[k].any():
             signals = strongest_signals(np.where(measured[k][:, None], geometry[k], np.nan), features)
         figure = timeline_plot(line, seen[k], fps, threshold, truth == followed, signals)
         found.append(
             {
                 "truth": names[truth],
-                "said": names[said],
-                "probability": float(p.probabilities[place, said]),
+                "predicted": names[predicted],
+                "probability": float(p.probabilities[place, predicted]),
                 "clip_id": str(p.clip_ids[place]),
                 "subject": str(p.subjects[place]),
                 "timeline": save(figure, plots / f"hardest-{k + 1}.png"),

@@ -56,7 +56,7 @@ class Card:
     store: str
     """Path of the store it was trained on, as given."""
     store_fingerprint: str
-    split_how: str
+    split_description: str
     """In words, how people were split."""
     split_hash: str
     seed: int

@@ -38,7 +38,7 @@ PREFIXES_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class Population:
+class EvalSubset:
     """The rows that a split stands for, and what is known of them."""
 
     rows: np.ndarray
@@ -47,7 +47,7 @@ class Population:
     """(N,) int64."""
     pending: int
     """Labelled clips of the split that were never extracted: neither counted nor hidden."""
-    how: str
+    description: str
     """In words, which clips these are."""
 
 
@@ -78,14 +78,14 @@ def clip_labels(table: ClipTable, labelling: Labelling, mapping: Sequence[str] =
     return class_indices(labelling, table.labels[labelling.column], renamed)
 
 
-def population(
+def eval_subset(
     table: ClipTable,
     labels: np.ndarray,
     sides: Mapping[str, tuple[str, str]],
     split: str,
     known: np.ndarray,
     calibrators: Mapping[str, str] = MappingProxyType({}),
-) -> Population:
+) -> EvalSubset:
     """Every labelled row of a split that split.csv names, failed ones too.
 
     known: (N,) bool, which rows are the run's, as `known_rows` says. A store that shares no clip with the run
@@ -96,19 +96,21 @@ def population(
     if known.any():
         side = np.array([sides.get(clip, ("", ""))[1] for clip in table.clip_id.tolist()], str)
         chosen = labelled & known & (side == split)
-        how = f"the {split} side of the run's split"
+        description = f"the {split} side of the run's split"
     else:
         own = table.split == split
         chosen = labelled & (own if own.any() else np.ones(len(own), bool))
-        how = f"another data set: its {split} split" if own.any() else "another data set: every labelled clip"
+        description = (
+            f"another data set: its {split} split" if own.any() else "another data set: every labelled clip"
+        )
         used = chosen & _of_calibrators(table, calibrators)
         if used.any():
             chosen &= ~used
-            how += f", without {int(used.sum())} clips of people that the run was calibrated on"
+            description += f", without {int(used.sum())} clips of people that the run was calibrated on"
     # A vanished or planned row without extraction is nobody's failure.
     pending = chosen & (table.state == 0)
     rows = np.flatnonzero(chosen & ~pending)
-    return Population(rows, labels[rows], int(pending.sum()), how)
+    return EvalSubset(rows, labels[rows], int(pending.sum()), description)
 
 
 def _of_calibrators(table: ClipTable, calibrators: Mapping[str, str]) -> np.ndarray:
@@ -120,7 +122,7 @@ def _of_calibrators(table: ClipTable, calibrators: Mapping[str, str]) -> np.ndar
     return np.isin(groups, groups[named])
 
 
-def open_ways(
+def open_inputs(
     run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray
 ) -> tuple[LstmHead, Samples]:
     """A run's head, and rows of a store in the form that it reads, by the path that the recipes allow: cached
@@ -156,9 +158,9 @@ def predict_rows(
     """((N, O) float32 logits, (N,) bool measured) of rows of a store.
 
     A row is measured when some stream that the head reads is valid in some frame; others have NaN. Raises
-    ValueError as `open_ways`.
+    ValueError as `open_inputs`.
     """
-    head, samples = open_ways(run, card, store, labelling, rows)
+    head, samples = open_inputs(run, card, store, labelling, rows)
     measured = np.any([np.asarray(mask).any(axis=1) for mask in samples.valid.values()], axis=0)
     logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
     logits[:] = predict_logits(head, samples, CLIPS_AT_ONCE, device=device)
@@ -166,7 +168,7 @@ def predict_rows(
     return logits, measured
 
 
-def growing_logits(
+def prefix_logits(
     run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """((n, T, O) float32, (n, T) bool): logits as if the window had ended at each frame, and frames with
@@ -174,7 +176,7 @@ def growing_logits(
 
     As live, a window's own normal is that of its frames so far.
     """
-    head, samples = open_ways(run, card, store, labelling, rows)
+    head, samples = open_inputs(run, card, store, labelling, rows)
     head.eval()
     found, seen = [], []
     for place in range(len(rows)):
@@ -205,9 +207,9 @@ def write_predictions(path: Path, predictions: Predictions, label_names: Sequenc
     rows, p = [list(row.values()) for row in kept], predictions
     for i in range(len(p)):
         state = p.reasons[i] or ("unsure" if p.unsure[i] else "ok")
-        said = [f"{value:.6f}" for value in p.probabilities[i]]
+        predicted = [f"{value:.6f}" for value in p.probabilities[i]]
         named = [p.clip_ids[i], p.subjects[i], split, label_names[p.labels[i]]]
-        rows.append([*named, *said, label_names[p.said[i]], state, f"{p.coverage[i]:.3f}"])
+        rows.append([*named, *predicted, label_names[p.predicted[i]], state, f"{p.coverage[i]:.3f}"])
     write_csv(path, [columns, *rows])
 
 

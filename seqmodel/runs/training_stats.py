@@ -77,7 +77,7 @@ def read_reference(run: Path) -> Reference | None:
 
 def measure(run: Path, card: Card, store: "FeatureStore") -> Reference:
     """The figures of the run's training clips in a store, and from when on short windows can be trusted."""
-    from seqmodel.runs.predict import open_ways, predict_rows
+    from seqmodel.runs.predict import open_inputs, predict_rows
 
     rows = _some(rows_of(run, store, "train"))
     logits, measured = predict_rows(run, card, store, card.labelling, rows)
@@ -88,7 +88,7 @@ def measure(run: Path, card: Card, store: "FeatureStore") -> Reference:
     if "embeddings" in card.dims:
         mean, std = load_statistics(run)["embeddings"]
         # As the run sees the clips: a fine-tuned encoder's embeddings are not the store's.
-        _, samples = open_ways(run, card, store, card.labelling, rows)
+        _, samples = open_inputs(run, card, store, card.labelling, rows)
         x, valid = samples.x["embeddings"], samples.valid["embeddings"]
         squares = (((x.astype(np.float32) - mean) / std) ** 2).mean(axis=2)
         seen = valid.any(axis=1)
@@ -119,7 +119,7 @@ def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
     where no live session will ask: of imported features."""
     from features.labels import class_indices
     from seqmodel.metrics.classification import score
-    from seqmodel.runs.predict import growing_logits
+    from seqmodel.runs.predict import prefix_logits
 
     if card.recipe.pixels is None:
         return None
@@ -128,7 +128,7 @@ def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
     labels = class_indices(card.labelling, table.labels[column][rows], table.label_names[column])
     if len(np.unique(labels)) < 2:
         return None
-    logits, seen = growing_logits(run, card, store, card.labelling, rows)
+    logits, seen = prefix_logits(run, card, store, card.labelling, rows)
     metric = "auroc" if card.labelling.task == "binary" else "balanced_accuracy"
     usable = seen.any(axis=1)
     scores = [

@@ -68,7 +68,7 @@ def write_run(
     openings = _test_openings(run)
     # A kill from here on leaves a card without weights, which is refused, never one with another's weights.
     (run / WEIGHTS).unlink(missing_ok=True)
-    drop_judgements(run)
+    drop_results(run)
     shutil.rmtree(run / "finetune", ignore_errors=True)
     calibration = _calibration(question, head, fitted)
     found = [*question.split.warnings, *warnings]
@@ -108,7 +108,7 @@ def _card(question: Question, head: LstmHead, config: TrainConfig, seed: int, me
         dims=head.dims,
         store=str(store.path),
         store_fingerprint=store.fingerprint(),
-        split_how=split.how,
+        split_description=split.description,
         split_hash=split_hash(split, question.table.clip_id),
         seed=seed,
         metric=metric,
@@ -155,7 +155,7 @@ def _measure_reference(run: Path, store: Path | str | None = None) -> None:
         log_warning(f"live report --against has nothing to compare with: {error}")
 
 
-def drop_judgements(run: Path) -> None:
+def drop_results(run: Path) -> None:
     """Remove what speaks of weights that are about to be replaced: figures, reports, plots and exports."""
     drop_decisions(run)
     for folder in run.glob("folds-*"):

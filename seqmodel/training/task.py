@@ -217,7 +217,9 @@ def _split(
     marks = np.array([store.encoder_sides.get(who, mark) for who, mark in marked], str)
     split = make_split(dataclasses.replace(table, split=marks), rows, labels, seed=seed)
     encoder = store.recipe.encoder.weights
-    return dataclasses.replace(split, how=f"everybody on the side on which the encoder ({encoder}) had them")
+    return dataclasses.replace(
+        split, description=f"everybody on the side on which the encoder ({encoder}) had them"
+    )
 
 
 def _unseen_by_encoder(

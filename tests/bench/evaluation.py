@@ -17,8 +17,8 @@ from features.manifest import Clip
 from features.recipe import EncoderId, Pixels, Recipe
 from features.store.store import FeatureStore, plan
 from seqmodel.config import EvaluateArgs, HeadConfig, LabelArgs, TrainArgs, TrainConfig
-from seqmodel.metrics.bootstrap import bootstrap_figures, draw_subjects
-from seqmodel.metrics.classification import evaluate_predictions
+from seqmodel.metrics.bootstrap import bootstrap_metrics, resample_subjects
+from seqmodel.metrics.classification import compute_metrics
 
 DIM, FRAMES, NUM_SUBJECTS, ROUNDS = 960, 30, 110, 1000
 SHARES = (("train", 0.6), ("val", 0.16), ("test", 0.24))
@@ -97,16 +97,16 @@ def measure_bootstrap(num_clips: int) -> None:
         labels = rng.integers(0, num_classes, num_clips)
         p = rng.dirichlet(np.ones(num_classes), num_clips)
         said = p.argmax(axis=1)
-        draws = draw_subjects(subjects, ROUNDS, seed=0)
+        resamples = resample_subjects(subjects, ROUNDS, seed=0)
         started = time.process_time()
-        bootstrap_figures(labels, p, said, draws, 0)
+        bootstrap_metrics(labels, p, said, resamples, 0)
         fast = time.process_time() - started
-        evaluate_predictions(labels, p, said, 0)  # imports scikit-learn
+        compute_metrics(labels, p, said, 0)  # imports scikit-learn
         few = 5
         started = time.process_time()
         for r in range(few):
-            again = np.repeat(np.arange(num_clips), draws.weights[r][draws.subject_index].astype(int))
-            evaluate_predictions(labels[again], p[again], said[again], 0)
+            again = np.repeat(np.arange(num_clips), resamples.weights[r][resamples.subject_index].astype(int))
+            compute_metrics(labels[again], p[again], said[again], 0)
         slow = (time.process_time() - started) / few * ROUNDS
         print(
             f"{ROUNDS} rounds, {num_clips} clips, {num_classes} classes: {fast:.1f} s; "

@@ -18,7 +18,7 @@ from typing import Any
 from seqmodel.commands.finetune import finetune
 from seqmodel.commands.train import train
 from seqmodel.config import FinetuneArgs, TrainArgs, TrainConfig
-from seqmodel.evaluation.context import ask, predict
+from seqmodel.evaluation.context import open_context, predict
 from seqmodel.metrics.classification import score
 from seqmodel.runs.card import load_card
 
@@ -87,7 +87,7 @@ def one(store: Path, encoder: str, inputs: Any, cut: str, seed: int) -> dict[str
 
 
 def auroc_of_test(folder: Path) -> float:
-    predictions = predict(ask(folder, load_card(folder), None, "test"))
+    predictions = predict(open_context(folder, load_card(folder), None, "test"))
     return score("auroc", predictions.labels, predictions.probabilities)
 
 

@@ -13,7 +13,7 @@ from features.splits import make_split, sides_by_clip, split_hash
 from features.store.store import FeatureStore, plan
 from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.evaluation.baselines import identity, majority
-from seqmodel.evaluation.evaluator import Judgement, judge
+from seqmodel.evaluation.evaluator import EvaluationResult, evaluate_predictions
 from seqmodel.heads.person_baseline import with_baseline
 from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs
 from seqmodel.metrics.calibration import Calibration, fit_calibration
@@ -142,7 +142,7 @@ def make_run(
         baseline=baseline,
         store=str(store.path),
         store_fingerprint=store.fingerprint(),
-        split_how=split.how,
+        split_description=split.description,
         split_hash=split_hash(split, table.clip_id),
         seed=seed,
         metric="auroc",
@@ -158,7 +158,7 @@ def make_run(
     return card
 
 
-def judged(
+def evaluated(
     labels: np.ndarray,
     positive: np.ndarray,
     subjects: np.ndarray,
@@ -166,7 +166,7 @@ def judged(
     rounds: int = 300,
     seed: int = 0,
     training_shares: tuple[float, float] = (0.3, 0.7),
-) -> Judgement:
+) -> EvaluationResult:
     """A judgement of p(positive) (N,), with the majority and identity beside it."""
     positive = np.clip(positive, 1e-6, 1 - 1e-6)
     shares = np.array(training_shares)
@@ -183,8 +183,10 @@ def judged(
         training_shares=shares,
     )
     known = identity(labels, subjects, shares, seed=seed)
-    yardsticks = [majority(shares, len(labels), NAMES), *([known] if known else [])]
-    return judge(p, yardsticks, split="test", label_names=NAMES, task="binary", rounds=rounds, seed=seed)
+    baselines = [majority(shares, len(labels), NAMES), *([known] if known else [])]
+    return evaluate_predictions(
+        p, baselines, split="test", label_names=NAMES, task="binary", rounds=rounds, seed=seed
+    )
 
 
 def people(num_subjects: int, clips_each: int) -> np.ndarray:

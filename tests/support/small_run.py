@@ -52,7 +52,7 @@ def write_run(
         dims={name: dims[name] for name in inputs},
         store="none",
         store_fingerprint="",
-        split_how="none",
+        split_description="none",
         split_hash="",
         seed=0,
         metric="auroc",

@@ -87,7 +87,7 @@ def test_official_split_is_kept() -> None:
     """All three sides are given."""
     splits = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
     split = make_split(table_of(people(10, 1), splits), np.arange(10), np.arange(10) % 2, seed=0)
-    assert split.how == "official"
+    assert split.description == "official"
     assert split.val.tolist() == [6, 7]
     assert split.test.tolist() == [8, 9]
 
@@ -100,8 +100,8 @@ def test_official_validation_becomes_test_where_there_is_no_test() -> None:
     assert split.test.tolist() == [20, 21, 22, 23, 24]
     assert len(split.val) == 4
     assert len(split.train) == 16
-    assert "validation is test" in split.how
-    assert "carved from train" in split.how
+    assert "validation is test" in split.description
+    assert "carved from train" in split.description
 
 
 def test_clips_without_a_split_are_left_out_and_counted() -> None:
@@ -120,7 +120,7 @@ def test_people_without_a_mark_are_trained_on_where_only_others_are_marked() -> 
         marked = make_split(table_of(subjects, [*held, *["train"] * 20]), np.arange(24), labels, seed=0)
         for side, rows in marked.sides().items():
             assert left_open.sides()[side].tolist() == rows.tolist()
-    assert left_open.how == "official val and test; clips without a split are train, by person"
+    assert left_open.description == "official val and test; clips without a split are train, by person"
 
 
 @pytest.mark.parametrize("side", ["train", "val", "test"])
@@ -131,7 +131,7 @@ def test_a_side_that_alone_is_marked_is_kept(side: str) -> None:
     sides = split.sides()
     assert sides.pop(side).tolist() == list(range(10))
     assert all(len(rows) for rows in sides.values())
-    assert split.how == f"official {side}; clips without a split are {' and '.join(sides)}, by person"
+    assert split.description == f"official {side}; clips without a split are {' and '.join(sides)}, by person"
 
 
 def test_clips_all_marked_train_are_dealt_out() -> None:
@@ -140,7 +140,7 @@ def test_clips_all_marked_train_are_dealt_out() -> None:
     split = make_split(table_of(subjects, ["train"] * 20), np.arange(20), labels, seed=0)
     free = make_split(table_of(subjects), np.arange(20), labels, seed=0)
     assert split_hash(split, np.arange(20).astype(str)) == split_hash(free, np.arange(20).astype(str))
-    assert split.how == f"{free.how}, since every clip is marked train"
+    assert split.description == f"{free.description}, since every clip is marked train"
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_videos_that_are_marked_for_two_sides_keep_their_marks_and_are_counted()
     marks = ["train", "train", "train", "test", "", "val", "val", "test"] + ["train"] * 4
     table = videos_of(table_of([""] * 12, marks), 4)
     split = make_split(table, np.arange(12), np.arange(12) % 2, seed=0)
-    assert split.how == "official"
+    assert split.description == "official"
     assert (split.test.tolist(), split.val.tolist()) == ([3, 7], [5, 6])
     assert "1 clips without a split are left out, since others have one" in split.warnings
     assert any(text.startswith("clips without a subject of 2 videos are marked") for text in split.warnings)
@@ -284,7 +284,7 @@ def test_later_months_keep_everybody_on_their_side(tmp_path: Path) -> None:
     for side, rows in split.sides().items():
         assert set(rows.tolist()) <= set(later.sides()[side].tolist())
     require_disjoint(later, month.subject)
-    assert "40 new" in later.how
+    assert "40 new" in later.description
     assert len(later.test) / 300 == pytest.approx(0.2, abs=0.1)
 
     few = np.arange(250, 300)
@@ -303,7 +303,7 @@ def test_new_people_of_a_later_month_stand_where_they_are_marked(tmp_path: Path)
     split = extend_split(month, np.arange(7), np.zeros(7), tmp_path)
     wanted = {"train": ["a", "d", "g"], "val": ["b", "f"], "test": ["c", "e"]}
     assert {side: month.subject[rows].tolist() for side, rows in split.sides().items()} == wanted
-    assert "0 new by the hash of their name, 3 new as marked" in split.how
+    assert "0 new by the hash of their name, 3 new as marked" in split.description
     (warning,) = split.warnings
     assert warning.startswith("1 people (or videos) are marked to be held out, but")
 
@@ -324,7 +324,7 @@ def test_people_keep_their_side_once_they_are_named(tmp_path: Path) -> None:
         earlier_split(tmp_path, split, first)
         later = extend_split(table_of(after), np.arange(60), labels, tmp_path)
         assert split_hash(later, first.clip_id) == split_hash(split, first.clip_id)
-        assert "0 new by the hash of their name" in later.how
+        assert "0 new by the hash of their name" in later.description
     table = table_of(["", "a", "a"])
     (tmp_path / "split.csv").write_text("clip_id,subject,split\n1.mp4#0,,val\n", encoding="utf-8")
     assert extend_split(table, np.array([0, 2]), np.zeros(2), tmp_path).val.tolist() == [2]
@@ -349,7 +349,7 @@ def test_clips_of_another_data_set_may_go_by_the_same_names(tmp_path: Path) -> N
     earlier_split(tmp_path, split, first)
     others = table_of([f"q{index}" for index in range(12)])
     later = extend_split(others, np.arange(12), np.arange(12) % 2, tmp_path)
-    assert "12 new by the hash of their name" in later.how
+    assert "12 new by the hash of their name" in later.description
     assert any(text.startswith("12 clips go by names that") for text in later.warnings)
     corrected = table_of(["q0", *people(12, 1)[1:]])
     later = extend_split(corrected, np.arange(12), np.arange(12) % 2, tmp_path)

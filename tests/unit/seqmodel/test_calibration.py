@@ -118,8 +118,8 @@ def test_the_threshold_is_within_two_clips_of_the_best_and_in_the_middle():
     p = np.clip(rng.normal(0.55 + 0.2 * labels, 0.15), 0, 1)
 
     def balanced(t: float) -> float:
-        said = p >= t
-        return float((said[labels == 1].mean() + (~said[labels == 0]).mean()) / 2)
+        predicted = p >= t
+        return float((predicted[labels == 1].mean() + (~predicted[labels == 0]).mean()) / 2)
 
     chosen = choose_threshold(p, labels, "balanced_accuracy")
     rarer = min((labels == 0).sum(), (labels == 1).sum())
@@ -134,12 +134,12 @@ def test_a_recall_goal_is_reached_at_the_least_price():
     labels = (rng.random(300) < 0.7).astype(np.int64)
     p = np.clip(rng.normal(0.4 + 0.25 * labels, 0.2), 0, 1)
     chosen = choose_threshold(p, labels, "recall:distracted=0.8", NAMES)
-    said = p >= chosen
-    recall = float((~said[labels == 0]).mean())
+    predicted = p >= chosen
+    recall = float((~predicted[labels == 0]).mean())
     assert recall >= 0.8
     # Any lower threshold on another side of a clip would miss the share or be no better to the other class.
     candidates, _, _ = threshold_counts(p, labels)
-    other = float(said[labels == 1].mean())
+    other = float(predicted[labels == 1].mean())
     for t in candidates:
         if float((p < t)[labels == 0].mean()) >= 0.8:
             assert float((p >= t)[labels == 1].mean()) <= other

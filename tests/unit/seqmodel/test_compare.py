@@ -16,10 +16,10 @@ from seqmodel.commands.calibrate import deal_people
 from seqmodel.commands.compare import GATE_MARGIN, gate_passes
 from seqmodel.config import HeadConfig
 from seqmodel.evaluation import folds
-from seqmodel.metrics.bootstrap import Figure, Paired
+from seqmodel.metrics.bootstrap import Estimate, PairedDifference
 from seqmodel.metrics.calibration import Calibration, moved_band
 from seqmodel.runs.card import calibrators_of, load_card, load_split, save_card
-from seqmodel.runs.predict import population, read_predictions
+from seqmodel.runs.predict import eval_subset, read_predictions
 from tests.support.judged import WITH_GEOMETRY, make_run, make_store
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -48,7 +48,7 @@ def test_runs_are_compared_on_their_common_test_clips(two_runs, capsys):
     assert found["common_clips"] == len(clips)
     assert found["runs"][0]["against_first"] == {}
     gain = found["runs"][1]["against_first"]["auroc"]
-    first, second = (run["figures"]["auroc"]["value"] for run in found["runs"])
+    first, second = (run["metrics"]["auroc"]["value"] for run in found["runs"])
     assert gain["value"] == pytest.approx(second - first)
     assert gain["low"] <= gain["value"] <= gain["high"]
     assert Path(found["plot"]).stat().st_size > 1000
@@ -67,18 +67,18 @@ def test_the_gate_judges_by_the_figure_that_was_asked_for_whatever_the_task(two_
     assert main([*words, good, poor, "--metric", "qwk"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["metric"] == "qwk"
-    first, second = (run["figures"]["qwk"]["value"] for run in found["runs"])
+    first, second = (run["metrics"]["qwk"]["value"] for run in found["runs"])
     assert found["runs"][1]["against_first"]["qwk"]["value"] == pytest.approx(second - first)
-    assert "mae" not in found["runs"][1]["figures"]
+    assert "mae" not in found["runs"][1]["metrics"]
     assert main([*words, good, good, "--metric", "qwk"]) == 0
     capsys.readouterr()
     assert main([*words, good, good]) == 0
-    assert "qwk" not in json.loads(capsys.readouterr().out)["runs"][1]["figures"]
+    assert "qwk" not in json.loads(capsys.readouterr().out)["runs"][1]["metrics"]
 
 
 def test_the_gate_knows_proof_and_size():
-    def moved(value: float, low: float, high: float) -> Paired:
-        return Paired(Figure(value, low, high), 0.5)
+    def moved(value: float, low: float, high: float) -> PairedDifference:
+        return PairedDifference(Estimate(value, low, high), 0.5)
 
     assert gate_passes(moved(0.0, -0.1, 0.1))
     assert gate_passes(moved(-0.01, -0.05, 0.03))
@@ -114,13 +114,13 @@ def test_one_pair_of_names_may_be_two_questions(two_runs, tmp_path, capsys):
 
     at_1 = asks("at 1", sources=(("distracted",), ("2", "1", "engaged")))
     at_2 = asks("at 2", sources=(("1", "distracted"), ("engaged", "2")))
-    said = refusal(at_1, at_2)
-    assert f"{at_1} answers distracted = distracted, engaged = 2+1+engaged of column 'label'" in said
-    assert f"{at_2} answers distracted = 1+distracted, engaged = engaged+2 of column 'label'" in said
-    assert "they cannot be compared" in said
-    said = refusal(at_1, asks("mood", column="mood"))
-    assert "of column 'label'" in said
-    assert "of column 'mood'" in said
+    predicted = refusal(at_1, at_2)
+    assert f"{at_1} answers distracted = distracted, engaged = 2+1+engaged of column 'label'" in predicted
+    assert f"{at_2} answers distracted = 1+distracted, engaged = engaged+2 of column 'label'" in predicted
+    assert "they cannot be compared" in predicted
+    predicted = refusal(at_1, asks("mood", column="mood"))
+    assert "of column 'label'" in predicted
+    assert "of column 'mood'" in predicted
     wider = asks("wider", sources=(("distracted", "away"), ("engaged",)))
     assert main(["compare", "--runs", str(two_runs / "good"), wider, "--rounds", "20"]) == 0
 
@@ -143,11 +143,11 @@ def test_a_shifted_place_is_won_back_by_calibration(two_runs, tmp_path, capsys):
     assert len(after.test_openings) == len(before.test_openings) + 1
     # Those whose labels chose the threshold are no part of the figures that are asked for next.
     assert main(["evaluate", "--run", str(run), "--store", str(tmp_path / "new.zarr"), "--rounds", "50"]) == 0
-    judged = read_predictions(run / "cross/new/predictions.csv")
+    evaluated = read_predictions(run / "cross/new/predictions.csv")
     calibrated = set(calibrators_of(run, load_card(run)))
     assert calibrated
-    assert not calibrated & {row["clip_id"] for row in judged}
-    assert len({row["subject"] for row in judged}) == found["people_testing"]
+    assert not calibrated & {row["clip_id"] for row in evaluated}
+    assert len({row["subject"] for row in evaluated}) == found["people_testing"]
     page = (run / "cross/new/report.html").read_text(encoding="utf-8")
     assert f"{found['people_calibrating']} people of new.zarr" in page
     assert main(["evaluate", "--run", str(run), "--abstain", "0.2"]) == 2
@@ -185,7 +185,7 @@ def test_two_data_sets_with_the_same_file_names_are_told_apart_by_people(two_run
     assert not known_rows(strangers, sides).any()
     labels = np.zeros(len(table.state), np.int64)
     assert (
-        len(population(strangers, labels, sides, "test", known_rows(strangers, sides)).rows)
+        len(eval_subset(strangers, labels, sides, "test", known_rows(strangers, sides)).rows)
         == (table.state != 0).sum()
     )
     one_renamed = replace(table, subject=np.where(np.arange(len(table.state)) == 0, "x", table.subject))
@@ -256,8 +256,8 @@ def test_every_clip_is_answered_by_a_head_that_never_saw_its_person(tmp_path, mo
     folder = tmp_path / f"run/folds-{how}"
     rows = read_predictions(folder / "predictions.csv")
     assert len(rows) == 48
-    figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))[f"folds-{how}"]
-    assert figures["auroc"]["value"] > 0.7
+    estimates = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))[f"folds-{how}"]
+    assert estimates["auroc"]["value"] > 0.7
     assert len(load_card(tmp_path / "run").test_openings) == 1
 
 
@@ -272,11 +272,11 @@ def test_a_fold_is_answered_alike_whatever_the_labels_of_those_left_out(tmp_path
     turned[left_out] = 1 - turned[left_out]
     measured = np.ones(30, bool)
     answers = [
-        folds.answer_fold(card, part, measured, learn, left_out, seed=0)
+        folds.run_fold(card, part, measured, learn, left_out, seed=0)
         for part in (samples, replace(samples, labels=turned))
     ]
     np.testing.assert_array_equal(answers[0].probabilities, answers[1].probabilities)
-    np.testing.assert_array_equal(answers[0].said, answers[1].said)
+    np.testing.assert_array_equal(answers[0].predicted, answers[1].predicted)
 
 
 def test_folds_want_a_number_or_loso(two_runs, capsys):

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("no_drawing")
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory) -> Path:
+def evaluated(tmp_path_factory) -> Path:
     """A run, evaluated on test; its store lies beside it."""
     root = tmp_path_factory.mktemp("평가 1")
     store = make_store(root / "s.zarr", signal=0.6)
@@ -32,7 +32,7 @@ def _metrics(run: Path) -> dict:
     return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
 
 
-def test_every_file_of_an_evaluation_is_there(judged):
+def test_every_file_of_an_evaluation_is_there(evaluated):
     for name in (
         "metrics.json",
         "predictions.csv",
@@ -41,25 +41,25 @@ def test_every_file_of_an_evaluation_is_there(judged):
         "plots/confusion.png",
         "plots/roc.png",
     ):
-        assert (judged / name).stat().st_size > 100
-    assert not list(judged.rglob("*.tmp"))
+        assert (evaluated / name).stat().st_size > 100
+    assert not list(evaluated.rglob("*.tmp"))
 
 
-def test_metrics_have_value_and_interval(judged):
-    for figures in _metrics(judged).values():
-        for figure in figures.values():
+def test_metrics_have_value_and_interval(evaluated):
+    for estimates in _metrics(evaluated).values():
+        for figure in estimates.values():
             assert set(figure) == {"value", "low", "high"}
-    auroc = _metrics(judged)["test"]["auroc"]
+    auroc = _metrics(evaluated)["test"]["auroc"]
     assert 0 <= auroc["low"] <= auroc["value"] <= auroc["high"] <= 1
 
 
-def test_nobody_drops_out_of_the_denominator(judged):
-    with (judged / "predictions.csv").open(encoding="utf-8", newline="") as file:
+def test_nobody_drops_out_of_the_denominator(evaluated):
+    with (evaluated / "predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     states = [row["state"] for row in rows]
     assert "no face" in states
     assert any(state.startswith("failed") for state in states)
-    metrics = _metrics(judged)
+    metrics = _metrics(evaluated)
     assert metrics["test"]["num_clips"]["value"] == len(rows)
     right = np.mean([row["label"] == row["decision"] for row in rows])
     assert metrics["test"]["accuracy"]["value"] == pytest.approx(right)
@@ -68,30 +68,30 @@ def test_nobody_drops_out_of_the_denominator(judged):
     assert metrics["test/measured"]["accuracy"]["value"] == pytest.approx(right)
 
 
-def test_unmeasured_clips_are_taken_as_the_training_majority(judged):
-    with (judged / "predictions.csv").open(encoding="utf-8", newline="") as file:
+def test_unmeasured_clips_are_taken_as_the_training_majority(evaluated):
+    with (evaluated / "predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    said = {row["decision"] for row in rows if row["state"] not in ("ok", "unsure")}
-    assert len(said) == 1
+    predicted = {row["decision"] for row in rows if row["state"] not in ("ok", "unsure")}
+    assert len(predicted) == 1
 
 
-def test_opening_the_test_split_is_counted_in_card_and_store(judged):
+def test_opening_the_test_split_is_counted_in_card_and_store(evaluated):
     from features.store.store import FeatureStore
 
-    card = load_card(judged)
+    card = load_card(evaluated)
     before = len(card.test_openings)
-    assert main(["evaluate", "--run", str(judged), "--split", "val", "--rounds", "50"]) == 0
-    assert len(load_card(judged).test_openings) == before
-    assert main(["evaluate", "--run", str(judged), "--split", "test", "--rounds", "200"]) == 0
-    assert len(load_card(judged).test_openings) == before + 1
+    assert main(["evaluate", "--run", str(evaluated), "--split", "val", "--rounds", "50"]) == 0
+    assert len(load_card(evaluated).test_openings) == before
+    assert main(["evaluate", "--run", str(evaluated), "--split", "test", "--rounds", "200"]) == 0
+    assert len(load_card(evaluated).test_openings) == before + 1
     assert len(FeatureStore.open(card.store).test_openings) == before + 1
-    assert {"test", "val"} <= set(_metrics(judged))
+    assert {"test", "val"} <= set(_metrics(evaluated))
 
 
-def test_a_lost_store_and_an_unfinished_run_are_one_clear_line(judged, tmp_path, capsys):
+def test_a_lost_store_and_an_unfinished_run_are_one_clear_line(evaluated, tmp_path, capsys):
     assert main(["evaluate", "--run", str(tmp_path)]) == 2
     assert "is not a finished run" in capsys.readouterr().err
-    assert main(["evaluate", "--run", str(judged), "--store", str(tmp_path / "gone.zarr")]) == 2
+    assert main(["evaluate", "--run", str(evaluated), "--store", str(tmp_path / "gone.zarr")]) == 2
     assert "no store at" in capsys.readouterr().err
 
 
@@ -109,7 +109,7 @@ def test_the_threshold_never_moves_when_test_labels_change(tmp_path):
     assert first.card.calibration.goal == "recall:distracted=0.8"
     assert first.card.calibration.abstain is not None
     assert (before.labels == 1 - after.labels).all()
-    np.testing.assert_array_equal(before.said, after.said)
+    np.testing.assert_array_equal(before.predicted, after.predicted)
 
 
 def _turn_test_labels(path: Path, clip_ids: set[str]) -> None:
@@ -177,9 +177,9 @@ def test_more_than_two_classes_are_judged_too(tmp_path, task):
     store = make_store(tmp_path / "s.zarr", names=("low", "mid", "high"), signal=0.7)
     make_run(tmp_path / "run", store, task=task)
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--rounds", "50"]) == 0
-    figures = _metrics(tmp_path / "run")["test"]
-    assert ("qwk" in figures) == (task == "ordinal")
-    assert {"recall:low", "recall:mid", "recall:high", "auroc"} <= set(figures)
+    estimates = _metrics(tmp_path / "run")["test"]
+    assert ("qwk" in estimates) == (task == "ordinal")
+    assert {"recall:low", "recall:mid", "recall:high", "auroc"} <= set(estimates)
 
 
 @pytest.mark.slow
@@ -212,17 +212,17 @@ def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path
     card says."""
     from seqmodel.commands.evaluate import open_split
     from seqmodel.config import EvaluateArgs
-    from seqmodel.evaluation.context import predict, training_clips, yardsticks
+    from seqmodel.evaluation.context import fit_baselines, predict, training_clips
     from seqmodel.metrics.classification import score
 
     store = make_store(tmp_path / "s.zarr", signal=0.5, recipe=WITH_GEOMETRY)
     found = {}
     for baseline in ("none", "subject"):
         make_run(tmp_path / baseline, store, epochs=1, baseline=baseline)
-        asked = open_split(EvaluateArgs(run=tmp_path / baseline))
-        sticks = yardsticks(asked, predict(asked), training_clips(asked), seed=0)
+        context = open_split(EvaluateArgs(run=tmp_path / baseline))
+        fitted = fit_baselines(context, predict(context), training_clips(context), seed=0)
         found[baseline] = {
-            stick.name: score("auroc", asked.population.labels, stick.probabilities) for stick in sticks
+            stick.name: score("auroc", context.eval_subset.labels, stick.probabilities) for stick in fitted
         }
     assert {"logistic_embeddings", "logistic_geometry"} <= set(found["none"])
     assert found["subject"]["logistic_embeddings"] == found["none"]["logistic_embeddings"]
@@ -287,8 +287,8 @@ def test_a_fold_with_nothing_to_learn_from_is_answered_by_its_majority(tmp_path,
     assert {row["decision"] for row in idle} == {NAMES[int(share > 0.5)]}
     if how == "loso":
         assert {row["subject"] for row in idle} == {"사람00"}
-    figures = _metrics(folder)
-    assert figures[f"folds-{how}"]["num_clips"]["value"] == len(rows)
+    estimates = _metrics(folder)
+    assert estimates[f"folds-{how}"]["num_clips"]["value"] == len(rows)
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert f"in 1 of {2 if how == '2' else 4} folds there was nothing to learn from" in page
     assert f"{len(idle)} of {len(rows)} clips were not measured and count as the training majority" in page
@@ -362,15 +362,15 @@ def test_folds_of_a_store_of_another_width_make_their_own_heads(tmp_path, quick_
 
 def test_folds_choose_for_the_goal_that_is_asked_for(tmp_path, quick_folds):
     from seqmodel.config import EvaluateArgs
-    from seqmodel.evaluation.context import ask
+    from seqmodel.evaluation.context import open_context
 
     make_run(tmp_path / "run", make_store(tmp_path / "s.zarr", num_subjects=8, signal=0.3), epochs=1)
     args = EvaluateArgs(tmp_path / "run", folds="2", rounds=20, threshold_for="recall:distracted=0.9")
     card = load_card(tmp_path / "run")
-    asked = folds.every_clip(ask(args.run, card, None, "test"), "2")
-    _, yardsticks, refitted, _ = folds.answer_all(asked, args)
-    assert {c.goal for c in refitted.calibrations} == {"recall:distracted=0.9"}
-    majority = next(stick for stick in yardsticks if stick.name == "majority")
+    context = folds.every_clip(open_context(args.run, card, None, "test"), "2")
+    _, baselines, fold_models, _ = folds.run_folds(context, args)
+    assert {c.goal for c in fold_models.calibrations} == {"recall:distracted=0.9"}
+    majority = next(stick for stick in baselines if stick.name == "majority")
     assert len(np.unique(majority.probabilities[:, 1])) == 1, "of all folds, else it leans against the truth"
     words = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "2"]
     assert main([*words, "--threshold-for", "recall:nobody=7"]) == 2

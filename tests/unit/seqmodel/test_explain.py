@@ -34,11 +34,11 @@ def clips() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray, n
 def test_the_group_that_decides_falls_and_no_other(clips) -> None:  # type: ignore[no-untyped-def]
     x, valid, labels, subjects = clips
     groups = feature_groups(DIMS, FEATURES)
-    falls = importance(reads_yaw, x, valid, labels, subjects, groups, metric="auroc")
-    assert falls[0].group == "head pose"
-    assert falls[0].value > 0.3
-    assert 0 < falls[0].low <= falls[0].value <= falls[0].high
-    assert all(fall.value == fall.low == fall.high == 0 for fall in falls[1:])
+    importance_scores = importance(reads_yaw, x, valid, labels, subjects, groups, metric="auroc")
+    assert importance_scores[0].group == "head pose"
+    assert importance_scores[0].value > 0.3
+    assert 0 < importance_scores[0].low <= importance_scores[0].value <= importance_scores[0].high
+    assert all(item.value == item.low == item.high == 0 for item in importance_scores[1:])
 
 
 def test_a_real_head_is_explained_the_same_way_twice(clips) -> None:  # type: ignore[no-untyped-def]

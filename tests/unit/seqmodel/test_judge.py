@@ -7,10 +7,10 @@ import pytest
 
 from seqmodel.evaluation.baselines import identity
 from seqmodel.evaluation.subgroups import all_slices, wilson
-from seqmodel.metrics.bootstrap import bootstrap_figures, draw_subjects, interval, paired
-from seqmodel.metrics.classification import evaluate_predictions, minority_class
-from seqmodel.reporting.text import figures_lede, verdict
-from tests.support.judged import judged, people
+from seqmodel.metrics.bootstrap import bootstrap_metrics, interval, paired, resample_subjects
+from seqmodel.metrics.classification import compute_metrics, minority_class
+from seqmodel.reporting.text import metrics_lede, verdict
+from tests.support.judged import evaluated, people
 
 
 def test_the_bootstrap_equals_scikit_learn_on_repeated_clips():
@@ -20,13 +20,13 @@ def test_the_bootstrap_equals_scikit_learn_on_repeated_clips():
         labels = rng.integers(0, num_classes, 150)
         p = np.round(rng.dirichlet(np.ones(num_classes), 150), 1) + 0.01
         p /= p.sum(1, keepdims=True)
-        said = p.argmax(1)
-        draws = draw_subjects(subjects, 6, seed=1)
+        predicted = p.argmax(1)
+        resamples = resample_subjects(subjects, 6, seed=1)
         minority = minority_class(labels, num_classes)
-        fast = bootstrap_figures(labels, p, said, draws, minority)
-        for r in range(len(draws.weights)):
-            again = np.repeat(np.arange(150), draws.weights[r][draws.subject_index].astype(int))
-            slow = evaluate_predictions(labels[again], p[again], said[again], minority)
+        fast = bootstrap_metrics(labels, p, predicted, resamples, minority)
+        for r in range(len(resamples.weights)):
+            again = np.repeat(np.arange(150), resamples.weights[r][resamples.subject_index].astype(int))
+            slow = compute_metrics(labels[again], p[again], predicted[again], minority)
             for name, rounds in fast.items():
                 assert rounds[r] == pytest.approx(slow[name], nan_ok=True), (name, r)
 
@@ -34,23 +34,23 @@ def test_the_bootstrap_equals_scikit_learn_on_repeated_clips():
 def test_a_constant_model_is_the_majority_and_its_interval_holds_one_half():
     rng = np.random.default_rng(1)
     labels = (rng.random(200) < 0.7).astype(np.int64)
-    found = judged(labels, np.full(200, 0.7), people(20, 10))
-    auroc = found.figures["auroc"]
+    found = evaluated(labels, np.full(200, 0.7), people(20, 10))
+    auroc = found.estimates["auroc"]
     assert auroc.value == 0.5
     assert auroc.low <= 0.5 <= auroc.high
-    best = found.beside[0]
-    assert best.yardstick.name == "majority"
-    for name, figure in found.figures.items():
-        assert figure.value == pytest.approx(best.figures[name].value, nan_ok=True)
+    best = found.comparisons[0]
+    assert best.baseline.name == "majority"
+    for name, figure in found.estimates.items():
+        assert figure.value == pytest.approx(best.estimates[name].value, nan_ok=True)
 
 
 def test_shuffled_labels_give_nothing_significant_in_17_of_20_seeds():
     quiet = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        found = judged(rng.integers(0, 2, 240), rng.random(240), people(24, 10), rounds=200, seed=seed)
-        auroc = found.figures["auroc"]
-        better = found.beside[0].paired["auroc"].is_higher
+        found = evaluated(rng.integers(0, 2, 240), rng.random(240), people(24, 10), rounds=200, seed=seed)
+        auroc = found.estimates["auroc"]
+        better = found.comparisons[0].paired["auroc"].is_higher
         quiet += auroc.low <= 0.5 <= auroc.high and not better
     assert quiet >= 17
 
@@ -60,14 +60,14 @@ def test_a_model_that_knows_identity_is_exposed():
     subjects = people(24, 12)
     habit = rng.beta(0.6, 0.6, 24)
     labels = (rng.random(len(subjects)) < np.repeat(habit, 12)).astype(np.int64)
-    found = judged(labels, np.repeat(habit, 12), subjects)
-    beside = {b.yardstick.name: b for b in found.beside}
-    assert found.figures["auroc"].value > 0.8
-    assert beside["majority"].paired["auroc"].is_higher
-    assert beside["identity"].figures["auroc"].value > 0.75
-    gain = beside["identity"].paired["auroc"].difference
+    found = evaluated(labels, np.repeat(habit, 12), subjects)
+    comparisons = {b.baseline.name: b for b in found.comparisons}
+    assert found.estimates["auroc"].value > 0.8
+    assert comparisons["majority"].paired["auroc"].is_higher
+    assert comparisons["identity"].estimates["auroc"].value > 0.75
+    gain = comparisons["identity"].paired["auroc"].difference
     assert gain.value < 0.06
-    assert beside["identity"].yardstick.is_leak
+    assert comparisons["identity"].baseline.is_leak
 
 
 def test_identity_says_nothing_where_people_do_not_differ():
@@ -89,11 +89,11 @@ def test_intervals_cover_the_truth_in_nine_of_ten_data_sets_of_forty_people():
         # Each person has their own accuracy around .7: clips of one person are alike.
         own = np.repeat(rng.beta(7, 3, 40), 8)
         labels = rng.integers(0, 2, 320)
-        said = np.where(rng.random(320) < own, labels, 1 - labels)
-        draws = draw_subjects(people(40, 8), 400, seed)
-        p = np.stack([1.0 - said, said], axis=1).astype(float)
-        rounds = bootstrap_figures(labels, p, said, draws, 0)["accuracy"]
-        low, high = interval(rounds, draws.num_subjects)
+        predicted = np.where(rng.random(320) < own, labels, 1 - labels)
+        resamples = resample_subjects(people(40, 8), 400, seed)
+        p = np.stack([1.0 - predicted, predicted], axis=1).astype(float)
+        rounds = bootstrap_metrics(labels, p, predicted, resamples, 0)["accuracy"]
+        low, high = interval(rounds, resamples.num_subjects)
         covered += low <= 0.7 <= high
     assert covered / trials >= 0.9
 
@@ -101,9 +101,9 @@ def test_intervals_cover_the_truth_in_nine_of_ten_data_sets_of_forty_people():
 def test_few_people_bring_a_warning_and_no_people_a_plainer_one():
     rng = np.random.default_rng(5)
     labels, positive = rng.integers(0, 2, 60), rng.random(60)
-    assert any("only 6 subjects" in w for w in judged(labels, positive, people(6, 10)).warnings)
-    assert any("by clip" in w for w in judged(labels, positive, np.full(60, "")).warnings)
-    assert judged(rng.integers(0, 2, 240), rng.random(240), people(24, 10)).warnings == ()
+    assert any("only 6 subjects" in w for w in evaluated(labels, positive, people(6, 10)).warnings)
+    assert any("by clip" in w for w in evaluated(labels, positive, np.full(60, "")).warnings)
+    assert evaluated(rng.integers(0, 2, 240), rng.random(240), people(24, 10)).warnings == ()
 
 
 def test_a_pair_of_equal_models_differs_by_nothing():
@@ -129,7 +129,7 @@ def test_the_headline_claims_nothing_from_a_few_people():
     rng = np.random.default_rng(4)
     labels = np.tile([0, 1], 120)
     scores = labels + rng.normal(0, 0.4, 240)
-    claims = {n: verdict(judged(labels, scores, people(n, 240 // n))) for n in (1, 3, 24)}
+    claims = {n: verdict(evaluated(labels, scores, people(n, 240 // n))) for n in (1, 3, 24)}
     assert "1 person is too few to say that this is better than" in claims[1]
     assert "3 people are too few to say that this is better than" in claims[3]
     assert "That is clearly better than" in claims[24]
@@ -141,8 +141,8 @@ def test_clips_of_nobody_known_are_no_people():
     rng = np.random.default_rng(4)
     labels = np.tile([0, 1], 75)
     scores = labels + rng.normal(0, 0.4, 150)
-    found = judged(labels, scores, np.concatenate([people(2, 50), np.full(50, "")]))
-    assert (found.draws.num_people, found.draws.num_subjects) == (2, 52)
+    found = evaluated(labels, scores, np.concatenate([people(2, 50), np.full(50, "")]))
+    assert (found.resamples.num_people, found.resamples.num_subjects) == (2, 52)
     headline = verdict(found)
     assert headline.startswith("On 100 clips of 2 people and 50 of nobody known, it ranks")
     assert "2 people are too few to say that this is better than" in headline
@@ -150,16 +150,16 @@ def test_clips_of_nobody_known_are_no_people():
         "only 2 subjects",
         "50 of 150 clips have no subject",
     ]
-    assert found.beside[0].paired["auroc"].difference.low > 0
-    assert not found.beside[0].paired["auroc"].is_higher
-    assert "by person, and by clip where nobody is known" in figures_lede(found)
+    assert found.comparisons[0].paired["auroc"].difference.low > 0
+    assert not found.comparisons[0].paired["auroc"].is_higher
+    assert "by person, and by clip where nobody is known" in metrics_lede(found)
 
 
 def test_the_headline_says_who_was_never_seen_where_everybody_is_known():
     labels, scores = np.tile([0, 1], 75), np.linspace(0, 1, 150)
-    by_people = {n: replace(judged(labels, scores, people(n, 150 // n)), is_unseen=True) for n in (25, 75)}
+    by_people = {n: replace(evaluated(labels, scores, people(n, 150 // n)), is_unseen=True) for n in (25, 75)}
     assert all(f"150 clips of {n} people never seen in training" in verdict(f) for n, f in by_people.items())
-    of_nobody = judged(labels, scores, np.full(150, ""))
+    of_nobody = evaluated(labels, scores, np.full(150, ""))
     assert verdict(of_nobody).startswith("On 150 clips, it ranks")
     assert len(of_nobody.warnings) == 1
 
@@ -175,8 +175,8 @@ def test_slices_are_worst_first_and_small_ones_stay():
     subjects = np.concatenate([people(3, 20), np.full(4, "rare")])
     labels = rng.integers(0, 2, 64)
     positive = np.where(subjects == "p01", 1 - labels, labels) * 0.8 + 0.1
-    found = judged(labels, positive, subjects)
-    by_person = all_slices(found.predictions, found.draws, 2)[0]
+    found = evaluated(labels, positive, subjects)
+    by_person = all_slices(found.predictions, found.resamples, 2)[0]
     assert by_person.rows[0].name == "p01"
     assert by_person.rows[-1].name == "rare"
     assert by_person.rows[-1].small

@@ -5,10 +5,10 @@ import pytest
 from sklearn import metrics as sk
 
 from seqmodel.metrics.classification import (
+    compute_metrics,
     confusion,
     count_metrics,
     ece,
-    evaluate_predictions,
     macro_auroc,
     minority_class,
     ranking_metrics,
@@ -28,17 +28,19 @@ def _random_predictions(seed: int, num_classes: int, num_clips: int = 120):
 @pytest.mark.parametrize("num_classes", [2, 4])
 @pytest.mark.parametrize("seed", range(6))
 def test_fast_figures_equal_scikit_learn(seed, num_classes):
-    labels, p, said = _random_predictions(seed, num_classes)
+    labels, p, predicted = _random_predictions(seed, num_classes)
     minority = minority_class(labels, num_classes)
-    point = evaluate_predictions(labels, p, said, minority)
-    fast = {k: float(v) for k, v in count_metrics(confusion(labels, said, num_classes)).items()}
+    point = compute_metrics(labels, p, predicted, minority)
+    fast = {k: float(v) for k, v in count_metrics(confusion(labels, predicted, num_classes)).items()}
     fast["auroc"] = float(macro_auroc(labels, p))
     fast["average_precision"] = float(ranking_metrics(labels == minority, p[:, minority])[1])
     for name, value in fast.items():
         assert value == pytest.approx(point[name], nan_ok=True), name
-    recalls = sk.recall_score(labels, said, labels=np.unique(labels), average=None, zero_division=0.0)
+    recalls = sk.recall_score(labels, predicted, labels=np.unique(labels), average=None, zero_division=0.0)
     assert point["balanced_accuracy"] == pytest.approx(recalls.mean())
-    assert point["macro_f1"] == pytest.approx(sk.f1_score(labels, said, average="macro", zero_division=0.0))
+    assert point["macro_f1"] == pytest.approx(
+        sk.f1_score(labels, predicted, average="macro", zero_division=0.0)
+    )
 
 
 def test_weights_count_clips_as_often_as_repeating_them():
@@ -55,7 +57,7 @@ def test_one_class_alone_has_no_auroc():
     labels = np.ones(5, np.int64)
     p = np.tile([0.4, 0.6], (5, 1))
     assert np.isnan(macro_auroc(labels, p))
-    assert np.isnan(evaluate_predictions(labels, p, labels, 1)["auroc"])
+    assert np.isnan(compute_metrics(labels, p, labels, 1)["auroc"])
 
 
 def test_unlabelled_clips_do_not_count():

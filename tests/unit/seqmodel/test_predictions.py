@@ -21,7 +21,7 @@ from seqmodel.heads.person_baseline import subject_rests, subtract_rest
 from seqmodel.heads.recurrent import LstmHead, build_head
 from seqmodel.runs import predict, training_stats
 from seqmodel.runs.card import Card, load_card, save_card, save_weights
-from seqmodel.runs.predict import growing_logits, predict_rows
+from seqmodel.runs.predict import predict_rows, prefix_logits
 from tests.support.judged import NUM_FRAMES, WITH_GEOMETRY, make_run, make_store
 from tests.support.small_store import G, T, write_store
 from tests.support.toy_sequences import write_toy_store
@@ -71,7 +71,7 @@ def finetuned(tmp_path_factory) -> tuple[Path, Card, FeatureStore, CnnLstm]:
         dims={"embeddings": encoder_id.dim},
         store=str(store.path),
         store_fingerprint="",
-        split_how="none",
+        split_description="none",
         split_hash="",
         seed=0,
         metric="auroc",
@@ -108,7 +108,7 @@ def test_a_fine_tuned_run_is_judged_from_crops_through_its_own_encoder(finetuned
 def test_the_last_growing_logit_is_the_whole_window(finetuned):
     run, card, store, _ = finetuned
     logits, _ = predict_rows(run, card, store, LABELLING, np.arange(4))
-    growing, seen = growing_logits(run, card, store, LABELLING, np.arange(4))
+    growing, seen = prefix_logits(run, card, store, LABELLING, np.arange(4))
     assert growing.shape == (4, FRAMES, 1)
     np.testing.assert_allclose(growing[:, -1], logits, atol=2e-3)
     assert seen[3].tolist() == [True, False, False]
@@ -127,7 +127,7 @@ def test_a_growing_window_knows_no_frame_to_come(tmp_path: Path, baseline: str) 
         dims={"geometry": G},
         store=str(store.path),
         store_fingerprint="",
-        split_how="none",
+        split_description="none",
         split_hash="",
         seed=0,
         metric="auroc",
@@ -137,7 +137,7 @@ def test_a_growing_window_knows_no_frame_to_come(tmp_path: Path, baseline: str) 
     save_weights(tmp_path, head.state_dict(), None)
     save_card(tmp_path, card)
     rows = np.arange(4)
-    growing, _ = growing_logits(tmp_path, card, store, LABELLING, rows)
+    growing, _ = prefix_logits(tmp_path, card, store, LABELLING, rows)
     x, valid = store.read_stream("geometry", rows)
     rests = subject_rests(store) if baseline == "subject" else {}
     for row in rows:
@@ -166,11 +166,11 @@ def test_a_long_window_grows_in_pieces_to_the_same_logits(tmp_path, monkeypatch,
 
     monkeypatch.setattr(LstmHead, "forward", counted)
     rows = np.flatnonzero(store.table().state == 1)[:12]
-    whole, seen = growing_logits(tmp_path / "run", card, store, card.labelling, rows)
+    whole, seen = prefix_logits(tmp_path / "run", card, store, card.labelling, rows)
     assert set(sizes) == {NUM_FRAMES}
     monkeypatch.setattr(predict, "PREFIXES_AT_ONCE", 4)
     sizes.clear()
-    pieces, seen_again = growing_logits(tmp_path / "run", card, store, card.labelling, rows)
+    pieces, seen_again = prefix_logits(tmp_path / "run", card, store, card.labelling, rows)
     assert max(sizes) == 4
     np.testing.assert_allclose(pieces, whole, atol=1e-6)
     np.testing.assert_array_equal(seen_again, seen)
@@ -189,13 +189,13 @@ def test_what_training_looked_like_is_read_off_everybody(tmp_path, monkeypatch):
     store = make_store(tmp_path / "s.zarr", broken=False)
     card = make_run(tmp_path / "run", store, epochs=1)
     monkeypatch.setattr(training_stats, "MAX_CLIPS", 20)
-    asked, really = [], predict.predict_rows
-    monkeypatch.setattr(predict, "predict_rows", lambda *args: (asked.append(args[-1]), really(*args))[1])
+    context, really = [], predict.predict_rows
+    monkeypatch.setattr(predict, "predict_rows", lambda *args: (context.append(args[-1]), really(*args))[1])
     found = training_stats.measure(tmp_path / "run", card, store)
-    assert found.num_clips == len(asked[0]) == 20
+    assert found.num_clips == len(context[0]) == 20
     train = training_stats.rows_of(tmp_path / "run", store, "train")
     subjects = store.table().subject
-    assert len(set(subjects[asked[0]])) > 0.9 * len(set(subjects[train]))
+    assert len(set(subjects[context[0]])) > 0.9 * len(set(subjects[train]))
 
 
 def test_of_imported_features_nobody_asks_how_long_a_window_must_be(tmp_path, monkeypatch):

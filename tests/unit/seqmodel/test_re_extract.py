@@ -101,7 +101,7 @@ def test_people_who_trained_the_encoder_keep_their_sides(tmp_path: Path, seed: i
     split = put_question(store.path, LABELS, seed=seed).split
     found = {side: people_of(store, rows) for side, rows in split.sides().items()}
     assert found == {"train": {"p0", "p1"}, "val": {"p2"}, "test": {"p3"}}
-    assert "finetuned:first" in split.how
+    assert "finetuned:first" in split.description
 
 
 @pytest.mark.parametrize(
@@ -155,12 +155,12 @@ def test_evaluate_with_folds_says_first_that_the_encoder_knows_these_people(
     store.carry_over([], {"subject 사람00": "train", "subject 사람01": "val", "subject 사람02": "test"})
     words = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--rounds", "50", "--json"]
     assert main(words) == 0
-    said = "figures of folds are too good here"
+    predicted = "figures of folds are too good here"
     summary = json.loads(capsys.readouterr().out)
-    assert said in summary["warnings"][0]
+    assert predicted in summary["warnings"][0]
     assert "from 2 of the 6 people" in summary["warnings"][0]
     for page in ("report.html", "MODEL_CARD.md"):
-        assert said in (tmp_path / "run/folds-3" / page).read_text(encoding="utf-8")
+        assert predicted in (tmp_path / "run/folds-3" / page).read_text(encoding="utf-8")
 
 
 def renamed(clips: list[Clip], names: dict[str, str]) -> list[Clip]:

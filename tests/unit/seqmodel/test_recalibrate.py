@@ -11,7 +11,7 @@ from seqmodel.reporting.text import calibration_lede
 from seqmodel.runs.card import calibration_stage, load_card, save_card
 from seqmodel.runs.predict import read_predictions
 from seqmodel.runs.training_stats import read_reference
-from seqmodel.runs.writer import drop_judgements
+from seqmodel.runs.writer import drop_results
 from tests.support.judged import make_run, make_store
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -44,8 +44,8 @@ def test_another_threshold_leaves_nothing_that_decided_by_the_old_one(
     assert not (run / "report.html").exists()
     assert (run / "val" / "report.html").is_file()
     assert not exported.exists()
-    said = " ".join(capsys.readouterr().err.split())
-    assert "copies of its exports (openvino) decide as before" in said
+    predicted = " ".join(capsys.readouterr().err.split())
+    assert "copies of its exports (openvino) decide as before" in predicted
     assert read_reference(run) is not None, "measured by the new calibration"
     assert after.test_openings == before.test_openings
 
@@ -79,13 +79,13 @@ def test_a_fine_tune_that_keeps_the_head_keeps_who_calibrated(run: Path, tmp_pat
     assert calibration_stage(tuned) is None
     save_card(run, kept)
     evaluate(run, "--store", str(tmp_path / "new.zarr"))
-    judged = read_predictions(run / "cross" / "new" / "predictions.csv")
-    assert 0 < len(judged) < FeatureStore.open(tmp_path / "new.zarr").num_clips
+    evaluated = read_predictions(run / "cross" / "new" / "predictions.csv")
+    assert 0 < len(evaluated) < FeatureStore.open(tmp_path / "new.zarr").num_clips
 
 
 def test_a_new_head_leaves_no_page_about_the_old_one(run: Path) -> None:
     evaluate(run, "--split", "val")
     (run / "compare.json").write_text("{}", encoding="utf-8")
-    drop_judgements(run)
+    drop_results(run)
     assert not list(run.rglob("*.html"))
     assert not (run / "compare.json").exists()

@@ -16,14 +16,14 @@ from optuna.storages.journal import JournalFileBackend
 
 from seqmodel.__main__ import main
 from seqmodel.evaluation import folds
-from seqmodel.reporting.content import judgement_figures, training_figures
+from seqmodel.reporting.content import result_plots, training_figures
 from seqmodel.reporting.plots_metrics import confusion_plot
 from seqmodel.reporting.plots_people import scatter_plot
 from seqmodel.reporting.search_history import trials_of
 from seqmodel.reporting.style import CJK_FONT_FILES, CJK_FONTS, hangul_fonts, save, style
-from seqmodel.reporting.text import figure_rows, forest, percent, short
+from seqmodel.reporting.text import forest, metric_rows, percent, short
 from seqmodel.runs.card import load_card, save_card
-from tests.support.judged import WITH_GEOMETRY, judged, make_run, make_store, people
+from tests.support.judged import WITH_GEOMETRY, evaluated, make_run, make_store, people
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -141,13 +141,13 @@ def test_a_browser_shows_it_without_error_request_or_sideways_scroll(run, scheme
         try:
             for width in (1280, 390):
                 page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-                said, asked = [], []
-                page.on("console", lambda message, said=said: said.append(message.text))
-                page.on("pageerror", lambda error, said=said: said.append(str(error)))
-                page.on("request", lambda request, asked=asked: asked.append(request.url))
+                predicted, context = [], []
+                page.on("console", lambda message, predicted=predicted: predicted.append(message.text))
+                page.on("pageerror", lambda error, predicted=predicted: predicted.append(str(error)))
+                page.on("request", lambda request, context=context: context.append(request.url))
                 page.goto((run / "report.html").as_uri())
-                assert said == []
-                assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+                assert predicted == []
+                assert [url for url in context if not url.startswith(("file:", "data:"))] == []
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
                 empty = page.evaluate(
                     "[...document.querySelectorAll('svg, img')].filter(e => "
@@ -210,22 +210,22 @@ def test_curves_of_trials_may_fall_and_folds_are_no_epochs(run, tmp_path, by_fol
 def test_an_abstain_band_is_the_runs_and_not_that_of_folds(run):
     """Heads that were fitted for each fold answer always: no line tells that a band answers all."""
     labels = np.tile([0, 1], 40)
-    judgement = judged(labels, np.linspace(0.1, 0.9, 80), people(8, 10), rounds=20)
+    result = evaluated(labels, np.linspace(0.1, 0.9, 80), people(8, 10), rounds=20)
     card = load_card(run)
     card = replace(card, calibration=replace(card.calibration, abstain=(0.4, 0.6)))
 
-    def said(thresholds):
-        (axes,) = judgement_figures(judgement, card, [], thresholds)["coverage"].axes
+    def predicted(thresholds):
+        (axes,) = result_plots(result, card, [], thresholds)["coverage"].axes
         return " ".join(axes.get_legend_handles_labels()[1])
 
-    assert "abstain band" in said(0.5)
-    assert "abstain band" not in said(np.full(80, 0.5))
+    assert "abstain band" in predicted(0.5)
+    assert "abstain band" not in predicted(np.full(80, 0.5))
 
 
 def test_a_mark_of_evenness_may_mean_too_few_people(run):
     labels = np.tile([0, 1], 50)
-    few = judged(labels, np.clip(labels, 0.1, 0.9), people(5, 20))
-    assert {cell["mark"] for row in figure_rows(few) for cell in row["beside"]} <= {"even", ""}
+    few = evaluated(labels, np.clip(labels, 0.1, 0.9), people(5, 20))
+    assert {cell["mark"] for row in metric_rows(few) for cell in row["comparisons"]} <= {"even", ""}
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "≈ it does, or too few people to tell." in page
 
@@ -257,11 +257,11 @@ def test_the_literature_row_takes_the_likeliest_class(run):
 def test_yardsticks_in_one_place_hide_nobody():
     """Where nobody's usual answer tells anything, the majority and the identity have the same figures."""
     labels, who = np.tile([0, 1], 100), people(10, 20)
-    rows = forest(judged(labels, np.full(200, 0.6), who))
+    rows = forest(evaluated(labels, np.full(200, 0.6), who))
     auroc = rows[0]["ticks"]
     assert [tick["at"] for tick in auroc] == [50, 50]
     assert [(tick["top"], tick["height"]) for tick in auroc] == [(0, 0.5), (0.5, 0.5)]
-    apart = forest(judged(np.repeat([0, 1], 100), np.full(200, 0.6), who))[0]["ticks"]
+    apart = forest(evaluated(np.repeat([0, 1], 100), np.full(200, 0.6), who))[0]["ticks"]
     assert {(tick["top"], tick["height"]) for tick in apart} == {(0, 1)}
     assert len({tick["at"] for tick in apart}) == 2
 
@@ -278,8 +278,8 @@ def test_figures_are_written_as_this_field_does():
 
 
 def test_a_share_is_never_all_or_nothing_where_it_is_not():
-    said = [0, 1e-9, 0.004, 0.5, 0.985, 0.9951, 0.9997, 1, float("nan"), None]
-    assert [percent(v) for v in said] == [
+    predicted = [0, 1e-9, 0.004, 0.5, 0.985, 0.9951, 0.9997, 1, float("nan"), None]
+    assert [percent(v) for v in predicted] == [
         *("0 %", "0.1 %", "0.4 %", "50 %", "98 %", "99.5 %", "99.9 %", "100 %", "–", "–")
     ]
 

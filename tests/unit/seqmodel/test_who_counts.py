@@ -13,9 +13,15 @@ import zarr
 
 from features.maintenance.import_external import read_sequences, write_external
 from seqmodel.__main__ import main
-from seqmodel.commands.evaluate import judge_split, open_split, write_judgement
+from seqmodel.commands.evaluate import evaluate_split, open_split, write_result
 from seqmodel.config import EvaluateArgs
-from seqmodel.evaluation.context import ask, count_opening, folder_of, training_clips, training_shares
+from seqmodel.evaluation.context import (
+    count_opening,
+    folder_of,
+    open_context,
+    training_clips,
+    training_shares,
+)
 from seqmodel.metrics.calibration import fit_calibration
 from seqmodel.reporting.content import commands
 from seqmodel.reporting.text import verdict
@@ -52,32 +58,34 @@ def test_new_names_for_everybody_make_no_other_data_set(run: Path, tmp_path: Pat
     assert main(["calibrate", "--run", str(run), "--store", str(tmp_path / "s.zarr")]) == 2
     # A copy elsewhere could be a data set of other people; that it may be the run's own is said.
     shutil.copytree(tmp_path / "s.zarr", tmp_path / "copy.zarr")
-    asked = open_split(EvaluateArgs(run, store=tmp_path / "copy.zarr"))
-    assert asked.is_other_data
+    context = open_split(EvaluateArgs(run, store=tmp_path / "copy.zarr"))
+    assert context.is_other_data
     assert "if it is the run's own data under new names" in " ".join(
-        judge_split(asked, EvaluateArgs(run, rounds=5)).warnings
+        evaluate_split(context, EvaluateArgs(run, rounds=5)).warnings
     )
 
 
 def test_people_who_turn_out_to_be_training_people_are_not_called_unseen(run: Path, tmp_path: Path) -> None:
     args = EvaluateArgs(run, rounds=20)
-    honest = judge_split(open_split(args), args)
+    honest = evaluate_split(open_split(args), args)
     assert "never seen in training" in verdict(honest)
     sides = {who: side for who, side in load_split(run).values()}
-    learned, judged = (next(who for who, on in sides.items() if on == side) for side in ("train", "test"))
-    rename(tmp_path / "s.zarr", {judged: learned})
-    found = judge_split(open_split(args), args)
+    learned, evaluated = (next(who for who, on in sides.items() if on == side) for side in ("train", "test"))
+    rename(tmp_path / "s.zarr", {evaluated: learned})
+    found = evaluate_split(open_split(args), args)
     assert "never seen in training" not in verdict(found)
     assert f"1 of the people judged have training clips too, as the store names them now ({learned})" in (
         " ".join(found.warnings)
     )
 
 
-@pytest.mark.parametrize(("split", "said"), [("train", "has learned from these"), ("val", "have chosen")])
-def test_clips_that_made_the_run_are_said_to_have(run: Path, split: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("split", "predicted"), [("train", "has learned from these"), ("val", "have chosen")]
+)
+def test_clips_that_made_the_run_are_said_to_have(run: Path, split: str, predicted: str) -> None:
     args = EvaluateArgs(run, split=split, rounds=20)
-    found = judge_split(open_split(args), args)
-    assert said in " ".join(found.warnings)
+    found = evaluate_split(open_split(args), args)
+    assert predicted in " ".join(found.warnings)
     assert "never seen" not in verdict(found)
 
 
@@ -117,10 +125,10 @@ def test_without_its_store_a_run_still_knows_its_commonest_class(tmp_path: Path)
     words = ["train", "--store", str(tmp_path / "a.zarr"), "--run", str(tmp_path / "run"), "--epochs", "1"]
     assert main(words) == 0
     args = EvaluateArgs(tmp_path / "run", store=tmp_path / "b.zarr", rounds=5)
-    asked = open_split(args)
-    here = training_shares(asked, training_clips(asked))
+    context = open_split(args)
+    here = training_shares(context, training_clips(context))
     shutil.rmtree(tmp_path / "a.zarr")
-    gone = training_shares(asked, training_clips(asked))
+    gone = training_shares(context, training_clips(context))
     np.testing.assert_allclose(gone, here)
     assert here[1] > 0.6
 
@@ -165,10 +173,10 @@ def test_a_report_shows_the_commands_as_they_were_given(tmp_path: Path) -> None:
     run, new = str(tmp_path / "내 실행" / "it's <b>one"), str(tmp_path / "새 곳.zarr")
     make_store(tmp_path / "s.zarr", signal=0.5)
     make_store(Path(new), signal=0.4, clip_prefix="n", shift=1.2)
-    judge = ("evaluate", "--rounds=20", "--run", run)
+    evaluate_predictions = ("evaluate", "--rounds=20", "--run", run)
     given = [
         ("train", "--store", str(tmp_path / "s.zarr"), "--run", run, "--epochs", "1"),
-        (*judge, "--threshold-for", "f1", "--abstain", "0.2"),
+        (*evaluate_predictions, "--threshold-for", "f1", "--abstain", "0.2"),
         ("calibrate", "--run", run, "--store", new),
     ]
 
@@ -184,9 +192,9 @@ def test_a_report_shows_the_commands_as_they_were_given(tmp_path: Path) -> None:
     for words in given[:2]:
         assert main(words) == 0
     assert shown() == whole(*given[:2])
-    for words in (given[2], judge):
+    for words in (given[2], evaluate_predictions):
         assert main(words) == 0
-    assert shown() == whole(*given, judge)
+    assert shown() == whole(*given, evaluate_predictions)
     assert [shlex.split(stage["command"]) for stage in load_card(Path(run)).stages] == shown()[:3]
 
 
@@ -207,10 +215,10 @@ def test_clips_without_a_face_choose_no_threshold(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert main(["train", "--store", str(store.path), "--run", str(run), "--epochs", "2"]) == 0
     card = load_card(run)
-    rows = ask(run, card, None, "val").population.rows
+    rows = open_context(run, card, None, "val").eval_subset.rows
     logits, measured = predict_rows(run, card, store, card.labelling, rows)
     assert not measured.all()
-    labels = ask(run, card, None, "val").population.labels
+    labels = open_context(run, card, None, "val").eval_subset.labels
     wanted = fit_calibration(logits[measured], labels[measured], "binary", label_names=card.labelling.names)
     assert card.calibration.threshold == pytest.approx(wanted.threshold, abs=1e-4)
     assert card.calibration.bias == pytest.approx(wanted.bias, abs=1e-3)
@@ -221,17 +229,17 @@ def test_what_happened_to_a_run_while_it_was_judged_stays(
 ) -> None:
     """Another command has counted an opening, and another has chosen a threshold."""
     args = EvaluateArgs(run, rounds=20)
-    asked = open_split(args)
-    judgement = judge_split(asked, args)
-    other = count_opening(asked, load_card(run))
-    counted = count_opening(asked, asked.card)
+    context = open_split(args)
+    result = evaluate_split(context, args)
+    other = count_opening(context, load_card(run))
+    counted = count_opening(context, context.card)
     assert len(load_card(run).test_openings) == len(other.test_openings) + 1 == len(counted.test_openings)
-    write_judgement(folder_of(asked), judgement, asked, args, None)
+    write_result(folder_of(context), result, context, args, None)
     now = load_card(run)
     assert len(now.test_openings) == 3
     assert "test" in now.metrics
     save_card(run, replace(now, metrics={}, calibration=replace(now.calibration, threshold=0.9)))
-    write_judgement(folder_of(asked), judgement, asked, args, None)
+    write_result(folder_of(context), result, context, args, None)
     assert load_card(run).calibration.threshold == 0.9
     assert not load_card(run).metrics
     assert "was changed while it was judged" in " ".join(capsys.readouterr().err.split())
