@@ -53,7 +53,7 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
         stack.callback(source.close)
         session = Session(card.labelling.names, Wishes(config.log, config.record, config.record_raw, person))
         stack.callback(session.close)
-        control = Control(session, person=person, calibrate_s=config.calibrate, tell=echo)
+        control = Control(session, person=person, calibrate_s=config.calibrate, notify=echo)
         stack.callback(control.close)
         view = _open_view(config, session)
         stack.callback(view.close)
@@ -70,14 +70,15 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
     failures = _failures(config, session, control)
     summary = _summary(config, source, session, control, started)
     if session.log_path and summary["rows"]:
-        from live.output.log_summary import tell
         from live.output.report import write_report
 
         try:
-            summary["report"] = str(write_report([tell(session.log_path, card.labelling.task)], own=True))
+            summary["report"] = str(
+                write_report([summarise_log(session.log_path, card.labelling.task)], own=True)
+            )
         except (ValueError, OSError) as error:  # rotated away just now: the session was good all the same
             log_warning(f"no session report: {error}")
-    _tell(summary)
+    _print_summary(summary)
     for failure in failures:
         log_error(failure)
     return summary, 1 if failures else 0
@@ -255,7 +256,7 @@ def _forget(person: str) -> tuple[dict[str, Any], int]:
     return {"person": person, "removed": removed}, 0 if removed else 1
 
 
-def _tell(summary: dict[str, Any]) -> None:
+def _print_summary(summary: dict[str, Any]) -> None:
     states = ", ".join(f"{state} {count}" for state, count in summary["states"].items()) or "no frame"
     echo(f"{summary['duration_s']:.1f} s of video in {summary['seconds']:.1f} s; rows: {states}")
     if summary["labels"]:

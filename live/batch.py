@@ -23,7 +23,7 @@ from features.manifest import NOT_UTF8, Failure, readable, video_files
 from live.config import PredictConfig
 from live.inference.model import LiveModel, describe, open_model
 from live.inference.predictor import Prediction, Predictor
-from live.output.log_summary import tell, timeline_png
+from live.output.log_summary import summarise_log, timeline_png
 from live.output.log_writer import Log
 from seqmodel.runs.card import write_csv
 
@@ -165,7 +165,7 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> dict[str
         log.close()
         if not predictions:
             raise ValueError(f"{video}: no frame in it can be decoded")
-        timeline = timeline_png(tell(partial, predictor.model.card.labelling.task))
+        timeline = timeline_png(summarise_log(partial, predictor.model.card.labelling.task))
         os.replace(partial, log_path)
     finally:
         log.close()

@@ -32,11 +32,11 @@ class Control:
     """Keys in; session and predictor obey."""
 
     def __init__(
-        self, session: Session, *, person: str, calibrate_s: float | None, tell: Callable[[str], None]
+        self, session: Session, *, person: str, calibrate_s: float | None, notify: Callable[[str], None]
     ) -> None:
         self.predictor: Predictor | None = None
         self.quits = self.wants_pause = False
-        self._session, self._person, self._tell = session, person, tell
+        self._session, self._person, self._notify = session, person, notify
         self._calibrate_s = calibrate_s
         self._trial: Trial | None = None
         self.calibration = NOT_FINISHED if calibrate_s else ""
@@ -58,7 +58,7 @@ class Control:
         self.predictor, self._line_until = predictor, 0.0
         predictor.reset(now_s)
         for line in self._session.begin():
-            self._tell(line)
+            self._notify(line)
         try:
             own = load_personal(self._person, predictor.model.key)
         except ValueError as error:
@@ -151,7 +151,7 @@ class Control:
             self._end_trial(trial)
         elif phase != self._told_phase:
             self._told_phase = phase
-            self._tell(trial.message(now_s))
+            self._notify(trial.message(now_s))
 
     def _window_s(self) -> float:
         """Seconds that the model looks back over; 0 before it is there."""
@@ -195,4 +195,4 @@ class Control:
 
     def _say(self, line: str) -> None:
         self._line, self._line_until = line, time.monotonic() + MESSAGE_S
-        self._tell(line)
+        self._notify(line)

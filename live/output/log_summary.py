@@ -31,7 +31,7 @@ WIDTH_PX, HEIGHT_PX = 1200, 150
 
 
 @dataclass(frozen=True)
-class Span:
+class StateSpan:
     """An uninterrupted stretch in which one thing was said."""
 
     said: str
@@ -45,7 +45,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class SessionStory:
+class SessionSummary:
     """A log, told."""
 
     log: Path
@@ -59,7 +59,7 @@ class SessionStory:
     duration_s: float
     seconds: dict[str, float]
     """Seconds in which each thing was said: a class name in state ok, else the state."""
-    spans: tuple[Span, ...]
+    spans: tuple[StateSpan, ...]
     """The longest ones, longest first."""
     marks: tuple[tuple[float, str], ...]
     moments: tuple[Moment, ...]
@@ -80,30 +80,30 @@ class Day:
     """NaN where no session kept it."""
 
 
-def tell(log: Path, task: str | None = None) -> SessionStory:
+def summarise_log(log: Path, task: str | None = None) -> SessionSummary:
     """The story of a log. Raises ValueError when it cannot be read or is empty."""
     names, rows = read_log(log)
     if not rows:
         raise ValueError(f"{log} holds no row yet")
-    return tell_rows(log, names, rows, task)
+    return summarise_rows(log, names, rows, task)
 
 
-def tell_rows(
+def summarise_rows(
     log: Path, names: tuple[str, ...], rows: Sequence[LogRow], task: str | None = None
-) -> SessionStory:
+) -> SessionSummary:
     """The story of a log that was read; it has a row at least."""
     task = task or ("binary" if len(names) == 2 else "multiclass")
     moments = tuple(_moment(row, names, task) for row in rows)
     seconds: dict[str, float] = {}
-    spans: list[Span] = []
+    spans: list[StateSpan] = []
     for row, end_s in zip(rows, ends_s(moments), strict=True):
         said = row.label or STATE_WORDS[row.state]
         seconds[said] = seconds.get(said, 0.0) + end_s - row.t_s
         if spans and spans[-1].said == said and row.t_s - spans[-1].end_s < 1e-6:
-            spans[-1] = Span(said, spans[-1].start_s, end_s)
+            spans[-1] = StateSpan(said, spans[-1].start_s, end_s)
         else:
-            spans.append(Span(said, row.t_s, end_s))
-    return SessionStory(
+            spans.append(StateSpan(said, row.t_s, end_s))
+    return SessionSummary(
         log,
         names,
         task,
@@ -117,13 +117,13 @@ def tell_rows(
     )
 
 
-def timeline_png(story: SessionStory) -> bytes:
+def timeline_png(session: SessionSummary) -> bytes:
     """The whole session as one strip with a time axis, PNG bytes."""
     picture = np.empty((HEIGHT_PX, WIDTH_PX, 3), np.uint8)
     picture[:] = PAPER
-    start_s, end_s = story.moments[0].t_s, max(story.moments[-1].t_s, story.moments[0].t_s + 1)
+    start_s, end_s = session.moments[0].t_s, max(session.moments[-1].t_s, session.moments[0].t_s + 1)
     left, right, top, bottom = 12, WIDTH_PX - 12, 12, HEIGHT_PX - 34
-    paint_timeline(picture[top:bottom, left:right], story.moments, start_s, end_s)
+    paint_timeline(picture[top:bottom, left:right], session.moments, start_s, end_s)
     step_s = next((s for s in (1, 5, 10, 30, 60, 300, 600, 1800, 3600) if (end_s - start_s) / s <= 12), 7200)
     for tick in np.arange(math.ceil(start_s / step_s) * step_s, end_s, step_s):
         x = left + round((tick - start_s) / (end_s - start_s) * (right - left))
@@ -136,19 +136,19 @@ def timeline_png(story: SessionStory) -> bytes:
     return encoded.tobytes()
 
 
-def days(stories: Sequence[SessionStory]) -> list[Day]:
+def days(sessions: Sequence[SessionSummary]) -> list[Day]:
     """Figures of each UTC day, over all sessions, in order of time."""
     by_day: dict[str, list[tuple[LogRow, float]]] = defaultdict(list)
     novelty: dict[str, list[float]] = defaultdict(list)
     seconds: dict[str, float] = defaultdict(float)
-    for story in stories:
-        for row, moment, end_s in zip(story.rows, story.moments, ends_s(story.moments), strict=True):
+    for session in sessions:
+        for row, moment, end_s in zip(session.rows, session.moments, ends_s(session.moments), strict=True):
             if row.state not in ABSENT:
                 date = row.time_utc[:10]
                 by_day[date].append((row, moment.level))
                 seconds[date] = seconds[date] + end_s - row.t_s
-        date_of = {row.t_s: row.time_utc[:10] for row in story.rows}
-        for t_s, value in _read_novelty(novelty_file(story.log)):
+        date_of = {row.t_s: row.time_utc[:10] for row in session.rows}
+        for t_s, value in _read_novelty(novelty_file(session.log)):
             if t_s in date_of:
                 novelty[date_of[t_s]].append(value)
     return [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from features.cli import echo, log_warning
 from live.config import NOVELTY, ReportConfig, free_name, log_files
 from live.output.log_reader import is_log, read_log
-from live.output.log_summary import Day, SessionStory, clock, days, tell_rows, timeline_png
+from live.output.log_summary import Day, SessionSummary, clock, days, summarise_rows, timeline_png
 from live.ui.drawing import STATE_WORDS, colour_of
 from seqmodel.runs.card import Card, load_card, write_text
 
@@ -31,55 +31,55 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
     if not config.logs:
         raise ValueError("name at least one log: python -m live report LOG.csv …")
     card = load_card(config.against) if config.against else None
-    stories = find_stories(config.logs, card.labelling.task if card else None)
-    for story in stories:
+    sessions = find_sessions(config.logs, card.labelling.task if card else None)
+    for session in sessions:
         if card is not None:
-            _require_told_by(card, story)
-        if config.out and config.out.resolve() in map(Path.resolve, log_files(story.log)[:3]):
+            _require_same_run(card, session)
+        if config.out and config.out.resolve() in map(Path.resolve, log_files(session.log)[:3]):
             raise ValueError(
                 f"--out {config.out} is a log that is told of, or its timeline: name an HTML file"
             )
-    page = write_report(stories, out=config.out, against=config.against)
+    page = write_report(sessions, out=config.out, against=config.against)
     echo(f"wrote {page}")
     summary: dict[str, Any] = {
         "report": str(page),
         "sessions": [
             {
-                "log": str(story.log),
-                "duration_s": round(story.duration_s, 1),
-                "seconds": {said: round(seconds, 1) for said, seconds in story.seconds.items()},
-                "marks": len(story.marks),
+                "log": str(session.log),
+                "duration_s": round(session.duration_s, 1),
+                "seconds": {said: round(seconds, 1) for said, seconds in session.seconds.items()},
+                "marks": len(session.marks),
             }
-            for story in stories
+            for session in sessions
         ],
     }
     if config.against:
         summary["days"] = [
             # Not a number is not JSON either.
             {name: None if value != value else value for name, value in vars(day).items()}
-            for day in days(stories)
+            for day in days(sessions)
         ]
     return summary, 0
 
 
-def _require_told_by(card: Card, story: SessionStory) -> None:
+def _require_same_run(card: Card, session: SessionSummary) -> None:
     """Raises ValueError where a session cannot be one of the run's."""
     if card.recipe.pixels is None:
         raise ValueError("--against a run of imported features: no session can be held against it")
-    if story.names != card.labelling.names:
+    if session.names != card.labelling.names:
         raise ValueError(
-            f"{story.log} tells {', '.join(story.names)}, and the run of --against tells "
+            f"{session.log} tells {', '.join(session.names)}, and the run of --against tells "
             f"{', '.join(card.labelling.names)}"
         )
 
 
-def find_stories(paths: Sequence[Path], task: str | None = None) -> list[SessionStory]:
+def find_sessions(paths: Sequence[Path], task: str | None = None) -> list[SessionSummary]:
     """The live logs among the files named, told. So `*.csv` will do: novelty goes with its log; any other
     file and a log without a row are left out with a line.
 
     Raises ValueError when no log is among them, or one cannot be read.
     """
-    stories, left_out = [], []
+    sessions, left_out = [], []
     for path in {path.resolve(): path for path in paths}.values():
         if path.is_file() and not is_log(path):
             if not path.name.endswith(NOVELTY):
@@ -87,18 +87,18 @@ def find_stories(paths: Sequence[Path], task: str | None = None) -> list[Session
             continue
         names, rows = read_log(path)
         if rows:
-            stories.append(tell_rows(path, names, rows, task))
+            sessions.append(summarise_rows(path, names, rows, task))
         else:  # just begun, or quit before the first frame
             left_out.append(f"{path} holds no row yet: left out")
-    if not stories:
+    if not sessions:
         raise ValueError(f"no live log among the files named holds a row: {', '.join(map(str, paths))}")
     for line in left_out:
         log_warning(line)
-    return stories
+    return sessions
 
 
 def write_report(
-    stories: Sequence[SessionStory],
+    sessions: Sequence[SessionSummary],
     *,
     out: Path | None = None,
     against: Path | None = None,
@@ -111,9 +111,9 @@ def write_report(
     path. Raises OSError when that cannot be written.
     """
     pictures = []
-    for story in stories:
-        png = timeline_png(story)
-        beside = story.log.with_suffix(".png")
+    for session in sessions:
+        png = timeline_png(session)
+        beside = session.log.with_suffix(".png")
         try:
             if own or not beside.exists():
                 beside.write_bytes(png)
@@ -126,9 +126,9 @@ def write_report(
 
         level = LEVELS[load_card(against).labelling.task]
         reference = read_reference(against) or write_reference(against)
-        comparison = _compare(days(stories), reference) | {"level": level}
-    page = out or _free_page(stories[0].log)
-    write_text(page, _page(stories, pictures, comparison, is_guessed=against is None and not own))
+        comparison = _compare(days(sessions), reference) | {"level": level}
+    page = out or _free_page(sessions[0].log)
+    write_text(page, _page(sessions, pictures, comparison, is_guessed=against is None and not own))
     return page
 
 
@@ -158,17 +158,17 @@ def _compare(found: list[Day], reference: "Reference") -> dict[str, Any]:
     return {"rows": rows, "usual": usual, "num_clips": reference.num_clips}
 
 
-def _height(story: SessionStory, is_guessed: bool) -> str:
+def _height(session: SessionSummary, is_guessed: bool) -> str:
     """What the height of a session's timeline means, in words."""
-    if story.task == "binary":
-        return f"probability of {story.names[-1]}"
-    if story.task == "ordinal":
-        return f"level, from {story.names[0]} to {story.names[-1]}"
+    if session.task == "binary":
+        return f"probability of {session.names[-1]}"
+    if session.task == "ordinal":
+        return f"level, from {session.names[0]} to {session.names[-1]}"
     return "probability of the likeliest class" + (f"; {GUESSED}" if is_guessed else "")
 
 
 def _page(
-    stories: Sequence[SessionStory],
+    sessions: Sequence[SessionSummary],
     pictures: Sequence[str],
     comparison: dict[str, Any] | None,
     is_guessed: bool,
@@ -177,11 +177,11 @@ def _page(
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=stories[0].log.stem if len(stories) == 1 else f"{len(stories)} sessions",
-        sessions=list(zip(stories, pictures, strict=True)),
+        title=sessions[0].log.stem if len(sessions) == 1 else f"{len(sessions)} sessions",
+        sessions=list(zip(sessions, pictures, strict=True)),
         comparison=comparison,
         clock=clock,
-        height=lambda story: _height(story, is_guessed),
+        height=lambda session: _height(session, is_guessed),
         colour=_css,
     )
 

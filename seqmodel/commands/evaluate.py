@@ -34,9 +34,9 @@ from seqmodel.evaluation.metrics_json import estimates_json, summary, write_metr
 from seqmodel.evaluation.recalibration import choose_on_validation, home_of
 from seqmodel.metrics.predictions import Predictions
 from seqmodel.reporting.console import print_estimates
-from seqmodel.reporting.content import tell
+from seqmodel.reporting.content import build_content
 from seqmodel.reporting.html import write_model_card, write_report
-from seqmodel.reporting.umap_projection import Map, map_meanwhile
+from seqmodel.reporting.umap_projection import UmapJob, umap_in_background
 from seqmodel.runs.card import Card, load_card, save_card, write_text
 from seqmodel.runs.predict import PREDICTIONS, write_predictions
 from seqmodel.runs.writer import put_calibration
@@ -49,7 +49,7 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
     if not args.folds:
         renew_threshold(args)
     context = find_clips(args) if args.folds else open_split(args)
-    with map_of(context, args) as embedding_map:
+    with umap_job_of(context, args) as umap_job:
         if args.folds:
             context, result, fold_models = judge_folds(context, args)
             folder = folder_of(context) / context.split
@@ -57,7 +57,7 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
             result, fold_models = evaluate_split(context, args), None
             folder = folder_of(context)
         folder.mkdir(parents=True, exist_ok=True)
-        report = write_result(folder, result, context, args, embedding_map, fold_models=fold_models)
+        report = write_result(folder, result, context, args, umap_job, fold_models=fold_models)
     print_estimates(result, report)
     say_measured(result)
     return summary(result, report), 0
@@ -111,12 +111,12 @@ def say_measured(result: EvaluationResult) -> None:
         )
 
 
-def map_of(context: EvalContext, args: EvaluateArgs) -> AbstractContextManager[Map | None]:
+def umap_job_of(context: EvalContext, args: EvaluateArgs) -> AbstractContextManager[UmapJob | None]:
     """The map of embeddings in the making, where one was asked for."""
     if not args.umap:
         return nullcontext()
     rows = context.eval_subset.rows
-    return map_meanwhile(context.store, rows, face_coverage(context.store, rows), args.seed)
+    return umap_in_background(context.store, rows, face_coverage(context.store, rows), args.seed)
 
 
 def evaluate_split(context: EvalContext, args: EvaluateArgs) -> EvaluationResult:
@@ -171,7 +171,7 @@ def write_result(
     result: EvaluationResult,
     context: EvalContext,
     args: EvaluateArgs,
-    embedding_map: Map | None,
+    umap_job: UmapJob | None,
     *,
     fold_models: FoldModels | None = None,
 ) -> Path:
@@ -191,10 +191,10 @@ def write_result(
         folder = folder / result.split
         folder.mkdir(exist_ok=True)
     context = replace(context, card=card)
-    story = tell(folder, result, context, args, embedding_map, fold_models=fold_models)
-    write_text(folder / "literature.csv", story.literature.csv)
-    write_report(folder / "report.html", result, card, story)
-    write_model_card(folder / "MODEL_CARD.md", result, card, story)
+    content = build_content(folder, result, context, args, umap_job, fold_models=fold_models)
+    write_text(folder / "literature.csv", content.literature.csv)
+    write_report(folder / "report.html", result, card, content)
+    write_model_card(folder / "MODEL_CARD.md", result, card, content)
     return folder / "report.html"
 
 

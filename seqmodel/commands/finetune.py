@@ -87,7 +87,7 @@ def _train(args: FinetuneArgs, team: Team) -> None:
     outcome = _run_job(stage, job, args)
     if team.writes:
         _write(stage, job, outcome, args)
-        _say_story(job.at.history, outcome, stage)
+        _print_history(job.at.history, outcome, stage)
 
 
 def _finish(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
@@ -240,7 +240,7 @@ def _write(stage: Stage, job: EndToEnd, outcome: Outcome, args: FinetuneArgs) ->
         "stage_1": job.at.history[0].val_score,
         "kept_epoch": outcome.index,
         "unfreeze_from": stage.first_block,
-        "epochs": [_story(o) for o in job.at.history[1:]],
+        "epochs": [_history_json(o) for o in job.at.history[1:]],
         "settings": asked_of(stage, args),
         "command": args.command,
     }
@@ -285,10 +285,10 @@ def _card_of(stage: Stage, job: EndToEnd, outcome: Outcome) -> Card:
 def _log(run: Path, history: list[Outcome]) -> None:
     """Add the epochs to log.jsonl."""
     for o in history[1:]:
-        append_log(run, {"stage": f"finetune, {o.phase}"} | _story(o))
+        append_log(run, {"stage": f"finetune, {o.phase}"} | _history_json(o))
 
 
-def _story(outcome: Outcome) -> dict[str, Any]:
+def _history_json(outcome: Outcome) -> dict[str, Any]:
     return {
         "epoch": outcome.index,
         "phase": outcome.phase,
@@ -301,7 +301,7 @@ def _story(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _say_story(history: list[Outcome], kept: Outcome, stage: Stage) -> None:
+def _print_history(history: list[Outcome], kept: Outcome, stage: Stage) -> None:
     from rich.table import Table
 
     table = Table("epoch", "trains", "train loss", "val loss", f"val {stage.card.metric}", "frames/s", "")

@@ -25,12 +25,12 @@ from seqmodel.evaluation.subgroups import Slices, all_slices
 from seqmodel.metrics.calibration import certainty, probabilities
 from seqmodel.metrics.classification import confusion
 from seqmodel.reporting import plots_metrics, plots_people
-from seqmodel.reporting.html import Story
+from seqmodel.reporting.html import ReportContent
 from seqmodel.reporting.literature import literature_table
 from seqmodel.reporting.search_history import trials_of
 from seqmodel.reporting.style import save
 from seqmodel.reporting.text import TITLES, calibration_lede, fold_calibrations_lede
-from seqmodel.reporting.umap_projection import Map
+from seqmodel.reporting.umap_projection import UmapJob
 from seqmodel.reporting.worst_errors import hardest_clips
 from seqmodel.runs.card import Card, read_log
 from seqmodel.runs.predict import eval_subset, open_inputs
@@ -38,36 +38,36 @@ from seqmodel.runs.predict import eval_subset, open_inputs
 BEST_TRIALS = 5
 
 
-def tell(
+def build_content(
     folder: Path,
     result: EvaluationResult,
     context: EvalContext,
     args: EvaluateArgs,
-    embedding_map: Map | None,
+    umap_job: UmapJob | None,
     *,
     fold_models: FoldModels | None = None,
-) -> Story:
+) -> ReportContent:
     """Draw every plot into `folder`/plots and gather the rest; the run's network is asked for importance and
     the hardest clips, unless `fold_models` heads were judged in its place."""
-    story = _tell(folder, result, context, args, fold_models)
-    if embedding_map is None:
-        return story
+    content = _build(folder, result, context, args, fold_models)
+    if umap_job is None:
+        return content
     with progress("") as bar:
-        row = bar.add_task(f"UMAP of {len(embedding_map.places)} clips (compiles first)", total=None)
-        xy = embedding_map.coordinates.result()
+        row = bar.add_task(f"UMAP of {len(umap_job.places)} clips (compiles first)", total=None)
+        xy = umap_job.coordinates.result()
         bar.update(row, total=1, completed=1)
-    figures, caption = umap_figures(result, context, embedding_map.places, xy, args.seed)
+    figures, caption = umap_figures(result, context, umap_job.places, xy, args.seed)
     drawn = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items()}
-    return replace(story, plots={**story.plots, **drawn}, umap_caption=caption)
+    return replace(content, plots={**content.plots, **drawn}, umap_caption=caption)
 
 
-def _tell(
+def _build(
     folder: Path,
     result: EvaluationResult,
     context: EvalContext,
     args: EvaluateArgs,
     fold_models: FoldModels | None,
-) -> Story:
+) -> ReportContent:
     """All but the map of embeddings."""
     card, names = context.card, result.label_names
     slices = all_slices(result.predictions, result.resamples, len(names))
@@ -98,7 +98,7 @@ def _tell(
         )
     if args.thumbnails and not context.store.has_crops:
         log_warning(f"--thumbnails: store {context.store.path} keeps no crops, so the report shows no faces")
-    return Story(
+    return ReportContent(
         title=args.run.name,
         plots=svgs,
         slices=slices,

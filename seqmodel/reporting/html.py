@@ -36,7 +36,7 @@ from seqmodel.runs.card import Card, write_text
 
 
 @dataclass(frozen=True)
-class Story:
+class ReportContent:
     """What the report tells beside the judgement; every part may be empty."""
 
     title: str
@@ -56,29 +56,29 @@ class Story:
     warnings: Sequence[str] = ()
 
 
-def write_report(path: Path, result: EvaluationResult, card: Card, story: Story) -> None:
+def write_report(path: Path, result: EvaluationResult, card: Card, content: ReportContent) -> None:
     """Write report.html, atomically."""
-    write_text(path, _environment().get_template("report.html.j2").render(_context(result, card, story)))
+    write_text(path, _environment().get_template("report.html.j2").render(_context(result, card, content)))
 
 
-def write_model_card(path: Path, result: EvaluationResult, card: Card, story: Story) -> None:
+def write_model_card(path: Path, result: EvaluationResult, card: Card, content: ReportContent) -> None:
     """Write MODEL_CARD.md from the same figures, atomically."""
-    write_text(path, _environment().get_template("model_card.md.j2").render(_context(result, card, story)))
+    write_text(path, _environment().get_template("model_card.md.j2").render(_context(result, card, content)))
 
 
-def _context(result: EvaluationResult, card: Card, story: Story) -> dict[str, Any]:
+def _context(result: EvaluationResult, card: Card, content: ReportContent) -> dict[str, Any]:
     """What the templates may name: the parts of the story as they are, the judgement in words and rows."""
     from markupsafe import Markup
 
     names, p = result.label_names, result.predictions
     css = resources.files("seqmodel.reporting").joinpath("templates/report.css").read_text("utf-8")
-    return vars(story) | {
+    return vars(content) | {
         "split": result.split,
         "css": Markup(css),
         "verdict": Markup(verdict(result)),
         "chips": chips(result, card),
-        "contents": _contents(story),
-        "warnings": [*story.warnings, *result.warnings],
+        "contents": _contents(content),
+        "warnings": [*content.warnings, *result.warnings],
         "metrics_lede": metrics_lede(result),
         "against": against(result, card),
         "forest": forest(result),
@@ -94,12 +94,12 @@ def _context(result: EvaluationResult, card: Card, story: Story) -> dict[str, An
         "roc_caption": "The dotted diagonal is chance."
         if result.task == "binary"
         else "Each class against the rest; the dotted diagonal is chance.",
-        "calibration_lede": story.calibration,
-        "plots": {name: Markup(svg) for name, svg in story.plots.items()},
+        "calibration_lede": content.calibration,
+        "plots": {name: Markup(svg) for name, svg in content.plots.items()},
         "positive": names[-1],
         "stages": stages(card),
         "label_names": names,
-        "split_description": f"How people were split: {card.split_description}. {story.ledger}".strip(),
+        "split_description": f"How people were split: {card.split_description}. {content.ledger}".strip(),
         "not_measured": [pair for pair in zip(p.clip_ids, p.reasons, strict=True) if pair[1]],
         "recipe_rows": recipe_rows(card),
         "run_rows": run_rows(card),
@@ -126,16 +126,16 @@ def _environment() -> Any:
     return environment
 
 
-def _contents(story: Story) -> list[tuple[str, str]]:
+def _contents(content: ReportContent) -> list[tuple[str, str]]:
     parts = [
         ("figures", "Figures", True),
         ("mistakes", "Mistakes", True),
         ("calibration", "Calibration", True),
-        ("slices", "For whom", bool(story.slices) or "subjects" in story.plots),
-        ("importance", "What it looks at", story.importance is not None),
-        ("hardest", "Hardest clips", bool(story.hardest)),
-        ("training", "Training", "learning" in story.plots),
-        ("embeddings", "Embeddings", "umap_label" in story.plots),
+        ("slices", "For whom", bool(content.slices) or "subjects" in content.plots),
+        ("importance", "What it looks at", content.importance is not None),
+        ("hardest", "Hardest clips", bool(content.hardest)),
+        ("training", "Training", "learning" in content.plots),
+        ("embeddings", "Embeddings", "umap_label" in content.plots),
         ("data", "Data", True),
         ("literature", "Literature row", True),
         ("reproduce", "Reproduce", True),

@@ -29,7 +29,7 @@ def mean_embeddings(x: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Map:
+class UmapJob:
     """A map that is being made."""
 
     places: np.ndarray
@@ -38,9 +38,9 @@ class Map:
 
 
 @contextmanager
-def map_meanwhile(
+def umap_in_background(
     store: FeatureStore, rows: np.ndarray, coverage: np.ndarray, seed: int
-) -> Iterator[Map | None]:
+) -> Iterator[UmapJob | None]:
     """The map of these rows of a store, made in a process of its own while the caller does something else.
 
     `coverage` is each row's share of frames with a face. None, with a warning, where too few have any.
@@ -53,7 +53,7 @@ def map_meanwhile(
     places = some_places(places, seed, MOST_CLIPS)
     features = mean_embeddings(*store.read_stream(store.streams[0], rows[places]))
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        yield Map(places, pool.submit(umap_coordinates, features, seed))
+        yield UmapJob(places, pool.submit(umap_coordinates, features, seed))
 
 
 def umap_coordinates(features: np.ndarray, seed: int) -> np.ndarray:

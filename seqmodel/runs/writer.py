@@ -73,12 +73,12 @@ def write_run(
     calibration = _calibration(question, head, fitted)
     found = [*question.split.warnings, *warnings]
 
-    def tell(text: str) -> None:
+    def build_content(text: str) -> None:
         log_warning(text)
         found.append(text)
 
-    encoder_state = _encoder_state(question, head, tell)
-    _keep_model_files(run, question, head, tell)
+    encoder_state = _encoder_state(question, head, build_content)
+    _keep_model_files(run, question, head, build_content)
     (run / LOG).unlink(missing_ok=True)
     for epoch in fitted.history:
         append_log(run, log_entry(epoch, str(stage.get("stage", "head"))))
@@ -244,7 +244,7 @@ def rounded(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def _encoder_state(
-    question: Question, head: LstmHead, tell: Callable[[str], None]
+    question: Question, head: LstmHead, build_content: Callable[[str], None]
 ) -> dict[str, torch.Tensor] | None:
     """Weights of the recipe's encoder, so that the run moves without its store; None where a run has no
     use."""
@@ -253,11 +253,13 @@ def _encoder_state(
     try:
         return dict(encoder_of(question.store.recipe.encoder).state_dict())
     except ValueError as error:
-        tell(f"the run holds no encoder weights: {error}")
+        build_content(f"the run holds no encoder weights: {error}")
         return None
 
 
-def _keep_model_files(run: Path, question: Question, head: LstmHead, tell: Callable[[str], None]) -> None:
+def _keep_model_files(
+    run: Path, question: Question, head: LstmHead, build_content: Callable[[str], None]
+) -> None:
     """Copy the detector (and landmarker) files that the recipe names into the run."""
     recipe = question.store.recipe
     if recipe.pixels is None:
@@ -270,4 +272,4 @@ def _keep_model_files(run: Path, question: Question, head: LstmHead, tell: Calla
             source = face_model(sha256)
             keep_model_file(run, source, source.name)
         except ValueError as error:
-            tell(f"the run cannot go live: {error}")
+            build_content(f"the run cannot go live: {error}")

@@ -103,7 +103,7 @@ def test_a_window_is_looked_after_before_the_model_is_there(run: Path, real_clip
     """A window paints its picture when its events are read: the first one must not wait for the model."""
     source = open_source(0, str(real_clips["single"]), False)
     session = Session(("distracted", "engaged"), Wishes())
-    control = Control(session, person="nobody", calibrate_s=None, tell=lambda line: None)
+    control = Control(session, person="nobody", calibrate_s=None, notify=lambda line: None)
     view = Presses(source.now_s)
 
     def load() -> Predictor:
@@ -144,7 +144,7 @@ def test_a_camera_that_hangs_is_said_once_and_logged(run: Path, tmp_path: Path) 
     source.start()
     session = Session(("distracted", "engaged"), Wishes(log=str(tmp_path / "a.csv")))
     told: list[str] = []
-    control = Control(session, person="nobody", calibrate_s=None, tell=told.append)
+    control = Control(session, person="nobody", calibrate_s=None, notify=told.append)
     Loop(999.0, source, loading, session, control, Moves(clock, camera)).run()
     camera.give(1000.0)  # so that its thread sees the end
     source.close()
@@ -164,7 +164,7 @@ def test_a_labelled_recording_is_a_data_set(run: Path, real_clips: dict[str, Pat
     own = tmp_path / "내 것" / "own.mp4"
     source = open_source(0, str(real_clips["pexels"]), False)
     session = Session(("distracted", "engaged"), Wishes(record_raw=own, subject="민수"))
-    control = Control(session, person="민수", calibrate_s=None, tell=lambda line: None)
+    control = Control(session, person="민수", calibrate_s=None, notify=lambda line: None)
     view = Presses(source.now_s, (1.0, "2"), (9.0, "1"), (17.0, "0"), (18.0, "q"))
     Loop(None, source, Loading(lambda: Predictor(open_model(run))), session, control, view).run()
     for each in (source, control, session):

@@ -15,7 +15,7 @@ from live.app import Loading, Loop
 from live.commands import Control
 from live.inference.model import open_model
 from live.inference.predictor import Predictor
-from live.output.report import find_stories
+from live.output.report import find_sessions
 from live.session import Session, Wishes
 from live.sources.latest_frame import Newest
 from live.ui.view import NoView
@@ -88,7 +88,7 @@ def test_ten_minutes_lose_no_row_and_no_memory(tmp_path: Path, detector_path: Pa
     sources.append(source)
     log = tmp_path / "live.csv"
     session = Session(("distracted", "engaged"), Wishes(log=str(log)))
-    control = Control(session, person="nobody", calibrate_s=None, tell=lambda line: None)
+    control = Control(session, person="nobody", calibrate_s=None, notify=lambda line: None)
     run = write_run(tmp_path / "run", detector_path)
     loading = Loading(lambda: Predictor(open_model(run)))
     loading.ready(600.0)
@@ -98,7 +98,7 @@ def test_ten_minutes_lose_no_row_and_no_memory(tmp_path: Path, detector_path: Pa
     source.close()
     control.close()
     session.close()
-    rows = [row for story in find_stories(list(tmp_path.glob("live*.csv"))) for row in story.rows]
+    rows = [row for story in find_sessions(list(tmp_path.glob("live*.csv"))) for row in story.rows]
     counted = session.summary()
     print(counted["rows"], counted["states"], "tries", opened["tries"], "memory", view.memory_mb)
     assert len(rows) == counted["rows"] > 300

@@ -13,7 +13,7 @@ import pytest
 from live.__main__ import main
 from live.config import novelty_file
 from live.inference.state_machine import State
-from live.output.log_summary import days, tell, timeline_png
+from live.output.log_summary import days, summarise_log, timeline_png
 from live.output.log_writer import Log
 from live.output.report import write_report
 from live.ui.drawing import TROUGH
@@ -43,13 +43,13 @@ def log(tmp_path: Path) -> Path:
 
 def test_the_time_in_each_state_adds_up(log: Path) -> None:
     """Classes by name, states by their words, spans longest first, marks where they were set."""
-    story = tell(log)
-    rounded = {said: round(seconds) for said, seconds in story.seconds.items()}
+    session = summarise_log(log)
+    rounded = {said: round(seconds) for said, seconds in session.seconds.items()}
     assert rounded == {"engaged": 30, "distracted": 10, "no face": 10, "camera lost": 5}
-    assert [span.said for span in story.spans][::3] == ["engaged", "camera lost"]
-    assert story.spans[0].length_s == pytest.approx(30, abs=0.4)
-    assert story.marks == ((10.0, "<b>bell"),)
-    assert np.isnan(story.moments[-1].level)
+    assert [span.said for span in session.spans][::3] == ["engaged", "camera lost"]
+    assert session.spans[0].length_s == pytest.approx(30, abs=0.4)
+    assert session.marks == ((10.0, "<b>bell"),)
+    assert np.isnan(session.moments[-1].level)
 
 
 def test_a_gap_in_the_log_belongs_to_nobody(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_gap_in_the_log_belongs_to_nobody(tmp_path: Path) -> None:
     log.write(replace(prediction(), t_s=0.0))
     log.write(replace(prediction(), t_s=3600.0))
     log.close()
-    assert sum(tell(path).seconds.values()) < 2
+    assert sum(summarise_log(path).seconds.values()) < 2
 
 
 @pytest.mark.parametrize(("state", "said"), [("paused", "paused"), ("camera_lost", "camera lost")])
@@ -73,10 +73,10 @@ def test_an_absence_is_one_span_of_its_own_length(tmp_path: Path, state: State, 
         log.write_state(10.0 + k * 1.03, state)
     log.write(replace(prediction(), t_s=318.5))
     log.close()
-    story = tell(path)
+    session = summarise_log(path)
     absent_s = 299 * 1.03 + 0.53
-    assert story.seconds == pytest.approx({said: absent_s, "engaged": 10 + 1 / 3}, abs=1e-3)
-    spans = [(span.said, span.start_s, span.length_s) for span in story.spans]
+    assert session.seconds == pytest.approx({said: absent_s, "engaged": 10 + 1 / 3}, abs=1e-3)
+    spans = [(span.said, span.start_s, span.length_s) for span in session.spans]
     assert spans[:2] == [(said, 10.0, pytest.approx(absent_s)), ("engaged", 0.0, pytest.approx(10.0))]
     assert len(spans) == 3
 
@@ -92,7 +92,7 @@ def test_a_day_has_as_many_minutes_as_its_sessions(tmp_path: Path, fps: float) -
         for k in range(120):
             log.write_state(300 + k * 1.03, "paused")
         log.close()
-    assert sum(day.minutes for day in days(list(map(tell, logs)))) == pytest.approx(10.0, abs=0.1)
+    assert sum(day.minutes for day in days(list(map(summarise_log, logs)))) == pytest.approx(10.0, abs=0.1)
 
 
 @pytest.mark.parametrize("step_s", [(2.0, 2.0), (0.95, 1.05), (1.0, 1.6)])
@@ -106,11 +106,11 @@ def test_a_session_of_slow_rows_is_one_span_without_holes(
     for t_s in times:
         log.write(replace(prediction(), t_s=float(t_s)))
     log.close()
-    story = tell(path)
+    session = summarise_log(path)
     length_s = pytest.approx(times[-1] - times[0] + np.median(np.diff(times)), abs=0.01)
-    assert story.seconds == {"engaged": length_s}
-    assert [(span.said, span.length_s) for span in story.spans] == [("engaged", length_s)]
-    picture = cv2.imdecode(np.frombuffer(timeline_png(story), np.uint8), cv2.IMREAD_COLOR)
+    assert session.seconds == {"engaged": length_s}
+    assert [(span.said, span.length_s) for span in session.spans] == [("engaged", length_s)]
+    picture = cv2.imdecode(np.frombuffer(timeline_png(session), np.uint8), cv2.IMREAD_COLOR)
     assert (picture[114, 12:-12] != TROUGH[::-1]).any(axis=1).all()
 
 
@@ -121,18 +121,18 @@ def test_a_gap_among_slow_rows_belongs_to_nobody_either(tmp_path: Path) -> None:
     for k in range(200):
         log.write(replace(prediction(), t_s=2.0 * k + (600.0 if k >= 100 else 0.0)))
     log.close()
-    story = tell(path)
-    assert story.seconds == {"engaged": pytest.approx(402.0)}
-    assert [span.length_s for span in story.spans] == [pytest.approx(202.0), pytest.approx(200.0)]
+    session = summarise_log(path)
+    assert session.seconds == {"engaged": pytest.approx(402.0)}
+    assert [span.length_s for span in session.spans] == [pytest.approx(202.0), pytest.approx(200.0)]
 
 
 def test_the_page_is_one_file_and_escapes_what_it_shows(log: Path) -> None:
     """No request leaves the page, and a mark is text."""
-    page = write_report([tell(log)]).read_text(encoding="utf-8")
+    page = write_report([summarise_log(log)]).read_text(encoding="utf-8")
     assert "&lt;b&gt;bell" in page
     assert "<b>bell" not in page
     assert "http" not in page
-    picture = cv2.imdecode(np.frombuffer(timeline_png(tell(log)), np.uint8), cv2.IMREAD_COLOR)
+    picture = cv2.imdecode(np.frombuffer(timeline_png(summarise_log(log)), np.uint8), cv2.IMREAD_COLOR)
     assert picture.shape == (150, 1200, 3)
     below = picture[120:]
     assert (below[:, [0, -1]] == below[-1, -1]).all(), "a time on the axis is cut by the picture's edge"
@@ -141,7 +141,7 @@ def test_the_page_is_one_file_and_escapes_what_it_shows(log: Path) -> None:
 def test_days_are_held_against_training(log: Path, tmp_path: Path, detector_path: Path) -> None:
     """Face rate without the time the camera was away; a figure outside the training range is marked."""
     novelty_file(log).write_text("t_s,novelty\n0.0,4.0\n0.3333,6.0\n", encoding="utf-8")
-    (day,) = days([tell(log)])
+    (day,) = days([summarise_log(log)])
     assert day.face_rate == pytest.approx(120 / 150)
     assert day.p == pytest.approx((90 * 0.8 + 30 * 0.3) / 120, abs=1e-3)
     assert day.novelty == 5.0
@@ -190,7 +190,7 @@ def test_the_drift_table_says_what_its_figure_is(
     run = write_run(tmp_path / "run", detector_path, task=task, names=names)
     spread = Spread(0.5, 0.1, 0.9)
     write_text(run / FILE, json.dumps(asdict(Reference(50, spread, spread, None, 0.5))))
-    page = write_report([tell(path, task)], against=run).read_text(encoding="utf-8")
+    page = write_report([summarise_log(path, task)], against=run).read_text(encoding="utf-8")
     assert f"<td>face rate</td><td>{figure}</td>" in page
 
 
@@ -235,7 +235,7 @@ def test_a_report_leaves_what_the_sessions_left(
 ) -> None:
     """A session's own page and timeline, and the page of an earlier report, stay; what is not there is
     made, --out is written over, and no page has the name of another log."""
-    write_report([tell(log)], own=True)
+    write_report([summarise_log(log)], own=True)
     for name in ("another.csv", f"{log.stem}-2.csv"):
         (tmp_path / name).write_bytes(log.read_bytes())
     log.with_suffix(".png").write_bytes(b"the session's")
@@ -280,11 +280,11 @@ def test_a_log_named_twice_is_told_once(log: Path, capsys: pytest.CaptureFixture
 
 def test_a_session_renews_its_own_timeline(log: Path) -> None:
     """What a report made of its log while it ran is out of date; that report's page stays."""
-    write_report([tell(log)])
+    write_report([summarise_log(log)])
     log.with_suffix(".png").write_bytes(b"half of it")
-    page = write_report([tell(log)], own=True)
+    page = write_report([summarise_log(log)], own=True)
     assert page == log.with_name(f"{log.stem}-2.html")
-    assert log.with_suffix(".png").read_bytes() == timeline_png(tell(log))
+    assert log.with_suffix(".png").read_bytes() == timeline_png(summarise_log(log))
 
 
 @pytest.mark.parametrize("task", ["binary", "ordinal", "multiclass"])
@@ -301,7 +301,7 @@ def test_a_report_against_the_run_draws_what_the_session_drew(
         p = tuple(rng.dirichlet(np.ones(len(names))).tolist())
         log.write(replace(prediction(), t_s=k / 3, names=names, label=names[k % len(names)], p_raw=p, p=p))
     log.close()
-    session = write_report([tell(path, task)], own=True).read_text(encoding="utf-8")
+    session = write_report([summarise_log(path, task)], own=True).read_text(encoding="utf-8")
     run = write_run(tmp_path / "run", detector_path, task=task, names=names)
     spread = Spread(0.5, 0.1, 0.9)
     write_text(run / FILE, json.dumps(asdict(Reference(50, spread, spread, None, 0.5))))
