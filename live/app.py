@@ -70,6 +70,7 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
     failures = _failures(config, session, control)
     summary = _summary(config, source, session, control, started)
     if session.log_path and summary["rows"]:
+        from live.output.log_summary import summarise_log
         from live.output.report import write_report
 
         try:

@@ -18,14 +18,14 @@ from features.cli import console, echo, log_warning, progress
 from features.cpu import usable_cores
 from features.splits import split_hash
 from features.store.table import groups_of
-from seqmodel.commands.train import say_question, say_scores
+from seqmodel.commands.train import print_task, say_scores
 from seqmodel.config import FinetuneArgs
 from seqmodel.evaluation.logistic import baseline_scores
 from seqmodel.finetuning.setup import require_crops
 from seqmodel.runs.card import ARTIFACTS, CARD, STUDY, WEIGHTS, load_card, require_place
 from seqmodel.runs.writer import count_parameters, rounded, write_run
 from seqmodel.training.loop import resolve_metric
-from seqmodel.training.task import Question, doubt_of_folds, put_question, seen_fingerprint
+from seqmodel.training.task import LearningTask, build_task, encoder_leak_warning, seen_fingerprint
 from tune.config import TuneArgs
 from tune.finalists import Finalist, choose, rank_finalists
 from tune.search_space import choice_of, space_hash, starting_points
@@ -56,13 +56,13 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     started = time.perf_counter()
     require_place(args.out)
-    question = asked(args)
-    say_question(question)
+    learning_task = asked(args)
+    print_task(learning_task)
     if args.folds > 1:
         echo("with --folds a head belongs to one fold: no checkpoints of trials are kept")
-    bench = set_up(args, question)
+    bench = set_up(args, learning_task)
     metric = resolve_metric(args.metric, bench.space.task)
-    doubts = doubts_of_folds(bench)
+    doubts = encoder_leak_warnings(bench)
     for text in doubts:
         log_warning(text)
     spec = spec_of(args, bench, metric)
@@ -98,21 +98,25 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     return summary, code
 
 
-def asked(args: TuneArgs) -> Question:
+def asked(args: TuneArgs) -> LearningTask:
     """The question that is put to the store.
 
     Raises ValueError for options that do not go with it, or with each other.
     """
-    question = put_question(args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from)
+    learning_task = build_task(
+        args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
+    )
     if args.finetune:
-        require_crops(question.store, np.concatenate([question.split.train, question.split.val]))
-    if args.finetune and "embeddings" not in question.dims:
+        require_crops(
+            learning_task.store, np.concatenate([learning_task.split.train, learning_task.split.val])
+        )
+    if args.finetune and "embeddings" not in learning_task.dims:
         raise ValueError("--finetune trains the encoder, which --inputs geometry does not read")
-    if args.baseline != "none" and "geometry" not in question.dims:
+    if args.baseline != "none" and "geometry" not in learning_task.dims:
         raise ValueError(f"--baseline {args.baseline} needs the geometry stream, which {args.store} lacks")
     if args.baseline != "none" and args.finetune:
         raise ValueError("--finetune does not go with --baseline yet: tune without one of them")
-    return question
+    return learning_task
 
 
 def spec_of(args: TuneArgs, bench: Bench, metric: str) -> StudySpec:
@@ -122,7 +126,7 @@ def spec_of(args: TuneArgs, bench: Bench, metric: str) -> StudySpec:
     from the name, and one seed should give one study wherever it is written. In a shared storage the
     folder names it.
     """
-    labels = "-".join(bench.question.labelling.names)
+    labels = "-".join(bench.learning_task.labelling.names)
     name = args.study or (args.out.name if args.storage else f"{args.label.label}: {labels} by {metric}")
     storage = args.storage or str(args.out / STUDY)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -130,16 +134,20 @@ def spec_of(args: TuneArgs, bench: Bench, metric: str) -> StudySpec:
     return StudySpec(storage, name, args.trials, args.seed, args.epochs, pruning, len(bench.folds), eager)
 
 
-def doubts_of_folds(bench: Bench) -> list[str]:
+def encoder_leak_warnings(bench: Bench) -> list[str]:
     """What there is to know about folds before the search: whom of them the encoder has learned from, and how
     many say nothing."""
-    question, wanted, scored = bench.question, bench.args.folds, len(bench.folds)
+    learning_task, wanted, scored = bench.learning_task, bench.args.folds, len(bench.folds)
     if wanted < 2:
         return []
     found = []
-    if "embeddings" in question.dims:
-        rows = np.concatenate([question.split.train, question.split.val])
-        found += [doubt] if (doubt := doubt_of_folds(question.store, groups_of(question.table, rows))) else []
+    if "embeddings" in learning_task.dims:
+        rows = np.concatenate([learning_task.split.train, learning_task.split.val])
+        found += (
+            [doubt]
+            if (doubt := encoder_leak_warning(learning_task.store, groups_of(learning_task.table, rows)))
+            else []
+        )
     if scored < wanted:
         found.append(
             f"{wanted - scored} of {wanted} folds hold out or learn from clips of one class only and have no "
@@ -150,12 +158,12 @@ def doubts_of_folds(bench: Bench) -> list[str]:
 
 def facts_of(args: TuneArgs, bench: Bench, metric: str) -> dict[str, Any]:
     """What makes two searches the same search."""
-    question = bench.question
+    learning_task = bench.learning_task
     return {
-        "store": seen_fingerprint(question),
-        "labels": [question.labelling.column, *question.labelling.names],
-        "task": question.labelling.task,
-        "split": split_hash(question.split, question.table.clip_id),
+        "store": seen_fingerprint(learning_task),
+        "labels": [learning_task.labelling.column, *learning_task.labelling.names],
+        "task": learning_task.labelling.task,
+        "split": split_hash(learning_task.split, learning_task.table.clip_id),
         "metric": metric,
         "inputs": args.inputs or "any",
         "folds": args.folds,
@@ -168,7 +176,7 @@ def facts_of(args: TuneArgs, bench: Bench, metric: str) -> dict[str, Any]:
 
 def mean_baselines(bench: Bench, metric: str) -> dict[str, float]:
     """Score of each baseline, on the same folds as the trials: their mean."""
-    classes = bench.question.num_classes
+    classes = bench.learning_task.num_classes
     found = [baseline_scores(fold.train, fold.val, classes, metric) for fold in bench.folds]
     return {name: statistics.fmean(scores[name] for scores in found) for name in found[0]}
 
@@ -236,7 +244,7 @@ def keep(
     }
     write_run(
         args.out,
-        bench.question,
+        bench.learning_task,
         head,
         fitted,
         choice.train,
@@ -268,7 +276,7 @@ def summarise(
         "clips": {
             "train": len(bench.whole.train),
             "val": len(bench.whole.val),
-            "unlabelled": bench.question.num_unlabelled,
+            "unlabelled": bench.learning_task.num_unlabelled,
         },
         "trials": {name: count for name, count in counts.items() if count},
         "best": {
@@ -282,7 +290,7 @@ def summarise(
         ],
         "baselines": baselines,
         "val_score": load_card(args.out).stages[0]["val_score"],
-        "warnings": list(dict.fromkeys([*bench.question.split.warnings, *notes])),
+        "warnings": list(dict.fromkeys([*bench.learning_task.split.warnings, *notes])),
     }
 
 

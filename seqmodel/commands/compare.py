@@ -48,7 +48,7 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
     if len(args.runs) < 2:
         raise ValueError(f"compare needs two runs or more, got {len(args.runs)}")
     cards = [load_card(run) for run in args.runs]
-    _require_same_question(args.runs, cards)
+    _require_same_task(args.runs, cards)
     metric = METRIC_OF_TASK[cards[0].labelling.task] if args.metric == "auto" else args.metric
     tables = [test_rows(run, card) for run, card in zip(args.runs, cards, strict=True)]
     common = sorted(set.intersection(*(set(table) for table in tables)))
@@ -128,7 +128,7 @@ def gate_passes(pair: PairedDifference) -> bool:
     return pair.difference.value >= -GATE_MARGIN and not pair.difference.high < 0
 
 
-def _require_same_question(runs: tuple[Path, ...], cards: list[Card]) -> None:
+def _require_same_task(runs: tuple[Path, ...], cards: list[Card]) -> None:
     ours = cards[0].labelling
     for run, card in zip(runs[1:], cards[1:], strict=True):
         theirs = card.labelling

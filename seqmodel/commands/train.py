@@ -11,22 +11,24 @@ from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs
 from seqmodel.runs.card import require_place
 from seqmodel.runs.writer import complete_head, count_parameters, resolve_device, rounded, write_run
 from seqmodel.training.loop import Fitted, fit, fit_best, resolve_metric
-from seqmodel.training.task import Question, load_sides, put_question
+from seqmodel.training.task import LearningTask, build_task, load_train_val
 
 
 def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
     """The command's body: trains, writes the run, returns (summary, exit code)."""
     require_place(args.run)
-    question = put_question(args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from)
-    say_question(question)
+    learning_task = build_task(
+        args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
+    )
+    print_task(learning_task)
     device = resolve_device(args.device)
-    train_samples, val_samples = load_sides(question)
-    metric = resolve_metric(args.metric, question.labelling.task)
-    head, fitted = fit_head(args, question, train_samples, val_samples, device)
-    baselines = baseline_scores(train_samples, val_samples, question.num_classes, metric)
+    train_samples, val_samples = load_train_val(learning_task)
+    metric = resolve_metric(args.metric, learning_task.labelling.task)
+    head, fitted = fit_head(args, learning_task, train_samples, val_samples, device)
+    baselines = baseline_scores(train_samples, val_samples, learning_task.num_classes, metric)
     card = write_run(
         args.run,
-        question,
+        learning_task,
         head,
         fitted,
         args.train,
@@ -44,7 +46,7 @@ def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
         "clips": {
             "train": len(train_samples),
             "val": len(val_samples),
-            "unlabelled": question.num_unlabelled,
+            "unlabelled": learning_task.num_unlabelled,
         },
         "warnings": list(card.warnings),
     }
@@ -54,12 +56,12 @@ def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
 
 
 def fit_head(
-    args: TrainArgs, question: Question, train: Samples, val: Samples, device: str
+    args: TrainArgs, learning_task: LearningTask, train: Samples, val: Samples, device: str
 ) -> tuple[LstmHead, Fitted]:
     """The head that the options describe, with the weights of its best epoch."""
-    task, num_classes = question.labelling.task, question.num_classes
+    task, num_classes = learning_task.labelling.task, learning_task.num_classes
     config = complete_head(args.head, task)
-    head = build_head(config, question.dims, num_outputs(task, num_classes), seed=args.seed)
+    head = build_head(config, learning_task.dims, num_outputs(task, num_classes), seed=args.seed)
     head.set_statistics(train)
     with progress("epochs") as bar:
         row = bar.add_task("training", total=args.train.epochs)
@@ -77,15 +79,17 @@ def fit_head(
         return head, fit_best(head, epochs, args.train.patience, on_epoch=lambda _: bar.advance(row))
 
 
-def say_question(question: Question) -> None:
+def print_task(learning_task: LearningTask) -> None:
     """Tell the user what is learned from whom."""
-    counts = ", ".join(f"{len(rows)} {side}" for side, rows in question.split.sides().items())
-    left_out = f"; {question.num_unlabelled} without a label left out" if question.num_unlabelled else ""
-    echo(
-        f"{question.labelling.task}: {' < '.join(question.labelling.names)} (last = positive), "
-        f"{counts} clips{left_out}; split: {question.split.description}"
+    counts = ", ".join(f"{len(rows)} {side}" for side, rows in learning_task.split.sides().items())
+    left_out = (
+        f"; {learning_task.num_unlabelled} without a label left out" if learning_task.num_unlabelled else ""
     )
-    for text in question.split.warnings:
+    echo(
+        f"{learning_task.labelling.task}: {' < '.join(learning_task.labelling.names)} (last = positive), "
+        f"{counts} clips{left_out}; split: {learning_task.split.description}"
+    )
+    for text in learning_task.split.warnings:
         log_warning(text)
 
 

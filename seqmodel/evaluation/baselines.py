@@ -13,28 +13,36 @@ NUM_PARTS = 5
 
 
 def majority(
-    training_shares: np.ndarray, num_clips: int, label_names: tuple[str, ...], *, of: str = "training"
+    training_class_frequencies: np.ndarray,
+    num_clips: int,
+    label_names: tuple[str, ...],
+    *,
+    of: str = "training",
 ) -> Baseline:
     """Always the commonest class `of` something; as probabilities, its (C,) shares."""
-    largest = int(training_shares.argmax())
+    largest = int(training_class_frequencies.argmax())
     return Baseline(
         name="majority",
         title="Majority class",
         description=f"Always says {label_names[largest]}, the commonest class of {of}.",
-        probabilities=np.tile(training_shares, (num_clips, 1)),
+        probabilities=np.tile(training_class_frequencies, (num_clips, 1)),
         predicted=np.full(num_clips, largest, np.int64),
     )
 
 
 def logistic(
-    training: Samples, evaluated: Samples, stream: str, measured: np.ndarray, training_shares: np.ndarray
+    training: Samples,
+    evaluated: Samples,
+    stream: str,
+    measured: np.ndarray,
+    training_class_frequencies: np.ndarray,
 ) -> Baseline:
     """Logistic regression on mean and spread of a stream over time, learned from training clips.
 
     `evaluated` holds the clips where `measured` (N,) is true; the others get the (C,) training shares.
     """
-    num_classes = len(training_shares)
-    p = np.tile(training_shares, (len(measured), 1))
+    num_classes = len(training_class_frequencies)
+    p = np.tile(training_class_frequencies, (len(measured), 1))
     p[measured] = logistic_probabilities(training, evaluated, stream, num_classes)
     return Baseline(
         name=f"logistic_{stream}",
@@ -49,7 +57,7 @@ def logistic(
 def identity(
     labels: np.ndarray,
     subjects: np.ndarray,
-    training_shares: np.ndarray,
+    training_class_frequencies: np.ndarray,
     *,
     seed: int,
     training_labels: np.ndarray | None = None,
@@ -64,7 +72,7 @@ def identity(
     known = subjects != ""
     if not known.any():
         return None
-    num_classes = len(training_shares)
+    num_classes = len(training_class_frequencies)
     part = np.random.default_rng(seed).permutation(len(labels)) % NUM_PARTS
     _, index = np.unique(subjects, return_inverse=True)
     counts = np.zeros((int(index.max()) + 1, NUM_PARTS, num_classes))
@@ -78,7 +86,7 @@ def identity(
     # posterior). People who do not differ give a constant: their own other clips would only mislead.
     weight = own.sum(axis=1, keepdims=True)
     trust = weight * likeness / (weight * likeness + 1.0 - likeness)
-    p = trust * own / np.maximum(weight, 1.0) + (1.0 - trust) * training_shares
+    p = trust * own / np.maximum(weight, 1.0) + (1.0 - trust) * training_class_frequencies
     return Baseline(
         name="identity",
         title="Identity (leak)",

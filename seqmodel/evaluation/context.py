@@ -22,7 +22,7 @@ from seqmodel.evaluation.evaluator import Baseline
 from seqmodel.evaluation.permutation_importance import ImportanceScore
 from seqmodel.heads.person_baseline import with_baseline
 from seqmodel.metrics.calibration import Calibration
-from seqmodel.metrics.classification import shares
+from seqmodel.metrics.classification import class_frequencies
 from seqmodel.metrics.predictions import Predictions, make_predictions
 from seqmodel.runs.card import Card, calibrators_of, load_card, load_split, save_card, write_text
 from seqmodel.runs.predict import EvalSubset, clip_labels, eval_subset, predict_rows
@@ -142,7 +142,7 @@ def predict(context: EvalContext) -> Predictions:
         slices={name: column[rows] for name, column in table.slices.items()} | {"source": table.source[rows]},
         task=card.labelling.task,
         calibration=card.calibration,
-        training_shares=training_shares(context, training_clips(context)),
+        training_class_frequencies=training_class_frequencies(context, training_clips(context)),
     )
 
 
@@ -191,12 +191,12 @@ def _home(card: Card) -> FeatureStore | None:
         return None
 
 
-def training_shares(context: EvalContext, training: Training) -> np.ndarray:
+def training_class_frequencies(context: EvalContext, training: Training) -> np.ndarray:
     """(C,) shares of the classes in training: of its clips, or where they are not here as the card has
     them."""
     if not len(training.labels):
-        return np.array(context.card.training_shares)
-    return shares(training.labels, len(context.card.labelling.names))
+        return np.array(context.card.training_class_frequencies)
+    return class_frequencies(training.labels, len(context.card.labelling.names))
 
 
 def fit_baselines(
@@ -204,7 +204,7 @@ def fit_baselines(
 ) -> list[Baseline]:
     """Majority, logistic regression on each stream that the store holds (read by the head or not), and where
     subjects are known identity, for the judged clips."""
-    card, prior = context.card, training_shares(context, training)
+    card, prior = context.card, training_class_frequencies(context, training)
     found = [majority(prior, len(predictions), card.labelling.names)]
     if len(np.unique(training.labels)) > 1 and predictions.measured.any():
         rows = context.eval_subset.rows[predictions.measured]

@@ -46,12 +46,12 @@ from seqmodel.metrics.calibration import (
     probabilities,
     require_threshold,
 )
-from seqmodel.metrics.classification import score, shares
+from seqmodel.metrics.classification import class_frequencies, score
 from seqmodel.metrics.predictions import Predictions
 from seqmodel.runs.card import Card
 from seqmodel.runs.writer import complete_head
 from seqmodel.training.loop import fit, fit_best, predict_logits, resolve_metric
-from seqmodel.training.task import doubt_of_folds
+from seqmodel.training.task import encoder_leak_warning
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def run_folds(
     together = subjects if args.folds == "loso" else sample_groups(samples)
     folds = split_folds(args.folds, labels, together, args.seed)
     # One for all folds: the shares of whom a fold learns from lean against those whom it leaves out.
-    prior = shares(labels, num_classes)
+    prior = class_frequencies(labels, num_classes)
     constant = majority(prior, len(rows), card.labelling.names, of="all clips")
     fold_baselines: dict[str, Baseline] = {constant.name: constant}
     answers: list[FoldResult] = []
@@ -177,7 +177,7 @@ def run_folds(
         thresholds=thresholds,
     )
     num_idle = sum(bool(idle[left_out].any()) for _, left_out in folds)
-    doubt = doubt_of_folds(context.store, groups_of(context.table, rows))
+    doubt = encoder_leak_warning(context.store, groups_of(context.table, rows))
     names = [answer.candidate for answer in chosen]
     notes = [doubt] * bool(doubt) + _notes(len(folds), num_idle, names, bool((subjects == "").any()))
     return predictions, baselines, fold_models, notes

@@ -7,7 +7,7 @@ N clips, T frames, D width of a stream, C classes.
 import numpy as np
 
 from features.datasets import Samples
-from seqmodel.metrics.classification import score, shares
+from seqmodel.metrics.classification import class_frequencies, score
 
 REGULARISATION = 0.01
 """scikit-learn's C on standardised statistics: a thousand columns on a few hundred clips want a strong
@@ -47,7 +47,7 @@ def logistic_probabilities(train: Samples, target: Samples, stream: str, num_cla
 
 def baseline_scores(train: Samples, val: Samples, num_classes: int, metric: str) -> dict[str, float]:
     """Validation score of each baseline by name: `majority`, `logistic_<stream>`."""
-    majority = np.tile(shares(train.labels, num_classes), (len(val), 1))
+    majority = np.tile(class_frequencies(train.labels, num_classes), (len(val), 1))
     predicted = {"majority": majority} | {
         f"logistic_{stream}": logistic_probabilities(train, val, stream, num_classes) for stream in train.x
     }

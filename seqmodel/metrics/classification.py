@@ -227,7 +227,7 @@ def _auroc(labels: np.ndarray, probabilities: np.ndarray, occurs: list[int]) -> 
     return float(np.mean([roc_auc_score(labels == k, probabilities[:, k]) for k in occurs]))
 
 
-def shares(labels: np.ndarray, num_classes: int) -> np.ndarray:
+def class_frequencies(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """(C,) share of each class; equal shares where there is no label."""
     counts = np.bincount(labels[labels >= 0], minlength=num_classes).astype(np.float64)
     return counts / counts.sum() if counts.sum() else np.full(num_classes, 1.0 / num_classes)

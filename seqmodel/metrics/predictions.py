@@ -62,12 +62,12 @@ def make_predictions(
     slices: Mapping[str, np.ndarray],
     task: Task,
     calibration: Calibration,
-    training_shares: np.ndarray,
+    training_class_frequencies: np.ndarray,
 ) -> Predictions:
     """Decide every measured clip; the others get the (C,) training shares and their largest class."""
     measured = reasons == ""
-    probabilities = np.tile(training_shares, (len(labels), 1)).astype(np.float64)
-    predicted = np.full(len(labels), int(training_shares.argmax()), np.int64)
+    probabilities = np.tile(training_class_frequencies, (len(labels), 1)).astype(np.float64)
+    predicted = np.full(len(labels), int(training_class_frequencies.argmax()), np.int64)
     unsure = np.zeros(len(labels), bool)
     if measured.any():
         decision = decide(logits[measured], task, calibration)

@@ -62,7 +62,7 @@ class Card:
     seed: int
     metric: str
     """What was maximised on validation."""
-    training_shares: tuple[float, ...]
+    training_class_frequencies: tuple[float, ...]
     """Share of each class among the training clips."""
     calibration: Calibration = Calibration()
     numerics: dict[str, Any] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from seqmodel.encoders.backbone import encoder_of
 from seqmodel.encoders.model_files import face_model
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.metrics.calibration import Calibration, fit_calibration
-from seqmodel.metrics.classification import shares
+from seqmodel.metrics.classification import class_frequencies
 from seqmodel.runs.card import (
     LOG,
     WEIGHTS,
@@ -37,7 +37,7 @@ from seqmodel.runs.card import (
 from seqmodel.runs.training_stats import FILE as REFERENCE
 from seqmodel.runs.training_stats import write_reference
 from seqmodel.training.loop import Epoch, Fitted
-from seqmodel.training.task import Question, labels_of
+from seqmodel.training.task import LearningTask, labels_of
 
 
 def complete_head(config: HeadConfig, task: Task) -> HeadConfig:
@@ -47,7 +47,7 @@ def complete_head(config: HeadConfig, task: Task) -> HeadConfig:
 
 def write_run(
     run: Path,
-    question: Question,
+    learning_task: LearningTask,
     head: LstmHead,
     fitted: Fitted,
     config: TrainConfig,
@@ -70,21 +70,21 @@ def write_run(
     (run / WEIGHTS).unlink(missing_ok=True)
     drop_results(run)
     shutil.rmtree(run / "finetune", ignore_errors=True)
-    calibration = _calibration(question, head, fitted)
-    found = [*question.split.warnings, *warnings]
+    calibration = _calibration(learning_task, head, fitted)
+    found = [*learning_task.split.warnings, *warnings]
 
     def build_content(text: str) -> None:
         log_warning(text)
         found.append(text)
 
-    encoder_state = _encoder_state(question, head, build_content)
-    _keep_model_files(run, question, head, build_content)
+    encoder_state = _encoder_state(learning_task, head, build_content)
+    _keep_model_files(run, learning_task, head, build_content)
     (run / LOG).unlink(missing_ok=True)
     for epoch in fitted.history:
         append_log(run, log_entry(epoch, str(stage.get("stage", "head"))))
-    _save_sides(run, question)
+    _save_sides(run, learning_task)
     card = dataclasses.replace(
-        _card(question, head, config, seed, metric),
+        _card(learning_task, head, config, seed, metric),
         calibration=calibration,
         baseline=baseline,
         stages=({"stage": "head", "val_score": fitted.best.val_score, "kept": True} | dict(stage),),
@@ -93,43 +93,45 @@ def write_run(
     )
     save_card(run, card)
     save_weights(run, head.state_dict(), encoder_state)
-    _measure_reference(run, question.store.path)
+    _measure_reference(run, learning_task.store.path)
     return card
 
 
-def _card(question: Question, head: LstmHead, config: TrainConfig, seed: int, metric: str) -> Card:
+def _card(learning_task: LearningTask, head: LstmHead, config: TrainConfig, seed: int, metric: str) -> Card:
     """What a run says of what its head reads, from whom it learned, and how."""
-    store, split = question.store, question.split
+    store, split = learning_task.store, learning_task.split
     return Card(
         recipe=store.recipe,
-        labelling=question.labelling,
+        labelling=learning_task.labelling,
         head=head.config,
         train=config,
         dims=head.dims,
         store=str(store.path),
         store_fingerprint=store.fingerprint(),
         split_description=split.description,
-        split_hash=split_hash(split, question.table.clip_id),
+        split_hash=split_hash(split, learning_task.table.clip_id),
         seed=seed,
         metric=metric,
         numerics=store.numerics,
-        training_shares=tuple(shares(labels_of(question, split.train), question.num_classes).tolist()),
+        training_class_frequencies=tuple(
+            class_frequencies(labels_of(learning_task, split.train), learning_task.num_classes).tolist()
+        ),
         versions=versions(),
         git_commit=git_commit(),
     )
 
 
-def _calibration(question: Question, head: LstmHead, fitted: Fitted) -> Calibration:
+def _calibration(learning_task: LearningTask, head: LstmHead, fitted: Fitted) -> Calibration:
     """Chosen on validation clips that were measured: about others nothing is ever decided."""
-    rows, labelling = question.split.val, question.labelling
-    measured = measured_clips(question, rows, head.dims)
-    logits, labels = fitted.best.val_logits[measured], labels_of(question, rows)[measured]
+    rows, labelling = learning_task.split.val, learning_task.labelling
+    measured = measured_clips(learning_task, rows, head.dims)
+    logits, labels = fitted.best.val_logits[measured], labels_of(learning_task, rows)[measured]
     return fit_calibration(logits, labels, labelling.task, label_names=labelling.names)
 
 
-def _save_sides(run: Path, question: Question) -> None:
-    table, split = question.table, question.split
-    side_of = sides_by_clip(split, table.clip_id) | sides_of_failed(split, table, question.labelling)
+def _save_sides(run: Path, learning_task: LearningTask) -> None:
+    table, split = learning_task.table, learning_task.split
+    side_of = sides_by_clip(split, table.clip_id) | sides_of_failed(split, table, learning_task.labelling)
     subject_of = dict(zip(table.clip_id.tolist(), table.subject.tolist(), strict=True))
     save_split(run, list(side_of), [subject_of[clip] for clip in side_of], list(side_of.values()))
 
@@ -189,9 +191,11 @@ def _test_openings(run: Path) -> tuple[str, ...]:
         return ()
 
 
-def measured_clips(question: Question, rows: np.ndarray, streams: Iterable[str]) -> np.ndarray:
+def measured_clips(learning_task: LearningTask, rows: np.ndarray, streams: Iterable[str]) -> np.ndarray:
     """(len(rows),) bool: in which clips some of these streams is valid in some frame."""
-    samples = load_samples(question.store, question.labelling, rows, question.inputs, mapped=True)
+    samples = load_samples(
+        learning_task.store, learning_task.labelling, rows, learning_task.inputs, mapped=True
+    )
     return np.any([samples.valid[name][:].any(axis=1) for name in streams], axis=0)
 
 
@@ -244,24 +248,24 @@ def rounded(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def _encoder_state(
-    question: Question, head: LstmHead, build_content: Callable[[str], None]
+    learning_task: LearningTask, head: LstmHead, build_content: Callable[[str], None]
 ) -> dict[str, torch.Tensor] | None:
     """Weights of the recipe's encoder, so that the run moves without its store; None where a run has no
     use."""
-    if question.store.recipe.pixels is None or "embeddings" not in head.dims:
+    if learning_task.store.recipe.pixels is None or "embeddings" not in head.dims:
         return None
     try:
-        return dict(encoder_of(question.store.recipe.encoder).state_dict())
+        return dict(encoder_of(learning_task.store.recipe.encoder).state_dict())
     except ValueError as error:
         build_content(f"the run holds no encoder weights: {error}")
         return None
 
 
 def _keep_model_files(
-    run: Path, question: Question, head: LstmHead, build_content: Callable[[str], None]
+    run: Path, learning_task: LearningTask, head: LstmHead, build_content: Callable[[str], None]
 ) -> None:
     """Copy the detector (and landmarker) files that the recipe names into the run."""
-    recipe = question.store.recipe
+    recipe = learning_task.store.recipe
     if recipe.pixels is None:
         return
     wanted = list(recipe.pixels.detectors)

@@ -27,7 +27,7 @@ from seqmodel.config import LabelArgs
 
 
 @dataclass(frozen=True)
-class Question:
+class LearningTask:
     """A store, a labelling and a split; the rest of training follows from them."""
 
     store: FeatureStore
@@ -51,14 +51,14 @@ class Question:
         return len(self.labelling.names)
 
 
-def put_question(
+def build_task(
     store_path: Path | str,
     label: LabelArgs,
     inputs: Inputs | None = None,
     *,
     seed: int = 0,
     splits_from: Path | None = None,
-) -> Question:
+) -> LearningTask:
     """Open a store and decide what is learned from whom.
 
     `inputs` None means every stream that the store holds. `splits_from` is a run whose people keep their
@@ -93,20 +93,20 @@ def put_question(
             f"{lacking} of {len(rows)} labelled clips have no geometry yet, which a head takes for faces "
             "out of sight: run extract again on the store",
         )
-    return Question(store, table, labelling, split, chosen, int((table.state == 1).sum()) - len(rows))
+    return LearningTask(store, table, labelling, split, chosen, int((table.state == 1).sum()) - len(rows))
 
 
-def seen_fingerprint(question: Question) -> str:
+def seen_fingerprint(learning_task: LearningTask) -> str:
     """Sixteen hex digits of what a search sees: recipe, and people, labels, sides and files of its clips.
 
     Not the whole store's: crops that are added, or corrections of other columns, change nothing about it.
     """
-    store, table = question.store, question.table
-    rows = np.concatenate([question.split.train, question.split.val])
+    store, table = learning_task.store, learning_task.table
+    rows = np.concatenate([learning_task.split.train, learning_task.split.val])
     digest = hashlib.sha256(json.dumps(to_json(store.recipe), sort_keys=True).encode())
     for texts in (table.clip_id[rows], table.subject[rows]):
         digest.update("\0".join(texts.tolist()).encode() + b"\n")
-    numbers = [labels_of(question, rows), np.array([len(question.split.train)])]
+    numbers = [labels_of(learning_task, rows), np.array([len(learning_task.split.train)])]
     numbers += [
         read_column(store.group, name, store.num_clips)[rows]
         for name in ("source_size", "source_mtime_ns", "end_s")
@@ -117,14 +117,14 @@ def seen_fingerprint(question: Question) -> str:
     return digest.hexdigest()[:16]
 
 
-def labels_of(question: Question, rows: np.ndarray) -> np.ndarray:
+def labels_of(learning_task: LearningTask, rows: np.ndarray) -> np.ndarray:
     """(len(rows),) int64 class index of these rows."""
-    column = question.labelling.column
-    codes, names = question.table.labels[column][rows], question.table.label_names[column]
-    return class_indices(question.labelling, codes, names)
+    column = learning_task.labelling.column
+    codes, names = learning_task.table.labels[column][rows], learning_task.table.label_names[column]
+    return class_indices(learning_task.labelling, codes, names)
 
 
-def load_sides(question: Question, *, mapped: bool = True) -> tuple[Samples, Samples]:
+def load_train_val(learning_task: LearningTask, *, mapped: bool = True) -> tuple[Samples, Samples]:
     """Training and validation samples; `mapped` shares one packed copy among processes.
 
     Where there is no room for that copy it says so, and each process reads the store for itself. Raises
@@ -132,10 +132,10 @@ def load_sides(question: Question, *, mapped: bool = True) -> tuple[Samples, Sam
     """
     if mapped:
         try:
-            question.store.pack()
+            learning_task.store.pack()
         except OSError as error:
-            clips = len(question.split.train) + len(question.split.val)
-            store, widths = question.store, question.dims.items()
+            clips = len(learning_task.split.train) + len(learning_task.split.val)
+            store, widths = learning_task.store, learning_task.dims.items()
             frame_bytes = sum(width * store.array(name).dtype.itemsize for name, width in widths)
             log_warning(
                 f"no room for a packed copy of {store.path} ({error}): each process holds the clips in its "
@@ -143,18 +143,19 @@ def load_sides(question: Question, *, mapped: bool = True) -> tuple[Samples, Sam
             )
             mapped = False
     train, val = (
-        load_samples(question.store, question.labelling, rows, question.inputs, mapped=mapped)
-        for rows in (question.split.train, question.split.val)
+        load_samples(learning_task.store, learning_task.labelling, rows, learning_task.inputs, mapped=mapped)
+        for rows in (learning_task.split.train, learning_task.split.val)
     )
     if not any(valid[:].any() for valid in train.valid.values()):
         raise ValueError(
-            f"not one of the {len(train)} training clips in {question.store.path} has a valid frame: there "
+            f"not one of the {len(train)} training clips in "
+            f"{learning_task.store.path} has a valid frame: there "
             "is nothing to learn from"
         )
     return train, val
 
 
-def doubt_of_folds(store: FeatureStore, groups: np.ndarray) -> str:
+def encoder_leak_warning(store: FeatureStore, groups: np.ndarray) -> str:
     """What readers have to know of figures for which each of these people is held out once, on whatever side
     they stand; '' where the encoder learned from nobody of them.
 

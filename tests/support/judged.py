@@ -146,7 +146,7 @@ def make_run(
         split_hash=split_hash(split, table.clip_id),
         seed=seed,
         metric="auroc",
-        training_shares=(0.5, 0.5),
+        training_class_frequencies=(0.5, 0.5),
         calibration=calibration,
         versions=versions(),
     )
@@ -165,11 +165,11 @@ def evaluated(
     *,
     rounds: int = 300,
     seed: int = 0,
-    training_shares: tuple[float, float] = (0.3, 0.7),
+    training_class_frequencies: tuple[float, float] = (0.3, 0.7),
 ) -> EvaluationResult:
     """A judgement of p(positive) (N,), with the majority and identity beside it."""
     positive = np.clip(positive, 1e-6, 1 - 1e-6)
-    shares = np.array(training_shares)
+    shares = np.array(training_class_frequencies)
     p = make_predictions(
         clip_ids=np.array([f"{i}#0" for i in range(len(labels))]),
         subjects=subjects,
@@ -180,7 +180,7 @@ def evaluated(
         slices={},
         task="binary",
         calibration=Calibration(),
-        training_shares=shares,
+        training_class_frequencies=shares,
     )
     known = identity(labels, subjects, shares, seed=seed)
     baselines = [majority(shares, len(labels), NAMES), *([known] if known else [])]

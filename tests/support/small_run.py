@@ -56,7 +56,7 @@ def write_run(
         split_hash="",
         seed=0,
         metric="auroc",
-        training_shares=(0.5, 0.5),
+        training_class_frequencies=(0.5, 0.5),
         calibration=calibration or Calibration(),
     )
     head = build_head(HEAD, card.dims, card.num_outputs, seed=0)

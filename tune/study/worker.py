@@ -17,7 +17,7 @@ from seqmodel.heads.person_baseline import with_baseline
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.runs.writer import resolve_device
 from seqmodel.training.loop import Epoch, Fitted, best_of, predict_logits
-from seqmodel.training.task import Question, load_sides, put_question
+from seqmodel.training.task import LearningTask, build_task, load_train_val
 from tune.config import TuneArgs
 from tune.objective import (
     Fold,
@@ -39,7 +39,7 @@ class Bench:
     """What a worker has at hand: the clips and how they are judged."""
 
     args: TuneArgs
-    question: Question
+    learning_task: LearningTask
     whole: Fold
     """Train and validation, of which the winner is made."""
     folds: list[Fold]
@@ -48,17 +48,19 @@ class Bench:
     device: str
 
 
-def set_up(args: TuneArgs, question: Question | None = None) -> Bench:
+def set_up(args: TuneArgs, learning_task: LearningTask | None = None) -> Bench:
     """Load the clips; the same call in every process gives the same folds.
 
     Raises ValueError when no fold has a say.
     """
-    question = question or put_question(
+    learning_task = learning_task or build_task(
         args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
     )
-    train, val = (with_baseline(side, args.baseline, question.store) for side in load_sides(question))
+    train, val = (
+        with_baseline(side, args.baseline, learning_task.store) for side in load_train_val(learning_task)
+    )
     fixed, many = args.inputs is not None, len(train) >= MANY_CLIPS
-    space = Space(question.labelling.task, tuple(train.x), fixed, args.epochs, many)
+    space = Space(learning_task.labelling.task, tuple(train.x), fixed, args.epochs, many)
     folds = whole = make_folds(train, val, 0, args.seed)
     if args.folds > 1:
         folds = scored_folds(make_folds(train, val, args.folds, args.seed))
@@ -67,7 +69,7 @@ def set_up(args: TuneArgs, question: Question | None = None) -> Bench:
                 f"--folds {args.folds}: none of them has a say: each holds out or learns from clips of one "
                 "class only; take fewer folds, or add recordings of others"
             )
-    return Bench(args, question, whole[0], folds, space, resolve_device(args.device))
+    return Bench(args, learning_task, whole[0], folds, space, resolve_device(args.device))
 
 
 def trial_value(bench: Bench, trial: optuna.Trial) -> float:
@@ -85,7 +87,7 @@ def trial_value(bench: Bench, trial: optuna.Trial) -> float:
         trial,
         bench.folds,
         bench.space,
-        num_classes=bench.question.num_classes,
+        num_classes=bench.learning_task.num_classes,
         metric=bench.args.metric,
         seed=bench.args.seed,
         device=bench.device,
@@ -117,7 +119,7 @@ def kept_or_refitted(bench: Bench, trial: FrozenTrial) -> tuple[LstmHead, Fitted
     """A trial's head, as its checkpoint has it; where there is none, with folds or on another machine, fitted
     again under the search's own seed."""
     choice, seed = choice_of(trial.params, bench.space), bench.args.seed
-    head = untrained_head(choice, bench.whole, bench.space.task, bench.question.num_classes, seed)
+    head = untrained_head(choice, bench.whole, bench.space.task, bench.learning_task.num_classes, seed)
     epochs = load_checkpoint(trial, head, bench.args.out)
     if not epochs:
         return _fitted(bench, bench.whole, choice, seed)
@@ -139,7 +141,7 @@ def _fitted(bench: Bench, fold: Fold, choice: Choice, seed: int) -> tuple[LstmHe
         choice,
         fold,
         task=bench.space.task,
-        num_classes=bench.question.num_classes,
+        num_classes=bench.learning_task.num_classes,
         metric=bench.args.metric,
         seed=seed,
         device=bench.device,

@@ -15,7 +15,7 @@ from features.store.store import FeatureStore
 from seqmodel.__main__ import main as seqmodel
 from seqmodel.config import LabelArgs
 from seqmodel.runs.card import load_card
-from seqmodel.training.task import put_question
+from seqmodel.training.task import build_task
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 
@@ -48,7 +48,7 @@ def test_the_landmarkers_names_make_a_geometry_store(tmp_path: Path) -> None:
     assert verify_store(store) == []
     assert store.pack()
     np.testing.assert_array_equal(FeatureStore.open(store.path).read_stream("geometry")[0], values)
-    assert put_question(store.path, LabelArgs()).dims == {"geometry": len(NAMES)}
+    assert build_task(store.path, LabelArgs()).dims == {"geometry": len(NAMES)}
     assert main(["info", str(store.path)]) == 0
     assert main(["verify", str(store.path)]) == 0
 

@@ -75,7 +75,7 @@ def finetuned(tmp_path_factory) -> tuple[Path, Card, FeatureStore, CnnLstm]:
         split_hash="",
         seed=0,
         metric="auroc",
-        training_shares=(0.5, 0.5),
+        training_class_frequencies=(0.5, 0.5),
     )
     (root / "run").mkdir()
     save_weights(root / "run", head.state_dict(), encoder.state_dict())
@@ -131,7 +131,7 @@ def test_a_growing_window_knows_no_frame_to_come(tmp_path: Path, baseline: str) 
         split_hash="",
         seed=0,
         metric="auroc",
-        training_shares=(0.5, 0.5),
+        training_class_frequencies=(0.5, 0.5),
         baseline=baseline,
     )
     save_weights(tmp_path, head.state_dict(), None)

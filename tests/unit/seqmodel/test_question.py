@@ -10,7 +10,7 @@ import pytest
 from features.maintenance.import_external import read_sequences, write_external
 from features.store.store import FeatureStore, plan
 from seqmodel.config import LabelArgs
-from seqmodel.training.task import load_sides, put_question, seen_fingerprint
+from seqmodel.training.task import build_task, load_train_val, seen_fingerprint
 from tests.support.small_store import WITH_GEOMETRY, clips_of, fill_row, write_store
 
 LABELS = LabelArgs(labels="distracted,engaged")
@@ -21,12 +21,12 @@ def test_a_stream_that_is_half_there_is_warned_about(tmp_path: Path) -> None:
     store = plan(tmp_path / "s.zarr", clips_of(64), WITH_GEOMETRY, numerics={})
     for row in range(64):
         fill_row(store, row, geometry=row % 2 == 0)
-    (text,) = put_question(store.path, LABELS).split.warnings
+    (text,) = build_task(store.path, LABELS).split.warnings
     assert "32 of 64 labelled clips have no geometry yet" in text
-    assert not put_question(store.path, LABELS, "embeddings").split.warnings
+    assert not build_task(store.path, LABELS, "embeddings").split.warnings
     for row in range(1, 64, 2):
         fill_row(store, row)
-    assert not put_question(store.path, LABELS).split.warnings
+    assert not build_task(store.path, LABELS).split.warnings
 
 
 def test_training_on_nothing_is_refused_before_it_begins(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_training_on_nothing_is_refused_before_it_begins(tmp_path: Path) -> None
     np.savez(tmp_path / "x.npz", x=x, y=y, subject=np.array([f"p{i % 10}" for i in range(40)]))
     write_external(tmp_path / "s.zarr", read_sequences(tmp_path / "x.npz"), "nothing")
     with pytest.raises(ValueError, match=r"not one of the .* training clips .* has a valid frame"):
-        load_sides(put_question(tmp_path / "s.zarr", LabelArgs()))
+        load_train_val(build_task(tmp_path / "s.zarr", LabelArgs()))
 
 
 def test_levels_of_a_later_month_stand_by_value(tmp_path: Path) -> None:
@@ -54,8 +54,8 @@ def test_levels_of_a_later_month_stand_by_value(tmp_path: Path) -> None:
     for row in range(64):
         fill_row(store, row)
     assert store.label_names["level"] == ["1", "2", "3", "0"]
-    question = put_question(path, LabelArgs(label="level", task="ordinal"))
-    assert question.labelling.names == ("0", "1", "2", "3")
+    learning_task = build_task(path, LabelArgs(label="level", task="ordinal"))
+    assert learning_task.labelling.names == ("0", "1", "2", "3")
 
 
 def test_a_corrected_typo_leaves_no_empty_class(tmp_path: Path) -> None:
@@ -67,9 +67,9 @@ def test_a_corrected_typo_leaves_no_empty_class(tmp_path: Path) -> None:
     for row in range(64):
         fill_row(store, row)
     assert "enagged" in store.label_names["label"]
-    assert put_question(path, LabelArgs()).labelling.names == ("distracted", "engaged")
+    assert build_task(path, LabelArgs()).labelling.names == ("distracted", "engaged")
     with pytest.raises(ValueError, match="no clip of 'enagged'"):
-        put_question(path, LabelArgs(labels="enagged,engaged"))
+        build_task(path, LabelArgs(labels="enagged,engaged"))
 
 
 def test_without_room_for_a_packed_copy_the_same_clips_are_read_and_it_is_said(
@@ -78,12 +78,12 @@ def test_without_room_for_a_packed_copy_the_same_clips_are_read_and_it_is_said(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    question = put_question(write_store(tmp_path / "s.zarr", 64).path, LABELS)
+    learning_task = build_task(write_store(tmp_path / "s.zarr", 64).path, LABELS)
     with monkeypatch.context() as patch:
         patch.setattr("features.store.packed._write", full)
-        read = load_sides(question)
+        read = load_train_val(learning_task)
     assert "no room for a packed copy" in capsys.readouterr().err
-    mapped = load_sides(question)
+    mapped = load_train_val(learning_task)
     assert "no room" not in capsys.readouterr().err
     for ours, theirs in zip(read, mapped, strict=True):
         for name in ("embeddings", "geometry"):
@@ -96,9 +96,9 @@ def test_a_study_knows_its_clips_by_what_it_sees_of_them(tmp_path: Path) -> None
     store = write_store(tmp_path / "s.zarr", 64)
 
     def seen() -> str:
-        return seen_fingerprint(put_question(store.path, LABELS))
+        return seen_fingerprint(build_task(store.path, LABELS))
 
-    row = int(put_question(store.path, LABELS).split.train[0])
+    row = int(build_task(store.path, LABELS).split.train[0])
 
     def corrected(**changes: object) -> None:
         clips = clips_of(64)

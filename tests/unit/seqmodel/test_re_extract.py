@@ -18,7 +18,7 @@ from seqmodel.config import HeadConfig, LabelArgs, TrainArgs, TrainConfig
 from seqmodel.evaluation import folds
 from seqmodel.finetuning.reextract import re_extract
 from seqmodel.runs.card import load_card, save_card
-from seqmodel.training.task import doubt_of_folds, put_question
+from seqmodel.training.task import build_task, encoder_leak_warning
 from tests.support.crop_store import write_crop_store
 from tests.support.judged import RECIPE, make_run, make_store
 from tests.support.small_store import WITH_GEOMETRY, clips_of, fill_row, write_store
@@ -68,11 +68,11 @@ def test_a_new_store_names_who_trained_its_encoder_and_goes_on_with_the_ledger(t
     assert new.test_openings == old.test_openings
     assert len(new.test_openings) == 1
     assert verify_store(new) == []
-    theirs = put_question(out, LABELS, splits_from=run).split
+    theirs = build_task(out, LABELS, splits_from=run).split
     named = {f"subject {who}": side for side, rows in theirs.sides().items() for who in people_of(new, rows)}
     assert new.encoder_sides == named
     for seed in (0, 1, 2):
-        ours = put_question(out, LABELS, seed=seed).split
+        ours = build_task(out, LABELS, seed=seed).split
         for side, rows in theirs.sides().items():
             assert ours.sides()[side].tolist() == rows.tolist()
         assert not ours.warnings
@@ -98,7 +98,7 @@ def test_an_encoder_that_went_on_from_another_has_learned_from_both_runs_people(
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_people_who_trained_the_encoder_keep_their_sides(tmp_path: Path, seed: int) -> None:
     store = tuned_store(tmp_path / "tuned.zarr", SIDES)
-    split = put_question(store.path, LABELS, seed=seed).split
+    split = build_task(store.path, LABELS, seed=seed).split
     found = {side: people_of(store, rows) for side, rows in split.sides().items()}
     assert found == {"train": {"p0", "p1"}, "val": {"p2"}, "test": {"p3"}}
     assert "finetuned:first" in split.description
@@ -116,31 +116,31 @@ def test_whoever_an_encoder_knows_is_not_held_out(tmp_path: Path, side_of: dict[
     """Neither judged nor chosen by; heads that read the geometry alone may."""
     store, run = tuned_store(tmp_path / "tuned.zarr", SIDES), write_split(tmp_path / "other", side_of)
     with pytest.raises(ValueError, match=rf"has learned from people.*{who}.*leave --splits-from out"):
-        put_question(store.path, LABELS, splits_from=run)
-    assert put_question(store.path, LABELS, "geometry", splits_from=run).split.train.size
+        build_task(store.path, LABELS, splits_from=run)
+    assert build_task(store.path, LABELS, "geometry", splits_from=run).split.train.size
     inward = write_split(tmp_path / "inward", {"p0": "train", "p1": "train", "p2": "val", "p3": "test"})
-    assert people_of(store, put_question(store.path, LABELS, splits_from=inward).split.test) == {"p3"}
+    assert people_of(store, build_task(store.path, LABELS, splits_from=inward).split.test) == {"p3"}
 
 
 def test_of_a_store_that_does_not_say_who_trained_its_encoder_is_warned(tmp_path: Path) -> None:
     """Whose run had none of its people; no other store is spoken of."""
     store = tuned_store(tmp_path / "tuned.zarr", {})
-    (text,) = put_question(store.path, LABELS).split.warnings
+    (text,) = build_task(store.path, LABELS).split.warnings
     assert "does not say on whom" in text
-    assert not put_question(store.path, LABELS, "geometry").split.warnings
+    assert not build_task(store.path, LABELS, "geometry").split.warnings
     run = write_split(tmp_path / "first", {"p0": "train", "p1": "train", "p2": "val", "p3": "test"})
-    assert not put_question(store.path, LABELS, splits_from=run).split.warnings
+    assert not build_task(store.path, LABELS, splits_from=run).split.warnings
     everybody = np.array(list(SIDES))
-    assert "may be too good here" in doubt_of_folds(store, everybody)
+    assert "may be too good here" in encoder_leak_warning(store, everybody)
     plain = write_store(tmp_path / "plain.zarr", 64)
-    assert not put_question(plain.path, LABELS).split.warnings
-    assert doubt_of_folds(plain, everybody) == ""
+    assert not build_task(plain.path, LABELS).split.warnings
+    assert encoder_leak_warning(plain, everybody) == ""
 
 
 def test_folds_know_how_many_people_the_encoder_knows(tmp_path: Path) -> None:
     store = tuned_store(tmp_path / "tuned.zarr", SIDES)
-    assert "from 3 of the 4 people" in doubt_of_folds(store, np.array([*SIDES, *SIDES]))
-    assert doubt_of_folds(store, np.array(["subject p3", "subject p9"])) == ""
+    assert "from 3 of the 4 people" in encoder_leak_warning(store, np.array([*SIDES, *SIDES]))
+    assert encoder_leak_warning(store, np.array(["subject p3", "subject p9"])) == ""
 
 
 def test_evaluate_with_folds_says_first_that_the_encoder_knows_these_people(

@@ -38,7 +38,7 @@ CARD = Card(
     split_hash="ffff",
     seed=7,
     metric="auroc",
-    training_shares=(0.5, 0.5),
+    training_class_frequencies=(0.5, 0.5),
     calibration=Calibration(temperature=1.5, abstain=(0.4, 0.6)),
     stages=({"stage": 1, "val": 0.9, "kept": True},),
     test_openings=("2026-01-01T00:00:00Z",),

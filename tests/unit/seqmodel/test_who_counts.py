@@ -19,8 +19,8 @@ from seqmodel.evaluation.context import (
     count_opening,
     folder_of,
     open_context,
+    training_class_frequencies,
     training_clips,
-    training_shares,
 )
 from seqmodel.metrics.calibration import fit_calibration
 from seqmodel.reporting.content import commands
@@ -126,9 +126,9 @@ def test_without_its_store_a_run_still_knows_its_commonest_class(tmp_path: Path)
     assert main(words) == 0
     args = EvaluateArgs(tmp_path / "run", store=tmp_path / "b.zarr", rounds=5)
     context = open_split(args)
-    here = training_shares(context, training_clips(context))
+    here = training_class_frequencies(context, training_clips(context))
     shutil.rmtree(tmp_path / "a.zarr")
-    gone = training_shares(context, training_clips(context))
+    gone = training_class_frequencies(context, training_clips(context))
     np.testing.assert_allclose(gone, here)
     assert here[1] > 0.6
 

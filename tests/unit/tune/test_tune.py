@@ -359,7 +359,7 @@ def test_folds_keep_windows_of_one_video_together_where_nobody_is_known() -> Non
 
 def test_search_never_loads_a_test_clip(store: Path, tmp_path: Path) -> None:
     bench = set_up(args_for(store, tmp_path / "x", folds=2))
-    test_rows = set(bench.question.split.test.tolist())
+    test_rows = set(bench.learning_task.split.test.tolist())
     assert test_rows
     seen: list[Samples] = [side for fold in bench.folds for side in (fold.train, fold.val)]
     assert not any(test_rows & set(samples.rows.tolist()) for samples in seen)
