@@ -86,7 +86,7 @@ class FinetuneConfig:
 
     epochs: int = 6
     """Most epochs with the encoder unfrozen."""
-    warm_epochs: int = 1
+    head_only_epochs: int = 1
     """Epochs of the head alone, first."""
     patience: int = 3
     """Epochs without a better validation score before stopping."""
@@ -94,7 +94,7 @@ class FinetuneConfig:
     """Learning rate of the head."""
     encoder_lr: float = 3e-5
     """Learning rate of the encoder at its last block; lower ones learn more slowly."""
-    depth_decay: float = 0.8
+    layer_decay: float = 0.8
     """Each block's learning rate, as a share of the next one's."""
     scheduler: Literal["cosine", "plateau", "none"] = "cosine"
     """Learning rates over time: cosine with a warm-up, lower on a plateau, or constant."""
@@ -102,7 +102,7 @@ class FinetuneConfig:
     """Weight decay, off for norms and biases."""
     effective_batch: int = 8
     """Clips a step, gathered one clip at a time."""
-    versions: int = 4
+    augmented_copies: int = 4
     """Of a training clip, to cache the activations of: its crops as they are, and augmented draws of them."""
     save_every_s: float = 60.0
     """Seconds between checkpoints within an epoch; there is one after each epoch in any case."""
@@ -166,11 +166,11 @@ class FinetuneArgs:
     store: Path | None = None
     """The store with crops; by default the one that the run was trained on."""
     finetune: FinetuneConfig = FinetuneConfig()
-    recipe: Literal["brainbuddy", "seed"] = "brainbuddy"
+    preset: Literal["brainbuddy", "seed"] = "brainbuddy"
     """Training recipe: ours, or the seed project's (batch 8, accumulation 32, AdamW)."""
     unfreeze_from: int | None = None
     """First encoder block that is trained; by default the measured best."""
-    cut_cache: Literal["on", "off"] = "on"
+    activation_cache: Literal["on", "off"] = "on"
     """Keep the frozen blocks' activations at the cut, so that they are computed once."""
     augment: bool = True
     """Clip-consistent augmentation."""

@@ -127,7 +127,11 @@ def is_outdated(own: Calibration, base: Calibration) -> bool:
     Fitting to a person takes threshold, abstain band and goal over as they are, and replaces temperature and
     bias: a run whose temperature and bias alone have changed is met by the same calibration again.
     """
-    return (own.threshold, own.abstain, own.goal) != (base.threshold, base.abstain, base.goal)
+    return (own.threshold, own.abstain, own.threshold_metric) != (
+        base.threshold,
+        base.abstain,
+        base.threshold_metric,
+    )
 
 
 def save_personal(name: str, run_key: str, calibration: Calibration) -> Path:
@@ -184,11 +188,15 @@ def _read(path: Path) -> dict[str, Calibration]:
 
 
 def _calibration(
-    *, temperature: float, bias: float, threshold: float, abstain: list[float] | None, goal: str
+    *, temperature: float, bias: float, threshold: float, abstain: list[float] | None, threshold_metric: str
 ) -> Calibration:
     """As the file has it: each field, and no other."""
     return Calibration(
-        temperature, bias, threshold, (float(abstain[0]), float(abstain[1])) if abstain else None, goal
+        temperature,
+        bias,
+        threshold,
+        (float(abstain[0]), float(abstain[1])) if abstain else None,
+        threshold_metric,
     )
 
 

@@ -47,7 +47,7 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         logits[fits],
         labels[fits],
         card.labelling.task,
-        goal=args.threshold_for,
+        threshold_metric=args.threshold_for,
         label_names=card.labelling.names,
     )
     card = count_opening(context, card)

@@ -24,10 +24,17 @@ from features.recipe import EncoderId
 from seqmodel.config import FinetuneArgs
 from seqmodel.encoders.backbone import state_sha256
 from seqmodel.finetuning.checkpoint import load_checkpoint, save_checkpoint
-from seqmodel.finetuning.distributed import Team, join_team, leave_team
+from seqmodel.finetuning.distributed import DistributedContext, join_distributed, leave_distributed
 from seqmodel.finetuning.reextract import re_extract
-from seqmodel.finetuning.setup import Stage, asked_of, augmentation_of, cut_sources, open_stage, start_of
-from seqmodel.finetuning.state import Goal, Outcome
+from seqmodel.finetuning.setup import (
+    FinetuneSetup,
+    activation_datasets,
+    augmentation_of,
+    open_setup,
+    settings_hash,
+    start_of,
+)
+from seqmodel.finetuning.state import EpochResult, Objective
 from seqmodel.finetuning.trainer import EndToEnd, keep_freed_memory
 from seqmodel.metrics.calibration import refit_calibration
 from seqmodel.runs.card import (
@@ -52,42 +59,43 @@ def finetune(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
     """The command's body: trains, updates the run, returns (summary, exit code)."""
     started = time.perf_counter()
     keep_freed_memory()
-    team = join_team(resolve_device(args.device))
+    distributed = join_distributed(resolve_device(args.device))
     try:
-        _train(args, team)
-        team.wait()
+        _train(args, distributed)
+        distributed.barrier()
     except RuntimeError as error:
-        if team.size == 1 or not any(word in str(error).lower() for word in LOST_PEER):
+        if distributed.size == 1 or not any(word in str(error).lower() for word in LOST_PEER):
             raise
         raise ValueError(
-            f"a process of this job of {team.size} went away ({str(error).splitlines()[0][:120]}); the last "
+            f"a process of this job of {distributed.size} went away "
+            f"({str(error).splitlines()[0][:120]}); the last "
             f"checkpoint is kept in {args.run / 'finetune'}: start the same command again to go on"
         ) from error
     finally:
-        leave_team()
-    if not team.writes:
+        leave_distributed()
+    if not distributed.is_main:
         return {}, 0
     # The other processes have left: what follows takes longer than they would wait.
     summary, code = _finish(args)
     return summary | {"seconds": round(time.perf_counter() - started, 1)}, code
 
 
-def _train(args: FinetuneArgs, team: Team) -> None:
+def _train(args: FinetuneArgs, distributed: DistributedContext) -> None:
     """Fine-tune and update the run, unless its card says that just this was done."""
-    stage = open_stage(args)
-    if (done := _last_entry(stage.card)) is not None and done.get("settings") == asked_of(stage, args):
-        if team.writes:
+    setup = open_setup(args)
+    if (done := _last_entry(setup.card)) is not None and done.get("settings") == settings_hash(setup, args):
+        if distributed.is_main:
             echo(f"nothing new: {args.run} was fine-tuned in this way already ({_kept(done)} was kept)")
         return
     if args.re_extract is not None and args.re_extract.exists():
         raise ValueError(f"--re-extract {args.re_extract} is there already: name a new one")
-    if team.writes and stage.started_from != "stage 1":
+    if distributed.is_main and setup.started_from != "stage 1":
         echo(f"{args.run} was fine-tuned before, with other settings: going further from there")
-    job = start_job(stage, args, team)
-    outcome = _run_job(stage, job, args)
-    if team.writes:
-        _write(stage, job, outcome, args)
-        _print_history(job.at.history, outcome, stage)
+    job = start_job(setup, args, distributed)
+    result = _run_job(setup, job, args)
+    if distributed.is_main:
+        _write(setup, job, result, args)
+        _print_history(job.at.history, result, setup)
 
 
 def _finish(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
@@ -135,73 +143,77 @@ def _summary(run: Path, card: Card) -> dict[str, Any]:
     }
 
 
-def start_job(stage: Stage, args: FinetuneArgs, team: Team) -> EndToEnd:
+def start_job(setup: FinetuneSetup, args: FinetuneArgs, distributed: DistributedContext) -> EndToEnd:
     """The training job, at its beginning or where it was stopped."""
-    augmentation = augmentation_of(stage) if args.augment else None
-    train, val = stage.train, stage.val
-    if args.cut_cache == "on" and stage.first_block > 0:
-        train, val = cut_sources(stage, args, team)
-    goal = Goal(stage.card.labelling.task, len(stage.card.labelling.names), stage.card.metric, stage.loss)
+    augmentation = augmentation_of(setup) if args.augment else None
+    train, val = setup.train, setup.val
+    if args.activation_cache == "on" and setup.first_block > 0:
+        train, val = activation_datasets(setup, args, distributed)
+    threshold_metric = Objective(
+        setup.card.labelling.task, len(setup.card.labelling.names), setup.card.metric, setup.loss
+    )
     job = EndToEnd(
-        stage.model,
+        setup.model,
         train,
         val,
-        goal,
-        stage.config,
-        first_block=stage.first_block,
+        threshold_metric,
+        setup.config,
+        first_block=setup.first_block,
         seed=args.seed,
-        team=team,
+        distributed=distributed,
         augmentation=augmentation,
     )
-    found = load_checkpoint(stage.folder / "checkpoint.safetensors")
-    if found is not None and _belongs(found[0], found[1]["settings"], stage, args):
-        job.go_on(found[0], found[1]["position"])
-        if team.writes:
+    found = load_checkpoint(setup.folder / "checkpoint.safetensors")
+    if found is not None and _belongs(found[0], found[1]["settings"], setup, args):
+        job.load_state_dict(found[0], found[1]["position"])
+        if distributed.is_main:
             echo(f"going on at epoch {job.at.epoch}, step {job.at.step} of {job.num_steps}")
     else:
-        if found is not None and team.writes:
+        if found is not None and distributed.is_main:
             echo("the checkpoint found belongs to other settings: starting anew")
         job.evaluate_start()
     return job
 
 
-def _belongs(tensors: Mapping[str, torch.Tensor], settings: Any, stage: Stage, args: FinetuneArgs) -> bool:
+def _belongs(
+    tensors: Mapping[str, torch.Tensor], settings: Any, setup: FinetuneSetup, args: FinetuneArgs
+) -> bool:
     """Whether a checkpoint is this job's: asked for in the same way, and begun with the run's weights."""
-    if not isinstance(settings, dict) or settings.get("asked") != asked_of(stage, args):
+    if not isinstance(settings, dict) or settings.get("asked") != settings_hash(setup, args):
         return False
-    if settings["start"] == start_of(stage):
+    if settings["start"] == start_of(setup):
         return True
     # Killed after the weights were replaced and before the card was: the run holds this job's own best.
-    ours = stage.model.state_dict()
+    ours = setup.model.state_dict()
     best = {name.removeprefix("best."): t for name, t in tensors.items() if name.startswith("best.")}
     return bool(best) and all(name in ours and torch.equal(ours[name].cpu(), t) for name, t in best.items())
 
 
-def _run_job(stage: Stage, job: EndToEnd, args: FinetuneArgs) -> Outcome:
+def _run_job(setup: FinetuneSetup, job: EndToEnd, args: FinetuneArgs) -> EpochResult:
     """Step until the job is finished; returns the outcome of the weights that are kept, now in the model.
 
     Ctrl-C or SIGTERM ends it by KeyboardInterrupt after the step that is being made, with a checkpoint.
     """
     saved = time.monotonic()
-    settings = {"asked": asked_of(stage, args), "start": start_of(stage)}
+    settings = {"asked": settings_hash(setup, args), "start": start_of(setup)}
 
     with progress("steps") as bar, stop_asked() as asked_here:
         left = (job.num_epochs - job.at.epoch) * job.num_steps - job.at.step
-        row = bar.add_task("fine-tuning", total=left, visible=job.team.writes)
+        row = bar.add_task("fine-tuning", total=left, visible=job.distributed.is_main)
         while not job.finished:
-            outcome = job.step()
+            result = job.step()
             bar.advance(row)
-            if outcome is not None:
-                bar.update(row, description=f"fine-tuning, validation {outcome.val_score:.4f}")
-            stops = _agreed(asked_here(), job.team)
-            if stops or outcome is not None or time.monotonic() - saved >= stage.config.save_every_s:
-                if job.team.writes:
+            if result is not None:
+                bar.update(row, description=f"fine-tuning, validation {result.val_score:.4f}")
+            stops = _agreed(asked_here(), job.distributed)
+            if stops or result is not None or time.monotonic() - saved >= setup.config.save_every_s:
+                if job.distributed.is_main:
                     note = {"settings": settings, "position": job.note()}
-                    save_checkpoint(stage.folder / "checkpoint.safetensors", job.tensors(), note)
+                    save_checkpoint(setup.folder / "checkpoint.safetensors", job.tensors(), note)
                 saved = time.monotonic()
             if stops:
                 raise KeyboardInterrupt
-    return job.take_best()
+    return job.restore_best()
 
 
 @contextmanager
@@ -225,55 +237,59 @@ def stop_asked() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def _agreed(stop: bool, team: Team) -> bool:
+def _agreed(stop: bool, distributed: DistributedContext) -> bool:
     """Whether any process of the team was asked to stop: all stop at the same step, or one would wait."""
-    return stop if team.size == 1 else bool(team.total(torch.tensor(float(stop), device=team.device)) > 0)
+    return (
+        stop
+        if distributed.size == 1
+        else bool(distributed.all_reduce(torch.tensor(float(stop), device=distributed.device)) > 0)
+    )
 
 
-def _write(stage: Stage, job: EndToEnd, outcome: Outcome, args: FinetuneArgs) -> None:
+def _write(setup: FinetuneSetup, job: EndToEnd, result: EpochResult, args: FinetuneArgs) -> None:
     """Put the kept weights and the story into the run."""
     entry = {
         "stage": "finetune",
-        "val_score": outcome.val_score,
-        "kept": outcome.phase != "stage 1",
-        "started_from": stage.started_from,
+        "val_score": result.val_score,
+        "kept": result.phase != "stage 1",
+        "started_from": setup.started_from,
         "stage_1": job.at.history[0].val_score,
-        "kept_epoch": outcome.index,
-        "unfreeze_from": stage.first_block,
+        "kept_epoch": result.index,
+        "unfreeze_from": setup.first_block,
         "epochs": [_history_json(o) for o in job.at.history[1:]],
-        "settings": asked_of(stage, args),
+        "settings": settings_hash(setup, args),
         "command": args.command,
     }
-    if outcome.phase == "stage 1":
-        _log(stage.run, job.at.history)
-        save_card(stage.run, dataclasses.replace(stage.card, stages=(*stage.card.stages, entry)))
+    if result.phase == "stage 1":
+        _log(setup.run, job.at.history)
+        save_card(setup.run, dataclasses.replace(setup.card, stages=(*setup.card.stages, entry)))
         return
-    card = _card_of(stage, job, outcome)
-    if (moved := calibration_stage(stage.card)) is not None:
+    card = _card_of(setup, job, result)
+    if (moved := calibration_stage(setup.card)) is not None:
         log_warning(f"the calibration for {moved['store']} goes with the old weights: calibrate again")
-    drop_results(stage.run)
-    save_weights(stage.run, stage.model.head.state_dict(), stage.model.encoder.state_dict())
-    _log(stage.run, job.at.history)
+    drop_results(setup.run)
+    save_weights(setup.run, setup.model.head.state_dict(), setup.model.encoder.state_dict())
+    _log(setup.run, job.at.history)
     stages = tuple(dict(s) | {"kept": False} for s in card.stages)
-    save_card(stage.run, dataclasses.replace(card, stages=(*stages, entry)))
+    save_card(setup.run, dataclasses.replace(card, stages=(*stages, entry)))
 
 
-def _card_of(stage: Stage, job: EndToEnd, outcome: Outcome) -> Card:
+def _card_of(setup: FinetuneSetup, job: EndToEnd, result: EpochResult) -> Card:
     """The run's card with what new weights change: who the encoder is, and the calibration."""
-    card, encoder = stage.card, stage.card.recipe.encoder
-    if outcome.phase == "both" and stage.first_block < len(stage.model.encoder.blocks):
-        sha256 = state_sha256(stage.model.encoder.state_dict())
-        encoder = EncoderId(encoder.name, f"finetuned:{stage.run.name}", sha256, encoder.dim)
-    measured = np.any([mask.any(axis=1) for mask in stage.val.valid.values()], axis=0)
+    card, encoder = setup.card, setup.card.recipe.encoder
+    if result.phase == "both" and setup.first_block < len(setup.model.encoder.blocks):
+        sha256 = state_sha256(setup.model.encoder.state_dict())
+        encoder = EncoderId(encoder.name, f"finetuned:{setup.run.name}", sha256, encoder.dim)
+    measured = np.any([mask.any(axis=1) for mask in setup.val.valid.values()], axis=0)
     return dataclasses.replace(
         card,
         recipe=dataclasses.replace(card.recipe, encoder=encoder),
         calibration=refit_calibration(
             card.calibration,
             job.best_logits[measured],
-            np.asarray(stage.val.labels)[measured],
+            np.asarray(setup.val.labels)[measured],
             card.labelling.task,
-            goal=card.calibration.goal,
+            threshold_metric=card.calibration.threshold_metric,
             label_names=card.labelling.names,
         ),
         metrics={},
@@ -282,33 +298,33 @@ def _card_of(stage: Stage, job: EndToEnd, outcome: Outcome) -> Card:
     )
 
 
-def _log(run: Path, history: list[Outcome]) -> None:
+def _log(run: Path, history: list[EpochResult]) -> None:
     """Add the epochs to log.jsonl."""
     for o in history[1:]:
         append_log(run, {"stage": f"finetune, {o.phase}"} | _history_json(o))
 
 
-def _history_json(outcome: Outcome) -> dict[str, Any]:
+def _history_json(result: EpochResult) -> dict[str, Any]:
     return {
-        "epoch": outcome.index,
-        "phase": outcome.phase,
-        "train_loss": outcome.train_loss,
-        "val_loss": outcome.val_loss,
-        "val_score": outcome.val_score,
-        "lr": outcome.lr,
-        "seconds": round(outcome.seconds, 2),
-        "frames_per_s": round(outcome.frames_per_s, 1),
+        "epoch": result.index,
+        "phase": result.phase,
+        "train_loss": result.train_loss,
+        "val_loss": result.val_loss,
+        "val_score": result.val_score,
+        "lr": result.lr,
+        "seconds": round(result.seconds, 2),
+        "frames_per_s": round(result.frames_per_s, 1),
     }
 
 
-def _print_history(history: list[Outcome], kept: Outcome, stage: Stage) -> None:
+def _print_history(history: list[EpochResult], kept: EpochResult, setup: FinetuneSetup) -> None:
     from rich.table import Table
 
-    table = Table("epoch", "trains", "train loss", "val loss", f"val {stage.card.metric}", "frames/s", "")
+    table = Table("epoch", "trains", "train loss", "val loss", f"val {setup.card.metric}", "frames/s", "")
     for o in history:
         what = {"stage 1": "—", "warm": "head", "both": "encoder and head"}[o.phase]
         speed, train = (f"{o.frames_per_s:.0f}", f"{o.train_loss:.4f}") if o.index >= 0 else ("", "")
-        name = str(o.index) if o.index >= 0 else stage.started_from
+        name = str(o.index) if o.index >= 0 else setup.started_from
         table.add_row(
             name, what, train, f"{o.val_loss:.4f}", f"{o.val_score:.4f}", speed, "kept" if o is kept else ""
         )

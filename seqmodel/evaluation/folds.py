@@ -42,7 +42,7 @@ from seqmodel.metrics.calibration import (
     decide,
     fit_calibration,
     negative_log_likelihood,
-    parse_goal,
+    parse_threshold_metric,
     probabilities,
     require_threshold,
 )
@@ -122,12 +122,12 @@ def dims_of(context: EvalContext) -> dict[str, int]:
     return {name: context.store.array(name).shape[-1] for name in context.card.dims}
 
 
-def goal_of(card: Card, args: EvaluateArgs) -> str:
+def threshold_metric_of(card: Card, args: EvaluateArgs) -> str:
     """What each fold chooses its threshold for. Raises ValueError for what is no goal of this task."""
     if args.threshold_for:
         require_threshold(card.labelling.task)
-        parse_goal(args.threshold_for, card.labelling.names)
-    return args.threshold_for or card.calibration.goal
+        parse_threshold_metric(args.threshold_for, card.labelling.names)
+    return args.threshold_for or card.calibration.threshold_metric
 
 
 def run_folds(
@@ -140,7 +140,9 @@ def run_folds(
     """
     card, rows, labels = context.card, context.eval_subset.rows, context.eval_subset.labels
     card = replace(
-        card, dims=dims_of(context), calibration=replace(card.calibration, goal=goal_of(card, args))
+        card,
+        dims=dims_of(context),
+        calibration=replace(card.calibration, threshold_metric=threshold_metric_of(card, args)),
     )
     num_classes = len(card.labelling.names)
     everything, samples, reasons = samples_of(context, card)
@@ -288,7 +290,12 @@ def run_fold(
         tried.append((_score(card, inner, samples.labels[held]), candidate.name, inner, answer, heads))
     _, name, inner, answer, best_heads = max(tried, key=lambda one: one[0])  # of equals the first
     calibration = fit_calibration(
-        inner, samples.labels[held], task, goal=card.calibration.goal, label_names=names, always_scale=True
+        inner,
+        samples.labels[held],
+        task,
+        threshold_metric=card.calibration.threshold_metric,
+        label_names=names,
+        always_scale=True,
     )
     predicted = decide(answer, task, calibration)
     return FoldResult(places, answer, predicted.probabilities, predicted.label, name, best_heads, calibration)

@@ -50,8 +50,10 @@ def choose_on_validation(context: EvalContext, threshold_for: str, abstain: floa
             f"the {len(labels)} measured validation clips in {home} are of one class: nothing can be chosen "
             "on them"
         )
-    goal = threshold_for or card.calibration.goal
-    chosen = refit_calibration(card.calibration, logits, labels, task, goal=goal, label_names=names)
+    threshold_metric = threshold_for or card.calibration.threshold_metric
+    chosen = refit_calibration(
+        card.calibration, logits, labels, task, threshold_metric=threshold_metric, label_names=names
+    )
     if not abstain:
         return chosen
     band = abstain_band(probabilities(logits, task, chosen), task, chosen.threshold, abstain)

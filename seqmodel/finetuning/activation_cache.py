@@ -29,7 +29,7 @@ ROOM_LEFT = 1.1
 
 
 @dataclass(frozen=True)
-class CutSource:
+class ActivationDataset:
     """Clips as activations at the cut; the same face as `CropClips`."""
 
     clips: CropClips
@@ -110,9 +110,9 @@ def prefix_runner(
     return run
 
 
-def open_cut_cache(
+def open_activation_cache(
     folder: Path, clips: CropClips, shape: tuple[int, int, int], made_from: dict[str, Any], versions: int = 1
-) -> "CutCache":
+) -> "ActivationCache":
     """The cache in `folder`, with the rows that an interrupted run left if it was `made_from` the same."""
     full = (len(clips), versions, clips.valid["crops"].shape[1], *shape)
     note = json.dumps({"shape": full, **made_from}, sort_keys=True, ensure_ascii=False)
@@ -124,10 +124,10 @@ def open_cut_cache(
             with open(folder / name, "wb") as file:
                 file.truncate(size)
         path.write_text(note, encoding="utf-8")
-    return CutCache(folder, full, clips)
+    return ActivationCache(folder, full, clips)
 
 
-def require_room(folder: Path, caches: "Sequence[CutCache]") -> None:
+def require_room(folder: Path, caches: "Sequence[ActivationCache]") -> None:
     """Pass only when the disk has room for what all of these caches still lack.
 
     Together, because their files take no room before they are filled. Raises ValueError.
@@ -142,7 +142,7 @@ def require_room(folder: Path, caches: "Sequence[CutCache]") -> None:
 
 
 @dataclass(frozen=True)
-class CutCache:
+class ActivationCache:
     """A cache being filled. Written by plain writes: a full disk is then an error, not the end of the
     process.
     """
@@ -192,7 +192,7 @@ class CutCache:
                 marks.flush()
                 yield row
 
-    def source(self, geometry: np.ndarray | None) -> CutSource:
+    def source(self, geometry: np.ndarray | None) -> ActivationDataset:
         """The filled cache as something to learn from."""
         valid = {"activations" if k == "crops" else k: mask for k, mask in self.clips.valid.items()}
-        return CutSource(self.clips, self.folder / ACTIVATIONS, self.shape, valid, geometry)
+        return ActivationDataset(self.clips, self.folder / ACTIVATIONS, self.shape, valid, geometry)

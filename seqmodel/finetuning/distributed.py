@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Team:
+class DistributedContext:
     """This process's place among those of the job."""
 
     rank: int = 0
@@ -20,37 +20,37 @@ class Team:
     device: str = "cpu"
 
     @property
-    def writes(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that writes files and talks."""
         return self.rank == 0
 
-    def total(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """The tensor's sum over all processes, in each of them."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until every process is here."""
         if self.size > 1:
             dist.barrier()
 
 
-def join_team(device: str) -> Team:
+def join_distributed(device: str) -> DistributedContext:
     """The team that torchrun's environment names, or a team of one; on CUDA each process takes one device."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return Team(device=device)
+        return DistributedContext(device=device)
     rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if device.startswith("cuda"):
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return Team(rank, size, device)
+    return DistributedContext(rank, size, device)
 
 
-def leave_team() -> None:
+def leave_distributed() -> None:
     """Say goodbye, so that the other processes end in peace."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

@@ -20,14 +20,14 @@ from seqmodel.config import FinetuneArgs, FinetuneConfig, TrainConfig
 from seqmodel.encoders.backbone import encoder_of
 from seqmodel.encoders.model_files import FULL_DETECTOR, IMAGENET_WEIGHTS, SHORT_DETECTOR, sha256_of
 from seqmodel.finetuning.activation_cache import (
-    CutCache,
+    ActivationCache,
     frame_shape,
-    open_cut_cache,
+    open_activation_cache,
     prefix_runner,
     require_room,
 )
 from seqmodel.finetuning.augmentation import Augmentation
-from seqmodel.finetuning.distributed import Team
+from seqmodel.finetuning.distributed import DistributedContext
 from seqmodel.finetuning.network import CnnLstm
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.runs.card import WEIGHTS, Card, load_card, load_split, load_weights
@@ -39,11 +39,11 @@ DEFAULT_CUT = {"mobilenet_v3_large": 15, "efficientnet_lite0": 16}
 """First block that learns; what each cut gains and costs is in docs/finetune.md."""
 SEED_RECIPE = FinetuneConfig(
     epochs=15,
-    warm_epochs=0,
+    head_only_epochs=0,
     patience=4,
     head_lr=1e-4,
     encoder_lr=1e-4,
-    depth_decay=1.0,
+    layer_decay=1.0,
     scheduler="plateau",
     effective_batch=8 * 32,
 )
@@ -57,7 +57,7 @@ FREE = ("save_every_s", "compile")
 
 
 @dataclass(frozen=True)
-class Stage:
+class FinetuneSetup:
     """A run, opened for its second stage."""
 
     run: Path
@@ -83,7 +83,7 @@ class Stage:
         return self.run / "finetune"
 
 
-def open_stage(args: FinetuneArgs) -> Stage:
+def open_setup(args: FinetuneArgs) -> FinetuneSetup:
     """Read a run and its store's crops.
 
     Raises ValueError when the run reads no embeddings, its store is gone, of another recipe, or without
@@ -107,31 +107,33 @@ def open_stage(args: FinetuneArgs) -> Stage:
     head.load_state_dict(weights["head"])
     first_block = args.unfreeze_from
     if first_block is None:
-        first_block = 0 if args.recipe == "seed" else DEFAULT_CUT[card.recipe.encoder.name]
+        first_block = 0 if args.preset == "seed" else DEFAULT_CUT[card.recipe.encoder.name]
     if not 0 <= first_block <= len(encoder.blocks):
         raise ValueError(f"--unfreeze-from takes 0 to {len(encoder.blocks)}, got {first_block}")
     rows = {side: _rows_of(args.run, store, side) for side in ("train", "val")}
     require_crops(store, np.concatenate(list(rows.values())))
     clips = {side: CropClips(store, card.labelling, found, inputs_of(card)) for side, found in rows.items()}
     model = CnnLstm(encoder, head, first_block)
-    loss = SEED_LOSS if args.recipe == "seed" else card.train
-    return Stage(args.run, card, store, model, clips["train"], clips["val"], config, first_block, loss)
+    loss = SEED_LOSS if args.preset == "seed" else card.train
+    return FinetuneSetup(
+        args.run, card, store, model, clips["train"], clips["val"], config, first_block, loss
+    )
 
 
 def config_of(args: FinetuneArgs) -> FinetuneConfig:
     """How the network is trained. Raises ValueError for options that --recipe seed fixes, less than no epoch,
     and steps or caches without a clip."""
-    if min(args.finetune.epochs, args.finetune.warm_epochs) < 0:
+    if min(args.finetune.epochs, args.finetune.head_only_epochs) < 0:
         raise ValueError(
             f"epochs and warm_epochs must be at least 0, got {args.finetune.epochs} and "
-            f"{args.finetune.warm_epochs}"
+            f"{args.finetune.head_only_epochs}"
         )
-    if args.finetune.effective_batch < 1 or args.finetune.versions < 1:
+    if args.finetune.effective_batch < 1 or args.finetune.augmented_copies < 1:
         raise ValueError(
             f"effective_batch and versions must be at least 1, got {args.finetune.effective_batch} and "
-            f"{args.finetune.versions}"
+            f"{args.finetune.augmented_copies}"
         )
-    if args.recipe != "seed":
+    if args.preset != "seed":
         return args.finetune
     context, usual = dataclasses.asdict(args.finetune), dataclasses.asdict(FinetuneConfig())
     fixed = [name for name in context if context[name] != usual[name] and name not in FREE]
@@ -198,80 +200,82 @@ def crops_command(store: FeatureStore) -> str:
     return shlex.join(["python", "-m", "extract", *(word for pair in options.items() for word in pair)])
 
 
-def asked_of(stage: Stage, args: FinetuneArgs) -> str:
+def settings_hash(setup: FinetuneSetup, args: FinetuneArgs) -> str:
     """Sixteen hex digits of all that a fine-tune was asked to do, apart from the weights it began with."""
-    context = dataclasses.asdict(stage.config) | {
-        "first_block": stage.first_block,
+    context = dataclasses.asdict(setup.config) | {
+        "first_block": setup.first_block,
         "seed": args.seed,
         "augment": args.augment,
-        "cut_cache": args.cut_cache,
-        "clips": [clips.clip_ids.tolist() for clips in (stage.train, stage.val)],
-        "labels": [clips.labels.tolist() for clips in (stage.train, stage.val)],
-        "labelling": dataclasses.asdict(stage.card.labelling),
-        "head": dataclasses.asdict(stage.card.head),
-        "loss": dataclasses.asdict(stage.loss),
-        "metric": stage.card.metric,
+        "cut_cache": args.activation_cache,
+        "clips": [clips.clip_ids.tolist() for clips in (setup.train, setup.val)],
+        "labels": [clips.labels.tolist() for clips in (setup.train, setup.val)],
+        "labelling": dataclasses.asdict(setup.card.labelling),
+        "head": dataclasses.asdict(setup.card.head),
+        "loss": dataclasses.asdict(setup.loss),
+        "metric": setup.card.metric,
     }
     context.pop("save_every_s")
     text = repr(sorted(context.items(), key=lambda item: item[0]))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def start_of(stage: Stage) -> str:
+def start_of(setup: FinetuneSetup) -> str:
     """Which weights a fine-tune begins with, and on what state of the store."""
-    parts = sha256_of(stage.run / WEIGHTS), fingerprint(stage.card.recipe.encoder), stage.store.fingerprint()
+    parts = sha256_of(setup.run / WEIGHTS), fingerprint(setup.card.recipe.encoder), setup.store.fingerprint()
     return " ".join(parts)
 
 
-def augmentation_of(stage: Stage) -> Augmentation:
+def augmentation_of(setup: FinetuneSetup) -> Augmentation:
     """How crops are changed: never mirrored where the head reads geometry too, which would stay as it was."""
-    return Augmentation(flip=0.0) if "geometry" in stage.card.dims else Augmentation()
+    return Augmentation(flip=0.0) if "geometry" in setup.card.dims else Augmentation()
 
 
-def cut_sources(stage: Stage, args: FinetuneArgs, team: Team) -> tuple[Any, Any]:
+def activation_datasets(
+    setup: FinetuneSetup, args: FinetuneArgs, distributed: DistributedContext
+) -> tuple[Any, Any]:
     """Training and validation clips as activations at the cut, computed now where they are missing."""
-    assert stage.card.recipe.pixels is not None
-    crop_px = stage.card.recipe.pixels.crop_px
-    encoder, cut = stage.model.encoder, stage.first_block
+    assert setup.card.recipe.pixels is not None
+    crop_px = setup.card.recipe.pixels.crop_px
+    encoder, cut = setup.model.encoder, setup.first_block
     shape = frame_shape(encoder, cut, crop_px)
-    versions = {"train": stage.config.versions if args.augment else 1, "val": 1}
-    sides = (("train", stage.train), ("val", stage.val))
+    versions = {"train": setup.config.augmented_copies if args.augment else 1, "val": 1}
+    sides = (("train", setup.train), ("val", setup.val))
 
-    def opened() -> list[CutCache]:
+    def opened() -> list[ActivationCache]:
         found = []
         for side, clips in sides:
             made_from = {
-                "encoder": stage.card.recipe.encoder.weights_sha256,
+                "encoder": setup.card.recipe.encoder.weights_sha256,
                 "cut": cut,
-                "store": stage.store.fingerprint(),
+                "store": setup.store.fingerprint(),
                 "clips": ",".join(map(str, clips.rows.tolist())),
                 # Crops as they are know no seed.
                 "seed": args.seed if versions[side] > 1 else None,
             }
             found.append(
-                open_cut_cache(stage.folder / f"cut_{side}", clips, shape, made_from, versions[side])
+                open_activation_cache(setup.folder / f"cut_{side}", clips, shape, made_from, versions[side])
             )
         return found
 
-    if team.writes:
+    if distributed.is_main:
         caches = opened()
         size_mb = sum(cache.num_bytes for cache in caches) / 1e6
-        echo(f"caching what blocks 0–{cut - 1} see: {size_mb:.0f} MB in {stage.folder}, deleted at the end")
-        require_room(stage.folder, caches)
+        echo(f"caching what blocks 0–{cut - 1} see: {size_mb:.0f} MB in {setup.folder}, deleted at the end")
+        require_room(setup.folder, caches)
         if args.augment and versions["train"] == 1:
             echo("crops are not augmented: their activations are cached (--cut-cache off augments them)")
-    team.wait()
-    run = prefix_runner(encoder, cut, crop_px, team.device)
+    distributed.barrier()
+    run = prefix_runner(encoder, cut, crop_px, distributed.device)
     sources = []
     for (side, clips), cache in zip(sides, opened(), strict=True):
-        rows = np.arange(len(clips))[team.rank :: team.size]
+        rows = np.arange(len(clips))[distributed.rank :: distributed.size]
         with progress() as bar:
-            task = bar.add_task(f"activations, {side}", total=len(rows), visible=team.writes)
-            for _ in cache.fill(run, rows, augmentation_of(stage), args.seed):
+            task = bar.add_task(f"activations, {side}", total=len(rows), visible=distributed.is_main)
+            for _ in cache.fill(run, rows, augmentation_of(setup), args.seed):
                 bar.advance(task)
-        team.wait()
+        distributed.barrier()
         geometry = None
-        if "geometry" in stage.card.dims:
-            geometry = load_samples(stage.store, stage.card.labelling, clips.rows, "geometry").x["geometry"]
+        if "geometry" in setup.card.dims:
+            geometry = load_samples(setup.store, setup.card.labelling, clips.rows, "geometry").x["geometry"]
         sources.append(cache.source(geometry))
     return sources[0], sources[1]

@@ -12,7 +12,7 @@ from seqmodel.training.loop import rank_of
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EpochResult:
     """What one epoch came to."""
 
     index: int
@@ -35,7 +35,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Goal:
+class Objective:
     """What is asked of the labels."""
 
     task: Task
@@ -46,7 +46,7 @@ class Goal:
 
 
 @dataclass
-class Position:
+class TrainState:
     """How far a job has come; all that is needed to go on, beside the weights."""
 
     epoch: int = 0
@@ -54,6 +54,6 @@ class Position:
     """Steps done in this epoch."""
     loss_sum: float = 0.0
     seconds: float = 0.0
-    history: list[Outcome] = field(default_factory=list)
+    history: list[EpochResult] = field(default_factory=list)
     best: int = -1
     """Index of the best epoch so far."""

@@ -21,13 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from features.datasets import CropClips
 from seqmodel.config import FinetuneConfig, TrainConfig
-from seqmodel.finetuning.activation_cache import CutSource
+from seqmodel.finetuning.activation_cache import ActivationDataset
 from seqmodel.finetuning.augmentation import Augmentation, augment_clip
 from seqmodel.finetuning.checkpoint import optimizer_tensors, restore_optimizer
-from seqmodel.finetuning.distributed import Team
+from seqmodel.finetuning.distributed import DistributedContext
 from seqmodel.finetuning.network import CnnLstm
 from seqmodel.finetuning.prefetch import prefetched
-from seqmodel.finetuning.state import Goal, Outcome, Position
+from seqmodel.finetuning.state import EpochResult, Objective, TrainState
 from seqmodel.training.loop import (
     Loss,
     augment_features,
@@ -50,7 +50,7 @@ M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
 """From glibc's malloc.h."""
 
 
-Clips = CropClips | CutSource
+Clips = CropClips | ActivationDataset
 Tensors = tuple[dict[str, Tensor], dict[str, Tensor], np.ndarray]
 """(x, valid, labels) of a clip, as a batch of one."""
 
@@ -63,67 +63,72 @@ class EndToEnd:
         model: CnnLstm,
         train: Clips,
         val: Clips,
-        goal: Goal,
+        objective: Objective,
         config: FinetuneConfig,
         *,
         first_block: int,
         seed: int,
-        team: Team,
+        distributed: DistributedContext,
         augmentation: Augmentation | None = None,
     ) -> None:
-        self.model, self.train, self.val, self.goal, self.config = model, train, val, goal, config
-        self.first_block, self.seed, self.team, self.augmentation = first_block, seed, team, augmentation
+        self.model, self.train, self.val, self.objective, self.config = model, train, val, objective, config
+        self.first_block, self.seed, self.distributed, self.augmentation = (
+            first_block,
+            seed,
+            distributed,
+            augmentation,
+        )
         self.order = labelled_clips(train)
-        self.num_epochs = config.warm_epochs + config.epochs
+        self.num_epochs = config.head_only_epochs + config.epochs
         self.num_steps = math.ceil(len(self.order) / config.effective_batch)
-        model.to(team.device)
+        model.to(distributed.device)
         model.encoder.to(memory_format=torch.channels_last)
-        model.noise = goal.loss.noise if augmentation is not None else 0.0
-        self.optimizer = make_optimizer(model, goal.loss, parameter_groups(model, config, first_block))
-        self.on_cuda = team.device.startswith("cuda")
+        model.noise = objective.loss.noise if augmentation is not None else 0.0
+        self.optimizer = make_optimizer(model, objective.loss, parameter_groups(model, config, first_block))
+        self.on_cuda = distributed.device.startswith("cuda")
         if config.compile and self.on_cuda:
             for block in model.encoder.blocks[first_block:]:
                 block.compile(dynamic=True)  # in place; clips differ in their number of faces
         half = torch.bfloat16 if not self.on_cuda or torch.cuda.is_bf16_supported() else torch.float16
-        kind = team.device.partition(":")[0]
+        kind = distributed.device.partition(":")[0]
         narrow = {
             "f32": False,
             "bf16": True,
-            "auto": self.on_cuda or computes_in_bf16(team.device),
+            "auto": self.on_cuda or computes_in_bf16(distributed.device),
         }[config.precision]
         self.autocast: Callable[[], Any] = lambda: torch.autocast(kind, half, enabled=narrow)
         self.scaler = torch.amp.GradScaler(kind, enabled=narrow and half is torch.float16)
         self.loss: Loss = loss_for(
-            goal.task, goal.num_classes, goal.loss, np.asarray(train.labels)[self.order]
+            objective.task, objective.num_classes, objective.loss, np.asarray(train.labels)[self.order]
         )
-        self.plain: Loss = loss_for(goal.task, goal.num_classes)
-        self.at = Position()
+        self.plain: Loss = loss_for(objective.task, objective.num_classes)
+        self.at = TrainState()
         self.best: dict[str, Tensor] = {}
         self.best_logits = np.zeros((0, 1), np.float32)
         self._wrapped: nn.Module | None = None
 
-    def evaluate_start(self) -> Outcome:
+    def evaluate_start(self) -> EpochResult:
         """Validate what came in; it is the best until an epoch is better."""
         self.best_logits = self._val_logits()
-        outcome = self._evaluated(self.best_logits, -1, "stage 1")
-        self.at.history, self.at.best = [outcome], -1
+        result = self._evaluated(self.best_logits, -1, "stage 1")
+        self.at.history, self.at.best = [result], -1
         self.best = self._learned()
-        return outcome
+        return result
 
     @property
     def finished(self) -> bool:
         """Whether no epoch is left, or patience ran out with the encoder unfrozen."""
         if self.at.epoch >= self.num_epochs:
             return True
-        since = self.at.epoch - 1 - max(self.at.best, self.config.warm_epochs - 1)
+        since = self.at.epoch - 1 - max(self.at.best, self.config.head_only_epochs - 1)
         return self.at.step == 0 and since >= self.config.patience
 
     @property
     def warm(self) -> bool:
         """Whether this epoch trains the head alone."""
-        return self.at.epoch < self.config.warm_epochs
+        return self.at.epoch < self.config.head_only_epochs
 
-    def step(self) -> Outcome | None:
+    def step(self) -> EpochResult | None:
         """One optimizer step; with an epoch's last step its outcome too.
 
         Raises ValueError, before anything is changed, when a loss or a gradient is not finite.
@@ -138,7 +143,7 @@ class EndToEnd:
                 quiet = getattr(wrapped, "no_sync", nullcontext) if not last else nullcontext
                 with quiet():
                     losses.append(self._backward(wrapped, next(loaded) if clip >= 0 else None, place))
-        total = self.team.total(torch.stack(losses).sum())
+        total = self.distributed.all_reduce(torch.stack(losses).sum())
         self._require_finite(float(total), clips, losses)
         self._update(clips)
         self.at.loss_sum += float(total)
@@ -157,10 +162,10 @@ class EndToEnd:
         """Numbers and words of the job's position."""
         return asdict(self.at) | {"scaler": self.scaler.state_dict()}
 
-    def go_on(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
         """Continue where `tensors()` and `note()` were taken."""
-        history = [Outcome(**entry) for entry in note["history"]]
-        self.at = Position(**{k: v for k, v in note.items() if k != "scaler"} | {"history": history})
+        history = [EpochResult(**entry) for entry in note["history"]]
+        self.at = TrainState(**{k: v for k, v in note.items() if k != "scaler"} | {"history": history})
         self._put({k.removeprefix("now."): v for k, v in tensors.items() if k.startswith("now.")})
         self.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
         self.best_logits = tensors["best_logits"].numpy()
@@ -169,7 +174,7 @@ class EndToEnd:
             self.scaler.load_state_dict(dict(note["scaler"]))
         torch.set_rng_state(tensors["rng"])
 
-    def take_best(self) -> Outcome:
+    def restore_best(self) -> EpochResult:
         """Put the best weights into the model; returns the outcome they had."""
         self._put(self.best)
         return next(o for o in self.at.history if o.index == self.at.best)
@@ -191,8 +196,8 @@ class EndToEnd:
         order = np.random.default_rng([self.seed, self.at.epoch]).permutation(self.order)
         size = self.config.effective_batch
         chosen = order[self.at.step * size : (self.at.step + 1) * size]
-        filled_up = math.ceil(len(chosen) / self.team.size) * self.team.size
-        places = range(self.team.rank, filled_up, self.team.size)
+        filled_up = math.ceil(len(chosen) / self.distributed.size) * self.distributed.size
+        places = range(self.distributed.rank, filled_up, self.distributed.size)
         return [(place, int(chosen[place]) if place < len(chosen) else -1) for place in places]
 
     def _ready(self) -> nn.Module:
@@ -205,7 +210,7 @@ class EndToEnd:
         self.model.train()
         if self._wrapped is None:
             self._wrapped = self.model
-            if self.team.size > 1:
+            if self.distributed.size > 1:
                 # Buffers never change here: BatchNorm keeps its statistics.
                 self._wrapped = DistributedDataParallel(self.model, broadcast_buffers=False)
         return self._wrapped
@@ -214,7 +219,7 @@ class EndToEnd:
         """One clip as a batch of one, changed by augmentation."""
         rng = np.random.default_rng([self.seed, self.at.epoch, self.at.step, place])
         train, augments = self.train, self.augmentation is not None
-        if isinstance(train, CutSource) and augments and train.num_versions > 1:
+        if isinstance(train, ActivationDataset) and augments and train.num_versions > 1:
             x, valid, labels = train.batch(np.array([clip]), int(rng.integers(train.num_versions)))
         else:
             x, valid, labels = train.batch(np.array([clip]))
@@ -233,19 +238,19 @@ class EndToEnd:
         torch.manual_seed(seed_of(self.seed, self.at.epoch, self.at.step, place))
         inputs, masks = self._moved(x), self._moved(valid)
         if self.augmentation is not None:
-            inputs, masks = augment_features(inputs, masks, self.goal.loss, self.model.head)
+            inputs, masks = augment_features(inputs, masks, self.objective.loss, self.model.head)
         with self.autocast():
             logits = wrapped(inputs, masks)
-        target = torch.from_numpy(np.asarray(labels)).to(self.team.device)
+        target = torch.from_numpy(np.asarray(labels)).to(self.distributed.device)
         loss = self.loss(logits.float(), target).sum() * weight
         # DistributedDataParallel means over processes; a step sums over clips.
-        self.scaler.scale(loss * self.team.size).backward()
+        self.scaler.scale(loss * self.distributed.size).backward()
         return loss.detach()
 
     def _moved(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if not self.on_cuda:
             return tensors
-        return {k: v.pin_memory().to(self.team.device, non_blocking=True) for k, v in tensors.items()}
+        return {k: v.pin_memory().to(self.distributed.device, non_blocking=True) for k, v in tensors.items()}
 
     def _require_finite(self, total: float, clips: list[tuple[int, int]], losses: list[Tensor]) -> None:
         if math.isfinite(total):
@@ -258,7 +263,7 @@ class EndToEnd:
         """Move the weights, unless the gradient is not finite."""
         config, at, scale = self.config, self.at, 1.0
         if not self.warm:
-            done = (at.epoch - config.warm_epochs) * self.num_steps + at.step
+            done = (at.epoch - config.head_only_epochs) * self.num_steps + at.step
             schedule, losses = TrainConfig(scheduler=config.scheduler), [o.val_loss for o in at.history]
             scale = lr_scale(schedule, done, config.epochs * self.num_steps, losses)
         set_rate(self.optimizer, scale)
@@ -279,12 +284,12 @@ class EndToEnd:
             "stopped, the last good checkpoint is kept; look at those clips, or lower the learning rates"
         )
 
-    def _close_epoch(self) -> Outcome:
+    def _close_epoch(self) -> EpochResult:
         """Validate, note, and keep the weights if they are the best."""
         at = self.at
         logits = self._val_logits()
         seen = self.train.valid["activations" if "activations" in self.train.valid else "crops"]
-        outcome = self._evaluated(
+        result = self._evaluated(
             logits,
             at.epoch,
             "warm" if self.warm else "both",
@@ -293,22 +298,24 @@ class EndToEnd:
             seconds=at.seconds,
             frames_per_s=int(seen[self.order].sum()) / at.seconds,
         )
-        at.history.append(outcome)
-        if outcome.rank > next(o for o in at.history if o.index == at.best).rank:
+        at.history.append(result)
+        if result.rank > next(o for o in at.history if o.index == at.best).rank:
             at.best, self.best, self.best_logits = at.epoch, self._learned(), logits
         at.epoch, at.step, at.loss_sum, at.seconds = at.epoch + 1, 0, 0.0, 0.0
-        return outcome
+        return result
 
-    def _evaluated(self, logits: np.ndarray, index: int, phase: str, **more: float) -> Outcome:
-        loss, value = judge_logits(logits, self.val.labels, self.plain, self.goal.task, self.goal.metric)
-        return Outcome(index, phase, value, loss, **more)
+    def _evaluated(self, logits: np.ndarray, index: int, phase: str, **more: float) -> EpochResult:
+        loss, value = judge_logits(
+            logits, self.val.labels, self.plain, self.objective.task, self.objective.metric
+        )
+        return EpochResult(index, phase, value, loss, **more)
 
     def _val_logits(self) -> np.ndarray:
         """Logits (N,O) float32 of validation, each process a share."""
         self.model.eval()
         autocast = self.autocast if self.on_cuda else nullcontext
         logits = torch.zeros(len(self.val), self.model.head.num_outputs)
-        mine = range(self.team.rank, len(self.val), self.team.size)
+        mine = range(self.distributed.rank, len(self.val), self.distributed.size)
         with (
             torch.inference_mode(),
             prefetched(lambda i: self.val.batch(np.array([i])), [(i,) for i in mine]) as batches,
@@ -317,7 +324,7 @@ class EndToEnd:
                 moved = (self._moved(to_tensors(part)) for part in (x, valid))
                 with autocast():
                     logits[index] = self.model(*moved)[0].float().cpu()
-        return self.team.total(logits.to(self.team.device)).cpu().numpy()
+        return self.distributed.all_reduce(logits.to(self.distributed.device)).cpu().numpy()
 
 
 def keep_freed_memory() -> None:
@@ -342,7 +349,7 @@ def parameter_groups(model: CnnLstm, config: FinetuneConfig, first_block: int) -
     last = len(model.encoder.blocks) - 1
     parts: list[tuple[nn.Module, float]] = [(model.head, config.head_lr)]
     for index in range(last, first_block - 1, -1):
-        parts.append((model.encoder.blocks[index], config.encoder_lr * config.depth_decay ** (last - index)))
+        parts.append((model.encoder.blocks[index], config.encoder_lr * config.layer_decay ** (last - index)))
     return [
         {"params": [p for p in part.parameters() if (p.ndim > 1) == decays], "lr": lr, "weight_decay": decay}
         for part, lr in parts

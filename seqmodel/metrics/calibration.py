@@ -37,7 +37,7 @@ class Calibration:
     abstain: tuple[float, float] | None = None
     """Binary: unsure where low < p(positive) < high. More classes: unsure where the largest probability <
     high."""
-    goal: str = "balanced_accuracy"
+    threshold_metric: str = "balanced_accuracy"
     """What the threshold was chosen for: balanced_accuracy, f1, accuracy or recall:CLASS=SHARE."""
 
     def __post_init__(self) -> None:
@@ -139,7 +139,7 @@ def fit_calibration(
     labels: np.ndarray,
     task: Task,
     *,
-    goal: str = "balanced_accuracy",
+    threshold_metric: str = "balanced_accuracy",
     label_names: tuple[str, ...] = (),
     abstain: tuple[float, float] | None = None,
     always_scale: bool = False,
@@ -152,14 +152,16 @@ def fit_calibration(
     """
     keep = np.asarray(labels) >= 0
     z, y = np.asarray(logits, np.float64)[keep], np.asarray(labels)[keep]
-    parse_goal(goal, label_names, task)
+    parse_threshold_metric(threshold_metric, label_names, task)
     if len(y) == 0 or len(np.unique(y)) < 2:
-        return Calibration(goal=goal, abstain=abstain)
-    calibration = replace(fit_scaling(z, y, task, always=always_scale), goal=goal, abstain=abstain)
+        return Calibration(threshold_metric=threshold_metric, abstain=abstain)
+    calibration = replace(
+        fit_scaling(z, y, task, always=always_scale), threshold_metric=threshold_metric, abstain=abstain
+    )
     if task != "binary":
         return calibration
     positive = probabilities(z, task, calibration)[:, 1]
-    return replace(calibration, threshold=choose_threshold(positive, y, goal, label_names))
+    return replace(calibration, threshold=choose_threshold(positive, y, threshold_metric, label_names))
 
 
 def refit_calibration(
@@ -168,11 +170,11 @@ def refit_calibration(
     labels: np.ndarray,
     task: Task,
     *,
-    goal: str,
+    threshold_metric: str,
     label_names: tuple[str, ...],
 ) -> Calibration:
     """What `fit_calibration` gives for these clips, in the place of `old`, whose abstain band moves along."""
-    new = fit_calibration(logits, labels, task, goal=goal, label_names=label_names)
+    new = fit_calibration(logits, labels, task, threshold_metric=threshold_metric, label_names=label_names)
     return replace(new, abstain=moved_band(old, new, task))
 
 
@@ -210,27 +212,34 @@ def negative_log_likelihood(
     return float(-np.log(np.clip(p, 1e-12, 1.0)).sum())
 
 
-def parse_goal(goal: str, label_names: tuple[str, ...], task: Task = "binary") -> tuple[str, int, float]:
+def parse_threshold_metric(
+    threshold_metric: str, label_names: tuple[str, ...], task: Task = "binary"
+) -> tuple[str, int, float]:
     """(kind, class index, share): class and share only for a recall goal, else -1 and 0. ValueError says what
     is wanted."""
-    if goal in ("balanced_accuracy", "f1", "accuracy"):
-        return goal, -1, 0.0
+    if threshold_metric in ("balanced_accuracy", "f1", "accuracy"):
+        return threshold_metric, -1, 0.0
     wanted = "balanced_accuracy, f1, accuracy or recall:CLASS=SHARE"
-    if not goal.startswith("recall:") or "=" not in goal:
-        raise ValueError(f"--threshold-for is {wanted}; got {goal!r}")
-    name, _, share_text = goal.removeprefix("recall:").rpartition("=")
+    if not threshold_metric.startswith("recall:") or "=" not in threshold_metric:
+        raise ValueError(f"--threshold-for is {wanted}; got {threshold_metric!r}")
+    name, _, share_text = threshold_metric.removeprefix("recall:").rpartition("=")
     if task != "binary":
         raise ValueError(
-            f"--threshold-for {goal!r}: a recall goal needs two classes; {task} says the likeliest"
+            f"--threshold-for {threshold_metric!r}: a recall goal needs "
+            f"two classes; {task} says the likeliest"
         )
     if name not in label_names:
-        raise ValueError(f"--threshold-for {goal!r}: no class {name!r}; there are {', '.join(label_names)}")
+        raise ValueError(
+            f"--threshold-for {threshold_metric!r}: no class {name!r}; there are {', '.join(label_names)}"
+        )
     try:
         share = float(share_text)
     except ValueError:
         share = -1.0
     if not 0.0 < share <= 1.0:
-        raise ValueError(f"--threshold-for {goal!r}: the share must lie in (0, 1], got {share_text!r}")
+        raise ValueError(
+            f"--threshold-for {threshold_metric!r}: the share must lie in (0, 1], got {share_text!r}"
+        )
     return "recall", label_names.index(name), share
 
 
@@ -241,7 +250,7 @@ def require_threshold(task: Task) -> None:
 
 
 def choose_threshold(
-    positive: np.ndarray, labels: np.ndarray, goal: str, label_names: tuple[str, ...] = ()
+    positive: np.ndarray, labels: np.ndarray, threshold_metric: str, label_names: tuple[str, ...] = ()
 ) -> float:
     """The threshold on p(positive) that serves the goal on these clips.
 
@@ -251,7 +260,7 @@ def choose_threshold(
     is called by its name. `recall:CLASS=SHARE` takes, of the thresholds that reach the share of that class,
     those with the highest recall of the other, without slack.
     """
-    kind, index, share = parse_goal(goal, label_names)
+    kind, index, share = parse_threshold_metric(threshold_metric, label_names)
     candidates, tp, fp = threshold_counts(positive, labels)
     num_positive, num_negative = int((labels == 1).sum()), int((labels == 0).sum())
     if not num_positive or not num_negative:

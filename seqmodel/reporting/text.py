@@ -278,7 +278,10 @@ def calibration_lede(card: Card) -> str:
     )
     text = f"{scaled}."
     if card.labelling.task == "binary":
-        text += f" {card.labelling.names[1]} is said from {c.threshold:.2f} on, chosen on {who} for {c.goal}."
+        text += (
+            f" {card.labelling.names[1]} is said from {c.threshold:.2f} on, "
+            f"chosen on {who} for {c.threshold_metric}."
+        )
     if c.abstain is not None:
         text += " Between {:.2f} and {:.2f} the live view says that it is unsure.".format(*c.abstain)
     return text

@@ -104,10 +104,10 @@ def ours(folder: Path, cut: int, clips_a_step: int) -> dict[str, float]:
     from features.store.store import FeatureStore
     from seqmodel.config import FinetuneConfig, HeadConfig, TrainConfig
     from seqmodel.encoders.backbone import build_encoder
-    from seqmodel.finetuning.activation_cache import frame_shape, open_cut_cache, prefix_runner
-    from seqmodel.finetuning.distributed import Team
+    from seqmodel.finetuning.activation_cache import frame_shape, open_activation_cache, prefix_runner
+    from seqmodel.finetuning.distributed import DistributedContext
     from seqmodel.finetuning.network import CnnLstm
-    from seqmodel.finetuning.state import Goal
+    from seqmodel.finetuning.state import Objective
     from seqmodel.finetuning.trainer import EndToEnd, keep_freed_memory
     from seqmodel.heads.recurrent import build_head
 
@@ -119,14 +119,16 @@ def ours(folder: Path, cut: int, clips_a_step: int) -> dict[str, float]:
     kb_per_frame = 0.0
     if cut:
         shape = frame_shape(encoder, cut, PX)
-        cache = open_cut_cache(folder / f"cut_{cut}", clips, shape, {})
+        cache = open_activation_cache(folder / f"cut_{cut}", clips, shape, {})
         for _ in cache.fill(prefix_runner(encoder, cut, PX, "cpu"), np.arange(NUM_CLIPS)):
             pass
         clips, kb_per_frame = cache.source(None), 2 * float(np.prod(shape)) / 1e3
     model = CnnLstm(encoder, build_head(HeadConfig(), {"embeddings": encoder.dim}, 1, seed=0), cut)
-    config = FinetuneConfig(warm_epochs=0, epochs=100, effective_batch=clips_a_step)
-    goal = Goal("binary", 2, "auroc", TrainConfig())
-    job = EndToEnd(model, clips, clips, goal, config, first_block=cut, seed=0, team=Team())
+    config = FinetuneConfig(head_only_epochs=0, epochs=100, effective_batch=clips_a_step)
+    objective = Objective("binary", 2, "auroc", TrainConfig())
+    job = EndToEnd(
+        model, clips, clips, objective, config, first_block=cut, seed=0, distributed=DistributedContext()
+    )
     steps = max(1, NUM_CLIPS // clips_a_step - 1)
     job.num_steps = 1_000_000  # no epoch ends here: that would validate
     job.step()

@@ -97,11 +97,11 @@ def table(lines: list[dict[str, Any]]) -> None:
     for row in dict.fromkeys(line["row"] for line in lines):
         mine = [line for line in lines if line["row"] == row]
         cells = [
-            " ".join(f"{line[stage]:.3f}" for line in mine)
-            + f"  mean {fmean(line[stage] for line in mine):.3f}"
-            if stage in mine[0]
+            " ".join(f"{line[setup]:.3f}" for line in mine)
+            + f"  mean {fmean(line[setup] for line in mine):.3f}"
+            if setup in mine[0]
             else ""
-            for stage in ("stage_1", "stage_2")
+            for setup in ("stage_1", "stage_2")
         ]
         kept = sum(bool(line.get("kept")) for line in mine)
         seconds = fmean(line.get("seconds", 0.0) for line in mine)

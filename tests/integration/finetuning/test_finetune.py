@@ -26,9 +26,9 @@ from seqmodel.config import FinetuneArgs, FinetuneConfig, HeadConfig, TrainArgs,
 from seqmodel.encoders.backbone import build_encoder, encoder_from_state, state_sha256
 from seqmodel.finetuning.activation_cache import prefix_runner
 from seqmodel.finetuning.augmentation import augment_clip
-from seqmodel.finetuning.distributed import Team
+from seqmodel.finetuning.distributed import DistributedContext
 from seqmodel.finetuning.reextract import re_extract
-from seqmodel.finetuning.setup import augmentation_of, crops_command, cut_sources, open_stage
+from seqmodel.finetuning.setup import activation_datasets, augmentation_of, crops_command, open_setup
 from seqmodel.finetuning.trainer import EndToEnd
 from seqmodel.runs.card import load_card, load_weights, read_log, save_card, save_weights
 from seqmodel.runs.predict import predict_rows
@@ -39,7 +39,9 @@ from tests.support.crop_store import clip_images, encoder, write_crop_store
 
 pytestmark = pytest.mark.usefixtures("converted_once", "not_exported")
 
-QUICK = FinetuneConfig(epochs=2, warm_epochs=1, effective_batch=4, head_lr=3e-3, encoder_lr=3e-4, versions=1)
+QUICK = FinetuneConfig(
+    epochs=2, head_only_epochs=1, effective_batch=4, head_lr=3e-3, encoder_lr=3e-4, augmented_copies=1
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,7 +74,7 @@ def args(run: Path, **changes: object) -> FinetuneArgs:
 
 def test_stage_two_learns_and_tells_its_story(run: Path) -> None:
     before = load_card(run)
-    summary, code = finetune(args(run, finetune=dataclasses.replace(QUICK, warm_epochs=0, epochs=4)))
+    summary, code = finetune(args(run, finetune=dataclasses.replace(QUICK, head_only_epochs=0, epochs=4)))
     assert code == 0
     assert summary["stage_2"] > summary["stage_1"]
     card = load_card(run)
@@ -114,7 +116,7 @@ def test_a_run_that_cannot_get_better_stays_as_it_was(run: Path, monkeypatch: py
 
 @pytest.mark.parametrize("cut_cache", ["on", "off"])
 def test_a_job_stopped_at_any_step_ends_at_the_same_weights(
-    run: Path, tmp_path: Path, cut_cache: str, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, activation_cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = load_card(run)
     save_card(
@@ -122,7 +124,7 @@ def test_a_job_stopped_at_any_step_ends_at_the_same_weights(
     )
     uninterrupted = Path(shutil.copytree(run, tmp_path / "uninterrupted"))
     every_step = dataclasses.replace(QUICK, save_every_s=0.0)
-    finetune(args(uninterrupted, cut_cache=cut_cache))
+    finetune(args(uninterrupted, activation_cache=activation_cache))
 
     step, calls = EndToEnd.step, 0
 
@@ -136,8 +138,8 @@ def test_a_job_stopped_at_any_step_ends_at_the_same_weights(
     monkeypatch.setattr(EndToEnd, "step", stop_sometimes)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            finetune(args(run, finetune=every_step, cut_cache=cut_cache))
-    summary, _ = finetune(args(run, finetune=every_step, cut_cache=cut_cache))
+            finetune(args(run, finetune=every_step, activation_cache=activation_cache))
+    summary, _ = finetune(args(run, finetune=every_step, activation_cache=activation_cache))
     assert calls == 2 + 3 * 4, "each step was done once, and the two stopped ones again"
 
     theirs, ours = load_weights(uninterrupted), load_weights(run)
@@ -151,9 +153,9 @@ def test_cached_activations_train_what_crops_train(run: Path) -> None:
     """Without augmentation the cut cache is a shortcut: float16 activations change rounding only."""
     outcomes = []
     exact = dataclasses.replace(QUICK, precision="f32")
-    for cut_cache in ("on", "off"):
-        asked = args(run, cut_cache=cut_cache, augment=False, finetune=exact)
-        job = start_job(open_stage(asked), asked, Team())
+    for activation_cache in ("on", "off"):
+        asked = args(run, activation_cache=activation_cache, augment=False, finetune=exact)
+        job = start_job(open_setup(asked), asked, DistributedContext())
         start = job.best_logits
         while not job.finished:
             job.step()
@@ -176,10 +178,10 @@ def test_what_stage_one_did_to_features_goes_on(run: Path) -> None:
         (0.1, 0.2, False),
     ):
         asked = args(run, augment=augment)
-        stage = open_stage(asked)
-        chosen = dataclasses.replace(stage.card.train, noise=noise, frame_dropout=frame_dropout)
-        stage = dataclasses.replace(stage, loss=chosen)
-        job = start_job(stage, asked, Team())
+        setup = open_setup(asked)
+        chosen = dataclasses.replace(setup.card.train, noise=noise, frame_dropout=frame_dropout)
+        setup = dataclasses.replace(setup, loss=chosen)
+        job = start_job(setup, asked, DistributedContext())
         starts[noise, frame_dropout, augment] = job.best_logits
         job.step()
         losses[noise, frame_dropout, augment] = job.at.loss_sum
@@ -189,13 +191,13 @@ def test_what_stage_one_did_to_features_goes_on(run: Path) -> None:
 
 
 def test_frozen_blocks_and_batch_statistics_do_not_move(run: Path) -> None:
-    asked = args(run, cut_cache="off")
-    stage = open_stage(asked)
-    before = {k: v.clone() for k, v in stage.model.encoder.state_dict().items()}
-    job = start_job(stage, asked, Team())
+    asked = args(run, activation_cache="off")
+    setup = open_setup(asked)
+    before = {k: v.clone() for k, v in setup.model.encoder.state_dict().items()}
+    job = start_job(setup, asked, DistributedContext())
     while not job.finished:
         job.step()
-    for name, tensor in stage.model.encoder.state_dict().items():
+    for name, tensor in setup.model.encoder.state_dict().items():
         part = name.split(".")
         frozen = part[0] in ("mean", "std") or "running" in name or "num_batches" in name or int(part[1]) < 15
         assert torch.equal(tensor, before[name]) == frozen, name
@@ -203,13 +205,13 @@ def test_frozen_blocks_and_batch_statistics_do_not_move(run: Path) -> None:
 
 def test_the_head_warms_up_alone(run: Path) -> None:
     asked = args(run)
-    stage = open_stage(asked)
-    before = {k: v.clone() for k, v in stage.model.state_dict().items()}
-    job = start_job(stage, asked, Team())
+    setup = open_setup(asked)
+    before = {k: v.clone() for k, v in setup.model.state_dict().items()}
+    job = start_job(setup, asked, DistributedContext())
     while job.warm:
         job.step()
     moved = [
-        name for name, tensor in stage.model.state_dict().items() if not torch.equal(tensor, before[name])
+        name for name, tensor in setup.model.state_dict().items() if not torch.equal(tensor, before[name])
     ]
     assert moved
     assert all(name.startswith("head.") for name in moved)
@@ -219,7 +221,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = args(run)
-    job = start_job(open_stage(asked), asked, Team())
+    job = start_job(open_setup(asked), asked, DistributedContext())
     job.step()
     before = {k: v.clone() for k, v in job.model.state_dict().items()}
     monkeypatch.setattr(job, "loss", lambda logits, labels: logits.sum(1) * torch.nan)
@@ -251,7 +253,7 @@ def test_test_clips_are_never_read(run: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_tuned_features_make_a_new_store_that_new_heads_learn_from(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned.zarr"
-    quick = dataclasses.replace(QUICK, warm_epochs=0)
+    quick = dataclasses.replace(QUICK, head_only_epochs=0)
     summary, _ = finetune(args(run, finetune=quick, re_extract=out))
     assert summary["kept"] == "stage 2"
     assert summary["re_extract"] == {"store": str(out), "clips": 32, "done": 32, "without_crops": []}
@@ -276,7 +278,7 @@ def test_tuned_features_make_a_new_store_that_new_heads_learn_from(run: Path, tm
 
 
 def test_old_embeddings_are_refused_by_a_tuned_encoder(run: Path, tmp_path: Path) -> None:
-    finetune(args(run, finetune=dataclasses.replace(QUICK, warm_epochs=0)))
+    finetune(args(run, finetune=dataclasses.replace(QUICK, head_only_epochs=0)))
     plain = FeatureStore.open(write_crop_store(tmp_path / "plain.zarr", crops=False).path)
     card = load_card(run)
     with pytest.raises(ValueError, match=r"encoder\.weights_sha256.*keeps no crops"):
@@ -284,7 +286,7 @@ def test_old_embeddings_are_refused_by_a_tuned_encoder(run: Path, tmp_path: Path
 
 
 def test_live_sees_through_the_tuned_encoder(run: Path) -> None:
-    finetune(args(run, finetune=dataclasses.replace(QUICK, warm_epochs=0)))
+    finetune(args(run, finetune=dataclasses.replace(QUICK, head_only_epochs=0)))
     engine = open_run_engine(run, backend="openvino", threads=1)
     assert engine.encoder_id.weights == f"finetuned:{run.name}"
     tuned = encoder_from_state("mobilenet_v3_large", load_weights(run)["encoder"])
@@ -298,7 +300,7 @@ def test_live_sees_through_the_tuned_encoder(run: Path) -> None:
 
 
 def test_a_clip_without_any_face_gives_zero_gradients_not_none(run: Path) -> None:
-    model = open_stage(args(run)).model.train()
+    model = open_setup(args(run)).model.train()
     crops = torch.zeros(1, 6, 32, 32, 3, dtype=torch.uint8)
     logits = model({"crops": crops}, {"crops": torch.zeros(1, 6, dtype=torch.bool)})
     logits.sum().backward()
@@ -344,7 +346,7 @@ def test_a_fine_tune_that_is_done_is_not_done_again(
     assert main(words(run, *how, "--json")) == 0
     first = json.loads(capsys.readouterr().out)
     given = ["python", "-m", "seqmodel", *words(run, *how, "--json")]
-    assert [shlex.split(stage["command"]) for stage in load_card(run).stages] == [[], given]
+    assert [shlex.split(setup["command"]) for setup in load_card(run).stages] == [[], given]
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     made = steps_of(monkeypatch)
     for _ in range(2):
@@ -375,11 +377,11 @@ def test_no_checkpoint_is_gone_on_from_with_another_head(
         patch.setattr(EndToEnd, "step", killed_later)
         with pytest.raises(Killed):
             finetune(asked)
-    assert start_job(open_stage(asked), asked, Team()).at.step == 2, "as it was left"
+    assert start_job(open_setup(asked), asked, DistributedContext()).at.step == 2, "as it was left"
     weights = load_weights(run)
     other = {name: tensor + 0.01 for name, tensor in weights["head"].items()}
     save_weights(run, other, weights["encoder"])
-    assert start_job(open_stage(asked), asked, Team()).at.step == 0
+    assert start_job(open_setup(asked), asked, DistributedContext()).at.step == 0
     assert "starting anew" in capsys.readouterr().err
     card = load_card(run)
     train(TrainArgs(Path(card.store), run, head=card.head, train=TrainConfig(epochs=1, lr=2e-5)))
@@ -528,19 +530,19 @@ def test_the_seeds_recipe_is_the_seeds_alone(run: Path) -> None:
     )
     save_card(run, dataclasses.replace(card, train=searched))
     asked = args(run, recipe="seed", finetune=FinetuneConfig(save_every_s=1.0))
-    job = start_job(open_stage(asked), asked, Team())
+    job = start_job(open_setup(asked), asked, DistributedContext())
     assert (job.config.effective_batch, job.config.save_every_s) == (256, 1.0)
     logits, labels = torch.tensor([[0.3], [-2.0]]), torch.tensor([1, 1])
     plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.ones(2, 1), reduction="none")
     assert torch.allclose(job.loss(logits, labels), plain[:, 0])
     assert job.model.noise == 0
-    assert job.goal.loss.frame_dropout == 0
+    assert job.objective.loss.frame_dropout == 0
 
 
 def test_an_encoder_of_which_no_block_learns_keeps_its_name(run: Path) -> None:
     before = load_card(run).recipe
     blocks = len(encoder()[0].blocks)
-    quick = dataclasses.replace(QUICK, warm_epochs=0, epochs=4)
+    quick = dataclasses.replace(QUICK, head_only_epochs=0, epochs=4)
     summary, _ = finetune(args(run, unfreeze_from=blocks, finetune=quick))
     assert summary["kept"] == "stage 2"
     assert load_card(run).recipe == before
@@ -556,58 +558,58 @@ def test_the_cut_cache_asks_for_room_for_both_sides_together(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = args(run)
-    stage = open_stage(asked)
-    start_job(stage, asked, Team())
+    setup = open_setup(asked)
+    start_job(setup, asked, DistributedContext())
     assert "--cut-cache off augments them" in capsys.readouterr().err
-    sizes = [(stage.folder / f"cut_{side}" / "activations.f16").stat().st_size for side in ("train", "val")]
+    sizes = [(setup.folder / f"cut_{side}" / "activations.f16").stat().st_size for side in ("train", "val")]
 
     def has_free(num_bytes: float) -> None:
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=num_bytes))
 
     has_free(0)
-    start_job(open_stage(asked), asked, Team())  # all there already
-    shutil.rmtree(stage.folder)
+    start_job(open_setup(asked), asked, DistributedContext())  # all there already
+    shutil.rmtree(setup.folder)
     has_free(1.2 * max(sizes))
     with pytest.raises(ValueError, match="activations at the cut take"):
-        start_job(open_stage(asked), asked, Team())
+        start_job(open_setup(asked), asked, DistributedContext())
     has_free(1.2 * sum(sizes))
-    start_job(open_stage(asked), asked, Team())
+    start_job(open_setup(asked), asked, DistributedContext())
 
 
 def test_a_cut_cache_of_another_state_of_the_store_is_made_anew(run: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(load_card(run).store, tmp_path / "moving.zarr"))
     asked = args(run, store=store)
-    start_job(open_stage(asked), asked, Team())
+    start_job(open_setup(asked), asked, DistributedContext())
     cached = run / "finetune" / "cut_train"
     marks = (cached / "done.u8").stat().st_mtime_ns
-    start_job(open_stage(asked), asked, Team())
+    start_job(open_setup(asked), asked, DistributedContext())
     assert (cached / "done.u8").stat().st_mtime_ns == marks
     shutil.rmtree(store)
     write_crop_store(store, cropless=(6,))
-    start_job(open_stage(asked), asked, Team())
+    start_job(open_setup(asked), asked, DistributedContext())
     assert (cached / "done.u8").stat().st_mtime_ns != marks
 
 
 def test_versions_at_the_cut_are_activations_of_augmented_crops(run: Path) -> None:
-    asked = args(run, finetune=dataclasses.replace(QUICK, versions=3))
-    stage = open_stage(asked)
-    learned, held = cut_sources(stage, asked, Team())
+    asked = args(run, finetune=dataclasses.replace(QUICK, augmented_copies=3))
+    setup = open_setup(asked)
+    learned, held = activation_datasets(setup, asked, DistributedContext())
     assert (learned.num_versions, held.num_versions) == (3, 1)
-    prefix = prefix_runner(stage.model.encoder, stage.first_block, 32, "cpu")
-    x, valid, _ = stage.train.batch(np.array([1]))
+    prefix = prefix_runner(setup.model.encoder, setup.first_block, 32, "cpu")
+    x, valid, _ = setup.train.batch(np.array([1]))
     crops = x["crops"][0][valid["crops"][0]]
     for version in range(3):
         found = learned.batch(np.array([1]), version)[0]["activations"][0][valid["crops"][0]]
         rng = np.random.default_rng([asked.seed, 1, version])
-        seen = augment_clip(torch.from_numpy(crops), augmentation_of(stage), rng).contiguous().numpy()
+        seen = augment_clip(torch.from_numpy(crops), augmentation_of(setup), rng).contiguous().numpy()
         assert np.array_equal(found, prefix(seen if version else crops))
 
 
 def test_another_seed_caches_other_versions(run: Path) -> None:
     def cached(seed: int) -> list[np.ndarray]:
         """Of training clips as they are and augmented, and of validation clips."""
-        asked = args(run, finetune=dataclasses.replace(QUICK, versions=2), seed=seed)
-        train, val = cut_sources(open_stage(asked), asked, Team())
+        asked = args(run, finetune=dataclasses.replace(QUICK, augmented_copies=2), seed=seed)
+        train, val = activation_datasets(open_setup(asked), asked, DistributedContext())
         both = [train.batch(np.arange(len(train)), version) for version in range(2)]
         return [x["activations"] for x, _, _ in [*both, val.batch(np.arange(len(val)))]]
 

@@ -12,15 +12,15 @@ from seqmodel.commands.finetune import finetune, start_job
 from seqmodel.commands.train import train
 from seqmodel.config import FinetuneArgs, FinetuneConfig, HeadConfig, TrainArgs, TrainConfig
 from seqmodel.encoders.engine import open_engine
-from seqmodel.finetuning.distributed import Team
-from seqmodel.finetuning.setup import open_stage
+from seqmodel.finetuning.distributed import DistributedContext
+from seqmodel.finetuning.setup import open_setup
 from tests.support.crop_store import clip_images, write_crop_store
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
 ]
-QUICK = FinetuneConfig(epochs=2, warm_epochs=1, effective_batch=4, head_lr=3e-3, encoder_lr=3e-4)
+QUICK = FinetuneConfig(epochs=2, head_only_epochs=1, effective_batch=4, head_lr=3e-3, encoder_lr=3e-4)
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +34,15 @@ def stage_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("cut_cache", ["on", "off"])
-def test_cuda_learns_what_the_cpu_learns(stage_1: Path, cut_cache: str) -> None:
+def test_cuda_learns_what_the_cpu_learns(stage_1: Path, activation_cache: str) -> None:
     losses = {}
     for device in ("cpu", "cuda"):
         args = FinetuneArgs(stage_1, finetune=QUICK, unfreeze_from=15, augment=False, device=device)
-        args = dataclasses.replace(args, cut_cache=cut_cache)
-        job = start_job(open_stage(args), args, Team(device=device))
+        args = dataclasses.replace(args, activation_cache=activation_cache)
+        job = start_job(open_setup(args), args, DistributedContext(device=device))
         while not job.finished:
             job.step()
-        losses[device] = [outcome.train_loss for outcome in job.at.history[1:]]
+        losses[device] = [result.train_loss for result in job.at.history[1:]]
         shutil.rmtree(stage_1 / "finetune", ignore_errors=True)
     # bf16 keeps 8 bits: a loss near 0.7 is known to about 0.005.
     assert np.abs(np.subtract(losses["cuda"], losses["cpu"])).max() < 0.02
@@ -53,23 +53,23 @@ def test_the_command_runs_on_cuda_and_writes_a_run_for_cpus(
     stage_1: Path, tmp_path: Path, compile_encoder: bool
 ) -> None:
     run = Path(shutil.copytree(stage_1, tmp_path / "run"))
-    config = dataclasses.replace(QUICK, warm_epochs=0, compile=compile_encoder)
+    config = dataclasses.replace(QUICK, head_only_epochs=0, compile=compile_encoder)
     summary, code = finetune(
-        FinetuneArgs(run, finetune=config, unfreeze_from=15, cut_cache="off", device="cuda")
+        FinetuneArgs(run, finetune=config, unfreeze_from=15, activation_cache="off", device="cuda")
     )
     assert code == 0
     assert summary["kept"] == "stage 2"
-    assert open_stage(FinetuneArgs(run)).model.encoder.mean.device.type == "cpu"
+    assert open_setup(FinetuneArgs(run)).model.encoder.mean.device.type == "cpu"
 
 
 def test_half_precision_with_a_scaler_stays_finite(stage_1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    args = FinetuneArgs(stage_1, finetune=QUICK, unfreeze_from=15, cut_cache="off", device="cuda")
-    job = start_job(open_stage(args), args, Team(device="cuda"))
+    args = FinetuneArgs(stage_1, finetune=QUICK, unfreeze_from=15, activation_cache="off", device="cuda")
+    job = start_job(open_setup(args), args, DistributedContext(device="cuda"))
     assert job.scaler.is_enabled()
     while not job.finished:
         job.step()
-    assert all(np.isfinite(outcome.train_loss) for outcome in job.at.history[1:])
+    assert all(np.isfinite(result.train_loss) for result in job.at.history[1:])
 
 
 def test_embeddings_on_cuda_are_those_of_the_cpu() -> None:

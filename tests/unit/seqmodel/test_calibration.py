@@ -14,7 +14,7 @@ from seqmodel.metrics.calibration import (
     decide_probabilities,
     fit_calibration,
     fit_scaling,
-    parse_goal,
+    parse_threshold_metric,
     probabilities,
     threshold_counts,
 )
@@ -162,9 +162,9 @@ def test_neighbouring_floats_are_told_apart():
         ("recall:distracted=0.8", "multiclass", "needs two classes"),
     ],
 )
-def test_a_wrong_goal_says_what_is_wanted(goal, task, message):
+def test_a_wrong_goal_says_what_is_wanted(threshold_metric, task, message):
     with pytest.raises(ValueError, match=message):
-        parse_goal(goal, NAMES, task)
+        parse_threshold_metric(threshold_metric, NAMES, task)
 
 
 def test_wrong_logits_say_their_shape():

@@ -101,12 +101,12 @@ def test_the_threshold_never_moves_when_test_labels_change(tmp_path):
 
     store = make_store(tmp_path / "s.zarr", signal=0.4, broken=False)
     make_run(tmp_path / "run", store)
-    goal = EvaluateArgs(run=tmp_path / "run", threshold_for="recall:distracted=0.8", abstain=0.2)
-    first, before = open_and_predict(goal)
+    threshold_metric = EvaluateArgs(run=tmp_path / "run", threshold_for="recall:distracted=0.8", abstain=0.2)
+    first, before = open_and_predict(threshold_metric)
     _turn_test_labels(tmp_path / "s.zarr", set(before.clip_ids.tolist()))
-    second, after = open_and_predict(goal)
+    second, after = open_and_predict(threshold_metric)
     assert second.card.calibration == first.card.calibration
-    assert first.card.calibration.goal == "recall:distracted=0.8"
+    assert first.card.calibration.threshold_metric == "recall:distracted=0.8"
     assert first.card.calibration.abstain is not None
     assert (before.labels == 1 - after.labels).all()
     np.testing.assert_array_equal(before.predicted, after.predicted)
@@ -369,7 +369,7 @@ def test_folds_choose_for_the_goal_that_is_asked_for(tmp_path, quick_folds):
     card = load_card(tmp_path / "run")
     context = folds.every_clip(open_context(args.run, card, None, "test"), "2")
     _, baselines, fold_models, _ = folds.run_folds(context, args)
-    assert {c.goal for c in fold_models.calibrations} == {"recall:distracted=0.9"}
+    assert {c.threshold_metric for c in fold_models.calibrations} == {"recall:distracted=0.9"}
     majority = next(stick for stick in baselines if stick.name == "majority")
     assert len(np.unique(majority.probabilities[:, 1])) == 1, "of all folds, else it leans against the truth"
     words = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "2"]

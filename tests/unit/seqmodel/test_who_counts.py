@@ -163,7 +163,7 @@ def test_two_stores_of_one_name_have_a_folder_each(run: Path, tmp_path: Path) ->
 def test_a_store_that_was_moved_chooses_the_threshold(run: Path, tmp_path: Path) -> None:
     (tmp_path / "s.zarr").rename(tmp_path / "moved.zarr")
     evaluate(run, "--store", str(tmp_path / "moved.zarr"), "--threshold-for", "recall:distracted=0.95")
-    assert load_card(run).calibration.goal == "recall:distracted=0.95"
+    assert load_card(run).calibration.threshold_metric == "recall:distracted=0.95"
     assert (run / "reference.json").is_file(), "measured there, too"
 
 
