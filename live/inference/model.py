@@ -20,7 +20,7 @@ from seqmodel.encoders.model_files import sha256_of
 from seqmodel.export.bundle import Head, find_bundle, open_bundle
 from seqmodel.runs.card import WEIGHTS, Card, load_card, load_weights
 from seqmodel.runs.run_encoder import open_run_engine
-from seqmodel.runs.training_stats import load_statistics, read_reference
+from seqmodel.runs.training_stats import load_statistics, read_training_stats
 
 THREADS = 2
 """Of each network: one frame at a time is answered in two thirds of the time, and the result is the same."""
@@ -91,7 +91,7 @@ def open_model(run: Path, backend: Backend = "auto", threads: int = THREADS) -> 
         reads_embeddings = "embeddings" in card.dims
         engine = open_run_engine(run, backend=backend, threads=threads) if reads_embeddings else None
         key = sha256_of(run / WEIGHTS)
-    known = read_reference(run)
+    known = read_training_stats(run)
     return LiveModel(
         card,
         engine,

@@ -14,7 +14,7 @@ from live.ui.drawing import STATE_WORDS, colour_of
 from seqmodel.runs.card import Card, load_card, write_text
 
 if TYPE_CHECKING:
-    from seqmodel.runs.training_stats import Reference, Spread
+    from seqmodel.runs.training_stats import PercentileRange, TrainingStats
 
 TEMPLATE = Path(__file__).with_name("report.html")
 LEVELS = {"binary": "probability", "multiclass": "largest probability", "ordinal": "level"}
@@ -122,11 +122,11 @@ def write_report(
         pictures.append(base64.b64encode(png).decode())
     comparison = None
     if against is not None:
-        from seqmodel.runs.training_stats import read_reference, write_reference
+        from seqmodel.runs.training_stats import read_training_stats, write_training_stats
 
         level = LEVELS[load_card(against).labelling.task]
-        reference = read_reference(against) or write_reference(against)
-        comparison = _compare(days(sessions), reference) | {"level": level}
+        training_stats = read_training_stats(against) or write_training_stats(against)
+        comparison = _compare(days(sessions), training_stats) | {"level": level}
     page = out or _free_page(sessions[0].log)
     write_text(page, _page(sessions, pictures, comparison, is_guessed=against is None and not own))
     return page
@@ -140,22 +140,22 @@ def _free_page(log: Path) -> Path:
     )
 
 
-def _compare(found: list[Day], reference: "Reference") -> dict[str, Any]:
+def _compare(found: list[Day], training_stats: "TrainingStats") -> dict[str, Any]:
     """Rows of the drift table: each day's figures, and whether they lie where training clips lay."""
 
-    def cell(value: float, spread: "Spread | None") -> dict[str, Any]:
+    def cell(value: float, spread: "PercentileRange | None") -> dict[str, Any]:
         if spread is None or math.isnan(value):
             return {"text": "–", "odd": False}
         return {"text": f"{value:.2f}", "odd": not spread.low <= value <= spread.high}
 
-    spreads = (reference.face_rate, reference.p, reference.novelty)
+    spreads = (training_stats.face_rate, training_stats.p, training_stats.novelty)
     rows = []
     for day in found:
         pairs = zip((day.face_rate, day.p, day.novelty), spreads, strict=True)
         cells = [cell(value, spread) for value, spread in pairs]
         rows.append({"date": day.date, "minutes": f"{day.minutes:.1f}", "cells": cells})
     usual = [f"{s.mean:.2f} ({s.low:.2f} – {s.high:.2f})" if s else "–" for s in spreads]
-    return {"rows": rows, "usual": usual, "num_clips": reference.num_clips}
+    return {"rows": rows, "usual": usual, "num_clips": training_stats.num_clips}
 
 
 def _height(session: SessionSummary, is_guessed: bool) -> str:

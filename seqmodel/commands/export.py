@@ -39,7 +39,7 @@ from seqmodel.export.convert import FlatHead, metadata_of, to_onnx, to_openvino
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.runs.card import WEIGHTS, Card, load_card, load_weights, save_card, write_text
 from seqmodel.runs.training_stats import FILE as REFERENCE
-from seqmodel.runs.training_stats import STATISTICS, rows_of, write_reference
+from seqmodel.runs.training_stats import STATISTICS, rows_of, write_training_stats
 
 MIN_COSINE = 0.9999
 """Worst cosine allowed between torch's embedding of a crop and the export's. float32 engines differ in the
@@ -79,7 +79,7 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
     evidence = gather(args, card) if reads_embeddings else Evidence(np.zeros((0,)), "seeded numbers")
     if not (args.run / REFERENCE).is_file():
         with contextlib.suppress(ValueError):  # a store that is far away: the bundle goes without the figures
-            write_reference(args.run, args.store)
+            write_training_stats(args.run, args.store)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:

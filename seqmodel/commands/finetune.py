@@ -48,7 +48,7 @@ from seqmodel.runs.card import (
     versions,
 )
 from seqmodel.runs.training_stats import FILE as REFERENCE
-from seqmodel.runs.training_stats import write_reference
+from seqmodel.runs.training_stats import write_training_stats
 from seqmodel.runs.writer import drop_results, resolve_device
 
 LOST_PEER = ("connection closed", "connection reset", "gloo", "nccl", "peer")
@@ -108,7 +108,7 @@ def _finish(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
     if not (args.run / REFERENCE).is_file():
         echo("measuring what live holds a session against")
         try:
-            write_reference(args.run, store)
+            write_training_stats(args.run, store)
         except ValueError as error:
             log_warning(f"live will speak only once a whole window is filled: {error}")
     shutil.rmtree(args.run / "finetune", ignore_errors=True)

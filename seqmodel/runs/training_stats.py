@@ -28,7 +28,7 @@ WORTH_SHOWING = 0.9
 
 
 @dataclass(frozen=True)
-class Spread:
+class PercentileRange:
     """A figure over clips: its mean, and between what values nine of ten clips lie."""
 
     mean: float
@@ -37,21 +37,21 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Reference:
+class TrainingStats:
     """The training data of a run."""
 
     num_clips: int
-    face_rate: Spread
+    face_rate: PercentileRange
     """Share of a clip's sampled frames that hold a face."""
-    p: Spread
+    p: PercentileRange
     """`level_of` a clip's probabilities."""
-    novelty: Spread | None
+    novelty: PercentileRange | None
     """Mean squared standard score of a clip's embeddings: 1 on average. None where the head reads none."""
     min_filled: float | None = None
     """Share of the window from which validation shows that predictions are worth showing."""
 
 
-def write_reference(run: Path, store: Path | str | None = None) -> Reference:
+def write_training_stats(run: Path, store: Path | str | None = None) -> TrainingStats:
     """Measure the training split of a run and keep the figures in it.
 
     `store` is the one that the run was trained on unless given. Raises ValueError when it cannot be opened or
@@ -65,17 +65,20 @@ def write_reference(run: Path, store: Path | str | None = None) -> Reference:
     return found
 
 
-def read_reference(run: Path) -> Reference | None:
+def read_training_stats(run: Path) -> TrainingStats | None:
     """The figures that a run keeps, or None."""
     path = run / FILE
     if not path.is_file():
         return None
     plain = json.loads(path.read_text(encoding="utf-8"))
-    spreads = {name: Spread(**plain[name]) if plain[name] else None for name in ("face_rate", "p", "novelty")}
-    return Reference(**plain | spreads)
+    spreads = {
+        name: PercentileRange(**plain[name]) if plain[name] else None
+        for name in ("face_rate", "p", "novelty")
+    }
+    return TrainingStats(**plain | spreads)
 
 
-def measure(run: Path, card: Card, store: "FeatureStore") -> Reference:
+def measure(run: Path, card: Card, store: "FeatureStore") -> TrainingStats:
     """The figures of the run's training clips in a store, and from when on short windows can be trusted."""
     from seqmodel.runs.predict import open_inputs, predict_rows
 
@@ -93,7 +96,7 @@ def measure(run: Path, card: Card, store: "FeatureStore") -> Reference:
         squares = (((x.astype(np.float32) - mean) / std) ** 2).mean(axis=2)
         seen = valid.any(axis=1)
         novelty = _spread((squares * valid).sum(axis=1)[seen] / valid.sum(axis=1)[seen])
-    return Reference(
+    return TrainingStats(
         num_clips=len(rows),
         face_rate=_spread(face_rate),
         p=_spread(level_of(p, card.labelling.task)),
@@ -154,11 +157,11 @@ def _some(rows: np.ndarray) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(MAX_CLIPS, len(rows))).astype(int)]
 
 
-def _spread(values: np.ndarray) -> Spread:
+def _spread(values: np.ndarray) -> PercentileRange:
     if not len(values):
         raise ValueError("no training clip of the run is in this store")
     low, high = np.percentile(values, [5, 95])
-    return Spread(round(float(np.mean(values)), 4), round(float(low), 4), round(float(high), 4))
+    return PercentileRange(round(float(np.mean(values)), 4), round(float(low), 4), round(float(high), 4))
 
 
 def load_statistics(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -35,7 +35,7 @@ from seqmodel.runs.card import (
     versions,
 )
 from seqmodel.runs.training_stats import FILE as REFERENCE
-from seqmodel.runs.training_stats import write_reference
+from seqmodel.runs.training_stats import write_training_stats
 from seqmodel.training.loop import Epoch, Fitted
 from seqmodel.training.task import LearningTask, labels_of
 
@@ -93,7 +93,7 @@ def write_run(
     )
     save_card(run, card)
     save_weights(run, head.state_dict(), encoder_state)
-    _measure_reference(run, learning_task.store.path)
+    _measure_training_stats(run, learning_task.store.path)
     return card
 
 
@@ -146,13 +146,13 @@ def put_calibration(run: Path, card: Card, store: Path | str | None = None) -> l
     drop_decisions(run)
     save_card(run, dataclasses.replace(card, metrics={}))
     echo(f"{run} decides otherwise now: figures, reports and exports from before are dropped")
-    _measure_reference(run, store)
+    _measure_training_stats(run, store)
     return exports
 
 
-def _measure_reference(run: Path, store: Path | str | None = None) -> None:
+def _measure_training_stats(run: Path, store: Path | str | None = None) -> None:
     try:
-        write_reference(run, store)
+        write_training_stats(run, store)
     except (ValueError, OSError) as error:
         log_warning(f"live report --against has nothing to compare with: {error}")
 

@@ -33,7 +33,7 @@ from seqmodel.finetuning.trainer import EndToEnd
 from seqmodel.runs.card import load_card, load_weights, read_log, save_card, save_weights
 from seqmodel.runs.predict import predict_rows
 from seqmodel.runs.run_encoder import open_run_engine
-from seqmodel.runs.training_stats import read_reference
+from seqmodel.runs.training_stats import read_training_stats
 from seqmodel.training.loop import Loss
 from tests.support.crop_store import clip_images, encoder, write_crop_store
 
@@ -82,7 +82,7 @@ def test_stage_two_learns_and_tells_its_story(run: Path) -> None:
     assert card.stages[-1]["stage_1"] == summary["stage_1"]
     assert len(card.stages[-1]["epochs"]) == summary["epochs"]
     assert not (run / "finetune").exists()
-    reference = read_reference(run)
+    reference = read_training_stats(run)
     assert reference is not None
     assert reference.min_filled is not None, "live may speak before a whole window is filled"
 
@@ -460,7 +460,7 @@ def test_the_loop_of_the_readme_goes_on_in_both_cases(
     assert main(command) == 0
     assert not made, "what was trained is not trained again"
     assert not (run / "finetune").exists()
-    assert read_reference(run) is not None
+    assert read_training_stats(run) is not None
     store = FeatureStore.open(new)
     assert store.present("embeddings").all()
     assert store.recipe.encoder == load_card(run).recipe.encoder

@@ -28,7 +28,7 @@ from seqmodel.export.bundle import FORMATS, bundle_folder, find_bundle
 from seqmodel.heads.recurrent import build_head
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.runs.card import load_card, load_split, save_card, save_split, save_weights
-from seqmodel.runs.training_stats import level_of, load_statistics, read_reference, write_reference
+from seqmodel.runs.training_stats import level_of, load_statistics, read_training_stats, write_training_stats
 from tests.support.extracted import extracted
 from tests.support.small_run import write_run
 
@@ -304,14 +304,14 @@ def test_the_training_data_leave_figures_that_are_read_back(run: Path, tmp_path:
     shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
     ids = list(load_split(own))
     save_split(own, ids, ["a", "b", "c", "d"], ["train", "train", "val", "val"])
-    found = write_reference(own)
-    assert read_reference(own) == found
+    found = write_training_stats(own)
+    assert read_training_stats(own) == found
     assert found.num_clips == 2
     assert found.face_rate.mean == 1.0  # pexels and carphone show a face in every frame
     assert found.min_filled is not None
     assert 0 < found.min_filled <= 1
     assert open_model(own).min_filled == found.min_filled
-    assert read_reference(run) is None
+    assert read_training_stats(run) is None
 
 
 def test_what_is_new_to_a_fine_tuned_run_is_measured_with_its_own_encoder(
@@ -333,7 +333,7 @@ def test_what_is_new_to_a_fine_tuned_run_is_measured_with_its_own_encoder(
     save_weights(own, head.state_dict(), encoder.state_dict())
     save_card(own, card)
     save_split(own, list(load_split(own)), ["a", "b", "c", "d"], ["train", "train", "val", "val"])
-    found = write_reference(own).novelty
+    found = write_training_stats(own).novelty
     assert found is not None
     lives = [
         float(np.nanmean([p.novelty for p in pushed(own, real_clips[name]) if p.t_s < 10 - 1e-3]))

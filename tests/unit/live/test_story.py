@@ -18,7 +18,7 @@ from live.output.log_writer import Log
 from live.output.report import write_report
 from live.ui.drawing import TROUGH
 from seqmodel.runs.card import write_text
-from seqmodel.runs.training_stats import FILE, Reference, Spread
+from seqmodel.runs.training_stats import FILE, PercentileRange, TrainingStats
 from tests.support.predictions import prediction
 from tests.support.small_run import write_run
 
@@ -146,7 +146,13 @@ def test_days_are_held_against_training(log: Path, tmp_path: Path, detector_path
     assert day.p == pytest.approx((90 * 0.8 + 30 * 0.3) / 120, abs=1e-3)
     assert day.novelty == 5.0
     run = write_run(tmp_path / "run", detector_path)
-    reference = Reference(50, Spread(0.98, 0.7, 1.0), Spread(0.6, 0.1, 0.9), Spread(1.0, 0.5, 1.8), 0.5)
+    reference = TrainingStats(
+        50,
+        PercentileRange(0.98, 0.7, 1.0),
+        PercentileRange(0.6, 0.1, 0.9),
+        PercentileRange(1.0, 0.5, 1.8),
+        0.5,
+    )
     write_text(run / FILE, json.dumps(asdict(reference)))
     out = tmp_path / "drift.html"
     assert main(["report", str(log), "--against", str(run), "--out", str(out)]) == 0
@@ -165,8 +171,8 @@ def test_a_day_without_a_figure_is_json_and_the_run_says_what_a_level_is(
     ordinal.write(replace(prediction(), names=names, label="middle", p_raw=(0, 1, 0), p=(0.1, 0.7, 0.2)))
     ordinal.close()
     run = write_run(tmp_path / "run", detector_path, task="ordinal", names=names)
-    spread = Spread(0.5, 0.1, 0.9)
-    write_text(run / FILE, json.dumps(asdict(Reference(50, spread, spread, None, 0.5))))
+    spread = PercentileRange(0.5, 0.1, 0.9)
+    write_text(run / FILE, json.dumps(asdict(TrainingStats(50, spread, spread, None, 0.5))))
     assert main(["report", str(path), "--against", str(run), "--json"]) == 0
     (day,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["days"]
     assert day["p"] == pytest.approx(0.55)
@@ -188,8 +194,8 @@ def test_the_drift_table_says_what_its_figure_is(
     log.write(replace(prediction(), names=names, label=names[1], p_raw=p, p=p))
     log.close()
     run = write_run(tmp_path / "run", detector_path, task=task, names=names)
-    spread = Spread(0.5, 0.1, 0.9)
-    write_text(run / FILE, json.dumps(asdict(Reference(50, spread, spread, None, 0.5))))
+    spread = PercentileRange(0.5, 0.1, 0.9)
+    write_text(run / FILE, json.dumps(asdict(TrainingStats(50, spread, spread, None, 0.5))))
     page = write_report([summarise_log(path, task)], against=run).read_text(encoding="utf-8")
     assert f"<td>face rate</td><td>{figure}</td>" in page
 
@@ -303,8 +309,8 @@ def test_a_report_against_the_run_draws_what_the_session_drew(
     log.close()
     session = write_report([summarise_log(path, task)], own=True).read_text(encoding="utf-8")
     run = write_run(tmp_path / "run", detector_path, task=task, names=names)
-    spread = Spread(0.5, 0.1, 0.9)
-    write_text(run / FILE, json.dumps(asdict(Reference(50, spread, spread, None, 0.5))))
+    spread = PercentileRange(0.5, 0.1, 0.9)
+    write_text(run / FILE, json.dumps(asdict(TrainingStats(50, spread, spread, None, 0.5))))
     pages = []
     for more in (["--against", str(run)], []):
         out = tmp_path / "page.html"

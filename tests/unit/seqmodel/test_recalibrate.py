@@ -10,7 +10,7 @@ from seqmodel.__main__ import main
 from seqmodel.reporting.text import calibration_lede
 from seqmodel.runs.card import calibration_stage, load_card, save_card
 from seqmodel.runs.predict import read_predictions
-from seqmodel.runs.training_stats import read_reference
+from seqmodel.runs.training_stats import read_training_stats
 from seqmodel.runs.writer import drop_results
 from tests.support.judged import make_run, make_store
 
@@ -46,7 +46,7 @@ def test_another_threshold_leaves_nothing_that_decided_by_the_old_one(
     assert not exported.exists()
     predicted = " ".join(capsys.readouterr().err.split())
     assert "copies of its exports (openvino) decide as before" in predicted
-    assert read_reference(run) is not None, "measured by the new calibration"
+    assert read_training_stats(run) is not None, "measured by the new calibration"
     assert after.test_openings == before.test_openings
 
 

@@ -27,7 +27,7 @@ from seqmodel.config import LabelArgs
 from seqmodel.reporting.search_history import trials_of as history_of
 from seqmodel.reporting.style import style
 from seqmodel.runs.card import load_card, load_split, load_weights, save_card
-from seqmodel.runs.training_stats import read_reference
+from seqmodel.runs.training_stats import read_training_stats
 from tests.support.crop_store import write_crop_store
 from tests.support.small_store import write_store
 from tests.support.toy_sequences import write_toy_store
@@ -120,7 +120,7 @@ def test_a_search_leaves_a_run_that_stands_alone(searched: tuple[Path, dict[str,
     assert (out / "study.log").is_file()
     assert {side for _, side in load_split(out).values()} == {"train", "val", "test"}
     assert set(summary["baselines"]) == {"majority", "logistic_embeddings"}
-    reference = read_reference(out)
+    reference = read_training_stats(out)
     assert reference is not None
     assert reference.min_filled is None, "live, which alone would ask, reads no imported features"
     json.dumps(summary)
