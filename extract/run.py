@@ -129,10 +129,10 @@ def _run(
             tally.add(event)
     except BaseException:
         with contextlib.suppress(ValueError, OSError):  # what ended the run is what is to be told
-            store.settle(LAST_WAIT_S)
+            store.finalize(LAST_WAIT_S)
         raise
     try:
-        store.settle()
+        store.finalize()
     except (ValueError, OSError) as error:  # every row is written: this only tidies up
         log_warning(f"{error}; the next extraction into this store tidies up")
     return tally

@@ -179,8 +179,8 @@ class CropClips:
         indices = np.atleast_1d(np.arange(len(self))[indices])
         side = self._crop_px
         crops = np.zeros((len(indices), self._store.num_frames, side, side, 3), np.uint8)
-        for place, index in enumerate(indices.tolist()):
-            _decode_into(crops[place], self._store.read_crops(int(self.rows[index])), self.clip_ids[index])
+        for location, index in enumerate(indices.tolist()):
+            _decode_into(crops[location], self._store.read_crops(int(self.rows[index])), self.clip_ids[index])
         x = {"crops": crops}
         if self._geometry is not None:
             x["geometry"] = self._geometry[indices]

@@ -184,16 +184,16 @@ def videos_below(folder: Path, root: Path) -> tuple[list[Path], list[Failure]]:
     videos: list[Path] = []
     problems: list[Failure] = []
 
-    def note(place: Path, reason: str) -> None:
-        problems.append(Failure(readable(clip_id(place, root)), reason))
+    def note(location: Path, reason: str) -> None:
+        problems.append(Failure(readable(clip_id(location, root)), reason))
 
     def note_unlisted(error: OSError) -> None:
-        place = Path(error.filename or folder)
-        if place != folder or not isinstance(error, FileNotFoundError):
-            note(place, f"cannot be listed: {error.strerror}")
+        location = Path(error.filename or folder)
+        if location != folder or not isinstance(error, FileNotFoundError):
+            note(location, f"cannot be listed: {error.strerror}")
 
-    for place, _, names in walk(folder, note_unlisted):
-        for file in (place / name for name in names):
+    for location, _, names in walk(folder, note_unlisted):
+        for file in (location / name for name in names):
             is_video = file.suffix.lower() in VIDEO_SUFFIXES
             if not is_video and (file.suffix or not os.path.islink(file)):
                 continue
@@ -206,7 +206,7 @@ def videos_below(folder: Path, root: Path) -> tuple[list[Path], list[Failure]]:
 
 def video_files(folder: Path) -> list[Path]:
     """The files below `folder` that are named as videos are, in one order everywhere; no links to nothing."""
-    files = (place / name for place, _, names in walk(folder) for name in names)
+    files = (location / name for location, _, names in walk(folder) for name in names)
     videos = (file for file in files if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file())
     return _in_order(videos, folder)
 
@@ -357,8 +357,8 @@ def _spelled_on_disk(root: Path, path: str) -> Path | None:
     places = [root]
     for part in Path(path).parts:
         forms = dict.fromkeys((part, _nfc(part), unicodedata.normalize("NFD", part)))
-        places = [place / form for place in places for form in forms if os.path.exists(place / form)]
-    return next((place for place in places if os.path.isfile(place)), None)
+        places = [location / form for location in places for form in forms if os.path.exists(location / form)]
+    return next((location for location in places if os.path.isfile(location)), None)
 
 
 def _require_unique(path: Path, clips: Sequence[tuple[int, Clip]]) -> None:

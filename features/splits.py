@@ -130,7 +130,7 @@ def grouped_folds(
 
     Raises ValueError for k below 2 or above the number of people.
     """
-    groups = np.array([who or f"clip {place}" for place, who in enumerate(subjects.tolist())], str)
+    groups = np.array([who or f"clip {location}" for location, who in enumerate(subjects.tolist())], str)
     num_groups = len(np.unique(groups))
     if not 2 <= k <= num_groups:
         raise ValueError(f"--folds {k} needs 2 to {num_groups} folds: there are {num_groups} people")
@@ -320,12 +320,12 @@ def _deal_in_order(counts: np.ndarray, due: np.ndarray, order: np.ndarray) -> tu
     have = np.zeros_like(due)
     members = np.zeros(len(due), np.int64)
     side_of = np.zeros(len(order), np.int64)
-    for place, group in enumerate(order):
+    for location, group in enumerate(order):
         # What a side would be short of or over, in each class, relative to its due.
         now = (((have - due) ** 2) / due).sum(axis=1)
         then = (((have + counts[group] - due) ** 2) / due).sum(axis=1)
         gain = then - now
-        if len(order) - place <= int((members == 0).sum()):  # the last ones go where nobody is yet
+        if len(order) - location <= int((members == 0).sum()):  # the last ones go where nobody is yet
             gain[members > 0] = np.inf
         side = int(np.argmin(gain))
         have[side] += counts[group]
@@ -388,8 +388,8 @@ def _sides_of_renamed(
 
 def _hashed_side(group: str, val_share: float, test_share: float) -> str:
     """The side of a new person, from their name alone."""
-    place = int.from_bytes(hashlib.sha256(f"split:{group}".encode()).digest()[:8], "big") / 2**64
-    return "test" if place < test_share else "val" if place < test_share + val_share else "train"
+    location = int.from_bytes(hashlib.sha256(f"split:{group}".encode()).digest()[:8], "big") / 2**64
+    return "test" if location < test_share else "val" if location < test_share + val_share else "train"
 
 
 def _subject_warnings(table: ClipTable, rows: np.ndarray) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from seqmodel.commands.train import print_task, say_scores
 from seqmodel.config import FinetuneArgs
 from seqmodel.evaluation.logistic import baseline_scores
 from seqmodel.finetuning.setup import require_crops
-from seqmodel.runs.card import ARTIFACTS, CARD, STUDY, WEIGHTS, load_card, require_place
+from seqmodel.runs.card import ARTIFACTS, CARD, STUDY, WEIGHTS, load_card, require_free
 from seqmodel.runs.writer import count_parameters, rounded, write_run
 from seqmodel.training.loop import resolve_metric
 from seqmodel.training.task import LearningTask, build_task, encoder_leak_warning, seen_fingerprint
@@ -55,7 +55,7 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     """Search, judge, write the run; returns (summary, exit code)."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     started = time.perf_counter()
-    require_place(args.out)
+    require_free(args.out)
     learning_task = asked(args)
     print_task(learning_task)
     if args.folds > 1:

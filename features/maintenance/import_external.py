@@ -24,7 +24,14 @@ from features.manifest import MAX_LABEL_NAMES, SPLITS, Clip, Failure, column_nam
 from features.recipe import EncoderId, GeometryId, Recipe
 from features.store import planner
 from features.store.description import FRAME_COLUMNS, create
-from features.store.location import Place, existing_group, new_beside, open_group, place_of, sweep_beside
+from features.store.location import (
+    StoreLocation,
+    existing_group,
+    locate,
+    new_beside,
+    open_group,
+    sweep_beside,
+)
 from features.store.store import FeatureStore
 
 CHUNK_BYTES = 4 << 20
@@ -39,7 +46,7 @@ _CLIP_COLUMNS = ("clip_id", "label", "subject", "split", "fold")
 
 
 @dataclass(frozen=True)
-class Sequences:
+class FeatureSequences:
     """Feature sequences of some clips, of any length each."""
 
     clips: tuple[Clip, ...]
@@ -57,7 +64,7 @@ class Sequences:
         return BLENDSHAPE in self.feature_names
 
 
-def read_sequences(file: Path) -> Sequences:
+def read_sequences(file: Path) -> FeatureSequences:
     """The sequences of an .npz or .csv file; see `python -m features import --help` for the forms.
 
     Raises ValueError naming what is missing or has another shape than the rest.
@@ -78,7 +85,7 @@ def read_sequences(file: Path) -> Sequences:
 
 def write_external(
     out: Path | str,
-    sequences: Sequences,
+    sequences: FeatureSequences,
     name: str,
     stream: Literal["auto", "embeddings", "geometry"] = "auto",
 ) -> FeatureStore:
@@ -89,9 +96,11 @@ def write_external(
     """
     if not name or ":" in name:
         raise ValueError(f"--name {name!r}: wanted a short name without a colon")
-    place = place_of(out)
-    if open_group(place, read_only=True) is not None or (place.folder is not None and place.folder.exists()):
-        raise ValueError(f"{place.text} is there already: delete it first, or take another --out")
+    location = locate(out)
+    if open_group(location, read_only=True) is not None or (
+        location.folder is not None and location.folder.exists()
+    ):
+        raise ValueError(f"{location.text} is there already: delete it first, or take another --out")
     width = sequences.values[0].shape[1]
     num_frames = max(1, *(len(values) for values in sequences.values))
     encoder = EncoderId(f"external:{name}:{width}", name, "", width)
@@ -100,26 +109,26 @@ def write_external(
         if not sequences.feature_names:
             raise ValueError("--stream geometry needs the features' names: an .npz with feature_names")
         recipe = Recipe(None, dataclasses.replace(encoder, dim=0), GeometryId("", sequences.feature_names))
-    if place.folder is None:
-        _write(place, sequences, recipe, num_frames)
+    if location.folder is None:
+        _write(location, sequences, recipe, num_frames)
         return FeatureStore.open(out)
-    place.folder.parent.mkdir(parents=True, exist_ok=True)
-    sweep_beside(place, DEAD_IMPORT_S)
-    aside = new_beside(place.folder)
+    location.folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep_beside(location, DEAD_IMPORT_S)
+    aside = new_beside(location.folder)
     try:
-        _write(place_of(aside), sequences, recipe, num_frames)
-        aside.rename(place.folder)
+        _write(locate(aside), sequences, recipe, num_frames)
+        aside.rename(location.folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return FeatureStore.open(out)
 
 
-def _write(place: Place, sequences: Sequences, recipe: Recipe, num_frames: int) -> None:
+def _write(location: StoreLocation, sequences: FeatureSequences, recipe: Recipe, num_frames: int) -> None:
     clips, width = sequences.clips, sequences.values[0].shape[1]
     stream = "geometry" if recipe.geometry is not None else "embeddings"
     step = max(1, CHUNK_BYTES // (num_frames * width * 4))
     group = create(
-        place,
+        location,
         recipe,
         numerics={"backend": "imported"},
         num_frames=num_frames,
@@ -128,8 +137,8 @@ def _write(place: Place, sequences: Sequences, recipe: Recipe, num_frames: int) 
         rows_per_chunk=step,
         label_names={"label": list(sequences.label_names)} if sequences.label_names else None,
     )
-    planner.write_rows(group, place, clips, recipe, has_crops=False, listing="whole")
-    store = FeatureStore(place, existing_group(place, read_only=False), writable=True)
+    planner.write_rows(group, location, clips, recipe, has_crops=False, listing="whole")
+    store = FeatureStore(location, existing_group(location, read_only=False), writable=True)
     for first in range(0, len(clips), step):
         block = sequences.values[first : first + step]
         x = np.full((len(block), num_frames, width), np.nan, np.float32)
@@ -141,10 +150,10 @@ def _write(place: Place, sequences: Sequences, recipe: Recipe, num_frames: int) 
             frames[index, : len(values), 5] = np.isfinite(values).all(axis=1)
         store.array(stream)[first : first + len(block)] = x
         store.array("frames")[first : first + len(block)] = frames
-    store.settle()
+    store.finalize()
 
 
-def _of_npz(file: Path) -> Sequences:
+def _of_npz(file: Path) -> FeatureSequences:
     arrays = _named_arrays(file)
     labels = np.atleast_1d(arrays["y"])
     if labels.ndim != 1 or labels.dtype.kind not in "biufU":
@@ -157,7 +166,7 @@ def _of_npz(file: Path) -> Sequences:
     features = tuple(str(name) for name in arrays.get("feature_names", np.zeros(0)).tolist())
     if features and len(features) != arrays["x"].shape[-1]:
         raise ValueError(f"{file}: {len(features)} feature_names for {arrays['x'].shape[-1]} features")
-    return Sequences(clips, values, label_names=order, feature_names=features)
+    return FeatureSequences(clips, values, label_names=order, feature_names=features)
 
 
 def _named_arrays(file: Path) -> dict[str, np.ndarray]:
@@ -285,7 +294,7 @@ def _split_name(text: str, file: Path) -> str:
     return SPLITS.get(text.lower(), "")
 
 
-def _of_csv(file: Path) -> Sequences:
+def _of_csv(file: Path) -> FeatureSequences:
     lines = csv_rows(file)
     header = lines[0][1]
     names = [name.lower() for name in header]
@@ -314,10 +323,10 @@ def _of_csv(file: Path) -> Sequences:
             )
         )
         values.append(features[rows])
-    return Sequences(tuple(clips), tuple(values))
+    return FeatureSequences(tuple(clips), tuple(values))
 
 
-def _of_manifest(file: Path) -> Sequences:
+def _of_manifest(file: Path) -> FeatureSequences:
     manifest = read_csv(file)
     clips: list[Clip] = []
     values: list[np.ndarray] = []
@@ -336,7 +345,7 @@ def _of_manifest(file: Path) -> Sequences:
         columns = names
         clips.append(clip)
         values.append(own)
-    return Sequences(tuple(clips), tuple(values), tuple(problems))
+    return FeatureSequences(tuple(clips), tuple(values), tuple(problems))
 
 
 def _features_of(file: Path) -> tuple[np.ndarray, tuple[str, ...]]:

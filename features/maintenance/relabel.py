@@ -16,7 +16,7 @@ import numpy as np
 from features.manifest import Clip, Manifest, read_csv, read_folder, walk
 from features.store import planner
 from features.store.description import recipe_of
-from features.store.location import existing_group, place_of
+from features.store.location import existing_group, locate
 from features.store.lock import planner_lock
 from features.store.store import FeatureStore
 from features.store.table import ClipTable
@@ -77,12 +77,12 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
 
     Raises ValueError when there is no store, or no clip of it is named.
     """
-    place = place_of(path)
-    existing_group(place, read_only=True)  # before the lock, which would lie in it
-    with planner_lock(place):
-        group = existing_group(place, read_only=False)
-        table = FeatureStore(place, group, writable=False).table()
-        recipe = recipe_of(group, place)
+    location = locate(path)
+    existing_group(location, read_only=True)  # before the lock, which would lie in it
+    with planner_lock(location):
+        group = existing_group(location, read_only=False)
+        table = FeatureStore(location, group, writable=False).table()
+        recipe = recipe_of(group, location)
         window_s = math.inf if recipe.pixels is None else recipe.pixels.window_s
         by_source: dict[str, list[Clip]] = {}
         for clip in clips:
@@ -90,10 +90,12 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
         owners = [_owner(table, row, by_source, window_s) for row in range(len(table.state))]
         named = [_as_row(owner, table, row) for row, owner in enumerate(owners) if owner is not None]
         if not named:
-            raise ValueError(f"none of these {len(clips)} clips is in {place.text}: are the paths the same?")
+            raise ValueError(
+                f"none of these {len(clips)} clips is in {location.text}: are the paths the same?"
+            )
         changes = planner.write_rows(
             group,
-            place,
+            location,
             named,
             recipe,
             has_crops=False,

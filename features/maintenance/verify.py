@@ -11,7 +11,7 @@ import numpy as np
 
 from features.manifest import Failure
 from features.store.description import LAYOUT_SUM, layout_sum
-from features.store.erasure import DELETED, come_back
+from features.store.erasure import DELETED, rows_after_deletion
 from features.store.packed import verify_packed
 from features.store.schema import NUMBER_COLUMNS, TEXT_COLUMNS, read_column, user_arrays
 from features.store.store import FeatureStore, Part
@@ -22,10 +22,10 @@ _UNREADABLE = (ValueError, RuntimeError, OSError, KeyError, TypeError)
 
 def verify_store(store: FeatureStore) -> list[Failure]:
     """Everything that is broken, as (clip id or array, what is wrong)."""
-    group, place = store.group, store.place
+    group, location = store.group, store.location
     attributes: Any = group.attrs
     problems: list[Failure] = []
-    if attributes.get(LAYOUT_SUM) != layout_sum(place, dict(attributes)):
+    if attributes.get(LAYOUT_SUM) != layout_sum(location, dict(attributes)):
         problems.append(Failure("zarr.json", "the description of the store is not the one that was written"))
     for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS, *user_arrays(attributes)):
         try:
@@ -41,14 +41,14 @@ def verify_store(store: FeatureStore) -> list[Failure]:
             problems.append(Failure(f"row {row}", "has no clip id: its chunk is gone"))
         if settled[row] == 1 and table.state[row] != 1:
             problems.append(Failure(clip_id, "state says done, but its frames are not there"))
-    for row in come_back(group, place):
+    for row in rows_after_deletion(group, location):
         reason = "was written after its person was deleted: the next extract or delete clears it"
         problems.append(Failure(f"row {row}", reason))
     present = {part: store.present(part) for part in store.parts}
     for row, clip_id in enumerate(table.clip_id.tolist()):
         parts = {part for part, rows in present.items() if rows[row]}
         problems += [Failure(clip_id, reason) for reason in _row_problems(store, row, parts)]
-    return problems + [Failure(f"packed/{name}", "broken: delete it") for name in verify_packed(place)]
+    return problems + [Failure(f"packed/{name}", "broken: delete it") for name in verify_packed(location)]
 
 
 def _row_problems(store: FeatureStore, row: int, parts: set[Part]) -> list[str]:

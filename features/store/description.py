@@ -8,7 +8,7 @@ from typing import Any
 import zarr
 
 from features.recipe import Recipe, from_json, require_equal, to_json
-from features.store.location import Place, read_bytes
+from features.store.location import StoreLocation, read_bytes
 from features.store.schema import (
     NUMBER_COLUMNS,
     ROW_ARRAYS,
@@ -22,7 +22,7 @@ LAYOUT_SUM = "layout_sum"
 
 
 def create(
-    place: Place,
+    location: StoreLocation,
     recipe: Recipe,
     *,
     numerics: dict[str, Any],
@@ -49,19 +49,19 @@ def create(
         "test_openings": [],
         "encoder_sides": {},
     }
-    attributes[LAYOUT_SUM] = layout_sum(place, attributes)
-    return zarr.create_group(place.zarr_store(read_only=False), attributes=attributes)
+    attributes[LAYOUT_SUM] = layout_sum(location, attributes)
+    return zarr.create_group(location.zarr_store(read_only=False), attributes=attributes)
 
 
-def reconcile(group: zarr.Group, place: Place, recipe: Recipe, numerics: dict[str, Any]) -> Recipe:
+def reconcile(group: zarr.Group, location: StoreLocation, recipe: Recipe, numerics: dict[str, Any]) -> Recipe:
     """Check that a plan fits the store that is there, and note a second stream or other numerics.
 
     Raises ValueError naming every field of the recipe that differs.
     """
-    ours = recipe_of(group, place)
+    ours = recipe_of(group, location)
     both_have_geometry = ours.geometry is not None and recipe.geometry is not None
     parts: Any = ("pixels", "encoder", "geometry") if both_have_geometry else ("pixels", "encoder")
-    require_equal(ours, recipe, parts, where=f"store {place.text} and this extraction")
+    require_equal(ours, recipe, parts, where=f"store {location.text} and this extraction")
     updates: dict[str, Any] = {}
     if ours.geometry is None and recipe.geometry is not None:
         ours = dataclasses.replace(ours, geometry=recipe.geometry)
@@ -70,32 +70,32 @@ def reconcile(group: zarr.Group, place: Place, recipe: Recipe, numerics: dict[st
     if numerics not in known:
         updates["other_numerics"] = [*known[1:], numerics]
     if updates:
-        commit(group, place, updates)
+        commit(group, location, updates)
     return ours
 
 
-def recipe_of(group: zarr.Group, place: Place) -> Recipe:
+def recipe_of(group: zarr.Group, location: StoreLocation) -> Recipe:
     """The recipe of a store.
 
     Raises ValueError when the group is no store of this schema.
     """
     if group.attrs.get("schema") != SCHEMA:
         raise ValueError(
-            f"{place.text} is no feature store of this version: schema {group.attrs.get('schema')!r}, "
+            f"{location.text} is no feature store of this version: schema {group.attrs.get('schema')!r}, "
             f"wanted {SCHEMA!r}"
         )
     return from_json(group.attrs["recipe"])  # type: ignore[arg-type]
 
 
-def commit(group: zarr.Group, place: Place, updates: dict[str, Any]) -> None:
+def commit(group: zarr.Group, location: StoreLocation, updates: dict[str, Any]) -> None:
     """Write attributes, and with them the check sum of the store's description."""
-    group.update_attributes(updates | {LAYOUT_SUM: layout_sum(place, dict(group.attrs) | updates)})
+    group.update_attributes(updates | {LAYOUT_SUM: layout_sum(location, dict(group.attrs) | updates)})
 
 
-def layout_sum(place: Place, attributes: dict[str, Any]) -> str:
+def layout_sum(location: StoreLocation, attributes: dict[str, Any]) -> str:
     """Check sum of all that zarr itself keeps no sum of: the attributes and each array's description."""
     told = {key: value for key, value in attributes.items() if key != LAYOUT_SUM}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS, *ROW_ARRAYS, "labels", "slices", *user_arrays(attributes)):
-        digest.update(read_bytes(place, f"{name}/zarr.json") or b"absent")
+        digest.update(read_bytes(location, f"{name}/zarr.json") or b"absent")
     return digest.hexdigest()[:16]

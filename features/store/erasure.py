@@ -7,7 +7,7 @@ import numpy as np
 import zarr
 
 from features.store.description import commit
-from features.store.location import Place, delete_keys
+from features.store.location import StoreLocation, delete_keys
 from features.store.packed import drop_packed
 from features.store.schema import (
     NUMBER_COLUMNS,
@@ -28,7 +28,7 @@ DELETED = "deleted"
 """Source of a row whose person was deleted: it stays as an empty place."""
 
 
-def clear_rows(group: zarr.Group, place: Place, rows: Sequence[int] | np.ndarray) -> None:
+def clear_rows(group: zarr.Group, location: StoreLocation, rows: Sequence[int] | np.ndarray) -> None:
     """Make rows pending again: their chunks go, the marker of the embeddings first.
 
     Raises ValueError for rows of imported features, which share their chunks.
@@ -37,29 +37,31 @@ def clear_rows(group: zarr.Group, place: Place, rows: Sequence[int] | np.ndarray
         raise ValueError("single rows of imported features cannot be cleared: import the file again")
     arrays = [(name, rank) for name, rank in ROW_ARRAYS.items() if name in group]
     for row in rows:
-        delete_keys(place, [chunk_key(name, int(row), rank) for name, rank in arrays])
+        delete_keys(location, [chunk_key(name, int(row), rank) for name, rank in arrays])
 
 
-def erase_rows(group: zarr.Group, place: Place, rows: np.ndarray) -> None:
+def erase_rows(group: zarr.Group, location: StoreLocation, rows: np.ndarray) -> None:
     """Delete rows for good: features, their packed copies, and every word by which the person could be known.
 
     The subject goes last: a deletion that was cut short can be repeated.
     """
     count = int(group.attrs["num_clips"])  # type: ignore[arg-type]
-    clear_rows(group, place, rows)
-    drop_packed(place)  # no earlier: somebody may have packed the person once more
+    clear_rows(group, location, rows)
+    drop_packed(location)  # no earlier: somebody may have packed the person once more
     attributes: Any = group.attrs
     if sides := attributes["encoder_sides"]:
         table = read_table(group, count)
         groups = group_names(table["subject"].tolist(), table["source"].tolist())
         gone = {groups[row] for row in rows}
-        commit(group, place, {"encoder_sides": {who: side for who, side in sides.items() if who not in gone}})
+        commit(
+            group, location, {"encoder_sides": {who: side for who, side in sides.items() if who not in gone}}
+        )
     names = {}
     for column, known in attributes["label_names"].items():
         _rewrite(group, array_name("labels", column), count, rows, -1)
         used = set(read_column(group, array_name("labels", column), count).tolist())
         names[column] = [name if code in used else "" for code, name in enumerate(known)]
-    commit(group, place, {"label_names": names})
+    commit(group, location, {"label_names": names})
     for column in attributes["slice_columns"]:
         _rewrite(group, array_name("slices", column), count, rows, "")
     for name in NUMBER_COLUMNS:
@@ -82,14 +84,14 @@ def blank_uncounted(group: zarr.Group) -> None:
                 array[attributes["num_clips"] :] = blank
 
 
-def come_back(group: zarr.Group, place: Place) -> np.ndarray:
+def rows_after_deletion(group: zarr.Group, location: StoreLocation) -> np.ndarray:
     """Rows, ascending, of deleted people that hold something: a worker that did not know wrote them later."""
     count = int(group.attrs["num_clips"])  # type: ignore[arg-type]
     if count == 0:  # arrays may be there or not
         return np.zeros(0, np.int64)
     erased = (read_column(group, "source", count) == DELETED) & (read_column(group, "clip_id", count) == "")
     if erased.any():
-        erased &= np.any([rows_present(place, group, name, count) for name in ROW_ARRAYS], axis=0)
+        erased &= np.any([rows_present(location, group, name, count) for name in ROW_ARRAYS], axis=0)
     return np.flatnonzero(erased)
 
 

@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Place:
+class StoreLocation:
     """A folder or a prefix on object storage."""
 
     text: str
@@ -52,7 +52,7 @@ class Place:
         return ObjectStore(self.objects, read_only=read_only)
 
 
-def place_of(path: Path | str) -> Place:
+def locate(path: Path | str) -> StoreLocation:
     """The place a user named.
 
     Raises ValueError where object storage is named but cannot be used.
@@ -60,9 +60,9 @@ def place_of(path: Path | str) -> Place:
     text = str(path)
     scheme, slash, rest = text.partition(":/")
     if not slash or len(scheme) < 2:  # a one-letter scheme is a Windows drive
-        return Place(text, Path(text))
+        return StoreLocation(text, Path(text))
     if scheme == "file":
-        return Place(rest, Path("/" + rest.lstrip("/")))
+        return StoreLocation(rest, Path("/" + rest.lstrip("/")))
     address = f"{scheme}://{rest.lstrip('/')}"  # pathlib folds the double slash
     try:
         from obstore.store import from_url
@@ -71,7 +71,7 @@ def place_of(path: Path | str) -> Place:
     options: Any = {"allow_http": True} if os.environ.get("AWS_ALLOW_HTTP") else None
     retries: Any = {"max_retries": OBJECT_TRIES, "retry_timeout": OBJECT_TIMEOUT}
     with object_errors(address):
-        return Place(address, None, from_url(address, client_options=options, retry_config=retries))
+        return StoreLocation(address, None, from_url(address, client_options=options, retry_config=retries))
 
 
 @contextlib.contextmanager
@@ -86,85 +86,87 @@ def object_errors(where: str) -> Iterator[None]:
         raise ValueError(f"{where}: {text[:300]}{'…' if len(text) > 300 else ''}") from error
 
 
-def read_bytes(place: Place, key: str) -> bytes | None:
+def read_bytes(location: StoreLocation, key: str) -> bytes | None:
     """The bytes of one file or object; None where there is none."""
-    if place.folder is not None:
+    if location.folder is not None:
         try:
-            return (place.folder / key).read_bytes()
+            return (location.folder / key).read_bytes()
         except FileNotFoundError:
             return None
         except NotADirectoryError as error:
-            raise ValueError(f"{place.text} is a file, and a store is a folder") from error
-    with object_errors(place.text):
-        buffer = sync(place.zarr_store(read_only=True).get(key, default_buffer_prototype()))
+            raise ValueError(f"{location.text} is a file, and a store is a folder") from error
+    with object_errors(location.text):
+        buffer = sync(location.zarr_store(read_only=True).get(key, default_buffer_prototype()))
     return None if buffer is None else buffer.to_bytes()
 
 
-def chunk_names(place: Place, array_name: str) -> list[str]:
+def chunk_names(location: StoreLocation, array_name: str) -> list[str]:
     """File names of the chunks that an array has, `c.17.0.0` say."""
-    if place.folder is None:
-        return list(_tagged_chunks(place, array_name))
+    if location.folder is None:
+        return list(_tagged_chunks(location, array_name))
     try:
-        names = os.listdir(place.folder / array_name)
+        names = os.listdir(location.folder / array_name)
     except FileNotFoundError:
         return []
     return [name for name in names if name.startswith("c.") and not name.endswith(".partial")]
 
 
-def chunks_identity(place: Place, array_name: str) -> str:
+def chunks_identity(location: StoreLocation, array_name: str) -> str:
     """A text that changes when a chunk of an array is written, written again or deleted.
 
     On a disk: the names, and when the folder last changed, which renaming into it does. On object storage:
     the entity tags.
     """
-    if place.folder is None:
-        return repr(sorted(_tagged_chunks(place, array_name).items()))
-    names = sorted(chunk_names(place, array_name))
-    changed_ns = (place.folder / array_name).stat().st_mtime_ns if names else 0
+    if location.folder is None:
+        return repr(sorted(_tagged_chunks(location, array_name).items()))
+    names = sorted(chunk_names(location, array_name))
+    changed_ns = (location.folder / array_name).stat().st_mtime_ns if names else 0
     return f"{changed_ns} {' '.join(names)}"
 
 
-def _tagged_chunks(place: Place, array_name: str) -> dict[str, str]:
-    with object_errors(place.text):
+def _tagged_chunks(location: StoreLocation, array_name: str) -> dict[str, str]:
+    with object_errors(location.text):
         return {
             name: str(item["e_tag"] or item["last_modified"])
-            for batch in place.objects.list(prefix=f"{array_name}/")
+            for batch in location.objects.list(prefix=f"{array_name}/")
             for item in batch
             if (name := item["path"].rpartition("/")[2]).startswith("c.")
         }
 
 
-def delete_keys(place: Place, keys: Iterable[str]) -> None:
+def delete_keys(location: StoreLocation, keys: Iterable[str]) -> None:
     """Delete files or objects; those that are not there are fine."""
-    if place.folder is None:
-        with object_errors(place.text):
-            place.objects.delete(list(keys))
+    if location.folder is None:
+        with object_errors(location.text):
+            location.objects.delete(list(keys))
         return
     for key in keys:
-        retried((place.folder / key).unlink, True)
+        retried((location.folder / key).unlink, True)
 
 
-def delete_all(place: Place) -> None:
+def delete_all(location: StoreLocation) -> None:
     """Delete everything at the place, the folder included.
 
     The description goes last: as long as anything else is left, there is a store to delete again.
 
     Raises ValueError where the folder is a link.
     """
-    if place.folder is None:
-        with object_errors(place.text):
-            for batch in place.objects.list():
-                place.objects.delete([item["path"] for item in batch if item["path"] != "zarr.json"])
-            place.objects.delete(["zarr.json"])
+    if location.folder is None:
+        with object_errors(location.text):
+            for batch in location.objects.list():
+                location.objects.delete([item["path"] for item in batch if item["path"] != "zarr.json"])
+            location.objects.delete(["zarr.json"])
         return
-    if place.folder.is_symlink():
-        raise ValueError(f"{place.text} is a link: delete the store behind it, {place.folder.resolve()}")
-    for item in list(place.folder.iterdir()):
+    if location.folder.is_symlink():
+        raise ValueError(
+            f"{location.text} is a link: delete the store behind it, {location.folder.resolve()}"
+        )
+    for item in list(location.folder.iterdir()):
         if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item)
         elif item.name != "zarr.json":
             retried(item.unlink, True)
-    shutil.rmtree(place.folder)
+    shutil.rmtree(location.folder)
 
 
 def retried(write: Callable[..., Result], *arguments: Any) -> Result:
@@ -181,17 +183,17 @@ def retried(write: Callable[..., Result], *arguments: Any) -> Result:
     raise AssertionError("unreachable")
 
 
-def sweep(place: Place, *, young: bool = False) -> int:
+def sweep(location: StoreLocation, *, young: bool = False) -> int:
     """Delete what killed writers left behind; returns how many files that were.
 
     Looks where chunks and descriptions are written: the store's own folder, its arrays, its columns. Half
     of a packed copy is left to the next `pack`. young: also what somebody may be writing at this moment.
     """
-    if place.folder is None:
+    if location.folder is None:
         return 0  # an object is there whole or not at all
-    arrays = [folder for folder in _folders(place.folder) if folder.name != "packed"]
+    arrays = [folder for folder in _folders(location.folder) if folder.name != "packed"]
     columns = [column for array in arrays if array.name in ("labels", "slices") for column in _folders(array)]
-    partials = [file for folder in (place.folder, *arrays, *columns) for file in folder.glob("*.partial")]
+    partials = [file for folder in (location.folder, *arrays, *columns) for file in folder.glob("*.partial")]
     orphans = [file for file in partials if young or _is_old(file)]
     for file in orphans:
         retried(file.unlink, True)
@@ -214,13 +216,13 @@ def new_beside(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
 
 
-def sweep_beside(place: Place, min_age_s: float = 0.0) -> None:
+def sweep_beside(location: StoreLocation, min_age_s: float = 0.0) -> None:
     """Delete what killed writers left at places that `new_beside` gave them and nobody has written to for so
     long."""
-    if place.folder is None or not place.folder.parent.is_dir():
+    if location.folder is None or not location.folder.parent.is_dir():
         return
-    left = re.compile(re.escape(place.folder.name) + r"\.[0-9a-f]{32}\.partial")
-    found = [item for item in place.folder.parent.iterdir() if left.fullmatch(item.name) and item.is_dir()]
+    left = re.compile(re.escape(location.folder.name) + r"\.[0-9a-f]{32}\.partial")
+    found = [item for item in location.folder.parent.iterdir() if left.fullmatch(item.name) and item.is_dir()]
     for aside in found:
         with contextlib.suppress(FileNotFoundError):  # its writer has just finished
             changed_s = max(item.stat().st_mtime for item in (aside, *aside.iterdir()))
@@ -228,21 +230,21 @@ def sweep_beside(place: Place, min_age_s: float = 0.0) -> None:
                 shutil.rmtree(aside)
 
 
-def open_group(place: Place, *, read_only: bool) -> zarr.Group | None:
+def open_group(location: StoreLocation, *, read_only: bool) -> zarr.Group | None:
     """The zarr group at the place; None where there is nothing."""
-    if read_bytes(place, "zarr.json") is None:
+    if read_bytes(location, "zarr.json") is None:
         return None
     return zarr.open_group(
-        place.zarr_store(read_only=read_only), mode="r" if read_only else "r+", use_consolidated=False
+        location.zarr_store(read_only=read_only), mode="r" if read_only else "r+", use_consolidated=False
     )
 
 
-def existing_group(place: Place, *, read_only: bool) -> zarr.Group:
+def existing_group(location: StoreLocation, *, read_only: bool) -> zarr.Group:
     """The zarr group at the place.
 
     Raises ValueError when there is no store.
     """
-    group = open_group(place, read_only=read_only)
+    group = open_group(location, read_only=read_only)
     if group is None:
-        raise ValueError(f"no store at {place.text}")
+        raise ValueError(f"no store at {location.text}")
     return group

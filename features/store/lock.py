@@ -18,7 +18,7 @@ from pathlib import Path
 
 from features.cli import log_warning
 from features.files import is_alive, is_here, this_process
-from features.store.location import PARTIAL_AGE_S, Place, delete_keys, object_errors, read_bytes
+from features.store.location import PARTIAL_AGE_S, StoreLocation, delete_keys, object_errors, read_bytes
 
 LOCK_NAME = "planner.lock"
 RENEW_S = 15.0
@@ -29,7 +29,7 @@ NOTICE_S = 10.0
 
 
 @contextlib.contextmanager
-def planner_lock(place: Place, wait_s: float = math.inf) -> Iterator[None]:
+def planner_lock(location: StoreLocation, wait_s: float = math.inf) -> Iterator[None]:
     """Be the only planner of a store; wait for another as long as that one lives.
 
     A planner that died here is noticed at once, one of another machine or container after LOCK_STALE_S.
@@ -37,51 +37,53 @@ def planner_lock(place: Place, wait_s: float = math.inf) -> Iterator[None]:
     Raises ValueError naming the holder when the lock does not come free within `wait_s`.
     """
     token = uuid.uuid4().hex
-    _acquire(place, token, wait_s)
+    _acquire(location, token, wait_s)
     is_done = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(place, token, is_done), name="lock-renewal", daemon=True)
+    renewing = threading.Thread(
+        target=_renew, args=(location, token, is_done), name="lock-renewal", daemon=True
+    )
     renewing.start()
     try:
         yield
     finally:
         is_done.set()
         renewing.join()
-        if token.encode() in (read_bytes(place, LOCK_NAME) or b""):
-            delete_keys(place, [LOCK_NAME])
+        if token.encode() in (read_bytes(location, LOCK_NAME) or b""):
+            delete_keys(location, [LOCK_NAME])
 
 
-def _acquire(place: Place, token: str, wait_s: float) -> None:
+def _acquire(location: StoreLocation, token: str, wait_s: float) -> None:
     began_s = seen_s = time.monotonic()
     seen: bytes | None = None
     is_told = False
-    while not _put_if_absent(place, _body(token)):
-        held, now_s = read_bytes(place, LOCK_NAME), time.monotonic()
+    while not _put_if_absent(location, _body(token)):
+        held, now_s = read_bytes(location, LOCK_NAME), time.monotonic()
         if held != seen:
             seen, seen_s = held, now_s
-        if held is not None and (now_s - seen_s > LOCK_STALE_S or _is_dead(place, held)):
-            _break_lock(place, held)
+        if held is not None and (now_s - seen_s > LOCK_STALE_S or _is_dead(location, held)):
+            _break_lock(location, held)
         elif now_s - began_s > wait_s:
             raise ValueError(
-                f"{place.text} is being planned by another process ({_describe(held)}); "
+                f"{location.text} is being planned by another process ({_describe(held)}); "
                 f"if that is gone, delete {LOCK_NAME} in it"
             )
         else:
             if now_s - began_s > NOTICE_S and not is_told:
-                log_warning(f"waiting for {_describe(held)}, which plans {place.text}")
+                log_warning(f"waiting for {_describe(held)}, which plans {location.text}")
                 is_told = True
             time.sleep(min(1.0, 0.05 + (now_s - began_s) / 10))  # many may wait on one slow disk
 
 
-def _renew(place: Place, token: str, is_done: threading.Event) -> None:
+def _renew(location: StoreLocation, token: str, is_done: threading.Event) -> None:
     """Write the time anew until it is done. In place: a lock that somebody took away stays away."""
     while not is_done.wait(RENEW_S):
         with contextlib.suppress(OSError, ValueError):  # the disk is full or away: next time, then
-            if token.encode() not in (read_bytes(place, LOCK_NAME) or b""):
+            if token.encode() not in (read_bytes(location, LOCK_NAME) or b""):
                 return
-            if place.folder is None:
-                place.objects.put(LOCK_NAME, _body(token))
+            if location.folder is None:
+                location.objects.put(LOCK_NAME, _body(token))
             else:
-                with open(place.folder / LOCK_NAME, "r+b") as file:
+                with open(location.folder / LOCK_NAME, "r+b") as file:
                     file.write(_body(token))
 
 
@@ -90,10 +92,10 @@ def _body(token: str) -> bytes:
     return json.dumps({**this_process(), "token": token, "time": f"{time.time():.3f}"}).encode()
 
 
-def _put_if_absent(place: Place, body: bytes) -> bool:
-    if place.folder is not None:
+def _put_if_absent(location: StoreLocation, body: bytes) -> bool:
+    if location.folder is not None:
         try:  # O_EXCL, not a hard link: exFAT disks have none
-            with open(place.folder / LOCK_NAME, "xb") as file:
+            with open(location.folder / LOCK_NAME, "xb") as file:
                 file.write(body)
         except FileExistsError:
             return False
@@ -101,23 +103,23 @@ def _put_if_absent(place: Place, body: bytes) -> bool:
     from obstore.exceptions import AlreadyExistsError
 
     try:
-        with object_errors(place.text):
-            place.objects.put(LOCK_NAME, body, mode="create")
+        with object_errors(location.text):
+            location.objects.put(LOCK_NAME, body, mode="create")
     except ValueError as error:
         if isinstance(error.__cause__, AlreadyExistsError):
             return False
         raise
     except FileNotFoundError as error:
-        raise ValueError(f"{place.text}: there is no such bucket") from error
+        raise ValueError(f"{location.text}: there is no such bucket") from error
     return True
 
 
-def _is_dead(place: Place, held: bytes) -> bool:
+def _is_dead(location: StoreLocation, held: bytes) -> bool:
     try:
         holder = json.loads(held)
         return not is_alive(holder) and is_here(holder)
     except (ValueError, KeyError, TypeError):  # killed between creating and writing it
-        return place.folder is None or _age_s(place.folder / LOCK_NAME) > PARTIAL_AGE_S
+        return location.folder is None or _age_s(location.folder / LOCK_NAME) > PARTIAL_AGE_S
 
 
 def _age_s(file: Path) -> float:
@@ -127,18 +129,18 @@ def _age_s(file: Path) -> float:
         return 0.0
 
 
-def _break_lock(place: Place, held: bytes) -> None:
+def _break_lock(location: StoreLocation, held: bytes) -> None:
     """Take a dead planner's lock away, but not the one that somebody made meanwhile."""
-    if place.folder is None:
-        if read_bytes(place, LOCK_NAME) == held:
-            delete_keys(place, [LOCK_NAME])
+    if location.folder is None:
+        if read_bytes(location, LOCK_NAME) == held:
+            delete_keys(location, [LOCK_NAME])
         return
-    aside = place.folder / f"{LOCK_NAME}.{uuid.uuid4().hex}.partial"
+    aside = location.folder / f"{LOCK_NAME}.{uuid.uuid4().hex}.partial"
     with contextlib.suppress(FileNotFoundError):
-        (place.folder / LOCK_NAME).rename(aside)
+        (location.folder / LOCK_NAME).rename(aside)
         if aside.read_bytes() != held:
             with contextlib.suppress(OSError):
-                os.link(aside, place.folder / LOCK_NAME)
+                os.link(aside, location.folder / LOCK_NAME)
         aside.unlink()
 
 

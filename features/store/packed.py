@@ -23,26 +23,26 @@ from pathlib import Path
 import numpy as np
 
 from features.files import cache_dir
-from features.store.location import Place
+from features.store.location import StoreLocation
 
 STALE_S = 3600.0
 """A half-written copy older than this belongs to nobody who is alive."""
 _READ_BYTES = 1 << 22
 
 
-def packed_folders(place: Place) -> list[Path]:
+def packed_folders(location: StoreLocation) -> list[Path]:
     """Where a store's packed copies may lie: in the store, or else in the user's cache.
 
     There they go by where the store is, however that was spelled.
     """
-    where = place.text.rstrip("/") if place.folder is None else place.folder.resolve()
+    where = location.text.rstrip("/") if location.folder is None else location.folder.resolve()
     cached = cache_dir() / "packed" / hashlib.sha256(os.fsencode(where)).hexdigest()[:12]
-    return [cached] if place.folder is None else [place.folder / "packed", cached]
+    return [cached] if location.folder is None else [location.folder / "packed", cached]
 
 
-def open_packed(place: Place, name: str, stamp: str) -> tuple[np.ndarray, np.ndarray] | None:
+def open_packed(location: StoreLocation, name: str, stamp: str) -> tuple[np.ndarray, np.ndarray] | None:
     """(x (N,T,D), valid (N,T) bool) as read-only memory maps; None where there is no copy of this state."""
-    for root in packed_folders(place):
+    for root in packed_folders(location):
         folder = root / f"{name}-{stamp}"
         try:
             x = np.load(folder / "x.npy", mmap_mode="r", allow_pickle=False)
@@ -54,7 +54,7 @@ def open_packed(place: Place, name: str, stamp: str) -> tuple[np.ndarray, np.nda
 
 
 def write_packed(
-    place: Place,
+    location: StoreLocation,
     name: str,
     stamp: str,
     shape: tuple[int, int, int],
@@ -68,7 +68,7 @@ def write_packed(
 
     Raises OSError when neither can be written to.
     """
-    roots = packed_folders(place)
+    roots = packed_folders(location)
     for root in roots:
         try:
             _write(root, name, stamp, shape, dtype, blocks())
@@ -76,7 +76,7 @@ def write_packed(
         except OSError:
             if root == roots[-1]:
                 raise
-    drop_packed(place, name, keep=f"{name}-{stamp}")
+    drop_packed(location, name, keep=f"{name}-{stamp}")
 
 
 def _write(
@@ -106,9 +106,9 @@ def _write(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def drop_packed(place: Place, name: str | None = None, keep: str = "") -> None:
+def drop_packed(location: StoreLocation, name: str | None = None, keep: str = "") -> None:
     """Delete the copies of one stream, or of all, but for `keep` and what somebody is just writing."""
-    for root in packed_folders(place):
+    for root in packed_folders(location):
         for folder in sorted(root.iterdir()) if root.is_dir() else ():
             stream = folder.name.rpartition("-")[0] or folder.name.partition(".")[0]
             in_progress = folder.suffix == ".partial" and time.time() - folder.stat().st_mtime < STALE_S
@@ -119,11 +119,11 @@ def drop_packed(place: Place, name: str | None = None, keep: str = "") -> None:
                 root.rmdir()
 
 
-def verify_packed(place: Place) -> list[str]:
+def verify_packed(location: StoreLocation) -> list[str]:
     """Names of copies whose bytes are not those that were written."""
     return [
         folder.name
-        for root in packed_folders(place)
+        for root in packed_folders(location)
         if root.is_dir()
         for folder in sorted(root.iterdir())
         if folder.suffix != ".partial" and not _is_whole(folder)

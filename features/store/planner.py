@@ -20,7 +20,7 @@ from features.manifest import SIDES, Clip
 from features.recipe import Recipe
 from features.store.description import FRAME_COLUMNS, commit
 from features.store.erasure import clear_rows
-from features.store.location import Place
+from features.store.location import StoreLocation
 from features.store.schema import (
     NUMBER_COLUMNS,
     TEXT_COLUMNS,
@@ -81,7 +81,7 @@ class _Planned:
 
 def write_rows(
     group: zarr.Group,
-    place: Place,
+    location: StoreLocation,
     clips: Sequence[Clip],
     recipe: Recipe,
     *,
@@ -118,10 +118,10 @@ def write_rows(
     sides: Any = group.attrs["encoder_sides"]
     renamed = _sides_under_new_names(sides, planned.before, table)
     _write_users_columns(group, labels, label_names, slices, sides | renamed)
-    clear_rows(group, place, changed)  # before what changed is noted: a kill repeats it
+    clear_rows(group, location, changed)  # before what changed is noted: a kill repeats it
     for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS):
         write_column(group, name, table[name])
-    commit(group, place, {"num_clips": len(ids), "encoder_sides": renamed})
+    commit(group, location, {"num_clips": len(ids), "encoder_sides": renamed})
     return changes
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 
 from features.store.chunk_io import IS_NATIVE, numbers_of, read_chunk, texts_of, write_chunk
-from features.store.location import Place, chunks_identity, delete_keys, retried
+from features.store.location import StoreLocation, chunks_identity, delete_keys, retried
 from features.store.schema import ROW_ARRAYS, array_of, chunk_key, read_column, rows_present
 
 MAX_REASON = 500
@@ -23,9 +23,9 @@ MAX_REASON = 500
 class Rows:
     """The worker-written arrays of an open store."""
 
-    def __init__(self, place: Place, group: zarr.Group, num_clips: int, rows_per_chunk: int):
-        self.place, self.group, self.num_clips = place, group, num_clips
-        self.is_direct = IS_NATIVE and place.folder is not None and rows_per_chunk == 1
+    def __init__(self, location: StoreLocation, group: zarr.Group, num_clips: int, rows_per_chunk: int):
+        self.location, self.group, self.num_clips = location, group, num_clips
+        self.is_direct = IS_NATIVE and location.folder is not None and rows_per_chunk == 1
         """Past zarr; the bytes are the same."""
         self._arrays: dict[str, zarr.Array] = {}
 
@@ -37,7 +37,7 @@ class Rows:
 
     def present(self, name: str) -> np.ndarray:
         """(N,) bool: whose chunk of that array is there, as far as the disk says now."""
-        return rows_present(self.place, self.group, name, self.num_clips)
+        return rows_present(self.location, self.group, name, self.num_clips)
 
     def failures(self) -> np.ndarray:
         """(N,) str objects: why a row failed; '' where none did."""
@@ -53,7 +53,7 @@ class Rows:
 
     def forget_failure(self, row: int) -> None:
         """The row did not fail after all."""
-        delete_keys(self.place, [chunk_key("failure", row, 1)])
+        delete_keys(self.location, [chunk_key("failure", row, 1)])
 
     def write_numbers(self, name: str, row: int, values: np.ndarray, fill: np.ndarray) -> None:
         """Write (t, …) numbers of one row; behind t stands `fill` (…).
@@ -69,7 +69,7 @@ class Rows:
         padded[: len(values)] = values
         self._write(name, row, padded)
 
-    def write_texts(self, name: str, row: int, texts: list[bytes]) -> None:
+    def write_bytes(self, name: str, row: int, texts: list[bytes]) -> None:
         """Write up to T byte strings of one row; behind them stands b"".
 
         Raises ValueError for more than T.
@@ -92,10 +92,10 @@ class Rows:
                 return np.asarray(array.oindex[rows])
             tail = array.shape[1:]
             values = np.full((len(rows), *tail), np.nan, array.dtype)
-            for place, row in enumerate(rows.tolist()):
+            for location, row in enumerate(rows.tolist()):
                 payload = read_chunk(self._file(name, row))
                 if payload is not None:
-                    values[place] = numbers_of(payload, tail, array.dtype)
+                    values[location] = numbers_of(payload, tail, array.dtype)
             return values
         except (ValueError, RuntimeError) as error:
             raise self._damage(name, error) from error
@@ -124,7 +124,7 @@ class Rows:
         for column in ("source_size", "source_mtime_ns"):
             digest.update(read_column(self.group, column, self.num_clips).tobytes())
         for name in sorted(set(names)):
-            digest.update(f"{name} {chunks_identity(self.place, name)}".encode())
+            digest.update(f"{name} {chunks_identity(self.location, name)}".encode())
         return digest.hexdigest()[:12]
 
     def _write(self, name: str, row: int, values: np.ndarray) -> None:
@@ -134,10 +134,10 @@ class Rows:
             retried(self.array(name).__setitem__, row, values)
 
     def _file(self, name: str, row: int) -> Path:
-        assert self.place.folder is not None
-        return self.place.folder / chunk_key(name, row, ROW_ARRAYS[name])
+        assert self.location.folder is not None
+        return self.location.folder / chunk_key(name, row, ROW_ARRAYS[name])
 
     def _damage(self, name: str, error: Exception) -> ValueError:
         return ValueError(
-            f"{self.place.text}: {name} cannot be read ({error}); see python -m features verify"
+            f"{self.location.text}: {name} cannot be read ({error}); see python -m features verify"
         )

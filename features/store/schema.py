@@ -17,7 +17,7 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from features.store.location import Place, chunk_names
+from features.store.location import StoreLocation, chunk_names
 
 ROWS_PER_CHUNK = 16384
 """Of clip-level arrays: a data set is a few chunks, each well under a megabyte."""
@@ -161,13 +161,13 @@ def user_arrays(attributes: Any) -> list[str]:
     return labels + [array_name("slices", column) for column in attributes["slice_columns"]]
 
 
-def rows_present(place: Place, group: zarr.Group, name: str, num_clips: int) -> np.ndarray:
+def rows_present(location: StoreLocation, group: zarr.Group, name: str, num_clips: int) -> np.ndarray:
     """(num_clips,) bool: whose chunk of a worker-written array exists."""
     present = np.zeros(num_clips, bool)
     if name not in group:
         return present
     step = array_of(group, name).chunks[0]
-    first = step * np.array([int(key.split(".")[1]) for key in chunk_names(place, name)], np.int64)
+    first = step * np.array([int(key.split(".")[1]) for key in chunk_names(location, name)], np.int64)
     rows = first[:, None] + np.arange(step)
     present[rows[rows < num_clips]] = True
     return present

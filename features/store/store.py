@@ -18,7 +18,7 @@
 **A chunk is there whole or not at all, and that is a row's state**: `frames` goes last, so a row whose
 `frames` chunk exists is embedded; `geometry` and `crops` exist or do not, each for itself. Asking which rows
 are missing is one listing, not one read a clip, and a clip costs at most four files. `state` says the same
-in one small array for other people's readers, brought up to date by the planner and by `settle`.
+in one small array for other people's readers, brought up to date by the planner and by `finalize`.
 
 Unwritten is NaN; a frame without a face is 0 with score 0. Every chunk carries a CRC-32C. A planner writes
 the attribute `num_clips` last, so rows of an interrupted plan do not exist yet.
@@ -43,11 +43,11 @@ from features.recipe import Recipe, to_json
 from features.store import erasure, planner
 from features.store.description import commit, create, recipe_of, reconcile
 from features.store.location import (
-    Place,
+    StoreLocation,
     delete_all,
     existing_group,
+    locate,
     open_group,
-    place_of,
     sweep,
     sweep_beside,
 )
@@ -73,10 +73,12 @@ _NO_FRAME = np.array([np.nan] * 5 + [0], np.float32)
 class FeatureStore:
     """An open store. Any number of processes may read; workers write rows that no other writes."""
 
-    def __init__(self, place: Place, group: zarr.Group, *, writable: bool, changes: Changes | None = None):
+    def __init__(
+        self, location: StoreLocation, group: zarr.Group, *, writable: bool, changes: Changes | None = None
+    ):
         attributes: Any = group.attrs
-        self.path: Path | str = place.folder if place.folder is not None else place.text
-        self.recipe: Recipe = recipe_of(group, place)
+        self.path: Path | str = location.folder if location.folder is not None else location.text
+        self.recipe: Recipe = recipe_of(group, location)
         self.numerics: dict[str, Any] = attributes["numerics"]
         self.other_numerics: list[dict[str, Any]] = attributes["other_numerics"]
         """Numerics of later runs into the same store, where they differ."""
@@ -93,9 +95,9 @@ class FeatureStore:
         """What its rows may have beside frames."""
         self.changes = changes or Changes()
         """What the plan that opened this store did."""
-        self.place, self.group, self._writable = place, group, writable
+        self.location, self.group, self._writable = location, group, writable
         self._rows_per_chunk: int = attributes["rows_per_chunk"]
-        self.rows = Rows(place, group, self.num_clips, self._rows_per_chunk)
+        self.rows = Rows(location, group, self.num_clips, self._rows_per_chunk)
         """The rows as bytes."""
         self._maps: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -105,12 +107,12 @@ class FeatureStore:
 
         Raises ValueError when there is none, or one of another schema.
         """
-        place = place_of(path)
-        group = existing_group(place, read_only=mode == "r")
+        location = locate(path)
+        group = existing_group(location, read_only=mode == "r")
         try:
-            return FeatureStore(place, group, writable=mode == "r+")
+            return FeatureStore(location, group, writable=mode == "r+")
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{place.text}: its zarr.json is damaged ({error!r})") from error
+            raise ValueError(f"{location.text}: its zarr.json is damaged ({error!r})") from error
 
     def table(self) -> ClipTable:
         """What is known about each row, read afresh."""
@@ -181,7 +183,7 @@ class FeatureStore:
         if geometry is not None:
             self.rows.write_numbers("geometry", row, geometry, _NAN)
         if crops is not None:
-            self.rows.write_texts("crops", row, list(crops))
+            self.rows.write_bytes("crops", row, list(crops))
         if embeddings is not None and frames is not None:
             if len(embeddings) != len(frames):
                 raise ValueError(f"{len(embeddings)} embeddings for {len(frames)} frames")
@@ -213,7 +215,7 @@ class FeatureStore:
         memory however many processes read it. None where there is no fresh one; `pack` makes it. Asked for
         afresh unless this is a reader that has found it: that one keeps it."""
         if name not in self._maps:
-            found = open_packed(self.place, name, self._stamp(name))
+            found = open_packed(self.location, name, self._stamp(name))
             if found is None or self._writable:
                 return found
             self._maps[name] = found
@@ -241,22 +243,22 @@ class FeatureStore:
     def pack(self) -> bool:
         """Make the fast copy of every stream; False when it was there and fresh. Safe to interrupt."""
         stamps = {name: self._stamp(name) for name in (*self.streams, "frames")}
-        stale = [name for name, stamp in stamps.items() if open_packed(self.place, name, stamp) is None]
+        stale = [name for name, stamp in stamps.items() if open_packed(self.location, name, stamp) is None]
         for name in stale:
             array = self.array(name)
             shape = (self.num_clips, array.shape[1], array.shape[2])
             blocks = functools.partial(self._packing_blocks, name)
-            write_packed(self.place, name, stamps[name], shape, array.dtype, blocks)
+            write_packed(self.location, name, stamps[name], shape, array.dtype, blocks)
         return bool(stale)
 
-    def settle(self, wait_s: float = math.inf) -> None:
+    def finalize(self, wait_s: float = math.inf) -> None:
         """Bring the array `state` up to date and sweep what killed writers left. At the end of a run.
 
         The next plan does it too. Raises ValueError when others plan for longer than `wait_s`.
         """
-        with planner_lock(self.place, wait_s):
-            group = existing_group(self.place, read_only=False)
-            _tidy(group, self.place)
+        with planner_lock(self.location, wait_s):
+            group = existing_group(self.location, read_only=False)
+            _tidy(group, self.location)
             write_column(group, "state", self.table().state)
 
     def fingerprint(self) -> str:
@@ -278,30 +280,32 @@ class FeatureStore:
 
     def record_test_opening(self, run_name: str) -> int:
         """Note in the store's ledger that the test split was opened; returns how often it has been."""
-        with planner_lock(self.place):
-            group = existing_group(self.place, read_only=False)
+        with planner_lock(self.location):
+            group = existing_group(self.location, read_only=False)
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             earlier: Any = group.attrs["test_openings"]
             self.test_openings = [*earlier, {"time_utc": now, "run": run_name}]
-            commit(group, self.place, {"test_openings": self.test_openings})
+            commit(group, self.location, {"test_openings": self.test_openings})
         return len(self.test_openings)
 
     def carry_over(self, test_openings: list[dict[str, str]], encoder_sides: dict[str, str]) -> None:
         """Take over the ledger of the store that this one is made from, before its own entries, and note who
         trained the encoder."""
-        with planner_lock(self.place):
-            group = existing_group(self.place, read_only=False)
+        with planner_lock(self.location):
+            group = existing_group(self.location, read_only=False)
             own: Any = group.attrs["test_openings"]
             self.test_openings = [*test_openings, *(entry for entry in own if entry not in test_openings)]
             self.encoder_sides = encoder_sides
-            commit(group, self.place, {"test_openings": self.test_openings, "encoder_sides": encoder_sides})
+            commit(
+                group, self.location, {"test_openings": self.test_openings, "encoder_sides": encoder_sides}
+            )
 
     def _require_writable(self, row: int) -> None:
         assert self._writable
         assert 0 <= row < self.num_clips
         if self._rows_per_chunk != 1:
             raise ValueError(f"{self.path} holds imported features, which are written all at once")
-        if self.place.folder is not None and not (self.place.folder / "zarr.json").exists():
+        if self.location.folder is not None and not (self.location.folder / "zarr.json").exists():
             # zarr would make the folders again and leave a heap without a head
             raise ValueError(f"{self.path} was deleted while rows were being written")
 
@@ -357,28 +361,30 @@ def plan(
     Raises ValueError when the store that is there has another recipe, naming the fields, when something
     else lies at the path, or when a clip is named twice.
     """
-    place = place_of(path)
-    _prepare_folder(place)
+    location = locate(path)
+    _prepare_folder(location)
     file_states = planner.states_of_files(clips)
-    with planner_lock(place):
-        group = open_group(place, read_only=False)
+    with planner_lock(location):
+        group = open_group(location, read_only=False)
         if group is None:
             assert recipe.pixels is not None, "imported features have a writer of their own"
             group = create(
-                place, recipe, numerics=numerics, num_frames=recipe.pixels.num_frames, versions=versions
+                location, recipe, numerics=numerics, num_frames=recipe.pixels.num_frames, versions=versions
             )
-        recipe = reconcile(group, place, recipe, numerics)
-        _tidy(group, place)
+        recipe = reconcile(group, location, recipe, numerics)
+        _tidy(group, location)
         changes = planner.write_rows(
             group,
-            place,
+            location,
             clips,
             recipe,
             has_crops=crops,
             listing="whole" if listing_complete else "part",
             file_states=file_states,
         )
-        store = FeatureStore(place, existing_group(place, read_only=False), writable=True, changes=changes)
+        store = FeatureStore(
+            location, existing_group(location, read_only=False), writable=True, changes=changes
+        )
         write_column(group, "state", store.table().state)
     return store
 
@@ -390,43 +396,43 @@ def delete(path: Path | str, subject: str | None = None) -> int:
 
     Raises ValueError when there is no store at the path, or nobody of that name in it.
     """
-    place = place_of(path)
+    location = locate(path)
     count = FeatureStore.open(path).num_clips
     if subject is None:
-        drop_packed(place)
-        delete_all(place)
-        sweep_beside(place)
+        drop_packed(location)
+        delete_all(location)
+        sweep_beside(location)
         return count
-    with planner_lock(place):
-        group = existing_group(place, read_only=False)
-        _tidy(group, place, young=True)  # half a crop of the person, too
+    with planner_lock(location):
+        group = existing_group(location, read_only=False)
+        _tidy(group, location, young=True)  # half a crop of the person, too
         erasure.blank_uncounted(group)
         # Opened afresh: whoever was waited for may have appended rows.
         rows = np.flatnonzero(FeatureStore.open(path).table().subject == subject)
         if not len(rows) or not subject:
-            raise ValueError(f"{place.text} has no subject {subject!r}")
-        erasure.erase_rows(group, place, rows)
+            raise ValueError(f"{location.text} has no subject {subject!r}")
+        erasure.erase_rows(group, location, rows)
     return len(rows)
 
 
-def _tidy(group: zarr.Group, place: Place, *, young: bool = False) -> None:
+def _tidy(group: zarr.Group, location: StoreLocation, *, young: bool = False) -> None:
     """Sweep what killed writers left, and clear what was written of people who were deleted by then."""
-    sweep(place, young=young)
-    rows = erasure.come_back(group, place)
+    sweep(location, young=young)
+    rows = erasure.rows_after_deletion(group, location)
     if len(rows):
-        erasure.clear_rows(group, place, rows)
-        drop_packed(place)
+        erasure.clear_rows(group, location, rows)
+        drop_packed(location)
 
 
-def _prepare_folder(place: Place) -> None:
-    if place.folder is None or (place.folder / "zarr.json").exists():
+def _prepare_folder(location: StoreLocation) -> None:
+    if location.folder is None or (location.folder / "zarr.json").exists():
         return
-    if place.folder.exists() and not place.folder.is_dir():
-        raise ValueError(f"{place.text} is a file, not a store")
-    place.folder.mkdir(parents=True, exist_ok=True)
-    strange = [item.name for item in place.folder.iterdir() if not item.name.startswith("planner.lock")]
+    if location.folder.exists() and not location.folder.is_dir():
+        raise ValueError(f"{location.text} is a file, not a store")
+    location.folder.mkdir(parents=True, exist_ok=True)
+    strange = [item.name for item in location.folder.iterdir() if not item.name.startswith("planner.lock")]
     if strange and not any(name.endswith(".partial") for name in strange):
-        raise ValueError(f"{place.text} is not a store, and not empty: it holds {strange[0]}")
+        raise ValueError(f"{location.text} is not a store, and not empty: it holds {strange[0]}")
 
 
 def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:

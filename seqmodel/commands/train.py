@@ -8,7 +8,7 @@ from features.datasets import Samples
 from seqmodel.config import TrainArgs
 from seqmodel.evaluation.logistic import baseline_scores
 from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs
-from seqmodel.runs.card import require_place
+from seqmodel.runs.card import require_free
 from seqmodel.runs.writer import complete_head, count_parameters, resolve_device, rounded, write_run
 from seqmodel.training.loop import Fitted, fit, fit_best, resolve_metric
 from seqmodel.training.task import LearningTask, build_task, load_train_val
@@ -16,7 +16,7 @@ from seqmodel.training.task import LearningTask, build_task, load_train_val
 
 def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
     """The command's body: trains, writes the run, returns (summary, exit code)."""
-    require_place(args.run)
+    require_free(args.run)
     learning_task = build_task(
         args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
     )

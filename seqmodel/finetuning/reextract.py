@@ -81,7 +81,7 @@ def fill(new: FeatureStore, store: FeatureStore, rows: np.ndarray, engine: Engin
                 _copy_row(store, source, new, row, engine)
             elif table.state[source] == DONE:
                 lacking.append(str(table.clip_id[source]))
-    new.settle()
+    new.finalize()
     return lacking
 
 

@@ -112,7 +112,7 @@ def card_from_json(fields: Mapping[str, Any]) -> Card:
     )
 
 
-def require_place(run: Path) -> None:
+def require_free(run: Path) -> None:
     """That a run may be written here: of the run that is there, what speaks of its head will be removed.
 
     Raises ValueError where there are other things than a run, or one that was begun.

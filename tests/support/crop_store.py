@@ -53,7 +53,7 @@ def write_crop_store(
         store.write_row(
             row, embeddings=embeddings, frames=frames, crops=jpegs if crops and row not in cropless else None
         )
-    store.settle()
+    store.finalize()
     return store
 
 

@@ -67,7 +67,7 @@ def write_store(
     store = plan(path, clips_of(num_clips), recipe, numerics={"backend": "test"}, crops=crops)
     for row in range(num_clips):
         fill_row(store, row, geometry=geometry, crops=crops)
-    store.settle()
+    store.finalize()
     return store
 
 
@@ -91,7 +91,7 @@ def main(words: list[str]) -> None:
     for row in sorted(missing):
         if row % 2 == shard:
             fill_row(store, row, crops=True)
-    store.settle()
+    store.finalize()
 
 
 if __name__ == "__main__":

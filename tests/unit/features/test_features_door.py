@@ -84,7 +84,7 @@ def test_verify_names_what_does_not_fit_together(tmp_path: Path, capsys: pytest.
     values["embeddings"][0, 0] = np.nan
     store.array("embeddings")[0] = values["embeddings"]
     (path / "frames" / "c.1.0.0").unlink()
-    store.rows.write_texts("crops", 2, [b""])
+    store.rows.write_bytes("crops", 2, [b""])
     summary, code = run_json(capsys, "verify", str(path))
     assert code == 1
     reasons = {item["clip_id"]: item["reason"] for item in summary["problems"]}

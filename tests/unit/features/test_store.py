@@ -24,7 +24,7 @@ from features.maintenance.verify import verify_store
 from features.manifest import Clip
 from features.recipe import EncoderId
 from features.store import erasure, location, lock, planner
-from features.store.location import existing_group, place_of, sweep
+from features.store.location import existing_group, locate, sweep
 from features.store.lock import planner_lock
 from features.store.packed import packed_folders
 from features.store.store import FeatureStore, delete, plan
@@ -117,7 +117,7 @@ def test_direct_chunks_are_the_bytes_that_zarr_writes(tmp_path: Path) -> None:
     by_zarr.rows.is_direct = False
     for row in range(3):
         fill_row(by_zarr, row, crops=True)
-    by_zarr.settle()
+    by_zarr.finalize()
     require_equal_stores(tmp_path / "direct.zarr", tmp_path / "zarr.zarr")
     store.rows.is_direct = False
     assert np.array_equal(store.read_stream("embeddings")[0], by_zarr.read_stream("embeddings")[0])
@@ -195,7 +195,7 @@ def test_no_more_than_four_files_a_clip(tmp_path: Path) -> None:
     store = plan(path, clips_of(24), WITH_GEOMETRY, numerics={"backend": "test"}, crops=True)
     for row in range(4, 24):
         fill_row(store, row, crops=True)
-    store.settle()
+    store.finalize()
     assert few.num_clips == 4
     assert len(files_of(path)) - before == 4 * 20
 
@@ -324,7 +324,7 @@ def test_a_corrected_end_is_extracted_again(tmp_path: Path) -> None:
     assert store.missing("embeddings").tolist() == [1]
     assert store.table().end_s.tolist() == [2.0, 1.0, 2.1, 2.0]
     fill_row(store, 1)
-    store.settle()
+    store.finalize()
     assert store.fingerprint() != fingerprint
     before = files_of(path)
     assert plan(path, clips, WITH_GEOMETRY, numerics={"backend": "test"}).changes.changed == ()
@@ -553,7 +553,7 @@ def test_a_worker_brings_nobody_back_who_was_deleted_meanwhile(tmp_path: Path, t
     assert reasons.keys() == {"row 1", "row 5"}
     assert "written after its person was deleted" in reasons["row 1"]
     if tidied_by == "settle":
-        worker.settle()
+        worker.finalize()
     elif tidied_by == "plan":
         plan(path, clips_of(1), WITH_GEOMETRY, numerics={"backend": "test"}, listing_complete=False)
     else:
@@ -571,7 +571,7 @@ def test_a_video_called_deleted_is_nobody_who_was(tmp_path: Path) -> None:
     clip = replace(clips_of(1)[0], clip_id="deleted#0")
     store = plan(tmp_path / "s.zarr", [clip], RECIPE, numerics={})
     fill_row(store, 0, geometry=False)
-    store.settle()
+    store.finalize()
     assert store.missing("embeddings").tolist() == []
     assert verify_store(store) == []
 
@@ -579,7 +579,7 @@ def test_a_video_called_deleted_is_nobody_who_was(tmp_path: Path) -> None:
 def test_deleting_waits_for_a_planner_and_sees_what_it_appended(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     write_store(path, 4)
-    place = place_of(path)
+    place = locate(path)
     deleted: list[int] = []
     with planner_lock(place):
         thread = threading.Thread(target=lambda: deleted.append(delete(path, "p1")))
@@ -773,7 +773,7 @@ def test_packed_copy_is_equal_fresh_and_disposable(tmp_path: Path) -> None:
     fill_row(again, 12)
     assert again.pack()
     assert len(again.read_stream("embeddings")[0]) == 13
-    copies = sorted(packed_folders(place_of(path))[0].iterdir())
+    copies = sorted(packed_folders(locate(path))[0].iterdir())
     assert len(copies) == 3
     (copies[0] / "x.npy").write_bytes(b"\x93NUMPY")
     assert np.array_equal(again.read_stream("embeddings", np.arange(12))[0], plain[0][0])
@@ -855,7 +855,7 @@ def test_planning_goes_on_beside_a_running_pack_and_after_a_killed_one(tmp_path:
     packer.communicate()
     assert half.is_dir()
     store = plan(path, clips_of(14), WITH_GEOMETRY, numerics={"backend": "test"})
-    store.settle()
+    store.finalize()
     assert store.pack()
     assert not half.exists()
     assert verify_store(store) == []
@@ -867,7 +867,7 @@ def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     store = write_store(path, 3, crops=True)
     store.write_failure(1, "late")
-    store.settle()
+    store.finalize()
     FeatureStore.open(path).pack()
     generator = np.random.default_rng(0)
     assert verify_store(FeatureStore.open(path)) == []
@@ -929,7 +929,7 @@ def test_one_planner_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A living planner is waited for, a dead one is not."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
-    place = place_of(path)
+    place = locate(path)
     with planner_lock(place), pytest.raises(ValueError, match=f"process {os.getpid()} on"):
         with planner_lock(place, wait_s=0.2):
             pass
@@ -964,7 +964,7 @@ def test_a_slow_planner_is_waited_for_as_long_as_it_renews_its_lock(
     """However long it takes; one that does not is taken for dead, and its end leaves the next one's lock."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
-    place = place_of(path)
+    place = locate(path)
     monkeypatch.setattr(lock, "LOCK_STALE_S", 0.5)
     monkeypatch.setattr(lock, "RENEW_S", 0.05 if renews else 100.0)
     order: list[str] = []
@@ -997,13 +997,13 @@ def test_orphans_are_swept_and_a_swept_writer_writes_again(
     orphan = path / "embeddings" / "c.1.0.0123.partial"
     orphan.write_bytes(b"half")
     os.utime(orphan, (0, 0))
-    assert sweep(place_of(path)) == 1
+    assert sweep(locate(path)) == 1
     monkeypatch.setattr(location, "PARTIAL_AGE_S", -1.0)  # now every partial is an orphan
     stop = threading.Event()
 
     def sweep_on() -> None:
         while not stop.is_set():
-            sweep(place_of(path))
+            sweep(locate(path))
 
     thread = threading.Thread(target=sweep_on)
     thread.start()

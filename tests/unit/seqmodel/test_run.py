@@ -19,7 +19,7 @@ from seqmodel.runs.card import (
     load_split,
     load_weights,
     read_log,
-    require_place,
+    require_free,
     save_card,
     save_split,
     save_weights,
@@ -107,9 +107,9 @@ def test_what_is_no_run_is_refused_in_words(tmp_path: Path, content: str | None)
 @pytest.mark.parametrize("made", ["card.json", "weights.safetensors", "split.csv", "study.log", ".DS_Store"])
 def test_a_run_goes_where_nothing_or_a_run_is(tmp_path: Path, made: str) -> None:
     """Also one whose search or writing was stopped."""
-    require_place(tmp_path / "new")
+    require_free(tmp_path / "new")
     (tmp_path / made).touch()
-    require_place(tmp_path)
+    require_free(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [made], "asked, not made"
 
 
@@ -117,14 +117,14 @@ def test_a_run_is_not_written_among_other_things(tmp_path: Path) -> None:
     """As a data set in folders of splits, of which a run's own `train` and `val` would be removed."""
     (tmp_path / "data" / "train").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"data holds other things \(train, …\) and no run"):
-        require_place(tmp_path / "data")
+        require_free(tmp_path / "data")
     (tmp_path / "s.zarr").mkdir()
     (tmp_path / "s.zarr" / "zarr.json").touch()
     with pytest.raises(ValueError, match="is a store"):
-        require_place(tmp_path / "s.zarr")
+        require_free(tmp_path / "s.zarr")
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match="is a file"):
-        require_place(tmp_path / "notes.txt")
+        require_free(tmp_path / "notes.txt")
 
 
 def test_text_is_not_written_over_a_folder(tmp_path: Path) -> None:
