@@ -121,7 +121,7 @@ def load_samples(
     return Samples(x, valid, _labels(table, labelling)[rows], table.clip_id[rows], table.subject[rows], rows)
 
 
-def subset(samples: Samples, indices: np.ndarray) -> Samples:
+def select_samples(samples: Samples, indices: np.ndarray) -> Samples:
     """The samples at these places; memory maps stay maps."""
     if indices.dtype == bool:
         indices = np.flatnonzero(indices)

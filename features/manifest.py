@@ -15,7 +15,7 @@ from pathlib import Path
 
 RESERVED = ("path", "subject", "split", "fold", "start_s", "end_s")
 """Columns with a meaning of their own; `label` is a label, and what else there is, is kept."""
-SIDES = ("train", "val", "test")
+SUBSETS = ("train", "val", "test")
 SPLITS = {
     "train": "train",
     "training": "train",

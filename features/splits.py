@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.manifest import SIDES
+from features.manifest import SUBSETS
 from features.store.table import ClipTable, group_names, groups_of, only_value, values_by_source
 
 Masks = dict[str, np.ndarray]
@@ -39,7 +39,7 @@ class Split:
     """One line for people: where this split comes from."""
     warnings: tuple[str, ...] = ()
 
-    def sides(self) -> dict[str, np.ndarray]:
+    def subsets(self) -> dict[str, np.ndarray]:
         """The three sides by name."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
@@ -65,15 +65,15 @@ def make_split(
     """
     groups, marks = groups_of(table, rows), _marks(table, rows)
     left_out: tuple[str, ...] = ()
-    on = {side: marks == side for side in SIDES}
-    marked = [side for side in SIDES if on[side].any()]
+    on = {subset: marks == subset for subset in SUBSETS}
+    marked = [subset for subset in SUBSETS if on[subset].any()]
     if "train" in marked and len(marked) > 1:
         on, description = _official(on, labels, groups, val_share, seed)
         if unnamed := int((marks == "").sum()):
             left_out = (f"{unnamed} clips without a split are left out, since others have one",)
     elif not marked or on["train"].all():
         shares = (1 - val_share - test_share, val_share, test_share)
-        on = _dealt(np.ones(len(rows), bool), SIDES, labels, groups, shares, seed)
+        on = _dealt(np.ones(len(rows), bool), SUBSETS, labels, groups, shares, seed)
         description = f"by person, classes in proportion, seed {seed}"
         description += ", since every clip is marked train" if marked else ""
     else:
@@ -100,23 +100,23 @@ def extend_split(
     Raises ValueError when the file cannot be used or has a person's clips on two sides.
     """
     file = Path(earlier) / "split.csv" if Path(earlier).is_dir() else Path(earlier)
-    known, clips = _earlier_sides(file)
+    known, clips = _earlier_subsets(file)
     same = known_rows(table, clips)
-    known |= _sides_of_renamed(table, same, known, clips, file)
+    known |= _subsets_of_renamed(table, same, known, clips, file)
     groups = groups_of(table, rows)
     marked = list(zip(groups.tolist(), _marks(table, rows).tolist(), strict=True))
-    sides = np.array(
-        [known.get(who) or mark or _hashed_side(who, val_share, test_share) for who, mark in marked], str
+    subsets = np.array(
+        [known.get(who) or mark or _hashed_subset(who, val_share, test_share) for who, mark in marked], str
     )
     placed = {who for who, mark in marked if mark and who not in known}
     hashed = {who for who, mark in marked if not mark and who not in known}
-    seen = {who for who, mark in marked if mark and SIDES.index(known.get(who, mark)) < SIDES.index(mark)}
+    seen = {who for who, mark in marked if mark and SUBSETS.index(known.get(who, mark)) < SUBSETS.index(mark)}
     description = (
         f"everybody of {file.parent.name} on their side, {len(hashed)} new by the hash of their name"
     )
     description += f", {len(placed)} new as marked" if placed else ""
     others = 0 if same.any() else sum(clip in clips for clip in table.clip_id.tolist())
-    on = {side: sides == side for side in SIDES}
+    on = {subset: subsets == subset for subset in SUBSETS}
     kept = _earlier_warnings(file.parent.name, len(seen), others)
     return _checked(table, rows, labels, groups, on, description, kept=kept)
 
@@ -158,22 +158,22 @@ def require_disjoint(split: Split, subjects: np.ndarray) -> None:
 
     Raises ValueError naming up to five people and their sides.
     """
-    sides_of: dict[str, list[str]] = {}
-    for side, rows in split.sides().items():
+    subsets_of: dict[str, list[str]] = {}
+    for subset, rows in split.subsets().items():
         for who in np.unique(subjects[rows]).tolist():
-            sides_of.setdefault(who, []).append(side)
-    twice = [f"{who!r} in {' and '.join(on)}" for who, on in sides_of.items() if who and len(on) > 1]
+            subsets_of.setdefault(who, []).append(subset)
+    twice = [f"{who!r} in {' and '.join(on)}" for who, on in subsets_of.items() if who and len(on) > 1]
     if twice:
         more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
         raise ValueError(
             f"people on two sides of the split ({split.description}): {', '.join(twice[:5])}{more}"
         )
-    rows = np.concatenate(list(split.sides().values()))
+    rows = np.concatenate(list(split.subsets().values()))
     assert len(np.unique(rows)) == len(rows)
 
 
 def known_rows(
-    table: ClipTable, sides: Mapping[str, tuple[str, str]], *, is_home: bool = False
+    table: ClipTable, subsets: Mapping[str, tuple[str, str]], *, is_home: bool = False
 ) -> np.ndarray:
     """(N,) bool: which rows of a store are clips of a run, by its split.csv: (subject, side) by clip.
 
@@ -181,22 +181,22 @@ def known_rows(
     in the store than in the run, none of them is the run's; unless it is the store that the run was trained
     on (`is_home`), and each of its people has one new name.
     """
-    known = np.array([clip in sides for clip in table.clip_id.tolist()], bool)
+    known = np.array([clip in subsets for clip in table.clip_id.tolist()], bool)
     pairs = [
-        (who, sides[clip][0])
+        (who, subsets[clip][0])
         for clip, who in zip(table.clip_id[known].tolist(), table.subject[known].tolist(), strict=True)
     ]
     strangers = sum(bool(here and there and here != there) for here, there in pairs)
     names = {pair for pair in pairs if all(pair)}
-    is_renamed = is_home and all(len({pair[side] for pair in names}) == len(names) for side in (0, 1))
+    is_renamed = is_home and all(len({pair[subset] for pair in names}) == len(names) for subset in (0, 1))
     return known & (is_renamed or strangers <= len(pairs) / 2)
 
 
 def split_hash(split: Split, clip_ids: np.ndarray) -> str:
     """Twelve hex digits of which clips are on which side. clip_ids: (N,) of the whole table."""
     digest = hashlib.sha256()
-    for side, rows in split.sides().items():
-        digest.update("\n".join([side, *sorted(np.asarray(clip_ids)[rows].tolist())]).encode() + b"\0")
+    for subset, rows in split.subsets().items():
+        digest.update("\n".join([subset, *sorted(np.asarray(clip_ids)[rows].tolist())]).encode() + b"\0")
     return digest.hexdigest()[:12]
 
 
@@ -216,7 +216,9 @@ def _checked(
     """
     warnings = _subject_warnings(table, rows) + left_out + _parted_warnings(groups, on)
     warnings += _class_warnings(labels, on) + kept
-    split = Split(**{side: rows[on[side]] for side in SIDES}, description=description, warnings=warnings)
+    split = Split(
+        **{subset: rows[on[subset]] for subset in SUBSETS}, description=description, warnings=warnings
+    )
     require_disjoint(split, table.subject)
     return split
 
@@ -253,8 +255,8 @@ def _filled(
 
     Raises ValueError where too few are without a mark.
     """
-    marked = [side for side in SIDES if on[side].any()]
-    lacking = [side for side in SIDES if side not in marked]
+    marked = [subset for subset in SUBSETS if on[subset].any()]
+    lacking = [subset for subset in SUBSETS if subset not in marked]
     unmarked = ~np.any(list(on.values()), axis=0)
     count = len(np.unique(groups[unmarked]))
     if count < len(lacking):
@@ -263,7 +265,7 @@ def _filled(
             f"be {' and '.join(lacking)}: give clips of each side their split, or none"
         )
     held = {"val": val_share, "test": test_share}
-    shares = [held[side] for side in lacking if side in held]
+    shares = [held[subset] for subset in lacking if subset in held]
     shares = [1 - sum(shares), *shares] if "train" in lacking else [share / sum(shares) for share in shares]
     description = (
         f"official {' and '.join(marked)}; clips without a split are {' and '.join(lacking)}, by person"
@@ -273,16 +275,16 @@ def _filled(
 
 def _dealt(
     chosen: np.ndarray,
-    sides: Sequence[str],
+    subsets: Sequence[str],
     labels: np.ndarray,
     groups: np.ndarray,
     shares: Sequence[float],
     seed: int,
 ) -> Masks:
     """The chosen clips, (n,) bool, dealt by person to these sides."""
-    side = np.full(len(chosen), -1)
-    side[chosen] = _deal(labels[chosen], groups[chosen], shares, seed)
-    return {name: side == index for index, name in enumerate(sides)}
+    subset = np.full(len(chosen), -1)
+    subset[chosen] = _deal(labels[chosen], groups[chosen], shares, seed)
+    return {name: subset == index for index, name in enumerate(subsets)}
 
 
 def _deal(labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
@@ -310,16 +312,16 @@ def _deal(labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed:
     for _ in range(_RESTARTS if len(names) <= _FEW_GROUPS else 1):
         order = generator.permutation(len(names))
         order = order[np.argsort(-counts[order].max(axis=1), kind="stable")]
-        side_of, cost = _deal_in_order(counts, due, order)
+        subset_of, cost = _deal_in_order(counts, due, order)
         if cost < best_cost - 1e-12:
-            best, best_cost = side_of, cost
+            best, best_cost = subset_of, cost
     return best[group_of]
 
 
 def _deal_in_order(counts: np.ndarray, due: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, float]:
     have = np.zeros_like(due)
     members = np.zeros(len(due), np.int64)
-    side_of = np.zeros(len(order), np.int64)
+    subset_of = np.zeros(len(order), np.int64)
     for location, group in enumerate(order):
         # What a side would be short of or over, in each class, relative to its due.
         now = (((have - due) ** 2) / due).sum(axis=1)
@@ -327,37 +329,37 @@ def _deal_in_order(counts: np.ndarray, due: np.ndarray, order: np.ndarray) -> tu
         gain = then - now
         if len(order) - location <= int((members == 0).sum()):  # the last ones go where nobody is yet
             gain[members > 0] = np.inf
-        side = int(np.argmin(gain))
-        have[side] += counts[group]
-        members[side] += 1
-        side_of[group] = side
-    return side_of, float((((have - due) ** 2) / due).sum())
+        subset = int(np.argmin(gain))
+        have[subset] += counts[group]
+        members[subset] += 1
+        subset_of[group] = subset
+    return subset_of, float((((have - due) ** 2) / due).sum())
 
 
-def _earlier_sides(file: Path) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
+def _earlier_subsets(file: Path) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
     """Of an earlier run's split.csv: side by group, and (subject, side) by clip."""
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
             lines = list(csv.DictReader(stream))
     except FileNotFoundError as error:
         raise ValueError(f"no split in {file.parent}: {file.name} is not there") from error
-    sides: dict[str, str] = {}
+    subsets: dict[str, str] = {}
     clips: dict[str, tuple[str, str]] = {}
     subjects = [line.get("subject") or "" for line in lines]
     groups = group_names(subjects, [(line.get("clip_id") or "").rpartition("#")[0] for line in lines])
     for number, (line, who, group) in enumerate(zip(lines, subjects, groups, strict=True), start=2):
-        clip, side = line.get("clip_id") or "", line.get("split") or ""
-        if side not in SIDES or not clip:
+        clip, subset = line.get("clip_id") or "", line.get("split") or ""
+        if subset not in SUBSETS or not clip:
             raise ValueError(
-                f"{file} line {number}: wanted clip_id,subject,split with one of {', '.join(SIDES)}"
+                f"{file} line {number}: wanted clip_id,subject,split with one of {', '.join(SUBSETS)}"
             )
-        if sides.setdefault(group, side) != side:
-            raise ValueError(f"{file} line {number}: {group} is in {sides[group]} and {side}")
-        clips[clip] = who, side
-    return sides, clips
+        if subsets.setdefault(group, subset) != subset:
+            raise ValueError(f"{file} line {number}: {group} is in {subsets[group]} and {subset}")
+        clips[clip] = who, subset
+    return subsets, clips
 
 
-def _sides_of_renamed(
+def _subsets_of_renamed(
     table: ClipTable,
     same: np.ndarray,
     known: Mapping[str, str],
@@ -369,13 +371,13 @@ def _sides_of_renamed(
     Raises ValueError naming up to five whose clips stood on two sides.
     """
     groups = groups_of(table, np.flatnonzero(same)).tolist()
-    sides_of: dict[str, set[str]] = {}
+    subsets_of: dict[str, set[str]] = {}
     for who, clip in zip(groups, table.clip_id[same].tolist(), strict=True):
         if who not in known:
-            sides_of.setdefault(who, set()).add(clips[clip][1])
+            subsets_of.setdefault(who, set()).add(clips[clip][1])
     twice = [
-        f"{who} in {' and '.join(side for side in SIDES if side in on)}"
-        for who, on in sides_of.items()
+        f"{who} in {' and '.join(subset for subset in SUBSETS if subset in on)}"
+        for who, on in subsets_of.items()
         if len(on) > 1
     ]
     if twice:
@@ -383,10 +385,10 @@ def _sides_of_renamed(
         raise ValueError(
             f"people's clips on two sides of {file}, which cannot be kept: {', '.join(twice[:5])}{more}"
         )
-    return {who: on.pop() for who, on in sides_of.items()}
+    return {who: on.pop() for who, on in subsets_of.items()}
 
 
-def _hashed_side(group: str, val_share: float, test_share: float) -> str:
+def _hashed_subset(group: str, val_share: float, test_share: float) -> str:
     """The side of a new person, from their name alone."""
     location = int.from_bytes(hashlib.sha256(f"split:{group}".encode()).digest()[:8], "big") / 2**64
     return "test" if location < test_share else "val" if location < test_share + val_share else "train"
@@ -418,10 +420,10 @@ def _parted_warnings(groups: np.ndarray, on: Masks) -> tuple[str, ...]:
 
 def _class_warnings(labels: np.ndarray, on: Masks) -> tuple[str, ...]:
     classes = np.unique(labels)
-    absent = {side: len(np.setdiff1d(classes, labels[on[side]])) for side in SIDES}
+    absent = {subset: len(np.setdiff1d(classes, labels[on[subset]])) for subset in SUBSETS}
     return tuple(
-        f"{side} has no clip of {count} of the {len(classes)} classes"
-        for side, count in absent.items()
+        f"{subset} has no clip of {count} of the {len(classes)} classes"
+        for subset, count in absent.items()
         if count
     )
 
@@ -441,6 +443,6 @@ def _earlier_warnings(run: str, seen: int, others: int) -> tuple[str, ...]:
     return warnings
 
 
-def sides_by_clip(split: Split, clip_ids: np.ndarray) -> dict[str, str]:
+def subset_by_clip(split: Split, clip_ids: np.ndarray) -> dict[str, str]:
     """Side of each clip, for `split.csv`. clip_ids: (N,) of the whole table."""
-    return {str(clip_ids[row]): side for side, rows in split.sides().items() for row in rows}
+    return {str(clip_ids[row]): subset for subset, rows in split.subsets().items() for row in rows}

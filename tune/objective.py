@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from features.datasets import RowView, Samples, sample_groups, streams_of, subset
+from features.datasets import RowView, Samples, sample_groups, select_samples, streams_of
 from features.labels import Task
 from features.splits import grouped_folds
 from seqmodel.config import Metric
@@ -42,7 +42,7 @@ def make_folds(train: Samples, val: Samples, num_folds: int, seed: int) -> list[
         return [_fold(train, val)]
     both = join(train, val)
     parts = grouped_folds(both.labels, sample_groups(both), num_folds, seed)
-    return [_fold(subset(both, learned), subset(both, held)) for learned, held in parts]
+    return [_fold(select_samples(both, learned), select_samples(both, held)) for learned, held in parts]
 
 
 def _fold(train: Samples, val: Samples) -> Fold:

@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 
 from features.labels import by_value
-from features.manifest import SIDES, Clip
+from features.manifest import SUBSETS, Clip
 from features.recipe import Recipe
 from features.store.description import FRAME_COLUMNS, commit
 from features.store.erasure import clear_rows
@@ -115,9 +115,9 @@ def write_rows(
     changes = Changes(*(tuple(ids[of].tolist()) for of in (planned.new, changed, corrected, vanished)))
 
     _make_row_arrays(group, recipe, len(ids), has_crops)
-    sides: Any = group.attrs["encoder_sides"]
-    renamed = _sides_under_new_names(sides, planned.before, table)
-    _write_users_columns(group, labels, label_names, slices, sides | renamed)
+    subsets: Any = group.attrs["encoder_sides"]
+    renamed = _subsets_under_new_names(subsets, planned.before, table)
+    _write_users_columns(group, labels, label_names, slices, subsets | renamed)
     clear_rows(group, location, changed)  # before what changed is noted: a kill repeats it
     for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS):
         write_column(group, name, table[name])
@@ -130,12 +130,12 @@ def _write_users_columns(
     labels: dict[str, np.ndarray],
     label_names: dict[str, list[str]],
     slices: dict[str, np.ndarray],
-    sides: dict[str, str],
+    subsets: dict[str, str],
 ) -> None:
     """Write labels and slices. Names before codes: a longer list of names misnames nothing should the rest
-    never come. People go by both names in `sides` until the new ones stand."""
+    never come. People go by both names in `subsets` until the new ones stand."""
     group.update_attributes(
-        {"label_names": label_names, "slice_columns": sorted(slices), "encoder_sides": sides}
+        {"label_names": label_names, "slice_columns": sorted(slices), "encoder_sides": subsets}
     )
     for folder, columns in (("labels", labels), ("slices", slices)):
         for column, values in columns.items():
@@ -208,16 +208,16 @@ def _ends_s(clips: Sequence[Clip]) -> np.ndarray:
     return np.array([np.nan if clip.end_s is None else clip.end_s for clip in clips], np.float64)
 
 
-def _sides_under_new_names(
-    sides: dict[str, str], before: dict[str, np.ndarray], after: dict[str, np.ndarray]
+def _subsets_under_new_names(
+    subsets: dict[str, str], before: dict[str, np.ndarray], after: dict[str, np.ndarray]
 ) -> dict[str, str]:
     """Who trained the encoder, as they are called after a correction of subjects; whoever is now one person
-    stands where the first of them in the order of `SIDES` stood."""
+    stands where the first of them in the order of `SUBSETS` stood."""
     found: dict[str, str] = {}
     olds, news = (group_names(t["subject"].tolist(), t["source"].tolist()) for t in (before, after))
     for old, new in zip(olds, news, strict=True):
-        if old in sides:
-            found[new] = min(found.get(new, SIDES[-1]), sides[old], key=SIDES.index)
+        if old in subsets:
+            found[new] = min(found.get(new, SUBSETS[-1]), subsets[old], key=SUBSETS.index)
     return found
 
 

@@ -86,7 +86,7 @@ class FeatureStore:
         self.num_frames: int = attributes["num_frames"]
         self.label_names: dict[str, list[str]] = attributes["label_names"]
         self.test_openings: list[dict[str, str]] = attributes["test_openings"]
-        self.encoder_sides: dict[str, str] = attributes["encoder_sides"]
+        self.encoder_subsets: dict[str, str] = attributes["encoder_sides"]
         """Where the encoder was fine-tuned, the side on which its run had each person or video, named as by
         `groups_of`: it learned from train and was chosen by val. Empty where nobody wrote that down."""
         self.streams: tuple[Stream, ...] = tuple(name for name in STREAMS if name in group)
@@ -288,16 +288,16 @@ class FeatureStore:
             commit(group, self.location, {"test_openings": self.test_openings})
         return len(self.test_openings)
 
-    def carry_over(self, test_openings: list[dict[str, str]], encoder_sides: dict[str, str]) -> None:
+    def carry_over(self, test_openings: list[dict[str, str]], encoder_subsets: dict[str, str]) -> None:
         """Take over the ledger of the store that this one is made from, before its own entries, and note who
         trained the encoder."""
         with planner_lock(self.location):
             group = existing_group(self.location, read_only=False)
             own: Any = group.attrs["test_openings"]
             self.test_openings = [*test_openings, *(entry for entry in own if entry not in test_openings)]
-            self.encoder_sides = encoder_sides
+            self.encoder_subsets = encoder_subsets
             commit(
-                group, self.location, {"test_openings": self.test_openings, "encoder_sides": encoder_sides}
+                group, self.location, {"test_openings": self.test_openings, "encoder_sides": encoder_subsets}
             )
 
     def _require_writable(self, row: int) -> None:

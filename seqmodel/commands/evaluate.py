@@ -218,7 +218,7 @@ def _subset_warnings(context: EvalContext) -> list[str]:
         )
     if context.is_other_data:
         found.append(context.eval_subset.description)
-        named = int(np.isin(context.table.clip_id, list(context.sides)).sum())
+        named = int(np.isin(context.table.clip_id, list(context.subsets)).sum())
         if named:
             found.append(
                 f"{named} of its clips go by the names of this run's clips, but their people have other "

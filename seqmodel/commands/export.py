@@ -135,9 +135,9 @@ def gather(args: ExportArgs, card: Card) -> Evidence:
         return found
     log_warning(f"{place} has no crops: the export is checked on noise instead of faces")
     assert card.recipe.pixels is not None
-    side = card.recipe.pixels.crop_px
+    subset = card.recipe.pixels.crop_px
     coarse = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
-    noise = coarse.repeat(side // 8 + 1, axis=1).repeat(side // 8 + 1, axis=2)[:, :side, :side]
+    noise = coarse.repeat(subset // 8 + 1, axis=1).repeat(subset // 8 + 1, axis=2)[:, :subset, :subset]
     return Evidence(np.ascontiguousarray(noise), "noise")
 
 
@@ -208,8 +208,8 @@ def _write_networks(
 ) -> None:
     """encoder.* and head.* of a bundle."""
     assert card.recipe.pixels is not None
-    side, frames = card.recipe.pixels.crop_px, card.recipe.pixels.num_frames
-    crop = torch.zeros(1, side, side, 3, dtype=torch.uint8)
+    subset, frames = card.recipe.pixels.crop_px, card.recipe.pixels.num_frames
+    crop = torch.zeros(1, subset, subset, 3, dtype=torch.uint8)
     inputs: list[Tensor] = []
     for dim in card.dims.values():
         inputs += [torch.zeros(1, frames, dim), torch.ones(1, frames, dtype=torch.bool)]
@@ -275,7 +275,9 @@ def _logit_differences(
     for mask in (*masks, np.zeros(frames, bool)):
         x, valid = {name: v * mask[:, None] for name, v in values.items()}, dict.fromkeys(values, mask)
         with torch.inference_mode():
-            batches = ({name: torch.from_numpy(v)[None] for name, v in side.items()} for side in (x, valid))
+            batches = (
+                {name: torch.from_numpy(v)[None] for name, v in subset.items()} for subset in (x, valid)
+            )
             ours = head(*batches)[0].numpy()
         found.append(float(np.abs(ours - run_head(x, valid)).max()))
     return found

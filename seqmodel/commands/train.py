@@ -81,7 +81,7 @@ def fit_head(
 
 def print_task(learning_task: LearningTask) -> None:
     """Tell the user what is learned from whom."""
-    counts = ", ".join(f"{len(rows)} {side}" for side, rows in learning_task.split.sides().items())
+    counts = ", ".join(f"{len(rows)} {subset}" for subset, rows in learning_task.split.subsets().items())
     left_out = (
         f"; {learning_task.num_unlabelled} without a label left out" if learning_task.num_unlabelled else ""
     )

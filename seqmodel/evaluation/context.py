@@ -41,7 +41,7 @@ class EvalContext:
     table: ClipTable
     labels: np.ndarray
     """(all rows,) int64 class of every row, -1 = none."""
-    sides: dict[str, tuple[str, str]]
+    subsets: dict[str, tuple[str, str]]
     """The run's own split: clip_id -> (subject, side)."""
     known: np.ndarray
     """(all rows,) bool, which rows are clips of that split."""
@@ -62,14 +62,14 @@ def open_context(
     store = FeatureStore.open(path)
     table = store.table()
     labels = clip_labels(table, card.labelling, mapping)
-    sides = load_split(run)
-    known = known_rows(table, sides, is_home=_whole(path) == _whole(card.store))
+    subsets = load_split(run)
+    known = known_rows(table, subsets, is_home=_whole(path) == _whole(card.store))
     is_other = not known.any()
-    found = eval_subset(table, labels, sides, split, known, calibrators_of(run, card))
+    found = eval_subset(table, labels, subsets, split, known, calibrators_of(run, card))
     if len(found.rows) == 0:
         raise ValueError(f"store {path} has no extracted, labelled clip in the {split} split of run {run}")
     split = f"{path.stem}:{split}" if is_other else split
-    return EvalContext(run, card, store, table, labels, sides, known, found, split, is_other)
+    return EvalContext(run, card, store, table, labels, subsets, known, found, split, is_other)
 
 
 def folder_of(context: EvalContext) -> Path:
@@ -178,8 +178,8 @@ def training_clips(context: EvalContext) -> Training:
         store, table = home, home.table()
         labels = clip_labels(table, context.card.labelling)
     # Where their store is gone: clips of another data set may go by their names.
-    sides = context.sides if home is not None else {}
-    on_side = np.array([sides.get(str(c), ("", ""))[1] == "train" for c in table.clip_id], bool)
+    subsets = context.subsets if home is not None else {}
+    on_side = np.array([subsets.get(str(c), ("", ""))[1] == "train" for c in table.clip_id], bool)
     rows = np.flatnonzero(on_side & (labels >= 0) & (table.state == 1))
     return Training(store, rows, labels[rows], table.subject[rows])
 

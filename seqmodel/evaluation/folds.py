@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from features.cli import progress
-from features.datasets import Samples, load_samples, sample_groups, subset
+from features.datasets import Samples, load_samples, sample_groups, select_samples
 from features.recipe import GeometryId
 from features.splits import grouped_folds, leave_one_subject_out
 from features.store.table import groups_of
@@ -216,7 +216,7 @@ def samples_of(context: EvalContext, card: Card) -> tuple[Samples, Samples, np.n
     everything = load_samples(context.store, card.labelling, rows, "both" if len(streams) > 1 else streams[0])
     everything = with_baseline(everything, card.baseline, context.store)
     everything = replace(everything, labels=context.eval_subset.labels)
-    x, valid = ({name: side[name] for name in card.dims} for side in (everything.x, everything.valid))
+    x, valid = ({name: subset[name] for name in card.dims} for subset in (everything.x, everything.valid))
     seen = np.any([np.asarray(mask).any(axis=1) for mask in valid.values()], axis=0)
     reasons = np.where(context.table.state[rows] == 2, "failed", np.where(seen, "", "no face"))
     return everything, replace(everything, x=x, valid=valid), reasons
@@ -237,7 +237,7 @@ def group_importance(
         p = np.zeros((len(places), len(card.labelling.names)))
         for inside, fold in by_fold:
             if len(inside):
-                part = [{name: values[inside] for name, values in side.items()} for side in (x, valid)]
+                part = [{name: values[inside] for name, values in subset.items()} for subset in (x, valid)]
                 logits = [head_logits(head, *part) for head in fold.heads]
                 p[inside] = probabilities(np.mean(logits, axis=0), task, fold.calibration)
         return p
@@ -277,11 +277,17 @@ def run_fold(
         empty = np.zeros(0, np.int64)
         return FoldResult(empty, np.zeros((0, card.num_outputs)), np.zeros((0, len(names))), empty, "")
     held = np.concatenate([choose for _, choose in parts])
-    evaluated, first_seed = subset(samples, places), seed * INNER_FOLDS
+    evaluated, first_seed = select_samples(samples, places), seed * INNER_FOLDS
     tried: list[tuple[float, str, np.ndarray, np.ndarray, tuple[Any, ...]]] = []
     for candidate in CANDIDATES:
         fitted = [
-            _fit_head(candidate, card, subset(samples, train), subset(samples, choose), first_seed + number)
+            _fit_head(
+                candidate,
+                card,
+                select_samples(samples, train),
+                select_samples(samples, choose),
+                first_seed + number,
+            )
             for number, (train, choose) in enumerate(parts)
         ]
         heads, told = zip(*fitted, strict=True)
@@ -363,9 +369,9 @@ def _add_baselines(
     inside, learn = measured[left_out], learn[measured[learn]]
     if len(np.unique(samples.labels[learn])) < 2 or not inside.any():
         return
-    evaluated = subset(samples, left_out[inside])
+    evaluated = select_samples(samples, left_out[inside])
     for stream in samples.x:
-        part = logistic(subset(samples, learn), evaluated, stream, inside, prior)
+        part = logistic(select_samples(samples, learn), evaluated, stream, inside, prior)
         if part.name not in fold_baselines:
             p = np.tile(prior, (len(samples), 1))
             fold_baselines[part.name] = replace(

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from features.cli import echo, log_warning, progress
-from features.manifest import SIDES, Clip
+from features.manifest import SUBSETS, Clip
 from features.recipe import require_equal
 from features.store.store import DONE, FAILED, FeatureStore, plan
 from features.store.table import ClipTable, groups_of
@@ -38,9 +38,9 @@ def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], 
     require_equal(card.recipe, store.recipe, ["pixels"], where=f"run {run} with store {store_path}")
     engine, table = open_run_engine(run), store.table()
     named = np.flatnonzero((table.clip_id != "") & store.listed())
-    sides: dict[str, str] = {}
+    subsets: dict[str, str] = {}
     if card.recipe.encoder.weights.startswith("finetuned:"):
-        sides = encoder_sides(run, store, table, named)
+        subsets = encoder_subsets(run, store, table, named)
         # Runs on the new store will ask for this encoder by its hash: opening it keeps it in the cache.
         build_encoder(card.recipe.encoder.name, str(run / WEIGHTS))
     new = plan(
@@ -51,7 +51,7 @@ def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], 
         crops=True,
         versions=versions(),
     )
-    new.carry_over(store.test_openings, sides)
+    new.carry_over(store.test_openings, subsets)
     lacking = fill(new, store, named, engine)
     done = int(new.present("embeddings").sum())
     echo(
@@ -85,18 +85,18 @@ def fill(new: FeatureStore, store: FeatureStore, rows: np.ndarray, engine: Engin
     return lacking
 
 
-def encoder_sides(run: Path, store: FeatureStore, table: ClipTable, rows: np.ndarray) -> dict[str, str]:
+def encoder_subsets(run: Path, store: FeatureStore, table: ClipTable, rows: np.ndarray) -> dict[str, str]:
     """By person (or video) of these rows, the side on which the run had them; of those whom an earlier run
     had too, whose encoder this one went on from, the side that has seen more: train before val before test.
     """
     split = load_split(run)
-    sides: dict[str, str] = {}
+    subsets: dict[str, str] = {}
     for who, clip in zip(groups_of(table, rows).tolist(), table.clip_id[rows].tolist(), strict=True):
-        _, side = split.get(clip, ("", ""))
-        on = [found for found in (side, store.encoder_sides.get(who), sides.get(who)) if found]
+        _, subset = split.get(clip, ("", ""))
+        on = [found for found in (subset, store.encoder_subsets.get(who), subsets.get(who)) if found]
         if on:
-            sides[who] = min(on, key=SIDES.index)
-    return sides
+            subsets[who] = min(on, key=SUBSETS.index)
+    return subsets
 
 
 def _copy_row(store: FeatureStore, source: int, new: FeatureStore, row: int, engine: Engine) -> None:

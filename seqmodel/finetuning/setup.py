@@ -110,9 +110,11 @@ def open_setup(args: FinetuneArgs) -> FinetuneSetup:
         first_block = 0 if args.preset == "seed" else DEFAULT_CUT[card.recipe.encoder.name]
     if not 0 <= first_block <= len(encoder.blocks):
         raise ValueError(f"--unfreeze-from takes 0 to {len(encoder.blocks)}, got {first_block}")
-    rows = {side: _rows_of(args.run, store, side) for side in ("train", "val")}
+    rows = {subset: _rows_of(args.run, store, subset) for subset in ("train", "val")}
     require_crops(store, np.concatenate(list(rows.values())))
-    clips = {side: CropClips(store, card.labelling, found, inputs_of(card)) for side, found in rows.items()}
+    clips = {
+        subset: CropClips(store, card.labelling, found, inputs_of(card)) for subset, found in rows.items()
+    }
     model = CnnLstm(encoder, head, first_block)
     loss = SEED_LOSS if args.preset == "seed" else card.train
     return FinetuneSetup(
@@ -143,19 +145,19 @@ def config_of(args: FinetuneArgs) -> FinetuneConfig:
     return dataclasses.replace(SEED_RECIPE, **{name: context[name] for name in FREE})
 
 
-def _rows_of(run: Path, store: FeatureStore, side: str) -> np.ndarray:
+def _rows_of(run: Path, store: FeatureStore, subset: str) -> np.ndarray:
     """Rows of the clips that the run put on this side; test clips are never asked for."""
     table = store.table()
     row_of = {clip: row for row, clip in enumerate(table.clip_id.tolist()) if clip}
-    wanted = [clip for clip, (_, split) in load_split(run).items() if split == side]
+    wanted = [clip for clip, (_, split) in load_split(run).items() if split == subset]
     rows = np.array([row_of[clip] for clip in wanted if clip in row_of], np.int64)
     rows = rows[table.state[rows] == 1]
     if len(rows) < len(wanted):
         log_warning(
-            f"{len(wanted) - len(rows)} of the run's {len(wanted)} {side} clips are not in {store.path}"
+            f"{len(wanted) - len(rows)} of the run's {len(wanted)} {subset} clips are not in {store.path}"
         )
     if not len(rows):
-        raise ValueError(f"{store.path} holds none of the {side} clips of {run}: is it the right store?")
+        raise ValueError(f"{store.path} holds none of the {subset} clips of {run}: is it the right store?")
     return rows
 
 
@@ -239,21 +241,23 @@ def activation_datasets(
     encoder, cut = setup.model.encoder, setup.first_block
     shape = frame_shape(encoder, cut, crop_px)
     versions = {"train": setup.config.augmented_copies if args.augment else 1, "val": 1}
-    sides = (("train", setup.train), ("val", setup.val))
+    subsets = (("train", setup.train), ("val", setup.val))
 
     def opened() -> list[ActivationCache]:
         found = []
-        for side, clips in sides:
+        for subset, clips in subsets:
             made_from = {
                 "encoder": setup.card.recipe.encoder.weights_sha256,
                 "cut": cut,
                 "store": setup.store.fingerprint(),
                 "clips": ",".join(map(str, clips.rows.tolist())),
                 # Crops as they are know no seed.
-                "seed": args.seed if versions[side] > 1 else None,
+                "seed": args.seed if versions[subset] > 1 else None,
             }
             found.append(
-                open_activation_cache(setup.folder / f"cut_{side}", clips, shape, made_from, versions[side])
+                open_activation_cache(
+                    setup.folder / f"cut_{subset}", clips, shape, made_from, versions[subset]
+                )
             )
         return found
 
@@ -267,10 +271,10 @@ def activation_datasets(
     distributed.barrier()
     run = prefix_runner(encoder, cut, crop_px, distributed.device)
     sources = []
-    for (side, clips), cache in zip(sides, opened(), strict=True):
+    for (subset, clips), cache in zip(subsets, opened(), strict=True):
         rows = np.arange(len(clips))[distributed.rank :: distributed.size]
         with progress() as bar:
-            task = bar.add_task(f"activations, {side}", total=len(rows), visible=distributed.is_main)
+            task = bar.add_task(f"activations, {subset}", total=len(rows), visible=distributed.is_main)
             for _ in cache.fill(run, rows, augmentation_of(setup), args.seed):
                 bar.advance(task)
         distributed.barrier()

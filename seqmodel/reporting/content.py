@@ -243,8 +243,8 @@ def data_rows(context: EvalContext) -> list[dict[str, Any]]:
     """One row a split for the report's table of the data."""
     table, num_classes = context.table, len(context.card.labelling.names)
     rows_of = {
-        side: eval_subset(table, context.labels, context.sides, side, context.known).rows
-        for side in ("train", "val", "test")
+        subset: eval_subset(table, context.labels, context.subsets, subset, context.known).rows
+        for subset in ("train", "val", "test")
     }
     if context.is_other_data:
         rows_of = {context.split: context.eval_subset.rows}

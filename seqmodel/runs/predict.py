@@ -81,7 +81,7 @@ def clip_labels(table: ClipTable, labelling: Labelling, mapping: Sequence[str] =
 def eval_subset(
     table: ClipTable,
     labels: np.ndarray,
-    sides: Mapping[str, tuple[str, str]],
+    subsets: Mapping[str, tuple[str, str]],
     split: str,
     known: np.ndarray,
     calibrators: Mapping[str, str] = MappingProxyType({}),
@@ -94,8 +94,8 @@ def eval_subset(
     """
     labelled = labels >= 0
     if known.any():
-        side = np.array([sides.get(clip, ("", ""))[1] for clip in table.clip_id.tolist()], str)
-        chosen = labelled & known & (side == split)
+        subset = np.array([subsets.get(clip, ("", ""))[1] for clip in table.clip_id.tolist()], str)
+        chosen = labelled & known & (subset == split)
         description = f"the {split} side of the run's split"
     else:
         own = table.split == split

@@ -145,10 +145,10 @@ def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
     return min(1.0, (max(below) + 2 if below else 1) / len(scores))
 
 
-def rows_of(run: Path, store: "FeatureStore", side: str) -> np.ndarray:
+def rows_of(run: Path, store: "FeatureStore", subset: str) -> np.ndarray:
     """Finished rows of a store that stood on one side of the run's split."""
-    sides, table = load_split(run), store.table()
-    chosen = [sides.get(str(clip_id), ("", ""))[1] == side for clip_id in table.clip_id]
+    subsets, table = load_split(run), store.table()
+    chosen = [subsets.get(str(clip_id), ("", ""))[1] == subset for clip_id in table.clip_id]
     return np.flatnonzero(np.array(chosen, bool) & (table.state == 1))
 
 

@@ -12,7 +12,7 @@ import torch
 from features.cli import echo, log_warning
 from features.datasets import labelled_rows, load_samples
 from features.labels import Labelling, Task
-from features.splits import Split, sides_by_clip, split_hash
+from features.splits import Split, split_hash, subset_by_clip
 from features.store.store import FAILED
 from features.store.table import ClipTable, groups_of
 from seqmodel.config import HeadConfig, TrainConfig
@@ -82,7 +82,7 @@ def write_run(
     (run / LOG).unlink(missing_ok=True)
     for epoch in fitted.history:
         append_log(run, log_entry(epoch, str(stage.get("stage", "head"))))
-    _save_sides(run, learning_task)
+    _save_subsets(run, learning_task)
     card = dataclasses.replace(
         _card(learning_task, head, config, seed, metric),
         calibration=calibration,
@@ -129,11 +129,13 @@ def _calibration(learning_task: LearningTask, head: LstmHead, fitted: Fitted) ->
     return fit_calibration(logits, labels, labelling.task, label_names=labelling.names)
 
 
-def _save_sides(run: Path, learning_task: LearningTask) -> None:
+def _save_subsets(run: Path, learning_task: LearningTask) -> None:
     table, split = learning_task.table, learning_task.split
-    side_of = sides_by_clip(split, table.clip_id) | sides_of_failed(split, table, learning_task.labelling)
+    subset_of = subset_by_clip(split, table.clip_id) | subsets_of_failed(
+        split, table, learning_task.labelling
+    )
     subject_of = dict(zip(table.clip_id.tolist(), table.subject.tolist(), strict=True))
-    save_split(run, list(side_of), [subject_of[clip] for clip in side_of], list(side_of.values()))
+    save_split(run, list(subset_of), [subject_of[clip] for clip in subset_of], list(subset_of.values()))
 
 
 def put_calibration(run: Path, card: Card, store: Path | str | None = None) -> list[str]:
@@ -199,17 +201,19 @@ def measured_clips(learning_task: LearningTask, rows: np.ndarray, streams: Itera
     return np.any([samples.valid[name][:].any(axis=1) for name in streams], axis=0)
 
 
-def sides_of_failed(split: Split, table: ClipTable, labelling: Labelling) -> dict[str, str]:
+def subsets_of_failed(split: Split, table: ClipTable, labelling: Labelling) -> dict[str, str]:
     """Side of each labelled clip whose extraction failed, by clip_id: that of its person, or video, else the
     one it is marked for. So it stays in the denominator of whoever judges the run."""
     rows, _ = labelled_rows(table, labelling, with_failed=True)
     rows = rows[table.state[rows] == FAILED]
-    groups = {who: side for side, clips in split.sides().items() for who in groups_of(table, clips).tolist()}
+    groups = {
+        who: subset for subset, clips in split.subsets().items() for who in groups_of(table, clips).tolist()
+    }
     found = {
         str(table.clip_id[row]): groups.get(who, str(table.split[row]))
         for row, who in zip(rows.tolist(), groups_of(table, rows).tolist(), strict=True)
     }
-    return {clip: side for clip, side in found.items() if side}
+    return {clip: subset for clip, subset in found.items() if subset}
 
 
 def log_entry(epoch: Epoch, stage: str) -> dict[str, Any]:

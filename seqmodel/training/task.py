@@ -17,7 +17,7 @@ import numpy as np
 from features.cli import log_warning
 from features.datasets import Inputs, Samples, labelled_rows, load_samples, streams_of
 from features.labels import Labelling, class_indices, make_labelling
-from features.manifest import SIDES
+from features.manifest import SUBSETS
 from features.recipe import to_json
 from features.splits import Split, extend_split, make_split, require_disjoint
 from features.store.schema import read_column
@@ -162,9 +162,9 @@ def encoder_leak_warning(store: FeatureStore, groups: np.ndarray) -> str:
     groups: (N,) str as `groups_of` gives them.
     """
     weights = store.recipe.encoder.weights
-    if store.encoder_sides:
+    if store.encoder_subsets:
         people = np.unique(groups).tolist()
-        known = sum(store.encoder_sides.get(who, "test") != "test" for who in people)
+        known = sum(store.encoder_subsets.get(who, "test") != "test" for who in people)
         return (
             f"figures of folds are too good here: the encoder behind the embeddings ({weights}) has learned "
             f"from {known} of the {len(people)} people (or videos) that are held out, or was chosen by them"
@@ -212,10 +212,10 @@ def _split(
     """Who stands on which side: as in an earlier run, as when the store's encoder was trained, or anew."""
     if splits_from is not None:
         return extend_split(table, rows, labels, splits_from)
-    if not store.encoder_sides:
+    if not store.encoder_subsets:
         return make_split(table, rows, labels, seed=seed)
     marked = zip(groups_of(table, np.arange(len(table.split))).tolist(), table.split.tolist(), strict=True)
-    marks = np.array([store.encoder_sides.get(who, mark) for who, mark in marked], str)
+    marks = np.array([store.encoder_subsets.get(who, mark) for who, mark in marked], str)
     split = make_split(dataclasses.replace(table, split=marks), rows, labels, seed=seed)
     encoder = store.recipe.encoder.weights
     return dataclasses.replace(
@@ -231,7 +231,7 @@ def _unseen_by_encoder(
     Raises ValueError where it learned from people who are held out here, or was chosen by test people.
     """
     weights = store.recipe.encoder.weights
-    if not store.encoder_sides:
+    if not store.encoder_subsets:
         if splits_from is not None or not _is_tuned(store):
             return split
         return _warned(
@@ -240,10 +240,10 @@ def _unseen_by_encoder(
             "whom: it may know people who are held out here; --splits-from that run keeps them on their side",
         )
     held = [
-        f"{who} ({store.encoder_sides[who]} there, {side} here)"
-        for side, rows in split.sides().items()
+        f"{who} ({store.encoder_subsets[who]} there, {subset} here)"
+        for subset, rows in split.subsets().items()
         for who in np.unique(groups_of(table, rows)).tolist()
-        if SIDES.index(store.encoder_sides.get(who, side)) < SIDES.index(side)
+        if SUBSETS.index(store.encoder_subsets.get(who, subset)) < SUBSETS.index(subset)
     ]
     if held:
         more = f" and {len(held) - 3} more" if len(held) > 3 else ""
@@ -256,7 +256,7 @@ def _unseen_by_encoder(
 
 
 def _require_classes(split: Split, labels: np.ndarray, rows: np.ndarray, labelling: Labelling) -> None:
-    train, val = (set(labels[np.isin(rows, side)].tolist()) for side in (split.train, split.val))
+    train, val = (set(labels[np.isin(rows, subset)].tolist()) for subset in (split.train, split.val))
     for index, name in enumerate(labelling.names):
         if index not in train:
             raise ValueError(f"the training split has no clip of {name!r}")

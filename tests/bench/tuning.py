@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from features.datasets import Samples, subset
+from features.datasets import Samples, select_samples
 from features.maintenance.import_external import read_sequences, write_external
 from features.store.store import FeatureStore
 from seqmodel.config import HeadConfig, LabelArgs, TrainConfig
@@ -66,8 +66,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="brainbuddy-bench-"))
     try:
         samples = make_samples(CLIPS)
-        held = subset(samples, np.arange(0, CLIPS, 5))
-        learned = subset(samples, np.flatnonzero(np.arange(CLIPS) % 5))
+        held = select_samples(samples, np.arange(0, CLIPS, 5))
+        learned = select_samples(samples, np.flatnonzero(np.arange(CLIPS) % 5))
         if "speed" in parts:
             speed(folder, learned)
         if "quality" in parts:
@@ -126,7 +126,7 @@ def usual_epoch(head: UsualHead, batches: Iterable[tuple[torch.Tensor, torch.Ten
 
 def speed(folder: Path, learned: Samples) -> None:
     """Clips a second: files and batch 8; memory and batch 8; ours."""
-    part = subset(learned, np.arange(min(len(learned), RATED)))
+    part = select_samples(learned, np.arange(min(len(learned), RATED)))
     clips = folder / "clips"
     clips.mkdir()
     for index, values in enumerate(part.x["embeddings"]):
@@ -205,7 +205,7 @@ def end_to_end(learned: Samples) -> None:
     for _ in range(2):
         model(crops, valid).sum().backward()
     whole = (time.perf_counter() - started) / 2
-    part = subset(learned, np.arange(min(len(learned), 1600)))
+    part = select_samples(learned, np.arange(min(len(learned), 1600)))
     head = build_head(HEAD, {"embeddings": DIM}, 1, seed=0)
     cached = next(fit(head, part, None, OURS, task="binary", num_classes=2, seed=0)).seconds / len(part)
     print(f"an epoch end to end takes {whole / cached:.0f} times as long as one on cached features")

@@ -9,7 +9,7 @@ from features.datasets import Inputs, load_samples, streams_of
 from features.labels import class_indices, make_labelling
 from features.manifest import Clip
 from features.recipe import EncoderId, GeometryId, Pixels, Recipe
-from features.splits import make_split, sides_by_clip, split_hash
+from features.splits import make_split, split_hash, subset_by_clip
 from features.store.store import FeatureStore, plan
 from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.evaluation.baselines import identity, majority
@@ -19,7 +19,7 @@ from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs
 from seqmodel.metrics.calibration import Calibration, fit_calibration
 from seqmodel.metrics.predictions import make_predictions
 from seqmodel.runs.card import Card, append_log, save_card, save_split, save_weights, versions
-from seqmodel.runs.writer import sides_of_failed
+from seqmodel.runs.writer import subsets_of_failed
 from seqmodel.training.loop import fit, predict_logits
 
 NAMES = ("distracted", "engaged")
@@ -151,9 +151,9 @@ def make_run(
         versions=versions(),
     )
     save_weights(run, head.state_dict())
-    sides = sides_by_clip(split, table.clip_id) | sides_of_failed(split, table, labelling)
+    subsets = subset_by_clip(split, table.clip_id) | subsets_of_failed(split, table, labelling)
     place = {str(clip_id): i for i, clip_id in enumerate(table.clip_id)}
-    save_split(run, list(sides), [str(table.subject[place[c]]) for c in sides], list(sides.values()))
+    save_split(run, list(subsets), [str(table.subject[place[c]]) for c in subsets], list(subsets.values()))
     save_card(run, card)
     return card
 

@@ -561,7 +561,9 @@ def test_the_cut_cache_asks_for_room_for_both_sides_together(
     setup = open_setup(asked)
     start_job(setup, asked, DistributedContext())
     assert "--cut-cache off augments them" in capsys.readouterr().err
-    sizes = [(setup.folder / f"cut_{side}" / "activations.f16").stat().st_size for side in ("train", "val")]
+    sizes = [
+        (setup.folder / f"cut_{subset}" / "activations.f16").stat().st_size for subset in ("train", "val")
+    ]
 
     def has_free(num_bytes: float) -> None:
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=num_bytes))

@@ -13,7 +13,7 @@ from features.datasets import (
     labelled_rows,
     load_samples,
     sample_groups,
-    subset,
+    select_samples,
 )
 from features.labels import make_labelling
 from features.store.store import FeatureStore, plan
@@ -65,7 +65,7 @@ def test_batches_are_the_rows(store: FeatureStore) -> None:
 
 
 def test_memory_map_equals_memory(store: FeatureStore) -> None:
-    """Whole, in batches, and subset; and it stays a map."""
+    """Whole, in batches, and select_samples; and it stays a map."""
     rows = np.array([1, 3, 2, 9, 11])
     plain = load_samples(store, LABELLING, rows, "both")
     mapped = load_samples(store, LABELLING, rows, "both", mapped=True)
@@ -76,8 +76,8 @@ def test_memory_map_equals_memory(store: FeatureStore) -> None:
     assert np.array_equal(np.asarray(view), plain.x["embeddings"])
     assert np.array_equal(view[1:3, 2], plain.x["embeddings"][1:3, 2])
     some = np.array([3, 1])
-    assert isinstance(subset(mapped, some).x["geometry"], RowView)
-    require_equal_samples(subset(plain, some), subset(mapped, some), np.array([1, 0]))
+    assert isinstance(select_samples(mapped, some).x["geometry"], RowView)
+    require_equal_samples(select_samples(plain, some), select_samples(mapped, some), np.array([1, 0]))
 
 
 def test_subset_takes_places_or_a_mask(store: FeatureStore) -> None:
@@ -85,7 +85,11 @@ def test_subset_takes_places_or_a_mask(store: FeatureStore) -> None:
     samples = load_samples(store, LABELLING, np.arange(12), "embeddings")
     mask = np.zeros(12, bool)
     mask[[1, 5]] = True
-    assert subset(samples, mask).rows.tolist() == subset(samples, np.array([1, 5])).rows.tolist() == [1, 5]
+    assert (
+        select_samples(samples, mask).rows.tolist()
+        == select_samples(samples, np.array([1, 5])).rows.tolist()
+        == [1, 5]
+    )
 
 
 def test_who_stays_together_is_asked_of_samples_as_of_the_store(tmp_path: Path) -> None:

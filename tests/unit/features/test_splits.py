@@ -15,8 +15,8 @@ from features.splits import (
     leave_one_subject_out,
     make_split,
     require_disjoint,
-    sides_by_clip,
     split_hash,
+    subset_by_clip,
 )
 from features.store.table import ClipTable
 
@@ -77,10 +77,10 @@ def test_nobody_is_ever_on_two_sides(who: list[int], seed: int) -> None:
             make_split(table_of(subjects), np.arange(len(who)), labels, seed=seed)
         return
     split = make_split(table_of(subjects), np.arange(len(who)), labels, seed=seed)
-    sides = [set(np.array(subjects)[rows]) for rows in split.sides().values()]
-    assert len(set().union(*sides)) == sum(map(len, sides))
-    assert all(sides)
-    assert sorted(np.concatenate(list(split.sides().values()))) == list(range(len(who)))
+    subsets = [set(np.array(subjects)[rows]) for rows in split.subsets().values()]
+    assert len(set().union(*subsets)) == sum(map(len, subsets))
+    assert all(subsets)
+    assert sorted(np.concatenate(list(split.subsets().values()))) == list(range(len(who)))
 
 
 def test_official_split_is_kept() -> None:
@@ -108,7 +108,7 @@ def test_clips_without_a_split_are_left_out_and_counted() -> None:
     """They may be of anybody."""
     splits = ["train"] * 4 + ["val", "test", ""]
     split = make_split(table_of(people(7, 1), splits), np.arange(7), np.zeros(7, int), seed=0)
-    assert 6 not in np.concatenate(list(split.sides().values()))
+    assert 6 not in np.concatenate(list(split.subsets().values()))
     assert split.warnings == ("1 clips without a split are left out, since others have one",)
 
 
@@ -118,20 +118,23 @@ def test_people_without_a_mark_are_trained_on_where_only_others_are_marked() -> 
     for held in (["test"] * 4, ["val"] * 2 + ["test"] * 2):
         left_open = make_split(table_of(subjects, [*held, *[""] * 20]), np.arange(24), labels, seed=0)
         marked = make_split(table_of(subjects, [*held, *["train"] * 20]), np.arange(24), labels, seed=0)
-        for side, rows in marked.sides().items():
-            assert left_open.sides()[side].tolist() == rows.tolist()
+        for subset, rows in marked.subsets().items():
+            assert left_open.subsets()[subset].tolist() == rows.tolist()
     assert left_open.description == "official val and test; clips without a split are train, by person"
 
 
 @pytest.mark.parametrize("side", ["train", "val", "test"])
-def test_a_side_that_alone_is_marked_is_kept(side: str) -> None:
+def test_a_side_that_alone_is_marked_is_kept(subset: str) -> None:
     """The clips without a mark make up the other two, and the split says so."""
-    splits = [side] * 10 + [""] * 40
+    splits = [subset] * 10 + [""] * 40
     split = make_split(table_of(people(25, 2), splits), np.arange(50), np.arange(50) // 2 % 2, seed=0)
-    sides = split.sides()
-    assert sides.pop(side).tolist() == list(range(10))
-    assert all(len(rows) for rows in sides.values())
-    assert split.description == f"official {side}; clips without a split are {' and '.join(sides)}, by person"
+    subsets = split.subsets()
+    assert subsets.pop(subset).tolist() == list(range(10))
+    assert all(len(rows) for rows in subsets.values())
+    assert (
+        split.description
+        == f"official {subset}; clips without a split are {' and '.join(subsets)}, by person"
+    )
 
 
 def test_clips_all_marked_train_are_dealt_out() -> None:
@@ -172,8 +175,8 @@ def test_no_subjects_is_a_warning_and_videos_stay_whole() -> None:
     split = make_split(table, np.arange(40), np.arange(40) % 2, seed=0)
     (warning,) = split.warnings
     assert "no clip has a subject" in warning
-    sides = [set(table.source[rows]) for rows in split.sides().values()]
-    assert sum(map(len, sides)) == 10
+    subsets = [set(table.source[rows]) for rows in split.subsets().values()]
+    assert sum(map(len, subsets)) == 10
 
 
 def videos_of(table: ClipTable, windows_each: int) -> ClipTable:
@@ -185,8 +188,8 @@ def videos_of(table: ClipTable, windows_each: int) -> ClipTable:
 
 def num_parted(split: Split, table: ClipTable) -> int:
     """Videos on more than one side."""
-    sides = [set(table.source[rows].tolist()) for rows in split.sides().values()]
-    return sum(map(len, sides)) - len(set().union(*sides))
+    subsets = [set(table.source[rows].tolist()) for rows in split.subsets().values()]
+    return sum(map(len, subsets)) - len(set().union(*subsets))
 
 
 def test_a_window_that_names_nobody_stays_with_the_person_of_its_video(tmp_path: Path) -> None:
@@ -195,12 +198,12 @@ def test_a_window_that_names_nobody_stays_with_the_person_of_its_video(tmp_path:
     labels = np.arange(80) // 4 % 2
     split = make_split(table, np.arange(80), labels, seed=0)
     assert num_parted(split, table) == 0
-    for rows in split.sides().values():
+    for rows in split.subsets().values():
         assert len(np.unique(rows // 4)) * 4 == len(rows)
     earlier_split(tmp_path, split, table)
     later = extend_split(table, np.arange(1, 80, 2), labels[1::2], tmp_path)
-    for side, rows in later.sides().items():
-        assert rows.tolist() == [row for row in split.sides()[side].tolist() if row % 2]
+    for subset, rows in later.subsets().items():
+        assert rows.tolist() == [row for row in split.subsets()[subset].tolist() if row % 2]
 
 
 def test_windows_without_a_mark_follow_their_video(tmp_path: Path) -> None:
@@ -243,7 +246,7 @@ def test_rows_need_not_be_all_rows() -> None:
     """A labelling that uses some clips splits those."""
     rows = np.arange(1, 60, 2)
     split = make_split(table_of(people(15, 4)), rows, np.arange(30) % 2, seed=0)
-    assert set(np.concatenate(list(split.sides().values())).tolist()) == set(rows.tolist())
+    assert set(np.concatenate(list(split.subsets().values())).tolist()) == set(rows.tolist())
 
 
 def test_folds_hold_everybody_out_once() -> None:
@@ -275,22 +278,22 @@ def test_later_months_keep_everybody_on_their_side(tmp_path: Path) -> None:
     """Whoever was in the earlier run stays; new people land by their own name, whoever else comes."""
     first = table_of(people(20, 5))
     split = make_split(first, np.arange(100), np.arange(100) % 2, seed=0)
-    sides = sides_by_clip(split, first.clip_id)
-    lines = [f"{name},{first.subject[row]},{sides[name]}" for row, name in enumerate(first.clip_id)]
+    subsets = subset_by_clip(split, first.clip_id)
+    lines = [f"{name},{first.subject[row]},{subsets[name]}" for row, name in enumerate(first.clip_id)]
     (tmp_path / "split.csv").write_text("clip_id,subject,split\n" + "\n".join(lines), encoding="utf-8")
 
     month = table_of([f"p{index // 5}" for index in range(300)])  # 20 known people, 40 new ones
     later = extend_split(month, np.arange(300), np.arange(300) % 2, tmp_path)
-    for side, rows in split.sides().items():
-        assert set(rows.tolist()) <= set(later.sides()[side].tolist())
+    for subset, rows in split.subsets().items():
+        assert set(rows.tolist()) <= set(later.subsets()[subset].tolist())
     require_disjoint(later, month.subject)
     assert "40 new" in later.description
     assert len(later.test) / 300 == pytest.approx(0.2, abs=0.1)
 
     few = np.arange(250, 300)
     alone = extend_split(month, few, np.arange(50) % 2, tmp_path)
-    for side, rows in alone.sides().items():
-        assert set(rows.tolist()) <= set(later.sides()[side].tolist())
+    for subset, rows in alone.subsets().items():
+        assert set(rows.tolist()) <= set(later.subsets()[subset].tolist())
 
 
 def test_new_people_of_a_later_month_stand_where_they_are_marked(tmp_path: Path) -> None:
@@ -302,15 +305,17 @@ def test_new_people_of_a_later_month_stand_where_they_are_marked(tmp_path: Path)
     month = table_of(subjects, ["test", "train", "val", "", "test", "val", "train"])
     split = extend_split(month, np.arange(7), np.zeros(7), tmp_path)
     wanted = {"train": ["a", "d", "g"], "val": ["b", "f"], "test": ["c", "e"]}
-    assert {side: month.subject[rows].tolist() for side, rows in split.sides().items()} == wanted
+    assert {subset: month.subject[rows].tolist() for subset, rows in split.subsets().items()} == wanted
     assert "0 new by the hash of their name, 3 new as marked" in split.description
     (warning,) = split.warnings
     assert warning.startswith("1 people (or videos) are marked to be held out, but")
 
 
 def earlier_split(folder: Path, split: Split, table: ClipTable) -> Path:
-    sides = sides_by_clip(split, table.clip_id)
-    lines = [f"{clip},{who},{sides[clip]}\n" for clip, who in zip(table.clip_id, table.subject, strict=True)]
+    subsets = subset_by_clip(split, table.clip_id)
+    lines = [
+        f"{clip},{who},{subsets[clip]}\n" for clip, who in zip(table.clip_id, table.subject, strict=True)
+    ]
     (folder / "split.csv").write_text("clip_id,subject,split\n" + "".join(lines), encoding="utf-8")
     return folder
 
@@ -376,4 +381,4 @@ def test_hash_tells_sides_apart() -> None:
     one = Split(np.array([0]), np.array([1]), np.array([2]), "")
     other = Split(np.array([1]), np.array([0]), np.array([2]), "")
     assert split_hash(one, ids) != split_hash(other, ids)
-    assert split_hash(one, ids) == split_hash(Split(*one.sides().values(), "x"), ids)
+    assert split_hash(one, ids) == split_hash(Split(*one.subsets().values(), "x"), ids)

@@ -11,10 +11,10 @@ from seqmodel.finetuning.augmentation import Augmentation, augment_clip
 STILL = Augmentation(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
-def clip(num_frames: int = 4, side: int = 48) -> torch.Tensor:
+def clip(num_frames: int = 4, subset: int = 48) -> torch.Tensor:
     """One picture, `num_frames` times."""
     coarse = np.random.default_rng(0).integers(0, 256, (1, 6, 6, 3), np.uint8)
-    picture = coarse.repeat(side // 6, 1).repeat(side // 6, 2)
+    picture = coarse.repeat(subset // 6, 1).repeat(subset // 6, 2)
     return torch.from_numpy(picture.repeat(num_frames, 0))
 
 

@@ -180,16 +180,16 @@ def test_two_data_sets_with_the_same_file_names_are_told_apart_by_people(two_run
     make_run(run, FeatureStore.open(two_runs / "s.zarr"), epochs=1)
     table = FeatureStore.open(two_runs / "s.zarr").table()
     strangers = replace(table, subject=np.char.add("other ", table.subject))
-    sides = load_split(run)
-    assert known_rows(table, sides).any()
-    assert not known_rows(strangers, sides).any()
+    subsets = load_split(run)
+    assert known_rows(table, subsets).any()
+    assert not known_rows(strangers, subsets).any()
     labels = np.zeros(len(table.state), np.int64)
     assert (
-        len(eval_subset(strangers, labels, sides, "test", known_rows(strangers, sides)).rows)
+        len(eval_subset(strangers, labels, subsets, "test", known_rows(strangers, subsets)).rows)
         == (table.state != 0).sum()
     )
     one_renamed = replace(table, subject=np.where(np.arange(len(table.state)) == 0, "x", table.subject))
-    assert known_rows(one_renamed, sides).sum() == known_rows(table, sides).sum()
+    assert known_rows(one_renamed, subsets).sum() == known_rows(table, subsets).sum()
 
 
 def test_those_who_calibrate_do_not_test():

@@ -315,19 +315,19 @@ def test_windows_of_one_video_stay_in_one_fold_where_nobody_is_known(tmp_path, q
     unknown = {"known_subjects": False, "one_video_each": True, "broken": False}
     store = make_store(tmp_path / "s.zarr", num_subjects=9, clips_each=6, **unknown)
     make_run(tmp_path / "run", store, epochs=1)
-    sides = []
+    subsets = []
 
     def noted(samples, learn, seed, inner_parts=folds.inner_parts):
         parts = inner_parts(samples, learn, seed)
-        sides.append((learn, np.setdiff1d(np.arange(len(samples)), learn)))
-        sides.extend(parts)
+        subsets.append((learn, np.setdiff1d(np.arange(len(samples)), learn)))
+        subsets.extend(parts)
         return parts
 
     monkeypatch.setattr(folds, "inner_parts", noted)
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--rounds", "50"]) == 0
     videos = store.table().source
-    assert len(sides) == 3 * (1 + folds.INNER_FOLDS)
-    assert not any(set(videos[one]) & set(videos[other]) for one, other in sides)
+    assert len(subsets) == 3 * (1 + folds.INNER_FOLDS)
+    assert not any(set(videos[one]) & set(videos[other]) for one, other in subsets)
 
 
 def test_folds_of_another_data_set_learn_its_labels_by_their_mapped_names(tmp_path, quick_folds):

@@ -26,16 +26,16 @@ from tests.support.small_store import WITH_GEOMETRY, clips_of, fill_row, write_s
 pytestmark = pytest.mark.usefixtures("no_drawing", "converted_once")
 
 LABELS = LabelArgs(labels="distracted,engaged")
-SIDES = {"subject p0": "train", "subject p1": "train", "subject p2": "val", "subject p3": "test"}
+SUBSETS = {"subject p0": "train", "subject p1": "train", "subject p2": "val", "subject p3": "test"}
 
 
-def tuned_store(path: Path, sides: dict[str, str]) -> FeatureStore:
+def tuned_store(path: Path, subsets: dict[str, str]) -> FeatureStore:
     """64 clips of four people, seen by a fine-tuned encoder."""
     encoder = dataclasses.replace(WITH_GEOMETRY.encoder, weights="finetuned:first")
     store = plan(path, clips_of(64), dataclasses.replace(WITH_GEOMETRY, encoder=encoder), numerics={})
     for row in range(64):
         fill_row(store, row)
-    store.carry_over([], sides)
+    store.carry_over([], subsets)
     return store
 
 
@@ -43,10 +43,10 @@ def people_of(store: FeatureStore, rows: np.ndarray) -> set[str]:
     return set(store.table().subject[rows].tolist())
 
 
-def write_split(folder: Path, side_of: dict[str, str]) -> Path:
+def write_split(folder: Path, subset_of: dict[str, str]) -> Path:
     """A run's split.csv alone."""
     folder.mkdir()
-    lines = [f"{k}#0,{who},{side}" for k, (who, side) in enumerate(side_of.items())]
+    lines = [f"{k}#0,{who},{subset}" for k, (who, subset) in enumerate(subset_of.items())]
     (folder / "split.csv").write_text("clip_id,subject,split\n" + "\n".join(lines), encoding="utf-8")
     return folder
 
@@ -69,12 +69,14 @@ def test_a_new_store_names_who_trained_its_encoder_and_goes_on_with_the_ledger(t
     assert len(new.test_openings) == 1
     assert verify_store(new) == []
     theirs = build_task(out, LABELS, splits_from=run).split
-    named = {f"subject {who}": side for side, rows in theirs.sides().items() for who in people_of(new, rows)}
-    assert new.encoder_sides == named
+    named = {
+        f"subject {who}": subset for subset, rows in theirs.subsets().items() for who in people_of(new, rows)
+    }
+    assert new.encoder_subsets == named
     for seed in (0, 1, 2):
         ours = build_task(out, LABELS, seed=seed).split
-        for side, rows in theirs.sides().items():
-            assert ours.sides()[side].tolist() == rows.tolist()
+        for subset, rows in theirs.subsets().items():
+            assert ours.subsets()[subset].tolist() == rows.tolist()
         assert not ours.warnings
     new.record_test_opening("second")
     re_extract(run, Path(old.path), out)
@@ -82,24 +84,24 @@ def test_a_new_store_names_who_trained_its_encoder_and_goes_on_with_the_ledger(t
 
 
 def test_an_encoder_that_went_on_from_another_has_learned_from_both_runs_people(tmp_path: Path) -> None:
-    from seqmodel.finetuning.reextract import encoder_sides
+    from seqmodel.finetuning.reextract import encoder_subsets
 
-    store = tuned_store(tmp_path / "tuned.zarr", SIDES)
-    side_of = {"p1": "test", "p2": "train", "p3": "val"}
+    store = tuned_store(tmp_path / "tuned.zarr", SUBSETS)
+    subset_of = {"p1": "test", "p2": "train", "p3": "val"}
     clip_of = {clip.subject: clip.clip_id for clip in clips_of(4)}
-    lines = [f"{clip_of[who]},{who},{side}" for who, side in side_of.items()]
+    lines = [f"{clip_of[who]},{who},{subset}" for who, subset in subset_of.items()]
     run = write_split(tmp_path / "second", {})
     (run / "split.csv").write_text("clip_id,subject,split\n" + "\n".join(lines), encoding="utf-8")
     wanted = {"subject p0": "train", "subject p1": "train", "subject p2": "train", "subject p3": "val"}
-    assert encoder_sides(run, store, store.table(), np.arange(64)) == wanted
-    assert encoder_sides(run, store, store.table(), np.array([1])) == {"subject p1": "train"}
+    assert encoder_subsets(run, store, store.table(), np.arange(64)) == wanted
+    assert encoder_subsets(run, store, store.table(), np.array([1])) == {"subject p1": "train"}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_people_who_trained_the_encoder_keep_their_sides(tmp_path: Path, seed: int) -> None:
-    store = tuned_store(tmp_path / "tuned.zarr", SIDES)
+    store = tuned_store(tmp_path / "tuned.zarr", SUBSETS)
     split = build_task(store.path, LABELS, seed=seed).split
-    found = {side: people_of(store, rows) for side, rows in split.sides().items()}
+    found = {subset: people_of(store, rows) for subset, rows in split.subsets().items()}
     assert found == {"train": {"p0", "p1"}, "val": {"p2"}, "test": {"p3"}}
     assert "finetuned:first" in split.description
 
@@ -112,9 +114,11 @@ def test_people_who_trained_the_encoder_keep_their_sides(tmp_path: Path, seed: i
         ({"p0": "train", "p1": "train", "p3": "val", "p2": "test"}, r"subject p2 \(val there, test here\)"),
     ],
 )
-def test_whoever_an_encoder_knows_is_not_held_out(tmp_path: Path, side_of: dict[str, str], who: str) -> None:
+def test_whoever_an_encoder_knows_is_not_held_out(
+    tmp_path: Path, subset_of: dict[str, str], who: str
+) -> None:
     """Neither judged nor chosen by; heads that read the geometry alone may."""
-    store, run = tuned_store(tmp_path / "tuned.zarr", SIDES), write_split(tmp_path / "other", side_of)
+    store, run = tuned_store(tmp_path / "tuned.zarr", SUBSETS), write_split(tmp_path / "other", subset_of)
     with pytest.raises(ValueError, match=rf"has learned from people.*{who}.*leave --splits-from out"):
         build_task(store.path, LABELS, splits_from=run)
     assert build_task(store.path, LABELS, "geometry", splits_from=run).split.train.size
@@ -130,7 +134,7 @@ def test_of_a_store_that_does_not_say_who_trained_its_encoder_is_warned(tmp_path
     assert not build_task(store.path, LABELS, "geometry").split.warnings
     run = write_split(tmp_path / "first", {"p0": "train", "p1": "train", "p2": "val", "p3": "test"})
     assert not build_task(store.path, LABELS, splits_from=run).split.warnings
-    everybody = np.array(list(SIDES))
+    everybody = np.array(list(SUBSETS))
     assert "may be too good here" in encoder_leak_warning(store, everybody)
     plain = write_store(tmp_path / "plain.zarr", 64)
     assert not build_task(plain.path, LABELS).split.warnings
@@ -138,8 +142,8 @@ def test_of_a_store_that_does_not_say_who_trained_its_encoder_is_warned(tmp_path
 
 
 def test_folds_know_how_many_people_the_encoder_knows(tmp_path: Path) -> None:
-    store = tuned_store(tmp_path / "tuned.zarr", SIDES)
-    assert "from 3 of the 4 people" in encoder_leak_warning(store, np.array([*SIDES, *SIDES]))
+    store = tuned_store(tmp_path / "tuned.zarr", SUBSETS)
+    assert "from 3 of the 4 people" in encoder_leak_warning(store, np.array([*SUBSETS, *SUBSETS]))
     assert encoder_leak_warning(store, np.array(["subject p3", "subject p9"])) == ""
 
 
@@ -171,17 +175,17 @@ def test_people_are_known_to_the_encoder_under_other_names_too_and_forgotten_whe
     tmp_path: Path,
 ) -> None:
     """Who turns out to be one person with somebody it learned from is learned from."""
-    store = tuned_store(tmp_path / "tuned.zarr", SIDES)
+    store = tuned_store(tmp_path / "tuned.zarr", SUBSETS)
     corrected = renamed(clips_of(64), {"p0": "박", "p3": "p2"})
     store = plan(store.path, corrected, store.recipe, numerics={})
-    assert store.encoder_sides == {"subject 박": "train", "subject p1": "train", "subject p2": "val"}
+    assert store.encoder_subsets == {"subject 박": "train", "subject p1": "train", "subject p2": "val"}
     assert verify_store(store) == []
     nameless = [dataclasses.replace(clip, subject="") for clip in clips_of(64)]
     other = plan(tmp_path / "nameless.zarr", nameless, WITH_GEOMETRY, numerics={})
     other.carry_over([], {"video 영상/5.mp4": "train"})
     other = plan(other.path, clips_of(64), WITH_GEOMETRY, numerics={})
-    assert other.encoder_sides == {"subject p1": "train"}
+    assert other.encoder_subsets == {"subject p1": "train"}
     delete(store.path, "박")
-    assert FeatureStore.open(store.path).encoder_sides == {"subject p1": "train", "subject p2": "val"}
+    assert FeatureStore.open(store.path).encoder_subsets == {"subject p1": "train", "subject p2": "val"}
     assert "박" not in (Path(store.path) / "zarr.json").read_text(encoding="utf-8")
     assert verify_store(FeatureStore.open(store.path)) == []

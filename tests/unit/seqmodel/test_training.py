@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from features.datasets import Samples, subset
+from features.datasets import Samples, select_samples
 from features.labels import Task
 from seqmodel.config import FinetuneArgs, FinetuneConfig, HeadConfig, TrainConfig
 from seqmodel.finetuning.setup import config_of
@@ -141,7 +141,13 @@ def test_unlabelled_clips_are_passed_over() -> None:
     with pytest.raises(ValueError, match="no labelled training clip"):
         next(
             fit(
-                new_head(), subset(more, np.arange(64, 80)), None, QUICK, task="binary", num_classes=2, seed=0
+                new_head(),
+                select_samples(more, np.arange(64, 80)),
+                None,
+                QUICK,
+                task="binary",
+                num_classes=2,
+                seed=0,
             )
         )
 

@@ -69,8 +69,10 @@ def test_people_who_turn_out_to_be_training_people_are_not_called_unseen(run: Pa
     args = EvaluateArgs(run, rounds=20)
     honest = evaluate_split(open_split(args), args)
     assert "never seen in training" in verdict(honest)
-    sides = {who: side for who, side in load_split(run).values()}
-    learned, evaluated = (next(who for who, on in sides.items() if on == side) for side in ("train", "test"))
+    subsets = {who: subset for who, subset in load_split(run).values()}
+    learned, evaluated = (
+        next(who for who, on in subsets.items() if on == subset) for subset in ("train", "test")
+    )
     rename(tmp_path / "s.zarr", {evaluated: learned})
     found = evaluate_split(open_split(args), args)
     assert "never seen in training" not in verdict(found)
@@ -96,9 +98,9 @@ def test_a_failed_clip_counts_whether_or_not_anybody_is_known(tmp_path: Path, kn
     )
     make_run(tmp_path / "run", store, epochs=1)
     table = store.table()
-    side = {clip: side for clip, (_, side) in load_split(tmp_path / "run").items()}
-    videos = {v for v, clip in zip(table.source, table.clip_id, strict=True) if side.get(clip) == "test"}
-    people = {w for w, clip in zip(table.subject, table.clip_id, strict=True) if side.get(clip) == "test"}
+    subset = {clip: subset for clip, (_, subset) in load_split(tmp_path / "run").items()}
+    videos = {v for v, clip in zip(table.source, table.clip_id, strict=True) if subset.get(clip) == "test"}
+    people = {w for w, clip in zip(table.subject, table.clip_id, strict=True) if subset.get(clip) == "test"}
     theirs = np.isin(table.subject, list(people)) if known else np.isin(table.source, list(videos))
     rows = evaluate(tmp_path / "run")
     assert {row["clip_id"] for row in rows} == set(table.clip_id[theirs])

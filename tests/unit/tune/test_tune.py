@@ -19,7 +19,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 from safetensors.torch import load_file
 
-from features.datasets import Samples, subset
+from features.datasets import Samples, select_samples
 from features.maintenance.import_external import read_sequences, write_external
 from features.store.store import FeatureStore
 from seqmodel.__main__ import main as seqmodel
@@ -118,7 +118,7 @@ def test_a_search_leaves_a_run_that_stands_alone(searched: tuple[Path, dict[str,
     assert card.stages[0]["val_score"] == pytest.approx(summary["best"]["value"], abs=1e-6)
     assert set(load_weights(out)["head"]) >= {"mean_embeddings", "std_embeddings", "output.weight"}
     assert (out / "study.log").is_file()
-    assert {side for _, side in load_split(out).values()} == {"train", "val", "test"}
+    assert {subset for _, subset in load_split(out).values()} == {"train", "val", "test"}
     assert set(summary["baselines"]) == {"majority", "logistic_embeddings"}
     reference = read_training_stats(out)
     assert reference is not None
@@ -263,7 +263,7 @@ def write_people(folder: Path, people: dict[str, tuple[str, list[int]]]) -> Path
         x=np.random.default_rng(0).normal(size=(len(y), 4, 3)).astype(np.float32),
         y=y,
         subject=np.repeat(list(people), 8),
-        split=np.repeat([side for side, _ in people.values()], 8),
+        split=np.repeat([subset for subset, _ in people.values()], 8),
         label_names=np.array(["distracted", "engaged"]),
     )
     write_external(folder / "clips.zarr", read_sequences(folder / "features.npz"), "people")
@@ -272,8 +272,8 @@ def write_people(folder: Path, people: dict[str, tuple[str, list[int]]]) -> Path
 
 def test_a_fold_of_one_class_has_no_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In no trial, fresh seed or baseline; and that is said, once and before the search."""
-    sides = {"a": ("train", [0, 1]), "b": ("val", [0, 1]), "c": ("train", [0]), "d": ("test", [0, 1])}
-    store = write_people(tmp_path, sides)
+    subsets = {"a": ("train", [0, 1]), "b": ("val", [0, 1]), "c": ("train", [0]), "d": ("test", [0, 1])}
+    store = write_people(tmp_path, subsets)
     args = args_for(store, tmp_path / "run", folds=3, reseed=2, trials=3)
     summary, code = tune(args)
     assert code == 0
@@ -295,8 +295,8 @@ def test_a_fold_of_one_class_has_no_say(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_head_of_the_only_fold_that_has_a_say_is_nobodys_checkpoint(tmp_path: Path) -> None:
-    sides = {"a": ("train", [0, 1]), "b": ("val", [0]), "c": ("val", [1]), "d": ("test", [0, 1])}
-    args = args_for(write_people(tmp_path, sides), tmp_path / "run", folds=3, trials=2)
+    subsets = {"a": ("train", [0, 1]), "b": ("val", [0]), "c": ("val", [1]), "d": ("test", [0, 1])}
+    args = args_for(write_people(tmp_path, subsets), tmp_path / "run", folds=3, trials=2)
     tune(args)
     assert len(set_up(args).folds) == 1
     assert not any("checkpoint" in trial.user_attrs for trial in trials_of(args.out))
@@ -305,8 +305,8 @@ def test_a_head_of_the_only_fold_that_has_a_say_is_nobodys_checkpoint(tmp_path: 
 
 @pytest.mark.parametrize("metric", ["auto", "macro_f1"])
 def test_folds_of_which_none_has_a_say_are_refused_before_the_search(tmp_path: Path, metric: Any) -> None:
-    sides = {"a": ("train", [0]), "b": ("train", [1]), "c": ("val", [0]), "d": ("val", [1])}
-    store = write_people(tmp_path, sides | {"e": ("test", [0])})
+    subsets = {"a": ("train", [0]), "b": ("train", [1]), "c": ("val", [0]), "d": ("val", [1])}
+    store = write_people(tmp_path, subsets | {"e": ("test", [0])})
     args = args_for(store, tmp_path / "run", folds=4, metric=metric)
     with pytest.raises(ValueError, match=r"--folds 4: none of them has a say.*take fewer folds"):
         tune(args)
@@ -316,8 +316,8 @@ def test_folds_of_which_none_has_a_say_are_refused_before_the_search(tmp_path: P
 def test_folds_over_people_whom_the_encoder_knows_are_warned_about(tmp_path: Path) -> None:
     """In the summary and the card; their sides are kept without being asked for, whatever the seed."""
     path = write_toy_store(tmp_path)
-    sides = {f"subject 사람{k}": "train" if k < 9 else "val" if k < 12 else "test" for k in range(15)}
-    FeatureStore.open(path, "r+").carry_over([], sides)
+    subsets = {f"subject 사람{k}": "train" if k < 9 else "val" if k < 12 else "test" for k in range(15)}
+    FeatureStore.open(path, "r+").carry_over([], subsets)
     args = args_for(path, tmp_path / "run", trials=1, folds=3, seed=5)
     summary, code = tune(args)
     assert code == 0
@@ -325,8 +325,8 @@ def test_folds_over_people_whom_the_encoder_knows_are_warned_about(tmp_path: Pat
     for told in (summary["warnings"], load_card(args.out).warnings):
         (text,) = [text for text in told if said in text]
         assert "from 12 of the 12 people" in text
-    kept = {f"subject {who}": side for who, side in load_split(args.out).values()}
-    assert kept == sides
+    kept = {f"subject {who}": subset for who, subset in load_split(args.out).values()}
+    assert kept == subsets
 
 
 def test_folds_have_a_say_where_both_sides_have_what_it_takes() -> None:
@@ -337,7 +337,7 @@ def test_folds_have_a_say_where_both_sides_have_what_it_takes() -> None:
     both, zeros, ones = np.array([0, 1]), np.array([2, 3]), np.array([4, 5])
 
     def says(learned: np.ndarray, held: np.ndarray) -> bool:
-        return bool(scored_folds([Fold(subset(clips, learned), subset(clips, held), {})]))
+        return bool(scored_folds([Fold(select_samples(clips, learned), select_samples(clips, held), {})]))
 
     assert says(both, np.array([3, 4]))
     assert not says(both, zeros)
@@ -349,19 +349,21 @@ def test_folds_keep_windows_of_one_video_together_where_nobody_is_known() -> Non
     ids = np.array([f"video {k // 6}.mp4#{k % 6 * 10_000}" for k in range(60)])
     x, valid = {"embeddings": np.ones((60, 2, 3), np.float32)}, {"embeddings": np.ones((60, 2), bool)}
     clips = Samples(x, valid, np.arange(60) % 2, ids, np.full(60, "", dtype=object), np.arange(60))
-    folds = make_folds(subset(clips, np.arange(40)), subset(clips, np.arange(40, 60)), 5, seed=0)
+    folds = make_folds(
+        select_samples(clips, np.arange(40)), select_samples(clips, np.arange(40, 60)), 5, seed=0
+    )
     held = [{name.partition("#")[0] for name in fold.val.clip_ids} for fold in folds]
     assert [len(videos) for videos in held] == [2] * 5
     assert len(set.union(*held)) == 10
     with pytest.raises(ValueError, match="--folds 11 needs 2 to 10"):
-        make_folds(clips, subset(clips, np.arange(0)), 11, seed=0)
+        make_folds(clips, select_samples(clips, np.arange(0)), 11, seed=0)
 
 
 def test_search_never_loads_a_test_clip(store: Path, tmp_path: Path) -> None:
     bench = set_up(args_for(store, tmp_path / "x", folds=2))
     test_rows = set(bench.learning_task.split.test.tolist())
     assert test_rows
-    seen: list[Samples] = [side for fold in bench.folds for side in (fold.train, fold.val)]
+    seen: list[Samples] = [subset for fold in bench.folds for subset in (fold.train, fold.val)]
     assert not any(test_rows & set(samples.rows.tolist()) for samples in seen)
 
 
@@ -421,9 +423,9 @@ def test_a_data_set_in_the_runs_place_is_left_alone(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`train/LABEL/VIDEO` is a layout that extract reads, and `train` one that a run's report lies in."""
-    for side in ("train", "val"):
-        (tmp_path / side / "engaged").mkdir(parents=True)
-        (tmp_path / side / "engaged" / "a.mp4").write_text("the only copy", encoding="utf-8")
+    for subset in ("train", "val"):
+        (tmp_path / subset / "engaged").mkdir(parents=True)
+        (tmp_path / subset / "engaged" / "a.mp4").write_text("the only copy", encoding="utf-8")
     assert main(["--store", str(store), "--out", str(tmp_path), "--trials", "1"]) == 2
     assert seqmodel(["train", "--store", str(store), "--run", str(tmp_path), "--epochs", "1"]) == 2
     assert capsys.readouterr().err.count("holds other things (train, val, …) and no run") == 2
