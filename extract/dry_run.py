@@ -14,17 +14,17 @@ import numpy as np
 
 from extract.config import ExtractConfig
 from extract.pipeline.extractor import (
+    ExtractorConfig,
+    FailedWindow,
+    FeatureExtractor,
     Job,
-    Kernels,
-    Lost,
     Part,
-    Row,
-    Setup,
     Window,
+    WindowFeatures,
     extract_video,
-    open_kernels,
+    open_extractor,
 )
-from extract.pipeline.planning import Cut, lacking_parts, num_workers, own_share, store_at
+from extract.pipeline.planning import WindowPlan, missing_parts, num_workers, select_shard, store_at
 from extract.pipeline.writer import AGREEMENT, cosines, same_faces
 from features.cli import echo, echo_failures, say_counts
 from features.manifest import Clip
@@ -36,29 +36,31 @@ GEOMETRY_AGREEMENT = 0.05
 """Of scores from 0 to 1, radians (3°) and shares of centimetres; landmarks are float32 everywhere."""
 
 
-def forecast(config: ExtractConfig, cut: Cut, setup: Setup) -> dict[str, Any]:
+def dry_run(
+    config: ExtractConfig, window_plan: WindowPlan, extractor_config: ExtractorConfig
+) -> dict[str, Any]:
     """Count what is to do by label column, split and class, time three windows, and extrapolate.
 
     Raises ValueError, naming the fields, when the store that is there was made by another recipe.
     """
     if (store := store_at(config.out)) is not None:
-        _require_same_recipe(setup, store)
-    own = own_share(cut.windows, config.shard)
-    lacking = lacking_parts(config, cut.windows)
-    todo = [clip for clip in own if clip.clip_id in lacking and clip.clip_id not in cut.unreadable]
-    kernels = open_kernels(setup)
+        _require_same_recipe(extractor_config, store)
+    own = select_shard(window_plan.windows, config.shard)
+    lacking = missing_parts(config, window_plan.windows)
+    todo = [clip for clip in own if clip.clip_id in lacking and clip.clip_id not in window_plan.unreadable]
+    extractor = open_extractor(extractor_config)
     seconds, sizes, failed = [], [], []
     for clip in _to_time(todo):
         began_s = time.perf_counter()
-        outcome = _extract(clip, kernels, lacking[clip.clip_id])
-        if isinstance(outcome, Lost):
+        outcome = _extract(clip, extractor, lacking[clip.clip_id])
+        if isinstance(outcome, FailedWindow):
             failed.append({"clip_id": clip.clip_id, "reason": outcome.reason})
         else:
             seconds.append(time.perf_counter() - began_s)
             sizes.append(_num_bytes(outcome))
-    kernels.close()
+    extractor.close()
     num_videos = len({clip.path for clip in todo})
-    workers = max(1, min(num_workers(config, setup.device), num_videos))  # a video is one worker's
+    workers = max(1, min(num_workers(config, extractor_config.device), num_videos))  # a video is one worker's
     return {
         "dry_run": True,
         "clips": len(own),
@@ -73,35 +75,37 @@ def forecast(config: ExtractConfig, cut: Cut, setup: Setup) -> dict[str, Any]:
         # One a part, and the frames with the embeddings.
         "files": sum(len(lacking[clip.clip_id]) + ("embeddings" in lacking[clip.clip_id]) for clip in todo),
         "unreadable": {
-            clip.clip_id: cut.unreadable[clip.clip_id] for clip in own if clip.clip_id in cut.unreadable
+            clip.clip_id: window_plan.unreadable[clip.clip_id]
+            for clip in own
+            if clip.clip_id in window_plan.unreadable
         },
     }
 
 
 def verify_sample(
-    config: ExtractConfig, clips: Sequence[Clip], setup: Setup
+    config: ExtractConfig, clips: Sequence[Clip], extractor_config: ExtractorConfig
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Extract some finished windows again and compare; returns the summary and what does not agree.
 
     Raises ValueError, naming the fields, when the store was made by another recipe.
     """
     store = FeatureStore.open(config.out)
-    with_geometry = "geometry" in store.streams and setup.recipe.geometry is not None
+    with_geometry = "geometry" in store.streams and extractor_config.recipe.geometry is not None
     parts: set[Part] = {"embeddings", "geometry"} if with_geometry else {"embeddings"}
-    _require_same_recipe(setup, store)
+    _require_same_recipe(extractor_config, store)
     table = store.table()
     row_of = {str(name): row for row, name in enumerate(table.clip_id) if table.state[row] == DONE}
     finished = [clip for clip in clips if clip.clip_id in row_of]
     if not finished:
         raise ValueError(f"{config.out} has none of these clips to compare with")
-    kernels = open_kernels(setup)
+    extractor = open_extractor(extractor_config)
     found: list[Difference] = []
     differing = []
     for clip in random.Random(0).sample(finished, min(config.verify_sample, len(finished))):
-        found.append(_difference(store, row_of[clip.clip_id], _extract(clip, kernels, parts)))
+        found.append(_difference(store, row_of[clip.clip_id], _extract(clip, extractor, parts)))
         if found[-1].reason:
             differing.append({"clip_id": clip.clip_id, "reason": found[-1].reason})
-    kernels.close()
+    extractor.close()
     return {
         "compared": len(found),
         "identical": sum(item.is_identical for item in found),
@@ -112,11 +116,11 @@ def verify_sample(
     }, differing
 
 
-def _require_same_recipe(setup: Setup, store: FeatureStore) -> None:
+def _require_same_recipe(extractor_config: ExtractorConfig, store: FeatureStore) -> None:
     """As a plan requires it: geometry may be added to a store that has none."""
-    with_geometry = store.recipe.geometry is not None and setup.recipe.geometry is not None
+    with_geometry = store.recipe.geometry is not None and extractor_config.recipe.geometry is not None
     require_equal(
-        setup.recipe,
+        extractor_config.recipe,
         store.recipe,
         ("pixels", "encoder", "geometry") if with_geometry else ("pixels", "encoder"),
         where=f"this extraction and store {store.path}",
@@ -137,8 +141,8 @@ class Difference:
     """The largest between values of a frame, relative where they are above 1."""
 
 
-def _difference(store: FeatureStore, row: int, fresh: Row | Lost) -> Difference:
-    if isinstance(fresh, Lost):
+def _difference(store: FeatureStore, row: int, fresh: WindowFeatures | FailedWindow) -> Difference:
+    if isinstance(fresh, FailedWindow):
         return Difference(fresh.reason)
     index = np.array([row])
     if not same_faces(store.read_frames(index)[0], fresh.frames):
@@ -165,7 +169,7 @@ def _difference(store: FeatureStore, row: int, fresh: Row | Lost) -> Difference:
     return Difference("", is_identical, cosine, geometry)
 
 
-def print_forecast(summary: dict[str, Any]) -> None:
+def print_dry_run(summary: dict[str, Any]) -> None:
     """The forecast for people, on stderr."""
     for column, splits in summary["counts"].items():
         names = sorted({name for counts in splits.values() for name in counts})
@@ -200,11 +204,11 @@ def _to_time(clips: Sequence[Clip]) -> list[Clip]:
     return sorted(drawn, key=lambda clip: place[clip.clip_id])[:NUM_TIMED]
 
 
-def _extract(clip: Clip, kernels: Kernels, parts: set[Part]) -> Row | Lost:
+def _extract(clip: Clip, extractor: FeatureExtractor, parts: set[Part]) -> WindowFeatures | FailedWindow:
     job = Job(clip.path, (Window(0, clip.start_s, clip.end_s, frozenset(parts)),))
-    return next(extract_video(job, kernels))
+    return next(extract_video(job, extractor))
 
 
-def _num_bytes(row: Row) -> int:
+def _num_bytes(row: WindowFeatures) -> int:
     arrays = (row.frames, row.embeddings, row.geometry)
     return sum(array.nbytes for array in arrays if array is not None) + sum(map(len, row.crops or ()))

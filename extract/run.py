@@ -6,23 +6,23 @@ from dataclasses import replace
 from typing import Any
 
 from extract.config import ExtractConfig
-from extract.datasets.detect import read_layout, sample_clips
-from extract.datasets.index import Reading
-from extract.dry_run import forecast, print_forecast, verify_sample
+from extract.datasets.detect import read_dataset, sample_clips
+from extract.datasets.index import DatasetIndex
+from extract.dry_run import dry_run, print_dry_run, verify_sample
 from extract.executors.pool import Event, run_jobs
-from extract.pipeline.extractor import Job, Part, Setup
+from extract.pipeline.extractor import ExtractorConfig, Job, Part
 from extract.pipeline.planning import (
-    Cut,
-    cut_windows,
+    WindowPlan,
     jobs_of,
-    lacking_parts,
-    make_setup,
+    make_extractor_config,
+    missing_parts,
     num_workers,
-    own_share,
+    plan_windows,
     resolved,
+    select_shard,
     versions,
 )
-from extract.summary import Tally, print_reading, print_summary, summarise
+from extract.summary import RunStats, print_index, print_summary, summarise
 from features.cli import echo, echo_failures, log_warning, progress
 from features.manifest import Clip
 from features.store.store import FeatureStore, plan
@@ -41,60 +41,69 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
     """
     if config.engine == "ray":
         config = resolved(config)
-    reading = read_layout(config.data, config.layout, config.subject_regex)
-    cut = _cut(config, reading)
-    print_reading(reading)
-    setup, numerics = make_setup(config)
+    index = read_dataset(config.data, config.layout, config.subject_regex)
+    window_plan = _cut(config, index)
+    print_index(index)
+    extractor_config, numerics = make_extractor_config(config)
     chosen = f"{numerics['backend']} ({numerics['device']}, {numerics['precision']})"
-    echo(f"{setup.recipe.encoder.name} with weights {setup.recipe.encoder.weights} on {chosen}")
+    echo(
+        f"{extractor_config.recipe.encoder.name} with weights "
+        f"{extractor_config.recipe.encoder.weights} on {chosen}"
+    )
     if config.dry_run or config.verify_sample:
-        return _look_only(config, cut, setup)
-    store = _planned(config, reading, cut, setup, numerics)
-    mine = {clip.clip_id for clip in own_share(cut.windows, config.shard)}
-    lacking = lacking_parts(config, cut.windows, store)
-    _settle_failures(config, cut, store, mine, lacking)
-    jobs = jobs_of(store, cut, config, lacking)
+        return _look_only(config, window_plan, extractor_config)
+    store = _planned(config, index, window_plan, extractor_config, numerics)
+    mine = {clip.clip_id for clip in select_shard(window_plan.windows, config.shard)}
+    lacking = missing_parts(config, window_plan.windows, store)
+    _settle_failures(config, window_plan, store, mine, lacking)
+    jobs = jobs_of(store, window_plan, config, lacking)
     if jobs:
-        _tell_difference(config, cut, setup, store, numerics)
-    tally = _run(jobs, setup, config, store, num_workers(config, numerics["device"]))
-    still_lacking = lacking_parts(replace(config, retry_failed=True), cut.windows, store)
-    summary = summarise(config, reading, cut, store, tally, mine, still_lacking)
+        _log_difference(config, window_plan, extractor_config, store, numerics)
+    run_stats = _run(jobs, extractor_config, config, store, num_workers(config, numerics["device"]))
+    still_lacking = missing_parts(replace(config, retry_failed=True), window_plan.windows, store)
+    summary = summarise(config, index, window_plan, store, run_stats, mine, still_lacking)
     print_summary(summary)
     return summary, 1 if summary["failed"] or summary["problems"] else 0
 
 
-def _cut(config: ExtractConfig, reading: Reading) -> Cut:
+def _cut(config: ExtractConfig, index: DatasetIndex) -> WindowPlan:
     """The windows that are wanted, without the end that was assumed where a video cannot be opened."""
-    clips, problems = reading.manifest.clips, reading.manifest.problems
+    clips, problems = index.manifest.clips, index.manifest.problems
     if config.limit is not None:
         clips = tuple(sample_clips(clips, config.limit))
     if not clips:
         reason = problems[0].reason if problems else "it is empty"
         raise ValueError(f"{config.data} lists no usable clip: {reason}")
-    cut = cut_windows(clips, config.window, config.out)
-    windows: Sequence[Clip] = cut.windows
+    window_plan = plan_windows(clips, config.window, config.out)
+    windows: Sequence[Clip] = window_plan.windows
     if config.limit is not None:  # one long video is many windows
         windows = sample_clips(windows, config.limit)
-    known = (replace(each, end_s=None) if each.clip_id in cut.unreadable else each for each in windows)
-    return replace(cut, windows=tuple(known))
+    known = (
+        replace(each, end_s=None) if each.clip_id in window_plan.unreadable else each for each in windows
+    )
+    return replace(window_plan, windows=tuple(known))
 
 
 def _planned(
-    config: ExtractConfig, reading: Reading, cut: Cut, setup: Setup, numerics: dict[str, Any]
+    config: ExtractConfig,
+    index: DatasetIndex,
+    window_plan: WindowPlan,
+    extractor_config: ExtractorConfig,
+    numerics: dict[str, Any],
 ) -> FeatureStore:
     """The store with a row for every window; says what changed in it since an earlier extraction."""
-    is_whole = not reading.manifest.problems and not reading.unpaired_labels
+    is_whole = not index.manifest.problems and not index.unpaired_labels
     store = plan(
         config.out,
-        cut.windows,
-        setup.recipe,
+        window_plan.windows,
+        extractor_config.recipe,
         numerics=numerics,
         crops=config.crops == "jpeg",
         versions=versions(),
         listing_complete=config.limit is None and is_whole,
     )
     if config.limit is None and not is_whole:
-        _tell_unnamed(config, cut, store)
+        _log_unnamed(config, window_plan, store)
     if changed := store.changes.changed:
         log_warning(
             f"{len(changed)} clips are extracted again: their videos have another size or time "
@@ -104,7 +113,11 @@ def _planned(
 
 
 def _settle_failures(
-    config: ExtractConfig, cut: Cut, store: FeatureStore, mine: set[str], lacking: dict[str, set[Part]]
+    config: ExtractConfig,
+    window_plan: WindowPlan,
+    store: FeatureStore,
+    mine: set[str],
+    lacking: dict[str, set[Part]],
 ) -> None:
     """Forget the failures of rows that lack nothing, when failed ones are tried again (what failed is not
     asked for any more, or is there by now); note those of videos that cannot be opened."""
@@ -114,19 +127,23 @@ def _settle_failures(
         for row in (row_of[clip_id] for clip_id in mine - lacking.keys()):
             if failures[row]:
                 store.rows.forget_failure(row)
-    for clip_id, reason in cut.unreadable.items():
+    for clip_id, reason in window_plan.unreadable.items():
         if clip_id in lacking:
             store.write_failure(row_of[clip_id], reason)
 
 
 def _run(
-    jobs: Sequence[Job], setup: Setup, config: ExtractConfig, store: FeatureStore, workers: int
-) -> Tally:
+    jobs: Sequence[Job],
+    extractor_config: ExtractorConfig,
+    config: ExtractConfig,
+    store: FeatureStore,
+    workers: int,
+) -> RunStats:
     """Do the jobs, show how far they are, and tidy the store up; gives what was done."""
-    tally = Tally()
+    run_stats = RunStats()
     try:
-        for event in _with_progress(_events(jobs, setup, config, workers), jobs):
-            tally.add(event)
+        for event in _with_progress(_events(jobs, extractor_config, config, workers), jobs):
+            run_stats.add(event)
     except BaseException:
         with contextlib.suppress(ValueError, OSError):  # what ended the run is what is to be told
             store.finalize(LAST_WAIT_S)
@@ -135,12 +152,12 @@ def _run(
         store.finalize()
     except (ValueError, OSError) as error:  # every row is written: this only tidies up
         log_warning(f"{error}; the next extraction into this store tidies up")
-    return tally
+    return run_stats
 
 
-def _tell_unnamed(config: ExtractConfig, cut: Cut, store: FeatureStore) -> None:
+def _log_unnamed(config: ExtractConfig, window_plan: WindowPlan, store: FeatureStore) -> None:
     """How many clips of the store the data do not name, where not all of them could be read."""
-    named, listed = {window.clip_id for window in cut.windows}, store.listed()
+    named, listed = {window.clip_id for window in window_plan.windows}, store.listed()
     unnamed = sum(bool(listed[row]) for name, row in store.row_of_clip().items() if name not in named)
     if unnamed:
         log_warning(
@@ -149,8 +166,12 @@ def _tell_unnamed(config: ExtractConfig, cut: Cut, store: FeatureStore) -> None:
         )
 
 
-def _tell_difference(
-    config: ExtractConfig, cut: Cut, setup: Setup, store: FeatureStore, numerics: dict[str, Any]
+def _log_difference(
+    config: ExtractConfig,
+    window_plan: WindowPlan,
+    extractor_config: ExtractorConfig,
+    store: FeatureStore,
+    numerics: dict[str, Any],
 ) -> None:
     """Where this run computes otherwise than the store was begun: how, and how far embeddings differ."""
     before = store.numerics
@@ -159,7 +180,9 @@ def _tell_difference(
         return
     how = ", ".join(f"{key} {before[key]} then, {numerics[key]} now" for key in keys)
     try:
-        found, _ = verify_sample(replace(config, verify_sample=NUM_COMPARED), cut.windows, setup)
+        found, _ = verify_sample(
+            replace(config, verify_sample=NUM_COMPARED), window_plan.windows, extractor_config
+        )
     except ValueError:  # nothing is finished
         return
     log_warning(
@@ -170,14 +193,16 @@ def _tell_difference(
         log_warning(f"{item['clip_id']}: {item['reason']}")
 
 
-def _look_only(config: ExtractConfig, cut: Cut, setup: Setup) -> tuple[dict[str, Any], int]:
+def _look_only(
+    config: ExtractConfig, window_plan: WindowPlan, extractor_config: ExtractorConfig
+) -> tuple[dict[str, Any], int]:
     """The doors that write nothing."""
     if config.dry_run:
-        summary = forecast(config, cut, setup)
-        print_forecast(summary)
+        summary = dry_run(config, window_plan, extractor_config)
+        print_dry_run(summary)
         echo_failures(summary["unreadable"].items())
         return summary, 1 if summary["unreadable"] or summary["timed_failures"] else 0
-    summary, differing = verify_sample(config, cut.windows, setup)
+    summary, differing = verify_sample(config, window_plan.windows, extractor_config)
     echo_failures((item["clip_id"], item["reason"]) for item in differing)
     worst = summary["worst_geometry"]
     geometry = f", worst geometry {worst:.4f}" if worst is not None else ""
@@ -188,12 +213,14 @@ def _look_only(config: ExtractConfig, cut: Cut, setup: Setup) -> tuple[dict[str,
     return summary, 1 if differing else 0
 
 
-def _events(jobs: Sequence[Job], setup: Setup, config: ExtractConfig, workers: int) -> Iterator[Event]:
+def _events(
+    jobs: Sequence[Job], extractor_config: ExtractorConfig, config: ExtractConfig, workers: int
+) -> Iterator[Event]:
     if config.engine == "ray":
         from extract.executors.ray_executor import run_jobs_on_ray
 
-        return run_jobs_on_ray(jobs, setup, config.out, config.workers)
-    return run_jobs(jobs, setup, config.out, workers)
+        return run_jobs_on_ray(jobs, extractor_config, config.out, config.workers)
+    return run_jobs(jobs, extractor_config, config.out, workers)
 
 
 def _with_progress(events: Iterator[Event], jobs: Sequence[Job]) -> Iterator[Event]:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from extract.config import ExtractConfig
-from extract.datasets.index import Reading
+from extract.datasets.index import DatasetIndex
 from extract.executors.pool import Event
-from extract.pipeline.planning import Cut
+from extract.pipeline.planning import WindowPlan
 from features.cli import console, echo, echo_failures, log_warning
 from features.store.store import DONE, FeatureStore
 
@@ -21,7 +21,7 @@ MAX_UNPAIRED = 5
 
 
 @dataclass
-class Tally:
+class RunStats:
     """What a run did."""
 
     done: int = 0
@@ -45,31 +45,31 @@ class Tally:
         return self.done / elapsed_s if self.done and elapsed_s > 0 else 0.0
 
 
-def print_reading(reading: Reading) -> None:
+def print_index(index: DatasetIndex) -> None:
     """What was found where the user pointed, on stderr."""
 
-    clips = reading.manifest.clips
+    clips = index.manifest.clips
     subjects = {clip.subject for clip in clips} - {""}
-    echo(f"layout {reading.layout}: {len(clips)} clips, {len(subjects)} subjects")
+    echo(f"layout {index.layout}: {len(clips)} clips, {len(subjects)} subjects")
     for kind, names in (
-        ("videos without a label", reading.unpaired_videos),
-        ("labels without a video", reading.unpaired_labels),
+        ("videos without a label", index.unpaired_videos),
+        ("labels without a video", index.unpaired_labels),
     ):
         if names:
             more = ", … (--json lists all)" if len(names) > MAX_UNPAIRED else ""
             echo(f"{len(names)} {kind}: {', '.join(names[:MAX_UNPAIRED])}{more}")
-    for why, count in reading.dropped:
+    for why, count in index.dropped:
         echo(f"{count} labels left out: {why}")
-    for note in reading.notes:
+    for note in index.notes:
         log_warning(note)
 
 
 def summarise(
     config: ExtractConfig,
-    reading: Reading,
-    cut: Cut,
+    index: DatasetIndex,
+    window_plan: WindowPlan,
     store: FeatureStore,
-    tally: Tally,
+    run_stats: RunStats,
     mine: set[str],
     lacking: Collection[str],
 ) -> dict[str, Any]:
@@ -83,22 +83,22 @@ def summarise(
         "store": str(store.path),
         "clips": len(own),
         "videos": len({table.source[row] for row in own}),
-        "done": tally.done,
-        "skipped": num_done - tally.done,
+        "done": run_stats.done,
+        "skipped": num_done - run_stats.done,
         "failed": len(failed),
         "face_rate": _face_rate(store, [row for row in own if table.state[row] == DONE]),
-        "clips_per_s": round(tally.clips_per_s, 3),
-        "stage_s": {name: round(seconds, 2) for name, seconds in tally.stage_s.most_common()},
-        "dropped_s": round(cut.dropped_s, 1),
+        "clips_per_s": round(run_stats.clips_per_s, 3),
+        "stage_s": {name: round(seconds, 2) for name, seconds in run_stats.stage_s.most_common()},
+        "dropped_s": round(window_plan.dropped_s, 1),
         "changed": len(store.changes.changed),
         "corrected": len(store.changes.corrected),
         "vanished": list(store.changes.vanished),
-        "layout": reading.layout,
-        "unpaired_videos": list(reading.unpaired_videos),
-        "unpaired_labels": list(reading.unpaired_labels),
-        "left_out": dict(reading.dropped),
-        "notes": list(reading.notes),
-        "problems": [{"where": item.clip_id, "reason": item.reason} for item in reading.manifest.problems],
+        "layout": index.layout,
+        "unpaired_videos": list(index.unpaired_videos),
+        "unpaired_labels": list(index.unpaired_labels),
+        "left_out": dict(index.dropped),
+        "notes": list(index.notes),
+        "problems": [{"where": item.clip_id, "reason": item.reason} for item in index.manifest.problems],
         "failures": [
             {"clip_id": str(table.clip_id[row]), "reason": str(table.failure[row])} for row in failed
         ],

@@ -6,7 +6,7 @@ import unicodedata
 from collections import defaultdict
 from pathlib import Path
 
-from extract.datasets.index import Reading, reading, relative, stem_of
+from extract.datasets.index import DatasetIndex, index, relative, stem_of
 from features.manifest import Clip, Failure, clip_id, videos_below, walk
 
 AIHUB_CLASSES = {1: "concentrating", 2: "not_concentrating", 3: "drowsy"}
@@ -16,7 +16,7 @@ AIHUB_SEGMENT_S = 10.0
 LABEL_FOLDER, VIDEO_FOLDER = "라벨링데이터", "원천데이터"
 
 
-def read_aihub(root: Path) -> Reading:
+def read_aihub(root: Path) -> DatasetIndex:
     """AIHub 71715: videos under `…원천데이터`; under `…라벨링데이터` one JSON `<video>-<k>.json` for every
     labelled 10-second segment k. Drowsy is a class of its own."""
     problems: list[Failure] = []
@@ -57,7 +57,7 @@ def read_aihub(root: Path) -> Reading:
     notes: tuple[str, ...] = (f"segments are counted from {first}, as in this copy's file names",)
     if contradictions:
         notes += (f"{contradictions} labels say something else than the folder they lie in; the label holds",)
-    return reading(root, "aihub", clips, problems, lone_videos, lone_labels, notes=notes)
+    return index(root, "aihub", clips, problems, lone_videos, lone_labels, notes=notes)
 
 
 def _aihub_label(file: Path) -> tuple[str, int, int]:

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from extract.datasets.index import SPLIT_FOLDERS, Reading, reading, relative, stem_of
+from extract.datasets.index import SPLIT_FOLDERS, DatasetIndex, index, relative, stem_of
 from extract.datasets.tables import table
 from features.manifest import Clip, Failure, clip_id, videos_below
 
 DAISEE_LABELS = ("Boredom", "Engagement", "Confusion", "Frustration")
 
 
-def read_daisee(root: Path) -> Reading:
+def read_daisee(root: Path) -> DatasetIndex:
     """DAiSEE: `DataSet/<split>/<subject>/<clip>/<clip>.*`, `Labels/<Split>Labels.csv`, levels 0 to 3.
 
     ClipIDs are matched by their stem, for their extensions can be wrong. AllLabels.csv is not read: it splits
@@ -44,4 +44,4 @@ def read_daisee(root: Path) -> Reading:
                 )
             )
         lone_labels += [f"{folder}: {labels[stem]['ClipID']}" for stem in labels if stem not in videos]
-    return reading(root, "daisee", clips, problems, lone_videos, lone_labels)
+    return index(root, "daisee", clips, problems, lone_videos, lone_labels)

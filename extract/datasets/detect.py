@@ -11,7 +11,7 @@ from extract.config import Layout
 from extract.datasets.aihub import LABEL_FOLDER, folders_ending, read_aihub
 from extract.datasets.daisee import read_daisee
 from extract.datasets.engagenet import engagenet_tables, read_engagenet
-from extract.datasets.index import Reading
+from extract.datasets.index import DatasetIndex
 from features.manifest import Clip, read_csv, read_folder
 
 NO_TEST = (
@@ -19,7 +19,7 @@ NO_TEST = (
 )
 
 
-def read_layout(data: Path, layout: Layout = "auto", subject_regex: str = "") -> Reading:
+def read_dataset(data: Path, layout: Layout = "auto", subject_regex: str = "") -> DatasetIndex:
     """The clips of a data set, in one order everywhere.
 
     `subject_regex` finds the subject in a video's path relative to the root (the first group that matches, or
@@ -30,17 +30,17 @@ def read_layout(data: Path, layout: Layout = "auto", subject_regex: str = "") ->
         raise ValueError(f"no such file or folder: {data}")
     chosen = recognise(data) if layout == "auto" else layout
     if chosen == "csv":
-        reading = Reading(read_csv(data / "labels.csv" if data.is_dir() else data), "csv")
+        index = DatasetIndex(read_csv(data / "labels.csv" if data.is_dir() else data), "csv")
     elif chosen == "folder":
-        reading = Reading(read_folder(data), "folder")
+        index = DatasetIndex(read_folder(data), "folder")
     else:
         if not data.is_dir():
             raise ValueError(f"--layout {chosen} wants the data set's folder, got the file {data}")
-        reading = {"daisee": read_daisee, "engagenet": read_engagenet, "aihub": read_aihub}[chosen](data)
+        index = {"daisee": read_daisee, "engagenet": read_engagenet, "aihub": read_aihub}[chosen](data)
     if subject_regex:
-        reading = _with_subjects(reading, subject_regex)
-    clips = reading.manifest.clips
-    notes = reading.notes
+        index = _with_subjects(index, subject_regex)
+    clips = index.manifest.clips
+    notes = index.notes
     splits = {clip.split for clip in clips}
     if {"train", "val"} <= splits and "test" not in splits:
         notes += (NO_TEST,)
@@ -48,7 +48,7 @@ def read_layout(data: Path, layout: Layout = "auto", subject_regex: str = "") ->
         count = sum(not clip.subject for clip in clips)
         whose = "no clip names" if count == len(clips) else f"{count} of {len(clips)} clips do not name"
         notes += (f"{whose} a subject: it cannot be proven that no person is both in training and in test",)
-    return dataclasses.replace(reading, notes=notes)
+    return dataclasses.replace(index, notes=notes)
 
 
 def recognise(data: Path) -> Layout:
@@ -95,17 +95,17 @@ def _main_column(clips: Sequence[Clip]) -> str:
     return next((name for name in ("label", "Engagement") if name in columns), (columns or [""])[0])
 
 
-def _with_subjects(reading: Reading, regex: str) -> Reading:
+def _with_subjects(index: DatasetIndex, regex: str) -> DatasetIndex:
     try:
         pattern = re.compile(regex)
     except re.error as error:
         raise ValueError(f"--subject-regex {regex!r} is not a regular expression: {error}") from error
     clips = []
-    for clip in reading.manifest.clips:
+    for clip in index.manifest.clips:
         found = pattern.search(clip.clip_id.rpartition("#")[0])
         groups = () if found is None else found.groups() or (found.group(),)
         subject = next((group for group in groups if group is not None), "")
         clips.append(dataclasses.replace(clip, subject=clip.subject or subject))
     if clips and not any(clip.subject for clip in clips):
         raise ValueError(f"--subject-regex {regex!r} matches no path, {clips[0].clip_id} for one")
-    return dataclasses.replace(reading, manifest=dataclasses.replace(reading.manifest, clips=tuple(clips)))
+    return dataclasses.replace(index, manifest=dataclasses.replace(index.manifest, clips=tuple(clips)))

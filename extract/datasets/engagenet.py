@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from extract.datasets.index import SPLIT_FOLDERS, Reading, reading, relative, stem_of
+from extract.datasets.index import SPLIT_FOLDERS, DatasetIndex, index, relative, stem_of
 from extract.datasets.tables import table, words
 from features.manifest import Clip, clip_id, videos_below
 
@@ -10,7 +10,7 @@ ENGAGENET_DROPPED = "SNP"
 """`SNP(Subject Not Present)`: nobody to look at."""
 
 
-def read_engagenet(root: Path) -> Reading:
+def read_engagenet(root: Path) -> DatasetIndex:
     """EngageNet: `Train/*.mp4`, `Validation/*.mp4`, maybe `Test/*.mp4`; `<split>_engagement_labels.xlsx` or
     `final_labels.csv`. The subject is the second part of `subject_7_<id>_vid_0_0.mp4`."""
     tables = [row for file in engagenet_tables(root) for row in table(file, ("chunk", "label"))]
@@ -47,7 +47,7 @@ def read_engagenet(root: Path) -> Reading:
                         labels={"label": label},
                     )
                 )
-    return reading(
+    return index(
         root,
         "engagenet",
         clips,

@@ -1,7 +1,7 @@
 """What a data set's layout gives: its clips, and what did not pair up.
 
 What does not pair up (a video without label, a label without video) and what is dropped is counted and listed
-in the `Reading`; nothing is guessed silently. Official splits are kept as they are.
+in the `DatasetIndex`; nothing is guessed silently. Official splits are kept as they are.
 """
 
 import unicodedata
@@ -15,7 +15,7 @@ SPLIT_FOLDERS = {"train": "train", "training": "train", "validation": "val", "va
 
 
 @dataclass(frozen=True)
-class Reading:
+class DatasetIndex:
     """What was found at the place that a user named."""
 
     manifest: Manifest
@@ -31,7 +31,7 @@ class Reading:
     """What a user should know about this data set."""
 
 
-def reading(
+def index(
     root: Path,
     layout: str,
     clips: Iterable[Clip],
@@ -40,9 +40,9 @@ def reading(
     labels: Sequence[str],
     dropped: tuple[tuple[str, int], ...] = (),
     notes: tuple[str, ...] = (),
-) -> Reading:
+) -> DatasetIndex:
     manifest = Manifest(tuple(clips), tuple(problems), root)
-    return Reading(manifest, layout, tuple(sorted(videos)), tuple(sorted(labels)), dropped, notes)
+    return DatasetIndex(manifest, layout, tuple(sorted(videos)), tuple(sorted(labels)), dropped, notes)
 
 
 def stem_of(name: str) -> str:

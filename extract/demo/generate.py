@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from extract.config import NUM_CLIPS, DemoConfig
-from extract.demo.renderer import HEIGHT, WIDTH, Looks, Pose, Puppet, draw, make_puppet
+from extract.demo.renderer import HEIGHT, WIDTH, Looks, Pose, RenderedFace, draw, make_face
 from features.cli import progress
 
 FPS = 20
@@ -56,7 +56,7 @@ SPELLS: tuple[Behaviour, ...] = ("look_left", "look_right", "head_down", "eyes_c
 
 
 @dataclass(frozen=True)
-class Spell:
+class DistractionEvent:
     """A stretch of time spent elsewhere."""
 
     kind: Behaviour
@@ -74,7 +74,7 @@ class Script:
     subject: int
     split: str
     behaviour: str
-    spells: tuple[Spell, ...]
+    events: tuple[DistractionEvent, ...]
     duration_s: float
     seed: int
     """Of everything that is not in the script: rest pose, sway, blinks."""
@@ -140,7 +140,7 @@ def clip_scripts(clips: int, seed: int) -> list[Script]:
                 subject=subject,
                 split=SPLITS[subject],
                 behaviour=behaviour,
-                spells=_engaged_spells(behaviour, rng) if engaged else _distracted_spells(behaviour, rng),
+                events=_engaged_events(behaviour, rng) if engaged else _distracted_events(behaviour, rng),
                 duration_s=CLIP_S,
                 seed=1000 * seed + index,
             )
@@ -152,10 +152,10 @@ def unseen_script(seed: int) -> tuple[Script, list[tuple[float, float, str]]]:
     """A further person's minute, and its parts as (start_s, end_s, label)."""
     rng = np.random.default_rng([seed, 2])
     parts = [(0.0, 20.0, "engaged"), (20.0, 40.0, "distracted"), (40.0, 60.0, "engaged")]
-    spells: list[Spell] = []
+    events: list[DistractionEvent] = []
     for start_s, end_s, label in parts:
         calm = label == "engaged"
-        spells += _spells_until(
+        events += _spells_until(
             end_s - 0.4,
             start_s + (2.5 if calm else 0.3),
             "mixed",  # stays in the picture
@@ -163,7 +163,7 @@ def unseen_script(seed: int) -> tuple[Script, list[tuple[float, float, str]]]:
             rest_s=(2.0, 4.5) if calm else (0.8, 1.4),
             rng=rng,
         )
-    return Script("unseen.mp4", "", NUM_SUBJECTS, "", "", tuple(spells), 60.0, 1000 * seed + 999), parts
+    return Script("unseen.mp4", "", NUM_SUBJECTS, "", "", tuple(events), 60.0, 1000 * seed + 999), parts
 
 
 def looks_of(subject: int, seed: int) -> Looks:
@@ -204,9 +204,9 @@ def poses(script: Script) -> list[Pose]:
     for name, size in (("yaw", 3.0), ("pitch", 2.0), ("roll", 1.8), ("x", 2.5), ("y", 1.2)):
         track[name] += size * _sway(times, rng)
     track["closed"], track["gaze"] = np.zeros(len(times)), np.zeros(len(times))
-    for spell in script.spells:
-        for name, amount in _elsewhere(spell.kind, rng).items():
-            share = _share(times, spell)
+    for event in script.events:
+        for name, amount in _elsewhere(event.kind, rng).items():
+            share = _share(times, event)
             track[name] += amount * share if name != "closed" else np.maximum(0, amount * share - track[name])
     blink_s = float(rng.uniform(0.5, 3))
     while blink_s < script.duration_s:
@@ -221,7 +221,7 @@ def write_video(script: Script, seed: int, out: Path) -> None:
     import av
     import cv2
 
-    puppet = _puppet(script.subject, seed)
+    rendered = _face(script.subject, seed)
     with av.open(str((out / script.path).absolute()), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "21"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
@@ -229,14 +229,14 @@ def write_video(script: Script, seed: int, out: Path) -> None:
         stream.codec_context.thread_count = 1
         for index, pose in enumerate(poses(script)):
             # Both as BT.601; OpenCV takes a tenth of the time that FFmpeg's scaler does.
-            yuv = np.asarray(cv2.cvtColor(draw(puppet, pose, index), cv2.COLOR_RGB2YUV_I420), np.uint8)
+            yuv = np.asarray(cv2.cvtColor(draw(rendered, pose, index), cv2.COLOR_RGB2YUV_I420), np.uint8)
             frame = av.VideoFrame.from_ndarray(yuv, format="yuv420p")
             frame.pts, frame.time_base = index, Fraction(1, FPS)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
 
-def _engaged_spells(behaviour: Behaviour, rng: np.random.Generator) -> tuple[Spell, ...]:
+def _engaged_events(behaviour: Behaviour, rng: np.random.Generator) -> tuple[DistractionEvent, ...]:
     """Up to three short spells, none near another."""
     if behaviour == "steady":
         return ()
@@ -253,29 +253,31 @@ def _spells_until(
     rest_s: tuple[float, float],
     rng: np.random.Generator,
     most: float = math.inf,
-) -> list[Spell]:
+) -> list[DistractionEvent]:
     """Spells from `at_s` on that are over by `last_s`; how long they and the rests between them last."""
-    spells: list[Spell] = []
-    while len(spells) < most:
+    events: list[DistractionEvent] = []
+    while len(events) < most:
         kind = SPELLS[int(rng.integers(4))] if behaviour == "mixed" else behaviour
         spell_s = float(rng.uniform(*long_s))
         if at_s + spell_s > last_s:
             break
-        spells.append(Spell(kind, at_s, at_s + spell_s))
+        events.append(DistractionEvent(kind, at_s, at_s + spell_s))
         at_s += spell_s + float(rng.uniform(*rest_s))
-    return spells
+    return events
 
 
-def _distracted_spells(behaviour: Behaviour, rng: np.random.Generator) -> tuple[Spell, ...]:
+def _distracted_events(behaviour: Behaviour, rng: np.random.Generator) -> tuple[DistractionEvent, ...]:
     """One long spell, and sometimes a short one where there is room."""
     long_s = float(rng.uniform(*LONG_S))
     start_s = float(rng.uniform(0.4, CLIP_S - 0.4 - long_s))
     kind = SPELLS[int(rng.integers(4))] if behaviour == "mixed" else behaviour
-    spells = [Spell(kind, start_s, start_s + long_s)]
-    if behaviour == "mixed" and CLIP_S - spells[0].end_s > 2.6:
-        again_s = spells[0].end_s + 1.2
-        spells.append(Spell(SPELLS[int(rng.integers(4))], again_s, again_s + float(rng.uniform(0.5, 0.9))))
-    return tuple(spells)
+    events = [DistractionEvent(kind, start_s, start_s + long_s)]
+    if behaviour == "mixed" and CLIP_S - events[0].end_s > 2.6:
+        again_s = events[0].end_s + 1.2
+        events.append(
+            DistractionEvent(SPELLS[int(rng.integers(4))], again_s, again_s + float(rng.uniform(0.5, 0.9)))
+        )
+    return tuple(events)
 
 
 def _elsewhere(kind: Behaviour, rng: np.random.Generator) -> dict[str, float]:
@@ -291,10 +293,10 @@ def _elsewhere(kind: Behaviour, rng: np.random.Generator) -> dict[str, float]:
     return {"x": side * 300.0, "yaw": side * 25.0}
 
 
-def _share(times: np.ndarray, spell: Spell) -> np.ndarray:
+def _share(times: np.ndarray, event: DistractionEvent) -> np.ndarray:
     """How much of a spell is there at each time: 0, a smooth rise, 1, a smooth fall."""
-    ease_s = 0.12 if spell.kind == "eyes_closed" else EASE_S
-    ramp = np.minimum(times - (spell.start_s - ease_s / 2), (spell.end_s + ease_s / 2) - times) / ease_s
+    ease_s = 0.12 if event.kind == "eyes_closed" else EASE_S
+    ramp = np.minimum(times - (event.start_s - ease_s / 2), (event.end_s + ease_s / 2) - times) / ease_s
     ramp = np.clip(ramp, 0, 1)
     return ramp * ramp * (3 - 2 * ramp)
 
@@ -309,8 +311,8 @@ def _sway(times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _puppet(subject: int, seed: int) -> Puppet:
-    return make_puppet(looks_of(subject, seed))
+def _face(subject: int, seed: int) -> RenderedFace:
+    return make_face(looks_of(subject, seed))
 
 
 def _one_thread() -> None:

@@ -120,7 +120,7 @@ class Pose:
 
 
 @dataclass(frozen=True)
-class Puppet:
+class RenderedFace:
     """One person, ready to be drawn: RGB textures by eye state, an RGBA torso, a shade (128 = as is)."""
 
     looks: Looks
@@ -133,7 +133,7 @@ class Puppet:
     """The last picture without the head, by where the torso stood."""
 
 
-def make_puppet(looks: Looks) -> Puppet:
+def make_face(looks: Looks) -> RenderedFace:
     """The person of these looks."""
     rng = np.random.default_rng(looks.seed)
     portrait, grid = _portrait(), _face_warp(looks)
@@ -143,15 +143,17 @@ def make_puppet(looks: Looks) -> Puppet:
         for gaze in ((-1, 0, 1) if closed == 0 else (0,))
     }
     grain = np.clip(rng.normal(5, 1.6, (8, HEIGHT, WIDTH, 3)), 0, 10).astype(np.uint8)
-    return Puppet(looks, faces, _torso(looks, portrait, rng), _wall(looks, rng), _shade(looks), grain, {})
+    return RenderedFace(
+        looks, faces, _torso(looks, portrait, rng), _wall(looks, rng), _shade(looks), grain, {}
+    )
 
 
-def draw(puppet: Puppet, pose: Pose, tick: int = 0) -> np.ndarray:
+def draw(rendered: RenderedFace, pose: Pose, tick: int = 0) -> np.ndarray:
     """One frame, RGB uint8 (240,320,3). `tick` picks the camera's noise."""
-    looks = puppet.looks
+    looks = rendered.looks
     side = -1.0 if looks.mirror else 1.0
     column, row = WIDTH / 2 + looks.zoom * pose.x, HEIGHT * JOINT_ROW - looks.zoom * pose.y
-    frame = _room(puppet, column - WIDTH / 2, row - HEIGHT * JOINT_ROW)
+    frame = _room(rendered, column - WIDTH / 2, row - HEIGHT * JOINT_ROW)
     # Frame pixel -> map cell: around the joint, unroll, scale (and mirror), rows growing downwards.
     roll, scale = np.deg2rad(pose.roll), 1 / (looks.zoom * MAP_STEP)
     unroll = np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
@@ -165,25 +167,25 @@ def draw(puppet: Puppet, pose: Pose, tick: int = 0) -> np.ndarray:
         size, flags = (right - left, bottom - top), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         cell_x, cell_y, cover = cv2.split(cv2.warpAffine(spread, affine, size, flags=flags))
         closed = min(CLOSED_LEVELS, key=lambda known: abs(known - pose.closed))
-        texture = puppet.faces[closed, 0 if closed else int(np.clip(round(side * pose.gaze), -1, 1))]
+        texture = rendered.faces[closed, 0 if closed else int(np.clip(round(side * pose.gaze), -1, 1))]
         face = cv2.remap(texture, cell_x, cell_y, cv2.INTER_LINEAR)
         _blend(frame[top:bottom, left:right], face, np.clip((cover - 0.35) * 3.3, 0, 1))
     # The room's light, and the camera's noise.
-    frame = cv2.multiply(frame, puppet.shade, scale=pose.glow / 128)
-    return np.asarray(cv2.add(frame, puppet.grain[tick % len(puppet.grain)]))
+    frame = cv2.multiply(frame, rendered.shade, scale=pose.glow / 128)
+    return np.asarray(cv2.add(frame, rendered.grain[tick % len(rendered.grain)]))
 
 
-def _room(puppet: Puppet, right_px: float, down_px: float) -> np.ndarray:
+def _room(rendered: RenderedFace, right_px: float, down_px: float) -> np.ndarray:
     """The wall and the torso, moved in steps of half a pixel; somebody who sits still is drawn once."""
     step = (round(2 * right_px), round(2 * down_px))
-    if step not in puppet.rooms:
-        puppet.rooms.clear()
-        frame = puppet.rooms[step] = puppet.wall.copy()
+    if step not in rendered.rooms:
+        rendered.rooms.clear()
+        frame = rendered.rooms[step] = rendered.wall.copy()
         shift = np.array([[1, 0, step[0] / 2], [0, 1, step[1] / 2]], np.float32)
-        torso = cv2.warpAffine(puppet.torso, shift, (WIDTH, HEIGHT - TORSO_TOP))
+        torso = cv2.warpAffine(rendered.torso, shift, (WIDTH, HEIGHT - TORSO_TOP))
         alpha = torso[..., 3] * np.float32(1 / 255)
         _blend(frame[TORSO_TOP:], cv2.cvtColor(torso, cv2.COLOR_RGBA2RGB), alpha)
-    return puppet.rooms[step].copy()
+    return rendered.rooms[step].copy()
 
 
 @lru_cache(maxsize=1)

@@ -19,8 +19,16 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from extract.pipeline.extractor import Clock, Job, Kernels, Lost, Setup, Window, open_kernels
-from extract.pipeline.writer import StoreLost, fill
+from extract.pipeline.extractor import (
+    ExtractorConfig,
+    FailedWindow,
+    FeatureExtractor,
+    Job,
+    StageTimer,
+    Window,
+    open_extractor,
+)
+from extract.pipeline.writer import StoreWriteError, extract_and_write
 from features.cpu import usable_cores
 from features.files import end_with_parent
 from features.store.store import FeatureStore
@@ -47,7 +55,9 @@ class Event:
     """time.time() at the start of the video, with its end."""
 
 
-def run_jobs(jobs: Sequence[Job], setup: Setup, store_path: str, workers: int) -> Iterator[Event]:
+def run_jobs(
+    jobs: Sequence[Job], extractor_config: ExtractorConfig, store_path: str, workers: int
+) -> Iterator[Event]:
     """Do the jobs in `workers` processes, 0 = in this one, and give an event for every window and video.
 
     Closing the generator (or an exception in its consumer) lets the workers finish the window at hand, then
@@ -56,13 +66,16 @@ def run_jobs(jobs: Sequence[Job], setup: Setup, store_path: str, workers: int) -
     cores = usable_cores()
     if not workers:
         if jobs:
-            setup, store = replace(setup, threads=cores), FeatureStore.open(store_path, "r+")
-            with contextlib.closing(open_kernels(setup)) as kernels:
+            extractor_config, store = (
+                replace(extractor_config, threads=cores),
+                FeatureStore.open(store_path, "r+"),
+            )
+            with contextlib.closing(open_extractor(extractor_config)) as extractor:
                 for job in jobs:
-                    yield from events(store, job, kernels, setup)
+                    yield from events(store, job, extractor, extractor_config)
         return
     workers = max(1, min(workers, len(jobs)))
-    pool = _Pool(replace(setup, threads=max(1, cores // workers)), store_path)
+    pool = _Pool(replace(extractor_config, threads=max(1, cores // workers)), store_path)
     waiting = deque((job, False) for job in jobs)
     try:
         for _ in range(workers if jobs else 0):
@@ -95,17 +108,17 @@ class _Worker:
 class _Pool:
     """The parent's side: who does what, and what to do when one of them dies."""
 
-    def __init__(self, setup: Setup, store_path: str) -> None:
-        self._setup, self._store_path = setup, store_path
+    def __init__(self, extractor_config: ExtractorConfig, store_path: str) -> None:
+        self._setup, self._store_path = extractor_config, store_path
         self._workers: list[_Worker] = []
         self._deaths_in_a_row = self._num_started = 0
         self._context = multiprocessing.get_context("spawn")
 
     def start(self) -> None:
         ours, theirs = self._context.Pipe()
-        setup = replace(self._setup, device=_own_device(self._setup.device, self._num_started))
+        extractor_config = replace(self._setup, device=_own_device(self._setup.device, self._num_started))
         process = self._context.Process(
-            target=work, args=(theirs, setup, self._store_path), name="extract-worker", daemon=True
+            target=work, args=(theirs, extractor_config, self._store_path), name="extract-worker", daemon=True
         )
         with _thread_limits(self._setup.threads), _signals_held():
             process.start()
@@ -135,7 +148,7 @@ class _Pool:
             elif worker.is_overdue():
                 worker.process.kill()
                 worker.process.join()
-                yield from self._bury(worker, waiting, stuck(worker.job) if worker.job else "stuck")
+                yield from self._replace_worker(worker, waiting, stuck(worker.job) if worker.job else "stuck")
 
     def _receive(self, worker: _Worker, waiting: "deque[tuple[Job, bool]]") -> Iterator[Event]:
         try:
@@ -143,7 +156,7 @@ class _Pool:
         except (EOFError, OSError):
             worker.process.join()
             reason = worker.last_words or _how_it_died(worker.process.exitcode)
-            yield from self._bury(worker, waiting, reason)
+            yield from self._replace_worker(worker, waiting, reason)
             return
         if message == "ready":
             worker.is_ready, worker.since_s = True, time.monotonic()
@@ -157,10 +170,12 @@ class _Pool:
         else:
             kind, text = message
             if kind != "crash":
-                raise StoreLost(text) if kind == "store" else ValueError(text)
+                raise StoreWriteError(text) if kind == "store" else ValueError(text)
             worker.last_words = text
 
-    def _bury(self, worker: _Worker, waiting: "deque[tuple[Job, bool]]", reason: str) -> Iterator[Event]:
+    def _replace_worker(
+        self, worker: _Worker, waiting: "deque[tuple[Job, bool]]", reason: str
+    ) -> Iterator[Event]:
         """Replace a dead worker; its video gets a second chance, as it may not be to blame."""
         self._workers.remove(worker)
         worker.pipe.close()
@@ -190,14 +205,14 @@ class _Pool:
         self._workers.clear()
 
 
-def work(pipe: Connection, setup: Setup, store_path: str) -> None:
+def work(pipe: Connection, extractor_config: ExtractorConfig, store_path: str) -> None:
     """A worker's life: make the kernels, then do one job after the other until the pipe closes."""
     # Ctrl-C reaches the whole group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_with_parent()
     try:
-        kernels = open_kernels(setup)
+        extractor = open_extractor(extractor_config)
         store = FeatureStore.open(store_path, "r+")
     except (ValueError, OSError) as error:
         pipe.send(("start", str(error)))
@@ -205,25 +220,27 @@ def work(pipe: Connection, setup: Setup, store_path: str) -> None:
     try:
         pipe.send("ready")
         while True:
-            for event in events(store, pipe.recv(), kernels, setup):
+            for event in events(store, pipe.recv(), extractor, extractor_config):
                 pipe.send(event)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent closed the pipe: done
-    except StoreLost as error:
+    except StoreWriteError as error:
         pipe.send(("store", str(error)))
     except Exception as error:  # a bug of ours: say which, and die of it
         pipe.send(("crash", f"{type(error).__name__}: {error}"))
         raise
     finally:
-        kernels.close()
+        extractor.close()
 
 
-def events(store: FeatureStore, job: Job, kernels: Kernels, setup: Setup) -> Iterator[Event]:
+def events(
+    store: FeatureStore, job: Job, extractor: FeatureExtractor, extractor_config: ExtractorConfig
+) -> Iterator[Event]:
     """Do one job and tell what became of it; what Ray's tasks run too."""
-    clock, began_s = Clock(), time.time()
-    for outcome in fill(store, job, kernels, threads=setup.threads, clock=clock):
-        yield Event(job.path, outcome.window.row, outcome.reason if isinstance(outcome, Lost) else "")
-    yield Event(job.path, stage_s=dict(clock.seconds), began_s=began_s)
+    timer, began_s = StageTimer(), time.time()
+    for outcome in extract_and_write(store, job, extractor, threads=extractor_config.threads, timer=timer):
+        yield Event(job.path, outcome.window.row, outcome.reason if isinstance(outcome, FailedWindow) else "")
+    yield Event(job.path, stage_s=dict(timer.seconds), began_s=began_s)
 
 
 def stuck(job: Job) -> str:
@@ -231,7 +248,7 @@ def stuck(job: Job) -> str:
     return f"stuck for more than {job.time_limit_s:.0f} s"
 
 
-def after_death(store_path: str, job: Job, reason: str, *, is_last: bool) -> tuple[list[Event], Job]:
+def recover_job(store_path: str, job: Job, reason: str, *, is_last: bool) -> tuple[list[Event], Job]:
     """What is to be told of a dead worker that told nothing, and what of its job is to be tried again.
 
     Windows whose parts are all in the store are done; where this was the last try, the others failed.

@@ -8,13 +8,15 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from extract.executors.pool import HANG_GRACE_S, Event, after_death, events, stuck
-from extract.pipeline.extractor import Job, Setup, open_kernels
-from extract.pipeline.writer import StoreLost
+from extract.executors.pool import HANG_GRACE_S, Event, events, recover_job, stuck
+from extract.pipeline.extractor import ExtractorConfig, Job, open_extractor
+from extract.pipeline.writer import StoreWriteError
 from features.store.store import FeatureStore
 
 
-def run_jobs_on_ray(jobs: Sequence[Job], setup: Setup, store: str, workers: int | None) -> Iterator[Event]:
+def run_jobs_on_ray(
+    jobs: Sequence[Job], extractor_config: ExtractorConfig, store: str, workers: int | None
+) -> Iterator[Event]:
     """Do the jobs on the cluster at RAY_ADDRESS (else one on this machine) and give their events.
 
     Each actor takes one core (and an eighth of a GPU); there are `workers` of them, or as many as there are
@@ -31,22 +33,24 @@ def run_jobs_on_ray(jobs: Sequence[Job], setup: Setup, store: str, workers: int 
         if started_here:
             ray.init(log_to_driver=False, include_dashboard=False)
         try:
-            yield from _run(ray, jobs, setup, store, workers)
+            yield from _run(ray, jobs, extractor_config, store, workers)
         finally:
             if started_here:
                 ray.shutdown()
 
 
-def _run(ray: Any, jobs: Sequence[Job], setup: Setup, store: str, workers: int | None) -> Iterator[Event]:
+def _run(
+    ray: Any, jobs: Sequence[Job], extractor_config: ExtractorConfig, store: str, workers: int | None
+) -> Iterator[Event]:
     class Worker:
         def __init__(self) -> None:
-            self.kernels, self.store = open_kernels(setup), FeatureStore.open(store, "r+")
+            self.extractor, self.store = open_extractor(extractor_config), FeatureStore.open(store, "r+")
 
         def do(self, job: Job | None) -> list[Event]:
-            return list(events(self.store, job, self.kernels, setup)) if job else []
+            return list(events(self.store, job, self.extractor, extractor_config)) if job else []
 
     running: dict[Any, tuple[Any, Job | None, bool, float]] = {}
-    remote = ray.remote(num_cpus=1, num_gpus=0.125 * setup.device.startswith("cuda"))(Worker)
+    remote = ray.remote(num_cpus=1, num_gpus=0.125 * extractor_config.device.startswith("cuda"))(Worker)
 
     def begin(actor: Any, job: Job | None = None, is_retry: bool = False) -> None:
         running[actor.do.remote(job)] = (actor, job, is_retry, time.monotonic())
@@ -62,7 +66,7 @@ def _run(ray: Any, jobs: Sequence[Job], setup: Setup, store: str, workers: int |
                 yield from ray.get(ref, timeout=0)
             except ray.exceptions.RayError as error:
                 cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
-                if isinstance(cause, StoreLost):
+                if isinstance(cause, StoreWriteError):
                     raise cause from None
                 if isinstance(error, ray.exceptions.GetTimeoutError) and not is_stuck:
                     continue
@@ -71,7 +75,7 @@ def _run(ray: Any, jobs: Sequence[Job], setup: Setup, store: str, workers: int |
                 ray.kill(actor)
                 reason = stuck(job) if is_stuck else "the worker process died on this video"
                 reason = f"{type(cause).__name__}: {cause}" if cause is not None else reason
-                found, rest = after_death(store, job, reason, is_last=is_retry or is_stuck)
+                found, rest = recover_job(store, job, reason, is_last=is_retry or is_stuck)
                 yield from found
                 waiting += [(rest, True)] if rest.windows else []
                 actor = None

@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from extract.face.detector import Seen, detect
+from extract.face.detector import Detection, detect
 from extract.face.mediapipe_tasks import close_detector, detect_faces, open_detector
 from extract.face.tflite import open_network
 from features.recipe import Pixels
@@ -53,7 +53,7 @@ class Crop:
 class _Detector:
     """A function from an upright frame to the faces in it."""
 
-    detect: Callable[[np.ndarray], list[Seen]]
+    detect: Callable[[np.ndarray], list[Detection]]
     levels: bool
     """Whether its eyes are `Crop.eyes`."""
     close: Callable[[], None] = lambda: None
@@ -111,7 +111,7 @@ class FaceCropper:
             detector.close()
 
 
-def box_of(face: Seen) -> Box:
+def box_of(face: Detection) -> Box:
     """The box of a face as a tuple."""
     x0, y0, x1, y1 = face.box.tolist()
     return (x0, y0, x1, y1)

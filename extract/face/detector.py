@@ -22,7 +22,7 @@ SAME_FACE_IOU = 0.3
 
 
 @dataclass(frozen=True)
-class Seen:
+class Detection:
     """One face that the detector sees."""
 
     box: np.ndarray
@@ -33,7 +33,7 @@ class Seen:
     """0 to 1."""
 
 
-def detect(rgb: np.ndarray, network: Network) -> list[Seen]:
+def detect(rgb: np.ndarray, network: Network) -> list[Detection]:
     """The faces in an upright frame, uint8 (H,W,3) RGB, best first.
 
     `network` takes (1,128,128,3) float32 in -1 to 1 and gives (1,896,16) boxes and (1,896,1) scores.
@@ -53,7 +53,7 @@ def detect(rgb: np.ndarray, network: Network) -> list[Seen]:
     seen = []
     for merged, score in _merged(corners, scores[keep]):
         face = merged * side + np.tile(corner, 4)
-        seen.append(Seen(face[:4], face[4:].reshape(2, 2), score))
+        seen.append(Detection(face[:4], face[4:].reshape(2, 2), score))
     return seen
 
 

@@ -71,7 +71,7 @@ class FaceGeometry:
         if face.presence < MIN_PRESENCE:
             return values
         frame_hw = rgb_frame.shape[:2]
-        matrix = head_pose(face.points, self._networks.canon, frame_hw)
+        matrix = head_pose(face.points, self._networks.canonical, frame_hw)
         values[: len(BLENDSHAPES)] = face.scores
         values[len(BLENDSHAPES) :] = [*angles(matrix), *matrix[:3, 3], *placement(crop.box, frame_hw)]
         return values

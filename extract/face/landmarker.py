@@ -18,7 +18,7 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from extract.face.detector import Seen, cut, detect
+from extract.face.detector import Detection, cut, detect
 from extract.face.tflite import Network, open_network
 
 INPUT_PX = 256
@@ -57,7 +57,7 @@ class Face:
 
 
 @dataclass(frozen=True)
-class Canon:
+class CanonicalFaceModel:
     """The face that a pose is measured against, as the model file brings it."""
 
     points: np.ndarray
@@ -77,14 +77,16 @@ class FaceNetworks:
                     parts.read(f"face_{name}.tflite")
                     for name in ("landmarks_detector", "blendshapes", "detector")
                 )
-                self.canon = read_canon(parts.read("geometry_pipeline_metadata_landmarks.binarypb"))
+                self.canonical = read_canonical_model(
+                    parts.read("geometry_pipeline_metadata_landmarks.binarypb")
+                )
         except (zipfile.BadZipFile, KeyError) as error:
             raise ValueError(f"not a face_landmarker.task: {error}") from error
         self._points = open_network(points, threads, INPUT_PX)
         self._scores = open_network(scores, threads)
         self._threads = threads
 
-    def look(self, rgb: np.ndarray) -> list[Seen]:
+    def look(self, rgb: np.ndarray) -> list[Detection]:
         """The faces that the file's own detector sees in an upright frame, uint8 (H,W,3) RGB."""
         return detect(rgb, self._detector)
 
@@ -119,7 +121,7 @@ def eye_roll(eyes: np.ndarray) -> float:
     return float(np.arctan2(fall[1], fall[0]))
 
 
-def head_pose(points: np.ndarray, canon: Canon, frame_hw: tuple[int, int]) -> np.ndarray:
+def head_pose(points: np.ndarray, canonical: CanonicalFaceModel, frame_hw: tuple[int, int]) -> np.ndarray:
     """The (4,4) matrix from the canonical face to the camera (centimetres; x right, y up, z to the viewer).
 
     `points` (478,3) in pixels of a frame of `frame_hw`. MediaPipe's way: the points' depth is relative and
@@ -140,9 +142,9 @@ def head_pose(points: np.ndarray, canon: Canon, frame_hw: tuple[int, int]) -> np
         metric[:, 2] *= -1
         return metric
 
-    first = _scale_of(procrustes(canon.points, screen * (1, 1, -1), canon.weights))
-    second = _scale_of(procrustes(canon.points, unprojected(first), canon.weights))
-    return procrustes(canon.points, unprojected(first * second), canon.weights)
+    first = _scale_of(procrustes(canonical.points, screen * (1, 1, -1), canonical.weights))
+    second = _scale_of(procrustes(canonical.points, unprojected(first), canonical.weights))
+    return procrustes(canonical.points, unprojected(first * second), canonical.weights)
 
 
 def procrustes(source: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -165,7 +167,7 @@ def procrustes(source: np.ndarray, target: np.ndarray, weights: np.ndarray) -> n
     return matrix
 
 
-def read_canon(metadata: bytes) -> Canon:
+def read_canonical_model(metadata: bytes) -> CanonicalFaceModel:
     """The canonical face from the model file's geometry metadata, a protocol buffer.
 
     Field 1 is the mesh, whose field 3 holds the vertices (x, y, z and two texture coordinates each); each
@@ -185,7 +187,7 @@ def read_canon(metadata: bytes) -> Canon:
                 weights[point] = struct.unpack("<f", weight)[0]
     if len(vertices) != 468 * 5 or not weights.any():
         raise ValueError("the landmarker's geometry metadata is not of the known kind")
-    return Canon(np.array(vertices).reshape(468, 5)[:, :3], weights)
+    return CanonicalFaceModel(np.array(vertices).reshape(468, 5)[:, :3], weights)
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from extract.face.detector import Seen
+from extract.face.detector import Detection
 
 _open_detectors: list[Any] = []
 """What the garbage collector must not find."""
@@ -59,7 +59,7 @@ def close_detector(detector: Any) -> None:
     _open_detectors[:] = [other for other in _open_detectors if other is not detector]
 
 
-def detect_faces(detector: Any, rgb: np.ndarray) -> list[Seen]:
+def detect_faces(detector: Any, rgb: np.ndarray) -> list[Detection]:
     """The faces that MediaPipe finds in an upright frame, their boxes in whole pixels."""
     import mediapipe as mp
 
@@ -71,7 +71,7 @@ def detect_faces(detector: Any, rgb: np.ndarray) -> list[Seen]:
         if box.width > 0 and box.height > 0 and score > 0:
             corners = [box.origin_x, box.origin_y, box.origin_x + box.width, box.origin_y + box.height]
             eyes = [(point.x * width, point.y * height) for point in detection.keypoints[:2]]
-            faces.append(Seen(np.array(corners, np.float64), np.array(eyes, np.float64), score))
+            faces.append(Detection(np.array(corners, np.float64), np.array(eyes, np.float64), score))
     return faces
 
 

@@ -1,6 +1,7 @@
 """One video to rows: read, sample, crop, measure, encode.
 
-`extract_video` gives one `Row` a window, or a `Lost` with the reason. A row depends on nothing but the file,
+`extract_video` gives one `WindowFeatures` a window, or a `FailedWindow` with the reason. A row depends on
+nothing but the file,
 its window and the recipe: not on its neighbours, on what was extracted before, nor on who does it.
 
 Shapes: T frames of a window, D embedding, G geometry features.
@@ -33,7 +34,7 @@ MISSING_S = 1.0
 
 
 @dataclass(frozen=True)
-class Setup:
+class ExtractorConfig:
     """What a worker must be told to make its kernels; small and picklable."""
 
     recipe: Recipe
@@ -47,7 +48,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Kernels:
+class FeatureExtractor:
     """What a worker holds: where to look, how to see, and what the face does."""
 
     cropper: FaceCropper
@@ -85,7 +86,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Row:
+class WindowFeatures:
     """What a window gave. Frames beyond the video's end, and those without a face, are not valid."""
 
     window: Window
@@ -100,7 +101,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Lost:
+class FailedWindow:
     """A window that could not be extracted, and why."""
 
     window: Window
@@ -108,7 +109,7 @@ class Lost:
 
 
 @dataclass
-class Clock:
+class StageTimer:
     """Seconds by stage."""
 
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -123,54 +124,59 @@ class Clock:
             self.seconds[name] += time.perf_counter() - start
 
 
-def open_kernels(setup: Setup) -> Kernels:
+def open_extractor(extractor_config: ExtractorConfig) -> FeatureExtractor:
     """The kernels that a setup describes.
 
     Raises ValueError where a model file is missing, or where the weights here are not those of the recipe.
     """
-    pixels = setup.recipe.pixels
+    pixels = extractor_config.recipe.pixels
     if pixels is None:
         raise ValueError("this recipe is of imported features: no video can be turned into those")
-    cv2.setNumThreads(setup.threads)
+    cv2.setNumThreads(extractor_config.threads)
     engine = open_engine(
-        setup.recipe.encoder.name,
-        setup.weights,
-        backend=setup.backend,
-        device=setup.device,
-        precision=setup.precision,
-        threads=setup.threads,
+        extractor_config.recipe.encoder.name,
+        extractor_config.weights,
+        backend=extractor_config.backend,
+        device=extractor_config.device,
+        precision=extractor_config.precision,
+        threads=extractor_config.threads,
         crop_px=pixels.crop_px,
     )
     geometry = (
-        FaceGeometry(setup.recipe.geometry, setup.landmarker_file)
-        if setup.recipe.geometry is not None and setup.landmarker_file is not None
+        FaceGeometry(extractor_config.recipe.geometry, extractor_config.landmarker_file)
+        if extractor_config.recipe.geometry is not None and extractor_config.landmarker_file is not None
         else None
     )
-    return Kernels(FaceCropper(pixels, setup.detector_files), engine, geometry)
+    return FeatureExtractor(FaceCropper(pixels, extractor_config.detector_files), engine, geometry)
 
 
 def extract_video(
-    job: Job, kernels: Kernels, *, threads: int = 1, clock: Clock | None = None
-) -> Iterator[Row | Lost]:
+    job: Job, extractor: FeatureExtractor, *, threads: int = 1, timer: StageTimer | None = None
+) -> Iterator[WindowFeatures | FailedWindow]:
     """A row, or a reason, for every window of the job; the file is decoded once unless windows overlap."""
-    clock = clock or Clock()
+    timer = timer or StageTimer()
     deadline = time.monotonic() + job.time_limit_s
     for windows in _passes(job.windows):
         given = 0
         try:
-            for outcome in _one_pass(job, windows, kernels, threads, clock, deadline):
+            for outcome in _one_pass(job, windows, extractor, threads, timer, deadline):
                 yield outcome
                 given += 1
         except ValueError as error:
             for window in windows[given:]:
-                yield Lost(window, str(error).removeprefix(f"{job.path}: "))
+                yield FailedWindow(window, str(error).removeprefix(f"{job.path}: "))
 
 
 def _one_pass(
-    job: Job, windows: Sequence[Window], kernels: Kernels, threads: int, clock: Clock, deadline: float
-) -> Iterator[Row | Lost]:
+    job: Job,
+    windows: Sequence[Window],
+    extractor: FeatureExtractor,
+    threads: int,
+    timer: StageTimer,
+    deadline: float,
+) -> Iterator[WindowFeatures | FailedWindow]:
     """Windows that do not overlap, in the order of time, in one reading of the file."""
-    pixels = kernels.cropper.pixels
+    pixels = extractor.cropper.pixels
     targets = Targets([window.start_s for window in windows], pixels.fps, pixels.num_frames)
     frames = read_video(job.path, threads=threads, is_wanted=targets.between)
     spans = Spans(_until_deadline(frames, job.time_limit_s, deadline))
@@ -178,9 +184,9 @@ def _one_pass(
         end_s = window.start_s + pixels.window_s
         if window.end_s is not None:
             end_s = min(end_s, window.end_s)
-        kernels.cropper.reset()
+        extractor.cropper.reset()
         sampled = sample_at(spans.until(end_s), pixels.fps, window.start_s)
-        row, num_sampled = _row(sampled, window, kernels, clock)
+        row, num_sampled = _row(sampled, window, extractor, timer)
         reason = ""
         if num_sampled == 0:
             reason = f"no frame between {window.start_s:.1f} and {end_s:.1f} s"
@@ -189,42 +195,44 @@ def _one_pass(
             reason = f"cut short: the video ends at {spans.end_s:.1f} s, {end_s:.1f} s were promised"
         elif num_sampled == 1 and len(row.frames) > 1 and spans.is_over:
             reason = "only a single frame"
-        yield Lost(window, reason) if reason else row
+        yield FailedWindow(window, reason) if reason else row
 
 
-def _row(sampled: Iterator[Frame], window: Window, kernels: Kernels, clock: Clock) -> tuple[Row, int]:
+def _row(
+    sampled: Iterator[Frame], window: Window, extractor: FeatureExtractor, timer: StageTimer
+) -> tuple[WindowFeatures, int]:
     """The row of the sampled frames, and how many those were."""
-    num_frames, parts = kernels.cropper.pixels.num_frames, window.parts
+    num_frames, parts = extractor.cropper.pixels.num_frames, window.parts
     table = np.full((num_frames, 6), np.nan, np.float32)
     table[:, 5] = 0
     geometry = None
-    if "geometry" in parts and kernels.geometry is not None:
-        geometry = np.full((num_frames, len(kernels.geometry.geometry_id.features)), np.nan, np.float32)
+    if "geometry" in parts and extractor.geometry is not None:
+        geometry = np.full((num_frames, len(extractor.geometry.geometry_id.features)), np.nan, np.float32)
     images: dict[int, np.ndarray] = {}
     num_sampled = 0
-    for t, (frame, rgb) in enumerate(_decoded(islice(sampled, num_frames), clock)):
+    for t, (frame, rgb) in enumerate(_decoded(islice(sampled, num_frames), timer)):
         num_sampled += 1
         table[t, 0] = frame.pts_s
-        with clock.stage("face"):
-            crop = kernels.cropper.crop(rgb)
+        with timer.stage("face"):
+            crop = extractor.cropper.crop(rgb)
         if crop.image is None:
             continue
         images[t] = crop.image
         table[t, 1:5], table[t, 5] = crop.box, crop.score
-        if geometry is not None and kernels.geometry is not None:
-            with clock.stage("geometry"):
-                geometry[t] = kernels.geometry.measure(rgb, crop)
+        if geometry is not None and extractor.geometry is not None:
+            with timer.stage("geometry"):
+                geometry[t] = extractor.geometry.measure(rgb, crop)
     embeddings = None
     if "embeddings" in parts:
-        with clock.stage("encode"):
-            embeddings = np.zeros((num_frames, kernels.engine.encoder_id.dim), np.float16)
+        with timer.stage("encode"):
+            embeddings = np.zeros((num_frames, extractor.engine.encoder_id.dim), np.float16)
             if images:
-                embeddings[list(images)] = kernels.engine.embed(np.stack(list(images.values())))
+                embeddings[list(images)] = extractor.engine.embed(np.stack(list(images.values())))
     crops = None
     if "crops" in parts:
-        with clock.stage("crops"):
+        with timer.stage("crops"):
             crops = [jpeg(images[t]) if t in images else b"" for t in range(num_frames)]
-    return Row(window, table, embeddings, geometry, crops), num_sampled
+    return WindowFeatures(window, table, embeddings, geometry, crops), num_sampled
 
 
 def jpeg(crop: np.ndarray) -> bytes:
@@ -236,10 +244,10 @@ def jpeg(crop: np.ndarray) -> bytes:
     return encoded.tobytes()
 
 
-def _decoded(frames: Iterator[Frame], clock: Clock) -> Iterator[tuple[Frame, np.ndarray]]:
+def _decoded(frames: Iterator[Frame], timer: StageTimer) -> Iterator[tuple[Frame, np.ndarray]]:
     """Frames with their pixels, the time of both counted as decoding."""
     while True:
-        with clock.stage("decode"):
+        with timer.stage("decode"):
             frame = next(frames, None)
             rgb = frame.rgb() if frame is not None else None
         if frame is None or rgb is None:

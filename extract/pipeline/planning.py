@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from extract.config import ExtractConfig, shard_of
-from extract.pipeline.extractor import JPEG_QUALITY, Job, Part, Setup, Window
+from extract.pipeline.extractor import JPEG_QUALITY, ExtractorConfig, Job, Part, Window
 from extract.pipeline.writer import file_state
 from extract.video.reader import probe
 from features.cpu import usable_cores
@@ -37,7 +37,7 @@ GPU_BYTES = 2e9
 
 
 @dataclass(frozen=True)
-class Cut:
+class WindowPlan:
     """A manifest's clips, cut into windows."""
 
     windows: tuple[Clip, ...]
@@ -48,7 +48,7 @@ class Cut:
     """Seconds in remainders shorter than half a window."""
 
 
-def cut_windows(clips: Sequence[Clip], window_s: float, out: str) -> Cut:
+def plan_windows(clips: Sequence[Clip], window_s: float, out: str) -> WindowPlan:
     """Ask every video for its length and cut the clips into windows.
 
     A video that cannot be opened now has the length it had when it was extracted into the store at `out`, so
@@ -72,7 +72,7 @@ def cut_windows(clips: Sequence[Clip], window_s: float, out: str) -> Cut:
             dropped += dropped_s(clip, length, window_s)
         cut.extend(own)
     durations_s = {path: length for path, length in lengths.items() if isinstance(length, float)}
-    return Cut(tuple(cut), unreadable, durations_s, dropped)
+    return WindowPlan(tuple(cut), unreadable, durations_s, dropped)
 
 
 def _known_lengths_s(out: str) -> dict[str, float]:
@@ -93,7 +93,7 @@ def store_at(out: str) -> FeatureStore | None:
         return None
 
 
-def make_setup(config: ExtractConfig) -> tuple[Setup, dict[str, Any]]:
+def make_extractor_config(config: ExtractConfig) -> tuple[ExtractorConfig, dict[str, Any]]:
     """What the workers need, the recipe among it, and the numerics to record.
 
     Opens the engine once, so that weights are fetched and converted before the workers all want them, and
@@ -122,7 +122,7 @@ def make_setup(config: ExtractConfig) -> tuple[Setup, dict[str, Any]]:
 
         square = CROP_SQUARE if pixels.detectors[0] == SHORT_DETECTOR.sha256 else OWN_SQUARE
         geometry = GeometryId(sha256_of(landmarker), FEATURES, square)
-    setup = Setup(
+    extractor_config = ExtractorConfig(
         Recipe(pixels, engine.encoder_id, geometry),
         detectors,
         landmarker,
@@ -134,7 +134,7 @@ def make_setup(config: ExtractConfig) -> tuple[Setup, dict[str, Any]]:
     numerics = dict(engine.numerics)
     if config.crops == "jpeg":
         numerics["crops"] = f"jpeg q{JPEG_QUALITY}"
-    return setup, numerics
+    return extractor_config, numerics
 
 
 def versions() -> dict[str, str]:
@@ -143,10 +143,12 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: _version(name) for name in packages}
 
 
-def jobs_of(store: FeatureStore, cut: Cut, config: ExtractConfig, lacking: dict[str, set[Part]]) -> list[Job]:
+def jobs_of(
+    store: FeatureStore, cut: WindowPlan, config: ExtractConfig, lacking: dict[str, set[Part]]
+) -> list[Job]:
     """One job for each video that lacks something, those with most windows first.
 
-    lacking: what `lacking_parts` says. Videos that cannot be opened are left out.
+    lacking: what `missing_parts` says. Videos that cannot be opened are left out.
     """
     row_of = store.row_of_clip()
     by_video: dict[Path, list[Window]] = defaultdict(list)
@@ -177,7 +179,7 @@ def _absolute_file(name: str) -> str:
     return str(Path(name).absolute()) if Path(name).is_file() else name
 
 
-def lacking_parts(
+def missing_parts(
     config: ExtractConfig, clips: Iterable[Clip], planned: FeatureStore | None = None
 ) -> dict[str, set[Part]]:
     """What is still to be extracted of this shard's windows, by clip id; those that lack nothing are absent.
@@ -189,7 +191,7 @@ def lacking_parts(
     parts: list[Part] = ["embeddings"]
     parts += ["geometry"] if config.geometry == "on" else []
     parts += ["crops"] if config.crops == "jpeg" else []
-    own = own_share(clips, config.shard)
+    own = select_shard(clips, config.shard)
     store = planned or store_at(config.out)
     if store is None:
         return {clip.clip_id: set(parts) for clip in own}
@@ -221,7 +223,7 @@ def num_workers(config: ExtractConfig, device: str) -> int:
     return max(1, min(usable_cores(), sum(int(torch.cuda.mem_get_info(gpu)[0] / GPU_BYTES) for gpu in gpus)))
 
 
-def own_share(clips: Iterable[Clip], shard: str) -> list[Clip]:
+def select_shard(clips: Iterable[Clip], shard: str) -> list[Clip]:
     """The clips of every n-th video, counted in manifest order."""
     index, count = shard_of(shard)
     videos: dict[Path, int] = {}

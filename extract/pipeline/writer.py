@@ -12,7 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.pipeline.extractor import Clock, Job, Kernels, Lost, Row, extract_video
+from extract.pipeline.extractor import (
+    FailedWindow,
+    FeatureExtractor,
+    Job,
+    StageTimer,
+    WindowFeatures,
+    extract_video,
+)
 from features.store.planner import TIME_SLACK_NS
 from features.store.store import FeatureStore
 
@@ -20,13 +27,13 @@ AGREEMENT = 0.98
 """Cosine that a stored embedding must have with a fresh one before crops or geometry are added beside it."""
 
 
-class StoreLost(OSError):
+class StoreWriteError(OSError):
     """The store cannot be written: nothing more can be done."""
 
 
-def fill(
-    store: FeatureStore, job: Job, kernels: Kernels, *, threads: int, clock: Clock
-) -> Iterator[Row | Lost]:
+def extract_and_write(
+    store: FeatureStore, job: Job, extractor: FeatureExtractor, *, threads: int, timer: StageTimer
+) -> Iterator[WindowFeatures | FailedWindow]:
     """Extract a job and write every outcome into the store before giving it.
 
     Where some parts of a row are there already, the new ones must belong to the same faces; else the row is
@@ -41,15 +48,17 @@ def fill(
             windows[index] = replace(window, parts=window.parts | {"embeddings"})
             break
     asked = replace(job, windows=tuple(windows))
-    for outcome in extract_video(asked, kernels, threads=threads, clock=clock):
+    for outcome in extract_video(asked, extractor, threads=threads, timer=timer):
         parts = wanted[outcome.window.row]
-        if isinstance(outcome, Row) and not _is_finite(outcome):
-            outcome = Lost(outcome.window, "the encoder gave numbers that are not finite")
-        elif isinstance(outcome, Row) and "embeddings" not in parts:
+        if isinstance(outcome, WindowFeatures) and not _is_finite(outcome):
+            outcome = FailedWindow(outcome.window, "the encoder gave numbers that are not finite")
+        elif isinstance(outcome, WindowFeatures) and "embeddings" not in parts:
             outcome = _agreeing(store, outcome)
-        if isinstance(outcome, Row) and _has_changed(job):
-            outcome = Lost(outcome.window, "the file was changed while it was read: extract once more")
-        with clock.stage("write"):
+        if isinstance(outcome, WindowFeatures) and _has_changed(job):
+            outcome = FailedWindow(
+                outcome.window, "the file was changed while it was read: extract once more"
+            )
+        with timer.stage("write"):
             _write(store, outcome, with_embeddings="embeddings" in parts)
         yield outcome
 
@@ -81,9 +90,9 @@ def _has_changed(job: Job) -> bool:
     return now[0] != job.file_state[0] or abs(now[1] - job.file_state[1]) > TIME_SLACK_NS
 
 
-def _write(store: FeatureStore, outcome: Row | Lost, *, with_embeddings: bool) -> None:
+def _write(store: FeatureStore, outcome: WindowFeatures | FailedWindow, *, with_embeddings: bool) -> None:
     try:
-        if isinstance(outcome, Lost):
+        if isinstance(outcome, FailedWindow):
             store.write_failure(outcome.window.row, outcome.reason)
         else:
             store.write_row(
@@ -94,22 +103,26 @@ def _write(store: FeatureStore, outcome: Row | Lost, *, with_embeddings: bool) -
                 crops=outcome.crops,
             )
     except (OSError, ValueError) as error:
-        raise StoreLost(f"the store cannot be written: {error}") from error
+        raise StoreWriteError(f"the store cannot be written: {error}") from error
 
 
-def _is_finite(row: Row) -> bool:
+def _is_finite(row: WindowFeatures) -> bool:
     return row.embeddings is None or bool(np.isfinite(row.embeddings).all())
 
 
-def _agreeing(store: FeatureStore, row: Row) -> Row | Lost:
+def _agreeing(store: FeatureStore, row: WindowFeatures) -> WindowFeatures | FailedWindow:
     """The row, if its faces (and its embeddings, where it has some) are those in the store."""
     index = np.array([row.window.row])
     if not same_faces(store.read_frames(index)[0], row.frames):
-        return Lost(row.window, "the faces found now are not those the stored embeddings were made of")
+        return FailedWindow(
+            row.window, "the faces found now are not those the stored embeddings were made of"
+        )
     if row.embeddings is not None:
         stored, _ = store.read_stream("embeddings", index)
         valid = row.frames[:, 5] > 0
         lowest = cosines(stored[0][valid], row.embeddings[valid]).min(initial=1.0)
         if lowest < AGREEMENT:
-            return Lost(row.window, f"the embeddings made now are not those stored (cosine {lowest:.3f})")
+            return FailedWindow(
+                row.window, f"the embeddings made now are not those stored (cosine {lowest:.3f})"
+            )
     return row

@@ -22,7 +22,7 @@ import av
 import cv2
 import numpy as np
 
-from extract.pipeline.extractor import Job, Setup, Window, extract_video, open_kernels
+from extract.pipeline.extractor import ExtractorConfig, Job, Window, extract_video, open_extractor
 from extract.video.reader import Targets, read_video
 from features.recipe import Pixels, Recipe
 from seqmodel.encoders.engine import open_engine
@@ -201,7 +201,7 @@ def processor(data: Path) -> None:
         rounds.setdefault(name, []).append((time.process_time() - before) / len(paths))
 
     setup = kernel_setup()
-    kernels = open_kernels(setup)
+    kernels = open_extractor(setup)
     windows = (Window(0, 0.0, 10.0),)
 
     def extract_all() -> None:
@@ -227,11 +227,11 @@ def processor(data: Path) -> None:
     show("processor seconds a clip, one thread", best, "extract")
 
 
-def kernel_setup() -> Setup:
+def kernel_setup() -> ExtractorConfig:
     """MobileNetV3-Large with random weights, the short-range detector, no second stream."""
     detector = detector_file("short")
     encoder = open_engine("mobilenet_v3_large", "random", threads=1).encoder_id
-    return Setup(Recipe(Pixels((sha256_of(detector),)), encoder), (detector,), weights="random")
+    return ExtractorConfig(Recipe(Pixels((sha256_of(detector),)), encoder), (detector,), weights="random")
 
 
 def decode_clips_per_s(paths: list[Path]) -> float:

@@ -48,7 +48,7 @@ def main() -> int:
             "ours, two threads": lambda i: on_both.measure(frames[i], crops[i]),
             "ours, detector included": lambda i: geometry.measure(frames[i], cropper.crop(frames[i])),
             "  of it the points' network": lambda i: networks._points(SQUARE),
-            "  of it the pose": lambda i: head_pose(POINTS, networks.canon, (360, 640)),
+            "  of it the pose": lambda i: head_pose(POINTS, networks.canonical, (360, 640)),
         }
         times = {name: _times(way, len(frames)) for name, way in ways.items()}
         for _ in range(ROUNDS - 1):

@@ -2,21 +2,30 @@
 
 from pathlib import Path
 
-from extract.pipeline.extractor import Job, Kernels, Lost, Row, Setup, Window, extract_video, open_kernels
+from extract.pipeline.extractor import (
+    ExtractorConfig,
+    FailedWindow,
+    FeatureExtractor,
+    Job,
+    Window,
+    WindowFeatures,
+    extract_video,
+    open_extractor,
+)
 from live.inference.model import open_model
 from seqmodel.encoders.engine import Backend
 
 ALL_PARTS = frozenset({"embeddings", "geometry", "crops"})
 
 
-def extracted(run: Path, video: Path, backend: Backend) -> Row:
+def extracted(run: Path, video: Path, backend: Backend) -> WindowFeatures:
     """The first window of a video, as extraction makes it under the run's recipe."""
     model = open_model(run, backend=backend)
-    setup = Setup(
+    extractor_config = ExtractorConfig(
         model.card.recipe, model.detector_files, model.landmarker_file, weights="random", backend=backend
     )
-    kernels: Kernels = open_kernels(setup)
-    row = next(extract_video(Job(video, (Window(0, 0.0, None, ALL_PARTS),)), kernels))
-    kernels.close()
-    assert not isinstance(row, Lost), row
+    extractor: FeatureExtractor = open_extractor(extractor_config)
+    row = next(extract_video(Job(video, (Window(0, 0.0, None, ALL_PARTS),)), extractor))
+    extractor.close()
+    assert not isinstance(row, FailedWindow), row
     return row

@@ -12,10 +12,10 @@ import pytest
 
 from extract.__main__ import main
 from extract.config import ExtractConfig
-from extract.datasets.index import Reading
+from extract.datasets.index import DatasetIndex
 from extract.dry_run import _to_time
-from extract.pipeline.planning import make_setup
-from extract.summary import print_reading
+from extract.pipeline.planning import make_extractor_config
+from extract.summary import print_index
 from features.maintenance.verify import verify_store
 from features.manifest import Clip, Manifest
 from features.recipe import CROP_SQUARE, OWN_SQUARE
@@ -370,24 +370,24 @@ def test_a_dry_run_counts_what_a_run_would_do(
     manifest = write_manifest(tmp_path / "labels.csv", few)
     words = ["--data", manifest, "--out", tmp_path / "s.zarr", *QUICK]
 
-    def forecast(*more: str) -> tuple[int, int]:
+    def dry_run(*more: str) -> tuple[int, int]:
         summary = extract(capfd, *words, "--dry-run", *more)[1]
         return summary["to_extract"], summary["files"]
 
-    assert forecast() == (6, 12)
-    assert forecast("--shard", "0/2") == (4, 8)
-    assert forecast("--crops", "jpeg") == (6, 18)
+    assert dry_run() == (6, 12)
+    assert dry_run("--shard", "0/2") == (4, 8)
+    assert dry_run("--crops", "jpeg") == (6, 18)
     extract(capfd, *words)
-    assert forecast() == (0, 0)
-    assert forecast("--crops", "jpeg") == (6, 6)
+    assert dry_run() == (0, 0)
+    assert dry_run("--crops", "jpeg") == (6, 6)
     os.utime(few / "ann 1.mp4", (0, 0))
-    assert forecast() == (2, 4)
-    assert forecast("--shard", "0/2") == (0, 0)
+    assert dry_run() == (2, 4)
+    assert dry_run("--shard", "0/2") == (0, 0)
     store = FeatureStore.open(tmp_path / "s.zarr", "r+")
     (tmp_path / "s.zarr" / "frames" / "c.0.0.0").unlink()
     store.write_failure(0, "given up")
-    assert forecast() == (2, 4)
-    assert forecast("--retry-failed") == (3, 6)
+    assert dry_run() == (2, 4)
+    assert dry_run("--retry-failed") == (3, 6)
 
 
 def test_a_dry_run_times_the_beginnings_of_videos(tmp_path: Path) -> None:
@@ -440,7 +440,7 @@ def test_the_next_command_can_be_pasted(
     words = shlex.split(summary["next"])
     assert words[:5] == ["python", "-m", "tune", "--store", str(store)]
     assert words[5:] == ["--out", "runs/my own store"]
-    print_reading(Reading(Manifest((), (), few), "daisee", tuple(f"{index}.avi" for index in range(9))))
+    print_index(DatasetIndex(Manifest((), (), few), "daisee", tuple(f"{index}.avi" for index in range(9))))
     assert "9 videos without a label: 0.avi, 1.avi, 2.avi, 3.avi, 4.avi, … (--json lists all)" in (
         capfd.readouterr().err
     )
@@ -485,7 +485,7 @@ def square_of(detector: Path, folder: Path) -> str:
     config = ExtractConfig(
         folder, str(folder / "s.zarr"), weights="random", detector=str(detector), backend="torch"
     )
-    recipe = make_setup(config)[0].recipe
+    recipe = make_extractor_config(config)[0].recipe
     assert recipe.geometry is not None
     return recipe.geometry.square
 

@@ -15,7 +15,7 @@ from extract.__main__ import main
 from extract.config import ExtractConfig
 from extract.executors.ray_executor import run_jobs_on_ray
 from extract.pipeline.extractor import Job, Window
-from extract.pipeline.planning import make_setup, resolved
+from extract.pipeline.planning import make_extractor_config, resolved
 from features.maintenance.verify import verify_store
 from features.manifest import Clip
 from features.store.store import FeatureStore, plan
@@ -127,11 +127,13 @@ def test_an_exception_in_one_video_is_its_failure_alone(real_clips: dict[str, Pa
     """After a second try, as with local workers."""
     video = write_video(tmp_path / "good.mp4", face_frames(real_clips["carphone"], 20, 176, 144), 10)
     config = ExtractConfig(tmp_path, str(tmp_path / "s.zarr"), weights="random", window=2.0, geometry="off")
-    setup, numerics = make_setup(config)
+    extractor_config, numerics = make_extractor_config(config)
     clips = [Clip("unlucky.mp4#0", video, 0.0, 2.0), Clip("good.mp4#0", video, 0.0, 2.0)]
-    store = plan(config.out, clips, setup.recipe, numerics=numerics)
+    store = plan(config.out, clips, extractor_config.recipe, numerics=numerics)
     jobs = [Job(Unlucky(video), (Window(0, 0.0, 2.0),)), Job(video, (Window(1, 0.0, 2.0),))]
-    told = [event for event in run_jobs_on_ray(jobs, setup, config.out, 1) if event.row is not None]
+    told = [
+        event for event in run_jobs_on_ray(jobs, extractor_config, config.out, 1) if event.row is not None
+    ]
     assert sorted((event.row, event.reason) for event in told) == [
         (0, "MemoryError: no room for this picture"),
         (1, ""),

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from extract.config import ExtractConfig
-from extract.pipeline.planning import make_setup
+from extract.pipeline.planning import make_extractor_config
 from features.cli import parse
 from features.datasets import CropClips
 from features.manifest import Clip
@@ -511,14 +511,14 @@ def test_the_command_that_adds_crops_makes_the_same_recipe(
     made = ExtractConfig(
         Path("x"), "y", encoder=encoder_name, weights=weights, geometry=geometry, fps=5, window=4
     )
-    recipe = make_setup(made)[0].recipe
+    recipe = make_extractor_config(made)[0].recipe
     clip = Clip("a#0", Path("a"), end_s=4.0, labels={"label": "x"})
     store = plan(tmp_path / "내 저장소.zarr", [clip], recipe, numerics={})
     printed = shlex.split(crops_command(store))
     assert printed[:3] == ["python", "-m", "extract"]
     asked = parse(ExtractConfig, printed[3:], prog="extract", description="")
     assert (asked.out, asked.crops) == (str(store.path), "jpeg")
-    assert make_setup(asked)[0].recipe == recipe
+    assert make_extractor_config(asked)[0].recipe == recipe
 
 
 def test_the_seeds_recipe_is_the_seeds_alone(run: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from extract.pipeline.extractor import Row
+from extract.pipeline.extractor import WindowFeatures
 from extract.video.reader import read_video
 from live.inference.model import LiveModel, open_model
 from live.inference.predictor import Prediction, Predictor
@@ -48,7 +48,7 @@ def push_first_window(predictor: Predictor, video: Path) -> Prediction:
     return [prediction for prediction in predictions if prediction is not None][-1]
 
 
-def head_logits(run: Path, model: LiveModel, row: Row) -> np.ndarray:
+def head_logits(run: Path, model: LiveModel, row: WindowFeatures) -> np.ndarray:
     """What training's head says to an extracted row, as the store's reader would hand it over."""
     assert row.embeddings is not None
     assert row.geometry is not None

@@ -58,9 +58,9 @@ def test_the_detector_finds_the_faces_that_are_meant_to_be_seen(tiny_demo: Path,
     for script in [*clip_scripts(16, 0), unseen_script(0)[0]]:
         times = np.arange(round(script.duration_s * FPS)) / FPS
         expected = np.ones(len(times), bool)
-        for spell in script.spells:
-            if spell.kind == "leaves":
-                expected &= (times < spell.start_s - EASE_S) | (times > spell.end_s + EASE_S)
+        for event in script.events:
+            if event.kind == "leaves":
+                expected &= (times < event.start_s - EASE_S) | (times > event.end_s + EASE_S)
         cropper.reset()
         for frame in sample_at(read_video(tiny_demo / script.path), 3.0):
             if expected[min(round(frame.pts_s * FPS), len(expected) - 1)]:
@@ -88,14 +88,14 @@ def test_the_default_set_keeps_people_apart_and_both_labels_everywhere() -> None
 
 def test_labels_are_decided_by_how_long_a_spell_lasts() -> None:
     for script in clip_scripts(NUM_CLIPS, 0):
-        longest = max((spell.end_s - spell.start_s for spell in script.spells), default=0.0)
+        longest = max((event.end_s - event.start_s for event in script.events), default=0.0)
         if script.label == "engaged":
             assert longest <= SHORT_S[1]
         else:
             assert LONG_S[0] <= longest <= LONG_S[1]
-        assert all(0 <= spell.start_s < spell.end_s <= CLIP_S + 0.4 for spell in script.spells)
-        starts = [spell.start_s for spell in script.spells]
-        ends = [spell.end_s for spell in script.spells]
+        assert all(0 <= event.start_s < event.end_s <= CLIP_S + 0.4 for event in script.events)
+        starts = [event.start_s for event in script.events]
+        ends = [event.end_s for event in script.events]
         assert all(end < start for end, start in zip(ends, starts[1:], strict=False))
 
 
@@ -120,9 +120,9 @@ def test_the_unseen_minute_is_what_its_csv_says_in_every_window() -> None:
     for start_s, end_s, label in parts:
         for at_s in np.arange(start_s, end_s - CLIP_S + 0.01, 1.0):
             inside = [
-                min(spell.end_s, at_s + CLIP_S) - max(spell.start_s, at_s)
-                for spell in script.spells
-                if spell.end_s > at_s and spell.start_s < at_s + CLIP_S
+                min(event.end_s, at_s + CLIP_S) - max(event.start_s, at_s)
+                for event in script.events
+                if event.end_s > at_s and event.start_s < at_s + CLIP_S
             ]
             longest = max(inside, default=0.0)
             assert longest <= SHORT_S[1] if label == "engaged" else longest >= 2.8

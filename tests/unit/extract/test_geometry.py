@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from extract.demo.generate import looks_of
-from extract.demo.renderer import Pose, Puppet, draw, make_puppet
+from extract.demo.renderer import Pose, RenderedFace, draw, make_face
 from extract.face.cropper import Crop, FaceCropper
 from extract.face.geometry import BLENDSHAPES, FEATURES, FaceGeometry, angles
 from extract.face.landmarker import procrustes
@@ -35,8 +35,8 @@ def cropper(detector_path: Path) -> Iterator[FaceCropper]:
 
 
 @pytest.fixture(scope="module")
-def puppets() -> list[Puppet]:
-    return [make_puppet(looks_of(subject, 0)) for subject in (0, 1, 5)]
+def puppets() -> list[RenderedFace]:
+    return [make_face(looks_of(subject, 0)) for subject in (0, 1, 5)]
 
 
 def frames_of(path: Path, count: int) -> list[np.ndarray]:
@@ -56,7 +56,7 @@ def test_networks_run_directly_agree_with_mediapipe(
     cropper: FaceCropper,
     landmarker_path: Path,
     real_clips: dict[str, Path],
-    puppets: list[Puppet],
+    puppets: list[RenderedFace],
 ) -> None:
     """Also behind a detector that is not MediaPipe's own: here another box around the same face, no eyes."""
     mp = pytest.importorskip("mediapipe")
@@ -67,7 +67,7 @@ def test_networks_run_directly_agree_with_mediapipe(
         output_face_blendshapes=True,
         output_facial_transformation_matrixes=True,
     )
-    pictures = [draw(puppet, Pose(yaw=25, closed=1, roll=8)) for puppet in puppets]
+    pictures = [draw(rendered, Pose(yaw=25, closed=1, roll=8)) for rendered in puppets]
     for name in ("pexels", "single", "face_noface", "carphone"):
         pictures += frames_of(real_clips[name], 6)
     compared = 0
@@ -100,16 +100,16 @@ def test_networks_run_directly_agree_with_mediapipe(
 
 
 def test_a_face_turned_by_known_angles_gives_them_in_order(
-    geometry: FaceGeometry, cropper: FaceCropper, puppets: list[Puppet]
+    geometry: FaceGeometry, cropper: FaceCropper, puppets: list[RenderedFace]
 ) -> None:
-    for puppet in puppets:
+    for rendered in puppets:
         for part, wanted, most_off in (
             ("yaw", (-40.0, -20.0, 0.0, 20.0, 40.0), 12.0),
             ("pitch", (-28.0, -14.0, 0.0, 14.0), 14.0),  # the portrait itself looks down by some 5 degrees
             ("roll", (-20.0, -10.0, 0.0, 10.0, 20.0), 6.0),
         ):
             found = [
-                np.rad2deg(read(geometry, cropper, draw(puppet, Pose(**{part: deg})))[f"{part}_rad"])
+                np.rad2deg(read(geometry, cropper, draw(rendered, Pose(**{part: deg})))[f"{part}_rad"])
                 for deg in wanted
             ]
             assert np.all(np.diff(found) > 5), (part, found)
@@ -117,19 +117,19 @@ def test_a_face_turned_by_known_angles_gives_them_in_order(
 
 
 def test_closed_eyes_score_above_open_ones(
-    geometry: FaceGeometry, cropper: FaceCropper, puppets: list[Puppet]
+    geometry: FaceGeometry, cropper: FaceCropper, puppets: list[RenderedFace]
 ) -> None:
-    for puppet in puppets:
-        opened = read(geometry, cropper, draw(puppet, Pose()))
-        closed = read(geometry, cropper, draw(puppet, Pose(closed=1.0)))
+    for rendered in puppets:
+        opened = read(geometry, cropper, draw(rendered, Pose()))
+        closed = read(geometry, cropper, draw(rendered, Pose(closed=1.0)))
         for side in ("Left", "Right"):
             assert closed[f"eyeBlink{side}"] > opened[f"eyeBlink{side}"] + 0.1
 
 
 def test_where_the_face_is_does_not_turn_it(geometry: FaceGeometry, cropper: FaceCropper) -> None:
     # The camera of the demo sees no perspective: what turns with the place is the line of sight alone.
-    puppet = make_puppet(looks_of(0, 0))
-    left, right = (read(geometry, cropper, draw(puppet, Pose(x=x))) for x in (-45.0, 45.0))
+    rendered = make_face(looks_of(0, 0))
+    left, right = (read(geometry, cropper, draw(rendered, Pose(x=x))) for x in (-45.0, 45.0))
     assert left["centre_x"] < 0.45 < 0.55 < right["centre_x"]
     assert left["x_cm"] < 0 < right["x_cm"]
     assert left["face_size"] == pytest.approx(right["face_size"], rel=0.1)
@@ -147,9 +147,9 @@ def test_no_face_measures_nothing(geometry: FaceGeometry) -> None:
 
 
 def test_measuring_keeps_no_memory(
-    geometry: FaceGeometry, cropper: FaceCropper, puppets: list[Puppet]
+    geometry: FaceGeometry, cropper: FaceCropper, puppets: list[RenderedFace]
 ) -> None:
-    one, other = (draw(puppet, Pose()) for puppet in puppets[:2])
+    one, other = (draw(rendered, Pose()) for rendered in puppets[:2])
     first = read(geometry, cropper, one)
     read(geometry, cropper, other)
     assert read(geometry, cropper, one) == first

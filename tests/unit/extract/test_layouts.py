@@ -14,8 +14,8 @@ import pytest
 
 from extract.__main__ import main
 from extract.config import Layout
-from extract.datasets.detect import read_layout, recognise, sample_clips
-from extract.datasets.index import Reading
+from extract.datasets.detect import read_dataset, recognise, sample_clips
+from extract.datasets.index import DatasetIndex
 from features.manifest import Clip
 from features.store.store import FeatureStore
 from tests.support.clips import face_frames, looped, write_video
@@ -60,14 +60,14 @@ def daisee(clip_file: bytes, tmp_path: Path) -> Path:
     return root
 
 
-def by_stem(reading: Reading) -> dict[str, Clip]:
-    return {clip.path.stem + clip.clip_id[clip.clip_id.index("#") :]: clip for clip in reading.manifest.clips}
+def by_stem(index: DatasetIndex) -> dict[str, Clip]:
+    return {clip.path.stem + clip.clip_id[clip.clip_id.index("#") :]: clip for clip in index.manifest.clips}
 
 
 def test_daisee_is_read_with_its_traps(daisee: Path) -> None:
-    reading = read_layout(daisee)
-    assert reading.layout == "daisee"
-    clips = by_stem(reading)
+    index = read_dataset(daisee)
+    assert index.layout == "daisee"
+    clips = by_stem(index)
     assert clips.keys() == {"1100011002#0", "1100011003#0", "4000011001#0", "5000011001#0"}
     assert clips["1100011002#0"].labels == {
         "Boredom": "0",
@@ -79,31 +79,31 @@ def test_daisee_is_read_with_its_traps(daisee: Path) -> None:
     assert clips["1100011003#0"].path.suffix == ".mp4"
     assert [clips[name].split for name in sorted(clips)] == ["train", "train", "val", "test"]
     assert clips["1100011003#0"].subject == "110001"
-    assert reading.unpaired_videos == ("DataSet/Train/110002/1100021004/1100021004.avi",)
-    assert reading.unpaired_labels == ("Train: 9999999999.avi",)
-    assert reading.notes == ()
+    assert index.unpaired_videos == ("DataSet/Train/110002/1100021004/1100021004.avi",)
+    assert index.unpaired_labels == ("Train: 9999999999.avi",)
+    assert index.notes == ()
 
 
 def test_a_second_file_of_one_daisee_clip_is_counted(daisee: Path, clip_file: bytes) -> None:
     put(daisee / "DataSet" / "Train" / "110001" / "1100011003" / "1100011003.avi", clip_file)
-    reading = read_layout(daisee)
-    assert len(reading.manifest.clips) == 4
-    assert reading.unpaired_videos[0] == "DataSet/Train/110001/1100011003/1100011003.mp4"
+    index = read_dataset(daisee)
+    assert len(index.manifest.clips) == 4
+    assert index.unpaired_videos[0] == "DataSet/Train/110001/1100011003/1100011003.mp4"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
 def test_people_on_another_disk_are_found_by_their_link(daisee: Path, tmp_path: Path) -> None:
     people = daisee / "DataSet" / "Train"
-    wanted = read_layout(daisee)
+    wanted = read_dataset(daisee)
     (people / "110001").rename(tmp_path / "110001")
     (people / "110001").symlink_to(tmp_path / "110001", target_is_directory=True)
-    assert read_layout(daisee) == wanted
+    assert read_dataset(daisee) == wanted
 
 
 def test_daisee_without_its_columns_says_which(daisee: Path) -> None:
     put(daisee / "Labels" / "TestLabels.csv", b"ClipID,Boredom\n1,2\n")
     with pytest.raises(ValueError, match="no column 'Engagement'"):
-        read_layout(daisee)
+        read_dataset(daisee)
 
 
 def engagenet_files(root: Path, clip_file: bytes) -> None:
@@ -125,18 +125,18 @@ ENGAGENET_ROWS = [
 ]
 
 
-def check_engagenet(reading: Reading) -> None:
-    assert reading.layout == "engagenet"
-    clips = by_stem(reading)
+def check_engagenet(index: DatasetIndex) -> None:
+    assert index.layout == "engagenet"
+    clips = by_stem(index)
     assert {name: (clip.labels["label"], clip.subject, clip.split) for name, clip in clips.items()} == {
         "subject_7_ab12_vid_0_0#0": ("Highly-Engaged", "7", "train"),
         "subject_9_cd34_vid_0_0#0": ("Not-Engaged", "9", "train"),
         "subject_12_ef_vid_1_0#0": ("Barely-engaged", "12", "val"),
     }
-    assert reading.unpaired_videos == ("Train/subject_9_cd34_vid_0_9.mp4",)
-    assert reading.unpaired_labels == ("subject_99_no_vid_0_0",)
-    assert reading.dropped == (("subject not present", 1),)
-    assert "validation will serve as test" in reading.notes[0]
+    assert index.unpaired_videos == ("Train/subject_9_cd34_vid_0_9.mp4",)
+    assert index.unpaired_labels == ("subject_99_no_vid_0_0",)
+    assert index.dropped == (("subject not present", 1),)
+    assert "validation will serve as test" in index.notes[0]
 
 
 def test_engagenet_is_read_from_spreadsheets(clip_file: bytes, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_engagenet_is_read_from_spreadsheets(clip_file: bytes, tmp_path: Path) -
         book.save(tmp_path / f"{name}_engagement_labels.xlsx")
     put(tmp_path / "~$train_engagement_labels.xlsx", b"Excel has it open")
     put(tmp_path / "._train_engagement_labels.xlsx", b"\0\5\x16\7")
-    check_engagenet(read_layout(tmp_path))
+    check_engagenet(read_dataset(tmp_path))
 
 
 def test_engagenet_is_read_from_the_one_csv(clip_file: bytes, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_engagenet_is_read_from_the_one_csv(clip_file: bytes, tmp_path: Path) ->
     lists["valid.txt"] = "subject_12_ef_vid_1_0.mp4\n"
     for name, text in lists.items():
         put(tmp_path / name, text.encode())
-    check_engagenet(read_layout(tmp_path))
+    check_engagenet(read_dataset(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_label_table_that_is_no_table_is_named(
     engagenet_files(tmp_path, clip_file)
     put(tmp_path / "final_labels.csv", content)
     with pytest.raises(ValueError, match=said):
-        read_layout(tmp_path)
+        read_dataset(tmp_path)
 
 
 def test_a_label_table_may_be_parted_by_semicolons(clip_file: bytes, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_label_table_may_be_parted_by_semicolons(clip_file: bytes, tmp_path: P
     lines = [("chunk", "label"), *ENGAGENET_ROWS, ("subject_12_ef_vid_1_0.mp4", "Barely-engaged")]
     put(tmp_path / "final_labels.csv", "\r\n".join(map(";".join, lines)).encode())
     put(tmp_path / "valid.txt", b"subject_12_ef_vid_1_0.mp4\n")
-    check_engagenet(read_layout(tmp_path))
+    check_engagenet(read_dataset(tmp_path))
 
 
 def test_engagenet_with_labelled_test_clips_keeps_its_three_splits(clip_file: bytes, tmp_path: Path) -> None:
@@ -202,20 +202,20 @@ def test_engagenet_with_labelled_test_clips_keeps_its_three_splits(clip_file: by
         writer.writerows([("chunk", "label"), *ENGAGENET_ROWS, ("subject_21_gh_vid_0_0.mp4", "Engaged")])
     put(tmp_path / "train.txt", b"subject_7_ab12_vid_0_0.mp4\n")
     put(tmp_path / "test.txt", b"subject_21_gh_vid_0_0.mp4\nsubject_9_cd34_vid_0_0.mp4\n")
-    reading = read_layout(tmp_path)
-    assert {name: clip.split for name, clip in by_stem(reading).items()} == {
+    index = read_dataset(tmp_path)
+    assert {name: clip.split for name, clip in by_stem(index).items()} == {
         "subject_7_ab12_vid_0_0#0": "train",
         "subject_9_cd34_vid_0_0#0": "test",
         "subject_21_gh_vid_0_0#0": "test",
     }
-    assert not any("will serve as test" in note for note in reading.notes)
+    assert not any("will serve as test" in note for note in index.notes)
 
 
 def test_what_is_no_spreadsheet_is_said(clip_file: bytes, tmp_path: Path) -> None:
     engagenet_files(tmp_path, clip_file)
     put(tmp_path / "train_engagement_labels.xlsx", b"PK nonsense")
     with pytest.raises(ValueError, match=r"not an \.xlsx"):
-        read_layout(tmp_path)
+        read_dataset(tmp_path)
 
 
 @pytest.fixture
@@ -243,9 +243,9 @@ def aihub(real_clips: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def test_aihub_is_read_by_segment(aihub: Path) -> None:
-    reading = read_layout(aihub, subject_regex=r"\d\d-\d\d-(\d\d)--")
-    assert reading.layout == "aihub"
-    clips = reading.manifest.clips
+    index = read_dataset(aihub, subject_regex=r"\d\d-\d\d-(\d\d)--")
+    assert index.layout == "aihub"
+    clips = index.manifest.clips
     assert Counter(clip.labels["label"] for clip in clips) == {
         "concentrating": 2,
         "not_concentrating": 2,
@@ -253,25 +253,25 @@ def test_aihub_is_read_by_segment(aihub: Path) -> None:
     }
     assert [(clip.start_s, clip.end_s) for clip in clips[:3]] == [(0, 10), (10, 20), (30, 40)]
     assert {(clip.subject, clip.split) for clip in clips} == {("78", "train"), ("79", "val")}
-    assert len(reading.unpaired_videos) == 1
-    assert "02-04-99" in reading.unpaired_videos[0]
-    assert len(reading.unpaired_labels) == 1
-    assert "02-04-81" in reading.unpaired_labels[0]
-    assert len(reading.manifest.problems) == 1
-    assert "02-04-80" in reading.manifest.problems[0].clip_id
-    assert any("5 labels say something else than the folder" in note for note in reading.notes)
-    assert any("validation will serve as test" in note for note in reading.notes)
+    assert len(index.unpaired_videos) == 1
+    assert "02-04-99" in index.unpaired_videos[0]
+    assert len(index.unpaired_labels) == 1
+    assert "02-04-81" in index.unpaired_labels[0]
+    assert len(index.manifest.problems) == 1
+    assert "02-04-80" in index.manifest.problems[0].clip_id
+    assert any("5 labels say something else than the folder" in note for note in index.notes)
+    assert any("validation will serve as test" in note for note in index.notes)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
 def test_aihub_on_several_disks_is_found_by_its_links(aihub: Path, tmp_path_factory) -> None:
-    wanted = read_layout(aihub)
+    wanted = read_dataset(aihub)
     for folder in [*aihub.rglob("Training"), *aihub.rglob("VS_20_04"), *aihub.rglob("VL_20_04")]:
         disk = tmp_path_factory.mktemp("disk") / folder.name
         folder.rename(disk)
         folder.symlink_to(disk, target_is_directory=True)
     assert recognise(aihub) == "aihub"
-    assert read_layout(aihub) == wanted
+    assert read_dataset(aihub) == wanted
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
@@ -291,11 +291,11 @@ def test_names_that_are_not_utf8_are_problems_in_every_layout(
     put(labels / f"{name}-0.json", next(labels.rglob("*.json")).read_bytes())
     put(labels / f"{name}.json", b"{}")
     for place, count in ((daisee, 1), (engagenet, 1), (root.parent, 3)):
-        reading = read_layout(place)
-        assert len(reading.manifest.problems) == count
-        assert r"caf\udce9" in reading.manifest.problems[-1].clip_id
-        assert reading.manifest.problems[-1].reason == "its name is not UTF-8: rename it"
-        for text in map(str, (reading.manifest.problems, reading.unpaired_videos, reading.unpaired_labels)):
+        index = read_dataset(place)
+        assert len(index.manifest.problems) == count
+        assert r"caf\udce9" in index.manifest.problems[-1].clip_id
+        assert index.manifest.problems[-1].reason == "its name is not UTF-8: rename it"
+        for text in map(str, (index.manifest.problems, index.unpaired_videos, index.unpaired_labels)):
             text.encode()
 
 
@@ -306,16 +306,16 @@ def test_folders_above_the_data_name_no_split(aihub: Path, tmp_path: Path) -> No
     for item in list(aihub.iterdir()):
         if item.name != "training":
             item.rename(below / item.name)
-    assert Counter(clip.split for clip in read_layout(below).manifest.clips) == {"train": 3, "val": 3}
+    assert Counter(clip.split for clip in read_dataset(below).manifest.clips) == {"train": 3, "val": 3}
 
 
 def test_aihub_without_subjects_says_so(aihub: Path) -> None:
-    notes = read_layout(aihub).notes
+    notes = read_dataset(aihub).notes
     assert any("no clip names a subject" in note for note in notes)
     with pytest.raises(ValueError, match="matches no path"):
-        read_layout(aihub, subject_regex="nobody")
+        read_dataset(aihub, subject_regex="nobody")
     with pytest.raises(ValueError, match="not a regular expression"):
-        read_layout(aihub, subject_regex="(")
+        read_dataset(aihub, subject_regex="(")
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_the_first_group_that_matches_is_the_subject(tmp_path: Path, regex: str,
     """The whole match where there are no groups; nobody where none matches."""
     for name in ("P7_a.mp4", "S12_a.mp4", "x.mp4"):
         put(tmp_path / "engaged" / name, b"x")
-    clips = read_layout(tmp_path, subject_regex=regex).manifest.clips
+    clips = read_dataset(tmp_path, subject_regex=regex).manifest.clips
     assert [clip.subject for clip in clips] == subjects
 
 
@@ -365,10 +365,10 @@ def test_layouts_are_recognised(tmp_path: Path, files: tuple[str, ...], expected
 
 def test_a_layout_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file or folder"):
-        read_layout(tmp_path / "nothing")
+        read_dataset(tmp_path / "nothing")
     file = put(tmp_path / "labels.csv", b"path,label\n")
     with pytest.raises(ValueError, match="wants the data set's folder"):
-        read_layout(file, "daisee")
+        read_dataset(file, "daisee")
 
 
 def test_a_sample_is_balanced_and_the_same_each_time() -> None:

@@ -10,18 +10,18 @@ import pytest
 
 from extract.face.geometry import FEATURES
 from extract.pipeline.extractor import (
-    Clock,
+    ExtractorConfig,
+    FailedWindow,
+    FeatureExtractor,
     Job,
-    Kernels,
-    Lost,
     Part,
-    Row,
-    Setup,
+    StageTimer,
     Window,
+    WindowFeatures,
     extract_video,
-    open_kernels,
+    open_extractor,
 )
-from extract.pipeline.writer import file_state, fill
+from extract.pipeline.writer import extract_and_write, file_state
 from extract.video.reader import read_video
 from features.manifest import Clip
 from features.recipe import GeometryId, Pixels, Recipe
@@ -34,18 +34,18 @@ PARTS: frozenset[Part] = frozenset({"embeddings", "geometry", "crops"})
 
 
 @pytest.fixture(scope="module")
-def setup(detector_path: Path, landmarker_path: Path) -> Setup:
+def extractor_config(detector_path: Path, landmarker_path: Path) -> ExtractorConfig:
     encoder = open_engine("mobilenet_v3_large", "random").encoder_id
     pixels = Pixels((sha256_of(detector_path),), window_s=2.0)
     recipe = Recipe(pixels, encoder, GeometryId(sha256_of(landmarker_path), FEATURES))
-    return Setup(recipe, (detector_path,), landmarker_path, "random")
+    return ExtractorConfig(recipe, (detector_path,), landmarker_path, "random")
 
 
 @pytest.fixture(scope="module")
-def kernels(setup: Setup):
-    kernels = open_kernels(setup)
-    yield kernels
-    kernels.close()
+def extractor(extractor_config: ExtractorConfig):
+    extractor = open_extractor(extractor_config)
+    yield extractor
+    extractor.close()
 
 
 @pytest.fixture(scope="module")
@@ -59,75 +59,79 @@ def windows(*spans: tuple[float, float | None], parts: frozenset[Part] = PARTS) 
     return tuple(Window(row, start, end, parts) for row, (start, end) in enumerate(spans))
 
 
-def rows_of(path: Path, wanted: tuple[Window, ...], kernels: Kernels, **options) -> list[Row]:
-    outcomes = list(extract_video(Job(path, wanted), kernels, **options))
-    assert not [item for item in outcomes if isinstance(item, Lost)], outcomes
-    return [item for item in outcomes if isinstance(item, Row)]
+def rows_of(
+    path: Path, wanted: tuple[Window, ...], extractor: FeatureExtractor, **options
+) -> list[WindowFeatures]:
+    outcomes = list(extract_video(Job(path, wanted), extractor, **options))
+    assert not [item for item in outcomes if isinstance(item, FailedWindow)], outcomes
+    return [item for item in outcomes if isinstance(item, WindowFeatures)]
 
 
-def assert_same(a: Row, b: Row) -> None:
+def assert_same(a: WindowFeatures, b: WindowFeatures) -> None:
     assert np.array_equal(a.frames, b.frames, equal_nan=True)
     assert np.array_equal(a.embeddings, b.embeddings)
     assert np.array_equal(a.geometry, b.geometry, equal_nan=True)
     assert a.crops == b.crops
 
 
-def test_a_row_is_the_kernels_applied_frame_by_frame(long_video: Path, kernels: Kernels) -> None:
+def test_a_row_is_the_kernels_applied_frame_by_frame(long_video: Path, extractor: FeatureExtractor) -> None:
     """What the pipeline stores is what cropper and engine give for the frames at 0, 1/3, 2/3, … s."""
-    (row,) = rows_of(long_video, windows((0, 2)), kernels)
+    (row,) = rows_of(long_video, windows((0, 2)), extractor)
     assert row.frames.shape == (6, 6)
     frames = {round(frame.pts_s, 3): frame.rgb() for frame in read_video(long_video)}
-    kernels.cropper.reset()
+    extractor.cropper.reset()
     assert row.frames[:, 0] == pytest.approx([0, 0.4, 0.7, 1.0, 1.4, 1.7])
     for t, time_s in enumerate(row.frames[:, 0]):
-        crop = kernels.cropper.crop(frames[round(float(time_s), 3)])
+        crop = extractor.cropper.crop(frames[round(float(time_s), 3)])
         assert row.frames[t, 1:5] == pytest.approx(crop.box)
         assert row.frames[t, 5] == pytest.approx(crop.score)
-        assert np.array_equal(row.embeddings[t], kernels.engine.embed(crop.image[None])[0])
+        assert np.array_equal(row.embeddings[t], extractor.engine.embed(crop.image[None])[0])
         stored = cv2.imdecode(np.frombuffer(row.crops[t], np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
         assert np.abs(stored.astype(int) - crop.image).mean() < 3
     assert np.isfinite(row.geometry).all()
 
 
-def test_a_row_does_not_depend_on_its_neighbours(long_video: Path, kernels: Kernels) -> None:
+def test_a_row_does_not_depend_on_its_neighbours(long_video: Path, extractor: FeatureExtractor) -> None:
     """One pass over four windows gives what each gives alone, in whatever order they are asked for."""
     spans = [(0.0, 2.0), (2.0, 4.0), (4.0, 6.0), (6.0, 8.0)]
-    together = rows_of(long_video, windows(*spans), kernels)
+    together = rows_of(long_video, windows(*spans), extractor)
     for row, span in zip(together, spans, strict=True):
-        (alone,) = rows_of(long_video, windows(span), kernels)
+        (alone,) = rows_of(long_video, windows(span), extractor)
         assert_same(row, alone)
-    backwards = rows_of(long_video, tuple(reversed(windows(*spans))), kernels)
+    backwards = rows_of(long_video, tuple(reversed(windows(*spans))), extractor)
     assert [row.window.row for row in backwards] == [0, 1, 2, 3]
 
 
-def test_overlapping_windows_are_each_whole(long_video: Path, kernels: Kernels) -> None:
-    overlapping = rows_of(long_video, windows((0, 2), (1, 3), (2, 4)), kernels)
+def test_overlapping_windows_are_each_whole(long_video: Path, extractor: FeatureExtractor) -> None:
+    overlapping = rows_of(long_video, windows((0, 2), (1, 3), (2, 4)), extractor)
     assert len(overlapping) == 3
     for row in sorted(overlapping, key=lambda row: row.window.row):
         span = (row.window.start_s, row.window.end_s)
-        assert_same(row, rows_of(long_video, windows(span), kernels)[0])
+        assert_same(row, rows_of(long_video, windows(span), extractor)[0])
 
 
-def test_only_the_parts_asked_for_are_computed(long_video: Path, kernels: Kernels) -> None:
-    clock = Clock()
-    (row,) = rows_of(long_video, windows((0, 2), parts=frozenset({"geometry"})), kernels, clock=clock)
+def test_only_the_parts_asked_for_are_computed(long_video: Path, extractor: FeatureExtractor) -> None:
+    timer = StageTimer()
+    (row,) = rows_of(long_video, windows((0, 2), parts=frozenset({"geometry"})), extractor, timer=timer)
     assert row.embeddings is None
     assert row.crops is None
     assert row.geometry is not None
-    assert "encode" not in clock.seconds
-    assert clock.seconds["decode"] > 0
+    assert "encode" not in timer.seconds
+    assert timer.seconds["decode"] > 0
 
 
-def test_a_short_video_is_padded_at_the_end(long_video: Path, kernels: Kernels) -> None:
-    (row,) = rows_of(long_video, windows((7.0, 8.0)), kernels)
+def test_a_short_video_is_padded_at_the_end(long_video: Path, extractor: FeatureExtractor) -> None:
+    (row,) = rows_of(long_video, windows((7.0, 8.0)), extractor)
     sampled = np.isfinite(row.frames[:, 0])
     assert sampled.tolist() == [True] * 3 + [False] * 3
     assert (row.frames[~sampled, 5] == 0).all()
     assert (row.embeddings[~sampled] == 0).all()
 
 
-def test_frames_without_a_face_are_not_valid(real_clips: dict[str, Path], kernels: Kernels) -> None:
-    (row,) = rows_of(real_clips["face_noface"], windows((2.0, 4.0)), kernels)
+def test_frames_without_a_face_are_not_valid(
+    real_clips: dict[str, Path], extractor: FeatureExtractor
+) -> None:
+    (row,) = rows_of(real_clips["face_noface"], windows((2.0, 4.0)), extractor)
     missing = row.frames[:, 5] == 0
     assert 0 < missing.sum() < 6
     assert np.isfinite(row.frames[:, 0]).all()
@@ -138,7 +142,7 @@ def test_frames_without_a_face_are_not_valid(real_clips: dict[str, Path], kernel
 
 
 def test_a_long_video_is_opened_and_decoded_once(
-    long_video: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+    long_video: Path, extractor: FeatureExtractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many windows it holds."""
     opened, decoded = [], []
@@ -150,66 +154,66 @@ def test_a_long_video_is_opened_and_decoded_once(
             yield frame
 
     monkeypatch.setattr("extract.pipeline.extractor.read_video", counting)
-    rows_of(long_video, windows((0, 2), (2, 4), (4, 6), (6, 8)), kernels)
+    rows_of(long_video, windows((0, 2), (2, 4), (4, 6), (6, 8)), extractor)
     assert len(opened) == 1
     assert len(decoded) == len(set(decoded)) <= 80
 
 
 def test_numbers_that_are_not_finite_are_a_failure_of_that_window(
-    long_video: Path, setup: Setup, kernels: Kernels, tmp_path: Path
+    long_video: Path, extractor_config: ExtractorConfig, extractor: FeatureExtractor, tmp_path: Path
 ) -> None:
     """An encoder may overflow on one crop: the windows before and after it are in the store."""
     path = tmp_path / "s.zarr"
     clips = [Clip(f"long.mp4#{start}000", long_video, start, start + 2) for start in (0, 2, 4)]
-    recipe = replace(setup.recipe, geometry=None)
+    recipe = replace(extractor_config.recipe, geometry=None)
     store = plan(path, clips, recipe, numerics={})
     calls = count()
 
     def overflowing(crops: np.ndarray) -> np.ndarray:
-        found = kernels.engine.embed(crops)
+        found = extractor.engine.embed(crops)
         return np.where(next(calls) == 1, np.float16(np.inf), found)
 
-    broken = replace(kernels, engine=replace(kernels.engine, run=overflowing))
+    broken = replace(extractor, engine=replace(extractor.engine, run=overflowing))
     wanted = windows((0, 2), (2, 4), (4, 6), parts=frozenset({"embeddings"}))
     job = Job(long_video, wanted)
-    outcomes = list(fill(store, job, broken, threads=1, clock=Clock()))
-    assert [isinstance(outcome, Lost) for outcome in outcomes] == [False, True, False]
+    outcomes = list(extract_and_write(store, job, broken, threads=1, timer=StageTimer()))
+    assert [isinstance(outcome, FailedWindow) for outcome in outcomes] == [False, True, False]
     assert np.flatnonzero(store.table().state == 2).tolist() == [1]
     assert store.table().state.tolist() == [1, 2, 1]
     assert "not finite" in store.table().failure[1]
 
 
 def test_a_video_replaced_while_it_is_read_is_a_failure(
-    long_video: Path, setup: Setup, kernels: Kernels, tmp_path: Path
+    long_video: Path, extractor_config: ExtractorConfig, extractor: FeatureExtractor, tmp_path: Path
 ) -> None:
     """What is of the old file must not stand under the new one's size and time."""
     video = tmp_path / "v.mp4"
     video.write_bytes(long_video.read_bytes())
     clips = [Clip(f"v.mp4#{start}000", video, start, start + 2) for start in (0, 2, 4)]
-    store = plan(tmp_path / "s.zarr", clips, replace(setup.recipe, geometry=None), numerics={})
+    store = plan(tmp_path / "s.zarr", clips, replace(extractor_config.recipe, geometry=None), numerics={})
     wanted = windows((0, 2), (2, 4), (4, 6), parts=frozenset({"embeddings"}))
     job = Job(video, wanted, file_state=file_state(video))
-    outcomes = fill(store, job, kernels, threads=1, clock=Clock())
-    assert isinstance(next(outcomes), Row)
+    outcomes = extract_and_write(store, job, extractor, threads=1, timer=StageTimer())
+    assert isinstance(next(outcomes), WindowFeatures)
     (tmp_path / "new.mp4").write_bytes(long_video.read_bytes() + b"more")
     (tmp_path / "new.mp4").replace(video)
-    assert [isinstance(outcome, Lost) for outcome in outcomes] == [True, True]
+    assert [isinstance(outcome, FailedWindow) for outcome in outcomes] == [True, True]
     assert store.table().state.tolist() == [1, 2, 2]
     assert store.table().failure[1] == "the file was changed while it was read: extract once more"
 
 
 def test_two_people_one_after_the_other_do_not_mix(
-    real_clips: dict[str, Path], kernels: Kernels, tmp_path: Path
+    real_clips: dict[str, Path], extractor: FeatureExtractor, tmp_path: Path
 ) -> None:
     """A window starts without memory of the face before it."""
     first = face_frames(real_clips["single"], 20, 176, 144)
     second = face_frames(real_clips["carphone"], 20, 176, 144)
     both = write_video(tmp_path / "both.mp4", first + second, 10)
-    (alone,) = rows_of(both, windows((2.0, 4.0)), kernels)
-    assert_same(rows_of(both, windows((0.0, 2.0), (2.0, 4.0)), kernels)[1], alone)
+    (alone,) = rows_of(both, windows((2.0, 4.0)), extractor)
+    assert_same(rows_of(both, windows((0.0, 2.0), (2.0, 4.0)), extractor)[1], alone)
 
 
-def test_a_video_that_takes_too_long_is_given_up(long_video: Path, kernels: Kernels) -> None:
-    outcomes = list(extract_video(Job(long_video, windows((0, 2), (6, 8)), time_limit_s=0), kernels))
-    assert all(isinstance(outcome, Lost) for outcome in outcomes)
+def test_a_video_that_takes_too_long_is_given_up(long_video: Path, extractor: FeatureExtractor) -> None:
+    outcomes = list(extract_video(Job(long_video, windows((0, 2), (6, 8)), time_limit_s=0), extractor))
+    assert all(isinstance(outcome, FailedWindow) for outcome in outcomes)
     assert "given up after" in outcomes[0].reason

@@ -360,7 +360,7 @@ def test_extracting_corrects_ends_and_keeps_what_cannot_be_read_today(
     assert "4 clips in the store were not found in" in shown
     assert labels() == before
     with monkeypatch.context() as patch:  # labels of a known layout, whose videos are away
-        read = run.read_layout
+        read = run.read_dataset
         patch.setattr(run, "read_layout", lambda *a: replace(read(*a), unpaired_labels=("b.mp4",)))
         assert extract_lines("a.mp4,x,", "c.mp4,x,")[0]["vanished"] == []
     with monkeypatch.context() as patch:
