@@ -6,7 +6,7 @@ from typing import Literal
 
 from seqmodel.config import Inputs, LabelArgs, Metric
 
-SEED_ROLE = "the seed project's settings"
+BASELINE_ROLE = "the seed project's settings"
 """Of the trial that a study begins with."""
 
 

@@ -15,9 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 from features.cli import echo, progress
 from features.cpu import usable_cores
 from tune.config import TuneArgs
-from tune.search_space import choice_of, is_seed
+from tune.search_space import is_baseline, trial_config_of
 from tune.study.worker import (
-    Bench,
+    SearchContext,
     score_seed,
     seed_score,
     start_refitting,
@@ -49,7 +49,7 @@ class Finalist:
         return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
 
 
-def choose(args: TuneArgs, study: optuna.Study, bench: Bench) -> list[Finalist]:
+def choose(args: TuneArgs, study: optuna.Study, context: SearchContext) -> list[Finalist]:
     """The best trials and the seed project's, each under fresh seeds, best mean first; with --finetune those
     that read embeddings.
 
@@ -60,7 +60,7 @@ def choose(args: TuneArgs, study: optuna.Study, bench: Bench) -> list[Finalist]:
         raise ValueError(f"no trial of study {study.study_name!r} came to its end; raise --trials")
     ranked = _best_first(complete)
     if args.finetune:
-        with_encoder = [t for t in ranked if choice_of(t.params, bench.space).inputs != "geometry"]
+        with_encoder = [t for t in ranked if trial_config_of(t.params, context.space).inputs != "geometry"]
         if with_encoder and with_encoder[0] is not ranked[0]:
             echo(
                 f"trial {ranked[0].number} ({ranked[0].value:.4f}) reads geometry alone; --finetune takes "
@@ -71,9 +71,9 @@ def choose(args: TuneArgs, study: optuna.Study, bench: Bench) -> list[Finalist]:
         return [Finalist(ranked[0])]
     best = ranked[:FINALISTS]
     # So that the outcome is never below those settings, whatever the seeds say.
-    best += [t for t in ranked[FINALISTS:] if is_seed(t.params, bench.space)][:1]
+    best += [t for t in ranked[FINALISTS:] if is_baseline(t.params, context.space)][:1]
     tasks = [
-        (place, choice_of(trial.params, bench.space), args.seed + 1 + extra)
+        (place, trial_config_of(trial.params, context.space), args.seed + 1 + extra)
         for place, trial in enumerate(best)
         for extra in range(args.reseed)
     ]
@@ -81,12 +81,15 @@ def choose(args: TuneArgs, study: optuna.Study, bench: Bench) -> list[Finalist]:
     with progress("fits") as bar:
         row = bar.add_task("other seeds", total=len(tasks))
         if args.jobs <= 1:
-            for place, choice, seed in tasks:
-                scores[place].append(seed_score(bench, choice, seed))
+            for place, trial_config, seed in tasks:
+                scores[place].append(seed_score(context, trial_config, seed))
                 bar.advance(row)
         else:
             with refitting(args) as pool:
-                futures = [(place, pool.submit(score_seed, choice, seed)) for place, choice, seed in tasks]
+                futures = [
+                    (place, pool.submit(score_seed, trial_config, seed))
+                    for place, trial_config, seed in tasks
+                ]
                 for place, future in futures:
                     scores[place].append(future.result())
                     bar.advance(row)

@@ -18,7 +18,7 @@ from seqmodel.config import Metric
 from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs, stream_statistics
 from seqmodel.runs.writer import count_parameters
 from seqmodel.training.loop import Epoch, Fitted, fit, fit_best
-from tune.search_space import Choice, Space, may_prune, suggest
+from tune.search_space import Space, TrialConfig, may_prune, suggest
 
 
 @dataclass(frozen=True)
@@ -74,16 +74,18 @@ def join(first: Samples, second: Samples) -> Samples:
     )
 
 
-def untrained_head(choice: Choice, fold: Fold, task: Task, num_classes: int, seed: int) -> LstmHead:
+def untrained_head(
+    trial_config: TrialConfig, fold: Fold, task: Task, num_classes: int, seed: int
+) -> LstmHead:
     """The chosen head with a fold's statistics and the weights that its training begins with."""
-    dims: dict[str, int] = {name: fold.train.x[name].shape[-1] for name in streams_of(choice.inputs)}
-    head = build_head(choice.head, dims, num_outputs(task, num_classes), seed=seed)
+    dims: dict[str, int] = {name: fold.train.x[name].shape[-1] for name in streams_of(trial_config.inputs)}
+    head = build_head(trial_config.head, dims, num_outputs(task, num_classes), seed=seed)
     head.put_statistics(fold.statistics)
     return head
 
 
-def train_choice(
-    choice: Choice,
+def train_config(
+    trial_config: TrialConfig,
     fold: Fold,
     *,
     task: Task,
@@ -94,20 +96,20 @@ def train_choice(
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> tuple[LstmHead, Fitted]:
     """One head as chosen, fitted on a fold."""
-    head = untrained_head(choice, fold, task, num_classes, seed)
+    head = untrained_head(trial_config, fold, task, num_classes, seed)
     train, val = (only_streams(side, tuple(head.dims)) for side in (fold.train, fold.val))
     epochs = fit(
         head,
         train,
         val,
-        choice.train,
+        trial_config.train,
         task=task,
         num_classes=num_classes,
         seed=seed,
         device=device,
         metric=metric,
     )
-    return head, fit_best(head, epochs, choice.train.patience, on_epoch=on_epoch)
+    return head, fit_best(head, epochs, trial_config.train.patience, on_epoch=on_epoch)
 
 
 def only_streams(samples: Samples, streams: tuple[str, ...]) -> Samples:
@@ -136,7 +138,7 @@ def objective(
     The points that every study begins with come to their end in any case. Raises optuna.TrialPruned when it
     falls behind, KeyboardInterrupt when `is_alive` says that nobody waits for the answer any more.
     """
-    choice = suggest(trial, space)
+    trial_config = suggest(trial, space)
     prunable, note = may_prune(trial, space, len(folds)), functools.partial(_note, trial, time.perf_counter())
 
     def train(fold: Fold, on_epoch: Callable[[Epoch], None]) -> tuple[LstmHead, Fitted]:
@@ -145,8 +147,8 @@ def objective(
                 raise KeyboardInterrupt
             on_epoch(epoch)
 
-        return train_choice(
-            choice,
+        return train_config(
+            trial_config,
             fold,
             task=space.task,
             num_classes=num_classes,

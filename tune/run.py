@@ -28,7 +28,7 @@ from seqmodel.training.loop import resolve_metric
 from seqmodel.training.task import LearningTask, build_task, encoder_leak_warning, seen_fingerprint
 from tune.config import TuneArgs
 from tune.finalists import Finalist, choose, rank_finalists
-from tune.search_space import choice_of, space_hash, starting_points
+from tune.search_space import space_hash, starting_points, trial_config_of
 from tune.study.checkpoints import drop_checkpoints
 from tune.study.plots import save_study_plots
 from tune.study.storage import without_password
@@ -42,7 +42,7 @@ from tune.study.study import (
     work,
 )
 from tune.study.worker import (
-    Bench,
+    SearchContext,
     kept_or_refitted,
     set_up,
     trial_value,
@@ -60,18 +60,18 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     print_task(learning_task)
     if args.folds > 1:
         echo("with --folds a head belongs to one fold: no checkpoints of trials are kept")
-    bench = set_up(args, learning_task)
-    metric = resolve_metric(args.metric, bench.space.task)
-    doubts = encoder_leak_warnings(bench)
+    context = set_up(args, learning_task)
+    metric = resolve_metric(args.metric, context.space.task)
+    doubts = encoder_leak_warnings(context)
     for text in doubts:
         log_warning(text)
-    spec = spec_of(args, bench, metric)
-    study = create_study(spec, starting_points(bench.space), facts_of(args, bench, metric))
-    search(args, spec, study, bench)
+    spec = spec_of(args, context, metric)
+    study = create_study(spec, starting_points(context.space), facts_of(args, context, metric))
+    search(args, spec, study, context)
     drop_checkpoints(study, args.out)
-    finalists = choose(args, study, bench)
+    finalists = choose(args, study, context)
     winner = finalists[0]
-    baselines = mean_baselines(bench, metric)
+    baselines = mean_baselines(context, metric)
     notes = [*doubts, *rank_finalists(finalists, baselines, metric)]
     for text in notes[len(doubts) :]:
         log_warning(text)
@@ -79,9 +79,9 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     if _is_kept(args, origin):
         echo(f"nothing new: {args.out} already holds trial {winner.trial.number}")
     else:
-        keep(args, bench, winner, origin, baselines, metric, notes)
+        keep(args, context, winner, origin, baselines, metric, notes)
     shares = save_study_plots(study, args.out / "plots", metric)
-    summary = summarise(args, bench, study, finalists, baselines, metric, notes)
+    summary = summarise(args, context, study, finalists, baselines, metric, notes)
     close_study(study)
     summary |= {"importances": rounded(shares)}
     code = 0
@@ -119,25 +119,25 @@ def asked(args: TuneArgs) -> LearningTask:
     return learning_task
 
 
-def spec_of(args: TuneArgs, bench: Bench, metric: str) -> StudySpec:
+def spec_of(args: TuneArgs, context: SearchContext, metric: str) -> StudySpec:
     """Where the study is and how long it goes on.
 
     A journal's study is named after the question, not after the run's folder: Hyperband draws brackets
     from the name, and one seed should give one study wherever it is written. In a shared storage the
     folder names it.
     """
-    labels = "-".join(bench.learning_task.labelling.names)
+    labels = "-".join(context.learning_task.labelling.names)
     name = args.study or (args.out.name if args.storage else f"{args.label.label}: {labels} by {metric}")
     storage = args.storage or str(args.out / STUDY)
     args.out.mkdir(parents=True, exist_ok=True)
-    pruning, eager = args.pruning == "on", bench.space.many
-    return StudySpec(storage, name, args.trials, args.seed, args.epochs, pruning, len(bench.folds), eager)
+    pruning, eager = args.pruning == "on", context.space.many
+    return StudySpec(storage, name, args.trials, args.seed, args.epochs, pruning, len(context.folds), eager)
 
 
-def encoder_leak_warnings(bench: Bench) -> list[str]:
+def encoder_leak_warnings(context: SearchContext) -> list[str]:
     """What there is to know about folds before the search: whom of them the encoder has learned from, and how
     many say nothing."""
-    learning_task, wanted, scored = bench.learning_task, bench.args.folds, len(bench.folds)
+    learning_task, wanted, scored = context.learning_task, context.args.folds, len(context.folds)
     if wanted < 2:
         return []
     found = []
@@ -156,9 +156,9 @@ def encoder_leak_warnings(bench: Bench) -> list[str]:
     return found
 
 
-def facts_of(args: TuneArgs, bench: Bench, metric: str) -> dict[str, Any]:
+def facts_of(args: TuneArgs, context: SearchContext, metric: str) -> dict[str, Any]:
     """What makes two searches the same search."""
-    learning_task = bench.learning_task
+    learning_task = context.learning_task
     return {
         "store": seen_fingerprint(learning_task),
         "labels": [learning_task.labelling.column, *learning_task.labelling.names],
@@ -170,18 +170,18 @@ def facts_of(args: TuneArgs, bench: Bench, metric: str) -> dict[str, Any]:
         "epochs": args.epochs,
         "baseline": args.baseline,
         "seed": args.seed,
-        "space": space_hash(bench.space),
+        "space": space_hash(context.space),
     }
 
 
-def mean_baselines(bench: Bench, metric: str) -> dict[str, float]:
+def mean_baselines(context: SearchContext, metric: str) -> dict[str, float]:
     """Score of each baseline, on the same folds as the trials: their mean."""
-    classes = bench.learning_task.num_classes
-    found = [baseline_scores(fold.train, fold.val, classes, metric) for fold in bench.folds]
+    classes = context.learning_task.num_classes
+    found = [baseline_scores(fold.train, fold.val, classes, metric) for fold in context.folds]
     return {name: statistics.fmean(scores[name] for scores in found) for name in found[0]}
 
 
-def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, bench: Bench) -> None:
+def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, context: SearchContext) -> None:
     """Work on the study until it has enough trials, in this process or in several."""
     if reclaimed := reclaim(study):
         echo(f"trials {reclaimed} were left by a worker that died: tried again")
@@ -206,7 +206,7 @@ def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, bench: Bench) -
 
             def value(trial: optuna.Trial) -> float:
                 show(study.get_trials(deepcopy=False))
-                return trial_value(bench, trial)
+                return trial_value(context, trial)
 
             work(spec, value, while_waiting=show)
             show(study.get_trials(deepcopy=False))
@@ -217,7 +217,7 @@ def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, bench: Bench) -
 
 def keep(
     args: TuneArgs,
-    bench: Bench,
+    context: SearchContext,
     winner: Finalist,
     origin: Mapping[str, Any],
     baselines: dict[str, float],
@@ -231,8 +231,8 @@ def keep(
             f"trial {winner.trial.number} takes the place of a fine-tuned head; --finetune tunes it as well"
         )
     torch.set_num_threads(usable_cores())
-    choice = choice_of(winner.trial.params, bench.space)
-    head, fitted = kept_or_refitted(bench, winner.trial)
+    trial_config = trial_config_of(winner.trial.params, context.space)
+    head, fitted = kept_or_refitted(context, winner.trial)
     stage = {
         "stage": "head",
         **origin,
@@ -244,10 +244,10 @@ def keep(
     }
     write_run(
         args.out,
-        bench.learning_task,
+        context.learning_task,
         head,
         fitted,
-        choice.train,
+        trial_config.train,
         seed=args.seed,
         metric=metric,
         stage=stage,
@@ -258,7 +258,7 @@ def keep(
 
 def summarise(
     args: TuneArgs,
-    bench: Bench,
+    context: SearchContext,
     study: optuna.Study,
     finalists: list[Finalist],
     baselines: dict[str, float],
@@ -274,9 +274,9 @@ def summarise(
         "study": study.study_name,
         "metric": metric,
         "clips": {
-            "train": len(bench.whole.train),
-            "val": len(bench.whole.val),
-            "unlabelled": bench.learning_task.num_unlabelled,
+            "train": len(context.whole.train),
+            "val": len(context.whole.val),
+            "unlabelled": context.learning_task.num_unlabelled,
         },
         "trials": {name: count for name, count in counts.items() if count},
         "best": {
@@ -290,7 +290,7 @@ def summarise(
         ],
         "baselines": baselines,
         "val_score": load_card(args.out).stages[0]["val_score"],
-        "warnings": list(dict.fromkeys([*bench.learning_task.split.warnings, *notes])),
+        "warnings": list(dict.fromkeys([*context.learning_task.split.warnings, *notes])),
     }
 
 

@@ -18,7 +18,7 @@ from features.datasets import Inputs
 from features.labels import Task
 from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.runs.writer import complete_head
-from tune.config import SEED_ROLE
+from tune.config import BASELINE_ROLE
 
 MANY_CLIPS = 1000
 """Training clips of which one epoch says enough to prune by. From here on batches are not small either: 8
@@ -46,7 +46,7 @@ class Space:
 
 
 @dataclass(frozen=True)
-class Choice:
+class TrialConfig:
     """What a trial chose."""
 
     head: HeadConfig
@@ -54,7 +54,7 @@ class Choice:
     inputs: Inputs
 
 
-def suggest(trial: optuna.trial.BaseTrial, space: Space) -> Choice:
+def suggest(trial: optuna.trial.BaseTrial, space: Space) -> TrialConfig:
     """Ask the sampler for one point of the space."""
     trial.suggest_categorical("kind", ["lstm", "gru"])
     # 256 costs two to four times as much as 128.
@@ -70,7 +70,7 @@ def suggest(trial: optuna.trial.BaseTrial, space: Space) -> Choice:
     trial.suggest_float("lr", 1e-4, 1e-2, log=True)
     trial.suggest_float("weight_decay", 1e-4, 0.3, log=True)
     if space.many:
-        least = 8 if trial.user_attrs.get("role") == SEED_ROLE else LEAST_BATCH_OF_MANY
+        least = 8 if trial.user_attrs.get("role") == BASELINE_ROLE else LEAST_BATCH_OF_MANY
         trial.suggest_int("batch_size", least, 128, log=True)
     else:
         trial.suggest_categorical("batch_size", [8, 16, 32, 64, 128])
@@ -86,10 +86,10 @@ def suggest(trial: optuna.trial.BaseTrial, space: Space) -> Choice:
         trial.suggest_float("stream_dropout", 0.0, 0.3)
         if not space.fixed_inputs:
             trial.suggest_categorical("inputs", ["both", "embeddings", "geometry"])
-    return choice_of(trial.params, space)
+    return trial_config_of(trial.params, space)
 
 
-def seed_point(space: Space) -> dict[str, Any]:
+def baseline_point(space: Space) -> dict[str, Any]:
     """The seed project's settings as a point of the space: the first trial of every study."""
     head, train = HeadConfig(), TrainConfig()
     point: dict[str, Any] = {
@@ -128,7 +128,7 @@ def starting_points(space: Space) -> tuple[dict[str, Any], ...]:
     Most values are what real faces chose in folds; cell and projection were chosen on made-up clips, and
     the rate is the seed's (docs/log.md).
     """
-    held_back = seed_point(space) | {
+    held_back = baseline_point(space) | {
         "kind": "gru",
         "bidirectional": False,
         "dropout": 0.5,
@@ -139,20 +139,20 @@ def starting_points(space: Space) -> tuple[dict[str, Any], ...]:
     }
     if len(space.streams) > 1:
         held_back |= {"stream_dropout": 0.1} | ({} if space.fixed_inputs else {"inputs": "both"})
-    return seed_point(space), held_back, held_back | {"projection": 32}
+    return baseline_point(space), held_back, held_back | {"projection": 32}
 
 
 def space_hash(space: Space) -> str:
     """Changes whenever what a trial may choose from does."""
-    trial = optuna.trial.FixedTrial(seed_point(space) | {"batch_size": 64})
+    trial = optuna.trial.FixedTrial(baseline_point(space) | {"batch_size": 64})
     suggest(trial, space)
     offered = {name: distribution_to_json(offer) for name, offer in trial.distributions.items()}
     return hashlib.sha256(json.dumps(offered, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def is_seed(params: Mapping[str, Any], space: Space) -> bool:
+def is_baseline(params: Mapping[str, Any], space: Space) -> bool:
     """Whether a trial is the seed project's settings, which are judged with the best at the end."""
-    return dict(params) == seed_point(space)
+    return dict(params) == baseline_point(space)
 
 
 def may_prune(trial: optuna.trial.BaseTrial, space: Space, num_folds: int = 1) -> bool:
@@ -164,12 +164,12 @@ def may_prune(trial: optuna.trial.BaseTrial, space: Space, num_folds: int = 1) -
     return trial.params not in starting_points(space)
 
 
-def choice_of(params: Mapping[str, Any], space: Space) -> Choice:
+def trial_config_of(params: Mapping[str, Any], space: Space) -> TrialConfig:
     """The configs that a trial's parameters stand for."""
     names = {field.name for field in dataclasses.fields(HeadConfig)}
     head = HeadConfig(**{key: value for key, value in params.items() if key in names})
     rest = {key: value for key, value in params.items() if key not in names and key != "inputs"}
-    seed, theirs = TrainConfig(), is_seed(params, space)
+    seed, theirs = TrainConfig(), is_baseline(params, space)
     train = TrainConfig(
         **rest,
         epochs=min(seed.epochs, space.epochs) if theirs else space.epochs,
@@ -178,4 +178,4 @@ def choice_of(params: Mapping[str, Any], space: Space) -> Choice:
     every: Inputs = (
         "both" if len(space.streams) > 1 else "geometry" if "geometry" in space.streams else "embeddings"
     )
-    return Choice(complete_head(head, space.task), train, params.get("inputs", every))
+    return TrialConfig(complete_head(head, space.task), train, params.get("inputs", every))

@@ -27,7 +27,7 @@ from features.store.description import FRAME_COLUMNS, create
 from features.store.location import (
     StoreLocation,
     existing_group,
-    locate,
+    location_of,
     new_beside,
     open_group,
     sweep_beside,
@@ -96,7 +96,7 @@ def write_external(
     """
     if not name or ":" in name:
         raise ValueError(f"--name {name!r}: wanted a short name without a colon")
-    location = locate(out)
+    location = location_of(out)
     if open_group(location, read_only=True) is not None or (
         location.folder is not None and location.folder.exists()
     ):
@@ -116,7 +116,7 @@ def write_external(
     sweep_beside(location, DEAD_IMPORT_S)
     aside = new_beside(location.folder)
     try:
-        _write(locate(aside), sequences, recipe, num_frames)
+        _write(location_of(aside), sequences, recipe, num_frames)
         aside.rename(location.folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -16,7 +16,7 @@ import numpy as np
 from features.manifest import Clip, Manifest, read_csv, read_folder, walk
 from features.store import planner
 from features.store.description import recipe_of
-from features.store.location import existing_group, locate
+from features.store.location import existing_group, location_of
 from features.store.lock import planner_lock
 from features.store.store import FeatureStore
 from features.store.table import ClipTable
@@ -77,7 +77,7 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
 
     Raises ValueError when there is no store, or no clip of it is named.
     """
-    location = locate(path)
+    location = location_of(path)
     existing_group(location, read_only=True)  # before the lock, which would lie in it
     with planner_lock(location):
         group = existing_group(location, read_only=False)

@@ -52,7 +52,7 @@ class StoreLocation:
         return ObjectStore(self.objects, read_only=read_only)
 
 
-def locate(path: Path | str) -> StoreLocation:
+def location_of(path: Path | str) -> StoreLocation:
     """The place a user named.
 
     Raises ValueError where object storage is named but cannot be used.

@@ -46,7 +46,7 @@ from features.store.location import (
     StoreLocation,
     delete_all,
     existing_group,
-    locate,
+    location_of,
     open_group,
     sweep,
     sweep_beside,
@@ -107,7 +107,7 @@ class FeatureStore:
 
         Raises ValueError when there is none, or one of another schema.
         """
-        location = locate(path)
+        location = location_of(path)
         group = existing_group(location, read_only=mode == "r")
         try:
             return FeatureStore(location, group, writable=mode == "r+")
@@ -361,7 +361,7 @@ def plan(
     Raises ValueError when the store that is there has another recipe, naming the fields, when something
     else lies at the path, or when a clip is named twice.
     """
-    location = locate(path)
+    location = location_of(path)
     _prepare_folder(location)
     file_states = planner.states_of_files(clips)
     with planner_lock(location):
@@ -396,7 +396,7 @@ def delete(path: Path | str, subject: str | None = None) -> int:
 
     Raises ValueError when there is no store at the path, or nobody of that name in it.
     """
-    location = locate(path)
+    location = location_of(path)
     count = FeatureStore.open(path).num_clips
     if subject is None:
         drop_packed(location)

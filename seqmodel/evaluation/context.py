@@ -14,7 +14,7 @@ from features.cli import log_warning
 from features.datasets import load_samples
 from features.recipe import Part, differences
 from features.splits import known_rows
-from features.store.location import locate
+from features.store.location import location_of
 from features.store.store import FeatureStore
 from features.store.table import ClipTable
 from seqmodel.evaluation.baselines import identity, logistic, majority
@@ -56,7 +56,7 @@ def open_context(
 ) -> EvalContext:
     """Open the store and find the clips. Raises ValueError when there is no store or no such clip."""
     path = store_path or Path(card.store)
-    folder = locate(path).folder
+    folder = location_of(path).folder
     if folder is not None and not folder.exists():
         raise ValueError(f"no store at {path}" + ("" if store_path else "; say where it is with --store"))
     store = FeatureStore.open(path)
@@ -100,7 +100,7 @@ def every_labelled(context: EvalContext) -> EvalContext:
 
 def _whole(store: Path | str) -> str:
     """A store's path from the root, or its address."""
-    folder = locate(store).folder
+    folder = location_of(store).folder
     return str(store) if folder is None else str(folder.resolve())
 
 

@@ -21,7 +21,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from features.files import has_parent, is_alive, is_here, this_process
-from tune.config import SEED_ROLE
+from tune.config import BASELINE_ROLE
 from tune.study.storage import MAX_RETRIES, experimental_is_fine, open_storage, without_password
 
 UNSIGNED_S = 60
@@ -96,7 +96,7 @@ def _enqueue_starts(study: optuna.Study, points: Sequence[dict[str, Any]]) -> No
     there = {trial.user_attrs.get("start") for trial in study.get_trials(deepcopy=False)}
     for place, point in enumerate(points):
         if place not in there:
-            role = {"role": SEED_ROLE} if place == 0 else {}
+            role = {"role": BASELINE_ROLE} if place == 0 else {}
             study.enqueue_trial(point, user_attrs={"start": place} | role)
 
 

@@ -25,17 +25,17 @@ from tune.objective import (
     objective,
     only_streams,
     scored_folds,
-    train_choice,
+    train_config,
     untrained_head,
 )
-from tune.search_space import MANY_CLIPS, Choice, Space, choice_of
+from tune.search_space import MANY_CLIPS, Space, TrialConfig, trial_config_of
 from tune.study.checkpoints import keep_checkpoint, load_checkpoint
 from tune.study.storage import lost_is_one_line
 from tune.study.study import StudySpec, is_interruption, note_seen, work
 
 
 @dataclass(frozen=True)
-class Bench:
+class SearchContext:
     """What a worker has at hand: the clips and how they are judged."""
 
     args: TuneArgs
@@ -48,7 +48,7 @@ class Bench:
     device: str
 
 
-def set_up(args: TuneArgs, learning_task: LearningTask | None = None) -> Bench:
+def set_up(args: TuneArgs, learning_task: LearningTask | None = None) -> SearchContext:
     """Load the clips; the same call in every process gives the same folds.
 
     Raises ValueError when no fold has a say.
@@ -69,15 +69,15 @@ def set_up(args: TuneArgs, learning_task: LearningTask | None = None) -> Bench:
                 f"--folds {args.folds}: none of them has a say: each holds out or learns from clips of one "
                 "class only; take fewer folds, or add recordings of others"
             )
-    return Bench(args, learning_task, whole[0], folds, space, resolve_device(args.device))
+    return SearchContext(args, learning_task, whole[0], folds, space, resolve_device(args.device))
 
 
-def trial_value(bench: Bench, trial: optuna.Trial) -> float:
+def trial_value(context: SearchContext, trial: optuna.Trial) -> float:
     """The objective on this bench."""
 
     def keep(head: LstmHead, fitted: Fitted, value: float) -> None:
-        if bench.args.folds < 2:  # a head of one fold alone is nobody's checkpoint
-            keep_checkpoint(trial, head, value, _as_numbers(fitted.history), bench.args.out)
+        if context.args.folds < 2:  # a head of one fold alone is nobody's checkpoint
+            keep_checkpoint(trial, head, value, _as_numbers(fitted.history), context.args.out)
 
     def is_alive() -> bool:
         note_seen(trial)
@@ -85,12 +85,12 @@ def trial_value(bench: Bench, trial: optuna.Trial) -> float:
 
     return objective(
         trial,
-        bench.folds,
-        bench.space,
-        num_classes=bench.learning_task.num_classes,
-        metric=bench.args.metric,
-        seed=bench.args.seed,
-        device=bench.device,
+        context.folds,
+        context.space,
+        num_classes=context.learning_task.num_classes,
+        metric=context.args.metric,
+        seed=context.args.seed,
+        device=context.device,
         on_head=keep,
         is_alive=is_alive,
     )
@@ -101,9 +101,9 @@ def worker(args: TuneArgs, spec: StudySpec, threads: int, index: int) -> None:
     _on_signals(_interrupt)
     torch.set_num_threads(threads)
     try:
-        bench = set_up(args)
+        context = set_up(args)
         with lost_is_one_line(spec.storage):
-            work(spec, lambda trial: trial_value(bench, trial), index)
+            work(spec, lambda trial: trial_value(context, trial), index)
     except KeyboardInterrupt:
         return
     except ConnectionError as error:
@@ -115,16 +115,18 @@ def worker(args: TuneArgs, spec: StudySpec, threads: int, index: int) -> None:
             raise
 
 
-def kept_or_refitted(bench: Bench, trial: FrozenTrial) -> tuple[LstmHead, Fitted]:
+def kept_or_refitted(context: SearchContext, trial: FrozenTrial) -> tuple[LstmHead, Fitted]:
     """A trial's head, as its checkpoint has it; where there is none, with folds or on another machine, fitted
     again under the search's own seed."""
-    choice, seed = choice_of(trial.params, bench.space), bench.args.seed
-    head = untrained_head(choice, bench.whole, bench.space.task, bench.learning_task.num_classes, seed)
-    epochs = load_checkpoint(trial, head, bench.args.out)
+    trial_config, seed = trial_config_of(trial.params, context.space), context.args.seed
+    head = untrained_head(
+        trial_config, context.whole, context.space.task, context.learning_task.num_classes, seed
+    )
+    epochs = load_checkpoint(trial, head, context.args.out)
     if not epochs:
-        return _fitted(bench, bench.whole, choice, seed)
-    head.to(bench.device)
-    logits = predict_logits(head, only_streams(bench.whole.val, tuple(head.dims)), device=bench.device)
+        return _fitted(context, context.whole, trial_config, seed)
+    head.to(context.device)
+    logits = predict_logits(head, only_streams(context.whole.val, tuple(head.dims)), device=context.device)
     history = tuple(Epoch(val_logits=logits, **epoch) for epoch in epochs)
     return head, Fitted(best_of(history), history)
 
@@ -135,16 +137,18 @@ def _as_numbers(history: Sequence[Epoch]) -> list[dict[str, Any]]:
     return [{name: getattr(epoch, name) for name in names} for epoch in history]
 
 
-def _fitted(bench: Bench, fold: Fold, choice: Choice, seed: int) -> tuple[LstmHead, Fitted]:
+def _fitted(
+    context: SearchContext, fold: Fold, trial_config: TrialConfig, seed: int
+) -> tuple[LstmHead, Fitted]:
     """The chosen head on a fold under a seed."""
-    return train_choice(
-        choice,
+    return train_config(
+        trial_config,
         fold,
-        task=bench.space.task,
-        num_classes=bench.learning_task.num_classes,
-        metric=bench.args.metric,
+        task=context.space.task,
+        num_classes=context.learning_task.num_classes,
+        metric=context.args.metric,
         seed=seed,
-        device=bench.device,
+        device=context.device,
     )
 
 
@@ -165,7 +169,7 @@ def _go_on(signum: int, frame: types.FrameType | None) -> None:
     """Instead of SIG_IGN, with which Python complains about a signal that has arrived already."""
 
 
-_bench: Bench | None = None
+_bench: SearchContext | None = None
 
 
 def start_refitting(args: TuneArgs, threads: int) -> None:
@@ -177,13 +181,13 @@ def start_refitting(args: TuneArgs, threads: int) -> None:
     _bench = set_up(args)
 
 
-def score_seed(choice: Choice, seed: int) -> float:
+def score_seed(trial_config: TrialConfig, seed: int) -> float:
     """Validation score (mean over folds) of a choice under another seed, in a process that was set up."""
     assert _bench is not None
-    return seed_score(_bench, choice, seed)
+    return seed_score(_bench, trial_config, seed)
 
 
-def seed_score(bench: Bench, choice: Choice, seed: int) -> float:
+def seed_score(context: SearchContext, trial_config: TrialConfig, seed: int) -> float:
     """Validation score (mean over folds) of a choice under a seed."""
-    scores = [_fitted(bench, fold, choice, seed)[1].best.val_score for fold in bench.folds]
+    scores = [_fitted(context, fold, trial_config, seed)[1].best.val_score for fold in context.folds]
     return sum(scores) / len(scores)

@@ -15,7 +15,7 @@ import pytest
 
 from features.__main__ import main
 from features.maintenance.verify import verify_store
-from features.store.location import locate, read_bytes
+from features.store.location import location_of, read_bytes
 from features.store.lock import LOCK_NAME, planner_lock
 from features.store.store import FeatureStore, delete, plan
 from tests.support.small_store import WITH_GEOMETRY, clips_of, fill_row, row_values, write_store
@@ -117,7 +117,7 @@ def test_a_copy_of_a_store_on_object_storage_goes_by_its_address_not_its_spellin
 
 def test_object_store_has_one_planner(bucket: str) -> None:
     """Put-if-absent keeps the second one out."""
-    place = locate(f"{bucket}/locked.zarr")
+    place = location_of(f"{bucket}/locked.zarr")
     with planner_lock(place), pytest.raises(ValueError, match="is being planned by another process"):
         with planner_lock(place, wait_s=0.2):
             pass
@@ -128,7 +128,7 @@ def test_object_store_has_one_planner(bucket: str) -> None:
 def test_the_lock_on_object_storage_is_renewed(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits sees that its holder lives; when that is done, it is gone."""
     monkeypatch.setattr("features.store.lock.RENEW_S", 0.02)
-    place = locate(f"{bucket}/renewed.zarr")
+    place = location_of(f"{bucket}/renewed.zarr")
     with planner_lock(place):
         first = read_bytes(place, LOCK_NAME)
         while read_bytes(place, LOCK_NAME) == first:

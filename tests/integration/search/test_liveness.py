@@ -16,7 +16,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from features.files import here, is_alive, is_here, this_process
-from features.store.location import locate
+from features.store.location import location_of
 from features.store.lock import planner_lock
 from seqmodel.config import LabelArgs
 from tests.support.toy_sequences import write_toy_store
@@ -65,7 +65,7 @@ def test_a_process_is_here_where_host_and_namespace_are_ours() -> None:
 @pytest.mark.skipif(not has_containers(), reason="no user namespaces here (unshare --user --pid)")
 def test_a_living_process_of_another_container_of_one_host_name_is_not_taken_for_dead(tmp_path: Path) -> None:
     """Neither as a worker nor as a planner."""
-    place, words = locate(tmp_path), [*IN_A_CONTAINER, sys.executable, "-c", PLAN, str(tmp_path)]
+    place, words = location_of(tmp_path), [*IN_A_CONTAINER, sys.executable, "-c", PLAN, str(tmp_path)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, encoding="utf-8") as planner:
         try:
             assert planner.stdout is not None

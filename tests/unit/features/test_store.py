@@ -24,7 +24,7 @@ from features.maintenance.verify import verify_store
 from features.manifest import Clip
 from features.recipe import EncoderId
 from features.store import erasure, location, lock, planner
-from features.store.location import existing_group, locate, sweep
+from features.store.location import existing_group, location_of, sweep
 from features.store.lock import planner_lock
 from features.store.packed import packed_folders
 from features.store.store import FeatureStore, delete, plan
@@ -579,7 +579,7 @@ def test_a_video_called_deleted_is_nobody_who_was(tmp_path: Path) -> None:
 def test_deleting_waits_for_a_planner_and_sees_what_it_appended(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     write_store(path, 4)
-    place = locate(path)
+    place = location_of(path)
     deleted: list[int] = []
     with planner_lock(place):
         thread = threading.Thread(target=lambda: deleted.append(delete(path, "p1")))
@@ -773,7 +773,7 @@ def test_packed_copy_is_equal_fresh_and_disposable(tmp_path: Path) -> None:
     fill_row(again, 12)
     assert again.pack()
     assert len(again.read_stream("embeddings")[0]) == 13
-    copies = sorted(packed_folders(locate(path))[0].iterdir())
+    copies = sorted(packed_folders(location_of(path))[0].iterdir())
     assert len(copies) == 3
     (copies[0] / "x.npy").write_bytes(b"\x93NUMPY")
     assert np.array_equal(again.read_stream("embeddings", np.arange(12))[0], plain[0][0])
@@ -929,7 +929,7 @@ def test_one_planner_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A living planner is waited for, a dead one is not."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
-    place = locate(path)
+    place = location_of(path)
     with planner_lock(place), pytest.raises(ValueError, match=f"process {os.getpid()} on"):
         with planner_lock(place, wait_s=0.2):
             pass
@@ -964,7 +964,7 @@ def test_a_slow_planner_is_waited_for_as_long_as_it_renews_its_lock(
     """However long it takes; one that does not is taken for dead, and its end leaves the next one's lock."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
-    place = locate(path)
+    place = location_of(path)
     monkeypatch.setattr(lock, "LOCK_STALE_S", 0.5)
     monkeypatch.setattr(lock, "RENEW_S", 0.05 if renews else 100.0)
     order: list[str] = []
@@ -997,13 +997,13 @@ def test_orphans_are_swept_and_a_swept_writer_writes_again(
     orphan = path / "embeddings" / "c.1.0.0123.partial"
     orphan.write_bytes(b"half")
     os.utime(orphan, (0, 0))
-    assert sweep(locate(path)) == 1
+    assert sweep(location_of(path)) == 1
     monkeypatch.setattr(location, "PARTIAL_AGE_S", -1.0)  # now every partial is an orphan
     stop = threading.Event()
 
     def sweep_on() -> None:
         while not stop.is_set():
-            sweep(locate(path))
+            sweep(location_of(path))
 
     thread = threading.Thread(target=sweep_on)
     thread.start()

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from features.files import is_alive, this_process
 from tests.support.killed_worker import require_retry
-from tune.config import SEED_ROLE
+from tune.config import BASELINE_ROLE
 from tune.study.storage import MAX_RETRIES, experimental_is_fine
 from tune.study.study import SILENT_S, StudySpec, create_study, load_study, num_done, reclaim, work
 from tune.study.worker_pool import run_workers
@@ -72,7 +72,7 @@ def test_processes_that_start_together_begin_with_each_point_once(
     assert starts_of(study) == list(POINTS)
     assert [trial.params for trial in study.get_trials(states=(TrialState.COMPLETE,))] == list(POINTS)
     first = next(trial for trial in study.trials if trial.state == TrialState.COMPLETE)
-    assert first.user_attrs["role"] == SEED_ROLE
+    assert first.user_attrs["role"] == BASELINE_ROLE
 
 
 def square_of(trial: optuna.Trial) -> float:
@@ -274,7 +274,7 @@ def test_a_point_outlives_any_number_of_interruptions(tmp_path: Path, taken: tup
     work(spec, two_numbers)
     last = study.trials[-1]
     assert (last.state, last.params) == (TrialState.COMPLETE, point)
-    assert (last.user_attrs["role"], last.user_attrs["retries"]) == (SEED_ROLE, 0)
+    assert (last.user_attrs["role"], last.user_attrs["retries"]) == (BASELINE_ROLE, 0)
 
 
 def test_a_point_whose_worker_was_killed_before_it_took_all_is_tried_again_whole(tmp_path: Path) -> None:

@@ -33,18 +33,18 @@ from tests.support.small_store import write_store
 from tests.support.toy_sequences import write_toy_store
 from tune import finalists, run
 from tune.__main__ import main
-from tune.config import SEED_ROLE, TuneArgs
+from tune.config import BASELINE_ROLE, TuneArgs
 from tune.objective import Fold, make_folds, scored_folds
 from tune.run import tune
 from tune.search_space import (
     Space,
-    choice_of,
-    is_seed,
+    baseline_point,
+    is_baseline,
     may_prune,
-    seed_point,
     space_hash,
     starting_points,
     suggest,
+    trial_config_of,
 )
 from tune.study import plots
 from tune.study.storage import open_storage, refuse_shared_disk, without_password
@@ -144,9 +144,9 @@ def test_a_search_stopped_and_continued_is_the_same_study(
 
 def test_the_first_trial_is_the_seed_projects_settings(searched: tuple[Path, dict[str, Any]]) -> None:
     first = trials_of(searched[0])[0]
-    assert first.params == seed_point(SPACE)
-    choice = choice_of(first.params, dataclasses.replace(SPACE, epochs=50))
-    assert (choice.train.epochs, choice.train.patience, choice.head.kind) == (15, 4, "lstm")
+    assert first.params == baseline_point(SPACE)
+    trial_config = trial_config_of(first.params, dataclasses.replace(SPACE, epochs=50))
+    assert (trial_config.train.epochs, trial_config.train.patience, trial_config.head.kind) == (15, 4, "lstm")
     assert searched[1]["best"]["value"] >= first.value
 
 
@@ -155,7 +155,7 @@ def test_two_heads_that_are_held_back_come_next_and_none_of_the_three_is_pruned(
 ) -> None:
     first = trials_of(searched[0])[:3]
     assert [trial.params for trial in first] == list(starting_points(SPACE))
-    assert first[0].params == seed_point(SPACE)
+    assert first[0].params == baseline_point(SPACE)
     assert {trial.state for trial in first} == {TrialState.COMPLETE}
     assert not any(may_prune(trial, SPACE) for trial in first)
 
@@ -282,8 +282,8 @@ def test_a_fold_of_one_class_has_no_say(tmp_path: Path, capsys: pytest.CaptureFi
     assert told.count(said) == 1
     assert sum(said in text for text in summary["warnings"]) == 1
     assert sum(said in text for text in load_card(args.out).warnings) == 1
-    bench = set_up(args)
-    assert sorted(np.unique(fold.val.subjects).tolist() for fold in bench.folds) == [["a"], ["b"]]
+    context = set_up(args)
+    assert sorted(np.unique(fold.val.subjects).tolist() for fold in context.folds) == [["a"], ["b"]]
     trials = trials_of(args.out)
     assert len(trials) == 3
     for trial in trials:
@@ -360,10 +360,10 @@ def test_folds_keep_windows_of_one_video_together_where_nobody_is_known() -> Non
 
 
 def test_search_never_loads_a_test_clip(store: Path, tmp_path: Path) -> None:
-    bench = set_up(args_for(store, tmp_path / "x", folds=2))
-    test_rows = set(bench.learning_task.split.test.tolist())
+    context = set_up(args_for(store, tmp_path / "x", folds=2))
+    test_rows = set(context.learning_task.split.test.tolist())
     assert test_rows
-    seen: list[Samples] = [subset for fold in bench.folds for subset in (fold.train, fold.val)]
+    seen: list[Samples] = [subset for fold in context.folds for subset in (fold.train, fold.val)]
     assert not any(test_rows & set(samples.rows.tolist()) for samples in seen)
 
 
@@ -439,7 +439,9 @@ def test_a_head_that_reads_no_embeddings_is_not_fine_tuned(
     store = Path(write_store(tmp_path / "s.zarr", 64, crops=True).path)
     with pytest.raises(ValueError, match="--inputs geometry does not read"):
         tune(args_for(store, tmp_path / "a", inputs="geometry", finetune=True))
-    of_geometry = seed_point(Space("binary", ("embeddings", "geometry"), False, 3)) | {"inputs": "geometry"}
+    of_geometry = baseline_point(Space("binary", ("embeddings", "geometry"), False, 3)) | {
+        "inputs": "geometry"
+    }
     monkeypatch.setattr(run, "starting_points", lambda space: [of_geometry])
     summary, code = tune(args_for(store, tmp_path / "b", trials=1, finetune=True))
     assert code == 0
@@ -452,13 +454,13 @@ def test_fine_tuning_takes_the_best_head_that_reads_embeddings(tmp_path: Path) -
     store = Path(write_store(tmp_path / "s.zarr", 64, crops=True).path)
     args = args_for(store, tmp_path / "run", trials=12)
     tune(args)
-    bench = set_up(args)
-    spec = run.spec_of(args, bench, "auroc")
+    context = set_up(args)
+    spec = run.spec_of(args, context, "auroc")
     study = load_study(spec)
     read = {
         finetune: [
             f.trial.params["inputs"]
-            for f in finalists.choose(dataclasses.replace(args, finetune=finetune, reseed=2), study, bench)
+            for f in finalists.choose(dataclasses.replace(args, finetune=finetune, reseed=2), study, context)
         ]
         for finetune in (False, True)
     }
@@ -475,9 +477,9 @@ def test_the_other_starting_points_lie_in_the_space_too(streams: tuple[str, ...]
     for point in starting_points(space)[1:]:
         study.enqueue_trial(point)
         trial = study.ask()
-        choice = suggest(trial, space)
+        trial_config = suggest(trial, space)
         assert trial.params == point
-        assert choice.inputs == ("both" if len(streams) > 1 else streams[0])
+        assert trial_config.inputs == ("both" if len(streams) > 1 else streams[0])
 
 
 @pytest.mark.parametrize("fixed", [False, True])
@@ -485,19 +487,21 @@ def test_the_other_starting_points_lie_in_the_space_too(streams: tuple[str, ...]
 def test_the_seed_point_lies_in_the_space_of_every_task(task: str, fixed: bool) -> None:
     space = Space(task, ("embeddings", "geometry"), fixed, 20)  # type: ignore[arg-type]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    study.enqueue_trial(seed_point(space))
+    study.enqueue_trial(baseline_point(space))
     trial = study.ask()
-    choice = suggest(trial, space)
-    assert trial.params == seed_point(space)
-    assert choice.inputs == ("both" if fixed else "embeddings"), "the seed project knew embeddings alone"
-    assert choice.head.shared_thresholds == (task == "ordinal")
+    trial_config = suggest(trial, space)
+    assert trial.params == baseline_point(space)
+    assert trial_config.inputs == ("both" if fixed else "embeddings"), (
+        "the seed project knew embeddings alone"
+    )
+    assert trial_config.head.shared_thresholds == (task == "ordinal")
 
 
 def test_many_clips_are_not_searched_in_small_steps_but_for_the_seeds_settings() -> None:
     """Also where that trial is tried again, as after its worker's death."""
     space = dataclasses.replace(SPACE, many=True)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=3))
-    study.enqueue_trial(seed_point(space), user_attrs={"role": SEED_ROLE})
+    study.enqueue_trial(baseline_point(space), user_attrs={"role": BASELINE_ROLE})
     sizes = []
     for number in range(12):
         trial = study.ask()
@@ -508,7 +512,7 @@ def test_many_clips_are_not_searched_in_small_steps_but_for_the_seeds_settings()
         else:
             study.tell(trial, float(number))
     assert sizes[:2] == [8, 8]
-    assert is_seed(study.trials[1].params, space)
+    assert is_baseline(study.trials[1].params, space)
     assert min(sizes[2:]) >= 32
     assert max(sizes) <= 128
     assert space_hash(space) != space_hash(SPACE)
@@ -589,13 +593,13 @@ def test_the_seeds_settings_are_judged_with_the_best(
 ) -> None:
     """Where the search found all others better."""
     args = args_for(store, searched[0], reseed=2)
-    bench, study = set_up(args), optuna.create_study(direction="maximize")
+    context, study = set_up(args), optuna.create_study(direction="maximize")
     for t in trials_of(searched[0]):
         value = 0.9 + 0.01 * t.number if t.number else 0.5
         study.add_trial(
             optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=value)
         )
-    found = finalists.choose(args, study, bench)
+    found = finalists.choose(args, study, context)
     assert {f.trial.number for f in found} == {0, 3, 4, 5}
     assert found[0].mean >= next(f.mean for f in found if f.trial.number == 0)
     assert {len(f.scores) for f in found} == {2}
@@ -606,20 +610,20 @@ def test_the_seeds_settings_are_judged_with_the_best(
 def test_copies_of_a_trial_are_no_rivals(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
     """As of a point that two machines began with: the first of them is judged."""
     args = args_for(store, searched[0], reseed=2)
-    bench, study = set_up(args), optuna.create_study(direction="maximize")
+    context, study = set_up(args), optuna.create_study(direction="maximize")
     for t in [*trials_of(searched[0])[:3], *trials_of(searched[0])[:2]]:
         study.add_trial(
             optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=t.value)
         )
-    assert sorted(f.trial.number for f in finalists.choose(args, study, bench)) == [0, 1, 2]
+    assert sorted(f.trial.number for f in finalists.choose(args, study, context)) == [0, 1, 2]
 
 
 def test_with_folds_the_baselines_are_judged_on_the_same_folds(store: Path, tmp_path: Path) -> None:
-    bench = set_up(args_for(store, tmp_path / "x", folds=3))
-    found = run.mean_baselines(bench, "auroc")
+    context = set_up(args_for(store, tmp_path / "x", folds=3))
+    found = run.mean_baselines(context, "auroc")
     each = [
-        run.mean_baselines(dataclasses.replace(bench, folds=[fold]), "auroc")["logistic_embeddings"]
-        for fold in bench.folds
+        run.mean_baselines(dataclasses.replace(context, folds=[fold]), "auroc")["logistic_embeddings"]
+        for fold in context.folds
     ]
     assert len(set(each)) == 3
     assert found["logistic_embeddings"] == pytest.approx(sum(each) / 3)
@@ -628,11 +632,11 @@ def test_with_folds_the_baselines_are_judged_on_the_same_folds(store: Path, tmp_
 def test_the_seeds_settings_are_never_pruned(store: Path, tmp_path: Path) -> None:
     """Enqueued again behind a trial that no head reaches."""
     args = args_for(store, tmp_path / "run", epochs=8)
-    bench = set_up(args)
+    context = set_up(args)
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=2.0))
-    study.enqueue_trial(seed_point(bench.space))
-    study.enqueue_trial(seed_point(bench.space) | {"hidden": 32})
-    study.optimize(lambda trial: trial_value(bench, trial), n_trials=2)
+    study.enqueue_trial(baseline_point(context.space))
+    study.enqueue_trial(baseline_point(context.space) | {"hidden": 32})
+    study.optimize(lambda trial: trial_value(context, trial), n_trials=2)
     assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
 
 
@@ -640,12 +644,12 @@ def test_later_trials_are_compared_with_the_first_ones_though_those_are_not_prun
     store: Path, tmp_path: Path
 ) -> None:
     args = args_for(store, tmp_path / "run", epochs=4)
-    bench = set_up(args)
+    context = set_up(args)
     halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     study = optuna.create_study(direction="maximize", pruner=halving)
-    study.enqueue_trial(seed_point(bench.space))
-    study.enqueue_trial(seed_point(bench.space) | {"lr": 1e-4, "batch_size": 128})
-    study.optimize(lambda trial: trial_value(bench, trial), n_trials=2)
+    study.enqueue_trial(baseline_point(context.space))
+    study.enqueue_trial(baseline_point(context.space) | {"lr": 1e-4, "batch_size": 128})
+    study.optimize(lambda trial: trial_value(context, trial), n_trials=2)
     first, second = study.trials
     assert first.intermediate_values[1] > second.intermediate_values[1]
     assert (second.state, second.user_attrs["epochs"]) == (TrialState.PRUNED, 1)
