@@ -16,10 +16,10 @@ from extract.video.reader import Frame
 from features.cli import echo, log_error, log_warning
 from live.commands import DONE, Control
 from live.config import SUBJECT, LiveConfig
-from live.inference.calibration import Trial, can_calibrate, forget_personal, personal_file
+from live.inference.calibration import CalibrationSession, can_calibrate, forget_personal, personal_file
 from live.inference.model import describe, model_card, open_model
 from live.inference.predictor import Predictor
-from live.session import Session, Wishes
+from live.session import OutputOptions, Session
 from live.sources.base import Source, open_source
 from live.ui.view import NoView, WindowView, window_problem
 from seqmodel.runs.card import Card
@@ -51,7 +51,9 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
     source = open_source(config.camera, config.video, config.realtime or config.serve)
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
-        session = Session(card.labelling.names, Wishes(config.log, config.record, config.record_raw, person))
+        session = Session(
+            card.labelling.names, OutputOptions(config.log, config.record, config.record_raw, person)
+        )
         stack.callback(session.close)
         control = Control(session, person=person, calibrate_s=config.calibrate, notify=echo)
         stack.callback(control.close)
@@ -91,7 +93,7 @@ def _require_possible(config: LiveConfig, card: Card) -> None:
         _require_server()
     if config.calibrate is not None:
         assert card.recipe.pixels is not None  # model_card refused others
-        Trial.begin(0.0, config.calibrate, card.recipe.pixels.window_s)
+        CalibrationSession.begin(0.0, config.calibrate, card.recipe.pixels.window_s)
         if not can_calibrate(card.labelling.task):
             raise ValueError("--calibrate needs a binary or ordinal run")
     if not config.headless and not config.serve and (problem := window_problem()):

@@ -171,8 +171,8 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> dict[str
         log.close()
         partial.unlink(missing_ok=True)
     log_path.with_suffix(".png").write_bytes(timeline)
-    said = [p.p for p in predictions if p.state in ("ok", "unsure")]
-    mean_p = np.mean(said, axis=0) if said else np.full(len(names), np.nan)
+    shown = [p.p for p in predictions if p.state in ("ok", "unsure")]
+    mean_p = np.mean(shown, axis=0) if shown else np.full(len(names), np.nan)
     figures = {"face_rate": np.mean([p.face for p in predictions])}
     figures |= {f"share_{name}": np.mean([p.label == name for p in predictions]) for name in names}
     figures |= {f"p_{name}": p for name, p in zip(names, mean_p, strict=True)}

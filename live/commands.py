@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from extract.video.reader import Frame
 from live.inference.calibration import (
-    Trial,
+    CalibrationSession,
     can_calibrate,
     forget_personal,
     is_outdated,
@@ -38,7 +38,7 @@ class Control:
         self.quits = self.wants_pause = False
         self._session, self._person, self._notify = session, person, notify
         self._calibrate_s = calibrate_s
-        self._trial: Trial | None = None
+        self._calibration_session: CalibrationSession | None = None
         self.calibration = NOT_FINISHED if calibrate_s else ""
         """How the last calibration ended: DONE, or why nothing changed; empty where none was asked for."""
         self._told_phase = ""
@@ -74,7 +74,7 @@ class Control:
             self._session.personal = self._person
             self._say(f"the calibration of {self._person} is on; key x removes it")
         if self._calibrate_s:
-            self._begin_trial(now_s, self._calibrate_s)
+            self._begin_calibration(now_s, self._calibrate_s)
 
     def push(self, frame: Frame) -> Prediction | None:
         """Predict at this frame, if the model is there."""
@@ -85,10 +85,10 @@ class Control:
             self.predictor.reset(frame.pts_s)
             self._gap = False
         prediction = self.predictor.push(frame)
-        if self._trial is not None:
+        if self._calibration_session is not None:
             if prediction is not None:
-                self._trial.add(prediction)
-            self._follow_trial(self._trial, frame.pts_s)
+                self._calibration_session.add(prediction)
+            self._follow_calibration(self._calibration_session, frame.pts_s)
         return prediction
 
     def gap(self, *, is_lost: bool) -> None:
@@ -106,8 +106,8 @@ class Control:
 
     def line(self, now_s: float) -> str:
         """What to tell the user now, or empty."""
-        if self._trial is not None:
-            return self._trial.message(now_s)
+        if self._calibration_session is not None:
+            return self._calibration_session.message(now_s)
         return self._line if time.monotonic() < self._line_until else ""
 
     def press(self, key: str, now_s: float) -> None:
@@ -124,7 +124,7 @@ class Control:
             self._show_signals()
         elif key == "c":
             window_s = self._window_s()
-            self._begin_trial(now_s, max(CALIBRATE_S, shortest_phase_s(window_s), 2 * window_s))
+            self._begin_calibration(now_s, max(CALIBRATE_S, shortest_phase_s(window_s), 2 * window_s))
         elif key == "x":
             self._forget()
         elif len(key) == 1 and key in "0123456789":
@@ -135,23 +135,26 @@ class Control:
         if self.predictor is not None:
             self.predictor.close()
 
-    def _begin_trial(self, now_s: float, seconds: float) -> None:
+    def _begin_calibration(self, now_s: float, seconds: float) -> None:
         if self.predictor is None:
             self._say("the model is still loading")
         elif not can_calibrate(self.predictor.model.card.labelling.task):
             self._say("personal calibration needs a binary or ordinal run")
         else:
-            self._trial, self._told_phase = Trial.begin(now_s, seconds, self._window_s()), ""
+            self._calibration_session, self._told_phase = (
+                CalibrationSession.begin(now_s, seconds, self._window_s()),
+                "",
+            )
             self.calibration = NOT_FINISHED
 
-    def _follow_trial(self, trial: Trial, now_s: float) -> None:
+    def _follow_calibration(self, calibration: CalibrationSession, now_s: float) -> None:
         """Say what is asked as each phase begins, for whoever sees no picture; and end with the last one."""
-        phase = trial.phase(now_s)
+        phase = calibration.phase(now_s)
         if phase == "done":
-            self._end_trial(trial)
+            self._end_calibration(calibration)
         elif phase != self._told_phase:
             self._told_phase = phase
-            self._notify(trial.message(now_s))
+            self._notify(calibration.message(now_s))
 
     def _window_s(self) -> float:
         """Seconds that the model looks back over; 0 before it is there."""
@@ -164,11 +167,13 @@ class Control:
         else:
             self._session.shows_signals = not self._session.shows_signals
 
-    def _end_trial(self, trial: Trial) -> None:
+    def _end_calibration(self, calibration: CalibrationSession) -> None:
         assert self.predictor is not None
-        self._trial, name = None, self._person
+        self._calibration_session, name = None, self._person
         try:
-            own = personal_calibration(trial.attending, trial.away, self.predictor.model.card.calibration)
+            own = personal_calibration(
+                calibration.attending, calibration.away, self.predictor.model.card.calibration
+            )
         except ValueError as error:
             self.calibration = line = str(error)
         else:

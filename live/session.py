@@ -21,21 +21,21 @@ from features.cli import log_warning
 from live.config import SUBJECT, free_name, log_files, manifest_file, novelty_file
 from live.inference.predictor import Prediction
 from live.inference.state_machine import State
-from live.output.log_writer import Log, Tally
+from live.output.log_writer import Log, LogStats
 from live.output.recorder import Labels, Recorder, write_manifest
-from live.ui.drawing import Moment
-from live.ui.overlay import TIMELINE_S, Status, draw, draw_boxes, moment_of
+from live.ui.drawing import TimelinePoint
+from live.ui.overlay import TIMELINE_S, Status, draw, draw_boxes, timeline_point
 
 ABSENT_ROW_S = 1.0
 """While the camera is away or paused, a row a second shows the gap."""
-MAX_MOMENTS = 4000
+MAX_POINTS = 4000
 """Longest timeline kept in memory: the view needs minutes, the log keeps the rest."""
 FPS_SPAN = 30
 """Frames over which the shown rate is averaged."""
 
 
 @dataclass(frozen=True)
-class Wishes:
+class OutputOptions:
     """What a session shall leave behind; nothing unless asked."""
 
     log: str | None = None
@@ -47,13 +47,13 @@ class Wishes:
 class Session:
     """One run of the live door, from its first frame to its last; nothing is written before `begin`."""
 
-    def __init__(self, names: tuple[str, ...], wishes: Wishes) -> None:
+    def __init__(self, names: tuple[str, ...], output_options: OutputOptions) -> None:
         self.names = names
         self.log: Log | None = None
         self.log_path: Path | None = None
         """The log's file, once it is open."""
-        self.tally = Tally()
-        self.moments: deque[Moment] = deque(maxlen=MAX_MOMENTS)
+        self.log_stats = LogStats()
+        self.points: deque[TimelinePoint] = deque(maxlen=MAX_POINTS)
         self.last: Prediction | None = None
         self.absent: State | None = None
         """`paused` or `camera_lost` while that is so."""
@@ -66,7 +66,7 @@ class Session:
         self.num_frames = 0
         self.shows_signals = False
         """Whether the viewer sees the strongest signals of the geometry."""
-        self._wishes = wishes
+        self._wishes = output_options
         self._overlay: Recorder | None = None
         self._raw: Recorder | None = None
         self._labels = Labels()
@@ -81,21 +81,21 @@ class Session:
         Each file gets the next free name where one of its name is there. Raises OSError when it cannot be
         written.
         """
-        wishes, lines = self._wishes, []
-        if wishes.log == "-":
+        output_options, lines = self._wishes, []
+        if output_options.log == "-":
             self.log = Log("-", self.names)
-        elif wishes.log:
-            wanted = Path(wishes.log)
+        elif output_options.log:
+            wanted = Path(output_options.log)
             path = self.log_path = free_name(wanted, log_files)
             self.log = Log(str(path), self.names, durable=True)
             self._novelty = _Novelty(novelty_file(path))
             lines.append(f"log: {path}" + ("" if path == wanted else f" ({wanted} is there already)"))
-        if wishes.record and self._overlay is None:  # else key r began it while the model loaded
-            self._overlay = Recorder(free_name(wishes.record))
+        if output_options.record and self._overlay is None:  # else key r began it while the model loaded
+            self._overlay = Recorder(free_name(output_options.record))
             lines.append(f"recording to {self._overlay.path}")
-        if wishes.record_raw:
+        if output_options.record_raw:
             taken = self._overlay.path if self._overlay else None  # no file before its first picture
-            path = free_name(wishes.record_raw, lambda video: (video, manifest_file(video)), taken)
+            path = free_name(output_options.record_raw, lambda video: (video, manifest_file(video)), taken)
             self._raw = Recorder(path)
             lines.append(f"recording to {path}")
         return lines
@@ -126,9 +126,9 @@ class Session:
         if prediction is None:
             return
         self.last = prediction
-        self.tally.add(prediction)
+        self.log_stats.add(prediction)
         mark = self._take_mark()
-        self.moments.append(moment_of(prediction, mark))
+        self.points.append(timeline_point(prediction, mark))
         if self.log is not None:
             self.log.write(prediction, mark)
         if self._novelty is not None:
@@ -143,9 +143,9 @@ class Session:
             self._keep_labels(self._labels.stop(self._raw.end_s))
         if begins or t_s - self._absent_row_s >= ABSENT_ROW_S:
             self._absent_row_s = t_s
-            self.tally.states[state] += 1
+            self.log_stats.states[state] += 1
             mark = self._take_mark()
-            self.moments.append(Moment(t_s, state, math.nan, mark=mark))
+            self.points.append(TimelinePoint(t_s, state, math.nan, mark=mark))
             if self.log is not None:
                 self.log.write_state(t_s, state, mark)
 
@@ -198,10 +198,10 @@ class Session:
         return draw_boxes(image, self.last if self.absent is None else None)
 
     @property
-    def timeline(self) -> list[Moment]:
+    def timeline(self) -> list[TimelinePoint]:
         """The moments that a viewer sees, oldest first."""
-        newest = self.moments[-1].t_s if self.moments else 0.0
-        return [moment for moment in self.moments if moment.t_s > newest - TIMELINE_S]
+        latest = self.points[-1].t_s if self.points else 0.0
+        return [point for point in self.points if point.t_s > latest - TIMELINE_S]
 
     @property
     def fps(self) -> float:
@@ -222,7 +222,7 @@ class Session:
             if self._pending_marks and self.log is not None:
                 # Set after the last row: the source is let go of by now, and nothing is predicted any more.
                 state: State = self.absent or "paused"
-                self.tally.states[state] += 1
+                self.log_stats.states[state] += 1
                 self.log.write_state(self._pending_marks[0][0], state, self._take_mark())
         self.log = self._novelty = None
 
@@ -230,7 +230,7 @@ class Session:
         """What happened, ready for JSON."""
         return {
             "frames": self.num_frames,
-            **self.tally.summary(),
+            **self.log_stats.summary(),
             "marks": [{"t_s": round(t_s, 3), "mark": words} for t_s, words in self.marks],
             "files": [str(path) for path in self.files],
             "failed": [{"file": str(path), "reason": reason} for path, reason in self.failures],

@@ -16,7 +16,7 @@ from extract.video.reader import probe
 from features.cpu import usable_cores
 from features.manifest import Clip, dropped_s, windows
 from features.recipe import CROP_SQUARE, OWN_SQUARE, GeometryId, Pixels, Recipe
-from features.store.location import locate
+from features.store.location import location_of
 from features.store.store import FeatureStore
 from seqmodel.encoders.engine import Precision, open_engine
 from seqmodel.encoders.model_files import (
@@ -165,7 +165,7 @@ def jobs_of(
 
 def resolved(config: ExtractConfig) -> ExtractConfig:
     """The same with absolute paths, for processes in another folder."""
-    folder = locate(config.out).folder
+    folder = location_of(config.out).folder
     return replace(
         config,
         data=config.data.absolute(),

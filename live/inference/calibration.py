@@ -33,7 +33,7 @@ TEMPERATURE_FACTOR = 4.0
 
 
 @dataclass
-class Trial:
+class CalibrationSession:
     """A calibration that is going on: which phase, since when, and what was seen."""
 
     seconds: float
@@ -45,7 +45,7 @@ class Trial:
     away: list[float]
 
     @classmethod
-    def begin(cls, now_s: float, seconds: float, window_s: float) -> "Trial":
+    def begin(cls, now_s: float, seconds: float, window_s: float) -> "CalibrationSession":
         """A trial whose first phase begins now; the model looks back over `window_s`.
 
         Raises ValueError when the phases are too short for that.

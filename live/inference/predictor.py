@@ -21,7 +21,7 @@ from extract.face.cropper import Crop, FaceCropper
 from extract.video.reader import EARLY_S, Frame, Sampler
 from features.face_signals import strongest_signals
 from live.inference.model import THREADS, LiveModel, open_model
-from live.inference.state_machine import Standing, State, StateRule, next_standing
+from live.inference.state_machine import DisplayState, State, StateRule, next_display_state
 from seqmodel.heads.person_baseline import subtract_rest
 from seqmodel.metrics.calibration import decide
 
@@ -78,7 +78,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Seen:
+class WindowFrame:
     """One sampled frame as the window keeps it."""
 
     t_s: float
@@ -103,7 +103,7 @@ class Predictor:
         self._cropper = FaceCropper(pixels, self.model.detector_files, THREADS)
         self._geometry = _open_geometry(self.model)
         self._reads_embeddings = "embeddings" in self.model.card.dims
-        self._window: deque[Seen] = deque(maxlen=pixels.num_frames)
+        self._window: deque[WindowFrame] = deque(maxlen=pixels.num_frames)
         self.num_encoded = 0
         """Faces that went through the encoder, to show that each went once."""
         self.reset()
@@ -119,7 +119,7 @@ class Predictor:
         self._smoothed: np.ndarray | None = None
         self._smoothed_s = start_s
         self._since_s: float | None = None
-        self._standing = Standing()
+        self._standing = DisplayState()
         self._face_s = start_s
         self._forget_normal()
 
@@ -155,11 +155,11 @@ class Predictor:
         num_frames, dims = self._pixels.num_frames, self.model.card.dims
         streams = {name: np.zeros((num_frames, dim), np.float32) for name, dim in dims.items()}
         valid = {name: np.zeros(num_frames, bool) for name in dims}
-        for index, seen in enumerate(self._window):
-            if "embeddings" in dims and seen.face:
-                streams["embeddings"][index], valid["embeddings"][index] = seen.embedding, True
-            if "geometry" in dims and seen.geometry is not None and not np.isnan(seen.geometry).any():
-                streams["geometry"][index], valid["geometry"][index] = seen.geometry, True
+        for index, entry in enumerate(self._window):
+            if "embeddings" in dims and entry.face:
+                streams["embeddings"][index], valid["embeddings"][index] = entry.embedding, True
+            if "geometry" in dims and entry.geometry is not None and not np.isnan(entry.geometry).any():
+                streams["geometry"][index], valid["geometry"][index] = entry.geometry, True
         return streams, valid
 
     def close(self) -> None:
@@ -189,12 +189,12 @@ class Predictor:
         if geometry is not None and not np.isnan(geometry).any() and self._normal_s() < NORMAL_S:
             self._rest_sum += geometry
             self._rest_count += 1
-        self._window.append(Seen(frame.pts_s, embedding, crop.image is not None, geometry))
+        self._window.append(WindowFrame(frame.pts_s, embedding, crop.image is not None, geometry))
         # After a gap, count alone would keep frames of long ago: a window is also no longer than its seconds.
         while frame.pts_s - self._window[0].t_s >= self._pixels.window_s - EARLY_S:
             self._window.popleft()
         if len(self._window) == 1:  # the first frame, or the first after a gap as long as the window
-            self._since_s, self._standing = frame.pts_s, Standing()
+            self._since_s, self._standing = frame.pts_s, DisplayState()
         return crop
 
     def _forget_normal(self) -> None:
@@ -217,11 +217,11 @@ class Predictor:
     def _say(self, t_s: float, crop: Crop, logits: np.ndarray, arrived: float) -> Prediction:
         card = self.model.card
         task, names = card.labelling.task, card.labelling.names
-        coverage = sum(seen.face for seen in self._window) / len(self._window)
+        coverage = sum(entry.face for entry in self._window) / len(self._window)
         filled = self._filled(t_s)
         smoothed = self._smooth(logits, t_s)
         raw, decision = (decide(z[None], task, self.calibration) for z in (logits, smoothed))
-        self._standing = next_standing(
+        self._standing = next_display_state(
             self._standing,
             # Times wander around the sampling's: half a sample short is there.
             filled=filled + 0.5 / self._pixels.num_frames,
@@ -230,11 +230,11 @@ class Predictor:
             unsure=bool(decision.unsure[0]),
             rule=self.rule,
         )
-        said = self._standing.said
+        shown = self._standing.shown
         return Prediction(
             t_s=t_s,
-            state=said.state,
-            label=names[said.label] if said.label is not None else "",
+            state=shown.state,
+            label=names[shown.label] if shown.label is not None else "",
             names=names,
             task=task,
             logits=tuple(logits.tolist()),
@@ -252,11 +252,11 @@ class Predictor:
 
     def _novelty(self) -> float:
         """Of the newest frame; see `Prediction.novelty`."""
-        newest = self._window[-1]
-        if not newest.face or not self._reads_embeddings:
+        latest = self._window[-1]
+        if not latest.face or not self._reads_embeddings:
             return math.nan
         mean, std = self.model.statistics["embeddings"]
-        return float(np.mean(((newest.embedding - mean) / std) ** 2))
+        return float(np.mean(((latest.embedding - mean) / std) ** 2))
 
     def _signals(self) -> dict[str, float]:
         """Of the newest frame; see `Prediction.signals`."""

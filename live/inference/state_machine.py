@@ -45,19 +45,19 @@ class Statement:
 
 
 @dataclass(frozen=True)
-class Standing:
+class DisplayState:
     """What is said now, and what speaks for saying something else."""
 
-    said: Statement = Statement()
+    shown: Statement = Statement()
     candidate: Statement = Statement()
     """What the last frames speak for."""
     streak: int = 0
     """How many frames in a row spoke for the candidate."""
 
 
-def next_standing(
-    standing: Standing, *, filled: float, coverage: float, label: int, unsure: bool, rule: StateRule
-) -> Standing:
+def next_display_state(
+    display_state: DisplayState, *, filled: float, coverage: float, label: int, unsure: bool, rule: StateRule
+) -> DisplayState:
     """The standing after one more sampled frame.
 
     filled: share of the window that has been seen, 0..1. coverage: share of the seen frames that hold a
@@ -65,14 +65,14 @@ def next_standing(
 
     Warming up, once over, does not come back: a new `Standing()` after a gap is how it begins again.
     """
-    wanted = _wanted(standing.said.state, filled, coverage, label, unsure, rule)
-    if wanted == standing.said:
-        return Standing(wanted, wanted, 0)
-    streak = standing.streak + 1 if wanted == standing.candidate else 1
+    wanted = _wanted(display_state.shown.state, filled, coverage, label, unsure, rule)
+    if wanted == display_state.shown:
+        return DisplayState(wanted, wanted, 0)
+    streak = display_state.streak + 1 if wanted == display_state.candidate else 1
     # Warming up ends once, which cannot flicker.
-    if standing.said.state == "warming_up" or streak >= rule.hold:
-        return Standing(wanted, wanted, 0)
-    return Standing(standing.said, wanted, streak)
+    if display_state.shown.state == "warming_up" or streak >= rule.hold:
+        return DisplayState(wanted, wanted, 0)
+    return DisplayState(display_state.shown, wanted, streak)
 
 
 def _wanted(

@@ -18,7 +18,7 @@ from live.ui.drawing import (
     INK,
     PAPER,
     STATE_WORDS,
-    Moment,
+    TimelinePoint,
     ends_s,
     paint_text,
     paint_timeline,
@@ -34,7 +34,7 @@ WIDTH_PX, HEIGHT_PX = 1200, 150
 class StateSpan:
     """An uninterrupted stretch in which one thing was said."""
 
-    said: str
+    shown: str
     start_s: float
     end_s: float
 
@@ -62,7 +62,7 @@ class SessionSummary:
     spans: tuple[StateSpan, ...]
     """The longest ones, longest first."""
     marks: tuple[tuple[float, str], ...]
-    moments: tuple[Moment, ...]
+    points: tuple[TimelinePoint, ...]
     """One a row."""
 
 
@@ -93,16 +93,16 @@ def summarise_rows(
 ) -> SessionSummary:
     """The story of a log that was read; it has a row at least."""
     task = task or ("binary" if len(names) == 2 else "multiclass")
-    moments = tuple(_moment(row, names, task) for row in rows)
+    points = tuple(_point(row, names, task) for row in rows)
     seconds: dict[str, float] = {}
     spans: list[StateSpan] = []
-    for row, end_s in zip(rows, ends_s(moments), strict=True):
-        said = row.label or STATE_WORDS[row.state]
-        seconds[said] = seconds.get(said, 0.0) + end_s - row.t_s
-        if spans and spans[-1].said == said and row.t_s - spans[-1].end_s < 1e-6:
-            spans[-1] = StateSpan(said, spans[-1].start_s, end_s)
+    for row, end_s in zip(rows, ends_s(points), strict=True):
+        shown = row.label or STATE_WORDS[row.state]
+        seconds[shown] = seconds.get(shown, 0.0) + end_s - row.t_s
+        if spans and spans[-1].shown == shown and row.t_s - spans[-1].end_s < 1e-6:
+            spans[-1] = StateSpan(shown, spans[-1].start_s, end_s)
         else:
-            spans.append(StateSpan(said, row.t_s, end_s))
+            spans.append(StateSpan(shown, row.t_s, end_s))
     return SessionSummary(
         log,
         names,
@@ -113,7 +113,7 @@ def summarise_rows(
         dict(sorted(seconds.items(), key=lambda item: -item[1])),
         tuple(sorted(spans, key=lambda span: -span.length_s)[:NUM_SPANS]),
         tuple((row.t_s, row.mark) for row in rows if row.mark),
-        moments,
+        points,
     )
 
 
@@ -121,9 +121,9 @@ def timeline_png(session: SessionSummary) -> bytes:
     """The whole session as one strip with a time axis, PNG bytes."""
     picture = np.empty((HEIGHT_PX, WIDTH_PX, 3), np.uint8)
     picture[:] = PAPER
-    start_s, end_s = session.moments[0].t_s, max(session.moments[-1].t_s, session.moments[0].t_s + 1)
+    start_s, end_s = session.points[0].t_s, max(session.points[-1].t_s, session.points[0].t_s + 1)
     left, right, top, bottom = 12, WIDTH_PX - 12, 12, HEIGHT_PX - 34
-    paint_timeline(picture[top:bottom, left:right], session.moments, start_s, end_s)
+    paint_timeline(picture[top:bottom, left:right], session.points, start_s, end_s)
     step_s = next((s for s in (1, 5, 10, 30, 60, 300, 600, 1800, 3600) if (end_s - start_s) / s <= 12), 7200)
     for tick in np.arange(math.ceil(start_s / step_s) * step_s, end_s, step_s):
         x = left + round((tick - start_s) / (end_s - start_s) * (right - left))
@@ -142,10 +142,10 @@ def days(sessions: Sequence[SessionSummary]) -> list[Day]:
     novelty: dict[str, list[float]] = defaultdict(list)
     seconds: dict[str, float] = defaultdict(float)
     for session in sessions:
-        for row, moment, end_s in zip(session.rows, session.moments, ends_s(session.moments), strict=True):
+        for row, point, end_s in zip(session.rows, session.points, ends_s(session.points), strict=True):
             if row.state not in ABSENT:
                 date = row.time_utc[:10]
-                by_day[date].append((row, moment.level))
+                by_day[date].append((row, point.level))
                 seconds[date] = seconds[date] + end_s - row.t_s
         date_of = {row.t_s: row.time_utc[:10] for row in session.rows}
         for t_s, value in _read_novelty(novelty_file(session.log)):
@@ -163,10 +163,12 @@ def days(sessions: Sequence[SessionSummary]) -> list[Day]:
     ]
 
 
-def _moment(row: LogRow, names: tuple[str, ...], task: str) -> Moment:
+def _point(row: LogRow, names: tuple[str, ...], task: str) -> TimelinePoint:
     tone = names.index(row.label) / (len(names) - 1) if row.label in names else 1.0
     known = bool(row.p) and row.state in ("ok", "unsure")
-    return Moment(row.t_s, row.state, float(level_of(row.p, task)) if known else math.nan, tone, row.mark)
+    return TimelinePoint(
+        row.t_s, row.state, float(level_of(row.p, task)) if known else math.nan, tone, row.mark
+    )
 
 
 def _read_novelty(path: Path) -> list[tuple[float, float]]:

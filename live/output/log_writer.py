@@ -42,7 +42,7 @@ class Log:
         """
         self._columns = log_columns(names)
         self._to_stdout = target == "-"
-        self._durably = Durably() if durable and not self._to_stdout else None
+        self._durably = FsyncThread() if durable and not self._to_stdout else None
         if self._to_stdout:
             self._file: TextIO = sys.stdout
             if isinstance(sys.stdout, io.TextIOWrapper):
@@ -113,7 +113,7 @@ class Log:
             return False
 
 
-class Durably:
+class FsyncThread:
     """Has the system put files on the disk, in a thread: a slow disk must not hold up the picture."""
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ class Durably:
                 os.close(descriptor)
 
 
-class Tally:
+class LogStats:
     """Counts for the summary of a session."""
 
     def __init__(self) -> None:

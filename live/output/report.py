@@ -47,7 +47,7 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
             {
                 "log": str(session.log),
                 "duration_s": round(session.duration_s, 1),
-                "seconds": {said: round(seconds, 1) for said, seconds in session.seconds.items()},
+                "seconds": {shown: round(seconds, 1) for shown, seconds in session.seconds.items()},
                 "marks": len(session.marks),
             }
             for session in sessions
@@ -186,8 +186,8 @@ def _page(
     )
 
 
-def _css(said: str, names: tuple[str, ...]) -> str:
-    if said in names:
-        return "rgb({},{},{})".format(*colour_of("ok", names.index(said) / (len(names) - 1)))
-    state = next(state for state, words in STATE_WORDS.items() if words == said)
+def _css(shown: str, names: tuple[str, ...]) -> str:
+    if shown in names:
+        return "rgb({},{},{})".format(*colour_of("ok", names.index(shown) / (len(names) - 1)))
+    state = next(state for state, words in STATE_WORDS.items() if words == shown)
     return "rgb({},{},{})".format(*colour_of(state))

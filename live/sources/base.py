@@ -6,8 +6,8 @@ from pathlib import Path
 
 from extract.video.reader import Frame, read_video
 from live.sources.camera import camera_frames, is_file_address, stream_frames, without_password
-from live.sources.latest_frame import Newest
-from live.sources.realtime_file import PacedFile
+from live.sources.latest_frame import LatestFrameReader
+from live.sources.realtime_file import RealtimeFileReader
 
 
 class FileSource:
@@ -47,7 +47,7 @@ class FileSource:
         self._frames.close()  # type: ignore[attr-defined]
 
 
-Source = FileSource | Newest
+Source = FileSource | LatestFrameReader
 """What a session reads from."""
 
 
@@ -60,18 +60,18 @@ def open_source(camera: int, video: str | None, realtime: bool) -> Source:
 
     is_address = video is not None and "://" in video
     if video is None:
-        newest = Newest(lambda: camera_frames(camera, clock), reconnects=True, clock=clock)
+        latest = LatestFrameReader(lambda: camera_frames(camera, clock), reconnects=True, clock=clock)
     elif is_address and not is_file_address(video):
-        newest = Newest(lambda: stream_frames(video, clock), reconnects=True, clock=clock)
+        latest = LatestFrameReader(lambda: stream_frames(video, clock), reconnects=True, clock=clock)
     elif not is_address and not Path(video).is_file():
         raise ValueError(f"{video}: no such video file")
     elif not is_address and not realtime:
         return FileSource(read_video(Path(video)))
     else:  # also from an address: keys and pictures must not wait for a network
-        paced = PacedFile(video)
-        newest = Newest(paced.frames, reconnects=False, clock=paced.now_s, begin=paced.begin)
+        paced = RealtimeFileReader(video)
+        latest = LatestFrameReader(paced.frames, reconnects=False, clock=paced.now_s, begin=paced.begin)
     try:
-        newest.start()
+        latest.start()
     except ValueError as error:
         raise ValueError(without_password(str(error))) from error
-    return newest
+    return latest

@@ -18,7 +18,7 @@ OPEN_S = 10.0
 """A camera may take so long to open before it counts as lost: some webcams need seconds."""
 
 
-class Newest:
+class LatestFrameReader:
     """A source read in its own thread, of which only the newest frame is kept: the present, never a queue.
 
     `opener` gives the frames and is called again, with growing pauses, when they stop coming; with

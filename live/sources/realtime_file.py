@@ -12,7 +12,7 @@ BEHIND_S = 0.2
 """A file in real time that is decoded later than this goes on from where it is: it does not catch up."""
 
 
-class PacedFile:
+class RealtimeFileReader:
     """A video file played at its own speed, or as fast as it can be decoded where that is slower.
 
     After the first frame it waits for `begin`. Opened again after a pause it goes on where it was; as with a

@@ -57,7 +57,7 @@ FONTS = (
 
 
 @dataclass(frozen=True)
-class Moment:
+class TimelinePoint:
     """One sampled frame's place on the timeline."""
 
     t_s: float
@@ -77,37 +77,37 @@ def colour_of(state: State, tone: float = 1.0) -> Colour:
     return red, green, blue
 
 
-def step_s(moments: Sequence[Moment]) -> float:
+def step_s(points: Sequence[TimelinePoint]) -> float:
     """The usual time between two neighbouring moments with a frame: the median, the lower one of two, so that
     a gap among three moments is none of it."""
     steps = [
-        after.t_s - moment.t_s
-        for moment, after in pairwise(moments)
-        if moment.state not in ABSENT and after.state not in ABSENT
+        after.t_s - point.t_s
+        for point, after in pairwise(points)
+        if point.state not in ABSENT and after.state not in ABSENT
     ]
     return median_low(steps) if len(steps) > 1 else STEP_S
 
 
-def row_s(moments: Sequence[Moment]) -> float:
+def row_s(points: Sequence[TimelinePoint]) -> float:
     """How long a moment speaks at most; see `ROW_S`."""
-    return max(ROW_S, 2 * step_s(moments))
+    return max(ROW_S, 2 * step_s(points))
 
 
-def ends_s(moments: Sequence[Moment]) -> list[float]:
+def ends_s(points: Sequence[TimelinePoint]) -> list[float]:
     """The second until which each moment speaks."""
-    if not moments:
+    if not points:
         return []
-    longest_s = row_s(moments)
+    longest_s = row_s(points)
     ends = [
         after.t_s
-        if moment.state == after.state and moment.state in ABSENT
-        else min(after.t_s, moment.t_s + longest_s)
-        for moment, after in pairwise(moments)
+        if point.state == after.state and point.state in ABSENT
+        else min(after.t_s, point.t_s + longest_s)
+        for point, after in pairwise(points)
     ]
-    return [*ends, moments[-1].t_s + step_s(moments)]
+    return [*ends, points[-1].t_s + step_s(points)]
 
 
-def paint_timeline(area: np.ndarray, moments: Sequence[Moment], start_s: float, end_s: float) -> None:
+def paint_timeline(area: np.ndarray, points: Sequence[TimelinePoint], start_s: float, end_s: float) -> None:
     """Fill `area`, a part of a picture, with the moments from start_s to end_s, oldest left.
 
     Columns rise with the level and wear the state's colour; a state without a prediction is a thin line at
@@ -118,15 +118,15 @@ def paint_timeline(area: np.ndarray, moments: Sequence[Moment], start_s: float, 
     area[height // 2, ::4] = (74, 82, 92)
     per_s = width / max(end_s - start_s, 1e-6)
     texts = []
-    for moment, moment_end_s in zip(moments, ends_s(moments), strict=True):
-        left = math.floor((moment.t_s - start_s) * per_s)
+    for point, moment_end_s in zip(points, ends_s(points), strict=True):
+        left = math.floor((point.t_s - start_s) * per_s)
         right = max(left + 1, math.ceil((moment_end_s - start_s) * per_s))
         if right <= 0 or left >= width:
             continue
-        top = height - max(2, round(height * (0.0 if math.isnan(moment.level) else moment.level)))
-        area[top:, max(left, 0) : right] = colour_of(moment.state, moment.tone)
-        if moment.mark:
-            texts.append((left, moment.mark))
+        top = height - max(2, round(height * (0.0 if math.isnan(point.level) else point.level)))
+        area[top:, max(left, 0) : right] = colour_of(point.state, point.tone)
+        if point.mark:
+            texts.append((left, point.mark))
     for left, words in texts:
         area[:, max(left, 0) : max(left, 0) + 1] = INK
         paint_text(area, words, (left + 3, 0), max(11, height // 3), INK)

@@ -21,7 +21,7 @@ from live.ui.drawing import (
     STATE_WORDS,
     TROUGH,
     Colour,
-    Moment,
+    TimelinePoint,
     colour_of,
     paint_text,
     paint_timeline,
@@ -59,7 +59,7 @@ class Status:
 
 
 def draw(
-    image: np.ndarray, prediction: Prediction | None, moments: Sequence[Moment], status: Status
+    image: np.ndarray, prediction: Prediction | None, points: Sequence[TimelinePoint], status: Status
 ) -> np.ndarray:
     """The picture with boxes and the panel below it.
 
@@ -75,16 +75,16 @@ def draw(
     canvas[:height] = image if image.shape[:2] == (height, width) else cv2.resize(image, (width, height))
     canvas[height:] = PAPER
     state = status.state or (prediction.state if prediction else "warming_up")
-    colour = colour_of(state, moment_of(prediction).tone if prediction else 1.0)
+    colour = colour_of(state, timeline_point(prediction).tone if prediction else 1.0)
     if status.state is None:
         _boxes(canvas[:height], prediction, scale)
         if status.shows_signals and prediction is not None:
             _signals(canvas[:height], prediction.signals, size)
     _headline(canvas[height:], prediction, state, colour, status, size)
     line, pad = height + round(size * 2.5), size // 2
-    now_s = moments[-1].t_s if moments else 0.0
+    now_s = points[-1].t_s if points else 0.0
     paint_timeline(
-        canvas[line : line + round(size * 2.2), pad : width - pad], moments, now_s - TIMELINE_S, now_s
+        canvas[line : line + round(size * 2.2), pad : width - pad], points, now_s - TIMELINE_S, now_s
     )
     _footer(canvas, prediction, status, round(size * 0.85), line + round(size * 2.35), pad)
     if status.message:
@@ -122,12 +122,12 @@ def figure_line(prediction: Prediction) -> str:
     return f"level {level}" if prediction.task == "ordinal" else level
 
 
-def moment_of(prediction: Prediction, mark: str = "") -> Moment:
+def timeline_point(prediction: Prediction, mark: str = "") -> TimelinePoint:
     """A prediction's place on the timeline."""
     tone = prediction.names.index(prediction.label) / (len(prediction.names) - 1) if prediction.label else 1.0
     known = prediction.state in ("ok", "unsure")
     level = float(level_of(prediction.p, prediction.task)) if known else float("nan")
-    return Moment(prediction.t_s, prediction.state, level, tone, mark)
+    return TimelinePoint(prediction.t_s, prediction.state, level, tone, mark)
 
 
 def headline(prediction: Prediction | None, state: State) -> str:
@@ -145,7 +145,7 @@ def _boxes(image: np.ndarray, prediction: Prediction | None, scale: float) -> No
     for box in prediction.others:
         _box(image, box, scale, FAINT, 1)
     if prediction.box is not None:
-        _box(image, prediction.box, scale, colour_of(prediction.state, moment_of(prediction).tone), 2)
+        _box(image, prediction.box, scale, colour_of(prediction.state, timeline_point(prediction).tone), 2)
 
 
 def _box(image: np.ndarray, box: Sequence[float], scale: float, colour: Colour, thick: int) -> None:

@@ -34,7 +34,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from live.session import Session
-from live.ui.drawing import Colour, Moment, colour_of, row_s
+from live.ui.drawing import Colour, TimelinePoint, colour_of, row_s
 from live.ui.overlay import filled_line, headline, normal_line
 from seqmodel.runs.training_stats import level_of
 
@@ -182,10 +182,10 @@ class BrowserView:
     async def _hear(self, web_socket: WebSocket, waiting: "collections.deque[int]") -> None:
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             while True:
-                said = await web_socket.receive_text()
-                if said in KEYS:
-                    self._keys.put(said)
-                elif said == DRAWN and waiting:
+                shown = await web_socket.receive_text()
+                if shown in KEYS:
+                    self._keys.put(shown)
+                elif shown == DRAWN and waiting:
                     waiting.popleft()
 
     def _knows(self, connection: HTTPConnection) -> bool:
@@ -197,7 +197,7 @@ class BrowserView:
         """The classes, their colours and the timeline so far."""
         names = self._session.names
         colours = [_css(colour_of("ok", place / (len(names) - 1))) for place in range(len(names))]
-        return {"names": names, "colours": colours, "past": [_moment(m) for m in list(self._session.moments)]}
+        return {"names": names, "colours": colours, "past": [_point(m) for m in list(self._session.points)]}
 
 
 class OwnHostOnly:
@@ -247,8 +247,8 @@ def snapshot(session: Session) -> dict[str, Any]:
         "message": session.message,
         "label": session.label,
         "row_s": round(row_s(session.timeline), 3),
-        "recent": [_moment(moment) for moment in list(session.moments)[-RECENT:]],
-        "colour": _css(colour_of(state, session.moments[-1].tone if session.moments else 1.0)),
+        "recent": [_point(point) for point in list(session.points)[-RECENT:]],
+        "colour": _css(colour_of(state, session.points[-1].tone if session.points else 1.0)),
     }
     if last is not None:
         news |= {
@@ -265,12 +265,12 @@ def snapshot(session: Session) -> dict[str, Any]:
     return news
 
 
-def _moment(moment: Moment) -> dict[str, Any]:
+def _point(point: TimelinePoint) -> dict[str, Any]:
     return {
-        "t": round(moment.t_s, 3),
-        "level": None if math.isnan(moment.level) else round(moment.level, 4),
-        "colour": _css(colour_of(moment.state, moment.tone)),
-        "mark": moment.mark,
+        "t": round(point.t_s, 3),
+        "level": None if math.isnan(point.level) else round(point.level, 4),
+        "colour": _css(colour_of(point.state, point.tone)),
+        "mark": point.mark,
     }
 
 

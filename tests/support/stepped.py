@@ -33,7 +33,7 @@ class SteppedCamera:
         self.is_closed = threading.Event()
 
     def frames(self) -> Iterator[Frame]:
-        """The generator that `Newest` opens."""
+        """The generator that `LatestFrameReader` opens."""
         try:
             while True:
                 time_s, was_published = self._due.get(timeout=60)

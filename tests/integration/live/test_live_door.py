@@ -24,9 +24,9 @@ from live.commands import Control
 from live.inference.model import LiveModel, open_model
 from live.inference.predictor import Predictor
 from live.output.log_reader import read_log
-from live.session import Session, Wishes
+from live.session import OutputOptions, Session
 from live.sources.base import open_source
-from live.sources.latest_frame import Newest
+from live.sources.latest_frame import LatestFrameReader
 from live.ui.view import NoView
 from tests.support.commands import run_here
 from tests.support.full_disk import small_files
@@ -102,7 +102,7 @@ class Presses(NoView):
 def test_a_window_is_looked_after_before_the_model_is_there(run: Path, real_clips: dict[str, Path]) -> None:
     """A window paints its picture when its events are read: the first one must not wait for the model."""
     source = open_source(0, str(real_clips["single"]), False)
-    session = Session(("distracted", "engaged"), Wishes())
+    session = Session(("distracted", "engaged"), OutputOptions())
     control = Control(session, person="nobody", calibrate_s=None, notify=lambda line: None)
     view = Presses(source.now_s)
 
@@ -140,9 +140,9 @@ def test_a_camera_that_hangs_is_said_once_and_logged(run: Path, tmp_path: Path) 
     loading = Loading(lambda: Predictor(open_model(run)))
     loading.ready(60.0)
     camera.give(0.0)
-    source = Newest(camera.frames, reconnects=True, clock=clock)
+    source = LatestFrameReader(camera.frames, reconnects=True, clock=clock)
     source.start()
-    session = Session(("distracted", "engaged"), Wishes(log=str(tmp_path / "a.csv")))
+    session = Session(("distracted", "engaged"), OutputOptions(log=str(tmp_path / "a.csv")))
     told: list[str] = []
     control = Control(session, person="nobody", calibrate_s=None, notify=told.append)
     Loop(999.0, source, loading, session, control, Moves(clock, camera)).run()
@@ -163,7 +163,7 @@ def test_a_labelled_recording_is_a_data_set(run: Path, real_clips: dict[str, Pat
     its label, person and face."""
     own = tmp_path / "내 것" / "own.mp4"
     source = open_source(0, str(real_clips["pexels"]), False)
-    session = Session(("distracted", "engaged"), Wishes(record_raw=own, subject="민수"))
+    session = Session(("distracted", "engaged"), OutputOptions(record_raw=own, subject="민수"))
     control = Control(session, person="민수", calibrate_s=None, notify=lambda line: None)
     view = Presses(source.now_s, (1.0, "2"), (9.0, "1"), (17.0, "0"), (18.0, "q"))
     Loop(None, source, Loading(lambda: Predictor(open_model(run))), session, control, view).run()
@@ -296,8 +296,10 @@ def test_a_session_that_ends_before_the_model_is_there(
 
     monkeypatch.setattr(Loop, "run", run_loop)
 
-    def camera(*ignored: object) -> Newest:
-        source = Newest(lambda: read_video(real_clips["single"]), reconnects=False, clock=lambda: 0.0)
+    def camera(*ignored: object) -> LatestFrameReader:
+        source = LatestFrameReader(
+            lambda: read_video(real_clips["single"]), reconnects=False, clock=lambda: 0.0
+        )
         source.start()
         return source
 

@@ -22,7 +22,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
 from extract.video.reader import Frame
-from live.session import Session, Wishes
+from live.session import OutputOptions, Session
 from live.web.server import DRAWN, BrowserView, _listen, snapshot
 from tests.support.clips import face_frames, looped, write_video
 from tests.support.predictions import prediction
@@ -39,7 +39,7 @@ CHROMIUM = next(
 @pytest.fixture
 def session() -> Session:
     """A session without files, with a moment on its timeline."""
-    session = Session(("distracted", "engaged"), Wishes())
+    session = Session(("distracted", "engaged"), OutputOptions())
     session.saw(Frame(0.0, np.zeros((48, 64, 3), np.uint8)), prediction())
     return session
 
@@ -207,7 +207,7 @@ def test_what_the_page_gets_is_plain_json(session: Session) -> None:
 @pytest.mark.parametrize(("fps", "row_s"), [(3, 1.0), (0.5, 4.0)])
 def test_the_page_knows_how_long_a_moment_speaks(fps: float, row_s: float) -> None:
     """A session slower than a frame a second has no holes in its timeline."""
-    session = Session(("distracted", "engaged"), Wishes())
+    session = Session(("distracted", "engaged"), OutputOptions())
     for k in range(20):
         session.saw(Frame(k / fps, np.zeros((48, 64, 3), np.uint8)), replace(prediction(), t_s=k / fps))
     assert snapshot(session)["row_s"] == pytest.approx(row_s)

@@ -16,8 +16,8 @@ from live.commands import Control
 from live.inference.model import open_model
 from live.inference.predictor import Predictor
 from live.output.report import find_sessions
-from live.session import Session, Wishes
-from live.sources.latest_frame import Newest
+from live.session import OutputOptions, Session
+from live.sources.latest_frame import LatestFrameReader
 from live.ui.view import NoView
 from tests.support.small_run import write_run
 
@@ -36,7 +36,7 @@ def resident_mb() -> float:
 class Rotates(NoView):
     """A view whose place in the loop is used to look at memory and to rotate the log, as a system would."""
 
-    def __init__(self, log: Path, source: Newest) -> None:
+    def __init__(self, log: Path, source: LatestFrameReader) -> None:
         self._log, self._source = log, source
         self._rotations = 0
         self.memory_mb: list[tuple[float, float]] = []
@@ -64,7 +64,7 @@ def test_ten_minutes_lose_no_row_and_no_memory(tmp_path: Path, detector_path: Pa
     face = cv2.resize(astronaut(), (320, 240))
     scenes = [face, np.zeros_like(face), np.ascontiguousarray(face[:, ::-1]), np.full_like(face, 200)]
     rng, time_s, opened = np.random.default_rng(0), [0.0], Counter[str]()
-    sources: list[Newest] = []
+    sources: list[LatestFrameReader] = []
     given: list[float] = []
 
     def camera() -> Iterator[Frame]:
@@ -84,10 +84,10 @@ def test_ten_minutes_lose_no_row_and_no_memory(tmp_path: Path, detector_path: Pa
         if rng.random() < 0.5:
             raise OSError("the cable")
 
-    source = Newest(camera, reconnects=True, backoff_s=(0.1, 0.3), clock=lambda: time_s[0])
+    source = LatestFrameReader(camera, reconnects=True, backoff_s=(0.1, 0.3), clock=lambda: time_s[0])
     sources.append(source)
     log = tmp_path / "live.csv"
-    session = Session(("distracted", "engaged"), Wishes(log=str(log)))
+    session = Session(("distracted", "engaged"), OutputOptions(log=str(log)))
     control = Control(session, person="nobody", calibrate_s=None, notify=lambda line: None)
     run = write_run(tmp_path / "run", detector_path)
     loading = Loading(lambda: Predictor(open_model(run)))

@@ -11,7 +11,7 @@ from features.recipe import Pixels
 from live.commands import CALIBRATE_S, Control
 from live.config import SUBJECT
 from live.inference.calibration import (
-    Trial,
+    CalibrationSession,
     can_calibrate,
     forget_personal,
     load_personal,
@@ -21,7 +21,7 @@ from live.inference.calibration import (
 from live.inference.model import open_model
 from live.inference.predictor import Prediction, Predictor
 from live.inference.state_machine import STATES
-from live.session import Session, Wishes
+from live.session import OutputOptions, Session
 from live.web.server import snapshot
 from seqmodel.metrics.calibration import Calibration, decide, probabilities
 from seqmodel.runs.card import load_card, load_weights, save_card, save_weights
@@ -53,16 +53,16 @@ def test_the_middle_between_the_phases_becomes_the_threshold(base: Calibration) 
     ],
 )
 def test_phases_that_cannot_be_told_apart_change_nothing(
-    attending: list[float], away: list[float], said: str
+    attending: list[float], away: list[float], shown: str
 ) -> None:
     """Equal, the wrong way round, or without a face."""
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=shown):
         personal_calibration(attending, away, Calibration())
 
 
 def test_a_phase_counts_its_second_half_only() -> None:
     """The window still holds what was before."""
-    trial = Trial.begin(100.0, 30.0, 10.0)
+    trial = CalibrationSession.begin(100.0, 30.0, 10.0)
     for t_s in np.arange(100, 160, 1.0):
         trial.add(replace(prediction(), t_s=float(t_s), logits=(float(t_s),)))
     assert min(trial.attending) == 115
@@ -75,7 +75,7 @@ def test_a_phase_counts_its_second_half_only() -> None:
 
 def test_what_nothing_may_be_said_about_does_not_count() -> None:
     """A lost camera in the first phase, nobody there in the second: too few are left."""
-    trial = Trial.begin(0.0, 30.0, 10.0)
+    trial = CalibrationSession.begin(0.0, 30.0, 10.0)
     for state in STATES:
         for t_s in (20.0, 50.0):
             trial.add(replace(prediction(), t_s=t_s, state=state, logits=(1.0,)))
@@ -84,13 +84,13 @@ def test_what_nothing_may_be_said_about_does_not_count() -> None:
 
 def test_what_a_window_still_holds_of_before_does_not_count() -> None:
     """A phase settles for a whole window; one with too little left after that is refused."""
-    trial = Trial.begin(0.0, 20.0, 14.0)
+    trial = CalibrationSession.begin(0.0, 20.0, 14.0)
     for t_s in np.arange(0, 40, 0.5):
         trial.add(replace(prediction(), t_s=float(t_s), logits=(float(t_s),)))
     assert min(trial.attending) - 14.0 >= 0
     assert min(trial.away) - 14.0 >= 20
     with pytest.raises(ValueError, match="at least 19 s"):
-        Trial.begin(0.0, 18.0, 14.0)
+        CalibrationSession.begin(0.0, 18.0, 14.0)
 
 
 def test_it_is_kept_by_name_for_one_run_and_removable(
@@ -131,7 +131,7 @@ def test_a_damaged_file_is_named_and_stops_nothing(
     damage = damage.replace("KEY", model.key)
     path.write_text(damage, encoding="utf-8")
     told: list[str] = []
-    session = Session(("distracted", "engaged"), Wishes())
+    session = Session(("distracted", "engaged"), OutputOptions())
     control = Control(session, person="민수", calibrate_s=None, notify=told.append)
     control.start(Predictor(model), 0.0)
     control.close()
@@ -163,7 +163,7 @@ def test_a_person_is_not_decided_about_by_a_run_of_before(
     ):
         save_card(run, replace(card, calibration=replace(card.calibration, **changes)))
         model, told = open_model(run), list[str]()
-        session = Session(("distracted", "engaged"), Wishes())
+        session = Session(("distracted", "engaged"), OutputOptions())
         control = Control(session, person=SUBJECT, calibrate_s=None, notify=told.append)
         control.start(Predictor(model), 0.0)
         control.close()
@@ -181,11 +181,11 @@ def test_a_calibration_that_cannot_be_kept_holds_for_the_session(
     home.touch()
     monkeypatch.setenv("BRAINBUDDY_HOME", str(home))
     model = open_model(write_run(tmp_path / "run", detector_path, pixels=Pixels((), window_s=2)))
-    session, told = Session(("distracted", "engaged"), Wishes()), list[str]()
+    session, told = Session(("distracted", "engaged"), OutputOptions()), list[str]()
     control = Control(session, person=SUBJECT, calibrate_s=8.0, notify=told.append)
     control.start(Predictor(model), 0.0)
-    assert control._trial is not None
-    control._trial.attending, control._trial.away = list(ATTENDING), list(AWAY)
+    assert control._calibration_session is not None
+    control._calibration_session.attending, control._calibration_session.away = list(ATTENDING), list(AWAY)
     assert control.calibration.startswith("not finished")
     control.push(Frame(16.5, np.zeros((48, 64, 3), np.uint8)))
     assert session.personal == SUBJECT
@@ -216,7 +216,7 @@ def test_each_phase_is_said_once_where_nobody_sees_a_picture(tmp_path: Path, det
     """Headless, from --calibrate on: attend, then look away, each as it begins, then how it ended."""
     run = write_run(tmp_path / "run", detector_path, pixels=Pixels((), window_s=2))
     told: list[str] = []
-    session = Session(("distracted", "engaged"), Wishes())
+    session = Session(("distracted", "engaged"), OutputOptions())
     control = Control(session, person="nobody", calibrate_s=8.0, notify=told.append)
     control.start(Predictor(open_model(run)), 0.0)
     for k in range(50):
@@ -252,7 +252,7 @@ def test_c_is_kept_shown_used_next_time_and_removed_by_x(
     pictures = [astronaut(), astronaut() // 4]
 
     def begin() -> tuple[Session, Control]:
-        session = Session(model.card.labelling.names, Wishes())
+        session = Session(model.card.labelling.names, OutputOptions())
         control = Control(session, person=SUBJECT, calibrate_s=None, notify=told.append)
         control.start(Predictor(model), 0.0)
         return session, control
@@ -284,10 +284,10 @@ def test_c_is_kept_shown_used_next_time_and_removed_by_x(
         assert session.personal == SUBJECT
         assert snapshot(session)["personal"] == SUBJECT
         start_s = 200.0 if not again else 0.0
-        said = [
+        shown = [
             watch(control, picture, start_s + 9 * k, 6.0).label for k, picture in enumerate((attending, away))
         ]
-        assert said == ["engaged", "distracted"]
+        assert shown == ["engaged", "distracted"]
     control.press("x", 60.0)
     assert session.personal == snapshot(session)["personal"] == ""
     assert control.predictor is not None
@@ -305,7 +305,7 @@ def test_g_shows_the_signals_of_a_run_that_has_them(
     for landmarker, inputs in ((None, ("embeddings",)), (landmarker_path, ("embeddings", "geometry"))):
         run = write_run(tmp_path / str(len(inputs)), detector_path, landmarker=landmarker, inputs=inputs)
         told: list[str] = []
-        session = Session(("distracted", "engaged"), Wishes())
+        session = Session(("distracted", "engaged"), OutputOptions())
         control = Control(session, person="nobody", calibrate_s=None, notify=told.append)
         control.start(Predictor(open_model(run)), 0.0)
         frame = Frame(0.0, astronaut())
@@ -326,7 +326,7 @@ def test_g_shows_the_signals_of_a_run_that_has_them(
 
 def test_keys_do_what_they_say(tmp_path: Path) -> None:
     """Marks, pause, quit and messages; unknown keys do nothing."""
-    session, told = Session(("distracted", "engaged"), Wishes(record=None)), list[str]()
+    session, told = Session(("distracted", "engaged"), OutputOptions(record=None)), list[str]()
     control = Control(session, person="me", calibrate_s=None, notify=told.append)
     for key in (" ", "z", "p", "ö", ""):
         control.press(key, 5.0)

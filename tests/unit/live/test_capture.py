@@ -17,8 +17,8 @@ from extract.video.reader import Frame, read_video
 from live.output.recorder import Recorder
 from live.sources.base import open_source
 from live.sources.camera import bgr_to_rgb, camera_frames, is_file_address, stream_frames
-from live.sources.latest_frame import SILENT_S, Newest
-from live.sources.realtime_file import PacedFile
+from live.sources.latest_frame import SILENT_S, LatestFrameReader
+from live.sources.realtime_file import RealtimeFileReader
 from live.ui.view import window_problem
 from tests.support.stepped import PICTURE, SteppedCamera, SteppedClock
 
@@ -61,14 +61,14 @@ def test_a_slow_reader_gets_the_newest_frame() -> None:
         seen_all.set()
         time.sleep(0.2)
 
-    newest = Newest(camera, reconnects=False)
-    newest.start()
+    latest = LatestFrameReader(camera, reconnects=False)
+    latest.start()
     assert seen_all.wait(5)
-    frame = newest.next(1.0)
+    frame = latest.next(1.0)
     assert frame is not None
     assert frame.pts_s == 0.49
-    assert newest.num_dropped == 49
-    newest.close()
+    assert latest.num_dropped == 49
+    latest.close()
 
 
 def test_a_lost_camera_is_tried_again_and_its_time_goes_on() -> None:
@@ -86,15 +86,15 @@ def test_a_lost_camera_is_tried_again_and_its_time_goes_on() -> None:
         if opened == 1:
             raise cv2.error("the driver failed")
 
-    newest = Newest(camera, reconnects=True, backoff_s=(0.02, 0.04))
-    newest.start()
+    latest = LatestFrameReader(camera, reconnects=True, backoff_s=(0.02, 0.04))
+    latest.start()
     times, was_lost = [], False
     while opened < 7:
-        frame = newest.next(0.01)
-        was_lost |= newest.is_lost
+        frame = latest.next(0.01)
+        was_lost |= latest.is_lost
         if frame is not None:
             times.append(frame.pts_s)
-    newest.close()
+    latest.close()
     assert was_lost
     assert times == sorted(times)
     assert max(b - a for a, b in pairwise(times)) > 0.02
@@ -110,11 +110,11 @@ def test_waits_between_attempts_grow() -> None:
             raise ValueError("gone")
         yield Frame(0.0, PICTURE)
 
-    newest = Newest(camera, reconnects=True, backoff_s=(0.02, 0.06, 0.12))
-    newest.start()
+    latest = LatestFrameReader(camera, reconnects=True, backoff_s=(0.02, 0.06, 0.12))
+    latest.start()
     while len(tries) < 5:
         time.sleep(0.01)
-    newest.close()
+    latest.close()
     waits = np.diff(tries)
     assert waits[0] >= 0.02
     assert waits[1] >= 0.06
@@ -134,24 +134,24 @@ def test_pausing_lets_go_of_the_camera() -> None:
         finally:
             held.clear()
 
-    newest = Newest(camera, reconnects=True)
-    newest.start()
-    newest.pause()
+    latest = LatestFrameReader(camera, reconnects=True)
+    latest.start()
+    latest.pause()
     deadline = time.monotonic() + 5
     while held.is_set() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not held.is_set()
-    newest.resume()
+    latest.resume()
     assert held.wait(5)
-    assert newest.next(1.0) is not None
-    newest.close()
+    assert latest.next(1.0) is not None
+    latest.close()
     assert not held.is_set()
 
 
 def test_a_file_in_real_time_keeps_its_own_pace(real_clips: dict[str, Path]) -> None:
     """Each frame comes when its own time has come, and none before."""
     clock = SteppedClock()
-    paced = PacedFile(str(real_clips["pexels"]), clock, clock.sleep)
+    paced = RealtimeFileReader(str(real_clips["pexels"]), clock, clock.sleep)
     paced.begin()
     came = [(frame.pts_s, paced.now_s()) for frame in islice(paced.frames(), 48)]
     assert came[-1][0] > 1.9
@@ -163,7 +163,7 @@ def test_a_file_in_real_time_keeps_its_own_pace(real_clips: dict[str, Path]) -> 
 def test_a_file_in_real_time_goes_on_after_a_pause(real_clips: dict[str, Path]) -> None:
     """The pause is a gap in the times, and the picture after it is the file's next one."""
     clock = SteppedClock()
-    paced = PacedFile(str(real_clips["single"]), clock, clock.sleep)
+    paced = RealtimeFileReader(str(real_clips["single"]), clock, clock.sleep)
     paced.begin()
     seen = [Frame(frame.pts_s, frame.rgb()) for frame in islice(paced.frames(), 8)]
     clock.now_s += 5.0
@@ -195,7 +195,7 @@ def test_a_camera_that_hangs_is_lost_until_it_goes_on() -> None:
     not while paused, and one frame brings it back."""
     clock, camera = SteppedClock(), SteppedCamera()
     camera.give(0.0)
-    source = Newest(camera.frames, reconnects=True, clock=clock)
+    source = LatestFrameReader(camera.frames, reconnects=True, clock=clock)
     source.start()
     assert source.next(5.0) is not None
     clock.now_s = 0.9 * SILENT_S
@@ -216,7 +216,7 @@ def test_a_slow_camera_is_not_a_lost_one() -> None:
     """A picture every 1.2 seconds: after the second one, that is known to be its pace."""
     clock, camera = SteppedClock(), SteppedCamera()
     camera.give(0.0)
-    source, lost = Newest(camera.frames, reconnects=True, clock=clock), []
+    source, lost = LatestFrameReader(camera.frames, reconnects=True, clock=clock), []
     source.start()
     assert source.next(5.0) is not None
     for _ in range(3):
@@ -235,20 +235,20 @@ def test_a_slow_opening_after_a_pause_is_no_loss() -> None:
     """Many a webcam needs seconds to open; one that then falls silent is lost as ever."""
     clock, camera = SteppedClock(), SteppedCamera()
     camera.give(0.0)
-    newest = Newest(camera.frames, reconnects=True, clock=clock)
-    newest.start()
-    newest.pause()
+    latest = LatestFrameReader(camera.frames, reconnects=True, clock=clock)
+    latest.start()
+    latest.pause()
     camera.give(0.0)
     assert camera.is_closed.wait(5)
-    newest.resume()
+    latest.resume()
     clock.now_s += 5 * SILENT_S
-    assert not newest.is_lost
+    assert not latest.is_lost
     camera.give(clock.now_s)
-    assert newest.next(5.0) is not None
+    assert latest.next(5.0) is not None
     clock.now_s += 1.1 * SILENT_S
-    assert newest.is_lost
+    assert latest.is_lost
     camera.give(clock.now_s)
-    newest.close()
+    latest.close()
 
 
 def test_a_file_in_real_time_waits_for_the_model_on_its_first_frame(real_clips: dict[str, Path]) -> None:
@@ -279,7 +279,7 @@ def test_a_file_that_decodes_slowly_keeps_its_clock_with_its_frames(
             yield frame
 
     monkeypatch.setattr("live.sources.realtime_file.read_video", slowed)
-    paced = PacedFile(str(real_clips["single"]), clock, clock.sleep)
+    paced = RealtimeFileReader(str(real_clips["single"]), clock, clock.sleep)
     paced.begin()
     for _ in range(2):
         for frame in islice(paced.frames(), 3):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from live.inference.state_machine import STATES
-from live.ui.drawing import TROUGH, Moment, colour_of, paint_timeline, row_s
+from live.ui.drawing import TROUGH, TimelinePoint, colour_of, paint_timeline, row_s
 from live.ui.overlay import (
     KEYS,
     MIN_WIDTH_PX,
@@ -15,12 +15,14 @@ from live.ui.overlay import (
     draw_boxes,
     figure_line,
     filled_line,
-    moment_of,
     normal_line,
+    timeline_point,
 )
 from tests.support.predictions import prediction
 
-MOMENTS = [Moment(k / 3, STATES[k % 6], float("nan") if k % 6 > 2 else (k % 10) / 10) for k in range(60)]
+POINTS = [
+    TimelinePoint(k / 3, STATES[k % 6], float("nan") if k % 6 > 2 else (k % 10) / 10) for k in range(60)
+]
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,7 @@ MOMENTS = [Moment(k / 3, STATES[k % 6], float("nan") if k % 6 > 2 else (k % 10) 
 def test_any_size_gives_an_even_picture_wide_enough_for_the_panel(shape: tuple[int, int, int]) -> None:
     """Codecs want even sides; the panel wants room."""
     image = np.full(shape, 128, np.uint8)
-    picture = draw(image, prediction(), MOMENTS, Status())
+    picture = draw(image, prediction(), POINTS, Status())
     assert picture.dtype == np.uint8
     assert picture.shape[0] % 2 == picture.shape[1] % 2 == 0
     assert picture.shape[1] >= max(MIN_WIDTH_PX, shape[1] - 1)
@@ -48,7 +50,7 @@ def test_the_box_stands_out_on_dark_and_on_light(brightness: int) -> None:
 def test_the_panel_does_not_depend_on_the_video(brightness: int) -> None:
     """The panel lies below the picture, so it is as legible on any video."""
     panels = [
-        draw(np.full((480, 640, 3), value, np.uint8), prediction(), MOMENTS, Status())[480:]
+        draw(np.full((480, 640, 3), value, np.uint8), prediction(), POINTS, Status())[480:]
         for value in (brightness, 77)
     ]
     assert np.array_equal(*panels)
@@ -58,7 +60,7 @@ def test_drawing_twice_gives_the_same_picture_and_leaves_the_frame_alone() -> No
     """No state, and the frame is not drawn upon."""
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     before = image.copy()
-    first, again = (draw(image, prediction(), MOMENTS, Status(message="look here")) for _ in range(2))
+    first, again = (draw(image, prediction(), POINTS, Status(message="look here")) for _ in range(2))
     assert np.array_equal(first, again)
     assert np.array_equal(image, before)
 
@@ -137,13 +139,13 @@ def test_the_bar_says_what_its_figure_is(task: str, p: tuple[float, ...], figure
 
 def test_a_slow_timeline_has_no_holes_and_a_gap_is_one() -> None:
     """A frame every two seconds, and half a minute without; at three a second a gap of two seconds is one."""
-    slow = [Moment(2.0 * k + (30.0 if k >= 15 else 0.0), "ok", 0.5) for k in range(30)]
-    quick = [Moment(k / 3 + (2.0 if k >= 15 else 0.0), "ok", 0.5) for k in range(30)]
+    slow = [TimelinePoint(2.0 * k + (30.0 if k >= 15 else 0.0), "ok", 0.5) for k in range(30)]
+    quick = [TimelinePoint(k / 3 + (2.0 if k >= 15 else 0.0), "ok", 0.5) for k in range(30)]
     assert (row_s(slow), row_s(quick)) == (4.0, 1.0)
-    for moments, hole_s in ((slow, 28.0), (quick, 4 / 3)):
-        length_s = moments[-1].t_s - moments[0].t_s
+    for points, hole_s in ((slow, 28.0), (quick, 4 / 3)):
+        length_s = points[-1].t_s - points[0].t_s
         area = np.zeros((20, 600, 3), np.uint8)
-        paint_timeline(area, moments, 0.0, length_s)
+        paint_timeline(area, points, 0.0, length_s)
         empty = (area[-1] == TROUGH).all(axis=1)
         assert empty.sum() == pytest.approx(hole_s / length_s * 600, abs=2)
 
@@ -160,7 +162,7 @@ def test_the_scene_for_the_browser_has_the_boxes_and_nothing_else() -> None:
 def test_each_class_has_its_colour_and_a_missing_prediction_no_height() -> None:
     """The first and the last class differ in colour; no face is no level."""
     first, last = (
-        colour_of("ok", moment_of(prediction(label=name)).tone) for name in ("distracted", "engaged")
+        colour_of("ok", timeline_point(prediction(label=name)).tone) for name in ("distracted", "engaged")
     )
     assert first != last
-    assert np.isnan(moment_of(prediction(state="no_face", label="")).level)
+    assert np.isnan(timeline_point(prediction(state="no_face", label="")).level)

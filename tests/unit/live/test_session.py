@@ -16,9 +16,9 @@ from extract.video.reader import Frame
 from features.manifest import read_csv
 from live.config import novelty_file
 from live.output.log_reader import read_log
-from live.output.log_writer import MAX_LATENCIES, Log, Tally, log_columns
+from live.output.log_writer import MAX_LATENCIES, Log, LogStats, log_columns
 from live.output.recorder import Interval, Labels, Recorder, write_manifest
-from live.session import Session, Wishes
+from live.session import OutputOptions, Session
 from tests.support.full_disk import small_files
 from tests.support.predictions import prediction
 
@@ -97,10 +97,10 @@ def test_a_recording_without_pictures_leaves_no_file(tmp_path: Path) -> None:
 
 def test_the_tally_counts_states_and_labels() -> None:
     """Labels are counted in state ok alone."""
-    tally = Tally()
+    log_stats = LogStats()
     for p in (prediction(), prediction(state="unsure", label=""), prediction(latency_ms=10.0)):
-        tally.add(p)
-    assert tally.summary() == {
+        log_stats.add(p)
+    assert log_stats.summary() == {
         "rows": 3,
         "states": {"ok": 2, "unsure": 1},
         "labels": {"engaged": 2},
@@ -211,7 +211,7 @@ def test_a_session_that_asks_for_nothing_writes_nothing(
 ) -> None:
     """Live records nothing unless asked."""
     monkeypatch.chdir(tmp_path)
-    session = Session(NAMES, Wishes())
+    session = Session(NAMES, OutputOptions())
     session.saw(Frame(0.0, np.zeros((48, 64, 3), np.uint8)), prediction())
     session.picture(np.zeros((48, 64, 3), np.uint8), 0.0)
     session.mark(0.1)
@@ -222,8 +222,10 @@ def test_a_session_that_asks_for_nothing_writes_nothing(
 
 def test_a_session_keeps_log_marks_recordings_and_labels(tmp_path: Path) -> None:
     """What was asked for is there, and the manifest's times are those of the raw file."""
-    wishes = Wishes(str(tmp_path / "a.csv"), tmp_path / "view.mp4", tmp_path / "raw.mp4", "민수")
-    session = Session(NAMES, wishes)
+    output_options = OutputOptions(
+        str(tmp_path / "a.csv"), tmp_path / "view.mp4", tmp_path / "raw.mp4", "민수"
+    )
+    session = Session(NAMES, output_options)
     assert list(tmp_path.iterdir()) == []  # a start that fails leaves nothing
     assert len(session.begin()) == 3
     image = np.full((96, 128, 3), 60, np.uint8)
@@ -255,7 +257,9 @@ def test_a_recording_that_the_disk_does_not_take_ends_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], num_frames: int
 ) -> None:
     """Midway or at its end: said, and told in the summary; log, labels and the other recording are whole."""
-    session = Session(NAMES, Wishes(str(tmp_path / "a.csv"), tmp_path / "view.mp4", tmp_path / "own.mp4"))
+    session = Session(
+        NAMES, OutputOptions(str(tmp_path / "a.csv"), tmp_path / "view.mp4", tmp_path / "own.mp4")
+    )
     session.begin()
     rng, still = np.random.default_rng(0), np.full((96, 128, 3), 60, np.uint8)
     with small_files():
@@ -281,7 +285,7 @@ def test_a_recording_that_the_disk_does_not_take_ends_alone(
 
 def test_a_recording_begun_while_the_model_loads_goes_on(tmp_path: Path) -> None:
     """Key r before there is a model: what --record asks for is that recording, not another in its place."""
-    session = Session(NAMES, Wishes(record=tmp_path / "view.mp4", record_raw=tmp_path / "view-2.mp4"))
+    session = Session(NAMES, OutputOptions(record=tmp_path / "view.mp4", record_raw=tmp_path / "view-2.mp4"))
     image = np.full((96, 128, 3), 60, np.uint8)
     (tmp_path / "view.mp4").write_bytes(b"earlier")
     assert session.toggle_recording() == f"recording to {tmp_path / 'view-2.mp4'}"
@@ -300,16 +304,16 @@ def test_a_recording_begun_while_the_model_loads_goes_on(tmp_path: Path) -> None
 
 def test_labels_need_a_raw_recording() -> None:
     """Without one, and for a class that is not there, the key says so."""
-    assert "--record-raw" in Session(NAMES, Wishes()).begin_label(1, 0.0)
+    assert "--record-raw" in Session(NAMES, OutputOptions()).begin_label(1, 0.0)
 
 
 def test_a_second_session_with_the_same_names_replaces_nothing(tmp_path: Path) -> None:
     """Log, what lies beside it, recordings and manifest of the second get free names, and that is said."""
-    wishes = Wishes(str(tmp_path / "day1.csv"), tmp_path / "view.mp4", tmp_path / "own.mp4")
+    output_options = OutputOptions(str(tmp_path / "day1.csv"), tmp_path / "view.mp4", tmp_path / "own.mp4")
     image = np.full((96, 128, 3), 60, np.uint8)
     kept: dict[Path, bytes] = {}
     for number in ("", "-2", "-3"):
-        session = Session(NAMES, wishes)
+        session = Session(NAMES, output_options)
         lines = session.begin()
         assert session.log_path == tmp_path / f"day1{number}.csv"
         assert str(session.log_path) in lines[0]
@@ -332,7 +336,7 @@ def test_free_names_do_not_meet(tmp_path: Path) -> None:
     """One recording's free name is another's own: neither writes into the other, before or after the first
     picture."""
     (tmp_path / "own.mp4").write_bytes(b"earlier")
-    session = Session(NAMES, Wishes(record=tmp_path / "own.mp4", record_raw=tmp_path / "own-2.mp4"))
+    session = Session(NAMES, OutputOptions(record=tmp_path / "own.mp4", record_raw=tmp_path / "own-2.mp4"))
     session.begin()
     image = np.full((96, 128, 3), 60, np.uint8)
     for k in range(5):
@@ -348,7 +352,7 @@ def test_free_names_do_not_meet(tmp_path: Path) -> None:
 def test_what_lies_beside_a_log_is_kept_too(tmp_path: Path) -> None:
     """An earlier report of a log that was moved away is not written over."""
     (tmp_path / "day1.html").write_text("yesterday's", encoding="utf-8")
-    session = Session(NAMES, Wishes(log=str(tmp_path / "day1.csv")))
+    session = Session(NAMES, OutputOptions(log=str(tmp_path / "day1.csv")))
     session.begin()
     session.close()
     assert session.log_path == tmp_path / "day1-2.csv"
@@ -357,7 +361,7 @@ def test_what_lies_beside_a_log_is_kept_too(tmp_path: Path) -> None:
 def test_labels_end_where_nothing_is_recorded_and_stand_on_disk_at_once(tmp_path: Path) -> None:
     """A pause ends the running interval; the manifest holds every interval that has ended while the session
     still runs."""
-    session = Session(NAMES, Wishes(record_raw=tmp_path / "own.mp4"))
+    session = Session(NAMES, OutputOptions(record_raw=tmp_path / "own.mp4"))
     session.begin()
     image = np.full((96, 128, 3), 60, np.uint8)
 
@@ -384,7 +388,7 @@ def test_labels_end_where_nothing_is_recorded_and_stand_on_disk_at_once(tmp_path
 
 def test_a_mark_after_the_last_row_is_written(tmp_path: Path) -> None:
     """Marked, then quit: the mark has its own row and its own time."""
-    session = Session(NAMES, Wishes(log=str(tmp_path / "a.csv")))
+    session = Session(NAMES, OutputOptions(log=str(tmp_path / "a.csv")))
     session.begin()
     session.saw(Frame(20.0, np.zeros((48, 64, 3), np.uint8)), prediction())
     session.mark(20.2, "bell")
@@ -445,16 +449,16 @@ def test_a_log_that_was_emptied_gets_its_header_again(tmp_path: Path) -> None:
 
 def test_the_tally_of_a_long_session_stays_small() -> None:
     """Latencies of the last hours only."""
-    tally = Tally()
+    log_stats = LogStats()
     for k in range(MAX_LATENCIES + 500):
-        tally.add(prediction(latency_ms=1000.0 if k < 500 else 5.0))
-    assert len(tally.latencies_ms) == MAX_LATENCIES
-    assert tally.summary()["latency_ms"] == {"median": 5.0, "p99": 5.0}
+        log_stats.add(prediction(latency_ms=1000.0 if k < 500 else 5.0))
+    assert len(log_stats.latencies_ms) == MAX_LATENCIES
+    assert log_stats.summary()["latency_ms"] == {"median": 5.0, "p99": 5.0}
 
 
 def test_a_recording_never_replaces_another(tmp_path: Path) -> None:
     """Starting again gives the next free name."""
-    session = Session(NAMES, Wishes(record=tmp_path / "view.mp4"))
+    session = Session(NAMES, OutputOptions(record=tmp_path / "view.mp4"))
     session.begin()
     image = np.full((96, 128, 3), 60, np.uint8)
     session.picture(image, 0.0)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from live.inference.state_machine import Standing, Statement, StateRule, next_standing
+from live.inference.state_machine import DisplayState, Statement, StateRule, next_display_state
 
 RULE = StateRule()
 
@@ -12,11 +12,11 @@ RULE = StateRule()
 def run(*steps: dict[str, object]) -> list[Statement]:
     """What is said after each step, from the beginning."""
     usual = {"filled": 1.0, "coverage": 1.0, "label": 1, "unsure": False}
-    standing, said = Standing(), []
+    display_state, shown = DisplayState(), []
     for step in steps:
-        standing = next_standing(standing, **usual | step, rule=RULE)  # type: ignore[arg-type]
-        said.append(standing.said)
-    return said
+        display_state = next_display_state(display_state, **usual | step, rule=RULE)  # type: ignore[arg-type]
+        shown.append(display_state.shown)
+    return shown
 
 
 def test_the_first_prediction_shows_as_soon_as_enough_is_seen() -> None:
@@ -27,9 +27,9 @@ def test_the_first_prediction_shows_as_soon_as_enough_is_seen() -> None:
 
 def test_one_odd_frame_changes_nothing() -> None:
     """A single frame with another label, or unsure, is passed over; two in a row are believed."""
-    said = run({}, {"label": 0}, {}, {"unsure": True}, {}, {"label": 0}, {"label": 0})
-    assert [s.label for s in said] == [1, 1, 1, 1, 1, 1, 0]
-    assert {s.state for s in said} == {"ok"}
+    shown = run({}, {"label": 0}, {}, {"unsure": True}, {}, {"label": 0}, {"label": 0})
+    assert [s.label for s in shown] == [1, 1, 1, 1, 1, 1, 0]
+    assert {s.state for s in shown} == {"ok"}
 
 
 def test_no_face_begins_and_ends_at_different_shares() -> None:
@@ -57,10 +57,10 @@ def test_a_class_is_named_in_state_ok_alone(steps: list[dict[str, object]]) -> N
     """Whatever comes, no label without ok, no ok without a label; warming up until enough was seen, and never
     again."""
     warms = True
-    for step, said in zip(steps, run(*steps), strict=True):
-        assert (said.label is not None) == (said.state == "ok")
+    for step, shown in zip(steps, run(*steps), strict=True):
+        assert (shown.label is not None) == (shown.state == "ok")
         warms &= step["filled"] < RULE.min_filled  # type: ignore[operator]
-        assert (said.state == "warming_up") == warms
+        assert (shown.state == "warming_up") == warms
 
 
 def test_a_rule_that_would_flicker_is_refused() -> None:

@@ -44,12 +44,12 @@ def log(tmp_path: Path) -> Path:
 def test_the_time_in_each_state_adds_up(log: Path) -> None:
     """Classes by name, states by their words, spans longest first, marks where they were set."""
     session = summarise_log(log)
-    rounded = {said: round(seconds) for said, seconds in session.seconds.items()}
+    rounded = {shown: round(seconds) for shown, seconds in session.seconds.items()}
     assert rounded == {"engaged": 30, "distracted": 10, "no face": 10, "camera lost": 5}
-    assert [span.said for span in session.spans][::3] == ["engaged", "camera lost"]
+    assert [span.shown for span in session.spans][::3] == ["engaged", "camera lost"]
     assert session.spans[0].length_s == pytest.approx(30, abs=0.4)
     assert session.marks == ((10.0, "<b>bell"),)
-    assert np.isnan(session.moments[-1].level)
+    assert np.isnan(session.points[-1].level)
 
 
 def test_a_gap_in_the_log_belongs_to_nobody(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_gap_in_the_log_belongs_to_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("state", "said"), [("paused", "paused"), ("camera_lost", "camera lost")])
-def test_an_absence_is_one_span_of_its_own_length(tmp_path: Path, state: State, said: str) -> None:
+def test_an_absence_is_one_span_of_its_own_length(tmp_path: Path, state: State, shown: str) -> None:
     """Its rows come a second apart and a little more, as the loop finds the time."""
     path = tmp_path / "pause.csv"
     log = Log(str(path), NAMES)
@@ -75,9 +75,9 @@ def test_an_absence_is_one_span_of_its_own_length(tmp_path: Path, state: State, 
     log.close()
     session = summarise_log(path)
     absent_s = 299 * 1.03 + 0.53
-    assert session.seconds == pytest.approx({said: absent_s, "engaged": 10 + 1 / 3}, abs=1e-3)
-    spans = [(span.said, span.start_s, span.length_s) for span in session.spans]
-    assert spans[:2] == [(said, 10.0, pytest.approx(absent_s)), ("engaged", 0.0, pytest.approx(10.0))]
+    assert session.seconds == pytest.approx({shown: absent_s, "engaged": 10 + 1 / 3}, abs=1e-3)
+    spans = [(span.shown, span.start_s, span.length_s) for span in session.spans]
+    assert spans[:2] == [(shown, 10.0, pytest.approx(absent_s)), ("engaged", 0.0, pytest.approx(10.0))]
     assert len(spans) == 3
 
 
@@ -109,7 +109,7 @@ def test_a_session_of_slow_rows_is_one_span_without_holes(
     session = summarise_log(path)
     length_s = pytest.approx(times[-1] - times[0] + np.median(np.diff(times)), abs=0.01)
     assert session.seconds == {"engaged": length_s}
-    assert [(span.said, span.length_s) for span in session.spans] == [("engaged", length_s)]
+    assert [(span.shown, span.length_s) for span in session.spans] == [("engaged", length_s)]
     picture = cv2.imdecode(np.frombuffer(timeline_png(session), np.uint8), cv2.IMREAD_COLOR)
     assert (picture[114, 12:-12] != TROUGH[::-1]).any(axis=1).all()
 
