@@ -38,7 +38,7 @@ class HeadConfig:
     """How valid steps become one vector."""
     stream_dropout: float = 0.0
     """Chance that training hides a whole stream of a clip, so that a head survives losing one."""
-    centre: bool = False
+    centred_copy: bool = False
     """Add each feature minus its mean over the window, as extra channels."""
     dynamics: bool = False
     """Add differences between neighbouring frames and rates of rises, as extra channels."""

@@ -42,7 +42,7 @@ class TuneArgs:
     pruning: Literal["on", "off"] = "on"
     """Stop trials early that fall behind: Hyperband over epochs (of 1,000 training clips and more its most
     eager bracket), or with --folds 3 and more Wilcoxon's test over folds."""
-    baseline: Literal["none", "window", "subject"] = "none"
+    center: Literal["none", "window", "subject"] = "none"
     """Subtract from the geometry stream its mean over the window, or over everything known of that person."""
     storage: str = ""
     """Optuna storage: postgresql+psycopg://…, grpc://HOST:PORT …; by default a journal file in the run."""

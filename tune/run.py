@@ -112,9 +112,9 @@ def asked(args: TuneArgs) -> LearningTask:
         )
     if args.finetune and "embeddings" not in learning_task.dims:
         raise ValueError("--finetune trains the encoder, which --inputs geometry does not read")
-    if args.baseline != "none" and "geometry" not in learning_task.dims:
-        raise ValueError(f"--baseline {args.baseline} needs the geometry stream, which {args.store} lacks")
-    if args.baseline != "none" and args.finetune:
+    if args.center != "none" and "geometry" not in learning_task.dims:
+        raise ValueError(f"--baseline {args.center} needs the geometry stream, which {args.store} lacks")
+    if args.center != "none" and args.finetune:
         raise ValueError("--finetune does not go with --baseline yet: tune without one of them")
     return learning_task
 
@@ -168,7 +168,7 @@ def facts_of(args: TuneArgs, context: SearchContext, metric: str) -> dict[str, A
         "inputs": args.inputs or "any",
         "folds": args.folds,
         "epochs": args.epochs,
-        "baseline": args.baseline,
+        "baseline": args.center,
         "seed": args.seed,
         "space": space_hash(context.space),
     }
@@ -252,7 +252,7 @@ def keep(
         metric=metric,
         stage=stage,
         warnings=notes,
-        baseline=args.baseline,
+        center=args.center,
     )
 
 

@@ -65,7 +65,7 @@ def suggest(trial: optuna.trial.BaseTrial, space: Space) -> TrialConfig:
     trial.suggest_categorical("projection", [32, 64, 128, 256])
     trial.suggest_float("dropout", 0.0, 0.6)
     trial.suggest_categorical("pooling", ["mean", "max", "last", "attention"])
-    trial.suggest_categorical("centre", [False, True])
+    trial.suggest_categorical("centred_copy", [False, True])
     trial.suggest_categorical("dynamics", [False, True])
     trial.suggest_float("lr", 1e-4, 1e-2, log=True)
     trial.suggest_float("weight_decay", 1e-4, 0.3, log=True)
@@ -100,7 +100,7 @@ def baseline_point(space: Space) -> dict[str, Any]:
         "projection": head.projection,
         "dropout": head.dropout,
         "pooling": head.pooling,
-        "centre": False,
+        "centred_copy": False,
         "dynamics": False,
         "lr": train.lr,
         "weight_decay": train.weight_decay,

@@ -22,7 +22,7 @@ from extract.video.reader import EARLY_S, Frame, Sampler
 from features.face_signals import strongest_signals
 from live.inference.model import THREADS, LiveModel, open_model
 from live.inference.state_machine import DisplayState, State, StateRule, next_display_state
-from seqmodel.heads.person_baseline import subtract_rest
+from seqmodel.heads.person_baseline import subtract_mean
 from seqmodel.metrics.calibration import decide
 
 SMOOTHING_S = 1.0
@@ -140,11 +140,11 @@ class Predictor:
     def window_logits(self) -> np.ndarray:
         """The head's answer to the window as it stands, (C',) float32."""
         x, valid = self.window()
-        if self.model.card.baseline != "none" and "geometry" in x:
+        if self.model.card.center != "none" and "geometry" in x:
             # Until the person's mean has grown over a whole window, the window's own mean stands for it.
-            known = self.model.card.baseline == "subject" and self._rest_count >= self._pixels.num_frames
-            rest = (self._rest_sum / self._rest_count).astype(np.float32) if known else None
-            x["geometry"] = subtract_rest(x["geometry"], valid["geometry"], rest)
+            known = self.model.card.center == "subject" and self._mean_count >= self._pixels.num_frames
+            rest = (self._mean_sum / self._mean_count).astype(np.float32) if known else None
+            x["geometry"] = subtract_mean(x["geometry"], valid["geometry"], rest)
         return self.model.head(x, valid)
 
     def window(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -187,8 +187,8 @@ class Predictor:
             else None
         )
         if geometry is not None and not np.isnan(geometry).any() and self._normal_s() < NORMAL_S:
-            self._rest_sum += geometry
-            self._rest_count += 1
+            self._mean_sum += geometry
+            self._mean_count += 1
         self._window.append(WindowFrame(frame.pts_s, embedding, crop.image is not None, geometry))
         # After a gap, count alone would keep frames of long ago: a window is also no longer than its seconds.
         while frame.pts_s - self._window[0].t_s >= self._pixels.window_s - EARLY_S:
@@ -198,12 +198,12 @@ class Predictor:
         return crop
 
     def _forget_normal(self) -> None:
-        self._rest_sum = np.zeros(self.model.card.dims.get("geometry", 0))
-        self._rest_count = 0
+        self._mean_sum = np.zeros(self.model.card.dims.get("geometry", 0))
+        self._mean_count = 0
 
     def _normal_s(self) -> float:
         """Seconds that the person's normal was learned from."""
-        return self._rest_count / self._pixels.fps
+        return self._mean_count / self._pixels.fps
 
     def _filled(self, t_s: float) -> float:
         """Share of a window that has been watched since the last gap, 0..1.
@@ -247,7 +247,7 @@ class Predictor:
             latency_ms=(time.perf_counter() - arrived) * 1e3,
             novelty=self._novelty(),
             signals=self._signals(),
-            normal_s=self._normal_s() if card.baseline == "subject" and "geometry" in card.dims else math.nan,
+            normal_s=self._normal_s() if card.center == "subject" and "geometry" in card.dims else math.nan,
         )
 
     def _novelty(self) -> float:

@@ -20,7 +20,7 @@ from features.store.table import ClipTable
 from seqmodel.evaluation.baselines import identity, logistic, majority
 from seqmodel.evaluation.evaluator import Baseline
 from seqmodel.evaluation.permutation_importance import ImportanceScore
-from seqmodel.heads.person_baseline import with_baseline
+from seqmodel.heads.person_baseline import with_centering
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.metrics.classification import class_frequencies
 from seqmodel.metrics.predictions import Predictions, make_predictions
@@ -215,7 +215,7 @@ def fit_baselines(
                 training.store.recipe, context.store.recipe, [part]
             ):
                 learned, evaluated = (
-                    with_baseline(load_samples(store, card.labelling, places, stream), card.baseline, store)
+                    with_centering(load_samples(store, card.labelling, places, stream), card.center, store)
                     for store, places in ((training.store, training.rows), (context.store, rows))
                 )
                 found.append(logistic(learned, evaluated, stream, predictions.measured, prior))

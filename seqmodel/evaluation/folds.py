@@ -35,7 +35,7 @@ from seqmodel.evaluation.permutation_importance import (
     importance,
     some_places,
 )
-from seqmodel.heads.person_baseline import with_baseline
+from seqmodel.heads.person_baseline import with_centering
 from seqmodel.heads.recurrent import build_head
 from seqmodel.metrics.calibration import (
     Calibration,
@@ -214,7 +214,7 @@ def samples_of(context: EvalContext, card: Card) -> tuple[Samples, Samples, np.n
     clip was not measured, '' where it was."""
     rows, streams = context.eval_subset.rows, context.store.streams
     everything = load_samples(context.store, card.labelling, rows, "both" if len(streams) > 1 else streams[0])
-    everything = with_baseline(everything, card.baseline, context.store)
+    everything = with_centering(everything, card.center, context.store)
     everything = replace(everything, labels=context.eval_subset.labels)
     x, valid = ({name: subset[name] for name in card.dims} for subset in (everything.x, everything.valid))
     seen = np.any([np.asarray(mask).any(axis=1) for mask in valid.values()], axis=0)

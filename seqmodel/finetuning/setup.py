@@ -95,8 +95,8 @@ def open_setup(args: FinetuneArgs) -> FinetuneSetup:
         raise ValueError(f"{args.run} was trained on imported features: it has no encoder to train")
     if "embeddings" not in card.dims:
         raise ValueError(f"{args.run} reads {', '.join(card.dims)} only: it has no encoder to train")
-    if card.baseline != "none":
-        raise ValueError(f"{args.run} reads geometry against a {card.baseline} baseline: not fine-tuned yet")
+    if card.center != "none":
+        raise ValueError(f"{args.run} reads geometry against a {card.center} baseline: not fine-tuned yet")
     path = args.store or Path(card.store)
     store = FeatureStore.open(path)
     parts: list[Part] = ["pixels", *(["geometry"] if "geometry" in card.dims else [])]  # type: ignore[list-item]

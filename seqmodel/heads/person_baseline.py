@@ -2,7 +2,7 @@
 
 `window` subtracts each clip's own mean; `subject` the mean over every valid frame that the store holds
 of that person, labels unseen. A clip of nobody known falls back to its window. Training, evaluation and
-the webcam all call `subtract_rest`; live learns the person's mean as it goes.
+the webcam all call `subtract_mean`; live learns the person's mean as it goes.
 
 N clips, T frames, G geometry features.
 """
@@ -20,41 +20,43 @@ if TYPE_CHECKING:
 STREAM: Literal["geometry"] = "geometry"
 
 
-def with_baseline(samples: "Samples", baseline: str, store: "FeatureStore") -> "Samples":
+def with_centering(samples: "Samples", center: str, store: "FeatureStore") -> "Samples":
     """The samples with every person's normal taken off the geometry stream, (N, T, G) float32 in memory.
 
     Samples without that stream, and `none`, come back as they are.
     """
-    if baseline == "none" or STREAM not in samples.x:
+    if center == "none" or STREAM not in samples.x:
         return samples
     x, valid = np.asarray(samples.x[STREAM], np.float32), np.asarray(samples.valid[STREAM])
-    rests = subject_rests(store) if baseline == "subject" else {}
+    means = subject_means(store) if center == "subject" else {}
     out = np.stack(
         [
-            subtract_rest(values, mask, rests.get(str(who)))
+            subtract_mean(values, mask, means.get(str(who)))
             for values, mask, who in zip(x, valid, samples.subjects, strict=True)
         ]
     )
     return dataclasses.replace(samples, x=dict(samples.x) | {STREAM: out})
 
 
-def subtract_rest(values: np.ndarray, valid: np.ndarray, rest: np.ndarray | None = None) -> np.ndarray:
+def subtract_mean(
+    values: np.ndarray, valid: np.ndarray, subject_mean: np.ndarray | None = None
+) -> np.ndarray:
     """One window (T, G) float32 without its normal, 0 where not valid (T,).
 
     rest: (G,) the person's mean, where it is known; otherwise the mean of the window's own valid frames.
     """
     if not valid.any():
         return np.zeros_like(values, dtype=np.float32)
-    normal = np.asarray(values, np.float32)[valid].mean(axis=0) if rest is None else rest
+    normal = np.asarray(values, np.float32)[valid].mean(axis=0) if subject_mean is None else subject_mean
     return np.where(valid[:, None], values - normal, 0.0).astype(np.float32)
 
 
-def subject_rests(store: "FeatureStore") -> Mapping[str, np.ndarray]:
+def subject_means(store: "FeatureStore") -> Mapping[str, np.ndarray]:
     """(G,) float32 mean over all valid frames of each known person, by subject; no label is looked at."""
     table = store.table()
-    rests: dict[str, np.ndarray] = {}
+    means: dict[str, np.ndarray] = {}
     for who in filter(None, np.unique(table.subject[table.state == 1]).tolist()):
         x, valid = store.read_stream(STREAM, np.flatnonzero((table.subject == who) & (table.state == 1)))
         if valid.any():
-            rests[str(who)] = np.asarray(x, np.float32)[valid].mean(axis=0)
-    return rests
+            means[str(who)] = np.asarray(x, np.float32)[valid].mean(axis=0)
+    return means

@@ -144,7 +144,7 @@ class LstmHead(nn.Module):
         z = z.clamp(-Z_LIMIT, Z_LIMIT) if name == LIMITED else z
         z = z.masked_fill(~mask.unsqueeze(-1), 0.0)
         copies = [z]
-        if self.config.centre:
+        if self.config.centred_copy:
             copies.append((z - _masked_mean(z, mask).unsqueeze(1)) * mask.unsqueeze(-1))
         if self.config.dynamics:
             change, rate = _dynamics(z, mask)
@@ -224,7 +224,7 @@ def masked_mean_std(x: Any, valid: Any, rows_at_once: int = 256) -> tuple[np.nda
 
 def _num_copies(config: HeadConfig) -> int:
     """How many channels stand for one feature: itself, centred, its change, its rate of rises."""
-    return 1 + bool(config.centre) + 2 * bool(config.dynamics)
+    return 1 + bool(config.centred_copy) + 2 * bool(config.dynamics)
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class Card:
     calibration: Calibration = Calibration()
     numerics: dict[str, Any] = field(default_factory=dict)
     """The store's numerics: recorded, never compared."""
-    baseline: str = "none"
+    center: str = "none"
     """What is subtracted from the geometry stream: none, window or subject."""
     stages: tuple[dict[str, Any], ...] = ()
     """The story: one entry a stage with its validation score, and which was kept."""

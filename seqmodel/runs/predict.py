@@ -24,7 +24,7 @@ from features.labels import Labelling, class_indices
 from features.recipe import Part, differences, require_equal
 from features.store.store import FeatureStore
 from features.store.table import ClipTable, groups_of
-from seqmodel.heads.person_baseline import STREAM, subtract_rest, with_baseline
+from seqmodel.heads.person_baseline import STREAM, subtract_mean, with_centering
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.metrics.predictions import Predictions
 from seqmodel.runs.card import Card, load_weights, read_csv, write_csv
@@ -149,7 +149,7 @@ def open_inputs(
         parts.append("encoder")
     require_equal(card.recipe, store.recipe, parts, where=where)
     samples = load_samples(store, labelling, rows, inputs_of(card))
-    return head, with_baseline(samples, card.baseline, store)
+    return head, with_centering(samples, card.center, store)
 
 
 def predict_rows(
@@ -181,17 +181,17 @@ def prefix_logits(
     found, seen = [], []
     for place in range(len(rows)):
         x, valid, _ = samples.batch(np.array([place]))
-        is_own = card.baseline == "window" or not samples.subjects[place]
+        is_own = card.center == "window" or not samples.subjects[place]
         parts = []
         with torch.inference_mode():
             streams, masks = to_tensors(x), to_tensors(valid)
             length = next(iter(masks.values())).shape[1]
             for until in torch.ones(length, length, dtype=torch.bool).tril().split(PREFIXES_AT_ONCE):
                 repeated = {name: values.expand(len(until), -1, -1) for name, values in streams.items()}
-                if card.baseline != "none" and is_own and STREAM in x:
+                if card.center != "none" and is_own and STREAM in x:
                     # The mean of the whole window is off already; here goes what is left of that so far.
                     whole, measured = np.asarray(x[STREAM][0]), np.asarray(valid[STREAM][0])
-                    prefixes = [subtract_rest(whole, measured & mask) for mask in until.numpy()]
+                    prefixes = [subtract_mean(whole, measured & mask) for mask in until.numpy()]
                     repeated[STREAM] = torch.from_numpy(np.stack(prefixes))
                 parts.append(head(repeated, {name: mask & until for name, mask in masks.items()}).float())
         found.append(torch.cat(parts).numpy())

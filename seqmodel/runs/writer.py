@@ -56,7 +56,7 @@ def write_run(
     metric: str,
     stage: Mapping[str, Any],
     warnings: Sequence[str] = (),
-    baseline: str = "none",
+    center: str = "none",
 ) -> Card:
     """Write a self-contained run directory for a fitted head: the card makes it a run.
 
@@ -86,7 +86,7 @@ def write_run(
     card = dataclasses.replace(
         _card(learning_task, head, config, seed, metric),
         calibration=calibration,
-        baseline=baseline,
+        center=center,
         stages=({"stage": "head", "val_score": fitted.best.val_score, "kept": True} | dict(stage),),
         test_openings=openings,
         warnings=tuple(dict.fromkeys(found)),

@@ -14,7 +14,7 @@ from features.store.store import FeatureStore, plan
 from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.evaluation.baselines import identity, majority
 from seqmodel.evaluation.evaluator import EvaluationResult, evaluate_predictions
-from seqmodel.heads.person_baseline import with_baseline
+from seqmodel.heads.person_baseline import with_centering
 from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs
 from seqmodel.metrics.calibration import Calibration, fit_calibration
 from seqmodel.metrics.predictions import make_predictions
@@ -107,7 +107,7 @@ def make_run(
     epochs: int = 5,
     seed: int = 0,
     inputs: Inputs = "embeddings",
-    baseline: str = "none",
+    center: str = "none",
 ) -> Card:
     """Train a tiny head on the store and write its run directory."""
     table = store.table()
@@ -116,7 +116,7 @@ def make_run(
     rows = np.flatnonzero((labels >= 0) & (table.state == 1))
     split = make_split(table, rows, labels[rows], seed=seed)
     train, val = (
-        with_baseline(load_samples(store, labelling, part, inputs), baseline, store)
+        with_centering(load_samples(store, labelling, part, inputs), center, store)
         for part in (split.train, split.val)
     )
     outputs = num_outputs(labelling.task, len(labelling.names))
@@ -139,7 +139,7 @@ def make_run(
         head=SMALL_HEAD,
         train=config,
         dims=dims,
-        baseline=baseline,
+        center=center,
         store=str(store.path),
         store_fingerprint=store.fingerprint(),
         split_description=split.description,

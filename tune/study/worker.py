@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from features.cli import STOPS, log_error
 from features.files import end_with_parent, has_parent
-from seqmodel.heads.person_baseline import with_baseline
+from seqmodel.heads.person_baseline import with_centering
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.runs.writer import resolve_device
 from seqmodel.training.loop import Epoch, Fitted, best_of, predict_logits
@@ -57,7 +57,7 @@ def set_up(args: TuneArgs, learning_task: LearningTask | None = None) -> SearchC
         args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
     )
     train, val = (
-        with_baseline(side, args.baseline, learning_task.store) for side in load_train_val(learning_task)
+        with_centering(side, args.center, learning_task.store) for side in load_train_val(learning_task)
     )
     fixed, many = args.inputs is not None, len(train) >= MANY_CLIPS
     space = Space(learning_task.labelling.task, tuple(train.x), fixed, args.epochs, many)

@@ -237,15 +237,15 @@ def test_a_persons_normal_is_learned_from_their_first_minute(both: Path, portrai
     predictor = Predictor(open_model(both))
     assert np.isnan(push_all(predictor, still(portrait, 3, 1))[-1].normal_s)
     predictor.close()
-    save_card(both, replace(card, baseline="subject"))
+    save_card(both, replace(card, center="subject"))
     predictor = Predictor(open_model(both))
     mirrored = np.ascontiguousarray(portrait[:, ::-1])
     first = push_all(predictor, still(portrait, 3, 60))
     assert [p.normal_s for p in first[:3]] == pytest.approx([1 / 3, 2 / 3, 1.0])
-    learned = predictor._rest_sum / predictor._rest_count
+    learned = predictor._mean_sum / predictor._mean_count
     later = push_all(predictor, still(mirrored, 3, 5, start_s=60.0))
     assert {p.normal_s for p in later} == {first[-1].normal_s} == {60.0}
-    assert np.array_equal(predictor._rest_sum / predictor._rest_count, learned)
+    assert np.array_equal(predictor._mean_sum / predictor._mean_count, learned)
     black = np.zeros_like(portrait)
     for away_s, known_s in ((25.0, 60.0), (31.0, 1 / 3)):  # three windows are thirty seconds
         last_s = predictor._window[-1].t_s

@@ -218,7 +218,7 @@ def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path
     store = make_store(tmp_path / "s.zarr", signal=0.5, recipe=WITH_GEOMETRY)
     found = {}
     for baseline in ("none", "subject"):
-        make_run(tmp_path / baseline, store, epochs=1, baseline=baseline)
+        make_run(tmp_path / baseline, store, epochs=1, center=baseline)
         context = open_split(EvaluateArgs(run=tmp_path / baseline))
         fitted = fit_baselines(context, predict(context), training_clips(context), seed=0)
         found[baseline] = {

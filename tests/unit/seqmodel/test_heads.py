@@ -14,7 +14,13 @@ DIMS = {"embeddings": 10, "geometry": 4}
 BATCH, STEPS = 5, 9
 EVERY = [
     HeadConfig(
-        hidden=6, projection=5, pooling=pooling, kind=kind, bidirectional=both, centre=more, dynamics=more
+        hidden=6,
+        projection=5,
+        pooling=pooling,
+        kind=kind,
+        bidirectional=both,
+        centred_copy=more,
+        dynamics=more,
     )
     for pooling in ("last", "mean", "max", "attention")
     for kind, both, more in (("lstm", True, False), ("gru", False, True))
@@ -195,12 +201,12 @@ def test_a_geometry_value_far_outside_says_no_more_than_the_limit() -> None:
         assert not torch.allclose(logits(stream, 3.0), at_the_limit)
 
 
-@pytest.mark.parametrize(("centre", "dynamics"), [(True, False), (False, True), (True, True)])
-def test_copies_stand_in_the_order_of_the_weights(centre: bool, dynamics: bool) -> None:
+@pytest.mark.parametrize(("centred_copy", "dynamics"), [(True, False), (False, True), (True, True)])
+def test_copies_stand_in_the_order_of_the_weights(centred_copy: bool, dynamics: bool) -> None:
     """Values, deviations, changes, rates: saved heads rely on it. Zero where masked, also when projected."""
     from seqmodel.heads.recurrent import _dynamics
 
-    config = HeadConfig(projection=6, centre=centre, dynamics=dynamics)
+    config = HeadConfig(projection=6, centred_copy=centred_copy, dynamics=dynamics)
     head = build_head(config, {"embeddings": 5}, 1, seed=0).eval()
     whole = build_head(dataclasses.replace(config, projection=0), {"embeddings": 5}, 1, seed=0).eval()
     x, valid = torch.randn(4, 7, 5), torch.rand(4, 7) > 0.3
@@ -208,7 +214,7 @@ def test_copies_stand_in_the_order_of_the_weights(centre: bool, dynamics: bool) 
     keep = valid.unsqueeze(-1)
     z = torch.where(keep, x, 0)  # the statistics of a new head: mean 0, spread 1
     expected = [z]
-    if centre:
+    if centred_copy:
         mean = z.sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
         expected.append((z - mean.unsqueeze(1)) * keep)
     if dynamics:

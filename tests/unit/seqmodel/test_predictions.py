@@ -17,7 +17,7 @@ from seqmodel.commands.train import train
 from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
 from seqmodel.encoders.backbone import build_encoder
 from seqmodel.finetuning.network import CnnLstm
-from seqmodel.heads.person_baseline import subject_rests, subtract_rest
+from seqmodel.heads.person_baseline import subject_means, subtract_mean
 from seqmodel.heads.recurrent import LstmHead, build_head
 from seqmodel.runs import predict, training_stats
 from seqmodel.runs.card import Card, load_card, save_card, save_weights
@@ -132,20 +132,20 @@ def test_a_growing_window_knows_no_frame_to_come(tmp_path: Path, baseline: str) 
         seed=0,
         metric="auroc",
         training_class_frequencies=(0.5, 0.5),
-        baseline=baseline,
+        center=baseline,
     )
     save_weights(tmp_path, head.state_dict(), None)
     save_card(tmp_path, card)
     rows = np.arange(4)
     growing, _ = prefix_logits(tmp_path, card, store, LABELLING, rows)
     x, valid = store.read_stream("geometry", rows)
-    rests = subject_rests(store) if baseline == "subject" else {}
+    rests = subject_means(store) if baseline == "subject" else {}
     for row in rows:
         for t in range(T):
             seen = valid[row] & (np.arange(T) <= t)
             values = np.where(seen[:, None], x[row], 0)
             if baseline != "none":
-                values = subtract_rest(values, seen, rests.get(str(store.table().subject[row])))
+                values = subtract_mean(values, seen, rests.get(str(store.table().subject[row])))
             with torch.inference_mode():
                 logits = head.eval()(
                     {"geometry": torch.from_numpy(values[None])}, {"geometry": torch.from_numpy(seen[None])}
@@ -157,7 +157,7 @@ def test_a_growing_window_knows_no_frame_to_come(tmp_path: Path, baseline: str) 
 def test_a_long_window_grows_in_pieces_to_the_same_logits(tmp_path, monkeypatch, baseline):
     """So that memory grows with its length and not with the square of it."""
     store = make_store(tmp_path / "s.zarr", num_subjects=8, recipe=WITH_GEOMETRY)
-    card = make_run(tmp_path / "run", store, epochs=1, inputs="both", baseline=baseline)
+    card = make_run(tmp_path / "run", store, epochs=1, inputs="both", center=baseline)
     sizes, forward = [], LstmHead.forward
 
     def counted(self, x, valid):

@@ -105,7 +105,7 @@ def test_with_geometry_the_page_says_what_it_looks_at_and_shows_signals(tmp_path
     monkeypatch.setattr(folds, "CANDIDATES", folds.CANDIDATES[:1])
     monkeypatch.setattr(folds, "INNER_FOLDS", 2)
     store = make_store(tmp_path / "s.zarr", signal=0.4, num_subjects=30, recipe=WITH_GEOMETRY)
-    make_run(tmp_path / "run", store, epochs=8, inputs="geometry", baseline="subject")
+    make_run(tmp_path / "run", store, epochs=8, inputs="geometry", center="subject")
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--rounds", "50"]) == 0
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
     assert 'id="importance-figure_1"' in page

@@ -7,7 +7,7 @@ import pytest
 
 from features.datasets import load_samples
 from features.labels import make_labelling
-from seqmodel.heads.person_baseline import subject_rests, subtract_rest, with_baseline
+from seqmodel.heads.person_baseline import subject_means, subtract_mean, with_centering
 from tests.support.small_store import fill_row, write_store
 
 
@@ -15,18 +15,20 @@ def test_a_window_without_its_own_mean_has_mean_zero_and_keeps_masks() -> None:
     rng = np.random.default_rng(0)
     values, valid = rng.normal(5, 1, (8, 3)).astype(np.float32), np.array([True] * 5 + [False] * 3)
     values[~valid] = np.nan
-    out = subtract_rest(values, valid)
+    out = subtract_mean(values, valid)
     np.testing.assert_allclose(out[valid].mean(axis=0), 0, atol=1e-6)
     assert (out[~valid] == 0).all()
-    assert (subtract_rest(values, np.zeros(8, bool)) == 0).all()
+    assert (subtract_mean(values, np.zeros(8, bool)) == 0).all()
 
 
 def test_what_a_person_adds_to_every_frame_is_gone() -> None:
     rng = np.random.default_rng(0)
     values, valid = rng.normal(size=(8, 3)).astype(np.float32), np.ones(8, bool)
-    habit, rest = np.array([3.0, -2.0, 0.5], np.float32), values.mean(axis=0)
+    habit, subject_mean = np.array([3.0, -2.0, 0.5], np.float32), values.mean(axis=0)
     np.testing.assert_allclose(
-        subtract_rest(values + habit, valid, rest + habit), subtract_rest(values, valid, rest), atol=1e-6
+        subtract_mean(values + habit, valid, subject_mean + habit),
+        subtract_mean(values, valid, subject_mean),
+        atol=1e-6,
     )
 
 
@@ -39,14 +41,14 @@ def test_samples_lose_the_mean_that_was_asked_for(tmp_path: Path, baseline: str)
     column = next(iter(table.labels))
     rows = np.arange(store.num_clips)
     samples = load_samples(store, make_labelling(table.label_names[column], column=column), rows, "both")
-    out = with_baseline(samples, baseline, store)
+    out = with_centering(samples, baseline, store)
     assert out.x["embeddings"] is samples.x["embeddings"]
     raw, valid = np.asarray(samples.x["geometry"], np.float32), samples.valid["geometry"]
-    for who, rest in subject_rests(store).items():
+    for who, subject_mean in subject_means(store).items():
         own = table.subject == who
         expected = {
             "none": raw[own][valid[own]],
-            "subject": raw[own][valid[own]] - rest,
+            "subject": raw[own][valid[own]] - subject_mean,
             "window": np.concatenate(
                 [raw[i][valid[i]] - raw[i][valid[i]].mean(axis=0) for i in np.flatnonzero(own)]
             ),
