@@ -40,10 +40,10 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
 
     Raises ValueError when the run, the source or a window cannot be had.
     """
-    person = config.person or SUBJECT
+    subject = config.subject or SUBJECT
     if config.forget:
-        return _forget(person)
-    personal_file(person)  # a wrong name is said before a camera is opened, as a wrong run
+        return _forget(subject)
+    personal_file(subject)  # a wrong name is said before a camera is opened, as a wrong run
     started = time.perf_counter()
     card = model_card(config.run)
     _require_possible(config, card)
@@ -52,10 +52,10 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
         session = Session(
-            card.labelling.names, OutputOptions(config.log, config.record, config.record_raw, person)
+            card.labelling.names, OutputOptions(config.log, config.record, config.record_raw, subject)
         )
         stack.callback(session.close)
-        control = Control(session, person=person, calibrate_s=config.calibrate, notify=echo)
+        control = Control(session, subject=subject, calibrate_s=config.calibrate, notify=echo)
         stack.callback(control.close)
         view = _open_view(config, session)
         stack.callback(view.close)
@@ -253,10 +253,10 @@ def _require_server() -> None:
         ) from error
 
 
-def _forget(person: str) -> tuple[dict[str, Any], int]:
-    removed = forget_personal(person)
-    echo(f"the calibration of {person} is removed" if removed else f"there is no calibration of {person}")
-    return {"person": person, "removed": removed}, 0 if removed else 1
+def _forget(subject: str) -> tuple[dict[str, Any], int]:
+    removed = forget_personal(subject)
+    echo(f"the calibration of {subject} is removed" if removed else f"there is no calibration of {subject}")
+    return {"person": subject, "removed": removed}, 0 if removed else 1
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

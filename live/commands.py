@@ -32,11 +32,11 @@ class Control:
     """Keys in; session and predictor obey."""
 
     def __init__(
-        self, session: Session, *, person: str, calibrate_s: float | None, notify: Callable[[str], None]
+        self, session: Session, *, subject: str, calibrate_s: float | None, notify: Callable[[str], None]
     ) -> None:
         self.predictor: Predictor | None = None
         self.quits = self.wants_pause = False
-        self._session, self._person, self._notify = session, person, notify
+        self._session, self._subject, self._notify = session, subject, notify
         self._calibrate_s = calibrate_s
         self._calibration_session: CalibrationSession | None = None
         self.calibration = NOT_FINISHED if calibrate_s else ""
@@ -60,19 +60,19 @@ class Control:
         for line in self._session.begin():
             self._notify(line)
         try:
-            own = load_personal(self._person, predictor.model.key)
+            own = load_personal(self._subject, predictor.model.key)
         except ValueError as error:
             own = None
             self._say(str(error))
         if own is not None and is_outdated(own, predictor.model.card.calibration):
             self._say(
-                f"the calibration of {self._person} was made for another calibration of this run and is not "
+                f"the calibration of {self._subject} was made for another calibration of this run and is not "
                 "used: key c or --calibrate makes it again"
             )
         elif own is not None:
             predictor.calibration = own
-            self._session.personal = self._person
-            self._say(f"the calibration of {self._person} is on; key x removes it")
+            self._session.personal = self._subject
+            self._say(f"the calibration of {self._subject} is on; key x removes it")
         if self._calibrate_s:
             self._begin_calibration(now_s, self._calibrate_s)
 
@@ -169,7 +169,7 @@ class Control:
 
     def _end_calibration(self, calibration: CalibrationSession) -> None:
         assert self.predictor is not None
-        self._calibration_session, name = None, self._person
+        self._calibration_session, name = None, self._subject
         try:
             own = personal_calibration(
                 calibration.attending, calibration.away, self.predictor.model.card.calibration

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 SUBJECT = "me"
-"""Who is in front of the camera, unless --person says."""
+"""Who is in front of the camera, unless --subject says."""
 NOVELTY = ".novelty.csv"
 """How the name of the file ends that a session leaves beside its log."""
 
@@ -40,12 +40,12 @@ class LiveConfig:
     """Record an mp4 with the overlay. Nothing is recorded unless asked."""
     record_raw: Path | None = None
     """Record a clean mp4. Keys 1-9 label what runs; a manifest for `python -m extract` is left beside it."""
-    person: str = ""
+    subject: str = ""
     """Use (and with --calibrate, make) this person's calibration; also the subject of --record-raw."""
     calibrate: float | None = None
     """Calibrate first: this many seconds of attending, as many of looking away. Key c does it later."""
     forget: bool = False
-    """Remove --person's calibration, and do nothing else."""
+    """Remove --subject's calibration, and do nothing else."""
     seconds: float | None = None
     """Stop after this many seconds of video."""
     json: bool = False
@@ -69,8 +69,8 @@ class LiveConfig:
             )
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port is 0 to 65535, got {self.port}")
-        if self.forget and not self.person:
-            raise ValueError("--forget needs --person NAME")
+        if self.forget and not self.subject:
+            raise ValueError("--forget needs --subject NAME")
         _refuse_collisions(self)
 
 
@@ -98,7 +98,7 @@ class ReportConfig:
     """Live logs (CSV); other CSV files among them are left out."""
     out: Path | None = None
     """HTML file to write; by default beside the first log, under the next free name."""
-    against: Path | None = None
+    reference_run: Path | None = None
     """Run directory: compare the sessions with its training data, day by day."""
     json: bool = False
     """Print a JSON summary on stdout."""

@@ -196,19 +196,19 @@ class EvaluateArgs:
     """The store to judge on; by default the one that the run was trained on."""
     split: Literal["train", "val", "test"] = "test"
     """Which clips. Opening test is counted in the card and the store."""
-    rounds: int = 1000
+    bootstrap_rounds: int = 1000
     """Bootstrap rounds, by subject."""
     umap: bool = False
     """Draw the embeddings with UMAP (takes some seconds more)."""
     thumbnails: bool = False
     """Show faces of the hardest clips, when the store keeps crops."""
-    threshold_for: str = ""
+    threshold_metric: str = ""
     """Goal of the threshold, chosen on validation: balanced_accuracy, f1, accuracy or recall:CLASS=0.8."""
     abstain: float = 0.0
     """Share of validation clips nearest to the threshold on which the model says nothing."""
     folds: str = ""
     """K or loso: refit for each fold and pool the out-of-fold predictions."""
-    map: tuple[str, ...] = ()
+    label_map: tuple[str, ...] = ()
     """Label names of another store, as theirs=ours."""
     seed: int = 0
     """Seed of the bootstrap."""
@@ -226,9 +226,9 @@ class CalibrateArgs:
     """The run directory."""
     store: Path
     """A store of the new place."""
-    threshold_for: str = "balanced_accuracy"
+    threshold_metric: str = "balanced_accuracy"
     """Goal of the threshold: balanced_accuracy, f1, accuracy or recall:CLASS=0.8."""
-    share: float = 0.5
+    fit_fraction: float = 0.5
     """Share of the people that calibrate; the rest test."""
     seed: int = 0
     """Seed of that split."""
@@ -248,7 +248,7 @@ class CompareArgs:
     """Exit 1 unless the last run is no worse than the first."""
     metric: Metric = "auto"
     """What is compared."""
-    rounds: int = 1000
+    bootstrap_rounds: int = 1000
     """Bootstrap rounds, by subject."""
     seed: int = 0
     """Seed of the bootstrap."""
@@ -262,7 +262,7 @@ class ExportArgs:
 
     run: Path
     """The run directory."""
-    to: Literal["onnx", "openvino"] = "openvino"
+    format: Literal["onnx", "openvino"] = "openvino"
     """Format."""
     out: Path | None = None
     """Where to; by default into the run."""

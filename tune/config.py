@@ -27,7 +27,7 @@ class TuneArgs:
     """Streams to use; by default what the store holds, and with two the search decides."""
     trials: int = 50
     """Heads to try, all workers and earlier calls of the same study together."""
-    jobs: int = 2
+    workers: int = 2
     """Worker processes on this machine; they share its cores."""
     metric: Metric = "auto"
     """What is maximised on validation: auroc (binary), macro_f1 (multi-class) or qwk (ordinal) by default."""
@@ -62,7 +62,7 @@ class TuneArgs:
     """The command line as it was given, which `features.cli.parse` puts here; no option."""
 
     def __post_init__(self) -> None:
-        for name, least in (("trials", 1), ("jobs", 1), ("epochs", 1), ("reseed", 0), ("seed", 0)):
+        for name, least in (("trials", 1), ("workers", 1), ("epochs", 1), ("reseed", 0), ("seed", 0)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {value}")
         if self.storage and "://" not in self.storage and not self.storage.endswith(".log"):

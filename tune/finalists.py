@@ -80,7 +80,7 @@ def choose(args: TuneArgs, study: optuna.Study, context: SearchContext) -> list[
     scores: dict[int, list[float]] = {place: [] for place in range(len(best))}
     with progress("fits") as bar:
         row = bar.add_task("other seeds", total=len(tasks))
-        if args.jobs <= 1:
+        if args.workers <= 1:
             for place, trial_config, seed in tasks:
                 scores[place].append(seed_score(context, trial_config, seed))
                 bar.advance(row)
@@ -112,9 +112,9 @@ def refitting(args: TuneArgs) -> Iterator[ProcessPoolExecutor]:
 
     Raises ValueError when one of them is killed.
     """
-    threads = max(1, usable_cores() // args.jobs)
+    threads = max(1, usable_cores() // args.workers)
     pool = ProcessPoolExecutor(
-        args.jobs, process_context(), initializer=start_refitting, initargs=(args, threads)
+        args.workers, process_context(), initializer=start_refitting, initargs=(args, threads)
     )
     try:
         yield pool

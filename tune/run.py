@@ -113,9 +113,9 @@ def asked(args: TuneArgs) -> LearningTask:
     if args.finetune and "embeddings" not in learning_task.dims:
         raise ValueError("--finetune trains the encoder, which --inputs geometry does not read")
     if args.center != "none" and "geometry" not in learning_task.dims:
-        raise ValueError(f"--baseline {args.center} needs the geometry stream, which {args.store} lacks")
+        raise ValueError(f"--center {args.center} needs the geometry stream, which {args.store} lacks")
     if args.center != "none" and args.finetune:
-        raise ValueError("--finetune does not go with --baseline yet: tune without one of them")
+        raise ValueError("--finetune does not go with --center yet: tune without one of them")
     return learning_task
 
 
@@ -201,7 +201,7 @@ def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, context: Search
                 best = f"waiting for {', '.join(sorted(away))}"
             bar.update(row, completed=len(done), description=best)
 
-        if args.jobs <= 1:
+        if args.workers <= 1:
             torch.set_num_threads(cores)
 
             def value(trial: optuna.Trial) -> float:
@@ -211,7 +211,9 @@ def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, context: Search
             work(spec, value, while_waiting=show)
             show(study.get_trials(deepcopy=False))
             return
-        for trials in run_workers(study, spec, worker, (args, spec, max(1, cores // args.jobs)), args.jobs):
+        for trials in run_workers(
+            study, spec, worker, (args, spec, max(1, cores // args.workers)), args.workers
+        ):
             show(trials)
 
 

@@ -172,7 +172,7 @@ def personal_file(name: str) -> Path:
     """A person's file. Raises ValueError for a name that could not be a file's."""
     # Letters of any script; nothing that could leave the folder.
     if not re.fullmatch(r"[\w][\w .-]{0,63}", name):
-        raise ValueError(f"--person takes letters, digits, spaces, '.', '-' and '_', got {name!r}")
+        raise ValueError(f"--subject takes letters, digits, spaces, '.', '-' and '_', got {name!r}")
     return personal_dir() / f"{name}.json"
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("report.html")
 LEVELS = {"binary": "probability", "multiclass": "largest probability", "ordinal": "level"}
 """What `level_of` is called, by task."""
-GUESSED = "where they are levels, --against RUN draws those"
+GUESSED = "where they are levels, --reference-run RUN draws those"
 """Said of more than two classes, where no run says what they are."""
 
 
@@ -30,7 +30,7 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
     """
     if not config.logs:
         raise ValueError("name at least one log: python -m live report LOG.csv …")
-    card = load_card(config.against) if config.against else None
+    card = load_card(config.reference_run) if config.reference_run else None
     sessions = find_sessions(config.logs, card.labelling.task if card else None)
     for session in sessions:
         if card is not None:
@@ -39,7 +39,7 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
             raise ValueError(
                 f"--out {config.out} is a log that is told of, or its timeline: name an HTML file"
             )
-    page = write_report(sessions, out=config.out, against=config.against)
+    page = write_report(sessions, out=config.out, reference_run=config.reference_run)
     echo(f"wrote {page}")
     summary: dict[str, Any] = {
         "report": str(page),
@@ -53,7 +53,7 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
             for session in sessions
         ],
     }
-    if config.against:
+    if config.reference_run:
         summary["days"] = [
             # Not a number is not JSON either.
             {name: None if value != value else value for name, value in vars(day).items()}
@@ -65,10 +65,10 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
 def _require_same_run(card: Card, session: SessionSummary) -> None:
     """Raises ValueError where a session cannot be one of the run's."""
     if card.recipe.pixels is None:
-        raise ValueError("--against a run of imported features: no session can be held against it")
+        raise ValueError("--reference-run a run of imported features: no session can be held against it")
     if session.names != card.labelling.names:
         raise ValueError(
-            f"{session.log} tells {', '.join(session.names)}, and the run of --against tells "
+            f"{session.log} tells {', '.join(session.names)}, and the run of --reference-run tells "
             f"{', '.join(card.labelling.names)}"
         )
 
@@ -101,7 +101,7 @@ def write_report(
     sessions: Sequence[SessionSummary],
     *,
     out: Path | None = None,
-    against: Path | None = None,
+    reference_run: Path | None = None,
     own: bool = False,
 ) -> Path:
     """Write the HTML page of some sessions (one file, pictures inside) and a timeline PNG beside each log.
@@ -121,14 +121,14 @@ def write_report(
             log_warning(f"no timeline beside the log: {error}")
         pictures.append(base64.b64encode(png).decode())
     comparison = None
-    if against is not None:
+    if reference_run is not None:
         from seqmodel.runs.training_stats import read_training_stats, write_training_stats
 
-        level = LEVELS[load_card(against).labelling.task]
-        training_stats = read_training_stats(against) or write_training_stats(against)
+        level = LEVELS[load_card(reference_run).labelling.task]
+        training_stats = read_training_stats(reference_run) or write_training_stats(reference_run)
         comparison = _compare(days(sessions), training_stats) | {"level": level}
     page = out or _free_page(sessions[0].log)
-    write_text(page, _page(sessions, pictures, comparison, is_guessed=against is None and not own))
+    write_text(page, _page(sessions, pictures, comparison, is_guessed=reference_run is None and not own))
     return page
 
 

@@ -33,21 +33,21 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
 
     Raises ValueError where the store cannot be used, holds the run's own clips, or has too few people.
     """
-    if not 0 < args.share < 1:
-        raise ValueError(f"--share must lie in (0, 1), got {args.share}")
+    if not 0 < args.fit_fraction < 1:
+        raise ValueError(f"--fit-fraction must lie in (0, 1), got {args.fit_fraction}")
     card = load_card(args.run)
-    if args.threshold_for != CalibrateArgs.threshold_for:
+    if args.threshold_metric != CalibrateArgs.threshold_metric:
         require_threshold(card.labelling.task)
     context = everybody(open_context(args.run, card, args.store, "test"))
     rows, labels, logits = measured_clips(context)
     people = groups_of(context.table, rows)
-    fits = deal_people(people, labels, args.share, args.seed)
+    fits = deal_people(people, labels, args.fit_fraction, args.seed)
     fitted = refit_calibration(
         card.calibration,
         logits[fits],
         labels[fits],
         card.labelling.task,
-        threshold_metric=args.threshold_for,
+        threshold_metric=args.threshold_metric,
         label_names=card.labelling.names,
     )
     card = count_opening(context, card)

@@ -63,7 +63,7 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
         log_warning(
             f"{changed} common clips changed their label: those of {args.runs[-1]} count for every run"
         )
-    found, resamples = evaluate_runs(args.runs, cards[-1], rows, metric, args.rounds, args.seed)
+    found, resamples = evaluate_runs(args.runs, cards[-1], rows, metric, args.bootstrap_rounds, args.seed)
     passed = gate_passes(found[-1].against_first[metric])
     if resamples.by_subject and resamples.num_people < FEW_SUBJECTS:
         log_warning(f"only {resamples.num_people} people in common: intervals are rough")

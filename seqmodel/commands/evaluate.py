@@ -66,10 +66,10 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
 def renew_threshold(args: EvaluateArgs) -> None:
     """Choose another goal's threshold or an abstain band on validation, where asked for, and put it into the
     run."""
-    if not args.threshold_for and not args.abstain:
+    if not args.threshold_metric and not args.abstain:
         return
     context = find_clips(args)
-    card, calibration = context.card, choose_on_validation(context, args.threshold_for, args.abstain)
+    card, calibration = context.card, choose_on_validation(context, args.threshold_metric, args.abstain)
     if calibration != card.calibration:
         stage = {"stage": "threshold", "command": args.command}
         calibrated = replace(card, calibration=calibration, stages=(*card.stages, stage))
@@ -78,7 +78,7 @@ def renew_threshold(args: EvaluateArgs) -> None:
 
 def find_clips(args: EvaluateArgs) -> EvalContext:
     """The clips to judge, found but not yet opened; with --folds every labelled one."""
-    context = open_context(args.run, load_card(args.run), args.store, args.split, args.map)
+    context = open_context(args.run, load_card(args.run), args.store, args.split, args.label_map)
     return every_clip(context, args.folds) if args.folds else context
 
 
@@ -153,7 +153,7 @@ def _evaluated(
         split=context.split,
         label_names=context.card.labelling.names,
         task=context.card.labelling.task,
-        rounds=args.rounds,
+        rounds=args.bootstrap_rounds,
         seed=args.seed,
         warnings=warnings,
     )

@@ -69,7 +69,7 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
     if card.recipe.pixels is None:
         raise ValueError(f"{args.run} was trained on imported features: it has no encoder to export")
     reads_embeddings = "embeddings" in card.dims
-    target = (args.out or bundle_folder(args.run, args.to)).resolve()
+    target = (args.out or bundle_folder(args.run, args.format)).resolve()
     _require_free(target, args.run)
     weights = load_weights(args.run)
     encoder = encoder_of(card.recipe.encoder, weights.get("encoder")) if reads_embeddings else None
@@ -94,7 +94,7 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
     differs = f"embeddings {most['embedding']:.2g}, " if reads_embeddings else ""
     echo(f"largest differences from torch: {differs}logits {most['logit']:.2g}")
     echo(f"wrote {target}: copy it to a machine without torch, and python -m live --run {target.name}")
-    return {"run": str(args.run), "bundle": str(target), "format": args.to, **found}, 0
+    return {"run": str(args.run), "bundle": str(target), "format": args.format, **found}, 0
 
 
 def export_for_live(run: Path) -> None:
@@ -151,7 +151,7 @@ def check(
     """
     plain: dict[str, Any] = {
         "schema": 1,
-        "format": args.to,
+        "format": args.format,
         "precision": "f32",
         "run_weights_sha256": sha256_of(args.run / WEIGHTS),
         "encoder_sha256": card.recipe.encoder.weights_sha256,
@@ -218,10 +218,10 @@ def _write_networks(
         ("head", FlatHead(head), tuple(inputs), head_inputs(card), "logits"),
     ]
     for name, network, example, input_names, output_name in networks:
-        path = folder / f"{name}{SUFFIX[args.to]}"
+        path = folder / f"{name}{SUFFIX[args.format]}"
         if network is None:
             continue  # the head reads no embeddings
-        if args.to == "onnx":
+        if args.format == "onnx":
             to_onnx(network, example, input_names, [output_name], path, metadata_of(card))
         else:
             to_openvino(network, example, path, metadata_of(card))

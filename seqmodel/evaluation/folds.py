@@ -124,10 +124,10 @@ def dims_of(context: EvalContext) -> dict[str, int]:
 
 def threshold_metric_of(card: Card, args: EvaluateArgs) -> str:
     """What each fold chooses its threshold for. Raises ValueError for what is no goal of this task."""
-    if args.threshold_for:
+    if args.threshold_metric:
         require_threshold(card.labelling.task)
-        parse_threshold_metric(args.threshold_for, card.labelling.names)
-    return args.threshold_for or card.calibration.threshold_metric
+        parse_threshold_metric(args.threshold_metric, card.labelling.names)
+    return args.threshold_metric or card.calibration.threshold_metric
 
 
 def run_folds(

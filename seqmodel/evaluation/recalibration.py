@@ -37,8 +37,8 @@ def choose_on_validation(context: EvalContext, threshold_for: str, abstain: floa
     if (stage := calibration_stage(card)) is not None:
         raise ValueError(
             f"{context.run} is calibrated for {stage['store']}; "
-            "--threshold-for and --abstain would choose on "
-            "its own validation again. calibrate takes --threshold-for, too"
+            "--threshold-metric and --abstain would choose on "
+            "its own validation again. calibrate takes --threshold-metric, too"
         )
     validation = open_context(context.run, card, home, "val")
     logits, measured = predict_rows(

@@ -137,7 +137,7 @@ def require_room(folder: Path, caches: "Sequence[ActivationCache]") -> None:
     if size * ROOM_LEFT > free:
         raise ValueError(
             f"activations at the cut take {size / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free; "
-            "free some, cut later (--unfreeze-from), or compute them anew each epoch (--cut-cache off)"
+            "free some, cut later (--unfreeze-from), or compute them anew each epoch (--activation-cache off)"
         )
 
 

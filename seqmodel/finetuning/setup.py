@@ -53,7 +53,7 @@ everything unfrozen. Its README names no learning rate; this one is ours.
 SEED_LOSS = TrainConfig(class_weighting=False)
 """Plain BCEWithLogits or cross-entropy, whatever the head was searched with."""
 FREE = ("save_every_s", "compile")
-"""Options that change nothing about what is learned: they go with --recipe seed."""
+"""Options that change nothing about what is learned: they go with --preset seed."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def open_setup(args: FinetuneArgs) -> FinetuneSetup:
 
 
 def config_of(args: FinetuneArgs) -> FinetuneConfig:
-    """How the network is trained. Raises ValueError for options that --recipe seed fixes, less than no epoch,
+    """How the network is trained. Raises ValueError for options that --preset seed fixes, less than no epoch,
     and steps or caches without a clip."""
     if min(args.finetune.epochs, args.finetune.head_only_epochs) < 0:
         raise ValueError(
@@ -141,7 +141,7 @@ def config_of(args: FinetuneArgs) -> FinetuneConfig:
     fixed = [name for name in context if context[name] != usual[name] and name not in FREE]
     if fixed:
         options = ", ".join("--" + name.replace("_", "-") for name in fixed)
-        raise ValueError(f"--recipe seed fixes {options}: leave one of them out")
+        raise ValueError(f"--preset seed fixes {options}: leave one of them out")
     return dataclasses.replace(SEED_RECIPE, **{name: context[name] for name in FREE})
 
 
@@ -267,7 +267,9 @@ def activation_datasets(
         echo(f"caching what blocks 0–{cut - 1} see: {size_mb:.0f} MB in {setup.folder}, deleted at the end")
         require_room(setup.folder, caches)
         if args.augment and versions["train"] == 1:
-            echo("crops are not augmented: their activations are cached (--cut-cache off augments them)")
+            echo(
+                "crops are not augmented: their activations are cached (--activation-cache off augments them)"
+            )
     distributed.barrier()
     run = prefix_runner(encoder, cut, crop_px, distributed.device)
     sources = []

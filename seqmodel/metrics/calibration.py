@@ -221,16 +221,16 @@ def parse_threshold_metric(
         return threshold_metric, -1, 0.0
     wanted = "balanced_accuracy, f1, accuracy or recall:CLASS=SHARE"
     if not threshold_metric.startswith("recall:") or "=" not in threshold_metric:
-        raise ValueError(f"--threshold-for is {wanted}; got {threshold_metric!r}")
+        raise ValueError(f"--threshold-metric is {wanted}; got {threshold_metric!r}")
     name, _, share_text = threshold_metric.removeprefix("recall:").rpartition("=")
     if task != "binary":
         raise ValueError(
-            f"--threshold-for {threshold_metric!r}: a recall goal needs "
+            f"--threshold-metric {threshold_metric!r}: a recall goal needs "
             f"two classes; {task} says the likeliest"
         )
     if name not in label_names:
         raise ValueError(
-            f"--threshold-for {threshold_metric!r}: no class {name!r}; there are {', '.join(label_names)}"
+            f"--threshold-metric {threshold_metric!r}: no class {name!r}; there are {', '.join(label_names)}"
         )
     try:
         share = float(share_text)
@@ -238,7 +238,7 @@ def parse_threshold_metric(
         share = -1.0
     if not 0.0 < share <= 1.0:
         raise ValueError(
-            f"--threshold-for {threshold_metric!r}: the share must lie in (0, 1], got {share_text!r}"
+            f"--threshold-metric {threshold_metric!r}: the share must lie in (0, 1], got {share_text!r}"
         )
     return "recall", label_names.index(name), share
 
@@ -246,7 +246,7 @@ def parse_threshold_metric(
 def require_threshold(task: Task) -> None:
     """Raises ValueError where nothing is decided by a threshold."""
     if task != "binary":
-        raise ValueError(f"--threshold-for: a {task} run says the likeliest class and has no threshold")
+        raise ValueError(f"--threshold-metric: a {task} run says the likeliest class and has no threshold")
 
 
 def choose_threshold(

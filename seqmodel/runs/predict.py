@@ -65,7 +65,7 @@ def clip_labels(table: ClipTable, labelling: Labelling, mapping: Sequence[str] =
         name, equals, ours = pair.partition("=")
         if not equals or name not in theirs or not any(ours in (n, *s) for n, s in classes):
             raise ValueError(
-                f"--map {pair}: wanted THEIRS=OURS with THEIRS one of {theirs} "
+                f"--label-map {pair}: wanted THEIRS=OURS with THEIRS one of {theirs} "
                 f"and OURS one of {list(labelling.names)}"
             )
         # Any stored name of the class stands for it.
@@ -73,7 +73,7 @@ def clip_labels(table: ClipTable, labelling: Labelling, mapping: Sequence[str] =
     if not any(name in group for name in renamed for group in labelling.sources):
         raise ValueError(
             f"none of the store's labels {theirs} is one the run knows ({list(labelling.names)}); "
-            "map them with --map THEIRS=OURS"
+            "map them with --label-map THEIRS=OURS"
         )
     return class_indices(labelling, table.labels[labelling.column], renamed)
 

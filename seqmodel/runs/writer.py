@@ -156,7 +156,7 @@ def _measure_training_stats(run: Path, store: Path | str | None = None) -> None:
     try:
         write_training_stats(run, store)
     except (ValueError, OSError) as error:
-        log_warning(f"live report --against has nothing to compare with: {error}")
+        log_warning(f"live report --reference-run has nothing to compare with: {error}")
 
 
 def drop_results(run: Path) -> None:

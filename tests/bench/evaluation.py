@@ -80,7 +80,7 @@ def measure_door(num_clips: int) -> None:
         )
         for split in ("test", "train"):
             wall, cpu = time.perf_counter(), time.process_time()
-            found, _ = evaluate(EvaluateArgs(run=root / "run", split=split, rounds=ROUNDS))
+            found, _ = evaluate(EvaluateArgs(run=root / "run", split=split, bootstrap_rounds=ROUNDS))
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             print(
                 f"evaluate --split {split}: {found['clips']} clips judged, {ROUNDS} rounds: "

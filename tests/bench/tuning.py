@@ -156,7 +156,8 @@ def speed(folder: Path, learned: Samples) -> None:
 
 
 def two_at_once(part: Samples, statistics_: dict) -> float:
-    """Clips a second of two heads together, each in a process with one thread, as `tune --jobs 2` has it."""
+    """Clips a second of two heads together, each in a process with one thread, as `tune --workers 2` has
+    it."""
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=train_alone, args=(part, statistics_, seed)) for seed in (0, 1)]
     started = time.perf_counter()

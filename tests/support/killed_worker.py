@@ -29,7 +29,7 @@ def require_retry(spec: StudySpec) -> None:
     """Two workers, of whom the one at trial STUCK is killed: it is tried again, once, and nothing is lost."""
     study = create_study(spec, [{"a": 0.5}], {})
     killed = False
-    for trials in run_workers(study, spec, slow_worker, (spec,), jobs=2):
+    for trials in run_workers(study, spec, slow_worker, (spec,), num_workers=2):
         stuck = [t for t in trials if t.number == STUCK and "worker" in t.user_attrs and t.params]
         if not killed and stuck and num_done(study) >= 3:
             killed = True

@@ -104,7 +104,7 @@ def test_user_errors_are_one_clear_line_and_exit_2(words: tuple[str, ...], said:
 
 def test_a_command_is_kept_as_it_was_given(capsys: pytest.CaptureFixture[str]) -> None:
     """A shell gives the words back, apart from bytes that are no text; it is no option itself."""
-    words = ["--run=runs/첫째 것", "--map", "a b=$c", "it's=d", "--json"]
+    words = ["--run=runs/첫째 것", "--label-map", "a b=$c", "it's=d", "--json"]
 
     def given(*more: str) -> str:
         return parse(EvaluateArgs, [*words, *more], prog="python -m x", description="").command

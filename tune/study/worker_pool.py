@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
 from tune.study.study import StudySpec, num_done, reclaim
 
-KILLED = "was killed (out of memory, perhaps): use fewer --jobs; the same command goes on"
+KILLED = "was killed (out of memory, perhaps): use fewer --workers; the same command goes on"
 """What is said of a process that a signal ended."""
 
 
@@ -33,9 +33,9 @@ def process_context() -> "SpawnContext | ForkServerContext":
 
 
 def run_workers(
-    study: optuna.Study, spec: StudySpec, target: Callable[..., None], args: tuple[Any, ...], jobs: int
+    study: optuna.Study, spec: StudySpec, target: Callable[..., None], args: tuple[Any, ...], num_workers: int
 ) -> Iterator[list[FrozenTrial]]:
-    """Run `target(*args, index)` in `jobs` processes until the study is done; yields its trials
+    """Run `target(*args, index)` in `num_workers` processes until the study is done; yields its trials
     as it goes.
 
     A worker that dies is replaced and its trial enqueued again. Raises ValueError when workers die one
@@ -52,7 +52,7 @@ def run_workers(
         workers[index] = process
 
     try:
-        for _ in range(jobs):
+        for _ in range(num_workers):
             start()
         while workers:
             time.sleep(0.3)
@@ -64,7 +64,7 @@ def run_workers(
                     continue
                 deaths = 1 if num_done(study) > done_at_death else deaths + 1
                 done_at_death = num_done(study)
-                if deaths > 2 + jobs:
+                if deaths > 2 + num_workers:
                     if (process.exitcode or 0) < 0:
                         raise ValueError(f"workers keep dying: the last one {KILLED}")
                     raise ValueError(

@@ -190,7 +190,7 @@ def test_a_head_is_trained_and_judged_on_object_storage(
     assert main(["import", str(tmp_path / "f.npz"), "--out", address, "--name", "toy"]) == 0
     assert seqmodel(["train", "--store", address, "--run", run, "--epochs", "1"]) == 0
     for words in ([], ["--store", address]):
-        assert seqmodel(["evaluate", "--run", run, "--rounds", "20", *words]) == 0
+        assert seqmodel(["evaluate", "--run", run, "--bootstrap-rounds", "20", *words]) == 0
 
 
 def test_what_object_storage_refuses_is_one_clear_line(

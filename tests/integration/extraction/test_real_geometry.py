@@ -42,7 +42,7 @@ def test_the_lowest_level_is_told_from_the_rest_in_people_never_seen(
     # The folds take the question from the run, and no head.
     words = ["--binarize-at", "1", "--batch-size", "64", "--epochs", "1"]
     assert seqmodel(["train", "--store", store, "--run", str(run), *words]) == 0
-    assert seqmodel(["evaluate", "--run", str(run), "--folds", "5", "--rounds", "200"]) == 0
+    assert seqmodel(["evaluate", "--run", str(run), "--folds", "5", "--bootstrap-rounds", "200"]) == 0
     found = json.loads((run / "folds-5/metrics.json").read_text(encoding="utf-8"))
     everybody, seen = found["folds-5"], found["folds-5/measured"]
     assert everybody["num_clips"]["value"] == 4421

@@ -331,7 +331,7 @@ def steps_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def words(run: Path, *more: str) -> list[str]:
     """The finetune door's, for a short job."""
-    quick = ["--epochs", "2", "--warm-epochs", "0", "--effective-batch", "4", "--unfreeze-from", "15"]
+    quick = ["--epochs", "2", "--head-only-epochs", "0", "--effective-batch", "4", "--unfreeze-from", "15"]
     return ["finetune", "--run", str(run), *quick, *more]
 
 
@@ -465,7 +465,7 @@ def test_the_loop_of_the_readme_goes_on_in_both_cases(
     assert store.present("embeddings").all()
     assert store.recipe.encoder == load_card(run).recipe.encoder
     second = tmp_path / "second"
-    options = ["--trials", "1", "--jobs", "1", "--reseed", "1", "--epochs", "1"]
+    options = ["--trials", "1", "--workers", "1", "--reseed", "1", "--epochs", "1"]
     assert tune(["--store", str(new), "--out", str(second), "--splits-from", str(run), *options]) == 0
     assert load_card(second).recipe.encoder == load_card(run).recipe.encoder
     ours, theirs = load_weights(second)["encoder"], load_weights(run)["encoder"]
@@ -522,7 +522,7 @@ def test_the_command_that_adds_crops_makes_the_same_recipe(
 
 
 def test_the_seeds_recipe_is_the_seeds_alone(run: Path) -> None:
-    with pytest.raises(ValueError, match=r"--recipe seed fixes .*--head-lr.*--effective-batch"):
+    with pytest.raises(ValueError, match=r"--preset seed fixes .*--head-lr.*--effective-batch"):
         finetune(args(run, recipe="seed"))
     card = load_card(run)
     searched = dataclasses.replace(
@@ -549,7 +549,7 @@ def test_an_encoder_of_which_no_block_learns_keeps_its_name(run: Path) -> None:
 
 
 def test_without_any_epoch_the_summary_is_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["finetune", "--run", str(run), "--epochs", "0", "--warm-epochs", "0", "--json"]) == 0
+    assert main(["finetune", "--run", str(run), "--epochs", "0", "--head-only-epochs", "0", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(word))
     assert (summary["stage_2"], summary["kept"]) == (None, "stage 1")
 
@@ -560,7 +560,7 @@ def test_the_cut_cache_asks_for_room_for_both_sides_together(
     asked = args(run)
     setup = open_setup(asked)
     start_job(setup, asked, DistributedContext())
-    assert "--cut-cache off augments them" in capsys.readouterr().err
+    assert "--activation-cache off augments them" in capsys.readouterr().err
     sizes = [
         (setup.folder / f"cut_{subset}" / "activations.f16").stat().st_size for subset in ("train", "val")
     ]

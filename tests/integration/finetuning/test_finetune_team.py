@@ -54,7 +54,7 @@ def finetune_here(run: Path, *options: str) -> None:
 def test_two_processes_learn_what_one_learns(stage_1: Path, tmp_path: Path) -> None:
     runs = [Path(shutil.copytree(stage_1, tmp_path / name)) for name in ("one", "two")]
     # 16 clips in steps of 5: the last step has one clip, and one of two processes none.
-    short = ["--epochs", "1", "--warm-epochs", "1", "--re-extract"]
+    short = ["--epochs", "1", "--head-only-epochs", "1", "--re-extract"]
     finetune_here(runs[0], *short, str(tmp_path / "one.zarr"))
     done = call(TWO, runs[1], *short, str(tmp_path / "two.zarr"))
     assert done.returncode == 0, done.stderr
@@ -98,7 +98,7 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     assert "going on at epoch" in capsys.readouterr().err
 
 
-LONG = ["--epochs", "5", "--warm-epochs", "1", "--patience", "9"]
+LONG = ["--epochs", "5", "--head-only-epochs", "1", "--patience", "9"]
 
 
 @pytest.fixture(scope="module")

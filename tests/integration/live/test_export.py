@@ -75,7 +75,7 @@ def bundles(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     """A bundle of each format, made once, away from the run."""
     folder = tmp_path_factory.mktemp("copied bundles")
     for form in FORMATS:
-        summary, code = export(ExportArgs(run, to=form, out=folder / form))
+        summary, code = export(ExportArgs(run, format=form, out=folder / form))
         assert code == 0
         assert "stored crops" in summary["checked_on"]
         assert summary["max_difference"]["cosine"] > 0.9999
@@ -168,7 +168,7 @@ def test_live_needs_no_torch_with_a_bundle(
 def test_an_export_that_differs_is_refused(run: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
     """With another head's answers in its place, the check says by how much and raises."""
     card = load_card(run)
-    args = ExportArgs(run, to="openvino")
+    args = ExportArgs(run, format="openvino")
     wrong = tmp_path / "wrong"
     shutil.copytree(bundles["openvino"], wrong)
     encoder = encoder_of(card.recipe.encoder, None)
@@ -226,7 +226,7 @@ def test_a_run_that_reads_geometry_alone_needs_no_encoder(
     nowhere = replace(card.recipe.encoder, weights="gone.pth", weights_sha256="0" * 64)
     save_card(run, replace(card, recipe=replace(card.recipe, encoder=nowhere)))
     ours = pushed(run, real_clips["carphone"], "torch")
-    summary, _ = export(ExportArgs(run, to=form))
+    summary, _ = export(ExportArgs(run, format=form))
     assert not list(Path(summary["bundle"]).glob("encoder*"))
     assert open_model(run).engine is None
     theirs = pushed(run, real_clips["carphone"])
@@ -242,7 +242,7 @@ def test_the_example_of_the_docs_says_what_live_says(
     run = write_run(tmp_path / "run", detector_path, calibration=calibration)
     # onnxruntime computes in float32; live does where the store was made so, else perhaps in bfloat16.
     save_card(run, replace(load_card(run), numerics={"precision": "f32"}))
-    export(ExportArgs(run, to="onnx"))
+    export(ExportArgs(run, format="onnx"))
     model = open_model(run)
     assert model.card.recipe.pixels is not None
     cropper = FaceCropper(model.card.recipe.pixels, model.detector_files)

@@ -103,7 +103,7 @@ def test_a_window_is_looked_after_before_the_model_is_there(run: Path, real_clip
     """A window paints its picture when its events are read: the first one must not wait for the model."""
     source = open_source(0, str(real_clips["single"]), False)
     session = Session(("distracted", "engaged"), OutputOptions())
-    control = Control(session, person="nobody", calibrate_s=None, notify=lambda line: None)
+    control = Control(session, subject="nobody", calibrate_s=None, notify=lambda line: None)
     view = Presses(source.now_s)
 
     def load() -> Predictor:
@@ -144,7 +144,7 @@ def test_a_camera_that_hangs_is_said_once_and_logged(run: Path, tmp_path: Path) 
     source.start()
     session = Session(("distracted", "engaged"), OutputOptions(log=str(tmp_path / "a.csv")))
     told: list[str] = []
-    control = Control(session, person="nobody", calibrate_s=None, notify=told.append)
+    control = Control(session, subject="nobody", calibrate_s=None, notify=told.append)
     Loop(999.0, source, loading, session, control, Moves(clock, camera)).run()
     camera.give(1000.0)  # so that its thread sees the end
     source.close()
@@ -164,7 +164,7 @@ def test_a_labelled_recording_is_a_data_set(run: Path, real_clips: dict[str, Pat
     own = tmp_path / "내 것" / "own.mp4"
     source = open_source(0, str(real_clips["pexels"]), False)
     session = Session(("distracted", "engaged"), OutputOptions(record_raw=own, subject="민수"))
-    control = Control(session, person="민수", calibrate_s=None, notify=lambda line: None)
+    control = Control(session, subject="민수", calibrate_s=None, notify=lambda line: None)
     view = Presses(source.now_s, (1.0, "2"), (9.0, "1"), (17.0, "0"), (18.0, "q"))
     Loop(None, source, Loading(lambda: Predictor(open_model(run))), session, control, view).run()
     for each in (source, control, session):
@@ -221,7 +221,7 @@ def test_a_person_may_be_called_none(run: Path, tmp_path: Path) -> None:
     folder.mkdir()
     for name in ("me", "None"):
         (folder / f"{name}.json").write_text("{}", encoding="utf-8")
-    done = run_here("live", "--run", run, "--person", "None", "--forget", BRAINBUDDY_HOME=str(tmp_path))
+    done = run_here("live", "--run", run, "--subject", "None", "--forget", BRAINBUDDY_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert [file.name for file in folder.iterdir()] == ["me.json"]
 
@@ -234,8 +234,8 @@ def test_a_person_may_be_called_none(run: Path, tmp_path: Path) -> None:
         (("--video", "no/such.mp4", "--headless"), "no/such.mp4"),
         (("--headless", "--calibrate", "1"), "at least 15 s"),
         (("--headless", "--calibrate", "15", "--seconds", "30"), "--seconds 30 ends before"),
-        (("--headless", "--person", "../evil"), "--person takes letters"),
-        (("--headless", "--forget"), "--person"),
+        (("--headless", "--subject", "../evil"), "--subject takes letters"),
+        (("--headless", "--forget"), "--subject"),
         (("--headless", "--log", "a/day1.csv", "--record-raw", "a/day1.mp4"), "a/day1.csv"),
         (("--headless", "--log", "a/x.csv", "--record", "a/x.html"), "--log and --record"),
         (("--headless", "--record", "x.mp4", "--record-raw", "X.MP4"), "--record and --record-raw"),
@@ -431,7 +431,7 @@ def test_forgetting_a_person(run: Path, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "민수.json").write_text("{}", encoding="utf-8")
     done = [
-        run_here("live", "--run", run, "--person", "민수", "--forget", BRAINBUDDY_HOME=str(tmp_path))
+        run_here("live", "--run", run, "--subject", "민수", "--forget", BRAINBUDDY_HOME=str(tmp_path))
         for _ in range(2)
     ]
     assert [d.returncode for d in done] == [0, 1]

@@ -88,7 +88,7 @@ def test_ten_minutes_lose_no_row_and_no_memory(tmp_path: Path, detector_path: Pa
     sources.append(source)
     log = tmp_path / "live.csv"
     session = Session(("distracted", "engaged"), OutputOptions(log=str(log)))
-    control = Control(session, person="nobody", calibrate_s=None, notify=lambda line: None)
+    control = Control(session, subject="nobody", calibrate_s=None, notify=lambda line: None)
     run = write_run(tmp_path / "run", detector_path)
     loading = Loading(lambda: Predictor(open_model(run)))
     loading.ready(600.0)

@@ -134,6 +134,6 @@ def test_extract_and_tune_talk_to_nobody(tmp_path: Path, tiny_demo: Path) -> Non
     words = ["-m", "extract", "--data", tiny_demo / "labels.csv", "--out", store, "--weights", "random"]
     done = watched(tmp_path, *words, "--workers", "1", "--fps", "1")
     assert done.returncode == 0, done.stderr
-    words = ["-m", "tune", "--store", store, "--out", run, "--trials", "2", "--jobs", "1"]
+    words = ["-m", "tune", "--store", store, "--out", run, "--trials", "2", "--workers", "1"]
     done = watched(tmp_path, *words, "--labels", "distracted,engaged")
     assert done.returncode == 0, done.stderr

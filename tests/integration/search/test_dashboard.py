@@ -42,7 +42,16 @@ pytestmark = [
 def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The words of the command that a search of twelve trials ends with."""
     folder = tmp_path_factory.mktemp("실행")
-    words = ["--store", write_toy_store(folder), "--out", folder / "내 run", "--trials", "12", "--jobs", "1"]
+    words = [
+        "--store",
+        write_toy_store(folder),
+        "--out",
+        folder / "내 run",
+        "--trials",
+        "12",
+        "--workers",
+        "1",
+    ]
     words += ["--reseed", "1", "--epochs", "4", "--pruning", "off", "--study", "heads of the demo"]
     done = run_here("tune", *words, SLURM_CPUS_PER_TASK="1")
     assert done.returncode == 0, done.stderr

@@ -50,7 +50,7 @@ def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def args_for(folder: Path, **changes: Any) -> TuneArgs:
     store = write_toy_store(folder)
-    return TuneArgs(store, folder / "run", label=LabelArgs(labels="distracted,engaged"), jobs=2, **changes)
+    return TuneArgs(store, folder / "run", label=LabelArgs(labels="distracted,engaged"), workers=2, **changes)
 
 
 # Who can be looked for
@@ -117,7 +117,7 @@ def test_a_process_killed_while_it_refits_is_one_clear_line(tmp_path: Path) -> N
             pool.submit(os.kill, worker["pid"], signal.SIGKILL).result()
 
     with pytest.raises(
-        ValueError, match=r"fresh seeds: .* killed \(out of memory, perhaps\): use fewer --jobs"
+        ValueError, match=r"fresh seeds: .* killed \(out of memory, perhaps\): use fewer --workers"
     ):
         refit()
 
@@ -128,7 +128,7 @@ def test_a_signal_that_reaches_every_process_loses_no_trial(tmp_path: Path) -> N
     worked on waits to be tried again, as if it had not begun."""
     store = write_toy_store(tmp_path, num_clips=600, num_steps=30)
     words = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / "run")]
-    words += ["--study", "s", "--trials", "20", "--jobs", "2", "--epochs", "40", "--pruning", "off"]
+    words += ["--study", "s", "--trials", "20", "--workers", "2", "--epochs", "40", "--pruning", "off"]
     spec = StudySpec(str(tmp_path / "run" / "study.log"), "s", 20, 0, 40, pruning=False, folds=0)
 
     def trials(*states: TrialState) -> list[FrozenTrial]:

@@ -85,7 +85,7 @@ def test_a_proxy_that_goes_away_is_one_line_and_the_same_command_goes_on(tmp_pat
     store = write_toy_store(tmp_path, num_clips=120)
     port, journal = free_port(), tmp_path / "study.log"
     words = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / "run")]
-    words += ["--storage", f"grpc://127.0.0.1:{port}", "--jobs", "2", "--reseed", "1", "--epochs", "2"]
+    words += ["--storage", f"grpc://127.0.0.1:{port}", "--workers", "2", "--reseed", "1", "--epochs", "2"]
     server = start_proxy(journal, port)
 
     def finished() -> int:
@@ -134,7 +134,16 @@ def test_a_proxy_that_does_not_answer_is_one_clear_line_and_exit_code_2(
             other.listen()
             threading.Thread(target=refuse, args=(other,), daemon=True).start()
         address = f"grpc://127.0.0.1:{other.getsockname()[1]}"
-        words = ["--store", str(store), "--out", str(tmp_path / "run"), "--storage", address, "--jobs", "1"]
+        words = [
+            "--store",
+            str(store),
+            "--out",
+            str(tmp_path / "run"),
+            "--storage",
+            address,
+            "--workers",
+            "1",
+        ]
         assert main(words) == 2
         if listens:
             other.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts, which then ends

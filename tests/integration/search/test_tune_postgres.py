@@ -93,7 +93,7 @@ def test_two_workers_one_killed_its_trial_tried_again_and_nothing_lost(server: s
 def test_two_commands_search_together_and_one_is_killed(server: str, tmp_path: Path) -> None:
     """As from two machines: each writes its own run from the one study."""
     store = write_toy_store(tmp_path, num_clips=300, num_steps=30)
-    options = ["--storage", server, "--study", "shared", "--trials", "8", "--jobs", "1", "--reseed", "1"]
+    options = ["--storage", server, "--study", "shared", "--trials", "8", "--workers", "1", "--reseed", "1"]
     options += ["--epochs", "6", "--pruning", "off"]
     environment = os.environ | {"SLURM_CPUS_PER_TASK": "1", "OMP_NUM_THREADS": "1"}
 

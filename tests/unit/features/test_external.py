@@ -75,7 +75,7 @@ def test_a_head_on_imported_geometry_is_trained_judged_and_explained(tmp_path: P
     run = tmp_path / "run"
     assert seqmodel(["train", "--store", str(tmp_path / "s.zarr"), "--run", str(run), "--lr", "1e-2"]) == 0
     assert load_card(run).dims == {"geometry": len(NAMES)}
-    assert seqmodel(["evaluate", "--run", str(run), "--rounds", "50"]) == 0
+    assert seqmodel(["evaluate", "--run", str(run), "--bootstrap-rounds", "50"]) == 0
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Most rests on eyes." in page
     assert "Logistic, geometry" in page

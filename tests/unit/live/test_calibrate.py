@@ -104,7 +104,7 @@ def test_it_is_kept_by_name_for_one_run_and_removable(
     assert load_personal("민수", "a" * 12) == own
     assert load_personal("민수", "c" * 12) is None
     assert load_personal("영희", "a" * 12) is None
-    with pytest.raises(ValueError, match="--person"):
+    with pytest.raises(ValueError, match="--subject"):
         save_personal("../evil", "a" * 12, own)
     assert forget_personal("민수")
     assert not forget_personal("민수")
@@ -132,7 +132,7 @@ def test_a_damaged_file_is_named_and_stops_nothing(
     path.write_text(damage, encoding="utf-8")
     told: list[str] = []
     session = Session(("distracted", "engaged"), OutputOptions())
-    control = Control(session, person="민수", calibrate_s=None, notify=told.append)
+    control = Control(session, subject="민수", calibrate_s=None, notify=told.append)
     control.start(Predictor(model), 0.0)
     control.close()
     assert (len(told), session.personal) == (1, "")
@@ -164,7 +164,7 @@ def test_a_person_is_not_decided_about_by_a_run_of_before(
         save_card(run, replace(card, calibration=replace(card.calibration, **changes)))
         model, told = open_model(run), list[str]()
         session = Session(("distracted", "engaged"), OutputOptions())
-        control = Control(session, person=SUBJECT, calibrate_s=None, notify=told.append)
+        control = Control(session, subject=SUBJECT, calibrate_s=None, notify=told.append)
         control.start(Predictor(model), 0.0)
         control.close()
         assert (session.personal == SUBJECT) == is_used
@@ -182,7 +182,7 @@ def test_a_calibration_that_cannot_be_kept_holds_for_the_session(
     monkeypatch.setenv("BRAINBUDDY_HOME", str(home))
     model = open_model(write_run(tmp_path / "run", detector_path, pixels=Pixels((), window_s=2)))
     session, told = Session(("distracted", "engaged"), OutputOptions()), list[str]()
-    control = Control(session, person=SUBJECT, calibrate_s=8.0, notify=told.append)
+    control = Control(session, subject=SUBJECT, calibrate_s=8.0, notify=told.append)
     control.start(Predictor(model), 0.0)
     assert control._calibration_session is not None
     control._calibration_session.attending, control._calibration_session.away = list(ATTENDING), list(AWAY)
@@ -217,7 +217,7 @@ def test_each_phase_is_said_once_where_nobody_sees_a_picture(tmp_path: Path, det
     run = write_run(tmp_path / "run", detector_path, pixels=Pixels((), window_s=2))
     told: list[str] = []
     session = Session(("distracted", "engaged"), OutputOptions())
-    control = Control(session, person="nobody", calibrate_s=8.0, notify=told.append)
+    control = Control(session, subject="nobody", calibrate_s=8.0, notify=told.append)
     control.start(Predictor(open_model(run)), 0.0)
     for k in range(50):
         control.push(Frame(k / 3, np.zeros((48, 64, 3), np.uint8)))
@@ -238,7 +238,7 @@ def test_multiclass_runs_have_no_one_direction() -> None:
 def test_c_is_kept_shown_used_next_time_and_removed_by_x(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector_path: Path
 ) -> None:
-    """Without --person: key c, and a minute of two pictures that the run alone calls by one name; from then
+    """Without --subject: key c, and a minute of two pictures that the run alone calls by one name; from then
     on they have two, in the next session as well, until x."""
     from skimage.data import astronaut
 
@@ -253,7 +253,7 @@ def test_c_is_kept_shown_used_next_time_and_removed_by_x(
 
     def begin() -> tuple[Session, Control]:
         session = Session(model.card.labelling.names, OutputOptions())
-        control = Control(session, person=SUBJECT, calibrate_s=None, notify=told.append)
+        control = Control(session, subject=SUBJECT, calibrate_s=None, notify=told.append)
         control.start(Predictor(model), 0.0)
         return session, control
 
@@ -306,7 +306,7 @@ def test_g_shows_the_signals_of_a_run_that_has_them(
         run = write_run(tmp_path / str(len(inputs)), detector_path, landmarker=landmarker, inputs=inputs)
         told: list[str] = []
         session = Session(("distracted", "engaged"), OutputOptions())
-        control = Control(session, person="nobody", calibrate_s=None, notify=told.append)
+        control = Control(session, subject="nobody", calibrate_s=None, notify=told.append)
         control.start(Predictor(open_model(run)), 0.0)
         frame = Frame(0.0, astronaut())
         session.saw(frame, control.push(frame))
@@ -327,7 +327,7 @@ def test_g_shows_the_signals_of_a_run_that_has_them(
 def test_keys_do_what_they_say(tmp_path: Path) -> None:
     """Marks, pause, quit and messages; unknown keys do nothing."""
     session, told = Session(("distracted", "engaged"), OutputOptions(record=None)), list[str]()
-    control = Control(session, person="me", calibrate_s=None, notify=told.append)
+    control = Control(session, subject="me", calibrate_s=None, notify=told.append)
     for key in (" ", "z", "p", "ö", ""):
         control.press(key, 5.0)
     assert session.marks == [(5.0, "mark 1")]

@@ -155,7 +155,7 @@ def test_days_are_held_against_training(log: Path, tmp_path: Path, detector_path
     )
     write_text(run / FILE, json.dumps(asdict(reference)))
     out = tmp_path / "drift.html"
-    assert main(["report", str(log), "--against", str(run), "--out", str(out)]) == 0
+    assert main(["report", str(log), "--reference-run", str(run), "--out", str(out)]) == 0
     page = out.read_text(encoding="utf-8")
     assert page.count('class="odd"') == 1
     assert "training (50 clips)" in page
@@ -173,7 +173,7 @@ def test_a_day_without_a_figure_is_json_and_the_run_says_what_a_level_is(
     run = write_run(tmp_path / "run", detector_path, task="ordinal", names=names)
     spread = PercentileRange(0.5, 0.1, 0.9)
     write_text(run / FILE, json.dumps(asdict(TrainingStats(50, spread, spread, None, 0.5))))
-    assert main(["report", str(path), "--against", str(run), "--json"]) == 0
+    assert main(["report", str(path), "--reference-run", str(run), "--json"]) == 0
     (day,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["days"]
     assert day["p"] == pytest.approx(0.55)
     assert day["novelty"] is None
@@ -196,7 +196,7 @@ def test_the_drift_table_says_what_its_figure_is(
     run = write_run(tmp_path / "run", detector_path, task=task, names=names)
     spread = PercentileRange(0.5, 0.1, 0.9)
     write_text(run / FILE, json.dumps(asdict(TrainingStats(50, spread, spread, None, 0.5))))
-    page = write_report([summarise_log(path, task)], against=run).read_text(encoding="utf-8")
+    page = write_report([summarise_log(path, task)], reference_run=run).read_text(encoding="utf-8")
     assert f"<td>face rate</td><td>{figure}</td>" in page
 
 
@@ -273,7 +273,7 @@ def test_a_session_is_not_held_against_what_another_run_learned(
     log: Path, tmp_path: Path, detector_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_run(tmp_path / "run", detector_path, names=("asleep", "awake"))
-    assert main(["report", str(log), "--against", str(run)]) == 2
+    assert main(["report", str(log), "--reference-run", str(run)]) == 2
     assert "tells asleep, awake" in " ".join(capsys.readouterr().err.split())
     assert not log.with_suffix(".html").exists()
 
@@ -312,20 +312,20 @@ def test_a_report_against_the_run_draws_what_the_session_drew(
     spread = PercentileRange(0.5, 0.1, 0.9)
     write_text(run / FILE, json.dumps(asdict(TrainingStats(50, spread, spread, None, 0.5))))
     pages = []
-    for more in (["--against", str(run)], []):
+    for more in (["--reference-run", str(run)], []):
         out = tmp_path / "page.html"
         assert main(["report", str(path), "--out", str(out), *more]) == 0
         pages.append(out.read_text(encoding="utf-8"))
-    against, alone = pages
+    reference_run, alone = pages
 
     def facts(page: str) -> list[str]:
         return re.findall('base64,([^"]+)|<p>(Height: .+)</p>', page)
 
     assert len(facts(session)) == 2
-    assert facts(against) == facts(session)
+    assert facts(reference_run) == facts(session)
     assert (facts(alone) == facts(session)) == (task == "binary")
-    assert ("--against" in alone) == (task != "binary")
-    assert "--against" not in session
+    assert ("--reference-run" in alone) == (task != "binary")
+    assert "--reference-run" not in session
 
 
 def test_a_timeline_that_cannot_be_written_stops_no_page(

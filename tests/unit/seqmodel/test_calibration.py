@@ -155,7 +155,7 @@ def test_neighbouring_floats_are_told_apart():
 @pytest.mark.parametrize(
     ("goal", "task", "message"),
     [
-        ("sharpness", "binary", "--threshold-for is balanced_accuracy"),
+        ("sharpness", "binary", "--threshold-metric is balanced_accuracy"),
         ("recall:asleep=0.8", "binary", "no class 'asleep'"),
         ("recall:distracted=8", "binary", "share must lie in"),
         ("recall:distracted=much", "binary", "share must lie in"),

@@ -39,7 +39,15 @@ def two_runs(tmp_path_factory) -> Path:
 def test_runs_are_compared_on_their_common_test_clips(two_runs, capsys):
     assert (
         main(
-            ["compare", "--runs", str(two_runs / "poor"), str(two_runs / "good"), "--rounds", "200", "--json"]
+            [
+                "compare",
+                "--runs",
+                str(two_runs / "poor"),
+                str(two_runs / "good"),
+                "--bootstrap-rounds",
+                "200",
+                "--json",
+            ]
         )
         == 0
     )
@@ -56,14 +64,14 @@ def test_runs_are_compared_on_their_common_test_clips(two_runs, capsys):
 
 def test_the_gate_stops_a_worse_run_and_lets_an_equal_one_pass(two_runs):
     good, poor = str(two_runs / "good"), str(two_runs / "poor")
-    assert main(["compare", "--runs", good, poor, "--gate", "--rounds", "200"]) == 1
-    assert main(["compare", "--runs", good, good, "--gate", "--rounds", "200"]) == 0
+    assert main(["compare", "--runs", good, poor, "--gate", "--bootstrap-rounds", "200"]) == 1
+    assert main(["compare", "--runs", good, good, "--gate", "--bootstrap-rounds", "200"]) == 0
 
 
 def test_the_gate_judges_by_the_figure_that_was_asked_for_whatever_the_task(two_runs, capsys):
     """A search by qwk may be of classes that are no levels; unasked, such a run is not judged by it."""
     good, poor = str(two_runs / "good"), str(two_runs / "poor")
-    words = ["compare", "--gate", "--rounds", "50", "--json", "--runs"]
+    words = ["compare", "--gate", "--bootstrap-rounds", "50", "--json", "--runs"]
     assert main([*words, good, poor, "--metric", "qwk"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["metric"] == "qwk"
@@ -109,7 +117,7 @@ def test_one_pair_of_names_may_be_two_questions(two_runs, tmp_path, capsys):
         return str(copy)
 
     def refusal(first: str, second: str) -> str:
-        assert main(["compare", "--runs", first, second, "--rounds", "20"]) == 2
+        assert main(["compare", "--runs", first, second, "--bootstrap-rounds", "20"]) == 2
         return " ".join(capsys.readouterr().err.split())
 
     at_1 = asks("at 1", sources=(("distracted",), ("2", "1", "engaged")))
@@ -122,7 +130,7 @@ def test_one_pair_of_names_may_be_two_questions(two_runs, tmp_path, capsys):
     assert "of column 'label'" in predicted
     assert "of column 'mood'" in predicted
     wider = asks("wider", sources=(("distracted", "away"), ("engaged",)))
-    assert main(["compare", "--runs", str(two_runs / "good"), wider, "--rounds", "20"]) == 0
+    assert main(["compare", "--runs", str(two_runs / "good"), wider, "--bootstrap-rounds", "20"]) == 0
 
 
 def test_a_shifted_place_is_won_back_by_calibration(two_runs, tmp_path, capsys):
@@ -142,7 +150,12 @@ def test_a_shifted_place_is_won_back_by_calibration(two_runs, tmp_path, capsys):
     assert found["test"]["difference"]["auroc"]["value"] == pytest.approx(0.0, abs=0.02)
     assert len(after.test_openings) == len(before.test_openings) + 1
     # Those whose labels chose the threshold are no part of the figures that are asked for next.
-    assert main(["evaluate", "--run", str(run), "--store", str(tmp_path / "new.zarr"), "--rounds", "50"]) == 0
+    assert (
+        main(
+            ["evaluate", "--run", str(run), "--store", str(tmp_path / "new.zarr"), "--bootstrap-rounds", "50"]
+        )
+        == 0
+    )
     evaluated = read_predictions(run / "cross/new/predictions.csv")
     calibrated = set(calibrators_of(run, load_card(run)))
     assert calibrated
@@ -218,7 +231,7 @@ def test_every_stream_of_the_store_has_its_baseline_in_folds(tmp_path, monkeypat
     _hurry(monkeypatch, _TINY)
     store = make_store(tmp_path / "s.zarr", num_subjects=8, clips_each=6, recipe=WITH_GEOMETRY)
     make_run(tmp_path / "run", store, epochs=1, inputs="embeddings")
-    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "2", "--rounds", "50"]) == 0
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "2", "--bootstrap-rounds", "50"]) == 0
     page = (tmp_path / "run/folds-2/report.html").read_text(encoding="utf-8")
     assert "Logistic, embeddings" in page
     assert "Logistic, geometry" in page
@@ -252,7 +265,7 @@ def test_every_clip_is_answered_by_a_head_that_never_saw_its_person(tmp_path, mo
     _hurry(monkeypatch, _TINY)
     store = make_store(tmp_path / "s.zarr", signal=0.8, num_subjects=6, clips_each=8)
     make_run(tmp_path / "run", store, epochs=1)
-    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", how, "--rounds", "50"]) == 0
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", how, "--bootstrap-rounds", "50"]) == 0
     folder = tmp_path / f"run/folds-{how}"
     rows = read_predictions(folder / "predictions.csv")
     assert len(rows) == 48

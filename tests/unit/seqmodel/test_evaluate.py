@@ -24,7 +24,10 @@ def evaluated(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("평가 1")
     store = make_store(root / "s.zarr", signal=0.6)
     make_run(root / "runs/작은", store)
-    assert main(["evaluate", "--run", str(root / "runs/작은"), "--split", "test", "--rounds", "200"]) == 0
+    assert (
+        main(["evaluate", "--run", str(root / "runs/작은"), "--split", "test", "--bootstrap-rounds", "200"])
+        == 0
+    )
     return root / "runs/작은"
 
 
@@ -80,9 +83,9 @@ def test_opening_the_test_split_is_counted_in_card_and_store(evaluated):
 
     card = load_card(evaluated)
     before = len(card.test_openings)
-    assert main(["evaluate", "--run", str(evaluated), "--split", "val", "--rounds", "50"]) == 0
+    assert main(["evaluate", "--run", str(evaluated), "--split", "val", "--bootstrap-rounds", "50"]) == 0
     assert len(load_card(evaluated).test_openings) == before
-    assert main(["evaluate", "--run", str(evaluated), "--split", "test", "--rounds", "200"]) == 0
+    assert main(["evaluate", "--run", str(evaluated), "--split", "test", "--bootstrap-rounds", "200"]) == 0
     assert len(load_card(evaluated).test_openings) == before + 1
     assert len(FeatureStore.open(card.store).test_openings) == before + 1
     assert {"test", "val"} <= set(_metrics(evaluated))
@@ -101,7 +104,9 @@ def test_the_threshold_never_moves_when_test_labels_change(tmp_path):
 
     store = make_store(tmp_path / "s.zarr", signal=0.4, broken=False)
     make_run(tmp_path / "run", store)
-    threshold_metric = EvaluateArgs(run=tmp_path / "run", threshold_for="recall:distracted=0.8", abstain=0.2)
+    threshold_metric = EvaluateArgs(
+        run=tmp_path / "run", threshold_metric="recall:distracted=0.8", abstain=0.2
+    )
     first, before = open_and_predict(threshold_metric)
     _turn_test_labels(tmp_path / "s.zarr", set(before.clip_ids.tolist()))
     second, after = open_and_predict(threshold_metric)
@@ -145,13 +150,13 @@ def test_another_data_set_is_judged_as_a_whole_with_mapped_names(tmp_path, capsy
         str(tmp_path / "run"),
         "--store",
         str(tmp_path / "other.zarr"),
-        "--rounds",
+        "--bootstrap-rounds",
         "50",
     ]
     assert main(words) == 2
-    assert "map them with --map THEIRS=OURS" in capsys.readouterr().err
-    assert main([*words, "--map", "away=nonsense"]) == 2
-    assert main([*words, "--map", "away=distracted", "here=engaged"]) == 0
+    assert "map them with --label-map THEIRS=OURS" in capsys.readouterr().err
+    assert main([*words, "--label-map", "away=nonsense"]) == 2
+    assert main([*words, "--label-map", "away=distracted", "here=engaged"]) == 0
     folder = tmp_path / "run/cross/other"
     metrics = _metrics(folder)
     assert metrics["other:test"]["num_clips"]["value"] == 48
@@ -176,7 +181,7 @@ def test_a_store_of_another_recipe_is_refused_by_field(tmp_path, capsys):
 def test_more_than_two_classes_are_judged_too(tmp_path, task):
     store = make_store(tmp_path / "s.zarr", names=("low", "mid", "high"), signal=0.7)
     make_run(tmp_path / "run", store, task=task)
-    assert main(["evaluate", "--run", str(tmp_path / "run"), "--rounds", "50"]) == 0
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--bootstrap-rounds", "50"]) == 0
     estimates = _metrics(tmp_path / "run")["test"]
     assert ("qwk" in estimates) == (task == "ordinal")
     assert {"recall:low", "recall:mid", "recall:high", "auroc"} <= set(estimates)
@@ -187,7 +192,16 @@ def test_more_than_two_classes_are_judged_too(tmp_path, task):
 def test_the_map_of_embeddings_is_drawn_and_the_same_again(tmp_path, capsys):
     store = make_store(tmp_path / "s.zarr", signal=0.8)
     make_run(tmp_path / "run", store, epochs=1)
-    words = ["evaluate", "--run", str(tmp_path / "run"), "--split", "val", "--rounds", "50", "--umap"]
+    words = [
+        "evaluate",
+        "--run",
+        str(tmp_path / "run"),
+        "--split",
+        "val",
+        "--bootstrap-rounds",
+        "50",
+        "--umap",
+    ]
     drawings = []
     for _ in range(2):
         assert main(words) == 0
@@ -201,7 +215,16 @@ def test_the_map_of_embeddings_is_drawn_and_the_same_again(tmp_path, capsys):
 def test_too_few_clips_for_a_map_are_said_and_the_report_is_written(tmp_path, capsys):
     store = make_store(tmp_path / "s.zarr", num_subjects=9, clips_each=3)
     make_run(tmp_path / "run", store, epochs=1)
-    words = ["evaluate", "--run", str(tmp_path / "run"), "--split", "val", "--rounds", "50", "--umap"]
+    words = [
+        "evaluate",
+        "--run",
+        str(tmp_path / "run"),
+        "--split",
+        "val",
+        "--bootstrap-rounds",
+        "50",
+        "--umap",
+    ]
     assert main(words) == 0
     assert "--umap needs at least 12 clips with a face" in capsys.readouterr().err
     assert not (tmp_path / "run/val/plots/umap_label.png").exists()
@@ -274,7 +297,7 @@ def test_a_fold_with_nothing_to_learn_from_is_answered_by_its_majority(tmp_path,
     make_run(tmp_path / "run", store, epochs=1)
     if how == "loso":
         _relabel(tmp_path / "s.zarr", {f"사람{s:02d}": 0 for s in (1, 2, 3)})
-    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", how, "--rounds", "50"]) == 0
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", how, "--bootstrap-rounds", "50"]) == 0
     folder = tmp_path / f"run/folds-{how}"
     rows = read_predictions(folder / "predictions.csv")
     idle = [row for row in rows if row["state"] == "nothing to learn from"]
@@ -297,7 +320,7 @@ def test_a_fold_with_nothing_to_learn_from_is_answered_by_its_majority(tmp_path,
 def test_folds_of_which_none_can_learn_are_refused_and_open_nothing(tmp_path, quick_folds, capsys):
     store = make_store(tmp_path / "s.zarr", num_subjects=3, clips_each=8, broken=False)
     make_run(tmp_path / "run", store, epochs=1)
-    words = ["evaluate", "--run", str(tmp_path / "run"), "--rounds", "50", "--folds"]
+    words = ["evaluate", "--run", str(tmp_path / "run"), "--bootstrap-rounds", "50", "--folds"]
     assert main([*words, "99"]) == 2
     _relabel(tmp_path / "s.zarr", {f"사람{s:02d}": 0 for s in range(3)})
     capsys.readouterr()
@@ -324,7 +347,7 @@ def test_windows_of_one_video_stay_in_one_fold_where_nobody_is_known(tmp_path, q
         return parts
 
     monkeypatch.setattr(folds, "inner_parts", noted)
-    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--rounds", "50"]) == 0
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--bootstrap-rounds", "50"]) == 0
     videos = store.table().source
     assert len(subsets) == 3 * (1 + folds.INNER_FOLDS)
     assert not any(set(videos[one]) & set(videos[other]) for one, other in subsets)
@@ -334,7 +357,7 @@ def test_folds_of_another_data_set_learn_its_labels_by_their_mapped_names(tmp_pa
     make_run(tmp_path / "run", make_store(tmp_path / "home.zarr", num_subjects=9), epochs=1)
     make_store(tmp_path / "other.zarr", names=("away", "here"), num_subjects=6, clip_prefix="o")
     words = ["evaluate", "--run", str(tmp_path / "run"), "--store", str(tmp_path / "other.zarr")]
-    words += ["--map", "away=distracted", "here=engaged", "--folds", "3", "--rounds", "50"]
+    words += ["--label-map", "away=distracted", "here=engaged", "--folds", "3", "--bootstrap-rounds", "50"]
     assert main(words) == 0
     assert _metrics(tmp_path / "run/cross/other/folds-3")["folds-3"]["auroc"]["value"] > 0.7
     assert not (tmp_path / "run/folds-3").exists(), "which is about the run's own data"
@@ -352,7 +375,7 @@ def test_folds_of_a_store_of_another_width_make_their_own_heads(tmp_path, quick_
         write_external(tmp_path / f"{name}.zarr", read, name, "embeddings")
     run = str(tmp_path / "run")
     assert main(["train", "--store", str(tmp_path / "home.zarr"), "--run", run, "--epochs", "1"]) == 0
-    words = ["evaluate", "--run", run, "--folds", "2", "--rounds", "20"]
+    words = ["evaluate", "--run", run, "--folds", "2", "--bootstrap-rounds", "20"]
     assert main([*words, "--store", str(tmp_path / "other.zarr")]) == 0
     write_external(tmp_path / "geometry.zarr", read, "other", "geometry")
     capsys.readouterr()
@@ -365,7 +388,9 @@ def test_folds_choose_for_the_goal_that_is_asked_for(tmp_path, quick_folds):
     from seqmodel.evaluation.context import open_context
 
     make_run(tmp_path / "run", make_store(tmp_path / "s.zarr", num_subjects=8, signal=0.3), epochs=1)
-    args = EvaluateArgs(tmp_path / "run", folds="2", rounds=20, threshold_for="recall:distracted=0.9")
+    args = EvaluateArgs(
+        tmp_path / "run", folds="2", bootstrap_rounds=20, threshold_metric="recall:distracted=0.9"
+    )
     card = load_card(tmp_path / "run")
     context = folds.every_clip(open_context(args.run, card, None, "test"), "2")
     _, baselines, fold_models, _ = folds.run_folds(context, args)
@@ -373,6 +398,6 @@ def test_folds_choose_for_the_goal_that_is_asked_for(tmp_path, quick_folds):
     majority = next(stick for stick in baselines if stick.name == "majority")
     assert len(np.unique(majority.probabilities[:, 1])) == 1, "of all folds, else it leans against the truth"
     words = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "2"]
-    assert main([*words, "--threshold-for", "recall:nobody=7"]) == 2
+    assert main([*words, "--threshold-metric", "recall:nobody=7"]) == 2
     assert main([*words, "--abstain", "0.2"]) == 2
     assert load_card(tmp_path / "run").test_openings == ()

@@ -157,7 +157,7 @@ def test_evaluate_with_folds_says_first_that_the_encoder_knows_these_people(
     store = make_store(tmp_path / "s.zarr", num_subjects=6, clips_each=4, broken=False, recipe=RECIPE)
     make_run(tmp_path / "run", store, epochs=1)
     store.carry_over([], {"subject 사람00": "train", "subject 사람01": "val", "subject 사람02": "test"})
-    words = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--rounds", "50", "--json"]
+    words = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--bootstrap-rounds", "50", "--json"]
     assert main(words) == 0
     predicted = "figures of folds are too good here"
     summary = json.loads(capsys.readouterr().out)

@@ -24,7 +24,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def evaluate(run: Path, *words: str) -> None:
-    assert main(["evaluate", "--run", str(run), "--rounds", "20", *words]) == 0
+    assert main(["evaluate", "--run", str(run), "--bootstrap-rounds", "20", *words]) == 0
 
 
 def test_another_threshold_leaves_nothing_that_decided_by_the_old_one(
@@ -36,7 +36,7 @@ def test_another_threshold_leaves_nothing_that_decided_by_the_old_one(
     exported = run / "export" / "openvino"
     exported.mkdir(parents=True)
     before = load_card(run)
-    evaluate(run, "--split", "val", "--threshold-for", "recall:distracted=0.95")
+    evaluate(run, "--split", "val", "--threshold-metric", "recall:distracted=0.95")
     after = load_card(run)
     assert after.calibration.threshold != before.calibration.threshold
     assert {row["split"] for row in read_predictions(run / "predictions.csv")} == {"val"}
@@ -51,8 +51,8 @@ def test_another_threshold_leaves_nothing_that_decided_by_the_old_one(
 
 
 def test_the_same_threshold_again_drops_nothing(run: Path) -> None:
-    evaluate(run, "--threshold-for", "balanced_accuracy")
-    evaluate(run, "--split", "val", "--threshold-for", "balanced_accuracy")
+    evaluate(run, "--threshold-metric", "balanced_accuracy")
+    evaluate(run, "--split", "val", "--threshold-metric", "balanced_accuracy")
     assert (run / "report.html").is_file()
     assert {row["split"] for row in read_predictions(run / "predictions.csv")} == {"test", "val"}
 
@@ -60,7 +60,7 @@ def test_the_same_threshold_again_drops_nothing(run: Path) -> None:
 def test_another_threshold_keeps_the_abstain_band_around_it(run: Path) -> None:
     evaluate(run, "--split", "val", "--abstain", "0.2")
     first = load_card(run).calibration
-    evaluate(run, "--split", "val", "--threshold-for", "recall:distracted=0.95")
+    evaluate(run, "--split", "val", "--threshold-metric", "recall:distracted=0.95")
     second = load_card(run).calibration
     assert first.abstain is not None
     assert second.abstain is not None

@@ -42,7 +42,7 @@ def run(tmp_path_factory) -> Path:
     names = ("<b>멍함</b>", "집중 & co")
     store = make_store(root / "s.zarr", names=names, signal=0.3, num_subjects=30)
     make_run(root / "run", store, epochs=3)
-    assert main(["evaluate", "--run", str(root / "run"), "--rounds", "100"]) == 0
+    assert main(["evaluate", "--run", str(root / "run"), "--bootstrap-rounds", "100"]) == 0
     return root / "run"
 
 
@@ -106,7 +106,7 @@ def test_with_geometry_the_page_says_what_it_looks_at_and_shows_signals(tmp_path
     monkeypatch.setattr(folds, "INNER_FOLDS", 2)
     store = make_store(tmp_path / "s.zarr", signal=0.4, num_subjects=30, recipe=WITH_GEOMETRY)
     make_run(tmp_path / "run", store, epochs=8, inputs="geometry", center="subject")
-    assert main(["evaluate", "--run", str(tmp_path / "run"), "--rounds", "50"]) == 0
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--bootstrap-rounds", "50"]) == 0
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
     assert 'id="importance-figure_1"' in page
     section = page[page.index('<section id="importance">') :]
@@ -114,7 +114,7 @@ def test_with_geometry_the_page_says_what_it_looks_at_and_shows_signals(tmp_path
     for text in ("head pose", "rest of the face", "eyes open", "gaze", "yaw"):
         assert text in section
     # The folds' own heads are asked too, each about people whom it never saw.
-    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--rounds", "50"]) == 0
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--bootstrap-rounds", "50"]) == 0
     page_of_folds = (tmp_path / "run/folds-3/report.html").read_text(encoding="utf-8")
     assert "Most rests on eyes." in page_of_folds[page_of_folds.index('<section id="importance">') :]
     assert "Each fold fits its own on people that it learned from" in page_of_folds

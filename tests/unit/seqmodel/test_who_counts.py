@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("no_drawing")
 
 
 def evaluate(run: Path, *words: str) -> list[dict[str, str]]:
-    assert main(["evaluate", "--run", str(run), "--rounds", "20", *words]) == 0
+    assert main(["evaluate", "--run", str(run), "--bootstrap-rounds", "20", *words]) == 0
     return read_predictions(run / "predictions.csv")
 
 
@@ -61,12 +61,12 @@ def test_new_names_for_everybody_make_no_other_data_set(run: Path, tmp_path: Pat
     context = open_split(EvaluateArgs(run, store=tmp_path / "copy.zarr"))
     assert context.is_other_data
     assert "if it is the run's own data under new names" in " ".join(
-        evaluate_split(context, EvaluateArgs(run, rounds=5)).warnings
+        evaluate_split(context, EvaluateArgs(run, bootstrap_rounds=5)).warnings
     )
 
 
 def test_people_who_turn_out_to_be_training_people_are_not_called_unseen(run: Path, tmp_path: Path) -> None:
-    args = EvaluateArgs(run, rounds=20)
+    args = EvaluateArgs(run, bootstrap_rounds=20)
     honest = evaluate_split(open_split(args), args)
     assert "never seen in training" in verdict(honest)
     subsets = {who: subset for who, subset in load_split(run).values()}
@@ -85,7 +85,7 @@ def test_people_who_turn_out_to_be_training_people_are_not_called_unseen(run: Pa
     ("split", "predicted"), [("train", "has learned from these"), ("val", "have chosen")]
 )
 def test_clips_that_made_the_run_are_said_to_have(run: Path, split: str, predicted: str) -> None:
-    args = EvaluateArgs(run, split=split, rounds=20)
+    args = EvaluateArgs(run, split=split, bootstrap_rounds=20)
     found = evaluate_split(open_split(args), args)
     assert predicted in " ".join(found.warnings)
     assert "never seen" not in verdict(found)
@@ -126,7 +126,7 @@ def test_without_its_store_a_run_still_knows_its_commonest_class(tmp_path: Path)
         write_external(tmp_path / f"{name}.zarr", read_sequences(tmp_path / f"{name}.npz"), "x")
     words = ["train", "--store", str(tmp_path / "a.zarr"), "--run", str(tmp_path / "run"), "--epochs", "1"]
     assert main(words) == 0
-    args = EvaluateArgs(tmp_path / "run", store=tmp_path / "b.zarr", rounds=5)
+    args = EvaluateArgs(tmp_path / "run", store=tmp_path / "b.zarr", bootstrap_rounds=5)
     context = open_split(args)
     here = training_class_frequencies(context, training_clips(context))
     shutil.rmtree(tmp_path / "a.zarr")
@@ -164,7 +164,7 @@ def test_two_stores_of_one_name_have_a_folder_each(run: Path, tmp_path: Path) ->
 
 def test_a_store_that_was_moved_chooses_the_threshold(run: Path, tmp_path: Path) -> None:
     (tmp_path / "s.zarr").rename(tmp_path / "moved.zarr")
-    evaluate(run, "--store", str(tmp_path / "moved.zarr"), "--threshold-for", "recall:distracted=0.95")
+    evaluate(run, "--store", str(tmp_path / "moved.zarr"), "--threshold-metric", "recall:distracted=0.95")
     assert load_card(run).calibration.threshold_metric == "recall:distracted=0.95"
     assert (run / "reference.json").is_file(), "measured there, too"
 
@@ -175,10 +175,10 @@ def test_a_report_shows_the_commands_as_they_were_given(tmp_path: Path) -> None:
     run, new = str(tmp_path / "내 실행" / "it's <b>one"), str(tmp_path / "새 곳.zarr")
     make_store(tmp_path / "s.zarr", signal=0.5)
     make_store(Path(new), signal=0.4, clip_prefix="n", shift=1.2)
-    evaluate_predictions = ("evaluate", "--rounds=20", "--run", run)
+    evaluate_predictions = ("evaluate", "--bootstrap-rounds=20", "--run", run)
     given = [
         ("train", "--store", str(tmp_path / "s.zarr"), "--run", run, "--epochs", "1"),
-        (*evaluate_predictions, "--threshold-for", "f1", "--abstain", "0.2"),
+        (*evaluate_predictions, "--threshold-metric", "f1", "--abstain", "0.2"),
         ("calibrate", "--run", run, "--store", new),
     ]
 
@@ -230,7 +230,7 @@ def test_what_happened_to_a_run_while_it_was_judged_stays(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Another command has counted an opening, and another has chosen a threshold."""
-    args = EvaluateArgs(run, rounds=20)
+    args = EvaluateArgs(run, bootstrap_rounds=20)
     context = open_split(args)
     result = evaluate_split(context, args)
     other = count_opening(context, load_card(run))
@@ -248,7 +248,7 @@ def test_what_happened_to_a_run_while_it_was_judged_stays(
 
 
 @pytest.mark.parametrize(
-    "words", [("evaluate", "--threshold-for", "f1"), ("calibrate", "--threshold-for", "f1")]
+    "words", [("evaluate", "--threshold-metric", "f1"), ("calibrate", "--threshold-metric", "f1")]
 )
 def test_a_threshold_is_refused_where_none_decides(tmp_path: Path, words: tuple[str, ...]) -> None:
     store = make_store(tmp_path / "s.zarr", names=("low", "mid", "high"))

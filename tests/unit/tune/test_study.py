@@ -138,7 +138,10 @@ def failing_worker(spec: StudySpec, index: int) -> None:
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        (killed_worker, r"was killed \(out of memory, perhaps\): use fewer --jobs; the same command goes on"),
+        (
+            killed_worker,
+            r"was killed \(out of memory, perhaps\): use fewer --workers; the same command goes on",
+        ),
         (failing_worker, r"exit code 3\); see their messages above"),
     ],
     ids=["killed", "failed"],
@@ -149,7 +152,7 @@ def test_workers_that_keep_dying_are_said_in_one_line(
     spec = spec_at(tmp_path / "study.log")
     study = create_study(spec, [{"a": 0.5}], {})
     with pytest.raises(ValueError, match="workers keep dying.*" + said):
-        list(run_workers(study, spec, target, (spec,), jobs=1))
+        list(run_workers(study, spec, target, (spec,), num_workers=1))
 
 
 @pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"namespace": "another container"}])

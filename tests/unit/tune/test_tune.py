@@ -84,7 +84,7 @@ def args_for(store: Path, out: Path, **changes: Any) -> TuneArgs:
         out=out,
         label=LabelArgs(labels="distracted,engaged"),
         trials=4,
-        jobs=1,
+        workers=1,
         reseed=1,
         epochs=3,
     )
@@ -242,7 +242,7 @@ def trial_study_name(out: Path) -> str:
 def test_workers_score_what_one_process_scores(
     searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
 ) -> None:
-    summary, _ = tune(args_for(store, tmp_path / "two", trials=4, jobs=2, reseed=2))
+    summary, _ = tune(args_for(store, tmp_path / "two", trials=4, workers=2, reseed=2))
     assert summary["trials"].get("complete", 0) + summary["trials"].get("pruned", 0) in (4, 5)
     assert trials_of(tmp_path / "two")[0].value == trials_of(searched[0])[0].value
     assert all(len(finalist["scores"]) == 2 for finalist in summary["finalists"])
@@ -702,7 +702,7 @@ def test_a_card_keeps_the_command_as_it_was_given_without_its_password(
     journal = open_storage(str(tmp_path / "journal.log"))
     monkeypatch.setattr("tune.study.study.open_storage", lambda url: journal)
     out = tmp_path / "내 실행"
-    words = ["--store", str(store), "--out", str(out), "--labels", "distracted,engaged", "--jobs", "1"]
+    words = ["--store", str(store), "--out", str(out), "--labels", "distracted,engaged", "--workers", "1"]
     words += ["--trials", "1", "--reseed", "0", "--epochs", "1"]
     secret = [
         "--storage=mysql://me:secret@a/b",
@@ -724,7 +724,7 @@ def test_leaving_the_refits_early_waits_for_nothing(store: Path, tmp_path: Path)
     futures: list[Any] = []
 
     def interrupted() -> None:
-        with finalists.refitting(args_for(store, tmp_path / "x", jobs=2)) as pool:
+        with finalists.refitting(args_for(store, tmp_path / "x", workers=2)) as pool:
             futures.extend(pool.submit(time.sleep, 600) for _ in range(4))
             while not futures[0].running():
                 time.sleep(0.05)
@@ -765,14 +765,16 @@ def test_every_kind_of_question_from_search_to_judgement(
 ) -> None:
     store = write_toy_store(tmp_path, num_classes=4, num_clips=150, unlabelled=10)
     run = tmp_path / "run"
-    words = ["--store", str(store), "--out", str(run), "--trials", "2", "--jobs", "1", "--reseed", "1"]
+    words = ["--store", str(store), "--out", str(run), "--trials", "2", "--workers", "1", "--reseed", "1"]
     assert main([*words, "--epochs", "3", "--json", *options]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["clips"]["unlabelled"] == 10
     card = load_card(run)
     assert (card.labelling.task, card.metric) == (task, metric)
     assert names is None or card.labelling.names == names
-    assert seqmodel(["evaluate", "--run", str(run), "--split", "val", "--rounds", "50", "--json"]) == 0
+    assert (
+        seqmodel(["evaluate", "--run", str(run), "--split", "val", "--bootstrap-rounds", "50", "--json"]) == 0
+    )
     judged = json.loads(capsys.readouterr().out)
     assert judged
 
