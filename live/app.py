@@ -256,7 +256,7 @@ def _require_server() -> None:
 def _forget(subject: str) -> tuple[dict[str, Any], int]:
     removed = forget_personal(subject)
     echo(f"the calibration of {subject} is removed" if removed else f"there is no calibration of {subject}")
-    return {"person": subject, "removed": removed}, 0 if removed else 1
+    return {"subject": subject, "removed": removed}, 0 if removed else 1
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

@@ -168,7 +168,7 @@ def facts_of(args: TuneArgs, context: SearchContext, metric: str) -> dict[str, A
         "inputs": args.inputs or "any",
         "folds": args.folds,
         "epochs": args.epochs,
-        "baseline": args.center,
+        "center": args.center,
         "seed": args.seed,
         "space": space_hash(context.space),
     }

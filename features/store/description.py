@@ -47,7 +47,7 @@ def create(
         "label_names": label_names or {},
         "slice_columns": [],
         "test_openings": [],
-        "encoder_sides": {},
+        "encoder_subsets": {},
     }
     attributes[LAYOUT_SUM] = layout_sum(location, attributes)
     return zarr.create_group(location.zarr_store(read_only=False), attributes=attributes)

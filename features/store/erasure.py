@@ -49,14 +49,14 @@ def erase_rows(group: zarr.Group, location: StoreLocation, rows: np.ndarray) -> 
     clear_rows(group, location, rows)
     drop_packed(location)  # no earlier: somebody may have packed the person once more
     attributes: Any = group.attrs
-    if subsets := attributes["encoder_sides"]:
+    if subsets := attributes["encoder_subsets"]:
         table = read_table(group, count)
         groups = group_names(table["subject"].tolist(), table["source"].tolist())
         gone = {groups[row] for row in rows}
         commit(
             group,
             location,
-            {"encoder_sides": {who: subset for who, subset in subsets.items() if who not in gone}},
+            {"encoder_subsets": {who: subset for who, subset in subsets.items() if who not in gone}},
         )
     names = {}
     for column, known in attributes["label_names"].items():

@@ -115,13 +115,13 @@ def write_rows(
     changes = Changes(*(tuple(ids[of].tolist()) for of in (planned.new, changed, corrected, vanished)))
 
     _make_row_arrays(group, recipe, len(ids), has_crops)
-    subsets: Any = group.attrs["encoder_sides"]
+    subsets: Any = group.attrs["encoder_subsets"]
     renamed = _subsets_under_new_names(subsets, planned.before, table)
     _write_users_columns(group, labels, label_names, slices, subsets | renamed)
     clear_rows(group, location, changed)  # before what changed is noted: a kill repeats it
     for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS):
         write_column(group, name, table[name])
-    commit(group, location, {"num_clips": len(ids), "encoder_sides": renamed})
+    commit(group, location, {"num_clips": len(ids), "encoder_subsets": renamed})
     return changes
 
 
@@ -135,7 +135,7 @@ def _write_users_columns(
     """Write labels and slices. Names before codes: a longer list of names misnames nothing should the rest
     never come. People go by both names in `subsets` until the new ones stand."""
     group.update_attributes(
-        {"label_names": label_names, "slice_columns": sorted(slices), "encoder_sides": subsets}
+        {"label_names": label_names, "slice_columns": sorted(slices), "encoder_subsets": subsets}
     )
     for folder, columns in (("labels", labels), ("slices", slices)):
         for column, values in columns.items():

@@ -86,7 +86,7 @@ class FeatureStore:
         self.num_frames: int = attributes["num_frames"]
         self.label_names: dict[str, list[str]] = attributes["label_names"]
         self.test_openings: list[dict[str, str]] = attributes["test_openings"]
-        self.encoder_subsets: dict[str, str] = attributes["encoder_sides"]
+        self.encoder_subsets: dict[str, str] = attributes["encoder_subsets"]
         """Where the encoder was fine-tuned, the side on which its run had each person or video, named as by
         `groups_of`: it learned from train and was chosen by val. Empty where nobody wrote that down."""
         self.streams: tuple[Stream, ...] = tuple(name for name in STREAMS if name in group)
@@ -297,7 +297,9 @@ class FeatureStore:
             self.test_openings = [*test_openings, *(entry for entry in own if entry not in test_openings)]
             self.encoder_subsets = encoder_subsets
             commit(
-                group, self.location, {"test_openings": self.test_openings, "encoder_sides": encoder_subsets}
+                group,
+                self.location,
+                {"test_openings": self.test_openings, "encoder_subsets": encoder_subsets},
             )
 
     def _require_writable(self, row: int) -> None:

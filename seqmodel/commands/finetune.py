@@ -179,7 +179,7 @@ def _belongs(
     tensors: Mapping[str, torch.Tensor], settings: Any, setup: FinetuneSetup, args: FinetuneArgs
 ) -> bool:
     """Whether a checkpoint is this job's: asked for in the same way, and begun with the run's weights."""
-    if not isinstance(settings, dict) or settings.get("asked") != settings_hash(setup, args):
+    if not isinstance(settings, dict) or settings.get("settings_hash") != settings_hash(setup, args):
         return False
     if settings["start"] == start_of(setup):
         return True
@@ -195,7 +195,7 @@ def _run_job(setup: FinetuneSetup, job: EndToEnd, args: FinetuneArgs) -> EpochRe
     Ctrl-C or SIGTERM ends it by KeyboardInterrupt after the step that is being made, with a checkpoint.
     """
     saved = time.monotonic()
-    settings = {"asked": settings_hash(setup, args), "start": start_of(setup)}
+    settings = {"settings_hash": settings_hash(setup, args), "start": start_of(setup)}
 
     with progress("steps") as bar, stop_asked() as asked_here:
         left = (job.num_epochs - job.at.epoch) * job.num_steps - job.at.step

@@ -41,7 +41,7 @@ def metadata_of(card: Card) -> dict[str, str]:
         "recipe": json.dumps(to_json(card.recipe), ensure_ascii=False),
         "labels": json.dumps(list(card.labelling.names), ensure_ascii=False),
         "task": card.labelling.task,
-        "baseline": card.center,
+        "center": card.center,
         "calibration": json.dumps(card_to_json(card)["calibration"]),
         "input": "uint8 RGB crops (1, H, W, 3); mean and std are inside; embeddings rounded to float16",
     }

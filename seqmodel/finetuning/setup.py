@@ -208,7 +208,7 @@ def settings_hash(setup: FinetuneSetup, args: FinetuneArgs) -> str:
         "first_block": setup.first_block,
         "seed": args.seed,
         "augment": args.augment,
-        "cut_cache": args.activation_cache,
+        "activation_cache": args.activation_cache,
         "clips": [clips.clip_ids.tolist() for clips in (setup.train, setup.val)],
         "labels": [clips.labels.tolist() for clips in (setup.train, setup.val)],
         "labelling": dataclasses.asdict(setup.card.labelling),

@@ -98,7 +98,7 @@ def card_from_json(fields: Mapping[str, Any]) -> Card:
     labelling, calibration = fields["labelling"], fields["calibration"]
     names, sources = tuple(labelling["names"]), tuple(map(tuple, labelling["sources"]))
     abstain = tuple(calibration["abstain"]) if calibration["abstain"] else None
-    lists = ("stages", "test_openings", "warnings", "training_shares")
+    lists = ("stages", "test_openings", "warnings", "training_class_frequencies")
     return Card(
         **{name: value for name, value in fields.items() if name != "schema"}
         | {name: tuple(fields[name]) for name in lists}

@@ -1,7 +1,7 @@
 """What a run's training data looked like, in four figures that a live session can be held against.
 
 Face rate, mean probability, and how far frames lie from the mean frame (novelty), for one clip after another;
-kept in the run as reference.json, because the store may be far away when a session is looked at.
+kept in the run as training_stats.json, because the store may be far away when a session is looked at.
 
 Reading it needs neither torch nor zarr. N clips, T frames, D embedding.
 """
@@ -20,7 +20,7 @@ from seqmodel.runs.card import WEIGHTS, Card, load_card, load_split, write_text
 if TYPE_CHECKING:
     from features.store.store import FeatureStore
 
-FILE, STATISTICS = "reference.json", "statistics.safetensors"
+FILE, STATISTICS = "training_stats.json", "statistics.safetensors"
 MAX_CLIPS = 400
 """Clips looked at: figures of a few hundred are as good as of all."""
 WORTH_SHOWING = 0.9

@@ -458,7 +458,7 @@ def test_a_store_that_cannot_be_tidied_up_is_extracted_all_the_same(
     def refuse(store: FeatureStore, wait_s: float = 0) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(FeatureStore, "settle", refuse)
+    monkeypatch.setattr(FeatureStore, "finalize", refuse)
     code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
     assert code == 0
     assert summary["done"] == 2

@@ -114,7 +114,7 @@ def test_a_run_that_cannot_get_better_stays_as_it_was(run: Path, monkeypatch: py
         assert all(torch.equal(tensor, before[1][part][name]) for name, tensor in tensors.items())
 
 
-@pytest.mark.parametrize("cut_cache", ["on", "off"])
+@pytest.mark.parametrize("activation_cache", ["on", "off"])
 def test_a_job_stopped_at_any_step_ends_at_the_same_weights(
     run: Path, tmp_path: Path, activation_cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,7 @@ def stage_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("cut_cache", ["on", "off"])
+@pytest.mark.parametrize("activation_cache", ["on", "off"])
 def test_cuda_learns_what_the_cpu_learns(stage_1: Path, activation_cache: str) -> None:
     losses = {}
     for device in ("cpu", "cuda"):

@@ -123,7 +123,7 @@ def test_people_without_a_mark_are_trained_on_where_only_others_are_marked() -> 
     assert left_open.description == "official val and test; clips without a split are train, by person"
 
 
-@pytest.mark.parametrize("side", ["train", "val", "test"])
+@pytest.mark.parametrize("subset", ["train", "val", "test"])
 def test_a_side_that_alone_is_marked_is_kept(subset: str) -> None:
     """The clips without a mark make up the other two, and the split says so."""
     splits = [subset] * 10 + [""] * 40

@@ -361,7 +361,7 @@ def test_extracting_corrects_ends_and_keeps_what_cannot_be_read_today(
     assert labels() == before
     with monkeypatch.context() as patch:  # labels of a known layout, whose videos are away
         read = run.read_dataset
-        patch.setattr(run, "read_layout", lambda *a: replace(read(*a), unpaired_labels=("b.mp4",)))
+        patch.setattr(run, "read_dataset", lambda *a: replace(read(*a), unpaired_labels=("b.mp4",)))
         assert extract_lines("a.mp4,x,", "c.mp4,x,")[0]["vanished"] == []
     with monkeypatch.context() as patch:
         patch.setattr("extract.pipeline.planning.probe", lambda path: int("no video"))

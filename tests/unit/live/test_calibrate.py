@@ -45,7 +45,7 @@ def test_the_middle_between_the_phases_becomes_the_threshold(base: Calibration) 
 
 
 @pytest.mark.parametrize(
-    ("attending", "away", "said"),
+    ("attending", "away", "shown"),
     [
         ([1.0] * 5, [0.9] * 5, "look alike"),
         ([0.0] * 5, [2.0] * 5, "look alike"),
@@ -117,8 +117,8 @@ def test_it_is_kept_by_name_for_one_run_and_removable(
         "[]",
         '{"KEY": []}',
         '{"KEY": {"temperature": 1.0}}',
-        '{"KEY": {"temperature": "hot", "bias": 0.0, "threshold": 0.5, "abstain": null, "goal": "f1"}}',
-        '{"KEY": {"temperature": 1, "bias": 0, "threshold": 0.5, "abstain": null, "goal": "f1", "more": 1}}',
+        '{"KEY": {"temperature": "hot", "bias": 0.0, "threshold": 0.5, "abstain": null, "threshold_metric": "f1"}}',
+        '{"KEY": {"temperature": 1, "bias": 0, "threshold": 0.5, "abstain": null, "threshold_metric": "f1", "more": 1}}',
     ],
 )
 def test_a_damaged_file_is_named_and_stops_nothing(
@@ -159,7 +159,7 @@ def test_a_person_is_not_decided_about_by_a_run_of_before(
         ({"temperature": 2.0, "bias": 1.0}, True),
         ({"threshold": 0.7}, False),
         ({"abstain": (0.4, 0.6)}, False),
-        ({"goal": "recall:distracted=0.9"}, False),
+        ({"threshold_metric": "recall:distracted=0.9"}, False),
     ):
         save_card(run, replace(card, calibration=replace(card.calibration, **changes)))
         model, told = open_model(run), list[str]()

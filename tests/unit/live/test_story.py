@@ -62,7 +62,7 @@ def test_a_gap_in_the_log_belongs_to_nobody(tmp_path: Path) -> None:
     assert sum(summarise_log(path).seconds.values()) < 2
 
 
-@pytest.mark.parametrize(("state", "said"), [("paused", "paused"), ("camera_lost", "camera lost")])
+@pytest.mark.parametrize(("state", "shown"), [("paused", "paused"), ("camera_lost", "camera lost")])
 def test_an_absence_is_one_span_of_its_own_length(tmp_path: Path, state: State, shown: str) -> None:
     """Its rows come a second apart and a little more, as the loop finds the time."""
     path = tmp_path / "pause.csv"

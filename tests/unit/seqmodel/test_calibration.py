@@ -153,7 +153,7 @@ def test_neighbouring_floats_are_told_apart():
 
 
 @pytest.mark.parametrize(
-    ("goal", "task", "message"),
+    ("threshold_metric", "task", "message"),
     [
         ("sharpness", "binary", "--threshold-metric is balanced_accuracy"),
         ("recall:asleep=0.8", "binary", "no class 'asleep'"),

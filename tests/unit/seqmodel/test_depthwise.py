@@ -11,11 +11,11 @@ from seqmodel.encoders.backbone import build_encoder, fold_norms
 
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("side", [7, 14])
-def test_gradients_are_torchs_own(kernel: int, stride: int, subset: int) -> None:
+@pytest.mark.parametrize("side_px", [7, 14])
+def test_gradients_are_torchs_own(kernel: int, stride: int, side_px: int) -> None:
     """Values and all three gradients, against float32 of the same rounded numbers."""
     torch.manual_seed(0)
-    shapes = ((4, 6, subset, subset), (6, 1, kernel, kernel), (6,))
+    shapes = ((4, 6, side_px, side_px), (6, 1, kernel, kernel), (6,))
     rounded = [torch.randn(shape).bfloat16() for shape in shapes]
     ours = [t.clone().requires_grad_() for t in rounded]
     exact = [t.float().requires_grad_() for t in rounded]

@@ -201,7 +201,7 @@ def test_what_training_looked_like_is_read_off_everybody(tmp_path, monkeypatch):
 def test_of_imported_features_nobody_asks_how_long_a_window_must_be(tmp_path, monkeypatch):
     """Live refuses them, and their windows may be long."""
     path, run = write_toy_store(tmp_path), tmp_path / "run"
-    monkeypatch.setattr(predict, "growing_logits", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(predict, "prefix_logits", lambda *_: pytest.fail("asked"))
     train(TrainArgs(path, run, head=HEAD, train=TrainConfig(epochs=1)))
     found = training_stats.measure(run, load_card(run), FeatureStore.open(path))
     assert found.num_clips > 0

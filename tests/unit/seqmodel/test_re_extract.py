@@ -107,7 +107,7 @@ def test_people_who_trained_the_encoder_keep_their_sides(tmp_path: Path, seed: i
 
 
 @pytest.mark.parametrize(
-    ("side_of", "who"),
+    ("subset_of", "who"),
     [
         ({"p0": "test", "p1": "train", "p2": "val", "p3": "train"}, r"subject p0 \(train there, test here\)"),
         ({"p0": "train", "p1": "val", "p2": "train", "p3": "test"}, r"subject p1 \(train there, val here\)"),

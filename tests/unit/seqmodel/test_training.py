@@ -214,13 +214,13 @@ def test_a_step_without_a_clip_is_refused(batch_size: int) -> None:
         run(dataclasses.replace(QUICK, batch_size=batch_size), new_head())
 
 
-@pytest.mark.parametrize("change", [{"effective_batch": 0}, {"effective_batch": -8}, {"versions": 0}])
+@pytest.mark.parametrize("change", [{"effective_batch": 0}, {"effective_batch": -8}, {"augmented_copies": 0}])
 def test_stage_two_refuses_a_step_without_a_clip_before_hours_of_caching(change: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="effective_batch and versions must be at least 1"):
         config_of(FinetuneArgs(Path("run"), finetune=FinetuneConfig(**change)))
 
 
-@pytest.mark.parametrize("change", [{"epochs": -1}, {"warm_epochs": -1}])
+@pytest.mark.parametrize("change", [{"epochs": -1}, {"head_only_epochs": -1}])
 def test_stage_two_refuses_less_than_no_epoch(change: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="epochs and warm_epochs must be at least 0"):
         config_of(FinetuneArgs(Path("run"), finetune=FinetuneConfig(**change)))

@@ -166,7 +166,7 @@ def test_a_store_that_was_moved_chooses_the_threshold(run: Path, tmp_path: Path)
     (tmp_path / "s.zarr").rename(tmp_path / "moved.zarr")
     evaluate(run, "--store", str(tmp_path / "moved.zarr"), "--threshold-metric", "recall:distracted=0.95")
     assert load_card(run).calibration.threshold_metric == "recall:distracted=0.95"
-    assert (run / "reference.json").is_file(), "measured there, too"
+    assert (run / "training_stats.json").is_file(), "measured there, too"
 
 
 @pytest.mark.usefixtures("not_exported")

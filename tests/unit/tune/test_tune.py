@@ -789,7 +789,7 @@ def test_search_and_fine_tune_again_and_again(tmp_path: Path) -> None:
     args = args_for(Path(store.path), run, trials=1, epochs=2, finetune=True)
 
     def state() -> dict[Path, bytes]:
-        own = [run / "card.json", run / "weights.safetensors", run / "log.jsonl", run / "reference.json"]
+        own = [run / "card.json", run / "weights.safetensors", run / "log.jsonl", run / "training_stats.json"]
         return {path: path.read_bytes() for path in own}
 
     first, code = tune(args)
