@@ -837,7 +837,7 @@ def blocks():
         print("half", flush=True)
         time.sleep(100)
 
-write_packed(store.place, "embeddings", "0123", (12, 6, 8), store.array("embeddings").dtype, blocks)
+write_packed(store.location, "embeddings", "0123", (12, 6, 8), store.array("embeddings").dtype, blocks)
 """
 
 
