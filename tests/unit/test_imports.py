@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SLOWEST_FILES
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("features", "seqmodel", "extract", "tune", "live")
 
@@ -214,6 +216,11 @@ def test_no_module_uses_pickle() -> None:
             ):
                 found.append(f"{module}:{node.lineno}")
     assert not found, found
+
+
+def test_the_slowest_test_files_exist() -> None:
+    """tests/conftest.py lists them by name, to start them first."""
+    assert set(SLOWEST_FILES) <= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
 
 
 def test_no_test_imports_another_test() -> None:
