@@ -22,7 +22,7 @@ LAST_PACKETS = 6
 
 FLUSH_PACKETS_WITHOUT_FRAME = 2000
 """A decoder that is fed this many packets in a row and gives no picture will not give one."""
-RESTART_S = 1.0
+RESTART_S = 0.5
 """A packet this much before the one it follows belongs to another recording, joined to the first by `cat`."""
 
 
@@ -45,12 +45,24 @@ def open_video(path: Path | str) -> "av.container.InputContainer":
     except av.error.FFmpegError as error:
         raise ValueError(f"{path}: not a video that can be read ({_reason(error)})") from error
     reason = "" if container.streams.video else "holds no video (audio only?)"
-    if not reason and container.streams.video[0].codec_context is None:
+    if not reason and video_stream(container).codec_context is None:
         reason = "its codec is not known"
     if reason:
         container.close()
         raise ValueError(f"{path}: {reason}")
     return container
+
+
+def video_stream(container: "av.container.InputContainer") -> "av.VideoStream":
+    """The video track that players show: not a cover picture, and the default track where there are several.
+    The container has one at least."""
+    from av.stream import Disposition
+
+    tracks = container.streams.video
+    moving = [track for track in tracks if Disposition.attached_pic not in track.disposition]
+    return next(
+        (track for track in moving if Disposition.default in track.disposition), (moving or tracks)[0]
+    )
 
 
 def pictures(
@@ -187,6 +199,13 @@ def last_packet_end_s(
 def rate(stream: "av.VideoStream") -> float:
     """Frames a second: the average, else a guess, else 25."""
     return float(stream.average_rate or stream.guessed_rate or 25)
+
+
+def pixel_aspect(stream: "av.VideoStream") -> float:
+    """Width of a pixel divided by its height, as the container or the codec says; 1 where neither does, and
+    where it is outside 1/8 to 8, which no video means."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 1 / 8 <= aspect <= 8 else 1.0
 
 
 def _tagged_end_s(stream: "av.VideoStream") -> float:

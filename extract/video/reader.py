@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from extract.video.decoder import IsWanted, duration_s, open_video, pictures, rate
+from extract.video.decoder import IsWanted, duration_s, open_video, pictures, pixel_aspect, rate, video_stream
 
 EARLY_S = 0.0005
 """A frame this much before its target still answers it: containers round their times to a millisecond."""
@@ -59,7 +59,7 @@ def probe(path: Path | str) -> VideoInfo:
     told otherwise (MPEG-TS). Raises ValueError with a reason for people when there is no video in the file.
     """
     with closing(open_video(path)) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         size = stream.codec_context.width, stream.codec_context.height
         return VideoInfo(duration_s(container, stream), rate(stream), *size)
 
@@ -75,10 +75,10 @@ def read_video(path: Path | str, *, threads: int = 1, is_wanted: IsWanted | None
     `cat`), they go on. Raises ValueError with a reason for people when there is nothing to decode.
     """
     with closing(open_video(path)) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         stream.codec_context.thread_count = threads
         time_base = float(stream.time_base or 1)
-        first_pts, last_s = stream.start_time, -math.inf
+        first_pts, last_s, aspect = stream.start_time, -math.inf, pixel_aspect(stream)
         step = round(1 / (rate(stream) * time_base))
         untimed = -step
         for picture in pictures(container, stream, str(path), is_wanted):
@@ -91,7 +91,7 @@ def read_video(path: Path | str, *, threads: int = 1, is_wanted: IsWanted | None
             if pts_s <= last_s:
                 continue
             last_s = pts_s
-            yield Frame(pts_s, _Upright(picture, threads), (picture.duration or 0) * time_base)
+            yield Frame(pts_s, _Upright(picture, threads, aspect), (picture.duration or 0) * time_base)
 
 
 class Sampler:
@@ -164,14 +164,21 @@ class Spans:
 
 @dataclass(frozen=True)
 class _Upright:
-    """A decoded picture, made RGB and turned upright when called."""
+    """A decoded picture. A call gives it as it is shown: RGB, upright, with square pixels."""
 
     picture: Any
     threads: int
+    aspect: float = 1.0
+    """Width of a pixel divided by its height, as shown."""
 
     def __call__(self) -> np.ndarray:
-        rgb = self.picture.to_ndarray(format="rgb24", threads=self.threads)
-        matrix = self.picture.side_data.get("DISPLAYMATRIX")
+        width = round(self.picture.width * self.aspect)  # as ffmpeg's own scale=iw*sar:ih
+        stretch = {} if width == self.picture.width else {"width": width, "interpolation": "BICUBIC"}
+        rgb = self.picture.to_ndarray(format="rgb24", threads=self.threads, **stretch)
+        try:
+            matrix = self.picture.side_data.get("DISPLAYMATRIX")
+        except ValueError:  # PyAV lists no side data where it does not know one of the types (EXIF)
+            return np.ascontiguousarray(np.rot90(rgb, round(self.picture.rotation / 90)))
         return rgb if matrix is None else _turned(rgb, np.frombuffer(matrix, np.int32))
 
 

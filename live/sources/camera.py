@@ -80,9 +80,18 @@ def _read_on(capture: Any, clock: Clock) -> Iterator[Frame]:
             grabbed, bgr = capture.read()
             if not grabbed:
                 return
-            yield Frame(clock(), bgr_to_rgb(bgr))
+            yield Frame(clock(), bgr_to_rgb(_with_square_pixels(bgr, capture)))
     finally:
         capture.release()
+
+
+def _with_square_pixels(bgr: np.ndarray, capture: Any) -> np.ndarray:
+    """The picture as it is shown, uint8 (H, W, 3), where the stream's pixels are not square."""
+    wide, high = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
+    width = round(bgr.shape[1] * wide / high) if wide > 0 and high > 0 else bgr.shape[1]
+    if width == bgr.shape[1] or not 1 / 8 <= wide / high <= 8:
+        return bgr
+    return cv2.resize(bgr, (width, bgr.shape[0]), interpolation=cv2.INTER_CUBIC)
 
 
 def _opened(reason: str, *given: Any) -> Any:

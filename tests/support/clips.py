@@ -36,16 +36,20 @@ def write_video(
     hflip: bool = False,
     vflip: bool = False,
     times_s: list[float] | None = None,
+    pixel_aspect: Fraction | None = None,
 ) -> Path:
     """Encode RGB frames. `times_s` gives the time of each frame.
 
-    `rotation` (degrees), `hflip` and `vflip` set the display matrix.
+    `rotation` (degrees), `hflip` and `vflip` set the display matrix; `pixel_aspect` is the width of a pixel divided
+    by its height.
     """
     with av.open(str(path), "w") as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.pix_fmt = pix_fmt
         stream.thread_count = 1
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         for index, rgb in enumerate(frames):
             if index == 0:
                 stream.height, stream.width = rgb.shape[:2]

@@ -523,13 +523,13 @@ def test_the_command_that_adds_crops_makes_the_same_recipe(
 
 def test_the_seeds_recipe_is_the_seeds_alone(run: Path) -> None:
     with pytest.raises(ValueError, match=r"--preset seed fixes .*--head-lr.*--effective-batch"):
-        finetune(args(run, recipe="seed"))
+        finetune(args(run, preset="seed"))
     card = load_card(run)
     searched = dataclasses.replace(
         card.train, loss="focal", label_smoothing=0.1, class_weighting=True, noise=0.3, frame_dropout=0.2
     )
     save_card(run, dataclasses.replace(card, train=searched))
-    asked = args(run, recipe="seed", finetune=FinetuneConfig(save_every_s=1.0))
+    asked = args(run, preset="seed", finetune=FinetuneConfig(save_every_s=1.0))
     job = start_job(open_setup(asked), asked, DistributedContext())
     assert (job.config.effective_batch, job.config.save_every_s) == (256, 1.0)
     logits, labels = torch.tensor([[0.3], [-2.0]]), torch.tensor([1, 1])

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from features.files import atomic_write, cache_dir, is_alive, this_process
+from features.files import SAME_START_S, atomic_write, cache_dir, is_alive, this_process
 
 SIGNED = "import json; from features.files import this_process; print(json.dumps(this_process()), flush=True)"
 
@@ -72,8 +72,9 @@ def test_a_process_that_has_ended_is_dead_before_and_after_its_parent_asks() -> 
 def test_a_process_is_the_same_after_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux counts from the start of the machine, whose time is what moves."""
     own, boot_time = this_process(), psutil._psplatform.boot_time
+    created_s = psutil.Process().create_time()
     monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot_time() + 3600)
-    assert abs(psutil.Process().create_time() - time.time() - 3600) < 600
+    assert psutil.Process().create_time() == pytest.approx(created_s + 3600, abs=SAME_START_S)
     assert is_alive(own)
 
 

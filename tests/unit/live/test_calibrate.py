@@ -117,8 +117,10 @@ def test_it_is_kept_by_name_for_one_run_and_removable(
         "[]",
         '{"KEY": []}',
         '{"KEY": {"temperature": 1.0}}',
-        '{"KEY": {"temperature": "hot", "bias": 0, "threshold": 0.5, "abstain": null, "threshold_metric": "f1"}}',
-        '{"KEY": {"temperature": 1, "bias": 0, "threshold": 0, "abstain": null, "threshold_metric": "f1", "x": 1}}',
+        '{"KEY": {"temperature": "hot", "bias": 0.0, "threshold": 0.5, "abstain": null, '
+        '"threshold_metric": "f1"}}',
+        '{"KEY": {"temperature": 1, "bias": 0, "threshold": 0.5, "abstain": null, '
+        '"threshold_metric": "f1", "more": 1}}',
     ],
 )
 def test_a_damaged_file_is_named_and_stops_nothing(

@@ -1,0 +1,113 @@
+"""Videos are read as players show them: pixel shape, track, orientation, joined parts."""
+
+import shutil
+import subprocess
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from extract.video.reader import probe, read_video
+from live.sources.camera import stream_frames
+from tests.support.clips import face_frames, looped, write_video
+
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+
+
+def ffmpeg(*words: str | Path) -> bytes:
+    """What ffmpeg writes to stdout."""
+    command = ["ffmpeg", "-v", "error", "-y", *map(str, words)]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+def shown_by_ffmpeg(path: Path, width: int, height: int) -> np.ndarray:
+    """The first frame with square pixels, uint8 (H, W, 3), RGB."""
+    words = ["-vf", "scale=iw*sar:ih,setsar=1", "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    return np.frombuffer(ffmpeg("-i", path, *words), np.uint8).reshape(height, width, 3)
+
+
+@pytest.fixture
+def plain(real_clips: dict[str, Path], tmp_path: Path) -> Path:
+    """Three seconds of a face, 10 frames a second, 128 × 96."""
+    face = looped(face_frames(real_clips["single"], 10, 128, 96), 30)
+    return write_video(tmp_path / "plain.mp4", face, options={"qp": "10", "preset": "ultrafast"})
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    ("stored", "sar", "width"), [("iw/2:ih", "2", 128), ("iw*2:ih", "1/2", 128), ("88:96", "16/11", 128)]
+)
+def test_video_with_oblong_pixels_is_read_in_its_shown_shape(
+    plain: Path, tmp_path: Path, stored: str, sar: str, width: int
+) -> None:
+    path = tmp_path / "oblong.mp4"
+    ffmpeg("-i", plain, "-vf", f"scale={stored},setsar={sar}", "-qp", "10", path)
+    expected = shown_by_ffmpeg(path, width, 96)
+    for frame in (next(read_video(path)), next(stream_frames(str(path), lambda: 0.0))):
+        rgb = frame.rgb()
+        assert rgb.shape == expected.shape
+        assert np.abs(rgb.astype(int) - expected).mean() < 2
+
+
+def test_oblong_pixels_are_restored_before_the_video_is_turned(
+    real_clips: dict[str, Path], tmp_path: Path
+) -> None:
+    """A portrait video of a phone."""
+    narrow = face_frames(real_clips["single"], 1, 64, 96)
+    options = {"qp": "0", "preset": "ultrafast"}
+    path, turned = tmp_path / "narrow.mp4", tmp_path / "turned.mp4"
+    write_video(path, narrow, options=options, pixel_aspect=Fraction(2))
+    write_video(turned, narrow, options=options, pixel_aspect=Fraction(2), rotation=90)
+    upright = next(read_video(path)).rgb()
+    assert upright.shape == (96, 128, 3)
+    assert np.array_equal(next(read_video(turned)).rgb(), np.rot90(upright))
+
+
+@needs_ffmpeg
+def test_default_track_is_read_and_not_the_first(plain: Path, tmp_path: Path) -> None:
+    """A recording with the screen as its first track and the webcam as its default one."""
+    path = tmp_path / "tracks.mkv"
+    screen = ["-f", "lavfi", "-i", "color=blue:size=64x48:rate=10:duration=3"]
+    maps = ["-map", "0:v", "-map", "1:v", "-disposition:v:0", "0", "-disposition:v:1", "default"]
+    ffmpeg(*screen, "-i", plain, *maps, "-qp", "10", path)
+    assert next(read_video(path)).rgb().shape == (96, 128, 3)
+    assert (probe(path).width, probe(path).height) == (128, 96)
+
+
+@needs_ffmpeg
+def test_cover_picture_is_not_the_video(plain: Path, tmp_path: Path) -> None:
+    cover, path = tmp_path / "cover.png", tmp_path / "with_cover.mp4"
+    Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(cover)
+    maps = ["-map", "0", "-map", "1", "-c", "copy", "-disposition:v:0", "attached_pic"]
+    ffmpeg("-i", cover, "-i", plain, *maps, path)
+    frames = list(read_video(path))
+    assert len(frames) == 30
+    assert frames[0].rgb().shape == (96, 128, 3)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_picture_with_exif_is_read_upright(
+    real_clips: dict[str, Path], tmp_path: Path, orientation: int
+) -> None:
+    """PyAV does not know this type of side data."""
+    picture = Image.fromarray(face_frames(real_clips["single"], 1, 128, 96)[0])
+    exif = picture.getexif()
+    exif[0x0112], exif[0x010E] = orientation, "a description"
+    picture.save(tmp_path / "face.jpg", exif=exif, quality=95)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "face.jpg")))
+    rgb = next(read_video(tmp_path / "face.jpg")).rgb()
+    assert rgb.shape == expected.shape
+    assert np.abs(rgb.astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("length", [8, 10, 13])
+def test_parts_joined_by_cat_are_all_read(real_clips: dict[str, Path], tmp_path: Path, length: int) -> None:
+    """Also parts of exactly one second: every part starts at the same time again."""
+    face = looped(face_frames(real_clips["carphone"], 10, 96, 64), length)
+    part = write_video(tmp_path / "part.ts", face, 10)
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(part.read_bytes() * 10)
+    assert len(list(read_video(joined))) == 10 * length
+    assert probe(joined).duration_s == pytest.approx(length, abs=0.01)
