@@ -40,8 +40,8 @@ def write_video(
 ) -> Path:
     """Encode RGB frames. `times_s` gives the time of each frame.
 
-    `rotation` (degrees), `hflip` and `vflip` set the display matrix; `pixel_aspect` is the width of a pixel divided
-    by its height.
+    `rotation` (degrees), `hflip` and `vflip` set the display matrix; `pixel_aspect` is the width of a
+    pixel divided by its height.
     """
     with av.open(str(path), "w") as container:
         rate = Fraction(fps).limit_denominator(1001)
