@@ -1,4 +1,4 @@
-# make demo: the whole job on generated videos.   make test: ruff, mypy, pytest.   make bench: speed, side by side.
+# make demo: the whole pipeline on generated videos.   make test: ruff, mypy, pytest.   make bench: speed ratios.
 PYTHON ?= python3
 TEST_PROCESSES ?= 2
 VENV := .venv
@@ -19,7 +19,7 @@ $(VENV)/tested: $(VENV)/installed
 demo: $(VENV)/installed
 	@PY=$(PY) sh tests/demo/demo.sh
 
-# Whole files of tests go to two processes; then, alone, the few tests that measure time or memory.
+# First the test files in two processes; then the few tests that measure time or memory, alone.
 test: export OMP_NUM_THREADS = 1
 test: export PYTHONWARNDEFAULTENCODING = 1
 test: $(VENV)/tested

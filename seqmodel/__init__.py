@@ -1,1 +1,1 @@
-"""Networks: how they learn and how they are judged."""
+"""Networks: encoders and heads, their training, evaluation, export and reports."""

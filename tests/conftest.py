@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share: real clips, model files, a small demo set."""
+"""Fixtures for several packages: real clips, model files, a small demo set, faster reports and exports."""
 
 import os
 import shutil
@@ -12,31 +12,34 @@ from filelock import FileLock
 
 from tests.support.media import fetch_real_clips
 
-LONGEST = (
+SLOWEST_FILES = (
     "test_finetune_team test_finetune test_extract_robust test_private test_export test_tune test_evaluate "
     "test_extract_ray test_tune_postgres test_liveness test_extract_door test_object_store test_tune_grpc "
     "test_store test_serve test_who_counts test_report"
 ).split()
-"""Files that take longest: they are begun first, so that no process waits long for the other at the end."""
-# Two test processes share two cores: one thread each. Two threads that wait for each other on a busy machine
-# spin, and took a test of folds from 10 s to 200.
+"""The test files that take longest. They start first, so that both processes end at about the same time."""
+# Two test processes share two cores, so each uses one thread. With two threads each, waiting threads spin: a
+# test of folds took 200 s instead of 10.
 os.environ.setdefault("SLURM_CPUS_PER_TASK", "1")
 BuildOnce = Callable[[str, Callable[[Path], Any]], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests under integration/ are slow. The files of LONGEST come first, in its order."""
+    """Mark the tests under integration/ as slow, and run SLOWEST_FILES first, in their order."""
     for item in items:
         if "integration" in item.path.parts:
             item.add_marker(pytest.mark.slow)
-    place = {name: index for index, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    position = {name: index for index, name in enumerate(SLOWEST_FILES)}
+    items.sort(key=lambda item: position.get(item.path.stem, len(position)))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """A shell's background job is deaf to Ctrl-C, one under nohup to a closed terminal, and so would be every
-    process that tests interrupt: what is ignored is inherited, what has a handler is not."""
+    """Replace ignored SIGINT and SIGHUP by handlers, so that the child processes of tests can be interrupted.
+
+    A background job of a shell ignores SIGINT, and nohup ignores SIGHUP. A child process inherits an ignored
+    signal, but not a handler.
+    """
     for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", lambda *_: None)):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_IGN:
@@ -45,8 +48,10 @@ def interruptible() -> None:
 
 @pytest.fixture(scope="session")
 def build_once(tmp_path_factory: pytest.TempPathFactory) -> BuildOnce:
-    """A function that gives the folder of a name. The first test process that asks builds what lies in it;
-    all others wait for it, and read: whoever changes something makes a copy."""
+    """A function (name, build) -> folder. The first test process that calls it builds the folder's content.
+
+    The other processes wait and then read it. A test that changes something works on a copy.
+    """
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "built once"
     root.mkdir(exist_ok=True)
@@ -66,7 +71,7 @@ def build_once(tmp_path_factory: pytest.TempPathFactory) -> BuildOnce:
 
 @pytest.fixture(scope="session")
 def fetching(build_once: BuildOnce) -> FileLock:
-    """Held while files are fetched into the cache, so that only one test process does."""
+    """A lock for downloads into the cache, so that only one test process downloads."""
     return FileLock(build_once("fetching", lambda folder: None) / "lock")
 
 
@@ -79,7 +84,7 @@ def real_clips(fetching: FileLock) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def detector_path(fetching: FileLock) -> Path:
-    """The short-range face detector's file."""
+    """The file of the short-range face detector."""
     from seqmodel.encoders.model_files import detector_file
 
     with fetching:
@@ -88,7 +93,7 @@ def detector_path(fetching: FileLock) -> Path:
 
 @pytest.fixture(scope="session")
 def landmarker_path(fetching: FileLock) -> Path:
-    """The face landmarker's file."""
+    """The file of the face landmarker."""
     from seqmodel.encoders.model_files import landmarker_file
 
     with fetching:
@@ -97,7 +102,7 @@ def landmarker_path(fetching: FileLock) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_demo(build_once: BuildOnce) -> Path:
-    """A folder with a small demo set: labels.csv and a few ten-second clips of several pseudo-subjects."""
+    """A folder with a small demo set: labels.csv and 16 ten-second clips of several generated subjects."""
     from extract.demo.generate import make_demo
 
     return build_once("tiny demo", lambda folder: make_demo(folder, clips=16, seed=0))
@@ -105,8 +110,10 @@ def tiny_demo(build_once: BuildOnce) -> Path:
 
 @pytest.fixture
 def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports of this test get empty pictures: drawing them is most of what an evaluation takes. Figures are
-    made all the same; only rendering them is left out."""
+    """Write empty plots into the reports of this test, because rendering takes most of an evaluation's time.
+
+    The Matplotlib figures are still made; only their rendering is left out.
+    """
     if request.node.get_closest_marker("draws"):
         return
     import matplotlib.pyplot as plt
@@ -125,8 +132,10 @@ def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def converted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What OpenVINO makes of a network is kept for the next test with the same weights: converting is most of
-    what a small fine-tune takes."""
+    """Keep each converted OpenVINO model for later tests with the same weights.
+
+    The conversion takes most of the time of a small fine-tune.
+    """
     from seqmodel.encoders import engine
     from seqmodel.encoders.backbone import state_sha256
 
@@ -146,5 +155,5 @@ _CONVERTED: dict[tuple[Any, ...], Any] = {}
 
 @pytest.fixture
 def not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands that train a run do not make it ready for live: these tests are not about that."""
+    """Commands that train a run do not export it; the tests with this fixture do not need the export."""
     monkeypatch.setattr("seqmodel.commands.export.export_for_live", lambda run: None)

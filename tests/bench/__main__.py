@@ -1,6 +1,6 @@
-"""python -m tests.bench [NAME...]: every benchmark of this folder, or the named ones, one after the other.
+"""python -m tests.bench [NAME...]: runs all benchmarks of this folder, or the named ones, one after another.
 
-Each prints ratios of things measured side by side in the same run; machines differ, ratios less so.
+Each prints ratios of times measured in the same run: ratios differ less between machines than times.
 """
 
 import subprocess
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Run them as processes of their own, so that none warms up another."""
+    """Run each benchmark in its own process, so that none warms up another."""
     scripts = sorted(
         path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("__")
     )
     unknown = set(sys.argv[1:]) - set(scripts)
     if unknown:
-        print(f"no benchmark {sorted(unknown)}; there are {scripts}", file=sys.stderr)
+        print(f"no such benchmark: {sorted(unknown)}; choose from {scripts}", file=sys.stderr)
         return 2
     codes = []
     for name in sys.argv[1:] or scripts:

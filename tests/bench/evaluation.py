@@ -1,9 +1,8 @@
-"""Judging nine thousand clips: the whole door on a store of DAiSEE's size, and the bootstrap against
-scikit-learn.
+"""Time of `evaluate` on 9,000 clips (the size of DAiSEE), and of the bootstrap against scikit-learn.
 
     python -m tests.bench.evaluation [CLIPS]
 
-The door's time is without UMAP and with 1,000 rounds, baselines, slices and the report.
+The time of `evaluate` includes 1,000 bootstrap rounds, baselines, subgroups and the report, not UMAP.
 """
 
 import sys
@@ -21,17 +20,17 @@ from seqmodel.metrics.bootstrap import bootstrap_metrics, resample_subjects
 from seqmodel.metrics.classification import compute_metrics
 
 DIM, FRAMES, NUM_SUBJECTS, ROUNDS = 960, 30, 110, 1000
-SHARES = (("train", 0.6), ("val", 0.16), ("test", 0.24))
+SUBSET_SHARES = (("train", 0.6), ("val", 0.16), ("test", 0.24))
 
 
 def make_store(path: Path, num_clips: int) -> None:
-    """A store with official splits, two labels and some failures; features lean a little to the label."""
+    """Write a store with splits, two labels and some failures; features depend weakly on the label."""
     rng = np.random.default_rng(0)
-    edges = np.cumsum([share for _, share in SHARES]) * NUM_SUBJECTS
+    edges = np.cumsum([share for _, share in SUBSET_SHARES]) * NUM_SUBJECTS
     clips = []
     for k in range(num_clips):
         subject = k * NUM_SUBJECTS // num_clips
-        split = SHARES[int(np.searchsorted(edges, subject, side="right"))][0]
+        split = SUBSET_SHARES[int(np.searchsorted(edges, subject, side="right"))][0]
         name = f"{split}/s{subject:03d}/{k:05d}.avi"
         clips.append(
             Clip(
@@ -53,14 +52,14 @@ def make_store(path: Path, num_clips: int) -> None:
         if row % 97 == 0:
             store.write_failure(row, "cannot be decoded")
             continue
-        lean = direction if clip.labels["label"] == "engaged" else -direction
-        x = (rng.standard_normal((FRAMES, DIM), np.float32) + lean).astype(np.float16)
+        offset = direction if clip.labels["label"] == "engaged" else -direction
+        x = (rng.standard_normal((FRAMES, DIM), np.float32) + offset).astype(np.float16)
         store.write_row(row, embeddings=x, frames=frames)
     store.pack()
 
 
-def measure_door(num_clips: int) -> None:
-    """Train one epoch of a small head, then time `evaluate` on test and on train, the largest split."""
+def measure_evaluate(num_clips: int) -> None:
+    """Train a small head for one epoch, then time `evaluate` on test and on train, the largest subset."""
     from seqmodel.commands.evaluate import evaluate
     from seqmodel.commands.train import train
 
@@ -68,7 +67,7 @@ def measure_door(num_clips: int) -> None:
         root = Path(folder)
         started = time.perf_counter()
         make_store(root / "s.zarr", num_clips)
-        print(f"made a store of {num_clips} clips in {time.perf_counter() - started:.0f} s")
+        print(f"wrote a store of {num_clips} clips in {time.perf_counter() - started:.0f} s")
         train(
             TrainArgs(
                 store=root / "s.zarr",
@@ -80,41 +79,41 @@ def measure_door(num_clips: int) -> None:
         )
         for split in ("test", "train"):
             wall, cpu = time.perf_counter(), time.process_time()
-            found, _ = evaluate(EvaluateArgs(run=root / "run", split=split, bootstrap_rounds=ROUNDS))
+            summary, _ = evaluate(EvaluateArgs(run=root / "run", split=split, bootstrap_rounds=ROUNDS))
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             print(
-                f"evaluate --split {split}: {found['clips']} clips judged, {ROUNDS} rounds: "
+                f"evaluate --split {split}: {summary['clips']} clips, {ROUNDS} bootstrap rounds: "
                 f"{wall:.1f} s, {cpu:.1f} s of processor time"
             )
         FeatureStore.open(root / "s.zarr")
 
 
 def measure_bootstrap(num_clips: int) -> None:
-    """All rounds at once against scikit-learn round by round (timed on a few rounds)."""
+    """Time all rounds at once against scikit-learn round by round (timed on five rounds)."""
     rng = np.random.default_rng(1)
     subjects = np.array([f"s{k % NUM_SUBJECTS}" for k in range(num_clips)])
     for num_classes in (2, 4):
         labels = rng.integers(0, num_classes, num_clips)
         p = rng.dirichlet(np.ones(num_classes), num_clips)
-        said = p.argmax(axis=1)
+        predicted = p.argmax(axis=1)
         resamples = resample_subjects(subjects, ROUNDS, seed=0)
         started = time.process_time()
-        bootstrap_metrics(labels, p, said, resamples, 0)
+        bootstrap_metrics(labels, p, predicted, resamples, 0)
         fast = time.process_time() - started
-        compute_metrics(labels, p, said, 0)  # imports scikit-learn
+        compute_metrics(labels, p, predicted, 0)  # imports scikit-learn
         few = 5
         started = time.process_time()
         for r in range(few):
             again = np.repeat(np.arange(num_clips), resamples.weights[r][resamples.subject_index].astype(int))
-            compute_metrics(labels[again], p[again], said[again], 0)
+            compute_metrics(labels[again], p[again], predicted[again], 0)
         slow = (time.process_time() - started) / few * ROUNDS
         print(
             f"{ROUNDS} rounds, {num_clips} clips, {num_classes} classes: {fast:.1f} s; "
-            f"scikit-learn round by round {slow:.0f} s: {slow / fast:.0f} times"
+            f"scikit-learn round by round {slow:.0f} s: ratio {slow / fast:.0f}"
         )
 
 
 if __name__ == "__main__":
     clips = int(sys.argv[1]) if len(sys.argv) > 1 else 9000
     measure_bootstrap(clips)
-    measure_door(clips)
+    measure_evaluate(clips)

@@ -1,11 +1,11 @@
-"""Extraction against the plain reference, against decoding alone; growth; memory.
+"""Speed of extraction against a reference and against decoding alone; growth with data; memory.
 
-The reference is written the way such projects are: read() every frame, detect, crop, PIL and torchvision
-transforms, eager float32 MobileNetV3, one clip after the other. Both run without the second stream, on the
-same files, with seeded random weights (speed does not depend on them). Wall-clock figures leave model loading
-out on both sides; processor seconds a clip are what to read on a machine that others share.
+The reference is the usual pipeline: read() every frame, detect, crop, PIL and torchvision transforms, eager
+float32 MobileNetV3, one clip after another. Both run without geometry, on the same files, with seeded random
+weights (speed does not depend on them). Wall-clock times do not include loading the models. On a shared
+machine, compare the processor seconds per clip.
 
-BENCH_PARTS=processor,reference,decode,precision,workers,growth,memory picks some.
+BENCH_PARTS=processor,reference,decode,precision,workers,growth,memory selects parts.
 """
 
 import json
@@ -37,7 +37,7 @@ PARTS = ("processor", "reference", "decode", "precision", "workers", "growth", "
 
 
 def main() -> None:
-    """Measure the parts asked for and print a table of each."""
+    """Measure the requested parts and print a table of each."""
     parts = os.environ.get("BENCH_PARTS", ",".join(PARTS)).split(",")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -47,21 +47,26 @@ def main() -> None:
             processor(few)
         if set(parts) == {"processor"}:
             return
-        ours = extract(few)
+        default_rate = extract(few)
         if "reference" in parts:
-            theirs = reference_clips_per_s(sorted(few.rglob("*.mp4")))
-            thrifty = reference_clips_per_s(sorted(few.rglob("*.mp4")), only_sampled=True)
-            speeds = {"reference": theirs, "detecting in sampled frames only": thrifty, "extract": ours}
+            reference_rate = reference_clips_per_s(sorted(few.rglob("*.mp4")))
+            sampled_rate = reference_clips_per_s(sorted(few.rglob("*.mp4")), only_sampled=True)
+            speeds = {"reference": reference_rate, "reference, only sampled frames": sampled_rate}
+            speeds["extract"] = default_rate
             speeds["extract in float32"] = extract(few, "--precision", "f32")
             speeds["extract with geometry"] = extract(few, "--geometry", "on")
-            show("16 clips, clips/s", speeds, "reference")
-        everything = extract(many[0].parent.parent)
+            show("16 clips, clips per second", speeds, "reference")
+        all_clips_rate = extract(many[0].parent.parent)
         if "decode" in parts:
             decoding = decode_clips_per_s(many)
-            show("48 clips, clips/s", {"decode only": decoding, "extract": everything}, "decode only")
+            show(
+                "48 clips, clips per second",
+                {"decode only": decoding, "extract": all_clips_rate},
+                "decode only",
+            )
         if "precision" in parts:
             show(
-                "16 clips by backend and precision, clips/s",
+                "16 clips by backend and precision, clips per second",
                 {
                     f"{backend} {precision}": extract(few, "--backend", backend, "--precision", precision)
                     for backend, precision in (("openvino", "f32"), ("openvino", "bf16"), ("torch", "f32"))
@@ -70,26 +75,26 @@ def main() -> None:
             )
         if "workers" in parts:
             by_workers = {str(n): extract(few, "--workers", str(n)) for n in (1, 2, 3, 4)}
-            show("16 clips by workers, clips/s", by_workers, "1")
+            show("16 clips by number of workers, clips per second", by_workers, "1")
         if "growth" in parts:
             seconds = {"12 clips": 12 / extract(link_clips(root / "twelve", many[:12]))}
-            seconds["48 clips"] = NUM_CLIPS / everything
-            show("seconds", seconds, "12 clips")
+            seconds["48 clips"] = NUM_CLIPS / all_clips_rate
+            show("seconds by number of clips", seconds, "12 clips")
             long = {f"{m} min": seconds_of_long(root, many[0], m) for m in (1, 4)}
-            show("seconds for one video", long, "1 min")
+            show("seconds by length of one video", long, "1 min")
         if "memory" in parts:
             memory(root)
 
 
-def show(what: str, figures: dict[str, float], base: str) -> None:
-    """One row a figure, with its ratio to the base."""
-    print(f"\n{what}")
-    for name, value in figures.items():
-        print(f"  {name:33} {value:8.2f}   {value / figures[base]:6.2f}×", flush=True)
+def show(title: str, values: dict[str, float], base: str) -> None:
+    """Print one row per value, with its ratio to the value named `base`."""
+    print(f"\n{title}")
+    for name, value in values.items():
+        print(f"  {name:33} {value:8.2f}   {value / values[base]:6.2f}×", flush=True)
 
 
 def make_clips(folder: Path, count: int, width: int = 640, height: int = 480) -> list[Path]:
-    """Ten-second H.264 clips of real faces at 30 frames a second, encoded as x264 does by default."""
+    """Write ten-second H.264 clips of real faces at 30 fps, encoded with the defaults of x264."""
     (folder / "engaged").mkdir(parents=True)
     real = fetch_real_clips()
     sources = [
@@ -107,19 +112,19 @@ def make_clips(folder: Path, count: int, width: int = 640, height: int = 480) ->
 
 
 def link_clips(folder: Path, paths: list[Path]) -> Path:
-    """A folder of classes with some of the clips."""
+    """A folder of classes with hard links to the clips."""
     (folder / "engaged").mkdir(parents=True)
     for path in paths:
         os.link(path, folder / "engaged" / path.name)
     return folder
 
 
-def extract(data: Path, *words: str) -> float:
-    """Clips a second of the real command, from first decode to last write."""
+def extract(data: Path, *options: str) -> float:
+    """Clips per second of the `extract` command, from the first decode to the last write."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "extract", "--data", str(data), "--out", f"{out}/s.zarr"]
-        command += ["--weights", "random", "--json", *words]
-        command += [] if "--geometry" in words else ["--geometry", "off"]
+        command += ["--weights", "random", "--json", *options]
+        command += [] if "--geometry" in options else ["--geometry", "off"]
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
         if done.returncode:
             raise RuntimeError(done.stderr)
@@ -127,12 +132,12 @@ def extract(data: Path, *words: str) -> float:
         assert not summary["failed"]
         total = sum(summary["stage_s"].values())
         stages = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in summary["stage_s"].items())
-        print(f"  extract {' '.join(words) or '(defaults)'}: {stages}", flush=True)
+        print(f"  extract {' '.join(options) or '(defaults)'}: {stages}", flush=True)
         return summary["clips_per_s"]
 
 
-def plain_reference(threads: int, only_sampled: bool = False) -> Callable[[list[Path]], None]:
-    """The plain pipeline, its models loaded; `only_sampled` spares it the look at frames it does not use."""
+def open_reference(threads: int, only_sampled: bool = False) -> Callable[[list[Path]], None]:
+    """The reference with its models loaded; with `only_sampled`, it detects faces in sampled frames only."""
     import mediapipe as mp
     import torch
     from mediapipe.tasks.python import BaseOptions, vision
@@ -158,8 +163,8 @@ def plain_reference(threads: int, only_sampled: bool = False) -> Callable[[list[
             video = cv2.VideoCapture(str(path))
             faces, index = [], 0
             while True:
-                there, frame = video.read()
-                if not there:
+                is_read, frame = video.read()
+                if not is_read:
                     break
                 is_sampled = index % 10 == 0
                 index += 1
@@ -183,15 +188,15 @@ def plain_reference(threads: int, only_sampled: bool = False) -> Callable[[list[
 
 
 def reference_clips_per_s(paths: list[Path], only_sampled: bool = False) -> float:
-    """The plain pipeline in this process, loading left out."""
-    run = plain_reference(CORES, only_sampled)
+    """Clips per second of the reference in this process, without loading the models."""
+    run = open_reference(CORES, only_sampled)
     started = time.perf_counter()
     run(paths)
     return len(paths) / (time.perf_counter() - started)
 
 
 def processor(data: Path) -> None:
-    """Processor seconds a clip of the work itself, in this process, one thread: the least of three rounds."""
+    """Print processor seconds per clip in this process with one thread: the least of three rounds."""
     paths = sorted(data.rglob("*.mp4"))[:2]
     rounds: dict[str, list[float]] = {}
 
@@ -200,19 +205,18 @@ def processor(data: Path) -> None:
         work()
         rounds.setdefault(name, []).append((time.process_time() - before) / len(paths))
 
-    setup = kernel_setup()
-    kernels = open_extractor(setup)
+    extractor = open_extractor(extractor_config())
     windows = (Window(0, 0.0, 10.0),)
 
     def extract_all() -> None:
         for path in paths:
-            list(extract_video(Job(path, windows), kernels))
+            list(extract_video(Job(path, windows), extractor))
 
-    reference = plain_reference(1)
+    reference = open_reference(1)
     for _ in range(3):
         measure("reference", lambda: reference(paths))
         measure("extract", extract_all)
-        with unittest.mock.patch.object(Targets, "between", return_value=True):  # as others do
+        with unittest.mock.patch.object(Targets, "between", return_value=True):  # as the reference does
             measure("extract, every frame decoded", extract_all)
         measure("decode every frame", lambda: [list(read_video(path)) for path in paths])
         before = os.times()
@@ -222,20 +226,20 @@ def processor(data: Path) -> None:
         after = os.times()
         spent = after.children_user + after.children_system - before.children_user - before.children_system
         rounds.setdefault("ffmpeg -f null", []).append(spent / len(paths))
-    kernels.close()
+    extractor.close()
     best = {name: min(seconds) for name, seconds in rounds.items()}
-    show("processor seconds a clip, one thread", best, "extract")
+    show("processor seconds per clip, one thread", best, "extract")
 
 
-def kernel_setup() -> ExtractorConfig:
-    """MobileNetV3-Large with random weights, the short-range detector, no second stream."""
+def extractor_config() -> ExtractorConfig:
+    """MobileNetV3-Large with random weights, the short-range detector, no geometry."""
     detector = detector_file("short")
     encoder = open_engine("mobilenet_v3_large", "random", threads=1).encoder_id
     return ExtractorConfig(Recipe(Pixels((sha256_of(detector),)), encoder), (detector,), weights="random")
 
 
 def decode_clips_per_s(paths: list[Path]) -> float:
-    """`ffmpeg -threads 1 -f null`, as many at once as there are cores."""
+    """Clips per second of `ffmpeg -threads 1 -f null`, with CORES processes."""
     command = ["xargs", "-P", str(CORES), "-I", "{}", "ffmpeg", "-v", "error", "-nostdin", "-threads", "1"]
     command += ["-i", "{}", "-f", "null", "-"]
     started = time.perf_counter()
@@ -244,7 +248,7 @@ def decode_clips_per_s(paths: list[Path]) -> float:
 
 
 def repeated(source: Path, target: Path, times: int) -> Path:
-    """The same packets over and over, times shifted: a long file without encoding it."""
+    """Write the packets of a video `times` times with shifted time stamps: a long file without encoding."""
     with av.open(str(source)) as reading, av.open(str(target), "w") as writing:
         stream = reading.streams.video[0]
         copy = writing.add_stream_from_template(stream)
@@ -262,7 +266,7 @@ def repeated(source: Path, target: Path, times: int) -> Path:
 
 
 def seconds_of_long(root: Path, clip: Path, minutes: int) -> float:
-    """Seconds of extracting one video of so many minutes."""
+    """Seconds to extract one video of `minutes` minutes."""
     folder = root / f"long{minutes}"
     (folder / "engaged").mkdir(parents=True)
     repeated(clip, folder / "engaged" / "long.mp4", minutes * 6)
@@ -270,7 +274,7 @@ def seconds_of_long(root: Path, clip: Path, minutes: int) -> float:
 
 
 def memory(root: Path) -> None:
-    """Resident memory of the worker over a long 1080p video, early and late."""
+    """Print the resident memory of a worker early and late in a long 1080p video."""
     (clip,) = make_clips(root / "hd", 1, 1920, 1080)
     folder = root / "hour"
     (folder / "engaged").mkdir(parents=True)
@@ -287,12 +291,12 @@ def memory(root: Path) -> None:
     third = len(sizes) // 3
     print(f"\nresident memory of a worker on {MEMORY_MINUTES:g} min of 1080p, MB")
     print(
-        f"  first third {max(sizes[:third]):.0f}, last third {max(sizes[-third:]):.0f}, most {max(sizes):.0f}"
+        f"  first third {max(sizes[:third]):.0f}, last third {max(sizes[-third:]):.0f}, max {max(sizes):.0f}"
     )
 
 
 def largest_child_mb(parent: int) -> float:
-    """Resident megabytes of the largest process under another."""
+    """Resident megabytes of the largest child process of `parent`."""
     sizes = [0.0]
     for status in Path("/proc").glob("[0-9]*/status"):
         try:

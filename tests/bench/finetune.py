@@ -1,7 +1,8 @@
-"""Stage two: trained frames a second and memory, against the way such networks are usually trained.
+"""Speed and memory of fine-tuning (frames per second) against a reference training loop.
 
-The reference: 4 clips of 30 frames at once, contiguous float32, crops decoded by PIL inside the loop. Each
-way runs in a process of its own, on the same store. BENCH_CLIPS clips (12), BENCH_THREADS threads (2).
+The reference trains on 4 clips of 30 frames at once in contiguous float32, and decodes crops by PIL inside
+the loop. Each setting runs in its own process on the same store. BENCH_CLIPS (12) clips, BENCH_THREADS (2)
+threads.
 """
 
 import io
@@ -24,27 +25,27 @@ THREADS = int(os.environ.get("BENCH_THREADS", "2"))
 ENCODER = os.environ.get("BENCH_ENCODER", "mobilenet_v3_large")
 CUTS = {"mobilenet_v3_large": (13, 15), "efficientnet_lite0": (13, 17)}
 CLOCK = time.process_time if os.environ.get("BENCH_CLOCK") == "cpu" else time.perf_counter
-"""BENCH_CLOCK=cpu counts processor seconds: with one thread, what to use on a machine that is busy."""
+"""BENCH_CLOCK=cpu measures processor time: on a busy machine, use it with one thread."""
 T, PX, REFERENCE_CLIPS = 30, 224, 4
 
 
 def main() -> None:
-    """Make a store, run every way, print the table."""
+    """Write a store, run every setting, print the table."""
     first, second = CUTS[ENCODER]
-    ways = {
+    settings = {
         "reference loop": ["reference", "0", "4"],
-        "whole network": ["ours", "0", "4"],
-        "whole network, 12 clips a step": ["ours", "0", "12"],
-        f"blocks 0–{first - 1} frozen, cached": ["ours", str(first), "4"],
-        f"blocks 0–{second - 1} frozen, cached": ["ours", str(second), "4"],
+        "whole network": ["finetune", "0", "4"],
+        "whole network, 12 clips a step": ["finetune", "0", "12"],
+        f"blocks 0–{first - 1} frozen, cached": ["finetune", str(first), "4"],
+        f"blocks 0–{second - 1} frozen, cached": ["finetune", str(second), "4"],
     }
     with tempfile.TemporaryDirectory() as folder:
         write_store(Path(folder) / "crops.zarr")
         print(f"{ENCODER}, {NUM_CLIPS} clips of {T} frames, {THREADS} threads")
-        print(f"{'way':34} {'frames/s':>9} {'ratio':>7} {'loading':>8} {'peak GB':>8} {'cache KB/frame':>15}")
+        print(f"{'setting':34} {'frames/s':>9} {'ratio':>7} {'loading':>8} {'peak GB':>8} {'KB/frame':>15}")
         reference = 0.0
-        for name, words in ways.items():
-            row = measure(Path(folder), *words)
+        for name, argv in settings.items():
+            row = measure(Path(folder), *argv)
             reference = reference or row["frames_per_s"]
             print(
                 f"{name:34} {row['frames_per_s']:9.1f} {row['frames_per_s'] / reference:6.1f}× "
@@ -53,18 +54,18 @@ def main() -> None:
             )
 
 
-def measure(folder: Path, *words: str) -> dict[str, float]:
-    """Run one way in its own process."""
-    command = [sys.executable, "-m", "tests.bench.finetune", str(folder), *words]
+def measure(folder: Path, *argv: str) -> dict[str, float]:
+    """Run one setting in its own process."""
+    command = [sys.executable, "-m", "tests.bench.finetune", str(folder), *argv]
     environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment)
     if done.returncode:
-        raise RuntimeError(f"{words} ended with {done.returncode}")
+        raise RuntimeError(f"{argv} ended with {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def write_store(path: Path) -> None:
-    """Crops like faces in size (17 KB each as JPEG), random labels."""
+    """Write a store of crops of the size of faces (17 KB each as JPEG), with alternating labels."""
     from features.manifest import Clip
     from features.recipe import EncoderId, Pixels, Recipe
     from features.store.store import plan
@@ -87,18 +88,18 @@ def write_store(path: Path) -> None:
         store.write_row(row, embeddings=np.zeros((T, 8), np.float16), frames=frames, crops=files)
 
 
-def one_way(folder: Path, kind: str, cut: int, clips_a_step: int) -> dict[str, float]:
-    """Frames a second over a few steps, after one to warm up."""
+def run_setting(folder: Path, kind: str, cut: int, clips_per_step: int) -> dict[str, float]:
+    """Frames per second over a few steps, after one warm-up step."""
     import torch
 
     torch.set_num_threads(THREADS)
-    measured = reference(folder) if kind == "reference" else ours(folder, cut, clips_a_step)
+    measured = reference(folder) if kind == "reference" else finetune(folder, cut, clips_per_step)
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return {"kb_per_frame": 0.0, "peak_gb": peak_gb} | measured
 
 
-def ours(folder: Path, cut: int, clips_a_step: int) -> dict[str, float]:
-    """The fine-tune's own step, from crops (cut 0) or from cached activations."""
+def finetune(folder: Path, cut: int, clips_per_step: int) -> dict[str, float]:
+    """The steps of brainbuddy's fine-tune, from crops (cut 0) or from cached activations."""
     from features.datasets import CropClips
     from features.labels import Labelling
     from features.store.store import FeatureStore
@@ -124,13 +125,13 @@ def ours(folder: Path, cut: int, clips_a_step: int) -> dict[str, float]:
             pass
         clips, kb_per_frame = cache.source(None), 2 * float(np.prod(shape)) / 1e3
     model = CnnLstm(encoder, build_head(HeadConfig(), {"embeddings": encoder.dim}, 1, seed=0), cut)
-    config = FinetuneConfig(head_only_epochs=0, epochs=100, effective_batch=clips_a_step)
+    config = FinetuneConfig(head_only_epochs=0, epochs=100, effective_batch=clips_per_step)
     objective = Objective("binary", 2, "auroc", TrainConfig())
     job = EndToEnd(
         model, clips, clips, objective, config, first_block=cut, seed=0, distributed=DistributedContext()
     )
-    steps = max(1, NUM_CLIPS // clips_a_step - 1)
-    job.num_steps = 1_000_000  # no epoch ends here: that would validate
+    steps = max(1, NUM_CLIPS // clips_per_step - 1)
+    job.num_steps = 1_000_000  # so that no epoch ends and validates
     job.step()
     loading, batch = 0.0, type(clips).batch
 
@@ -143,14 +144,14 @@ def ours(folder: Path, cut: int, clips_a_step: int) -> dict[str, float]:
         began = CLOCK()
         batch(clips, np.array([clip]))
         loading += CLOCK() - began
-    clips_seen = steps * min(clips_a_step, NUM_CLIPS)
+    clips_seen = steps * min(clips_per_step, NUM_CLIPS)
     frames = clips_seen * T
     share = loading / NUM_CLIPS * clips_seen / seconds
     return {"frames_per_s": frames / seconds, "loading_share": share, "kb_per_frame": kb_per_frame}
 
 
 def reference(folder: Path) -> dict[str, float]:
-    """The usual loop: every parameter trains, a batch of clips goes through at once."""
+    """The reference loop: all parameters train, and a batch of clips is computed at once."""
     import torch
 
     from seqmodel.config import HeadConfig
@@ -181,7 +182,7 @@ def reference(folder: Path) -> dict[str, float]:
 
 
 def reference_batches(folder: Path) -> Iterator[tuple[np.ndarray, Any, float]]:
-    """Batches of 4 clips decoded by PIL, with the seconds that took."""
+    """(crops, labels, seconds of loading) of batches of 4 clips, decoded by PIL."""
     import torch
     from PIL import Image
 
@@ -198,6 +199,6 @@ def reference_batches(folder: Path) -> Iterator[tuple[np.ndarray, Any, float]]:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(json.dumps(one_way(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
+        print(json.dumps(run_setting(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
     else:
         main()

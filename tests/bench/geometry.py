@@ -1,9 +1,9 @@
-"""python -m tests.bench.geometry: the second stream, against MediaPipe's own call on the whole frame.
+"""Speed of the geometry stream against MediaPipe's face landmarker on the whole frame.
 
-The same frames of a real clip in turn through both, one after the other, so that what else the machine does
-hits both; one thread for ours (and two, as live has it), MediaPipe as it comes. Medians of wall and of
-processor time, frames a second. Then both on all processors, a process each: as `extract` does it, and as a
-script around MediaPipe would if its writer took the trouble.
+Both process the same frames of a real clip, in turn, so that other load on the machine affects both. The
+geometry uses one thread (and two, as in live); MediaPipe uses its defaults. The first table prints medians of
+wall and processor time, and frames per second. The second table runs both with one process per processor,
+as `extract` does.
 """
 
 import multiprocessing
@@ -32,8 +32,8 @@ def main() -> int:
     """Print two tables."""
     cv2.setNumThreads(1)
     frames = [frame.rgb() for frame in sample_at(read_video(fetch_real_clips()["pexels"]), 3.0)]
-    # Before this process has threads of its own.
-    together = {name: _together(name, frames) for name in ("MediaPipe, whole frame", "ours")}
+    # Before this process starts threads.
+    parallel = {name: _frames_per_s_parallel(name, frames) for name in ("MediaPipe, whole frame", "geometry")}
     path = landmarker_file()
     networks = FaceNetworks(path.read_bytes())
     with ExitStack() as stack:
@@ -41,41 +41,41 @@ def main() -> int:
         geometry, on_both = (
             FaceGeometry(GeometryId(sha256_of(path), FEATURES), path, threads=threads) for threads in (1, 2)
         )
-        theirs = _their_call(stack, frames)
-        ways: dict[str, Callable[[int], Any]] = {
-            "MediaPipe, whole frame": theirs,
-            "ours": lambda i: geometry.measure(frames[i], crops[i]),
-            "ours, two threads": lambda i: on_both.measure(frames[i], crops[i]),
-            "ours, detector included": lambda i: geometry.measure(frames[i], cropper.crop(frames[i])),
-            "  of it the points' network": lambda i: networks._points(SQUARE),
-            "  of it the pose": lambda i: head_pose(POINTS, networks.canonical, (360, 640)),
+        reference = _mediapipe_call(stack, frames)
+        calls: dict[str, Callable[[int], Any]] = {
+            "MediaPipe, whole frame": reference,
+            "geometry": lambda i: geometry.measure(frames[i], crops[i]),
+            "geometry, two threads": lambda i: on_both.measure(frames[i], crops[i]),
+            "geometry, with the detector": lambda i: geometry.measure(frames[i], cropper.crop(frames[i])),
+            "  landmark network alone": lambda i: networks._points(SQUARE),
+            "  head pose alone": lambda i: head_pose(POINTS, networks.canonical, (360, 640)),
         }
-        times = {name: _times(way, len(frames)) for name, way in ways.items()}
+        times = {name: _times(call, len(frames)) for name, call in calls.items()}
         for _ in range(ROUNDS - 1):
-            for name, way in ways.items():
-                times[name] = np.concatenate([times[name], _times(way, len(frames))])
+            for name, call in calls.items():
+                times[name] = np.concatenate([times[name], _times(call, len(frames))])
     wall, cpu = (np.median(times["MediaPipe, whole frame"], axis=0)).tolist()
     print(f"{'':28}{'ms wall':>9}{'ms cpu':>9}{'fps':>8}{'× wall':>8}{'× cpu':>8}")
     for name, measured in times.items():
         w, c = np.median(measured, axis=0).tolist()
         print(f"{name:28}{w * 1e3:9.2f}{c * 1e3:9.2f}{1 / w:8.0f}{wall / w:8.2f}{cpu / c:8.2f}")
-    print(f"\n{f'{os.cpu_count()} processes at once':28}{'fps':>8}  × one MediaPipe  × as many of its")
-    for name, rate in together.items():
-        many = rate / together["MediaPipe, whole frame"]
-        print(f"{name:28}{rate:8.0f}{rate * wall:17.2f}{many:23.2f}")
-    print("target: ours ≥ 2.5 × the frames a second of MediaPipe's own call")
+    print(f"\n{f'{os.cpu_count()} processes':28}{'fps':>8}  × one MediaPipe  × parallel MediaPipe")
+    for name, rate in parallel.items():
+        many = rate / parallel["MediaPipe, whole frame"]
+        print(f"{name:28}{rate:8.0f}{rate * wall:17.2f}{many:22.2f}")
+    print("target: geometry ≥ 2.5 × the frames per second of MediaPipe")
     return 0
 
 
 def _crops(stack: ExitStack, frames: list[np.ndarray]) -> tuple[FaceCropper, list[Any]]:
-    """The cropper, closed with the stack, and its answer to every frame."""
+    """The cropper, closed with the stack, and its crops of all frames."""
     cropper = FaceCropper(Pixels((sha256_of(detector_file("short")),)), (detector_file("short"),))
     stack.callback(cropper.close)
     return cropper, [cropper.crop(frame) for frame in frames]
 
 
-def _their_call(stack: ExitStack, frames: list[np.ndarray]) -> Callable[[int], Any]:
-    """MediaPipe's face landmarker on a frame, as its manual has it."""
+def _mediapipe_call(stack: ExitStack, frames: list[np.ndarray]) -> Callable[[int], Any]:
+    """A function that runs MediaPipe's face landmarker on frame i, as in its documentation."""
     import mediapipe as mp
     from mediapipe.tasks.python import BaseOptions, vision
 
@@ -89,28 +89,28 @@ def _their_call(stack: ExitStack, frames: list[np.ndarray]) -> Callable[[int], A
     return lambda i: landmarker.detect(mp.Image(image_format=mp.ImageFormat.SRGB, data=frames[i]))
 
 
-def _together(name: str, frames: list[np.ndarray]) -> float:
-    """Frames a second of a process on each processor, all of them through the same frames."""
+def _frames_per_s_parallel(name: str, frames: list[np.ndarray]) -> float:
+    """Frames per second in total of one process per processor, all with the same frames."""
     context, processes = multiprocessing.get_context("fork"), os.cpu_count() or 1
     ready, done = context.Barrier(processes + 1), context.Queue()
 
-    def body() -> None:
+    def run() -> None:
         with ExitStack() as stack:
-            if name == "ours":
+            if name == "geometry":
                 path = landmarker_file()
                 geometry = FaceGeometry(GeometryId(sha256_of(path), FEATURES), path)
                 _, crops = _crops(stack, frames)
-                way: Callable[[int], Any] = lambda i: geometry.measure(frames[i], crops[i])  # noqa: E731
+                call: Callable[[int], Any] = lambda i: geometry.measure(frames[i], crops[i])  # noqa: E731
             else:
-                way = _their_call(stack, frames)
-            way(0)
+                call = _mediapipe_call(stack, frames)
+            call(0)
             ready.wait(60)
             for _ in range(ROUNDS):
                 for i in range(len(frames)):
-                    way(i)
+                    call(i)
             done.put(True)
 
-    workers = [context.Process(target=body) for _ in range(processes)]
+    workers = [context.Process(target=run) for _ in range(processes)]
     for worker in workers:
         worker.start()
     ready.wait(60)
@@ -127,13 +127,13 @@ SQUARE = np.zeros((1, 256, 256, 3), np.float32)
 POINTS = np.random.default_rng(0).normal(200, 50, (478, 3)).astype(np.float32)
 
 
-def _times(way: Callable[[int], Any], count: int) -> np.ndarray:
+def _times(call: Callable[[int], Any], count: int) -> np.ndarray:
     """(count, 2) seconds of wall and processor time."""
-    way(0)
+    call(0)
     out = np.empty((count, 2))
     for i in range(count):
         wall, cpu = time.perf_counter(), time.process_time()
-        way(i)
+        call(i)
         out[i] = time.perf_counter() - wall, time.process_time() - cpu
     return out
 

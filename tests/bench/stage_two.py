@@ -1,8 +1,9 @@
-"""Does stage two help people never seen? Each stream before and after it, and each cut, over seeds.
+"""Test AUROC before and after fine-tuning, for each stream and first trained block, over seeds.
 
-Demo videos (generated faces, not people) of a set of their own; heads that nobody searched. The test people
-are judged once for each row, by what validation chose. Everything lies in BENCH_FOLDER and goes on from
-there; BENCH_CLIPS (240), BENCH_SEEDS (3), and BENCH_ROWS (ENCODER:INPUTS:CUT ..., a cut of - for stage one).
+The data are demo videos (generated faces, not people) with a seed of their own. The heads are not searched.
+The test subjects are evaluated once for each row, with the stage that validation selected. All files are in
+BENCH_FOLDER, and a second call continues there. BENCH_CLIPS (240), BENCH_SEEDS (3), and BENCH_ROWS
+(ENCODER:INPUTS:BLOCK ..., where BLOCK is the first block that trains, or - for stage one alone).
 """
 
 import json
@@ -25,7 +26,7 @@ from seqmodel.runs.card import load_card
 FOLDER = Path(os.environ.get("BENCH_FOLDER", "runs/bench-stage-two"))
 CLIPS, SEEDS = int(os.environ.get("BENCH_CLIPS", "240")), int(os.environ.get("BENCH_SEEDS", "3"))
 SET_SEED = 3
-"""Of the videos: a set that no default was chosen on."""
+"""Seed of the demo videos; no default was chosen on them."""
 WEIGHTS = {"efficientnet_lite0": "imagenet", "mobilenet_v3_large": "random"}
 ROWS = os.environ.get(
     "BENCH_ROWS",
@@ -37,7 +38,7 @@ TRAIN = TrainConfig(noise=0.2, frame_dropout=0.1, subsample=0.5)
 
 
 def main() -> None:
-    """Fill in what is missing, row by row, and print the table as it grows."""
+    """Compute the missing results row by row, and print the table after each row."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     found = FOLDER / "results.jsonl"
     for row in ROWS.split():
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def store_of(encoder: str) -> Path:
-    """The store of the set, made where it is missing."""
+    """The store of the demo videos; it is written if it is missing."""
     store = FOLDER / f"{encoder}.zarr"
     if not (FOLDER / "set" / "labels.csv").is_file():
         run("extract", "demo", "--out", FOLDER / "set", "--clips", CLIPS, "--seed", SET_SEED)
@@ -63,12 +64,12 @@ def store_of(encoder: str) -> Path:
     return store
 
 
-def run(*words: Any) -> None:
-    subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
+def run(*argv: Any) -> None:
+    subprocess.run([sys.executable, "-m", *map(str, argv)], check=True)
 
 
 def one(store: Path, encoder: str, inputs: Any, cut: str, seed: int) -> dict[str, Any]:
-    """Scores of one seed: stage one (made once for all cuts), and what came of it."""
+    """Scores of one seed: stage one (trained once for all cuts) and stage two."""
     first = FOLDER / f"{encoder}-{inputs}-{seed}"
     if not first.is_dir():
         train(TrainArgs(store, first, inputs=inputs, seed=seed, train=TRAIN))
@@ -81,9 +82,9 @@ def one(store: Path, encoder: str, inputs: Any, cut: str, seed: int) -> dict[str
     started = time.perf_counter()
     finetune(FinetuneArgs(tuned, unfreeze_from=int(cut), seed=seed))
     seconds = time.perf_counter() - started
-    story = load_card(tuned).stages[-1]
-    val = [story["stage_1"], max(epoch["val_score"] for epoch in story["epochs"])]
-    return scores | {"stage_2": auroc_of_test(tuned), "kept": story["kept"], "val": val, "seconds": seconds}
+    stage = load_card(tuned).stages[-1]
+    val = [stage["stage_1"], max(epoch["val_score"] for epoch in stage["epochs"])]
+    return scores | {"stage_2": auroc_of_test(tuned), "kept": stage["kept"], "val": val, "seconds": seconds}
 
 
 def auroc_of_test(folder: Path) -> float:
@@ -92,20 +93,20 @@ def auroc_of_test(folder: Path) -> float:
 
 
 def table(lines: list[dict[str, Any]]) -> None:
-    """Test AUROC over seeds, before and after."""
-    print(f"\n{'encoder:inputs:cut':40} {'stage 1':30} {'stage 2, as kept':30} {'kept':>5} {'s each':>7}")
+    """Print the test AUROC of each seed before and after fine-tuning."""
+    print(f"\n{'encoder:inputs:block':40} {'stage 1':30} {'kept stage':30} {'stage 2 kept':>12} {'s/run':>7}")
     for row in dict.fromkeys(line["row"] for line in lines):
-        mine = [line for line in lines if line["row"] == row]
+        row_lines = [line for line in lines if line["row"] == row]
         cells = [
-            " ".join(f"{line[setup]:.3f}" for line in mine)
-            + f"  mean {fmean(line[setup] for line in mine):.3f}"
-            if setup in mine[0]
+            " ".join(f"{line[stage]:.3f}" for line in row_lines)
+            + f"  mean {fmean(line[stage] for line in row_lines):.3f}"
+            if stage in row_lines[0]
             else ""
-            for setup in ("stage_1", "stage_2")
+            for stage in ("stage_1", "stage_2")
         ]
-        kept = sum(bool(line.get("kept")) for line in mine)
-        seconds = fmean(line.get("seconds", 0.0) for line in mine)
-        print(f"{row:40} {cells[0]:30} {cells[1]:30} {kept:5} {seconds:7.0f}", flush=True)
+        kept = sum(bool(line.get("kept")) for line in row_lines)
+        seconds = fmean(line.get("seconds", 0.0) for line in row_lines)
+        print(f"{row:40} {cells[0]:30} {cells[1]:30} {kept:12} {seconds:7.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A store of DAiSEE's size (9,000 clips × 30 frames × 960): planning, writing, packing, loading, sharing.
+"""Time of planning, writing, packing and reading a store of DAiSEE's size (9,000 clips × 30 frames × 960).
 
-Everything lies in the page cache; ratios and seconds a gigabyte are what to compare.
+All files are in the page cache: compare ratios and seconds per gigabyte.
 """
 
 import os
@@ -44,7 +44,7 @@ sys.stdin.read()
 
 
 def seconds(work: Callable[[], object], repeats: int = 1) -> float:
-    """The shortest of some runs, seconds."""
+    """Seconds of the fastest of `repeats` calls."""
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -54,7 +54,7 @@ def seconds(work: Callable[[], object], repeats: int = 1) -> float:
 
 
 def make_clips() -> list[Clip]:
-    """Clips of 100 people."""
+    """Clips of 100 subjects."""
     return [
         Clip(
             f"{index}.mp4#0",
@@ -67,7 +67,7 @@ def make_clips() -> list[Clip]:
 
 
 def fill(store: FeatureStore) -> None:
-    """Write every row."""
+    """Write all rows."""
     generator = np.random.default_rng(0)
     values = generator.normal(size=(64, 30, DIM)).astype(np.float16)
     frames = np.ones((30, 6), np.float32)
@@ -75,11 +75,11 @@ def fill(store: FeatureStore) -> None:
         store.write_row(row, embeddings=values[row % 64], frames=frames)
 
 
-def two_children(path: Path, how: str) -> list[list[float]]:
-    """Private and resident megabytes that each of two processes takes for the features, both alive."""
+def two_children(path: Path, mode: str) -> list[list[float]]:
+    """Private and resident megabytes of two processes that hold the features at the same time."""
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(path), how],
+            [sys.executable, "-c", CHILD, str(path), mode],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -87,13 +87,13 @@ def two_children(path: Path, how: str) -> list[list[float]]:
         )
         for _ in range(2)
     ]
-    answers = []
+    measured = []
     for child in children:
         assert child.stdout is not None
-        answers.append([float(word) for word in child.stdout.readline().split()])
+        measured.append([float(word) for word in child.stdout.readline().split()])
     for child in children:
         child.communicate()
-    return answers
+    return measured
 
 
 def main() -> None:
@@ -111,23 +111,23 @@ def main() -> None:
         print(f"{NUM_CLIPS} clips, {gigabytes:.2f} GB")
         print(f"plan new {planned_s:.2f} s, plan again {again_s:.2f} s", end="")
         print(f", table {table_s:.3f} s, missing {missing_s:.3f} s")
-        print(f"write_row {written_s / NUM_CLIPS * 1e3:.2f} ms a clip")
+        print(f"write_row {written_s / NUM_CLIPS * 1e3:.2f} ms per clip")
         chunked_s = seconds(lambda: store.read_stream("embeddings"))
         packed_s = seconds(store.pack)
         loaded_s = seconds(lambda: FeatureStore.open(path).read_stream("embeddings"), 5)
         mapped_s = seconds(lambda: FeatureStore.open(path).mapped_stream("embeddings"), 5)
-        print("| reading | s | s a GB | against one clip a chunk |\n|---|---|---|---|")
+        print("| reading | s | s per GB | ratio to one clip per chunk |\n|---|---|---|---|")
         for name, spent_s in (
-            ("one clip a chunk", chunked_s),
-            ("opened, packed, into memory", loaded_s),
-            ("opened, packed, mapped", mapped_s),
+            ("one clip per chunk", chunked_s),
+            ("packed, read into memory", loaded_s),
+            ("packed, memory map", mapped_s),
         ):
             print(f"| {name} | {spent_s:.3f} | {spent_s / gigabytes:.2f} | {chunked_s / spent_s:.0f}× |")
-        print(f"pack itself {packed_s:.1f} s; verify {seconds(lambda: verify_store(store)):.1f} s")
+        print(f"packing {packed_s:.1f} s; verify {seconds(lambda: verify_store(store)):.1f} s")
         if sys.platform == "linux":
-            print("two processes, features read in random order, private MB each:")
-            for how in ("mapped", "memory"):
-                print(f"  {how}: {', '.join(f'{private:.0f}' for private, _ in two_children(path, how))}")
+            print("two processes that read the features in random order, private MB of each:")
+            for mode in ("mapped", "memory"):
+                print(f"  {mode}: {', '.join(f'{private:.0f}' for private, _ in two_children(path, mode))}")
     finally:
         shutil.rmtree(folder)
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The main job from nothing, on generated videos: prints each command as a user would type it, and runs it.
+# The whole pipeline on generated videos: prints each command as a user would type it, and runs it.
 set -eu
 PY=${PY:-python}
 
@@ -15,23 +15,23 @@ step() {
 }
 
 started=$(date +%s)
-step "Is everything here?" -m extract check --fetch || true
+step "Check what is installed" -m extract check --fetch || true
 encoder=mobilenet_v3_large
 "$PY" -c 'from seqmodel.encoders.model_files import encoder_weights as w; w("mobilenet_v3_large", "imagenet")' 2>/dev/null ||
     encoder=efficientnet_lite0
 if [ "$encoder" != mobilenet_v3_large ]; then
-    echo "MobileNetV3-Large's ImageNet weights cannot be downloaded here: the demo uses $encoder, whose weights came by pip."
+    echo "MobileNetV3-Large's ImageNet weights cannot be downloaded here: the demo uses $encoder, whose weights are a pip package."
 else
     echo "The demo uses MobileNetV3-Large with its ImageNet weights."
 fi
 step "Write labelled demo videos" -m extract demo --out demo
-step "Each sampled face becomes an embedding, once" \
+step "Compute one embedding for each sampled face, once" \
     -m extract --data demo/labels.csv --out demo/demo.zarr --encoder "$encoder" --crops jpeg
 step "Search heads on the cached embeddings, then fine-tune encoder and head end to end" \
     -m tune --store demo/demo.zarr --out runs/demo --labels distracted,engaged --trials 16 --reseed 2 --finetune
-step "Judge on people never seen" -m seqmodel evaluate --run runs/demo --split test --umap
-step "Live, on an unseen video file" \
+step "Evaluate on the test subjects" -m seqmodel evaluate --run runs/demo --split test --umap
+step "Run live on a new video file" \
     -m live --run runs/demo --video demo/unseen.mp4 --headless --log runs/demo/live.csv
-printf '\n\033[1m# What came out\033[0m (demo figures: generated faces, not people)\n'
-"$PY" -m tests.demo.demo_figures runs/demo runs/demo/live.csv demo/unseen.csv
-echo "took $(($(date +%s) - started)) s; all of it is under demo/ and runs/demo/"
+printf '\n\033[1m# Results\033[0m (demo metrics: generated faces, not people)\n'
+"$PY" -m tests.demo.print_metrics runs/demo runs/demo/live.csv demo/unseen.csv
+echo "took $(($(date +%s) - started)) s; all files are in demo/ and runs/demo/"

@@ -1,4 +1,4 @@
-"""Small video files made for a test: good ones, odd ones, broken ones."""
+"""Functions that write small video files for tests."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -13,7 +13,7 @@ from extract.video.reader import read_video
 
 
 def face_frames(clip: Path, count: int, width: int = 320, height: int = 240) -> list[np.ndarray]:
-    """The first frames of a real clip, centre-cropped to the shape wanted and resized: uint8 (H,W,3) RGB."""
+    """The first `count` frames of a real clip, centre-cropped and resized: uint8 (height,width,3) RGB."""
     frames = []
     for frame in islice(read_video(clip), count):
         rgb = frame.rgb()
@@ -38,8 +38,11 @@ def write_video(
     times_s: list[float] | None = None,
     pixel_aspect: Fraction | None = None,
 ) -> Path:
-    """Encode RGB frames; `times_s` gives each its own time; `rotation` (degrees), `hflip` and `vflip` are the
-    display matrix; `pixel_aspect` is the width of a pixel divided by its height."""
+    """Encode RGB frames. `times_s` gives the time of each frame.
+
+    `rotation` (degrees), `hflip` and `vflip` set the display matrix; `pixel_aspect` is the width of a
+    pixel divided by its height.
+    """
     with av.open(str(path), "w") as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream(codec, rate=rate, options=options or {})
@@ -63,7 +66,10 @@ def write_video(
 
 
 def write_talk(path: Path, frames: list[np.ndarray], fps: float, *, late_s: float, sound_s: float) -> Path:
-    """Encode RGB frames that begin `late_s` after `sound_s` seconds of silence do (VP9 and Opus in WebM)."""
+    """Encode RGB frames and `sound_s` seconds of silence; the frames begin `late_s` after the sound.
+
+    VP9 and Opus in WebM, else H.264 and AAC.
+    """
     codecs = ("libvpx-vp9", "libopus") if path.suffix == ".webm" else ("libx264", "aac")
     options = {"cpu-used": "8", "deadline": "realtime"} if path.suffix == ".webm" else {"bf": "2"}
     with av.open(str(path), "w") as container:
@@ -86,7 +92,7 @@ def write_talk(path: Path, frames: list[np.ndarray], fps: float, *, late_s: floa
 
 
 def remux(source: Path, target: str, **options: str) -> None:
-    """The packets of a video's first stream in another container, or (format="segment") several."""
+    """Write the packets of a video's first stream to another container, or to several (format="segment")."""
     with av.open(str(source)) as given, av.open(target, "w", **options) as container:
         video = given.streams.video[0]
         stream = container.add_stream_from_template(video)
@@ -97,6 +103,6 @@ def remux(source: Path, target: str, **options: str) -> None:
 
 
 def looped(frames: list[np.ndarray], count: int) -> list[np.ndarray]:
-    """`count` frames, going back and forth over those given so that nothing jumps."""
+    """`count` frames: the given frames forwards and backwards in turn, so that no motion jumps."""
     there_and_back = frames + frames[-2:0:-1]
     return [there_and_back[index % len(there_and_back)] for index in range(count)]

@@ -1,4 +1,4 @@
-"""A command of ours, run in the test's own process: that spares the seconds of its imports."""
+"""Runs a command of the project in the test's own process, which saves the time of its imports."""
 
 import contextlib
 import io
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from importlib import import_module
 
 
-def run_here(package: str, *words: object, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """As `python -m PACKAGE WORDS` with these variables in the environment: exit code, stdout and stderr."""
-    arguments = [str(word) for word in words]
+def run_here(package: str, *argv: object, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m PACKAGE ARGV` with these environment variables; return exit code, stdout and stderr."""
+    arguments = [str(word) for word in argv]
     out, err = io.StringIO(), io.StringIO()
     with variables(COLUMNS="200", **environment):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -23,7 +23,7 @@ def run_here(package: str, *words: object, **environment: str) -> "subprocess.Co
 
 @contextlib.contextmanager
 def variables(**environment: str) -> Iterator[None]:
-    """The environment with these variables, as it was afterwards."""
+    """Set these environment variables inside the block, and restore the old values after it."""
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:

@@ -1,4 +1,4 @@
-"""A small store with crops whose labels can be learned from them: seeded pictures, a real encoder."""
+"""A small store with crops from which the labels can be learned: seeded images and a real encoder."""
 
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ NAMES = ("distracted", "engaged")
 
 @cache
 def encoder(name: str = "mobilenet_v3_large") -> tuple[Encoder, EncoderId]:
-    """Seeded weights, made once a process."""
+    """The encoder with seeded random weights, built once per process."""
     return build_encoder(name, "random")
 
 
@@ -30,10 +30,10 @@ def write_crop_store(
     crops: bool = True,
     cropless: tuple[int, ...] = (),
 ) -> FeatureStore:
-    """A finished store at `path`: engaged means that a bright bar stands upright in most frames.
+    """Write a finished store at `path`. In an engaged clip, a bright bar is vertical in most frames.
 
-    `cropless` rows keep no crops though others do. Every clip's split is given: half of the people train, a
-    quarter each validates and tests.
+    The rows of `cropless` hold no crops. The split of every clip is set: half of the subjects are train, a
+    quarter val and a quarter test.
     """
     clips = [_clip(index, num_subjects) for index in range(num_clips)]
     net, identity = encoder()
@@ -58,13 +58,13 @@ def write_crop_store(
 
 
 def clip_images(row: int) -> np.ndarray:
-    """(T,32,32,3) uint8: noise of the clip's own, and a bar, upright when engaged."""
+    """(T,32,32,3) uint8: noise that is seeded by the row, and a bar that is vertical when engaged."""
     rng = np.random.default_rng(row)
     images = rng.integers(0, 120, (T, 8, 8, 3), np.uint8).repeat(4, 1).repeat(4, 2)
     for t in range(T):
-        upright = (row % 2 == 1) != (t == row % T)
+        is_vertical = (row % 2 == 1) != (t == row % T)
         at = int(rng.integers(8, 20))
-        if upright:
+        if is_vertical:
             images[t, :, at : at + 5] = 230
         else:
             images[t, at : at + 5] = 230
@@ -72,13 +72,13 @@ def clip_images(row: int) -> np.ndarray:
 
 
 def _clip(index: int, num_subjects: int) -> Clip:
-    person = index // 2 % num_subjects
-    split = "train" if person % 4 < 2 else "val" if person % 4 == 2 else "test"
+    subject = index // 2 % num_subjects
+    split = "train" if subject % 4 < 2 else "val" if subject % 4 == 2 else "test"
     return Clip(
         f"{index}.mp4#0",
         Path(f"{index}.mp4"),
         end_s=2.0,
-        subject=f"p{person}",
+        subject=f"p{subject}",
         split=split,
         labels={"label": NAMES[index % 2]},
     )

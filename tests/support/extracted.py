@@ -1,4 +1,4 @@
-"""One window of a video as extraction makes it."""
+"""Extracts one window of a video."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ ALL_PARTS = frozenset({"embeddings", "geometry", "crops"})
 
 
 def extracted(run: Path, video: Path, backend: Backend) -> WindowFeatures:
-    """The first window of a video, as extraction makes it under the run's recipe."""
+    """The features of a video's first window, extracted with the run's recipe."""
     model = open_model(run, backend=backend)
     extractor_config = ExtractorConfig(
         model.card.recipe, model.detector_files, model.landmarker_file, weights="random", backend=backend

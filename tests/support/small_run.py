@@ -1,4 +1,4 @@
-"""A run directory small enough for tests: real encoder and head classes with seeded random weights."""
+"""Writes a small run directory: real encoder and head classes with seeded random weights."""
 
 from dataclasses import replace
 from functools import cache
@@ -22,7 +22,7 @@ HEAD = HeadConfig(hidden=16, projection=16)
 
 @cache
 def random_encoder() -> tuple[Encoder, EncoderId]:
-    """The seeded encoder, built once a process: that takes a second or two."""
+    """The seeded encoder, built once per process because that takes a second or two."""
     return build_encoder("mobilenet_v3_large", "random", 0)
 
 
@@ -38,7 +38,7 @@ def write_run(
     keeps_encoder: bool = False,
     pixels: Pixels | None = None,
 ) -> Path:
-    """Write a finished run at `run`; its head says something different for every window."""
+    """Write a finished run at `run`. Its head gives a different logit for every window."""
     run.mkdir(parents=True, exist_ok=True)
     encoder, encoder_id = random_encoder()
     geometry = GeometryId(sha256_of(landmarker), FEATURES) if landmarker else None
@@ -61,7 +61,7 @@ def write_run(
     )
     head = build_head(HEAD, card.dims, card.num_outputs, seed=0)
     if "embeddings" in card.dims:
-        # Random features lie far from zero with a small spread: statistics of theirs make the head listen.
+        # Random embeddings are far from zero and vary little: without their statistics logits are constant.
         with torch.no_grad():
             probe = encoder(torch.randint(0, 256, (16, 224, 224, 3), dtype=torch.uint8))
             head.mean_embeddings.copy_(probe.mean(0))

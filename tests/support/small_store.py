@@ -1,4 +1,4 @@
-"""A small feature store for tests: seeded numbers, no videos."""
+"""Writes a small feature store of seeded numbers, without videos."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ WITH_GEOMETRY = Recipe(PIXELS, RECIPE.encoder, GeometryId("ef" * 32, ("smile", "
 
 
 def clips_of(num_clips: int, folder: Path = Path("nowhere"), num_subjects: int = 4) -> list[Clip]:
-    """Clips of several people with two label columns and a slice."""
+    """Clips of several subjects with two label columns and a slice column."""
     return [
         Clip(
             f"영상/{index}.mp4#0",
@@ -46,7 +46,7 @@ def row_values(row: int, num_frames: int = T) -> dict[str, np.ndarray]:
 
 
 def crops_of(row: int, num_frames: int = T) -> list[bytes]:
-    """JPEG crops of a row, b"" where there is no face."""
+    """JPEG crops of a row; b"" for a frame without a face."""
     import cv2
 
     generator = np.random.default_rng(row)
@@ -62,7 +62,7 @@ def crops_of(row: int, num_frames: int = T) -> list[bytes]:
 def write_store(
     path: Path | str, num_clips: int = 12, *, geometry: bool = True, crops: bool = False
 ) -> FeatureStore:
-    """A finished store at `path`."""
+    """Write a finished store at `path`."""
     recipe = WITH_GEOMETRY if geometry else RECIPE
     store = plan(path, clips_of(num_clips), recipe, numerics={"backend": "test"}, crops=crops)
     for row in range(num_clips):
@@ -83,10 +83,10 @@ def fill_row(store: FeatureStore, row: int, *, geometry: bool = True, crops: boo
     )
 
 
-def main(words: list[str]) -> None:
-    """Plan a store of `count` clips, and fill every second row from `shard` on: [path, shard, count]."""
-    shard, count = int(words[1]), int(words[2])
-    store = plan(words[0], clips_of(count), WITH_GEOMETRY, numerics={"backend": "test"}, crops=True)
+def main(argv: list[str]) -> None:
+    """Plan a store of `count` clips, write every second row from `shard` on. argv: [path, shard, count]."""
+    shard, count = int(argv[1]), int(argv[2])
+    store = plan(argv[0], clips_of(count), WITH_GEOMETRY, numerics={"backend": "test"}, crops=True)
     missing = {int(row) for part in ("embeddings", "geometry", "crops") for row in store.missing(part)}
     for row in sorted(missing):
         if row % 2 == shard:

@@ -1,4 +1,4 @@
-"""Whether two stores hold the same bytes, and who reads or writes files now."""
+"""Compares the bytes of two stores, and finds open files and written rows."""
 
 from pathlib import Path
 
@@ -6,26 +6,27 @@ from features.maintenance.verify import verify_store
 from features.store.store import FeatureStore
 
 
-def has_open(pid: int, beginning: str) -> bool:
-    """Whether a process has a file whose name begins so open at this moment."""
+def has_open(pid: int, prefix: str) -> bool:
+    """Whether a process has a file open now whose name begins with `prefix`."""
     try:
-        return any(link.readlink().name.startswith(beginning) for link in Path(f"/proc/{pid}/fd").iterdir())
+        return any(link.readlink().name.startswith(prefix) for link in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return False
 
 
-def everything(path: Path) -> dict[str, bytes]:
-    """Every file of a store, to compare two stores by."""
+def all_files(path: Path) -> dict[str, bytes]:
+    """Relative name -> bytes of every file of a store."""
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 def require_equal_stores(path: Path, reference: Path) -> None:
-    """The same files of the same bytes, and all of them sound."""
-    ours, theirs = everything(path), everything(reference)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if ours[name] != theirs[name]] == []
+    """Require the same files with the same bytes, and that `verify_store` finds no problem."""
+    files, expected = all_files(path), all_files(reference)
+    assert files.keys() == expected.keys()
+    assert [name for name in files if files[name] != expected[name]] == []
     assert not verify_store(FeatureStore.open(path))
 
 
 def rows_written(store: Path) -> list[Path]:
+    """Chunk files of the rows that are written so far."""
     return list((store / "frames").glob("c.*.0.0"))

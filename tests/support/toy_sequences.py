@@ -1,4 +1,4 @@
-"""A small store of imported sequences whose label leans on the features."""
+"""Writes a small store of imported sequences whose features depend on the label."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ NAMES = ("distracted", "engaged", "very engaged", "absorbed")
 def write_toy_store(
     folder: Path, num_classes: int = 2, num_clips: int = 90, num_steps: int = 6, unlabelled: int = 0
 ) -> Path:
-    """Fifteen people, eight features of which the first grows with the class."""
+    """Write a store of fifteen subjects and eight features; the first feature grows with the class index."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, num_classes, num_clips)
     x = rng.normal(size=(num_clips, num_steps, 8)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Which module may import which, what stays light, and that nothing is a pickle.
+"""The order of imports, the import time of commands, and the absence of pickle.
 
 Every import counts, also one inside a function or for type checkers only.
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SLOWEST_FILES
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("features", "seqmodel", "extract", "tune", "live")
 
@@ -19,7 +21,7 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
     "features": (
         {"config", "cli", "cpu", "files", "recipe", "labels", "manifest", "face_signals"},
         {"store"},
-        {"splits", "datasets", "window_statistics"},
+        {"splits", "datasets"},
         {"maintenance"},
         {"__main__"},
     ),
@@ -50,15 +52,15 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
         {"output"},
         {"session"},
         {"web"},
-        {"loop", "commands", "batch"},
+        {"commands", "batch"},
         {"app"},
         {"__main__"},
     ),
 }
-"""The parts of a package (modules and sub-packages), lowest first. A part imports those of lower levels, and
-plain modules those of their own level."""
+"""The modules and sub-packages of a package, lowest level first. Each may import lower levels; a module may
+also import modules of its own level."""
 
-OTHERS: dict[str, tuple[str, ...]] = {
+IMPORTABLE: dict[str, tuple[str, ...]] = {
     "features": (),
     "seqmodel": ("features",),
     "extract": ("features", "seqmodel.encoders"),
@@ -70,7 +72,6 @@ OTHERS: dict[str, tuple[str, ...]] = {
         "features.cli",
         "features.files",
         "features.face_signals",
-        "features.window_statistics",
         "seqmodel",
         "extract.video",
         "extract.face",
@@ -78,10 +79,10 @@ OTHERS: dict[str, tuple[str, ...]] = {
         "extract.executors",
     ),
 }
-"""What a package may import of others."""
+"""The packages, sub-packages and modules of other packages that a package may import."""
 
 EXCEPTIONS: set[tuple[str, str]] = set()
-"""(module, module it imports) that break the order. It only shrinks: one that is needed no longer fails."""
+"""(module, imported module) that may break the order. A pair that no longer breaks it makes the test fail."""
 
 HEAVY = {
     "torch",
@@ -100,7 +101,7 @@ HEAVY = {
 
 @cache
 def modules() -> dict[str, Path]:
-    """Every module of ours by its dotted name; a package by its own name."""
+    """Dotted name -> file of every module of the project; a package goes by its own name."""
     found = {}
     for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -110,7 +111,7 @@ def modules() -> dict[str, Path]:
 
 @cache
 def imports_of(module: str) -> frozenset[str]:
-    """Modules of ours that a module imports, anywhere in it."""
+    """The modules of the project that a module imports, anywhere in it."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -128,37 +129,42 @@ def breaks_the_order(module: str, other: str) -> bool:
     package, *inner = module.split(".")
     other_package, *other_inner = other.split(".")
     if package != other_package:
-        return not any(other == name or other.startswith(name + ".") for name in OTHERS[package])
+        return not any(other == name or other.startswith(name + ".") for name in IMPORTABLE[package])
     part, other_part = inner[0], (other_inner or [""])[0]
     if part == other_part:
         return False
-    place = {name: level for level, names in enumerate(LEVELS[package]) for name in names}
-    plain = f"{package}.{part}" == module and f"{package}.{other_part}" == other
-    return place[part] < place[other_part] or (place[part] == place[other_part] and not plain)
+    level_of = {name: level for level, names in enumerate(LEVELS[package]) for name in names}
+    both_are_modules = f"{package}.{part}" == module and f"{package}.{other_part}" == other
+    return level_of[part] < level_of[other_part] or (
+        level_of[part] == level_of[other_part] and not both_are_modules
+    )
 
 
 def test_imports_follow_the_order_of_levels() -> None:
     pairs = {(module, other) for module in modules() for other in imports_of(module)}
     found = {pair for pair in pairs if breaks_the_order(*pair)}
     assert found - EXCEPTIONS == set()
-    assert EXCEPTIONS - found == set(), "no longer needed: take it out of the list"
+    assert EXCEPTIONS - found == set(), "these exceptions are no longer needed: remove them from the list"
 
 
-def test_the_diagram_of_the_packages_is_true() -> None:
-    """docs/architecture.md names just the packages that each of them imports."""
+def test_the_package_list_of_the_docs_equals_the_imports() -> None:
+    """docs/architecture.md names exactly the packages that each package imports."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    told = {name: set(others.split()) for name, others in re.findall(r"^(\w+) +-> (.+)$", text, re.MULTILINE)}
+    documented = {
+        name: set(others.split()) for name, others in re.findall(r"^(\w+) +-> (.+)$", text, re.MULTILINE)
+    }
     found = {
         package: {
             other.split(".")[0] for m in modules() if m.split(".")[0] == package for other in imports_of(m)
         }
         for package in PACKAGES
     }
-    assert told == {package: others - {package} for package, others in found.items() if others - {package}}
+    assert documented == {
+        package: others - {package} for package, others in found.items() if others - {package}
+    }
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
-    """No cycle of any kind."""
+def test_no_module_is_in_an_import_cycle() -> None:
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:
@@ -172,14 +178,14 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         visit(module, ())
 
 
-def test_no_folder_is_full() -> None:
-    """At most twelve modules in a folder: a stranger finds a line in one guess."""
+def test_no_folder_has_more_than_twelve_modules() -> None:
+    """A short folder listing makes code easy to find."""
     folders = [path.parent for name, path in modules().items() if path.name != "__init__.py"]
     assert {str(folder.relative_to(ROOT)) for folder in folders if folders.count(folder) > 12} == set()
 
 
-def test_init_files_hold_a_docstring_and_nothing_else() -> None:
-    """Re-exports are where import cycles come from."""
+def test_init_files_hold_only_a_docstring() -> None:
+    """Re-exports cause import cycles."""
     for path in modules().values():
         if path.name == "__init__.py":
             body = ast.parse(path.read_text(encoding="utf-8")).body
@@ -187,8 +193,8 @@ def test_init_files_hold_a_docstring_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_main_imports_nothing_heavy(package: str) -> None:
-    """`--help` answers at once because a command's module and its options load no library that takes long."""
+def test_main_imports_no_heavy_library(package: str) -> None:
+    """`--help` is fast because a command's module and its options import no library that loads slowly."""
     code = f"import sys, {package}.__main__; print(*sorted(set(sys.modules) & {HEAVY!r}))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True
@@ -196,8 +202,8 @@ def test_main_imports_nothing_heavy(package: str) -> None:
     assert done.stdout.strip() == ""
 
 
-def test_no_pickle_anywhere() -> None:
-    """Nothing that the project reads or writes is a pickle."""
+def test_no_module_uses_pickle() -> None:
+    """The project neither reads nor writes pickle files: loading one can run any code."""
     unsafe = re.compile(r"(c?[pP]ickle|joblib|dill)\.(load|dump)s?$")
     found = []
     for module, path in modules().items():
@@ -212,8 +218,13 @@ def test_no_pickle_anywhere() -> None:
     assert not found, found
 
 
+def test_the_slowest_test_files_exist() -> None:
+    """tests/conftest.py lists them by name, to start them first."""
+    assert set(SLOWEST_FILES) <= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+
+
 def test_no_test_imports_another_test() -> None:
-    """What two tests need lies in tests/support/."""
+    """Code that several tests use is in tests/support/."""
     files = [path for folder in ("unit", "integration") for path in (ROOT / "tests" / folder).rglob("*.py")]
     assert files
     pattern = re.compile(r"^\s*from (\.|tests\.(unit|integration))", re.MULTILINE)

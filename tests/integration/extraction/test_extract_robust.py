@@ -22,7 +22,7 @@ from features.cli import STOPS
 from features.maintenance.verify import verify_store
 from features.store.store import DONE, FeatureStore
 from tests.support.clips import face_frames, looped, write_video
-from tests.support.dying import Mortals
+from tests.support.kill_at_write import KillableCommands
 from tests.support.stores import has_open, require_equal_stores, rows_written
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -294,11 +294,11 @@ def test_twenty_kills_change_nothing(real_clips: dict[str, Path], tmp_path: Path
     words = ["--data", str(data), "--weights", "random", "--window", "2", "--crops", "jpeg", "--workers"]
     killed, whole = tmp_path / "killed.zarr", tmp_path / "whole.zarr"
     draw, rows = random.Random(0), []
-    with Mortals() as mortals:
+    with KillableCommands() as killable:
         for kill in range(20):
             write = draw.randrange(1, 40) if kill < 6 else draw.randrange(1, 12)
             command = [*words, "0", "--out", str(killed)]
-            assert mortals.run("extract.__main__", killed, (write, command)) == [-signal.SIGKILL]
+            assert killable.run("extract.__main__", killed, (write, command)) == [-signal.SIGKILL]
             rows.append(len(rows_written(killed)))
     assert len(set(rows)) > 5, rows
     assert main([*words, "2", "--out", str(killed)]) == 0

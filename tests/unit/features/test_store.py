@@ -29,7 +29,7 @@ from features.store.lock import planner_lock
 from features.store.packed import packed_folders
 from features.store.store import FeatureStore, delete, plan
 from tests.support.clips import face_frames, looped, write_video
-from tests.support.dying import Mortals
+from tests.support.kill_at_write import KillableCommands
 from tests.support.small_store import (
     PIXELS,
     RECIPE,
@@ -837,7 +837,7 @@ def blocks():
         print("half", flush=True)
         time.sleep(100)
 
-write_packed(store.place, "embeddings", "0123", (12, 6, 8), store.array("embeddings").dtype, blocks)
+write_packed(store.location, "embeddings", "0123", (12, 6, 8), store.array("embeddings").dtype, blocks)
 """
 
 
@@ -1028,8 +1028,8 @@ def test_two_processes_at_once_equal_one(tmp_path: Path) -> None:
     """Both plan, both write their shard, nothing is lost, byte for byte."""
     write_store(tmp_path / "one.zarr", 60, crops=True)
     path = tmp_path / "two.zarr"
-    with Mortals() as mortals:
-        codes = mortals.run(
+    with KillableCommands() as killable:
+        codes = killable.run(
             "tests.support.small_store", path, *((0, [str(path), shard, "60"]) for shard in "01")
         )
     assert codes == [0, 0]
@@ -1050,10 +1050,10 @@ def test_kill_minus_nine_at_any_write_loses_nothing(tmp_path: Path) -> None:
     def words(shard: int) -> list[str]:
         return [str(path), str(shard), str(count)]
 
-    with Mortals() as mortals:
+    with KillableCommands() as killable:
         for trial in range(20):
             numbers = generator.integers(1, 12 if trial % 2 else 40, 2).tolist()
-            codes = mortals.run(
+            codes = killable.run(
                 "tests.support.small_store", path, *((n, words(i)) for i, n in enumerate(numbers))
             )
             assert set(codes) <= {0, -9}
@@ -1061,7 +1061,7 @@ def test_kill_minus_nine_at_any_write_loses_nothing(tmp_path: Path) -> None:
         assert died >= 20
         for leftover in path.rglob("*.partial"):  # as if they had died some seconds ago
             os.utime(leftover, (0, 0))
-        assert mortals.run(WRITER, path, *((0, words(shard)) for shard in (0, 1))) == [
+        assert killable.run(WRITER, path, *((0, words(shard)) for shard in (0, 1))) == [
             0,
             0,
         ]

@@ -20,7 +20,7 @@ from seqmodel.metrics.bootstrap import Estimate, PairedDifference
 from seqmodel.metrics.calibration import Calibration, moved_band
 from seqmodel.runs.card import calibrators_of, load_card, load_split, save_card
 from seqmodel.runs.predict import eval_subset, read_predictions
-from tests.support.judged import WITH_GEOMETRY, make_run, make_store
+from tests.support.trained_run import WITH_GEOMETRY, make_run, make_store
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 

@@ -13,7 +13,7 @@ from seqmodel.config import HeadConfig
 from seqmodel.evaluation import folds
 from seqmodel.runs.card import load_card
 from seqmodel.runs.predict import read_predictions
-from tests.support.judged import NAMES, WITH_GEOMETRY, make_run, make_store
+from tests.support.trained_run import NAMES, WITH_GEOMETRY, make_run, make_store
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 
@@ -166,7 +166,7 @@ def test_another_data_set_is_judged_as_a_whole_with_mapped_names(tmp_path, capsy
 def test_a_store_of_another_recipe_is_refused_by_field(tmp_path, capsys):
     from dataclasses import replace
 
-    from tests.support.judged import RECIPE
+    from tests.support.trained_run import RECIPE
 
     store = make_store(tmp_path / "home.zarr")
     make_run(tmp_path / "run", store, epochs=1)

@@ -10,7 +10,7 @@ from seqmodel.evaluation.subgroups import all_slices, wilson
 from seqmodel.metrics.bootstrap import bootstrap_metrics, interval, paired, resample_subjects
 from seqmodel.metrics.classification import compute_metrics, minority_class
 from seqmodel.reporting.text import metrics_lede, verdict
-from tests.support.judged import evaluated, people
+from tests.support.trained_run import evaluated, people
 
 
 def test_the_bootstrap_equals_scikit_learn_on_repeated_clips():

@@ -22,9 +22,9 @@ from seqmodel.heads.recurrent import LstmHead, build_head
 from seqmodel.runs import predict, training_stats
 from seqmodel.runs.card import Card, load_card, save_card, save_weights
 from seqmodel.runs.predict import predict_rows, prefix_logits
-from tests.support.judged import NUM_FRAMES, WITH_GEOMETRY, make_run, make_store
 from tests.support.small_store import G, T, write_store
 from tests.support.toy_sequences import write_toy_store
+from tests.support.trained_run import NUM_FRAMES, WITH_GEOMETRY, make_run, make_store
 
 SIDE, FRAMES, CLIPS = 64, 3, 5
 HEAD = HeadConfig(hidden=8, projection=8)

@@ -20,8 +20,8 @@ from seqmodel.finetuning.reextract import re_extract
 from seqmodel.runs.card import load_card, save_card
 from seqmodel.training.task import build_task, encoder_leak_warning
 from tests.support.crop_store import write_crop_store
-from tests.support.judged import RECIPE, make_run, make_store
 from tests.support.small_store import WITH_GEOMETRY, clips_of, fill_row, write_store
+from tests.support.trained_run import RECIPE, make_run, make_store
 
 pytestmark = pytest.mark.usefixtures("no_drawing", "converted_once")
 

@@ -12,7 +12,7 @@ from seqmodel.runs.card import calibration_stage, load_card, save_card
 from seqmodel.runs.predict import read_predictions
 from seqmodel.runs.training_stats import read_training_stats
 from seqmodel.runs.writer import drop_results
-from tests.support.judged import make_run, make_store
+from tests.support.trained_run import make_run, make_store
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 

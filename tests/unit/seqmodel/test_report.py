@@ -23,7 +23,7 @@ from seqmodel.reporting.search_history import trials_of
 from seqmodel.reporting.style import CJK_FONT_FILES, CJK_FONTS, hangul_fonts, save, style
 from seqmodel.reporting.text import forest, metric_rows, percent, short
 from seqmodel.runs.card import load_card, save_card
-from tests.support.judged import WITH_GEOMETRY, evaluated, make_run, make_store, people
+from tests.support.trained_run import WITH_GEOMETRY, evaluated, make_run, make_store, people
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

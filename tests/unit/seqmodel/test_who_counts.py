@@ -27,7 +27,7 @@ from seqmodel.reporting.content import commands
 from seqmodel.reporting.text import verdict
 from seqmodel.runs.card import calibrators_of, load_card, load_split, save_card
 from seqmodel.runs.predict import predict_rows, read_predictions
-from tests.support.judged import make_run, make_store
+from tests.support.trained_run import make_run, make_store
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 

@@ -1,4 +1,4 @@
-"""A small store of made-up features and a run trained on it, for tests of what judges runs."""
+"""Writes a small store of synthetic features and a run trained on it, for tests of evaluation and reports."""
 
 from pathlib import Path
 
@@ -48,11 +48,12 @@ def make_store(
     recipe: Recipe = RECIPE,
     shift: float = 0.0,
 ) -> FeatureStore:
-    """Clips whose features lean towards their label by `signal`; with `broken`, some fail or show no face.
+    """Write a store whose features move along one direction by `signal`, according to the label.
 
-    The direction of the lean is the same in every store; `shift` moves all clips along it, as a new place
-    might. Where the recipe has a geometry, only its closed eyes lean, and each person has another rest. With
-    `one_video_each` a person's clips are windows of one video.
+    The direction is the same in every store. `shift` moves all clips along it, to simulate another data set.
+    With `broken`, some clips fail and some have no face. If the recipe has geometry, only the two eye-blink
+    features depend on the label, and each subject has another mean. With `one_video_each`, the clips of a
+    subject are windows of one video.
     """
     rng = np.random.default_rng(seed)
     clips, labels = [], []
@@ -86,14 +87,14 @@ def make_store(
         if broken and row % 11 == 5:
             frames[:, 1:] = np.nan
             frames[:, 5] = 0
-        lean = signal * (label - (len(names) - 1) / 2) + shift
-        x = rng.normal(0, 1, (NUM_FRAMES, DIM)) + lean * direction
+        offset = signal * (label - (len(names) - 1) / 2) + shift
+        x = rng.normal(0, 1, (NUM_FRAMES, DIM)) + offset * direction
         x[frames[:, 5] == 0] = 0
         geometry = None
         if recipe.geometry is not None:
-            faces = np.random.default_rng([seed, row])
-            geometry = faces.normal(0, 1, (NUM_FRAMES, len(FEATURES))).astype(np.float32)
-            geometry[:, EYES] += 2 * lean + 3.0 * (row // clips_each % 5)
+            generator = np.random.default_rng([seed, row])
+            geometry = generator.normal(0, 1, (NUM_FRAMES, len(FEATURES))).astype(np.float32)
+            geometry[:, EYES] += 2 * offset + 3.0 * (row // clips_each % 5)
             geometry[frames[:, 5] == 0] = np.nan
         store.write_row(row, embeddings=x.astype(np.float16), frames=frames, geometry=geometry)
     return FeatureStore.open(path)
@@ -109,7 +110,7 @@ def make_run(
     inputs: Inputs = "embeddings",
     center: str = "none",
 ) -> Card:
-    """Train a tiny head on the store and write its run directory."""
+    """Train a small head on the store and write its run directory."""
     table = store.table()
     labelling = make_labelling(table.label_names["label"], task=task)  # type: ignore[arg-type]
     labels = class_indices(labelling, table.labels["label"], table.label_names["label"])
@@ -152,8 +153,8 @@ def make_run(
     )
     save_weights(run, head.state_dict())
     subsets = subset_by_clip(split, table.clip_id) | subsets_of_failed(split, table, labelling)
-    place = {str(clip_id): i for i, clip_id in enumerate(table.clip_id)}
-    save_split(run, list(subsets), [str(table.subject[place[c]]) for c in subsets], list(subsets.values()))
+    index_of = {str(clip_id): i for i, clip_id in enumerate(table.clip_id)}
+    save_split(run, list(subsets), [str(table.subject[index_of[c]]) for c in subsets], list(subsets.values()))
     save_card(run, card)
     return card
 
@@ -167,9 +168,9 @@ def evaluated(
     seed: int = 0,
     training_class_frequencies: tuple[float, float] = (0.3, 0.7),
 ) -> EvaluationResult:
-    """A judgement of p(positive) (N,), with the majority and identity beside it."""
+    """The evaluation of p(positive) (N,) with the majority and the identity baseline."""
     positive = np.clip(positive, 1e-6, 1 - 1e-6)
-    shares = np.array(training_class_frequencies)
+    class_frequencies = np.array(training_class_frequencies)
     p = make_predictions(
         clip_ids=np.array([f"{i}#0" for i in range(len(labels))]),
         subjects=subjects,
@@ -180,14 +181,18 @@ def evaluated(
         slices={},
         task="binary",
         calibration=Calibration(),
-        training_class_frequencies=shares,
+        training_class_frequencies=class_frequencies,
     )
-    known = identity(labels, subjects, shares, seed=seed)
-    baselines = [majority(shares, len(labels), NAMES), *([known] if known else [])]
+    identity_baseline = identity(labels, subjects, class_frequencies, seed=seed)
+    baselines = [
+        majority(class_frequencies, len(labels), NAMES),
+        *([identity_baseline] if identity_baseline else []),
+    ]
     return evaluate_predictions(
         p, baselines, split="test", label_names=NAMES, task="binary", rounds=rounds, seed=seed
     )
 
 
 def people(num_subjects: int, clips_each: int) -> np.ndarray:
+    """(num_subjects × clips_each,) subject ids, as p00, p00, p01, …"""
     return np.repeat([f"p{s:02d}" for s in range(num_subjects)], clips_each)

@@ -1,4 +1,4 @@
-"""Every door answers: help, typos, exit codes, clean errors, JSON."""
+"""The command line of every command: help, unknown options, exit codes, error messages, JSON."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from seqmodel.config import EvaluateArgs
 from tests.support.commands import run_here
 
 ROOT = Path(__file__).resolve().parents[2]
-DOORS = [
+COMMANDS = [
     ("extract",),
     ("extract", "demo"),
     ("extract", "check"),
@@ -37,10 +37,10 @@ DOORS = [
 ]
 
 
-def run(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """A door as a process; stdout and stderr as text. `env` is added to the environment."""
+def run(*argv: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command as a process; stdout and stderr as text. `env` is added to the environment."""
     return subprocess.run(
-        [sys.executable, "-m", *words],
+        [sys.executable, "-m", *argv],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -50,17 +50,17 @@ def run(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedP
     )
 
 
-@pytest.mark.parametrize("words", DOORS, ids=" ".join)
-def test_help_answers(words: tuple[str, ...]) -> None:
-    """`--help` exits with 0 and shows usage."""
-    done = run_here(*words, "--help")
+@pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
+def test_help_of_each_command_prints_usage(argv: tuple[str, ...]) -> None:
+    """`--help` exits with 0 and prints the usage."""
+    done = run_here(*argv, "--help")
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower()
 
 
 @pytest.mark.parametrize("package", ["extract", "features", "seqmodel", "tune", "live"])
-def test_each_command_is_a_process_that_answers(package: str) -> None:
-    """By `python -m`, as a user starts it."""
+def test_help_of_each_package_as_a_process_prints_usage(package: str) -> None:
+    """Started with `python -m`, as a user does."""
     done = run(package, "--help")
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower()
@@ -68,7 +68,7 @@ def test_each_command_is_a_process_that_answers(package: str) -> None:
 
 @pytest.mark.serial
 def test_help_uses_little_processor_time() -> None:
-    """Well under half a second: processor time of the fastest of three, so that a busy machine may pass."""
+    """Less than a second of processor time for the fastest of three, so that a busy machine passes too."""
     spent = []
     for _ in range(3):
         before = os.times()
@@ -77,11 +77,11 @@ def test_help_uses_little_processor_time() -> None:
         spent.append(
             after.children_user + after.children_system - before.children_user - before.children_system
         )
-    assert min(spent) < 1.0  # .4 s on a quiet machine; the margin is for shared ones
+    assert min(spent) < 1.0  # .4 s on an idle machine; the margin is for shared machines
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "expected"),
     [
         (("extract", "--data", "no/such.csv", "--out", "/tmp/never.zarr"), "no/such.csv"),
         (("tune", "--store", "no/such.zarr", "--out", "/tmp/never"), "no/such.zarr"),
@@ -93,55 +93,55 @@ def test_help_uses_little_processor_time() -> None:
         (("extract", "--dota", "x"), "--data"),
     ],
 )
-def test_user_errors_are_one_clear_line_and_exit_2(words: tuple[str, ...], said: str) -> None:
-    """What a user can cause shows no traceback, names the culprit and exits with 2."""
-    done = run_here(*words)
+def test_a_user_error_is_named_without_a_traceback_and_exits_2(argv: tuple[str, ...], expected: str) -> None:
+    """The message names the wrong value."""
+    done = run_here(*argv)
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
 
-def test_a_command_is_kept_as_it_was_given(capsys: pytest.CaptureFixture[str]) -> None:
-    """A shell gives the words back, apart from bytes that are no text; it is no option itself."""
-    words = ["--run=runs/첫째 것", "--label-map", "a b=$c", "it's=d", "--json"]
+def test_the_command_line_is_stored_as_it_was_given(capsys: pytest.CaptureFixture[str]) -> None:
+    """A shell splits it into the same arguments, except bytes that are not text; it is not an option."""
+    argv = ["--run=runs/첫째 것", "--label-map", "a b=$c", "it's=d", "--json"]
 
-    def given(*more: str) -> str:
-        return parse(EvaluateArgs, [*words, *more], prog="python -m x", description="").command
+    def stored_command(*more: str) -> str:
+        return parse(EvaluateArgs, [*argv, *more], prog="python -m x", description="").command
 
-    assert shlex.split(given()) == ["python", "-m", "x", *words]
-    assert shlex.split(given("--store", os.fsdecode(b"\xff")))[-1] == "?"
+    assert shlex.split(stored_command()) == ["python", "-m", "x", *argv]
+    assert shlex.split(stored_command("--store", os.fsdecode(b"\xff")))[-1] == "?"
     for more, code in (("--help", 0), ("--command=x", 2)):
         with pytest.raises(SystemExit) as stop:
-            given(more)
+            stored_command(more)
         assert stop.value.code == code
     assert "--command" not in capsys.readouterr().out
 
 
-def test_a_user_error_is_one_line_and_exit_2_of_a_process() -> None:
-    quiet = {"PYTHONWARNDEFAULTENCODING": ""}  # torch reads files without naming an encoding
-    done = run("tune", "--store", "no/such.zarr", "--out", "/tmp/never", env=quiet)
+def test_a_user_error_in_a_process_prints_one_line_and_exits_2() -> None:
+    no_warnings = {"PYTHONWARNDEFAULTENCODING": ""}  # torch reads files without naming an encoding
+    done = run("tune", "--store", "no/such.zarr", "--out", "/tmp/never", env=no_warnings)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == ["error: no store at no/such.zarr"]
 
 
-def test_hangul_passes_a_console_that_has_none(tmp_path: Path) -> None:
-    """JSON is UTF-8 all the same; what is for people, an error too, stays one line with escapes in it."""
+def test_hangul_is_escaped_on_a_console_without_hangul(tmp_path: Path) -> None:
+    """JSON stays UTF-8; messages and errors are printed with escapes, one line each."""
     np.savez(tmp_path / "f.npz", x=np.zeros((2, 3, 4), np.float32), y=np.arange(2))
     latin, store = {"PYTHONIOENCODING": "cp1252"}, str(tmp_path / "수업 특징.zarr")
-    words = ("features", "import", str(tmp_path / "f.npz"), "--out", store, "--name", "영상")
-    done = run(*words, "--json", env=latin)
+    argv = ("features", "import", str(tmp_path / "f.npz"), "--out", store, "--name", "영상")
+    done = run(*argv, "--json", env=latin)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["store"] == store
     assert r"\uc218\uc5c5" in done.stderr
-    again = run(*words, env=latin)
+    again = run(*argv, env=latin)
     assert again.returncode == 2
     assert len(again.stderr.splitlines()) == 1
     assert r"\uc218\uc5c5" in again.stderr
 
 
-def test_a_file_name_that_is_no_text_comes_back_out_of_the_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linux allows any byte in a name, and Python tells such a one by half a character."""
+def test_a_file_name_that_is_not_utf8_survives_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux allows any byte in a file name; Python represents such a byte by a lone surrogate."""
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
     assert run_command(lambda: ({"file": "수업\udcff.mp4"}, 0), as_json=True) == 0
@@ -149,7 +149,7 @@ def test_a_file_name_that_is_no_text_comes_back_out_of_the_json(monkeypatch: pyt
 
 
 def test_check_names_an_installed_package_that_cannot_be_imported(tmp_path: Path) -> None:
-    """Here for want of a system library, as on a bare server; the rest of the table is printed."""
+    """The reason here is a missing system library, as on a bare server; the whole table is printed."""
     for module, library in (("cv2", "libGL.so.1"), ("av", "libxcb.so.1")):
         text = f"raise ImportError('{library}: cannot open shared object file: No such file or directory')\n"
         (tmp_path / f"{module}.py").write_text(text, encoding="utf-8")
@@ -164,8 +164,8 @@ def test_check_names_an_installed_package_that_cannot_be_imported(tmp_path: Path
     assert "cache of model files" in done.stderr
 
 
-def test_what_looks_like_markup_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    """Rich's tags and emoji codes are folder names too."""
+def test_text_that_looks_like_markup_is_printed_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rich's tags and emoji codes can be folder names."""
     for text in ("runs/[old]/x", "[/a]", "a :warning: b", "[bold]"):
         echo(text)
         log_warning(text)
@@ -179,7 +179,7 @@ def test_what_looks_like_markup_is_shown_as_it_is(capsys: pytest.CaptureFixture[
         ]
 
 
-def test_of_many_failures_the_first_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_first_of_many_failures_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     echo_failures((str(number), "broken") for number in range(MAX_LISTED + 2))
     lines = capsys.readouterr().err.splitlines()
     assert (len(lines), lines[-1]) == (MAX_LISTED + 1, "… and 2 more (--json lists all)")
