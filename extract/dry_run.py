@@ -26,7 +26,7 @@ from extract.pipeline.extractor import (
 )
 from extract.pipeline.planning import WindowPlan, missing_parts, num_workers, select_shard, store_at
 from extract.pipeline.writer import AGREEMENT, cosines, same_faces
-from features.cli import echo, echo_failures, say_counts
+from features.cli import echo, echo_failures, print_counts
 from features.manifest import Clip
 from features.recipe import require_equal
 from features.store.store import DONE, FeatureStore
@@ -173,7 +173,7 @@ def print_dry_run(summary: dict[str, Any]) -> None:
     """The forecast for people, on stderr."""
     for column, splits in summary["counts"].items():
         names = sorted({name for counts in splits.values() for name in counts})
-        say_counts(column, splits, names)
+        print_counts(column, splits, names)
     echo_failures((item["clip_id"], item["reason"]) for item in summary["timed_failures"])
     echo(f"{summary['to_extract']} of {summary['clips']} clips to extract, from {summary['videos']} videos")
     if (hours := summary["hours"]) is not None:

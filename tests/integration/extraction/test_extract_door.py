@@ -422,7 +422,7 @@ def test_a_sample_is_verified_with_its_geometry_and_under_its_recipe(
     assert "geometry differs (eyeBlinkLeft by 0.3" in summary["differing"][0]["reason"]
     code, _, shown = extract(capfd, *words, "--verify-sample", "5", "--encoder", "efficientnet_lite0")
     assert code == 2
-    assert "encoder.dim: 1280 here, 960 there" in shown
+    assert "encoder.dim: 1280 vs 960" in shown
     assert "Traceback" not in shown
 
 

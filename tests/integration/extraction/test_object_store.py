@@ -118,7 +118,7 @@ def test_a_copy_of_a_store_on_object_storage_goes_by_its_address_not_its_spellin
 def test_object_store_has_one_planner(bucket: str) -> None:
     """Put-if-absent keeps the second one out."""
     place = location_of(f"{bucket}/locked.zarr")
-    with planner_lock(place), pytest.raises(ValueError, match="is being planned by another process"):
+    with planner_lock(place), pytest.raises(ValueError, match="is locked by another process"):
         with planner_lock(place, wait_s=0.2):
             pass
     with planner_lock(place, wait_s=0.2):

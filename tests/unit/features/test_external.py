@@ -106,7 +106,9 @@ def test_a_stretch_of_a_file_is_a_listed_failure(tmp_path: Path, capsys: pytest.
     file.write_text("path,label,start_s,end_s\n" + "\n".join(lines), encoding="utf-8")
     words = ["import", str(file), "--name", "own", "--out", str(tmp_path / "s.zarr")]
     assert main(words) == 1
-    assert "start_s and end_s are not cut here: one file a clip" in " ".join(capsys.readouterr().err.split())
+    assert "start_s and end_s are not supported here: use one feature file per clip" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert FeatureStore.open(tmp_path / "s.zarr").table().clip_id.tolist() == ["a.npy#0"]
     assert [problem.clip_id for problem in read_sequences(file).problems] == [
         "b.npy#0",
@@ -114,7 +116,7 @@ def test_a_stretch_of_a_file_is_a_listed_failure(tmp_path: Path, capsys: pytest.
         "b.npy#20000",
     ]
     file.write_text("path,label,start_s,end_s\n" + "\n".join(lines[1:]), encoding="utf-8")
-    with pytest.raises(ValueError, match="lists no usable clip: start_s and end_s are not cut here"):
+    with pytest.raises(ValueError, match="has no usable clip: start_s and end_s are not supported here"):
         read_sequences(file)
 
 
@@ -124,13 +126,13 @@ X, Y = np.ones((4, 2, 3), np.float32), np.array([0, 1, 0, 1])
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"x": X + 1j}, "x is complex64, wanted numbers"),
-        ({"y": Y[:, None]}, r"y has shape \(4, 1\) of int64, wanted \(N,\)"),
-        ({"y": Y.astype("M8[s]")}, r"y has shape \(4,\) of datetime64"),
+        ({"x": X + 1j}, "x has dtype complex64, expected numbers"),
+        ({"y": Y[:, None]}, r"y has shape \(4, 1\) and dtype int64, expected \(N,\)"),
+        ({"y": Y.astype("M8[s]")}, r"y has shape \(4,\) and dtype datetime64"),
         ({"y": np.array([b"a", b"b", b"a", b"\xe9"])}, "y is not UTF-8"),
-        ({"label_names": np.array("engaged")}, r"label_names has shape \(\), wanted a list"),
-        ({"length": np.array([1.5, 1, 1, 1])}, "length is no list of whole numbers"),
-        ({"length": np.array(["1"] * 4)}, "length is no list of whole numbers"),
+        ({"label_names": np.array("engaged")}, r"label_names has shape \(\), expected one dimension"),
+        ({"length": np.array([1.5, 1, 1, 1])}, "length must be whole numbers"),
+        ({"length": np.array(["1"] * 4)}, "length must be whole numbers"),
     ],
 )
 def test_arrays_that_mean_nothing_are_refused(

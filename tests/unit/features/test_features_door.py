@@ -37,7 +37,7 @@ def test_info_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert summary["face_rate"] == pytest.approx(5 / 6)
     assert summary["failures"] == [{"clip_id": "영상/3.mp4#0", "reason": "x"}]
     assert main(["info", str(path)]) == 0
-    assert "8 clips of 8 videos and 4 people" in capsys.readouterr().err
+    assert "8 clips of 8 videos and 4 subjects" in capsys.readouterr().err
 
 
 def test_info_shows_levels_by_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +72,7 @@ def test_info_counts_labels_by_split_and_tells_numerics(
     assert main(["info", str(path)]) == 0
     shown = capsys.readouterr().err
     assert "numerics: backend openvino, precision f32" in shown
-    assert "some rows were extracted with precision bf16\n" in shown
+    assert "some rows were extracted with other numerics: precision bf16\n" in shown
     assert f"--out '{path}' --verify-sample" in shown
 
 
@@ -89,7 +89,7 @@ def test_verify_names_what_does_not_fit_together(tmp_path: Path, capsys: pytest.
     assert code == 1
     reasons = {item["clip_id"]: item["reason"] for item in summary["problems"]}
     assert reasons["영상/0.mp4#0"] == "an embedding of a valid frame is not finite"
-    assert reasons["영상/1.mp4#0"] == "state says done, but its frames are not there"
+    assert reasons["영상/1.mp4#0"] == "state is done, but its frames are missing"
     assert reasons["영상/2.mp4#0"] == "5 frames with a crop but no face, or the reverse"
     assert "영상/3.mp4#0" not in reasons
 
@@ -148,7 +148,7 @@ def test_what_is_no_store_is_one_clear_line(
     (tmp_path / "file").write_text("path,label\na.mp4,x\n", encoding="utf-8")
     (tmp_path / "fixes.csv").write_text("path,label\na.mp4,x\n", encoding="utf-8")
     word, *more = (str(tmp_path / part) if part.endswith(".csv") else part for part in words)
-    for name, said in (("none.zarr", "no store at"), ("file", "is a file, and a store is a folder")):
+    for name, said in (("none.zarr", "no store at"), ("file", "is a file, expected a folder")):
         assert main([word, str(tmp_path / name), *more]) == 2
         assert said in " ".join(capsys.readouterr().err.split())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "fixes.csv"]
@@ -177,10 +177,16 @@ def test_label_reads_the_csv_in_a_folder(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (("영상/0.mp4", "영상/1.mp4"), "at least two, found only '영상'"),
-        (("Train/0.mp4", "Validation/1.mp4"), "at least two, found none"),
-        (("DataSet/Train/11/a/a.avi", "Labels/TrainLabels.csv", "labels.csv"), "a data set's own folder"),
-        (("1.Training/원천데이터/a.mp4", "2.Validation/01.라벨링데이터/a-0.json"), "a data set's own folder"),
+        (("영상/0.mp4", "영상/1.mp4"), "at least two folders named by class, found only '영상'"),
+        (("Train/0.mp4", "Validation/1.mp4"), "at least two folders named by class, found none"),
+        (
+            ("DataSet/Train/11/a/a.avi", "Labels/TrainLabels.csv", "labels.csv"),
+            "the layout of a known data set",
+        ),
+        (
+            ("1.Training/원천데이터/a.mp4", "2.Validation/01.라벨링데이터/a-0.json"),
+            "the layout of a known data set",
+        ),
     ],
 )
 def test_label_refuses_folders_that_are_no_classes(
@@ -193,7 +199,7 @@ def test_label_refuses_folders_that_are_no_classes(
     assert main(["label", str(path), str(data)]) == 2
     shown = " ".join(capsys.readouterr().err.split())
     assert said in shown
-    assert "name a manifest CSV, or extract again" in shown
+    assert "use a manifest CSV, or extract again" in shown
     assert FeatureStore.open(path).fingerprint() == before
 
 
@@ -279,7 +285,7 @@ def test_import_npz_at_any_length_and_width(tmp_path: Path, capsys: pytest.Captu
     assert (samples.x["embeddings"][3, 2:] == 0).all()
     assert verify_store(store) == []
     assert sorted(item.name for item in tmp_path.iterdir()) == ["features.npz", "own.zarr"]
-    with pytest.raises(ValueError, match="imported features, which are written all at once"):
+    with pytest.raises(ValueError, match="imported features: single rows cannot be written"):
         fill_row(FeatureStore.open(out, "r+"), 0)
 
 
@@ -304,13 +310,19 @@ def test_ragged_forms_are_one(tmp_path: Path) -> None:
     [
         ({"y": np.zeros(2)}, "no array 'x'"),
         ({"x": np.zeros((2, 3, 4))}, "no array 'y'"),
-        ({"x": np.zeros((2, 3, 4)), "y": np.zeros(3)}, r"x of shape \(2, 3, 4\) does not fit 3 labels"),
-        ({"x": np.zeros((7, 4)), "y": np.zeros(2), "length": np.array([3, 3])}, "add up to 6"),
-        ({"x": np.zeros((2, 3, 4)), "y": np.zeros(2), "length": np.array([3, 9])}, "length goes from 3 to 9"),
+        ({"x": np.zeros((2, 3, 4)), "y": np.zeros(3)}, r"x of shape \(2, 3, 4\) does not match 3 labels"),
+        ({"x": np.zeros((7, 4)), "y": np.zeros(2), "length": np.array([3, 3])}, "a total length of 6 frames"),
+        (
+            {"x": np.zeros((2, 3, 4)), "y": np.zeros(2), "length": np.array([3, 9])},
+            "length must be 0 to 3 .*got 3 to 9",
+        ),
         ({"x": np.zeros((2, 3, 4)), "y": np.zeros(2), "subject": np.zeros(3)}, "subject has shape"),
-        ({"x": np.zeros((2, 3, 4)), "y": np.array([0, 5]), "label_names": np.array(["a"])}, "y holds 5"),
-        ({"x": np.array([{}, {}]), "y": np.zeros(2)}, "no pickled objects"),
-        ({"x": np.array(["a", "b"]), "y": np.zeros(2)}, "wanted numbers"),
+        (
+            {"x": np.zeros((2, 3, 4)), "y": np.array([0, 5]), "label_names": np.array(["a"])},
+            "y has the value 5",
+        ),
+        ({"x": np.array([{}, {}]), "y": np.zeros(2)}, "not pickled objects"),
+        ({"x": np.array(["a", "b"]), "y": np.zeros(2)}, "expected numbers"),
         ({"x": np.zeros((2, 3, 4)), "y": np.zeros(2), "split": np.array(["train", "blue"])}, "split 'blue'"),
     ],
 )
@@ -345,10 +357,10 @@ def test_import_csv_with_a_line_a_frame(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        ("clip_id,label,AU1,AU1", "once each, got clip_id,label,AU1,AU1"),
-        ("clip_id,label,Label,AU1", "once each, got clip_id,label,label,AU1"),
-        (",clip_id,label,AU1", "once each, got ,clip_id,label,AU1"),
-        ("clip,label,subject,AU1", "wanted a column clip_id (one line a frame) or path"),
+        ("clip_id,label,AU1,AU1", "unique and not empty, got clip_id,label,AU1,AU1"),
+        ("clip_id,label,Label,AU1", "unique and not empty, got clip_id,label,label,AU1"),
+        (",clip_id,label,AU1", "unique and not empty, got ,clip_id,label,AU1"),
+        ("clip,label,subject,AU1", "expected a column clip_id (one line per frame) or path"),
     ],
 )
 def test_import_refuses_a_header_that_can_be_read_two_ways(
@@ -424,5 +436,5 @@ def test_import_refuses_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixt
     file = import_npz(tmp_path, x=np.zeros((2, 3)), y=np.zeros(2))
     write_store(tmp_path / "o.zarr", 2)
     assert main(["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "n"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert main(["import", str(file), "--out", str(tmp_path / "p.zarr"), "--name", "a:b"]) == 2

@@ -69,12 +69,12 @@ def test_a_word_among_levels_is_on_neither_side() -> None:
     """Refused, naming it, until the levels are listed; two names are those of the classes."""
     stored = (*LEVELS, "unclear")
     for labels in ((), ("low", "high")):
-        with pytest.raises(ValueError, match=r"no numbers, unclear; .* --labels 0,1,2,3$"):
+        with pytest.raises(ValueError, match=r"not numbers: unclear; .* --labels 0,1,2,3$"):
             make_labelling(stored, binarize_at=2, labels=labels)
     labelling = make_labelling(stored, binarize_at=2, labels=LEVELS)
     assert labelling.names == ("below_2", "at_least_2")
     assert class_indices(labelling, np.arange(5), stored).tolist() == [0, 0, 1, 1, -1]
-    with pytest.raises(ValueError, match="--labels 0,1 without it"):
+    with pytest.raises(ValueError, match="--labels 0,1 without --binarize-at"):
         make_labelling(("0", "1", "unclear"), binarize_at=1)
     with pytest.raises(ValueError, match="no label '9'"):
         make_labelling(LEVELS, binarize_at=2, labels=("0", "1", "9"))
@@ -87,9 +87,11 @@ def test_merged_levels_stand_where_all_of_them_do() -> None:
         assert labelling.sources == (("0", "1"), ("2", "3"))
     both = make_labelling(LEVELS, binarize_at=2, merge=("0+1", "2+3"), labels=("low", "high"))
     assert (both.names, both.sources) == (("low", "high"), (("0", "1"), ("2", "3")))
-    with pytest.raises(ValueError, match=r"--binarize-at 2 parts .* 1\+2 of 1, 2: merge labels of one side"):
+    with pytest.raises(
+        ValueError, match=r"--binarize-at 2 separates .* \(1\+2: 1, 2\): merge only labels below 2"
+    ):
         make_labelling(LEVELS, binarize_at=2, merge=("1+2",))
-    with pytest.raises(ValueError, match=r"no numbers, 3\+unclear; .* --labels 0,1,2$"):
+    with pytest.raises(ValueError, match=r"not numbers: 3\+unclear; .* --labels 0,1,2$"):
         make_labelling((*LEVELS, "unclear"), binarize_at=2, merge=("3+unclear",))
 
 
@@ -117,7 +119,7 @@ def test_tasks_follow_the_number_of_classes_unless_asked() -> None:
     [
         ({"labels": ("bored", "0")}, "bored"),
         ({"merge": ("0+9",)}, "'9'"),
-        ({"binarize_at": 7}, "one side empty"),
+        ({"binarize_at": 7}, "one class empty"),
         ({"task": "binary"}, "binary task needs two"),
     ],
 )

@@ -82,14 +82,14 @@ def test_a_tilde_is_a_letter_or_the_users_folder(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (",engaged,,", "no path"),
+        (",engaged,,", "path is empty"),
         (f"{'a' * 300}.mp4,engaged,,", "no such file: aaa"),
         ("nowhere.mp4,engaged,,", "no such file: nowhere.mp4"),
         ("a.mp4,engaged,ten,", "start_s 'ten' is not a number"),
         ("a.mp4,engaged,-1,", "start_s '-1' is not a number"),
         ("a.mp4,engaged,nan,", "start_s 'nan' is not a number"),
         ("a.mp4,engaged,10,5", "end_s 5 is not after start_s 10"),
-        ("a.mp4,engaged", "2 fields where the header has 4"),
+        ("a.mp4,engaged", "2 fields, but the header has 4"),
     ],
 )
 def test_bad_line_is_a_problem_with_its_number(tmp_path: Path, row: str, reason: str) -> None:
@@ -108,8 +108,8 @@ def test_bad_line_is_a_problem_with_its_number(tmp_path: Path, row: str, reason:
         ("", "is empty"),
         ("label\nx\n", "no column 'path'"),
         ("path\na.mp4\n", "no label column"),
-        ("path,label,\na.mp4,x,\n", "once each"),
-        ("path,label,label\na.mp4,x,y\n", "once each"),
+        ("path,label,\na.mp4,x,\n", "unique and not empty"),
+        ("path,label,label\na.mp4,x,y\n", "unique and not empty"),
         ("path,label\na.mp4,x\nb.mp4,y\na.mp4,x\n", r"lines 2 and 4 \(a.mp4#0\)"),
         ('path,label\n"a.mp4,x\n', "line"),
     ],
@@ -241,8 +241,8 @@ def test_what_cannot_be_listed_or_read_is_a_problem(tmp_path: Path, monkeypatch:
     assert [clip.clip_id for clip in manifest.clips] == ["bored/b.mp4#0", "engaged/a.mp4#0"]
     assert [(problem.clip_id, problem.reason) for problem in manifest.problems] == [
         ("bored/deep#0", "cannot be listed: Permission denied"),
-        ("engaged/d.mp4#0", "is a link to nothing"),
-        ("sleepy#0", "is a link to nothing"),
+        ("engaged/d.mp4#0", "is a broken link"),
+        ("sleepy#0", "is a broken link"),
     ]
     assert videos_below(tmp_path / "none", tmp_path) == ([], [])
 

@@ -73,7 +73,7 @@ def test_nobody_is_ever_on_two_sides(who: list[int], seed: int) -> None:
     subjects = [f"p{index}" for index in who]
     labels = np.arange(len(who)) % 2
     if len(set(who)) < 3:
-        with pytest.raises(ValueError, match="cannot be 3 separate sides"):
+        with pytest.raises(ValueError, match="too few for 3 separate subsets"):
             make_split(table_of(subjects), np.arange(len(who)), labels, seed=seed)
         return
     split = make_split(table_of(subjects), np.arange(len(who)), labels, seed=seed)
@@ -100,8 +100,8 @@ def test_official_validation_becomes_test_where_there_is_no_test() -> None:
     assert split.test.tolist() == [20, 21, 22, 23, 24]
     assert len(split.val) == 4
     assert len(split.train) == 16
-    assert "validation is test" in split.description
-    assert "carved from train" in split.description
+    assert "validation is used as test" in split.description
+    assert "taken from train" in split.description
 
 
 def test_clips_without_a_split_are_left_out_and_counted() -> None:
@@ -109,7 +109,7 @@ def test_clips_without_a_split_are_left_out_and_counted() -> None:
     splits = ["train"] * 4 + ["val", "test", ""]
     split = make_split(table_of(people(7, 1), splits), np.arange(7), np.zeros(7, int), seed=0)
     assert 6 not in np.concatenate(list(split.subsets().values()))
-    assert split.warnings == ("1 clips without a split are left out, since others have one",)
+    assert split.warnings == ("1 clips without a split are left out, because other clips have one",)
 
 
 def test_people_without_a_mark_are_trained_on_where_only_others_are_marked() -> None:
@@ -120,7 +120,7 @@ def test_people_without_a_mark_are_trained_on_where_only_others_are_marked() -> 
         marked = make_split(table_of(subjects, [*held, *["train"] * 20]), np.arange(24), labels, seed=0)
         for subset, rows in marked.subsets().items():
             assert left_open.subsets()[subset].tolist() == rows.tolist()
-    assert left_open.description == "official val and test; clips without a split are train, by person"
+    assert left_open.description == "official val and test; clips without a split are train, by subject"
 
 
 @pytest.mark.parametrize("subset", ["train", "val", "test"])
@@ -133,7 +133,7 @@ def test_a_side_that_alone_is_marked_is_kept(subset: str) -> None:
     assert all(len(rows) for rows in subsets.values())
     assert (
         split.description
-        == f"official {subset}; clips without a split are {' and '.join(subsets)}, by person"
+        == f"official {subset}; clips without a split are {' and '.join(subsets)}, by subject"
     )
 
 
@@ -143,15 +143,15 @@ def test_clips_all_marked_train_are_dealt_out() -> None:
     split = make_split(table_of(subjects, ["train"] * 20), np.arange(20), labels, seed=0)
     free = make_split(table_of(subjects), np.arange(20), labels, seed=0)
     assert split_hash(split, np.arange(20).astype(str)) == split_hash(free, np.arange(20).astype(str))
-    assert split.description == f"{free.description}, since every clip is marked train"
+    assert split.description == f"{free.description}, because every clip is marked train"
 
 
 @pytest.mark.parametrize(
     ("splits", "said"),
     [
-        (["test"] * 6, "marked test, and 0 people .* cannot be train and val"),
-        (["val"] * 3 + ["test"] * 3, "marked val and test, and 0 people .* cannot be train"),
-        (["train"] * 5 + [""], "marked train, and 1 people .* cannot be val and test"),
+        (["test"] * 6, "has test but not train and val, and only 0 subjects"),
+        (["val"] * 3 + ["test"] * 3, "has val and test but not train, and only 0 subjects"),
+        (["train"] * 5 + [""], "has train but not val and test, and only 1 subjects"),
         (["test"] * 3 + [""] * 3, "'p1' in .* and test"),
     ],
 )
@@ -217,7 +217,7 @@ def test_windows_without_a_mark_follow_their_video(tmp_path: Path) -> None:
     later = extend_split(table, np.arange(40), labels, tmp_path)
     assert set(range(20)) <= set(later.test.tolist())
     assert num_parted(later, table) == 0
-    assert not any("two sides" in text for text in split.warnings + later.warnings)
+    assert not any("two subsets" in text for text in split.warnings + later.warnings)
 
 
 def test_videos_that_are_marked_for_two_sides_keep_their_marks_and_are_counted() -> None:
@@ -226,8 +226,10 @@ def test_videos_that_are_marked_for_two_sides_keep_their_marks_and_are_counted()
     split = make_split(table, np.arange(12), np.arange(12) % 2, seed=0)
     assert split.description == "official"
     assert (split.test.tolist(), split.val.tolist()) == ([3, 7], [5, 6])
-    assert "1 clips without a split are left out, since others have one" in split.warnings
-    assert any(text.startswith("clips without a subject of 2 videos are marked") for text in split.warnings)
+    assert "1 clips without a split are left out, because other clips have one" in split.warnings
+    assert any(
+        text.startswith("2 videos without a subject have clips in two subsets") for text in split.warnings
+    )
     named = replace(table, subject=np.array(["a", "", "", ""] + ["b"] * 8))
     with pytest.raises(ValueError, match="'b' in"):
         make_split(named, np.arange(12), np.arange(12) % 2, seed=0)
@@ -262,7 +264,7 @@ def test_folds_hold_everybody_out_once() -> None:
 
 def test_more_folds_than_people_are_refused() -> None:
     """With the number that there are."""
-    with pytest.raises(ValueError, match="there are 3 people"):
+    with pytest.raises(ValueError, match="must be 2 to 3, the number of subjects"):
         grouped_folds(np.zeros(6, int), np.array(people(3, 2)), 4, seed=0)
 
 
@@ -270,7 +272,7 @@ def test_leave_one_subject_out() -> None:
     """One fold a person; unknown people are refused."""
     folds = leave_one_subject_out(np.array(["b", "a", "b"]))
     assert [held.tolist() for _, held in folds] == [[1], [0, 2]]
-    with pytest.raises(ValueError, match="every clip's subject"):
+    with pytest.raises(ValueError, match="needs a subject for every clip"):
         leave_one_subject_out(np.array(["a", ""]))
 
 
@@ -306,9 +308,12 @@ def test_new_people_of_a_later_month_stand_where_they_are_marked(tmp_path: Path)
     split = extend_split(month, np.arange(7), np.zeros(7), tmp_path)
     wanted = {"train": ["a", "d", "g"], "val": ["b", "f"], "test": ["c", "e"]}
     assert {subset: month.subject[rows].tolist() for subset, rows in split.subsets().items()} == wanted
-    assert "0 new by the hash of their name, 3 new as marked" in split.description
+    assert (
+        "0 new subjects by the hash of their name, 3 new subjects by the manifest's split"
+        in split.description
+    )
     (warning,) = split.warnings
-    assert warning.startswith("1 people (or videos) are marked to be held out, but")
+    assert warning.startswith("1 subjects (or videos) are held out in the manifest, but")
 
 
 def earlier_split(folder: Path, split: Split, table: ClipTable) -> Path:
@@ -329,7 +334,7 @@ def test_people_keep_their_side_once_they_are_named(tmp_path: Path) -> None:
         earlier_split(tmp_path, split, first)
         later = extend_split(table_of(after), np.arange(60), labels, tmp_path)
         assert split_hash(later, first.clip_id) == split_hash(split, first.clip_id)
-        assert "0 new by the hash of their name" in later.description
+        assert "0 new subjects by the hash of their name" in later.description
     table = table_of(["", "a", "a"])
     (tmp_path / "split.csv").write_text("clip_id,subject,split\n1.mp4#0,,val\n", encoding="utf-8")
     assert extend_split(table, np.array([0, 2]), np.zeros(2), tmp_path).val.tolist() == [2]
@@ -354,8 +359,8 @@ def test_clips_of_another_data_set_may_go_by_the_same_names(tmp_path: Path) -> N
     earlier_split(tmp_path, split, first)
     others = table_of([f"q{index}" for index in range(12)])
     later = extend_split(others, np.arange(12), np.arange(12) % 2, tmp_path)
-    assert "12 new by the hash of their name" in later.description
-    assert any(text.startswith("12 clips go by names that") for text in later.warnings)
+    assert "12 new subjects by the hash of their name" in later.description
+    assert any(text.startswith("12 clips have ids that") for text in later.warnings)
     corrected = table_of(["q0", *people(12, 1)[1:]])
     later = extend_split(corrected, np.arange(12), np.arange(12) % 2, tmp_path)
     assert split_hash(later, first.clip_id) == split_hash(split, first.clip_id)
@@ -364,14 +369,14 @@ def test_clips_of_another_data_set_may_go_by_the_same_names(tmp_path: Path) -> N
 def test_earlier_split_must_be_usable(tmp_path: Path) -> None:
     """A person on two sides, a strange side, no file."""
     table = table_of(["a", "b"])
-    with pytest.raises(ValueError, match=r"split\.csv is not there"):
+    with pytest.raises(ValueError, match=r"it has no split\.csv"):
         extend_split(table, np.arange(2), np.zeros(2), tmp_path)
     file = tmp_path / "split.csv"
     file.write_text("clip_id,subject,split\n1#0,a,train\n2#0,a,test\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 3: subject a is in train and test"):
         extend_split(table, np.arange(2), np.zeros(2), tmp_path)
     file.write_text("clip_id,subject,split\n1#0,a,middle\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="line 2: wanted"):
+    with pytest.raises(ValueError, match="line 2: expected"):
         extend_split(table, np.arange(2), np.zeros(2), tmp_path)
 
 

@@ -203,12 +203,12 @@ def test_no_more_than_four_files_a_clip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"embeddings": np.zeros((T, D + 1), np.float16)}, r"embeddings of shape \(6, 9\)"),
-        ({"embeddings": np.zeros((T + 1, D), np.float16), "frames": np.zeros((T + 1, 6))}, "up to"),
+        ({"embeddings": np.zeros((T, D + 1), np.float16)}, r"embeddings has shape \(6, 9\)"),
+        ({"embeddings": np.zeros((T + 1, D), np.float16), "frames": np.zeros((T + 1, 6))}, "at most"),
         ({"frames": np.zeros((T - 1, 6), np.float32)}, "6 embeddings for 5 frames"),
-        ({"frames": None}, "go together"),
+        ({"frames": None}, "must be given together"),
         ({"embeddings": np.full((T, D), np.inf, np.float16)}, "not finite"),
-        ({"crops": [b"x"] * (T + 1)}, "crops of 7 frames"),
+        ({"crops": [b"x"] * (T + 1)}, "crops has 7 frames"),
     ],
 )
 def test_rows_of_another_shape_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
@@ -226,7 +226,7 @@ def test_another_recipe_is_refused_by_field(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     write_store(path)
     other = replace(RECIPE, pixels=replace(PIXELS, margin=0.5), encoder=EncoderId("x", "", "12" * 32, D))
-    with pytest.raises(ValueError, match=r"pixels\.margin: 0\.25 here, 0\.5 there; encoder\.name"):
+    with pytest.raises(ValueError, match=r"pixels\.margin: 0\.25 vs 0\.5; encoder\.name"):
         plan(path, clips_of(12), other, numerics={})
     store = plan(path, clips_of(12), RECIPE, numerics={"backend": "another"})
     assert store.numerics == {"backend": "test"}
@@ -475,7 +475,7 @@ def test_odd_column_names_are_kept(tmp_path: Path) -> None:
 
 def test_two_clips_of_one_id_are_refused(tmp_path: Path) -> None:
     """Named."""
-    with pytest.raises(ValueError, match=r"twice: 영상/0\.mp4#0"):
+    with pytest.raises(ValueError, match=r"duplicate clips .*: 영상/0\.mp4#0"):
         plan(tmp_path / "s.zarr", clips_of(1) * 2, RECIPE, numerics={})
 
 
@@ -484,18 +484,18 @@ def test_paths_that_are_no_store_are_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"not a store, and not empty: it holds chapter\.tex"):
+    with pytest.raises(ValueError, match=r"not a store and not empty \(it has chapter\.tex\)"):
         plan(tmp_path / "thesis", clips_of(1), RECIPE, numerics={})
     with pytest.raises(ValueError, match="is a file"):
         plan(tmp_path / "file", clips_of(1), RECIPE, numerics={})
     with pytest.raises(ValueError, match="no store at"):
         FeatureStore.open(tmp_path / "nowhere")
     zarr.create_group(tmp_path / "other.zarr")
-    with pytest.raises(ValueError, match="no feature store of this version"):
+    with pytest.raises(ValueError, match="not a feature store of this version"):
         FeatureStore.open(tmp_path / "other.zarr")
-    with pytest.raises(ValueError, match="no feature store of this version"):
+    with pytest.raises(ValueError, match="not a feature store of this version"):
         delete(tmp_path / "other.zarr")
-    with pytest.raises(ValueError, match="no feature store of this version"):
+    with pytest.raises(ValueError, match="not a feature store of this version"):
         plan(tmp_path / "other.zarr", clips_of(1), RECIPE, numerics={})
     assert (tmp_path / "thesis" / "chapter.tex").exists()
 
@@ -551,7 +551,7 @@ def test_a_worker_brings_nobody_back_who_was_deleted_meanwhile(tmp_path: Path, t
     assert FeatureStore.open(path).pack()
     reasons = {item.clip_id: item.reason for item in verify_store(FeatureStore.open(path))}
     assert reasons.keys() == {"row 1", "row 5"}
-    assert "written after its person was deleted" in reasons["row 1"]
+    assert "written after its subject was deleted" in reasons["row 1"]
     if tidied_by == "settle":
         worker.finalize()
     elif tidied_by == "plan":
@@ -748,7 +748,7 @@ def test_a_deletion_of_the_store_that_was_cut_short_can_be_repeated(
 def test_a_link_to_a_store_is_not_deleted_by_half(tmp_path: Path) -> None:
     write_store(tmp_path / "s.zarr", 2)
     (tmp_path / "link.zarr").symlink_to(tmp_path / "s.zarr")
-    with pytest.raises(ValueError, match=r"is a link: delete the store behind it, .*s\.zarr"):
+    with pytest.raises(ValueError, match=r"is a link: delete the store that it points to, .*s\.zarr"):
         delete(tmp_path / "link.zarr")
     assert verify_store(FeatureStore.open(tmp_path / "s.zarr")) == []
 
@@ -898,7 +898,7 @@ def test_a_broken_chunk_names_itself_when_read(tmp_path: Path) -> None:
     store = write_store(path, 2)
     chunk = path / "embeddings" / "c.1.0.0"
     chunk.write_bytes(chunk.read_bytes()[:-5] + b"later")
-    with pytest.raises(ValueError, match=r"embeddings cannot be read .*see python -m features verify"):
+    with pytest.raises(ValueError, match=r"embeddings cannot be read .*run python -m features verify"):
         store.read_stream("embeddings")
 
 
@@ -948,7 +948,9 @@ def test_one_planner_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     # Another machine is believed for two minutes, then no more: nobody renews its lock.
     holder |= {"host": "elsewhere"}
     (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"on elsewhere\); if that is gone, delete planner\.lock"):
+    with pytest.raises(
+        ValueError, match=r"on elsewhere\); if that process no longer runs, delete planner\.lock"
+    ):
         with planner_lock(place, wait_s=0.2):
             pass
     monkeypatch.setattr(lock, "LOCK_STALE_S", 0.2)
