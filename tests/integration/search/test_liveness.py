@@ -29,9 +29,9 @@ IN_A_CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--
 PLAN = """
 import json, sys, time
 from features.store.lock import planner_lock
-from features.store.location import place_of
+from features.store.location import location_of
 from features.files import this_process
-with planner_lock(place_of(sys.argv[1])):
+with planner_lock(location_of(sys.argv[1])):
     print(json.dumps(this_process()), flush=True)
     time.sleep(600)
 """

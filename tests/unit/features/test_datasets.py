@@ -160,7 +160,7 @@ def test_unlabelled_failed_and_vanished_clips(tmp_path: Path) -> None:
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     """Streams, columns, crops."""
     store = write_store(tmp_path / "s.zarr", 2, geometry=False)
-    with pytest.raises(ValueError, match="has no geometry, only embeddings: .* extract with --geometry on"):
+    with pytest.raises(ValueError, match=r"has no geometry, only embeddings: .* extract with --geometry on"):
         load_samples(store, LABELLING, np.arange(2), "both")
     with pytest.raises(ValueError, match="no label column 'mood'; it has: label, level"):
         load_samples(store, make_labelling(["a", "b"], column="mood"), np.arange(2), "embeddings")
