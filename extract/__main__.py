@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from extract.config import CheckConfig, DemoConfig, ExtractConfig
-from features.cli import parse, run_command
+from features.cli import STOPPED, parse, run_command
 
 DESCRIPTION = (
     "Turn labelled face videos into a store of embeddings. "
@@ -20,6 +20,9 @@ COMMANDS: dict[str, tuple[type, str, str, str]] = {
 """Command -> (options, `--help` text, module, function); the module is imported only when it is needed."""
 
 
+ON_STOP = "stopped; finished clips are saved: run the same command again to continue"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 = all done, 1 = some items failed, 2 = wrong input."""
     args = sys.argv[1:] if argv is None else list(argv)
@@ -28,7 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     config: Any = parse(
         config_class, args, prog=f"python -m extract {command}".strip(), description=description
     )
-    return run_command(lambda: getattr(import_module(module), function)(config), as_json=config.json)
+    return run_command(
+        lambda: getattr(import_module(module), function)(config),
+        as_json=config.json,
+        on_stop=STOPPED if command else ON_STOP,
+    )
 
 
 if __name__ == "__main__":

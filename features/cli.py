@@ -26,6 +26,8 @@ Answer = tuple[dict[str, Any], int]
 
 STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
 """Signals that end a command: a SLURM time limit, a closed terminal, Ctrl-Break on Windows."""
+STOPPED = "stopped before the end"
+"""Message of a command that was interrupted, if it cannot continue later."""
 MAX_LISTED = 30
 """Maximum number of failures that are printed."""
 USER_ERRORS = (ValueError, OSError)
@@ -58,11 +60,13 @@ def dispatch(
     handler: Callable[[str, Any], Answer],
     *,
     width: int,
+    on_stop: Mapping[str, str] | None = None,
 ) -> int:
     """Run the command that the first argument names, and return its exit code.
 
     commands: command name -> its options dataclass. handler: called with the name and the parsed options.
-    width: characters of the name column in the list of commands.
+    width: characters of the name column in the list of commands. on_stop: messages after an interruption, by
+    command name.
     """
     args = sys.argv[1:] if argv is None else list(argv)
     if not args or args[0] in ("-h", "--help"):
@@ -77,11 +81,12 @@ def dispatch(
     options: Any = parse(
         config, args[1:], prog=f"python -m {package} {args[0]}", description=config.__doc__ or ""
     )
-    return run_command(lambda: handler(args[0], options), as_json=options.json)
+    message = (on_stop or {}).get(args[0], STOPPED)
+    return run_command(lambda: handler(args[0], options), as_json=options.json, on_stop=message)
 
 
-def run_command(handler: Callable[[], Answer], *, as_json: bool = False) -> int:
-    """Run a command's handler and return the exit code.
+def run_command(handler: Callable[[], Answer], *, as_json: bool = False, on_stop: str = STOPPED) -> int:
+    """Run a command's handler and return the exit code. on_stop: message after an interruption.
 
     The signals in `STOPS` end it like Ctrl-C, except those that are ignored (nohup). Errors that a user can
     fix become one line on stderr and exit code 2; BRAINBUDDY_TRACEBACK=1 shows the traceback instead.
@@ -93,7 +98,7 @@ def run_command(handler: Callable[[], Answer], *, as_json: bool = False) -> int:
     try:
         summary, code = handler()
     except KeyboardInterrupt:
-        console().print("stopped; what was done is saved, the same command goes on", style="yellow")
+        console().print(on_stop, style="yellow")
         return 130
     except USER_ERRORS as error:
         if os.environ.get("BRAINBUDDY_TRACEBACK"):

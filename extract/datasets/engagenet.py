@@ -11,7 +11,7 @@ ENGAGENET_DROPPED = "SNP"
 
 
 def read_engagenet(root: Path) -> DatasetIndex:
-    """EngageNet: `Train/*.mp4`, `Validation/*.mp4`, optional `Test/*.mp4`; `<split>_engagement_labels.xlsx` or
+    """EngageNet: `Train/*.mp4`, `Validation/*.mp4`, maybe `Test/*.mp4`; `<split>_engagement_labels.xlsx` or
     `final_labels.csv`. The subject is the second part of `subject_7_<id>_vid_0_0.mp4`."""
     tables = [row for file in engagenet_tables(root) for row in table(file, ("chunk", "label"))]
     if (root / "final_labels.csv").is_file():

@@ -137,7 +137,7 @@ def test_a_broken_video_is_a_listed_failure_and_the_rest_is_done(
     code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
     assert code == 1
     assert {"done": 17, "failed": 1}.items() <= summary.items()
-    assert "not a video" in summary["failures"][0]["reason"]
+    assert "not a readable video" in summary["failures"][0]["reason"]
     assert "broken.mp4" in shown
     assert "line 10" in summary["problems"][0]["reason"]
     code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
@@ -156,7 +156,7 @@ def test_retry_failed_tries_the_failed_again_and_only_those(
     code, summary, shown = extract(capfd, *words, "--time-limit", "0.000001")
     assert code == 1
     assert summary["failed"] == 17
-    assert "given up" in summary["failures"][0]["reason"]
+    assert "stopped after" in summary["failures"][0]["reason"]
     code, summary, shown = extract(capfd, *words)
     assert {"done": 0, "failed": 17}.items() <= summary.items()
     code, summary, shown = extract(capfd, *words, "--retry-failed")
@@ -243,8 +243,8 @@ def test_crops_of_other_faces_are_not_added(
     store.write_row(1, embeddings=x[1], frames=frames[1])
     code, summary, _ = extract(capfd, *words, "--crops", "jpeg")
     assert code == 1
-    assert "the embeddings made now are not those stored" in summary["failures"][0]["reason"]
-    assert "the faces found now are not those" in summary["failures"][1]["reason"]
+    assert "the new embeddings differ from the stored ones" in summary["failures"][0]["reason"]
+    assert "the detected faces differ from those" in summary["failures"][1]["reason"]
 
 
 def test_a_part_that_failed_is_no_failure_where_nobody_asks_for_it(
@@ -287,7 +287,10 @@ def test_that_videos_are_extracted_again_is_said(
     code, summary, shown = extract(capfd, *words)
     assert code == 0, shown
     assert (summary["changed"], summary["done"]) == (2, 2)
-    assert "2 clips are extracted again: their videos have another size or time than before" in shown
+    assert (
+        "2 clips are extracted again, because their video's size or time or their end time has changed"
+        in shown
+    )
 
 
 def test_a_video_that_is_away_today_takes_nothing_from_what_is_done(
@@ -351,8 +354,8 @@ def test_other_numerics_are_measured_against_the_store(
     assert extract(capfd, *words, "--shard", "0/2", "--precision", "f32")[0] == 0
     code, _, shown = extract(capfd, *words, "--precision", "f32", "--backend", "torch")
     assert code == 0, shown
-    assert "backend openvino then, torch now" in shown
-    assert "worst cosine between embeddings is 1.0000" in shown
+    assert "backend openvino before, torch now" in shown
+    assert "lowest cosine between stored and new embeddings is 1.0000" in shown
     assert [numerics["backend"] for numerics in FeatureStore.open(tmp_path / "s.zarr").other_numerics] == [
         "torch"
     ]
@@ -462,7 +465,10 @@ def test_a_store_that_cannot_be_tidied_up_is_extracted_all_the_same(
     code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
     assert code == 0
     assert summary["done"] == 2
-    assert "Read-only file system; the next extraction into this store tidies up" in shown
+    assert (
+        "Read-only file system; all rows are written, and the next extraction into this store cleans up"
+        in shown
+    )
 
 
 @pytest.fixture
@@ -522,14 +528,14 @@ def test_another_recipe_is_refused_by_name(
         (("--weights", "nowhere.pth"), "nowhere.pth"),
         (("--detector", "nowhere.tflite"), "nowhere.tflite"),
         (("--workers", "-1"), "--workers"),
-        (("--window", "0"), "--window must be a number above 0, got 0.0"),
-        (("--window", "-1"), "--window must be a number above 0, got -1.0"),
-        (("--window", "inf"), "--window must be a number above 0, got inf"),
-        (("--fps", "nan"), "--fps must be a number above 0, got nan"),
-        (("--fps", "inf"), "--fps must be a number above 0, got inf"),
+        (("--window", "0"), "--window must be a finite number above 0, got 0.0"),
+        (("--window", "-1"), "--window must be a finite number above 0, got -1.0"),
+        (("--window", "inf"), "--window must be a finite number above 0, got inf"),
+        (("--fps", "nan"), "--fps must be a finite number above 0, got nan"),
+        (("--fps", "inf"), "--fps must be a finite number above 0, got inf"),
         (("--fps", "1e9"), "100,000"),
         (("--verify-sample", "-3"), "--verify-sample must be at least 0"),
-        (("--fps", "0"), "--fps must be a number above 0, got 0.0"),
+        (("--fps", "0"), "--fps must be a finite number above 0, got 0.0"),
         (("--time-limit", "nan"), "--time-limit must be above 0, got nan"),
     ],
 )

@@ -76,12 +76,12 @@ def make_bad_files(folder: Path, face: list[np.ndarray]) -> dict[str, str]:
     (folder / "front.mp4").unlink()
     return {
         "zero.mp4": "empty",
-        "text.mp4": "not a video",
-        "cut, index at the end.mp4": "not a video",
-        "cut, index in front.mp4": "cut short",
+        "text.mp4": "not a readable video",
+        "cut, index at the end.mp4": "not a readable video",
+        "cut, index in front.mp4": "truncated",
         "audio.mp4": "no video",
-        "one.mp4": "single frame",
-        "key.mp4": "cut short",
+        "one.mp4": "only one frame",
+        "key.mp4": "truncated",
     }
 
 
@@ -182,7 +182,7 @@ def test_a_video_that_never_ends_is_given_up(tmp_path: Path, capfd: pytest.Captu
     write_video(path, looped(tiny, 30000), 15000, options={"preset": "ultrafast"})
     code, summary, _ = run(tmp_path / "data", tmp_path / "s.zarr", capfd, "--time-limit", "0.3")
     assert code == 1
-    assert "given up after" in summary["failures"][0]["reason"]
+    assert "stopped after" in summary["failures"][0]["reason"]
 
 
 def test_a_worker_that_dies_once_loses_nothing(
@@ -352,7 +352,7 @@ def test_a_polite_stop_saves_what_was_done(long_manifest: Path, tmp_path: Path, 
     os.killpg(process.pid, stop)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "what was done is saved" in said
+    assert "finished clips are saved" in said
     assert "Traceback" not in said
     assert is_gone(process.pid)
     done = len(rows_written(store))
@@ -403,7 +403,7 @@ def test_ctrl_c_while_workers_begin_is_one_line(long_manifest: Path, tmp_path: P
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "what was done is saved" in said
+    assert "finished clips are saved" in said
     assert "Traceback" not in said
     assert is_gone(process.pid)
 
@@ -452,7 +452,7 @@ def test_a_video_replaced_half_way_is_extracted_by_the_next_run(
     code, summary, _ = run(long_manifest, store, capfd)
     assert code == 1
     assert (summary["done"], summary["failed"]) == (8, 8)
-    assert "changed while it was read" in summary["failures"][0]["reason"]
+    assert "changed since planning" in summary["failures"][0]["reason"]
     code, summary, _ = run(long_manifest, store, capfd)
     assert code == 0
     assert {"done": 8, "skipped": 8, "failed": 0, "changed": 8}.items() <= summary.items()

@@ -136,7 +136,7 @@ def check_engagenet(index: DatasetIndex) -> None:
     assert index.unpaired_videos == ("Train/subject_9_cd34_vid_0_9.mp4",)
     assert index.unpaired_labels == ("subject_99_no_vid_0_0",)
     assert index.dropped == (("subject not present", 1),)
-    assert "validation will serve as test" in index.notes[0]
+    assert "validation is used as test" in index.notes[0]
 
 
 def test_engagenet_is_read_from_spreadsheets(clip_file: bytes, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_engagenet_with_labelled_test_clips_keeps_its_three_splits(clip_file: by
         "subject_9_cd34_vid_0_0#0": "test",
         "subject_21_gh_vid_0_0#0": "test",
     }
-    assert not any("will serve as test" in note for note in index.notes)
+    assert not any("is used as test" in note for note in index.notes)
 
 
 def test_what_is_no_spreadsheet_is_said(clip_file: bytes, tmp_path: Path) -> None:
@@ -259,8 +259,8 @@ def test_aihub_is_read_by_segment(aihub: Path) -> None:
     assert "02-04-81" in index.unpaired_labels[0]
     assert len(index.manifest.problems) == 1
     assert "02-04-80" in index.manifest.problems[0].clip_id
-    assert any("5 labels say something else than the folder" in note for note in index.notes)
-    assert any("validation will serve as test" in note for note in index.notes)
+    assert any("5 labels differ from the class of their folder" in note for note in index.notes)
+    assert any("validation is used as test" in note for note in index.notes)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
@@ -367,7 +367,7 @@ def test_a_layout_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file or folder"):
         read_dataset(tmp_path / "nothing")
     file = put(tmp_path / "labels.csv", b"path,label\n")
-    with pytest.raises(ValueError, match="wants the data set's folder"):
+    with pytest.raises(ValueError, match="needs the data set's folder"):
         read_dataset(file, "daisee")
 
 
@@ -383,7 +383,7 @@ def test_a_sample_is_balanced_and_the_same_each_time() -> None:
     assert [clip.clip_id for clip in chosen] == [clip.clip_id for clip in sample_clips(clips, 20)]
     assert chosen == [clip for clip in clips if clip in chosen]
     assert len(sample_clips(clips, 1000)) == 100
-    with pytest.raises(ValueError, match=re.escape(f"2 times: {clips[3].clip_id}")):
+    with pytest.raises(ValueError, match=re.escape(f"{clips[3].clip_id}, 2 times")):
         sample_clips([*clips, clips[3]], 1000)
     assert sample_clips([], 3) == []
 

@@ -199,7 +199,7 @@ def test_a_video_replaced_while_it_is_read_is_a_failure(
     (tmp_path / "new.mp4").replace(video)
     assert [isinstance(outcome, FailedWindow) for outcome in outcomes] == [True, True]
     assert store.table().state.tolist() == [1, 2, 2]
-    assert store.table().failure[1] == "the file was changed while it was read: extract once more"
+    assert store.table().failure[1] == "the file has changed since planning: extract it again"
 
 
 def test_two_people_one_after_the_other_do_not_mix(
@@ -216,4 +216,4 @@ def test_two_people_one_after_the_other_do_not_mix(
 def test_a_video_that_takes_too_long_is_given_up(long_video: Path, extractor: FeatureExtractor) -> None:
     outcomes = list(extract_video(Job(long_video, windows((0, 2), (6, 8)), time_limit_s=0), extractor))
     assert all(isinstance(outcome, FailedWindow) for outcome in outcomes)
-    assert "given up after" in outcomes[0].reason
+    assert "stopped after" in outcomes[0].reason

@@ -311,7 +311,11 @@ def test_a_name_with_a_colon_is_no_protocol(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"", "empty"), (b"path,label\nx.mp4,engaged\n" * 50, "not a video"), (b"\x00" * 4000, "not a video")],
+    [
+        (b"", "empty"),
+        (b"path,label\nx.mp4,engaged\n" * 50, "not a readable video"),
+        (b"\x00" * 4000, "not a readable video"),
+    ],
 )
 def test_what_is_no_video_says_so(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "broken.mp4"
@@ -327,9 +331,9 @@ def test_a_codec_that_nobody_knows_is_said(real_clips: dict[str, Path], tmp_path
         tmp_path / "m.avi", face_frames(real_clips["single"], 5), 10, codec="mjpeg", pix_fmt="yuvj420p"
     )
     path.write_bytes(path.read_bytes().replace(b"MJPG", b"ZZZZ"))
-    with pytest.raises(ValueError, match="its codec is not known"):
+    with pytest.raises(ValueError, match="its video codec is unknown"):
         next(read_video(path))
-    with pytest.raises(ValueError, match="its codec is not known"):
+    with pytest.raises(ValueError, match="its video codec is unknown"):
         probe(path)
 
 

@@ -357,7 +357,7 @@ def test_extracting_corrects_ends_and_keeps_what_cannot_be_read_today(
     before = labels()
     summary, shown = extract_lines("a.mp4,x,", "b_.mp4,y,2.3")
     assert (summary["done"], summary["vanished"]) == (0, [])
-    assert "4 clips in the store were not found in" in shown
+    assert "4 clips of the store are not in" in shown
     assert labels() == before
     with monkeypatch.context() as patch:  # labels of a known layout, whose videos are away
         read = run.read_dataset
