@@ -316,8 +316,8 @@ def _signals_held() -> Iterator[None]:
             if handler is not None:
                 signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, kept)
-        for number in pending:
-            signal.raise_signal(number)
+        for blocked in pending:
+            signal.raise_signal(blocked)
 
 
 @contextlib.contextmanager

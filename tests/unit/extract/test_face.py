@@ -163,13 +163,13 @@ def test_detectors_abandoned_in_a_cycle_do_not_stop_the_garbage_collector(tmp_pa
 
 
 def test_the_number_of_files_must_fit_the_recipe(detector_path: Path) -> None:
-    with pytest.raises(ValueError, match="1 detectors, 2 files"):
+    with pytest.raises(ValueError, match="1 detectors, got 2 files"):
         FaceCropper(PIXELS, (detector_path, detector_path))
 
 
 def test_a_file_that_is_no_detector_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.tflite").write_text("no model", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"text\.tflite is no face detector of MediaPipe's"):
+    with pytest.raises(ValueError, match=r"text\.tflite is not a MediaPipe face detector"):
         FaceCropper(Pixels(("0" * 64,)), [tmp_path / "text.tflite"])
 
 

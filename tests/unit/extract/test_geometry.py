@@ -156,7 +156,7 @@ def test_measuring_keeps_no_memory(
 
 
 def test_a_recipe_of_other_features_is_refused(landmarker_path: Path) -> None:
-    with pytest.raises(ValueError, match="has 2 features, this version measures 61"):
+    with pytest.raises(ValueError, match="has 2 features, this version computes 61"):
         FaceGeometry(GeometryId("0" * 64, ("yaw_rad", "pitch_rad")), landmarker_path)
 
 
