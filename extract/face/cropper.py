@@ -155,7 +155,7 @@ def iou(a: Box, b: Box) -> float:
 
 
 def _choose(boxes: Sequence[Box], previous: Box | None) -> int:
-    """Index of the box with the largest IoU with the previous one (>= `SAME_FACE_IOU`), else of the largest."""
+    """Index of the box with the highest IoU with the previous one (>= `SAME_FACE_IOU`), or the largest."""
     if previous is not None:
         best = max(range(len(boxes)), key=lambda index: iou(boxes[index], previous))
         if iou(boxes[best], previous) >= SAME_FACE_IOU:

@@ -116,7 +116,7 @@ def test_a_folder_of_classes_works(videos: Path, tmp_path: Path, capfd: pytest.C
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_worker_processes_give_what_this_process_gives(
+def test_worker_processes_equal_this_process(
     workers: str, videos: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     manifest = write_manifest(tmp_path / "labels.csv", videos)
@@ -247,11 +247,11 @@ def test_crops_of_other_faces_are_not_added(
     assert "the detected faces differ from those" in summary["failures"][1]["reason"]
 
 
-def test_a_part_that_failed_is_no_failure_where_nobody_asks_for_it(
+def test_failure_of_a_part_that_is_not_requested_is_ignored(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A run that adds crops failed in one clip: without crops nothing is amiss, and --retry-failed forgets
-    it there."""
+    """Adding crops failed in one clip: without crops nothing is listed, and --retry-failed deletes that
+    failure."""
     few = tmp_path / "few"
     few.mkdir()
     shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
@@ -274,7 +274,7 @@ def test_a_part_that_failed_is_no_failure_where_nobody_asks_for_it(
     assert {"done": 1, "skipped": 1, "failed": 0}.items() <= summary.items()
 
 
-def test_that_videos_are_extracted_again_is_said(
+def test_changed_videos_are_extracted_again_with_a_warning(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     few = tmp_path / "few"
@@ -293,10 +293,10 @@ def test_that_videos_are_extracted_again_is_said(
     )
 
 
-def test_a_video_that_is_away_today_takes_nothing_from_what_is_done(
+def test_missing_video_keeps_its_extracted_rows(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Only what it lacks is a failure, and with the video back, --retry-failed mends that."""
+    """Only its missing parts fail; when the video is back, --retry-failed extracts them."""
     few = tmp_path / "few"
     few.mkdir()
     video = Path(shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4"))
@@ -319,10 +319,10 @@ def test_a_video_that_is_away_today_takes_nothing_from_what_is_done(
     assert {"done": 2, "failed": 0}.items() <= summary.items()
 
 
-def test_auto_goes_on_in_the_precision_of_the_store(
+def test_auto_precision_is_the_precision_of_the_store(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A store begun in float32 and resumed without saying so equals one made in float32."""
+    """A store started in float32 and continued without --precision equals one made in float32."""
     manifest = write_manifest(tmp_path / "labels.csv", videos)
     words = ("--data", manifest, *QUICK)
     resumed, whole = tmp_path / "resumed.zarr", tmp_path / "whole.zarr"
@@ -345,10 +345,10 @@ def test_check_says_what_auto_means_here(capfd: pytest.CaptureFixture[str]) -> N
     assert ("yes: --precision auto uses it" if meant == "bf16" else "no: --precision auto is f32") in shown
 
 
-def test_other_numerics_are_measured_against_the_store(
+def test_other_numerics_are_compared_with_the_store(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Recorded, not refused; how far embeddings differ is said where it is done."""
+    """Recorded, not refused; a warning has the difference of the embeddings."""
     manifest = write_manifest(tmp_path / "labels.csv", videos)
     words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
     assert extract(capfd, *words, "--shard", "0/2", "--precision", "f32")[0] == 0
@@ -449,10 +449,10 @@ def test_the_next_command_can_be_pasted(
     )
 
 
-def test_a_store_that_cannot_be_tidied_up_is_extracted_all_the_same(
+def test_failed_finalize_is_a_warning(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rows are written by then: a warning, and the summary."""
+    """All rows are written by then: a warning, and the summary."""
     few = tmp_path / "few"
     few.mkdir()
     shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
@@ -497,15 +497,13 @@ def square_of(detector: Path, folder: Path) -> str:
 
 
 @pytest.mark.usefixtures("lone_landmarker")
-def test_a_detector_of_ones_own_needs_no_other(tmp_path: Path) -> None:
+def test_custom_detector_needs_no_other_detector(tmp_path: Path) -> None:
     (tmp_path / "mine.tflite").write_bytes(b"another detector")
     assert square_of(tmp_path / "mine.tflite", tmp_path) == OWN_SQUARE
 
 
 @pytest.mark.usefixtures("lone_landmarker")
-def test_the_short_detector_is_known_by_its_bytes_wherever_they_lie(
-    detector_path: Path, tmp_path: Path
-) -> None:
+def test_short_detector_is_recognised_by_its_hash(detector_path: Path, tmp_path: Path) -> None:
     shutil.copy(detector_path, tmp_path / "mine.tflite")
     assert square_of(tmp_path / "mine.tflite", tmp_path) == CROP_SQUARE
 

@@ -92,7 +92,7 @@ def test_a_second_file_of_one_daisee_clip_is_counted(daisee: Path, clip_file: by
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
-def test_people_on_another_disk_are_found_by_their_link(daisee: Path, tmp_path: Path) -> None:
+def test_subject_folders_may_be_links(daisee: Path, tmp_path: Path) -> None:
     people = daisee / "DataSet" / "Train"
     wanted = read_dataset(daisee)
     (people / "110001").rename(tmp_path / "110001")
@@ -175,17 +175,17 @@ def test_engagenet_is_read_from_the_one_csv(clip_file: bytes, tmp_path: Path) ->
         (b"", "final_labels.csv is empty"),
     ],
 )
-def test_a_label_table_that_is_no_table_is_named(
+def test_damaged_label_table_is_an_error_with_its_line(
     clip_file: bytes, tmp_path: Path, content: bytes, said: str
 ) -> None:
-    """Rather than that labels are lost behind a stray quote."""
+    """Labels after a stray quote must not be lost silently."""
     engagenet_files(tmp_path, clip_file)
     put(tmp_path / "final_labels.csv", content)
     with pytest.raises(ValueError, match=said):
         read_dataset(tmp_path)
 
 
-def test_a_label_table_may_be_parted_by_semicolons(clip_file: bytes, tmp_path: Path) -> None:
+def test_label_table_may_use_semicolons(clip_file: bytes, tmp_path: Path) -> None:
     engagenet_files(tmp_path, clip_file)
     lines = [("chunk", "label"), *ENGAGENET_ROWS, ("subject_12_ef_vid_1_0.mp4", "Barely-engaged")]
     put(tmp_path / "final_labels.csv", "\r\n".join(map(";".join, lines)).encode())
@@ -211,7 +211,7 @@ def test_engagenet_with_labelled_test_clips_keeps_its_three_splits(clip_file: by
     assert not any("is used as test" in note for note in index.notes)
 
 
-def test_what_is_no_spreadsheet_is_said(clip_file: bytes, tmp_path: Path) -> None:
+def test_damaged_spreadsheet_is_an_error(clip_file: bytes, tmp_path: Path) -> None:
     engagenet_files(tmp_path, clip_file)
     put(tmp_path / "train_engagement_labels.xlsx", b"PK nonsense")
     with pytest.raises(ValueError, match=r"not an \.xlsx"):
@@ -278,7 +278,7 @@ def test_aihub_on_several_disks_is_found_by_its_links(aihub: Path, tmp_path_fact
 def test_names_that_are_not_utf8_are_problems_in_every_layout(
     daisee: Path, aihub: Path, clip_file: bytes, tmp_path: Path
 ) -> None:
-    """And nothing that is told of them cannot be printed."""
+    """And all their messages can be printed."""
     name = os.fsdecode(b"caf\xe9")
     engagenet = tmp_path / "EngageNet"
     engagenet_files(engagenet, clip_file)
@@ -299,8 +299,8 @@ def test_names_that_are_not_utf8_are_problems_in_every_layout(
             text.encode()
 
 
-def test_folders_above_the_data_name_no_split(aihub: Path, tmp_path: Path) -> None:
-    """People keep their data in folders of any name."""
+def test_folders_above_the_data_do_not_set_the_split(aihub: Path, tmp_path: Path) -> None:
+    """Users keep their data in folders of any name."""
     below = tmp_path / "training" / "Validation" / "data"
     below.mkdir(parents=True)
     for item in list(aihub.iterdir()):
@@ -403,10 +403,10 @@ def test_a_sample_is_balanced_over_splits() -> None:
 
 
 @pytest.mark.slow
-def test_daisee_goes_through_the_door(
+def test_daisee_with_dry_run_limit_and_verify_sample(
     daisee: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """--dry-run counts and forecasts without writing, --limit draws few, --verify-sample compares."""
+    """--dry-run counts and estimates without writing, --limit selects few clips, --verify-sample compares."""
     words = ["--data", str(daisee), "--out", str(tmp_path / "s.zarr"), "--weights", "random", "--json"]
     words += ["--geometry", "off", "--workers", "0", "--window", "2"]
     assert main([*words, "--dry-run"]) == 0

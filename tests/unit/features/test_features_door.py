@@ -52,10 +52,10 @@ def test_info_shows_levels_by_value(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert heading.index("0") < heading.index("1") < heading.index("2")
 
 
-def test_info_counts_labels_by_split_and_tells_numerics(
+def test_info_counts_labels_by_split_and_prints_numerics(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also those of later runs, where they differ, and how to measure what that means."""
+    """Numerics of later extractions too, if they differ, and the command to compare embeddings."""
     path = tmp_path / "a store.zarr"
     splits = ("train", "train", "val", "test")
     clips = [replace(clip, split=splits[i]) for i, clip in enumerate(clips_of(4))]
@@ -76,8 +76,8 @@ def test_info_counts_labels_by_split_and_tells_numerics(
     assert f"--out '{path}' --verify-sample" in shown
 
 
-def test_verify_names_what_does_not_fit_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A number that is not finite, a state that says too much, a crop without a face."""
+def test_verify_names_inconsistent_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A value that is not finite, a wrong state, a face without a crop."""
     path = tmp_path / "s.zarr"
     store = write_store(path, 4, crops=True)
     values = row_values(0)
@@ -126,10 +126,10 @@ def test_label_corrects_without_videos(tmp_path: Path, capsys: pytest.CaptureFix
     assert table.label_names["label"][table.labels["label"][0]] == "sleepy"
 
 
-def test_label_leaves_people_and_splits_that_the_manifest_has_no_column_for(
+def test_label_keeps_subjects_and_splits_without_a_column(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As in a list of a few wrong labels."""
+    """A short list with corrected labels changes only the labels."""
     path = tmp_path / "s.zarr"
     plan(path, [replace(clip, split="test") for clip in clips_of(2)], RECIPE, numerics={})
     manifest = tmp_path / "fixes.csv"
@@ -142,7 +142,7 @@ def test_label_leaves_people_and_splits_that_the_manifest_has_no_column_for(
 
 
 @pytest.mark.parametrize("words", [("info",), ("label", "fixes.csv"), ("delete", "--subject", "p0")])
-def test_what_is_no_store_is_one_clear_line(
+def test_path_without_a_store_is_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
     (tmp_path / "file").write_text("path,label\na.mp4,x\n", encoding="utf-8")
@@ -189,7 +189,7 @@ def test_label_reads_the_csv_in_a_folder(tmp_path: Path, capsys: pytest.CaptureF
         ),
     ],
 )
-def test_label_refuses_folders_that_are_no_classes(
+def test_label_refuses_folders_that_are_not_classes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], said: str
 ) -> None:
     """They would overwrite every label; nothing is written."""
@@ -203,8 +203,8 @@ def test_label_refuses_folders_that_are_no_classes(
     assert FeatureStore.open(path).fingerprint() == before
 
 
-def test_label_corrects_people_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By a CSV without a label column."""
+def test_label_corrects_subjects_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a CSV without a label column."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
     (tmp_path / "people.csv").write_text("path,subject\n영상/0.mp4,민수\n", encoding="utf-8")
@@ -224,8 +224,10 @@ def test_delete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not path.exists()
 
 
-def test_nobody_is_called_by_no_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """None is a person's name, and '' names nobody: neither means the whole store."""
+def test_delete_without_a_subject_name_deletes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`None` is a valid subject name, and '' is no subject: neither deletes the whole store."""
     path = tmp_path / "s.zarr"
     plan(path, [replace(clip, subject="None") for clip in clips_of(2)] + clips_of(4)[2:], RECIPE, numerics={})
     assert main(["delete", str(path), "--subject", ""]) == 2
@@ -239,7 +241,9 @@ def test_nobody_is_called_by_no_name(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("word", ["info", "verify", "pack", "delete"])
-def test_no_store_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str) -> None:
+def test_missing_store_is_a_one_line_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
     """Exit code 2."""
     assert main([word, str(tmp_path / "none.zarr")]) == 2
     assert "error: no store at" in capsys.readouterr().err
@@ -289,8 +293,8 @@ def test_import_npz_at_any_length_and_width(tmp_path: Path, capsys: pytest.Captu
         fill_row(FeatureStore.open(out, "r+"), 0)
 
 
-def test_ragged_forms_are_one(tmp_path: Path) -> None:
-    """Padded with length, laid end to end with length, and single frames."""
+def test_padded_and_concatenated_arrays_are_equal(tmp_path: Path) -> None:
+    """Padded with length, concatenated with length, and single frames."""
     from features.maintenance.import_external import read_sequences
 
     padded = np.arange(24.0).reshape(3, 4, 2)
@@ -326,10 +330,10 @@ def test_ragged_forms_are_one(tmp_path: Path) -> None:
         ({"x": np.zeros((2, 3, 4)), "y": np.zeros(2), "split": np.array(["train", "blue"])}, "split 'blue'"),
     ],
 )
-def test_unusable_npz_is_one_clear_line(
+def test_unusable_npz_is_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arrays: dict[str, np.ndarray], message: str
 ) -> None:
-    """Exit code 2, nothing left behind."""
+    """Exit code 2, and no store is left."""
     import re
 
     file = import_npz(tmp_path, **arrays)
@@ -363,18 +367,18 @@ def test_import_csv_with_a_line_a_frame(tmp_path: Path, capsys: pytest.CaptureFi
         ("clip,label,subject,AU1", "expected a column clip_id (one line per frame) or path"),
     ],
 )
-def test_import_refuses_a_header_that_can_be_read_two_ways(
+def test_import_refuses_an_ambiguous_header(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], header: str, said: str
 ) -> None:
-    """In one line."""
+    """With a one-line error."""
     file = tmp_path / "frames.csv"
     file.write_text(f"{header}\n1,2,3,4\n", encoding="utf-8")
     assert main(["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "au"]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
 
 
-def test_import_knows_the_columns_of_a_clip_however_they_are_written(tmp_path: Path) -> None:
-    """A person's number is no feature."""
+def test_import_matches_clip_columns_case_insensitively(tmp_path: Path) -> None:
+    """A subject's number is not a feature."""
     from features.maintenance.import_external import read_sequences
 
     (tmp_path / "frames.csv").write_text(
@@ -411,8 +415,8 @@ def test_import_openface_files_by_manifest(tmp_path: Path, capsys: pytest.Captur
     assert valid.tolist() == [[True, False], [True, False]]
 
 
-def test_what_a_killed_import_left_goes_with_the_next_one_or_the_store(tmp_path: Path) -> None:
-    """The next takes what nobody has written to for an hour, who deletes the store all; not other stores'."""
+def test_files_of_a_killed_import_are_deleted_later(tmp_path: Path) -> None:
+    """The next import deletes what was not written for an hour; delete removes all; other stores' files stay."""
     file = import_npz(tmp_path, x=np.zeros((2, 3)), y=np.zeros(2))
     words = ["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "n"]
 
@@ -431,8 +435,8 @@ def test_what_a_killed_import_left_goes_with_the_next_one_or_the_store(tmp_path:
     assert sorted(item.name for item in tmp_path.iterdir()) == sorted([file.name, other.name])
 
 
-def test_import_refuses_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Never over somebody's store, nor with a colon in the name."""
+def test_import_refuses_an_existing_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also a name with a colon."""
     file = import_npz(tmp_path, x=np.zeros((2, 3)), y=np.zeros(2))
     write_store(tmp_path / "o.zarr", 2)
     assert main(["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "n"]) == 2

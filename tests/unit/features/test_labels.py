@@ -44,8 +44,8 @@ def test_merging_into_a_name_that_is_there_adds_to_it() -> None:
         assert set(make_labelling(stored, merge=("distracted=off+away",)).names) == {"distracted", "engaged"}
 
 
-def test_levels_stand_by_value_whenever_they_were_first_met() -> None:
-    """A store appends names: a rare level may come last. Codes still belong to the stored order."""
+def test_levels_are_ordered_by_value() -> None:
+    """A store appends names, so a rare level may come last. Codes still follow the stored order."""
     stored = ("1", "2", "10", "0.5")
     labelling = make_labelling(stored, task="ordinal")
     assert labelling.names == ("0.5", "1", "2", "10")
@@ -65,8 +65,8 @@ def test_levels_with_decimals_are_binarized_by_value() -> None:
     assert words.sources == (("none", "some"), ("lots", "nan"))
 
 
-def test_a_word_among_levels_is_on_neither_side() -> None:
-    """Refused, naming it, until the levels are listed; two names are those of the classes."""
+def test_binarize_refuses_names_among_numbers() -> None:
+    """The error names it, until --labels lists the levels; two names are the names of the classes."""
     stored = (*LEVELS, "unclear")
     for labels in ((), ("low", "high")):
         with pytest.raises(ValueError, match=r"not numbers: unclear; .* --labels 0,1,2,3$"):
@@ -80,8 +80,8 @@ def test_a_word_among_levels_is_on_neither_side() -> None:
         make_labelling(LEVELS, binarize_at=2, labels=("0", "1", "9"))
 
 
-def test_merged_levels_stand_where_all_of_them_do() -> None:
-    """On one side of where levels are parted, whatever they are called together; else it is said."""
+def test_merged_levels_must_be_in_one_class() -> None:
+    """Whatever the group is called; otherwise an error."""
     for merge in ("2+3", "high=2+3"):
         labelling = make_labelling(LEVELS, binarize_at=2, merge=(merge,))
         assert labelling.sources == (("0", "1"), ("2", "3"))
