@@ -416,7 +416,7 @@ def test_import_openface_files_by_manifest(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_files_of_a_killed_import_are_deleted_later(tmp_path: Path) -> None:
-    """The next import deletes what was not written for an hour; delete removes all; other stores' files stay."""
+    """The next import deletes files older than an hour; delete removes all; other stores keep their files."""
     file = import_npz(tmp_path, x=np.zeros((2, 3)), y=np.zeros(2))
     words = ["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "n"]
 
