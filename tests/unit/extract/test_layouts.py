@@ -311,7 +311,7 @@ def test_folders_above_the_data_do_not_set_the_split(aihub: Path, tmp_path: Path
 
 def test_aihub_without_subjects_says_so(aihub: Path) -> None:
     notes = read_dataset(aihub).notes
-    assert any("no clip names a subject" in note for note in notes)
+    assert any("no clip has a subject" in note for note in notes)
     with pytest.raises(ValueError, match="matches no path"):
         read_dataset(aihub, subject_regex="nobody")
     with pytest.raises(ValueError, match="not a regular expression"):
