@@ -70,9 +70,9 @@ class ImportArgs:
     """Make a store from features that another program computed; tune and evaluate then work as usual."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """An .npz with x (N,T,D) and y (clips of different lengths: all frames in one x, and length); or a .csv
-    with one line per frame; or a .csv with one line per clip and a path column that names a .csv or .npy of
-    features."""
+    """An .npz with x (N,T,D) and y, and if lengths differ with length, the frames per clip (x is padded, or
+    has all frames concatenated); or a .csv with one line per frame; or a .csv with one line per clip and a
+    path column that names a .csv or .npy of features."""
     out: str
     """The store to create."""
     name: str

@@ -52,7 +52,7 @@ def write_manifest(path: Path, videos: Path, extra: tuple[tuple[str, ...], ...] 
 
 
 def extract(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict, str]:
-    """Exit code, summary and stderr of the door."""
+    """(exit code, summary, stderr) of `python -m extract`."""
     code = main([str(word) for word in words] + ["--json"])
     out, err = capfd.readouterr()
     return code, json.loads(out) if out else {}, err
@@ -129,7 +129,7 @@ def test_worker_processes_equal_this_process(
 def test_a_broken_video_is_a_listed_failure_and_the_rest_is_done(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """And once it is mended, the same command extracts it and nothing else."""
+    """After it is fixed, the same command extracts this video only."""
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"this is no video")
     extra = ((str(broken), "engaged", "eve", "train"), ("nowhere.mp4", "engaged", "eve", "train"))
@@ -472,7 +472,7 @@ def test_failed_finalize_is_a_warning(
 
 
 @pytest.fixture
-def lone_landmarker(landmarker_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def landmarker_only(landmarker_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that holds the landmarker and no detector, on a machine without network."""
 
     def refuse(asset: model_files.Asset) -> bytes:
@@ -496,13 +496,13 @@ def square_of(detector: Path, folder: Path) -> str:
     return recipe.geometry.square
 
 
-@pytest.mark.usefixtures("lone_landmarker")
+@pytest.mark.usefixtures("landmarker_only")
 def test_custom_detector_needs_no_other_detector(tmp_path: Path) -> None:
     (tmp_path / "mine.tflite").write_bytes(b"another detector")
     assert square_of(tmp_path / "mine.tflite", tmp_path) == OWN_SQUARE
 
 
-@pytest.mark.usefixtures("lone_landmarker")
+@pytest.mark.usefixtures("landmarker_only")
 def test_short_detector_is_recognised_by_its_hash(detector_path: Path, tmp_path: Path) -> None:
     shutil.copy(detector_path, tmp_path / "mine.tflite")
     assert square_of(tmp_path / "mine.tflite", tmp_path) == CROP_SQUARE

@@ -1,4 +1,4 @@
-"""The same jobs on a local Ray cluster of two workers: one is killed, a video kills whoever opens it."""
+"""Extraction on a local Ray cluster of two workers: one is killed, one video kills its workers."""
 
 import json
 import os

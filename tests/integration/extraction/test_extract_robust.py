@@ -1,4 +1,4 @@
-"""What can go wrong while extracting: bad files, kills, full disks, stores and videos that vanish."""
+"""Failures during extraction: bad files, kills, full disks, deleted stores and videos."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""The demo set: a face where one is meant, labels by duration, people kept apart, the same set every time."""
+"""The demo set: faces are detected, labels follow event lengths, subjects are disjoint, seeds repeat."""
 
 import csv
 from collections import Counter

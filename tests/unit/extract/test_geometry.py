@@ -1,4 +1,4 @@
-"""The second stream: equal to MediaPipe's own call, right about known faces, blank where there is no face."""
+"""Geometry: equal to MediaPipe's own call, correct for known angles, NaN without a face."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The data sets people have: small trees of each layout, with their traps, around real clips."""
+"""Data set formats: small examples of each, with their known irregularities, around real clips."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""One video to rows: what a row holds, and that it depends on nothing but file, window and recipe."""
+"""Extraction of one video: the values of a row depend only on file, window and recipe."""
 
 from dataclasses import replace
 from itertools import count

@@ -1,4 +1,4 @@
-"""Geometry that something else measured becomes a store whose only stream is the geometry."""
+"""Import of geometry from other programs: a store whose only stream is the geometry."""
 
 import io
 import zipfile

@@ -1,4 +1,4 @@
-"""Files are there whole or not at all, and of a process others know whether it still runs."""
+"""Atomic file writes, and detection of running processes."""
 
 import json
 import os

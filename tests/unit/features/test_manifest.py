@@ -1,4 +1,4 @@
-"""Manifests: what users write, and what they write wrongly."""
+"""Manifests: accepted formats, and errors of users."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""Relabelling: a row takes the labels of the clip that it was cut from, also where clips overlap."""
+"""Relabelling: a row gets the labels of the clip that it is a window of, also if clips overlap."""
 
 import tempfile
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Splits: nobody is on two sides, classes keep their proportions, official splits are kept."""
+"""Splits: no subject is in two subsets, classes keep their proportions, official splits are kept."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from features.store.table import ClipTable
 
 
 def table_of(subjects: list[str], splits: list[str] | None = None) -> ClipTable:
-    """A table with these people."""
+    """A table with these subjects."""
     count = len(subjects)
     ids = [f"{index}.mp4#0" for index in range(count)]
     return ClipTable(
@@ -42,7 +42,7 @@ def table_of(subjects: list[str], splits: list[str] | None = None) -> ClipTable:
 
 
 def people(num_people: int, clips_each: int) -> list[str]:
-    """Names, one a clip."""
+    """Subject names, one per clip."""
     return [f"p{index // clips_each}" for index in range(num_people * clips_each)]
 
 
@@ -84,7 +84,7 @@ def test_no_subject_is_in_two_subsets(who: list[int], seed: int) -> None:
 
 
 def test_official_split_is_kept() -> None:
-    """All three sides are given."""
+    """All three subsets are official."""
     splits = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
     split = make_split(table_of(people(10, 1), splits), np.arange(10), np.arange(10) % 2, seed=0)
     assert split.description == "official"
@@ -93,7 +93,7 @@ def test_official_split_is_kept() -> None:
 
 
 def test_official_validation_becomes_test_where_there_is_no_test() -> None:
-    """And a new validation part comes out of train, by person; the split says so."""
+    """A new validation subset is taken from train by subject; the description says so."""
     splits = ["train"] * 20 + ["val"] * 5
     subjects = people(10, 2) + ["v1"] * 5
     split = make_split(table_of(subjects, splits), np.arange(25), np.arange(25) % 2, seed=0)
@@ -105,7 +105,7 @@ def test_official_validation_becomes_test_where_there_is_no_test() -> None:
 
 
 def test_clips_without_a_split_are_left_out_and_counted() -> None:
-    """They may be of anybody."""
+    """Their subject may be in any subset."""
     splits = ["train"] * 4 + ["val", "test", ""]
     split = make_split(table_of(people(7, 1), splits), np.arange(7), np.zeros(7, int), seed=0)
     assert 6 not in np.concatenate(list(split.subsets().values()))
@@ -169,7 +169,7 @@ def test_subject_in_two_official_subsets_is_an_error() -> None:
 
 
 def test_no_subjects_is_a_warning_and_videos_stay_whole() -> None:
-    """Windows of one video never part."""
+    """Windows of one video stay in one subset."""
     table = table_of([""] * 40)
     table.source[:] = [f"v{index // 4}.mp4" for index in range(40)]
     split = make_split(table, np.arange(40), np.arange(40) % 2, seed=0)
@@ -186,8 +186,8 @@ def videos_of(table: ClipTable, windows_each: int) -> ClipTable:
     return replace(table, source=np.array(sources), clip_id=np.array(ids))
 
 
-def num_parted(split: Split, table: ClipTable) -> int:
-    """Videos on more than one side."""
+def num_shared(split: Split, table: ClipTable) -> int:
+    """Number of videos in more than one subset."""
     subsets = [set(table.source[rows].tolist()) for rows in split.subsets().values()]
     return sum(map(len, subsets)) - len(set().union(*subsets))
 
@@ -197,7 +197,7 @@ def test_window_without_a_subject_stays_with_the_subject_of_its_video(tmp_path: 
     table = videos_of(table_of([f"p{row // 4}" if row % 2 == 0 else "" for row in range(80)]), 2)
     labels = np.arange(80) // 4 % 2
     split = make_split(table, np.arange(80), labels, seed=0)
-    assert num_parted(split, table) == 0
+    assert num_shared(split, table) == 0
     for rows in split.subsets().values():
         assert len(np.unique(rows // 4)) * 4 == len(rows)
     earlier_split(tmp_path, split, table)
@@ -212,11 +212,11 @@ def test_windows_without_a_split_follow_their_video(tmp_path: Path) -> None:
     table, labels = videos_of(table_of([""] * 40, marks), 2), np.arange(40) // 2 % 2
     split = make_split(table, np.arange(40), labels, seed=0)
     assert split.test.tolist() == list(range(20))
-    assert num_parted(split, table) == 0
+    assert num_shared(split, table) == 0
     (tmp_path / "split.csv").write_text("clip_id,subject,split\nx#0,a,train\n", encoding="utf-8")
     later = extend_split(table, np.arange(40), labels, tmp_path)
     assert set(range(20)) <= set(later.test.tolist())
-    assert num_parted(later, table) == 0
+    assert num_shared(later, table) == 0
     assert not any("two subsets" in text for text in split.warnings + later.warnings)
 
 
@@ -269,7 +269,7 @@ def test_more_folds_than_subjects_are_refused() -> None:
 
 
 def test_leave_one_subject_out() -> None:
-    """One fold a person; unknown people are refused."""
+    """One fold per subject; clips without a subject are refused."""
     folds = leave_one_subject_out(np.array(["b", "a", "b"]))
     assert [held.tolist() for _, held in folds] == [[1], [0, 2]]
     with pytest.raises(ValueError, match="needs a subject for every clip"):

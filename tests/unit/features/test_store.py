@@ -1,4 +1,4 @@
-"""The store: what was written is read back, nothing is lost, and what is broken is found."""
+"""The store: rows are read back as written, nothing is lost, and damage is found."""
 
 import json
 import os
@@ -234,7 +234,7 @@ def test_another_recipe_is_refused_by_field(tmp_path: Path) -> None:
 
 
 def test_a_grown_and_corrected_manifest_moves_no_row(tmp_path: Path) -> None:
-    """Labels, people and splits follow the manifest; only new clips are missing; what vanished is listed."""
+    """Labels, subjects and splits follow the manifest; only new clips are missing; removed clips are listed."""
     path = tmp_path / "s.zarr"
     write_store(path, 6)
     before = FeatureStore.open(path).read_stream("embeddings")[0]
@@ -277,7 +277,7 @@ def test_planning_again_without_changes_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_changed_file_is_extracted_again(tmp_path: Path) -> None:
-    """By size or time; a file that is away today has not changed."""
+    """By size or time; a file that cannot be read now does not count as changed."""
     for index in range(3):
         (tmp_path / f"{index}.mp4").write_bytes(b"x" * index)
     path, clips = tmp_path / "s.zarr", clips_of(3, tmp_path)
@@ -380,7 +380,7 @@ def test_extracting_corrects_ends_and_keeps_what_cannot_be_read_today(
 
 
 def test_relabelling_changes_no_end(tmp_path: Path) -> None:
-    """A manifest's line may end anywhere: rows are its windows."""
+    """A line of a manifest may end at any time: rows are its windows."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
     relabel(path, [replace(clip, end_s=0.5, labels={"label": "sleepy"}) for clip in clips_of(2)])
@@ -465,7 +465,7 @@ def test_a_column_with_some_values_corrects_by_its_blanks_too(tmp_path: Path) ->
 
 
 def test_odd_column_names_are_kept(tmp_path: Path) -> None:
-    """What no file system takes as a name."""
+    """Names that are not valid file names."""
     columns = ["a/b", "..", "con:fusion", "NUL", "x" * 300, "집중 정도"]
     clip = replace(clips_of(1)[0], labels=dict.fromkeys(columns, "1"), slices=dict.fromkeys(columns, "값"))
     table = plan(tmp_path / "s.zarr", [clip], RECIPE, numerics={}).table()
@@ -782,7 +782,7 @@ def test_packed_copy_is_equal_fresh_and_disposable(tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_written_packs_into_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A shared store on a server belongs to somebody else; here a file stands where its copy would lie."""
+    """For example a shared store; here a file blocks the path of the packed copy."""
     monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "s.zarr"
     store = write_store(path, 4)
@@ -926,7 +926,7 @@ def test_every_evaluation_on_test_is_logged(tmp_path: Path) -> None:
 
 
 def test_one_planner_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A living planner is waited for, a dead one is not."""
+    """A running planner is waited for, a dead one is not."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
     place = location_of(path)
