@@ -234,7 +234,7 @@ def test_another_recipe_is_refused_by_field(tmp_path: Path) -> None:
 
 
 def test_a_grown_and_corrected_manifest_moves_no_row(tmp_path: Path) -> None:
-    """Labels, subjects and splits follow the manifest; only new clips are missing; removed ones are listed."""
+    """Labels, subjects and splits follow the manifest; only new clips are missing; removed are listed."""
     path = tmp_path / "s.zarr"
     write_store(path, 6)
     before = FeatureStore.open(path).read_stream("embeddings")[0]
