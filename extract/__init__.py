@@ -1,1 +1,1 @@
-"""From video files to rows of the store."""
+"""Extraction: from video files to rows of the feature store."""

@@ -1,4 +1,4 @@
-"""What this machine has and what it lacks, said before hours of work."""
+"""`python -m extract check`: the packages, codecs, cameras, GPU and model files of this machine."""
 
 import importlib
 import platform
@@ -26,7 +26,7 @@ PACKAGES = (
     "optuna",
 )
 OPENED = {"torch": "torch", "openvino": "openvino", "opencv-contrib-python": "cv2", "av": "av"}
-"""Modules by package, of those that are asked about the machine; an installed one may lack a library."""
+"""Module by package, for packages that are imported as a test: a system library may be missing."""
 CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg")
 FILES: dict[str, Callable[[bool], Path]] = {
     "face detector (short range)": lambda fetch: detector_file("short", fetch),
@@ -36,11 +36,11 @@ FILES: dict[str, Callable[[bool], Path]] = {
     "face detector (full range, --detector full)": lambda fetch: detector_file("full", fetch),
 }
 NEEDED = tuple(FILES)[:2]
-"""Without these nothing can be extracted; of the encoders, one is enough."""
+"""Files that every extraction needs, in addition to the weights of one encoder."""
 
 
 def check_machine(config: CheckConfig) -> tuple[dict[str, Any], int]:
-    """Look, print, and return what was found; the code is 1 when extraction could not run."""
+    """Check the machine and print the result; returns (summary, exit code), 1 if extraction cannot run."""
     unusable = {name: reason for name, module in OPENED.items() if (reason := _import_error(module))}
     found: dict[str, Any] = {
         "python": platform.python_version(),
@@ -76,13 +76,13 @@ def _file(get: Callable[[bool], Path], fetch: bool) -> dict[str, str | None]:
 
 
 def _import_error(module: str) -> str | None:
-    """Why a module cannot be imported."""
+    """Why a module cannot be imported; None if it can."""
     try:
         if module == "openvino":
             import_openvino()
         else:
             importlib.import_module(module)
-    except (ImportError, OSError) as error:  # OSError: a library that torch lacks on Windows
+    except (ImportError, OSError) as error:  # OSError: a library that torch misses on Windows
         return " ".join(str(error).split()) or type(error).__name__
     return None
 
@@ -100,13 +100,13 @@ def _codecs() -> dict[str, bool]:
 
 
 def _cameras(count: int) -> list[int]:
-    """Indices of the cameras that open, the light of each off again at once."""
+    """Indices of the cameras that can be opened; each is closed at once."""
     import cv2
 
     from extract.face.mediapipe_tasks import silenced_stderr
 
     working = []
-    with silenced_stderr():  # cv2 complains from C about every index that is not there
+    with silenced_stderr():  # cv2 prints a C-level error for every index without a camera
         for index in range(count):
             camera = cv2.VideoCapture(index)
             if camera.isOpened():
@@ -136,15 +136,15 @@ def _print(found: dict[str, Any]) -> None:
     if found["bf16"] is not None:
         row("bfloat16", "yes: --precision auto uses it" if found["bf16"] else "no: --precision auto is f32")
     if "torch" not in found["unusable"]:
-        row("GPU", found["gpu"] or "none; the CPU will do")
+        row("GPU", found["gpu"] or "none: the CPU is used")
     for name, version in found["packages"].items():
         if version and name in found["unusable"]:
-            row(name, f"{version}, but it cannot be imported: {found['unusable'][name]}", False)
+            row(name, f"{version}, cannot be imported: {found['unusable'][name]}", False)
         else:
             row(name, version or "not installed", version is not None)
     if found["codecs"] is not None:
-        absent = [name for name, there in found["codecs"].items() if not there]
-        row("video codecs", "lacking " + ", ".join(absent) if absent else "all that are common", not absent)
+        absent = [name for name, is_available in found["codecs"].items() if not is_available]
+        row("video codecs", "missing: " + ", ".join(absent) if absent else ", ".join(CODECS), not absent)
     if found["cameras"] is not None:
         row("cameras", ", ".join(map(str, found["cameras"])) or "none")
     for name, item in found["files"].items():
@@ -153,4 +153,4 @@ def _print(found: dict[str, Any]) -> None:
     console().print(table)
     if found["missing"]:
         console().print(f"missing: {', '.join(found['missing'])}", style="red")
-        console().print("python -m extract check --fetch gets the model files")
+        console().print("to download the model files: python -m extract check --fetch")

@@ -1,6 +1,6 @@
-"""What a user may ask of the extract doors: frozen dataclasses whose docstrings are the help.
+"""The options of `python -m extract`: frozen dataclasses whose docstrings are the help texts.
 
-Light on purpose: `--help` reads this file alone.
+Imports little, so that `--help` is fast.
 """
 
 import math
@@ -12,62 +12,64 @@ Layout = Literal["auto", "csv", "folder", "daisee", "engagenet", "aihub"]
 
 
 MAX_FRAMES = 100_000
-"""Frames of a clip: more is a slip of the finger, and more than any memory holds."""
+"""Maximum number of frames per window: more is a typing error and does not fit into memory."""
 NUM_CLIPS = 168
-"""Of the demo set: 98 to learn from, 28 for validation, 42 for test."""
+"""Number of clips of the demo set: 98 train, 28 validation, 42 test."""
 
 
 @dataclass(frozen=True)
 class ExtractConfig:
-    """Turn labelled face videos into a store of embeddings. Run again, it does only what is missing."""
+    """Turn labelled face videos into a store of embeddings. A second run extracts only what is missing."""
 
     data: Path
-    """Manifest CSV, folder of classes (ROOT/<label>/<video>), or the root of a known data set."""
+    """Manifest CSV, folder with one subfolder per class (ROOT/<label>/<video>), or the root folder of a known
+    data set."""
     out: str
-    """The store to create or go on with: a folder such as features.zarr, or s3://bucket/prefix."""
+    """The store to create or continue: a folder such as features.zarr, or s3://bucket/prefix."""
     layout: Layout = "auto"
-    """How the data lie; auto looks."""
+    """Format of the data set. auto: detect it."""
     encoder: Literal["mobilenet_v3_large", "efficientnet_lite0"] = "mobilenet_v3_large"
     """The frozen network that turns a crop into an embedding."""
     weights: str = "imagenet"
     """The encoder's weights: imagenet, random (for tests only), or a file."""
     detector: str = "short"
-    """Face detector: short (near faces), full (where short finds none, also distant ones), or a file."""
+    """Face detector: short (near faces), full (short, and if it finds no face, a detector for distant faces),
+    or a file."""
     backend: Literal["auto", "torch", "openvino"] = "auto"
-    """What runs the encoder: auto is torch where there is a CUDA device, else OpenVINO."""
+    """Library that runs the encoder. auto: torch with a CUDA device, else openvino."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """Device of the encoder: auto, cpu or cuda."""
     precision: Literal["auto", "f32", "bf16"] = "auto"
-    """Number format inside the encoder; auto is what the store was begun with, or bf16 where the processor
-    has it."""
+    """Number format in the encoder. auto: the precision of the existing store; for a new store bf16 if the
+    processor supports it, else f32."""
     fps: float = 3.0
-    """Sampled frames a second."""
+    """Sampled frames per second."""
     window: float = 10.0
     """Length of a window, seconds."""
     geometry: Literal["on", "off"] = "on"
-    """Also measure expression and head pose: the second stream."""
+    """Also extract facial expression and head pose (geometry), the second stream."""
     crops: Literal["none", "jpeg"] = "none"
-    """Keep the face crops as JPEG: fine-tuning needs them. They are pictures of people."""
+    """Store the face crops as JPEG. Fine-tuning needs them. They are personal data: pictures of people."""
     workers: int | None = None
-    """Processes; one for each usable core unless given, and with CUDA for each 2 GB of the GPU's memory. 0:
-    work in this process, for debugging; a video that kills it ends the run."""
+    """Number of processes. Default: one per usable core; with CUDA at most one per 2 GB of free GPU memory.
+    0: run in this process, for debugging; a video that crashes it ends the run."""
     shard: str = "0/1"
-    """i/n: do the i-th of n shares of the videos (i from 0), for an array job on one store."""
+    """i/n: extract the i-th of n parts of the videos (i starts at 0), for array jobs that share one store."""
     engine: Literal["local", "ray"] = "local"
-    """Where the workers run: on this machine, or on a Ray cluster."""
+    """Where the workers run: local (this machine) or ray (a Ray cluster)."""
     limit: int | None = None
-    """Only this many clips, a seeded sample balanced over split, class and subject."""
+    """Extract only this many clips: a seeded sample, balanced over split, class and subject."""
     subject_regex: str = ""
-    """Finds the subject in a video's path (its first group that matches), where the data set does not name
-    it."""
+    """Regular expression for the subject in a video's path (the first group that matches), if the data set
+    has no subjects."""
     time_limit: float | None = None
-    """Seconds a video may take before it is given up; unless given, two minutes and ten times its length."""
+    """Maximum time for one video, seconds. Default: 120 s plus ten times its length."""
     retry_failed: bool = False
-    """Try the clips again that failed before."""
+    """Also extract clips that failed before."""
     verify_sample: int = 0
-    """Extract this many finished clips again, compare them with the store, and do nothing else."""
+    """Extract this many finished clips again and compare them with the store; write nothing."""
     dry_run: bool = False
-    """Print what would be extracted and about how long it takes; write nothing."""
+    """Print what would be extracted and how long it would take; write nothing."""
     json: bool = False
     """Print a JSON summary on stdout."""
 
@@ -80,10 +82,11 @@ class ExtractConfig:
                 raise ValueError(f"--{name} must be at least {least}, got {count}")
         for name, value in (("fps", self.fps), ("window", self.window)):
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"--{name} must be a number above 0, got {value}")
+                raise ValueError(f"--{name} must be a finite number above 0, got {value}")
         if self.fps * self.window > MAX_FRAMES:
             raise ValueError(
-                f"--fps {self.fps:g} times --window {self.window:g} is over {MAX_FRAMES:,} frames a clip"
+                f"--fps {self.fps:g} times --window {self.window:g} is more than {MAX_FRAMES:,} frames per "
+                "window: reduce one of them"
             )
         if self.verify_sample < 0:
             raise ValueError(f"--verify-sample must be at least 0, got {self.verify_sample}")
@@ -94,33 +97,33 @@ class ExtractConfig:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Write a small labelled set of synthetic face videos with a labels.csv."""
+    """Write a small labelled data set of synthetic face videos, with a labels.csv."""
 
     out: Path
-    """Folder to write."""
+    """Folder to write to."""
     clips: int = NUM_CLIPS
-    """How many ten-second clips."""
+    """Number of ten-second clips."""
     seed: int = 0
-    """Which clips."""
+    """Random seed of the clips."""
     json: bool = False
     """Print a JSON summary on stdout."""
 
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Say what this machine has and what is missing, before hours of work."""
+    """Check the packages, codecs, cameras, GPU and model files of this machine."""
 
     fetch: bool = False
-    """Fetch all model files now, for use without network later."""
+    """Download all model files now, so that no network is needed later."""
     cameras: int = 4
-    """How many camera indices to try."""
+    """Number of camera indices to try."""
     json: bool = False
-    """Print what was found as JSON on stdout."""
+    """Print the result as one JSON object on stdout."""
 
 
 def shard_of(text: str) -> tuple[int, int]:
-    """(i, n) of `i/n`. Raises ValueError unless 0 <= i < n."""
+    """(i, n) from the text `i/n`. Raises ValueError unless 0 <= i < n."""
     first, _, second = text.partition("/")
     if not (first.isdigit() and second.isdigit() and int(first) < int(second)):
-        raise ValueError(f"--shard takes i/n with i from 0 to n-1, got {text!r}")
+        raise ValueError(f"--shard must be i/n with i from 0 to n-1, got {text!r}")
     return int(first), int(second)

@@ -1,5 +1,6 @@
-"""What an extraction would do and cost (`--dry-run`), and whether an earlier one still comes out the same
-(`--verify-sample`). Both run a few windows in this very process and write nothing.
+"""Dry run of an extraction (`--dry-run`), and comparison with an earlier one (`--verify-sample`).
+
+Both extract a few windows in this process and write nothing.
 """
 
 import random
@@ -26,33 +27,34 @@ from extract.pipeline.extractor import (
 )
 from extract.pipeline.planning import WindowPlan, missing_parts, num_workers, select_shard, store_at
 from extract.pipeline.writer import AGREEMENT, cosines, same_faces
-from features.cli import echo, echo_failures, say_counts
+from features.cli import echo, echo_failures, print_counts
 from features.manifest import Clip
 from features.recipe import require_equal
 from features.store.store import DONE, FeatureStore
 
 NUM_TIMED = 3
 GEOMETRY_AGREEMENT = 0.05
-"""Of scores from 0 to 1, radians (3°) and shares of centimetres; landmarks are float32 everywhere."""
+"""Maximum difference of a geometry feature, relative above 1: of scores (0 to 1), radians (0.05 = 3°),
+centimetres."""
 
 
 def dry_run(
     config: ExtractConfig, window_plan: WindowPlan, extractor_config: ExtractorConfig
 ) -> dict[str, Any]:
-    """Count what is to do by label column, split and class, time three windows, and extrapolate.
+    """Count the clips to extract by label column, split and class, time three of them, and extrapolate.
 
-    Raises ValueError, naming the fields, when the store that is there was made by another recipe.
+    Raises ValueError, naming the fields, when the existing store has another recipe.
     """
     if (store := store_at(config.out)) is not None:
         _require_same_recipe(extractor_config, store)
-    own = select_shard(window_plan.windows, config.shard)
-    lacking = missing_parts(config, window_plan.windows)
-    todo = [clip for clip in own if clip.clip_id in lacking and clip.clip_id not in window_plan.unreadable]
+    shard = select_shard(window_plan.windows, config.shard)
+    missing = missing_parts(config, window_plan.windows)
+    todo = [clip for clip in shard if clip.clip_id in missing and clip.clip_id not in window_plan.unreadable]
     extractor = open_extractor(extractor_config)
     seconds, sizes, failed = [], [], []
     for clip in _to_time(todo):
         began_s = time.perf_counter()
-        outcome = _extract(clip, extractor, lacking[clip.clip_id])
+        outcome = _extract(clip, extractor, missing[clip.clip_id])
         if isinstance(outcome, FailedWindow):
             failed.append({"clip_id": clip.clip_id, "reason": outcome.reason})
         else:
@@ -60,10 +62,10 @@ def dry_run(
             sizes.append(_num_bytes(outcome))
     extractor.close()
     num_videos = len({clip.path for clip in todo})
-    workers = max(1, min(num_workers(config, extractor_config.device), num_videos))  # a video is one worker's
+    workers = max(1, min(num_workers(config, extractor_config.device), num_videos))  # one video per worker
     return {
         "dry_run": True,
-        "clips": len(own),
+        "clips": len(shard),
         "to_extract": len(todo),
         "videos": num_videos,
         "counts": _counts(todo),
@@ -72,11 +74,11 @@ def dry_run(
         "hours": float(np.mean(seconds)) * len(todo) / workers / 3600 if seconds else None,
         "workers": workers,
         "bytes": int(np.mean(sizes) * len(todo)) if sizes else None,
-        # One a part, and the frames with the embeddings.
-        "files": sum(len(lacking[clip.clip_id]) + ("embeddings" in lacking[clip.clip_id]) for clip in todo),
+        # One file per part; embeddings have a second one, `frames`.
+        "files": sum(len(missing[clip.clip_id]) + ("embeddings" in missing[clip.clip_id]) for clip in todo),
         "unreadable": {
             clip.clip_id: window_plan.unreadable[clip.clip_id]
-            for clip in own
+            for clip in shard
             if clip.clip_id in window_plan.unreadable
         },
     }
@@ -85,9 +87,9 @@ def dry_run(
 def verify_sample(
     config: ExtractConfig, clips: Sequence[Clip], extractor_config: ExtractorConfig
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Extract some finished windows again and compare; returns the summary and what does not agree.
+    """Extract some finished windows again and compare them; returns (summary, windows that differ).
 
-    Raises ValueError, naming the fields, when the store was made by another recipe.
+    Raises ValueError, naming the fields, when the store has another recipe.
     """
     store = FeatureStore.open(config.out)
     with_geometry = "geometry" in store.streams and extractor_config.recipe.geometry is not None
@@ -97,7 +99,7 @@ def verify_sample(
     row_of = {str(name): row for row, name in enumerate(table.clip_id) if table.state[row] == DONE}
     finished = [clip for clip in clips if clip.clip_id in row_of]
     if not finished:
-        raise ValueError(f"{config.out} has none of these clips to compare with")
+        raise ValueError(f"{config.out} has no finished clip of {config.data}: there is nothing to compare")
     extractor = open_extractor(extractor_config)
     found: list[Difference] = []
     differing = []
@@ -117,7 +119,7 @@ def verify_sample(
 
 
 def _require_same_recipe(extractor_config: ExtractorConfig, store: FeatureStore) -> None:
-    """As a plan requires it: geometry may be added to a store that has none."""
+    """Check the recipe as planning does: geometry may be added to a store that has none."""
     with_geometry = store.recipe.geometry is not None and extractor_config.recipe.geometry is not None
     require_equal(
         extractor_config.recipe,
@@ -129,16 +131,16 @@ def _require_same_recipe(extractor_config: ExtractorConfig, store: FeatureStore)
 
 @dataclass(frozen=True)
 class Difference:
-    """Between a row of the store and the same window extracted again."""
+    """Difference between a row of the store and the same window extracted again."""
 
     reason: str = ""
-    """Why they do not agree; '' = they do."""
+    """Why they differ too much; '' = they agree."""
     is_identical: bool = False
-    """Bit for bit."""
+    """Whether all values are equal bit for bit."""
     cosine: float = 1.0
-    """The lowest between embeddings of a frame."""
+    """Lowest cosine similarity between the two embeddings of a frame."""
     geometry: float = 0.0
-    """The largest between values of a frame, relative where they are above 1."""
+    """Largest difference of a geometry value; relative for values above 1."""
 
 
 def _difference(store: FeatureStore, row: int, fresh: WindowFeatures | FailedWindow) -> Difference:
@@ -146,7 +148,7 @@ def _difference(store: FeatureStore, row: int, fresh: WindowFeatures | FailedWin
         return Difference(fresh.reason)
     index = np.array([row])
     if not same_faces(store.read_frames(index)[0], fresh.frames):
-        return Difference("other faces are found now")
+        return Difference("the face boxes differ from the stored ones")
     assert fresh.embeddings is not None
     valid = fresh.frames[:, 5] > 0
     stored, again = store.read_stream("embeddings", index)[0][0][valid], fresh.embeddings[valid]
@@ -157,7 +159,7 @@ def _difference(store: FeatureStore, row: int, fresh: WindowFeatures | FailedWin
     if fresh.geometry is not None and store.present("geometry")[row]:
         values, measured = (part[0] for part in store.read_stream("geometry", index))
         if not np.array_equal(measured, np.isfinite(fresh.geometry).all(axis=1)):
-            return Difference("geometry is measured in other frames now", cosine=cosine)
+            return Difference("geometry is valid in other frames than in the store", cosine=cosine)
         values, again = values[measured], fresh.geometry[measured]
         is_identical &= np.array_equal(values, again)
         gaps = (np.abs(values - again) / np.maximum(1, np.abs(again))).max(axis=0, initial=0)
@@ -170,10 +172,10 @@ def _difference(store: FeatureStore, row: int, fresh: WindowFeatures | FailedWin
 
 
 def print_dry_run(summary: dict[str, Any]) -> None:
-    """The forecast for people, on stderr."""
+    """Print the summary of a dry run on stderr."""
     for column, splits in summary["counts"].items():
         names = sorted({name for counts in splits.values() for name in counts})
-        say_counts(column, splits, names)
+        print_counts(column, splits, names)
     echo_failures((item["clip_id"], item["reason"]) for item in summary["timed_failures"])
     echo(f"{summary['to_extract']} of {summary['clips']} clips to extract, from {summary['videos']} videos")
     if (hours := summary["hours"]) is not None:
@@ -185,7 +187,7 @@ def print_dry_run(summary: dict[str, Any]) -> None:
 
 
 def _counts(clips: Sequence[Clip]) -> dict[str, dict[str, dict[str, int]]]:
-    """Clips by label column, split and label, as `python -m features info` counts them."""
+    """Number of clips by label column, split and label, as in `python -m features info`."""
     counts: dict[str, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(Counter))
     for clip in sorted(clips, key=lambda clip: clip.split):
         for column, label in clip.labels.items():
@@ -194,14 +196,14 @@ def _counts(clips: Sequence[Clip]) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def _to_time(clips: Sequence[Clip]) -> list[Clip]:
-    """Some windows, the first ones of their videos: a late one alone would cost decoding all before it."""
-    place: dict[str, int] = {}
+    """NUM_TIMED random windows, early ones first: for a late window, the whole video before it is decoded."""
+    index_in_video: dict[str, int] = {}
     seen: Counter[Path] = Counter()
     for clip in sorted(clips, key=lambda clip: clip.start_s):
-        place[clip.clip_id] = seen[clip.path]
+        index_in_video[clip.clip_id] = seen[clip.path]
         seen[clip.path] += 1
     drawn = random.Random(0).sample(clips, len(clips))
-    return sorted(drawn, key=lambda clip: place[clip.clip_id])[:NUM_TIMED]
+    return sorted(drawn, key=lambda clip: index_in_video[clip.clip_id])[:NUM_TIMED]
 
 
 def _extract(clip: Clip, extractor: FeatureExtractor, parts: set[Part]) -> WindowFeatures | FailedWindow:

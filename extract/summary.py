@@ -1,4 +1,4 @@
-"""What an extraction did, counted and told: for people on stderr, for programs as JSON."""
+"""Summary of an extraction: statistics, text on stderr, JSON for `--json`."""
 
 import shlex
 import time
@@ -22,7 +22,7 @@ MAX_UNPAIRED = 5
 
 @dataclass
 class RunStats:
-    """What a run did."""
+    """Statistics of an extraction: extracted rows, seconds per stage, start and end (`time.time()`)."""
 
     done: int = 0
     stage_s: Counter[str] = field(default_factory=Counter)
@@ -40,14 +40,13 @@ class RunStats:
 
     @property
     def clips_per_s(self) -> float:
-        """Rows a second from the first decode to the last write."""
+        """Rows per second, from the first decode to the last write."""
         elapsed_s = self.ended_s - self.began_s
         return self.done / elapsed_s if self.done and elapsed_s > 0 else 0.0
 
 
 def print_index(index: DatasetIndex) -> None:
-    """What was found where the user pointed, on stderr."""
-
+    """Print what the data set contains on stderr."""
     clips = index.manifest.clips
     subjects = {clip.subject for clip in clips} - {""}
     echo(f"layout {index.layout}: {len(clips)} clips, {len(subjects)} subjects")
@@ -58,8 +57,8 @@ def print_index(index: DatasetIndex) -> None:
         if names:
             more = ", … (--json lists all)" if len(names) > MAX_UNPAIRED else ""
             echo(f"{len(names)} {kind}: {', '.join(names[:MAX_UNPAIRED])}{more}")
-    for why, count in index.dropped:
-        echo(f"{count} labels left out: {why}")
+    for reason, count in index.dropped:
+        echo(f"{count} labels left out: {reason}")
     for note in index.notes:
         log_warning(note)
 
@@ -70,23 +69,23 @@ def summarise(
     window_plan: WindowPlan,
     store: FeatureStore,
     run_stats: RunStats,
-    mine: set[str],
-    lacking: Collection[str],
+    shard_ids: set[str],
+    missing: Collection[str],
 ) -> dict[str, Any]:
-    """What `--json` prints. mine: ids of this shard's clips. lacking: of those that still lack a part that
-    was asked for; only these can have failed, whatever went wrong with other parts before."""
+    """The summary that `--json` prints. shard_ids: clip ids of this shard. missing: clip ids that still miss
+    a requested part; only these count as failed, because an older failure may be about another part."""
     table = store.table()
-    own = [row for row, clip_id in enumerate(table.clip_id) if clip_id in mine]
-    failed = [row for row in own if table.failure[row] and table.clip_id[row] in lacking]
-    num_done = sum(int(table.state[row] == DONE) for row in set(own) - set(failed))
+    rows = [row for row, clip_id in enumerate(table.clip_id) if clip_id in shard_ids]
+    failed = [row for row in rows if table.failure[row] and table.clip_id[row] in missing]
+    num_done = sum(int(table.state[row] == DONE) for row in set(rows) - set(failed))
     return {
         "store": str(store.path),
-        "clips": len(own),
-        "videos": len({table.source[row] for row in own}),
+        "clips": len(rows),
+        "videos": len({table.source[row] for row in rows}),
         "done": run_stats.done,
         "skipped": num_done - run_stats.done,
         "failed": len(failed),
-        "face_rate": _face_rate(store, [row for row in own if table.state[row] == DONE]),
+        "face_rate": _face_rate(store, [row for row in rows if table.state[row] == DONE]),
         "clips_per_s": round(run_stats.clips_per_s, 3),
         "stage_s": {name: round(seconds, 2) for name, seconds in run_stats.stage_s.most_common()},
         "dropped_s": round(window_plan.dropped_s, 1),
@@ -107,7 +106,7 @@ def summarise(
 
 
 def _face_rate(store: FeatureStore, rows: list[int]) -> float | None:
-    """Share of sampled frames with a face, over all rows that are done; None without any."""
+    """Fraction of sampled frames with a detected face, over all done rows; None without sampled frames."""
     sampled = faces = 0
     for first in range(0, len(rows), 512):
         frames = store.read_frames(np.array(rows[first : first + 512]))
@@ -124,28 +123,33 @@ def _next_command(config: ExtractConfig, num_done: int) -> str:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """The summary for people, on stderr."""
+    """Print the summary on stderr."""
     from rich.table import Column, Table
 
     echo_failures((item["where"], item["reason"]) for item in summary["problems"])
     more = f": python -m features info {shlex.quote(summary['store'])} --json"
     echo_failures(((item["clip_id"], item["reason"]) for item in summary["failures"]), more)
     if summary["failures"]:
-        echo("once these are mended: the same command with --retry-failed (changed files are noticed anyway)")
-    if gone := summary["vanished"]:
-        log_warning(f"{len(gone)} clips in the store are no longer in the manifest, {gone[0]} for one")
+        echo(
+            "after fixing these files, run the same command with --retry-failed (changed files: also without)"
+        )
+    if vanished := summary["vanished"]:
+        log_warning(
+            f"{len(vanished)} clips of the store are no longer in the manifest (for example {vanished[0]}): "
+            "they are kept, but not used"
+        )
     total_s = sum(summary["stage_s"].values())
     stages = ", ".join(f"{name} {s / total_s:.0%}" for name, s in summary["stage_s"].items() if total_s)
     table = Table("", Column(overflow="fold"), show_header=False, box=None, padding=(0, 2, 0, 0))
     rate = summary["face_rate"]
     for name, value in (
         ("clips", f"{summary['clips']} of {summary['videos']} videos"),
-        ("extracted now", f"{summary['done']}, {summary['clips_per_s']:.2f} a second"),
-        ("there already", summary["skipped"]),
+        ("extracted now", f"{summary['done']}, {summary['clips_per_s']:.2f} clips per second"),
+        ("extracted before", summary["skipped"]),
         ("failed", summary["failed"]),
         ("frames with a face", "—" if rate is None else f"{rate:.1%}"),
         ("time by stage", stages or "—"),
-        ("left out", f"{summary['dropped_s']:.1f} s in remainders shorter than half a window"),
+        ("dropped", f"{summary['dropped_s']:.1f} s, trailing segments under half a window"),
         ("store", summary["store"]),
         ("next", summary["next"]),
     ):

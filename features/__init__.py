@@ -1,1 +1,1 @@
-"""What we know about clips: recipes, manifests, the store, splits, data sets. No pixels, no networks."""
+"""Data about clips: recipes, manifests, the feature store, splits, data sets. No pixels, no networks."""

@@ -1,4 +1,4 @@
-"""python -m features: look at a store, check it, pack it, correct its labels, delete, import."""
+"""`python -m features`: commands to show, verify, pack, relabel or delete a store, and to import features."""
 
 import shlex
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from features import config
-from features.cli import Answer, console, dispatch, echo, echo_failures, log_warning, say_counts
+from features.cli import Answer, console, dispatch, echo, echo_failures, log_warning, print_counts
 
 COMMANDS = {
     "info": config.InfoArgs,
@@ -16,12 +16,12 @@ COMMANDS = {
     "delete": config.DeleteArgs,
     "import": config.ImportArgs,
 }
-"""Word -> its options."""
+"""Command name -> its options."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The door; returns the exit code."""
-    bodies: dict[str, Callable[[Any], Answer]] = {
+    """Run `python -m features` and return its exit code."""
+    handlers: dict[str, Callable[[Any], Answer]] = {
         "info": _info,
         "verify": _verify,
         "pack": _pack,
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "delete": _delete,
         "import": _import,
     }
-    return dispatch("features", COMMANDS, argv, lambda word, args: bodies[word](args), width=8)
+    return dispatch("features", COMMANDS, argv, lambda name, args: handlers[name](args), width=8)
 
 
 def _info(args: config.InfoArgs) -> Answer:
@@ -47,10 +47,10 @@ def _verify(args: config.VerifyArgs) -> Answer:
     from features.store.store import FeatureStore
 
     store = FeatureStore.open(args.store)
-    with console().status(f"reading {store.num_clips} clips again"):
+    with console().status(f"reading {store.num_clips} clips"):
         broken = verify_store(store)
     echo_failures((item.clip_id, item.reason) for item in broken)
-    echo(f"{store.num_clips} clips read, {len(broken)} problems")
+    echo(f"{store.num_clips} clips read, {len(broken)} problems found")
     problems = [{"clip_id": item.clip_id, "reason": item.reason} for item in broken]
     return {"store": args.store, "clips": store.num_clips, "problems": problems}, 1 if broken else 0
 
@@ -61,7 +61,7 @@ def _pack(args: config.PackArgs) -> Answer:
     store = FeatureStore.open(args.store)
     with console().status(f"packing {store.num_clips} clips"):
         packed = store.pack()
-    echo("packed" if packed else "there is a fresh copy already")
+    echo("packed" if packed else "the packed copy is up to date")
     return {"store": args.store, "clips": store.num_clips, "packed": packed}, 0
 
 
@@ -75,7 +75,7 @@ def _label(args: config.LabelArgs) -> Answer:
     echo_failures(problems)
     echo(f"{len(done.corrected)} clips corrected")
     if done.unnamed:
-        log_warning(f"{len(done.unnamed)} clips of the store are not in {args.data}; they stay as they were")
+        log_warning(f"{len(done.unnamed)} clips of the store are not in {args.data}: they are unchanged")
     summary = {
         "store": args.store,
         "corrected": list(done.corrected),
@@ -88,10 +88,10 @@ def _label(args: config.LabelArgs) -> Answer:
 def _delete(args: config.DeleteArgs) -> Answer:
     from features.store.store import delete
 
-    subject = None if args.subject == config.EVERYBODY else args.subject
+    subject = None if args.subject == config.ALL_SUBJECTS else args.subject
     count = delete(args.store, subject)
-    whom = "the store" if subject is None else f"subject {subject}"
-    echo(f"deleted {whom}: {count} clips")
+    what = "the store" if subject is None else f"subject {subject}"
+    echo(f"deleted {what}: {count} clips")
     return {"store": args.store, "subject": subject, "deleted": count}, 0
 
 
@@ -109,7 +109,7 @@ def _import(args: config.ImportArgs) -> Answer:
     echo(
         f"{store.num_clips} clips of {min(lengths)} to {max(lengths)} frames of "
         f"{sequences.values[0].shape[1]} features, as {store.streams[0]}; "
-        f"{sum(lengths) - int(valid.sum())} of {sum(lengths)} frames lack a feature and are masked"
+        f"{sum(lengths) - int(valid.sum())} of {sum(lengths)} frames have missing features and are masked"
     )
     echo(f"next: python -m tune --store {shlex.quote(args.out)} --out runs/NAME")
     summary = {
@@ -129,28 +129,28 @@ def _print_info(summary: dict[str, Any]) -> None:
     rate = summary["face_rate"]
     echo(
         f"{summary['store']}: {summary['clips']} clips of {summary['videos']} videos and "
-        f"{summary['subjects']} people; {summary['done']} done, {summary['pending']} pending, "
-        f"{summary['failed']} failed, {summary['vanished']} vanished"
+        f"{summary['subjects']} subjects; {summary['done']} done, {summary['pending']} pending, "
+        f"{summary['failed']} failed, {summary['vanished']} no longer in the manifest"
     )
-    echo(f"face in {rate:.1%} of sampled frames" if rate is not None else "no frames yet")
+    echo(f"face detected in {rate:.1%} of sampled frames" if rate is not None else "no frames yet")
     echo("parts: " + ", ".join(f"{name} {count}" for name, count in summary["parts"].items()))
     for column, splits in summary["labels"].items():
         order = [*sorted(summary["label_names"][column], key=by_value), "none"]
         names = [name for name in order if any(name in counts for counts in splits.values())]
-        say_counts(column, splits, names)
+        print_counts(column, splits, names)
     echo_failures((item["clip_id"], item["reason"]) for item in summary["failures"])
     echo(f"encoder {summary['recipe']['encoder']}; fingerprint {summary['fingerprint']}")
     first, *others = summary["numerics"]
-    echo(f"numerics: {_in_words(first)}")
+    echo(f"numerics: {_format_numerics(first)}")
     for numerics in others:
-        told = {key: value for key, value in numerics.items() if first.get(key) != value}
-        echo(f"some rows were extracted with {_in_words(told)}")
+        differing = {key: value for key, value in numerics.items() if first.get(key) != value}
+        echo(f"some rows were extracted with other numerics: {_format_numerics(differing)}")
     if others:
         store = shlex.quote(summary["store"])
-        echo(f"how far embeddings differ: python -m extract --data DATA --out {store} --verify-sample 20")
+        echo(f"to compare embeddings: python -m extract --data DATA --out {store} --verify-sample 20")
 
 
-def _in_words(numerics: dict[str, Any]) -> str:
+def _format_numerics(numerics: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in numerics.items())
 
 

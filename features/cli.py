@@ -1,8 +1,8 @@
-"""What every door shares: parsing, progress, one-line errors, exit codes, `--json`.
+"""Code shared by all command lines: parsing, progress bars, one-line errors, exit codes, `--json`.
 
-A door is `main(argv) -> int`: it parses a frozen dataclass, runs a body and returns the exit code: 0 all
-done, 1 something could not be done (and was listed), 2 wrong usage or input that cannot be used at all.
-Messages go to stderr; stdout carries nothing but the summary of `--json`.
+A command is `main(argv) -> int`. It parses a frozen dataclass, runs a handler and returns the exit code:
+0 = all done, 1 = some items failed (they are listed), 2 = wrong usage or unusable input.
+Messages go to stderr. stdout holds only the summary of `--json`.
 """
 
 import contextlib
@@ -22,88 +22,93 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config")
 Answer = tuple[dict[str, Any], int]
-"""What `--json` prints, and the exit code."""
+"""(summary that `--json` prints, exit code)."""
 
 STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
-"""What asks a command to end: a SLURM time limit, a terminal that is closed, Ctrl-Break on Windows."""
+"""Signals that end a command: a SLURM time limit, a closed terminal, Ctrl-Break on Windows."""
+STOPPED = "stopped before the end"
+"""Message of a command that was interrupted, if it cannot continue later."""
 MAX_LISTED = 30
-"""Failures that are printed one by one."""
+"""Maximum number of failures that are printed."""
 USER_ERRORS = (ValueError, OSError)
-"""What a user can cause and mend: shown as one line. Anything else is our bug and keeps its traceback."""
+"""Errors that a user can fix: shown as one line. Any other exception is our bug and keeps its traceback."""
 
 
 def parse(config: type[Config], argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
-    """Command-line words as an instance of a frozen dataclass, whose docstrings are the help.
+    """Parse command-line arguments into a frozen dataclass; its docstrings are the help texts.
 
-    A config with a field `command` gets the words there, as a shell takes them. Exits with 2 and a hint on a
-    word it does not know, and with 0 after `--help`.
+    If the config has a field `command`, the full shell command is stored there. Exits with 2 and a hint for
+    an unknown argument, and with 0 after `--help`.
     """
     import tyro
 
-    words = sys.argv[1:] if argv is None else list(argv)
-    asked = tyro.cli(
-        config, args=words, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,)
+    args = sys.argv[1:] if argv is None else list(argv)
+    options = tyro.cli(
+        config, args=args, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,)
     )
-    if hasattr(asked, "command"):
-        # A file name's bytes that are no text could not be written into a card.
-        command = shlex.join([*prog.split(), *words]).encode(errors="replace").decode()
-        object.__setattr__(asked, "command", command)  # frozen for all who get it from here
-    return asked
+    if hasattr(options, "command"):
+        # Bytes of a file name that are not UTF-8 cannot be written into a card.
+        command = shlex.join([*prog.split(), *args]).encode(errors="replace").decode()
+        object.__setattr__(options, "command", command)  # the dataclass is frozen
+    return options
 
 
 def dispatch(
     package: str,
     commands: Mapping[str, type],
     argv: Sequence[str] | None,
-    answer: Callable[[str, Any], Answer],
+    handler: Callable[[str, Any], Answer],
     *,
     width: int,
+    on_stop: Mapping[str, str] | None = None,
 ) -> int:
-    """The door of a package of several commands, which the first word tells apart; gives the exit code.
+    """Run the command that the first argument names, and return its exit code.
 
-    commands: word -> its options. answer: of a word and its options as they were given. width: of the words'
-    column in the list of commands.
+    commands: command name -> its options dataclass. handler: called with the name and the parsed options.
+    width: characters of the name column in the list of commands. on_stop: messages after an interruption, by
+    command name.
     """
-    words = sys.argv[1:] if argv is None else list(argv)
-    if not words or words[0] in ("-h", "--help"):
+    args = sys.argv[1:] if argv is None else list(argv)
+    if not args or args[0] in ("-h", "--help"):
         print(f"usage: python -m {package} COMMAND [OPTIONS]   (COMMAND --help shows its options)\n")
-        for word, options in commands.items():
-            print(f"  {word:{width}} {(options.__doc__ or '').splitlines()[0]}")
-        return 0 if words else 2
-    if words[0] not in commands:
-        log_error(f"no command {words[0]!r}; there are {', '.join(commands)}")
+        for name, config in commands.items():
+            print(f"  {name:{width}} {(config.__doc__ or '').splitlines()[0]}")
+        return 0 if args else 2
+    if args[0] not in commands:
+        log_error(f"unknown command {args[0]!r}; the commands are {', '.join(commands)}")
         return 2
-    options = commands[words[0]]
-    args: Any = parse(
-        options, words[1:], prog=f"python -m {package} {words[0]}", description=options.__doc__ or ""
+    config = commands[args[0]]
+    options: Any = parse(
+        config, args[1:], prog=f"python -m {package} {args[0]}", description=config.__doc__ or ""
     )
-    return run_command(lambda: answer(words[0], args), as_json=args.json)
+    message = (on_stop or {}).get(args[0], STOPPED)
+    return run_command(lambda: handler(args[0], options), as_json=options.json, on_stop=message)
 
 
-def run_command(handler: Callable[[], Answer], *, as_json: bool = False) -> int:
-    """Run a door's body and give its exit code.
+def run_command(handler: Callable[[], Answer], *, as_json: bool = False, on_stop: str = STOPPED) -> int:
+    """Run a command's handler and return the exit code. on_stop: message after an interruption.
 
-    Turns `STOPS` into the same clean end as Ctrl-C, but what is ignored (nohup). Errors that a user can mend
-    become one line on stderr and exit code 2; set BRAINBUDDY_TRACEBACK=1 to see where they rose.
+    The signals in `STOPS` end it like Ctrl-C, except those that are ignored (nohup). Errors that a user can
+    fix become one line on stderr and exit code 2; BRAINBUDDY_TRACEBACK=1 shows the traceback instead.
     """
-    with contextlib.suppress(ValueError):  # not the main thread: whoever owns it handles signals
+    with contextlib.suppress(ValueError):  # outside the main thread, no signal handlers can be set
         for number in STOPS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, _raise_interrupt)
     try:
         summary, code = handler()
     except KeyboardInterrupt:
-        console().print("stopped; what was done is saved, the same command goes on", style="yellow")
+        console().print(on_stop, style="yellow")
         return 130
     except USER_ERRORS as error:
         if os.environ.get("BRAINBUDDY_TRACEBACK"):
             raise
         log_error(str(error) or type(error).__name__)
         return 2
-    if as_json and summary:  # of a team of processes, one has a summary
+    if as_json and summary:  # with several processes, only the main one has a summary
         if isinstance(sys.stdout, io.TextIOWrapper):
-            # JSON is UTF-8, whatever the terminal would like. What UTF-8 cannot say (bytes of a file name
-            # that are no text) becomes an escape, which JSON reads as the same character.
+            # JSON is UTF-8, whatever the terminal's encoding is. What UTF-8 cannot encode (bytes of a file
+            # name that are not text) becomes an escape, which JSON reads as the same character.
             sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
         sys.stdout.write(json.dumps(summary, ensure_ascii=False, default=_plain) + "\n")
         sys.stdout.flush()
@@ -111,7 +116,7 @@ def run_command(handler: Callable[[], Answer], *, as_json: bool = False) -> int:
 
 
 def console() -> "Console":
-    """The one console, on stderr. Text is shown as it is: paths and names may look like markup."""
+    """A console on stderr. Markup is off, because paths and names may look like markup."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -137,7 +142,7 @@ def log_error(text: str) -> None:
 
 
 def echo_failures(failures: Iterable[tuple[str, str]], more: str = " (--json lists all)") -> None:
-    """Print (what, why it failed) on stderr, a line each; of many the first, and `more` on where all are."""
+    """Print (item, reason) pairs on stderr: MAX_LISTED lines, then the number of others, and `more`."""
     from rich.text import Text
 
     pairs = list(failures)
@@ -147,8 +152,8 @@ def echo_failures(failures: Iterable[tuple[str, str]], more: str = " (--json lis
         echo(f"… and {len(pairs) - MAX_LISTED} more{more}")
 
 
-def say_counts(column: str, splits: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> None:
-    """Print a table on stderr: for each split, how many clips have each of these labels of a column."""
+def print_counts(column: str, splits: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> None:
+    """Print a table on stderr: number of clips by split and label name, for one label column."""
     from rich.table import Table
 
     table = Table(title=f"label column {column}", title_justify="left")
@@ -160,7 +165,7 @@ def say_counts(column: str, splits: Mapping[str, Mapping[str, int]], names: Sequ
 
 
 def progress(unit: str = "clips") -> "Progress":
-    """A progress bar on stderr with the count, the rate in `unit` a second and the time left."""
+    """A progress bar on stderr: count, rate in `unit` per second, and remaining time."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -193,5 +198,5 @@ def _raise_interrupt(signum: int, frame: types.FrameType | None) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON for what numpy and pathlib bring along."""
+    """A JSON-ready value for NumPy arrays and scalars (lists, numbers), and for paths (text)."""
     return value.tolist() if hasattr(value, "tolist") else str(value)

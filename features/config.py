@@ -1,4 +1,4 @@
-"""The options of `python -m features`: one frozen dataclass a command, whose docstrings are the help."""
+"""The options of `python -m features`: one frozen dataclass per command; docstrings are the help texts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-EVERYBODY = "\0"
-"""No word of a command line can be this, whatever people are called."""
+ALL_SUBJECTS = "\0"
+"""Default of `--subject`; no command-line argument can have this value."""
 
 
 @dataclass(frozen=True)
 class InfoArgs:
-    """Show what a store holds: clips, people, labels by split, face rate, failures."""
+    """Show the contents of a store: clips, subjects, labels by split, face rate, failures."""
 
     store: Annotated[str, tyro.conf.Positional]
     """The store: a folder such as features.zarr, or s3://bucket/prefix."""
@@ -22,7 +22,7 @@ class InfoArgs:
 
 @dataclass(frozen=True)
 class VerifyArgs:
-    """Read everything in a store again, and list what is broken."""
+    """Read the whole store, check it, and list what is broken."""
 
     store: Annotated[str, tyro.conf.Positional]
     """The store."""
@@ -32,7 +32,7 @@ class VerifyArgs:
 
 @dataclass(frozen=True)
 class PackArgs:
-    """Make the disposable copy of a store that is fast to read. tune does it by itself."""
+    """Make a copy of a store that is faster to read. It can be deleted at any time. tune makes it itself."""
 
     store: Annotated[str, tyro.conf.Positional]
     """The store."""
@@ -42,42 +42,44 @@ class PackArgs:
 
 @dataclass(frozen=True)
 class LabelArgs:
-    """Bring labels, subjects and splits up to date from a corrected manifest, without touching features."""
+    """Update labels, subjects and splits from a corrected manifest. Features do not change."""
 
     store: Annotated[str, tyro.conf.Positional]
     """The store."""
     data: Annotated[Path, tyro.conf.Positional]
-    """The corrected manifest CSV, or a folder with a labels.csv or of classes. The CSV's videos need not be
-    there; what it has no column for stays as it was."""
+    """The corrected manifest CSV, a folder with a labels.csv, or a folder with one subfolder per class. The
+    videos of the CSV may be missing. Columns that the CSV does not have keep their stored values."""
     json: bool = False
     """Print the summary as one JSON object on stdout."""
 
 
 @dataclass(frozen=True)
 class DeleteArgs:
-    """Delete a store for good, or all that it holds of one person."""
+    """Delete a store, or all data of one subject in it. This cannot be undone."""
 
     store: Annotated[str, tyro.conf.Positional]
     """The store."""
-    subject: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: everybody)")] = EVERYBODY
-    """Only this person's clips."""
+    subject: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: the whole store)")] = ALL_SUBJECTS
+    """Delete only this subject's clips."""
     json: bool = False
     """Print the summary as one JSON object on stdout."""
 
 
 @dataclass(frozen=True)
 class ImportArgs:
-    """Make a store of features that something else computed, to be tuned and evaluated the same way."""
+    """Make a store from features that another program computed; tune and evaluate then work as usual."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """.npz with x (N,T,D), or ragged with length, and y; or .csv with one line a frame; or .csv with one line
-    a clip, whose path column names a .csv or .npy of features."""
+    """An .npz with x (N,T,D) and y, and if lengths differ with length, the frames per clip (x is padded, or
+    has all frames concatenated); or a .csv with one line per frame; or a .csv with one line per clip and a
+    path column that names a .csv or .npy of features."""
     out: str
     """The store to create."""
     name: str
-    """What made the features, openface say. Stores of one name and length D mix."""
+    """Name of the program that made the features, for example openface. Stores with the same name and the
+    same D are compatible."""
     stream: Literal["auto", "embeddings", "geometry"] = "auto"
-    """Which stream they become: geometry where an .npz names MediaPipe's blendshapes in feature_names, which
-    then can be explained by part of the face and taken relative to a person's own rest."""
+    """Stream of the features. auto: geometry if the feature_names of an .npz are MediaPipe's blendshapes,
+    else embeddings. Geometry can be explained by part of the face and centred on a subject's mean."""
     json: bool = False
     """Print the summary as one JSON object on stdout."""

@@ -1,4 +1,4 @@
-"""How many cores this process may use."""
+"""Number of CPU cores that this process may use."""
 
 import math
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def usable_cores() -> int:
-    """Cores by affinity, cgroup quota and SLURM, not by the machine's count; at least 1."""
+    """Number of usable cores, at least 1: the minimum of machine count, affinity, cgroup quota and SLURM."""
     counts = [os.cpu_count() or 1]
     if hasattr(os, "sched_getaffinity"):
         counts.append(len(os.sched_getaffinity(0)))
@@ -20,7 +20,7 @@ def usable_cores() -> int:
 
 
 def _cgroup_cores(root: Path) -> float | None:
-    """The quota of this control group in cores, version 2 or 1; None where there is none."""
+    """CPU quota of this control group (cgroup v2 or v1) in cores; None without a quota."""
     try:
         quota, period = (root / "cpu.max").read_text(encoding="utf-8").split()
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""Rows of a store as what a head learns from: streams by name, each with its own validity, and labels.
+"""Training data of a head: streams by name, each with a validity mask, and labels, from rows of a store.
 
-Two sources with one face, `len()`, `.labels` and `.batch(indices)`: `Samples` holds cached features in
-memory or reads them from a shared memory map; `CropClips` decodes face crops as they are asked for.
-Sequences that are shorter are masked, never cut.
+Two classes with one interface (`len()`, `.labels`, `.batch(indices)`): `Samples` holds cached features in
+memory or reads them from a shared memory map; `CropClips` decodes face crops when a batch is read.
+Shorter sequences are masked, never truncated.
 
 B clips, T frames, D embedding, G geometry, (H, W) crop pixels.
 """
@@ -24,7 +24,7 @@ Batch = tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]
 
 
 class RowView:
-    """Some rows of an array that stays where it is, a memory map usually: only what is indexed is read."""
+    """A view of some rows of an array, usually a memory map: only indexed rows are read."""
 
     def __init__(self, base: np.ndarray, rows: np.ndarray):
         self.base, self.rows = base, rows
@@ -46,10 +46,10 @@ class RowView:
 
 @dataclass(frozen=True)
 class Samples:
-    """Cached features of some clips. Arrays, or `RowView`s where the store is read by memory map."""
+    """Cached features of some clips: arrays, or `RowView`s if the store is read by memory map."""
 
     x: dict[str, Any]
-    """(N,T,D) by stream, float16 or float32 as stored; 0 where not valid."""
+    """(N,T,D) by stream, float16 or float32 as stored; 0 for invalid frames."""
     valid: dict[str, Any]
     """(N,T) bool by stream."""
     labels: np.ndarray
@@ -63,7 +63,7 @@ class Samples:
         return len(self.labels)
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """(x by stream (B,T,D), valid by stream (B,T), labels (B,)) of the samples at these places."""
+        """(x by stream (B,T,D), valid by stream (B,T), labels (B,)) of the samples at these indices."""
         x = {name: values[indices] for name, values in self.x.items()}
         return x, {name: mask[indices] for name, mask in self.valid.items()}, self.labels[indices]
 
@@ -76,10 +76,10 @@ def streams_of(inputs: Inputs) -> tuple[Stream, ...]:
 def labelled_rows(
     table: ClipTable, labelling: Labelling, *, with_failed: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, class indices (len(rows),) int64) of the clips that have a label of this labelling.
+    """(rows, class indices (len(rows),) int64) of the clips that have a class in this labelling.
 
-    Clips that were not extracted are left out; `with_failed` keeps those that failed, whose features are
-    all invalid, so that they stay in a denominator.
+    Clips that were not extracted are left out. With `with_failed`, failed clips are included: all their
+    frames are invalid, but metrics count them.
 
     Raises ValueError when the store has no such label column.
     """
@@ -98,9 +98,9 @@ def load_samples(
 ) -> Samples:
     """Features and labels of these rows.
 
-    With `mapped`, the store's packed copy is made if need be and read by memory map: one copy in memory for
-    all processes, and a store larger than memory works too, at the cost of reading from disk what does not
-    fit. Without, the rows are copied into this process.
+    With `mapped`, the store's packed copy is made if it is missing, and read by memory map: all processes
+    share one copy in memory. A store larger than memory works too, but reads from disk what does not fit.
+    Without `mapped`, the rows are copied into this process.
 
     Raises ValueError when the store has no such stream or label column.
     """
@@ -108,7 +108,7 @@ def load_samples(
     _require_streams(store, inputs)
     table = store.table()
     if mapped:
-        with contextlib.suppress(OSError):  # no room for a copy anywhere: then each process reads its own
+        with contextlib.suppress(OSError):  # no disk space for a copy: then each process loads its own rows
             store.pack()
     x: dict[str, Any] = {}
     valid: dict[str, Any] = {}
@@ -122,7 +122,7 @@ def load_samples(
 
 
 def select_samples(samples: Samples, indices: np.ndarray) -> Samples:
-    """The samples at these places; memory maps stay maps."""
+    """The samples at these indices (integers or a bool mask); memory maps stay memory maps."""
     if indices.dtype == bool:
         indices = np.flatnonzero(indices)
 
@@ -141,20 +141,20 @@ def select_samples(samples: Samples, indices: np.ndarray) -> Samples:
 
 
 def sample_groups(samples: Samples) -> np.ndarray:
-    """(N,) str: who must stay together, as `splits.groups_of` says it of a store's rows."""
+    """(N,) str: group of each sample, as `groups_of` gives it; samples of one group stay in one subset."""
     sources = [clip_id.rpartition("#")[0] for clip_id in samples.clip_ids.tolist()]
     return np.array(group_names(samples.subjects.tolist(), sources), dtype=str)
 
 
 class CropClips:
-    """Face crops of some clips, decoded as they are asked for, beside the geometry where a head reads it."""
+    """Face crops of some clips, decoded when a batch is read, and geometry if the head uses it."""
 
     def __init__(
         self, store: FeatureStore, labelling: Labelling, rows: np.ndarray, inputs: Inputs = "embeddings"
     ):
-        """Raises ValueError when the store holds no crops, or no stream or label column of that name."""
+        """Raises ValueError when the store has no crops, or lacks the requested stream or label column."""
         if not store.has_crops:
-            raise ValueError(f"{store.path} holds no crops: extract with --crops jpeg")
+            raise ValueError(f"{store.path} has no crops: extract again with --crops jpeg")
         assert store.recipe.pixels is not None, "imported features have no crops"
         _require_streams(store, inputs)
         table = store.table()
@@ -171,16 +171,16 @@ class CropClips:
         return len(self.labels)
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """x["crops"] uint8 RGB (B,T,H,W,3), 0 where there is no face, and x["geometry"] where it is read;
-        valid (B,T) by stream; labels (B,).
+        """(x, valid, labels): x["crops"] uint8 RGB (B,T,H,W,3), 0 without a face, and x["geometry"] if the
+        head uses it; valid (B,T) bool by stream; labels (B,) int64.
 
-        Raises ValueError for a chunk that does not match its checksum, and for a crop of another size.
+        Raises ValueError for a chunk that does not match its checksum, and for a crop of a wrong size.
         """
         indices = np.atleast_1d(np.arange(len(self))[indices])
-        side = self._crop_px
-        crops = np.zeros((len(indices), self._store.num_frames, side, side, 3), np.uint8)
-        for location, index in enumerate(indices.tolist()):
-            _decode_into(crops[location], self._store.read_crops(int(self.rows[index])), self.clip_ids[index])
+        size = self._crop_px
+        crops = np.zeros((len(indices), self._store.num_frames, size, size, 3), np.uint8)
+        for position, index in enumerate(indices.tolist()):
+            _decode_into(crops[position], self._store.read_crops(int(self.rows[index])), self.clip_ids[index])
         x = {"crops": crops}
         if self._geometry is not None:
             x["geometry"] = self._geometry[indices]
@@ -196,12 +196,15 @@ def _decode_into(frames: np.ndarray, files: Sequence[bytes], clip_id: str) -> No
         image = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
         if image is None or image.shape != frames.shape[1:]:
             shape = None if image is None else image.shape
-            raise ValueError(f"crop {index} of {clip_id} decodes to {shape}, wanted {frames.shape[1:]}")
+            raise ValueError(f"crop {index} of {clip_id} has shape {shape}, expected {frames.shape[1:]}")
         frames[index] = image
 
 
 def _labels(table: ClipTable, labelling: Labelling) -> np.ndarray:
-    """(N,) int64 class index of every row."""
+    """(N,) int64 class index of every row; −1 = none.
+
+    Raises ValueError when the store has no such label column.
+    """
     if labelling.column not in table.labels:
         have = ", ".join(table.labels) or "none"
         raise ValueError(f"the store has no label column {labelling.column!r}; it has: {have}")
@@ -211,4 +214,7 @@ def _labels(table: ClipTable, labelling: Labelling) -> np.ndarray:
 def _require_streams(store: FeatureStore, inputs: Inputs) -> None:
     for name in streams_of(inputs):
         if name not in store.streams:
-            raise ValueError(f"{store.path} has no {name}: it was extracted with --geometry off")
+            have = ", ".join(store.streams)
+            raise ValueError(
+                f"{store.path} has no {name}, only {have}: change --inputs, or extract with --geometry on"
+            )

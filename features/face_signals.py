@@ -1,4 +1,4 @@
-"""The few numbers of the geometry that people can read off a face themselves, for reports and live.
+"""Face signals that a person can check by eye (eye openness, gaze, yaw), for reports and live.
 
 T frames, G geometry features.
 """
@@ -9,12 +9,12 @@ import numpy as np
 
 
 def strongest_signals(geometry: np.ndarray, features: Sequence[str]) -> dict[str, np.ndarray]:
-    """(T,) each of eye openness (0 to 1), gaze and yaw (-1 to 1, to the right edge) of a clip's (T,G)
-    geometry; NaN where it was not measured. Empty where the features are others."""
+    """(T,) float64 arrays by name, from a clip's (T,G) geometry: eye openness (0 to 1), gaze and yaw (-1 to
+    1, positive to the image's right edge). NaN without a detected face. Empty if `features` lacks them."""
     column = {name: geometry[:, index].astype(np.float64) for index, name in enumerate(features)}
     try:
         closed = (column["eyeBlinkLeft"] + column["eyeBlinkRight"]) / 2
-        # A person's left is the image's right: the left eye looks out to it, the right eye in.
+        # The subject's left is the image's right: the left eye looks outward to it, the right eye inward.
         right = column["eyeLookOutLeft"] + column["eyeLookInRight"]
         left = column["eyeLookInLeft"] + column["eyeLookOutRight"]
         yaw = column["yaw_rad"] / (np.pi / 4)

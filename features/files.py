@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, processes that others look for, and the folder of caches."""
+"""Atomic file writes, identification of running processes, and the cache folder."""
 
 import multiprocessing
 import os
@@ -14,17 +14,16 @@ import platformdirs
 import psutil
 
 SAME_START_S = 1.5
-"""Two answers to when a process started differ by no more. On Linux the system's clock may step to its next
-second between the two readings of which one is made."""
+"""Maximum difference between two readings of one process's start time. On Linux the reading combines two
+values, and the system clock may step to the next second between them."""
 
 
 @contextmanager
 def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A path beside `path` to write a file to; the file takes the name `path` at the end. Its own name is
-    unique, so that two writers never share one. durable: the content is on the disk before the file takes the
-    name.
+    """A temporary path next to `path` to write to; at the end the file is renamed to `path`.
 
-    An error inside leaves `path` as it was, and nothing beside it.
+    The temporary name is unique, so two writers never share a file. durable: the content is flushed to disk
+    (fsync) before the rename. After an error, `path` is unchanged and the temporary file is deleted.
     """
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -38,11 +37,11 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
         raise
 
 
-def here() -> dict[str, str]:
-    """Where this process runs: its machine's name, and the namespace in which its number means something.
+def process_namespace() -> dict[str, str]:
+    """The host name, and the PID namespace of this process: process ids are unique only within it.
 
-    Containers and machines may share a name. So the namespace is the machine since it was started, and the
-    container's own processes within it; where the system has no such things (no /proc), the machine alone.
+    Containers and machines may share a host name. So the namespace is the machine's boot id and the
+    container's PID namespace; on systems without /proc it is the machine's MAC address only.
     """
     try:
         started = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
@@ -53,19 +52,20 @@ def here() -> dict[str, str]:
 
 
 def this_process() -> dict[str, Any]:
-    """Who this process is, for others to look for: where it runs, its number and when it started, as numbers
-    come round again."""
-    return {**here(), "pid": os.getpid(), "started": _started_s(psutil.Process())}
+    """The identity of this process: host, namespace, process id and start time (process ids are reused)."""
+    return {**process_namespace(), "pid": os.getpid(), "started": _started_s(psutil.Process())}
 
 
-def is_here(process: Mapping[str, Any]) -> bool:
-    """Whether a process, as it signed itself with `here`, can be looked for by its number."""
-    return here().items() <= process.items()
+def in_same_namespace(process: Mapping[str, Any]) -> bool:
+    """Whether `process` (a record of `this_process`) can be found from here by its process id."""
+    return process_namespace().items() <= process.items()
 
 
 def is_alive(process: Mapping[str, Any]) -> bool:
-    """Whether a process that signed itself as `this_process`, and `is_here`, still runs. One that has ended
-    does not, also where its parent has not asked for it yet (a zombie) or another has its number by now."""
+    """Whether `process` (a record of `this_process`) still runs. Valid only if `in_same_namespace`.
+
+    False for a zombie (its parent has not collected it yet), and if another process has its id now.
+    """
     pid, started_s = int(process["pid"]), float(process["started"])
     try:
         found = psutil.Process(pid)
@@ -78,13 +78,13 @@ def is_alive(process: Mapping[str, Any]) -> bool:
 
 
 def _started_s(process: psutil.Process) -> float:
-    """When a process started, in seconds since an instant that stays where it is when the clock is set."""
+    """Start time of a process in seconds. On Linux since boot, so it does not move when the clock is set."""
     created_s = process.create_time()
     return created_s - psutil.boot_time() if psutil.LINUX else created_s  # both move with the clock there
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether somebody else's process has that number; a /proc mounted with `hidepid` does not show it."""
+    """Whether another user's process has that id; a /proc mounted with `hidepid` does not show it."""
     try:
         os.kill(pid, 0)
     except OSError as error:
@@ -93,14 +93,14 @@ def _is_hidden(pid: int) -> bool:
 
 
 def has_parent() -> bool:
-    """Whether the process that started this one still runs; true for one that was not started by us."""
+    """Whether the parent process still runs; true if multiprocessing did not start this process."""
     parent = multiprocessing.parent_process()
     return parent is None or parent.is_alive()
 
 
 def end_with_parent() -> None:
-    """End this process at once when the one that started it is gone, also by `kill -9`. Does nothing in a
-    process that multiprocessing did not start."""
+    """End this process at once when its parent ends, also by `kill -9`. Does nothing in a process that
+    multiprocessing did not start."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -113,8 +113,8 @@ def end_with_parent() -> None:
 
 
 def cache_dir() -> Path:
-    """Folder of fetched and converted model files, and of packed copies: $BRAINBUDDY_CACHE, else the
-    platform's."""
+    """Folder of downloaded and converted model files and of packed copies: $BRAINBUDDY_CACHE, else the
+    platform's cache folder."""
     return Path(
         os.environ.get("BRAINBUDDY_CACHE")
         or platformdirs.user_cache_dir("brainbuddy", appauthor=False, opinion=False)

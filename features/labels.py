@@ -1,8 +1,8 @@
-"""From the label names in a store to the classes of one question.
+"""How the label names in a store map to the classes of a task.
 
-A store keeps every label column as it came; a `Labelling` says which column a run learns, in what
-order its classes stand (the last is the positive one) and which names were merged. It is recorded in
-the run's card and applied by everything that reads the store for that run.
+A store keeps every label column unchanged. A `Labelling` holds the column that a run learns, the order of
+its classes (the last is the positive one) and which names are merged. The run's card records it, and
+everything that reads the store for that run applies it.
 
 N clips.
 """
@@ -19,7 +19,7 @@ Task = Literal["binary", "multiclass", "ordinal"]
 
 @dataclass(frozen=True)
 class Labelling:
-    """One question put to the labels of a store."""
+    """How one label column of a store maps to classes."""
 
     column: str
     """Label column of the store."""
@@ -32,11 +32,11 @@ class Labelling:
     def __post_init__(self) -> None:
         if len(self.names) < 2:
             raise ValueError(
-                f"label column {self.column!r} has the classes {list(self.names)}: at least two are needed"
+                f"label column {self.column!r} has the classes {list(self.names)}: at least two are required"
             )
         if self.task == "binary" and len(self.names) != 2:
             raise ValueError(
-                f"a binary task needs two classes, got {list(self.names)}; see --merge, --binarize-at, --task"
+                f"a binary task needs two classes, got {list(self.names)}: see --merge, --binarize-at, --task"
             )
 
 
@@ -50,18 +50,21 @@ def make_labelling(
     task: Literal["auto", "binary", "multiclass", "ordinal"] = "auto",
     unused: Collection[str] = (),
 ) -> Labelling:
-    """The labelling that a user's options ask for.
+    """The labelling that the user's options define.
 
-    `merge` holds groups as `a+b` or `new=a+b`, where `new` may be a name that is there: it is a member then.
-    `binarize_at` K makes two classes: numbers below K and the rest, or, where no name is a number, names
-    before position K and the rest; merged numbers stand where all of them do. `labels` fixes the order,
-    last = positive, and leaves out the names it does not list; with `binarize_at`, two names are those of the
-    two classes, others list the levels. Without `labels` numbers come first and by value, other names as
-    stored; those that are `unused`, because no clip has them, make no class, and neither does a name that was
-    blanked with the last who had it.
+    `merge` holds groups as `a+b` or `new=a+b`. If `new` is an existing name, it joins the group.
 
-    Raises ValueError for a name that the column does not have, where only some of the names that
-    `binarize_at` is to part are numbers, and where it parts what was merged.
+    `binarize_at` K makes two classes: numbers below K, and the others. If no name is a number: names before
+    position K, and the others. Merged numbers must all be below K, or none.
+
+    `labels` sets the order (last = positive) and leaves out the names that it does not list. With
+    `binarize_at`, exactly two names are the names of the two classes; otherwise they are the levels to use.
+    Without `labels`, numbers come first, by value, then other names as stored.
+
+    `unused` names, which no clip has, make no class; nor do empty names (names of deleted clips).
+
+    Raises ValueError for a name that the column does not have, when `binarize_at` gets numbers and other
+    names, and when it separates merged names.
     """
     groups: dict[str, tuple[str, ...]] = {
         name: (name,) for name in sorted(filter(None, stored_names), key=by_value)
@@ -74,17 +77,17 @@ def make_labelling(
             members = (new, *members)
         sources = tuple(source for member in members for source in groups[member])
         merged: dict[str, tuple[str, ...]] = {}
-        for name, own in groups.items():
+        for name, own_sources in groups.items():
             if name == members[0]:
                 merged[new or "+".join(members)] = sources
             elif name not in members:
-                merged[name] = own
+                merged[name] = own_sources
         groups = merged
     if labels and (binarize_at is None or len(labels) != 2):
         _require_known(labels, groups, f"--labels {','.join(labels)}", column)
         groups = {name: groups[name] for name in labels}
-    elif binarize_at is None or _has_levels(groups):  # else positions count
-        groups = {name: own for name, own in groups.items() if not set(own) <= set(unused)}
+    elif binarize_at is None or _has_levels(groups):  # otherwise --binarize-at counts positions
+        groups = {name: sources for name, sources in groups.items() if not set(sources) <= set(unused)}
     if binarize_at is not None:
         groups = _binarize(groups, binarize_at, labels, column)
     names = tuple(groups)
@@ -99,13 +102,13 @@ def class_indices(labelling: Labelling, codes: np.ndarray, stored_names: Sequenc
     label or one that the labelling leaves out.
     """
     class_of = {source: index for index, sources in enumerate(labelling.sources) for source in sources}
-    # The last place answers code −1.
+    # Code −1 reads the last element.
     lookup = np.array([*(class_of.get(name, -1) for name in stored_names), -1], np.int64)
     return lookup[np.asarray(codes, np.int64)]
 
 
 def level_of(name: str) -> float | None:
-    """The number that a label name is; None where it is none."""
+    """The label name as a finite number; None if it is not one."""
     try:
         level = float(name)
     except ValueError:
@@ -114,7 +117,7 @@ def level_of(name: str) -> float | None:
 
 
 def by_value(name: str) -> tuple[bool, float]:
-    """Sorting key of label names: numbers first and by value, so that levels 0 to 3 stand in their order."""
+    """Sort key of label names: numbers first, by value, so that levels 0 to 3 are in order."""
     level = level_of(name)
     return level is None, level or 0.0
 
@@ -126,27 +129,30 @@ def _binarize(
     numbers = [name for name, level in levels.items() if level is not None]
     others = [name for name, level in levels.items() if level is None]
     if numbers and others:
-        instead = " without it" if len(numbers) == 2 else ""
+        instead = " without --binarize-at" if len(numbers) == 2 else ""
         raise ValueError(
-            f"--binarize-at {at}: column {column!r} has labels that are no numbers, {', '.join(others)}; "
-            f"to leave them out, give --labels {','.join(numbers)}{instead}"
+            f"--binarize-at {at}: column {column!r} has labels that are not numbers: {', '.join(others)}; "
+            f"to leave them out, use --labels {','.join(numbers)}{instead}"
         )
-    sides: dict[bool, list[str]] = {False: [], True: []}
+    halves: dict[bool, list[str]] = {False: [], True: []}
     for position, (name, sources) in enumerate(groups.items()):
         level = levels[name]
-        sides[(position if level is None else level) >= at].extend(sources)
-    if not sides[False] or not sides[True]:
-        raise ValueError(f"--binarize-at {at} leaves one side empty; the levels are {list(groups)}")
+        halves[(position if level is None else level) >= at].extend(sources)
+    if not halves[False] or not halves[True]:
+        raise ValueError(f"--binarize-at {at} leaves one class empty; the levels are {list(groups)}")
     low, high = labels if len(labels) == 2 else (f"below_{at}", f"at_least_{at}")
-    return {low: tuple(sides[False]), high: tuple(sides[True])}
+    return {low: tuple(halves[False]), high: tuple(halves[True])}
 
 
 def _has_levels(groups: dict[str, tuple[str, ...]]) -> bool:
-    return any(level_of(text) is not None for name, own in groups.items() for text in (name, *own))
+    return any(level_of(text) is not None for name, sources in groups.items() for text in (name, *sources))
 
 
 def _level_of_group(name: str, sources: Sequence[str], at: int) -> float | None:
-    """The number that a name is, or one of the numbers merged under it, which lie on one side of `at`."""
+    """The group's name as a number, or else the first of its merged numbers; None if one is not a number.
+
+    Raises ValueError when some merged numbers are below `at` and others are not.
+    """
     if (level := level_of(name)) is not None:
         return level
     levels = [level for level in map(level_of, sources) if level is not None]
@@ -154,8 +160,8 @@ def _level_of_group(name: str, sources: Sequence[str], at: int) -> float | None:
         return None
     if min(levels) < at <= max(levels):
         raise ValueError(
-            f"--binarize-at {at} parts what --merge makes one, {name} of {', '.join(sources)}: "
-            "merge labels of one side alone"
+            f"--binarize-at {at} separates labels that --merge joins ({name}: {', '.join(sources)}): "
+            f"merge only labels below {at}, or only labels from {at} on"
         )
     return levels[0]
 

@@ -1,6 +1,6 @@
-"""What a user says about their videos: one `Clip` a stretch of video, read from a CSV or a folder of classes.
+"""The manifest: labelled clips of videos, read from a CSV or from a folder with one subfolder per class.
 
-`windows` cuts a clip into the stretches that become rows of a store.
+`windows` divides a clip into the windows that become rows of a store.
 """
 
 import csv
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 RESERVED = ("path", "subject", "split", "fold", "start_s", "end_s")
-"""Columns with a meaning of their own; `label` is a label, and what else there is, is kept."""
+"""Columns with a fixed meaning. All other columns are labels or slices."""
 SUBSETS = ("train", "val", "test")
 SPLITS = {
     "train": "train",
@@ -28,14 +28,14 @@ VIDEO_SUFFIXES = frozenset(
     ".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
 )
 NOT_UTF8 = "its name is not UTF-8: rename it"
-"""Reason of a file that no store or table could name."""
+"""Failure reason of a file whose name cannot be stored."""
 MAX_LABEL_NAMES = 20
-"""A further column with at most this many different values can be learned too, not only reported by."""
+"""An extra column with at most this many different values is a label column too, not only a slice."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A stretch of one video and what is known about it; '' stands for unknown."""
+    """A part of one video with its labels; '' = unknown."""
 
     clip_id: str
     """NFC posix path relative to the data root, then `#` and the start in milliseconds."""
@@ -43,7 +43,7 @@ class Clip:
     """The video file, as it is spelled on disk."""
     start_s: float = 0.0
     end_s: float | None = None
-    """End in seconds of the video's own time; None = to its end."""
+    """End in seconds of video time; None = the end of the video."""
     subject: str = ""
     split: str = ""
     """`train`, `val`, `test` or ''."""
@@ -51,12 +51,12 @@ class Clip:
     labels: dict[str, str] = field(default_factory=dict)
     """Label name by column; '' = not labelled."""
     slices: dict[str, str] = field(default_factory=dict)
-    """Whatever else was said about it, by column: for reports only."""
+    """Values of the other columns, by column: for subgroups in reports only."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Something that could not be done, and why, in words for the person who has to mend it."""
+    """A failed clip (or file, or line) and the reason, for the user who has to fix it."""
 
     clip_id: str
     reason: str
@@ -64,7 +64,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The clips of a data set, and the lines that could not become one."""
+    """The clips of a data set, and the lines or files that cannot be used."""
 
     clips: tuple[Clip, ...]
     problems: tuple[Failure, ...]
@@ -72,13 +72,14 @@ class Manifest:
 
 
 def read_csv(path: Path, *, require_files: bool = True, require_labels: bool = True) -> Manifest:
-    """Clips of a manifest CSV: UTF-8 (a BOM is fine), header required, `path` relative to the CSV.
+    """Read a manifest CSV: UTF-8 (a BOM is allowed), with a header; `path` is relative to the CSV.
 
-    Lines that cannot be used become problems with their number. A column that is neither reserved nor
-    `label` is a slice, and with at most MAX_LABEL_NAMES different values a label column as well. Without
-    `require_files` the videos may be elsewhere; without `require_labels` a subject, split or fold is enough.
+    Lines that cannot be used become problems with their line number. A column that is neither reserved nor
+    `label` is a slice; with at most MAX_LABEL_NAMES different values it is a label column too. Without
+    `require_files` the videos may be missing. Without `require_labels` a column subject, split or fold is
+    enough.
 
-    Raises ValueError for a file that is no manifest at all and for duplicates, with line numbers.
+    Raises ValueError, with line numbers, for a file that is not a manifest and for duplicate clips.
     """
     (_, names), *lines = csv_rows(path)
     header, root = column_names(names, (*RESERVED, "label"), path), path.parent
@@ -86,7 +87,7 @@ def read_csv(path: Path, *, require_files: bool = True, require_labels: bool = T
         raise ValueError(f"{path} has no column 'path': its header is {','.join(header)}")
     extra = [name for name in header if name not in RESERVED]
     if not extra and (require_labels or not {"subject", "split", "fold"} & set(header)):
-        raise ValueError(f"{path} has no label column: its header is {','.join(header)}")
+        raise ValueError(f"{path} has no label column (such as 'label'): its header is {','.join(header)}")
     clips: list[tuple[int, Clip]] = []
     problems: list[Failure] = []
     for number, cells in lines:
@@ -97,7 +98,7 @@ def read_csv(path: Path, *, require_files: bool = True, require_labels: bool = T
     _require_unique(path, clips)
     few = {name for name in extra if len({clip.labels[name] for _, clip in clips} - {""}) <= MAX_LABEL_NAMES}
     labels, slices = few | ({"label"} & set(extra)), set(extra) - {"label"}
-    told = tuple(
+    sorted_columns = tuple(
         dataclasses.replace(
             clip,
             labels={name: text for name, text in clip.labels.items() if name in labels},
@@ -105,16 +106,15 @@ def read_csv(path: Path, *, require_files: bool = True, require_labels: bool = T
         )
         for _, clip in clips
     )
-    return Manifest(told, tuple(problems), root)
+    return Manifest(sorted_columns, tuple(problems), root)
 
 
 def csv_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """(line number, stripped cells) of every row of a table that a user saved, the header first; not of blank
-    ones.
+    """(line number, stripped cells) of every row of a CSV file, header first; blank rows are skipped.
 
-    UTF-8 (a BOM is fine); whether cells are parted by commas, semicolons or tabs is told by the first line.
+    UTF-8 (a BOM is allowed). The first line decides whether commas, semicolons or tabs separate the cells.
 
-    Raises ValueError naming file and line for what is not UTF-8, or no CSV, and for a file without a row.
+    Raises ValueError, with file and line, for a file that is not UTF-8, not a CSV, or has no row.
     """
     content = path.read_bytes()
     try:
@@ -122,7 +122,7 @@ def csv_rows(path: Path) -> list[tuple[int, list[str]]]:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(f"{path} line {line} is not UTF-8: save it as 'CSV UTF-8'") from error
-    # Spreadsheets of some countries write ; or tabs.
+    # In some locales, spreadsheet programs write semicolons or tabs.
     delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
@@ -131,35 +131,34 @@ def csv_rows(path: Path) -> list[tuple[int, list[str]]]:
     except csv.Error as error:
         raise ValueError(f"{path} line {reader.line_num}: {error}") from error
     if not rows:
-        raise ValueError(f"{path} is empty; wanted a header, and a row each line")
+        raise ValueError(f"{path} is empty; expected a header line, then one line per clip")
     return rows
 
 
 def column_names(header: Sequence[str], known: Collection[str], path: Path) -> list[str]:
-    """The names in a table's header, NFC; those of `known`, which is in lower case, however they are written.
+    """The column names of a header in NFC; names in `known` (lower case) are matched case-insensitively.
 
-    Raises ValueError naming the file where a name is missing or there twice.
+    Raises ValueError, with the file, for an empty or duplicate name.
     """
     names = [_nfc(name) for name in header]
     names = [name.lower() if name.lower() in known else name for name in names]
     if "" in names or len(set(names)) < len(names):
-        raise ValueError(f"{path}: column names must be there once each, got {','.join(names)}")
+        raise ValueError(f"{path}: column names must be unique and not empty, got {','.join(names)}")
     return names
 
 
 def read_folder(root: Path) -> Manifest:
-    """Clips of `ROOT/<label>/<video>`; `ROOT/<train|val|test>/<label>/<video>` names a split as well.
+    """Read the clips of `ROOT/<label>/<video>`, or with a split of `ROOT/<train|val|test>/<label>/<video>`.
 
-    Videos outside a label's folder are problems, and those of a name that is not UTF-8; files that are no
-    videos are passed over.
+    Videos outside a label folder and videos whose name is not UTF-8 become problems. Other files are ignored.
 
-    Raises ValueError when there is no folder or no video in it.
+    Raises ValueError when the folder does not exist or has no video.
     """
     if not root.is_dir():
         raise ValueError(f"no such folder: {root}")
     videos, problems = videos_below(root, root)
     if not videos and not problems:
-        raise ValueError(f"no videos under {root}; wanted {root.name}/<label>/<video>, or a manifest CSV")
+        raise ValueError(f"no videos under {root}; expected {root.name}/<label>/<video>, or a manifest CSV")
     tops = {file.relative_to(root).parts[0].lower() for file in videos if file.parent != root}
     has_splits = bool(tops) and tops <= set(SPLITS)
     clips = []
@@ -168,18 +167,18 @@ def read_folder(root: Path) -> Manifest:
         split = SPLITS[folders.pop(0).lower()] if has_splits and folders else ""
         name = clip_id(file, root)
         if not folders:
-            problems.append(Failure(name, "lies in no label's folder"))
+            problems.append(Failure(name, "is not in a label folder"))
         else:
             clips.append(Clip(name, file, split=split, labels={"label": folders[0]}))
     return Manifest(tuple(clips), tuple(problems), root)
 
 
 def videos_below(folder: Path, root: Path) -> tuple[list[Path], list[Failure]]:
-    """The files below `folder` that are named as videos are, in one order everywhere; nothing where there is
-    no such folder.
+    """(videos, problems) below `folder`: files with a video suffix, in the same order on every system. Empty
+    if the folder does not exist.
 
-    As problems, named from `root`: folders that cannot be listed, videos that cannot be read or whose path is
-    not UTF-8, which no store could name, and links to nothing, also those that may have been a folder.
+    Problems, with names relative to `root`: folders that cannot be listed, videos that cannot be read or
+    whose path is not UTF-8, and broken links without a suffix or with a video suffix.
     """
     videos: list[Path] = []
     problems: list[Failure] = []
@@ -205,7 +204,7 @@ def videos_below(folder: Path, root: Path) -> tuple[list[Path], list[Failure]]:
 
 
 def video_files(folder: Path) -> list[Path]:
-    """The files below `folder` that are named as videos are, in one order everywhere; no links to nothing."""
+    """The files below `folder` with a video suffix, in the same order on every system; no broken links."""
     files = (location / name for location, _, names in walk(folder) for name in names)
     videos = (file for file in files if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file())
     return _in_order(videos, folder)
@@ -214,11 +213,11 @@ def video_files(folder: Path) -> list[Path]:
 def walk(
     root: Path, on_error: Callable[[OSError], None] | None = None
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Folders from `root` down, each with the names of those in it and of its files, as `os.walk` gives them:
-    what is taken out of the second is not entered. Hidden ones (`._x.mp4` of macOS, caches) are left out.
+    """(folder, subfolder names, file names) from `root` down, like `os.walk`: remove a subfolder name to skip
+    that folder. Hidden files and folders (`._x.mp4` of macOS, caches) are left out.
 
-    Linked folders are entered last, none twice and none that `root` lies in: so loops end, and a video has
-    one name. on_error: told of each folder that cannot be listed, which is passed over.
+    Linked folders are visited last, each once, and never a parent of `root`: so loops end, and each video has
+    one name. on_error: called for each folder that cannot be listed; such folders are skipped.
     """
     entered = {str(folder) for folder in Path(os.path.realpath(root)).parents}
     waiting = [str(root)]
@@ -238,7 +237,7 @@ def walk(
 
 
 def readable(name: str) -> str:
-    """A file's name as it can be printed and stored: `\\udce9` stands for a byte e9 that is not UTF-8."""
+    """A file name that can be printed and stored: `\\udce9` replaces a byte e9 that is not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -252,15 +251,16 @@ def clip_id(path: Path, root: Path, start_s: float = 0.0) -> str:
 
 
 def windows(clip: Clip, duration_s: float, window_s: float) -> list[Clip]:
-    """The consecutive windows of a clip, each a clip of its own; never none.
+    """The consecutive windows of a clip, as clips; at least one.
 
-    duration_s: of the whole video. A remainder shorter than half a window is dropped, unless it is the
-    only one; a clip that would start behind the video's end stays one window, to fail with its reason.
+    duration_s: of the whole video. A last window shorter than half of `window_s` is dropped, unless it is
+    the only one. A clip that starts after the end of the video gives one window, whose extraction fails with
+    that reason.
     """
     end_s = duration_s if clip.end_s is None else min(clip.end_s, max(duration_s, clip.start_s))
-    if end_s <= clip.start_s:  # a duration that says nothing: let decoding decide
+    if end_s <= clip.start_s:  # the duration is wrong or too short: decoding decides
         end_s = clip.end_s if clip.end_s is not None else clip.start_s + window_s
-    # A thousandth of a second of slack: 9.9999 s is a window, and no window of nothing follows it.
+    # A tolerance of 1 ms: 9.9999 s is a whole window, and no empty window follows it.
     length_s = end_s - clip.start_s + 1e-3
     num_whole = math.floor(length_s / window_s)
     num_windows = num_whole + (length_s - num_whole * window_s >= window_s / 2 or num_whole == 0)
@@ -277,18 +277,18 @@ def windows(clip: Clip, duration_s: float, window_s: float) -> list[Clip]:
 
 
 def dropped_s(clip: Clip, duration_s: float, window_s: float) -> float:
-    """Seconds at the clip's end that `windows` leaves out."""
+    """Seconds at the end of the clip that `windows` drops."""
     end_s = duration_s if clip.end_s is None else min(clip.end_s, max(duration_s, clip.start_s))
     last_s = windows(clip, duration_s, window_s)[-1].end_s or end_s
     return max(0.0, end_s - last_s)
 
 
 def _obstacle(file: Path, root: Path) -> str:
-    """What keeps a file from being used; '' where nothing is known."""
+    """Why a file cannot be used; '' = no reason found."""
     try:
         file.stat()
     except FileNotFoundError:
-        return "is a link to nothing"
+        return "is a broken link"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     name = clip_id(file, root)
@@ -301,10 +301,10 @@ def _in_order(files: Iterable[Path], folder: Path) -> list[Path]:
 
 def _clip_of_row(header: list[str], cells: list[str], root: Path, require_file: bool) -> Clip:
     if len(cells) != len(header):
-        raise ValueError(f"{len(cells)} fields where the header has {len(header)}")
+        raise ValueError(f"{len(cells)} fields, but the header has {len(header)}")
     row = {name: cell if name == "path" else _nfc(cell) for name, cell in zip(header, cells, strict=True)}
     if not row["path"]:
-        raise ValueError("no path")
+        raise ValueError("path is empty")
     file = _find_file(root, row["path"], require_file)
     start_s = _seconds(row.get("start_s", ""), "start_s") or 0.0
     end_s = _seconds(row.get("end_s", ""), "end_s")
@@ -338,8 +338,8 @@ def _seconds(text: str, name: str) -> float | None:
 
 
 def _find_file(root: Path, text: str, require_file: bool) -> Path:
-    """The file as it is spelled on disk: Hangul may be composed or not, folder by folder, separators may be
-    Windows', and `~` may be the user's own folder."""
+    """The file as it is spelled on disk. Each folder name may be NFC or NFD (Hangul), separators may be
+    Windows', and `~` is the user's home folder."""
     spellings = (text, text.replace("\\", "/"))
     for path in dict.fromkeys((*spellings, *map(os.path.expanduser, spellings))):
         found = _spelled_on_disk(root, path)
@@ -351,26 +351,26 @@ def _find_file(root: Path, text: str, require_file: bool) -> Path:
 
 
 def _spelled_on_disk(root: Path, path: str) -> Path | None:
-    """The file of this path, each part composed as it is on disk; None where there is none."""
+    """The file of this path, each part in the Unicode form used on disk; None if there is no such file."""
     if os.path.isfile(root / path):
         return root / path
-    places = [root]
+    paths = [root]
     for part in Path(path).parts:
         forms = dict.fromkeys((part, _nfc(part), unicodedata.normalize("NFD", part)))
-        places = [location / form for location in places for form in forms if os.path.exists(location / form)]
-    return next((location for location in places if os.path.isfile(location)), None)
+        paths = [parent / form for parent in paths for form in forms if os.path.exists(parent / form)]
+    return next((candidate for candidate in paths if os.path.isfile(candidate)), None)
 
 
 def _require_unique(path: Path, clips: Sequence[tuple[int, Clip]]) -> None:
     first_lines = {clip.clip_id: number for number, clip in reversed(clips)}
-    twice = [
+    duplicates = [
         f"lines {first_lines[clip.clip_id]} and {number} ({clip.clip_id})"
         for number, clip in clips
         if first_lines[clip.clip_id] != number
     ]
-    if twice:
-        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
-        raise ValueError(f"{path} names a clip twice: {'; '.join(twice[:5])}{more}")
+    if duplicates:
+        more = f" and {len(duplicates) - 5} more" if len(duplicates) > 5 else ""
+        raise ValueError(f"{path} has duplicate clips: {'; '.join(duplicates[:5])}{more}")
 
 
 def _nfc(text: str) -> str:

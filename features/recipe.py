@@ -1,8 +1,8 @@
-"""How pixels became embeddings: the identities of a store, a run and a live session.
+"""The recipe: how pixels become embeddings, for a store, a run and a live session.
 
-A `Recipe` is written into the store by extract, copied into the run by training, and is all that live
-and fine-tuning are built from. Two of them mix only where the parts in use are equal. Numerics (backend,
-device, precision, codecs) are recorded elsewhere and never compared.
+extract writes the `Recipe` into the store. Training copies it into the run. Live and fine-tuning are built
+from it alone. Two recipes are compatible if the parts in use are equal. Numerics (backend, device,
+precision, codecs) are recorded elsewhere and never compared.
 """
 
 import dataclasses
@@ -19,27 +19,27 @@ FACE_RULE = "iou>=0.3 with the previous face, else the largest"
 CROP_RULE = "halved while over twice crop_px, then bilinear"
 CROP_SQUARE = "the crop's detector"
 OWN_SQUARE = "the landmarker's own detector where it finds the crop's face"
-"""MediaPipe's way, for crops of a detector that is not MediaPipe's."""
+"""MediaPipe's own method; used when another detector made the crops."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """What a crop is."""
+    """How face crops and windows are made."""
 
     detectors: tuple[str, ...]
-    """sha256 of each face detector file, in the order in which they are asked."""
+    """SHA-256 of each face detector file, in the order in which they are tried."""
     face_rule: str = FACE_RULE
-    """Which of several faces is followed."""
+    """How one of several faces is selected."""
     margin: float = 0.25
-    """Share of the box's longer side added on each side before cropping."""
+    """Margin added on each edge of the box before cropping, as a fraction of the box's longer edge."""
     crop_px: int = 224
-    """Side of the square crop, pixels."""
+    """Width and height of the square crop, pixels."""
     fps: float = 3.0
-    """Sampled frames a second."""
+    """Sampled frames per second."""
     window_s: float = 10.0
     """Length of a window, seconds."""
     crop_rule: str = CROP_RULE
-    """How the square around a face becomes crop_px wide."""
+    """How the square around a face is resized to crop_px."""
 
     def __post_init__(self) -> None:
         if not self.fps > 0 or not self.window_s > 0:
@@ -57,33 +57,33 @@ class Pixels:
 
 @dataclass(frozen=True)
 class EncoderId:
-    """What an embedding is."""
+    """The encoder that makes the embeddings."""
 
     name: str
     """`mobilenet_v3_large`, `efficientnet_lite0`, or `external:NAME:D` for imported features."""
     weights: str
-    """Where the weights come from, for people: `IMAGENET1K_V2`, `random:0`, a file name, `finetuned:RUN`."""
+    """Source of the weights: `IMAGENET1K_V2`, `random:0`, a file name, `finetuned:RUN`. Not compared."""
     weights_sha256: str
-    """Which weights they are, for machines; empty for imported features."""
+    """SHA-256 of the weights, which is compared; empty for imported features."""
     dim: int
-    """D, the length of one embedding; 0 where only geometry was imported."""
+    """D, the length of one embedding; 0 if only geometry was imported."""
 
 
 @dataclass(frozen=True)
 class GeometryId:
-    """What the second stream is."""
+    """The face landmarker that makes the second stream, geometry."""
 
     model_sha256: str
-    """sha256 of the face landmarker file; empty for imported features."""
+    """SHA-256 of the face landmarker file; empty for imported features."""
     features: tuple[str, ...]
-    """G names, in the order of the stored columns."""
+    """G feature names, in the order of the stored columns."""
     square: str = CROP_SQUARE
-    """Whose box places the square around a face that the landmarker sees."""
+    """Which detector's box sets the square around a face that the landmarker gets as input."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How pixels became embeddings. `pixels` is None for imported features, which no camera can make."""
+    """How pixels become embeddings. `pixels` is None for imported features: live cannot compute those."""
 
     pixels: Pixels | None
     encoder: EncoderId
@@ -94,7 +94,7 @@ _Part = TypeVar("_Part", Pixels, EncoderId, GeometryId)
 
 
 def to_json(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON-ready dictionaries; `from_json` gives it back equal."""
+    """The recipe as JSON-ready dictionaries; `from_json` returns an equal recipe."""
     return dataclasses.asdict(recipe)
 
 
@@ -105,7 +105,7 @@ def from_json(fields: dict[str, Any]) -> Recipe:
     """
 
     def whole(kind: type[_Part], part: dict[str, Any]) -> _Part:
-        # A field that is missing must not become today's rule.
+        # A missing field is an error: it must not get today's default.
         named: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in part.items()}
         return kind(**named | {field.name: named[field.name] for field in dataclasses.fields(kind)})
 
@@ -121,37 +121,37 @@ def from_json(fields: dict[str, Any]) -> Recipe:
 
 
 def fingerprint(part: Recipe | Pixels | EncoderId | GeometryId) -> str:
-    """Twelve hex digits of the SHA-256 of the part's canonical JSON."""
+    """The first twelve hex digits of the SHA-256 of the part's canonical JSON."""
     text = json.dumps(dataclasses.asdict(part), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def differences(ours: Recipe, theirs: Recipe, parts: Sequence[Part] = PARTS) -> list[str]:
-    """One line for each field that differs, as `pixels.margin: 0.25 here, 0.3 there`."""
+def differences(first: Recipe, second: Recipe, parts: Sequence[Part] = PARTS) -> list[str]:
+    """One line for each field that differs, as `pixels.margin: 0.25 vs 0.3` (first, then second recipe)."""
     lines = []
     for part in parts:
-        here, there = getattr(ours, part), getattr(theirs, part)
-        if here is None or there is None:
-            if here is not there:
-                mine, other = ("none" if side is None else "set" for side in (here, there))
-                lines.append(f"{part}: {mine} here, {other} there")
+        one, other = getattr(first, part), getattr(second, part)
+        if one is None or other is None:
+            if one is not other:
+                texts = ["none" if half is None else "set" for half in (one, other)]
+                lines.append(f"{part}: {texts[0]} vs {texts[1]}")
             continue
-        for field in dataclasses.fields(here):
+        for field in dataclasses.fields(one):
             if part == "encoder" and field.name == "weights":
-                continue  # a name for people; the sha256 is what an embedding depends on
-            mine, other = getattr(here, field.name), getattr(there, field.name)
-            if mine != other:
-                lines.append(f"{part}.{field.name}: {_short(mine)} here, {_short(other)} there")
+                continue  # a display name only; the sha256 is compared
+            values = getattr(one, field.name), getattr(other, field.name)
+            if values[0] != values[1]:
+                lines.append(f"{part}.{field.name}: {_short(values[0])} vs {_short(values[1])}")
     return lines
 
 
-def require_equal(ours: Recipe, theirs: Recipe, parts: Sequence[Part] = PARTS, *, where: str = "") -> None:
-    """Pass only when the named parts are equal.
+def require_equal(first: Recipe, second: Recipe, parts: Sequence[Part] = PARTS, *, where: str = "") -> None:
+    """Check that the named parts of two recipes are equal.
 
-    Raises ValueError naming every field that differs. `where` says what was being mixed, as
-    `run runs/a with store b.zarr`.
+    Raises ValueError naming every field that differs. `where` names what the first and the second recipe
+    belong to, as `run runs/a and store b.zarr`.
     """
-    lines = differences(ours, theirs, parts)
+    lines = differences(first, second, parts)
     if lines:
         raise ValueError(f"recipes differ{f' ({where})' if where else ''}: " + "; ".join(lines))
 

@@ -1,8 +1,8 @@
-"""Who is learned from, who is chosen by, and who judges: train, validation and test, by person.
+"""Train, validation and test subsets, grouped by subject.
 
-Official marks are kept. Otherwise people are dealt out so that every side sees the classes in their
-proportions. Nobody is ever on two sides: whatever made a split, `require_disjoint` is asked at its end.
-Clips without a subject stand for themselves, all windows of one video together.
+Official splits of the manifest are kept. Otherwise subjects are distributed so that each subset has the
+classes in the same proportions (stratified). No subject is ever in two subsets: `require_disjoint` checks
+every split. Clips without a subject are grouped by video.
 
 N rows of a store.
 """
@@ -20,27 +20,27 @@ from features.manifest import SUBSETS
 from features.store.table import ClipTable, group_names, groups_of, only_value, values_by_source
 
 Masks = dict[str, np.ndarray]
-"""(n,) bool by side: which of n clips stand on it."""
+"""(n,) bool by subset: which of n clips it contains."""
 _RESTARTS = 20
-"""Orders in which people are dealt out; the most even result stays."""
+"""Number of random orders in which groups are assigned; the most even result is kept."""
 _FEW_GROUPS = 400
-"""Above this many people one order is as even as the best of many."""
+"""Above this number of groups, one order is as even as the best of many."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of a store on each side."""
+    """Rows of a store in each subset."""
 
     train: np.ndarray
     """Row indices, ascending; val and test likewise."""
     val: np.ndarray
     test: np.ndarray
     description: str
-    """One line for people: where this split comes from."""
+    """One line that says how this split was made."""
     warnings: tuple[str, ...] = ()
 
     def subsets(self) -> dict[str, np.ndarray]:
-        """The three sides by name."""
+        """The rows of the three subsets by name."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
@@ -53,15 +53,17 @@ def make_split(
     val_share: float = 0.2,
     test_share: float = 0.2,
 ) -> Split:
-    """The split of these rows: the official one, or one by person with the classes in proportion.
+    """The split of these rows: the official one, or one by subject, stratified by class.
 
-    rows: row indices. labels: (len(rows),) class index of each. With official train and validation only,
-    validation becomes test, and a new validation part is carved from train by person. Clips without a mark
-    are left out where train and another side are marked; else they make up the sides that nobody is marked
-    for; but without a subject they follow the mark of their video's other clips. Clips that are all marked
-    train are dealt to three sides as if none was. A warning counts videos that are marked for two sides.
+    rows: row indices. labels: (len(rows),) class index of each.
 
-    Raises ValueError when a person is on two sides, or there are too few people to have three sides.
+    If only train and validation are official, validation becomes test, and a new validation subset is taken
+    from train by subject. Clips without a split are left out if train and another subset are official;
+    otherwise they fill the subsets that no clip is assigned to. A clip without a subject takes the split of
+    the other clips of its video. If all clips are marked train, they are distributed to three subsets. A
+    warning counts videos that are in two subsets.
+
+    Raises ValueError when a subject is in two subsets, or there are too few subjects for three subsets.
     """
     groups, marks = groups_of(table, rows), _marks(table, rows)
     left_out: tuple[str, ...] = ()
@@ -70,12 +72,12 @@ def make_split(
     if "train" in marked and len(marked) > 1:
         on, description = _official(on, labels, groups, val_share, seed)
         if unnamed := int((marks == "").sum()):
-            left_out = (f"{unnamed} clips without a split are left out, since others have one",)
+            left_out = (f"{unnamed} clips without a split are left out, because other clips have one",)
     elif not marked or on["train"].all():
         shares = (1 - val_share - test_share, val_share, test_share)
-        on = _dealt(np.ones(len(rows), bool), SUBSETS, labels, groups, shares, seed)
-        description = f"by person, classes in proportion, seed {seed}"
-        description += ", since every clip is marked train" if marked else ""
+        on = _assigned(np.ones(len(rows), bool), SUBSETS, labels, groups, shares, seed)
+        description = f"by subject, stratified by class, seed {seed}"
+        description += ", because every clip is marked train" if marked else ""
     else:
         on, description = _filled(on, labels, groups, val_share, test_share, seed)
     return _checked(table, rows, labels, groups, on, description, left_out)
@@ -90,14 +92,17 @@ def extend_split(
     val_share: float = 0.2,
     test_share: float = 0.2,
 ) -> Split:
-    """A later month's split: who was in the earlier run keeps their side, and new people stand where they are
-    marked or else are hashed in. Who is named now and was not then is known by their clips.
+    """The split of an earlier run, extended to new subjects.
+
+    Subjects of the earlier run keep their subset. A new subject gets the split of the manifest, or else a
+    subset by the hash of its name. Subjects with a new name are recognised by their clip ids.
 
     earlier: the `split.csv` of the earlier run (columns clip_id, subject, split), or the run's folder. The
-    side of a new person depends on their mark or name alone, so it is the same whoever else comes. A warning
-    counts those of the earlier run who are marked to be held out, but were learned from or chosen by.
+    subset of a new subject depends only on its own split or name, so it is the same in every store. A warning
+    counts subjects whose manifest split is held out (val, test), but that the earlier run trained on or used
+    for validation.
 
-    Raises ValueError when the file cannot be used or has a person's clips on two sides.
+    Raises ValueError when the file cannot be used or has a subject's clips in two subsets.
     """
     file = Path(earlier) / "split.csv" if Path(earlier).is_dir() else Path(earlier)
     known, clips = _earlier_subsets(file)
@@ -106,15 +111,18 @@ def extend_split(
     groups = groups_of(table, rows)
     marked = list(zip(groups.tolist(), _marks(table, rows).tolist(), strict=True))
     subsets = np.array(
-        [known.get(who) or mark or _hashed_subset(who, val_share, test_share) for who, mark in marked], str
+        [known.get(group) or mark or _hashed_subset(group, val_share, test_share) for group, mark in marked],
+        str,
     )
-    placed = {who for who, mark in marked if mark and who not in known}
-    hashed = {who for who, mark in marked if not mark and who not in known}
-    seen = {who for who, mark in marked if mark and SUBSETS.index(known.get(who, mark)) < SUBSETS.index(mark)}
-    description = (
-        f"everybody of {file.parent.name} on their side, {len(hashed)} new by the hash of their name"
-    )
-    description += f", {len(placed)} new as marked" if placed else ""
+    placed = {group for group, mark in marked if mark and group not in known}
+    hashed = {group for group, mark in marked if not mark and group not in known}
+    seen = {
+        group
+        for group, mark in marked
+        if mark and SUBSETS.index(known.get(group, mark)) < SUBSETS.index(mark)
+    }
+    description = f"the split of {file.parent.name}, and {len(hashed)} new subjects by the hash of their name"
+    description += f", {len(placed)} new subjects by the manifest's split" if placed else ""
     others = 0 if same.any() else sum(clip in clips for clip in table.clip_id.tolist())
     on = {subset: subsets == subset for subset in SUBSETS}
     kept = _earlier_warnings(file.parent.name, len(seen), others)
@@ -124,49 +132,50 @@ def extend_split(
 def grouped_folds(
     labels: np.ndarray, subjects: np.ndarray, k: int, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """K pairs (learned from, held out) of positions into `labels`; each person is held out once.
+    """K pairs (train, held out) of indices into `labels`, int64; each subject is held out once.
 
-    labels: (N,) class indices. subjects: (N,) str; '' stands for itself.
+    labels: (N,) class indices. subjects: (N,) str; a clip with '' is a group of its own.
 
-    Raises ValueError for k below 2 or above the number of people.
+    Raises ValueError for k below 2 or above the number of subjects.
     """
-    groups = np.array([who or f"clip {location}" for location, who in enumerate(subjects.tolist())], str)
+    groups = np.array([name or f"clip {index}" for index, name in enumerate(subjects.tolist())], str)
     num_groups = len(np.unique(groups))
     if not 2 <= k <= num_groups:
-        raise ValueError(f"--folds {k} needs 2 to {num_groups} folds: there are {num_groups} people")
-    fold = _deal(labels, groups, (1 / k,) * k, seed)
+        raise ValueError(f"--folds must be 2 to {num_groups}, the number of subjects; got {k}")
+    fold = _assign(labels, groups, (1 / k,) * k, seed)
     return [(np.flatnonzero(fold != index), np.flatnonzero(fold == index)) for index in range(k)]
 
 
 def leave_one_subject_out(subjects: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each person, in the order of their names, (everybody else, that person) as positions.
+    """For each subject, in order of name, (indices of the others' clips, indices of this subject's clips).
 
-    Raises ValueError when clips have no subject or there is one person only.
+    Raises ValueError when clips have no subject or there are fewer than two subjects.
     """
     names = np.unique(subjects)
     if "" in names.tolist() or len(names) < 2:
         raise ValueError(
-            f"leave-one-subject-out needs every clip's subject, and two people; got {len(names)}"
+            "leave-one-subject-out needs a subject for every clip, and at least two subjects; got "
+            f"{len(set(names.tolist()) - {''})} subjects and {int((subjects == '').sum())} clips without one"
         )
     return [(np.flatnonzero(subjects != name), np.flatnonzero(subjects == name)) for name in names]
 
 
 def require_disjoint(split: Split, subjects: np.ndarray) -> None:
-    """Pass only when nobody is on two sides.
+    """Check that no subject is in two subsets.
 
     subjects: (N,) of the whole table, '' = unknown.
 
-    Raises ValueError naming up to five people and their sides.
+    Raises ValueError naming up to five subjects and their subsets.
     """
     subsets_of: dict[str, list[str]] = {}
     for subset, rows in split.subsets().items():
-        for who in np.unique(subjects[rows]).tolist():
-            subsets_of.setdefault(who, []).append(subset)
-    twice = [f"{who!r} in {' and '.join(on)}" for who, on in subsets_of.items() if who and len(on) > 1]
-    if twice:
-        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+        for name in np.unique(subjects[rows]).tolist():
+            subsets_of.setdefault(name, []).append(subset)
+    shared = [f"{name!r} in {' and '.join(on)}" for name, on in subsets_of.items() if name and len(on) > 1]
+    if shared:
+        more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
         raise ValueError(
-            f"people on two sides of the split ({split.description}): {', '.join(twice[:5])}{more}"
+            f"subjects in two subsets of the split ({split.description}): {', '.join(shared[:5])}{more}"
         )
     rows = np.concatenate(list(split.subsets().values()))
     assert len(np.unique(rows)) == len(rows)
@@ -175,25 +184,25 @@ def require_disjoint(split: Split, subjects: np.ndarray) -> None:
 def known_rows(
     table: ClipTable, subsets: Mapping[str, tuple[str, str]], *, is_home: bool = False
 ) -> np.ndarray:
-    """(N,) bool: which rows of a store are clips of a run, by its split.csv: (subject, side) by clip.
+    """(N,) bool: rows of a store that are clips of a run. subsets: (subject, subset) by clip, from split.csv.
 
-    Clips of two data sets may go by the same name, so where most of the shared names belong to other people
-    in the store than in the run, none of them is the run's; unless it is the store that the run was trained
-    on (`is_home`), and each of its people has one new name.
+    Two data sets may use the same clip ids. So if most of the shared ids have another subject in the store
+    than in the run, none of them counts as the run's. Exception: the store that the run was trained on
+    (`is_home`), if each of its subjects has exactly one new name.
     """
     known = np.array([clip in subsets for clip in table.clip_id.tolist()], bool)
     pairs = [
-        (who, subsets[clip][0])
-        for clip, who in zip(table.clip_id[known].tolist(), table.subject[known].tolist(), strict=True)
+        (subject, subsets[clip][0])
+        for clip, subject in zip(table.clip_id[known].tolist(), table.subject[known].tolist(), strict=True)
     ]
-    strangers = sum(bool(here and there and here != there) for here, there in pairs)
+    num_differing = sum(bool(in_store and in_run and in_store != in_run) for in_store, in_run in pairs)
     names = {pair for pair in pairs if all(pair)}
-    is_renamed = is_home and all(len({pair[subset] for pair in names}) == len(names) for subset in (0, 1))
-    return known & (is_renamed or strangers <= len(pairs) / 2)
+    is_renamed = is_home and all(len({pair[index] for pair in names}) == len(names) for index in (0, 1))
+    return known & (is_renamed or num_differing <= len(pairs) / 2)
 
 
 def split_hash(split: Split, clip_ids: np.ndarray) -> str:
-    """Twelve hex digits of which clips are on which side. clip_ids: (N,) of the whole table."""
+    """Twelve hex digits: a hash of the clips in each subset. clip_ids: (N,) of the whole table."""
     digest = hashlib.sha256()
     for subset, rows in split.subsets().items():
         digest.update("\n".join([subset, *sorted(np.asarray(clip_ids)[rows].tolist())]).encode() + b"\0")
@@ -210,11 +219,11 @@ def _checked(
     left_out: tuple[str, ...] = (),
     kept: tuple[str, ...] = (),
 ) -> Split:
-    """The split of these sides with all its warnings, of which two kinds are given.
+    """The split of these masks with all its warnings; `left_out` and `kept` are warnings to include.
 
-    Raises ValueError when a person is on two sides.
+    Raises ValueError when a subject is in two subsets.
     """
-    warnings = _subject_warnings(table, rows) + left_out + _parted_warnings(groups, on)
+    warnings = _subject_warnings(table, rows) + left_out + _shared_video_warnings(groups, on)
     warnings += _class_warnings(labels, on) + kept
     split = Split(
         **{subset: rows[on[subset]] for subset in SUBSETS}, description=description, warnings=warnings
@@ -224,56 +233,59 @@ def _checked(
 
 
 def _marks(table: ClipTable, rows: np.ndarray) -> np.ndarray:
-    """(len(rows),) str: the side that each row is marked for, '' = none. Without a mark and a subject it is
-    the one side that other rows of its video are marked for, where they agree."""
+    """(len(rows),) str: the manifest's split of each row, '' = none. A row without a split and a subject gets
+    the split of the other rows of its video, if they agree."""
     marks, sources = table.split[rows].tolist(), table.source[rows].tolist()
     marked = values_by_source(marks, sources)
     clips = zip(table.subject[rows].tolist(), marks, sources, strict=True)
-    return np.array([mark or ("" if who else only_value(marked.get(of, ()))) for who, mark, of in clips], str)
+    return np.array(
+        [mark or ("" if subject else only_value(marked.get(source, ()))) for subject, mark, source in clips],
+        str,
+    )
 
 
 def _official(
     on: Masks, labels: np.ndarray, groups: np.ndarray, val_share: float, seed: int
 ) -> tuple[Masks, str]:
-    """The sides where train and another are marked, and where they come from."""
+    """(subsets, description) if train and at least one other subset are official."""
     if on["val"].any() and on["test"].any():
         return on, "official"
     if on["val"].any():
         description = (
-            "official train; official validation is test, and validation was carved from train by person"
+            "official train; official validation is used as test; validation is taken from train by subject"
         )
     else:
-        description = "official train and test; validation carved from train by person"
-    carved = _dealt(on["train"], ("train", "val"), labels, groups, (1 - val_share, val_share), seed)
-    return carved | {"test": on["val"] | on["test"]}, description
+        description = "official train and test; validation is taken from train by subject"
+    divided = _assigned(on["train"], ("train", "val"), labels, groups, (1 - val_share, val_share), seed)
+    return divided | {"test": on["val"] | on["test"]}, description
 
 
 def _filled(
     on: Masks, labels: np.ndarray, groups: np.ndarray, val_share: float, test_share: float, seed: int
 ) -> tuple[Masks, str]:
-    """The marked sides as they are, and the others of clips without a mark; and where they come from.
+    """(subsets, description): official subsets are kept, clips without a split fill the missing subsets.
 
-    Raises ValueError where too few are without a mark.
+    Raises ValueError when too few subjects are without a split.
     """
     marked = [subset for subset in SUBSETS if on[subset].any()]
-    lacking = [subset for subset in SUBSETS if subset not in marked]
+    missing = [subset for subset in SUBSETS if subset not in marked]
     unmarked = ~np.any(list(on.values()), axis=0)
     count = len(np.unique(groups[unmarked]))
-    if count < len(lacking):
+    if count < len(missing):
         raise ValueError(
-            f"clips are marked {' and '.join(marked)}, and {count} people (or videos) without a split cannot "
-            f"be {' and '.join(lacking)}: give clips of each side their split, or none"
+            f"the manifest has {' and '.join(marked)} but not {' and '.join(missing)}, and only {count} "
+            "subjects (or videos) have no split: set split for clips of all three subsets, or for none"
         )
     held = {"val": val_share, "test": test_share}
-    shares = [held[subset] for subset in lacking if subset in held]
-    shares = [1 - sum(shares), *shares] if "train" in lacking else [share / sum(shares) for share in shares]
+    shares = [held[subset] for subset in missing if subset in held]
+    shares = [1 - sum(shares), *shares] if "train" in missing else [share / sum(shares) for share in shares]
     description = (
-        f"official {' and '.join(marked)}; clips without a split are {' and '.join(lacking)}, by person"
+        f"official {' and '.join(marked)}; clips without a split are {' and '.join(missing)}, by subject"
     )
-    return on | _dealt(unmarked, lacking, labels, groups, shares, seed), description
+    return on | _assigned(unmarked, missing, labels, groups, shares, seed), description
 
 
-def _dealt(
+def _assigned(
     chosen: np.ndarray,
     subsets: Sequence[str],
     labels: np.ndarray,
@@ -281,81 +293,86 @@ def _dealt(
     shares: Sequence[float],
     seed: int,
 ) -> Masks:
-    """The chosen clips, (n,) bool, dealt by person to these sides."""
+    """Masks that assign the chosen clips, (n,) bool, to these subsets, whole groups at a time."""
     subset = np.full(len(chosen), -1)
-    subset[chosen] = _deal(labels[chosen], groups[chosen], shares, seed)
+    subset[chosen] = _assign(labels[chosen], groups[chosen], shares, seed)
     return {name: subset == index for index, name in enumerate(subsets)}
 
 
-def _deal(labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
-    """(n,) side of each clip: whole groups dealt out, so that each side has its share of each class.
+def _assign(labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
+    """(n,) subset index of each clip: groups stay whole, and each subset gets its share of each class.
 
-    Large groups first, each to the side that it brings nearest to its due; of several random orders among
-    equals the most even result stays. Same idea as scikit-learn's StratifiedGroupKFold, with unequal shares.
+    Greedy: large groups first, each to the subset that comes nearest to its target. Equal groups are tried in
+    several random orders, and the most even result is kept. Same idea as scikit-learn's
+    StratifiedGroupKFold, with unequal shares.
 
-    Raises ValueError when there are fewer groups than sides.
+    Raises ValueError when there are fewer groups than subsets.
     """
     names, group_of = np.unique(groups, return_inverse=True)
     if len(names) < len(shares):
         raise ValueError(
-            f"{len(names)} people (or videos) cannot be {len(shares)} separate sides; "
-            "add recordings of others, or use --folds"
+            f"{len(names)} subjects (or videos) are too few for {len(shares)} separate subsets: "
+            "add recordings of other subjects, or use --folds"
         )
     _, class_of = np.unique(labels, return_inverse=True)
     counts = np.zeros((len(names), class_of.max() + 1))
     np.add.at(counts, (group_of, class_of), 1)
     weight = 1 / counts.sum(axis=0)
-    due = np.asarray(shares)[:, None] * np.ones_like(weight)
+    target = np.asarray(shares)[:, None] * np.ones_like(weight)
     counts = counts * weight
     generator = np.random.default_rng(seed)
     best, best_cost = np.zeros(len(names), np.int64), np.inf
     for _ in range(_RESTARTS if len(names) <= _FEW_GROUPS else 1):
         order = generator.permutation(len(names))
         order = order[np.argsort(-counts[order].max(axis=1), kind="stable")]
-        subset_of, cost = _deal_in_order(counts, due, order)
+        subset_of, cost = _assign_in_order(counts, target, order)
         if cost < best_cost - 1e-12:
             best, best_cost = subset_of, cost
     return best[group_of]
 
 
-def _deal_in_order(counts: np.ndarray, due: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, float]:
-    have = np.zeros_like(due)
-    members = np.zeros(len(due), np.int64)
+def _assign_in_order(counts: np.ndarray, target: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, float]:
+    """(subset index of each group, cost of the assignment); groups are assigned one by one in this order."""
+    have = np.zeros_like(target)
+    members = np.zeros(len(target), np.int64)
     subset_of = np.zeros(len(order), np.int64)
-    for location, group in enumerate(order):
-        # What a side would be short of or over, in each class, relative to its due.
-        now = (((have - due) ** 2) / due).sum(axis=1)
-        then = (((have + counts[group] - due) ** 2) / due).sum(axis=1)
-        gain = then - now
-        if len(order) - location <= int((members == 0).sum()):  # the last ones go where nobody is yet
-            gain[members > 0] = np.inf
-        subset = int(np.argmin(gain))
+    for position, group in enumerate(order):
+        # Squared distance of each subset from its target in each class, relative to the target.
+        before = (((have - target) ** 2) / target).sum(axis=1)
+        after = (((have + counts[group] - target) ** 2) / target).sum(axis=1)
+        increase = after - before
+        if len(order) - position <= int((members == 0).sum()):  # the last groups go to empty subsets
+            increase[members > 0] = np.inf
+        subset = int(np.argmin(increase))
         have[subset] += counts[group]
         members[subset] += 1
         subset_of[group] = subset
-    return subset_of, float((((have - due) ** 2) / due).sum())
+    return subset_of, float((((have - target) ** 2) / target).sum())
 
 
 def _earlier_subsets(file: Path) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
-    """Of an earlier run's split.csv: side by group, and (subject, side) by clip."""
+    """(subset by group, (subject, subset) by clip) of an earlier run's split.csv.
+
+    Raises ValueError when the file is missing or damaged, or has a group in two subsets.
+    """
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
             lines = list(csv.DictReader(stream))
     except FileNotFoundError as error:
-        raise ValueError(f"no split in {file.parent}: {file.name} is not there") from error
+        raise ValueError(f"{file.parent} is not a run with a split: it has no {file.name}") from error
     subsets: dict[str, str] = {}
     clips: dict[str, tuple[str, str]] = {}
     subjects = [line.get("subject") or "" for line in lines]
     groups = group_names(subjects, [(line.get("clip_id") or "").rpartition("#")[0] for line in lines])
-    for number, (line, who, group) in enumerate(zip(lines, subjects, groups, strict=True), start=2):
+    for number, (line, subject, group) in enumerate(zip(lines, subjects, groups, strict=True), start=2):
         clip, subset = line.get("clip_id") or "", line.get("split") or ""
         if subset not in SUBSETS or not clip:
             raise ValueError(
-                f"{file} line {number}: wanted clip_id,subject,split with one of {', '.join(SUBSETS)}"
+                f"{file} line {number}: expected clip_id,subject,split with one of {', '.join(SUBSETS)}"
             )
         if subsets.setdefault(group, subset) != subset:
             raise ValueError(f"{file} line {number}: {group} is in {subsets[group]} and {subset}")
-        clips[clip] = who, subset
+        clips[clip] = subject, subset
     return subsets, clips
 
 
@@ -366,32 +383,35 @@ def _subsets_of_renamed(
     clips: Mapping[str, tuple[str, str]],
     file: Path,
 ) -> dict[str, str]:
-    """Side by group of those whom the earlier split does not name, but has clips of: (N,) bool `same`.
+    """Subset by group, for groups that the earlier split does not name but whose clips it has.
 
-    Raises ValueError naming up to five whose clips stood on two sides.
+    same: (N,) bool, rows that are clips of the earlier run.
+
+    Raises ValueError naming up to five groups whose clips were in two subsets.
     """
     groups = groups_of(table, np.flatnonzero(same)).tolist()
     subsets_of: dict[str, set[str]] = {}
-    for who, clip in zip(groups, table.clip_id[same].tolist(), strict=True):
-        if who not in known:
-            subsets_of.setdefault(who, set()).add(clips[clip][1])
-    twice = [
-        f"{who} in {' and '.join(subset for subset in SUBSETS if subset in on)}"
-        for who, on in subsets_of.items()
+    for group, clip in zip(groups, table.clip_id[same].tolist(), strict=True):
+        if group not in known:
+            subsets_of.setdefault(group, set()).add(clips[clip][1])
+    shared = [
+        f"{group} in {' and '.join(subset for subset in SUBSETS if subset in on)}"
+        for group, on in subsets_of.items()
         if len(on) > 1
     ]
-    if twice:
-        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+    if shared:
+        more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
         raise ValueError(
-            f"people's clips on two sides of {file}, which cannot be kept: {', '.join(twice[:5])}{more}"
+            f"the split {file} cannot be kept: it has clips of one subject in two subsets: "
+            f"{', '.join(shared[:5])}{more}"
         )
-    return {who: on.pop() for who, on in subsets_of.items()}
+    return {group: on.pop() for group, on in subsets_of.items()}
 
 
 def _hashed_subset(group: str, val_share: float, test_share: float) -> str:
-    """The side of a new person, from their name alone."""
-    location = int.from_bytes(hashlib.sha256(f"split:{group}".encode()).digest()[:8], "big") / 2**64
-    return "test" if location < test_share else "val" if location < test_share + val_share else "train"
+    """The subset of a new group, from the hash of its name alone."""
+    fraction = int.from_bytes(hashlib.sha256(f"split:{group}".encode()).digest()[:8], "big") / 2**64
+    return "test" if fraction < test_share else "val" if fraction < test_share + val_share else "train"
 
 
 def _subject_warnings(table: ClipTable, rows: np.ndarray) -> tuple[str, ...]:
@@ -401,20 +421,20 @@ def _subject_warnings(table: ClipTable, rows: np.ndarray) -> tuple[str, ...]:
     share = "no clip" if unknown == len(rows) else f"{unknown} of {len(rows)} clips do not"
     verb = "has a subject" if unknown == len(rows) else "have a subject"
     return (
-        f"{share} {verb}: the same person may be in train and test, and the figures may measure faces "
-        "rather than engagement",
+        f"{share} {verb}: the same person may be in train and test, and the metrics may measure identity "
+        "instead of engagement",
     )
 
 
-def _parted_warnings(groups: np.ndarray, on: Masks) -> tuple[str, ...]:
-    """Of those without a subject, for whoever has one is refused on two sides."""
+def _shared_video_warnings(groups: np.ndarray, on: Masks) -> tuple[str, ...]:
+    """A warning for videos in two subsets. (A subject in two subsets is an error of `require_disjoint`.)"""
     times = Counter(name for mask in on.values() for name in np.unique(groups[mask]).tolist())
-    parted = sum(count > 1 for count in times.values())
-    if not parted:
+    num_shared = sum(count > 1 for count in times.values())
+    if not num_shared:
         return ()
     return (
-        f"clips without a subject of {parted} videos are marked for two sides: the figures may measure faces "
-        "rather than engagement",
+        f"{num_shared} videos without a subject have clips in two subsets: the metrics may measure identity "
+        "instead of engagement",
     )
 
 
@@ -429,20 +449,21 @@ def _class_warnings(labels: np.ndarray, on: Masks) -> tuple[str, ...]:
 
 
 def _earlier_warnings(run: str, seen: int, others: int) -> tuple[str, ...]:
-    """Of people who were learned from too early, and of clips that only go by the earlier run's names."""
+    """Warnings about held-out subjects that the earlier run used, and about clips of other subjects with ids
+    that the earlier run has too."""
     warnings: tuple[str, ...] = ()
     if seen:
         warnings += (
-            f"{seen} people (or videos) are marked to be held out, but {run} learned from "
-            "them or chose by them: they keep their side",
+            f"{seen} subjects (or videos) are held out in the manifest, but {run} used them for training or "
+            "validation: they keep the subset of that run",
         )
     if others:
         warnings += (
-            f"{others} clips go by names that {run} has, but most belong to other people: they count as new",
+            f"{others} clips have ids that {run} has too, but most have other subjects: they count as new",
         )
     return warnings
 
 
 def subset_by_clip(split: Split, clip_ids: np.ndarray) -> dict[str, str]:
-    """Side of each clip, for `split.csv`. clip_ids: (N,) of the whole table."""
+    """Subset of each clip, for `split.csv`. clip_ids: (N,) of the whole table."""
     return {str(clip_ids[row]): subset for subset, rows in split.subsets().items() for row in rows}

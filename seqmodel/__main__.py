@@ -18,6 +18,12 @@ COMMANDS: dict[str, tuple[type, str]] = {
 }
 """Word -> its options, and the module whose function of that name does it (imported only then)."""
 
+ON_STOP = {
+    "train": "stopped; nothing was saved",
+    "finetune": "stopped; the last checkpoint is saved: run the same command again to continue",
+}
+"""Command -> message after an interruption."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The door; returns the exit code."""
@@ -31,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return summary, code
 
     options = {word: args_class for word, (args_class, _) in COMMANDS.items()}
-    return dispatch("seqmodel", options, argv, answer, width=10)
+    return dispatch("seqmodel", options, argv, answer, width=10, on_stop=ON_STOP)
 
 
 if __name__ == "__main__":

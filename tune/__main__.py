@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         export_for_live(args.out)
         return summary, code
 
-    return run_command(handler, as_json=args.json)
+    message = "stopped; finished trials are saved: run the same command again to continue"
+    return run_command(handler, as_json=args.json, on_stop=message)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Which clips a data set holds."""
+"""Readers of data set formats: DAiSEE, EngageNet, AIHub 71715, CSV, folders."""

@@ -1,4 +1,4 @@
-"""AIHub 71715, as it lies on disk once unpacked."""
+"""Reader of AIHub 71715 (unpacked)."""
 
 import json
 import re
@@ -29,42 +29,42 @@ def read_aihub(root: Path) -> DatasetIndex:
             try:
                 video, k, category = _aihub_label(file)
             except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-                problems.append(Failure(relative(file, root), f"not a label that can be read: {error!r}"))
+                problems.append(Failure(relative(file, root), f"the label file cannot be read: {error!r}"))
                 continue
             segments[(_aihub_split(folder, root), video)][k] = (AIHUB_CLASSES[category], file)
             contradictions += _aihub_folder_class(file) not in (None, category)
     first = 0 if any(0 in wanted for wanted in segments.values()) else 1
-    clips, lone_videos, paired = [], [], set()
+    clips, unpaired_videos, paired = [], [], set()
     for folder in folders_ending(root, VIDEO_FOLDER):
         files, unnameable = videos_below(folder, root)
         problems += unnameable
         for source in files:
             key = (_aihub_split(folder, root), stem_of(source.name))
             if key not in segments:
-                lone_videos.append(relative(source, root))
+                unpaired_videos.append(relative(source, root))
                 continue
             paired.add(key)
             for k, (label, _) in sorted(segments[key].items()):
                 start_s = (k - first) * AIHUB_SEGMENT_S
                 name, end_s = clip_id(source, root, start_s), start_s + AIHUB_SEGMENT_S
                 clips.append(Clip(name, source, start_s, end_s, split=key[0], labels={"label": label}))
-    lone_labels = [
+    unpaired_labels = [
         relative(file, root)
         for key, wanted in segments.items()
         if key not in paired
         for _, file in wanted.values()
     ]
-    notes: tuple[str, ...] = (f"segments are counted from {first}, as in this copy's file names",)
+    notes: tuple[str, ...] = (f"segment numbers start at {first} in the file names of this copy",)
     if contradictions:
-        notes += (f"{contradictions} labels say something else than the folder they lie in; the label holds",)
-    return index(root, "aihub", clips, problems, lone_videos, lone_labels, notes=notes)
+        notes += (f"{contradictions} labels differ from the class of their folder: the label file is used",)
+    return index(root, "aihub", clips, problems, unpaired_videos, unpaired_labels, notes=notes)
 
 
 def _aihub_label(file: Path) -> tuple[str, int, int]:
     """(stem of the video, k, category id) of a label file."""
     video, dash, index = stem_of(file.name).rpartition("-")
     if not dash or not index.isdigit():
-        raise ValueError("its name does not end in -<segment>.json")
+        raise ValueError("its name must end in -<segment>.json")
     category = int(_nfc_keys(json.loads(file.read_text(encoding="utf-8-sig")))["이미지"]["category"]["id"])
     if category not in AIHUB_CLASSES:
         raise ValueError(f"category id {category} is not 1, 2 or 3")
@@ -73,7 +73,7 @@ def _aihub_label(file: Path) -> tuple[str, int, int]:
 
 def _nfc_keys(value: object) -> "dict[str, dict[str, dict[str, int]]]":
     if not isinstance(value, dict):
-        raise ValueError("no object in it")
+        raise ValueError("it is not a JSON object")
     return {unicodedata.normalize("NFC", key): item for key, item in value.items()}
 
 
@@ -83,7 +83,7 @@ def _aihub_split(folder: Path, root: Path) -> str:
 
 
 def _aihub_folder_class(file: Path) -> int | None:
-    """The category that `TL_GG_CC[_part]` says, None where no folder is named so."""
+    """The category id from a folder name `TL_GG_CC[_part]`; None if no folder has such a name."""
     for part in reversed(file.parts):
         if match := re.fullmatch(r"[TV]L_\d+_(\d\d)(_.*)?", part):
             return AIHUB_FOLDER_CLASSES.get(match.group(1))
@@ -91,11 +91,11 @@ def _aihub_folder_class(file: Path) -> int | None:
 
 
 def folders_ending(root: Path, name: str) -> list[Path]:
-    """Folders under `root` whose name ends so, however their Hangul is composed; none inside another."""
+    """Folders below `root` whose NFC name ends with `name`; folders inside them are not searched."""
     found = []
     for folder, subfolders, _ in walk(root):
-        own = [sub for sub in subfolders if unicodedata.normalize("NFC", sub).endswith(name)]
-        found += [folder / sub for sub in own]
-        if own:  # neither into what was found nor into the data next to it, which may be half a million files
+        matching = [sub for sub in subfolders if unicodedata.normalize("NFC", sub).endswith(name)]
+        found += [folder / sub for sub in matching]
+        if matching:  # do not search the found folders or the data next to them: it may be 500,000 files
             subfolders.clear()
     return sorted(found)

@@ -1,4 +1,4 @@
-"""DAiSEE, as it lies on disk once unpacked."""
+"""Reader of DAiSEE (unpacked)."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ DAISEE_LABELS = ("Boredom", "Engagement", "Confusion", "Frustration")
 def read_daisee(root: Path) -> DatasetIndex:
     """DAiSEE: `DataSet/<split>/<subject>/<clip>/<clip>.*`, `Labels/<Split>Labels.csv`, levels 0 to 3.
 
-    ClipIDs are matched by their stem, for their extensions can be wrong. AllLabels.csv is not read: it splits
-    otherwise.
+    ClipIDs are matched without their extension, because it can be wrong. AllLabels.csv is not read: it has
+    another split.
     """
     clips: list[Clip] = []
-    lone_videos: list[str] = []
-    lone_labels: list[str] = []
+    unpaired_videos: list[str] = []
+    unpaired_labels: list[str] = []
     problems: list[Failure] = []
     for folder in ("Train", "Validation", "Test"):
         labels_file = root / "Labels" / f"{folder}Labels.csv"
@@ -29,10 +29,10 @@ def read_daisee(root: Path) -> DatasetIndex:
         problems += unnameable
         for file in files:
             if videos.setdefault(stem_of(file.name), file) != file:
-                lone_videos.append(relative(file, root))  # a second file of one clip
+                unpaired_videos.append(relative(file, root))  # a second file of one clip
         for stem, file in videos.items():
             if stem not in labels:
-                lone_videos.append(relative(file, root))
+                unpaired_videos.append(relative(file, root))
                 continue
             clips.append(
                 Clip(
@@ -43,5 +43,5 @@ def read_daisee(root: Path) -> DatasetIndex:
                     labels={name: labels[stem][name] for name in DAISEE_LABELS},
                 )
             )
-        lone_labels += [f"{folder}: {labels[stem]['ClipID']}" for stem in labels if stem not in videos]
-    return index(root, "daisee", clips, problems, lone_videos, lone_labels)
+        unpaired_labels += [f"{folder}: {labels[stem]['ClipID']}" for stem in labels if stem not in videos]
+    return index(root, "daisee", clips, problems, unpaired_videos, unpaired_labels)

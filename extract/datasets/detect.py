@@ -1,4 +1,4 @@
-"""Which clips a user's data hold, whatever their layout; and a balanced sample of them."""
+"""Reading of a data set in any known format, and a balanced sample of its clips."""
 
 import dataclasses
 import random
@@ -15,16 +15,15 @@ from extract.datasets.index import DatasetIndex
 from features.manifest import Clip, read_csv, read_folder
 
 NO_TEST = (
-    "no official test split: validation will serve as test, and validation be carved from train by subject"
+    "no official test split: validation is used as test, and a new validation subset is taken from train"
 )
 
 
 def read_dataset(data: Path, layout: Layout = "auto", subject_regex: str = "") -> DatasetIndex:
-    """The clips of a data set, in one order everywhere.
+    """The clips of a data set, in the same order on every system.
 
     `subject_regex` finds the subject in a video's path relative to the root (the first group that matches, or
-    the whole match) where the data do not name one. Raises ValueError when there is nothing of that layout at
-    `data`.
+    the whole match) if the data have no subject. Raises ValueError when `data` does not have that format.
     """
     if not data.exists():
         raise ValueError(f"no such file or folder: {data}")
@@ -35,7 +34,7 @@ def read_dataset(data: Path, layout: Layout = "auto", subject_regex: str = "") -
         index = DatasetIndex(read_folder(data), "folder")
     else:
         if not data.is_dir():
-            raise ValueError(f"--layout {chosen} wants the data set's folder, got the file {data}")
+            raise ValueError(f"--layout {chosen} needs the data set's folder, got the file {data}")
         index = {"daisee": read_daisee, "engagenet": read_engagenet, "aihub": read_aihub}[chosen](data)
     if subject_regex:
         index = _with_subjects(index, subject_regex)
@@ -46,13 +45,13 @@ def read_dataset(data: Path, layout: Layout = "auto", subject_regex: str = "") -
         notes += (NO_TEST,)
     if clips and not all(clip.subject for clip in clips):
         count = sum(not clip.subject for clip in clips)
-        whose = "no clip names" if count == len(clips) else f"{count} of {len(clips)} clips do not name"
-        notes += (f"{whose} a subject: it cannot be proven that no person is both in training and in test",)
+        which = "no clip has" if count == len(clips) else f"{count} of {len(clips)} clips do not have"
+        notes += (f"{which} a subject: the same person may be in train and test (see --subject-regex)",)
     return dataclasses.replace(index, notes=notes)
 
 
 def recognise(data: Path) -> Layout:
-    """Which layout lies at a path."""
+    """The data set format at a path."""
     if data.is_file():
         return "csv"
     if (data / "DataSet").is_dir() and (data / "Labels").is_dir():
@@ -65,13 +64,13 @@ def recognise(data: Path) -> Layout:
 
 
 def sample_clips(clips: Sequence[Clip], count: int) -> list[Clip]:
-    """At most `count` clips, as even over splits, then classes, then subjects as there are clips for it.
+    """At most `count` clips, balanced over splits, then classes, then subjects, as far as possible.
 
-    Raises ValueError when a clip is there twice.
+    Raises ValueError for duplicate clips.
     """
     clip_id, times = Counter(clip.clip_id for clip in clips).most_common(1)[0] if clips else ("", 1)
     if times > 1:
-        raise ValueError(f"clips must be there once each; {times} times: {clip_id}")
+        raise ValueError(f"duplicate clips (each clip id must be unique): {clip_id}, {times} times")
     draw = random.Random(0)
     column = _main_column(clips)
     groups: dict[tuple[str, str, str], list[Clip]] = defaultdict(list)
@@ -107,5 +106,5 @@ def _with_subjects(index: DatasetIndex, regex: str) -> DatasetIndex:
         subject = next((group for group in groups if group is not None), "")
         clips.append(dataclasses.replace(clip, subject=clip.subject or subject))
     if clips and not any(clip.subject for clip in clips):
-        raise ValueError(f"--subject-regex {regex!r} matches no path, {clips[0].clip_id} for one")
+        raise ValueError(f"--subject-regex {regex!r} matches no path (for example {clips[0].clip_id})")
     return dataclasses.replace(index, manifest=dataclasses.replace(index.manifest, clips=tuple(clips)))

@@ -1,4 +1,4 @@
-"""EngageNet, as it lies on disk once unpacked."""
+"""Reader of EngageNet (unpacked)."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from extract.datasets.tables import table, words
 from features.manifest import Clip, clip_id, videos_below
 
 ENGAGENET_DROPPED = "SNP"
-"""`SNP(Subject Not Present)`: nobody to look at."""
+"""Label prefix of clips that are left out: `SNP(Subject Not Present)`."""
 
 
 def read_engagenet(root: Path) -> DatasetIndex:
@@ -18,13 +18,13 @@ def read_engagenet(root: Path) -> DatasetIndex:
         tables += table(root / "final_labels.csv", ("chunk", "label"))
     labels = {stem_of(row["chunk"]): row["label"] for row in tables}
     if not labels:
-        raise ValueError(f"no labels in {root}: wanted train_engagement_labels.xlsx or final_labels.csv")
+        raise ValueError(f"no labels in {root}: expected train_engagement_labels.xlsx or final_labels.csv")
     listed = {
         stem_of(line): split
         for name, split in (("train.txt", "train"), ("valid.txt", "val"), ("test.txt", "test"))
         for line in words(root / name)
     }
-    clips, problems, lone_videos, seen, dropped = [], [], [], set(), 0
+    clips, problems, unpaired_videos, seen, dropped = [], [], [], set(), 0
     for folder in ("Train", "Validation", "Test"):
         files, unnameable = videos_below(root / folder, root)
         problems += unnameable
@@ -33,7 +33,7 @@ def read_engagenet(root: Path) -> DatasetIndex:
             seen.add(stem)
             label = labels.get(stem, "")
             if not label:
-                lone_videos.append(relative(file, root))
+                unpaired_videos.append(relative(file, root))
             elif label.upper().startswith(ENGAGENET_DROPPED):
                 dropped += 1
             else:
@@ -52,13 +52,13 @@ def read_engagenet(root: Path) -> DatasetIndex:
         "engagenet",
         clips,
         problems,
-        lone_videos,
+        unpaired_videos,
         [stem for stem in labels if stem not in seen],
         dropped=(("subject not present", dropped),) if dropped else (),
     )
 
 
 def engagenet_tables(root: Path) -> list[Path]:
-    """EngageNet's label tables, without what Excel (`~$x.xlsx`, while one is open) and macOS lay beside."""
+    """EngageNet's label tables, without temporary files of Excel (`~$x.xlsx`) and macOS (`._x.xlsx`)."""
     tables = (file for file in root.glob("*_engagement_labels.*") if file.suffix in (".xlsx", ".csv"))
     return sorted(file for file in tables if not file.name.startswith((".", "~$")))

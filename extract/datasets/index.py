@@ -1,7 +1,7 @@
-"""What a data set's layout gives: its clips, and what did not pair up.
+"""The index of a data set: its clips, and the videos and labels that could not be paired.
 
-What does not pair up (a video without label, a label without video) and what is dropped is counted and listed
-in the `DatasetIndex`; nothing is guessed silently. Official splits are kept as they are.
+Unpaired videos and labels and dropped labels are listed in the `DatasetIndex`; nothing is guessed silently.
+Official splits are kept.
 """
 
 import unicodedata
@@ -16,19 +16,19 @@ SPLIT_FOLDERS = {"train": "train", "training": "train", "validation": "val", "va
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """What was found at the place that a user named."""
+    """The clips of a data set, and what was left out."""
 
     manifest: Manifest
     layout: str
-    """Which layout that was."""
+    """Name of the data set format."""
     unpaired_videos: tuple[str, ...] = ()
     """Videos without a label: not extracted."""
     unpaired_labels: tuple[str, ...] = ()
     """Labels without a video."""
     dropped: tuple[tuple[str, int], ...] = ()
-    """(why, how many) labels that were left out on purpose."""
+    """(reason, number) of labels that were left out on purpose."""
     notes: tuple[str, ...] = ()
-    """What a user should know about this data set."""
+    """Warnings about this data set."""
 
 
 def index(
@@ -41,16 +41,18 @@ def index(
     dropped: tuple[tuple[str, int], ...] = (),
     notes: tuple[str, ...] = (),
 ) -> DatasetIndex:
+    """A `DatasetIndex` from what a reader collected; videos and labels: the unpaired ones."""
     manifest = Manifest(tuple(clips), tuple(problems), root)
     return DatasetIndex(manifest, layout, tuple(sorted(videos)), tuple(sorted(labels)), dropped, notes)
 
 
 def stem_of(name: str) -> str:
-    """The name without a video's or a table's extension (a dot inside a name is no extension)."""
+    """The NFC name without a video or .json extension (other dots are part of the name)."""
     name = unicodedata.normalize("NFC", name.strip())
     stem, dot, suffix = name.rpartition(".")
     return stem if dot and f".{suffix.lower()}" in (VIDEO_SUFFIXES | {".json"}) else name
 
 
 def relative(file: Path, root: Path) -> str:
+    """The NFC posix path relative to `root`, printable."""
     return readable(unicodedata.normalize("NFC", file.relative_to(root).as_posix()))

@@ -1,4 +1,4 @@
-"""The tables in which data sets keep labels and splits: CSV, spreadsheets, lists of names."""
+"""Reading of label and split tables: CSV, .xlsx spreadsheets, lists of names."""
 
 import zipfile
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from features.manifest import csv_rows
 
 
 def table(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV or spreadsheet, names and values stripped.
+    """Rows of a CSV or .xlsx file by column name, stripped; rows with an empty first column are left out.
 
-    Raises ValueError for a file that is not there or cannot be read, and if a column is missing.
+    Raises ValueError for a file that does not exist or cannot be read, and if a column is missing.
     """
     if not file.is_file():
         raise ValueError(f"no such file: {file}")
@@ -24,7 +24,7 @@ def table(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _sheet(file: Path) -> list[list[str]]:
-    """Cells of the first sheet of an .xlsx file as text, '' where one is empty."""
+    """Cells of the first sheet of an .xlsx file as text; '' = empty."""
     import openpyxl
 
     try:
@@ -37,4 +37,5 @@ def _sheet(file: Path) -> list[list[str]]:
 
 
 def words(file: Path) -> list[str]:
+    """The whitespace-separated names in a text file; empty if it does not exist."""
     return file.read_text(encoding="utf-8-sig").split() if file.is_file() else []

@@ -1,1 +1,1 @@
-"""A generated data set."""
+"""Generator of the synthetic demo data set."""

@@ -1,10 +1,10 @@
-"""A small labelled set of face videos to try everything on: synthetic people who attend or do not.
+"""The demo data set: a small labelled set of synthetic face videos, engaged or distracted.
 
-A dozen pseudo-subjects, made from one public-domain portrait, act ten-second clips. What is labelled is
-behaviour over time: everybody looks away, looks down, shuts the eyes or leaves the picture now and then; in
-an `engaged` clip each such spell is over within `SHORT_S`, in a `distracted` one a spell lasts `LONG_S`. A
-single frame therefore cannot tell: the same poses occur in both. Each video is unlike the others in rest
-pose, sway, blinks, light and noise.
+Twelve synthetic subjects are made from one public-domain portrait and shown in ten-second clips. The label
+depends on behaviour over time: in every clip the subject may look away, look down, close the eyes or leave
+the picture. In an `engaged` clip such an event lasts `SHORT_S`, in a `distracted` clip one lasts `LONG_S`. A
+single frame does not show the label, because the same poses occur in both. Videos differ in rest pose, sway,
+blinks, light and noise.
 """
 
 import colorsys
@@ -29,16 +29,16 @@ FPS = 20
 CLIP_S = 10.0
 NUM_SUBJECTS = 12
 SHORT_S = (0.5, 1.3)
-"""How long a spell of an engaged person lasts, seconds."""
+"""Range of the length of an event in an engaged clip, seconds."""
 LONG_S = (4.0, 7.5)
-"""How long the spell of a distracted one lasts, seconds."""
+"""Range of the length of the long event in a distracted clip, seconds."""
 EASE_S = 0.35
-"""How long it takes to turn away or back."""
+"""Time to turn away or back, seconds."""
 
-# The split of each subject in turn, so that even a small set has everything on every side.
+# The split of each subject in order, so that even a small set has all labels in every subset.
 SPLITS = ("train", "test", "val", "train", "test", "train", "train", "test", "val", "train", "train", "train")
 WITH_GLASSES = (0, 4, 6, 8)
-"""Some on every side of the split, so that a threshold chosen on validation means something on test."""
+"""Subjects with glasses: some in every subset, so that a threshold from validation is useful on test."""
 
 HEADERS = {
     "labels.csv": ("path", "label", "subject", "split", "behaviour", "glasses"),
@@ -52,12 +52,12 @@ ENGAGED: tuple[Behaviour, ...] = (
 DISTRACTED: tuple[Behaviour, ...] = (
     "look_right", "eyes_closed", "look_left", "mixed", "head_down", "mixed", "leaves",
 )  # fmt: skip
-SPELLS: tuple[Behaviour, ...] = ("look_left", "look_right", "head_down", "eyes_closed", "leaves")
+EVENT_KINDS: tuple[Behaviour, ...] = ("look_left", "look_right", "head_down", "eyes_closed", "leaves")
 
 
 @dataclass(frozen=True)
 class DistractionEvent:
-    """A stretch of time spent elsewhere."""
+    """A time span in which the subject does not attend."""
 
     kind: Behaviour
     start_s: float
@@ -66,7 +66,7 @@ class DistractionEvent:
 
 @dataclass(frozen=True)
 class Script:
-    """What one video shows."""
+    """The content of one video."""
 
     path: str
     """File name, relative to the set's folder."""
@@ -77,20 +77,20 @@ class Script:
     events: tuple[DistractionEvent, ...]
     duration_s: float
     seed: int
-    """Of everything that is not in the script: rest pose, sway, blinks."""
+    """Random seed of what is not in the script: rest pose, sway, blinks."""
 
 
 def demo(config: DemoConfig) -> tuple[dict[str, Any], int]:
-    """`python -m extract demo`: write the set; gives summary and exit code."""
+    """`python -m extract demo`: write the data set; returns (summary, exit code)."""
     make_demo(config.out, clips=config.clips, seed=config.seed)
     return {"out": str(config.out), "clips": config.clips}, 0
 
 
 def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | None = None) -> Path:
-    """Write `clips` videos with `labels.csv`, and `unseen.mp4` with `unseen.csv`; gives labels.csv's path.
+    """Write `clips` videos with `labels.csv`, and `unseen.mp4` with `unseen.csv`; returns labels.csv's path.
 
-    `workers` processes (2 unless given, where there are so many videos). Raises ValueError for no clips, and
-    where another file of that name would be overwritten.
+    workers: number of processes (default 2, if there are enough videos). Raises ValueError for `clips` below
+    1, and if a file of that name exists that the demo has not written.
     """
     if clips < 1:
         raise ValueError(f"--clips must be at least 1, got {clips}")
@@ -98,7 +98,7 @@ def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | N
     for name, header in HEADERS.items():
         path = out / name
         if path.exists() and not path.read_bytes().startswith(",".join(header).encode()):
-            raise ValueError(f"{path} is there and was not written by the demo: choose another folder")
+            raise ValueError(f"{path} exists and was not written by the demo: choose another folder")
     (out / "clips").mkdir(parents=True, exist_ok=True)
     scripts = clip_scripts(clips, seed)
     unseen, parts = unseen_script(seed)
@@ -125,7 +125,7 @@ def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | N
 
 
 def clip_scripts(clips: int, seed: int) -> list[Script]:
-    """The scripts of the labelled clips: subjects take turns, and each alternates between the labels."""
+    """The scripts of the labelled clips: subjects take turns, and each subject alternates between labels."""
     scripts = []
     for index in range(clips):
         subject, turn = index % NUM_SUBJECTS, index // NUM_SUBJECTS
@@ -149,16 +149,16 @@ def clip_scripts(clips: int, seed: int) -> list[Script]:
 
 
 def unseen_script(seed: int) -> tuple[Script, list[tuple[float, float, str]]]:
-    """A further person's minute, and its parts as (start_s, end_s, label)."""
+    """(script of a one-minute video of a subject that is not in the clips, its (start_s, end_s, label))."""
     rng = np.random.default_rng([seed, 2])
     parts = [(0.0, 20.0, "engaged"), (20.0, 40.0, "distracted"), (40.0, 60.0, "engaged")]
     events: list[DistractionEvent] = []
     for start_s, end_s, label in parts:
         calm = label == "engaged"
-        events += _spells_until(
+        events += _events_until(
             end_s - 0.4,
             start_s + (2.5 if calm else 0.3),
-            "mixed",  # stays in the picture
+            "mixed",  # the subject stays in the picture
             long_s=SHORT_S if calm else (4.5, 6.5),
             rest_s=(2.0, 4.5) if calm else (0.8, 1.4),
             rng=rng,
@@ -167,7 +167,7 @@ def unseen_script(seed: int) -> tuple[Script, list[tuple[float, float, str]]]:
 
 
 def looks_of(subject: int, seed: int) -> Looks:
-    """What a pseudo-subject looks like."""
+    """The appearance of a synthetic subject."""
     rng = np.random.default_rng([seed, 3, subject])
 
     def colour(saturation: float, low: float, high: float) -> tuple[int, int, int]:
@@ -196,7 +196,7 @@ def looks_of(subject: int, seed: int) -> Looks:
 
 
 def poses(script: Script) -> list[Pose]:
-    """The script acted out, one pose a frame."""
+    """The poses of a script, one per frame."""
     rng = np.random.default_rng([script.seed, 4])
     times = np.arange(round(script.duration_s * FPS)) / FPS
     rests = (("yaw", 0, 5), ("pitch", -2, 3), ("roll", 0, 3), ("x", 0, 7), ("y", 0, 4))
@@ -205,9 +205,10 @@ def poses(script: Script) -> list[Pose]:
         track[name] += size * _sway(times, rng)
     track["closed"], track["gaze"] = np.zeros(len(times)), np.zeros(len(times))
     for event in script.events:
-        for name, amount in _elsewhere(event.kind, rng).items():
-            share = _share(times, event)
-            track[name] += amount * share if name != "closed" else np.maximum(0, amount * share - track[name])
+        for name, amount in _pose_change(event.kind, rng).items():
+            weight = _weight(times, event)
+            change = amount * weight
+            track[name] += change if name != "closed" else np.maximum(0, change - track[name])
     blink_s = float(rng.uniform(0.5, 3))
     while blink_s < script.duration_s:
         track["closed"] = np.maximum(track["closed"], np.clip(1.6 - np.abs(times - blink_s) / 0.09, 0, 1))
@@ -217,7 +218,7 @@ def poses(script: Script) -> list[Pose]:
 
 
 def write_video(script: Script, seed: int, out: Path) -> None:
-    """Draw and encode one script as H.264."""
+    """Draw one script and encode it as H.264."""
     import av
     import cv2
 
@@ -228,7 +229,7 @@ def write_video(script: Script, seed: int, out: Path) -> None:
         stream.time_base = Fraction(1, FPS)
         stream.codec_context.thread_count = 1
         for index, pose in enumerate(poses(script)):
-            # Both as BT.601; OpenCV takes a tenth of the time that FFmpeg's scaler does.
+            # OpenCV and FFmpeg both convert with BT.601; OpenCV takes a tenth of the time.
             yuv = np.asarray(cv2.cvtColor(draw(rendered, pose, index), cv2.COLOR_RGB2YUV_I420), np.uint8)
             frame = av.VideoFrame.from_ndarray(yuv, format="yuv420p")
             frame.pts, frame.time_base = index, Fraction(1, FPS)
@@ -237,15 +238,15 @@ def write_video(script: Script, seed: int, out: Path) -> None:
 
 
 def _engaged_events(behaviour: Behaviour, rng: np.random.Generator) -> tuple[DistractionEvent, ...]:
-    """Up to three short spells, none near another."""
+    """Up to three short events with pauses between them."""
     if behaviour == "steady":
         return ()
     at_s = float(rng.uniform(0.6, 2.2))
     most = int(rng.integers(1, 4)) if behaviour != "leaves" else 1
-    return tuple(_spells_until(CLIP_S - 0.5, at_s, behaviour, SHORT_S, (1.6, 3.2), rng, most))
+    return tuple(_events_until(CLIP_S - 0.5, at_s, behaviour, SHORT_S, (1.6, 3.2), rng, most))
 
 
-def _spells_until(
+def _events_until(
     last_s: float,
     at_s: float,
     behaviour: Behaviour,
@@ -254,34 +255,37 @@ def _spells_until(
     rng: np.random.Generator,
     most: float = math.inf,
 ) -> list[DistractionEvent]:
-    """Spells from `at_s` on that are over by `last_s`; how long they and the rests between them last."""
+    """Events from `at_s` on that end before `last_s`. long_s, rest_s: ranges of the lengths of events and of
+    the pauses between them, seconds."""
     events: list[DistractionEvent] = []
     while len(events) < most:
-        kind = SPELLS[int(rng.integers(4))] if behaviour == "mixed" else behaviour
-        spell_s = float(rng.uniform(*long_s))
-        if at_s + spell_s > last_s:
+        kind = EVENT_KINDS[int(rng.integers(4))] if behaviour == "mixed" else behaviour
+        event_s = float(rng.uniform(*long_s))
+        if at_s + event_s > last_s:
             break
-        events.append(DistractionEvent(kind, at_s, at_s + spell_s))
-        at_s += spell_s + float(rng.uniform(*rest_s))
+        events.append(DistractionEvent(kind, at_s, at_s + event_s))
+        at_s += event_s + float(rng.uniform(*rest_s))
     return events
 
 
 def _distracted_events(behaviour: Behaviour, rng: np.random.Generator) -> tuple[DistractionEvent, ...]:
-    """One long spell, and sometimes a short one where there is room."""
+    """One long event, and sometimes a short one if there is time."""
     long_s = float(rng.uniform(*LONG_S))
     start_s = float(rng.uniform(0.4, CLIP_S - 0.4 - long_s))
-    kind = SPELLS[int(rng.integers(4))] if behaviour == "mixed" else behaviour
+    kind = EVENT_KINDS[int(rng.integers(4))] if behaviour == "mixed" else behaviour
     events = [DistractionEvent(kind, start_s, start_s + long_s)]
     if behaviour == "mixed" and CLIP_S - events[0].end_s > 2.6:
         again_s = events[0].end_s + 1.2
         events.append(
-            DistractionEvent(SPELLS[int(rng.integers(4))], again_s, again_s + float(rng.uniform(0.5, 0.9)))
+            DistractionEvent(
+                EVENT_KINDS[int(rng.integers(4))], again_s, again_s + float(rng.uniform(0.5, 0.9))
+            )
         )
     return tuple(events)
 
 
-def _elsewhere(kind: Behaviour, rng: np.random.Generator) -> dict[str, float]:
-    """How far from rest a spell of this kind takes each part of the pose."""
+def _pose_change(kind: Behaviour, rng: np.random.Generator) -> dict[str, float]:
+    """Change of each pose parameter from rest in an event of this kind."""
     if kind in ("look_left", "look_right"):
         side = -1.0 if kind == "look_left" else 1.0
         return {"yaw": side * float(rng.uniform(24, 40)), "pitch": float(rng.normal(0, 4)), "gaze": side}
@@ -293,8 +297,8 @@ def _elsewhere(kind: Behaviour, rng: np.random.Generator) -> dict[str, float]:
     return {"x": side * 300.0, "yaw": side * 25.0}
 
 
-def _share(times: np.ndarray, event: DistractionEvent) -> np.ndarray:
-    """How much of a spell is there at each time: 0, a smooth rise, 1, a smooth fall."""
+def _weight(times: np.ndarray, event: DistractionEvent) -> np.ndarray:
+    """Weight of an event at each time, 0 to 1, with a smooth rise and fall."""
     ease_s = 0.12 if event.kind == "eyes_closed" else EASE_S
     ramp = np.minimum(times - (event.start_s - ease_s / 2), (event.end_s + ease_s / 2) - times) / ease_s
     ramp = np.clip(ramp, 0, 1)
@@ -302,7 +306,7 @@ def _share(times: np.ndarray, event: DistractionEvent) -> np.ndarray:
 
 
 def _sway(times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The small movements of somebody who sits still: three slow waves, about -1 to 1."""
+    """Small head movements of a subject that sits still: the sum of three slow waves, about -1 to 1."""
     total = np.zeros(len(times))
     for period_s in (7.0, 3.1, 1.3):
         phase, stretch = rng.uniform(0, 2 * math.pi), rng.uniform(0.8, 1.2)

@@ -1,12 +1,12 @@
-"""A portrait that moves: the puppet behind the demo videos.
+"""Renderer of the demo videos: an animated portrait.
 
 scikit-image's `astronaut` (NASA, public domain) is cut out along constants measured once on that picture,
-given a depth, and turned in space: `turned` traces each pixel's ray into the solid head for a grid of
-angles, once per process, and `draw` only interpolates those maps, so that a frame takes milliseconds.
-`Looks` turns the one portrait into different people.
+gets a depth, and is rotated in 3D. `turned` traces each pixel's ray to the solid head for a grid of angles,
+once per process; `draw` only interpolates those maps, so that a frame takes milliseconds. `Looks` makes
+different subjects from the one portrait.
 
 Coordinates: `source` pixels are those of the 512 × 512 portrait; head coordinates are source units around
-the neck's joint, x to the right, y up, z towards the camera, so that angles follow extract/face/geometry.py.
+the neck joint, x to the right, y up, z towards the camera, so that angles follow extract/face/geometry.py.
 """
 
 from collections.abc import Sequence
@@ -21,25 +21,25 @@ import numpy as np
 WIDTH, HEIGHT = 320, 240
 
 WINDOW = (132, 0, 324, 196)
-"""x0, y0, x1, y1 of the head with air around it, source pixels."""
+"""x0, y0, x1, y1 of the head with a margin, source pixels."""
 JOINT = (226.0, 152.0, -48.0)
-"""Where the head turns: column and row in source pixels, and depth behind the eyes."""
+"""Centre of the head's rotation: column and row in source pixels, and depth behind the eyes."""
 DETAIL = 2
 """Texture pixels per source pixel."""
 JOINT_ROW = 0.70
-"""Where the joint stands in the frame, share of its height from the top."""
+"""Row of the joint in the frame, as a fraction of its height from the top."""
 TORSO_TOP = 110
-"""The torso never reaches above this row of the frame."""
+"""The torso is always below this row of the frame."""
 MAP_STEP = 2.0
-"""Source units per cell of the maps of a turned head."""
+"""Source units per cell of the maps of a rotated head."""
 MAP_BOX = (-112.0, -62.0, 112.0, 168.0)
-"""x0, y0, x1, y1 that those maps cover, head coordinates."""
+"""x0, y0, x1, y1 of the area of those maps, head coordinates."""
 YAWS_DEG = np.linspace(-56, 56, 9)
 PITCHES_DEG = np.linspace(-40, 24, 6)
 """The grid of angles; `draw` interpolates between them."""
 CLOSED_LEVELS = (0.0, 0.4, 0.75, 1.0)
 GAZE_PX = 2.6
-"""How far the irises go sideways, source pixels."""
+"""Maximum horizontal shift of the irises, source pixels."""
 
 OUTLINE = np.array(
     "232 15 250 19 266 26 280 36 290 46 297 60 300 80 299 95 295 108 288 119 280 127 277 132 271 136 267 137 "
@@ -55,11 +55,11 @@ PULLOVER = np.array(
 ).reshape(-1, 2)
 COLLAR = np.array("-38 33 -20 45 0 49 20 45 38 33".split(), np.float32).reshape(-1, 2)
 NECK = np.array("-34 -30 34 -30 36 24 60 60 -60 60 -36 24".split(), np.float32).reshape(-1, 2)
-"""Below the head, source units right of the joint and down from it."""
+"""Outline below the head, source units to the right of the joint and below it."""
 FACE_OVAL = (225.5, 121.0, 45.5, 58.0)
 """Centre column, centre row, half width, half height of the face inside the hair."""
 
-# Upper and lower lid, column and row, from one corner to the other: the eye on the left, then on the right.
+# Upper and lower lid (column, row) from one corner to the other: first the left eye in the picture.
 LIDS = (
     (
         ((195.3, 100.6), (199.2, 98.2), (202.6, 97.8), (206.1, 98.4), (209.7, 100.1), (213.6, 103.6)),
@@ -74,7 +74,7 @@ LIDS = (
 
 @dataclass(frozen=True)
 class Looks:
-    """What makes one pseudo-subject another person than the next."""
+    """The appearance of a synthetic subject."""
 
     mirror: bool
     skin: tuple[float, float, float]
@@ -84,44 +84,44 @@ class Looks:
     cloth: tuple[int, int, int]
     """RGB of the clothes."""
     wall: tuple[int, int, int]
-    """RGB of the wall behind."""
+    """RGB of the wall in the background."""
     light: tuple[float, float]
-    """How much brighter the right and the lower edge are than the left and the upper one, -1 to 1."""
+    """Brightness gradient to the right and to the bottom, -1 to 1."""
     gamma: float
     width: float
     jaw: float
     nose: float
     eyes: float
     smile: float
-    """Mild warps: 1, or 0 for `smile`, leaves the portrait as it is."""
+    """Width to smile are mild warps; 1 (0 for `smile`) does not change the portrait."""
     glasses: bool
     zoom: float
     """Frame pixels per source pixel."""
     seed: int
-    """Of the wall's furniture."""
+    """Random seed of the shapes on the wall."""
 
 
 @dataclass(frozen=True)
 class Pose:
-    """One moment of a head. Angles as in extract/face/geometry.py, degrees."""
+    """Pose of a head in one frame. Angles in degrees, as in extract/face/geometry.py."""
 
     yaw: float = 0.0
     pitch: float = 0.0
     roll: float = 0.0
     closed: float = 0.0
-    """0 open eyes, 1 closed."""
+    """Eye closure: 0 = open, 1 = closed."""
     gaze: float = 0.0
-    """-1 to the left edge of the image, 1 to the right."""
+    """-1 = to the left edge of the image, 1 = to the right edge."""
     x: float = 0.0
     y: float = 0.0
-    """Where the body went, source units to the right and up."""
+    """Shift of the body to the right and up, source units."""
     glow: float = 1.0
-    """Brightness of the moment."""
+    """Brightness of the frame; 1 = unchanged."""
 
 
 @dataclass(frozen=True)
 class RenderedFace:
-    """One person, ready to be drawn: RGB textures by eye state, an RGBA torso, a shade (128 = as is)."""
+    """A subject ready to draw: RGB textures by eye state, RGBA torso, shade (128 = unchanged), noise."""
 
     looks: Looks
     faces: dict[tuple[float, int], np.ndarray]
@@ -130,11 +130,11 @@ class RenderedFace:
     shade: np.ndarray
     grain: np.ndarray
     rooms: dict[tuple[int, int], np.ndarray]
-    """The last picture without the head, by where the torso stood."""
+    """The last picture without the head, by torso position."""
 
 
 def make_face(looks: Looks) -> RenderedFace:
-    """The person of these looks."""
+    """The textures of a subject with this appearance."""
     rng = np.random.default_rng(looks.seed)
     portrait, grid = _portrait(), _face_warp(looks)
     faces = {
@@ -149,7 +149,7 @@ def make_face(looks: Looks) -> RenderedFace:
 
 
 def draw(rendered: RenderedFace, pose: Pose, tick: int = 0) -> np.ndarray:
-    """One frame, RGB uint8 (240,320,3). `tick` picks the camera's noise."""
+    """One frame, RGB uint8 (240,320,3). tick: frame index, selects the camera noise."""
     looks = rendered.looks
     side = -1.0 if looks.mirror else 1.0
     column, row = WIDTH / 2 + looks.zoom * pose.x, HEIGHT * JOINT_ROW - looks.zoom * pose.y
@@ -176,7 +176,7 @@ def draw(rendered: RenderedFace, pose: Pose, tick: int = 0) -> np.ndarray:
 
 
 def _room(rendered: RenderedFace, right_px: float, down_px: float) -> np.ndarray:
-    """The wall and the torso, moved in steps of half a pixel; somebody who sits still is drawn once."""
+    """The wall and the torso, shifted in steps of half a pixel; an unchanged position is not drawn again."""
     step = (round(2 * right_px), round(2 * down_px))
     if step not in rendered.rooms:
         rendered.rooms.clear()
@@ -196,10 +196,10 @@ def head_maps() -> np.ndarray:
 
 
 def turned(depth: np.ndarray, back: np.ndarray, yaw_deg: float, pitch_deg: float) -> np.ndarray:
-    """Where each ray of a grid over `MAP_BOX` meets the turned head: float32 (rows, columns, 3).
+    """Intersections of a grid of rays over `MAP_BOX` with the rotated head: float32 (rows, columns, 3).
 
-    `depth` and `back` float32 (rows, columns) are the front and the rear surface over `WINDOW`. The first
-    two channels are texture pixels, continued past the outline; the third is 1 on the head and 0 beside it.
+    depth, back: float32 (rows, columns), the front and the rear surface over `WINDOW`. The first two channels
+    are texture pixels, extended past the outline; the third is 1 on the head and 0 outside.
     """
     yaw, pitch = np.deg2rad(yaw_deg), np.deg2rad(pitch_deg)
     x0, y0, x1, y1 = MAP_BOX
@@ -221,14 +221,14 @@ def turned(depth: np.ndarray, back: np.ndarray, yaw_deg: float, pitch_deg: float
         hit = (level <= depth[cell_y, cell_x]) & (level >= back[cell_y, cell_x])
         flat[rays[hit]] = np.stack([columns[hit] * DETAIL, rows[hit] * DETAIL, np.ones(hit.sum())], 1)
         rays, x, y = rays[~hit], x[~hit], y[~hit]
-    # So that interpolation between cells never mixes with nothing.
+    # Extend the values, so that interpolation between cells never uses empty cells.
     _continue(out[..., :2], out[..., 2].copy(), sizes=[5] * 6)
     out[..., 2] = cv2.GaussianBlur(out[..., 2], (3, 3), 0)
     return out
 
 
 def _between(maps: np.ndarray, yaw: float, pitch: float) -> np.ndarray:
-    """The map at these angles, bilinear in the grid of angles."""
+    """The map at these angles, interpolated bilinearly in the grid of angles."""
     i, j = (
         float(np.clip(np.interp(angle, grid, np.arange(len(grid))), 0, len(grid) - 1.001))
         for angle, grid in ((yaw, YAWS_DEG), (pitch, PITCHES_DEG))
@@ -244,8 +244,10 @@ def _blend(under: np.ndarray, over: np.ndarray, alpha: np.ndarray) -> None:
 
 
 def _continue(values: np.ndarray, weight: np.ndarray, sizes: Sequence[int]) -> None:
-    """Spread values (H,W,C), 0 where weight (H,W) is 0, in place to there from where it is 1: in each round
-    as far as a blur of that size reaches."""
+    """Extend values (H,W,C) in place from pixels with weight (H,W) 1 to pixels with weight 0 (value 0).
+
+    sizes: blur sizes, one per round; each round extends the values as far as its blur reaches.
+    """
     for size in sizes:
         near, share = cv2.blur(values, (size, size)), cv2.blur(weight, (size, size))
         empty = (weight == 0) & (share > 1e-3)
@@ -254,28 +256,28 @@ def _continue(values: np.ndarray, weight: np.ndarray, sizes: Sequence[int]) -> N
 
 
 def _from_oval(columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """How far source pixels lie from the middle of the face's oval: 1 on it."""
+    """Distance of source pixels from the centre of the face oval; 1 on the oval."""
     cx, cy, half_w, half_h = FACE_OVAL
     return np.hypot((columns - cx) / half_w, (rows - cy) / half_h)
 
 
 def _step(x: np.ndarray) -> np.ndarray:
-    """0 to 1, smoothly, around x = 0."""
+    """A smooth step from 0 to 1 around x = 0."""
     return 0.5 + 0.5 * np.tanh(x / 2)
 
 
 def _portrait() -> np.ndarray:
-    # Found without importing scikit-image, which takes a second and is needed for nothing else.
+    # Find the file without importing scikit-image, which takes a second.
     spec = find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         raise ValueError("the demo set needs scikit-image's portrait: pip install scikit-image")
     data = np.fromfile(Path(spec.submodule_search_locations[0]) / "data" / "astronaut.png", np.uint8)
     picture = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-    return np.asarray(picture)[: WINDOW[3] + 4]  # nothing of what is below is used
+    return np.asarray(picture)[: WINDOW[3] + 4]  # rows below are not used
 
 
 def _face_warp(looks: Looks) -> tuple[np.ndarray, np.ndarray]:
-    """Where the unwarped portrait is read for each texture pixel of this person."""
+    """(columns, rows) float32: position in the unwarped portrait for each texture pixel of this subject."""
     x0, y0, x1, y1 = WINDOW
     column, row = np.meshgrid(
         np.arange(x0, x1, 1 / DETAIL, dtype=np.float32), np.arange(y0, y1, 1 / DETAIL, dtype=np.float32)
@@ -301,15 +303,15 @@ def _face_warp(looks: Looks) -> tuple[np.ndarray, np.ndarray]:
 def _texture(
     portrait: np.ndarray, looks: Looks, closed: float, gaze: int, grid: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """The head's texture with the eyes in one state, RGB uint8, coloured, past its outline continued."""
+    """The head's texture for one eye state, RGB uint8, coloured, extended past its outline."""
     outline = np.zeros(portrait.shape[:2], np.uint8)
     cv2.fillPoly(outline, [np.round(OUTLINE).astype(np.int32)], 1)
     inside = cv2.erode(outline, np.ones((7, 7), np.uint8)).astype(np.float32)
     spread = _with_eyes(portrait, closed, gaze) * inside[..., None]
-    # Past the outline: the colour of the nearest part of the head, blurred by spreading.
+    # Outside the outline: the blurred colour of the nearest part of the head.
     _continue(spread, inside, sizes=(5, 9, 17, 33))
     rows, columns = np.mgrid[: portrait.shape[0], : portrait.shape[1]].astype(np.float32)
-    # Skin is what is bright and reddish inside the oval; the fringe and the brows are not.
+    # Skin is bright and inside the oval; hair and eyebrows are darker.
     skin = _step((1.02 - _from_oval(columns, rows)) * 22) * np.clip((spread.mean(2) - 95) / 40, 0, 1)
     skin = cv2.GaussianBlur(skin, (0, 0), 1.2)[..., None]
     tint = skin * np.array(looks.skin, np.float32) + (1 - skin) * np.array(looks.hair, np.float32)
@@ -321,7 +323,7 @@ def _texture(
 
 
 def _with_eyes(portrait: np.ndarray, closed: float, gaze: int) -> np.ndarray:
-    """The portrait with its upper lids drawn down by `closed` and its irises moved by `gaze`."""
+    """The portrait with the upper lids lowered by `closed` and the irises shifted by `gaze`."""
     rows, columns = np.mgrid[: portrait.shape[0], : portrait.shape[1]].astype(np.float32)
     x, from_x, from_y = columns[0], columns.copy(), rows.copy()
     for upper_points, lower_points in LIDS:
@@ -350,9 +352,9 @@ def _with_glasses(picture: np.ndarray) -> np.ndarray:
 
 
 def _depths() -> tuple[np.ndarray, np.ndarray]:
-    """Front and rear surface of the head over `WINDOW`, float32, outside the head -999 and 999.
+    """(front, rear) surface of the head over `WINDOW`, float32; -999 and 999 outside the head.
 
-    The face's polynomial is a least-squares fit to MediaPipe's 468 points on the portrait (error 4 units).
+    The face polynomial is a least-squares fit to MediaPipe's 468 points on the portrait (error 4 units).
     """
     rows, columns = np.mgrid[:512, :512].astype(np.float32)
     x, y = (columns - 224) / 45, (rows - 115) / 55
@@ -373,7 +375,7 @@ def _depths() -> tuple[np.ndarray, np.ndarray]:
     round_off = np.sqrt(np.clip(1 - (1 - inner) ** 2, 0, 1))
     share = _step((0.97 - _from_oval(columns, rows)) * 16)
     front = share * np.maximum(face, -55) + (1 - share) * (-70 + 66 * round_off)
-    # Below the hair the chin's edge is thin: nothing behind the jaw but the neck.
+    # The edge of the chin is thin: only the neck is behind the jaw.
     front = cv2.GaussianBlur(front.astype(np.float32), (0, 0), 1.5)
     rear = -72 - 38 * round_off * np.clip((175 - rows) / 60, 0, 1)
     rear = np.maximum(rear, np.where(rows > 140, -60, -999))
@@ -383,7 +385,7 @@ def _depths() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _torso(looks: Looks, portrait: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Neck and shoulders in a plain pullover, RGBA uint8, from row TORSO_TOP down, standing in the middle."""
+    """Neck and shoulders in a plain pullover, RGBA uint8, from row TORSO_TOP down, centred."""
     out, cloth = _neck(looks, portrait), _pullover(looks, rng)
     alpha = cloth[..., 3:].astype(np.float32) / 255
     out[..., :3] = out[..., :3] * (1 - alpha) + cloth[..., :3] * alpha
@@ -392,7 +394,7 @@ def _torso(looks: Looks, portrait: np.ndarray, rng: np.random.Generator) -> np.n
 
 
 def _neck(looks: Looks, portrait: np.ndarray) -> np.ndarray:
-    """The neck under the shadow of the chin, RGBA uint8 (240,320,4)."""
+    """The neck with the shadow of the chin, RGBA uint8 (240,320,4)."""
     out = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
     skin = portrait[160:172, 215:232].reshape(-1, 3).mean(0) * np.array(looks.skin) * 0.82
     skin = 255 * (np.clip(skin, 0, 255) / 255) ** looks.gamma
@@ -416,12 +418,12 @@ def _pullover(looks: Looks, rng: np.random.Generator) -> np.ndarray:
 
 
 def _in_frame(points: np.ndarray, zoom: float) -> np.ndarray:
-    """Points below the joint in sixteenths of the frame's pixels, int32, as OpenCV draws them."""
+    """Points relative to the joint as int32 in 1/16 pixels of the frame, the fixed-point format of OpenCV."""
     return np.round((points * zoom + np.array([WIDTH / 2, HEIGHT * JOINT_ROW])) * 16).astype(np.int32)
 
 
 def _wall(looks: Looks, rng: np.random.Generator) -> np.ndarray:
-    """A room out of focus, RGB uint8 (240,320,3)."""
+    """A blurred wall, RGB uint8 (240,320,3)."""
     wall = np.full((HEIGHT, WIDTH, 3), looks.wall, np.float32)
     for _ in range(int(rng.integers(3, 8))):
         x, y = int(rng.integers(-40, WIDTH)), int(rng.integers(-40, HEIGHT))
@@ -432,7 +434,7 @@ def _wall(looks: Looks, rng: np.random.Generator) -> np.ndarray:
 
 
 def _shade(looks: Looks) -> np.ndarray:
-    """The light over the picture, uint8 (240,320,3), 128 = as it is."""
+    """The brightness of the picture, uint8 (240,320,3); 128 = unchanged."""
     across, down = looks.light
     x = np.linspace(-1, 1, WIDTH)[None, :, None]
     y = np.linspace(-1, 1, HEIGHT)[:, None, None]

@@ -1,1 +1,1 @@
-"""Where the jobs of an extraction run."""
+"""Executors that run extraction jobs: local processes, or a Ray cluster."""

@@ -1,8 +1,7 @@
-"""Processes on one machine, each with its own decoder, detector and engine on its share of the cores.
+"""Extraction in worker processes on one machine; the workers share the cores.
 
-`run_jobs` hands one video at a time to each worker and gives back what became of every window. Workers write
-their rows themselves; the parent only counts. A worker that dies or hangs takes one video with it, not the
-run.
+`run_jobs` sends one video at a time to each worker and yields the result of every window. Workers write their
+rows themselves; the parent only counts. If a worker dies or hangs, only its video is affected.
 """
 
 import contextlib
@@ -34,34 +33,34 @@ from features.files import end_with_parent
 from features.store.store import FeatureStore
 
 HANG_GRACE_S = 60.0
-"""A worker this much over its video's time limit is stuck where it cannot look at the clock."""
+"""A worker this long over its video's time limit hangs (it cannot check the time itself) and is killed."""
 MAX_DEATHS_IN_A_ROW = 8
-"""So many workers die without a row between them: it is not the videos."""
+"""If more workers die without any row in between, the videos are not the cause, and the run ends."""
 STOP_WAIT_S = 20.0
-"""What a worker gets to finish its window after Ctrl-C."""
+"""Time that a worker gets to finish its window after Ctrl-C."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """What became of one window, or (row None) that a video is finished."""
+    """The result of one window, or (row None) the end of a video."""
 
     path: Path
     row: int | None = None
     reason: str = ""
-    """Why the window was lost; '' = it is in the store."""
+    """Why the window failed; '' = it is in the store."""
     stage_s: dict[str, float] = field(default_factory=dict)
-    """Seconds by stage, with the end of a video."""
+    """Seconds by stage; only at the end of a video."""
     began_s: float = 0.0
-    """time.time() at the start of the video, with its end."""
+    """time.time() at the start of the video; only at its end."""
 
 
 def run_jobs(
     jobs: Sequence[Job], extractor_config: ExtractorConfig, store_path: str, workers: int
 ) -> Iterator[Event]:
-    """Do the jobs in `workers` processes, 0 = in this one, and give an event for every window and video.
+    """Run the jobs in `workers` processes (0 = in this process); yields an event for every window and video.
 
-    Closing the generator (or an exception in its consumer) lets the workers finish the window at hand, then
-    stops them. Raises StoreLost when the store cannot be written, ValueError when a worker cannot start.
+    After the generator is closed (or its consumer raises), the workers finish their current window and stop.
+    Raises StoreWriteError when the store cannot be written, ValueError when a worker cannot start.
     """
     cores = usable_cores()
     if not workers:
@@ -96,17 +95,17 @@ class _Worker:
     since_s: float = 0.0
     open_rows: dict[int, Window] = field(default_factory=dict)
     is_ready: bool = False
-    last_words: str = ""
-    """What it could still say before it died."""
+    last_error: str = ""
+    """The error that it sent before it died."""
 
     def is_overdue(self) -> bool:
-        """Whether it has had more time for its video than it may have; the clock runs once it is ready."""
+        """Whether it is over the time limit of its video plus HANG_GRACE_S; time counts once it is ready."""
         elapsed_s = time.monotonic() - self.since_s
         return self.job is not None and self.is_ready and elapsed_s > self.job.time_limit_s + HANG_GRACE_S
 
 
 class _Pool:
-    """The parent's side: who does what, and what to do when one of them dies."""
+    """The workers as the parent process sees them: assigns jobs, receives events, replaces dead workers."""
 
     def __init__(self, extractor_config: ExtractorConfig, store_path: str) -> None:
         self._setup, self._store_path = extractor_config, store_path
@@ -115,16 +114,19 @@ class _Pool:
         self._context = multiprocessing.get_context("spawn")
 
     def start(self) -> None:
-        ours, theirs = self._context.Pipe()
-        extractor_config = replace(self._setup, device=_own_device(self._setup.device, self._num_started))
+        parent_end, worker_end = self._context.Pipe()
+        extractor_config = replace(self._setup, device=_worker_device(self._setup.device, self._num_started))
         process = self._context.Process(
-            target=work, args=(theirs, extractor_config, self._store_path), name="extract-worker", daemon=True
+            target=work,
+            args=(worker_end, extractor_config, self._store_path),
+            name="extract-worker",
+            daemon=True,
         )
         with _thread_limits(self._setup.threads), _signals_held():
             process.start()
         self._num_started += 1
-        theirs.close()
-        self._workers.append(_Worker(process, ours))
+        worker_end.close()
+        self._workers.append(_Worker(process, parent_end))
 
     def busy(self) -> bool:
         return any(worker.job is not None for worker in self._workers)
@@ -135,12 +137,12 @@ class _Pool:
                 worker.job, worker.is_retry = waiting.popleft()
                 worker.open_rows = {window.row: window for window in worker.job.windows}
                 worker.since_s = time.monotonic()
-                # Where it died while idle, collect() sees that and hands the job to another.
+                # If it died while idle, collect() notices it and gives the job to another worker.
                 with contextlib.suppress(OSError):
                     worker.pipe.send(worker.job)
 
     def collect(self, waiting: "deque[tuple[Job, bool]]") -> Iterator[Event]:
-        """Wait a moment for news and give it."""
+        """Wait up to a second for messages and yield their events."""
         ready = wait([worker.pipe for worker in self._workers], timeout=1.0)
         for worker in list(self._workers):
             if worker.pipe in ready:
@@ -155,7 +157,7 @@ class _Pool:
             message = worker.pipe.recv()
         except (EOFError, OSError):
             worker.process.join()
-            reason = worker.last_words or _how_it_died(worker.process.exitcode)
+            reason = worker.last_error or _death_reason(worker.process.exitcode)
             yield from self._replace_worker(worker, waiting, reason)
             return
         if message == "ready":
@@ -171,23 +173,23 @@ class _Pool:
             kind, text = message
             if kind != "crash":
                 raise StoreWriteError(text) if kind == "store" else ValueError(text)
-            worker.last_words = text
+            worker.last_error = text
 
     def _replace_worker(
         self, worker: _Worker, waiting: "deque[tuple[Job, bool]]", reason: str
     ) -> Iterator[Event]:
-        """Replace a dead worker; its video gets a second chance, as it may not be to blame."""
+        """Replace a dead worker; its video is tried once more, because it may not be the cause."""
         self._workers.remove(worker)
         worker.pipe.close()
         if not worker.is_ready:
             raise ValueError(f"a worker could not start: {reason}")
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row > MAX_DEATHS_IN_A_ROW:
-            raise ValueError(f"{self._deaths_in_a_row} workers died and nothing got done: {reason}")
+            raise ValueError(f"{self._deaths_in_a_row} workers died in a row without a result: {reason}")
         if worker.job is not None and worker.open_rows:
             rest = replace(worker.job, windows=tuple(worker.open_rows.values()))
             if worker.is_retry or reason.startswith("stuck"):
-                self._deaths_in_a_row = 0  # rows that failed for good are done with, too
+                self._deaths_in_a_row = 0  # rows that failed finally are a result too
                 yield from give_up(self._store_path, rest, reason)
             else:
                 waiting.append((rest, True))
@@ -206,8 +208,8 @@ class _Pool:
 
 
 def work(pipe: Connection, extractor_config: ExtractorConfig, store_path: str) -> None:
-    """A worker's life: make the kernels, then do one job after the other until the pipe closes."""
-    # Ctrl-C reaches the whole group; the parent decides.
+    """The main function of a worker: open the models, then run jobs until the pipe is closed."""
+    # Ctrl-C reaches the whole process group, but the parent decides when a worker stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_with_parent()
@@ -226,7 +228,7 @@ def work(pipe: Connection, extractor_config: ExtractorConfig, store_path: str) -
         pass  # the parent closed the pipe: done
     except StoreWriteError as error:
         pipe.send(("store", str(error)))
-    except Exception as error:  # a bug of ours: say which, and die of it
+    except Exception as error:  # a bug of ours: report it to the parent, then end with the traceback
         pipe.send(("crash", f"{type(error).__name__}: {error}"))
         raise
     finally:
@@ -236,7 +238,7 @@ def work(pipe: Connection, extractor_config: ExtractorConfig, store_path: str) -
 def events(
     store: FeatureStore, job: Job, extractor: FeatureExtractor, extractor_config: ExtractorConfig
 ) -> Iterator[Event]:
-    """Do one job and tell what became of it; what Ray's tasks run too."""
+    """Run one job and yield its events; used by the Ray executor too."""
     timer, began_s = StageTimer(), time.time()
     for outcome in extract_and_write(store, job, extractor, threads=extractor_config.threads, timer=timer):
         yield Event(job.path, outcome.window.row, outcome.reason if isinstance(outcome, FailedWindow) else "")
@@ -244,27 +246,27 @@ def events(
 
 
 def stuck(job: Job) -> str:
-    """The reason of a video that hung where nothing looks at the clock."""
+    """The failure reason of a video on which a worker hangs."""
     return f"stuck for more than {job.time_limit_s:.0f} s"
 
 
 def recover_job(store_path: str, job: Job, reason: str, *, is_last: bool) -> tuple[list[Event], Job]:
-    """What is to be told of a dead worker that told nothing, and what of its job is to be tried again.
+    """(events of a dead worker's job, the job with the windows to try again).
 
-    Windows whose parts are all in the store are done; where this was the last try, the others failed.
+    Windows whose parts are all in the store are done. If this was the last try, the other windows fail.
     """
     store = FeatureStore.open(store_path)
-    there = {part: store.present(part) for window in job.windows for part in window.parts}
-    done = [window for window in job.windows if all(there[part][window.row] for part in window.parts)]
-    rest = replace(job, windows=tuple(window for window in job.windows if window not in done))
-    told = [Event(job.path, window.row) for window in done]
+    present = {part: store.present(part) for window in job.windows for part in window.parts}
+    done = [window for window in job.windows if all(present[part][window.row] for part in window.parts)]
+    remaining = replace(job, windows=tuple(window for window in job.windows if window not in done))
+    done_events = [Event(job.path, window.row) for window in done]
     if is_last:
-        return [*told, *give_up(store_path, rest, reason)], replace(job, windows=())
-    return told, rest
+        return [*done_events, *give_up(store_path, remaining, reason)], replace(job, windows=())
+    return done_events, remaining
 
 
 def give_up(store_path: str, job: Job, reason: str) -> Iterator[Event]:
-    """Note the windows of a job as failed, and tell."""
+    """Write the windows of a job as failed, and yield their events."""
     store = FeatureStore.open(store_path, "r+")
     for window in job.windows:
         store.write_failure(window.row, reason)
@@ -272,14 +274,14 @@ def give_up(store_path: str, job: Job, reason: str) -> Iterator[Event]:
     yield Event(job.path)
 
 
-def _how_it_died(exit_code: int | None) -> str:
+def _death_reason(exit_code: int | None) -> str:
     name = next((number.name for number in signal.Signals if exit_code == -number), "")
-    how = f"was killed by {name}" if name else f"ended with code {exit_code}"
-    return f"the worker process {how} on this video"
+    verb = f"was killed by {name}" if name else f"ended with code {exit_code}"
+    return f"the worker process {verb} on this video"
 
 
-def _own_device(device: str, index: int) -> str:
-    """With several GPUs, the one of the worker started as the `index`-th."""
+def _worker_device(device: str, index: int) -> str:
+    """The device of the `index`-th worker; with several GPUs, workers take turns."""
     if device != "cuda":
         return device
     import torch
@@ -289,23 +291,24 @@ def _own_device(device: str, index: int) -> str:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Hold back Ctrl-C and SIGTERM from a process about to start, for good: `work` comes too late for that.
+    """Block Ctrl-C and SIGTERM in a process that is started in the `with` block.
 
-    Until then it imports, and would end in a traceback. The mask is this thread's alone, so a library's
-    thread may take the signal: a handler keeps it until the process is started. Windows has no such mask.
+    `work` would ignore them too late: a signal during the imports would end in a traceback. The mask is only
+    for this thread, so another thread may get the signal: a handler stores it until the process is started,
+    then it is raised again. Windows has no signal mask.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # started later, it would lift the mask
-    heard: list[int] = []
+    resource_tracker.ensure_running()  # starting it later would remove the mask
+    pending: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if threading.current_thread() is not threading.main_thread():
         handlers = {}
     kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     for number, handler in handlers.items():
         if handler is not None:
-            signal.signal(number, lambda number, _: heard.append(number))
+            signal.signal(number, lambda number, _: pending.append(number))
     try:
         yield
     finally:
@@ -313,13 +316,13 @@ def _signals_held() -> Iterator[None]:
             if handler is not None:
                 signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, kept)
-        for got in heard:
-            signal.raise_signal(got)
+        for blocked in pending:
+            signal.raise_signal(blocked)
 
 
 @contextlib.contextmanager
 def _thread_limits(threads: int) -> Iterator[None]:
-    """Tell the numeric libraries of a process about to start how many threads are its own."""
+    """Set the thread count of numeric libraries for processes that are started in the `with` block."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     kept = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, str(threads)))

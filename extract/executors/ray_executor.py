@@ -1,4 +1,4 @@
-"""The same jobs on a Ray cluster: one actor a worker, replaced when it dies. Needs `pip install .[ray]`."""
+"""Extraction jobs on a Ray cluster: one actor per worker, replaced if it dies. Needs `pip install .[ray]`."""
 
 import contextlib
 import os
@@ -17,18 +17,18 @@ from features.store.store import FeatureStore
 def run_jobs_on_ray(
     jobs: Sequence[Job], extractor_config: ExtractorConfig, store: str, workers: int | None
 ) -> Iterator[Event]:
-    """Do the jobs on the cluster at RAY_ADDRESS (else one on this machine) and give their events.
+    """Run the jobs on the cluster at RAY_ADDRESS (else on a local one) and yield their events.
 
-    Each actor takes one core (and an eighth of a GPU); there are `workers` of them, or as many as there are
-    cores. A job whose actor dies or fails is tried once more, one that hangs is not. Raises StoreLost when
-    the store cannot be written, ValueError without ray or where a worker cannot start.
+    Each actor uses one core (and an eighth of a GPU with CUDA). Their number is `workers`, or the number of
+    cores. A job whose actor dies or fails is tried once more; a job that hangs is not. Raises StoreWriteError
+    when the store cannot be written, ValueError without ray or when a worker cannot start.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before the import: no reporting
     try:
         import ray
     except ImportError as error:
         raise ValueError("--engine ray needs ray: pip install 'brainbuddy[ray]'") from error
-    with contextlib.redirect_stdout(sys.stderr):  # Ray reports on stdout, which belongs to the summary
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints to stdout, which is for the summary only
         started_here = not ray.is_initialized()
         if started_here:
             ray.init(log_to_driver=False, include_dashboard=False)
@@ -56,7 +56,7 @@ def _run(
         running[actor.do.remote(job)] = (actor, job, is_retry, time.monotonic())
 
     for _ in range(min(workers or int(ray.cluster_resources().get("CPU", 1)), len(jobs))):
-        begin(remote.remote())  # without a job first: a video's time begins once the models are loaded
+        begin(remote.remote())  # first without a job: the time limit of a video starts after the models load
     waiting = deque((job, False) for job in jobs)
     while running:
         ray.wait(list(running), timeout=1.0)

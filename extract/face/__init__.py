@@ -1,1 +1,1 @@
-"""Faces in a frame: found, cropped, measured."""
+"""Face detection, cropping and geometry."""

@@ -1,9 +1,9 @@
-"""Where to look: find the face in a frame and cut the square crop around it.
+"""Face cropping: detect the face in a frame and cut a square crop around it.
 
-The short-range detector runs on the inference engine (extract/face/detector.py), any other through MediaPipe.
-One `FaceCropper` serves one video (or camera) at a time: it follows a face by remembering the last box, and
-`reset` makes it forget. A frame in which no detector finds a face gives a crop without an image: never the
-old box, never the whole frame.
+The short-range detector runs on the inference engine (extract/face/detector.py), others in MediaPipe.
+A `FaceCropper` processes one video (or camera) at a time: it follows a face by its last box; `reset` clears
+it. A frame without a detected face gives a crop without an image; the old box or the whole frame is never
+used instead.
 
 Shapes: frames uint8 (H, W, 3) RGB; crops uint8 (crop_px, crop_px, 3) RGB; boxes (x0, y0, x1, y1) in pixels
 of the frame.
@@ -27,14 +27,14 @@ from seqmodel.encoders.model_files import SHORT_DETECTOR, sha256_of
 Box = tuple[float, float, float, float]
 
 SAME_FACE_IOU = 0.3
-"""Overlap with the previous box from which a face counts as the same one."""
+"""Minimum overlap (IoU) with the previous box for a face to count as the same face."""
 
 NO_BOX: Box = (float("nan"),) * 4  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
 class Crop:
-    """The face followed in one frame."""
+    """The crop of the followed face in one frame."""
 
     image: np.ndarray | None
     """uint8 (crop_px, crop_px, 3), RGB; None = no face."""
@@ -43,34 +43,34 @@ class Crop:
     score: float
     """The detector's score, 0 to 1; 0 = no face."""
     others: tuple[Box, ...] = ()
-    """Boxes of the faces that are not followed."""
+    """Boxes of the other faces."""
     eyes: np.ndarray | None = None
-    """(2,2) float64, column and row in pixels of the frame: the person's right eye, then the left one; None
-    where the detector's are not those that MediaPipe's landmarker levels a face by."""
+    """(2,2) float64, column and row in pixels of the frame: the subject's right eye, then the left eye; None
+    for detectors whose eye points MediaPipe's landmarker does not use to level a face."""
 
 
 @dataclass(frozen=True)
 class _Detector:
-    """A function from an upright frame to the faces in it."""
+    """An open face detector: `detect` takes an upright frame, uint8 (H, W, 3) RGB, and returns its faces."""
 
     detect: Callable[[np.ndarray], list[Detection]]
     levels: bool
     """Whether its eyes are `Crop.eyes`."""
     close: Callable[[], None] = lambda: None
-    """Gives its memory back."""
+    """Frees its memory."""
 
 
 class FaceCropper:
-    """Detects with each detector in turn until one finds a face, follows a face, cuts its crop.
+    """Tries each detector in turn until one finds a face, follows one face, and cuts its crop.
 
-    `detector_files` are the files whose hashes `pixels.detectors` names, in that order. Raises ValueError for
-    another number of them, or one that cannot be opened.
+    `detector_files`: the files whose hashes are in `pixels.detectors`, in the same order. Raises ValueError
+    for a wrong number of files, or one that cannot be opened.
     """
 
     def __init__(self, pixels: Pixels, detector_files: Sequence[Path], threads: int = 1) -> None:
         if len(detector_files) != len(pixels.detectors):
             raise ValueError(
-                f"the recipe names {len(pixels.detectors)} detectors, {len(detector_files)} files came"
+                f"the recipe has {len(pixels.detectors)} detectors, got {len(detector_files)} files"
             )
         self.pixels = pixels
         self._previous: Box | None = None
@@ -83,7 +83,7 @@ class FaceCropper:
             raise
 
     def crop(self, rgb: np.ndarray) -> Crop:
-        """The face followed in an upright frame, uint8 (H, W, 3), RGB."""
+        """The crop of the followed face in an upright frame, uint8 (H, W, 3), RGB."""
         for detector in self._detectors:
             faces = detector.detect(rgb)
             if faces:
@@ -102,11 +102,11 @@ class FaceCropper:
         )
 
     def reset(self) -> None:
-        """Forget the face that was followed: the next frame is another scene."""
+        """Stop following the current face: the next frame belongs to another scene."""
         self._previous = None
 
     def close(self) -> None:
-        """Give the detectors' memory back. Who opens a cropper closes it: nothing else does, until exit."""
+        """Free the detectors' memory. The caller must close the cropper; it is not closed automatically."""
         for detector in self._detectors:
             detector.close()
 
@@ -118,11 +118,11 @@ def box_of(face: Detection) -> Box:
 
 
 def cut_square(rgb: np.ndarray, box: Box, margin: float, crop_px: int) -> np.ndarray:
-    """The square around a box, made crop_px wide: uint8 (crop_px, crop_px, 3).
+    """The square around a box, resized to crop_px: uint8 (crop_px, crop_px, 3).
 
-    Its side is the box's longer side plus `margin` of it on each side, in whole pixels; black where it leaves
-    the frame. A large one is halved first (means of 2 × 2 pixels): interpolation alone would skip pixels, and
-    averaging down to crop_px at once takes five to ten times as long.
+    Its size is the longer edge of the box plus `margin` of it on both sides, in whole pixels; pixels outside
+    the frame are black. A large square is first halved repeatedly (means of 2 × 2 pixels): interpolation
+    alone would skip pixels, and averaging down to crop_px at once takes five to ten times as long.
     """
     x0, y0, x1, y1 = box
     side = max(2, round(max(x1 - x0, y1 - y0) * (1 + 2 * margin)))
@@ -155,7 +155,7 @@ def iou(a: Box, b: Box) -> float:
 
 
 def _choose(boxes: Sequence[Box], previous: Box | None) -> int:
-    """The box that overlaps the previous one most (`SAME_FACE_IOU` at least), else the largest."""
+    """Index of the box with the highest IoU with the previous one (>= `SAME_FACE_IOU`), or the largest."""
     if previous is not None:
         best = max(range(len(boxes)), key=lambda index: iou(boxes[index], previous))
         if iou(boxes[best], previous) >= SAME_FACE_IOU:
@@ -168,12 +168,12 @@ def _area(box: Box) -> float:
 
 
 def _open_detector(file: Path, threads: int) -> _Detector:
-    """The detector in a file. Raises ValueError where it holds none."""
+    """Open the detector in a file. Raises ValueError if the file is not a detector."""
     if sha256_of(file) == SHORT_DETECTOR.sha256:
         network = open_network(file.read_bytes(), threads)
         return _Detector(lambda rgb: detect(rgb, network), levels=True)
     try:
         detector = open_detector(file.read_bytes())
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{file} is no face detector of MediaPipe's: {error}") from error
+        raise ValueError(f"{file} is not a MediaPipe face detector: {error}") from error
     return _Detector(partial(detect_faces, detector), levels=False, close=partial(close_detector, detector))

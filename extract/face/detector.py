@@ -1,8 +1,8 @@
-"""The short-range detector's network, run directly: a face's box to fractions of a pixel, and its eyes.
+"""The short-range face detector, run directly on its network: subpixel face boxes and eyes.
 
-MediaPipe's detector gives whole pixels, and the score network notices half a pixel: that alone moves a
-score by up to .1. This rebuilds its arithmetic (its tests check it against that) so that one look
-serves the crop and the landmarks, which are read from the very square that MediaPipe would take.
+MediaPipe's own detector returns whole pixels, and half a pixel changes a blendshape score by up to 0.1. This
+module reproduces MediaPipe's arithmetic (tests compare the two), so that one detection gives both the crop
+and the exact square that MediaPipe would use for the landmarks.
 
 Shapes: H × W pixels; 896 anchors; boxes (x0, y0, x1, y1) and eyes (column, row) in pixels of the frame.
 """
@@ -23,20 +23,20 @@ SAME_FACE_IOU = 0.3
 
 @dataclass(frozen=True)
 class Detection:
-    """One face that the detector sees."""
+    """One detected face."""
 
     box: np.ndarray
-    """(4,) float64."""
+    """(4,) float64: x0, y0, x1, y1."""
     eyes: np.ndarray
-    """(2,2) float64: the person's right eye, then the left one."""
+    """(2,2) float64, column and row: the subject's right eye, then the left eye."""
     score: float
     """0 to 1."""
 
 
 def detect(rgb: np.ndarray, network: Network) -> list[Detection]:
-    """The faces in an upright frame, uint8 (H,W,3) RGB, best first.
+    """The faces in an upright frame, uint8 (H,W,3) RGB, highest score first.
 
-    `network` takes (1,128,128,3) float32 in -1 to 1 and gives (1,896,16) boxes and (1,896,1) scores.
+    `network` takes (1,128,128,3) float32 in -1 to 1 and returns (1,896,16) boxes and (1,896,1) logits.
     """
     height, width = rgb.shape[:2]
     side = max(height, width)
@@ -50,17 +50,18 @@ def detect(rgb: np.ndarray, network: Network) -> list[Detection]:
     points[:, [0, 2, 3, 4, 5, 6, 7]] += ANCHORS[keep][:, None]
     half = points[:, 1] / 2
     corners = np.concatenate([points[:, 0] - half, points[:, 0] + half, points[:, 2:4].reshape(-1, 4)], 1)
-    seen = []
+    detections = []
     for merged, score in _merged(corners, scores[keep]):
         face = merged * side + np.tile(corner, 4)
-        seen.append(Detection(face[:4], face[4:].reshape(2, 2), score))
-    return seen
+        detections.append(Detection(face[:4], face[4:].reshape(2, 2), score))
+    return detections
 
 
 def cut(rgb: np.ndarray, to_frame: np.ndarray, side_px: int, border: int) -> np.ndarray:
-    """The square whose pixels (column, row) lie at `to_frame` (2,3) of the frame, bilinear: uint8 (S,S,3).
+    """Cut a square from the frame, bilinear: uint8 (S,S,3), S = `side_px`.
 
-    In steps of 1/32 pixel, as the OpenCV inside MediaPipe does it; OpenCV 5 is finer, and then scores differ.
+    `to_frame` (2,3) maps pixels of the square (column, row) to the frame. Interpolates in steps of 1/32
+    pixel, as the OpenCV version in MediaPipe does; OpenCV 5 is finer, and scores would differ.
     """
     steps = np.arange(side_px, dtype=np.float64)
     column = (to_frame[0, 0] * steps)[None, :] + (to_frame[0, 1] * steps + to_frame[0, 2])[:, None]
@@ -70,8 +71,10 @@ def cut(rgb: np.ndarray, to_frame: np.ndarray, side_px: int, border: int) -> np.
 
 
 def _merged(corners: np.ndarray, scores: np.ndarray) -> list[tuple[np.ndarray, float]]:
-    """Boxes (N,8) that overlap the best one averaged by their scores, with the best one's score; then the
-    same with what is left."""
+    """Weighted non-maximum suppression of boxes (N,8): (mean weighted by score, highest score) per face.
+
+    The boxes that overlap the best one are averaged and removed; this repeats until no box is left.
+    """
     faces = []
     while len(scores):
         best = corners[scores.argmax(), :4]
@@ -87,7 +90,7 @@ def _merged(corners: np.ndarray, scores: np.ndarray) -> list[tuple[np.ndarray, f
 
 
 def _anchors() -> np.ndarray:
-    """(896,2): the middle of each cell of a 16 × 16 grid twice, then of an 8 × 8 grid six times, 0 to 1."""
+    """(896,2), 0 to 1: the centre of each cell of a 16 × 16 grid, twice, then of an 8 × 8 grid, six times."""
     grids = []
     for cells, repeats in ((16, 2), (8, 6)):
         middle = (np.arange(cells) + 0.5) / cells

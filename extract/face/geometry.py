@@ -1,15 +1,14 @@
-"""What the face does: expression scores and head pose, the second stream beside the embedding.
+"""Face geometry: expression scores and head pose, the second stream in addition to the embedding.
 
-`FaceGeometry.measure` looks at one frame and the face found in it and gives G numbers: 52 blendshape
-scores of MediaPipe's face landmarker (extract/face/landmarker.py), head rotation, translation, and where
-the face is in the frame.
+`FaceGeometry.measure` takes a frame and the face found in it and returns G numbers: 52 blendshape scores of
+MediaPipe's face landmarker (extract/face/landmarker.py), head rotation, translation, and the position of the
+face in the frame.
 
-Angles (radians) are those of the line that looks straight out of the face, against the line of sight from
-the camera to that face: `yaw_rad` is positive when the face turns to the right edge of the image (to its
-own left), `pitch_rad` when it looks up, `roll_rad` when the head leans to the left edge of the image
-(counter-clockwise as seen). As a matrix on axes x right, y up, z towards the camera:
-R = Ry(yaw) · Rx(-pitch) · Rz(roll). MediaPipe's own matrix is against the camera's axis instead, so that
-somebody who faces the camera from the edge of the picture would seem turned away.
+Angles (radians) are between the direction of the face and the line from the face to the camera: `yaw_rad` is
+positive when the face turns to the right edge of the image (the subject's left), `pitch_rad` when it looks
+up, `roll_rad` when the head leans to the left edge of the image (counter-clockwise in the image). As a matrix
+on axes x right, y up, z towards the camera: R = Ry(yaw) · Rx(-pitch) · Rz(roll). MediaPipe's own matrix is
+relative to the camera's axis: a face at the edge of the image that looks into the camera would seem turned.
 
 Shapes: G features (`FEATURES`), H × W pixels.
 """
@@ -32,37 +31,37 @@ BLENDSHAPES = (
     "mouthRollLower mouthRollUpper mouthShrugLower mouthShrugUpper mouthSmileLeft mouthSmileRight "
     "mouthStretchLeft mouthStretchRight mouthUpperUpLeft mouthUpperUpRight noseSneerLeft noseSneerRight"
 ).split()
-"""The landmarker's scores, 0 to 1, in its own order and under its own names."""
+"""Names of the landmarker's scores (0 to 1), in MediaPipe's order."""
 
 POSE = ("yaw_rad", "pitch_rad", "roll_rad", "x_cm", "y_cm", "z_cm", "face_size", "centre_x", "centre_y")
-"""Rotation; translation in the camera's axes (z is minus the distance, for a field of view of 63° from top
-to bottom, which is MediaPipe's guess); side of the face box over the frame's height; its centre, 0 to 1
-from left to right and from top to bottom."""
+"""Rotation; translation in the camera's axes (z is minus the distance, for MediaPipe's assumed vertical field
+of view of 63°); longer edge of the face box divided by the frame's height; its centre, 0 to 1 from left to
+right and from top to bottom."""
 
 FEATURES: tuple[str, ...] = (*BLENDSHAPES, *POSE)
-"""The G = 61 names, in the order of the stored columns."""
+"""The G = 61 feature names, in the order of the stored columns."""
 
 
 class FaceGeometry:
-    """Measures one face in one frame; the same object serves files and camera.
+    """Computes the geometry of one face in one frame, for files and cameras.
 
-    `geometry_id` names the model and the features that the recipe asks for, `model_path` is the landmarker's
-    file. Raises ValueError when the recipe's features are not the ones measured here.
+    geometry_id: the model and the features of the recipe. model_path: the landmarker's file. Raises
+    ValueError when the recipe's features are not those of this version.
     """
 
     def __init__(self, geometry_id: GeometryId, model_path: Path, threads: int = 1) -> None:
         if tuple(geometry_id.features) != FEATURES:
             raise ValueError(
-                f"the recipe's geometry has {len(geometry_id.features)} features, this version measures "
+                f"the recipe's geometry has {len(geometry_id.features)} features, this version computes "
                 f"{len(FEATURES)} others: extract the geometry again"
             )
         self.geometry_id = geometry_id
         self._networks = FaceNetworks(Path(model_path).read_bytes(), threads)
 
     def measure(self, rgb_frame: np.ndarray, crop: Crop) -> np.ndarray:
-        """The features of the face that `crop` was cut around, (G,) float32; all NaN where there is none.
+        """The geometry of the face in `crop`, (G,) float32; all NaN without a face.
 
-        `rgb_frame` is uint8 (H,W,3), the upright frame in which `crop.box` (pixels) lies.
+        rgb_frame: uint8 (H,W,3), the upright frame that `crop.box` (pixels) refers to.
         """
         values = np.full(len(FEATURES), np.nan, np.float32)
         if crop.image is None:
@@ -77,16 +76,19 @@ class FaceGeometry:
         return values
 
     def close(self) -> None:
-        """Give the networks' memory back."""
+        """Free the networks' memory."""
         del self._networks
 
     def _read(self, rgb_frame: np.ndarray, crop: Crop) -> Face:
-        """The face of a crop, cut as MediaPipe would; with unknown eyes levelled by a first look."""
+        """Landmarks and scores of a crop's face, on the square that MediaPipe would use.
+
+        If the eyes are unknown, the landmarks are first read without rotation to find them.
+        """
         box, eyes = crop.box, crop.eyes
         if self.geometry_id.square == OWN_SQUARE:
-            seen = max(self._networks.look(rgb_frame), key=lambda face: iou(box_of(face), box), default=None)
-            if seen is not None and iou(box_of(seen), box) >= SAME_FACE_IOU:
-                box, eyes = box_of(seen), seen.eyes
+            best = max(self._networks.look(rgb_frame), key=lambda face: iou(box_of(face), box), default=None)
+            if best is not None and iou(box_of(best), box) >= SAME_FACE_IOU:
+                box, eyes = box_of(best), best.eyes
         square = _square(box)
         if eyes is None:
             eyes = self._networks.read(rgb_frame, *square, 0.0).points[EYES, :2]
@@ -94,7 +96,7 @@ class FaceGeometry:
 
 
 def angles(pose: np.ndarray) -> tuple[float, float, float]:
-    """Yaw, pitch and roll in radians of a head's (4,4) matrix, by the convention of this file's head."""
+    """Yaw, pitch and roll in radians of a head's (4,4) matrix, as defined in the module docstring."""
     towards_camera = -pose[:3, 3] / np.linalg.norm(pose[:3, 3])
     across = np.cross((0.0, 1.0, 0.0), towards_camera)
     across /= np.linalg.norm(across)
@@ -108,13 +110,13 @@ def angles(pose: np.ndarray) -> tuple[float, float, float]:
 
 
 def placement(box: Box, frame_hw: tuple[int, int]) -> tuple[float, float, float]:
-    """Longer side of a box over the frame's height, and its centre as shares of width and height."""
+    """(longer edge of a box / frame height, centre column / width, centre row / height)."""
     height, width = frame_hw
     x0, y0, x1, y1 = box
     return max(x1 - x0, y1 - y0) / height, (x0 + x1) / 2 / width, (y0 + y1) / 2 / height
 
 
 def _square(box: Box) -> tuple[tuple[float, float], float]:
-    """Centre and side of the square that the landmark network is to see around a detector's box."""
+    """(centre, size) in pixels of the square around a detector's box for the landmark network."""
     x0, y0, x1, y1 = box
     return ((x0 + x1) / 2, (y0 + y1) / 2), SQUARE_SCALE * max(x1 - x0, y1 - y0)

@@ -1,9 +1,9 @@
-"""The landmarker's two inner networks, run directly: 478 points of a face, 52 scores, and the head's pose.
+"""MediaPipe's face landmarker, run directly on its networks: 478 points, 52 scores, and head pose.
 
-MediaPipe's own call detects the face a second time and moves every picture through its graph. Here the
-networks of the same file run on the inference engine, on the square around the face that was found already;
-what happens between them (cutting, point units, Procrustes) is rebuilt from MediaPipe's documentation and
-checked against MediaPipe itself in tests/unit/extract/test_geometry.py.
+MediaPipe's own call detects the face a second time and sends every picture through its graph. Here the
+networks of the same file run on the inference engine, on the square around the detected face. The steps
+between them (cutting, point units, Procrustes) follow MediaPipe's documentation, and
+tests/unit/extract/test_geometry.py compares them with MediaPipe.
 
 Shapes: H × W pixels, 478 points (column, row, depth), 468 of them on the canonical face, 52 scores.
 """
@@ -22,17 +22,17 @@ from extract.face.detector import Detection, cut, detect
 from extract.face.tflite import Network, open_network
 
 INPUT_PX = 256
-"""Side of the square that the landmark network sees."""
+"""Input size of the landmark network, pixels."""
 SQUARE_SCALE = 1.5
-"""Side of that square in sides of the detector's box, as MediaPipe cuts it."""
+"""Size of the square around a face, relative to the longer edge of the detector's box, as in MediaPipe."""
 MIN_PRESENCE = 0.5
-"""Below this chance the square holds no face; MediaPipe's default."""
+"""Minimum face probability; below it, the square counts as without a face. MediaPipe's default."""
 FIELD_OF_VIEW_DEG = 63.0
-"""From top to bottom, of the camera that MediaPipe assumes."""
+"""Vertical field of view of the camera that MediaPipe assumes."""
 EYES = [468, 473]
-"""Of the points, the middles of the person's right eye and of the left one."""
+"""Indices of the points at the centres of the subject's right eye and left eye."""
 
-# The points that the score network reads: its input has no names, so these came from MediaPipe's graph.
+# Indices of the points that the score network takes as input, from MediaPipe's graph.
 SCORE_POINTS = np.array(
     "0 1 4 5 6 7 8 10 13 14 17 21 33 37 39 40 46 52 53 54 55 58 61 63 65 66 67 70 78 80 81 82 84 87 88 91 93 "
     "95 103 105 107 109 127 132 133 136 144 145 146 148 149 150 152 153 154 155 157 158 159 160 161 162 163 "
@@ -46,31 +46,31 @@ SCORE_POINTS = np.array(
 
 @dataclass(frozen=True)
 class Face:
-    """What the networks read from one face."""
+    """The outputs of the networks for one face."""
 
     points: np.ndarray
     """(478,3) float32: column and row in pixels of the frame; depth in pixels too, away from the camera."""
     scores: np.ndarray
     """(52,) float32, 0 to 1."""
     presence: float
-    """Chance that it is a face, 0 to 1."""
+    """Probability that it is a face, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class CanonicalFaceModel:
-    """The face that a pose is measured against, as the model file brings it."""
+    """MediaPipe's canonical face model, the reference of the head pose, from the model file."""
 
     points: np.ndarray
     """(468,3) float64, centimetres; x right, y up, z out of the face."""
     weights: np.ndarray
-    """(468,) float64; how much each point counts. Most are 0."""
+    """(468,) float64: weight of each point in the pose fit. Most are 0."""
 
 
 class FaceNetworks:
     """The networks of one `face_landmarker.task`, compiled for the CPU."""
 
     def __init__(self, task: bytes, threads: int = 1) -> None:
-        """`task` is the file's bytes. Raises ValueError when the networks are not in it."""
+        """`task`: the bytes of the file. Raises ValueError when the networks are not in it."""
         try:
             with zipfile.ZipFile(io.BytesIO(task)) as parts:
                 points, scores, self._detector_model = (
@@ -87,7 +87,7 @@ class FaceNetworks:
         self._threads = threads
 
     def look(self, rgb: np.ndarray) -> list[Detection]:
-        """The faces that the file's own detector sees in an upright frame, uint8 (H,W,3) RGB."""
+        """The faces that the file's own detector finds in an upright frame, uint8 (H,W,3) RGB."""
         return detect(rgb, self._detector)
 
     @cached_property
@@ -97,12 +97,12 @@ class FaceNetworks:
     def read(self, rgb: np.ndarray, centre: tuple[float, float], side_px: float, roll_rad: float) -> Face:
         """Points and scores of the face in a square of an upright frame, uint8 (H,W,3) RGB.
 
-        The square is `side_px` wide around `centre` (column, row) and turned clockwise by `roll_rad`, so
-        that the eyes lie level in it; past the frame's edge it repeats the edge.
+        The square is `side_px` wide, has its centre at `centre` (column, row) and is rotated clockwise by
+        `roll_rad`, so that the eyes are level in it. Outside the frame, the frame's edge is repeated.
         """
         to_frame = _square_to_frame(centre, side_px, roll_rad)
         square = cut(rgb, to_frame, INPUT_PX, cv2.BORDER_REPLICATE).astype(np.float32) / 255
-        raw, chance = self._points(square[None])
+        raw, presence = self._points(square[None])
         found = raw.reshape(478, 3)
         points = np.empty((478, 3), np.float32)
         points[:, :2] = found[:, :2] @ to_frame[:, :2].T + to_frame[:, 2]
@@ -111,21 +111,21 @@ class FaceNetworks:
         return Face(
             points,
             scores.reshape(52).astype(np.float32),
-            presence=float(1 / (1 + np.exp(-chance.reshape(())))),
+            presence=float(1 / (1 + np.exp(-presence.reshape(())))),
         )
 
 
 def eye_roll(eyes: np.ndarray) -> float:
-    """The angle by which the line from the right eye to the left one, (2,2) in pixels, falls, radians."""
-    fall = eyes[1] - eyes[0]
-    return float(np.arctan2(fall[1], fall[0]))
+    """Clockwise angle (radians) of the line from the right eye to the left eye. eyes: (2,2) in pixels."""
+    line = eyes[1] - eyes[0]
+    return float(np.arctan2(line[1], line[0]))
 
 
 def head_pose(points: np.ndarray, canonical: CanonicalFaceModel, frame_hw: tuple[int, int]) -> np.ndarray:
     """The (4,4) matrix from the canonical face to the camera (centimetres; x right, y up, z to the viewer).
 
-    `points` (478,3) in pixels of a frame of `frame_hw`. MediaPipe's way: the points' depth is relative and
-    scaled, so the scale is solved for twice (before and after undoing the perspective), then the pose.
+    points: (478,3) in pixels of a frame of size `frame_hw`. As in MediaPipe: the depth of the points is
+    relative, so the scale is estimated twice (before and after removing the perspective), then the pose.
     """
     height, width = frame_hw
     near = 1.0
@@ -148,9 +148,9 @@ def head_pose(points: np.ndarray, canonical: CanonicalFaceModel, frame_hw: tuple
 
 
 def procrustes(source: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The (4,4) similarity (rotation, one scale, translation) that moves source (N,3) nearest to target.
+    """The (4,4) similarity transform (rotation, scale, translation) that fits source (N,3) to target (N,3).
 
-    Weighted least squares, by Umeyama (1991) without reflections.
+    Weighted least squares after Umeyama (1991), without reflections.
     """
     used = weights > 0
     source, target, weights = source[used], target[used], weights[used]
@@ -168,10 +168,10 @@ def procrustes(source: np.ndarray, target: np.ndarray, weights: np.ndarray) -> n
 
 
 def read_canonical_model(metadata: bytes) -> CanonicalFaceModel:
-    """The canonical face from the model file's geometry metadata, a protocol buffer.
+    """Read the canonical face model from the model file's geometry metadata, a protocol buffer.
 
-    Field 1 is the mesh, whose field 3 holds the vertices (x, y, z and two texture coordinates each); each
-    field 2 is a point's number and its weight. Raises ValueError when that is not what is there.
+    Field 1 is the mesh; its field 3 holds the vertices (x, y, z and two texture coordinates each). Each
+    field 2 is a point's index and its weight. Raises ValueError for other metadata.
     """
     vertices: list[float] = []
     weights = np.zeros(468)
@@ -186,12 +186,12 @@ def read_canonical_model(metadata: bytes) -> CanonicalFaceModel:
             if isinstance(point, int) and isinstance(weight, bytes) and point < 468:
                 weights[point] = struct.unpack("<f", weight)[0]
     if len(vertices) != 468 * 5 or not weights.any():
-        raise ValueError("the landmarker's geometry metadata is not of the known kind")
+        raise ValueError("the landmarker's geometry metadata has an unknown format: use MediaPipe's file")
     return CanonicalFaceModel(np.array(vertices).reshape(468, 5)[:, :3], weights)
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of a protocol buffer's fields; numbers as int, everything else as bytes."""
+    """Yield (field number, value) of a protocol buffer; varints as int, everything else as bytes."""
     at = 0
 
     def varint() -> int:

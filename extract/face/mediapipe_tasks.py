@@ -1,8 +1,8 @@
-"""MediaPipe's face detector: opened, used and closed by its holder, never by the garbage collector.
+"""MediaPipe's face detector: opened and closed explicitly, never by the garbage collector.
 
-A MediaPipe detector owns a thread. When the collector finds a detector in a reference cycle, it first clears
-the weak reference by which that thread knows its executor; the thread ends, and `FaceDetector.__del__` then
-waits for its answer forever. So every open detector stays referenced here until `close_detector`.
+A MediaPipe detector owns a thread. When the garbage collector finds a detector in a reference cycle, it first
+clears the weak reference from that thread to its executor; the thread ends, and `FaceDetector.__del__` then
+waits for it forever. So every open detector stays referenced here until `close_detector`.
 
 Shapes: frames uint8 (H, W, 3) RGB; boxes (x0, y0, x1, y1) and eyes (column, row) in pixels of the frame.
 """
@@ -19,14 +19,14 @@ import numpy as np
 from extract.face.detector import Detection
 
 _open_detectors: list[Any] = []
-"""What the garbage collector must not find."""
+"""References that keep open detectors from the garbage collector."""
 
 
 def open_detector(model: bytes) -> Any:
-    """MediaPipe's detector for single pictures (no memory between them), from the model file's bytes.
+    """Open MediaPipe's detector in image mode (pictures are independent), from the model file's bytes.
 
-    Bytes, not a path: MediaPipe cannot open a path with Korean letters on Windows. The caller closes it with
-    `close_detector`. Raises ValueError or RuntimeError for bytes that are no detector.
+    Takes bytes, because MediaPipe cannot open a path with Korean letters on Windows. The caller closes it
+    with `close_detector`. Raises ValueError or RuntimeError for bytes that are not a detector.
     """
     from mediapipe.tasks.python import BaseOptions, vision
 
@@ -48,19 +48,19 @@ def open_detector(model: bytes) -> Any:
 
 
 def close_detector(detector: Any) -> None:
-    """Give the detector's memory and its thread back; a second call does nothing."""
+    """Free the detector's memory and its thread; a second call does nothing."""
     if not any(detector is other for other in _open_detectors):
         return
     with silenced_stderr():
         try:
             detector.close()
-        except RuntimeError:  # at exit, too late for threads: the process gives the memory back itself
+        except RuntimeError:  # at exit no threads can be started; the memory is freed with the process
             detector._handle = None
     _open_detectors[:] = [other for other in _open_detectors if other is not detector]
 
 
 def detect_faces(detector: Any, rgb: np.ndarray) -> list[Detection]:
-    """The faces that MediaPipe finds in an upright frame, their boxes in whole pixels."""
+    """The faces that MediaPipe finds in an upright frame, uint8 (H, W, 3) RGB; boxes in whole pixels."""
     import mediapipe as mp
 
     height, width = rgb.shape[:2]
@@ -77,7 +77,7 @@ def detect_faces(detector: Any, rgb: np.ndarray) -> list[Detection]:
 
 @contextlib.contextmanager
 def silenced_stderr() -> Iterator[None]:
-    """Send what is written to file descriptor 2 nowhere; only that reaches what C libraries print."""
+    """Discard everything written to file descriptor 2; this includes the output of C libraries."""
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)

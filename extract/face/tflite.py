@@ -1,4 +1,4 @@
-"""MediaPipe's TensorFlow Lite networks on the inference engine, without MediaPipe's graph around them."""
+"""MediaPipe's TensorFlow Lite networks, run on OpenVINO without MediaPipe's graph."""
 
 import tempfile
 from collections.abc import Callable
@@ -9,14 +9,14 @@ import numpy as np
 from seqmodel.encoders.engine import cpu_options, import_openvino
 
 Network = Callable[[np.ndarray], list[np.ndarray]]
-"""From one array of numbers to copies of the first two outputs."""
+"""A function from one input array to copies of the first two outputs."""
 
 
 def open_network(model: bytes, threads: int = 1, side_px: int = 0) -> Network:
-    """Compile a network for the CPU; `side_px` is the side of its input where the file leaves that open."""
+    """Compile a network for the CPU. side_px: input width and height, if the file has a dynamic shape."""
     openvino = import_openvino()
     core = openvino.Core()
-    # The TensorFlow Lite reader takes a path only; the weights stay mapped, so Windows keeps the file.
+    # The TensorFlow Lite reader needs a path. The weights stay mapped, so Windows cannot delete the file.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "network.tflite"
         path.write_bytes(model)
@@ -25,12 +25,12 @@ def open_network(model: bytes, threads: int = 1, side_px: int = 0) -> Network:
         network.reshape([1, side_px, side_px, 3])
     compiled = core.compile_model(network, "CPU", cpu_options("f32", threads))
     request = compiled.create_infer_request()
-    given = np.zeros(tuple(compiled.input(0).shape), np.float32)
-    request.set_input_tensor(openvino.Tensor(given, shared_memory=True))
+    inputs = np.zeros(tuple(compiled.input(0).shape), np.float32)
+    request.set_input_tensor(openvino.Tensor(inputs, shared_memory=True))
     outputs = range(min(2, len(compiled.outputs)))
 
     def run(values: np.ndarray) -> list[np.ndarray]:
-        given[...] = values
+        inputs[...] = values
         request.infer()
         return [request.get_output_tensor(index).data.copy() for index in outputs]
 

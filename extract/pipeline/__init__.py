@@ -1,1 +1,1 @@
-"""One video to rows of the store."""
+"""The extraction pipeline: planning, feature extraction, writing."""

@@ -1,8 +1,7 @@
-"""One video to rows: read, sample, crop, measure, encode.
+"""Feature extraction from one video: read, sample, crop, geometry, encode.
 
-`extract_video` gives one `WindowFeatures` a window, or a `FailedWindow` with the reason. A row depends on
-nothing but the file,
-its window and the recipe: not on its neighbours, on what was extracted before, nor on who does it.
+`extract_video` yields one `WindowFeatures` per window, or a `FailedWindow` with the reason. A row depends
+only on the file, its window and the recipe: not on other windows, earlier extractions or the worker.
 
 Shapes: T frames of a window, D embedding, G geometry features.
 """
@@ -28,14 +27,14 @@ from seqmodel.encoders.engine import Backend, Engine, Precision, open_engine
 Part = Literal["embeddings", "geometry", "crops"]
 
 JPEG_QUALITY = 95
-"""Worst cosine between embeddings of a crop and of its JPEG: .995 on real faces."""
+"""With it, the lowest cosine between the embeddings of a crop and of its JPEG is 0.995 (real faces)."""
 MISSING_S = 1.0
-"""A video that stops this much before its window's promised end is cut short; less is rounding."""
+"""A video that ends this many seconds before its window's end time counts as truncated; less is rounding."""
 
 
 @dataclass(frozen=True)
 class ExtractorConfig:
-    """What a worker must be told to make its kernels; small and picklable."""
+    """Everything that a worker needs to open a `FeatureExtractor`; small and picklable."""
 
     recipe: Recipe
     detector_files: tuple[Path, ...]
@@ -49,14 +48,14 @@ class ExtractorConfig:
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """What a worker holds: where to look, how to see, and what the face does."""
+    """The open models of a worker: face cropper, encoder engine, and face geometry (None = off)."""
 
     cropper: FaceCropper
     engine: Engine
     geometry: FaceGeometry | None
 
     def close(self) -> None:
-        """Give the models' memory back."""
+        """Free the models' memory."""
         self.cropper.close()
         if self.geometry is not None:
             self.geometry.close()
@@ -64,45 +63,45 @@ class FeatureExtractor:
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a video that becomes one row."""
+    """A part of a video that becomes one row of the store."""
 
     row: int
     start_s: float
     end_s: float | None
-    """None = a whole window, or as much as there is."""
+    """End in seconds; None = a whole window, or up to the end of the video."""
     parts: frozenset[Part] = frozenset({"embeddings"})
-    """What has to be computed."""
+    """The parts to compute."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One video and the windows wanted of it."""
+    """One video and the windows to extract from it."""
 
     path: Path
     windows: tuple[Window, ...]
     time_limit_s: float = float("inf")
     file_state: tuple[int, int] | None = None
-    """The file's size in bytes and its time of change in ns when it was planned; None = not known."""
+    """The file's size in bytes and modification time in ns when it was planned; None = unknown."""
 
 
 @dataclass(frozen=True)
 class WindowFeatures:
-    """What a window gave. Frames beyond the video's end, and those without a face, are not valid."""
+    """The features of a window. Frames after the end of the video, and frames without a face, are invalid."""
 
     window: Window
     frames: np.ndarray
     """float32 (T, 6): time_s, x0, y0, x1, y1, score. No face: NaN box, score 0; not sampled: NaN time too."""
     embeddings: np.ndarray | None = None
-    """float16 (T, D), 0 where not valid."""
+    """float16 (T, D), 0 for invalid frames."""
     geometry: np.ndarray | None = None
-    """float32 (T, G), NaN where not valid or not measured."""
+    """float32 (T, G), NaN for invalid frames and where it failed."""
     crops: list[bytes] | None = None
-    """T JPEGs, b"" where not valid."""
+    """T JPEG files, b"" for invalid frames."""
 
 
 @dataclass(frozen=True)
 class FailedWindow:
-    """A window that could not be extracted, and why."""
+    """A window that could not be extracted, and the reason."""
 
     window: Window
     reason: str
@@ -110,13 +109,13 @@ class FailedWindow:
 
 @dataclass
 class StageTimer:
-    """Seconds by stage."""
+    """Measures seconds by stage."""
 
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to a stage."""
+        """Add the time spent in the `with` block to a stage."""
         start = time.perf_counter()
         try:
             yield
@@ -125,13 +124,13 @@ class StageTimer:
 
 
 def open_extractor(extractor_config: ExtractorConfig) -> FeatureExtractor:
-    """The kernels that a setup describes.
+    """Open the models of a configuration.
 
-    Raises ValueError where a model file is missing, or where the weights here are not those of the recipe.
+    Raises ValueError when a model file is missing, or the weights are not those of the recipe.
     """
     pixels = extractor_config.recipe.pixels
     if pixels is None:
-        raise ValueError("this recipe is of imported features: no video can be turned into those")
+        raise ValueError("this recipe is for imported features: they cannot be extracted from a video")
     cv2.setNumThreads(extractor_config.threads)
     engine = open_engine(
         extractor_config.recipe.encoder.name,
@@ -153,17 +152,18 @@ def open_extractor(extractor_config: ExtractorConfig) -> FeatureExtractor:
 def extract_video(
     job: Job, extractor: FeatureExtractor, *, threads: int = 1, timer: StageTimer | None = None
 ) -> Iterator[WindowFeatures | FailedWindow]:
-    """A row, or a reason, for every window of the job; the file is decoded once unless windows overlap."""
+    """Yield features or a failure for every window of the job; the file is decoded once unless windows
+    overlap."""
     timer = timer or StageTimer()
     deadline = time.monotonic() + job.time_limit_s
     for windows in _passes(job.windows):
-        given = 0
+        num_done = 0
         try:
             for outcome in _one_pass(job, windows, extractor, threads, timer, deadline):
                 yield outcome
-                given += 1
+                num_done += 1
         except ValueError as error:
-            for window in windows[given:]:
+            for window in windows[num_done:]:
                 yield FailedWindow(window, str(error).removeprefix(f"{job.path}: "))
 
 
@@ -175,7 +175,7 @@ def _one_pass(
     timer: StageTimer,
     deadline: float,
 ) -> Iterator[WindowFeatures | FailedWindow]:
-    """Windows that do not overlap, in the order of time, in one reading of the file."""
+    """Extract windows that do not overlap, in time order, while decoding the file once."""
     pixels = extractor.cropper.pixels
     targets = Targets([window.start_s for window in windows], pixels.fps, pixels.num_frames)
     frames = read_video(job.path, threads=threads, is_wanted=targets.between)
@@ -192,16 +192,16 @@ def _one_pass(
             reason = f"no frame between {window.start_s:.1f} and {end_s:.1f} s"
             reason += f": the video ends at {spans.end_s:.1f} s" if spans.is_over else ""
         elif window.end_s is not None and spans.is_over and spans.end_s < end_s - MISSING_S:
-            reason = f"cut short: the video ends at {spans.end_s:.1f} s, {end_s:.1f} s were promised"
+            reason = f"truncated: the video ends at {spans.end_s:.1f} s, expected {end_s:.1f} s"
         elif num_sampled == 1 and len(row.frames) > 1 and spans.is_over:
-            reason = "only a single frame"
+            reason = "the video has only one frame"
         yield FailedWindow(window, reason) if reason else row
 
 
 def _row(
     sampled: Iterator[Frame], window: Window, extractor: FeatureExtractor, timer: StageTimer
 ) -> tuple[WindowFeatures, int]:
-    """The row of the sampled frames, and how many those were."""
+    """(features of the sampled frames, number of sampled frames)."""
     num_frames, parts = extractor.cropper.pixels.num_frames, window.parts
     table = np.full((num_frames, 6), np.nan, np.float32)
     table[:, 5] = 0
@@ -245,7 +245,7 @@ def jpeg(crop: np.ndarray) -> bytes:
 
 
 def _decoded(frames: Iterator[Frame], timer: StageTimer) -> Iterator[tuple[Frame, np.ndarray]]:
-    """Frames with their pixels, the time of both counted as decoding."""
+    """Yield frames with their pixels; the time is counted as stage `decode`."""
     while True:
         with timer.stage("decode"):
             frame = next(frames, None)
@@ -259,13 +259,13 @@ def _until_deadline(frames: Iterable[Frame], limit_s: float, deadline: float) ->
     for frame in frames:
         if time.monotonic() > deadline:
             raise ValueError(
-                f"given up after {limit_s:.0f} s, at {frame.pts_s:.1f} s of the video (--time-limit)"
+                f"stopped after {limit_s:.0f} s, at {frame.pts_s:.1f} s of the video: raise --time-limit"
             )
         yield frame
 
 
 def _passes(windows: Sequence[Window]) -> list[list[Window]]:
-    """Windows in the order of time, in as few groups without overlap as it takes (one, as a rule)."""
+    """Windows in time order, in as few groups without overlap as possible (usually one)."""
     groups: list[list[Window]] = []
     for window in sorted(windows, key=lambda window: window.start_s):
         for group in groups:

@@ -1,4 +1,4 @@
-"""From what a user asked to what the workers do: clips, windows, the recipe, the store's rows, jobs."""
+"""Planning of an extraction: windows, recipe, missing parts and jobs, from the options."""
 
 import platform
 from collections import defaultdict
@@ -28,55 +28,56 @@ from seqmodel.encoders.model_files import (
 )
 
 PROBE_THREADS = 4
-"""Opening a container waits for the disk more than it computes."""
+"""Threads that open containers: this waits for the disk more than it computes."""
 TIME_LIMIT_S, TIME_LIMIT_RATIO = 120.0, 10.0
-"""A video may take two minutes and ten times its length: 4K on one slow core stays below half of that."""
+"""Time limit of a video: 120 s plus ten times its length. 4K on one slow core takes less than half of it."""
 
 GPU_BYTES = 2e9
-"""Of a GPU's memory, for one worker: its CUDA context, the network, and a window of crops on its way."""
+"""GPU memory of one worker: its CUDA context, the network, and the crops of one window."""
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """A manifest's clips, cut into windows."""
+    """The windows of a manifest's clips."""
 
     windows: tuple[Clip, ...]
     unreadable: dict[str, str]
-    """Reason by clip_id of the windows whose video cannot be opened; they become failed rows."""
+    """Failure reason by clip id, for windows whose video cannot be opened; they become failed rows."""
     durations_s: dict[Path, float]
+    """Length of each video that can be opened, seconds."""
     dropped_s: float
-    """Seconds in remainders shorter than half a window."""
+    """Total length of trailing segments shorter than half a window, seconds."""
 
 
 def plan_windows(clips: Sequence[Clip], window_s: float, out: str) -> WindowPlan:
-    """Ask every video for its length and cut the clips into windows.
+    """Read the length of every video and divide the clips into windows.
 
-    A video that cannot be opened now has the length it had when it was extracted into the store at `out`, so
-    that what is done of it stays.
+    For a video that cannot be opened now, the length from the store at `out` is used, so that its extracted
+    rows stay.
     """
     paths = list(dict.fromkeys(clip.path for clip in clips))
     with ThreadPoolExecutor(PROBE_THREADS) as pool:
         lengths = dict(zip(paths, pool.map(_length, paths), strict=True))
     known = _known_lengths_s(out) if any(isinstance(length, str) for length in lengths.values()) else {}
-    cut: list[Clip] = []
+    all_windows: list[Clip] = []
     unreadable: dict[str, str] = {}
     dropped = 0.0
     for clip in clips:
         length = lengths[clip.path]
         if isinstance(length, str):
             source, assumed_s = clip.clip_id.rpartition("#")[0], clip.end_s or clip.start_s + window_s
-            own = windows(clip, known.get(source, assumed_s), window_s)
-            unreadable |= {window.clip_id: length for window in own}
+            clip_windows = windows(clip, known.get(source, assumed_s), window_s)
+            unreadable |= {window.clip_id: length for window in clip_windows}
         else:
-            own = windows(clip, length, window_s)
+            clip_windows = windows(clip, length, window_s)
             dropped += dropped_s(clip, length, window_s)
-        cut.extend(own)
+        all_windows.extend(clip_windows)
     durations_s = {path: length for path, length in lengths.items() if isinstance(length, float)}
-    return WindowPlan(tuple(cut), unreadable, durations_s, dropped)
+    return WindowPlan(tuple(all_windows), unreadable, durations_s, dropped)
 
 
 def _known_lengths_s(out: str) -> dict[str, float]:
-    """By source, where its last window in the store ends; nothing where there is no store."""
+    """End time of the last window in the store, by video (source); empty without a store."""
     lengths: dict[str, float] = defaultdict(float)
     if (store := store_at(out)) is not None:
         table = store.table()
@@ -86,7 +87,7 @@ def _known_lengths_s(out: str) -> dict[str, float]:
 
 
 def store_at(out: str) -> FeatureStore | None:
-    """The store that is there; None where there is none yet."""
+    """The store at `out`; None if there is none yet."""
     try:
         return FeatureStore.open(out)
     except ValueError:
@@ -94,10 +95,10 @@ def store_at(out: str) -> FeatureStore | None:
 
 
 def make_extractor_config(config: ExtractConfig) -> tuple[ExtractorConfig, dict[str, Any]]:
-    """What the workers need, the recipe among it, and the numerics to record.
+    """(configuration of the workers with the recipe, numerics to record in the store).
 
-    Opens the engine once, so that weights are fetched and converted before the workers all want them, and
-    that all of them compute in the precision chosen here. Raises ValueError when a model file is missing.
+    Opens the engine once, so that the weights are downloaded and converted before the workers start, and all
+    workers use the precision chosen here. Raises ValueError when a model file is missing.
     """
     detectors = tuple(
         detector_file(name)
@@ -138,33 +139,33 @@ def make_extractor_config(config: ExtractConfig) -> tuple[ExtractorConfig, dict[
 
 
 def versions() -> dict[str, str]:
-    """What a store was made with."""
+    """Versions of Python and of the packages that affect the features, to record in the store."""
     packages = ("brainbuddy", "av", "mediapipe", "opencv-contrib-python", "numpy", "zarr")
     return {"python": platform.python_version()} | {name: _version(name) for name in packages}
 
 
 def jobs_of(
-    store: FeatureStore, cut: WindowPlan, config: ExtractConfig, lacking: dict[str, set[Part]]
+    store: FeatureStore, window_plan: WindowPlan, config: ExtractConfig, missing: dict[str, set[Part]]
 ) -> list[Job]:
-    """One job for each video that lacks something, those with most windows first.
+    """One job for each video with missing parts; videos with most windows first.
 
-    lacking: what `missing_parts` says. Videos that cannot be opened are left out.
+    missing: result of `missing_parts`. Videos that cannot be opened are left out.
     """
     row_of = store.row_of_clip()
     by_video: dict[Path, list[Window]] = defaultdict(list)
-    for clip in cut.windows:
-        if clip.clip_id in lacking and clip.clip_id not in cut.unreadable:
-            parts = frozenset(lacking[clip.clip_id])
+    for clip in window_plan.windows:
+        if clip.clip_id in missing and clip.clip_id not in window_plan.unreadable:
+            parts = frozenset(missing[clip.clip_id])
             by_video[clip.path].append(Window(row_of[clip.clip_id], clip.start_s, clip.end_s, parts))
     jobs = []
     for path, wanted in by_video.items():
-        limit_s = config.time_limit or TIME_LIMIT_S + TIME_LIMIT_RATIO * cut.durations_s[path]
+        limit_s = config.time_limit or TIME_LIMIT_S + TIME_LIMIT_RATIO * window_plan.durations_s[path]
         jobs.append(Job(path, tuple(wanted), limit_s, file_state(path)))
     return sorted(jobs, key=lambda job: -len(job.windows))  # stable: equal lengths keep the manifest's order
 
 
 def resolved(config: ExtractConfig) -> ExtractConfig:
-    """The same with absolute paths, for processes in another folder."""
+    """The options with absolute paths, for processes with another working folder."""
     folder = location_of(config.out).folder
     return replace(
         config,
@@ -182,36 +183,36 @@ def _absolute_file(name: str) -> str:
 def missing_parts(
     config: ExtractConfig, clips: Iterable[Clip], planned: FeatureStore | None = None
 ) -> dict[str, set[Part]]:
-    """What is still to be extracted of this shard's windows, by clip id; those that lack nothing are absent.
+    """Missing parts of this shard's windows, by clip id; complete windows are left out.
 
-    planned: the store, planned for these clips; without it, looks at what is there, if anything is: a clip
-    that it does not have, or whose file changed, lacks all. Failed clips are left as they are unless
-    `retry_failed`.
+    planned: the store, planned for these clips. Without it, the store at `config.out` is read, if there is
+    one; all parts of a clip are missing if the store does not have it or its file has changed. Failed clips
+    are left out unless `retry_failed`.
     """
     parts: list[Part] = ["embeddings"]
     parts += ["geometry"] if config.geometry == "on" else []
     parts += ["crops"] if config.crops == "jpeg" else []
-    own = select_shard(clips, config.shard)
+    shard = select_shard(clips, config.shard)
     store = planned or store_at(config.out)
     if store is None:
-        return {clip.clip_id: set(parts) for clip in own}
-    changed = set() if planned else store.changed(own)
+        return {clip.clip_id: set(parts) for clip in shard}
+    changed = set() if planned else store.changed(shard)
     row_of, failures = store.row_of_clip(), store.rows.failures()
-    there = {part: store.present(part) for part in parts}
-    lacking: dict[str, set[Part]] = {}
-    for clip in own:
+    present = {part: store.present(part) for part in parts}
+    missing: dict[str, set[Part]] = {}
+    for clip in shard:
         row = row_of.get(clip.clip_id)
         if row is None or clip.clip_id in changed:
-            lacking[clip.clip_id] = set(parts)
+            missing[clip.clip_id] = set(parts)
         elif config.retry_failed or not failures[row]:
-            lacking[clip.clip_id] = {part for part in parts if not there[part][row]}
-    return {clip_id: wanted for clip_id, wanted in lacking.items() if wanted}
+            missing[clip.clip_id] = {part for part in parts if not present[part][row]}
+    return {clip_id: clip_parts for clip_id, clip_parts in missing.items() if clip_parts}
 
 
 def num_workers(config: ExtractConfig, device: str) -> int:
-    """Processes: what was asked for, else one for each usable core that the GPUs have memory for.
+    """Number of worker processes: `--workers`, else one per usable core, as far as GPU memory allows.
 
-    Decoding and finding faces is the CPU's work also where there is a GPU.
+    Decoding and face detection run on the CPU even with a GPU.
     """
     if config.workers is not None:
         return config.workers
@@ -224,14 +225,14 @@ def num_workers(config: ExtractConfig, device: str) -> int:
 
 
 def select_shard(clips: Iterable[Clip], shard: str) -> list[Clip]:
-    """The clips of every n-th video, counted in manifest order."""
+    """The clips of shard i/n: of every n-th video in manifest order, starting with the i-th."""
     index, count = shard_of(shard)
     videos: dict[Path, int] = {}
     return [clip for clip in clips if videos.setdefault(clip.path, len(videos)) % count == index]
 
 
 def _length(path: Path) -> float | str:
-    """Seconds, or why the file cannot be opened."""
+    """Length of a video in seconds, or the reason why it cannot be opened."""
     try:
         return probe(path).duration_s
     except (ValueError, OSError) as error:
@@ -239,12 +240,12 @@ def _length(path: Path) -> float | str:
 
 
 def _precision(config: ExtractConfig) -> Precision:
-    """What was asked for; `auto` goes on as the store that is there was begun."""
+    """`--precision`; for `auto`, the precision of the existing store."""
     if config.precision != "auto":
         return config.precision
     store = store_at(config.out)
-    begun = store.numerics.get("precision") if store else None
-    return "f32" if begun == "f32" else "bf16" if begun == "bf16" else "auto"
+    stored = store.numerics.get("precision") if store else None
+    return "f32" if stored == "f32" else "bf16" if stored == "bf16" else "auto"
 
 
 def _version(name: str) -> str:

@@ -1,6 +1,6 @@
-"""Rows into the store: extract a video's windows, write each, and tell what became of it.
+"""Extraction of a video's windows into the store: each window is written and its result is yielded.
 
-Where parts of a row are there already (crops or geometry are added to a store), the new parts must belong to
+If some parts of a row exist already (crops or geometry are added to a store), the new parts must belong to
 the same faces and the same encoder.
 
 Shapes: T frames of a window, D embedding.
@@ -24,47 +24,45 @@ from features.store.planner import TIME_SLACK_NS
 from features.store.store import FeatureStore
 
 AGREEMENT = 0.98
-"""Cosine that a stored embedding must have with a fresh one before crops or geometry are added beside it."""
+"""Minimum cosine between a stored and a new embedding; below it, no crops or geometry are added to a row."""
 
 
 class StoreWriteError(OSError):
-    """The store cannot be written: nothing more can be done."""
+    """The store cannot be written; the extraction ends."""
 
 
 def extract_and_write(
     store: FeatureStore, job: Job, extractor: FeatureExtractor, *, threads: int, timer: StageTimer
 ) -> Iterator[WindowFeatures | FailedWindow]:
-    """Extract a job and write every outcome into the store before giving it.
+    """Extract a job; write every result into the store, then yield it.
 
-    Where some parts of a row are there already, the new ones must belong to the same faces; else the row is
-    lost, with that reason. So it is where the file is another one by now than was planned.
+    If some parts of a row exist already, the new ones must belong to the same faces; otherwise the window
+    fails with that reason. It also fails if the file has changed since planning.
 
-    Raises StoreLost when the store cannot be written.
+    Raises StoreWriteError when the store cannot be written.
     """
-    wanted = {window.row: window.parts for window in job.windows}
+    requested = {window.row: window.parts for window in job.windows}
     windows = list(job.windows)
     for index, window in enumerate(windows):
-        if "embeddings" not in window.parts:  # one fresh embedding a video is enough to notice other weights
+        if "embeddings" not in window.parts:  # one new embedding per video is enough to detect other weights
             windows[index] = replace(window, parts=window.parts | {"embeddings"})
             break
-    asked = replace(job, windows=tuple(windows))
-    for outcome in extract_video(asked, extractor, threads=threads, timer=timer):
-        parts = wanted[outcome.window.row]
+    extended = replace(job, windows=tuple(windows))
+    for outcome in extract_video(extended, extractor, threads=threads, timer=timer):
+        parts = requested[outcome.window.row]
         if isinstance(outcome, WindowFeatures) and not _is_finite(outcome):
-            outcome = FailedWindow(outcome.window, "the encoder gave numbers that are not finite")
+            outcome = FailedWindow(outcome.window, "the encoder returned values that are not finite")
         elif isinstance(outcome, WindowFeatures) and "embeddings" not in parts:
-            outcome = _agreeing(store, outcome)
+            outcome = _checked(store, outcome)
         if isinstance(outcome, WindowFeatures) and _has_changed(job):
-            outcome = FailedWindow(
-                outcome.window, "the file was changed while it was read: extract once more"
-            )
+            outcome = FailedWindow(outcome.window, "the file has changed since planning: extract it again")
         with timer.stage("write"):
             _write(store, outcome, with_embeddings="embeddings" in parts)
         yield outcome
 
 
 def file_state(path: Path) -> tuple[int, int] | None:
-    """A file's size in bytes and its time of change in ns; None where it cannot be asked."""
+    """A file's size in bytes and modification time in ns; None if it cannot be read."""
     try:
         status = path.stat()
     except OSError:
@@ -78,7 +76,7 @@ def same_faces(stored: np.ndarray, fresh: np.ndarray) -> bool:
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine (n,) between embeddings (n, D) and others (n, D)."""
+    """Cosine similarity (n,) float32 of the rows of two arrays (n, D)."""
     a, b = a.astype(np.float32), b.astype(np.float32)
     return (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-9)
 
@@ -110,19 +108,17 @@ def _is_finite(row: WindowFeatures) -> bool:
     return row.embeddings is None or bool(np.isfinite(row.embeddings).all())
 
 
-def _agreeing(store: FeatureStore, row: WindowFeatures) -> WindowFeatures | FailedWindow:
-    """The row, if its faces (and its embeddings, where it has some) are those in the store."""
+def _checked(store: FeatureStore, row: WindowFeatures) -> WindowFeatures | FailedWindow:
+    """The row, if its faces (and its embeddings, if it has them) agree with the store; else a failure."""
     index = np.array([row.window.row])
     if not same_faces(store.read_frames(index)[0], row.frames):
-        return FailedWindow(
-            row.window, "the faces found now are not those the stored embeddings were made of"
-        )
+        return FailedWindow(row.window, "the detected faces differ from those of the stored embeddings")
     if row.embeddings is not None:
         stored, _ = store.read_stream("embeddings", index)
         valid = row.frames[:, 5] > 0
         lowest = cosines(stored[0][valid], row.embeddings[valid]).min(initial=1.0)
         if lowest < AGREEMENT:
             return FailedWindow(
-                row.window, f"the embeddings made now are not those stored (cosine {lowest:.3f})"
+                row.window, f"the new embeddings differ from the stored ones (cosine {lowest:.3f})"
             )
     return row

@@ -1,1 +1,1 @@
-"""Frames of video files, with their times."""
+"""Decoding and sampling of video frames."""

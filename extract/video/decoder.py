@@ -1,4 +1,4 @@
-"""Packets to pictures: opening a container, decoding no more than is needed, passing over what is damaged."""
+"""Video decoding with PyAV: open a container, decode only needed pictures, skip damaged packets."""
 
 import contextlib
 import math
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     import av
 
 IsWanted = Callable[[float, float], bool]
-"""Whether a picture at the second time, the next one after the first, may be asked for (seconds)."""
+"""(time of the previous picture, time of a picture), seconds -> whether the picture may be sampled."""
 
 LOOKAHEAD = 32
-"""Packets whose times are known before one is decoded; pictures are reordered over 16 at most."""
+"""Number of packets whose times are read before one is decoded; pictures are reordered over 16 at most."""
 LAST_PACKETS = 6
-"""The end of a file is decoded in full, so that where it ends is known."""
+"""Number of packets at the end of a file that are always decoded, so that its end time is known."""
 
 FLUSH_PACKETS_WITHOUT_FRAME = 2000
-"""A decoder that is fed this many packets in a row and gives no picture will not give one."""
+"""After this many packets in a row without a picture, decoding stops."""
 RESTART_S = 0.5
-"""A packet this much before the one it follows belongs to another recording, joined to the first by `cat`."""
+"""A packet this many seconds before its predecessor starts another recording (files joined by `cat`)."""
 
 
 def open_video(path: Path | str) -> "av.container.InputContainer":
-    """The container of a file or URL, with a video stream that can be decoded; to be closed.
+    """Open the container of a file or URL with a decodable video stream; the caller closes it.
 
-    Raises ValueError with a reason for people where there is none.
+    Raises ValueError with the reason when there is none.
     """
     import av
 
@@ -43,10 +43,10 @@ def open_video(path: Path | str) -> "av.container.InputContainer":
     try:
         container = av.open(address, metadata_errors="replace")
     except av.error.FFmpegError as error:
-        raise ValueError(f"{path}: not a video that can be read ({_reason(error)})") from error
-    reason = "" if container.streams.video else "holds no video (audio only?)"
+        raise ValueError(f"{path}: not a readable video ({_reason(error)})") from error
+    reason = "" if container.streams.video else "has no video stream (audio only?)"
     if not reason and video_stream(container).codec_context is None:
-        reason = "its codec is not known"
+        reason = "its video codec is unknown"
     if reason:
         container.close()
         raise ValueError(f"{path}: {reason}")
@@ -71,11 +71,14 @@ def pictures(
     path: str,
     is_wanted: IsWanted | None,
 ) -> Iterator["av.VideoFrame"]:
-    """Decoded pictures; damaged packets are passed over, and a stream that gives nothing is an error."""
+    """Yield decoded pictures; damaged packets are skipped.
+
+    Raises ValueError when no picture can be decoded.
+    """
     import av
 
-    num_pictures, fruitless = 0, 0
-    reasons = ["no frame in it can be decoded"]
+    num_pictures, num_without = 0, 0
+    reasons = ["no frame can be decoded"]
     context = stream.codec_context
     for packet, is_needed in _marked(_packets(container, stream, reasons), stream, is_wanted):
         if not is_needed and context.codec.intra_only:
@@ -92,8 +95,8 @@ def pictures(
         for picture in pictures:
             num_pictures += 1
             yield picture
-        fruitless = 0 if pictures else fruitless + 1
-        if fruitless > FLUSH_PACKETS_WITHOUT_FRAME:
+        num_without = 0 if pictures else num_without + 1
+        if num_without > FLUSH_PACKETS_WITHOUT_FRAME:
             break
     if num_pictures == 0:
         raise ValueError(f"{path}: {reasons[-1]}")
@@ -102,9 +105,9 @@ def pictures(
 def _packets(
     container: "av.container.InputContainer", stream: "av.VideoStream", reasons: list[str]
 ) -> "Iterator[av.Packet]":
-    """The stream's packets, then the empty one that makes the decoder give the pictures it holds back.
+    """The stream's packets, then an empty one, which makes the decoder return its buffered pictures.
 
-    Where their times start again (recordings joined by `cat`), they go on from where they were.
+    If times start again (recordings joined by `cat`), they continue after the last one.
     """
     import av
 
@@ -122,7 +125,7 @@ def _packets(
             if offset and packet.pts is not None:
                 packet.pts += offset
             yield packet
-    except av.error.FFmpegError as error:  # the container is broken here: what was read is decoded
+    except av.error.FFmpegError as error:  # the container is damaged here: decode what was read
         reasons.append(_reason(error))
         yield av.Packet()
 
@@ -130,10 +133,10 @@ def _packets(
 def _marked(
     packets: "Iterator[av.Packet]", stream: "av.VideoStream", is_wanted: IsWanted | None
 ) -> Iterator[tuple["av.Packet", bool]]:
-    """Packets, each with whether its own picture is needed.
+    """Yield (packet, whether its picture is needed).
 
-    A picture is, if it may be the first at or after a target; the one shown before it lies among the packets
-    around it. Everything is needed where that cannot be told: no times, or two fields to a picture.
+    A picture is needed if it may be the first at or after a target time; the picture before it is found among
+    the neighbouring packets. Without times, or with interlaced pictures (two fields), all are needed.
     """
     start, time_base = stream.start_time, stream.time_base
     if is_wanted is None or start is None or not time_base or stream.codec_context.field_order > 1:
@@ -158,17 +161,17 @@ def _marked(
 
 
 def duration_s(container: "av.container.InputContainer", stream: "av.VideoStream") -> float:
-    """Seconds from the stream's first picture to the end of its last, as the container says or promises.
+    """Seconds from the start of the stream's first picture to the end of its last, from the container.
 
-    Where it does not say (Matroska), the end is read. Where times may start again (MPEG-TS), all is read,
-    which costs no more than reading the file.
+    If the container does not have it (Matroska), the end of the file is read. If times may start again
+    (MPEG-TS), all packets are read, which takes as long as reading the file.
     """
     from av.format import Flags
 
     may_restart = Flags.ts_discont in Flags(container.format.flags)
     if stream.duration and stream.time_base and not may_restart:
         return float(stream.duration * stream.time_base)
-    # A file that was cut off still promises its length in the tag, and so is not taken for a shorter video.
+    # A truncated file still has its full length in the tag, so that it is not taken for a shorter video.
     end_s = max(_tagged_end_s(stream), last_packet_end_s(container, stream, from_start=may_restart))
     return end_s or (container.duration or 0) / 1e6  # AV_TIME_BASE, microseconds
 
@@ -176,15 +179,15 @@ def duration_s(container: "av.container.InputContainer", stream: "av.VideoStream
 def last_packet_end_s(
     container: "av.container.InputContainer", stream: "av.VideoStream", *, from_start: bool
 ) -> float:
-    """Where the last picture ends, seconds from the first one's start; 0 where no packet tells.
+    """End of the last picture, seconds from the start of the first one; 0 if unknown.
 
-    Unless `from_start`, reads from the last picture that can be decoded alone, where that can be found.
+    Without `from_start`, reads from the last keyframe on, if it can be found.
     """
     import av
 
     end, first, untimed = 0, stream.start_time, 0
     if first is not None and container.duration and stream.time_base and not from_start:
-        last_s = ((container.start_time or 0) + container.duration) / 1e6  # or later: that is the end, too
+        last_s = ((container.start_time or 0) + container.duration) / 1e6  # a later time seeks to the end too
         with contextlib.suppress(av.error.FFmpegError):
             container.seek(int(last_s / stream.time_base), stream=stream)
     for packet in _packets(container, stream, []):
@@ -197,7 +200,7 @@ def last_packet_end_s(
 
 
 def rate(stream: "av.VideoStream") -> float:
-    """Frames a second: the average, else a guess, else 25."""
+    """Frames per second: the average, else FFmpeg's guess, else 25."""
     return float(stream.average_rate or stream.guessed_rate or 25)
 
 
@@ -209,7 +212,7 @@ def pixel_aspect(stream: "av.VideoStream") -> float:
 
 
 def _tagged_end_s(stream: "av.VideoStream") -> float:
-    """Where Matroska's tag says that the stream ends, seconds from its start; 0 without one."""
+    """End of the stream from Matroska's DURATION tag, seconds from its start; 0 without the tag."""
     found = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if found is None:
         return 0.0

@@ -1,7 +1,7 @@
-"""When to look: frames of a video in upright RGB with their times, and the sampling of them by time.
+"""Frames of a video in upright RGB with their times, and sampling of frames by time.
 
-`read_video` decodes a file once, in one thread unless told otherwise. `sample_at` picks frames by their
-timestamps, never by counting, and is the same function for files and cameras.
+`read_video` decodes a file once, with one thread by default. `sample_at` selects frames by their timestamps,
+never by counting, and is used for files and cameras.
 
 Shapes: a frame's pixels are uint8 (H, W, 3), RGB, upright.
 """
@@ -19,33 +19,33 @@ import numpy as np
 from extract.video.decoder import IsWanted, duration_s, open_video, pictures, pixel_aspect, rate, video_stream
 
 EARLY_S = 0.0005
-"""A frame this much before its target still answers it: containers round their times to a millisecond."""
+"""A frame may be this many seconds before its target time: containers round times to a millisecond."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a video or a camera; its pixels are converted only when asked for."""
+    """One frame of a video or a camera; its pixels are converted only when `rgb` is called."""
 
     pts_s: float
     """Seconds since the first frame of the stream."""
     pixels: np.ndarray | Callable[[], np.ndarray]
-    """uint8 (H, W, 3), RGB, upright; or what makes it."""
+    """uint8 (H, W, 3), RGB, upright; or a function that returns it."""
     duration_s: float = 0.0
-    """Seconds that the picture is shown, 0 = unknown."""
+    """Seconds for which the frame is shown; 0 = unknown."""
 
     def rgb(self) -> np.ndarray:
-        """The picture, uint8 (H, W, 3), RGB, upright."""
+        """The pixels, uint8 (H, W, 3), RGB, upright."""
         return self.pixels() if callable(self.pixels) else self.pixels
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a container says about its video stream; it may be wrong."""
+    """Metadata of a container's video stream; it may be wrong."""
 
     duration_s: float
-    """Seconds of the video stream."""
+    """Length of the video stream, seconds."""
     fps: float
-    """Average frames a second; 25 where nothing is known."""
+    """Average frames per second; 25 if unknown."""
     width: int
     """Pixels, as coded: before rotation."""
     height: int
@@ -53,10 +53,10 @@ class VideoInfo:
 
 
 def probe(path: Path | str) -> VideoInfo:
-    """What the container says, without decoding.
+    """Read the metadata of a video without decoding it.
 
-    Where it does not say how long the video is, packets are read: the last ones, or all where that cannot be
-    told otherwise (MPEG-TS). Raises ValueError with a reason for people when there is no video in the file.
+    If the container does not have the length, packets are read: the last ones, or all of them if necessary
+    (MPEG-TS). Raises ValueError with the reason when the file has no video.
     """
     with closing(open_video(path)) as container:
         stream = video_stream(container)
@@ -65,14 +65,14 @@ def probe(path: Path | str) -> VideoInfo:
 
 
 def read_video(path: Path | str, *, threads: int = 1, is_wanted: IsWanted | None = None) -> Iterator[Frame]:
-    """The frames of a file (or URL) in the order they are shown, with strictly growing times.
+    """Yield the frames of a file (or URL) in display order, with strictly increasing times.
 
-    With `is_wanted`, frames that are neither wanted nor needed to build others may be left out; those given
-    are pixel for pixel the same.
+    With `is_wanted`, frames that are neither wanted nor needed to decode others may be left out; the other
+    frames have exactly the same pixels.
 
-    A damaged packet is passed over, a frame not later than the last one left out; where a stream carries no
-    times (raw H.264), they follow from its frame rate, and where they start again (recordings joined by
-    `cat`), they go on. Raises ValueError with a reason for people when there is nothing to decode.
+    Damaged packets are skipped, and so are frames not later than the last one. If a stream has no times (raw
+    H.264), they are computed from its frame rate; if they start again (recordings joined by `cat`), they
+    continue. Raises ValueError with the reason when nothing can be decoded.
     """
     with closing(open_video(path)) as container:
         stream = video_stream(container)
@@ -95,16 +95,16 @@ def read_video(path: Path | str, *, threads: int = 1, is_wanted: IsWanted | None
 
 
 class Sampler:
-    """The rule of `sample_at`, one frame at a time, for a camera that pushes its frames."""
+    """The sampling rule of `sample_at`, one frame at a time, for cameras."""
 
     def __init__(self, fps: float, start_s: float = 0.0) -> None:
         self._fps, self._start_s, self._k = fps, start_s, 0
 
     def takes(self, pts_s: float) -> bool:
-        """Whether the frame shown at `pts_s` is sampled; ask once for each frame, in order of time."""
+        """Whether the frame at `pts_s` is sampled; call it once for each frame, in time order."""
         if pts_s < self._start_s + self._k / self._fps - EARLY_S:
             return False
-        # One past the last target that this frame has reached; the loop mends the division's rounding.
+        # One past the last target that this frame has reached; the loop corrects the division's rounding.
         self._k = max(self._k, math.floor((pts_s - self._start_s + EARLY_S) * self._fps)) + 1
         while pts_s >= self._start_s + self._k / self._fps - EARLY_S:
             self._k += 1
@@ -112,24 +112,24 @@ class Sampler:
 
 
 def sample_at(frames: Iterable[Frame], fps: float, start_s: float = 0.0) -> Iterator[Frame]:
-    """For k = 0, 1, …: the first frame at or after start_s + k / fps (half a millisecond early will do).
+    """For k = 0, 1, …: the first frame at or after start_s + k / fps (or up to EARLY_S before it).
 
-    A frame answers all the targets it passes and is given once, so a gap in the video is a gap in the samples
-    and a video slower than `fps` gives each of its frames once.
+    A frame that is the first for several targets is yielded once. So a gap in the video is a gap in the
+    samples, and a video slower than `fps` yields each of its frames once.
     """
     sampler = Sampler(fps, start_s)
     return (frame for frame in frames if sampler.takes(frame.pts_s))
 
 
 class Targets:
-    """The times at which stretches of a video are sampled: which pictures `sample_at` may ask for."""
+    """The target times of the windows of a video, to find the pictures that `sample_at` may select."""
 
     def __init__(self, starts_s: Sequence[float], fps: float, num_frames: int) -> None:
-        """Stretches of `num_frames` targets each that begin at `starts_s`, ascending, and do not overlap."""
+        """Windows of `num_frames` targets each, which start at `starts_s` (ascending) and do not overlap."""
         self._starts_s, self._fps, self._last = starts_s, fps, num_frames - 1
 
     def between(self, before_s: float, pts_s: float) -> bool:
-        """Whether a target lies after `before_s`, up to `pts_s`; yes when it is close."""
+        """Whether a target is after `before_s` and up to `pts_s` (with a small tolerance)."""
         slack_s = EARLY_S + 1e-4
         for start_s in self._starts_s[: bisect_right(self._starts_s, pts_s + slack_s)][-2:]:
             passed_s = max(before_s, start_s - 1) - slack_s - start_s
@@ -140,18 +140,18 @@ class Targets:
 
 
 class Spans:
-    """One stream of frames cut into spans of time, each read on from where the last one stopped."""
+    """A stream of frames, read in consecutive time spans."""
 
     def __init__(self, frames: Iterable[Frame]) -> None:
         self._frames = iter(frames)
         self._waiting: Frame | None = None
         self.end_s = 0.0
-        """Where the last frame that was given stops being shown, seconds."""
+        """End time of the last yielded frame, seconds."""
         self.is_over = False
         """Whether the stream has ended."""
 
     def until(self, end_s: float) -> Iterator[Frame]:
-        """The frames from here up to, not including, `end_s`; the next one waits for the next span."""
+        """Yield the next frames before `end_s`; the first frame at or after it is kept for the next span."""
         while True:
             frame = self._waiting or next(self._frames, None)
             self._waiting, self.is_over = frame, frame is None
@@ -164,7 +164,7 @@ class Spans:
 
 @dataclass(frozen=True)
 class _Upright:
-    """A decoded picture. A call gives it as it is shown: RGB, upright, with square pixels."""
+    """A decoded picture; a call converts it to upright RGB with square pixels."""
 
     picture: Any
     threads: int
@@ -183,9 +183,9 @@ class _Upright:
 
 
 def _turned(rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Pixels (H, W, 3) as a display matrix (9,) wants them shown: turned by quarters, and mirrored.
+    """Pixels (H, W, 3) rotated by multiples of 90° and mirrored according to a display matrix (9,).
 
-    A stored point (x, y) is shown at (m0 x + m3 y, m1 x + m4 y); a phone's selfie may mirror as well.
+    A stored point (x, y) is shown at (m0 x + m3 y, m1 x + m4 y). Selfie videos may be mirrored too.
     """
     xx, xy, _, yx, yy = (int(value) for value in matrix[:5])
     if abs(xy) > abs(xx):  # rows become columns

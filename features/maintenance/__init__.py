@@ -1,1 +1,1 @@
-"""What is done to a store after extraction."""
+"""Maintenance of a store after extraction: describe, verify, relabel, import."""

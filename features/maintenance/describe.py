@@ -1,4 +1,4 @@
-"""What a store holds, counted: the body of `python -m features info`."""
+"""Summary of a store's contents, for `python -m features info`."""
 
 from collections import Counter
 from typing import Any
@@ -11,7 +11,7 @@ from features.store.table import ClipTable
 
 
 def describe(store: FeatureStore) -> dict[str, Any]:
-    """Counts, shares and identities of a store, JSON-ready."""
+    """Counts, face rate, recipe and fingerprint of a store, JSON-ready."""
     table = store.table()
     listed = store.listed()
     known = listed | (table.source != "deleted")
@@ -52,7 +52,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
 
 
 def _label_counts(table: ClipTable, column: str, listed: np.ndarray) -> dict[str, dict[str, int]]:
-    """For each split, clips by label name; `none` without a label."""
+    """Number of clips by split and label name; `none` = not labelled."""
     names = [*table.label_names[column], "none"]
     counts: dict[str, dict[str, int]] = {}
     for split in sorted(set(table.split[listed].tolist())):
@@ -63,7 +63,7 @@ def _label_counts(table: ClipTable, column: str, listed: np.ndarray) -> dict[str
 
 
 def _face_rate(store: FeatureStore, rows: np.ndarray) -> float | None:
-    """Share of sampled frames with a face; None without any."""
+    """Fraction of sampled frames with a detected face; None without sampled frames."""
     sampled = faces = 0
     for first in range(0, len(rows), 1024):
         frames = store.read_frames(rows[first : first + 1024])

@@ -1,9 +1,9 @@
-"""Bring your own features: arrays that something else computed become a store like any other.
+"""Import of external features: a store from arrays that another program computed.
 
-They become embeddings, or geometry where their names are the face landmarker's. The recipe is
-`external:NAME:D`, so that heads train, are tuned and judged in the same way, at any T and D, and live refuses
-with a clear line. Lengths may differ: shorter sequences are masked. A frame in which any
-feature is missing (NaN) is not valid.
+They become embeddings, or geometry if their names are those of the face landmarker. The recipe is
+`external:NAME:D`. Heads are trained, tuned and evaluated as usual, at any T and D; live refuses such a run
+with an error. Lengths may differ: shorter sequences are masked. A frame with a missing feature (NaN) is
+invalid.
 
 N clips, T frames (of the longest), D features.
 """
@@ -35,51 +35,54 @@ from features.store.location import (
 from features.store.store import FeatureStore
 
 CHUNK_BYTES = 4 << 20
-"""One writer, so many clips may share a chunk: few files, fast to read."""
+"""Bytes per chunk. There is one writer, so many clips can share a chunk: few files, fast to read."""
 DEAD_IMPORT_S = 3600.0
-"""An import that has written nothing for so long was killed."""
+"""An import that writes nothing for this long counts as killed."""
 BOOKKEEPING = ("frame", "face_id", "timestamp", "confidence", "success")
-"""Columns of OpenFace's files that are no features; `success` 0 makes a frame invalid."""
+"""Columns of OpenFace's files that are not features; `success` 0 makes a frame invalid."""
 BLENDSHAPE = "eyeBlinkLeft"
-"""A name that stands for the 52: nobody but the face landmarker calls a feature so."""
+"""One of MediaPipe's 52 blendshape names; if it is present, the features are the face landmarker's."""
 _CLIP_COLUMNS = ("clip_id", "label", "subject", "split", "fold")
 
 
 @dataclass(frozen=True)
 class FeatureSequences:
-    """Feature sequences of some clips, of any length each."""
+    """Feature sequences of some clips; lengths may differ."""
 
     clips: tuple[Clip, ...]
     values: tuple[np.ndarray, ...]
     """One (t, D) float32 a clip; NaN where a feature is missing."""
     problems: tuple[Failure, ...] = ()
     label_names: tuple[str, ...] = ()
-    """In their order, where the file gives one."""
+    """Label names in order, if the file has them."""
     feature_names: tuple[str, ...] = ()
-    """D names, where the file gives them."""
+    """D feature names, if the file has them."""
 
     @property
     def is_geometry(self) -> bool:
-        """Whether the features go by the names of MediaPipe's face landmarker."""
+        """Whether the features have the names of MediaPipe's face landmarker."""
         return BLENDSHAPE in self.feature_names
 
 
 def read_sequences(file: Path) -> FeatureSequences:
-    """The sequences of an .npz or .csv file; see `python -m features import --help` for the forms.
+    """Read the sequences of an .npz or .csv file; `python -m features import --help` lists the formats.
 
-    Raises ValueError naming what is missing or has another shape than the rest.
+    Raises ValueError naming what is missing or has a wrong shape.
     """
     if not file.is_file():
         raise ValueError(f"no such file: {file}")
     readers = {".npz": _of_npz, ".csv": _of_csv}
     if file.suffix.lower() not in readers:
-        raise ValueError(f"{file} is neither .npz nor .csv")
+        raise ValueError(f"{file} has an unknown format: expected .npz or .csv")
     sequences = readers[file.suffix.lower()](file)
     widths = {values.shape[1] for values in sequences.values}
     if not sequences.clips and sequences.problems:
-        raise ValueError(f"{file} lists no usable clip: {sequences.problems[0].reason}")
+        raise ValueError(f"{file} has no usable clip: {sequences.problems[0].reason}")
     if not sequences.clips or len(widths) != 1 or widths == {0}:
-        raise ValueError(f"{file} holds {len(sequences.clips)} clips of {sorted(widths)} features")
+        raise ValueError(
+            f"{file} has {len(sequences.clips)} clips with {sorted(widths)} features: expected at least one "
+            "clip, and the same number of features in all clips"
+        )
     return sequences
 
 
@@ -89,25 +92,24 @@ def write_external(
     name: str,
     stream: Literal["auto", "embeddings", "geometry"] = "auto",
 ) -> FeatureStore:
-    """Write sequences as a float32 store of recipe `external:NAME:D`; it appears whole or not at all.
+    """Write sequences as a float32 store with the recipe `external:NAME:D`. Atomic in a local folder.
 
-    Raises ValueError when something lies at `out` already, for a name with a colon, or for a geometry without
-    feature names.
+    Raises ValueError when `out` exists, for a name with a colon, or for a geometry without feature names.
     """
     if not name or ":" in name:
-        raise ValueError(f"--name {name!r}: wanted a short name without a colon")
+        raise ValueError(f"--name must be a short name without a colon, got {name!r}")
     location = location_of(out)
     if open_group(location, read_only=True) is not None or (
         location.folder is not None and location.folder.exists()
     ):
-        raise ValueError(f"{location.text} is there already: delete it first, or take another --out")
+        raise ValueError(f"{location.text} already exists: delete it first, or choose another --out")
     width = sequences.values[0].shape[1]
     num_frames = max(1, *(len(values) for values in sequences.values))
     encoder = EncoderId(f"external:{name}:{width}", name, "", width)
     recipe = Recipe(None, encoder)
     if stream == "geometry" or (stream == "auto" and sequences.is_geometry):
         if not sequences.feature_names:
-            raise ValueError("--stream geometry needs the features' names: an .npz with feature_names")
+            raise ValueError("--stream geometry needs feature names: use an .npz with feature_names")
         recipe = Recipe(None, dataclasses.replace(encoder, dim=0), GeometryId("", sequences.feature_names))
     if location.folder is None:
         _write(location, sequences, recipe, num_frames)
@@ -158,7 +160,7 @@ def _of_npz(file: Path) -> FeatureSequences:
     labels = np.atleast_1d(arrays["y"])
     if labels.ndim != 1 or labels.dtype.kind not in "biufU":
         raise ValueError(
-            f"{file}: y has shape {labels.shape} of {labels.dtype}, wanted (N,) of numbers or names"
+            f"{file}: y has shape {labels.shape} and dtype {labels.dtype}, expected (N,) numbers or names"
         )
     values = _cut(arrays["x"], arrays.get("length"), len(labels), file)
     clips = _clips_of_arrays(arrays, labels, values, file)
@@ -170,11 +172,14 @@ def _of_npz(file: Path) -> FeatureSequences:
 
 
 def _named_arrays(file: Path) -> dict[str, np.ndarray]:
-    """What an .npz holds, x and y among it; names that were saved as bytes as text."""
+    """The arrays of an .npz by name; names saved as bytes are decoded.
+
+    Raises ValueError when x or y is missing.
+    """
     arrays = _load(file)
     if not isinstance(arrays, dict):
         raise ValueError(
-            f"{file} holds one array without a name, wanted x and y: numpy.savez(FILE, x=x, y=y)"
+            f"{file} has one array without a name, expected x and y: write numpy.savez(FILE, x=x, y=y)"
         )
     missing = {"x", "y"} - set(arrays)
     if missing:
@@ -182,25 +187,25 @@ def _named_arrays(file: Path) -> dict[str, np.ndarray]:
     arrays |= {key: _text(array, key, file) for key, array in arrays.items() if array.dtype.kind == "S"}
     for key in ("label_names", "feature_names"):
         if key in arrays and arrays[key].ndim != 1:
-            raise ValueError(f"{file}: {key} has shape {arrays[key].shape}, wanted a list")
+            raise ValueError(f"{file}: {key} has shape {arrays[key].shape}, expected one dimension")
     return arrays
 
 
 def _clips_of_arrays(
     arrays: dict[str, np.ndarray], labels: np.ndarray, values: tuple[np.ndarray, ...], file: Path
 ) -> tuple[Clip, ...]:
-    """A clip for each label; arrays of as many, with few different values, become slices."""
+    """One clip per label; other arrays of the same length, with few different values, become slices."""
     count = len(labels)
 
     def column(key: str) -> list[str]:
         if key not in arrays:
             return [""] * count
         if arrays[key].shape != (count,):
-            raise ValueError(f"{file}: {key} has shape {arrays[key].shape}, wanted ({count},) as y has")
+            raise ValueError(f"{file}: {key} has shape {arrays[key].shape}, expected ({count},) like y")
         return [str(item) for item in arrays[key].tolist()]
 
     texts = [_label_name(item, arrays.get("label_names"), file) for item in labels.tolist()]
-    # Clips of two files must not go by one name, so a nameless one is called by its place and its content.
+    # Clips of two files must not share an id: without clip_id, it is the index and a hash of the content.
     ids = (
         column("clip_id")
         if "clip_id" in arrays
@@ -229,20 +234,22 @@ def _clips_of_arrays(
 
 
 def _load(file: Path) -> np.ndarray | dict[str, np.ndarray]:
-    """What NumPy saved: one array, or several by name.
+    """Load a NumPy file: one array (.npy), or arrays by name (.npz).
 
     Raises ValueError for anything else.
     """
     try:
-        with open(file, "rb") as stream:  # NumPy leaves one of its own open where the content is broken
+        with open(file, "rb") as stream:  # given a path, NumPy leaves the file open if the content is damaged
             saved = np.load(stream, allow_pickle=False)
             return saved if isinstance(saved, np.ndarray) else {key: np.asarray(saved[key]) for key in saved}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{file} cannot be read: {error} (no pickled objects: save plain arrays)") from error
+        raise ValueError(
+            f"{file} cannot be read: {error} (save plain arrays, not pickled objects)"
+        ) from error
 
 
 def _text(array: np.ndarray, key: str, file: Path) -> np.ndarray:
-    """Names that were saved as bytes."""
+    """Names that were saved as bytes, decoded from UTF-8."""
     try:
         return np.char.decode(array, "utf-8")
     except UnicodeDecodeError as error:
@@ -250,33 +257,37 @@ def _text(array: np.ndarray, key: str, file: Path) -> np.ndarray:
 
 
 def _cut(x: np.ndarray, length: np.ndarray | None, count: int, file: Path) -> tuple[np.ndarray, ...]:
-    """One (t, D) float32 a clip, of (N,T,D), of (N,D) as one frame each, or of frames laid end to end."""
+    """One (t, D) float32 array per clip, from x of shape (N,T,D), (N,D) (one frame per clip), or all frames
+    concatenated.
+
+    Raises ValueError when the shapes or the lengths do not fit.
+    """
     if x.dtype.kind not in "biuf":
-        raise ValueError(f"{file}: x is {x.dtype}, wanted numbers")
+        raise ValueError(f"{file}: x has dtype {x.dtype}, expected numbers")
     x = x.astype(np.float32)
     if length is not None and length.shape != (count,):
-        raise ValueError(f"{file}: length has shape {length.shape}, wanted ({count},) as y has")
+        raise ValueError(f"{file}: length has shape {length.shape}, expected ({count},) like y")
     if length is not None:
         if length.dtype.kind not in "iuf" or (length != np.floor(length)).any():
-            raise ValueError(f"{file}: length is no list of whole numbers")
+            raise ValueError(f"{file}: length must be whole numbers")
         length = length.astype(np.int64)
     if x.ndim == 3 and len(x) == count:
         ends = np.full(count, x.shape[1]) if length is None else length
         if (ends < 0).any() or (ends > x.shape[1]).any():
             raise ValueError(
-                f"{file}: length goes from {ends.min()} to {ends.max()}, x holds {x.shape[1]} frames"
+                f"{file}: length must be 0 to {x.shape[1]} (frames in x), got {ends.min()} to {ends.max()}"
             )
         return tuple(x[index, : int(end)] for index, end in enumerate(ends))
     if x.ndim == 2 and length is not None and int(length.sum()) == len(x):
         return tuple(np.split(x, np.cumsum(length)[:-1]))
     if x.ndim == 2 and length is None and len(x) == count:
         return tuple(x[:, None])
-    total = "" if length is None else f" and lengths that add up to {int(length.sum())}"
-    raise ValueError(f"{file}: x of shape {x.shape} does not fit {count} labels{total}")
+    total = "" if length is None else f" and a total length of {int(length.sum())} frames"
+    raise ValueError(f"{file}: x of shape {x.shape} does not match {count} labels{total}")
 
 
 def _label_name(item: Any, names: np.ndarray | None, file: Path) -> str:
-    """'' for a negative, NaN or empty label."""
+    """The label name of one value of y; '' for a negative, NaN or empty label."""
     if isinstance(item, str):
         return item
     if item != item or item < 0:
@@ -284,7 +295,7 @@ def _label_name(item: Any, names: np.ndarray | None, file: Path) -> str:
     if names is None:
         return str(int(item)) if float(item).is_integer() else str(item)
     if not float(item).is_integer() or item >= len(names):
-        raise ValueError(f"{file}: y holds {item}, label_names has {len(names)} names")
+        raise ValueError(f"{file}: y has the value {item}, but label_names has {len(names)} names")
     return str(names[int(item)])
 
 
@@ -302,7 +313,7 @@ def _of_csv(file: Path) -> FeatureSequences:
         return _of_manifest(file)
     if "clip_id" not in names:
         raise ValueError(
-            f"{file}: wanted a column clip_id (one line a frame) or path (one line a clip); "
+            f"{file}: expected a column clip_id (one line per frame) or path (one line per clip); "
             f"its header is {','.join(header)}"
         )
     texts, features, _ = _table_of(lines, file)
@@ -311,15 +322,15 @@ def _of_csv(file: Path) -> FeatureSequences:
         order.setdefault(clip, []).append(row)
     clips, values = [], []
     for clip, rows in order.items():
-        said = {name: _one(cells, rows, name, clip, file) for name, cells in texts.items()}
+        values_of = {name: _only_text(cells, rows, name, clip, file) for name, cells in texts.items()}
         clips.append(
             Clip(
                 f"{clip}#0",
                 file,
-                subject=said.get("subject", ""),
-                split=_split_name(said.get("split", ""), file),
-                fold=said.get("fold", ""),
-                labels={"label": said.get("label", "")},
+                subject=values_of.get("subject", ""),
+                split=_split_name(values_of.get("split", ""), file),
+                fold=values_of.get("fold", ""),
+                labels={"label": values_of.get("label", "")},
             )
         )
         values.append(features[rows])
@@ -335,8 +346,8 @@ def _of_manifest(file: Path) -> FeatureSequences:
     for clip in manifest.clips:
         try:
             if clip.start_s or clip.end_s is not None:
-                raise ValueError("start_s and end_s are not cut here: one file a clip, without these columns")
-            own, names = _features_of(clip.path)
+                raise ValueError("start_s and end_s are not supported here: use one feature file per clip")
+            features, names = _features_of(clip.path)
             if columns is not None and names != columns:
                 raise ValueError(f"{clip.path.name} has other columns than {clips[0].path.name}")
         except (ValueError, OSError) as error:
@@ -344,18 +355,18 @@ def _of_manifest(file: Path) -> FeatureSequences:
             continue
         columns = names
         clips.append(clip)
-        values.append(own)
+        values.append(features)
     return FeatureSequences(tuple(clips), tuple(values), tuple(problems))
 
 
 def _features_of(file: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """((t, D) float32, names of the columns) of one clip's file."""
+    """((t, D) float32, column names) of one clip's feature file."""
     if file.suffix.lower() == ".npy":
         values = _load(file)
         if isinstance(values, dict):
-            raise ValueError(f"{file.name} is an .npz of {', '.join(values)}, wanted one array")
+            raise ValueError(f"{file.name} has several arrays ({', '.join(values)}), expected one")
         if values.ndim != 2:
-            raise ValueError(f"{file.name} has shape {values.shape}, wanted (frames, features)")
+            raise ValueError(f"{file.name} has shape {values.shape}, expected (frames, features)")
         return values.astype(np.float32), tuple(map(str, range(values.shape[1])))
     return _table_of(csv_rows(file), file)[1:]
 
@@ -363,15 +374,14 @@ def _features_of(file: Path) -> tuple[np.ndarray, tuple[str, ...]]:
 def _table_of(
     lines: list[tuple[int, list[str]]], file: Path
 ) -> tuple[dict[str, list[str]], np.ndarray, tuple[str, ...]]:
-    """Of `csv_rows` with one line a frame: texts of the clip's columns, and the others as features (t, D)
-    with their names."""
+    """(texts by clip column, features (t, D) float32, feature names) of rows with one line per frame."""
     header = column_names(lines[0][1], _CLIP_COLUMNS, file)
     rows = [cells for _, cells in lines[1:]]
     if not rows:
         raise ValueError(f"{file.name} has no frames")
     uneven = [number for number, cells in lines if len(cells) != len(header)]
     if uneven:
-        raise ValueError(f"{file.name} line {uneven[0]}: another number of fields than the header")
+        raise ValueError(f"{file.name} line {uneven[0]} has a different number of fields than the header")
     texts = {name: [line[header.index(name)] for line in rows] for name in _CLIP_COLUMNS if name in header}
     features = tuple(name for name in header if name not in (*_CLIP_COLUMNS, *BOOKKEEPING))
     values = np.array(
@@ -383,14 +393,18 @@ def _table_of(
 
 
 def _number(text: str, file: Path) -> float:
-    """NaN for an empty cell."""
+    """The number in a cell; NaN if it is empty."""
     try:
         return float(text or "nan")
     except ValueError:
         raise ValueError(f"{file.name}: {text!r} is not a number") from None
 
 
-def _one(texts: list[str], rows: Iterable[int], name: str, clip: str, file: Path) -> str:
+def _only_text(texts: list[str], rows: Iterable[int], name: str, clip: str, file: Path) -> str:
+    """The value that all these rows share.
+
+    Raises ValueError when they have several values.
+    """
     values = {texts[row] for row in rows}
     if len(values) > 1:
         raise ValueError(f"{file}: clip {clip!r} has several values of {name}: {sorted(values)[:3]}")

@@ -1,7 +1,7 @@
-"""Correct labels, subjects, splits and slices of a store from a manifest, without touching features.
+"""Update labels, subjects, splits and slices of a store from a manifest; features do not change.
 
-The body of `python -m features label`; running extract again with the corrected manifest does it too, and
-looks for new and changed videos besides.
+Used by `python -m features label`. Running extract again with the corrected manifest does the same, and also
+extracts new and changed videos.
 """
 
 import dataclasses
@@ -22,46 +22,46 @@ from features.store.store import FeatureStore
 from features.store.table import ClipTable
 
 SLACK_S = 1e-3
-"""Clips go by whole milliseconds."""
+"""Tolerance of start times: clip ids hold whole milliseconds."""
 AIHUB_LABELS = "라벨링데이터"
-"""How the folders of AIHub's labels end, NFC."""
+"""End of the names of AIHub's label folders, NFC."""
 
 
 @dataclass(frozen=True)
 class Relabelling:
-    """What a correction did; clip ids."""
+    """Result of a relabelling, as clip ids."""
 
     corrected: tuple[str, ...]
     unnamed: tuple[str, ...]
-    """Clips of the store that the manifest does not speak of: they stay as they were."""
+    """Clips of the store that are not in the manifest: unchanged."""
     unknown: tuple[str, ...]
-    """Clips of the manifest that the store does not have."""
+    """Clips of the manifest that are not in the store."""
 
 
 def read_corrections(data: Path) -> Manifest:
-    """Clips of a manifest CSV, of the `labels.csv` in a folder, or of a folder of classes.
+    """Read a manifest CSV, the `labels.csv` in a folder, or a folder with one subfolder per class.
 
-    A CSV's videos may be elsewhere, and it may name subjects, splits or folds only. Raises ValueError for
-    what `read_csv` and `read_folder` refuse, and for a folder whose own folders are no classes: they would
-    label every clip.
+    The videos of a CSV may be missing, and it may have only subjects, splits or folds. Raises ValueError like
+    `read_csv` and `read_folder`, and for a folder whose subfolders are not classes (they would change the
+    label of every clip).
     """
     if not data.is_dir():
         return read_csv(data, require_files=False, require_labels=False)
-    instead = "; name a manifest CSV, or extract again, which corrects labels too"
+    instead = "; use a manifest CSV, or extract again, which updates labels too"
     if _is_known_layout(data):
-        raise ValueError(f"{data} is a data set's own folder, whose labels are read by extract only{instead}")
+        raise ValueError(f"{data} has the layout of a known data set, which only extract can read{instead}")
     if (data / "labels.csv").is_file():
         return read_csv(data / "labels.csv", require_files=False, require_labels=False)
     manifest = read_folder(data)
     names = {clip.labels["label"] for clip in manifest.clips}
     if len(names) < 2:
         found = f"only {names.pop()!r}" if names else "none"
-        raise ValueError(f"{data}: wanted folders named by class, at least two, found {found}{instead}")
+        raise ValueError(f"{data}: expected at least two folders named by class, found {found}{instead}")
     return manifest
 
 
 def _is_known_layout(folder: Path) -> bool:
-    """Whether a folder is laid out as DAiSEE or AIHub 71715 are."""
+    """Whether a folder has the layout of DAiSEE or AIHub 71715."""
     if (folder / "DataSet").is_dir() and (folder / "Labels").is_dir():
         return True
     names = (name for _, subfolders, _ in walk(folder) for name in subfolders)
@@ -69,16 +69,16 @@ def _is_known_layout(folder: Path) -> bool:
 
 
 def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
-    """Bring labels, subjects, splits and slices up to date; features stay as they are, and what has vanished
-    stays so.
+    """Update labels, subjects, splits and slices. Features do not change, and clips that are no longer in the
+    manifest stay so.
 
-    clips as the manifest names them: a row belongs to the clip of its video that has a window where the row
-    starts, and stays as it was where none has. What the manifest has no column for stays as it was.
+    clips: as in the manifest. A row belongs to the clip of its video that has a window at the row's start
+    time; rows without such a clip do not change. Columns that the manifest does not have do not change.
 
-    Raises ValueError when there is no store, or no clip of it is named.
+    Raises ValueError when there is no store, or none of the clips is in it.
     """
     location = location_of(path)
-    existing_group(location, read_only=True)  # before the lock, which would lie in it
+    existing_group(location, read_only=True)  # before the lock, which is written into the store's folder
     with planner_lock(location):
         group = existing_group(location, read_only=False)
         table = FeatureStore(location, group, writable=False).table()
@@ -91,7 +91,7 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
         named = [_as_row(owner, table, row) for row, owner in enumerate(owners) if owner is not None]
         if not named:
             raise ValueError(
-                f"none of these {len(clips)} clips is in {location.text}: are the paths the same?"
+                f"none of these {len(clips)} clips is in {location.text}: check that the paths are the same"
             )
         changes = planner.write_rows(
             group,
@@ -112,8 +112,8 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
 
 
 def _owner(table: ClipTable, row: int, by_source: dict[str, list[Clip]], window_s: float) -> Clip | None:
-    """The clip that the row was cut from; None where no clip of these has a window at its start. Of several
-    it is the one that starts last: had an earlier one a window there too, two rows would go by one name."""
+    """The clip that the row is a window of; None if no clip has a window at the row's start. Of several clips
+    it is the one that starts last: if an earlier clip had that window too, two rows would share an id."""
     start_s = float(table.start_s[row])
     cut = [
         clip
@@ -125,7 +125,7 @@ def _owner(table: ClipTable, row: int, by_source: dict[str, list[Clip]], window_
 
 
 def _as_row(clip: Clip, table: ClipTable, row: int) -> Clip:
-    """The clip with the row's own id and times."""
+    """The clip with the id and the times of the row."""
     end_s = float(table.end_s[row])
     return dataclasses.replace(
         clip,

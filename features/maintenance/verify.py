@@ -1,8 +1,8 @@
-"""Read a whole store again and say what is broken.
+"""Verification of a store: read everything and list what is broken.
 
-Checks every chunk's checksum, shapes, that embeddings of valid frames are finite, that a crop is there
-exactly where a face is, that `state` does not claim more than there is, that nothing of deleted people came
-back, the arrays' own metadata, and the packed copies. Nothing is repaired.
+Checks: every chunk's checksum; shapes; embeddings of valid frames are finite; frames have a crop exactly if
+they have a face; rows that `state` calls done exist; no data of deleted subjects; the arrays' metadata; the
+packed copies. Nothing is repaired.
 """
 
 from typing import Any
@@ -17,32 +17,32 @@ from features.store.schema import NUMBER_COLUMNS, TEXT_COLUMNS, read_column, use
 from features.store.store import FeatureStore, Part
 
 _UNREADABLE = (ValueError, RuntimeError, OSError, KeyError, TypeError)
-"""What zarr raises for a chunk that is cut short, flipped or not decodable."""
+"""Errors that zarr raises for a truncated, corrupted or undecodable chunk."""
 
 
 def verify_store(store: FeatureStore) -> list[Failure]:
-    """Everything that is broken, as (clip id or array, what is wrong)."""
+    """Everything that is broken, as failures (clip id or array name, what is wrong)."""
     group, location = store.group, store.location
     attributes: Any = group.attrs
     problems: list[Failure] = []
     if attributes.get(LAYOUT_SUM) != layout_sum(location, dict(attributes)):
-        problems.append(Failure("zarr.json", "the description of the store is not the one that was written"))
+        problems.append(Failure("zarr.json", "the store's attributes do not match their checksum"))
     for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS, *user_arrays(attributes)):
         try:
             read_column(group, name, store.num_clips)
         except _UNREADABLE as error:
             problems.append(Failure(name, f"cannot be read: {error}"))
     if problems:
-        return problems  # without these no row has a name
+        return problems  # without these, rows have no clip id
     table = store.table()
     settled = read_column(group, "state", store.num_clips)
     for row, clip_id in enumerate(table.clip_id.tolist()):
         if not clip_id and table.source[row] != DELETED:
-            problems.append(Failure(f"row {row}", "has no clip id: its chunk is gone"))
+            problems.append(Failure(f"row {row}", "has no clip id: its chunk is missing"))
         if settled[row] == 1 and table.state[row] != 1:
-            problems.append(Failure(clip_id, "state says done, but its frames are not there"))
+            problems.append(Failure(clip_id, "state is done, but its frames are missing"))
     for row in rows_after_deletion(group, location):
-        reason = "was written after its person was deleted: the next extract or delete clears it"
+        reason = "was written after its subject was deleted: the next extract or delete clears it"
         problems.append(Failure(f"row {row}", reason))
     present = {part: store.present(part) for part in store.parts}
     for row, clip_id in enumerate(table.clip_id.tolist()):

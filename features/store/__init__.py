@@ -1,1 +1,1 @@
-"""What a store holds on disk, and who may write it."""
+"""The feature store: its format on disk, planning, reading and writing."""

@@ -1,8 +1,8 @@
-"""Chunks of one clip on a local disk, read and written without zarr's event loop: the very bytes zarr writes.
+"""Direct reading and writing of one-clip chunks on a local disk, with the same bytes that zarr writes.
 
 A chunk is the row's little-endian numbers in C order (or the length-prefixed byte strings of zarr's
-`vlen-bytes`), then the CRC-32C of that. Going through zarr costs a few switches between threads for each
-chunk, which on a busy machine is many times the work itself; a test holds the two equal.
+`vlen-bytes`), then their CRC-32C. zarr itself switches threads a few times per chunk, which takes much
+longer than the work when the machine is busy. A test checks that both give the same bytes.
 """
 
 import sys
@@ -16,11 +16,11 @@ from features.files import atomic_write
 
 CHECKSUM_BYTES = 4
 IS_NATIVE = sys.byteorder == "little"
-"""Elsewhere everything goes through zarr."""
+"""On big-endian machines all chunks are read and written through zarr."""
 
 
 def write_chunk(file: Path, values: np.ndarray) -> None:
-    """Write a row, whole or not at all. values: numbers, or an object array of bytes.
+    """Write a row atomically. values: numbers, or an object array of bytes.
 
     The temporary name ends in `.partial`, as zarr's do.
     """
@@ -32,9 +32,9 @@ def write_chunk(file: Path, values: np.ndarray) -> None:
 
 
 def read_chunk(file: Path) -> bytes | None:
-    """The payload of a chunk; None where there is none.
+    """The payload of a chunk; None if the file does not exist.
 
-    Raises ValueError when it does not match its checksum.
+    Raises ValueError when the payload does not match its checksum.
     """
     try:
         content = file.read_bytes()
@@ -47,9 +47,9 @@ def read_chunk(file: Path) -> bytes | None:
 
 
 def numbers_of(payload: bytes, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """The row as an array that cannot be written to.
+    """The row as a read-only array of this shape and dtype.
 
-    Raises ValueError when the length does not fit.
+    Raises ValueError when the length of the payload does not match.
     """
     return np.frombuffer(payload, dtype).reshape(shape)
 

@@ -1,4 +1,4 @@
-"""What a store says of itself: its attributes, how they are written, and their check sum."""
+"""The attributes of a store: their creation, their update and their checksum."""
 
 import dataclasses
 import hashlib
@@ -32,7 +32,7 @@ def create(
     rows_per_chunk: int = 1,
     label_names: dict[str, list[str]] | None = None,
 ) -> zarr.Group:
-    """An empty store of no rows. dtype: of the embeddings. label_names: where their order is known before."""
+    """Create a store without rows. dtype: of the embeddings. label_names: by column, to fix their order."""
     attributes = {
         "schema": SCHEMA,
         "recipe": to_json(recipe),
@@ -54,9 +54,9 @@ def create(
 
 
 def reconcile(group: zarr.Group, location: StoreLocation, recipe: Recipe, numerics: dict[str, Any]) -> Recipe:
-    """Check that a plan fits the store that is there, and note a second stream or other numerics.
+    """Check that the recipe of a plan matches the existing store; record an added geometry and new numerics.
 
-    Raises ValueError naming every field of the recipe that differs.
+    Returns the store's recipe. Raises ValueError naming every field of the recipe that differs.
     """
     ours = recipe_of(group, location)
     both_have_geometry = ours.geometry is not None and recipe.geometry is not None
@@ -77,25 +77,25 @@ def reconcile(group: zarr.Group, location: StoreLocation, recipe: Recipe, numeri
 def recipe_of(group: zarr.Group, location: StoreLocation) -> Recipe:
     """The recipe of a store.
 
-    Raises ValueError when the group is no store of this schema.
+    Raises ValueError when the group is not a store of this schema.
     """
     if group.attrs.get("schema") != SCHEMA:
         raise ValueError(
-            f"{location.text} is no feature store of this version: schema {group.attrs.get('schema')!r}, "
-            f"wanted {SCHEMA!r}"
+            f"{location.text} is not a feature store of this version: its schema is "
+            f"{group.attrs.get('schema')!r}, expected {SCHEMA!r}"
         )
     return from_json(group.attrs["recipe"])  # type: ignore[arg-type]
 
 
 def commit(group: zarr.Group, location: StoreLocation, updates: dict[str, Any]) -> None:
-    """Write attributes, and with them the check sum of the store's description."""
+    """Write attributes together with the checksum over all attributes and array metadata."""
     group.update_attributes(updates | {LAYOUT_SUM: layout_sum(location, dict(group.attrs) | updates)})
 
 
 def layout_sum(location: StoreLocation, attributes: dict[str, Any]) -> str:
-    """Check sum of all that zarr itself keeps no sum of: the attributes and each array's description."""
-    told = {key: value for key, value in attributes.items() if key != LAYOUT_SUM}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    """Checksum of what zarr itself has no checksum of: the attributes and each array's `zarr.json`."""
+    summed = {key: value for key, value in attributes.items() if key != LAYOUT_SUM}
+    digest = hashlib.sha256(json.dumps(summed, sort_keys=True).encode())
     for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS, *ROW_ARRAYS, "labels", "slices", *user_arrays(attributes)):
         digest.update(read_bytes(location, f"{name}/zarr.json") or b"absent")
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Rows that go: made pending again, deleted with every word of a person, and what came back of one."""
+"""Deletion of rows: reset rows to pending, and erase all data of a deleted subject."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,38 +25,38 @@ from features.store.schema import (
 from features.store.table import group_names
 
 DELETED = "deleted"
-"""Source of a row whose person was deleted: it stays as an empty place."""
+"""Value of `source` in a row whose subject was deleted; the row stays, empty."""
 
 
 def clear_rows(group: zarr.Group, location: StoreLocation, rows: Sequence[int] | np.ndarray) -> None:
-    """Make rows pending again: their chunks go, the marker of the embeddings first.
+    """Reset rows to pending: delete their chunks, the marker of the embeddings (`frames`) first.
 
-    Raises ValueError for rows of imported features, which share their chunks.
+    Raises ValueError for rows of imported features, because they share chunks.
     """
     if group.attrs["rows_per_chunk"] != 1 and len(rows):
-        raise ValueError("single rows of imported features cannot be cleared: import the file again")
+        raise ValueError("single rows of imported features cannot be deleted: import the file again")
     arrays = [(name, rank) for name, rank in ROW_ARRAYS.items() if name in group]
     for row in rows:
         delete_keys(location, [chunk_key(name, int(row), rank) for name, rank in arrays])
 
 
 def erase_rows(group: zarr.Group, location: StoreLocation, rows: np.ndarray) -> None:
-    """Delete rows for good: features, their packed copies, and every word by which the person could be known.
+    """Delete rows: features, packed copies, and every text that could identify the subject.
 
-    The subject goes last: a deletion that was cut short can be repeated.
+    The subject's name is deleted last, so that an interrupted deletion can be repeated.
     """
     count = int(group.attrs["num_clips"])  # type: ignore[arg-type]
     clear_rows(group, location, rows)
-    drop_packed(location)  # no earlier: somebody may have packed the person once more
+    drop_packed(location)  # after clear_rows: another process may have packed these rows in the meantime
     attributes: Any = group.attrs
     if subsets := attributes["encoder_subsets"]:
         table = read_table(group, count)
         groups = group_names(table["subject"].tolist(), table["source"].tolist())
-        gone = {groups[row] for row in rows}
+        deleted = {groups[row] for row in rows}
         commit(
             group,
             location,
-            {"encoder_subsets": {who: subset for who, subset in subsets.items() if who not in gone}},
+            {"encoder_subsets": {name: subset for name, subset in subsets.items() if name not in deleted}},
         )
     names = {}
     for column, known in attributes["label_names"].items():
@@ -73,23 +73,23 @@ def erase_rows(group: zarr.Group, location: StoreLocation, rows: np.ndarray) -> 
 
 
 def blank_uncounted(group: zarr.Group) -> None:
-    """Blank the rows behind the store's last that a planner left who was killed before they counted: whom
-    they name, nobody could delete."""
+    """Blank the rows after the last counted row. A killed planner left them, and their subject names could
+    not be deleted otherwise."""
     attributes: Any = group.attrs
     blanks: dict[str, Any] = dict.fromkeys(TEXT_COLUMNS, "") | dict.fromkeys(NUMBER_COLUMNS, 0)
     blanks |= {array_name("labels", column): -1 for column in attributes["label_names"]}
     blanks |= {array_name("slices", column): "" for column in attributes["slice_columns"]}
     for name, blank in blanks.items():
-        if name in group:  # the first plan may have been cut short
+        if name in group:  # missing if the first plan was interrupted
             array = array_of(group, name)
             if array.shape[0] > attributes["num_clips"]:
                 array[attributes["num_clips"] :] = blank
 
 
 def rows_after_deletion(group: zarr.Group, location: StoreLocation) -> np.ndarray:
-    """Rows, ascending, of deleted people that hold something: a worker that did not know wrote them later."""
+    """Rows, ascending, of deleted subjects that have data: a worker wrote them after the deletion."""
     count = int(group.attrs["num_clips"])  # type: ignore[arg-type]
-    if count == 0:  # arrays may be there or not
+    if count == 0:  # the arrays may not exist yet
         return np.zeros(0, np.int64)
     erased = (read_column(group, "source", count) == DELETED) & (read_column(group, "clip_id", count) == "")
     if erased.any():

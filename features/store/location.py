@@ -1,8 +1,8 @@
-"""Where a store's bytes lie: a folder, or a prefix on object storage (`s3://bucket/prefix`).
+"""The location of a store: a folder, or a prefix on object storage (`s3://bucket/prefix`).
 
-The few things the store needs beside reading and writing arrays: which chunks are there, deleting some,
-sweeping what a killed writer left. Settings for object storage (endpoint, region,
-keys) come from the environment, as the AWS tools have them.
+Also file operations next to reading and writing arrays: list chunks, delete them, delete what killed writers
+left. Settings for object storage (endpoint, region, keys) come from the environment variables of the AWS
+tools.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, ObjectStore
 
 PARTIAL_AGE_S = 2.0
-"""Chunks are written within milliseconds: an older `*.partial` belongs to a killed writer. Should it not,
-its writer finds it gone and writes the chunk again (`retried`)."""
+"""Chunks are written within milliseconds: an older `*.partial` was left by a killed writer. If the writer
+still runs, it finds the file missing and writes the chunk again (`retried`)."""
 WRITE_TRIES = 5
 OBJECT_TRIES, OBJECT_TIMEOUT = 5, datetime.timedelta(seconds=60)
-"""Of one request: a short outage is waited for, a wrong address is not waited for all day."""
-_SHARING_ERRORS = (5, 32)  # Windows: access denied, sharing violation; a virus scanner or indexer looks in
+"""Retries and time limit of one request: enough for a short outage, but a wrong address fails soon."""
+_SHARING_ERRORS = (5, 32)  # Windows: access denied, sharing violation (a virus scanner or indexer reads it)
 
 Result = TypeVar("Result")
 
@@ -40,22 +40,23 @@ class StoreLocation:
     """A folder or a prefix on object storage."""
 
     text: str
-    """The path or address, for people and for reopening."""
+    """The path or address, for messages and for opening the store again."""
     folder: Path | None
-    """None on object storage."""
+    """The folder; None on object storage."""
     objects: Any = None
-    """obstore's store; None for a folder."""
+    """The obstore store; None for a folder."""
 
     def zarr_store(self, *, read_only: bool) -> Store:
+        """A zarr store for this location."""
         if self.folder is not None:
             return LocalStore(self.folder, read_only=read_only)
         return ObjectStore(self.objects, read_only=read_only)
 
 
 def location_of(path: Path | str) -> StoreLocation:
-    """The place a user named.
+    """The location of a path, or of an address such as `s3://bucket/prefix`.
 
-    Raises ValueError where object storage is named but cannot be used.
+    Raises ValueError for object storage that cannot be used.
     """
     text = str(path)
     scheme, slash, rest = text.partition(":/")
@@ -76,7 +77,7 @@ def location_of(path: Path | str) -> StoreLocation:
 
 @contextlib.contextmanager
 def object_errors(where: str) -> Iterator[None]:
-    """Turn what object storage answers into ValueErrors of one line. Does not import obstore where unused."""
+    """Turn object storage errors into one-line ValueErrors. Does not import obstore if it is not in use."""
     exceptions = sys.modules.get("obstore.exceptions")
     known = (exceptions.BaseError,) if exceptions else ()
     try:
@@ -87,21 +88,21 @@ def object_errors(where: str) -> Iterator[None]:
 
 
 def read_bytes(location: StoreLocation, key: str) -> bytes | None:
-    """The bytes of one file or object; None where there is none."""
+    """The bytes of one file or object; None if it does not exist."""
     if location.folder is not None:
         try:
             return (location.folder / key).read_bytes()
         except FileNotFoundError:
             return None
         except NotADirectoryError as error:
-            raise ValueError(f"{location.text} is a file, and a store is a folder") from error
+            raise ValueError(f"{location.text} is a file, expected a folder") from error
     with object_errors(location.text):
         buffer = sync(location.zarr_store(read_only=True).get(key, default_buffer_prototype()))
     return None if buffer is None else buffer.to_bytes()
 
 
 def chunk_names(location: StoreLocation, array_name: str) -> list[str]:
-    """File names of the chunks that an array has, `c.17.0.0` say."""
+    """File names of the existing chunks of an array, for example `c.17.0.0`."""
     if location.folder is None:
         return list(_tagged_chunks(location, array_name))
     try:
@@ -112,10 +113,10 @@ def chunk_names(location: StoreLocation, array_name: str) -> list[str]:
 
 
 def chunks_identity(location: StoreLocation, array_name: str) -> str:
-    """A text that changes when a chunk of an array is written, written again or deleted.
+    """A text that changes when a chunk of an array is written, rewritten or deleted.
 
-    On a disk: the names, and when the folder last changed, which renaming into it does. On object storage:
-    the entity tags.
+    On a disk: the names and the folder's modification time, which a rename into the folder changes. On object
+    storage: the entity tags.
     """
     if location.folder is None:
         return repr(sorted(_tagged_chunks(location, array_name).items()))
@@ -135,7 +136,7 @@ def _tagged_chunks(location: StoreLocation, array_name: str) -> dict[str, str]:
 
 
 def delete_keys(location: StoreLocation, keys: Iterable[str]) -> None:
-    """Delete files or objects; those that are not there are fine."""
+    """Delete files or objects; missing ones are ignored."""
     if location.folder is None:
         with object_errors(location.text):
             location.objects.delete(list(keys))
@@ -145,11 +146,11 @@ def delete_keys(location: StoreLocation, keys: Iterable[str]) -> None:
 
 
 def delete_all(location: StoreLocation) -> None:
-    """Delete everything at the place, the folder included.
+    """Delete everything at the location, including the folder.
 
-    The description goes last: as long as anything else is left, there is a store to delete again.
+    `zarr.json` is deleted last, so that an interrupted deletion can be repeated.
 
-    Raises ValueError where the folder is a link.
+    Raises ValueError when the folder is a link.
     """
     if location.folder is None:
         with object_errors(location.text):
@@ -159,7 +160,7 @@ def delete_all(location: StoreLocation) -> None:
         return
     if location.folder.is_symlink():
         raise ValueError(
-            f"{location.text} is a link: delete the store behind it, {location.folder.resolve()}"
+            f"{location.text} is a link: delete the store that it points to, {location.folder.resolve()}"
         )
     for item in list(location.folder.iterdir()):
         if item.is_dir() and not item.is_symlink():
@@ -170,7 +171,7 @@ def delete_all(location: StoreLocation) -> None:
 
 
 def retried(write: Callable[..., Result], *arguments: Any) -> Result:
-    """Call a write again when another program held the file for a moment, or a sweep took its partial."""
+    """Call `write`, and retry if another program locks the file or a sweep deletes its `*.partial`."""
     for attempt in range(WRITE_TRIES):
         try:
             with object_errors("object storage"):
@@ -184,13 +185,13 @@ def retried(write: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def sweep(location: StoreLocation, *, young: bool = False) -> int:
-    """Delete what killed writers left behind; returns how many files that were.
+    """Delete `*.partial` files that killed writers left; returns the number of deleted files.
 
-    Looks where chunks and descriptions are written: the store's own folder, its arrays, its columns. Half
-    of a packed copy is left to the next `pack`. young: also what somebody may be writing at this moment.
+    Searches the store's folder, its arrays and its label and slice columns. Unfinished packed copies are left
+    to the next `pack`. young: also delete files that may be in writing now.
     """
     if location.folder is None:
-        return 0  # an object is there whole or not at all
+        return 0  # objects are written atomically
     arrays = [folder for folder in _folders(location.folder) if folder.name != "packed"]
     columns = [column for array in arrays if array.name in ("labels", "slices") for column in _folders(array)]
     partials = [file for folder in (location.folder, *arrays, *columns) for file in folder.glob("*.partial")]
@@ -205,33 +206,32 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _is_old(file: Path) -> bool:
-    """Whether nobody alive writes the file; not where it has just got its name."""
+    """Whether a partial file is older than PARTIAL_AGE_S; False if it has been renamed in the meantime."""
     with contextlib.suppress(FileNotFoundError):
         return abs(time.time() - file.stat().st_mtime) > PARTIAL_AGE_S
     return False
 
 
 def new_beside(folder: Path) -> Path:
-    """Where a store is written that is to appear at `folder` whole or not at all."""
+    """A temporary folder next to `folder`: a store is written there and then renamed (atomic)."""
     return folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
 
 
 def sweep_beside(location: StoreLocation, min_age_s: float = 0.0) -> None:
-    """Delete what killed writers left at places that `new_beside` gave them and nobody has written to for so
-    long."""
+    """Delete temporary folders of `new_beside` that were not written to for `min_age_s` seconds."""
     if location.folder is None or not location.folder.parent.is_dir():
         return
     left = re.compile(re.escape(location.folder.name) + r"\.[0-9a-f]{32}\.partial")
     found = [item for item in location.folder.parent.iterdir() if left.fullmatch(item.name) and item.is_dir()]
     for aside in found:
-        with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+        with contextlib.suppress(FileNotFoundError):  # its writer has just renamed it
             changed_s = max(item.stat().st_mtime for item in (aside, *aside.iterdir()))
             if abs(time.time() - changed_s) >= min_age_s:
                 shutil.rmtree(aside)
 
 
 def open_group(location: StoreLocation, *, read_only: bool) -> zarr.Group | None:
-    """The zarr group at the place; None where there is nothing."""
+    """The zarr group at the location; None if there is no store."""
     if read_bytes(location, "zarr.json") is None:
         return None
     return zarr.open_group(
@@ -240,7 +240,7 @@ def open_group(location: StoreLocation, *, read_only: bool) -> zarr.Group | None
 
 
 def existing_group(location: StoreLocation, *, read_only: bool) -> zarr.Group:
-    """The zarr group at the place.
+    """The zarr group at the location.
 
     Raises ValueError when there is no store.
     """

@@ -1,9 +1,9 @@
-"""One planner of a store at a time: a lock file, made only where there is none.
+"""The planner lock of a store: a lock file that allows one planner at a time.
 
-Not the file system's own locks: those of shared disks often do nothing, and object storage has none. Its
-holder renews it while it plans. A planner that was killed is noticed by its process and its process's start,
-and from another machine or container by a lock that nobody renews; whoever waits measures that by its own
-clock, for machines do not agree on the time.
+File system locks are not used: on shared disks they often do nothing, and object storage has none. The
+holder renews the lock file while it plans. A killed planner is detected by its process id and start time;
+from another machine or container, by a lock that is no longer renewed. The waiting process measures that
+with its own clock, because clocks of different machines differ.
 """
 
 import contextlib
@@ -17,24 +17,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from features.cli import log_warning
-from features.files import is_alive, is_here, this_process
+from features.files import in_same_namespace, is_alive, this_process
 from features.store.location import PARTIAL_AGE_S, StoreLocation, delete_keys, object_errors, read_bytes
 
 LOCK_NAME = "planner.lock"
 RENEW_S = 15.0
 LOCK_STALE_S = 120.0
-"""A lock that is not renewed for so long belongs to nobody alive: eight renewals of a slow network disk."""
+"""A lock not renewed for this long is stale: eight missed renewals, enough for a slow network disk."""
 NOTICE_S = 10.0
-"""Planning mostly takes seconds; who waits longer is told for whom."""
+"""After this wait a warning names the holder; planning usually takes seconds."""
 
 
 @contextlib.contextmanager
 def planner_lock(location: StoreLocation, wait_s: float = math.inf) -> Iterator[None]:
-    """Be the only planner of a store; wait for another as long as that one lives.
+    """Hold the planner lock of a store; wait while another process holds it.
 
-    A planner that died here is noticed at once, one of another machine or container after LOCK_STALE_S.
+    A planner killed on this machine is detected at once, one on another machine or container after
+    LOCK_STALE_S.
 
-    Raises ValueError naming the holder when the lock does not come free within `wait_s`.
+    Raises ValueError naming the holder when the lock is not released within `wait_s` seconds.
     """
     token = uuid.uuid4().hex
     _acquire(location, token, wait_s)
@@ -55,7 +56,7 @@ def planner_lock(location: StoreLocation, wait_s: float = math.inf) -> Iterator[
 def _acquire(location: StoreLocation, token: str, wait_s: float) -> None:
     began_s = seen_s = time.monotonic()
     seen: bytes | None = None
-    is_told = False
+    has_warned = False
     while not _put_if_absent(location, _body(token)):
         held, now_s = read_bytes(location, LOCK_NAME), time.monotonic()
         if held != seen:
@@ -64,20 +65,20 @@ def _acquire(location: StoreLocation, token: str, wait_s: float) -> None:
             _break_lock(location, held)
         elif now_s - began_s > wait_s:
             raise ValueError(
-                f"{location.text} is being planned by another process ({_describe(held)}); "
-                f"if that is gone, delete {LOCK_NAME} in it"
+                f"{location.text} is locked by another process ({_describe(held)}); "
+                f"if that process no longer runs, delete {LOCK_NAME} in the store"
             )
         else:
-            if now_s - began_s > NOTICE_S and not is_told:
-                log_warning(f"waiting for {_describe(held)}, which plans {location.text}")
-                is_told = True
-            time.sleep(min(1.0, 0.05 + (now_s - began_s) / 10))  # many may wait on one slow disk
+            if now_s - began_s > NOTICE_S and not has_warned:
+                log_warning(f"waiting for {_describe(held)}, which holds the lock of {location.text}")
+                has_warned = True
+            time.sleep(min(1.0, 0.05 + (now_s - began_s) / 10))  # many processes may poll one slow disk
 
 
 def _renew(location: StoreLocation, token: str, is_done: threading.Event) -> None:
-    """Write the time anew until it is done. In place: a lock that somebody took away stays away."""
+    """Rewrite the time in the lock until `is_done`. In place, so a lock that was deleted is not recreated."""
     while not is_done.wait(RENEW_S):
-        with contextlib.suppress(OSError, ValueError):  # the disk is full or away: next time, then
+        with contextlib.suppress(OSError, ValueError):  # the disk is full or offline: try again next time
             if token.encode() not in (read_bytes(location, LOCK_NAME) or b""):
                 return
             if location.folder is None:
@@ -88,7 +89,7 @@ def _renew(location: StoreLocation, token: str, is_done: threading.Event) -> Non
 
 
 def _body(token: str) -> bytes:
-    """What a lock says; as long each time, so that it can be written over."""
+    """The content of the lock file; always of the same length, so that it can be overwritten in place."""
     return json.dumps({**this_process(), "token": token, "time": f"{time.time():.3f}"}).encode()
 
 
@@ -110,15 +111,15 @@ def _put_if_absent(location: StoreLocation, body: bytes) -> bool:
             return False
         raise
     except FileNotFoundError as error:
-        raise ValueError(f"{location.text}: there is no such bucket") from error
+        raise ValueError(f"{location.text}: no such bucket") from error
     return True
 
 
 def _is_dead(location: StoreLocation, held: bytes) -> bool:
     try:
         holder = json.loads(held)
-        return not is_alive(holder) and is_here(holder)
-    except (ValueError, KeyError, TypeError):  # killed between creating and writing it
+        return not is_alive(holder) and in_same_namespace(holder)
+    except (ValueError, KeyError, TypeError):  # the holder was killed between creating and writing the file
         return location.folder is None or _age_s(location.folder / LOCK_NAME) > PARTIAL_AGE_S
 
 
@@ -130,7 +131,7 @@ def _age_s(file: Path) -> float:
 
 
 def _break_lock(location: StoreLocation, held: bytes) -> None:
-    """Take a dead planner's lock away, but not the one that somebody made meanwhile."""
+    """Delete a dead planner's lock, but not a new lock that another process has made in the meantime."""
     if location.folder is None:
         if read_bytes(location, LOCK_NAME) == held:
             delete_keys(location, [LOCK_NAME])

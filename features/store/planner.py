@@ -1,8 +1,8 @@
-"""From the clips of a manifest to the rows of a store: append, correct, list what vanished.
+"""Planning of a store's rows from a manifest: append new clips, update known clips, list missing clips.
 
-Everything here runs under the planner's lock. Rows never move: known clips keep theirs, new ones are
-appended in manifest order, and the attribute `num_clips` is written last, so that a killed planner leaves
-nothing that a reader can see half.
+Everything here runs under the planner lock. Rows never move: known clips keep their rows, new clips are
+appended in manifest order, and the attribute `num_clips` is written last, so that readers never see the rows
+of an interrupted plan.
 """
 
 import dataclasses
@@ -34,48 +34,49 @@ from features.store.schema import (
 from features.store.table import group_names
 
 TIME_SLACK_NS = 2_000_000_000
-"""FAT and exFAT, as of USB sticks, store times in steps of two seconds: a copy is the same file."""
+"""Tolerance for file times: FAT and exFAT (USB sticks) store them in steps of two seconds."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What a plan did; clip ids."""
+    """Changes that a plan made, as clip ids."""
 
     new: tuple[str, ...] = ()
+    """Clips that the store did not have."""
     changed: tuple[str, ...] = ()
-    """Known clips whose video file has another size or time (by more than two seconds), or that end
-    elsewhere: to be extracted again."""
+    """Known clips whose video file has another size or time (by more than two seconds), or that have another
+    end time: extracted again."""
     corrected: tuple[str, ...] = ()
     """Known clips with another label, subject, split, fold or slice than before."""
     vanished: tuple[str, ...] = ()
-    """Known clips that this manifest does not name: kept, but left out of training until it does again."""
+    """Known clips that are no longer in the manifest: kept, but not used for training until they return."""
 
 
 Listing = Literal["whole", "part", "none"]
-"""Whether clips are all that there are, so that others have vanished; some of them; or no listing at all,
-which leaves what has vanished as it is."""
+"""What the clips of a plan are: the whole manifest, so that other clips of the store are no longer in it; a
+part of it; or not a manifest, so that `listed` does not change."""
 
 
 @dataclass(frozen=True)
 class _Planned:
-    """Clips, and the rows that they have: known ones keep theirs, new ones are appended in their order."""
+    """Clips and their rows: known clips keep their rows, new clips are appended in order."""
 
     clips: list[Clip]
     rows: np.ndarray
     """(len(clips),) int64."""
     num_before: int
-    """Rows of the store so far."""
+    """Number of rows of the store before the plan."""
     before: dict[str, np.ndarray]
-    """Its clip-level columns, blank where rows are new."""
+    """Clip-level columns before the plan, blank for new rows."""
 
     @property
     def new(self) -> np.ndarray:
-        """Rows, ascending, of clips that the store did not have."""
+        """Rows, ascending, of new clips."""
         return np.arange(self.num_before, self.num_after)
 
     @property
     def num_after(self) -> int:
-        """Rows with the new ones."""
+        """Number of rows after the plan."""
         return len(self.before["clip_id"])
 
 
@@ -89,16 +90,16 @@ def write_rows(
     listing: Listing,
     file_states: np.ndarray | None = None,
 ) -> Changes:
-    """Make the store's clip-level arrays say what the clips say, and its row arrays long enough.
+    """Update the store's clip-level arrays from the clips, and extend its row arrays; returns the changes.
 
-    Known clips keep what these clips say nothing of: a label or slice column that none of them has, subjects,
-    splits or folds where none of them has one, and the end of a clip that has none.
+    Known clips keep values that these clips do not have: a label or slice column that none of them has;
+    subjects, splits or folds if none of them has one; and the end time of a clip without one.
 
-    listing: whether these are all clips that there are. file_states: as `states_of_files` gives them;
-    None = asked now.
+    listing: whether these are all clips of the manifest. file_states: result of `states_of_files`; None =
+    read now.
 
-    Raises ValueError for a clip named twice, for a label column with too many different values, and for
-    changed clips of imported features.
+    Raises ValueError for duplicate clips, for a label column with too many different values, and for changed
+    clips of imported features.
     """
     planned = _planned(group, clips)
     files = states_of_files(planned.clips) if file_states is None else file_states
@@ -132,8 +133,8 @@ def _write_users_columns(
     slices: dict[str, np.ndarray],
     subsets: dict[str, str],
 ) -> None:
-    """Write labels and slices. Names before codes: a longer list of names misnames nothing should the rest
-    never come. People go by both names in `subsets` until the new ones stand."""
+    """Write labels and slices. Names are written before codes: after an interruption, a longer list of names
+    is still correct. `subsets` has groups under old and new names until the new names are written."""
     group.update_attributes(
         {"label_names": label_names, "slice_columns": sorted(slices), "encoder_subsets": subsets}
     )
@@ -159,9 +160,9 @@ def _make_row_arrays(group: zarr.Group, recipe: Recipe, count: int, has_crops: b
 
 def _planned(group: zarr.Group, clips: Sequence[Clip]) -> _Planned:
     ids = [clip.clip_id for clip in clips]
-    twice = sorted(name for name, times in Counter(ids).items() if times > 1)
-    if twice:
-        raise ValueError(f"clips must be there once each; twice: {', '.join(twice[:5])}")
+    duplicates = sorted(name for name, times in Counter(ids).items() if times > 1)
+    if duplicates:
+        raise ValueError(f"duplicate clips (each clip id must be unique): {', '.join(duplicates[:5])}")
     num_before = int(group.attrs["num_clips"])  # type: ignore[arg-type]
     table = read_table(group, num_before)
     row_of = {name: row for row, name in enumerate(table["clip_id"].tolist()) if name}
@@ -173,7 +174,7 @@ def _planned(group: zarr.Group, clips: Sequence[Clip]) -> _Planned:
 
 
 def _table_after(planned: _Planned, files: np.ndarray, listing: Listing) -> dict[str, np.ndarray]:
-    """The clip-level columns as the clips and their files say."""
+    """The clip-level columns, updated from the clips and their files."""
     table, rows, clips = (
         {name: old.copy() for name, old in planned.before.items()},
         planned.rows,
@@ -187,15 +188,15 @@ def _table_after(planned: _Planned, files: np.ndarray, listing: Listing) -> dict
         "fold": [clip.fold for clip in clips],
     }
     for name, values in texts.items():
-        if any(values):  # a manifest that says nothing in a column corrects nothing, as with labels
+        if any(values):  # a column that is empty for all clips changes nothing, as with labels
             table[name] = with_texts(table[name], rows, values)
     table["start_s"][rows] = [clip.start_s for clip in clips]
     ends_s = _ends_s(clips)
-    said = np.isfinite(ends_s) | (rows >= planned.num_before)
-    table["end_s"][rows[said]] = ends_s[said]
-    # A disk that is away today has not changed its files.
-    noted = (files[:, 0] >= 0) & ~_same_files(_files_of(table, rows), files)
-    table["source_size"][rows[noted]], table["source_mtime_ns"][rows[noted]] = files[noted].T
+    has_end = np.isfinite(ends_s) | (rows >= planned.num_before)
+    table["end_s"][rows[has_end]] = ends_s[has_end]
+    # Files that cannot be read now (for example on an unmounted disk) do not count as changed.
+    differs = (files[:, 0] >= 0) & ~_same_files(_files_of(table, rows), files)
+    table["source_size"][rows[differs]], table["source_mtime_ns"][rows[differs]] = files[differs].T
     if listing == "whole":
         table["listed"][:] = False
     if listing != "none":
@@ -204,15 +205,15 @@ def _table_after(planned: _Planned, files: np.ndarray, listing: Listing) -> dict
 
 
 def _ends_s(clips: Sequence[Clip]) -> np.ndarray:
-    """(n,) float64; NaN = not said."""
+    """(n,) float64 end times in seconds; NaN = unknown."""
     return np.array([np.nan if clip.end_s is None else clip.end_s for clip in clips], np.float64)
 
 
 def _subsets_under_new_names(
     subsets: dict[str, str], before: dict[str, np.ndarray], after: dict[str, np.ndarray]
 ) -> dict[str, str]:
-    """Who trained the encoder, as they are called after a correction of subjects; whoever is now one person
-    stands where the first of them in the order of `SUBSETS` stood."""
+    """`encoder_subsets` with the new group names after subjects were corrected. If several groups become one,
+    it gets the first of their subsets in the order of `SUBSETS`."""
     found: dict[str, str] = {}
     olds, news = (group_names(t["subject"].tolist(), t["source"].tolist()) for t in (before, after))
     for old, new in zip(olds, news, strict=True):
@@ -222,9 +223,9 @@ def _subsets_under_new_names(
 
 
 def states_of_files(clips: Sequence[Clip]) -> np.ndarray:
-    """(n, 2) int64: size in bytes and time of change in ns of each clip's file; −1 where it cannot be asked.
+    """(n, 2) int64: size in bytes and modification time in ns of each clip's file; −1 if it cannot be read.
 
-    Best asked before the lock is taken: thousands of files on a network disk take their time.
+    Call it before taking the lock: thousands of files on a network disk take a while.
     """
     states = {path: _state_of(path) for path in {clip.path for clip in clips}}
     return np.array([states[clip.path] for clip in clips], np.int64).reshape(-1, 2)
@@ -245,10 +246,10 @@ def changed_rows(
     recipe: Recipe,
     file_states: np.ndarray,
 ) -> np.ndarray:
-    """Which rows of known clips have a file of another size or time than `before` says, or end elsewhere.
+    """Rows of known clips with another file size, file time or end time than in `before`.
 
-    An end that moves by up to half a sampling period moves no more than the last frame. One that is unknown,
-    then or now, tells nothing.
+    End times may differ by half a sampling period, which changes at most the last frame. Unknown sizes and
+    end times, before or now, do not count as changes.
     """
     stored = _files_of(before, rows)
     changed = ~_same_files(stored, file_states) & (file_states[:, 0] >= 0) & (stored[:, 0] >= 0)
@@ -258,18 +259,18 @@ def changed_rows(
 
 
 def _files_of(table: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """(n, 2), as `states_of_files`, of what a store knows of these rows."""
+    """(n, 2) int64: the stored `states_of_files` of these rows."""
     return np.stack([table["source_size"][rows], table["source_mtime_ns"][rows]], axis=1)
 
 
 def _same_files(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether two `states_of_files` tell of the same files."""
+    """(n,) bool: whether two results of `states_of_files` have equal sizes and times."""
     return (one[:, 0] == other[:, 0]) & (np.abs(one[:, 1] - other[:, 1]) <= TIME_SLACK_NS)
 
 
 def _with_stored_labels(clips: Sequence[Clip], label_names: Any) -> list[Clip]:
-    """The clips, with what is a label in the store as one: also a column that has too many values by now to
-    become a label."""
+    """The clips, with every column that is a label in the store as a label, even if it now has too many
+    values for a new label column."""
     return [
         dataclasses.replace(
             clip,
@@ -282,8 +283,7 @@ def _with_stored_labels(clips: Sequence[Clip], label_names: Any) -> list[Clip]:
 def _label_codes(
     group: zarr.Group, planned: _Planned
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[str]]]:
-    """Codes of every label column before and after, and the names they stand for. Names are only ever
-    appended."""
+    """(codes before, codes after, label names) by label column. Names are only appended, never removed."""
     stored: Any = group.attrs["label_names"]
     clips = planned.clips
     columns = dict.fromkeys((*stored, *(column for clip in clips for column in clip.labels)))
@@ -292,11 +292,14 @@ def _label_codes(
     codes = {column: values.copy() for column, values in before.items()}
     for column, known in names.items():
         if not any(column in clip.labels for clip in clips):
-            continue  # a manifest without the column corrects nothing
+            continue  # a manifest without the column changes nothing
         texts = [clip.labels.get(column, "") for clip in clips]
         known += sorted(sorted(set(texts) - set(known) - {""}), key=by_value)
         if len(known) > np.iinfo(np.int16).max:
-            raise ValueError(f"label column {column!r} has {len(known)} different values: it holds no labels")
+            raise ValueError(
+                f"label column {column!r} has {len(known)} different values, at most "
+                f"{np.iinfo(np.int16).max} are allowed: it does not hold labels"
+            )
         code_of = {name: code for code, name in enumerate(known)} | {"": -1}
         codes[column][planned.rows] = [code_of[text] for text in texts]
     return before, codes, names
@@ -305,7 +308,7 @@ def _label_codes(
 def _slice_values(
     group: zarr.Group, planned: _Planned
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Values of every slice column before and after."""
+    """(values before, values after) by slice column."""
     stored: Any = group.attrs["slice_columns"]
     clips = planned.clips
     columns = sorted({*stored, *(column for clip in clips for column in clip.slices)})
@@ -321,7 +324,7 @@ def _slice_values(
 def _columns_before(
     group: zarr.Group, planned: _Planned, folder: str, columns: Iterable[str], blank: Any
 ) -> dict[str, np.ndarray]:
-    """A user's columns as they are; blank where one or the row is new."""
+    """The user's columns before the plan; `blank` in new columns and new rows."""
     before = {}
     for column in columns:
         name = array_name(folder, column)
@@ -333,7 +336,7 @@ def _columns_before(
 def _corrected_rows(
     planned: _Planned, *columns: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
 ) -> np.ndarray:
-    """Rows, ascending, of known clips of which a column (before, after) says something else now."""
+    """Rows, ascending, of known clips with a changed value in one of these columns (before, after)."""
     known = np.sort(planned.rows[planned.rows < planned.num_before])
     differs = [before[name][known] != after[name][known] for before, after in columns for name in before]
     return known[np.any(differs, axis=0)]

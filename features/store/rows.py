@@ -1,6 +1,6 @@
-"""The rows of a store as bytes: which are there, reading and writing them, on a disk or on object storage.
+"""Rows of a store: which exist, and their reading and writing, on a disk or on object storage.
 
-On a local disk chunks are read and written directly (features/store/chunk_io.py), elsewhere through zarr.
+On a local disk, chunks are read and written directly (features/store/chunk_io.py); elsewhere through zarr.
 
 N clips, T frames.
 """
@@ -17,16 +17,16 @@ from features.store.location import StoreLocation, chunks_identity, delete_keys,
 from features.store.schema import ROW_ARRAYS, array_of, chunk_key, read_column, rows_present
 
 MAX_REASON = 500
-"""Characters: libraries say what went wrong in their first line, some go on for pages."""
+"""Maximum length in characters: error messages of libraries start with the reason; some go on for pages."""
 
 
 class Rows:
-    """The worker-written arrays of an open store."""
+    """The arrays of an open store that workers write."""
 
     def __init__(self, location: StoreLocation, group: zarr.Group, num_clips: int, rows_per_chunk: int):
         self.location, self.group, self.num_clips = location, group, num_clips
         self.is_direct = IS_NATIVE and location.folder is not None and rows_per_chunk == 1
-        """Past zarr; the bytes are the same."""
+        """Whether chunks are read and written without zarr (the bytes are the same)."""
         self._arrays: dict[str, zarr.Array] = {}
 
     def array(self, name: str) -> zarr.Array:
@@ -36,27 +36,27 @@ class Rows:
         return self._arrays[name]
 
     def present(self, name: str) -> np.ndarray:
-        """(N,) bool: whose chunk of that array is there, as far as the disk says now."""
+        """(N,) bool: which rows have a chunk of that array on the disk now."""
         return rows_present(self.location, self.group, name, self.num_clips)
 
     def failures(self) -> np.ndarray:
-        """(N,) str objects: why a row failed; '' where none did."""
+        """(N,) str objects: the failure reason of each row; '' = not failed."""
         reasons = np.full(self.num_clips, "", dtype=object)
         for row in np.flatnonzero(self.present("failure")):
             reasons[row] = str(self.array("failure")[int(row)])
         return reasons
 
     def write_failure(self, row: int, reason: str) -> None:
-        """Note why a row failed, in MAX_REASON characters at most."""
-        cut = reason if len(reason) <= MAX_REASON else reason[: MAX_REASON - 1] + "…"
-        retried(self.array("failure").__setitem__, row, cut)
+        """Write the failure reason of a row, at most MAX_REASON characters."""
+        text = reason if len(reason) <= MAX_REASON else reason[: MAX_REASON - 1] + "…"
+        retried(self.array("failure").__setitem__, row, text)
 
     def forget_failure(self, row: int) -> None:
-        """The row did not fail after all."""
+        """Delete the failure reason of a row."""
         delete_keys(self.location, [chunk_key("failure", row, 1)])
 
     def write_numbers(self, name: str, row: int, values: np.ndarray, fill: np.ndarray) -> None:
-        """Write (t, …) numbers of one row; behind t stands `fill` (…).
+        """Write (t, …) numbers of one row; frames after t are set to `fill` (…).
 
         Raises ValueError for another width, or more frames than the array has.
         """
@@ -64,25 +64,25 @@ class Rows:
         tail = array.shape[1:]
         values = np.asarray(values)
         if values.ndim != 2 or values.shape[1] != tail[1] or len(values) > tail[0]:
-            raise ValueError(f"{name} of shape {values.shape}, the store holds up to {tail} a clip")
+            raise ValueError(f"{name} has shape {values.shape}, but the store holds at most {tail} per clip")
         padded = np.full(tail, fill, array.dtype)
         padded[: len(values)] = values
         self._write(name, row, padded)
 
     def write_bytes(self, name: str, row: int, texts: list[bytes]) -> None:
-        """Write up to T byte strings of one row; behind them stands b"".
+        """Write up to T byte strings of one row; the remaining ones are set to b"".
 
         Raises ValueError for more than T.
         """
         (num_frames,) = self.array(name).shape[1:]
         if len(texts) > num_frames:
-            raise ValueError(f"{name} of {len(texts)} frames, the store holds {num_frames}")
+            raise ValueError(f"{name} has {len(texts)} frames, but the store holds at most {num_frames}")
         padded = np.full(num_frames, b"", object)
         padded[: len(texts)] = texts
         self._write(name, row, padded)
 
     def read_numbers(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """(n, …) numbers of some rows; NaN where a row is not there.
+        """(n, …) numbers of some rows; NaN for missing rows.
 
         Raises ValueError when a chunk does not match its checksum.
         """
@@ -92,16 +92,16 @@ class Rows:
                 return np.asarray(array.oindex[rows])
             tail = array.shape[1:]
             values = np.full((len(rows), *tail), np.nan, array.dtype)
-            for location, row in enumerate(rows.tolist()):
+            for index, row in enumerate(rows.tolist()):
                 payload = read_chunk(self._file(name, row))
                 if payload is not None:
-                    values[location] = numbers_of(payload, tail, array.dtype)
+                    values[index] = numbers_of(payload, tail, array.dtype)
             return values
         except (ValueError, RuntimeError) as error:
             raise self._damage(name, error) from error
 
     def read_texts(self, name: str, row: int) -> list[bytes]:
-        """T byte strings of one row, b"" where it is not there.
+        """T byte strings of one row, all b"" if the row is missing.
 
         Raises ValueError when its chunk does not match its checksum.
         """
@@ -115,10 +115,11 @@ class Rows:
             raise self._damage(name, error) from error
 
     def stamp(self, *names: str) -> str:
-        """Twelve hex digits of which chunks these arrays have and when one was last written.
+        """Twelve hex digits: a hash of which chunks these arrays have and when one was last written.
 
-        On a disk the latter is the folder's own time of change, and, for disks that do not keep it, the
-        videos' sizes and times: asking 18,000 files costs as long as reading a third of what they hold.
+        On a disk, the time is the folder's modification time, plus the videos' sizes and times for disks that
+        do not keep it. Chunk files are not checked one by one: for 18,000 files, that takes as long as
+        reading a third of their content.
         """
         digest = hashlib.sha256(f"{self.num_clips}".encode())
         for column in ("source_size", "source_mtime_ns"):
@@ -139,5 +140,5 @@ class Rows:
 
     def _damage(self, name: str, error: Exception) -> ValueError:
         return ValueError(
-            f"{self.location.text}: {name} cannot be read ({error}); see python -m features verify"
+            f"{self.location.text}: {name} cannot be read ({error}); run python -m features verify on it"
         )

@@ -1,7 +1,7 @@
-"""The arrays of a store: which there are, how they are chunked and coded, and which chunks exist.
+"""The arrays of a store: their names, dtypes, chunks and codecs, and which chunks exist.
 
-Every chunk carries a CRC-32C; a chunk's file is named `c.<row>.0.0`, so that one listing of a flat folder
-tells which rows are there. The layout itself is the docstring of features/store/store.py.
+Every chunk has a CRC-32C. A chunk's file is named `c.<row>.0.0`, so that one listing of a flat folder shows
+which rows exist. The layout is described in features/store/store.py.
 
 N clips, T frames.
 """
@@ -20,7 +20,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from features.store.location import StoreLocation, chunk_names
 
 ROWS_PER_CHUNK = 16384
-"""Of clip-level arrays: a data set is a few chunks, each well under a megabyte."""
+"""Rows per chunk of clip-level arrays: a data set has a few chunks, each well under a megabyte."""
 TEXT_COLUMNS = ("clip_id", "source", "subject", "split", "fold")
 NUMBER_COLUMNS = {
     "start_s": "float64",
@@ -31,16 +31,16 @@ NUMBER_COLUMNS = {
     "state": "uint8",
 }
 ROW_ARRAYS = {"frames": 3, "embeddings": 3, "geometry": 3, "crops": 2, "failure": 1}
-"""Arrays that workers write, the marker first, with their number of axes."""
+"""Arrays that workers write, with their number of axes; the marker of the embeddings comes first."""
 MAX_NAME_BYTES = 100
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
-"""Names that Windows keeps for itself."""
+"""File names that Windows reserves."""
 _FLAT_NAMES: Any = {"name": "default", "separator": "."}
-_KEEP_EMPTY: Any = {"write_empty_chunks": True}  # a chunk that is all fill value is there none the less
+_KEEP_EMPTY: Any = {"write_empty_chunks": True}  # write chunks even if all values are the fill value
 
 
 def ensure_clip_array(group: zarr.Group, name: str, dtype: Any, num_clips: int, fill: Any) -> zarr.Array:
-    """The clip-level array of that name, made or grown to `num_clips`. Planner only."""
+    """The clip-level array of that name, created or extended to `num_clips`. For the planner only."""
     if name in group:
         array = array_of(group, name)
         if array.shape[0] < num_clips:
@@ -61,7 +61,7 @@ def ensure_clip_array(group: zarr.Group, name: str, dtype: Any, num_clips: int, 
 def ensure_row_array(
     group: zarr.Group, name: str, dtype: Any, num_clips: int, tail: tuple[int, ...], rows_per_chunk: int = 1
 ) -> zarr.Array:
-    """The array of that name that workers write, one clip a chunk, made or grown. Planner only."""
+    """The row array of that name, which workers write; created or extended. For the planner only."""
     if name in group:
         array = array_of(group, name)
         assert array.shape[1:] == tail, "the recipes would differ"
@@ -84,15 +84,15 @@ def ensure_row_array(
 
 
 def array_of(group: zarr.Group, name: str) -> zarr.Array:
-    """The array of that name; every chunk written to it is stored, even one that is all fill value.
+    """The array of that name; chunks are written even if all values are the fill value.
 
-    Raises ValueError when it is not there.
+    Raises ValueError when it does not exist.
     """
     with _untyped_bytes():
         found = group.get(name)
     if not isinstance(found, zarr.Array):
         raise ValueError(
-            f"no array {name!r} in the store: its planning was cut short; run the same command again"
+            f"the store has no array {name!r}: its planning was interrupted; run the same command again"
         )
     return found.with_config(_KEEP_EMPTY)
 
@@ -111,14 +111,14 @@ def _values(array: zarr.Array, count: int) -> np.ndarray:
 
 def read_table(group: zarr.Group, count: int) -> dict[str, np.ndarray]:
     """The clip-level columns of the first rows."""
-    if count == 0:  # arrays may be there or not: the first plan may have been cut short
+    if count == 0:  # arrays may be missing: the first plan may have been interrupted
         texts = {name: np.zeros(0, "<U1") for name in TEXT_COLUMNS}
         return texts | {name: np.zeros(0, dtype) for name, dtype in NUMBER_COLUMNS.items()}
     return {name: read_column(group, name, count) for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
 
 
 def with_texts(values: np.ndarray, rows: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """`values` with `texts` at `rows`, wide enough for both."""
+    """A copy of `values` with `texts` at `rows`; its string dtype is wide enough for both."""
     new = np.array(texts, dtype=str) if len(texts) else np.zeros(0, "<U1")
     wide = values.astype(np.promote_types(values.dtype, new.dtype))
     wide[rows] = new
@@ -126,7 +126,7 @@ def with_texts(values: np.ndarray, rows: np.ndarray, texts: Sequence[str]) -> np
 
 
 def write_column(group: zarr.Group, name: str, values: np.ndarray) -> None:
-    """Write a whole clip-level array, made or grown where need be, and only where it differs."""
+    """Write a whole clip-level array, created or extended if necessary. Does nothing if it is unchanged."""
     texts = values.dtype.kind in "UOT"
     fill: Any = "" if texts else (-1 if values.dtype == np.int16 else values.dtype.type(0))
     if name in group and _is_column(array_of(group, name), values):
@@ -137,8 +137,8 @@ def write_column(group: zarr.Group, name: str, values: np.ndarray) -> None:
 
 
 def _is_column(array: zarr.Array, values: np.ndarray) -> bool:
-    """Whether an array holds these values, and all of its chunks: an array that a killed planner left without
-    any reads as zeros."""
+    """Whether an array has these values and all of its chunks. (Without chunks, as a killed planner may leave
+    it, an array reads as zeros.)"""
     if array.shape[0] < len(values):
         return False
     is_equal = np.array_equal(_values(array, len(values)), values, equal_nan=values.dtype.kind == "f")
@@ -146,7 +146,7 @@ def _is_column(array: zarr.Array, values: np.ndarray) -> bool:
 
 
 def array_name(folder: str, column: str) -> str:
-    """Where a user's column lies: `labels/engagement`; a name that no file system takes becomes a hash."""
+    """Array name of a user's column, as `labels/engagement`; a name that is no valid file name is hashed."""
     plain = unicodedata.normalize("NFC", column)
     is_taken = plain.split(".")[0].upper() in _DEVICES or plain.startswith("__") or plain == "zarr.json"
     is_odd = plain.strip(" .") != plain or bool(set(plain) & set('/\\:*?"<>|')) or not plain.isprintable()
@@ -156,13 +156,13 @@ def array_name(folder: str, column: str) -> str:
 
 
 def user_arrays(attributes: Any) -> list[str]:
-    """Names of the arrays that hold a user's columns: labels, then slices."""
+    """Names of the arrays of the user's columns: labels, then slices."""
     labels = [array_name("labels", column) for column in attributes["label_names"]]
     return labels + [array_name("slices", column) for column in attributes["slice_columns"]]
 
 
 def rows_present(location: StoreLocation, group: zarr.Group, name: str, num_clips: int) -> np.ndarray:
-    """(num_clips,) bool: whose chunk of a worker-written array exists."""
+    """(num_clips,) bool: which rows have a chunk of this row array."""
     present = np.zeros(num_clips, bool)
     if name not in group:
         return present
@@ -174,13 +174,13 @@ def rows_present(location: StoreLocation, group: zarr.Group, name: str, num_clip
 
 
 def chunk_key(name: str, row: int, rank: int) -> str:
-    """Key of the chunk that holds one row of a worker-written array of that many axes."""
+    """Key of the chunk with one row of a row array. rank: the array's number of axes."""
     return f"{name}/c.{row}" + ".0" * (rank - 1)
 
 
 @contextlib.contextmanager
 def _untyped_bytes() -> Iterator[None]:
-    """Without zarr's note that bytes of any length have no written specification: our schema names them."""
+    """Silence zarr's warning that variable-length bytes have no specification: our schema defines them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The data type", category=Warning)
         yield

@@ -1,9 +1,9 @@
-"""The feature store: what extraction writes once and everything else reads. A zarr v3 group.
+"""The feature store: extraction writes it once, training and evaluation read it. A zarr v3 group.
 
     clip_id, source, subject, split, fold   (N,) str      clip-level, in large chunks,
     start_s, end_s                          (N,) float64  written by the planner only
-    source_size, source_mtime_ns            (N,) int64    the video file as it was when planned
-    listed                                  (N,) bool     False: vanished from the last manifest, or deleted
+    source_size, source_mtime_ns            (N,) int64    size and time of the video file when planned
+    listed                                  (N,) bool     False: no longer in the manifest, or deleted
     labels/<column>                         (N,) int16    −1 = none; names in the attribute `label_names`
     slices/<column>                         (N,) str
     state                                   (N,) uint8    0 pending, 1 done, 2 failed; see below
@@ -12,16 +12,16 @@
     geometry (optional)                     (N,T,G) float32
     crops (optional)                        (N,T) JPEG bytes, b"" = no face
     failure                                 (N,) str      why a clip failed
-    packed/                                 disposable copies for fast reading: features/store/packed.py
+    packed/                                 copies for fast reading, can be deleted: features/store/packed.py
 
-`embeddings` to `failure` are written by workers, one clip a chunk, so that no two ever write the same file.
-**A chunk is there whole or not at all, and that is a row's state**: `frames` goes last, so a row whose
-`frames` chunk exists is embedded; `geometry` and `crops` exist or do not, each for itself. Asking which rows
-are missing is one listing, not one read a clip, and a clip costs at most four files. `state` says the same
-in one small array for other people's readers, brought up to date by the planner and by `finalize`.
+Workers write `embeddings` to `failure`, one chunk per clip, so that no two workers write the same file.
+**Chunks are written atomically, and the existing chunks are the state of a row**: `frames` is written last,
+so a row with a `frames` chunk has embeddings. `geometry` and `crops` are independent: each has its own chunk.
+One folder listing finds the missing rows, and a clip has at most four files. The array `state` has the same
+information for external readers; the planner and `finalize` update it.
 
-Unwritten is NaN; a frame without a face is 0 with score 0. Every chunk carries a CRC-32C. A planner writes
-the attribute `num_clips` last, so rows of an interrupted plan do not exist yet.
+Missing values are NaN. A frame without a face has embedding 0 and score 0. Every chunk has a CRC-32C. The
+planner writes the attribute `num_clips` last, so the rows of an interrupted plan do not count.
 
 N clips, T frames, D embedding, G geometry features.
 """
@@ -63,15 +63,15 @@ Part = Literal["embeddings", "geometry", "crops"]
 Stream = Literal["embeddings", "geometry"]
 STREAMS: tuple[Stream, ...] = ("embeddings", "geometry")
 _MARKER: dict[str, str] = {"embeddings": "frames", "geometry": "geometry", "crops": "crops"}
-"""The array whose chunk says that a part of a row is done."""
+"""For each part, the array whose chunk marks the part as done."""
 _READ_ROWS = 256
 _NAN = np.array(np.nan, np.float32)
 _NO_FRAME = np.array([np.nan] * 5 + [0], np.float32)
-"""What stands behind a video's end: score 0."""
+"""The `frames` values after the end of a video: NaN, score 0."""
 
 
 class FeatureStore:
-    """An open store. Any number of processes may read; workers write rows that no other writes."""
+    """An open store. Any number of processes can read it. Each row is written by one worker only."""
 
     def __init__(
         self, location: StoreLocation, group: zarr.Group, *, writable: bool, changes: Changes | None = None
@@ -81,31 +81,31 @@ class FeatureStore:
         self.recipe: Recipe = recipe_of(group, location)
         self.numerics: dict[str, Any] = attributes["numerics"]
         self.other_numerics: list[dict[str, Any]] = attributes["other_numerics"]
-        """Numerics of later runs into the same store, where they differ."""
+        """Numerics of later extractions into the same store, if they differ."""
         self.num_clips: int = attributes["num_clips"]
         self.num_frames: int = attributes["num_frames"]
         self.label_names: dict[str, list[str]] = attributes["label_names"]
         self.test_openings: list[dict[str, str]] = attributes["test_openings"]
         self.encoder_subsets: dict[str, str] = attributes["encoder_subsets"]
-        """Where the encoder was fine-tuned, the side on which its run had each person or video, named as by
-        `groups_of`: it learned from train and was chosen by val. Empty where nobody wrote that down."""
+        """For a fine-tuned encoder: the subset of each group (as in `groups_of`) in the fine-tuning run,
+        which trained on train and selected the model on val. Empty if unknown or not fine-tuned."""
         self.streams: tuple[Stream, ...] = tuple(name for name in STREAMS if name in group)
         self.has_crops: bool = "crops" in group
         self.parts: tuple[Part, ...] = (*self.streams, "crops") if self.has_crops else self.streams
-        """What its rows may have beside frames."""
+        """The parts that rows can have, in addition to frames."""
         self.changes = changes or Changes()
-        """What the plan that opened this store did."""
+        """The changes that the plan made that opened this store."""
         self.location, self.group, self._writable = location, group, writable
         self._rows_per_chunk: int = attributes["rows_per_chunk"]
         self.rows = Rows(location, group, self.num_clips, self._rows_per_chunk)
-        """The rows as bytes."""
+        """Reads and writes rows."""
         self._maps: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     @staticmethod
     def open(path: Path | str, mode: Literal["r", "r+"] = "r") -> "FeatureStore":
-        """Open a store that is there, to read or to write rows.
+        """Open an existing store, to read it or to write rows.
 
-        Raises ValueError when there is none, or one of another schema.
+        Raises ValueError when there is no store, or one of another schema.
         """
         location = location_of(path)
         group = existing_group(location, read_only=mode == "r")
@@ -115,7 +115,7 @@ class FeatureStore:
             raise ValueError(f"{location.text}: its zarr.json is damaged ({error!r})") from error
 
     def table(self) -> ClipTable:
-        """What is known about each row, read afresh."""
+        """The clip table, read from disk on every call."""
         count, group = self.num_clips, self.group
         columns = {name: read_column(group, name, count) for name in (*_TABLE_COLUMNS, "listed")}
         listed = columns.pop("listed")
@@ -137,20 +137,21 @@ class FeatureStore:
         )
 
     def listed(self) -> np.ndarray:
-        """(N,) bool: whether the last manifest named the clip. Others are kept, without labels."""
+        """(N,) bool: whether the clip is in the last manifest. Other clips are kept, without labels."""
         return read_column(self.group, "listed", self.num_clips)
 
     def missing(self, part: Part = "embeddings") -> np.ndarray:
-        """Rows, ascending, whose part is still to be extracted; not those that failed or vanished."""
+        """Rows, ascending, whose part is not extracted yet; without failed rows and clips that are no longer
+        in the manifest."""
         return np.flatnonzero(~self.present(part) & (self.rows.failures() == "") & self.listed())
 
     def row_of_clip(self) -> dict[str, int]:
-        """Row by clip id; without reading anything else of the table."""
+        """Row by clip id; reads only that column of the table."""
         ids = read_column(self.group, "clip_id", self.num_clips).tolist()
         return {clip_id: row for row, clip_id in enumerate(ids) if clip_id}
 
     def changed(self, clips: Sequence[Clip]) -> set[str]:
-        """Ids of those of the clips that have changed since they were planned: file or end."""
+        """Ids of the clips whose file or end time has changed since they were planned."""
         row_of = self.row_of_clip()
         known = [clip for clip in clips if clip.clip_id in row_of]
         rows = np.array([row_of[clip.clip_id] for clip in known], np.int64)
@@ -168,18 +169,18 @@ class FeatureStore:
         geometry: np.ndarray | None = None,
         crops: Sequence[bytes] | None = None,
     ) -> None:
-        """Write parts of one row; when this returns, they are done and an earlier failure is forgotten.
+        """Write parts of one row; when this returns, they are done and an earlier failure is deleted.
 
         embeddings: (t, D) float16, 0 without a face. frames: (t, 6) float32 as FRAME_COLUMNS, in pixels of
         the upright frame, score 0 and NaN box without a face; always together with embeddings. geometry:
-        (t, G) float32, NaN where it failed. crops: t JPEG files, b"" without a face. t may be up to T: what
-        lies behind the video's end is filled with NaN and score 0.
+        (t, G) float32, NaN where it failed. crops: t JPEG files, b"" without a face. t may be up to T: frames
+        after the end of the video are filled with NaN and score 0.
 
-        Raises ValueError on another shape or on non-finite embeddings; OSError when the disk refuses.
+        Raises ValueError for a wrong shape or non-finite embeddings; OSError when the disk cannot be written.
         """
         self._require_writable(row)
         if (embeddings is None) != (frames is None):
-            raise ValueError("embeddings and frames go together: frames say which embeddings are valid")
+            raise ValueError("embeddings and frames must be given together: frames hold which ones are valid")
         if geometry is not None:
             self.rows.write_numbers("geometry", row, geometry, _NAN)
         if crops is not None:
@@ -194,14 +195,14 @@ class FeatureStore:
         self.rows.forget_failure(row)
 
     def write_failure(self, row: int, reason: str) -> None:
-        """Note that a row could not be extracted, and why."""
+        """Write the reason why a row could not be extracted."""
         self._require_writable(row)
         self.rows.write_failure(row, reason or "failed")
 
     def read_stream(self, name: Stream, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(x (n,T,D), valid (n,T) bool) of the rows asked for, or of all; x is 0 where not valid.
+        """(x (n,T,D), valid (n,T) bool) of these rows, or of all rows; x is 0 for invalid frames.
 
-        float16 or float32 as stored. Reads the packed copy where there is a fresh one.
+        float16 or float32 as stored. Reads the packed copy if it is up to date.
         """
         mapped = self.mapped_stream(name)
         wanted = np.arange(self.num_clips) if rows is None else np.asarray(rows, np.int64)
@@ -211,9 +212,10 @@ class FeatureStore:
         return np.concatenate([x for x, _ in blocks]), np.concatenate([valid for _, valid in blocks])
 
     def mapped_stream(self, name: Stream | Literal["frames"]) -> tuple[np.ndarray, np.ndarray] | None:
-        """(x (N,T,D), valid (N,T)) of all rows as read-only memory maps of the packed copy: one copy in
-        memory however many processes read it. None where there is no fresh one; `pack` makes it. Asked for
-        afresh unless this is a reader that has found it: that one keeps it."""
+        """(x (N,T,D), valid (N,T) bool) of all rows as read-only memory maps of the packed copy.
+
+        All processes share one copy in memory. None if no packed copy is up to date; `pack` makes it. A store
+        opened for reading keeps the maps; one opened for writing checks again on every call."""
         if name not in self._maps:
             found = open_packed(self.location, name, self._stamp(name))
             if found is None or self._writable:
@@ -222,7 +224,7 @@ class FeatureStore:
         return self._maps[name]
 
     def read_frames(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """(n,T,6) float32 as FRAME_COLUMNS; NaN and score 0 where nothing was extracted."""
+        """(n,T,6) float32 as FRAME_COLUMNS; NaN and score 0 for frames that were not extracted."""
         mapped = self.mapped_stream("frames")
         wanted = np.arange(self.num_clips) if rows is None else np.asarray(rows, np.int64)
         if mapped is not None:
@@ -232,16 +234,16 @@ class FeatureStore:
         return frames
 
     def read_crops(self, row: int) -> list[bytes]:
-        """T JPEG files of one row, b"" where there was no face.
+        """T JPEG files of one row, b"" for frames without a face.
 
-        Raises ValueError where the store holds no crops, or a chunk does not match its checksum.
+        Raises ValueError when the store has no crops, or a chunk does not match its checksum.
         """
         if not self.has_crops:
-            raise ValueError(f"{self.path} holds no crops: extract with --crops jpeg")
+            raise ValueError(f"{self.path} has no crops: extract again with --crops jpeg")
         return self.rows.read_texts("crops", row)
 
     def pack(self) -> bool:
-        """Make the fast copy of every stream; False when it was there and fresh. Safe to interrupt."""
+        """Make the packed copy of every stream; False if it was up to date already. Safe to interrupt."""
         stamps = {name: self._stamp(name) for name in (*self.streams, "frames")}
         stale = [name for name, stamp in stamps.items() if open_packed(self.location, name, stamp) is None]
         for name in stale:
@@ -252,9 +254,10 @@ class FeatureStore:
         return bool(stale)
 
     def finalize(self, wait_s: float = math.inf) -> None:
-        """Bring the array `state` up to date and sweep what killed writers left. At the end of a run.
+        """Update the array `state` and delete what killed writers left. Call it at the end of an extraction.
 
-        The next plan does it too. Raises ValueError when others plan for longer than `wait_s`.
+        The next plan does the same. Raises ValueError when another process holds the lock longer than
+        `wait_s` seconds.
         """
         with planner_lock(self.location, wait_s):
             group = existing_group(self.location, read_only=False)
@@ -262,7 +265,7 @@ class FeatureStore:
             write_column(group, "state", self.table().state)
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change when clips, labels, splits or what was extracted change."""
+        """Sixteen hex digits that change when clips, labels, splits or the extracted parts change."""
         table = self.table()
         digest = hashlib.sha256(json.dumps(to_json(self.recipe), sort_keys=True).encode())
         texts = [table.clip_id, table.subject, table.split, table.fold, table.failure, *table.slices.values()]
@@ -279,7 +282,7 @@ class FeatureStore:
         return digest.hexdigest()[:16]
 
     def record_test_opening(self, run_name: str) -> int:
-        """Note in the store's ledger that the test split was opened; returns how often it has been."""
+        """Log in the store that a run is evaluated on test; returns the number of such evaluations."""
         with planner_lock(self.location):
             group = existing_group(self.location, read_only=False)
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -289,12 +292,12 @@ class FeatureStore:
         return len(self.test_openings)
 
     def carry_over(self, test_openings: list[dict[str, str]], encoder_subsets: dict[str, str]) -> None:
-        """Take over the ledger of the store that this one is made from, before its own entries, and note who
-        trained the encoder."""
+        """Copy the log of test evaluations from the store that this one is made from, before its own entries,
+        and set `encoder_subsets`."""
         with planner_lock(self.location):
             group = existing_group(self.location, read_only=False)
-            own: Any = group.attrs["test_openings"]
-            self.test_openings = [*test_openings, *(entry for entry in own if entry not in test_openings)]
+            stored: Any = group.attrs["test_openings"]
+            self.test_openings = [*test_openings, *(entry for entry in stored if entry not in test_openings)]
             self.encoder_subsets = encoder_subsets
             commit(
                 group,
@@ -306,9 +309,9 @@ class FeatureStore:
         assert self._writable
         assert 0 <= row < self.num_clips
         if self._rows_per_chunk != 1:
-            raise ValueError(f"{self.path} holds imported features, which are written all at once")
+            raise ValueError(f"{self.path} has imported features: single rows cannot be written")
         if self.location.folder is not None and not (self.location.folder / "zarr.json").exists():
-            # zarr would make the folders again and leave a heap without a head
+            # zarr would create the folders again, and leave chunks without a zarr.json
             raise ValueError(f"{self.path} was deleted while rows were being written")
 
     def array(self, name: str) -> zarr.Array:
@@ -316,11 +319,11 @@ class FeatureStore:
         return self.rows.array(name)
 
     def present(self, part: str) -> np.ndarray:
-        """(N,) bool: whose part is there, as far as the disk says now."""
+        """(N,) bool: which rows have this part on the disk now."""
         return self.rows.present(_MARKER[part])
 
     def _stamp(self, name: str) -> str:
-        """Which chunks a packed copy is made from; frames say what is valid."""
+        """Hash of the chunks that a packed copy is made from; includes frames, which hold the valid mask."""
         return self.rows.stamp(name, "frames")
 
     def _read_block(self, name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -354,14 +357,14 @@ def plan(
     versions: dict[str, str] | None = None,
     listing_complete: bool = True,
 ) -> FeatureStore:
-    """Create a store, or make one that is there fit these clips; opened for writing rows.
+    """Create a store for these clips, or update an existing one; returns it, open for writing rows.
 
-    clips are windows already. Known clips keep their rows; labels, subjects and splits become what the
-    clips say; a clip whose file or end changed becomes pending; `changes` of the store returned tells. With
-    `listing_complete=False` (a `--limit`, say) clips that are not named are left as they are.
+    clips: windows. Known clips keep their rows; their labels, subjects and splits are updated; a clip whose
+    file or end time changed becomes pending. `changes` of the returned store lists all this. With
+    `listing_complete=False` (for example with `--limit`), other clips of the store do not change.
 
-    Raises ValueError when the store that is there has another recipe, naming the fields, when something
-    else lies at the path, or when a clip is named twice.
+    Raises ValueError when the existing store has another recipe (naming the fields), when the path is not a
+    store, or for duplicate clips.
     """
     location = location_of(path)
     _prepare_folder(location)
@@ -369,7 +372,7 @@ def plan(
     with planner_lock(location):
         group = open_group(location, read_only=False)
         if group is None:
-            assert recipe.pixels is not None, "imported features have a writer of their own"
+            assert recipe.pixels is not None, "imported features are written by write_external"
             group = create(
                 location, recipe, numerics=numerics, num_frames=recipe.pixels.num_frames, versions=versions
             )
@@ -392,11 +395,11 @@ def plan(
 
 
 def delete(path: Path | str, subject: str | None = None) -> int:
-    """Delete a store for good, or one person's rows in it; returns how many rows that were.
+    """Delete a store, or the rows of one subject in it; returns the number of deleted rows.
 
-    A person's rows stay as empty places, so that nobody else's row moves.
+    The subject's rows stay as empty rows, so that no other row moves.
 
-    Raises ValueError when there is no store at the path, or nobody of that name in it.
+    Raises ValueError when there is no store at the path, or it has no such subject.
     """
     location = location_of(path)
     count = FeatureStore.open(path).num_clips
@@ -407,9 +410,9 @@ def delete(path: Path | str, subject: str | None = None) -> int:
         return count
     with planner_lock(location):
         group = existing_group(location, read_only=False)
-        _tidy(group, location, young=True)  # half a crop of the person, too
+        _tidy(group, location, young=True)  # partial files may hold crops of the subject
         erasure.blank_uncounted(group)
-        # Opened afresh: whoever was waited for may have appended rows.
+        # Opened again: another process may have appended rows before this one got the lock.
         rows = np.flatnonzero(FeatureStore.open(path).table().subject == subject)
         if not len(rows) or not subject:
             raise ValueError(f"{location.text} has no subject {subject!r}")
@@ -418,7 +421,7 @@ def delete(path: Path | str, subject: str | None = None) -> int:
 
 
 def _tidy(group: zarr.Group, location: StoreLocation, *, young: bool = False) -> None:
-    """Sweep what killed writers left, and clear what was written of people who were deleted by then."""
+    """Delete what killed writers left, and data that was written after its subject was deleted."""
     sweep(location, young=young)
     rows = erasure.rows_after_deletion(group, location)
     if len(rows):
@@ -430,14 +433,16 @@ def _prepare_folder(location: StoreLocation) -> None:
     if location.folder is None or (location.folder / "zarr.json").exists():
         return
     if location.folder.exists() and not location.folder.is_dir():
-        raise ValueError(f"{location.text} is a file, not a store")
+        raise ValueError(f"{location.text} is a file, not a store: choose another path")
     location.folder.mkdir(parents=True, exist_ok=True)
     strange = [item.name for item in location.folder.iterdir() if not item.name.startswith("planner.lock")]
     if strange and not any(name.endswith(".partial") for name in strange):
-        raise ValueError(f"{location.text} is not a store, and not empty: it holds {strange[0]}")
+        raise ValueError(
+            f"{location.text} is not a store and not empty (it has {strange[0]}): choose another folder"
+        )
 
 
 def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows in their order, some at a time; never no block at all."""
+    """The rows in order, in blocks of _READ_ROWS; at least one block, which may be empty."""
     for first in range(0, max(1, len(rows)), _READ_ROWS):
         yield rows[first : first + _READ_ROWS]

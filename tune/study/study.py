@@ -20,7 +20,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from features.files import has_parent, is_alive, is_here, this_process
+from features.files import has_parent, in_same_namespace, is_alive, this_process
 from tune.config import BASELINE_ROLE
 from tune.study.storage import MAX_RETRIES, experimental_is_fine, open_storage, without_password
 
@@ -190,7 +190,7 @@ def _is_lost(trial: FrozenTrial, has_heartbeat: bool) -> bool:
     worker, began = trial.user_attrs.get("worker"), trial.datetime_start
     if worker is None:  # it died between taking the trial and signing it; a living worker signs at once
         return began is not None and (datetime.now() - began).total_seconds() >= UNSIGNED_S
-    if is_here(worker):
+    if in_same_namespace(worker):
         return not is_alive(worker)
     return not has_heartbeat and time.time() - trial.user_attrs.get("seen", time.time()) > SILENT_S
 

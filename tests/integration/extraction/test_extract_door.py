@@ -52,7 +52,7 @@ def write_manifest(path: Path, videos: Path, extra: tuple[tuple[str, ...], ...] 
 
 
 def extract(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict, str]:
-    """Exit code, summary and stderr of the door."""
+    """(exit code, summary, stderr) of `python -m extract`."""
     code = main([str(word) for word in words] + ["--json"])
     out, err = capfd.readouterr()
     return code, json.loads(out) if out else {}, err
@@ -116,7 +116,7 @@ def test_a_folder_of_classes_works(videos: Path, tmp_path: Path, capfd: pytest.C
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_worker_processes_give_what_this_process_gives(
+def test_worker_processes_equal_this_process(
     workers: str, videos: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     manifest = write_manifest(tmp_path / "labels.csv", videos)
@@ -129,7 +129,7 @@ def test_worker_processes_give_what_this_process_gives(
 def test_a_broken_video_is_a_listed_failure_and_the_rest_is_done(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """And once it is mended, the same command extracts it and nothing else."""
+    """After it is fixed, the same command extracts this video only."""
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"this is no video")
     extra = ((str(broken), "engaged", "eve", "train"), ("nowhere.mp4", "engaged", "eve", "train"))
@@ -137,7 +137,7 @@ def test_a_broken_video_is_a_listed_failure_and_the_rest_is_done(
     code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
     assert code == 1
     assert {"done": 17, "failed": 1}.items() <= summary.items()
-    assert "not a video" in summary["failures"][0]["reason"]
+    assert "not a readable video" in summary["failures"][0]["reason"]
     assert "broken.mp4" in shown
     assert "line 10" in summary["problems"][0]["reason"]
     code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
@@ -156,7 +156,7 @@ def test_retry_failed_tries_the_failed_again_and_only_those(
     code, summary, shown = extract(capfd, *words, "--time-limit", "0.000001")
     assert code == 1
     assert summary["failed"] == 17
-    assert "given up" in summary["failures"][0]["reason"]
+    assert "stopped after" in summary["failures"][0]["reason"]
     code, summary, shown = extract(capfd, *words)
     assert {"done": 0, "failed": 17}.items() <= summary.items()
     code, summary, shown = extract(capfd, *words, "--retry-failed")
@@ -243,15 +243,15 @@ def test_crops_of_other_faces_are_not_added(
     store.write_row(1, embeddings=x[1], frames=frames[1])
     code, summary, _ = extract(capfd, *words, "--crops", "jpeg")
     assert code == 1
-    assert "the embeddings made now are not those stored" in summary["failures"][0]["reason"]
-    assert "the faces found now are not those" in summary["failures"][1]["reason"]
+    assert "the new embeddings differ from the stored ones" in summary["failures"][0]["reason"]
+    assert "the detected faces differ from those" in summary["failures"][1]["reason"]
 
 
-def test_a_part_that_failed_is_no_failure_where_nobody_asks_for_it(
+def test_failure_of_a_part_that_is_not_requested_is_ignored(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A run that adds crops failed in one clip: without crops nothing is amiss, and --retry-failed forgets
-    it there."""
+    """Adding crops failed in one clip: without crops nothing is listed, and --retry-failed deletes that
+    failure."""
     few = tmp_path / "few"
     few.mkdir()
     shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
@@ -274,7 +274,7 @@ def test_a_part_that_failed_is_no_failure_where_nobody_asks_for_it(
     assert {"done": 1, "skipped": 1, "failed": 0}.items() <= summary.items()
 
 
-def test_that_videos_are_extracted_again_is_said(
+def test_changed_videos_are_extracted_again_with_a_warning(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     few = tmp_path / "few"
@@ -287,13 +287,16 @@ def test_that_videos_are_extracted_again_is_said(
     code, summary, shown = extract(capfd, *words)
     assert code == 0, shown
     assert (summary["changed"], summary["done"]) == (2, 2)
-    assert "2 clips are extracted again: their videos have another size or time than before" in shown
+    assert (
+        "2 clips are extracted again, because their video's size or time or their end time has changed"
+        in shown
+    )
 
 
-def test_a_video_that_is_away_today_takes_nothing_from_what_is_done(
+def test_missing_video_keeps_its_extracted_rows(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Only what it lacks is a failure, and with the video back, --retry-failed mends that."""
+    """Only its missing parts fail; when the video is back, --retry-failed extracts them."""
     few = tmp_path / "few"
     few.mkdir()
     video = Path(shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4"))
@@ -316,10 +319,10 @@ def test_a_video_that_is_away_today_takes_nothing_from_what_is_done(
     assert {"done": 2, "failed": 0}.items() <= summary.items()
 
 
-def test_auto_goes_on_in_the_precision_of_the_store(
+def test_auto_precision_is_the_precision_of_the_store(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A store begun in float32 and resumed without saying so equals one made in float32."""
+    """A store started in float32 and continued without --precision equals one made in float32."""
     manifest = write_manifest(tmp_path / "labels.csv", videos)
     words = ("--data", manifest, *QUICK)
     resumed, whole = tmp_path / "resumed.zarr", tmp_path / "whole.zarr"
@@ -342,17 +345,17 @@ def test_check_says_what_auto_means_here(capfd: pytest.CaptureFixture[str]) -> N
     assert ("yes: --precision auto uses it" if meant == "bf16" else "no: --precision auto is f32") in shown
 
 
-def test_other_numerics_are_measured_against_the_store(
+def test_other_numerics_are_compared_with_the_store(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Recorded, not refused; how far embeddings differ is said where it is done."""
+    """Recorded, not refused; a warning has the difference of the embeddings."""
     manifest = write_manifest(tmp_path / "labels.csv", videos)
     words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
     assert extract(capfd, *words, "--shard", "0/2", "--precision", "f32")[0] == 0
     code, _, shown = extract(capfd, *words, "--precision", "f32", "--backend", "torch")
     assert code == 0, shown
-    assert "backend openvino then, torch now" in shown
-    assert "worst cosine between embeddings is 1.0000" in shown
+    assert "backend openvino before, torch now" in shown
+    assert "lowest cosine between stored and new embeddings is 1.0000" in shown
     assert [numerics["backend"] for numerics in FeatureStore.open(tmp_path / "s.zarr").other_numerics] == [
         "torch"
     ]
@@ -422,7 +425,7 @@ def test_a_sample_is_verified_with_its_geometry_and_under_its_recipe(
     assert "geometry differs (eyeBlinkLeft by 0.3" in summary["differing"][0]["reason"]
     code, _, shown = extract(capfd, *words, "--verify-sample", "5", "--encoder", "efficientnet_lite0")
     assert code == 2
-    assert "encoder.dim: 1280 here, 960 there" in shown
+    assert "encoder.dim: 1280 vs 960" in shown
     assert "Traceback" not in shown
 
 
@@ -446,10 +449,10 @@ def test_the_next_command_can_be_pasted(
     )
 
 
-def test_a_store_that_cannot_be_tidied_up_is_extracted_all_the_same(
+def test_failed_finalize_is_a_warning(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rows are written by then: a warning, and the summary."""
+    """All rows are written by then: a warning, and the summary."""
     few = tmp_path / "few"
     few.mkdir()
     shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
@@ -462,11 +465,14 @@ def test_a_store_that_cannot_be_tidied_up_is_extracted_all_the_same(
     code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
     assert code == 0
     assert summary["done"] == 2
-    assert "Read-only file system; the next extraction into this store tidies up" in shown
+    assert (
+        "Read-only file system; all rows are written, and the next extraction into this store cleans up"
+        in shown
+    )
 
 
 @pytest.fixture
-def lone_landmarker(landmarker_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def landmarker_only(landmarker_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that holds the landmarker and no detector, on a machine without network."""
 
     def refuse(asset: model_files.Asset) -> bytes:
@@ -490,16 +496,14 @@ def square_of(detector: Path, folder: Path) -> str:
     return recipe.geometry.square
 
 
-@pytest.mark.usefixtures("lone_landmarker")
-def test_a_detector_of_ones_own_needs_no_other(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("landmarker_only")
+def test_custom_detector_needs_no_other_detector(tmp_path: Path) -> None:
     (tmp_path / "mine.tflite").write_bytes(b"another detector")
     assert square_of(tmp_path / "mine.tflite", tmp_path) == OWN_SQUARE
 
 
-@pytest.mark.usefixtures("lone_landmarker")
-def test_the_short_detector_is_known_by_its_bytes_wherever_they_lie(
-    detector_path: Path, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("landmarker_only")
+def test_short_detector_is_recognised_by_its_hash(detector_path: Path, tmp_path: Path) -> None:
     shutil.copy(detector_path, tmp_path / "mine.tflite")
     assert square_of(tmp_path / "mine.tflite", tmp_path) == CROP_SQUARE
 
@@ -522,14 +526,14 @@ def test_another_recipe_is_refused_by_name(
         (("--weights", "nowhere.pth"), "nowhere.pth"),
         (("--detector", "nowhere.tflite"), "nowhere.tflite"),
         (("--workers", "-1"), "--workers"),
-        (("--window", "0"), "--window must be a number above 0, got 0.0"),
-        (("--window", "-1"), "--window must be a number above 0, got -1.0"),
-        (("--window", "inf"), "--window must be a number above 0, got inf"),
-        (("--fps", "nan"), "--fps must be a number above 0, got nan"),
-        (("--fps", "inf"), "--fps must be a number above 0, got inf"),
+        (("--window", "0"), "--window must be a finite number above 0, got 0.0"),
+        (("--window", "-1"), "--window must be a finite number above 0, got -1.0"),
+        (("--window", "inf"), "--window must be a finite number above 0, got inf"),
+        (("--fps", "nan"), "--fps must be a finite number above 0, got nan"),
+        (("--fps", "inf"), "--fps must be a finite number above 0, got inf"),
         (("--fps", "1e9"), "100,000"),
         (("--verify-sample", "-3"), "--verify-sample must be at least 0"),
-        (("--fps", "0"), "--fps must be a number above 0, got 0.0"),
+        (("--fps", "0"), "--fps must be a finite number above 0, got 0.0"),
         (("--time-limit", "nan"), "--time-limit must be above 0, got nan"),
     ],
 )

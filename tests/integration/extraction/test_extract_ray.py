@@ -1,4 +1,4 @@
-"""The same jobs on a local Ray cluster of two workers: one is killed, a video kills whoever opens it."""
+"""Extraction on a local Ray cluster of two workers: one is killed, one video kills its workers."""
 
 import json
 import os
@@ -73,10 +73,10 @@ def test_ray_gives_what_local_workers_give_though_one_is_killed(
     require_equal_stores(ray_store, tmp_path / "local.zarr")
 
 
-def test_a_video_that_kills_its_actor_is_a_listed_failure(
+def test_video_that_kills_its_actor_is_a_listed_failure(
     real_clips: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever opens it dies, each time; the others are done. A video that hangs is given up too."""
+    """Each actor that opens it dies; other videos are done. A video that hangs fails too."""
     face = looped(face_frames(real_clips["carphone"], 40, 176, 144), 240)
     (tmp_path / "data" / "engaged").mkdir(parents=True)
     for name in ("a.mp4", "b.mp4", "hangs.mp4", "poison.mp4"):

@@ -1,4 +1,4 @@
-"""What can go wrong while extracting: bad files, kills, full disks, stores and videos that vanish."""
+"""Failures during extraction: bad files, kills, full disks, deleted stores and videos."""
 
 import json
 import multiprocessing
@@ -76,12 +76,12 @@ def make_bad_files(folder: Path, face: list[np.ndarray]) -> dict[str, str]:
     (folder / "front.mp4").unlink()
     return {
         "zero.mp4": "empty",
-        "text.mp4": "not a video",
-        "cut, index at the end.mp4": "not a video",
-        "cut, index in front.mp4": "cut short",
+        "text.mp4": "not a readable video",
+        "cut, index at the end.mp4": "not a readable video",
+        "cut, index in front.mp4": "truncated",
         "audio.mp4": "no video",
-        "one.mp4": "single frame",
-        "key.mp4": "cut short",
+        "one.mp4": "only one frame",
+        "key.mp4": "truncated",
     }
 
 
@@ -174,15 +174,17 @@ def run(data: Path, store: Path, capfd: pytest.CaptureFixture[str], *words: str)
     return code, json.loads(out) if out else {}, err
 
 
-def test_a_video_that_never_ends_is_given_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Thirty thousand frames in two seconds: the time limit ends it, with the reason."""
+def test_video_over_its_time_limit_is_a_listed_failure(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Thirty thousand frames in two seconds: the time limit stops it, with the reason."""
     (tmp_path / "data" / "engaged").mkdir(parents=True)
     tiny = [np.full((16, 16, 3), value, np.uint8) for value in range(50)]
     path = tmp_path / "data" / "engaged" / "endless.mp4"
     write_video(path, looped(tiny, 30000), 15000, options={"preset": "ultrafast"})
     code, summary, _ = run(tmp_path / "data", tmp_path / "s.zarr", capfd, "--time-limit", "0.3")
     assert code == 1
-    assert "given up after" in summary["failures"][0]["reason"]
+    assert "stopped after" in summary["failures"][0]["reason"]
 
 
 def test_a_worker_that_dies_once_loses_nothing(
@@ -215,7 +217,7 @@ def test_a_video_that_kills_two_workers_is_a_listed_failure(
     assert code == 0
 
 
-def test_videos_that_kill_whoever_opens_them_end_no_run(
+def test_videos_that_kill_their_workers_do_not_end_the_run(
     real_clips: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Six in a row, each tried twice: all are listed."""
@@ -338,9 +340,9 @@ def is_gone(group: int) -> bool:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, *STOPS])
-def test_a_polite_stop_saves_what_was_done(long_manifest: Path, tmp_path: Path, stop: signal.Signals) -> None:
-    """Ctrl-C, SLURM's SIGTERM, a closed terminal (to the whole group): a line instead of a traceback, and no
-    process left."""
+def test_interruption_keeps_finished_clips(long_manifest: Path, tmp_path: Path, stop: signal.Signals) -> None:
+    """Ctrl-C, SLURM's SIGTERM, a closed terminal (to the whole group): one line, no traceback, no process
+    left."""
     store = tmp_path / "s.zarr"
     command = [sys.executable, "-m", "extract", "--data", str(long_manifest), "--out", str(store), *QUICK]
     process = subprocess.Popen(
@@ -352,7 +354,7 @@ def test_a_polite_stop_saves_what_was_done(long_manifest: Path, tmp_path: Path, 
     os.killpg(process.pid, stop)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "what was done is saved" in said
+    assert "finished clips are saved" in said
     assert "Traceback" not in said
     assert is_gone(process.pid)
     done = len(rows_written(store))
@@ -403,12 +405,12 @@ def test_ctrl_c_while_workers_begin_is_one_line(long_manifest: Path, tmp_path: P
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "what was done is saved" in said
+    assert "finished clips are saved" in said
     assert "Traceback" not in said
     assert is_gone(process.pid)
 
 
-def test_a_store_deleted_while_it_is_filled_is_one_clear_error(
+def test_store_deleted_during_extraction_is_a_one_line_error(
     long_manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     store = tmp_path / "s.zarr"
@@ -452,14 +454,14 @@ def test_a_video_replaced_half_way_is_extracted_by_the_next_run(
     code, summary, _ = run(long_manifest, store, capfd)
     assert code == 1
     assert (summary["done"], summary["failed"]) == (8, 8)
-    assert "changed while it was read" in summary["failures"][0]["reason"]
+    assert "changed since planning" in summary["failures"][0]["reason"]
     code, summary, _ = run(long_manifest, store, capfd)
     assert code == 0
     assert {"done": 8, "skipped": 8, "failed": 0, "changed": 8}.items() <= summary.items()
 
 
-def test_a_full_disk_and_a_read_only_one(long_manifest: Path, tmp_path: Path) -> None:
-    """On a file system of 200 kB: one clear line; with more room the same command finishes."""
+def test_full_and_read_only_disks_are_one_line_errors(long_manifest: Path, tmp_path: Path) -> None:
+    """On a file system of 200 kB: one line; with more space the same command finishes."""
     disk = tmp_path / "disk"
     disk.mkdir()
     words = [sys.executable, "-m", "extract", "--data", long_manifest, "--out", disk / "s.zarr", *QUICK]

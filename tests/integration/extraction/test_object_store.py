@@ -91,8 +91,8 @@ def test_object_store_grows_fails_and_deletes(bucket: str) -> None:
         FeatureStore.open(address)
 
 
-def test_who_is_deleted_on_object_storage_does_not_come_back(bucket: str) -> None:
-    """A worker that was told before writes the row again; the next planner clears it."""
+def test_row_written_after_a_deletion_on_object_storage_is_cleared(bucket: str) -> None:
+    """A worker that opened the store before writes the row again; the next planner deletes it."""
     address = f"{bucket}/back.zarr"
     worker = write_store(address, 4)
     assert delete(address, "p1") == 1
@@ -103,7 +103,7 @@ def test_who_is_deleted_on_object_storage_does_not_come_back(bucket: str) -> Non
     assert not FeatureStore.open(address).present("embeddings")[1]
 
 
-def test_a_copy_of_a_store_on_object_storage_goes_by_its_address_not_its_spelling(
+def test_packed_copy_on_object_storage_depends_on_the_address_not_its_spelling(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
@@ -118,7 +118,7 @@ def test_a_copy_of_a_store_on_object_storage_goes_by_its_address_not_its_spellin
 def test_object_store_has_one_planner(bucket: str) -> None:
     """Put-if-absent keeps the second one out."""
     place = location_of(f"{bucket}/locked.zarr")
-    with planner_lock(place), pytest.raises(ValueError, match="is being planned by another process"):
+    with planner_lock(place), pytest.raises(ValueError, match="is locked by another process"):
         with planner_lock(place, wait_s=0.2):
             pass
     with planner_lock(place, wait_s=0.2):
@@ -178,7 +178,7 @@ def test_extract_writes_into_object_storage(
     assert verify_store(store) == []
 
 
-def test_a_head_is_trained_and_judged_on_object_storage(
+def test_head_is_trained_and_evaluated_on_object_storage(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from seqmodel.__main__ import main as seqmodel
@@ -193,13 +193,13 @@ def test_a_head_is_trained_and_judged_on_object_storage(
         assert seqmodel(["evaluate", "--run", run, "--bootstrap-rounds", "20", *words]) == 0
 
 
-def test_what_object_storage_refuses_is_one_clear_line(
+def test_object_storage_error_is_a_one_line_error(
     bucket: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bucket that is not there, a server that is not there: exit code 2, no traceback."""
+    """A missing bucket, a missing server: exit code 2, no traceback."""
     assert main(["info", "s3://no-such-bucket/a.zarr"]) == 2
     assert "error: " in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"s3://no-such-bucket/a\.zarr: there is no such bucket"):
+    with pytest.raises(ValueError, match=r"s3://no-such-bucket/a\.zarr: no such bucket"):
         plan("s3://no-such-bucket/a.zarr", clips_of(1), WITH_GEOMETRY, numerics={})
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     assert main(["info", f"{bucket}/a.zarr"]) == 2

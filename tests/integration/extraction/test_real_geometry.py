@@ -31,7 +31,7 @@ def one_frame_clips(folder: Path) -> Path:
     return folder / "frames.npz"
 
 
-def test_the_lowest_level_is_told_from_the_rest_in_people_never_seen(
+def test_lowest_level_is_recognised_in_unseen_subjects(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Better than a logistic regression (.87) on the clips with a face: .91 where heads train in bfloat16;

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from features.files import here, is_alive, is_here, this_process
+from features.files import in_same_namespace, is_alive, process_namespace, this_process
 from features.store.location import location_of
 from features.store.lock import planner_lock
 from seqmodel.config import LabelArgs
@@ -57,9 +57,9 @@ def args_for(folder: Path, **changes: Any) -> TuneArgs:
 
 
 def test_a_process_is_here_where_host_and_namespace_are_ours() -> None:
-    assert is_here(this_process())
-    assert not is_here(here() | {"host": "elsewhere"})
-    assert not is_here(here() | {"namespace": "another"})
+    assert in_same_namespace(this_process())
+    assert not in_same_namespace(process_namespace() | {"host": "elsewhere"})
+    assert not in_same_namespace(process_namespace() | {"namespace": "another"})
 
 
 @pytest.mark.skipif(not has_containers(), reason="no user namespaces here (unshare --user --pid)")
@@ -70,9 +70,9 @@ def test_a_living_process_of_another_container_of_one_host_name_is_not_taken_for
         try:
             assert planner.stdout is not None
             worker = json.loads(planner.stdout.readline())
-            assert worker["host"] == here()["host"]
+            assert worker["host"] == process_namespace()["host"]
             assert not is_alive(worker), "not under its number here"
-            assert not is_here(worker)
+            assert not in_same_namespace(worker)
             with pytest.raises(ValueError, match=f"process {worker['pid']} on"):
                 with planner_lock(place, wait_s=0.5):
                     pass

@@ -1,4 +1,4 @@
-"""The demo set: a face where one is meant, labels by duration, people kept apart, the same set every time."""
+"""The demo set: faces are detected, labels follow event lengths, subjects are disjoint, seeds repeat."""
 
 import csv
 from collections import Counter
@@ -52,7 +52,7 @@ def test_a_set_is_listed_in_its_csv(tiny_demo: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_detector_finds_the_faces_that_are_meant_to_be_seen(tiny_demo: Path, detector_path: Path) -> None:
+def test_detector_finds_the_rendered_faces(tiny_demo: Path, detector_path: Path) -> None:
     cropper = FaceCropper(Pixels((sha256_of(detector_path),)), (detector_path,))
     found = meant = 0
     for script in [*clip_scripts(16, 0), unseen_script(0)[0]]:
@@ -71,7 +71,7 @@ def test_the_detector_finds_the_faces_that_are_meant_to_be_seen(tiny_demo: Path,
     assert found / meant >= 0.95
 
 
-def test_the_default_set_keeps_people_apart_and_both_labels_everywhere() -> None:
+def test_default_set_has_disjoint_subjects_and_both_labels_in_each_subset() -> None:
     scripts = clip_scripts(NUM_CLIPS, 0)
     sides: dict[int, set[str]] = {}
     for script in scripts:
@@ -86,7 +86,7 @@ def test_the_default_set_keeps_people_apart_and_both_labels_everywhere() -> None
     assert {s.behaviour for s in scripts if s.label == "distracted"} == set(DISTRACTED)
 
 
-def test_labels_are_decided_by_how_long_a_spell_lasts() -> None:
+def test_labels_depend_on_the_length_of_events() -> None:
     for script in clip_scripts(NUM_CLIPS, 0):
         longest = max((event.end_s - event.start_s for event in script.events), default=0.0)
         if script.label == "engaged":
@@ -99,7 +99,7 @@ def test_labels_are_decided_by_how_long_a_spell_lasts() -> None:
         assert all(end < start for end, start in zip(ends, starts[1:], strict=False))
 
 
-def test_a_single_frame_cannot_tell() -> None:
+def test_single_frames_do_not_show_the_label() -> None:
     # Each pose that a distracted person holds occurs in engaged clips too: half of them or more contain it.
     turned = [
         any(abs(pose.yaw) > 20 for pose in poses(script))
@@ -115,7 +115,7 @@ def test_a_single_frame_cannot_tell() -> None:
     assert np.median(facing) > 0.2
 
 
-def test_the_unseen_minute_is_what_its_csv_says_in_every_window() -> None:
+def test_unseen_video_matches_its_csv_in_every_window() -> None:
     script, parts = unseen_script(0)
     for start_s, end_s, label in parts:
         for at_s in np.arange(start_s, end_s - CLIP_S + 0.01, 1.0):
@@ -143,13 +143,13 @@ def test_a_set_of_no_clips_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["labels.csv", "unseen.csv"])
-def test_a_table_of_ones_own_is_not_overwritten(
+def test_labels_csv_of_the_user_is_not_overwritten(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
-    """A folder of videos often has a labels.csv; one that the demo wrote is written anew."""
+    """A folder of videos often has a labels.csv; one written by the demo is replaced."""
     (tmp_path / name).write_text("path,label\nmine.mp4,engaged\n", encoding="utf-8")
     assert main(["demo", "--out", str(tmp_path), "--clips", "1"]) == 2
-    assert f"{name} is there and was not written by the demo" in capfd.readouterr().err
+    assert f"{name} exists and was not written by the demo" in capfd.readouterr().err
     assert [item.name for item in tmp_path.iterdir()] == [name]
     assert "mine.mp4" in (tmp_path / name).read_text(encoding="utf-8")
 

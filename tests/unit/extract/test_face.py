@@ -47,10 +47,10 @@ def test_as_many_faces_as_published(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pexels", "carphone", "face_noface", "group_photo"])
-def test_the_short_detector_run_directly_sees_what_mediapipe_sees(
+def test_short_detector_run_directly_equals_mediapipe(
     detector_path: Path, real_clips: dict[str, Path], name: str
 ) -> None:
-    """The same faces: boxes but for MediaPipe cutting corner and size to whole pixels, scores within .01."""
+    """The same faces: boxes equal up to MediaPipe's rounding to whole pixels, scores within 0.01."""
     if name == "group_photo":
         frames = [cv2.cvtColor(cv2.imread(str(real_clips[name])), cv2.COLOR_BGR2RGB)]
     else:
@@ -68,7 +68,9 @@ def test_the_short_detector_run_directly_sees_what_mediapipe_sees(
     assert any(by_mediapipe)
 
 
-def test_no_face_is_a_fact_not_the_old_box(cropper: FaceCropper, real_clips: dict[str, Path]) -> None:
+def test_frame_without_a_face_does_not_return_the_old_box(
+    cropper: FaceCropper, real_clips: dict[str, Path]
+) -> None:
     cropper.reset()
     with_face = next(read_video(real_clips["single"])).rgb()
     assert cropper.crop(with_face).image is not None
@@ -163,13 +165,13 @@ def test_detectors_abandoned_in_a_cycle_do_not_stop_the_garbage_collector(tmp_pa
 
 
 def test_the_number_of_files_must_fit_the_recipe(detector_path: Path) -> None:
-    with pytest.raises(ValueError, match="1 detectors, 2 files"):
+    with pytest.raises(ValueError, match="1 detectors, got 2 files"):
         FaceCropper(PIXELS, (detector_path, detector_path))
 
 
 def test_a_file_that_is_no_detector_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.tflite").write_text("no model", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"text\.tflite is no face detector of MediaPipe's"):
+    with pytest.raises(ValueError, match=r"text\.tflite is not a MediaPipe face detector"):
         FaceCropper(Pixels(("0" * 64,)), [tmp_path / "text.tflite"])
 
 

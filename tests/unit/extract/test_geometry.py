@@ -1,4 +1,4 @@
-"""The second stream: equal to MediaPipe's own call, right about known faces, blank where there is no face."""
+"""Geometry: equal to MediaPipe's own call, correct for known angles, NaN without a face."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -126,7 +126,9 @@ def test_closed_eyes_score_above_open_ones(
             assert closed[f"eyeBlink{side}"] > opened[f"eyeBlink{side}"] + 0.1
 
 
-def test_where_the_face_is_does_not_turn_it(geometry: FaceGeometry, cropper: FaceCropper) -> None:
+def test_position_in_the_frame_does_not_change_the_angles(
+    geometry: FaceGeometry, cropper: FaceCropper
+) -> None:
     # The camera of the demo sees no perspective: what turns with the place is the line of sight alone.
     rendered = make_face(looks_of(0, 0))
     left, right = (read(geometry, cropper, draw(rendered, Pose(x=x))) for x in (-45.0, 45.0))
@@ -136,7 +138,7 @@ def test_where_the_face_is_does_not_turn_it(geometry: FaceGeometry, cropper: Fac
     assert -90 < left["z_cm"] < -20
 
 
-def test_no_face_measures_nothing(geometry: FaceGeometry) -> None:
+def test_geometry_without_a_face_is_nan(geometry: FaceGeometry) -> None:
     grey = np.full((240, 320, 3), 127, np.uint8)
     nothing = geometry.measure(grey, Crop(None, (np.nan,) * 4, 0.0))
     wrong = geometry.measure(grey, Crop(grey, (100.0, 80.0, 180.0, 160.0), 0.9))
@@ -146,7 +148,7 @@ def test_no_face_measures_nothing(geometry: FaceGeometry) -> None:
     assert np.isnan(wrong).all()
 
 
-def test_measuring_keeps_no_memory(
+def test_geometry_does_not_depend_on_earlier_frames(
     geometry: FaceGeometry, cropper: FaceCropper, puppets: list[RenderedFace]
 ) -> None:
     one, other = (draw(rendered, Pose()) for rendered in puppets[:2])
@@ -156,7 +158,7 @@ def test_measuring_keeps_no_memory(
 
 
 def test_a_recipe_of_other_features_is_refused(landmarker_path: Path) -> None:
-    with pytest.raises(ValueError, match="has 2 features, this version measures 61"):
+    with pytest.raises(ValueError, match="has 2 features, this version computes 61"):
         FaceGeometry(GeometryId("0" * 64, ("yaw_rad", "pitch_rad")), landmarker_path)
 
 
@@ -166,7 +168,7 @@ def test_a_file_that_is_no_landmarker_is_refused(tmp_path: Path) -> None:
         FaceGeometry(GeometryId("0" * 64, FEATURES), tmp_path / "x.task")
 
 
-def test_procrustes_gives_a_known_move_back() -> None:
+def test_procrustes_recovers_a_known_transform() -> None:
     rng = np.random.default_rng(0)
     source = rng.normal(size=(20, 3))
     turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))

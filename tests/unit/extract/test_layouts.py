@@ -1,4 +1,4 @@
-"""The data sets people have: small trees of each layout, with their traps, around real clips."""
+"""Data set formats: small examples of each, with their known irregularities, around real clips."""
 
 import csv
 import json
@@ -92,7 +92,7 @@ def test_a_second_file_of_one_daisee_clip_is_counted(daisee: Path, clip_file: by
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
-def test_people_on_another_disk_are_found_by_their_link(daisee: Path, tmp_path: Path) -> None:
+def test_subject_folders_may_be_links(daisee: Path, tmp_path: Path) -> None:
     people = daisee / "DataSet" / "Train"
     wanted = read_dataset(daisee)
     (people / "110001").rename(tmp_path / "110001")
@@ -136,7 +136,7 @@ def check_engagenet(index: DatasetIndex) -> None:
     assert index.unpaired_videos == ("Train/subject_9_cd34_vid_0_9.mp4",)
     assert index.unpaired_labels == ("subject_99_no_vid_0_0",)
     assert index.dropped == (("subject not present", 1),)
-    assert "validation will serve as test" in index.notes[0]
+    assert "validation is used as test" in index.notes[0]
 
 
 def test_engagenet_is_read_from_spreadsheets(clip_file: bytes, tmp_path: Path) -> None:
@@ -175,17 +175,17 @@ def test_engagenet_is_read_from_the_one_csv(clip_file: bytes, tmp_path: Path) ->
         (b"", "final_labels.csv is empty"),
     ],
 )
-def test_a_label_table_that_is_no_table_is_named(
+def test_damaged_label_table_is_an_error_with_its_line(
     clip_file: bytes, tmp_path: Path, content: bytes, said: str
 ) -> None:
-    """Rather than that labels are lost behind a stray quote."""
+    """Labels after a stray quote must not be lost silently."""
     engagenet_files(tmp_path, clip_file)
     put(tmp_path / "final_labels.csv", content)
     with pytest.raises(ValueError, match=said):
         read_dataset(tmp_path)
 
 
-def test_a_label_table_may_be_parted_by_semicolons(clip_file: bytes, tmp_path: Path) -> None:
+def test_label_table_may_use_semicolons(clip_file: bytes, tmp_path: Path) -> None:
     engagenet_files(tmp_path, clip_file)
     lines = [("chunk", "label"), *ENGAGENET_ROWS, ("subject_12_ef_vid_1_0.mp4", "Barely-engaged")]
     put(tmp_path / "final_labels.csv", "\r\n".join(map(";".join, lines)).encode())
@@ -208,10 +208,10 @@ def test_engagenet_with_labelled_test_clips_keeps_its_three_splits(clip_file: by
         "subject_9_cd34_vid_0_0#0": "test",
         "subject_21_gh_vid_0_0#0": "test",
     }
-    assert not any("will serve as test" in note for note in index.notes)
+    assert not any("is used as test" in note for note in index.notes)
 
 
-def test_what_is_no_spreadsheet_is_said(clip_file: bytes, tmp_path: Path) -> None:
+def test_damaged_spreadsheet_is_an_error(clip_file: bytes, tmp_path: Path) -> None:
     engagenet_files(tmp_path, clip_file)
     put(tmp_path / "train_engagement_labels.xlsx", b"PK nonsense")
     with pytest.raises(ValueError, match=r"not an \.xlsx"):
@@ -259,8 +259,8 @@ def test_aihub_is_read_by_segment(aihub: Path) -> None:
     assert "02-04-81" in index.unpaired_labels[0]
     assert len(index.manifest.problems) == 1
     assert "02-04-80" in index.manifest.problems[0].clip_id
-    assert any("5 labels say something else than the folder" in note for note in index.notes)
-    assert any("validation will serve as test" in note for note in index.notes)
+    assert any("5 labels differ from the class of their folder" in note for note in index.notes)
+    assert any("validation is used as test" in note for note in index.notes)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
@@ -278,7 +278,7 @@ def test_aihub_on_several_disks_is_found_by_its_links(aihub: Path, tmp_path_fact
 def test_names_that_are_not_utf8_are_problems_in_every_layout(
     daisee: Path, aihub: Path, clip_file: bytes, tmp_path: Path
 ) -> None:
-    """And nothing that is told of them cannot be printed."""
+    """And all their messages can be printed."""
     name = os.fsdecode(b"caf\xe9")
     engagenet = tmp_path / "EngageNet"
     engagenet_files(engagenet, clip_file)
@@ -299,8 +299,8 @@ def test_names_that_are_not_utf8_are_problems_in_every_layout(
             text.encode()
 
 
-def test_folders_above_the_data_name_no_split(aihub: Path, tmp_path: Path) -> None:
-    """People keep their data in folders of any name."""
+def test_folders_above_the_data_do_not_set_the_split(aihub: Path, tmp_path: Path) -> None:
+    """Users keep their data in folders of any name."""
     below = tmp_path / "training" / "Validation" / "data"
     below.mkdir(parents=True)
     for item in list(aihub.iterdir()):
@@ -311,7 +311,7 @@ def test_folders_above_the_data_name_no_split(aihub: Path, tmp_path: Path) -> No
 
 def test_aihub_without_subjects_says_so(aihub: Path) -> None:
     notes = read_dataset(aihub).notes
-    assert any("no clip names a subject" in note for note in notes)
+    assert any("no clip has a subject" in note for note in notes)
     with pytest.raises(ValueError, match="matches no path"):
         read_dataset(aihub, subject_regex="nobody")
     with pytest.raises(ValueError, match="not a regular expression"):
@@ -367,7 +367,7 @@ def test_a_layout_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file or folder"):
         read_dataset(tmp_path / "nothing")
     file = put(tmp_path / "labels.csv", b"path,label\n")
-    with pytest.raises(ValueError, match="wants the data set's folder"):
+    with pytest.raises(ValueError, match="needs the data set's folder"):
         read_dataset(file, "daisee")
 
 
@@ -383,7 +383,7 @@ def test_a_sample_is_balanced_and_the_same_each_time() -> None:
     assert [clip.clip_id for clip in chosen] == [clip.clip_id for clip in sample_clips(clips, 20)]
     assert chosen == [clip for clip in clips if clip in chosen]
     assert len(sample_clips(clips, 1000)) == 100
-    with pytest.raises(ValueError, match=re.escape(f"2 times: {clips[3].clip_id}")):
+    with pytest.raises(ValueError, match=re.escape(f"{clips[3].clip_id}, 2 times")):
         sample_clips([*clips, clips[3]], 1000)
     assert sample_clips([], 3) == []
 
@@ -403,10 +403,10 @@ def test_a_sample_is_balanced_over_splits() -> None:
 
 
 @pytest.mark.slow
-def test_daisee_goes_through_the_door(
+def test_daisee_with_dry_run_limit_and_verify_sample(
     daisee: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """--dry-run counts and forecasts without writing, --limit draws few, --verify-sample compares."""
+    """--dry-run counts and estimates without writing, --limit selects few clips, --verify-sample compares."""
     words = ["--data", str(daisee), "--out", str(tmp_path / "s.zarr"), "--weights", "random", "--json"]
     words += ["--geometry", "off", "--workers", "0", "--window", "2"]
     assert main([*words, "--dry-run"]) == 0

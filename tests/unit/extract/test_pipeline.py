@@ -1,4 +1,4 @@
-"""One video to rows: what a row holds, and that it depends on nothing but file, window and recipe."""
+"""Extraction of one video: the values of a row depend only on file, window and recipe."""
 
 from dataclasses import replace
 from itertools import count
@@ -74,8 +74,8 @@ def assert_same(a: WindowFeatures, b: WindowFeatures) -> None:
     assert a.crops == b.crops
 
 
-def test_a_row_is_the_kernels_applied_frame_by_frame(long_video: Path, extractor: FeatureExtractor) -> None:
-    """What the pipeline stores is what cropper and engine give for the frames at 0, 1/3, 2/3, … s."""
+def test_row_equals_cropper_and_engine_frame_by_frame(long_video: Path, extractor: FeatureExtractor) -> None:
+    """A row has what cropper and engine return for the frames at 0, 1/3, 2/3, … s."""
     (row,) = rows_of(long_video, windows((0, 2)), extractor)
     assert row.frames.shape == (6, 6)
     frames = {round(frame.pts_s, 3): frame.rgb() for frame in read_video(long_video)}
@@ -110,7 +110,7 @@ def test_overlapping_windows_are_each_whole(long_video: Path, extractor: Feature
         assert_same(row, rows_of(long_video, windows(span), extractor)[0])
 
 
-def test_only_the_parts_asked_for_are_computed(long_video: Path, extractor: FeatureExtractor) -> None:
+def test_only_requested_parts_are_computed(long_video: Path, extractor: FeatureExtractor) -> None:
     timer = StageTimer()
     (row,) = rows_of(long_video, windows((0, 2), parts=frozenset({"geometry"})), extractor, timer=timer)
     assert row.embeddings is None
@@ -199,13 +199,13 @@ def test_a_video_replaced_while_it_is_read_is_a_failure(
     (tmp_path / "new.mp4").replace(video)
     assert [isinstance(outcome, FailedWindow) for outcome in outcomes] == [True, True]
     assert store.table().state.tolist() == [1, 2, 2]
-    assert store.table().failure[1] == "the file was changed while it was read: extract once more"
+    assert store.table().failure[1] == "the file has changed since planning: extract it again"
 
 
-def test_two_people_one_after_the_other_do_not_mix(
+def test_window_does_not_follow_the_face_of_the_window_before(
     real_clips: dict[str, Path], extractor: FeatureExtractor, tmp_path: Path
 ) -> None:
-    """A window starts without memory of the face before it."""
+    """A window starts without the last box of the window before it."""
     first = face_frames(real_clips["single"], 20, 176, 144)
     second = face_frames(real_clips["carphone"], 20, 176, 144)
     both = write_video(tmp_path / "both.mp4", first + second, 10)
@@ -213,7 +213,7 @@ def test_two_people_one_after_the_other_do_not_mix(
     assert_same(rows_of(both, windows((0.0, 2.0), (2.0, 4.0)), extractor)[1], alone)
 
 
-def test_a_video_that_takes_too_long_is_given_up(long_video: Path, extractor: FeatureExtractor) -> None:
+def test_video_over_its_time_limit_fails(long_video: Path, extractor: FeatureExtractor) -> None:
     outcomes = list(extract_video(Job(long_video, windows((0, 2), (6, 8)), time_limit_s=0), extractor))
     assert all(isinstance(outcome, FailedWindow) for outcome in outcomes)
-    assert "given up after" in outcomes[0].reason
+    assert "stopped after" in outcomes[0].reason

@@ -88,7 +88,7 @@ def test_a_millisecond_rounding_does_not_skip_a_frame() -> None:
     fps=st.floats(0.2, 30),
     start_s=st.floats(0, 5),
 )
-def test_each_sample_answers_a_target_that_no_earlier_frame_did(
+def test_each_sample_is_the_first_frame_for_some_target(
     steps: list[float], fps: float, start_s: float
 ) -> None:
     pts = np.cumsum(steps)
@@ -111,10 +111,8 @@ def test_spans_lose_no_frame_between_them() -> None:
     assert spans.is_over
 
 
-def test_leaving_out_what_is_not_wanted_changes_no_sample(
-    real_clips: dict[str, Path], tmp_path: Path
-) -> None:
-    """The same times and the same pixels, from fewer decoded frames; in MJPEG nearly all can be left out."""
+def test_skipping_unneeded_frames_changes_no_sample(real_clips: dict[str, Path], tmp_path: Path) -> None:
+    """The same times and pixels from fewer decoded frames; in MJPEG nearly all can be skipped."""
     mjpeg = write_video(
         tmp_path / "m.avi", face_frames(real_clips["single"], 40), 30, codec="mjpeg", pix_fmt="yuvj420p"
     )
@@ -252,10 +250,8 @@ def test_pieces_of_a_recording_have_their_own_length(
         assert len(times(read_video(path))) == 50
 
 
-def test_a_matroska_file_that_was_cut_off_still_promises_its_length(
-    real_clips: dict[str, Path], tmp_path: Path
-) -> None:
-    """So that what is missing is noticed."""
+def test_truncated_matroska_file_keeps_its_full_duration(real_clips: dict[str, Path], tmp_path: Path) -> None:
+    """So that the missing part is noticed."""
     path = write_video(tmp_path / "v.mkv", looped(face_frames(real_clips["carphone"], 40, 96, 64), 50), 10)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert probe(path).duration_s == pytest.approx(5)
@@ -297,10 +293,10 @@ def test_a_name_with_spaces_hangul_and_emoji_opens(real_clips: dict[str, Path], 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows allows no colon in a file's name")
-def test_a_name_with_a_colon_is_no_protocol(
+def test_name_with_a_colon_is_not_a_protocol(
     real_clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not beside a labels.csv of the same folder either, where the path has no slash before the colon."""
+    """Also next to a labels.csv in the same folder, where the path has no slash before the colon."""
     monkeypatch.chdir(tmp_path)
     name = "2026-11-25T10:30:00.mp4"
     Path(name).write_bytes(real_clips["single"].read_bytes())
@@ -311,9 +307,13 @@ def test_a_name_with_a_colon_is_no_protocol(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"", "empty"), (b"path,label\nx.mp4,engaged\n" * 50, "not a video"), (b"\x00" * 4000, "not a video")],
+    [
+        (b"", "empty"),
+        (b"path,label\nx.mp4,engaged\n" * 50, "not a readable video"),
+        (b"\x00" * 4000, "not a readable video"),
+    ],
 )
-def test_what_is_no_video_says_so(tmp_path: Path, content: bytes, said: str) -> None:
+def test_file_without_a_video_is_an_error_with_the_reason(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "broken.mp4"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=said):
@@ -322,14 +322,14 @@ def test_what_is_no_video_says_so(tmp_path: Path, content: bytes, said: str) -> 
         probe(path)
 
 
-def test_a_codec_that_nobody_knows_is_said(real_clips: dict[str, Path], tmp_path: Path) -> None:
+def test_unknown_codec_is_an_error(real_clips: dict[str, Path], tmp_path: Path) -> None:
     path = write_video(
         tmp_path / "m.avi", face_frames(real_clips["single"], 5), 10, codec="mjpeg", pix_fmt="yuvj420p"
     )
     path.write_bytes(path.read_bytes().replace(b"MJPG", b"ZZZZ"))
-    with pytest.raises(ValueError, match="its codec is not known"):
+    with pytest.raises(ValueError, match="its video codec is unknown"):
         next(read_video(path))
-    with pytest.raises(ValueError, match="its codec is not known"):
+    with pytest.raises(ValueError, match="its video codec is unknown"):
         probe(path)
 
 

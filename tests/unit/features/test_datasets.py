@@ -80,8 +80,8 @@ def test_memory_map_equals_memory(store: FeatureStore) -> None:
     require_equal_samples(select_samples(plain, some), select_samples(mapped, some), np.array([1, 0]))
 
 
-def test_subset_takes_places_or_a_mask(store: FeatureStore) -> None:
-    """Both name the same samples."""
+def test_select_samples_takes_indices_or_a_mask(store: FeatureStore) -> None:
+    """Both select the same samples."""
     samples = load_samples(store, LABELLING, np.arange(12), "embeddings")
     mask = np.zeros(12, bool)
     mask[[1, 5]] = True
@@ -92,9 +92,9 @@ def test_subset_takes_places_or_a_mask(store: FeatureStore) -> None:
     )
 
 
-def test_who_stays_together_is_asked_of_samples_as_of_the_store(tmp_path: Path) -> None:
-    """The subject, also where only another window of the video names it; where none or several are known, the
-    video with all its windows."""
+def test_sample_groups_equal_the_groups_of_the_store(tmp_path: Path) -> None:
+    """The subject, even if only another window of the video has it; without one, or with several, the video
+    with all its windows."""
     people = ["a", "", "", "", "b", "a", "", "c", "d"]
     clips = [
         dataclasses.replace(clip, clip_id=f"영상#/{place // 2}.mp4#{place % 2 * 2000}", subject=who)
@@ -137,8 +137,8 @@ def test_crops_are_decoded_rgb_and_zero_without_a_face(store: FeatureStore) -> N
     assert len(clips) == 2
 
 
-def test_unlabelled_failed_and_vanished_clips(tmp_path: Path) -> None:
-    """Left out of learning; the failed ones can be kept for a denominator."""
+def test_unlabelled_failed_and_unlisted_clips_are_left_out(tmp_path: Path) -> None:
+    """`with_failed` keeps the failed ones, so that metrics count them."""
     clips = clips_of(6)
     clips[0].labels["label"] = ""
     store = plan(tmp_path / "s.zarr", clips, RECIPE, numerics={})
@@ -157,23 +157,23 @@ def test_unlabelled_failed_and_vanished_clips(tmp_path: Path) -> None:
     assert labelled_rows(store.table(), LABELLING)[0].tolist() == [1, 2]
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    """Streams, columns, crops."""
+def test_missing_streams_and_columns_are_named(tmp_path: Path) -> None:
+    """Streams, label columns, crops."""
     store = write_store(tmp_path / "s.zarr", 2, geometry=False)
-    with pytest.raises(ValueError, match="has no geometry: it was extracted with --geometry off"):
+    with pytest.raises(ValueError, match=r"has no geometry, only embeddings: .* extract with --geometry on"):
         load_samples(store, LABELLING, np.arange(2), "both")
     with pytest.raises(ValueError, match="no label column 'mood'; it has: label, level"):
         load_samples(store, make_labelling(["a", "b"], column="mood"), np.arange(2), "embeddings")
     with pytest.raises(ValueError, match="no label column 'mood'"):
         labelled_rows(store.table(), make_labelling(["a", "b"], column="mood"))
-    with pytest.raises(ValueError, match="holds no crops: extract with --crops jpeg"):
+    with pytest.raises(ValueError, match="has no crops: extract again with --crops jpeg"):
         CropClips(store, LABELLING, np.arange(2))
 
 
-def test_a_crop_that_is_no_picture_is_named(tmp_path: Path) -> None:
-    """With its clip."""
+def test_damaged_crop_error_names_the_clip(tmp_path: Path) -> None:
+    """The error has the clip id."""
     store = plan(tmp_path / "s.zarr", clips_of(1), WITH_GEOMETRY, numerics={}, crops=True)
     values = row_values(0)
     store.write_row(0, embeddings=values["embeddings"], frames=values["frames"], crops=[b"not a jpeg"])
-    with pytest.raises(ValueError, match=r"crop 0 of 영상/0\.mp4#0 decodes to None"):
+    with pytest.raises(ValueError, match=r"crop 0 of 영상/0\.mp4#0 has shape None, expected"):
         CropClips(store, LABELLING, np.arange(1)).batch(np.array([0]))

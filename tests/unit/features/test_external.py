@@ -1,4 +1,4 @@
-"""Geometry that something else measured becomes a store whose only stream is the geometry."""
+"""Import of geometry from other programs: a store whose only stream is the geometry."""
 
 import io
 import zipfile
@@ -35,7 +35,7 @@ def write_npz(path: Path, feature_names: tuple[str, ...] = NAMES) -> np.ndarray:
     return x
 
 
-def test_the_landmarkers_names_make_a_geometry_store(tmp_path: Path) -> None:
+def test_landmarker_feature_names_make_a_geometry_store(tmp_path: Path) -> None:
     x = write_npz(tmp_path / "f.npz")
     assert main(["import", str(tmp_path / "f.npz"), "--out", str(tmp_path / "s.zarr"), "--name", "mp"]) == 0
     store = FeatureStore.open(tmp_path / "s.zarr")
@@ -69,7 +69,7 @@ def test_other_names_stay_embeddings_unless_asked(tmp_path: Path, capsys: pytest
     assert "3 feature_names for 53 features" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_head_on_imported_geometry_is_trained_judged_and_explained(tmp_path: Path) -> None:
+def test_head_on_imported_geometry_is_trained_evaluated_and_explained(tmp_path: Path) -> None:
     write_npz(tmp_path / "f.npz")
     assert main(["import", str(tmp_path / "f.npz"), "--out", str(tmp_path / "s.zarr"), "--name", "mp"]) == 0
     run = tmp_path / "run"
@@ -82,8 +82,8 @@ def test_a_head_on_imported_geometry_is_trained_judged_and_explained(tmp_path: P
     assert "Logistic, embeddings" not in page
 
 
-def test_nameless_clips_of_two_files_do_not_go_by_one_name(tmp_path: Path) -> None:
-    """And those of a file that has grown keep theirs."""
+def test_clips_without_ids_get_different_ids_in_two_files(tmp_path: Path) -> None:
+    """A file that has grown keeps the ids of its clips."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(6, 4, 3)), np.tile([0, 1], 3)
 
@@ -97,8 +97,8 @@ def test_nameless_clips_of_two_files_do_not_go_by_one_name(tmp_path: Path) -> No
     assert names("both.npz", np.concatenate([x, x]), np.tile(y, 2))[:6] == first
 
 
-def test_a_stretch_of_a_file_is_a_listed_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not the whole file under the name of a part; where every line is one, the import says why."""
+def test_start_or_end_time_is_a_listed_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole file is not used under the id of a part; if every line has times, the error says why."""
     for name in ("a", "b"):
         np.save(tmp_path / f"{name}.npy", np.ones((4, 3), np.float32))
     file = tmp_path / "labels.csv"
@@ -106,7 +106,9 @@ def test_a_stretch_of_a_file_is_a_listed_failure(tmp_path: Path, capsys: pytest.
     file.write_text("path,label,start_s,end_s\n" + "\n".join(lines), encoding="utf-8")
     words = ["import", str(file), "--name", "own", "--out", str(tmp_path / "s.zarr")]
     assert main(words) == 1
-    assert "start_s and end_s are not cut here: one file a clip" in " ".join(capsys.readouterr().err.split())
+    assert "start_s and end_s are not supported here: use one feature file per clip" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert FeatureStore.open(tmp_path / "s.zarr").table().clip_id.tolist() == ["a.npy#0"]
     assert [problem.clip_id for problem in read_sequences(file).problems] == [
         "b.npy#0",
@@ -114,7 +116,7 @@ def test_a_stretch_of_a_file_is_a_listed_failure(tmp_path: Path, capsys: pytest.
         "b.npy#20000",
     ]
     file.write_text("path,label,start_s,end_s\n" + "\n".join(lines[1:]), encoding="utf-8")
-    with pytest.raises(ValueError, match="lists no usable clip: start_s and end_s are not cut here"):
+    with pytest.raises(ValueError, match="has no usable clip: start_s and end_s are not supported here"):
         read_sequences(file)
 
 
@@ -124,18 +126,16 @@ X, Y = np.ones((4, 2, 3), np.float32), np.array([0, 1, 0, 1])
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"x": X + 1j}, "x is complex64, wanted numbers"),
-        ({"y": Y[:, None]}, r"y has shape \(4, 1\) of int64, wanted \(N,\)"),
-        ({"y": Y.astype("M8[s]")}, r"y has shape \(4,\) of datetime64"),
+        ({"x": X + 1j}, "x has dtype complex64, expected numbers"),
+        ({"y": Y[:, None]}, r"y has shape \(4, 1\) and dtype int64, expected \(N,\)"),
+        ({"y": Y.astype("M8[s]")}, r"y has shape \(4,\) and dtype datetime64"),
         ({"y": np.array([b"a", b"b", b"a", b"\xe9"])}, "y is not UTF-8"),
-        ({"label_names": np.array("engaged")}, r"label_names has shape \(\), wanted a list"),
-        ({"length": np.array([1.5, 1, 1, 1])}, "length is no list of whole numbers"),
-        ({"length": np.array(["1"] * 4)}, "length is no list of whole numbers"),
+        ({"label_names": np.array("engaged")}, r"label_names has shape \(\), expected one dimension"),
+        ({"length": np.array([1.5, 1, 1, 1])}, "length must be whole numbers"),
+        ({"length": np.array(["1"] * 4)}, "length must be whole numbers"),
     ],
 )
-def test_arrays_that_mean_nothing_are_refused(
-    tmp_path: Path, arrays: dict[str, np.ndarray], said: str
-) -> None:
+def test_unusable_arrays_raise(tmp_path: Path, arrays: dict[str, np.ndarray], said: str) -> None:
     np.savez(tmp_path / "f.npz", **({"x": X, "y": Y} | arrays))
     with pytest.raises(ValueError, match=said):
         read_sequences(tmp_path / "f.npz")
@@ -152,10 +152,10 @@ def test_names_may_be_saved_as_bytes_and_lengths_as_floats(tmp_path: Path) -> No
     assert [len(values) for values in other.values] == [2] * 4
 
 
-def test_files_that_are_not_what_they_are_called_are_refused_in_one_line(
+def test_file_with_wrong_content_is_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As a whole set, or as one clip's file among good ones."""
+    """As a whole data set, or as the file of one clip among good ones."""
     whole, one, packed = io.BytesIO(), io.BytesIO(), io.BytesIO()
     np.savez(whole, x=X, y=Y)
     np.savez_compressed(packed, x=np.random.default_rng(0).normal(size=(4, 2, 300)), y=Y)

@@ -37,7 +37,7 @@ def test_info_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert summary["face_rate"] == pytest.approx(5 / 6)
     assert summary["failures"] == [{"clip_id": "영상/3.mp4#0", "reason": "x"}]
     assert main(["info", str(path)]) == 0
-    assert "8 clips of 8 videos and 4 people" in capsys.readouterr().err
+    assert "8 clips of 8 videos and 4 subjects" in capsys.readouterr().err
 
 
 def test_info_shows_levels_by_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,10 +52,10 @@ def test_info_shows_levels_by_value(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert heading.index("0") < heading.index("1") < heading.index("2")
 
 
-def test_info_counts_labels_by_split_and_tells_numerics(
+def test_info_counts_labels_by_split_and_prints_numerics(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also those of later runs, where they differ, and how to measure what that means."""
+    """Numerics of later extractions too, if they differ, and the command to compare embeddings."""
     path = tmp_path / "a store.zarr"
     splits = ("train", "train", "val", "test")
     clips = [replace(clip, split=splits[i]) for i, clip in enumerate(clips_of(4))]
@@ -72,12 +72,12 @@ def test_info_counts_labels_by_split_and_tells_numerics(
     assert main(["info", str(path)]) == 0
     shown = capsys.readouterr().err
     assert "numerics: backend openvino, precision f32" in shown
-    assert "some rows were extracted with precision bf16\n" in shown
+    assert "some rows were extracted with other numerics: precision bf16\n" in shown
     assert f"--out '{path}' --verify-sample" in shown
 
 
-def test_verify_names_what_does_not_fit_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A number that is not finite, a state that says too much, a crop without a face."""
+def test_verify_names_inconsistent_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A value that is not finite, a wrong state, a face without a crop."""
     path = tmp_path / "s.zarr"
     store = write_store(path, 4, crops=True)
     values = row_values(0)
@@ -89,7 +89,7 @@ def test_verify_names_what_does_not_fit_together(tmp_path: Path, capsys: pytest.
     assert code == 1
     reasons = {item["clip_id"]: item["reason"] for item in summary["problems"]}
     assert reasons["영상/0.mp4#0"] == "an embedding of a valid frame is not finite"
-    assert reasons["영상/1.mp4#0"] == "state says done, but its frames are not there"
+    assert reasons["영상/1.mp4#0"] == "state is done, but its frames are missing"
     assert reasons["영상/2.mp4#0"] == "5 frames with a crop but no face, or the reverse"
     assert "영상/3.mp4#0" not in reasons
 
@@ -126,10 +126,10 @@ def test_label_corrects_without_videos(tmp_path: Path, capsys: pytest.CaptureFix
     assert table.label_names["label"][table.labels["label"][0]] == "sleepy"
 
 
-def test_label_leaves_people_and_splits_that_the_manifest_has_no_column_for(
+def test_label_keeps_subjects_and_splits_without_a_column(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As in a list of a few wrong labels."""
+    """A short list with corrected labels changes only the labels."""
     path = tmp_path / "s.zarr"
     plan(path, [replace(clip, split="test") for clip in clips_of(2)], RECIPE, numerics={})
     manifest = tmp_path / "fixes.csv"
@@ -142,13 +142,13 @@ def test_label_leaves_people_and_splits_that_the_manifest_has_no_column_for(
 
 
 @pytest.mark.parametrize("words", [("info",), ("label", "fixes.csv"), ("delete", "--subject", "p0")])
-def test_what_is_no_store_is_one_clear_line(
+def test_path_without_a_store_is_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
     (tmp_path / "file").write_text("path,label\na.mp4,x\n", encoding="utf-8")
     (tmp_path / "fixes.csv").write_text("path,label\na.mp4,x\n", encoding="utf-8")
     word, *more = (str(tmp_path / part) if part.endswith(".csv") else part for part in words)
-    for name, said in (("none.zarr", "no store at"), ("file", "is a file, and a store is a folder")):
+    for name, said in (("none.zarr", "no store at"), ("file", "is a file, expected a folder")):
         assert main([word, str(tmp_path / name), *more]) == 2
         assert said in " ".join(capsys.readouterr().err.split())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "fixes.csv"]
@@ -177,13 +177,19 @@ def test_label_reads_the_csv_in_a_folder(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (("영상/0.mp4", "영상/1.mp4"), "at least two, found only '영상'"),
-        (("Train/0.mp4", "Validation/1.mp4"), "at least two, found none"),
-        (("DataSet/Train/11/a/a.avi", "Labels/TrainLabels.csv", "labels.csv"), "a data set's own folder"),
-        (("1.Training/원천데이터/a.mp4", "2.Validation/01.라벨링데이터/a-0.json"), "a data set's own folder"),
+        (("영상/0.mp4", "영상/1.mp4"), "at least two folders named by class, found only '영상'"),
+        (("Train/0.mp4", "Validation/1.mp4"), "at least two folders named by class, found none"),
+        (
+            ("DataSet/Train/11/a/a.avi", "Labels/TrainLabels.csv", "labels.csv"),
+            "the layout of a known data set",
+        ),
+        (
+            ("1.Training/원천데이터/a.mp4", "2.Validation/01.라벨링데이터/a-0.json"),
+            "the layout of a known data set",
+        ),
     ],
 )
-def test_label_refuses_folders_that_are_no_classes(
+def test_label_refuses_folders_that_are_not_classes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], said: str
 ) -> None:
     """They would overwrite every label; nothing is written."""
@@ -193,12 +199,12 @@ def test_label_refuses_folders_that_are_no_classes(
     assert main(["label", str(path), str(data)]) == 2
     shown = " ".join(capsys.readouterr().err.split())
     assert said in shown
-    assert "name a manifest CSV, or extract again" in shown
+    assert "use a manifest CSV, or extract again" in shown
     assert FeatureStore.open(path).fingerprint() == before
 
 
-def test_label_corrects_people_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By a CSV without a label column."""
+def test_label_corrects_subjects_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a CSV without a label column."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
     (tmp_path / "people.csv").write_text("path,subject\n영상/0.mp4,민수\n", encoding="utf-8")
@@ -218,8 +224,10 @@ def test_delete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not path.exists()
 
 
-def test_nobody_is_called_by_no_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """None is a person's name, and '' names nobody: neither means the whole store."""
+def test_delete_without_a_subject_name_deletes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`None` is a valid subject name, and '' is no subject: neither deletes the whole store."""
     path = tmp_path / "s.zarr"
     plan(path, [replace(clip, subject="None") for clip in clips_of(2)] + clips_of(4)[2:], RECIPE, numerics={})
     assert main(["delete", str(path), "--subject", ""]) == 2
@@ -233,7 +241,9 @@ def test_nobody_is_called_by_no_name(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("word", ["info", "verify", "pack", "delete"])
-def test_no_store_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str) -> None:
+def test_missing_store_is_a_one_line_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
     """Exit code 2."""
     assert main([word, str(tmp_path / "none.zarr")]) == 2
     assert "error: no store at" in capsys.readouterr().err
@@ -279,12 +289,12 @@ def test_import_npz_at_any_length_and_width(tmp_path: Path, capsys: pytest.Captu
     assert (samples.x["embeddings"][3, 2:] == 0).all()
     assert verify_store(store) == []
     assert sorted(item.name for item in tmp_path.iterdir()) == ["features.npz", "own.zarr"]
-    with pytest.raises(ValueError, match="imported features, which are written all at once"):
+    with pytest.raises(ValueError, match="imported features: single rows cannot be written"):
         fill_row(FeatureStore.open(out, "r+"), 0)
 
 
-def test_ragged_forms_are_one(tmp_path: Path) -> None:
-    """Padded with length, laid end to end with length, and single frames."""
+def test_padded_and_concatenated_arrays_are_equal(tmp_path: Path) -> None:
+    """Padded with length, concatenated with length, and single frames."""
     from features.maintenance.import_external import read_sequences
 
     padded = np.arange(24.0).reshape(3, 4, 2)
@@ -304,20 +314,26 @@ def test_ragged_forms_are_one(tmp_path: Path) -> None:
     [
         ({"y": np.zeros(2)}, "no array 'x'"),
         ({"x": np.zeros((2, 3, 4))}, "no array 'y'"),
-        ({"x": np.zeros((2, 3, 4)), "y": np.zeros(3)}, r"x of shape \(2, 3, 4\) does not fit 3 labels"),
-        ({"x": np.zeros((7, 4)), "y": np.zeros(2), "length": np.array([3, 3])}, "add up to 6"),
-        ({"x": np.zeros((2, 3, 4)), "y": np.zeros(2), "length": np.array([3, 9])}, "length goes from 3 to 9"),
+        ({"x": np.zeros((2, 3, 4)), "y": np.zeros(3)}, r"x of shape \(2, 3, 4\) does not match 3 labels"),
+        ({"x": np.zeros((7, 4)), "y": np.zeros(2), "length": np.array([3, 3])}, "a total length of 6 frames"),
+        (
+            {"x": np.zeros((2, 3, 4)), "y": np.zeros(2), "length": np.array([3, 9])},
+            "length must be 0 to 3 .*got 3 to 9",
+        ),
         ({"x": np.zeros((2, 3, 4)), "y": np.zeros(2), "subject": np.zeros(3)}, "subject has shape"),
-        ({"x": np.zeros((2, 3, 4)), "y": np.array([0, 5]), "label_names": np.array(["a"])}, "y holds 5"),
-        ({"x": np.array([{}, {}]), "y": np.zeros(2)}, "no pickled objects"),
-        ({"x": np.array(["a", "b"]), "y": np.zeros(2)}, "wanted numbers"),
+        (
+            {"x": np.zeros((2, 3, 4)), "y": np.array([0, 5]), "label_names": np.array(["a"])},
+            "y has the value 5",
+        ),
+        ({"x": np.array([{}, {}]), "y": np.zeros(2)}, "not pickled objects"),
+        ({"x": np.array(["a", "b"]), "y": np.zeros(2)}, "expected numbers"),
         ({"x": np.zeros((2, 3, 4)), "y": np.zeros(2), "split": np.array(["train", "blue"])}, "split 'blue'"),
     ],
 )
-def test_unusable_npz_is_one_clear_line(
+def test_unusable_npz_is_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arrays: dict[str, np.ndarray], message: str
 ) -> None:
-    """Exit code 2, nothing left behind."""
+    """Exit code 2, and no store is left."""
     import re
 
     file = import_npz(tmp_path, **arrays)
@@ -345,24 +361,24 @@ def test_import_csv_with_a_line_a_frame(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        ("clip_id,label,AU1,AU1", "once each, got clip_id,label,AU1,AU1"),
-        ("clip_id,label,Label,AU1", "once each, got clip_id,label,label,AU1"),
-        (",clip_id,label,AU1", "once each, got ,clip_id,label,AU1"),
-        ("clip,label,subject,AU1", "wanted a column clip_id (one line a frame) or path"),
+        ("clip_id,label,AU1,AU1", "unique and not empty, got clip_id,label,AU1,AU1"),
+        ("clip_id,label,Label,AU1", "unique and not empty, got clip_id,label,label,AU1"),
+        (",clip_id,label,AU1", "unique and not empty, got ,clip_id,label,AU1"),
+        ("clip,label,subject,AU1", "expected a column clip_id (one line per frame) or path"),
     ],
 )
-def test_import_refuses_a_header_that_can_be_read_two_ways(
+def test_import_refuses_an_ambiguous_header(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], header: str, said: str
 ) -> None:
-    """In one line."""
+    """With a one-line error."""
     file = tmp_path / "frames.csv"
     file.write_text(f"{header}\n1,2,3,4\n", encoding="utf-8")
     assert main(["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "au"]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
 
 
-def test_import_knows_the_columns_of_a_clip_however_they_are_written(tmp_path: Path) -> None:
-    """A person's number is no feature."""
+def test_import_matches_clip_columns_case_insensitively(tmp_path: Path) -> None:
+    """A subject's number is not a feature."""
     from features.maintenance.import_external import read_sequences
 
     (tmp_path / "frames.csv").write_text(
@@ -399,8 +415,8 @@ def test_import_openface_files_by_manifest(tmp_path: Path, capsys: pytest.Captur
     assert valid.tolist() == [[True, False], [True, False]]
 
 
-def test_what_a_killed_import_left_goes_with_the_next_one_or_the_store(tmp_path: Path) -> None:
-    """The next takes what nobody has written to for an hour, who deletes the store all; not other stores'."""
+def test_files_of_a_killed_import_are_deleted_later(tmp_path: Path) -> None:
+    """The next import deletes files older than an hour; delete removes all; other stores keep their files."""
     file = import_npz(tmp_path, x=np.zeros((2, 3)), y=np.zeros(2))
     words = ["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "n"]
 
@@ -419,10 +435,10 @@ def test_what_a_killed_import_left_goes_with_the_next_one_or_the_store(tmp_path:
     assert sorted(item.name for item in tmp_path.iterdir()) == sorted([file.name, other.name])
 
 
-def test_import_refuses_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Never over somebody's store, nor with a colon in the name."""
+def test_import_refuses_an_existing_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also a name with a colon."""
     file = import_npz(tmp_path, x=np.zeros((2, 3)), y=np.zeros(2))
     write_store(tmp_path / "o.zarr", 2)
     assert main(["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "n"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert main(["import", str(file), "--out", str(tmp_path / "p.zarr"), "--name", "a:b"]) == 2

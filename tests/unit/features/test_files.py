@@ -1,4 +1,4 @@
-"""Files are there whole or not at all, and of a process others know whether it still runs."""
+"""Atomic file writes, and detection of running processes."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_the_cache_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.Monke
     assert cache_dir().name == "brainbuddy"
 
 
-def test_this_process_is_alive_and_another_of_its_number_is_not() -> None:
+def test_another_process_with_the_same_id_does_not_count_as_alive() -> None:
     own = this_process()
     assert is_alive(own)
     assert not is_alive(own | {"started": own["started"] - 10})
@@ -79,8 +79,8 @@ def test_a_process_is_the_same_after_the_clock_is_set(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(os.name != "posix", reason="/proc and signals")
-def test_a_process_that_may_not_be_seen_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of another user, where /proc is mounted with hidepid."""
+def test_hidden_process_does_not_count_as_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of another user, with /proc mounted with hidepid."""
 
     def refused(pid: int, number: int) -> None:
         raise PermissionError

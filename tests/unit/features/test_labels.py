@@ -44,8 +44,8 @@ def test_merging_into_a_name_that_is_there_adds_to_it() -> None:
         assert set(make_labelling(stored, merge=("distracted=off+away",)).names) == {"distracted", "engaged"}
 
 
-def test_levels_stand_by_value_whenever_they_were_first_met() -> None:
-    """A store appends names: a rare level may come last. Codes still belong to the stored order."""
+def test_levels_are_ordered_by_value() -> None:
+    """A store appends names, so a rare level may come last. Codes still follow the stored order."""
     stored = ("1", "2", "10", "0.5")
     labelling = make_labelling(stored, task="ordinal")
     assert labelling.names == ("0.5", "1", "2", "10")
@@ -65,31 +65,33 @@ def test_levels_with_decimals_are_binarized_by_value() -> None:
     assert words.sources == (("none", "some"), ("lots", "nan"))
 
 
-def test_a_word_among_levels_is_on_neither_side() -> None:
-    """Refused, naming it, until the levels are listed; two names are those of the classes."""
+def test_binarize_refuses_names_among_numbers() -> None:
+    """The error names it, until --labels lists the levels; two names are the names of the classes."""
     stored = (*LEVELS, "unclear")
     for labels in ((), ("low", "high")):
-        with pytest.raises(ValueError, match=r"no numbers, unclear; .* --labels 0,1,2,3$"):
+        with pytest.raises(ValueError, match=r"not numbers: unclear; .* --labels 0,1,2,3$"):
             make_labelling(stored, binarize_at=2, labels=labels)
     labelling = make_labelling(stored, binarize_at=2, labels=LEVELS)
     assert labelling.names == ("below_2", "at_least_2")
     assert class_indices(labelling, np.arange(5), stored).tolist() == [0, 0, 1, 1, -1]
-    with pytest.raises(ValueError, match="--labels 0,1 without it"):
+    with pytest.raises(ValueError, match="--labels 0,1 without --binarize-at"):
         make_labelling(("0", "1", "unclear"), binarize_at=1)
     with pytest.raises(ValueError, match="no label '9'"):
         make_labelling(LEVELS, binarize_at=2, labels=("0", "1", "9"))
 
 
-def test_merged_levels_stand_where_all_of_them_do() -> None:
-    """On one side of where levels are parted, whatever they are called together; else it is said."""
+def test_merged_levels_must_be_in_one_class() -> None:
+    """Whatever the group is called; otherwise an error."""
     for merge in ("2+3", "high=2+3"):
         labelling = make_labelling(LEVELS, binarize_at=2, merge=(merge,))
         assert labelling.sources == (("0", "1"), ("2", "3"))
     both = make_labelling(LEVELS, binarize_at=2, merge=("0+1", "2+3"), labels=("low", "high"))
     assert (both.names, both.sources) == (("low", "high"), (("0", "1"), ("2", "3")))
-    with pytest.raises(ValueError, match=r"--binarize-at 2 parts .* 1\+2 of 1, 2: merge labels of one side"):
+    with pytest.raises(
+        ValueError, match=r"--binarize-at 2 separates .* \(1\+2: 1, 2\): merge only labels below 2"
+    ):
         make_labelling(LEVELS, binarize_at=2, merge=("1+2",))
-    with pytest.raises(ValueError, match=r"no numbers, 3\+unclear; .* --labels 0,1,2$"):
+    with pytest.raises(ValueError, match=r"not numbers: 3\+unclear; .* --labels 0,1,2$"):
         make_labelling((*LEVELS, "unclear"), binarize_at=2, merge=("3+unclear",))
 
 
@@ -117,7 +119,7 @@ def test_tasks_follow_the_number_of_classes_unless_asked() -> None:
     [
         ({"labels": ("bored", "0")}, "bored"),
         ({"merge": ("0+9",)}, "'9'"),
-        ({"binarize_at": 7}, "one side empty"),
+        ({"binarize_at": 7}, "one class empty"),
         ({"task": "binary"}, "binary task needs two"),
     ],
 )

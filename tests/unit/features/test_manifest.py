@@ -1,4 +1,4 @@
-"""Manifests: what users write, and what they write wrongly."""
+"""Manifests: accepted formats, and errors of users."""
 
 import itertools
 import os
@@ -68,8 +68,8 @@ def test_hangul_of_mixed_form_is_found(tmp_path: Path) -> None:
         ]
 
 
-def test_a_tilde_is_a_letter_or_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`~$a.mp4` is what office programs call a file that is open; it is read, or a line that has none."""
+def test_tilde_is_a_character_or_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~$a.mp4` is a temporary file of an open office document; it is read if it exists, else a problem."""
     home = tmp_path / "home"
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("USERPROFILE", str(home))
@@ -82,14 +82,14 @@ def test_a_tilde_is_a_letter_or_the_users_folder(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (",engaged,,", "no path"),
+        (",engaged,,", "path is empty"),
         (f"{'a' * 300}.mp4,engaged,,", "no such file: aaa"),
         ("nowhere.mp4,engaged,,", "no such file: nowhere.mp4"),
         ("a.mp4,engaged,ten,", "start_s 'ten' is not a number"),
         ("a.mp4,engaged,-1,", "start_s '-1' is not a number"),
         ("a.mp4,engaged,nan,", "start_s 'nan' is not a number"),
         ("a.mp4,engaged,10,5", "end_s 5 is not after start_s 10"),
-        ("a.mp4,engaged", "2 fields where the header has 4"),
+        ("a.mp4,engaged", "2 fields, but the header has 4"),
     ],
 )
 def test_bad_line_is_a_problem_with_its_number(tmp_path: Path, row: str, reason: str) -> None:
@@ -108,14 +108,14 @@ def test_bad_line_is_a_problem_with_its_number(tmp_path: Path, row: str, reason:
         ("", "is empty"),
         ("label\nx\n", "no column 'path'"),
         ("path\na.mp4\n", "no label column"),
-        ("path,label,\na.mp4,x,\n", "once each"),
-        ("path,label,label\na.mp4,x,y\n", "once each"),
+        ("path,label,\na.mp4,x,\n", "unique and not empty"),
+        ("path,label,label\na.mp4,x,y\n", "unique and not empty"),
         ("path,label\na.mp4,x\nb.mp4,y\na.mp4,x\n", r"lines 2 and 4 \(a.mp4#0\)"),
         ('path,label\n"a.mp4,x\n', "line"),
     ],
 )
-def test_unusable_manifest_raises_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
-    """Nothing can be done with these."""
+def test_unusable_manifest_raises(tmp_path: Path, text: str, message: str) -> None:
+    """The whole file is refused."""
     with pytest.raises(ValueError, match=message):
         read_csv(write_manifest(tmp_path, text))
 
@@ -150,8 +150,8 @@ def test_videos_elsewhere_are_fine_for_relabelling(tmp_path: Path) -> None:
     assert read_csv(file, require_files=False).clips[0].clip_id == "far/away.mp4#0"
 
 
-def test_a_correction_may_be_of_people_or_sides_only(tmp_path: Path) -> None:
-    """There must be something to say."""
+def test_correction_needs_a_subject_split_or_fold_column(tmp_path: Path) -> None:
+    """A label column is not required."""
     clip = read_csv(write_manifest(tmp_path, "path,Subject\na.mp4,s1\n"), require_labels=False).clips[0]
     assert (clip.subject, clip.labels) == ("s1", {})
     with pytest.raises(ValueError, match="no label column"):
@@ -222,8 +222,10 @@ def test_linked_folders_are_entered(tmp_path: Path) -> None:
 
 
 @links
-def test_what_cannot_be_listed_or_read_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that its clips are not taken for gone: a folder, and links to a disk that is away."""
+def test_unreadable_folders_and_broken_links_are_problems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that their clips do not count as removed: a folder, and links to an unmounted disk."""
     for name in ("engaged/a.mp4", "bored/b.mp4", "bored/deep/c.mp4", "engaged/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -241,14 +243,14 @@ def test_what_cannot_be_listed_or_read_is_a_problem(tmp_path: Path, monkeypatch:
     assert [clip.clip_id for clip in manifest.clips] == ["bored/b.mp4#0", "engaged/a.mp4#0"]
     assert [(problem.clip_id, problem.reason) for problem in manifest.problems] == [
         ("bored/deep#0", "cannot be listed: Permission denied"),
-        ("engaged/d.mp4#0", "is a link to nothing"),
-        ("sleepy#0", "is a link to nothing"),
+        ("engaged/d.mp4#0", "is a broken link"),
+        ("sleepy#0", "is a broken link"),
     ]
     assert videos_below(tmp_path / "none", tmp_path) == ([], [])
 
 
 def test_empty_folder_is_refused(tmp_path: Path) -> None:
-    """Says what was wanted."""
+    """The error has the expected structure."""
     with pytest.raises(ValueError, match="no videos under"):
         read_folder(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Relabelling: a row takes the labels of the clip that it was cut from, also where clips overlap."""
+"""Relabelling: a row gets the labels of the clip that it is a window of, also if clips overlap."""
 
 import tempfile
 from dataclasses import replace
@@ -42,8 +42,9 @@ def test_sliding_segments_keep_their_own_labels(tmp_path: Path) -> None:
     assert labels(path) == ["0", "1", "1", "1", "0"]
 
 
-def test_a_window_goes_to_the_overlapping_clip_that_was_cut_there(tmp_path: Path) -> None:
-    """Clips of several windows each, named in any order; a start wins over a remainder that was dropped."""
+def test_row_gets_the_label_of_the_clip_with_a_window_at_its_start(tmp_path: Path) -> None:
+    """Clips of several windows, in any order; a clip's start has priority over another clip's dropped
+    segment."""
     path = tmp_path / "s.zarr"
     clips = [clip(0, 6, "long"), clip(1, 5, "odd"), clip(6, 8.9, "ends"), clip(8, 10, "starts")]
     planned(path, clips, 10)
@@ -56,8 +57,8 @@ def test_a_window_goes_to_the_overlapping_clip_that_was_cut_there(tmp_path: Path
     assert labels(path) == [label.upper() for label in wanted]
 
 
-def test_a_row_that_no_clip_is_cut_at_stays_as_it_was(tmp_path: Path) -> None:
-    """Whether one clip is around it or two: it would take the label of a neighbour."""
+def test_row_without_a_matching_clip_does_not_change(tmp_path: Path) -> None:
+    """With one clip around it or two: it would get the label of a neighbour."""
     path = tmp_path / "s.zarr"
     planned(path, [clip(0, None, "whole")], 8)
     done = relabel(path, [clip(0.5, 3, "first"), clip(1, 5.5, "second"), clip(6.0004, 7, "rounded")])
@@ -69,8 +70,8 @@ def test_a_row_that_no_clip_is_cut_at_stays_as_it_was(tmp_path: Path) -> None:
     assert labels(sliding) == ["new", "old", "old"]
 
 
-def test_what_has_vanished_stays_so(tmp_path: Path) -> None:
-    """Its features may be of a video that was replaced; its label is corrected for when it comes back."""
+def test_clip_that_is_not_listed_stays_so(tmp_path: Path) -> None:
+    """Its features may be of a replaced video; its label is corrected in case it returns."""
     path = tmp_path / "s.zarr"
     planned(path, [clip(0, None, "old")], 6)
     planned(path, [clip(0, None, "old")], 4)

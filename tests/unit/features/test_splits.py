@@ -1,4 +1,4 @@
-"""Splits: nobody is on two sides, classes keep their proportions, official splits are kept."""
+"""Splits: no subject is in two subsets, classes keep their proportions, official splits are kept."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from features.store.table import ClipTable
 
 
 def table_of(subjects: list[str], splits: list[str] | None = None) -> ClipTable:
-    """A table with these people."""
+    """A table with these subjects."""
     count = len(subjects)
     ids = [f"{index}.mp4#0" for index in range(count)]
     return ClipTable(
@@ -42,12 +42,12 @@ def table_of(subjects: list[str], splits: list[str] | None = None) -> ClipTable:
 
 
 def people(num_people: int, clips_each: int) -> list[str]:
-    """Names, one a clip."""
+    """Subject names, one per clip."""
     return [f"p{index // clips_each}" for index in range(num_people * clips_each)]
 
 
-def test_split_by_person_keeps_class_proportions() -> None:
-    """60/20/20, whole people, classes as in the whole."""
+def test_split_by_subject_keeps_class_proportions() -> None:
+    """60/20/20, subjects stay whole, classes in the proportions of the whole."""
     subjects = people(25, 20)
     labels = (np.arange(500) % 5 == 0).astype(int)
     split = make_split(table_of(subjects), np.arange(500), labels, seed=0)
@@ -58,8 +58,8 @@ def test_split_by_person_keeps_class_proportions() -> None:
     assert split.warnings == ()
 
 
-def test_split_is_the_seeds() -> None:
-    """Same seed, same split; another seed, another one."""
+def test_split_depends_on_the_seed() -> None:
+    """Same seed, same split; another seed, another split."""
     table, labels = table_of(people(25, 4)), np.arange(100) % 2
     first, again, other = (make_split(table, np.arange(100), labels, seed=seed) for seed in (1, 1, 2))
     assert split_hash(first, table.clip_id) == split_hash(again, table.clip_id)
@@ -68,12 +68,12 @@ def test_split_is_the_seeds() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=3, max_size=80), st.integers(0, 3))
-def test_nobody_is_ever_on_two_sides(who: list[int], seed: int) -> None:
-    """For any sizes of people; too few of them are refused."""
+def test_no_subject_is_in_two_subsets(who: list[int], seed: int) -> None:
+    """For any number of clips per subject; too few subjects are refused."""
     subjects = [f"p{index}" for index in who]
     labels = np.arange(len(who)) % 2
     if len(set(who)) < 3:
-        with pytest.raises(ValueError, match="cannot be 3 separate sides"):
+        with pytest.raises(ValueError, match="too few for 3 separate subsets"):
             make_split(table_of(subjects), np.arange(len(who)), labels, seed=seed)
         return
     split = make_split(table_of(subjects), np.arange(len(who)), labels, seed=seed)
@@ -84,7 +84,7 @@ def test_nobody_is_ever_on_two_sides(who: list[int], seed: int) -> None:
 
 
 def test_official_split_is_kept() -> None:
-    """All three sides are given."""
+    """All three subsets are official."""
     splits = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
     split = make_split(table_of(people(10, 1), splits), np.arange(10), np.arange(10) % 2, seed=0)
     assert split.description == "official"
@@ -93,39 +93,39 @@ def test_official_split_is_kept() -> None:
 
 
 def test_official_validation_becomes_test_where_there_is_no_test() -> None:
-    """And a new validation part comes out of train, by person; the split says so."""
+    """A new validation subset is taken from train by subject; the description says so."""
     splits = ["train"] * 20 + ["val"] * 5
     subjects = people(10, 2) + ["v1"] * 5
     split = make_split(table_of(subjects, splits), np.arange(25), np.arange(25) % 2, seed=0)
     assert split.test.tolist() == [20, 21, 22, 23, 24]
     assert len(split.val) == 4
     assert len(split.train) == 16
-    assert "validation is test" in split.description
-    assert "carved from train" in split.description
+    assert "validation is used as test" in split.description
+    assert "taken from train" in split.description
 
 
 def test_clips_without_a_split_are_left_out_and_counted() -> None:
-    """They may be of anybody."""
+    """Their subject may be in any subset."""
     splits = ["train"] * 4 + ["val", "test", ""]
     split = make_split(table_of(people(7, 1), splits), np.arange(7), np.zeros(7, int), seed=0)
     assert 6 not in np.concatenate(list(split.subsets().values()))
-    assert split.warnings == ("1 clips without a split are left out, since others have one",)
+    assert split.warnings == ("1 clips without a split are left out, because other clips have one",)
 
 
-def test_people_without_a_mark_are_trained_on_where_only_others_are_marked() -> None:
-    """As if they were marked train; whoever is marked stays where they are."""
+def test_subjects_without_a_split_are_train_if_val_and_test_are_official() -> None:
+    """The same split as if they were marked train."""
     subjects, labels = people(12, 2), np.arange(24) // 2 % 2
     for held in (["test"] * 4, ["val"] * 2 + ["test"] * 2):
         left_open = make_split(table_of(subjects, [*held, *[""] * 20]), np.arange(24), labels, seed=0)
         marked = make_split(table_of(subjects, [*held, *["train"] * 20]), np.arange(24), labels, seed=0)
         for subset, rows in marked.subsets().items():
             assert left_open.subsets()[subset].tolist() == rows.tolist()
-    assert left_open.description == "official val and test; clips without a split are train, by person"
+    assert left_open.description == "official val and test; clips without a split are train, by subject"
 
 
 @pytest.mark.parametrize("subset", ["train", "val", "test"])
-def test_a_side_that_alone_is_marked_is_kept(subset: str) -> None:
-    """The clips without a mark make up the other two, and the split says so."""
+def test_single_official_subset_is_kept(subset: str) -> None:
+    """Clips without a split fill the other two, and the description says so."""
     splits = [subset] * 10 + [""] * 40
     split = make_split(table_of(people(25, 2), splits), np.arange(50), np.arange(50) // 2 % 2, seed=0)
     subsets = split.subsets()
@@ -133,43 +133,43 @@ def test_a_side_that_alone_is_marked_is_kept(subset: str) -> None:
     assert all(len(rows) for rows in subsets.values())
     assert (
         split.description
-        == f"official {subset}; clips without a split are {' and '.join(subsets)}, by person"
+        == f"official {subset}; clips without a split are {' and '.join(subsets)}, by subject"
     )
 
 
-def test_clips_all_marked_train_are_dealt_out() -> None:
-    """As where only a data set's training part was published."""
+def test_clips_all_marked_train_are_split_by_subject() -> None:
+    """As for a data set that published only its training part."""
     subjects, labels = people(10, 2), np.arange(20) // 2 % 2
     split = make_split(table_of(subjects, ["train"] * 20), np.arange(20), labels, seed=0)
     free = make_split(table_of(subjects), np.arange(20), labels, seed=0)
     assert split_hash(split, np.arange(20).astype(str)) == split_hash(free, np.arange(20).astype(str))
-    assert split.description == f"{free.description}, since every clip is marked train"
+    assert split.description == f"{free.description}, because every clip is marked train"
 
 
 @pytest.mark.parametrize(
     ("splits", "said"),
     [
-        (["test"] * 6, "marked test, and 0 people .* cannot be train and val"),
-        (["val"] * 3 + ["test"] * 3, "marked val and test, and 0 people .* cannot be train"),
-        (["train"] * 5 + [""], "marked train, and 1 people .* cannot be val and test"),
+        (["test"] * 6, "has test but not train and val, and only 0 subjects"),
+        (["val"] * 3 + ["test"] * 3, "has val and test but not train, and only 0 subjects"),
+        (["train"] * 5 + [""], "has train but not val and test, and only 1 subjects"),
         (["test"] * 3 + [""] * 3, "'p1' in .* and test"),
     ],
 )
-def test_marks_that_leave_a_side_without_people_are_refused(splits: list[str], said: str) -> None:
-    """And a person of whom some clips are marked to be held out and others are not."""
+def test_official_splits_that_leave_a_subset_empty_are_refused(splits: list[str], said: str) -> None:
+    """Also a subject with clips in test and clips without a split."""
     with pytest.raises(ValueError, match=said):
         make_split(table_of(["p0", "p0", "p1", "p1", "p2", "p3"], splits), np.arange(6), np.arange(6), seed=0)
 
 
-def test_a_person_on_two_official_sides_is_an_error() -> None:
-    """Named, with the sides."""
+def test_subject_in_two_official_subsets_is_an_error() -> None:
+    """The error names the subject and the subsets."""
     table = table_of(["a", "b", "a", "c"], ["train", "val", "test", "test"])
     with pytest.raises(ValueError, match="'a' in train and test"):
         make_split(table, np.arange(4), np.zeros(4, int), seed=0)
 
 
 def test_no_subjects_is_a_warning_and_videos_stay_whole() -> None:
-    """Windows of one video never part."""
+    """Windows of one video stay in one subset."""
     table = table_of([""] * 40)
     table.source[:] = [f"v{index // 4}.mp4" for index in range(40)]
     split = make_split(table, np.arange(40), np.arange(40) % 2, seed=0)
@@ -186,18 +186,18 @@ def videos_of(table: ClipTable, windows_each: int) -> ClipTable:
     return replace(table, source=np.array(sources), clip_id=np.array(ids))
 
 
-def num_parted(split: Split, table: ClipTable) -> int:
-    """Videos on more than one side."""
+def num_shared(split: Split, table: ClipTable) -> int:
+    """Number of videos in more than one subset."""
     subsets = [set(table.source[rows].tolist()) for rows in split.subsets().values()]
     return sum(map(len, subsets)) - len(set().union(*subsets))
 
 
-def test_a_window_that_names_nobody_stays_with_the_person_of_its_video(tmp_path: Path) -> None:
-    """Also in a later month, of an earlier run, and of people of several videos."""
+def test_window_without_a_subject_stays_with_the_subject_of_its_video(tmp_path: Path) -> None:
+    """Also in an extended split, and for subjects with several videos."""
     table = videos_of(table_of([f"p{row // 4}" if row % 2 == 0 else "" for row in range(80)]), 2)
     labels = np.arange(80) // 4 % 2
     split = make_split(table, np.arange(80), labels, seed=0)
-    assert num_parted(split, table) == 0
+    assert num_shared(split, table) == 0
     for rows in split.subsets().values():
         assert len(np.unique(rows // 4)) * 4 == len(rows)
     earlier_split(tmp_path, split, table)
@@ -206,35 +206,37 @@ def test_a_window_that_names_nobody_stays_with_the_person_of_its_video(tmp_path:
         assert rows.tolist() == [row for row in split.subsets()[subset].tolist() if row % 2]
 
 
-def test_windows_without_a_mark_follow_their_video(tmp_path: Path) -> None:
-    """Where the others agree and nobody is named; in a later month too."""
+def test_windows_without_a_split_follow_their_video(tmp_path: Path) -> None:
+    """If the other windows agree and have no subject; also in an extended split."""
     marks = ["test" if row % 2 == 0 and row < 20 else "" for row in range(40)]
     table, labels = videos_of(table_of([""] * 40, marks), 2), np.arange(40) // 2 % 2
     split = make_split(table, np.arange(40), labels, seed=0)
     assert split.test.tolist() == list(range(20))
-    assert num_parted(split, table) == 0
+    assert num_shared(split, table) == 0
     (tmp_path / "split.csv").write_text("clip_id,subject,split\nx#0,a,train\n", encoding="utf-8")
     later = extend_split(table, np.arange(40), labels, tmp_path)
     assert set(range(20)) <= set(later.test.tolist())
-    assert num_parted(later, table) == 0
-    assert not any("two sides" in text for text in split.warnings + later.warnings)
+    assert num_shared(later, table) == 0
+    assert not any("two subsets" in text for text in split.warnings + later.warnings)
 
 
-def test_videos_that_are_marked_for_two_sides_keep_their_marks_and_are_counted() -> None:
+def test_videos_in_two_official_subsets_are_kept_and_counted() -> None:
     marks = ["train", "train", "train", "test", "", "val", "val", "test"] + ["train"] * 4
     table = videos_of(table_of([""] * 12, marks), 4)
     split = make_split(table, np.arange(12), np.arange(12) % 2, seed=0)
     assert split.description == "official"
     assert (split.test.tolist(), split.val.tolist()) == ([3, 7], [5, 6])
-    assert "1 clips without a split are left out, since others have one" in split.warnings
-    assert any(text.startswith("clips without a subject of 2 videos are marked") for text in split.warnings)
+    assert "1 clips without a split are left out, because other clips have one" in split.warnings
+    assert any(
+        text.startswith("2 videos without a subject have clips in two subsets") for text in split.warnings
+    )
     named = replace(table, subject=np.array(["a", "", "", ""] + ["b"] * 8))
     with pytest.raises(ValueError, match="'b' in"):
         make_split(named, np.arange(12), np.arange(12) % 2, seed=0)
 
 
-def test_absent_class_is_a_warning() -> None:
-    """A side that cannot be judged is named."""
+def test_missing_class_is_a_warning() -> None:
+    """The warning names the subset."""
     splits = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
     split = make_split(
         table_of(people(8, 1), splits), np.arange(8), np.array([0, 1, 0, 1, 0, 1, 0, 0]), seed=0
@@ -249,7 +251,7 @@ def test_rows_need_not_be_all_rows() -> None:
     assert set(np.concatenate(list(split.subsets().values())).tolist()) == set(rows.tolist())
 
 
-def test_folds_hold_everybody_out_once() -> None:
+def test_folds_hold_each_subject_out_once() -> None:
     """Grouped and stratified."""
     subjects = np.array(people(12, 10))
     labels = (np.arange(120) % 4 == 0).astype(int)
@@ -260,22 +262,22 @@ def test_folds_hold_everybody_out_once() -> None:
         assert labels[held].mean() == pytest.approx(0.25, abs=0.05)
 
 
-def test_more_folds_than_people_are_refused() -> None:
-    """With the number that there are."""
-    with pytest.raises(ValueError, match="there are 3 people"):
+def test_more_folds_than_subjects_are_refused() -> None:
+    """The error has the number of subjects."""
+    with pytest.raises(ValueError, match="must be 2 to 3, the number of subjects"):
         grouped_folds(np.zeros(6, int), np.array(people(3, 2)), 4, seed=0)
 
 
 def test_leave_one_subject_out() -> None:
-    """One fold a person; unknown people are refused."""
+    """One fold per subject; clips without a subject are refused."""
     folds = leave_one_subject_out(np.array(["b", "a", "b"]))
     assert [held.tolist() for _, held in folds] == [[1], [0, 2]]
-    with pytest.raises(ValueError, match="every clip's subject"):
+    with pytest.raises(ValueError, match="needs a subject for every clip"):
         leave_one_subject_out(np.array(["a", ""]))
 
 
-def test_later_months_keep_everybody_on_their_side(tmp_path: Path) -> None:
-    """Whoever was in the earlier run stays; new people land by their own name, whoever else comes."""
+def test_extended_split_keeps_known_subjects(tmp_path: Path) -> None:
+    """New subjects are assigned by their own name, whatever the other subjects are."""
     first = table_of(people(20, 5))
     split = make_split(first, np.arange(100), np.arange(100) % 2, seed=0)
     subsets = subset_by_clip(split, first.clip_id)
@@ -296,8 +298,8 @@ def test_later_months_keep_everybody_on_their_side(tmp_path: Path) -> None:
         assert set(rows.tolist()) <= set(later.subsets()[subset].tolist())
 
 
-def test_new_people_of_a_later_month_stand_where_they_are_marked(tmp_path: Path) -> None:
-    """Whoever was in the earlier run keeps their side, with a warning where the mark holds them out."""
+def test_extended_split_uses_the_manifest_split_for_new_subjects(tmp_path: Path) -> None:
+    """Known subjects keep their subset, with a warning if the manifest holds them out."""
     (tmp_path / "split.csv").write_text(
         "clip_id,subject,split\n1#0,a,train\n2#0,b,val\n3#0,c,test\n4#0,d,train\n", encoding="utf-8"
     )
@@ -306,9 +308,12 @@ def test_new_people_of_a_later_month_stand_where_they_are_marked(tmp_path: Path)
     split = extend_split(month, np.arange(7), np.zeros(7), tmp_path)
     wanted = {"train": ["a", "d", "g"], "val": ["b", "f"], "test": ["c", "e"]}
     assert {subset: month.subject[rows].tolist() for subset, rows in split.subsets().items()} == wanted
-    assert "0 new by the hash of their name, 3 new as marked" in split.description
+    assert (
+        "0 new subjects by the hash of their name, 3 new subjects by the manifest's split"
+        in split.description
+    )
     (warning,) = split.warnings
-    assert warning.startswith("1 people (or videos) are marked to be held out, but")
+    assert warning.startswith("1 subjects (or videos) are held out in the manifest, but")
 
 
 def earlier_split(folder: Path, split: Split, table: ClipTable) -> Path:
@@ -320,8 +325,8 @@ def earlier_split(folder: Path, split: Split, table: ClipTable) -> Path:
     return folder
 
 
-def test_people_keep_their_side_once_they_are_named(tmp_path: Path) -> None:
-    """Or are named no more: they are known by their clips, of which some may have lost their label."""
+def test_extended_split_knows_renamed_subjects_by_their_clips(tmp_path: Path) -> None:
+    """Also subjects whose names were removed; some of their clips may have lost their label."""
     labels = np.arange(60) % 2
     for before, after in (([""] * 60, people(60, 1)), (people(60, 1), [""] * 60)):
         first = table_of(before)
@@ -329,14 +334,14 @@ def test_people_keep_their_side_once_they_are_named(tmp_path: Path) -> None:
         earlier_split(tmp_path, split, first)
         later = extend_split(table_of(after), np.arange(60), labels, tmp_path)
         assert split_hash(later, first.clip_id) == split_hash(split, first.clip_id)
-        assert "0 new by the hash of their name" in later.description
+        assert "0 new subjects by the hash of their name" in later.description
     table = table_of(["", "a", "a"])
     (tmp_path / "split.csv").write_text("clip_id,subject,split\n1.mp4#0,,val\n", encoding="utf-8")
     assert extend_split(table, np.array([0, 2]), np.zeros(2), tmp_path).val.tolist() == [2]
 
 
-def test_people_whose_clips_stood_on_two_sides_are_named(tmp_path: Path) -> None:
-    """Up to five."""
+def test_extended_split_refuses_subjects_with_clips_in_two_subsets(tmp_path: Path) -> None:
+    """The error names up to five."""
     first = table_of([""] * 14)
     split = Split(np.arange(0, 14, 2), np.array([1, 3]), np.arange(5, 14, 2), "")
     earlier_split(tmp_path, split, first)
@@ -347,36 +352,36 @@ def test_people_whose_clips_stood_on_two_sides_are_named(tmp_path: Path) -> None
         extend_split(table_of(people(7, 2)), np.arange(14), np.zeros(14), tmp_path)
 
 
-def test_clips_of_another_data_set_may_go_by_the_same_names(tmp_path: Path) -> None:
-    """Where most are of other people nobody is known by a clip, and that is said; one may be a correction."""
+def test_same_clip_ids_with_other_subjects_count_as_new(tmp_path: Path) -> None:
+    """If most have other subjects, with a warning; a single one may be a correction."""
     first = table_of(people(12, 1))
     split = make_split(first, np.arange(12), np.arange(12) % 2, seed=0)
     earlier_split(tmp_path, split, first)
     others = table_of([f"q{index}" for index in range(12)])
     later = extend_split(others, np.arange(12), np.arange(12) % 2, tmp_path)
-    assert "12 new by the hash of their name" in later.description
-    assert any(text.startswith("12 clips go by names that") for text in later.warnings)
+    assert "12 new subjects by the hash of their name" in later.description
+    assert any(text.startswith("12 clips have ids that") for text in later.warnings)
     corrected = table_of(["q0", *people(12, 1)[1:]])
     later = extend_split(corrected, np.arange(12), np.arange(12) % 2, tmp_path)
     assert split_hash(later, first.clip_id) == split_hash(split, first.clip_id)
 
 
-def test_earlier_split_must_be_usable(tmp_path: Path) -> None:
-    """A person on two sides, a strange side, no file."""
+def test_unusable_earlier_split_is_refused(tmp_path: Path) -> None:
+    """A subject in two subsets, an unknown subset, no file."""
     table = table_of(["a", "b"])
-    with pytest.raises(ValueError, match=r"split\.csv is not there"):
+    with pytest.raises(ValueError, match=r"it has no split\.csv"):
         extend_split(table, np.arange(2), np.zeros(2), tmp_path)
     file = tmp_path / "split.csv"
     file.write_text("clip_id,subject,split\n1#0,a,train\n2#0,a,test\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 3: subject a is in train and test"):
         extend_split(table, np.arange(2), np.zeros(2), tmp_path)
     file.write_text("clip_id,subject,split\n1#0,a,middle\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="line 2: wanted"):
+    with pytest.raises(ValueError, match="line 2: expected"):
         extend_split(table, np.arange(2), np.zeros(2), tmp_path)
 
 
-def test_hash_tells_sides_apart() -> None:
-    """The same clips on other sides are another split; order does not matter."""
+def test_split_hash_depends_on_the_subsets() -> None:
+    """The same clips in other subsets give another hash; order does not matter."""
     ids = np.array(["a", "b", "c"])
     one = Split(np.array([0]), np.array([1]), np.array([2]), "")
     other = Split(np.array([1]), np.array([0]), np.array([2]), "")

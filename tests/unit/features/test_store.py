@@ -1,4 +1,4 @@
-"""The store: what was written is read back, nothing is lost, and what is broken is found."""
+"""The store: rows are read back as written, nothing is lost, and damage is found."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_rows_read_back_equal(tmp_path: Path) -> None:
     assert verify_store(store) == []
 
 
-def test_table_says_what_the_clips_said(tmp_path: Path) -> None:
+def test_table_equals_the_clips(tmp_path: Path) -> None:
     """Texts, labels by name, slices, states."""
     table = write_store(tmp_path / "s.zarr").table()
     clips = clips_of(12)
@@ -88,8 +88,8 @@ def test_table_says_what_the_clips_said(tmp_path: Path) -> None:
     assert table.labels["label"].dtype == np.int16
 
 
-def test_other_readers_find_plain_zarr(tmp_path: Path) -> None:
-    """The layout of the docstring, by zarr alone."""
+def test_zarr_alone_reads_the_store(tmp_path: Path) -> None:
+    """The layout of the docstring, read with zarr only."""
     write_store(tmp_path / "s.zarr")
     group = zarr.open_group(tmp_path / "s.zarr", mode="r")
     for name, dtype in {
@@ -149,8 +149,8 @@ def test_each_part_has_its_own_state(tmp_path: Path) -> None:
     assert FeatureStore.open(path).recipe == WITH_GEOMETRY
 
 
-def test_an_all_empty_row_is_done(tmp_path: Path) -> None:
-    """A clip in which nobody ever shows is a fact, not a gap."""
+def test_row_without_any_face_is_done(tmp_path: Path) -> None:
+    """A clip without a face is a valid result, not a missing one."""
     store = plan(tmp_path / "s.zarr", clips_of(1), WITH_GEOMETRY, numerics={}, crops=True)
     nan = np.full((T, 6), np.nan, np.float32)
     nan[:, 5] = 0
@@ -203,12 +203,12 @@ def test_no_more_than_four_files_a_clip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"embeddings": np.zeros((T, D + 1), np.float16)}, r"embeddings of shape \(6, 9\)"),
-        ({"embeddings": np.zeros((T + 1, D), np.float16), "frames": np.zeros((T + 1, 6))}, "up to"),
+        ({"embeddings": np.zeros((T, D + 1), np.float16)}, r"embeddings has shape \(6, 9\)"),
+        ({"embeddings": np.zeros((T + 1, D), np.float16), "frames": np.zeros((T + 1, 6))}, "at most"),
         ({"frames": np.zeros((T - 1, 6), np.float32)}, "6 embeddings for 5 frames"),
-        ({"frames": None}, "go together"),
+        ({"frames": None}, "must be given together"),
         ({"embeddings": np.full((T, D), np.inf, np.float16)}, "not finite"),
-        ({"crops": [b"x"] * (T + 1)}, "crops of 7 frames"),
+        ({"crops": [b"x"] * (T + 1)}, "crops has 7 frames"),
     ],
 )
 def test_rows_of_another_shape_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
@@ -226,7 +226,7 @@ def test_another_recipe_is_refused_by_field(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     write_store(path)
     other = replace(RECIPE, pixels=replace(PIXELS, margin=0.5), encoder=EncoderId("x", "", "12" * 32, D))
-    with pytest.raises(ValueError, match=r"pixels\.margin: 0\.25 here, 0\.5 there; encoder\.name"):
+    with pytest.raises(ValueError, match=r"pixels\.margin: 0\.25 vs 0\.5; encoder\.name"):
         plan(path, clips_of(12), other, numerics={})
     store = plan(path, clips_of(12), RECIPE, numerics={"backend": "another"})
     assert store.numerics == {"backend": "test"}
@@ -234,7 +234,7 @@ def test_another_recipe_is_refused_by_field(tmp_path: Path) -> None:
 
 
 def test_a_grown_and_corrected_manifest_moves_no_row(tmp_path: Path) -> None:
-    """Labels, people and splits follow the manifest; only new clips are missing; what vanished is listed."""
+    """Labels, subjects and splits follow the manifest; only new clips are missing; removed are listed."""
     path = tmp_path / "s.zarr"
     write_store(path, 6)
     before = FeatureStore.open(path).read_stream("embeddings")[0]
@@ -258,8 +258,8 @@ def test_a_grown_and_corrected_manifest_moves_no_row(tmp_path: Path) -> None:
     assert verify_store(again) == []
 
 
-def test_a_limited_listing_lets_others_be(tmp_path: Path) -> None:
-    """`--limit` is no manifest."""
+def test_limited_listing_does_not_change_other_clips(tmp_path: Path) -> None:
+    """With `--limit`, the clips are not the whole manifest."""
     path = tmp_path / "s.zarr"
     write_store(path, 6)
     store = plan(path, clips_of(2), WITH_GEOMETRY, numerics={"backend": "test"}, listing_complete=False)
@@ -277,7 +277,7 @@ def test_planning_again_without_changes_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_changed_file_is_extracted_again(tmp_path: Path) -> None:
-    """By size or time; a file that is away today has not changed."""
+    """By size or time; a file that cannot be read now does not count as changed."""
     for index in range(3):
         (tmp_path / f"{index}.mp4").write_bytes(b"x" * index)
     path, clips = tmp_path / "s.zarr", clips_of(3, tmp_path)
@@ -357,7 +357,7 @@ def test_extracting_corrects_ends_and_keeps_what_cannot_be_read_today(
     before = labels()
     summary, shown = extract_lines("a.mp4,x,", "b_.mp4,y,2.3")
     assert (summary["done"], summary["vanished"]) == (0, [])
-    assert "4 clips in the store were not found in" in shown
+    assert "4 clips of the store are not in" in shown
     assert labels() == before
     with monkeypatch.context() as patch:  # labels of a known layout, whose videos are away
         read = run.read_dataset
@@ -380,7 +380,7 @@ def test_extracting_corrects_ends_and_keeps_what_cannot_be_read_today(
 
 
 def test_relabelling_changes_no_end(tmp_path: Path) -> None:
-    """A manifest's line may end anywhere: rows are its windows."""
+    """A line of a manifest may end at any time: rows are its windows."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
     relabel(path, [replace(clip, end_s=0.5, labels={"label": "sleepy"}) for clip in clips_of(2)])
@@ -409,7 +409,7 @@ def test_a_label_column_that_grows_too_many_values_for_one_stays_one(tmp_path: P
     assert table.labels.keys() == {"label", "level"}
 
 
-def test_relabelling_needs_no_videos_and_speaks_of_whole_videos(tmp_path: Path) -> None:
+def test_relabelling_needs_no_videos_and_labels_all_windows(tmp_path: Path) -> None:
     """One line for a video corrects all its windows."""
     path = tmp_path / "s.zarr"
     first = replace(clips_of(1)[0], clip_id="a.mp4#0", end_s=2.0)
@@ -433,8 +433,8 @@ def test_relabelling_needs_no_videos_and_speaks_of_whole_videos(tmp_path: Path) 
     assert table.start_s.tolist() == [0, 2, 0]
 
 
-def test_what_a_manifest_does_not_speak_of_stays(tmp_path: Path) -> None:
-    """Subjects, splits and folds as well as labels, by relabelling and by planning again."""
+def test_columns_missing_in_the_manifest_do_not_change(tmp_path: Path) -> None:
+    """Subjects, splits, folds and labels, by relabelling and by planning again."""
     path = tmp_path / "s.zarr"
     clips = [replace(clip, split="test", fold="2") for clip in clips_of(4)]
     plan(path, clips, RECIPE, numerics={})
@@ -465,7 +465,7 @@ def test_a_column_with_some_values_corrects_by_its_blanks_too(tmp_path: Path) ->
 
 
 def test_odd_column_names_are_kept(tmp_path: Path) -> None:
-    """What no file system takes as a name."""
+    """Names that are not valid file names."""
     columns = ["a/b", "..", "con:fusion", "NUL", "x" * 300, "집중 정도"]
     clip = replace(clips_of(1)[0], labels=dict.fromkeys(columns, "1"), slices=dict.fromkeys(columns, "값"))
     table = plan(tmp_path / "s.zarr", [clip], RECIPE, numerics={}).table()
@@ -473,35 +473,35 @@ def test_odd_column_names_are_kept(tmp_path: Path) -> None:
     assert {str(values[0]) for values in table.slices.values()} == {"값"}
 
 
-def test_two_clips_of_one_id_are_refused(tmp_path: Path) -> None:
-    """Named."""
-    with pytest.raises(ValueError, match=r"twice: 영상/0\.mp4#0"):
+def test_duplicate_clip_ids_are_refused(tmp_path: Path) -> None:
+    """The error names them."""
+    with pytest.raises(ValueError, match=r"duplicate clips .*: 영상/0\.mp4#0"):
         plan(tmp_path / "s.zarr", clips_of(1) * 2, RECIPE, numerics={})
 
 
-def test_paths_that_are_no_store_are_refused(tmp_path: Path) -> None:
-    """Nothing of somebody else's is written into."""
+def test_paths_without_a_store_are_refused(tmp_path: Path) -> None:
+    """Nothing is written into other folders."""
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"not a store, and not empty: it holds chapter\.tex"):
+    with pytest.raises(ValueError, match=r"not a store and not empty \(it has chapter\.tex\)"):
         plan(tmp_path / "thesis", clips_of(1), RECIPE, numerics={})
     with pytest.raises(ValueError, match="is a file"):
         plan(tmp_path / "file", clips_of(1), RECIPE, numerics={})
     with pytest.raises(ValueError, match="no store at"):
         FeatureStore.open(tmp_path / "nowhere")
     zarr.create_group(tmp_path / "other.zarr")
-    with pytest.raises(ValueError, match="no feature store of this version"):
+    with pytest.raises(ValueError, match="not a feature store of this version"):
         FeatureStore.open(tmp_path / "other.zarr")
-    with pytest.raises(ValueError, match="no feature store of this version"):
+    with pytest.raises(ValueError, match="not a feature store of this version"):
         delete(tmp_path / "other.zarr")
-    with pytest.raises(ValueError, match="no feature store of this version"):
+    with pytest.raises(ValueError, match="not a feature store of this version"):
         plan(tmp_path / "other.zarr", clips_of(1), RECIPE, numerics={})
     assert (tmp_path / "thesis" / "chapter.tex").exists()
 
 
-def test_a_store_deleted_under_a_worker_is_a_clear_error(tmp_path: Path) -> None:
-    """And no headless folder is left."""
+def test_writing_into_a_deleted_store_is_an_error(tmp_path: Path) -> None:
+    """And no folders without a zarr.json are left."""
     path = tmp_path / "s.zarr"
     store = plan(path, clips_of(2), RECIPE, numerics={})
     shutil.rmtree(path)
@@ -510,8 +510,8 @@ def test_a_store_deleted_under_a_worker_is_a_clear_error(tmp_path: Path) -> None
     assert not path.exists()
 
 
-def test_delete_removes_all_or_one_person(tmp_path: Path) -> None:
-    """Nothing of the person is left in any file; nobody else's row moves; the packed copy goes too."""
+def test_delete_removes_the_store_or_one_subject(tmp_path: Path) -> None:
+    """No file has data of the subject; other rows do not move; the packed copy is deleted too."""
     path = tmp_path / "s.zarr"
     store = write_store(path, 12, crops=True)
     store.pack()
@@ -541,8 +541,8 @@ def test_delete_removes_all_or_one_person(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tidied_by", ["settle", "plan", "delete"])
-def test_a_worker_brings_nobody_back_who_was_deleted_meanwhile(tmp_path: Path, tidied_by: str) -> None:
-    """verify finds what it wrote, the next planner clears it, and packed copies."""
+def test_rows_written_after_a_deletion_are_found_and_cleared(tmp_path: Path, tidied_by: str) -> None:
+    """verify lists them; the next planner deletes them and the packed copies."""
     path = tmp_path / "s.zarr"
     worker = write_store(path, 8, crops=True)
     delete(path, "p1")
@@ -551,7 +551,7 @@ def test_a_worker_brings_nobody_back_who_was_deleted_meanwhile(tmp_path: Path, t
     assert FeatureStore.open(path).pack()
     reasons = {item.clip_id: item.reason for item in verify_store(FeatureStore.open(path))}
     assert reasons.keys() == {"row 1", "row 5"}
-    assert "written after its person was deleted" in reasons["row 1"]
+    assert "written after its subject was deleted" in reasons["row 1"]
     if tidied_by == "settle":
         worker.finalize()
     elif tidied_by == "plan":
@@ -566,7 +566,7 @@ def test_a_worker_brings_nobody_back_who_was_deleted_meanwhile(tmp_path: Path, t
     assert not any(person in content for content in files_of(path).values())
 
 
-def test_a_video_called_deleted_is_nobody_who_was(tmp_path: Path) -> None:
+def test_video_named_deleted_is_not_a_deleted_row(tmp_path: Path) -> None:
     """Its row is planned again like any other."""
     clip = replace(clips_of(1)[0], clip_id="deleted#0")
     store = plan(tmp_path / "s.zarr", [clip], RECIPE, numerics={})
@@ -592,8 +592,8 @@ def test_deleting_waits_for_a_planner_and_sees_what_it_appended(tmp_path: Path) 
     assert FeatureStore.open(path).table().subject.tolist() == ["p0", "", "p2", "p3"] * 2
 
 
-def test_deleting_blanks_the_names_that_only_the_person_had(tmp_path: Path) -> None:
-    """Others keep their codes; a blank is no class; whoever comes again gets a new place."""
+def test_deleting_blanks_label_names_that_only_the_subject_had(tmp_path: Path) -> None:
+    """Others keep their codes; a blank name is not a class; a name that returns gets a new code."""
     path = tmp_path / "s.zarr"
     clips = [
         replace(
@@ -616,10 +616,10 @@ def test_deleting_blanks_the_names_that_only_the_person_had(tmp_path: Path) -> N
     assert table.labels["name"].tolist() == [0, -1, 2, 3] * 3 + [4] * 3
 
 
-def test_deleting_blanks_what_a_killed_planner_left_of_the_person(
+def test_deleting_blanks_rows_that_a_killed_planner_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In rows that were never counted; also of somebody who has no others."""
+    """In rows that were never counted; also for a subject without other rows."""
     path = tmp_path / "s.zarr"
     plan(path, clips_of(4), RECIPE, numerics={})
     more = [
@@ -644,7 +644,7 @@ def test_deleting_blanks_what_a_killed_planner_left_of_the_person(
     assert FeatureStore.open(path).table().subject.tolist()[-1] == "Ms p3"
 
 
-def test_a_copy_packed_while_a_person_is_being_deleted_goes_too(
+def test_copy_packed_during_a_deletion_is_deleted_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "s.zarr"
@@ -661,8 +661,8 @@ def test_a_copy_packed_while_a_person_is_being_deleted_goes_too(
     assert not any(person in content for content in files_of(path).values())
 
 
-def test_deleting_a_person_takes_half_a_crop_along(tmp_path: Path) -> None:
-    """However young it is; a living writer of somebody else writes its own again."""
+def test_deleting_a_subject_deletes_partial_files(tmp_path: Path) -> None:
+    """Of any age; a running writer of another subject writes its own again."""
     path = tmp_path / "s.zarr"
     write_store(path, 4, crops=True)
     (path / "crops" / "c.1.0.0123.partial").write_bytes(b"half a face")
@@ -670,7 +670,7 @@ def test_deleting_a_person_takes_half_a_crop_along(tmp_path: Path) -> None:
     assert not list(path.rglob("*.partial"))
 
 
-def test_a_deletion_of_a_person_that_was_cut_short_can_be_repeated(
+def test_interrupted_deletion_of_a_subject_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After each of its writes."""
@@ -718,10 +718,10 @@ def test_a_plan_cut_short_between_a_new_labels_names_and_its_codes_can_be_repeat
     assert plan(path, more, RECIPE, numerics={}).table().labels["mood"].tolist() == [0] * 4
 
 
-def test_a_deletion_of_the_store_that_was_cut_short_can_be_repeated(
+def test_interrupted_deletion_of_the_store_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is a store to delete as long as anything of it is left."""
+    """As long as any file is left, there is a store to delete."""
     path = tmp_path / "s.zarr"
     write_store(path, 4)
     parts = [item for item in path.iterdir() if item.is_dir()]
@@ -745,10 +745,10 @@ def test_a_deletion_of_the_store_that_was_cut_short_can_be_repeated(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
-def test_a_link_to_a_store_is_not_deleted_by_half(tmp_path: Path) -> None:
+def test_link_to_a_store_is_not_deleted(tmp_path: Path) -> None:
     write_store(tmp_path / "s.zarr", 2)
     (tmp_path / "link.zarr").symlink_to(tmp_path / "s.zarr")
-    with pytest.raises(ValueError, match=r"is a link: delete the store behind it, .*s\.zarr"):
+    with pytest.raises(ValueError, match=r"is a link: delete the store that it points to, .*s\.zarr"):
         delete(tmp_path / "link.zarr")
     assert verify_store(FeatureStore.open(tmp_path / "s.zarr")) == []
 
@@ -782,7 +782,7 @@ def test_packed_copy_is_equal_fresh_and_disposable(tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_written_packs_into_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A shared store on a server belongs to somebody else; here a file stands where its copy would lie."""
+    """For example a shared store; here a file blocks the path of the packed copy."""
     monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "s.zarr"
     store = write_store(path, 4)
@@ -798,10 +798,10 @@ def test_a_store_that_cannot_be_written_packs_into_the_cache(
     assert not list((tmp_path / "cache").rglob("x.npy"))
 
 
-def test_a_packed_copy_in_the_cache_goes_by_the_place_not_its_spelling(
+def test_packed_copy_in_the_cache_depends_on_the_location_not_its_spelling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that whoever deletes a person by another spelling deletes that copy too."""
+    """So that deleting a subject by another spelling deletes that copy too."""
     monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     write_store("s.zarr", 4)
@@ -892,18 +892,18 @@ def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
     assert verify_store(FeatureStore.open(path)) == []
 
 
-def test_a_broken_chunk_names_itself_when_read(tmp_path: Path) -> None:
-    """A sentence, not zarr's inside."""
+def test_damaged_chunk_error_names_the_chunk(tmp_path: Path) -> None:
+    """A plain sentence, not an internal error of zarr."""
     path = tmp_path / "s.zarr"
     store = write_store(path, 2)
     chunk = path / "embeddings" / "c.1.0.0"
     chunk.write_bytes(chunk.read_bytes()[:-5] + b"later")
-    with pytest.raises(ValueError, match=r"embeddings cannot be read .*see python -m features verify"):
+    with pytest.raises(ValueError, match=r"embeddings cannot be read .*run python -m features verify"):
         store.read_stream("embeddings")
 
 
-def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
-    """A copy has the same; a correction another."""
+def test_fingerprint_depends_on_content_not_location(tmp_path: Path) -> None:
+    """A copy has the same one; a correction gives another one."""
     write_store(tmp_path / "a.zarr")
     shutil.copytree(tmp_path / "a.zarr", tmp_path / "b.zarr")
     first, copy = (FeatureStore.open(tmp_path / name).fingerprint() for name in ("a.zarr", "b.zarr"))
@@ -914,8 +914,8 @@ def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
     assert store.fingerprint() != first
 
 
-def test_the_ledger_counts_openings_of_the_test_split(tmp_path: Path) -> None:
-    """Also of two processes that opened the store before either wrote."""
+def test_every_evaluation_on_test_is_logged(tmp_path: Path) -> None:
+    """Also by two processes that opened the store before either wrote."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
     one, two = FeatureStore.open(path), FeatureStore.open(path)
@@ -926,7 +926,7 @@ def test_the_ledger_counts_openings_of_the_test_split(tmp_path: Path) -> None:
 
 
 def test_one_planner_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A living planner is waited for, a dead one is not."""
+    """A running planner is waited for, a dead one is not."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
     place = location_of(path)
@@ -948,7 +948,9 @@ def test_one_planner_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     # Another machine is believed for two minutes, then no more: nobody renews its lock.
     holder |= {"host": "elsewhere"}
     (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"on elsewhere\); if that is gone, delete planner\.lock"):
+    with pytest.raises(
+        ValueError, match=r"on elsewhere\); if that process no longer runs, delete planner\.lock"
+    ):
         with planner_lock(place, wait_s=0.2):
             pass
     monkeypatch.setattr(lock, "LOCK_STALE_S", 0.2)
@@ -1039,9 +1041,9 @@ def test_two_processes_at_once_equal_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
-def test_kill_minus_nine_at_any_write_loses_nothing(tmp_path: Path) -> None:
-    """Two writers at once, each killed at a write of its own, twenty times, also while planning; then the
-    same command once more. The result is the uninterrupted store, byte for byte, with no stray files."""
+def test_kill_at_any_write_loses_nothing(tmp_path: Path) -> None:
+    """Two writers at once, each killed at a write, twenty times, also while planning; then the same command
+    again. The store equals the uninterrupted one, byte for byte, without extra files."""
     count, path = 160, tmp_path / "killed.zarr"
     write_store(tmp_path / "one.zarr", count, crops=True)
     generator = np.random.default_rng(0)

@@ -174,7 +174,7 @@ def test_a_store_of_another_recipe_is_refused_by_field(tmp_path, capsys):
     other = replace(RECIPE, pixels=replace(RECIPE.pixels, margin=0.4))
     make_store(tmp_path / "other.zarr", recipe=other, clip_prefix="o")
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--store", str(tmp_path / "other.zarr")]) == 2
-    assert "pixels.margin: 0.25 here, 0.4 there" in capsys.readouterr().err
+    assert "pixels.margin: 0.25 vs 0.4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["multiclass", "ordinal"])
