@@ -151,8 +151,8 @@ def test_a_camera_that_hangs_is_said_once_and_logged(run: Path, tmp_path: Path) 
     control.close()
     session.close()
     assert [line for line in told if line.startswith("the camera")] == [
-        "the camera gives no picture: waiting for it",
-        "the camera is back",
+        "no frames from the camera: waiting for it",
+        "the camera works again",
     ]
     states = [row.state for row in read_log(tmp_path / "a.csv")[1]]
     assert 1 <= states.count("camera_lost") <= 3
@@ -227,14 +227,14 @@ def test_a_person_may_be_called_none(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (("--headless", "--camera", "97"), "camera 97 cannot be opened"),
-        (("--headless", "--camera", "-1"), "--camera is 0 or more"),
+        (("--headless", "--camera", "-1"), "--camera must be 0 or more"),
         (("--video", "no/such.mp4", "--headless"), "no/such.mp4"),
         (("--headless", "--calibrate", "1"), "at least 15 s"),
-        (("--headless", "--calibrate", "15", "--seconds", "30"), "--seconds 30 ends before"),
-        (("--headless", "--subject", "../evil"), "--subject takes letters"),
+        (("--headless", "--calibrate", "15", "--seconds", "30"), "--seconds 30 is too short"),
+        (("--headless", "--subject", "../evil"), "--subject may contain letters"),
         (("--headless", "--forget"), "--subject"),
         (("--headless", "--log", "a/day1.csv", "--record-raw", "a/day1.mp4"), "a/day1.csv"),
         (("--headless", "--log", "a/x.csv", "--record", "a/x.html"), "--log and --record"),
@@ -242,11 +242,13 @@ def test_a_person_may_be_called_none(run: Path, tmp_path: Path) -> None:
         (("--headless", "--record", "./clip.mp4", "--video", "clip.mp4"), "--record and --video"),
     ],
 )
-def test_what_a_user_can_cause_is_one_line_and_exit_2(run: Path, words: tuple[str, ...], said: str) -> None:
+def test_what_a_user_can_cause_is_one_line_and_exit_2(
+    run: Path, arguments: tuple[str, ...], message: str
+) -> None:
     """No traceback."""
-    done = run_here("live", "--run", run, *words)
+    done = run_here("live", "--run", run, *arguments)
     assert done.returncode == 2
-    assert said in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
 
@@ -268,7 +270,7 @@ def test_a_calibration_that_the_end_cuts_off_is_exit_1(
     told = capsys.readouterr()
     summary = json.loads(told.out)
     assert (summary["rows"], summary["calibration"]) == (8, "not finished, nothing was changed")
-    assert "calibration: not finished, nothing was changed" in told.err
+    assert "calibration: not finished: nothing was changed" in told.err
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
@@ -315,7 +317,7 @@ def test_a_session_that_ends_before_the_model_is_there(
         assert summary["frames"] > 0
         assert "before the model was loaded" in told.err
     else:
-        assert "lacks the face detector" in told.err
+        assert "the face detector of this run" in told.err
 
 
 def test_a_recording_that_the_disk_does_not_take_is_exit_1(
@@ -340,7 +342,7 @@ def test_a_recording_that_the_disk_does_not_take_is_exit_1(
     told = capsys.readouterr()
     summary = json.loads(told.out)
     assert (summary["rows"], [each["file"] for each in summary["failed"]]) == (8, [str(video)])
-    assert f"{video}: the recording is not whole" in " ".join(told.err.split())
+    assert f"{video}: the recording is incomplete" in " ".join(told.err.split())
 
 
 def test_a_start_that_fails_leaves_yesterdays_log_alone(run: Path, tmp_path: Path) -> None:

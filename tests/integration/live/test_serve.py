@@ -40,7 +40,7 @@ CHROMIUM = next(
 def session() -> Session:
     """A session without files, with a moment on its timeline."""
     session = Session(("distracted", "engaged"), OutputOptions())
-    session.saw(Frame(0.0, np.zeros((48, 64, 3), np.uint8)), prediction())
+    session.add_frame(Frame(0.0, np.zeros((48, 64, 3), np.uint8)), prediction())
     return session
 
 
@@ -199,9 +199,9 @@ def test_two_sessions_never_share_a_port(system: str, monkeypatch: pytest.Monkey
 
 def test_what_the_page_gets_is_plain_json(session: Session) -> None:
     """NaN would not be JSON."""
-    session.missed(9.0, "camera_lost")
+    session.add_gap(9.0, "camera_lost")
     text = json.dumps(snapshot(session), allow_nan=False)
-    assert json.loads(text)["words"] == "camera lost"
+    assert json.loads(text)["headline"] == "camera lost"
 
 
 @pytest.mark.parametrize(("fps", "row_s"), [(3, 1.0), (0.5, 4.0)])
@@ -209,7 +209,7 @@ def test_the_page_knows_how_long_a_moment_speaks(fps: float, row_s: float) -> No
     """A session slower than a frame a second has no holes in its timeline."""
     session = Session(("distracted", "engaged"), OutputOptions())
     for k in range(20):
-        session.saw(Frame(k / fps, np.zeros((48, 64, 3), np.uint8)), replace(prediction(), t_s=k / fps))
+        session.add_frame(Frame(k / fps, np.zeros((48, 64, 3), np.uint8)), replace(prediction(), t_s=k / fps))
     assert snapshot(session)["row_s"] == pytest.approx(row_s)
 
 
@@ -266,7 +266,7 @@ def test_the_door_itself_serves_a_browser(
             count = page.evaluate("+document.querySelector('#timeline').dataset.moments")
             until(page, f"+document.querySelector('#timeline').dataset.moments > {count} + 6")
             page.click("text=quit")
-            until(page, "document.querySelector('#words').textContent === 'session ended'")
+            until(page, "document.querySelector('#headline').textContent === 'session ended'")
             browser.close()
         out, _ = process.communicate(timeout=30)
     finally:
@@ -293,7 +293,7 @@ def test_the_page_shows_a_moving_timeline_and_its_keys_arrive(
                 if stop.is_set():
                     return
                 t_s = time.monotonic()
-                session.saw(frame, replace(prediction(), t_s=t_s))
+                session.add_frame(frame, replace(prediction(), t_s=t_s))
                 if view.is_watched:
                     view.show(session.scene(frame.rgb()))
                 pressed.append(view.keys())
@@ -314,7 +314,7 @@ def test_the_page_shows_a_moving_timeline_and_its_keys_arrive(
             asked: list[str] = []
             page.on("request", lambda request: asked.append(request.url))
             page.goto(view.address)
-            until(page, "document.querySelector('#words').textContent === 'engaged'")
+            until(page, "document.querySelector('#headline').textContent === 'engaged'")
             until(page, "+document.querySelector('#timeline').dataset.moments > 10")
             count = page.evaluate("+document.querySelector('#timeline').dataset.moments")
             source = page.evaluate("document.querySelector('#video').src")
@@ -349,7 +349,7 @@ def test_a_slow_session_has_no_holes_on_the_page_and_a_lost_one_says_reload(
     from playwright.sync_api import sync_playwright
 
     for k in range(200):
-        session.saw(Frame(30.0 + 2 * k, np.zeros((8, 8, 3))), replace(prediction(), t_s=30.0 + 2 * k))
+        session.add_frame(Frame(30.0 + 2 * k, np.zeros((8, 8, 3))), replace(prediction(), t_s=30.0 + 2 * k))
     view.show(np.zeros((8, 8, 3), np.uint8))
     empty = """(() => { const canvas = document.querySelector("#timeline"), {width, height} = canvas;
       const row = canvas.getContext("2d").getImageData(0, height - 1, width, 1).data;
@@ -359,10 +359,10 @@ def test_a_slow_session_has_no_holes_on_the_page_and_a_lost_one_says_reload(
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
         page = browser.new_page()
         page.goto(view.address)
-        until(page, "document.querySelector('#words').textContent === 'engaged'")
+        until(page, "document.querySelector('#headline').textContent === 'engaged'")
         assert page.evaluate(empty) == 0
         page.evaluate("socket.close()")
-        until(page, "document.querySelector('#message').textContent === 'Reload this page.'")
+        until(page, "document.querySelector('#message').textContent === 'Connection lost. Reload this page.'")
         page.reload()
-        until(page, "document.querySelector('#words').textContent === 'engaged'")
+        until(page, "document.querySelector('#headline').textContent === 'engaged'")
         browser.close()

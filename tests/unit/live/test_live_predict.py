@@ -229,15 +229,17 @@ def test_two_at_once_do_not_lose_each_others_rows(
     run, out = write_run(tmp_path / "run", detector_path), tmp_path / "out"
     out.mkdir()
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom live.batch import only_one\n"
-        "with only_one(Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(600)\n"
+        "import sys, time\nfrom pathlib import Path\nfrom live.batch import folder_lock\n"
+        "with folder_lock(Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(600)\n"
     )
     words = ["predict", "--run", str(run), "--out", str(out), str(real_clips["single"])]
     with subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline().strip() == b"in"
         assert main(words) == 2
-        assert "another predict is writing here" in " ".join(capsys.readouterr().err.split())
+        assert "another `live predict` process is writing to this folder" in " ".join(
+            capsys.readouterr().err.split()
+        )
         assert not (out / "predictions.csv").exists()
         other.kill()
     assert main(words) == 0

@@ -13,10 +13,10 @@ from live.ui.overlay import (
     Status,
     draw,
     draw_boxes,
-    figure_line,
-    filled_line,
-    normal_line,
+    filled_text,
+    subject_mean_text,
     timeline_point,
+    value_text,
 )
 from tests.support.predictions import prediction
 
@@ -111,12 +111,17 @@ def test_the_keys_are_shown_whole_at_any_size(
 def test_a_short_window_and_a_normal_being_learned_are_said() -> None:
     """In state ok too, until the window is full and the normal is learned."""
     image = np.zeros((480, 900, 3), np.uint8)
-    assert filled_line(prediction(filled=0.6)) == "window 60% full"
-    assert filled_line(prediction(filled=1.0)) == ""
-    assert normal_line(prediction(normal_s=12.0)) == "learning your normal (12 s)"
-    assert normal_line(prediction(normal_s=60.0)) == "your normal is learned"
-    assert normal_line(prediction()) == ""
-    told = [prediction(), prediction(filled=0.6), prediction(normal_s=12.0), prediction(normal_s=60.0)]
+    assert filled_text(prediction(filled=0.6)) == "window 60% full"
+    assert filled_text(prediction(filled=1.0)) == ""
+    assert subject_mean_text(prediction(subject_mean_s=12.0)) == "subject mean: 12 of 60 s"
+    assert subject_mean_text(prediction(subject_mean_s=60.0)) == "subject mean complete"
+    assert subject_mean_text(prediction()) == ""
+    told = [
+        prediction(),
+        prediction(filled=0.6),
+        prediction(subject_mean_s=12.0),
+        prediction(subject_mean_s=60.0),
+    ]
     panels = {draw(image, p, [], Status())[480:].tobytes() for p in told}
     assert len(panels) == 4
 
@@ -133,7 +138,7 @@ def test_the_bar_says_what_its_figure_is(task: str, p: tuple[float, ...], figure
     """An expected level is no class's probability; only two classes leave no doubt whose it is."""
     names = ("distracted", "engaged") if len(p) == 2 else ("low", "middle", "high")
     shown = prediction(task=task, p=p, names=names, label=names[1])
-    assert figure_line(shown) == figure
+    assert value_text(shown) == figure
     assert draw(np.zeros((480, 640, 3), np.uint8), shown, [], Status()).shape[1] == 640
 
 

@@ -175,7 +175,7 @@ def test_a_run_of_both_streams_survives_the_loss_of_its_landmarker(
     """The geometry is never valid then, which is said; the embeddings go on."""
     (both / "detector" / "face_landmarker.task").unlink()
     predictor = Predictor(open_model(both))
-    assert "without the geometry" in " ".join(capsys.readouterr().err.split())
+    assert "using embeddings only" in " ".join(capsys.readouterr().err.split())
     prediction = push_all(predictor, still(portrait, 3, 6))[-1]
     _, valid = predictor.window()
     assert prediction.state in ("ok", "unsure")
@@ -189,7 +189,7 @@ def test_a_run_of_geometry_alone_does_not(tmp_path: Path, detector_path: Path, l
     """It has nothing else to go by."""
     run = write_run(tmp_path / "run", detector_path, landmarker=landmarker_path, inputs=("geometry",))
     (run / "detector" / "face_landmarker.task").unlink()
-    with pytest.raises(ValueError, match="lacks the face landmarker"):
+    with pytest.raises(ValueError, match=r"face landmarker of this run .* is missing"):
         open_model(run)
 
 
@@ -235,25 +235,27 @@ def test_a_persons_normal_is_learned_from_their_first_minute(both: Path, portrai
     begin it anew, a short one does not. Other runs learn none."""
     card = load_card(both)
     predictor = Predictor(open_model(both))
-    assert np.isnan(push_all(predictor, still(portrait, 3, 1))[-1].normal_s)
+    assert np.isnan(push_all(predictor, still(portrait, 3, 1))[-1].subject_mean_s)
     predictor.close()
     save_card(both, replace(card, center="subject"))
     predictor = Predictor(open_model(both))
     mirrored = np.ascontiguousarray(portrait[:, ::-1])
     first = push_all(predictor, still(portrait, 3, 60))
-    assert [p.normal_s for p in first[:3]] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert [p.subject_mean_s for p in first[:3]] == pytest.approx([1 / 3, 2 / 3, 1.0])
     learned = predictor._mean_sum / predictor._mean_count
     later = push_all(predictor, still(mirrored, 3, 5, start_s=60.0))
-    assert {p.normal_s for p in later} == {first[-1].normal_s} == {60.0}
+    assert {p.subject_mean_s for p in later} == {first[-1].subject_mean_s} == {60.0}
     assert np.array_equal(predictor._mean_sum / predictor._mean_count, learned)
     black = np.zeros_like(portrait)
     for away_s, known_s in ((25.0, 60.0), (31.0, 1 / 3)):  # three windows are thirty seconds
         last_s = predictor._window[-1].t_s
         push_all(predictor, still(black, 3, away_s, start_s=last_s + 1 / 3))
         back = push_all(predictor, still(portrait, 3, 1 / 3, start_s=last_s + away_s + 1 / 3))
-        assert back[-1].normal_s == pytest.approx(known_s)
+        assert back[-1].subject_mean_s == pytest.approx(known_s)
     predictor.reset(200.0)
-    assert push_all(predictor, still(portrait, 3, 1 / 3, start_s=200.0))[-1].normal_s == pytest.approx(1 / 3)
+    assert push_all(predictor, still(portrait, 3, 1 / 3, start_s=200.0))[-1].subject_mean_s == pytest.approx(
+        1 / 3
+    )
     predictor.close()
 
 
@@ -261,5 +263,5 @@ def test_a_run_that_lost_its_detector_is_refused(tmp_path: Path, detector_path: 
     """The run's own detector file is the only one that counts."""
     run = write_run(tmp_path / "run", detector_path)
     (run / "detector" / "detector.tflite").unlink()
-    with pytest.raises(ValueError, match="lacks the face detector"):
+    with pytest.raises(ValueError, match=r"face detector of this run .* is missing"):
         open_model(run)

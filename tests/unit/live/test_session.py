@@ -212,7 +212,7 @@ def test_a_session_that_asks_for_nothing_writes_nothing(
     """Live records nothing unless asked."""
     monkeypatch.chdir(tmp_path)
     session = Session(NAMES, OutputOptions())
-    session.saw(Frame(0.0, np.zeros((48, 64, 3), np.uint8)), prediction())
+    session.add_frame(Frame(0.0, np.zeros((48, 64, 3), np.uint8)), prediction())
     session.picture(np.zeros((48, 64, 3), np.uint8), 0.0)
     session.mark(0.1)
     session.close()
@@ -233,12 +233,14 @@ def test_a_session_keeps_log_marks_recordings_and_labels(tmp_path: Path) -> None
         t_s = 100 + k / 10
         if k == 10:
             session.mark(t_s, "bell")
-            assert session.begin_label(2, t_s) == "labelled from here: engaged"
-        session.saw(Frame(t_s, image), replace(prediction(), t_s=t_s, novelty=1.5) if k % 3 == 0 else None)
+            assert session.begin_label(2, t_s) == "label from now on: engaged"
+        session.add_frame(
+            Frame(t_s, image), replace(prediction(), t_s=t_s, novelty=1.5) if k % 3 == 0 else None
+        )
         session.picture(image, t_s)
-    session.missed(104.0, "camera_lost")
-    session.missed(104.2, "camera_lost")
-    session.missed(105.1, "camera_lost")
+    session.add_gap(104.0, "camera_lost")
+    session.add_gap(104.2, "camera_lost")
+    session.add_gap(105.1, "camera_lost")
     session.close()
     rows = read_rows(tmp_path / "a.csv")
     assert [row["mark"] for row in rows].count("bell") == 1
@@ -266,7 +268,7 @@ def test_a_recording_that_the_disk_does_not_take_ends_alone(
         for k in range(num_frames):
             t_s = k / 30
             noise = rng.integers(0, 256, (96, 128, 3), np.uint8)
-            session.saw(Frame(t_s, noise), replace(prediction(), t_s=t_s))  # for the raw recording
+            session.add_frame(Frame(t_s, noise), replace(prediction(), t_s=t_s))  # for the raw recording
             assert session._overlay is not None
             session._overlay.write(still, t_s)
             if k == 10:
@@ -291,7 +293,7 @@ def test_a_recording_begun_while_the_model_loads_goes_on(tmp_path: Path) -> None
     assert session.toggle_recording() == f"recording to {tmp_path / 'view-2.mp4'}"
     session.picture(image, 0.0)
     assert session.begin() == [f"recording to {tmp_path / 'view-2-2.mp4'}"]
-    session.saw(Frame(1.0, image), None)
+    session.add_frame(Frame(1.0, image), None)
     session.picture(image, 1.0)
     session.close()
     counted = {}
@@ -318,7 +320,7 @@ def test_a_second_session_with_the_same_names_replaces_nothing(tmp_path: Path) -
         assert session.log_path == tmp_path / f"day1{number}.csv"
         assert str(session.log_path) in lines[0]
         for k in range(10):
-            session.saw(Frame(k / 10, image), replace(prediction(), t_s=k / 10, novelty=1.0))
+            session.add_frame(Frame(k / 10, image), replace(prediction(), t_s=k / 10, novelty=1.0))
             session.picture(image, k / 10)
             if k == 2:
                 session.begin_label(1, k / 10)
@@ -340,7 +342,7 @@ def test_free_names_do_not_meet(tmp_path: Path) -> None:
     session.begin()
     image = np.full((96, 128, 3), 60, np.uint8)
     for k in range(5):
-        session.saw(Frame(k / 10, image), None)
+        session.add_frame(Frame(k / 10, image), None)
         session.picture(image, k / 10)
     session.close()
     assert [path.name for path in session.files] == ["own-2-2.mp4", "own-2.mp4"]
@@ -367,7 +369,7 @@ def test_labels_end_where_nothing_is_recorded_and_stand_on_disk_at_once(tmp_path
 
     def record(start_s: float) -> None:
         for k in range(20):
-            session.saw(Frame(start_s + k / 10, image), None)
+            session.add_frame(Frame(start_s + k / 10, image), None)
 
     def intervals() -> list[tuple[str, float | None, float | None]]:
         clips = read_csv(tmp_path / "own.csv").clips
@@ -375,10 +377,10 @@ def test_labels_end_where_nothing_is_recorded_and_stand_on_disk_at_once(tmp_path
 
     record(0.0)
     session.begin_label(2, 1.0)
-    session.missed(30.0, "paused")
+    session.add_gap(30.0, "paused")
     assert intervals() == [("engaged", 1.0, pytest.approx(1.9))]
     assert session.label == ""
-    assert "nothing is being recorded" in session.begin_label(1, 31.0)
+    assert "nothing is recorded now" in session.begin_label(1, 31.0)
     record(60.0)
     session.begin_label(1, 61.0)
     session.begin_label(0, 61.5)
@@ -390,7 +392,7 @@ def test_a_mark_after_the_last_row_is_written(tmp_path: Path) -> None:
     """Marked, then quit: the mark has its own row and its own time."""
     session = Session(NAMES, OutputOptions(log=str(tmp_path / "a.csv")))
     session.begin()
-    session.saw(Frame(20.0, np.zeros((48, 64, 3), np.uint8)), prediction())
+    session.add_frame(Frame(20.0, np.zeros((48, 64, 3), np.uint8)), prediction())
     session.mark(20.2, "bell")
     session.close()
     rows = read_log(tmp_path / "a.csv")[1]

@@ -157,7 +157,7 @@ def test_days_are_held_against_training(log: Path, tmp_path: Path, detector_path
     out = tmp_path / "drift.html"
     assert main(["report", str(log), "--reference-run", str(run), "--out", str(out)]) == 0
     page = out.read_text(encoding="utf-8")
-    assert page.count('class="odd"') == 1
+    assert page.count('class="outside"') == 1
     assert "training (50 clips)" in page
 
 
@@ -218,7 +218,7 @@ def test_every_csv_of_lives_own_folder_can_be_named(
     assert len(lines) == 2
     assert log.with_suffix(".html").is_file()
     assert main(["report", *(path for path in named if path != str(log))]) == 2
-    assert "no live log among the files named" in capsys.readouterr().err
+    assert "no live log with rows among the given files" in capsys.readouterr().err
 
 
 def test_a_log_without_rows_does_not_stop_the_others(
@@ -230,10 +230,10 @@ def test_a_log_without_rows_does_not_stop_the_others(
     assert main(["report", str(begun), str(log), "--json"]) == 0
     told = capsys.readouterr()
     assert [session["log"] for session in json.loads(told.out)["sessions"]] == [str(log)]
-    assert "begun.csv holds no row yet: left out" in " ".join(told.err.split())
+    assert "begun.csv has no rows yet" in " ".join(told.err.split())
     assert not begun.with_suffix(".html").exists()
     assert main(["report", str(begun)]) == 2
-    assert "no live log among the files named holds a row" in " ".join(capsys.readouterr().err.split())
+    assert "no live log with rows among the given files" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_report_leaves_what_the_sessions_left(
@@ -265,7 +265,7 @@ def test_a_page_is_never_written_over_a_log_that_it_tells(
     kept = log.read_bytes()
     out = log.parent / "." / (log.stem + suffix)
     assert main(["report", str(log), "--out", str(out)]) == 2
-    assert "is a log that is told of" in " ".join(capsys.readouterr().err.split())
+    assert "is one of the logs or its timeline" in " ".join(capsys.readouterr().err.split())
     assert (log.read_bytes(), log.with_suffix(".html").exists()) == (kept, False)
 
 
@@ -274,7 +274,7 @@ def test_a_session_is_not_held_against_what_another_run_learned(
 ) -> None:
     run = write_run(tmp_path / "run", detector_path, names=("asleep", "awake"))
     assert main(["report", str(log), "--reference-run", str(run)]) == 2
-    assert "tells asleep, awake" in " ".join(capsys.readouterr().err.split())
+    assert "--reference-run has asleep, awake" in " ".join(capsys.readouterr().err.split())
     assert not log.with_suffix(".html").exists()
 
 
@@ -338,7 +338,7 @@ def test_a_timeline_that_cannot_be_written_stops_no_page(
         pytest.skip("no links here")
     out = tmp_path / "page.html"
     assert main(["report", str(log), "--out", str(out)]) == 0
-    assert "no timeline beside the log" in " ".join(capsys.readouterr().err.split())
+    assert "no timeline next to the log" in " ".join(capsys.readouterr().err.split())
     assert "data:image/png" in out.read_text(encoding="utf-8")
 
 
