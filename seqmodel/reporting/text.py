@@ -353,6 +353,16 @@ def kind(comparison: BaselineComparison) -> str:
 
 STAGE_COLUMNS = ("stage", "val_score", "kept", "command")
 """Fields of a stage that are not listed in the column of details."""
+STAGE_FIELDS = {
+    "facts": "hash of data and settings",
+    "settings": "hash of settings",
+    "stage_1": "validation score of the head before fine-tuning",
+    "unfreeze_from": "first trained encoder block",
+    "people": "subjects",
+    "before": "previous calibration",
+    "time_utc": "time (UTC)",
+}
+"""Field of a stage -> its name in the report, where the field name is not clear."""
 
 
 def stages(card: Card) -> list[dict[str, Any]]:
@@ -363,7 +373,7 @@ def stages(card: Card) -> list[dict[str, Any]]:
             "score": short(stage.get("val_score")),
             "kept": as_text(stage["kept"]) if "kept" in stage else "–",
             "details": [
-                (key.replace("_", " "), _details(key, value))
+                (STAGE_FIELDS.get(key, key.replace("_", " ")), _details(key, value))
                 for key, value in stage.items()
                 if key not in STAGE_COLUMNS
             ],
@@ -373,7 +383,9 @@ def stages(card: Card) -> list[dict[str, Any]]:
 
 
 def _details(key: str, value: Any) -> str:
-    """A field of a stage as text. Epochs of a fine-tune become their number and their time in seconds."""
+    """A field of a stage as text; epochs of a fine-tune become their number and their time in seconds."""
+    if key == "kept_epoch" and value == -1:
+        return "none (the head before fine-tuning)"
     if key == "epochs" and isinstance(value, list | tuple):
         seconds = sum(float(epoch.get("seconds", 0.0)) for epoch in value if isinstance(epoch, Mapping))
         return str(len(value)) + (f" ({seconds:,.1f} s)" if seconds else "")

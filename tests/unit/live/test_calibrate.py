@@ -45,16 +45,18 @@ def test_personal_calibration_puts_the_threshold_between_the_phases(base: Calibr
 
 
 @pytest.mark.parametrize(
-    ("attending", "away", "shown"),
+    ("attending", "away", "message"),
     [
-        ([1.0] * 5, [0.9] * 5, "look alike"),
-        ([0.0] * 5, [2.0] * 5, "look alike"),
+        ([1.0] * 5, [0.9] * 5, "too close"),
+        ([0.0] * 5, [2.0] * 5, "too close"),
         ([1.0], [0.0] * 5, "too few"),
     ],
 )
-def test_phases_with_close_logits_are_refused(attending: list[float], away: list[float], shown: str) -> None:
+def test_phases_with_close_logits_are_refused(
+    attending: list[float], away: list[float], message: str
+) -> None:
     """Equal medians, swapped phases, or no face."""
-    with pytest.raises(ValueError, match=shown):
+    with pytest.raises(ValueError, match=message):
         personal_calibration(attending, away, Calibration())
 
 
