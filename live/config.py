@@ -22,8 +22,7 @@ class LiveConfig:
     camera: int = 0
     """Index of the camera."""
     video: str | None = None
-    """Read this video file, or RTSP or HTTP address, instead of a camera. A file at an address plays at its
-    own speed."""
+    """Video file, RTSP or HTTP address, instead of a camera. A file at an address plays at its own speed."""
     realtime: bool = False
     """Play a video file at its own speed, like a camera, not as fast as possible; --serve always does."""
     headless: bool = False
@@ -33,13 +32,11 @@ class LiveConfig:
     port: int = 8765
     """Port for --serve; 0 means any free port."""
     log: str | None = None
-    """Write one row per sampled frame to this CSV file; `-` streams JSON lines to stdout. If the file exists,
-    log and recordings use the next free name."""
+    """CSV file with one row per sampled frame (next free name if it exists). `-`: JSON lines to stdout."""
     record: Path | None = None
-    """Record an mp4 with the overlay. Without this option nothing is recorded."""
+    """Record an mp4 with the overlay (next free name if it exists). By default nothing is recorded."""
     record_raw: Path | None = None
-    """Record an mp4 without the overlay. Keys 1-9 label it; a manifest for `python -m extract` is written
-    next to it."""
+    """Record an mp4 without the overlay, and a manifest for `python -m extract`. Keys 1-9 set labels."""
     subject: str = ""
     """Use this subject's calibration (--calibrate makes it); also the subject of --record-raw."""
     calibrate: float | None = None

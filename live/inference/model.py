@@ -138,7 +138,7 @@ def describe(model: LiveModel) -> dict[str, Any]:
     }
 
 
-def _model_file(files: Mapping[str, Path], sha256: str, run: Path, what: str) -> Path:
+def _model_file(files: Mapping[str, Path], sha256: str, run: Path, name: str) -> Path:
     if sha256 not in files:
-        raise ValueError(f"the {what} of this run (sha256 {sha256[:12]}…) is missing in {run / 'detector'}")
+        raise ValueError(f"the {name} of this run (sha256 {sha256[:12]}…) is missing in {run / 'detector'}")
     return files[sha256]

@@ -78,8 +78,7 @@ def colour_of(state: State, tone: float = 1.0) -> Colour:
 
 
 def step_s(points: Sequence[TimelinePoint]) -> float:
-    """The usual time between two neighbouring moments with a frame: the median, the lower one of two, so that
-    a gap among three moments is none of it."""
+    """Usual interval of points with a frame, seconds: the lower median, so that one gap has no effect."""
     steps = [
         after.t_s - point.t_s
         for point, after in pairwise(points)
@@ -89,12 +88,12 @@ def step_s(points: Sequence[TimelinePoint]) -> float:
 
 
 def row_s(points: Sequence[TimelinePoint]) -> float:
-    """How long a moment speaks at most; see `ROW_S`."""
+    """Longest drawn length of a point, seconds; see `ROW_S`."""
     return max(ROW_S, 2 * step_s(points))
 
 
 def ends_s(points: Sequence[TimelinePoint]) -> list[float]:
-    """The second until which each moment speaks."""
+    """End time of each point, seconds."""
     if not points:
         return []
     longest_s = row_s(points)
@@ -118,9 +117,9 @@ def paint_timeline(area: np.ndarray, points: Sequence[TimelinePoint], start_s: f
     area[height // 2, ::4] = (74, 82, 92)
     per_s = width / max(end_s - start_s, 1e-6)
     texts = []
-    for point, moment_end_s in zip(points, ends_s(points), strict=True):
+    for point, point_end_s in zip(points, ends_s(points), strict=True):
         left = math.floor((point.t_s - start_s) * per_s)
-        right = max(left + 1, math.ceil((moment_end_s - start_s) * per_s))
+        right = max(left + 1, math.ceil((point_end_s - start_s) * per_s))
         if right <= 0 or left >= width:
             continue
         top = height - max(2, round(height * (0.0 if math.isnan(point.level) else point.level)))

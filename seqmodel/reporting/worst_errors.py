@@ -55,11 +55,11 @@ def hardest_clips(
     geometry, measured = store.read_stream("geometry", rows[places]) if features else (None, None)
     for k, place in enumerate(places):
         truth, predicted, signals = int(p.labels[place]), int(p.predicted[place]), None
-        followed = 1 if binary else truth
-        line = probabilities(logits[k], result.task, card.calibration)[:, followed]
+        shown_class = 1 if binary else truth
+        line = probabilities(logits[k], result.task, card.calibration)[:, shown_class]
         if geometry is not None and measured is not None and measured[k].any():
             signals = strongest_signals(np.where(measured[k][:, None], geometry[k], np.nan), features)
-        figure = timeline_plot(line, seen[k], fps, threshold, truth == followed, signals)
+        figure = timeline_plot(line, seen[k], fps, threshold, truth == shown_class, signals)
         found.append(
             {
                 "truth": names[truth],
