@@ -140,5 +140,8 @@ def describe(model: LiveModel) -> dict[str, Any]:
 
 def _model_file(files: Mapping[str, Path], sha256: str, run: Path, name: str) -> Path:
     if sha256 not in files:
-        raise ValueError(f"the {name} of this run (sha256 {sha256[:12]}…) is missing in {run / 'detector'}")
+        raise ValueError(
+            f"the {name} of this run (sha256 {sha256[:12]}…) is missing in {run / 'detector'}; "
+            "copy the whole run again"
+        )
     return files[sha256]

@@ -59,7 +59,9 @@ def read_log(path: Path) -> tuple[tuple[str, ...], list[LogRow]]:
     columns = list(reader.fieldnames or ())
     names = tuple(c.removeprefix("p_raw_") for c in columns if c.startswith("p_raw_"))
     if not names or columns != log_columns(names):
-        raise ValueError(f"{path} is not a live log: its columns are {columns[:6]}…")
+        raise ValueError(
+            f"{path} is not a live log: its columns are {columns[:6]}…, not t_s, time_utc, face …"
+        )
     rows = [_log_row(row, names, f"{path}, line {number}") for number, row in enumerate(reader, 2)]
     for number, (before, row) in enumerate(pairwise(rows), 3):
         if row.t_s < before.t_s - BACK_S:
