@@ -24,7 +24,7 @@ CALIBRATE_S = 30.0
 """Length of each phase after key c, seconds; longer where the run's window is long."""
 MESSAGE_S = 3.0
 """How long a message stays visible, seconds."""
-DONE, NOT_FINISHED = "done", "not finished: nothing was changed"
+DONE, NOT_FINISHED = "done", "not finished, nothing was changed"
 """Results of a calibration in the summary of a session."""
 
 

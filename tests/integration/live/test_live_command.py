@@ -267,10 +267,10 @@ def test_unfinished_calibration_is_exit_1(
     """A video too short for both phases: an error and an entry in the summary; everything else is written."""
     words = ["--run", run, "--video", real_clips["single"], "--headless", "--calibrate", "15", "--json"]
     assert main([str(word) for word in words]) == 1
-    told = capsys.readouterr()
-    summary = json.loads(told.out)
+    output = capsys.readouterr()
+    summary = json.loads(output.out)
     assert (summary["rows"], summary["calibration"]) == (8, "not finished, nothing was changed")
-    assert "calibration: not finished: nothing was changed" in told.err
+    assert "calibration: not finished, nothing was changed" in output.err
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
@@ -309,15 +309,15 @@ def test_session_that_ends_before_the_model_is_loaded_is_exit_1(
     monkeypatch.setattr("live.app.open_source", camera)
     words = ["--run", run, "--headless", "--json"]
     assert main([*map(str, words), "--log", str(tmp_path / "a.csv")]) == (1 if is_whole else 2)
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     assert not (tmp_path / "a.csv").exists()
     if is_whole:
-        summary = json.loads(told.out)
+        summary = json.loads(output.out)
         assert (summary["model"], summary["log"]) == (None, None)
         assert summary["frames"] > 0
-        assert "before the model was loaded" in told.err
+        assert "before the model was loaded" in output.err
     else:
-        assert "the face detector of this run" in told.err
+        assert "the face detector of this run" in output.err
 
 
 def test_incomplete_recording_is_exit_1(
@@ -339,10 +339,10 @@ def test_incomplete_recording_is_exit_1(
 
         monkeypatch.setattr(Session, "begin", begin_with_little_room)
         assert main([str(word) for word in words]) == 1
-    told = capsys.readouterr()
-    summary = json.loads(told.out)
+    output = capsys.readouterr()
+    summary = json.loads(output.out)
     assert (summary["rows"], [each["file"] for each in summary["failed"]]) == (8, [str(video)])
-    assert f"{video}: the recording is incomplete" in " ".join(told.err.split())
+    assert f"{video}: the recording is incomplete" in " ".join(output.err.split())
 
 
 def test_failed_start_writes_no_log(run: Path, tmp_path: Path) -> None:
