@@ -84,7 +84,7 @@ class Presses(NoView):
     def __init__(self, now_s: Callable[[], float], *presses: tuple[float, str]) -> None:
         self._now_s, self._left = now_s, list(presses)
         self.was_shown = False
-        self.was_looked_after = threading.Event()
+        self.is_handled = threading.Event()
 
     def show(self, picture: np.ndarray) -> None:
         """Count a picture."""
@@ -93,7 +93,7 @@ class Presses(NoView):
     def keys(self) -> str:
         """Keys whose time has passed."""
         if self.was_shown:
-            self.was_looked_after.set()
+            self.is_handled.set()
         due = "".join(key for at_s, key in self._left if at_s <= self._now_s())
         self._left = [press for press in self._left if press[0] > self._now_s()]
         return due
@@ -108,8 +108,8 @@ def test_window_events_are_handled_before_the_model_is_loaded(run: Path, real_cl
     view = Presses(source.now_s)
 
     def load() -> Predictor:
-        if not view.was_looked_after.wait(10):
-            raise ValueError("nobody looked after the window")
+        if not view.is_handled.wait(10):
+            raise ValueError("the window's events were not handled")
         return Predictor(open_model(run))
 
     Loop(1.0, source, Loading(load), session, control, view).run()
@@ -144,14 +144,14 @@ def test_hanging_camera_gives_two_messages_and_log_rows(run: Path, tmp_path: Pat
     source = LatestFrameReader(camera.frames, reconnects=True, clock=clock)
     source.start()
     session = Session(("distracted", "engaged"), OutputOptions(log=str(tmp_path / "a.csv")))
-    told: list[str] = []
-    control = Control(session, subject="nobody", calibrate_s=None, notify=told.append)
+    messages: list[str] = []
+    control = Control(session, subject="nobody", calibrate_s=None, notify=messages.append)
     Loop(999.0, source, loading, session, control, Moves(clock, camera)).run()
     camera.give(1000.0)  # so that its thread sees the end
     source.close()
     control.close()
     session.close()
-    assert [line for line in told if line.startswith("the camera")] == [
+    assert [line for line in messages if line.startswith(("no frames", "the camera"))] == [
         "no frames from the camera: waiting for it",
         "the camera works again",
     ]
