@@ -1,4 +1,4 @@
-"""python -m live: an engagement signal on this machine. Dispatches on the first word."""
+"""`python -m live`: engagement estimates on this machine. The first word selects the command."""
 
 import sys
 from collections.abc import Sequence
@@ -13,19 +13,20 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "predict": (PredictConfig, "live.batch", "predict"),
     "report": (ReportConfig, "live.output.report", "report"),
 }
-"""First word -> its options, and the module and function that do it (imported only then)."""
+"""First word -> class of options, module and function; the module is imported only when it is used."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The door; returns the exit code."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    word = words.pop(0) if words[:1] in (["predict"], ["report"]) else ""
-    config_class, module, function = COMMANDS[word]
+    """Run a command; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    command = arguments.pop(0) if arguments[:1] in (["predict"], ["report"]) else ""
+    config_class, module, function = COMMANDS[command]
     config: Any = parse(
         config_class,
-        words,
-        prog=f"python -m live {word}".strip(),
-        description=(config_class.__doc__ or "") + ("" if word else "\n\nAlso: live predict, live report."),
+        arguments,
+        prog=f"python -m live {command}".strip(),
+        description=(config_class.__doc__ or "")
+        + ("" if command else "\n\nOther commands: live predict, live report."),
     )
     return run_command(lambda: getattr(import_module(module), function)(config), as_json=config.json)
 

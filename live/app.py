@@ -1,7 +1,7 @@
-"""A live session from its options to its summary: frames in, predictions, picture and log out.
+"""The live session: reads frames, predicts, shows the picture and writes the log.
 
-The model loads in a thread of its own, so that a camera's picture is there at once. Files are read frame by
-frame, as fast as possible; cameras, streams and `--realtime` files give the newest frame and drop the rest.
+The model loads in its own thread, so the camera's picture is visible at once. Files are read frame by
+frame, as fast as possible; cameras, streams and `--realtime` files give the newest frame and drop older ones.
 """
 
 import contextlib
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
     View = WindowView | NoView | BrowserView
 
 WAIT_S = 0.05
-"""Longest wait for a frame before keys and the window are looked after again."""
+"""Longest wait for a frame before the loop handles keys and the window again."""
 VIEW_S = 1 / 30
-"""A file that is read as fast as possible shows no more pictures a second than this allows."""
+"""Shortest time between two pictures of a file that is read as fast as possible."""
 
 
 def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
-    """Run a session until the source ends, the user quits or the time is over; gives summary and exit code.
+    """Run a session until the source ends, the user quits or the time is over; returns summary and exit code.
 
-    Raises ValueError when the run, the source or a window cannot be had.
+    Raises ValueError when the run or the source cannot be opened, or no window can be shown.
     """
     subject = config.subject or SUBJECT
     if config.forget:
         return _forget(subject)
-    personal_file(subject)  # a wrong name is said before a camera is opened, as a wrong run
+    personal_file(subject)  # raises for an invalid name before a camera is opened
     started = time.perf_counter()
     card = model_card(config.run)
     _require_possible(config, card)
-    # Read as fast as possible, a file would be over before a browser is open.
+    # With --serve at its own speed: else a file is over before a browser is open.
     source = open_source(config.camera, config.video, config.realtime or config.serve)
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
@@ -59,16 +59,16 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
         stack.callback(control.close)
         view = _open_view(config, session)
         stack.callback(view.close)
-        kept = "recording" if config.record or config.record_raw else "not recording"
-        echo(f"{config.run}: local only, {kept}")
+        status = "recording" if config.record or config.record_raw else "not recording"
+        echo(f"{config.run}: local only, {status}")
         loading = Loading(lambda: Predictor(open_model(config.run, backend=config.backend)))
         stack.callback(loading.finish)
         try:
             Loop(config.seconds, source, loading, session, control, view).run()
         except KeyboardInterrupt:
-            control.quits = True  # the user's other way to end a session
+            control.quits = True  # Ctrl-C ends a session like key q
     if control.predictor is None and not control.quits:
-        loading.ready()  # raises what loading raised
+        loading.ready()  # raises the error of the loading thread
     failures = _failures(config, session, control)
     summary = _summary(config, source, session, control, started)
     if session.log_path and summary["rows"]:
@@ -79,7 +79,7 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
             summary["report"] = str(
                 write_report([summarise_log(session.log_path, card.labelling.task)], own=True)
             )
-        except (ValueError, OSError) as error:  # rotated away just now: the session was good all the same
+        except (ValueError, OSError) as error:  # the log was rotated away: the session itself is complete
             log_warning(f"no session report: {error}")
     _print_summary(summary)
     for failure in failures:
@@ -88,22 +88,22 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
 
 
 def _require_possible(config: LiveConfig, card: Card) -> None:
-    """Raises ValueError where the browser view, the calibration or the window cannot be had."""
+    """Raises ValueError where the browser view, the calibration or the window is not possible."""
     if config.serve:
         _require_server()
     if config.calibrate is not None:
         assert card.recipe.pixels is not None  # model_card refused others
         CalibrationSession.begin(0.0, config.calibrate, card.recipe.pixels.window_s)
         if not can_calibrate(card.labelling.task):
-            raise ValueError("--calibrate needs a binary or ordinal run")
+            raise ValueError("--calibrate needs a binary or ordinal run: this run is multiclass")
     if not config.headless and not config.serve and (problem := window_problem()):
-        raise ValueError(f"no window can be shown ({problem}); use --serve for a browser, or --headless")
+        raise ValueError(f"cannot open a window ({problem}): use --serve (browser) or --headless")
 
 
 def _summary(
     config: LiveConfig, source: Source, session: Session, control: Control, started: float
 ) -> dict[str, Any]:
-    """What happened in a session that is over, ready for JSON."""
+    """Summary of an ended session, ready for JSON."""
     return {
         "run": str(config.run),
         "model": describe(control.predictor.model) if control.predictor else None,
@@ -118,17 +118,17 @@ def _summary(
 
 
 def _failures(config: LiveConfig, session: Session, control: Control) -> list[str]:
-    """What a session that is over was asked for and did not do, a line each."""
-    found = [f"{path}: the recording is not whole: {reason}" for path, reason in session.failures]
+    """What failed in an ended session, one line each."""
+    found = [f"{path}: the recording is incomplete: {reason}" for path, reason in session.failures]
     if control.predictor is None and not control.quits:
-        found.append("ended before the model was loaded: nothing was predicted")
+        found.append("the session ended before the model was loaded: there are no predictions")
     if config.calibrate is not None and control.calibration != DONE:
         found.append(f"calibration: {control.calibration}")
     return found
 
 
 class Loading:
-    """A predictor that loads in its own thread."""
+    """Loads the predictor in its own thread."""
 
     def __init__(self, load: Callable[[], Predictor]) -> None:
         self._threads = ThreadPoolExecutor(1, "model")
@@ -136,20 +136,20 @@ class Loading:
         self._is_taken = False
 
     def ready(self, wait_s: float = 0.0) -> Predictor | None:
-        """The predictor when it has loaded, waiting for that so long at most. Raises what loading raised."""
+        """The predictor, or None when it is not loaded after `wait_s` seconds. Raises errors of loading."""
         wait([self._predictor], wait_s)
         self._is_taken = self._predictor.done()
         return self._predictor.result() if self._is_taken else None
 
     def finish(self) -> None:
-        """Wait for the loading to end: a process that ends amid native code aborts. Frees what is left."""
+        """Wait until loading ends (a process that exits in native code aborts); frees an unused predictor."""
         self._threads.shutdown()
         if not self._is_taken and self._predictor.exception() is None:
             self._predictor.result().close()
 
 
 class Loop:
-    """The session's one thread: everything but reading a camera, loading and serving happens here."""
+    """The main loop: everything except reading a camera, loading and serving happens in its thread."""
 
     def __init__(
         self,
@@ -166,32 +166,32 @@ class Loop:
         self._shown_s, self._paused = 0.0, False
 
     def run(self) -> None:
-        """Until the source ends, the user quits or the time is over."""
+        """Run until the source ends, the user quits or the time is over."""
         source = self._source
         frame = source.next(WAIT_S)
         if frame is not None and self._view.is_watched:
             self._image = frame.rgb()
-            self._show()  # something to look at while the model loads
-        self._obey_keys()  # a window shows its picture when its events are looked after
+            self._show()  # a picture while the model loads
+        self._handle_keys()  # a window shows its picture when its events are handled
         while source.is_file and self._control.predictor is None and not self._control.quits:
             self._start_predictor(wait_s=WAIT_S)
-            self._obey_keys()
+            self._handle_keys()
         while not self._control.quits:
             if self._control.predictor is None:
                 self._start_predictor(wait_s=0.0)
             if frame is not None:
-                self._control.found()
+                self._control.frame_arrived()
                 if self._seconds is not None and frame.pts_s >= self._seconds:
                     return
-                self._session.saw(frame, self._control.push(frame))
+                self._session.add_frame(frame, self._control.push(frame))
             elif self._paused or source.is_lost:
-                self._session.missed(source.now_s(), "paused" if self._paused else "camera_lost")
+                self._session.add_gap(source.now_s(), "paused" if self._paused else "camera_lost")
                 self._control.gap(is_lost=not self._paused)
                 if self._seconds is not None and source.now_s() >= self._seconds:
                     return
             elif source.has_ended:
                 return
-            self._look_after_view(frame)
+            self._update_view(frame)
             frame = self._next()
 
     def _next(self) -> Frame | None:
@@ -209,16 +209,16 @@ class Loop:
             self._control.start(predictor, 0.0 if self._source.is_file else self._source.now_s())
             self._source.begin()
 
-    def _look_after_view(self, frame: Frame | None) -> None:
-        """Draw where somebody looks or the overlay is recorded; then obey the keys."""
+    def _update_view(self, frame: Frame | None) -> None:
+        """Draw where a view is open or the overlay is recorded; then handle the keys."""
         is_due = not self._source.is_file or time.monotonic() - self._shown_s >= VIEW_S
         if (self._session.wants_pictures and frame is not None) or (self._view.is_watched and is_due):
             if frame is not None:
                 self._image = frame.rgb()
             self._show()
-        self._obey_keys()
+        self._handle_keys()
 
-    def _obey_keys(self) -> None:
+    def _handle_keys(self) -> None:
         for key in self._view.keys():
             self._control.press(key, self._source.now_s())
 
@@ -236,7 +236,7 @@ def _open_view(config: LiveConfig, session: Session) -> "View":
         from live.web.server import BrowserView
 
         browser = BrowserView(config.port, session)
-        echo(f"open {browser.address} in a browser on this machine; the link works once")
+        echo(f"open {browser.address} in a browser on this machine (the link works only once)")
         return browser
     return NoView() if config.headless else WindowView()
 
@@ -255,15 +255,15 @@ def _require_server() -> None:
 
 def _forget(subject: str) -> tuple[dict[str, Any], int]:
     removed = forget_personal(subject)
-    echo(f"the calibration of {subject} is removed" if removed else f"there is no calibration of {subject}")
+    echo(f"calibration of {subject} removed" if removed else f"{subject} has no calibration")
     return {"subject": subject, "removed": removed}, 0 if removed else 1
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    states = ", ".join(f"{state} {count}" for state, count in summary["states"].items()) or "no frame"
-    echo(f"{summary['duration_s']:.1f} s of video in {summary['seconds']:.1f} s; rows: {states}")
+    states = ", ".join(f"{state} {count}" for state, count in summary["states"].items()) or "none"
+    echo(f"{summary['duration_s']:.1f} s of video in {summary['seconds']:.1f} s; rows by state: {states}")
     if summary["labels"]:
         labels = ", ".join(f"{label} {count}" for label, count in summary["labels"].items())
-        echo(f"said: {labels}; latency median {summary['latency_ms']['median']} ms")
+        echo(f"rows by class: {labels}; median latency {summary['latency_ms']['median']} ms")
     for path in summary["files"] + ([summary["report"]] if "report" in summary else []):
         echo(f"wrote {path}")

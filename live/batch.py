@@ -1,9 +1,9 @@
-"""python -m live predict: unlabelled video files through the same predictor as a camera, in batch.
+"""`python -m live predict`: predictions for unlabelled video files with the same predictor as live.
 
-For each video a log in the live format and a timeline picture, and one table over all of them, which also
-says what is done already: the same command does the rest, and another one adds to it. What the table does not
-know in its folder was not made here and is left alone. A file that cannot be read is listed with its reason,
-and the others go on.
+Each video gets a log in the live format and a timeline picture; one table lists all videos. The table also
+records which videos are done: the same command predicts only the others, and another command adds to the
+table. Files in the folder that are not in the table are not changed. A file that cannot be read is listed
+with its reason, and the other files are predicted.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ TABLE = "predictions.csv"
 LOCK_NAME = ".predict.lock"
 HEAD = ("video", "log", "duration_s", "frames", "face_rate")
 STATE = ("size", "modified_ns", "made_with")
-"""First and last columns of the table; the figures of the classes lie between them."""
+"""First and last columns of the table; the columns of the classes are between them."""
 
 MAX_NAME_BYTES = 220
-"""Of a name of 255, which is what disks take: a number and an ending as `.csv.partial` still fit."""
+"""File systems allow 255 bytes: a number and an extension such as `.csv.partial` still fit."""
 
 
 def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
-    """Predict every video; gives the summary, and exit code 1 when some could not be read.
+    """Predict every video; returns the summary, and exit code 1 when some could not be read.
 
     Raises ValueError when the run or the folder cannot be used, or no video was named, or another process
     predicts into that folder.
@@ -46,12 +46,12 @@ def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
     videos, unnamable = find_videos(config.videos)
     if not videos and not unnamable:
         raise ValueError(
-            "no video: name files or folders, as python -m live predict --run R --out DIR a.mp4 b/"
+            "no video: give files or folders, for example python -m live predict --run R --out DIR a.mp4 b/"
         )
     model = open_model(config.run, backend=config.backend)
     config.out.mkdir(parents=True, exist_ok=True)
     table = config.out / TABLE
-    with only_one(config.out):
+    with folder_lock(config.out):
         rows = read_table(table)
         failures = [{"video": each.clip_id, "reason": each.reason} for each in unnamable]
         num_before = _predict_all(model, videos, table, rows, failures)
@@ -59,8 +59,8 @@ def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
     num_done = num_videos - len(failures)
     for failure in failures:
         log_error(f"{failure['video']}: {failure['reason']}")
-    there = f" ({num_before} of them were there already)" if num_before else ""
-    echo(f"{num_done} of {num_videos} videos predicted{there}; {table}")
+    earlier = f" ({num_before} of them earlier)" if num_before else ""
+    echo(f"{num_done} of {num_videos} videos predicted{earlier}; table: {table}")
     return {
         "run": str(config.run),
         "model": describe(model),
@@ -79,8 +79,10 @@ def _predict_all(
     rows: dict[str, dict[str, Any]],
     failures: list[dict[str, str]],
 ) -> int:
-    """Predict what the rows do not know yet; adds to rows and failures, and gives the number of those that
-    were there already."""
+    """Predict the videos that are not in `rows`; adds to rows and failures.
+
+    Returns the number of videos that were predicted before.
+    """
     predictor = Predictor(model)
     classes, made_with = model.card.labelling.names, fingerprint(model)
     names = unique_names(videos, table.parent, rows)
@@ -97,7 +99,7 @@ def _predict_all(
                     rows[str(video)] = predict_video(predictor, video, log) | state
                 except (ValueError, OSError) as error:
                     failures.append({"video": str(video), "reason": str(error).removeprefix(f"{video}: ")})
-                # Rows of videos that are still to come or were not named stay: nothing is forgotten.
+                # Rows of later videos and of videos that were not given stay in the table.
                 write_table(table, list(rows.values()), classes)
     finally:
         predictor.close()
@@ -106,25 +108,30 @@ def _predict_all(
 
 
 @contextlib.contextmanager
-def only_one(out: Path) -> Iterator[None]:
-    """Be the only process that predicts into a folder: by the system's own lock, which nobody holds any more
-    who is dead. A disk without locks has none. Raises ValueError where another is."""
+def folder_lock(out: Path) -> Iterator[None]:
+    """Lock a folder, so that only one process predicts into it.
+
+    The operating system frees the lock when the process dies. A disk without file locks has no lock. Raises
+    ValueError where another process holds the lock.
+    """
     path = out / LOCK_NAME
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
         if not _is_locked(descriptor):
-            raise ValueError(f"{out}: another predict is writing here")
+            raise ValueError(
+                f"{out}: another `live predict` process is writing to this folder; wait until it ends"
+            )
         try:
             yield
         finally:
-            if sys.platform != "win32":  # which deletes no open file: there it stays, empty
+            if sys.platform != "win32":  # Windows cannot delete an open file: the empty file stays
                 path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
 
 
 def _is_locked(descriptor: int) -> bool:
-    """Whether the file is ours now, or cannot be anybody's."""
+    """Whether this process holds the lock, or the disk has no locks."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -134,8 +141,8 @@ def _is_locked(descriptor: int) -> bool:
             import fcntl
 
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return os.fstat(descriptor).st_nlink > 0  # else its owner, done just now, has deleted it
-    except (BlockingIOError, PermissionError):  # as POSIX says that it is another's, and as Windows does
+            return os.fstat(descriptor).st_nlink > 0  # 0: the last owner has just deleted it
+    except (BlockingIOError, PermissionError):  # another process holds it (POSIX, Windows)
         return False
     except OSError:
         return True
@@ -143,15 +150,15 @@ def _is_locked(descriptor: int) -> bool:
 
 
 def predict_video(predictor: Predictor, video: Path, log_path: Path) -> dict[str, Any]:
-    """Predict one video into a log and a timeline beside it; gives its row of the table, without its state.
+    """Predict one video into a log and a timeline next to it; returns its row of the table, without STATE.
 
-    Frames are those sampled. Of each class, `share_` is the share of frames in which it was named (in the
-    rest none was), and `p_` its mean probability over the frames in state ok or unsure, empty without any.
-    Raises ValueError when nothing in it can be decoded, OSError when its files cannot be written.
+    `frames` counts sampled frames. For each class, `share_` is the share of frames with this label (frames
+    in other states have no label), and `p_` is the mean probability over the frames in state ok or unsure,
+    empty without any. Raises ValueError when no frame can be decoded, OSError when a file cannot be written.
     """
     predictor.reset()
     names = predictor.model.card.labelling.names
-    # Under a temporary name until the video is through: a log that stands is a whole one.
+    # A temporary name until the video ends: a log without `.partial` is complete.
     partial = log_path.with_name(log_path.name + ".partial")
     partial.unlink(missing_ok=True)
     log = Log(str(partial), names)
@@ -164,7 +171,7 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> dict[str
                 predictions.append(prediction)
         log.close()
         if not predictions:
-            raise ValueError(f"{video}: no frame in it can be decoded")
+            raise ValueError(f"{video}: no frame can be decoded")
         timeline = timeline_png(summarise_log(partial, predictor.model.card.labelling.task))
         os.replace(partial, log_path)
     finally:
@@ -173,35 +180,35 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> dict[str
     log_path.with_suffix(".png").write_bytes(timeline)
     shown = [p.p for p in predictions if p.state in ("ok", "unsure")]
     mean_p = np.mean(shown, axis=0) if shown else np.full(len(names), np.nan)
-    figures = {"face_rate": np.mean([p.face for p in predictions])}
-    figures |= {f"share_{name}": np.mean([p.label == name for p in predictions]) for name in names}
-    figures |= {f"p_{name}": p for name, p in zip(names, mean_p, strict=True)}
+    values = {"face_rate": np.mean([p.face for p in predictions])}
+    values |= {f"share_{name}": np.mean([p.label == name for p in predictions]) for name in names}
+    values |= {f"p_{name}": p for name, p in zip(names, mean_p, strict=True)}
     return {
         "video": str(video),
         "log": log_path.name,
         "duration_s": round(predictions[-1].t_s, 3),
         "frames": len(predictions),
-        **{name: "" if np.isnan(value) else round(float(value), 4) for name, value in figures.items()},
+        **{name: "" if np.isnan(value) else round(float(value), 4) for name, value in values.items()},
     }
 
 
-def find_videos(places: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
-    """The files named, and the videos below the folders named, in order, none twice, by their whole paths:
-    the same video has one name from wherever it is named. In folders, hidden files (`._x.mp4` of macOS) and
-    links to nothing are left out and linked folders entered, as extract does. As failures, those whose path
-    is not UTF-8, which no table could name.
+def find_videos(paths: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
+    """Videos of the given files and folders as absolute paths, in order and without duplicates; and failures.
 
-    Raises ValueError for a place that does not exist.
+    In folders, hidden files (`._x.mp4` of macOS) and broken links are left out and linked folders are
+    entered, as in extract. Failures are paths that are not UTF-8: a table cannot hold them.
+
+    Raises ValueError for a path that does not exist.
     """
     found: dict[Path, None] = {}
-    for place in places:
-        if place.is_dir():
-            found |= dict.fromkeys(map(whole_path, video_files(place)))
-        elif place.is_file() or place.is_symlink():
-            # A link to nothing is a video that cannot be read, not a slip of the pen.
-            found[whole_path(place)] = None
+    for path in paths:
+        if path.is_dir():
+            found |= dict.fromkeys(map(absolute_path, video_files(path)))
+        elif path.is_file() or path.is_symlink():
+            # A broken link is a video that cannot be read, not a wrong argument.
+            found[absolute_path(path)] = None
         else:
-            raise ValueError(f"{place}: no such file or folder")
+            raise ValueError(f"{path}: no such file or folder")
     named = {video: readable(str(video)) for video in found}
     return (
         [video for video, name in named.items() if name == str(video)],
@@ -209,24 +216,26 @@ def find_videos(places: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
     )
 
 
-def whole_path(video: Path) -> Path:
-    """From the root, without `..` and linked folders; a file that is a link keeps its own name."""
+def absolute_path(video: Path) -> Path:
+    """Absolute path without `..` and linked folders; a file that is a link keeps its own name."""
     return video.parent.resolve() / video.name
 
 
 def unique_names(videos: Sequence[Path], out: Path, rows: Mapping[str, dict[str, Any]]) -> dict[Path, str]:
-    """A name for each video's files: the one in its row of the table, else its own, cut to MAX_NAME_BYTES and
-    with a number where another video or a file in `out` has that."""
+    """A file name (without extension) for each video: the one in its row of the table, else the video's name.
+
+    Names are cut to MAX_NAME_BYTES and get a number where another video or a file in `out` has that name.
+    """
     kept = {video: Path(row["log"]).stem for video, row in rows.items()}
-    there = (path.stem for path in out.iterdir() if path.suffix.lower() in (".csv", ".png"))
-    # Case does not tell files apart everywhere.
-    taken = {name.casefold() for name in (Path(TABLE).stem, *kept.values(), *there)}
+    existing = (path.stem for path in out.iterdir() if path.suffix.lower() in (".csv", ".png"))
+    # Some file systems ignore case.
+    taken = {name.casefold() for name in (Path(TABLE).stem, *kept.values(), *existing)}
     names: dict[Path, str] = {}
     for video in videos:
         if str(video) in kept:
             names[video] = kept[str(video)]
             continue
-        stem = video.stem.encode()[:MAX_NAME_BYTES].decode(errors="ignore")  # whole letters
+        stem = video.stem.encode()[:MAX_NAME_BYTES].decode(errors="ignore")  # no partial character
         name, number = stem, 1
         while name.casefold() in taken:
             number += 1
@@ -237,17 +246,19 @@ def unique_names(videos: Sequence[Path], out: Path, rows: Mapping[str, dict[str,
 
 
 def fingerprint(model: LiveModel) -> str:
-    """What a prediction hangs on beside the video: the run's weights and their precision, how and from when
-    on it decides, and whether the geometry can be measured."""
+    """Hash of what a prediction depends on besides the video.
+
+    That is the run's weights, their precision, calibration, `min_filled` and whether there is a landmarker.
+    """
     precision = model.engine.numerics["precision"] if model.engine else ""
     facts = (model.card.calibration, model.min_filled, precision, model.landmarker_file is not None)
     return f"{model.key}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
 
 
 def state_of(video: Path, made_with: str) -> dict[str, str]:
-    """The columns that tell whether a row of the table is still true.
+    """The STATE columns, which show whether a row of the table is up to date.
 
-    Raises ValueError when the video is not there.
+    Raises ValueError when the video does not exist.
     """
     try:
         facts = video.stat()
@@ -257,9 +268,9 @@ def state_of(video: Path, made_with: str) -> dict[str, str]:
 
 
 def read_table(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows of the table by video; none where there is no table.
+    """Rows of the table by video; empty where there is no table.
 
-    Raises ValueError when something else wrote the file.
+    Raises ValueError when the file is another table.
     """
     if not path.exists():
         return {}
@@ -268,15 +279,15 @@ def read_table(path: Path) -> dict[str, dict[str, Any]]:
         columns = list(reader.fieldnames or ())
         if not {*HEAD, *STATE} <= set(columns):
             raise ValueError(
-                f"{path} was not written by live predict (its columns are {columns[:6]}…) and is left as it "
-                "is: name another --out"
+                f"{path} was not written by live predict (its columns are {columns[:6]}…) and is not "
+                "changed: choose another --out"
             )
         return {row["video"]: dict(row) for row in reader if row["log"]}
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
-    """One row a video, atomically; the columns of other classes, from another run, stay."""
-    figures = [f"share_{name}" for name in names] + [f"p_{name}" for name in names]
+    """Write one row per video, atomically; columns of classes from another run are kept."""
+    class_columns = [f"share_{name}" for name in names] + [f"p_{name}" for name in names]
     others = [column for row in rows for column in row if column not in STATE]
-    columns = [*dict.fromkeys([*HEAD, *figures, *others]), *STATE]
+    columns = [*dict.fromkeys([*HEAD, *class_columns, *others]), *STATE]
     write_csv(path, [columns, *([row.get(column, "") for column in columns] for row in rows)])

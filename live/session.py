@@ -1,6 +1,6 @@
-"""A session while it runs: what was said, marked, labelled, and what is written because somebody asked.
+"""State and outputs of a running session: predictions, marks, labels, log and recordings.
 
-It takes predictions, absences and keys, and gives the picture that a viewer sees. It opens no source and
+A session takes frames, predictions, gaps and keys, and draws the picture of the view. It opens no source and
 makes no prediction.
 """
 
@@ -27,16 +27,16 @@ from live.ui.drawing import TimelinePoint
 from live.ui.overlay import TIMELINE_S, Status, draw, draw_boxes, timeline_point
 
 ABSENT_ROW_S = 1.0
-"""While the camera is away or paused, a row a second shows the gap."""
+"""Interval of log rows while the camera is lost or paused, seconds."""
 MAX_POINTS = 4000
-"""Longest timeline kept in memory: the view needs minutes, the log keeps the rest."""
+"""Longest timeline in memory: the view needs a few minutes, the log has everything."""
 FPS_SPAN = 30
-"""Frames over which the shown rate is averaged."""
+"""Number of frames over which the displayed frame rate is averaged."""
 
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What a session shall leave behind; nothing unless asked."""
+    """Files that a session writes; by default none."""
 
     log: str | None = None
     record: Path | None = None
@@ -45,28 +45,28 @@ class OutputOptions:
 
 
 class Session:
-    """One run of the live door, from its first frame to its last; nothing is written before `begin`."""
+    """One live session, from the first frame to the last; nothing is written before `begin`."""
 
     def __init__(self, names: tuple[str, ...], output_options: OutputOptions) -> None:
         self.names = names
         self.log: Log | None = None
         self.log_path: Path | None = None
-        """The log's file, once it is open."""
+        """The log's file, after it is open."""
         self.log_stats = LogStats()
         self.points: deque[TimelinePoint] = deque(maxlen=MAX_POINTS)
         self.last: Prediction | None = None
         self.absent: State | None = None
-        """`paused` or `camera_lost` while that is so."""
+        """`paused` or `camera_lost` in a gap, else None."""
         self.personal = self.message = ""
         self.marks: list[tuple[float, str]] = []
         self.files: list[Path] = []
-        """What was written, for the summary."""
+        """Files written, for the summary."""
         self.failures: list[tuple[Path, str]] = []
-        """Recordings that could not be written to their end, and why."""
+        """Incomplete recordings and the reasons."""
         self.num_frames = 0
         self.shows_signals = False
-        """Whether the viewer sees the strongest signals of the geometry."""
-        self._wishes = output_options
+        """Whether the view shows the strongest geometry signals."""
+        self._options = output_options
         self._overlay: Recorder | None = None
         self._raw: Recorder | None = None
         self._labels = Labels()
@@ -76,52 +76,53 @@ class Session:
         self._novelty: _Novelty | None = None
 
     def begin(self) -> list[str]:
-        """Open what was asked for, now that there are a source and a model; gives lines for the user.
+        """Open the requested files when source and model are ready; returns messages for the user.
 
-        Each file gets the next free name where one of its name is there. Raises OSError when it cannot be
-        written.
+        A file gets the next free name if its name exists. Raises OSError when a file cannot be written.
         """
-        output_options, lines = self._wishes, []
-        if output_options.log == "-":
+        options, lines = self._options, []
+        if options.log == "-":
             self.log = Log("-", self.names)
-        elif output_options.log:
-            wanted = Path(output_options.log)
-            path = self.log_path = free_name(wanted, log_files)
+        elif options.log:
+            requested = Path(options.log)
+            path = self.log_path = free_name(requested, log_files)
             self.log = Log(str(path), self.names, durable=True)
             self._novelty = _Novelty(novelty_file(path))
-            lines.append(f"log: {path}" + ("" if path == wanted else f" ({wanted} is there already)"))
-        if output_options.record and self._overlay is None:  # else key r began it while the model loaded
-            self._overlay = Recorder(free_name(output_options.record))
+            lines.append(f"log: {path}" + ("" if path == requested else f" ({requested} exists already)"))
+        if options.record and self._overlay is None:  # else key r started it while the model loaded
+            self._overlay = Recorder(free_name(options.record))
             lines.append(f"recording to {self._overlay.path}")
-        if output_options.record_raw:
-            taken = self._overlay.path if self._overlay else None  # no file before its first picture
-            path = free_name(output_options.record_raw, lambda video: (video, manifest_file(video)), taken)
+        if options.record_raw:
+            taken = (
+                self._overlay.path if self._overlay else None
+            )  # its file does not exist before the first picture
+            path = free_name(options.record_raw, lambda video: (video, manifest_file(video)), taken)
             self._raw = Recorder(path)
             lines.append(f"recording to {path}")
         return lines
 
     @property
     def recording(self) -> bool:
-        """Whether pictures are being kept."""
+        """Whether pictures are recorded."""
         return self._overlay is not None or self._raw is not None
 
     @property
     def wants_pictures(self) -> bool:
-        """Whether every frame's overlay is recorded."""
+        """Whether the overlay of every frame is recorded."""
         return self._overlay is not None
 
     @property
     def label(self) -> str:
-        """The label that the running interval wears, or empty."""
+        """The label of the running interval, or empty."""
         return self._labels.running
 
-    def saw(self, frame: Frame, prediction: Prediction | None) -> None:
-        """Count a frame, and what was predicted at it."""
+    def add_frame(self, frame: Frame, prediction: Prediction | None) -> None:
+        """Add a frame and its prediction to counts, timeline, log and recording."""
         self.num_frames += 1
         self.absent = None
         self._shown.append(time.perf_counter())
         if self._raw is not None:
-            with self._or_without(self._raw):
+            with self._ends_on_error(self._raw):
                 self._raw.write(frame.rgb(), frame.pts_s)
         if prediction is None:
             return
@@ -134,12 +135,12 @@ class Session:
         if self._novelty is not None:
             self._novelty.add(prediction)
 
-    def missed(self, t_s: float, state: State) -> None:
-        """There is no frame now, for a reason: `paused` or `camera_lost`. Logged once a second."""
+    def add_gap(self, t_s: float, state: State) -> None:
+        """Note that there is no frame at `t_s`: `paused` or `camera_lost`. Logged once per second."""
         begins = self.absent != state
         self.absent = state
         if begins and self._raw is not None:
-            # What nobody recorded has no label.
+            # A gap in the recording has no label.
             self._keep_labels(self._labels.stop(self._raw.end_s))
         if begins or t_s - self._absent_row_s >= ABSENT_ROW_S:
             self._absent_row_s = t_s
@@ -149,69 +150,69 @@ class Session:
             if self.log is not None:
                 self.log.write_state(t_s, state, mark)
 
-    def mark(self, t_s: float, words: str = "") -> None:
-        """Mark this moment; it is written with the next row."""
-        words = words or f"mark {len(self.marks) + 1}"
-        self.marks.append((t_s, words))
-        self._pending_marks.append((t_s, words))
+    def mark(self, t_s: float, text: str = "") -> None:
+        """Add a mark at this time; the next row of the log has it."""
+        text = text or f"mark {len(self.marks) + 1}"
+        self.marks.append((t_s, text))
+        self._pending_marks.append((t_s, text))
 
     def begin_label(self, number: int, t_s: float) -> str:
-        """Label what is recorded from here on with class `number`, 1 … C, or end the interval with 0.
+        """Label the recording from `t_s` on with class `number` (1 to C), or end the interval with 0.
 
-        Gives a line for the user.
+        Returns a message for the user.
         """
         if self._raw is None:
-            if self._wishes.record_raw is None:
+            if self._options.record_raw is None:
                 return "labels need --record-raw FILE.mp4"
-            return "the recording has ended" if self.failures else "the recording has not begun yet"
+            return "the recording has ended" if self.failures else "the recording has not started yet"
         if not 0 <= number <= len(self.names):
-            return f"labels are 1 to {len(self.names)}: {', '.join(self.names)}"
+            return f"label keys are 1 to {len(self.names)}: {', '.join(self.names)}"
         at_s = t_s - (self._raw.start_s if self._raw.start_s is not None else t_s)
         if number == 0:
             self._keep_labels(self._labels.stop(at_s))
             return "label ended"
         if self.absent is not None:
-            return "nothing is being recorded now: label when the picture is back"
+            return "nothing is recorded now: label again when the picture is back"
         self._keep_labels(self._labels.begin(self.names[number - 1], at_s))
-        return f"labelled from here: {self.names[number - 1]}"
+        return f"label from now on: {self.names[number - 1]}"
 
     def toggle_recording(self) -> str:
-        """Begin or end the recording with overlay; gives a line for the user."""
+        """Start or end the recording with overlay; returns a message for the user."""
         if self._overlay is not None:
             return self._end(self._overlay)
         taken = self._raw.path if self._raw else None
-        self._overlay = Recorder(free_name(self._wishes.record or Path("brainbuddy.mp4"), taken=taken))
+        self._overlay = Recorder(free_name(self._options.record or Path("brainbuddy.mp4"), taken=taken))
         return f"recording to {self._overlay.path}"
 
     def picture(self, image: np.ndarray, pts_s: float) -> np.ndarray:
-        """What a viewer sees, RGB uint8; recorded too while recording."""
+        """The picture with overlay, RGB uint8 (H, W, 3); also written to the recording."""
         message = self.message or (f"labelling: {self.label}" if self.label else "")
         status = Status(self.fps, self.recording, self.personal, message, self.absent, self.shows_signals)
         picture = draw(image, self.last, self.timeline, status)
         if self._overlay is not None and self.absent is None:
-            with self._or_without(self._overlay):
+            with self._ends_on_error(self._overlay):
                 self._overlay.write(picture, pts_s)
         return picture
 
     def scene(self, image: np.ndarray) -> np.ndarray:
-        """The picture with the face boxes alone, RGB uint8, for a view that tells the rest itself."""
+        """The picture with only the face boxes, RGB uint8 (H, W, 3), for a view with its own panel."""
         return draw_boxes(image, self.last if self.absent is None else None)
 
     @property
     def timeline(self) -> list[TimelinePoint]:
-        """The moments that a viewer sees, oldest first."""
+        """The visible points of the timeline, oldest first."""
         latest = self.points[-1].t_s if self.points else 0.0
         return [point for point in self.points if point.t_s > latest - TIMELINE_S]
 
     @property
     def fps(self) -> float:
-        """Frames a second, lately."""
+        """Frames per second over the last FPS_SPAN frames."""
         if len(self._shown) < 2:
             return 0.0
         return (len(self._shown) - 1) / max(self._shown[-1] - self._shown[0], 1e-6)
 
     def close(self) -> None:
-        """Finish every file, also where another cannot be finished."""
+        """Finish every file, also when another file fails."""
         with contextlib.ExitStack() as stack:
             for file in (self.log, self._novelty):
                 if file is not None:
@@ -220,44 +221,46 @@ class Session:
                 if recorder is not None:
                     stack.callback(self._end, recorder)
             if self._pending_marks and self.log is not None:
-                # Set after the last row: the source is let go of by now, and nothing is predicted any more.
+                # Marks after the last row: the source is closed and there are no more predictions.
                 state: State = self.absent or "paused"
                 self.log_stats.states[state] += 1
                 self.log.write_state(self._pending_marks[0][0], state, self._take_mark())
         self.log = self._novelty = None
 
     def summary(self) -> dict[str, Any]:
-        """What happened, ready for JSON."""
+        """Counts, marks, files and failures, ready for JSON."""
         return {
             "frames": self.num_frames,
             **self.log_stats.summary(),
-            "marks": [{"t_s": round(t_s, 3), "mark": words} for t_s, words in self.marks],
+            "marks": [{"t_s": round(t_s, 3), "mark": text} for t_s, text in self.marks],
             "files": [str(path) for path in self.files],
             "failed": [{"file": str(path), "reason": reason} for path, reason in self.failures],
         }
 
     def _take_mark(self) -> str:
-        words = "; ".join(words for _, words in self._pending_marks)
+        text = "; ".join(mark for _, mark in self._pending_marks)
         self._pending_marks.clear()
-        return words
+        return text
 
     def _keep_labels(self, is_new: bool) -> None:
-        """Write the manifest each time an interval has ended: a power cut loses the running one alone."""
+        """Write the manifest when an interval ends: a power cut loses only the running interval."""
         if is_new and self._raw is not None:
-            with self._or_without(self._raw):
-                write_manifest(self._raw.path, self._labels.intervals, self._wishes.subject)
+            with self._ends_on_error(self._raw):
+                write_manifest(self._raw.path, self._labels.intervals, self._options.subject)
 
     @contextlib.contextmanager
-    def _or_without(self, recorder: Recorder) -> Iterator[None]:
-        """Write to a recording; where the disk does not take it, go on without that recording."""
+    def _ends_on_error(self, recorder: Recorder) -> Iterator[None]:
+        """Write to a recording; on a disk error end this recording and continue the session."""
         try:
             yield
         except OSError as error:
             log_warning(self._end(recorder, str(error)))
 
     def _end(self, recorder: Recorder, reason: str = "") -> str:
-        """End a recording and keep what there is of it; gives a line for the user. A reason, or an error at
-        its end, makes it a failure."""
+        """End a recording and keep its file; returns a message for the user.
+
+        With a reason, or after an error at its end, the recording counts as a failure.
+        """
         files = [recorder.path]
         try:
             if recorder is self._overlay:
@@ -266,7 +269,7 @@ class Session:
                 self._raw = None
                 files.append(manifest_file(recorder.path))
                 if self._labels.stop(recorder.end_s):
-                    write_manifest(recorder.path, self._labels.intervals, self._wishes.subject)
+                    write_manifest(recorder.path, self._labels.intervals, self._options.subject)
         except OSError as error:
             reason = reason or str(error)
         try:
@@ -275,13 +278,13 @@ class Session:
             reason = reason or str(error)
         self.files += [path for path in files if path.is_file()]
         if not reason:
-            return f"recorded {recorder.path}"
+            return f"recording written: {recorder.path}"
         self.failures.append((recorder.path, reason))
-        return f"the recording {recorder.path} has ended: {reason}"
+        return f"recording {recorder.path} stopped: {reason}"
 
 
 class _Novelty:
-    """Beside a log, how far each face lies from the training data: what a drift report needs."""
+    """Writes each face's novelty (distance from the training data) next to a log, for the drift report."""
 
     def __init__(self, path: Path) -> None:
         self._file: TextIO = path.open("x", encoding="utf-8", newline="")

@@ -132,7 +132,8 @@ def rank_finalists(finalists: list[Finalist], baselines: dict[str, float], metri
     """What the user should know before believing in the winner."""
     winner = finalists[0]
     notes = [
-        f"the best head does not beat the baseline {name}: {metric} {winner.mean:.4f} against {value:.4f}"
+        f"on validation, the best head is not better than the baseline {name}: "
+        f"{metric} {winner.mean:.4f} and {value:.4f}"
         for name, value in baselines.items()
         if value >= winner.mean
     ]

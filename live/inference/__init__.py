@@ -1,1 +1,1 @@
-"""From frames to predictions."""
+"""Prediction from frames: model, sliding window, display state, calibration."""

@@ -1,9 +1,9 @@
-"""Fitting the decision to one person: some seconds of attending, as many of looking away.
+"""Personal calibration: fits temperature and bias to one subject who attends and then looks away.
 
-Only temperature and bias of the decision change, never what is seen. The result is a small local file by
-the person's name; it holds for the one run it was made with.
+Weights, threshold and preprocessing do not change. The result is a small local file named after the subject;
+it is valid only for the run it was made with.
 
-Logits are numbers of a binary or ordinal head.
+Logits come from a binary or ordinal head.
 """
 
 import json
@@ -21,39 +21,39 @@ from live.inference.predictor import Prediction
 from seqmodel.metrics.calibration import Calibration
 
 SETTLE_SHARE = 0.5
-"""Half of each phase is left out, and at least a window: until then it still holds what was before."""
+"""Share of each phase that is skipped (at least one window), because the window still has older frames."""
 COUNTED_S = 5.0
-"""Shortest stretch of a phase that must be left to count, seconds: fifteen frames for a median."""
+"""Shortest part of a phase that is used, seconds: 15 frames at 3 frames/s for a median."""
 APART_LOGITS = 0.3
-"""Phases whose medians lie closer than this cannot be told apart, and nothing is changed."""
+"""Smallest difference of the phases' median logits; below it the calibration is refused."""
 ATTENDING_P = 0.9
-"""What the middle of the attending phase should read."""
+"""Probability that the median of the attending phase gets."""
 TEMPERATURE_FACTOR = 4.0
-"""A minute of one person may make the run's temperature this much larger or smaller, not more."""
+"""Largest factor by which a personal calibration changes the run's temperature."""
 
 
 @dataclass
 class CalibrationSession:
-    """A calibration that is going on: which phase, since when, and what was seen."""
+    """A running calibration: start, length of the phases, and the logits of each phase."""
 
     seconds: float
     """Length of each phase."""
     start_s: float
     settle_s: float
-    """From the beginning of each phase, what does not count."""
+    """Skipped time at the start of each phase, seconds."""
     attending: list[float]
     away: list[float]
 
     @classmethod
     def begin(cls, now_s: float, seconds: float, window_s: float) -> "CalibrationSession":
-        """A trial whose first phase begins now; the model looks back over `window_s`.
+        """A session whose first phase starts now; `window_s` is the length of the model's window.
 
-        Raises ValueError when the phases are too short for that.
+        Raises ValueError when the phases are too short for the window.
         """
         if seconds < shortest_phase_s(window_s):
             raise ValueError(
-                f"--calibrate {seconds:g} is too short: this run looks back over {window_s:g} s, so each "
-                f"phase takes at least {shortest_phase_s(window_s):g} s"
+                f"--calibrate {seconds:g} is too short: the window of this run is {window_s:g} s, so each "
+                f"phase needs at least {shortest_phase_s(window_s):g} s"
             )
         return cls(seconds, now_s, max(window_s, seconds * SETTLE_SHARE), [], [])
 
@@ -63,14 +63,14 @@ class CalibrationSession:
         return "attend" if passed < self.seconds else "away" if passed < 2 * self.seconds else "done"
 
     def message(self, now_s: float) -> str:
-        """What the user is asked to do."""
+        """The instruction for the user."""
         left = self.seconds - (now_s - self.start_s) % self.seconds
         if self.phase(now_s) == "attend":
-            return f"attend as you usually do: {left:.0f} s"
-        return f"now look away, as when you are distracted: {left:.0f} s"
+            return f"attend as usual: {left:.0f} s"
+        return f"now look away, as if distracted: {left:.0f} s"
 
     def add(self, prediction: Prediction) -> None:
-        """Count a prediction, if its whole window lies in one phase and something may be said about it."""
+        """Add a prediction, if its window lies in one phase and its state is `ok` or `unsure`."""
         into = (prediction.t_s - self.start_s) % self.seconds
         if into < self.settle_s or prediction.state not in ("ok", "unsure"):
             return
@@ -79,55 +79,55 @@ class CalibrationSession:
 
 
 def shortest_phase_s(window_s: float) -> float:
-    """Seconds that a phase takes at least."""
+    """Shortest allowed phase, seconds."""
     return window_s + COUNTED_S
 
 
 def can_calibrate(task: str) -> bool:
-    """Whether there is one direction from looking away to attending."""
+    """Whether the task has one scale from looking away to attending: binary and ordinal tasks."""
     return task in ("binary", "ordinal")
 
 
 def personal_calibration(attending: list[float], away: list[float], base: Calibration) -> Calibration:
-    """The run's calibration moved to one person.
+    """The run's calibration, fitted to one subject.
 
-    The middle between the two phases' medians becomes the threshold, and the attending median reads about
-    ATTENDING_P. Medians, because a blink or a glance must not count.
-    Raises ValueError, which changes nothing, when a phase is missing or the two cannot be told apart.
+    The middle of the two phases' median logits gets the threshold's probability, and the attending median
+    gets about ATTENDING_P. Medians, because a blink or a glance must not change the result.
+    Raises ValueError when a phase has too few frames or the two medians are too close.
     """
     if min(len(attending), len(away)) < 3:
-        raise ValueError("too few frames with a face to calibrate on: nothing was changed")
+        raise ValueError("too few frames with a face for a calibration: nothing was changed")
     high, low = float(np.median(attending)), float(np.median(away))
     if high - low < APART_LOGITS:
         raise ValueError(
-            f"attending and looking away look alike to this model (logits {high:.2f} and {low:.2f}): "
+            f"the model's logits for attending ({high:.2f}) and looking away ({low:.2f}) are too close: "
             "nothing was changed"
         )
     middle, half = (high + low) / 2, (high - low) / 2
     threshold = _logit(min(max(base.threshold, 0.05), 0.95))
-    # From the middle to the attending median the log odds climb from the threshold's to ATTENDING_P's.
-    climb = max(_logit(ATTENDING_P) - threshold, 1.0)
+    # Between the middle and the attending median, log odds rise from the threshold's to ATTENDING_P's.
+    rise = max(_logit(ATTENDING_P) - threshold, 1.0)
     temperature = float(
-        np.clip(half / climb, base.temperature / TEMPERATURE_FACTOR, base.temperature * TEMPERATURE_FACTOR)
+        np.clip(half / rise, base.temperature / TEMPERATURE_FACTOR, base.temperature * TEMPERATURE_FACTOR)
     )
     return replace(base, temperature=temperature, bias=threshold - middle / temperature)
 
 
 def load_personal(name: str, run_key: str) -> Calibration | None:
-    """A person's calibration for a run, or None.
+    """A subject's calibration for a run, or None.
 
-    Raises ValueError, which names the file, when that cannot be read.
+    Raises ValueError, with the file name, when the file cannot be read.
     """
     return _read(personal_file(name)).get(run_key)
 
 
-def is_outdated(own: Calibration, base: Calibration) -> bool:
-    """Whether a person's calibration was made for another calibration of the run than the one it has now.
+def is_outdated(personal: Calibration, base: Calibration) -> bool:
+    """Whether the run's calibration has changed since the personal calibration was made.
 
-    Fitting to a person takes threshold, abstain band and goal over as they are, and replaces temperature and
-    bias: a run whose temperature and bias alone have changed is met by the same calibration again.
+    A personal calibration copies threshold, abstain band and threshold metric and replaces temperature and
+    bias. So only a change of the copied values makes it outdated.
     """
-    return (own.threshold, own.abstain, own.threshold_metric) != (
+    return (personal.threshold, personal.abstain, personal.threshold_metric) != (
         base.threshold,
         base.abstain,
         base.threshold_metric,
@@ -135,9 +135,9 @@ def is_outdated(own: Calibration, base: Calibration) -> bool:
 
 
 def save_personal(name: str, run_key: str, calibration: Calibration) -> Path:
-    """Keep a person's calibration for a run; gives the file.
+    """Save a subject's calibration for a run; returns the file.
 
-    Raises ValueError where there is a file that cannot be read, OSError where none can be written.
+    Raises ValueError when an existing file cannot be read, OSError when the file cannot be written.
     """
     path = personal_file(name)
     _write(path, _read(path) | {run_key: calibration})
@@ -145,9 +145,9 @@ def save_personal(name: str, run_key: str, calibration: Calibration) -> Path:
 
 
 def forget_personal(name: str, run_key: str | None = None) -> bool:
-    """Remove a person's calibration for one run, or the file with all of them; False when there was none.
+    """Remove a subject's calibration for one run, or for all runs; False when there was none.
 
-    Raises ValueError for one run of a file that cannot be read.
+    Raises ValueError when one run is given and the file cannot be read.
     """
     path = personal_file(name)
     if not path.is_file():
@@ -163,34 +163,36 @@ def forget_personal(name: str, run_key: str | None = None) -> bool:
 
 
 def personal_dir() -> Path:
-    """Where the files lie: BRAINBUDDY_HOME, or `.brainbuddy` in the user's home."""
+    """Folder of the files, in BRAINBUDDY_HOME or in `.brainbuddy` in the user's home."""
     home = os.environ.get("BRAINBUDDY_HOME")
     return (Path(home) if home else Path.home() / ".brainbuddy") / "personal"
 
 
 def personal_file(name: str) -> Path:
-    """A person's file. Raises ValueError for a name that could not be a file's."""
-    # Letters of any script; nothing that could leave the folder.
+    """The calibration file of a subject. Raises ValueError for a name that cannot be a file name."""
+    # Letters of any script; no path separators.
     if not re.fullmatch(r"[\w][\w .-]{0,63}", name):
-        raise ValueError(f"--subject takes letters, digits, spaces, '.', '-' and '_', got {name!r}")
+        raise ValueError(
+            f"--subject may contain letters, digits, spaces, '.', '-' and '_' (at most 64), got {name!r}"
+        )
     return personal_dir() / f"{name}.json"
 
 
 def _read(path: Path) -> dict[str, Calibration]:
-    """A person's calibrations by the key of their run; none where there is no file."""
+    """A subject's calibrations by run key; empty where there is no file."""
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         return {key: _calibration(**fields) for key, fields in plain.items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); --forget removes it") from error
+        raise ValueError(f"{path} cannot be read ({error}); remove it with --forget") from error
 
 
 def _calibration(
     *, temperature: float, bias: float, threshold: float, abstain: list[float] | None, threshold_metric: str
 ) -> Calibration:
-    """As the file has it: each field, and no other."""
+    """A calibration from the fields in the file; a missing or further field raises TypeError."""
     return Calibration(
         temperature,
         bias,
@@ -201,7 +203,7 @@ def _calibration(
 
 
 def _write(path: Path, known: Mapping[str, Calibration]) -> None:
-    """Atomic, and on the disk when this returns."""
+    """Write the file atomically; the data is on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({key: asdict(calibration) for key, calibration in known.items()}, indent=1)
     with atomic_write(path, durable=True) as partial:

@@ -1,8 +1,7 @@
-"""A run, made ready to look at faces: everything that live needs, built from the run directory alone.
+"""The model of a live session, loaded from a run directory.
 
-The recipe, the detector files, the weights and the calibration all come from the run's own copy, so no
-option of a live session can make it see differently from how it was trained. Where the run has an export
-that fits it, that is used, and torch is not imported at all.
+Recipe, detector files, weights and calibration all come from the run directory, so no option of a live
+session changes the preprocessing. If the run has an up-to-date export, live uses it without importing torch.
 
 Shapes: T frames, D embedding, G geometry.
 """
@@ -23,26 +22,26 @@ from seqmodel.runs.run_encoder import open_run_engine
 from seqmodel.runs.training_stats import load_statistics, read_training_stats
 
 THREADS = 2
-"""Of each network: one frame at a time is answered in two thirds of the time, and the result is the same."""
+"""Threads per network: two threads need 2/3 of the time of one for a frame, with the same result."""
 
 
 @dataclass(frozen=True)
 class LiveModel:
-    """The parts of a run that answer for one window."""
+    """The parts of a run that predict one window."""
 
     card: Card
     engine: Engine | None
-    """None when the head reads no embeddings."""
+    """None when the head does not use embeddings."""
     head: Head
     detector_files: tuple[Path, ...]
     landmarker_file: Path | None
-    """Set when the head reads the geometry stream and the file is there."""
+    """Set when the head uses geometry and the file exists."""
     statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]
     """Mean and standard deviation (D,) of the training features by stream."""
     min_filled: float | None
-    """Share of a window from which validation shows that predictions are worth showing; None if unknown."""
+    """Smallest share of a filled window for a prediction, chosen on validation; None if unknown."""
     key: str
-    """Twelve hex digits of the weights' sha256: what a personal calibration holds for."""
+    """First 12 hex digits of the weights' sha256; key of a personal calibration."""
 
     @property
     def num_frames(self) -> int:
@@ -52,22 +51,22 @@ class LiveModel:
 
 
 def model_card(run: Path) -> Card:
-    """The card of a run that can be shown a camera.
+    """The card of a run that can be used live.
 
     Raises ValueError when the run is unfinished or was trained on imported features.
     """
     card = load_card(run)
     if card.recipe.pixels is None:
-        raise ValueError(f"{run} was trained on imported features, which no camera can make")
+        raise ValueError(f"{run} was trained on imported features: live cannot compute them from a camera")
     return card
 
 
 def open_model(run: Path, backend: Backend = "auto", threads: int = THREADS) -> LiveModel:
     """Load a run, or a bundle, for live use.
 
-    `backend` torch passes an export by. A head that reads both streams goes on without the landmarker's file,
-    with a warning: what it was trained to do with frames whose geometry is unknown. Raises ValueError when
-    the run is unfinished, was trained on imported features, or lost another model file.
+    With `backend` torch an export is not used. If the landmarker file is missing, a head on both streams uses
+    only embeddings, with a warning; training covers frames without geometry. Raises ValueError when the
+    run is unfinished, was trained on imported features, or another model file is missing.
     """
     card = model_card(run)
     assert card.recipe.pixels is not None
@@ -75,13 +74,13 @@ def open_model(run: Path, backend: Backend = "auto", threads: int = THREADS) -> 
     detectors = tuple(_model_file(files, sha, run, "face detector") for sha in card.recipe.pixels.detectors)
     landmarker = None
     if "geometry" in card.dims:
-        assert card.recipe.geometry is not None  # a head cannot read a stream that its recipe lacks
+        assert card.recipe.geometry is not None  # a head reads only streams of its recipe
         try:
             landmarker = _model_file(files, card.recipe.geometry.model_sha256, run, "face landmarker")
         except ValueError as error:
             if "embeddings" not in card.dims:
                 raise
-            log_warning(f"{error}: going on without the geometry stream")
+            log_warning(f"{error}: using embeddings only")
     bundle = find_bundle(run) if backend != "torch" else None
     if bundle is not None:
         engine, head = open_bundle(bundle, card, threads)
@@ -105,10 +104,10 @@ def open_model(run: Path, backend: Backend = "auto", threads: int = THREADS) -> 
 
 
 def torch_head(run: Path, card: Card) -> Head:
-    """The run's head, computed by torch, which is imported here and not before.
+    """The run's head, computed by torch, which is imported only here.
 
-    From here on torch has one thread in this process: one window is too little work for two, which would spin
-    on the cores that the encoder needs.
+    Sets torch to one thread in this process: one window is too little work for two threads, and a second
+    thread would take CPU time from the encoder.
     """
     import torch
 
@@ -129,7 +128,7 @@ def torch_head(run: Path, card: Card) -> Head:
 
 
 def describe(model: LiveModel) -> dict[str, Any]:
-    """What the model is, for a summary: encoder, weights, backend, classes."""
+    """Encoder, weights, classes and numerics of the model, for a summary."""
     card = model.card
     return {
         "encoder": card.recipe.encoder.name,
@@ -139,7 +138,10 @@ def describe(model: LiveModel) -> dict[str, Any]:
     }
 
 
-def _model_file(files: Mapping[str, Path], sha256: str, run: Path, what: str) -> Path:
+def _model_file(files: Mapping[str, Path], sha256: str, run: Path, name: str) -> Path:
     if sha256 not in files:
-        raise ValueError(f"{run / 'detector'} lacks the {what} of this run (sha256 {sha256[:12]}…)")
+        raise ValueError(
+            f"the {name} of this run (sha256 {sha256[:12]}…) is missing in {run / 'detector'}; "
+            "copy the whole run again"
+        )
     return files[sha256]

@@ -1,7 +1,7 @@
-"""What may be said at this moment: the state of a live session, and when it changes.
+"""State machine of the display: state and predicted class of a live session, and when they change.
 
-What is said changes only when the evidence for something else has held for a while, so that the display
-does not flicker. A missing face is the state `no_face`; it never counts for or against a class.
+The display changes only after several frames agree, so that it does not flicker. A missing face is the state
+`no_face`; it never counts for or against a class.
 """
 
 from dataclasses import dataclass
@@ -10,34 +10,37 @@ from typing import Literal
 State = Literal["warming_up", "ok", "unsure", "no_face", "paused", "camera_lost"]
 STATES: tuple[State, ...] = ("warming_up", "ok", "unsure", "no_face", "paused", "camera_lost")
 ABSENT: tuple[State, ...] = ("paused", "camera_lost")
-"""States without a frame: a row a second or a little later, which speaks until the next one of its state."""
+"""States without frames: one log row per second, valid until the next row of the same state."""
 
 
 @dataclass(frozen=True)
 class StateRule:
-    """When something else is said."""
+    """Thresholds for changes of the display."""
 
     min_filled: float = 0.5
     """Share of the window that must be filled before a prediction is shown."""
     face_enter: float = 0.3
-    """`no_face` begins when a smaller share of the seen frames than this holds a face."""
+    """`no_face` starts when the share of frames with a face is below this."""
     face_leave: float = 0.4
-    """`no_face` ends when at least this share holds a face; above `face_enter`, so that it cannot flicker."""
+    """`no_face` ends when the share is at least this; above `face_enter`, to avoid flicker."""
     hold: int = 2
-    """Sampled frames in a row that must agree before something else is said."""
+    """Number of consecutive sampled frames that must agree before the display changes."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.face_enter <= self.face_leave <= 1:
             raise ValueError(
-                f"want 0 <= face_enter <= face_leave <= 1, got {self.face_enter}, {self.face_leave}"
+                f"face_enter and face_leave must be 0 <= face_enter <= face_leave <= 1, "
+                f"got {self.face_enter}, {self.face_leave}"
             )
         if not 0 < self.min_filled <= 1 or self.hold < 1:
-            raise ValueError(f"want 0 < min_filled <= 1 and hold >= 1, got {self.min_filled}, {self.hold}")
+            raise ValueError(
+                f"min_filled must be in (0, 1] and hold at least 1, got {self.min_filled}, {self.hold}"
+            )
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A state, and the class that is named in it."""
+    """A state with its predicted class."""
 
     state: State = "warming_up"
     label: int | None = None
@@ -46,36 +49,36 @@ class Statement:
 
 @dataclass(frozen=True)
 class DisplayState:
-    """What is said now, and what speaks for saying something else."""
+    """The displayed statement, and the candidate for the next one."""
 
     shown: Statement = Statement()
     candidate: Statement = Statement()
-    """What the last frames speak for."""
+    """Statement of the last frames."""
     streak: int = 0
-    """How many frames in a row spoke for the candidate."""
+    """Number of consecutive frames with the candidate."""
 
 
 def next_display_state(
     display_state: DisplayState, *, filled: float, coverage: float, label: int, unsure: bool, rule: StateRule
 ) -> DisplayState:
-    """The standing after one more sampled frame.
+    """The display state after one more sampled frame.
 
-    filled: share of the window that has been seen, 0..1. coverage: share of the seen frames that hold a
-    face, 0..1. label: the class that the decision names; unsure: it lies in the abstain band.
+    filled: share of the window that is filled, 0..1. coverage: share of the window's frames with a face,
+    0..1. label: index of the predicted class; unsure: the probability lies in the abstain band.
 
-    Warming up, once over, does not come back: a new `Standing()` after a gap is how it begins again.
+    Warming up happens once; after a gap the caller starts again with a new `DisplayState()`.
     """
-    wanted = _wanted(display_state.shown.state, filled, coverage, label, unsure, rule)
-    if wanted == display_state.shown:
-        return DisplayState(wanted, wanted, 0)
-    streak = display_state.streak + 1 if wanted == display_state.candidate else 1
-    # Warming up ends once, which cannot flicker.
+    new = _statement(display_state.shown.state, filled, coverage, label, unsure, rule)
+    if new == display_state.shown:
+        return DisplayState(new, new, 0)
+    streak = display_state.streak + 1 if new == display_state.candidate else 1
+    # Warming up ends only once, so it cannot flicker.
     if display_state.shown.state == "warming_up" or streak >= rule.hold:
-        return DisplayState(wanted, wanted, 0)
-    return DisplayState(display_state.shown, wanted, streak)
+        return DisplayState(new, new, 0)
+    return DisplayState(display_state.shown, new, streak)
 
 
-def _wanted(
+def _statement(
     now: State, filled: float, coverage: float, label: int, unsure: bool, rule: StateRule
 ) -> Statement:
     if now == "warming_up" and filled < rule.min_filled:

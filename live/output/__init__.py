@@ -1,1 +1,1 @@
-"""What a session writes."""
+"""Outputs of a session: log, recordings, summary and report."""

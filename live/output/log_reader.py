@@ -1,4 +1,4 @@
-"""A log read back.
+"""Reading of a live log.
 
 C classes.
 """
@@ -15,14 +15,14 @@ from live.inference.state_machine import STATES, State
 from live.output.log_writer import log_columns
 
 BACK_S = 1.0
-"""How far the time of a session's rows may go back: a frame that waited, beside a row without one."""
+"""Allowed step back in the time of two rows, seconds: a waiting frame can follow a row without a frame."""
 BEGINS = ",".join([*log_columns(())[:5], "p_raw_"])
-"""How each log begins, whatever its classes."""
+"""First characters of each log, for any classes."""
 
 
 @dataclass(frozen=True)
 class LogRow:
-    """One row of a log as it was read back."""
+    """One row of a log."""
 
     t_s: float
     time_utc: str
@@ -30,21 +30,21 @@ class LogRow:
     state: State
     label: str
     p: tuple[float, ...]
-    """Smoothed probabilities, C numbers; empty where nothing was predicted."""
+    """Smoothed probabilities, C numbers; empty without a prediction."""
     coverage: float
-    """NaN where nothing was predicted."""
+    """Share of the window's frames with a face, 0..1; NaN without a prediction."""
     latency_ms: float
     mark: str
 
 
 def is_log(path: Path) -> bool:
-    """Whether a file begins as a live log does. Raises OSError when it cannot be read."""
+    """Whether a file starts like a live log. Raises OSError when it cannot be read."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         return file.read(len(BEGINS)) == BEGINS
 
 
 def read_log(path: Path) -> tuple[tuple[str, ...], list[LogRow]]:
-    """Class names and rows of a log; a last row cut off by a crash is left out.
+    """Class names and rows of a log; an incomplete last row (after a crash) is left out.
 
     Raises ValueError when the file is not the live log of one session.
     """
@@ -59,20 +59,22 @@ def read_log(path: Path) -> tuple[tuple[str, ...], list[LogRow]]:
     columns = list(reader.fieldnames or ())
     names = tuple(c.removeprefix("p_raw_") for c in columns if c.startswith("p_raw_"))
     if not names or columns != log_columns(names):
-        raise ValueError(f"{path} is not a live log: its columns are {columns[:6]}…")
+        raise ValueError(
+            f"{path} is not a live log: its columns are {columns[:6]}…, not t_s, time_utc, face …"
+        )
     rows = [_log_row(row, names, f"{path}, line {number}") for number, row in enumerate(reader, 2)]
     for number, (before, row) in enumerate(pairwise(rows), 3):
         if row.t_s < before.t_s - BACK_S:
             raise ValueError(
-                f"{path}, line {number}: the time goes back from {before.t_s:.1f} to {row.t_s:.1f} s, as "
-                "where two sessions stand in one file: give each its own"
+                f"{path}, line {number}: the time goes back from {before.t_s:.1f} to {row.t_s:.1f} s: the "
+                "file holds two sessions; give each session its own file"
             )
     return names, rows
 
 
 def _log_row(row: dict[str, Any], names: Sequence[str], where: str) -> LogRow:
     if row["state"] not in STATES:
-        raise ValueError(f"{where}: no state {row['state']!r}; there are {', '.join(STATES)}")
+        raise ValueError(f"{where}: unknown state {row['state']!r}; the states are {', '.join(STATES)}")
     try:
         p = tuple(float(row[f"p_{name}"]) for name in names) if row[f"p_{names[0]}"] else ()
         return LogRow(

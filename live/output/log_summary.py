@@ -1,4 +1,4 @@
-"""A session told from its log alone: time in each state, longest spans, marks, timeline, days in figures."""
+"""Summary of a session from its log: time in each state, longest spans, marks, timeline, values per day."""
 
 import csv
 import math
@@ -32,66 +32,67 @@ WIDTH_PX, HEIGHT_PX = 1200, 150
 
 @dataclass(frozen=True)
 class StateSpan:
-    """An uninterrupted stretch in which one thing was said."""
+    """A span of time with one displayed class or state."""
 
     shown: str
+    """Class name, or state in words."""
     start_s: float
     end_s: float
 
     @property
     def length_s(self) -> float:
-        """Seconds."""
+        """Length of the span, seconds."""
         return self.end_s - self.start_s
 
 
 @dataclass(frozen=True)
 class SessionSummary:
-    """A log, told."""
+    """Summary of one log."""
 
     log: Path
     names: tuple[str, ...]
     task: str
-    """As named, else guessed: binary for two classes, multiclass for more, which a log cannot tell from
-    levels."""
+    """The given task; else binary for two classes and multiclass for more (a log does not show whether they
+    are levels)."""
     rows: tuple[LogRow, ...]
     began: str
     """UTC time of the first row."""
     duration_s: float
     seconds: dict[str, float]
-    """Seconds in which each thing was said: a class name in state ok, else the state."""
+    """Seconds per class (in state ok) or state."""
     spans: tuple[StateSpan, ...]
-    """The longest ones, longest first."""
+    """The NUM_SPANS longest spans, longest first."""
     marks: tuple[tuple[float, str], ...]
     points: tuple[TimelinePoint, ...]
-    """One a row."""
+    """One point per row."""
 
 
 @dataclass(frozen=True)
 class Day:
-    """One day of sessions, in figures that can be held against training."""
+    """Values of one UTC day of sessions, for comparison with the training data."""
 
     date: str
     minutes: float
-    """Without the time the camera was away or paused."""
+    """Minutes of session, without lost camera and pauses."""
     face_rate: float
     p: float
-    """Mean of `level_of` the probabilities; NaN where nothing was said."""
+    """Mean of `level_of` over the rows with a prediction; NaN without any."""
     novelty: float
-    """NaN where no session kept it."""
+    """Mean novelty; NaN where no session has novelty values."""
 
 
 def summarise_log(log: Path, task: str | None = None) -> SessionSummary:
-    """The story of a log. Raises ValueError when it cannot be read or is empty."""
+    """Summary of a log. Raises ValueError when it cannot be read or is empty."""
     names, rows = read_log(log)
     if not rows:
-        raise ValueError(f"{log} holds no row yet")
+        raise ValueError(f"{log} has no rows yet")
     return summarise_rows(log, names, rows, task)
 
 
 def summarise_rows(
     log: Path, names: tuple[str, ...], rows: Sequence[LogRow], task: str | None = None
 ) -> SessionSummary:
-    """The story of a log that was read; it has a row at least."""
+    """Summary of the rows of a log; at least one row."""
     task = task or ("binary" if len(names) == 2 else "multiclass")
     points = tuple(_point(row, names, task) for row in rows)
     seconds: dict[str, float] = {}
@@ -118,7 +119,7 @@ def summarise_rows(
 
 
 def timeline_png(session: SessionSummary) -> bytes:
-    """The whole session as one strip with a time axis, PNG bytes."""
+    """Timeline of the whole session with a time axis, as PNG bytes."""
     picture = np.empty((HEIGHT_PX, WIDTH_PX, 3), np.uint8)
     picture[:] = PAPER
     start_s, end_s = session.points[0].t_s, max(session.points[-1].t_s, session.points[0].t_s + 1)
@@ -128,16 +129,16 @@ def timeline_png(session: SessionSummary) -> bytes:
     for tick in np.arange(math.ceil(start_s / step_s) * step_s, end_s, step_s):
         x = left + round((tick - start_s) / (end_s - start_s) * (right - left))
         picture[bottom : bottom + 5, x : x + 1] = FAINT
-        words = clock(float(tick))
-        half = text_width(words, 15) // 2 + 1
-        paint_text(picture, words, (min(max(x, half), WIDTH_PX - half), bottom + 7), 15, INK, "centre")
+        text = clock(float(tick))
+        half = text_width(text, 15) // 2 + 1
+        paint_text(picture, text, (min(max(x, half), WIDTH_PX - half), bottom + 7), 15, INK, "centre")
     done, encoded = cv2.imencode(".png", picture[..., ::-1])
     assert done
     return encoded.tobytes()
 
 
 def days(sessions: Sequence[SessionSummary]) -> list[Day]:
-    """Figures of each UTC day, over all sessions, in order of time."""
+    """Values of each UTC day over all sessions, in order of time."""
     by_day: dict[str, list[tuple[LogRow, float]]] = defaultdict(list)
     novelty: dict[str, list[float]] = defaultdict(list)
     seconds: dict[str, float] = defaultdict(float)
@@ -155,11 +156,11 @@ def days(sessions: Sequence[SessionSummary]) -> list[Day]:
         Day(
             date,
             round(seconds[date] / 60, 1),
-            round(float(np.mean([row.face for row, _ in found])), 4),
-            round(_mean([level for _, level in found if not math.isnan(level)]), 4),
+            round(float(np.mean([row.face for row, _ in rows])), 4),
+            round(_mean([level for _, level in rows if not math.isnan(level)]), 4),
             round(_mean(novelty[date]), 4),
         )
-        for date, found in sorted(by_day.items())
+        for date, rows in sorted(by_day.items())
     ]
 
 
@@ -184,5 +185,6 @@ def _mean(values: Sequence[float]) -> float:
 
 def clock(seconds: float) -> str:
     """Seconds as 1:05 or 1:02:05."""
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+    hours, remainder = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(remainder, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,4 +1,4 @@
-"""The log of a session: one row a sampled frame, written through to the disk, so a power cut loses one."""
+"""The log of a session: one row per sampled frame, synced to disk, so a power cut loses at most one row."""
 
 import contextlib
 import csv
@@ -19,7 +19,7 @@ from live.inference.predictor import Prediction
 from live.inference.state_machine import State
 
 MAX_LATENCIES = 20_000
-"""Latencies kept for the summary: the last two hours at three frames a second."""
+"""Number of latencies kept for the summary: almost two hours at 3 frames/s."""
 
 
 def log_columns(names: Sequence[str]) -> list[str]:
@@ -36,17 +36,17 @@ class Log:
     """A live log: CSV in a file, or JSON lines on stdout for `-`."""
 
     def __init__(self, target: str, names: Sequence[str], *, durable: bool = False) -> None:
-        """durable: each row is written through to the disk, not only handed to the system.
+        """Open the log. With `durable`, each row is also synced to the disk.
 
-        Raises FileExistsError when there is such a file.
+        Raises FileExistsError when the file exists.
         """
         self._columns = log_columns(names)
         self._to_stdout = target == "-"
-        self._durably = FsyncThread() if durable and not self._to_stdout else None
+        self._fsync_thread = FsyncThread() if durable and not self._to_stdout else None
         if self._to_stdout:
             self._file: TextIO = sys.stdout
             if isinstance(sys.stdout, io.TextIOWrapper):
-                sys.stdout.reconfigure(encoding="utf-8")  # JSON is, whatever the terminal would like
+                sys.stdout.reconfigure(encoding="utf-8")  # JSON is UTF-8 for any locale
             return
         self._path = Path(target)
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ class Log:
         self._begin_file()
 
     def write(self, prediction: Prediction, mark: str = "") -> None:
-        """One row for a sampled frame."""
+        """Write one row for a sampled frame."""
         row = {
             "t_s": round(prediction.t_s, 4),
             "face": int(prediction.face),
@@ -68,14 +68,14 @@ class Log:
         self._put(row, mark)
 
     def write_state(self, t_s: float, state: State, mark: str = "") -> None:
-        """One row for a moment without a frame: paused, or the camera lost."""
+        """Write one row for a time without a frame; state is `paused` or `camera_lost`."""
         self._put({"t_s": round(t_s, 4), "face": 0, "state": state, "label": ""}, mark)
 
     def close(self) -> None:
         """Close the file."""
-        if self._durably is not None:
-            self._durably.close()
-            self._durably = None
+        if self._fsync_thread is not None:
+            self._fsync_thread.close()
+            self._fsync_thread = None
         if not self._to_stdout:
             self._file.close()
 
@@ -93,11 +93,11 @@ class Log:
                 self._begin_file()
             self._writer.writerow({column: full.get(column, "") for column in self._columns})
         self._file.flush()
-        if self._durably is not None:
-            self._durably.keep(self._file.fileno())
+        if self._fsync_thread is not None:
+            self._fsync_thread.keep(self._file.fileno())
 
     def _begin_file(self) -> None:
-        # Appending: whoever rotates logs may have left an empty file of this name, or another one.
+        # Append: log rotation may have left an empty file or another file with this name.
         self._file = self._path.open("a", encoding="utf-8", newline="")
         self._writer = csv.DictWriter(self._file, self._columns)
         if self._file.tell() == 0:
@@ -105,7 +105,7 @@ class Log:
         self._file.flush()
 
     def _is_in_place(self) -> bool:
-        """Whether the open file still has its name and rows; a log that was rotated away is begun anew."""
+        """Whether the open file still has its name and rows; after log rotation a new file is started."""
         try:
             named = os.stat(self._path)
             return os.path.samestat(named, os.fstat(self._file.fileno())) and named.st_size > 0
@@ -114,42 +114,41 @@ class Log:
 
 
 class FsyncThread:
-    """Has the system put files on the disk, in a thread: a slow disk must not hold up the picture."""
+    """Syncs files to the disk in a thread, so that a slow disk does not delay the picture."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._waiting: dict[tuple[int, int], int] = {}
-        """By the file's identity, a descriptor of each one with rows that the disk was not asked for yet: no
-        more, however long the disk takes."""
-        self._ends = False
+        """(device, inode) -> descriptor of a file with rows to sync; one per file, also on a slow disk."""
+        self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="log to disk", daemon=True)
         self._thread.start()
 
     def keep(self, descriptor: int) -> None:
-        """See that what was written to this open file so far is on the disk soon."""
+        """Sync what was written to this open file so far, soon."""
         facts = os.fstat(descriptor)
         with self._changed:
             if (facts.st_dev, facts.st_ino) not in self._waiting:
-                # Its own, because a rotated log is closed meanwhile.
+                # A duplicate, because a rotated log may be closed before the sync.
                 self._waiting[facts.st_dev, facts.st_ino] = os.dup(descriptor)
                 self._changed.notify()
 
     def close(self) -> None:
-        """Wait until all of it is there."""
+        """Wait until everything is on the disk."""
         with self._changed:
-            self._ends = True
+            self._is_closing = True
             self._changed.notify()
         self._thread.join()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._ends)
+                self._changed.wait_for(lambda: self._waiting or self._is_closing)
                 descriptors, self._waiting = list(self._waiting.values()), {}
             if not descriptors:
                 return
-            for descriptor in descriptors:  # once for all rows that came while the disk was busy
-                with contextlib.suppress(OSError):  # what is no file on a disk, as a pipe, cannot be synced
+            for descriptor in descriptors:  # one sync for all rows that arrived during the last one
+                with contextlib.suppress(OSError):  # a pipe cannot be synced
                     os.fsync(descriptor)
                 os.close(descriptor)
 
@@ -171,13 +170,13 @@ class LogStats:
 
     def summary(self) -> dict[str, Any]:
         """Rows, rows by state and by label, and the latency's median and 99th percentile."""
-        found = self.latencies_ms or [0.0]
+        latencies = self.latencies_ms or [0.0]
         return {
             "rows": sum(self.states.values()),
             "states": dict(self.states),
             "labels": dict(self.labels),
             "latency_ms": {
-                "median": round(float(np.median(found)), 2),
-                "p99": round(float(np.percentile(found, 99)), 2),
+                "median": round(float(np.median(latencies)), 2),
+                "p99": round(float(np.percentile(latencies, 99)), 2),
             },
         }

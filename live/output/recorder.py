@@ -1,4 +1,4 @@
-"""Recordings, when asked for: pictures with their own times in an mp4, and labels given while recording."""
+"""Recordings on request: pictures with their times in an mp4, and labels set while recording."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,11 +11,11 @@ from live.config import SUBJECT, manifest_file
 from seqmodel.runs.card import write_csv
 
 TICKS_PER_S = 1000
-"""A recording's times are kept to a millisecond."""
+"""Time resolution of a recording: one millisecond."""
 
 
 class Recorder:
-    """Writes pictures with their own times into an mp4; nothing is queued."""
+    """Writes pictures with their times into an mp4, without a queue."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -26,15 +26,15 @@ class Recorder:
         """Time of the first picture, which is second 0 of the file."""
 
     def write(self, rgb: np.ndarray, pts_s: float) -> None:
-        """Add a picture, uint8 (H, W, 3) RGB, shown from `pts_s` on; OSError where the disk is full."""
+        """Add a picture, uint8 (H, W, 3) RGB, with time `pts_s`. Raises OSError when the disk is full."""
         import av
 
-        height, width = (side // 2 * 2 for side in rgb.shape[:2])  # H.264 wants even sides
+        height, width = (length // 2 * 2 for length in rgb.shape[:2])  # H.264 needs even width and height
         if self._container is None:
             self._start(width, height, pts_s)
         assert self.start_s is not None
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb[:height, :width]), format="rgb24")
-        # The first picture sets the size; a source that changes it midway is scaled to fit.
+        # The first picture sets the size; later pictures of another size are scaled.
         if (picture.width, picture.height) != (self._stream.width, self._stream.height):
             picture = picture.reformat(self._stream.width, self._stream.height)
         self._last_pts = max(self._last_pts + 1, round((pts_s - self.start_s) * TICKS_PER_S))
@@ -47,7 +47,7 @@ class Recorder:
         return max(self._last_pts, 0) / TICKS_PER_S
 
     def close(self) -> None:
-        """Finish the file; does nothing when no picture came. Raises OSError where the disk is full."""
+        """Finish the file, if there is one. Raises OSError when the disk is full."""
         container, self._container = self._container, None
         if container is not None:
             with self._file, container:
@@ -56,15 +56,15 @@ class Recorder:
     def _start(self, width: int, height: int, pts_s: float) -> None:
         import av
 
-        # A fragmented file can be played up to its last fragment even when the power is cut.
+        # A fragmented file can be played up to its last fragment after a power cut.
         options = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
-        # Python's file, because FFmpeg's own says nothing of an end that the disk did not take.
+        # A Python file, because FFmpeg does not report a disk error at the end of a file.
         self._file = self.path.open("wb", buffering=0)
         self._container = av.open(self._file, "w", format="mp4", options=options)
         self._stream = self._container.add_stream("libx264", rate=30)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, TICKS_PER_S)
-        # One thread and no look-ahead: the camera's loop must not wait for the codec.
+        # One thread and no look-ahead: the main loop must not wait for the codec.
         self._stream.codec_context.thread_count = 1
         self._stream.options = {"preset": "ultrafast", "crf": "20", "tune": "zerolatency"}
         self.start_s = pts_s
@@ -72,7 +72,7 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Interval:
-    """A labelled stretch of a recording, seconds from its start."""
+    """A labelled interval of a recording, seconds from its start."""
 
     label: str
     start_s: float
@@ -80,7 +80,7 @@ class Interval:
 
 
 class Labels:
-    """Intervals that a user labels while they run; each label lasts until the next one or `stop`."""
+    """Labelled intervals of a running recording; a label lasts until the next one or `stop`."""
 
     def __init__(self) -> None:
         self.intervals: list[Interval] = []
@@ -88,13 +88,13 @@ class Labels:
         self._since_s = 0.0
 
     def begin(self, label: str, at_s: float) -> bool:
-        """From here on the scene shows `label`; whether that ended a running interval."""
+        """Start an interval with `label` at `at_s`; returns whether an interval ended."""
         ended = self.stop(at_s)
         self.running, self._since_s = label, at_s
         return ended
 
     def stop(self, at_s: float) -> bool:
-        """End the running interval, if there is one; whether that left a new interval."""
+        """End the running interval, if any; returns whether an interval was added."""
         running, self.running = self.running, ""
         if not running or at_s <= self._since_s:
             return False
@@ -103,8 +103,10 @@ class Labels:
 
 
 def write_manifest(video: Path, intervals: list[Interval], subject: str = SUBJECT) -> Path:
-    """A manifest beside the video, as `python -m extract --data` takes it; gives its path. Atomic, and on the
-    disk when this returns."""
+    """Write a manifest for `python -m extract --data` next to the video; returns its path.
+
+    The write is atomic, and the file is on the disk when this returns.
+    """
     path = manifest_file(video)
     rows = [
         (video.name, interval.label, subject, f"{interval.start_s:.3f}", f"{interval.end_s:.3f}")

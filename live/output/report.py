@@ -1,4 +1,4 @@
-"""The page of a session, or of several: what was predicted, when, and how it differs from training."""
+"""HTML report of one or more sessions: predictions over time, and comparison with the training data."""
 
 import base64
 import math
@@ -18,27 +18,25 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("report.html")
 LEVELS = {"binary": "probability", "multiclass": "largest probability", "ordinal": "level"}
-"""What `level_of` is called, by task."""
-GUESSED = "where they are levels, --reference-run RUN draws those"
-"""Said of more than two classes, where no run says what they are."""
+"""Name of the value of `level_of`, by task."""
+UNKNOWN_TASK = "if the classes are levels, use --reference-run RUN to draw levels"
+"""Note for more than two classes without a reference run."""
 
 
 def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
-    """`python -m live report`: write the report of some logs; gives summary and exit code.
+    """`python -m live report`: write the report of some logs; returns summary and exit code.
 
-    Raises ValueError when no log is named or one cannot be read.
+    Raises ValueError when no log is given or a log cannot be read.
     """
     if not config.logs:
-        raise ValueError("name at least one log: python -m live report LOG.csv …")
+        raise ValueError("no log: give at least one, as in python -m live report LOG.csv …")
     card = load_card(config.reference_run) if config.reference_run else None
     sessions = find_sessions(config.logs, card.labelling.task if card else None)
     for session in sessions:
         if card is not None:
             _require_same_run(card, session)
         if config.out and config.out.resolve() in map(Path.resolve, log_files(session.log)[:3]):
-            raise ValueError(
-                f"--out {config.out} is a log that is told of, or its timeline: name an HTML file"
-            )
+            raise ValueError(f"--out {config.out} is one of the logs or its timeline: give another HTML file")
     page = write_report(sessions, out=config.out, reference_run=config.reference_run)
     echo(f"wrote {page}")
     summary: dict[str, Any] = {
@@ -55,7 +53,7 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
     }
     if config.reference_run:
         summary["days"] = [
-            # Not a number is not JSON either.
+            # NaN is not valid JSON.
             {name: None if value != value else value for name, value in vars(day).items()}
             for day in days(sessions)
         ]
@@ -63,35 +61,37 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
 
 
 def _require_same_run(card: Card, session: SessionSummary) -> None:
-    """Raises ValueError where a session cannot be one of the run's."""
+    """Raises ValueError where a session cannot be from this run."""
     if card.recipe.pixels is None:
-        raise ValueError("--reference-run a run of imported features: no session can be held against it")
+        raise ValueError(
+            "--reference-run was trained on imported features: sessions cannot be compared with it"
+        )
     if session.names != card.labelling.names:
         raise ValueError(
-            f"{session.log} tells {', '.join(session.names)}, and the run of --reference-run tells "
+            f"{session.log} has the classes {', '.join(session.names)}, but the run of --reference-run has "
             f"{', '.join(card.labelling.names)}"
         )
 
 
 def find_sessions(paths: Sequence[Path], task: str | None = None) -> list[SessionSummary]:
-    """The live logs among the files named, told. So `*.csv` will do: novelty goes with its log; any other
-    file and a log without a row are left out with a line.
+    """Summaries of the live logs among the given files, so that `*.csv` works.
 
-    Raises ValueError when no log is among them, or one cannot be read.
+    Novelty files belong to their logs; other files and logs without rows are left out with a warning.
+    Raises ValueError when there is no log with rows, or a log cannot be read.
     """
     sessions, left_out = [], []
     for path in {path.resolve(): path for path in paths}.values():
         if path.is_file() and not is_log(path):
             if not path.name.endswith(NOVELTY):
-                left_out.append(f"{path} is not a live log: left out")
+                left_out.append(f"left out: {path} is not a live log")
             continue
         names, rows = read_log(path)
         if rows:
             sessions.append(summarise_rows(path, names, rows, task))
-        else:  # just begun, or quit before the first frame
-            left_out.append(f"{path} holds no row yet: left out")
+        else:  # just started, or ended before the first frame
+            left_out.append(f"left out: {path} has no rows yet")
     if not sessions:
-        raise ValueError(f"no live log among the files named holds a row: {', '.join(map(str, paths))}")
+        raise ValueError(f"no live log with rows among the given files: {', '.join(map(str, paths))}")
     for line in left_out:
         log_warning(line)
     return sessions
@@ -104,21 +104,21 @@ def write_report(
     reference_run: Path | None = None,
     own: bool = False,
 ) -> Path:
-    """Write the HTML page of some sessions (one file, pictures inside) and a timeline PNG beside each log.
+    """Write the HTML report of some sessions (one file) and a timeline PNG next to each log.
 
-    The page is `out`, or takes the next free name beside the first log. A timeline that is there stays, but
-    own: a session renews its own; one that cannot be written there is left out with a line. Gives the page's
-    path. Raises OSError when that cannot be written.
+    The report is `out`, or the next free name next to the first log. An existing timeline is kept, but with
+    `own` (a session writes its own report) it is replaced. A timeline that cannot be written is left out with
+    a warning. Returns the report's path. Raises OSError when the report cannot be written.
     """
     pictures = []
     for session in sessions:
         png = timeline_png(session)
-        beside = session.log.with_suffix(".png")
+        timeline = session.log.with_suffix(".png")
         try:
-            if own or not beside.exists():
-                beside.write_bytes(png)
+            if own or not timeline.exists():
+                timeline.write_bytes(png)
         except OSError as error:
-            log_warning(f"no timeline beside the log: {error}")
+            log_warning(f"no timeline next to the log: {error}")
         pictures.append(base64.b64encode(png).decode())
     comparison = None
     if reference_run is not None:
@@ -128,50 +128,50 @@ def write_report(
         training_stats = read_training_stats(reference_run) or write_training_stats(reference_run)
         comparison = _compare(days(sessions), training_stats) | {"level": level}
     page = out or _free_page(sessions[0].log)
-    write_text(page, _page(sessions, pictures, comparison, is_guessed=reference_run is None and not own))
+    write_text(page, _page(sessions, pictures, comparison, is_task_unknown=reference_run is None and not own))
     return page
 
 
 def _free_page(log: Path) -> Path:
-    """The log's own page, or the next free name that is no other log's either."""
+    """The report's name of the log, or the next name that is free and belongs to no other log."""
     page = log.with_suffix(".html")
     return free_name(
         page, lambda other: [page] if other == page else log_files(other.with_suffix(log.suffix))
     )
 
 
-def _compare(found: list[Day], training_stats: "TrainingStats") -> dict[str, Any]:
-    """Rows of the drift table: each day's figures, and whether they lie where training clips lay."""
+def _compare(session_days: list[Day], training_stats: "TrainingStats") -> dict[str, Any]:
+    """Rows of the drift table: values per day, and whether they are outside the range of training."""
 
     def cell(value: float, spread: "PercentileRange | None") -> dict[str, Any]:
         if spread is None or math.isnan(value):
-            return {"text": "–", "odd": False}
-        return {"text": f"{value:.2f}", "odd": not spread.low <= value <= spread.high}
+            return {"text": "–", "is_outside": False}
+        return {"text": f"{value:.2f}", "is_outside": not spread.low <= value <= spread.high}
 
     spreads = (training_stats.face_rate, training_stats.p, training_stats.novelty)
     rows = []
-    for day in found:
+    for day in session_days:
         pairs = zip((day.face_rate, day.p, day.novelty), spreads, strict=True)
         cells = [cell(value, spread) for value, spread in pairs]
         rows.append({"date": day.date, "minutes": f"{day.minutes:.1f}", "cells": cells})
-    usual = [f"{s.mean:.2f} ({s.low:.2f} – {s.high:.2f})" if s else "–" for s in spreads]
-    return {"rows": rows, "usual": usual, "num_clips": training_stats.num_clips}
+    training = [f"{s.mean:.2f} ({s.low:.2f} – {s.high:.2f})" if s else "–" for s in spreads]
+    return {"rows": rows, "training": training, "num_clips": training_stats.num_clips}
 
 
-def _height(session: SessionSummary, is_guessed: bool) -> str:
-    """What the height of a session's timeline means, in words."""
+def _height(session: SessionSummary, is_task_unknown: bool) -> str:
+    """Meaning of the height in a session's timeline."""
     if session.task == "binary":
         return f"probability of {session.names[-1]}"
     if session.task == "ordinal":
         return f"level, from {session.names[0]} to {session.names[-1]}"
-    return "probability of the likeliest class" + (f"; {GUESSED}" if is_guessed else "")
+    return "largest class probability" + (f"; {UNKNOWN_TASK}" if is_task_unknown else "")
 
 
 def _page(
     sessions: Sequence[SessionSummary],
     pictures: Sequence[str],
     comparison: dict[str, Any] | None,
-    is_guessed: bool,
+    is_task_unknown: bool,
 ) -> str:
     from jinja2 import Environment, StrictUndefined
 
@@ -181,7 +181,7 @@ def _page(
         sessions=list(zip(sessions, pictures, strict=True)),
         comparison=comparison,
         clock=clock,
-        height=lambda session: _height(session, is_guessed),
+        height=lambda session: _height(session, is_task_unknown),
         colour=_css,
     )
 
@@ -189,5 +189,5 @@ def _page(
 def _css(shown: str, names: tuple[str, ...]) -> str:
     if shown in names:
         return "rgb({},{},{})".format(*colour_of("ok", names.index(shown) / (len(names) - 1)))
-    state = next(state for state, words in STATE_WORDS.items() if words == shown)
+    state = next(state for state, text in STATE_WORDS.items() if text == shown)
     return "rgb({},{},{})".format(*colour_of(state))

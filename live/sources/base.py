@@ -1,4 +1,4 @@
-"""One face for files and for what goes on by itself: the next frame, the time now, pause and close."""
+"""Common interface of frame sources: next frame, current time, pause, close."""
 
 import time
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from live.sources.realtime_file import RealtimeFileReader
 
 
 class FileSource:
-    """A file's frames one after the other, none dropped."""
+    """Gives the frames of a file in order; drops none."""
 
     is_file = True
-    """Whether frames wait until they are asked for; else the newest is given and the rest dropped."""
+    """Whether every frame is given; else only the newest, and older ones are dropped."""
     is_lost = False
     num_dropped = 0
 
@@ -23,7 +23,7 @@ class FileSource:
         self.last_s = 0.0
         """Time of the last frame given, seconds."""
         self.has_ended = False
-        """Whether no frame will come any more."""
+        """Whether there are no more frames."""
 
     def next(self, timeout_s: float) -> Frame | None:
         """The next frame, or None at the end."""
@@ -34,25 +34,25 @@ class FileSource:
         return frame
 
     def now_s(self) -> float:
-        """Time of the last frame: a file's present is where it was read to."""
+        """Time of the last frame, seconds: the current time of a file."""
         return self.last_s
 
     def begin(self) -> None:
-        """A file waits by itself."""
+        """Do nothing: a file waits until the next frame is read."""
 
     pause = resume = begin
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._frames.close()  # type: ignore[attr-defined]
 
 
 Source = FileSource | LatestFrameReader
-"""What a session reads from."""
+"""The source of a session."""
 
 
 def open_source(camera: int, video: str | None, realtime: bool) -> Source:
-    """The source that a user named, its first frame on the way. Raises ValueError when there is none."""
+    """Open the camera, stream or file. Raises ValueError when it does not exist or gives no frame."""
     start = time.monotonic()
 
     def clock() -> float:
@@ -67,7 +67,7 @@ def open_source(camera: int, video: str | None, realtime: bool) -> Source:
         raise ValueError(f"{video}: no such video file")
     elif not is_address and not realtime:
         return FileSource(read_video(Path(video)))
-    else:  # also from an address: keys and pictures must not wait for a network
+    else:  # files at an address too: the main loop must not wait for the network
         paced = RealtimeFileReader(video)
         latest = LatestFrameReader(paced.frames, reconnects=False, clock=paced.now_s, begin=paced.begin)
     try:

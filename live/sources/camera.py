@@ -1,8 +1,7 @@
 """Frames of a camera or a stream address, with their times.
 
-BGR exists here only: every frame that leaves is RGB. A camera's times are seconds on the session's clock at
-the moment of the grab, so a slow or irregular camera is sampled as truly as a steady one, and a reconnected
-one goes on in the same time.
+BGR is used only here: all returned frames are RGB. A frame's time is the session's clock (seconds) when it is
+read. So slow or irregular cameras are sampled correctly, and the time continues after a reconnection.
 """
 
 import re
@@ -15,7 +14,7 @@ import numpy as np
 from extract.video.reader import Frame
 
 STREAM_TIMEOUT_MS = 5000
-"""An address that does not answer for this long counts as lost."""
+"""An address that does not answer for this long is lost, milliseconds."""
 Clock = Callable[[], float]
 
 
@@ -24,12 +23,12 @@ def camera_frames(index: int, clock: Clock) -> Iterator[Frame]:
 
     Raises ValueError when no such camera can be opened.
     """
-    camera = _opened(
-        f"camera {index} cannot be opened: none there, in use by another program, or not permitted; "
-        "try --camera 1, or --video FILE",
+    camera = _open_capture(
+        f"camera {index} cannot be opened: it does not exist, is in use by another program, or is not "
+        "permitted; try another --camera, or --video FILE",
         index,
     )
-    camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # one frame of the driver's queue: what is shown is now
+    camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # a driver queue of one frame keeps the delay short
     return _read_on(camera, clock)
 
 
@@ -45,13 +44,15 @@ def stream_frames(address: str, clock: Clock) -> Iterator[Frame]:
         STREAM_TIMEOUT_MS,
     ]
     return _read_on(
-        _opened(f"{address}: this address gives no video", address, cv2.CAP_FFMPEG, options), clock
+        _open_capture(f"{address}: this address gives no video", address, cv2.CAP_FFMPEG, options), clock
     )
 
 
 def is_file_address(address: str) -> bool:
-    """Whether a file with an end lies at an address, and nothing live: it has a length, in seconds and in
-    bytes or frames (a live stream may seem to last as long as what came of it so far)."""
+    """Whether the address is a file, not a live stream: it has a duration, and a size in bytes or frames.
+
+    A duration is not enough: for a live stream it may be the time received so far.
+    """
     import av
 
     if not address.lower().startswith(("http://", "https://", "file://")):
@@ -65,12 +66,12 @@ def is_file_address(address: str) -> bool:
 
 
 def without_password(text: str) -> str:
-    """What is to be shown of an address: without the name and password that it may hold."""
+    """The text with user name and password of an address removed."""
     return re.sub("://.*@", "://…@", text)
 
 
 def bgr_to_rgb(bgr: np.ndarray) -> np.ndarray:
-    """Camera order to ours; both uint8 (H, W, 3)."""
+    """Convert BGR to RGB; both uint8 (H, W, 3)."""
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
@@ -94,12 +95,12 @@ def _with_square_pixels(bgr: np.ndarray, capture: Any) -> np.ndarray:
     return cv2.resize(bgr, (width, bgr.shape[0]), interpolation=cv2.INTER_CUBIC)
 
 
-def _opened(reason: str, *given: Any) -> Any:
-    """cv2's capture, without warnings of the drivers' search: our own line, the reason, says what matters."""
+def _open_capture(reason: str, *arguments: Any) -> Any:
+    """An open cv2.VideoCapture, without driver warnings. Raises ValueError with `reason` on failure."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        capture = cv2.VideoCapture(*given)
+        capture = cv2.VideoCapture(*arguments)
     finally:
         cv2.utils.logging.setLogLevel(level)
     if not capture.isOpened():

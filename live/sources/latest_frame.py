@@ -1,4 +1,4 @@
-"""The newest frame of a source that goes on by itself: read in a thread, reopened when it is lost."""
+"""Newest frame of a live source: read in a thread, and reopened after a loss."""
 
 import contextlib
 import threading
@@ -11,19 +11,19 @@ from extract.video.reader import Frame
 from live.sources.camera import STREAM_TIMEOUT_MS, Clock
 
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Waits between attempts to open a lost camera again; the last one repeats."""
+"""Waits between attempts to reopen a lost camera, seconds; the last one repeats."""
 SILENT_S = 1.0
-"""A camera that gives no frame for longer than this is lost, whatever its driver says."""
+"""A camera without a frame for longer than this is lost, seconds."""
 OPEN_S = 10.0
-"""A camera may take so long to open before it counts as lost: some webcams need seconds."""
+"""Longest time to open a camera before it is lost, seconds: some webcams are slow."""
 
 
 class LatestFrameReader:
-    """A source read in its own thread, of which only the newest frame is kept: the present, never a queue.
+    """Reads a source in its own thread and keeps only the newest frame, without a queue.
 
-    `opener` gives the frames and is called again, with growing pauses, when they stop coming; with
-    `reconnects` off, their end is the end. `clock` gives the present in the time of the frames, seconds, and
-    `begin` plays a file on; there is nothing to do for a camera, which has gone on by itself.
+    `opener` gives the frames; with `reconnects` it is called again, with growing pauses, when they stop.
+    Without `reconnects` the end of the frames ends the source. `clock` is the current time in the time of the
+    frames, seconds. `begin` starts a file after its first frame; a camera needs no start.
     """
 
     is_file = False
@@ -45,20 +45,20 @@ class LatestFrameReader:
         self._num_published = 0
         self._stopped = self._paused = self._is_retrying = False
         self._is_opening = True
-        self._heard_s = clock()
-        self._usual_s = 0.0
+        self._last_frame_s = clock()
+        self._interval_s = 0.0
         self.last_s = 0.0
         """Time of the last frame given, seconds."""
         self.has_ended = False
-        """Whether no frame will come any more."""
+        """Whether there are no more frames."""
         self.num_dropped = 0
-        """Frames that a newer one replaced before anybody looked."""
+        """Frames that were replaced by a newer one before they were read."""
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
 
     def start(self, timeout_s: float = 10.0) -> None:
         """Open the source and wait for its first frame.
 
-        Raises ValueError when it cannot be opened or gives nothing.
+        Raises ValueError when it cannot be opened or gives no frame.
         """
         self._thread.start()
         with self._changed:
@@ -68,18 +68,18 @@ class LatestFrameReader:
             if self._num_published:
                 return
         self.close()
-        raise self._first_error or ValueError("the source opened but gave no picture")
+        raise self._first_error or ValueError("the source opened but gave no frame")
 
     @property
     def is_lost(self) -> bool:
-        """Whether a camera has stopped giving frames: it is tried again, or it hangs in a read."""
-        # A camera slower than that is no less there.
-        longest_s = OPEN_S if self._is_opening else max(SILENT_S, 2 * self._usual_s)
-        hangs = self._reconnects and self.now_s() - self._heard_s > longest_s
+        """Whether the camera gives no frames: it is being reopened, or a read hangs."""
+        # A slow camera with longer frame intervals is not lost.
+        longest_s = OPEN_S if self._is_opening else max(SILENT_S, 2 * self._interval_s)
+        hangs = self._reconnects and self.now_s() - self._last_frame_s > longest_s
         return not self._paused and not self.has_ended and (self._is_retrying or hangs)
 
     def next(self, timeout_s: float) -> Frame | None:
-        """The newest frame that was not given yet; None when none came in time."""
+        """The newest unread frame; None when there is none within `timeout_s`."""
         with self._changed:
             self._changed.wait_for(lambda: self._frame is not None or self.has_ended, timeout_s)
             frame, self._frame = self._frame, None
@@ -87,7 +87,7 @@ class LatestFrameReader:
         return frame
 
     def pause(self) -> None:
-        """Let go of the camera until `resume`."""
+        """Close the camera until `resume`."""
         with self._changed:
             self._paused = True
             self._frame = None
@@ -96,12 +96,12 @@ class LatestFrameReader:
         """Open the camera again."""
         with self._changed:
             self._paused, self._is_opening = False, True
-            self._heard_s = self.now_s()
+            self._last_frame_s = self.now_s()
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let go of the camera for good."""
-        self.begin()  # its thread may be waiting for that
+        """Close the camera and end the thread."""
+        self.begin()  # the thread may wait for it
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -134,7 +134,7 @@ class LatestFrameReader:
             failures += 1
 
     def _read_once(self) -> ValueError | None:
-        """Open the source and publish until it ends, fails or is not wanted; gives the error that it met."""
+        """Open the source and publish frames until it ends, fails, pauses or stops; returns an error."""
         try:
             with contextlib.closing(self._opener()) as frames:  # type: ignore[type-var]
                 for frame in frames:
@@ -155,6 +155,6 @@ class LatestFrameReader:
             self._is_retrying = False
             now_s = self.now_s()
             if not self._is_opening:
-                self._usual_s = now_s - self._heard_s
-            self._is_opening, self._heard_s = False, now_s
+                self._interval_s = now_s - self._last_frame_s
+            self._is_opening, self._last_frame_s = False, now_s
             self._changed.notify_all()

@@ -1,1 +1,1 @@
-"""What a session shows."""
+"""Display of a session: window, overlay and drawing."""

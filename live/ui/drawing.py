@@ -1,6 +1,6 @@
-"""Drawing words and timelines into pictures, for the overlay and the session report alike.
+"""Drawing of text and timelines into pictures, for the overlay and the session report.
 
-Text goes through Pillow and an installed font that has Hangul, because cv2's `putText` cannot draw it.
+Text uses Pillow and an installed font with Hangul, because cv2's `putText` cannot draw Hangul.
 
 Images are RGB uint8 (H, W, 3).
 """
@@ -22,7 +22,7 @@ Colour = tuple[int, int, int]
 
 INK, PAPER, FAINT, TROUGH = (240, 243, 246), (18, 22, 28), (150, 160, 170), (36, 42, 51)
 FIRST_CLASS, LAST_CLASS = (165, 120, 235), (70, 200, 150)
-"""Colours of the first and the last class, those between lie between; told apart with any colour vision."""
+"""Colours of the first and the last class, classes between are mixed; distinct for colour-blind viewers."""
 STATE_COLOURS: dict[State, Colour] = {
     "warming_up": (120, 160, 220),
     "ok": LAST_CLASS,
@@ -40,10 +40,10 @@ STATE_WORDS: dict[State, str] = {
     "camera_lost": "camera lost",
 }
 ROW_S = 1.0
-"""A moment speaks until the next one, but for a second at most, or twice the usual time between two where
-that is longer: a gap belongs to nobody."""
+"""Longest drawn length of a point, seconds, or twice the usual interval where that is longer; a longer time
+without points is a gap."""
 STEP_S = 1 / 3
-"""The usual time between two moments, where too few tell."""
+"""Usual interval of points, seconds, where there are too few points to compute it."""
 FONTS = (
     "/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc",
     "/usr/share/fonts/noto-cjk/NotoSansCJK-Regular.ttc",
@@ -53,24 +53,24 @@ FONTS = (
     "/System/Library/Fonts/AppleSDGothicNeo.ttc",
     "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",
 )
-"""Where systems keep a font with Hangul; DejaVu last, which has none but is common."""
+"""Paths of fonts with Hangul; last DejaVu, a common font without Hangul."""
 
 
 @dataclass(frozen=True)
 class TimelinePoint:
-    """One sampled frame's place on the timeline."""
+    """One sampled frame on the timeline."""
 
     t_s: float
     state: State
     level: float
-    """Height on the timeline, 0..1; NaN where nothing is said."""
+    """Height on the timeline, 0..1; NaN without a prediction."""
     tone: float = 1.0
-    """Place of the named class among the classes, 0 first .. 1 last; tells the colour in state `ok`."""
+    """Position of the predicted class, 0 (first) to 1 (last); sets the colour in state `ok`."""
     mark: str = ""
 
 
 def colour_of(state: State, tone: float = 1.0) -> Colour:
-    """RGB of a state; in state `ok` the class named decides, by its place 0..1 among the classes."""
+    """RGB of a state; in state `ok` the colour of the predicted class, by its position 0..1."""
     if state != "ok":
         return STATE_COLOURS[state]
     red, green, blue = (round(a + (b - a) * tone) for a, b in zip(FIRST_CLASS, LAST_CLASS, strict=True))
@@ -78,8 +78,7 @@ def colour_of(state: State, tone: float = 1.0) -> Colour:
 
 
 def step_s(points: Sequence[TimelinePoint]) -> float:
-    """The usual time between two neighbouring moments with a frame: the median, the lower one of two, so that
-    a gap among three moments is none of it."""
+    """Usual interval of points with a frame, seconds: the lower median, so that one gap has no effect."""
     steps = [
         after.t_s - point.t_s
         for point, after in pairwise(points)
@@ -89,12 +88,12 @@ def step_s(points: Sequence[TimelinePoint]) -> float:
 
 
 def row_s(points: Sequence[TimelinePoint]) -> float:
-    """How long a moment speaks at most; see `ROW_S`."""
+    """Longest drawn length of a point, seconds; see `ROW_S`."""
     return max(ROW_S, 2 * step_s(points))
 
 
 def ends_s(points: Sequence[TimelinePoint]) -> list[float]:
-    """The second until which each moment speaks."""
+    """End time of each point, seconds."""
     if not points:
         return []
     longest_s = row_s(points)
@@ -108,35 +107,35 @@ def ends_s(points: Sequence[TimelinePoint]) -> list[float]:
 
 
 def paint_timeline(area: np.ndarray, points: Sequence[TimelinePoint], start_s: float, end_s: float) -> None:
-    """Fill `area`, a part of a picture, with the moments from start_s to end_s, oldest left.
+    """Draw the points from start_s to end_s into `area`, RGB uint8 (H, W, 3), oldest on the left.
 
-    Columns rise with the level and wear the state's colour; a state without a prediction is a thin line at
-    the bottom, a gap stays empty, a mark is a white line with its words.
+    The height of a column is the level, its colour the state. A state without a prediction is a thin line at
+    the bottom, a gap is empty, a mark is a white line with its text.
     """
     height, width = area.shape[:2]
     area[:] = TROUGH
     area[height // 2, ::4] = (74, 82, 92)
     per_s = width / max(end_s - start_s, 1e-6)
     texts = []
-    for point, moment_end_s in zip(points, ends_s(points), strict=True):
+    for point, point_end_s in zip(points, ends_s(points), strict=True):
         left = math.floor((point.t_s - start_s) * per_s)
-        right = max(left + 1, math.ceil((moment_end_s - start_s) * per_s))
+        right = max(left + 1, math.ceil((point_end_s - start_s) * per_s))
         if right <= 0 or left >= width:
             continue
         top = height - max(2, round(height * (0.0 if math.isnan(point.level) else point.level)))
         area[top:, max(left, 0) : right] = colour_of(point.state, point.tone)
         if point.mark:
             texts.append((left, point.mark))
-    for left, words in texts:
+    for left, text in texts:
         area[:, max(left, 0) : max(left, 0) + 1] = INK
-        paint_text(area, words, (left + 3, 0), max(11, height // 3), INK)
+        paint_text(area, text, (left + 3, 0), max(11, height // 3), INK)
 
 
 def paint_text(
-    image: np.ndarray, words: str, at: tuple[int, int], size: int, colour: Colour, align: str = "left"
+    image: np.ndarray, text: str, at: tuple[int, int], size: int, colour: Colour, align: str = "left"
 ) -> int:
-    """Draw words with their top left (or top right, or top centre) at `at`; gives the x where they end."""
-    mask = _mask(words, size)
+    """Draw text with its top left (or top right, or top centre) at `at`; returns the x of its right end."""
+    mask = _mask(text, size)
     height, width = mask.shape
     x, y = at[0] - {"left": 0, "right": width, "centre": width // 2}[align], at[1]
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, image.shape[1]), min(y + height, image.shape[0])
@@ -147,20 +146,20 @@ def paint_text(
     return x + width
 
 
-def text_width(words: str, size: int) -> int:
-    """Pixels that `paint_text` will take."""
-    return _mask(words, size).shape[1]
+def text_width(text: str, size: int) -> int:
+    """Width of the text in pixels."""
+    return _mask(text, size).shape[1]
 
 
 @lru_cache(maxsize=512)
-def _mask(words: str, size: int) -> np.ndarray:
-    """Coverage of the drawn words, uint8 (h, w); remembered, because most words stay for many frames."""
+def _mask(text: str, size: int) -> np.ndarray:
+    """Alpha mask of the text, uint8 (h, w); cached, because most texts stay for many frames."""
     from PIL import Image, ImageDraw
 
     font = _font(size)
-    left, _, right, bottom = font.getbbox(words or " ")
+    left, _, right, bottom = font.getbbox(text or " ")
     picture = Image.new("L", (max(1, round(right - min(left, 0))), max(1, round(bottom + 2))))
-    ImageDraw.Draw(picture).text((-min(left, 0), 0), words, fill=255, font=font)
+    ImageDraw.Draw(picture).text((-min(left, 0), 0), text, fill=255, font=font)
     return np.asarray(picture)
 
 

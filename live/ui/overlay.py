@@ -1,6 +1,6 @@
-"""What a viewer sees: the picture with the tracked face, and a panel below it that never hides the face.
+"""The overlay: the picture with face boxes, and a panel below it that never hides the face.
 
-`draw` is a function of its arguments and keeps no state.
+`draw` keeps no state.
 
 Images are RGB uint8 (H, W, 3).
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from live.inference.predictor import NORMAL_S, Prediction
+from live.inference.predictor import SUBJECT_MEAN_S, Prediction
 from live.inference.state_machine import State
 from live.ui.drawing import (
     FAINT,
@@ -30,7 +30,7 @@ from live.ui.drawing import (
 from seqmodel.runs.training_stats import level_of
 
 MIN_WIDTH_PX = 640
-"""Smaller pictures are enlarged to this width: the panel's text would not fit otherwise."""
+"""Smaller pictures are enlarged to this width, so that the panel's text fits."""
 TIMELINE_S = 180.0
 """Length of the timeline, seconds."""
 KEYS = "q quit  p pause  r record  space mark  c calibrate  x uncalibrate  g signals"
@@ -43,19 +43,19 @@ BOTH_WAYS = ("gaze", "yaw")
 
 @dataclass(frozen=True)
 class Status:
-    """What the panel tells beside the prediction."""
+    """Contents of the panel other than the prediction."""
 
     fps: float = 0.0
-    """Frames shown a second."""
+    """Displayed frames per second."""
     recording: bool = False
     personal: str = ""
-    """Name of the personal calibration in force, or empty."""
+    """Subject of the active personal calibration, or empty."""
     message: str = ""
-    """A line for the user, as what the calibration asks for now."""
+    """A message for the user, for example a calibration instruction."""
     state: State | None = None
-    """Overrides the prediction's state: `paused` and `camera_lost` have no prediction."""
+    """`paused` or `camera_lost`, which replace the state of the prediction; else None."""
     shows_signals: bool = False
-    """Whether the strongest signals of the geometry are drawn into the picture."""
+    """Whether the strongest geometry signals are drawn into the picture."""
 
 
 def draw(
@@ -63,12 +63,12 @@ def draw(
 ) -> np.ndarray:
     """The picture with boxes and the panel below it.
 
-    image: RGB uint8 (H, W, 3). prediction: the last one, None before the first. moments: oldest first.
-    Returns a new RGB uint8 array (H + panel, W, 3), enlarged to at least MIN_WIDTH_PX, its sides even as
-    video codecs want them.
+    image: RGB uint8 (H, W, 3). prediction: the last one, None before the first. points: oldest first.
+    Returns a new RGB uint8 array (H + panel, W, 3), at least MIN_WIDTH_PX wide, with even width and height
+    for video codecs.
     """
     scale = max(1.0, MIN_WIDTH_PX / image.shape[1])
-    height, width = (round(side * scale / 2) * 2 for side in image.shape[:2])
+    height, width = (round(length * scale / 2) * 2 for length in image.shape[:2])
     size = max(14, round(width / 42))
     panel_px = round(size * 7.6 / 2) * 2
     canvas = np.empty((height + panel_px, width, 3), np.uint8)
@@ -99,23 +99,23 @@ def draw_boxes(image: np.ndarray, prediction: Prediction | None) -> np.ndarray:
     return picture
 
 
-def normal_line(prediction: Prediction) -> str:
-    """How far the person's normal is learned, in words; empty where the run takes none off."""
-    if math.isnan(prediction.normal_s):
+def subject_mean_text(prediction: Prediction) -> str:
+    """Progress of the subject mean; empty where the run subtracts no subject mean."""
+    if math.isnan(prediction.subject_mean_s):
         return ""
-    if prediction.normal_s >= NORMAL_S:
-        return "your normal is learned"
-    return f"learning your normal ({prediction.normal_s:.0f} s)"
+    if prediction.subject_mean_s >= SUBJECT_MEAN_S:
+        return "subject mean complete"
+    return f"subject mean: {prediction.subject_mean_s:.0f} of {SUBJECT_MEAN_S:.0f} s"
 
 
-def filled_line(prediction: Prediction) -> str:
-    """How much of the window was seen, in words; empty once all of it was."""
+def filled_text(prediction: Prediction) -> str:
+    """Filled share of the window; empty when the window is full."""
     return f"window {prediction.filled:.0%} full" if prediction.filled < 0.995 else ""
 
 
-def figure_line(prediction: Prediction) -> str:
-    """What the bar shows, in words: the last class's probability of two, an expected level, or the largest
-    probability, whose class is said already."""
+def value_text(prediction: Prediction) -> str:
+    """The value of the bar: the last class's probability (binary), the expected level (ordinal) or the
+    largest probability (multiclass)."""
     level = f"{float(level_of(prediction.p, prediction.task)):.0%}"
     if prediction.task == "binary":
         return f"{prediction.names[-1]} {level}"
@@ -123,7 +123,7 @@ def figure_line(prediction: Prediction) -> str:
 
 
 def timeline_point(prediction: Prediction, mark: str = "") -> TimelinePoint:
-    """A prediction's place on the timeline."""
+    """The point of a prediction on the timeline."""
     tone = prediction.names.index(prediction.label) / (len(prediction.names) - 1) if prediction.label else 1.0
     known = prediction.state in ("ok", "unsure")
     level = float(level_of(prediction.p, prediction.task)) if known else float("nan")
@@ -131,7 +131,7 @@ def timeline_point(prediction: Prediction, mark: str = "") -> TimelinePoint:
 
 
 def headline(prediction: Prediction | None, state: State) -> str:
-    """What is said now, in a word or two."""
+    """The displayed class or state."""
     if prediction is None or state in ("paused", "camera_lost", "no_face"):
         return STATE_WORDS[state]
     if state == "warming_up":
@@ -149,8 +149,8 @@ def _boxes(image: np.ndarray, prediction: Prediction | None, scale: float) -> No
 
 
 def _box(image: np.ndarray, box: Sequence[float], scale: float, colour: Colour, thick: int) -> None:
-    x0, y0, x1, y1 = (round(side * scale) for side in box)
-    # Dark below, colour above: one of the two stands out on any background.
+    x0, y0, x1, y1 = (round(edge * scale) for edge in box)
+    # A dark line under the coloured one: visible on any background.
     cv2.rectangle(image, (x0, y0), (x1, y1), (0, 0, 0), thick + 2)
     cv2.rectangle(image, (x0, y0), (x1, y1), colour, thick)
 
@@ -158,47 +158,46 @@ def _box(image: np.ndarray, box: Sequence[float], scale: float, colour: Colour, 
 def _headline(
     panel: np.ndarray, prediction: Prediction | None, state: State, colour: Colour, status: Status, size: int
 ) -> None:
-    """State, probability or level as a bar, and whether anything is recorded."""
+    """Draw the state, the probability or level as a bar, and whether the session is recorded."""
     width, pad = panel.shape[1], size // 2
     top = pad + 2
     panel[:3] = colour
     cv2.circle(panel, (pad + size // 2, top + size * 3 // 4), size // 2 - 1, colour, -1, cv2.LINE_AA)
-    place = (pad + size + size // 2, top)
-    end = paint_text(panel, headline(prediction, state), place, round(size * 1.15), INK)
-    kept, ink = ("● recording", RECORDING_COLOUR) if status.recording else (LOCAL_ONLY, FAINT)
-    paint_text(panel, kept, (width - pad, top), size, ink, "right")
+    position = (pad + size + size // 2, top)
+    end = paint_text(panel, headline(prediction, state), position, round(size * 1.15), INK)
+    recording, ink = ("● recording", RECORDING_COLOUR) if status.recording else (LOCAL_ONLY, FAINT)
+    paint_text(panel, recording, (width - pad, top), size, ink, "right")
     if prediction is None or state not in ("ok", "unsure"):
         return
     level = float(level_of(prediction.p, prediction.task))
-    figure = figure_line(prediction)
+    value = value_text(prediction)
     left = max(end + size, round(width * 0.24))
-    right = width - 2 * size - text_width(LOCAL_ONLY, size) - text_width(figure, size)
-    if right - left >= 2 * size:  # else no room beside long names
+    right = width - 2 * size - text_width(LOCAL_ONLY, size) - text_width(value, size)
+    if right - left >= 2 * size:  # else there is no room next to long names
         y0, y1 = top + size // 3, top + round(size * 1.25)
         panel[y0:y1, left:right] = TROUGH
         panel[y0:y1, left : left + round((right - left) * level)] = colour
-        paint_text(panel, figure, (right + size // 2, top), size, INK)
+        paint_text(panel, value, (right + size // 2, top), size, INK)
 
 
 def _footer(
     canvas: np.ndarray, prediction: Prediction | None, status: Status, size: int, top: int, pad: int
 ) -> None:
-    """Rates and shares, and the keys below them."""
+    """Draw frame rate, latency and shares, and the keys below them."""
     facts = [f"{status.fps:.0f} fps"]
     if prediction is not None:
-        facts += [f"{prediction.latency_ms:.0f} ms", f"face {prediction.coverage:.0%} of the window"]
-        facts += [line for line in (filled_line(prediction), normal_line(prediction)) if line]
+        facts += [f"{prediction.latency_ms:.0f} ms", f"face in {prediction.coverage:.0%} of the window"]
+        facts += [line for line in (filled_text(prediction), subject_mean_text(prediction)) if line]
     if status.personal:
-        facts.append(f"personal: {status.personal}")
+        facts.append(f"calibrated: {status.personal}")
     if prediction is not None and prediction.others:
-        facts.append("following the same face as before, else the largest")  # last: it may leave the picture
+        facts.append("several faces: using the previous face, else the largest")  # last: it may be cut off
     paint_text(canvas, "   ".join(facts), (pad, top), size, FAINT)
     paint_text(canvas, KEYS, (pad, top + round(size * 1.4)), size, FAINT)
 
 
 def _signals(image: np.ndarray, signals: Mapping[str, float], size: int) -> None:
-    """A gauge a signal at the picture's lower left: from the left edge for shares, from the middle for what
-    goes both ways."""
+    """Draw one gauge per signal at the lower left: shares start at the left edge, BOTH_WAYS in the middle."""
     width, line = size * 7, round(size * 1.5)
     top, left = image.shape[0] - line * len(signals), size * 6
     image[top:, : left + width + size] //= 4

@@ -1,5 +1,4 @@
-"""Where a session is seen: a window, or nowhere. The browser's view is in live/web/server.py, with the same
-methods."""
+"""Views of a session: a window or none. The browser view (live/web/server.py) has the same methods."""
 
 import os
 import socket
@@ -13,26 +12,26 @@ ESCAPE = 27
 
 
 class WindowView:
-    """cv2's window, which the user may resize."""
+    """A cv2 window that the user can resize."""
 
     shows_overlay = True
-    """Whether it wants the panel in the picture; else the face boxes alone."""
+    """Whether pictures have the panel; else only the face boxes."""
     is_watched = True
-    """Whether pictures are worth drawing now."""
+    """Whether a picture is visible now."""
 
     def __init__(self) -> None:
         cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
         self._is_sized = False
 
     def show(self, picture: np.ndarray) -> None:
-        """Show a picture; the first one sets the window's size, then the user does."""
+        """Show a picture, RGB uint8 (H, W, 3); the first one sets the window's size."""
         if not self._is_sized:
             cv2.resizeWindow(TITLE, picture.shape[1], picture.shape[0])
             self._is_sized = True
         cv2.imshow(TITLE, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
     def keys(self) -> str:
-        """Keys pressed since last asked; escape and a closed window count as q."""
+        """Keys pressed since the last call; escape and a closed window are q."""
         code = cv2.waitKey(1) & 0xFF
         if code == ESCAPE or cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1:
             return "q"
@@ -44,38 +43,38 @@ class WindowView:
 
 
 class NoView:
-    """Headless: nobody looks, nobody presses."""
+    """No view (--headless): shows nothing and has no keys."""
 
     shows_overlay = is_watched = False
 
     def show(self, picture: np.ndarray) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def keys(self) -> str:
-        """None."""
+        """No keys."""
         return ""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def window_problem() -> str:
-    """Why no window can be shown here, in words; empty where one can.
+    """The reason why no window can be shown; empty where a window is possible.
 
-    Asked before the first window: cv2's Qt ends the whole process where it finds no display.
+    Called before the first window, because cv2's Qt ends the process when there is no display.
     """
     gui = next(
         (line for line in cv2.getBuildInformation().splitlines() if line.strip().startswith("GUI:")), ""
     )
     if "NONE" in gui:
-        return "this OpenCV is built without windows"
+        return "this OpenCV is built without window support"
     if not sys.platform.startswith("linux"):
         return ""
     display = os.environ.get("DISPLAY", "")
     if not display:
-        return "there is no display here"
-    host, _, rest = display.rpartition(":")
-    number = rest.split(".")[0]
+        return "there is no display: DISPLAY is not set"
+    host, _, screen = display.rpartition(":")
+    number = screen.split(".")[0]
     if host in ("", "unix") and number.isdigit():
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

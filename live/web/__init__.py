@@ -1,1 +1,1 @@
-"""The session in a browser."""
+"""Browser view of a session."""

@@ -189,7 +189,7 @@ def _say(found: list[Compared], num_common: int, resamples: BootstrapWeights) ->
 
 
 def _draw(found: list[Compared], path: Path) -> None:
-    from seqmodel.reporting.plots_people import compare_plot
+    from seqmodel.reporting.plots_analysis import compare_plot
     from seqmodel.reporting.style import save
 
     names = [name for name in SHOWN[:6] if name in found[0].estimates]

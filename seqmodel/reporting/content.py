@@ -1,6 +1,4 @@
-"""What a report tells beside the figures: drawings, slices, hardest clips, the data, how to get the same
-again.
-"""
+"""Contents of a report: plots, subgroups, worst errors, data table, commands."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,12 +22,12 @@ from seqmodel.evaluation.permutation_importance import (
 from seqmodel.evaluation.subgroups import Slices, all_slices
 from seqmodel.metrics.calibration import certainty, probabilities
 from seqmodel.metrics.classification import confusion
-from seqmodel.reporting import plots_metrics, plots_people
+from seqmodel.reporting import plots_analysis, plots_metrics
 from seqmodel.reporting.html import ReportContent
 from seqmodel.reporting.literature import literature_table
 from seqmodel.reporting.search_history import trials_of
 from seqmodel.reporting.style import save
-from seqmodel.reporting.text import TITLES, calibration_lede, fold_calibrations_lede
+from seqmodel.reporting.text import TITLES, calibration_intro, count, fold_calibrations_intro
 from seqmodel.reporting.umap_projection import UmapJob
 from seqmodel.reporting.worst_errors import hardest_clips
 from seqmodel.runs.card import Card, read_log
@@ -47,8 +45,11 @@ def build_content(
     *,
     fold_models: FoldModels | None = None,
 ) -> ReportContent:
-    """Draw every plot into `folder`/plots and gather the rest; the run's network is asked for importance and
-    the hardest clips, unless `fold_models` heads were judged in its place."""
+    """Draw every plot into `folder`/plots and return the contents of the report.
+
+    Permutation importance and worst errors come from the run's head. With `fold_models`, importance comes
+    from the heads of the folds, and there are no worst errors.
+    """
     content = _build(folder, result, context, args, fold_models)
     if umap_job is None:
         return content
@@ -68,7 +69,7 @@ def _build(
     args: EvaluateArgs,
     fold_models: FoldModels | None,
 ) -> ReportContent:
-    """All but the map of embeddings."""
+    """Everything but the UMAP of the embeddings."""
     card, names = context.card, result.label_names
     slices = all_slices(result.predictions, result.resamples, len(names))
     thresholds = fold_models.thresholds if fold_models else card.calibration.threshold
@@ -81,7 +82,7 @@ def _build(
             np.array([getattr(f, end) for f in importance_scores]) for end in ("value", "low", "high")
         )
         metric = TITLES[card.metric][0] if card.metric in TITLES else card.metric
-        figures["importance"] = plots_people.importance_plot(
+        figures["importance"] = plots_analysis.importance_plot(
             [item.group for item in importance_scores], value, low, high, metric
         )
     svgs = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items()}
@@ -97,16 +98,16 @@ def _build(
             thumbnails=args.thumbnails,
         )
     if args.thumbnails and not context.store.has_crops:
-        log_warning(f"--thumbnails: store {context.store.path} keeps no crops, so the report shows no faces")
+        log_warning(f"--thumbnails: store {context.store.path} has no crops, so the report shows no faces")
     return ReportContent(
         title=args.run.name,
         plots=svgs,
         slices=slices,
         hardest=clips,
-        calibration=fold_calibrations_lede(fold_models.calibrations, card)
+        calibration=fold_calibrations_intro(fold_models.calibrations, card)
         if fold_models
-        else calibration_lede(card),
-        importance=importance_words(importance_scores) if importance_scores else None,
+        else calibration_intro(card),
+        importance=importance_texts(importance_scores) if importance_scores else None,
         data_rows=data_rows(context),
         literature=literature_table(result, args.run.name),
         commands=commands(card, args.command),
@@ -115,8 +116,10 @@ def _build(
 
 
 def group_importance(result: EvaluationResult, context: EvalContext, seed: int) -> list[ImportanceScore]:
-    """What shuffling each group of inputs costs, on a sample of the judged clips where they are many; empty
-    where the head reads one group."""
+    """Permutation importance of each group of inputs, on a sample of the evaluated clips.
+
+    Empty where the head does not read geometry, no clip has a detected face, or one class is missing.
+    """
     card, p = context.card, result.predictions
     features = card.recipe.geometry.features if card.recipe.geometry else ()
     if "geometry" not in card.dims or not p.measured.any():
@@ -127,12 +130,12 @@ def group_importance(result: EvaluationResult, context: EvalContext, seed: int) 
     rows = context.eval_subset.rows[places]
     head, samples = open_inputs(context.run, card, context.store, card.labelling, rows)
 
-    def answer(x: Arrays, valid: Arrays) -> np.ndarray:
+    def predict(x: Arrays, valid: Arrays) -> np.ndarray:
         return probabilities(head_logits(head, x, valid), result.task)
 
     groups = feature_groups(card.dims, features)
     return importance(
-        answer,
+        predict,
         samples.x,
         samples.valid,
         p.labels[places],
@@ -143,23 +146,25 @@ def group_importance(result: EvaluationResult, context: EvalContext, seed: int) 
     )
 
 
-def importance_words(importance_scores: Sequence[ImportanceScore]) -> dict[str, str]:
-    """What the report says around the drawing of the falls."""
+def importance_texts(importance_scores: Sequence[ImportanceScore]) -> dict[str, str]:
+    """Intro and caption of the plot of permutation importance."""
     return {
-        "lede": (
-            f"Most rests on {importance_scores[0].group}. Each bar is how much "
-            "worse the ranking gets when that group of "
-            "inputs is taken from another clip; groups that tell the same story cover for each other."
+        "intro": (
+            f"The most important group is {importance_scores[0].group}. "
+            "Each bar is the decrease of the metric when the values of this group come from another clip. "
+            "Correlated groups can replace each other, so each of them may show a small decrease."
         ),
-        "caption": "Mean of 10 shuffles between clips; lines are 95 % intervals over shuffles and people.",
+        "caption": "Mean over 10 shuffles between clips; lines: 95 % intervals over shuffles and subjects.",
     }
 
 
 def result_plots(
     result: EvaluationResult, card: Card, slices: Sequence[Slices], thresholds: float | np.ndarray
 ) -> dict[str, Any]:
-    """Matplotlib figures about the judged clips, by name. With thresholds of each clip's own, (N,), none
-    marks the run's threshold or abstain band."""
+    """Matplotlib figures of the evaluated clips, by name.
+
+    With one threshold per clip, (N,), no figure shows the run's threshold or abstain band.
+    """
     p, names, binary = result.predictions, result.label_names, result.task == "binary"
     threshold = thresholds if binary and isinstance(thresholds, float) else None
     band = card.calibration.abstain if isinstance(thresholds, float) else None
@@ -179,23 +184,23 @@ def result_plots(
     if keep.any():
         raw = probabilities(p.logits[keep], result.task)
         found["reliability"] = plots_metrics.reliability_plot(p.labels[keep], raw, p.probabilities[keep])
-        found["coverage"] = plots_people.coverage_plot(
+        found["coverage"] = plots_analysis.coverage_plot(
             certainty(p.probabilities, result.task, thresholds)[keep],
             (p.predicted == p.labels)[keep],
             float((~p.unsure[keep]).mean()) if band else None,
         )
         if threshold is not None and len(np.unique(p.labels[keep])) == 2:
-            found["threshold"] = plots_people.threshold_plot(
+            found["threshold"] = plots_analysis.threshold_plot(
                 p.probabilities[keep, 1], p.labels[keep], names, threshold
             )
     for part in slices:
-        if part.title == "By person":
-            found["subjects"] = plots_people.people_plot(part.rows, result.estimates["accuracy"].value)
+        if part.column in ("person", "subject"):
+            found["subjects"] = plots_analysis.subjects_plot(part.rows, result.estimates["accuracy"].value)
     return found
 
 
 def training_figures(run: Path, card: Card) -> dict[str, Any]:
-    """Learning curves of the stages, and the search, as far as the run kept them."""
+    """Learning curves of the stages and plots of the search, where the run has them."""
     found: dict[str, Any] = {}
     stages = log_stages(run)
     if stages:
@@ -203,16 +208,16 @@ def training_figures(run: Path, card: Card) -> dict[str, Any]:
     done = [trial for trial in trials_of(run) if trial.value is not None]
     if done:
         numbers, values = np.array([t.number for t in done]), np.array([t.value for t in done], np.float64)
-        found["search"] = plots_people.search_plot(numbers, values, card.metric)
+        found["search"] = plots_analysis.search_plot(numbers, values, card.metric)
         best = sorted((t for t in done if t.curve), key=lambda t: -(t.value or 0.0))[:BEST_TRIALS]
         if best:
             curves = [(f"trial {t.number}", t.curve) for t in best]
-            found["trials"] = plots_people.trials_plot(curves, card.metric, by_fold=best[0].by_fold)
+            found["trials"] = plots_analysis.trials_plot(curves, card.metric, by_fold=best[0].by_fold)
     return found
 
 
 def log_stages(run: Path) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Entries of log.jsonl by stage, in the order in which the stages came."""
+    """(stage, its entries of log.jsonl), in order of training."""
     stages: dict[str, list[dict[str, Any]]] = {}
     for entry in read_log(run):
         if "train_loss" in entry or "val_loss" in entry:
@@ -223,24 +228,24 @@ def log_stages(run: Path) -> list[tuple[str, list[dict[str, Any]]]]:
 def umap_figures(
     result: EvaluationResult, context: EvalContext, places: np.ndarray, xy: np.ndarray, seed: int
 ) -> tuple[dict[str, Any], str]:
-    """(drawings by label and by person, caption) of the clips at `places`."""
+    """(UMAP figures coloured by label and by subject, caption) of the clips at the indices `places`."""
     p = result.predictions
     labels, names = p.labels[places], result.label_names
-    found = {"umap_label": plots_people.scatter_plot(xy, labels, names, by_class=True)}
-    people, index = np.unique(p.subjects[places], return_inverse=True)
-    if len(people) > 1:
-        found["umap_subject"] = plots_people.scatter_plot(
-            xy, index, [str(name) or "unknown" for name in people], by_class=False
+    found = {"umap_label": plots_analysis.scatter_plot(xy, labels, names, by_class=True)}
+    subjects, index = np.unique(p.subjects[places], return_inverse=True)
+    if len(subjects) > 1:
+        found["umap_subject"] = plots_analysis.scatter_plot(
+            xy, index, [str(name) or "unknown" for name in subjects], by_class=False
         )
     encoder = context.store.recipe.encoder
     return (
         found,
-        f"{len(places)} clips of {result.split}, {encoder.name} ({encoder.weights}), seed {seed}.",
+        f"{count(len(places), 'clip')} of {result.split}, {encoder.name} ({encoder.weights}), seed {seed}.",
     )
 
 
 def data_rows(context: EvalContext) -> list[dict[str, Any]]:
-    """One row a split for the report's table of the data."""
+    """One row per subset for the report's table of the data."""
     table, num_classes = context.table, len(context.card.labelling.names)
     rows_of = {
         subset: eval_subset(table, context.labels, context.subsets, subset, context.known).rows
@@ -256,7 +261,7 @@ def data_rows(context: EvalContext) -> list[dict[str, Any]]:
             {
                 "split": split,
                 "clips": len(rows),
-                "people": len(subjects) or "–",
+                "subjects": len(subjects) or "–",
                 "classes": np.bincount(context.labels[rows], minlength=num_classes).tolist(),
                 "face_rate": float(coverage[~failed].mean()) if (~failed).any() else float("nan"),
                 "failed": int(failed.sum()),
@@ -267,22 +272,21 @@ def data_rows(context: EvalContext) -> list[dict[str, Any]]:
 
 
 def commands(card: Card, command: str) -> list[str]:
-    """The commands that made the run, in order, and the one that judges it, as they were given; those of
-    callers that gave none are left out."""
+    """The commands that made the run, in order, and the one that evaluates it.
+
+    A stage that was made without a command is left out.
+    """
     given = [str(stage.get("command", "")) for stage in card.stages]
-    last = [] if given[-1:] == [command] else [command]  # else it has just chosen the threshold
+    last = [] if given[-1:] == [command] else [command]  # the same command has just chosen the threshold
     return [line for line in given + last if line]
 
 
 def ledger(context: EvalContext) -> str:
-    """How often the test clips of this store were looked at, by whom; '' where never."""
+    """How often the test set of this store was evaluated, and by which runs; '' where never."""
     openings = context.store.test_openings
     if not openings:
         return ""
     runs = sorted({str(opening["run"]) for opening in openings})
     shown = ", ".join(runs[:5]) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
     last = str(openings[-1]["time_utc"])[:16].replace("T", " ")
-    return (
-        f"The store's ledger counts {len(openings)} openings of its test split, by {shown}; "
-        f"the last at {last} UTC."
-    )
+    return f"Evaluations on the test set of this store: {len(openings)} (runs: {shown}; last: {last} UTC)."

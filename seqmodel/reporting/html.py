@@ -1,7 +1,7 @@
-"""From a judgement to files that people read: report.html and MODEL_CARD.md, by template.
+"""Rendering of report.html and MODEL_CARD.md from an evaluation result.
 
-The report is one file without any reference to the network: styles and drawings are inside. What it says
-comes from the caller as plain values; this module words and orders it.
+The report is one file without any reference to the network: styles and plots are inside. Texts come from
+`text.py`, plots and tables from `content.py`.
 """
 
 import datetime
@@ -17,27 +17,29 @@ from seqmodel.reporting.literature import LiteratureTable
 from seqmodel.reporting.text import (
     EXCLUDED_USE,
     INTENDED_USE,
-    against,
+    best_baseline,
     chips,
     class_rows,
+    count,
+    differences,
+    errors_intro,
     forest,
+    headline,
     kind,
     metric_rows,
-    metrics_lede,
-    mistakes_lede,
+    metrics_intro,
     percent,
     recipe_rows,
     run_rows,
     short,
     stages,
-    verdict,
 )
 from seqmodel.runs.card import Card, write_text
 
 
 @dataclass(frozen=True)
 class ReportContent:
-    """What the report tells beside the judgement; every part may be empty."""
+    """Parts of the report that are not in the evaluation result; each may be empty."""
 
     title: str
     plots: Mapping[str, str] = field(default_factory=dict)
@@ -45,14 +47,14 @@ class ReportContent:
     slices: Sequence[Slices] = ()
     hardest: Sequence[Mapping[str, Any]] = ()
     calibration: str = ""
-    """What was done to the probabilities, in words."""
+    """How the probabilities are calibrated, as a sentence."""
     importance: Mapping[str, Any] | None = None
     data_rows: Sequence[Mapping[str, Any]] = ()
     literature: LiteratureTable = field(default_factory=lambda: LiteratureTable((), (), ""))
     commands: Sequence[str] = ()
     umap_caption: str = ""
     ledger: str = ""
-    """How often the test split was opened, in words."""
+    """How often the test set was evaluated, as a sentence."""
     warnings: Sequence[str] = ()
 
 
@@ -62,12 +64,12 @@ def write_report(path: Path, result: EvaluationResult, card: Card, content: Repo
 
 
 def write_model_card(path: Path, result: EvaluationResult, card: Card, content: ReportContent) -> None:
-    """Write MODEL_CARD.md from the same figures, atomically."""
+    """Write MODEL_CARD.md with the same metrics, atomically."""
     write_text(path, _environment().get_template("model_card.md.j2").render(_context(result, card, content)))
 
 
 def _context(result: EvaluationResult, card: Card, content: ReportContent) -> dict[str, Any]:
-    """What the templates may name: the parts of the story as they are, the judgement in words and rows."""
+    """Variables of the templates."""
     from markupsafe import Markup
 
     names, p = result.label_names, result.predictions
@@ -75,12 +77,13 @@ def _context(result: EvaluationResult, card: Card, content: ReportContent) -> di
     return vars(content) | {
         "split": result.split,
         "css": Markup(css),
-        "verdict": Markup(verdict(result)),
+        "headline": Markup(headline(result)),
         "chips": chips(result, card),
         "contents": _contents(content),
         "warnings": [*content.warnings, *result.warnings],
-        "metrics_lede": metrics_lede(result),
-        "against": against(result, card),
+        "metrics_intro": metrics_intro(result),
+        "best_baseline": best_baseline(result, card.metric),
+        "differences": differences(result, card.metric),
         "forest": forest(result),
         "comparisons": [
             {"title": b.baseline.title, "description": b.baseline.description, "kind": kind(b)}
@@ -89,26 +92,25 @@ def _context(result: EvaluationResult, card: Card, content: ReportContent) -> di
         "has_measured": result.measured_estimates is not None,
         "metric_rows": metric_rows(result),
         "class_rows": class_rows(result),
-        "mistakes_lede": mistakes_lede(result),
+        "errors_intro": errors_intro(result),
         "minority": names[result.minority],
-        "roc_caption": "The dotted diagonal is chance."
+        "roc_caption": "The dotted diagonal is a random classifier."
         if result.task == "binary"
-        else "Each class against the rest; the dotted diagonal is chance.",
-        "calibration_lede": content.calibration,
+        else "One class against all others; the dotted diagonal is a random classifier.",
+        "calibration_intro": content.calibration,
         "plots": {name: Markup(svg) for name, svg in content.plots.items()},
         "positive": names[-1],
         "stages": stages(card),
         "label_names": names,
-        "split_description": f"How people were split: {card.split_description}. {content.ledger}".strip(),
+        "split_description": f"Split: {card.split_description}. {content.ledger}".strip(),
         "not_measured": [pair for pair in zip(p.clip_ids, p.reasons, strict=True) if pair[1]],
         "recipe_rows": recipe_rows(card),
         "run_rows": run_rows(card),
         "intended_use": INTENDED_USE,
         "excluded_use": EXCLUDED_USE,
         "card": card,
-        "judgement": result,
         "footer": f"Written {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC by brainbuddy. "
-        "Faces stay on the machine that made this file.",
+        "All processing is local to the machine that made this file.",
     }
 
 
@@ -122,23 +124,23 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"short": short, "percent": percent}
+    environment.filters |= {"short": short, "percent": percent, "count": count}
     return environment
 
 
 def _contents(content: ReportContent) -> list[tuple[str, str]]:
     parts = [
-        ("figures", "Figures", True),
-        ("mistakes", "Mistakes", True),
+        ("metrics", "Metrics", True),
+        ("errors", "Errors", True),
         ("calibration", "Calibration", True),
-        ("slices", "For whom", bool(content.slices) or "subjects" in content.plots),
-        ("importance", "What it looks at", content.importance is not None),
-        ("hardest", "Hardest clips", bool(content.hardest)),
+        ("slices", "Subgroups", bool(content.slices) or "subjects" in content.plots),
+        ("importance", "Importance", content.importance is not None),
+        ("hardest", "Worst errors", bool(content.hardest)),
         ("training", "Training", "learning" in content.plots),
         ("embeddings", "Embeddings", "umap_label" in content.plots),
         ("data", "Data", True),
-        ("literature", "Literature row", True),
+        ("literature", "Literature", True),
         ("reproduce", "Reproduce", True),
-        ("use", "Use", True),
+        ("use", "Intended use", True),
     ]
-    return [(key, name) for key, name, there in parts if there]
+    return [(key, name) for key, name, is_shown in parts if is_shown]

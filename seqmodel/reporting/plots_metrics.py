@@ -1,6 +1,8 @@
-"""Drawings for a report: each function returns a Matplotlib figure.
+"""Plots of metrics: confusion matrix, ROC, precision-recall, reliability, learning curves.
 
-Shapes: N clips, C classes, D embedding.
+Each function returns a Matplotlib figure.
+
+Shapes: N clips, C classes.
 """
 
 from collections.abc import Sequence
@@ -68,16 +70,16 @@ def roc_plot(
     probabilities: np.ndarray,
     label_names: Sequence[str],
     threshold: float | None,
-    others: Sequence[tuple[str, np.ndarray]] = (),
+    baselines: Sequence[tuple[str, np.ndarray]] = (),
 ) -> "Figure":
-    """ROC of the positive class, or of each class against the rest; others are (title, (N, C)) yardsticks."""
+    """ROC of the positive class, or of each class against all others; `baselines` are (title, (N, C))."""
     from sklearn.metrics import roc_curve
 
     with drawing(4.6, 4.2) as (figure, axes):
         axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1, linestyle=":")
-        for (title, theirs), dashes in zip(others, cycle(("--", "-.", (0, (1, 1.5)))), strict=False):
+        for (title, scores), dashes in zip(baselines, cycle(("--", "-.", (0, (1, 1.5)))), strict=False):
             if len(label_names) == 2 and len(np.unique(labels)) == 2:
-                x, y, _ = roc_curve(labels == 1, theirs[:, 1])
+                x, y, _ = roc_curve(labels == 1, scores[:, 1])
                 axes.plot(
                     x,
                     y,
@@ -118,7 +120,7 @@ def precision_recall_plot(
     minority: int,
     threshold: float | None,
 ) -> "Figure":
-    """Precision against recall of the rarest class, whose share is the line to beat."""
+    """Precision against recall of the rarest class; dotted: its share (a random classifier)."""
     from sklearn.metrics import precision_recall_curve
 
     positive = labels == minority
@@ -155,7 +157,7 @@ def precision_recall_plot(
 
 
 def reliability_plot(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> "Figure":
-    """What was said against what happened, before and after calibration; below, how often each was said."""
+    """Reliability diagram before and after calibration, and a histogram of the calibrated probabilities."""
     with drawing(4.6, 4.2, (3, 1)) as (figure, (axes, below)):
         axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1, linestyle=":")
         for title, p, colour, width in (("before", before, OTHER, 1.4), ("after", after, MODEL, 2.2)):
@@ -168,9 +170,9 @@ def reliability_plot(labels: np.ndarray, before: np.ndarray, after: np.ndarray) 
             axes.scatter(x, y, s=8 + 90 * count[used] / count.max(), color=colour, alpha=0.75, zorder=3)
         edges = np.linspace(0, 1, NUM_BINS + 1)
         below.bar((edges[:-1] + edges[1:]) / 2, count, width=0.9 / NUM_BINS, color=MODEL, alpha=0.5)
-        axes.set(ylabel="how often it was so", ylim=(-0.03, 1.03))
+        axes.set(ylabel="observed frequency", ylim=(-0.03, 1.03))
         below.set(
-            xlabel="probability said" if after.shape[1] == 2 else "largest probability said",
+            xlabel="predicted probability" if after.shape[1] == 2 else "largest predicted probability",
             ylabel="clips",
             xlim=(-0.02, 1.02),
         )
@@ -179,7 +181,7 @@ def reliability_plot(labels: np.ndarray, before: np.ndarray, after: np.ndarray) 
 
 
 def learning_plot(stages: Sequence[tuple[str, Sequence[dict[str, Any]]]], metric: str) -> "Figure":
-    """Loss and validation score by epoch, stage after stage. Entries are lines of log.jsonl."""
+    """Loss and validation score by epoch, one stage after the other; entries are lines of log.jsonl."""
     with drawing(4.6, 4.2, (1, 1)) as (figure, (loss_axes, score_axes)):
         start = 0
         for k, (title, entries) in enumerate(stages):

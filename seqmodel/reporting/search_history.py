@@ -1,4 +1,4 @@
-"""What a search left behind: the finished trials of a run's study.log."""
+"""Finished trials of a hyperparameter search, read from a run's study.log."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,14 @@ class Trial:
     curve: tuple[float, ...]
     """Validation score of each epoch, or of each fold."""
     by_fold: bool = False
-    """Whether the trial was judged by folds."""
+    """Whether the trial was scored by cross-validation."""
 
 
 def trials_of(run: Path) -> list[Trial]:
-    """Trials of the search that the run's head came from, in order; none where it came from no search, or its
-    journal is not in the run.
+    """Trials of the search that made the run's head, in order.
 
-    Another label or another --study searches in the same journal; the card names the one that is meant.
+    Empty where the head comes from no search or the run has no journal. A journal may hold several studies
+    (another label, another --study); the card names the right one.
     """
     path, name = run / STUDY, _study_of(run)
     if not name or not path.is_file():
@@ -32,27 +32,27 @@ def trials_of(run: Path) -> list[Trial]:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-    # Reading takes no lock, but the default one would want rights that Windows does not give.
+    # Reading takes no lock, but the default lock needs rights that Windows does not give.
     storage = JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
     if name not in optuna.get_all_study_names(storage):
         return []
-    found = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
+    trials = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
     return [
         Trial(
             trial.number,
             trial.value if trial.state == optuna.trial.TrialState.COMPLETE else None,
-            # What trials report to the pruner is the best so far: no curve of it would ever fall.
+            # Trials report the best score so far to the pruner; the curve needs the score of each epoch.
             tuple(float(value) for value in trial.user_attrs.get("val_curve", ())),
             # Epochs are counted from 1, folds from 0.
             0 in trial.intermediate_values,
         )
-        for trial in found
+        for trial in trials
         if trial.state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     ]
 
 
 def _study_of(run: Path) -> str:
-    """Name of the study in the run's card; '' where there is none."""
+    """Name of the study in the run's card; '' where it has none."""
     try:
         stages = load_card(run).stages
     except ValueError:

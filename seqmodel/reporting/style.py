@@ -1,8 +1,7 @@
-"""How drawings look, and how one becomes a PNG file and an SVG text for a page.
+"""Style of the plots, and saving a plot as PNG file and as SVG text for a page.
 
-Figures are drawn in a few stand-in colours. The PNG keeps them; in the SVG each becomes a CSS variable, so
-that one drawing is right in light, dark and print. Matplotlib is imported where it is used, and always
-without a display.
+Plots use a few fixed colours. The PNG keeps them; in the SVG each becomes a CSS variable, so one plot works
+in light and dark mode and in print. Matplotlib is imported where it is used, always without a display.
 """
 
 import io
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 INK, SOFT, FAINT, PAPER = "#1c2430", "#5d6877", "#d8dde4", "#fefefe"
 MODEL, OTHER, LEAK = "#2563c9", "#8a94a3", "#c2662d"
 CLASSES = ("#c2662e", "#2563ca", "#2f8f6b", "#8a4fb5", "#b8902c", "#c2477f", "#3c8fa8")
-"""One colour a class, told apart by most colour-blind readers; further classes start again."""
+"""One colour per class, distinct for most colour-blind readers; further classes repeat them."""
 CSS_NAMES = {
     INK: "--ink",
     SOFT: "--soft",
@@ -30,7 +29,7 @@ CSS_NAMES = {
     LEAK: "--leak",
 } | {colour: f"--class-{k}" for k, colour in enumerate(CLASSES)}
 
-# Fonts that know Hangul, by the names they have on Linux, Windows and macOS.
+# Fonts with Hangul, by their names on Linux, Windows and macOS.
 CJK_FONTS = (
     "Noto Sans CJK KR",
     "Noto Sans KR",
@@ -40,13 +39,13 @@ CJK_FONTS = (
     "Noto Sans CJK JP",
 )
 CJK_FONT_FILES = ("NotoSansCJK-Regular", "NotoSansKR", "malgun", "NanumGothic", "AppleSDGothicNeo")
-"""How the names of their files begin."""
+"""Prefixes of the font file names."""
 PNG_DPI = 160
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Matplotlib settings of every drawing here, undone afterwards."""
+    """Apply the Matplotlib settings of the plots, and restore the old ones afterwards."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -68,7 +67,7 @@ def style() -> Iterator[None]:
         "xtick.color": SOFT,
         "ytick.color": SOFT,
         "text.color": INK,
-        "text.parse_math": False,  # names of classes and people are no formulas
+        "text.parse_math": False,  # names of classes and subjects are not formulas
         "axes.titlecolor": INK,
         "legend.frameon": False,
         "legend.fontsize": 9,
@@ -86,8 +85,10 @@ def style() -> Iterator[None]:
 def drawing(
     width: float, height: float, panel_heights: Sequence[float] = (1.0,)
 ) -> Iterator[tuple["Figure", Any]]:
-    """A new figure of so many inches in this style, and its axes: an array of them for several panels, which
-    lie one below the other and share the x axis."""
+    """A new figure of width x height inches in this style, and its axes.
+
+    Several panels lie below each other and share the x axis; then the axes are an array.
+    """
     with style():
         import matplotlib.pyplot as plt
 
@@ -100,7 +101,7 @@ def drawing(
 def hangul_fonts() -> list[str]:
     """Names of the installed fonts with Hangul, the preferred one first.
 
-    Matplotlib caches its list of fonts for good: a font installed later is found by its file, and added.
+    Matplotlib caches its list of fonts: a font installed later is found by its file name and added.
     """
     from matplotlib import font_manager
 
@@ -114,13 +115,13 @@ def hangul_fonts() -> list[str]:
 
 
 def save(figure: "Figure", png: Path) -> str:
-    """Write the figure to `png` and return it as SVG text that takes its colours from the page."""
+    """Write the figure to `png` and return it as SVG text whose colours are CSS variables of the page."""
     import matplotlib.pyplot as plt
 
     png.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.StringIO()
     with style():
-        # Lay out once, not for each of the two files.
+        # One layout for both files.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         figure.savefig(png, dpi=PNG_DPI)
@@ -130,9 +131,9 @@ def save(figure: "Figure", png: Path) -> str:
 
 
 def themed(svg: str, name: str) -> str:
-    """SVG for a page: no header, ids made unique by `name`, stand-in colours as CSS variables."""
+    """SVG for a page: without header, ids made unique by `name`, colours as CSS variables."""
     svg = svg[svg.index("<svg") :]
-    # Its style element would reach out over the whole page; report.css says the same.
+    # The style element would apply to the whole page; report.css has the same rules.
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'id="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'\1="#{name}-\2"', svg)

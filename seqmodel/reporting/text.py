@@ -1,8 +1,7 @@
-"""A judgement in words and rows: what the report and the model card say, without how it is laid out."""
+"""Texts and table rows of the report and the model card, made from an evaluation result."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,23 @@ TITLES: dict[str, tuple[str, str]] = {
     "auroc": ("AUROC", "chance .5"),
     "balanced_accuracy": ("Balanced accuracy", "mean recall of the classes"),
     "macro_f1": ("Macro-F1", "mean F1 of the classes"),
-    "accuracy": ("Accuracy", "share of clips that are right"),
+    "accuracy": ("Accuracy", "share of correct clips"),
     "average_precision": ("Average precision", "of {minority}"),
     "mcc": ("MCC", "0 is chance, 1 is perfect"),
-    "qwk": ("Quadratic kappa", "levels, weighted by distance"),
+    "qwk": ("Quadratic kappa", "agreement of levels, weighted by distance"),
     "mae": ("Mean absolute error", "in levels, lower is better"),
-    "weighted_f1": ("Weighted F1", "by class size, as papers give it"),
+    "weighted_f1": ("Weighted F1", "mean F1, weighted by class size"),
     "brier": ("Brier score", "lower is better"),
     "ece": ("Expected calibration error", "lower is better"),
 }
 """Metric -> (title, note), in the order of the report."""
 FOREST = ("auroc", "qwk", "balanced_accuracy", "macro_f1", "accuracy", "average_precision", "mcc")
-SAME_PLACE = 0.5
-"""Per cent of a track's width within which ticks would hide one another."""
+MIN_TICK_GAP = 0.5
+"""Ticks that are closer than this overlap, per cent of the track's width."""
 
 INTENDED_USE = (
-    "A local, private signal of engagement for people who chose to use it: self-observation, research with "
-    "consent, the design of lessons. Look at many clips and at trends; a single clip says little."
+    "A local, private estimate of engagement for people who chose to use it: self-observation, research with "
+    "consent, the design of lessons. Look at many clips and at trends; a single clip is not reliable."
 )
 EXCLUDED_USE = (
     "grading, discipline, proctoring, hiring, or any decision about a single person. In the European "
@@ -41,7 +40,7 @@ EXCLUDED_USE = (
 
 
 def short(value: float | None, digits: int = 3) -> str:
-    """A figure as this field writes it: .873 without the leading zero; – where it is not defined."""
+    """A metric value without the leading zero, as .873; – where it is None or not finite."""
     if value is None or not math.isfinite(value):
         return "–"
     text = f"{value:.{digits}f}"
@@ -49,54 +48,84 @@ def short(value: float | None, digits: int = 3) -> str:
 
 
 def with_interval(estimate: Estimate) -> str:
-    """Value and interval: .873 (.801 to .920)."""
+    """Value and 95 % interval, as .873 (.801 to .920)."""
     return f"{short(estimate.value)} ({short(estimate.low)} to {short(estimate.high)})"
 
 
-def verdict(result: EvaluationResult) -> str:
-    """The headline in one or two sentences of HTML; names are escaped."""
-    from markupsafe import escape
+def signed(estimate: Estimate) -> str:
+    """A difference with its 95 % interval, as +.061 (−.010 to +.130)."""
+    value, low, high = (
+        ("+" if v > 0 else "") + short(v).replace("-", "−")
+        for v in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value} ({low} to {high})"
 
-    estimates, names = result.estimates, result.label_names
-    people, unknown = result.resamples.num_people, result.predictions.num_unknown
-    who = f"{people} {'person' if people == 1 else 'people'}"
-    crowd = f"{len(result.predictions)} clips"
-    if people and unknown:
-        crowd = f"{len(result.predictions) - unknown} clips of {who} and {unknown} of nobody known"
-    elif people:
-        crowd += f" of {who}" + (" never seen in training" if result.is_unseen else "")
-    accuracy = estimates["balanced_accuracy"]
-    if result.task == "binary":
-        auroc = estimates["auroc"]
-        sentence = (
-            f"On {crowd}, it ranks a clip that is {escape(names[1])} above one that is {escape(names[0])} "
-            f"<b>{percent(auroc.value)}</b> of the time{_between(auroc)}, and gets "
-            f"<b>{percent(accuracy.value)}</b> of the two classes right on average{_between(accuracy)}."
-        )
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: 1 subject, 2 subjects, 1,200 clips."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def headline(result: EvaluationResult) -> str:
+    """The main metrics of the model in one sentence of HTML."""
+    subjects, unknown = result.resamples.num_people, result.predictions.num_unknown
+    clips = len(result.predictions)
+    if subjects and unknown:
+        data = f"{count(clips - unknown, 'clip')} of {count(subjects, 'subject')}"
+        data += f" and {unknown} of unknown subjects"
+    elif subjects:
+        data = f"{count(clips, 'clip')} of {count(subjects, 'subject')}"
+        data += " not seen in training" if result.is_unseen else ""
     else:
-        f1 = estimates["macro_f1"]
-        sentence = (
-            f"On {crowd}, it gets <b>{percent(accuracy.value)}</b> of each class right on average"
-            f"{_between(accuracy)}; macro-F1 is <b>{short(f1.value)}</b>{_between(f1, percent=False)}."
-        )
-    first = result.comparisons[0] if result.comparisons else None
-    if first is not None:
-        than = "better than always saying the commonest class"
-        if _too_few_people(result):
-            sentence += f" {who} {'is' if people == 1 else 'are'} too few to say that this is {than}."
-        else:
-            clearly = "clearly" if first.paired["balanced_accuracy"].is_higher else "not clearly"
-            sentence += f" That is {clearly} {than}."
-    return sentence
+        data = count(clips, "clip")
+    name = "auroc" if result.task == "binary" else "macro_f1"
+    metrics = (
+        (TITLES[name][0], result.estimates[name]),
+        ("balanced accuracy", result.estimates["balanced_accuracy"]),
+    )
+    texts = [f"{title} <b>{short(estimate.value)}</b>{_between(estimate)}" for title, estimate in metrics]
+    return f"On {data}: {' and '.join(texts)}."
 
 
-def _too_few_people(result: EvaluationResult) -> bool:
+def best_baseline(result: EvaluationResult, metric: str) -> dict[str, Any] | None:
+    """The baseline with the best value of the run's metric, and the paired difference of the model from it.
+
+    The leakage check is no candidate. The metric is balanced accuracy where the result does not hold
+    `metric`. None where there is no baseline with a defined value.
+    """
+    name = metric if metric in result.estimates else "balanced_accuracy"
+    candidates = [
+        b for b in result.comparisons if not b.baseline.is_leak and math.isfinite(b.estimates[name].value)
+    ]
+    if not candidates:
+        return None
+    sign = -1 if name in LOWER_IS_BETTER else 1
+    best = max(candidates, key=lambda b: sign * b.estimates[name].value)
+    return {
+        "metric": TITLES[name][0],
+        "title": best.baseline.title,
+        "model": with_interval(result.estimates[name]),
+        "baseline": with_interval(best.estimates[name]),
+        "difference": signed(best.paired[name].difference),
+        "mark": _mark(name, best) or "even",
+        "conclusion": _conclusion(result, name, best),
+    }
+
+
+def _conclusion(result: EvaluationResult, name: str, comparison: BaselineComparison) -> str:
+    """What the paired difference shows: better, worse, no clear difference, inconclusive or not defined."""
+    mark, subjects = _mark(name, comparison), result.resamples.num_people
+    if mark in ("even", "") and _too_few_subjects(result):
+        return f"inconclusive ({count(subjects, 'subject')})"
+    return {"beats": "better", "loses": "worse", "even": "no clear difference"}.get(mark, "not defined")
+
+
+def _too_few_subjects(result: EvaluationResult) -> bool:
     return result.resamples.by_subject and result.resamples.num_people < ENOUGH_SUBJECTS
 
 
 def percent(value: float | None) -> str:
-    """A share as whole per cent, with a digit more near 0 and 1, and never all or nothing where it is not; –
-    where it is not defined."""
+    """A share (0..1) in per cent; 0 % and 100 % only where it is exact, – where it is not defined."""
     return "–" if value is None or not math.isfinite(value) else f"{_hundredths(value)} %"
 
 
@@ -106,58 +135,66 @@ def _hundredths(value: float) -> str:
     return f"{100 * value:.0f}"
 
 
-def _between(estimate: Estimate, *, percent: bool = True) -> str:
+def _between(estimate: Estimate) -> str:
     if not math.isfinite(estimate.low):
         return ""
-    written = _hundredths if percent else short
-    return f" (95 % interval {written(estimate.low)} to {written(estimate.high)}{' %' if percent else ''})"
+    return f" (95 % interval {short(estimate.low)} to {short(estimate.high)})"
 
 
 def chips(result: EvaluationResult, card: Card) -> list[tuple[str, str]]:
-    """(name, value) of the small facts under the headline."""
-    people, openings = result.resamples.num_people, len(card.test_openings)
+    """(name, value) of the short facts under the headline."""
+    subjects, evaluations = result.resamples.num_people, len(card.test_openings)
     return [
         ("clips", str(len(result.predictions))),
-        *([("people", str(people))] if result.resamples.by_subject else []),
-        ("question", " / ".join(result.label_names)),
-        ("reads", " + ".join(card.dims)),
+        *([("subjects", str(subjects))] if result.resamples.by_subject else []),
+        ("classes", " / ".join(result.label_names)),
+        ("inputs", " + ".join(card.dims)),
         ("encoder", card.recipe.encoder.name),
-        *([("test split opened", f"{openings}×")] if openings else []),
+        *([("test set evaluated", _times(evaluations))] if evaluations else []),
     ]
 
 
-def metrics_lede(result: EvaluationResult) -> str:
-    """What the intervals mean and who counts."""
-    unit = "by person" if result.resamples.by_subject else "by clip"
+def _times(number: int) -> str:
+    return {1: "once", 2: "twice"}.get(number, f"{number} times")
+
+
+def metrics_intro(result: EvaluationResult) -> str:
+    """How the intervals are made, which clips are evaluated and, for two classes, what AUROC is."""
+    unit = "subject" if result.resamples.by_subject else "clip"
     if result.resamples.by_subject and result.predictions.num_unknown:
-        unit += ", and by clip where nobody is known"
-    missing = int((~result.predictions.measured).sum())
-    lede = (
-        f"Intervals are 95 %, from {len(result.resamples.weights):,} bootstrap rounds {unit}. "
-        f"All {len(result.predictions)} labelled clips of the split count"
-    )
-    return lede + (
-        f"; the {missing} that could not be measured are taken as the training majority." if missing else "."
-    )
+        unit += ", and by clip where the subject is unknown"
+    missing, clips = int((~result.predictions.measured).sum()), len(result.predictions)
+    text = f"95 % intervals from {len(result.resamples.weights):,} bootstrap rounds by {unit}. "
+    text += f"All {clips:,} labelled clips of the subset are evaluated"
+    if missing:
+        text += f", {missing:,} of them failed or without a detected face (predicted: the training majority)"
+    text += "."
+    if result.task == "binary":
+        first, last = result.label_names
+        text += (
+            f" AUROC is the probability that a random {last} clip scores higher than a random {first} clip."
+        )
+    return text
 
 
-def against(result: EvaluationResult, card: Card) -> list[dict[str, str]]:
-    """One line a yardstick: by how much the model beats it, in the metric that the run was chosen for."""
-    name = card.metric if card.metric in result.estimates else "balanced_accuracy"
-    even = "too few people to tell" if _too_few_people(result) else "no clear difference"
-    lines = []
-    for comparison in result.comparisons:
-        difference = comparison.paired[name].difference
-        mark, sign = _mark(name, comparison), "+" if difference.value >= 0 else "−"
-        word = {"beats": "better", "loses": "worse", "even": even}.get(mark, "not to be told")
-        moved = with_interval(replace(difference, value=abs(difference.value)))
-        text = f"{TITLES[name][0]} {sign}{moved}: {word}"
-        lines.append({"title": comparison.baseline.title, "mark": mark or "even", "text": text})
-    return lines
+def differences(result: EvaluationResult, metric: str) -> list[dict[str, str]]:
+    """One row per baseline: the paired difference of the model from it, in the run's metric."""
+    name = metric if metric in result.estimates else "balanced_accuracy"
+    return [
+        {
+            "title": b.baseline.title,
+            "mark": _mark(name, b) or "even",
+            "text": f"{TITLES[name][0]} {signed(b.paired[name].difference)}: {_conclusion(result, name, b)}",
+        }
+        for b in result.comparisons
+    ]
 
 
 def forest(result: EvaluationResult) -> list[dict[str, Any]]:
-    """One row a metric of the drawing with intervals and yardsticks; places are per cent of its width."""
+    """One row per metric of the forest plot: the model's interval and a tick per baseline.
+
+    Positions are per cent of the track's width.
+    """
     rows = []
     for name in FOREST:
         estimate = result.estimates.get(name)
@@ -185,26 +222,25 @@ def forest(result: EvaluationResult) -> list[dict[str, Any]]:
                 "at": at,
                 "left": low,
                 "width": None if low is None or high is None else round(high - low, 2),
-                "ticks": [tick | _share(tick, ticks) for tick in ticks],
+                "ticks": [tick | _stacked(tick, ticks) for tick in ticks],
             }
         )
     return rows
 
 
-def _share(tick: dict[str, Any], ticks: list[dict[str, Any]]) -> dict[str, float]:
-    """Where a tick begins and how high it is, as parts of the track: ticks in one place lie one over the
-    other."""
-    there = [other for other in ticks if abs(other["at"] - tick["at"]) < SAME_PLACE]
-    return {"top": round(there.index(tick) / len(there), 3), "height": round(1 / len(there), 3)}
+def _stacked(tick: dict[str, Any], ticks: list[dict[str, Any]]) -> dict[str, float]:
+    """Top and height of a tick as fractions of the track: ticks at one position are stacked."""
+    same = [other for other in ticks if abs(other["at"] - tick["at"]) < MIN_TICK_GAP]
+    return {"top": round(same.index(tick) / len(same), 3), "height": round(1 / len(same), 3)}
 
 
 def _position(value: float) -> float | None:
-    """Per cent along a track from 0 to 1."""
+    """Position of a value from 0 to 1 on the track, per cent; None where it is not finite."""
     return round(100 * min(max(value, 0.0), 1.0), 2) if math.isfinite(value) else None
 
 
 def metric_rows(result: EvaluationResult) -> list[dict[str, Any]]:
-    """One row a metric of the table of all figures."""
+    """One row per metric of the table of all metrics."""
     rows = []
     for name, (title, note) in TITLES.items():
         if name not in result.estimates:
@@ -215,7 +251,7 @@ def metric_rows(result: EvaluationResult) -> list[dict[str, Any]]:
             {
                 "estimate": b.estimates[name].as_json(),
                 "mark": _mark(name, b),
-                "says": f"difference {with_interval(pair.difference)}, p = {short(pair.p_value)}",
+                "tooltip": f"difference {signed(pair.difference)}, p = {short(pair.p_value)}",
             }
             for b, pair in ((b, b.paired[name]) for b in result.comparisons)
         ]
@@ -232,7 +268,7 @@ def metric_rows(result: EvaluationResult) -> list[dict[str, Any]]:
 
 
 def class_rows(result: EvaluationResult) -> list[dict[str, Any]]:
-    """One row a class of the table of mistakes."""
+    """One row per class: precision, recall, F1 and number of clips."""
     estimates = result.estimates
     return [
         {
@@ -254,87 +290,132 @@ def _mark(name: str, comparison: BaselineComparison) -> str:
     return better if pair.is_higher else worse if pair.is_lower else "even"
 
 
-def mistakes_lede(result: EvaluationResult) -> str:
-    """How many are wrong, and which class is found best and worst."""
+def errors_intro(result: EvaluationResult) -> str:
+    """Number of wrong predictions, and the classes with the highest and the lowest recall."""
     p, names = result.predictions, result.label_names
-    text = f"{int((p.predicted != p.labels).sum())} of {len(p)} clips are wrong."
+    wrong = int((p.predicted != p.labels).sum())
+    text = f"{wrong:,} of {len(p):,} predictions are wrong."
     recalls = [(result.estimates[f"recall_{k}"].value, name) for k, name in enumerate(names)]
     known = [pair for pair in recalls if math.isfinite(pair[0])]
     if not known:
         return text
     worst, best = min(known), max(known)
-    text += f" It finds {percent(best[0])} of {best[1]}"
-    return f"{text} and {percent(worst[0])} of {worst[1]}." if worst[1] != best[1] else f"{text}."
+    text += f" Recall is {percent(best[0])} for {best[1]}"
+    return f"{text} and {percent(worst[0])} for {worst[1]}." if worst[1] != best[1] else f"{text}."
 
 
-def calibration_lede(card: Card) -> str:
-    """What calibration did, in words."""
-    c, moved = card.calibration, calibration_stage(card)
-    who = f"{moved['people']} people of {Path(moved['store']).name}" if moved else "validation"
-    scaled = (
-        f"{who[0].upper()}{who[1:]} gave no reason to change the model's own probabilities"
-        if c.temperature == 1.0 and c.bias == 0.0
-        else f"Logits are divided by {c.temperature:.2f} and shifted by {c.bias:+.2f}, as {who} asked"
+def calibration_intro(card: Card) -> str:
+    """What calibration does to the logits, the decision threshold and the abstain band."""
+    c, stage = card.calibration, calibration_stage(card)
+    source = (
+        f"{count(stage['people'], 'subject')} of {Path(stage['store']).name}"
+        if stage
+        else "the validation subset"
     )
-    text = f"{scaled}."
+    if c.temperature == 1.0 and c.bias == 0.0:
+        text = f"Logits are unchanged: calibration on {source} did not improve them."
+    else:
+        text = f"Logits are divided by {c.temperature:.2f} and shifted by {c.bias:+.2f}, fitted on {source}."
     if card.labelling.task == "binary":
         text += (
-            f" {card.labelling.names[1]} is said from {c.threshold:.2f} on, "
-            f"chosen on {who} for {c.threshold_metric}."
+            f" The model predicts {card.labelling.names[1]} if p ≥ {c.threshold:.2f} "
+            f"(threshold chosen for {c.threshold_metric.replace('_', ' ')} on {source})."
         )
     if c.abstain is not None:
-        text += " Between {:.2f} and {:.2f} the live view says that it is unsure.".format(*c.abstain)
+        low, high = c.abstain
+        band = f"{low:.2f} < p < {high:.2f}" if card.labelling.task == "binary" else f"p < {high:.2f}"
+        text += f" If {band}, the prediction is “unsure”."
     return text
 
 
-def fold_calibrations_lede(calibrations: Sequence[Calibration], card: Card) -> str:
-    """What calibration did in each fold, in words."""
+def fold_calibrations_intro(calibrations: Sequence[Calibration], card: Card) -> str:
+    """What calibration does in the folds: ranges of temperature, bias and threshold."""
 
     def span(values: Sequence[float], form: str = ".2f") -> str:
         low, high = format(min(values), form), format(max(values), form)
         return low if low == high else f"{low} to {high}"
 
-    text = "Each fold fits its own on people that it learned from: logits are divided by "
+    text = "Each fold is calibrated on its own training subjects: logits are divided by "
     text += span([c.temperature for c in calibrations])
     if card.labelling.task != "multiclass":
         text += f" and shifted by {span([c.bias for c in calibrations], '+.2f')}"
     text += "."
     if card.labelling.task == "binary":
-        text += f" {card.labelling.names[1]} is said from {span([c.threshold for c in calibrations])} on."
+        thresholds = span([c.threshold for c in calibrations])
+        text += f" The model predicts {card.labelling.names[1]} if p ≥ {thresholds}."
     return text
 
 
 def kind(comparison: BaselineComparison) -> str:
-    """The style class of a yardstick in the page: leak, majority, logistic_embeddings, logistic_geometry."""
+    """CSS class of a baseline: leak, majority, logistic_embeddings or logistic_geometry."""
     return "leak" if comparison.baseline.is_leak else comparison.baseline.name
 
 
-def stages(card: Card) -> list[dict[str, str]]:
-    """Name and text of each stage of the run."""
-    rows = []
-    for stage in card.stages:
-        told = {key: value for key, value in stage.items() if key not in ("stage", "command")}
-        text = "; ".join(f"{key.replace('_', ' ')} {_in_words(value)}" for key, value in told.items())
-        rows.append({"name": str(stage.get("stage", "stage")), "text": text})
-    return rows
+STAGE_COLUMNS = ("stage", "val_score", "kept", "command")
+"""Fields of a stage that are not listed in the column of details."""
+STAGE_FIELDS = {
+    "facts": "hash of data and settings",
+    "settings": "hash of settings",
+    "stage_1": "validation score of the head before fine-tuning",
+    "unfreeze_from": "first trained encoder block",
+    "people": "subjects",
+    "before": "previous calibration",
+    "time_utc": "time (UTC)",
+}
+"""Field of a stage -> its name in the report, where the field name is not clear."""
 
 
-def _in_words(value: Any) -> str:
+def stages(card: Card) -> list[dict[str, Any]]:
+    """One row per training or calibration stage of the run: name, validation score, kept, details."""
+    return [
+        {
+            "name": str(stage.get("stage", "stage")),
+            "score": short(stage.get("val_score")),
+            "kept": as_text(stage["kept"]) if "kept" in stage else "–",
+            "details": [
+                (STAGE_FIELDS.get(key, key.replace("_", " ")), _details(key, value))
+                for key, value in stage.items()
+                if key not in STAGE_COLUMNS
+            ],
+        }
+        for stage in card.stages
+    ]
+
+
+def _details(key: str, value: Any) -> str:
+    """A field of a stage as text; epochs of a fine-tune become their number and their time in seconds."""
+    if key == "kept_epoch" and value == -1:
+        return "none (the head before fine-tuning)"
+    if key == "epochs" and isinstance(value, list | tuple):
+        seconds = sum(float(epoch.get("seconds", 0.0)) for epoch in value if isinstance(epoch, Mapping))
+        return str(len(value)) + (f" ({seconds:,.1f} s)" if seconds else "")
+    return as_text(value)
+
+
+def as_text(value: Any) -> str:
+    """A value of the card as text; nested mappings become `key value` pairs."""
+    if value is None:
+        return "none"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_in_words(part)}" for key, part in value.items())
+        return ", ".join(f"{str(key).replace('_', ' ')} {as_text(part)}" for key, part in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return short(value) if abs(value) < 100 else f"{value:,.0f}"
+        return number(value)
     if isinstance(value, list | tuple) and any(isinstance(part, Mapping) for part in value):
-        return f"{len(value)} entries"  # the card has them; a page of numbers helps nobody
+        return "1 entry" if len(value) == 1 else f"{len(value)} entries"  # the card lists them
     if isinstance(value, list | tuple):
-        return ", ".join(_in_words(part) for part in value)
+        return ", ".join(as_text(part) for part in value) or "none"
     return f"{value:,}" if isinstance(value, int) and abs(value) > 9999 else str(value)
 
 
+def number(value: float) -> str:
+    """A setting with four significant digits: 0.0044, 0.1604, 150."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def recipe_rows(card: Card) -> list[tuple[str, str]]:
-    """(name, value) of what an embedding is."""
+    """(name, value) of the recipe: encoder, window, crop, detectors, geometry."""
     recipe = card.recipe
     rows = [
         ("encoder", f"{recipe.encoder.name}, {recipe.encoder.weights}"),
@@ -358,10 +439,10 @@ def recipe_rows(card: Card) -> list[tuple[str, str]]:
 
 
 def run_rows(card: Card) -> list[tuple[str, str]]:
-    """(name, value) of how the run came about."""
+    """(name, value) of the settings and versions that made the run."""
     rows = [
-        ("head", ", ".join(f"{k.replace('_', ' ')} {_in_words(v)}" for k, v in vars(card.head).items())),
-        ("chosen for", card.metric),
+        ("head", ", ".join(f"{k.replace('_', ' ')} {as_text(v)}" for k, v in vars(card.head).items())),
+        ("selection metric", card.metric),
         ("seed", str(card.seed)),
         ("split hash", card.split_hash),
         ("store", f"{card.store} ({card.store_fingerprint})"),
@@ -370,5 +451,5 @@ def run_rows(card: Card) -> list[tuple[str, str]]:
         ("commit", card.git_commit or "–"),
     ]
     if card.test_openings:
-        rows.append(("test opened", ", ".join(card.test_openings)))
+        rows.append(("test evaluated (UTC)", ", ".join(card.test_openings)))
     return rows

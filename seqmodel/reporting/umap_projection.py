@@ -1,4 +1,4 @@
-"""UMAP of clips by their mean embedding: two coordinates a clip. Optional: it compiles for twenty seconds.
+"""UMAP of the clips' mean embeddings: two coordinates per clip. Optional: it compiles for twenty seconds.
 
 Shapes: N clips, T frames, D embedding.
 """
@@ -17,7 +17,7 @@ from features.store.store import FeatureStore
 from seqmodel.evaluation.permutation_importance import some_places
 
 MOST_CLIPS = 3000
-"""More take minutes and show nothing more."""
+"""More clips take minutes and do not make the plot clearer."""
 FEWEST_CLIPS = 12
 
 
@@ -30,10 +30,10 @@ def mean_embeddings(x: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class UmapJob:
-    """A map that is being made."""
+    """A UMAP that is computed in another process."""
 
     places: np.ndarray
-    """Which of the clips asked for are on it."""
+    """Indices of the projected clips among the requested ones, (N,) int64."""
     coordinates: Future[np.ndarray]
 
 
@@ -41,13 +41,16 @@ class UmapJob:
 def umap_in_background(
     store: FeatureStore, rows: np.ndarray, coverage: np.ndarray, seed: int
 ) -> Iterator[UmapJob | None]:
-    """The map of these rows of a store, made in a process of its own while the caller does something else.
+    """Compute the UMAP of these rows of a store in another process.
 
-    `coverage` is each row's share of frames with a face. None, with a warning, where too few have any.
+    `coverage` is each row's share of frames with a face. Gives None, with a warning, where fewer than
+    FEWEST_CLIPS rows have a face.
     """
     places = np.flatnonzero(coverage > 0)
     if len(places) < FEWEST_CLIPS:
-        log_warning(f"--umap needs at least {FEWEST_CLIPS} clips with a face, there are {len(places)}")
+        log_warning(
+            f"no UMAP: it needs at least {FEWEST_CLIPS} clips with a face, the subset has {len(places)}"
+        )
         yield None
         return
     places = some_places(places, seed, MOST_CLIPS)
@@ -57,15 +60,14 @@ def umap_in_background(
 
 
 def umap_coordinates(features: np.ndarray, seed: int) -> np.ndarray:
-    """(N, 2) float32 of (N, D) features, standardised first; the same for one seed.
+    """(N, 2) float32 coordinates of (N, D) features, standardised first; N >= FEWEST_CLIPS.
 
-    FEWEST_CLIPS at least.
+    The same seed gives the same coordinates.
     """
     std = features.std(axis=0)
     standard = (features - features.mean(axis=0)) / np.where(std > 1e-6, std, 1.0)
     with warnings.catch_warnings():
-        # It announces that a seed means one thread, and numba and scikit-learn announce their own
-        # deprecations.
+        # UMAP warns that a seed means one thread; numba and scikit-learn warn of their own deprecations.
         warnings.simplefilter("ignore")
         from umap import UMAP
 

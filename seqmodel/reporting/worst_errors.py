@@ -1,5 +1,4 @@
-"""The hardest clips of a judgement: the most confident mistakes, with a timeline each and, if asked for,
-faces.
+"""Worst errors of an evaluation: confident wrong predictions with timelines and optional faces.
 
 Shapes: N clips, T frames.
 """
@@ -14,7 +13,7 @@ from features.face_signals import strongest_signals
 from features.store.store import FeatureStore
 from seqmodel.evaluation.evaluator import EvaluationResult
 from seqmodel.metrics.calibration import probabilities
-from seqmodel.reporting.plots_people import timeline_plot
+from seqmodel.reporting.plots_analysis import timeline_plot
 from seqmodel.reporting.style import save
 from seqmodel.runs.card import Card
 from seqmodel.runs.predict import prefix_logits
@@ -25,11 +24,11 @@ FACE_PX = 72
 
 
 def hardest(result: EvaluationResult) -> np.ndarray:
-    """Places of the measured clips that are wrong, least given to the truth first; at most MOST_CLIPS."""
+    """Indices of wrong clips with a detected face, lowest p(true class) first; at most MOST_CLIPS."""
     p = result.predictions
-    given = p.probabilities[np.arange(len(p)), p.labels]
+    p_true = p.probabilities[np.arange(len(p)), p.labels]
     wrong = np.flatnonzero(p.measured & (p.predicted != p.labels))
-    return wrong[np.argsort(given[wrong], kind="stable")][:MOST_CLIPS]
+    return wrong[np.argsort(p_true[wrong], kind="stable")][:MOST_CLIPS]
 
 
 def hardest_clips(
@@ -42,7 +41,7 @@ def hardest_clips(
     *,
     thumbnails: bool,
 ) -> list[dict[str, Any]]:
-    """What the report shows of each; `rows` are the store's rows of the judged clips, in their order."""
+    """One entry per worst error for the report; `rows` are the evaluated clips' store rows, in order."""
     places = hardest(result)
     if len(places) == 0:
         return []
@@ -56,11 +55,11 @@ def hardest_clips(
     geometry, measured = store.read_stream("geometry", rows[places]) if features else (None, None)
     for k, place in enumerate(places):
         truth, predicted, signals = int(p.labels[place]), int(p.predicted[place]), None
-        followed = 1 if binary else truth
-        line = probabilities(logits[k], result.task, card.calibration)[:, followed]
+        shown_class = 1 if binary else truth
+        line = probabilities(logits[k], result.task, card.calibration)[:, shown_class]
         if geometry is not None and measured is not None and measured[k].any():
             signals = strongest_signals(np.where(measured[k][:, None], geometry[k], np.nan), features)
-        figure = timeline_plot(line, seen[k], fps, threshold, truth == followed, signals)
+        figure = timeline_plot(line, seen[k], fps, threshold, truth == shown_class, signals)
         found.append(
             {
                 "truth": names[truth],
@@ -76,7 +75,7 @@ def hardest_clips(
 
 
 def _faces(store: FeatureStore, row: int) -> list[str]:
-    """A few stored crops as small JPEG data URIs, evenly over the window."""
+    """Up to FACES stored crops, evenly spaced over the window, as small JPEG data URIs."""
     import cv2
 
     crops = [crop for crop in store.read_crops(row) if crop]

@@ -1,4 +1,4 @@
-"""seqmodel/commands/export.py, bundle.py: the same answers without torch, in a folder that can be copied."""
+"""Tests of exports and bundles: the same results without torch, in a folder that can be copied."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def bundles(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 
 def pushed(run: Path, video: Path, backend: str = "auto") -> list[Prediction]:
-    """What live predicts over a video."""
+    """Predictions of live over a video."""
     predictor = Predictor(open_model(run, backend=backend))  # type: ignore[arg-type]
     found = [p for frame in read_video(video) if (p := predictor.push(frame)) is not None]
     predictor.close()
@@ -91,11 +91,11 @@ def pushed(run: Path, video: Path, backend: str = "auto") -> list[Prediction]:
 
 
 @pytest.mark.parametrize("form", ["openvino", "onnx"])
-def test_live_says_the_same_with_an_export(
+def test_live_with_an_export_gives_the_runs_logits(
     run: Path, bundles: dict[str, Path], real_clips: dict[str, Path], form: str
 ) -> None:
-    """A copied bundle gives the run's logits on a real video: to 1e-3, because single float16 steps of an
-    embedding may differ."""
+    """With a copied bundle, on a real video: to 1e-3, because embeddings may differ by single float16
+    steps."""
     ours = pushed(run, real_clips["carphone"])
     theirs = pushed(bundles[form], real_clips["carphone"])
     assert [p.t_s for p in ours] == [p.t_s for p in theirs]
@@ -103,8 +103,8 @@ def test_live_says_the_same_with_an_export(
     assert [(p.state, p.label) for p in theirs] == [(p.state, p.label) for p in ours]
 
 
-def test_a_bundle_names_nobody(bundles: dict[str, Path]) -> None:
-    """No subject, no path of the training data, no figures about them in any file."""
+def test_bundle_has_no_subjects_and_no_training_paths(bundles: dict[str, Path]) -> None:
+    """No file has a subject, a path of the training data, or metrics about subjects."""
     bundle = bundles["openvino"]
     for path in (path for folder in bundles.values() for path in folder.rglob("*") if path.is_file()):
         content = path.read_bytes()
@@ -114,10 +114,10 @@ def test_a_bundle_names_nobody(bundles: dict[str, Path]) -> None:
     assert json.loads((bundle / "card.json").read_text(encoding="utf-8"))["metrics"] == {}
 
 
-def test_the_run_uses_its_own_export_only_while_it_fits(
+def test_run_uses_its_export_only_for_the_same_weights(
     run: Path, bundles: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Other weights: the export is outgrown, and passed by. The calibration is the run's own."""
+    """With other weights the export is ignored. The calibration is always the run's own."""
     own = tmp_path / "run"
     shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
     assert find_bundle(own) is None
@@ -136,10 +136,10 @@ def test_the_run_uses_its_own_export_only_while_it_fits(
     assert find_bundle(own) is None
 
 
-def test_live_needs_no_torch_with_a_bundle(
+def test_live_with_a_bundle_needs_no_torch(
     bundles: dict[str, Path], real_clips: dict[str, Path], tmp_path: Path
 ) -> None:
-    """In a process that has no torch (nor torchvision, timm, zarr, optuna, sklearn), live runs."""
+    """Live runs in a process without torch, torchvision, timm, zarr, optuna and sklearn."""
     code = (
         "import sys\n"
         "class Absent:\n"
@@ -165,8 +165,10 @@ def test_live_needs_no_torch_with_a_bundle(
     assert json.loads(done.stdout)["rows"] == 8
 
 
-def test_an_export_that_differs_is_refused(run: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
-    """With another head's answers in its place, the check says by how much and raises."""
+def test_export_with_other_results_than_torch_is_refused(
+    run: Path, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """With the results of another head the check raises and gives the difference."""
     card = load_card(run)
     args = ExportArgs(run, format="openvino")
     wrong = tmp_path / "wrong"
@@ -178,8 +180,8 @@ def test_an_export_that_differs_is_refused(run: Path, bundles: dict[str, Path], 
 
 
 @pytest.mark.parametrize("what", ["the run", "its parent", "a folder of somebody's", "a file"])
-def test_an_export_replaces_nothing_but_an_export(run: Path, tmp_path: Path, what: str) -> None:
-    """A folder that holds anything else is refused before anything is written, and nothing in it changes."""
+def test_export_into_a_folder_with_other_files_is_refused(run: Path, tmp_path: Path, what: str) -> None:
+    """The check is before the first write, and the folder is unchanged."""
     own = tmp_path / "runs" / "run"
     shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
     (tmp_path / "theirs").mkdir()
@@ -196,10 +198,10 @@ def test_an_export_replaces_nothing_but_an_export(run: Path, tmp_path: Path, wha
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_an_export_replaces_an_older_one_and_leaves_nothing_beside_it(
+def test_export_replaces_an_older_one_and_leaves_no_other_files(
     bundles: dict[str, Path], detector_path: Path, tmp_path: Path
 ) -> None:
-    """The new bundle stands where the old one stood; an empty folder will do too."""
+    """The new bundle has the old one's path; an empty folder is accepted too."""
     run = write_run(tmp_path / "run", detector_path)
     shutil.copytree(bundles["onnx"], tmp_path / "out" / "bundle")
     (tmp_path / "out" / "empty").mkdir()
@@ -210,17 +212,17 @@ def test_an_export_replaces_an_older_one_and_leaves_nothing_beside_it(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["bundle", "empty"]
 
 
-def test_a_wrong_store_is_said(run: Path, tmp_path: Path) -> None:
-    """The store that the user names is used or refused; only the run's own may be far away."""
+def test_missing_store_of_the_user_is_an_error(run: Path, tmp_path: Path) -> None:
+    """A store given by the user is used or refused; only the run's own store may be missing."""
     with pytest.raises(ValueError, match=r"none\.zarr"):
         gather(ExportArgs(run, store=tmp_path / "none.zarr"), load_card(run))
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_run_that_reads_geometry_alone_needs_no_encoder(
+def test_run_of_geometry_needs_no_encoder(
     detector_path: Path, landmarker_path: Path, real_clips: dict[str, Path], tmp_path: Path, form: Any
 ) -> None:
-    """Live opens it without the encoder's weights, and its bundle, which has none, says the same."""
+    """Live opens it without the encoder's weights, and its bundle without encoder gives the same results."""
     run = write_run(tmp_path / "run", detector_path, landmarker=landmarker_path, inputs=("geometry",))
     card = load_card(run)
     nowhere = replace(card.recipe.encoder, weights="gone.pth", weights_sha256="0" * 64)
@@ -233,10 +235,10 @@ def test_a_run_that_reads_geometry_alone_needs_no_encoder(
     np.testing.assert_allclose([p.logits for p in theirs], [p.logits for p in ours], atol=1e-4)
 
 
-def test_the_example_of_the_docs_says_what_live_says(
+def test_example_of_the_docs_gives_lives_probability(
     detector_path: Path, real_clips: dict[str, Path], tmp_path: Path
 ) -> None:
-    """The program in docs/live.md, word for word, on the crops that live saw: its probability is live's."""
+    """The program in docs/live.md, unchanged, on the crops that live used."""
     pytest.importorskip("onnxruntime")
     calibration = Calibration(temperature=0.4, bias=0.3, threshold=0.45)
     run = write_run(tmp_path / "run", detector_path, calibration=calibration)
@@ -272,8 +274,8 @@ def test_the_example_of_the_docs_says_what_live_says(
     assert said == last.names[last.p_raw[1] >= calibration.threshold]
 
 
-def test_onnxruntime_alone_runs_the_file(run: Path, bundles: dict[str, Path]) -> None:
-    """The README's example: crops in, probability out, with nothing of ours."""
+def test_onnx_file_runs_with_only_onnxruntime(run: Path, bundles: dict[str, Path]) -> None:
+    """The README's example: crops in, probability out, without this project."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     onnxruntime = pytest.importorskip("onnxruntime")
     folder = bundles["onnx"]
@@ -298,8 +300,8 @@ def test_onnxruntime_alone_runs_the_file(run: Path, bundles: dict[str, Path]) ->
     assert np.isfinite(logits).all()
 
 
-def test_the_training_data_leave_figures_that_are_read_back(run: Path, tmp_path: Path) -> None:
-    """Face rate, probability, novelty and the shortest window worth showing; nobody is named."""
+def test_training_stats_are_written_and_read_back(run: Path, tmp_path: Path) -> None:
+    """Face rate, probability, novelty and the smallest filled share of a window; no subject is named."""
     own = tmp_path / "run"
     shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
     ids = list(load_split(own))
@@ -314,11 +316,11 @@ def test_the_training_data_leave_figures_that_are_read_back(run: Path, tmp_path:
     assert read_training_stats(run) is None
 
 
-def test_what_is_new_to_a_fine_tuned_run_is_measured_with_its_own_encoder(
+def test_novelty_of_a_fine_tuned_run_uses_its_own_encoder(
     run: Path, real_clips: dict[str, Path], tmp_path: Path
 ) -> None:
-    """The training clips' novelty is that which live measures on the same videos, up to the JPEG error of the
-    stored crops; the store's embeddings, another encoder's, would lie far away."""
+    """The training clips' novelty is that of live on the same videos, up to the JPEG error of the stored
+    crops; the store's embeddings come from another encoder and would be far away."""
     own = tmp_path / "run"
     shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
     encoder, identity = build_encoder("mobilenet_v3_large", "random", 1)
@@ -342,9 +344,9 @@ def test_what_is_new_to_a_fine_tuned_run_is_measured_with_its_own_encoder(
     assert found.mean == pytest.approx(np.mean(lives), rel=0.1)
 
 
-def test_the_level_is_one_number_for_live_and_for_training() -> None:
-    """Binary: the positive class; ordinal: the expected level; multiclass: the likeliest class; one window or
-    many at once."""
+def test_level_is_the_same_for_live_and_training() -> None:
+    """Binary: p of the positive class; ordinal: expected level; multiclass: largest probability; for one or
+    many windows."""
     p = np.array([[0.3, 0.5, 0.2], [0.0, 0.0, 1.0]])
     assert level_of(p, "ordinal").tolist() == pytest.approx([0.45, 1.0])
     assert level_of(p, "multiclass").tolist() == [0.5, 1.0]

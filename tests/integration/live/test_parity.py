@@ -1,6 +1,6 @@
-"""One video, two ways: extraction's rows and live's predictor see the same, and say the same.
+"""Tests that extraction and live give the same embeddings and logits for one video.
 
-The tolerances are measured, and stated with the reason where they are not zero.
+Tolerances are measured; those above zero are explained.
 """
 
 from pathlib import Path
@@ -43,13 +43,13 @@ def run(tmp_path_factory: pytest.TempPathFactory, detector_path: Path, landmarke
 
 
 def push_first_window(predictor: Predictor, video: Path) -> Prediction:
-    """Push the first ten seconds as live would; gives the last prediction."""
+    """Push the first ten seconds like live; returns the last prediction."""
     predictions = [predictor.push(frame) for frame in read_video(video) if frame.pts_s < 10]
     return [prediction for prediction in predictions if prediction is not None][-1]
 
 
 def head_logits(run: Path, model: LiveModel, row: WindowFeatures) -> np.ndarray:
-    """What training's head says to an extracted row, as the store's reader would hand it over."""
+    """Logits of training's head for an extracted row, with the input of the store's reader."""
     assert row.embeddings is not None
     assert row.geometry is not None
     card = model.card
@@ -91,7 +91,7 @@ def test_file_and_live_give_the_same_embeddings_and_logits(
     np.testing.assert_allclose(last.logits, head_logits(run, model, row), atol=1e-5)
 
 
-def test_torch_agrees_with_itself_within_one_float16_step(run: Path, real_clips: dict[str, Path]) -> None:
+def test_torch_batches_differ_by_at_most_one_float16_step(run: Path, real_clips: dict[str, Path]) -> None:
     """Extraction encodes a window at once, live frame by frame: float32 sums differ in the last bits, and
     .7 % of the float16 values (measured here) fall on the neighbouring one."""
     row = extracted(run, real_clips["pexels"], "torch")
@@ -110,7 +110,7 @@ def test_torch_agrees_with_itself_within_one_float16_step(run: Path, real_clips:
 def test_stored_crops_give_the_embeddings_up_to_the_jpeg_error(
     run: Path, real_clips: dict[str, Path], clip: str
 ) -> None:
-    """Fine-tuning's encoder on stored crops sees what extraction saw, up to the JPEG error."""
+    """Fine-tuning encodes the stored crops: the same embeddings as extraction, up to the JPEG error."""
     row = extracted(run, real_clips[clip], "openvino")
     assert row.crops is not None
     assert row.embeddings is not None

@@ -1,4 +1,4 @@
-"""live/web/server.py: a page for one browser on this machine, and for nobody else."""
+"""Tests of live/web/server.py: the page opens only in one browser on this machine."""
 
 import http.client
 import json
@@ -38,9 +38,9 @@ CHROMIUM = next(
 
 @pytest.fixture
 def session() -> Session:
-    """A session without files, with a moment on its timeline."""
+    """A session without files, with one point on its timeline."""
     session = Session(("distracted", "engaged"), OutputOptions())
-    session.saw(Frame(0.0, np.zeros((48, 64, 3), np.uint8)), prediction())
+    session.add_frame(Frame(0.0, np.zeros((48, 64, 3), np.uint8)), prediction())
     return session
 
 
@@ -53,7 +53,7 @@ def view(session: Session) -> Iterator[BrowserView]:
 
 
 def get(view: BrowserView, path: str, **headers: str) -> http.client.HTTPResponse:
-    """One request, as a program without a browser's manners would send it."""
+    """One raw request, without the checks of a browser."""
     port = urlsplit(view.address).port
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request("GET", path, headers=headers)
@@ -63,15 +63,15 @@ def get(view: BrowserView, path: str, **headers: str) -> http.client.HTTPRespons
     return answer
 
 
-def test_a_wrong_token_gets_403(view: BrowserView) -> None:
-    """Neither no token, nor a wrong one, nor an old cookie opens the page."""
+def test_wrong_token_gets_403(view: BrowserView) -> None:
+    """No token, a wrong token and an old cookie do not open the page."""
     assert get(view, "/").status == 403
     assert get(view, "/?token=guess").status == 403
     assert get(view, "/", Cookie=f"brainbuddy-{urlsplit(view.address).port}=guess").status == 403
     assert get(view, "/?token=%EC%A7%91%EC%A4%91").status == 403
 
 
-def test_the_link_works_once_and_leaves_a_cookie(view: BrowserView) -> None:
+def test_link_works_once_and_sets_a_cookie(view: BrowserView) -> None:
     """The token is exchanged for a cookie that scripts cannot read; a second use is refused."""
     parts = urlsplit(view.address)
     first = get(view, f"/?{parts.query}")
@@ -87,8 +87,8 @@ def test_the_link_works_once_and_leaves_a_cookie(view: BrowserView) -> None:
     assert b"{{" not in page.body  # type: ignore[attr-defined]
 
 
-def test_the_link_reopens_the_page_where_it_was_opened(view: BrowserView) -> None:
-    """Who has the cookie is led to the page, whatever the token; nobody else is."""
+def test_link_works_again_in_the_browser_with_the_cookie(view: BrowserView) -> None:
+    """A request with the cookie gets the page for any token; others get 403."""
     used = f"/?{urlsplit(view.address).query}"
     cookie = get(view, used).headers["set-cookie"].split(";")[0]
     for path in (used, "/?token=guess"):
@@ -98,8 +98,8 @@ def test_the_link_reopens_the_page_where_it_was_opened(view: BrowserView) -> Non
         assert get(view, path).status == 403
 
 
-def test_two_sessions_in_one_browser_do_not_lock_each_other_out(view: BrowserView, session: Session) -> None:
-    """A browser keeps cookies by host, not by port: each session's has a name of its own."""
+def test_two_sessions_in_one_browser_have_their_own_cookies(view: BrowserView, session: Session) -> None:
+    """Browsers store cookies by host, not by port: each session has its own cookie name."""
     other = BrowserView(0, session)
     kept: dict[str, str] = {}
     for each in (view, other):
@@ -112,14 +112,14 @@ def test_two_sessions_in_one_browser_do_not_lock_each_other_out(view: BrowserVie
 
 
 def test_another_host_name_gets_403(view: BrowserView) -> None:
-    """A foreign page that makes its own name point here is refused before anything else."""
+    """A foreign page whose host name points to this server is refused first."""
     token = urlsplit(view.address).query
     assert get(view, f"/?{token}", Host="evil.example").status == 403
     assert get(view, f"/?{token}").status == 303  # and the token was not spent on it
 
 
 def test_another_origin_gets_no_web_socket(view: BrowserView) -> None:
-    """With the cookie but from another page, the socket is refused."""
+    """The socket is refused with the cookie but from another page."""
     token = urlsplit(view.address).query
     cookie = get(view, f"/?{token}").headers["set-cookie"].split(";")[0]
     upgrade = {
@@ -136,8 +136,8 @@ def test_another_origin_gets_no_web_socket(view: BrowserView) -> None:
     assert get(view, "/ws", **upgrade | {"Cookie": wrong}, Origin=own).status == 403
 
 
-def test_a_page_that_is_behind_gets_no_queue(view: BrowserView) -> None:
-    """The next picture comes after the last is drawn, and is the newest; the end is told at once."""
+def test_slow_page_gets_the_newest_picture(view: BrowserView) -> None:
+    """The next picture is sent after the last is drawn, and is the newest; the end is sent at once."""
     answer = get(view, f"/?{urlsplit(view.address).query}")
     cookie = answer.headers["set-cookie"].split(";")[0]
     own = view.address.split("/?")[0]
@@ -161,26 +161,26 @@ def test_a_page_that_is_behind_gets_no_queue(view: BrowserView) -> None:
 
 
 def mean_shade(socket: ClientConnection) -> float:
-    """The news, then the picture's mean."""
+    """The state, then the mean of the picture."""
     assert not json.loads(socket.recv(timeout=10))["ended"]
     jpeg = socket.recv(timeout=10, decode=False)
     return float(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).mean())
 
 
-def test_nothing_else_is_served(view: BrowserView) -> None:
+def test_other_paths_are_not_served(view: BrowserView) -> None:
     """No files, no API."""
     cookie = get(view, f"/?{urlsplit(view.address).query}").headers["set-cookie"].split(";")[0]
     for path in ("/docs", "/../pyproject.toml", "/static/live.html", "/openapi.json"):
         assert get(view, path, Cookie=cookie).status == 404
 
 
-def test_it_listens_on_this_machine_alone(view: BrowserView) -> None:
-    """Bound to the loopback address, not to all."""
+def test_server_listens_only_on_loopback(view: BrowserView) -> None:
+    """Bound to the loopback address, not to all addresses."""
     assert view._socket.getsockname()[0] == "127.0.0.1"
 
 
-def test_a_taken_port_is_one_line(view: BrowserView, session: Session) -> None:
-    """The reason, and what to do."""
+def test_taken_port_is_one_line(view: BrowserView, session: Session) -> None:
+    """The reason and the remedy."""
     port = urlsplit(view.address).port
     assert port is not None
     with pytest.raises(ValueError, match="--port 0"):
@@ -189,7 +189,7 @@ def test_a_taken_port_is_one_line(view: BrowserView, session: Session) -> None:
 
 @pytest.mark.parametrize("system", ["posix", "nt"])
 def test_two_sessions_never_share_a_port(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On Windows the option that frees a port sooner would let them."""
+    """On Windows the option for fast reuse of a port would allow this."""
     with monkeypatch.context() as patch:
         patch.setattr(os, "name", system)
         listener = _listen(0)
@@ -197,19 +197,19 @@ def test_two_sessions_never_share_a_port(system: str, monkeypatch: pytest.Monkey
         assert bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)) == (system == "posix")
 
 
-def test_what_the_page_gets_is_plain_json(session: Session) -> None:
-    """NaN would not be JSON."""
-    session.missed(9.0, "camera_lost")
+def test_snapshot_is_valid_json(session: Session) -> None:
+    """NaN is not valid JSON."""
+    session.add_gap(9.0, "camera_lost")
     text = json.dumps(snapshot(session), allow_nan=False)
-    assert json.loads(text)["words"] == "camera lost"
+    assert json.loads(text)["headline"] == "camera lost"
 
 
 @pytest.mark.parametrize(("fps", "row_s"), [(3, 1.0), (0.5, 4.0)])
-def test_the_page_knows_how_long_a_moment_speaks(fps: float, row_s: float) -> None:
-    """A session slower than a frame a second has no holes in its timeline."""
+def test_snapshot_has_the_length_of_a_point(fps: float, row_s: float) -> None:
+    """A session slower than one frame/s has no holes in its timeline."""
     session = Session(("distracted", "engaged"), OutputOptions())
     for k in range(20):
-        session.saw(Frame(k / fps, np.zeros((48, 64, 3), np.uint8)), replace(prediction(), t_s=k / fps))
+        session.add_frame(Frame(k / fps, np.zeros((48, 64, 3), np.uint8)), replace(prediction(), t_s=k / fps))
     assert snapshot(session)["row_s"] == pytest.approx(row_s)
 
 
@@ -222,11 +222,11 @@ def until(page: "Page", condition: str) -> None:
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt install chromium")
-def test_the_door_itself_serves_a_browser(
+def test_serve_command_serves_a_browser(
     real_clips: dict[str, Path], detector_path: Path, landmarker_path: Path, tmp_path: Path
 ) -> None:
     """`python -m live --serve` on a file, as a process: the printed link opens, the timeline moves, a wrong
-    token gets 403, signals show when asked for, and the quit button of a slow page ends the process."""
+    token gets 403, signals show on request, and the quit button of a slow page ends the process."""
     from playwright.sync_api import sync_playwright
 
     run = write_run(
@@ -266,7 +266,7 @@ def test_the_door_itself_serves_a_browser(
             count = page.evaluate("+document.querySelector('#timeline').dataset.moments")
             until(page, f"+document.querySelector('#timeline').dataset.moments > {count} + 6")
             page.click("text=quit")
-            until(page, "document.querySelector('#words').textContent === 'session ended'")
+            until(page, "document.querySelector('#headline').textContent === 'session ended'")
             browser.close()
         out, _ = process.communicate(timeout=30)
     finally:
@@ -277,10 +277,11 @@ def test_the_door_itself_serves_a_browser(
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt install chromium")
-def test_the_page_shows_a_moving_timeline_and_its_keys_arrive(
+def test_page_shows_a_moving_timeline_and_sends_keys(
     view: BrowserView, session: Session, real_clips: dict[str, Path], tmp_path: Path
 ) -> None:
-    """In headless Chromium, from a real file: pictures change, timeline grows, marks show, keys arrive."""
+    """In headless Chromium, with a real file: pictures change, the timeline grows, marks show, keys
+    arrive."""
     from playwright.sync_api import sync_playwright
 
     from extract.video.reader import read_video
@@ -293,7 +294,7 @@ def test_the_page_shows_a_moving_timeline_and_its_keys_arrive(
                 if stop.is_set():
                     return
                 t_s = time.monotonic()
-                session.saw(frame, replace(prediction(), t_s=t_s))
+                session.add_frame(frame, replace(prediction(), t_s=t_s))
                 if view.is_watched:
                     view.show(session.scene(frame.rgb()))
                 pressed.append(view.keys())
@@ -314,7 +315,7 @@ def test_the_page_shows_a_moving_timeline_and_its_keys_arrive(
             asked: list[str] = []
             page.on("request", lambda request: asked.append(request.url))
             page.goto(view.address)
-            until(page, "document.querySelector('#words').textContent === 'engaged'")
+            until(page, "document.querySelector('#headline').textContent === 'engaged'")
             until(page, "+document.querySelector('#timeline').dataset.moments > 10")
             count = page.evaluate("+document.querySelector('#timeline').dataset.moments")
             source = page.evaluate("document.querySelector('#video').src")
@@ -341,15 +342,15 @@ def test_the_page_shows_a_moving_timeline_and_its_keys_arrive(
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt install chromium")
-def test_a_slow_session_has_no_holes_on_the_page_and_a_lost_one_says_reload(
+def test_slow_session_has_no_holes_and_a_lost_connection_asks_to_reload(
     view: BrowserView, session: Session
 ) -> None:
-    """A frame every two seconds fills each column of the last three minutes; a lost socket is no dead end:
-    the page says reload, and that works."""
+    """One frame every two seconds fills each column of the last three minutes. After a lost connection the
+    page asks to reload, and reloading works."""
     from playwright.sync_api import sync_playwright
 
     for k in range(200):
-        session.saw(Frame(30.0 + 2 * k, np.zeros((8, 8, 3))), replace(prediction(), t_s=30.0 + 2 * k))
+        session.add_frame(Frame(30.0 + 2 * k, np.zeros((8, 8, 3))), replace(prediction(), t_s=30.0 + 2 * k))
     view.show(np.zeros((8, 8, 3), np.uint8))
     empty = """(() => { const canvas = document.querySelector("#timeline"), {width, height} = canvas;
       const row = canvas.getContext("2d").getImageData(0, height - 1, width, 1).data;
@@ -359,10 +360,10 @@ def test_a_slow_session_has_no_holes_on_the_page_and_a_lost_one_says_reload(
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
         page = browser.new_page()
         page.goto(view.address)
-        until(page, "document.querySelector('#words').textContent === 'engaged'")
+        until(page, "document.querySelector('#headline').textContent === 'engaged'")
         assert page.evaluate(empty) == 0
         page.evaluate("socket.close()")
-        until(page, "document.querySelector('#message').textContent === 'Reload this page.'")
+        until(page, "document.querySelector('#message').textContent === 'Connection lost. Reload this page.'")
         page.reload()
-        until(page, "document.querySelector('#words').textContent === 'engaged'")
+        until(page, "document.querySelector('#headline').textContent === 'engaged'")
         browser.close()

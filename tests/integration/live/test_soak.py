@@ -1,4 +1,4 @@
-"""A long session, accelerated: faces coming and going, a camera that fails, a log that is rotated."""
+"""Test of a long, accelerated session: changing faces, a failing camera, log rotation."""
 
 import sys
 import time
@@ -34,7 +34,7 @@ def resident_mb() -> float:
 
 
 class Rotates(NoView):
-    """A view whose place in the loop is used to look at memory and to rotate the log, as a system would."""
+    """A view that measures memory and rotates the log from within the loop."""
 
     def __init__(self, log: Path, source: LatestFrameReader) -> None:
         self._log, self._source = log, source
@@ -42,7 +42,7 @@ class Rotates(NoView):
         self.memory_mb: list[tuple[float, float]] = []
 
     def keys(self) -> str:
-        """Presses nothing but a mark now and then."""
+        """Key for a mark from time to time."""
         now_s = self._source.last_s
         if now_s > 60 * (self._rotations + 1):
             self._rotations += 1
@@ -56,9 +56,9 @@ class Rotates(NoView):
 @pytest.mark.skipif(
     sys.platform != "linux", reason="reads memory from /proc; open files cannot be renamed elsewhere"
 )
-def test_ten_minutes_lose_no_row_and_no_memory(tmp_path: Path, detector_path: Path) -> None:
-    """Each frame that the camera gave has its row in one of the logs, and each second of a lost camera,
-    nothing is raised, and memory stays where it was after the first minutes."""
+def test_ten_minutes_lose_no_row_and_leak_no_memory(tmp_path: Path, detector_path: Path) -> None:
+    """Each camera frame and each second of a lost camera has its row in a log, nothing is raised, and memory
+    is constant after the first minutes."""
     from skimage.data import astronaut
 
     face = cv2.resize(astronaut(), (320, 240))

@@ -1,7 +1,7 @@
-"""Faces stay on the machine: no door opens a connection beyond loopback and unix sockets.
+"""Tests that no command opens a connection other than loopback and unix sockets.
 
-Under strace, on Linux: every `connect` and `sendto` of a door and its children is looked at. Names of hosts
-are looked up over such sockets as well, so a look-up would show too.
+They use strace on Linux and check every `connect` and `sendto` of a command and its children. Host names are
+looked up over sockets too, so a look-up is detected as well.
 """
 
 import os
@@ -29,7 +29,7 @@ pytestmark = [
 
 
 def far_addresses(trace: str) -> set[str]:
-    """Addresses outside this machine that a trace shows somebody talking to."""
+    """Addresses outside this machine to which a traced process connects or sends."""
     found = set()
     for line in trace.splitlines():
         if TALK.search(line):
@@ -41,12 +41,12 @@ def far_addresses(trace: str) -> set[str]:
 
 
 def lookups(trace: str) -> list[str]:
-    """Lines of a trace in which a name is asked for, be it of a server on this machine that asks further."""
+    """Lines of a trace with a DNS look-up, also through a server on this machine."""
     return [line for line in trace.splitlines() if TALK.search(line) and re.search(r"port=htons\(53\)", line)]
 
 
-def watched(tmp_path: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    """A python process under strace; the assertion that it talked to nobody far is made here."""
+def run_traced(tmp_path: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run Python under strace and assert that it connects only to this machine."""
     assert STRACE is not None
     trace = tmp_path / "trace.txt"
     home = tmp_path / "home"
@@ -71,7 +71,7 @@ def watched(tmp_path: Path, *words: object) -> subprocess.CompletedProcess[str]:
         text=True,
         encoding="utf-8",
         timeout=400,
-        # A fresh home: what a library asks at its first start, it asks now.
+        # A fresh home: a request of a library at its first start is made now.
         env={**os.environ, "HOME": str(home), "BRAINBUDDY_CACHE": str(cache_dir())},
     )
     if "ptrace" in done.stderr and done.returncode:
@@ -87,7 +87,7 @@ def test_the_watch_itself_sees_a_connection(tmp_path: Path) -> None:
     """A process that does open one is caught, or the other tests would prove nothing."""
     code = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('192.0.2.1', 9))"
     with pytest.raises(AssertionError, match=r"192\.0\.2\.1"):
-        watched(tmp_path, "-c", code)
+        run_traced(tmp_path, "-c", code)
     six = 'connect(3, {sa_family=AF_INET6, inet_pton(AF_INET6, "2001:db8::1", &sin6_addr)}, 28) = 0'
     assert far_addresses(six) == {"2001:db8::1"}
     near = 'connect(3, {sa_family=AF_INET, sin_port=htons(9), sin_addr=inet_addr("127.0.0.1")}, 16) = 0'
@@ -98,27 +98,27 @@ def test_the_watch_itself_sees_a_connection(tmp_path: Path) -> None:
         "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('127.0.0.53', 53))"
     )
     with pytest.raises(AssertionError, match="looked up a name"):
-        watched(tmp_path, "-c", code)
+        run_traced(tmp_path, "-c", code)
 
 
-def test_live_talks_to_nobody(
+def test_live_makes_no_outside_connection(
     tmp_path: Path, real_clips: dict[str, Path], detector_path: Path, landmarker_path: Path
 ) -> None:
-    """Torch, MediaPipe with both models, OpenVINO, cv2, a log, a recording and a report."""
+    """With torch, MediaPipe with both models, OpenVINO, cv2, a log, a recording and a report."""
     run = write_run(
         tmp_path / "run", detector_path, landmarker=landmarker_path, inputs=("embeddings", "geometry")
     )
     words = ["-m", "live", "--run", run, "--video", real_clips["single"], "--headless"]
-    done = watched(tmp_path, *words, "--log", tmp_path / "a.csv", "--record", tmp_path / "a.mp4")
+    done = run_traced(tmp_path, *words, "--log", tmp_path / "a.csv", "--record", tmp_path / "a.mp4")
     assert done.returncode == 0, done.stderr
 
 
-def test_the_browser_view_talks_to_this_machine_alone(
+def test_browser_view_connects_only_to_this_machine(
     tmp_path: Path, real_clips: dict[str, Path], detector_path: Path
 ) -> None:
-    """Its server listens on loopback and asks nobody anything."""
+    """The server listens on loopback and sends no request."""
     run = write_run(tmp_path / "run", detector_path)
-    done = watched(
+    done = run_traced(
         tmp_path, "-m", "live", "--run", run, "--video", real_clips["single"], "--serve", "--port", "0"
     )
     assert done.returncode == 0, done.stderr
@@ -128,12 +128,12 @@ def test_the_browser_view_talks_to_this_machine_alone(
     assert all("127.0.0.1" in line for line in bound)
 
 
-def test_extract_and_tune_talk_to_nobody(tmp_path: Path, tiny_demo: Path) -> None:
-    """The whole way from videos to a run, in worker processes too."""
+def test_extract_and_tune_make_no_outside_connection(tmp_path: Path, tiny_demo: Path) -> None:
+    """From videos to a run, also in worker processes."""
     store, run = tmp_path / "demo.zarr", tmp_path / "run"
     words = ["-m", "extract", "--data", tiny_demo / "labels.csv", "--out", store, "--weights", "random"]
-    done = watched(tmp_path, *words, "--workers", "1", "--fps", "1")
+    done = run_traced(tmp_path, *words, "--workers", "1", "--fps", "1")
     assert done.returncode == 0, done.stderr
     words = ["-m", "tune", "--store", store, "--out", run, "--trials", "2", "--workers", "1"]
-    done = watched(tmp_path, *words, "--labels", "distracted,engaged")
+    done = run_traced(tmp_path, *words, "--labels", "distracted,engaged")
     assert done.returncode == 0, done.stderr

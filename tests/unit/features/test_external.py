@@ -77,7 +77,7 @@ def test_head_on_imported_geometry_is_trained_evaluated_and_explained(tmp_path: 
     assert load_card(run).dims == {"geometry": len(NAMES)}
     assert seqmodel(["evaluate", "--run", str(run), "--bootstrap-rounds", "50"]) == 0
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "Most rests on eyes." in page
+    assert "The most important group is eyes." in page
     assert "Logistic, geometry" in page
     assert "Logistic, embeddings" not in page
 

@@ -1,4 +1,4 @@
-"""live/inference/calibration.py, control.py: one person's minute moves the decision and nothing else."""
+"""live/inference/calibration.py and commands.py: a personal calibration changes only the decision."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,12 +29,12 @@ from tests.support.predictions import prediction
 from tests.support.small_run import write_run
 
 ATTENDING, AWAY = [1.9, 2.0, 2.1, 2.0, -5.0], [0.9, 1.0, 1.1, 1.0, 9.0]
-"""A person whose logits all lie on one side of zero; one outlier each."""
+"""Logits of a subject that are all on one side of zero, with one outlier per phase."""
 
 
 @pytest.mark.parametrize("base", [Calibration(), Calibration(temperature=2, bias=-0.3, threshold=0.35)])
-def test_the_middle_between_the_phases_becomes_the_threshold(base: Calibration) -> None:
-    """Before, both phases read the same class; after, each its own. Outliers do not count."""
+def test_personal_calibration_puts_the_threshold_between_the_phases(base: Calibration) -> None:
+    """Before, both phases have the same class; after, each has its own. Outliers have no effect."""
     own = personal_calibration(ATTENDING, AWAY, base)
     logits = np.array([[1.5], [2.0], [1.0]])
     p = probabilities(logits, "binary", own)[:, 1]
@@ -45,23 +45,23 @@ def test_the_middle_between_the_phases_becomes_the_threshold(base: Calibration) 
 
 
 @pytest.mark.parametrize(
-    ("attending", "away", "shown"),
+    ("attending", "away", "message"),
     [
-        ([1.0] * 5, [0.9] * 5, "look alike"),
-        ([0.0] * 5, [2.0] * 5, "look alike"),
+        ([1.0] * 5, [0.9] * 5, "too close"),
+        ([0.0] * 5, [2.0] * 5, "too close"),
         ([1.0], [0.0] * 5, "too few"),
     ],
 )
-def test_phases_that_cannot_be_told_apart_change_nothing(
-    attending: list[float], away: list[float], shown: str
+def test_phases_with_close_logits_are_refused(
+    attending: list[float], away: list[float], message: str
 ) -> None:
-    """Equal, the wrong way round, or without a face."""
-    with pytest.raises(ValueError, match=shown):
+    """Equal medians, swapped phases, or no face."""
+    with pytest.raises(ValueError, match=message):
         personal_calibration(attending, away, Calibration())
 
 
-def test_a_phase_counts_its_second_half_only() -> None:
-    """The window still holds what was before."""
+def test_first_half_of_a_phase_is_skipped() -> None:
+    """The window still has frames from before the phase."""
     trial = CalibrationSession.begin(100.0, 30.0, 10.0)
     for t_s in np.arange(100, 160, 1.0):
         trial.add(replace(prediction(), t_s=float(t_s), logits=(float(t_s),)))
@@ -73,8 +73,8 @@ def test_a_phase_counts_its_second_half_only() -> None:
     assert "look away" in trial.message(131.0)
 
 
-def test_what_nothing_may_be_said_about_does_not_count() -> None:
-    """A lost camera in the first phase, nobody there in the second: too few are left."""
+def test_states_without_prediction_are_skipped_in_a_calibration() -> None:
+    """A lost camera in the first phase and no face in the second: too few predictions remain."""
     trial = CalibrationSession.begin(0.0, 30.0, 10.0)
     for state in STATES:
         for t_s in (20.0, 50.0):
@@ -82,8 +82,8 @@ def test_what_nothing_may_be_said_about_does_not_count() -> None:
     assert (len(trial.attending), len(trial.away)) == (2, 2), "ok and unsure"
 
 
-def test_what_a_window_still_holds_of_before_does_not_count() -> None:
-    """A phase settles for a whole window; one with too little left after that is refused."""
+def test_phase_skips_a_whole_window_and_must_be_longer() -> None:
+    """A phase with too little time after its first window is refused."""
     trial = CalibrationSession.begin(0.0, 20.0, 14.0)
     for t_s in np.arange(0, 40, 0.5):
         trial.add(replace(prediction(), t_s=float(t_s), logits=(float(t_s),)))
@@ -93,10 +93,10 @@ def test_what_a_window_still_holds_of_before_does_not_count() -> None:
         CalibrationSession.begin(0.0, 18.0, 14.0)
 
 
-def test_it_is_kept_by_name_for_one_run_and_removable(
+def test_calibration_is_saved_per_subject_and_run_and_can_be_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hangul names work; another run does not see it; a name cannot leave the folder."""
+    """Hangul names work; another run has no calibration; a name cannot contain a path."""
     monkeypatch.setenv("BRAINBUDDY_HOME", str(tmp_path))
     own = Calibration(temperature=0.7, bias=0.2, abstain=(0.4, 0.6))
     save_personal("민수", "a" * 12, own)
@@ -123,10 +123,10 @@ def test_it_is_kept_by_name_for_one_run_and_removable(
         '"threshold_metric": "f1", "more": 1}}',
     ],
 )
-def test_a_damaged_file_is_named_and_stops_nothing(
+def test_damaged_calibration_file_gives_a_message_and_the_session_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector_path: Path, damage: str
 ) -> None:
-    """The session goes on with the run's own calibration, and leaves the file; --forget removes it."""
+    """The session uses the run's calibration and keeps the file; --forget removes it."""
     monkeypatch.setenv("BRAINBUDDY_HOME", str(tmp_path))
     model = open_model(write_run(tmp_path / "run", detector_path))
     path = save_personal("민수", model.key, Calibration())
@@ -146,11 +146,11 @@ def test_a_damaged_file_is_named_and_stops_nothing(
     assert forget_personal("민수")
 
 
-def test_a_person_is_not_decided_about_by_a_run_of_before(
+def test_calibration_for_an_older_threshold_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector_path: Path
 ) -> None:
-    """Threshold, band and goal of the run go into a person's calibration: where they have changed since, it
-    is not used, and that is said. Temperature and bias are the person's own in any case."""
+    """A personal calibration copies threshold, abstain band and threshold metric: if the run's change, it is
+    not used. Temperature and bias are always personal."""
     monkeypatch.setenv("BRAINBUDDY_HOME", str(tmp_path))
     run = write_run(tmp_path / "run", detector_path)
     card = load_card(run)
@@ -172,13 +172,13 @@ def test_a_person_is_not_decided_about_by_a_run_of_before(
         assert (session.personal == SUBJECT) == is_used
         assert control.predictor is not None
         assert control.predictor.calibration == (own if is_used else model.card.calibration)
-        assert ("made for another calibration of this run" in told[0]) != is_used
+        assert ("because the run's calibration has changed" in told[0]) != is_used
 
 
-def test_a_calibration_that_cannot_be_kept_holds_for_the_session(
+def test_calibration_that_cannot_be_saved_is_used_for_the_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector_path: Path
 ) -> None:
-    """A home that is no folder: on until the end or key x, and not called done."""
+    """The home is not a folder: used until the end or key x, and not reported as done."""
     home = tmp_path / "home"
     home.touch()
     monkeypatch.setenv("BRAINBUDDY_HOME", str(home))
@@ -191,7 +191,7 @@ def test_a_calibration_that_cannot_be_kept_holds_for_the_session(
     assert control.calibration.startswith("not finished")
     control.push(Frame(16.5, np.zeros((48, 64, 3), np.uint8)))
     assert session.personal == SUBJECT
-    assert "for this session alone" in control.calibration
+    assert "for this session only" in control.calibration
     assert control.calibration == told[-1]
     control.press("x", 17.0)
     assert session.personal == ""
@@ -200,8 +200,10 @@ def test_a_calibration_that_cannot_be_kept_holds_for_the_session(
     control.close()
 
 
-def test_one_run_is_forgotten_without_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What other runs know of the person stays; the file goes with the last one."""
+def test_removing_the_calibration_of_one_run_keeps_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calibrations for other runs stay; the file is deleted with the last one."""
     monkeypatch.setenv("BRAINBUDDY_HOME", str(tmp_path))
     own = Calibration(temperature=0.7, bias=0.2)
     for key in ("a" * 12, "b" * 12):
@@ -214,8 +216,8 @@ def test_one_run_is_forgotten_without_the_others(tmp_path: Path, monkeypatch: py
     assert list((tmp_path / "personal").iterdir()) == []
 
 
-def test_each_phase_is_said_once_where_nobody_sees_a_picture(tmp_path: Path, detector_path: Path) -> None:
-    """Headless, from --calibrate on: attend, then look away, each as it begins, then how it ended."""
+def test_headless_calibration_prints_each_instruction_once(tmp_path: Path, detector_path: Path) -> None:
+    """With --calibrate: attend, then look away, at the start of each phase; then the result."""
     run = write_run(tmp_path / "run", detector_path, pixels=Pixels((), window_s=2))
     told: list[str] = []
     session = Session(("distracted", "engaged"), OutputOptions())
@@ -225,23 +227,23 @@ def test_each_phase_is_said_once_where_nobody_sees_a_picture(tmp_path: Path, det
         control.push(Frame(k / 3, np.zeros((48, 64, 3), np.uint8)))
     control.close()
     assert told == [
-        "attend as you usually do: 8 s",
-        "now look away, as when you are distracted: 8 s",
-        "too few frames with a face to calibrate on: nothing was changed",
+        "attend as usual: 8 s",
+        "now look away, as if distracted: 8 s",
+        "too few frames with a face for a calibration: nothing was changed",
     ]
 
 
-def test_multiclass_runs_have_no_one_direction() -> None:
+def test_multiclass_runs_cannot_be_calibrated() -> None:
     """There is no single scale from looking away to attending."""
     assert [can_calibrate(task) for task in ("binary", "ordinal", "multiclass")] == [True, True, False]
 
 
 @pytest.mark.slow
-def test_c_is_kept_shown_used_next_time_and_removed_by_x(
+def test_key_c_calibrates_also_the_next_session_and_key_x_removes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector_path: Path
 ) -> None:
-    """Without --subject: key c, and a minute of two pictures that the run alone calls by one name; from then
-    on they have two, in the next session as well, until x."""
+    """Without --subject: key c with two pictures that the run assigns to one class. After the calibration
+    they have two classes, also in the next session, until key x."""
     from skimage.data import astronaut
 
     monkeypatch.setenv("BRAINBUDDY_HOME", str(tmp_path))
@@ -273,8 +275,8 @@ def test_c_is_kept_shown_used_next_time_and_removed_by_x(
     watch(control, attending, 100.0, CALIBRATE_S)
     watch(control, away, 100.0 + CALIBRATE_S, CALIBRATE_S + 1)
     assert [line.split(":")[0] for line in told[:-1]] == [
-        "attend as you usually do",
-        "now look away, as when you are distracted",
+        "attend as usual",
+        "now look away, as if distracted",
     ]
     assert f"calibrated to {SUBJECT}" in told[-1]
     save_personal(SUBJECT, "another run", card)
@@ -282,7 +284,7 @@ def test_c_is_kept_shown_used_next_time_and_removed_by_x(
     for again in (False, True):
         if again:
             session, control = begin()
-            assert "is on" in told[-1]
+            assert "using the calibration of" in told[-1]
         assert session.personal == SUBJECT
         assert snapshot(session)["personal"] == SUBJECT
         start_s = 200.0 if not again else 0.0
@@ -298,10 +300,10 @@ def test_c_is_kept_shown_used_next_time_and_removed_by_x(
     assert begin()[0].personal == ""
 
 
-def test_g_shows_the_signals_of_a_run_that_has_them(
+def test_key_g_toggles_the_signals_of_a_run_with_geometry(
     tmp_path: Path, detector_path: Path, landmarker_path: Path
 ) -> None:
-    """On and off, in window and browser; a run without geometry says why not."""
+    """In window and browser; a run without geometry gives a message."""
     from skimage.data import astronaut
 
     for landmarker, inputs in ((None, ("embeddings",)), (landmarker_path, ("embeddings", "geometry"))):
@@ -311,12 +313,12 @@ def test_g_shows_the_signals_of_a_run_that_has_them(
         control = Control(session, subject="nobody", calibrate_s=None, notify=told.append)
         control.start(Predictor(open_model(run)), 0.0)
         frame = Frame(0.0, astronaut())
-        session.saw(frame, control.push(frame))
+        session.add_frame(frame, control.push(frame))
         plain = session.picture(frame.rgb(), 0.0)
         assert "signals" not in snapshot(session)
         control.press("g", 0.0)
         if landmarker is None:
-            assert "no geometry" in told[0]
+            assert "does not use geometry" in told[0]
             assert not session.shows_signals
         else:
             assert set(snapshot(session)["signals"]) == {"eyes open", "gaze", "yaw"}
@@ -326,7 +328,7 @@ def test_g_shows_the_signals_of_a_run_that_has_them(
         control.close()
 
 
-def test_keys_do_what_they_say(tmp_path: Path) -> None:
+def test_keys_run_their_commands(tmp_path: Path) -> None:
     """Marks, pause, quit and messages; unknown keys do nothing."""
     session, told = Session(("distracted", "engaged"), OutputOptions(record=None)), list[str]()
     control = Control(session, subject="me", calibrate_s=None, notify=told.append)

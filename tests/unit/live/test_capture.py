@@ -1,4 +1,4 @@
-"""live/sources/: the present and never a queue, and what is lost comes back."""
+"""Tests of live/sources/: newest frame without a queue, and reconnection."""
 
 import contextlib
 import http.server
@@ -23,8 +23,8 @@ from live.ui.view import window_problem
 from tests.support.stepped import PICTURE, SteppedCamera, SteppedClock
 
 
-def test_a_missing_camera_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
-    """No camera of that number: a reason for people, and nothing from the drivers on stderr."""
+def test_missing_camera_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """The reason is in the error, and the drivers print nothing to stderr."""
     with pytest.raises(ValueError, match="camera 97 cannot be opened"):
         camera_frames(97, time.monotonic)
     with pytest.raises(ValueError, match="camera 97 cannot be opened"):
@@ -32,8 +32,8 @@ def test_a_missing_camera_is_one_line(capfd: pytest.CaptureFixture[str]) -> None
     assert capfd.readouterr().err == ""
 
 
-def test_a_file_gives_the_frames_that_extraction_reads(real_clips: dict[str, Path]) -> None:
-    """The same times and the same pixels, none dropped."""
+def test_file_source_gives_the_frames_of_extraction(real_clips: dict[str, Path]) -> None:
+    """The same times and pixels, no frame is dropped."""
     source = open_source(0, str(real_clips["carphone"]), False)
     for theirs in read_video(real_clips["carphone"]):
         ours = source.next(1.0)
@@ -45,14 +45,14 @@ def test_a_file_gives_the_frames_that_extraction_reads(real_clips: dict[str, Pat
     source.close()
 
 
-def test_camera_order_becomes_rgb() -> None:
-    """Blue first comes in, red first goes out."""
+def test_bgr_becomes_rgb() -> None:
+    """The blue channel moves from first to last."""
     bgr = np.array([[[1, 2, 3]]], np.uint8)
     assert bgr_to_rgb(bgr).tolist() == [[[3, 2, 1]]]
 
 
-def test_a_slow_reader_gets_the_newest_frame() -> None:
-    """What came in between is dropped and counted, not queued."""
+def test_slow_reader_gets_the_newest_frame() -> None:
+    """Frames between two reads are dropped and counted."""
     seen_all = threading.Event()
 
     def camera() -> Iterator[Frame]:
@@ -71,8 +71,9 @@ def test_a_slow_reader_gets_the_newest_frame() -> None:
     latest.close()
 
 
-def test_a_lost_camera_is_tried_again_and_its_time_goes_on() -> None:
-    """Losses and failed attempts: frames come again, later than before, and the loss shows meanwhile."""
+def test_lost_camera_is_reopened_and_its_time_continues() -> None:
+    """After losses and failed attempts there are frames again, with later times; `is_lost` is true
+    meanwhile."""
     start, opened = time.monotonic(), 0
 
     def camera() -> Iterator[Frame]:
@@ -101,7 +102,7 @@ def test_a_lost_camera_is_tried_again_and_its_time_goes_on() -> None:
 
 
 def test_waits_between_attempts_grow() -> None:
-    """A camera that is gone is not hammered."""
+    """A missing camera is not opened all the time."""
     tries: list[float] = []
 
     def camera() -> Iterator[Frame]:
@@ -121,8 +122,8 @@ def test_waits_between_attempts_grow() -> None:
     assert waits[2] >= 0.12
 
 
-def test_pausing_lets_go_of_the_camera() -> None:
-    """The generator is closed while paused, and opened again on resume."""
+def test_pause_closes_the_camera() -> None:
+    """The generator is closed while paused and opened again on resume."""
     held = threading.Event()
 
     def camera() -> Iterator[Frame]:
@@ -148,8 +149,8 @@ def test_pausing_lets_go_of_the_camera() -> None:
     assert not held.is_set()
 
 
-def test_a_file_in_real_time_keeps_its_own_pace(real_clips: dict[str, Path]) -> None:
-    """Each frame comes when its own time has come, and none before."""
+def test_realtime_file_plays_at_its_own_speed(real_clips: dict[str, Path]) -> None:
+    """Each frame is given at its own time, not earlier."""
     clock = SteppedClock()
     paced = RealtimeFileReader(str(real_clips["pexels"]), clock, clock.sleep)
     paced.begin()
@@ -160,8 +161,8 @@ def test_a_file_in_real_time_keeps_its_own_pace(real_clips: dict[str, Path]) -> 
     assert [pts_s for pts_s, _ in came] == [frame.pts_s for frame in theirs]
 
 
-def test_a_file_in_real_time_goes_on_after_a_pause(real_clips: dict[str, Path]) -> None:
-    """The pause is a gap in the times, and the picture after it is the file's next one."""
+def test_realtime_file_continues_after_a_pause(real_clips: dict[str, Path]) -> None:
+    """The pause is a gap in the times, and the next picture is the file's next one."""
     clock = SteppedClock()
     paced = RealtimeFileReader(str(real_clips["single"]), clock, clock.sleep)
     paced.begin()
@@ -174,8 +175,8 @@ def test_a_file_in_real_time_goes_on_after_a_pause(real_clips: dict[str, Path]) 
     assert [frame.pts_s - 5.0 for frame in seen[8:]] == pytest.approx([f.pts_s for f in theirs[8:]])
 
 
-def test_a_paused_file_gives_nothing_until_it_is_resumed(real_clips: dict[str, Path]) -> None:
-    """In its thread, with the real clock: times grow across a pause."""
+def test_paused_file_gives_no_frame(real_clips: dict[str, Path]) -> None:
+    """In its thread, with the real clock: times increase across a pause."""
     source = open_source(0, str(real_clips["single"]), True)
     source.begin()
     before = source.next(5.0)
@@ -190,9 +191,8 @@ def test_a_paused_file_gives_nothing_until_it_is_resumed(real_clips: dict[str, P
     assert after.pts_s > before.pts_s
 
 
-def test_a_camera_that_hangs_is_lost_until_it_goes_on() -> None:
-    """A read that does not return says nothing; after a second of silence the camera counts as lost, though
-    not while paused, and one frame brings it back."""
+def test_hanging_camera_is_lost_until_its_next_frame() -> None:
+    """After a second without a frame the camera is lost, but not while paused; one frame ends the loss."""
     clock, camera = SteppedClock(), SteppedCamera()
     camera.give(0.0)
     source = LatestFrameReader(camera.frames, reconnects=True, clock=clock)
@@ -212,8 +212,8 @@ def test_a_camera_that_hangs_is_lost_until_it_goes_on() -> None:
     source.close()
 
 
-def test_a_slow_camera_is_not_a_lost_one() -> None:
-    """A picture every 1.2 seconds: after the second one, that is known to be its pace."""
+def test_slow_camera_is_not_lost() -> None:
+    """With a picture every 1.2 s the interval is known after the second picture."""
     clock, camera = SteppedClock(), SteppedCamera()
     camera.give(0.0)
     source, lost = LatestFrameReader(camera.frames, reconnects=True, clock=clock), []
@@ -231,8 +231,8 @@ def test_a_slow_camera_is_not_a_lost_one() -> None:
     assert lost == [True, False, False, True]
 
 
-def test_a_slow_opening_after_a_pause_is_no_loss() -> None:
-    """Many a webcam needs seconds to open; one that then falls silent is lost as ever."""
+def test_slow_reopening_after_a_pause_is_not_a_loss() -> None:
+    """Some webcams need seconds to open; one that then gives no frame is lost."""
     clock, camera = SteppedClock(), SteppedCamera()
     camera.give(0.0)
     latest = LatestFrameReader(camera.frames, reconnects=True, clock=clock)
@@ -251,8 +251,8 @@ def test_a_slow_opening_after_a_pause_is_no_loss() -> None:
     latest.close()
 
 
-def test_a_file_in_real_time_waits_for_the_model_on_its_first_frame(real_clips: dict[str, Path]) -> None:
-    """However long that loads; and a session that is over before lets go of it."""
+def test_realtime_file_waits_for_the_model_after_its_first_frame(real_clips: dict[str, Path]) -> None:
+    """For any loading time; a session that ends before closes the file."""
     for begins in (True, False):
         source = open_source(0, str(real_clips["single"]), True)
         assert source.next(5) is not None
@@ -266,10 +266,10 @@ def test_a_file_in_real_time_waits_for_the_model_on_its_first_frame(real_clips: 
         source.close()
 
 
-def test_a_file_that_decodes_slowly_keeps_its_clock_with_its_frames(
+def test_slowly_decoded_file_keeps_its_clock_with_its_frames(
     real_clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At a third of its speed: the present stays where the frames are, through a pause as well."""
+    """At a third of its speed the clock stays at the frames' times, also through a pause."""
     clock = SteppedClock()
 
     def slowed(path: str) -> Iterator[Frame]:
@@ -304,8 +304,8 @@ def address(tmp_path: Path, real_clips: dict[str, Path]) -> Iterator[str]:
         thread.join()
 
 
-def test_a_camera_at_an_address_is_tried_again_when_it_ends(address: str) -> None:
-    """Its frames come; after its end it is lost, and opened again."""
+def test_camera_at_an_address_is_reopened_after_its_end(address: str) -> None:
+    """It gives frames, is lost after its end, and is opened again."""
     assert len(list(stream_frames(f"{address}/camera", time.monotonic))) == NUM_PICTURES
     source = open_source(0, f"{address}/camera", False)
     again, lost = False, False
@@ -319,11 +319,11 @@ def test_a_camera_at_an_address_is_tried_again_when_it_ends(address: str) -> Non
         stream_frames(f"{address}/none.mp4", time.monotonic)
 
 
-@pytest.mark.parametrize("how", ["http", "file"])
-def test_a_file_at_an_address_is_played_once_at_its_own_speed(address: str, tmp_path: Path, how: str) -> None:
-    """Not for ever, and not as fast as it comes; its times are its own."""
+@pytest.mark.parametrize("scheme", ["http", "file"])
+def test_file_at_an_address_plays_once_at_its_own_speed(address: str, tmp_path: Path, scheme: str) -> None:
+    """Not in a loop and not as fast as possible; the times are those of the file."""
     start_s = time.monotonic()
-    place = f"{address}/own.mp4" if how == "http" else (tmp_path / "own.mp4").as_uri()
+    place = f"{address}/own.mp4" if scheme == "http" else (tmp_path / "own.mp4").as_uri()
     source, times = open_source(0, place, False), list[float]()
     source.begin()
     while not source.has_ended:
@@ -335,15 +335,15 @@ def test_a_file_at_an_address_is_played_once_at_its_own_speed(address: str, tmp_
     assert set(times) <= {frame.pts_s for frame in read_video(tmp_path / "own.mp4")}
 
 
-def test_what_is_a_file_at_an_address(address: str) -> None:
-    """What has a length; a live stream in a file's clothes has none, and a camera's pictures neither."""
+def test_file_address_needs_a_length(address: str) -> None:
+    """A live stream in a file format and a camera's pictures have no length."""
     named = ("clip.mp4", "own.mp4", "live/own.mp4", "camera", "none.mp4")
     assert [is_file_address(f"{address}/{name}") for name in named] == [True, True, False, False, False]
     assert not is_file_address("rtsp://127.0.0.1:1/camera")
 
 
-def test_an_address_is_shown_without_its_password(address: str) -> None:
-    """As in the line that it gives no video."""
+def test_error_shows_the_address_without_its_password(address: str) -> None:
+    """In the error for an address without video."""
     secret = address.replace("://", "://minsu:p@ss/w0rd@")
     with pytest.raises(ValueError, match="gives no video") as caught:
         open_source(0, f"{secret}/none.mp4", False)
@@ -359,7 +359,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
     that ends after a moment."""
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
+        """Do not log."""
 
     def do_GET(self) -> None:
         """Answer with a file or a stream."""
@@ -381,7 +381,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
             super().do_GET()
 
 
-def test_no_display_is_noticed_before_a_window_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_display_is_detected_before_a_window_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     """cv2's Qt would end the process."""
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.delenv("DISPLAY", raising=False)

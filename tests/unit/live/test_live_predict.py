@@ -1,4 +1,4 @@
-"""live/batch.py: files in batch through the camera's own predictor."""
+"""Tests of live/batch.py: prediction of video files with the live predictor."""
 
 import csv
 import json
@@ -21,11 +21,11 @@ from seqmodel.runs.card import load_card, save_card
 from tests.support.small_run import write_run
 
 
-def test_a_folder_is_predicted_as_the_camera_would(
+def test_predict_of_a_folder_gives_the_same_as_the_camera(
     real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each log holds what pushing the video's frames gives, whatever was predicted before; a broken file is
-    listed, and exit is 1."""
+    """Each log has the predictions of pushing the video's frames, whatever was predicted before; a broken
+    file is listed, and the exit code is 1."""
     run = write_run(tmp_path / "run", detector_path)
     folder = tmp_path / "영상"
     (folder / "again").mkdir(parents=True)
@@ -55,10 +55,11 @@ def test_a_folder_is_predicted_as_the_camera_would(
     assert not list((tmp_path / "out").glob("*.partial"))
 
 
-def test_the_same_command_does_only_the_rest(
+def test_same_command_predicts_only_missing_videos(
     real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is done stays; a changed video, a lost log or another way of deciding is done anew."""
+    """Finished videos are skipped; a changed video, a missing log or another calibration is predicted
+    again."""
     run, out, folder = write_run(tmp_path / "run", detector_path), tmp_path / "out", tmp_path / "videos"
     folder.mkdir()
     for name in ("a.mp4", "b.mp4"):
@@ -84,11 +85,11 @@ def test_the_same_command_does_only_the_rest(
     assert already() == 0
 
 
-def test_what_was_not_made_here_stays(
+def test_predict_does_not_replace_other_files(
     real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Into the videos' own folder: labels and a picture beside them are not written over, the table names the
-    logs, and the same command does nothing again."""
+    """In the videos' folder, labels and a picture are not overwritten, the table has the log names, and the
+    same command again does nothing."""
     run, folder = write_run(tmp_path / "run", detector_path), tmp_path / "videos"
     folder.mkdir()
     for name in ("own.mp4", "seen.mp4"):
@@ -111,8 +112,8 @@ def test_what_was_not_made_here_stays(
 def test_another_call_adds_to_the_table(
     real_clips: dict[str, Path], detector_path: Path, tmp_path: Path
 ) -> None:
-    """Videos of one name from two folders, one call each: both rows, each with its own log; so also by a run
-    with other classes, and where a video has become unreadable."""
+    """Videos of one name from two folders, one call each, have two rows and two logs; also by a run with
+    other classes, and where a video can no longer be read."""
     run, out = write_run(tmp_path / "run", detector_path), tmp_path / "out"
     videos = [tmp_path / folder / "video.mp4" for folder in ("monday", "tuesday", "wednesday")]
     for video, clip in zip(videos, ("single", "carphone", "single"), strict=True):
@@ -138,10 +139,10 @@ def test_another_call_adds_to_the_table(
     }
 
 
-def test_a_table_of_something_else_is_refused(
+def test_predictions_table_of_another_command_is_refused(
     real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As the run's own predictions.csv, which evaluate wrote: one line, exit 2, and it stays."""
+    """For example predictions.csv of evaluate: one line, exit code 2, and the file is unchanged."""
     run = write_run(tmp_path / "run", detector_path)
     evaluated = (
         "clip_id,subject,split,label,p_distracted,p_engaged,decision\na#0,s1,test,engaged,0.2,0.8,engaged\n"
@@ -153,11 +154,11 @@ def test_a_table_of_something_else_is_refused(
     assert not (run / "single.csv").exists()
 
 
-def test_a_video_that_is_not_there_does_not_stop_the_others(
+def test_broken_link_does_not_stop_the_other_videos(
     real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Named, a link to nothing is a listed failure; in a folder it is left out, as are hidden files. By way
-    of a linked folder it is the same video."""
+    """A given broken link is a listed failure; in a folder, broken links and hidden files are left out. A
+    linked folder gives the same video."""
     run, folder = write_run(tmp_path / "run", detector_path), tmp_path / "videos"
     (folder / ".cache").mkdir(parents=True)
     for name in ("b.mp4", ".cache/c.mp4", "._b.mp4"):
@@ -183,11 +184,11 @@ def test_a_video_that_is_not_there_does_not_stop_the_others(
     assert summary["failed"] == [{"video": str(link), "reason": "No such file or directory"}]
 
 
-def test_a_video_is_the_same_whatever_it_is_called(
+def test_video_given_by_different_paths_is_predicted_once(
     real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`webcam.mp4` of two folders, named from within each, is two rows with a log each; named by its whole
-    path, or by way of another folder, the same again: once in one call, and nothing is done anew."""
+    """`webcam.mp4` of two folders, given by relative paths, has two rows and two logs; absolute paths or
+    paths via another folder are the same videos."""
     run, out = write_run(tmp_path / "run", detector_path), tmp_path / "out"
     videos = [tmp_path / folder / "webcam.mp4" for folder in ("p01", "p02")]
     for video, clip in zip(videos, ("single", "carphone"), strict=True):
@@ -210,9 +211,9 @@ def test_a_video_is_the_same_whatever_it_is_called(
     assert {path: path.stat().st_mtime_ns for path in out.glob("webcam*")} == kept
 
 
-def test_names_never_meet(tmp_path: Path) -> None:
-    """Two videos of one name, in another case, named like the table or like a file that is there get files of
-    their own; one with a row keeps its name, even where its files are gone."""
+def test_output_names_are_unique(tmp_path: Path) -> None:
+    """Videos with one name, in another case, or named like the table or an existing file get their own names;
+    a video in the table keeps its name, also without its files."""
     for name in ("B.csv", "b-2.PNG"):
         (tmp_path / name).touch()
     videos = [tmp_path / name for name in ("a.mp4", "b/A.mp4", "b/a.mov", "predictions.mp4", "b.mp4")]
@@ -221,23 +222,25 @@ def test_names_never_meet(tmp_path: Path) -> None:
     assert list(unique_names(videos, tmp_path, rows).values()) == ["a-3", "A-4", "a", "predictions-2", "B"]
 
 
-def test_two_at_once_do_not_lose_each_others_rows(
+def test_second_process_in_one_folder_is_refused(
     real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """While one process predicts into a folder, another is refused in one line; once it has ended, killed
-    even, the next goes on, and no file of that is left."""
+    """One line while the first process runs; after it was killed, the next one works and the lock file is
+    removed."""
     run, out = write_run(tmp_path / "run", detector_path), tmp_path / "out"
     out.mkdir()
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom live.batch import only_one\n"
-        "with only_one(Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(600)\n"
+        "import sys, time\nfrom pathlib import Path\nfrom live.batch import folder_lock\n"
+        "with folder_lock(Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(600)\n"
     )
     words = ["predict", "--run", str(run), "--out", str(out), str(real_clips["single"])]
     with subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline().strip() == b"in"
         assert main(words) == 2
-        assert "another predict is writing here" in " ".join(capsys.readouterr().err.split())
+        assert "another `live predict` process is writing to this folder" in " ".join(
+            capsys.readouterr().err.split()
+        )
         assert not (out / "predictions.csv").exists()
         other.kill()
     assert main(words) == 0
@@ -248,10 +251,10 @@ def test_two_at_once_do_not_lose_each_others_rows(
     ]
 
 
-def test_a_long_name_is_cut_and_does_not_stop_the_others(
+def test_long_name_is_cut_and_does_not_stop_the_others(
     real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A name as long as the disk takes: its files get a shorter one of whole letters, no two the same."""
+    """A name of the maximum length: its files get a shorter unique name of complete characters."""
     run, folder, out = write_run(tmp_path / "run", detector_path), tmp_path / "videos", tmp_path / "out"
     folder.mkdir()
     for last in "ab":
@@ -265,10 +268,10 @@ def test_a_long_name_is_cut_and_does_not_stop_the_others(
     assert main(["report", *map(str, out.glob("*.csv"))]) == 0
 
 
-def test_files_that_cannot_be_written_are_their_videos_failure(
+def test_log_that_cannot_be_written_is_a_listed_failure(
     real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Listed with the reason, exit 1; the others go on."""
+    """Listed with the reason, exit code 1; the others are predicted."""
     run, out = write_run(tmp_path / "run", detector_path), tmp_path / "out"
     (out / "single_face.csv.partial").mkdir(parents=True)
     words = ["predict", "--run", str(run), "--out", str(out), "--json"]
@@ -279,14 +282,14 @@ def test_files_that_cannot_be_written_are_their_videos_failure(
     assert "single_face.csv.partial" in summary["failed"][0]["reason"]
 
 
-def test_a_missing_place_is_named(tmp_path: Path) -> None:
-    """And a folder without videos is no video."""
+def test_missing_path_is_named(tmp_path: Path) -> None:
+    """A folder without videos gives no video."""
     with pytest.raises(ValueError, match="no such file or folder"):
         find_videos([tmp_path / "none"])
     assert find_videos([tmp_path]) == ([], [])
 
 
-def test_a_name_that_is_not_utf8_is_a_listed_failure(
+def test_name_that_is_not_utf8_is_a_listed_failure(
     real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, folder = write_run(tmp_path / "run", detector_path), tmp_path / "videos"

@@ -1,4 +1,4 @@
-"""live/ui/overlay.py: a picture that says what is known, on any background and in Hangul."""
+"""Tests of live/ui/overlay.py: visible on any background, and with Hangul."""
 
 from dataclasses import replace
 
@@ -13,10 +13,10 @@ from live.ui.overlay import (
     Status,
     draw,
     draw_boxes,
-    figure_line,
-    filled_line,
-    normal_line,
+    filled_text,
+    subject_mean_text,
     timeline_point,
+    value_text,
 )
 from tests.support.predictions import prediction
 
@@ -29,7 +29,7 @@ POINTS = [
     "shape", [(120, 160, 3), (144, 176, 3), (480, 640, 3), (1080, 1920, 3), (855, 481, 3)]
 )
 def test_any_size_gives_an_even_picture_wide_enough_for_the_panel(shape: tuple[int, int, int]) -> None:
-    """Codecs want even sides; the panel wants room."""
+    """Codecs need even sides; the panel needs MIN_WIDTH_PX."""
     image = np.full(shape, 128, np.uint8)
     picture = draw(image, prediction(), POINTS, Status())
     assert picture.dtype == np.uint8
@@ -38,8 +38,8 @@ def test_any_size_gives_an_even_picture_wide_enough_for_the_panel(shape: tuple[i
 
 
 @pytest.mark.parametrize("brightness", [0, 255])
-def test_the_box_stands_out_on_dark_and_on_light(brightness: int) -> None:
-    """Along the box's edge some pixels differ strongly from the background, whatever it is."""
+def test_box_is_visible_on_any_background(brightness: int) -> None:
+    """Some pixels of the box's edge differ strongly from the background."""
     image = np.full((480, 640, 3), brightness, np.uint8)
     picture = draw(image, prediction(), [], Status())
     edge = picture[120, 94:106].astype(int)
@@ -47,8 +47,8 @@ def test_the_box_stands_out_on_dark_and_on_light(brightness: int) -> None:
 
 
 @pytest.mark.parametrize("brightness", [0, 255])
-def test_the_panel_does_not_depend_on_the_video(brightness: int) -> None:
-    """The panel lies below the picture, so it is as legible on any video."""
+def test_panel_does_not_depend_on_the_video(brightness: int) -> None:
+    """The panel is below the picture, so its contrast is the same for any video."""
     panels = [
         draw(np.full((480, 640, 3), value, np.uint8), prediction(), POINTS, Status())[480:]
         for value in (brightness, 77)
@@ -56,8 +56,8 @@ def test_the_panel_does_not_depend_on_the_video(brightness: int) -> None:
     assert np.array_equal(*panels)
 
 
-def test_drawing_twice_gives_the_same_picture_and_leaves_the_frame_alone() -> None:
-    """No state, and the frame is not drawn upon."""
+def test_drawing_twice_gives_the_same_picture_and_keeps_the_frame() -> None:
+    """`draw` has no state and does not change the frame."""
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     before = image.copy()
     first, again = (draw(image, prediction(), POINTS, Status(message="look here")) for _ in range(2))
@@ -66,22 +66,22 @@ def test_drawing_twice_gives_the_same_picture_and_leaves_the_frame_alone() -> No
 
 
 def test_hangul_labels_are_drawn_and_differ() -> None:
-    """Two Korean class names of one length look different: no row of empty boxes."""
+    """Two Korean class names of one length give different pictures: no placeholder boxes."""
     image = np.zeros((480, 640, 3), np.uint8)
     names = [prediction(label=label, names=("졸음", "집중")) for label in ("졸음", "집중")]
     first, other = (draw(image, p, [], Status())[480:] for p in names)
     assert not np.array_equal(first, other)
 
 
-def test_recording_is_said() -> None:
-    """Whether it records changes the panel."""
+def test_recording_changes_the_panel() -> None:
+    """The panel shows whether the session is recorded."""
     image = np.zeros((480, 640, 3), np.uint8)
     quiet, recording = (draw(image, None, [], Status(recording=on)) for on in (False, True))
     assert not np.array_equal(quiet, recording)
 
 
-def test_the_signals_are_drawn_where_they_are_wanted() -> None:
-    """Into the picture's lower left, by their values; not unless asked, not without a measured face."""
+def test_signals_are_drawn_only_on_request() -> None:
+    """At the picture's lower left, by their values; not without the option or without geometry."""
     image = np.full((480, 640, 3), 90, np.uint8)
     wide = prediction(signals={"eyes open": 0.9, "gaze": -0.5, "yaw": 0.2})
     closed = replace(wide, signals=wide.signals | {"eyes open": 0.1})
@@ -95,10 +95,8 @@ def test_the_signals_are_drawn_where_they_are_wanted() -> None:
 
 
 @pytest.mark.parametrize("shape", [(120, 160, 3), (480, 640, 3), (855, 481, 3), (1080, 1920, 3)])
-def test_the_keys_are_shown_whole_at_any_size(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int]
-) -> None:
-    """Their line changes the panel down to its last letter, and ends before the edge."""
+def test_line_of_keys_fits_at_any_size(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int]) -> None:
+    """The last character changes the panel, and the line ends before the edge."""
     image = np.zeros(shape, np.uint8)
     whole = draw(image, prediction(), [], Status(personal="민수"))
     monkeypatch.setattr("live.ui.overlay.KEYS", KEYS[:-1])
@@ -108,15 +106,20 @@ def test_the_keys_are_shown_whole_at_any_size(
     assert not changed[-1].any()
 
 
-def test_a_short_window_and_a_normal_being_learned_are_said() -> None:
-    """In state ok too, until the window is full and the normal is learned."""
+def test_filled_window_and_subject_mean_are_shown() -> None:
+    """Also in state ok, until the window is full and the subject mean is complete."""
     image = np.zeros((480, 900, 3), np.uint8)
-    assert filled_line(prediction(filled=0.6)) == "window 60% full"
-    assert filled_line(prediction(filled=1.0)) == ""
-    assert normal_line(prediction(normal_s=12.0)) == "learning your normal (12 s)"
-    assert normal_line(prediction(normal_s=60.0)) == "your normal is learned"
-    assert normal_line(prediction()) == ""
-    told = [prediction(), prediction(filled=0.6), prediction(normal_s=12.0), prediction(normal_s=60.0)]
+    assert filled_text(prediction(filled=0.6)) == "window 60% full"
+    assert filled_text(prediction(filled=1.0)) == ""
+    assert subject_mean_text(prediction(subject_mean_s=12.0)) == "subject mean: 12 of 60 s"
+    assert subject_mean_text(prediction(subject_mean_s=60.0)) == "subject mean complete"
+    assert subject_mean_text(prediction()) == ""
+    told = [
+        prediction(),
+        prediction(filled=0.6),
+        prediction(subject_mean_s=12.0),
+        prediction(subject_mean_s=60.0),
+    ]
     panels = {draw(image, p, [], Status())[480:].tobytes() for p in told}
     assert len(panels) == 4
 
@@ -129,16 +132,16 @@ def test_a_short_window_and_a_normal_being_learned_are_said() -> None:
         ("multiclass", (0.1, 0.7, 0.2), "70%"),
     ],
 )
-def test_the_bar_says_what_its_figure_is(task: str, p: tuple[float, ...], figure: str) -> None:
-    """An expected level is no class's probability; only two classes leave no doubt whose it is."""
+def test_value_of_the_bar_is_named_by_task(task: str, p: tuple[float, ...], figure: str) -> None:
+    """An expected level is not a class probability; only with two classes the class is named."""
     names = ("distracted", "engaged") if len(p) == 2 else ("low", "middle", "high")
     shown = prediction(task=task, p=p, names=names, label=names[1])
-    assert figure_line(shown) == figure
+    assert value_text(shown) == figure
     assert draw(np.zeros((480, 640, 3), np.uint8), shown, [], Status()).shape[1] == 640
 
 
-def test_a_slow_timeline_has_no_holes_and_a_gap_is_one() -> None:
-    """A frame every two seconds, and half a minute without; at three a second a gap of two seconds is one."""
+def test_slow_timeline_has_no_holes_and_a_gap_is_empty() -> None:
+    """One frame every two seconds and a gap of 30 s; at three frames/s, two seconds are a gap."""
     slow = [TimelinePoint(2.0 * k + (30.0 if k >= 15 else 0.0), "ok", 0.5) for k in range(30)]
     quick = [TimelinePoint(k / 3 + (2.0 if k >= 15 else 0.0), "ok", 0.5) for k in range(30)]
     assert (row_s(slow), row_s(quick)) == (4.0, 1.0)
@@ -150,8 +153,8 @@ def test_a_slow_timeline_has_no_holes_and_a_gap_is_one() -> None:
         assert empty.sum() == pytest.approx(hole_s / length_s * 600, abs=2)
 
 
-def test_the_scene_for_the_browser_has_the_boxes_and_nothing_else() -> None:
-    """Outside the boxes' lines the picture is the camera's."""
+def test_scene_for_the_browser_has_only_the_boxes() -> None:
+    """Outside the box lines the picture is unchanged."""
     image = np.full((480, 640, 3), 90, np.uint8)
     scene = draw_boxes(image, prediction())
     assert scene.shape == image.shape

@@ -1,4 +1,4 @@
-"""The live predictor: one pass per sampled frame, windows as in files, nothing kept past its time."""
+"""Tests of the live predictor: one encoder pass per sampled frame, the same windows as from files."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -53,15 +53,15 @@ def still(image: np.ndarray, fps: float, seconds: float, start_s: float = 0.0) -
 def test_each_sampled_frame_is_encoded_exactly_once(
     predictor: Predictor, real_clips: dict[str, Path]
 ) -> None:
-    """A face in all frames of the clip: as many encoder passes as sampled frames, not one more."""
+    """With a face in every frame, the number of encoder calls is the number of sampled frames."""
     predictions = push_all(predictor, read_video(real_clips["pexels"]))
     sampled = list(sample_at(read_video(real_clips["pexels"]), 3))
     assert [p.t_s for p in predictions] == [frame.pts_s for frame in sampled]
     assert predictor.num_encoded == len(sampled) == 59
 
 
-def test_frames_between_samples_are_not_even_converted(predictor: Predictor, portrait: np.ndarray) -> None:
-    """Pixels of a frame that is not sampled are never asked for."""
+def test_frames_between_samples_are_not_converted_to_rgb(predictor: Predictor, portrait: np.ndarray) -> None:
+    """The pixels of a frame that is not sampled are never read."""
     asked = []
 
     def frame(k: int) -> Frame:
@@ -71,8 +71,8 @@ def test_frames_between_samples_are_not_even_converted(predictor: Predictor, por
     assert asked == [0, 10, 20, 30, 40, 50]
 
 
-def test_a_frame_without_a_face_is_masked_and_zero(predictor: Predictor, real_clips: dict[str, Path]) -> None:
-    """No face: valid is False, the embedding zero, no pass through the encoder, no box."""
+def test_frame_without_a_face_is_masked_and_zero(predictor: Predictor, real_clips: dict[str, Path]) -> None:
+    """No face: valid is False, the embedding is zero, the encoder is not called, there is no box."""
     predictions = push_all(predictor, read_video(real_clips["no_face"]))
     x, valid = predictor.window()
     assert not valid["embeddings"].any()
@@ -81,17 +81,17 @@ def test_a_frame_without_a_face_is_masked_and_zero(predictor: Predictor, real_cl
     assert all(p.box is None and not p.face and p.coverage == 0 for p in predictions)
 
 
-def test_no_face_is_a_state_and_never_a_class(predictor: Predictor, real_clips: dict[str, Path]) -> None:
-    """Ten seconds without a face name no class."""
+def test_no_face_is_a_state_without_a_class(predictor: Predictor, real_clips: dict[str, Path]) -> None:
+    """Ten seconds without a face give no class."""
     black = np.zeros((120, 160, 3), np.uint8)
     predictions = push_all(predictor, still(black, 10, 12))
     assert predictions[-1].state == "no_face"
     assert {p.label for p in predictions} == {""}
 
 
-def test_frame_rate_does_not_change_what_is_said(model: LiveModel, portrait: np.ndarray) -> None:
-    """The same scene at 10, 15, 30 and 60 frames a second and at irregular times: the same faces, the same
-    logits, the same decisions, sample by sample."""
+def test_frame_rate_does_not_change_predictions(model: LiveModel, portrait: np.ndarray) -> None:
+    """The same scene at 10, 15, 30 and 60 frames/s and at irregular times gives the same faces, logits and
+    decisions at each sample."""
     black = np.zeros_like(portrait)
 
     def scene(t_s: float) -> np.ndarray:
@@ -110,8 +110,8 @@ def test_frame_rate_does_not_change_what_is_said(model: LiveModel, portrait: np.
     assert all(predictions == told[0] for predictions in told)
 
 
-def test_a_gap_empties_the_window(predictor: Predictor, portrait: np.ndarray) -> None:
-    """Frames older than a window are let go, however few came since."""
+def test_gap_empties_the_window(predictor: Predictor, portrait: np.ndarray) -> None:
+    """Frames older than a window are dropped, however few frames follow."""
     push_all(predictor, still(portrait, 3, 10))
     prediction = push_all(predictor, still(portrait, 3, 1 / 3, start_s=100.0))[0]
     assert prediction.filled == pytest.approx(1 / 30)
@@ -122,8 +122,8 @@ def test_a_gap_empties_the_window(predictor: Predictor, portrait: np.ndarray) ->
 @pytest.mark.parametrize("fps", [1.0, 2.5, 10.0, 30.0])
 @pytest.mark.parametrize("min_filled", [0.5, 1.0])
 def test_warming_up_ends_once(model: LiveModel, fps: float, min_filled: float) -> None:
-    """With times that jitter, at any frame rate, and where the whole window is asked for: it ends about when
-    that share has passed, and does not come back before a gap as long as the window."""
+    """With irregular frame times, at any frame rate, and for a full window: it ends when that share has
+    passed, and starts again only after a gap as long as the window."""
     black = np.zeros((48, 64, 3), np.uint8)
     rng = np.random.default_rng(0)
     times = [k / fps + rng.uniform(0, 0.45) / fps for k in range(round(40 * fps))]
@@ -139,14 +139,14 @@ def test_warming_up_ends_once(model: LiveModel, fps: float, min_filled: float) -
 
 
 def test_short_windows_are_padded_at_the_end(predictor: Predictor, portrait: np.ndarray) -> None:
-    """Five frames stand first, the rest is masked."""
+    """Five frames come first, the others are masked."""
     push_all(predictor, still(portrait, 3, 5 / 3))
     x, valid = predictor.window()
     assert valid["embeddings"].tolist() == [True] * 5 + [False] * 25
     assert x["embeddings"].shape == (30, 960)
 
 
-def test_reset_forgets(predictor: Predictor, portrait: np.ndarray) -> None:
+def test_reset_gives_the_same_predictions_again(predictor: Predictor, portrait: np.ndarray) -> None:
     """After a reset the same video gives the same predictions."""
     first = push_all(predictor, still(portrait, 6, 4))
     predictor.reset()
@@ -155,7 +155,7 @@ def test_reset_forgets(predictor: Predictor, portrait: np.ndarray) -> None:
 
 
 def test_frames_out_of_order_are_refused(predictor: Predictor, portrait: np.ndarray) -> None:
-    """Time runs forwards."""
+    """Frame times must increase."""
     predictor.push(Frame(1.0, portrait))
     with pytest.raises(ValueError, match="order of time"):
         predictor.push(Frame(0.5, portrait))
@@ -169,13 +169,13 @@ def both(tmp_path: Path, detector_path: Path, landmarker_path: Path) -> Path:
     )
 
 
-def test_a_run_of_both_streams_survives_the_loss_of_its_landmarker(
+def test_run_of_both_streams_works_without_its_landmarker(
     both: Path, portrait: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The geometry is never valid then, which is said; the embeddings go on."""
+    """Geometry is then never valid, with a warning; the embeddings are used."""
     (both / "detector" / "face_landmarker.task").unlink()
     predictor = Predictor(open_model(both))
-    assert "without the geometry" in " ".join(capsys.readouterr().err.split())
+    assert "using embeddings only" in " ".join(capsys.readouterr().err.split())
     prediction = push_all(predictor, still(portrait, 3, 6))[-1]
     _, valid = predictor.window()
     assert prediction.state in ("ok", "unsure")
@@ -185,17 +185,19 @@ def test_a_run_of_both_streams_survives_the_loss_of_its_landmarker(
     predictor.close()
 
 
-def test_a_run_of_geometry_alone_does_not(tmp_path: Path, detector_path: Path, landmarker_path: Path) -> None:
-    """It has nothing else to go by."""
+def test_run_of_geometry_without_its_landmarker_is_refused(
+    tmp_path: Path, detector_path: Path, landmarker_path: Path
+) -> None:
+    """It has no other input."""
     run = write_run(tmp_path / "run", detector_path, landmarker=landmarker_path, inputs=("geometry",))
     (run / "detector" / "face_landmarker.task").unlink()
-    with pytest.raises(ValueError, match="lacks the face landmarker"):
+    with pytest.raises(ValueError, match=r"face landmarker of this run .* is missing"):
         open_model(run)
 
 
 def test_losing_a_fifth_of_the_geometry_changes_little(both: Path, portrait: np.ndarray) -> None:
-    """Frames in which the landmarker fails are masked: no NaN reaches the head, the state stays, and the
-    signals are absent for that frame alone."""
+    """Frames without geometry are masked: no NaN reaches the head, the state is the same, and only these
+    frames have no signals."""
     predictor = Predictor(open_model(both))
     whole = push_all(predictor, still(portrait, 3, 9))
     predictor.reset()
@@ -219,8 +221,8 @@ def test_losing_a_fifth_of_the_geometry_changes_little(both: Path, portrait: np.
     assert [bool(p.signals) for p in lossy] == [k % 5 != 4 for k in range(27)]
 
 
-def test_the_signals_are_those_of_the_reports(both: Path, portrait: np.ndarray) -> None:
-    """Eyes, gaze and yaw of the newest frame, as the reports draw them."""
+def test_signals_are_those_of_the_reports(both: Path, portrait: np.ndarray) -> None:
+    """Eyes, gaze and yaw of the newest frame, as in the reports."""
     predictor = Predictor(open_model(both))
     prediction = push_all(predictor, still(portrait, 3, 2))[-1]
     x, _ = predictor.window()
@@ -230,36 +232,38 @@ def test_the_signals_are_those_of_the_reports(both: Path, portrait: np.ndarray) 
     assert 0.3 < prediction.signals["eyes open"] <= 1
 
 
-def test_a_persons_normal_is_learned_from_their_first_minute(both: Path, portrait: np.ndarray) -> None:
-    """It grows with frames whose geometry was measured, then stays; a gap and a long time without a face
-    begin it anew, a short one does not. Other runs learn none."""
+def test_subject_mean_is_computed_from_the_first_minute(both: Path, portrait: np.ndarray) -> None:
+    """It uses frames with geometry and is fixed after a minute. A gap or a long time without a face resets
+    it, a short one does not. Other runs have none."""
     card = load_card(both)
     predictor = Predictor(open_model(both))
-    assert np.isnan(push_all(predictor, still(portrait, 3, 1))[-1].normal_s)
+    assert np.isnan(push_all(predictor, still(portrait, 3, 1))[-1].subject_mean_s)
     predictor.close()
     save_card(both, replace(card, center="subject"))
     predictor = Predictor(open_model(both))
     mirrored = np.ascontiguousarray(portrait[:, ::-1])
     first = push_all(predictor, still(portrait, 3, 60))
-    assert [p.normal_s for p in first[:3]] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert [p.subject_mean_s for p in first[:3]] == pytest.approx([1 / 3, 2 / 3, 1.0])
     learned = predictor._mean_sum / predictor._mean_count
     later = push_all(predictor, still(mirrored, 3, 5, start_s=60.0))
-    assert {p.normal_s for p in later} == {first[-1].normal_s} == {60.0}
+    assert {p.subject_mean_s for p in later} == {first[-1].subject_mean_s} == {60.0}
     assert np.array_equal(predictor._mean_sum / predictor._mean_count, learned)
     black = np.zeros_like(portrait)
     for away_s, known_s in ((25.0, 60.0), (31.0, 1 / 3)):  # three windows are thirty seconds
         last_s = predictor._window[-1].t_s
         push_all(predictor, still(black, 3, away_s, start_s=last_s + 1 / 3))
         back = push_all(predictor, still(portrait, 3, 1 / 3, start_s=last_s + away_s + 1 / 3))
-        assert back[-1].normal_s == pytest.approx(known_s)
+        assert back[-1].subject_mean_s == pytest.approx(known_s)
     predictor.reset(200.0)
-    assert push_all(predictor, still(portrait, 3, 1 / 3, start_s=200.0))[-1].normal_s == pytest.approx(1 / 3)
+    assert push_all(predictor, still(portrait, 3, 1 / 3, start_s=200.0))[-1].subject_mean_s == pytest.approx(
+        1 / 3
+    )
     predictor.close()
 
 
-def test_a_run_that_lost_its_detector_is_refused(tmp_path: Path, detector_path: Path) -> None:
-    """The run's own detector file is the only one that counts."""
+def test_run_without_its_detector_is_refused(tmp_path: Path, detector_path: Path) -> None:
+    """Only the run's own detector file is accepted."""
     run = write_run(tmp_path / "run", detector_path)
     (run / "detector" / "detector.tflite").unlink()
-    with pytest.raises(ValueError, match="lacks the face detector"):
+    with pytest.raises(ValueError, match=r"face detector of this run .* is missing"):
         open_model(run)

@@ -1,4 +1,4 @@
-"""Log, recorder and session: rows on disk at once, recordings with true times, marks and labels."""
+"""Tests of log, recorder and session: rows, frame times, marks and labels."""
 
 import csv
 import json
@@ -31,14 +31,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_columns_are_the_documented_ones() -> None:
-    """The order that other people's scripts rely on."""
+def test_log_columns_are_the_documented_ones() -> None:
+    """Other programs rely on this order."""
     wanted = "t_s time_utc face state label p_raw_distracted p_raw_engaged p_distracted p_engaged"
     assert log_columns(NAMES) == [*wanted.split(), "coverage", "latency_ms", "mark"]
 
 
-def test_every_row_is_on_disk_at_once(tmp_path: Path) -> None:
-    """A power cut loses one row at most: the file is complete while the log is still open."""
+def test_every_row_is_in_the_file_at_once(tmp_path: Path) -> None:
+    """A power cut loses at most one row: the file is complete while the log is open."""
     path = tmp_path / "기록" / "live.csv"
     log = Log(str(path), NAMES)
     for k in range(5):
@@ -55,8 +55,8 @@ def test_every_row_is_on_disk_at_once(tmp_path: Path) -> None:
     assert rows[0]["time_utc"].endswith("Z")
 
 
-def test_stdout_gets_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--log -`: one object a line with the same names."""
+def test_stdout_log_is_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--log -`: one object per line with the names of the columns."""
     log = Log("-", NAMES)
     log.write(prediction())
     log.write_state(1.0, "paused")
@@ -67,8 +67,8 @@ def test_stdout_gets_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert second["p_engaged"] is None
 
 
-def test_a_recording_keeps_the_times(tmp_path: Path) -> None:
-    """Irregular times come back to a millisecond."""
+def test_recording_keeps_frame_times(tmp_path: Path) -> None:
+    """Irregular times are read back with an error below a millisecond."""
     times = [0.0, 0.033, 0.1, 0.4, 0.433, 1.5]
     recorder = Recorder(tmp_path / "한글 record.mp4")
     for pts_s in times:
@@ -80,8 +80,10 @@ def test_a_recording_keeps_the_times(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no colon in a Windows name")
-def test_a_colon_in_a_name_is_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FFmpeg would take what stands before it for a protocol."""
+def test_recording_with_a_colon_in_its_name_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FFmpeg would take the part before the colon for a protocol."""
     monkeypatch.chdir(tmp_path)
     recorder = Recorder(Path("own10:31.mp4"))
     recorder.write(np.zeros((48, 64, 3), np.uint8), 0.0)
@@ -89,14 +91,14 @@ def test_a_colon_in_a_name_is_part_of_it(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.name for path in tmp_path.iterdir()] == ["own10:31.mp4"]
 
 
-def test_a_recording_without_pictures_leaves_no_file(tmp_path: Path) -> None:
-    """Nothing to record, nothing written."""
+def test_recording_without_pictures_makes_no_file(tmp_path: Path) -> None:
+    """No picture, no file."""
     Recorder(tmp_path / "none.mp4").close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_tally_counts_states_and_labels() -> None:
-    """Labels are counted in state ok alone."""
+def test_log_stats_count_states_and_labels() -> None:
+    """Labels are counted only in state ok."""
     log_stats = LogStats()
     for p in (prediction(), prediction(state="unsure", label=""), prediction(latency_ms=10.0)):
         log_stats.add(p)
@@ -108,8 +110,8 @@ def test_the_tally_counts_states_and_labels() -> None:
     }
 
 
-def test_a_log_is_read_back(tmp_path: Path) -> None:
-    """States, probabilities and marks come back; a last row cut off by a crash is left out."""
+def test_log_is_read_back(tmp_path: Path) -> None:
+    """States, probabilities and marks are the same; an incomplete last row is left out."""
     path = tmp_path / "live.csv"
     log = Log(str(path), NAMES)
     log.write(prediction(), mark='a, "quoted" mark')
@@ -125,8 +127,8 @@ def test_a_log_is_read_back(tmp_path: Path) -> None:
     assert rows[1].p == ()
 
 
-def test_a_log_that_was_rotated_away_is_begun_anew(tmp_path: Path) -> None:
-    """Renamed under the writer: what was written stays in the old file, the rest goes to a new one."""
+def test_rotated_log_continues_in_a_new_file(tmp_path: Path) -> None:
+    """After a rename, earlier rows are in the old file and later rows in a new one."""
     log = Log(str(tmp_path / "live.csv"), NAMES)
     log.write(prediction())
     (tmp_path / "live.csv").rename(tmp_path / "live.1.csv")
@@ -137,7 +139,7 @@ def test_a_log_that_was_rotated_away_is_begun_anew(tmp_path: Path) -> None:
 
 
 def test_two_sessions_in_one_file_are_refused(tmp_path: Path) -> None:
-    """A row that is a little late is none."""
+    """A row that is slightly late is accepted."""
     path = tmp_path / "live.csv"
     log = Log(str(path), NAMES)
     for t_s in (20.0, 19.6, 300.0):
@@ -150,15 +152,15 @@ def test_two_sessions_in_one_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_another_csv_is_refused_as_a_log(tmp_path: Path) -> None:
-    """The reader says what the file has instead."""
+    """The message has the columns of the file."""
     path = tmp_path / "labels.csv"
     path.write_text("path,label\na.mp4,b\n", encoding="utf-8")
     with pytest.raises(ValueError, match="is not a live log"):
         read_log(path)
 
 
-def test_a_disk_that_hangs_costs_one_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While it takes no row, many are written; once it does, it is asked for all of them."""
+def test_slow_disk_uses_one_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are written while a sync hangs; the next sync covers all of them."""
     goes_on, asked, sizes = threading.Event(), threading.Event(), list[int]()
     real = os.fsync
 
@@ -189,7 +191,7 @@ def test_a_disk_that_hangs_costs_one_descriptor(tmp_path: Path, monkeypatch: pyt
 
 
 def test_labels_become_a_manifest_that_extract_reads(tmp_path: Path) -> None:
-    """Intervals touch, none is empty, and the project's own reader takes the file."""
+    """Intervals are adjacent, none is empty, and extract's reader accepts the file."""
     labels = Labels()
     labels.begin("engaged", 1.0)
     labels.begin("distracted", 5.0)
@@ -206,13 +208,13 @@ def test_labels_become_a_manifest_that_extract_reads(tmp_path: Path) -> None:
     ]
 
 
-def test_a_session_that_asks_for_nothing_writes_nothing(
+def test_session_without_output_options_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Live records nothing unless asked."""
+    """Live records only on request."""
     monkeypatch.chdir(tmp_path)
     session = Session(NAMES, OutputOptions())
-    session.saw(Frame(0.0, np.zeros((48, 64, 3), np.uint8)), prediction())
+    session.add_frame(Frame(0.0, np.zeros((48, 64, 3), np.uint8)), prediction())
     session.picture(np.zeros((48, 64, 3), np.uint8), 0.0)
     session.mark(0.1)
     session.close()
@@ -220,8 +222,8 @@ def test_a_session_that_asks_for_nothing_writes_nothing(
     assert not session.recording
 
 
-def test_a_session_keeps_log_marks_recordings_and_labels(tmp_path: Path) -> None:
-    """What was asked for is there, and the manifest's times are those of the raw file."""
+def test_session_writes_log_marks_recordings_and_labels(tmp_path: Path) -> None:
+    """All requested files exist, and the manifest's times are those of the raw recording."""
     output_options = OutputOptions(
         str(tmp_path / "a.csv"), tmp_path / "view.mp4", tmp_path / "raw.mp4", "민수"
     )
@@ -233,12 +235,14 @@ def test_a_session_keeps_log_marks_recordings_and_labels(tmp_path: Path) -> None
         t_s = 100 + k / 10
         if k == 10:
             session.mark(t_s, "bell")
-            assert session.begin_label(2, t_s) == "labelled from here: engaged"
-        session.saw(Frame(t_s, image), replace(prediction(), t_s=t_s, novelty=1.5) if k % 3 == 0 else None)
+            assert session.begin_label(2, t_s) == "label from now on: engaged"
+        session.add_frame(
+            Frame(t_s, image), replace(prediction(), t_s=t_s, novelty=1.5) if k % 3 == 0 else None
+        )
         session.picture(image, t_s)
-    session.missed(104.0, "camera_lost")
-    session.missed(104.2, "camera_lost")
-    session.missed(105.1, "camera_lost")
+    session.add_gap(104.0, "camera_lost")
+    session.add_gap(104.2, "camera_lost")
+    session.add_gap(105.1, "camera_lost")
     session.close()
     rows = read_rows(tmp_path / "a.csv")
     assert [row["mark"] for row in rows].count("bell") == 1
@@ -253,10 +257,11 @@ def test_a_session_keeps_log_marks_recordings_and_labels(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("num_frames", [90, 300])
-def test_a_recording_that_the_disk_does_not_take_ends_alone(
+def test_disk_error_ends_only_its_recording(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], num_frames: int
 ) -> None:
-    """Midway or at its end: said, and told in the summary; log, labels and the other recording are whole."""
+    """In the middle or at the end: a warning and an entry in the summary; log, labels and the other recording
+    are complete."""
     session = Session(
         NAMES, OutputOptions(str(tmp_path / "a.csv"), tmp_path / "view.mp4", tmp_path / "own.mp4")
     )
@@ -266,7 +271,7 @@ def test_a_recording_that_the_disk_does_not_take_ends_alone(
         for k in range(num_frames):
             t_s = k / 30
             noise = rng.integers(0, 256, (96, 128, 3), np.uint8)
-            session.saw(Frame(t_s, noise), replace(prediction(), t_s=t_s))  # for the raw recording
+            session.add_frame(Frame(t_s, noise), replace(prediction(), t_s=t_s))  # for the raw recording
             assert session._overlay is not None
             session._overlay.write(still, t_s)
             if k == 10:
@@ -283,15 +288,15 @@ def test_a_recording_that_the_disk_does_not_take_ends_alone(
     assert "has ended" in session.begin_label(1, 99.0)
 
 
-def test_a_recording_begun_while_the_model_loads_goes_on(tmp_path: Path) -> None:
-    """Key r before there is a model: what --record asks for is that recording, not another in its place."""
+def test_recording_started_while_the_model_loads_continues(tmp_path: Path) -> None:
+    """Key r before the model is loaded starts the recording of --record, not a second one."""
     session = Session(NAMES, OutputOptions(record=tmp_path / "view.mp4", record_raw=tmp_path / "view-2.mp4"))
     image = np.full((96, 128, 3), 60, np.uint8)
     (tmp_path / "view.mp4").write_bytes(b"earlier")
     assert session.toggle_recording() == f"recording to {tmp_path / 'view-2.mp4'}"
     session.picture(image, 0.0)
     assert session.begin() == [f"recording to {tmp_path / 'view-2-2.mp4'}"]
-    session.saw(Frame(1.0, image), None)
+    session.add_frame(Frame(1.0, image), None)
     session.picture(image, 1.0)
     session.close()
     counted = {}
@@ -302,13 +307,13 @@ def test_a_recording_begun_while_the_model_loads_goes_on(tmp_path: Path) -> None
     assert counted == {"view-2.mp4": 2, "view-2-2.mp4": 1}
 
 
-def test_labels_need_a_raw_recording() -> None:
-    """Without one, and for a class that is not there, the key says so."""
+def test_label_keys_without_raw_recording_give_a_message() -> None:
+    """The same for a class number that does not exist."""
     assert "--record-raw" in Session(NAMES, OutputOptions()).begin_label(1, 0.0)
 
 
-def test_a_second_session_with_the_same_names_replaces_nothing(tmp_path: Path) -> None:
-    """Log, what lies beside it, recordings and manifest of the second get free names, and that is said."""
+def test_second_session_with_the_same_names_replaces_nothing(tmp_path: Path) -> None:
+    """Its log, the files next to it, recordings and manifest get free names, with a message."""
     output_options = OutputOptions(str(tmp_path / "day1.csv"), tmp_path / "view.mp4", tmp_path / "own.mp4")
     image = np.full((96, 128, 3), 60, np.uint8)
     kept: dict[Path, bytes] = {}
@@ -318,7 +323,7 @@ def test_a_second_session_with_the_same_names_replaces_nothing(tmp_path: Path) -
         assert session.log_path == tmp_path / f"day1{number}.csv"
         assert str(session.log_path) in lines[0]
         for k in range(10):
-            session.saw(Frame(k / 10, image), replace(prediction(), t_s=k / 10, novelty=1.0))
+            session.add_frame(Frame(k / 10, image), replace(prediction(), t_s=k / 10, novelty=1.0))
             session.picture(image, k / 10)
             if k == 2:
                 session.begin_label(1, k / 10)
@@ -332,15 +337,14 @@ def test_a_second_session_with_the_same_names_replaces_nothing(tmp_path: Path) -
         kept = found
 
 
-def test_free_names_do_not_meet(tmp_path: Path) -> None:
-    """One recording's free name is another's own: neither writes into the other, before or after the first
-    picture."""
+def test_free_names_of_two_recordings_differ(tmp_path: Path) -> None:
+    """A free name of one recording is not the name of the other, before or after the first picture."""
     (tmp_path / "own.mp4").write_bytes(b"earlier")
     session = Session(NAMES, OutputOptions(record=tmp_path / "own.mp4", record_raw=tmp_path / "own-2.mp4"))
     session.begin()
     image = np.full((96, 128, 3), 60, np.uint8)
     for k in range(5):
-        session.saw(Frame(k / 10, image), None)
+        session.add_frame(Frame(k / 10, image), None)
         session.picture(image, k / 10)
     session.close()
     assert [path.name for path in session.files] == ["own-2-2.mp4", "own-2.mp4"]
@@ -349,8 +353,8 @@ def test_free_names_do_not_meet(tmp_path: Path) -> None:
             assert sum(1 for _ in container.decode(video=0)) == 5
 
 
-def test_what_lies_beside_a_log_is_kept_too(tmp_path: Path) -> None:
-    """An earlier report of a log that was moved away is not written over."""
+def test_files_next_to_a_moved_log_are_kept(tmp_path: Path) -> None:
+    """An earlier report of a log that was moved is not overwritten."""
     (tmp_path / "day1.html").write_text("yesterday's", encoding="utf-8")
     session = Session(NAMES, OutputOptions(log=str(tmp_path / "day1.csv")))
     session.begin()
@@ -358,16 +362,15 @@ def test_what_lies_beside_a_log_is_kept_too(tmp_path: Path) -> None:
     assert session.log_path == tmp_path / "day1-2.csv"
 
 
-def test_labels_end_where_nothing_is_recorded_and_stand_on_disk_at_once(tmp_path: Path) -> None:
-    """A pause ends the running interval; the manifest holds every interval that has ended while the session
-    still runs."""
+def test_pause_ends_the_label_and_the_manifest_is_written_at_once(tmp_path: Path) -> None:
+    """The manifest has every ended interval while the session runs."""
     session = Session(NAMES, OutputOptions(record_raw=tmp_path / "own.mp4"))
     session.begin()
     image = np.full((96, 128, 3), 60, np.uint8)
 
     def record(start_s: float) -> None:
         for k in range(20):
-            session.saw(Frame(start_s + k / 10, image), None)
+            session.add_frame(Frame(start_s + k / 10, image), None)
 
     def intervals() -> list[tuple[str, float | None, float | None]]:
         clips = read_csv(tmp_path / "own.csv").clips
@@ -375,10 +378,10 @@ def test_labels_end_where_nothing_is_recorded_and_stand_on_disk_at_once(tmp_path
 
     record(0.0)
     session.begin_label(2, 1.0)
-    session.missed(30.0, "paused")
+    session.add_gap(30.0, "paused")
     assert intervals() == [("engaged", 1.0, pytest.approx(1.9))]
     assert session.label == ""
-    assert "nothing is being recorded" in session.begin_label(1, 31.0)
+    assert "nothing is recorded now" in session.begin_label(1, 31.0)
     record(60.0)
     session.begin_label(1, 61.0)
     session.begin_label(0, 61.5)
@@ -386,11 +389,11 @@ def test_labels_end_where_nothing_is_recorded_and_stand_on_disk_at_once(tmp_path
     session.close()
 
 
-def test_a_mark_after_the_last_row_is_written(tmp_path: Path) -> None:
-    """Marked, then quit: the mark has its own row and its own time."""
+def test_mark_after_the_last_row_is_written(tmp_path: Path) -> None:
+    """A mark before quitting has its own row and time."""
     session = Session(NAMES, OutputOptions(log=str(tmp_path / "a.csv")))
     session.begin()
-    session.saw(Frame(20.0, np.zeros((48, 64, 3), np.uint8)), prediction())
+    session.add_frame(Frame(20.0, np.zeros((48, 64, 3), np.uint8)), prediction())
     session.mark(20.2, "bell")
     session.close()
     rows = read_log(tmp_path / "a.csv")[1]
@@ -398,9 +401,9 @@ def test_a_mark_after_the_last_row_is_written(tmp_path: Path) -> None:
     assert session.summary()["rows"] == 2
 
 
-def test_each_row_is_written_through_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After each row of a live log the disk is asked for all bytes so far, also where the log is rotated; a
-    log that is not durable leaves that to the system."""
+def test_durable_log_syncs_each_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each row all bytes are synced, also after log rotation; a log that is not durable is not
+    synced."""
     synced: dict[int, int] = {}
     real = os.fsync
 
@@ -430,15 +433,15 @@ def test_each_row_is_written_through_to_the_disk(tmp_path: Path, monkeypatch: py
     assert not synced
 
 
-def test_a_log_that_is_there_is_not_opened(tmp_path: Path) -> None:
-    """Who names a file must have made sure that it is free."""
+def test_existing_log_file_is_refused(tmp_path: Path) -> None:
+    """The caller must choose a free name."""
     Log(str(tmp_path / "a.csv"), NAMES).close()
     with pytest.raises(FileExistsError):
         Log(str(tmp_path / "a.csv"), NAMES)
 
 
-def test_a_log_that_was_emptied_gets_its_header_again(tmp_path: Path) -> None:
-    """As some tools rotate: the file is copied and cut to nothing."""
+def test_emptied_log_gets_its_header_again(tmp_path: Path) -> None:
+    """Some tools rotate by copying and emptying the file."""
     log = Log(str(tmp_path / "live.csv"), NAMES)
     log.write(prediction())
     os.truncate(tmp_path / "live.csv", 0)
@@ -447,8 +450,8 @@ def test_a_log_that_was_emptied_gets_its_header_again(tmp_path: Path) -> None:
     assert len(read_log(tmp_path / "live.csv")[1]) == 1
 
 
-def test_the_tally_of_a_long_session_stays_small() -> None:
-    """Latencies of the last hours only."""
+def test_log_stats_of_a_long_session_stay_small() -> None:
+    """Only latencies of the last hours are kept."""
     log_stats = LogStats()
     for k in range(MAX_LATENCIES + 500):
         log_stats.add(prediction(latency_ms=1000.0 if k < 500 else 5.0))
@@ -456,8 +459,8 @@ def test_the_tally_of_a_long_session_stays_small() -> None:
     assert log_stats.summary()["latency_ms"] == {"median": 5.0, "p99": 5.0}
 
 
-def test_a_recording_never_replaces_another(tmp_path: Path) -> None:
-    """Starting again gives the next free name."""
+def test_new_recording_replaces_no_file(tmp_path: Path) -> None:
+    """A second recording gets the next free name."""
     session = Session(NAMES, OutputOptions(record=tmp_path / "view.mp4"))
     session.begin()
     image = np.full((96, 128, 3), 60, np.uint8)

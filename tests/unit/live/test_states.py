@@ -1,4 +1,4 @@
-"""The live states: what is said changes only for a reason that lasts, and a missing face is no class."""
+"""Tests of the display states: changes need several frames, and a missing face is no class."""
 
 import pytest
 from hypothesis import given
@@ -19,21 +19,21 @@ def run(*steps: dict[str, object]) -> list[Statement]:
     return shown
 
 
-def test_the_first_prediction_shows_as_soon_as_enough_is_seen() -> None:
-    """Half a window by default, and no hysteresis on the way out of warming up."""
+def test_first_prediction_is_shown_when_min_filled_is_reached() -> None:
+    """Half a window by default; the end of warming up needs no second frame."""
     states = [s.state for s in run({"filled": 0.49}, {"filled": 0.5})]
     assert states == ["warming_up", "ok"]
 
 
-def test_one_odd_frame_changes_nothing() -> None:
-    """A single frame with another label, or unsure, is passed over; two in a row are believed."""
+def test_single_different_frame_does_not_change_the_display() -> None:
+    """One frame with another label or unsure is ignored; two consecutive frames change the display."""
     shown = run({}, {"label": 0}, {}, {"unsure": True}, {}, {"label": 0}, {"label": 0})
     assert [s.label for s in shown] == [1, 1, 1, 1, 1, 1, 0]
     assert {s.state for s in shown} == {"ok"}
 
 
-def test_no_face_begins_and_ends_at_different_shares() -> None:
-    """Between the two shares the state stays what it was."""
+def test_no_face_starts_and_ends_at_different_shares() -> None:
+    """Between the two shares the state does not change."""
     middle = (RULE.face_enter + RULE.face_leave) / 2
     low, high = {"coverage": RULE.face_enter - 0.01}, {"coverage": RULE.face_leave}
     between = {"coverage": middle}
@@ -53,9 +53,8 @@ def test_no_face_begins_and_ends_at_different_shares() -> None:
         )
     )
 )
-def test_a_class_is_named_in_state_ok_alone(steps: list[dict[str, object]]) -> None:
-    """Whatever comes, no label without ok, no ok without a label; warming up until enough was seen, and never
-    again."""
+def test_label_is_set_only_in_state_ok(steps: list[dict[str, object]]) -> None:
+    """For any input: a label if and only if the state is ok; warming up only at the start."""
     warms = True
     for step, shown in zip(steps, run(*steps), strict=True):
         assert (shown.label is not None) == (shown.state == "ok")
@@ -63,7 +62,7 @@ def test_a_class_is_named_in_state_ok_alone(steps: list[dict[str, object]]) -> N
         assert (shown.state == "warming_up") == warms
 
 
-def test_a_rule_that_would_flicker_is_refused() -> None:
-    """Leaving below entering is no hysteresis."""
+def test_rule_with_face_leave_below_face_enter_is_refused() -> None:
+    """There would be no hysteresis."""
     with pytest.raises(ValueError, match="face_enter <= face_leave"):
         StateRule(face_enter=0.5, face_leave=0.4)

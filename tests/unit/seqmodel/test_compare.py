@@ -162,7 +162,7 @@ def test_a_shifted_place_is_won_back_by_calibration(two_runs, tmp_path, capsys):
     assert not calibrated & {row["clip_id"] for row in evaluated}
     assert len({row["subject"] for row in evaluated}) == found["people_testing"]
     page = (run / "cross/new/report.html").read_text(encoding="utf-8")
-    assert f"{found['people_calibrating']} people of new.zarr" in page
+    assert f"{found['people_calibrating']} subjects of new.zarr" in page
     assert main(["evaluate", "--run", str(run), "--abstain", "0.2"]) == 2
     assert "calibrated for" in capsys.readouterr().err
 

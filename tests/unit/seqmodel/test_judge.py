@@ -9,7 +9,7 @@ from seqmodel.evaluation.baselines import identity
 from seqmodel.evaluation.subgroups import all_slices, wilson
 from seqmodel.metrics.bootstrap import bootstrap_metrics, interval, paired, resample_subjects
 from seqmodel.metrics.classification import compute_metrics, minority_class
-from seqmodel.reporting.text import metrics_lede, verdict
+from seqmodel.reporting.text import best_baseline, headline, metrics_intro
 from tests.support.trained_run import evaluated, people
 
 
@@ -125,14 +125,13 @@ def test_fewer_than_six_people_prove_nothing_however_much_better_they_are():
     assert all(pair.difference.low == pytest.approx(0.4) for pair in by_people.values())
 
 
-def test_the_headline_claims_nothing_from_a_few_people():
+def test_difference_from_the_best_baseline_with_few_subjects_is_inconclusive():
     rng = np.random.default_rng(4)
     labels = np.tile([0, 1], 120)
     scores = labels + rng.normal(0, 0.4, 240)
-    claims = {n: verdict(evaluated(labels, scores, people(n, 240 // n))) for n in (1, 3, 24)}
-    assert "1 person is too few to say that this is better than" in claims[1]
-    assert "3 people are too few to say that this is better than" in claims[3]
-    assert "That is clearly better than" in claims[24]
+    found = {n: best_baseline(evaluated(labels, scores, people(n, 240 // n)), "auroc") for n in (1, 3, 24)}
+    conclusions = {n: best["conclusion"] for n, best in found.items() if best}
+    assert conclusions == {1: "inconclusive (1 subject)", 3: "inconclusive (3 subjects)", 24: "better"}
 
 
 def test_clips_of_nobody_known_are_no_people():
@@ -143,24 +142,23 @@ def test_clips_of_nobody_known_are_no_people():
     scores = labels + rng.normal(0, 0.4, 150)
     found = evaluated(labels, scores, np.concatenate([people(2, 50), np.full(50, "")]))
     assert (found.resamples.num_people, found.resamples.num_subjects) == (2, 52)
-    headline = verdict(found)
-    assert headline.startswith("On 100 clips of 2 people and 50 of nobody known, it ranks")
-    assert "2 people are too few to say that this is better than" in headline
+    assert headline(found).startswith("On 100 clips of 2 subjects and 50 of unknown subjects: AUROC ")
+    assert (best_baseline(found, "auroc") or {})["conclusion"] == "inconclusive (2 subjects)"
     assert [w.partition(":")[0] for w in found.warnings] == [
         "only 2 subjects",
         "50 of 150 clips have no subject",
     ]
     assert found.comparisons[0].paired["auroc"].difference.low > 0
     assert not found.comparisons[0].paired["auroc"].is_higher
-    assert "by person, and by clip where nobody is known" in metrics_lede(found)
+    assert "by subject, and by clip where the subject is unknown" in metrics_intro(found)
 
 
-def test_the_headline_says_who_was_never_seen_where_everybody_is_known():
+def test_headline_says_not_seen_in_training_only_where_every_subject_is_known():
     labels, scores = np.tile([0, 1], 75), np.linspace(0, 1, 150)
     by_people = {n: replace(evaluated(labels, scores, people(n, 150 // n)), is_unseen=True) for n in (25, 75)}
-    assert all(f"150 clips of {n} people never seen in training" in verdict(f) for n, f in by_people.items())
+    assert all(f"150 clips of {n} subjects not seen in training" in headline(f) for n, f in by_people.items())
     of_nobody = evaluated(labels, scores, np.full(150, ""))
-    assert verdict(of_nobody).startswith("On 150 clips, it ranks")
+    assert headline(of_nobody).startswith("On 150 clips: AUROC ")
     assert len(of_nobody.warnings) == 1
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from features.store.store import FeatureStore
 from seqmodel.__main__ import main
-from seqmodel.reporting.text import calibration_lede
+from seqmodel.reporting.text import calibration_intro
 from seqmodel.runs.card import calibration_stage, load_card, save_card
 from seqmodel.runs.predict import read_predictions
 from seqmodel.runs.training_stats import read_training_stats
@@ -75,7 +75,7 @@ def test_a_fine_tune_that_keeps_the_head_keeps_who_calibrated(run: Path, tmp_pat
     kept = replace(card, stages=(*card.stages, {"stage": "finetune", "kept": False}))
     tuned = replace(card, stages=(*card.stages, {"stage": "finetune", "kept": True}))
     assert calibration_stage(kept) == card.stages[-1]
-    assert "people of new.zarr" in calibration_lede(kept)
+    assert "subjects of new.zarr" in calibration_intro(kept)
     assert calibration_stage(tuned) is None
     save_card(run, kept)
     evaluate(run, "--store", str(tmp_path / "new.zarr"))

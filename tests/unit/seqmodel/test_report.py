@@ -1,4 +1,4 @@
-"""Claims about the report as a page: complete, offline, right on screens wide and narrow."""
+"""Tests of the report page: complete, without network requests, readable on wide and narrow screens."""
 
 import re
 import shutil
@@ -17,11 +17,11 @@ from optuna.storages.journal import JournalFileBackend
 from seqmodel.__main__ import main
 from seqmodel.evaluation import folds
 from seqmodel.reporting.content import result_plots, training_figures
+from seqmodel.reporting.plots_analysis import scatter_plot
 from seqmodel.reporting.plots_metrics import confusion_plot
-from seqmodel.reporting.plots_people import scatter_plot
 from seqmodel.reporting.search_history import trials_of
 from seqmodel.reporting.style import CJK_FONT_FILES, CJK_FONTS, hangul_fonts, save, style
-from seqmodel.reporting.text import forest, metric_rows, percent, short
+from seqmodel.reporting.text import best_baseline, count, forest, metric_rows, percent, short, stages
 from seqmodel.runs.card import load_card, save_card
 from tests.support.trained_run import WITH_GEOMETRY, evaluated, make_run, make_store, people
 
@@ -30,14 +30,14 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 @pytest.fixture(autouse=True)
 def no_figure_left_open() -> Iterator[None]:
-    """Those that are looked at here are saved by nobody."""
+    """Close the figures that a test did not save."""
     yield
     plt.close("all")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """An evaluated run whose names try to break out of the page."""
+    """An evaluated run whose class names contain HTML."""
     root = tmp_path_factory.mktemp("report")
     names = ("<b>멍함</b>", "집중 & co")
     store = make_store(root / "s.zarr", names=names, signal=0.3, num_subjects=30)
@@ -46,7 +46,7 @@ def run(tmp_path_factory) -> Path:
     return root / "run"
 
 
-def test_hangul_is_drawn_where_the_cached_list_of_fonts_is_older_than_the_font(monkeypatch, tmp_path):
+def test_hangul_font_missing_in_matplotlibs_cached_font_list_is_still_used(monkeypatch, tmp_path):
     manager = font_manager.fontManager
     if not any(Path(file).stem.startswith(CJK_FONT_FILES) for file in font_manager.findSystemFonts()):
         pytest.skip("no font with Hangul is installed (Debian: fonts-noto-cjk)")
@@ -63,7 +63,7 @@ def test_hangul_is_drawn_where_the_cached_list_of_fonts_is_older_than_the_font(m
         hangul_fonts.cache_clear()
 
 
-def test_the_page_asks_nobody_for_anything(run):
+def test_page_has_no_external_references(run):
     page = (run / "report.html").read_text(encoding="utf-8")
     for tag in re.findall(r"<(?:img|script|link|iframe|image|use|source)\b[^>]*>", page):
         assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", tag), tag
@@ -71,14 +71,14 @@ def test_the_page_asks_nobody_for_anything(run):
     assert not re.search(r"url\((?!#)", page)
 
 
-def test_names_are_text_and_not_markup(run):
+def test_class_names_are_escaped_in_the_page(run):
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<b>멍함</b>" not in page
     assert "&lt;b&gt;멍함&lt;/b&gt;" in page
     assert "집중 &amp; co" in page
 
 
-def test_every_drawing_is_in_the_page_and_in_plots(run):
+def test_every_plot_is_in_the_page_and_in_the_plots_folder(run):
     page = (run / "report.html").read_text(encoding="utf-8")
     drawn = sorted(path.stem for path in (run / "plots").glob("*.png"))
     assert {
@@ -95,13 +95,13 @@ def test_every_drawing_is_in_the_page_and_in_plots(run):
         assert f'id="{name}-figure_1"' in page, name
 
 
-def test_ids_are_used_once(run):
+def test_html_ids_are_unique(run):
     page = (run / "report.html").read_text(encoding="utf-8")
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
 
 
-def test_with_geometry_the_page_says_what_it_looks_at_and_shows_signals(tmp_path, monkeypatch):
+def test_run_with_geometry_shows_permutation_importance_and_signals(tmp_path, monkeypatch):
     monkeypatch.setattr(folds, "CANDIDATES", folds.CANDIDATES[:1])
     monkeypatch.setattr(folds, "INNER_FOLDS", 2)
     store = make_store(tmp_path / "s.zarr", signal=0.4, num_subjects=30, recipe=WITH_GEOMETRY)
@@ -110,17 +110,20 @@ def test_with_geometry_the_page_says_what_it_looks_at_and_shows_signals(tmp_path
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
     assert 'id="importance-figure_1"' in page
     section = page[page.index('<section id="importance">') :]
-    assert "Most rests on eyes." in section
+    assert "The most important group is eyes." in section
     for text in ("head pose", "rest of the face", "eyes open", "gaze", "yaw"):
         assert text in section
-    # The folds' own heads are asked too, each about people whom it never saw.
+    # With --folds, importance comes from the heads of the folds, each on its held-out subjects.
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--bootstrap-rounds", "50"]) == 0
     page_of_folds = (tmp_path / "run/folds-3/report.html").read_text(encoding="utf-8")
-    assert "Most rests on eyes." in page_of_folds[page_of_folds.index('<section id="importance">') :]
-    assert "Each fold fits its own on people that it learned from" in page_of_folds
-    assert "as validation asked" not in page_of_folds
-    assert "as validation asked" in page or "Validation gave no reason" in page
-    # In the legend, a colour stands for one baseline.
+    assert (
+        "The most important group is eyes."
+        in page_of_folds[page_of_folds.index('<section id="importance">') :]
+    )
+    assert "Each fold is calibrated on its own training subjects" in page_of_folds
+    assert "on the validation subset" not in page_of_folds
+    assert "fitted on the validation subset" in page or "calibration on the validation subset" in page
+    # In the legend, each baseline has its own colour.
     kinds = re.findall(r'<li><i class="(logistic_\w+)">', page)
     assert kinds == ["logistic_embeddings", "logistic_geometry"]
     colours = [re.findall(rf"\.{kind} {{ background: (var\(--[\w-]+\))", page) for kind in kinds]
@@ -130,7 +133,7 @@ def test_with_geometry_the_page_says_what_it_looks_at_and_shows_signals(tmp_path
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_shows_it_without_error_request_or_sideways_scroll(run, scheme):
+def test_page_in_a_browser_has_no_error_no_request_and_no_horizontal_scroll(run, scheme):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -141,13 +144,13 @@ def test_a_browser_shows_it_without_error_request_or_sideways_scroll(run, scheme
         try:
             for width in (1280, 390):
                 page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-                predicted, context = [], []
-                page.on("console", lambda message, predicted=predicted: predicted.append(message.text))
-                page.on("pageerror", lambda error, predicted=predicted: predicted.append(str(error)))
-                page.on("request", lambda request, context=context: context.append(request.url))
+                messages, requests = [], []
+                page.on("console", lambda message, messages=messages: messages.append(message.text))
+                page.on("pageerror", lambda error, messages=messages: messages.append(str(error)))
+                page.on("request", lambda request, requests=requests: requests.append(request.url))
                 page.goto((run / "report.html").as_uri())
-                assert predicted == []
-                assert [url for url in context if not url.startswith(("file:", "data:"))] == []
+                assert messages == []
+                assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
                 empty = page.evaluate(
                     "[...document.querySelectorAll('svg, img')].filter(e => "
@@ -162,8 +165,8 @@ def test_a_browser_shows_it_without_error_request_or_sideways_scroll(run, scheme
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
-def test_printed_it_is_dark_on_white_within_the_sheet(run):
-    """On A4 (794 pixels of 1/96 inch), also for somebody whose screen is dark."""
+def test_printed_page_is_dark_on_white_and_fits_the_sheet(run):
+    """On A4 (794 pixels of 1/96 inch), also where the screen uses dark mode."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -187,8 +190,8 @@ def test_printed_it_is_dark_on_white_within_the_sheet(run):
 
 
 @pytest.mark.parametrize("by_fold", [False, True])
-def test_curves_of_trials_may_fall_and_folds_are_no_epochs(run, tmp_path, by_fold):
-    """A trial reports the best so far to the pruner; what is drawn is each epoch's own score, or fold's."""
+def test_trial_curves_show_each_epochs_score_and_fold_scores_have_no_line(run, tmp_path, by_fold):
+    """A trial reports the best score so far to the pruner; the plot shows the score of each epoch or fold."""
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     storage = JournalStorage(JournalFileBackend(str(copy / "study.log")))
     study = optuna.create_study(storage=storage, study_name="search", direction="maximize")
@@ -197,7 +200,7 @@ def test_curves_of_trials_may_fall_and_folds_are_no_epochs(run, tmp_path, by_fol
     study.add_trial(
         optuna.trial.create_trial(value=value, intermediate_values=reported, user_attrs=attributes)
     )
-    assert trials_of(copy) == [], "the head came from no search: its card names none"
+    assert trials_of(copy) == [], "the card names no search"
     save_card(copy, replace(load_card(copy), stages=({"stage": "head", "study": "search"},)))
     (trial,) = trials_of(copy)
     assert (trial.value, trial.curve, trial.by_fold) == (value, (0.7, 0.9, 0.6), by_fold)
@@ -207,30 +210,30 @@ def test_curves_of_trials_may_fall_and_folds_are_no_epochs(run, tmp_path, by_fol
     assert axes.lines[0].get_linestyle() == ("None" if by_fold else "-")
 
 
-def test_an_abstain_band_is_the_runs_and_not_that_of_folds(run):
-    """Heads that were fitted for each fold answer always: no line tells that a band answers all."""
+def test_abstain_band_is_not_drawn_for_heads_of_folds(run):
+    """The heads of folds have no abstain band, so the plot has no line for it."""
     labels = np.tile([0, 1], 40)
     result = evaluated(labels, np.linspace(0.1, 0.9, 80), people(8, 10), rounds=20)
     card = load_card(run)
     card = replace(card, calibration=replace(card.calibration, abstain=(0.4, 0.6)))
 
-    def predicted(thresholds):
+    def legend(thresholds):
         (axes,) = result_plots(result, card, [], thresholds)["coverage"].axes
         return " ".join(axes.get_legend_handles_labels()[1])
 
-    assert "abstain band" in predicted(0.5)
-    assert "abstain band" not in predicted(np.full(80, 0.5))
+    assert "abstain band" in legend(0.5)
+    assert "abstain band" not in legend(np.full(80, 0.5))
 
 
-def test_a_mark_of_evenness_may_mean_too_few_people(run):
+def test_few_subjects_give_only_inconclusive_marks(run):
     labels = np.tile([0, 1], 50)
     few = evaluated(labels, np.clip(labels, 0.1, 0.9), people(5, 20))
     assert {cell["mark"] for row in metric_rows(few) for cell in row["comparisons"]} <= {"even", ""}
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "≈ it does, or too few people to tell." in page
+    assert "≈ inconclusive: the interval contains zero, or there are too few subjects." in page
 
 
-def test_the_model_card_tells_figures_use_and_limits(run):
+def test_model_card_has_metrics_use_and_limits(run):
     card = (run / "MODEL_CARD.md").read_text(encoding="utf-8")
     for text in (
         "## Intended use",
@@ -238,35 +241,35 @@ def test_the_model_card_tells_figures_use_and_limits(run):
         "AI Act",
         "## Licences",
         "| AUROC |",
-        "By person",
         "Majority class",
     ):
         assert text in card
+    assert re.search(r"\*\*By (person|subject)\*\*", card)
     assert "nan" not in card.lower().split()
-    # Tables hold together: every row of a table has as many cells as its head.
+    # Every row of a table has as many cells as its header.
     for block in re.findall(r"(?:^\|.*\n)+", card, flags=re.MULTILINE):
         assert len({line.count("|") for line in block.splitlines()}) == 1, block
 
 
-def test_the_literature_row_takes_the_likeliest_class(run):
+def test_literature_csv_has_the_model_and_the_majority_class(run):
     text = (run / "literature.csv").read_text(encoding="utf-8").splitlines()
     assert text[0].startswith("method,clips,accuracy,weighted F1")
     assert text[-1].startswith("majority class")
 
 
-def test_yardsticks_in_one_place_hide_nobody():
-    """Where nobody's usual answer tells anything, the majority and the identity have the same figures."""
-    labels, who = np.tile([0, 1], 100), people(10, 20)
-    rows = forest(evaluated(labels, np.full(200, 0.6), who))
+def test_ticks_of_baselines_at_one_position_are_stacked():
+    """Where subjects do not differ, the majority and the identity baseline have the same metrics."""
+    labels, subjects = np.tile([0, 1], 100), people(10, 20)
+    rows = forest(evaluated(labels, np.full(200, 0.6), subjects))
     auroc = rows[0]["ticks"]
     assert [tick["at"] for tick in auroc] == [50, 50]
     assert [(tick["top"], tick["height"]) for tick in auroc] == [(0, 0.5), (0.5, 0.5)]
-    apart = forest(evaluated(np.repeat([0, 1], 100), np.full(200, 0.6), who))[0]["ticks"]
+    apart = forest(evaluated(np.repeat([0, 1], 100), np.full(200, 0.6), subjects))[0]["ticks"]
     assert {(tick["top"], tick["height"]) for tick in apart} == {(0, 1)}
     assert len({tick["at"] for tick in apart}) == 2
 
 
-def test_figures_are_written_as_this_field_does():
+def test_short_number_has_no_leading_zero():
     assert [short(v) for v in (0.8731, 1.0, -0.25, 12.5, float("nan"), None)] == [
         ".873",
         "1.000",
@@ -277,22 +280,57 @@ def test_figures_are_written_as_this_field_does():
     ]
 
 
-def test_a_share_is_never_all_or_nothing_where_it_is_not():
-    predicted = [0, 1e-9, 0.004, 0.5, 0.985, 0.9951, 0.9997, 1, float("nan"), None]
-    assert [percent(v) for v in predicted] == [
+def test_percent_is_0_or_100_only_where_exact():
+    shares = [0, 1e-9, 0.004, 0.5, 0.985, 0.9951, 0.9997, 1, float("nan"), None]
+    assert [percent(v) for v in shares] == [
         *("0 %", "0.1 %", "0.4 %", "50 %", "98 %", "99.5 %", "99.9 %", "100 %", "–", "–")
     ]
 
 
 @pytest.mark.parametrize("names", [(r"$\frac$", "$a$"), ("$x_1$", "$")])
-def test_names_are_no_formulas_in_drawings(tmp_path, names):
-    """Of classes and of people, between two dollars too."""
-    places, index = np.random.default_rng(0).normal(size=(20, 2)), np.tile([0, 1], 10)
+def test_names_with_dollars_are_not_formulas_in_plots(tmp_path, names):
+    """Names of classes and of subjects, also between two dollar signs."""
+    points, index = np.random.default_rng(0).normal(size=(20, 2)), np.tile([0, 1], 10)
     drawn = {
         "confusion": confusion_plot(np.array([[7, 3], [2, 8]]), names),
-        "umap_subject": scatter_plot(places, index, names, by_class=False),
+        "umap_subject": scatter_plot(points, index, names, by_class=False),
     }
     for name, figure in drawn.items():
         svg = save(figure, tmp_path / f"{name}.png")
         assert all(f">{text}</text>" in svg for text in names)
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
+def test_best_baseline_is_the_highest_without_the_leakage_check(run):
+    """Two subjects per class: the identity baseline has AUROC 1 and is still no candidate."""
+    labels = np.repeat([0, 1], 100)
+    result = evaluated(labels, np.clip(labels, 0.2, 0.8), people(10, 20))
+    assert max(result.comparisons, key=lambda b: b.estimates["auroc"].value).baseline.is_leak
+    best = best_baseline(result, "auroc")
+    assert best == {
+        "metric": "AUROC",
+        "title": "Majority class",
+        "model": "1.000 (1.000 to 1.000)",
+        "baseline": ".500 (.500 to .500)",
+        "difference": "+.500 (+.500 to +.500)",
+        "mark": "beats",
+        "conclusion": "better",
+    }
+    page = (run / "report.html").read_text(encoding="utf-8")
+    header = page[page.index('<header class="top">') : page.index("</header>")]
+    assert "Best baseline: " in header
+    assert "Difference (model − baseline)" in header
+    assert "Best baseline (" in (run / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+def test_stages_become_table_rows_with_units(run):
+    epochs = [{"epoch": 0, "seconds": 1.2}, {"epoch": 1, "seconds": 2.0}]
+    head = {"stage": "head", "val_score": 0.91, "kept": False, "params": {"lr": 0.004365}, "command": "x"}
+    tuned = {"stage": "finetune", "val_score": 0.95, "kept": True, "epochs": epochs}
+    card = replace(load_card(run), stages=(head, tuned, {"stage": "threshold", "command": "y"}))
+    assert stages(card) == [
+        {"name": "head", "score": ".910", "kept": "no", "details": [("params", "lr 0.004365")]},
+        {"name": "finetune", "score": ".950", "kept": "yes", "details": [("epochs", "2 (3.2 s)")]},
+        {"name": "threshold", "score": "–", "kept": "–", "details": []},
+    ]
+    assert [count(n, "subject") for n in (0, 1, 1200)] == ["0 subjects", "1 subject", "1,200 subjects"]

@@ -24,7 +24,7 @@ from seqmodel.evaluation.context import (
 )
 from seqmodel.metrics.calibration import fit_calibration
 from seqmodel.reporting.content import commands
-from seqmodel.reporting.text import verdict
+from seqmodel.reporting.text import headline
 from seqmodel.runs.card import calibrators_of, load_card, load_split, save_card
 from seqmodel.runs.predict import predict_rows, read_predictions
 from tests.support.trained_run import make_run, make_store
@@ -68,14 +68,14 @@ def test_new_names_for_everybody_make_no_other_data_set(run: Path, tmp_path: Pat
 def test_people_who_turn_out_to_be_training_people_are_not_called_unseen(run: Path, tmp_path: Path) -> None:
     args = EvaluateArgs(run, bootstrap_rounds=20)
     honest = evaluate_split(open_split(args), args)
-    assert "never seen in training" in verdict(honest)
+    assert "not seen in training" in headline(honest)
     subsets = {who: subset for who, subset in load_split(run).values()}
     learned, evaluated = (
         next(who for who, on in subsets.items() if on == subset) for subset in ("train", "test")
     )
     rename(tmp_path / "s.zarr", {evaluated: learned})
     found = evaluate_split(open_split(args), args)
-    assert "never seen in training" not in verdict(found)
+    assert "not seen in training" not in headline(found)
     assert f"1 of the people judged have training clips too, as the store names them now ({learned})" in (
         " ".join(found.warnings)
     )
@@ -88,7 +88,7 @@ def test_clips_that_made_the_run_are_said_to_have(run: Path, split: str, predict
     args = EvaluateArgs(run, split=split, bootstrap_rounds=20)
     found = evaluate_split(open_split(args), args)
     assert predicted in " ".join(found.warnings)
-    assert "never seen" not in verdict(found)
+    assert "not seen" not in headline(found)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known people", "nobody known"])

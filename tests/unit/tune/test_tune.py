@@ -578,7 +578,8 @@ def test_doubts_about_the_winner_are_said() -> None:
     clear = [finalist(0, 0.90, 0.91), finalist(1, 0.70, 0.71)]
     assert not finalists.rank_finalists(clear, {"majority": 0.5}, "auroc")
     (note,) = finalists.rank_finalists(clear, {"logistic_embeddings": 0.95}, "auroc")
-    assert "does not beat the baseline logistic_embeddings: auroc 0.9050 against 0.9500" in note
+    assert "on validation, the best head is not better than the baseline logistic_embeddings" in note
+    assert "auroc 0.9050 and 0.9500" in note
     (note,) = finalists.rank_finalists([finalist(0, 0.90, 0.80), finalist(1, 0.84, 0.84)], {}, "auroc")
     assert "differ by 0.0100 in auroc, less than their spread over seeds (0.0707)" in note
 

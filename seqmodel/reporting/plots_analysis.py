@@ -1,4 +1,6 @@
-"""Drawings about thresholds, people, searches, embeddings and single clips; the second half of plots.py.
+"""Plots of thresholds, subjects, searches, embeddings, single clips and run comparisons.
+
+Each function returns a Matplotlib figure.
 
 Shapes: N clips, C classes, T frames.
 """
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
 
     from seqmodel.evaluation.subgroups import SliceRow
 
-MOST_NAMED_PEOPLE = 40
-MOST_COLOURS = 7
+MAX_NAMED_SUBJECTS = 40
+MAX_COLOURS = 7
 
 
 def threshold_plot(
@@ -36,15 +38,17 @@ def threshold_plot(
         )
         axes.plot(thresholds, (recall_first + recall_last) / 2, color=INK, label="balanced accuracy")
         axes.axvline(chosen, color=SOFT, linewidth=1, linestyle="--")
-        axes.text(chosen, 1.04, f"chosen {chosen:.2f}", ha="center", fontsize=9, color=SOFT)
+        axes.text(chosen, 1.04, f"chosen: {chosen:.2f}", ha="center", fontsize=9, color=SOFT)
         axes.set(xlabel=f"threshold on p({label_names[1]})", ylabel="share", xlim=(0, 1), ylim=(-0.02, 1.1))
         axes.legend(loc="lower center")
     return figure
 
 
 def coverage_plot(confidence: np.ndarray, right: np.ndarray, answered: float | None) -> "Figure":
-    """Accuracy on the most certain share of clips. confidence (N,) float, right (N,) bool; `answered` marks
-    the band."""
+    """Accuracy against coverage, most confident clips first.
+
+    confidence (N,) float, right (N,) bool. `answered` is the coverage of the abstain band, 0..1.
+    """
     order = np.argsort(-confidence, kind="stable")
     share = np.arange(1, len(order) + 1) / len(order)
     accuracy = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
@@ -52,18 +56,18 @@ def coverage_plot(confidence: np.ndarray, right: np.ndarray, answered: float | N
     start = min(len(order) - 1, max(4, len(order) // 20))
     with drawing(4.6, 4.2) as (figure, axes):
         axes.plot(share[start:], accuracy[start:], color=MODEL)
-        axes.axhline(accuracy[-1], color=OTHER, linewidth=1, linestyle=":", label="answering always")
+        axes.axhline(accuracy[-1], color=OTHER, linewidth=1, linestyle=":", label="all clips")
         if answered is not None:
             axes.axvline(
                 answered,
                 color=SOFT,
                 linewidth=1,
                 linestyle="--",
-                label=f"abstain band: {answered:.0%} answered",
+                label=f"abstain band: coverage {answered:.0%}",
             )
         low = min(float(accuracy[start:].min()), float(accuracy[-1])) - 0.05
         axes.set(
-            xlabel="share of clips answered, most certain first",
+            xlabel="coverage (share of clips with a prediction)",
             ylabel="accuracy",
             xlim=(0, 1.02),
             ylim=(max(0, low), 1.02),
@@ -72,8 +76,8 @@ def coverage_plot(confidence: np.ndarray, right: np.ndarray, answered: float | N
     return figure
 
 
-def people_plot(rows: Sequence["SliceRow"], overall: float) -> "Figure":
-    """Each person's accuracy with its interval, worst first; names where there is room."""
+def subjects_plot(rows: Sequence["SliceRow"], overall: float) -> "Figure":
+    """Accuracy of each subject with its 95 % interval, worst first; names for up to MAX_NAMED_SUBJECTS."""
     ordered = sorted(rows, key=lambda row: row.accuracy.value)
     value = np.array([row.accuracy.value for row in ordered])
     low, high = (np.array([getattr(row.accuracy, end) for row in ordered]) for end in ("low", "high"))
@@ -92,7 +96,7 @@ def people_plot(rows: Sequence["SliceRow"], overall: float) -> "Figure":
         axes.axhline(overall, color=SOFT, linewidth=1, linestyle="--")
         axes.set(ylabel="accuracy", ylim=(-0.03, 1.05), xlim=(-0.7, len(ordered) - 0.3))
         axes.grid(axis="x", visible=False)
-        if len(ordered) <= MOST_NAMED_PEOPLE:
+        if len(ordered) <= MAX_NAMED_SUBJECTS:
             axes.set_xticks(
                 x,
                 [row.name for row in ordered],
@@ -101,7 +105,7 @@ def people_plot(rows: Sequence["SliceRow"], overall: float) -> "Figure":
             )
         else:
             axes.set_xticks([])
-            axes.set_xlabel(f"{len(ordered)} people, worst first")
+            axes.set_xlabel(f"{len(ordered)} subjects, worst first")
     return figure
 
 
@@ -129,7 +133,7 @@ def search_plot(numbers: np.ndarray, values: np.ndarray, metric: str) -> "Figure
 def trials_plot(
     curves: Sequence[tuple[str, Sequence[float]]], metric: str, *, by_fold: bool = False
 ) -> "Figure":
-    """Validation score of the best trials, best first, by epoch; or by fold, which have no order: dots."""
+    """Validation score of the best trials, best first: lines over epochs, or dots per fold."""
     from matplotlib.ticker import MaxNLocator
 
     with drawing(4.6, 4.2) as (figure, axes):
@@ -153,13 +157,13 @@ def trials_plot(
 
 
 def scatter_plot(xy: np.ndarray, groups: np.ndarray, names: Sequence[str], *, by_class: bool) -> "Figure":
-    """(N, 2) points coloured by group; groups (N,) int. Many groups share the colours; only few are named."""
+    """(N, 2) points coloured by group, groups (N,) int. A legend for up to 2 * MAX_COLOURS."""
     with drawing(4.6, 4.6) as (figure, axes):
         marks = "osD^vP*X"
         size = float(np.clip(4000 / len(xy), 6, 34))
         for k, name in enumerate(names):
             here = groups == k
-            mark = marks[k // MOST_COLOURS % len(marks)] if not by_class else "o"
+            mark = marks[k // MAX_COLOURS % len(marks)] if not by_class else "o"
             axes.scatter(
                 xy[here, 0],
                 xy[here, 1],
@@ -174,7 +178,7 @@ def scatter_plot(xy: np.ndarray, groups: np.ndarray, names: Sequence[str], *, by
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
         axes.spines[:].set_color(FAINT)
-        if len(names) <= 2 * MOST_COLOURS:
+        if len(names) <= 2 * MAX_COLOURS:
             figure.legend(loc="outside lower center", ncols=min(4, len(names)), fontsize=8)
     return figure
 
@@ -187,8 +191,10 @@ def timeline_plot(
     true_is_high: bool,
     signals: Mapping[str, np.ndarray] | None = None,
 ) -> "Figure":
-    """(T,) probability as the window grows, the side that would be right shaded, and a strip of frames with a
-    face; below it, where there are any, (T,) signals between -1 and 1."""
+    """Probability (T,) over the growing window, and a strip of the frames with a face.
+
+    The shaded area is where the prediction is correct. A second panel shows (T,) signals, -1..1, if any.
+    """
     time_s = np.arange(len(probability)) / fps
     size = (3.6, 2.2, (1.35, 0.85)) if signals else (3.6, 1.35)
     with drawing(*size) as (figure, panels):
@@ -217,7 +223,7 @@ def timeline_plot(
 def importance_plot(
     names: Sequence[str], drops: np.ndarray, lows: np.ndarray, highs: np.ndarray, metric: str
 ) -> "Figure":
-    """How far the metric falls when a group of features is shuffled, with its spread; largest first."""
+    """Decrease of the metric when a group of features is shuffled, with 95 % intervals; largest first."""
     order = np.argsort(drops)
     with drawing(11.5, 0.7 + 0.34 * len(names)) as (figure, axes):
         y = np.arange(len(names))
@@ -227,18 +233,18 @@ def importance_plot(
         axes.hlines(y, lows[order], highs[order], color=INK, linewidth=1.2)
         axes.axvline(0, color=LEAK if (drops < 0).all() else SOFT, linewidth=1)
         axes.set_yticks(y, [names[k] for k in order])
-        axes.set(xlabel=f"fall of {metric} when shuffled")
+        axes.set(xlabel=f"decrease of {metric} when shuffled")
         axes.grid(axis="y", visible=False)
     return figure
 
 
-def compare_plot(runs: Sequence[str], metrics: Sequence[str], figures: Sequence[Sequence[Any]]) -> "Figure":
-    """Each metric's value and interval, run under run. figures[run][metric] has value, low and high."""
+def compare_plot(runs: Sequence[str], metrics: Sequence[str], estimates: Sequence[Sequence[Any]]) -> "Figure":
+    """Value and 95 % interval of each metric and run; estimates[run][metric] has value, low and high."""
     with drawing(7.2, 0.9 + len(metrics) * (0.22 * len(runs) + 0.22)) as (figure, axes):
         for r, run in enumerate(runs):
             y = np.arange(len(metrics)) + (r - (len(runs) - 1) / 2) * 0.22
             value, low, high = (
-                np.array([getattr(f, end) for f in figures[r]]) for end in ("value", "low", "high")
+                np.array([getattr(f, end) for f in estimates[r]]) for end in ("value", "low", "high")
             )
             axes.hlines(y, low, high, color=class_colour(r), linewidth=4, alpha=0.35)
             axes.scatter(value, y, color=class_colour(r), zorder=3, label=run)

@@ -1,4 +1,4 @@
-"""Summary and report of a log: what a log says of its session, and how it differs from the training data."""
+"""Tests of the summary and the report of logs, and of the comparison with training data."""
 
 import json
 import re
@@ -41,8 +41,8 @@ def log(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_time_in_each_state_adds_up(log: Path) -> None:
-    """Classes by name, states by their words, spans longest first, marks where they were set."""
+def test_time_per_state_adds_up(log: Path) -> None:
+    """Classes by name, states in words, longest spans first, marks at their times."""
     session = summarise_log(log)
     rounded = {shown: round(seconds) for shown, seconds in session.seconds.items()}
     assert rounded == {"engaged": 30, "distracted": 10, "no face": 10, "camera lost": 5}
@@ -52,8 +52,8 @@ def test_the_time_in_each_state_adds_up(log: Path) -> None:
     assert np.isnan(session.points[-1].level)
 
 
-def test_a_gap_in_the_log_belongs_to_nobody(tmp_path: Path) -> None:
-    """Two rows an hour apart are two seconds of session at most."""
+def test_gap_in_the_log_is_not_counted(tmp_path: Path) -> None:
+    """Two rows an hour apart are at most two seconds of session."""
     path = tmp_path / "gap.csv"
     log = Log(str(path), NAMES)
     log.write(replace(prediction(), t_s=0.0))
@@ -63,8 +63,8 @@ def test_a_gap_in_the_log_belongs_to_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("state", "shown"), [("paused", "paused"), ("camera_lost", "camera lost")])
-def test_an_absence_is_one_span_of_its_own_length(tmp_path: Path, state: State, shown: str) -> None:
-    """Its rows come a second apart and a little more, as the loop finds the time."""
+def test_pause_is_one_span(tmp_path: Path, state: State, shown: str) -> None:
+    """Its rows are a little more than a second apart."""
     path = tmp_path / "pause.csv"
     log = Log(str(path), NAMES)
     for k in range(30):
@@ -82,8 +82,8 @@ def test_an_absence_is_one_span_of_its_own_length(tmp_path: Path, state: State, 
 
 
 @pytest.mark.parametrize("fps", [0.1, 0.5, 1, 1.5, 3, 5])
-def test_a_day_has_as_many_minutes_as_its_sessions(tmp_path: Path, fps: float) -> None:
-    """Whatever the rate of the rows; without pauses, and without the gap between two sessions."""
+def test_minutes_of_a_day_are_those_of_its_sessions(tmp_path: Path, fps: float) -> None:
+    """At any rate of rows; without pauses and the time between two sessions."""
     logs = [tmp_path / "one.csv", tmp_path / "two.csv"]
     for path in logs:
         log = Log(str(path), NAMES)
@@ -96,10 +96,8 @@ def test_a_day_has_as_many_minutes_as_its_sessions(tmp_path: Path, fps: float) -
 
 
 @pytest.mark.parametrize("step_s", [(2.0, 2.0), (0.95, 1.05), (1.0, 1.6)])
-def test_a_session_of_slow_rows_is_one_span_without_holes(
-    tmp_path: Path, step_s: tuple[float, float]
-) -> None:
-    """Half a frame a second, one that is now and then late, decisions that take over a second."""
+def test_slow_rows_are_one_span(tmp_path: Path, step_s: tuple[float, float]) -> None:
+    """One row every two seconds, sometimes late, with decisions that take over a second."""
     path = tmp_path / "slow.csv"
     times = np.cumsum(np.random.default_rng(0).uniform(*step_s, 300))
     log = Log(str(path), NAMES)
@@ -114,8 +112,8 @@ def test_a_session_of_slow_rows_is_one_span_without_holes(
     assert (picture[114, 12:-12] != TROUGH[::-1]).any(axis=1).all()
 
 
-def test_a_gap_among_slow_rows_belongs_to_nobody_either(tmp_path: Path) -> None:
-    """Two hundred rows two seconds apart, ten minutes without amid them: the row before speaks for two."""
+def test_gap_among_slow_rows_is_not_counted(tmp_path: Path) -> None:
+    """200 rows two seconds apart with a gap of ten minutes: the row before the gap lasts two intervals."""
     path = tmp_path / "gap.csv"
     log = Log(str(path), NAMES)
     for k in range(200):
@@ -126,8 +124,8 @@ def test_a_gap_among_slow_rows_belongs_to_nobody_either(tmp_path: Path) -> None:
     assert [span.length_s for span in session.spans] == [pytest.approx(202.0), pytest.approx(200.0)]
 
 
-def test_the_page_is_one_file_and_escapes_what_it_shows(log: Path) -> None:
-    """No request leaves the page, and a mark is text."""
+def test_report_is_one_file_with_escaped_text(log: Path) -> None:
+    """It makes no request, and a mark is escaped."""
     page = write_report([summarise_log(log)]).read_text(encoding="utf-8")
     assert "&lt;b&gt;bell" in page
     assert "<b>bell" not in page
@@ -138,8 +136,8 @@ def test_the_page_is_one_file_and_escapes_what_it_shows(log: Path) -> None:
     assert (below[:, [0, -1]] == below[-1, -1]).all(), "a time on the axis is cut by the picture's edge"
 
 
-def test_days_are_held_against_training(log: Path, tmp_path: Path, detector_path: Path) -> None:
-    """Face rate without the time the camera was away; a figure outside the training range is marked."""
+def test_days_are_compared_with_training(log: Path, tmp_path: Path, detector_path: Path) -> None:
+    """Face rate without lost camera; a value outside the training range is highlighted."""
     novelty_file(log).write_text("t_s,novelty\n0.0,4.0\n0.3333,6.0\n", encoding="utf-8")
     (day,) = days([summarise_log(log)])
     assert day.face_rate == pytest.approx(120 / 150)
@@ -157,14 +155,14 @@ def test_days_are_held_against_training(log: Path, tmp_path: Path, detector_path
     out = tmp_path / "drift.html"
     assert main(["report", str(log), "--reference-run", str(run), "--out", str(out)]) == 0
     page = out.read_text(encoding="utf-8")
-    assert page.count('class="odd"') == 1
+    assert page.count('class="outside"') == 1
     assert "training (50 clips)" in page
 
 
-def test_a_day_without_a_figure_is_json_and_the_run_says_what_a_level_is(
+def test_day_without_a_value_is_null_in_json(
     log: Path, tmp_path: Path, detector_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No novelty is null, not NaN; an ordinal run's expected level is the day's figure."""
+    """No novelty is null, not NaN; for an ordinal run the value of a day is the expected level."""
     names = ("low", "middle", "high")
     path = tmp_path / "ordinal.csv"
     ordinal = Log(str(path), names)
@@ -183,10 +181,10 @@ def test_a_day_without_a_figure_is_json_and_the_run_says_what_a_level_is(
     ("task", "figure"),
     [("binary", "probability"), ("ordinal", "level"), ("multiclass", "largest probability")],
 )
-def test_the_drift_table_says_what_its_figure_is(
+def test_drift_table_names_its_value_by_task(
     tmp_path: Path, detector_path: Path, task: Literal["binary", "ordinal", "multiclass"], figure: str
 ) -> None:
-    """An expected level is no probability, and the largest probability is no one class's."""
+    """An expected level and a largest probability have their own names."""
     names = NAMES if task == "binary" else ("low", "middle", "high")
     path = tmp_path / "day1.csv"
     log = Log(str(path), names)
@@ -200,10 +198,10 @@ def test_the_drift_table_says_what_its_figure_is(
     assert f"<td>face rate</td><td>{figure}</td>" in page
 
 
-def test_every_csv_of_lives_own_folder_can_be_named(
+def test_report_of_all_csv_files_uses_only_the_logs(
     log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Novelty goes with its log, what is no log is left out with a line; nothing but such is exit 2."""
+    """Novelty files belong to their logs, other files give a warning; without any log the exit code is 2."""
     novelty_file(log).write_text("t_s,novelty\n0.0,4.0\n", encoding="utf-8")
     others = {"predictions.csv": "video,log\na.mp4,a.csv\n", "own.csv": "path,label\nown.mp4,engaged\n"}
     for name, text in others.items():
@@ -218,29 +216,27 @@ def test_every_csv_of_lives_own_folder_can_be_named(
     assert len(lines) == 2
     assert log.with_suffix(".html").is_file()
     assert main(["report", *(path for path in named if path != str(log))]) == 2
-    assert "no live log among the files named" in capsys.readouterr().err
+    assert "no live log with rows among the given files" in capsys.readouterr().err
 
 
-def test_a_log_without_rows_does_not_stop_the_others(
-    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Quit before the first frame, or just begun: left out with a line; nothing but such is exit 2."""
+def test_log_without_rows_is_left_out(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a warning; if no log has rows, the exit code is 2."""
     begun = tmp_path / "begun.csv"
     Log(str(begun), NAMES).close()
     assert main(["report", str(begun), str(log), "--json"]) == 0
     told = capsys.readouterr()
     assert [session["log"] for session in json.loads(told.out)["sessions"]] == [str(log)]
-    assert "begun.csv holds no row yet: left out" in " ".join(told.err.split())
+    assert "begun.csv has no rows yet" in " ".join(told.err.split())
     assert not begun.with_suffix(".html").exists()
     assert main(["report", str(begun)]) == 2
-    assert "no live log among the files named holds a row" in " ".join(capsys.readouterr().err.split())
+    assert "no live log with rows among the given files" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_report_leaves_what_the_sessions_left(
+def test_report_replaces_no_file_of_the_sessions(
     log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A session's own page and timeline, and the page of an earlier report, stay; what is not there is
-    made, --out is written over, and no page has the name of another log."""
+    """Reports and timelines that exist are kept, missing timelines are made, --out is overwritten, and no
+    report has the name of another log's files."""
     write_report([summarise_log(log)], own=True)
     for name in ("another.csv", f"{log.stem}-2.csv"):
         (tmp_path / name).write_bytes(log.read_bytes())
@@ -259,33 +255,31 @@ def test_a_report_leaves_what_the_sessions_left(
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".novelty.csv", ".png"])
-def test_a_page_is_never_written_over_a_log_that_it_tells(
-    log: Path, capsys: pytest.CaptureFixture[str], suffix: str
-) -> None:
+def test_report_over_its_log_is_refused(log: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
     kept = log.read_bytes()
     out = log.parent / "." / (log.stem + suffix)
     assert main(["report", str(log), "--out", str(out)]) == 2
-    assert "is a log that is told of" in " ".join(capsys.readouterr().err.split())
+    assert "is one of the logs or its timeline" in " ".join(capsys.readouterr().err.split())
     assert (log.read_bytes(), log.with_suffix(".html").exists()) == (kept, False)
 
 
-def test_a_session_is_not_held_against_what_another_run_learned(
+def test_reference_run_with_other_classes_is_refused(
     log: Path, tmp_path: Path, detector_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_run(tmp_path / "run", detector_path, names=("asleep", "awake"))
     assert main(["report", str(log), "--reference-run", str(run)]) == 2
-    assert "tells asleep, awake" in " ".join(capsys.readouterr().err.split())
+    assert "--reference-run has asleep, awake" in " ".join(capsys.readouterr().err.split())
     assert not log.with_suffix(".html").exists()
 
 
-def test_a_log_named_twice_is_told_once(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_given_twice_is_used_once(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = log.parent / "." / ".." / log.parent.name / log.name
     assert main(["report", str(log), str(again), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["sessions"]) == 1
 
 
-def test_a_session_renews_its_own_timeline(log: Path) -> None:
-    """What a report made of its log while it ran is out of date; that report's page stays."""
+def test_session_replaces_its_own_timeline(log: Path) -> None:
+    """A timeline made by a report while the session ran is out of date; that report is kept."""
     write_report([summarise_log(log)])
     log.with_suffix(".png").write_bytes(b"half of it")
     page = write_report([summarise_log(log)], own=True)
@@ -294,11 +288,11 @@ def test_a_session_renews_its_own_timeline(log: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["binary", "ordinal", "multiclass"])
-def test_a_report_against_the_run_draws_what_the_session_drew(
+def test_report_with_reference_run_draws_the_same_timeline(
     tmp_path: Path, detector_path: Path, task: Literal["binary", "ordinal", "multiclass"]
 ) -> None:
-    """The same timeline, and the page says what its height is. Without the run two classes need none; of
-    more, the log cannot tell whether they are levels, and the page says so."""
+    """The page has the meaning of the height. Without the run, a log of more than two classes does not show
+    whether they are levels, and the page has a note."""
     names = NAMES if task == "binary" else ("low", "middle", "high")
     path = tmp_path / "day1.csv"
     log = Log(str(path), names)
@@ -328,21 +322,21 @@ def test_a_report_against_the_run_draws_what_the_session_drew(
     assert "--reference-run" not in session
 
 
-def test_a_timeline_that_cannot_be_written_stops_no_page(
+def test_report_is_written_when_the_timeline_cannot_be(
     log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As where the logs lie on a disk that is read-only: said, and the page holds it all the same."""
+    """For example on a read-only disk: a warning, and the report contains the timeline."""
     try:
         log.with_suffix(".png").symlink_to(tmp_path / "unplugged" / "a.png")
     except OSError:
         pytest.skip("no links here")
     out = tmp_path / "page.html"
     assert main(["report", str(log), "--out", str(out)]) == 0
-    assert "no timeline beside the log" in " ".join(capsys.readouterr().err.split())
+    assert "no timeline next to the log" in " ".join(capsys.readouterr().err.split())
     assert "data:image/png" in out.read_text(encoding="utf-8")
 
 
-def test_a_missing_log_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit 2, named."""
+def test_missing_log_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2; the message has the file name."""
     assert main(["report", str(tmp_path / "none.csv")]) == 2
     assert "none.csv" in " ".join(capsys.readouterr().err.split()).replace(" ", "")

@@ -1,4 +1,4 @@
-"""python -m live as a user runs it: a video in, log and summary out, one clear line for what goes wrong."""
+"""Tests of the command `python -m live`: outputs of a session, and one line per error."""
 
 import contextlib
 import csv
@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, detector_path: Path) -> Path:
 
 
 def live(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The door as a process."""
+    """Run the command as a process."""
     return subprocess.run(
         [sys.executable, "-m", "live", *map(str, words)],
         cwd=ROOT,
@@ -55,10 +55,10 @@ def live(*words: object, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_a_video_gives_log_recordings_report_and_summary(
+def test_video_gives_log_recordings_report_and_summary(
     run: Path, real_clips: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One row a sampled frame; recordings with every frame; a summary, and nothing else on stdout."""
+    """One row per sampled frame; recordings with every frame; only the summary on stdout."""
     log = tmp_path / "로그" / "live.csv"
     words = ["--run", run, "--video", real_clips["single"], "--headless", "--log", log, "--json"]
     words += ["--record", tmp_path / "view.mp4", "--record-raw", tmp_path / "raw.mp4"]
@@ -77,38 +77,39 @@ def test_a_video_gives_log_recordings_report_and_summary(
 
 
 class Presses(NoView):
-    """A view whose user presses a key each time the video has come so far."""
+    """A view that presses keys at given times of the video."""
 
     is_watched = True
 
     def __init__(self, now_s: Callable[[], float], *presses: tuple[float, str]) -> None:
         self._now_s, self._left = now_s, list(presses)
         self.was_shown = False
-        self.was_looked_after = threading.Event()
+        self.is_handled = threading.Event()
 
     def show(self, picture: np.ndarray) -> None:
-        """Remember that there was a picture."""
+        """Count a picture."""
         self.was_shown = True
 
     def keys(self) -> str:
-        """The keys whose time has come."""
+        """Keys whose time has passed."""
         if self.was_shown:
-            self.was_looked_after.set()
+            self.is_handled.set()
         due = "".join(key for at_s, key in self._left if at_s <= self._now_s())
         self._left = [press for press in self._left if press[0] > self._now_s()]
         return due
 
 
-def test_a_window_is_looked_after_before_the_model_is_there(run: Path, real_clips: dict[str, Path]) -> None:
-    """A window paints its picture when its events are read: the first one must not wait for the model."""
+def test_window_events_are_handled_before_the_model_is_loaded(run: Path, real_clips: dict[str, Path]) -> None:
+    """A window paints its picture when its events are handled: the first picture does not wait for the
+    model."""
     source = open_source(0, str(real_clips["single"]), False)
     session = Session(("distracted", "engaged"), OutputOptions())
     control = Control(session, subject="nobody", calibrate_s=None, notify=lambda line: None)
     view = Presses(source.now_s)
 
     def load() -> Predictor:
-        if not view.was_looked_after.wait(10):
-            raise ValueError("nobody looked after the window")
+        if not view.is_handled.wait(10):
+            raise ValueError("the window's events were not handled")
         return Predictor(open_model(run))
 
     Loop(1.0, source, Loading(load), session, control, view).run()
@@ -118,13 +119,13 @@ def test_a_window_is_looked_after_before_the_model_is_there(run: Path, real_clip
 
 
 class Moves(NoView):
-    """A view whose place in the loop moves clock and camera: sixteen frames, 2.4 s of silence, some more."""
+    """A view that moves the clock and the camera: 16 frames, 2.4 s without frames, some more frames."""
 
     def __init__(self, clock: SteppedClock, camera: SteppedCamera) -> None:
         self._clock, self._camera, self._pass = clock, camera, 0
 
     def keys(self) -> str:
-        """Presses nothing."""
+        """No keys."""
         self._pass += 1
         self._clock.now_s += 0.3
         if self._pass < 16 or 24 <= self._pass < 40:
@@ -134,8 +135,8 @@ class Moves(NoView):
         return ""
 
 
-def test_a_camera_that_hangs_is_said_once_and_logged(run: Path, tmp_path: Path) -> None:
-    """Silent for two seconds: one line when it is lost, one when it is back, rows of the gap in between."""
+def test_hanging_camera_gives_two_messages_and_log_rows(run: Path, tmp_path: Path) -> None:
+    """Two seconds without frames: one message at the loss, one at the return, log rows of the gap."""
     clock, camera = SteppedClock(), SteppedCamera()
     loading = Loading(lambda: Predictor(open_model(run)))
     loading.ready(60.0)
@@ -143,24 +144,25 @@ def test_a_camera_that_hangs_is_said_once_and_logged(run: Path, tmp_path: Path) 
     source = LatestFrameReader(camera.frames, reconnects=True, clock=clock)
     source.start()
     session = Session(("distracted", "engaged"), OutputOptions(log=str(tmp_path / "a.csv")))
-    told: list[str] = []
-    control = Control(session, subject="nobody", calibrate_s=None, notify=told.append)
+    messages: list[str] = []
+    control = Control(session, subject="nobody", calibrate_s=None, notify=messages.append)
     Loop(999.0, source, loading, session, control, Moves(clock, camera)).run()
     camera.give(1000.0)  # so that its thread sees the end
     source.close()
     control.close()
     session.close()
-    assert [line for line in told if line.startswith("the camera")] == [
-        "the camera gives no picture: waiting for it",
-        "the camera is back",
+    assert [line for line in messages if line.startswith(("no frames", "the camera"))] == [
+        "no frames from the camera: waiting for it",
+        "the camera works again",
     ]
     states = [row.state for row in read_log(tmp_path / "a.csv")[1]]
     assert 1 <= states.count("camera_lost") <= 3
 
 
-def test_a_labelled_recording_is_a_data_set(run: Path, real_clips: dict[str, Path], tmp_path: Path) -> None:
-    """Keys label a session; extract takes its recording and manifest as they are: every labelled second with
-    its label, person and face."""
+def test_labelled_recording_is_a_data_set_for_extract(
+    run: Path, real_clips: dict[str, Path], tmp_path: Path
+) -> None:
+    """extract accepts recording and manifest: every labelled second has its label, subject and face."""
     own = tmp_path / "내 것" / "own.mp4"
     source = open_source(0, str(real_clips["pexels"]), False)
     session = Session(("distracted", "engaged"), OutputOptions(record_raw=own, subject="민수"))
@@ -184,8 +186,8 @@ def test_a_labelled_recording_is_a_data_set(run: Path, real_clips: dict[str, Pat
     assert (frames[..., 5] > 0).sum() == np.isfinite(frames[..., 0]).sum()
 
 
-def test_a_served_file_plays_at_its_own_speed(run: Path, real_clips: dict[str, Path]) -> None:
-    """Else it would be over before a browser is open."""
+def test_served_file_plays_at_its_own_speed(run: Path, real_clips: dict[str, Path]) -> None:
+    """Else it would end before a browser is open."""
     done = live("--run", run, "--video", real_clips["single"], "--serve", "--port", "0", "--json")
     summary = json.loads(done.stdout)
     # It may be over before the model is loaded.
@@ -194,10 +196,10 @@ def test_a_served_file_plays_at_its_own_speed(run: Path, real_clips: dict[str, P
     assert summary["seconds"] >= summary["duration_s"] > 2.3
 
 
-def test_seconds_stops_early(
+def test_seconds_option_ends_the_session(
     run: Path, real_clips: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Video time, not the machine's."""
+    """The time is that of the video, not of the computer."""
     words = ["--run", run, "--video", real_clips["pexels"], "--headless", "--seconds", "2", "--json"]
     assert main([str(word) for word in words]) == 0
     summary = json.loads(capsys.readouterr().out)
@@ -206,7 +208,7 @@ def test_seconds_stops_early(
 
 
 def test_json_lines_stream_to_stdout(run: Path, real_clips: dict[str, Path]) -> None:
-    """`--log -`: a line a sampled frame for other programs, and messages stay on stderr."""
+    """`--log -`: one line per sampled frame on stdout; messages go to stderr."""
     done = run_here("live", "--run", run, "--video", real_clips["single"], "--headless", "--log", "-")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -216,7 +218,7 @@ def test_json_lines_stream_to_stdout(run: Path, real_clips: dict[str, Path]) -> 
     assert "W0000" not in done.stderr
 
 
-def test_a_person_may_be_called_none(run: Path, tmp_path: Path) -> None:
+def test_subject_named_none_is_a_name(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "personal"
     folder.mkdir()
     for name in ("me", "None"):
@@ -227,14 +229,14 @@ def test_a_person_may_be_called_none(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (("--headless", "--camera", "97"), "camera 97 cannot be opened"),
-        (("--headless", "--camera", "-1"), "--camera is 0 or more"),
+        (("--headless", "--camera", "-1"), "--camera must be 0 or more"),
         (("--video", "no/such.mp4", "--headless"), "no/such.mp4"),
         (("--headless", "--calibrate", "1"), "at least 15 s"),
-        (("--headless", "--calibrate", "15", "--seconds", "30"), "--seconds 30 ends before"),
-        (("--headless", "--subject", "../evil"), "--subject takes letters"),
+        (("--headless", "--calibrate", "15", "--seconds", "30"), "--seconds 30 is too short"),
+        (("--headless", "--subject", "../evil"), "--subject may contain letters"),
         (("--headless", "--forget"), "--subject"),
         (("--headless", "--log", "a/day1.csv", "--record-raw", "a/day1.mp4"), "a/day1.csv"),
         (("--headless", "--log", "a/x.csv", "--record", "a/x.html"), "--log and --record"),
@@ -242,37 +244,37 @@ def test_a_person_may_be_called_none(run: Path, tmp_path: Path) -> None:
         (("--headless", "--record", "./clip.mp4", "--video", "clip.mp4"), "--record and --video"),
     ],
 )
-def test_what_a_user_can_cause_is_one_line_and_exit_2(run: Path, words: tuple[str, ...], said: str) -> None:
-    """No traceback."""
-    done = run_here("live", "--run", run, *words)
+def test_user_errors_are_one_line_and_exit_2(run: Path, arguments: tuple[str, ...], message: str) -> None:
+    """Without a traceback."""
+    done = run_here("live", "--run", run, *arguments)
     assert done.returncode == 2
-    assert said in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
 
-def test_a_run_of_many_classes_cannot_be_calibrated(
+def test_calibrate_with_a_multiclass_run_is_exit_2(
     tmp_path: Path, detector_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Asked for by option, that is exit 2 before anything is opened."""
+    """Before anything is opened."""
     run = write_run(tmp_path / "run", detector_path, names=("a", "b", "c"), task="multiclass")
     assert main(["--run", str(run), "--headless", "--calibrate", "20"]) == 2
     assert "binary or ordinal" in capsys.readouterr().err
 
 
-def test_a_calibration_that_the_end_cuts_off_is_exit_1(
+def test_unfinished_calibration_is_exit_1(
     run: Path, real_clips: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A video too short for both phases: said, told in the summary; the rest of the session is as ever."""
+    """A video too short for both phases: an error and an entry in the summary; everything else is written."""
     words = ["--run", run, "--video", real_clips["single"], "--headless", "--calibrate", "15", "--json"]
     assert main([str(word) for word in words]) == 1
-    told = capsys.readouterr()
-    summary = json.loads(told.out)
+    output = capsys.readouterr()
+    summary = json.loads(output.out)
     assert (summary["rows"], summary["calibration"]) == (8, "not finished, nothing was changed")
-    assert "calibration: not finished, nothing was changed" in told.err
+    assert "calibration: not finished, nothing was changed" in output.err
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
-def test_a_session_that_ends_before_the_model_is_there(
+def test_session_that_ends_before_the_model_is_loaded_is_exit_1(
     tmp_path: Path,
     detector_path: Path,
     real_clips: dict[str, Path],
@@ -280,7 +282,7 @@ def test_a_session_that_ends_before_the_model_is_there(
     capsys: pytest.CaptureFixture[str],
     is_whole: bool,
 ) -> None:
-    """Exit 1 and no log that was never begun; what kept the model from loading is not hidden: exit 2."""
+    """There is no log. An error of loading is shown instead, with exit code 2."""
     run = write_run(tmp_path / "run", detector_path)
     if not is_whole:
         (run / "detector" / "detector.tflite").unlink()
@@ -307,25 +309,25 @@ def test_a_session_that_ends_before_the_model_is_there(
     monkeypatch.setattr("live.app.open_source", camera)
     words = ["--run", run, "--headless", "--json"]
     assert main([*map(str, words), "--log", str(tmp_path / "a.csv")]) == (1 if is_whole else 2)
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     assert not (tmp_path / "a.csv").exists()
     if is_whole:
-        summary = json.loads(told.out)
+        summary = json.loads(output.out)
         assert (summary["model"], summary["log"]) == (None, None)
         assert summary["frames"] > 0
-        assert "before the model was loaded" in told.err
+        assert "before the model was loaded" in output.err
     else:
-        assert "lacks the face detector" in told.err
+        assert "the face detector of this run" in output.err
 
 
-def test_a_recording_that_the_disk_does_not_take_is_exit_1(
+def test_incomplete_recording_is_exit_1(
     run: Path,
     real_clips: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The session goes to its end; the recording is listed with the reason."""
+    """The session continues to its end; the recording is listed with the reason."""
     video = tmp_path / "view.mp4"
     words = ["--run", run, "--video", real_clips["single"], "--headless", "--record", video, "--json"]
     with contextlib.ExitStack() as stack:
@@ -337,14 +339,14 @@ def test_a_recording_that_the_disk_does_not_take_is_exit_1(
 
         monkeypatch.setattr(Session, "begin", begin_with_little_room)
         assert main([str(word) for word in words]) == 1
-    told = capsys.readouterr()
-    summary = json.loads(told.out)
+    output = capsys.readouterr()
+    summary = json.loads(output.out)
     assert (summary["rows"], [each["file"] for each in summary["failed"]]) == (8, [str(video)])
-    assert f"{video}: the recording is not whole" in " ".join(told.err.split())
+    assert f"{video}: the recording is incomplete" in " ".join(output.err.split())
 
 
-def test_a_start_that_fails_leaves_yesterdays_log_alone(run: Path, tmp_path: Path) -> None:
-    """No camera, no log: neither the old one is touched nor a new one begun."""
+def test_failed_start_writes_no_log(run: Path, tmp_path: Path) -> None:
+    """Without a camera the old log is unchanged and no new log is made."""
     log = tmp_path / "day.csv"
     log.write_text("yesterday", encoding="utf-8")
     assert run_here("live", "--run", run, "--camera", "97", "--headless", "--log", log).returncode == 2
@@ -352,8 +354,8 @@ def test_a_start_that_fails_leaves_yesterdays_log_alone(run: Path, tmp_path: Pat
     assert list(tmp_path.iterdir()) == [log]
 
 
-def test_the_browser_view_without_its_packages_is_one_line(run: Path, real_clips: dict[str, Path]) -> None:
-    """What to install, and no traceback."""
+def test_serve_without_its_packages_is_one_line(run: Path, real_clips: dict[str, Path]) -> None:
+    """The packages to install, without a traceback."""
     for absent in ("starlette", "uvicorn", "websockets"):
         code = (
             "import sys\n"
@@ -376,10 +378,10 @@ def test_the_browser_view_without_its_packages_is_one_line(run: Path, real_clips
         assert "Traceback" not in done.stderr
 
 
-def test_json_lines_are_utf8_whatever_the_locale(
+def test_json_lines_are_utf8_for_any_locale(
     tmp_path: Path, detector_path: Path, real_clips: dict[str, Path]
 ) -> None:
-    """Hangul class names reach another program from a terminal that has none."""
+    """Hangul class names are correct also in the C locale."""
     run = write_run(tmp_path / "run", detector_path, names=("졸음", "집중"))
     words = ("--run", run, "--video", real_clips["single"], "--headless", "--log", "-")
     done = live(*words, PYTHONIOENCODING="ascii", LC_ALL="C")
@@ -387,10 +389,10 @@ def test_json_lines_are_utf8_whatever_the_locale(
     assert {"p_졸음", "p_집중"} <= json.loads(done.stdout.splitlines()[0]).keys()
 
 
-def test_a_log_that_is_rotated_away_at_the_end_does_not_spoil_the_session(
+def test_log_rotated_at_the_end_leaves_only_the_report_out(
     run: Path, real_clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no report of it then, and that is all."""
+    """The session ends normally without a report."""
     close = Session.close
 
     def close_and_rotate(self: Session) -> None:
@@ -403,10 +405,8 @@ def test_a_log_that_is_rotated_away_at_the_end_does_not_spoil_the_session(
     assert len(read_log(tmp_path / "a.1.csv")[1]) == 8
 
 
-def test_without_a_display_the_user_is_told_what_else_there_is(
-    run: Path, real_clips: dict[str, Path]
-) -> None:
-    """cv2's window would end the process; the door answers first."""
+def test_missing_display_error_names_serve_and_headless(run: Path, real_clips: dict[str, Path]) -> None:
+    """cv2's window would end the process; the command checks first."""
     if sys.platform != "linux":
         pytest.skip("other systems always have a display")
     done = run_here("live", "--run", run, "--video", real_clips["single"], DISPLAY="")
@@ -415,8 +415,8 @@ def test_without_a_display_the_user_is_told_what_else_there_is(
     assert "--headless" in done.stderr
 
 
-def test_a_file_that_is_no_video_is_one_line(run: Path, tmp_path: Path) -> None:
-    """The reason, and no traceback."""
+def test_file_that_is_not_a_video_is_one_line(run: Path, tmp_path: Path) -> None:
+    """The reason, without a traceback."""
     path = tmp_path / "text.mp4"
     path.write_text("not a video", encoding="utf-8")
     done = run_here("live", "--run", run, "--video", path, "--headless")
@@ -425,8 +425,8 @@ def test_a_file_that_is_no_video_is_one_line(run: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_forgetting_a_person(run: Path, tmp_path: Path) -> None:
-    """The file goes; a second time there is none, and that is exit 1."""
+def test_forget_removes_the_calibration_of_a_subject(run: Path, tmp_path: Path) -> None:
+    """The file is deleted; a second call has nothing to remove and exit code 1."""
     folder = tmp_path / "personal"
     folder.mkdir()
     (folder / "민수.json").write_text("{}", encoding="utf-8")
