@@ -32,7 +32,7 @@ from seqmodel.training.loop import (
     Loss,
     augment_features,
     computes_in_bf16,
-    judge_logits,
+    evaluate_logits,
     labelled_clips,
     loss_for,
     lr_scale,
@@ -305,7 +305,7 @@ class EndToEnd:
         return result
 
     def _evaluated(self, logits: np.ndarray, index: int, phase: str, **more: float) -> EpochResult:
-        loss, value = judge_logits(
+        loss, value = evaluate_logits(
             logits, self.val.labels, self.plain, self.objective.task, self.objective.metric
         )
         return EpochResult(index, phase, value, loss, **more)

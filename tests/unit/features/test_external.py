@@ -78,8 +78,8 @@ def test_a_head_on_imported_geometry_is_trained_judged_and_explained(tmp_path: P
     assert seqmodel(["evaluate", "--run", str(run), "--bootstrap-rounds", "50"]) == 0
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Most rests on eyes." in page
-    assert "Logistic, geometry" in page
-    assert "Logistic, embeddings" not in page
+    assert "Logistic regression, geometry" in page
+    assert "Logistic regression, embeddings" not in page
 
 
 def test_nameless_clips_of_two_files_do_not_go_by_one_name(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_the_band_leaves_out_whom_it_knows_least_about_also_by_a_threshold_near_
     assert positive[unsure].min() > positive[50:60].max()
     assert abstain_band(p, "multiclass", 0.9, 0.1)[1] == pytest.approx(np.quantile(p.max(axis=1), 0.1))
     for share in (0, 1.0):
-        with pytest.raises(ValueError, match="share of clips left unanswered"):
+        with pytest.raises(ValueError, match="fraction of clips without a prediction"):
             abstain_band(p, "binary", 0.9, share)
 
 
@@ -155,11 +155,11 @@ def test_neighbouring_floats_are_told_apart():
 @pytest.mark.parametrize(
     ("threshold_metric", "task", "message"),
     [
-        ("sharpness", "binary", "--threshold-metric is balanced_accuracy"),
+        ("sharpness", "binary", "--threshold-metric must be balanced_accuracy"),
         ("recall:asleep=0.8", "binary", "no class 'asleep'"),
-        ("recall:distracted=8", "binary", "share must lie in"),
-        ("recall:distracted=much", "binary", "share must lie in"),
-        ("recall:distracted=0.8", "multiclass", "needs two classes"),
+        ("recall:distracted=8", "binary", "SHARE must be a number in"),
+        ("recall:distracted=much", "binary", "SHARE must be a number in"),
+        ("recall:distracted=0.8", "multiclass", "needs a task with two classes"),
     ],
 )
 def test_a_wrong_goal_says_what_is_wanted(threshold_metric, task, message):

@@ -233,8 +233,8 @@ def test_every_stream_of_the_store_has_its_baseline_in_folds(tmp_path, monkeypat
     make_run(tmp_path / "run", store, epochs=1, inputs="embeddings")
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "2", "--bootstrap-rounds", "50"]) == 0
     page = (tmp_path / "run/folds-2/report.html").read_text(encoding="utf-8")
-    assert "Logistic, embeddings" in page
-    assert "Logistic, geometry" in page
+    assert "Logistic regression, embeddings" in page
+    assert "Logistic regression, geometry" in page
     assert "tiny heads in 2" in page
 
 

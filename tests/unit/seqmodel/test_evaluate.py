@@ -313,8 +313,8 @@ def test_a_fold_with_nothing_to_learn_from_is_answered_by_its_majority(tmp_path,
     estimates = _metrics(folder)
     assert estimates[f"folds-{how}"]["num_clips"]["value"] == len(rows)
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert f"in 1 of {2 if how == '2' else 4} folds there was nothing to learn from" in page
-    assert f"{len(idle)} of {len(rows)} clips were not measured and count as the training majority" in page
+    assert f"1 of {2 if how == '2' else 4} folds could not be trained" in page
+    assert f"{len(idle)} of {len(rows)} clips have no prediction" in page
 
 
 def test_folds_of_which_none_can_learn_are_refused_and_open_nothing(tmp_path, quick_folds, capsys):
@@ -325,9 +325,7 @@ def test_folds_of_which_none_can_learn_are_refused_and_open_nothing(tmp_path, qu
     _relabel(tmp_path / "s.zarr", {f"사람{s:02d}": 0 for s in range(3)})
     capsys.readouterr()
     assert main([*words, "3"]) == 2
-    assert "--folds 3: there is nothing to learn from in any fold" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    assert "--folds 3: no fold can be trained" in " ".join(capsys.readouterr().err.split())
     assert load_card(tmp_path / "run").test_openings == ()
     assert store.test_openings == []
     assert not (tmp_path / "run/folds-3").exists()

@@ -66,7 +66,7 @@ def test_every_column_has_one_group() -> None:
     assert {group: columns for group, (_, columns) in others.items()} == {
         "head pose": [0], "place": [1], "eyes": [2],
     }  # fmt: skip
-    with pytest.raises(ValueError, match="61 geometry columns, 2 names"):
+    with pytest.raises(ValueError, match="61 geometry columns and 2 names"):
         feature_groups(DIMS, ("a", "b"))
 
 

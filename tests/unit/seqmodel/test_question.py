@@ -34,7 +34,7 @@ def test_training_on_nothing_is_refused_before_it_begins(tmp_path: Path) -> None
     x, y = np.full((40, 10, 5), np.nan, np.float32), np.arange(40) % 2
     np.savez(tmp_path / "x.npz", x=x, y=y, subject=np.array([f"p{i % 10}" for i in range(40)]))
     write_external(tmp_path / "s.zarr", read_sequences(tmp_path / "x.npz"), "nothing")
-    with pytest.raises(ValueError, match=r"not one of the .* training clips .* has a valid frame"):
+    with pytest.raises(ValueError, match=r"none of the .* training clips .* has a valid frame"):
         load_train_val(build_task(tmp_path / "s.zarr", LabelArgs()))
 
 
@@ -68,7 +68,7 @@ def test_a_corrected_typo_leaves_no_empty_class(tmp_path: Path) -> None:
         fill_row(store, row)
     assert "enagged" in store.label_names["label"]
     assert build_task(path, LabelArgs()).labelling.names == ("distracted", "engaged")
-    with pytest.raises(ValueError, match="no clip of 'enagged'"):
+    with pytest.raises(ValueError, match="no clip of class 'enagged'"):
         build_task(path, LabelArgs(labels="enagged,engaged"))
 
 
@@ -82,9 +82,9 @@ def test_without_room_for_a_packed_copy_the_same_clips_are_read_and_it_is_said(
     with monkeypatch.context() as patch:
         patch.setattr("features.store.packed._write", full)
         read = load_train_val(learning_task)
-    assert "no room for a packed copy" in capsys.readouterr().err
+    assert "no disk space for a packed copy" in capsys.readouterr().err
     mapped = load_train_val(learning_task)
-    assert "no room" not in capsys.readouterr().err
+    assert "packed copy" not in capsys.readouterr().err
     for ours, theirs in zip(read, mapped, strict=True):
         for name in ("embeddings", "geometry"):
             assert np.array_equal(np.asarray(ours.x[name]), np.asarray(theirs.x[name]))

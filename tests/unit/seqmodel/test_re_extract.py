@@ -109,9 +109,18 @@ def test_people_who_trained_the_encoder_keep_their_sides(tmp_path: Path, seed: i
 @pytest.mark.parametrize(
     ("subset_of", "who"),
     [
-        ({"p0": "test", "p1": "train", "p2": "val", "p3": "train"}, r"subject p0 \(train there, test here\)"),
-        ({"p0": "train", "p1": "val", "p2": "train", "p3": "test"}, r"subject p1 \(train there, val here\)"),
-        ({"p0": "train", "p1": "train", "p3": "val", "p2": "test"}, r"subject p2 \(val there, test here\)"),
+        (
+            {"p0": "test", "p1": "train", "p2": "val", "p3": "train"},
+            r"subject p0 \(train for the encoder, test here\)",
+        ),
+        (
+            {"p0": "train", "p1": "val", "p2": "train", "p3": "test"},
+            r"subject p1 \(train for the encoder, val here\)",
+        ),
+        (
+            {"p0": "train", "p1": "train", "p3": "val", "p2": "test"},
+            r"subject p2 \(val for the encoder, test here\)",
+        ),
     ],
 )
 def test_whoever_an_encoder_knows_is_not_held_out(
@@ -119,7 +128,9 @@ def test_whoever_an_encoder_knows_is_not_held_out(
 ) -> None:
     """Neither judged nor chosen by; heads that read the geometry alone may."""
     store, run = tuned_store(tmp_path / "tuned.zarr", SUBSETS), write_split(tmp_path / "other", subset_of)
-    with pytest.raises(ValueError, match=rf"has learned from people.*{who}.*leave --splits-from out"):
+    with pytest.raises(
+        ValueError, match=rf"was trained or validated on subjects.*{who}.*leave --splits-from out"
+    ):
         build_task(store.path, LABELS, splits_from=run)
     assert build_task(store.path, LABELS, "geometry", splits_from=run).split.train.size
     inward = write_split(tmp_path / "inward", {"p0": "train", "p1": "train", "p2": "val", "p3": "test"})
@@ -130,12 +141,12 @@ def test_of_a_store_that_does_not_say_who_trained_its_encoder_is_warned(tmp_path
     """Whose run had none of its people; no other store is spoken of."""
     store = tuned_store(tmp_path / "tuned.zarr", {})
     (text,) = build_task(store.path, LABELS).split.warnings
-    assert "does not say on whom" in text
+    assert "does not list its training subjects" in text
     assert not build_task(store.path, LABELS, "geometry").split.warnings
     run = write_split(tmp_path / "first", {"p0": "train", "p1": "train", "p2": "val", "p3": "test"})
     assert not build_task(store.path, LABELS, splits_from=run).split.warnings
     everybody = np.array(list(SUBSETS))
-    assert "may be too good here" in encoder_leak_warning(store, everybody)
+    assert "may be too optimistic here" in encoder_leak_warning(store, everybody)
     plain = write_store(tmp_path / "plain.zarr", 64)
     assert not build_task(plain.path, LABELS).split.warnings
     assert encoder_leak_warning(plain, everybody) == ""
@@ -143,7 +154,7 @@ def test_of_a_store_that_does_not_say_who_trained_its_encoder_is_warned(tmp_path
 
 def test_folds_know_how_many_people_the_encoder_knows(tmp_path: Path) -> None:
     store = tuned_store(tmp_path / "tuned.zarr", SUBSETS)
-    assert "from 3 of the 4 people" in encoder_leak_warning(store, np.array([*SUBSETS, *SUBSETS]))
+    assert "3 of the 4 held-out subjects" in encoder_leak_warning(store, np.array([*SUBSETS, *SUBSETS]))
     assert encoder_leak_warning(store, np.array(["subject p3", "subject p9"])) == ""
 
 
@@ -159,12 +170,12 @@ def test_evaluate_with_folds_says_first_that_the_encoder_knows_these_people(
     store.carry_over([], {"subject 사람00": "train", "subject 사람01": "val", "subject 사람02": "test"})
     words = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--bootstrap-rounds", "50", "--json"]
     assert main(words) == 0
-    predicted = "figures of folds are too good here"
+    warning = "metrics of folds are too optimistic here"
     summary = json.loads(capsys.readouterr().out)
-    assert predicted in summary["warnings"][0]
-    assert "from 2 of the 6 people" in summary["warnings"][0]
+    assert warning in summary["warnings"][0]
+    assert "2 of the 6 held-out subjects" in summary["warnings"][0]
     for page in ("report.html", "MODEL_CARD.md"):
-        assert predicted in (tmp_path / "run/folds-3" / page).read_text(encoding="utf-8")
+        assert warning in (tmp_path / "run/folds-3" / page).read_text(encoding="utf-8")
 
 
 def renamed(clips: list[Clip], names: dict[str, str]) -> list[Clip]:

@@ -150,9 +150,9 @@ def test_a_browser_shows_it_without_error_request_or_sideways_scroll(run, scheme
                 assert [url for url in context if not url.startswith(("file:", "data:"))] == []
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
                 empty = page.evaluate(
-                    "[...document.querySelectorAll('svg, img')].filter(e => "
-                    "e.getBoundingClientRect().width < 20 || e.getBoundingClientRect().height < 20 || "
-                    "(e.tagName == 'IMG' && !e.naturalWidth)).length"
+                    "[...document.querySelectorAll('svg, img')].filter(e => e.getBoundingClientRect().width "
+                    "< 20 || e.getBoundingClientRect().height < 20 || (e.tagName == 'IMG' && "
+                    "!e.naturalWidth)).length"
                 )
                 assert empty == 0
                 assert page.locator("svg").count() >= 10
@@ -238,8 +238,8 @@ def test_the_model_card_tells_figures_use_and_limits(run):
         "AI Act",
         "## Licences",
         "| AUROC |",
-        "By person",
-        "Majority class",
+        "By subject",
+        "Majority-class baseline",
     ):
         assert text in card
     assert "nan" not in card.lower().split()

@@ -76,7 +76,7 @@ def test_people_who_turn_out_to_be_training_people_are_not_called_unseen(run: Pa
     rename(tmp_path / "s.zarr", {evaluated: learned})
     found = evaluate_split(open_split(args), args)
     assert "never seen in training" not in verdict(found)
-    assert f"1 of the people judged have training clips too, as the store names them now ({learned})" in (
+    assert f"1 evaluated subjects also have training clips, by their names in the store ({learned})" in (
         " ".join(found.warnings)
     )
 
@@ -244,7 +244,7 @@ def test_what_happened_to_a_run_while_it_was_judged_stays(
     write_result(folder_of(context), result, context, args, None)
     assert load_card(run).calibration.threshold == 0.9
     assert not load_card(run).metrics
-    assert "was changed while it was judged" in " ".join(capsys.readouterr().err.split())
+    assert "was changed during the evaluation" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -321,10 +321,10 @@ def test_folds_over_people_whom_the_encoder_knows_are_warned_about(tmp_path: Pat
     args = args_for(path, tmp_path / "run", trials=1, folds=3, seed=5)
     summary, code = tune(args)
     assert code == 0
-    said = "figures of folds are too good here"
-    for told in (summary["warnings"], load_card(args.out).warnings):
-        (text,) = [text for text in told if said in text]
-        assert "from 12 of the 12 people" in text
+    warning = "metrics of folds are too optimistic here"
+    for texts in (summary["warnings"], load_card(args.out).warnings):
+        (text,) = [text for text in texts if warning in text]
+        assert "12 of the 12 held-out subjects" in text
     kept = {f"subject {who}": subset for who, subset in load_split(args.out).values()}
     assert kept == subsets
 
