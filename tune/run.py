@@ -18,7 +18,7 @@ from features.cli import console, echo, log_warning, progress
 from features.cpu import usable_cores
 from features.splits import split_hash
 from features.store.table import groups_of
-from seqmodel.commands.train import print_task, say_scores
+from seqmodel.commands.train import print_scores, print_task
 from seqmodel.config import FinetuneArgs
 from seqmodel.evaluation.logistic import baseline_scores
 from seqmodel.finetuning.setup import require_crops
@@ -94,7 +94,7 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
             FinetuneArgs(run=args.out, store=args.store, seed=args.seed, device=args.device)
         )
     summary["seconds"] = round(time.perf_counter() - started, 1)
-    say_outcome(args, spec, finalists, baselines, metric)
+    print_outcome(args, spec, finalists, baselines, metric)
     return summary, code
 
 
@@ -296,7 +296,7 @@ def summarise(
     }
 
 
-def say_outcome(
+def print_outcome(
     args: TuneArgs, spec: StudySpec, finalists: list[Finalist], baselines: dict[str, float], metric: str
 ) -> None:
     """The table and the next commands."""
@@ -306,7 +306,7 @@ def say_outcome(
         if f.scores:
             how += f"; mean of {len(f.scores)} fresh seeds ± {f.spread:.3f}"
         scores[f"trial {f.trial.number} ({how})"] = f.mean
-    say_scores(metric, scores | baselines)
+    print_scores(metric, scores | baselines)
     echo(f"run written to {args.out}")
     console().print(f"look at the study: {dashboard_command(args, spec)}", markup=False)
 

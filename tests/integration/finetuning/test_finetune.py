@@ -382,7 +382,7 @@ def test_no_checkpoint_is_gone_on_from_with_another_head(
     other = {name: tensor + 0.01 for name, tensor in weights["head"].items()}
     save_weights(run, other, weights["encoder"])
     assert start_job(open_setup(asked), asked, DistributedContext()).at.step == 0
-    assert "starting anew" in capsys.readouterr().err
+    assert "starting from the beginning" in capsys.readouterr().err
     card = load_card(run)
     train(TrainArgs(Path(card.store), run, head=card.head, train=TrainConfig(epochs=1, lr=2e-5)))
     assert not (run / "finetune").exists()
@@ -493,7 +493,7 @@ def test_a_store_that_is_there_is_refused_before_hours_of_training(
 ) -> None:
     there = write_crop_store(tmp_path / "there.zarr", crops=False)
     made = steps_of(monkeypatch)
-    with pytest.raises(ValueError, match="is there already: name a new one"):
+    with pytest.raises(ValueError, match="already exists: give a new path"):
         finetune(args(run, re_extract=Path(there.path)))
     assert not made
 

@@ -95,7 +95,7 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     assert kept[1]["position"]["epoch"] * 4 + kept[1]["position"]["step"] >= 1
 
     finetune_here(run, *options)  # with another number of processes, too
-    assert "going on at epoch" in capsys.readouterr().err
+    assert "resuming at epoch" in capsys.readouterr().err
 
 
 LONG = ["--epochs", "5", "--head-only-epochs", "1", "--patience", "9"]
@@ -141,7 +141,7 @@ def test_a_job_ended_by_a_signal_comes_to_the_same_weights(
         assert (position["epoch"], position["step"]) > (1, 0), "a step later than the epoch's own checkpoint"
 
     finetune_here(run, *LONG)
-    assert "going on at epoch" in capsys.readouterr().err
+    assert "resuming at epoch" in capsys.readouterr().err
     ours, theirs = load_weights(run), load_weights(uninterrupted)
     for part, tensors in theirs.items():
         assert all(torch.equal(tensor, ours[part][name]) for name, tensor in tensors.items())
@@ -160,7 +160,7 @@ def test_a_team_that_is_told_to_stop_stops_at_one_step(stage_1: Path, tmp_path: 
     os.kill(worker(job.pid, rank=1), signal.SIGTERM)  # to one of them alone
     said = job.communicate(timeout=120)[1]
     assert job.returncode != 0
-    assert "went away" not in said, said
+    assert "processes of this job ended" not in said, said
     kept = load_checkpoint(checkpoint)
     assert kept is not None
     assert (kept[1]["position"]["epoch"], kept[1]["position"]["step"]) > (1, 0)

@@ -12,7 +12,7 @@ from features.datasets import Samples, load_samples
 from features.splits import known_rows
 from features.store.store import FeatureStore
 from seqmodel.__main__ import main
-from seqmodel.commands.calibrate import deal_people
+from seqmodel.commands.calibrate import choose_fit_subjects
 from seqmodel.commands.compare import GATE_MARGIN, gate_passes
 from seqmodel.config import HeadConfig
 from seqmodel.evaluation import folds
@@ -171,7 +171,7 @@ def test_a_run_is_not_calibrated_on_its_own_test_people(two_runs, tmp_path, caps
     run = tmp_path / "home"
     make_run(run, FeatureStore.open(two_runs / "s.zarr"), epochs=1)
     assert main(["calibrate", "--run", str(run), "--store", str(two_runs / "s.zarr")]) == 2
-    assert "a store of the new place alone" in capsys.readouterr().err
+    assert "a store with clips of the new domain only" in capsys.readouterr().err
 
 
 def test_an_abstain_band_moves_with_the_threshold_and_keeps_its_width_in_logits():
@@ -208,13 +208,13 @@ def test_two_data_sets_with_the_same_file_names_are_told_apart_by_people(two_run
 def test_those_who_calibrate_do_not_test():
     people = np.repeat([f"p{k}" for k in range(10)], 6)
     labels = np.tile([0, 1], 30)
-    fits = deal_people(people, labels, 0.3, seed=0)
+    fits = choose_fit_subjects(people, labels, 0.3, seed=0)
     assert len(set(people[fits])) == 3
     assert not set(people[fits]) & set(people[~fits])
-    with pytest.raises(ValueError, match="needs two people or more"):
-        deal_people(people[:6], labels[:6], 0.5, seed=0)
-    with pytest.raises(ValueError, match="cannot be dealt"):
-        deal_people(people[:12], np.repeat([0, 1], 6), 0.5, seed=0)
+    with pytest.raises(ValueError, match="needs two subjects or more"):
+        choose_fit_subjects(people[:6], labels[:6], 0.5, seed=0)
+    with pytest.raises(ValueError, match="found no way to divide"):
+        choose_fit_subjects(people[:12], np.repeat([0, 1], 6), 0.5, seed=0)
 
 
 _TINY = folds.Candidate("tiny", HeadConfig(hidden=8, projection=8, dropout=0.0), lr=1e-2)

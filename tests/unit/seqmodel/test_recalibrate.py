@@ -45,7 +45,7 @@ def test_another_threshold_leaves_nothing_that_decided_by_the_old_one(
     assert (run / "val" / "report.html").is_file()
     assert not exported.exists()
     predicted = " ".join(capsys.readouterr().err.split())
-    assert "copies of its exports (openvino) decide as before" in predicted
+    assert "copies of its exports (openvino) keep the old threshold" in predicted
     assert read_training_stats(run) is not None, "measured by the new calibration"
     assert after.test_openings == before.test_openings
 

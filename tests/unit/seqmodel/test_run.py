@@ -116,7 +116,7 @@ def test_a_run_goes_where_nothing_or_a_run_is(tmp_path: Path, made: str) -> None
 def test_a_run_is_not_written_among_other_things(tmp_path: Path) -> None:
     """As a data set in folders of splits, of which a run's own `train` and `val` would be removed."""
     (tmp_path / "data" / "train").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"data holds other things \(train, …\) and no run"):
+    with pytest.raises(ValueError, match=r"data has other files \(train, …\) and no run"):
         require_free(tmp_path / "data")
     (tmp_path / "s.zarr").mkdir()
     (tmp_path / "s.zarr" / "zarr.json").touch()

@@ -428,7 +428,7 @@ def test_a_data_set_in_the_runs_place_is_left_alone(
         (tmp_path / subset / "engaged" / "a.mp4").write_text("the only copy", encoding="utf-8")
     assert main(["--store", str(store), "--out", str(tmp_path), "--trials", "1"]) == 2
     assert seqmodel(["train", "--store", str(store), "--run", str(tmp_path), "--epochs", "1"]) == 2
-    assert capsys.readouterr().err.count("holds other things (train, val, …) and no run") == 2
+    assert capsys.readouterr().err.count("has other files (train, val, …) and no run") == 2
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
 
 
