@@ -273,7 +273,7 @@ def test_tuned_features_make_a_new_store_that_new_heads_learn_from(run: Path, tm
     assert load_card(tmp_path / "again").recipe.encoder == card.recipe.encoder
     with pytest.raises(ValueError, match=r"recipes differ.*encoder\.weights_sha256"):
         re_extract(run, Path(old.path), Path(shutil.copytree(old.path, tmp_path / "copy.zarr")))
-    with pytest.raises(ValueError, match="is the store it reads from"):
+    with pytest.raises(ValueError, match="is also the store to read from"):
         re_extract(run, Path(old.path), Path(old.path))
 
 
@@ -522,7 +522,7 @@ def test_the_command_that_adds_crops_makes_the_same_recipe(
 
 
 def test_the_seeds_recipe_is_the_seeds_alone(run: Path) -> None:
-    with pytest.raises(ValueError, match=r"--preset seed fixes .*--head-lr.*--effective-batch"):
+    with pytest.raises(ValueError, match=r"--preset seed sets .*--head-lr.*--effective-batch"):
         finetune(args(run, recipe="seed"))
     card = load_card(run)
     searched = dataclasses.replace(
@@ -560,7 +560,7 @@ def test_the_cut_cache_asks_for_room_for_both_sides_together(
     asked = args(run)
     setup = open_setup(asked)
     start_job(setup, asked, DistributedContext())
-    assert "--activation-cache off augments them" in capsys.readouterr().err
+    assert "--activation-cache off, augments them" in capsys.readouterr().err
     sizes = [
         (setup.folder / f"cut_{subset}" / "activations.f16").stat().st_size for subset in ("train", "val")
     ]
@@ -572,7 +572,7 @@ def test_the_cut_cache_asks_for_room_for_both_sides_together(
     start_job(open_setup(asked), asked, DistributedContext())  # all there already
     shutil.rmtree(setup.folder)
     has_free(1.2 * max(sizes))
-    with pytest.raises(ValueError, match="activations at the cut take"):
+    with pytest.raises(ValueError, match="the activation cache needs"):
         start_job(open_setup(asked), asked, DistributedContext())
     has_free(1.2 * sum(sizes))
     start_job(open_setup(asked), asked, DistributedContext())

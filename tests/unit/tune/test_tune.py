@@ -854,7 +854,7 @@ def test_lacking_crops_are_said_before_the_search(tmp_path: Path) -> None:
     store = write_crop_store(tmp_path / "s.zarr", cropless=(0,))
     out = tmp_path / "run"
     with pytest.raises(
-        ValueError, match=r"lacks the face crops of 1 clips.*python -m extract .*--crops jpeg"
+        ValueError, match=r"has no face crops of 1 clips.*python -m extract .*--crops jpeg"
     ):
         tune(args_for(Path(store.path), out, finetune=True))
     assert not out.exists()
