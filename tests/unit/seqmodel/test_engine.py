@@ -94,5 +94,5 @@ def test_the_converted_network_may_lie_under_any_letters(
 def test_devices_that_are_not_there_are_named() -> None:
     with pytest.raises(ValueError, match="OpenVINO does not run on CUDA"):
         open_engine("mobilenet_v3_large", "random", backend="openvino", device="cuda")
-    with pytest.raises(ValueError, match="--device takes auto, cpu or cuda"):
+    with pytest.raises(ValueError, match="--device must be auto, cpu or cuda"):
         open_engine("mobilenet_v3_large", "random", device="tpu")

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from features.files import is_alive, this_process
 from tests.support.killed_worker import require_retry
 from tune.config import BASELINE_ROLE
-from tune.study.storage import MAX_RETRIES, experimental_is_fine
+from tune.study.storage import MAX_RETRIES, ignore_experimental_warnings
 from tune.study.study import SILENT_S, StudySpec, create_study, load_study, num_done, reclaim, work
 from tune.study.worker_pool import run_workers
 
@@ -102,7 +102,7 @@ def test_a_starting_point_that_is_tried_again_is_no_copy(tmp_path: Path) -> None
     study = create_study(spec, POINTS[:1], FACTS)
     failed = study.ask()
     study.tell(failed, state=TrialState.FAIL)
-    with experimental_is_fine():
+    with ignore_experimental_warnings():
         optuna.storages.RetryHeartbeatStaleTrialCallback()(study, study.trials[0])
     assert study.trials[1].user_attrs == study.trials[0].user_attrs
     create_study(spec, POINTS[:1], FACTS)
@@ -293,11 +293,11 @@ def test_a_point_whose_worker_was_killed_before_it_took_all_is_tried_again_whole
     assert [t.system_attrs["fixed_params"] for t in study.trials] == [point] * (MAX_RETRIES + 1)
 
 
-@pytest.mark.parametrize(("folds", "eager"), [(0, False), (0, True), (3, False), (4, False), (5, False)])
-def test_each_pruner_stops_what_falls_behind(tmp_path: Path, folds: int, eager: bool) -> None:
+@pytest.mark.parametrize(("folds", "halving"), [(0, False), (0, True), (3, False), (4, False), (5, False)])
+def test_each_pruner_stops_what_falls_behind(tmp_path: Path, folds: int, halving: bool) -> None:
     """The first trial is good; the others are worse from their first step on."""
     plain = spec_at(tmp_path / "s.log", 12)
-    spec = dataclasses.replace(plain, epochs=20, pruning=True, folds=folds, eager=eager)
+    spec = dataclasses.replace(plain, epochs=20, pruning=True, folds=folds, successive_halving=halving)
     study = create_study(spec, [{"a": 0.5}], {})
 
     def value(trial: optuna.Trial) -> float:

@@ -576,10 +576,10 @@ def finalist(number: int, *scores: float) -> finalists.Finalist:
 
 def test_doubts_about_the_winner_are_said() -> None:
     clear = [finalist(0, 0.90, 0.91), finalist(1, 0.70, 0.71)]
-    assert not finalists.rank_finalists(clear, {"majority": 0.5}, "auroc")
-    (note,) = finalists.rank_finalists(clear, {"logistic_embeddings": 0.95}, "auroc")
+    assert not finalists.warnings_about_winner(clear, {"majority": 0.5}, "auroc")
+    (note,) = finalists.warnings_about_winner(clear, {"logistic_embeddings": 0.95}, "auroc")
     assert "does not beat the baseline logistic_embeddings: auroc 0.9050 against 0.9500" in note
-    (note,) = finalists.rank_finalists([finalist(0, 0.90, 0.80), finalist(1, 0.84, 0.84)], {}, "auroc")
+    (note,) = finalists.warnings_about_winner([finalist(0, 0.90, 0.80), finalist(1, 0.84, 0.84)], {}, "auroc")
     assert "differ by 0.0100 in auroc, less than their spread over seeds (0.0707)" in note
 
 
@@ -853,8 +853,6 @@ def test_crops_that_are_added_later_leave_the_study_as_it_was(tmp_path: Path) ->
 def test_lacking_crops_are_said_before_the_search(tmp_path: Path) -> None:
     store = write_crop_store(tmp_path / "s.zarr", cropless=(0,))
     out = tmp_path / "run"
-    with pytest.raises(
-        ValueError, match=r"has no face crops of 1 clips.*python -m extract .*--crops jpeg"
-    ):
+    with pytest.raises(ValueError, match=r"has no face crops of 1 clips.*python -m extract .*--crops jpeg"):
         tune(args_for(Path(store.path), out, finetune=True))
     assert not out.exists()
