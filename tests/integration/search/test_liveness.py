@@ -117,7 +117,7 @@ def test_a_process_killed_while_it_refits_is_one_clear_line(tmp_path: Path) -> N
             pool.submit(os.kill, worker["pid"], signal.SIGKILL).result()
 
     with pytest.raises(
-        ValueError, match=r"fresh seeds: .* killed \(out of memory, perhaps\): use fewer --workers"
+        ValueError, match=r"training with new seeds: .* killed \(perhaps out of memory\): use fewer --workers"
     ):
         refit()
 

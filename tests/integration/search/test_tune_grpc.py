@@ -149,5 +149,5 @@ def test_a_proxy_that_does_not_answer_is_one_clear_line_and_exit_code_2(
             other.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts, which then ends
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: --storage {address}: ")
-    assert "goes on" not in said, "nothing was begun"
+    assert "run the same command" not in said, "nothing was begun"
     assert "127.0.0.1" in said.removeprefix(f"error: --storage {address}: ")

@@ -123,8 +123,8 @@ def test_one_pair_of_names_may_be_two_questions(two_runs, tmp_path, capsys):
     at_1 = asks("at 1", sources=(("distracted",), ("2", "1", "engaged")))
     at_2 = asks("at 2", sources=(("1", "distracted"), ("engaged", "2")))
     predicted = refusal(at_1, at_2)
-    assert f"{at_1} answers distracted = distracted, engaged = 2+1+engaged of column 'label'" in predicted
-    assert f"{at_2} answers distracted = 1+distracted, engaged = engaged+2 of column 'label'" in predicted
+    assert f"{at_1} predicts distracted = distracted, engaged = 2+1+engaged of column 'label'" in predicted
+    assert f"{at_2} predicts distracted = 1+distracted, engaged = engaged+2 of column 'label'" in predicted
     assert "they cannot be compared" in predicted
     predicted = refusal(at_1, asks("mood", column="mood"))
     assert "of column 'label'" in predicted

@@ -60,7 +60,7 @@ def test_new_names_for_everybody_make_no_other_data_set(run: Path, tmp_path: Pat
     shutil.copytree(tmp_path / "s.zarr", tmp_path / "copy.zarr")
     context = open_split(EvaluateArgs(run, store=tmp_path / "copy.zarr"))
     assert context.is_other_data
-    assert "if it is the run's own data under new names" in " ".join(
+    assert "if this is the run's own data with renamed subjects" in " ".join(
         evaluate_split(context, EvaluateArgs(run, bootstrap_rounds=5)).warnings
     )
 
@@ -82,7 +82,7 @@ def test_people_who_turn_out_to_be_training_people_are_not_called_unseen(run: Pa
 
 
 @pytest.mark.parametrize(
-    ("split", "predicted"), [("train", "has learned from these"), ("val", "have chosen")]
+    ("split", "predicted"), [("train", "was trained on these clips"), ("val", "were chosen on these clips")]
 )
 def test_clips_that_made_the_run_are_said_to_have(run: Path, split: str, predicted: str) -> None:
     args = EvaluateArgs(run, split=split, bootstrap_rounds=20)

@@ -140,7 +140,7 @@ def failing_worker(spec: StudySpec, index: int) -> None:
     [
         (
             killed_worker,
-            r"was killed \(out of memory, perhaps\): use fewer --workers; the same command goes on",
+            r"was killed \(perhaps out of memory\): use fewer --workers; run the same command again",
         ),
         (failing_worker, r"exit code 3\); see their messages above"),
     ],
@@ -151,7 +151,7 @@ def test_workers_that_keep_dying_are_said_in_one_line(
 ) -> None:
     spec = spec_at(tmp_path / "study.log")
     study = create_study(spec, [{"a": 0.5}], {})
-    with pytest.raises(ValueError, match="workers keep dying.*" + said):
+    with pytest.raises(ValueError, match="workers end without finishing a trial.*" + said):
         list(run_workers(study, spec, target, (spec,), num_workers=1))
 
 

@@ -203,7 +203,7 @@ def test_a_winner_without_a_whole_checkpoint_is_trained_again_to_the_same_head(
         (tmp_path / "artifacts" / checkpoint.name).write_bytes(checkpoint.read_bytes()[:5000])
     tune(args_for(store, tmp_path, trials=6))
     told = " ".join(capsys.readouterr().err.split())
-    assert ("cannot be read, it is trained again" in told) == broken
+    assert ("cannot be read; training the head again" in told) == broken
     weights = load_weights(out)["head"]
     for name, tensor in load_weights(tmp_path)["head"].items():
         torch.testing.assert_close(tensor, weights[name])
@@ -231,7 +231,7 @@ def test_the_same_command_again_does_nothing_new(searched: tuple[Path, dict[str,
 
 def test_a_study_is_not_continued_on_other_ground(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
     args = args_for(store, searched[0], seed=1, study=trial_study_name(searched[0]))
-    with pytest.raises(ValueError, match=r"seed: 0 there, 1 here.*use another --out or --study"):
+    with pytest.raises(ValueError, match=r"seed: 0 in the study, 1 now.*use another --out or --study"):
         tune(args)
 
 
@@ -277,7 +277,7 @@ def test_a_fold_of_one_class_has_no_say(tmp_path: Path, capsys: pytest.CaptureFi
     args = args_for(store, tmp_path / "run", folds=3, reseed=2, trials=3)
     summary, code = tune(args)
     assert code == 0
-    said = "1 of 3 folds hold out or learn from clips of one class only and have no say"
+    said = "1 of 3 folds have clips of one class only, in training or in validation"
     told = " ".join(capsys.readouterr().err.split())
     assert told.count(said) == 1
     assert sum(said in text for text in summary["warnings"]) == 1
@@ -308,7 +308,9 @@ def test_folds_of_which_none_has_a_say_are_refused_before_the_search(tmp_path: P
     subsets = {"a": ("train", [0]), "b": ("train", [1]), "c": ("val", [0]), "d": ("val", [1])}
     store = write_people(tmp_path, subsets | {"e": ("test", [0])})
     args = args_for(store, tmp_path / "run", folds=4, metric=metric)
-    with pytest.raises(ValueError, match=r"--folds 4: none of them has a say.*take fewer folds"):
+    with pytest.raises(
+        ValueError, match=r"--folds 4: every fold has clips of one class only.*use fewer folds"
+    ):
         tune(args)
     assert not args.out.exists()
 
@@ -387,7 +389,7 @@ def test_sqlite_on_a_shared_disk_is_refused_with_a_hint(tmp_path: Path) -> None:
 
 
 def test_a_storage_that_cannot_be_opened_is_one_clear_line() -> None:
-    with pytest.raises(ValueError, match="wanted grpc://HOST:PORT"):
+    with pytest.raises(ValueError, match="must be grpc://HOST:PORT"):
         open_storage("grpc://nowhere")
     with pytest.raises(ValueError, match="--storage mongodb://x: "):
         open_storage("mongodb://x")
@@ -437,7 +439,7 @@ def test_a_head_that_reads_no_embeddings_is_not_fine_tuned(
 ) -> None:
     """Refused before the search where the user chose so; where the search did, stage 1 stays."""
     store = Path(write_store(tmp_path / "s.zarr", 64, crops=True).path)
-    with pytest.raises(ValueError, match="--inputs geometry does not read"):
+    with pytest.raises(ValueError, match="--inputs geometry does not read it"):
         tune(args_for(store, tmp_path / "a", inputs="geometry", finetune=True))
     of_geometry = baseline_point(Space("binary", ("embeddings", "geometry"), False, 3)) | {
         "inputs": "geometry"
@@ -578,9 +580,11 @@ def test_doubts_about_the_winner_are_said() -> None:
     clear = [finalist(0, 0.90, 0.91), finalist(1, 0.70, 0.71)]
     assert not finalists.warnings_about_winner(clear, {"majority": 0.5}, "auroc")
     (note,) = finalists.warnings_about_winner(clear, {"logistic_embeddings": 0.95}, "auroc")
-    assert "does not beat the baseline logistic_embeddings: auroc 0.9050 against 0.9500" in note
+    assert "is not better than the baseline logistic_embeddings: auroc 0.9050, baseline 0.9500" in note
     (note,) = finalists.warnings_about_winner([finalist(0, 0.90, 0.80), finalist(1, 0.84, 0.84)], {}, "auroc")
-    assert "differ by 0.0100 in auroc, less than their spread over seeds (0.0707)" in note
+    assert (
+        "differ by 0.0100 in auroc, which is less than their standard deviation over seeds (0.0707)" in note
+    )
 
 
 def test_the_searchs_own_score_is_no_part_of_the_mean() -> None:
