@@ -51,7 +51,7 @@ def finetune_here(run: Path, *options: str) -> None:
     assert main(["finetune", "--run", str(run), *OPTIONS, *options]) == 0
 
 
-def test_two_processes_learn_what_one_learns(stage_1: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_same_weights_as_one(stage_1: Path, tmp_path: Path) -> None:
     runs = [Path(shutil.copytree(stage_1, tmp_path / name)) for name in ("one", "two")]
     # 16 clips in steps of 5: the last step has one clip, and one of two processes none.
     short = ["--epochs", "1", "--head-only-epochs", "1", "--re-extract"]
@@ -73,7 +73,7 @@ def test_two_processes_learn_what_one_learns(stage_1: Path, tmp_path: Path) -> N
     assert apart < 0.02 * moved
 
 
-def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
+def test_killed_process_ends_the_job_and_the_same_command_resumes(
     stage_1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Path(shutil.copytree(stage_1, tmp_path / "run"))
@@ -109,7 +109,7 @@ def uninterrupted(stage_1: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_job_ended_by_a_signal_comes_to_the_same_weights(
+def test_job_stopped_by_a_signal_resumes_to_the_same_weights(
     stage_1: Path,
     uninterrupted: Path,
     tmp_path: Path,
@@ -147,7 +147,7 @@ def test_a_job_ended_by_a_signal_comes_to_the_same_weights(
         assert all(torch.equal(tensor, ours[part][name]) for name, tensor in tensors.items())
 
 
-def test_a_team_that_is_told_to_stop_stops_at_one_step(stage_1: Path, tmp_path: Path) -> None:
+def test_all_processes_stop_at_the_same_step(stage_1: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(stage_1, tmp_path / "run"))
     words = [*TWO, "--run", str(run), *OPTIONS, *LONG, "--epochs", "40", "--patience", "40"]
     job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())

@@ -52,7 +52,7 @@ def test_wrong_bytes_are_refused_and_not_kept(tmp_path: Path) -> None:
     assert not (cache_dir() / "models").exists()
 
 
-def test_a_spoilt_cache_is_fetched_anew(tmp_path: Path) -> None:
+def test_corrupt_cached_file_is_downloaded_again(tmp_path: Path) -> None:
     path = locate(asset(served(tmp_path, CONTENT)))
     path.write_bytes(b"half a fi")
     assert sha256_of(locate(asset(served(tmp_path, CONTENT)))) == SHA256
@@ -70,7 +70,7 @@ def test_no_network_names_address_cache_path_and_flag() -> None:
     assert "--weights FILE" in str(caught.value)
 
 
-def test_without_leave_nothing_is_fetched(tmp_path: Path) -> None:
+def test_without_fetch_nothing_is_downloaded(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no net\.bin at"):
         locate(asset(served(tmp_path, CONTENT)), fetch=False)
 
@@ -99,7 +99,7 @@ def test_a_file_inside_a_zip_inside_a_wheel_is_found(tmp_path: Path, monkeypatch
     assert locate(IN_A_WHEEL).read_bytes() == CONTENT
 
 
-def test_after_an_answer_that_was_cut_short_the_next_source_is_tried(
+def test_after_an_incomplete_response_the_next_source_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cut_short(*_: object, **__: object) -> HTTPResponse:

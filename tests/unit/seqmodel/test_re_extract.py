@@ -51,7 +51,7 @@ def write_split(folder: Path, subset_of: dict[str, str]) -> Path:
     return folder
 
 
-def test_a_new_store_names_who_trained_its_encoder_and_goes_on_with_the_ledger(tmp_path: Path) -> None:
+def test_re_extracted_store_keeps_encoder_subsets_and_test_log(tmp_path: Path) -> None:
     """Made twice, it keeps its own entries; a question to it splits as the run that trained the encoder."""
     old = write_crop_store(tmp_path / "crops.zarr")
     # Else its marks would keep everybody on their side.
@@ -83,7 +83,7 @@ def test_a_new_store_names_who_trained_its_encoder_and_goes_on_with_the_ledger(t
     assert [entry["run"] for entry in FeatureStore.open(out).test_openings] == ["first", "second"]
 
 
-def test_an_encoder_that_went_on_from_another_has_learned_from_both_runs_people(tmp_path: Path) -> None:
+def test_encoder_subsets_include_those_of_an_earlier_finetuning(tmp_path: Path) -> None:
     from seqmodel.finetuning.reextract import encoder_subsets
 
     store = tuned_store(tmp_path / "tuned.zarr", SUBSETS)
@@ -98,7 +98,7 @@ def test_an_encoder_that_went_on_from_another_has_learned_from_both_runs_people(
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
-def test_people_who_trained_the_encoder_keep_their_sides(tmp_path: Path, seed: int) -> None:
+def test_subjects_keep_the_subset_of_the_encoders_training(tmp_path: Path, seed: int) -> None:
     store = tuned_store(tmp_path / "tuned.zarr", SUBSETS)
     split = build_task(store.path, LABELS, seed=seed).split
     found = {subset: people_of(store, rows) for subset, rows in split.subsets().items()}
@@ -123,7 +123,7 @@ def test_people_who_trained_the_encoder_keep_their_sides(tmp_path: Path, seed: i
         ),
     ],
 )
-def test_whoever_an_encoder_knows_is_not_held_out(
+def test_training_subjects_of_the_encoder_cannot_be_held_out(
     tmp_path: Path, subset_of: dict[str, str], who: str
 ) -> None:
     """Neither judged nor chosen by; heads that read the geometry alone may."""
@@ -137,7 +137,7 @@ def test_whoever_an_encoder_knows_is_not_held_out(
     assert people_of(store, build_task(store.path, LABELS, splits_from=inward).split.test) == {"p3"}
 
 
-def test_of_a_store_that_does_not_say_who_trained_its_encoder_is_warned(tmp_path: Path) -> None:
+def test_finetuned_store_without_encoder_subsets_gives_a_warning(tmp_path: Path) -> None:
     """Whose run had none of its people; no other store is spoken of."""
     store = tuned_store(tmp_path / "tuned.zarr", {})
     (text,) = build_task(store.path, LABELS).split.warnings
@@ -152,13 +152,13 @@ def test_of_a_store_that_does_not_say_who_trained_its_encoder_is_warned(tmp_path
     assert encoder_leak_warning(plain, everybody) == ""
 
 
-def test_folds_know_how_many_people_the_encoder_knows(tmp_path: Path) -> None:
+def test_leak_warning_counts_the_encoders_subjects(tmp_path: Path) -> None:
     store = tuned_store(tmp_path / "tuned.zarr", SUBSETS)
     assert "3 of the 4 held-out subjects" in encoder_leak_warning(store, np.array([*SUBSETS, *SUBSETS]))
     assert encoder_leak_warning(store, np.array(["subject p3", "subject p9"])) == ""
 
 
-def test_evaluate_with_folds_says_first_that_the_encoder_knows_these_people(
+def test_evaluate_with_folds_warns_about_encoder_leakage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = folds.Candidate("tiny", HeadConfig(hidden=8, projection=8, dropout=0.0), lr=1e-2)
@@ -182,7 +182,7 @@ def renamed(clips: list[Clip], names: dict[str, str]) -> list[Clip]:
     return [dataclasses.replace(clip, subject=names.get(clip.subject, clip.subject)) for clip in clips]
 
 
-def test_people_are_known_to_the_encoder_under_other_names_too_and_forgotten_when_deleted(
+def test_encoder_subsets_follow_renamed_and_deleted_subjects(
     tmp_path: Path,
 ) -> None:
     """Who turns out to be one person with somebody it learned from is learned from."""

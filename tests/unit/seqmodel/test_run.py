@@ -96,7 +96,7 @@ def test_a_log_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", '{"schema": 2}'])
-def test_what_is_no_run_is_refused_in_words(tmp_path: Path, content: str | None) -> None:
+def test_invalid_run_gives_a_clear_error(tmp_path: Path, content: str | None) -> None:
     """A missing, cut or foreign card is a ValueError."""
     if content is not None:
         (tmp_path / "card.json").write_text(content, encoding="utf-8")
@@ -105,7 +105,7 @@ def test_what_is_no_run_is_refused_in_words(tmp_path: Path, content: str | None)
 
 
 @pytest.mark.parametrize("made", ["card.json", "weights.safetensors", "split.csv", "study.log", ".DS_Store"])
-def test_a_run_goes_where_nothing_or_a_run_is(tmp_path: Path, made: str) -> None:
+def test_run_may_replace_a_run_or_fill_an_empty_folder(tmp_path: Path, made: str) -> None:
     """Also one whose search or writing was stopped."""
     require_free(tmp_path / "new")
     (tmp_path / made).touch()
@@ -134,7 +134,7 @@ def test_text_is_not_written_over_a_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
-def test_no_weights_is_said(tmp_path: Path) -> None:
+def test_missing_weights_give_a_clear_error(tmp_path: Path) -> None:
     """A run without a checkpoint names the missing file."""
     with pytest.raises(ValueError, match=r"no checkpoint: weights\.safetensors"):
         load_weights(tmp_path)
