@@ -1,4 +1,4 @@
-"""Stage two is never worse, goes on exactly where it was stopped, and its shortcuts change only speed."""
+"""Fine-tuning never lowers the validation score, resumes exactly, and its caches change only the speed."""
 
 import dataclasses
 import json
@@ -152,7 +152,7 @@ def test_a_job_stopped_at_any_step_ends_at_the_same_weights(
 
 
 def test_cached_activations_train_what_crops_train(run: Path) -> None:
-    """Without augmentation the cut cache is a shortcut: float16 activations change rounding only."""
+    """Without augmentation, cached float16 activations change the result by rounding only."""
     outcomes = []
     exact = dataclasses.replace(QUICK, precision="f32")
     for activation_cache in ("on", "off"):
@@ -330,7 +330,7 @@ def steps_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def words(run: Path, *more: str) -> list[str]:
-    """The finetune door's, for a short job."""
+    """Arguments of the finetune command for a short job."""
     quick = ["--epochs", "2", "--head-only-epochs", "0", "--effective-batch", "4", "--unfreeze-from", "15"]
     return ["finetune", "--run", str(run), *quick, *more]
 
@@ -473,7 +473,7 @@ def test_readme_loop_resumes_after_a_kill(
 
 
 def test_re_extract_names_clips_without_crops_and_adds_them_later(tmp_path: Path, run: Path) -> None:
-    """Rows 6 and 22 are a test person's, which the fine-tune itself never reads."""
+    """Rows 6 and 22 belong to a test subject, which fine-tuning never reads."""
     store = write_crop_store(tmp_path / "some.zarr", cropless=(6, 22))
     assert set(store.table().split[[6, 22]]) == {"test"}
     asked = args(run, store=Path(store.path), re_extract=tmp_path / "new.zarr")

@@ -1,4 +1,5 @@
-"""Two processes learn what one learns; one that is lost or told to stop leaves a job that can go on."""
+"""Distributed fine-tuning: two processes give the result of one, and a killed or stopped job can be
+resumed."""
 
 import os
 import shutil

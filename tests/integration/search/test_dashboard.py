@@ -1,4 +1,4 @@
-"""optuna-dashboard on the journal of a search, looked at in a real browser."""
+"""optuna-dashboard shows the journal of a search in a real browser."""
 
 import os
 import re

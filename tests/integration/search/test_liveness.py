@@ -1,4 +1,4 @@
-"""Claims about processes: which can be looked for by their number, and how those of a search end."""
+"""Processes of a search: which ones can be checked by their id, and how they end."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Model files are found by their bytes, and their absence is one clear line."""
+"""Model files are found by their hash, and a missing file gives a clear error of one line."""
 
 import hashlib
 import io

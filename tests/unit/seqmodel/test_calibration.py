@@ -1,4 +1,4 @@
-"""Claims about how logits become decisions and how that is chosen on validation."""
+"""Calibration: from logits to predictions, and the choice of temperature and threshold on validation."""
 
 import subprocess
 import sys
@@ -68,7 +68,8 @@ def test_the_abstain_band_marks_clips_unsure_and_keeps_their_label():
 
 
 def test_abstain_band_covers_the_least_certain_clips_with_a_threshold_near_one():
-    """Half of the clips are surely positive, if only .1 above the threshold; those at .6 to .88 are not."""
+    """Half of the clips are certainly positive, although only .1 above the threshold; those at .6 to .88 are
+    not."""
     positive = np.concatenate([np.full(50, 0.999), np.linspace(0.6, 0.88, 30), np.full(20, 0.001)])
     p = np.stack([1 - positive, positive], axis=1)
     low, high = abstain_band(p, "binary", 0.9, 0.2)

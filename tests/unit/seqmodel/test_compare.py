@@ -1,4 +1,4 @@
-"""Claims about comparing runs, moving one to a new place, and judging with few people."""
+"""Comparison of runs, calibration for a new domain, and cross-validation with few subjects."""
 
 import json
 import shutil
@@ -69,7 +69,7 @@ def test_the_gate_stops_a_worse_run_and_lets_an_equal_one_pass(two_runs):
 
 
 def test_gate_uses_the_requested_metric_for_every_task(two_runs, capsys):
-    """A search by qwk may be of classes that are no levels; unasked, such a run is not judged by it."""
+    """qwk can be requested for classes that are not levels; by default it is not used for them."""
     good, poor = str(two_runs / "good"), str(two_runs / "poor")
     words = ["compare", "--gate", "--bootstrap-rounds", "50", "--json", "--runs"]
     assert main([*words, good, poor, "--metric", "qwk"]) == 1
@@ -108,7 +108,7 @@ def test_runs_without_shared_clips_or_with_other_classes_are_rejected(two_runs, 
 
 
 def test_equal_class_names_with_other_label_mappings_are_rejected(two_runs, tmp_path, capsys):
-    """Where a label counts as another class, or stands in another column; new labels make no new question."""
+    """A label of another class or another column is rejected; labels that only one run has are allowed."""
 
     def asks(name: str, **changes) -> str:
         copy = Path(shutil.copytree(two_runs / "good", tmp_path / name))
@@ -188,7 +188,7 @@ def test_an_abstain_band_moves_with_the_threshold_and_keeps_its_width_in_logits(
 
 
 def test_data_sets_with_equal_file_names_are_distinguished_by_subjects(two_runs, tmp_path):
-    """Their clips have the run's names and belong to nobody whom it knows: another data set."""
+    """Clips with the run's names but other subjects are another data set."""
     run = tmp_path / "home"
     make_run(run, FeatureStore.open(two_runs / "s.zarr"), epochs=1)
     table = FeatureStore.open(two_runs / "s.zarr").table()
@@ -221,7 +221,7 @@ _TINY = folds.Candidate("tiny", HeadConfig(hidden=8, projection=8, dropout=0.0),
 
 
 def _hurry(monkeypatch: pytest.MonkeyPatch, *candidates: folds.Candidate) -> None:
-    """Small heads and few epochs are enough to see who is asked what."""
+    """Small heads and few epochs, for speed."""
     monkeypatch.setattr(folds, "CANDIDATES", candidates)
     monkeypatch.setattr(folds, "MIN_EPOCHS", 5)
     monkeypatch.setattr(folds, "MAX_EPOCHS", 5)

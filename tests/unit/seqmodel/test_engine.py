@@ -1,4 +1,5 @@
-"""The compiled encoder says what the torch one says, without torch, and calls nobody."""
+"""The compiled encoder gives the embeddings of the torch encoder, without torch and without network
+access."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Claims about judging a run: who counts, what is written, and what never moves."""
+"""Evaluation of a run: which clips count, which files are written, and what stays constant."""
 
 import csv
 import json
@@ -231,7 +231,7 @@ def test_too_few_clips_for_umap_warn_and_the_report_is_written(tmp_path, capsys)
 
 
 def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path):
-    """A run that reads one stream is held against both; the geometry without each person's rest, as the run's
+    """A run that reads one stream has baselines on both; the geometry is centered by subject, as the run's
     card says."""
     from seqmodel.commands.evaluate import open_split
     from seqmodel.config import EvaluateArgs
@@ -269,7 +269,7 @@ def test_imported_frame_with_a_missing_feature_counts_as_no_face(tmp_path):
 
 @pytest.fixture
 def quick_folds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small heads and few epochs are enough to see who is asked what."""
+    """Small heads and few epochs, for speed."""
     tiny = folds.Candidate("tiny", HeadConfig(hidden=8, projection=8, dropout=0.0), lr=1e-2)
     monkeypatch.setattr(folds, "CANDIDATES", (tiny,))
     monkeypatch.setattr(folds, "MIN_EPOCHS", 3)
@@ -290,8 +290,8 @@ def _relabel(path: Path, label_of: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("how", ["2", "loso"])
 def test_fold_without_training_data_predicts_the_majority(tmp_path, quick_folds, how):
-    """Of three people in two folds one is alone; and where one alone has the other class, nobody else shows
-    it."""
+    """With three subjects in two folds, one fold has one training subject; with loso, one fold has one class
+    if only one subject has the other class."""
     num_subjects = 3 if how == "2" else 4
     store = make_store(tmp_path / "s.zarr", num_subjects=num_subjects, clips_each=8, broken=False)
     make_run(tmp_path / "run", store, epochs=1)
@@ -332,7 +332,7 @@ def test_folds_without_training_data_are_rejected_and_not_logged(tmp_path, quick
 
 
 def test_windows_of_one_video_stay_in_one_fold_without_subjects(tmp_path, quick_folds, monkeypatch):
-    """In the folds, and in the parts of the people whom a fold learns from."""
+    """In the folds, and in the inner parts of each fold."""
     unknown = {"known_subjects": False, "one_video_each": True, "broken": False}
     store = make_store(tmp_path / "s.zarr", num_subjects=9, clips_each=6, **unknown)
     make_run(tmp_path / "run", store, epochs=1)
@@ -362,7 +362,7 @@ def test_folds_of_another_data_set_learn_its_labels_by_their_mapped_names(tmp_pa
 
 
 def test_folds_of_a_store_of_another_width_make_their_own_heads(tmp_path, quick_folds, capsys):
-    """The run lends its question, not its network; a stream that is not there is one line."""
+    """Folds use the run's labels and streams, not its network; a missing stream gives a one-line error."""
     for name, width in (("home", 6), ("other", 9)):
         x = np.random.default_rng(width).normal(size=(48, 5, width))
         who, y = np.array([f"{name}{i % 12}" for i in range(48)]), np.arange(48) // 12 % 2

@@ -1,4 +1,4 @@
-"""Known answers: what intervals, yardsticks and paired differences must say where the truth is known."""
+"""Confidence intervals, baselines and paired differences on data with known results."""
 
 from dataclasses import replace
 

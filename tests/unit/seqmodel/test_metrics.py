@@ -1,4 +1,4 @@
-"""Claims about figures: the fast ones equal scikit-learn's, and undefined ones are NaN."""
+"""Metrics: the fast ones equal those of scikit-learn, and undefined ones are NaN."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,4 @@
-"""Claims about the path from rows of a store to logits: cached features, or crops through the run's own
-encoder."""
+"""Prediction of rows of a store: from cached features, or from crops with the run's own encoder."""
 
 from dataclasses import replace
 from pathlib import Path

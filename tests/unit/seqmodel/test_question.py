@@ -1,4 +1,4 @@
-"""What a question warns of before anything is learned, and the clips it loads."""
+"""Learning tasks: warnings before training, and the clips that are loaded."""
 
 import dataclasses
 import errno

@@ -1,4 +1,4 @@
-"""A store of a fine-tuned encoder knows whom that encoder has learned from, and nobody of them judges."""
+"""A store of a fine-tuned encoder lists the encoder's training subjects, and none of them is held out."""
 
 import dataclasses
 import json
@@ -126,7 +126,7 @@ def test_subjects_keep_the_subset_of_the_encoders_training(tmp_path: Path, seed:
 def test_training_subjects_of_the_encoder_cannot_be_held_out(
     tmp_path: Path, subset_of: dict[str, str], who: str
 ) -> None:
-    """Neither judged nor chosen by; heads that read the geometry alone may."""
+    """Neither in test nor in validation; heads that read geometry only are not restricted."""
     store, run = tuned_store(tmp_path / "tuned.zarr", SUBSETS), write_split(tmp_path / "other", subset_of)
     with pytest.raises(
         ValueError, match=rf"was trained or validated on subjects.*{who}.*leave --splits-from out"
@@ -138,7 +138,7 @@ def test_training_subjects_of_the_encoder_cannot_be_held_out(
 
 
 def test_finetuned_store_without_encoder_subsets_gives_a_warning(tmp_path: Path) -> None:
-    """Whose run had none of its people; no other store is spoken of."""
+    """Only if the store is from a fine-tuned encoder and --splits-from is not given."""
     store = tuned_store(tmp_path / "tuned.zarr", {})
     (text,) = build_task(store.path, LABELS).split.warnings
     assert "does not list its training subjects" in text

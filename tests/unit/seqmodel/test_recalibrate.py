@@ -1,4 +1,4 @@
-"""Claims about a run whose decisions change: what spoke of the old ones is gone, what was chosen stays."""
+"""A new threshold or new weights delete old results and keep the settings."""
 
 from dataclasses import replace
 from pathlib import Path

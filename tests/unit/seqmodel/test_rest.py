@@ -1,4 +1,4 @@
-"""Claims about a person's own normal."""
+"""Centering of geometry by window and by subject."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Run directories: what is written is what is read, nothing half-written stays, nothing is a pickle."""
+"""Run directories: read equals written, writes are atomic, and no file is a pickle."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Claims about how a network learns."""
+"""The training loop, losses, schedules and options."""
 
 import dataclasses
 from collections.abc import Iterator

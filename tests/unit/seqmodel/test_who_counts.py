@@ -1,5 +1,4 @@
-"""Claims about whose clips a judgement is of: they stay the same when the store moves, grows or names people
-anew, and what is said of them is true."""
+"""Which clips an evaluation counts: they stay the same when the store is moved, grows or renames subjects."""
 
 import html
 import shlex

@@ -1,4 +1,4 @@
-"""Claims about the study: nothing is lost when workers die, and every pruner stops what falls behind."""
+"""The study: no trial is lost when workers end, and every pruner stops bad trials."""
 
 import dataclasses
 import os

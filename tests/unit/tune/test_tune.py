@@ -1,4 +1,4 @@
-"""Claims about the search: one seed one study, an honest winner, no look at the test split."""
+"""The search: one seed gives one study, the winner is chosen fairly, and test clips are never read."""
 
 import copy
 import dataclasses
