@@ -1,1 +1,1 @@
-"""Networks: how they learn and how they are judged."""
+"""Models: encoders, heads, training, evaluation, fine-tuning and export."""

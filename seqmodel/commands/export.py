@@ -164,15 +164,15 @@ def check(
     }
     write_text(folder / MANIFEST, json.dumps(plain, indent=1) + "\n")
     engine, run_head = open_bundle(read_manifest(folder), card, precision="f32")
-    ours, cosine = np.zeros((1, 1), np.float32), 1.0
+    torch_embeddings, cosine = np.zeros((1, 1), np.float32), 1.0
     most = plain["max_difference"]
     if encoder is not None and engine is not None:
-        ours = encoder.embed(evidence.crops).astype(np.float32)
-        theirs = engine.embed(evidence.crops).astype(np.float32)
-        norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-        cosine = float(((ours * theirs).sum(1) / norms).min())
-        most |= {"embedding": float(np.abs(ours - theirs).max()), "cosine": cosine}
-    logit = most["logit"] = max(_logit_differences(head, run_head, card, ours))
+        torch_embeddings = encoder.embed(evidence.crops).astype(np.float32)
+        exported_embeddings = engine.embed(evidence.crops).astype(np.float32)
+        norms = np.linalg.norm(torch_embeddings, axis=1) * np.linalg.norm(exported_embeddings, axis=1)
+        cosine = float(((torch_embeddings * exported_embeddings).sum(1) / norms).min())
+        most |= {"embedding": float(np.abs(torch_embeddings - exported_embeddings).max()), "cosine": cosine}
+    logit = most["logit"] = max(_logit_differences(head, run_head, card, torch_embeddings))
     if not cosine >= MIN_COSINE or not logit <= MAX_LOGIT_DIFFERENCE:
         raise ValueError(
             f"the export differs from torch: lowest cosine similarity of embeddings {cosine:.5f} (must be at "

@@ -92,22 +92,24 @@ def evaluate_predictions(
     resamples = resample_subjects(p.subjects, rounds, seed)
     minority = minority_class(p.labels, len(label_names))
     # The distance between classes has a meaning only if they are levels.
-    unwanted = () if task == "ordinal" else ("qwk", "mae")
-    ours = resample(p.labels, p.probabilities, p.predicted, resamples, minority, unwanted)
+    excluded = () if task == "ordinal" else ("qwk", "mae")
+    of_model = resample(p.labels, p.probabilities, p.predicted, resamples, minority, excluded)
     comparisons = []
     for baseline in baselines:
-        theirs = resample(p.labels, baseline.probabilities, baseline.predicted, resamples, minority, unwanted)
-        comparisons.append(BaselineComparison(baseline, theirs.estimates(), ours.minus(theirs)))
+        of_baseline = resample(
+            p.labels, baseline.probabilities, baseline.predicted, resamples, minority, excluded
+        )
+        comparisons.append(BaselineComparison(baseline, of_baseline.estimates(), of_model.minus(of_baseline)))
     keep, alone = p.measured, None
     if keep.any() and not keep.all():
         again = resample_subjects(p.subjects[keep], rounds, seed)
-        alone = resample(p.labels[keep], p.probabilities[keep], p.predicted[keep], again, minority, unwanted)
+        alone = resample(p.labels[keep], p.probabilities[keep], p.predicted[keep], again, minority, excluded)
     return EvaluationResult(
         split=split,
         predictions=p,
         label_names=label_names,
         task=task,
-        estimates=ours.estimates(),
+        estimates=of_model.estimates(),
         measured_estimates=alone.estimates() if alone else None,
         comparisons=tuple(comparisons),
         resamples=resamples,

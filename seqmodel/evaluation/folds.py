@@ -294,8 +294,8 @@ def run_fold(
             )
             for number, (train, choose) in enumerate(parts)
         ]
-        heads, told = zip(*fitted, strict=True)
-        inner = np.concatenate(told)
+        heads, val_logits = zip(*fitted, strict=True)
+        inner = np.concatenate(val_logits)
         answer = np.mean([predict_logits(head, evaluated) for head in heads], axis=0)
         tried.append((_score(card, inner, samples.labels[held]), candidate.name, inner, answer, heads))
     _, name, inner, answer, best_heads = max(tried, key=lambda one: one[0])  # the first of equal ones

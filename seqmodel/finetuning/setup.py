@@ -249,7 +249,7 @@ def activation_datasets(
     versions = {"train": setup.config.augmented_copies if args.augment else 1, "val": 1}
     subsets = (("train", setup.train), ("val", setup.val))
 
-    def opened() -> list[ActivationCache]:
+    def open_caches() -> list[ActivationCache]:
         found = []
         for subset, clips in subsets:
             made_from = {
@@ -268,7 +268,7 @@ def activation_datasets(
         return found
 
     if distributed.is_main:
-        caches = opened()
+        caches = open_caches()
         size_mb = sum(cache.num_bytes for cache in caches) / 1e6
         echo(
             f"caching the output of blocks 0–{cut - 1}: {size_mb:.0f} MB in {setup.folder}, deleted at the "
@@ -283,7 +283,7 @@ def activation_datasets(
     distributed.barrier()
     run = prefix_runner(encoder, cut, crop_px, distributed.device)
     sources = []
-    for (subset, clips), cache in zip(subsets, opened(), strict=True):
+    for (subset, clips), cache in zip(subsets, open_caches(), strict=True):
         rows = np.arange(len(clips))[distributed.rank :: distributed.size]
         with progress() as bar:
             task = bar.add_task(f"activations, {subset}", total=len(rows), visible=distributed.is_main)
