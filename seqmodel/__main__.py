@@ -1,4 +1,4 @@
-"""python -m seqmodel: train, fine-tune, judge and export. Dispatches on the first word."""
+"""python -m seqmodel: train, fine-tune, evaluate, calibrate, compare and export runs."""
 
 import sys
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "compare": (config.CompareArgs, "seqmodel.commands.compare"),
     "export": (config.ExportArgs, "seqmodel.commands.export"),
 }
-"""Word -> its options, and the module whose function of that name does it (imported only then)."""
+"""Command -> its options, and the module with the function of that name (imported when it is called)."""
 
 ON_STOP = {
     "train": "stopped; nothing was saved",
@@ -26,11 +26,11 @@ ON_STOP = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The door; returns the exit code."""
+    """Run the command that `argv` names; returns the exit code."""
 
     def answer(word: str, args: Any) -> Answer:
         summary, code = getattr(import_module(COMMANDS[word][1]), word)(args)
-        if summary and word in ("train", "finetune"):  # of a team, only one process has a summary
+        if summary and word in ("train", "finetune"):  # of several processes, only the main one has a summary
             from seqmodel.commands.export import export_for_live
 
             export_for_live(args.run)

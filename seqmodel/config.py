@@ -1,6 +1,6 @@
-"""What a user can set about heads, training and judging: frozen dataclasses whose docstrings are the help.
+"""Options of `python -m seqmodel`, as frozen dataclasses: heads, training, evaluation and export.
 
-Light on purpose: `--help` reads this file alone.
+The docstrings are the texts of `--help`, which imports this file alone: keep its imports light.
 """
 
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ METRIC_OF_TASK: dict[str, Literal["auroc", "macro_f1", "qwk"]] = {
     "multiclass": "macro_f1",
     "ordinal": "qwk",
 }
-"""What `--metric auto` means; never plain accuracy."""
+"""Task -> metric that `--metric auto` stands for; never plain accuracy."""
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The shape of a head."""
+    """Architecture of a head."""
 
     kind: Literal["lstm", "gru"] = "lstm"
     """Recurrent cell."""
@@ -29,110 +29,112 @@ class HeadConfig:
     layers: int = 1
     """Stacked recurrent layers."""
     bidirectional: bool = True
-    """Read the window both ways."""
+    """Read the window forwards and backwards."""
     projection: int = 128
-    """Width that each stream is projected to before the recurrent layers; 0 = no projection."""
+    """Width of each stream's linear projection before the recurrent layers; 0 = no projection."""
     dropout: float = 0.3
     """Dropout before the recurrent layers and before the logits."""
     pooling: Literal["last", "mean", "max", "attention"] = "mean"
-    """How valid steps become one vector."""
+    """How the states of valid steps become one vector."""
     stream_dropout: float = 0.0
-    """Chance that training hides a whole stream of a clip, so that a head survives losing one."""
+    """Probability that training masks a whole stream of a clip, so that the head also works without it."""
     centred_copy: bool = False
-    """Add each feature minus its mean over the window, as extra channels."""
+    """Extra channels: each feature minus its mean over the window."""
     dynamics: bool = False
-    """Add differences between neighbouring frames and rates of rises, as extra channels."""
+    """Extra channels: differences between neighbouring frames, and how often each feature rises per frame."""
     shared_thresholds: bool = False
-    """Ordinal tasks: one score and a threshold for each step between levels (set by the task itself)."""
+    """Ordinal tasks: one score, and one threshold between each two levels. The task sets this."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a head is trained. The defaults are the seed project's settings."""
+    """Training of a head. The defaults are the seed project's settings."""
 
     epochs: int = 15
-    """Most passes over the training clips."""
+    """Maximum number of epochs."""
     patience: int = 4
-    """Epochs without a better validation score before stopping."""
+    """Early stopping: epochs without a better validation score."""
     lr: float = 1e-3
     """Learning rate of AdamW."""
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
     batch_size: int = 8
-    """Clips a step."""
+    """Clips per optimizer step."""
     scheduler: Literal["cosine", "plateau", "none"] = "cosine"
-    """Learning rate over time: cosine with a warm-up, lower on a plateau, or constant."""
+    """Schedule of the learning rate: cosine with warm-up, halved on a plateau, or none (constant)."""
     label_smoothing: float = 0.0
-    """Share of each target spread over the classes."""
+    """Fraction of each target that is spread evenly over the classes."""
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     """Loss of binary and multi-class tasks."""
     class_weighting: bool = True
-    """Weigh classes by inverse frequency (binary: positive weight)."""
+    """Weight each class in the loss by its inverse frequency (binary: positive weight)."""
     noise: float = 0.0
-    """Standard deviation of Gaussian noise on standardised features in training."""
+    """Standard deviation of the Gaussian noise that training adds to standardised features."""
     frame_dropout: float = 0.0
-    """Chance that training hides a frame."""
+    """Probability that training masks a frame."""
     subsample: float = 0.0
-    """Chance that training sees only a random stretch of a window."""
+    """Probability that training uses only a random part of a window, at least half of it."""
     clip_norm: float = 1.0
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient; 0 = no clipping."""
     precision: Literal["auto", "f32", "bf16"] = "auto"
-    """Number format of training's products; auto is bf16 where the processor has it. Validation is f32."""
+    """Number format in training: auto is bf16 if the processor supports it. Validation uses f32."""
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """How encoder and head are trained together, end to end."""
+    """Training of encoder and head together, end to end."""
 
     epochs: int = 6
-    """Most epochs with the encoder unfrozen."""
+    """Maximum number of epochs with the encoder unfrozen."""
     head_only_epochs: int = 1
-    """Epochs of the head alone, first."""
+    """Epochs before these, in which only the head is trained."""
     patience: int = 3
-    """Epochs without a better validation score before stopping."""
+    """Early stopping: epochs without a better validation score."""
     head_lr: float = 3e-4
     """Learning rate of the head."""
     encoder_lr: float = 3e-5
-    """Learning rate of the encoder at its last block; lower ones learn more slowly."""
+    """Learning rate of the encoder's last block; earlier blocks have lower ones (--layer-decay)."""
     layer_decay: float = 0.8
-    """Each block's learning rate, as a share of the next one's."""
+    """Factor from a block's learning rate to that of the block before it."""
     scheduler: Literal["cosine", "plateau", "none"] = "cosine"
-    """Learning rates over time: cosine with a warm-up, lower on a plateau, or constant."""
+    """Schedule of the learning rates: cosine with warm-up, halved on a plateau, or none (constant)."""
     weight_decay: float = 0.01
-    """Weight decay, off for norms and biases."""
+    """Weight decay; norms and biases have none."""
     effective_batch: int = 8
-    """Clips a step, gathered one clip at a time."""
+    """Effective batch size in clips (gradient accumulation, one clip at a time)."""
     augmented_copies: int = 4
-    """Of a training clip, to cache the activations of: its crops as they are, and augmented draws of them."""
+    """Versions of each training clip in the activation cache: the original and augmented copies; 1 = the
+    original alone."""
     save_every_s: float = 60.0
-    """Seconds between checkpoints within an epoch; there is one after each epoch in any case."""
+    """Seconds between checkpoints within an epoch. Each epoch also ends with one."""
     precision: Literal["auto", "f32", "bf16"] = "auto"
-    """Number format of training's products; auto is bf16 where the processor or GPU has it. Validation on a
-    processor is f32."""
+    """Number format in training: auto is bf16 if the processor or GPU supports it. Validation on a processor
+    uses f32."""
     compile: bool = False
-    """On CUDA, compile the blocks that learn (torch.compile): minutes at first, faster steps after."""
+    """Compile the trained blocks (torch.compile, CUDA only). It takes minutes at the start; steps are then
+    faster."""
 
 
 @dataclass(frozen=True)
 class LabelArgs:
-    """Which question is put to the labels; shared by train and tune."""
+    """How labels map to classes."""
 
     label: str = "label"
     """Label column of the store."""
     labels: str = ""
-    """Order of the classes, as distracted,engaged: the last is the positive one. Others are left out. With
-    --binarize-at, two names are those of the two classes, others list the levels."""
+    """Classes in order, as distracted,engaged. The last one is the positive class. Clips with another label
+    are left out. With --binarize-at: two names name the two classes, more names list the levels."""
     binarize_at: int | None = None
-    """Make two classes: levels below K, and K or above."""
+    """Make two classes: levels below K, and levels K and above."""
     merge: tuple[str, ...] = ()
-    """Merge label names, as a+b or new=a+b."""
+    """Merge labels into one class, as a+b or new=a+b."""
     task: Literal["auto", "binary", "multiclass", "ordinal"] = "auto"
-    """What the labels are; ordinal only when asked for."""
+    """Type of task. auto is binary or multiclass; ordinal must be requested."""
 
 
 @dataclass(frozen=True)
 class TrainArgs:
-    """Train one head on cached features, without a search."""
+    """Train one head on the cached features of a store, without a search."""
 
     store: Path
     """The store that `python -m extract` wrote."""
@@ -142,114 +144,120 @@ class TrainArgs:
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
     inputs: Inputs | None = None
-    """Streams to use; by default every stream that the store holds."""
+    """Streams to use; default: all streams of the store."""
     metric: Metric = "auto"
-    """What early stopping looks at on validation."""
+    """Validation metric for early stopping. auto: auroc (binary), macro_f1 (multiclass), qwk (ordinal)."""
     seed: int = 0
-    """Seed of weights, order and augmentation."""
+    """Seed of the split, the initial weights, the order of clips and augmentation."""
     device: str = "auto"
     """cpu, cuda or auto."""
     splits_from: Path | None = None
-    """A run whose people keep their side."""
+    """Reuse this run's train/val/test split. New subjects are added to it."""
     json: bool = False
     """Print one JSON object, the summary, on stdout."""
     command: str = field(default="", init=False, compare=False)
-    """The command line as it was given, which `features.cli.parse` puts here; no option."""
+    """The command line, set by `features.cli.parse`; not an option."""
 
 
 @dataclass(frozen=True)
 class FinetuneArgs:
-    """Train encoder and best head together, end to end, from stored crops."""
+    """Fine-tune the encoder and head of a run together, end to end, on stored crops."""
 
     run: Path
-    """The run directory, with a trained head."""
+    """The run directory, with a trained head. It is updated."""
     store: Path | None = None
-    """The store with crops; by default the one that the run was trained on."""
+    """The store with crops; default: the store that the run was trained on."""
     finetune: FinetuneConfig = FinetuneConfig()
     preset: Literal["brainbuddy", "seed"] = "brainbuddy"
-    """Training recipe: ours, or the seed project's (batch 8, accumulation 32, AdamW)."""
+    """Training settings: brainbuddy (the options here) or those of the seed project (batch 8, accumulation
+    32, AdamW)."""
     unfreeze_from: int | None = None
-    """First encoder block that is trained; by default the measured best."""
+    """First encoder block to train; blocks before it stay frozen. Default: the best one for this encoder in
+    our measurements."""
     activation_cache: Literal["on", "off"] = "on"
-    """Keep the frozen blocks' activations at the cut, so that they are computed once."""
+    """Compute the output of the frozen blocks once and cache it on disk."""
     augment: bool = True
-    """Clip-consistent augmentation."""
+    """Augment crops, in the same way for all frames of a clip."""
     re_extract: Path | None = None
-    """Afterwards write a new store with the fine-tuned encoder's embeddings."""
+    """Then write a new store with the embeddings of the fine-tuned encoder."""
     seed: int = 0
-    """Seed of order and augmentation."""
+    """Seed of the order of clips and of augmentation."""
     device: str = "auto"
     """cpu, cuda or auto."""
     json: bool = False
     """Print one JSON object, the summary, on stdout."""
     command: str = field(default="", init=False, compare=False)
-    """The command line as it was given, which `features.cli.parse` puts here; no option."""
+    """The command line, set by `features.cli.parse`; not an option."""
 
 
 @dataclass(frozen=True)
 class EvaluateArgs:
-    """Judge a run on a split, with baselines and intervals, and write its report."""
+    """Evaluate a run on a split: metrics with confidence intervals, baselines, and a report."""
 
     run: Path
     """The run directory."""
     store: Path | None = None
-    """The store to judge on; by default the one that the run was trained on."""
+    """The store to evaluate on; default: the store that the run was trained on."""
     split: Literal["train", "val", "test"] = "test"
-    """Which clips. Opening test is counted in the card and the store."""
+    """Split to evaluate on. Every evaluation on test is logged in the run's card and in the store."""
     bootstrap_rounds: int = 1000
-    """Bootstrap rounds, by subject."""
+    """Number of bootstrap samples of the subjects, for confidence intervals."""
     umap: bool = False
-    """Draw the embeddings with UMAP (takes some seconds more)."""
+    """Plot the embeddings with UMAP (some seconds more)."""
     thumbnails: bool = False
-    """Show faces of the hardest clips, when the store keeps crops."""
+    """Show face crops of the clips with the largest errors, if the store has crops."""
     threshold_metric: str = ""
-    """Goal of the threshold, chosen on validation: balanced_accuracy, f1, accuracy or recall:CLASS=0.8."""
+    """Choose a new threshold on validation that maximises balanced_accuracy, f1 or accuracy, or that reaches
+    recall:CLASS=0.8. Saved in the run."""
     abstain: float = 0.0
-    """Share of validation clips nearest to the threshold on which the model says nothing."""
+    """Selective prediction: fraction of validation clips, nearest to the threshold, without a prediction.
+    Saved in the run."""
     folds: str = ""
-    """K or loso: refit for each fold and pool the out-of-fold predictions."""
+    """Cross-validation by subject instead of a split: K folds, or loso (leave one subject out). Heads are
+    trained again in each fold."""
     label_map: tuple[str, ...] = ()
-    """Label names of another store, as theirs=ours."""
+    """Map label names of another store to those of the run, as theirs=ours."""
     seed: int = 0
     """Seed of the bootstrap."""
     json: bool = False
     """Print one JSON object, the summary, on stdout."""
     command: str = field(default="", init=False, compare=False)
-    """The command line as it was given, which `features.cli.parse` puts here; no option."""
+    """The command line, set by `features.cli.parse`; not an option."""
 
 
 @dataclass(frozen=True)
 class CalibrateArgs:
-    """Refit temperature and threshold on some people of a new place; test on the others."""
+    """Fit temperature and threshold for a new domain on some of its subjects, and test on the others."""
 
     run: Path
     """The run directory."""
     store: Path
-    """A store of the new place."""
+    """A store of the new domain, with none of the run's clips."""
     threshold_metric: str = "balanced_accuracy"
-    """Goal of the threshold: balanced_accuracy, f1, accuracy or recall:CLASS=0.8."""
+    """Choose the threshold that maximises balanced_accuracy, f1 or accuracy, or that reaches
+    recall:CLASS=0.8."""
     fit_fraction: float = 0.5
-    """Share of the people that calibrate; the rest test."""
+    """Fraction of the subjects to fit on; the others are for testing."""
     seed: int = 0
-    """Seed of that split."""
+    """Seed of the random choice of subjects, and of the bootstrap."""
     json: bool = False
     """Print one JSON object, the summary, on stdout."""
     command: str = field(default="", init=False, compare=False)
-    """The command line as it was given, which `features.cli.parse` puts here; no option."""
+    """The command line, set by `features.cli.parse`; not an option."""
 
 
 @dataclass(frozen=True)
 class CompareArgs:
-    """Put runs side by side on the test clips that they share."""
+    """Compare runs on the test clips that they share."""
 
     runs: tuple[Path, ...]
-    """Two or more run directories; the first is the one that the others are compared with."""
+    """Two or more run directories. The others are compared with the first."""
     gate: bool = False
-    """Exit 1 unless the last run is no worse than the first."""
+    """Exit with code 1 if the last run is worse than the first."""
     metric: Metric = "auto"
-    """What is compared."""
+    """Metric for --gate. auto: auroc (binary), macro_f1 (multiclass), qwk (ordinal)."""
     bootstrap_rounds: int = 1000
-    """Bootstrap rounds, by subject."""
+    """Number of bootstrap samples of the subjects, for confidence intervals."""
     seed: int = 0
     """Seed of the bootstrap."""
     json: bool = False
@@ -258,15 +266,15 @@ class CompareArgs:
 
 @dataclass(frozen=True)
 class ExportArgs:
-    """Write encoder and head as one model for machines without torch."""
+    """Export encoder and head for machines without torch."""
 
     run: Path
     """The run directory."""
     format: Literal["onnx", "openvino"] = "openvino"
-    """Format."""
+    """File format of the networks."""
     out: Path | None = None
-    """Where to; by default into the run."""
+    """Folder to write; default: a folder in the run."""
     store: Path | None = None
-    """The store whose crops check the export."""
+    """The store whose crops verify the export; default: the store that the run was trained on."""
     json: bool = False
     """Print one JSON object, the summary, on stdout."""

@@ -1,1 +1,1 @@
-"""Choosing hyperparameters with Optuna."""
+"""Hyperparameter search for heads, with Optuna."""

@@ -1,4 +1,4 @@
-"""python -m tune: search heads on cached features, keep the best as a run, and fine-tune it if asked."""
+"""python -m tune: search hyperparameters of heads on cached features, and write the best head as a run."""
 
 import sys
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ from tune.config import TuneArgs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The door; returns the exit code."""
+    """Run the search with the options in `argv`; returns the exit code."""
     args = parse(TuneArgs, argv, prog="python -m tune", description=TuneArgs.__doc__ or "")
 
     def handler() -> tuple[dict[str, object], int]:
         from seqmodel.commands.export import export_for_live
         from tune.run import tune
-        from tune.study.storage import lost_is_one_line
+        from tune.study.storage import storage_errors_in_one_line
 
-        with lost_is_one_line(args.storage):
+        with storage_errors_in_one_line(args.storage):
             summary, code = tune(args)
         export_for_live(args.out)
         return summary, code

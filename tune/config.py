@@ -1,4 +1,5 @@
-"""What `python -m tune` can be told. Light: `--help` reads this file and seqmodel.config alone."""
+"""Options of `python -m tune`. `--help` imports this file and seqmodel.config alone: keep their imports
+light."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,15 +8,16 @@ from typing import Literal
 from seqmodel.config import Inputs, LabelArgs, Metric
 
 BASELINE_ROLE = "the seed project's settings"
-"""Of the trial that a study begins with."""
+"""Role of a study's first trial."""
 
 
 @dataclass(frozen=True)
 class TuneArgs:
-    """Search LSTM and GRU heads on the cached features of a store, and keep the best as a run.
+    """Search the hyperparameters of LSTM and GRU heads on the cached features of a store, and write the best
+    head as a run.
 
-    The same command goes on where a search stopped, and joins it from other machines when --storage is
-    shared.
+    The same command resumes a stopped search. With a shared --storage, it joins the search from other
+    machines.
     """
 
     store: Path
@@ -24,48 +26,48 @@ class TuneArgs:
     """The run directory to write, as runs/NAME."""
     label: LabelArgs = LabelArgs()
     inputs: Inputs | None = None
-    """Streams to use; by default what the store holds, and with two the search decides."""
+    """Streams to use; default: the search chooses among the streams of the store."""
     trials: int = 50
-    """Heads to try, all workers and earlier calls of the same study together."""
+    """Number of trials of the study in total, over all workers and earlier calls."""
     workers: int = 2
-    """Worker processes on this machine; they share its cores."""
+    """Number of worker processes on this machine; they share its cores."""
     metric: Metric = "auto"
-    """What is maximised on validation: auroc (binary), macro_f1 (multi-class) or qwk (ordinal) by default."""
+    """Validation metric to maximise. auto: auroc (binary), macro_f1 (multiclass), qwk (ordinal)."""
     folds: int = 0
-    """Score each trial by K folds of people over train and validation; 0 = the validation split alone. With
-    folds no checkpoints of trials are kept."""
+    """Score each trial by cross-validation: K folds by subject over train and validation; 0 = the validation
+    split alone. With folds, no checkpoints of trials are kept."""
     reseed: int = 3
-    """Fresh seeds with which the best few, and the seed project's settings, are trained again: their mean
-    chooses, as the search's own score is the best of many tries. 0 or 1 = off."""
+    """Number of new seeds for training the best trials and the seed project's settings again; 0 or 1 = off.
+    The best mean wins, because the score of the best trial of a search is too optimistic."""
     epochs: int = 20
-    """Most epochs of a trial."""
+    """Maximum number of epochs of a trial."""
     pruning: Literal["on", "off"] = "on"
-    """Stop trials early that fall behind: Hyperband over epochs (of 1,000 training clips and more its most
-    eager bracket), or with --folds 3 and more Wilcoxon's test over folds."""
+    """Stop bad trials early (pruning): Hyperband over epochs; with 1,000 training clips or more, only
+    Hyperband's earliest-stopping bracket; with --folds 3 or more, Wilcoxon's test over folds."""
     center: Literal["none", "window", "subject"] = "none"
-    """Subtract from the geometry stream its mean over the window, or over everything known of that person."""
+    """Subtract a mean from the geometry stream: of the window, or of all frames of the subject."""
     storage: str = ""
-    """Optuna storage: postgresql+psycopg://…, grpc://HOST:PORT …; by default a journal file in the run."""
+    """Optuna storage: postgresql+psycopg://…, grpc://HOST:PORT …; default: a journal file in the run."""
     study: str = ""
-    """Name of the study within the storage."""
+    """Name of the study in the storage."""
     splits_from: Path | None = None
-    """A run whose people keep their side."""
+    """Reuse this run's train/val/test split. New subjects are added to it."""
     finetune: bool = False
-    """Afterwards train encoder and head together on the stored crops."""
+    """Then fine-tune encoder and head of the best run together on the stored crops."""
     seed: int = 0
-    """Seed of the split, the sampler and every head."""
+    """Seed of the split, the sampler and the heads."""
     device: str = "auto"
     """cpu, cuda or auto."""
     json: bool = False
     """Print one JSON object, the summary, on stdout."""
     command: str = field(default="", init=False, compare=False)
-    """The command line as it was given, which `features.cli.parse` puts here; no option."""
+    """The command line, set by `features.cli.parse`; not an option."""
 
     def __post_init__(self) -> None:
         for name, least in (("trials", 1), ("workers", 1), ("epochs", 1), ("reseed", 0), ("seed", 0)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {value}")
         if self.storage and "://" not in self.storage and not self.storage.endswith(".log"):
-            raise ValueError(f"--storage {self.storage} is no URL, and no journal file (NAME.log)")
+            raise ValueError(f"--storage {self.storage} must be a URL or a journal file (NAME.log)")
         if self.folds < 0 or self.folds == 1:
-            raise ValueError(f"--folds takes 0 (the validation split) or 2 and more, got {self.folds}")
+            raise ValueError(f"--folds must be 0 (the validation split), or 2 or more, got {self.folds}")

@@ -1,4 +1,4 @@
-"""The best trials of a search, trained again under fresh seeds, and what to know of the winner."""
+"""Finalists: the best trials of a search, trained again with new seeds, and warnings about the winner."""
 
 import statistics
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ from tune.study.worker import (
 from tune.study.worker_pool import KILLED, process_context
 
 FINALISTS = 3
-"""Trials that are trained again under fresh seeds, beside the seed project's settings."""
+"""Number of trials that are trained again with new seeds, besides the seed project's settings."""
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """A trial with its scores under fresh seeds.
+    """A trial with its scores for new seeds.
 
-    Its score in the search is left out of their mean: it is the best of many tries, and so too good.
+    The mean does not include the score in the search: that is the best of many and too optimistic.
     """
 
     trial: FrozenTrial
@@ -40,37 +40,37 @@ class Finalist:
 
     @property
     def mean(self) -> float:
-        """Mean over fresh seeds; without any, the search's own score."""
+        """Mean score over new seeds; without any, the score in the search."""
         return statistics.fmean(self.scores) if self.scores else float(self.trial.value or 0.0)
 
     @property
     def spread(self) -> float:
-        """Standard deviation over fresh seeds; 0 with fewer than two."""
+        """Standard deviation over new seeds; 0 with fewer than two."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
 
 
 def choose(args: TuneArgs, study: optuna.Study, context: SearchContext) -> list[Finalist]:
-    """The best trials and the seed project's, each under fresh seeds, best mean first; with --finetune those
-    that read embeddings.
+    """The best trials and the seed project's settings, each scored with new seeds, best mean first. With
+    --finetune, only trials that read embeddings, if there are any.
 
-    Raises ValueError when no trial came to its end.
+    Raises ValueError if no trial is complete.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
-        raise ValueError(f"no trial of study {study.study_name!r} came to its end; raise --trials")
+        raise ValueError(f"study {study.study_name!r} has no complete trial; increase --trials")
     ranked = _best_first(complete)
     if args.finetune:
         with_encoder = [t for t in ranked if trial_config_of(t.params, context.space).inputs != "geometry"]
         if with_encoder and with_encoder[0] is not ranked[0]:
             echo(
-                f"trial {ranked[0].number} ({ranked[0].value:.4f}) reads geometry alone; --finetune takes "
-                "the best that reads embeddings"
+                f"trial {ranked[0].number} ({ranked[0].value:.4f}) reads geometry only; --finetune uses the "
+                "best trial that reads embeddings"
             )
         ranked = with_encoder or ranked
     if args.reseed < 2:
         return [Finalist(ranked[0])]
     best = ranked[:FINALISTS]
-    # So that the outcome is never below those settings, whatever the seeds say.
+    # So that the result is never worse than those settings.
     best += [t for t in ranked[FINALISTS:] if is_baseline(t.params, context.space)][:1]
     tasks = [
         (place, trial_config_of(trial.params, context.space), args.seed + 1 + extra)
@@ -79,7 +79,7 @@ def choose(args: TuneArgs, study: optuna.Study, context: SearchContext) -> list[
     ]
     scores: dict[int, list[float]] = {place: [] for place in range(len(best))}
     with progress("fits") as bar:
-        row = bar.add_task("other seeds", total=len(tasks))
+        row = bar.add_task("new seeds", total=len(tasks))
         if args.workers <= 1:
             for place, trial_config, seed in tasks:
                 scores[place].append(seed_score(context, trial_config, seed))
@@ -98,7 +98,7 @@ def choose(args: TuneArgs, study: optuna.Study, context: SearchContext) -> list[
 
 
 def _best_first(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Of equal scores the lower validation loss, then the earlier trial; of copies, no rivals, one alone."""
+    """Trials by score, then lower validation loss, then number; trials with equal parameters once."""
     ranked = sorted(trials, key=lambda t: (-(t.value or 0.0), t.user_attrs.get("val_loss", 0.0), t.number))
     found: dict[tuple[Any, ...], FrozenTrial] = {}
     for trial in ranked:
@@ -108,9 +108,9 @@ def _best_first(trials: list[FrozenTrial]) -> list[FrozenTrial]:
 
 @contextmanager
 def refitting(args: TuneArgs) -> Iterator[ProcessPoolExecutor]:
-    """Processes that fit heads. When it is left early, by Ctrl-C say, nobody waits for what was queued.
+    """A pool of processes that train heads. On an exception, for example Ctrl-C, queued tasks are cancelled.
 
-    Raises ValueError when one of them is killed.
+    Raises ValueError if one of the processes is killed.
     """
     threads = max(1, usable_cores() // args.workers)
     pool = ProcessPoolExecutor(
@@ -123,17 +123,17 @@ def refitting(args: TuneArgs) -> Iterator[ProcessPoolExecutor]:
         for process in active_children():
             process.terminate()
         if isinstance(error, BrokenProcessPool):
-            raise ValueError(f"fresh seeds: a process {KILLED}") from error
+            raise ValueError(f"training with new seeds: a process {KILLED}") from error
         raise
     pool.shutdown()
 
 
-def rank_finalists(finalists: list[Finalist], baselines: dict[str, float], metric: str) -> list[str]:
-    """What the user should know before believing in the winner."""
+def warnings_about_winner(finalists: list[Finalist], baselines: dict[str, float], metric: str) -> list[str]:
+    """Warnings about the winner: baselines that it does not beat, and a difference that is not clear."""
     winner = finalists[0]
     notes = [
-        f"on validation, the best head is not better than the baseline {name}: "
-        f"{metric} {winner.mean:.4f} and {value:.4f}"
+        f"on validation, the best head is not better than the baseline {name}: {metric} {winner.mean:.4f}, "
+        f"baseline {value:.4f}"
         for name, value in baselines.items()
         if value >= winner.mean
     ]
@@ -141,7 +141,7 @@ def rank_finalists(finalists: list[Finalist], baselines: dict[str, float], metri
         gap, spread = winner.mean - finalists[1].mean, max(f.spread for f in finalists[:2])
         if gap < spread:
             notes.append(
-                f"the best two trials differ by {gap:.4f} in {metric}, less than their spread over seeds "
-                f"({spread:.4f}): which of them won is luck"
+                f"the best two trials differ by {gap:.4f} in {metric}, which is less than their standard "
+                f"deviation over seeds ({spread:.4f}): there is no clear winner"
             )
     return notes

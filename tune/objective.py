@@ -1,4 +1,4 @@
-"""What one trial is worth: the folds it is judged on, its head trained on each, and its score."""
+"""The objective of a trial: folds, training of its head on each fold, and validation score."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from tune.search_space import Space, TrialConfig, may_prune, suggest
 
 @dataclass(frozen=True)
 class Fold:
-    """Clips to learn from and to judge by, with the statistics of the former."""
+    """Training and validation clips, with the feature statistics of the training clips."""
 
     train: Samples
     val: Samples
@@ -31,13 +31,13 @@ class Fold:
 
 
 Train = Callable[[Fold, Callable[[Epoch], None]], tuple[LstmHead, Fitted]]
-"""A head of a fold, with what to do after each epoch."""
+"""Trains a head on a fold and calls a function after each epoch."""
 Note = Callable[[list[float], int], None]
-"""Put the scores of epochs or folds, and the epochs that were run, on record."""
+"""Records the scores of epochs or folds, and the number of epochs, in the trial."""
 
 
 def make_folds(train: Samples, val: Samples, num_folds: int, seed: int) -> list[Fold]:
-    """The one fold of train and validation, or `num_folds` of people over both together."""
+    """One fold of train and validation, or `num_folds` folds by subject over both together."""
     if num_folds < 2:
         return [_fold(train, val)]
     both = join(train, val)
@@ -50,14 +50,16 @@ def _fold(train: Samples, val: Samples) -> Fold:
 
 
 def scored_folds(folds: list[Fold]) -> list[Fold]:
-    """The folds that trials, fresh seeds and baselines are scored by: with two classes to learn from, and two
-    held out."""
-
-    return [fold for fold in folds if all(len(np.unique(side.labels)) > 1 for side in (fold.train, fold.val))]
+    """The folds with two classes or more in both training and validation; only these give a score."""
+    return [
+        fold
+        for fold in folds
+        if all(len(np.unique(samples.labels)) > 1 for samples in (fold.train, fold.val))
+    ]
 
 
 def join(first: Samples, second: Samples) -> Samples:
-    """The clips of both; memory maps stay maps."""
+    """The clips of both; memory maps are not loaded."""
 
     def joined(a: Any, b: Any) -> Any:
         if isinstance(a, RowView) and isinstance(b, RowView):
@@ -77,14 +79,14 @@ def join(first: Samples, second: Samples) -> Samples:
 def untrained_head(
     trial_config: TrialConfig, fold: Fold, task: Task, num_classes: int, seed: int
 ) -> LstmHead:
-    """The chosen head with a fold's statistics and the weights that its training begins with."""
+    """A head with initial weights and the feature statistics of a fold."""
     dims: dict[str, int] = {name: fold.train.x[name].shape[-1] for name in streams_of(trial_config.inputs)}
     head = build_head(trial_config.head, dims, num_outputs(task, num_classes), seed=seed)
     head.put_statistics(fold.statistics)
     return head
 
 
-def train_config(
+def train_head(
     trial_config: TrialConfig,
     fold: Fold,
     *,
@@ -95,9 +97,9 @@ def train_config(
     device: str,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> tuple[LstmHead, Fitted]:
-    """One head as chosen, fitted on a fold."""
+    """One head, trained on a fold."""
     head = untrained_head(trial_config, fold, task, num_classes, seed)
-    train, val = (only_streams(side, tuple(head.dims)) for side in (fold.train, fold.val))
+    train, val = (only_streams(samples, tuple(head.dims)) for samples in (fold.train, fold.val))
     epochs = fit(
         head,
         train,
@@ -113,7 +115,7 @@ def train_config(
 
 
 def only_streams(samples: Samples, streams: tuple[str, ...]) -> Samples:
-    """The same clips with these streams alone."""
+    """The same clips with only these streams."""
     return dataclasses.replace(
         samples,
         x={name: samples.x[name] for name in streams},
@@ -135,8 +137,8 @@ def objective(
 ) -> float:
     """The trial's best validation score (mean over folds); reports every epoch (or fold) to the pruner.
 
-    The points that every study begins with come to their end in any case. Raises optuna.TrialPruned when it
-    falls behind, KeyboardInterrupt when `is_alive` says that nobody waits for the answer any more.
+    The starting points of a study are never pruned. Raises optuna.TrialPruned if the pruner stops the trial,
+    and KeyboardInterrupt if `is_alive` returns False (the parent process has ended).
     """
     trial_config = suggest(trial, space)
     prunable, note = may_prune(trial, space, len(folds)), functools.partial(_note, trial, time.perf_counter())
@@ -147,7 +149,7 @@ def objective(
                 raise KeyboardInterrupt
             on_epoch(epoch)
 
-        return train_config(
+        return train_head(
             trial_config,
             fold,
             task=space.task,
@@ -175,13 +177,13 @@ def _note(trial: optuna.Trial, started: float, curve: list[float], epochs: int) 
 def _by_epoch(
     trial: optuna.Trial, folds: list[Fold], train: Train, note: Note, prunable: bool
 ) -> tuple[LstmHead, Fitted, float]:
-    """The head of the one fold, and its best epoch's score: the pruner is told the best so far."""
+    """The head of the only fold, and the score of its best epoch; the pruner gets the best score so far."""
     curve: list[float] = []
 
     def report(epoch: Epoch) -> None:
         curve.append(epoch.val_score)
         trial.report(max(-math.inf, *curve), epoch.index + 1)
-        # Asked in any case: successive halving compares a trial with those that asked before it.
+        # Always called: successive halving compares a trial with earlier calls.
         if trial.should_prune() and prunable:
             note(curve, len(curve))
             raise optuna.TrialPruned
@@ -194,7 +196,7 @@ def _by_epoch(
 def _by_fold(
     trial: optuna.Trial, folds: list[Fold], train: Train, note: Note, prunable: bool
 ) -> tuple[LstmHead, Fitted, float]:
-    """The head of the last fold, and the mean over folds: the pruner is told the score of each."""
+    """The head of the last fold, and the mean score over folds; the pruner gets the score of each fold."""
     scores: list[float] = []
     epochs = 0
     for index, fold in enumerate(folds):
@@ -202,9 +204,8 @@ def _by_fold(
         scores.append(fitted.best.val_score)
         epochs += len(fitted.history)
         trial.report(scores[-1], index)
-        # After the last fold there is nothing left to save.
+        # After the last fold, pruning saves nothing.
         if prunable and index < len(folds) - 1 and trial.should_prune():
-            # It still says what it was worth so far.
             note(scores, epochs)
             raise optuna.TrialPruned
     note(scores, epochs)

@@ -1,4 +1,4 @@
-"""The body of `python -m tune`: from a store to a run, by way of a study."""
+"""The search of `python -m tune`: from a store, through an Optuna study, to a run."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from features.cli import console, echo, log_warning, progress
 from features.cpu import usable_cores
 from features.splits import split_hash
 from features.store.table import groups_of
-from seqmodel.commands.train import print_task, say_scores
+from seqmodel.commands.train import print_scores, print_task
 from seqmodel.config import FinetuneArgs
 from seqmodel.evaluation.logistic import baseline_scores
 from seqmodel.finetuning.setup import require_crops
@@ -27,7 +27,7 @@ from seqmodel.runs.writer import count_parameters, rounded, write_run
 from seqmodel.training.loop import resolve_metric
 from seqmodel.training.task import LearningTask, build_task, encoder_leak_warning, seen_fingerprint
 from tune.config import TuneArgs
-from tune.finalists import Finalist, choose, rank_finalists
+from tune.finalists import Finalist, choose, warnings_about_winner
 from tune.search_space import space_hash, starting_points, trial_config_of
 from tune.study.checkpoints import drop_checkpoints
 from tune.study.plots import save_study_plots
@@ -52,18 +52,18 @@ from tune.study.worker_pool import run_workers
 
 
 def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
-    """Search, judge, write the run; returns (summary, exit code)."""
+    """Handler of the command: search, choose the best trial, write the run; returns (summary, exit code)."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     started = time.perf_counter()
     require_free(args.out)
-    learning_task = asked(args)
+    learning_task = open_task(args)
     print_task(learning_task)
     if args.folds > 1:
-        echo("with --folds a head belongs to one fold: no checkpoints of trials are kept")
+        echo("with --folds each head is trained on one fold only: no checkpoints of trials are kept")
     context = set_up(args, learning_task)
     metric = resolve_metric(args.metric, context.space.task)
-    doubts = encoder_leak_warnings(context)
-    for text in doubts:
+    fold_warnings = warnings_about_folds(context)
+    for text in fold_warnings:
         log_warning(text)
     spec = spec_of(args, context, metric)
     study = create_study(spec, starting_points(context.space), facts_of(args, context, metric))
@@ -72,21 +72,23 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     finalists = choose(args, study, context)
     winner = finalists[0]
     baselines = mean_baselines(context, metric)
-    notes = [*doubts, *rank_finalists(finalists, baselines, metric)]
-    for text in notes[len(doubts) :]:
+    notes = [*fold_warnings, *warnings_about_winner(finalists, baselines, metric)]
+    for text in notes[len(fold_warnings) :]:
         log_warning(text)
     origin = origin_of(study, winner.trial)
     if _is_kept(args, origin):
-        echo(f"nothing new: {args.out} already holds trial {winner.trial.number}")
+        echo(f"nothing to do: {args.out} already has trial {winner.trial.number}")
     else:
         keep(args, context, winner, origin, baselines, metric, notes)
-    shares = save_study_plots(study, args.out / "plots", metric)
+    parameter_importances = save_study_plots(study, args.out / "plots", metric)
     summary = summarise(args, context, study, finalists, baselines, metric, notes)
     close_study(study)
-    summary |= {"importances": rounded(shares)}
+    summary |= {"importances": rounded(parameter_importances)}
     code = 0
     if args.finetune and "embeddings" not in load_card(args.out).dims:
-        log_warning("the best head reads geometry alone: there is no encoder to fine-tune, stage 1 stays")
+        log_warning(
+            "the best head reads geometry only: there is no encoder to fine-tune, so --finetune is skipped"
+        )
     elif args.finetune:
         from seqmodel.commands.finetune import finetune
 
@@ -94,14 +96,14 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
             FinetuneArgs(run=args.out, store=args.store, seed=args.seed, device=args.device)
         )
     summary["seconds"] = round(time.perf_counter() - started, 1)
-    say_outcome(args, spec, finalists, baselines, metric)
+    print_outcome(args, spec, finalists, baselines, metric)
     return summary, code
 
 
-def asked(args: TuneArgs) -> LearningTask:
-    """The question that is put to the store.
+def open_task(args: TuneArgs) -> LearningTask:
+    """The learning task of the search.
 
-    Raises ValueError for options that do not go with it, or with each other.
+    Raises ValueError for options that do not fit the store, or contradict each other.
     """
     learning_task = build_task(
         args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
@@ -111,53 +113,57 @@ def asked(args: TuneArgs) -> LearningTask:
             learning_task.store, np.concatenate([learning_task.split.train, learning_task.split.val])
         )
     if args.finetune and "embeddings" not in learning_task.dims:
-        raise ValueError("--finetune trains the encoder, which --inputs geometry does not read")
+        raise ValueError(
+            "--finetune trains the encoder, but --inputs geometry does not read it: leave out one of them"
+        )
     if args.center != "none" and "geometry" not in learning_task.dims:
-        raise ValueError(f"--center {args.center} needs the geometry stream, which {args.store} lacks")
+        raise ValueError(
+            f"--center {args.center} needs the geometry stream: {args.store} has none, or --inputs leaves it "
+            "out"
+        )
     if args.center != "none" and args.finetune:
-        raise ValueError("--finetune does not go with --center yet: tune without one of them")
+        raise ValueError("--finetune and --center cannot be combined: leave out one of them")
     return learning_task
 
 
 def spec_of(args: TuneArgs, context: SearchContext, metric: str) -> StudySpec:
-    """Where the study is and how long it goes on.
+    """Storage, name and settings of the study.
 
-    A journal's study is named after the question, not after the run's folder: Hyperband draws brackets
-    from the name, and one seed should give one study wherever it is written. In a shared storage the
-    folder names it.
+    In a journal file, the study is named after labels and metric and not after the run's folder: Hyperband
+    assigns brackets by the name, and one seed should give the same study in every folder. In a shared storage
+    it is named after the folder.
     """
     labels = "-".join(context.learning_task.labelling.names)
     name = args.study or (args.out.name if args.storage else f"{args.label.label}: {labels} by {metric}")
     storage = args.storage or str(args.out / STUDY)
     args.out.mkdir(parents=True, exist_ok=True)
-    pruning, eager = args.pruning == "on", context.space.many
-    return StudySpec(storage, name, args.trials, args.seed, args.epochs, pruning, len(context.folds), eager)
+    pruning, many = args.pruning == "on", context.space.many
+    return StudySpec(storage, name, args.trials, args.seed, args.epochs, pruning, len(context.folds), many)
 
 
-def encoder_leak_warnings(context: SearchContext) -> list[str]:
-    """What there is to know about folds before the search: whom of them the encoder has learned from, and how
-    many say nothing."""
-    learning_task, wanted, scored = context.learning_task, context.args.folds, len(context.folds)
-    if wanted < 2:
+def warnings_about_folds(context: SearchContext) -> list[str]:
+    """Warnings about folds: subjects that the encoder was trained on, and folds without a score."""
+    learning_task, requested, scored = context.learning_task, context.args.folds, len(context.folds)
+    if requested < 2:
         return []
     found = []
     if "embeddings" in learning_task.dims:
         rows = np.concatenate([learning_task.split.train, learning_task.split.val])
         found += (
-            [doubt]
-            if (doubt := encoder_leak_warning(learning_task.store, groups_of(learning_task.table, rows)))
+            [leak]
+            if (leak := encoder_leak_warning(learning_task.store, groups_of(learning_task.table, rows)))
             else []
         )
-    if scored < wanted:
+    if scored < requested:
         found.append(
-            f"{wanted - scored} of {wanted} folds hold out or learn from clips of one class only and have no "
-            f"say: scores are means over the other {scored}"
+            f"{requested - scored} of {requested} folds have clips of one class only, in training or in "
+            f"validation, and are left out: scores are means over the other {scored}"
         )
     return found
 
 
 def facts_of(args: TuneArgs, context: SearchContext, metric: str) -> dict[str, Any]:
-    """What makes two searches the same search."""
+    """The settings that must be equal to resume a study."""
     learning_task = context.learning_task
     return {
         "store": seen_fingerprint(learning_task),
@@ -175,16 +181,16 @@ def facts_of(args: TuneArgs, context: SearchContext, metric: str) -> dict[str, A
 
 
 def mean_baselines(context: SearchContext, metric: str) -> dict[str, float]:
-    """Score of each baseline, on the same folds as the trials: their mean."""
+    """Mean score of each baseline over the folds of the trials."""
     classes = context.learning_task.num_classes
     found = [baseline_scores(fold.train, fold.val, classes, metric) for fold in context.folds]
     return {name: statistics.fmean(scores[name] for scores in found) for name in found[0]}
 
 
 def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, context: SearchContext) -> None:
-    """Work on the study until it has enough trials, in this process or in several."""
+    """Run trials until the study has enough, in this process or in several."""
     if reclaimed := reclaim(study):
-        echo(f"trials {reclaimed} were left by a worker that died: tried again")
+        echo(f"the worker of trials {reclaimed} ended early: these trials are run again")
     if num_done(study) >= spec.trials:
         return
     cores = usable_cores()
@@ -197,8 +203,8 @@ def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, context: Search
             best = f"searching, best {max(values):.4f}" if values else "searching"
             running = [trial for trial in trials if trial.state == TrialState.RUNNING]
             hosts = {trial.user_attrs["worker"]["host"] for trial in running if "worker" in trial.user_attrs}
-            if len(done) + len(running) >= spec.trials and (away := hosts - {socket.gethostname()}):
-                best = f"waiting for {', '.join(sorted(away))}"
+            if len(done) + len(running) >= spec.trials and (others := hosts - {socket.gethostname()}):
+                best = f"waiting for {', '.join(sorted(others))}"
             bar.update(row, completed=len(done), description=best)
 
         if args.workers <= 1:
@@ -226,11 +232,11 @@ def keep(
     metric: str,
     notes: list[str],
 ) -> None:
-    """Write the winner, as the search's own seed has it, as a run."""
+    """Write the winner, trained with the seed of the search, as a run."""
     stages = load_card(args.out).stages if (args.out / CARD).is_file() else ()
     if not args.finetune and any(s.get("stage") == "finetune" and s.get("kept") for s in stages):
         log_warning(
-            f"trial {winner.trial.number} takes the place of a fine-tuned head; --finetune tunes it as well"
+            f"trial {winner.trial.number} replaces a fine-tuned head; use --finetune to fine-tune it too"
         )
     torch.set_num_threads(usable_cores())
     trial_config = trial_config_of(winner.trial.params, context.space)
@@ -267,7 +273,7 @@ def summarise(
     metric: str,
     notes: list[str],
 ) -> dict[str, Any]:
-    """What `--json` prints."""
+    """The summary that `--json` prints."""
     trials = study.get_trials(deepcopy=False)
     counts = {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
     winner = finalists[0]
@@ -296,40 +302,40 @@ def summarise(
     }
 
 
-def say_outcome(
+def print_outcome(
     args: TuneArgs, spec: StudySpec, finalists: list[Finalist], baselines: dict[str, float], metric: str
 ) -> None:
-    """The table and the next commands."""
+    """Print the table of scores and the next commands."""
     scores = {}
     for f in finalists:
-        how = f"{f.trial.value:.4f} in the search"
+        description = f"{f.trial.value:.4f} in the search"
         if f.scores:
-            how += f"; mean of {len(f.scores)} fresh seeds ± {f.spread:.3f}"
-        scores[f"trial {f.trial.number} ({how})"] = f.mean
-    say_scores(metric, scores | baselines)
+            description += f"; mean of {len(f.scores)} new seeds ± {f.spread:.3f}"
+        scores[f"trial {f.trial.number} ({description})"] = f.mean
+    print_scores(metric, scores | baselines)
     echo(f"run written to {args.out}")
-    console().print(f"look at the study: {dashboard_command(args, spec)}", markup=False)
+    console().print(f"to view the study: {dashboard_command(args, spec)}", markup=False)
 
 
 def dashboard_command(args: TuneArgs, spec: StudySpec) -> str:
-    """What shows the study in a browser. A password is left out, to be put in by whoever knows it."""
+    """The command that shows the study in a browser, without a password."""
     if spec.storage.startswith("grpc://"):
         return "optuna-dashboard DATABASE, with the URL of the database behind the proxy"
-    words = ["optuna-dashboard", without_password(spec.storage)]
+    argv = ["optuna-dashboard", without_password(spec.storage)]
     if (args.out / ARTIFACTS).is_dir():
-        words += ["--artifact-dir", str(args.out / ARTIFACTS)]
-    return shlex.join(words)
+        argv += ["--artifact-dir", str(args.out / ARTIFACTS)]
+    return shlex.join(argv)
 
 
 def origin_of(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-    """Where a head comes from, for its card: two heads of one origin are the same head."""
+    """The origin of a head, for its card (study, facts, trial): heads with the same origin are equal."""
     facts = json.dumps(study.user_attrs["facts"], sort_keys=True, ensure_ascii=False)
     digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
     return {"study": study.study_name, "facts": digest, "trial": trial.number, "params": trial.params}
 
 
 def _is_kept(args: TuneArgs, origin: Mapping[str, Any]) -> bool:
-    """Whether the run on disk already holds the head of this origin, fine-tuned or not."""
+    """Whether the run on disk already has the head of this origin, fine-tuned or not."""
     if not ((args.out / CARD).is_file() and (args.out / WEIGHTS).is_file()):
         return False
     first = next(iter(load_card(args.out).stages), {})

@@ -1,7 +1,7 @@
-"""What is searched: the space of heads and trainings.
+"""The search space: hyperparameters of heads and of their training, and the starting points of a study.
 
-The space is flat (the sampler models all parameters jointly) and its first point is always the seed project's
-own settings.
+The space is flat, because the sampler models all parameters jointly. The first point is always the seed
+project's settings.
 """
 
 import dataclasses
@@ -21,33 +21,35 @@ from seqmodel.runs.writer import complete_head
 from tune.config import BASELINE_ROLE
 
 MANY_CLIPS = 1000
-"""Training clips of which one epoch says enough to prune by. From here on batches are not small either: 8
-clips a step take two to three times as long as 32 and learn no more."""
-LEAST_BATCH_OF_MANY = 32
-TO_THE_END = 8
-"""Of many clips one trial in so many, once the sampler knows a little, is never stopped: it then sees where
-slow starters end. Of few clips Hyperband's milder brackets see to that."""
-PATIENCE_OF_FEW = 5
-"""Of searched trials, where epochs are short and scores coarse; else the seed project's 4."""
+"""Number of training clips from which the score after one epoch is good enough for pruning. From here on
+small batches are also left out: 8 clips per step take two to three times as long as 32, with no better score.
+"""
+MIN_BATCH_MANY_CLIPS = 32
+NEVER_PRUNED_ONE_IN = 8
+"""With many clips, one trial in this number is never pruned (after the first ones), so that the sampler also
+sees the final scores of heads that start slowly. With few clips, Hyperband's other brackets do that."""
+PATIENCE_FEW_CLIPS = 5
+"""Patience of trials with few clips, where epochs are short and scores imprecise; else the seed project's
+4."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """What a trial may choose from."""
+    """The search space of a study."""
 
     task: Task
     streams: tuple[str, ...]
-    """Streams at hand."""
+    """Available streams."""
     fixed_inputs: bool
-    """True when the user said which streams to use."""
+    """True if --inputs sets the streams."""
     epochs: int
     many: bool = False
-    """Whether there are so many clips (`MANY_CLIPS`) that the slowest choices are left out."""
+    """Whether there are `MANY_CLIPS` training clips or more; the slowest choices are then left out."""
 
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """What a trial chose."""
+    """Head, training and inputs of a trial."""
 
     head: HeadConfig
     train: TrainConfig
@@ -55,13 +57,13 @@ class TrialConfig:
 
 
 def suggest(trial: optuna.trial.BaseTrial, space: Space) -> TrialConfig:
-    """Ask the sampler for one point of the space."""
+    """Sample one point of the space."""
     trial.suggest_categorical("kind", ["lstm", "gru"])
-    # 256 costs two to four times as much as 128.
+    # 256 takes two to four times as long as 128.
     trial.suggest_categorical("hidden", [32, 64, 128] if space.many else [32, 64, 128, 256])
     trial.suggest_int("layers", 1, 2)
     trial.suggest_categorical("bidirectional", [True, False])
-    # Without a projection a head of 960-wide embeddings costs some five times as much, so it is not offered.
+    # Without a projection, a head on 960-wide embeddings takes about five times as long: not in the space.
     trial.suggest_categorical("projection", [32, 64, 128, 256])
     trial.suggest_float("dropout", 0.0, 0.6)
     trial.suggest_categorical("pooling", ["mean", "max", "last", "attention"])
@@ -70,7 +72,7 @@ def suggest(trial: optuna.trial.BaseTrial, space: Space) -> TrialConfig:
     trial.suggest_float("lr", 1e-4, 1e-2, log=True)
     trial.suggest_float("weight_decay", 1e-4, 0.3, log=True)
     if space.many:
-        least = 8 if trial.user_attrs.get("role") == BASELINE_ROLE else LEAST_BATCH_OF_MANY
+        least = 8 if trial.user_attrs.get("role") == BASELINE_ROLE else MIN_BATCH_MANY_CLIPS
         trial.suggest_int("batch_size", least, 128, log=True)
     else:
         trial.suggest_categorical("batch_size", [8, 16, 32, 64, 128])
@@ -115,20 +117,20 @@ def baseline_point(space: Space) -> dict[str, Any]:
     if space.task != "ordinal":
         point["loss"] = "cross_entropy"
     if len(space.streams) > 1:
-        # It knew the embeddings alone.
+        # The seed project used embeddings only.
         point |= {"stream_dropout": 0.0} | ({} if space.fixed_inputs else {"inputs": "embeddings"})
     return point
 
 
 def starting_points(space: Space) -> tuple[dict[str, Any], ...]:
-    """Where every study begins: the seed project's settings, then two heads that are held back.
+    """The starting points of every study: the seed project's settings, then two strongly regularised heads.
 
-    Much noise, dropout and decay hold the second back, a narrow projection the third as well. Such heads
-    start slowly and end well, so that looks at early epochs stop them and a short search does not find them.
-    Most values are what real faces chose in folds; cell and projection were chosen on made-up clips, and
-    the rate is the seed's (docs/log.md).
+    The second has strong noise, dropout and weight decay; the third also has a narrow projection. Such heads
+    start slowly and end well, so pruning would stop them and a short search would not find them. Most values
+    come from cross-validation on real faces; cell and projection come from synthetic clips, and the learning
+    rate is that of the seed project (docs/log.md).
     """
-    held_back = baseline_point(space) | {
+    regularised = baseline_point(space) | {
         "kind": "gru",
         "bidirectional": False,
         "dropout": 0.5,
@@ -138,44 +140,44 @@ def starting_points(space: Space) -> tuple[dict[str, Any], ...]:
         "noise": 0.5,
     }
     if len(space.streams) > 1:
-        held_back |= {"stream_dropout": 0.1} | ({} if space.fixed_inputs else {"inputs": "both"})
-    return baseline_point(space), held_back, held_back | {"projection": 32}
+        regularised |= {"stream_dropout": 0.1} | ({} if space.fixed_inputs else {"inputs": "both"})
+    return baseline_point(space), regularised, regularised | {"projection": 32}
 
 
 def space_hash(space: Space) -> str:
-    """Changes whenever what a trial may choose from does."""
+    """Hash of the search space, sixteen hex digits."""
     trial = optuna.trial.FixedTrial(baseline_point(space) | {"batch_size": 64})
     suggest(trial, space)
-    offered = {name: distribution_to_json(offer) for name, offer in trial.distributions.items()}
-    return hashlib.sha256(json.dumps(offered, sort_keys=True).encode()).hexdigest()[:16]
+    distributions = {name: distribution_to_json(d) for name, d in trial.distributions.items()}
+    return hashlib.sha256(json.dumps(distributions, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def is_baseline(params: Mapping[str, Any], space: Space) -> bool:
-    """Whether a trial is the seed project's settings, which are judged with the best at the end."""
+    """Whether these parameters are the seed project's settings."""
     return dict(params) == baseline_point(space)
 
 
 def may_prune(trial: optuna.trial.BaseTrial, space: Space, num_folds: int = 1) -> bool:
-    """Whether a trial may be stopped early: not those that every study begins with, nor later one in
-    `TO_THE_END`, unless it is judged by whole folds, of which no start is slow."""
-    late = trial.number >= 2 * TO_THE_END and (trial.number + 1) % TO_THE_END == 0
+    """Whether a trial may be pruned: not the starting points, and with many clips and one fold not one later
+    trial in `NEVER_PRUNED_ONE_IN`."""
+    late = trial.number >= 2 * NEVER_PRUNED_ONE_IN and (trial.number + 1) % NEVER_PRUNED_ONE_IN == 0
     if late and space.many and num_folds == 1:
         return False
     return trial.params not in starting_points(space)
 
 
 def trial_config_of(params: Mapping[str, Any], space: Space) -> TrialConfig:
-    """The configs that a trial's parameters stand for."""
+    """The configs of a trial's parameters."""
     names = {field.name for field in dataclasses.fields(HeadConfig)}
     head = HeadConfig(**{key: value for key, value in params.items() if key in names})
-    rest = {key: value for key, value in params.items() if key not in names and key != "inputs"}
-    seed, theirs = TrainConfig(), is_baseline(params, space)
+    training = {key: value for key, value in params.items() if key not in names and key != "inputs"}
+    defaults, is_seed = TrainConfig(), is_baseline(params, space)
     train = TrainConfig(
-        **rest,
-        epochs=min(seed.epochs, space.epochs) if theirs else space.epochs,
-        patience=seed.patience if theirs or space.many else PATIENCE_OF_FEW,
+        **training,
+        epochs=min(defaults.epochs, space.epochs) if is_seed else space.epochs,
+        patience=defaults.patience if is_seed or space.many else PATIENCE_FEW_CLIPS,
     )
-    every: Inputs = (
+    all_streams: Inputs = (
         "both" if len(space.streams) > 1 else "geometry" if "geometry" in space.streams else "embeddings"
     )
-    return TrialConfig(complete_head(head, space.task), train, params.get("inputs", every))
+    return TrialConfig(complete_head(head, space.task), train, params.get("inputs", all_streams))

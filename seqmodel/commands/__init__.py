@@ -1,1 +1,1 @@
-"""python -m seqmodel X is commands/X.py."""
+"""Commands of python -m seqmodel, one module each."""

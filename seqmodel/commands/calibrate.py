@@ -1,8 +1,8 @@
-"""python -m seqmodel calibrate: a run in a new place. Refits temperature and threshold on some people, tests
-on the others.
+"""python -m seqmodel calibrate: fit a run's temperature and threshold on data of a new domain.
 
-A model that still ranks well in a new place often says the wrong thing there, because light, camera and
-people move its probabilities. The network stays as it is.
+With another camera, light or group of subjects, a model often still ranks clips well, but its probabilities
+shift, so its threshold is wrong. Some of the new subjects are used for the fit, the others for the test. The
+network does not change.
 """
 
 from dataclasses import replace
@@ -25,23 +25,24 @@ from seqmodel.runs.predict import predict_rows
 from seqmodel.runs.writer import put_calibration
 
 TRIES = 200
-"""Deals of the people that are looked at for one in which both sides see every class."""
+"""Random choices of subjects to try, until both parts have clips of every class."""
 
 
 def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
-    """The door's body: (summary, exit code). The card is changed unless the people left out speak against it.
+    """Handler of the command: returns (summary, exit code).
 
-    Raises ValueError where the store cannot be used, holds the run's own clips, or has too few people.
+    The run gets the new calibration unless balanced accuracy on the test subjects is significantly lower.
+    Raises ValueError if the store cannot be used, has clips of the run, or has too few subjects.
     """
     if not 0 < args.fit_fraction < 1:
         raise ValueError(f"--fit-fraction must lie in (0, 1), got {args.fit_fraction}")
     card = load_card(args.run)
     if args.threshold_metric != CalibrateArgs.threshold_metric:
         require_threshold(card.labelling.task)
-    context = everybody(open_context(args.run, card, args.store, "test"))
+    context = all_labelled(open_context(args.run, card, args.store, "test"))
     rows, labels, logits = measured_clips(context)
     people = groups_of(context.table, rows)
-    fits = deal_people(people, labels, args.fit_fraction, args.seed)
+    fits = choose_fit_subjects(people, labels, args.fit_fraction, args.seed)
     fitted = refit_calibration(
         card.calibration,
         logits[fits],
@@ -63,18 +64,21 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         "kept": kept,
         "test": evaluated,
     }
-    _say(card, fitted, evaluated, summary)
+    _print_comparison(card, fitted, evaluated, summary)
     if kept:
         _keep(context, args, card, fitted, summary, people[fits])
     folder = folder_of(context)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "calibration.json", summary)
     if not kept:
-        log_error("the people left out are served worse by the new calibration: the run keeps its own")
+        log_error(
+            "the new calibration has a significantly lower balanced accuracy on the test subjects: the run "
+            "keeps its old calibration"
+        )
         return summary, 1
     echo(
-        f"{args.run} now decides by this calibration; predict and live use it. Run evaluate again: the "
-        f"{summary['people_calibrating']} who calibrated do not count there."
+        f"{args.run} now uses this calibration, also in predict and live. Run evaluate again: it leaves out "
+        f"the {summary['people_calibrating']} subjects used for the fit."
     )
     return summary, 0
 
@@ -87,7 +91,7 @@ def _keep(
     summary: dict[str, Any],
     calibrators: np.ndarray,
 ) -> None:
-    """Make the run decide by the new calibration, and note the people (groups) that it was fitted on."""
+    """Save the new calibration in the run, and the clips of the subjects (groups) that it was fitted on."""
     stage = {
         "stage": "calibrate",
         "store": str(context.store.path),
@@ -96,33 +100,33 @@ def _keep(
         "before": vars(card.calibration),
         "command": args.command,
     }
-    # First: with the clips named and the card unchanged nothing is judged wrongly.
+    # Before the card: if the process stops in between, no evaluation is wrong.
     table, rows = context.table, context.eval_subset.rows
-    theirs = rows[np.isin(groups_of(table, rows), calibrators)]
-    named = zip(table.clip_id[theirs].tolist(), table.subject[theirs].tolist(), strict=True)
+    fitted_rows = rows[np.isin(groups_of(table, rows), calibrators)]
+    named = zip(table.clip_id[fitted_rows].tolist(), table.subject[fitted_rows].tolist(), strict=True)
     write_csv(args.run / CALIBRATORS, [("clip_id", "subject"), *named])
-    # Decisions kept from before would be compared as if they were the run's.
+    # put_calibration deletes old predictions, which compare would otherwise read.
     calibrated = replace(card, calibration=fitted, stages=(*card.stages, stage))
     renew_exports(args.run, put_calibration(args.run, calibrated))
 
 
-def everybody(context: EvalContext) -> EvalContext:
-    """Every labelled clip of another data set, whatever its own split says: nobody there was trained on.
+def all_labelled(context: EvalContext) -> EvalContext:
+    """Every labelled clip of another data set, of all its subsets: the run was trained on none of them.
 
-    Raises ValueError for the run's own data, whose test split would choose what it judges.
+    Raises ValueError for the run's own data: its test split must not choose a threshold.
     """
     if not context.is_other_data:
         raise ValueError(
-            f"{context.store.path} holds clips of {context.run}, whose validation has chosen temperature and "
-            "threshold already; calibrate wants a store of the new place alone"
+            f"{context.store.path} has clips of {context.run}, which is already calibrated on its own "
+            "validation clips; calibrate needs a store with clips of the new domain only"
         )
     return every_labelled(context)
 
 
 def measured_clips(context: EvalContext) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(rows, labels, logits) of the clips in which something was measured.
+    """(rows, labels, logits) of the clips with a prediction.
 
-    Raises ValueError where they are of one class.
+    Raises ValueError if they are all of one class.
     """
     card, rows, labels = context.card, context.eval_subset.rows, context.eval_subset.labels
     extracted = context.table.state[rows] == 1
@@ -130,22 +134,22 @@ def measured_clips(context: EvalContext) -> tuple[np.ndarray, np.ndarray, np.nda
     logits, measured = predict_rows(context.run, card, context.store, card.labelling, rows)
     if len(np.unique(labels[measured])) < 2:
         raise ValueError(
-            f"the {int(measured.sum())} clips of {context.store.path} in which something was measured are of "
-            "one class: a calibration takes two"
+            f"the {int(measured.sum())} clips of {context.store.path} with a detected face have one class "
+            "only: calibration needs two"
         )
     return rows[measured], labels[measured], logits[measured]
 
 
-def deal_people(people: np.ndarray, labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """(N,) bool, true for the clips of the people who calibrate: about `share` of them, both sides seeing
-    every class.
+def choose_fit_subjects(people: np.ndarray, labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """(N,) bool, true for the clips of the subjects to fit on: a fraction `share` of the subjects, chosen at
+    random. Both parts have clips of every class.
 
-    Raises ValueError when no deal of the people does.
+    Raises ValueError if no such choice is found.
     """
     names = np.unique(people)
     if len(names) < 2:
         raise ValueError(
-            f"calibration needs two people or more, to fit on some and test on others; got {len(names)}"
+            f"calibration needs two subjects or more, to fit on some and test on the others; got {len(names)}"
         )
     count = int(np.clip(round(share * len(names)), 1, len(names) - 1))
     rng = np.random.default_rng(seed)
@@ -155,15 +159,16 @@ def deal_people(people: np.ndarray, labels: np.ndarray, share: float, seed: int)
         if set(labels[fits].tolist()) == classes == set(labels[~fits].tolist()):
             return fits
     raise ValueError(
-        f"{len(names)} people cannot be dealt so that those who calibrate and those who test both show "
-        f"every class (share {share})"
+        f"found no way to divide {len(names)} subjects so that both parts have clips of every class "
+        f"(--fit-fraction {share}); change --fit-fraction or add subjects"
     )
 
 
 def evaluate_both(
     card: Card, fitted: Calibration, logits: np.ndarray, labels: np.ndarray, people: np.ndarray, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Figures of the run's own calibration (`before`), the new one (`after`) and the paired `difference`."""
+    """Metrics with the run's old calibration (`before`), the new one (`after`), and the paired
+    `difference`."""
     names, task = card.labelling.names, card.labelling.task
     resamples = resample_subjects(people, 1000, seed)
     minority = minority_class(labels, len(names))
@@ -176,30 +181,29 @@ def evaluate_both(
     }
 
 
-def _say(
+def _print_comparison(
     card: Card, fitted: Calibration, evaluated: dict[str, dict[str, Any]], summary: dict[str, Any]
 ) -> None:
     from rich.table import Table
 
     table = Table(
-        title=f"{summary['people_testing']} people left out ({summary['clips_testing']} clips)",
+        title=f"{summary['people_testing']} test subjects ({summary['clips_testing']} clips)",
         title_justify="left",
     )
-    for name in ("figure", "before", "after", "difference"):
-        table.add_column(name, justify="left" if name == "figure" else "right")
+    for name in ("metric", "before", "after", "difference"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
     for name in ("balanced_accuracy", "macro_f1", "accuracy", "auroc", "brier", "ece"):
         d = evaluated["difference"][name]
-        moved = f"{short(d['value'])} ({short(d['low'])} to {short(d['high'])})"
+        difference = f"{short(d['value'])} ({short(d['low'])} to {short(d['high'])})"
         table.add_row(
             TITLES[name][0],
             short(evaluated["before"][name]["value"]),
             short(evaluated["after"][name]["value"]),
-            moved,
+            difference,
         )
     console().print(table)
     old = card.calibration
     echo(
-        f"temperature {old.temperature:.2f} → {fitted.temperature:.2f}, "
-        f"bias {old.bias:+.2f} → {fitted.bias:+.2f}, "
-        f"threshold {old.threshold:.2f} → {fitted.threshold:.2f}"
+        f"temperature {old.temperature:.2f} → {fitted.temperature:.2f}, bias {old.bias:+.2f} → "
+        f"{fitted.bias:+.2f}, threshold {old.threshold:.2f} → {fitted.threshold:.2f}"
     )

@@ -1,8 +1,8 @@
-"""python -m seqmodel compare: runs side by side on the test clips that they share.
+"""python -m seqmodel compare: metrics of runs, and their differences, on the test clips that they share.
 
-Only clips that stand on the test side of *every* run are looked at, and all runs are judged with the same
-draws of people, so that a difference is of the models and not of the clips. `--gate` is for whoever retrains
-monthly: it exits 1 when the last run is worse than the first.
+Only clips in the test subset of *every* run count, and all runs are evaluated with the same bootstrap samples
+of subjects. So a difference comes from the models and not from the clips. `--gate` is for regular retraining:
+it exits with code 1 if the last run is worse than the first.
 """
 
 import math
@@ -29,13 +29,13 @@ from seqmodel.runs.card import WEIGHTS, Card, load_card, write_json
 from seqmodel.runs.predict import PREDICTIONS, read_predictions, write_predictions
 
 GATE_MARGIN = 0.02
-"""A fall of more than this fails the gate even where few clips cannot prove it."""
+"""A drop of more than this fails the gate, even if it is not significant."""
 SHOWN = ("auroc", "balanced_accuracy", "macro_f1", "accuracy", "mcc", "qwk", "brier", "ece")
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One run on the common clips."""
+    """Metrics of one run on the shared clips."""
 
     run: Path
     estimates: dict[str, Estimate]
@@ -44,7 +44,8 @@ class Compared:
 
 
 def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
-    """The door's body: (summary, exit code). Raises ValueError where runs cannot be compared."""
+    """Handler of the command: returns (summary, exit code). Raises ValueError if the runs cannot be
+    compared."""
     if len(args.runs) < 2:
         raise ValueError(f"compare needs two runs or more, got {len(args.runs)}")
     cards = [load_card(run) for run in args.runs]
@@ -54,40 +55,41 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
     common = sorted(set.intersection(*(set(table) for table in tables)))
     if not common:
         raise ValueError(
-            "the runs share no test clip, so nothing can be compared; "
-            "train the newer one with --splits-from the older"
+            "the runs share no test clip and cannot be compared; train the newer run with --splits-from and "
+            "the path of the older run"
         )
     rows = [[table[clip_id] for clip_id in common] for table in tables]
     changed = sum(a["label"] != b["label"] for a, b in zip(rows[0], rows[-1], strict=True))
     if changed:
         log_warning(
-            f"{changed} common clips changed their label: those of {args.runs[-1]} count for every run"
+            f"{changed} shared clips have different labels in the runs: the labels of {args.runs[-1]} are "
+            "used for all runs"
         )
     found, resamples = evaluate_runs(args.runs, cards[-1], rows, metric, args.bootstrap_rounds, args.seed)
     passed = gate_passes(found[-1].against_first[metric])
     if resamples.by_subject and resamples.num_people < FEW_SUBJECTS:
-        log_warning(f"only {resamples.num_people} people in common: intervals are rough")
-    _say(found, len(common), resamples)
+        log_warning(f"only {resamples.num_people} shared subjects: confidence intervals are imprecise")
+    _print_comparison(found, len(common), resamples)
     plot = args.runs[-1] / "plots" / "compare.png"
     _draw(found, plot)
     summary = _summary(found, len(common), resamples, metric, passed if args.gate else None, plot)
     write_json(args.runs[-1] / "compare.json", summary)
     if args.gate and not passed:
-        moved = with_interval(found[-1].against_first[metric].difference)
-        log_error(f"gate: {metric} of {args.runs[-1]} moved by {moved}")
+        difference = with_interval(found[-1].against_first[metric].difference)
+        log_error(f"gate failed: {metric} of {args.runs[-1]} minus that of {args.runs[0]} is {difference}")
         return summary, 1
     return summary, 0
 
 
 def test_rows(run: Path, card: Card) -> dict[str, dict[str, str]]:
-    """Rows of the run's predictions on its own test split by clip_id; predicted now where they are missing or
-    stale."""
+    """Rows of the run's predictions on its own test split by clip_id; predicts if they are missing or older
+    than the weights."""
     path = run / PREDICTIONS
     stale = not path.is_file() or path.stat().st_mtime < (run / WEIGHTS).stat().st_mtime
     if stale or not any(row["split"] == "test" for row in read_predictions(path)):
         from seqmodel.commands.evaluate import open_and_predict
 
-        echo(f"{run} has no fresh predictions on test: predicting")
+        echo(f"{run} has no current predictions on test: predicting now")
         context, predictions = open_and_predict(EvaluateArgs(run=run))
         write_predictions(path, predictions, card.labelling.names, context.split)
     return {row["clip_id"]: row for row in read_predictions(path) if row["split"] == "test"}
@@ -101,8 +103,8 @@ def evaluate_runs(
     rounds: int,
     seed: int,
 ) -> tuple[list[Compared], BootstrapWeights]:
-    """Figures of every run on the common clips, with the last run's labels and one set of draws; `metric` is
-    among them whatever the task."""
+    """Metrics of every run on the shared clips, with the labels of the last run and the same bootstrap
+    samples; they include `metric` for every task."""
     names = list(card.labelling.names)
     labels = np.array([names.index(row["label"]) for row in rows[-1]])
     resamples = resample_subjects([row["subject"] for row in rows[-1]], rounds, seed)
@@ -111,7 +113,7 @@ def evaluate_runs(
     sampled = []
     for table in rows:
         p = np.array([[float(row[f"p_{name}"]) for name in names] for row in table])
-        # Six written digits do not quite sum to one.
+        # Probabilities are written with six digits and do not sum to exactly one.
         p /= p.sum(axis=1, keepdims=True)
         predicted = np.array([names.index(row["decision"]) for row in table])
         sampled.append(resample(labels, p, predicted, resamples, minority, unwanted))
@@ -123,8 +125,8 @@ def evaluate_runs(
 
 
 def gate_passes(pair: PairedDifference) -> bool:
-    """No worse: the difference's interval is not wholly below zero and it fell by GATE_MARGIN at most."""
-    # A difference that is not defined is no pass; an interval that is not defined speaks against nothing.
+    """Whether the run is not worse: no significant drop, and a drop of GATE_MARGIN at most."""
+    # An undefined difference fails; an undefined interval alone does not.
     return pair.difference.value >= -GATE_MARGIN and not pair.difference.high < 0
 
 
@@ -134,43 +136,42 @@ def _require_same_task(runs: tuple[Path, ...], cards: list[Card]) -> None:
         theirs = card.labelling
         if (ours.names, ours.task) != (theirs.names, theirs.task):
             raise ValueError(
-                f"{runs[0]} answers {list(ours.names)} ({ours.task}), {run} answers {list(theirs.names)} "
+                f"{runs[0]} predicts {list(ours.names)} ({ours.task}), {run} predicts {list(theirs.names)} "
                 f"({theirs.task}): they cannot be compared"
             )
-        # A label that only one of them knows is that of clips that they do not share.
+        # A label that only one of them has occurs only in clips that they do not share.
         before, after = _class_of_label(ours), _class_of_label(theirs)
         moved = any(before[label] != after[label] for label in before.keys() & after.keys())
         if ours.column != theirs.column or moved:
             raise ValueError(
-                f"{runs[0]} answers {_in_words(ours)}, {run} answers {_in_words(theirs)}: "
-                "they cannot be compared"
+                f"{runs[0]} predicts {_describe(ours)}, {run} predicts {_describe(theirs)}: they cannot be "
+                "compared"
             )
 
 
 def _class_of_label(labelling: Labelling) -> dict[str, str]:
-    """Class of each label of the column."""
+    """Label of the column -> class."""
     return {
-        label: name for name, own in zip(labelling.names, labelling.sources, strict=True) for label in own
+        label: name
+        for name, sources in zip(labelling.names, labelling.sources, strict=True)
+        for label in sources
     }
 
 
-def _in_words(labelling: Labelling) -> str:
+def _describe(labelling: Labelling) -> str:
     classes = zip(labelling.names, labelling.sources, strict=True)
-    told = (f"{name} = {'+'.join(own)}" for name, own in classes)
-    return f"{', '.join(told)} of column {labelling.column!r}"
+    texts = (f"{name} = {'+'.join(sources)}" for name, sources in classes)
+    return f"{', '.join(texts)} of column {labelling.column!r}"
 
 
-def _say(found: list[Compared], num_common: int, resamples: BootstrapWeights) -> None:
+def _print_comparison(found: list[Compared], num_common: int, resamples: BootstrapWeights) -> None:
     from rich.table import Table
 
-    crowd = f" of {resamples.num_people} people" if resamples.by_subject else ""
-    crowd += (
-        " and of nobody known"
-        if resamples.by_subject and resamples.num_people < resamples.num_subjects
-        else ""
-    )
-    table = Table(title=f"{num_common} common test clips{crowd}", title_justify="left")
-    table.add_column("figure")
+    subjects = f", {resamples.num_people} subjects" if resamples.by_subject else ""
+    if resamples.by_subject and resamples.num_people < resamples.num_subjects:
+        subjects += " and clips without a subject"
+    table = Table(title=f"{num_common} shared test clips{subjects}", title_justify="left")
+    table.add_column("metric")
     for item in found:
         table.add_column(str(item.run), justify="right")
     for name in SHOWN:
@@ -178,12 +179,12 @@ def _say(found: list[Compared], num_common: int, resamples: BootstrapWeights) ->
             continue
         cells = []
         for item in found:
-            moved = ""
+            difference = ""
             if item.against_first:
                 d = item.against_first[name].difference
                 sign = "+" if d.value >= 0 else "−"
-                moved = f"\n{sign}{short(abs(d.value))} ({short(d.low)} to {short(d.high)})"
-            cells.append(with_interval(item.estimates[name]) + moved)
+                difference = f"\n{sign}{short(abs(d.value))} ({short(d.low)} to {short(d.high)})"
+            cells.append(with_interval(item.estimates[name]) + difference)
         table.add_row(TITLES[name][0], *cells)
     console().print(table)
 

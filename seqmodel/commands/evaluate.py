@@ -1,9 +1,8 @@
-"""python -m seqmodel evaluate: a run, judged on a split, with its report.
+"""python -m seqmodel evaluate: evaluate a run on a split and write its report.
 
-Opens the split deliberately (test is counted in the card and in the store's ledger), asks the model and what
-costs nothing, and writes metrics.json, predictions.csv, plots/, report.html and MODEL_CARD.md into the run;
-another data set gets a folder of its own below it. The threshold is chosen on validation and read from the
-card, never on the split that is judged.
+Every evaluation on test is logged in the run's card and in the store. Writes metrics.json, predictions.csv,
+plots/, report.html and MODEL_CARD.md into the run; results on another data set go into a folder in the run.
+The threshold comes from the card and was chosen on validation, never on the evaluated split.
 """
 
 from collections.abc import Sequence
@@ -43,15 +42,19 @@ from seqmodel.runs.writer import put_calibration
 
 
 def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
-    """The door's body: (summary, exit code). Raises ValueError for what a user can mend."""
+    """Handler of the command: returns (summary, exit code). Raises ValueError for errors that a user can
+    fix."""
     if args.folds and args.abstain:
-        raise ValueError("--abstain is a band of the run's own network, which --folds does not judge")
+        raise ValueError(
+            "--abstain and --folds cannot be combined: --abstain changes the run's own calibration, and "
+            "--folds trains new heads"
+        )
     if not args.folds:
         renew_threshold(args)
     context = find_clips(args) if args.folds else open_split(args)
     with umap_job_of(context, args) as umap_job:
         if args.folds:
-            context, result, fold_models = judge_folds(context, args)
+            context, result, fold_models = evaluate_folds(context, args)
             folder = folder_of(context) / context.split
         else:
             result, fold_models = evaluate_split(context, args), None
@@ -59,13 +62,13 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
         folder.mkdir(parents=True, exist_ok=True)
         report = write_result(folder, result, context, args, umap_job, fold_models=fold_models)
     print_estimates(result, report)
-    say_measured(result)
+    print_auroc_of_predicted(result)
     return summary(result, report), 0
 
 
 def renew_threshold(args: EvaluateArgs) -> None:
-    """Choose another goal's threshold or an abstain band on validation, where asked for, and put it into the
-    run."""
+    """If --threshold-metric or --abstain is given, choose a threshold or an abstain band on validation and
+    save it in the run."""
     if not args.threshold_metric and not args.abstain:
         return
     context = find_clips(args)
@@ -77,42 +80,44 @@ def renew_threshold(args: EvaluateArgs) -> None:
 
 
 def find_clips(args: EvaluateArgs) -> EvalContext:
-    """The clips to judge, found but not yet opened; with --folds every labelled one."""
+    """The clips to evaluate, without logging; with --folds every labelled clip."""
     context = open_context(args.run, load_card(args.run), args.store, args.split, args.label_map)
     return every_clip(context, args.folds) if args.folds else context
 
 
 def open_split(args: EvaluateArgs) -> EvalContext:
-    """Open the split, counting it where it is test."""
+    """The clips to evaluate; an evaluation on test or on another data set is logged."""
     context = find_clips(args)
     is_counted = args.split == "test" or context.is_other_data
     return replace(context, card=count_opening(context, context.card)) if is_counted else context
 
 
-def judge_folds(context: EvalContext, args: EvaluateArgs) -> tuple[EvalContext, EvaluationResult, FoldModels]:
-    """Refit heads in each fold, judge what they say, and count the opening.
+def evaluate_folds(
+    context: EvalContext, args: EvaluateArgs
+) -> tuple[EvalContext, EvaluationResult, FoldModels]:
+    """Train heads in each fold, evaluate their predictions, and log the evaluation.
 
-    Returns what was asked, with that count, the judgement, and what there is to tell about the heads.
+    Returns the context with the log entry, the result, and the heads of the folds.
 
-    Raises ValueError for a wrong K or too few people, before the opening is counted.
+    Raises ValueError for a wrong K or too few subjects; then nothing is logged.
     """
     predictions, baselines, fold_models, notes = run_folds(context, args)
     context = replace(context, card=count_opening(context, context.card))
     return context, _evaluated(context, predictions, baselines, args, notes), fold_models
 
 
-def say_measured(result: EvaluationResult) -> None:
-    """The ranking without the clips that were not measured, where there are such, of two classes."""
+def print_auroc_of_predicted(result: EvaluationResult) -> None:
+    """Print AUROC without the clips that failed or have no face, if there are such clips."""
     if result.measured_estimates is not None and np.isfinite(result.measured_estimates["auroc"].value):
         auroc, count = result.measured_estimates["auroc"], int(result.predictions.measured.sum())
         echo(
-            f"on the {count} measured clips alone: AUROC {auroc.value:.3f} "
+            f"AUROC on the {count} clips with a prediction: {auroc.value:.3f} "
             f"({auroc.low:.3f} to {auroc.high:.3f})"
         )
 
 
 def umap_job_of(context: EvalContext, args: EvaluateArgs) -> AbstractContextManager[UmapJob | None]:
-    """The map of embeddings in the making, where one was asked for."""
+    """The UMAP plot of embeddings, computed in the background; None without --umap."""
     if not args.umap:
         return nullcontext()
     rows = context.eval_subset.rows
@@ -120,19 +125,21 @@ def umap_job_of(context: EvalContext, args: EvaluateArgs) -> AbstractContextMana
 
 
 def evaluate_split(context: EvalContext, args: EvaluateArgs) -> EvaluationResult:
-    """Predict the clips, and judge that beside the yardsticks."""
+    """Predict the clips, and evaluate the predictions and the baselines."""
     training, predictions = training_clips(context), predict(context)
     seen = np.intersect1d(predictions.subjects, training.subjects)
     seen = seen[seen != ""] if context.split == "test" else seen[:0]
     warnings = [*context.card.warnings, *_subset_warnings(context)]
     if context.split == "train":
-        warnings.append("the run has learned from these clips: figures say what it remembers")
+        warnings.append("the run was trained on these clips: the metrics are too optimistic")
     if context.split == "val":
-        warnings.append("these clips have chosen this head, and its threshold: figures are too good")
+        warnings.append(
+            "this head and its threshold were chosen on these clips: the metrics are too optimistic"
+        )
     if len(seen):
         warnings.append(
-            f"{len(seen)} of the people judged have training clips too, as the store names them now "
-            f"({', '.join(map(str, seen[:5]))}{', …' if len(seen) > 5 else ''}): figures are too good"
+            f"{len(seen)} evaluated subjects also have training clips, by their names in the store "
+            f"({', '.join(map(str, seen[:5]))}{', …' if len(seen) > 5 else ''}): metrics are too optimistic"
         )
     result = _evaluated(
         context, predictions, fit_baselines(context, predictions, training, args.seed), args, warnings
@@ -160,7 +167,8 @@ def _evaluated(
 
 
 def open_and_predict(args: EvaluateArgs) -> tuple[EvalContext, Predictions]:
-    """Open the split with the threshold that is asked for, counting it where it is test, and predict."""
+    """The clips to evaluate and their predictions, with the requested threshold; an evaluation on test is
+    logged."""
     renew_threshold(args)
     context = open_split(args)
     return context, predict(context)
@@ -175,11 +183,11 @@ def write_result(
     *,
     fold_models: FoldModels | None = None,
 ) -> Path:
-    """Every file of an evaluation, each written atomically; returns the report's path.
+    """Write every file of an evaluation, each atomically; returns the path of the report.
 
-    Pages about training or validation clips get a folder of their own, so that report.html and the model
-    card are about test. The run's network is asked once more, for importance and the hardest clips, unless
-    `fold_models` heads were judged in its place.
+    Reports on train or validation clips go into a folder of their own, so that report.html and the model card
+    of the run are about test. Importance and worst errors are computed with the run's network, or with the
+    heads of `fold_models`.
     """
     metrics = estimates_json(result)
     write_metrics(folder / "metrics.json", metrics)
@@ -199,11 +207,12 @@ def write_result(
 
 
 def _keep_metrics(run: Path, evaluated: Card, metrics: dict[str, Any]) -> None:
-    """Add figures to the card as it is now, unless the run became another one while it was judged."""
+    """Add the metrics to the card file, unless the run was changed during the evaluation."""
     card = load_card(run)
     if (card.calibration, card.stages) != (evaluated.calibration, evaluated.stages):
         log_warning(
-            f"{run} was changed while it was judged: its card does not take these figures, judge it again"
+            f"{run} was changed during the evaluation: these metrics are not saved in its card; run evaluate "
+            "again"
         )
         return
     save_card(run, replace(card, metrics=dict(card.metrics) | metrics))
@@ -213,15 +222,15 @@ def _subset_warnings(context: EvalContext) -> list[str]:
     found = []
     if context.eval_subset.pending:
         found.append(
-            f"{context.eval_subset.pending} labelled clips of this split "
-            "are not extracted yet and do not count"
+            f"{context.eval_subset.pending} labelled clips of this split are not extracted yet and are left "
+            "out"
         )
     if context.is_other_data:
         found.append(context.eval_subset.description)
         named = int(np.isin(context.table.clip_id, list(context.subsets)).sum())
         if named:
             found.append(
-                f"{named} of its clips go by the names of this run's clips, but their people have other "
-                "names; if it is the run's own data under new names, training clips are judged here"
+                f"{named} of its clips have the same names as clips of this run, but other subjects; if this "
+                "is the run's own data with renamed subjects, training clips are evaluated here"
             )
     return found

@@ -1,7 +1,7 @@
-"""python -m seqmodel export: encoder and head as files that need no torch, checked on real crops.
+"""python -m seqmodel export: write encoder and head as OpenVINO or ONNX files, verified against torch.
 
-A bundle (see bundle.py) is written beside, compared with torch on crops of the store, and put in its place
-only where it agrees.
+A bundle (see bundle.py) is written to a temporary folder and compared with torch on crops of the store. It is
+moved to its place only if both agree.
 
 F frames, T frames of a window, D embedding, O outputs.
 """
@@ -42,27 +42,28 @@ from seqmodel.runs.training_stats import FILE as REFERENCE
 from seqmodel.runs.training_stats import STATISTICS, rows_of, write_training_stats
 
 MIN_COSINE = 0.9999
-"""Worst cosine allowed between torch's embedding of a crop and the export's. float32 engines differ in the
-last bits only (1.0000 measured)."""
+"""Lowest cosine similarity allowed between the embeddings of torch and of the export. float32 engines differ
+in the last bits only (1.0000 measured)."""
 MAX_LOGIT_DIFFERENCE = 1e-3
-"""Largest difference allowed between torch's logits and the export's on the same numbers; 1e-7 is usual."""
+"""Largest difference allowed between the logits of torch and of the export for equal inputs; 1e-7 is usual.
+"""
 NUM_CHECKED, NUM_WINDOWS = 64, 40
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What an export is checked on."""
+    """Input on which an export is verified."""
 
     crops: np.ndarray
     """uint8 (F, H, W, 3), RGB."""
     description: str
-    """Where the crops come from, in words."""
+    """What the crops are, for messages."""
 
 
 def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
-    """Write and check a bundle; gives the summary and exit code 0.
+    """Handler of the command: write and verify a bundle; returns the summary and exit code 0.
 
-    Raises ValueError when the run is unfinished, a package is missing, something else stands at --out or the
+    Raises ValueError if the run is unfinished, a package is missing, --out exists and is no export, or the
     export differs from torch.
     """
     card = load_card(args.run)
@@ -76,9 +77,9 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
     head = LstmHead(card.head, card.dims, card.num_outputs)
     head.load_state_dict(weights["head"])
     head.eval()
-    evidence = gather(args, card) if reads_embeddings else Evidence(np.zeros((0,)), "seeded numbers")
+    evidence = gather(args, card) if reads_embeddings else Evidence(np.zeros((0,)), "random input")
     if not (args.run / REFERENCE).is_file():
-        with contextlib.suppress(ValueError):  # a store that is far away: the bundle goes without the figures
+        with contextlib.suppress(ValueError):  # without the store, the bundle has no training statistics
             write_training_stats(args.run, args.store)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
@@ -90,42 +91,45 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     most = found["max_difference"]
-    echo(f"checked on {evidence.description}")
+    echo(f"verified on {evidence.description}")
     differs = f"embeddings {most['embedding']:.2g}, " if reads_embeddings else ""
     echo(f"largest differences from torch: {differs}logits {most['logit']:.2g}")
-    echo(f"wrote {target}: copy it to a machine without torch, and python -m live --run {target.name}")
+    echo(f"wrote {target}; to use it without torch, copy it and run python -m live --run {target.name}")
     return {"run": str(args.run), "bundle": str(target), "format": args.format, **found}, 0
 
 
 def export_for_live(run: Path) -> None:
-    """Give a run its own bundle unless it has one that fits: live then starts in a second, without torch.
+    """Export a run to OpenVINO unless it has a current bundle: live then starts in a second, without torch.
 
-    A run of imported features gets none; where it cannot be made, a warning says why.
+    A run on imported features is not exported. If the export fails, a warning says why.
     """
     if load_card(run).recipe.pixels is None or find_bundle(run) is not None:
         return
-    echo("making the run ready for live")
+    echo("exporting to OpenVINO for live")
     try:
         export(ExportArgs(run))
     except ValueError as error:
-        log_warning(f"live will start more slowly, with torch: {error}")
+        log_warning(f"no export; live will use torch and start more slowly: {error}")
 
 
 def renew_exports(run: Path, dropped: Sequence[str]) -> None:
-    """Make a run ready for live again whose exports were dropped, because it decides otherwise now."""
+    """Export a run again after its old exports (formats in `dropped`) were deleted, because its calibration
+    changed."""
     if dropped:
-        echo(f"copies of its exports ({', '.join(dropped)}) decide as before until they are made again")
+        echo(
+            f"copies of its exports ({', '.join(dropped)}) keep the old threshold: export and copy them again"
+        )
         export_for_live(run)
 
 
 def gather(args: ExportArgs, card: Card) -> Evidence:
-    """Crops of the run's store to check on; seeded noise, said aloud, where it keeps none.
+    """Crops of the run's store for verification; random input, with a warning, if it has none.
 
-    Raises ValueError where the store that --store names cannot be used.
+    Raises ValueError if the store that --store names cannot be used.
     """
-    place = args.store or card.store
+    path = args.store or card.store
     try:
-        store = FeatureStore.open(place)
+        store = FeatureStore.open(path)
         found = _stored(args.run, card, store) if store.has_crops else None
     except ValueError:
         if args.store is not None:
@@ -133,21 +137,21 @@ def gather(args: ExportArgs, card: Card) -> Evidence:
         found = None
     if found is not None and len(found.crops):
         return found
-    log_warning(f"{place} has no crops: the export is checked on noise instead of faces")
+    log_warning(f"{path} has no crops: the export is verified on random input instead of faces")
     assert card.recipe.pixels is not None
     subset = card.recipe.pixels.crop_px
     coarse = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
     noise = coarse.repeat(subset // 8 + 1, axis=1).repeat(subset // 8 + 1, axis=2)[:, :subset, :subset]
-    return Evidence(np.ascontiguousarray(noise), "noise")
+    return Evidence(np.ascontiguousarray(noise), "random input")
 
 
 def check(
     folder: Path, encoder: Encoder | None, head: LstmHead, card: Card, evidence: Evidence, args: ExportArgs
 ) -> dict[str, Any]:
-    """Compare a bundle with torch, write what was found into its manifest, and give it.
+    """Compare a bundle with torch; writes the differences into its manifest and returns the manifest.
 
-    encoder: None where the head reads no embeddings.
-    Raises ValueError when it differs by more than is allowed.
+    encoder: None if the head reads no embeddings.
+    Raises ValueError if it differs by more than is allowed.
     """
     plain: dict[str, Any] = {
         "schema": 1,
@@ -160,37 +164,37 @@ def check(
     }
     write_text(folder / MANIFEST, json.dumps(plain, indent=1) + "\n")
     engine, run_head = open_bundle(read_manifest(folder), card, precision="f32")
-    ours, cosine = np.zeros((1, 1), np.float32), 1.0
+    torch_embeddings, cosine = np.zeros((1, 1), np.float32), 1.0
     most = plain["max_difference"]
     if encoder is not None and engine is not None:
-        ours = encoder.embed(evidence.crops).astype(np.float32)
-        theirs = engine.embed(evidence.crops).astype(np.float32)
-        norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-        cosine = float(((ours * theirs).sum(1) / norms).min())
-        most |= {"embedding": float(np.abs(ours - theirs).max()), "cosine": cosine}
-    logit = most["logit"] = max(_logit_differences(head, run_head, card, ours))
+        torch_embeddings = encoder.embed(evidence.crops).astype(np.float32)
+        exported_embeddings = engine.embed(evidence.crops).astype(np.float32)
+        norms = np.linalg.norm(torch_embeddings, axis=1) * np.linalg.norm(exported_embeddings, axis=1)
+        cosine = float(((torch_embeddings * exported_embeddings).sum(1) / norms).min())
+        most |= {"embedding": float(np.abs(torch_embeddings - exported_embeddings).max()), "cosine": cosine}
+    logit = most["logit"] = max(_logit_differences(head, run_head, card, torch_embeddings))
     if not cosine >= MIN_COSINE or not logit <= MAX_LOGIT_DIFFERENCE:
         raise ValueError(
-            f"the export differs from torch: worst cosine of an embedding {cosine:.5f} (at least "
-            f"{MIN_COSINE} wanted), logits by {logit:.2g} (at most {MAX_LOGIT_DIFFERENCE}): "
-            "nothing was written"
+            f"the export differs from torch: lowest cosine similarity of embeddings {cosine:.5f} (must be at "
+            f"least {MIN_COSINE}), largest difference of logits {logit:.2g} (must be at most "
+            f"{MAX_LOGIT_DIFFERENCE}). Nothing was written"
         )
     write_text(folder / MANIFEST, json.dumps(plain, indent=1) + "\n")
     return plain
 
 
 def _require_free(target: Path, run: Path) -> None:
-    """Raises ValueError when something stands at `target` that is no bundle of ours."""
+    """Raises ValueError if `target` exists and is not an export, or contains the run."""
     if run.resolve().is_relative_to(target):
-        raise ValueError(f"--out {target} is the run itself, or holds it: name another folder")
+        raise ValueError(f"--out {target} is the run itself or contains it: give another folder")
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file()):
-        raise ValueError(f"--out {target} is there already and is no export: name another folder")
+        raise ValueError(f"--out {target} already exists and is not an export: give another folder")
     if (target / MANIFEST).is_file():
         read_manifest(target)
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
-    """Move a finished bundle to `target`; what stood there goes only when the new one is in its place."""
+    """Move a finished bundle to `target`; the old one is deleted after the new one is in place."""
     old = partial.with_name(partial.name + ".old")
     if target.exists():
         os.replace(target, old)
@@ -206,7 +210,7 @@ def _put_in_place(partial: Path, target: Path) -> None:
 def _write_networks(
     folder: Path, encoder: Encoder | None, head: LstmHead, card: Card, args: ExportArgs
 ) -> None:
-    """encoder.* and head.* of a bundle."""
+    """Write encoder.* and head.* of a bundle."""
     assert card.recipe.pixels is not None
     subset, frames = card.recipe.pixels.crop_px, card.recipe.pixels.num_frames
     crop = torch.zeros(1, subset, subset, 3, dtype=torch.uint8)
@@ -228,7 +232,7 @@ def _write_networks(
 
 
 def _write_rest(folder: Path, run: Path, card: Card, head: Mapping[str, Tensor]) -> None:
-    """Card, statistics, reference and model files; nothing about people."""
+    """Write card, feature statistics, training statistics and detector files; no data about subjects."""
     from safetensors.torch import save_file
 
     save_card(folder, replace(card, store="", stages=(), metrics={}, warnings=(), test_openings=()))
@@ -241,7 +245,8 @@ def _write_rest(folder: Path, run: Path, card: Card, head: Mapping[str, Tensor])
 
 
 def _stored(run: Path, card: Card, store: FeatureStore) -> Evidence:
-    """Crops of validation clips, evenly over the store, whose clips often lie person by person."""
+    """Crops of validation clips, evenly spaced over the store, because its clips are often ordered by
+    subject."""
     require_equal(card.recipe, store.recipe, ["pixels"], where=f"run {run} with store {store.path}")
     rows = rows_of(run, store, "val")
     rows = rows if len(rows) else rows_of(run, store, "train")
@@ -259,7 +264,8 @@ def _stored(run: Path, card: Card, store: FeatureStore) -> Evidence:
 def _logit_differences(
     head: LstmHead, run_head: Callable[..., np.ndarray], card: Card, embeddings: np.ndarray
 ) -> list[float]:
-    """Differences of the two heads on full, half-empty, gappy and empty windows of the same numbers."""
+    """Differences of the two heads' logits on a full window, a half-full one, one with gaps, and an empty
+    one."""
     assert card.recipe.pixels is not None
     frames, chance = card.recipe.pixels.num_frames, np.random.default_rng(0)
     values = {

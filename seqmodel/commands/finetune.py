@@ -1,9 +1,9 @@
-"""python -m seqmodel finetune: stage two. Encoder and best head learn together, end to end, from stored
+"""python -m seqmodel finetune: stage 2, train encoder and head of a run together, end to end, on stored
 crops.
 
-What comes out is never worse on validation than what came in: the best of the run as it was and of every
-epoch is kept, and the card tells the story. A job that was stopped goes on from its last checkpoint, and one
-that is done already is not done again. N clips, T frames.
+The best weights on validation are kept, of all epochs and of the run before fine-tuning, so the validation
+score never drops. The card records all epochs. A stopped job resumes from its last checkpoint, and a finished
+one is not repeated. N clips, T frames.
 """
 
 import dataclasses
@@ -52,11 +52,11 @@ from seqmodel.runs.training_stats import write_training_stats
 from seqmodel.runs.writer import drop_results, resolve_device
 
 LOST_PEER = ("connection closed", "connection reset", "gloo", "nccl", "peer")
-"""How an error of torch.distributed says that another process ended."""
+"""Words in errors of torch.distributed if another process has ended."""
 
 
 def finetune(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
-    """The command's body: trains, updates the run, returns (summary, exit code)."""
+    """Handler of the command: trains, updates the run, returns (summary, exit code)."""
     started = time.perf_counter()
     keep_freed_memory()
     distributed = join_distributed(resolve_device(args.device))
@@ -67,30 +67,30 @@ def finetune(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
         if distributed.size == 1 or not any(word in str(error).lower() for word in LOST_PEER):
             raise
         raise ValueError(
-            f"a process of this job of {distributed.size} went away "
-            f"({str(error).splitlines()[0][:120]}); the last "
-            f"checkpoint is kept in {args.run / 'finetune'}: start the same command again to go on"
+            f"one of the {distributed.size} processes of this job ended "
+            f"({str(error).splitlines()[0][:120]}); the last checkpoint is in {args.run / 'finetune'}: run "
+            "the same command again to resume"
         ) from error
     finally:
         leave_distributed()
     if not distributed.is_main:
         return {}, 0
-    # The other processes have left: what follows takes longer than they would wait.
+    # The other processes have ended: what follows takes longer than their timeout.
     summary, code = _finish(args)
     return summary | {"seconds": round(time.perf_counter() - started, 1)}, code
 
 
 def _train(args: FinetuneArgs, distributed: DistributedContext) -> None:
-    """Fine-tune and update the run, unless its card says that just this was done."""
+    """Fine-tune and update the run, unless its card says that the same fine-tuning is done."""
     setup = open_setup(args)
     if (done := _last_entry(setup.card)) is not None and done.get("settings") == settings_hash(setup, args):
         if distributed.is_main:
-            echo(f"nothing new: {args.run} was fine-tuned in this way already ({_kept(done)} was kept)")
+            echo(f"nothing to do: {args.run} is already fine-tuned with these settings (kept: {_kept(done)})")
         return
     if args.re_extract is not None and args.re_extract.exists():
-        raise ValueError(f"--re-extract {args.re_extract} is there already: name a new one")
+        raise ValueError(f"--re-extract {args.re_extract} already exists: give a new path")
     if distributed.is_main and setup.started_from != "stage 1":
-        echo(f"{args.run} was fine-tuned before, with other settings: going further from there")
+        echo(f"{args.run} was already fine-tuned with other settings: continuing from those weights")
     job = start_job(setup, args, distributed)
     result = _run_job(setup, job, args)
     if distributed.is_main:
@@ -99,34 +99,35 @@ def _train(args: FinetuneArgs, distributed: DistributedContext) -> None:
 
 
 def _finish(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
-    """What comes after the run was updated; a kill on the way is made good by the same command."""
+    """Re-extract and write training statistics after the update of the run; if the process stops here, the
+    same command resumes."""
     card = load_card(args.run)
     summary, code, store = _summary(args.run, card), 0, args.store or Path(card.store)
     if args.re_extract is not None:
         summary["re_extract"], code = re_extract(args.run, store, args.re_extract)
-        store = args.re_extract  # has the embeddings already: no crop need be looked at again
+        store = args.re_extract  # has the new embeddings: no crop must be embedded again
     if not (args.run / REFERENCE).is_file():
-        echo("measuring what live holds a session against")
+        echo("writing training statistics for live")
         try:
             write_training_stats(args.run, store)
         except ValueError as error:
-            log_warning(f"live will speak only once a whole window is filled: {error}")
+            log_warning(f"no training statistics; live will predict only after a full window: {error}")
     shutil.rmtree(args.run / "finetune", ignore_errors=True)
     return summary, code
 
 
 def _last_entry(card: Card) -> Mapping[str, Any] | None:
-    """The card's story of the last fine-tune, if there was one."""
+    """The card's entry of the last fine-tuning, if there is one."""
     return next((s for s in reversed(card.stages) if s.get("stage") == "finetune"), None)
 
 
 def _kept(entry: Mapping[str, Any]) -> str:
-    """Which stage's weights a run holds after this fine-tune."""
+    """Which stage's weights a run has after this fine-tuning."""
     return "stage 2" if entry["kept"] else str(entry["started_from"])
 
 
 def _summary(run: Path, card: Card) -> dict[str, Any]:
-    """What `--json` prints, from the card alone: the same whether it was done now or before."""
+    """The summary that `--json` prints, from the card alone, so that a repeated command prints the same."""
     entry = _last_entry(card)
     assert entry is not None
     epochs = entry["epochs"]
@@ -144,7 +145,7 @@ def _summary(run: Path, card: Card) -> dict[str, Any]:
 
 
 def start_job(setup: FinetuneSetup, args: FinetuneArgs, distributed: DistributedContext) -> EndToEnd:
-    """The training job, at its beginning or where it was stopped."""
+    """The training job, new or resumed from its checkpoint."""
     augmentation = augmentation_of(setup) if args.augment else None
     train, val = setup.train, setup.val
     if args.activation_cache == "on" and setup.first_block > 0:
@@ -167,10 +168,10 @@ def start_job(setup: FinetuneSetup, args: FinetuneArgs, distributed: Distributed
     if found is not None and _belongs(found[0], found[1]["settings"], setup, args):
         job.load_state_dict(found[0], found[1]["position"])
         if distributed.is_main:
-            echo(f"going on at epoch {job.at.epoch}, step {job.at.step} of {job.num_steps}")
+            echo(f"resuming at epoch {job.at.epoch}, step {job.at.step} of {job.num_steps}")
     else:
         if found is not None and distributed.is_main:
-            echo("the checkpoint found belongs to other settings: starting anew")
+            echo("the checkpoint belongs to other settings: starting from the beginning")
         job.evaluate_start()
     return job
 
@@ -178,26 +179,26 @@ def start_job(setup: FinetuneSetup, args: FinetuneArgs, distributed: Distributed
 def _belongs(
     tensors: Mapping[str, torch.Tensor], settings: Any, setup: FinetuneSetup, args: FinetuneArgs
 ) -> bool:
-    """Whether a checkpoint is this job's: asked for in the same way, and begun with the run's weights."""
+    """Whether a checkpoint belongs to this job: the same settings, and started from the run's weights."""
     if not isinstance(settings, dict) or settings.get("settings_hash") != settings_hash(setup, args):
         return False
     if settings["start"] == start_of(setup):
         return True
-    # Killed after the weights were replaced and before the card was: the run holds this job's own best.
+    # The job ended after it replaced the weights and before the card: the run has this job's best weights.
     ours = setup.model.state_dict()
     best = {name.removeprefix("best."): t for name, t in tensors.items() if name.startswith("best.")}
     return bool(best) and all(name in ours and torch.equal(ours[name].cpu(), t) for name, t in best.items())
 
 
 def _run_job(setup: FinetuneSetup, job: EndToEnd, args: FinetuneArgs) -> EpochResult:
-    """Step until the job is finished; returns the outcome of the weights that are kept, now in the model.
+    """Train until the job is finished; returns the result of the kept epoch, whose weights are in the model.
 
-    Ctrl-C or SIGTERM ends it by KeyboardInterrupt after the step that is being made, with a checkpoint.
+    After Ctrl-C or SIGTERM, it finishes the current step, saves a checkpoint and raises KeyboardInterrupt.
     """
     saved = time.monotonic()
     settings = {"settings_hash": settings_hash(setup, args), "start": start_of(setup)}
 
-    with progress("steps") as bar, stop_asked() as asked_here:
+    with progress("steps") as bar, stop_requested() as stop_here:
         left = (job.num_epochs - job.at.epoch) * job.num_steps - job.at.step
         row = bar.add_task("fine-tuning", total=left, visible=job.distributed.is_main)
         while not job.finished:
@@ -205,7 +206,7 @@ def _run_job(setup: FinetuneSetup, job: EndToEnd, args: FinetuneArgs) -> EpochRe
             bar.advance(row)
             if result is not None:
                 bar.update(row, description=f"fine-tuning, validation {result.val_score:.4f}")
-            stops = _agreed(asked_here(), job.distributed)
+            stops = _any_process_stops(stop_here(), job.distributed)
             if stops or result is not None or time.monotonic() - saved >= setup.config.save_every_s:
                 if job.distributed.is_main:
                     note = {"settings": settings, "position": job.note()}
@@ -217,28 +218,29 @@ def _run_job(setup: FinetuneSetup, job: EndToEnd, args: FinetuneArgs) -> EpochRe
 
 
 @contextmanager
-def stop_asked() -> Iterator[Callable[[], bool]]:
-    """A function that says whether Ctrl-C or SIGTERM came meanwhile. A second one ends the job at once."""
-    came: list[int] = []
+def stop_requested() -> Iterator[Callable[[], bool]]:
+    """A function that returns whether Ctrl-C or SIGTERM was received. A second signal ends the job at
+    once."""
+    received: list[int] = []
 
     def note(signum: int, frame: FrameType | None) -> None:
-        if came:
+        if received:
             raise KeyboardInterrupt
-        came.append(signum)
+        received.append(signum)
 
     try:
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever owns it handles signals
+    except ValueError:  # not the main thread, which handles signals
         before = {}
     try:
-        yield lambda: bool(came)
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def _agreed(stop: bool, distributed: DistributedContext) -> bool:
-    """Whether any process of the team was asked to stop: all stop at the same step, or one would wait."""
+def _any_process_stops(stop: bool, distributed: DistributedContext) -> bool:
+    """Whether any process received a stop signal: all must stop at the same step."""
     return (
         stop
         if distributed.size == 1
@@ -247,7 +249,7 @@ def _agreed(stop: bool, distributed: DistributedContext) -> bool:
 
 
 def _write(setup: FinetuneSetup, job: EndToEnd, result: EpochResult, args: FinetuneArgs) -> None:
-    """Put the kept weights and the story into the run."""
+    """Save the kept weights and the card's entry in the run."""
     entry = {
         "stage": "finetune",
         "val_score": result.val_score,
@@ -266,7 +268,9 @@ def _write(setup: FinetuneSetup, job: EndToEnd, result: EpochResult, args: Finet
         return
     card = _card_of(setup, job, result)
     if (moved := calibration_stage(setup.card)) is not None:
-        log_warning(f"the calibration for {moved['store']} goes with the old weights: calibrate again")
+        log_warning(
+            f"the calibration for {moved['store']} is deleted with the old weights: run calibrate again"
+        )
     drop_results(setup.run)
     save_weights(setup.run, setup.model.head.state_dict(), setup.model.encoder.state_dict())
     _log(setup.run, job.at.history)
@@ -275,7 +279,7 @@ def _write(setup: FinetuneSetup, job: EndToEnd, result: EpochResult, args: Finet
 
 
 def _card_of(setup: FinetuneSetup, job: EndToEnd, result: EpochResult) -> Card:
-    """The run's card with what new weights change: who the encoder is, and the calibration."""
+    """The run's card with the identity of the new encoder and a new calibration."""
     card, encoder = setup.card, setup.card.recipe.encoder
     if result.phase == "both" and setup.first_block < len(setup.model.encoder.blocks):
         sha256 = state_sha256(setup.model.encoder.state_dict())
@@ -330,4 +334,4 @@ def _print_history(history: list[EpochResult], kept: EpochResult, setup: Finetun
         )
     console().print(table)
     if kept.phase == "stage 1":
-        echo("no epoch was better on validation than the run as it was: it stays as it was")
+        echo("no epoch was better on validation than the run before fine-tuning: its weights are unchanged")

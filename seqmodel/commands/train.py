@@ -1,4 +1,4 @@
-"""python -m seqmodel train: one head on cached features, without a search."""
+"""python -m seqmodel train: train one head on cached features, without a search."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from seqmodel.training.task import LearningTask, build_task, load_train_val
 
 
 def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
-    """The command's body: trains, writes the run, returns (summary, exit code)."""
+    """Handler of the command: trains, writes the run, returns (summary, exit code)."""
     require_free(args.run)
     learning_task = build_task(
         args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
@@ -50,7 +50,7 @@ def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
         },
         "warnings": list(card.warnings),
     }
-    say_scores(metric, {"this head": fitted.best.val_score} | baselines)
+    print_scores(metric, {"this head": fitted.best.val_score} | baselines)
     echo(f"run written to {args.run}")
     return summary, 0
 
@@ -58,7 +58,7 @@ def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
 def fit_head(
     args: TrainArgs, learning_task: LearningTask, train: Samples, val: Samples, device: str
 ) -> tuple[LstmHead, Fitted]:
-    """The head that the options describe, with the weights of its best epoch."""
+    """A head as the options define it, with the weights of its best epoch."""
     task, num_classes = learning_task.labelling.task, learning_task.num_classes
     config = complete_head(args.head, task)
     head = build_head(config, learning_task.dims, num_outputs(task, num_classes), seed=args.seed)
@@ -80,10 +80,12 @@ def fit_head(
 
 
 def print_task(learning_task: LearningTask) -> None:
-    """Tell the user what is learned from whom."""
+    """Print the classes, the number of clips per subset, and the warnings of the split."""
     counts = ", ".join(f"{len(rows)} {subset}" for subset, rows in learning_task.split.subsets().items())
     left_out = (
-        f"; {learning_task.num_unlabelled} without a label left out" if learning_task.num_unlabelled else ""
+        f"; {learning_task.num_unlabelled} clips without a label are left out"
+        if learning_task.num_unlabelled
+        else ""
     )
     echo(
         f"{learning_task.labelling.task}: {' < '.join(learning_task.labelling.names)} (last = positive), "
@@ -93,8 +95,8 @@ def print_task(learning_task: LearningTask) -> None:
         log_warning(text)
 
 
-def say_scores(metric: str, scores: Mapping[str, float]) -> None:
-    """A table of validation scores, best first."""
+def print_scores(metric: str, scores: Mapping[str, float]) -> None:
+    """Print a table of validation scores, best first."""
     from rich.table import Table
 
     table = Table("", f"validation {metric}")

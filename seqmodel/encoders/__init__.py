@@ -1,1 +1,1 @@
-"""Networks that turn face crops into embeddings."""
+"""Encoders: networks from face crops to embeddings, their compiled engines and model files."""

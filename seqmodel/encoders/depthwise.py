@@ -1,9 +1,9 @@
-"""Depthwise convolutions that learn in bfloat16 on a processor.
+"""Depthwise convolutions with fast gradients in bfloat16 on a processor.
 
-A training step is mostly waiting for memory, which bfloat16 halves; but of a depthwise convolution's
-gradients oneDNN has no quick bfloat16 form for inputs with stride 2 (90 ms instead of 7) and for kernels of 5
-× 5 (35 ms instead of 2), so that autocast as it comes is slower than float32. Here the first are computed in
-float32, the second as four of 3 × 3. F frames, C channels.
+A training step is limited by memory bandwidth, and bfloat16 needs half of it. But for depthwise convolutions,
+oneDNN has no fast bfloat16 gradient of the input with stride 2 (90 ms instead of 7), nor of 5 × 5 kernels
+(35 ms instead of 2), so plain autocast is slower than float32. Here the first is computed in float32, and the
+second as four 3 × 3 gradients. F frames, C channels.
 """
 
 from typing import Any
@@ -14,12 +14,12 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 QUARTER = 3
-"""A kernel of 5 × 5 is covered by four of 3 × 3, which share its middle row and column."""
+"""Size of the four kernels that cover a 5 × 5 kernel; they overlap in its middle row and column."""
 
 
 def applies(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Whether `depthwise` computes this convolution: depthwise, 3 × 3 or 5 × 5, under bfloat16 autocast on a
-    processor, with gradients wanted."""
+    """Whether `depthwise` can compute this convolution: depthwise, 3 × 3 or 5 × 5, with bfloat16 autocast on
+    a processor and gradients enabled."""
     kernel = conv.kernel_size[0]
     return (
         x.device.type == "cpu"
@@ -85,7 +85,7 @@ def _gradient_of_kernel(gradient: Tensor, x: Tensor, kernel: Tensor, stride: int
 def _torch_gradient(
     gradient: Tensor, x: Tensor, kernel: Tensor, stride: int, padding: int, *, of_input: bool
 ) -> Tensor:
-    """torch's own gradient of a depthwise convolution, of the input or of the kernel."""
+    """torch's gradient of a depthwise convolution with respect to the input or the kernel."""
     found = torch.ops.aten.convolution_backward(
         gradient,
         x,

@@ -1,9 +1,8 @@
-"""The encoder, compiled: crops to embeddings at the speed a CPU has, without importing torch.
+"""Engines: an encoder compiled for fast inference, on CPUs without importing torch.
 
-An `Engine` is one encoder on one backend: OpenVINO (default on CPUs) or torch (CUDA, and as a second
-opinion). The converted network is kept in the cache under the hash of its weights, so torch is needed only
-the first time. What the engine is goes into `numerics`, which stores record and never compare. Knows
-nothing about videos or heads. F frames, D embedding.
+An `Engine` is one encoder on one backend: OpenVINO (default on CPUs) or torch (CUDA, and as a reference on
+CPUs). The converted network is cached under the hash of its weights, so torch is needed only the first time.
+`numerics` describes backend and precision; stores record it and never compare it. F frames, D embedding.
 """
 
 import json
@@ -31,15 +30,15 @@ if TYPE_CHECKING:
     from seqmodel.encoders.backbone import Encoder
 
 IR = "network.xml"
-"""A converted network's description; its weights lie beside it as .bin."""
+"""File with the structure of a converted network; its weights are in the .bin file next to it."""
 Backend = Literal["auto", "torch", "openvino"]
 Precision = Literal["auto", "f32", "bf16"]
-"""auto: bfloat16 where the processor (or GPU) computes in it, else float32; docs/log.md has the price."""
+"""auto: bfloat16 if the processor (or GPU) supports it, else float32; docs/log.md has the differences."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """One encoder, ready to run."""
+    """One encoder on one backend."""
 
     encoder_id: EncoderId
     numerics: dict[str, Any]
@@ -49,11 +48,11 @@ class Engine:
     def embed(self, crops: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Embeddings float16 (F,D) of crops (F,H,W,3) uint8 RGB.
 
-        Raises TypeError for any other dtype or shape: pixels are normalised inside.
+        Raises TypeError for any other dtype or shape. Pixels are normalised inside.
         """
         if crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[-1] != 3:
             raise TypeError(
-                f"an encoder takes RGB uint8 crops (F,H,W,3), got {crops.dtype} of shape {crops.shape}"
+                f"an encoder needs RGB uint8 crops (F,H,W,3), got {crops.dtype} of shape {crops.shape}"
             )
         if not len(crops):
             return np.zeros((0, self.encoder_id.dim), np.float16)
@@ -70,13 +69,12 @@ def open_engine(
     threads: int = 0,
     crop_px: int = 224,
 ) -> Engine:
-    """The engine of an encoder by name and weights ("imagenet", "random" or a file), as `build_encoder`
-    takes them.
+    """The engine of an encoder, by name and weights ("imagenet", "random" or a file) as in `build_encoder`.
 
-    `backend` auto is torch where there is a CUDA device, else OpenVINO. `device` is auto, cpu or cuda.
-    `precision` is what is asked for; `numerics` says what it became. `threads` 0 leaves their number to the
-    backend. Raises ValueError for weights that cannot be had (naming address, cache path and flag) and for
-    combinations that no backend offers.
+    `backend` auto is torch with a CUDA device, else OpenVINO. `device` is auto, cpu or cuda. `precision` is
+    the requested one; `numerics` has the one in use. `threads` 0 = the backend's default. Raises ValueError
+    for weights that are not available (with address, cache path and option) and for combinations of backend
+    and device that do not work.
     """
 
     def build() -> "tuple[Encoder, EncoderId]":
@@ -85,7 +83,7 @@ def open_engine(
         return build_encoder(name, weights)
 
     noted = _identity_path(name, weights)
-    if noted.is_file():  # weights seen before: the network need not be built to know them
+    if noted.is_file():  # known weights: the identity is read without building the network
         identity = EncoderId(**json.loads(noted.read_text(encoding="utf-8")))
         return open_identity(identity, lambda: build()[0], backend, device, precision, threads, crop_px)
     encoder, identity = build()
@@ -94,9 +92,9 @@ def open_engine(
 
 
 def import_openvino() -> Any:
-    """The openvino module, with its usage reporting shut out before the first import."""
+    """The openvino module, with its telemetry disabled before the first import."""
     if "openvino" not in sys.modules:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # makes its import fail, quietly
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # makes its import fail without a message
     import openvino
 
     return openvino
@@ -111,10 +109,10 @@ def open_identity(
     threads: int,
     crop_px: int,
 ) -> Engine:
-    """The engine of the encoder of that identity, which is only built where its converted network is not in
-    the cache. Raises ValueError as `open_engine` does."""
+    """The engine of the encoder with this identity; `build` is called only if the converted network is not in
+    the cache. Raises ValueError as `open_engine`."""
     if device not in ("auto", "cpu") and not device.startswith("cuda"):
-        raise ValueError(f"--device takes auto, cpu or cuda, got {device!r}")
+        raise ValueError(f"--device must be auto, cpu or cuda, got {device!r}")
     if backend == "openvino" and device.startswith("cuda"):
         raise ValueError("OpenVINO does not run on CUDA; use --backend torch, or --device cpu")
     if device == "auto":
@@ -127,9 +125,8 @@ def open_identity(
 def _open_openvino(
     identity: EncoderId, build: "Callable[[], Encoder]", precision: Precision, threads: int, crop_px: int
 ) -> Engine:
-    """Frames go one by one: on a CPU that is as fast as a batch, and file and camera then agree bit for
-    bit.
-    """
+    """The OpenVINO engine. It runs frame by frame: on a CPU that is as fast as a batch, and results for files
+    and camera are then identical bit for bit."""
     openvino = import_openvino()
     release = openvino.__version__.partition("-")[0]
     folder = cache_dir() / "openvino" / f"{identity.name}-{identity.weights_sha256[:24]}-{crop_px}-{release}"
@@ -139,7 +136,7 @@ def _open_openvino(
     numerics = {
         "backend": "openvino",
         "device": "cpu",
-        # What was asked, or what it became: a CPU without bf16 arithmetic runs f32.
+        # The precision in use: a CPU without bf16 arithmetic uses f32.
         "precision": model.get_property("INFERENCE_PRECISION_HINT").to_string(),
         "version": metadata.version("openvino"),
     }
@@ -152,11 +149,11 @@ def _open_torch(
     import torch
 
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("there is no CUDA device here that torch can use; try --device cpu")
+        raise ValueError("torch finds no CUDA device on this machine; use --device cpu")
     if threads:
         torch.set_num_threads(threads)
     if precision == "auto":
-        # On a CPU torch is the second opinion: as exact as it comes.
+        # On a CPU torch is the reference: float32.
         precision = "bf16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "f32"
     encoder = build().eval().to(device)
     encoder.to(memory_format=torch.channels_last)
@@ -170,16 +167,16 @@ def _open_torch(
 
 
 def compile_file(path: Path, precision: Literal["f32", "bf16"], threads: int) -> Any:
-    """A network file (.xml with its .bin, or .onnx), compiled for the CPU."""
+    """A network file (.xml with its .bin, or .onnx) compiled for the CPU."""
     core = import_openvino().Core()
-    # Read as bytes: the path may hold any letters.
+    # Read as bytes, because OpenVINO cannot open every path.
     weights = [path.with_suffix(".bin").read_bytes()] if path.suffix == ".xml" else []
     network = core.read_model(path.read_bytes(), *weights)
     return core.compile_model(network, "CPU", cpu_options(precision, threads))
 
 
 def frame_by_frame(model: Any, dim: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float16]]:
-    """A compiled encoder as a function from crops (F,H,W,3) uint8 to embeddings (F,D) float16."""
+    """The function from crops (F,H,W,3) uint8 to embeddings (F,D) float16 of a compiled encoder."""
     request = model.create_infer_request()
 
     def run(crops: NDArray[np.uint8]) -> NDArray[np.float16]:
@@ -193,11 +190,11 @@ def frame_by_frame(model: Any, dim: int) -> Callable[[NDArray[np.uint8]], NDArra
 
 
 def compiled(network: "nn.Module", crop_px: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float16]]:
-    """A network over RGB uint8 crops, compiled for the CPU: crops (F,H,W,3) to its outputs (F,…) float16.
+    """A network compiled for the CPU, as a function from RGB uint8 crops (F,H,W,3) to outputs (F,…) float16.
 
-    As many frames at once as there are cores, which share less than several threads on one frame do. No
-    AsyncInferQueue: its Python callback needs the interpreter's lock when it returns, while a model that is
-    freed in that moment holds the lock and waits for the callback's thread forever.
+    It runs one frame per core in parallel, which is faster than several threads on one frame. It does not use
+    AsyncInferQueue, which can deadlock: its Python callback needs the global lock when it returns, and a
+    model that is freed at that moment holds the lock and waits for the callback's thread.
     """
     openvino, cores = import_openvino(), usable_cores()
     options = cpu_options("f32", cores) | {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": cores}
@@ -219,13 +216,12 @@ def compiled(network: "nn.Module", crop_px: int) -> Callable[[NDArray[np.uint8]]
 
 
 def precision_of(numerics: Mapping[str, Any]) -> Precision:
-    """How a run looks at faces whose store has these numerics: in float32 where that was, else as is best
-    here."""
+    """The precision for a run whose store has these numerics: float32 if the store used it, else auto."""
     return "f32" if numerics.get("precision") == "f32" else "auto"
 
 
 def resolve_precision(precision: Precision) -> Literal["f32", "bf16"]:
-    """What `auto` means on this processor: bf16 where it has instructions for it."""
+    """The precision in use: `auto` is bf16 if this processor has instructions for it, else f32."""
     if precision != "auto":
         return precision
     capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -233,10 +229,10 @@ def resolve_precision(precision: Precision) -> Literal["f32", "bf16"]:
 
 
 def cpu_options(precision: Literal["f32", "bf16"], threads: int) -> dict[str, Any]:
-    """What every network of ours is compiled with; `threads` 0 leaves their number to OpenVINO.
+    """OpenVINO's compile options for all networks; `threads` 0 = OpenVINO's default.
 
-    Never pinned: each process would pin its first thread to the machine's first core, and the workers of an
-    extraction would queue there while other cores idle.
+    Threads are not pinned to cores: each process would pin its first thread to the first core, and the
+    workers of an extraction would all run there.
     """
     options: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": precision,
@@ -247,10 +243,10 @@ def cpu_options(precision: Literal["f32", "bf16"], threads: int) -> dict[str, An
 
 
 def convert_network(module: "nn.Module", example: "tuple[Tensor, ...]") -> Any:
-    """A torch network as OpenVINO's, for inputs of just the shapes of `example`.
+    """A torch network converted to OpenVINO, for inputs with the shapes of `example`.
 
-    OpenVINO traces it with torch.jit; torch's own second trace, which only checks the first one, would take
-    as long again.
+    OpenVINO traces it with torch.jit. torch's second trace, which only checks the first one, is switched off,
+    because it would double the time.
     """
     openvino = import_openvino()
     import torch
@@ -258,7 +254,7 @@ def convert_network(module: "nn.Module", example: "tuple[Tensor, ...]") -> Any:
 
     given = example if len(example) > 1 else example[0]
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing is deprecated; our dtype check is no data flow
+        warnings.simplefilter("ignore")  # tracing is deprecated; it also warns about our dtype check
         decoder = TorchScriptPythonDecoder(
             module.eval().cpu(), example_input=given, trace_kwargs={"check_trace": False}
         )
@@ -266,28 +262,29 @@ def convert_network(module: "nn.Module", example: "tuple[Tensor, ...]") -> Any:
 
 
 def _converted(network: "nn.Module", crop_px: int) -> Any:
-    """A network over crops as OpenVINO's, for one frame at a time."""
+    """A network for crops converted to OpenVINO, for one frame at a time."""
     import torch
 
     return convert_network(network, (torch.zeros(1, crop_px, crop_px, 3, dtype=torch.uint8),))
 
 
 def _convert(openvino: Any, encoder: "Encoder", crop_px: int, folder: Path) -> None:
-    """Write the encoder as OpenVINO's IR in float32: a folder that appears whole, since workers may race."""
+    """Write the encoder as OpenVINO IR in float32; the folder is renamed when complete, because several
+    workers may write it."""
     network = _converted(encoder, crop_px)
     partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir(parents=True)
     openvino.save_model(network, partial / IR, compress_to_fp16=False)
     try:
         partial.rename(folder)
-    except OSError:  # another process was first: its files are as good
+    except OSError:  # another process was first: its files are equal
         shutil.rmtree(partial, ignore_errors=True)
         if not (folder / IR).is_file():
             raise
 
 
 def _has_cuda() -> bool:
-    """Whether a CUDA device can be used; asks torch only where an NVIDIA driver shows."""
+    """Whether a CUDA device is available; imports torch only if there is an NVIDIA driver."""
     if not (Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")):
         return False
     import torch
@@ -296,8 +293,8 @@ def _has_cuda() -> bool:
 
 
 def _identity_path(name: str, weights: str) -> Path:
-    """Where the identity is noted: by the file's hash, or for random weights by the release that draws
-    them.
+    """Cache path of the identity: by the hash of the weights file, or for random weights by the versions that
+    generate them.
     """
     if weights == "random":
         drawn_by = sha256_of(Path(__file__).with_name("backbone.py"))[:12]

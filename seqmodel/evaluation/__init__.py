@@ -1,1 +1,1 @@
-"""How good a run is, and compared with what."""
+"""Evaluation of runs: metrics, baselines, folds and subgroups."""

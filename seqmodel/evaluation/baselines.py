@@ -1,4 +1,4 @@
-"""What a model has to beat: the majority, plain statistics of the features, and knowing who it is.
+"""Baselines of an evaluation: majority class, logistic regression, and subject identity.
 
 Shapes: N clips, C classes.
 """
@@ -19,12 +19,15 @@ def majority(
     *,
     of: str = "training",
 ) -> Baseline:
-    """Always the commonest class `of` something; as probabilities, its (C,) shares."""
+    """The most frequent class for every clip; the probabilities are the (C,) class frequencies.
+
+    of: which clips the frequencies come from, for the description.
+    """
     largest = int(training_class_frequencies.argmax())
     return Baseline(
         name="majority",
-        title="Majority class",
-        description=f"Always says {label_names[largest]}, the commonest class of {of}.",
+        title="Majority-class baseline",
+        description=f"Always predicts {label_names[largest]}, the most frequent class of {of}.",
         probabilities=np.tile(training_class_frequencies, (num_clips, 1)),
         predicted=np.full(num_clips, largest, np.int64),
     )
@@ -37,18 +40,19 @@ def logistic(
     measured: np.ndarray,
     training_class_frequencies: np.ndarray,
 ) -> Baseline:
-    """Logistic regression on mean and spread of a stream over time, learned from training clips.
+    """Logistic regression on a stream's mean and standard deviation over time, fitted on training clips.
 
-    `evaluated` holds the clips where `measured` (N,) is true; the others get the (C,) training shares.
+    `evaluated` holds the clips where `measured` (N,) is true; the others get the (C,) class frequencies of
+    training.
     """
     num_classes = len(training_class_frequencies)
     p = np.tile(training_class_frequencies, (len(measured), 1))
     p[measured] = logistic_probabilities(training, evaluated, stream, num_classes)
     return Baseline(
         name=f"logistic_{stream}",
-        title=f"Logistic, {stream}",
-        description="Logistic regression on the mean and spread of the "
-        f"{stream} over a clip, blind to order.",
+        title=f"Logistic regression, {stream}",
+        description=f"Logistic regression on the mean and standard deviation of the {stream} over a clip. "
+        "It ignores temporal order.",
         probabilities=p,
         predicted=p.argmax(axis=1).astype(np.int64),
     )
@@ -63,11 +67,12 @@ def identity(
     training_labels: np.ndarray | None = None,
     training_subjects: np.ndarray | None = None,
 ) -> Baseline | None:
-    """Each subject's mean label, seen on that subject's *other* clips; None where no subject is known.
+    """Each subject's class frequencies on that subject's *other* clips; None if no subject is known.
 
-    The clips are dealt at random into five parts, as a random split would do, and each part is answered from
-    the other four (and from training clips of the same people, if there are any). With people kept apart no
-    honest model can do this: it is the leak that a random split would have rewarded.
+    The clips are divided at random into five parts, as in a random split. Each part is predicted from the
+    labels of the other four (and of the same subjects' training clips, if there are any). A model cannot use
+    these labels when subjects are disjoint between train and test. So this baseline shows how much of the
+    score a random split would give to recognising subjects (leakage).
     """
     known = subjects != ""
     if not known.any():
@@ -82,16 +87,16 @@ def identity(
         own += _training_counts(subjects, training_labels, training_subjects, num_classes)
     own[~known] = 0.0
     likeness = intraclass_correlation(labels[known], index[known], num_classes)
-    # A person's own share, drawn towards the common one as far as people are alike (the mean of a Dirichlet
-    # posterior). People who do not differ give a constant: their own other clips would only mislead.
+    # A subject's class frequencies, shrunk towards those of training as far as subjects are alike (the mean
+    # of a Dirichlet posterior). If subjects do not differ, the result is constant.
     weight = own.sum(axis=1, keepdims=True)
     trust = weight * likeness / (weight * likeness + 1.0 - likeness)
     p = trust * own / np.maximum(weight, 1.0) + (1.0 - trust) * training_class_frequencies
     return Baseline(
         name="identity",
-        title="Identity (leak)",
-        description="Knows only who it is: each person's mean label on their other clips, "
-        "as a random split would let it.",
+        title="Subject-identity baseline (leakage check)",
+        description="Uses the subject only, not the features: predicts from the labels of the subject's "
+        "other clips, as a random split by clip would allow.",
         probabilities=p,
         predicted=p.argmax(axis=1).astype(np.int64),
         is_leak=True,
@@ -99,8 +104,8 @@ def identity(
 
 
 def intraclass_correlation(labels: np.ndarray, subject_index: np.ndarray, num_classes: int) -> float:
-    """How alike the labels of one subject's clips are, beyond chance: 0 (not at all) to .999 (one subject,
-    one label).
+    """Intraclass correlation of the labels by subject: 0 (subjects do not differ) to .999 (each subject has
+    one label only).
 
     The one-way analysis-of-variance estimate (Fleiss, "Statistical Methods for Rates and Proportions"),
     summed over classes. labels and subject_index are (N,) int.
@@ -121,7 +126,7 @@ def intraclass_correlation(labels: np.ndarray, subject_index: np.ndarray, num_cl
 def _training_counts(
     subjects: np.ndarray, training_labels: np.ndarray, training_subjects: np.ndarray, num_classes: int
 ) -> np.ndarray:
-    """(N, C) labels that each clip's subject has in training."""
+    """(N, C) number of training clips of each clip's subject, by class."""
     names, index = np.unique(subjects, return_inverse=True)
     at = np.searchsorted(names, training_subjects).clip(max=len(names) - 1)
     same = (names[at] == training_subjects) & (training_subjects != "") & (training_labels >= 0)

@@ -1,6 +1,6 @@
-"""What is judged: a run, a store and the clips of a split, and what is said and known about them.
+"""The input of an evaluation: a run, a store and the clips of a split; predictions and baselines for them.
 
-Opening test is counted here, in the card and in the store's ledger.
+Every evaluation on test is logged here, in the run's card and in the store.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ from seqmodel.runs.card import Card, calibrators_of, load_card, load_split, save
 from seqmodel.runs.predict import EvalSubset, clip_labels, eval_subset, predict_rows
 
 STORE_NOTE = "store.txt"
-"""In a folder below `cross`: the path of the store that it is about."""
+"""File in a folder below `cross`: the path of the store that was evaluated."""
 
 
 @dataclass(frozen=True)
 class EvalContext:
-    """A run, a store, and the clips of a split: everything a judgement needs, read but not yet predicted."""
+    """A run, a store, and the clips of a split: all that an evaluation reads, before prediction."""
 
     run: Path
     card: Card
@@ -42,23 +42,23 @@ class EvalContext:
     labels: np.ndarray
     """(all rows,) int64 class of every row, -1 = none."""
     subsets: dict[str, tuple[str, str]]
-    """The run's own split: clip_id -> (subject, side)."""
+    """The run's own split: clip_id -> (subject, subset)."""
     known: np.ndarray
-    """(all rows,) bool, which rows are clips of that split."""
+    """(all rows,) bool, which rows are clips of the run's own split."""
     eval_subset: EvalSubset
     split: str
     is_other_data: bool
-    """True where the store shares no clip with the run."""
+    """True if the store shares no clip with the run."""
 
 
 def open_context(
     run: Path, card: Card, store_path: Path | None, split: str, mapping: Sequence[str] = ()
 ) -> EvalContext:
-    """Open the store and find the clips. Raises ValueError when there is no store or no such clip."""
+    """Open the store and find the clips. Raises ValueError if there is no store or no such clip."""
     path = store_path or Path(card.store)
     folder = location_of(path).folder
     if folder is not None and not folder.exists():
-        raise ValueError(f"no store at {path}" + ("" if store_path else "; say where it is with --store"))
+        raise ValueError(f"no store at {path}" + ("" if store_path else "; give its path with --store"))
     store = FeatureStore.open(path)
     table = store.table()
     labels = clip_labels(table, card.labelling, mapping)
@@ -67,13 +67,13 @@ def open_context(
     is_other = not known.any()
     found = eval_subset(table, labels, subsets, split, known, calibrators_of(run, card))
     if len(found.rows) == 0:
-        raise ValueError(f"store {path} has no extracted, labelled clip in the {split} split of run {run}")
+        raise ValueError(f"store {path} has no extracted clip with a label in the {split} split of run {run}")
     split = f"{path.stem}:{split}" if is_other else split
     return EvalContext(run, card, store, table, labels, subsets, known, found, split, is_other)
 
 
 def folder_of(context: EvalContext) -> Path:
-    """Where what is found belongs: the run, or for another data set a folder of its own below it, named after
+    """The folder for the results: the run, or for another data set a folder in the run's `cross`, named after
     the store."""
     if not context.is_other_data:
         return context.run
@@ -90,7 +90,7 @@ def folder_of(context: EvalContext) -> Path:
 
 
 def every_labelled(context: EvalContext) -> EvalContext:
-    """The same question about every labelled clip of the store, whatever its side; failed ones too."""
+    """The same context with every labelled clip of the store, of all subsets, failed clips included."""
     rows = np.flatnonzero((context.labels >= 0) & (context.table.state != 0))
     found = replace(
         context.eval_subset, rows=rows, labels=context.labels[rows], description="every labelled clip"
@@ -99,14 +99,13 @@ def every_labelled(context: EvalContext) -> EvalContext:
 
 
 def _whole(store: Path | str) -> str:
-    """A store's path from the root, or its address."""
+    """A store's absolute path, or its URL."""
     folder = location_of(store).folder
     return str(store) if folder is None else str(folder.resolve())
 
 
 def count_opening(context: EvalContext, card: Card) -> Card:
-    """Count this opening of the test split, in the card as it is now and in the store's ledger; gives `card`
-    with it."""
+    """Log this evaluation on test in the run's card file and in the store; returns `card` with it."""
     time_utc = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     now = load_card(context.run)
     openings = (*now.test_openings, time_utc)
@@ -114,13 +113,16 @@ def count_opening(context: EvalContext, card: Card) -> Card:
     card = replace(card, test_openings=openings)
     try:
         context.store.record_test_opening(context.run.name)
-    except (OSError, ValueError) as error:  # object storage says it with the latter
-        log_warning(f"the store's ledger could not be written ({error}); the card counts this opening")
+    except (OSError, ValueError) as error:  # object storage raises the latter
+        log_warning(
+            f"the store's log of test evaluations could not be written ({error}); this evaluation is logged "
+            "in the run's card only"
+        )
     return card
 
 
 def predict(context: EvalContext) -> Predictions:
-    """What the run says about the clips of the split, by its own calibration."""
+    """The run's predictions for the clips of the split, with its own calibration."""
     card, table, rows = context.card, context.table, context.eval_subset.rows
     coverage = face_coverage(context.store, rows)
     failed = table.state[rows] == 2
@@ -147,8 +149,8 @@ def predict(context: EvalContext) -> Predictions:
 
 
 def face_coverage(store: FeatureStore, rows: np.ndarray) -> np.ndarray:
-    """(N,) share of frames with a face; 0 where nothing was extracted. Of imported features, the share of a
-    clip's own frames that lack no feature."""
+    """(N,) fraction of frames with a face; 0 if nothing was extracted. For imported features: the fraction of
+    the clip's frames that have all features."""
     frames = store.read_frames(rows)
     seen = np.nan_to_num(frames[:, :, 5]) > 0
     if store.recipe.pixels is None:
@@ -158,7 +160,7 @@ def face_coverage(store: FeatureStore, rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Training:
-    """The run's own training clips, wherever they are; none where their store cannot be opened."""
+    """The run's training clips; empty if their store cannot be opened."""
 
     store: FeatureStore
     rows: np.ndarray
@@ -170,14 +172,14 @@ class Training:
 
 
 def training_clips(context: EvalContext) -> Training:
-    """The clips on the run's training side: in the judged store, or for another data set in the run's home
-    store."""
+    """The clips of the run's train subset: in the evaluated store, or for another data set in the store that
+    the run was trained on."""
     store, table, labels = context.store, context.table, context.labels
     home = _home(context.card) if context.is_other_data else store
     if home is not None and home is not store:
         store, table = home, home.table()
         labels = clip_labels(table, context.card.labelling)
-    # Where their store is gone: clips of another data set may go by their names.
+    # If their store is missing, clips of another data set may have the same names.
     subsets = context.subsets if home is not None else {}
     on_side = np.array([subsets.get(str(c), ("", ""))[1] == "train" for c in table.clip_id], bool)
     rows = np.flatnonzero(on_side & (labels >= 0) & (table.state == 1))
@@ -192,8 +194,7 @@ def _home(card: Card) -> FeatureStore | None:
 
 
 def training_class_frequencies(context: EvalContext, training: Training) -> np.ndarray:
-    """(C,) shares of the classes in training: of its clips, or where they are not here as the card has
-    them."""
+    """(C,) class frequencies of the training clips; those of the card if the clips are not available."""
     if not len(training.labels):
         return np.array(context.card.training_class_frequencies)
     return class_frequencies(training.labels, len(context.card.labelling.names))
@@ -202,14 +203,14 @@ def training_class_frequencies(context: EvalContext, training: Training) -> np.n
 def fit_baselines(
     context: EvalContext, predictions: Predictions, training: Training, seed: int
 ) -> list[Baseline]:
-    """Majority, logistic regression on each stream that the store holds (read by the head or not), and where
-    subjects are known identity, for the judged clips."""
+    """Baselines for the evaluated clips: majority class, logistic regression on each stream of the store
+    (also those that the head does not read), and subject identity if subjects are known."""
     card, prior = context.card, training_class_frequencies(context, training)
     found = [majority(prior, len(predictions), card.labelling.names)]
     if len(np.unique(training.labels)) > 1 and predictions.measured.any():
         rows = context.eval_subset.rows[predictions.measured]
         for stream in context.store.streams:
-            # Another encoder's embeddings mean something else.
+            # Embeddings of different encoders are not comparable.
             part: Part = "encoder" if stream == "embeddings" else "geometry"
             if stream in training.store.streams and not differences(
                 training.store.recipe, context.store.recipe, [part]
@@ -232,11 +233,12 @@ def fit_baselines(
 
 @dataclass(frozen=True)
 class FoldModels:
-    """What there is to tell about heads of folds, which are judged in place of the run's network."""
+    """The heads of folds, which are evaluated instead of the run's own: importance, calibration, "
+    "thresholds."""
 
     importance_scores: Sequence[ImportanceScore]
-    """What shuffling each group of inputs costs them."""
+    """Permutation importance of each group of inputs."""
     calibrations: Sequence[Calibration]
-    """One a fold."""
+    """One per fold."""
     thresholds: np.ndarray
-    """(N,) of the fold that answered each clip."""
+    """(N,) threshold of the fold that predicted each clip."""

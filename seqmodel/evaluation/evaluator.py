@@ -1,8 +1,7 @@
-"""From predictions to a judgement: figures with intervals, beside what costs nothing.
+"""Evaluation of predictions: metrics with confidence intervals, for a model and its baselines.
 
-Every labelled clip of the split counts. A clip that could not be measured (its extraction failed, or no
-frame showed a face) is taken as if the training majority had been said, and the figures without such clips
-stand beside the main ones.
+Every labelled clip of the split counts. A clip that failed or has no frame with a face counts as predicted
+to be the majority class of training. The metrics without such clips are given next to the main ones.
 
 Shapes: N clips, O logits, C classes.
 """
@@ -29,33 +28,33 @@ LOWER_IS_BETTER = ("mae", "brier", "ece")
 
 @dataclass(frozen=True)
 class Baseline:
-    """Something cheap that the model has to beat."""
+    """Predictions of a simple method, to compare the model with."""
 
     name: str
     title: str
     description: str
-    """One sentence on what it does."""
+    """What it does, in one or two sentences."""
     probabilities: np.ndarray
     """(N, C)."""
     predicted: np.ndarray
     """(N,) int64."""
     is_leak: bool = False
-    """True where it uses labels that no honest model has, to show what a random split would measure."""
+    """True if it uses labels of the evaluated subjects, to show the leakage of a random split."""
 
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """A yardstick, judged, and the model against it."""
+    """A baseline with its metrics, and the model's differences from it."""
 
     baseline: Baseline
     estimates: dict[str, Estimate]
     paired: dict[str, PairedDifference]
-    """Model minus yardstick, by metric."""
+    """Model minus baseline, by metric."""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Everything that is known about a model on a split."""
+    """Metrics, baselines and warnings of a model on a split."""
 
     split: str
     predictions: Predictions
@@ -64,14 +63,14 @@ class EvaluationResult:
     estimates: dict[str, Estimate]
     """Over every labelled clip."""
     measured_estimates: dict[str, Estimate] | None
-    """Over measured clips alone; None where that is all of them."""
+    """Without clips that failed or have no face; None if there are no such clips."""
     comparisons: tuple[BaselineComparison, ...]
     resamples: BootstrapWeights
     minority: int
-    """The class that average precision is about."""
+    """The class that average precision is computed for."""
     warnings: tuple[str, ...]
     is_unseen: bool = False
-    """Whether these are test clips, of people none of whom has training clips."""
+    """Whether these are test clips, and none of their subjects has training clips."""
 
 
 def evaluate_predictions(
@@ -85,30 +84,32 @@ def evaluate_predictions(
     seed: int = 0,
     warnings: Sequence[str] = (),
 ) -> EvaluationResult:
-    """Figures with 95 % intervals by subject for the model and its yardsticks, on the same draws.
+    """Metrics with 95 % confidence intervals for the model and its baselines.
 
-    Raises ValueError when there is no clip.
+    All use the same bootstrap samples of subjects. Raises ValueError if there is no clip.
     """
     p = predictions
     resamples = resample_subjects(p.subjects, rounds, seed)
     minority = minority_class(p.labels, len(label_names))
-    # Distance between classes has a meaning only where they are levels.
-    unwanted = () if task == "ordinal" else ("qwk", "mae")
-    ours = resample(p.labels, p.probabilities, p.predicted, resamples, minority, unwanted)
+    # The distance between classes has a meaning only if they are levels.
+    excluded = () if task == "ordinal" else ("qwk", "mae")
+    of_model = resample(p.labels, p.probabilities, p.predicted, resamples, minority, excluded)
     comparisons = []
     for baseline in baselines:
-        theirs = resample(p.labels, baseline.probabilities, baseline.predicted, resamples, minority, unwanted)
-        comparisons.append(BaselineComparison(baseline, theirs.estimates(), ours.minus(theirs)))
+        of_baseline = resample(
+            p.labels, baseline.probabilities, baseline.predicted, resamples, minority, excluded
+        )
+        comparisons.append(BaselineComparison(baseline, of_baseline.estimates(), of_model.minus(of_baseline)))
     keep, alone = p.measured, None
     if keep.any() and not keep.all():
         again = resample_subjects(p.subjects[keep], rounds, seed)
-        alone = resample(p.labels[keep], p.probabilities[keep], p.predicted[keep], again, minority, unwanted)
+        alone = resample(p.labels[keep], p.probabilities[keep], p.predicted[keep], again, minority, excluded)
     return EvaluationResult(
         split=split,
         predictions=p,
         label_names=label_names,
         task=task,
-        estimates=ours.estimates(),
+        estimates=of_model.estimates(),
         measured_estimates=alone.estimates() if alone else None,
         comparisons=tuple(comparisons),
         resamples=resamples,
@@ -121,22 +122,27 @@ def _warnings(p: Predictions, resamples: BootstrapWeights, label_names: tuple[st
     found = []
     if not resamples.by_subject:
         found.append(
-            "no subjects are known: intervals are by clip and too narrow, "
-            "and the same face may stand in training"
+            "no clip has a subject: confidence intervals are by clip and too narrow, "
+            "and the same subjects may be in training"
         )
     elif resamples.num_people < FEW_SUBJECTS:
         count = f"{resamples.num_people} subject{'s' if resamples.num_people > 1 else ''}"
-        found.append(f"only {count}: intervals from fewer than {FEW_SUBJECTS} people are rough")
+        found.append(
+            f"only {count}: confidence intervals of fewer than {FEW_SUBJECTS} subjects are imprecise"
+        )
     unknown = p.num_unknown if resamples.by_subject else 0
     if unknown:
         found.append(
-            f"{unknown} of {len(p)} clips have no subject: each is drawn by itself, which makes intervals "
-            "too narrow, and the same face may stand in training"
+            f"{unknown} of {len(p)} clips have no subject: each counts as a subject of its own, so "
+            "confidence intervals are too narrow, and the same subjects may be in training"
         )
     absent = [name for k, name in enumerate(label_names) if not (p.labels == k).any()]
     if absent:
-        found.append(f"no clip of {', '.join(absent)} in this split: some figures are not defined")
+        found.append(f"no clip of class {', '.join(absent)} in this split: some metrics are undefined")
     missing = int((~p.measured).sum())
     if missing:
-        found.append(f"{missing} of {len(p)} clips were not measured and count as the training majority")
+        found.append(
+            f"{missing} of {len(p)} clips have no prediction (failed, no face, or no trained fold): they "
+            "count as predicted to be the majority class"
+        )
     return found

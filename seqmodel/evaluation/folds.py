@@ -1,13 +1,13 @@
-"""evaluate --folds K|loso: for few people. Refits heads in each fold and pools what is said about those left
-out.
+"""Nested cross-validation by subject (evaluate --folds K|loso), for data sets with few subjects.
 
-Nested: in each fold the people who are left out choose nothing. The others are dealt into parts; each part
-in turn is held back from a head of every candidate, and says when that head stops. All that the parts were
-told, pooled, chooses the candidate and fits temperature and threshold. The fold's answer is the mean logit of
-the chosen candidate's heads, one a part. The run lends its question (labels, streams, store), not its tuned
-head, because that head was chosen by looking at people who are left out here.
+In each fold new heads are trained, and the left-out subjects are used for nothing but the evaluation. The
+training subjects of the fold are divided into parts. For every candidate, one head is trained per part: the
+part is its validation set for early stopping. The pooled validation logits choose the candidate and fit
+temperature and threshold. The prediction of the fold is the mean logit of the chosen candidate's heads (an
+ensemble). Labels, streams and store are those of the run. The run's own head is not used, because it was
+chosen on subjects that are left out here.
 
-Features are the store's: the encoder stays as the store has it.
+The encoder is not trained: the features are the store's.
 
 Shapes: N clips, O logits, C classes.
 """
@@ -76,54 +76,56 @@ CANDIDATES = (
         weight_decay=0.3,
     ),
 )
-"""What each fold chooses among; fixed here, so that no person's clips had a say in it. Small for a handful of
-people, wide and noisy for thousands of clips."""
+"""What each fold chooses from. Fixed here, so that the choice of candidates depends on no subject: small for
+few subjects, wide and noisy for thousands of clips."""
 MIN_BATCH, MAX_BATCH, STEPS_AN_EPOCH = 8, 64, 40
 STEPS = 400
-"""A handful of people are a handful of batches: epochs are counted so that a head sees about this many."""
+"""Optimizer steps per head, about: few subjects give few batches per epoch, so they get more epochs."""
 MIN_EPOCHS, MAX_EPOCHS = 16, 40
 INNER_FOLDS = 4
-"""Parts that a fold's training people are dealt into."""
+"""Parts that a fold's training subjects are divided into."""
 NOTHING_LEARNED = "nothing to learn from"
-"""Why a clip was not measured in whose fold one person, or one class, was left to learn from."""
+"""Reason for a clip without a prediction, if its fold has only one subject or one class for training."""
 
 
 @dataclass(frozen=True)
 class FoldResult:
-    """What one fold says about the clips that it left out."""
+    """Predictions of one fold for the clips that it left out."""
 
     places: np.ndarray
-    """(n,) places among the judged clips."""
+    """(n,) indices into the evaluated clips."""
     logits: np.ndarray
     probabilities: np.ndarray
     predicted: np.ndarray
     candidate: str
-    """Name of the one it chose; '' where nothing could be learned, or nobody was to be answered."""
+    """Name of the chosen candidate; '' if training was not possible or no clip was left out."""
     heads: tuple[Any, ...] = ()
-    """The chosen candidate's, one a part."""
+    """Heads of the chosen candidate, one per part."""
     calibration: Calibration = Calibration()
 
 
 def every_clip(context: EvalContext, folds: str) -> EvalContext:
-    """All labelled clips of the store, whatever side they stood on; failed ones too."""
+    """All labelled clips of the store, of all subsets, failed clips included."""
     return replace(every_labelled(context), split=f"folds-{folds}")
 
 
 def dims_of(context: EvalContext) -> dict[str, int]:
-    """Width, in the store, of each stream that the run's head reads: the heads of folds are made for these.
+    """Width in the store of each stream that the run's head reads; the heads of folds read the same streams.
 
-    Raises ValueError where the store has not all of them.
+    Raises ValueError if the store does not have all of them.
     """
-    lacking = set(context.card.dims) - set(context.store.streams)
-    if lacking:
+    missing = set(context.card.dims) - set(context.store.streams)
+    if missing:
         raise ValueError(
-            f"{context.run} reads {', '.join(sorted(lacking))}, which {context.store.path} lacks"
+            f"{context.run} reads {', '.join(sorted(missing))}, but {context.store.path} has only "
+            f"{', '.join(context.store.streams)}; give another store with --store"
         )
     return {name: context.store.array(name).shape[-1] for name in context.card.dims}
 
 
 def threshold_metric_of(card: Card, args: EvaluateArgs) -> str:
-    """What each fold chooses its threshold for. Raises ValueError for what is no goal of this task."""
+    """The metric that each fold chooses its threshold for. Raises ValueError if the task does not allow "
+    "it."""
     if args.threshold_metric:
         require_threshold(card.labelling.task)
         parse_threshold_metric(args.threshold_metric, card.labelling.names)
@@ -133,10 +135,9 @@ def threshold_metric_of(card: Card, args: EvaluateArgs) -> str:
 def run_folds(
     context: EvalContext, args: EvaluateArgs
 ) -> tuple[Predictions, list[Baseline], FoldModels, list[str]]:
-    """Out-of-fold predictions of every clip, yardsticks of the same folds, what there is to tell about the
-    heads, and what readers have to know.
+    """Out-of-fold predictions of every clip, baselines on the same folds, the folds' heads, and warnings.
 
-    Raises ValueError for a wrong K, and where no fold has anything to learn from.
+    Raises ValueError for a wrong K, and if training is not possible in any fold.
     """
     card, rows, labels = context.card, context.eval_subset.rows, context.eval_subset.labels
     card = replace(
@@ -149,7 +150,7 @@ def run_folds(
     measured, subjects = reasons == "", samples.subjects
     together = subjects if args.folds == "loso" else sample_groups(samples)
     folds = split_folds(args.folds, labels, together, args.seed)
-    # One for all folds: the shares of whom a fold learns from lean against those whom it leaves out.
+    # The same for all folds: the training frequencies of a fold are biased against its left-out clips.
     prior = class_frequencies(labels, num_classes)
     constant = majority(prior, len(rows), card.labelling.names, of="all clips")
     fold_baselines: dict[str, Baseline] = {constant.name: constant}
@@ -161,8 +162,8 @@ def run_folds(
     chosen = [answer for answer in answers if answer.candidate]
     if not chosen:
         raise ValueError(
-            f"--folds {args.folds}: there is nothing to learn from in any fold; it takes two people or more, "
-            "and two classes, beside those who are left out"
+            f"--folds {args.folds}: no fold can be trained; without the left-out subjects, a fold needs "
+            "clips of two subjects and two classes at least"
         )
     idle = np.zeros(len(rows), bool)
     for (_, left_out), answer in zip(folds, answers, strict=True):
@@ -179,16 +180,17 @@ def run_folds(
         thresholds=thresholds,
     )
     num_idle = sum(bool(idle[left_out].any()) for _, left_out in folds)
-    doubt = encoder_leak_warning(context.store, groups_of(context.table, rows))
+    leak = encoder_leak_warning(context.store, groups_of(context.table, rows))
     names = [answer.candidate for answer in chosen]
-    notes = [doubt] * bool(doubt) + _notes(len(folds), num_idle, names, bool((subjects == "").any()))
+    notes = [leak] * bool(leak) + _notes(len(folds), num_idle, names, bool((subjects == "").any()))
     return predictions, baselines, fold_models, notes
 
 
 def _pooled(
     context: EvalContext, answers: Sequence[FoldResult], prior: np.ndarray, reasons: np.ndarray
 ) -> Predictions:
-    """What all folds say; the (C,) shares of the classes, and the largest, of clips that none answers."""
+    """The predictions of all folds; clips without one get the (C,) class frequencies and the largest "
+    "class."""
     rows, table = context.eval_subset.rows, context.table
     logits = np.full((len(rows), context.card.num_outputs), np.nan, np.float32)
     p, predicted = np.tile(prior, (len(rows), 1)), np.full(len(rows), prior.argmax(), np.int64)
@@ -210,8 +212,8 @@ def _pooled(
 
 
 def samples_of(context: EvalContext, card: Card) -> tuple[Samples, Samples, np.ndarray]:
-    """Every stream of the judged clips; those that the run's head reads, as it reads them; and (N,) str why a
-    clip was not measured, '' where it was."""
+    """All streams of the evaluated clips; the streams that the run's head reads; and (N,) str why a clip
+    cannot be predicted (failed, no face), '' if it can."""
     rows, streams = context.eval_subset.rows, context.store.streams
     everything = load_samples(context.store, card.labelling, rows, "both" if len(streams) > 1 else streams[0])
     everything = with_centering(everything, card.center, context.store)
@@ -225,8 +227,8 @@ def samples_of(context: EvalContext, card: Card) -> tuple[Samples, Samples, np.n
 def group_importance(
     card: Card, geometry: GeometryId | None, samples: Samples, answers: Sequence[FoldResult], seed: int
 ) -> list[ImportanceScore]:
-    """What shuffling each group of inputs costs the folds' heads, each asked about people whom it never saw;
-    empty where they read one group."""
+    """Permutation importance of the folds' heads, each on its left-out subjects; empty if the heads read one
+    group of inputs only."""
     task = card.labelling.task
     places = some_places(np.sort(np.concatenate([answer.places for answer in answers])), seed)
     if "geometry" not in card.dims or len(np.unique(samples.labels[places])) < 2:
@@ -252,23 +254,25 @@ def group_importance(
 def split_folds(
     folds: str, labels: np.ndarray, subjects: np.ndarray, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(learned from, left out) places for `loso` or a number. Raises ValueError for anything else.
+    """(training, left-out) indices of each fold, for `loso` or a number of folds. Raises ValueError
+    otherwise.
 
-    subjects: (N,) str, for a number of folds whoever must stay together; '' stands for itself.
+    subjects: (N,) str; with a number of folds, groups of clips that stay in one fold. Each '' is a group of
+    its own.
     """
     if folds == "loso":
         return leave_one_subject_out(subjects)
     if not folds.isdigit():
-        raise ValueError(f"--folds is a number or loso, got {folds!r}")
+        raise ValueError(f"--folds must be a number or loso, got {folds!r}")
     return grouped_folds(labels, subjects, int(folds), seed)
 
 
 def run_fold(
     card: Card, samples: Samples, measured: np.ndarray, learn: np.ndarray, left_out: np.ndarray, seed: int
 ) -> FoldResult:
-    """Choose, fit and calibrate on `learn`, and answer `left_out`; nothing of the latter is seen before.
+    """Choose, train and calibrate on `learn`, then predict `left_out`, which is used for nothing else.
 
-    Every fold is scaled, so that probabilities of different folds can be ranked together.
+    Temperature scaling is always applied, so that probabilities of different folds can be ranked together.
     """
     task, names = card.labelling.task, card.labelling.names
     places = left_out[measured[left_out]]
@@ -290,11 +294,11 @@ def run_fold(
             )
             for number, (train, choose) in enumerate(parts)
         ]
-        heads, told = zip(*fitted, strict=True)
-        inner = np.concatenate(told)
+        heads, val_logits = zip(*fitted, strict=True)
+        inner = np.concatenate(val_logits)
         answer = np.mean([predict_logits(head, evaluated) for head in heads], axis=0)
         tried.append((_score(card, inner, samples.labels[held]), candidate.name, inner, answer, heads))
-    _, name, inner, answer, best_heads = max(tried, key=lambda one: one[0])  # of equals the first
+    _, name, inner, answer, best_heads = max(tried, key=lambda one: one[0])  # the first of equal ones
     calibration = fit_calibration(
         inner,
         samples.labels[held],
@@ -308,7 +312,7 @@ def run_fold(
 
 
 def training_config(candidate: Candidate, num_clips: int) -> TrainConfig:
-    """About STEPS_AN_EPOCH steps an epoch, and STEPS in all, as far as the limits allow."""
+    """About STEPS_AN_EPOCH steps per epoch and STEPS in total, within the limits."""
     batch = int(np.clip(num_clips // STEPS_AN_EPOCH, MIN_BATCH, MAX_BATCH))
     epochs = int(np.clip(np.ceil(STEPS * batch / num_clips), MIN_EPOCHS, MAX_EPOCHS))
     return TrainConfig(
@@ -322,9 +326,9 @@ def training_config(candidate: Candidate, num_clips: int) -> TrainConfig:
 
 
 def inner_parts(samples: Samples, learn: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(train, held back) places among `learn`, by person; none where there is one person, or one class.
+    """(train, validation) indices of each part of `learn`, by subject; empty with one subject or one class.
 
-    Parts without which a class is missing from training are left out, where others remain.
+    Parts whose training clips miss a class are left out, unless all do.
     """
     labels, groups = samples.labels[learn], sample_groups(samples)[learn]
     people, classes = len(np.unique(groups)), len(np.unique(labels))
@@ -348,7 +352,8 @@ def _fit_head(
 
 
 def _score(card: Card, logits: np.ndarray, labels: np.ndarray) -> float:
-    """The task's metric of (N, O) logits; below every such value, the likelihood, where it is not defined."""
+    """The task's metric for (N, O) logits; if it is undefined, the mean log-likelihood minus 2, which is
+    lower."""
     task = card.labelling.task
     value = score(resolve_metric("auto", task), labels, probabilities(logits, task))
     if np.isfinite(value):
@@ -364,8 +369,8 @@ def _add_baselines(
     left_out: np.ndarray,
     prior: np.ndarray,
 ) -> None:
-    """Answer the fold by logistic regression on each stream of `samples` too, and write it into the pooled
-    yardsticks; where a fold has none, the (C,) shares of the classes stay."""
+    """Add logistic regression on each stream of `samples`, fitted in this fold, to the pooled baselines; a
+    fold without one keeps the (C,) class frequencies."""
     inside, learn = measured[left_out], learn[measured[learn]]
     if len(np.unique(samples.labels[learn])) < 2 or not inside.any():
         return
@@ -382,18 +387,19 @@ def _add_baselines(
 
 
 def _notes(num_folds: int, num_idle: int, chosen: Sequence[str], some_unknown: bool) -> list[str]:
-    counts = ", ".join(f"{c.name} heads in {chosen.count(c.name)}" for c in CANDIDATES if c.name in chosen)
+    counts = ", ".join(f"{chosen.count(c.name)} × {c.name}" for c in CANDIDATES if c.name in chosen)
     found = [
-        f"out-of-fold: {num_folds} folds refitted on the store's features ({counts}); "
-        "this judges the recipe, not the weights of this run"
+        f"cross-validation: new heads trained in {num_folds} folds on the store's features (chosen heads: "
+        f"{counts}). This evaluates the training method, not the weights of this run"
     ]
     if num_idle:
         found.append(
-            f"in {num_idle} of {num_folds} folds there was nothing to learn from: beside those who were left "
-            "out there was one person, or one class"
+            f"{num_idle} of {num_folds} folds could not be trained: without the left-out subjects they have "
+            "only one subject or one class"
         )
     if some_unknown:
         found.append(
-            "clips without a subject stay with their video alone: their person may be on both sides of a fold"
+            "clips without a subject are grouped by video: the same subject may be in training and among the "
+            "left-out clips of a fold"
         )
     return found

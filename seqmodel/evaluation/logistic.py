@@ -1,5 +1,5 @@
-"""What a head has to beat: the majority class, and a logistic regression on each stream's mean and
-spread over time.
+"""Baselines of a search: the majority class, and logistic regression on each stream's mean and standard
+deviation over time.
 
 N clips, T frames, D width of a stream, C classes.
 """
@@ -10,12 +10,12 @@ from features.datasets import Samples
 from seqmodel.metrics.classification import class_frequencies, score
 
 REGULARISATION = 0.01
-"""scikit-learn's C on standardised statistics: a thousand columns on a few hundred clips want a strong
-prior."""
+"""scikit-learn's C on standardised statistics: a thousand columns on a few hundred clips need strong
+regularisation."""
 
 
 def time_statistics(samples: Samples, stream: str, rows_at_once: int = 512) -> np.ndarray:
-    """(N, 2 D) float32: mean and standard deviation of a stream over a clip's valid steps; zeros where
+    """(N, 2 D) float32: mean and standard deviation of a stream over a clip's valid steps; zeros if there are
     none."""
     parts = []
     for start in range(0, len(samples), rows_at_once):
@@ -30,7 +30,8 @@ def time_statistics(samples: Samples, stream: str, rows_at_once: int = 512) -> n
 
 
 def logistic_probabilities(train: Samples, target: Samples, stream: str, num_classes: int) -> np.ndarray:
-    """(len(target), C) of a class-weighted logistic regression on `time_statistics`, learned from `train`."""
+    """(len(target), C) probabilities of a class-weighted logistic regression on `time_statistics`, fitted on
+    `train`."""
     from sklearn.linear_model import LogisticRegression
 
     known = train.labels >= 0

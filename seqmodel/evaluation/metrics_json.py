@@ -1,6 +1,4 @@
-"""A judgement as numbers for machines and a table for the terminal: metrics.json, --json, and what is
-printed.
-"""
+"""The JSON forms of an evaluation: metrics.json and the summary of --json."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,8 +11,11 @@ from seqmodel.runs.card import write_json
 
 
 def estimates_json(result: EvaluationResult) -> dict[str, dict[str, Any]]:
-    """{split: {metric: {value, low, high}}}; yardsticks and measured clips alone as `split/name`; None =
-    undefined."""
+    """{split: {metric: {value, low, high}}}; None = undefined.
+
+    Baselines are `split/name`, differences from them `split minus name`, and clips with a face alone
+    `split/measured`.
+    """
     split = result.split
     out = {split: _plain(result.estimates, result.label_names)}
     out[split]["num_clips"] = {"value": len(result.predictions), "low": None, "high": None}
@@ -30,13 +31,13 @@ def estimates_json(result: EvaluationResult) -> dict[str, dict[str, Any]]:
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
-    """metrics.json: entries of this split replace earlier ones, other splits stay."""
+    """Write metrics.json: entries of this split replace earlier ones, those of other splits stay."""
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_json(path, earlier | dict(metrics))
 
 
 def summary(result: EvaluationResult, report: Path) -> dict[str, Any]:
-    """What --json prints."""
+    """The summary that --json prints."""
     return {
         "split": result.split,
         "clips": len(result.predictions),
@@ -48,7 +49,7 @@ def summary(result: EvaluationResult, report: Path) -> dict[str, Any]:
 
 
 def readable(name: str, label_names: Sequence[str]) -> str:
-    """`recall_0` as `recall:distracted`; other names as they are."""
+    """`recall_0` as `recall:distracted`; other names unchanged."""
     head, _, index = name.rpartition("_")
     return f"{head}:{label_names[int(index)]}" if index.isdigit() and head else name
 

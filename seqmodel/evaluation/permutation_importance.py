@@ -1,9 +1,9 @@
-"""What a run looks at: how far it falls when a group of its inputs is shuffled between clips.
+"""Permutation importance: how much a metric drops when a group of inputs is shuffled between clips.
 
-Permutation importance (Breiman 2001; Fisher, Rudin & Dominici 2019): each clip gets a group's values from
-another clip, everything else stays, and the metric is measured again. Groups are the embedding and, within
-the geometry, eyes, brows, mouth, the rest of the face, head pose and place. Groups that carry the same
-news cover for each other, so a small fall does not mean that a group holds nothing.
+Breiman 2001; Fisher, Rudin & Dominici 2019. Each clip gets the values of one group from another clip, all
+other inputs stay, and the metric is computed again. The groups are the embedding and, within the geometry,
+eyes, brows, mouth, the rest of the face, head pose and place (position of the face). Correlated groups can
+replace each other, so a small drop does not mean that a group has no information.
 
 N clips, T frames, D width of a stream.
 """
@@ -21,12 +21,12 @@ from seqmodel.training.loop import to_tensors
 
 Arrays = Mapping[str, np.ndarray]
 SHUFFLED_CLIPS = 300
-"""Clips that are enough: each is read some seventy times."""
+"""Maximum number of clips: each is predicted about seventy times."""
 SHUFFLES = 10
 DRAWS = 20
-"""Samples of people for each shuffle; together they make the interval."""
+"""Bootstrap samples of subjects per shuffle; all of them together give the confidence interval."""
 
-# First letters of a feature's name -> its group; what matches none is the rest of the face.
+# Prefixes of feature names -> group; a name without a match belongs to the rest of the face.
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("eyes", ("eye",)),
     ("brows", ("brow",)),
@@ -39,14 +39,14 @@ REST = "rest of the face"
 
 @dataclass(frozen=True)
 class ImportanceScore:
-    """What shuffling one group costs."""
+    """Permutation importance of one group."""
 
     group: str
     value: float
-    """Fall of the metric, mean over the shuffles; below 0 it rose."""
+    """Drop of the metric, mean over the shuffles; below 0: the metric rose."""
     low: float
     high: float
-    """95 % interval over shuffles and people."""
+    """95 % confidence interval over shuffles and subjects."""
 
 
 def feature_groups(dims: Mapping[str, int], features: Sequence[str]) -> dict[str, tuple[str, list[int]]]:
@@ -56,7 +56,7 @@ def feature_groups(dims: Mapping[str, int], features: Sequence[str]) -> dict[str
         found["embedding"] = ("embeddings", list(range(dims["embeddings"])))
     if "geometry" in dims:
         if len(features) != dims["geometry"]:
-            raise ValueError(f"{dims['geometry']} geometry columns, {len(features)} names")
+            raise ValueError(f"got {dims['geometry']} geometry columns and {len(features)} names")
         for column, name in enumerate(features):
             group = next((g for g, starts in GROUPS if name.startswith(starts)), REST)
             found.setdefault(group, ("geometry", []))[1].append(column)
@@ -64,7 +64,7 @@ def feature_groups(dims: Mapping[str, int], features: Sequence[str]) -> dict[str
 
 
 def some_places(places: np.ndarray, seed: int, most: int = SHUFFLED_CLIPS) -> np.ndarray:
-    """At most so many of (n,) places, drawn under `seed`, in order."""
+    """At most `most` of (n,) indices, drawn at random under `seed`, sorted."""
     if len(places) <= most:
         return places
     return np.sort(np.random.default_rng(seed).choice(places, most, replace=False))
@@ -81,11 +81,11 @@ def importance(
     metric: str,
     seed: int = 0,
 ) -> list[ImportanceScore]:
-    """How far `metric` falls for each group, largest first.
+    """How much `metric` drops for each group, largest first.
 
-    `answer` gives probabilities (N,C) for `x[stream]` (N,T,D) and `valid[stream]` (N,T), clip by clip. Where
-    the clip that lends its values saw no face, the mean of all clips stands in. Resamples of people that
-    hold one class only are left out.
+    `answer` gives probabilities (N,C) for `x[stream]` (N,T,D) and `valid[stream]` (N,T), clip by clip. Frames
+    without a face in the source clip are replaced by the mean of all clips. Bootstrap samples with one class
+    only are left out.
     """
     rng = np.random.default_rng(seed)
     resamples = _resamples(np.asarray(subjects), SHUFFLES * DRAWS, rng)
@@ -95,8 +95,8 @@ def importance(
     for group, (stream, columns) in groups.items():
         drops, spread = [], []
         for shuffle in range(SHUFFLES):
-            lent = _shuffled(x[stream], valid[stream], columns, means[stream], rng)
-            after = answer(dict(x) | {stream: lent}, valid)
+            shuffled = _shuffled(x[stream], valid[stream], columns, means[stream], rng)
+            after = answer(dict(x) | {stream: shuffled}, valid)
             drops.append(score(metric, labels, before) - score(metric, labels, after))
             for places in resamples[shuffle * DRAWS : (shuffle + 1) * DRAWS]:
                 if len(np.unique(labels[places])) > 1:
@@ -123,16 +123,17 @@ def head_logits(head: Any, x: Arrays, valid: Arrays) -> np.ndarray:
 def _shuffled(
     values: np.ndarray, valid: np.ndarray, columns: list[int], mean: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """`values` (N,T,D) float32 with `columns` lent between clips, the (D,) mean where the lender's are not
+    """`values` (N,T,D) float32 with `columns` taken from other clips; the (D,) mean if the source is not
     valid."""
-    lender, out = rng.permutation(len(values)), np.array(values, np.float32)
-    lent = out[lender][..., columns]
-    out[..., columns] = np.where(np.asarray(valid)[lender][..., None], lent, mean[columns])
+    source, out = rng.permutation(len(values)), np.array(values, np.float32)
+    taken = out[source][..., columns]
+    out[..., columns] = np.where(np.asarray(valid)[source][..., None], taken, mean[columns])
     return out
 
 
 def _resamples(subjects: np.ndarray, rounds: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Places of the clips of people drawn with replacement; of clips, where people are not known."""
+    """Indices of the clips of subjects drawn with replacement; of clips drawn so, if subjects are not "
+    "known."""
     names, index = np.unique(subjects, return_inverse=True)
     if len(names) < 2:
         return [rng.integers(len(subjects), size=len(subjects)) for _ in range(rounds)]

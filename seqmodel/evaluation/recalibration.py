@@ -1,6 +1,4 @@
-"""Another threshold, or an abstain band, for a run: chosen on its own validation clips, never on the judged
-ones.
-"""
+"""A new threshold or abstain band for a run, chosen on its own validation clips only."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,25 +18,25 @@ from seqmodel.runs.predict import predict_rows
 
 
 def home_of(context: EvalContext) -> Path:
-    """The store of the run's own clips: the one at hand, wherever it was moved to, unless it is another data
-    set."""
+    """Path of the store with the run's own clips: the evaluated store, unless that is another data set."""
     return Path(context.card.store if context.is_other_data else context.store.path)
 
 
-def choose_on_validation(context: EvalContext, threshold_for: str, abstain: float) -> Calibration:
-    """The calibration for another goal ('' keeps the run's), with another abstain band (0 moves the run's).
+def choose_on_validation(context: EvalContext, new_metric: str, abstain: float) -> Calibration:
+    """The calibration for another threshold metric ('' = the run's own), with another abstain band (0 = the
+    run's own, moved along with the threshold).
 
-    Raises ValueError where the run is calibrated for a new place, or validation has nothing to choose on.
+    Raises ValueError if the run is calibrated for a new domain, or the validation clips have one class only.
     """
     card, home = context.card, home_of(context)
     task, names = card.labelling.task, card.labelling.names
-    if threshold_for:
+    if new_metric:
         require_threshold(task)
     if (stage := calibration_stage(card)) is not None:
         raise ValueError(
-            f"{context.run} is calibrated for {stage['store']}; "
-            "--threshold-metric and --abstain would choose on "
-            "its own validation again. calibrate takes --threshold-metric, too"
+            f"{context.run} is calibrated for {stage['store']}; --threshold-metric and --abstain would "
+            "replace that by a calibration on the run's own validation clips. Use `calibrate "
+            "--threshold-metric` instead"
         )
     validation = open_context(context.run, card, home, "val")
     logits, measured = predict_rows(
@@ -47,10 +45,10 @@ def choose_on_validation(context: EvalContext, threshold_for: str, abstain: floa
     logits, labels = logits[measured], validation.eval_subset.labels[measured]
     if len(np.unique(labels)) < 2:
         raise ValueError(
-            f"the {len(labels)} measured validation clips in {home} are of one class: nothing can be chosen "
-            "on them"
+            f"the {len(labels)} validation clips with a face in {home} have one class only: a threshold "
+            "needs both classes"
         )
-    threshold_metric = threshold_for or card.calibration.threshold_metric
+    threshold_metric = new_metric or card.calibration.threshold_metric
     chosen = refit_calibration(
         card.calibration, logits, labels, task, threshold_metric=threshold_metric, label_names=names
     )

@@ -1,5 +1,4 @@
-"""For whom it works: the same figures for every person, source, face coverage and further column, worst
-first.
+"""Results by subgroup: accuracy by subject, source, face coverage and further columns, lowest first.
 
 Shapes: N clips, S subjects, R rounds, C classes.
 """
@@ -13,36 +12,36 @@ from seqmodel.metrics.bootstrap import BootstrapWeights, Estimate, interval, per
 from seqmodel.metrics.classification import count_metrics
 from seqmodel.metrics.predictions import Predictions
 
-# Fewer clips say nothing: the interval of 10 clips, 8 of them right, is .49 to .94.
+# Fewer clips are too uncertain: with 8 of 10 clips correct the confidence interval is .49 to .94.
 ENOUGH_CLIPS = 10
-# With fewer people than this in a slice, an interval by person would be a guess; clips are counted instead.
+# With fewer subjects in a subgroup the bootstrap by subject is unreliable; the interval is by clip instead.
 ENOUGH_SUBJECTS = 5
 MOST_VALUES = 40
-"""A column with more different values (and about as many clips) is a name, not a slice."""
+"""A column with more distinct values identifies clips and does not group them."""
 
 COVERAGE_NAMES = ("no face", "under half", "half to 90 %", "90 % and more")
 
 
 @dataclass(frozen=True)
 class SliceRow:
-    """One group of clips."""
+    """Metrics of one subgroup of clips."""
 
     name: str
     accuracy: Estimate
     balanced_accuracy: Estimate
     predicted: float
-    """Share of clips for which the last class is said."""
+    """Fraction of clips predicted to be the last class."""
     true: float
-    """Share of clips that are of the last class."""
+    """Fraction of clips whose label is the last class."""
     clips: int
     people: int
     small: bool
-    """True where it has too few clips to judge."""
+    """True if it has fewer than ENOUGH_CLIPS clips."""
 
 
 @dataclass(frozen=True)
 class Slices:
-    """One way of grouping the clips; rows worst first, those too small to judge last."""
+    """The subgroups of one column; lowest accuracy first, small subgroups last."""
 
     title: str
     column: str
@@ -51,15 +50,15 @@ class Slices:
 
 
 def all_slices(p: Predictions, resamples: BootstrapWeights, num_classes: int) -> list[Slices]:
-    """Every grouping that has at least two groups."""
+    """The subgroups of every column with at least two of them."""
     found = []
     for title, column, values in _groupings(p):
         names = [str(name) for name in np.unique(values) if name]
-        if len(names) < 2 or (len(names) > MOST_VALUES and title != "By person"):
+        if len(names) < 2 or (len(names) > MOST_VALUES and title != "By subject"):
             continue
         rows = [slice_row(name, values == name, p, resamples, num_classes) for name in names]
         unnamed = int((values == "").sum())
-        note = f"{unnamed} clips without a value are left out here." if unnamed else ""
+        note = f"{unnamed} clips without a value are left out of this table." if unnamed else ""
         rows.sort(key=lambda row: (row.small, row.accuracy.value))
         found.append(Slices(title, column, tuple(rows), note))
     return found
@@ -68,7 +67,7 @@ def all_slices(p: Predictions, resamples: BootstrapWeights, num_classes: int) ->
 def slice_row(
     name: str, inside: np.ndarray, p: Predictions, resamples: BootstrapWeights, num_classes: int
 ) -> SliceRow:
-    """Figures of the clips where `inside` (N,) bool holds."""
+    """Metrics of the clips where `inside` (N,) bool is true."""
     labels, predicted = p.labels[inside], p.predicted[inside]
     subjects = np.unique(resamples.subject_index[inside])
     place = np.searchsorted(subjects, resamples.subject_index[inside])
@@ -87,7 +86,7 @@ def slice_row(
     return SliceRow(
         name=name,
         accuracy=Estimate(accuracy, *accuracy_interval),
-        # The recall of one class alone is not a balanced accuracy.
+        # Balanced accuracy is undefined with one class.
         balanced_accuracy=Estimate(float("nan"), float("nan"), float("nan"))
         if one_class
         else Estimate(balanced, *balanced_interval),
@@ -100,7 +99,7 @@ def slice_row(
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
-    """95 % interval of a share of independent clips (Wilson, 1927); NaN for none."""
+    """95 % confidence interval of a proportion of independent clips (Wilson, 1927); NaN without clips."""
     if total == 0:
         return float("nan"), float("nan")
     from scipy.stats import binomtest
@@ -110,12 +109,12 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 
 
 def coverage_names(coverage: np.ndarray) -> np.ndarray:
-    """(N,) str of COVERAGE_NAMES for (N,) shares of frames with a face."""
+    """(N,) str, one of COVERAGE_NAMES, for (N,) fractions of frames with a face."""
     return np.asarray(COVERAGE_NAMES)[np.digitize(coverage, [1e-9, 0.5, 0.9])]
 
 
 def source_groups(sources: Sequence[str] | np.ndarray) -> np.ndarray:
-    """(N,) str: the video where videos hold several clips, else the first folder of its path."""
+    """(N,) str: the video if videos have two clips or more on average, else the first folder of its path."""
     sources = np.asarray(sources, dtype=str)
     if len(np.unique(sources)) * 2 <= len(sources):
         return sources
@@ -123,7 +122,7 @@ def source_groups(sources: Sequence[str] | np.ndarray) -> np.ndarray:
 
 
 def _groupings(p: Predictions) -> Iterator[tuple[str, str, np.ndarray]]:
-    yield "By person", "person", p.subjects.astype(str)
+    yield "By subject", "subject", p.subjects.astype(str)
     yield "By face coverage", "frames with a face", coverage_names(p.coverage)
     for column, values in p.slices.items():
         yield f"By {column}", column, source_groups(values) if column == "source" else values.astype(str)

@@ -1,1 +1,1 @@
-"""A run without torch."""
+"""Export of runs to OpenVINO and ONNX, for machines without torch."""

@@ -1,17 +1,17 @@
-"""A bundle: a run made ready for machines without torch, as one folder that can be copied.
+"""A bundle: an exported run for machines without torch, as one folder that can be copied.
 
-    export.json            what it was made from, how much it differs, format and precision
-    card.json              the run's card, without paths, people or figures about them
+    export.json            source run, differences from torch, format and precision
+    card.json              the run's card, without paths, subjects or metrics
     statistics.safetensors mean and standard deviation of the training features, by stream
     encoder.xml + .bin, head.xml + .bin    format openvino
     encoder.onnx, head.onnx                format onnx
     detector/              the face detector files (and landmarker) by name
 
-A run that reads no embeddings has no encoder.* in its bundle. The encoder takes one uint8 RGB crop
-(1, H, W, 3) and gives (1, D) float32; the head takes for each stream its values (1, T, D) float32 and its
-validity (1, T) bool, and gives logits (1, O).
+The bundle of a run that reads no embeddings has no encoder.*. The encoder maps one uint8 RGB crop (1, H, W,
+3) to (1, D) float32. The head takes for each stream its values (1, T, D) float32 and its validity (1, T)
+bool, and returns logits (1, O).
 
-This file reads bundles and imports no torch; `export` writes them.
+This module reads bundles and imports no torch; the command `export` writes them.
 """
 
 import json
@@ -45,37 +45,38 @@ Head = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], np.ndarray
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a bundle says of itself."""
+    """The manifest of a bundle (export.json)."""
 
     folder: Path
     format: Format
     run_weights_sha256: str
     """sha256 of the weights.safetensors that it was made from."""
     max_difference: dict[str, float]
-    """Largest differences from torch that were measured when it was made."""
+    """Largest differences from torch, as verified at export."""
 
 
 def bundle_folder(run: Path, form: Format) -> Path:
-    """Where a run keeps its own bundle of a format."""
+    """Folder of a run's own bundle in this format."""
     return run / "export" / form
 
 
 def find_bundle(run: Path) -> Bundle | None:
-    """The bundle to use for a run: the folder itself if it is one, else its own that still fits it."""
+    """The bundle to use for a run: the folder itself if it is a bundle, else the run's current export; None
+    without one."""
     if (run / MANIFEST).is_file():
         return read_manifest(run)
     for form in FORMATS:
         folder = bundle_folder(run, form)
         if (folder / MANIFEST).is_file():
             bundle = read_manifest(folder)
-            # A run that was trained again has outgrown its export. The calibration is the run's own anyway.
+            # After a new training the old export is not valid. The calibration always comes from the run.
             if bundle.run_weights_sha256 == sha256_of(run / WEIGHTS):
                 return bundle
     return None
 
 
 def read_manifest(folder: Path) -> Bundle:
-    """export.json of a bundle. Raises ValueError when it cannot be read."""
+    """The manifest of a bundle. Raises ValueError if it cannot be read."""
     path = folder / MANIFEST
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
@@ -87,9 +88,9 @@ def read_manifest(folder: Path) -> Bundle:
 def open_bundle(
     bundle: Bundle, card: Card, threads: int = 1, precision: Precision | None = None
 ) -> tuple[Engine | None, Head]:
-    """Encoder (None where the head reads no embeddings) and head of a bundle, run by OpenVINO in any format.
+    """Encoder (None if the head reads no embeddings) and head of a bundle; OpenVINO runs both formats.
 
-    `precision` is the encoder's; by default as the run's store was made. Raises ValueError when a file is
+    `precision` is that of the encoder; default: as in the run's store. Raises ValueError if a file is
     missing.
     """
     head = _runs_head(compile_file(_file(bundle, "head"), "f32", threads), card)
@@ -108,14 +109,14 @@ def open_bundle(
 
 
 def head_inputs(card: Card) -> list[str]:
-    """Names of the head's inputs in order: for each stream its values, then its validity."""
+    """Names of the head's inputs, in order: for each stream its values, then its validity."""
     return [name for stream in card.dims for name in (stream, f"{stream}_valid")]
 
 
 def _file(bundle: Bundle, name: str) -> Path:
     path = bundle.folder / f"{name}{SUFFIX[bundle.format]}"
     if not path.is_file():
-        raise ValueError(f"{bundle.folder} lacks {path.name}: export the run again")
+        raise ValueError(f"{bundle.folder} has no {path.name}: export the run again")
     return path
 
 

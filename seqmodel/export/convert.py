@@ -1,4 +1,4 @@
-"""Encoder and head as OpenVINO and ONNX files.
+"""Conversion of encoder and head to OpenVINO and ONNX files.
 
 F frames, T frames of a window, D embedding, O outputs.
 """
@@ -21,7 +21,7 @@ OPSET = 18
 
 
 class FlatHead(nn.Module):
-    """A head whose inputs stand in a row: for each stream its values (B, T, D), then its validity (B, T)."""
+    """A head with positional inputs: for each stream its values (B, T, D), then its validity (B, T)."""
 
     def __init__(self, head: LstmHead) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class FlatHead(nn.Module):
 
 
 def metadata_of(card: Card) -> dict[str, str]:
-    """What travels inside each model file: how to feed it, and how to read what comes out."""
+    """Metadata of each model file: recipe, labels, task, centering, calibration and input format."""
     return {
         "recipe": json.dumps(to_json(card.recipe), ensure_ascii=False),
         "labels": json.dumps(list(card.labelling.names), ensure_ascii=False),
@@ -50,7 +50,7 @@ def metadata_of(card: Card) -> dict[str, str]:
 def to_openvino(
     module: nn.Module, example: tuple[Tensor, ...], path: Path, metadata: Mapping[str, str]
 ) -> None:
-    """Write path (.xml) and its .bin; the inputs have the shapes of `example`."""
+    """Write the OpenVINO files `path` (.xml) and .bin; the inputs have the shapes of `example`."""
     network = convert_network(module, example)
     for key, value in metadata.items():
         network.set_rt_info(value, ["brainbuddy", key])
@@ -65,10 +65,10 @@ def to_onnx(
     path: Path,
     metadata: Mapping[str, str],
 ) -> None:
-    """One self-contained ONNX file. Raises ValueError where the packages for it are not installed."""
+    """Write one self-contained ONNX file. Raises ValueError if the packages for it are not installed."""
     onnx = import_onnx()
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter talks about its own internals
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
         program = torch.onnx.export(
             module.eval(),
             example,
@@ -85,12 +85,12 @@ def to_onnx(
 
 
 def import_onnx() -> Any:
-    """The onnx module. Raises ValueError where the packages for export are not installed."""
+    """The onnx module. Raises ValueError if the packages for export are not installed."""
     try:
         import onnx
         import onnxscript  # noqa: F401  # torch's exporter needs it
     except ImportError as error:
         raise ValueError(
-            f"this export needs the packages of brainbuddy[export]: {error.name} is missing"
+            f"export to ONNX needs the package {error.name}: pip install 'brainbuddy[export]'"
         ) from error
     return onnx

@@ -1,1 +1,1 @@
-"""Encoder and head trained end to end."""
+"""Fine-tuning: encoder and head trained together, end to end."""

@@ -1,10 +1,10 @@
-"""Activations at the cut: what the frozen blocks of an encoder make of every crop, computed once.
+"""The activation cache: outputs of the frozen blocks of an encoder for every crop, computed once.
 
-The project's own idea, cached features, applied inside the network: while the blocks before `cut` do not
-learn, they say the same in every epoch. A cache is a folder with one float16 file, one mark for each finished
-row, and a note of what it was made from; a cache that was interrupted goes on, one of other weights or of
-another seed is made anew. It holds pictures of people, blurred: whoever trains deletes it at the end. N
-clips, V versions (the crops as they are, then augmented ones), T frames, (c,h,w) one frame's activations.
+The blocks before block `cut` are frozen, so their outputs are the same in every epoch. A cache is a folder
+with one float16 file, one byte for each finished row, and a JSON note of its sources. An interrupted cache is
+continued; a cache of other weights or another seed is replaced. It contains blurred pictures of people, so
+fine-tuning deletes it at the end. N clips, V versions (original crops, then augmented ones), T frames,
+(c,h,w) one frame's activations.
 """
 
 import json
@@ -25,17 +25,18 @@ from seqmodel.finetuning.augmentation import Augmentation, augment_clip
 
 ACTIVATIONS, DONE, NOTE = "activations.f16", "done.u8", "cut.json"
 ROOM_LEFT = 1.1
-"""A disk is full enough when this times the cache would not fit."""
+"""Factor on the size of the cache for the required free disk space."""
 
 
 @dataclass(frozen=True)
 class ActivationDataset:
-    """Clips as activations at the cut; the same face as `CropClips`."""
+    """Clips as cached activations; the same methods as `CropClips`."""
 
     clips: CropClips
     path: Path
     shape: tuple[int, ...]
-    """(N,V,T,c,h,w) of the float16 file. It is read, not mapped: memory stays flat however large it is."""
+    """(N,V,T,c,h,w) of the float16 file. It is read, not memory-mapped, so memory does not grow with its
+    size."""
     valid: dict[str, np.ndarray]
     geometry: np.ndarray | None = None
 
@@ -58,8 +59,8 @@ class ActivationDataset:
         return len(self.clips)
 
     def batch(self, indices: np.ndarray, version: int = 0) -> Batch:
-        """x["activations"] float16 (B,T,c,h,w) of one version, x["geometry"] where it is read; valid;
-        labels.
+        """(x, valid, labels) of these clips: x["activations"] float16 (B,T,c,h,w) of one version, and
+        x["geometry"] if the head reads it.
         """
         x = {"activations": np.stack([self._clip(int(index), version) for index in indices])}
         if self.geometry is not None:
@@ -73,28 +74,28 @@ class ActivationDataset:
 
 
 def frame_shape(encoder: Encoder, cut: int, crop_px: int) -> tuple[int, int, int]:
-    """(c,h,w) of what enters block `cut`."""
+    """(c,h,w) of the input of block `cut`."""
     with torch.inference_mode():
         c, h, w = Prefix(encoder, cut)(torch.zeros(1, crop_px, crop_px, 3, dtype=torch.uint8)).shape[1:]
     return c, h, w
 
 
 class Prefix(nn.Module):
-    """The blocks before the cut, from crops (F,H,W,3) uint8 to activations (F,c,h,w)."""
+    """The encoder blocks before block `cut`, from crops (F,H,W,3) uint8 to activations (F,c,h,w)."""
 
     def __init__(self, encoder: Encoder, cut: int) -> None:
         super().__init__()
         self.encoder, self.cut = encoder, cut
 
     def forward(self, crops: Tensor) -> Tensor:
-        """What enters block `cut`, float32."""
+        """Input of block `cut`, float32."""
         return self.encoder.blocks[: self.cut](self.encoder.pixels(crops))
 
 
 def prefix_runner(
     encoder: Encoder, cut: int, crop_px: int, device: str
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from crops (F,H,W,3) uint8 to float16 (F,c,h,w), what enters block `cut`.
+    """A function from crops (F,H,W,3) uint8 to the input of block `cut`, float16 (F,c,h,w).
 
     On a CPU it is compiled, which is two to three times as fast as torch.
     """
@@ -113,7 +114,7 @@ def prefix_runner(
 def open_activation_cache(
     folder: Path, clips: CropClips, shape: tuple[int, int, int], made_from: dict[str, Any], versions: int = 1
 ) -> "ActivationCache":
-    """The cache in `folder`, with the rows that an interrupted run left if it was `made_from` the same."""
+    """The cache in `folder`; it keeps the finished rows of an interrupted job with the same `made_from`."""
     full = (len(clips), versions, clips.valid["crops"].shape[1], *shape)
     note = json.dumps({"shape": full, **made_from}, sort_keys=True, ensure_ascii=False)
     path = folder / NOTE
@@ -128,24 +129,24 @@ def open_activation_cache(
 
 
 def require_room(folder: Path, caches: "Sequence[ActivationCache]") -> None:
-    """Pass only when the disk has room for what all of these caches still lack.
+    """Check that the disk has space for the missing rows of all these caches together.
 
-    Together, because their files take no room before they are filled. Raises ValueError.
+    Together, because their files are sparse and take no space before they are filled. Raises ValueError.
     """
-    lacking = (cache.num_bytes * (cache.done == 0).mean() for cache in caches)
-    size, free = sum(lacking), shutil.disk_usage(folder).free
+    missing = (cache.num_bytes * (cache.done == 0).mean() for cache in caches)
+    size, free = sum(missing), shutil.disk_usage(folder).free
     if size * ROOM_LEFT > free:
         raise ValueError(
-            f"activations at the cut take {size / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free; "
-            "free some, cut later (--unfreeze-from), or compute them anew each epoch (--activation-cache off)"
+            f"the activation cache needs {size / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free; "
+            "free disk space, freeze more blocks (larger --unfreeze-from), or use --activation-cache off "
+            "(slower)"
         )
 
 
 @dataclass(frozen=True)
 class ActivationCache:
-    """A cache being filled. Written by plain writes: a full disk is then an error, not the end of the
-    process.
-    """
+    """A cache that is being written. It uses file writes and no memory map, so that a full disk raises an
+    error and does not kill the process."""
 
     folder: Path
     shape: tuple[int, ...]
@@ -154,12 +155,12 @@ class ActivationCache:
 
     @property
     def done(self) -> np.ndarray:
-        """(N,) uint8: 1 where a row is there."""
+        """(N,) uint8: 1 = the row is finished."""
         return np.fromfile(self.folder / DONE, np.uint8)
 
     @property
     def num_bytes(self) -> int:
-        """Size on disk, once filled."""
+        """Size on disk of the complete cache."""
         return 2 * int(np.prod(self.shape))
 
     def fill(
@@ -169,9 +170,8 @@ class ActivationCache:
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> Iterable[int]:
-        """Compute what is missing of these rows; yields each row when it is there. Every version after the
-        first is a draw of `augmentation`, the same each time under one seed. OSError when the disk is full.
-        """
+        """Compute the missing ones of these rows; yields each row when it is written. Versions after the
+        first are augmented; the same seed gives the same versions. Raises OSError if the disk is full."""
         with open(self.folder / ACTIVATIONS, "r+b") as file, open(self.folder / DONE, "r+b") as marks:
             for row in rows[self.done[rows] == 0].tolist():
                 x, valid, _ = self.clips.batch(np.array([row]))
@@ -193,6 +193,6 @@ class ActivationCache:
                 yield row
 
     def source(self, geometry: np.ndarray | None) -> ActivationDataset:
-        """The filled cache as something to learn from."""
+        """The complete cache as a dataset."""
         valid = {"activations" if k == "crops" else k: mask for k, mask in self.clips.valid.items()}
         return ActivationDataset(self.clips, self.folder / ACTIVATIONS, self.shape, valid, geometry)

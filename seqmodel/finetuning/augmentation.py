@@ -1,8 +1,8 @@
-"""Crops of one clip, changed in ways that change no label: the same way for every frame.
+"""Augmentation of a clip's crops, with the same random transform for all its frames.
 
-A glance away is a change over time, so whatever differs from frame to frame would be noise on the very
-signal; one draw for each clip says "another camera, another light", which is the variety that few people
-bring. Done on whole clips as tensors. T frames, H = W crop_px.
+Labels depend on changes over time, for example a glance away, so a transform that differs from frame to frame
+would add noise to this signal. One transform per clip simulates another camera or another light. It works on
+whole clips as tensors. T frames, H = W crop_px.
 """
 
 import math
@@ -19,28 +19,28 @@ GREY = torch.tensor([0.299, 0.587, 0.114])
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a draw may go; 0 switches a part off."""
+    """Ranges of the random transform; 0 switches a part off."""
 
     flip: float = 0.5
-    """Chance of mirroring."""
+    """Probability of mirroring."""
     rotation_deg: float = 8.0
     shift: float = 0.06
-    """Largest move of the crop, as a share of its side."""
+    """Maximum shift of the crop, as a fraction of its width."""
     scale: float = 0.1
-    """Largest change of size: 0.1 draws 0.9 to 1.1."""
+    """Maximum change of size: 0.1 means a factor of 0.9 to 1.1."""
     brightness: float = 0.25
     contrast: float = 0.25
     saturation: float = 0.3
     hue: float = 0.05
-    """Largest tint: channels are weighted by 1 ± this, each for itself."""
+    """Maximum tint: each channel has its own factor of 1 ± this."""
     blur: float = 0.15
-    """Chance of a soft lens."""
+    """Probability of blur."""
     erase: float = 0.15
-    """Chance of a grey rectangle, up to a third of the side: a hand, a cup."""
+    """Probability of a grey rectangle (as a hand or a cup), up to a third of the width."""
 
 
 def augment_clip(crops: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
-    """Crops (T,H,W,3) uint8 RGB of one clip, changed by one draw from `rng`; same shape and type."""
+    """Crops (T,H,W,3) uint8 RGB of one clip after one random transform; same shape and dtype."""
     a = augmentation
     subset = crops.shape[1]
     x = crops.permute(0, 3, 1, 2).float()
@@ -62,7 +62,7 @@ def augment_clip(crops: Tensor, augmentation: Augmentation, rng: np.random.Gener
 
 
 def _grid(a: Augmentation, rng: np.random.Generator, subset: int, device: torch.device) -> Tensor:
-    """Sampling grid (1,H,W,2) of one mirroring, rotation, scaling and shift together: one resampling."""
+    """Sampling grid (1,H,W,2) for mirroring, rotation, scaling and shift in a single resampling."""
     mirror = -1.0 if rng.random() < a.flip else 1.0
     angle = math.radians(float(rng.uniform(-a.rotation_deg, a.rotation_deg)))
     scale = 1 + float(rng.uniform(-a.scale, a.scale))
@@ -75,7 +75,8 @@ def _grid(a: Augmentation, rng: np.random.Generator, subset: int, device: torch.
 
 
 def _recoloured(x: Tensor, a: Augmentation, rng: np.random.Generator) -> Tensor:
-    """Brightness, contrast, saturation and tint of (T,3,H,W) in 0..255, around the clip's own mean grey."""
+    """(T,3,H,W) in 0..255 with random brightness, contrast (around the clip's mean grey), saturation and
+    tint."""
 
     def factor(spread: float) -> float:
         return 1 + float(rng.uniform(-spread, spread))

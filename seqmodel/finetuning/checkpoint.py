@@ -1,6 +1,6 @@
-"""Where a training run stands, in one file that cannot run code: tensors and a JSON note, as safetensors.
+"""Checkpoints of a training job: tensors and a JSON note in one safetensors file, which cannot run code.
 
-Written atomically, so a kill leaves the last whole one.
+Written atomically: after a kill, the file is the last complete checkpoint.
 """
 
 import json
@@ -17,7 +17,7 @@ from features.files import atomic_write
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON-ready note; the file is there whole or as it was."""
+    """Write tensors and a JSON-ready note, atomically."""
     content = save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         metadata={"note": json.dumps(note, ensure_ascii=False)},
@@ -28,10 +28,10 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What `save_checkpoint` wrote, or None where there is no whole file."""
+    """The tensors and the note of a checkpoint, or None if there is no complete file."""
     if not path.is_file():
         return None
-    content = path.read_bytes()  # bytes, not a path: any letters in it
+    content = path.read_bytes()  # bytes, because safetensors cannot open every path
     try:
         tensors = load(content)
     except SafetensorError:
@@ -41,7 +41,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's memory of each parameter, under flat names."""
+    """The optimizer's state of each parameter, with flat names."""
     return {
         f"optimizer.{index}.{key}": value
         for index, entry in optimizer.state_dict()["state"].items()
@@ -50,7 +50,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave, into an optimizer over the same parameters."""
+    """Load the result of `optimizer_tensors` into an optimizer over the same parameters."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")

@@ -1,6 +1,6 @@
-"""The processes of one training job: alone, or started together by torchrun.
+"""Distributed training: the processes of one job, one alone or several started by torchrun.
 
-Each takes its share of the clips of a step; sums go over all of them.
+Each process takes a part of the clips of a step; sums are over all processes.
 """
 
 import os
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process's place among those of the job."""
+    """Rank of this process, number of processes, and device."""
 
     rank: int = 0
     size: int = 1
@@ -21,23 +21,24 @@ class DistributedContext:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes files and talks."""
+        """Whether this process writes files and prints messages (rank 0)."""
         return self.rank == 0
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The tensor's sum over all processes, in each of them."""
+        """The sum of the tensor over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until all processes reach this call."""
         if self.size > 1:
             dist.barrier()
 
 
 def join_distributed(device: str) -> DistributedContext:
-    """The team that torchrun's environment names, or a team of one; on CUDA each process takes one device."""
+    """Join the processes that torchrun started (WORLD_SIZE, RANK), or run alone; on CUDA each process uses
+    one device."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return DistributedContext(device=device)
@@ -51,6 +52,6 @@ def join_distributed(device: str) -> DistributedContext:
 
 
 def leave_distributed() -> None:
-    """Say goodbye, so that the other processes end in peace."""
+    """Leave the process group, so that the other processes end without an error."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

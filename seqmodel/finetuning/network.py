@@ -1,7 +1,7 @@
-"""Encoder and head as one network, from face crops to logits: what the fine-tune trains.
+"""The network of fine-tuning: encoder and head, from face crops to logits.
 
-The same `forward(x, valid)` as a head, so training, prediction and calibration do not know which they hold.
-Only valid frames go through the encoder. B clips, T frames, H = W crop_px, D embedding, O outputs.
+It has the same `forward(x, valid)` as a head, so training, prediction and calibration work with both. Only
+valid frames go through the encoder. B clips, T frames, H = W crop_px, D embedding, O outputs.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from seqmodel.heads.recurrent import LstmHead
 
 
 class CnnLstm(nn.Module):
-    """The whole network.
+    """Encoder and head as one module.
 
-    `cut` > 0 means that the batches bring the activations that enter encoder block `cut`, as float16
-    x["activations"] (B,T,c,h,w), in place of x["crops"]: the blocks before it are frozen and were run once.
+    With `cut` > 0, batches may have x["activations"] float16 (B,T,c,h,w), the inputs of encoder block `cut`,
+    instead of x["crops"]: the blocks before it are frozen, and their outputs are cached.
     """
 
     def __init__(self, encoder: Encoder, head: LstmHead, cut: int = 0) -> None:
@@ -27,15 +27,14 @@ class CnnLstm(nn.Module):
         self.head = head
         self.cut = cut
         self.noise = 0.0
-        """In training, noise on the embeddings, in units of each channel's spread over the training split."""
+        """Standard deviation of the noise that training adds to the embeddings; the unit is each channel's
+        standard deviation over the training split."""
 
     def forward(self, x: Mapping[str, Tensor], valid: Mapping[str, Tensor]) -> Tensor:
-        """Logits (B,O) of x["crops"] uint8 (B,T,H,W,3), or x["activations"], and any other streams of the
-        head.
+        """Logits (B,O) of x["crops"] uint8 (B,T,H,W,3), or x["activations"], and other streams of the head.
 
-        `valid` names the same streams, (B,T) bool; frames that are not valid are not looked at. In eval
-        mode the embeddings are rounded to float16, as a store keeps them; in training they keep their
-        gradient instead.
+        `valid` has the same streams, (B,T) bool; frames that are not valid are ignored. In eval mode the
+        embeddings are rounded to float16, as in a store; in training they are not, to keep the gradient.
         """
         name = "activations" if "activations" in x else "crops"
         frames, mask = x[name], valid[name]
@@ -44,7 +43,7 @@ class CnnLstm(nn.Module):
         if len(faces):
             embeddings[mask] = self.embed(faces, name).float()
         elif self.training:
-            # Every process of a team must have a gradient for every weight: here one of zeros.
+            # With several processes, each must have a gradient for every weight: here zeros.
             embeddings = embeddings + 0 * self.embed(frames[:1, 0], name).sum()
         if self.training and self.noise > 0:
             spread = self.head.get_buffer("std_embeddings")
@@ -54,7 +53,7 @@ class CnnLstm(nn.Module):
         return self.head({"embeddings": embeddings, **others}, {"embeddings": mask, **seen})
 
     def embed(self, frames: Tensor, name: str = "crops") -> Tensor:
-        """Embeddings (F,D) of frames (F,…): crops, or activations at the cut."""
+        """Embeddings (F,D) of frames (F,…): crops, or inputs of block `cut`."""
         if name == "activations":
             activations = frames.to(self.encoder.mean.dtype).contiguous(memory_format=torch.channels_last)
             found = self.encoder.head_of(activations, self.cut)
@@ -63,9 +62,9 @@ class CnnLstm(nn.Module):
         return found if self.training else found.half()
 
     def train(self, mode: bool = True) -> "CnnLstm":
-        """As torch's, but the encoder's BatchNorm keeps the statistics it came with.
+        """Set training mode, except for the encoder: its BatchNorm keeps its pretrained statistics.
 
-        One clip is 30 pictures of one face: its batch statistics would be that person's.
+        A batch is one clip, with about 30 crops of one face: its statistics would be those of one subject.
         """
         super().train(mode)
         self.encoder.eval()

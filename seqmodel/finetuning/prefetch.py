@@ -1,6 +1,6 @@
-"""The next thing is made while the last one is used.
+"""Prefetching: a background thread loads the next item while the current one is in use.
 
-One thread: decoding and reading disks leave Python's lock alone.
+One thread is enough: decoding and disk reads release Python's global lock.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def prefetched(load: Callable[..., Any], items: Sequence[tuple[int, ...]]) -> Iterator[Iterator[Any]]:
-    """An iterator over `load(*item)` in order; what `load` raises comes out where its result would have."""
+    """An iterator over `load(*item)` in order; an exception of `load` is raised in place of its result."""
     with ThreadPoolExecutor(1, thread_name_prefix="clips") as pool:
 
         def results() -> Iterator[Any]:

@@ -1,7 +1,8 @@
-"""A new store from the crops of an old one, seen by a run's own encoder: so that heads can be searched again.
+"""Re-extraction: a new store with embeddings of a run's own encoder, from the crops of an old store.
 
-Never in place: a kill would leave a store of two encoders, and old heads would read the new one. Running it
-again goes on with what is missing. T frames, D embedding.
+Heads can then be searched on these embeddings. The old store is never changed, because an interrupted job
+would leave embeddings of two encoders in it. The same command again continues with the missing clips.
+T frames, D embedding.
 """
 
 import dataclasses
@@ -25,23 +26,25 @@ from seqmodel.runs.run_encoder import open_run_engine
 def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], int]:
     """Write store `out`: clips, frames, geometry and crops of `store_path`, embeddings of the run's encoder.
 
-    The new store names who trained that encoder, and goes on with the old one's ledger of test openings.
-    Returns (summary, exit code): 1 where extracted clips have no crops, each of which is named. Raises
-    ValueError when the store keeps no crops, its pixels are not the run's, or `out` is the same store or one
-    of another encoder.
+    The new store also has the subsets of the encoder's training and the old store's log of test evaluations.
+    Returns (summary, exit code); the code is 1 if extracted clips have no crops, and a warning names each.
+    Raises ValueError if the store has no crops, its pixel recipe differs from the run's, or `out` is the same
+    store or one of another encoder.
     """
     store, card = FeatureStore.open(store_path), load_card(run)
     if out.resolve() == Path(store_path).resolve():
-        raise ValueError(f"--re-extract {out} is the store it reads from; name a new one")
+        raise ValueError(f"--re-extract {out} is also the store to read from: give a new path")
     if not store.has_crops:
-        raise ValueError(f"{store_path} holds no crops to look at again: extract with --crops jpeg")
+        raise ValueError(
+            f"{store_path} has no crops, which --re-extract needs: run extract with --crops jpeg"
+        )
     require_equal(card.recipe, store.recipe, ["pixels"], where=f"run {run} with store {store_path}")
     engine, table = open_run_engine(run), store.table()
     named = np.flatnonzero((table.clip_id != "") & store.listed())
     subsets: dict[str, str] = {}
     if card.recipe.encoder.weights.startswith("finetuned:"):
         subsets = encoder_subsets(run, store, table, named)
-        # Runs on the new store will ask for this encoder by its hash: opening it keeps it in the cache.
+        # Runs on the new store look for this encoder by its hash in the cache: this puts it there.
         build_encoder(card.recipe.encoder.name, str(run / WEIGHTS))
     new = plan(
         out,
@@ -52,26 +55,25 @@ def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], 
         versions=versions(),
     )
     new.carry_over(store.test_openings, subsets)
-    lacking = fill(new, store, named, engine)
+    without_crops = embed_rows(new, store, named, engine)
     done = int(new.present("embeddings").sum())
     echo(
-        f"{out}: {done} clips of {store_path} as {card.recipe.encoder.weights} sees them; "
-        f"{len(lacking)} had no crops"
+        f"{out}: {done} clips of {store_path} with embeddings of {card.recipe.encoder.weights}; "
+        f"{len(without_crops)} clips had no crops"
     )
-    for clip_id in lacking:
+    for clip_id in without_crops:
         log_warning(
-            f"{clip_id} has no crops to look at: extract it with --crops jpeg, then run the same command"
+            f"{clip_id} has no crops and is left out: extract it with --crops jpeg, then run the same command"
         )
-    return {"store": str(out), "clips": len(named), "done": done, "without_crops": lacking}, int(
-        bool(lacking)
-    )
+    summary = {"store": str(out), "clips": len(named), "done": done, "without_crops": without_crops}
+    return summary, int(bool(without_crops))
 
 
-def fill(new: FeatureStore, store: FeatureStore, rows: np.ndarray, engine: Engine) -> list[str]:
-    """Write what `new` still lacks of these rows of `store`; returns the extracted clips without crops."""
+def embed_rows(new: FeatureStore, store: FeatureStore, rows: np.ndarray, engine: Engine) -> list[str]:
+    """Write the missing ones of these rows of `store` to `new`; returns the extracted clips without crops."""
     table, have, clip_ids = store.table(), store.present("crops"), new.table().clip_id
     row_of = dict(zip(table.clip_id[rows].tolist(), rows.tolist(), strict=True))
-    lacking: list[str] = []
+    without_crops: list[str] = []
     with progress() as bar:
         for row in bar.track(new.missing().tolist(), description="re-extracting"):
             source = row_of[clip_ids[row]]
@@ -80,22 +82,22 @@ def fill(new: FeatureStore, store: FeatureStore, rows: np.ndarray, engine: Engin
             elif table.state[source] == DONE and have[source]:
                 _copy_row(store, source, new, row, engine)
             elif table.state[source] == DONE:
-                lacking.append(str(table.clip_id[source]))
+                without_crops.append(str(table.clip_id[source]))
     new.finalize()
-    return lacking
+    return without_crops
 
 
 def encoder_subsets(run: Path, store: FeatureStore, table: ClipTable, rows: np.ndarray) -> dict[str, str]:
-    """By person (or video) of these rows, the side on which the run had them; of those whom an earlier run
-    had too, whose encoder this one went on from, the side that has seen more: train before val before test.
+    """Subject (or video) of these rows -> its subset in the run that trained the encoder. If an earlier
+    fine-tuning used the subject too, the stricter subset counts: train before val before test.
     """
     split = load_split(run)
     subsets: dict[str, str] = {}
-    for who, clip in zip(groups_of(table, rows).tolist(), table.clip_id[rows].tolist(), strict=True):
+    for group, clip in zip(groups_of(table, rows).tolist(), table.clip_id[rows].tolist(), strict=True):
         _, subset = split.get(clip, ("", ""))
-        on = [found for found in (subset, store.encoder_subsets.get(who), subsets.get(who)) if found]
-        if on:
-            subsets[who] = min(on, key=SUBSETS.index)
+        used = [name for name in (subset, store.encoder_subsets.get(group), subsets.get(group)) if name]
+        if used:
+            subsets[group] = min(used, key=SUBSETS.index)
     return subsets
 
 
@@ -108,7 +110,7 @@ def _copy_row(store: FeatureStore, source: int, new: FeatureStore, row: int, eng
         embeddings[seen] = engine.embed(np.stack(images))
     geometry = np.asarray(store.array("geometry")[source]) if "geometry" in store.streams else None
     frames = store.read_frames(np.array([source]))[0]
-    # Frames that were seen but have no crop would claim an embedding that nobody made.
+    # Frames with a face but without a crop have no embedding: mark them as not valid.
     frames[np.setdiff1d(np.arange(len(frames)), seen), 5] = 0
     new.write_row(row, embeddings=embeddings, frames=frames, geometry=geometry, crops=files)
 
@@ -116,12 +118,12 @@ def _copy_row(store: FeatureStore, source: int, new: FeatureStore, row: int, eng
 def _decoded(file: bytes, what: str) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
-        raise ValueError(f"{what} is no picture; see python -m features verify")
+        raise ValueError(f"{what} is not a valid image; run python -m features verify on the store")
     return image
 
 
 def _clip(table: ClipTable, row: int) -> Clip:
-    """The clip that a row stands for."""
+    """The clip of a row."""
     names, end_s = table.label_names, float(table.end_s[row])
     labels = {c: names[c][codes[row]] if codes[row] >= 0 else "" for c, codes in table.labels.items()}
     return Clip(

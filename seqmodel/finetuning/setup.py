@@ -1,6 +1,6 @@
-"""A run, opened for its second stage: the network, the crops it learns from, and how it will be trained.
+"""The setup of a fine-tuning job: network, crops, training options and activation caches.
 
-Test clips are never asked for.
+Test clips are never read.
 """
 
 import dataclasses
@@ -34,9 +34,9 @@ from seqmodel.runs.card import WEIGHTS, Card, load_card, load_split, load_weight
 from seqmodel.runs.predict import inputs_of
 
 BYTES_PER_CROP = 17_000
-"""A JPEG crop of 224 pixels at quality 95, as measured; for telling what `--crops jpeg` will take."""
+"""Measured size of a JPEG crop of 224 pixels at quality 95; for the estimate of what `--crops jpeg` needs."""
 DEFAULT_CUT = {"mobilenet_v3_large": 15, "efficientnet_lite0": 16}
-"""First block that learns; what each cut gains and costs is in docs/finetune.md."""
+"""Encoder -> first block to train; docs/finetune.md compares the choices."""
 SEED_RECIPE = FinetuneConfig(
     epochs=15,
     head_only_epochs=0,
@@ -47,18 +47,18 @@ SEED_RECIPE = FinetuneConfig(
     scheduler="plateau",
     effective_batch=8 * 32,
 )
-"""The seed project's training: batches of 8, gradients gathered over 32 of them, AdamW, a scheduler,
-everything unfrozen. Its README names no learning rate; this one is ours.
+"""Training of the seed project: batches of 8, gradients accumulated over 32 of them, AdamW, a scheduler, no
+frozen blocks. Its README gives no learning rate; this one is ours.
 """
 SEED_LOSS = TrainConfig(class_weighting=False)
-"""Plain BCEWithLogits or cross-entropy, whatever the head was searched with."""
+"""BCEWithLogits or cross-entropy without class weights, for every head."""
 FREE = ("save_every_s", "compile")
-"""Options that change nothing about what is learned: they go with --preset seed."""
+"""Options that do not change the result; --preset seed allows them."""
 
 
 @dataclass(frozen=True)
 class FinetuneSetup:
-    """A run, opened for its second stage."""
+    """A run, its network, its crops and its options for fine-tuning."""
 
     run: Path
     card: Card
@@ -69,25 +69,25 @@ class FinetuneSetup:
     config: FinetuneConfig
     first_block: int
     loss: TrainConfig
-    """Weights, smoothing and kind of the loss, and what is done to features."""
+    """Class weights, label smoothing and type of the loss, and augmentation of features."""
 
     @property
     def started_from(self) -> str:
-        """`stage 1`, or `stage 2` for a run that was fine-tuned already."""
+        """`stage 1`, or `stage 2` for a run that is already fine-tuned."""
         tuned = any(s.get("stage") == "finetune" and s.get("kept") for s in self.card.stages)
         return "stage 2" if tuned else "stage 1"
 
     @property
     def folder(self) -> Path:
-        """Where the job keeps what it needs to go on."""
+        """Folder for the checkpoint and the activation caches."""
         return self.run / "finetune"
 
 
 def open_setup(args: FinetuneArgs) -> FinetuneSetup:
-    """Read a run and its store's crops.
+    """Open a run and the crops of its store.
 
-    Raises ValueError when the run reads no embeddings, its store is gone, of another recipe, or without
-    crops, or options contradict each other.
+    Raises ValueError if the run reads no embeddings, its store is missing, has another recipe or no crops, or
+    options contradict each other.
     """
     config = config_of(args)
     card = load_card(args.run)
@@ -96,7 +96,10 @@ def open_setup(args: FinetuneArgs) -> FinetuneSetup:
     if "embeddings" not in card.dims:
         raise ValueError(f"{args.run} reads {', '.join(card.dims)} only: it has no encoder to train")
     if card.center != "none":
-        raise ValueError(f"{args.run} reads geometry against a {card.center} baseline: not fine-tuned yet")
+        raise ValueError(
+            f"{args.run} was trained with --center {card.center}, which finetune does not support: train it "
+            "with --center none"
+        )
     path = args.store or Path(card.store)
     store = FeatureStore.open(path)
     parts: list[Part] = ["pixels", *(["geometry"] if "geometry" in card.dims else [])]  # type: ignore[list-item]
@@ -109,7 +112,7 @@ def open_setup(args: FinetuneArgs) -> FinetuneSetup:
     if first_block is None:
         first_block = 0 if args.preset == "seed" else DEFAULT_CUT[card.recipe.encoder.name]
     if not 0 <= first_block <= len(encoder.blocks):
-        raise ValueError(f"--unfreeze-from takes 0 to {len(encoder.blocks)}, got {first_block}")
+        raise ValueError(f"--unfreeze-from must be 0 to {len(encoder.blocks)}, got {first_block}")
     rows = {subset: _rows_of(args.run, store, subset) for subset in ("train", "val")}
     require_crops(store, np.concatenate(list(rows.values())))
     clips = {
@@ -123,30 +126,30 @@ def open_setup(args: FinetuneArgs) -> FinetuneSetup:
 
 
 def config_of(args: FinetuneArgs) -> FinetuneConfig:
-    """How the network is trained. Raises ValueError for options that --preset seed fixes, less than no epoch,
-    and steps or caches without a clip."""
+    """The training options. Raises ValueError for options that --preset seed sets, negative epochs, and
+    batches or copies below 1."""
     if min(args.finetune.epochs, args.finetune.head_only_epochs) < 0:
         raise ValueError(
-            f"epochs and warm_epochs must be at least 0, got {args.finetune.epochs} and "
+            f"--epochs and --head-only-epochs must be at least 0, got {args.finetune.epochs} and "
             f"{args.finetune.head_only_epochs}"
         )
     if args.finetune.effective_batch < 1 or args.finetune.augmented_copies < 1:
         raise ValueError(
-            f"effective_batch and versions must be at least 1, got {args.finetune.effective_batch} and "
-            f"{args.finetune.augmented_copies}"
+            "--effective-batch and --augmented-copies must be at least 1, got "
+            f"{args.finetune.effective_batch} and {args.finetune.augmented_copies}"
         )
     if args.preset != "seed":
         return args.finetune
-    context, usual = dataclasses.asdict(args.finetune), dataclasses.asdict(FinetuneConfig())
-    fixed = [name for name in context if context[name] != usual[name] and name not in FREE]
+    given, defaults = dataclasses.asdict(args.finetune), dataclasses.asdict(FinetuneConfig())
+    fixed = [name for name in given if given[name] != defaults[name] and name not in FREE]
     if fixed:
         options = ", ".join("--" + name.replace("_", "-") for name in fixed)
-        raise ValueError(f"--preset seed fixes {options}: leave one of them out")
-    return dataclasses.replace(SEED_RECIPE, **{name: context[name] for name in FREE})
+        raise ValueError(f"--preset seed sets {options} itself: leave out these options, or --preset seed")
+    return dataclasses.replace(SEED_RECIPE, **{name: given[name] for name in FREE})
 
 
 def _rows_of(run: Path, store: FeatureStore, subset: str) -> np.ndarray:
-    """Rows of the clips that the run put on this side; test clips are never asked for."""
+    """Extracted rows of the clips in this subset of the run's split (train or val)."""
     table = store.table()
     row_of = {clip: row for row, clip in enumerate(table.clip_id.tolist()) if clip}
     wanted = [clip for clip, (_, split) in load_split(run).items() if split == subset]
@@ -157,30 +160,33 @@ def _rows_of(run: Path, store: FeatureStore, subset: str) -> np.ndarray:
             f"{len(wanted) - len(rows)} of the run's {len(wanted)} {subset} clips are not in {store.path}"
         )
     if not len(rows):
-        raise ValueError(f"{store.path} holds none of the {subset} clips of {run}: is it the right store?")
+        raise ValueError(
+            f"{store.path} has none of the {subset} clips of {run}: give the store of the run with --store"
+        )
     return rows
 
 
 def require_crops(store: FeatureStore, rows: np.ndarray) -> None:
-    """Pass only when these rows of a store have face crops.
+    """Check that these rows of a store have face crops.
 
-    Raises ValueError with the one command that adds them, the disk that it takes and a word on privacy.
+    Raises ValueError with the command that adds them, the disk space that they need, and a note on privacy.
     """
     if store.recipe.pixels is None:
-        raise ValueError(f"{store.path} holds imported features: there is no encoder to fine-tune")
+        raise ValueError(f"{store.path} has imported features: there is no encoder to fine-tune")
     missing = len(rows) if not store.has_crops else int((~store.present("crops")[rows]).sum())
     if missing:
         size = missing * store.num_frames * BYTES_PER_CROP / 1e6
         raise ValueError(
-            f"{store.path} lacks the face crops of {missing} clips, which fine-tuning learns from; add them "
-            f"with: {crops_command(store)} (keeps the embeddings "
-            f"and checks them; about {size:.0f} MB). Crops are pictures of people: keep the store where such"
-            " pictures may lie, and remove it with python -m features delete"
+            f"{store.path} has no face crops of {missing} clips, which fine-tuning needs; add them with: "
+            f"{crops_command(store)} (it keeps the embeddings and checks them; about {size:.0f} MB). Crops "
+            "are pictures of people: keep the store in a protected place, and delete it with python -m "
+            "features delete"
         )
 
 
 def crops_command(store: FeatureStore) -> str:
-    """The command that adds crops to a store; what cannot be known from it stands in capitals."""
+    """The command that adds crops to a store; values that the store does not have are placeholders in
+    capitals."""
     recipe: Recipe = store.recipe
     assert recipe.pixels is not None
     encoder, known = recipe.encoder, IMAGENET_WEIGHTS[recipe.encoder.name].sha256
@@ -203,8 +209,8 @@ def crops_command(store: FeatureStore) -> str:
 
 
 def settings_hash(setup: FinetuneSetup, args: FinetuneArgs) -> str:
-    """Sixteen hex digits of all that a fine-tune was asked to do, apart from the weights it began with."""
-    context = dataclasses.asdict(setup.config) | {
+    """Hash, sixteen hex digits, of all settings of a fine-tuning job except its initial weights."""
+    settings = dataclasses.asdict(setup.config) | {
         "first_block": setup.first_block,
         "seed": args.seed,
         "augment": args.augment,
@@ -216,26 +222,26 @@ def settings_hash(setup: FinetuneSetup, args: FinetuneArgs) -> str:
         "loss": dataclasses.asdict(setup.loss),
         "metric": setup.card.metric,
     }
-    context.pop("save_every_s")
-    text = repr(sorted(context.items(), key=lambda item: item[0]))
+    settings.pop("save_every_s")
+    text = repr(sorted(settings.items(), key=lambda item: item[0]))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def start_of(setup: FinetuneSetup) -> str:
-    """Which weights a fine-tune begins with, and on what state of the store."""
+    """Hashes of the initial weights, the encoder and the store of a fine-tuning job."""
     parts = sha256_of(setup.run / WEIGHTS), fingerprint(setup.card.recipe.encoder), setup.store.fingerprint()
     return " ".join(parts)
 
 
 def augmentation_of(setup: FinetuneSetup) -> Augmentation:
-    """How crops are changed: never mirrored where the head reads geometry too, which would stay as it was."""
+    """Augmentation of the crops; without mirroring if the head reads geometry, which is not mirrored."""
     return Augmentation(flip=0.0) if "geometry" in setup.card.dims else Augmentation()
 
 
 def activation_datasets(
     setup: FinetuneSetup, args: FinetuneArgs, distributed: DistributedContext
 ) -> tuple[Any, Any]:
-    """Training and validation clips as activations at the cut, computed now where they are missing."""
+    """Training and validation clips as cached activations; missing ones are computed now."""
     assert setup.card.recipe.pixels is not None
     crop_px = setup.card.recipe.pixels.crop_px
     encoder, cut = setup.model.encoder, setup.first_block
@@ -243,7 +249,7 @@ def activation_datasets(
     versions = {"train": setup.config.augmented_copies if args.augment else 1, "val": 1}
     subsets = (("train", setup.train), ("val", setup.val))
 
-    def opened() -> list[ActivationCache]:
+    def open_caches() -> list[ActivationCache]:
         found = []
         for subset, clips in subsets:
             made_from = {
@@ -251,7 +257,7 @@ def activation_datasets(
                 "cut": cut,
                 "store": setup.store.fingerprint(),
                 "clips": ",".join(map(str, clips.rows.tolist())),
-                # Crops as they are know no seed.
+                # Original crops do not depend on the seed.
                 "seed": args.seed if versions[subset] > 1 else None,
             }
             found.append(
@@ -262,18 +268,22 @@ def activation_datasets(
         return found
 
     if distributed.is_main:
-        caches = opened()
+        caches = open_caches()
         size_mb = sum(cache.num_bytes for cache in caches) / 1e6
-        echo(f"caching what blocks 0–{cut - 1} see: {size_mb:.0f} MB in {setup.folder}, deleted at the end")
+        echo(
+            f"caching the output of blocks 0–{cut - 1}: {size_mb:.0f} MB in {setup.folder}, deleted at the "
+            "end"
+        )
         require_room(setup.folder, caches)
         if args.augment and versions["train"] == 1:
             echo(
-                "crops are not augmented: their activations are cached (--activation-cache off augments them)"
+                "crops are not augmented, because only the original activations are cached "
+                "(--augmented-copies 2 or more, or --activation-cache off, augments them)"
             )
     distributed.barrier()
     run = prefix_runner(encoder, cut, crop_px, distributed.device)
     sources = []
-    for (subset, clips), cache in zip(subsets, opened(), strict=True):
+    for (subset, clips), cache in zip(subsets, open_caches(), strict=True):
         rows = np.arange(len(clips))[distributed.rank :: distributed.size]
         with progress() as bar:
             task = bar.add_task(f"activations, {subset}", total=len(rows), visible=distributed.is_main)

@@ -1,6 +1,6 @@
-"""How far an end-to-end training job has come, and what is asked of it: plain data, ready for JSON.
+"""State of a fine-tuning job: epoch results, objective and position; data classes, ready for JSON.
 
-An epoch is judged by its validation score, then by its loss.
+Epochs are ranked by validation score, then by validation loss.
 """
 
 import math
@@ -13,45 +13,45 @@ from seqmodel.training.loop import rank_of
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch came to."""
+    """Losses and metric of one epoch."""
 
     index: int
-    """−1 for what came in, before any step."""
+    """−1 for the weights before fine-tuning."""
     phase: str
-    """`stage 1`, `warm` (the head alone) or `both`."""
+    """`stage 1` (before fine-tuning), `warm` (only the head is trained) or `both`."""
     val_score: float
     val_loss: float
     train_loss: float = math.nan
     lr: float = 0.0
-    """Of the head, at the last step."""
+    """Learning rate of the head at the last step."""
     seconds: float = 0.0
     frames_per_s: float = 0.0
-    """Trained frames, without validation."""
+    """Training frames per second, without validation."""
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Higher is better: the score, then the loss."""
+        """Sort key, higher is better: the score, then the negative loss."""
         return rank_of(self.val_score, self.val_loss)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is asked of the labels."""
+    """Task, number of classes, metric and loss."""
 
     task: Task
     num_classes: int
     metric: str
     loss: TrainConfig
-    """Weights, smoothing and kind of the first stage's loss."""
+    """Class weights, label smoothing and type of the first stage's loss."""
 
 
 @dataclass
 class TrainState:
-    """How far a job has come; all that is needed to go on, beside the weights."""
+    """Position and history of a job: all that is needed to resume, together with the weights."""
 
     epoch: int = 0
     step: int = 0
-    """Steps done in this epoch."""
+    """Finished steps of this epoch."""
     loss_sum: float = 0.0
     seconds: float = 0.0
     history: list[EpochResult] = field(default_factory=list)

@@ -1,9 +1,9 @@
-"""The whole network learns: one optimizer step after another, each of which a job can stop at and go on from.
+"""The trainer of encoder and head: one optimizer step at a time; a job can stop and resume at every step.
 
-A step gathers gradients clip by clip (on CPUs larger micro-batches were slower), over all processes of a
-team. Every random choice depends on (seed, epoch, step, place in the step) alone, so neither a kill nor the
-number of processes changes what is learned, up to the order of sums. Keeps the best epoch by validation,
-where what came in counts as an epoch. B clips, T frames, O outputs.
+A step accumulates gradients clip by clip (on CPUs larger micro-batches were slower), over all processes.
+Every random choice depends on (seed, epoch, step, position in the step) alone. So neither a kill nor the
+number of processes changes the result, except for the order of sums. The best epoch on validation is kept;
+the weights before fine-tuning count as an epoch. B clips, T frames, O outputs.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ from seqmodel.training.loop import (
     Loss,
     augment_features,
     computes_in_bf16,
-    judge_logits,
+    evaluate_logits,
     labelled_clips,
     loss_for,
     lr_scale,
@@ -43,7 +43,7 @@ from seqmodel.training.loop import (
 )
 
 CLIP_NORM = 1.0
-"""Largest norm of a step's gradient, as in the first stage."""
+"""Maximum norm of a step's gradient, as in the first stage."""
 
 
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
@@ -56,7 +56,7 @@ Tensors = tuple[dict[str, Tensor], dict[str, Tensor], np.ndarray]
 
 
 class EndToEnd:
-    """A training job over encoder blocks `first_block` … and the head."""
+    """A job that trains the head and the encoder blocks from `first_block` on."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class EndToEnd:
         self._wrapped: nn.Module | None = None
 
     def evaluate_start(self) -> EpochResult:
-        """Validate what came in; it is the best until an epoch is better."""
+        """Evaluate the initial weights on validation; they are the best until an epoch is better."""
         self.best_logits = self._val_logits()
         result = self._evaluated(self.best_logits, -1, "stage 1")
         self.at.history, self.at.best = [result], -1
@@ -117,7 +117,8 @@ class EndToEnd:
 
     @property
     def finished(self) -> bool:
-        """Whether no epoch is left, or patience ran out with the encoder unfrozen."""
+        """Whether all epochs are done, or early stopping applies (it counts epochs with the encoder
+        unfrozen)."""
         if self.at.epoch >= self.num_epochs:
             return True
         since = self.at.epoch - 1 - max(self.at.best, self.config.head_only_epochs - 1)
@@ -125,13 +126,13 @@ class EndToEnd:
 
     @property
     def warm(self) -> bool:
-        """Whether this epoch trains the head alone."""
+        """Whether this epoch trains only the head."""
         return self.at.epoch < self.config.head_only_epochs
 
     def step(self) -> EpochResult | None:
-        """One optimizer step; with an epoch's last step its outcome too.
+        """One optimizer step; returns the epoch's result after its last step, else None.
 
-        Raises ValueError, before anything is changed, when a loss or a gradient is not finite.
+        Raises ValueError, before any weight changes, if a loss or a gradient is not finite.
         """
         started = time.perf_counter()
         clips = self._clips_of_step()
@@ -152,18 +153,18 @@ class EndToEnd:
         return self._close_epoch() if self.at.step == self.num_steps else None
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a job needs to go on, beside `note()`."""
+        """All tensors that a job needs to resume; `note()` has the other data."""
         parts = {f"now.{k}": v for k, v in self._learned().items()}
         parts |= {f"best.{k}": v for k, v in self.best.items()}
         others = {"best_logits": torch.from_numpy(self.best_logits), "rng": torch.get_rng_state()}
         return parts | others | optimizer_tensors(self.optimizer)
 
     def note(self) -> dict[str, Any]:
-        """Numbers and words of the job's position."""
+        """Position and history of the job, ready for JSON."""
         return asdict(self.at) | {"scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
-        """Continue where `tensors()` and `note()` were taken."""
+        """Resume from the results of `tensors()` and `note()`."""
         history = [EpochResult(**entry) for entry in note["history"]]
         self.at = TrainState(**{k: v for k, v in note.items() if k != "scaler"} | {"history": history})
         self._put({k.removeprefix("now."): v for k, v in tensors.items() if k.startswith("now.")})
@@ -175,12 +176,12 @@ class EndToEnd:
         torch.set_rng_state(tensors["rng"])
 
     def restore_best(self) -> EpochResult:
-        """Put the best weights into the model; returns the outcome they had."""
+        """Load the best weights into the model; returns the result of their epoch."""
         self._put(self.best)
         return next(o for o in self.at.history if o.index == self.at.best)
 
     def _learned(self) -> dict[str, Tensor]:
-        """Copies of the weights that this job may change."""
+        """Copies of the weights that this job trains."""
         frozen = tuple(f"encoder.blocks.{i}." for i in range(self.first_block))
         return {
             name: tensor.detach().clone()
@@ -192,7 +193,7 @@ class EndToEnd:
         self.model.load_state_dict(self.model.state_dict() | dict(tensors))
 
     def _clips_of_step(self) -> list[tuple[int, int]]:
-        """(place in the step, index of the clip) of this process's share; −1 fills up to equal shares."""
+        """(position in the step, index of the clip) for this process; −1 pads to equal numbers of clips."""
         order = np.random.default_rng([self.seed, self.at.epoch]).permutation(self.order)
         size = self.config.effective_batch
         chosen = order[self.at.step * size : (self.at.step + 1) * size]
@@ -201,7 +202,8 @@ class EndToEnd:
         return [(place, int(chosen[place]) if place < len(chosen) else -1) for place in places]
 
     def _ready(self) -> nn.Module:
-        """The model in training mode, with this phase's parts learning, wrapped for the team."""
+        """The model in training mode, with the trainable parts of this phase, wrapped for several
+        processes."""
         for name, parameter in self.model.encoder.named_parameters():
             learns = not self.warm and int(name.split(".")[1]) >= self.first_block
             if parameter.requires_grad != learns:
@@ -211,12 +213,12 @@ class EndToEnd:
         if self._wrapped is None:
             self._wrapped = self.model
             if self.distributed.size > 1:
-                # Buffers never change here: BatchNorm keeps its statistics.
+                # Buffers never change: BatchNorm keeps its statistics.
                 self._wrapped = DistributedDataParallel(self.model, broadcast_buffers=False)
         return self._wrapped
 
     def _load(self, place: int, clip: int) -> Tensors:
-        """One clip as a batch of one, changed by augmentation."""
+        """One clip as a batch of one, augmented."""
         rng = np.random.default_rng([self.seed, self.at.epoch, self.at.step, place])
         train, augments = self.train, self.augmentation is not None
         if isinstance(train, ActivationDataset) and augments and train.num_versions > 1:
@@ -229,10 +231,10 @@ class EndToEnd:
         return tensors, to_tensors(valid), labels
 
     def _backward(self, wrapped: nn.Module, batch: Tensors | None, place: int) -> Tensor:
-        """Add one clip's gradient; returns its loss, divided by the number of clips of the step."""
+        """Accumulate one clip's gradient; returns its loss, divided by the number of clips of the step."""
         size = self.config.effective_batch
         weight = 1.0 / min(size, len(self.order) - self.at.step * size)
-        if batch is None:  # another process has a clip more: join in with weight 0
+        if batch is None:  # another process has one clip more: take part with weight 0
             batch, weight = self._load(0, int(self.order[0])), 0.0
         x, valid, labels = batch
         torch.manual_seed(seed_of(self.seed, self.at.epoch, self.at.step, place))
@@ -243,7 +245,7 @@ class EndToEnd:
             logits = wrapped(inputs, masks)
         target = torch.from_numpy(np.asarray(labels)).to(self.distributed.device)
         loss = self.loss(logits.float(), target).sum() * weight
-        # DistributedDataParallel means over processes; a step sums over clips.
+        # DistributedDataParallel takes the mean over processes, but a step needs the sum over clips.
         self.scaler.scale(loss * self.distributed.size).backward()
         return loss.detach()
 
@@ -260,7 +262,7 @@ class EndToEnd:
         raise ValueError(self._stopped("the loss", bad or [c for _, c in clips]))
 
     def _update(self, clips: list[tuple[int, int]]) -> None:
-        """Move the weights, unless the gradient is not finite."""
+        """Update the weights. Raises ValueError if the gradient is not finite."""
         config, at, scale = self.config, self.at, 1.0
         if not self.warm:
             done = (at.epoch - config.head_only_epochs) * self.num_steps + at.step
@@ -280,12 +282,13 @@ class EndToEnd:
     def _stopped(self, what: str, clips: list[int]) -> str:
         names = ", ".join(str(self.train.clip_ids[clip]) for clip in clips if clip >= 0)
         return (
-            f"{what} is not finite at epoch {self.at.epoch}, step {self.at.step}, with clips {names}: "
-            "stopped, the last good checkpoint is kept; look at those clips, or lower the learning rates"
+            f"{what} is not finite at epoch {self.at.epoch}, step {self.at.step}, with clips {names}. "
+            "Training stopped; the last checkpoint is kept. Check these clips, or lower the learning rates"
         )
 
     def _close_epoch(self) -> EpochResult:
-        """Validate, note, and keep the weights if they are the best."""
+        """Evaluate on validation, add the result to the history, and keep the weights if they are the
+        best."""
         at = self.at
         logits = self._val_logits()
         seen = self.train.valid["activations" if "activations" in self.train.valid else "crops"]
@@ -305,13 +308,13 @@ class EndToEnd:
         return result
 
     def _evaluated(self, logits: np.ndarray, index: int, phase: str, **more: float) -> EpochResult:
-        loss, value = judge_logits(
+        loss, value = evaluate_logits(
             logits, self.val.labels, self.plain, self.objective.task, self.objective.metric
         )
         return EpochResult(index, phase, value, loss, **more)
 
     def _val_logits(self) -> np.ndarray:
-        """Logits (N,O) float32 of validation, each process a share."""
+        """Logits (N,O) float32 of the validation clips, computed by all processes together."""
         self.model.eval()
         autocast = self.autocast if self.on_cuda else nullcontext
         logits = torch.zeros(len(self.val), self.model.head.num_outputs)
@@ -328,10 +331,10 @@ class EndToEnd:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that tensors give back, for the tensors of the next step.
+    """Make the C library keep freed memory for the tensors of the next step.
 
-    By default the C library returns large blocks to the system at once, and a step on a CPU then spends a
-    fifth of its time on getting them again, page by page. glibc alone can be told; elsewhere nothing happens.
+    By default it returns large blocks to the system at once, and a step on a CPU spends a fifth of its time
+    on allocating them again. It works with glibc only; with other C libraries nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -342,9 +345,10 @@ def keep_freed_memory() -> None:
 
 
 def parameter_groups(model: CnnLstm, config: FinetuneConfig, first_block: int) -> list[dict[str, Any]]:
-    """Head, then blocks from the last to `first_block`, each slower than the one after it.
+    """Parameter groups of the head, then of the blocks from the last to `first_block`, with decreasing
+    learning rates (`layer_decay`).
 
-    Weight decay holds for matrices and kernels, not for norms and biases.
+    Weight decay applies to matrices and kernels, not to norms and biases.
     """
     last = len(model.encoder.blocks) - 1
     parts: list[tuple[nn.Module, float]] = [(model.head, config.head_lr)]

@@ -1,1 +1,1 @@
-"""Networks that turn a window of features into logits."""
+"""Heads: networks from a window of features to logits, and centering of geometry."""

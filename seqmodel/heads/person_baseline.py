@@ -1,8 +1,9 @@
-"""A person's own normal: what is subtracted from the geometry stream, because faces differ at rest.
+"""Centering of the geometry stream (--center): subtracts a mean, because neutral faces differ between
+subjects.
 
-`window` subtracts each clip's own mean; `subject` the mean over every valid frame that the store holds
-of that person, labels unseen. A clip of nobody known falls back to its window. Training, evaluation and
-the webcam all call `subtract_mean`; live learns the person's mean as it goes.
+`window` subtracts the mean of each clip; `subject` subtracts the mean over all valid frames of that subject
+in the store, without using labels. A clip without a subject uses the mean of its window. Training, evaluation
+and the webcam all call `subtract_mean`; live updates the subject's mean during a session.
 
 N clips, T frames, G geometry features.
 """
@@ -21,9 +22,9 @@ STREAM: Literal["geometry"] = "geometry"
 
 
 def with_centering(samples: "Samples", center: str, store: "FeatureStore") -> "Samples":
-    """The samples with every person's normal taken off the geometry stream, (N, T, G) float32 in memory.
+    """The samples with a centered geometry stream, (N, T, G) float32 in memory.
 
-    Samples without that stream, and `none`, come back as they are.
+    Samples without that stream, and with center `none`, are returned unchanged.
     """
     if center == "none" or STREAM not in samples.x:
         return samples
@@ -31,8 +32,8 @@ def with_centering(samples: "Samples", center: str, store: "FeatureStore") -> "S
     means = subject_means(store) if center == "subject" else {}
     out = np.stack(
         [
-            subtract_mean(values, mask, means.get(str(who)))
-            for values, mask, who in zip(x, valid, samples.subjects, strict=True)
+            subtract_mean(values, mask, means.get(str(subject)))
+            for values, mask, subject in zip(x, valid, samples.subjects, strict=True)
         ]
     )
     return dataclasses.replace(samples, x=dict(samples.x) | {STREAM: out})
@@ -41,22 +42,23 @@ def with_centering(samples: "Samples", center: str, store: "FeatureStore") -> "S
 def subtract_mean(
     values: np.ndarray, valid: np.ndarray, subject_mean: np.ndarray | None = None
 ) -> np.ndarray:
-    """One window (T, G) float32 without its normal, 0 where not valid (T,).
+    """One window (T, G) float32 minus a mean; 0 in frames that are not valid (T,).
 
-    rest: (G,) the person's mean, where it is known; otherwise the mean of the window's own valid frames.
+    subject_mean: (G,) mean of the subject; None = the mean of the window's valid frames.
     """
     if not valid.any():
         return np.zeros_like(values, dtype=np.float32)
-    normal = np.asarray(values, np.float32)[valid].mean(axis=0) if subject_mean is None else subject_mean
-    return np.where(valid[:, None], values - normal, 0.0).astype(np.float32)
+    mean = np.asarray(values, np.float32)[valid].mean(axis=0) if subject_mean is None else subject_mean
+    return np.where(valid[:, None], values - mean, 0.0).astype(np.float32)
 
 
 def subject_means(store: "FeatureStore") -> Mapping[str, np.ndarray]:
-    """(G,) float32 mean over all valid frames of each known person, by subject; no label is looked at."""
+    """Subject -> (G,) float32 mean over all its valid frames; labels are not used."""
     table = store.table()
     means: dict[str, np.ndarray] = {}
-    for who in filter(None, np.unique(table.subject[table.state == 1]).tolist()):
-        x, valid = store.read_stream(STREAM, np.flatnonzero((table.subject == who) & (table.state == 1)))
+    for subject in filter(None, np.unique(table.subject[table.state == 1]).tolist()):
+        rows = np.flatnonzero((table.subject == subject) & (table.state == 1))
+        x, valid = store.read_stream(STREAM, rows)
         if valid.any():
-            means[str(who)] = np.asarray(x, np.float32)[valid].mean(axis=0)
+            means[str(subject)] = np.asarray(x, np.float32)[valid].mean(axis=0)
     return means

@@ -1,8 +1,8 @@
-"""The head: what a window of embeddings (and face geometry) means.
+"""The recurrent head: from a window of embeddings (and face geometry) to logits.
 
-Every stream is standardised with statistics of the training split, put to zero where it is not valid,
-projected on its own, and joined with its validity as an extra channel; a recurrent network reads the whole
-window, and the pooling reads valid steps only. The content of a masked frame cannot move a logit.
+Every stream is standardised with statistics of the training split, set to zero in frames that are not valid,
+projected, and concatenated with its validity as an extra channel. A recurrent network reads the whole window,
+and the pooling uses valid steps only. The content of a masked frame does not change the logits.
 
 B clips, T frames, D width of a stream, P projection, H hidden, C classes, O outputs (1 for a binary task,
 C for a multi-class one, C − 1 cumulative thresholds for an ordinal one).
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from features.datasets import Samples
 
 STD_FLOOR = 1e-4
-"""A channel that varies less than this in the training split is constant: dividing by its spread would
-blow up noise."""
+"""A channel with a smaller standard deviation in the training split counts as constant: dividing by it would
+amplify noise."""
 LIMITED, Z_LIMIT = "geometry", 5.0
-"""The stream whose values count for so many standard deviations at most. Blendshape scores have long tails,
-in which people whom a head never saw lie far outside: with the limit, folds by person of a real engagement
-set gain .007 of AUROC (any limit from 3 to 5). Not of embeddings: fine-tuning moves them, and a value at its
-limit has no gradient."""
+"""The stream whose standardised values are clipped, and the limit. Blendshape scores have long tails, and new
+subjects may be far outside the training range: in cross-validation by subject on a real engagement set, the
+limit gains .007 AUROC (any limit from 3 to 5). Embeddings are not clipped: fine-tuning changes them, and a
+clipped value has no gradient."""
 
 
 def num_outputs(task: Task, num_classes: int) -> int:
-    """Number of logits a head gives for a task over `num_classes` classes."""
+    """Number of logits of a head for a task with `num_classes` classes."""
     return {"binary": 1, "multiclass": num_classes, "ordinal": num_classes - 1}[task]
 
 
 class LstmHead(nn.Module):
-    """A recurrent head over one or more streams; LSTM or GRU as the config says."""
+    """A recurrent head (LSTM or GRU) over one or more streams."""
 
     def __init__(self, config: HeadConfig, dims: Mapping[str, int], num_outputs: int) -> None:
         """`dims` gives D for each stream, by name. Weights come from torch's current random state.
 
-        Raises ValueError without a stream, and for a dropout that would leave nothing.
+        Raises ValueError without a stream, and for a dropout outside [0, 1).
         """
         super().__init__()
         if not dims:
@@ -50,7 +50,7 @@ class LstmHead(nn.Module):
         if not 0 <= config.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {config.dropout}")
         self.config = config
-        # Sorted, so that the order in which streams are named cannot change what a weight means.
+        # Sorted, so that the order of streams in `dims` does not change the weights.
         self.dims = {name: dims[name] for name in sorted(dims)}
         self.num_outputs = num_outputs
         self.dropout = nn.Dropout(config.dropout)
@@ -80,13 +80,12 @@ class LstmHead(nn.Module):
         )
 
     def set_statistics(self, samples: "Samples") -> None:
-        """Take mean and standard deviation of every stream from the valid frames of `samples`, which must be
+        """Set mean and standard deviation of every stream from the valid frames of `samples`, which must be
         the training split."""
         self.put_statistics(stream_statistics(samples, tuple(self.dims)))
 
     def put_statistics(self, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-        """Take statistics that were computed before, for a search that trains many heads on the same
-        clips."""
+        """Set statistics that are already computed, for a search that trains many heads on the same clips."""
         for name in self.dims:
             mean, std = statistics[name]
             getattr(self, f"mean_{name}").copy_(torch.from_numpy(mean))
@@ -95,8 +94,8 @@ class LstmHead(nn.Module):
     def forward(self, x: Mapping[str, Tensor], valid: Mapping[str, Tensor]) -> Tensor:
         """Logits of whole windows.
 
-        x: for each stream (B, T, D), any float dtype; what stands where `valid` is False is not read.
-        valid: for each stream (B, T) bool. A stream that is missing altogether counts as never valid.
+        x: for each stream (B, T, D), any float dtype; values in frames that are not valid are ignored.
+        valid: for each stream (B, T) bool. A missing stream counts as not valid in all frames.
         Returns (B, O), float32 outside autocast.
         """
         seen, some_step = self._stream_validity(valid)
@@ -117,7 +116,7 @@ class LstmHead(nn.Module):
             for name in self.dims
         }
         if self.training and self.config.stream_dropout > 0 and len(seen) > 1:
-            # Drop a stream of a clip, never the last one: the head must learn to live with either.
+            # Mask one stream of a clip and keep the other, so that the head learns to work with either.
             names = list(seen)
             drop = torch.rand(some.shape[0], device=some.device) < self.config.stream_dropout
             which = torch.randint(len(names), (some.shape[0],), device=some.device)
@@ -126,8 +125,8 @@ class LstmHead(nn.Module):
         return seen, torch.stack(list(seen.values())).any(dim=0)
 
     def _read(self, name: str, values: Tensor | None, mask: Tensor) -> Tensor:
-        """What the recurrent layers read of a stream, zero where masked: (B, T, P), or (B, T, width) of all
-        copies where nothing projects them."""
+        """The recurrent layers' input from one stream, zero where masked: (B, T, P), or (B, T, width) without
+        a projection."""
         if values is None:
             width = self.config.projection or self.dims[name] * _num_copies(self.config)
             return getattr(self, f"mean_{name}").new_zeros(*mask.shape, width)
@@ -137,8 +136,8 @@ class LstmHead(nn.Module):
         return torch.relu(self.projections[name](copies)) * mask.unsqueeze(-1)
 
     def _copies(self, name: str, values: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, width): standardised values and what the config asks for beside them, in this order: their
-        deviations from the window's mean, their changes, their rates of rises. Zero where masked."""
+        """(B, T, width): standardised values and the extra channels of the config, in this order: deviations
+        from the window's mean, differences between frames, rates of rises. Zero where masked."""
         mean, std = getattr(self, f"mean_{name}"), getattr(self, f"std_{name}")
         z = (values.to(mean.dtype) - mean) / std
         z = z.clamp(-Z_LIMIT, Z_LIMIT) if name == LIMITED else z
@@ -152,7 +151,7 @@ class LstmHead(nn.Module):
         return torch.cat(copies, dim=-1)
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, H') to (B, H'), over valid steps only; zeros where a window has none."""
+        """(B, T, H') to (B, H'), over valid steps only; zeros for a window without any."""
         keep = mask.unsqueeze(-1)
         match self.config.pooling:
             case "mean":
@@ -184,7 +183,7 @@ class LstmHead(nn.Module):
 
 
 def build_head(config: HeadConfig, dims: Mapping[str, int], outputs: int, *, seed: int) -> LstmHead:
-    """A head with weights drawn under `seed`; the caller's random state is left as it was."""
+    """A head with weights initialised from `seed`; the caller's random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LstmHead(config, dims, outputs)
@@ -203,7 +202,7 @@ def masked_mean_std(x: Any, valid: Any, rows_at_once: int = 256) -> tuple[np.nda
     """
     dim = x.shape[-1]
     count, total, squares = 0, np.zeros(dim), np.zeros(dim)
-    # Sums of squares around a first guess of the mean: no cancellation for channels far from zero.
+    # Sums of squares around a first estimate of the mean: no cancellation for channels far from zero.
     guess: np.ndarray | None = None
     for start in range(0, len(x), rows_at_once):
         part = x[start : start + rows_at_once][valid[start : start + rows_at_once]].astype(np.float32)
@@ -223,22 +222,22 @@ def masked_mean_std(x: Any, valid: Any, rows_at_once: int = 256) -> tuple[np.nda
 
 
 def _num_copies(config: HeadConfig) -> int:
-    """How many channels stand for one feature: itself, centred, its change, its rate of rises."""
+    """Number of channels per feature: value, deviation from the mean, difference, rate of rises."""
     return 1 + bool(config.centred_copy) + 2 * bool(config.dynamics)
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of (B, T, K) over valid steps, (B, K); zeros where there are none."""
+    """Mean of (B, T, K) over valid steps, (B, K); zeros without valid steps."""
     weights = mask.to(values.dtype).unsqueeze(-1)
     return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
 
 
 def _dynamics(z: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The change since the step before, and how often a feature rises above its usual range.
+    """Difference from the previous step (B, T, D), and rate of rises (B, D), of each feature.
 
-    z: (B, T, D) standardised, zero where masked. The rate counts upward crossings of one standard deviation
-    for each pair of neighbouring valid steps: of an eye-blink score it is the blink rate, of a gaze or yaw
-    score the rate of gaze shifts. (B, T, D), zero at the first step and after a masked one, and (B, D).
+    z: (B, T, D) standardised, zero where masked. The difference is zero at the first step and after a masked
+    one. The rate is the number of upward crossings of one standard deviation, per pair of neighbouring valid
+    steps: for an eye-blink score it is the blink rate, for a gaze or yaw score the rate of gaze shifts.
     """
     pair = (mask[:, 1:] & mask[:, :-1]).unsqueeze(-1)
     change = torch.zeros_like(z)

@@ -1,1 +1,1 @@
-"""Metrics of predictions, their intervals, and calibration."""
+"""Metrics of predictions, their confidence intervals, and calibration."""

@@ -1,9 +1,9 @@
-"""Intervals by subject: how much a figure would move had other people been recorded.
+"""Bootstrap confidence intervals by subject, and paired differences between two sets of predictions.
 
-Whole subjects are drawn with replacement, because clips of one person are not independent. A round is a
-vector of how often each subject was drawn. Figures that count are sums of per-subject confusion matrices and
-figures that rank take the counts as weights, so that a thousand rounds over nine thousand clips take about a
-second. Two sets of predictions judged with the same draws are compared pair by pair.
+Whole subjects are drawn with replacement, because clips of one subject are not independent. A round is a
+vector of how often each subject is drawn. Metrics that count are computed from sums of per-subject confusion
+matrices, and metrics that rank take the counts as weights: a thousand rounds over nine thousand clips take
+about a second. Two sets of predictions are compared on the same bootstrap samples, round by round.
 
 Shapes: N clips, S subjects, R rounds, C classes. labels and predictions (N,) int64, probabilities (N, C).
 """
@@ -29,55 +29,59 @@ from seqmodel.metrics.classification import (
 # 40).
 FEW_SUBJECTS = 20
 SIGNIFICANT, ENOUGH_SUBJECTS = 0.05, 6
-"""Nothing is called better of fewer people: that all of five are on one side happens by chance in one of 16
-cases, all of six in one of 32."""
-# Rounds whose (rounds, clips) weights are held at once: 100 x 9,000 float64 are 7 MB.
+"""Significance level, and the fewest subjects for a significant difference: five subjects all differ in the
+same direction by chance in one of 16 cases, six in one of 32."""
+# Rounds whose (rounds, clips) weights are in memory at once: 100 x 9,000 float64 are 7 MB.
 ROUNDS_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
 class BootstrapWeights:
-    """The resampled subjects, shared by everything that is compared."""
+    """The bootstrap samples of subjects, shared by all predictions that are compared."""
 
     weights: np.ndarray
     """(R, S) float64, how often each subject was drawn in each round."""
     subject_index: np.ndarray
-    """(N,) int64, which subject a clip is of; a clip of nobody known is one of its own."""
+    """(N,) int64, index of each clip's subject; a clip without a subject is a subject of its own."""
     num_people: int
-    """Subjects who are known by name."""
+    """Number of named subjects."""
 
     @property
     def num_subjects(self) -> int:
-        """S, the number of units that are drawn: people, and clips of nobody known."""
+        """S, the number of units that are drawn: named subjects, and clips without a subject."""
         return self.weights.shape[1]
 
     @property
     def by_subject(self) -> bool:
-        """False where no subjects are known and every clip stands for itself."""
+        """False if no clip has a subject; then clips are drawn."""
         return self.num_people > 0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; NaN where it is not defined."""
+    """A metric value with its 95 % confidence interval; NaN = undefined."""
 
     value: float
     low: float
     high: float
 
     def as_json(self) -> dict[str, float | None]:
-        """Value, low and high by name, None where not defined."""
+        """Value, low and high by name; None = undefined."""
         return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
 
 
 def resample_subjects(subjects: Sequence[str] | np.ndarray, rounds: int, seed: int) -> BootstrapWeights:
-    """R draws of as many subjects as there are. A clip whose subject is '' is a unit of its own.
+    """R bootstrap samples of the subjects, each as large as their number. A clip without a subject ('') is a
+    unit of its own.
 
-    Raises ValueError when there is no clip or no round.
+    Raises ValueError if there is no clip or no round.
     """
     names = np.asarray(subjects, dtype=str)
     if len(names) == 0 or rounds < 1:
-        raise ValueError(f"a bootstrap needs clips and rounds, got {len(names)} clips and {rounds} rounds")
+        raise ValueError(
+            "a bootstrap needs 1 clip and 1 round at least (--bootstrap-rounds), "
+            f"got {len(names)} clips and {rounds} rounds"
+        )
     known = names != ""
     unit = np.where(known, names, np.char.add("\0", np.arange(len(names)).astype(str)))
     _, index = np.unique(unit, return_inverse=True)
@@ -93,7 +97,7 @@ def bootstrap_metrics(
     resamples: BootstrapWeights,
     minority: int,
 ) -> dict[str, np.ndarray]:
-    """Every figure of `compute_metrics` (without support) in every round: name -> (R,) float64."""
+    """Every metric of `compute_metrics` (without support) in every round: name -> (R,) float64."""
     num_classes, num_subjects = probabilities.shape[1], resamples.num_subjects
     per_subject = per_subject_confusion(
         labels, predictions, resamples.subject_index, num_subjects, num_classes
@@ -123,7 +127,8 @@ def per_subject_confusion(
 
 
 def interval(rounds: np.ndarray, num_subjects: int) -> tuple[float, float]:
-    """95 % interval of (R,) round values; NaN where fewer than two subjects or most rounds are undefined.
+    """95 % confidence interval of (R,) round values; NaN with fewer than two subjects, or if most rounds are
+    NaN.
 
     The percentile interval, widened for few subjects: Hesterberg, "What Teachers Should Know About the
     Bootstrap", 2015 ("expanded percentile interval").
@@ -141,22 +146,23 @@ def interval(rounds: np.ndarray, num_subjects: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How far one set of predictions is above another on the same clips."""
+    """Difference of a metric between two sets of predictions for the same clips."""
 
     difference: Estimate
     """First minus second."""
     p_value: float
-    """Two-sided share of rounds on the other side of zero, at least 1 / (R + 1), and at least 2^(1 − people):
-    no sign test of so few people gives less, however far they all are on one side."""
+    """Two-sided bootstrap p-value: twice the fraction of rounds on the other side of zero. At least 1 / (R +
+    1), and at least 2^(1 − subjects), which is the smallest p-value of a sign test with so many subjects."""
 
     @property
     def is_higher(self) -> bool:
-        """Whether the whole interval lies above zero and there are people enough to say so: six."""
+        """Whether the difference is significantly above zero: the whole interval is above zero and the
+        p-value is below SIGNIFICANT, which needs six subjects."""
         return self.difference.low > 0 and self.p_value < SIGNIFICANT
 
     @property
     def is_lower(self) -> bool:
-        """Whether the whole interval lies below zero and there are people enough to say so."""
+        """Whether the difference is significantly below zero, as `is_higher`."""
         return self.difference.high < 0 and self.p_value < SIGNIFICANT
 
 
@@ -168,10 +174,10 @@ def paired(
     num_subjects: int,
     num_people: int = 0,
 ) -> PairedDifference:
-    """Difference of two figures judged with the same draws.
+    """Difference of two metric values on the same bootstrap samples.
 
-    num_people: how many of the subjects are known by name, so that clips of nobody known do not pass for
-    people; 0 where none is, or all are.
+    num_people: number of named subjects, so that clips without a subject do not count as subjects; 0 if none
+    or all are named.
     """
     difference = rounds - other_rounds
     defined = difference[~np.isnan(difference)]
@@ -185,15 +191,15 @@ def paired(
 
 @dataclass(frozen=True)
 class Resampled:
-    """Every figure of one set of predictions, and what it comes to in each round."""
+    """Metrics of one set of predictions, and their values in each bootstrap round."""
 
     values: dict[str, float]
     rounds: dict[str, np.ndarray]
-    """(R,) float64 by name; a support has none."""
+    """(R,) float64 by name; supports have no rounds."""
     resamples: BootstrapWeights
 
     def estimates(self) -> dict[str, Estimate]:
-        """Each value beside its interval; one without rounds gets none."""
+        """Each value with its confidence interval; NaN for a value without rounds."""
         missing = np.full(1, np.nan)
         return {
             name: Estimate(value, *interval(self.rounds.get(name, missing), self.resamples.num_subjects))
@@ -201,7 +207,7 @@ class Resampled:
         }
 
     def minus(self, other: "Resampled") -> dict[str, PairedDifference]:
-        """How far each figure is above another set's, which was judged with the same draws."""
+        """Difference of each metric from that of another set on the same bootstrap samples."""
         units = self.resamples.num_subjects, self.resamples.num_people
         return {
             name: paired(self.values[name], other.values[name], rounds, other.rounds[name], *units)
@@ -217,7 +223,7 @@ def resample(
     minority: int,
     without: Collection[str] = (),
 ) -> Resampled:
-    """Every figure, but those `without`, of one set of predictions, in each round."""
+    """Every metric of one set of predictions in each round, except those in `without`."""
     values = compute_metrics(labels, probabilities, predictions, minority)
     rounds = bootstrap_metrics(labels, probabilities, predictions, resamples, minority)
     return Resampled(
@@ -228,7 +234,7 @@ def resample(
 
 
 def _binned(labels: np.ndarray, probabilities: np.ndarray, resamples: BootstrapWeights) -> np.ndarray:
-    """(R, NUM_BINS, 3) sums of count, probability and outcome."""
+    """(R, NUM_BINS, 3) sums of count, probability and outcome in each calibration bin."""
     bins, p, outcome = calibration_bins(labels, probabilities)
     cell = resamples.subject_index * NUM_BINS + bins
     sums = np.stack(

@@ -1,11 +1,11 @@
-"""From logits to what is said: temperature, threshold, abstain band; how they are chosen on validation.
+"""Calibration: from logits to probabilities and predicted classes, with temperature, threshold and abstain
+band.
 
-`decide` is the one way from logits to a label; evaluation, batch prediction and the webcam all call it.
-`fit_calibration` chooses temperature, bias and threshold from validation clips alone: it never sees a test
-label.
+`decide` is the only way from logits to a class; evaluation, batch prediction and the webcam all call it.
+`fit_calibration` chooses temperature, bias and threshold on validation clips alone, never on test labels.
 
 Shapes: N clips, C classes. Logits are (N, 1) for `binary` (the last class is the positive one), (N, C) for
-`multiclass` and (N, C - 1) for `ordinal`, where logit k answers "is the level above k?".
+`multiclass` and (N, C - 1) for `ordinal`, where logit k is the cumulative logit of "level > k".
 """
 
 from dataclasses import dataclass, replace
@@ -14,31 +14,31 @@ import numpy as np
 
 from features.labels import Task
 
-# Outside, validation was (almost) perfectly separated, which is no reason to shout.
+# Without limits, (almost) perfectly separated validation clips would give extreme temperatures.
 TEMPERATURE_RANGE = (0.1, 10.0)
 SLACK_CLIPS = 2
-"""Of 30 simulated validation clips, this brings half of what the best threshold of the moment loses; of 400
-it makes no difference."""
+"""Tolerance of `choose_threshold`. In simulations with 30 validation clips it recovers half of the loss that
+the best threshold on those clips has on new ones; with 400 clips it makes no difference."""
 CERTAIN = 1e-4
-"""Probabilities nearer to 0 and 1 are all the same to a threshold."""
+"""Probabilities nearer to 0 or 1 than this are treated as equal."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How raw logits become probabilities and a decision; stored in the card of a run."""
+    """Parameters from raw logits to probabilities and a predicted class; stored in the card of a run."""
 
     temperature: float = 1.0
     """Logits are divided by it."""
     bias: float = 0.0
     """Added to the divided logit (binary and ordinal only)."""
     threshold: float = 0.5
-    """Binary: the positive class is said from this probability on. More classes: unused, the likeliest class
-    is said."""
+    """Binary: predicts the positive class if p(positive) ≥ threshold. More classes: unused, the most probable
+    class is predicted."""
     abstain: tuple[float, float] | None = None
-    """Binary: unsure where low < p(positive) < high. More classes: unsure where the largest probability <
-    high."""
+    """No prediction ("unsure") in this band. Binary: low < p(positive) < high. More classes: largest
+    probability < high."""
     threshold_metric: str = "balanced_accuracy"
-    """What the threshold was chosen for: balanced_accuracy, f1, accuracy or recall:CLASS=SHARE."""
+    """Metric that the threshold was chosen for: balanced_accuracy, f1, accuracy or recall:CLASS=SHARE."""
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.temperature) and self.temperature > 0):
@@ -51,12 +51,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Decision:
-    """What is said about N clips."""
+    """Probabilities and predicted classes of N clips."""
 
     probabilities: np.ndarray
     """(N, C) float64, calibrated, each row sums to one."""
     label: np.ndarray
-    """(N,) int64, the class said."""
+    """(N,) int64, the predicted class."""
     unsure: np.ndarray
     """(N,) bool, true inside the abstain band."""
 
@@ -81,7 +81,8 @@ def probabilities(logits: np.ndarray, task: Task, calibration: Calibration | Non
 
 
 def decide(logits: np.ndarray, task: Task, calibration: Calibration | None = None) -> Decision:
-    """What is said for each clip: `Calibration` gives the rules. Shapes and errors as `probabilities`."""
+    """Probabilities and predicted class of each clip, as `Calibration` defines. Shapes and errors as
+    `probabilities`."""
     calibration = calibration or Calibration()
     return decide_probabilities(probabilities(logits, task, calibration), task, calibration)
 
@@ -97,22 +98,23 @@ def decide_probabilities(p: np.ndarray, task: Task, calibration: Calibration) ->
 
 
 def certainty(p: np.ndarray, task: Task, threshold: float | np.ndarray) -> np.ndarray:
-    """(N,) how far each clip is from being said otherwise, from calibrated (N, C) probabilities.
+    """(N,) certainty of each prediction, from calibrated (N, C) probabilities.
 
-    Binary: the difference of log-odds between p(positive) and the threshold, one for all or (N,); a threshold
-    near 1 has little room above it, so plain differences would call every sure answer a doubtful one. More
+    Binary: the distance in log-odds between p(positive) and the threshold (one for all, or (N,)). Log-odds,
+    because with a threshold near 1 the plain difference would be small for every certain prediction. More
     classes: the largest probability.
     """
     return np.abs(_log_odds(p[:, 1]) - _log_odds(threshold)) if task == "binary" else p.max(axis=1)
 
 
 def abstain_band(p: np.ndarray, task: Task, threshold: float, share: float) -> tuple[float, float]:
-    """The band, as in `Calibration.abstain`, that leaves the least certain `share` of these clips unanswered.
+    """The band, as in `Calibration.abstain`, that leaves the least certain `share` of these clips without a
+    prediction.
 
     Raises ValueError unless the share lies in (0, 1).
     """
     if not 0 < share < 1:
-        raise ValueError(f"--abstain is the share of clips left unanswered, in (0, 1); got {share}")
+        raise ValueError(f"--abstain is the fraction of clips without a prediction, in (0, 1); got {share}")
     reach = float(np.quantile(certainty(p, task, threshold), share))
     if task != "binary":
         return 0.0, reach
@@ -121,9 +123,10 @@ def abstain_band(p: np.ndarray, task: Task, threshold: float, share: float) -> t
 
 
 def moved_band(old: Calibration, new: Calibration, task: Task) -> tuple[float, float] | None:
-    """The abstain band of `old`, as wide in logits, around the threshold of `new`; none where there is none.
+    """The abstain band of `old`, moved to the threshold of `new` with the same width in logits; None if `old`
+    has none.
 
-    More classes have no threshold, and their band stays.
+    With more than two classes there is no threshold, and the band is unchanged.
     """
     if old.abstain is None or task != "binary":
         return old.abstain
@@ -146,9 +149,9 @@ def fit_calibration(
 ) -> Calibration:
     """Temperature, bias and threshold from validation clips.
 
-    labels is (N,) int, -1 is skipped. The scaling is kept only where the validation likelihood prefers it by
-    the Bayesian information criterion, so that a model which is already calibrated stays as it is;
-    `always_scale` keeps it anyway. ValueError on an unknown goal or class.
+    labels is (N,) int, -1 is skipped. The scaling is kept only if it improves the validation likelihood by
+    the Bayesian information criterion, so that a calibrated model stays unchanged; `always_scale` keeps it in
+    any case. ValueError on an unknown metric or class.
     """
     keep = np.asarray(labels) >= 0
     z, y = np.asarray(logits, np.float64)[keep], np.asarray(labels)[keep]
@@ -173,7 +176,7 @@ def refit_calibration(
     threshold_metric: str,
     label_names: tuple[str, ...],
 ) -> Calibration:
-    """What `fit_calibration` gives for these clips, in the place of `old`, whose abstain band moves along."""
+    """`fit_calibration` on these clips, with the abstain band of `old` moved to the new threshold."""
     new = fit_calibration(logits, labels, task, threshold_metric=threshold_metric, label_names=label_names)
     return replace(new, abstain=moved_band(old, new, task))
 
@@ -182,7 +185,7 @@ def fit_scaling(logits: np.ndarray, labels: np.ndarray, task: Task, *, always: b
     """Temperature (and bias for binary and ordinal) that maximise the likelihood of (N,) labels.
 
     Temperature scaling is from Guo et al., "On Calibration of Modern Neural Networks", 2017. A standard
-    normal prior on log temperature and bias keeps a separated validation set from an infinite answer.
+    normal prior on log temperature and bias keeps them finite if the validation classes are separable.
     """
     from scipy.optimize import minimize  # type: ignore[import-untyped]
 
@@ -215,22 +218,23 @@ def negative_log_likelihood(
 def parse_threshold_metric(
     threshold_metric: str, label_names: tuple[str, ...], task: Task = "binary"
 ) -> tuple[str, int, float]:
-    """(kind, class index, share): class and share only for a recall goal, else -1 and 0. ValueError says what
-    is wanted."""
+    """(kind, class index, recall): class and recall only for recall:CLASS=SHARE, else -1 and 0. Raises
+    ValueError for any other text."""
     if threshold_metric in ("balanced_accuracy", "f1", "accuracy"):
         return threshold_metric, -1, 0.0
     wanted = "balanced_accuracy, f1, accuracy or recall:CLASS=SHARE"
     if not threshold_metric.startswith("recall:") or "=" not in threshold_metric:
-        raise ValueError(f"--threshold-metric is {wanted}; got {threshold_metric!r}")
+        raise ValueError(f"--threshold-metric must be {wanted}, got {threshold_metric!r}")
     name, _, share_text = threshold_metric.removeprefix("recall:").rpartition("=")
     if task != "binary":
         raise ValueError(
-            f"--threshold-metric {threshold_metric!r}: a recall goal needs "
-            f"two classes; {task} says the likeliest"
+            f"--threshold-metric {threshold_metric!r} needs a task with two classes; a {task} run predicts "
+            "the most probable class"
         )
     if name not in label_names:
         raise ValueError(
-            f"--threshold-metric {threshold_metric!r}: no class {name!r}; there are {', '.join(label_names)}"
+            f"--threshold-metric {threshold_metric!r}: no class {name!r}; classes are "
+            f"{', '.join(label_names)}"
         )
     try:
         share = float(share_text)
@@ -238,27 +242,30 @@ def parse_threshold_metric(
         share = -1.0
     if not 0.0 < share <= 1.0:
         raise ValueError(
-            f"--threshold-metric {threshold_metric!r}: the share must lie in (0, 1], got {share_text!r}"
+            f"--threshold-metric {threshold_metric!r}: SHARE must be a number in (0, 1], got {share_text!r}"
         )
     return "recall", label_names.index(name), share
 
 
 def require_threshold(task: Task) -> None:
-    """Raises ValueError where nothing is decided by a threshold."""
+    """Raises ValueError if the task has no threshold."""
     if task != "binary":
-        raise ValueError(f"--threshold-metric: a {task} run says the likeliest class and has no threshold")
+        raise ValueError(
+            f"--threshold-metric needs a binary task; a {task} run predicts the most probable class and has "
+            "no threshold"
+        )
 
 
 def choose_threshold(
     positive: np.ndarray, labels: np.ndarray, threshold_metric: str, label_names: tuple[str, ...] = ()
 ) -> float:
-    """The threshold on p(positive) that serves the goal on these clips.
+    """The threshold on p(positive) that maximises the metric on these clips.
 
-    positive is (N,) in [0, 1], labels (N,) in {0, 1}. The single best threshold of a few dozen clips is
-    luck: all within SLACK_CLIPS clips of the best count as equal, and the middle of their widest stretch, in
-    log odds, is taken. `f1` is the macro average: the F1 of a majority class alone is best when everything
-    is called by its name. `recall:CLASS=SHARE` takes, of the thresholds that reach the share of that class,
-    those with the highest recall of the other, without slack.
+    positive is (N,) in [0, 1], labels (N,) in {0, 1}. With a few dozen clips the single best threshold is
+    random, so all thresholds within SLACK_CLIPS clips of the best count as equal, and the middle (in
+    log-odds) of their widest interval is taken. `f1` is the macro average, because the F1 of a majority class
+    is highest if every clip is predicted as that class. `recall:CLASS=SHARE` considers the thresholds that
+    reach this recall, and takes those with the highest recall of the other class, without this tolerance.
     """
     kind, index, share = parse_threshold_metric(threshold_metric, label_names)
     candidates, tp, fp = threshold_counts(positive, labels)
@@ -281,27 +288,25 @@ def choose_threshold(
 
 
 def _middle_of_widest(positive: np.ndarray, candidates: np.ndarray, stretches: list[np.ndarray]) -> float:
-    """Middle, in log odds, of the stretch of candidates that spans most; stretches hold their places."""
-    # Candidate k stands for every threshold above edge k, up to and with edge k + 1.
+    """Middle, in log-odds, of the widest interval of candidates; `stretches` holds indices of candidates."""
+    # Candidate k represents every threshold above edge k, up to and including edge k + 1.
     edges = np.concatenate([[0.0], np.unique(positive), [1.0]])
     odds = _log_odds(edges)
     widest = max(stretches, key=lambda part: odds[part[-1] + 1] - odds[part[0]])
     low, high = widest[0], widest[-1] + 1
     middle = min(float(_sigmoid((odds[low] + odds[high]) / 2.0)), float(edges[high]))
-    # Between neighbouring floats the middle may round down to the lower one, which the rule >= would let
-    # pass.
+    # Between neighbouring floats the middle may round down to the lower one, which >= would accept.
     return middle if middle > edges[low] else float(candidates[widest[0]])
 
 
 def threshold_counts(positive: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(candidate thresholds (K,), true positives (K,), false positives (K,)), thresholds rising.
+    """(candidate thresholds (K,), true positives (K,), false positives (K,)), thresholds in ascending order.
 
-    Candidates are the middles between neighbouring distinct probabilities, one below all and one above all.
+    Candidates are the midpoints between neighbouring distinct probabilities, one below all and one above all.
     """
     distinct = np.unique(positive)
     middles = (distinct[:-1] + distinct[1:]) / 2.0
-    # Two neighbouring floats have no number between them: the upper one separates them as well (the rule is
-    # >=).
+    # Two neighbouring floats have no number between them: the upper one separates them too (rule: >=).
     middles = np.where(middles > distinct[:-1], middles, distinct[1:])
     candidates = np.concatenate([[distinct[0] / 2.0], middles, [(1.0 + distinct[-1]) / 2.0]])
     if distinct[-1] >= 1.0:

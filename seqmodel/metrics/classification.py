@@ -1,12 +1,12 @@
-"""Figures about predictions: what each one is, computed for one confusion matrix or a thousand at once.
+"""Classification metrics, for one confusion matrix or for thousands at once.
 
 Metrics that count (accuracy, recall, F1, MCC, kappa, ...) are functions of a confusion matrix (..., C, C)
 and metrics that rank (AUROC, average precision) are functions of weighted, sorted scores, so that the
 bootstrap (bootstrap.py) can compute all its rounds in one call. The point values in a report come from
-scikit-learn (`compute_metrics`), and a test holds the two equal.
+scikit-learn (`compute_metrics`); a test checks that both are equal.
 
 Shapes: N clips, C classes. labels and predictions (N,) int64, probabilities (N, C) float with rows that sum
-to one. The last class is the positive one. A figure that is not defined (AUROC of one class, ...) is NaN.
+to one. The last class is the positive one. An undefined metric (AUROC of one class, ...) is NaN.
 """
 
 from typing import Any
@@ -18,11 +18,10 @@ NUM_BINS = 15
 
 
 def score(metric: str, labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """One figure for a search or early stopping, higher is better; labels of -1 are skipped.
+    """One metric for a search or early stopping, higher is better; labels of -1 are skipped.
 
-    `auroc` is of the positive class for two classes, else the mean of one against the rest over the classes
-    present. The others look at the likeliest class. NaN where it is not defined. ValueError on an unknown
-    metric.
+    `auroc` is that of the positive class for two classes, else the mean one-vs-rest AUROC over the classes
+    present. The others use the most probable class. NaN if undefined. ValueError on an unknown metric.
     """
     keep = labels >= 0
     y, p = labels[keep], probabilities[keep]
@@ -37,17 +36,16 @@ def score(metric: str, labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def confusion(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
-    """(C, C) int64; row = true class, column = class said."""
+    """(C, C) int64; row = actual class, column = predicted class."""
     flat = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
     return flat.reshape(num_classes, num_classes)
 
 
 def count_metrics(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Every metric that a confusion matrix holds, for counts (..., C, C): name -> (...) float64.
+    """Every metric of a confusion matrix, for counts (..., C, C): name -> (...) float64.
 
-    A class without any clip is left out of the averages, as scikit-learn's balanced_accuracy does (macro-F1
-    likewise leaves out classes that neither occur nor are said). `qwk` and `mae` take classes as equally
-    spaced levels.
+    A class without clips is left out of the averages, as in scikit-learn's balanced_accuracy (macro-F1 leaves
+    out classes that neither occur nor are predicted). `qwk` and `mae` treat classes as equally spaced levels.
     """
     counts = np.asarray(counts, np.float64)
     num_classes = counts.shape[-1]
@@ -81,7 +79,7 @@ def _mean_present(values: np.ndarray, present: np.ndarray) -> np.ndarray:
 
 
 def _mcc(hits: np.ndarray, total: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    # Gorodkin's R_K; 0 where only one class is said or present, as scikit-learn has it.
+    # Gorodkin's R_K; 0 if only one class is predicted or present, as in scikit-learn.
     covariance = hits * total - (true * predicted).sum(-1)
     spread = np.sqrt((total**2 - (true**2).sum(-1)) * (total**2 - (predicted**2).sum(-1)))
     return np.where(spread > 0, covariance / np.where(spread > 0, spread, 1.0), 0.0)
@@ -90,7 +88,7 @@ def _mcc(hits: np.ndarray, total: np.ndarray, true: np.ndarray, predicted: np.nd
 def macro_auroc(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """AUROC of the positive class for C = 2, else the mean of one against the rest over the classes present.
+    """AUROC of the positive class for C = 2, else the mean one-vs-rest AUROC over the classes present.
 
     weights (..., N) counts each clip; the result has the leading shape of weights (() without). NaN where
     undefined.
@@ -115,8 +113,8 @@ def ranking_metrics(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(AUROC, average precision) of (N,) scores against (N,) bool, each clip counted weights (..., N) times.
 
-    Ties count half in AUROC and are one step in average precision, as in scikit-learn. NaN where a class is
-    missing (average precision: where there is no positive).
+    Ties count half in AUROC and are one step in average precision, as in scikit-learn. NaN if a class is
+    missing (average precision: if there is no positive).
     """
     order = np.argsort(-scores, kind="stable")
     ordered, is_positive = scores[order], positive[order]
@@ -145,10 +143,10 @@ def brier_terms(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 def calibration_bins(
     labels: np.ndarray, probabilities: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """((N,) bin, (N,) probability, (N,) outcome) that reliability is counted from.
+    """((N,) bin, (N,) probability, (N,) outcome) for the calibration error and the reliability diagram.
 
-    Two classes: p(positive) and whether it was; more: the largest probability and whether that class was
-    right.
+    Two classes: p(positive), and 1 if the label is positive. More: the largest probability, and 1 if the
+    label is that class.
     """
     if probabilities.shape[1] == 2:
         p, outcome = probabilities[:, 1], labels == 1
@@ -164,7 +162,7 @@ def ece_from_sums(sums: np.ndarray) -> np.ndarray:
 
 
 def minority_class(labels: np.ndarray, num_classes: int) -> int:
-    """The rarest class that occurs (of equals, the first): the one that average precision is about."""
+    """The rarest class that occurs (the first of equal ones); average precision is computed for it."""
     counts = np.bincount(labels, minlength=num_classes).astype(float)
     counts[counts == 0] = np.inf
     return int(counts.argmin())
@@ -173,7 +171,7 @@ def minority_class(labels: np.ndarray, num_classes: int) -> int:
 def compute_metrics(
     labels: np.ndarray, probabilities: np.ndarray, predictions: np.ndarray, minority: int
 ) -> dict[str, float]:
-    """Point values of every figure, by scikit-learn; `recall_0` is that of class 0. NaN where undefined."""
+    """Values of every metric, by scikit-learn; `recall_0` is the recall of class 0. NaN if undefined."""
     from sklearn import metrics as sk
 
     classes = list(range(probabilities.shape[1]))
@@ -187,7 +185,7 @@ def compute_metrics(
         "balanced_accuracy": float(np.mean([recall[k] for k in occurs])),
         "macro_f1": float(np.mean([f1[k] for k in present])),
         "weighted_f1": sk.f1_score(labels, predictions, average="weighted", zero_division=0.0),
-        # scikit-learn warns about a single class; there is nothing to correlate.
+        # scikit-learn warns about a single class, for which MCC is undefined.
         "mcc": sk.matthews_corrcoef(labels, predictions) if len(present) > 1 else 0.0,
         "qwk": sk.cohen_kappa_score(labels, predictions, weights="quadratic", labels=classes)
         if len(present) > 1
@@ -228,6 +226,6 @@ def _auroc(labels: np.ndarray, probabilities: np.ndarray, occurs: list[int]) -> 
 
 
 def class_frequencies(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """(C,) share of each class; equal shares where there is no label."""
+    """(C,) relative frequency of each class; uniform if there is no label."""
     counts = np.bincount(labels[labels >= 0], minlength=num_classes).astype(np.float64)
     return counts / counts.sum() if counts.sum() else np.full(num_classes, 1.0 / num_classes)

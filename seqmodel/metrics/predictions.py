@@ -1,4 +1,4 @@
-"""What a model predicts for the clips of a split, row for row.
+"""Predictions of a model for the clips of a split.
 
 Shapes: N clips, O logits, C classes.
 """
@@ -14,7 +14,7 @@ from seqmodel.metrics.calibration import Calibration, decide
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says about the N clips of a split; row for row."""
+    """Labels and predictions of the N clips of a split."""
 
     clip_ids: np.ndarray
     """(N,) str."""
@@ -23,28 +23,28 @@ class Predictions:
     labels: np.ndarray
     """(N,) int64, none of them -1."""
     logits: np.ndarray
-    """(N, O) float32, NaN rows where nothing was measured."""
+    """(N, O) float32, NaN for clips without a prediction."""
     probabilities: np.ndarray
-    """(N, C) float64, calibrated; the training shares where nothing was measured."""
+    """(N, C) float64, calibrated; the class frequencies of training for clips without a prediction."""
     predicted: np.ndarray
     """(N,) int64."""
     unsure: np.ndarray
     """(N,) bool, inside the abstain band."""
     reasons: np.ndarray
-    """(N,) str, why a clip was not measured; '' where it was."""
+    """(N,) str, why a clip has no prediction (failed, no face); '' if it has one."""
     coverage: np.ndarray
-    """(N,) float, share of frames with a face."""
+    """(N,) float, fraction of frames with a face."""
     slices: dict[str, np.ndarray] = field(default_factory=dict)
     """Further columns, (N,) str each."""
 
     @property
     def measured(self) -> np.ndarray:
-        """(N,) bool."""
+        """(N,) bool, which clips have a prediction: extracted, with a face in some frame."""
         return self.reasons == ""
 
     @property
     def num_unknown(self) -> int:
-        """Clips whose subject is not known."""
+        """Number of clips without a subject."""
         return int((self.subjects == "").sum())
 
     def __len__(self) -> int:
@@ -64,7 +64,8 @@ def make_predictions(
     calibration: Calibration,
     training_class_frequencies: np.ndarray,
 ) -> Predictions:
-    """Decide every measured clip; the others get the (C,) training shares and their largest class."""
+    """Predictions from logits; clips with a reason get the (C,) class frequencies of training and its
+    majority class."""
     measured = reasons == ""
     probabilities = np.tile(training_class_frequencies, (len(labels), 1)).astype(np.float64)
     predicted = np.full(len(labels), int(training_class_frequencies.argmax()), np.int64)

@@ -194,7 +194,7 @@ def result_plots(
                 p.probabilities[keep, 1], p.labels[keep], names, threshold
             )
     for part in slices:
-        if part.column in ("person", "subject"):
+        if part.column == "subject":
             found["subjects"] = plots_analysis.subjects_plot(part.rows, result.estimates["accuracy"].value)
     return found
 

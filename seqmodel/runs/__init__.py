@@ -1,1 +1,1 @@
-"""A run directory: what a trained model needs."""
+"""Run directories: card, weights, split, calibration and predictions of a trained model."""

@@ -1,13 +1,13 @@
-"""A run directory: everything that a trained model needs, movable, without a pickle.
+"""The run directory: all that a trained model needs. It can be moved and has no pickle files.
 
-    card.json            Card: how the model came about and how it decides
+    card.json            Card: training, calibration and metrics of the model
     weights.safetensors  head.* and, after fine-tuning, encoder.*
-    split.csv            clip_id, subject, split: who stood on which side, clips that failed among them
+    split.csv            clip_id, subject, split of every clip, failed ones included
     detector/            the face detector files (and landmarker) by name
-    calibrated_on.csv    clip_id, subject of what a new place's calibration was fitted on
-    cross/STORE/         what was found on another data set; store.txt in it says which
+    calibrated_on.csv    clip_id, subject of the clips that `calibrate` fitted on
+    cross/STORE/         results on another data set; store.txt has the path of its store
     log.jsonl, study.log, predictions.csv, metrics.json, report.html, plots/, MODEL_CARD.md
-                         written by the rooms that make them
+                         written by train, tune, evaluate and compare
 
 Reading a card imports neither torch nor zarr.
 """
@@ -40,41 +40,42 @@ CALIBRATORS = "calibrated_on.csv"
 LOG = "log.jsonl"
 STUDY = "study.log"
 ARTIFACTS = "artifacts"
-"""A search's checkpoints of its best trials."""
+"""Folder with the checkpoints of a search's best trials."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a run says of itself."""
+    """card.json: how a run was trained, its calibration and its metrics."""
 
     recipe: Recipe
     labelling: Labelling
     head: HeadConfig
     train: TrainConfig
     dims: dict[str, int]
-    """Streams that the head reads and the length of one frame's vector in each."""
+    """Streams that the head reads -> dimension of one frame's vector."""
     store: str
-    """Path of the store it was trained on, as given."""
+    """Path of the store that it was trained on, as given on the command line."""
     store_fingerprint: str
     split_description: str
-    """In words, how people were split."""
+    """How subjects were split, for reports."""
     split_hash: str
     seed: int
     metric: str
-    """What was maximised on validation."""
+    """Metric that was maximised on validation."""
     training_class_frequencies: tuple[float, ...]
-    """Share of each class among the training clips."""
+    """Relative frequency of each class in the training clips."""
     calibration: Calibration = Calibration()
     numerics: dict[str, Any] = field(default_factory=dict)
     """The store's numerics: recorded, never compared."""
     center: str = "none"
     """What is subtracted from the geometry stream: none, window or subject."""
     stages: tuple[dict[str, Any], ...] = ()
-    """The story: one entry a stage with its validation score, and which was kept."""
+    """One entry per stage (training, fine-tuning, calibration), with its validation score and whether it was
+    kept."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """Metrics per split, as in metrics.json."""
     test_openings: tuple[str, ...] = ()
-    """UTC times at which the test split was opened."""
+    """UTC times of the evaluations on test."""
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     git_commit: str = ""
@@ -94,7 +95,9 @@ def card_to_json(card: Card) -> dict[str, Any]:
 def card_from_json(fields: Mapping[str, Any]) -> Card:
     """The card that `card_to_json` wrote. Raises ValueError on another schema."""
     if fields.get("schema") != 1:
-        raise ValueError(f"card of schema {fields.get('schema')!r}, this version reads 1")
+        raise ValueError(
+            f"the card has schema {fields.get('schema')!r}, but this version reads schema 1 only"
+        )
     labelling, calibration = fields["labelling"], fields["calibration"]
     names, sources = tuple(labelling["names"]), tuple(map(tuple, labelling["sources"]))
     abstain = tuple(calibration["abstain"]) if calibration["abstain"] else None
@@ -113,20 +116,21 @@ def card_from_json(fields: Mapping[str, Any]) -> Card:
 
 
 def require_free(run: Path) -> None:
-    """That a run may be written here: of the run that is there, what speaks of its head will be removed.
+    """Check that a run may be written here: the folder is new, empty, or has a run (also an unfinished one),
+    whose results will be replaced.
 
-    Raises ValueError where there are other things than a run, or one that was begun.
+    Raises ValueError otherwise.
     """
     if not run.exists():
         return
     if not run.is_dir():
-        raise ValueError(f"{run} is a file: a run is a folder")
+        raise ValueError(f"{run} is a file, but a run is a folder: give another path")
     there = {path.name for path in run.iterdir() if not path.name.startswith(".")}
     if "zarr.json" in there:
-        raise ValueError(f"{run} is a store: name another folder for the run")
+        raise ValueError(f"{run} is a store: give another folder for the run")
     if there and not there & {CARD, WEIGHTS, SPLIT, LOG, STUDY, ARTIFACTS}:
         some = ", ".join(sorted(there)[:3])
-        raise ValueError(f"{run} holds other things ({some}, …) and no run: name another folder for the run")
+        raise ValueError(f"{run} has other files ({some}, …) and no run: give another folder for the run")
 
 
 def save_card(run: Path, card: Card) -> None:
@@ -137,7 +141,7 @@ def save_card(run: Path, card: Card) -> None:
 def load_card(run: Path) -> Card:
     """Read card.json.
 
-    Raises ValueError when the directory holds no finished run or its card cannot be read.
+    Raises ValueError if the directory has no finished run or its card cannot be read.
     """
     path = run / CARD
     if not path.is_file():
@@ -188,13 +192,15 @@ def load_split(run: Path) -> dict[str, tuple[str, str]]:
     """split.csv as clip_id -> (subject, split). Raises ValueError when it is missing."""
     path = run / SPLIT
     if not path.is_file():
-        raise ValueError(f"{run} has no {SPLIT}: nobody knows who stood on which side")
+        raise ValueError(
+            f"{run} has no {SPLIT}: the train/val/test split of its clips is not known; train the run again"
+        )
     return {row["clip_id"]: (row["subject"], row["split"]) for row in read_csv(path)}
 
 
 def calibration_stage(card: Card) -> dict[str, Any] | None:
-    """The entry of `python -m seqmodel calibrate` in the card, while its calibration is the run's: until
-    other weights are kept."""
+    """The card's entry of `python -m seqmodel calibrate`, if the run still uses that calibration; None after
+    new weights were kept."""
     for stage in reversed(card.stages):
         if stage.get("stage") == "calibrate":
             return stage
@@ -204,8 +210,8 @@ def calibration_stage(card: Card) -> dict[str, Any] | None:
 
 
 def calibrators_of(run: Path, card: Card) -> dict[str, str]:
-    """Clips of another data set that the run's calibration was fitted on, clip_id -> subject ('' where that
-    is not known); none where it comes from validation."""
+    """Clips of another data set that the run's calibration was fitted on, clip_id -> subject ('' = unknown);
+    empty if it was fitted on validation."""
     path = run / CALIBRATORS
     if calibration_stage(card) is None or not path.is_file():
         return {}
@@ -213,7 +219,7 @@ def calibrators_of(run: Path, card: Card) -> dict[str, str]:
 
 
 def keep_model_file(run: Path, source: Path, name: str) -> None:
-    """Copy a model file (detector, landmarker) into the run, so that it moves along."""
+    """Copy a model file (detector, landmarker) into the run, so that the run can be moved."""
     target = run / "detector" / name
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as partial:
@@ -241,31 +247,31 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically: temporary name, then rename."""
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file")
+        raise IsADirectoryError(f"{path} is a folder: give the path of a file")
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, plain: Mapping[str, Any]) -> None:
-    """Write a JSON file for people and machines, atomically."""
+    """Write an indented JSON file, atomically."""
     write_text(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a table by column."""
+    """The rows of a CSV file, each as column -> value."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]], *, durable: bool = False) -> None:
-    """Write a table, the header first, atomically."""
+    """Write a CSV file atomically; the first row is the header."""
     with atomic_write(path, durable=durable) as partial:
         with partial.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows(rows)
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape results."""
+    """Versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version(), "platform": sys.platform}
     for name in (
         "brainbuddy",
@@ -284,7 +290,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """Commit of the project's own checkout, with `+` when it has changes; empty outside one."""
+    """Commit of the project's checkout, with `+` if it has uncommitted changes; empty outside a checkout."""
     here = Path(__file__).resolve().parent
 
     def answer(*words: str) -> str | None:

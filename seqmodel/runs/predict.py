@@ -1,9 +1,7 @@
-"""What a run says about the rows of a store: which rows, which path to the logits, and the table that is
-kept.
+"""Prediction with a run: the rows of a split, their logits, and predictions.csv.
 
-A run whose encoder made the store's embeddings is judged from those; a fine-tuned one, whose encoder
-differs, is judged from the stored crops, which its own encoder embeds as live would. Recipes are compared
-field by field first.
+If the run's encoder made the store's embeddings, those are used. A fine-tuned run has another encoder: it
+embeds the stored crops again, as live does. Recipes are compared field by field first.
 
 Shapes: N clips, T frames, O logits, C classes.
 """
@@ -34,27 +32,28 @@ from seqmodel.training.loop import predict_logits, to_tensors
 PREDICTIONS = "predictions.csv"
 CLIPS_AT_ONCE = 256
 PREFIXES_AT_ONCE = 32
-"""Of a growing window, so that memory grows with its length and not with the square of it."""
+"""Prefixes of a window that are predicted at once: memory then grows with the length and not with its square.
+"""
 
 
 @dataclass(frozen=True)
 class EvalSubset:
-    """The rows that a split stands for, and what is known of them."""
+    """The rows of a split, with their labels."""
 
     rows: np.ndarray
     """(N,) int64 rows of the store, labelled."""
     labels: np.ndarray
     """(N,) int64."""
     pending: int
-    """Labelled clips of the split that were never extracted: neither counted nor hidden."""
+    """Number of labelled clips of the split that are not extracted; a warning names it."""
     description: str
-    """In words, which clips these are."""
+    """Which clips these are, for reports."""
 
 
 def clip_labels(table: ClipTable, labelling: Labelling, mapping: Sequence[str] = ()) -> np.ndarray:
-    """(N,) class indices of every row, -1 = none. `mapping` holds theirs=ours for another store's names.
+    """(N,) class indices of every row, -1 = none. `mapping` has theirs=ours for label names of another store.
 
-    Raises ValueError when the column is missing, or no name of it maps.
+    Raises ValueError if the column is missing, or none of its labels maps to a class.
     """
     if labelling.column not in table.labels:
         there = ", ".join(sorted(table.labels)) or "none"
@@ -65,14 +64,14 @@ def clip_labels(table: ClipTable, labelling: Labelling, mapping: Sequence[str] =
         name, equals, ours = pair.partition("=")
         if not equals or name not in theirs or not any(ours in (n, *s) for n, s in classes):
             raise ValueError(
-                f"--label-map {pair}: wanted THEIRS=OURS with THEIRS one of {theirs} "
+                f"--label-map {pair}: must be THEIRS=OURS with THEIRS one of {theirs} "
                 f"and OURS one of {list(labelling.names)}"
             )
-        # Any stored name of the class stands for it.
+        # Any label of the class represents it.
         renamed[theirs.index(name)] = next(s[0] for n, s in classes if ours in (n, *s))
     if not any(name in group for name in renamed for group in labelling.sources):
         raise ValueError(
-            f"none of the store's labels {theirs} is one the run knows ({list(labelling.names)}); "
+            f"none of the store's labels {theirs} is a label of the run ({list(labelling.names)}); "
             "map them with --label-map THEIRS=OURS"
         )
     return class_indices(labelling, table.labels[labelling.column], renamed)
@@ -86,38 +85,42 @@ def eval_subset(
     known: np.ndarray,
     calibrators: Mapping[str, str] = MappingProxyType({}),
 ) -> EvalSubset:
-    """Every labelled row of a split that split.csv names, failed ones too.
+    """Every labelled row of a split, as split.csv assigns it, failed clips included.
 
-    known: (N,) bool, which rows are the run's, as `known_rows` says. A store that shares no clip with the run
-    is another data set: its own split of that name, if it has one, else all of it, without the people whose
-    clips the run was calibrated on (clip_id -> subject).
+    known: (N,) bool, which rows are clips of the run, as `known_rows` returns. A store that shares no clip
+    with the run is another data set: then the rows are its own split of that name, or all rows if it has
+    none, without the subjects that the run was calibrated on (`calibrators`: clip_id -> subject).
     """
     labelled = labels >= 0
     if known.any():
         subset = np.array([subsets.get(clip, ("", ""))[1] for clip in table.clip_id.tolist()], str)
         chosen = labelled & known & (subset == split)
-        description = f"the {split} side of the run's split"
+        description = f"the {split} subset of the run's split"
     else:
-        own = table.split == split
-        chosen = labelled & (own if own.any() else np.ones(len(own), bool))
+        marked = table.split == split
+        chosen = labelled & (marked if marked.any() else np.ones(len(marked), bool))
         description = (
-            f"another data set: its {split} split" if own.any() else "another data set: every labelled clip"
+            f"another data set: its {split} split"
+            if marked.any()
+            else "another data set: every labelled clip"
         )
         used = chosen & _of_calibrators(table, calibrators)
         if used.any():
             chosen &= ~used
-            description += f", without {int(used.sum())} clips of people that the run was calibrated on"
-    # A vanished or planned row without extraction is nobody's failure.
+            description += f", without {int(used.sum())} clips of subjects that the run was calibrated on"
+    # A row that is planned, or no longer in the manifest, and was not extracted, is not a failure.
     pending = chosen & (table.state == 0)
     rows = np.flatnonzero(chosen & ~pending)
     return EvalSubset(rows, labels[rows], int(pending.sum()), description)
 
 
 def _of_calibrators(table: ClipTable, calibrators: Mapping[str, str]) -> np.ndarray:
-    """(N,) bool: rows of people, or videos, of whom a clip has calibrated the run; later clips of theirs
-    too."""
+    """(N,) bool: rows of subjects (or videos) that the run was calibrated on, also clips that were added
+    later."""
     pairs = zip(table.clip_id.tolist(), table.subject.tolist(), strict=True)
-    named = np.array([clip in calibrators and calibrators[clip] in ("", who) for clip, who in pairs], bool)
+    named = np.array(
+        [clip in calibrators and calibrators[clip] in ("", subject) for clip, subject in pairs], bool
+    )
     groups = groups_of(table, np.arange(len(named)))
     return np.isin(groups, groups[named])
 
@@ -125,10 +128,10 @@ def _of_calibrators(table: ClipTable, calibrators: Mapping[str, str]) -> np.ndar
 def open_inputs(
     run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray
 ) -> tuple[LstmHead, Samples]:
-    """A run's head, and rows of a store in the form that it reads, by the path that the recipes allow: cached
-    features, or crops embedded again.
+    """A run's head, and its inputs for rows of a store: cached features, or crops embedded with the run's
+    encoder.
 
-    Raises ValueError, naming the fields, where recipes differ.
+    Raises ValueError with the differing fields if the recipes of run and store differ.
     """
     weights = load_weights(run)
     head = LstmHead(card.head, card.dims, card.num_outputs)
@@ -137,12 +140,12 @@ def open_inputs(
     where = f"run {run} with store {store.path}"
     differs = differences(card.recipe, store.recipe, ["encoder"]) if "embeddings" in card.dims else []
     if differs and "encoder" in weights:
-        # Crops need only equal pixels: the run brings its own encoder.
+        # Only the pixels must be equal: the run has its own encoder.
         require_equal(card.recipe, store.recipe, parts, where=where)
         if not store.has_crops:
             raise ValueError(
-                f"recipes differ ({where}): {'; '.join(differs)}; and the store keeps no crops to see "
-                "through the run's own encoder: extract with --crops jpeg, or re-extract with that encoder"
+                f"recipes differ ({where}): {'; '.join(differs)}; and the store keeps no crops that the "
+                "run's own encoder could embed. Extract with --crops jpeg, or use finetune --re-extract"
             )
         return head, _seen_again(run, card, store, labelling, rows)
     if "embeddings" in card.dims:
@@ -157,8 +160,8 @@ def predict_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """((N, O) float32 logits, (N,) bool measured) of rows of a store.
 
-    A row is measured when some stream that the head reads is valid in some frame; others have NaN. Raises
-    ValueError as `open_inputs`.
+    A row is measured if a stream that the head reads is valid in some frame; the logits of others are NaN.
+    Raises ValueError as `open_inputs`.
     """
     head, samples = open_inputs(run, card, store, labelling, rows)
     measured = np.any([np.asarray(mask).any(axis=1) for mask in samples.valid.values()], axis=0)
@@ -171,10 +174,10 @@ def predict_rows(
 def prefix_logits(
     run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """((n, T, O) float32, (n, T) bool): logits as if the window had ended at each frame, and frames with
-    anything valid.
+    """((n, T, O) float32, (n, T) bool): logits of the prefix of the window that ends at each frame, and which
+    frames are valid in any stream.
 
-    As live, a window's own normal is that of its frames so far.
+    As in live, --center window subtracts the mean of the frames so far.
     """
     head, samples = open_inputs(run, card, store, labelling, rows)
     head.eval()
@@ -189,7 +192,7 @@ def prefix_logits(
             for until in torch.ones(length, length, dtype=torch.bool).tril().split(PREFIXES_AT_ONCE):
                 repeated = {name: values.expand(len(until), -1, -1) for name, values in streams.items()}
                 if card.center != "none" and is_own and STREAM in x:
-                    # The mean of the whole window is off already; here goes what is left of that so far.
+                    # The mean of the whole window is subtracted already; here the rest of each prefix's mean.
                     whole, measured = np.asarray(x[STREAM][0]), np.asarray(valid[STREAM][0])
                     prefixes = [subtract_mean(whole, measured & mask) for mask in until.numpy()]
                     repeated[STREAM] = torch.from_numpy(np.stack(prefixes))
@@ -200,7 +203,8 @@ def prefix_logits(
 
 
 def write_predictions(path: Path, predictions: Predictions, label_names: Sequence[str], split: str) -> None:
-    """predictions.csv: rows of this split replace earlier ones, rows of other splits stay. Atomic."""
+    """Write predictions.csv atomically: rows of this split replace earlier ones, rows of other splits
+    stay."""
     before, after = ("clip_id", "subject", "split", "label"), ("decision", "state", "coverage")
     columns = [*before, *(f"p_{name}" for name in label_names), *after]
     kept = [row for row in read_predictions(path) if row["split"] != split and list(row) == columns]
@@ -214,14 +218,14 @@ def write_predictions(path: Path, predictions: Predictions, label_names: Sequenc
 
 
 def read_predictions(path: Path) -> list[dict[str, str]]:
-    """Rows of predictions.csv; none where there is no file."""
+    """Rows of predictions.csv; empty if there is no file."""
     return read_csv(path) if path.is_file() else []
 
 
 def _seen_again(
     run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray
 ) -> Samples:
-    """Streams of rows, embedded from their stored crops by the run's own encoder as live runs it."""
+    """The inputs of rows, with embeddings of their stored crops by the run's own encoder, as in live."""
     samples = load_samples(store, labelling, rows, inputs_of(card))
     crops = CropClips(store, labelling, rows, inputs_of(card))
     embed, known = _own_encoder(run, card.recipe.encoder.weights_sha256)
@@ -240,11 +244,11 @@ def _seen_again(
 
 @lru_cache(maxsize=1)
 def _own_encoder(run: Path, weights_sha256: str) -> tuple[Any, dict[tuple[str, int], np.ndarray]]:
-    """The run's encoder, compiled, and what it has seen in this process, by store and row: drawings,
-    importance and figures ask for the same clips. `weights_sha256` is there to notice another encoder."""
+    """The run's compiled encoder, and a cache of its embeddings by store and row, because plots, importance
+    and metrics read the same clips. `weights_sha256` is a key of the cache."""
     return open_run_engine(run).embed, {}
 
 
 def inputs_of(card: Card) -> Literal["embeddings", "geometry", "both"]:
-    """The `--inputs` word for the streams that a run's head reads."""
+    """The value of `--inputs` for the streams that a run's head reads."""
     return "both" if len(card.dims) == 2 else "geometry" if "geometry" in card.dims else "embeddings"

@@ -1,4 +1,4 @@
-"""The encoder of a run, compiled; imports torch only where its network was not converted before."""
+"""The compiled encoder of a run; imports torch only if its network is not converted yet."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,17 +17,16 @@ def open_run_engine(
     device: str = "auto",
     threads: int = 0,
 ) -> Engine:
-    """The engine of a run's own encoder: its fine-tuned one where there is one, else the one of its recipe.
+    """The engine of a run's encoder: the fine-tuned one if there is one, else that of its recipe.
 
-    It computes as the store was made: in float32 where that was, else in what this processor is best at.
-    Raises ValueError when the run is unfinished, reads no embeddings of pixels, or its weights cannot be
-    found.
+    It uses float32 if the store was made in float32, else the fastest precision of this processor. Raises
+    ValueError if the run is unfinished, was trained on imported features, or its weights are missing.
     """
     card = load_card(run)
     recipe = card.recipe
     if recipe.pixels is None:
         raise ValueError(
-            f"{run} was trained on imported features ({recipe.encoder.name}); no camera makes those"
+            f"{run} was trained on imported features ({recipe.encoder.name}): it has no encoder for video"
         )
 
     def build() -> "Encoder":

@@ -1,7 +1,7 @@
-"""What a run's training data looked like, in four figures that a live session can be held against.
+"""Statistics of a run's training data, to compare a live session with (drift).
 
-Face rate, mean probability, and how far frames lie from the mean frame (novelty), for one clip after another;
-kept in the run as training_stats.json, because the store may be far away when a session is looked at.
+Face rate, mean probability, and distance of embeddings from the training mean (novelty), per clip. They are
+stored in the run as training_stats.json, because live may have no access to the store.
 
 Reading it needs neither torch nor zarr. N clips, T frames, D embedding.
 """
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 FILE, STATISTICS = "training_stats.json", "statistics.safetensors"
 MAX_CLIPS = 400
-"""Clips looked at: figures of a few hundred are as good as of all."""
+"""Maximum number of clips: a few hundred give the same statistics as all."""
 WORTH_SHOWING = 0.9
-"""A short window is worth showing once it has this share of a whole one's validation score above chance."""
+"""A partly filled window gives a prediction if its validation score above chance is at least this fraction of
+that of a full window."""
 
 
 @dataclass(frozen=True)
 class PercentileRange:
-    """A figure over clips: its mean, and between what values nine of ten clips lie."""
+    """A statistic over clips: its mean, and its 5th and 95th percentile."""
 
     mean: float
     low: float
@@ -38,24 +39,25 @@ class PercentileRange:
 
 @dataclass(frozen=True)
 class TrainingStats:
-    """The training data of a run."""
+    """Statistics of the training data of a run."""
 
     num_clips: int
     face_rate: PercentileRange
-    """Share of a clip's sampled frames that hold a face."""
+    """Fraction of a clip's sampled frames with a face."""
     p: PercentileRange
     """`level_of` a clip's probabilities."""
     novelty: PercentileRange | None
-    """Mean squared standard score of a clip's embeddings: 1 on average. None where the head reads none."""
+    """Mean squared z-score of a clip's embeddings, 1 on average. None if the head reads no embeddings."""
     min_filled: float | None = None
-    """Share of the window from which validation shows that predictions are worth showing."""
+    """Smallest filled fraction of the window that is good enough for a prediction, by validation
+    (WORTH_SHOWING)."""
 
 
 def write_training_stats(run: Path, store: Path | str | None = None) -> TrainingStats:
-    """Measure the training split of a run and keep the figures in it.
+    """Compute the statistics of a run's training split and save them in the run.
 
-    `store` is the one that the run was trained on unless given. Raises ValueError when it cannot be opened or
-    has another recipe.
+    `store` defaults to the one that the run was trained on. Raises ValueError if it cannot be opened or has
+    another recipe.
     """
     from features.store.store import FeatureStore
 
@@ -66,7 +68,7 @@ def write_training_stats(run: Path, store: Path | str | None = None) -> Training
 
 
 def read_training_stats(run: Path) -> TrainingStats | None:
-    """The figures that a run keeps, or None."""
+    """The statistics that a run has stored, or None."""
     path = run / FILE
     if not path.is_file():
         return None
@@ -79,7 +81,7 @@ def read_training_stats(run: Path) -> TrainingStats | None:
 
 
 def measure(run: Path, card: Card, store: "FeatureStore") -> TrainingStats:
-    """The figures of the run's training clips in a store, and from when on short windows can be trusted."""
+    """The statistics of the run's training clips in a store."""
     from seqmodel.runs.predict import open_inputs, predict_rows
 
     rows = _some(rows_of(run, store, "train"))
@@ -90,7 +92,7 @@ def measure(run: Path, card: Card, store: "FeatureStore") -> TrainingStats:
     novelty = None
     if "embeddings" in card.dims:
         mean, std = load_statistics(run)["embeddings"]
-        # As the run sees the clips: a fine-tuned encoder's embeddings are not the store's.
+        # The run's own inputs: the embeddings of a fine-tuned encoder are not those of the store.
         _, samples = open_inputs(run, card, store, card.labelling, rows)
         x, valid = samples.x["embeddings"], samples.valid["embeddings"]
         squares = (((x.astype(np.float32) - mean) / std) ** 2).mean(axis=2)
@@ -106,7 +108,8 @@ def measure(run: Path, card: Card, store: "FeatureStore") -> TrainingStats:
 
 
 def level_of(probabilities: ArrayLike, task: str) -> np.ndarray:
-    """One number 0..1 for probabilities (..., C), (...): what a bar, a timeline and a drift table show.
+    """One number 0..1, (...), for probabilities (..., C): shown in the live bar, the timeline and the drift
+    table.
 
     Binary: the positive class's probability. Ordinal: the expected level over the highest one. Multiclass:
     the probability of the most probable class.
@@ -118,8 +121,8 @@ def level_of(probabilities: ArrayLike, task: str) -> np.ndarray:
 
 
 def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
-    """The smallest share of a window that scores nearly as a whole one on validation; None if unknown, and
-    where no live session will ask: of imported features."""
+    """The smallest fraction of a window that scores nearly as well as a full one on validation; None if
+    unknown, and for imported features, which live does not use."""
     from features.labels import class_indices
     from seqmodel.metrics.classification import score
     from seqmodel.runs.predict import prefix_logits
@@ -140,32 +143,34 @@ def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
     ]
     chance = 1 / len(card.labelling.names)
     wanted = chance + WORTH_SHOWING * (scores[-1] - chance)
-    # From the first length on after which no longer one falls below: a lucky early score does not count.
+    # The first length after which no longer one falls below it: a single high early score does not count.
     below = [t for t, value in enumerate(scores) if value < wanted]
     return min(1.0, (max(below) + 2 if below else 1) / len(scores))
 
 
 def rows_of(run: Path, store: "FeatureStore", subset: str) -> np.ndarray:
-    """Finished rows of a store that stood on one side of the run's split."""
+    """Extracted rows of a store in one subset of the run's split."""
     subsets, table = load_split(run), store.table()
     chosen = [subsets.get(str(clip_id), ("", ""))[1] == subset for clip_id in table.clip_id]
     return np.flatnonzero(np.array(chosen, bool) & (table.state == 1))
 
 
 def _some(rows: np.ndarray) -> np.ndarray:
-    """`MAX_CLIPS` of these rows, evenly: clips often lie person by person and class by class."""
+    """`MAX_CLIPS` of these rows, evenly spaced, because clips are often ordered by subject and class."""
     return rows[np.linspace(0, len(rows) - 1, min(MAX_CLIPS, len(rows))).astype(int)]
 
 
 def _spread(values: np.ndarray) -> PercentileRange:
     if not len(values):
-        raise ValueError("no training clip of the run is in this store")
+        raise ValueError(
+            "the store has no training clip of the run: give the store that the run was trained on"
+        )
     low, high = np.percentile(values, [5, 95])
     return PercentileRange(round(float(np.mean(values)), 4), round(float(low), 4), round(float(high), 4))
 
 
 def load_statistics(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and standard deviation (D,) float32 of the training features by stream, of a run or a bundle."""
+    """Mean and standard deviation (D,) float32 of the training features by stream, from a run or a bundle."""
     from safetensors.numpy import load
 
     path = folder / STATISTICS if (folder / STATISTICS).is_file() else folder / WEIGHTS

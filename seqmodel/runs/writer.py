@@ -1,4 +1,4 @@
-"""How a trained head becomes a run directory; train and tune both end with `write_run`."""
+"""Writing of run directories: `write_run` for train and tune, and the update of a run's calibration."""
 
 import dataclasses
 import shutil
@@ -41,7 +41,7 @@ from seqmodel.training.task import LearningTask, labels_of
 
 
 def complete_head(config: HeadConfig, task: Task) -> HeadConfig:
-    """The config with what the task decides: ordinal heads share one score among their thresholds."""
+    """The config with the fields that the task sets: ordinal heads have one score with several thresholds."""
     return dataclasses.replace(config, shared_thresholds=task == "ordinal")
 
 
@@ -58,27 +58,27 @@ def write_run(
     warnings: Sequence[str] = (),
     center: str = "none",
 ) -> Card:
-    """Write a self-contained run directory for a fitted head: the card makes it a run.
+    """Write a self-contained run directory for a trained head.
 
-    Calibration is chosen on the validation logits of the epoch that was kept, of clips that were measured.
-    What the training data looked like, and from what share of a window live may speak, comes last. Of an
-    earlier head under the same name nothing stays but the count of its test openings.
+    Calibration is fitted on the validation logits of the kept epoch, for clips with a prediction. Training
+    statistics are written last. All results of an earlier run in this folder are deleted, except the times of
+    its evaluations on test.
     """
     run.mkdir(parents=True, exist_ok=True)
     openings = _test_openings(run)
-    # A kill from here on leaves a card without weights, which is refused, never one with another's weights.
+    # If the process ends after this, the card has no weights and is rejected; it never has wrong weights.
     (run / WEIGHTS).unlink(missing_ok=True)
     drop_results(run)
     shutil.rmtree(run / "finetune", ignore_errors=True)
     calibration = _calibration(learning_task, head, fitted)
-    found = [*learning_task.split.warnings, *warnings]
+    all_warnings = [*learning_task.split.warnings, *warnings]
 
-    def build_content(text: str) -> None:
+    def warn(text: str) -> None:
         log_warning(text)
-        found.append(text)
+        all_warnings.append(text)
 
-    encoder_state = _encoder_state(learning_task, head, build_content)
-    _keep_model_files(run, learning_task, head, build_content)
+    encoder_state = _encoder_state(learning_task, head, warn)
+    _keep_model_files(run, learning_task, head, warn)
     (run / LOG).unlink(missing_ok=True)
     for epoch in fitted.history:
         append_log(run, log_entry(epoch, str(stage.get("stage", "head"))))
@@ -89,7 +89,7 @@ def write_run(
         center=center,
         stages=({"stage": "head", "val_score": fitted.best.val_score, "kept": True} | dict(stage),),
         test_openings=openings,
-        warnings=tuple(dict.fromkeys(found)),
+        warnings=tuple(dict.fromkeys(all_warnings)),
     )
     save_card(run, card)
     save_weights(run, head.state_dict(), encoder_state)
@@ -98,7 +98,7 @@ def write_run(
 
 
 def _card(learning_task: LearningTask, head: LstmHead, config: TrainConfig, seed: int, metric: str) -> Card:
-    """What a run says of what its head reads, from whom it learned, and how."""
+    """The card of a run: inputs, labels, split, training and versions."""
     store, split = learning_task.store, learning_task.split
     return Card(
         recipe=store.recipe,
@@ -122,7 +122,7 @@ def _card(learning_task: LearningTask, head: LstmHead, config: TrainConfig, seed
 
 
 def _calibration(learning_task: LearningTask, head: LstmHead, fitted: Fitted) -> Calibration:
-    """Chosen on validation clips that were measured: about others nothing is ever decided."""
+    """Calibration fitted on the validation clips with a prediction."""
     rows, labelling = learning_task.split.val, learning_task.labelling
     measured = measured_clips(learning_task, rows, head.dims)
     logits, labels = fitted.best.val_logits[measured], labels_of(learning_task, rows)[measured]
@@ -139,15 +139,15 @@ def _save_subsets(run: Path, learning_task: LearningTask) -> None:
 
 
 def put_calibration(run: Path, card: Card, store: Path | str | None = None) -> list[str]:
-    """Save a card whose calibration is another, without what speaks of the old one's decisions; returns the
-    names of the exports that were dropped.
+    """Save a card with a new calibration and delete the results of the old one; returns the formats of the
+    deleted exports.
 
-    The training data, in `store` or where the card says, are measured by it again.
+    The training statistics are computed again on `store`, or on the store that the card names.
     """
     exports = sorted(folder.name for folder in (run / "export").glob("*") if folder.is_dir())
     drop_decisions(run)
     save_card(run, dataclasses.replace(card, metrics={}))
-    echo(f"{run} decides otherwise now: figures, reports and exports from before are dropped")
+    echo(f"calibration of {run} changed: old metrics, reports and exports deleted")
     _measure_training_stats(run, store)
     return exports
 
@@ -156,18 +156,19 @@ def _measure_training_stats(run: Path, store: Path | str | None = None) -> None:
     try:
         write_training_stats(run, store)
     except (ValueError, OSError) as error:
-        log_warning(f"live report --reference-run has nothing to compare with: {error}")
+        log_warning(f"no training statistics, so live report --reference-run cannot use this run: {error}")
 
 
 def drop_results(run: Path) -> None:
-    """Remove what speaks of weights that are about to be replaced: figures, reports, plots and exports."""
+    """Delete all results of weights that will be replaced: metrics, reports, plots, folds and exports."""
     drop_decisions(run)
     for folder in run.glob("folds-*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def drop_decisions(run: Path) -> None:
-    """Remove what speaks of a run's decisions: all that but folds, which decide for themselves."""
+    """Delete all results that depend on the run's calibration; results of folds have calibrations of their
+    own."""
     for name in (
         "compare.json",
         "metrics.json",
@@ -181,12 +182,12 @@ def drop_decisions(run: Path) -> None:
     for folder in (run / "export", run / "cross", run / "train", run / "val"):
         shutil.rmtree(folder, ignore_errors=True)
     for plot in (run / "plots").glob("*"):
-        if plot.is_file() and not plot.name.startswith("study_"):  # those are the search's
+        if plot.is_file() and not plot.name.startswith("study_"):  # plots of the search
             plot.unlink()
 
 
 def _test_openings(run: Path) -> tuple[str, ...]:
-    """When the test split was opened by the run that is there already."""
+    """Times of the evaluations on test of an earlier run in this folder."""
     try:
         return load_card(run).test_openings
     except ValueError:
@@ -194,7 +195,7 @@ def _test_openings(run: Path) -> tuple[str, ...]:
 
 
 def measured_clips(learning_task: LearningTask, rows: np.ndarray, streams: Iterable[str]) -> np.ndarray:
-    """(len(rows),) bool: in which clips some of these streams is valid in some frame."""
+    """(len(rows),) bool: clips in which at least one of these streams is valid in some frame."""
     samples = load_samples(
         learning_task.store, learning_task.labelling, rows, learning_task.inputs, mapped=True
     )
@@ -202,16 +203,18 @@ def measured_clips(learning_task: LearningTask, rows: np.ndarray, streams: Itera
 
 
 def subsets_of_failed(split: Split, table: ClipTable, labelling: Labelling) -> dict[str, str]:
-    """Side of each labelled clip whose extraction failed, by clip_id: that of its person, or video, else the
-    one it is marked for. So it stays in the denominator of whoever judges the run."""
+    """Subset of each labelled clip whose extraction failed, by clip_id: that of its subject (or video), else
+    the one in the manifest. So failed clips count in the evaluation."""
     rows, _ = labelled_rows(table, labelling, with_failed=True)
     rows = rows[table.state[rows] == FAILED]
     groups = {
-        who: subset for subset, clips in split.subsets().items() for who in groups_of(table, clips).tolist()
+        group: subset
+        for subset, clips in split.subsets().items()
+        for group in groups_of(table, clips).tolist()
     }
     found = {
-        str(table.clip_id[row]): groups.get(who, str(table.split[row]))
-        for row, who in zip(rows.tolist(), groups_of(table, rows).tolist(), strict=True)
+        str(table.clip_id[row]): groups.get(group, str(table.split[row]))
+        for row, group in zip(rows.tolist(), groups_of(table, rows).tolist(), strict=True)
     }
     return {clip: subset for clip, subset in found.items() if subset}
 
@@ -230,43 +233,44 @@ def log_entry(epoch: Epoch, stage: str) -> dict[str, Any]:
 
 
 def resolve_device(device: str) -> str:
-    """`auto` as cuda where there is one, else cpu. Raises ValueError for a device this machine lacks."""
+    """The device: `auto` is cuda if available, else cpu. Raises ValueError if this machine has no such
+    device."""
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    there = ["cpu", *(["cuda"] if cards else []), *(f"cuda:{index}" for index in range(cards))]
-    there += ["mps"] if torch.backends.mps.is_available() else []
+    available = ["cpu", *(["cuda"] if cards else []), *(f"cuda:{index}" for index in range(cards))]
+    available += ["mps"] if torch.backends.mps.is_available() else []
     if device == "auto":
         return "cuda" if cards else "cpu"
-    if device not in there:
-        raise ValueError(f"--device {device}: this machine has {', '.join(there)}")
+    if device not in available:
+        raise ValueError(f"--device {device}: this machine has {', '.join(available)}")
     return device
 
 
 def count_parameters(model: torch.nn.Module) -> int:
-    """Trainable parameters."""
+    """Number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def rounded(scores: Mapping[str, float]) -> dict[str, float]:
-    """Scores at four places, for people."""
+    """Scores rounded to four decimals."""
     return {name: round(float(value), 4) for name, value in scores.items()}
 
 
 def _encoder_state(
-    learning_task: LearningTask, head: LstmHead, build_content: Callable[[str], None]
+    learning_task: LearningTask, head: LstmHead, warn: Callable[[str], None]
 ) -> dict[str, torch.Tensor] | None:
-    """Weights of the recipe's encoder, so that the run moves without its store; None where a run has no
-    use."""
+    """Weights of the recipe's encoder, so that the run works without its store; None if the run needs
+    none."""
     if learning_task.store.recipe.pixels is None or "embeddings" not in head.dims:
         return None
     try:
         return dict(encoder_of(learning_task.store.recipe.encoder).state_dict())
     except ValueError as error:
-        build_content(f"the run holds no encoder weights: {error}")
+        warn(f"the run is written without encoder weights: {error}")
         return None
 
 
 def _keep_model_files(
-    run: Path, learning_task: LearningTask, head: LstmHead, build_content: Callable[[str], None]
+    run: Path, learning_task: LearningTask, head: LstmHead, warn: Callable[[str], None]
 ) -> None:
     """Copy the detector (and landmarker) files that the recipe names into the run."""
     recipe = learning_task.store.recipe
@@ -280,4 +284,4 @@ def _keep_model_files(
             source = face_model(sha256)
             keep_model_file(run, source, source.name)
         except ValueError as error:
-            build_content(f"the run cannot go live: {error}")
+            warn(f"the run cannot be used with live: {error}")

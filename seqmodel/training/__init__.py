@@ -1,1 +1,1 @@
-"""How a network learns from cached features."""
+"""Training of networks: the learning task and the training loop."""

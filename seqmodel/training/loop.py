@@ -1,9 +1,8 @@
-"""How a network learns: `fit`, a generator of Epochs, used by heads on embeddings and by the whole
-network on crops.
+"""The training loop: `fit`, a generator of Epochs, with losses, optimizer and learning-rate schedule.
 
-Pruning, saving and logging belong to whoever consumes the generator; `fit_best` is the plain consumer that
-stops early and keeps the best epoch. Every random choice of epoch k depends on (seed, k) alone and the
-learning rate on (step, validation losses) alone.
+The caller of the generator does pruning, saving and logging. `fit_best` is the simplest caller: it stops
+early and keeps the best epoch. Every random choice of epoch k depends on (seed, k) alone, and the learning
+rate on (step, validation losses) alone. Fine-tuning shares the losses and the schedule.
 
 B clips, T frames, D width of a stream, C classes, O outputs of the network.
 """
@@ -28,14 +27,14 @@ from seqmodel.metrics.classification import score
 Batch = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray], np.ndarray]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-UNJUDGED = (math.nan, math.nan)
-"""Loss and score where validation has nothing to say."""
+UNDEFINED = (math.nan, math.nan)
+"""Loss and score without labelled validation clips."""
 FOCAL_GAMMA = 2.0
-"""Lin et al. 2017 found 2 best and the result flat around it."""
+"""Lin et al. 2017 found 2 to be the best value, and values near it nearly as good."""
 
 
 class Source(Protocol):
-    """Clips to learn from: a length, labels and batches by index."""
+    """Clips for training or validation: a length, labels and batches by index."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -49,27 +48,28 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the training clips came to."""
+    """Losses and metric of one epoch."""
 
     index: int
     """0 for the first."""
     train_loss: float
-    """Mean over the clips, with weights, smoothing and augmentation."""
+    """Mean over the clips, with class weights, label smoothing and augmentation."""
     val_loss: float
-    """Mean over the clips, without any of them; NaN without validation clips."""
+    """Mean over the clips, without class weights, smoothing and augmentation; NaN without validation clips.
+    """
     val_score: float
-    """The metric on validation; NaN where it is not defined."""
+    """The metric on validation; NaN if undefined."""
     val_logits: np.ndarray = field(repr=False)
     """(N, O) float32, in the order of the validation source."""
     lr: float
-    """Learning rate of the first group at the last step."""
+    """Learning rate of the first parameter group at the last step."""
     seconds: float
-    """Training and validation together."""
+    """Time for training and validation."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The outcome of `fit_best`; the model itself holds the best epoch's weights."""
+    """The result of `fit_best`; the model has the weights of the best epoch."""
 
     best: Epoch
     """The epoch that was kept."""
@@ -89,10 +89,10 @@ def fit(
     device: str = "cpu",
     metric: Metric = "auto",
 ) -> Iterator[Epoch]:
-    """Train `model` in place, one Epoch at a time, at most `config.epochs` of them.
+    """Train `model` in place; yields one Epoch at a time, at most `config.epochs` of them.
 
-    Validation is always computed in float32, as whoever uses the model will. Unlabelled clips are passed
-    over.
+    Validation is always computed in float32, as prediction is later. Unlabelled clips are skipped. Raises
+    ValueError for a batch size below 1 and without labelled training clips.
     """
     if config.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {config.batch_size}")
@@ -113,10 +113,12 @@ def fit(
             set_rate(optimizer, lr_scale(config, index * steps + step, steps * config.epochs, val_losses))
             batch = order[step * config.batch_size : (step + 1) * config.batch_size]
             total += _step(model, train, batch, loss, optimizer, config, device, autocast)
-        logits, val_loss, val_score = np.zeros((0, num_outputs(task, num_classes)), np.float32), *UNJUDGED
+        logits, val_loss, val_score = np.zeros((0, num_outputs(task, num_classes)), np.float32), *UNDEFINED
         if val:
             logits = predict_logits(model, val, device=device)
-            val_loss, val_score = judge_logits(logits, val.labels, plain, task, resolve_metric(metric, task))
+            val_loss, val_score = evaluate_logits(
+                logits, val.labels, plain, task, resolve_metric(metric, task)
+            )
         val_losses.append(val_loss)
         yield Epoch(
             index=index,
@@ -136,10 +138,10 @@ def fit_best(
     *,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Fitted:
-    """Run `epochs` until `patience` of them brought nothing better, and put the best weights back into
-    `model`.
+    """Run `epochs` until `patience` of them are no better than the best, then restore the best weights.
 
-    Better is a higher validation score, then a lower validation loss; without a score the loss alone.
+    Better means a higher validation score, then a lower validation loss; without a score, the loss alone.
+    Raises ValueError if there is no epoch.
     """
     history: list[Epoch] = []
     best: Epoch | None = None
@@ -153,7 +155,7 @@ def fit_best(
         if epoch.index - best.index >= patience:
             break
     if best is None:
-        raise ValueError("no epoch was run: epochs must be at least 1")
+        raise ValueError("no epoch was run: --epochs must be at least 1")
     model.load_state_dict(state)
     return Fitted(best, tuple(history))
 
@@ -161,7 +163,7 @@ def fit_best(
 def predict_logits(
     model: nn.Module, source: Source, batch_size: int = 64, *, device: str = "cpu"
 ) -> np.ndarray:
-    """Logits (N, O) float32 of every clip of `source`, in its order, in eval mode."""
+    """Logits (N, O) float32 of every clip of `source`, in its order, computed in eval mode."""
     model.eval()
     parts = []
     with torch.inference_mode():
@@ -174,11 +176,11 @@ def predict_logits(
 def loss_for(
     task: Task, num_classes: int, config: TrainConfig | None = None, labels: np.ndarray | None = None
 ) -> Loss:
-    """A function of logits (B, O) and labels (B,) int64 that gives each clip's loss, (B,) float32.
+    """The loss function: from logits (B, O) and labels (B,) int64 to each clip's loss, (B,) float32.
 
-    Binary: BCE with logits. Multi-class: cross-entropy. Ordinal: BCE of each cumulative question "is the
-    level above k?" (CORAL; Cao, Mirjalili & Raschka 2020). With a config: smoothing, focal (Lin et al.
-    2017) and class weights N / (C · n_c) counted from `labels`, whose mean over the clips is one.
+    Binary: BCE with logits. Multi-class: cross-entropy. Ordinal: BCE of each cumulative logit "level > k"
+    (CORAL; Cao, Mirjalili & Raschka 2020). With a config: label smoothing, focal loss (Lin et al. 2017) and
+    class weights N / (C · n_c) counted from `labels`, with a mean of one over the clips.
     """
     smoothing, focal = (config.label_smoothing, config.loss == "focal") if config else (0.0, False)
     weights = torch.ones(num_classes)
@@ -209,8 +211,8 @@ def loss_for(
 def make_optimizer(
     model: nn.Module, config: TrainConfig, groups: Sequence[dict[str, Any]] | None = None
 ) -> torch.optim.AdamW:
-    """AdamW over `groups`, or over all trainable parameters with decay on matrices only; `base_lr` is
-    kept in each."""
+    """AdamW over `groups`, or over all trainable parameters with weight decay on matrices only; each group
+    also stores its `base_lr`."""
     if groups is None:
         trainable = [p for p in model.parameters() if p.requires_grad]
         groups = [
@@ -223,8 +225,9 @@ def make_optimizer(
 
 
 def computes_in_bf16(device: str) -> bool:
-    """Whether training gains by bfloat16: on processors with instructions for it, 1.3 to 1.7 times the speed
-    of float32 for the heads of the search space. Never on a GPU, where heads are too small to gain."""
+    """Whether training of heads is faster in bfloat16. On processors with instructions for it, it is 1.3 to
+    1.7 times as fast as float32 for the heads of the search space. False on a GPU: heads are too small to
+    gain."""
     if device != "cpu":
         return False
     known = torch.cpu.get_capabilities()
@@ -232,10 +235,10 @@ def computes_in_bf16(device: str) -> bool:
 
 
 def lr_scale(config: TrainConfig, step: int, total_steps: int, val_losses: Sequence[float]) -> float:
-    """What the base rate is multiplied by at this step, 0 to 1; a function of its arguments alone.
+    """The factor on the base learning rate at this step, 0 to 1; a function of its arguments alone.
 
-    cosine: a linear warm-up over 5 % of the steps, then half a cosine to 0. plateau: halved whenever two
-    epochs in a row brought no lower validation loss.
+    cosine: linear warm-up over 5 % of the steps, then half a cosine down to 0. plateau: halved after every
+    two epochs in a row without a lower validation loss.
     """
     if config.scheduler == "cosine":
         warm = max(1, round(0.05 * total_steps))
@@ -243,12 +246,12 @@ def lr_scale(config: TrainConfig, step: int, total_steps: int, val_losses: Seque
             return (step + 1) / warm
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total_steps - warm)))
     if config.scheduler == "plateau":
-        scale, lowest, waited = 1.0, math.inf, 0
+        scale, lowest, bad_epochs = 1.0, math.inf, 0
         for loss in val_losses:
-            waited = 0 if loss < lowest else waited + 1
+            bad_epochs = 0 if loss < lowest else bad_epochs + 1
             lowest = min(loss, lowest)
-            if waited >= 2:
-                scale, waited = scale / 2, 0
+            if bad_epochs >= 2:
+                scale, bad_epochs = scale / 2, 0
         return scale
     return 1.0
 
@@ -285,9 +288,10 @@ def _step(
 def augment_features(
     x: dict[str, Tensor], valid: dict[str, Tensor], config: TrainConfig, model: nn.Module
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Hide frames, keep a stretch, add noise in units of each channel's spread, as the config asks.
+    """Features with masked frames, a random part of the window, and noise, as `config` sets.
 
-    By torch's random state. Streams (B,T,…) that `model` has no statistics of, crops say, get no noise.
+    Uses torch's random state. The unit of the noise is each channel's standard deviation. Streams (B,T,…)
+    without statistics in `model`, for example crops, get no noise.
     """
     some = next(iter(valid.values()))
     batch, length = some.shape
@@ -295,7 +299,7 @@ def augment_features(
         kept = torch.rand(batch, length, device=some.device) >= config.frame_dropout
         valid = {name: mask & kept for name, mask in valid.items()}
     if config.subsample > 0:
-        # At least half of the window: a label says what most of it was like.
+        # At least half of the window: a label describes most of the window.
         span = torch.randint((length + 1) // 2, length + 1, (batch, 1), device=some.device)
         start = (torch.rand(batch, 1, device=some.device) * (length - span + 1)).long()
         steps = torch.arange(length, device=some.device)
@@ -314,52 +318,52 @@ def augment_features(
 
 
 def to_tensors(arrays: Mapping[str, np.ndarray], device: str = "cpu") -> dict[str, Tensor]:
-    """Arrays by stream as tensors on a device."""
+    """The arrays of each stream as tensors on a device."""
     return {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in arrays.items()}
 
 
-def judge_logits(
+def evaluate_logits(
     logits: np.ndarray, labels: np.ndarray, plain: Loss, task: Task, metric: str
 ) -> tuple[float, float]:
-    """(loss, score) of validation logits; NaN where no clip has a label."""
+    """(loss, score) of validation logits; NaN if no clip has a label."""
     known = np.asarray(labels) >= 0
     if not known.any():
-        return UNJUDGED
+        return UNDEFINED
     logits, labels = logits[known], np.asarray(labels)[known]
     loss = float(plain(torch.from_numpy(logits), torch.from_numpy(labels)).mean())
     return loss, score(metric, labels, probabilities(logits, task))
 
 
 def seed_of(*numbers: int) -> int:
-    """One seed for torch that depends on all of these."""
+    """One seed for torch that depends on all of these numbers."""
     return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
 
 
 def labelled_clips(clips: Source) -> np.ndarray:
-    """Places of the clips with a label. Raises ValueError where there is none."""
+    """Indices of the clips with a label. Raises ValueError if there is none."""
     usable = np.flatnonzero(np.asarray(clips.labels) >= 0)
     if not len(usable):
-        raise ValueError("no labelled training clip")
+        raise ValueError("the training split has no labelled clip")
     return usable
 
 
 def set_rate(optimizer: torch.optim.Optimizer, scale: float) -> None:
-    """Give every group its base rate times `scale`."""
+    """Set the learning rate of every parameter group to its base rate times `scale`."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * scale
 
 
 def best_of(history: Sequence[Epoch]) -> Epoch:
-    """The epoch that `fit_best` kept of these."""
+    """The best of these epochs, as `fit_best` chooses it."""
     return max(history, key=_rank)
 
 
 def rank_of(val_score: float, val_loss: float) -> tuple[float, float]:
-    """Sort key of what validation said, higher is better: the score, then the loss."""
+    """Sort key of a validation result, higher is better: the score, then the negative loss."""
     value = val_score if math.isfinite(val_score) else -math.inf
     return value, -val_loss if math.isfinite(val_loss) else -math.inf
 
 
 def _rank(epoch: Epoch) -> tuple[float, float, float]:
-    """Sort key of an epoch, higher is better; the later one wins where nothing can be judged."""
+    """Sort key of an epoch, higher is better; without a validation result the later epoch is better."""
     return *rank_of(epoch.val_score, epoch.val_loss), epoch.index

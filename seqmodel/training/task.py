@@ -1,7 +1,7 @@
-"""What is to be learned: a store, a question put to its labels, and who stands on which side.
+"""The learning task: a store, how its labels map to classes, and its train/val/test split.
 
-Shared by `python -m seqmodel train` and `python -m tune`, so that a searched head and a plain one learn from
-the same clips. Only training and validation clips are ever loaded here.
+`python -m seqmodel train` and `python -m tune` share it, so both train on the same clips. Only training and
+validation clips are loaded here.
 
 N clips, T frames, D width of a stream.
 """
@@ -28,7 +28,7 @@ from seqmodel.config import LabelArgs
 
 @dataclass(frozen=True)
 class LearningTask:
-    """A store, a labelling and a split; the rest of training follows from them."""
+    """A store, a labelling and a split."""
 
     store: FeatureStore
     table: ClipTable
@@ -37,7 +37,7 @@ class LearningTask:
     inputs: Inputs
     """Streams that a head may read."""
     num_unlabelled: int
-    """Extracted clips without a label of this labelling: left out."""
+    """Extracted clips that are left out, because they have no label of this labelling."""
 
     @property
     def dims(self) -> dict[str, int]:
@@ -59,19 +59,19 @@ def build_task(
     seed: int = 0,
     splits_from: Path | None = None,
 ) -> LearningTask:
-    """Open a store and decide what is learned from whom.
+    """Open a store, map its labels to classes, and split its subjects.
 
-    `inputs` None means every stream that the store holds. `splits_from` is a run whose people keep their
-    side; without it a store that names who trained its encoder keeps theirs. Raises ValueError when the
-    column, a label or a stream is missing, no clip has a label, a class has no training clip, somebody
-    stands on two sides, or is held out of heads that read embeddings of an encoder which learned from them.
+    `inputs` None means all streams of the store. `splits_from` is a run whose split is reused; without it, a
+    store with a fine-tuned encoder reuses the split of that encoder. Raises ValueError if the column, a label
+    or a stream is missing, no clip has a label, a class has no training clip, or a subject is in two subsets.
+    Also raises if heads read embeddings and a held-out subject was used to train the encoder (leakage).
     """
     store = FeatureStore.open(store_path)
     table = store.table()
     if label.label not in table.label_names:
         raise ValueError(
-            f"store {store_path} has no label column {label.label!r}; "
-            f"it has: {', '.join(table.label_names) or 'none'}"
+            f"store {store_path} has no label column {label.label!r}; it has: "
+            f"{', '.join(table.label_names) or 'none'}"
         )
     labelling = _labelling(table, label)
     rows, labels = labelled_rows(table, labelling)
@@ -80,26 +80,29 @@ def build_task(
     chosen: Inputs = inputs or ("both" if len(store.streams) > 1 else store.streams[0])
     for name in streams_of(chosen):
         if name not in store.streams:
-            raise ValueError(f"--inputs {chosen}: store {store_path} holds no {name}")
+            raise ValueError(
+                f"--inputs {chosen}: store {store_path} has no {name}; it has {', '.join(store.streams)}"
+            )
     split = _split(store, table, rows, labels, seed, splits_from)
     require_disjoint(split, table.subject)
     if "embeddings" in streams_of(chosen):
         split = _unseen_by_encoder(split, store, table, splits_from)
     _require_classes(split, labels, rows, labelling)
-    lacking = int((~store.present("geometry")[rows]).sum()) if "geometry" in streams_of(chosen) else 0
-    if lacking:
+    missing = int((~store.present("geometry")[rows]).sum()) if "geometry" in streams_of(chosen) else 0
+    if missing:
         split = _warned(
             split,
-            f"{lacking} of {len(rows)} labelled clips have no geometry yet, which a head takes for faces "
-            "out of sight: run extract again on the store",
+            f"{missing} of {len(rows)} labelled clips have no geometry yet: a head treats them as clips "
+            "without a face. Run extract again on the store",
         )
     return LearningTask(store, table, labelling, split, chosen, int((table.state == 1).sum()) - len(rows))
 
 
 def seen_fingerprint(learning_task: LearningTask) -> str:
-    """Sixteen hex digits of what a search sees: recipe, and people, labels, sides and files of its clips.
+    """Hash, sixteen hex digits, of what a search reads: the recipe, and subjects, labels, subsets and files
+    of its clips.
 
-    Not the whole store's: crops that are added, or corrections of other columns, change nothing about it.
+    It does not cover the whole store: added crops and changes in other columns do not change it.
     """
     store, table = learning_task.store, learning_task.table
     rows = np.concatenate([learning_task.split.train, learning_task.split.val])
@@ -118,17 +121,17 @@ def seen_fingerprint(learning_task: LearningTask) -> str:
 
 
 def labels_of(learning_task: LearningTask, rows: np.ndarray) -> np.ndarray:
-    """(len(rows),) int64 class index of these rows."""
+    """(len(rows),) int64 class indices of these rows."""
     column = learning_task.labelling.column
     codes, names = learning_task.table.labels[column][rows], learning_task.table.label_names[column]
     return class_indices(learning_task.labelling, codes, names)
 
 
 def load_train_val(learning_task: LearningTask, *, mapped: bool = True) -> tuple[Samples, Samples]:
-    """Training and validation samples; `mapped` shares one packed copy among processes.
+    """Training and validation samples; with `mapped`, all processes share one packed copy on disk.
 
-    Where there is no room for that copy it says so, and each process reads the store for itself. Raises
-    ValueError where nothing was measured in any training clip.
+    If the disk has no space for that copy, a warning says so and each process reads the store into its own
+    memory. Raises ValueError if no training clip has a valid frame.
     """
     if mapped:
         try:
@@ -138,8 +141,8 @@ def load_train_val(learning_task: LearningTask, *, mapped: bool = True) -> tuple
             store, widths = learning_task.store, learning_task.dims.items()
             frame_bytes = sum(width * store.array(name).dtype.itemsize for name, width in widths)
             log_warning(
-                f"no room for a packed copy of {store.path} ({error}): each process holds the clips in its "
-                f"own memory, about {clips * store.num_frames * frame_bytes / 1e9:.1f} GB"
+                f"no disk space for a packed copy of {store.path} ({error}): each process keeps the clips in "
+                f"its own memory, about {clips * store.num_frames * frame_bytes / 1e9:.1f} GB"
             )
             mapped = False
     train, val = (
@@ -148,33 +151,32 @@ def load_train_val(learning_task: LearningTask, *, mapped: bool = True) -> tuple
     )
     if not any(valid[:].any() for valid in train.valid.values()):
         raise ValueError(
-            f"not one of the {len(train)} training clips in "
-            f"{learning_task.store.path} has a valid frame: there "
-            "is nothing to learn from"
+            f"none of the {len(train)} training clips in {learning_task.store.path} has a valid "
+            "frame (a frame with a face): training is not possible"
         )
     return train, val
 
 
 def encoder_leak_warning(store: FeatureStore, groups: np.ndarray) -> str:
-    """What readers have to know of figures for which each of these people is held out once, on whatever side
-    they stand; '' where the encoder learned from nobody of them.
+    """A warning for cross-validation over these groups, if the encoder was trained on some of them; else ''.
 
-    groups: (N,) str as `groups_of` gives them.
+    groups: (N,) str, subjects or videos, as `groups_of` gives them.
     """
     weights = store.recipe.encoder.weights
     if store.encoder_subsets:
-        people = np.unique(groups).tolist()
-        known = sum(store.encoder_subsets.get(who, "test") != "test" for who in people)
+        subjects = np.unique(groups).tolist()
+        known = sum(store.encoder_subsets.get(subject, "test") != "test" for subject in subjects)
         return (
-            f"figures of folds are too good here: the encoder behind the embeddings ({weights}) has learned "
-            f"from {known} of the {len(people)} people (or videos) that are held out, or was chosen by them"
+            f"metrics of folds are too optimistic here: {known} of the {len(subjects)} held-out subjects (or "
+            f"videos) were in training or validation of the encoder of the embeddings ({weights})"
             if known
             else ""
         )
     if _is_tuned(store):
         return (
-            f"figures of folds may be too good here: the encoder behind the embeddings ({weights}) was "
-            f"fine-tuned, and {store.path} does not say on whom, so it may know the people who are held out"
+            f"metrics of folds may be too optimistic here: the encoder of the embeddings ({weights}) was "
+            f"fine-tuned, and {store.path} does not list its training subjects. Held-out subjects may be "
+            "among them"
         )
     return ""
 
@@ -184,7 +186,7 @@ def _is_tuned(store: FeatureStore) -> bool:
 
 
 def _labelling(table: ClipTable, label: LabelArgs) -> Labelling:
-    """The labelling that the options ask for, of a column of the table."""
+    """The labelling that the options set, for a column of the table."""
     codes, names = table.labels[label.label], table.label_names[label.label]
     return make_labelling(
         names,
@@ -209,26 +211,27 @@ def _split(
     seed: int,
     splits_from: Path | None,
 ) -> Split:
-    """Who stands on which side: as in an earlier run, as when the store's encoder was trained, or anew."""
+    """The split: of an earlier run, of the training of the store's encoder, or a new one."""
     if splits_from is not None:
         return extend_split(table, rows, labels, splits_from)
     if not store.encoder_subsets:
         return make_split(table, rows, labels, seed=seed)
     marked = zip(groups_of(table, np.arange(len(table.split))).tolist(), table.split.tolist(), strict=True)
-    marks = np.array([store.encoder_subsets.get(who, mark) for who, mark in marked], str)
+    marks = np.array([store.encoder_subsets.get(subject, mark) for subject, mark in marked], str)
     split = make_split(dataclasses.replace(table, split=marks), rows, labels, seed=seed)
     encoder = store.recipe.encoder.weights
     return dataclasses.replace(
-        split, description=f"everybody on the side on which the encoder ({encoder}) had them"
+        split, description=f"the same subsets as in the training of the encoder ({encoder})"
     )
 
 
 def _unseen_by_encoder(
     split: Split, store: FeatureStore, table: ClipTable, splits_from: Path | None
 ) -> Split:
-    """The split, with a warning where nobody knows whom the store's fine-tuned encoder learned from.
+    """The split, with a warning if the training subjects of the store's fine-tuned encoder are not known.
 
-    Raises ValueError where it learned from people who are held out here, or was chosen by test people.
+    Raises ValueError if a subject is held out here but was in training of the encoder, or is in test here but
+    was in its validation.
     """
     weights = store.recipe.encoder.weights
     if not store.encoder_subsets:
@@ -236,21 +239,22 @@ def _unseen_by_encoder(
             return split
         return _warned(
             split,
-            f"the encoder behind the embeddings ({weights}) was fine-tuned, and {store.path} does not say on "
-            "whom: it may know people who are held out here; --splits-from that run keeps them on their side",
+            f"the encoder of the embeddings ({weights}) was fine-tuned, and {store.path} does not list its "
+            "training subjects: they may be held out here (leakage). Use --splits-from with the run that "
+            "trained it",
         )
     held = [
-        f"{who} ({store.encoder_subsets[who]} there, {subset} here)"
+        f"{subject} ({store.encoder_subsets[subject]} for the encoder, {subset} here)"
         for subset, rows in split.subsets().items()
-        for who in np.unique(groups_of(table, rows)).tolist()
-        if SUBSETS.index(store.encoder_subsets.get(who, subset)) < SUBSETS.index(subset)
+        for subject in np.unique(groups_of(table, rows)).tolist()
+        if SUBSETS.index(store.encoder_subsets.get(subject, subset)) < SUBSETS.index(subset)
     ]
     if held:
         more = f" and {len(held) - 3} more" if len(held) > 3 else ""
         raise ValueError(
-            f"the encoder behind {store.path} ({weights}) has learned from people who are held out here, or "
-            f"was chosen by them: {', '.join(held[:3])}{more}; give --splits-from the run that trained it, "
-            "or leave --splits-from out"
+            f"the encoder of {store.path} ({weights}) was trained or validated on subjects that are held out "
+            f"here: {', '.join(held[:3])}{more}; use --splits-from with the run that trained the encoder, or "
+            "leave --splits-from out"
         )
     return split
 
@@ -259,9 +263,9 @@ def _require_classes(split: Split, labels: np.ndarray, rows: np.ndarray, labelli
     train, val = (set(labels[np.isin(rows, subset)].tolist()) for subset in (split.train, split.val))
     for index, name in enumerate(labelling.names):
         if index not in train:
-            raise ValueError(f"the training split has no clip of {name!r}")
+            raise ValueError(f"the training split has no clip of class {name!r}")
     if len(val) < 2:
         raise ValueError(
-            f"the validation split has clips of {len(val)} class(es): too few people "
-            "to choose a head by; add recordings, or give splits in the manifest"
+            f"the validation split has clips of {len(val)} class only, but choosing a head needs 2: add "
+            "recordings of more subjects, or give splits in the manifest"
         )

@@ -1,1 +1,1 @@
-"""The study: its storage, its workers, its pictures."""
+"""The Optuna study: storage, workers, checkpoints and plots."""

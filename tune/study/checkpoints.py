@@ -1,7 +1,7 @@
-"""Checkpoints of the best trials, kept beside the study and shown by the dashboard.
+"""Checkpoints of the best trials, stored as artifacts of the study; the dashboard shows them.
 
-Each is a safetensors file with a head's weights and statistics, and its epochs as metadata; how the head is
-shaped stands in the trial's own parameters.
+Each is a safetensors file with a head's weights and feature statistics, and its epochs as metadata. The
+trial's parameters define the architecture.
 """
 
 import json
@@ -20,13 +20,13 @@ from seqmodel.heads.recurrent import LstmHead
 from seqmodel.runs.card import ARTIFACTS
 
 KEPT = 5
-"""Checkpoints that stay."""
+"""Number of checkpoints to keep."""
 
 
 def keep_checkpoint(
     trial: optuna.Trial, head: LstmHead, value: float, epochs: Sequence[dict[str, Any]], out: Path
 ) -> None:
-    """Save a trial's head and what its epochs came to, unless enough better ones are there already."""
+    """Save a trial's head and its epochs, unless `KEPT` complete trials are at least as good."""
     if sum((other.value or 0.0) >= value for other in _complete(trial.study)) >= KEPT:
         return
     folder = out / ARTIFACTS
@@ -48,8 +48,8 @@ def keep_checkpoint(
 
 
 def load_checkpoint(trial: FrozenTrial, head: LstmHead, out: Path) -> list[dict[str, Any]] | None:
-    """Put a trial's weights into `head`; returns its epochs. None, and the head as it was, where this folder
-    does not hold them, or not whole."""
+    """Load a trial's weights into `head`; returns its epochs. Without a readable checkpoint in this folder it
+    returns None and does not change the head."""
     name = trial.user_attrs.get("checkpoint")
     if name is None or not (path := out / ARTIFACTS / name).is_file():
         return None
@@ -58,7 +58,9 @@ def load_checkpoint(trial: FrozenTrial, head: LstmHead, out: Path) -> list[dict[
             epochs = json.loads((file.metadata() or {}).get("epochs", "null"))
             weights = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
-        log_warning(f"the checkpoint of trial {trial.number} cannot be read, it is trained again: {error}")
+        log_warning(
+            f"the checkpoint of trial {trial.number} cannot be read; training the head again: {error}"
+        )
         return None
     if epochs:
         head.load_state_dict(weights)

@@ -1,6 +1,6 @@
-"""Pictures of a study: its history, which parameters mattered, and where the good trials lie.
+"""Plots of a study: optimisation history, parameter importances, parallel coordinates and slices.
 
-Drawn by Optuna from the trials alone, as PNG files under the run's plots/ folder.
+Optuna draws them from the trials, as PNG files in the run's plots/ folder.
 """
 
 import warnings
@@ -12,20 +12,20 @@ import optuna
 from optuna.trial import TrialState
 
 from seqmodel.reporting.style import PNG_DPI, style
-from tune.study.storage import experimental_is_fine
+from tune.study.storage import ignore_experimental_warnings
 
 FEWEST = 4
-"""Complete trials below which nothing can be said about parameters."""
+"""Fewest complete trials for parameter importances."""
 MOST_DRAWN = 6
-"""Parameters beside each other in one picture, those that mattered most."""
+"""Maximum number of parameters in one plot, the most important ones."""
 
 
 def save_study_plots(study: optuna.Study, folder: Path, metric: str) -> dict[str, float]:
     """Write study_history, study_importances, study_parallel and study_slices; returns the importances.
 
-    Importances are shares of the score's variance by parameter (PED-ANOVA), empty with too few trials.
+    Parameter importances (PED-ANOVA) are fractions that sum to one; empty with too few trials.
     """
-    with style():  # imported here: Matplotlib must know before that there is no display
+    with style():  # imported here, after style() selects a backend without a display
         from optuna.visualization import matplotlib as draw
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,8 +44,8 @@ def save_study_plots(study: optuna.Study, folder: Path, metric: str) -> dict[str
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Share of each parameter in what made good trials good, largest first; empty where it cannot be told."""
-    with experimental_is_fine():
+    """Importance of each parameter for good trials (PED-ANOVA), largest first; empty if it is undefined."""
+    with ignore_experimental_warnings():
         try:
             evaluator = optuna.importance.PedAnovaImportanceEvaluator()
             return {
@@ -59,9 +59,9 @@ def importances(study: optuna.Study) -> dict[str, float]:
 def _save(
     path: Path, size: tuple[float, float], plot: Callable[..., Any], study: optuna.Study, **options: Any
 ) -> None:
-    """Draw in Optuna's own style, which it sets for all of Matplotlib, and undo that.
+    """Save one plot and restore Matplotlib's style, which Optuna changes globally.
 
-    Silent: the functions are called experimental, and parameters that were never varied are warned of.
+    Warnings are ignored: they are about experimental functions and about parameters with one value only.
     """
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogFormatter
@@ -73,7 +73,7 @@ def _save(
         figure.set_size_inches(size)
         for axes in figure.axes:
             for axis in (axes.xaxis, axes.yaxis):
-                if axis.get_scale() == "log":  # whose own formatters write formulas
+                if axis.get_scale() == "log":  # the default formatters of log axes write formulas
                     axis.set_major_formatter(LogFormatter())
                     axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
                     axes.tick_params("x", which="both", rotation=45)

@@ -1,4 +1,4 @@
-"""Where a study is stored: a journal file, a database, or a proxy of one."""
+"""Storage of a study: a journal file, a database, or a gRPC proxy of one."""
 
 import re
 import sys
@@ -12,9 +12,9 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartb
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 HEARTBEAT_S, GRACE_S = 5, 20
-"""A trial of a database whose worker has been silent that long is failed and tried again."""
+"""Seconds between heartbeats of a trial in a database, and without one until it is failed and run again."""
 MAX_RETRIES = 2
-"""A trial that killed its worker three times (memory, say) would kill the next one too."""
+"""A trial whose worker ended three times (for example, out of memory) is not run again."""
 SHARED_DISKS = (
     "nfs",
     "nfs4",
@@ -28,34 +28,34 @@ SHARED_DISKS = (
     "9p",
     "ceph",
 )
-"""Mount types on which sqlite's locks cannot be trusted."""
+"""File systems on which sqlite's locks are not reliable."""
 
 
 def open_storage(storage: str) -> BaseStorage:
-    """The storage that a URL or a journal file's path names.
+    """The storage for a URL or the path of a journal file.
 
-    Raises ValueError for sqlite on a shared disk, an unknown kind of URL, or a database or proxy that does
-    not answer.
+    Raises ValueError for sqlite on a shared disk, an unknown type of URL, or a database or proxy that does
+    not respond.
     """
     if "://" not in storage:
         path = Path(storage)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The default lock is a symbolic link, which needs rights on Windows (from the documentation, not
-        # run).
+        # The default lock is a symbolic link, which needs special rights on Windows (by the documentation;
+        # not tested).
         lock = JournalFileOpenLock(str(path)) if sys.platform == "win32" else None
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     if storage.startswith("grpc://"):
         host, _, port = storage.removeprefix("grpc://").rpartition(":")
         if not host or not port.isdigit():
-            raise ValueError(f"--storage {storage}: wanted grpc://HOST:PORT")
+            raise ValueError(f"--storage {storage} must be grpc://HOST:PORT")
         try:
             from grpc import RpcError  # type: ignore[import-untyped]
         except ImportError as error:
             raise ValueError(f"--storage {storage} needs grpcio: pip install 'brainbuddy[grpc]'") from error
-        with experimental_is_fine():
+        with ignore_experimental_warnings():
             proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
         try:
-            proxy.get_all_studies()  # it connects at the first question
+            proxy.get_all_studies()  # the first call connects
         except RpcError as error:
             proxy.close()
             raise ValueError(f"--storage {storage}: {_one_line(error.details())}") from error
@@ -65,7 +65,7 @@ def open_storage(storage: str) -> BaseStorage:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        with experimental_is_fine():
+        with ignore_experimental_warnings():
             return RDBStorage(
                 storage,
                 engine_kwargs={"pool_pre_ping": True},
@@ -78,40 +78,40 @@ def open_storage(storage: str) -> BaseStorage:
 
 
 @contextmanager
-def lost_is_one_line(storage: str) -> Iterator[None]:
-    """Raises ConnectionError where a database or proxy no longer answers, instead of errors of three
-    libraries."""
+def storage_errors_in_one_line(storage: str) -> Iterator[None]:
+    """Raises ConnectionError, with a text of one line, if a database or proxy no longer responds."""
     try:
         yield
-    except ValueError:  # a storage that never answered, among others: said in one line already
+    except ValueError:  # has a text of one line already, for example if the storage never responded
         raise
     except Exception as error:
         names = (("grpc", "RpcError"), ("sqlalchemy.exc", "SQLAlchemyError"))
-        # What was not imported was not asked.
+        # A library that is not imported was not used.
         others = [getattr(sys.modules[module], name) for module, name in names if module in sys.modules]
         lost: BaseException | None = error
-        # Optuna's tidying up after it may fail in its own way.
+        # Optuna's cleanup after the error may raise another one.
         while lost is not None and not isinstance(lost, (optuna.exceptions.StorageInternalError, *others)):
             lost = lost.__context__
         if lost is None:
             raise
         reason = _one_line(lost.details() if hasattr(lost, "details") else lost.__cause__ or lost)
         raise ConnectionError(
-            f"--storage {without_password(storage)}: {reason}; finished trials are kept, the same command "
-            "goes on"
+            f"--storage {without_password(storage)}: {reason}. Finished trials are kept; run the same "
+            "command again to resume"
         ) from error
 
 
 @contextmanager
-def experimental_is_fine() -> Iterator[None]:
-    """Without the warning that Optuna gives with each heartbeat, Wilcoxon pruner and the like."""
+def ignore_experimental_warnings() -> Iterator[None]:
+    """Ignore Optuna's warnings about experimental features, for example heartbeats and the Wilcoxon
+    pruner."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
 
 
 def refuse_shared_disk(url: str, mounts_file: Path = Path("/proc/mounts")) -> None:
-    """Raise ValueError when an sqlite file lies on a network disk."""
+    """Raises ValueError if an sqlite file is on a network disk."""
     path = Path(url.partition("///")[2] or ".").absolute()
     try:
         mounts = mounts_file.read_text(encoding="utf-8").splitlines()
@@ -122,14 +122,14 @@ def refuse_shared_disk(url: str, mounts_file: Path = Path("/proc/mounts")) -> No
     where, kind = max(reversed(above), key=lambda pair: len(pair[0]), default=("", ""))
     if kind in SHARED_DISKS:
         raise ValueError(
-            f"--storage {without_password(url)}: sqlite on a shared disk ({kind} at {where}) loses "
-            "trials; leave --storage out (a journal file) or use postgresql+psycopg://USER@HOST/NAME"
+            f"--storage {without_password(url)}: sqlite on a shared disk ({kind} at {where}) can lose "
+            "trials; leave out --storage (a journal file), or use postgresql+psycopg://USER@HOST/NAME"
         )
 
 
 def without_password(url: str) -> str:
-    """The URL, or the word --storage=URL, as it may be shown: without the password before its @ or in an
-    option (`?password=…`), read as `sqlalchemy.engine.make_url` reads it. Anything else stays as it is."""
+    """The URL, or the argument --storage=URL, without the password before its @ or in an option
+    (`?password=…`), parsed as `sqlalchemy.engine.make_url` does. Other texts are returned unchanged."""
     if "://" not in url:
         return url
     url = re.sub(r"^((?:--storage=)?[\w+]+://[^:/]*):[^@]*@", r"\1:…@", url)

@@ -1,4 +1,4 @@
-"""Worker processes of a search: what each loads, and what it does with one trial."""
+"""Worker processes of a search: loading of clips, trials, and training with new seeds."""
 
 import signal
 import sys
@@ -25,25 +25,25 @@ from tune.objective import (
     objective,
     only_streams,
     scored_folds,
-    train_config,
+    train_head,
     untrained_head,
 )
 from tune.search_space import MANY_CLIPS, Space, TrialConfig, trial_config_of
 from tune.study.checkpoints import keep_checkpoint, load_checkpoint
-from tune.study.storage import lost_is_one_line
+from tune.study.storage import storage_errors_in_one_line
 from tune.study.study import StudySpec, is_interruption, note_seen, work
 
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What a worker has at hand: the clips and how they are judged."""
+    """The data of a worker: task, clips, folds and search space."""
 
     args: TuneArgs
     learning_task: LearningTask
     whole: Fold
-    """Train and validation, of which the winner is made."""
+    """Train and validation, on which the winner is trained."""
     folds: list[Fold]
-    """What a trial is scored by: the same, or those folds of people over both that have a say."""
+    """The folds that give a trial's score: train and validation, or folds by subject over both."""
     space: Space
     device: str
 
@@ -51,13 +51,13 @@ class SearchContext:
 def set_up(args: TuneArgs, learning_task: LearningTask | None = None) -> SearchContext:
     """Load the clips; the same call in every process gives the same folds.
 
-    Raises ValueError when no fold has a say.
+    Raises ValueError if no fold has two classes in training and in validation.
     """
     learning_task = learning_task or build_task(
         args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
     )
     train, val = (
-        with_centering(side, args.center, learning_task.store) for side in load_train_val(learning_task)
+        with_centering(samples, args.center, learning_task.store) for samples in load_train_val(learning_task)
     )
     fixed, many = args.inputs is not None, len(train) >= MANY_CLIPS
     space = Space(learning_task.labelling.task, tuple(train.x), fixed, args.epochs, many)
@@ -66,17 +66,17 @@ def set_up(args: TuneArgs, learning_task: LearningTask | None = None) -> SearchC
         folds = scored_folds(make_folds(train, val, args.folds, args.seed))
         if not folds:
             raise ValueError(
-                f"--folds {args.folds}: none of them has a say: each holds out or learns from clips of one "
-                "class only; take fewer folds, or add recordings of others"
+                f"--folds {args.folds}: every fold has clips of one class only, in training or in "
+                "validation; use fewer folds, or add recordings of more subjects"
             )
     return SearchContext(args, learning_task, whole[0], folds, space, resolve_device(args.device))
 
 
 def trial_value(context: SearchContext, trial: optuna.Trial) -> float:
-    """The objective on this bench."""
+    """The score of a trial in this context; saves its checkpoint."""
 
     def keep(head: LstmHead, fitted: Fitted, value: float) -> None:
-        if context.args.folds < 2:  # a head of one fold alone is nobody's checkpoint
+        if context.args.folds < 2:  # with folds, a head is trained on one fold only
             keep_checkpoint(trial, head, value, _as_numbers(fitted.history), context.args.out)
 
     def is_alive() -> bool:
@@ -97,27 +97,28 @@ def trial_value(context: SearchContext, trial: optuna.Trial) -> float:
 
 
 def worker(args: TuneArgs, spec: StudySpec, threads: int, index: int) -> None:
-    """The body of a worker process: trials until there are enough. Ends quietly when it is told to."""
+    """Main function of a worker process: runs trials until there are enough; ends without an error on a
+    signal."""
     _on_signals(_interrupt)
     torch.set_num_threads(threads)
     try:
         context = set_up(args)
-        with lost_is_one_line(spec.storage):
+        with storage_errors_in_one_line(spec.storage):
             work(spec, lambda trial: trial_value(context, trial), index)
     except KeyboardInterrupt:
         return
     except ConnectionError as error:
-        _on_signals(_go_on)  # the parent has met it too and ends its workers
+        _on_signals(_ignore_signal)  # the parent gets the same error and ends its workers
         log_error(str(error))
         sys.exit(1)
     except ValueError as error:
-        if not is_interruption(error):  # told to end, and then the storage was gone
+        if not is_interruption(error):  # it got a signal, and then the storage was not available
             raise
 
 
 def kept_or_refitted(context: SearchContext, trial: FrozenTrial) -> tuple[LstmHead, Fitted]:
-    """A trial's head, as its checkpoint has it; where there is none, with folds or on another machine, fitted
-    again under the search's own seed."""
+    """A trial's head from its checkpoint; without one (with folds, or from another machine), trained again
+    with the seed of the search."""
     trial_config, seed = trial_config_of(trial.params, context.space), context.args.seed
     head = untrained_head(
         trial_config, context.whole, context.space.task, context.learning_task.num_classes, seed
@@ -132,7 +133,7 @@ def kept_or_refitted(context: SearchContext, trial: FrozenTrial) -> tuple[LstmHe
 
 
 def _as_numbers(history: Sequence[Epoch]) -> list[dict[str, Any]]:
-    """What epochs came to, without logits and optimizer."""
+    """Epochs as JSON-ready dictionaries, without logits."""
     names = ("index", "train_loss", "val_loss", "val_score", "lr", "seconds")
     return [{name: getattr(epoch, name) for name in names} for epoch in history]
 
@@ -140,8 +141,8 @@ def _as_numbers(history: Sequence[Epoch]) -> list[dict[str, Any]]:
 def _fitted(
     context: SearchContext, fold: Fold, trial_config: TrialConfig, seed: int
 ) -> tuple[LstmHead, Fitted]:
-    """The chosen head on a fold under a seed."""
-    return train_config(
+    """The head of a trial, trained on a fold with this seed."""
+    return train_head(
         trial_config,
         fold,
         task=context.space.task,
@@ -153,9 +154,9 @@ def _fitted(
 
 
 def _interrupt(signum: int, frame: types.FrameType | None) -> None:
-    """Once: the terminal or SLURM tells every process, then the parent each worker. The second must not stop
-    what the first began, enqueueing the trial again."""
-    _on_signals(_go_on)
+    """Raise KeyboardInterrupt on the first signal only. A second signal may follow (from the terminal or
+    SLURM, then from the parent) and must not interrupt the enqueueing of the trial."""
+    _on_signals(_ignore_signal)
     raise KeyboardInterrupt
 
 
@@ -165,29 +166,29 @@ def _on_signals(handler: Callable[[int, types.FrameType | None], None]) -> None:
             signal.signal(number, handler)
 
 
-def _go_on(signum: int, frame: types.FrameType | None) -> None:
-    """Instead of SIG_IGN, with which Python complains about a signal that has arrived already."""
+def _ignore_signal(signum: int, frame: types.FrameType | None) -> None:
+    """Ignore a signal. Unlike SIG_IGN, it gives no error for a signal that is already pending."""
 
 
-_bench: SearchContext | None = None
+_context: SearchContext | None = None
 
 
 def start_refitting(args: TuneArgs, threads: int) -> None:
-    """Set a pool's process up once, for `score_seed`."""
-    global _bench
+    """Initialise a process of the pool, for `score_seed`."""
+    global _context
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    _bench = set_up(args)
+    _context = set_up(args)
 
 
 def score_seed(trial_config: TrialConfig, seed: int) -> float:
-    """Validation score (mean over folds) of a choice under another seed, in a process that was set up."""
-    assert _bench is not None
-    return seed_score(_bench, trial_config, seed)
+    """`seed_score` in a process of the pool."""
+    assert _context is not None
+    return seed_score(_context, trial_config, seed)
 
 
 def seed_score(context: SearchContext, trial_config: TrialConfig, seed: int) -> float:
-    """Validation score (mean over folds) of a choice under a seed."""
+    """Validation score (mean over folds) of a trial's config with a seed."""
     scores = [_fitted(context, fold, trial_config, seed)[1].best.val_score for fold in context.folds]
     return sum(scores) / len(scores)

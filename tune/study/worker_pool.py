@@ -1,4 +1,4 @@
-"""The processes that work on a study: how they are started, and started again when they die."""
+"""The pool of worker processes of a study: start, monitoring and replacement."""
 
 import itertools
 import sys
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
 from tune.study.study import StudySpec, num_done, reclaim
 
-KILLED = "was killed (out of memory, perhaps): use fewer --workers; the same command goes on"
-"""What is said of a process that a signal ended."""
+KILLED = "was killed (perhaps out of memory): use fewer --workers; run the same command again to resume"
+"""Message about a process that a signal ended."""
 
 
 def process_context() -> "SpawnContext | ForkServerContext":
-    """How worker processes are started: forked, on Linux, from one that has imported what they need.
+    """The multiprocessing context of worker processes. On Linux, a server with the imports done forks them.
 
-    That spares each the seconds of importing torch, and its memory. The server forks before any of them
+    That saves the seconds of importing torch in each process, and memory. The server forks before any process
     uses a thread or a GPU.
     """
     if sys.platform != "linux":
@@ -36,10 +36,10 @@ def run_workers(
     study: optuna.Study, spec: StudySpec, target: Callable[..., None], args: tuple[Any, ...], num_workers: int
 ) -> Iterator[list[FrozenTrial]]:
     """Run `target(*args, index)` in `num_workers` processes until the study is done; yields its trials
-    as it goes.
+    repeatedly.
 
-    A worker that dies is replaced and its trial enqueued again. Raises ValueError when workers die one
-    after the other without finishing anything. Closing the generator ends the workers.
+    A worker that ends with an error is replaced, and its trial is enqueued again. Raises ValueError if
+    workers end one after the other without a finished trial. Closing the generator ends the workers.
     """
     context = process_context()
     workers: dict[int, BaseProcess] = {}
@@ -66,9 +66,10 @@ def run_workers(
                 done_at_death = num_done(study)
                 if deaths > 2 + num_workers:
                     if (process.exitcode or 0) < 0:
-                        raise ValueError(f"workers keep dying: the last one {KILLED}")
+                        raise ValueError(f"workers end without finishing a trial: the last one {KILLED}")
                     raise ValueError(
-                        f"workers keep dying (exit code {process.exitcode}); see their messages above"
+                        f"workers end without finishing a trial (exit code {process.exitcode}); see their "
+                        "messages above"
                     )
                 reclaim(study)
                 start()

@@ -1,4 +1,4 @@
-"""Stage two is never worse, goes on exactly where it was stopped, and its shortcuts change only speed."""
+"""Fine-tuning never lowers the validation score, resumes exactly, and its caches change only the speed."""
 
 import dataclasses
 import json
@@ -72,7 +72,7 @@ def args(run: Path, **changes: object) -> FinetuneArgs:
     return dataclasses.replace(FinetuneArgs(run, finetune=QUICK, unfreeze_from=15), **changes)
 
 
-def test_stage_two_learns_and_tells_its_story(run: Path) -> None:
+def test_finetune_improves_validation_and_records_its_epochs(run: Path) -> None:
     before = load_card(run)
     summary, code = finetune(args(run, finetune=dataclasses.replace(QUICK, head_only_epochs=0, epochs=4)))
     assert code == 0
@@ -95,7 +95,9 @@ def test_stage_two_learns_and_tells_its_story(run: Path) -> None:
     assert [line["stage"] for line in lines][-2:] == ["finetune, both"] * 2
 
 
-def test_a_run_that_cannot_get_better_stays_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finetune_without_improvement_keeps_the_old_weights(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from seqmodel.finetuning import trainer
 
     loss_for = trainer.loss_for
@@ -150,7 +152,7 @@ def test_a_job_stopped_at_any_step_ends_at_the_same_weights(
 
 
 def test_cached_activations_train_what_crops_train(run: Path) -> None:
-    """Without augmentation the cut cache is a shortcut: float16 activations change rounding only."""
+    """Without augmentation, cached float16 activations change the result by rounding only."""
     outcomes = []
     exact = dataclasses.replace(QUICK, precision="f32")
     for activation_cache in ("on", "off"):
@@ -168,7 +170,7 @@ def test_cached_activations_train_what_crops_train(run: Path) -> None:
     assert abs(from_crops[1].train_loss - from_crops[-1].train_loss) > 0.01, "there was something to learn"
 
 
-def test_what_stage_one_did_to_features_goes_on(run: Path) -> None:
+def test_feature_augmentation_of_stage_one_also_applies_in_finetuning(run: Path) -> None:
     """Noise and hidden frames, also with cached activations; none of it in validation, none when asked."""
     losses, starts = {}, {}
     for noise, frame_dropout, augment in (
@@ -190,7 +192,7 @@ def test_what_stage_one_did_to_features_goes_on(run: Path) -> None:
     assert all(np.array_equal(first, other) for other in starts.values())
 
 
-def test_frozen_blocks_and_batch_statistics_do_not_move(run: Path) -> None:
+def test_frozen_blocks_and_batch_statistics_do_not_change(run: Path) -> None:
     asked = args(run, activation_cache="off")
     setup = open_setup(asked)
     before = {k: v.clone() for k, v in setup.model.encoder.state_dict().items()}
@@ -203,7 +205,7 @@ def test_frozen_blocks_and_batch_statistics_do_not_move(run: Path) -> None:
         assert torch.equal(tensor, before[name]) == frozen, name
 
 
-def test_the_head_warms_up_alone(run: Path) -> None:
+def test_head_only_epochs_train_the_head_only(run: Path) -> None:
     asked = args(run)
     setup = open_setup(asked)
     before = {k: v.clone() for k, v in setup.model.state_dict().items()}
@@ -217,9 +219,7 @@ def test_the_head_warms_up_alone(run: Path) -> None:
     assert all(name.startswith("head.") for name in moved)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_move(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nonfinite_loss_stops_before_the_weights_change(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = args(run)
     job = start_job(open_setup(asked), asked, DistributedContext())
     job.step()
@@ -230,7 +230,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(
     assert all(torch.equal(tensor, before[name]) for name, tensor in job.model.state_dict().items())
 
 
-def test_a_store_without_crops_names_the_command_the_disk_and_privacy(tmp_path: Path, run: Path) -> None:
+def test_store_without_crops_error_names_command_size_and_privacy(tmp_path: Path, run: Path) -> None:
     store = write_crop_store(tmp_path / "plain.zarr", crops=False)
     with pytest.raises(
         ValueError, match=r"--out .*plain\.zarr .*--crops jpeg .*about \d+ MB.*pictures of people"
@@ -251,7 +251,7 @@ def test_test_clips_are_never_read(run: Path, monkeypatch: pytest.MonkeyPatch) -
     assert read == {"p0", "p1", "p4", "p5", "p2", "p6"}
 
 
-def test_tuned_features_make_a_new_store_that_new_heads_learn_from(run: Path, tmp_path: Path) -> None:
+def test_re_extracted_store_trains_new_heads(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned.zarr"
     quick = dataclasses.replace(QUICK, head_only_epochs=0)
     summary, _ = finetune(args(run, finetune=quick, re_extract=out))
@@ -273,11 +273,11 @@ def test_tuned_features_make_a_new_store_that_new_heads_learn_from(run: Path, tm
     assert load_card(tmp_path / "again").recipe.encoder == card.recipe.encoder
     with pytest.raises(ValueError, match=r"recipes differ.*encoder\.weights_sha256"):
         re_extract(run, Path(old.path), Path(shutil.copytree(old.path, tmp_path / "copy.zarr")))
-    with pytest.raises(ValueError, match="is the store it reads from"):
+    with pytest.raises(ValueError, match="is also the store to read from"):
         re_extract(run, Path(old.path), Path(old.path))
 
 
-def test_old_embeddings_are_refused_by_a_tuned_encoder(run: Path, tmp_path: Path) -> None:
+def test_finetuned_run_rejects_old_embeddings(run: Path, tmp_path: Path) -> None:
     finetune(args(run, finetune=dataclasses.replace(QUICK, head_only_epochs=0)))
     plain = FeatureStore.open(write_crop_store(tmp_path / "plain.zarr", crops=False).path)
     card = load_card(run)
@@ -285,7 +285,7 @@ def test_old_embeddings_are_refused_by_a_tuned_encoder(run: Path, tmp_path: Path
         predict_rows(run, card, plain, card.labelling, np.arange(2))
 
 
-def test_live_sees_through_the_tuned_encoder(run: Path) -> None:
+def test_live_uses_the_finetuned_encoder(run: Path) -> None:
     finetune(args(run, finetune=dataclasses.replace(QUICK, head_only_epochs=0)))
     engine = open_run_engine(run, backend="openvino", threads=1)
     assert engine.encoder_id.weights == f"finetuned:{run.name}"
@@ -330,7 +330,7 @@ def steps_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def words(run: Path, *more: str) -> list[str]:
-    """The finetune door's, for a short job."""
+    """Arguments of the finetune command for a short job."""
     quick = ["--epochs", "2", "--head-only-epochs", "0", "--effective-batch", "4", "--unfreeze-from", "15"]
     return ["finetune", "--run", str(run), *quick, *more]
 
@@ -340,7 +340,7 @@ STAYS = ["--head-lr", "0", "--encoder-lr", "0"]
 
 
 @pytest.mark.parametrize("how", [LEARNS, STAYS], ids=["stage 2", "stage 1"])
-def test_a_fine_tune_that_is_done_is_not_done_again(
+def test_finished_finetuning_is_not_repeated(
     run: Path, how: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words(run, *how, "--json")) == 0
@@ -362,7 +362,7 @@ def test_a_fine_tune_that_is_done_is_not_done_again(
     assert load_card(run).stages[-1]["started_from"] == first["kept"]
 
 
-def test_no_checkpoint_is_gone_on_from_with_another_head(
+def test_checkpoint_of_another_head_is_not_resumed(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = args(run, finetune=dataclasses.replace(QUICK, save_every_s=0.0))
@@ -382,13 +382,13 @@ def test_no_checkpoint_is_gone_on_from_with_another_head(
     other = {name: tensor + 0.01 for name, tensor in weights["head"].items()}
     save_weights(run, other, weights["encoder"])
     assert start_job(open_setup(asked), asked, DistributedContext()).at.step == 0
-    assert "starting anew" in capsys.readouterr().err
+    assert "starting from the beginning" in capsys.readouterr().err
     card = load_card(run)
     train(TrainArgs(Path(card.store), run, head=card.head, train=TrainConfig(epochs=1, lr=2e-5)))
     assert not (run / "finetune").exists()
 
 
-def test_killed_between_weights_and_card_the_same_command_ends_well(
+def test_job_killed_between_weights_and_card_resumes(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Path(shutil.copytree(run, tmp_path / "whole" / run.name))
@@ -408,7 +408,7 @@ def test_killed_between_weights_and_card_the_same_command_ends_well(
         assert all(torch.equal(tensor, load_weights(whole)[part][name]) for name, tensor in tensors.items())
 
 
-def test_nothing_of_the_old_weights_stays_but_the_count_of_openings(run: Path) -> None:
+def test_finetune_deletes_old_results_but_keeps_the_log_of_test_evaluations(run: Path) -> None:
     card = load_card(run)
     save_card(run, dataclasses.replace(card, test_openings=("2026-01-01T00:00:00",)))
     stale = ["metrics.json", "predictions.csv", "report.html", "MODEL_CARD.md", "plots/roc.png"]
@@ -434,7 +434,7 @@ def test_nothing_of_the_old_weights_stays_but_the_count_of_openings(run: Path) -
 
 
 @pytest.mark.parametrize("how", [LEARNS, STAYS], ids=["stage 2", "stage 1"])
-def test_the_loop_of_the_readme_goes_on_in_both_cases(
+def test_readme_loop_resumes_after_a_kill(
     run: Path, tmp_path: Path, how: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """tune, finetune, --re-extract, tune; killed in the middle of the re-extraction, too."""
@@ -472,8 +472,8 @@ def test_the_loop_of_the_readme_goes_on_in_both_cases(
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items()), "it goes live by itself"
 
 
-def test_clips_without_crops_are_named_and_done_later(tmp_path: Path, run: Path) -> None:
-    """Rows 6 and 22 are a test person's, which the fine-tune itself never reads."""
+def test_re_extract_names_clips_without_crops_and_adds_them_later(tmp_path: Path, run: Path) -> None:
+    """Rows 6 and 22 belong to a test subject, which fine-tuning never reads."""
     store = write_crop_store(tmp_path / "some.zarr", cropless=(6, 22))
     assert set(store.table().split[[6, 22]]) == {"test"}
     asked = args(run, store=Path(store.path), re_extract=tmp_path / "new.zarr")
@@ -488,12 +488,12 @@ def test_clips_without_crops_are_named_and_done_later(tmp_path: Path, run: Path)
     assert summary["re_extract"]["done"] == 32
 
 
-def test_a_store_that_is_there_is_refused_before_hours_of_training(
+def test_existing_re_extract_path_is_rejected_before_training(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = write_crop_store(tmp_path / "there.zarr", crops=False)
     made = steps_of(monkeypatch)
-    with pytest.raises(ValueError, match="is there already: name a new one"):
+    with pytest.raises(ValueError, match="already exists: give a new path"):
         finetune(args(run, re_extract=Path(there.path)))
     assert not made
 
@@ -505,7 +505,7 @@ def test_a_store_that_is_there_is_refused_before_hours_of_training(
     ("encoder_name", "weights", "geometry"),
     [("mobilenet_v3_large", "random", "on"), ("efficientnet_lite0", "imagenet", "off")],
 )
-def test_the_command_that_adds_crops_makes_the_same_recipe(
+def test_crops_command_gives_the_same_recipe(
     tmp_path: Path, encoder_name: Any, weights: str, geometry: Any
 ) -> None:
     made = ExtractConfig(
@@ -521,8 +521,8 @@ def test_the_command_that_adds_crops_makes_the_same_recipe(
     assert make_extractor_config(asked)[0].recipe == recipe
 
 
-def test_the_seeds_recipe_is_the_seeds_alone(run: Path) -> None:
-    with pytest.raises(ValueError, match=r"--preset seed fixes .*--head-lr.*--effective-batch"):
+def test_preset_seed_rejects_other_options(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"--preset seed sets .*--head-lr.*--effective-batch"):
         finetune(args(run, preset="seed"))
     card = load_card(run)
     searched = dataclasses.replace(
@@ -539,7 +539,7 @@ def test_the_seeds_recipe_is_the_seeds_alone(run: Path) -> None:
     assert job.objective.loss.frame_dropout == 0
 
 
-def test_an_encoder_of_which_no_block_learns_keeps_its_name(run: Path) -> None:
+def test_encoder_without_trained_blocks_keeps_its_identity(run: Path) -> None:
     before = load_card(run).recipe
     blocks = len(encoder()[0].blocks)
     quick = dataclasses.replace(QUICK, head_only_epochs=0, epochs=4)
@@ -554,13 +554,13 @@ def test_without_any_epoch_the_summary_is_json(run: Path, capsys: pytest.Capture
     assert (summary["stage_2"], summary["kept"]) == (None, "stage 1")
 
 
-def test_the_cut_cache_asks_for_room_for_both_sides_together(
+def test_activation_cache_checks_disk_space_for_train_and_val_together(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = args(run)
     setup = open_setup(asked)
     start_job(setup, asked, DistributedContext())
-    assert "--activation-cache off augments them" in capsys.readouterr().err
+    assert "--activation-cache off, augments them" in capsys.readouterr().err
     sizes = [
         (setup.folder / f"cut_{subset}" / "activations.f16").stat().st_size for subset in ("train", "val")
     ]
@@ -572,13 +572,13 @@ def test_the_cut_cache_asks_for_room_for_both_sides_together(
     start_job(open_setup(asked), asked, DistributedContext())  # all there already
     shutil.rmtree(setup.folder)
     has_free(1.2 * max(sizes))
-    with pytest.raises(ValueError, match="activations at the cut take"):
+    with pytest.raises(ValueError, match="the activation cache needs"):
         start_job(open_setup(asked), asked, DistributedContext())
     has_free(1.2 * sum(sizes))
     start_job(open_setup(asked), asked, DistributedContext())
 
 
-def test_a_cut_cache_of_another_state_of_the_store_is_made_anew(run: Path, tmp_path: Path) -> None:
+def test_activation_cache_of_a_changed_store_is_replaced(run: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(load_card(run).store, tmp_path / "moving.zarr"))
     asked = args(run, store=store)
     start_job(open_setup(asked), asked, DistributedContext())
@@ -592,7 +592,7 @@ def test_a_cut_cache_of_another_state_of_the_store_is_made_anew(run: Path, tmp_p
     assert (cached / "done.u8").stat().st_mtime_ns != marks
 
 
-def test_versions_at_the_cut_are_activations_of_augmented_crops(run: Path) -> None:
+def test_cached_versions_are_activations_of_augmented_crops(run: Path) -> None:
     asked = args(run, finetune=dataclasses.replace(QUICK, augmented_copies=3))
     setup = open_setup(asked)
     learned, held = activation_datasets(setup, asked, DistributedContext())

@@ -1,4 +1,5 @@
-"""Two processes learn what one learns; one that is lost or told to stop leaves a job that can go on."""
+"""Distributed fine-tuning: two processes give the result of one, and a killed or stopped job can be
+resumed."""
 
 import os
 import shutil
@@ -51,7 +52,7 @@ def finetune_here(run: Path, *options: str) -> None:
     assert main(["finetune", "--run", str(run), *OPTIONS, *options]) == 0
 
 
-def test_two_processes_learn_what_one_learns(stage_1: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_same_weights_as_one(stage_1: Path, tmp_path: Path) -> None:
     runs = [Path(shutil.copytree(stage_1, tmp_path / name)) for name in ("one", "two")]
     # 16 clips in steps of 5: the last step has one clip, and one of two processes none.
     short = ["--epochs", "1", "--head-only-epochs", "1", "--re-extract"]
@@ -73,7 +74,7 @@ def test_two_processes_learn_what_one_learns(stage_1: Path, tmp_path: Path) -> N
     assert apart < 0.02 * moved
 
 
-def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
+def test_killed_process_ends_the_job_and_the_same_command_resumes(
     stage_1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Path(shutil.copytree(stage_1, tmp_path / "run"))
@@ -95,7 +96,7 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     assert kept[1]["position"]["epoch"] * 4 + kept[1]["position"]["step"] >= 1
 
     finetune_here(run, *options)  # with another number of processes, too
-    assert "going on at epoch" in capsys.readouterr().err
+    assert "resuming at epoch" in capsys.readouterr().err
 
 
 LONG = ["--epochs", "5", "--head-only-epochs", "1", "--patience", "9"]
@@ -109,7 +110,7 @@ def uninterrupted(stage_1: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_job_ended_by_a_signal_comes_to_the_same_weights(
+def test_job_stopped_by_a_signal_resumes_to_the_same_weights(
     stage_1: Path,
     uninterrupted: Path,
     tmp_path: Path,
@@ -141,13 +142,13 @@ def test_a_job_ended_by_a_signal_comes_to_the_same_weights(
         assert (position["epoch"], position["step"]) > (1, 0), "a step later than the epoch's own checkpoint"
 
     finetune_here(run, *LONG)
-    assert "going on at epoch" in capsys.readouterr().err
+    assert "resuming at epoch" in capsys.readouterr().err
     ours, theirs = load_weights(run), load_weights(uninterrupted)
     for part, tensors in theirs.items():
         assert all(torch.equal(tensor, ours[part][name]) for name, tensor in tensors.items())
 
 
-def test_a_team_that_is_told_to_stop_stops_at_one_step(stage_1: Path, tmp_path: Path) -> None:
+def test_all_processes_stop_at_the_same_step(stage_1: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(stage_1, tmp_path / "run"))
     words = [*TWO, "--run", str(run), *OPTIONS, *LONG, "--epochs", "40", "--patience", "40"]
     job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
@@ -160,7 +161,7 @@ def test_a_team_that_is_told_to_stop_stops_at_one_step(stage_1: Path, tmp_path: 
     os.kill(worker(job.pid, rank=1), signal.SIGTERM)  # to one of them alone
     said = job.communicate(timeout=120)[1]
     assert job.returncode != 0
-    assert "went away" not in said, said
+    assert "processes of this job ended" not in said, said
     kept = load_checkpoint(checkpoint)
     assert kept is not None
     assert (kept[1]["position"]["epoch"], kept[1]["position"]["step"]) > (1, 0)

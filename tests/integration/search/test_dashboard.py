@@ -1,4 +1,4 @@
-"""optuna-dashboard on the journal of a search, looked at in a real browser."""
+"""optuna-dashboard shows the journal of a search in a real browser."""
 
 import os
 import re
@@ -55,7 +55,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     words += ["--reseed", "1", "--epochs", "4", "--pruning", "off", "--study", "heads of the demo"]
     done = run_here("tune", *words, SLURM_CPUS_PER_TASK="1")
     assert done.returncode == 0, done.stderr
-    found = re.search(r"look at the study: (optuna-dashboard .*)", done.stderr)
+    found = re.search(r"to view the study: (optuna-dashboard .*)", done.stderr)
     assert found is not None, done.stderr
     return shlex.split(found[1])
 

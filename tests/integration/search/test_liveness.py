@@ -1,4 +1,4 @@
-"""Claims about processes: which can be looked for by their number, and how those of a search end."""
+"""Processes of a search: which ones can be checked by their id, and how they end."""
 
 import json
 import multiprocessing
@@ -63,7 +63,7 @@ def test_a_process_is_here_where_host_and_namespace_are_ours() -> None:
 
 
 @pytest.mark.skipif(not has_containers(), reason="no user namespaces here (unshare --user --pid)")
-def test_a_living_process_of_another_container_of_one_host_name_is_not_taken_for_dead(tmp_path: Path) -> None:
+def test_running_process_of_another_container_counts_as_running(tmp_path: Path) -> None:
     """Neither as a worker nor as a planner."""
     place, words = location_of(tmp_path), [*IN_A_CONTAINER, sys.executable, "-c", PLAN, str(tmp_path)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, encoding="utf-8") as planner:
@@ -90,7 +90,7 @@ def hold_pool(args: TuneArgs, told: Connection) -> None:
         time.sleep(600)
 
 
-def test_processes_that_refit_end_when_the_search_is_killed(tmp_path: Path) -> None:
+def test_refit_processes_end_when_the_search_is_killed(tmp_path: Path) -> None:
     heard, told = multiprocessing.Pipe(duplex=False)
     search = multiprocessing.get_context("spawn").Process(target=hold_pool, args=(args_for(tmp_path), told))
     search.start()
@@ -110,14 +110,14 @@ def test_processes_that_refit_end_when_the_search_is_killed(tmp_path: Path) -> N
             os.kill(worker["pid"], signal.SIGKILL)
 
 
-def test_a_process_killed_while_it_refits_is_one_clear_line(tmp_path: Path) -> None:
+def test_killed_refit_process_gives_a_one_line_error(tmp_path: Path) -> None:
     def refit() -> None:
         with finalists.refitting(args_for(tmp_path)) as pool:
             worker = pool.submit(this_process).result()
             pool.submit(os.kill, worker["pid"], signal.SIGKILL).result()
 
     with pytest.raises(
-        ValueError, match=r"fresh seeds: .* killed \(out of memory, perhaps\): use fewer --workers"
+        ValueError, match=r"training with new seeds: .* killed \(perhaps out of memory\): use fewer --workers"
     ):
         refit()
 

@@ -67,7 +67,7 @@ def test_two_workers_one_killed_its_trial_tried_again_and_nothing_lost(proxy: st
     require_retry(StudySpec(proxy, "killed", trials=8, seed=0, epochs=4, pruning=False, folds=0))
 
 
-def test_a_silent_worker_of_another_machine_is_done_over(proxy: str) -> None:
+def test_trial_of_a_silent_worker_on_another_machine_is_run_again(proxy: str) -> None:
     spec = StudySpec(proxy, "silent", trials=2, seed=0, epochs=4, pruning=False, folds=0)
     study = create_study(spec, [{"a": 0.25}], {})
     lost = study.ask()
@@ -81,7 +81,7 @@ def test_a_silent_worker_of_another_machine_is_done_over(proxy: str) -> None:
     assert num_done(study) == 2
 
 
-def test_a_proxy_that_goes_away_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_lost_proxy_gives_a_one_line_error_and_the_same_command_resumes(tmp_path: Path) -> None:
     store = write_toy_store(tmp_path, num_clips=120)
     port, journal = free_port(), tmp_path / "study.log"
     words = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / "run")]
@@ -149,5 +149,5 @@ def test_a_proxy_that_does_not_answer_is_one_clear_line_and_exit_code_2(
             other.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts, which then ends
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: --storage {address}: ")
-    assert "goes on" not in said, "nothing was begun"
+    assert "run the same command" not in said, "nothing was begun"
     assert "127.0.0.1" in said.removeprefix(f"error: --storage {address}: ")

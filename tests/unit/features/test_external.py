@@ -78,8 +78,8 @@ def test_head_on_imported_geometry_is_trained_evaluated_and_explained(tmp_path: 
     assert seqmodel(["evaluate", "--run", str(run), "--bootstrap-rounds", "50"]) == 0
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "The most important group is eyes." in page
-    assert "Logistic, geometry" in page
-    assert "Logistic, embeddings" not in page
+    assert "Logistic regression, geometry" in page
+    assert "Logistic regression, embeddings" not in page
 
 
 def test_clips_without_ids_get_different_ids_in_two_files(tmp_path: Path) -> None:

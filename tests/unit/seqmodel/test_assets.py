@@ -1,4 +1,4 @@
-"""Model files are found by their bytes, and their absence is one clear line."""
+"""Model files are found by their hash, and a missing file gives a clear error of one line."""
 
 import hashlib
 import io
@@ -40,19 +40,19 @@ def test_a_file_is_fetched_once_announced_and_kept(
     address = served(tmp_path, CONTENT)
     path = locate(asset(address))
     assert sha256_of(path) == SHA256
-    assert f"fetching net.bin from {address}" in capsys.readouterr().err
+    assert f"downloading net.bin from {address}" in capsys.readouterr().err
     (tmp_path / "there.bin").unlink()
     assert locate(asset(address)) == path
     assert capsys.readouterr().err == ""
 
 
 def test_wrong_bytes_are_refused_and_not_kept(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="wrong bytes"):
+    with pytest.raises(ValueError, match="wrong file"):
         locate(asset(served(tmp_path, b"an error page")))
     assert not (cache_dir() / "models").exists()
 
 
-def test_a_spoilt_cache_is_fetched_anew(tmp_path: Path) -> None:
+def test_corrupt_cached_file_is_downloaded_again(tmp_path: Path) -> None:
     path = locate(asset(served(tmp_path, CONTENT)))
     path.write_bytes(b"half a fi")
     assert sha256_of(locate(asset(served(tmp_path, CONTENT)))) == SHA256
@@ -70,8 +70,8 @@ def test_no_network_names_address_cache_path_and_flag() -> None:
     assert "--weights FILE" in str(caught.value)
 
 
-def test_without_leave_nothing_is_fetched(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no net\.bin"):
+def test_without_fetch_nothing_is_downloaded(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no net\.bin at"):
         locate(asset(served(tmp_path, CONTENT)), fetch=False)
 
 
@@ -99,7 +99,7 @@ def test_a_file_inside_a_zip_inside_a_wheel_is_found(tmp_path: Path, monkeypatch
     assert locate(IN_A_WHEEL).read_bytes() == CONTENT
 
 
-def test_after_an_answer_that_was_cut_short_the_next_source_is_tried(
+def test_after_an_incomplete_response_the_next_source_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cut_short(*_: object, **__: object) -> HTTPResponse:
@@ -148,7 +148,7 @@ def test_a_known_detectors_own_file_given_by_the_user_is_found_too(
 def test_a_missing_file_and_an_unknown_encoder_are_named() -> None:
     with pytest.raises(ValueError, match=r"no file 'nowhere\.pth'"):
         encoder_weights("mobilenet_v3_large", "nowhere.pth")
-    with pytest.raises(ValueError, match="unknown encoder 'resnet'; known are mobilenet_v3_large"):
+    with pytest.raises(ValueError, match="unknown encoder 'resnet'; encoders are mobilenet_v3_large"):
         encoder_weights("resnet", "imagenet")
 
 

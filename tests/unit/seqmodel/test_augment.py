@@ -1,4 +1,4 @@
-"""Augmentation changes a clip as one camera would: alike in every frame, and never its labels or type."""
+"""Augmentation changes all frames of a clip in the same way, and never its labels or dtype."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Claims about how logits become decisions and how that is chosen on validation."""
+"""Calibration: from logits to predictions, and the choice of temperature and threshold on validation."""
 
 import subprocess
 import sys
@@ -67,8 +67,9 @@ def test_the_abstain_band_marks_clips_unsure_and_keeps_their_label():
     assert many.unsure.tolist() == [True, False]
 
 
-def test_the_band_leaves_out_whom_it_knows_least_about_also_by_a_threshold_near_one():
-    """Half of the clips are surely positive, if only .1 above the threshold; those at .6 to .88 are not."""
+def test_abstain_band_covers_the_least_certain_clips_with_a_threshold_near_one():
+    """Half of the clips are certainly positive, although only .1 above the threshold; those at .6 to .88 are
+    not."""
     positive = np.concatenate([np.full(50, 0.999), np.linspace(0.6, 0.88, 30), np.full(20, 0.001)])
     p = np.stack([1 - positive, positive], axis=1)
     low, high = abstain_band(p, "binary", 0.9, 0.2)
@@ -78,7 +79,7 @@ def test_the_band_leaves_out_whom_it_knows_least_about_also_by_a_threshold_near_
     assert positive[unsure].min() > positive[50:60].max()
     assert abstain_band(p, "multiclass", 0.9, 0.1)[1] == pytest.approx(np.quantile(p.max(axis=1), 0.1))
     for share in (0, 1.0):
-        with pytest.raises(ValueError, match="share of clips left unanswered"):
+        with pytest.raises(ValueError, match="fraction of clips without a prediction"):
             abstain_band(p, "binary", 0.9, share)
 
 
@@ -129,7 +130,7 @@ def test_the_threshold_is_within_two_clips_of_the_best_and_in_the_middle():
     assert apart == pytest.approx(0.6, abs=0.01)  # the middle of .2 and .9 in log odds
 
 
-def test_a_recall_goal_is_reached_at_the_least_price():
+def test_recall_target_is_reached_with_the_highest_other_recall():
     rng = np.random.default_rng(4)
     labels = (rng.random(300) < 0.7).astype(np.int64)
     p = np.clip(rng.normal(0.4 + 0.25 * labels, 0.2), 0, 1)
@@ -145,7 +146,7 @@ def test_a_recall_goal_is_reached_at_the_least_price():
             assert float((p >= t)[labels == 1].mean()) <= other
 
 
-def test_neighbouring_floats_are_told_apart():
+def test_threshold_separates_neighbouring_floats():
     low = 0.5
     high = float(np.nextafter(low, 1.0))
     chosen = choose_threshold(np.repeat([low, high], 20), np.repeat([0, 1], 20), "accuracy")
@@ -155,19 +156,19 @@ def test_neighbouring_floats_are_told_apart():
 @pytest.mark.parametrize(
     ("threshold_metric", "task", "message"),
     [
-        ("sharpness", "binary", "--threshold-metric is balanced_accuracy"),
+        ("sharpness", "binary", "--threshold-metric must be balanced_accuracy"),
         ("recall:asleep=0.8", "binary", "no class 'asleep'"),
-        ("recall:distracted=8", "binary", "share must lie in"),
-        ("recall:distracted=much", "binary", "share must lie in"),
-        ("recall:distracted=0.8", "multiclass", "needs two classes"),
+        ("recall:distracted=8", "binary", "SHARE must be a number in"),
+        ("recall:distracted=much", "binary", "SHARE must be a number in"),
+        ("recall:distracted=0.8", "multiclass", "needs a task with two classes"),
     ],
 )
-def test_a_wrong_goal_says_what_is_wanted(threshold_metric, task, message):
+def test_wrong_threshold_metric_error_lists_allowed_values(threshold_metric, task, message):
     with pytest.raises(ValueError, match=message):
         parse_threshold_metric(threshold_metric, NAMES, task)
 
 
-def test_wrong_logits_say_their_shape():
+def test_wrong_logits_error_gives_their_shape():
     with pytest.raises(ValueError, match=r"binary logits must be \(N, 1\), got shape \(3, 2\)"):
         probabilities(np.zeros((3, 2)), "binary")
 

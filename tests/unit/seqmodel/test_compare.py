@@ -1,4 +1,4 @@
-"""Claims about comparing runs, moving one to a new place, and judging with few people."""
+"""Comparison of runs, calibration for a new domain, and cross-validation with few subjects."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from features.datasets import Samples, load_samples
 from features.splits import known_rows
 from features.store.store import FeatureStore
 from seqmodel.__main__ import main
-from seqmodel.commands.calibrate import deal_people
+from seqmodel.commands.calibrate import choose_fit_subjects
 from seqmodel.commands.compare import GATE_MARGIN, gate_passes
 from seqmodel.config import HeadConfig
 from seqmodel.evaluation import folds
@@ -36,7 +36,7 @@ def two_runs(tmp_path_factory) -> Path:
 
 
 @pytest.mark.draws
-def test_runs_are_compared_on_their_common_test_clips(two_runs, capsys):
+def test_runs_are_compared_on_their_shared_test_clips(two_runs, capsys):
     assert (
         main(
             [
@@ -68,8 +68,8 @@ def test_the_gate_stops_a_worse_run_and_lets_an_equal_one_pass(two_runs):
     assert main(["compare", "--runs", good, good, "--gate", "--bootstrap-rounds", "200"]) == 0
 
 
-def test_the_gate_judges_by_the_figure_that_was_asked_for_whatever_the_task(two_runs, capsys):
-    """A search by qwk may be of classes that are no levels; unasked, such a run is not judged by it."""
+def test_gate_uses_the_requested_metric_for_every_task(two_runs, capsys):
+    """qwk can be requested for classes that are not levels; by default it is not used for them."""
     good, poor = str(two_runs / "good"), str(two_runs / "poor")
     words = ["compare", "--gate", "--bootstrap-rounds", "50", "--json", "--runs"]
     assert main([*words, good, poor, "--metric", "qwk"]) == 1
@@ -84,7 +84,7 @@ def test_the_gate_judges_by_the_figure_that_was_asked_for_whatever_the_task(two_
     assert "qwk" not in json.loads(capsys.readouterr().out)["runs"][1]["metrics"]
 
 
-def test_the_gate_knows_proof_and_size():
+def test_gate_fails_on_significant_or_large_drops():
     def moved(value: float, low: float, high: float) -> PairedDifference:
         return PairedDifference(Estimate(value, low, high), 0.5)
 
@@ -95,7 +95,7 @@ def test_the_gate_knows_proof_and_size():
     assert not gate_passes(moved(float("nan"), float("nan"), float("nan")))
 
 
-def test_runs_without_common_clips_or_with_another_question_are_refused(two_runs, tmp_path, capsys):
+def test_runs_without_shared_clips_or_with_other_classes_are_rejected(two_runs, tmp_path, capsys):
     strangers = make_store(tmp_path / "t.zarr", clip_prefix="t")
     make_run(tmp_path / "stranger", strangers, epochs=1)
     assert main(["compare", "--runs", str(two_runs / "good"), str(tmp_path / "stranger")]) == 2
@@ -107,8 +107,8 @@ def test_runs_without_common_clips_or_with_another_question_are_refused(two_runs
     assert main(["compare", "--runs", str(two_runs / "good")]) == 2
 
 
-def test_one_pair_of_names_may_be_two_questions(two_runs, tmp_path, capsys):
-    """Where a label counts as another class, or stands in another column; new labels make no new question."""
+def test_equal_class_names_with_other_label_mappings_are_rejected(two_runs, tmp_path, capsys):
+    """A label of another class or another column is rejected; labels that only one run has are allowed."""
 
     def asks(name: str, **changes) -> str:
         copy = Path(shutil.copytree(two_runs / "good", tmp_path / name))
@@ -123,8 +123,8 @@ def test_one_pair_of_names_may_be_two_questions(two_runs, tmp_path, capsys):
     at_1 = asks("at 1", sources=(("distracted",), ("2", "1", "engaged")))
     at_2 = asks("at 2", sources=(("1", "distracted"), ("engaged", "2")))
     predicted = refusal(at_1, at_2)
-    assert f"{at_1} answers distracted = distracted, engaged = 2+1+engaged of column 'label'" in predicted
-    assert f"{at_2} answers distracted = 1+distracted, engaged = engaged+2 of column 'label'" in predicted
+    assert f"{at_1} predicts distracted = distracted, engaged = 2+1+engaged of column 'label'" in predicted
+    assert f"{at_2} predicts distracted = 1+distracted, engaged = engaged+2 of column 'label'" in predicted
     assert "they cannot be compared" in predicted
     predicted = refusal(at_1, asks("mood", column="mood"))
     assert "of column 'label'" in predicted
@@ -133,7 +133,7 @@ def test_one_pair_of_names_may_be_two_questions(two_runs, tmp_path, capsys):
     assert main(["compare", "--runs", str(two_runs / "good"), wider, "--bootstrap-rounds", "20"]) == 0
 
 
-def test_a_shifted_place_is_won_back_by_calibration(two_runs, tmp_path, capsys):
+def test_calibration_recovers_accuracy_in_a_shifted_domain(two_runs, tmp_path, capsys):
     home = FeatureStore.open(two_runs / "s.zarr")
     run = tmp_path / "moved"
     make_run(run, home, epochs=12)
@@ -167,11 +167,11 @@ def test_a_shifted_place_is_won_back_by_calibration(two_runs, tmp_path, capsys):
     assert "calibrated for" in capsys.readouterr().err
 
 
-def test_a_run_is_not_calibrated_on_its_own_test_people(two_runs, tmp_path, capsys):
+def test_calibrate_rejects_the_runs_own_test_subjects(two_runs, tmp_path, capsys):
     run = tmp_path / "home"
     make_run(run, FeatureStore.open(two_runs / "s.zarr"), epochs=1)
     assert main(["calibrate", "--run", str(run), "--store", str(two_runs / "s.zarr")]) == 2
-    assert "a store of the new place alone" in capsys.readouterr().err
+    assert "a store with clips of the new domain only" in capsys.readouterr().err
 
 
 def test_an_abstain_band_moves_with_the_threshold_and_keeps_its_width_in_logits():
@@ -187,8 +187,8 @@ def test_an_abstain_band_moves_with_the_threshold_and_keeps_its_width_in_logits(
     assert moved_band(Calibration(abstain=(0.0, 0.6)), new, "multiclass") == (0.0, 0.6)
 
 
-def test_two_data_sets_with_the_same_file_names_are_told_apart_by_people(two_runs, tmp_path):
-    """Their clips have the run's names and belong to nobody whom it knows: another data set."""
+def test_data_sets_with_equal_file_names_are_distinguished_by_subjects(two_runs, tmp_path):
+    """Clips with the run's names but other subjects are another data set."""
     run = tmp_path / "home"
     make_run(run, FeatureStore.open(two_runs / "s.zarr"), epochs=1)
     table = FeatureStore.open(two_runs / "s.zarr").table()
@@ -205,23 +205,23 @@ def test_two_data_sets_with_the_same_file_names_are_told_apart_by_people(two_run
     assert known_rows(one_renamed, subsets).sum() == known_rows(table, subsets).sum()
 
 
-def test_those_who_calibrate_do_not_test():
+def test_fit_and_test_subjects_are_disjoint():
     people = np.repeat([f"p{k}" for k in range(10)], 6)
     labels = np.tile([0, 1], 30)
-    fits = deal_people(people, labels, 0.3, seed=0)
+    fits = choose_fit_subjects(people, labels, 0.3, seed=0)
     assert len(set(people[fits])) == 3
     assert not set(people[fits]) & set(people[~fits])
-    with pytest.raises(ValueError, match="needs two people or more"):
-        deal_people(people[:6], labels[:6], 0.5, seed=0)
-    with pytest.raises(ValueError, match="cannot be dealt"):
-        deal_people(people[:12], np.repeat([0, 1], 6), 0.5, seed=0)
+    with pytest.raises(ValueError, match="needs two subjects or more"):
+        choose_fit_subjects(people[:6], labels[:6], 0.5, seed=0)
+    with pytest.raises(ValueError, match="found no way to divide"):
+        choose_fit_subjects(people[:12], np.repeat([0, 1], 6), 0.5, seed=0)
 
 
 _TINY = folds.Candidate("tiny", HeadConfig(hidden=8, projection=8, dropout=0.0), lr=1e-2)
 
 
 def _hurry(monkeypatch: pytest.MonkeyPatch, *candidates: folds.Candidate) -> None:
-    """Small heads and few epochs are enough to see who is asked what."""
+    """Small heads and few epochs, for speed."""
     monkeypatch.setattr(folds, "CANDIDATES", candidates)
     monkeypatch.setattr(folds, "MIN_EPOCHS", 5)
     monkeypatch.setattr(folds, "MAX_EPOCHS", 5)
@@ -233,12 +233,12 @@ def test_every_stream_of_the_store_has_its_baseline_in_folds(tmp_path, monkeypat
     make_run(tmp_path / "run", store, epochs=1, inputs="embeddings")
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "2", "--bootstrap-rounds", "50"]) == 0
     page = (tmp_path / "run/folds-2/report.html").read_text(encoding="utf-8")
-    assert "Logistic, embeddings" in page
-    assert "Logistic, geometry" in page
+    assert "Logistic regression, embeddings" in page
+    assert "Logistic regression, geometry" in page
     assert "tiny heads in 2" in page
 
 
-def test_every_part_of_a_folds_people_is_held_back_once():
+def test_every_inner_part_is_the_validation_set_once():
     labels = np.tile([0, 1], 40)
     people = np.repeat([f"p{k}" for k in range(10)], 8)
     samples = Samples({}, {}, labels, people, people, np.arange(80))
@@ -251,7 +251,7 @@ def test_every_part_of_a_folds_people_is_held_back_once():
         assert set(train.tolist()) | set(held.tolist()) == set(learn.tolist())
 
 
-def test_a_part_without_which_a_class_is_unknown_is_left_out():
+def test_inner_part_whose_training_clips_miss_a_class_is_left_out():
     people = np.repeat(["a", "b", "c"], 4)
     labels = np.repeat([0, 1, 1], 4)
     samples = Samples({}, {}, labels, people, people, np.arange(12))
@@ -261,7 +261,7 @@ def test_a_part_without_which_a_class_is_unknown_is_left_out():
 
 
 @pytest.mark.parametrize("how", ["3", "loso"])
-def test_every_clip_is_answered_by_a_head_that_never_saw_its_person(tmp_path, monkeypatch, how):
+def test_every_clip_is_predicted_by_a_head_not_trained_on_its_subject(tmp_path, monkeypatch, how):
     _hurry(monkeypatch, _TINY)
     store = make_store(tmp_path / "s.zarr", signal=0.8, num_subjects=6, clips_each=8)
     make_run(tmp_path / "run", store, epochs=1)
@@ -274,7 +274,7 @@ def test_every_clip_is_answered_by_a_head_that_never_saw_its_person(tmp_path, mo
     assert len(load_card(tmp_path / "run").test_openings) == 1
 
 
-def test_a_fold_is_answered_alike_whatever_the_labels_of_those_left_out(tmp_path, monkeypatch):
+def test_fold_predictions_do_not_depend_on_left_out_labels(tmp_path, monkeypatch):
     _hurry(monkeypatch, _TINY, replace(_TINY, name="noisy", noise=0.5))
     store = make_store(tmp_path / "s.zarr", signal=0.5, num_subjects=5, clips_each=6, broken=False)
     card = make_run(tmp_path / "run", store, epochs=1)
@@ -292,7 +292,7 @@ def test_a_fold_is_answered_alike_whatever_the_labels_of_those_left_out(tmp_path
     np.testing.assert_array_equal(answers[0].predicted, answers[1].predicted)
 
 
-def test_folds_want_a_number_or_loso(two_runs, capsys):
+def test_folds_must_be_a_number_or_loso(two_runs, capsys):
     assert main(["evaluate", "--run", str(two_runs / "good"), "--folds", "many"]) == 2
     assert "a number or loso" in capsys.readouterr().err
     assert main(["evaluate", "--run", str(two_runs / "good"), "--folds", "99"]) == 2

@@ -1,4 +1,4 @@
-"""seqmodel/encoders/depthwise.py: torch's own gradients, up to bfloat16's rounding."""
+"""Depthwise convolutions have torch's gradients, up to bfloat16 rounding."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The encoder takes RGB uint8 and nothing else, and is the same one wherever its weights are known."""
+"""The encoder takes RGB uint8 only, and its identity depends on its weights alone."""
 
 from functools import cache
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The compiled encoder says what the torch one says, without torch, and calls nobody."""
+"""The compiled encoder gives the embeddings of the torch encoder, without torch and without network
+access."""
 
 import subprocess
 import sys
@@ -94,5 +95,5 @@ def test_the_converted_network_may_lie_under_any_letters(
 def test_devices_that_are_not_there_are_named() -> None:
     with pytest.raises(ValueError, match="OpenVINO does not run on CUDA"):
         open_engine("mobilenet_v3_large", "random", backend="openvino", device="cuda")
-    with pytest.raises(ValueError, match="--device takes auto, cpu or cuda"):
+    with pytest.raises(ValueError, match="--device must be auto, cpu or cuda"):
         open_engine("mobilenet_v3_large", "random", device="tpu")

@@ -1,4 +1,4 @@
-"""Claims about judging a run: who counts, what is written, and what never moves."""
+"""Evaluation of a run: which clips count, which files are written, and what stays constant."""
 
 import csv
 import json
@@ -56,7 +56,7 @@ def test_metrics_have_value_and_interval(evaluated):
     assert 0 <= auroc["low"] <= auroc["value"] <= auroc["high"] <= 1
 
 
-def test_nobody_drops_out_of_the_denominator(evaluated):
+def test_failed_clips_stay_in_the_denominator(evaluated):
     with (evaluated / "predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     states = [row["state"] for row in rows]
@@ -71,14 +71,14 @@ def test_nobody_drops_out_of_the_denominator(evaluated):
     assert metrics["test/measured"]["accuracy"]["value"] == pytest.approx(right)
 
 
-def test_unmeasured_clips_are_taken_as_the_training_majority(evaluated):
+def test_clips_without_prediction_count_as_the_training_majority(evaluated):
     with (evaluated / "predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     predicted = {row["decision"] for row in rows if row["state"] not in ("ok", "unsure")}
     assert len(predicted) == 1
 
 
-def test_opening_the_test_split_is_counted_in_card_and_store(evaluated):
+def test_evaluation_on_test_is_logged_in_card_and_store(evaluated):
     from features.store.store import FeatureStore
 
     card = load_card(evaluated)
@@ -91,14 +91,14 @@ def test_opening_the_test_split_is_counted_in_card_and_store(evaluated):
     assert {"test", "val"} <= set(_metrics(evaluated))
 
 
-def test_a_lost_store_and_an_unfinished_run_are_one_clear_line(evaluated, tmp_path, capsys):
+def test_missing_store_and_unfinished_run_give_one_line_errors(evaluated, tmp_path, capsys):
     assert main(["evaluate", "--run", str(tmp_path)]) == 2
     assert "is not a finished run" in capsys.readouterr().err
     assert main(["evaluate", "--run", str(evaluated), "--store", str(tmp_path / "gone.zarr")]) == 2
     assert "no store at" in capsys.readouterr().err
 
 
-def test_the_threshold_never_moves_when_test_labels_change(tmp_path):
+def test_threshold_does_not_depend_on_test_labels(tmp_path):
     from seqmodel.commands.evaluate import open_and_predict
     from seqmodel.config import EvaluateArgs
 
@@ -130,7 +130,7 @@ def _turn_test_labels(path: Path, clip_ids: set[str]) -> None:
     labels[:] = turned
 
 
-def test_abstaining_marks_about_the_share_that_was_asked_for(tmp_path):
+def test_abstain_marks_about_the_requested_fraction(tmp_path):
     from seqmodel.commands.evaluate import open_and_predict
     from seqmodel.config import EvaluateArgs
 
@@ -140,7 +140,7 @@ def test_abstaining_marks_about_the_share_that_was_asked_for(tmp_path):
     assert predictions.unsure.mean() == pytest.approx(0.3, abs=0.08)
 
 
-def test_another_data_set_is_judged_as_a_whole_with_mapped_names(tmp_path, capsys):
+def test_another_data_set_is_evaluated_as_a_whole_with_mapped_labels(tmp_path, capsys):
     store = make_store(tmp_path / "home.zarr", signal=0.8)
     make_run(tmp_path / "run", store)
     make_store(tmp_path / "other.zarr", names=("away", "here"), seed=5, num_subjects=8, clip_prefix="o")
@@ -178,7 +178,7 @@ def test_a_store_of_another_recipe_is_refused_by_field(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("task", ["multiclass", "ordinal"])
-def test_more_than_two_classes_are_judged_too(tmp_path, task):
+def test_more_than_two_classes_are_evaluated(tmp_path, task):
     store = make_store(tmp_path / "s.zarr", names=("low", "mid", "high"), signal=0.7)
     make_run(tmp_path / "run", store, task=task)
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--bootstrap-rounds", "50"]) == 0
@@ -189,7 +189,7 @@ def test_more_than_two_classes_are_judged_too(tmp_path, task):
 
 @pytest.mark.slow
 @pytest.mark.draws
-def test_the_map_of_embeddings_is_drawn_and_the_same_again(tmp_path, capsys):
+def test_umap_plot_is_reproducible(tmp_path, capsys):
     store = make_store(tmp_path / "s.zarr", signal=0.8)
     make_run(tmp_path / "run", store, epochs=1)
     words = [
@@ -212,7 +212,7 @@ def test_the_map_of_embeddings_is_drawn_and_the_same_again(tmp_path, capsys):
     assert (tmp_path / "run/val/plots/umap_subject.png").is_file()
 
 
-def test_too_few_clips_for_a_map_are_said_and_the_report_is_written(tmp_path, capsys):
+def test_too_few_clips_for_umap_warn_and_the_report_is_written(tmp_path, capsys):
     store = make_store(tmp_path / "s.zarr", num_subjects=9, clips_each=3)
     make_run(tmp_path / "run", store, epochs=1)
     words = [
@@ -231,7 +231,7 @@ def test_too_few_clips_for_a_map_are_said_and_the_report_is_written(tmp_path, ca
 
 
 def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path):
-    """A run that reads one stream is held against both; the geometry without each person's rest, as the run's
+    """A run that reads one stream has baselines on both; the geometry is centered by subject, as the run's
     card says."""
     from seqmodel.commands.evaluate import open_split
     from seqmodel.config import EvaluateArgs
@@ -253,7 +253,7 @@ def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path
     assert found["subject"]["logistic_geometry"] > found["none"]["logistic_geometry"] + 0.05
 
 
-def test_an_imported_frame_that_lacks_a_feature_is_no_face(tmp_path):
+def test_imported_frame_with_a_missing_feature_counts_as_no_face(tmp_path):
     from seqmodel.evaluation.context import face_coverage
 
     x = np.ones((3, 4, 2), np.float32)
@@ -269,7 +269,7 @@ def test_an_imported_frame_that_lacks_a_feature_is_no_face(tmp_path):
 
 @pytest.fixture
 def quick_folds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small heads and few epochs are enough to see who is asked what."""
+    """Small heads and few epochs, for speed."""
     tiny = folds.Candidate("tiny", HeadConfig(hidden=8, projection=8, dropout=0.0), lr=1e-2)
     monkeypatch.setattr(folds, "CANDIDATES", (tiny,))
     monkeypatch.setattr(folds, "MIN_EPOCHS", 3)
@@ -289,9 +289,9 @@ def _relabel(path: Path, label_of: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("how", ["2", "loso"])
-def test_a_fold_with_nothing_to_learn_from_is_answered_by_its_majority(tmp_path, quick_folds, how):
-    """Of three people in two folds one is alone; and where one alone has the other class, nobody else shows
-    it."""
+def test_fold_without_training_data_predicts_the_majority(tmp_path, quick_folds, how):
+    """With three subjects in two folds, one fold has one training subject; with loso, one fold has one class
+    if only one subject has the other class."""
     num_subjects = 3 if how == "2" else 4
     store = make_store(tmp_path / "s.zarr", num_subjects=num_subjects, clips_each=8, broken=False)
     make_run(tmp_path / "run", store, epochs=1)
@@ -313,11 +313,11 @@ def test_a_fold_with_nothing_to_learn_from_is_answered_by_its_majority(tmp_path,
     estimates = _metrics(folder)
     assert estimates[f"folds-{how}"]["num_clips"]["value"] == len(rows)
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert f"in 1 of {2 if how == '2' else 4} folds there was nothing to learn from" in page
-    assert f"{len(idle)} of {len(rows)} clips were not measured and count as the training majority" in page
+    assert f"1 of {2 if how == '2' else 4} folds could not be trained" in page
+    assert f"{len(idle)} of {len(rows)} clips have no prediction" in page
 
 
-def test_folds_of_which_none_can_learn_are_refused_and_open_nothing(tmp_path, quick_folds, capsys):
+def test_folds_without_training_data_are_rejected_and_not_logged(tmp_path, quick_folds, capsys):
     store = make_store(tmp_path / "s.zarr", num_subjects=3, clips_each=8, broken=False)
     make_run(tmp_path / "run", store, epochs=1)
     words = ["evaluate", "--run", str(tmp_path / "run"), "--bootstrap-rounds", "50", "--folds"]
@@ -325,16 +325,14 @@ def test_folds_of_which_none_can_learn_are_refused_and_open_nothing(tmp_path, qu
     _relabel(tmp_path / "s.zarr", {f"사람{s:02d}": 0 for s in range(3)})
     capsys.readouterr()
     assert main([*words, "3"]) == 2
-    assert "--folds 3: there is nothing to learn from in any fold" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    assert "--folds 3: no fold can be trained" in " ".join(capsys.readouterr().err.split())
     assert load_card(tmp_path / "run").test_openings == ()
     assert store.test_openings == []
     assert not (tmp_path / "run/folds-3").exists()
 
 
-def test_windows_of_one_video_stay_in_one_fold_where_nobody_is_known(tmp_path, quick_folds, monkeypatch):
-    """In the folds, and in the parts of the people whom a fold learns from."""
+def test_windows_of_one_video_stay_in_one_fold_without_subjects(tmp_path, quick_folds, monkeypatch):
+    """In the folds, and in the inner parts of each fold."""
     unknown = {"known_subjects": False, "one_video_each": True, "broken": False}
     store = make_store(tmp_path / "s.zarr", num_subjects=9, clips_each=6, **unknown)
     make_run(tmp_path / "run", store, epochs=1)
@@ -364,7 +362,7 @@ def test_folds_of_another_data_set_learn_its_labels_by_their_mapped_names(tmp_pa
 
 
 def test_folds_of_a_store_of_another_width_make_their_own_heads(tmp_path, quick_folds, capsys):
-    """The run lends its question, not its network; a stream that is not there is one line."""
+    """Folds use the run's labels and streams, not its network; a missing stream gives a one-line error."""
     for name, width in (("home", 6), ("other", 9)):
         x = np.random.default_rng(width).normal(size=(48, 5, width))
         who, y = np.array([f"{name}{i % 12}" for i in range(48)]), np.arange(48) // 12 % 2
@@ -383,7 +381,7 @@ def test_folds_of_a_store_of_another_width_make_their_own_heads(tmp_path, quick_
     assert "reads embeddings, which" in " ".join(capsys.readouterr().err.split())
 
 
-def test_folds_choose_for_the_goal_that_is_asked_for(tmp_path, quick_folds):
+def test_folds_use_the_requested_threshold_metric(tmp_path, quick_folds):
     from seqmodel.config import EvaluateArgs
     from seqmodel.evaluation.context import open_context
 

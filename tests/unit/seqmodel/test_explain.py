@@ -31,7 +31,7 @@ def clips() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray, n
     return x, valid, labels, np.repeat(np.arange(6), N // 6).astype(str)
 
 
-def test_the_group_that_decides_falls_and_no_other(clips) -> None:  # type: ignore[no-untyped-def]
+def test_only_the_decisive_group_has_importance(clips) -> None:  # type: ignore[no-untyped-def]
     x, valid, labels, subjects = clips
     groups = feature_groups(DIMS, FEATURES)
     importance_scores = importance(reads_yaw, x, valid, labels, subjects, groups, metric="auroc")
@@ -41,7 +41,7 @@ def test_the_group_that_decides_falls_and_no_other(clips) -> None:  # type: igno
     assert all(item.value == item.low == item.high == 0 for item in importance_scores[1:])
 
 
-def test_a_real_head_is_explained_the_same_way_twice(clips) -> None:  # type: ignore[no-untyped-def]
+def test_importance_of_a_real_head_is_reproducible(clips) -> None:  # type: ignore[no-untyped-def]
     x, valid, labels, subjects = clips
     head = build_head(HeadConfig(hidden=4, projection=4), DIMS, 1, seed=0)
     groups = feature_groups(DIMS, FEATURES)
@@ -66,7 +66,7 @@ def test_every_column_has_one_group() -> None:
     assert {group: columns for group, (_, columns) in others.items()} == {
         "head pose": [0], "place": [1], "eyes": [2],
     }  # fmt: skip
-    with pytest.raises(ValueError, match="61 geometry columns, 2 names"):
+    with pytest.raises(ValueError, match="61 geometry columns and 2 names"):
         feature_groups(DIMS, ("a", "b"))
 
 

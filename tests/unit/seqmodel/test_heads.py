@@ -1,4 +1,4 @@
-"""Claims about heads: what may and what may not move a logit."""
+"""Heads: which inputs may change the logits, and which may not."""
 
 import dataclasses
 from collections.abc import Iterator

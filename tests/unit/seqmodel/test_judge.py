@@ -1,4 +1,4 @@
-"""Known answers: what intervals, yardsticks and paired differences must say where the truth is known."""
+"""Confidence intervals, baselines and paired differences on data with known results."""
 
 from dataclasses import replace
 
@@ -55,7 +55,7 @@ def test_shuffled_labels_give_nothing_significant_in_17_of_20_seeds():
     assert quiet >= 17
 
 
-def test_a_model_that_knows_identity_is_exposed():
+def test_identity_baseline_reveals_a_model_that_recognises_subjects():
     rng = np.random.default_rng(3)
     subjects = people(24, 12)
     habit = rng.beta(0.6, 0.6, 24)
@@ -70,7 +70,7 @@ def test_a_model_that_knows_identity_is_exposed():
     assert comparisons["identity"].baseline.is_leak
 
 
-def test_identity_says_nothing_where_people_do_not_differ():
+def test_identity_baseline_is_constant_if_subjects_do_not_differ():
     rng = np.random.default_rng(4)
     subjects = people(12, 10)
     labels = np.tile([0, 1], 60)
@@ -98,7 +98,7 @@ def test_intervals_cover_the_truth_in_nine_of_ten_data_sets_of_forty_people():
     assert covered / trials >= 0.9
 
 
-def test_few_people_bring_a_warning_and_no_people_a_plainer_one():
+def test_few_or_no_subjects_give_a_warning():
     rng = np.random.default_rng(5)
     labels, positive = rng.integers(0, 2, 60), rng.random(60)
     assert any("only 6 subjects" in w for w in evaluated(labels, positive, people(6, 10)).warnings)
@@ -114,7 +114,7 @@ def test_a_pair_of_equal_models_differs_by_nothing():
     assert not same.is_higher
 
 
-def test_fewer_than_six_people_prove_nothing_however_much_better_they_are():
+def test_fewer_than_six_subjects_are_never_significant():
     """All of n people lie on one side by chance in 2^(1 − n) of the cases: 1/16 for five, 1/32 for six."""
     high, low = np.full(1000, 0.9), np.full(1000, 0.5)
     by_people = {n: paired(0.9, 0.5, high, low, n) for n in (2, 5, 6, 40)}
@@ -134,7 +134,7 @@ def test_difference_from_the_best_baseline_with_few_subjects_is_inconclusive():
     assert conclusions == {1: "inconclusive (1 subject)", 3: "inconclusive (3 subjects)", 24: "better"}
 
 
-def test_clips_of_nobody_known_are_no_people():
+def test_clips_without_a_subject_do_not_count_as_subjects():
     """However many there are: two people are too few to prove anything, and others may have been in
     training."""
     rng = np.random.default_rng(4)
@@ -153,7 +153,7 @@ def test_clips_of_nobody_known_are_no_people():
     assert "by subject, and by clip where the subject is unknown" in metrics_intro(found)
 
 
-def test_headline_says_not_seen_in_training_only_where_every_subject_is_known():
+def test_headline_names_unseen_subjects_if_all_are_known():
     labels, scores = np.tile([0, 1], 75), np.linspace(0, 1, 150)
     by_people = {n: replace(evaluated(labels, scores, people(n, 150 // n)), is_unseen=True) for n in (25, 75)}
     assert all(f"150 clips of {n} subjects not seen in training" in headline(f) for n, f in by_people.items())
@@ -162,7 +162,7 @@ def test_headline_says_not_seen_in_training_only_where_every_subject_is_known():
     assert len(of_nobody.warnings) == 1
 
 
-def test_one_person_alone_has_no_interval():
+def test_one_subject_has_no_confidence_interval():
     low, high = interval(np.array([0.1, 0.9]), 1)
     assert np.isnan(low)
     assert np.isnan(high)
@@ -181,7 +181,7 @@ def test_slices_are_worst_first_and_small_ones_stay():
     assert sum(row.clips for row in by_person.rows) == 64
 
 
-def test_wilson_holds_the_share():
+def test_wilson_interval_contains_the_proportion():
     low, high = wilson(8, 10)
     assert low == pytest.approx(0.490, abs=0.001)
     assert high == pytest.approx(0.943, abs=0.001)

@@ -1,4 +1,4 @@
-"""Claims about figures: the fast ones equal scikit-learn's, and undefined ones are NaN."""
+"""Metrics: the fast ones equal those of scikit-learn, and undefined ones are NaN."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def _random_predictions(seed: int, num_classes: int, num_clips: int = 120):
 
 @pytest.mark.parametrize("num_classes", [2, 4])
 @pytest.mark.parametrize("seed", range(6))
-def test_fast_figures_equal_scikit_learn(seed, num_classes):
+def test_fast_metrics_equal_scikit_learn(seed, num_classes):
     labels, p, predicted = _random_predictions(seed, num_classes)
     minority = minority_class(labels, num_classes)
     point = compute_metrics(labels, p, predicted, minority)
@@ -73,7 +73,7 @@ def test_an_unknown_metric_is_named():
         score("beauty", np.array([0, 1]), np.eye(2))
 
 
-def test_ordinal_figures_know_distance():
+def test_ordinal_metrics_depend_on_distance():
     counts = np.zeros((3, 3))
     counts[0, 0] = counts[1, 1] = counts[2, 2] = 10
     near, far = counts.copy(), counts.copy()
@@ -83,7 +83,7 @@ def test_ordinal_figures_know_distance():
     assert count_metrics(near)["mae"] < count_metrics(far)["mae"]
 
 
-def test_ece_is_zero_when_said_and_seen_agree():
+def test_ece_is_zero_if_predicted_and_observed_agree():
     p = np.array([[0.75, 0.25]] * 4 + [[0.25, 0.75]] * 4)
     labels = np.array([0, 0, 0, 1, 1, 1, 1, 0])
     assert ece(labels, p) == pytest.approx(0.0)

@@ -1,5 +1,4 @@
-"""Claims about the path from rows of a store to logits: cached features, or crops through the run's own
-encoder."""
+"""Prediction of rows of a store: from cached features, or from crops with the run's own encoder."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +87,7 @@ def _jpeg(rng: np.random.Generator) -> bytes:
     return cv2.imencode(".jpg", picture)[1].tobytes()
 
 
-def test_a_fine_tuned_run_is_judged_from_crops_through_its_own_encoder(finetuned):
+def test_finetuned_run_predicts_from_crops_with_its_own_encoder(finetuned):
     run, card, store, network = finetuned
     logits, measured = predict_rows(run, card, store, LABELLING, np.arange(CLIPS))
     assert measured.tolist() == [True, True, True, True, False]
@@ -105,7 +104,7 @@ def test_a_fine_tuned_run_is_judged_from_crops_through_its_own_encoder(finetuned
     assert np.ptp(logits[:4]) > 1e-4
 
 
-def test_the_last_growing_logit_is_the_whole_window(finetuned):
+def test_last_prefix_logit_equals_the_full_window(finetuned):
     run, card, store, _ = finetuned
     logits, _ = predict_rows(run, card, store, LABELLING, np.arange(4))
     growing, seen = prefix_logits(run, card, store, LABELLING, np.arange(4))
@@ -115,7 +114,7 @@ def test_the_last_growing_logit_is_the_whole_window(finetuned):
 
 
 @pytest.mark.parametrize("baseline", ["none", "window", "subject"])
-def test_a_growing_window_knows_no_frame_to_come(tmp_path: Path, baseline: str) -> None:
+def test_prefix_logit_does_not_depend_on_later_frames(tmp_path: Path, baseline: str) -> None:
     """Each logit is that of a window cut there, its own normal included, as a camera sees it."""
     store = write_store(tmp_path / "s.zarr")
     head = build_head(HEAD, {"geometry": G}, 1, seed=0)
@@ -154,7 +153,7 @@ def test_a_growing_window_knows_no_frame_to_come(tmp_path: Path, baseline: str) 
 
 
 @pytest.mark.parametrize("baseline", ["none", "window"])
-def test_a_long_window_grows_in_pieces_to_the_same_logits(tmp_path, monkeypatch, baseline):
+def test_prefix_logits_in_chunks_are_the_same(tmp_path, monkeypatch, baseline):
     """So that memory grows with its length and not with the square of it."""
     store = make_store(tmp_path / "s.zarr", num_subjects=8, recipe=WITH_GEOMETRY)
     card = make_run(tmp_path / "run", store, epochs=1, inputs="both", center=baseline)
@@ -184,7 +183,7 @@ def test_without_crops_the_differing_fields_are_named(finetuned, tmp_path):
         predict_rows(run, card, bare, LABELLING, np.arange(1))
 
 
-def test_what_training_looked_like_is_read_off_everybody(tmp_path, monkeypatch):
+def test_training_stats_use_clips_of_all_subjects(tmp_path, monkeypatch):
     """Not off the first rows: clips often lie person by person."""
     store = make_store(tmp_path / "s.zarr", broken=False)
     card = make_run(tmp_path / "run", store, epochs=1)
@@ -198,7 +197,7 @@ def test_what_training_looked_like_is_read_off_everybody(tmp_path, monkeypatch):
     assert len(set(subjects[context[0]])) > 0.9 * len(set(subjects[train]))
 
 
-def test_of_imported_features_nobody_asks_how_long_a_window_must_be(tmp_path, monkeypatch):
+def test_imported_features_have_no_min_filled(tmp_path, monkeypatch):
     """Live refuses them, and their windows may be long."""
     path, run = write_toy_store(tmp_path), tmp_path / "run"
     monkeypatch.setattr(predict, "prefix_logits", lambda *_: pytest.fail("asked"))

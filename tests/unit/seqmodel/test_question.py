@@ -1,4 +1,4 @@
-"""What a question warns of before anything is learned, and the clips it loads."""
+"""Learning tasks: warnings before training, and the clips that are loaded."""
 
 import dataclasses
 import errno
@@ -16,7 +16,7 @@ from tests.support.small_store import WITH_GEOMETRY, clips_of, fill_row, write_s
 LABELS = LabelArgs(labels="distracted,engaged")
 
 
-def test_a_stream_that_is_half_there_is_warned_about(tmp_path: Path) -> None:
+def test_partly_extracted_geometry_gives_a_warning(tmp_path: Path) -> None:
     """As where extract was stopped before the geometry of all clips was measured."""
     store = plan(tmp_path / "s.zarr", clips_of(64), WITH_GEOMETRY, numerics={})
     for row in range(64):
@@ -29,16 +29,16 @@ def test_a_stream_that_is_half_there_is_warned_about(tmp_path: Path) -> None:
     assert not build_task(store.path, LABELS).split.warnings
 
 
-def test_training_on_nothing_is_refused_before_it_begins(tmp_path: Path) -> None:
+def test_training_without_valid_frames_is_rejected(tmp_path: Path) -> None:
     """As where no face was found in any video of the training people; the run that is there stays."""
     x, y = np.full((40, 10, 5), np.nan, np.float32), np.arange(40) % 2
     np.savez(tmp_path / "x.npz", x=x, y=y, subject=np.array([f"p{i % 10}" for i in range(40)]))
     write_external(tmp_path / "s.zarr", read_sequences(tmp_path / "x.npz"), "nothing")
-    with pytest.raises(ValueError, match=r"not one of the .* training clips .* has a valid frame"):
+    with pytest.raises(ValueError, match=r"none of the .* training clips .* has a valid frame"):
         load_train_val(build_task(tmp_path / "s.zarr", LabelArgs()))
 
 
-def test_levels_of_a_later_month_stand_by_value(tmp_path: Path) -> None:
+def test_levels_added_later_are_ordered_by_value(tmp_path: Path) -> None:
     """The store appends the rare level; an ordinal question asks for it as the lowest."""
     path, clips = tmp_path / "s.zarr", clips_of(64)
     levels = [str(1 + index // 4 % 3) for index in range(64)]
@@ -68,11 +68,11 @@ def test_a_corrected_typo_leaves_no_empty_class(tmp_path: Path) -> None:
         fill_row(store, row)
     assert "enagged" in store.label_names["label"]
     assert build_task(path, LabelArgs()).labelling.names == ("distracted", "engaged")
-    with pytest.raises(ValueError, match="no clip of 'enagged'"):
+    with pytest.raises(ValueError, match="no clip of class 'enagged'"):
         build_task(path, LabelArgs(labels="enagged,engaged"))
 
 
-def test_without_room_for_a_packed_copy_the_same_clips_are_read_and_it_is_said(
+def test_full_disk_for_the_packed_copy_warns_and_reads_the_same_clips(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: object) -> None:
@@ -82,16 +82,16 @@ def test_without_room_for_a_packed_copy_the_same_clips_are_read_and_it_is_said(
     with monkeypatch.context() as patch:
         patch.setattr("features.store.packed._write", full)
         read = load_train_val(learning_task)
-    assert "no room for a packed copy" in capsys.readouterr().err
+    assert "no disk space for a packed copy" in capsys.readouterr().err
     mapped = load_train_val(learning_task)
-    assert "no room" not in capsys.readouterr().err
+    assert "packed copy" not in capsys.readouterr().err
     for ours, theirs in zip(read, mapped, strict=True):
         for name in ("embeddings", "geometry"):
             assert np.array_equal(np.asarray(ours.x[name]), np.asarray(theirs.x[name]))
             assert np.array_equal(np.asarray(ours.valid[name]), np.asarray(theirs.valid[name]))
 
 
-def test_a_study_knows_its_clips_by_what_it_sees_of_them(tmp_path: Path) -> None:
+def test_fingerprint_changes_only_with_data_that_the_search_reads(tmp_path: Path) -> None:
     """Crops, slices and other columns change nothing about it; a label and a person do."""
     store = write_store(tmp_path / "s.zarr", 64)
 

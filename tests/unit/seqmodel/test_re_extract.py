@@ -1,4 +1,4 @@
-"""A store of a fine-tuned encoder knows whom that encoder has learned from, and nobody of them judges."""
+"""A store of a fine-tuned encoder lists the encoder's training subjects, and none of them is held out."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def write_split(folder: Path, subset_of: dict[str, str]) -> Path:
     return folder
 
 
-def test_a_new_store_names_who_trained_its_encoder_and_goes_on_with_the_ledger(tmp_path: Path) -> None:
+def test_re_extracted_store_keeps_encoder_subsets_and_test_log(tmp_path: Path) -> None:
     """Made twice, it keeps its own entries; a question to it splits as the run that trained the encoder."""
     old = write_crop_store(tmp_path / "crops.zarr")
     # Else its marks would keep everybody on their side.
@@ -83,7 +83,7 @@ def test_a_new_store_names_who_trained_its_encoder_and_goes_on_with_the_ledger(t
     assert [entry["run"] for entry in FeatureStore.open(out).test_openings] == ["first", "second"]
 
 
-def test_an_encoder_that_went_on_from_another_has_learned_from_both_runs_people(tmp_path: Path) -> None:
+def test_encoder_subsets_include_those_of_an_earlier_finetuning(tmp_path: Path) -> None:
     from seqmodel.finetuning.reextract import encoder_subsets
 
     store = tuned_store(tmp_path / "tuned.zarr", SUBSETS)
@@ -98,7 +98,7 @@ def test_an_encoder_that_went_on_from_another_has_learned_from_both_runs_people(
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
-def test_people_who_trained_the_encoder_keep_their_sides(tmp_path: Path, seed: int) -> None:
+def test_subjects_keep_the_subset_of_the_encoders_training(tmp_path: Path, seed: int) -> None:
     store = tuned_store(tmp_path / "tuned.zarr", SUBSETS)
     split = build_task(store.path, LABELS, seed=seed).split
     found = {subset: people_of(store, rows) for subset, rows in split.subsets().items()}
@@ -109,45 +109,56 @@ def test_people_who_trained_the_encoder_keep_their_sides(tmp_path: Path, seed: i
 @pytest.mark.parametrize(
     ("subset_of", "who"),
     [
-        ({"p0": "test", "p1": "train", "p2": "val", "p3": "train"}, r"subject p0 \(train there, test here\)"),
-        ({"p0": "train", "p1": "val", "p2": "train", "p3": "test"}, r"subject p1 \(train there, val here\)"),
-        ({"p0": "train", "p1": "train", "p3": "val", "p2": "test"}, r"subject p2 \(val there, test here\)"),
+        (
+            {"p0": "test", "p1": "train", "p2": "val", "p3": "train"},
+            r"subject p0 \(train for the encoder, test here\)",
+        ),
+        (
+            {"p0": "train", "p1": "val", "p2": "train", "p3": "test"},
+            r"subject p1 \(train for the encoder, val here\)",
+        ),
+        (
+            {"p0": "train", "p1": "train", "p3": "val", "p2": "test"},
+            r"subject p2 \(val for the encoder, test here\)",
+        ),
     ],
 )
-def test_whoever_an_encoder_knows_is_not_held_out(
+def test_training_subjects_of_the_encoder_cannot_be_held_out(
     tmp_path: Path, subset_of: dict[str, str], who: str
 ) -> None:
-    """Neither judged nor chosen by; heads that read the geometry alone may."""
+    """Neither in test nor in validation; heads that read geometry only are not restricted."""
     store, run = tuned_store(tmp_path / "tuned.zarr", SUBSETS), write_split(tmp_path / "other", subset_of)
-    with pytest.raises(ValueError, match=rf"has learned from people.*{who}.*leave --splits-from out"):
+    with pytest.raises(
+        ValueError, match=rf"was trained or validated on subjects.*{who}.*leave --splits-from out"
+    ):
         build_task(store.path, LABELS, splits_from=run)
     assert build_task(store.path, LABELS, "geometry", splits_from=run).split.train.size
     inward = write_split(tmp_path / "inward", {"p0": "train", "p1": "train", "p2": "val", "p3": "test"})
     assert people_of(store, build_task(store.path, LABELS, splits_from=inward).split.test) == {"p3"}
 
 
-def test_of_a_store_that_does_not_say_who_trained_its_encoder_is_warned(tmp_path: Path) -> None:
-    """Whose run had none of its people; no other store is spoken of."""
+def test_finetuned_store_without_encoder_subsets_gives_a_warning(tmp_path: Path) -> None:
+    """Only if the store is from a fine-tuned encoder and --splits-from is not given."""
     store = tuned_store(tmp_path / "tuned.zarr", {})
     (text,) = build_task(store.path, LABELS).split.warnings
-    assert "does not say on whom" in text
+    assert "does not list its training subjects" in text
     assert not build_task(store.path, LABELS, "geometry").split.warnings
     run = write_split(tmp_path / "first", {"p0": "train", "p1": "train", "p2": "val", "p3": "test"})
     assert not build_task(store.path, LABELS, splits_from=run).split.warnings
     everybody = np.array(list(SUBSETS))
-    assert "may be too good here" in encoder_leak_warning(store, everybody)
+    assert "may be too optimistic here" in encoder_leak_warning(store, everybody)
     plain = write_store(tmp_path / "plain.zarr", 64)
     assert not build_task(plain.path, LABELS).split.warnings
     assert encoder_leak_warning(plain, everybody) == ""
 
 
-def test_folds_know_how_many_people_the_encoder_knows(tmp_path: Path) -> None:
+def test_leak_warning_counts_the_encoders_subjects(tmp_path: Path) -> None:
     store = tuned_store(tmp_path / "tuned.zarr", SUBSETS)
-    assert "from 3 of the 4 people" in encoder_leak_warning(store, np.array([*SUBSETS, *SUBSETS]))
+    assert "3 of the 4 held-out subjects" in encoder_leak_warning(store, np.array([*SUBSETS, *SUBSETS]))
     assert encoder_leak_warning(store, np.array(["subject p3", "subject p9"])) == ""
 
 
-def test_evaluate_with_folds_says_first_that_the_encoder_knows_these_people(
+def test_evaluate_with_folds_warns_about_encoder_leakage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = folds.Candidate("tiny", HeadConfig(hidden=8, projection=8, dropout=0.0), lr=1e-2)
@@ -159,19 +170,19 @@ def test_evaluate_with_folds_says_first_that_the_encoder_knows_these_people(
     store.carry_over([], {"subject 사람00": "train", "subject 사람01": "val", "subject 사람02": "test"})
     words = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--bootstrap-rounds", "50", "--json"]
     assert main(words) == 0
-    predicted = "figures of folds are too good here"
+    warning = "metrics of folds are too optimistic here"
     summary = json.loads(capsys.readouterr().out)
-    assert predicted in summary["warnings"][0]
-    assert "from 2 of the 6 people" in summary["warnings"][0]
+    assert warning in summary["warnings"][0]
+    assert "2 of the 6 held-out subjects" in summary["warnings"][0]
     for page in ("report.html", "MODEL_CARD.md"):
-        assert predicted in (tmp_path / "run/folds-3" / page).read_text(encoding="utf-8")
+        assert warning in (tmp_path / "run/folds-3" / page).read_text(encoding="utf-8")
 
 
 def renamed(clips: list[Clip], names: dict[str, str]) -> list[Clip]:
     return [dataclasses.replace(clip, subject=names.get(clip.subject, clip.subject)) for clip in clips]
 
 
-def test_people_are_known_to_the_encoder_under_other_names_too_and_forgotten_when_deleted(
+def test_encoder_subsets_follow_renamed_and_deleted_subjects(
     tmp_path: Path,
 ) -> None:
     """Who turns out to be one person with somebody it learned from is learned from."""

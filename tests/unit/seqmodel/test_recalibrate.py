@@ -1,4 +1,4 @@
-"""Claims about a run whose decisions change: what spoke of the old ones is gone, what was chosen stays."""
+"""A new threshold or new weights delete old results and keep the settings."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +27,7 @@ def evaluate(run: Path, *words: str) -> None:
     assert main(["evaluate", "--run", str(run), "--bootstrap-rounds", "20", *words]) == 0
 
 
-def test_another_threshold_leaves_nothing_that_decided_by_the_old_one(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_new_threshold_deletes_results_of_the_old_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither decisions on test, nor pages about them, nor an export that would be copied away."""
     for split in ("test", "val"):
         evaluate(run, "--split", split)
@@ -45,12 +43,12 @@ def test_another_threshold_leaves_nothing_that_decided_by_the_old_one(
     assert (run / "val" / "report.html").is_file()
     assert not exported.exists()
     predicted = " ".join(capsys.readouterr().err.split())
-    assert "copies of its exports (openvino) decide as before" in predicted
+    assert "copies of its exports (openvino) keep the old threshold" in predicted
     assert read_training_stats(run) is not None, "measured by the new calibration"
     assert after.test_openings == before.test_openings
 
 
-def test_the_same_threshold_again_drops_nothing(run: Path) -> None:
+def test_same_threshold_deletes_nothing(run: Path) -> None:
     evaluate(run, "--threshold-metric", "balanced_accuracy")
     evaluate(run, "--split", "val", "--threshold-metric", "balanced_accuracy")
     assert (run / "report.html").is_file()
@@ -68,7 +66,7 @@ def test_another_threshold_keeps_the_abstain_band_around_it(run: Path) -> None:
     assert second.abstain[0] < second.threshold < second.abstain[1]
 
 
-def test_a_fine_tune_that_keeps_the_head_keeps_who_calibrated(run: Path, tmp_path: Path) -> None:
+def test_finetune_without_new_weights_keeps_the_calibration_subjects(run: Path, tmp_path: Path) -> None:
     make_store(tmp_path / "new.zarr", signal=0.4, clip_prefix="n", shift=1.2)
     assert main(["calibrate", "--run", str(run), "--store", str(tmp_path / "new.zarr")]) == 0
     card = load_card(run)
@@ -83,7 +81,7 @@ def test_a_fine_tune_that_keeps_the_head_keeps_who_calibrated(run: Path, tmp_pat
     assert 0 < len(evaluated) < FeatureStore.open(tmp_path / "new.zarr").num_clips
 
 
-def test_a_new_head_leaves_no_page_about_the_old_one(run: Path) -> None:
+def test_new_head_deletes_reports_of_the_old_one(run: Path) -> None:
     evaluate(run, "--split", "val")
     (run / "compare.json").write_text("{}", encoding="utf-8")
     drop_results(run)

@@ -153,9 +153,9 @@ def test_page_in_a_browser_has_no_error_no_request_and_no_horizontal_scroll(run,
                 assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
                 empty = page.evaluate(
-                    "[...document.querySelectorAll('svg, img')].filter(e => "
-                    "e.getBoundingClientRect().width < 20 || e.getBoundingClientRect().height < 20 || "
-                    "(e.tagName == 'IMG' && !e.naturalWidth)).length"
+                    "[...document.querySelectorAll('svg, img')].filter(e => e.getBoundingClientRect().width "
+                    "< 20 || e.getBoundingClientRect().height < 20 || (e.tagName == 'IMG' && "
+                    "!e.naturalWidth)).length"
                 )
                 assert empty == 0
                 assert page.locator("svg").count() >= 10
@@ -241,7 +241,8 @@ def test_model_card_has_metrics_use_and_limits(run):
         "AI Act",
         "## Licences",
         "| AUROC |",
-        "Majority class",
+        "By subject",
+        "Majority-class baseline",
     ):
         assert text in card
     assert re.search(r"\*\*By (person|subject)\*\*", card)

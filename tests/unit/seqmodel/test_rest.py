@@ -1,4 +1,4 @@
-"""Claims about a person's own normal."""
+"""Centering of geometry by window and by subject."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from seqmodel.heads.person_baseline import subject_means, subtract_mean, with_ce
 from tests.support.small_store import fill_row, write_store
 
 
-def test_a_window_without_its_own_mean_has_mean_zero_and_keeps_masks() -> None:
+def test_centered_window_has_mean_zero_and_keeps_masks() -> None:
     rng = np.random.default_rng(0)
     values, valid = rng.normal(5, 1, (8, 3)).astype(np.float32), np.array([True] * 5 + [False] * 3)
     values[~valid] = np.nan
@@ -21,7 +21,7 @@ def test_a_window_without_its_own_mean_has_mean_zero_and_keeps_masks() -> None:
     assert (subtract_mean(values, np.zeros(8, bool)) == 0).all()
 
 
-def test_what_a_person_adds_to_every_frame_is_gone() -> None:
+def test_subject_centering_removes_a_constant_offset() -> None:
     rng = np.random.default_rng(0)
     values, valid = rng.normal(size=(8, 3)).astype(np.float32), np.ones(8, bool)
     habit, subject_mean = np.array([3.0, -2.0, 0.5], np.float32), values.mean(axis=0)
@@ -33,7 +33,7 @@ def test_what_a_person_adds_to_every_frame_is_gone() -> None:
 
 
 @pytest.mark.parametrize("baseline", ["none", "window", "subject"])
-def test_samples_lose_the_mean_that_was_asked_for(tmp_path: Path, baseline: str) -> None:
+def test_samples_are_centered_as_requested(tmp_path: Path, baseline: str) -> None:
     store = write_store(tmp_path / "s.zarr")
     for row in range(store.num_clips):
         fill_row(store, row)

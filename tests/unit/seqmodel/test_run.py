@@ -1,4 +1,4 @@
-"""Run directories: what is written is what is read, nothing half-written stays, nothing is a pickle."""
+"""Run directories: read equals written, writes are atomic, and no file is a pickle."""
 
 import dataclasses
 import json
@@ -96,7 +96,7 @@ def test_a_log_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", '{"schema": 2}'])
-def test_what_is_no_run_is_refused_in_words(tmp_path: Path, content: str | None) -> None:
+def test_invalid_run_gives_a_clear_error(tmp_path: Path, content: str | None) -> None:
     """A missing, cut or foreign card is a ValueError."""
     if content is not None:
         (tmp_path / "card.json").write_text(content, encoding="utf-8")
@@ -105,7 +105,7 @@ def test_what_is_no_run_is_refused_in_words(tmp_path: Path, content: str | None)
 
 
 @pytest.mark.parametrize("made", ["card.json", "weights.safetensors", "split.csv", "study.log", ".DS_Store"])
-def test_a_run_goes_where_nothing_or_a_run_is(tmp_path: Path, made: str) -> None:
+def test_run_may_replace_a_run_or_fill_an_empty_folder(tmp_path: Path, made: str) -> None:
     """Also one whose search or writing was stopped."""
     require_free(tmp_path / "new")
     (tmp_path / made).touch()
@@ -116,7 +116,7 @@ def test_a_run_goes_where_nothing_or_a_run_is(tmp_path: Path, made: str) -> None
 def test_a_run_is_not_written_among_other_things(tmp_path: Path) -> None:
     """As a data set in folders of splits, of which a run's own `train` and `val` would be removed."""
     (tmp_path / "data" / "train").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"data holds other things \(train, …\) and no run"):
+    with pytest.raises(ValueError, match=r"data has other files \(train, …\) and no run"):
         require_free(tmp_path / "data")
     (tmp_path / "s.zarr").mkdir()
     (tmp_path / "s.zarr" / "zarr.json").touch()
@@ -134,7 +134,7 @@ def test_text_is_not_written_over_a_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
-def test_no_weights_is_said(tmp_path: Path) -> None:
+def test_missing_weights_give_a_clear_error(tmp_path: Path) -> None:
     """A run without a checkpoint names the missing file."""
     with pytest.raises(ValueError, match=r"no checkpoint: weights\.safetensors"):
         load_weights(tmp_path)

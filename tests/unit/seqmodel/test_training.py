@@ -1,4 +1,4 @@
-"""Claims about how a network learns."""
+"""The training loop, losses, schedules and options."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -138,7 +138,7 @@ def test_unlabelled_clips_are_passed_over() -> None:
     mixed = next(fit(new_head(), more, None, QUICK, task="binary", num_classes=2, seed=0))
     assert mixed.train_loss == alone.train_loss
     assert np.isnan(alone.val_score)
-    with pytest.raises(ValueError, match="no labelled training clip"):
+    with pytest.raises(ValueError, match="the training split has no labelled clip"):
         next(
             fit(
                 new_head(),
@@ -216,13 +216,13 @@ def test_a_step_without_a_clip_is_refused(batch_size: int) -> None:
 
 @pytest.mark.parametrize("change", [{"effective_batch": 0}, {"effective_batch": -8}, {"augmented_copies": 0}])
 def test_stage_two_refuses_a_step_without_a_clip_before_hours_of_caching(change: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="effective_batch and versions must be at least 1"):
+    with pytest.raises(ValueError, match="--effective-batch and --augmented-copies must be at least 1"):
         config_of(FinetuneArgs(Path("run"), finetune=FinetuneConfig(**change)))
 
 
 @pytest.mark.parametrize("change", [{"epochs": -1}, {"head_only_epochs": -1}])
 def test_stage_two_refuses_less_than_no_epoch(change: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="epochs and warm_epochs must be at least 0"):
+    with pytest.raises(ValueError, match="--epochs and --head-only-epochs must be at least 0"):
         config_of(FinetuneArgs(Path("run"), finetune=FinetuneConfig(**change)))
 
 

@@ -1,5 +1,4 @@
-"""Claims about whose clips a judgement is of: they stay the same when the store moves, grows or names people
-anew, and what is said of them is true."""
+"""Which clips an evaluation counts: they stay the same when the store is moved, grows or renames subjects."""
 
 import html
 import shlex
@@ -49,7 +48,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_new_names_for_everybody_make_no_other_data_set(run: Path, tmp_path: Path) -> None:
+def test_renamed_subjects_are_not_another_data_set(run: Path, tmp_path: Path) -> None:
     """As where people were given pseudonyms: the training clips among them are not judged as a new place."""
     before = evaluate(run)
     people = {who for who, _ in load_split(run).values()}
@@ -60,12 +59,12 @@ def test_new_names_for_everybody_make_no_other_data_set(run: Path, tmp_path: Pat
     shutil.copytree(tmp_path / "s.zarr", tmp_path / "copy.zarr")
     context = open_split(EvaluateArgs(run, store=tmp_path / "copy.zarr"))
     assert context.is_other_data
-    assert "if it is the run's own data under new names" in " ".join(
+    assert "if this is the run's own data with renamed subjects" in " ".join(
         evaluate_split(context, EvaluateArgs(run, bootstrap_rounds=5)).warnings
     )
 
 
-def test_people_who_turn_out_to_be_training_people_are_not_called_unseen(run: Path, tmp_path: Path) -> None:
+def test_test_subjects_renamed_to_training_subjects_are_not_unseen(run: Path, tmp_path: Path) -> None:
     args = EvaluateArgs(run, bootstrap_rounds=20)
     honest = evaluate_split(open_split(args), args)
     assert "not seen in training" in headline(honest)
@@ -76,15 +75,15 @@ def test_people_who_turn_out_to_be_training_people_are_not_called_unseen(run: Pa
     rename(tmp_path / "s.zarr", {evaluated: learned})
     found = evaluate_split(open_split(args), args)
     assert "not seen in training" not in headline(found)
-    assert f"1 of the people judged have training clips too, as the store names them now ({learned})" in (
+    assert f"1 evaluated subjects also have training clips, by their names in the store ({learned})" in (
         " ".join(found.warnings)
     )
 
 
 @pytest.mark.parametrize(
-    ("split", "predicted"), [("train", "has learned from these"), ("val", "have chosen")]
+    ("split", "predicted"), [("train", "was trained on these clips"), ("val", "were chosen on these clips")]
 )
-def test_clips_that_made_the_run_are_said_to_have(run: Path, split: str, predicted: str) -> None:
+def test_evaluation_on_train_or_val_gives_a_warning(run: Path, split: str, predicted: str) -> None:
     args = EvaluateArgs(run, split=split, bootstrap_rounds=20)
     found = evaluate_split(open_split(args), args)
     assert predicted in " ".join(found.warnings)
@@ -92,7 +91,7 @@ def test_clips_that_made_the_run_are_said_to_have(run: Path, split: str, predict
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known people", "nobody known"])
-def test_a_failed_clip_counts_whether_or_not_anybody_is_known(tmp_path: Path, known: bool) -> None:
+def test_failed_clip_counts_with_and_without_subjects(tmp_path: Path, known: bool) -> None:
     store = make_store(
         tmp_path / "s.zarr", signal=0.5, known_subjects=known, one_video_each=not known, clips_each=8
     )
@@ -107,7 +106,7 @@ def test_a_failed_clip_counts_whether_or_not_anybody_is_known(tmp_path: Path, kn
     assert any(row["state"].startswith("failed") for row in rows)
 
 
-def test_a_run_is_judged_on_the_same_clips_when_its_store_has_grown(tmp_path: Path) -> None:
+def test_evaluation_uses_the_same_clips_after_the_store_has_grown(tmp_path: Path) -> None:
     """New windows of its test people were neither held out nor failed when it was made."""
     make_run(tmp_path / "run", make_store(tmp_path / "s.zarr", signal=0.5, num_subjects=12), epochs=1)
     before = evaluate(tmp_path / "run")
@@ -117,7 +116,7 @@ def test_a_run_is_judged_on_the_same_clips_when_its_store_has_grown(tmp_path: Pa
     assert {row["clip_id"] for row in after} == {row["clip_id"] for row in before}
 
 
-def test_without_its_store_a_run_still_knows_its_commonest_class(tmp_path: Path) -> None:
+def test_run_without_its_store_keeps_the_majority_class(tmp_path: Path) -> None:
     x, who = np.random.default_rng(0).normal(size=(60, 4, 3)), np.array([f"p{i % 15}" for i in range(60)])
     y = (np.arange(60) % 4 > 0).astype(int)
     np.savez(tmp_path / "a.npz", x=x, y=y, subject=who)
@@ -135,7 +134,7 @@ def test_without_its_store_a_run_still_knows_its_commonest_class(tmp_path: Path)
     assert here[1] > 0.6
 
 
-def test_later_clips_of_those_who_calibrated_do_not_count(run: Path, tmp_path: Path) -> None:
+def test_later_clips_of_calibration_subjects_are_left_out(run: Path, tmp_path: Path) -> None:
     """A month later there are more clips of everybody in the new place."""
     place = {"signal": 0.5, "seed": 3, "clip_prefix": "n", "num_subjects": 10}
     make_store(tmp_path / "new.zarr", **place)
@@ -206,7 +205,7 @@ def test_a_report_of_a_run_that_no_command_made_shows_none_of_it(run: Path) -> N
     assert commands(card, "judged so") == ["judged so"]
 
 
-def test_clips_without_a_face_choose_no_threshold(tmp_path: Path) -> None:
+def test_clips_without_a_face_do_not_affect_the_threshold(tmp_path: Path) -> None:
     """Nothing is ever decided about them; here nearly all are of one class."""
     rng = np.random.default_rng(0)
     y = np.arange(300) % 2
@@ -226,9 +225,7 @@ def test_clips_without_a_face_choose_no_threshold(tmp_path: Path) -> None:
     assert card.calibration.bias == pytest.approx(wanted.bias, abs=1e-3)
 
 
-def test_what_happened_to_a_run_while_it_was_judged_stays(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_changes_to_a_run_during_evaluation_are_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Another command has counted an opening, and another has chosen a threshold."""
     args = EvaluateArgs(run, bootstrap_rounds=20)
     context = open_split(args)
@@ -244,13 +241,15 @@ def test_what_happened_to_a_run_while_it_was_judged_stays(
     write_result(folder_of(context), result, context, args, None)
     assert load_card(run).calibration.threshold == 0.9
     assert not load_card(run).metrics
-    assert "was changed while it was judged" in " ".join(capsys.readouterr().err.split())
+    assert "was changed during the evaluation" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
     "words", [("evaluate", "--threshold-metric", "f1"), ("calibrate", "--threshold-metric", "f1")]
 )
-def test_a_threshold_is_refused_where_none_decides(tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_threshold_metric_is_rejected_for_more_than_two_classes(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
     store = make_store(tmp_path / "s.zarr", names=("low", "mid", "high"))
     make_run(tmp_path / "run", store, task="multiclass", epochs=1)
     make_store(tmp_path / "new.zarr", names=("low", "mid", "high"), clip_prefix="n")
@@ -261,7 +260,7 @@ def test_a_threshold_is_refused_where_none_decides(tmp_path: Path, words: tuple[
     assert load_card(tmp_path / "run") == before
 
 
-def test_a_place_of_one_class_calibrates_nothing(run: Path, tmp_path: Path) -> None:
+def test_calibration_with_one_class_is_rejected(run: Path, tmp_path: Path) -> None:
     store = make_store(tmp_path / "new.zarr", clip_prefix="n")
     group = zarr.open_group(store.path, mode="r+")
     group["labels/label"][:] = 1

@@ -1,4 +1,4 @@
-"""Claims about the study: nothing is lost when workers die, and every pruner stops what falls behind."""
+"""The study: no trial is lost when workers end, and every pruner stops bad trials."""
 
 import dataclasses
 import os
@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from features.files import is_alive, this_process
 from tests.support.killed_worker import require_retry
 from tune.config import BASELINE_ROLE
-from tune.study.storage import MAX_RETRIES, experimental_is_fine
+from tune.study.storage import MAX_RETRIES, ignore_experimental_warnings
 from tune.study.study import SILENT_S, StudySpec, create_study, load_study, num_done, reclaim, work
 from tune.study.worker_pool import run_workers
 
@@ -79,7 +79,7 @@ def square_of(trial: optuna.Trial) -> float:
     return float(trial.suggest_float("a", -1, 1) ** 2)
 
 
-def test_a_copy_of_a_point_that_is_worked_on_already_is_let_go_of(tmp_path: Path) -> None:
+def test_duplicate_of_a_running_starting_point_is_dropped(tmp_path: Path) -> None:
     """As where a worker was faster than whoever had enqueued it; it goes on with the next trial."""
     spec = spec_at(tmp_path / "study.log", trials=3)
     study = create_study(spec, POINTS[:1], FACTS)
@@ -102,7 +102,7 @@ def test_a_starting_point_that_is_tried_again_is_no_copy(tmp_path: Path) -> None
     study = create_study(spec, POINTS[:1], FACTS)
     failed = study.ask()
     study.tell(failed, state=TrialState.FAIL)
-    with experimental_is_fine():
+    with ignore_experimental_warnings():
         optuna.storages.RetryHeartbeatStaleTrialCallback()(study, study.trials[0])
     assert study.trials[1].user_attrs == study.trials[0].user_attrs
     create_study(spec, POINTS[:1], FACTS)
@@ -140,18 +140,18 @@ def failing_worker(spec: StudySpec, index: int) -> None:
     [
         (
             killed_worker,
-            r"was killed \(out of memory, perhaps\): use fewer --workers; the same command goes on",
+            r"was killed \(perhaps out of memory\): use fewer --workers; run the same command again",
         ),
         (failing_worker, r"exit code 3\); see their messages above"),
     ],
     ids=["killed", "failed"],
 )
-def test_workers_that_keep_dying_are_said_in_one_line(
+def test_repeatedly_failing_workers_give_a_one_line_error(
     tmp_path: Path, target: Callable[..., None], said: str
 ) -> None:
     spec = spec_at(tmp_path / "study.log")
     study = create_study(spec, [{"a": 0.5}], {})
-    with pytest.raises(ValueError, match="workers keep dying.*" + said):
+    with pytest.raises(ValueError, match="workers end without finishing a trial.*" + said):
         list(run_workers(study, spec, target, (spec,), num_workers=1))
 
 
@@ -239,7 +239,7 @@ def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trial(tmp_path: Path) 
     assert num_done(study) == 2
 
 
-def test_an_interruption_amid_a_storages_work_is_one_too(tmp_path: Path) -> None:
+def test_interruption_during_storage_access_counts_as_interruption(tmp_path: Path) -> None:
     """As when Optuna's lock is being given back: tidying up, it finds the file gone and says so instead."""
     spec = spec_at(tmp_path / "study.log", trials=2)
     study = create_study(spec, [{"a": 0.5}], {})
@@ -261,7 +261,9 @@ def two_numbers(trial: optuna.Trial) -> float:
 
 
 @pytest.mark.parametrize("taken", [(), ("a",), ("a", "b")], ids=["nothing", "half", "all"])
-def test_a_point_outlives_any_number_of_interruptions(tmp_path: Path, taken: tuple[str, ...]) -> None:
+def test_interrupted_trial_is_enqueued_again_any_number_of_times(
+    tmp_path: Path, taken: tuple[str, ...]
+) -> None:
     """However much of it had been taken when they came."""
     spec, point = spec_at(tmp_path / "study.log", trials=1), {"a": 0.5, "b": 0.25}
     study = create_study(spec, [point], {})
@@ -280,7 +282,7 @@ def test_a_point_outlives_any_number_of_interruptions(tmp_path: Path, taken: tup
     assert (last.user_attrs["role"], last.user_attrs["retries"]) == (BASELINE_ROLE, 0)
 
 
-def test_a_point_whose_worker_was_killed_before_it_took_all_is_tried_again_whole(tmp_path: Path) -> None:
+def test_trial_killed_before_all_suggestions_is_retried_with_all_parameters(tmp_path: Path) -> None:
     """And three times at most."""
     spec, point = spec_at(tmp_path / "study.log", trials=1), {"a": 0.5, "b": 0.25}
     study = create_study(spec, [point], {})
@@ -293,11 +295,11 @@ def test_a_point_whose_worker_was_killed_before_it_took_all_is_tried_again_whole
     assert [t.system_attrs["fixed_params"] for t in study.trials] == [point] * (MAX_RETRIES + 1)
 
 
-@pytest.mark.parametrize(("folds", "eager"), [(0, False), (0, True), (3, False), (4, False), (5, False)])
-def test_each_pruner_stops_what_falls_behind(tmp_path: Path, folds: int, eager: bool) -> None:
+@pytest.mark.parametrize(("folds", "halving"), [(0, False), (0, True), (3, False), (4, False), (5, False)])
+def test_each_pruner_stops_bad_trials(tmp_path: Path, folds: int, halving: bool) -> None:
     """The first trial is good; the others are worse from their first step on."""
     plain = spec_at(tmp_path / "s.log", 12)
-    spec = dataclasses.replace(plain, epochs=20, pruning=True, folds=folds, eager=eager)
+    spec = dataclasses.replace(plain, epochs=20, pruning=True, folds=folds, successive_halving=halving)
     study = create_study(spec, [{"a": 0.5}], {})
 
     def value(trial: optuna.Trial) -> float:

@@ -1,4 +1,4 @@
-"""Claims about the search: one seed one study, an honest winner, no look at the test split."""
+"""The search: one seed gives one study, the winner is chosen fairly, and test clips are never read."""
 
 import copy
 import dataclasses
@@ -150,7 +150,7 @@ def test_the_first_trial_is_the_seed_projects_settings(searched: tuple[Path, dic
     assert searched[1]["best"]["value"] >= first.value
 
 
-def test_two_heads_that_are_held_back_come_next_and_none_of_the_three_is_pruned(
+def test_starting_points_are_never_pruned(
     searched: tuple[Path, dict[str, Any]],
 ) -> None:
     first = trials_of(searched[0])[:3]
@@ -160,7 +160,7 @@ def test_two_heads_that_are_held_back_come_next_and_none_of_the_three_is_pruned(
     assert not any(may_prune(trial, SPACE) for trial in first)
 
 
-def test_of_many_clips_one_later_trial_in_eight_runs_to_its_end(
+def test_with_many_clips_one_later_trial_in_eight_is_not_pruned(
     searched: tuple[Path, dict[str, Any]],
 ) -> None:
     trial = trials_of(searched[0])[3]
@@ -203,7 +203,7 @@ def test_a_winner_without_a_whole_checkpoint_is_trained_again_to_the_same_head(
         (tmp_path / "artifacts" / checkpoint.name).write_bytes(checkpoint.read_bytes()[:5000])
     tune(args_for(store, tmp_path, trials=6))
     told = " ".join(capsys.readouterr().err.split())
-    assert ("cannot be read, it is trained again" in told) == broken
+    assert ("cannot be read; training the head again" in told) == broken
     weights = load_weights(out)["head"]
     for name, tensor in load_weights(tmp_path)["head"].items():
         torch.testing.assert_close(tensor, weights[name])
@@ -220,7 +220,7 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
 
 
-def test_the_same_command_again_does_nothing_new(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
+def test_same_command_again_changes_nothing(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
     out, summary = searched
     before = (out / "weights.safetensors").stat().st_mtime_ns
     again, code = tune(args_for(store, out, trials=6))
@@ -229,9 +229,9 @@ def test_the_same_command_again_does_nothing_new(searched: tuple[Path, dict[str,
     assert (out / "weights.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_study_is_not_continued_on_other_ground(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
+def test_study_with_other_settings_is_rejected(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
     args = args_for(store, searched[0], seed=1, study=trial_study_name(searched[0]))
-    with pytest.raises(ValueError, match=r"seed: 0 there, 1 here.*use another --out or --study"):
+    with pytest.raises(ValueError, match=r"seed: 0 in the study, 1 now.*use another --out or --study"):
         tune(args)
 
 
@@ -248,7 +248,7 @@ def test_workers_score_what_one_process_scores(
     assert all(len(finalist["scores"]) == 2 for finalist in summary["finalists"])
 
 
-def test_folds_judge_everybody_but_the_test_people(store: Path, tmp_path: Path) -> None:
+def test_folds_validate_all_subjects_except_test(store: Path, tmp_path: Path) -> None:
     summary, _ = tune(args_for(store, tmp_path / "folds", trials=2, folds=3))
     best = next(t for t in trials_of(tmp_path / "folds") if t.number == summary["best"]["trial"])
     assert len(best.user_attrs["val_curve"]) == 3
@@ -270,14 +270,16 @@ def write_people(folder: Path, people: dict[str, tuple[str, list[int]]]) -> Path
     return folder / "clips.zarr"
 
 
-def test_a_fold_of_one_class_has_no_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fold_with_one_class_is_left_out_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In no trial, fresh seed or baseline; and that is said, once and before the search."""
     subsets = {"a": ("train", [0, 1]), "b": ("val", [0, 1]), "c": ("train", [0]), "d": ("test", [0, 1])}
     store = write_people(tmp_path, subsets)
     args = args_for(store, tmp_path / "run", folds=3, reseed=2, trials=3)
     summary, code = tune(args)
     assert code == 0
-    said = "1 of 3 folds hold out or learn from clips of one class only and have no say"
+    said = "1 of 3 folds have clips of one class only, in training or in validation"
     told = " ".join(capsys.readouterr().err.split())
     assert told.count(said) == 1
     assert sum(said in text for text in summary["warnings"]) == 1
@@ -294,7 +296,7 @@ def test_a_fold_of_one_class_has_no_say(tmp_path: Path, capsys: pytest.CaptureFi
     assert np.isfinite(summary["baselines"]["logistic_embeddings"])
 
 
-def test_a_head_of_the_only_fold_that_has_a_say_is_nobodys_checkpoint(tmp_path: Path) -> None:
+def test_single_scored_fold_keeps_no_checkpoint(tmp_path: Path) -> None:
     subsets = {"a": ("train", [0, 1]), "b": ("val", [0]), "c": ("val", [1]), "d": ("test", [0, 1])}
     args = args_for(write_people(tmp_path, subsets), tmp_path / "run", folds=3, trials=2)
     tune(args)
@@ -304,16 +306,18 @@ def test_a_head_of_the_only_fold_that_has_a_say_is_nobodys_checkpoint(tmp_path: 
 
 
 @pytest.mark.parametrize("metric", ["auto", "macro_f1"])
-def test_folds_of_which_none_has_a_say_are_refused_before_the_search(tmp_path: Path, metric: Any) -> None:
+def test_folds_with_one_class_each_are_rejected_before_the_search(tmp_path: Path, metric: Any) -> None:
     subsets = {"a": ("train", [0]), "b": ("train", [1]), "c": ("val", [0]), "d": ("val", [1])}
     store = write_people(tmp_path, subsets | {"e": ("test", [0])})
     args = args_for(store, tmp_path / "run", folds=4, metric=metric)
-    with pytest.raises(ValueError, match=r"--folds 4: none of them has a say.*take fewer folds"):
+    with pytest.raises(
+        ValueError, match=r"--folds 4: every fold has clips of one class only.*use fewer folds"
+    ):
         tune(args)
     assert not args.out.exists()
 
 
-def test_folds_over_people_whom_the_encoder_knows_are_warned_about(tmp_path: Path) -> None:
+def test_folds_over_the_encoders_subjects_give_a_warning(tmp_path: Path) -> None:
     """In the summary and the card; their sides are kept without being asked for, whatever the seed."""
     path = write_toy_store(tmp_path)
     subsets = {f"subject 사람{k}": "train" if k < 9 else "val" if k < 12 else "test" for k in range(15)}
@@ -321,15 +325,15 @@ def test_folds_over_people_whom_the_encoder_knows_are_warned_about(tmp_path: Pat
     args = args_for(path, tmp_path / "run", trials=1, folds=3, seed=5)
     summary, code = tune(args)
     assert code == 0
-    said = "figures of folds are too good here"
-    for told in (summary["warnings"], load_card(args.out).warnings):
-        (text,) = [text for text in told if said in text]
-        assert "from 12 of the 12 people" in text
+    warning = "metrics of folds are too optimistic here"
+    for texts in (summary["warnings"], load_card(args.out).warnings):
+        (text,) = [text for text in texts if warning in text]
+        assert "12 of the 12 held-out subjects" in text
     kept = {f"subject {who}": subset for who, subset in load_split(args.out).values()}
     assert kept == subsets
 
 
-def test_folds_have_a_say_where_both_sides_have_what_it_takes() -> None:
+def test_scored_folds_need_two_classes_in_train_and_val() -> None:
     """Two classes to learn from, and two held out."""
     labels = np.array([0, 1, 0, 0, 1, 1])
     nobody = np.full(6, "", dtype=object)
@@ -367,7 +371,7 @@ def test_search_never_loads_a_test_clip(store: Path, tmp_path: Path) -> None:
     assert not any(test_rows & set(samples.rows.tolist()) for samples in seen)
 
 
-def test_a_trial_says_that_it_is_worked_on(searched: tuple[Path, dict[str, Any]]) -> None:
+def test_running_trial_stores_signs_of_life(searched: tuple[Path, dict[str, Any]]) -> None:
     trials = trials_of(searched[0])
     assert len(trials) == 6
     for trial in trials:
@@ -387,13 +391,13 @@ def test_sqlite_on_a_shared_disk_is_refused_with_a_hint(tmp_path: Path) -> None:
 
 
 def test_a_storage_that_cannot_be_opened_is_one_clear_line() -> None:
-    with pytest.raises(ValueError, match="wanted grpc://HOST:PORT"):
+    with pytest.raises(ValueError, match="must be grpc://HOST:PORT"):
         open_storage("grpc://nowhere")
     with pytest.raises(ValueError, match="--storage mongodb://x: "):
         open_storage("mongodb://x")
 
 
-def test_wrong_use_is_one_line_and_exit_code_2(
+def test_wrong_options_give_one_line_and_exit_code_2(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "run")
@@ -428,7 +432,7 @@ def test_a_data_set_in_the_runs_place_is_left_alone(
         (tmp_path / subset / "engaged" / "a.mp4").write_text("the only copy", encoding="utf-8")
     assert main(["--store", str(store), "--out", str(tmp_path), "--trials", "1"]) == 2
     assert seqmodel(["train", "--store", str(store), "--run", str(tmp_path), "--epochs", "1"]) == 2
-    assert capsys.readouterr().err.count("holds other things (train, val, …) and no run") == 2
+    assert capsys.readouterr().err.count("has other files (train, val, …) and no run") == 2
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
 
 
@@ -437,7 +441,7 @@ def test_a_head_that_reads_no_embeddings_is_not_fine_tuned(
 ) -> None:
     """Refused before the search where the user chose so; where the search did, stage 1 stays."""
     store = Path(write_store(tmp_path / "s.zarr", 64, crops=True).path)
-    with pytest.raises(ValueError, match="--inputs geometry does not read"):
+    with pytest.raises(ValueError, match="--inputs geometry does not read it"):
         tune(args_for(store, tmp_path / "a", inputs="geometry", finetune=True))
     of_geometry = baseline_point(Space("binary", ("embeddings", "geometry"), False, 3)) | {
         "inputs": "geometry"
@@ -545,7 +549,7 @@ def test_pictures_of_the_study_stay_in_the_run(store: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("span", [(1e-4, 1e-2), (1e-4, 4e-4), (1e-3, 1e-3)])
-def test_pictures_leave_matplotlib_as_it_was(tmp_path: Path, span: tuple[float, float]) -> None:
+def test_plots_do_not_change_matplotlib_settings(tmp_path: Path, span: tuple[float, float]) -> None:
     """Optuna sets a style for everybody; and what looks like a formula, a broken one too, is a name."""
     import matplotlib.pyplot as plt
 
@@ -574,22 +578,24 @@ def finalist(number: int, *scores: float) -> finalists.Finalist:
     return finalists.Finalist(optuna.trial.create_trial(value=0.99), scores)
 
 
-def test_doubts_about_the_winner_are_said() -> None:
+def test_uncertain_winner_gives_warnings() -> None:
     clear = [finalist(0, 0.90, 0.91), finalist(1, 0.70, 0.71)]
-    assert not finalists.rank_finalists(clear, {"majority": 0.5}, "auroc")
-    (note,) = finalists.rank_finalists(clear, {"logistic_embeddings": 0.95}, "auroc")
+    assert not finalists.warnings_about_winner(clear, {"majority": 0.5}, "auroc")
+    (note,) = finalists.warnings_about_winner(clear, {"logistic_embeddings": 0.95}, "auroc")
     assert "on validation, the best head is not better than the baseline logistic_embeddings" in note
-    assert "auroc 0.9050 and 0.9500" in note
-    (note,) = finalists.rank_finalists([finalist(0, 0.90, 0.80), finalist(1, 0.84, 0.84)], {}, "auroc")
-    assert "differ by 0.0100 in auroc, less than their spread over seeds (0.0707)" in note
+    assert "auroc 0.9050, baseline 0.9500" in note
+    (note,) = finalists.warnings_about_winner([finalist(0, 0.90, 0.80), finalist(1, 0.84, 0.84)], {}, "auroc")
+    assert (
+        "differ by 0.0100 in auroc, which is less than their standard deviation over seeds (0.0707)" in note
+    )
 
 
-def test_the_searchs_own_score_is_no_part_of_the_mean() -> None:
+def test_score_in_the_search_is_not_part_of_the_mean() -> None:
     assert finalist(0, 0.6, 0.8).mean == pytest.approx(0.7)
     assert finalist(0).mean == 0.99
 
 
-def test_the_seeds_settings_are_judged_with_the_best(
+def test_seed_project_settings_are_always_finalists(
     searched: tuple[Path, dict[str, Any]], store: Path
 ) -> None:
     """Where the search found all others better."""
@@ -608,7 +614,7 @@ def test_the_seeds_settings_are_judged_with_the_best(
     assert trials_of(searched[0])[0].value not in theirs.scores, "other seeds than the search's"
 
 
-def test_copies_of_a_trial_are_no_rivals(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
+def test_duplicate_trials_are_ranked_once(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
     """As of a point that two machines began with: the first of them is judged."""
     args = args_for(store, searched[0], reseed=2)
     context, study = set_up(args), optuna.create_study(direction="maximize")
@@ -720,7 +726,7 @@ def test_a_card_keeps_the_command_as_it_was_given_without_its_password(
     assert not [path for path in kept if b"secret" in path.read_bytes()]
 
 
-def test_leaving_the_refits_early_waits_for_nothing(store: Path, tmp_path: Path) -> None:
+def test_interrupted_refits_end_at_once(store: Path, tmp_path: Path) -> None:
     """Four fits of ten minutes are queued for two processes."""
     futures: list[Any] = []
 
@@ -756,7 +762,7 @@ def test_leaving_the_refits_early_waits_for_nothing(store: Path, tmp_path: Path)
     ],
     ids=["multiclass", "ordinal", "merge", "binarize"],
 )
-def test_every_kind_of_question_from_search_to_judgement(
+def test_every_task_from_search_to_evaluation(
     tmp_path: Path,
     options: list[str],
     names: tuple[str, ...] | None,
@@ -825,7 +831,7 @@ def test_search_and_fine_tune_again_and_again(tmp_path: Path) -> None:
     assert len(numbers) > 1, "else this shows half of it: take another seed"
 
 
-def test_another_question_is_another_head_even_of_the_same_trial_number(
+def test_other_settings_write_another_head_with_the_same_trial_number(
     searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(searched[0], tmp_path / "run"))
@@ -839,7 +845,7 @@ def test_another_question_is_another_head_even_of_the_same_trial_number(
 
 
 @pytest.mark.slow
-def test_crops_that_are_added_later_leave_the_study_as_it_was(tmp_path: Path) -> None:
+def test_crops_added_later_do_not_change_the_study(tmp_path: Path) -> None:
     store = write_crop_store(tmp_path / "s.zarr", cropless=tuple(range(32)))
     args = args_for(Path(store.path), tmp_path / "run", trials=1, epochs=1)
     tune(args)
@@ -851,11 +857,9 @@ def test_crops_that_are_added_later_leave_the_study_as_it_was(tmp_path: Path) ->
     assert facts(args.out) == before
 
 
-def test_lacking_crops_are_said_before_the_search(tmp_path: Path) -> None:
+def test_missing_crops_are_reported_before_the_search(tmp_path: Path) -> None:
     store = write_crop_store(tmp_path / "s.zarr", cropless=(0,))
     out = tmp_path / "run"
-    with pytest.raises(
-        ValueError, match=r"lacks the face crops of 1 clips.*python -m extract .*--crops jpeg"
-    ):
+    with pytest.raises(ValueError, match=r"has no face crops of 1 clips.*python -m extract .*--crops jpeg"):
         tune(args_for(Path(store.path), out, finetune=True))
     assert not out.exists()
