@@ -82,11 +82,10 @@ class ExtractConfig:
                 raise ValueError(f"--{name} must be at least {least}, got {count}")
         for name, value in (("fps", self.fps), ("window", self.window)):
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"--{name} must be a finite number above 0, got {value}")
+                raise ValueError(f"--{name} must be a number above 0, got {value}")
         if self.fps * self.window > MAX_FRAMES:
             raise ValueError(
-                f"--fps {self.fps:g} times --window {self.window:g} is more than {MAX_FRAMES:,} frames per "
-                "window: reduce one of them"
+                f"--fps {self.fps:g} × --window {self.window:g} is over {MAX_FRAMES:,} frames: reduce one"
             )
         if self.verify_sample < 0:
             raise ValueError(f"--verify-sample must be at least 0, got {self.verify_sample}")
