@@ -147,9 +147,9 @@ def importance_words(importance_scores: Sequence[ImportanceScore]) -> dict[str, 
     """What the report says around the drawing of the falls."""
     return {
         "lede": (
-            f"Most rests on {importance_scores[0].group}. Each bar is how much worse the ranking gets when "
-            "that group of inputs is taken from another clip; groups that tell the same story cover for "
-            "each other."
+            f"Most rests on {importance_scores[0].group}. Each bar is how much "
+            "worse the ranking gets when that group of "
+            "inputs is taken from another clip; groups that tell the same story cover for each other."
         ),
         "caption": "Mean of 10 shuffles between clips; lines are 95 % intervals over shuffles and people.",
     }
