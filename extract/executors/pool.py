@@ -65,10 +65,8 @@ def run_jobs(
     cores = usable_cores()
     if not workers:
         if jobs:
-            extractor_config, store = (
-                replace(extractor_config, threads=cores),
-                FeatureStore.open(store_path, "r+"),
-            )
+            extractor_config = replace(extractor_config, threads=cores)
+            store = FeatureStore.open(store_path, "r+")
             with contextlib.closing(open_extractor(extractor_config)) as extractor:
                 for job in jobs:
                     yield from events(store, job, extractor, extractor_config)

@@ -22,7 +22,7 @@ from extract.video.reader import EARLY_S, Frame, Sampler
 from features.face_signals import strongest_signals
 from live.inference.model import THREADS, LiveModel, open_model
 from live.inference.state_machine import DisplayState, State, StateRule, next_display_state
-from seqmodel.heads.person_baseline import subtract_mean
+from seqmodel.heads.centering import subtract_mean
 from seqmodel.metrics.calibration import decide
 
 SMOOTHING_S = 1.0

@@ -138,7 +138,7 @@ def evaluate_split(context: EvalContext, args: EvaluateArgs) -> EvaluationResult
         )
     if len(seen):
         warnings.append(
-            f"{len(seen)} evaluated subjects also have training clips, by their names in the store "
+            f"subjects with test and training clips: {len(seen)}, by their names in the store "
             f"({', '.join(map(str, seen[:5]))}{', …' if len(seen) > 5 else ''}): metrics are too optimistic"
         )
     result = _evaluated(

@@ -20,7 +20,7 @@ from features.store.table import ClipTable
 from seqmodel.evaluation.baselines import identity, logistic, majority
 from seqmodel.evaluation.evaluator import Baseline
 from seqmodel.evaluation.permutation_importance import ImportanceScore
-from seqmodel.heads.person_baseline import with_centering
+from seqmodel.heads.centering import with_centering
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.metrics.classification import class_frequencies
 from seqmodel.metrics.predictions import Predictions, make_predictions

@@ -35,7 +35,7 @@ from seqmodel.evaluation.permutation_importance import (
     importance,
     some_places,
 )
-from seqmodel.heads.person_baseline import with_centering
+from seqmodel.heads.centering import with_centering
 from seqmodel.heads.recurrent import build_head
 from seqmodel.metrics.calibration import (
     Calibration,

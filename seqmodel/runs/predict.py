@@ -22,7 +22,7 @@ from features.labels import Labelling, class_indices
 from features.recipe import Part, differences, require_equal
 from features.store.store import FeatureStore
 from features.store.table import ClipTable, groups_of
-from seqmodel.heads.person_baseline import STREAM, subtract_mean, with_centering
+from seqmodel.heads.centering import STREAM, subtract_mean, with_centering
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.metrics.predictions import Predictions
 from seqmodel.runs.card import Card, load_weights, read_csv, write_csv

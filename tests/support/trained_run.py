@@ -14,7 +14,7 @@ from features.store.store import FeatureStore, plan
 from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.evaluation.baselines import identity, majority
 from seqmodel.evaluation.evaluator import EvaluationResult, evaluate_predictions
-from seqmodel.heads.person_baseline import with_centering
+from seqmodel.heads.centering import with_centering
 from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs
 from seqmodel.metrics.calibration import Calibration, fit_calibration
 from seqmodel.metrics.predictions import make_predictions

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from features.cli import STOPS, log_error
 from features.files import end_with_parent, has_parent
-from seqmodel.heads.person_baseline import with_centering
+from seqmodel.heads.centering import with_centering
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.runs.writer import resolve_device
 from seqmodel.training.loop import Epoch, Fitted, best_of, predict_logits

@@ -16,7 +16,7 @@ from seqmodel.commands.train import train
 from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
 from seqmodel.encoders.backbone import build_encoder
 from seqmodel.finetuning.network import CnnLstm
-from seqmodel.heads.person_baseline import subject_means, subtract_mean
+from seqmodel.heads.centering import subject_means, subtract_mean
 from seqmodel.heads.recurrent import LstmHead, build_head
 from seqmodel.runs import predict, training_stats
 from seqmodel.runs.card import Card, load_card, save_card, save_weights

@@ -7,7 +7,7 @@ import pytest
 
 from features.datasets import load_samples
 from features.labels import make_labelling
-from seqmodel.heads.person_baseline import subject_means, subtract_mean, with_centering
+from seqmodel.heads.centering import subject_means, subtract_mean, with_centering
 from tests.support.small_store import fill_row, write_store
 
 

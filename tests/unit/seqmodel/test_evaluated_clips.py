@@ -75,7 +75,7 @@ def test_test_subjects_renamed_to_training_subjects_are_not_unseen(run: Path, tm
     rename(tmp_path / "s.zarr", {evaluated: learned})
     found = evaluate_split(open_split(args), args)
     assert "not seen in training" not in headline(found)
-    assert f"1 evaluated subjects also have training clips, by their names in the store ({learned})" in (
+    assert f"subjects with test and training clips: 1, by their names in the store ({learned})" in (
         " ".join(found.warnings)
     )
 
