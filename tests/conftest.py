@@ -13,8 +13,8 @@ from filelock import FileLock
 from tests.support.media import fetch_real_clips
 
 SLOWEST_FILES = (
-    "test_finetune_distributed test_finetune test_extract_robustness test_private test_export test_tune test_evaluate "
-    "test_extract_ray test_tune_postgres test_liveness test_extract_command test_object_store test_tune_grpc "
+    "test_finetune_distributed test_finetune test_extract_robustness test_private test_export test_tune "
+    "test_evaluate test_extract_ray test_tune_postgres test_liveness test_extract_command test_object_store test_tune_grpc "
     "test_store test_serve test_evaluated_clips test_report"
 ).split()
 """The test files that take longest. They start first, so that both processes end at about the same time."""
