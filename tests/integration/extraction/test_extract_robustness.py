@@ -69,7 +69,7 @@ def make_bad_files(folder: Path, face: list[np.ndarray]) -> dict[str, str]:
     (folder / "zero.mp4").write_bytes(b"")
     (folder / "text.mp4").write_text("path,label\n" * 200, encoding="utf-8")
     truncated(good, folder / "cut, index at the end.mp4", 0.6)
-    truncated(folder / "front.mp4", folder / "cut, index in front.mp4", 0.4)
+    truncated(folder / "front.mp4", folder / "cut, index in front.mp4", 0.6)
     write_audio(folder / "audio.mp4")
     write_video(folder / "one.mp4", face[:1], 10)
     only_first_key_frame(folder / "front.mp4", folder / "key.mp4")
