@@ -226,7 +226,7 @@ def test_too_few_clips_for_umap_warn_and_the_report_is_written(tmp_path, capsys)
         "--umap",
     ]
     assert main(words) == 0
-    assert "--umap needs at least 12 clips with a face" in capsys.readouterr().err
+    assert "no UMAP: it needs at least 12 clips with a face" in capsys.readouterr().err
     assert not (tmp_path / "run/val/plots/umap_label.png").exists()
 
 
