@@ -235,7 +235,7 @@ def test_every_stream_of_the_store_has_its_baseline_in_folds(tmp_path, monkeypat
     page = (tmp_path / "run/folds-2/report.html").read_text(encoding="utf-8")
     assert "Logistic regression, embeddings" in page
     assert "Logistic regression, geometry" in page
-    assert "tiny heads in 2" in page
+    assert "chosen heads: 2 × tiny" in page
 
 
 def test_every_inner_part_is_the_validation_set_once():

@@ -378,7 +378,7 @@ def test_folds_of_a_store_of_another_width_make_their_own_heads(tmp_path, quick_
     write_external(tmp_path / "geometry.zarr", read, "other", "geometry")
     capsys.readouterr()
     assert main([*words, "--store", str(tmp_path / "geometry.zarr")]) == 2
-    assert "reads embeddings, which" in " ".join(capsys.readouterr().err.split())
+    assert "reads embeddings, but" in " ".join(capsys.readouterr().err.split())
 
 
 def test_folds_use_the_requested_threshold_metric(tmp_path, quick_folds):
