@@ -70,19 +70,7 @@ def make_labelling(
         name: (name,) for name in sorted(filter(None, stored_names), key=by_value)
     }
     for text in merge:
-        new, _, members_text = (part.strip() for part in text.rpartition("="))
-        members = tuple(member.strip() for member in members_text.split("+"))
-        _require_known(members, groups, f"--merge {text}", column)
-        if new in groups and new not in members:
-            members = (new, *members)
-        sources = tuple(source for member in members for source in groups[member])
-        merged: dict[str, tuple[str, ...]] = {}
-        for name, own_sources in groups.items():
-            if name == members[0]:
-                merged[new or "+".join(members)] = sources
-            elif name not in members:
-                merged[name] = own_sources
-        groups = merged
+        groups = _merged(groups, text, column)
     if labels and (binarize_at is None or len(labels) != 2):
         _require_known(labels, groups, f"--labels {','.join(labels)}", column)
         groups = {name: groups[name] for name in labels}
@@ -142,6 +130,23 @@ def _binarize(
         raise ValueError(f"--binarize-at {at} leaves one class empty; the levels are {list(groups)}")
     low, high = labels if len(labels) == 2 else (f"below_{at}", f"at_least_{at}")
     return {low: tuple(halves[False]), high: tuple(halves[True])}
+
+
+def _merged(groups: dict[str, tuple[str, ...]], text: str, column: str) -> dict[str, tuple[str, ...]]:
+    """The groups after one `--merge`: `a+b` or `new=a+b`."""
+    new, _, members_text = (part.strip() for part in text.rpartition("="))
+    members = tuple(member.strip() for member in members_text.split("+"))
+    _require_known(members, groups, f"--merge {text}", column)
+    if new in groups and new not in members:
+        members = (new, *members)
+    sources = tuple(source for member in members for source in groups[member])
+    merged: dict[str, tuple[str, ...]] = {}
+    for name, own_sources in groups.items():
+        if name == members[0]:
+            merged[new or "+".join(members)] = sources
+        elif name not in members:
+            merged[name] = own_sources
+    return merged
 
 
 def _has_levels(groups: dict[str, tuple[str, ...]]) -> bool:

@@ -28,6 +28,16 @@ TRIES = 200
 """Random choices of subjects to try, until both parts have clips of every class."""
 
 
+def _counts(people: np.ndarray, fits: np.ndarray) -> dict[str, Any]:
+    """Numbers of subjects and clips in the fit and in the test."""
+    return {
+        "people_calibrating": len(np.unique(people[fits])),
+        "people_testing": len(np.unique(people[~fits])),
+        "clips_calibrating": int(fits.sum()),
+        "clips_testing": int((~fits).sum()),
+    }
+
+
 def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
     """Handler of the command: returns (summary, exit code).
 
@@ -55,15 +65,7 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
     evaluated = evaluate_both(card, fitted, logits[~fits], labels[~fits], people[~fits], args.seed)
     worse = evaluated["difference"]["balanced_accuracy"]
     kept = not (worse["high"] is not None and worse["high"] < 0)
-    summary = {
-        "people_calibrating": len(np.unique(people[fits])),
-        "people_testing": len(np.unique(people[~fits])),
-        "clips_calibrating": int(fits.sum()),
-        "clips_testing": int((~fits).sum()),
-        "calibration": vars(fitted),
-        "kept": kept,
-        "test": evaluated,
-    }
+    summary = _counts(people, fits) | {"calibration": vars(fitted), "kept": kept, "test": evaluated}
     _print_comparison(card, fitted, evaluated, summary)
     if kept:
         _keep(context, args, card, fitted, summary, people[fits])

@@ -140,11 +140,8 @@ def run_folds(
     Raises ValueError for a wrong K, and if training is not possible in any fold.
     """
     card, rows, labels = context.card, context.eval_subset.rows, context.eval_subset.labels
-    card = replace(
-        card,
-        dims=dims_of(context),
-        calibration=replace(card.calibration, threshold_metric=threshold_metric_of(card, args)),
-    )
+    calibration = replace(card.calibration, threshold_metric=threshold_metric_of(card, args))
+    card = replace(card, dims=dims_of(context), calibration=calibration)
     num_classes = len(card.labelling.names)
     everything, samples, reasons = samples_of(context, card)
     measured, subjects = reasons == "", samples.subjects

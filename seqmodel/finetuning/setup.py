@@ -238,52 +238,49 @@ def augmentation_of(setup: FinetuneSetup) -> Augmentation:
     return Augmentation(flip=0.0) if "geometry" in setup.card.dims else Augmentation()
 
 
+def _open_caches(setup: FinetuneSetup, args: FinetuneArgs, crop_px: int) -> list[ActivationCache]:
+    """The caches of the training and the validation clips, filled or not."""
+    shape = frame_shape(setup.model.encoder, setup.first_block, crop_px)
+    train_copies = setup.config.augmented_copies if args.augment else 1
+    found = []
+    for subset, clips, copies in (("train", setup.train, train_copies), ("val", setup.val, 1)):
+        made_from = {
+            "encoder": setup.card.recipe.encoder.weights_sha256,
+            "cut": setup.first_block,
+            "store": setup.store.fingerprint(),
+            "clips": ",".join(map(str, clips.rows.tolist())),
+            # Original crops do not depend on the seed.
+            "seed": args.seed if copies > 1 else None,
+        }
+        folder = setup.folder / f"cut_{subset}"
+        found.append(open_activation_cache(folder, clips, shape, made_from, copies))
+    return found
+
+
 def activation_datasets(
     setup: FinetuneSetup, args: FinetuneArgs, distributed: DistributedContext
 ) -> tuple[Any, Any]:
     """Training and validation clips as cached activations; missing ones are computed now."""
     assert setup.card.recipe.pixels is not None
-    crop_px = setup.card.recipe.pixels.crop_px
-    encoder, cut = setup.model.encoder, setup.first_block
-    shape = frame_shape(encoder, cut, crop_px)
-    versions = {"train": setup.config.augmented_copies if args.augment else 1, "val": 1}
-    subsets = (("train", setup.train), ("val", setup.val))
-
-    def open_caches() -> list[ActivationCache]:
-        found = []
-        for subset, clips in subsets:
-            made_from = {
-                "encoder": setup.card.recipe.encoder.weights_sha256,
-                "cut": cut,
-                "store": setup.store.fingerprint(),
-                "clips": ",".join(map(str, clips.rows.tolist())),
-                # Original crops do not depend on the seed.
-                "seed": args.seed if versions[subset] > 1 else None,
-            }
-            found.append(
-                open_activation_cache(
-                    setup.folder / f"cut_{subset}", clips, shape, made_from, versions[subset]
-                )
-            )
-        return found
-
+    crop_px, cut = setup.card.recipe.pixels.crop_px, setup.first_block
     if distributed.is_main:
-        caches = open_caches()
+        caches = _open_caches(setup, args, crop_px)
         size_mb = sum(cache.num_bytes for cache in caches) / 1e6
         echo(
             f"caching the output of blocks 0–{cut - 1}: {size_mb:.0f} MB in {setup.folder}, deleted at the "
             "end"
         )
         require_room(setup.folder, caches)
-        if args.augment and versions["train"] == 1:
+        if args.augment and setup.config.augmented_copies == 1:
             echo(
                 "crops are not augmented, because only the original activations are cached "
                 "(--augmented-copies 2 or more, or --activation-cache off, augments them)"
             )
     distributed.barrier()
-    run = prefix_runner(encoder, cut, crop_px, distributed.device)
+    run = prefix_runner(setup.model.encoder, cut, crop_px, distributed.device)
     sources = []
-    for (subset, clips), cache in zip(subsets, open_caches(), strict=True):
+    subsets = (("train", setup.train), ("val", setup.val))
+    for (subset, clips), cache in zip(subsets, _open_caches(setup, args, crop_px), strict=True):
         rows = np.arange(len(clips))[distributed.rank :: distributed.size]
         with progress() as bar:
             task = bar.add_task(f"activations, {subset}", total=len(rows), visible=distributed.is_main)

@@ -74,16 +74,12 @@ def _build(
     slices = all_slices(result.predictions, result.resamples, len(names))
     thresholds = fold_models.thresholds if fold_models else card.calibration.threshold
     figures = result_plots(result, card, slices, thresholds) | training_figures(args.run, card)
-    importance_scores = (
-        fold_models.importance_scores if fold_models else group_importance(result, context, args.seed)
-    )
-    if importance_scores:
-        value, low, high = (
-            np.array([getattr(f, end) for f in importance_scores]) for end in ("value", "low", "high")
-        )
+    scores = fold_models.importance_scores if fold_models else group_importance(result, context, args.seed)
+    if scores:
+        value, low, high = (np.array([getattr(f, end) for f in scores]) for end in ("value", "low", "high"))
         metric = TITLES[card.metric][0] if card.metric in TITLES else card.metric
         figures["importance"] = plots_analysis.importance_plot(
-            [item.group for item in importance_scores], value, low, high, metric
+            [item.group for item in scores], value, low, high, metric
         )
     svgs = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items()}
     clips = []
@@ -107,7 +103,7 @@ def _build(
         calibration=fold_calibrations_intro(fold_models.calibrations, card)
         if fold_models
         else calibration_intro(card),
-        importance=importance_texts(importance_scores) if importance_scores else None,
+        importance=importance_texts(scores) if scores else None,
         data_rows=data_rows(context),
         literature=literature_table(result, args.run.name),
         commands=commands(card, args.command),

@@ -89,10 +89,9 @@ def fit(
     device: str = "cpu",
     metric: Metric = "auto",
 ) -> Iterator[Epoch]:
-    """Train `model` in place; yields one Epoch at a time, at most `config.epochs` of them.
+    """Train `model` in place; yields each Epoch. Validation is in float32, as prediction is later.
 
-    Validation is always computed in float32, as prediction is later. Unlabelled clips are skipped. Raises
-    ValueError for a batch size below 1 and without labelled training clips.
+    Unlabelled clips are skipped. Raises ValueError for a batch size below 1 and without labelled clips.
     """
     if config.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {config.batch_size}")
@@ -101,6 +100,7 @@ def fit(
     usable = labelled_clips(train)
     loss = loss_for(task, num_classes, config, np.asarray(train.labels)[usable])
     plain = loss_for(task, num_classes)
+    resolved = resolve_metric(metric, task)
     autocast = config.precision == "bf16" or (config.precision == "auto" and computes_in_bf16(device))
     steps = math.ceil(len(usable) / config.batch_size)
     val_losses: list[float] = []
@@ -116,9 +116,7 @@ def fit(
         logits, val_loss, val_score = np.zeros((0, num_outputs(task, num_classes)), np.float32), *UNDEFINED
         if val:
             logits = predict_logits(model, val, device=device)
-            val_loss, val_score = evaluate_logits(
-                logits, val.labels, plain, task, resolve_metric(metric, task)
-            )
+            val_loss, val_score = evaluate_logits(logits, val.labels, plain, task, resolved)
         val_losses.append(val_loss)
         yield Epoch(
             index=index,
