@@ -310,7 +310,7 @@ def test_best_baseline_is_the_highest_without_the_leakage_check(run):
     best = best_baseline(result, "auroc")
     assert best == {
         "metric": "AUROC",
-        "title": "Majority class",
+        "title": "Majority-class baseline",
         "model": "1.000 (1.000 to 1.000)",
         "baseline": ".500 (.500 to .500)",
         "difference": "+.500 (+.500 to +.500)",
