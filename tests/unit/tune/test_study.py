@@ -21,7 +21,7 @@ from tune.study.worker_pool import run_workers
 
 POINTS = ({"a": 0.5}, {"a": 0.25}, {"a": -0.5})
 FACTS = {"metric": "auroc"}
-POINTS = [("set_user_attr", 0), ("set_metric_names", 0), *(("enqueue_trial", call) for call in range(3))]
+KILLED_AT = [("set_user_attr", 0), ("set_metric_names", 0), *(("enqueue_trial", call) for call in range(3))]
 """When another process may come, or a kill, while a study is made: before which call of what."""
 
 
@@ -54,7 +54,7 @@ def starts_of(study: optuna.Study) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("also_works", [False, True])
-@pytest.mark.parametrize(("step", "call"), POINTS)
+@pytest.mark.parametrize(("step", "call"), KILLED_AT)
 def test_processes_that_start_together_begin_with_each_point_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, call: int, also_works: bool
 ) -> None:
@@ -109,7 +109,7 @@ def test_a_starting_point_that_is_tried_again_is_no_copy(tmp_path: Path) -> None
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
 
 
-@pytest.mark.parametrize(("step", "call"), POINTS)
+@pytest.mark.parametrize(("step", "call"), KILLED_AT)
 def test_a_search_killed_while_it_makes_its_study_begins_with_each_point_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, call: int
 ) -> None:
