@@ -204,13 +204,6 @@ def rate(stream: "av.VideoStream") -> float:
     return float(stream.average_rate or stream.guessed_rate or 25)
 
 
-def pixel_aspect(stream: "av.VideoStream") -> float:
-    """Width of a pixel divided by its height, as the container or the codec says; 1 where neither does, and
-    where it is outside 1/8 to 8, which no video means."""
-    aspect = float(stream.sample_aspect_ratio or 1)
-    return aspect if 1 / 8 <= aspect <= 8 else 1.0
-
-
 def _tagged_end_s(stream: "av.VideoStream") -> float:
     """End of the stream from Matroska's DURATION tag, seconds from its start; 0 without the tag."""
     found = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))

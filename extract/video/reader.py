@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from extract.video.decoder import IsWanted, duration_s, open_video, pictures, pixel_aspect, rate, video_stream
+from extract.video.decoder import IsWanted, duration_s, open_video, pictures, rate, video_stream
 
 EARLY_S = 0.0005
 """A frame may be this many seconds before its target time: containers round times to a millisecond."""
@@ -78,7 +78,7 @@ def read_video(path: Path | str, *, threads: int = 1, is_wanted: IsWanted | None
         stream = video_stream(container)
         stream.codec_context.thread_count = threads
         time_base = float(stream.time_base or 1)
-        first_pts, last_s, aspect = stream.start_time, -math.inf, pixel_aspect(stream)
+        first_pts, last_s, aspect = stream.start_time, -math.inf, float(stream.sample_aspect_ratio or 1)
         step = round(1 / (rate(stream) * time_base))
         untimed = -step
         for picture in pictures(container, stream, str(path), is_wanted):
@@ -162,6 +162,15 @@ class Spans:
             yield frame
 
 
+def shown_width(width: int, pixel_aspect: float) -> int:
+    """Width of a picture with square pixels, as ffmpeg's scale=iw*sar:ih; the height stays.
+
+    pixel_aspect: width of a pixel divided by its height. Values outside 1/8 to 8 are errors of the file and
+    are ignored.
+    """
+    return round(width * pixel_aspect) if 1 / 8 <= pixel_aspect <= 8 else width
+
+
 @dataclass(frozen=True)
 class _Upright:
     """A decoded picture; a call converts it to upright RGB with square pixels."""
@@ -172,7 +181,7 @@ class _Upright:
     """Width of a pixel divided by its height, as shown."""
 
     def __call__(self) -> np.ndarray:
-        width = round(self.picture.width * self.aspect)  # as ffmpeg's own scale=iw*sar:ih
+        width = shown_width(self.picture.width, self.aspect)
         stretch = {} if width == self.picture.width else {"width": width, "interpolation": "BICUBIC"}
         rgb = self.picture.to_ndarray(format="rgb24", threads=self.threads, **stretch)
         try:

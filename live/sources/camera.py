@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from extract.video.reader import Frame
+from extract.video.reader import Frame, shown_width
 
 STREAM_TIMEOUT_MS = 5000
 """An address that does not answer for this long is lost, milliseconds."""
@@ -89,8 +89,8 @@ def _read_on(capture: Any, clock: Clock) -> Iterator[Frame]:
 def _with_square_pixels(bgr: np.ndarray, capture: Any) -> np.ndarray:
     """The picture as it is shown, uint8 (H, W, 3), where the stream's pixels are not square."""
     wide, high = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
-    width = round(bgr.shape[1] * wide / high) if wide > 0 and high > 0 else bgr.shape[1]
-    if width == bgr.shape[1] or not 1 / 8 <= wide / high <= 8:
+    width = shown_width(bgr.shape[1], wide / high if wide > 0 and high > 0 else 1.0)
+    if width == bgr.shape[1]:
         return bgr
     return cv2.resize(bgr, (width, bgr.shape[0]), interpolation=cv2.INTER_CUBIC)
 

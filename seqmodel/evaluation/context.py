@@ -233,8 +233,8 @@ def fit_baselines(
 
 @dataclass(frozen=True)
 class FoldModels:
-    """The heads of folds, which are evaluated instead of the run's own: importance, calibration, "
-    "thresholds."""
+    """The heads of folds, which are evaluated instead of the run's own: importance, calibration,
+    thresholds."""
 
     importance_scores: Sequence[ImportanceScore]
     """Permutation importance of each group of inputs."""

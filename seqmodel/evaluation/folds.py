@@ -124,8 +124,8 @@ def dims_of(context: EvalContext) -> dict[str, int]:
 
 
 def threshold_metric_of(card: Card, args: EvaluateArgs) -> str:
-    """The metric that each fold chooses its threshold for. Raises ValueError if the task does not allow "
-    "it."""
+    """The metric that each fold chooses its threshold for. Raises ValueError if the task does not allow
+    it."""
     if args.threshold_metric:
         require_threshold(card.labelling.task)
         parse_threshold_metric(args.threshold_metric, card.labelling.names)
@@ -186,8 +186,8 @@ def run_folds(
 def _pooled(
     context: EvalContext, answers: Sequence[FoldResult], prior: np.ndarray, reasons: np.ndarray
 ) -> Predictions:
-    """The predictions of all folds; clips without one get the (C,) class frequencies and the largest "
-    "class."""
+    """The predictions of all folds; clips without one get the (C,) class frequencies and the largest
+    class."""
     rows, table = context.eval_subset.rows, context.table
     logits = np.full((len(rows), context.card.num_outputs), np.nan, np.float32)
     p, predicted = np.tile(prior, (len(rows), 1)), np.full(len(rows), prior.argmax(), np.int64)

@@ -132,8 +132,8 @@ def _shuffled(
 
 
 def _resamples(subjects: np.ndarray, rounds: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Indices of the clips of subjects drawn with replacement; of clips drawn so, if subjects are not "
-    "known."""
+    """Indices of the clips of subjects drawn with replacement; of clips drawn so, if subjects are not
+    known."""
     names, index = np.unique(subjects, return_inverse=True)
     if len(names) < 2:
         return [rng.integers(len(subjects), size=len(subjects)) for _ in range(rounds)]
