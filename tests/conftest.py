@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tests.support.media import fetch_real_clips
+pytest.register_assert_rewrite("tests.support")
+from tests.support.media import fetch_real_clips  # noqa: E402
 
 SLOWEST_FILES = (
     "test_finetune_distributed test_finetune test_extract_robustness test_private test_export test_tune "

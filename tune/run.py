@@ -37,6 +37,7 @@ from tune.study.study import (
     StudySpec,
     close_study,
     create_study,
+    has_retry,
     num_done,
     reclaim,
     work,
@@ -191,7 +192,7 @@ def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, context: Search
     """Run trials until the study has enough, in this process or in several."""
     if reclaimed := reclaim(study):
         echo(f"the worker of trials {reclaimed} ended early: these trials are run again")
-    if num_done(study) >= spec.trials:
+    if num_done(study) >= spec.trials and not has_retry(study):
         return
     cores = usable_cores()
     with progress("trials") as bar:

@@ -158,6 +158,13 @@ def num_taken(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=(*DONE, TrialState.RUNNING)))
 
 
+def has_retry(study: optuna.Study) -> bool:
+    """Whether a trial of an ended worker waits to be run again."""
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    # The second is Optuna's own mark, of a trial that it failed for its missing heartbeat.
+    return any("retry_of" in trial.user_attrs or "failed_trial" in trial.system_attrs for trial in waiting)
+
+
 def note_seen(trial: optuna.Trial) -> None:
     """Store a sign of life of a running trial, for machines that cannot check its process."""
     now = time.time()
@@ -220,8 +227,9 @@ def work(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study, current = load_study(spec), list[int]()
     try:
-        while num_done(study) < spec.trials:
-            if num_taken(study) < spec.trials:
+        # Another worker may take a failed trial's place before the failed trial is enqueued again.
+        while (is_waiting := has_retry(study)) or num_done(study) < spec.trials:
+            if is_waiting or num_taken(study) < spec.trials:
                 study.sampler = _sampler(spec, study, index)
                 _work_on_one(study, objective, current)
                 continue

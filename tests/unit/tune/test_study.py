@@ -16,7 +16,16 @@ from features.files import is_alive, this_process
 from tests.support.killed_worker import require_retry
 from tune.config import BASELINE_ROLE
 from tune.study.storage import MAX_RETRIES, ignore_experimental_warnings
-from tune.study.study import SILENT_S, StudySpec, create_study, load_study, num_done, reclaim, work
+from tune.study.study import (
+    SILENT_S,
+    StudySpec,
+    create_study,
+    enqueue_again,
+    load_study,
+    num_done,
+    reclaim,
+    work,
+)
 from tune.study.worker_pool import run_workers
 
 POINTS = ({"a": 0.5}, {"a": 0.25}, {"a": -0.5})
@@ -192,6 +201,20 @@ def test_a_dead_workers_trial_does_not_count_as_done(tmp_path: Path) -> None:
     work(spec, lambda trial: trial.suggest_float("a", -1, 1))
     assert num_done(study) == 2
     assert 0.25 in [t.params["a"] for t in study.get_trials(states=(TrialState.COMPLETE,))]
+
+
+def test_a_dead_workers_trial_is_run_again_although_another_one_took_its_place(tmp_path: Path) -> None:
+    """Between failing a trial and enqueueing it, another worker may finish the last trial."""
+    spec = spec_at(tmp_path / "study.log", trials=2)
+    study = create_study(spec, [], {})
+    dead = study.ask()
+    dead.suggest_float("a", -1, 1)
+    study.tell(dead.number, state=TrialState.FAIL)
+    work(spec, lambda trial: trial.suggest_float("a", -1, 1))
+    enqueue_again(study, study.trials[dead.number])
+    work(spec, lambda trial: trial.suggest_float("a", -1, 1))
+    assert [t.state for t in study.trials] == [TrialState.FAIL] + [TrialState.COMPLETE] * 3
+    assert study.trials[-1].params == dead.params
 
 
 def test_a_worker_that_was_taken_for_dead_goes_on_with_the_next_trial(tmp_path: Path) -> None:
