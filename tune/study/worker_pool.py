@@ -39,7 +39,8 @@ def run_workers(
     repeatedly.
 
     A worker that ends with an error is replaced, and its trial is enqueued again. Raises ValueError if
-    workers end one after the other without a finished trial. Closing the generator ends the workers.
+    workers end one after the other without a finished trial, and KeyboardInterrupt if signals ended all of
+    them too early. Closing the generator ends the workers.
     """
     context = process_context()
     workers: dict[int, BaseProcess] = {}
@@ -74,6 +75,8 @@ def run_workers(
                 reclaim(study)
                 start()
             yield study.get_trials(deepcopy=False)
+        if num_done(study) < spec.trials:  # a worker that got a signal ends without an error
+            raise KeyboardInterrupt
     finally:
         for process in workers.values():
             process.terminate()

@@ -164,6 +164,19 @@ def test_repeatedly_failing_workers_give_a_one_line_error(
         list(run_workers(study, spec, target, (spec,), num_workers=1))
 
 
+def interrupted_worker(spec: StudySpec, index: int) -> None:
+    """As a worker that got SIGTERM: it ends without an error."""
+
+
+def test_a_search_whose_workers_were_interrupted_is_not_finished(tmp_path: Path) -> None:
+    spec = spec_at(tmp_path / "study.log", trials=2)
+    study = create_study(spec, [{"a": 0.5}], {})
+    with pytest.raises(KeyboardInterrupt):
+        list(run_workers(study, spec, interrupted_worker, (spec,), num_workers=2))
+    work(spec, lambda trial: trial.suggest_float("a", -1, 1))
+    list(run_workers(study, spec, interrupted_worker, (spec,), num_workers=1))
+
+
 @pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"namespace": "another container"}])
 def test_a_restarted_search_reclaims_the_trials_of_dead_workers_alone(
     tmp_path: Path, other: dict[str, str]
