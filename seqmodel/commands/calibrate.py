@@ -13,9 +13,10 @@ import numpy as np
 
 from features.cli import console, echo, log_error
 from features.store.table import groups_of
+from seqmodel.commands.evaluation_log import count_opening
 from seqmodel.commands.export import renew_exports
 from seqmodel.config import CalibrateArgs
-from seqmodel.evaluation.context import EvalContext, count_opening, every_labelled, folder_of, open_context
+from seqmodel.evaluation.context import EvalContext, every_labelled, folder_of, open_context
 from seqmodel.metrics.bootstrap import resample, resample_subjects
 from seqmodel.metrics.calibration import Calibration, decide, refit_calibration, require_threshold
 from seqmodel.metrics.classification import minority_class

@@ -8,18 +8,19 @@ The threshold comes from the card and was chosen on validation, never on the eva
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from features.cli import echo, log_warning
+from features.cli import echo, log_warning, progress
+from seqmodel.commands.evaluation_log import count_opening
 from seqmodel.commands.export import renew_exports
 from seqmodel.config import EvaluateArgs
 from seqmodel.evaluation.context import (
     EvalContext,
     FoldModels,
-    count_opening,
     face_coverage,
     fit_baselines,
     folder_of,
@@ -101,7 +102,9 @@ def evaluate_folds(
 
     Raises ValueError for a wrong K or too few subjects; then nothing is logged.
     """
-    predictions, baselines, fold_models, notes = run_folds(context, args)
+    with progress("folds") as bar:
+        track = partial(bar.track, description="refitting")
+        predictions, baselines, fold_models, notes = run_folds(context, args, track)
     context = replace(context, card=count_opening(context, context.card))
     return context, _evaluated(context, predictions, baselines, args, notes), fold_models
 

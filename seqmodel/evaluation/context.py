@@ -1,16 +1,11 @@
-"""The input of an evaluation: a run, a store and the clips of a split; predictions and baselines for them.
-
-Every evaluation on test is logged here, in the run's card and in the store.
-"""
+"""The input of an evaluation: a run, a store and the clips of a split; predictions and baselines for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from features.cli import log_warning
 from features.datasets import load_samples
 from features.recipe import Part, differences
 from features.splits import known_rows
@@ -24,7 +19,7 @@ from seqmodel.heads.centering import with_centering
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.metrics.classification import class_frequencies
 from seqmodel.metrics.predictions import Predictions, make_predictions
-from seqmodel.runs.card import Card, calibrators_of, load_card, load_split, save_card, write_text
+from seqmodel.runs.card import Card, calibrators_of, load_split, write_text
 from seqmodel.runs.predict import EvalSubset, clip_labels, eval_subset, predict_rows
 
 STORE_NOTE = "store.txt"
@@ -102,23 +97,6 @@ def _whole(store: Path | str) -> str:
     """A store's absolute path, or its URL."""
     folder = location_of(store).folder
     return str(store) if folder is None else str(folder.resolve())
-
-
-def count_opening(context: EvalContext, card: Card) -> Card:
-    """Log this evaluation on test in the run's card file and in the store; returns `card` with it."""
-    time_utc = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    now = load_card(context.run)
-    openings = (*now.test_openings, time_utc)
-    save_card(context.run, replace(now, test_openings=openings))
-    card = replace(card, test_openings=openings)
-    try:
-        context.store.record_test_opening(context.run.name)
-    except (OSError, ValueError) as error:  # object storage raises the latter
-        log_warning(
-            f"the store's log of test evaluations could not be written ({error}); this evaluation is logged "
-            "in the run's card only"
-        )
-    return card
 
 
 def predict(context: EvalContext) -> Predictions:

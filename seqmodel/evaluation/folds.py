@@ -12,13 +12,12 @@ The encoder is not trained: the features are the store's.
 Shapes: N clips, O logits, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from features.cli import progress
 from features.datasets import Samples, load_samples, sample_groups, select_samples
 from features.recipe import GeometryId
 from features.splits import grouped_folds, leave_one_subject_out
@@ -52,6 +51,10 @@ from seqmodel.runs.card import Card
 from seqmodel.runs.writer import complete_head
 from seqmodel.training.loop import fit, fit_best, predict_logits, resolve_metric
 from seqmodel.training.task import encoder_leak_warning
+
+Fold = tuple[np.ndarray, np.ndarray]
+"""(training, left-out) indices of the clips."""
+Folds = list[Fold]
 
 
 @dataclass(frozen=True)
@@ -133,9 +136,11 @@ def threshold_metric_of(card: Card, args: EvaluateArgs) -> str:
 
 
 def run_folds(
-    context: EvalContext, args: EvaluateArgs
+    context: EvalContext, args: EvaluateArgs, track: Callable[[Folds], Iterable[Fold]] = iter
 ) -> tuple[Predictions, list[Baseline], FoldModels, list[str]]:
     """Out-of-fold predictions of every clip, baselines on the same folds, the folds' heads, and warnings.
+
+    track: gives the folds one by one, and may show the progress.
 
     Raises ValueError for a wrong K, and if training is not possible in any fold.
     """
@@ -152,10 +157,9 @@ def run_folds(
     constant = majority(prior, len(rows), card.labelling.names, of="all clips")
     fold_baselines: dict[str, Baseline] = {constant.name: constant}
     answers: list[FoldResult] = []
-    with progress("folds") as bar:
-        for number, (learn, left_out) in enumerate(bar.track(folds, description="refitting")):
-            answers.append(run_fold(card, samples, measured, learn, left_out, args.seed + number))
-            _add_baselines(fold_baselines, everything, measured, learn, left_out, prior)
+    for number, (learn, left_out) in enumerate(track(folds)):
+        answers.append(run_fold(card, samples, measured, learn, left_out, args.seed + number))
+        _add_baselines(fold_baselines, everything, measured, learn, left_out, prior)
     chosen = [answer for answer in answers if answer.candidate]
     if not chosen:
         raise ValueError(
@@ -248,9 +252,7 @@ def group_importance(
     )
 
 
-def split_folds(
-    folds: str, labels: np.ndarray, subjects: np.ndarray, seed: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def split_folds(folds: str, labels: np.ndarray, subjects: np.ndarray, seed: int) -> Folds:
     """(training, left-out) indices of each fold, for `loso` or a number of folds. Raises ValueError
     otherwise.
 

@@ -13,9 +13,9 @@ import zarr
 from features.maintenance.import_external import read_sequences, write_external
 from seqmodel.__main__ import main
 from seqmodel.commands.evaluate import evaluate_split, open_split, write_result
+from seqmodel.commands.evaluation_log import count_opening
 from seqmodel.config import EvaluateArgs
 from seqmodel.evaluation.context import (
-    count_opening,
     folder_of,
     open_context,
     training_class_frequencies,
