@@ -26,6 +26,10 @@ from features.store.store import FeatureStore
 AGREEMENT = 0.98
 """Minimum cosine between a stored and a new embedding; below it, no crops or geometry are added to a row."""
 
+FRAME_TOLERANCE = np.array([0.001, 0.1, 0.1, 0.1, 0.1, 0.01])
+"""Maximum differences of a frame's time (seconds), box edges (pixels) and score between two extractions of
+the same frame. Rounding on different processors stays far below; another frame or another face does not."""
+
 
 class StoreWriteError(OSError):
     """The store cannot be written; the extraction ends."""
@@ -71,8 +75,10 @@ def file_state(path: Path) -> tuple[int, int] | None:
 
 
 def same_faces(stored: np.ndarray, fresh: np.ndarray) -> bool:
-    """Whether two tables of frames (T, 6) show the same faces at the same times, within a pixel."""
-    return bool(np.allclose(stored, fresh, atol=1.0, rtol=0.01, equal_nan=True))
+    """Whether two tables of frames (T, 6) show the same faces at the same times, within FRAME_TOLERANCE."""
+    differences = np.abs(stored.astype(np.float64) - fresh)
+    is_close = (differences <= FRAME_TOLERANCE) | (np.isnan(stored) & np.isnan(fresh))
+    return bool(is_close.all())
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from extract.pipeline.extractor import (
     extract_video,
     open_extractor,
 )
-from extract.pipeline.writer import extract_and_write, file_state
+from extract.pipeline.writer import extract_and_write, file_state, same_faces
 from extract.video.reader import read_video
 from features.manifest import Clip
 from features.recipe import GeometryId, Pixels, Recipe
@@ -211,6 +211,22 @@ def test_window_does_not_follow_the_face_of_the_window_before(
     both = write_video(tmp_path / "both.mp4", first + second, 10)
     (alone,) = rows_of(both, windows((2.0, 4.0)), extractor)
     assert_same(rows_of(both, windows((0.0, 2.0), (2.0, 4.0)), extractor)[1], alone)
+
+
+@pytest.mark.parametrize(
+    ("column", "difference"), [(0, 5.0), (0, 0.02), (1, 1.0), (4, -1.0), (5, 0.1)], ids=str
+)
+def test_another_time_box_or_score_is_another_face(column: int, difference: float) -> None:
+    """Also late in a long video, where seconds are large numbers."""
+    frames = np.tile(np.array([600.0, 100.0, 100.0, 300.0, 300.0, 0.9], np.float32), (3, 1))
+    frames[2] = [np.nan, np.nan, np.nan, np.nan, np.nan, 0]
+    assert same_faces(frames, frames * np.float32(1 + 1e-7))
+    other = frames.copy()
+    other[1, column] += difference
+    assert not same_faces(frames, other)
+    other = frames.copy()
+    other[1, 1:] = frames[2, 1:]
+    assert not same_faces(frames, other)
 
 
 def test_video_over_its_time_limit_fails(long_video: Path, extractor: FeatureExtractor) -> None:
