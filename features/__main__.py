@@ -106,6 +106,8 @@ def _import(args: config.ImportArgs) -> Answer:
     valid = store.read_frames()[..., 5] > 0
     lengths = [len(values) for values in sequences.values]
     echo_failures((item.clip_id, item.reason) for item in sequences.problems)
+    for note in sequences.notes:
+        log_warning(note)
     echo(
         f"{store.num_clips} clips of {min(lengths)} to {max(lengths)} frames of "
         f"{sequences.values[0].shape[1]} features, as {store.streams[0]}; "
@@ -118,6 +120,7 @@ def _import(args: config.ImportArgs) -> Answer:
         "frames": sum(lengths),
         "masked_frames": sum(lengths) - int(valid.sum()),
         "recipe": store.recipe.encoder.name,
+        "notes": list(sequences.notes),
         "problems": [{"clip_id": item.clip_id, "reason": item.reason} for item in sequences.problems],
     }
     return summary, 1 if sequences.problems else 0

@@ -9,6 +9,7 @@ N clips, T frames (of the longest), D features.
 """
 
 import dataclasses
+import re
 import shutil
 import zipfile
 import zlib
@@ -20,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from features.labels import by_value
 from features.manifest import MAX_LABEL_NAMES, SPLITS, Clip, Failure, column_names, csv_rows, read_csv
 from features.recipe import EncoderId, GeometryId, Recipe
 from features.store import planner
@@ -42,6 +44,10 @@ BOOKKEEPING = ("frame", "face_id", "timestamp", "confidence", "success")
 """Columns of OpenFace's files that are not features; `success` 0 makes a frame invalid."""
 BLENDSHAPE = "eyeBlinkLeft"
 """One of MediaPipe's 52 blendshape names; if it is present, the features are the face landmarker's."""
+MAX_VALUE = 1e9
+"""Largest absolute value of a feature. Sums of squares of larger ones overflow in float32."""
+NOT_A_NUMBER = re.compile(r"[-+]?nan(\([^)]*\))?|[-+]?1\.#(IND|QNAN)0*", re.IGNORECASE)
+"""Texts for NaN, as printed by programs in C on all systems: nan, -nan(ind), 1.#IND."""
 _CLIP_COLUMNS = ("clip_id", "label", "subject", "split", "fold")
 
 
@@ -57,6 +63,8 @@ class FeatureSequences:
     """Label names in order, if the file has them."""
     feature_names: tuple[str, ...] = ()
     """D feature names, if the file has them."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know about the clips, one line each."""
 
     @property
     def is_geometry(self) -> bool:
@@ -83,7 +91,22 @@ def read_sequences(file: Path) -> FeatureSequences:
             f"{file} has {len(sequences.clips)} clips with {sorted(widths)} features: expected at least one "
             "clip, and the same number of features in all clips"
         )
+    _require_plausible(sequences)
     return sequences
+
+
+def _require_plausible(sequences: FeatureSequences) -> None:
+    """Raises ValueError if a value is larger than MAX_VALUE, with its clip and feature."""
+    for clip, values in zip(sequences.clips, sequences.values, strict=True):
+        is_large = np.abs(values) > MAX_VALUE  # False for NaN
+        if is_large.any():
+            frame, feature = np.argwhere(is_large)[0].tolist()
+            name = sequences.feature_names[feature] if sequences.feature_names else f"number {feature}"
+            raise ValueError(
+                f"{clip.path.name}, clip {clip.clip_id}, frame {frame}: feature {name} is "
+                f"{values[frame, feature]:g}; values must lie between -{MAX_VALUE:g} and {MAX_VALUE:g}, or "
+                "be NaN where a feature is missing"
+            )
 
 
 def write_external(
@@ -320,61 +343,95 @@ def _of_csv(file: Path) -> FeatureSequences:
     order: dict[str, list[int]] = {}
     for row, clip in enumerate(texts["clip_id"]):
         order.setdefault(clip, []).append(row)
-    clips, values = [], []
+    clips, values, notes = list[Clip](), list[np.ndarray](), list[str]()
     for clip, rows in order.items():
-        values_of = {name: _only_text(cells, rows, name, clip, file) for name, cells in texts.items()}
-        clips.append(
+        faces = _faces_of(texts, rows, features)
+        notes += [_faces_note(clip, len(faces))] * (len(faces) > 1)
+        values_of = {
+            name: _only_text(cells, rows, name, clip, file)
+            for name, cells in texts.items()
+            if name in _CLIP_COLUMNS
+        }
+        clips += [
             Clip(
-                f"{clip}#0",
+                f"{clip}#0{suffix}",
                 file,
                 subject=values_of.get("subject", ""),
                 split=_split_name(values_of.get("split", ""), file),
                 fold=values_of.get("fold", ""),
                 labels={"label": values_of.get("label", "")},
             )
-        )
-        values.append(features[rows])
-    return FeatureSequences(tuple(clips), tuple(values))
+            for suffix in faces
+        ]
+        values += faces.values()
+    return FeatureSequences(tuple(clips), tuple(values), notes=tuple(notes))
+
+
+def _faces_of(texts: dict[str, list[str]], rows: list[int], features: np.ndarray) -> dict[str, np.ndarray]:
+    """The features (t, D) of each face in some rows, by the suffix of its clip id; '' if there is one face.
+
+    Each face has a row for every frame of the clip, NaN in frames without it.
+    """
+    ids = texts.get("face_id", [""] * len(features))
+    names = sorted({ids[row] for row in rows}, key=by_value)
+    if len(names) < 2:
+        return {"": features[rows]}
+    frames = texts.get("frame") or [str(row) for row in range(len(features))]
+    position = {frame: index for index, frame in enumerate(dict.fromkeys(frames[row] for row in rows))}
+    faces = {name: np.full((len(position), features.shape[1]), np.nan, np.float32) for name in names}
+    for row in rows:
+        faces[ids[row]][position[frames[row]]] = features[row]
+    return {f"@face{name}": values for name, values in faces.items()}
+
+
+def _faces_note(name: str, count: int) -> str:
+    return (
+        f"{name} has {count} faces: each is a clip of its own (…@face0, …@face1), and all have the label and "
+        "subject of the file"
+    )
 
 
 def _of_manifest(file: Path) -> FeatureSequences:
     manifest = read_csv(file)
     clips: list[Clip] = []
     values: list[np.ndarray] = []
-    problems = list(manifest.problems)
+    problems, notes = list(manifest.problems), list[str]()
     columns: tuple[str, ...] | None = None
     for clip in manifest.clips:
         try:
             if clip.start_s or clip.end_s is not None:
                 raise ValueError("start_s and end_s are not supported here: use one feature file per clip")
-            features, names = _features_of(clip.path)
+            faces, names = _features_of(clip.path)
             if columns is not None and names != columns:
                 raise ValueError(f"{clip.path.name} has other columns than {clips[0].path.name}")
         except (ValueError, OSError) as error:
             problems.append(Failure(clip.clip_id, str(error)))
             continue
         columns = names
-        clips.append(clip)
-        values.append(features)
-    return FeatureSequences(tuple(clips), tuple(values), tuple(problems))
+        notes += [_faces_note(clip.clip_id, len(faces))] * (len(faces) > 1)
+        clips += [dataclasses.replace(clip, clip_id=clip.clip_id + suffix) for suffix in faces]
+        values += faces.values()
+    return FeatureSequences(tuple(clips), tuple(values), tuple(problems), notes=tuple(notes))
 
 
-def _features_of(file: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """((t, D) float32, column names) of one clip's feature file."""
+def _features_of(file: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """(features of each face as in `_faces_of`, column names) of one clip's feature file."""
     if file.suffix.lower() == ".npy":
         values = _load(file)
         if isinstance(values, dict):
             raise ValueError(f"{file.name} has several arrays ({', '.join(values)}), expected one")
         if values.ndim != 2:
             raise ValueError(f"{file.name} has shape {values.shape}, expected (frames, features)")
-        return values.astype(np.float32), tuple(map(str, range(values.shape[1])))
-    return _table_of(csv_rows(file), file)[1:]
+        return {"": values.astype(np.float32)}, tuple(map(str, range(values.shape[1])))
+    texts, values, names = _table_of(csv_rows(file), file)
+    return _faces_of(texts, list(range(len(values))), values), names
 
 
 def _table_of(
     lines: list[tuple[int, list[str]]], file: Path
 ) -> tuple[dict[str, list[str]], np.ndarray, tuple[str, ...]]:
-    """(texts by clip column, features (t, D) float32, feature names) of rows with one line per frame."""
+    """(texts by clip column, with face_id and frame; features (t, D) float32; feature names) of rows with one
+    line per frame."""
     header = column_names(lines[0][1], _CLIP_COLUMNS, file)
     rows = [cells for _, cells in lines[1:]]
     if not rows:
@@ -382,7 +439,8 @@ def _table_of(
     uneven = [number for number, cells in lines if len(cells) != len(header)]
     if uneven:
         raise ValueError(f"{file.name} line {uneven[0]} has a different number of fields than the header")
-    texts = {name: [line[header.index(name)] for line in rows] for name in _CLIP_COLUMNS if name in header}
+    kept = (*_CLIP_COLUMNS, "face_id", "frame")
+    texts = {name: [line[header.index(name)] for line in rows] for name in kept if name in header}
     features = tuple(name for name in header if name not in (*_CLIP_COLUMNS, *BOOKKEEPING))
     values = np.array(
         [[_number(line[header.index(name)], file) for name in features] for line in rows], np.float32
@@ -395,7 +453,7 @@ def _table_of(
 def _number(text: str, file: Path) -> float:
     """The number in a cell; NaN if it is empty."""
     try:
-        return float(text or "nan")
+        return float("nan" if NOT_A_NUMBER.fullmatch(text) else text or "nan")
     except ValueError:
         raise ValueError(f"{file.name}: {text!r} is not a number") from None
 

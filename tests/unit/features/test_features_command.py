@@ -13,6 +13,7 @@ import pytest
 from features.__main__ import main
 from features.datasets import load_samples
 from features.labels import make_labelling
+from features.maintenance.import_external import read_sequences
 from features.maintenance.verify import verify_store
 from features.store.store import FeatureStore, plan
 from tests.support.small_store import RECIPE, clips_of, fill_row, row_values, write_store
@@ -295,7 +296,6 @@ def test_import_npz_at_any_length_and_width(tmp_path: Path, capsys: pytest.Captu
 
 def test_padded_and_concatenated_arrays_are_equal(tmp_path: Path) -> None:
     """Padded with length, concatenated with length, and single frames."""
-    from features.maintenance.import_external import read_sequences
 
     padded = np.arange(24.0).reshape(3, 4, 2)
     length, y = np.array([4, 1, 2]), np.array(["a", "b", "a"])
@@ -379,7 +379,6 @@ def test_import_refuses_an_ambiguous_header(
 
 def test_import_matches_clip_columns_case_insensitively(tmp_path: Path) -> None:
     """A subject's number is not a feature."""
-    from features.maintenance.import_external import read_sequences
 
     (tmp_path / "frames.csv").write_text(
         "Clip_ID; Subject ;LABEL;AU1;Split\n가;7;x;0.5;Train\n나;8;y;1;test\n", encoding="utf-8-sig"
@@ -413,6 +412,45 @@ def test_import_openface_files_by_manifest(tmp_path: Path, capsys: pytest.Captur
     x, valid = FeatureStore.open(tmp_path / "o.zarr").read_stream("embeddings")
     assert x[:, 0].tolist() == [[1.5, 2], [3, 4]]
     assert valid.tolist() == [[True, False], [True, False]]
+
+
+def test_openface_file_of_two_faces_becomes_a_clip_per_face(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A frame without a face is masked for that face, also where the program printed -nan(ind)."""
+    header = "frame, face_id, timestamp, confidence, success, AU01_r\n"
+    lines = "1, 0, 0.0, .98, 1, 1\n1, 1, 0.0, .9, 1, 10\n2, 0, 0.1, .1, 0, -nan(ind)\n3, 0, .2, .9, 1, 3\n"
+    (tmp_path / "a.csv").write_text(header + lines + "3, 1, .2, .9, 1, 30\n", encoding="utf-8")
+    (tmp_path / "labels.csv").write_text("path,label,subject\na.csv,x,1\n", encoding="utf-8")
+    arguments = ("--out", str(tmp_path / "o.zarr"), "--name", "openface")
+    summary, code = run_json(capsys, "import", str(tmp_path / "labels.csv"), *arguments)
+    assert code == 0
+    assert "a.csv#0 has 2 faces" in summary["notes"][0]
+    store = FeatureStore.open(tmp_path / "o.zarr")
+    assert store.table().clip_id.tolist() == ["a.csv#0@face0", "a.csv#0@face1"]
+    assert store.table().source.tolist() == ["a.csv", "a.csv"]
+    x, valid = store.read_stream("embeddings")
+    assert valid.tolist() == [[True, False, True]] * 2
+    assert x[valid].ravel().tolist() == [1, 3, 10, 30]
+
+
+def test_several_faces_in_a_csv_of_all_clips_become_clips(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text(
+        "clip_id,face_id,label,a\nv,0,x,1\nv,1,x,10\nv,0,x,2\nw,0,y,5\n", encoding="utf-8"
+    )
+    sequences = read_sequences(tmp_path / "f.csv")
+    assert [clip.clip_id for clip in sequences.clips] == ["v#0@face0", "v#0@face1", "w#0"]
+    assert [np.isfinite(values[:, 0]).sum() for values in sequences.values] == [2, 1, 1]
+    assert len(sequences.notes) == 1
+
+
+@pytest.mark.parametrize("value", [1e30, -2e9])
+def test_import_refuses_values_that_would_overflow(tmp_path: Path, value: float) -> None:
+    x = np.zeros((3, 4, 2), np.float32)
+    x[1, 2, 1] = value
+    file = import_npz(tmp_path, x=x, y=np.zeros(3), feature_names=np.array(["a", "b"]))
+    with pytest.raises(ValueError, match=r"clip 000001-\w+#0, frame 2: feature b is"):
+        read_sequences(file)
 
 
 def test_files_of_a_killed_import_are_deleted_later(tmp_path: Path) -> None:
