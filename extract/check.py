@@ -2,13 +2,15 @@
 
 import importlib
 import platform
+import re
+import tempfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from extract.config import CheckConfig
-from features.cli import console
+from features.cli import console, log_warning
 from features.cpu import usable_cores
 from features.files import cache_dir
 from seqmodel.encoders.engine import import_openvino, resolve_precision
@@ -35,8 +37,10 @@ FILES: dict[str, Callable[[bool], Path]] = {
     "weights of efficientnet_lite0": lambda fetch: encoder_weights("efficientnet_lite0", "imagenet", fetch),
     "face detector (full range, --detector full)": lambda fetch: detector_file("full", fetch),
 }
-NEEDED = tuple(FILES)[:2]
-"""Files that every extraction needs, in addition to the weights of one encoder."""
+NEEDED = tuple(FILES)[:3]
+"""Files that an extraction with the default options needs."""
+REPORTING_MEDIAPIPE = (0, 10, 35)
+"""MediaPipe from this version on sends usage data to Google and cannot be told not to."""
 
 
 def check_machine(config: CheckConfig) -> tuple[dict[str, Any], int]:
@@ -53,11 +57,10 @@ def check_machine(config: CheckConfig) -> tuple[dict[str, Any], int]:
         "codecs": None if "av" in unusable else _codecs(),
         "cameras": None if "opencv-contrib-python" in unusable else _cameras(config.cameras),
         "cache": str(cache_dir()),
+        "cache_error": _write_error(cache_dir()),
         "files": {name: _file(get, config.fetch) for name, get in FILES.items()},
     }
     missing = [name for name in NEEDED if found["files"][name]["path"] is None]
-    if not any(item["path"] for name, item in found["files"].items() if name.startswith("weights")):
-        missing.append("weights of an encoder")
     missing += [
         name
         for name, version in found["packages"].items()
@@ -85,6 +88,21 @@ def _import_error(module: str) -> str | None:
     except (ImportError, OSError) as error:  # OSError: a library that torch misses on Windows
         return " ".join(str(error).split()) or type(error).__name__
     return None
+
+
+def _write_error(folder: Path) -> str | None:
+    """Why no file can be written into a folder; None if it can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _reports(version: str | None) -> bool:
+    """Whether a MediaPipe version sends usage data."""
+    return version is not None and tuple(map(int, re.findall(r"\d+", version)[:3])) >= REPORTING_MEDIAPIPE
 
 
 def _gpu() -> str | None:
@@ -149,8 +167,15 @@ def _print(found: dict[str, Any]) -> None:
         row("cameras", ", ".join(map(str, found["cameras"])) or "none")
     for name, item in found["files"].items():
         row(name, item["path"] or item["reason"], item["path"] is not None)
-    row("cache of model files", found["cache"])
+    note = f", cannot be written ({found['cache_error']}): set BRAINBUDDY_CACHE to another folder"
+    row(
+        "cache of model files",
+        found["cache"] + (note if found["cache_error"] else ""),
+        not found["cache_error"],
+    )
     console().print(table)
+    if _reports(found["packages"]["mediapipe"]):
+        log_warning("this MediaPipe sends usage data to Google: pip install mediapipe==0.10.33")
     if found["missing"]:
         console().print(f"missing: {', '.join(found['missing'])}", style="red")
         console().print("to download the model files: python -m extract check --fetch")

@@ -5,9 +5,11 @@ CPUs). The converted network is cached under the hash of its weights, so torch i
 `numerics` describes backend and precision; stores record it and never compare it. F frames, D embedding.
 """
 
+import contextlib
 import json
 import shutil
 import sys
+import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
@@ -87,7 +89,8 @@ def open_engine(
         identity = EncoderId(**json.loads(noted.read_text(encoding="utf-8")))
         return open_identity(identity, lambda: build()[0], backend, device, precision, threads, crop_px)
     encoder, identity = build()
-    write_cached(noted, json.dumps(vars(identity), ensure_ascii=False).encode())
+    with contextlib.suppress(OSError):  # without a cache, the network is built each time
+        write_cached(noted, json.dumps(vars(identity), ensure_ascii=False).encode())
     return open_identity(identity, lambda: encoder, backend, device, precision, threads, crop_px)
 
 
@@ -130,9 +133,17 @@ def _open_openvino(
     openvino = import_openvino()
     release = openvino.__version__.partition("-")[0]
     folder = cache_dir() / "openvino" / f"{identity.name}-{identity.weights_sha256[:24]}-{crop_px}-{release}"
-    if not (folder / IR).is_file():
-        _convert(openvino, build(), crop_px, folder)
-    model = compile_file(folder / IR, resolve_precision(precision), threads)
+    with contextlib.ExitStack() as stack:
+        if not (folder / IR).is_file():
+            network = _converted(build(), crop_px)
+            try:
+                _save(openvino, network, folder)
+            except OSError:  # another process was first, or the cache cannot be written
+                if not (folder / IR).is_file():
+                    folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "converted"
+                    _save(openvino, network, folder)
+        # Always compiled from the file: the network in memory gives values that differ in the last bits.
+        model = compile_file(folder / IR, resolve_precision(precision), threads)
     numerics = {
         "backend": "openvino",
         "device": "cpu",
@@ -268,19 +279,16 @@ def _converted(network: "nn.Module", crop_px: int) -> Any:
     return convert_network(network, (torch.zeros(1, crop_px, crop_px, 3, dtype=torch.uint8),))
 
 
-def _convert(openvino: Any, encoder: "Encoder", crop_px: int, folder: Path) -> None:
-    """Write the encoder as OpenVINO IR in float32; the folder is renamed when complete, because several
-    workers may write it."""
-    network = _converted(encoder, crop_px)
+def _save(openvino: Any, network: Any, folder: Path) -> None:
+    """Write a converted network as OpenVINO IR in float32; the folder is renamed when complete, because
+    several workers may write it. Raises OSError if the folder cannot be written."""
     partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir(parents=True)
-    openvino.save_model(network, partial / IR, compress_to_fp16=False)
     try:
-        partial.rename(folder)
-    except OSError:  # another process was first: its files are equal
+        openvino.save_model(network, partial / IR, compress_to_fp16=False)
+        partial.rename(folder)  # fails if another process was first: its files are equal
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if not (folder / IR).is_file():
-            raise
 
 
 def _has_cuda() -> bool:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from extract import check
+from extract.__main__ import main as extract_main
 from features.cli import MAX_LISTED, echo, echo_failures, log_error, log_warning, parse, run_command
 from seqmodel.config import EvaluateArgs
 from tests.support.commands import run_here
@@ -162,6 +164,26 @@ def test_check_names_an_installed_package_that_cannot_be_imported(tmp_path: Path
     assert "cannot be imported: libGL.so.1: cannot open shared object file" in done.stderr
     assert "cannot be imported: libxcb.so.1" in done.stderr
     assert "cache of model files" in done.stderr
+
+
+def test_check_warns_of_a_mediapipe_that_reports_usage(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It also names a cache that cannot be written, and fails without the default encoder's weights."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(check, "_version", lambda name: "1.2.3" if name == "mediapipe" else "1.0")
+
+    def no_weights(name: str, weights: str, fetch: bool) -> Path:
+        raise ValueError("not on this machine")
+
+    monkeypatch.setattr(check, "encoder_weights", no_weights)
+    assert extract_main(["check", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert "this MediaPipe sends usage data to Google" in captured.err
+    found = json.loads(captured.out)
+    assert found["cache_error"]
+    assert "weights of mobilenet_v3_large" in found["missing"]
 
 
 def test_text_that_looks_like_markup_is_printed_unchanged(capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,6 +92,18 @@ def test_the_converted_network_may_lie_under_any_letters(
     assert np.array_equal(again.embed(crops(1)), first)
 
 
+def test_an_engine_without_a_cache_gives_the_same_embeddings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder cannot be made, because a file has its name."""
+    cached = open_engine("mobilenet_v3_large", "random", backend="openvino", precision="f32", threads=1)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "file" / "cache"))
+    engine = open_engine("mobilenet_v3_large", "random", backend="openvino", precision="f32", threads=1)
+    assert engine.encoder_id == cached.encoder_id
+    assert np.array_equal(engine.embed(crops(2)), cached.embed(crops(2)))
+
+
 def test_devices_that_are_not_there_are_named() -> None:
     with pytest.raises(ValueError, match="OpenVINO does not run on CUDA"):
         open_engine("mobilenet_v3_large", "random", backend="openvino", device="cuda")
