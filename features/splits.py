@@ -26,6 +26,9 @@ _RESTARTS = 20
 _FEW_GROUPS = 400
 """Above this number of groups, one order is as even as the best of many."""
 
+OVERLAP_S = 0.001
+"""Windows that share less time than this do not overlap: times in tables are rounded."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -63,7 +66,8 @@ def make_split(
     the other clips of its video. If all clips are marked train, they are distributed to three subsets. A
     warning counts videos that are in two subsets.
 
-    Raises ValueError when a subject is in two subsets, or there are too few subjects for three subsets.
+    Raises ValueError when a subject or a part of a video is in two subsets, or there are too few subjects for
+    three subsets.
     """
     groups, marks = groups_of(table, rows), _marks(table, rows)
     left_out: tuple[str, ...] = ()
@@ -181,6 +185,34 @@ def require_disjoint(split: Split, subjects: np.ndarray) -> None:
     assert len(np.unique(rows)) == len(rows)
 
 
+def require_no_overlap(split: Split, table: ClipTable) -> None:
+    """Check that windows of one video in two subsets do not overlap in time; such frames would be in both.
+
+    Raises ValueError naming up to five pairs with their times in seconds.
+    """
+    clips = [(int(row), subset) for subset, rows in split.subsets().items() for row in rows]
+    latest: dict[str, dict[str, tuple[float, str]]] = {}  # by video and subset: (end, window)
+    found = []
+    for row, subset in sorted(clips, key=lambda clip: table.start_s[clip[0]]):
+        start_s, end_s = float(table.start_s[row]), float(table.end_s[row])
+        end_s = end_s if end_s == end_s else np.inf  # NaN: up to the end of the video
+        to = f"{end_s:.1f} s" if end_s < np.inf else "the end"
+        window = f"{start_s:.1f} s to {to} in {subset}"
+        ends = latest.setdefault(str(table.source[row]), {})
+        found += [
+            f"{table.source[row]}: {other} and {window}"
+            for name, (other_end_s, other) in ends.items()
+            if name != subset and other_end_s > start_s + OVERLAP_S
+        ]
+        ends[subset] = max(ends.get(subset, (end_s, window)), (end_s, window))
+    if found:
+        more = f", and {len(found) - 5} more" if len(found) > 5 else ""
+        raise ValueError(
+            f"windows of one video in two subsets overlap in time ({'; '.join(found[:5])}{more}): give them "
+            "the same split, or windows that do not overlap"
+        )
+
+
 def known_rows(
     table: ClipTable, subsets: Mapping[str, tuple[str, str]], *, is_home: bool = False
 ) -> np.ndarray:
@@ -229,6 +261,7 @@ def _checked(
         **{subset: rows[on[subset]] for subset in SUBSETS}, description=description, warnings=warnings
     )
     require_disjoint(split, table.subject)
+    require_no_overlap(split, table)
     return split
 
 

@@ -183,7 +183,9 @@ def videos_of(table: ClipTable, windows_each: int) -> ClipTable:
     """The same clips, as windows of longer videos."""
     sources = [f"v{row // windows_each}.mp4" for row in range(len(table.source))]
     ids = [f"{source}#{row}" for row, source in enumerate(sources)]
-    return replace(table, source=np.array(sources), clip_id=np.array(ids))
+    start_s = 10.0 * np.arange(len(sources))
+    times = {"start_s": start_s, "end_s": start_s + 10}
+    return replace(table, source=np.array(sources), clip_id=np.array(ids), **times)
 
 
 def num_shared(split: Split, table: ClipTable) -> int:
@@ -233,6 +235,24 @@ def test_videos_in_two_official_subsets_are_kept_and_counted() -> None:
     named = replace(table, subject=np.array(["a", "", "", ""] + ["b"] * 8))
     with pytest.raises(ValueError, match="'b' in"):
         make_split(named, np.arange(12), np.arange(12) % 2, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("end_s", "is_refused"), [(60.0, False), (60.0005, False), (61.0, True), (np.nan, True)]
+)
+def test_overlapping_windows_in_two_subsets_are_refused(end_s: float, is_refused: bool) -> None:
+    """The error names the windows with their times; a window in between may be in the first one's subset."""
+    marks = ["train", "train", "train", "train", "val", "val", "test", "test"]
+    table = videos_of(table_of([""] * 8, marks), 8)
+    table.end_s[2] = end_s  # 20 s to end_s in train; the first window of test starts at 60 s
+    table.source[4:6] = "w.mp4"
+    labels = np.arange(8) % 2
+    if not is_refused:
+        assert len(make_split(table, np.arange(8), labels, seed=0).train) == 4
+        return
+    end = "the end" if np.isnan(end_s) else "61.0 s"
+    with pytest.raises(ValueError, match=rf"v0.mp4: 20.0 s to {end} in train and 60.0 s to 70.0 s in test"):
+        make_split(table, np.arange(8), labels, seed=0)
 
 
 def test_missing_class_is_a_warning() -> None:
