@@ -10,7 +10,6 @@ from extract.datasets.detect import read_dataset, sample_clips
 from extract.datasets.index import DatasetIndex
 from extract.dry_run import dry_run, print_dry_run, verify_sample
 from extract.executors.pool import Event, run_jobs
-from extract.pipeline.extractor import ExtractorConfig, Job, Part
 from extract.pipeline.planning import (
     WindowPlan,
     jobs_of,
@@ -22,6 +21,7 @@ from extract.pipeline.planning import (
     select_shard,
     versions,
 )
+from extract.pipeline.types import ExtractorConfig, Job, Part
 from extract.summary import RunStats, print_index, print_summary, summarise
 from features.cli import echo, echo_failures, log_warning, progress
 from features.manifest import Clip

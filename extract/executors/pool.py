@@ -18,15 +18,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from extract.pipeline.extractor import (
-    ExtractorConfig,
-    FailedWindow,
-    FeatureExtractor,
-    Job,
-    StageTimer,
-    Window,
-    open_extractor,
-)
+from extract.pipeline.extractor import FeatureExtractor, StageTimer, open_extractor
+from extract.pipeline.types import ExtractorConfig, FailedWindow, Job, Window
 from extract.pipeline.writer import StoreWriteError, extract_and_write
 from features.cpu import usable_cores
 from features.files import end_with_parent

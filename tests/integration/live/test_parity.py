@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from extract.pipeline.extractor import WindowFeatures
+from extract.pipeline.types import WindowFeatures
 from extract.video.reader import read_video
 from live.inference.model import LiveModel, open_model
 from live.inference.predictor import Prediction, Predictor
