@@ -9,7 +9,8 @@ from extract.config import ExtractConfig
 from extract.datasets.detect import read_dataset, sample_clips
 from extract.datasets.index import DatasetIndex
 from extract.dry_run import dry_run, print_dry_run, verify_sample
-from extract.executors.pool import Event, run_jobs
+from extract.executors.pool import run_jobs
+from extract.executors.worker import Event
 from extract.pipeline.planning import (
     WindowPlan,
     jobs_of,
