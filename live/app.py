@@ -16,9 +16,10 @@ from extract.video.reader import Frame
 from features.cli import echo, log_error, log_warning
 from live.commands import DONE, Control
 from live.config import SUBJECT, LiveConfig
-from live.inference.calibration import CalibrationSession, can_calibrate, forget_personal, personal_file
+from live.inference.calibration import CalibrationSession, can_calibrate
 from live.inference.model import describe, model_card, open_model
 from live.inference.predictor import Predictor
+from live.inference.profiles import forget_personal, personal_file
 from live.session import OutputOptions, Session
 from live.sources.base import Source, open_source
 from live.ui.view import NoView, WindowView, window_problem
