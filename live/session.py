@@ -24,8 +24,8 @@ from live.inference.state_machine import State
 from live.output.annotations import Labels, write_manifest
 from live.output.log_writer import Log, LogStats
 from live.output.recorder import Recorder
-from live.ui.drawing import TimelinePoint
 from live.ui.overlay import TIMELINE_S, Status, draw, draw_boxes, timeline_point
+from live.ui.timeline import TimelinePoint
 
 ABSENT_ROW_S = 1.0
 """Interval of log rows while the camera is lost or paused, seconds."""
