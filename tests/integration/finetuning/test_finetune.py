@@ -34,7 +34,7 @@ from seqmodel.runs.card import load_card, load_weights, read_log, save_card, sav
 from seqmodel.runs.predict import predict_rows
 from seqmodel.runs.run_encoder import open_run_engine
 from seqmodel.runs.training_stats import read_training_stats
-from seqmodel.training.loop import Loss
+from seqmodel.training.losses import Loss
 from tests.support.crop_store import clip_images, encoder, write_crop_store
 
 pytestmark = pytest.mark.usefixtures("converted_once", "not_exported")
