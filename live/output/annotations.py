@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from live.config import SUBJECT, manifest_file
-from seqmodel.runs.card import write_csv
+from seqmodel.runs.files import write_csv
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from live.inference.state_machine import STATES
 from live.session import OutputOptions, Session
 from live.web.server import snapshot
 from seqmodel.metrics.calibration import Calibration, decide, probabilities
-from seqmodel.runs.card import load_card, load_weights, save_card, save_weights
+from seqmodel.runs.card import load_card, save_card
+from seqmodel.runs.files import load_weights, save_weights
 from tests.support.predictions import prediction
 from tests.support.small_run import write_run
 
