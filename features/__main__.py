@@ -130,7 +130,7 @@ def _print_info(summary: dict[str, Any]) -> None:
     echo(
         f"{summary['store']}: {summary['clips']} clips of {summary['videos']} videos and "
         f"{summary['subjects']} subjects; {summary['done']} done, {summary['pending']} pending, "
-        f"{summary['failed']} failed, {summary['vanished']} no longer in the manifest"
+        f"{summary['failed']} failed, {summary['not_in_manifest']} no longer in the manifest"
     )
     echo(f"face detected in {rate:.1%} of sampled frames" if rate is not None else "no frames yet")
     echo("parts: " + ", ".join(f"{name} {count}" for name, count in summary["parts"].items()))

@@ -39,7 +39,7 @@ class Compared:
 
     run: Path
     estimates: dict[str, Estimate]
-    against_first: dict[str, PairedDifference]
+    difference_from_first: dict[str, PairedDifference]
     """This run minus the first, by metric; empty for the first."""
 
 
@@ -66,7 +66,7 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
             "used for all runs"
         )
     found, resamples = evaluate_runs(args.runs, cards[-1], rows, metric, args.bootstrap_rounds, args.seed)
-    passed = gate_passes(found[-1].against_first[metric])
+    passed = gate_passes(found[-1].difference_from_first[metric])
     if resamples.by_subject and resamples.num_people < FEW_SUBJECTS:
         log_warning(f"only {resamples.num_people} shared subjects: confidence intervals are imprecise")
     _print_comparison(found, len(common), resamples)
@@ -75,7 +75,7 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
     summary = _summary(found, len(common), resamples, metric, passed if args.gate else None, plot)
     write_json(args.runs[-1] / "compare.json", summary)
     if args.gate and not passed:
-        difference = with_interval(found[-1].against_first[metric].difference)
+        difference = with_interval(found[-1].difference_from_first[metric].difference)
         log_error(f"gate failed: {metric} of {args.runs[-1]} minus that of {args.runs[0]} is {difference}")
         return summary, 1
     return summary, 0
@@ -180,8 +180,8 @@ def _print_comparison(found: list[Compared], num_common: int, resamples: Bootstr
         cells = []
         for item in found:
             difference = ""
-            if item.against_first:
-                d = item.against_first[name].difference
+            if item.difference_from_first:
+                d = item.difference_from_first[name].difference
                 sign = "+" if d.value >= 0 else "−"
                 difference = f"\n{sign}{short(abs(d.value))} ({short(d.low)} to {short(d.high)})"
             cells.append(with_interval(item.estimates[name]) + difference)
@@ -209,18 +209,18 @@ def _summary(
     plot: Path,
 ) -> dict[str, Any]:
     return {
-        "common_clips": num_common,
-        "people": resamples.num_people if resamples.by_subject else None,
+        "shared_clips": num_common,
+        "subjects": resamples.num_people if resamples.by_subject else None,
         "metric": metric,
         "gate_passed": passed,
         "runs": [
             {
                 "run": str(item.run),
                 "metrics": {name: estimate.as_json() for name, estimate in item.estimates.items()},
-                "against_first": {
+                "difference_from_first": {
                     name: pair.difference.as_json()
                     | {"p_value": pair.p_value if math.isfinite(pair.p_value) else None}
-                    for name, pair in item.against_first.items()
+                    for name, pair in item.difference_from_first.items()
                 },
             }
             for item in found

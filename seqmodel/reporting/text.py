@@ -308,7 +308,7 @@ def calibration_intro(card: Card) -> str:
     """What calibration does to the logits, the decision threshold and the abstain band."""
     c, stage = card.calibration, calibration_stage(card)
     source = (
-        f"{count(stage['people'], 'subject')} of {Path(stage['store']).name}"
+        f"{count(stage['subjects'], 'subject')} of {Path(stage['store']).name}"
         if stage
         else "the validation subset"
     )
@@ -358,7 +358,6 @@ STAGE_FIELDS = {
     "settings": "hash of settings",
     "stage_1": "validation score of the head before fine-tuning",
     "unfreeze_from": "first trained encoder block",
-    "people": "subjects",
     "before": "previous calibration",
     "time_utc": "time (UTC)",
 }

@@ -196,7 +196,7 @@ def test_a_grown_and_corrected_manifest_extracts_only_what_is_new(
     code, summary, shown = extract(capfd, *words)
     assert code == 0, shown
     assert {"done": 2, "skipped": 2, "corrected": 2}.items() <= summary.items()
-    assert len(summary["vanished"]) == 2
+    assert len(summary["not_in_manifest"]) == 2
     assert "no longer in the manifest" in shown
 
 

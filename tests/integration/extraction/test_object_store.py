@@ -77,7 +77,7 @@ def test_object_store_grows_fails_and_deletes(bucket: str) -> None:
     address = f"{bucket}/grown.zarr"
     write_store(address, 4)
     store = plan(address, clips_of(6)[1:], WITH_GEOMETRY, numerics={"backend": "test"})
-    assert store.changes.vanished == ("영상/0.mp4#0",)
+    assert store.changes.not_in_manifest == ("영상/0.mp4#0",)
     assert store.missing("embeddings").tolist() == [4, 5]
     store.write_failure(4, "사유")
     assert store.table().failure[4] == "사유"

@@ -244,7 +244,7 @@ def test_a_grown_and_corrected_manifest_moves_no_row(tmp_path: Path) -> None:
     store = plan(path, list(reversed(clips)), WITH_GEOMETRY, numerics={"backend": "test"})
     assert store.changes.new == tuple(clip.clip_id for clip in reversed(clips_of(9)[6:]))
     assert store.changes.corrected == (clips[2].clip_id,)
-    assert store.changes.vanished == ("영상/4.mp4#0",)
+    assert store.changes.not_in_manifest == ("영상/4.mp4#0",)
     assert store.changes.changed == ()
     assert store.missing("embeddings").tolist() == [6, 7, 8]
     table = store.table()
@@ -253,7 +253,7 @@ def test_a_grown_and_corrected_manifest_moves_no_row(tmp_path: Path) -> None:
     assert (table.subject[2], table.split[2], table.labels["level"][2]) == ("다른 사람", "test", -1)
     assert np.array_equal(store.read_stream("embeddings", np.arange(6))[0], before)
     again = plan(path, clips_of(9), WITH_GEOMETRY, numerics={"backend": "test"})
-    assert again.changes.vanished == ()
+    assert again.changes.not_in_manifest == ()
     assert again.table().labels["label"][4] == 1
     assert verify_store(again) == []
 
@@ -263,7 +263,7 @@ def test_limited_listing_does_not_change_other_clips(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     write_store(path, 6)
     store = plan(path, clips_of(2), WITH_GEOMETRY, numerics={"backend": "test"}, listing_complete=False)
-    assert store.changes.vanished == ()
+    assert store.changes.not_in_manifest == ()
     assert (store.table().labels["label"] >= 0).all()
 
 
@@ -356,13 +356,13 @@ def test_extracting_corrects_ends_and_keeps_what_cannot_be_read_today(
     assert extract_lines("a.mp4,x,", "b.mp4,y,2.3", "c.mp4,x,")[0]["done"] == 6
     before = labels()
     summary, shown = extract_lines("a.mp4,x,", "b_.mp4,y,2.3")
-    assert (summary["done"], summary["vanished"]) == (0, [])
+    assert (summary["done"], summary["not_in_manifest"]) == (0, [])
     assert "4 clips of the store are not in" in shown
     assert labels() == before
     with monkeypatch.context() as patch:  # labels of a known layout, whose videos are away
         read = run.read_dataset
         patch.setattr(run, "read_dataset", lambda *a: replace(read(*a), unpaired_labels=("b.mp4",)))
-        assert extract_lines("a.mp4,x,", "c.mp4,x,")[0]["vanished"] == []
+        assert extract_lines("a.mp4,x,", "c.mp4,x,")[0]["not_in_manifest"] == []
     with monkeypatch.context() as patch:
         patch.setattr("extract.pipeline.planning.probe", lambda path: int("no video"))
         summary, _ = extract_lines("a.mp4,x,", "b.mp4,y,2.3", "c.mp4,x,")
@@ -371,7 +371,7 @@ def test_extracting_corrects_ends_and_keeps_what_cannot_be_read_today(
     assert extract_lines("a.mp4,x,", "b.mp4,y,3", "c.mp4,x,")[0]["changed"] == 0
     assert files_of(tmp_path / "s.zarr") == files
     summary, _ = extract_lines("a.mp4,x,0.6", "b.mp4,y,3", "c.mp4,x,")
-    assert (summary["changed"], summary["done"], len(summary["vanished"])) == (1, 1, 1)
+    assert (summary["changed"], summary["done"], len(summary["not_in_manifest"])) == (1, 1, 1)
     store = FeatureStore.open(tmp_path / "s.zarr")
     assert (store.read_frames()[..., 0] < 0.6).sum(1)[0] == 3
     assert np.isfinite(store.read_frames()[0, :, 0]).sum() == 3

@@ -53,9 +53,9 @@ def test_runs_are_compared_on_their_shared_test_clips(two_runs, capsys):
     )
     found = json.loads(capsys.readouterr().out)
     clips = [row for row in read_predictions(two_runs / "good/predictions.csv") if row["split"] == "test"]
-    assert found["common_clips"] == len(clips)
-    assert found["runs"][0]["against_first"] == {}
-    gain = found["runs"][1]["against_first"]["auroc"]
+    assert found["shared_clips"] == len(clips)
+    assert found["runs"][0]["difference_from_first"] == {}
+    gain = found["runs"][1]["difference_from_first"]["auroc"]
     first, second = (run["metrics"]["auroc"]["value"] for run in found["runs"])
     assert gain["value"] == pytest.approx(second - first)
     assert gain["low"] <= gain["value"] <= gain["high"]
@@ -76,7 +76,7 @@ def test_gate_uses_the_requested_metric_for_every_task(two_runs, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["metric"] == "qwk"
     first, second = (run["metrics"]["qwk"]["value"] for run in found["runs"])
-    assert found["runs"][1]["against_first"]["qwk"]["value"] == pytest.approx(second - first)
+    assert found["runs"][1]["difference_from_first"]["qwk"]["value"] == pytest.approx(second - first)
     assert "mae" not in found["runs"][1]["metrics"]
     assert main([*words, good, good, "--metric", "qwk"]) == 0
     capsys.readouterr()
@@ -160,9 +160,9 @@ def test_calibration_recovers_accuracy_in_a_shifted_domain(two_runs, tmp_path, c
     calibrated = set(calibrators_of(run, load_card(run)))
     assert calibrated
     assert not calibrated & {row["clip_id"] for row in evaluated}
-    assert len({row["subject"] for row in evaluated}) == found["people_testing"]
+    assert len({row["subject"] for row in evaluated}) == found["subjects_test"]
     page = (run / "cross/new/report.html").read_text(encoding="utf-8")
-    assert f"{found['people_calibrating']} subjects of new.zarr" in page
+    assert f"{found['subjects_fit']} subjects of new.zarr" in page
     assert main(["evaluate", "--run", str(run), "--abstain", "0.2"]) == 2
     assert "calibrated for" in capsys.readouterr().err
 
