@@ -68,7 +68,7 @@ def count(number: int, noun: str) -> str:
 
 def headline(result: EvaluationResult) -> str:
     """The main metrics of the model in one sentence of HTML."""
-    subjects, unknown = result.resamples.num_people, result.predictions.num_unknown
+    subjects, unknown = result.resamples.num_subjects, result.predictions.num_unknown
     clips = len(result.predictions)
     if subjects and unknown:
         data = f"{count(clips - unknown, 'clip')} of {count(subjects, 'subject')}"
@@ -114,14 +114,14 @@ def best_baseline(result: EvaluationResult, metric: str) -> dict[str, Any] | Non
 
 def _conclusion(result: EvaluationResult, name: str, comparison: BaselineComparison) -> str:
     """What the paired difference shows: better, worse, no clear difference, inconclusive or not defined."""
-    mark, subjects = _mark(name, comparison), result.resamples.num_people
+    mark, subjects = _mark(name, comparison), result.resamples.num_subjects
     if mark in ("even", "") and _too_few_subjects(result):
         return f"inconclusive ({count(subjects, 'subject')})"
     return {"beats": "better", "loses": "worse", "even": "no clear difference"}.get(mark, "not defined")
 
 
 def _too_few_subjects(result: EvaluationResult) -> bool:
-    return result.resamples.by_subject and result.resamples.num_people < ENOUGH_SUBJECTS
+    return result.resamples.by_subject and result.resamples.num_subjects < ENOUGH_SUBJECTS
 
 
 def percent(value: float | None) -> str:
@@ -143,7 +143,7 @@ def _between(estimate: Estimate) -> str:
 
 def chips(result: EvaluationResult, card: Card) -> list[tuple[str, str]]:
     """(name, value) of the short facts under the headline."""
-    subjects, evaluations = result.resamples.num_people, len(card.test_openings)
+    subjects, evaluations = result.resamples.num_subjects, len(card.test_openings)
     return [
         ("clips", str(len(result.predictions))),
         *([("subjects", str(subjects))] if result.resamples.by_subject else []),

@@ -161,7 +161,7 @@ def test_cached_activations_train_what_crops_train(run: Path) -> None:
         start = job.best_logits
         while not job.finished:
             job.step()
-        outcomes.append((job.at.history, start))
+        outcomes.append((job.state.history, start))
     (cached, cached_logits), (from_crops, logits) = outcomes
     # Logits move by 1e-4 of their spread, where training moves them by all of it.
     assert np.abs(cached_logits - logits).max() < 1e-3
@@ -186,7 +186,7 @@ def test_feature_augmentation_of_stage_one_also_applies_in_finetuning(run: Path)
         job = start_job(setup, asked, DistributedContext())
         starts[noise, frame_dropout, augment] = job.best_logits
         job.step()
-        losses[noise, frame_dropout, augment] = job.at.loss_sum
+        losses[noise, frame_dropout, augment] = job.state.loss_sum
     assert len(set(losses.values())) == 4
     first = starts.pop((0.1, 0.2, True))
     assert all(np.array_equal(first, other) for other in starts.values())
@@ -210,7 +210,7 @@ def test_head_only_epochs_train_the_head_only(run: Path) -> None:
     setup = open_setup(asked)
     before = {k: v.clone() for k, v in setup.model.state_dict().items()}
     job = start_job(setup, asked, DistributedContext())
-    while job.warm:
+    while job.trains_head_only:
         job.step()
     moved = [
         name for name, tensor in setup.model.state_dict().items() if not torch.equal(tensor, before[name])
@@ -322,7 +322,7 @@ def steps_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     step = EndToEnd.step
 
     def counted(self: EndToEnd) -> object:
-        made.append(self.at.step)
+        made.append(self.state.step)
         return step(self)
 
     monkeypatch.setattr(EndToEnd, "step", counted)
@@ -369,7 +369,7 @@ def test_checkpoint_of_another_head_is_not_resumed(
     step = EndToEnd.step
 
     def killed_later(self: EndToEnd) -> object:
-        if self.at.step == 2:
+        if self.state.step == 2:
             raise Killed
         return step(self)
 
@@ -377,11 +377,11 @@ def test_checkpoint_of_another_head_is_not_resumed(
         patch.setattr(EndToEnd, "step", killed_later)
         with pytest.raises(Killed):
             finetune(asked)
-    assert start_job(open_setup(asked), asked, DistributedContext()).at.step == 2, "as it was left"
+    assert start_job(open_setup(asked), asked, DistributedContext()).state.step == 2, "as it was left"
     weights = load_weights(run)
     other = {name: tensor + 0.01 for name, tensor in weights["head"].items()}
     save_weights(run, other, weights["encoder"])
-    assert start_job(open_setup(asked), asked, DistributedContext()).at.step == 0
+    assert start_job(open_setup(asked), asked, DistributedContext()).state.step == 0
     assert "starting from the beginning" in capsys.readouterr().err
     card = load_card(run)
     train(TrainArgs(Path(card.store), run, head=card.head, train=TrainConfig(epochs=1, lr=2e-5)))
@@ -582,7 +582,7 @@ def test_activation_cache_of_a_changed_store_is_replaced(run: Path, tmp_path: Pa
     store = Path(shutil.copytree(load_card(run).store, tmp_path / "moving.zarr"))
     asked = args(run, store=store)
     start_job(open_setup(asked), asked, DistributedContext())
-    cached = run / "finetune" / "cut_train"
+    cached = run / "finetune" / "activations_train"
     marks = (cached / "done.u8").stat().st_mtime_ns
     start_job(open_setup(asked), asked, DistributedContext())
     assert (cached / "done.u8").stat().st_mtime_ns == marks
@@ -615,7 +615,7 @@ def test_another_seed_caches_other_versions(run: Path) -> None:
         both = [train.batch(np.arange(len(train)), version) for version in range(2)]
         return [x["activations"] for x, _, _ in [*both, val.batch(np.arange(len(val)))]]
 
-    first, held = cached(0), run / "finetune" / "cut_val" / "activations.f16"
+    first, held = cached(0), run / "finetune" / "activations_val" / "activations.f16"
     written = held.stat().st_mtime_ns
     other = cached(1)
     assert [np.array_equal(a, b) for a, b in zip(first, other, strict=True)] == [True, False, True]

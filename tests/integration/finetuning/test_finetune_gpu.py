@@ -43,7 +43,7 @@ def test_cuda_learns_what_the_cpu_learns(stage_1: Path, activation_cache: str) -
         job = start_job(open_setup(args), args, DistributedContext(device=device))
         while not job.finished:
             job.step()
-        losses[device] = [result.train_loss for result in job.at.history[1:]]
+        losses[device] = [result.train_loss for result in job.state.history[1:]]
         shutil.rmtree(stage_1 / "finetune", ignore_errors=True)
     # bf16 keeps 8 bits: a loss near 0.7 is known to about 0.005.
     assert np.abs(np.subtract(losses["cuda"], losses["cpu"])).max() < 0.02
@@ -70,7 +70,7 @@ def test_half_precision_with_a_scaler_stays_finite(stage_1: Path, monkeypatch: p
     assert job.scaler.is_enabled()
     while not job.finished:
         job.step()
-    assert all(np.isfinite(result.train_loss) for result in job.at.history[1:])
+    assert all(np.isfinite(result.train_loss) for result in job.state.history[1:])
 
 
 def test_embeddings_on_cuda_are_those_of_the_cpu() -> None:

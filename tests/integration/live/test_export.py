@@ -21,7 +21,7 @@ from features.manifest import Clip
 from features.store.store import FeatureStore, plan
 from live.inference.model import open_model
 from live.inference.predictor import Prediction, Predictor
-from seqmodel.commands.export import check, export, gather
+from seqmodel.commands.export import check, export, make_verification_input
 from seqmodel.config import ExportArgs
 from seqmodel.encoders.backbone import build_encoder, encoder_of
 from seqmodel.export.bundle import FORMATS, bundle_folder, find_bundle
@@ -77,7 +77,7 @@ def bundles(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     for form in FORMATS:
         summary, code = export(ExportArgs(run, format=form, out=folder / form))
         assert code == 0
-        assert "stored crops" in summary["checked_on"]
+        assert "stored crops" in summary["verified_on"]
         assert summary["max_difference"]["cosine"] > 0.9999
     return {form: folder / form for form in FORMATS}
 
@@ -176,7 +176,7 @@ def test_export_with_other_results_than_torch_is_refused(
     encoder = encoder_of(card.recipe.encoder, None)
     other = build_head(card.head, card.dims, card.num_outputs, seed=1)
     with pytest.raises(ValueError, match="differs from torch"):
-        check(wrong, encoder, other.eval(), card, gather(args, card), args)
+        check(wrong, encoder, other.eval(), card, make_verification_input(args, card), args)
 
 
 @pytest.mark.parametrize("what", ["the run", "its parent", "a folder of somebody's", "a file"])
@@ -215,7 +215,7 @@ def test_export_replaces_an_older_one_and_leaves_no_other_files(
 def test_missing_store_of_the_user_is_an_error(run: Path, tmp_path: Path) -> None:
     """A store given by the user is used or refused; only the run's own store may be missing."""
     with pytest.raises(ValueError, match=r"none\.zarr"):
-        gather(ExportArgs(run, store=tmp_path / "none.zarr"), load_card(run))
+        make_verification_input(ExportArgs(run, store=tmp_path / "none.zarr"), load_card(run))
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -154,7 +154,7 @@ def test_another_data_set_is_evaluated_as_a_whole_with_mapped_labels(tmp_path, c
         "50",
     ]
     assert main(words) == 2
-    assert "map them with --label-map THEIRS=OURS" in capsys.readouterr().err
+    assert "map them with --label-map STORE_LABEL=RUN_LABEL" in capsys.readouterr().err
     assert main([*words, "--label-map", "away=nonsense"]) == 2
     assert main([*words, "--label-map", "away=distracted", "here=engaged"]) == 0
     folder = tmp_path / "run/cross/other"

@@ -25,7 +25,7 @@ def test_the_bootstrap_equals_scikit_learn_on_repeated_clips():
         minority = minority_class(labels, num_classes)
         fast = bootstrap_metrics(labels, p, predicted, resamples, minority)
         for r in range(len(resamples.weights)):
-            again = np.repeat(np.arange(150), resamples.weights[r][resamples.subject_index].astype(int))
+            again = np.repeat(np.arange(150), resamples.weights[r][resamples.unit_index].astype(int))
             slow = compute_metrics(labels[again], p[again], predicted[again], minority)
             for name, rounds in fast.items():
                 assert rounds[r] == pytest.approx(slow[name], nan_ok=True), (name, r)
@@ -93,7 +93,7 @@ def test_intervals_cover_the_truth_in_nine_of_ten_data_sets_of_forty_people():
         resamples = resample_subjects(people(40, 8), 400, seed)
         p = np.stack([1.0 - predicted, predicted], axis=1).astype(float)
         rounds = bootstrap_metrics(labels, p, predicted, resamples, 0)["accuracy"]
-        low, high = interval(rounds, resamples.num_subjects)
+        low, high = interval(rounds, resamples.num_units)
         covered += low <= 0.7 <= high
     assert covered / trials >= 0.9
 
@@ -141,7 +141,7 @@ def test_clips_without_a_subject_do_not_count_as_subjects():
     labels = np.tile([0, 1], 75)
     scores = labels + rng.normal(0, 0.4, 150)
     found = evaluated(labels, scores, np.concatenate([people(2, 50), np.full(50, "")]))
-    assert (found.resamples.num_people, found.resamples.num_subjects) == (2, 52)
+    assert (found.resamples.num_subjects, found.resamples.num_units) == (2, 52)
     assert headline(found).startswith("On 100 clips of 2 subjects and 50 of unknown subjects: AUROC ")
     assert (best_baseline(found, "auroc") or {})["conclusion"] == "inconclusive (2 subjects)"
     assert [w.partition(":")[0] for w in found.warnings] == [

@@ -58,13 +58,13 @@ def test_importance_of_a_real_head_is_reproducible(clips) -> None:  # type: igno
 def test_every_column_has_one_group() -> None:
     groups = feature_groups(DIMS, FEATURES)
     assert set(groups) == {
-        "embedding", "eyes", "brows", "mouth", "head pose", "place", "rest of the face",
+        "embedding", "eyes", "brows", "mouth", "head pose", "face position", "other face features",
     }  # fmt: skip
     columns = sorted(c for stream, cs in groups.values() if stream == "geometry" for c in cs)
     assert columns == list(range(len(FEATURES)))
     others = feature_groups({"geometry": 3}, ("abs_yaw", "depth_cm", "eyeBlinkLeft"))
     assert {group: columns for group, (_, columns) in others.items()} == {
-        "head pose": [0], "place": [1], "eyes": [2],
+        "head pose": [0], "face position": [1], "eyes": [2],
     }  # fmt: skip
     with pytest.raises(ValueError, match="61 geometry columns and 2 names"):
         feature_groups(DIMS, ("a", "b"))

@@ -111,7 +111,7 @@ def test_run_with_geometry_shows_permutation_importance_and_signals(tmp_path, mo
     assert 'id="importance-figure_1"' in page
     section = page[page.index('<section id="importance">') :]
     assert "The most important group is eyes." in section
-    for text in ("head pose", "rest of the face", "eyes open", "gaze", "yaw"):
+    for text in ("head pose", "other face features", "eyes open", "gaze", "yaw"):
         assert text in section
     # With --folds, importance comes from the heads of the folds, each on its held-out subjects.
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--bootstrap-rounds", "50"]) == 0
