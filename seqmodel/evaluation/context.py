@@ -58,7 +58,7 @@ def open_context(
     table = store.table()
     labels = clip_labels(table, card.labelling, mapping)
     subsets = load_split(run)
-    known = known_rows(table, subsets, is_home=_whole(path) == _whole(card.store))
+    known = known_rows(table, subsets, is_training_store=_whole(path) == _whole(card.store))
     is_other = not known.any()
     found = eval_subset(table, labels, subsets, split, known, calibrators_of(run, card))
     if len(found.rows) == 0:

@@ -354,8 +354,7 @@ def kind(comparison: BaselineComparison) -> str:
 STAGE_COLUMNS = ("stage", "val_score", "kept", "command")
 """Fields of a stage that are not listed in the column of details."""
 STAGE_FIELDS = {
-    "facts": "hash of data and settings",
-    "settings": "hash of settings",
+    "settings": "hash of data and settings",
     "stage_1": "validation score of the head before fine-tuning",
     "unfreeze_from": "first trained encoder block",
     "before": "previous calibration",

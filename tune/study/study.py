@@ -53,12 +53,12 @@ class StudySpec:
     earliest-stopping bracket). False: Hyperband, from the second epoch on."""
 
 
-def create_study(spec: StudySpec, points: Sequence[dict[str, Any]], facts: dict[str, Any]) -> optuna.Study:
-    """Create the study and enqueue its starting points, or open an existing study with the same facts.
+def create_study(spec: StudySpec, points: Sequence[dict[str, Any]], settings: dict[str, Any]) -> optuna.Study:
+    """Create the study and enqueue its starting points, or open an existing study with the same settings.
 
     points: the first is the seed project's settings; its trial has that role.
     facts: settings of the search (metric, split, labels …), which must be equal to resume a study.
-    Raises ValueError with the facts that differ.
+    Raises ValueError with the settings that differ.
     """
     study = optuna.create_study(
         storage=open_storage(spec.storage),
@@ -67,18 +67,18 @@ def create_study(spec: StudySpec, points: Sequence[dict[str, Any]], facts: dict[
         load_if_exists=True,
         pruner=pruner_of(spec),
     )
-    known = study.user_attrs.get("facts")
+    known = study.user_attrs.get("settings")
     if known is None:
         _enqueue_starts(study, points)
-        if "metric" in facts:
+        if "metric" in settings:
             with ignore_experimental_warnings():
-                study.set_metric_names([facts["metric"]])
-        study.set_user_attr("facts", facts)  # last: a study with facts is complete
+                study.set_metric_names([settings["metric"]])
+        study.set_user_attr("settings", settings)  # last: a study with settings is complete
     else:
         different = [
-            f"{key}: {known.get(key)!r} in the study, {facts[key]!r} now"
-            for key in facts
-            if known.get(key) != facts[key]
+            f"{key}: {known.get(key)!r} in the study, {settings[key]!r} now"
+            for key in settings
+            if known.get(key) != settings[key]
         ]
         if different:
             raise ValueError(

@@ -14,7 +14,7 @@ import pytest
 
 from extract.__main__ import main
 from extract.config import Layout
-from extract.datasets.detect import read_dataset, recognise, sample_clips
+from extract.datasets.detect import detect_format, read_dataset, sample_clips
 from extract.datasets.index import DatasetIndex
 from features.manifest import Clip
 from features.store.store import FeatureStore
@@ -270,7 +270,7 @@ def test_aihub_on_several_disks_is_found_by_its_links(aihub: Path, tmp_path_fact
         disk = tmp_path_factory.mktemp("disk") / folder.name
         folder.rename(disk)
         folder.symlink_to(disk, target_is_directory=True)
-    assert recognise(aihub) == "aihub"
+    assert detect_format(aihub) == "aihub"
     assert read_dataset(aihub) == wanted
 
 
@@ -360,7 +360,7 @@ def test_aihub_segments_become_rows_of_one_decoding(aihub: Path, tmp_path: Path)
 def test_layouts_are_recognised(tmp_path: Path, files: tuple[str, ...], expected: Layout) -> None:
     for name in files:
         put(tmp_path / name, b"x")
-    assert recognise(tmp_path) == expected
+    assert detect_format(tmp_path) == expected
 
 
 def test_a_layout_that_is_not_there_says_so(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from features.maintenance.import_external import read_sequences, write_external
 from features.store.store import FeatureStore, plan
 from seqmodel.config import LabelArgs
-from seqmodel.training.task import build_task, load_train_val, seen_fingerprint
+from seqmodel.training.task import build_task, data_fingerprint, load_train_val
 from tests.support.small_store import WITH_GEOMETRY, clips_of, fill_row, write_store
 
 LABELS = LabelArgs(labels="distracted,engaged")
@@ -96,7 +96,7 @@ def test_fingerprint_changes_only_with_data_that_the_search_reads(tmp_path: Path
     store = write_store(tmp_path / "s.zarr", 64)
 
     def seen() -> str:
-        return seen_fingerprint(build_task(store.path, LABELS))
+        return data_fingerprint(build_task(store.path, LABELS))
 
     row = int(build_task(store.path, LABELS).split.train[0])
 

@@ -29,7 +29,7 @@ from tune.study.study import (
 from tune.study.worker_pool import run_workers
 
 POINTS = ({"a": 0.5}, {"a": 0.25}, {"a": -0.5})
-FACTS = {"metric": "auroc"}
+SETTINGS = {"metric": "auroc"}
 KILLED_AT = [("set_user_attr", 0), ("set_metric_names", 0), *(("enqueue_trial", call) for call in range(3))]
 """When another process may come, or a kill, while a study is made: before which call of what."""
 
@@ -71,12 +71,12 @@ def test_processes_that_start_together_begin_with_each_point_once(
     spec = spec_at(tmp_path / "study.log", trials=len(POINTS))
 
     def other() -> None:
-        create_study(spec, POINTS, FACTS)
+        create_study(spec, POINTS, SETTINGS)
         if also_works:
             work(spec, square_of)
 
     before_the(call, step, monkeypatch, other)
-    study = create_study(spec, POINTS, FACTS)
+    study = create_study(spec, POINTS, SETTINGS)
     work(spec, square_of)
     assert starts_of(study) == list(POINTS)
     assert [trial.params for trial in study.get_trials(states=(TrialState.COMPLETE,))] == list(POINTS)
@@ -91,13 +91,13 @@ def square_of(trial: optuna.Trial) -> float:
 def test_duplicate_of_a_running_starting_point_is_dropped(tmp_path: Path) -> None:
     """As where a worker was faster than whoever had enqueued it; it goes on with the next trial."""
     spec = spec_at(tmp_path / "study.log", trials=3)
-    study = create_study(spec, POINTS[:1], FACTS)
+    study = create_study(spec, POINTS[:1], SETTINGS)
     study.enqueue_trial(POINTS[0], user_attrs={"start": 0})
 
     def value(trial: optuna.Trial) -> float:
         a = trial.suggest_float("a", -1, 1)
         if trial.number == 1:
-            create_study(spec, POINTS[:1], FACTS)
+            create_study(spec, POINTS[:1], SETTINGS)
         return a
 
     work(spec, value)
@@ -108,13 +108,13 @@ def test_duplicate_of_a_running_starting_point_is_dropped(tmp_path: Path) -> Non
 def test_a_starting_point_that_is_tried_again_is_no_copy(tmp_path: Path) -> None:
     """A database's heartbeat enqueues it with all marks of the trial that failed."""
     spec = spec_at(tmp_path / "study.log")
-    study = create_study(spec, POINTS[:1], FACTS)
+    study = create_study(spec, POINTS[:1], SETTINGS)
     failed = study.ask()
     study.tell(failed, state=TrialState.FAIL)
     with ignore_experimental_warnings():
         optuna.storages.RetryHeartbeatStaleTrialCallback()(study, study.trials[0])
     assert study.trials[1].user_attrs == study.trials[0].user_attrs
-    create_study(spec, POINTS[:1], FACTS)
+    create_study(spec, POINTS[:1], SETTINGS)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
 
 
@@ -130,10 +130,10 @@ def test_a_search_killed_while_it_makes_its_study_begins_with_each_point_once(
     with monkeypatch.context() as patch:
         before_the(call, step, patch, killed)
         with pytest.raises(SystemExit):
-            create_study(spec, POINTS, FACTS)
-    study = create_study(spec, POINTS, FACTS)
+            create_study(spec, POINTS, SETTINGS)
+    study = create_study(spec, POINTS, SETTINGS)
     assert starts_of(study) == list(POINTS)
-    assert study.user_attrs["facts"] == FACTS
+    assert study.user_attrs["settings"] == SETTINGS
 
 
 def killed_worker(spec: StudySpec, index: int) -> None:

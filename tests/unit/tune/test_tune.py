@@ -464,7 +464,9 @@ def test_fine_tuning_takes_the_best_head_that_reads_embeddings(tmp_path: Path) -
     read = {
         finetune: [
             f.trial.params["inputs"]
-            for f in finalists.choose(dataclasses.replace(args, finetune=finetune, reseed=2), study, context)
+            for f in finalists.choose_finalists(
+                dataclasses.replace(args, finetune=finetune, reseed=2), study, context
+            )
         ]
         for finetune in (False, True)
     }
@@ -606,7 +608,7 @@ def test_seed_project_settings_are_always_finalists(
         study.add_trial(
             optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=value)
         )
-    found = finalists.choose(args, study, context)
+    found = finalists.choose_finalists(args, study, context)
     assert {f.trial.number for f in found} == {0, 3, 4, 5}
     assert found[0].mean >= next(f.mean for f in found if f.trial.number == 0)
     assert {len(f.scores) for f in found} == {2}
@@ -622,7 +624,7 @@ def test_duplicate_trials_are_ranked_once(searched: tuple[Path, dict[str, Any]],
         study.add_trial(
             optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=t.value)
         )
-    assert sorted(f.trial.number for f in finalists.choose(args, study, context)) == [0, 1, 2]
+    assert sorted(f.trial.number for f in finalists.choose_finalists(args, study, context)) == [0, 1, 2]
 
 
 def test_with_folds_the_baselines_are_judged_on_the_same_folds(store: Path, tmp_path: Path) -> None:
