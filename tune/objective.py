@@ -42,7 +42,10 @@ def make_folds(train: Samples, val: Samples, num_folds: int, seed: int) -> list[
         return [_fold(train, val)]
     both = join(train, val)
     parts = grouped_folds(both.labels, sample_groups(both), num_folds, seed)
-    return [_fold(select_samples(both, train), select_samples(both, val)) for train, val in parts]
+    return [
+        _fold(select_samples(both, train_rows), select_samples(both, val_rows))
+        for train_rows, val_rows in parts
+    ]
 
 
 def _fold(train: Samples, val: Samples) -> Fold:

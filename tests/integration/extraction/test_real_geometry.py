@@ -40,13 +40,13 @@ def test_lowest_level_is_recognised_in_unseen_subjects(
     store, run = str(tmp_path / "s.zarr"), tmp_path / "run"
     assert features(["import", str(one_frame_clips(tmp_path)), "--out", store, "--name", "mediapipe"]) == 0
     # The folds take the question from the run, and no head.
-    words = ["--binarize-at", "1", "--batch-size", "64", "--epochs", "1"]
-    assert seqmodel(["train", "--store", store, "--run", str(run), *words]) == 0
+    argv = ["--binarize-at", "1", "--batch-size", "64", "--epochs", "1"]
+    assert seqmodel(["train", "--store", store, "--run", str(run), *argv]) == 0
     assert seqmodel(["evaluate", "--run", str(run), "--folds", "5", "--bootstrap-rounds", "200"]) == 0
     found = json.loads((run / "folds-5/metrics.json").read_text(encoding="utf-8"))
-    everybody, seen = found["folds-5"], found["folds-5/measured"]
-    assert everybody["num_clips"]["value"] == 4421
+    all_clips, seen = found["folds-5"], found["folds-5/measured"]
+    assert all_clips["num_clips"]["value"] == 4421
     assert "AUROC on the 4337 clips with a prediction:" in " ".join(capsys.readouterr().err.split())
     assert seen["auroc"]["value"] >= 0.895
     assert seen["auroc"]["low"] > 0.80
-    assert 0.80 < everybody["auroc"]["value"] < seen["auroc"]["value"]
+    assert 0.80 < all_clips["auroc"]["value"] < seen["auroc"]["value"]

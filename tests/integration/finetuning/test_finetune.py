@@ -144,20 +144,20 @@ def test_a_job_stopped_at_any_step_ends_at_the_same_weights(
     summary, _ = finetune(args(run, finetune=every_step, activation_cache=activation_cache))
     assert calls == 2 + 3 * 4, "each step was done once, and the two stopped ones again"
 
-    theirs, ours = load_weights(uninterrupted), load_weights(run)
-    for part in theirs:
-        for name, tensor in theirs[part].items():
-            assert torch.equal(tensor, ours[part][name]), name
+    expected, actual = load_weights(uninterrupted), load_weights(run)
+    for part in expected:
+        for name, tensor in expected[part].items():
+            assert torch.equal(tensor, actual[part][name]), name
     assert summary["stage_2"] == load_card(uninterrupted).stages[-1]["val_score"]
 
 
-def test_cached_activations_train_what_crops_train(run: Path) -> None:
+def test_training_on_cached_activations_equals_training_on_crops(run: Path) -> None:
     """Without augmentation, cached float16 activations change the result by rounding only."""
     outcomes = []
     exact = dataclasses.replace(QUICK, precision="f32")
     for activation_cache in ("on", "off"):
-        asked = args(run, activation_cache=activation_cache, augment=False, finetune=exact)
-        job = start_job(open_setup(asked), asked, DistributedContext())
+        finetune_args = args(run, activation_cache=activation_cache, augment=False, finetune=exact)
+        job = start_job(open_setup(finetune_args), finetune_args, DistributedContext())
         start = job.best_logits
         while not job.finished:
             job.step()
@@ -165,8 +165,8 @@ def test_cached_activations_train_what_crops_train(run: Path) -> None:
     (cached, cached_logits), (from_crops, logits) = outcomes
     # Logits move by 1e-4 of their spread, where training moves them by all of it.
     assert np.abs(cached_logits - logits).max() < 1e-3
-    for ours, theirs in zip(cached[1:], from_crops[1:], strict=True):
-        assert abs(ours.train_loss - theirs.train_loss) < 0.003
+    for actual, expected in zip(cached[1:], from_crops[1:], strict=True):
+        assert abs(actual.train_loss - expected.train_loss) < 0.003
     assert abs(from_crops[1].train_loss - from_crops[-1].train_loss) > 0.01, "there was something to learn"
 
 
@@ -179,11 +179,11 @@ def test_feature_augmentation_of_stage_one_also_applies_in_finetuning(run: Path)
         (0.0, 0.2, True),
         (0.1, 0.2, False),
     ):
-        asked = args(run, augment=augment)
-        setup = open_setup(asked)
+        finetune_args = args(run, augment=augment)
+        setup = open_setup(finetune_args)
         chosen = dataclasses.replace(setup.card.train, noise=noise, frame_dropout=frame_dropout)
         setup = dataclasses.replace(setup, loss=chosen)
-        job = start_job(setup, asked, DistributedContext())
+        job = start_job(setup, finetune_args, DistributedContext())
         starts[noise, frame_dropout, augment] = job.best_logits
         job.step()
         losses[noise, frame_dropout, augment] = job.state.loss_sum
@@ -192,11 +192,11 @@ def test_feature_augmentation_of_stage_one_also_applies_in_finetuning(run: Path)
     assert all(np.array_equal(first, other) for other in starts.values())
 
 
-def test_frozen_blocks_and_batch_statistics_do_not_change(run: Path) -> None:
-    asked = args(run, activation_cache="off")
-    setup = open_setup(asked)
+def test_frozen_blocks_and_batchnorm_statistics_do_not_change(run: Path) -> None:
+    finetune_args = args(run, activation_cache="off")
+    setup = open_setup(finetune_args)
     before = {k: v.clone() for k, v in setup.model.encoder.state_dict().items()}
-    job = start_job(setup, asked, DistributedContext())
+    job = start_job(setup, finetune_args, DistributedContext())
     while not job.finished:
         job.step()
     for name, tensor in setup.model.encoder.state_dict().items():
@@ -206,10 +206,10 @@ def test_frozen_blocks_and_batch_statistics_do_not_change(run: Path) -> None:
 
 
 def test_head_only_epochs_train_the_head_only(run: Path) -> None:
-    asked = args(run)
-    setup = open_setup(asked)
+    finetune_args = args(run)
+    setup = open_setup(finetune_args)
     before = {k: v.clone() for k, v in setup.model.state_dict().items()}
-    job = start_job(setup, asked, DistributedContext())
+    job = start_job(setup, finetune_args, DistributedContext())
     while job.trains_head_only:
         job.step()
     moved = [
@@ -220,8 +220,8 @@ def test_head_only_epochs_train_the_head_only(run: Path) -> None:
 
 
 def test_nonfinite_loss_stops_before_the_weights_change(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = args(run)
-    job = start_job(open_setup(asked), asked, DistributedContext())
+    finetune_args = args(run)
+    job = start_job(open_setup(finetune_args), finetune_args, DistributedContext())
     job.step()
     before = {k: v.clone() for k, v in job.model.state_dict().items()}
     monkeypatch.setattr(job, "loss", lambda logits, labels: logits.sum(1) * torch.nan)
@@ -299,7 +299,7 @@ def test_live_uses_the_finetuned_encoder(run: Path) -> None:
     assert built == engine.encoder_id
 
 
-def test_a_clip_without_any_face_gives_zero_gradients_not_none(run: Path) -> None:
+def test_clip_without_a_face_has_zero_gradients(run: Path) -> None:
     model = open_setup(args(run)).model.train()
     crops = torch.zeros(1, 6, 32, 32, 3, dtype=torch.uint8)
     logits = model({"crops": crops}, {"crops": torch.zeros(1, 6, dtype=torch.bool)})
@@ -329,7 +329,7 @@ def steps_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
-def words(run: Path, *more: str) -> list[str]:
+def argv(run: Path, *more: str) -> list[str]:
     """Arguments of the finetune command for a short job."""
     quick = ["--epochs", "2", "--head-only-epochs", "0", "--effective-batch", "4", "--unfreeze-from", "15"]
     return ["finetune", "--run", str(run), *quick, *more]
@@ -343,20 +343,20 @@ STAYS = ["--head-lr", "0", "--encoder-lr", "0"]
 def test_finished_finetuning_is_not_repeated(
     run: Path, how: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(words(run, *how, "--json")) == 0
+    assert main(argv(run, *how, "--json")) == 0
     first = json.loads(capsys.readouterr().out)
-    given = ["python", "-m", "seqmodel", *words(run, *how, "--json")]
+    given = ["python", "-m", "seqmodel", *argv(run, *how, "--json")]
     assert [shlex.split(setup["command"]) for setup in load_card(run).stages] == [[], given]
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     made = steps_of(monkeypatch)
     for _ in range(2):
-        assert main(words(run, *how, "--json")) == 0
+        assert main(argv(run, *how, "--json")) == 0
         again = json.loads(capsys.readouterr().out)
         assert again | {"seconds": 0} == first | {"seconds": 0}
     assert not made
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
     # Asked for otherwise it goes on from what the run holds, and says what that was.
-    assert main(words(run, *STAYS, "--seed", "7", "--json")) == 0
+    assert main(argv(run, *STAYS, "--seed", "7", "--json")) == 0
     assert json.loads(capsys.readouterr().out)["kept"] == first["kept"]
     assert made
     assert load_card(run).stages[-1]["started_from"] == first["kept"]
@@ -365,7 +365,7 @@ def test_finished_finetuning_is_not_repeated(
 def test_checkpoint_of_another_head_is_not_resumed(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = args(run, finetune=dataclasses.replace(QUICK, save_every_s=0.0))
+    finetune_args = args(run, finetune=dataclasses.replace(QUICK, save_every_s=0.0))
     step = EndToEnd.step
 
     def killed_later(self: EndToEnd) -> object:
@@ -376,12 +376,14 @@ def test_checkpoint_of_another_head_is_not_resumed(
     with monkeypatch.context() as patch:
         patch.setattr(EndToEnd, "step", killed_later)
         with pytest.raises(Killed):
-            finetune(asked)
-    assert start_job(open_setup(asked), asked, DistributedContext()).state.step == 2, "as it was left"
+            finetune(finetune_args)
+    assert start_job(open_setup(finetune_args), finetune_args, DistributedContext()).state.step == 2, (
+        "as it was left"
+    )
     weights = load_weights(run)
     other = {name: tensor + 0.01 for name, tensor in weights["head"].items()}
     save_weights(run, other, weights["encoder"])
-    assert start_job(open_setup(asked), asked, DistributedContext()).state.step == 0
+    assert start_job(open_setup(finetune_args), finetune_args, DistributedContext()).state.step == 0
     assert "starting from the beginning" in capsys.readouterr().err
     card = load_card(run)
     train(TrainArgs(Path(card.store), run, head=card.head, train=TrainConfig(epochs=1, lr=2e-5)))
@@ -392,18 +394,18 @@ def test_job_killed_between_weights_and_card_resumes(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Path(shutil.copytree(run, tmp_path / "whole" / run.name))
-    assert main(words(whole, *LEARNS)) == 0
+    assert main(argv(whole, *LEARNS)) == 0
     with monkeypatch.context() as patch:
         patch.setattr("seqmodel.commands.finetune.save_card", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
-            main(words(run, *LEARNS))
+            main(argv(run, *LEARNS))
     made = steps_of(monkeypatch)
-    assert main(words(run, *LEARNS)) == 0
+    assert main(argv(run, *LEARNS)) == 0
     assert not made
-    ours, theirs = load_card(run), load_card(whole)
-    assert ours.recipe == theirs.recipe
-    assert ours.stages[-1]["val_score"] == theirs.stages[-1]["val_score"]
-    assert ours.stages[-1]["started_from"] == "stage 1"
+    actual, expected = load_card(run), load_card(whole)
+    assert actual.recipe == expected.recipe
+    assert actual.stages[-1]["val_score"] == expected.stages[-1]["val_score"]
+    assert actual.stages[-1]["started_from"] == "stage 1"
     for part, tensors in load_weights(run).items():
         assert all(torch.equal(tensor, load_weights(whole)[part][name]) for name, tensor in tensors.items())
 
@@ -420,7 +422,7 @@ def test_finetune_deletes_old_results_but_keeps_the_log_of_test_evaluations(run:
             (run / name).write_text("old", encoding="utf-8")
 
     litter()
-    assert main(words(run, *LEARNS)) == 0
+    assert main(argv(run, *LEARNS)) == 0
     assert not [name for name in stale if (run / name).exists()]
     assert (run / "plots/study_history.png").exists()
     litter()
@@ -450,7 +452,7 @@ def test_readme_loop_resumes_after_a_kill(
             raise Killed
         copy(*parts)
 
-    command = words(run, *how, "--re-extract", str(new))
+    command = argv(run, *how, "--re-extract", str(new))
     with monkeypatch.context() as patch:
         patch.setattr(module, "_copy_row", killed_later)
         with pytest.raises(Killed):
@@ -468,22 +470,24 @@ def test_readme_loop_resumes_after_a_kill(
     options = ["--trials", "1", "--workers", "1", "--reseed", "1", "--epochs", "1"]
     assert tune(["--store", str(new), "--out", str(second), "--splits-from", str(run), *options]) == 0
     assert load_card(second).recipe.encoder == load_card(run).recipe.encoder
-    ours, theirs = load_weights(second)["encoder"], load_weights(run)["encoder"]
-    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items()), "it goes live by itself"
+    actual, expected = load_weights(second)["encoder"], load_weights(run)["encoder"]
+    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items()), (
+        "it goes live by itself"
+    )
 
 
 def test_re_extract_names_clips_without_crops_and_adds_them_later(tmp_path: Path, run: Path) -> None:
     """Rows 6 and 22 belong to a test subject, which fine-tuning never reads."""
     store = write_crop_store(tmp_path / "some.zarr", cropless=(6, 22))
     assert set(store.table().split[[6, 22]]) == {"test"}
-    asked = args(run, store=Path(store.path), re_extract=tmp_path / "new.zarr")
-    summary, code = finetune(asked)
+    finetune_args = args(run, store=Path(store.path), re_extract=tmp_path / "new.zarr")
+    summary, code = finetune(finetune_args)
     assert code == 1
     assert summary["re_extract"]["without_crops"] == ["6.mp4#0", "22.mp4#0"]
     whole = FeatureStore.open(load_card(run).store)
     for row in (6, 22):
         store.write_row(row, crops=whole.read_crops(row))
-    summary, code = finetune(asked)
+    summary, code = finetune(finetune_args)
     assert code == 0
     assert summary["re_extract"]["done"] == 32
 
@@ -505,7 +509,7 @@ def test_existing_re_extract_path_is_rejected_before_training(
     ("encoder_name", "weights", "geometry"),
     [("mobilenet_v3_large", "random", "on"), ("efficientnet_lite0", "imagenet", "off")],
 )
-def test_crops_command_gives_the_same_recipe(
+def test_printed_crops_command_has_the_same_recipe(
     tmp_path: Path, encoder_name: Any, weights: str, geometry: Any
 ) -> None:
     made = ExtractConfig(
@@ -516,9 +520,9 @@ def test_crops_command_gives_the_same_recipe(
     store = plan(tmp_path / "내 저장소.zarr", [clip], recipe, numerics={})
     printed = shlex.split(crops_command(store))
     assert printed[:3] == ["python", "-m", "extract"]
-    asked = parse(ExtractConfig, printed[3:], prog="extract", description="")
-    assert (asked.out, asked.crops) == (str(store.path), "jpeg")
-    assert make_extractor_config(asked)[0].recipe == recipe
+    finetune_args = parse(ExtractConfig, printed[3:], prog="extract", description="")
+    assert (finetune_args.out, finetune_args.crops) == (str(store.path), "jpeg")
+    assert make_extractor_config(finetune_args)[0].recipe == recipe
 
 
 def test_preset_seed_rejects_other_options(run: Path) -> None:
@@ -529,8 +533,8 @@ def test_preset_seed_rejects_other_options(run: Path) -> None:
         card.train, loss="focal", label_smoothing=0.1, class_weighting=True, noise=0.3, frame_dropout=0.2
     )
     save_card(run, dataclasses.replace(card, train=searched))
-    asked = args(run, preset="seed", finetune=FinetuneConfig(save_every_s=1.0))
-    job = start_job(open_setup(asked), asked, DistributedContext())
+    finetune_args = args(run, preset="seed", finetune=FinetuneConfig(save_every_s=1.0))
+    job = start_job(open_setup(finetune_args), finetune_args, DistributedContext())
     assert (job.config.effective_batch, job.config.save_every_s) == (256, 1.0)
     logits, labels = torch.tensor([[0.3], [-2.0]]), torch.tensor([1, 1])
     plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.ones(2, 1), reduction="none")
@@ -557,9 +561,9 @@ def test_without_any_epoch_the_summary_is_json(run: Path, capsys: pytest.Capture
 def test_activation_cache_checks_disk_space_for_train_and_val_together(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = args(run)
-    setup = open_setup(asked)
-    start_job(setup, asked, DistributedContext())
+    finetune_args = args(run)
+    setup = open_setup(finetune_args)
+    start_job(setup, finetune_args, DistributedContext())
     assert "--activation-cache off, augments them" in capsys.readouterr().err
     sizes = [
         (setup.folder / f"cut_{subset}" / "activations.f16").stat().st_size for subset in ("train", "val")
@@ -569,49 +573,49 @@ def test_activation_cache_checks_disk_space_for_train_and_val_together(
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=num_bytes))
 
     has_free(0)
-    start_job(open_setup(asked), asked, DistributedContext())  # all there already
+    start_job(open_setup(finetune_args), finetune_args, DistributedContext())  # all there already
     shutil.rmtree(setup.folder)
     has_free(1.2 * max(sizes))
     with pytest.raises(ValueError, match="the activation cache needs"):
-        start_job(open_setup(asked), asked, DistributedContext())
+        start_job(open_setup(finetune_args), finetune_args, DistributedContext())
     has_free(1.2 * sum(sizes))
-    start_job(open_setup(asked), asked, DistributedContext())
+    start_job(open_setup(finetune_args), finetune_args, DistributedContext())
 
 
 def test_activation_cache_of_a_changed_store_is_replaced(run: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(load_card(run).store, tmp_path / "moving.zarr"))
-    asked = args(run, store=store)
-    start_job(open_setup(asked), asked, DistributedContext())
+    finetune_args = args(run, store=store)
+    start_job(open_setup(finetune_args), finetune_args, DistributedContext())
     cached = run / "finetune" / "activations_train"
     marks = (cached / "done.u8").stat().st_mtime_ns
-    start_job(open_setup(asked), asked, DistributedContext())
+    start_job(open_setup(finetune_args), finetune_args, DistributedContext())
     assert (cached / "done.u8").stat().st_mtime_ns == marks
     shutil.rmtree(store)
     write_crop_store(store, cropless=(6,))
-    start_job(open_setup(asked), asked, DistributedContext())
+    start_job(open_setup(finetune_args), finetune_args, DistributedContext())
     assert (cached / "done.u8").stat().st_mtime_ns != marks
 
 
 def test_cached_versions_are_activations_of_augmented_crops(run: Path) -> None:
-    asked = args(run, finetune=dataclasses.replace(QUICK, augmented_copies=3))
-    setup = open_setup(asked)
-    learned, held = activation_datasets(setup, asked, DistributedContext())
+    finetune_args = args(run, finetune=dataclasses.replace(QUICK, augmented_copies=3))
+    setup = open_setup(finetune_args)
+    learned, held = activation_datasets(setup, finetune_args, DistributedContext())
     assert (learned.num_versions, held.num_versions) == (3, 1)
     prefix = prefix_runner(setup.model.encoder, setup.first_block, 32, "cpu")
     x, valid, _ = setup.train.batch(np.array([1]))
     crops = x["crops"][0][valid["crops"][0]]
     for version in range(3):
         found = learned.batch(np.array([1]), version)[0]["activations"][0][valid["crops"][0]]
-        rng = np.random.default_rng([asked.seed, 1, version])
+        rng = np.random.default_rng([finetune_args.seed, 1, version])
         seen = augment_clip(torch.from_numpy(crops), augmentation_of(setup), rng).contiguous().numpy()
         assert np.array_equal(found, prefix(seen if version else crops))
 
 
-def test_another_seed_caches_other_versions(run: Path) -> None:
+def test_another_seed_gives_other_augmented_copies(run: Path) -> None:
     def cached(seed: int) -> list[np.ndarray]:
         """Of training clips as they are and augmented, and of validation clips."""
-        asked = args(run, finetune=dataclasses.replace(QUICK, augmented_copies=2), seed=seed)
-        train, val = activation_datasets(open_setup(asked), asked, DistributedContext())
+        finetune_args = args(run, finetune=dataclasses.replace(QUICK, augmented_copies=2), seed=seed)
+        train, val = activation_datasets(open_setup(finetune_args), finetune_args, DistributedContext())
         both = [train.batch(np.arange(len(train)), version) for version in range(2)]
         return [x["activations"] for x, _, _ in [*both, val.batch(np.arange(len(val)))]]
 

@@ -43,8 +43,8 @@ def environment() -> dict[str, str]:
 
 
 def call(command: list[str], run: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    words = [*command, "--run", str(run), *OPTIONS, *options]
-    return subprocess.run(words, capture_output=True, text=True, encoding="utf-8", env=environment())
+    argv = [*command, "--run", str(run), *OPTIONS, *options]
+    return subprocess.run(argv, capture_output=True, text=True, encoding="utf-8", env=environment())
 
 
 def finetune_here(run: Path, *options: str) -> None:
@@ -79,8 +79,8 @@ def test_killed_process_ends_the_job_and_the_same_command_resumes(
 ) -> None:
     run = Path(shutil.copytree(stage_1, tmp_path / "run"))
     options = ["--epochs", "4", "--patience", "9", "--save-every-s", "0"]
-    words = [*TWO, "--run", str(run), *OPTIONS, *options]
-    job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
+    argv = [*TWO, "--run", str(run), *OPTIONS, *options]
+    job = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
     checkpoint = run / "finetune" / "checkpoint.safetensors"
     deadline = time.monotonic() + 240
     while not checkpoint.exists():
@@ -88,9 +88,9 @@ def test_killed_process_ends_the_job_and_the_same_command_resumes(
         assert time.monotonic() < deadline
         time.sleep(0.1)
     os.kill(worker(job.pid, rank=1), signal.SIGKILL)
-    said = job.communicate(timeout=120)[1]
+    stderr = job.communicate(timeout=120)[1]
     assert job.returncode != 0
-    assert "same command" in said, said
+    assert "same command" in stderr, stderr
     kept = load_checkpoint(checkpoint)
     assert kept is not None
     assert kept[1]["position"]["epoch"] * 4 + kept[1]["position"]["step"] >= 1
@@ -118,8 +118,8 @@ def test_job_stopped_by_a_signal_resumes_to_the_same_weights(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = Path(shutil.copytree(stage_1, tmp_path / "run"))
-    words = [*ALONE, "--run", str(run), *OPTIONS, *LONG]
-    job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
+    argv = [*ALONE, "--run", str(run), *OPTIONS, *LONG]
+    job = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
     checkpoint = run / "finetune" / "checkpoint.safetensors"
     deadline = time.monotonic() + 240
     while not checkpoint.exists():
@@ -128,7 +128,7 @@ def test_job_stopped_by_a_signal_resumes_to_the_same_weights(
         time.sleep(0.02)
     first = load_checkpoint(checkpoint)
     job.send_signal(number)
-    said = job.communicate(timeout=120)[1]
+    stderr = job.communicate(timeout=120)[1]
     kept = load_checkpoint(checkpoint)
     assert first is not None
     assert kept is not None, "the job was over before it was told to stop"
@@ -136,22 +136,22 @@ def test_job_stopped_by_a_signal_resumes_to_the_same_weights(
         assert job.returncode == -signal.SIGKILL
     else:
         assert job.returncode == 130
-        assert "the last checkpoint is saved" in said
-        assert "Traceback" not in said
+        assert "the last checkpoint is saved" in stderr
+        assert "Traceback" not in stderr
         position = kept[1]["position"]
         assert (position["epoch"], position["step"]) > (1, 0), "a step later than the epoch's own checkpoint"
 
     finetune_here(run, *LONG)
     assert "resuming at epoch" in capsys.readouterr().err
-    ours, theirs = load_weights(run), load_weights(uninterrupted)
-    for part, tensors in theirs.items():
-        assert all(torch.equal(tensor, ours[part][name]) for name, tensor in tensors.items())
+    actual, expected = load_weights(run), load_weights(uninterrupted)
+    for part, tensors in expected.items():
+        assert all(torch.equal(tensor, actual[part][name]) for name, tensor in tensors.items())
 
 
 def test_all_processes_stop_at_the_same_step(stage_1: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(stage_1, tmp_path / "run"))
-    words = [*TWO, "--run", str(run), *OPTIONS, *LONG, "--epochs", "40", "--patience", "40"]
-    job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
+    argv = [*TWO, "--run", str(run), *OPTIONS, *LONG, "--epochs", "40", "--patience", "40"]
+    job = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
     checkpoint = run / "finetune" / "checkpoint.safetensors"
     deadline = time.monotonic() + 240
     while not checkpoint.exists():
@@ -159,9 +159,9 @@ def test_all_processes_stop_at_the_same_step(stage_1: Path, tmp_path: Path) -> N
         assert time.monotonic() < deadline
         time.sleep(0.1)
     os.kill(worker(job.pid, rank=1), signal.SIGTERM)  # to one of them alone
-    said = job.communicate(timeout=120)[1]
+    stderr = job.communicate(timeout=120)[1]
     assert job.returncode != 0
-    assert "processes of this job ended" not in said, said
+    assert "processes of this job ended" not in stderr, stderr
     kept = load_checkpoint(checkpoint)
     assert kept is not None
     assert (kept[1]["position"]["epoch"], kept[1]["position"]["step"]) > (1, 0)

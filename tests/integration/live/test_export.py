@@ -96,11 +96,11 @@ def test_live_with_an_export_gives_the_runs_logits(
 ) -> None:
     """With a copied bundle, on a real video: to 1e-3, because embeddings may differ by single float16
     steps."""
-    ours = pushed(run, real_clips["carphone"])
-    theirs = pushed(bundles[form], real_clips["carphone"])
-    assert [p.t_s for p in ours] == [p.t_s for p in theirs]
-    np.testing.assert_allclose([p.logits for p in theirs], [p.logits for p in ours], atol=1e-3)
-    assert [(p.state, p.label) for p in theirs] == [(p.state, p.label) for p in ours]
+    actual = pushed(run, real_clips["carphone"])
+    expected = pushed(bundles[form], real_clips["carphone"])
+    assert [p.t_s for p in actual] == [p.t_s for p in expected]
+    np.testing.assert_allclose([p.logits for p in expected], [p.logits for p in actual], atol=1e-3)
+    assert [(p.state, p.label) for p in expected] == [(p.state, p.label) for p in actual]
 
 
 def test_bundle_has_no_subjects_and_no_training_paths(bundles: dict[str, Path]) -> None:
@@ -150,10 +150,10 @@ def test_live_with_a_bundle_needs_no_torch(
         "from live.__main__ import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    words = ["--run", str(bundles["openvino"]), "--video", str(real_clips["single"]), "--headless", "--json"]
-    words += ["--log", str(tmp_path / "a.csv")]
+    argv = ["--run", str(bundles["openvino"]), "--video", str(real_clips["single"]), "--headless", "--json"]
+    argv += ["--log", str(tmp_path / "a.csv")]
     done = subprocess.run(
-        [sys.executable, "-c", code, *words],
+        [sys.executable, "-c", code, *argv],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -186,7 +186,7 @@ def test_export_into_a_folder_with_other_files_is_refused(run: Path, tmp_path: P
     shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "thesis.txt").write_text("all of it", encoding="utf-8")
-    places = {
+    targets = {
         "the run": own,
         "its parent": own.parent,
         "a folder of somebody's": tmp_path / "theirs",
@@ -194,7 +194,7 @@ def test_export_into_a_folder_with_other_files_is_refused(run: Path, tmp_path: P
     }
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match="--out"):
-        export(ExportArgs(own, out=places[what]))
+        export(ExportArgs(own, out=targets[what]))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -227,15 +227,15 @@ def test_run_of_geometry_needs_no_encoder(
     card = load_card(run)
     nowhere = replace(card.recipe.encoder, weights="gone.pth", weights_sha256="0" * 64)
     save_card(run, replace(card, recipe=replace(card.recipe, encoder=nowhere)))
-    ours = pushed(run, real_clips["carphone"], "torch")
+    actual = pushed(run, real_clips["carphone"], "torch")
     summary, _ = export(ExportArgs(run, format=form))
     assert not list(Path(summary["bundle"]).glob("encoder*"))
     assert open_model(run).engine is None
-    theirs = pushed(run, real_clips["carphone"])
-    np.testing.assert_allclose([p.logits for p in theirs], [p.logits for p in ours], atol=1e-4)
+    expected = pushed(run, real_clips["carphone"])
+    np.testing.assert_allclose([p.logits for p in expected], [p.logits for p in actual], atol=1e-4)
 
 
-def test_example_of_the_docs_gives_lives_probability(
+def test_docs_example_gives_the_same_probability_as_live(
     detector_path: Path, real_clips: dict[str, Path], tmp_path: Path
 ) -> None:
     """The program in docs/live.md, unchanged, on the crops that live used."""
@@ -267,11 +267,11 @@ def test_example_of_the_docs_gives_lives_probability(
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    label, p, said = re.fullmatch(r"(\w+): ([\d.]+) -> (\w+)\n", done.stdout).groups()  # type: ignore[union-attr]
+    label, p, label_of_page = re.fullmatch(r"(\w+): ([\d.]+) -> (\w+)\n", done.stdout).groups()  # type: ignore[union-attr]
     last = pushed(run, real_clips["carphone"])[-1]
     assert label == "engaged"
     assert float(p) == pytest.approx(last.p_raw[1], abs=0.006)
-    assert said == last.names[last.p_raw[1] >= calibration.threshold]
+    assert label_of_page == last.names[last.p_raw[1] >= calibration.threshold]
 
 
 def test_onnx_file_runs_with_only_onnxruntime(run: Path, bundles: dict[str, Path]) -> None:

@@ -57,10 +57,10 @@ def get(view: BrowserView, path: str, **headers: str) -> http.client.HTTPRespons
     port = urlsplit(view.address).port
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request("GET", path, headers=headers)
-    answer = connection.getresponse()
-    answer.body = answer.read()  # type: ignore[attr-defined]
+    response = connection.getresponse()
+    response.body = response.read()  # type: ignore[attr-defined]
     connection.close()
-    return answer
+    return response
 
 
 def test_wrong_token_gets_403(view: BrowserView) -> None:
@@ -138,8 +138,8 @@ def test_another_origin_gets_no_web_socket(view: BrowserView) -> None:
 
 def test_slow_page_gets_the_newest_picture(view: BrowserView) -> None:
     """The next picture is sent after the last is drawn, and is the newest; the end is sent at once."""
-    answer = get(view, f"/?{urlsplit(view.address).query}")
-    cookie = answer.headers["set-cookie"].split(";")[0]
+    response = get(view, f"/?{urlsplit(view.address).query}")
+    cookie = response.headers["set-cookie"].split(";")[0]
     own = view.address.split("/?")[0]
     with connect(
         own.replace("http", "ws") + "/ws", additional_headers={"Cookie": cookie}, origin=Origin(own)
@@ -234,9 +234,9 @@ def test_serve_command_serves_a_browser(
     )
     # Long enough for a browser that starts slowly.
     video = write_video(tmp_path / "long.mp4", looped(face_frames(real_clips["pexels"], 50), 1800), 10)
-    words = ["--run", str(run), "--video", str(video), "--serve", "--port", "0", "--json"]
+    argv = ["--run", str(run), "--video", str(video), "--serve", "--port", "0", "--json"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "live", *words],
+        [sys.executable, "-m", "live", *argv],
         cwd=Path(__file__).resolve().parents[3],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -312,8 +312,8 @@ def test_page_shows_a_moving_timeline_and_sends_keys(
             page = browser.new_page()
             wrong: list[str] = []
             page.on("pageerror", lambda error: wrong.append(str(error)))
-            asked: list[str] = []
-            page.on("request", lambda request: asked.append(request.url))
+            urls: list[str] = []
+            page.on("request", lambda request: urls.append(request.url))
             page.goto(view.address)
             until(page, "document.querySelector('#headline').textContent === 'engaged'")
             until(page, "+document.querySelector('#timeline').dataset.moments > 10")
@@ -330,9 +330,7 @@ def test_page_shows_a_moving_timeline_and_sends_keys(
             assert again.status == 403
             page.screenshot(path=tmp_path / "page.png")
             own = view.address.split("/?")[0]
-            assert all(url.startswith((own, "blob:" + own, own.replace("http", "ws"))) for url in asked), (
-                asked
-            )
+            assert all(url.startswith((own, "blob:" + own, own.replace("http", "ws"))) for url in urls), urls
             assert not wrong
             browser.close()
     finally:

@@ -98,7 +98,7 @@ def test_ten_minutes_lose_no_row_and_leak_no_memory(tmp_path: Path, detector_pat
     source.close()
     control.close()
     session.close()
-    rows = [row for story in find_sessions(list(tmp_path.glob("live*.csv"))) for row in story.rows]
+    rows = [row for summary in find_sessions(list(tmp_path.glob("live*.csv"))) for row in summary.rows]
     counted = session.summary()
     print(counted["rows"], counted["states"], "tries", opened["tries"], "memory", view.memory_mb)
     assert len(rows) == counted["rows"] > 300

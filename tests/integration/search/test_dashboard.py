@@ -42,7 +42,7 @@ pytestmark = [
 def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The words of the command that a search of twelve trials ends with."""
     folder = tmp_path_factory.mktemp("실행")
-    words = [
+    argv = [
         "--store",
         write_toy_store(folder),
         "--out",
@@ -52,8 +52,8 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "--workers",
         "1",
     ]
-    words += ["--reseed", "1", "--epochs", "4", "--pruning", "off", "--study", "heads of the demo"]
-    done = run_here("tune", *words, SLURM_CPUS_PER_TASK="1")
+    argv += ["--reseed", "1", "--epochs", "4", "--pruning", "off", "--study", "heads of the demo"]
+    done = run_here("tune", *argv, SLURM_CPUS_PER_TASK="1")
     assert done.returncode == 0, done.stderr
     found = re.search(r"to view the study: (optuna-dashboard .*)", done.stderr)
     assert found is not None, done.stderr

@@ -44,9 +44,9 @@ def server() -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
 
-    def run(*words: str) -> None:
+    def run(*argv: str) -> None:
         done = subprocess.run(
-            [*as_user, *words], capture_output=True, text=True, encoding="utf-8", cwd="/", timeout=120
+            [*as_user, *argv], capture_output=True, text=True, encoding="utf-8", cwd="/", timeout=120
         )
         assert done.returncode == 0, done.stderr or done.stdout
 
@@ -86,7 +86,7 @@ def server() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_two_workers_one_killed_its_trial_tried_again_and_nothing_lost(server: str) -> None:
+def test_trial_of_a_killed_worker_of_two_is_run_again(server: str) -> None:
     require_retry(StudySpec(server, "killed", trials=10, seed=0, epochs=4, pruning=False, folds=0))
 
 
@@ -98,8 +98,8 @@ def test_two_commands_search_together_and_one_is_killed(server: str, tmp_path: P
     environment = os.environ | {"SLURM_CPUS_PER_TASK": "1", "OMP_NUM_THREADS": "1"}
 
     def start(out: str) -> subprocess.Popen[str]:
-        words = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / out), *options]
-        return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment)
+        argv = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / out), *options]
+        return subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment)
 
     def trials() -> list[optuna.trial.FrozenTrial]:
         storage = open_storage(server)
@@ -144,8 +144,8 @@ def test_two_commands_search_together_and_one_is_killed(server: str, tmp_path: P
     finally:
         first.kill()
         first.communicate()
-    said = second.communicate(timeout=600)[1]
-    assert second.returncode == 0, said
+    stderr = second.communicate(timeout=600)[1]
+    assert second.returncode == 0, stderr
     done = trials()
     assert done[killed].state == TrialState.FAIL
     again = [t.params for t in done if t.params == done[killed].params and t.state == TrialState.COMPLETE]
@@ -153,11 +153,11 @@ def test_two_commands_search_together_and_one_is_killed(server: str, tmp_path: P
     assert len([t for t in done if t.state == TrialState.COMPLETE]) >= 8
     assert not [t for t in done if t.state in (TrialState.RUNNING, TrialState.WAITING)]
     assert load_card(tmp_path / "second").stages[0]["study"] == "shared"
-    assert f"optuna-dashboard {server}" in said.replace("\n", " "), "no password in it, so printed as it is"
+    assert f"optuna-dashboard {server}" in stderr.replace("\n", " "), "no password in it, so printed as it is"
 
 
 @pytest.mark.parametrize("trials", [1, 2])
-def test_a_silent_worker_of_another_machine_is_found_by_its_heartbeat(server: str, trials: int) -> None:
+def test_ended_worker_of_another_machine_is_found_by_its_heartbeat(server: str, trials: int) -> None:
     """Also where its trial is the last one, so that no other is begun."""
     spec = StudySpec(server, f"silent {trials}", trials=trials, seed=0, epochs=4, pruning=False, folds=0)
     study = create_study(spec, [{"a": 0.25}], {})
@@ -178,7 +178,7 @@ def test_a_silent_worker_of_another_machine_is_found_by_its_heartbeat(server: st
     close_study(study)
 
 
-def test_a_server_that_does_not_answer_is_one_clear_line_without_the_password() -> None:
+def test_server_without_a_response_is_a_one_line_error_without_the_password() -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(ValueError, match=r"--storage postgresql\+psycopg://me:…@127\.0\.0\.1:9/x: "):
         open_storage("postgresql+psycopg://me:secret@127.0.0.1:9/x")

@@ -64,7 +64,7 @@ def by_stem(index: DatasetIndex) -> dict[str, Clip]:
     return {clip.path.stem + clip.clip_id[clip.clip_id.index("#") :]: clip for clip in index.manifest.clips}
 
 
-def test_daisee_is_read_with_its_traps(daisee: Path) -> None:
+def test_daisee_is_read_with_its_inconsistencies(daisee: Path) -> None:
     index = read_dataset(daisee)
     assert index.layout == "daisee"
     clips = by_stem(index)
@@ -100,7 +100,7 @@ def test_subject_folders_may_be_links(daisee: Path, tmp_path: Path) -> None:
     assert read_dataset(daisee) == wanted
 
 
-def test_daisee_without_its_columns_says_which(daisee: Path) -> None:
+def test_daisee_error_names_missing_columns(daisee: Path) -> None:
     put(daisee / "Labels" / "TestLabels.csv", b"ClipID,Boredom\n1,2\n")
     with pytest.raises(ValueError, match="no column 'Engagement'"):
         read_dataset(daisee)
@@ -168,7 +168,7 @@ def test_engagenet_is_read_from_the_one_csv(clip_file: bytes, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b'chunk,label\na.mp4,Engaged\n"b.mp4,Engaged\nc.mp4,Engaged\n', "final_labels.csv line 4: "),
         ("chunk,label\na.mp4,집중\n".encode("cp949"), "final_labels.csv line 2 is not UTF-8"),
@@ -176,12 +176,12 @@ def test_engagenet_is_read_from_the_one_csv(clip_file: bytes, tmp_path: Path) ->
     ],
 )
 def test_damaged_label_table_is_an_error_with_its_line(
-    clip_file: bytes, tmp_path: Path, content: bytes, said: str
+    clip_file: bytes, tmp_path: Path, content: bytes, message: str
 ) -> None:
     """Labels after a stray quote must not be lost silently."""
     engagenet_files(tmp_path, clip_file)
     put(tmp_path / "final_labels.csv", content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_dataset(tmp_path)
 
 
@@ -309,7 +309,7 @@ def test_folders_above_the_data_do_not_set_the_split(aihub: Path, tmp_path: Path
     assert Counter(clip.split for clip in read_dataset(below).manifest.clips) == {"train": 3, "val": 3}
 
 
-def test_aihub_without_subjects_says_so(aihub: Path) -> None:
+def test_aihub_without_subjects_gives_a_warning(aihub: Path) -> None:
     notes = read_dataset(aihub).notes
     assert any("no clip has a subject" in note for note in notes)
     with pytest.raises(ValueError, match="matches no path"):
@@ -326,7 +326,7 @@ def test_aihub_without_subjects_says_so(aihub: Path) -> None:
         (r"[SP]\d+", ["P7", "S12", ""]),
     ],
 )
-def test_the_first_group_that_matches_is_the_subject(tmp_path: Path, regex: str, subjects: list[str]) -> None:
+def test_first_matching_group_is_the_subject(tmp_path: Path, regex: str, subjects: list[str]) -> None:
     """The whole match where there are no groups; nobody where none matches."""
     for name in ("P7_a.mp4", "S12_a.mp4", "x.mp4"):
         put(tmp_path / "engaged" / name, b"x")
@@ -336,8 +336,8 @@ def test_the_first_group_that_matches_is_the_subject(tmp_path: Path, regex: str,
 
 @pytest.mark.slow
 def test_aihub_segments_become_rows_of_one_decoding(aihub: Path, tmp_path: Path) -> None:
-    words = ["--data", str(aihub), "--out", str(tmp_path / "s.zarr"), "--weights", "random"]
-    code = main([*words, "--geometry", "off", "--workers", "0", "--subject-regex", r"-(\d\d)--"])
+    argv = ["--data", str(aihub), "--out", str(tmp_path / "s.zarr"), "--weights", "random"]
+    code = main([*argv, "--geometry", "off", "--workers", "0", "--subject-regex", r"-(\d\d)--"])
     assert code == 1  # the label that cannot be read
     store = FeatureStore.open(tmp_path / "s.zarr")
     table = store.table()
@@ -363,7 +363,7 @@ def test_layouts_are_recognised(tmp_path: Path, files: tuple[str, ...], expected
     assert detect_format(tmp_path) == expected
 
 
-def test_a_layout_that_is_not_there_says_so(tmp_path: Path) -> None:
+def test_wrong_layout_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file or folder"):
         read_dataset(tmp_path / "nothing")
     file = put(tmp_path / "labels.csv", b"path,label\n")
@@ -407,9 +407,9 @@ def test_daisee_with_dry_run_limit_and_verify_sample(
     daisee: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """--dry-run counts and estimates without writing, --limit selects few clips, --verify-sample compares."""
-    words = ["--data", str(daisee), "--out", str(tmp_path / "s.zarr"), "--weights", "random", "--json"]
-    words += ["--geometry", "off", "--workers", "0", "--window", "2"]
-    assert main([*words, "--dry-run"]) == 0
+    argv = ["--data", str(daisee), "--out", str(tmp_path / "s.zarr"), "--weights", "random", "--json"]
+    argv += ["--geometry", "off", "--workers", "0", "--window", "2"]
+    assert main([*argv, "--dry-run"]) == 0
     out, shown = capfd.readouterr()
     summary = json.loads(out)
     assert not (tmp_path / "s.zarr").exists()
@@ -421,19 +421,19 @@ def test_daisee_with_dry_run_limit_and_verify_sample(
     assert "layout daisee" in shown
     assert "on openvino (cpu, " in shown
     assert "1 videos without a label" in shown
-    assert main([*words, "--limit", "2"]) == 0
+    assert main([*argv, "--limit", "2"]) == 0
     assert json.loads(capfd.readouterr().out)["done"] == 2
-    assert main(words) == 0
+    assert main(argv) == 0
     summary = json.loads(capfd.readouterr().out)
     assert {"done": 2, "skipped": 2, "layout": "daisee"}.items() <= summary.items()
     assert summary["unpaired_labels"] == ["Train: 9999999999.avi"]
     store = FeatureStore.open(tmp_path / "s.zarr", "r+")
     assert store.label_names.keys() == {"Boredom", "Engagement", "Confusion", "Frustration"}
-    assert main([*words, "--verify-sample", "3"]) == 0
+    assert main([*argv, "--verify-sample", "3"]) == 0
     summary = json.loads(capfd.readouterr().out)
     assert {"compared": 3, "identical": 3, "worst_cosine": 1.0, "differing": []}.items() <= summary.items()
     x, _ = store.read_stream("embeddings")
     for row, frames in enumerate(store.read_frames()):
         store.write_row(row, embeddings=x[row][:, ::-1], frames=frames)
-    assert main([*words, "--verify-sample", "3"]) == 1
+    assert main([*argv, "--verify-sample", "3"]) == 1
     assert "embeddings differ" in json.loads(capfd.readouterr().out)["differing"][0]["reason"]

@@ -102,7 +102,7 @@ def test_a_row_does_not_depend_on_its_neighbours(long_video: Path, extractor: Fe
     assert [row.window.row for row in backwards] == [0, 1, 2, 3]
 
 
-def test_overlapping_windows_are_each_whole(long_video: Path, extractor: FeatureExtractor) -> None:
+def test_overlapping_windows_are_complete(long_video: Path, extractor: FeatureExtractor) -> None:
     overlapping = rows_of(long_video, windows((0, 2), (1, 3), (2, 4)), extractor)
     assert len(overlapping) == 3
     for row in sorted(overlapping, key=lambda row: row.window.row):
@@ -159,7 +159,7 @@ def test_a_long_video_is_opened_and_decoded_once(
     assert len(decoded) == len(set(decoded)) <= 80
 
 
-def test_numbers_that_are_not_finite_are_a_failure_of_that_window(
+def test_embeddings_that_are_not_finite_fail_the_window(
     long_video: Path, extractor_config: ExtractorConfig, extractor: FeatureExtractor, tmp_path: Path
 ) -> None:
     """An encoder may overflow on one crop: the windows before and after it are in the store."""

@@ -153,9 +153,7 @@ def served(content: bytes, length: int) -> Iterator[str]:
         server.shutdown()
 
 
-def test_where_reading_breaks_off_all_that_was_read_is_decoded(
-    real_clips: dict[str, Path], tmp_path: Path
-) -> None:
+def test_packets_before_a_read_error_are_decoded(real_clips: dict[str, Path], tmp_path: Path) -> None:
     """The same frames as of a file that ends there, whether all are wanted or few."""
     frames = looped(face_frames(real_clips["carphone"], 60, 176, 144), 90)
     whole = write_video(tmp_path / "whole.mkv", frames, 30).read_bytes()
@@ -237,7 +235,7 @@ def test_the_same_video_has_the_same_windows_in_every_container(
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".ts"])
-def test_pieces_of_a_recording_have_their_own_length(
+def test_segments_of_a_recording_have_their_own_length(
     real_clips: dict[str, Path], tmp_path: Path, suffix: str
 ) -> None:
     """As `ffmpeg -c copy -f segment` cuts them, which leaves them the times of the whole."""
@@ -276,7 +274,7 @@ def test_recordings_joined_by_cat_are_one_video(real_clips: dict[str, Path], tmp
     assert len(few) == 24
 
 
-def test_probe_tells_the_duration(real_clips: dict[str, Path], tmp_path: Path) -> None:
+def test_probe_returns_the_duration(real_clips: dict[str, Path], tmp_path: Path) -> None:
     info = probe(real_clips["pexels"])
     assert (info.width, info.height) == (640, 360)
     assert info.duration_s == pytest.approx(19.685, abs=0.01)
@@ -286,7 +284,9 @@ def test_probe_tells_the_duration(real_clips: dict[str, Path], tmp_path: Path) -
     assert times(read_video(raw)) == pytest.approx(np.arange(20) / 25)
 
 
-def test_a_name_with_spaces_hangul_and_emoji_opens(real_clips: dict[str, Path], tmp_path: Path) -> None:
+def test_file_name_with_spaces_hangul_and_emoji_can_be_opened(
+    real_clips: dict[str, Path], tmp_path: Path
+) -> None:
     path = tmp_path / "수업 영상 😀 №1.mp4"
     path.write_bytes(real_clips["single"].read_bytes())
     assert len(times(read_video(path))) == 72
@@ -306,19 +306,21 @@ def test_name_with_a_colon_is_not_a_protocol(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "empty"),
         (b"path,label\nx.mp4,engaged\n" * 50, "not a readable video"),
         (b"\x00" * 4000, "not a readable video"),
     ],
 )
-def test_file_without_a_video_is_an_error_with_the_reason(tmp_path: Path, content: bytes, said: str) -> None:
+def test_file_without_a_video_is_an_error_with_the_reason(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     path = tmp_path / "broken.mp4"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         next(read_video(path))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         probe(path)
 
 
@@ -333,6 +335,6 @@ def test_unknown_codec_is_an_error(real_clips: dict[str, Path], tmp_path: Path) 
         probe(path)
 
 
-def test_a_missing_file_says_so(tmp_path: Path) -> None:
+def test_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         probe(tmp_path / "none.mp4")

@@ -16,16 +16,16 @@ from tests.support.clips import face_frames, looped, write_video
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 
 
-def ffmpeg(*words: str | Path) -> bytes:
+def ffmpeg(*argv: str | Path) -> bytes:
     """What ffmpeg writes to stdout."""
-    command = ["ffmpeg", "-v", "error", "-y", *map(str, words)]
+    command = ["ffmpeg", "-v", "error", "-y", *map(str, argv)]
     return subprocess.run(command, capture_output=True, check=True).stdout
 
 
 def shown_by_ffmpeg(path: Path, width: int, height: int) -> np.ndarray:
     """The first frame with square pixels, uint8 (H, W, 3), RGB."""
-    words = ["-vf", "scale=iw*sar:ih,setsar=1", "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    return np.frombuffer(ffmpeg("-i", path, *words), np.uint8).reshape(height, width, 3)
+    argv = ["-vf", "scale=iw*sar:ih,setsar=1", "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    return np.frombuffer(ffmpeg("-i", path, *argv), np.uint8).reshape(height, width, 3)
 
 
 @pytest.fixture

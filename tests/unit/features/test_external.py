@@ -20,18 +20,18 @@ from seqmodel.training.task import build_task
 pytestmark = pytest.mark.usefixtures("no_drawing")
 
 NAMES = (*FEATURES[:52], "yaw_rad")
-PEOPLE, EACH = 10, 8
+SUBJECTS, EACH = 10, 8
 
 
 def write_npz(path: Path, feature_names: tuple[str, ...] = NAMES) -> np.ndarray:
     """One-frame clips whose closed eyes tell the classes apart, and one without a face; returns x (N,1,D)."""
     rng = np.random.default_rng(0)
-    y = rng.integers(2, size=PEOPLE * EACH)
+    y = rng.integers(2, size=SUBJECTS * EACH)
     x = rng.normal(size=(len(y), 1, len(NAMES))).astype(np.float32)
     x[:, 0, NAMES.index("eyeBlinkLeft")] += 3 * y
     x[5] = np.nan
     arrays = {"feature_names": np.array(feature_names)} if feature_names else {}
-    np.savez(path, x=x, y=y, subject=np.repeat(np.arange(PEOPLE), EACH), **arrays)
+    np.savez(path, x=x, y=y, subject=np.repeat(np.arange(SUBJECTS), EACH), **arrays)
     return x
 
 
@@ -53,7 +53,9 @@ def test_landmarker_feature_names_make_a_geometry_store(tmp_path: Path) -> None:
     assert main(["verify", str(store.path)]) == 0
 
 
-def test_other_names_stay_embeddings_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_feature_names_stay_embeddings_unless_requested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     others = tuple(f"au{k}" for k in range(len(NAMES)))
     write_npz(tmp_path / "f.npz", others)
     words = ["import", str(tmp_path / "f.npz"), "--name", "own", "--out"]
@@ -124,7 +126,7 @@ X, Y = np.ones((4, 2, 3), np.float32), np.array([0, 1, 0, 1])
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "message"),
     [
         ({"x": X + 1j}, "x has dtype complex64, expected numbers"),
         ({"y": Y[:, None]}, r"y has shape \(4, 1\) and dtype int64, expected \(N,\)"),
@@ -135,9 +137,9 @@ X, Y = np.ones((4, 2, 3), np.float32), np.array([0, 1, 0, 1])
         ({"length": np.array(["1"] * 4)}, "length must be whole numbers"),
     ],
 )
-def test_unusable_arrays_raise(tmp_path: Path, arrays: dict[str, np.ndarray], said: str) -> None:
+def test_unusable_arrays_raise(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     np.savez(tmp_path / "f.npz", **({"x": X, "y": Y} | arrays))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_sequences(tmp_path / "f.npz")
 
 

@@ -18,10 +18,10 @@ from features.store.store import FeatureStore, plan
 from tests.support.small_store import RECIPE, clips_of, fill_row, row_values, write_store
 
 
-def run_json(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[dict, int]:  # type: ignore[type-arg]
+def run_json(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[dict, int]:  # type: ignore[type-arg]
     """The one JSON object on stdout, and the exit code."""
     capsys.readouterr()
-    code = main([*words, "--json"])
+    code = main([*argv, "--json"])
     return json.loads(capsys.readouterr().out), code
 
 
@@ -141,16 +141,16 @@ def test_label_keeps_subjects_and_splits_without_a_column(
     assert table.split.tolist() == ["test", "test"]
 
 
-@pytest.mark.parametrize("words", [("info",), ("label", "fixes.csv"), ("delete", "--subject", "p0")])
+@pytest.mark.parametrize("argv", [("info",), ("label", "fixes.csv"), ("delete", "--subject", "p0")])
 def test_path_without_a_store_is_a_one_line_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]
 ) -> None:
     (tmp_path / "file").write_text("path,label\na.mp4,x\n", encoding="utf-8")
     (tmp_path / "fixes.csv").write_text("path,label\na.mp4,x\n", encoding="utf-8")
-    word, *more = (str(tmp_path / part) if part.endswith(".csv") else part for part in words)
-    for name, said in (("none.zarr", "no store at"), ("file", "is a file, expected a folder")):
+    word, *more = (str(tmp_path / part) if part.endswith(".csv") else part for part in argv)
+    for name, message in (("none.zarr", "no store at"), ("file", "is a file, expected a folder")):
         assert main([word, str(tmp_path / name), *more]) == 2
-        assert said in " ".join(capsys.readouterr().err.split())
+        assert message in " ".join(capsys.readouterr().err.split())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "fixes.csv"]
 
 
@@ -175,7 +175,7 @@ def test_label_reads_the_csv_in_a_folder(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (("영상/0.mp4", "영상/1.mp4"), "at least two folders named by class, found only '영상'"),
         (("Train/0.mp4", "Validation/1.mp4"), "at least two folders named by class, found none"),
@@ -190,7 +190,7 @@ def test_label_reads_the_csv_in_a_folder(tmp_path: Path, capsys: pytest.CaptureF
     ],
 )
 def test_label_refuses_folders_that_are_not_classes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], message: str
 ) -> None:
     """They would overwrite every label; nothing is written."""
     path = tmp_path / "s.zarr"
@@ -198,7 +198,7 @@ def test_label_refuses_folders_that_are_not_classes(
     data = folder_of(tmp_path / "data", *names)
     assert main(["label", str(path), str(data)]) == 2
     shown = " ".join(capsys.readouterr().err.split())
-    assert said in shown
+    assert message in shown
     assert "use a manifest CSV, or extract again" in shown
     assert FeatureStore.open(path).fingerprint() == before
 
@@ -302,8 +302,8 @@ def test_padded_and_concatenated_arrays_are_equal(tmp_path: Path) -> None:
     laid = np.concatenate([padded[index, :end] for index, end in enumerate(length)])
     one = read_sequences(import_npz(tmp_path, x=padded, y=y, length=length))
     other = read_sequences(import_npz(tmp_path, x=laid, y=y, length=length))
-    for ours, theirs in zip(one.values, other.values, strict=True):
-        assert np.array_equal(ours, theirs)
+    for actual, expected in zip(one.values, other.values, strict=True):
+        assert np.array_equal(actual, expected)
     frames = read_sequences(import_npz(tmp_path, x=padded[:, 0], y=y))
     assert [values.shape for values in frames.values] == [(1, 2)] * 3
     assert frames.clips[1].labels == {"label": "b"}
@@ -359,7 +359,7 @@ def test_import_csv_with_a_line_a_frame(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("header", "said"),
+    ("header", "message"),
     [
         ("clip_id,label,AU1,AU1", "unique and not empty, got clip_id,label,AU1,AU1"),
         ("clip_id,label,Label,AU1", "unique and not empty, got clip_id,label,label,AU1"),
@@ -368,13 +368,13 @@ def test_import_csv_with_a_line_a_frame(tmp_path: Path, capsys: pytest.CaptureFi
     ],
 )
 def test_import_refuses_an_ambiguous_header(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], header: str, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], header: str, message: str
 ) -> None:
     """With a one-line error."""
     file = tmp_path / "frames.csv"
     file.write_text(f"{header}\n1,2,3,4\n", encoding="utf-8")
     assert main(["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "au"]) == 2
-    assert said in " ".join(capsys.readouterr().err.split())
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_import_matches_clip_columns_case_insensitively(tmp_path: Path) -> None:
@@ -418,7 +418,7 @@ def test_import_openface_files_by_manifest(tmp_path: Path, capsys: pytest.Captur
 def test_files_of_a_killed_import_are_deleted_later(tmp_path: Path) -> None:
     """The next import deletes files older than an hour; delete removes all; other stores keep their files."""
     file = import_npz(tmp_path, x=np.zeros((2, 3)), y=np.zeros(2))
-    words = ["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "n"]
+    argv = ["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "n"]
 
     def left(store: str, age_s: float) -> Path:
         """A partial with a chunk so old."""
@@ -429,7 +429,7 @@ def test_files_of_a_killed_import_are_deleted_later(tmp_path: Path) -> None:
 
     old, alive, other = left("o.zarr", 4000), left("o.zarr", 3000), left("o.zarr.b", 4000)
     os.utime(alive, (0, 0))
-    assert main(words) == 0
+    assert main(argv) == 0
     assert [half.exists() for half in (old, alive, other)] == [False, True, True]
     assert main(["delete", str(tmp_path / "o.zarr")]) == 0
     assert sorted(item.name for item in tmp_path.iterdir()) == sorted([file.name, other.name])

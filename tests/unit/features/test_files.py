@@ -15,7 +15,7 @@ from features.files import SAME_START_S, atomic_write, cache_dir, is_alive, this
 SIGNED = "import json; from features.files import this_process; print(json.dumps(this_process()), flush=True)"
 
 
-def test_a_file_appears_whole_and_an_error_leaves_the_old_one(tmp_path: Path) -> None:
+def test_file_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "파일.txt"
     with atomic_write(path, durable=True) as partial:
         partial.write_text("old", encoding="utf-8")
@@ -39,7 +39,7 @@ def test_two_writers_of_one_file_share_no_name(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text(encoding="utf-8") == "first", "who ends last"
 
 
-def test_the_cache_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path
     monkeypatch.delenv("BRAINBUDDY_CACHE")
@@ -53,7 +53,7 @@ def test_another_process_with_the_same_id_does_not_count_as_alive() -> None:
     assert not is_alive(own | {"pid": 2**22 + 1})
 
 
-def test_a_process_that_has_ended_is_dead_before_and_after_its_parent_asks() -> None:
+def test_ended_process_is_not_alive_before_and_after_its_parent_waits() -> None:
     """In between it is a zombie, which still has its number."""
     with subprocess.Popen([sys.executable, "-c", f"{SIGNED}; input()"], stdin=-1, stdout=-1) as child:
         assert child.stdout is not None

@@ -35,7 +35,7 @@ def test_merge_makes_one_class_of_several() -> None:
     assert named.names == ("concentrating", "away")
 
 
-def test_merging_into_a_name_that_is_there_adds_to_it() -> None:
+def test_merging_into_an_existing_name_adds_to_it() -> None:
     """In whatever order names stand; no class is lost."""
     for stored in itertools.permutations(("distracted", "off", "away", "engaged")):
         for merge in ("distracted = off+away", "distracted=distracted+off+away"):
@@ -99,8 +99,8 @@ def test_names_that_no_clip_has_make_no_class() -> None:
     """As a corrected typo, unless it is asked for; merged ones do no harm; positions are counted as ever."""
     stored = ("distracted", "enagged", "engaged")
     assert make_labelling(stored, unused=["enagged"]).names == ("distracted", "engaged")
-    asked = make_labelling(stored, unused=["enagged"], labels=("enagged", "engaged"))
-    assert asked.names == ("enagged", "engaged")
+    requested = make_labelling(stored, unused=["enagged"], labels=("enagged", "engaged"))
+    assert requested.names == ("enagged", "engaged")
     merged = make_labelling(stored, unused=["enagged"], merge=("engaged+enagged",))
     assert merged.sources == (("distracted",), ("engaged", "enagged"))
     assert make_labelling((*LEVELS, "2?"), unused=["2?"], binarize_at=2).sources == (("0", "1"), ("2", "3"))
@@ -108,14 +108,14 @@ def test_names_that_no_clip_has_make_no_class() -> None:
     assert placed.sources == (("none",), ("some", "lots"))
 
 
-def test_tasks_follow_the_number_of_classes_unless_asked() -> None:
+def test_tasks_follow_the_number_of_classes_unless_requested() -> None:
     """Ordinal only when asked for."""
     assert make_labelling(LEVELS).task == "multiclass"
     assert make_labelling(LEVELS, task="ordinal").task == "ordinal"
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"labels": ("bored", "0")}, "bored"),
         ({"merge": ("0+9",)}, "'9'"),
@@ -123,9 +123,9 @@ def test_tasks_follow_the_number_of_classes_unless_asked() -> None:
         ({"task": "binary"}, "binary task needs two"),
     ],
 )
-def test_wrong_options_are_named(options: dict, said: str) -> None:
+def test_wrong_options_are_named(options: dict, message: str) -> None:
     """A name or level that does not exist is said in the error."""
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         make_labelling(LEVELS, **options)
 
 

@@ -272,7 +272,7 @@ def test_windows_follow_the_remainder_rule() -> None:
     assert dropped_s(clip, 24.9, 10) == pytest.approx(4.9)
 
 
-def test_a_clip_with_its_own_times_keeps_them() -> None:
+def test_clip_with_its_own_times_keeps_them() -> None:
     """Segments of a long video, one of them behind its end."""
     assert spans(Clip("a.mp4#30000", Path("a.mp4"), 30.0, 40.0), 3600) == [(30, 40)]
     assert spans(Clip("a.mp4#30000", Path("a.mp4"), 30.0, 40.0), 37) == [(30, 37)]

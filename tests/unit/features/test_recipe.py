@@ -34,7 +34,7 @@ RECIPE = Recipe(
     name=st.text(max_size=20),
     has_geometry=st.booleans(),
 )
-def test_json_gives_the_recipe_back_equal(
+def test_recipe_from_json_is_equal(
     margin: float, crop_px: int, fps: float, window_s: float, name: str, has_geometry: bool
 ) -> None:
     """to_json, through text, then from_json is the identity."""

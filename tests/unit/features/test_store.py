@@ -88,7 +88,7 @@ def test_table_equals_the_clips(tmp_path: Path) -> None:
     assert table.labels["label"].dtype == np.int16
 
 
-def test_zarr_alone_reads_the_store(tmp_path: Path) -> None:
+def test_zarr_reads_the_store_without_this_package(tmp_path: Path) -> None:
     """The layout of the docstring, read with zarr only."""
     write_store(tmp_path / "s.zarr")
     group = zarr.open_group(tmp_path / "s.zarr", mode="r")
@@ -331,7 +331,7 @@ def test_a_corrected_end_is_extracted_again(tmp_path: Path) -> None:
     assert files_of(path) == before
 
 
-def test_extracting_corrects_ends_and_keeps_what_cannot_be_read_today(
+def test_extraction_corrects_end_times_and_keeps_unreadable_videos(
     real_clips: dict[str, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -389,7 +389,7 @@ def test_relabelling_changes_no_end(tmp_path: Path) -> None:
     assert store.missing("embeddings").tolist() == []
 
 
-def test_a_label_column_that_grows_too_many_values_for_one_stays_one(tmp_path: Path) -> None:
+def test_label_column_stays_one_when_it_gets_too_many_values(tmp_path: Path) -> None:
     """The store knows it as one, who reads the manifest does not. Other columns stay slices."""
     path = tmp_path / "s.zarr"
     plan(path, clips_of(3), RECIPE, numerics={})
@@ -451,14 +451,17 @@ def test_columns_missing_in_the_manifest_do_not_change(tmp_path: Path) -> None:
     assert table.slices["camera"].tolist() == ["앞", "옆", "앞", "옆", ""]
 
 
-def test_a_column_with_some_values_corrects_by_its_blanks_too(tmp_path: Path) -> None:
+def test_blank_cells_of_a_filled_column_are_corrections_too(tmp_path: Path) -> None:
     """Whoever names one subject has a column of them, and says of the others that they are unknown."""
     path = tmp_path / "s.zarr"
     clips = [replace(clip, split="train") for clip in clips_of(3)]
     plan(path, clips, RECIPE, numerics={})
-    said = [replace(clip, subject=who, split="") for clip, who in zip(clips, ("p0", "", "p9"), strict=True)]
+    message = [
+        replace(clip, subject=subject, split="")
+        for clip, subject in zip(clips, ("p0", "", "p9"), strict=True)
+    ]
     new = replace(clips_of(4)[3], subject="p4")
-    store = plan(path, [*said, new], RECIPE, numerics={})
+    store = plan(path, [*message, new], RECIPE, numerics={})
     assert store.changes.corrected == (clips[1].clip_id, clips[2].clip_id)
     assert store.table().subject.tolist() == ["p0", "", "p9", "p4"]
     assert store.table().split.tolist() == ["train"] * 3 + [""]
@@ -530,8 +533,8 @@ def test_delete_removes_the_store_or_one_subject(tmp_path: Path) -> None:
     assert store.missing("embeddings").tolist() == []
     assert verify_store(store) == []
     assert not (path / "packed").exists()
-    person = row_values(5)["embeddings"].tobytes()[:8]
-    assert not any(person in content for content in files_of(path).values())
+    subject = row_values(5)["embeddings"].tobytes()[:8]
+    assert not any(subject in content for content in files_of(path).values())
     with pytest.raises(ValueError, match="no subject 'p1'"):
         delete(path, "p1")
     plan(path, clips_of(12), WITH_GEOMETRY, numerics={"backend": "test"})
@@ -562,8 +565,8 @@ def test_rows_written_after_a_deletion_are_found_and_cleared(tmp_path: Path, tid
     store = FeatureStore.open(path)
     assert verify_store(store) == []
     assert np.flatnonzero(~store.present("crops")).tolist() == [1, 5]
-    person = row_values(1)["embeddings"].tobytes()[:8]
-    assert not any(person in content for content in files_of(path).values())
+    subject = row_values(1)["embeddings"].tobytes()[:8]
+    assert not any(subject in content for content in files_of(path).values())
 
 
 def test_video_named_deleted_is_not_a_deleted_row(tmp_path: Path) -> None:
@@ -576,7 +579,7 @@ def test_video_named_deleted_is_not_a_deleted_row(tmp_path: Path) -> None:
     assert verify_store(store) == []
 
 
-def test_deleting_waits_for_a_planner_and_sees_what_it_appended(tmp_path: Path) -> None:
+def test_deletion_waits_for_a_planner_and_includes_its_new_rows(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     write_store(path, 4)
     place = location_of(path)
@@ -657,8 +660,8 @@ def test_copy_packed_during_a_deletion_is_deleted_too(
 
     monkeypatch.setattr(erasure, "clear_rows", pack_first)
     delete(path, "p1")
-    person = row_values(1)["embeddings"].tobytes()[:8]
-    assert not any(person in content for content in files_of(path).values())
+    subject = row_values(1)["embeddings"].tobytes()[:8]
+    assert not any(subject in content for content in files_of(path).values())
 
 
 def test_deleting_a_subject_deletes_partial_files(tmp_path: Path) -> None:
@@ -698,7 +701,7 @@ def test_interrupted_deletion_of_a_subject_can_be_repeated(
     assert kills > 10
 
 
-def test_a_plan_cut_short_between_a_new_labels_names_and_its_codes_can_be_repeated(
+def test_plan_interrupted_between_label_names_and_codes_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "s.zarr"
@@ -841,7 +844,7 @@ write_packed(store.location, "embeddings", "0123", (12, 6, 8), store.array("embe
 """
 
 
-def test_planning_goes_on_beside_a_running_pack_and_after_a_killed_one(tmp_path: Path) -> None:
+def test_planning_works_during_packing_and_after_a_killed_packing(tmp_path: Path) -> None:
     """Half a copy is a folder among the files that a sweep deletes."""
     path = tmp_path / "s.zarr"
     write_store(path, 12)
@@ -960,7 +963,7 @@ def test_one_planner_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("renews", [True, False])
-def test_a_slow_planner_is_waited_for_as_long_as_it_renews_its_lock(
+def test_planner_waits_while_another_one_renews_its_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renews: bool
 ) -> None:
     """However long it takes; one that does not is taken for dead, and its end leaves the next one's lock."""
@@ -990,7 +993,7 @@ def test_a_slow_planner_is_waited_for_as_long_as_it_renews_its_lock(
     assert not (path / "planner.lock").exists()
 
 
-def test_orphans_are_swept_and_a_swept_writer_writes_again(
+def test_partial_files_are_deleted_and_a_slow_writer_writes_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even a sweep that takes a living writer's file loses nothing."""
@@ -1021,9 +1024,9 @@ def test_orphans_are_swept_and_a_swept_writer_writes_again(
 
 def require_equal_stores(path: Path, reference: Path) -> None:
     """Same files, same bytes."""
-    ours, theirs = files_of(path), files_of(reference)
-    assert set(ours) == set(theirs)
-    assert [name for name in ours if ours[name] != theirs[name]] == []
+    actual, expected = files_of(path), files_of(reference)
+    assert set(actual) == set(expected)
+    assert [name for name in actual if actual[name] != expected[name]] == []
 
 
 def test_two_processes_at_once_equal_one(tmp_path: Path) -> None:

@@ -209,9 +209,9 @@ def test_report_of_all_csv_files_uses_only_the_logs(
     named = sorted(str(path) for path in tmp_path.glob("*.csv"))
     assert len(named) == 4
     assert main(["report", *named, "--json"]) == 0
-    told = capsys.readouterr()
-    assert [session["log"] for session in json.loads(told.out)["sessions"]] == [str(log)]
-    lines = [line for line in told.err.splitlines() if "left out" in line]
+    output = capsys.readouterr()
+    assert [session["log"] for session in json.loads(output.out)["sessions"]] == [str(log)]
+    lines = [line for line in output.err.splitlines() if "left out" in line]
     assert [name for name in sorted(others) for line in lines if name in line] == sorted(others)
     assert len(lines) == 2
     assert log.with_suffix(".html").is_file()
@@ -224,9 +224,9 @@ def test_log_without_rows_is_left_out(log: Path, tmp_path: Path, capsys: pytest.
     begun = tmp_path / "begun.csv"
     Log(str(begun), NAMES).close()
     assert main(["report", str(begun), str(log), "--json"]) == 0
-    told = capsys.readouterr()
-    assert [session["log"] for session in json.loads(told.out)["sessions"]] == [str(log)]
-    assert "begun.csv has no rows yet" in " ".join(told.err.split())
+    output = capsys.readouterr()
+    assert [session["log"] for session in json.loads(output.out)["sessions"]] == [str(log)]
+    assert "begun.csv has no rows yet" in " ".join(output.err.split())
     assert not begun.with_suffix(".html").exists()
     assert main(["report", str(begun)]) == 2
     assert "no live log with rows among the given files" in " ".join(capsys.readouterr().err.split())
@@ -244,9 +244,9 @@ def test_report_replaces_no_file_of_the_sessions(
     out = tmp_path / "both.html"
     out.write_text("earlier", encoding="utf-8")
     kept = {path: path.read_bytes() for path in tmp_path.iterdir() if path != out}
-    words = ["report", str(log), str(tmp_path / "another.csv"), "--json"]
+    argv = ["report", str(log), str(tmp_path / "another.csv"), "--json"]
     for more, page in (((), f"{log.stem}-3"), ((), f"{log.stem}-4"), (("--out", str(out)), "both")):
-        assert main([*words, *more]) == 0
+        assert main([*argv, *more]) == 0
         written = tmp_path / f"{page}.html"
         assert json.loads(capsys.readouterr().out)["report"] == str(written)
         assert "2 sessions" in written.read_text(encoding="utf-8")

@@ -71,16 +71,16 @@ def test_the_gate_stops_a_worse_run_and_lets_an_equal_one_pass(two_runs):
 def test_gate_uses_the_requested_metric_for_every_task(two_runs, capsys):
     """qwk can be requested for classes that are not levels; by default it is not used for them."""
     good, poor = str(two_runs / "good"), str(two_runs / "poor")
-    words = ["compare", "--gate", "--bootstrap-rounds", "50", "--json", "--runs"]
-    assert main([*words, good, poor, "--metric", "qwk"]) == 1
+    argv = ["compare", "--gate", "--bootstrap-rounds", "50", "--json", "--runs"]
+    assert main([*argv, good, poor, "--metric", "qwk"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["metric"] == "qwk"
     first, second = (run["metrics"]["qwk"]["value"] for run in found["runs"])
     assert found["runs"][1]["difference_from_first"]["qwk"]["value"] == pytest.approx(second - first)
     assert "mae" not in found["runs"][1]["metrics"]
-    assert main([*words, good, good, "--metric", "qwk"]) == 0
+    assert main([*argv, good, good, "--metric", "qwk"]) == 0
     capsys.readouterr()
-    assert main([*words, good, good]) == 0
+    assert main([*argv, good, good]) == 0
     assert "qwk" not in json.loads(capsys.readouterr().out)["runs"][1]["metrics"]
 
 
@@ -274,7 +274,7 @@ def test_every_clip_is_predicted_by_a_head_not_trained_on_its_subject(tmp_path, 
     assert len(load_card(tmp_path / "run").test_openings) == 1
 
 
-def test_fold_predictions_do_not_depend_on_left_out_labels(tmp_path, monkeypatch):
+def test_fold_predictions_do_not_depend_on_held_out_labels(tmp_path, monkeypatch):
     _hurry(monkeypatch, _TINY, replace(_TINY, name="noisy", noise=0.5))
     store = make_store(tmp_path / "s.zarr", signal=0.5, num_subjects=5, clips_each=6, broken=False)
     card = make_run(tmp_path / "run", store, epochs=1)

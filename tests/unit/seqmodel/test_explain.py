@@ -46,11 +46,11 @@ def test_importance_of_a_real_head_is_reproducible(clips) -> None:  # type: igno
     head = build_head(HeadConfig(hidden=4, projection=4), DIMS, 1, seed=0)
     groups = feature_groups(DIMS, FEATURES)
 
-    def answer(x: Arrays, valid: Arrays) -> np.ndarray:
+    def predict(x: Arrays, valid: Arrays) -> np.ndarray:
         return probabilities(head_logits(head, x, valid), "binary")
 
     one, two = (
-        importance(answer, x, valid, labels, subjects, groups, metric="auroc", seed=1) for _ in range(2)
+        importance(predict, x, valid, labels, subjects, groups, metric="auroc", seed=1) for _ in range(2)
     )
     assert one == two
 
@@ -70,7 +70,7 @@ def test_every_column_has_one_group() -> None:
         feature_groups(DIMS, ("a", "b"))
 
 
-def test_signals_have_the_signs_they_state() -> None:
+def test_signals_have_the_documented_signs() -> None:
     geometry = np.zeros((2, len(FEATURES)), np.float32)
     geometry[1, [FEATURES.index(name) for name in ("eyeBlinkLeft", "eyeBlinkRight")]] = 0.8
     geometry[1, [FEATURES.index(name) for name in ("eyeLookOutLeft", "eyeLookInRight")]] = 0.5

@@ -53,7 +53,7 @@ def test_weights_count_clips_as_often_as_repeating_them():
         assert fast[1][k] == pytest.approx(sk.average_precision_score(again, scores))
 
 
-def test_one_class_alone_has_no_auroc():
+def test_auroc_of_one_class_is_undefined():
     labels = np.ones(5, np.int64)
     p = np.tile([0.4, 0.6], (5, 1))
     assert np.isnan(macro_auroc(labels, p))

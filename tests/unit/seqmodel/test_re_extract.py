@@ -39,14 +39,14 @@ def tuned_store(path: Path, subsets: dict[str, str]) -> FeatureStore:
     return store
 
 
-def people_of(store: FeatureStore, rows: np.ndarray) -> set[str]:
+def subjects_of(store: FeatureStore, rows: np.ndarray) -> set[str]:
     return set(store.table().subject[rows].tolist())
 
 
 def write_split(folder: Path, subset_of: dict[str, str]) -> Path:
     """A run's split.csv alone."""
     folder.mkdir()
-    lines = [f"{k}#0,{who},{subset}" for k, (who, subset) in enumerate(subset_of.items())]
+    lines = [f"{k}#0,{subject},{subset}" for k, (subject, subset) in enumerate(subset_of.items())]
     (folder / "split.csv").write_text("clip_id,subject,split\n" + "\n".join(lines), encoding="utf-8")
     return folder
 
@@ -68,16 +68,18 @@ def test_re_extracted_store_keeps_encoder_subsets_and_test_log(tmp_path: Path) -
     assert new.test_openings == old.test_openings
     assert len(new.test_openings) == 1
     assert verify_store(new) == []
-    theirs = build_task(out, LABELS, splits_from=run).split
+    expected = build_task(out, LABELS, splits_from=run).split
     named = {
-        f"subject {who}": subset for subset, rows in theirs.subsets().items() for who in people_of(new, rows)
+        f"subject {subject}": subset
+        for subset, rows in expected.subsets().items()
+        for subject in subjects_of(new, rows)
     }
     assert new.encoder_subsets == named
     for seed in (0, 1, 2):
-        ours = build_task(out, LABELS, seed=seed).split
-        for subset, rows in theirs.subsets().items():
-            assert ours.subsets()[subset].tolist() == rows.tolist()
-        assert not ours.warnings
+        actual = build_task(out, LABELS, seed=seed).split
+        for subset, rows in expected.subsets().items():
+            assert actual.subsets()[subset].tolist() == rows.tolist()
+        assert not actual.warnings
     new.record_test_opening("second")
     re_extract(run, Path(old.path), out)
     assert [entry["run"] for entry in FeatureStore.open(out).test_openings] == ["first", "second"]
@@ -89,7 +91,7 @@ def test_encoder_subsets_include_those_of_an_earlier_finetuning(tmp_path: Path) 
     store = tuned_store(tmp_path / "tuned.zarr", SUBSETS)
     subset_of = {"p1": "test", "p2": "train", "p3": "val"}
     clip_of = {clip.subject: clip.clip_id for clip in clips_of(4)}
-    lines = [f"{clip_of[who]},{who},{subset}" for who, subset in subset_of.items()]
+    lines = [f"{clip_of[subject]},{subject},{subset}" for subject, subset in subset_of.items()]
     run = write_split(tmp_path / "second", {})
     (run / "split.csv").write_text("clip_id,subject,split\n" + "\n".join(lines), encoding="utf-8")
     wanted = {"subject p0": "train", "subject p1": "train", "subject p2": "train", "subject p3": "val"}
@@ -101,13 +103,13 @@ def test_encoder_subsets_include_those_of_an_earlier_finetuning(tmp_path: Path) 
 def test_subjects_keep_the_subset_of_the_encoders_training(tmp_path: Path, seed: int) -> None:
     store = tuned_store(tmp_path / "tuned.zarr", SUBSETS)
     split = build_task(store.path, LABELS, seed=seed).split
-    found = {subset: people_of(store, rows) for subset, rows in split.subsets().items()}
+    found = {subset: subjects_of(store, rows) for subset, rows in split.subsets().items()}
     assert found == {"train": {"p0", "p1"}, "val": {"p2"}, "test": {"p3"}}
     assert "finetuned:first" in split.description
 
 
 @pytest.mark.parametrize(
-    ("subset_of", "who"),
+    ("subset_of", "subject"),
     [
         (
             {"p0": "test", "p1": "train", "p2": "val", "p3": "train"},
@@ -124,17 +126,17 @@ def test_subjects_keep_the_subset_of_the_encoders_training(tmp_path: Path, seed:
     ],
 )
 def test_training_subjects_of_the_encoder_cannot_be_held_out(
-    tmp_path: Path, subset_of: dict[str, str], who: str
+    tmp_path: Path, subset_of: dict[str, str], subject: str
 ) -> None:
     """Neither in test nor in validation; heads that read geometry only are not restricted."""
     store, run = tuned_store(tmp_path / "tuned.zarr", SUBSETS), write_split(tmp_path / "other", subset_of)
     with pytest.raises(
-        ValueError, match=rf"was trained or validated on subjects.*{who}.*leave --splits-from out"
+        ValueError, match=rf"was trained or validated on subjects.*{subject}.*leave --splits-from out"
     ):
         build_task(store.path, LABELS, splits_from=run)
     assert build_task(store.path, LABELS, "geometry", splits_from=run).split.train.size
     inward = write_split(tmp_path / "inward", {"p0": "train", "p1": "train", "p2": "val", "p3": "test"})
-    assert people_of(store, build_task(store.path, LABELS, splits_from=inward).split.test) == {"p3"}
+    assert subjects_of(store, build_task(store.path, LABELS, splits_from=inward).split.test) == {"p3"}
 
 
 def test_finetuned_store_without_encoder_subsets_gives_a_warning(tmp_path: Path) -> None:
@@ -145,11 +147,11 @@ def test_finetuned_store_without_encoder_subsets_gives_a_warning(tmp_path: Path)
     assert not build_task(store.path, LABELS, "geometry").split.warnings
     run = write_split(tmp_path / "first", {"p0": "train", "p1": "train", "p2": "val", "p3": "test"})
     assert not build_task(store.path, LABELS, splits_from=run).split.warnings
-    everybody = np.array(list(SUBSETS))
-    assert "may be too optimistic here" in encoder_leak_warning(store, everybody)
+    every_subject = np.array(list(SUBSETS))
+    assert "may be too optimistic here" in encoder_leak_warning(store, every_subject)
     plain = write_store(tmp_path / "plain.zarr", 64)
     assert not build_task(plain.path, LABELS).split.warnings
-    assert encoder_leak_warning(plain, everybody) == ""
+    assert encoder_leak_warning(plain, every_subject) == ""
 
 
 def test_leak_warning_counts_the_encoders_subjects(tmp_path: Path) -> None:
@@ -168,8 +170,8 @@ def test_evaluate_with_folds_warns_about_encoder_leakage(
     store = make_store(tmp_path / "s.zarr", num_subjects=6, clips_each=4, broken=False, recipe=RECIPE)
     make_run(tmp_path / "run", store, epochs=1)
     store.carry_over([], {"subject 사람00": "train", "subject 사람01": "val", "subject 사람02": "test"})
-    words = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--bootstrap-rounds", "50", "--json"]
-    assert main(words) == 0
+    argv = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--bootstrap-rounds", "50", "--json"]
+    assert main(argv) == 0
     warning = "metrics of folds are too optimistic here"
     summary = json.loads(capsys.readouterr().out)
     assert warning in summary["warnings"][0]

@@ -23,8 +23,8 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def evaluate(run: Path, *words: str) -> None:
-    assert main(["evaluate", "--run", str(run), "--bootstrap-rounds", "20", *words]) == 0
+def evaluate(run: Path, *argv: str) -> None:
+    assert main(["evaluate", "--run", str(run), "--bootstrap-rounds", "20", *argv]) == 0
 
 
 def test_new_threshold_deletes_results_of_the_old_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,7 @@ CARD = Card(
 )
 
 
-def test_card_comes_back_equal(tmp_path: Path) -> None:
+def test_saved_and_loaded_card_is_equal(tmp_path: Path) -> None:
     """Saved and loaded == same, Hangul and tuples included."""
     run = tmp_path / "내 실행"
     run.mkdir()
@@ -57,14 +57,14 @@ def test_card_comes_back_equal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "classes", "outputs"), [("binary", 2, 1), ("multiclass", 3, 3), ("ordinal", 4, 3)]
 )
-def test_outputs_follow_the_task(task: str, classes: int, outputs: int) -> None:
+def test_number_of_outputs_follows_the_task(task: str, classes: int, outputs: int) -> None:
     """One logit, C logits, C − 1 logits."""
     names = tuple(str(k) for k in range(classes))
     labelling = Labelling("label", names, tuple((name,) for name in names), task)  # type: ignore[arg-type]
     assert dataclasses.replace(CARD, labelling=labelling).num_outputs == outputs
 
 
-def test_weights_come_back_by_part_from_any_path(tmp_path: Path) -> None:
+def test_weights_are_loaded_by_part_from_any_path(tmp_path: Path) -> None:
     """Head and encoder apart; Hangul and spaces in the path."""
     run = tmp_path / "실행 1"
     run.mkdir()
@@ -113,7 +113,7 @@ def test_run_may_replace_a_run_or_fill_an_empty_folder(tmp_path: Path, made: str
     assert [path.name for path in tmp_path.iterdir()] == [made], "asked, not made"
 
 
-def test_a_run_is_not_written_among_other_things(tmp_path: Path) -> None:
+def test_run_is_not_written_into_a_folder_with_other_files(tmp_path: Path) -> None:
     """As a data set in folders of splits, of which a run's own `train` and `val` would be removed."""
     (tmp_path / "data" / "train").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"data has other files \(train, …\) and no run"):

@@ -85,10 +85,10 @@ def test_full_disk_for_the_packed_copy_warns_and_reads_the_same_clips(
     assert "no disk space for a packed copy" in capsys.readouterr().err
     mapped = load_train_val(learning_task)
     assert "packed copy" not in capsys.readouterr().err
-    for ours, theirs in zip(read, mapped, strict=True):
+    for actual, expected in zip(read, mapped, strict=True):
         for name in ("embeddings", "geometry"):
-            assert np.array_equal(np.asarray(ours.x[name]), np.asarray(theirs.x[name]))
-            assert np.array_equal(np.asarray(ours.valid[name]), np.asarray(theirs.valid[name]))
+            assert np.array_equal(np.asarray(actual.x[name]), np.asarray(expected.x[name]))
+            assert np.array_equal(np.asarray(actual.valid[name]), np.asarray(expected.valid[name]))
 
 
 def test_fingerprint_changes_only_with_data_that_the_search_reads(tmp_path: Path) -> None:

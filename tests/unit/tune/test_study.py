@@ -38,7 +38,7 @@ def spec_at(path: Path, trials: int = 6) -> StudySpec:
     return StudySpec(str(path), "study", trials=trials, seed=0, epochs=4, pruning=False, folds=0)
 
 
-def test_a_killed_workers_trial_is_tried_again_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_trial_of_a_killed_worker_is_run_again(tmp_path: Path) -> None:
     require_retry(spec_at(tmp_path / "study.log"))
 
 
@@ -105,7 +105,7 @@ def test_duplicate_of_a_running_starting_point_is_dropped(tmp_path: Path) -> Non
     assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
 
 
-def test_a_starting_point_that_is_tried_again_is_no_copy(tmp_path: Path) -> None:
+def test_retried_starting_point_is_not_a_duplicate(tmp_path: Path) -> None:
     """A database's heartbeat enqueues it with all marks of the trial that failed."""
     spec = spec_at(tmp_path / "study.log")
     study = create_study(spec, POINTS[:1], SETTINGS)
@@ -119,7 +119,7 @@ def test_a_starting_point_that_is_tried_again_is_no_copy(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("step", "call"), KILLED_AT)
-def test_a_search_killed_while_it_makes_its_study_begins_with_each_point_once(
+def test_search_killed_during_study_creation_has_each_starting_point_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, call: int
 ) -> None:
     spec = spec_at(tmp_path / "study.log")
@@ -145,7 +145,7 @@ def failing_worker(spec: StudySpec, index: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "message"),
     [
         (
             killed_worker,
@@ -156,11 +156,11 @@ def failing_worker(spec: StudySpec, index: int) -> None:
     ids=["killed", "failed"],
 )
 def test_repeatedly_failing_workers_give_a_one_line_error(
-    tmp_path: Path, target: Callable[..., None], said: str
+    tmp_path: Path, target: Callable[..., None], message: str
 ) -> None:
     spec = spec_at(tmp_path / "study.log")
     study = create_study(spec, [{"a": 0.5}], {})
-    with pytest.raises(ValueError, match="workers end without finishing a trial.*" + said):
+    with pytest.raises(ValueError, match="workers end without finishing a trial.*" + message):
         list(run_workers(study, spec, target, (spec,), num_workers=1))
 
 
@@ -178,7 +178,7 @@ def test_a_search_whose_workers_were_interrupted_is_not_finished(tmp_path: Path)
 
 
 @pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"namespace": "another container"}])
-def test_a_restarted_search_reclaims_the_trials_of_dead_workers_alone(
+def test_restarted_search_reclaims_only_trials_of_ended_workers(
     tmp_path: Path, other: dict[str, str]
 ) -> None:
     """Machines and containers may share a host name."""
@@ -216,7 +216,7 @@ def test_a_dead_workers_trial_does_not_count_as_done(tmp_path: Path) -> None:
     assert 0.25 in [t.params["a"] for t in study.get_trials(states=(TrialState.COMPLETE,))]
 
 
-def test_a_dead_workers_trial_is_run_again_although_another_one_took_its_place(tmp_path: Path) -> None:
+def test_trial_of_an_ended_worker_is_run_again_after_another_trial_replaced_it(tmp_path: Path) -> None:
     """Between failing a trial and enqueueing it, another worker may finish the last trial."""
     spec = spec_at(tmp_path / "study.log", trials=2)
     study = create_study(spec, [], {})
@@ -230,7 +230,7 @@ def test_a_dead_workers_trial_is_run_again_although_another_one_took_its_place(t
     assert study.trials[-1].params == dead.params
 
 
-def test_a_worker_that_was_taken_for_dead_goes_on_with_the_next_trial(tmp_path: Path) -> None:
+def test_worker_whose_trial_was_reclaimed_continues_with_the_next_trial(tmp_path: Path) -> None:
     spec = spec_at(tmp_path / "study.log", trials=2)
     study = create_study(spec, [{"a": 0.25}], {})
 
@@ -253,13 +253,13 @@ def test_a_worker_that_was_taken_for_dead_goes_on_with_the_next_trial(tmp_path: 
         work(dataclasses.replace(spec, trials=3), broken)
 
 
-def test_a_process_number_that_came_round_again_is_not_the_same_worker() -> None:
+def test_reused_process_id_is_not_the_same_worker() -> None:
     worker = this_process()
     assert is_alive(worker)
     assert not is_alive(worker | {"started": 1.0})
 
 
-def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trial(tmp_path: Path) -> None:
+def test_study_continues_with_the_same_trial_after_ctrl_c(tmp_path: Path) -> None:
     spec = spec_at(tmp_path / "study.log", trials=2)
     study = create_study(spec, [{"a": 0.5}], {})
 

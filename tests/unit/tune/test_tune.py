@@ -109,7 +109,7 @@ def searched(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return out, summary
 
 
-def test_a_search_leaves_a_run_that_stands_alone(searched: tuple[Path, dict[str, Any]]) -> None:
+def test_search_writes_a_self_contained_run(searched: tuple[Path, dict[str, Any]]) -> None:
     out, summary = searched
     card = load_card(out)
     assert card.labelling.names == ("distracted", "engaged")
@@ -133,7 +133,7 @@ def test_two_runs_with_one_seed_and_one_job_are_the_same_study(
     assert facts(tmp_path / "again") == facts(searched[0])
 
 
-def test_a_search_stopped_and_continued_is_the_same_study(
+def test_resumed_search_equals_an_uninterrupted_one(
     searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
 ) -> None:
     tune(args_for(store, tmp_path / "parts", trials=2))
@@ -180,7 +180,7 @@ def with_number(trial: FrozenTrial, number: int) -> FrozenTrial:
     return other
 
 
-def test_the_run_is_the_head_that_the_search_scored(searched: tuple[Path, dict[str, Any]]) -> None:
+def test_run_has_the_head_that_the_search_scored(searched: tuple[Path, dict[str, Any]]) -> None:
     out, summary = searched
     kept = load_file(checkpoint_of(out, summary))
     weights = load_weights(out)["head"]
@@ -188,7 +188,7 @@ def test_the_run_is_the_head_that_the_search_scored(searched: tuple[Path, dict[s
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_a_winner_without_a_whole_checkpoint_is_trained_again_to_the_same_head(
+def test_winner_without_a_readable_checkpoint_is_trained_to_the_same_head(
     searched: tuple[Path, dict[str, Any]],
     store: Path,
     tmp_path: Path,
@@ -202,8 +202,8 @@ def test_a_winner_without_a_whole_checkpoint_is_trained_again_to_the_same_head(
         checkpoint = checkpoint_of(out, summary)
         (tmp_path / "artifacts" / checkpoint.name).write_bytes(checkpoint.read_bytes()[:5000])
     tune(args_for(store, tmp_path, trials=6))
-    told = " ".join(capsys.readouterr().err.split())
-    assert ("cannot be read; training the head again" in told) == broken
+    stderr = " ".join(capsys.readouterr().err.split())
+    assert ("cannot be read; training the head again" in stderr) == broken
     weights = load_weights(out)["head"]
     for name, tensor in load_weights(tmp_path)["head"].items():
         torch.testing.assert_close(tensor, weights[name])
@@ -239,7 +239,7 @@ def trial_study_name(out: Path) -> str:
     return optuna.get_all_study_names(open_storage(str(out / "study.log")))[0]
 
 
-def test_workers_score_what_one_process_scores(
+def test_workers_give_the_same_scores_as_one_process(
     searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
 ) -> None:
     summary, _ = tune(args_for(store, tmp_path / "two", trials=4, workers=2, reseed=2))
@@ -255,15 +255,15 @@ def test_folds_validate_all_subjects_except_test(store: Path, tmp_path: Path) ->
     assert best.value == pytest.approx(sum(best.user_attrs["val_curve"]) / 3, abs=1e-4)
 
 
-def write_people(folder: Path, people: dict[str, tuple[str, list[int]]]) -> Path:
+def write_subjects(folder: Path, subjects: dict[str, tuple[str, list[int]]]) -> Path:
     """A store of noise: person -> (side, the classes that their clips have in turn), eight clips each."""
-    y = np.array([labels[k % len(labels)] for _, labels in people.values() for k in range(8)])
+    y = np.array([labels[k % len(labels)] for _, labels in subjects.values() for k in range(8)])
     np.savez(
         folder / "features.npz",
         x=np.random.default_rng(0).normal(size=(len(y), 4, 3)).astype(np.float32),
         y=y,
-        subject=np.repeat(list(people), 8),
-        split=np.repeat([subset for subset, _ in people.values()], 8),
+        subject=np.repeat(list(subjects), 8),
+        split=np.repeat([subset for subset, _ in subjects.values()], 8),
         label_names=np.array(["distracted", "engaged"]),
     )
     write_external(folder / "clips.zarr", read_sequences(folder / "features.npz"), "people")
@@ -275,15 +275,15 @@ def test_fold_with_one_class_is_left_out_with_a_warning(
 ) -> None:
     """In no trial, fresh seed or baseline; and that is said, once and before the search."""
     subsets = {"a": ("train", [0, 1]), "b": ("val", [0, 1]), "c": ("train", [0]), "d": ("test", [0, 1])}
-    store = write_people(tmp_path, subsets)
+    store = write_subjects(tmp_path, subsets)
     args = args_for(store, tmp_path / "run", folds=3, reseed=2, trials=3)
     summary, code = tune(args)
     assert code == 0
-    said = "1 of 3 folds have clips of one class only, in training or in validation"
-    told = " ".join(capsys.readouterr().err.split())
-    assert told.count(said) == 1
-    assert sum(said in text for text in summary["warnings"]) == 1
-    assert sum(said in text for text in load_card(args.out).warnings) == 1
+    message = "1 of 3 folds have clips of one class only, in training or in validation"
+    stderr = " ".join(capsys.readouterr().err.split())
+    assert stderr.count(message) == 1
+    assert sum(message in text for text in summary["warnings"]) == 1
+    assert sum(message in text for text in load_card(args.out).warnings) == 1
     context = set_up(args)
     assert sorted(np.unique(fold.val.subjects).tolist() for fold in context.folds) == [["a"], ["b"]]
     trials = trials_of(args.out)
@@ -298,7 +298,7 @@ def test_fold_with_one_class_is_left_out_with_a_warning(
 
 def test_single_scored_fold_keeps_no_checkpoint(tmp_path: Path) -> None:
     subsets = {"a": ("train", [0, 1]), "b": ("val", [0]), "c": ("val", [1]), "d": ("test", [0, 1])}
-    args = args_for(write_people(tmp_path, subsets), tmp_path / "run", folds=3, trials=2)
+    args = args_for(write_subjects(tmp_path, subsets), tmp_path / "run", folds=3, trials=2)
     tune(args)
     assert len(set_up(args).folds) == 1
     assert not any("checkpoint" in trial.user_attrs for trial in trials_of(args.out))
@@ -308,7 +308,7 @@ def test_single_scored_fold_keeps_no_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("metric", ["auto", "macro_f1"])
 def test_folds_with_one_class_each_are_rejected_before_the_search(tmp_path: Path, metric: Any) -> None:
     subsets = {"a": ("train", [0]), "b": ("train", [1]), "c": ("val", [0]), "d": ("val", [1])}
-    store = write_people(tmp_path, subsets | {"e": ("test", [0])})
+    store = write_subjects(tmp_path, subsets | {"e": ("test", [0])})
     args = args_for(store, tmp_path / "run", folds=4, metric=metric)
     with pytest.raises(
         ValueError, match=r"--folds 4: every fold has clips of one class only.*use fewer folds"
@@ -329,27 +329,27 @@ def test_folds_over_the_encoders_subjects_give_a_warning(tmp_path: Path) -> None
     for texts in (summary["warnings"], load_card(args.out).warnings):
         (text,) = [text for text in texts if warning in text]
         assert "12 of the 12 held-out subjects" in text
-    kept = {f"subject {who}": subset for who, subset in load_split(args.out).values()}
+    kept = {f"subject {subject}": subset for subject, subset in load_split(args.out).values()}
     assert kept == subsets
 
 
 def test_scored_folds_need_two_classes_in_train_and_val() -> None:
     """Two classes to learn from, and two held out."""
     labels = np.array([0, 1, 0, 0, 1, 1])
-    nobody = np.full(6, "", dtype=object)
-    clips = Samples({}, {}, labels, np.array([f"{k}#0" for k in range(6)]), nobody, np.arange(6))
+    no_subject = np.full(6, "", dtype=object)
+    clips = Samples({}, {}, labels, np.array([f"{k}#0" for k in range(6)]), no_subject, np.arange(6))
     both, zeros, ones = np.array([0, 1]), np.array([2, 3]), np.array([4, 5])
 
-    def says(learned: np.ndarray, held: np.ndarray) -> bool:
+    def has_score(learned: np.ndarray, held: np.ndarray) -> bool:
         return bool(scored_folds([Fold(select_samples(clips, learned), select_samples(clips, held), {})]))
 
-    assert says(both, np.array([3, 4]))
-    assert not says(both, zeros)
-    assert not says(both, ones)
-    assert not says(zeros, both)
+    assert has_score(both, np.array([3, 4]))
+    assert not has_score(both, zeros)
+    assert not has_score(both, ones)
+    assert not has_score(zeros, both)
 
 
-def test_folds_keep_windows_of_one_video_together_where_nobody_is_known() -> None:
+def test_folds_keep_windows_of_one_video_together_without_subjects() -> None:
     ids = np.array([f"video {k // 6}.mp4#{k % 6 * 10_000}" for k in range(60)])
     x, valid = {"embeddings": np.ones((60, 2, 3), np.float32)}, {"embeddings": np.ones((60, 2), bool)}
     clips = Samples(x, valid, np.arange(60) % 2, ids, np.full(60, "", dtype=object), np.arange(60))
@@ -363,7 +363,7 @@ def test_folds_keep_windows_of_one_video_together_where_nobody_is_known() -> Non
         make_folds(clips, select_samples(clips, np.arange(0)), 11, seed=0)
 
 
-def test_search_never_loads_a_test_clip(store: Path, tmp_path: Path) -> None:
+def test_search_loads_no_test_clip(store: Path, tmp_path: Path) -> None:
     context = set_up(args_for(store, tmp_path / "x", folds=2))
     test_rows = set(context.learning_task.split.test.tolist())
     assert test_rows
@@ -390,7 +390,7 @@ def test_sqlite_on_a_shared_disk_is_refused_with_a_hint(tmp_path: Path) -> None:
     refuse_shared_disk("sqlite:////var/study.db", mounts)
 
 
-def test_a_storage_that_cannot_be_opened_is_one_clear_line() -> None:
+def test_storage_that_cannot_be_opened_is_a_one_line_error() -> None:
     with pytest.raises(ValueError, match="must be grpc://HOST:PORT"):
         open_storage("grpc://nowhere")
     with pytest.raises(ValueError, match="--storage mongodb://x: "):
@@ -411,19 +411,19 @@ def test_wrong_options_give_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    "words",
+    "argv",
     [("--folds", "1"), ("--folds", "-2"), ("--trials", "0"), ("--seed", "-1"), ("--storage", "None")],
 )
-def test_options_that_mean_nothing_are_refused_before_anything_is_written(
-    store: Path, tmp_path: Path, words: tuple[str, str]
+def test_wrong_options_are_refused_before_anything_is_written(
+    store: Path, tmp_path: Path, argv: tuple[str, str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
-        main(["--store", str(store), "--out", str(tmp_path / "run"), *words])
+        main(["--store", str(store), "--out", str(tmp_path / "run"), *argv])
     assert left.value.code == 2
     assert not (tmp_path / "run").exists()
 
 
-def test_a_data_set_in_the_runs_place_is_left_alone(
+def test_data_set_at_the_path_of_the_run_is_not_changed(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`train/LABEL/VIDEO` is a layout that extract reads, and `train` one that a run's report lies in."""
@@ -477,7 +477,7 @@ def test_fine_tuning_takes_the_best_head_that_reads_embeddings(tmp_path: Path) -
 
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("streams", [("embeddings",), ("geometry",), ("embeddings", "geometry")])
-def test_the_other_starting_points_lie_in_the_space_too(streams: tuple[str, ...], many: bool) -> None:
+def test_other_starting_points_are_in_the_search_space(streams: tuple[str, ...], many: bool) -> None:
     space = Space("binary", streams, False, 20, many)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for point in starting_points(space)[1:]:
@@ -490,7 +490,7 @@ def test_the_other_starting_points_lie_in_the_space_too(streams: tuple[str, ...]
 
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("task", ["binary", "multiclass", "ordinal"])
-def test_the_seed_point_lies_in_the_space_of_every_task(task: str, fixed: bool) -> None:
+def test_baseline_point_is_in_the_search_space_of_every_task(task: str, fixed: bool) -> None:
     space = Space(task, ("embeddings", "geometry"), fixed, 20)  # type: ignore[arg-type]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.enqueue_trial(baseline_point(space))
@@ -503,7 +503,7 @@ def test_the_seed_point_lies_in_the_space_of_every_task(task: str, fixed: bool) 
     assert trial_config.head.shared_thresholds == (task == "ordinal")
 
 
-def test_many_clips_are_not_searched_in_small_steps_but_for_the_seeds_settings() -> None:
+def test_many_clips_use_large_batches_except_in_the_baseline_trial() -> None:
     """Also where that trial is tried again, as after its worker's death."""
     space = dataclasses.replace(SPACE, many=True)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=3))
@@ -528,7 +528,7 @@ def test_many_clips_are_not_searched_in_small_steps_but_for_the_seeds_settings()
 # What a search says of itself
 
 
-def test_trials_say_what_they_took(searched: tuple[Path, dict[str, Any]]) -> None:
+def test_trials_record_epochs_and_seconds(searched: tuple[Path, dict[str, Any]]) -> None:
     trials = trials_of(searched[0])
     assert len(trials) == 6
     for trial in trials:
@@ -612,8 +612,8 @@ def test_seed_project_settings_are_always_finalists(
     assert {f.trial.number for f in found} == {0, 3, 4, 5}
     assert found[0].mean >= next(f.mean for f in found if f.trial.number == 0)
     assert {len(f.scores) for f in found} == {2}
-    theirs = next(f for f in found if f.trial.number == 0)
-    assert trials_of(searched[0])[0].value not in theirs.scores, "other seeds than the search's"
+    expected = next(f for f in found if f.trial.number == 0)
+    assert trials_of(searched[0])[0].value not in expected.scores, "other seeds than the search's"
 
 
 def test_duplicate_trials_are_ranked_once(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
@@ -627,7 +627,7 @@ def test_duplicate_trials_are_ranked_once(searched: tuple[Path, dict[str, Any]],
     assert sorted(f.trial.number for f in finalists.choose_finalists(args, study, context)) == [0, 1, 2]
 
 
-def test_with_folds_the_baselines_are_judged_on_the_same_folds(store: Path, tmp_path: Path) -> None:
+def test_baselines_use_the_same_folds(store: Path, tmp_path: Path) -> None:
     context = set_up(args_for(store, tmp_path / "x", folds=3))
     found = run.mean_baselines(context, "auroc")
     each = [
@@ -638,7 +638,7 @@ def test_with_folds_the_baselines_are_judged_on_the_same_folds(store: Path, tmp_
     assert found["logistic_embeddings"] == pytest.approx(sum(each) / 3)
 
 
-def test_the_seeds_settings_are_never_pruned(store: Path, tmp_path: Path) -> None:
+def test_baseline_trial_is_never_pruned(store: Path, tmp_path: Path) -> None:
     """Enqueued again behind a trial that no head reaches."""
     args = args_for(store, tmp_path / "run", epochs=8)
     context = set_up(args)
@@ -649,7 +649,7 @@ def test_the_seeds_settings_are_never_pruned(store: Path, tmp_path: Path) -> Non
     assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
 
 
-def test_later_trials_are_compared_with_the_first_ones_though_those_are_not_pruned(
+def test_later_trials_are_compared_with_starting_points_that_are_not_pruned(
     store: Path, tmp_path: Path
 ) -> None:
     args = args_for(store, tmp_path / "run", epochs=4)
@@ -664,7 +664,7 @@ def test_later_trials_are_compared_with_the_first_ones_though_those_are_not_prun
     assert (second.state, second.user_attrs["epochs"]) == (TrialState.PRUNED, 1)
 
 
-def test_what_is_printed_holds_no_password(tmp_path: Path) -> None:
+def test_printed_text_has_no_password(tmp_path: Path) -> None:
     args = TuneArgs(Path("s"), tmp_path)
 
     def printed(storage: str) -> str:
@@ -705,23 +705,23 @@ def test_a_password_is_left_out_wherever_a_url_has_it(url: str, shown: str) -> N
     assert without_password(url) == shown
 
 
-def test_a_card_keeps_the_command_as_it_was_given_without_its_password(
+def test_card_keeps_the_command_without_its_password(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = open_storage(str(tmp_path / "journal.log"))
     monkeypatch.setattr("tune.study.study.open_storage", lambda url: journal)
     out = tmp_path / "내 실행"
-    words = ["--store", str(store), "--out", str(out), "--labels", "distracted,engaged", "--workers", "1"]
-    words += ["--trials", "1", "--reseed", "0", "--epochs", "1"]
+    argv = ["--store", str(store), "--out", str(out), "--labels", "distracted,engaged", "--workers", "1"]
+    argv += ["--trials", "1", "--reseed", "0", "--epochs", "1"]
     secret = [
         "--storage=mysql://me:secret@a/b",
         "--storage",
         "postgresql://me:secret@host/db?password=secret",
     ]
-    assert main([*words, *secret]) == 0
+    assert main([*argv, *secret]) == 0
     (stage,) = load_card(out).stages
     assert shlex.split(stage["command"]) == [
-        *("python", "-m", "tune", *words),
+        *("python", "-m", "tune", *argv),
         *("--storage=mysql://me:…@a/b", "--storage", "postgresql://me:…@host/db?password=…"),
     ]
     kept = [path for path in out.rglob("*") if path.is_file()]
@@ -774,8 +774,8 @@ def test_every_task_from_search_to_evaluation(
 ) -> None:
     store = write_toy_store(tmp_path, num_classes=4, num_clips=150, unlabelled=10)
     run = tmp_path / "run"
-    words = ["--store", str(store), "--out", str(run), "--trials", "2", "--workers", "1", "--reseed", "1"]
-    assert main([*words, "--epochs", "3", "--json", *options]) == 0
+    argv = ["--store", str(store), "--out", str(run), "--trials", "2", "--workers", "1", "--reseed", "1"]
+    assert main([*argv, "--epochs", "3", "--json", *options]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["clips"]["unlabelled"] == 10
     card = load_card(run)
@@ -784,15 +784,15 @@ def test_every_task_from_search_to_evaluation(
     assert (
         seqmodel(["evaluate", "--run", str(run), "--split", "val", "--bootstrap-rounds", "50", "--json"]) == 0
     )
-    judged = json.loads(capsys.readouterr().out)
-    assert judged
+    evaluated = json.loads(capsys.readouterr().out)
+    assert evaluated
 
 
 # Search, then fine-tune
 
 
 @pytest.mark.slow
-def test_search_and_fine_tune_again_and_again(tmp_path: Path) -> None:
+def test_repeated_search_and_finetune(tmp_path: Path) -> None:
     """One command, called again, with more trials, and with a winner that is another."""
     store, run = write_crop_store(tmp_path / "s.zarr"), tmp_path / "run"
     args = args_for(Path(store.path), run, trials=1, epochs=2, finetune=True)
