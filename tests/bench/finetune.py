@@ -99,7 +99,7 @@ def run_setting(folder: Path, kind: str, first_block: int, clips_per_step: int) 
 
 
 def finetune(folder: Path, first_block: int, clips_per_step: int) -> dict[str, float]:
-    """The steps of brainbuddy's fine-tune, from crops (cut 0) or from cached activations."""
+    """The steps of brainbuddy's fine-tune, from crops (first block 0) or from cached activations."""
     from features.datasets import CropClips
     from features.labels import Labelling
     from features.store.store import FeatureStore

@@ -30,7 +30,7 @@ QUICK = ("--weights", "random", "--window", "1", "--geometry", "off", "--workers
 
 @pytest.fixture(scope="module")
 def videos(real_clips: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with six small videos of two people, 2 s each, and one of 5 s."""
+    """A folder with six small videos of two subjects, 2 s each, and one of 5 s."""
     folder = tmp_path_factory.mktemp("videos")
     for subject, name in (("ann", "carphone"), ("bob", "single")):
         frames = face_frames(real_clips[name], 60, 176, 144)
@@ -67,7 +67,7 @@ def content(path: Path) -> dict[str, np.ndarray]:
 
 
 def assert_same_content(a: Path, b: Path) -> None:
-    """Clip ids differ by where the manifest lies; rows, in manifest order, may not."""
+    """Clip ids differ with the folder of the manifest; rows, in manifest order, must be equal."""
     actual, expected = content(a), content(b)
     assert len(actual) == len(expected)
     for (clip_id, x), y in zip(actual.items(), expected.values(), strict=True):
@@ -76,7 +76,7 @@ def assert_same_content(a: Path, b: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store extracted in one go in this process."""
+    """A store extracted in one run, in this process."""
     folder = tmp_path_factory.mktemp("whole")
     manifest = write_manifest(folder / "labels.csv", videos)
     assert main(["--data", str(manifest), "--out", str(folder / "whole.zarr"), *QUICK]) == 0
@@ -201,7 +201,8 @@ def test_a_grown_and_corrected_manifest_extracts_only_what_is_new(
 def test_parts_are_added_to_a_store_without_other_changes(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Crops, then geometry: the embeddings' files stay as they were, and are checked against fresh ones."""
+    """Crops, then geometry: the files of the embeddings do not change, and new embeddings are compared with
+    them."""
     few = tmp_path / "few"
     few.mkdir()
     shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
@@ -227,7 +228,7 @@ def test_parts_are_added_to_a_store_without_other_changes(
 def test_crops_of_other_faces_are_not_added(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The stored embeddings are another video's: the row is refused, and stays as it was."""
+    """The stored embeddings are those of another video: the row fails and does not change."""
     few = tmp_path / "few"
     few.mkdir()
     shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
@@ -362,7 +363,7 @@ def test_other_numerics_are_compared_with_the_store(
 def test_dry_run_counts_what_would_be_extracted(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Of this shard: new and changed files, missing parts, failed ones when they are to be tried again."""
+    """Counts new and changed files, missing parts, and failed clips with --retry-failed, of this shard."""
     few = tmp_path / "few"
     few.mkdir()
     for index in range(3):
@@ -392,7 +393,7 @@ def test_dry_run_counts_what_would_be_extracted(
 
 
 def test_dry_run_times_early_windows(tmp_path: Path) -> None:
-    """A late window alone costs the decoding of all before it, which a run does once."""
+    """For a late window all frames before it are decoded; a full run decodes them once for all windows."""
     clips = [
         Clip(f"{video}#{start}", Path(video), start, start + 10) for video in "abcd" for start in range(9)
     ]
@@ -430,7 +431,8 @@ def test_a_sample_is_verified_with_its_geometry_and_under_its_recipe(
 def test_printed_next_command_can_be_pasted(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A path with spaces is one word of it; of many unpaired videos it is said where the rest is listed."""
+    """A path with spaces is one argument. If many videos are unpaired, the message names the option that
+    lists all."""
     few = tmp_path / "few"
     few.mkdir()
     shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
@@ -471,7 +473,7 @@ def test_failed_finalize_is_a_warning(
 
 @pytest.fixture
 def landmarker_only(landmarker_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache that holds the landmarker and no detector, on a machine without network."""
+    """A cache with the landmarker and no detector, on a machine without network."""
 
     def fail(asset: model_files.Asset) -> bytes:
         raise OSError("no network")
@@ -485,7 +487,7 @@ def landmarker_only(landmarker_path: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def square_of(detector: Path, folder: Path) -> str:
-    """Whose box places the landmarker's square, by the recipe of an extraction with this detector file."""
+    """The recipe's rule for the landmarker's square, for an extraction with this detector file."""
     config = ExtractConfig(
         folder, str(folder / "s.zarr"), weights="random", detector=str(detector), backend="torch"
     )

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def actor_pids() -> list[int]:
-    """Processes that call themselves Ray's actors of ours."""
+    """Process ids of the Ray actors of this test."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -74,7 +74,7 @@ def test_ray_equals_local_workers_after_a_killed_actor(real_clips: dict[str, Pat
 def test_video_that_kills_its_actor_is_a_listed_failure(
     real_clips: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Each actor that opens it dies; other videos are done. A video that hangs fails too."""
+    """Each actor that opens it is killed; other videos are extracted. A video that hangs fails too."""
     face = looped(face_frames(real_clips["carphone"], 40, 176, 144), 240)
     (tmp_path / "data" / "engaged").mkdir(parents=True)
     for name in ("a.mp4", "b.mp4", "hangs.mp4", "poison.mp4"):
@@ -115,7 +115,7 @@ def test_video_that_kills_its_actor_is_a_listed_failure(
 
 
 class Unlucky(type(Path())):
-    """A video on which memory runs out."""
+    """A video whose extraction raises MemoryError."""
 
     def __str__(self) -> str:
         raise MemoryError("no room for this picture")
@@ -140,7 +140,7 @@ def test_exception_in_one_video_fails_only_that_video(real_clips: dict[str, Path
 
 
 def test_actors_are_given_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They run in another folder; addresses and names of weights stay what they are."""
+    """Actors run in another folder. Addresses and names of weights do not change."""
     monkeypatch.chdir(tmp_path)
     Path("own.tflite").touch()
     config = ExtractConfig(Path("data"), "out/s.zarr", detector="own.tflite")

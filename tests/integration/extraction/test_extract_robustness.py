@@ -36,7 +36,7 @@ def truncated(source: Path, target: Path, share: float) -> None:
 
 
 def only_first_key_frame(source: Path, target: Path) -> None:
-    """The index and the first frame stay, every later frame's bytes become zeros."""
+    """Keep the index and the first frame, and set the bytes of every later frame to zero."""
     content = bytearray(source.read_bytes())
     with av.open(str(source)) as container:
         packets = [p for p in container.demux(container.streams.video[0]) if p.size]
@@ -57,7 +57,7 @@ def write_audio(path: Path) -> None:
 
 
 def make_bad_files(folder: Path, face: list[np.ndarray]) -> dict[str, str]:
-    """Writes them; name -> what the reason must say."""
+    """Write files that cannot be read; returns name -> text in the failure reason."""
     good = write_video(folder / "good.mp4", face, 10)
     with av.open(str(folder / "front.mp4"), "w", options=FASTSTART) as container:
         with av.open(str(good)) as source:
@@ -86,7 +86,7 @@ def make_bad_files(folder: Path, face: list[np.ndarray]) -> dict[str, str]:
 
 
 def make_odd_files(folder: Path, real_clips: dict[str, Path], face: list[np.ndarray]) -> list[str]:
-    """Writes files that are unusual but good."""
+    """Write files that are unusual but readable."""
     upright = [np.ascontiguousarray(np.rot90(frame, -1)) for frame in face]
     write_video(folder / "rotated.mp4", upright, 10, rotation=90)
     uneven = np.cumsum([0.05, 0.2, 0.1] * 10)[: len(face)]
@@ -147,7 +147,7 @@ def background(action) -> threading.Thread:
 
 
 def when_working(store: Path, rows: int, action) -> None:
-    """Call `action` with the worker process as soon as so many rows are there."""
+    """Call `action` with the worker process as soon as this number of rows is written."""
     while True:
         children = [child for child in multiprocessing.active_children() if child.name == "extract-worker"]
         if children and len(list((store / "frames").glob("c.*.0.0"))) >= rows:
@@ -158,7 +158,7 @@ def when_working(store: Path, rows: int, action) -> None:
 
 @pytest.fixture
 def long_manifest(real_clips: dict[str, Path], tmp_path: Path) -> Path:
-    """One folder with two videos of 8 windows."""
+    """A folder with two videos of 8 windows each."""
     face = face_frames(real_clips["carphone"], 40, 176, 144)
     (tmp_path / "data" / "engaged").mkdir(parents=True)
     for name in ("a.mp4", "b.mp4"):
@@ -220,7 +220,7 @@ def test_a_video_that_kills_two_workers_is_a_listed_failure(
 def test_videos_that_kill_their_workers_do_not_end_the_run(
     real_clips: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Six in a row, each tried twice: all are listed."""
+    """Six such videos in a row, each tried twice: all are listed as failures."""
     face = looped(face_frames(real_clips["carphone"], 40, 176, 144), 240)
     folder = tmp_path / "data" / "engaged"
     folder.mkdir(parents=True)
@@ -260,7 +260,7 @@ def test_a_worker_that_hangs_is_replaced(
 
 
 def test_two_shards_at_once_equal_a_single_run(real_clips: dict[str, Path], tmp_path: Path) -> None:
-    """Two processes, as an array job starts them, that plan and fill one store: file by file."""
+    """Two processes of an array job plan and fill one store: every file is equal."""
     face = face_frames(real_clips["carphone"], 40, 176, 144)
     (tmp_path / "data" / "engaged").mkdir(parents=True)
     for index in range(6):
@@ -322,14 +322,14 @@ def test_killed_command_with_two_workers_can_be_continued(
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL) if target == "the whole group" else process.kill()
     process.wait()
-    assert is_gone(process.pid), "workers end with their parent"
+    assert is_gone(process.pid), "the workers did not end with their parent"
     assert main([*argv, "1", "--out", str(killed)]) == 0
     assert main([*argv, "0", "--out", str(whole)]) == 0
     require_equal_stores(killed, whole)
 
 
 def is_gone(group: int) -> bool:
-    """Whether a process group gets empty within a minute: who just loads a model looks up later."""
+    """Whether all processes of a group end within a minute; a process that loads a model reacts later."""
     for _ in range(3000):
         try:
             os.killpg(group, 0)
@@ -380,7 +380,7 @@ def is_worker(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks for workers in /proc")
 @pytest.mark.parametrize("wait_s", [0.0, 0.3])
 def test_ctrl_c_during_worker_start_is_one_line(long_manifest: Path, tmp_path: Path, wait_s: float) -> None:
-    """A worker that still imports knows nothing of Ctrl-C."""
+    """A worker that is still importing modules cannot handle Ctrl-C."""
     command = [
         sys.executable,
         "-m",

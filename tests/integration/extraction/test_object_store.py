@@ -52,7 +52,8 @@ def bucket() -> Iterator[str]:
 
 
 def test_object_store_equals_a_folder(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows, table, fingerprint; pathlib's folded slashes are read; the packed copy lies in the cache."""
+    """Rows, table and fingerprint are equal; an address whose double slash pathlib has merged works; the
+    packed copy is in the cache."""
     monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
     address = f"{bucket}/한글 a.zarr"
     write_store(address, 5, crops=True)
@@ -73,7 +74,7 @@ def test_object_store_equals_a_folder(bucket: str, tmp_path: Path, monkeypatch: 
 
 
 def test_object_store_grows_fails_and_deletes(bucket: str) -> None:
-    """Manifest corrections, failures, one person, all."""
+    """Corrections of the manifest, failures, deletion of one subject, deletion of the store."""
     address = f"{bucket}/grown.zarr"
     write_store(address, 4)
     store = plan(address, clips_of(6)[1:], WITH_GEOMETRY, numerics={"backend": "test"})
@@ -116,7 +117,7 @@ def test_packed_copy_on_object_storage_depends_on_the_address_not_its_spelling(
 
 
 def test_object_store_has_one_planner(bucket: str) -> None:
-    """Put-if-absent keeps the second one out."""
+    """The lock object is created only if it does not exist, so a second planner waits."""
     place = location_of(f"{bucket}/locked.zarr")
     with planner_lock(place), pytest.raises(ValueError, match="is locked by another process"):
         with planner_lock(place, wait_s=0.2):
@@ -126,7 +127,7 @@ def test_object_store_has_one_planner(bucket: str) -> None:
 
 
 def test_the_lock_on_object_storage_is_renewed(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits sees that its holder lives; when that is done, it is gone."""
+    """A waiting planner sees that the lock is renewed; the lock is deleted at the end."""
     monkeypatch.setattr("features.store.lock.RENEW_S", 0.02)
     place = location_of(f"{bucket}/renewed.zarr")
     with planner_lock(place):
@@ -160,7 +161,7 @@ def test_two_shards_at_once_on_object_storage(bucket: str) -> None:
 def test_extract_writes_into_object_storage(
     bucket: str, tmp_path: Path, real_clips: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The whole door, its worker process included; again, it finds everything there."""
+    """The whole command with its worker process; a second run finds all rows extracted."""
     from extract.__main__ import main as extract
 
     shutil.copy(real_clips["single"], tmp_path / "얼굴.mp4")

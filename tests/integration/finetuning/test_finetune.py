@@ -46,7 +46,7 @@ QUICK = FinetuneConfig(
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small tensors and a busy machine: a second thread mostly waits."""
+    """With small tensors on a busy machine, a second thread mostly waits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -55,7 +55,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def stage_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store and a run, to be copied and not touched."""
+    """A folder with a store and a run. Tests copy it and do not change it."""
     folder = tmp_path_factory.mktemp("finetune")
     store = write_crop_store(folder / "crops.zarr")
     head = HeadConfig(hidden=8, projection=8, dropout=0.1)
@@ -84,7 +84,7 @@ def test_finetune_improves_validation_and_records_its_epochs(run: Path) -> None:
     assert not (run / "finetune").exists()
     reference = read_training_stats(run)
     assert reference is not None
-    assert reference.min_filled is not None, "live may speak before a whole window is filled"
+    assert reference.min_filled is not None, "live can predict before a window is full"
 
     encoder_id = card.recipe.encoder
     assert encoder_id.weights == f"finetuned:{run.name}"
@@ -142,7 +142,7 @@ def test_a_job_stopped_at_any_step_ends_at_the_same_weights(
         with pytest.raises(KeyboardInterrupt):
             finetune(args(run, finetune=every_step, activation_cache=activation_cache))
     summary, _ = finetune(args(run, finetune=every_step, activation_cache=activation_cache))
-    assert calls == 2 + 3 * 4, "each step was done once, and the two stopped ones again"
+    assert calls == 2 + 3 * 4, "each step runs once, and the two stopped steps run again"
 
     expected, actual = load_weights(uninterrupted), load_weights(run)
     for part in expected:
@@ -163,15 +163,15 @@ def test_training_on_cached_activations_equals_training_on_crops(run: Path) -> N
             job.step()
         outcomes.append((job.state.history, start))
     (cached, cached_logits), (from_crops, logits) = outcomes
-    # Logits move by 1e-4 of their spread, where training moves them by all of it.
+    # Logits change by 1e-4 of their spread; training changes them by the whole spread.
     assert np.abs(cached_logits - logits).max() < 1e-3
     for actual, expected in zip(cached[1:], from_crops[1:], strict=True):
         assert abs(actual.train_loss - expected.train_loss) < 0.003
-    assert abs(from_crops[1].train_loss - from_crops[-1].train_loss) > 0.01, "there was something to learn"
+    assert abs(from_crops[1].train_loss - from_crops[-1].train_loss) > 0.01, "training improves the score"
 
 
 def test_feature_augmentation_of_stage_one_also_applies_in_finetuning(run: Path) -> None:
-    """Noise and hidden frames, also with cached activations; none of it in validation, none when asked."""
+    """Noise and masked frames, also with cached activations; not in validation, and not with --no-augment."""
     losses, starts = {}, {}
     for noise, frame_dropout, augment in (
         (0.1, 0.2, True),
@@ -265,7 +265,7 @@ def test_re_extracted_store_trains_new_heads(run: Path, tmp_path: Path) -> None:
     rows = np.arange(32)
     whole, _ = predict_rows(run, card, old, card.labelling, rows)
     cached, _ = predict_rows(run, card, new, card.labelling, rows)
-    # The one path runs torch, the other OpenVINO: float16 embeddings apart by a step here and there.
+    # One path uses torch, the other OpenVINO: some float16 embeddings differ by one step.
     assert np.abs(whole - cached).max() < 5e-3
 
     head = HeadConfig(hidden=8, projection=8)
@@ -294,7 +294,7 @@ def test_live_uses_the_finetuned_encoder(run: Path) -> None:
     untuned = encoder()[0].embed(pictures)
     assert np.abs(engine.embed(pictures).astype(float) - tuned.embed(pictures)).max() < 2e-3
     assert np.abs(engine.embed(pictures).astype(float) - untuned).max() > 1e-2
-    # The run's own weights serve extraction too, under the same identity.
+    # The run's own weights can be used for extraction, with the same identity.
     built = build_encoder("mobilenet_v3_large", str(run / "weights.safetensors"))[1]
     assert built == engine.encoder_id
 
@@ -313,11 +313,11 @@ def test_clip_without_a_face_has_zero_gradients(run: Path) -> None:
 
 
 class Killed(BaseException):
-    """In place of a signal that cannot be caught."""
+    """Raised instead of SIGKILL, which cannot be caught."""
 
 
 def steps_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one entry with each step that any job makes from now on."""
+    """A list that gets one entry for each later step of any job."""
     made: list[int] = []
     step = EndToEnd.step
 
@@ -355,7 +355,7 @@ def test_finished_finetuning_is_not_repeated(
         assert again | {"seconds": 0} == first | {"seconds": 0}
     assert not made
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
-    # Asked for otherwise it goes on from what the run holds, and says what that was.
+    # With other settings it continues from the run's weights, and a message says so.
     assert main(argv(run, *STAYS, "--seed", "7", "--json")) == 0
     assert json.loads(capsys.readouterr().out)["kept"] == first["kept"]
     assert made
@@ -378,7 +378,7 @@ def test_checkpoint_of_another_head_is_not_resumed(
         with pytest.raises(Killed):
             finetune(finetune_args)
     assert start_job(open_setup(finetune_args), finetune_args, DistributedContext()).state.step == 2, (
-        "as it was left"
+        "the job resumes at the step where it stopped"
     )
     weights = load_weights(run)
     other = {name: tensor + 0.01 for name, tensor in weights["head"].items()}
@@ -432,7 +432,7 @@ def test_finetune_deletes_old_results_but_keeps_the_log_of_test_evaluations(run:
     assert [entry["stage"] for entry in read_log(run)] == ["head"]
 
 
-# Tuned features
+# Features of a fine-tuned encoder
 
 
 @pytest.mark.parametrize("how", [LEARNS, STAYS], ids=["stage 2", "stage 1"])
@@ -440,7 +440,7 @@ def test_readme_loop_resumes_after_a_kill(
     run: Path, tmp_path: Path, how: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """tune, finetune, --re-extract, tune; killed in the middle of the re-extraction, too."""
-    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))  # with no weights from elsewhere
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))  # with no weights from other files
     from seqmodel.finetuning import reextract as module
     from tune.__main__ import main as tune
 
@@ -460,7 +460,7 @@ def test_readme_loop_resumes_after_a_kill(
     assert int(FeatureStore.open(new).present("embeddings").sum()) == 9
     made = steps_of(monkeypatch)
     assert main(command) == 0
-    assert not made, "what was trained is not trained again"
+    assert not made, "finished training is not repeated"
     assert not (run / "finetune").exists()
     assert read_training_stats(run) is not None
     store = FeatureStore.open(new)
@@ -472,7 +472,7 @@ def test_readme_loop_resumes_after_a_kill(
     assert load_card(second).recipe.encoder == load_card(run).recipe.encoder
     actual, expected = load_weights(second)["encoder"], load_weights(run)["encoder"]
     assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items()), (
-        "it goes live by itself"
+        "the run works in live without its store"
     )
 
 
@@ -573,7 +573,7 @@ def test_activation_cache_checks_disk_space_for_train_and_val_together(
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=num_bytes))
 
     has_free(0)
-    start_job(open_setup(finetune_args), finetune_args, DistributedContext())  # all there already
+    start_job(open_setup(finetune_args), finetune_args, DistributedContext())  # everything is cached already
     shutil.rmtree(setup.folder)
     has_free(1.2 * max(sizes))
     with pytest.raises(ValueError, match="the activation cache needs"):
@@ -613,7 +613,7 @@ def test_cached_versions_are_activations_of_augmented_crops(run: Path) -> None:
 
 def test_another_seed_gives_other_augmented_copies(run: Path) -> None:
     def cached(seed: int) -> list[np.ndarray]:
-        """Of training clips as they are and augmented, and of validation clips."""
+        """Cached activations of original and augmented training clips, and of validation clips."""
         finetune_args = args(run, finetune=dataclasses.replace(QUICK, augmented_copies=2), seed=seed)
         train, val = activation_datasets(open_setup(finetune_args), finetune_args, DistributedContext())
         both = [train.batch(np.arange(len(train)), version) for version in range(2)]
@@ -623,5 +623,5 @@ def test_another_seed_gives_other_augmented_copies(run: Path) -> None:
     written = held.stat().st_mtime_ns
     other = cached(1)
     assert [np.array_equal(a, b) for a, b in zip(first, other, strict=True)] == [True, False, True]
-    assert held.stat().st_mtime_ns == written, "crops as they are know no seed"
+    assert held.stat().st_mtime_ns == written, "original crops do not depend on the seed"
     assert all(np.array_equal(a, b) for a, b in zip(first, cached(0), strict=True))

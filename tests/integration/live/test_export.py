@@ -65,14 +65,14 @@ def run(
             crops=found.crops,
         )
     save_split(run, [clip.clip_id for clip in clips], [clip.subject for clip in clips], ["val"] * 4)
-    # An f32 store: live computes in float32 too, as the bundles do, whatever this processor could.
+    # A float32 store: live then uses float32 on every processor, as the bundles do.
     save_card(run, replace(card, store=str(path), numerics={"precision": "f32"}))
     return run
 
 
 @pytest.fixture(scope="module")
 def bundles(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A bundle of each format, made once, away from the run."""
+    """A bundle of each format, made once, outside the run."""
     folder = tmp_path_factory.mktemp("copied bundles")
     for form in FORMATS:
         summary, code = export(ExportArgs(run, format=form, out=folder / form))
@@ -242,7 +242,7 @@ def test_docs_example_gives_the_same_probability_as_live(
     pytest.importorskip("onnxruntime")
     calibration = Calibration(temperature=0.4, bias=0.3, threshold=0.45)
     run = write_run(tmp_path / "run", detector_path, calibration=calibration)
-    # onnxruntime computes in float32; live does where the store was made so, else perhaps in bfloat16.
+    # onnxruntime computes in float32. Live does too if the store was made in float32.
     save_card(run, replace(load_card(run), numerics={"precision": "f32"}))
     export(ExportArgs(run, format="onnx"))
     model = open_model(run)

@@ -115,7 +115,7 @@ def test_another_host_name_gets_403(view: BrowserView) -> None:
     """A foreign page whose host name points to this server is refused first."""
     token = urlsplit(view.address).query
     assert get(view, f"/?{token}", Host="evil.example").status == 403
-    assert get(view, f"/?{token}").status == 303  # and the token was not spent on it
+    assert get(view, f"/?{token}").status == 303  # and the token is still unused
 
 
 def test_another_origin_gets_no_web_socket(view: BrowserView) -> None:
@@ -261,7 +261,7 @@ def test_serve_command_serves_a_browser(
             until(page, f"+document.querySelector('#timeline').dataset.moments > {count}")
             page.click("text=signals")
             until(page, "document.querySelectorAll('#signals meter').length === 3")
-            # A browser far too slow for twenty pictures a second is not left with a queue of old ones.
+            # A browser that is too slow for twenty pictures/s does not get a queue of old pictures.
             page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 20})
             count = page.evaluate("+document.querySelector('#timeline').dataset.moments")
             until(page, f"+document.querySelector('#timeline').dataset.moments > {count} + 6")

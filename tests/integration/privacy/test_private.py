@@ -71,20 +71,20 @@ def run_traced(tmp_path: Path, *argv: object) -> subprocess.CompletedProcess[str
         text=True,
         encoding="utf-8",
         timeout=400,
-        # A fresh home: a request of a library at its first start is made now.
+        # A new home folder, so that requests which a library makes at its first start are made now.
         env={**os.environ, "HOME": str(home_folder), "BRAINBUDDY_CACHE": str(cache_dir())},
     )
     if "ptrace" in done.stderr and done.returncode:
         pytest.skip(f"strace may not trace here: {done.stderr.strip().splitlines()[-1]}")
     trace_text = trace.read_text(encoding="utf-8", errors="replace")
     far, names_looked_up = far_addresses(trace_text), lookups(trace_text)
-    assert not far, f"{argv} talked to {far}"
+    assert not far, f"{argv} connected to {far}"
     assert not names_looked_up, f"{argv} looked up a name: {names_looked_up[:3]}"
     return done
 
 
 def test_connection_check_detects_a_connection(tmp_path: Path) -> None:
-    """A process that does open one is caught, or the other tests would prove nothing."""
+    """A process that opens an outside connection is detected; else the other tests would prove nothing."""
     code = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('192.0.2.1', 9))"
     with pytest.raises(AssertionError, match=r"192\.0\.2\.1"):
         run_traced(tmp_path, "-c", code)

@@ -40,7 +40,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The words of the command that a search of twelve trials ends with."""
+    """Arguments of the command that a search of twelve trials prints at its end."""
     folder = tmp_path_factory.mktemp("실행")
     argv = [
         "--store",
@@ -62,7 +62,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def address(printed: list[str]) -> Iterator[str]:
-    """Where the very command that was printed serves the study."""
+    """Address at which the printed command serves the study."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

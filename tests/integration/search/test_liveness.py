@@ -53,7 +53,7 @@ def args_for(folder: Path, **changes: Any) -> TuneArgs:
     return TuneArgs(store, folder / "run", label=LabelArgs(labels="distracted,engaged"), workers=2, **changes)
 
 
-# Who can be looked for
+# Processes that can be checked
 
 
 def test_process_of_this_host_and_namespace_can_be_checked() -> None:
@@ -71,7 +71,7 @@ def test_running_process_of_another_container_counts_as_running(tmp_path: Path) 
             assert planner.stdout is not None
             worker = json.loads(planner.stdout.readline())
             assert worker["host"] == process_namespace()["host"]
-            assert not is_alive(worker), "not under its number here"
+            assert not is_alive(worker), "its process id is not visible here"
             assert not in_same_namespace(worker)
             with pytest.raises(ValueError, match=f"process {worker['pid']} on"):
                 with planner_lock(place, wait_s=0.5):
@@ -80,11 +80,11 @@ def test_running_process_of_another_container_counts_as_running(tmp_path: Path) 
             planner.kill()
 
 
-# Who ends, and how
+# Processes that end
 
 
 def hold_pool(args: TuneArgs, sender: Connection) -> None:
-    """Say who refits, and wait to be killed."""
+    """Send the process that trains with new seeds, and wait to be killed."""
     with finalists.refitting(args) as pool:
         sender.send(pool.submit(this_process).result())
         time.sleep(600)
@@ -124,8 +124,8 @@ def test_killed_refit_process_gives_a_one_line_error(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of a process group")
 def test_signal_to_every_process_loses_no_trial(tmp_path: Path) -> None:
-    """As Ctrl-C in a terminal and SLURM's SIGTERM do, beside what the search then tells its workers: what was
-    worked on waits to be tried again, as if it had not begun."""
+    """As with Ctrl-C in a terminal and SLURM's SIGTERM, which reach the workers too: running trials are
+    enqueued again."""
     store = write_toy_store(tmp_path, num_clips=600, num_steps=30)
     argv = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / "run")]
     argv += ["--study", "s", "--trials", "20", "--workers", "2", "--epochs", "40", "--pruning", "off"]
@@ -137,7 +137,7 @@ def test_signal_to_every_process_loses_no_trial(tmp_path: Path) -> None:
     def working() -> list[FrozenTrial]:
         try:
             return [trial for trial in trials(TrialState.RUNNING) if trial.params]
-        except KeyError:  # not made yet
+        except KeyError:  # does not exist yet
             return []
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

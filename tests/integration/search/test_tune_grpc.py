@@ -1,4 +1,5 @@
-"""A study behind Optuna's real gRPC proxy on loopback: workers of here and of elsewhere that die."""
+"""A study behind Optuna's real gRPC proxy on loopback, with workers of this and of another machine that are
+killed."""
 
 import contextlib
 import multiprocessing
@@ -31,7 +32,7 @@ def serve(journal: str, port: int) -> None:
 
 
 def start_proxy(journal: Path, port: int) -> SpawnProcess:
-    """A proxy of a journal file, once it listens."""
+    """Start a proxy of a journal file, and wait until it listens."""
     server = multiprocessing.get_context("spawn").Process(
         target=serve, args=(str(journal), port), daemon=True
     )
@@ -114,7 +115,7 @@ def test_lost_proxy_gives_a_one_line_error_and_the_same_command_resumes(tmp_path
 
 
 def answer_as_web_server(listener: socket.socket) -> None:
-    """Answer whoever comes as a web server would that does not speak gRPC; until the listener is closed."""
+    """Answer every connection like a web server without gRPC, until the listener is closed."""
     with contextlib.suppress(OSError):
         while True:
             connection, _ = listener.accept()
@@ -126,7 +127,7 @@ def answer_as_web_server(listener: socket.socket) -> None:
 def test_proxy_without_a_response_is_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], listens: bool
 ) -> None:
-    """Also where the port is that of something that does not speak gRPC."""
+    """Also if the port belongs to a server without gRPC."""
     store = write_toy_store(tmp_path)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -146,8 +147,8 @@ def test_proxy_without_a_response_is_a_one_line_error(
         ]
         assert main(argv) == 2
         if listens:
-            other.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts, which then ends
+            other.shutdown(socket.SHUT_RDWR)  # wakes the accepting thread, which then ends
     stderr = capsys.readouterr().err.splitlines()[-1]
     assert stderr.startswith(f"error: --storage {address}: ")
-    assert "run the same command" not in stderr, "nothing was begun"
+    assert "run the same command" not in stderr, "no search was started"
     assert "127.0.0.1" in stderr.removeprefix(f"error: --storage {address}: ")

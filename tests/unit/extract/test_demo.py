@@ -100,7 +100,7 @@ def test_labels_depend_on_the_length_of_events() -> None:
 
 
 def test_single_frames_do_not_show_the_label() -> None:
-    # Each pose that a distracted person holds occurs in engaged clips too: half of them or more contain it.
+    # Each pose of a distracted event also occurs in engaged clips: in half of them or more.
     turned = [
         any(abs(pose.yaw) > 20 for pose in poses(script))
         for script in clip_scripts(NUM_CLIPS, 0)

@@ -81,7 +81,7 @@ def test_frame_without_a_face_does_not_return_the_old_box(
 
 
 def test_cropper_follows_one_face_until_reset(cropper: FaceCropper, real_clips: dict[str, Path]) -> None:
-    """Two faces side by side: the one seen alone first stays, though the other is larger."""
+    """Two faces next to each other: the face that came first is followed, although the other is larger."""
     face = next(read_video(real_clips["single"])).rgb()
     small = cv2.resize(face, None, fx=0.7, fy=0.7)
     two = np.zeros((face.shape[0], face.shape[1] + small.shape[1], 3), np.uint8)
@@ -103,7 +103,7 @@ def test_the_full_range_model_finds_faces_the_short_one_misses(
     detector_path: Path, real_clips: dict[str, Path]
 ) -> None:
     photo = cv2.cvtColor(cv2.imread(str(real_clips["group_photo"])), cv2.COLOR_BGR2RGB)
-    photo = cv2.copyMakeBorder(photo, *(4 * [250]), cv2.BORDER_REPLICATE)  # further away
+    photo = cv2.copyMakeBorder(photo, *(4 * [250]), cv2.BORDER_REPLICATE)  # farther away
     short = FaceCropper(PIXELS, (detector_path,))
     try:
         full_file = detector_file("full")
@@ -149,7 +149,8 @@ print(traced(torch.zeros(1)).item(), len(_open_detectors))
 
 @pytest.mark.slow
 def test_detectors_abandoned_in_a_cycle_do_not_stop_the_garbage_collector(tmp_path: Path) -> None:
-    """MediaPipe's own destructor waits forever there; a cropper that could not be opened leaves none open."""
+    """MediaPipe's own destructor waits forever in this case. A cropper that cannot be opened leaves no
+    detector open."""
     try:
         full_file = detector_file("full")
     except ValueError as error:
@@ -184,11 +185,11 @@ def test_large_square_is_halved_before_interpolation() -> None:
     crop = cut_square(rgb, (100, 50, 180, 130), margin=0.25, crop_px=28)
     halved_twice = rgb[30:150, 80:200].reshape(30, 4, 30, 4, 3).mean((1, 3))
     expected = cv2.resize(halved_twice, (28, 28), interpolation=cv2.INTER_LINEAR)
-    assert np.abs(crop - expected).max() <= 2, "but for roundings"
+    assert np.abs(crop - expected).max() <= 2, "equal up to rounding"
     grey = np.zeros((200, 300, 3), np.uint8)
     grey[::2, ::2] = grey[1::2, 1::2] = 254
     chequerboard = cut_square(grey, (100, 50, 179, 129), margin=0.25, crop_px=28)
-    assert np.ptp(chequerboard) == 0, "it is all grey"
+    assert np.ptp(chequerboard) == 0, "every pixel is grey"
 
 
 def test_outside_the_frame_is_black() -> None:
@@ -199,7 +200,7 @@ def test_outside_the_frame_is_black() -> None:
     assert (crop[20:, 20:] == 255).all()
 
 
-@settings(deadline=None)  # other processes may hold the machine
+@settings(deadline=None)  # other processes may use the processor
 @given(
     box=st.tuples(*[st.floats(-400, 700) for _ in range(2)], *[st.floats(0.1, 500) for _ in range(2)]),
     margin=st.floats(0, 2),

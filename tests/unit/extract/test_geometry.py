@@ -58,7 +58,7 @@ def test_networks_run_directly_agree_with_mediapipe(
     real_clips: dict[str, Path],
     rendered_faces: list[RenderedFace],
 ) -> None:
-    """Also behind a detector that is not MediaPipe's own: here another box around the same face, no eyes."""
+    """Also with another detector than MediaPipe's: here another box around the same face, without eyes."""
     mp = pytest.importorskip("mediapipe")
     from mediapipe.tasks.python import BaseOptions, vision
 
@@ -105,7 +105,7 @@ def test_rendered_angles_are_measured_in_the_same_order(
     for rendered in rendered_faces:
         for part, wanted, most_off in (
             ("yaw", (-40.0, -20.0, 0.0, 20.0, 40.0), 12.0),
-            ("pitch", (-28.0, -14.0, 0.0, 14.0), 14.0),  # the portrait itself looks down by some 5 degrees
+            ("pitch", (-28.0, -14.0, 0.0, 14.0), 14.0),  # the portrait itself looks down by about 5 degrees
             ("roll", (-20.0, -10.0, 0.0, 10.0, 20.0), 6.0),
         ):
             found = [
@@ -129,7 +129,7 @@ def test_closed_eyes_score_above_open_ones(
 def test_position_in_the_frame_does_not_change_the_angles(
     geometry: FaceGeometry, cropper: FaceCropper
 ) -> None:
-    # The camera of the demo sees no perspective: what turns with the place is the line of sight alone.
+    # The demo's camera has no perspective: only the line of sight changes with the position.
     rendered = make_face(looks_of(0, 0))
     left, right = (read(geometry, cropper, draw(rendered, Pose(x=x))) for x in (-45.0, 45.0))
     assert left["centre_x"] < 0.45 < 0.55 < right["centre_x"]

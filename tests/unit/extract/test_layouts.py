@@ -37,11 +37,12 @@ def put(path: Path, content: bytes) -> Path:
 
 @pytest.fixture
 def daisee(clip_file: bytes, tmp_path: Path) -> Path:
-    """Trailing space in the last header name, a BOM, a wrong extension, unpaired ones of both kinds."""
+    """A DAiSEE folder with a trailing space in the last header name, a BOM, a wrong extension, and unpaired
+    videos and labels."""
     root = tmp_path / "DAiSEE"
     for split, subject, clip, suffix in (
         ("Train", "110001", "1100011002", ".avi"),
-        ("Train", "110001", "1100011003", ".mp4"),  # the table says .avi
+        ("Train", "110001", "1100011003", ".mp4"),  # .avi in the table
         ("Train", "110002", "1100021004", ".avi"),  # no label
         ("Validation", "400001", "4000011001", ".avi"),
         ("Test", "500001", "5000011001", ".avi"),
@@ -178,7 +179,7 @@ def test_engagenet_is_read_from_the_one_csv(clip_file: bytes, tmp_path: Path) ->
 def test_damaged_label_table_is_an_error_with_its_line(
     clip_file: bytes, tmp_path: Path, content: bytes, message: str
 ) -> None:
-    """Labels after a stray quote must not be lost silently."""
+    """Labels after an unmatched quote must not be lost without a message."""
     engagenet_files(tmp_path, clip_file)
     put(tmp_path / "final_labels.csv", content)
     with pytest.raises(ValueError, match=message):
@@ -194,7 +195,7 @@ def test_label_table_may_use_semicolons(clip_file: bytes, tmp_path: Path) -> Non
 
 
 def test_engagenet_with_labelled_test_clips_keeps_its_three_splits(clip_file: bytes, tmp_path: Path) -> None:
-    """The lists say which clip is of which split, also against the folder."""
+    """The lists define the split of each clip, even if the folder differs."""
     engagenet_files(tmp_path, clip_file)
     put(tmp_path / "Test" / "subject_21_gh_vid_0_0.mp4", clip_file)
     with open(tmp_path / "final_labels.csv", "w", encoding="utf-8", newline="") as file:
@@ -278,7 +279,7 @@ def test_aihub_on_several_disks_is_found_by_its_links(aihub: Path, tmp_path_fact
 def test_names_that_are_not_utf8_are_problems_in_every_layout(
     daisee: Path, aihub: Path, clip_file: bytes, tmp_path: Path
 ) -> None:
-    """And all their messages can be printed."""
+    """All messages can be printed."""
     name = os.fsdecode(b"caf\xe9")
     engagenet = tmp_path / "EngageNet"
     engagenet_files(engagenet, clip_file)
@@ -327,7 +328,7 @@ def test_aihub_without_subjects_gives_a_warning(aihub: Path) -> None:
     ],
 )
 def test_first_matching_group_is_the_subject(tmp_path: Path, regex: str, subjects: list[str]) -> None:
-    """The whole match where there are no groups; nobody where none matches."""
+    """The whole match if there are no groups; no subject if nothing matches."""
     for name in ("P7_a.mp4", "S12_a.mp4", "x.mp4"):
         put(tmp_path / "engaged" / name, b"x")
     clips = read_dataset(tmp_path, subject_regex=regex).manifest.clips
@@ -372,7 +373,7 @@ def test_wrong_layout_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_sample_is_balanced_and_the_same_each_time() -> None:
-    """90 clips of one class and 10 of the other, three people: 20 come out half and half."""
+    """90 clips of one class and 10 of the other, three subjects: a sample of 20 has 10 of each class."""
     clips = [
         Clip(f"{i}#0", Path(f"{i}"), subject="abc"[i % 3], split="train", labels={"label": "10"[i < 10]})
         for i in range(100)
@@ -389,7 +390,7 @@ def test_a_sample_is_balanced_and_the_same_each_time() -> None:
 
 
 def test_a_sample_is_balanced_over_splits() -> None:
-    """However few the clips of a split are."""
+    """Also if a split has few clips."""
     splits = ["train"] * 80 + ["val"] * 12 + ["test"] * 8
     clips = [
         Clip(f"{i}#0", Path(f"{i}"), subject=f"{split}{i % 4}", split=split, labels={"label": "01"[i % 2]})

@@ -92,7 +92,7 @@ def test_row_equals_cropper_and_engine_frame_by_frame(long_video: Path, extracto
 
 
 def test_a_row_does_not_depend_on_its_neighbours(long_video: Path, extractor: FeatureExtractor) -> None:
-    """One pass over four windows gives what each gives alone, in whatever order they are asked for."""
+    """One pass over four windows equals four separate extractions, in any order of the windows."""
     spans = [(0.0, 2.0), (2.0, 4.0), (4.0, 6.0), (6.0, 8.0)]
     together = rows_of(long_video, windows(*spans), extractor)
     for row, span in zip(together, spans, strict=True):
@@ -144,7 +144,7 @@ def test_frames_without_a_face_are_not_valid(
 def test_a_long_video_is_opened_and_decoded_once(
     long_video: Path, extractor: FeatureExtractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many windows it holds."""
+    """For any number of windows."""
     opened, decoded = [], []
 
     def counting(path: Path, **options):
@@ -186,7 +186,7 @@ def test_embeddings_that_are_not_finite_fail_the_window(
 def test_a_video_replaced_while_it_is_read_is_a_failure(
     long_video: Path, extractor_config: ExtractorConfig, extractor: FeatureExtractor, tmp_path: Path
 ) -> None:
-    """What is of the old file must not stand under the new one's size and time."""
+    """Features of the old file must not be stored with the size and time of the new one."""
     video = tmp_path / "v.mp4"
     video.write_bytes(long_video.read_bytes())
     clips = [Clip(f"v.mp4#{start}000", video, start, start + 2) for start in (0, 2, 4)]

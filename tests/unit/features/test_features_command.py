@@ -26,7 +26,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[dict, int]
 
 
 def test_info_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Clips, people, labels, face rate, failures; as JSON and for people."""
+    """Clips, subjects, labels, face rate and failures, as JSON and as text."""
     path = tmp_path / "가.zarr"
     store = write_store(path, 8)
     store.write_failure(3, "x")
@@ -41,7 +41,7 @@ def test_info_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_info_shows_levels_by_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also where a later plan brought the lower ones."""
+    """Also if a later plan added the lower levels."""
     path = tmp_path / "s.zarr"
     clips = [replace(clip, labels={"level": level}) for clip, level in zip(clips_of(3), "210", strict=True)]
     for count in (1, 3):
@@ -95,7 +95,7 @@ def test_verify_names_inconsistent_parts(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_verify_and_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """0 when all is well, 1 when something is broken."""
+    """Exit code 0 if everything is correct, 1 if something is broken."""
     path = tmp_path / "s.zarr"
     write_store(path, 4)
     assert run_json(capsys, "pack", str(path)) == ({"store": str(path), "clips": 4, "packed": True}, 0)
@@ -109,7 +109,7 @@ def test_verify_and_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_label_corrects_without_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """1 when a line's clip is not in the store."""
+    """Exit code 1 if the clip of a line is not in the store."""
     path = tmp_path / "s.zarr"
     write_store(path, 4)
     manifest = tmp_path / "corrected.csv"
@@ -163,7 +163,7 @@ def folder_of(root: Path, *names: str) -> Path:
 
 
 def test_label_reads_the_csv_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As extract does: the folders beside it may name no classes."""
+    """As extract does: the folders next to it need not be classes."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
     data = folder_of(tmp_path / "data", "영상/0.mp4", "영상/1.mp4")
@@ -215,7 +215,7 @@ def test_label_corrects_subjects_only(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_delete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One person, then all."""
+    """One subject, then the whole store."""
     path = tmp_path / "s.zarr"
     write_store(path, 8)
     assert run_json(capsys, "delete", str(path), "--subject", "p1")[0]["deleted"] == 2
@@ -257,7 +257,8 @@ def import_npz(folder: Path, **arrays: object) -> Path:
 
 
 def test_import_npz_at_any_length_and_width(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Names, people, splits and slices come along; missing numbers are masked; label order is the file's."""
+    """Names, subjects, splits and slices are imported; missing numbers are masked; the order of labels is
+    that of the file."""
     x = np.random.default_rng(0).normal(size=(6, 4, 5))
     x[1, 2, 3] = np.nan
     file = import_npz(
@@ -396,7 +397,8 @@ def test_import_matches_clip_columns_case_insensitively(tmp_path: Path) -> None:
 
 
 def test_import_openface_files_by_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As OpenFace writes them: spaces in the header, bookkeeping columns, success 0 where it failed."""
+    """Files as OpenFace writes them: spaces in the header, columns that are not features, success 0 for
+    failed frames."""
     header = "frame, face_id, timestamp, confidence, success, AU01_r, AU02_r\n"
     (tmp_path / "a.csv").write_text(
         header + "1, 0, 0.0, 0.98, 1, 1.5, 2\n2, 0, 0.1, 0.1, 0, 0, 0\n", encoding="utf-8"
@@ -421,7 +423,7 @@ def test_files_of_a_killed_import_are_deleted_later(tmp_path: Path) -> None:
     argv = ["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "n"]
 
     def left(store: str, age_s: float) -> Path:
-        """A partial with a chunk so old."""
+        """A temporary folder with a chunk of this age."""
         half = tmp_path / f"{store}.{uuid.uuid4().hex}.partial"
         for place in (folder_of(half, "embeddings/c.0.0.0") / "embeddings", half):
             os.utime(place, (time.time() - age_s,) * 2)

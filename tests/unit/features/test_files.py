@@ -36,7 +36,7 @@ def test_two_writers_of_one_file_share_no_name(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "a") as first, atomic_write(tmp_path / "a") as second:
         first.write_text("first", encoding="utf-8")
         second.write_text("second", encoding="utf-8")
-    assert (tmp_path / "a").read_text(encoding="utf-8") == "first", "who ends last"
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "first", "the last writer wins"
 
 
 def test_cache_folder_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +54,7 @@ def test_another_process_with_the_same_id_does_not_count_as_alive() -> None:
 
 
 def test_ended_process_is_not_alive_before_and_after_its_parent_waits() -> None:
-    """In between it is a zombie, which still has its number."""
+    """In between it is a zombie, which still has its process id."""
     with subprocess.Popen([sys.executable, "-c", f"{SIGNED}; input()"], stdin=-1, stdout=-1) as child:
         assert child.stdout is not None
         process = json.loads(child.stdout.readline())
@@ -70,7 +70,8 @@ def test_ended_process_is_not_alive_before_and_after_its_parent_waits() -> None:
 
 @pytest.mark.skipif(not psutil.LINUX, reason="elsewhere a process's start does not move with the clock")
 def test_a_process_is_the_same_after_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linux counts from the start of the machine, whose time is what moves."""
+    """On Linux the start time is measured from the boot of the machine; only the boot time moves with the
+    clock."""
     own, boot_time = this_process(), psutil._psplatform.boot_time
     created_s = psutil.Process().create_time()
     monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot_time() + 3600)

@@ -47,7 +47,7 @@ def subject_ids(num_subjects: int, clips_each: int) -> list[str]:
 
 
 def test_split_by_subject_keeps_class_proportions() -> None:
-    """60/20/20, subjects stay whole, classes in the proportions of the whole."""
+    """60/20/20; each subject is in one subset; classes have the proportions of the whole set."""
     subjects = subject_ids(25, 20)
     labels = (np.arange(500) % 5 == 0).astype(int)
     split = make_split(table_of(subjects), np.arange(500), labels, seed=0)
@@ -138,7 +138,7 @@ def test_single_official_subset_is_kept(subset: str) -> None:
 
 
 def test_clips_all_marked_train_are_split_by_subject() -> None:
-    """As for a data set that published only its training part."""
+    """As in a data set of which only the training part is published."""
     subjects, labels = subject_ids(10, 2), np.arange(20) // 2 % 2
     split = make_split(table_of(subjects, ["train"] * 20), np.arange(20), labels, seed=0)
     free = make_split(table_of(subjects), np.arange(20), labels, seed=0)
@@ -277,14 +277,14 @@ def test_leave_one_subject_out() -> None:
 
 
 def test_extended_split_keeps_known_subjects(tmp_path: Path) -> None:
-    """New subjects are assigned by their own name, whatever the other subjects are."""
+    """New subjects are assigned by their own name, independent of the other subjects."""
     first = table_of(subject_ids(20, 5))
     split = make_split(first, np.arange(100), np.arange(100) % 2, seed=0)
     subsets = subset_by_clip(split, first.clip_id)
     lines = [f"{name},{first.subject[row]},{subsets[name]}" for row, name in enumerate(first.clip_id)]
     (tmp_path / "split.csv").write_text("clip_id,subject,split\n" + "\n".join(lines), encoding="utf-8")
 
-    month = table_of([f"p{index // 5}" for index in range(300)])  # 20 known people, 40 new ones
+    month = table_of([f"p{index // 5}" for index in range(300)])  # 20 known subjects, 40 new ones
     later = extend_split(month, np.arange(300), np.arange(300) % 2, tmp_path)
     for subset, rows in split.subsets().items():
         assert set(rows.tolist()) <= set(later.subsets()[subset].tolist())

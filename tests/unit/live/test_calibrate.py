@@ -39,7 +39,7 @@ def test_personal_calibration_puts_the_threshold_between_the_phases(base: Calibr
     logits = np.array([[1.5], [2.0], [1.0]])
     p = probabilities(logits, "binary", own)[:, 1]
     assert p[0] == pytest.approx(base.threshold)
-    assert p[1] > base.threshold + 0.2  # further where the run's temperature allows it
+    assert p[1] > base.threshold + 0.2  # more if the run's temperature allows it
     assert decide(logits, "binary", own).label.tolist()[1:] == [1, 0]
     assert (own.threshold, own.abstain) == (base.threshold, base.abstain)
 
@@ -250,7 +250,7 @@ def test_key_c_calibrates_also_the_next_session_and_key_x_removes_it(
     card = Calibration(bias=20.0)  # everything is "engaged"
     run = write_run(tmp_path / "run", detector_path, pixels=Pixels((), window_s=2), calibration=card)
     head = load_weights(run)["head"]
-    # A random head tells the two pictures apart by a tenth; a trained one says things louder.
+    # A random head separates the two pictures by 0.1 only; a trained head has larger logits.
     save_weights(run, head | {"output.weight": 30 * head["output.weight"]}, None)
     model = open_model(run)
     pictures = [astronaut(), astronaut() // 4]

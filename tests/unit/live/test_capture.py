@@ -371,7 +371,9 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
             self.end_headers()
             jpeg = cv2.imencode(".jpg", np.full((96, 128, 3), 90, np.uint8))[1].tobytes()
             head = b"--b\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg)
-            with contextlib.suppress(ConnectionError):  # who only looks goes before the end
+            with contextlib.suppress(
+                ConnectionError
+            ):  # a client that only checks the address disconnects before the end
                 for _ in range(NUM_PICTURES):
                     self.wfile.write(head + jpeg + b"\r\n")
                     time.sleep(1 / 30)

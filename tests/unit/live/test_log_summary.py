@@ -42,7 +42,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def test_time_per_state_adds_up(log: Path) -> None:
-    """Classes by name, states in words, longest spans first, marks at their times."""
+    """Classes by name, states as text, longest spans first, marks at their times."""
     session = summarise_log(log)
     rounded = {shown: round(seconds) for shown, seconds in session.seconds.items()}
     assert rounded == {"engaged": 30, "distracted": 10, "no face": 10, "camera lost": 5}
@@ -133,7 +133,9 @@ def test_report_is_one_file_with_escaped_text(log: Path) -> None:
     picture = cv2.imdecode(np.frombuffer(timeline_png(summarise_log(log)), np.uint8), cv2.IMREAD_COLOR)
     assert picture.shape == (150, 1200, 3)
     below = picture[120:]
-    assert (below[:, [0, -1]] == below[-1, -1]).all(), "a time on the axis is cut by the picture's edge"
+    assert (below[:, [0, -1]] == below[-1, -1]).all(), (
+        "a time of the axis is cut off by the edge of the picture"
+    )
 
 
 def test_days_are_compared_with_training(log: Path, tmp_path: Path, detector_path: Path) -> None:

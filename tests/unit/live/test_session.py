@@ -26,7 +26,7 @@ NAMES = ("distracted", "engaged")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a log as they stand on disk."""
+    """The rows of a log as they are on disk."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -184,7 +184,7 @@ def test_slow_disk_uses_one_descriptor(tmp_path: Path, monkeypatch: pytest.Monke
     assert sync_started.wait(10)
     for _ in range(50):
         log.write(prediction())
-    assert len(copies) == 2, "the one that hangs, and one for all that came since"
+    assert len(copies) == 2, "the sync that hangs, and one for all later rows"
     may_continue.set()
     log.close()
     assert sizes[-1] == (tmp_path / "live.csv").stat().st_size

@@ -136,7 +136,7 @@ def test_custom_detector_is_found_by_its_hash(own_cache: Path, tmp_path: Path) -
 def test_known_detector_given_as_a_file_is_recognised(
     own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the known one itself was never fetched."""
+    """Also if the known file itself was never downloaded."""
     monkeypatch.setattr(model_files, "SHORT_DETECTOR", Asset("known.tflite", SHA256, "--detector"))
     with pytest.raises(ValueError, match=r"known\.tflite"):
         model_files.face_model(SHA256)

@@ -55,7 +55,7 @@ def test_each_part_of_the_augmentation_works_alone(part: str) -> None:
 
 
 def test_brightness_changes_the_embedding_continuously() -> None:
-    """Means stay within what the draws allow: nothing saturates a whole picture."""
+    """Means stay within the range of the transform: no picture is saturated as a whole."""
     for seed in range(20):
         out = augment_clip(clip(1), Augmentation(erase=0), np.random.default_rng(seed)).float().mean()
         assert 0.6 < out / clip(1).float().mean() < 1.45

@@ -138,7 +138,7 @@ def test_recall_target_is_reached_with_the_highest_other_recall():
     predicted = p >= chosen
     recall = float((~predicted[labels == 0]).mean())
     assert recall >= 0.8
-    # Any lower threshold on another side of a clip would miss the share or be no better to the other class.
+    # Any other threshold would miss the recall, or would not increase the recall of the other class.
     candidates, _, _ = threshold_counts(p, labels)
     other = float(predicted[labels == 1].mean())
     for t in candidates:

@@ -138,7 +138,7 @@ def test_calibration_recovers_accuracy_in_a_shifted_domain(two_runs, tmp_path, c
     run = tmp_path / "moved"
     make_run(run, home, epochs=12)
     before = load_card(run)
-    # Everything there looks engaged: the same features, pushed along the direction that tells the classes
+    # All clips there look engaged: the same features, moved along the direction that separates the classes.
     # apart.
     make_store(tmp_path / "new.zarr", signal=0.8, num_subjects=24, clip_prefix="n", shift=1.2)
     assert main(["calibrate", "--run", str(run), "--store", str(tmp_path / "new.zarr")]) == 0
@@ -149,7 +149,7 @@ def test_calibration_recovers_accuracy_in_a_shifted_domain(two_runs, tmp_path, c
     assert found["test"]["difference"]["balanced_accuracy"]["value"] > 0.1
     assert found["test"]["difference"]["auroc"]["value"] == pytest.approx(0.0, abs=0.02)
     assert len(after.test_openings) == len(before.test_openings) + 1
-    # Those whose labels chose the threshold are no part of the figures that are asked for next.
+    # Subjects whose labels chose the threshold are not in later evaluations.
     assert (
         main(
             ["evaluate", "--run", str(run), "--store", str(tmp_path / "new.zarr"), "--bootstrap-rounds", "50"]

@@ -48,7 +48,8 @@ def test_depthwise_is_used_only_for_autocast_training_on_a_cpu() -> None:
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_large", "efficientnet_lite0"])
 def test_an_encoder_learns_in_the_direction_of_float32(name: str) -> None:
-    """Its last blocks: every weight has a gradient, and all of them together point the same way."""
+    """In its last blocks every weight has a gradient, and the gradients together have nearly the same
+    direction."""
     crops = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8, generator=torch.manual_seed(0))
     gradients = []
     for narrow in (False, True):

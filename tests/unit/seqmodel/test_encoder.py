@@ -50,7 +50,9 @@ def test_random_weights_have_one_hash_per_seed_at_any_thread_count() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_folded_norms_give_the_same_embeddings_and_gradients(name: str) -> None:
-    plain, folded = (build_encoder(name, "random")[0].double() for _ in range(2))  # so that roundings tell
+    plain, folded = (
+        build_encoder(name, "random")[0].double() for _ in range(2)
+    )  # so that rounding has an effect
     fold_norms(folded)
     pictures = torch.from_numpy(crops(1))
     found = [net(pictures) for net in (plain, folded)]
@@ -89,7 +91,7 @@ def test_batch_equals_single_frames() -> None:
     net = encoder("mobilenet_v3_large")
     together = net.embed(crops(5)).astype(float)
     alone = np.concatenate([net.embed(crops(5)[i : i + 1]) for i in range(5)]).astype(float)
-    # One float16 step: torch picks other kernels for other batch sizes.
+    # One float16 step: torch uses other kernels for other batch sizes.
     assert np.abs(together - alone).max() <= np.spacing(np.float16(np.abs(together).max()))
 
 

@@ -19,7 +19,7 @@ def test_engine_and_torch_differ_by_float16_steps_at_most(name: str) -> None:
     eager = open_engine(name, "random", backend="torch")
     assert compiled.encoder_id == eager.encoder_id
     actual, expected = compiled.embed(crops(4)), eager.embed(crops(4))
-    # One float16 step, or for values near 0, where steps are finer than that, the float32 error (1e-5 seen).
+    # One float16 step; near 0, where steps are smaller, the float32 error (1e-5 measured).
     step = np.maximum(np.spacing(np.abs(actual)).astype(float), 5e-5)
     assert (np.abs(actual.astype(float) - expected.astype(float)) <= step).all()
     assert (actual != expected).mean() < 0.05

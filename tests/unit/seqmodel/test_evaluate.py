@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_drawing")
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory) -> Path:
-    """A run, evaluated on test; its store lies beside it."""
+    """A run, evaluated on test; its store is in the same folder."""
     root = tmp_path_factory.mktemp("평가 1")
     store = make_store(root / "s.zarr", signal=0.6)
     make_run(root / "runs/작은", store)
@@ -249,7 +249,7 @@ def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path
         }
     assert {"logistic_embeddings", "logistic_geometry"} <= set(found["none"])
     assert found["subject"]["logistic_embeddings"] == found["none"]["logistic_embeddings"]
-    # People differ at rest by more than the classes do.
+    # Neutral faces of subjects differ by more than the classes do.
     assert found["subject"]["logistic_geometry"] > found["none"]["logistic_geometry"] + 0.05
 
 
@@ -277,7 +277,7 @@ def quick_folds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _relabel(path: Path, label_of: dict[str, int]) -> None:
-    """Give every clip of these people one label."""
+    """Give every clip of these subjects one label."""
     import zarr
 
     group = zarr.open_group(path, mode="r+")
@@ -358,7 +358,7 @@ def test_folds_of_another_data_set_use_mapped_labels(tmp_path, quick_folds):
     argv += ["--label-map", "away=distracted", "here=engaged", "--folds", "3", "--bootstrap-rounds", "50"]
     assert main(argv) == 0
     assert _metrics(tmp_path / "run/cross/other/folds-3")["folds-3"]["auroc"]["value"] > 0.7
-    assert not (tmp_path / "run/folds-3").exists(), "which is about the run's own data"
+    assert not (tmp_path / "run/folds-3").exists(), "it is about the run's own data"
 
 
 def test_folds_of_a_store_with_another_width_train_new_heads(tmp_path, quick_folds, capsys):
@@ -394,7 +394,9 @@ def test_folds_use_the_requested_threshold_metric(tmp_path, quick_folds):
     _, baselines, fold_models, _ = folds.run_folds(context, args)
     assert {c.threshold_metric for c in fold_models.calibrations} == {"recall:distracted=0.9"}
     majority = next(stick for stick in baselines if stick.name == "majority")
-    assert len(np.unique(majority.probabilities[:, 1])) == 1, "of all folds, else it leans against the truth"
+    assert len(np.unique(majority.probabilities[:, 1])) == 1, (
+        "of all folds; of one fold it would be biased against the left-out clips"
+    )
     argv = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "2"]
     assert main([*argv, "--threshold-metric", "recall:nobody=7"]) == 2
     assert main([*argv, "--abstain", "0.2"]) == 2

@@ -49,7 +49,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_renamed_subjects_are_not_another_data_set(run: Path, tmp_path: Path) -> None:
-    """As where people were given pseudonyms: the training clips among them are not judged as a new place."""
+    """As after pseudonyms were given: training clips are not evaluated as a new data set."""
     before = evaluate(run)
     subjects = {subject for subject, _ in load_split(run).values()}
     rename(
@@ -57,7 +57,7 @@ def test_renamed_subjects_are_not_another_data_set(run: Path, tmp_path: Path) ->
     )
     assert [row["clip_id"] for row in evaluate(run)] == [row["clip_id"] for row in before]
     assert main(["calibrate", "--run", str(run), "--store", str(tmp_path / "s.zarr")]) == 2
-    # A copy elsewhere could be a data set of other people; that it may be the run's own is said.
+    # A copy in another folder could be a data set of other subjects: a warning says that it may be the run's.
     shutil.copytree(tmp_path / "s.zarr", tmp_path / "copy.zarr")
     context = open_split(EvaluateArgs(run, store=tmp_path / "copy.zarr"))
     assert context.is_other_data
@@ -109,7 +109,7 @@ def test_failed_clip_counts_with_and_without_subjects(tmp_path: Path, known: boo
 
 
 def test_evaluation_uses_the_same_clips_after_the_store_has_grown(tmp_path: Path) -> None:
-    """New windows of its test people were neither held out nor failed when it was made."""
+    """New windows of its test subjects were not in the split when the run was made."""
     make_run(tmp_path / "run", make_store(tmp_path / "s.zarr", signal=0.5, num_subjects=12), epochs=1)
     before = evaluate(tmp_path / "run")
     shutil.rmtree(tmp_path / "s.zarr")
@@ -137,7 +137,7 @@ def test_run_without_its_store_keeps_the_majority_class(tmp_path: Path) -> None:
 
 
 def test_later_clips_of_calibration_subjects_are_left_out(run: Path, tmp_path: Path) -> None:
-    """A month later there are more clips of everybody in the new place."""
+    """A month later the new domain has more clips of every subject."""
     place = {"signal": 0.5, "seed": 3, "clip_prefix": "n", "num_subjects": 10}
     make_store(tmp_path / "new.zarr", **place)
     assert main(["calibrate", "--run", str(run), "--store", str(tmp_path / "new.zarr")]) == 0
@@ -152,7 +152,9 @@ def test_later_clips_of_calibration_subjects_are_left_out(run: Path, tmp_path: P
 
 
 def test_two_stores_of_one_name_have_a_folder_each(run: Path, tmp_path: Path) -> None:
-    (run / "cross" / "features").mkdir(parents=True)  # of a command that was killed before its note
+    (run / "cross" / "features").mkdir(
+        parents=True
+    )  # left by a command that was killed before it wrote the file
     for place, subjects in (("a", 8), ("b", 6)):
         (tmp_path / place).mkdir()
         make_store(tmp_path / place / "features.zarr", clip_prefix=place, num_subjects=subjects)
@@ -167,12 +169,12 @@ def test_threshold_is_chosen_on_a_moved_store(run: Path, tmp_path: Path) -> None
     (tmp_path / "s.zarr").rename(tmp_path / "moved.zarr")
     evaluate(run, "--store", str(tmp_path / "moved.zarr"), "--threshold-metric", "recall:distracted=0.95")
     assert load_card(run).calibration.threshold_metric == "recall:distracted=0.95"
-    assert (run / "training_stats.json").is_file(), "measured there, too"
+    assert (run / "training_stats.json").is_file(), "the training statistics were measured on that store too"
 
 
 @pytest.mark.usefixtures("not_exported")
 def test_report_shows_the_commands_unchanged(tmp_path: Path) -> None:
-    """Of the run and of the judgement; one that chooses and judges stands there once."""
+    """The commands of the run and of the evaluation; a command that does both is listed once."""
     run, new = str(tmp_path / "내 실행" / "it's <b>one"), str(tmp_path / "새 곳.zarr")
     make_store(tmp_path / "s.zarr", signal=0.5)
     make_store(Path(new), signal=0.4, clip_prefix="n", shift=1.2)
@@ -208,7 +210,7 @@ def test_report_of_a_run_without_commands_shows_none(run: Path) -> None:
 
 
 def test_clips_without_a_face_do_not_affect_the_threshold(tmp_path: Path) -> None:
-    """Nothing is ever decided about them; here nearly all are of one class."""
+    """They have no prediction; here nearly all are of one class."""
     rng = np.random.default_rng(0)
     y = np.arange(300) % 2
     x = rng.normal(size=(300, 6, 4)).astype(np.float32) + 0.4 * y[:, None, None]
@@ -228,7 +230,7 @@ def test_clips_without_a_face_do_not_affect_the_threshold(tmp_path: Path) -> Non
 
 
 def test_changes_to_a_run_during_evaluation_are_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Another command has counted an opening, and another has chosen a threshold."""
+    """Another command has logged a test evaluation, and another has chosen a threshold."""
     args = EvaluateArgs(run, bootstrap_rounds=20)
     context = open_split(args)
     result = evaluate_split(context, args)

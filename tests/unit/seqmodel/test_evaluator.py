@@ -88,7 +88,7 @@ def test_intervals_cover_the_true_value_in_nine_of_ten_data_sets_of_forty_subjec
     trials = 200
     for seed in range(trials):
         rng = np.random.default_rng(1000 + seed)
-        # Each person has their own accuracy around .7: clips of one person are alike.
+        # Each subject has its own accuracy around .7: clips of one subject are alike.
         own = np.repeat(rng.beta(7, 3, 40), 8)
         labels = rng.integers(0, 2, 320)
         predicted = np.where(rng.random(320) < own, labels, 1 - labels)
@@ -117,7 +117,8 @@ def test_difference_of_equal_models_is_zero():
 
 
 def test_fewer_than_six_subjects_are_never_significant():
-    """All of n people lie on one side by chance in 2^(1 − n) of the cases: 1/16 for five, 1/32 for six."""
+    """All of n subjects differ in the same direction by chance in 2^(1 − n) of the cases: 1/16 for five, 1/32
+    for six."""
     high, low = np.full(1000, 0.9), np.full(1000, 0.5)
     by_count = {n: paired(0.9, 0.5, high, low, n) for n in (2, 5, 6, 40)}
     assert [pair.is_higher for pair in by_count.values()] == [False, False, True, True]
@@ -139,8 +140,7 @@ def test_difference_from_the_best_baseline_with_few_subjects_is_inconclusive():
 
 
 def test_clips_without_a_subject_do_not_count_as_subjects():
-    """However many there are: two people are too few to prove anything, and others may have been in
-    training."""
+    """For any number of them: two subjects are too few, and unknown subjects may have been in training."""
     rng = np.random.default_rng(4)
     labels = np.tile([0, 1], 75)
     scores = labels + rng.normal(0, 0.4, 150)

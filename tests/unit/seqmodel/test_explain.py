@@ -15,7 +15,7 @@ DIMS = {"embeddings": D, "geometry": len(FEATURES)}
 
 
 def reads_yaw(x: Arrays, valid: Arrays) -> np.ndarray:
-    """(N,2): what the mean yaw says."""
+    """(N,2) probabilities from the mean yaw."""
     yaw = x["geometry"][..., FEATURES.index("yaw_rad")]
     p = 1 / (1 + np.exp(-10 * (yaw * valid["geometry"]).mean(1)))
     return np.stack([1 - p, p], axis=1)

@@ -184,7 +184,7 @@ def test_outputs_by_task_and_wrong_configs_are_refused() -> None:
 
 
 def test_geometry_outside_the_limit_equals_geometry_at_the_limit() -> None:
-    """An embedding's does: where the encoder is trained, a limit would have no gradient."""
+    """Embeddings are not limited: when the encoder is trained, a limited value would have no gradient."""
     head = build_head(HeadConfig(), {"embeddings": 4, "geometry": 4}, 1, seed=0).eval()
     usual = np.full(4, 3.0, np.float32), np.full(4, 0.5, np.float32)
     head.put_statistics({"embeddings": usual, "geometry": usual})
@@ -203,7 +203,8 @@ def test_geometry_outside_the_limit_equals_geometry_at_the_limit() -> None:
 
 @pytest.mark.parametrize(("centred_copy", "dynamics"), [(True, False), (False, True), (True, True)])
 def test_extra_channels_have_the_order_of_the_weights(centred_copy: bool, dynamics: bool) -> None:
-    """Values, deviations, changes, rates: saved heads rely on it. Zero where masked, also when projected."""
+    """Values, deviations, differences, rates: saved heads depend on this order. Zero where masked, also after
+    the projection."""
     from seqmodel.heads.recurrent import _dynamics
 
     config = HeadConfig(projection=6, centred_copy=centred_copy, dynamics=dynamics)
@@ -212,7 +213,7 @@ def test_extra_channels_have_the_order_of_the_weights(centred_copy: bool, dynami
     x, valid = torch.randn(4, 7, 5), torch.rand(4, 7) > 0.3
     valid[0] = False
     keep = valid.unsqueeze(-1)
-    z = torch.where(keep, x, 0)  # the statistics of a new head: mean 0, spread 1
+    z = torch.where(keep, x, 0)  # the statistics of a new head: mean 0, standard deviation 1
     expected = [z]
     if centred_copy:
         mean = z.sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
@@ -228,7 +229,7 @@ def test_extra_channels_have_the_order_of_the_weights(centred_copy: bool, dynami
 
 @pytest.mark.parametrize("config", EVERY, ids=lambda c: f"{c.kind}-{c.pooling}")
 def test_training_and_evaluation_read_the_same_samples(config: HeadConfig) -> None:
-    """Same logits without dropout, of half floats and frames that are no numbers."""
+    """Same logits without dropout, for float16 values and frames with NaN."""
     head = build_head(dataclasses.replace(config, dropout=0.0), DIMS, 1, seed=0)
     x, valid = windows()
     valid = {name: mask.index_fill(0, torch.tensor([1]), True) for name, mask in valid.items()}

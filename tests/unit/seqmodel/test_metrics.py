@@ -19,7 +19,7 @@ from seqmodel.metrics.classification import (
 def _random_predictions(seed: int, num_classes: int, num_clips: int = 120):
     rng = np.random.default_rng(seed)
     labels = rng.choice(num_classes, num_clips, p=rng.dirichlet(np.ones(num_classes)))
-    # Rounded, so that there are ties.
+    # Rounded, so that some scores are equal.
     p = np.round(rng.dirichlet(np.ones(num_classes), num_clips), 1) + 1e-3
     p /= p.sum(1, keepdims=True)
     return labels, p, p.argmax(1)

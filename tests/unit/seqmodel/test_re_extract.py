@@ -30,7 +30,7 @@ SUBSETS = {"subject p0": "train", "subject p1": "train", "subject p2": "val", "s
 
 
 def tuned_store(path: Path, subsets: dict[str, str]) -> FeatureStore:
-    """64 clips of four people, seen by a fine-tuned encoder."""
+    """64 clips of four subjects, with embeddings of a fine-tuned encoder."""
     encoder = dataclasses.replace(WITH_GEOMETRY.encoder, weights="finetuned:first")
     store = plan(path, clips_of(64), dataclasses.replace(WITH_GEOMETRY, encoder=encoder), numerics={})
     for row in range(64):
@@ -44,7 +44,7 @@ def subjects_of(store: FeatureStore, rows: np.ndarray) -> set[str]:
 
 
 def write_split(folder: Path, subset_of: dict[str, str]) -> Path:
-    """A run's split.csv alone."""
+    """Write only the split.csv of a run."""
     folder.mkdir()
     lines = [f"{k}#0,{subject},{subset}" for k, (subject, subset) in enumerate(subset_of.items())]
     (folder / "split.csv").write_text("clip_id,subject,split\n" + "\n".join(lines), encoding="utf-8")
@@ -52,9 +52,10 @@ def write_split(folder: Path, subset_of: dict[str, str]) -> Path:
 
 
 def test_re_extracted_store_keeps_encoder_subsets_and_test_log(tmp_path: Path) -> None:
-    """Made twice, it keeps its own entries; a question to it splits as the run that trained the encoder."""
+    """A second re-extraction keeps the store's own log entries. A learning task on the store uses the split
+    of the run that trained the encoder."""
     old = write_crop_store(tmp_path / "crops.zarr")
-    # Else its marks would keep everybody on their side.
+    # Else the splits in the manifest would already set the subsets.
     write_column(zarr.open_group(old.path, mode="r+"), "split", np.full(32, ""))
     run, out = tmp_path / "first", tmp_path / "tuned.zarr"
     head = HeadConfig(hidden=8, projection=8)
@@ -187,7 +188,7 @@ def renamed(clips: list[Clip], names: dict[str, str]) -> list[Clip]:
 def test_encoder_subsets_follow_renamed_and_deleted_subjects(
     tmp_path: Path,
 ) -> None:
-    """Who turns out to be one person with somebody it learned from is learned from."""
+    """A subject that is merged with a training subject counts as a training subject."""
     store = tuned_store(tmp_path / "tuned.zarr", SUBSETS)
     corrected = renamed(clips_of(64), {"p0": "박", "p3": "p2"})
     store = plan(store.path, corrected, store.recipe, numerics={})

@@ -28,7 +28,7 @@ def evaluate(run: Path, *argv: str) -> None:
 
 
 def test_new_threshold_deletes_results_of_the_old_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither decisions on test, nor pages about them, nor an export that would be copied away."""
+    """Predictions on test, their reports and exports are deleted."""
     for split in ("test", "val"):
         evaluate(run, "--split", split)
     exported = run / "export" / "openvino"
@@ -44,7 +44,7 @@ def test_new_threshold_deletes_results_of_the_old_one(run: Path, capsys: pytest.
     assert not exported.exists()
     predicted = " ".join(capsys.readouterr().err.split())
     assert "copies of its exports (openvino) keep the old threshold" in predicted
-    assert read_training_stats(run) is not None, "measured by the new calibration"
+    assert read_training_stats(run) is not None, "measured with the new calibration"
     assert after.test_openings == before.test_openings
 
 

@@ -200,7 +200,7 @@ def test_trial_curves_show_each_epochs_score_and_fold_scores_have_no_line(run, t
     study.add_trial(
         optuna.trial.create_trial(value=value, intermediate_values=reported, user_attrs=attributes)
     )
-    assert trials_of(copy) == [], "the card names no search"
+    assert trials_of(copy) == [], "the card has no search"
     save_card(copy, replace(load_card(copy), stages=({"stage": "head", "study": "search"},)))
     (trial,) = trials_of(copy)
     assert (trial.value, trial.curve, trial.by_fold) == (value, (0.7, 0.9, 0.6), by_fold)
@@ -303,7 +303,7 @@ def test_names_with_dollars_are_not_formulas_in_plots(tmp_path, names):
 
 
 def test_best_baseline_is_the_highest_without_the_leakage_check(run):
-    """Two subjects per class: the identity baseline has AUROC 1 and is still no candidate."""
+    """Two subjects per class: the identity baseline has AUROC 1 and is still left out."""
     labels = np.repeat([0, 1], 100)
     result = evaluated(labels, np.clip(labels, 0.2, 0.8), subject_ids(10, 20))
     assert max(result.comparisons, key=lambda b: b.estimates["auroc"].value).baseline.is_leak

@@ -17,7 +17,7 @@ LABELS = LabelArgs(labels="distracted,engaged")
 
 
 def test_partly_extracted_geometry_gives_a_warning(tmp_path: Path) -> None:
-    """As where extract was stopped before the geometry of all clips was measured."""
+    """For example if extract was stopped before it measured the geometry of all clips."""
     store = plan(tmp_path / "s.zarr", clips_of(64), WITH_GEOMETRY, numerics={})
     for row in range(64):
         fill_row(store, row, geometry=row % 2 == 0)
@@ -30,7 +30,7 @@ def test_partly_extracted_geometry_gives_a_warning(tmp_path: Path) -> None:
 
 
 def test_training_without_valid_frames_is_rejected(tmp_path: Path) -> None:
-    """As where no face was found in any video of the training people; the run that is there stays."""
+    """For example if no video of the training subjects has a face. An existing run is not changed."""
     x, y = np.full((40, 10, 5), np.nan, np.float32), np.arange(40) % 2
     np.savez(tmp_path / "x.npz", x=x, y=y, subject=np.array([f"p{i % 10}" for i in range(40)]))
     write_external(tmp_path / "s.zarr", read_sequences(tmp_path / "x.npz"), "nothing")
@@ -39,7 +39,7 @@ def test_training_without_valid_frames_is_rejected(tmp_path: Path) -> None:
 
 
 def test_levels_added_later_are_ordered_by_value(tmp_path: Path) -> None:
-    """The store appends the rare level; an ordinal question asks for it as the lowest."""
+    """The store appends the rare level at the end; for an ordinal task it is the lowest."""
     path, clips = tmp_path / "s.zarr", clips_of(64)
     levels = [str(1 + index // 4 % 3) for index in range(64)]
     first = [
@@ -59,7 +59,7 @@ def test_levels_added_later_are_ordered_by_value(tmp_path: Path) -> None:
 
 
 def test_a_corrected_typo_leaves_no_empty_class(tmp_path: Path) -> None:
-    """The store keeps the name; unless it is asked for, nothing is learned of it."""
+    """The store keeps the name; it makes no class unless --labels lists it."""
     path, clips = tmp_path / "s.zarr", clips_of(64)
     typo = dataclasses.replace(clips[0], labels={"label": "enagged", "level": "0"})
     plan(path, [typo, *clips[1:]], WITH_GEOMETRY, numerics={})
@@ -92,7 +92,7 @@ def test_full_disk_for_the_packed_copy_warns_and_reads_the_same_clips(
 
 
 def test_fingerprint_changes_only_with_data_that_the_search_reads(tmp_path: Path) -> None:
-    """Crops, slices and other columns change nothing about it; a label and a person do."""
+    """Crops, slices and other label columns do not change it; a label and a subject do."""
     store = write_store(tmp_path / "s.zarr", 64)
 
     def seen() -> str:

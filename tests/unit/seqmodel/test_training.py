@@ -39,7 +39,8 @@ def one_thread() -> Iterator[None]:
 
 
 def clips(count: int, seed: int = 0, classes: int = 2) -> Samples:
-    """Clips whose label is how long a feature is up, as in the demo: no single frame tells."""
+    """Clips whose label is the number of frames with a high feature, as in the demo: single frames do not
+    show it."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
     x = rng.normal(0, 0.3, (count, 10, 6)).astype(np.float16)
@@ -205,7 +206,7 @@ def test_augmentation_masks_frames_only_in_training() -> None:
     _, whole = augment_features(x, valid, TrainConfig(subsample=1.0), new_head())
     spans = whole["embeddings"].sum(dim=1)
     assert (spans >= 5).all()
-    assert (whole["embeddings"].int().diff(dim=1).clamp(min=0).sum(dim=1) <= 1).all()  # one stretch
+    assert (whole["embeddings"].int().diff(dim=1).clamp(min=0).sum(dim=1) <= 1).all()  # one span
 
 
 @pytest.mark.parametrize("batch_size", [0, -8])

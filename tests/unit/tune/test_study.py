@@ -43,7 +43,7 @@ def test_trial_of_a_killed_worker_is_run_again(tmp_path: Path) -> None:
 
 
 def before_the(call: int, step: str, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
-    """Let something happen once, before the call of that number of a step."""
+    """Call a function once, before the call with this number of a step."""
     own = getattr(optuna.Study, step)
     left = [call]
 
@@ -57,7 +57,7 @@ def before_the(call: int, step: str, monkeypatch: pytest.MonkeyPatch, happens: C
 
 
 def starts_of(study: optuna.Study) -> list[dict[str, Any]]:
-    """Starting points of a study that are not failed, in the order in which they are worked on."""
+    """Starting points of a study that are not failed, in the order of their trials."""
     failed = TrialState.FAIL
     return [trial.system_attrs["fixed_params"] for trial in study.trials if trial.state != failed]
 
@@ -67,7 +67,7 @@ def starts_of(study: optuna.Study) -> list[dict[str, Any]]:
 def test_processes_that_start_together_begin_with_each_point_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, call: int, also_works: bool
 ) -> None:
-    """Wherever the one was when the other came, which may have taken points by then; in their order."""
+    """Wherever the first process was when the second started; points keep their order."""
     spec = spec_at(tmp_path / "study.log", trials=len(POINTS))
 
     def other() -> None:
@@ -89,7 +89,7 @@ def square_of(trial: optuna.Trial) -> float:
 
 
 def test_duplicate_of_a_running_starting_point_is_dropped(tmp_path: Path) -> None:
-    """As where a worker was faster than whoever had enqueued it; it goes on with the next trial."""
+    """For example if a worker took it before it was dropped; the worker continues with the next trial."""
     spec = spec_at(tmp_path / "study.log", trials=3)
     study = create_study(spec, POINTS[:1], SETTINGS)
     study.enqueue_trial(POINTS[0], user_attrs={"start": 0})
@@ -106,7 +106,7 @@ def test_duplicate_of_a_running_starting_point_is_dropped(tmp_path: Path) -> Non
 
 
 def test_retried_starting_point_is_not_a_duplicate(tmp_path: Path) -> None:
-    """A database's heartbeat enqueues it with all marks of the trial that failed."""
+    """Optuna's heartbeat enqueues it with all attributes of the failed trial."""
     spec = spec_at(tmp_path / "study.log")
     study = create_study(spec, POINTS[:1], SETTINGS)
     failed = study.ask()
@@ -165,7 +165,7 @@ def test_repeatedly_failing_workers_give_a_one_line_error(
 
 
 def interrupted_worker(spec: StudySpec, index: int) -> None:
-    """As a worker that got SIGTERM: it ends without an error."""
+    """Like a worker that got SIGTERM: it ends without an error."""
 
 
 def test_a_search_whose_workers_were_interrupted_is_not_finished(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_restarted_search_reclaims_only_trials_of_ended_workers(
 
 
 def test_a_dead_workers_trial_does_not_count_as_done(tmp_path: Path) -> None:
-    """Without looking again, a search would end one short."""
+    """Otherwise the search would end with one trial too few."""
     spec = spec_at(tmp_path / "study.log", trials=2)
     study = create_study(spec, [{"a": 0.25}], {})
     dead = study.ask()
@@ -276,7 +276,7 @@ def test_study_continues_with_the_same_trial_after_ctrl_c(tmp_path: Path) -> Non
 
 
 def test_interruption_during_storage_access_counts_as_interruption(tmp_path: Path) -> None:
-    """As when Optuna's lock is being given back: tidying up, it finds the file gone and says so instead."""
+    """For example when Optuna releases its lock: its cleanup finds no file and raises another error."""
     spec = spec_at(tmp_path / "study.log", trials=2)
     study = create_study(spec, [{"a": 0.5}], {})
 
@@ -300,7 +300,7 @@ def two_numbers(trial: optuna.Trial) -> float:
 def test_interrupted_trial_is_enqueued_again_any_number_of_times(
     tmp_path: Path, taken: tuple[str, ...]
 ) -> None:
-    """However much of it had been taken when they came."""
+    """However many parameters it had suggested before the interruption."""
     spec, point = spec_at(tmp_path / "study.log", trials=1), {"a": 0.5, "b": 0.25}
     study = create_study(spec, [point], {})
 
@@ -319,7 +319,7 @@ def test_interrupted_trial_is_enqueued_again_any_number_of_times(
 
 
 def test_trial_killed_before_all_suggestions_is_retried_with_all_parameters(tmp_path: Path) -> None:
-    """And three times at most."""
+    """At most three times."""
     spec, point = spec_at(tmp_path / "study.log", trials=1), {"a": 0.5, "b": 0.25}
     study = create_study(spec, [point], {})
     for taken in ((), ("a",), ("b",)):

@@ -63,7 +63,7 @@ SPACE = Space("binary", ("embeddings",), False, 4)
 
 @pytest.fixture(scope="module", autouse=True)
 def one_core() -> Iterator[None]:
-    """Searches and their worker processes take one thread each, however busy the machine is."""
+    """Each search and each worker process uses one thread."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CPUS_PER_TASK", "1")
         before = torch.get_num_threads()
@@ -74,7 +74,7 @@ def one_core() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Imported sequences of fifteen people whose label leans on the features."""
+    """Imported sequences of fifteen subjects; the label depends on the features."""
     return write_toy_store(tmp_path_factory.mktemp("저장"))
 
 
@@ -122,7 +122,7 @@ def test_search_writes_a_self_contained_run(searched: tuple[Path, dict[str, Any]
     assert set(summary["baselines"]) == {"majority", "logistic_embeddings"}
     reference = read_training_stats(out)
     assert reference is not None
-    assert reference.min_filled is None, "live, which alone would ask, reads no imported features"
+    assert reference.min_filled is None, "only live needs it, and live does not read imported features"
     json.dumps(summary)
 
 
@@ -256,7 +256,8 @@ def test_folds_validate_all_subjects_except_test(store: Path, tmp_path: Path) ->
 
 
 def write_subjects(folder: Path, subjects: dict[str, tuple[str, list[int]]]) -> Path:
-    """A store of noise: person -> (side, the classes that their clips have in turn), eight clips each."""
+    """A store of noise, with eight clips per subject. subjects: name -> (subset, classes of the clips in
+    turn)."""
     y = np.array([labels[k % len(labels)] for _, labels in subjects.values() for k in range(8)])
     np.savez(
         folder / "features.npz",
@@ -273,7 +274,7 @@ def write_subjects(folder: Path, subjects: dict[str, tuple[str, list[int]]]) -> 
 def test_fold_with_one_class_is_left_out_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In no trial, fresh seed or baseline; and that is said, once and before the search."""
+    """It is used in no trial, new seed or baseline. One warning says so before the search."""
     subsets = {"a": ("train", [0, 1]), "b": ("val", [0, 1]), "c": ("train", [0]), "d": ("test", [0, 1])}
     store = write_subjects(tmp_path, subsets)
     args = args_for(store, tmp_path / "run", folds=3, reseed=2, trials=3)
@@ -318,7 +319,8 @@ def test_folds_with_one_class_each_are_rejected_before_the_search(tmp_path: Path
 
 
 def test_folds_over_the_encoders_subjects_give_a_warning(tmp_path: Path) -> None:
-    """In the summary and the card; their sides are kept without being asked for, whatever the seed."""
+    """The warning is in the summary and the card. Subjects keep the subsets of the encoder's training, for
+    any seed."""
     path = write_toy_store(tmp_path)
     subsets = {f"subject 사람{k}": "train" if k < 9 else "val" if k < 12 else "test" for k in range(15)}
     FeatureStore.open(path, "r+").carry_over([], subsets)
@@ -334,7 +336,7 @@ def test_folds_over_the_encoders_subjects_give_a_warning(tmp_path: Path) -> None
 
 
 def test_scored_folds_need_two_classes_in_train_and_val() -> None:
-    """Two classes to learn from, and two held out."""
+    """Two classes in training and two in validation."""
     labels = np.array([0, 1, 0, 0, 1, 1])
     no_subject = np.full(6, "", dtype=object)
     clips = Samples({}, {}, labels, np.array([f"{k}#0" for k in range(6)]), no_subject, np.arange(6))
@@ -379,7 +381,7 @@ def test_running_trial_stores_signs_of_life(searched: tuple[Path, dict[str, Any]
         assert abs(trial.user_attrs["seen"] - trial.datetime_start.timestamp()) < 60
 
 
-# Doors and refusals
+# Command line and errors
 
 
 def test_sqlite_on_a_shared_disk_is_refused_with_a_hint(tmp_path: Path) -> None:
@@ -426,7 +428,7 @@ def test_wrong_options_are_refused_before_anything_is_written(
 def test_data_set_at_the_path_of_the_run_is_not_changed(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`train/LABEL/VIDEO` is a layout that extract reads, and `train` one that a run's report lies in."""
+    """`train/LABEL/VIDEO` is a format that extract reads, and `train` is also a report folder of a run."""
     for subset in ("train", "val"):
         (tmp_path / subset / "engaged").mkdir(parents=True)
         (tmp_path / subset / "engaged" / "a.mp4").write_text("the only copy", encoding="utf-8")
@@ -439,7 +441,7 @@ def test_data_set_at_the_path_of_the_run_is_not_changed(
 def test_a_head_that_reads_no_embeddings_is_not_fine_tuned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Refused before the search where the user chose so; where the search did, stage 1 stays."""
+    """An error before the search if the user chose geometry; if the search chose it: no fine-tuning."""
     store = Path(write_store(tmp_path / "s.zarr", 64, crops=True).path)
     with pytest.raises(ValueError, match="--inputs geometry does not read it"):
         tune(args_for(store, tmp_path / "a", inputs="geometry", finetune=True))
@@ -470,7 +472,7 @@ def test_fine_tuning_takes_the_best_head_that_reads_embeddings(tmp_path: Path) -
         ]
         for finetune in (False, True)
     }
-    assert "geometry" in read[False], "else this shows nothing: take another seed"
+    assert "geometry" in read[False], "the test needs such a trial: use another seed"
     assert len(read[True]) in (3, 4), "the best three, and the seed project's settings"
     assert "geometry" not in read[True]
 
@@ -497,14 +499,12 @@ def test_baseline_point_is_in_the_search_space_of_every_task(task: str, fixed: b
     trial = study.ask()
     trial_config = suggest(trial, space)
     assert trial.params == baseline_point(space)
-    assert trial_config.inputs == ("both" if fixed else "embeddings"), (
-        "the seed project knew embeddings alone"
-    )
+    assert trial_config.inputs == ("both" if fixed else "embeddings"), "the seed project used only embeddings"
     assert trial_config.head.shared_thresholds == (task == "ordinal")
 
 
 def test_many_clips_use_large_batches_except_in_the_baseline_trial() -> None:
-    """Also where that trial is tried again, as after its worker's death."""
+    """Also if that trial is run again after its worker was killed."""
     space = dataclasses.replace(SPACE, many=True)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=3))
     study.enqueue_trial(baseline_point(space), user_attrs={"role": BASELINE_ROLE})
@@ -525,7 +525,7 @@ def test_many_clips_use_large_batches_except_in_the_baseline_trial() -> None:
     assert space_hash(SPACE) == space_hash(dataclasses.replace(SPACE, epochs=5))
 
 
-# What a search says of itself
+# Output of a search
 
 
 def test_trials_record_epochs_and_seconds(searched: tuple[Path, dict[str, Any]]) -> None:
@@ -552,7 +552,7 @@ def test_pictures_of_the_study_stay_in_the_run(store: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("span", [(1e-4, 1e-2), (1e-4, 4e-4), (1e-3, 1e-3)])
 def test_plots_do_not_change_matplotlib_settings(tmp_path: Path, span: tuple[float, float]) -> None:
-    """Optuna sets a style for everybody; and what looks like a formula, a broken one too, is a name."""
+    """Optuna changes the global style. Names that look like formulas (also invalid ones) are text."""
     import matplotlib.pyplot as plt
 
     study = optuna.create_study(direction="maximize")
@@ -565,7 +565,7 @@ def test_plots_do_not_change_matplotlib_settings(tmp_path: Path, span: tuple[flo
         study.add_trial(optuna.trial.create_trial(value=k / 4, params=params, distributions=known))
     study.add_trial(optuna.trial.create_trial(state=TrialState.PRUNED))
     with style():
-        pass  # without a display from here on
+        pass  # without a display from now on
     before = dict(plt.rcParams)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -600,7 +600,7 @@ def test_score_in_the_search_is_not_part_of_the_mean() -> None:
 def test_seed_project_settings_are_always_finalists(
     searched: tuple[Path, dict[str, Any]], store: Path
 ) -> None:
-    """Where the search found all others better."""
+    """Even if all other trials were better in the search."""
     args = args_for(store, searched[0], reseed=2)
     context, study = set_up(args), optuna.create_study(direction="maximize")
     for t in trials_of(searched[0]):
@@ -613,11 +613,11 @@ def test_seed_project_settings_are_always_finalists(
     assert found[0].mean >= next(f.mean for f in found if f.trial.number == 0)
     assert {len(f.scores) for f in found} == {2}
     expected = next(f for f in found if f.trial.number == 0)
-    assert trials_of(searched[0])[0].value not in expected.scores, "other seeds than the search's"
+    assert trials_of(searched[0])[0].value not in expected.scores, "the seeds are not those of the search"
 
 
 def test_duplicate_trials_are_ranked_once(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
-    """As of a point that two machines began with: the first of them is judged."""
+    """For example a starting point that two machines enqueued: only the first trial is a finalist."""
     args = args_for(store, searched[0], reseed=2)
     context, study = set_up(args), optuna.create_study(direction="maximize")
     for t in [*trials_of(searched[0])[:3], *trials_of(searched[0])[:2]]:
@@ -639,7 +639,7 @@ def test_baselines_use_the_same_folds(store: Path, tmp_path: Path) -> None:
 
 
 def test_baseline_trial_is_never_pruned(store: Path, tmp_path: Path) -> None:
-    """Enqueued again behind a trial that no head reaches."""
+    """It is enqueued again after a trial with a score that no head reaches."""
     args = args_for(store, tmp_path / "run", epochs=8)
     context = set_up(args)
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=2.0))
@@ -701,7 +701,7 @@ def test_printed_text_has_no_password(tmp_path: Path) -> None:
     ],
 )
 def test_a_password_is_left_out_wherever_a_url_has_it(url: str, shown: str) -> None:
-    """And the path of a journal, which is no URL, stays."""
+    """The path of a journal is not a URL and does not change."""
     assert without_password(url) == shown
 
 
@@ -741,7 +741,7 @@ def test_interrupted_refits_end_at_once(store: Path, tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    # not concurrent.futures.wait: whom a pool cancels as it shuts down it does not notify
+    # not concurrent.futures.wait: it is not notified of futures that a pool cancels at shutdown
     deadline = time.monotonic() + 120
     while not all(future.done() for future in futures) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -793,7 +793,7 @@ def test_every_task_from_search_to_evaluation(
 
 @pytest.mark.slow
 def test_repeated_search_and_finetune(tmp_path: Path) -> None:
-    """One command, called again, with more trials, and with a winner that is another."""
+    """The same command again, then with more trials, then with another winner."""
     store, run = write_crop_store(tmp_path / "s.zarr"), tmp_path / "run"
     args = args_for(Path(store.path), run, trials=1, epochs=2, finetune=True)
 
@@ -811,7 +811,7 @@ def test_repeated_search_and_finetune(tmp_path: Path) -> None:
         assert code == 0
         assert again["finetune"] | {"seconds": 0} == first["finetune"] | {"seconds": 0}
         assert state() == before
-        assert (run / "metrics.json").exists(), "it speaks of the weights that are still there"
+        assert (run / "metrics.json").exists(), "the metrics are about the weights that are kept"
 
     card = load_card(run)
     save_card(run, dataclasses.replace(card, test_openings=("2026-01-01T00:00:00",)))
@@ -821,7 +821,7 @@ def test_repeated_search_and_finetune(tmp_path: Path) -> None:
         found, _ = tune(dataclasses.replace(args, trials=trials))
         number = found["best"]["trial"]
         if number in numbers:
-            assert state() == before, "more trials, the same winner: its fine-tuned weights stay"
+            assert state() == before, "with more trials and the same winner, the fine-tuned weights are kept"
             continue
         stages = load_card(run).stages
         assert [stage["stage"] for stage in stages] == ["head", "finetune"]
@@ -830,7 +830,7 @@ def test_repeated_search_and_finetune(tmp_path: Path) -> None:
         assert not (run / "metrics.json").exists()
         numbers.add(number)
         before = state()
-    assert len(numbers) > 1, "else this shows half of it: take another seed"
+    assert len(numbers) > 1, "the test needs another winner: use another seed"
 
 
 def test_other_settings_write_another_head_with_the_same_trial_number(
@@ -843,7 +843,7 @@ def test_other_settings_write_another_head_with_the_same_trial_number(
     tune(args_for(store, run, trials=1, study="other"))
     assert load_card(run).stages[0]["trial"] == number == 0
     assert load_card(run).labelling.names == ("distracted", "engaged")
-    assert len(history_of(run)) == 1, "the report shows the search that the run came from, of three"
+    assert len(history_of(run)) == 1, "the report shows the one of three searches that made the run"
 
 
 @pytest.mark.slow
