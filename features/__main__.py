@@ -141,10 +141,10 @@ def _print_info(summary: dict[str, Any]) -> None:
     echo_failures((item["clip_id"], item["reason"]) for item in summary["failures"])
     echo(f"encoder {summary['recipe']['encoder']}; fingerprint {summary['fingerprint']}")
     first, *others = summary["numerics"]
-    echo(f"numerics: {_format_numerics(first)}")
+    echo(f"computed with: {_format_numerics(first)}")
     for numerics in others:
         differing = {key: value for key, value in numerics.items() if first.get(key) != value}
-        echo(f"some rows were extracted with other numerics: {_format_numerics(differing)}")
+        echo(f"some rows were computed with: {_format_numerics(differing)}")
     if others:
         store = shlex.quote(summary["store"])
         echo(f"to compare embeddings: python -m extract --data DATA --out {store} --verify-sample 20")

@@ -141,8 +141,8 @@ def evaluate_split(context: EvalContext, args: EvaluateArgs) -> EvaluationResult
         )
     if len(seen):
         warnings.append(
-            f"subjects with test and training clips: {len(seen)}, by their names in the store "
-            f"({', '.join(map(str, seen[:5]))}{', …' if len(seen) > 5 else ''}): metrics are too optimistic"
+            f"subjects with clips in both test and training: {len(seen)} (as named in the store: "
+            f"{', '.join(map(str, seen[:5]))}{', …' if len(seen) > 5 else ''}); metrics are too optimistic"
         )
     result = _evaluated(
         context, predictions, fit_baselines(context, predictions, training, args.seed), args, warnings

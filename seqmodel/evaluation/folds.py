@@ -1,11 +1,11 @@
 """Nested cross-validation by subject (evaluate --folds K|loso), for data sets with few subjects.
 
-In each fold new heads are trained, and the left-out subjects are used for nothing but the evaluation. The
+In each fold new heads are trained, and the held-out subjects are used for the evaluation only. The
 training subjects of the fold are divided into parts. For every candidate, one head is trained per part: the
 part is its validation set for early stopping. The pooled validation logits choose the candidate and fit
 temperature and threshold. The prediction of the fold is the mean logit of the chosen candidate's heads (an
 ensemble). Labels, streams and store are those of the run. The run's own head is not used, because it was
-chosen on subjects that are left out here.
+chosen on subjects that are held out here.
 
 The encoder is not trained: the features are the store's.
 
@@ -53,7 +53,7 @@ from seqmodel.training.loop import fit, fit_best, predict_logits, resolve_metric
 from seqmodel.training.task import encoder_leak_warning
 
 Fold = tuple[np.ndarray, np.ndarray]
-"""(training, left-out) indices of the clips."""
+"""(training, held-out) indices of the clips."""
 Folds = list[Fold]
 
 
@@ -87,13 +87,13 @@ STEPS = 400
 MIN_EPOCHS, MAX_EPOCHS = 16, 40
 INNER_FOLDS = 4
 """Parts that a fold's training subjects are divided into."""
-NOT_TRAINED = "nothing to learn from"
+NOT_TRAINED = "no trained fold"
 """Reason for a clip without a prediction, if its fold has only one subject or one class for training."""
 
 
 @dataclass(frozen=True)
 class FoldResult:
-    """Predictions of one fold for the clips that it left out."""
+    """Predictions of one fold for its held-out clips."""
 
     indices: np.ndarray
     """(n,) indices into the evaluated clips."""
@@ -152,7 +152,7 @@ def run_folds(
     measured, subjects = reasons == "", samples.subjects
     groups = subjects if args.folds == "loso" else sample_groups(samples)
     folds = split_folds(args.folds, labels, groups, args.seed)
-    # The same for all folds: the training frequencies of a fold are biased against its left-out clips.
+    # The same for all folds: the training frequencies of a fold are biased against its held-out clips.
     prior = class_frequencies(labels, num_classes)
     constant = majority(prior, len(rows), card.labelling.names, of="all clips")
     fold_baselines: dict[str, Baseline] = {constant.name: constant}
@@ -163,8 +163,8 @@ def run_folds(
     chosen = [result for result in results if result.candidate]
     if not chosen:
         raise ValueError(
-            f"--folds {args.folds}: no fold can be trained; without the left-out subjects, a fold needs "
-            "clips of two subjects and two classes at least"
+            f"--folds {args.folds}: no fold can be trained: the training subjects of a fold must be at "
+            "least two, with clips of at least two classes"
         )
     untrained = np.zeros(len(rows), bool)
     for (_, held_out), result in zip(folds, results, strict=True):
@@ -230,7 +230,7 @@ def samples_of(context: EvalContext, card: Card) -> tuple[Samples, Samples, np.n
 def group_importance(
     card: Card, geometry: GeometryId | None, samples: Samples, results: Sequence[FoldResult], seed: int
 ) -> list[ImportanceScore]:
-    """Permutation importance of the folds' heads, each on its left-out subjects; empty if the heads read one
+    """Permutation importance of the folds' heads, each on its held-out subjects; empty if the heads read one
     group of inputs only."""
     task = card.labelling.task
     indices = subsample_indices(np.sort(np.concatenate([result.indices for result in results])), seed)
@@ -255,7 +255,7 @@ def group_importance(
 
 
 def split_folds(folds: str, labels: np.ndarray, subjects: np.ndarray, seed: int) -> Folds:
-    """(training, left-out) indices of each fold, for `loso` or a number of folds. Raises ValueError
+    """(training, held-out) indices of each fold, for `loso` or a number of folds. Raises ValueError
     otherwise.
 
     subjects: (N,) str; with a number of folds, groups of clips that stay in one fold. Each '' is a group of
@@ -401,12 +401,12 @@ def _notes(num_folds: int, num_untrained: int, chosen: Sequence[str], some_unkno
     ]
     if num_untrained:
         found.append(
-            f"{num_untrained} of {num_folds} folds could not be trained: without the left-out subjects they "
-            "have only one subject or one class"
+            f"{num_untrained} of {num_folds} folds could not be trained: their training part has only one "
+            "subject or one class"
         )
     if some_unknown:
         found.append(
-            "clips without a subject are grouped by video: the same subject may be in training and among the "
-            "left-out clips of a fold"
+            "clips without a subject are grouped by video: the same subject may be in the training part and "
+            "in the held-out part of a fold"
         )
     return found

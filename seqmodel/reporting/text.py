@@ -167,7 +167,7 @@ def metrics_intro(result: EvaluationResult) -> str:
     text = f"95 % intervals from {len(result.resamples.weights):,} bootstrap rounds by {unit}. "
     text += f"All {clips:,} labelled clips of the subset are evaluated"
     if missing:
-        text += f", {missing:,} of them failed or without a detected face (predicted: the training majority)"
+        text += f"; {missing:,} of them failed or have no face, and count as predictions of the majority class"
     text += "."
     if result.task == "binary":
         first, last = result.label_names
@@ -444,7 +444,7 @@ def run_rows(card: Card) -> list[tuple[str, str]]:
         ("seed", str(card.seed)),
         ("split hash", card.split_hash),
         ("store", f"{card.store} ({card.store_fingerprint})"),
-        ("numerics", ", ".join(f"{k} {v}" for k, v in card.numerics.items()) or "–"),
+        ("computed with", ", ".join(f"{k} {v}" for k, v in card.numerics.items()) or "–"),
         ("versions", ", ".join(f"{k} {v}" for k, v in card.versions.items())),
         ("commit", card.git_commit or "–"),
     ]

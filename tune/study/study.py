@@ -3,7 +3,7 @@
 A worker runs one trial after the other from the shared storage until there are enough. Each trial stores its
 worker (host, process and start time). So a later call can find trials whose worker has ended; it fails them
 and enqueues them again. Processes of another machine or container cannot be checked: there a database's
-heartbeat decides, or else the time since the trial's last sign of life.
+heartbeat decides, or else the last time at which the trial stored that it runs.
 """
 
 import time
@@ -26,9 +26,9 @@ from tune.study.storage import MAX_RETRIES, ignore_experimental_warnings, open_s
 UNSIGNED_S = 60
 """A running trial without a stored worker for this number of seconds has no worker."""
 SEEN_EVERY_S, WAIT_S = 30, 1.0
-"""Seconds between signs of life of a trial, and between checks while waiting for other workers."""
+"""Seconds between heartbeats of a trial, and between checks while waiting for other workers."""
 SILENT_S = 600
-"""A worker of another machine or container without a sign of life for this number of seconds has ended.
+"""A worker of another machine or container without a heartbeat for this number of seconds has ended.
 Epochs take seconds, and clocks of machines differ by seconds."""
 Objective = Callable[[optuna.Trial], float]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -166,7 +166,7 @@ def has_retry(study: optuna.Study) -> bool:
 
 
 def note_seen(trial: optuna.Trial) -> None:
-    """Store a sign of life of a running trial, for machines that cannot check its process."""
+    """Store a heartbeat of a running trial, for machines that cannot check its process."""
     now = time.time()
     if now - trial.user_attrs.get("seen", 0.0) >= SEEN_EVERY_S:
         trial.set_user_attr("seen", now)
@@ -275,7 +275,7 @@ def _work_on_one(study: optuna.Study, objective: Objective, current: list[int]) 
             raised.append(error)
             raise
         if study.get_trials(deepcopy=False)[trial.number].state.is_finished():
-            raise UpdateFinishedTrialError(f"trial {trial.number} was failed by another process")
+            raise UpdateFinishedTrialError(f"trial {trial.number} was marked as failed by another process")
         return value
 
     try:

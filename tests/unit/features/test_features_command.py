@@ -71,8 +71,8 @@ def test_info_counts_labels_by_split_and_prints_numerics(
     assert [numerics["precision"] for numerics in summary["numerics"]] == ["f32", "bf16"]
     assert main(["info", str(path)]) == 0
     shown = capsys.readouterr().err
-    assert "numerics: backend openvino, precision f32" in shown
-    assert "some rows were extracted with other numerics: precision bf16\n" in shown
+    assert "computed with: backend openvino, precision f32" in shown
+    assert "some rows were computed with: precision bf16\n" in shown
     assert f"--out '{path}' --verify-sample" in shown
 
 

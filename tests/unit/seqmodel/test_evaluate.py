@@ -300,11 +300,11 @@ def test_fold_without_training_data_predicts_the_majority(tmp_path, quick_folds,
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", how, "--bootstrap-rounds", "50"]) == 0
     folder = tmp_path / f"run/folds-{how}"
     rows = read_predictions(folder / "predictions.csv")
-    idle = [row for row in rows if row["state"] == "nothing to learn from"]
+    idle = [row for row in rows if row["state"] == "no trained fold"]
     labels = [row["label"] for row in rows]
     assert len(rows) == 8 * num_subjects
     assert len(idle) == (16 if how == "2" else 8)
-    assert {row["state"] for row in rows} == {"ok", "nothing to learn from"}
+    assert {row["state"] for row in rows} == {"ok", "no trained fold"}
     share = labels.count(NAMES[1]) / len(labels)
     assert [float(row["p_engaged"]) for row in idle] == pytest.approx([share] * len(idle), abs=1e-6)
     assert {row["decision"] for row in idle} == {NAMES[int(share > 0.5)]}
@@ -395,7 +395,7 @@ def test_folds_use_the_requested_threshold_metric(tmp_path, quick_folds):
     assert {c.threshold_metric for c in fold_models.calibrations} == {"recall:distracted=0.9"}
     majority = next(stick for stick in baselines if stick.name == "majority")
     assert len(np.unique(majority.probabilities[:, 1])) == 1, (
-        "of all folds; of one fold it would be biased against the left-out clips"
+        "of all folds; of one fold it would be biased against the held-out clips"
     )
     argv = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "2"]
     assert main([*argv, "--threshold-metric", "recall:nobody=7"]) == 2

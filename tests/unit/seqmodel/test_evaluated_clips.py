@@ -77,9 +77,7 @@ def test_test_subjects_renamed_to_training_subjects_are_not_unseen(run: Path, tm
     rename(tmp_path / "s.zarr", {evaluated: learned})
     found = evaluate_split(open_split(args), args)
     assert "not seen in training" not in headline(found)
-    assert f"subjects with test and training clips: 1, by their names in the store ({learned})" in (
-        " ".join(found.warnings)
-    )
+    assert f"both test and training: 1 (as named in the store: {learned})" in " ".join(found.warnings)
 
 
 @pytest.mark.parametrize(
