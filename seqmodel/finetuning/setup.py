@@ -48,7 +48,7 @@ SEED_RECIPE = FinetuneConfig(
     effective_batch=8 * 32,
 )
 """Training of the seed project: batches of 8, gradients accumulated over 32 of them, AdamW, a scheduler, no
-frozen blocks. Its README gives no learning rate; this one is ours.
+frozen blocks. Its README gives no learning rate: this one was chosen for brainbuddy.
 """
 SEED_LOSS = TrainConfig(class_weighting=False)
 """BCEWithLogits or cross-entropy without class weights, for every head."""

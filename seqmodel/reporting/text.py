@@ -167,7 +167,7 @@ def metrics_intro(result: EvaluationResult) -> str:
     text = f"95 % intervals from {len(result.resamples.weights):,} bootstrap rounds by {unit}. "
     text += f"All {clips:,} labelled clips of the subset are evaluated"
     if missing:
-        text += f"; {missing:,} of them failed or have no face, and count as predictions of the majority class"
+        text += f"; {missing:,} of them failed or have no face and count as the majority class"
     text += "."
     if result.task == "binary":
         first, last = result.label_names

@@ -179,18 +179,18 @@ def test_export_with_other_results_than_torch_is_refused(
         check(wrong, encoder, other.eval(), card, make_verification_input(args, card), args)
 
 
-@pytest.mark.parametrize("what", ["the run", "its parent", "a folder of somebody's", "a file"])
+@pytest.mark.parametrize("what", ["the run", "its parent", "another user's folder", "a file"])
 def test_export_into_a_folder_with_other_files_is_refused(run: Path, tmp_path: Path, what: str) -> None:
     """The check is before the first write, and the folder is unchanged."""
     own = tmp_path / "runs" / "run"
     shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / "thesis.txt").write_text("all of it", encoding="utf-8")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("all of it", encoding="utf-8")
     targets = {
         "the run": own,
         "its parent": own.parent,
-        "a folder of somebody's": tmp_path / "theirs",
-        "a file": tmp_path / "theirs" / "thesis.txt",
+        "another user's folder": tmp_path / "other",
+        "a file": tmp_path / "other" / "thesis.txt",
     }
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match="--out"):

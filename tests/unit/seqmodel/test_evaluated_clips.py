@@ -90,7 +90,7 @@ def test_evaluation_on_train_or_val_gives_a_warning(run: Path, split: str, predi
     assert "not seen" not in headline(found)
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["known people", "nobody known"])
+@pytest.mark.parametrize("known", [True, False], ids=["known subjects", "unknown subjects"])
 def test_failed_clip_counts_with_and_without_subjects(tmp_path: Path, known: bool) -> None:
     store = make_store(
         tmp_path / "s.zarr", signal=0.5, known_subjects=known, one_video_each=not known, clips_each=8
