@@ -190,7 +190,7 @@ def _log_difference(
     except ValueError:  # no clip is finished
         return
     log_warning(
-        f"the store was started with other numerics ({changes}): for {found['compared']} clips extracted "
+        f"the store was written with other settings ({changes}): for {found['compared']} clips extracted "
         f"again, the lowest cosine between stored and new embeddings is {found['worst_cosine']:.4f}"
     )
     for item in found["differing"]:

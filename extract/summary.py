@@ -91,7 +91,7 @@ def summarise(
         "dropped_s": round(window_plan.dropped_s, 1),
         "changed": len(store.changes.changed),
         "corrected": len(store.changes.corrected),
-        "vanished": list(store.changes.vanished),
+        "not_in_manifest": list(store.changes.not_in_manifest),
         "layout": index.layout,
         "unpaired_videos": list(index.unpaired_videos),
         "unpaired_labels": list(index.unpaired_labels),
@@ -133,9 +133,9 @@ def print_summary(summary: dict[str, Any]) -> None:
         echo(
             "after fixing these files, run the same command with --retry-failed (changed files: also without)"
         )
-    if vanished := summary["vanished"]:
+    if unlisted := summary["not_in_manifest"]:
         log_warning(
-            f"{len(vanished)} clips of the store are no longer in the manifest (for example {vanished[0]}): "
+            f"{len(unlisted)} clips of the store are no longer in the manifest (for example {unlisted[0]}): "
             "they are kept, but not used"
         )
     total_s = sum(summary["stage_s"].values())

@@ -133,7 +133,7 @@ def _print_info(summary: dict[str, Any]) -> None:
     echo(
         f"{summary['store']}: {summary['clips']} clips of {summary['videos']} videos and "
         f"{summary['subjects']} subjects; {summary['done']} done, {summary['pending']} pending, "
-        f"{summary['failed']} failed, {summary['vanished']} no longer in the manifest"
+        f"{summary['failed']} failed, {summary['not_in_manifest']} no longer in the manifest"
     )
     echo(f"face detected in {rate:.1%} of sampled frames" if rate is not None else "no frames yet")
     echo("parts: " + ", ".join(f"{name} {count}" for name, count in summary["parts"].items()))
@@ -144,10 +144,10 @@ def _print_info(summary: dict[str, Any]) -> None:
     echo_failures((item["clip_id"], item["reason"]) for item in summary["failures"])
     echo(f"encoder {summary['recipe']['encoder']}; fingerprint {summary['fingerprint']}")
     first, *others = summary["numerics"]
-    echo(f"numerics: {_format_numerics(first)}")
+    echo(f"computed with: {_format_numerics(first)}")
     for numerics in others:
         differing = {key: value for key, value in numerics.items() if first.get(key) != value}
-        echo(f"some rows were extracted with other numerics: {_format_numerics(differing)}")
+        echo(f"some rows were computed with: {_format_numerics(differing)}")
     if others:
         store = shlex.quote(summary["store"])
         echo(f"to compare embeddings: python -m extract --data DATA --out {store} --verify-sample 20")

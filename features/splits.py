@@ -71,20 +71,20 @@ def make_split(
     """
     groups, marks = groups_of(table, rows), _marks(table, rows)
     left_out: tuple[str, ...] = ()
-    on = {subset: marks == subset for subset in SUBSETS}
-    marked = [subset for subset in SUBSETS if on[subset].any()]
+    masks = {subset: marks == subset for subset in SUBSETS}
+    marked = [subset for subset in SUBSETS if masks[subset].any()]
     if "train" in marked and len(marked) > 1:
-        on, description = _official(on, labels, groups, val_share, seed)
+        masks, description = _official(masks, labels, groups, val_share, seed)
         if unnamed := int((marks == "").sum()):
             left_out = (f"{unnamed} clips without a split are left out, because other clips have one",)
-    elif not marked or on["train"].all():
+    elif not marked or masks["train"].all():
         shares = (1 - val_share - test_share, val_share, test_share)
-        on = _assigned(np.ones(len(rows), bool), SUBSETS, labels, groups, shares, seed)
+        masks = _assigned(np.ones(len(rows), bool), SUBSETS, labels, groups, shares, seed)
         description = f"by subject, stratified by class, seed {seed}"
         description += ", because every clip is marked train" if marked else ""
     else:
-        on, description = _filled(on, labels, groups, val_share, test_share, seed)
-    return _checked(table, rows, labels, groups, on, description, left_out)
+        masks, description = _filled(masks, labels, groups, val_share, test_share, seed)
+    return _checked(table, rows, labels, groups, masks, description, left_out)
 
 
 def extend_split(
@@ -128,9 +128,9 @@ def extend_split(
     description = f"the split of {file.parent.name}, and {len(hashed)} new subjects by the hash of their name"
     description += f", {len(placed)} new subjects by the manifest's split" if placed else ""
     others = 0 if same.any() else sum(clip in clips for clip in table.clip_id.tolist())
-    on = {subset: subsets == subset for subset in SUBSETS}
+    masks = {subset: subsets == subset for subset in SUBSETS}
     kept = _earlier_warnings(file.parent.name, len(seen), others)
-    return _checked(table, rows, labels, groups, on, description, kept=kept)
+    return _checked(table, rows, labels, groups, masks, description, kept=kept)
 
 
 def grouped_folds(
@@ -175,7 +175,9 @@ def require_disjoint(split: Split, subjects: np.ndarray) -> None:
     for subset, rows in split.subsets().items():
         for name in np.unique(subjects[rows]).tolist():
             subsets_of.setdefault(name, []).append(subset)
-    shared = [f"{name!r} in {' and '.join(on)}" for name, on in subsets_of.items() if name and len(on) > 1]
+    shared = [
+        f"{name!r} in {' and '.join(found)}" for name, found in subsets_of.items() if name and len(found) > 1
+    ]
     if shared:
         more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
         raise ValueError(
@@ -214,13 +216,13 @@ def require_no_overlap(split: Split, table: ClipTable) -> None:
 
 
 def known_rows(
-    table: ClipTable, subsets: Mapping[str, tuple[str, str]], *, is_home: bool = False
+    table: ClipTable, subsets: Mapping[str, tuple[str, str]], *, is_training_store: bool = False
 ) -> np.ndarray:
     """(N,) bool: rows of a store that are clips of a run. subsets: (subject, subset) by clip, from split.csv.
 
     Two data sets may use the same clip ids. So if most of the shared ids have another subject in the store
     than in the run, none of them counts as the run's. Exception: the store that the run was trained on
-    (`is_home`), if each of its subjects has exactly one new name.
+    (`is_training_store`), if each of its subjects has exactly one new name.
     """
     known = np.array([clip in subsets for clip in table.clip_id.tolist()], bool)
     pairs = [
@@ -229,7 +231,8 @@ def known_rows(
     ]
     num_differing = sum(bool(in_store and in_run and in_store != in_run) for in_store, in_run in pairs)
     names = {pair for pair in pairs if all(pair)}
-    is_renamed = is_home and all(len({pair[index] for pair in names}) == len(names) for index in (0, 1))
+    is_one_to_one = all(len({pair[index] for pair in names}) == len(names) for index in (0, 1))
+    is_renamed = is_training_store and is_one_to_one
     return known & (is_renamed or num_differing <= len(pairs) / 2)
 
 
@@ -246,7 +249,7 @@ def _checked(
     rows: np.ndarray,
     labels: np.ndarray,
     groups: np.ndarray,
-    on: Masks,
+    masks: Masks,
     description: str,
     left_out: tuple[str, ...] = (),
     kept: tuple[str, ...] = (),
@@ -255,10 +258,10 @@ def _checked(
 
     Raises ValueError when a subject is in two subsets.
     """
-    warnings = _subject_warnings(table, rows) + left_out + _shared_video_warnings(groups, on)
-    warnings += _class_warnings(labels, on) + kept
+    warnings = _subject_warnings(table, rows) + left_out + _shared_video_warnings(groups, masks)
+    warnings += _class_warnings(labels, masks) + kept
     split = Split(
-        **{subset: rows[on[subset]] for subset in SUBSETS}, description=description, warnings=warnings
+        **{subset: rows[masks[subset]] for subset in SUBSETS}, description=description, warnings=warnings
     )
     require_disjoint(split, table.subject)
     require_no_overlap(split, table)
@@ -278,31 +281,31 @@ def _marks(table: ClipTable, rows: np.ndarray) -> np.ndarray:
 
 
 def _official(
-    on: Masks, labels: np.ndarray, groups: np.ndarray, val_share: float, seed: int
+    masks: Masks, labels: np.ndarray, groups: np.ndarray, val_share: float, seed: int
 ) -> tuple[Masks, str]:
     """(subsets, description) if train and at least one other subset are official."""
-    if on["val"].any() and on["test"].any():
-        return on, "official"
-    if on["val"].any():
+    if masks["val"].any() and masks["test"].any():
+        return masks, "official"
+    if masks["val"].any():
         description = (
             "official train; official validation is used as test; validation is taken from train by subject"
         )
     else:
         description = "official train and test; validation is taken from train by subject"
-    divided = _assigned(on["train"], ("train", "val"), labels, groups, (1 - val_share, val_share), seed)
-    return divided | {"test": on["val"] | on["test"]}, description
+    divided = _assigned(masks["train"], ("train", "val"), labels, groups, (1 - val_share, val_share), seed)
+    return divided | {"test": masks["val"] | masks["test"]}, description
 
 
 def _filled(
-    on: Masks, labels: np.ndarray, groups: np.ndarray, val_share: float, test_share: float, seed: int
+    masks: Masks, labels: np.ndarray, groups: np.ndarray, val_share: float, test_share: float, seed: int
 ) -> tuple[Masks, str]:
     """(subsets, description): official subsets are kept, clips without a split fill the missing subsets.
 
     Raises ValueError when too few subjects are without a split.
     """
-    marked = [subset for subset in SUBSETS if on[subset].any()]
+    marked = [subset for subset in SUBSETS if masks[subset].any()]
     missing = [subset for subset in SUBSETS if subset not in marked]
-    unmarked = ~np.any(list(on.values()), axis=0)
+    unmarked = ~np.any(list(masks.values()), axis=0)
     count = len(np.unique(groups[unmarked]))
     if count < len(missing):
         raise ValueError(
@@ -315,7 +318,7 @@ def _filled(
     description = (
         f"official {' and '.join(marked)}; clips without a split are {' and '.join(missing)}, by subject"
     )
-    return on | _assigned(unmarked, missing, labels, groups, shares, seed), description
+    return masks | _assigned(unmarked, missing, labels, groups, shares, seed), description
 
 
 def _assigned(
@@ -428,9 +431,9 @@ def _subsets_of_renamed(
         if group not in known:
             subsets_of.setdefault(group, set()).add(clips[clip][1])
     shared = [
-        f"{group} in {' and '.join(subset for subset in SUBSETS if subset in on)}"
-        for group, on in subsets_of.items()
-        if len(on) > 1
+        f"{group} in {' and '.join(subset for subset in SUBSETS if subset in found)}"
+        for group, found in subsets_of.items()
+        if len(found) > 1
     ]
     if shared:
         more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
@@ -438,7 +441,7 @@ def _subsets_of_renamed(
             f"the split {file} cannot be kept: it has clips of one subject in two subsets: "
             f"{', '.join(shared[:5])}{more}"
         )
-    return {group: on.pop() for group, on in subsets_of.items()}
+    return {group: found.pop() for group, found in subsets_of.items()}
 
 
 def _hashed_subset(group: str, val_share: float, test_share: float) -> str:
@@ -459,9 +462,9 @@ def _subject_warnings(table: ClipTable, rows: np.ndarray) -> tuple[str, ...]:
     )
 
 
-def _shared_video_warnings(groups: np.ndarray, on: Masks) -> tuple[str, ...]:
+def _shared_video_warnings(groups: np.ndarray, masks: Masks) -> tuple[str, ...]:
     """A warning for videos in two subsets. (A subject in two subsets is an error of `require_disjoint`.)"""
-    times = Counter(name for mask in on.values() for name in np.unique(groups[mask]).tolist())
+    times = Counter(name for mask in masks.values() for name in np.unique(groups[mask]).tolist())
     num_shared = sum(count > 1 for count in times.values())
     if not num_shared:
         return ()
@@ -471,9 +474,9 @@ def _shared_video_warnings(groups: np.ndarray, on: Masks) -> tuple[str, ...]:
     )
 
 
-def _class_warnings(labels: np.ndarray, on: Masks) -> tuple[str, ...]:
+def _class_warnings(labels: np.ndarray, masks: Masks) -> tuple[str, ...]:
     classes = np.unique(labels)
-    absent = {subset: len(np.setdiff1d(classes, labels[on[subset]])) for subset in SUBSETS}
+    absent = {subset: len(np.setdiff1d(classes, labels[masks[subset]])) for subset in SUBSETS}
     return tuple(
         f"{subset} has no clip of {count} of the {len(classes)} classes"
         for subset, count in absent.items()

@@ -28,16 +28,21 @@ ON_STOP = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that `argv` names; returns the exit code."""
 
-    def answer(word: str, args: Any) -> Answer:
-        summary, code = getattr(import_module(COMMANDS[word][1]), word)(args)
-        if summary and word in ("train", "finetune"):  # of several processes, only the main one has a summary
+    def handler(command: str, args: Any) -> Answer:
+        summary, code = getattr(import_module(COMMANDS[command][1]), command)(args)
+        # Of several processes, only the main one has a summary.
+        # Of several processes, only the main one has a summary.
+        if summary and command in (
+            "train",
+            "finetune",
+        ):
             from seqmodel.commands.export import export_for_live
 
             export_for_live(args.run)
         return summary, code
 
-    options = {word: args_class for word, (args_class, _) in COMMANDS.items()}
-    return dispatch("seqmodel", options, argv, answer, width=10, on_stop=ON_STOP)
+    options = {command: args_class for command, (args_class, _) in COMMANDS.items()}
+    return dispatch("seqmodel", options, argv, handler, width=10, on_stop=ON_STOP)
 
 
 if __name__ == "__main__":

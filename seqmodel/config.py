@@ -216,7 +216,7 @@ class EvaluateArgs:
     """Cross-validation by subject instead of a split: K folds, or loso (leave one subject out). Heads are
     trained again in each fold."""
     label_map: tuple[str, ...] = ()
-    """Map label names of another store to those of the run, as theirs=ours."""
+    """Map label names of another store to those of the run, as STORE_LABEL=RUN_LABEL."""
     seed: int = 0
     """Seed of the bootstrap."""
     json: bool = False

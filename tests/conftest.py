@@ -142,7 +142,7 @@ def converted_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def converted(network: Any, crop_px: int) -> Any:
         state = state_sha256(network.state_dict())
-        key = (type(network).__name__, getattr(network, "cut", None), crop_px, state)
+        key = (type(network).__name__, getattr(network, "first_block", None), crop_px, state)
         if key not in _CONVERTED:
             _CONVERTED[key] = convert(network, crop_px)
         return _CONVERTED[key]

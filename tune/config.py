@@ -64,9 +64,9 @@ class TuneArgs:
     """The command line, set by `features.cli.parse`; not an option."""
 
     def __post_init__(self) -> None:
-        for name, least in (("trials", 1), ("workers", 1), ("epochs", 1), ("reseed", 0), ("seed", 0)):
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"--{name} must be at least {least}, got {value}")
+        for name, minimum in (("trials", 1), ("workers", 1), ("epochs", 1), ("reseed", 0), ("seed", 0)):
+            if (value := getattr(self, name)) < minimum:
+                raise ValueError(f"--{name} must be at least {minimum}, got {value}")
         if self.storage and "://" not in self.storage and not self.storage.endswith(".log"):
             raise ValueError(f"--storage {self.storage} must be a URL or a journal file (NAME.log)")
         if self.folds < 0 or self.folds == 1:

@@ -49,7 +49,7 @@ class Finalist:
         return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
 
 
-def choose(args: TuneArgs, study: optuna.Study, context: SearchContext) -> list[Finalist]:
+def choose_finalists(args: TuneArgs, study: optuna.Study, context: SearchContext) -> list[Finalist]:
     """The best trials and the seed project's settings, each scored with new seeds, best mean first. With
     --finetune, only trials that read embeddings, if there are any.
 
@@ -73,27 +73,27 @@ def choose(args: TuneArgs, study: optuna.Study, context: SearchContext) -> list[
     # So that the result is never worse than those settings.
     best += [t for t in ranked[FINALISTS:] if is_baseline(t.params, context.space)][:1]
     tasks = [
-        (place, trial_config_of(trial.params, context.space), args.seed + 1 + extra)
-        for place, trial in enumerate(best)
+        (index, trial_config_of(trial.params, context.space), args.seed + 1 + extra)
+        for index, trial in enumerate(best)
         for extra in range(args.reseed)
     ]
-    scores: dict[int, list[float]] = {place: [] for place in range(len(best))}
+    scores: dict[int, list[float]] = {index: [] for index in range(len(best))}
     with progress("fits") as bar:
         row = bar.add_task("new seeds", total=len(tasks))
         if args.workers <= 1:
-            for place, trial_config, seed in tasks:
-                scores[place].append(seed_score(context, trial_config, seed))
+            for index, trial_config, seed in tasks:
+                scores[index].append(seed_score(context, trial_config, seed))
                 bar.advance(row)
         else:
             with refitting(args) as pool:
                 futures = [
-                    (place, pool.submit(score_seed, trial_config, seed))
-                    for place, trial_config, seed in tasks
+                    (index, pool.submit(score_seed, trial_config, seed))
+                    for index, trial_config, seed in tasks
                 ]
-                for place, future in futures:
-                    scores[place].append(future.result())
+                for index, future in futures:
+                    scores[index].append(future.result())
                     bar.advance(row)
-    finalists = [Finalist(trial, tuple(scores[place])) for place, trial in enumerate(best)]
+    finalists = [Finalist(trial, tuple(scores[index])) for index, trial in enumerate(best)]
     return sorted(finalists, key=lambda finalist: -finalist.mean)
 
 
@@ -138,10 +138,10 @@ def warnings_about_winner(finalists: list[Finalist], baselines: dict[str, float]
         if value >= winner.mean
     ]
     if len(finalists) > 1:
-        gap, spread = winner.mean - finalists[1].mean, max(f.spread for f in finalists[:2])
-        if gap < spread:
+        margin, spread = winner.mean - finalists[1].mean, max(f.spread for f in finalists[:2])
+        if margin < spread:
             notes.append(
-                f"the best two trials differ by {gap:.4f} in {metric}, which is less than their standard "
+                f"the best two trials differ by {margin:.4f} in {metric}, which is less than their standard "
                 f"deviation over seeds ({spread:.4f}): there is no clear winner"
             )
     return notes

@@ -32,7 +32,7 @@ class Fold:
 
 Train = Callable[[Fold, Callable[[Epoch], None]], tuple[LstmHead, Fitted]]
 """Trains a head on a fold and calls a function after each epoch."""
-Note = Callable[[list[float], int], None]
+RecordScores = Callable[[list[float], int], None]
 """Records the scores of epochs or folds, and the number of epochs, in the trial."""
 
 
@@ -42,7 +42,10 @@ def make_folds(train: Samples, val: Samples, num_folds: int, seed: int) -> list[
         return [_fold(train, val)]
     both = join(train, val)
     parts = grouped_folds(both.labels, sample_groups(both), num_folds, seed)
-    return [_fold(select_samples(both, learned), select_samples(both, held)) for learned, held in parts]
+    return [
+        _fold(select_samples(both, train_rows), select_samples(both, val_rows))
+        for train_rows, val_rows in parts
+    ]
 
 
 def _fold(train: Samples, val: Samples) -> Fold:
@@ -141,7 +144,8 @@ def objective(
     and KeyboardInterrupt if `is_alive` returns False (the parent process has ended).
     """
     trial_config = suggest(trial, space)
-    prunable, note = may_prune(trial, space, len(folds)), functools.partial(_note, trial, time.perf_counter())
+    prunable = may_prune(trial, space, len(folds))
+    record_scores = functools.partial(_record_scores, trial, time.perf_counter())
 
     def train(fold: Fold, on_epoch: Callable[[Epoch], None]) -> tuple[LstmHead, Fitted]:
         def on_epoch_while_alive(epoch: Epoch) -> None:
@@ -160,7 +164,9 @@ def objective(
             on_epoch=on_epoch_while_alive,
         )
 
-    head, fitted, value = (_by_epoch if len(folds) == 1 else _by_fold)(trial, folds, train, note, prunable)
+    head, fitted, value = (_by_epoch if len(folds) == 1 else _by_fold)(
+        trial, folds, train, record_scores, prunable
+    )
     trial.set_user_attr("parameters", count_parameters(head))
     trial.set_user_attr("val_loss", round(fitted.best.val_loss, 5))
     if on_head is not None:
@@ -168,14 +174,14 @@ def objective(
     return value
 
 
-def _note(trial: optuna.Trial, started: float, curve: list[float], epochs: int) -> None:
+def _record_scores(trial: optuna.Trial, started: float, curve: list[float], epochs: int) -> None:
     trial.set_user_attr("epochs", epochs)
     trial.set_user_attr("seconds", round(time.perf_counter() - started, 2))
     trial.set_user_attr("val_curve", [round(score, 5) for score in curve])
 
 
 def _by_epoch(
-    trial: optuna.Trial, folds: list[Fold], train: Train, note: Note, prunable: bool
+    trial: optuna.Trial, folds: list[Fold], train: Train, record_scores: RecordScores, prunable: bool
 ) -> tuple[LstmHead, Fitted, float]:
     """The head of the only fold, and the score of its best epoch; the pruner gets the best score so far."""
     curve: list[float] = []
@@ -185,16 +191,16 @@ def _by_epoch(
         trial.report(max(-math.inf, *curve), epoch.index + 1)
         # Always called: successive halving compares a trial with earlier calls.
         if trial.should_prune() and prunable:
-            note(curve, len(curve))
+            record_scores(curve, len(curve))
             raise optuna.TrialPruned
 
     head, fitted = train(folds[0], report)
-    note(curve, len(fitted.history))
+    record_scores(curve, len(fitted.history))
     return head, fitted, fitted.best.val_score
 
 
 def _by_fold(
-    trial: optuna.Trial, folds: list[Fold], train: Train, note: Note, prunable: bool
+    trial: optuna.Trial, folds: list[Fold], train: Train, record_scores: RecordScores, prunable: bool
 ) -> tuple[LstmHead, Fitted, float]:
     """The head of the last fold, and the mean score over folds; the pruner gets the score of each fold."""
     scores: list[float] = []
@@ -206,7 +212,7 @@ def _by_fold(
         trial.report(scores[-1], index)
         # After the last fold, pruning saves nothing.
         if prunable and index < len(folds) - 1 and trial.should_prune():
-            note(scores, epochs)
+            record_scores(scores, epochs)
             raise optuna.TrialPruned
-    note(scores, epochs)
+    record_scores(scores, epochs)
     return head, fitted, float(np.mean(scores))

@@ -26,9 +26,9 @@ from seqmodel.runs.card import load_card
 from seqmodel.runs.files import ARTIFACTS, CARD, STUDY, WEIGHTS, require_free
 from seqmodel.runs.writer import count_parameters, rounded, write_run
 from seqmodel.training.loop import resolve_metric
-from seqmodel.training.task import LearningTask, build_task, encoder_leak_warning, seen_fingerprint
+from seqmodel.training.task import LearningTask, build_task, data_fingerprint, encoder_leak_warning
 from tune.config import TuneArgs
-from tune.finalists import Finalist, choose, warnings_about_winner
+from tune.finalists import Finalist, choose_finalists, warnings_about_winner
 from tune.search_space import space_hash, starting_points, trial_config_of
 from tune.study.checkpoints import drop_checkpoints
 from tune.study.plots import save_study_plots
@@ -68,10 +68,10 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     for text in fold_warnings:
         log_warning(text)
     spec = spec_of(args, context, metric)
-    study = create_study(spec, starting_points(context.space), facts_of(args, context, metric))
+    study = create_study(spec, starting_points(context.space), settings_of(args, context, metric))
     search(args, spec, study, context)
     drop_checkpoints(study, args.out)
-    finalists = choose(args, study, context)
+    finalists = choose_finalists(args, study, context)
     winner = finalists[0]
     baselines = mean_baselines(context, metric)
     notes = [*fold_warnings, *warnings_about_winner(finalists, baselines, metric)]
@@ -98,7 +98,7 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
             FinetuneArgs(run=args.out, store=args.store, seed=args.seed, device=args.device)
         )
     summary["seconds"] = round(time.perf_counter() - started, 1)
-    print_outcome(args, spec, finalists, baselines, metric)
+    print_result(args, spec, finalists, baselines, metric)
     return summary, code
 
 
@@ -164,11 +164,11 @@ def warnings_about_folds(context: SearchContext) -> list[str]:
     return found
 
 
-def facts_of(args: TuneArgs, context: SearchContext, metric: str) -> dict[str, Any]:
+def settings_of(args: TuneArgs, context: SearchContext, metric: str) -> dict[str, Any]:
     """The settings that must be equal to resume a study."""
     learning_task = context.learning_task
     return {
-        "store": seen_fingerprint(learning_task),
+        "store": data_fingerprint(learning_task),
         "labels": [learning_task.labelling.column, *learning_task.labelling.names],
         "task": learning_task.labelling.task,
         "split": split_hash(learning_task.split, learning_task.table.clip_id),
@@ -304,7 +304,7 @@ def summarise(
     }
 
 
-def print_outcome(
+def print_result(
     args: TuneArgs, spec: StudySpec, finalists: list[Finalist], baselines: dict[str, float], metric: str
 ) -> None:
     """Print the table of scores and the next commands."""
@@ -330,10 +330,11 @@ def dashboard_command(args: TuneArgs, spec: StudySpec) -> str:
 
 
 def origin_of(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-    """The origin of a head, for its card (study, facts, trial): heads with the same origin are equal."""
-    facts = json.dumps(study.user_attrs["facts"], sort_keys=True, ensure_ascii=False)
-    digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    return {"study": study.study_name, "facts": digest, "trial": trial.number, "params": trial.params}
+    """The origin of a head, for its card (study, hash of the settings, trial). Heads with the same origin are
+    equal."""
+    settings = json.dumps(study.user_attrs["settings"], sort_keys=True, ensure_ascii=False)
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
+    return {"study": study.study_name, "settings": digest, "trial": trial.number, "params": trial.params}
 
 
 def _is_kept(args: TuneArgs, origin: Mapping[str, Any]) -> bool:

@@ -72,8 +72,8 @@ def suggest(trial: optuna.trial.BaseTrial, space: Space) -> TrialConfig:
     trial.suggest_float("lr", 1e-4, 1e-2, log=True)
     trial.suggest_float("weight_decay", 1e-4, 0.3, log=True)
     if space.many:
-        least = 8 if trial.user_attrs.get("role") == BASELINE_ROLE else MIN_BATCH_MANY_CLIPS
-        trial.suggest_int("batch_size", least, 128, log=True)
+        minimum = 8 if trial.user_attrs.get("role") == BASELINE_ROLE else MIN_BATCH_MANY_CLIPS
+        trial.suggest_int("batch_size", minimum, 128, log=True)
     else:
         trial.suggest_categorical("batch_size", [8, 16, 32, 64, 128])
     trial.suggest_categorical("scheduler", ["cosine", "plateau", "none"])

@@ -23,7 +23,7 @@ def read_aihub(root: Path) -> DatasetIndex:
     segments: dict[tuple[str, str], dict[int, tuple[str, Path]]] = defaultdict(dict)
     contradictions = 0
     for folder in folders_ending(root, LABEL_FOLDER):
-        for file in sorted(place / name for place, _, names in walk(folder) for name in names):
+        for file in sorted(directory / name for directory, _, names in walk(folder) for name in names):
             if file.suffix.lower() != ".json":
                 continue
             try:
@@ -36,8 +36,8 @@ def read_aihub(root: Path) -> DatasetIndex:
     first = 0 if any(0 in wanted for wanted in segments.values()) else 1
     clips, unpaired_videos, paired = [], [], set()
     for folder in folders_ending(root, VIDEO_FOLDER):
-        files, unnameable = videos_below(folder, root)
-        problems += unnameable
+        files, bad_names = videos_below(folder, root)
+        problems += bad_names
         for source in files:
             key = (_aihub_split(folder, root), stem_of(source.name))
             if key not in segments:

@@ -25,8 +25,8 @@ def read_daisee(root: Path) -> DatasetIndex:
             continue
         labels = {stem_of(row["ClipID"]): row for row in table(labels_file, ("ClipID", *DAISEE_LABELS))}
         videos: dict[str, Path] = {}
-        files, unnameable = videos_below(root / "DataSet" / folder, root)
-        problems += unnameable
+        files, bad_names = videos_below(root / "DataSet" / folder, root)
+        problems += bad_names
         for file in files:
             if videos.setdefault(stem_of(file.name), file) != file:
                 unpaired_videos.append(relative(file, root))  # a second file of one clip

@@ -27,7 +27,7 @@ def read_dataset(data: Path, layout: Layout = "auto", subject_regex: str = "") -
     """
     if not data.exists():
         raise ValueError(f"no such file or folder: {data}")
-    chosen = recognise(data) if layout == "auto" else layout
+    chosen = detect_format(data) if layout == "auto" else layout
     if chosen == "csv":
         index = DatasetIndex(read_csv(data / "labels.csv" if data.is_dir() else data), "csv")
     elif chosen == "folder":
@@ -50,7 +50,7 @@ def read_dataset(data: Path, layout: Layout = "auto", subject_regex: str = "") -
     return dataclasses.replace(index, notes=notes)
 
 
-def recognise(data: Path) -> Layout:
+def detect_format(data: Path) -> Layout:
     """The data set format at a path."""
     if data.is_file():
         return "csv"

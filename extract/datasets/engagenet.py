@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from extract.datasets.index import SPLIT_FOLDERS, DatasetIndex, index, relative, stem_of
-from extract.datasets.tables import table, words
+from extract.datasets.tables import read_names, table
 from features.manifest import Clip, clip_id, videos_below
 
 ENGAGENET_DROPPED = "SNP"
@@ -22,12 +22,12 @@ def read_engagenet(root: Path) -> DatasetIndex:
     listed = {
         stem_of(line): split
         for name, split in (("train.txt", "train"), ("valid.txt", "val"), ("test.txt", "test"))
-        for line in words(root / name)
+        for line in read_names(root / name)
     }
     clips, problems, unpaired_videos, seen, dropped = [], [], [], set(), 0
     for folder in ("Train", "Validation", "Test"):
-        files, unnameable = videos_below(root / folder, root)
-        problems += unnameable
+        files, bad_names = videos_below(root / folder, root)
+        problems += bad_names
         for file in files:
             stem = stem_of(file.name)
             seen.add(stem)

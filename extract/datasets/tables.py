@@ -36,6 +36,6 @@ def _sheet(file: Path) -> list[list[str]]:
     return rows
 
 
-def words(file: Path) -> list[str]:
+def read_names(file: Path) -> list[str]:
     """The whitespace-separated names in a text file; empty if it does not exist."""
     return file.read_text(encoding="utf-8-sig").split() if file.is_file() else []

@@ -23,7 +23,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
         "done": int((state == 1).sum()),
         "failed": int((state == 2).sum()),
         "pending": int((state == 0).sum()),
-        "vanished": int((known & ~listed).sum()),
+        "not_in_manifest": int((known & ~listed).sum()),
         "deleted": int((~known).sum()),
         "subjects": len(set(table.subject[listed].tolist()) - {""}),
         "without_subject": int((table.subject[listed] == "").sum()),

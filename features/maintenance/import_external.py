@@ -30,9 +30,9 @@ from features.store.location import (
     StoreLocation,
     existing_group,
     location_of,
-    new_beside,
     open_group,
-    sweep_beside,
+    sweep_temporary_folders,
+    temporary_folder,
 )
 from features.store.store import FeatureStore
 
@@ -138,13 +138,13 @@ def write_external(
         _write(location, sequences, recipe, num_frames)
         return FeatureStore.open(out)
     location.folder.parent.mkdir(parents=True, exist_ok=True)
-    sweep_beside(location, DEAD_IMPORT_S)
-    aside = new_beside(location.folder)
+    sweep_temporary_folders(location, DEAD_IMPORT_S)
+    temporary = temporary_folder(location.folder)
     try:
-        _write(location_of(aside), sequences, recipe, num_frames)
-        aside.rename(location.folder)
+        _write(location_of(temporary), sequences, recipe, num_frames)
+        temporary.rename(location.folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return FeatureStore.open(out)
 
 
@@ -185,7 +185,7 @@ def _of_npz(file: Path) -> FeatureSequences:
         raise ValueError(
             f"{file}: y has shape {labels.shape} and dtype {labels.dtype}, expected (N,) numbers or names"
         )
-    values = _cut(arrays["x"], arrays.get("length"), len(labels), file)
+    values = _split_clips(arrays["x"], arrays.get("length"), len(labels), file)
     clips = _clips_of_arrays(arrays, labels, values, file)
     order = tuple(str(name) for name in arrays.get("label_names", np.zeros(0)).tolist())
     features = tuple(str(name) for name in arrays.get("feature_names", np.zeros(0)).tolist())
@@ -279,7 +279,7 @@ def _text(array: np.ndarray, key: str, file: Path) -> np.ndarray:
         raise ValueError(f"{file}: {key} is not UTF-8: {error.object!r}") from error
 
 
-def _cut(x: np.ndarray, length: np.ndarray | None, count: int, file: Path) -> tuple[np.ndarray, ...]:
+def _split_clips(x: np.ndarray, length: np.ndarray | None, count: int, file: Path) -> tuple[np.ndarray, ...]:
     """One (t, D) float32 array per clip, from x of shape (N,T,D), (N,D) (one frame per clip), or all frames
     concatenated.
 

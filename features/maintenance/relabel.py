@@ -103,11 +103,11 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
             file_states=np.full((len(named), 2), -1),
         )
     ids = table.clip_id.tolist()
-    met = {clip.clip_id for clip in owners if clip is not None}
+    found = {clip.clip_id for clip in owners if clip is not None}
     return Relabelling(
         changes.corrected,
         tuple(name for name, clip in zip(ids, owners, strict=True) if name and clip is None),
-        tuple(clip.clip_id for clip in clips if clip.clip_id not in met),
+        tuple(clip.clip_id for clip in clips if clip.clip_id not in found),
     )
 
 
@@ -115,13 +115,13 @@ def _owner(table: ClipTable, row: int, by_source: dict[str, list[Clip]], window_
     """The clip that the row is a window of; None if no clip has a window at the row's start. Of several clips
     it is the one that starts last: if an earlier clip had that window too, two rows would share an id."""
     start_s = float(table.start_s[row])
-    cut = [
+    candidates = [
         clip
         for clip in by_source.get(str(table.source[row]), ())
         if clip.start_s - SLACK_S <= start_s < (math.inf if clip.end_s is None else clip.end_s)
         and abs(math.remainder(start_s - clip.start_s, window_s)) <= SLACK_S
     ]
-    return min(cut, key=lambda clip: abs(start_s - clip.start_s), default=None)
+    return min(candidates, key=lambda clip: abs(start_s - clip.start_s), default=None)
 
 
 def _as_row(clip: Clip, table: ClipTable, row: int) -> Clip:

@@ -58,20 +58,20 @@ def reconcile(group: zarr.Group, location: StoreLocation, recipe: Recipe, numeri
 
     Returns the store's recipe. Raises ValueError naming every field of the recipe that differs.
     """
-    ours = recipe_of(group, location)
-    both_have_geometry = ours.geometry is not None and recipe.geometry is not None
+    stored = recipe_of(group, location)
+    both_have_geometry = stored.geometry is not None and recipe.geometry is not None
     parts: Any = ("pixels", "encoder", "geometry") if both_have_geometry else ("pixels", "encoder")
-    require_equal(ours, recipe, parts, where=f"store {location.text} and this extraction")
+    require_equal(stored, recipe, parts, where=f"store {location.text} and this extraction")
     updates: dict[str, Any] = {}
-    if ours.geometry is None and recipe.geometry is not None:
-        ours = dataclasses.replace(ours, geometry=recipe.geometry)
-        updates["recipe"] = to_json(ours)
+    if stored.geometry is None and recipe.geometry is not None:
+        stored = dataclasses.replace(stored, geometry=recipe.geometry)
+        updates["recipe"] = to_json(stored)
     known = [group.attrs["numerics"], *group.attrs["other_numerics"]]  # type: ignore[misc]
     if numerics not in known:
         updates["other_numerics"] = [*known[1:], numerics]
     if updates:
         commit(group, location, updates)
-    return ours
+    return stored
 
 
 def recipe_of(group: zarr.Group, location: StoreLocation) -> Recipe:

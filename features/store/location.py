@@ -212,22 +212,23 @@ def _is_old(file: Path) -> bool:
     return False
 
 
-def new_beside(folder: Path) -> Path:
+def temporary_folder(folder: Path) -> Path:
     """A temporary folder next to `folder`: a store is written there and then renamed (atomic)."""
     return folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
 
 
-def sweep_beside(location: StoreLocation, min_age_s: float = 0.0) -> None:
-    """Delete temporary folders of `new_beside` that were not written to for `min_age_s` seconds."""
+def sweep_temporary_folders(location: StoreLocation, min_age_s: float = 0.0) -> None:
+    """Delete temporary folders of `temporary_folder` that were not written to for `min_age_s` seconds."""
     if location.folder is None or not location.folder.parent.is_dir():
         return
-    left = re.compile(re.escape(location.folder.name) + r"\.[0-9a-f]{32}\.partial")
-    found = [item for item in location.folder.parent.iterdir() if left.fullmatch(item.name) and item.is_dir()]
-    for aside in found:
+    name_pattern = re.compile(re.escape(location.folder.name) + r"\.[0-9a-f]{32}\.partial")
+    siblings = location.folder.parent.iterdir()
+    found = [item for item in siblings if name_pattern.fullmatch(item.name) and item.is_dir()]
+    for folder_left in found:
         with contextlib.suppress(FileNotFoundError):  # its writer has just renamed it
-            changed_s = max(item.stat().st_mtime for item in (aside, *aside.iterdir()))
+            changed_s = max(item.stat().st_mtime for item in (folder_left, *folder_left.iterdir()))
             if abs(time.time() - changed_s) >= min_age_s:
-                shutil.rmtree(aside)
+                shutil.rmtree(folder_left)
 
 
 def open_group(location: StoreLocation, *, read_only: bool) -> zarr.Group | None:

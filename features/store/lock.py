@@ -136,13 +136,13 @@ def _break_lock(location: StoreLocation, held: bytes) -> None:
         if read_bytes(location, LOCK_NAME) == held:
             delete_keys(location, [LOCK_NAME])
         return
-    aside = location.folder / f"{LOCK_NAME}.{uuid.uuid4().hex}.partial"
+    temporary = location.folder / f"{LOCK_NAME}.{uuid.uuid4().hex}.partial"
     with contextlib.suppress(FileNotFoundError):
-        (location.folder / LOCK_NAME).rename(aside)
-        if aside.read_bytes() != held:
+        (location.folder / LOCK_NAME).rename(temporary)
+        if temporary.read_bytes() != held:
             with contextlib.suppress(OSError):
-                os.link(aside, location.folder / LOCK_NAME)
-        aside.unlink()
+                os.link(temporary, location.folder / LOCK_NAME)
+        temporary.unlink()
 
 
 def _describe(held: bytes | None) -> str:

@@ -48,7 +48,7 @@ class Changes:
     end time: extracted again."""
     corrected: tuple[str, ...] = ()
     """Known clips with another label, subject, split, fold or slice than before."""
-    vanished: tuple[str, ...] = ()
+    not_in_manifest: tuple[str, ...] = ()
     """Known clips that are no longer in the manifest: kept, but not used for training until they return."""
 
 
@@ -111,9 +111,9 @@ def write_rows(
     slices_before, slices = _slice_values(group, planned)
     marks = {name: planned.before[name] for name in ("subject", "split", "fold")}
     corrected = _corrected_rows(planned, (marks, table), (labels_before, labels), (slices_before, slices))
-    vanished = planned.before["listed"] & ~table["listed"]
+    not_in_manifest = planned.before["listed"] & ~table["listed"]
     ids = table["clip_id"]
-    changes = Changes(*(tuple(ids[of].tolist()) for of in (planned.new, changed, corrected, vanished)))
+    changes = Changes(*(tuple(ids[of].tolist()) for of in (planned.new, changed, corrected, not_in_manifest)))
 
     _make_row_arrays(group, recipe, len(ids), has_crops)
     subsets: Any = group.attrs["encoder_subsets"]

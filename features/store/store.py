@@ -49,7 +49,7 @@ from features.store.location import (
     location_of,
     open_group,
     sweep,
-    sweep_beside,
+    sweep_temporary_folders,
 )
 from features.store.lock import planner_lock
 from features.store.packed import drop_packed, open_packed, write_packed
@@ -406,7 +406,7 @@ def delete(path: Path | str, subject: str | None = None) -> int:
     if subject is None:
         drop_packed(location)
         delete_all(location)
-        sweep_beside(location)
+        sweep_temporary_folders(location)
         return count
     with planner_lock(location):
         group = existing_group(location, read_only=False)

@@ -30,13 +30,13 @@ TRIES = 200
 """Random choices of subjects to try, until both parts have clips of every class."""
 
 
-def _counts(people: np.ndarray, fits: np.ndarray) -> dict[str, Any]:
+def _counts(subjects: np.ndarray, fits: np.ndarray) -> dict[str, Any]:
     """Numbers of subjects and clips in the fit and in the test."""
     return {
-        "people_calibrating": len(np.unique(people[fits])),
-        "people_testing": len(np.unique(people[~fits])),
-        "clips_calibrating": int(fits.sum()),
-        "clips_testing": int((~fits).sum()),
+        "subjects_fit": len(np.unique(subjects[fits])),
+        "subjects_test": len(np.unique(subjects[~fits])),
+        "clips_fit": int(fits.sum()),
+        "clips_test": int((~fits).sum()),
     }
 
 
@@ -53,8 +53,8 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         require_threshold(card.labelling.task)
     context = all_labelled(open_context(args.run, card, args.store, "test"))
     rows, labels, logits = measured_clips(context)
-    people = groups_of(context.table, rows)
-    fits = choose_fit_subjects(people, labels, args.fit_fraction, args.seed)
+    subjects = groups_of(context.table, rows)
+    fits = choose_fit_subjects(subjects, labels, args.fit_fraction, args.seed)
     fitted = refit_calibration(
         card.calibration,
         logits[fits],
@@ -64,13 +64,13 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         label_names=card.labelling.names,
     )
     card = count_opening(context, card)
-    evaluated = evaluate_both(card, fitted, logits[~fits], labels[~fits], people[~fits], args.seed)
+    evaluated = evaluate_both(card, fitted, logits[~fits], labels[~fits], subjects[~fits], args.seed)
     worse = evaluated["difference"]["balanced_accuracy"]
     kept = not (worse["high"] is not None and worse["high"] < 0)
-    summary = _counts(people, fits) | {"calibration": vars(fitted), "kept": kept, "test": evaluated}
+    summary = _counts(subjects, fits) | {"calibration": vars(fitted), "kept": kept, "test": evaluated}
     _print_comparison(card, fitted, evaluated, summary)
     if kept:
-        _keep(context, args, card, fitted, summary, people[fits])
+        _keep(context, args, card, fitted, summary, subjects[fits])
     folder = folder_of(context)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "calibration.json", summary)
@@ -82,7 +82,7 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         return summary, 1
     echo(
         f"{args.run} now uses this calibration, also in predict and live. Run evaluate again: it leaves out "
-        f"the {summary['people_calibrating']} subjects used for the fit."
+        f"the {summary['subjects_fit']} subjects used for the fit."
     )
     return summary, 0
 
@@ -100,7 +100,7 @@ def _keep(
         "stage": "calibrate",
         "store": str(context.store.path),
         "time_utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "people": summary["people_calibrating"],
+        "subjects": summary["subjects_fit"],
         "before": vars(card.calibration),
         "command": args.command,
     }
@@ -144,13 +144,13 @@ def measured_clips(context: EvalContext) -> tuple[np.ndarray, np.ndarray, np.nda
     return rows[measured], labels[measured], logits[measured]
 
 
-def choose_fit_subjects(people: np.ndarray, labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+def choose_fit_subjects(subjects: np.ndarray, labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     """(N,) bool, true for the clips of the subjects to fit on: a fraction `share` of the subjects, chosen at
     random. Both parts have clips of every class.
 
     Raises ValueError if no such choice is found.
     """
-    names = np.unique(people)
+    names = np.unique(subjects)
     if len(names) < 2:
         raise ValueError(
             f"calibration needs two subjects or more, to fit on some and test on the others; got {len(names)}"
@@ -159,7 +159,7 @@ def choose_fit_subjects(people: np.ndarray, labels: np.ndarray, share: float, se
     rng = np.random.default_rng(seed)
     classes = set(np.unique(labels).tolist())
     for _ in range(TRIES):
-        fits = np.isin(people, rng.permutation(names)[:count])
+        fits = np.isin(subjects, rng.permutation(names)[:count])
         if set(labels[fits].tolist()) == classes == set(labels[~fits].tolist()):
             return fits
     raise ValueError(
@@ -169,12 +169,12 @@ def choose_fit_subjects(people: np.ndarray, labels: np.ndarray, share: float, se
 
 
 def evaluate_both(
-    card: Card, fitted: Calibration, logits: np.ndarray, labels: np.ndarray, people: np.ndarray, seed: int
+    card: Card, fitted: Calibration, logits: np.ndarray, labels: np.ndarray, subjects: np.ndarray, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Metrics with the run's old calibration (`before`), the new one (`after`), and the paired
     `difference`."""
     names, task = card.labelling.names, card.labelling.task
-    resamples = resample_subjects(people, 1000, seed)
+    resamples = resample_subjects(subjects, 1000, seed)
     minority = minority_class(labels, len(names))
     predicted = [decide(logits, task, calibration) for calibration in (card.calibration, fitted)]
     before, after = (resample(labels, s.probabilities, s.label, resamples, minority) for s in predicted)
@@ -191,7 +191,7 @@ def _print_comparison(
     from rich.table import Table
 
     table = Table(
-        title=f"{summary['people_testing']} test subjects ({summary['clips_testing']} clips)",
+        title=f"{summary['subjects_test']} test subjects ({summary['clips_test']} clips)",
         title_justify="left",
     )
     for name in ("metric", "before", "after", "difference"):

@@ -35,12 +35,12 @@ SHOWN = ("auroc", "balanced_accuracy", "macro_f1", "accuracy", "mcc", "qwk", "br
 
 
 @dataclass(frozen=True)
-class Compared:
+class RunMetrics:
     """Metrics of one run on the shared clips."""
 
     run: Path
     estimates: dict[str, Estimate]
-    against_first: dict[str, PairedDifference]
+    difference_from_first: dict[str, PairedDifference]
     """This run minus the first, by metric; empty for the first."""
 
 
@@ -53,13 +53,13 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
     _require_same_task(args.runs, cards)
     metric = METRIC_OF_TASK[cards[0].labelling.task] if args.metric == "auto" else args.metric
     tables = [test_rows(run, card) for run, card in zip(args.runs, cards, strict=True)]
-    common = sorted(set.intersection(*(set(table) for table in tables)))
-    if not common:
+    shared = sorted(set.intersection(*(set(table) for table in tables)))
+    if not shared:
         raise ValueError(
             "the runs share no test clip and cannot be compared; train the newer run with --splits-from and "
             "the path of the older run"
         )
-    rows = [[table[clip_id] for clip_id in common] for table in tables]
+    rows = [[table[clip_id] for clip_id in shared] for table in tables]
     changed = sum(a["label"] != b["label"] for a, b in zip(rows[0], rows[-1], strict=True))
     if changed:
         log_warning(
@@ -67,16 +67,16 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
             "used for all runs"
         )
     found, resamples = evaluate_runs(args.runs, cards[-1], rows, metric, args.bootstrap_rounds, args.seed)
-    passed = gate_passes(found[-1].against_first[metric])
-    if resamples.by_subject and resamples.num_people < FEW_SUBJECTS:
-        log_warning(f"only {resamples.num_people} shared subjects: confidence intervals are imprecise")
-    _print_comparison(found, len(common), resamples)
+    passed = gate_passes(found[-1].difference_from_first[metric])
+    if resamples.by_subject and resamples.num_subjects < FEW_SUBJECTS:
+        log_warning(f"only {resamples.num_subjects} shared subjects: confidence intervals are imprecise")
+    _print_comparison(found, len(shared), resamples)
     plot = args.runs[-1] / "plots" / "compare.png"
     _draw(found, plot)
-    summary = _summary(found, len(common), resamples, metric, passed if args.gate else None, plot)
+    summary = _summary(found, len(shared), resamples, metric, passed if args.gate else None, plot)
     write_json(args.runs[-1] / "compare.json", summary)
     if args.gate and not passed:
-        difference = with_interval(found[-1].against_first[metric].difference)
+        difference = with_interval(found[-1].difference_from_first[metric].difference)
         log_error(f"gate failed: {metric} of {args.runs[-1]} minus that of {args.runs[0]} is {difference}")
         return summary, 1
     return summary, 0
@@ -103,7 +103,7 @@ def evaluate_runs(
     metric: str,
     rounds: int,
     seed: int,
-) -> tuple[list[Compared], BootstrapWeights]:
+) -> tuple[list[RunMetrics], BootstrapWeights]:
     """Metrics of every run on the shared clips, with the labels of the last run and the same bootstrap
     samples; they include `metric` for every task."""
     names = list(card.labelling.names)
@@ -120,7 +120,7 @@ def evaluate_runs(
         sampled.append(resample(labels, p, predicted, resamples, minority, unwanted))
     first = sampled[0]
     return [
-        Compared(run, each.estimates(), {} if each is first else each.minus(first))
+        RunMetrics(run, each.estimates(), {} if each is first else each.minus(first))
         for run, each in zip(runs, sampled, strict=True)
     ], resamples
 
@@ -132,20 +132,23 @@ def gate_passes(pair: PairedDifference) -> bool:
 
 
 def _require_same_task(runs: tuple[Path, ...], cards: list[Card]) -> None:
-    ours = cards[0].labelling
+    first = cards[0].labelling
     for run, card in zip(runs[1:], cards[1:], strict=True):
-        theirs = card.labelling
-        if (ours.names, ours.task) != (theirs.names, theirs.task):
+        other = card.labelling
+        if (first.names, first.task) != (other.names, other.task):
             raise ValueError(
-                f"{runs[0]} predicts {list(ours.names)} ({ours.task}), {run} predicts {list(theirs.names)} "
-                f"({theirs.task}): they cannot be compared"
+                f"{runs[0]} predicts {list(first.names)} ({first.task}), {run} predicts {list(other.names)} "
+                f"({other.task}): they cannot be compared"
             )
         # A label that only one of them has occurs only in clips that they do not share.
-        before, after = _class_of_label(ours), _class_of_label(theirs)
-        moved = any(before[label] != after[label] for label in before.keys() & after.keys())
-        if ours.column != theirs.column or moved:
+        first_classes, other_classes = _class_of_label(first), _class_of_label(other)
+        moved = any(
+            first_classes[label] != other_classes[label]
+            for label in first_classes.keys() & other_classes.keys()
+        )
+        if first.column != other.column or moved:
             raise ValueError(
-                f"{runs[0]} predicts {_describe(ours)}, {run} predicts {_describe(theirs)}: they cannot be "
+                f"{runs[0]} predicts {_describe(first)}, {run} predicts {_describe(other)}: they cannot be "
                 "compared"
             )
 
@@ -165,13 +168,13 @@ def _describe(labelling: Labelling) -> str:
     return f"{', '.join(texts)} of column {labelling.column!r}"
 
 
-def _print_comparison(found: list[Compared], num_common: int, resamples: BootstrapWeights) -> None:
+def _print_comparison(found: list[RunMetrics], num_shared: int, resamples: BootstrapWeights) -> None:
     from rich.table import Table
 
-    subjects = f", {resamples.num_people} subjects" if resamples.by_subject else ""
-    if resamples.by_subject and resamples.num_people < resamples.num_subjects:
+    subjects = f", {resamples.num_subjects} subjects" if resamples.by_subject else ""
+    if resamples.by_subject and resamples.num_subjects < resamples.num_units:
         subjects += " and clips without a subject"
-    table = Table(title=f"{num_common} shared test clips{subjects}", title_justify="left")
+    table = Table(title=f"{num_shared} shared test clips{subjects}", title_justify="left")
     table.add_column("metric")
     for item in found:
         table.add_column(str(item.run), justify="right")
@@ -181,8 +184,8 @@ def _print_comparison(found: list[Compared], num_common: int, resamples: Bootstr
         cells = []
         for item in found:
             difference = ""
-            if item.against_first:
-                d = item.against_first[name].difference
+            if item.difference_from_first:
+                d = item.difference_from_first[name].difference
                 sign = "+" if d.value >= 0 else "−"
                 difference = f"\n{sign}{short(abs(d.value))} ({short(d.low)} to {short(d.high)})"
             cells.append(with_interval(item.estimates[name]) + difference)
@@ -190,7 +193,7 @@ def _print_comparison(found: list[Compared], num_common: int, resamples: Bootstr
     console().print(table)
 
 
-def _draw(found: list[Compared], path: Path) -> None:
+def _draw(found: list[RunMetrics], path: Path) -> None:
     from seqmodel.reporting.plots_analysis import compare_plot
     from seqmodel.reporting.style import save
 
@@ -202,26 +205,26 @@ def _draw(found: list[Compared], path: Path) -> None:
 
 
 def _summary(
-    found: list[Compared],
-    num_common: int,
+    found: list[RunMetrics],
+    num_shared: int,
     resamples: BootstrapWeights,
     metric: str,
     passed: bool | None,
     plot: Path,
 ) -> dict[str, Any]:
     return {
-        "common_clips": num_common,
-        "people": resamples.num_people if resamples.by_subject else None,
+        "shared_clips": num_shared,
+        "subjects": resamples.num_subjects if resamples.by_subject else None,
         "metric": metric,
         "gate_passed": passed,
         "runs": [
             {
                 "run": str(item.run),
                 "metrics": {name: estimate.as_json() for name, estimate in item.estimates.items()},
-                "against_first": {
+                "difference_from_first": {
                     name: pair.difference.as_json()
                     | {"p_value": pair.p_value if math.isfinite(pair.p_value) else None}
-                    for name, pair in item.against_first.items()
+                    for name, pair in item.difference_from_first.items()
                 },
             }
             for item in found

@@ -31,7 +31,7 @@ from seqmodel.evaluation.context import (
 from seqmodel.evaluation.evaluator import Baseline, EvaluationResult, evaluate_predictions
 from seqmodel.evaluation.folds import every_clip, run_folds
 from seqmodel.evaluation.metrics_json import estimates_json, summary, write_metrics
-from seqmodel.evaluation.recalibration import choose_on_validation, home_of
+from seqmodel.evaluation.recalibration import choose_on_validation, training_store_path
 from seqmodel.metrics.predictions import Predictions
 from seqmodel.reporting.console import print_estimates
 from seqmodel.reporting.content import build_content
@@ -78,7 +78,7 @@ def renew_threshold(args: EvaluateArgs) -> None:
     if calibration != card.calibration:
         stage = {"stage": "threshold", "command": args.command}
         calibrated = replace(card, calibration=calibration, stages=(*card.stages, stage))
-        renew_exports(context.run, put_calibration(context.run, calibrated, home_of(context)))
+        renew_exports(context.run, put_calibration(context.run, calibrated, training_store_path(context)))
 
 
 def find_clips(args: EvaluateArgs) -> EvalContext:
@@ -142,8 +142,8 @@ def evaluate_split(context: EvalContext, args: EvaluateArgs) -> EvaluationResult
         )
     if len(seen):
         warnings.append(
-            f"subjects with test and training clips: {len(seen)}, by their names in the store "
-            f"({', '.join(map(str, seen[:5]))}{', …' if len(seen) > 5 else ''}): metrics are too optimistic"
+            f"subjects with clips in both test and training: {len(seen)} (as named in the store: "
+            f"{', '.join(map(str, seen[:5]))}{', …' if len(seen) > 5 else ''}); metrics are too optimistic"
         )
     result = _evaluated(
         context, predictions, fit_baselines(context, predictions, training, args.seed), args, warnings

@@ -39,7 +39,7 @@ from seqmodel.export.convert import FlatHead, metadata_of, to_onnx, to_openvino
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.runs.card import Card, load_card, save_card
 from seqmodel.runs.files import WEIGHTS, load_weights, write_text
-from seqmodel.runs.training_stats import FILE as REFERENCE
+from seqmodel.runs.training_stats import FILE as TRAINING_STATS
 from seqmodel.runs.training_stats import STATISTICS, rows_of, write_training_stats
 
 MIN_COSINE = 0.9999
@@ -52,7 +52,7 @@ NUM_CHECKED, NUM_WINDOWS = 64, 40
 
 
 @dataclass(frozen=True)
-class Evidence:
+class VerificationInput:
     """Input on which an export is verified."""
 
     crops: np.ndarray
@@ -78,23 +78,27 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
     head = LstmHead(card.head, card.dims, card.num_outputs)
     head.load_state_dict(weights["head"])
     head.eval()
-    evidence = gather(args, card) if reads_embeddings else Evidence(np.zeros((0,)), "random input")
-    if not (args.run / REFERENCE).is_file():
+    verification_input = (
+        make_verification_input(args, card)
+        if reads_embeddings
+        else VerificationInput(np.zeros((0,)), "random input")
+    )
+    if not (args.run / TRAINING_STATS).is_file():
         with contextlib.suppress(ValueError):  # without the store, the bundle has no training statistics
             write_training_stats(args.run, args.store)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
         _write_networks(partial, encoder, head, card, args)
-        _write_rest(partial, args.run, card, weights["head"])
-        found = check(partial, encoder, head, card, evidence, args)
+        _write_card_and_files(partial, args.run, card, weights["head"])
+        found = check(partial, encoder, head, card, verification_input, args)
         _put_in_place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    most = found["max_difference"]
-    echo(f"verified on {evidence.description}")
-    differs = f"embeddings {most['embedding']:.2g}, " if reads_embeddings else ""
-    echo(f"largest differences from torch: {differs}logits {most['logit']:.2g}")
+    max_difference = found["max_difference"]
+    echo(f"verified on {verification_input.description}")
+    differs = f"embeddings {max_difference['embedding']:.2g}, " if reads_embeddings else ""
+    echo(f"largest differences from torch: {differs}logits {max_difference['logit']:.2g}")
     echo(f"wrote {target}; to use it without torch, copy it and run python -m live --run {target.name}")
     return {"run": str(args.run), "bundle": str(target), "format": args.format, **found}, 0
 
@@ -123,7 +127,7 @@ def renew_exports(run: Path, dropped: Sequence[str]) -> None:
         export_for_live(run)
 
 
-def gather(args: ExportArgs, card: Card) -> Evidence:
+def make_verification_input(args: ExportArgs, card: Card) -> VerificationInput:
     """Crops of the run's store for verification; random input, with a warning, if it has none.
 
     Raises ValueError if the store that --store names cannot be used.
@@ -131,7 +135,7 @@ def gather(args: ExportArgs, card: Card) -> Evidence:
     path = args.store or card.store
     try:
         store = FeatureStore.open(path)
-        found = _stored(args.run, card, store) if store.has_crops else None
+        found = _stored_crops(args.run, card, store) if store.has_crops else None
     except ValueError:
         if args.store is not None:
             raise
@@ -140,48 +144,56 @@ def gather(args: ExportArgs, card: Card) -> Evidence:
         return found
     log_warning(f"{path} has no crops: the export is verified on random input instead of faces")
     assert card.recipe.pixels is not None
-    subset = card.recipe.pixels.crop_px
+    crop_px = card.recipe.pixels.crop_px
     coarse = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
-    noise = coarse.repeat(subset // 8 + 1, axis=1).repeat(subset // 8 + 1, axis=2)[:, :subset, :subset]
-    return Evidence(np.ascontiguousarray(noise), "random input")
+    noise = coarse.repeat(crop_px // 8 + 1, axis=1).repeat(crop_px // 8 + 1, axis=2)[:, :crop_px, :crop_px]
+    return VerificationInput(np.ascontiguousarray(noise), "random input")
 
 
 def check(
-    folder: Path, encoder: Encoder | None, head: LstmHead, card: Card, evidence: Evidence, args: ExportArgs
+    folder: Path,
+    encoder: Encoder | None,
+    head: LstmHead,
+    card: Card,
+    verification_input: VerificationInput,
+    args: ExportArgs,
 ) -> dict[str, Any]:
     """Compare a bundle with torch; writes the differences into its manifest and returns the manifest.
 
     encoder: None if the head reads no embeddings.
     Raises ValueError if it differs by more than is allowed.
     """
-    plain: dict[str, Any] = {
+    manifest: dict[str, Any] = {
         "schema": 1,
         "format": args.format,
         "precision": "f32",
         "run_weights_sha256": sha256_of(args.run / WEIGHTS),
         "encoder_sha256": card.recipe.encoder.weights_sha256,
-        "checked_on": evidence.description,
+        "verified_on": verification_input.description,
         "max_difference": {},
     }
-    write_text(folder / MANIFEST, json.dumps(plain, indent=1) + "\n")
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     engine, run_head = open_bundle(read_manifest(folder), card, precision="f32")
     torch_embeddings, cosine = np.zeros((1, 1), np.float32), 1.0
-    most = plain["max_difference"]
+    max_difference = manifest["max_difference"]
     if encoder is not None and engine is not None:
-        torch_embeddings = encoder.embed(evidence.crops).astype(np.float32)
-        exported_embeddings = engine.embed(evidence.crops).astype(np.float32)
+        torch_embeddings = encoder.embed(verification_input.crops).astype(np.float32)
+        exported_embeddings = engine.embed(verification_input.crops).astype(np.float32)
         norms = np.linalg.norm(torch_embeddings, axis=1) * np.linalg.norm(exported_embeddings, axis=1)
         cosine = float(((torch_embeddings * exported_embeddings).sum(1) / norms).min())
-        most |= {"embedding": float(np.abs(torch_embeddings - exported_embeddings).max()), "cosine": cosine}
-    logit = most["logit"] = max(_logit_differences(head, run_head, card, torch_embeddings))
+        max_difference |= {
+            "embedding": float(np.abs(torch_embeddings - exported_embeddings).max()),
+            "cosine": cosine,
+        }
+    logit = max_difference["logit"] = max(_logit_differences(head, run_head, card, torch_embeddings))
     if not cosine >= MIN_COSINE or not logit <= MAX_LOGIT_DIFFERENCE:
         raise ValueError(
             f"the export differs from torch: lowest cosine similarity of embeddings {cosine:.5f} (must be at "
             f"least {MIN_COSINE}), largest difference of logits {logit:.2g} (must be at most "
             f"{MAX_LOGIT_DIFFERENCE}). Nothing was written"
         )
-    write_text(folder / MANIFEST, json.dumps(plain, indent=1) + "\n")
-    return plain
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    return manifest
 
 
 def _require_free(target: Path, run: Path) -> None:
@@ -213,8 +225,8 @@ def _write_networks(
 ) -> None:
     """Write encoder.* and head.* of a bundle."""
     assert card.recipe.pixels is not None
-    subset, frames = card.recipe.pixels.crop_px, card.recipe.pixels.num_frames
-    crop = torch.zeros(1, subset, subset, 3, dtype=torch.uint8)
+    crop_px, frames = card.recipe.pixels.crop_px, card.recipe.pixels.num_frames
+    crop = torch.zeros(1, crop_px, crop_px, 3, dtype=torch.uint8)
     inputs: list[Tensor] = []
     for dim in card.dims.values():
         inputs += [torch.zeros(1, frames, dim), torch.ones(1, frames, dtype=torch.bool)]
@@ -232,20 +244,20 @@ def _write_networks(
             to_openvino(network, example, path, metadata_of(card))
 
 
-def _write_rest(folder: Path, run: Path, card: Card, head: Mapping[str, Tensor]) -> None:
+def _write_card_and_files(folder: Path, run: Path, card: Card, head: Mapping[str, Tensor]) -> None:
     """Write card, feature statistics, training statistics and detector files; no data about subjects."""
     from safetensors.torch import save_file
 
     save_card(folder, replace(card, store="", stages=(), metrics={}, warnings=(), test_openings=()))
     kept = {name: tensor for name, tensor in head.items() if name.startswith(("mean_", "std_"))}
     save_file({f"head.{name}": tensor.contiguous() for name, tensor in kept.items()}, folder / STATISTICS)
-    if (run / REFERENCE).is_file():
-        shutil.copyfile(run / REFERENCE, folder / REFERENCE)
+    if (run / TRAINING_STATS).is_file():
+        shutil.copyfile(run / TRAINING_STATS, folder / TRAINING_STATS)
     if (run / "detector").is_dir():
         shutil.copytree(run / "detector", folder / "detector")
 
 
-def _stored(run: Path, card: Card, store: FeatureStore) -> Evidence:
+def _stored_crops(run: Path, card: Card, store: FeatureStore) -> VerificationInput:
     """Crops of validation clips, evenly spaced over the store, because its clips are often ordered by
     subject."""
     require_equal(card.recipe, store.recipe, ["pixels"], where=f"run {run} with store {store.path}")
@@ -259,7 +271,7 @@ def _stored(run: Path, card: Card, store: FeatureStore) -> Evidence:
         faces.append(x["crops"][0][valid["crops"][0]])
     crops = np.concatenate(faces[1:] or faces)
     chosen = np.linspace(0, len(crops) - 1, min(NUM_CHECKED, len(crops))).astype(int)
-    return Evidence(crops[chosen], f"{len(chosen)} stored crops")
+    return VerificationInput(crops[chosen], f"{len(chosen)} stored crops")
 
 
 def _logit_differences(
@@ -268,23 +280,21 @@ def _logit_differences(
     """Differences of the two heads' logits on a full window, a half-full one, one with gaps, and an empty
     one."""
     assert card.recipe.pixels is not None
-    frames, chance = card.recipe.pixels.num_frames, np.random.default_rng(0)
+    frames, rng = card.recipe.pixels.num_frames, np.random.default_rng(0)
     values = {
         name: (
-            np.resize(embeddings, (frames, dim))
-            if name == "embeddings"
-            else chance.normal(size=(frames, dim))
+            np.resize(embeddings, (frames, dim)) if name == "embeddings" else rng.normal(size=(frames, dim))
         ).astype(np.float32)
         for name, dim in card.dims.items()
     }
-    masks = [np.ones(frames, bool), np.arange(frames) < frames // 2, chance.random(frames) < 0.5]
+    masks = [np.ones(frames, bool), np.arange(frames) < frames // 2, rng.random(frames) < 0.5]
     found = []
     for mask in (*masks, np.zeros(frames, bool)):
         x, valid = {name: v * mask[:, None] for name, v in values.items()}, dict.fromkeys(values, mask)
         with torch.inference_mode():
             batches = (
-                {name: torch.from_numpy(v)[None] for name, v in subset.items()} for subset in (x, valid)
+                {name: torch.from_numpy(v)[None] for name, v in arrays.items()} for arrays in (x, valid)
             )
-            ours = head(*batches)[0].numpy()
-        found.append(float(np.abs(ours - run_head(x, valid)).max()))
+            torch_logits = head(*batches)[0].numpy()
+        found.append(float(np.abs(torch_logits - run_head(x, valid)).max()))
     return found

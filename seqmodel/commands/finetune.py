@@ -39,7 +39,7 @@ from seqmodel.finetuning.trainer import EndToEnd, keep_freed_memory
 from seqmodel.metrics.calibration import refit_calibration
 from seqmodel.runs.card import Card, calibration_stage, git_commit, load_card, save_card, versions
 from seqmodel.runs.files import append_log, save_weights
-from seqmodel.runs.training_stats import FILE as REFERENCE
+from seqmodel.runs.training_stats import FILE as TRAINING_STATS
 from seqmodel.runs.training_stats import write_training_stats
 from seqmodel.runs.writer import drop_results, resolve_device
 
@@ -49,7 +49,7 @@ LOST_PEER = ("connection closed", "connection reset", "gloo", "nccl", "peer")
 
 def finetune(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
     """Handler of the command: trains, updates the run, returns (summary, exit code)."""
-    started = time.perf_counter()
+    started_s = time.perf_counter()
     keep_freed_memory()
     distributed = join_distributed(resolve_device(args.device))
     try:
@@ -69,7 +69,7 @@ def finetune(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
         return {}, 0
     # The other processes have ended: what follows takes longer than their timeout.
     summary, code = _finish(args)
-    return summary | {"seconds": round(time.perf_counter() - started, 1)}, code
+    return summary | {"seconds": round(time.perf_counter() - started_s, 1)}, code
 
 
 def _train(args: FinetuneArgs, distributed: DistributedContext) -> None:
@@ -87,7 +87,7 @@ def _train(args: FinetuneArgs, distributed: DistributedContext) -> None:
     result = _run_job(setup, job, args)
     if distributed.is_main:
         _write(setup, job, result, args)
-        _print_history(job.at.history, result, setup)
+        _print_history(job.state.history, result, setup)
 
 
 def _finish(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
@@ -98,7 +98,7 @@ def _finish(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
     if args.re_extract is not None:
         summary["re_extract"], code = re_extract(args.run, store, args.re_extract)
         store = args.re_extract  # has the new embeddings: no crop must be embedded again
-    if not (args.run / REFERENCE).is_file():
+    if not (args.run / TRAINING_STATS).is_file():
         echo("writing training statistics for live")
         try:
             write_training_stats(args.run, store)
@@ -142,14 +142,14 @@ def start_job(setup: FinetuneSetup, args: FinetuneArgs, distributed: Distributed
     train, val = setup.train, setup.val
     if args.activation_cache == "on" and setup.first_block > 0:
         train, val = activation_datasets(setup, args, distributed)
-    threshold_metric = Objective(
+    objective = Objective(
         setup.card.labelling.task, len(setup.card.labelling.names), setup.card.metric, setup.loss
     )
     job = EndToEnd(
         setup.model,
         train,
         val,
-        threshold_metric,
+        objective,
         setup.config,
         first_block=setup.first_block,
         seed=args.seed,
@@ -160,7 +160,7 @@ def start_job(setup: FinetuneSetup, args: FinetuneArgs, distributed: Distributed
     if found is not None and _belongs(found[0], found[1]["settings"], setup, args):
         job.load_state_dict(found[0], found[1]["position"])
         if distributed.is_main:
-            echo(f"resuming at epoch {job.at.epoch}, step {job.at.step} of {job.num_steps}")
+            echo(f"resuming at epoch {job.state.epoch}, step {job.state.step} of {job.num_steps}")
     else:
         if found is not None and distributed.is_main:
             echo("the checkpoint belongs to other settings: starting from the beginning")
@@ -177,9 +177,11 @@ def _belongs(
     if settings["start"] == start_of(setup):
         return True
     # The job ended after it replaced the weights and before the card: the run has this job's best weights.
-    ours = setup.model.state_dict()
+    current = setup.model.state_dict()
     best = {name.removeprefix("best."): t for name, t in tensors.items() if name.startswith("best.")}
-    return bool(best) and all(name in ours and torch.equal(ours[name].cpu(), t) for name, t in best.items())
+    return bool(best) and all(
+        name in current and torch.equal(current[name].cpu(), t) for name, t in best.items()
+    )
 
 
 def _run_job(setup: FinetuneSetup, job: EndToEnd, args: FinetuneArgs) -> EpochResult:
@@ -191,7 +193,7 @@ def _run_job(setup: FinetuneSetup, job: EndToEnd, args: FinetuneArgs) -> EpochRe
     settings = {"settings_hash": settings_hash(setup, args), "start": start_of(setup)}
 
     with progress("steps") as bar, stop_requested() as stop_here:
-        left = (job.num_epochs - job.at.epoch) * job.num_steps - job.at.step
+        left = (job.num_epochs - job.state.epoch) * job.num_steps - job.state.step
         row = bar.add_task("fine-tuning", total=left, visible=job.distributed.is_main)
         while not job.finished:
             result = job.step()
@@ -247,15 +249,15 @@ def _write(setup: FinetuneSetup, job: EndToEnd, result: EpochResult, args: Finet
         "val_score": result.val_score,
         "kept": result.phase != "stage 1",
         "started_from": setup.started_from,
-        "stage_1": job.at.history[0].val_score,
+        "stage_1": job.state.history[0].val_score,
         "kept_epoch": result.index,
         "unfreeze_from": setup.first_block,
-        "epochs": [_history_json(o) for o in job.at.history[1:]],
+        "epochs": [_history_json(epoch) for epoch in job.state.history[1:]],
         "settings": settings_hash(setup, args),
         "command": args.command,
     }
     if result.phase == "stage 1":
-        _log(setup.run, job.at.history)
+        _log(setup.run, job.state.history)
         save_card(setup.run, dataclasses.replace(setup.card, stages=(*setup.card.stages, entry)))
         return
     card = _card_of(setup, job, result)
@@ -265,7 +267,7 @@ def _write(setup: FinetuneSetup, job: EndToEnd, result: EpochResult, args: Finet
         )
     drop_results(setup.run)
     save_weights(setup.run, setup.model.head.state_dict(), setup.model.encoder.state_dict())
-    _log(setup.run, job.at.history)
+    _log(setup.run, job.state.history)
     stages = tuple(dict(s) | {"kept": False} for s in card.stages)
     save_card(setup.run, dataclasses.replace(card, stages=(*stages, entry)))
 
@@ -296,8 +298,8 @@ def _card_of(setup: FinetuneSetup, job: EndToEnd, result: EpochResult) -> Card:
 
 def _log(run: Path, history: list[EpochResult]) -> None:
     """Add the epochs to log.jsonl."""
-    for o in history[1:]:
-        append_log(run, {"stage": f"finetune, {o.phase}"} | _history_json(o))
+    for epoch in history[1:]:
+        append_log(run, {"stage": f"finetune, {epoch.phase}"} | _history_json(epoch))
 
 
 def _history_json(result: EpochResult) -> dict[str, Any]:
@@ -317,12 +319,20 @@ def _print_history(history: list[EpochResult], kept: EpochResult, setup: Finetun
     from rich.table import Table
 
     table = Table("epoch", "trains", "train loss", "val loss", f"val {setup.card.metric}", "frames/s", "")
-    for o in history:
-        what = {"stage 1": "—", "warm": "head", "both": "encoder and head"}[o.phase]
-        speed, train = (f"{o.frames_per_s:.0f}", f"{o.train_loss:.4f}") if o.index >= 0 else ("", "")
-        name = str(o.index) if o.index >= 0 else setup.started_from
+    for epoch in history:
+        what = {"stage 1": "—", "head": "head", "both": "encoder and head"}[epoch.phase]
+        speed, train = (
+            (f"{epoch.frames_per_s:.0f}", f"{epoch.train_loss:.4f}") if epoch.index >= 0 else ("", "")
+        )
+        name = str(epoch.index) if epoch.index >= 0 else setup.started_from
         table.add_row(
-            name, what, train, f"{o.val_loss:.4f}", f"{o.val_score:.4f}", speed, "kept" if o is kept else ""
+            name,
+            what,
+            train,
+            f"{epoch.val_loss:.4f}",
+            f"{epoch.val_score:.4f}",
+            speed,
+            "kept" if epoch is kept else "",
         )
     console().print(table)
     if kept.phase == "stage 1":

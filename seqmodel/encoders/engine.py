@@ -214,13 +214,13 @@ def compiled(network: "nn.Module", crop_px: int) -> Callable[[NDArray[np.uint8]]
 
     def run(crops: NDArray[np.uint8]) -> NDArray[np.float16]:
         found = np.empty((len(crops), *model.output(0).shape[1:]), np.float16)
-        for place in range(len(crops) + cores):
-            request, finished = requests[place % cores], place - cores
+        for index in range(len(crops) + cores):
+            request, finished = requests[index % cores], index - cores
             if 0 <= finished < len(crops):
                 request.wait()
                 found[finished] = request.get_output_tensor().data[0]
-            if place < len(crops):
-                request.start_async([np.ascontiguousarray(crops[place : place + 1])])
+            if index < len(crops):
+                request.start_async([np.ascontiguousarray(crops[index : index + 1])])
         return found
 
     return run
@@ -305,8 +305,8 @@ def _identity_path(name: str, weights: str) -> Path:
     generate them.
     """
     if weights == "random":
-        drawn_by = sha256_of(Path(__file__).with_name("backbone.py"))[:12]
-        key = f"random-{drawn_by}-{metadata.version('torch')}-{metadata.version('torchvision')}"
+        code_sha256 = sha256_of(Path(__file__).with_name("backbone.py"))[:12]
+        key = f"random-{code_sha256}-{metadata.version('torch')}-{metadata.version('torchvision')}"
     else:
         key = sha256_of(encoder_weights(name, weights))[:24]
     return cache_dir() / "identities" / f"{name}-{key}.json"

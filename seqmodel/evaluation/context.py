@@ -59,7 +59,7 @@ def open_context(
     table = store.table()
     labels = clip_labels(table, card.labelling, mapping)
     subsets = load_split(run)
-    known = known_rows(table, subsets, is_home=_whole(path) == _whole(card.store))
+    known = known_rows(table, subsets, is_training_store=_whole(path) == _whole(card.store))
     is_other = not known.any()
     found = eval_subset(table, labels, subsets, split, known, calibrators_of(run, card))
     if len(found.rows) == 0:
@@ -154,18 +154,18 @@ def training_clips(context: EvalContext) -> Training:
     """The clips of the run's train subset: in the evaluated store, or for another data set in the store that
     the run was trained on."""
     store, table, labels = context.store, context.table, context.labels
-    home = _home(context.card) if context.is_other_data else store
-    if home is not None and home is not store:
-        store, table = home, home.table()
+    training_store = _open_training_store(context.card) if context.is_other_data else store
+    if training_store is not None and training_store is not store:
+        store, table = training_store, training_store.table()
         labels = clip_labels(table, context.card.labelling)
     # If their store is missing, clips of another data set may have the same names.
-    subsets = context.subsets if home is not None else {}
-    on_side = np.array([subsets.get(str(c), ("", ""))[1] == "train" for c in table.clip_id], bool)
-    rows = np.flatnonzero(on_side & (labels >= 0) & (table.state == 1))
+    subsets = context.subsets if training_store is not None else {}
+    in_train = np.array([subsets.get(str(c), ("", ""))[1] == "train" for c in table.clip_id], bool)
+    rows = np.flatnonzero(in_train & (labels >= 0) & (table.state == 1))
     return Training(store, rows, labels[rows], table.subject[rows])
 
 
-def _home(card: Card) -> FeatureStore | None:
+def _open_training_store(card: Card) -> FeatureStore | None:
     try:
         return FeatureStore.open(card.store)
     except (ValueError, OSError):
@@ -194,12 +194,12 @@ def fit_baselines(
             if stream in training.store.streams and not differences(
                 training.store.recipe, context.store.recipe, [part]
             ):
-                learned, evaluated = (
-                    with_centering(load_samples(store, card.labelling, places, stream), card.center, store)
-                    for store, places in ((training.store, training.rows), (context.store, rows))
+                train_samples, eval_samples = (
+                    with_centering(load_samples(store, card.labelling, clips, stream), card.center, store)
+                    for store, clips in ((training.store, training.rows), (context.store, rows))
                 )
-                found.append(logistic(learned, evaluated, stream, predictions.measured, prior))
-    known = identity(
+                found.append(logistic(train_samples, eval_samples, stream, predictions.measured, prior))
+    identity_baseline = identity(
         predictions.labels,
         predictions.subjects,
         prior,
@@ -207,7 +207,7 @@ def fit_baselines(
         training_labels=training.labels,
         training_subjects=training.subjects,
     )
-    return [*found, *([known] if known is not None else [])]
+    return [*found, *([identity_baseline] if identity_baseline is not None else [])]
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,8 @@ def _warnings(p: Predictions, resamples: BootstrapWeights, label_names: tuple[st
             "no clip has a subject: confidence intervals are by clip and too narrow, "
             "and the same subjects may be in training"
         )
-    elif resamples.num_people < FEW_SUBJECTS:
-        count = f"{resamples.num_people} subject{'s' if resamples.num_people > 1 else ''}"
+    elif resamples.num_subjects < FEW_SUBJECTS:
+        count = f"{resamples.num_subjects} subject{'s' if resamples.num_subjects > 1 else ''}"
         found.append(
             f"only {count}: confidence intervals of fewer than {FEW_SUBJECTS} subjects are imprecise"
         )

@@ -1,11 +1,11 @@
 """Nested cross-validation by subject (evaluate --folds K|loso), for data sets with few subjects.
 
-In each fold new heads are trained, and the left-out subjects are used for nothing but the evaluation. The
+In each fold new heads are trained, and the held-out subjects are used for the evaluation only. The
 training subjects of the fold are divided into parts. For every candidate, one head is trained per part: the
 part is its validation set for early stopping. The pooled validation logits choose the candidate and fit
 temperature and threshold. The prediction of the fold is the mean logit of the chosen candidate's heads (an
 ensemble). Labels, streams and store are those of the run. The run's own head is not used, because it was
-chosen on subjects that are left out here.
+chosen on subjects that are held out here.
 
 The encoder is not trained: the features are the store's.
 
@@ -32,7 +32,7 @@ from seqmodel.evaluation.permutation_importance import (
     feature_groups,
     head_logits,
     importance,
-    some_places,
+    subsample_indices,
 )
 from seqmodel.heads.centering import with_centering
 from seqmodel.heads.recurrent import build_head
@@ -53,7 +53,7 @@ from seqmodel.training.loop import fit, fit_best, predict_logits, resolve_metric
 from seqmodel.training.task import encoder_leak_warning
 
 Fold = tuple[np.ndarray, np.ndarray]
-"""(training, left-out) indices of the clips."""
+"""(training, held-out) indices of the clips."""
 Folds = list[Fold]
 
 
@@ -87,15 +87,15 @@ STEPS = 400
 MIN_EPOCHS, MAX_EPOCHS = 16, 40
 INNER_FOLDS = 4
 """Parts that a fold's training subjects are divided into."""
-NOTHING_LEARNED = "nothing to learn from"
+NOT_TRAINED = "no trained fold"
 """Reason for a clip without a prediction, if its fold has only one subject or one class for training."""
 
 
 @dataclass(frozen=True)
 class FoldResult:
-    """Predictions of one fold for the clips that it left out."""
+    """Predictions of one fold for its held-out clips."""
 
-    places: np.ndarray
+    indices: np.ndarray
     """(n,) indices into the evaluated clips."""
     logits: np.ndarray
     probabilities: np.ndarray
@@ -148,56 +148,56 @@ def run_folds(
     calibration = replace(card.calibration, threshold_metric=threshold_metric_of(card, args))
     card = replace(card, dims=dims_of(context), calibration=calibration)
     num_classes = len(card.labelling.names)
-    everything, samples, reasons = samples_of(context, card)
+    all_samples, samples, reasons = samples_of(context, card)
     measured, subjects = reasons == "", samples.subjects
-    together = subjects if args.folds == "loso" else sample_groups(samples)
-    folds = split_folds(args.folds, labels, together, args.seed)
-    # The same for all folds: the training frequencies of a fold are biased against its left-out clips.
+    groups = subjects if args.folds == "loso" else sample_groups(samples)
+    folds = split_folds(args.folds, labels, groups, args.seed)
+    # The same for all folds: the training frequencies of a fold are biased against its held-out clips.
     prior = class_frequencies(labels, num_classes)
     constant = majority(prior, len(rows), card.labelling.names, of="all clips")
     fold_baselines: dict[str, Baseline] = {constant.name: constant}
-    answers: list[FoldResult] = []
-    for number, (learn, left_out) in enumerate(track(folds)):
-        answers.append(run_fold(card, samples, measured, learn, left_out, args.seed + number))
-        _add_baselines(fold_baselines, everything, measured, learn, left_out, prior)
-    chosen = [answer for answer in answers if answer.candidate]
+    results: list[FoldResult] = []
+    for number, (train, held_out) in enumerate(track(folds)):
+        results.append(run_fold(card, samples, measured, train, held_out, args.seed + number))
+        _add_baselines(fold_baselines, all_samples, measured, train, held_out, prior)
+    chosen = [result for result in results if result.candidate]
     if not chosen:
         raise ValueError(
-            f"--folds {args.folds}: no fold can be trained; without the left-out subjects, a fold needs "
-            "clips of two subjects and two classes at least"
+            f"--folds {args.folds}: no fold can be trained: the training subjects of a fold must be at "
+            "least two, with clips of at least two classes"
         )
-    idle = np.zeros(len(rows), bool)
-    for (_, left_out), answer in zip(folds, answers, strict=True):
-        idle[left_out] = measured[left_out] & (answer.candidate == "")
-    predictions = _pooled(context, answers, prior, np.where(idle, NOTHING_LEARNED, reasons))
-    known = identity(labels, subjects, prior, seed=args.seed)
-    baselines = [*fold_baselines.values(), *([known] if known is not None else [])]
+    untrained = np.zeros(len(rows), bool)
+    for (_, held_out), result in zip(folds, results, strict=True):
+        untrained[held_out] = measured[held_out] & (result.candidate == "")
+    predictions = _pooled(context, results, prior, np.where(untrained, NOT_TRAINED, reasons))
+    identity_baseline = identity(labels, subjects, prior, seed=args.seed)
+    baselines = [*fold_baselines.values(), *([identity_baseline] if identity_baseline is not None else [])]
     thresholds = np.full(len(rows), 0.5)
-    for answer in answers:
-        thresholds[answer.places] = answer.calibration.threshold
+    for result in results:
+        thresholds[result.indices] = result.calibration.threshold
     fold_models = FoldModels(
-        importance_scores=group_importance(card, context.store.recipe.geometry, samples, answers, args.seed),
-        calibrations=[answer.calibration for answer in chosen],
+        importance_scores=group_importance(card, context.store.recipe.geometry, samples, results, args.seed),
+        calibrations=[result.calibration for result in chosen],
         thresholds=thresholds,
     )
-    num_idle = sum(bool(idle[left_out].any()) for _, left_out in folds)
+    num_untrained = sum(bool(untrained[held_out].any()) for _, held_out in folds)
     leak = encoder_leak_warning(context.store, groups_of(context.table, rows))
-    names = [answer.candidate for answer in chosen]
-    notes = [leak] * bool(leak) + _notes(len(folds), num_idle, names, bool((subjects == "").any()))
+    names = [result.candidate for result in chosen]
+    notes = [leak] * bool(leak) + _notes(len(folds), num_untrained, names, bool((subjects == "").any()))
     return predictions, baselines, fold_models, notes
 
 
 def _pooled(
-    context: EvalContext, answers: Sequence[FoldResult], prior: np.ndarray, reasons: np.ndarray
+    context: EvalContext, results: Sequence[FoldResult], prior: np.ndarray, reasons: np.ndarray
 ) -> Predictions:
     """The predictions of all folds; clips without one get the (C,) class frequencies and the largest
     class."""
     rows, table = context.eval_subset.rows, context.table
     logits = np.full((len(rows), context.card.num_outputs), np.nan, np.float32)
     p, predicted = np.tile(prior, (len(rows), 1)), np.full(len(rows), prior.argmax(), np.int64)
-    for answer in answers:
-        p[answer.places], predicted[answer.places] = answer.probabilities, answer.predicted
-        logits[answer.places] = answer.logits
+    for result in results:
+        p[result.indices], predicted[result.indices] = result.probabilities, result.predicted
+        logits[result.indices] = result.logits
     return Predictions(
         clip_ids=table.clip_id[rows],
         subjects=table.subject[rows],
@@ -216,44 +216,46 @@ def samples_of(context: EvalContext, card: Card) -> tuple[Samples, Samples, np.n
     """All streams of the evaluated clips; the streams that the run's head reads; and (N,) str why a clip
     cannot be predicted (failed, no face), '' if it can."""
     rows, streams = context.eval_subset.rows, context.store.streams
-    everything = load_samples(context.store, card.labelling, rows, "both" if len(streams) > 1 else streams[0])
-    everything = with_centering(everything, card.center, context.store)
-    everything = replace(everything, labels=context.eval_subset.labels)
-    x, valid = ({name: subset[name] for name in card.dims} for subset in (everything.x, everything.valid))
+    all_samples = load_samples(
+        context.store, card.labelling, rows, "both" if len(streams) > 1 else streams[0]
+    )
+    all_samples = with_centering(all_samples, card.center, context.store)
+    all_samples = replace(all_samples, labels=context.eval_subset.labels)
+    x, valid = ({name: arrays[name] for name in card.dims} for arrays in (all_samples.x, all_samples.valid))
     seen = np.any([np.asarray(mask).any(axis=1) for mask in valid.values()], axis=0)
     reasons = np.where(context.table.state[rows] == 2, "failed", np.where(seen, "", "no face"))
-    return everything, replace(everything, x=x, valid=valid), reasons
+    return all_samples, replace(all_samples, x=x, valid=valid), reasons
 
 
 def group_importance(
-    card: Card, geometry: GeometryId | None, samples: Samples, answers: Sequence[FoldResult], seed: int
+    card: Card, geometry: GeometryId | None, samples: Samples, results: Sequence[FoldResult], seed: int
 ) -> list[ImportanceScore]:
-    """Permutation importance of the folds' heads, each on its left-out subjects; empty if the heads read one
+    """Permutation importance of the folds' heads, each on its held-out subjects; empty if the heads read one
     group of inputs only."""
     task = card.labelling.task
-    places = some_places(np.sort(np.concatenate([answer.places for answer in answers])), seed)
-    if "geometry" not in card.dims or len(np.unique(samples.labels[places])) < 2:
+    indices = subsample_indices(np.sort(np.concatenate([result.indices for result in results])), seed)
+    if "geometry" not in card.dims or len(np.unique(samples.labels[indices])) < 2:
         return []
-    by_fold = [(np.flatnonzero(np.isin(places, answer.places)), answer) for answer in answers]
+    by_fold = [(np.flatnonzero(np.isin(indices, result.indices)), result) for result in results]
 
-    def answer_each(x: Arrays, valid: Arrays) -> np.ndarray:
-        p = np.zeros((len(places), len(card.labelling.names)))
+    def predict_folds(x: Arrays, valid: Arrays) -> np.ndarray:
+        p = np.zeros((len(indices), len(card.labelling.names)))
         for inside, fold in by_fold:
             if len(inside):
-                part = [{name: values[inside] for name, values in subset.items()} for subset in (x, valid)]
-                logits = [head_logits(head, *part) for head in fold.heads]
+                inputs = [{name: values[inside] for name, values in arrays.items()} for arrays in (x, valid)]
+                logits = [head_logits(head, *inputs) for head in fold.heads]
                 p[inside] = probabilities(np.mean(logits, axis=0), task, fold.calibration)
         return p
 
-    x, valid, labels = samples.batch(places)
+    x, valid, labels = samples.batch(indices)
     groups = feature_groups(card.dims, geometry.features if geometry else ())
     return importance(
-        answer_each, x, valid, labels, samples.subjects[places], groups, metric=card.metric, seed=seed
+        predict_folds, x, valid, labels, samples.subjects[indices], groups, metric=card.metric, seed=seed
     )
 
 
 def split_folds(folds: str, labels: np.ndarray, subjects: np.ndarray, seed: int) -> Folds:
-    """(training, left-out) indices of each fold, for `loso` or a number of folds. Raises ValueError
+    """(training, held-out) indices of each fold, for `loso` or a number of folds. Raises ValueError
     otherwise.
 
     subjects: (N,) str; with a number of folds, groups of clips that stay in one fold. Each '' is a group of
@@ -267,47 +269,49 @@ def split_folds(folds: str, labels: np.ndarray, subjects: np.ndarray, seed: int)
 
 
 def run_fold(
-    card: Card, samples: Samples, measured: np.ndarray, learn: np.ndarray, left_out: np.ndarray, seed: int
+    card: Card, samples: Samples, measured: np.ndarray, train: np.ndarray, held_out: np.ndarray, seed: int
 ) -> FoldResult:
-    """Choose, train and calibrate on `learn`, then predict `left_out`, which is used for nothing else.
+    """Choose, train and calibrate on `train`, then predict `held_out`, which is used for nothing else.
 
     Temperature scaling is always applied, so that probabilities of different folds can be ranked together.
     """
     task, names = card.labelling.task, card.labelling.names
-    places = left_out[measured[left_out]]
-    parts = inner_parts(samples, learn[measured[learn]], seed)
-    if not parts or len(places) == 0:
+    indices = held_out[measured[held_out]]
+    parts = inner_parts(samples, train[measured[train]], seed)
+    if not parts or len(indices) == 0:
         empty = np.zeros(0, np.int64)
         return FoldResult(empty, np.zeros((0, card.num_outputs)), np.zeros((0, len(names))), empty, "")
-    held = np.concatenate([choose for _, choose in parts])
-    evaluated, first_seed = select_samples(samples, places), seed * INNER_FOLDS
+    inner_labels = samples.labels[np.concatenate([inner_val for _, inner_val in parts])]
+    held_out_samples, first_seed = select_samples(samples, indices), seed * INNER_FOLDS
     tried: list[tuple[float, str, np.ndarray, np.ndarray, tuple[Any, ...]]] = []
     for candidate in CANDIDATES:
         fitted = [
             _fit_head(
                 candidate,
                 card,
-                select_samples(samples, train),
-                select_samples(samples, choose),
+                select_samples(samples, inner_train),
+                select_samples(samples, inner_val),
                 first_seed + number,
             )
-            for number, (train, choose) in enumerate(parts)
+            for number, (inner_train, inner_val) in enumerate(parts)
         ]
         heads, val_logits = zip(*fitted, strict=True)
-        inner = np.concatenate(val_logits)
-        answer = np.mean([predict_logits(head, evaluated) for head in heads], axis=0)
-        tried.append((_score(card, inner, samples.labels[held]), candidate.name, inner, answer, heads))
-    _, name, inner, answer, best_heads = max(tried, key=lambda one: one[0])  # the first of equal ones
+        inner_logits = np.concatenate(val_logits)
+        logits = np.mean([predict_logits(head, held_out_samples) for head in heads], axis=0)
+        tried.append((_score(card, inner_logits, inner_labels), candidate.name, inner_logits, logits, heads))
+    _, name, inner_logits, logits, best_heads = max(tried, key=lambda one: one[0])  # the first of equal ones
     calibration = fit_calibration(
-        inner,
-        samples.labels[held],
+        inner_logits,
+        inner_labels,
         task,
         threshold_metric=card.calibration.threshold_metric,
         label_names=names,
         always_scale=True,
     )
-    predicted = decide(answer, task, calibration)
-    return FoldResult(places, answer, predicted.probabilities, predicted.label, name, best_heads, calibration)
+    predicted = decide(logits, task, calibration)
+    return FoldResult(
+        indices, logits, predicted.probabilities, predicted.label, name, best_heads, calibration
+    )
 
 
 def training_config(candidate: Candidate, num_clips: int) -> TrainConfig:
@@ -324,29 +328,33 @@ def training_config(candidate: Candidate, num_clips: int) -> TrainConfig:
     )
 
 
-def inner_parts(samples: Samples, learn: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(train, validation) indices of each part of `learn`, by subject; empty with one subject or one class.
+def inner_parts(samples: Samples, train: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(train, validation) indices of each part of `train`, by subject; empty with one subject or one class.
 
     Parts whose training clips miss a class are left out, unless all do.
     """
-    labels, groups = samples.labels[learn], sample_groups(samples)[learn]
-    people, classes = len(np.unique(groups)), len(np.unique(labels))
-    if people < 2 or classes < 2:
+    labels, groups = samples.labels[train], sample_groups(samples)[train]
+    num_groups, num_classes = len(np.unique(groups)), len(np.unique(labels))
+    if num_groups < 2 or num_classes < 2:
         return []
-    parts = grouped_folds(labels, groups, min(INNER_FOLDS, people), seed)
-    whole = [(train, held) for train, held in parts if len(np.unique(labels[train])) == classes]
-    return [(learn[train], learn[held]) for train, held in whole or parts]
+    parts = grouped_folds(labels, groups, min(INNER_FOLDS, num_groups), seed)
+    complete = [
+        (inner_train, inner_val)
+        for inner_train, inner_val in parts
+        if len(np.unique(labels[inner_train])) == num_classes
+    ]
+    return [(train[inner_train], train[inner_val]) for inner_train, inner_val in complete or parts]
 
 
 def _fit_head(
-    candidate: Candidate, card: Card, train: Samples, choose: Samples, seed: int
+    candidate: Candidate, card: Card, train: Samples, val: Samples, seed: int
 ) -> tuple[Any, np.ndarray]:
-    """(head with its best epoch's weights, logits of `choose`)."""
+    """(head with its best epoch's weights, logits of `val`)."""
     task, classes = card.labelling.task, len(card.labelling.names)
     head = build_head(complete_head(candidate.head, task), card.dims, card.num_outputs, seed=seed)
     head.set_statistics(train)
     training = training_config(candidate, len(train))
-    epochs = fit(head, train, choose, training, task=task, num_classes=classes, seed=seed)
+    epochs = fit(head, train, val, training, task=task, num_classes=classes, seed=seed)
     return head, fit_best(head, epochs, training.patience).best.val_logits
 
 
@@ -364,41 +372,41 @@ def _add_baselines(
     fold_baselines: dict[str, Baseline],
     samples: Samples,
     measured: np.ndarray,
-    learn: np.ndarray,
-    left_out: np.ndarray,
+    train: np.ndarray,
+    held_out: np.ndarray,
     prior: np.ndarray,
 ) -> None:
     """Add logistic regression on each stream of `samples`, fitted in this fold, to the pooled baselines; a
     fold without one keeps the (C,) class frequencies."""
-    inside, learn = measured[left_out], learn[measured[learn]]
-    if len(np.unique(samples.labels[learn])) < 2 or not inside.any():
+    inside, train = measured[held_out], train[measured[train]]
+    if len(np.unique(samples.labels[train])) < 2 or not inside.any():
         return
-    evaluated = select_samples(samples, left_out[inside])
+    evaluated = select_samples(samples, held_out[inside])
     for stream in samples.x:
-        part = logistic(select_samples(samples, learn), evaluated, stream, inside, prior)
-        if part.name not in fold_baselines:
+        baseline = logistic(select_samples(samples, train), evaluated, stream, inside, prior)
+        if baseline.name not in fold_baselines:
             p = np.tile(prior, (len(samples), 1))
-            fold_baselines[part.name] = replace(
-                part, probabilities=p, predicted=p.argmax(axis=1).astype(np.int64)
+            fold_baselines[baseline.name] = replace(
+                baseline, probabilities=p, predicted=p.argmax(axis=1).astype(np.int64)
             )
-        fold_baselines[part.name].probabilities[left_out] = part.probabilities
-        fold_baselines[part.name].predicted[left_out] = part.predicted
+        fold_baselines[baseline.name].probabilities[held_out] = baseline.probabilities
+        fold_baselines[baseline.name].predicted[held_out] = baseline.predicted
 
 
-def _notes(num_folds: int, num_idle: int, chosen: Sequence[str], some_unknown: bool) -> list[str]:
+def _notes(num_folds: int, num_untrained: int, chosen: Sequence[str], some_unknown: bool) -> list[str]:
     counts = ", ".join(f"{chosen.count(c.name)} × {c.name}" for c in CANDIDATES if c.name in chosen)
     found = [
         f"cross-validation: new heads trained in {num_folds} folds on the store's features (chosen heads: "
         f"{counts}). This evaluates the training method, not the weights of this run"
     ]
-    if num_idle:
+    if num_untrained:
         found.append(
-            f"{num_idle} of {num_folds} folds could not be trained: without the left-out subjects they have "
-            "only one subject or one class"
+            f"{num_untrained} of {num_folds} folds could not be trained: their training part has only one "
+            "subject or one class"
         )
     if some_unknown:
         found.append(
-            "clips without a subject are grouped by video: the same subject may be in training and among the "
-            "left-out clips of a fold"
+            "clips without a subject are grouped by video: the same subject may be in the training part and "
+            "in the held-out part of a fold"
         )
     return found

@@ -41,7 +41,7 @@ def summary(result: EvaluationResult, report: Path) -> dict[str, Any]:
     return {
         "split": result.split,
         "clips": len(result.predictions),
-        "people": result.resamples.num_people if result.resamples.by_subject else None,
+        "subjects": result.resamples.num_subjects if result.resamples.by_subject else None,
         "metrics": estimates_json(result)[result.split],
         "warnings": list(result.warnings),
         "report": str(report),

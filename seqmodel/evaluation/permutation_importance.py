@@ -2,8 +2,8 @@
 
 Breiman 2001; Fisher, Rudin & Dominici 2019. Each clip gets the values of one group from another clip, all
 other inputs stay, and the metric is computed again. The groups are the embedding and, within the geometry,
-eyes, brows, mouth, the rest of the face, head pose and place (position of the face). Correlated groups can
-replace each other, so a small drop does not mean that a group has no information.
+eyes, brows, mouth, head pose, face position, and other face features. Correlated groups can replace each
+other, so a small drop does not mean that a group has no information.
 
 N clips, T frames, D width of a stream.
 """
@@ -23,18 +23,18 @@ Arrays = Mapping[str, np.ndarray]
 SHUFFLED_CLIPS = 300
 """Maximum number of clips: each is predicted about seventy times."""
 SHUFFLES = 10
-DRAWS = 20
+RESAMPLES_PER_SHUFFLE = 20
 """Bootstrap samples of subjects per shuffle; all of them together give the confidence interval."""
 
-# Prefixes of feature names -> group; a name without a match belongs to the rest of the face.
+# Prefixes of feature names -> group; a name without a match is in OTHER_FEATURES.
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("eyes", ("eye",)),
     ("brows", ("brow",)),
     ("mouth", ("mouth", "jaw")),
     ("head pose", ("yaw", "pitch", "roll", "abs_yaw", "abs_pitch")),
-    ("place", ("x_cm", "y_cm", "z_cm", "depth", "face_size", "centre_")),
+    ("face position", ("x_cm", "y_cm", "z_cm", "depth", "face_size", "centre_")),
 )
-REST = "rest of the face"
+OTHER_FEATURES = "other face features"
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,20 @@ def feature_groups(dims: Mapping[str, int], features: Sequence[str]) -> dict[str
         if len(features) != dims["geometry"]:
             raise ValueError(f"got {dims['geometry']} geometry columns and {len(features)} names")
         for column, name in enumerate(features):
-            group = next((g for g, starts in GROUPS if name.startswith(starts)), REST)
+            group = next((g for g, starts in GROUPS if name.startswith(starts)), OTHER_FEATURES)
             found.setdefault(group, ("geometry", []))[1].append(column)
     return found
 
 
-def some_places(places: np.ndarray, seed: int, most: int = SHUFFLED_CLIPS) -> np.ndarray:
+def subsample_indices(indices: np.ndarray, seed: int, most: int = SHUFFLED_CLIPS) -> np.ndarray:
     """At most `most` of (n,) indices, drawn at random under `seed`, sorted."""
-    if len(places) <= most:
-        return places
-    return np.sort(np.random.default_rng(seed).choice(places, most, replace=False))
+    if len(indices) <= most:
+        return indices
+    return np.sort(np.random.default_rng(seed).choice(indices, most, replace=False))
 
 
 def importance(
-    answer: Callable[[Arrays, Arrays], np.ndarray],
+    predict: Callable[[Arrays, Arrays], np.ndarray],
     x: Arrays,
     valid: Arrays,
     labels: np.ndarray,
@@ -83,25 +83,26 @@ def importance(
 ) -> list[ImportanceScore]:
     """How much `metric` drops for each group, largest first.
 
-    `answer` gives probabilities (N,C) for `x[stream]` (N,T,D) and `valid[stream]` (N,T), clip by clip. Frames
-    without a face in the source clip are replaced by the mean of all clips. Bootstrap samples with one class
-    only are left out.
+    `predict` gives probabilities (N,C) for `x[stream]` (N,T,D) and `valid[stream]` (N,T), clip by clip.
+    Frames without a face in the source clip are replaced by the mean of all clips. Bootstrap samples with one
+    class only are left out.
     """
     rng = np.random.default_rng(seed)
-    resamples = _resamples(np.asarray(subjects), SHUFFLES * DRAWS, rng)
+    resamples = _resamples(np.asarray(subjects), SHUFFLES * RESAMPLES_PER_SHUFFLE, rng)
     means = {name: masked_mean_std(values, valid[name])[0] for name, values in x.items()}
-    before = answer(x, valid)
+    before = predict(x, valid)
     importance_scores = []
     for group, (stream, columns) in groups.items():
         drops, spread = [], []
         for shuffle in range(SHUFFLES):
             shuffled = _shuffled(x[stream], valid[stream], columns, means[stream], rng)
-            after = answer(dict(x) | {stream: shuffled}, valid)
+            after = predict(dict(x) | {stream: shuffled}, valid)
             drops.append(score(metric, labels, before) - score(metric, labels, after))
-            for places in resamples[shuffle * DRAWS : (shuffle + 1) * DRAWS]:
-                if len(np.unique(labels[places])) > 1:
-                    here = score(metric, labels[places], before[places])
-                    spread.append(here - score(metric, labels[places], after[places]))
+            first = shuffle * RESAMPLES_PER_SHUFFLE
+            for indices in resamples[first : first + RESAMPLES_PER_SHUFFLE]:
+                if len(np.unique(labels[indices])) > 1:
+                    score_before = score(metric, labels[indices], before[indices])
+                    spread.append(score_before - score(metric, labels[indices], after[indices]))
         low, high = np.percentile(spread, (2.5, 97.5)) if spread else (np.nan, np.nan)
         importance_scores.append(ImportanceScore(group, float(np.mean(drops)), float(low), float(high)))
     return sorted(importance_scores, key=lambda item: -item.value)
@@ -113,9 +114,9 @@ def head_logits(head: Any, x: Arrays, valid: Arrays) -> np.ndarray:
     parts = []
     with torch.inference_mode():
         for start in range(0, len(next(iter(x.values()))), 256):
-            piece = slice(start, start + 256)
-            streams = to_tensors({name: values[piece].astype(np.float32) for name, values in x.items()})
-            masks = to_tensors({name: mask[piece].astype(bool) for name, mask in valid.items()})
+            batch = slice(start, start + 256)
+            streams = to_tensors({name: values[batch].astype(np.float32) for name, values in x.items()})
+            masks = to_tensors({name: mask[batch].astype(bool) for name, mask in valid.items()})
             parts.append(head(streams, masks).float().numpy())
     return np.concatenate(parts)
 
@@ -126,13 +127,13 @@ def _shuffled(
     """`values` (N,T,D) float32 with `columns` taken from other clips; the (D,) mean if the source is not
     valid."""
     source, out = rng.permutation(len(values)), np.array(values, np.float32)
-    taken = out[source][..., columns]
-    out[..., columns] = np.where(np.asarray(valid)[source][..., None], taken, mean[columns])
+    source_values = out[source][..., columns]
+    out[..., columns] = np.where(np.asarray(valid)[source][..., None], source_values, mean[columns])
     return out
 
 
 def _resamples(subjects: np.ndarray, rounds: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Indices of the clips of subjects drawn with replacement; of clips drawn so, if subjects are not
+    """Clip indices of each bootstrap sample: subjects are drawn with replacement, or clips if no subject is
     known."""
     names, index = np.unique(subjects, return_inverse=True)
     if len(names) < 2:

@@ -17,7 +17,7 @@ from seqmodel.runs.card import calibration_stage
 from seqmodel.runs.predict import predict_rows
 
 
-def home_of(context: EvalContext) -> Path:
+def training_store_path(context: EvalContext) -> Path:
     """Path of the store with the run's own clips: the evaluated store, unless that is another data set."""
     return Path(context.card.store if context.is_other_data else context.store.path)
 
@@ -28,7 +28,7 @@ def choose_on_validation(context: EvalContext, new_metric: str, abstain: float) 
 
     Raises ValueError if the run is calibrated for a new domain, or the validation clips have one class only.
     """
-    card, home = context.card, home_of(context)
+    card, training_store = context.card, training_store_path(context)
     task, names = card.labelling.task, card.labelling.names
     if new_metric:
         require_threshold(task)
@@ -38,15 +38,15 @@ def choose_on_validation(context: EvalContext, new_metric: str, abstain: float) 
             "replace that by a calibration on the run's own validation clips. Use `calibrate "
             "--threshold-metric` instead"
         )
-    validation = open_context(context.run, card, home, "val")
+    validation = open_context(context.run, card, training_store, "val")
     logits, measured = predict_rows(
         context.run, card, validation.store, card.labelling, validation.eval_subset.rows
     )
     logits, labels = logits[measured], validation.eval_subset.labels[measured]
     if len(np.unique(labels)) < 2:
         raise ValueError(
-            f"the {len(labels)} validation clips with a face in {home} have one class only: a threshold "
-            "needs both classes"
+            f"the {len(labels)} validation clips with a face in {training_store} have one class only: "
+            "a threshold needs both classes"
         )
     threshold_metric = new_metric or card.calibration.threshold_metric
     chosen = refit_calibration(

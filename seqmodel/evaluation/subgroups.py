@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqmodel.metrics.bootstrap import BootstrapWeights, Estimate, interval, per_subject_confusion
+from seqmodel.metrics.bootstrap import BootstrapWeights, Estimate, interval, per_unit_confusion
 from seqmodel.metrics.classification import count_metrics
 from seqmodel.metrics.predictions import Predictions
 
@@ -34,7 +34,7 @@ class SliceRow:
     true: float
     """Fraction of clips whose label is the last class."""
     clips: int
-    people: int
+    subjects: int
     small: bool
     """True if it has fewer than ENOUGH_CLIPS clips."""
 
@@ -69,16 +69,16 @@ def slice_row(
 ) -> SliceRow:
     """Metrics of the clips where `inside` (N,) bool is true."""
     labels, predicted = p.labels[inside], p.predicted[inside]
-    subjects = np.unique(resamples.subject_index[inside])
-    place = np.searchsorted(subjects, resamples.subject_index[inside])
-    each = per_subject_confusion(labels, predicted, place, len(subjects), num_classes)
-    point = count_metrics(each.sum(axis=0))
+    units = np.unique(resamples.unit_index[inside])
+    unit = np.searchsorted(units, resamples.unit_index[inside])
+    confusions = per_unit_confusion(labels, predicted, unit, len(units), num_classes)
+    point = count_metrics(confusions.sum(axis=0))
     accuracy, balanced = float(point["accuracy"]), float(point["balanced_accuracy"])
-    if len(subjects) >= ENOUGH_SUBJECTS and resamples.by_subject:
-        counts = resamples.weights[:, subjects] @ each.reshape(len(subjects), -1)
+    if len(units) >= ENOUGH_SUBJECTS and resamples.by_subject:
+        counts = resamples.weights[:, units] @ confusions.reshape(len(units), -1)
         rounds = count_metrics(counts.reshape(-1, num_classes, num_classes))
-        accuracy_interval = interval(rounds["accuracy"], len(subjects))
-        balanced_interval = interval(rounds["balanced_accuracy"], len(subjects))
+        accuracy_interval = interval(rounds["accuracy"], len(units))
+        balanced_interval = interval(rounds["balanced_accuracy"], len(units))
     else:
         accuracy_interval = wilson(int((labels == predicted).sum()), len(labels))
         balanced_interval = (float("nan"), float("nan"))
@@ -93,7 +93,7 @@ def slice_row(
         predicted=float((predicted == num_classes - 1).mean()),
         true=float((labels == num_classes - 1).mean()),
         clips=len(labels),
-        people=len(np.unique(p.subjects[inside & (p.subjects != "")])),
+        subjects=len(np.unique(p.subjects[inside & (p.subjects != "")])),
         small=len(labels) < ENOUGH_CLIPS,
     )
 

@@ -43,7 +43,7 @@ def metadata_of(card: Card) -> dict[str, str]:
         "task": card.labelling.task,
         "center": card.center,
         "calibration": json.dumps(card_to_json(card)["calibration"]),
-        "input": "uint8 RGB crops (1, H, W, 3); mean and std are inside; embeddings rounded to float16",
+        "input": "uint8 RGB crops (1, H, W, 3); normalisation is included; embeddings are rounded to float16",
     }
 
 

@@ -1,6 +1,6 @@
 """The activation cache: outputs of the frozen blocks of an encoder for every crop, computed once.
 
-The blocks before block `cut` are frozen, so their outputs are the same in every epoch. A cache is a folder
+The blocks before `first_block` are frozen, so their outputs are the same in every epoch. A cache is a folder
 with one float16 file, one byte for each finished row, and a JSON note of its sources. An interrupted cache is
 continued; a cache of other weights or another seed is replaced. It contains blurred pictures of people, so
 fine-tuning deletes it at the end. N clips, V versions (original crops, then augmented ones), T frames,
@@ -23,7 +23,7 @@ from seqmodel.encoders.backbone import Encoder
 from seqmodel.encoders.engine import compiled
 from seqmodel.finetuning.augmentation import Augmentation, augment_clip
 
-ACTIVATIONS, DONE, NOTE = "activations.f16", "done.u8", "cut.json"
+ACTIVATIONS, DONE, NOTE = "activations.f16", "done.u8", "source.json"
 ROOM_LEFT = 1.1
 """Factor on the size of the cache for the required free disk space."""
 
@@ -69,37 +69,39 @@ class ActivationDataset:
 
     def _clip(self, index: int, version: int) -> np.ndarray:
         """(T,c,h,w) float16."""
-        count, place = int(np.prod(self.shape[2:])), index * self.num_versions + version
-        return np.fromfile(self.path, np.float16, count, offset=2 * count * place).reshape(self.shape[2:])
+        count, position = int(np.prod(self.shape[2:])), index * self.num_versions + version
+        return np.fromfile(self.path, np.float16, count, offset=2 * count * position).reshape(self.shape[2:])
 
 
-def frame_shape(encoder: Encoder, cut: int, crop_px: int) -> tuple[int, int, int]:
-    """(c,h,w) of the input of block `cut`."""
+def frame_shape(encoder: Encoder, first_block: int, crop_px: int) -> tuple[int, int, int]:
+    """(c,h,w) of the input of block `first_block`."""
     with torch.inference_mode():
-        c, h, w = Prefix(encoder, cut)(torch.zeros(1, crop_px, crop_px, 3, dtype=torch.uint8)).shape[1:]
+        c, h, w = Prefix(encoder, first_block)(torch.zeros(1, crop_px, crop_px, 3, dtype=torch.uint8)).shape[
+            1:
+        ]
     return c, h, w
 
 
 class Prefix(nn.Module):
-    """The encoder blocks before block `cut`, from crops (F,H,W,3) uint8 to activations (F,c,h,w)."""
+    """The encoder blocks before block `first_block`, from crops (F,H,W,3) uint8 to activations (F,c,h,w)."""
 
-    def __init__(self, encoder: Encoder, cut: int) -> None:
+    def __init__(self, encoder: Encoder, first_block: int) -> None:
         super().__init__()
-        self.encoder, self.cut = encoder, cut
+        self.encoder, self.first_block = encoder, first_block
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Input of block `cut`, float32."""
-        return self.encoder.blocks[: self.cut](self.encoder.pixels(crops))
+        """Input of block `first_block`, float32."""
+        return self.encoder.blocks[: self.first_block](self.encoder.pixels(crops))
 
 
 def prefix_runner(
-    encoder: Encoder, cut: int, crop_px: int, device: str
+    encoder: Encoder, first_block: int, crop_px: int, device: str
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from crops (F,H,W,3) uint8 to the input of block `cut`, float16 (F,c,h,w).
+    """A function from crops (F,H,W,3) uint8 to the input of block `first_block`, float16 (F,c,h,w).
 
     On a CPU it is compiled, which is two to three times as fast as torch.
     """
-    prefix = Prefix(encoder, cut)
+    prefix = Prefix(encoder, first_block)
     if device == "cpu":
         return compiled(prefix, crop_px)
     prefix.to(device)

@@ -42,11 +42,11 @@ class Augmentation:
 def augment_clip(crops: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
     """Crops (T,H,W,3) uint8 RGB of one clip after one random transform; same shape and dtype."""
     a = augmentation
-    subset = crops.shape[1]
+    crop_px = crops.shape[1]
     x = crops.permute(0, 3, 1, 2).float()
     x = F.grid_sample(
         x,
-        _grid(a, rng, subset, crops.device).expand(len(x), -1, -1, -1),
+        _grid(a, rng, crop_px, crops.device).expand(len(x), -1, -1, -1),
         padding_mode="border",
         align_corners=False,
     )
@@ -55,13 +55,13 @@ def augment_clip(crops: Tensor, augmentation: Augmentation, rng: np.random.Gener
         kernel = int(rng.choice([3, 5]))
         x = F.avg_pool2d(x, kernel, stride=1, padding=kernel // 2, count_include_pad=False)
     if rng.random() < a.erase:
-        height, width = (int(subset * rng.uniform(0.1, 0.33)) for _ in range(2))
-        top, left = int(rng.integers(subset - height + 1)), int(rng.integers(subset - width + 1))
+        height, width = (int(crop_px * rng.uniform(0.1, 0.33)) for _ in range(2))
+        top, left = int(rng.integers(crop_px - height + 1)), int(rng.integers(crop_px - width + 1))
         x[:, :, top : top + height, left : left + width] = float(rng.uniform(60, 190))
     return x.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def _grid(a: Augmentation, rng: np.random.Generator, subset: int, device: torch.device) -> Tensor:
+def _grid(a: Augmentation, rng: np.random.Generator, crop_px: int, device: torch.device) -> Tensor:
     """Sampling grid (1,H,W,2) for mirroring, rotation, scaling and shift in a single resampling."""
     mirror = -1.0 if rng.random() < a.flip else 1.0
     angle = math.radians(float(rng.uniform(-a.rotation_deg, a.rotation_deg)))
@@ -71,7 +71,7 @@ def _grid(a: Augmentation, rng: np.random.Generator, subset: int, device: torch.
     matrix = torch.tensor(
         [[[cos * mirror, -sin, shift[0]], [sin * mirror, cos, shift[1]]]], dtype=torch.float32
     )
-    return F.affine_grid(matrix.to(device), [1, 3, subset, subset], align_corners=False)
+    return F.affine_grid(matrix.to(device), [1, 3, crop_px, crop_px], align_corners=False)
 
 
 def _recoloured(x: Tensor, a: Augmentation, rng: np.random.Generator) -> Tensor:

@@ -17,16 +17,16 @@ from seqmodel.heads.recurrent import LstmHead
 class CnnLstm(nn.Module):
     """Encoder and head as one module.
 
-    With `cut` > 0, batches may have x["activations"] float16 (B,T,c,h,w), the inputs of encoder block `cut`,
-    instead of x["crops"]: the blocks before it are frozen, and their outputs are cached.
+    With `first_block` > 0, batches may have x["activations"] float16 (B,T,c,h,w), the inputs of that encoder
+    block, instead of x["crops"]: the blocks before it are frozen, and their outputs are cached.
     """
 
-    def __init__(self, encoder: Encoder, head: LstmHead, cut: int = 0) -> None:
+    def __init__(self, encoder: Encoder, head: LstmHead, first_block: int = 0) -> None:
         super().__init__()
         self.encoder = encoder
         fold_norms(encoder)
         self.head = head
-        self.cut = cut
+        self.first_block = first_block
         self.noise = 0.0
         """Standard deviation of the noise that training adds to the embeddings; the unit is each channel's
         standard deviation over the training split."""
@@ -54,10 +54,10 @@ class CnnLstm(nn.Module):
         return self.head({"embeddings": embeddings, **others}, {"embeddings": mask, **seen})
 
     def embed(self, frames: Tensor, name: str = "crops") -> Tensor:
-        """Embeddings (F,D) of frames (F,…): crops, or inputs of block `cut`."""
+        """Embeddings (F,D) of frames (F,…): crops, or inputs of block `first_block`."""
         if name == "activations":
             activations = frames.to(self.encoder.mean.dtype).contiguous(memory_format=torch.channels_last)
-            found = self.encoder.head_of(activations, self.cut)
+            found = self.encoder.head_of(activations, self.first_block)
         else:
             found = self.encoder(frames)
         return found if self.training else found.half()

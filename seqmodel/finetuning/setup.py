@@ -36,7 +36,7 @@ from seqmodel.runs.predict import inputs_of
 
 BYTES_PER_CROP = 17_000
 """Measured size of a JPEG crop of 224 pixels at quality 95; for the estimate of what `--crops jpeg` needs."""
-DEFAULT_CUT = {"mobilenet_v3_large": 15, "efficientnet_lite0": 16}
+DEFAULT_FIRST_BLOCK = {"mobilenet_v3_large": 15, "efficientnet_lite0": 16}
 """Encoder -> first block to train; docs/finetune.md compares the choices."""
 SEED_RECIPE = FinetuneConfig(
     epochs=15,
@@ -49,7 +49,7 @@ SEED_RECIPE = FinetuneConfig(
     effective_batch=8 * 32,
 )
 """Training of the seed project: batches of 8, gradients accumulated over 32 of them, AdamW, a scheduler, no
-frozen blocks. Its README gives no learning rate; this one is ours.
+frozen blocks. Its README gives no learning rate: this one was chosen for brainbuddy.
 """
 SEED_LOSS = TrainConfig(class_weighting=False)
 """BCEWithLogits or cross-entropy without class weights, for every head."""
@@ -111,7 +111,7 @@ def open_setup(args: FinetuneArgs) -> FinetuneSetup:
     head.load_state_dict(weights["head"])
     first_block = args.unfreeze_from
     if first_block is None:
-        first_block = 0 if args.preset == "seed" else DEFAULT_CUT[card.recipe.encoder.name]
+        first_block = 0 if args.preset == "seed" else DEFAULT_FIRST_BLOCK[card.recipe.encoder.name]
     if not 0 <= first_block <= len(encoder.blocks):
         raise ValueError(f"--unfreeze-from must be 0 to {len(encoder.blocks)}, got {first_block}")
     rows = {subset: _rows_of(args.run, store, subset) for subset in ("train", "val")}
@@ -247,13 +247,13 @@ def _open_caches(setup: FinetuneSetup, args: FinetuneArgs, crop_px: int) -> list
     for subset, clips, copies in (("train", setup.train, train_copies), ("val", setup.val, 1)):
         made_from = {
             "encoder": setup.card.recipe.encoder.weights_sha256,
-            "cut": setup.first_block,
+            "first_block": setup.first_block,
             "store": setup.store.fingerprint(),
             "clips": ",".join(map(str, clips.rows.tolist())),
             # Original crops do not depend on the seed.
             "seed": args.seed if copies > 1 else None,
         }
-        folder = setup.folder / f"cut_{subset}"
+        folder = setup.folder / f"activations_{subset}"
         found.append(open_activation_cache(folder, clips, shape, made_from, copies))
     return found
 
@@ -263,13 +263,13 @@ def activation_datasets(
 ) -> tuple[Any, Any]:
     """Training and validation clips as cached activations; missing ones are computed now."""
     assert setup.card.recipe.pixels is not None
-    crop_px, cut = setup.card.recipe.pixels.crop_px, setup.first_block
+    crop_px, first_block = setup.card.recipe.pixels.crop_px, setup.first_block
     if distributed.is_main:
         caches = _open_caches(setup, args, crop_px)
         size_mb = sum(cache.num_bytes for cache in caches) / 1e6
         echo(
-            f"caching the output of blocks 0–{cut - 1}: {size_mb:.0f} MB in {setup.folder}, deleted at the "
-            "end"
+            f"caching the output of blocks 0–{first_block - 1}: {size_mb:.0f} MB in {setup.folder}, deleted "
+            "at the end"
         )
         require_room(setup.folder, caches)
         if args.augment and setup.config.augmented_copies == 1:
@@ -278,7 +278,7 @@ def activation_datasets(
                 "(--augmented-copies 2 or more, or --activation-cache off, augments them)"
             )
     distributed.barrier()
-    run = prefix_runner(setup.model.encoder, cut, crop_px, distributed.device)
+    run = prefix_runner(setup.model.encoder, first_block, crop_px, distributed.device)
     sources = []
     subsets = (("train", setup.train), ("val", setup.val))
     for (subset, clips), cache in zip(subsets, _open_caches(setup, args, crop_px), strict=True):

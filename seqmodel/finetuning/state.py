@@ -18,7 +18,7 @@ class EpochResult:
     index: int
     """−1 for the weights before fine-tuning."""
     phase: str
-    """`stage 1` (before fine-tuning), `warm` (only the head is trained) or `both`."""
+    """`stage 1` (before fine-tuning), `head` (only the head is trained) or `both`."""
     val_score: float
     val_loss: float
     train_loss: float = math.nan

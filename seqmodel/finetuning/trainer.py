@@ -101,7 +101,7 @@ class EndToEnd:
             objective.task, objective.num_classes, objective.loss, np.asarray(train.labels)[self.order]
         )
         self.plain: Loss = loss_for(objective.task, objective.num_classes)
-        self.at = TrainState()
+        self.state = TrainState()
         self.best: dict[str, Tensor] = {}
         self.best_logits = np.zeros((0, 1), np.float32)
         self._wrapped: nn.Module | None = None
@@ -110,23 +110,23 @@ class EndToEnd:
         """Evaluate the initial weights on validation; they are the best until an epoch is better."""
         self.best_logits = self._val_logits()
         result = self._evaluated(self.best_logits, -1, "stage 1")
-        self.at.history, self.at.best = [result], -1
-        self.best = self._learned()
+        self.state.history, self.state.best = [result], -1
+        self.best = self._trained_weights()
         return result
 
     @property
     def finished(self) -> bool:
         """Whether all epochs are done, or early stopping applies (it counts epochs with the encoder
         unfrozen)."""
-        if self.at.epoch >= self.num_epochs:
+        if self.state.epoch >= self.num_epochs:
             return True
-        since = self.at.epoch - 1 - max(self.at.best, self.config.head_only_epochs - 1)
-        return self.at.step == 0 and since >= self.config.patience
+        since = self.state.epoch - 1 - max(self.state.best, self.config.head_only_epochs - 1)
+        return self.state.step == 0 and since >= self.config.patience
 
     @property
-    def warm(self) -> bool:
+    def trains_head_only(self) -> bool:
         """Whether this epoch trains only the head."""
-        return self.at.epoch < self.config.head_only_epochs
+        return self.state.epoch < self.config.head_only_epochs
 
     def step(self) -> EpochResult | None:
         """One optimizer step; returns the epoch's result after its last step, else None.
@@ -137,35 +137,35 @@ class EndToEnd:
         clips = self._clips_of_step()
         wrapped = self._ready()
         losses = []
-        with prefetched(self._load, [(place, clip) for place, clip in clips if clip >= 0]) as loaded:
-            for number, (place, clip) in enumerate(clips):
+        with prefetched(self._load, [(position, clip) for position, clip in clips if clip >= 0]) as loaded:
+            for number, (position, clip) in enumerate(clips):
                 last = number == len(clips) - 1
                 quiet = getattr(wrapped, "no_sync", nullcontext) if not last else nullcontext
                 with quiet():
-                    losses.append(self._backward(wrapped, next(loaded) if clip >= 0 else None, place))
+                    losses.append(self._backward(wrapped, next(loaded) if clip >= 0 else None, position))
         total = self.distributed.all_reduce(torch.stack(losses).sum())
         self._require_finite(float(total), clips, losses)
         self._update(clips)
-        self.at.loss_sum += float(total)
-        self.at.step += 1
-        self.at.seconds += time.perf_counter() - started
-        return self._close_epoch() if self.at.step == self.num_steps else None
+        self.state.loss_sum += float(total)
+        self.state.step += 1
+        self.state.seconds += time.perf_counter() - started
+        return self._close_epoch() if self.state.step == self.num_steps else None
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that a job needs to resume; `note()` has the other data."""
-        parts = {f"now.{k}": v for k, v in self._learned().items()}
+        parts = {f"now.{k}": v for k, v in self._trained_weights().items()}
         parts |= {f"best.{k}": v for k, v in self.best.items()}
         others = {"best_logits": torch.from_numpy(self.best_logits), "rng": torch.get_rng_state()}
         return parts | others | optimizer_tensors(self.optimizer)
 
     def note(self) -> dict[str, Any]:
         """Position and history of the job, ready for JSON."""
-        return asdict(self.at) | {"scaler": self.scaler.state_dict()}
+        return asdict(self.state) | {"scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
         """Resume from the results of `tensors()` and `note()`."""
         history = [EpochResult(**entry) for entry in note["history"]]
-        self.at = TrainState(**{k: v for k, v in note.items() if k != "scaler"} | {"history": history})
+        self.state = TrainState(**{k: v for k, v in note.items() if k != "scaler"} | {"history": history})
         self._put({k.removeprefix("now."): v for k, v in tensors.items() if k.startswith("now.")})
         self.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
         self.best_logits = tensors["best_logits"].numpy()
@@ -177,9 +177,9 @@ class EndToEnd:
     def restore_best(self) -> EpochResult:
         """Load the best weights into the model; returns the result of their epoch."""
         self._put(self.best)
-        return next(o for o in self.at.history if o.index == self.at.best)
+        return next(epoch for epoch in self.state.history if epoch.index == self.state.best)
 
-    def _learned(self) -> dict[str, Tensor]:
+    def _trained_weights(self) -> dict[str, Tensor]:
         """Copies of the weights that this job trains."""
         frozen = tuple(f"encoder.blocks.{i}." for i in range(self.first_block))
         return {
@@ -193,18 +193,18 @@ class EndToEnd:
 
     def _clips_of_step(self) -> list[tuple[int, int]]:
         """(position in the step, index of the clip) for this process; −1 pads to equal numbers of clips."""
-        order = np.random.default_rng([self.seed, self.at.epoch]).permutation(self.order)
+        order = np.random.default_rng([self.seed, self.state.epoch]).permutation(self.order)
         size = self.config.effective_batch
-        chosen = order[self.at.step * size : (self.at.step + 1) * size]
+        chosen = order[self.state.step * size : (self.state.step + 1) * size]
         filled_up = math.ceil(len(chosen) / self.distributed.size) * self.distributed.size
-        places = range(self.distributed.rank, filled_up, self.distributed.size)
-        return [(place, int(chosen[place]) if place < len(chosen) else -1) for place in places]
+        positions = range(self.distributed.rank, filled_up, self.distributed.size)
+        return [(position, int(chosen[position]) if position < len(chosen) else -1) for position in positions]
 
     def _ready(self) -> nn.Module:
         """The model in training mode, with the trainable parts of this phase, wrapped for several
         processes."""
         for name, parameter in self.model.encoder.named_parameters():
-            learns = not self.warm and int(name.split(".")[1]) >= self.first_block
+            learns = not self.trains_head_only and int(name.split(".")[1]) >= self.first_block
             if parameter.requires_grad != learns:
                 parameter.requires_grad_(learns)
                 self._wrapped = None
@@ -216,9 +216,9 @@ class EndToEnd:
                 self._wrapped = DistributedDataParallel(self.model, broadcast_buffers=False)
         return self._wrapped
 
-    def _load(self, place: int, clip: int) -> Tensors:
+    def _load(self, position: int, clip: int) -> Tensors:
         """One clip as a batch of one, augmented."""
-        rng = np.random.default_rng([self.seed, self.at.epoch, self.at.step, place])
+        rng = np.random.default_rng([self.seed, self.state.epoch, self.state.step, position])
         train, augments = self.train, self.augmentation is not None
         if isinstance(train, ActivationDataset) and augments and train.num_versions > 1:
             x, valid, labels = train.batch(np.array([clip]), int(rng.integers(train.num_versions)))
@@ -229,14 +229,14 @@ class EndToEnd:
             tensors["crops"] = augment_clip(tensors["crops"][0], self.augmentation, rng)[None]
         return tensors, to_tensors(valid), labels
 
-    def _backward(self, wrapped: nn.Module, batch: Tensors | None, place: int) -> Tensor:
+    def _backward(self, wrapped: nn.Module, batch: Tensors | None, position: int) -> Tensor:
         """Accumulate one clip's gradient; returns its loss, divided by the number of clips of the step."""
         size = self.config.effective_batch
-        weight = 1.0 / min(size, len(self.order) - self.at.step * size)
+        weight = 1.0 / min(size, len(self.order) - self.state.step * size)
         if batch is None:  # another process has one clip more: take part with weight 0
             batch, weight = self._load(0, int(self.order[0])), 0.0
         x, valid, labels = batch
-        torch.manual_seed(seed_of(self.seed, self.at.epoch, self.at.step, place))
+        torch.manual_seed(seed_of(self.seed, self.state.epoch, self.state.step, position))
         inputs, masks = self._moved(x), self._moved(valid)
         if self.augmentation is not None:
             inputs, masks = augment_features(inputs, masks, self.objective.loss, self.model.head)
@@ -262,15 +262,20 @@ class EndToEnd:
 
     def _update(self, clips: list[tuple[int, int]]) -> None:
         """Update the weights. Raises ValueError if the gradient is not finite."""
-        config, at, scale = self.config, self.at, 1.0
-        if not self.warm:
-            done = (at.epoch - config.head_only_epochs) * self.num_steps + at.step
-            schedule, losses = TrainConfig(scheduler=config.scheduler), [o.val_loss for o in at.history]
+        config, state, scale = self.config, self.state, 1.0
+        if not self.trains_head_only:
+            done = (state.epoch - config.head_only_epochs) * self.num_steps + state.step
+            schedule, losses = (
+                TrainConfig(scheduler=config.scheduler),
+                [epoch.val_loss for epoch in state.history],
+            )
             scale = lr_scale(schedule, done, config.epochs * self.num_steps, losses)
         set_rate(self.optimizer, scale)
         self.scaler.unscale_(self.optimizer)
-        learned = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = float(nn.utils.clip_grad_norm_(learned, CLIP_NORM))
+        trainable = [
+            p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        norm = float(nn.utils.clip_grad_norm_(trainable, CLIP_NORM))
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             self.optimizer.zero_grad(set_to_none=True)
             raise ValueError(self._stopped("the gradient", [clip for _, clip in clips]))
@@ -281,29 +286,29 @@ class EndToEnd:
     def _stopped(self, what: str, clips: list[int]) -> str:
         names = ", ".join(str(self.train.clip_ids[clip]) for clip in clips if clip >= 0)
         return (
-            f"{what} is not finite at epoch {self.at.epoch}, step {self.at.step}, with clips {names}. "
+            f"{what} is not finite at epoch {self.state.epoch}, step {self.state.step}, with clips {names}. "
             "Training stopped; the last checkpoint is kept. Check these clips, or lower the learning rates"
         )
 
     def _close_epoch(self) -> EpochResult:
         """Evaluate on validation, add the result to the history, and keep the weights if they are the
         best."""
-        at = self.at
+        state = self.state
         logits = self._val_logits()
         seen = self.train.valid["activations" if "activations" in self.train.valid else "crops"]
         result = self._evaluated(
             logits,
-            at.epoch,
-            "warm" if self.warm else "both",
-            train_loss=at.loss_sum / self.num_steps,
+            state.epoch,
+            "head" if self.trains_head_only else "both",
+            train_loss=state.loss_sum / self.num_steps,
             lr=self.optimizer.param_groups[0]["lr"],
-            seconds=at.seconds,
-            frames_per_s=int(seen[self.order].sum()) / at.seconds,
+            seconds=state.seconds,
+            frames_per_s=int(seen[self.order].sum()) / state.seconds,
         )
-        at.history.append(result)
-        if result.rank > next(o for o in at.history if o.index == at.best).rank:
-            at.best, self.best, self.best_logits = at.epoch, self._learned(), logits
-        at.epoch, at.step, at.loss_sum, at.seconds = at.epoch + 1, 0, 0.0, 0.0
+        state.history.append(result)
+        if result.rank > next(epoch for epoch in state.history if epoch.index == state.best).rank:
+            state.best, self.best, self.best_logits = state.epoch, self._trained_weights(), logits
+        state.epoch, state.step, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
         return result
 
     def _evaluated(self, logits: np.ndarray, index: int, phase: str, **more: float) -> EpochResult:

@@ -5,7 +5,8 @@ vector of how often each subject is drawn. Metrics that count are computed from 
 matrices, and metrics that rank take the counts as weights: a thousand rounds over nine thousand clips take
 about a second. Two sets of predictions are compared on the same bootstrap samples, round by round.
 
-Shapes: N clips, S subjects, R rounds, C classes. labels and predictions (N,) int64, probabilities (N, C).
+Shapes: N clips, S units (subjects, and clips without a subject), R rounds, C classes. labels and predictions
+(N,) int64, probabilities (N, C).
 """
 
 import math
@@ -40,21 +41,21 @@ class BootstrapWeights:
     """The bootstrap samples of subjects, shared by all predictions that are compared."""
 
     weights: np.ndarray
-    """(R, S) float64, how often each subject was drawn in each round."""
-    subject_index: np.ndarray
-    """(N,) int64, index of each clip's subject; a clip without a subject is a subject of its own."""
-    num_people: int
+    """(R, S) float64, how often each unit was drawn in each round."""
+    unit_index: np.ndarray
+    """(N,) int64, index of each clip's unit: its subject, or the clip itself if it has no subject."""
+    num_subjects: int
     """Number of named subjects."""
 
     @property
-    def num_subjects(self) -> int:
+    def num_units(self) -> int:
         """S, the number of units that are drawn: named subjects, and clips without a subject."""
         return self.weights.shape[1]
 
     @property
     def by_subject(self) -> bool:
         """False if no clip has a subject; then clips are drawn."""
-        return self.num_people > 0
+        return self.num_subjects > 0
 
 
 @dataclass(frozen=True)
@@ -98,35 +99,31 @@ def bootstrap_metrics(
     minority: int,
 ) -> dict[str, np.ndarray]:
     """Every metric of `compute_metrics` (without support) in every round: name -> (R,) float64."""
-    num_classes, num_subjects = probabilities.shape[1], resamples.num_subjects
-    per_subject = per_subject_confusion(
-        labels, predictions, resamples.subject_index, num_subjects, num_classes
-    )
-    counts = (resamples.weights @ per_subject.reshape(num_subjects, -1)).reshape(-1, num_classes, num_classes)
+    num_classes, num_units = probabilities.shape[1], resamples.num_units
+    per_unit = per_unit_confusion(labels, predictions, resamples.unit_index, num_units, num_classes)
+    counts = (resamples.weights @ per_unit.reshape(num_units, -1)).reshape(-1, num_classes, num_classes)
     out = count_metrics(counts)
-    brier = np.bincount(resamples.subject_index, brier_terms(labels, probabilities), num_subjects)
-    size = np.bincount(resamples.subject_index, minlength=num_subjects).astype(np.float64)
+    brier = np.bincount(resamples.unit_index, brier_terms(labels, probabilities), num_units)
+    size = np.bincount(resamples.unit_index, minlength=num_units).astype(np.float64)
     out["brier"] = (resamples.weights @ brier) / (resamples.weights @ size)
     out["ece"] = ece_from_sums(_binned(labels, probabilities, resamples))
     return out | _ranking(labels, probabilities, resamples, minority)
 
 
-def per_subject_confusion(
+def per_unit_confusion(
     labels: np.ndarray,
     predictions: np.ndarray,
-    subject_index: np.ndarray,
-    num_subjects: int,
+    unit_index: np.ndarray,
+    num_units: int,
     num_classes: int,
 ) -> np.ndarray:
     """(S, C, C) float64 confusion matrices, row = true class."""
     cells = num_classes**2
-    flat = np.bincount(
-        subject_index * cells + labels * num_classes + predictions, minlength=num_subjects * cells
-    )
-    return flat.reshape(num_subjects, num_classes, num_classes).astype(np.float64)
+    flat = np.bincount(unit_index * cells + labels * num_classes + predictions, minlength=num_units * cells)
+    return flat.reshape(num_units, num_classes, num_classes).astype(np.float64)
 
 
-def interval(rounds: np.ndarray, num_subjects: int) -> tuple[float, float]:
+def interval(rounds: np.ndarray, num_units: int) -> tuple[float, float]:
     """95 % confidence interval of (R,) round values; NaN with fewer than two subjects, or if most rounds are
     NaN.
 
@@ -136,10 +133,10 @@ def interval(rounds: np.ndarray, num_subjects: int) -> tuple[float, float]:
     from scipy.special import ndtr, stdtrit  # type: ignore[import-untyped]
 
     defined = rounds[~np.isnan(rounds)]
-    if num_subjects < 2 or len(defined) < len(rounds) / 2:
+    if num_units < 2 or len(defined) < len(rounds) / 2:
         return float("nan"), float("nan")
-    t = float(stdtrit(num_subjects - 1, 0.975))
-    tail = float(ndtr(-np.sqrt(num_subjects / (num_subjects - 1)) * t))
+    t = float(stdtrit(num_units - 1, 0.975))
+    tail = float(ndtr(-np.sqrt(num_units / (num_units - 1)) * t))
     low, high = np.quantile(defined, [tail, 1.0 - tail])
     return float(low), float(high)
 
@@ -171,22 +168,22 @@ def paired(
     other: float,
     rounds: np.ndarray,
     other_rounds: np.ndarray,
-    num_subjects: int,
-    num_people: int = 0,
+    num_units: int,
+    num_subjects: int = 0,
 ) -> PairedDifference:
     """Difference of two metric values on the same bootstrap samples.
 
-    num_people: number of named subjects, so that clips without a subject do not count as subjects; 0 if none
-    or all are named.
+    num_subjects: number of named subjects, so that clips without a subject do not count as subjects; 0 if
+    none or all are named.
     """
     difference = rounds - other_rounds
     defined = difference[~np.isnan(difference)]
     if len(defined) == 0:
         return PairedDifference(Estimate(value - other, float("nan"), float("nan")), float("nan"))
     below, above = int((defined <= 0).sum()), int((defined >= 0).sum())
-    least = 2.0 ** (1 - (num_people or num_subjects))
+    least = 2.0 ** (1 - (num_subjects or num_units))
     p_value = min(1.0, max(2.0 * (min(below, above) + 1) / (len(defined) + 1), least))
-    return PairedDifference(Estimate(value - other, *interval(difference, num_subjects)), p_value)
+    return PairedDifference(Estimate(value - other, *interval(difference, num_units)), p_value)
 
 
 @dataclass(frozen=True)
@@ -202,13 +199,13 @@ class Resampled:
         """Each value with its confidence interval; NaN for a value without rounds."""
         missing = np.full(1, np.nan)
         return {
-            name: Estimate(value, *interval(self.rounds.get(name, missing), self.resamples.num_subjects))
+            name: Estimate(value, *interval(self.rounds.get(name, missing), self.resamples.num_units))
             for name, value in self.values.items()
         }
 
     def minus(self, other: "Resampled") -> dict[str, PairedDifference]:
         """Difference of each metric from that of another set on the same bootstrap samples."""
-        units = self.resamples.num_subjects, self.resamples.num_people
+        units = self.resamples.num_units, self.resamples.num_subjects
         return {
             name: paired(self.values[name], other.values[name], rounds, other.rounds[name], *units)
             for name, rounds in self.rounds.items()
@@ -236,12 +233,12 @@ def resample(
 def _binned(labels: np.ndarray, probabilities: np.ndarray, resamples: BootstrapWeights) -> np.ndarray:
     """(R, NUM_BINS, 3) sums of count, probability and outcome in each calibration bin."""
     bins, p, outcome = calibration_bins(labels, probabilities)
-    cell = resamples.subject_index * NUM_BINS + bins
+    cell = resamples.unit_index * NUM_BINS + bins
     sums = np.stack(
-        [np.bincount(cell, w, resamples.num_subjects * NUM_BINS) for w in (np.ones_like(p), p, outcome)],
+        [np.bincount(cell, w, resamples.num_units * NUM_BINS) for w in (np.ones_like(p), p, outcome)],
         axis=1,
     )
-    return (resamples.weights @ sums.reshape(resamples.num_subjects, -1)).reshape(-1, NUM_BINS, 3)
+    return (resamples.weights @ sums.reshape(resamples.num_units, -1)).reshape(-1, NUM_BINS, 3)
 
 
 def _ranking(
@@ -249,7 +246,7 @@ def _ranking(
 ) -> dict[str, np.ndarray]:
     auroc, precision = [], []
     for start in range(0, len(resamples.weights), ROUNDS_AT_ONCE):
-        clip_weights = resamples.weights[start : start + ROUNDS_AT_ONCE][:, resamples.subject_index]
+        clip_weights = resamples.weights[start : start + ROUNDS_AT_ONCE][:, resamples.unit_index]
         auroc.append(macro_auroc(labels, probabilities, clip_weights))
         precision.append(ranking_metrics(labels == minority, probabilities[:, minority], clip_weights)[1])
     return {

@@ -17,7 +17,7 @@ from seqmodel.evaluation.permutation_importance import (
     feature_groups,
     head_logits,
     importance,
-    some_places,
+    subsample_indices,
 )
 from seqmodel.evaluation.subgroups import Slices, all_slices
 from seqmodel.metrics.calibration import certainty, probabilities
@@ -55,10 +55,10 @@ def build_content(
     if umap_job is None:
         return content
     with progress("") as bar:
-        row = bar.add_task(f"UMAP of {len(umap_job.places)} clips (compiles first)", total=None)
+        row = bar.add_task(f"UMAP of {len(umap_job.indices)} clips (compiles first)", total=None)
         xy = umap_job.coordinates.result()
         bar.update(row, total=1, completed=1)
-    figures, caption = umap_figures(result, context, umap_job.places, xy, args.seed)
+    figures, caption = umap_figures(result, context, umap_job.indices, xy, args.seed)
     drawn = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items()}
     return replace(content, plots={**content.plots, **drawn}, umap_caption=caption)
 
@@ -121,10 +121,10 @@ def group_importance(result: EvaluationResult, context: EvalContext, seed: int) 
     features = card.recipe.geometry.features if card.recipe.geometry else ()
     if "geometry" not in card.dims or not p.measured.any():
         return []
-    places = some_places(np.flatnonzero(p.measured), seed)
-    if len(np.unique(p.labels[places])) < 2:
+    indices = subsample_indices(np.flatnonzero(p.measured), seed)
+    if len(np.unique(p.labels[indices])) < 2:
         return []
-    rows = context.eval_subset.rows[places]
+    rows = context.eval_subset.rows[indices]
     head, samples = open_inputs(context.run, card, context.store, card.labelling, rows)
 
     def predict(x: Arrays, valid: Arrays) -> np.ndarray:
@@ -135,8 +135,8 @@ def group_importance(result: EvaluationResult, context: EvalContext, seed: int) 
         predict,
         samples.x,
         samples.valid,
-        p.labels[places],
-        p.subjects[places],
+        p.labels[indices],
+        p.subjects[indices],
         groups,
         metric=card.metric,
         seed=seed,
@@ -223,13 +223,13 @@ def log_stages(run: Path) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def umap_figures(
-    result: EvaluationResult, context: EvalContext, places: np.ndarray, xy: np.ndarray, seed: int
+    result: EvaluationResult, context: EvalContext, indices: np.ndarray, xy: np.ndarray, seed: int
 ) -> tuple[dict[str, Any], str]:
-    """(UMAP figures coloured by label and by subject, caption) of the clips at the indices `places`."""
+    """(UMAP figures coloured by label and by subject, caption) of the clips at the indices `indices`."""
     p = result.predictions
-    labels, names = p.labels[places], result.label_names
+    labels, names = p.labels[indices], result.label_names
     found = {"umap_label": plots_analysis.scatter_plot(xy, labels, names, by_class=True)}
-    subjects, index = np.unique(p.subjects[places], return_inverse=True)
+    subjects, index = np.unique(p.subjects[indices], return_inverse=True)
     if len(subjects) > 1:
         found["umap_subject"] = plots_analysis.scatter_plot(
             xy, index, [str(name) or "unknown" for name in subjects], by_class=False
@@ -237,7 +237,7 @@ def umap_figures(
     encoder = context.store.recipe.encoder
     return (
         found,
-        f"{count(len(places), 'clip')} of {result.split}, {encoder.name} ({encoder.weights}), seed {seed}.",
+        f"{count(len(indices), 'clip')} of {result.split}, {encoder.name} ({encoder.weights}), seed {seed}.",
     )
 
 

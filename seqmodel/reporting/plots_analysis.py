@@ -44,10 +44,10 @@ def threshold_plot(
     return figure
 
 
-def coverage_plot(confidence: np.ndarray, right: np.ndarray, answered: float | None) -> "Figure":
+def coverage_plot(confidence: np.ndarray, right: np.ndarray, coverage: float | None) -> "Figure":
     """Accuracy against coverage, most confident clips first.
 
-    confidence (N,) float, right (N,) bool. `answered` is the coverage of the abstain band, 0..1.
+    confidence (N,) float, right (N,) bool. `coverage` is the coverage of the abstain band, 0..1.
     """
     order = np.argsort(-confidence, kind="stable")
     share = np.arange(1, len(order) + 1) / len(order)
@@ -57,13 +57,13 @@ def coverage_plot(confidence: np.ndarray, right: np.ndarray, answered: float | N
     with drawing(4.6, 4.2) as (figure, axes):
         axes.plot(share[start:], accuracy[start:], color=MODEL)
         axes.axhline(accuracy[-1], color=OTHER, linewidth=1, linestyle=":", label="all clips")
-        if answered is not None:
+        if coverage is not None:
             axes.axvline(
-                answered,
+                coverage,
                 color=SOFT,
                 linewidth=1,
                 linestyle="--",
-                label=f"abstain band: coverage {answered:.0%}",
+                label=f"abstain band: coverage {coverage:.0%}",
             )
         low = min(float(accuracy[start:].min()), float(accuracy[-1])) - 0.05
         axes.set(

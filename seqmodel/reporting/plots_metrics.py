@@ -221,6 +221,6 @@ def _column(entries: Sequence[dict[str, Any]], key: str) -> np.ndarray | None:
     return np.asarray(values, np.float64)
 
 
-def _legend(axes: Any, place: str) -> None:
+def _legend(axes: Any, location: str) -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc=place)
+        axes.legend(loc=location)

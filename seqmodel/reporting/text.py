@@ -68,7 +68,7 @@ def count(number: int, noun: str) -> str:
 
 def headline(result: EvaluationResult) -> str:
     """The main metrics of the model in one sentence of HTML."""
-    subjects, unknown = result.resamples.num_people, result.predictions.num_unknown
+    subjects, unknown = result.resamples.num_subjects, result.predictions.num_unknown
     clips = len(result.predictions)
     if subjects and unknown:
         data = f"{count(clips - unknown, 'clip')} of {count(subjects, 'subject')}"
@@ -114,14 +114,14 @@ def best_baseline(result: EvaluationResult, metric: str) -> dict[str, Any] | Non
 
 def _conclusion(result: EvaluationResult, name: str, comparison: BaselineComparison) -> str:
     """What the paired difference shows: better, worse, no clear difference, inconclusive or not defined."""
-    mark, subjects = _mark(name, comparison), result.resamples.num_people
+    mark, subjects = _mark(name, comparison), result.resamples.num_subjects
     if mark in ("even", "") and _too_few_subjects(result):
         return f"inconclusive ({count(subjects, 'subject')})"
     return {"beats": "better", "loses": "worse", "even": "no clear difference"}.get(mark, "not defined")
 
 
 def _too_few_subjects(result: EvaluationResult) -> bool:
-    return result.resamples.by_subject and result.resamples.num_people < ENOUGH_SUBJECTS
+    return result.resamples.by_subject and result.resamples.num_subjects < ENOUGH_SUBJECTS
 
 
 def percent(value: float | None) -> str:
@@ -143,7 +143,7 @@ def _between(estimate: Estimate) -> str:
 
 def chips(result: EvaluationResult, card: Card) -> list[tuple[str, str]]:
     """(name, value) of the short facts under the headline."""
-    subjects, evaluations = result.resamples.num_people, len(card.test_openings)
+    subjects, evaluations = result.resamples.num_subjects, len(card.test_openings)
     return [
         ("clips", str(len(result.predictions))),
         *([("subjects", str(subjects))] if result.resamples.by_subject else []),
@@ -167,7 +167,7 @@ def metrics_intro(result: EvaluationResult) -> str:
     text = f"95 % intervals from {len(result.resamples.weights):,} bootstrap rounds by {unit}. "
     text += f"All {clips:,} labelled clips of the subset are evaluated"
     if missing:
-        text += f", {missing:,} of them failed or without a detected face (predicted: the training majority)"
+        text += f"; {missing:,} of them failed or have no face and count as the majority class"
     text += "."
     if result.task == "binary":
         first, last = result.label_names
@@ -308,7 +308,7 @@ def calibration_intro(card: Card) -> str:
     """What calibration does to the logits, the decision threshold and the abstain band."""
     c, stage = card.calibration, calibration_stage(card)
     source = (
-        f"{count(stage['people'], 'subject')} of {Path(stage['store']).name}"
+        f"{count(stage['subjects'], 'subject')} of {Path(stage['store']).name}"
         if stage
         else "the validation subset"
     )
@@ -354,11 +354,9 @@ def kind(comparison: BaselineComparison) -> str:
 STAGE_COLUMNS = ("stage", "val_score", "kept", "command")
 """Fields of a stage that are not listed in the column of details."""
 STAGE_FIELDS = {
-    "facts": "hash of data and settings",
-    "settings": "hash of settings",
+    "settings": "hash of data and settings",
     "stage_1": "validation score of the head before fine-tuning",
     "unfreeze_from": "first trained encoder block",
-    "people": "subjects",
     "before": "previous calibration",
     "time_utc": "time (UTC)",
 }
@@ -446,7 +444,7 @@ def run_rows(card: Card) -> list[tuple[str, str]]:
         ("seed", str(card.seed)),
         ("split hash", card.split_hash),
         ("store", f"{card.store} ({card.store_fingerprint})"),
-        ("numerics", ", ".join(f"{k} {v}" for k, v in card.numerics.items()) or "–"),
+        ("computed with", ", ".join(f"{k} {v}" for k, v in card.numerics.items()) or "–"),
         ("versions", ", ".join(f"{k} {v}" for k, v in card.versions.items())),
         ("commit", card.git_commit or "–"),
     ]

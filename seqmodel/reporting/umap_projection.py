@@ -14,7 +14,7 @@ import numpy as np
 
 from features.cli import log_warning
 from features.store.store import FeatureStore
-from seqmodel.evaluation.permutation_importance import some_places
+from seqmodel.evaluation.permutation_importance import subsample_indices
 
 MOST_CLIPS = 3000
 """More clips take minutes and do not make the plot clearer."""
@@ -32,7 +32,7 @@ def mean_embeddings(x: np.ndarray, valid: np.ndarray) -> np.ndarray:
 class UmapJob:
     """A UMAP that is computed in another process."""
 
-    places: np.ndarray
+    indices: np.ndarray
     """Indices of the projected clips among the requested ones, (N,) int64."""
     coordinates: Future[np.ndarray]
 
@@ -46,17 +46,17 @@ def umap_in_background(
     `coverage` is each row's share of frames with a face. Gives None, with a warning, where fewer than
     FEWEST_CLIPS rows have a face.
     """
-    places = np.flatnonzero(coverage > 0)
-    if len(places) < FEWEST_CLIPS:
+    indices = np.flatnonzero(coverage > 0)
+    if len(indices) < FEWEST_CLIPS:
         log_warning(
-            f"no UMAP: it needs at least {FEWEST_CLIPS} clips with a face, the subset has {len(places)}"
+            f"no UMAP: it needs at least {FEWEST_CLIPS} clips with a face, the subset has {len(indices)}"
         )
         yield None
         return
-    places = some_places(places, seed, MOST_CLIPS)
-    features = mean_embeddings(*store.read_stream(store.streams[0], rows[places]))
+    indices = subsample_indices(indices, seed, MOST_CLIPS)
+    features = mean_embeddings(*store.read_stream(store.streams[0], rows[indices]))
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        yield UmapJob(places, pool.submit(umap_coordinates, features, seed))
+        yield UmapJob(indices, pool.submit(umap_coordinates, features, seed))
 
 
 def umap_coordinates(features: np.ndarray, seed: int) -> np.ndarray:

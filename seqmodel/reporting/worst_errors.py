@@ -42,19 +42,19 @@ def hardest_clips(
     thumbnails: bool,
 ) -> list[dict[str, Any]]:
     """One entry per worst error for the report; `rows` are the evaluated clips' store rows, in order."""
-    places = hardest(result)
-    if len(places) == 0:
+    indices = hardest(result)
+    if len(indices) == 0:
         return []
     p, names = result.predictions, result.label_names
-    logits, seen = prefix_logits(run, card, store, card.labelling, rows[places])
+    logits, seen = prefix_logits(run, card, store, card.labelling, rows[indices])
     fps = card.recipe.pixels.fps if card.recipe.pixels else 1.0
     binary = result.task == "binary"
     threshold = card.calibration.threshold if binary else None
     found = []
     features = store.recipe.geometry.features if store.recipe.geometry else ()
-    geometry, measured = store.read_stream("geometry", rows[places]) if features else (None, None)
-    for k, place in enumerate(places):
-        truth, predicted, signals = int(p.labels[place]), int(p.predicted[place]), None
+    geometry, measured = store.read_stream("geometry", rows[indices]) if features else (None, None)
+    for k, index in enumerate(indices):
+        truth, predicted, signals = int(p.labels[index]), int(p.predicted[index]), None
         shown_class = 1 if binary else truth
         line = probabilities(logits[k], result.task, card.calibration)[:, shown_class]
         if geometry is not None and measured is not None and measured[k].any():
@@ -64,11 +64,11 @@ def hardest_clips(
             {
                 "truth": names[truth],
                 "predicted": names[predicted],
-                "probability": float(p.probabilities[place, predicted]),
-                "clip_id": str(p.clip_ids[place]),
-                "subject": str(p.subjects[place]),
+                "probability": float(p.probabilities[index, predicted]),
+                "clip_id": str(p.clip_ids[index]),
+                "subject": str(p.subjects[index]),
                 "timeline": save(figure, plots / f"hardest-{k + 1}.png"),
-                "faces": _faces(store, int(rows[place])) if thumbnails and store.has_crops else [],
+                "faces": _faces(store, int(rows[index])) if thumbnails and store.has_crops else [],
             }
         )
     return found
@@ -81,10 +81,10 @@ def _faces(store: FeatureStore, row: int) -> list[str]:
     crops = [crop for crop in store.read_crops(row) if crop]
     if not crops:
         return []
-    places = np.linspace(0, len(crops) - 1, min(FACES, len(crops))).round().astype(np.int64)
+    indices = np.linspace(0, len(crops) - 1, min(FACES, len(crops))).round().astype(np.int64)
     uris = []
-    for place in places:
-        image = cv2.imdecode(np.frombuffer(crops[place], np.uint8), cv2.IMREAD_COLOR)
+    for index in indices:
+        image = cv2.imdecode(np.frombuffer(crops[index], np.uint8), cv2.IMREAD_COLOR)
         if image is None:
             continue
         small = cv2.resize(image, (FACE_PX, FACE_PX), interpolation=cv2.INTER_AREA)

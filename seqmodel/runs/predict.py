@@ -52,28 +52,28 @@ class EvalSubset:
 
 
 def clip_labels(table: ClipTable, labelling: Labelling, mapping: Sequence[str] = ()) -> np.ndarray:
-    """(N,) class indices of every row, -1 = none. `mapping` has theirs=ours for label names of another store.
+    """(N,) class indices of every row, -1 = none. `mapping` has STORE_LABEL=RUN_LABEL for another store.
 
     Raises ValueError if the column is missing, or none of its labels maps to a class.
     """
     if labelling.column not in table.labels:
-        there = ", ".join(sorted(table.labels)) or "none"
-        raise ValueError(f"the store has no label column {labelling.column!r}; it has: {there}")
-    theirs = list(table.label_names[labelling.column])
-    renamed, classes = list(theirs), list(zip(labelling.names, labelling.sources, strict=True))
+        present = ", ".join(sorted(table.labels)) or "none"
+        raise ValueError(f"the store has no label column {labelling.column!r}; it has: {present}")
+    store_names = list(table.label_names[labelling.column])
+    renamed, classes = list(store_names), list(zip(labelling.names, labelling.sources, strict=True))
     for pair in mapping:
-        name, equals, ours = pair.partition("=")
-        if not equals or name not in theirs or not any(ours in (n, *s) for n, s in classes):
+        name, equals, run_label = pair.partition("=")
+        if not equals or name not in store_names or not any(run_label in (n, *s) for n, s in classes):
             raise ValueError(
-                f"--label-map {pair}: must be THEIRS=OURS with THEIRS one of {theirs} "
-                f"and OURS one of {list(labelling.names)}"
+                f"--label-map {pair}: must be STORE_LABEL=RUN_LABEL; STORE_LABEL is one of {store_names}, "
+                f"RUN_LABEL is one of {list(labelling.names)}"
             )
         # Any label of the class represents it.
-        renamed[theirs.index(name)] = next(s[0] for n, s in classes if ours in (n, *s))
+        renamed[store_names.index(name)] = next(s[0] for n, s in classes if run_label in (n, *s))
     if not any(name in group for name in renamed for group in labelling.sources):
         raise ValueError(
-            f"none of the store's labels {theirs} is a label of the run ({list(labelling.names)}); "
-            "map them with --label-map THEIRS=OURS"
+            f"none of the store's labels {store_names} is a label of the run ({list(labelling.names)}); "
+            "map them with --label-map STORE_LABEL=RUN_LABEL"
         )
     return class_indices(labelling, table.labels[labelling.column], renamed)
 
@@ -148,7 +148,7 @@ def open_inputs(
                 f"recipes differ ({where}): {'; '.join(differs)}; and the store keeps no crops that the "
                 "run's own encoder could embed. Extract with --crops jpeg, or use finetune --re-extract"
             )
-        return head, _seen_again(run, card, store, labelling, rows)
+        return head, _embedded_again(run, card, store, labelling, rows)
     if "embeddings" in card.dims:
         parts.append("encoder")
     require_equal(card.recipe, store.recipe, parts, where=where)
@@ -183,9 +183,9 @@ def prefix_logits(
     head, samples = open_inputs(run, card, store, labelling, rows)
     head.eval()
     found, seen = [], []
-    for place in range(len(rows)):
-        x, valid, _ = samples.batch(np.array([place]))
-        is_own = card.center == "window" or not samples.subjects[place]
+    for index in range(len(rows)):
+        x, valid, _ = samples.batch(np.array([index]))
+        is_own = card.center == "window" or not samples.subjects[index]
         parts = []
         with torch.inference_mode():
             streams, masks = to_tensors(x), to_tensors(valid)
@@ -223,7 +223,7 @@ def read_predictions(path: Path) -> list[dict[str, str]]:
     return read_csv(path) if path.is_file() else []
 
 
-def _seen_again(
+def _embedded_again(
     run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray
 ) -> Samples:
     """The inputs of rows, with embeddings of their stored crops by the run's own encoder, as in live."""
@@ -232,12 +232,12 @@ def _seen_again(
     embed, known = _own_encoder(run, card.recipe.encoder.weights_sha256)
     seen = np.asarray(crops.valid["crops"])
     x = np.zeros((*seen.shape, card.recipe.encoder.dim), np.float16)
-    for place, row in enumerate(rows.tolist()):
+    for index, row in enumerate(rows.tolist()):
         key = (str(store.path), row)
-        if key not in known and seen[place].any():
-            known[key] = embed(crops.batch(np.array([place]))[0]["crops"][0][seen[place]])
-        if seen[place].any():
-            x[place, seen[place]] = known[key]
+        if key not in known and seen[index].any():
+            known[key] = embed(crops.batch(np.array([index]))[0]["crops"][0][seen[index]])
+        if seen[index].any():
+            x[index, seen[index]] = known[key]
     return dataclasses.replace(
         samples, x=samples.x | {"embeddings": x}, valid=samples.valid | {"embeddings": seen}
     )

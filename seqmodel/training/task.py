@@ -98,7 +98,7 @@ def build_task(
     return LearningTask(store, table, labelling, split, chosen, int((table.state == 1).sum()) - len(rows))
 
 
-def seen_fingerprint(learning_task: LearningTask) -> str:
+def data_fingerprint(learning_task: LearningTask) -> str:
     """Hash, sixteen hex digits, of what a search reads: the recipe, and subjects, labels, subsets and files
     of its clips.
 

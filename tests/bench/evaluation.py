@@ -104,7 +104,7 @@ def measure_bootstrap(num_clips: int) -> None:
         few = 5
         started = time.process_time()
         for r in range(few):
-            again = np.repeat(np.arange(num_clips), resamples.weights[r][resamples.subject_index].astype(int))
+            again = np.repeat(np.arange(num_clips), resamples.weights[r][resamples.unit_index].astype(int))
             compute_metrics(labels[again], p[again], predicted[again], 0)
         slow = (time.process_time() - started) / few * ROUNDS
         print(

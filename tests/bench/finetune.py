@@ -88,18 +88,18 @@ def write_store(path: Path) -> None:
         store.write_row(row, embeddings=np.zeros((T, 8), np.float16), frames=frames, crops=files)
 
 
-def run_setting(folder: Path, kind: str, cut: int, clips_per_step: int) -> dict[str, float]:
+def run_setting(folder: Path, kind: str, first_block: int, clips_per_step: int) -> dict[str, float]:
     """Frames per second over a few steps, after one warm-up step."""
     import torch
 
     torch.set_num_threads(THREADS)
-    measured = reference(folder) if kind == "reference" else finetune(folder, cut, clips_per_step)
+    measured = reference(folder) if kind == "reference" else finetune(folder, first_block, clips_per_step)
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return {"kb_per_frame": 0.0, "peak_gb": peak_gb} | measured
 
 
-def finetune(folder: Path, cut: int, clips_per_step: int) -> dict[str, float]:
-    """The steps of brainbuddy's fine-tune, from crops (cut 0) or from cached activations."""
+def finetune(folder: Path, first_block: int, clips_per_step: int) -> dict[str, float]:
+    """The steps of brainbuddy's fine-tune, from crops (first block 0) or from cached activations."""
     from features.datasets import CropClips
     from features.labels import Labelling
     from features.store.store import FeatureStore
@@ -118,17 +118,24 @@ def finetune(folder: Path, cut: int, clips_per_step: int) -> dict[str, float]:
     labelling = Labelling("label", names, tuple((n,) for n in names), "binary")
     clips: Any = CropClips(FeatureStore.open(folder / "crops.zarr"), labelling, np.arange(NUM_CLIPS))
     kb_per_frame = 0.0
-    if cut:
-        shape = frame_shape(encoder, cut, PX)
-        cache = open_activation_cache(folder / f"cut_{cut}", clips, shape, {})
-        for _ in cache.fill(prefix_runner(encoder, cut, PX, "cpu"), np.arange(NUM_CLIPS)):
+    if first_block:
+        shape = frame_shape(encoder, first_block, PX)
+        cache = open_activation_cache(folder / f"activations_{first_block}", clips, shape, {})
+        for _ in cache.fill(prefix_runner(encoder, first_block, PX, "cpu"), np.arange(NUM_CLIPS)):
             pass
         clips, kb_per_frame = cache.source(None), 2 * float(np.prod(shape)) / 1e3
-    model = CnnLstm(encoder, build_head(HeadConfig(), {"embeddings": encoder.dim}, 1, seed=0), cut)
+    model = CnnLstm(encoder, build_head(HeadConfig(), {"embeddings": encoder.dim}, 1, seed=0), first_block)
     config = FinetuneConfig(head_only_epochs=0, epochs=100, effective_batch=clips_per_step)
     objective = Objective("binary", 2, "auroc", TrainConfig())
     job = EndToEnd(
-        model, clips, clips, objective, config, first_block=cut, seed=0, distributed=DistributedContext()
+        model,
+        clips,
+        clips,
+        objective,
+        config,
+        first_block=first_block,
+        seed=0,
+        distributed=DistributedContext(),
     )
     steps = max(1, NUM_CLIPS // clips_per_step - 1)
     job.num_steps = 1_000_000  # so that no epoch ends and validates
@@ -137,7 +144,7 @@ def finetune(folder: Path, cut: int, clips_per_step: int) -> dict[str, float]:
 
     started = CLOCK()
     for _ in range(steps):
-        job.at.step = 0  # the same clips again
+        job.state.step = 0  # the same clips again
         job.step()
     seconds = CLOCK() - started
     for clip in range(NUM_CLIPS):

@@ -69,7 +69,7 @@ def run(*argv: Any) -> None:
 
 
 def one(store: Path, encoder: str, inputs: Any, cut: str, seed: int) -> dict[str, Any]:
-    """Scores of one seed: stage one (trained once for all cuts) and stage two."""
+    """Scores of one seed: stage one (trained once for all first blocks) and stage two."""
     first = FOLDER / f"{encoder}-{inputs}-{seed}"
     if not first.is_dir():
         train(TrainArgs(store, first, inputs=inputs, seed=seed, train=TRAIN))

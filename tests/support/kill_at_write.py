@@ -52,11 +52,11 @@ class KillableCommands:
         request = [module, str(folder), [[number, list(argv)] for number, argv in commands]]
         self._helper.stdin.write(json.dumps(request) + "\n")
         self._helper.stdin.flush()
-        answer = self._helper.stdout.readline()
-        if not answer:
+        response = self._helper.stdout.readline()
+        if not response:
             self._stderr.seek(0)
             raise RuntimeError(f"the helper ended with {self._helper.wait()}: {self._stderr.read()[-2000:]}")
-        return list(json.loads(answer))
+        return list(json.loads(response))
 
 
 def kill_at(folder: str, number: int) -> None:
@@ -77,7 +77,7 @@ def main() -> None:
     # Not torch: a converted encoder does not need it, and its threads do not survive a fork.
     for name in IMPORTED:
         import_module(name)
-    answers = os.dup(1)
+    response_pipe = os.dup(1)
     os.dup2(2, 1)
     for line in sys.stdin:
         module, folder, commands = json.loads(line)
@@ -98,7 +98,7 @@ def main() -> None:
             child, status = os.wait()
             if child in children:  # an import may have started another process
                 codes[child] = os.waitstatus_to_exitcode(status)
-        os.write(answers, (json.dumps([codes[child] for child in children]) + "\n").encode())
+        os.write(response_pipe, (json.dumps([codes[child] for child in children]) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Checks that a trial is tried again if its worker is killed, for any storage."""
+"""Checks that a trial is run again if its worker is killed, for any storage."""
 
 import os
 import signal
@@ -26,10 +26,8 @@ def slow_worker(spec: StudySpec, index: int) -> None:
 
 
 def require_retry(spec: StudySpec) -> None:
-    """Kill the one of two workers that runs trial STUCK.
-
-    Require that the trial is tried again, once, and that no other trial is lost.
-    """
+    """Of two workers, kill the one that runs trial STUCK. Require that the trial is run again once and that
+    no other trial is lost."""
     study = create_study(spec, [{"a": 0.5}], {})
     killed = False
     for trials in run_workers(study, spec, slow_worker, (spec,), num_workers=2):

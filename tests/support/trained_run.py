@@ -194,6 +194,6 @@ def evaluated(
     )
 
 
-def people(num_subjects: int, clips_each: int) -> np.ndarray:
+def subject_ids(num_subjects: int, clips_each: int) -> np.ndarray:
     """(num_subjects × clips_each,) subject ids, as p00, p00, p01, …"""
     return np.repeat([f"p{s:02d}" for s in range(num_subjects)], clips_each)

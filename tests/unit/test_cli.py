@@ -104,7 +104,7 @@ def test_a_user_error_is_named_without_a_traceback_and_exits_2(argv: tuple[str, 
     assert done.stdout == ""
 
 
-def test_the_command_line_is_stored_as_it_was_given(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_is_stored_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     """A shell splits it into the same arguments, except bytes that are not text; it is not an option."""
     argv = ["--run=runs/첫째 것", "--label-map", "a b=$c", "it's=d", "--json"]
 

@@ -168,7 +168,7 @@ def test_no_old_phrase_is_left_in_templates_and_docs() -> None:
         ("import a as Team", "Team"),
     ],
 )
-def test_an_old_identifier_is_found_wherever_it_stands(code: str, name: str) -> None:
+def test_old_identifier_is_found_at_every_position(code: str, name: str) -> None:
     assert name in OLD_IDENTIFIERS & {found for _, found in identifiers(ast.parse(code))}
 
 

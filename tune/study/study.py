@@ -3,7 +3,7 @@
 A worker runs one trial after the other from the shared storage until there are enough. Each trial stores its
 worker (host, process and start time). So a later call can find trials whose worker has ended; it fails them
 and enqueues them again. Processes of another machine or container cannot be checked: there a database's
-heartbeat decides, or else the time since the trial's last sign of life.
+heartbeat decides, or else the last time at which the trial stored that it runs.
 """
 
 import time
@@ -26,9 +26,9 @@ from tune.study.storage import MAX_RETRIES, ignore_experimental_warnings, open_s
 UNSIGNED_S = 60
 """A running trial without a stored worker for this number of seconds has no worker."""
 SEEN_EVERY_S, WAIT_S = 30, 1.0
-"""Seconds between signs of life of a trial, and between checks while waiting for other workers."""
+"""Seconds between heartbeats of a trial, and between checks while waiting for other workers."""
 SILENT_S = 600
-"""A worker of another machine or container without a sign of life for this number of seconds has ended.
+"""A worker of another machine or container without a heartbeat for this number of seconds has ended.
 Epochs take seconds, and clocks of machines differ by seconds."""
 Objective = Callable[[optuna.Trial], float]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -53,12 +53,12 @@ class StudySpec:
     earliest-stopping bracket). False: Hyperband, from the second epoch on."""
 
 
-def create_study(spec: StudySpec, points: Sequence[dict[str, Any]], facts: dict[str, Any]) -> optuna.Study:
-    """Create the study and enqueue its starting points, or open an existing study with the same facts.
+def create_study(spec: StudySpec, points: Sequence[dict[str, Any]], settings: dict[str, Any]) -> optuna.Study:
+    """Create the study and enqueue its starting points, or open an existing study with the same settings.
 
     points: the first is the seed project's settings; its trial has that role.
     facts: settings of the search (metric, split, labels …), which must be equal to resume a study.
-    Raises ValueError with the facts that differ.
+    Raises ValueError with the settings that differ.
     """
     study = optuna.create_study(
         storage=open_storage(spec.storage),
@@ -67,18 +67,18 @@ def create_study(spec: StudySpec, points: Sequence[dict[str, Any]], facts: dict[
         load_if_exists=True,
         pruner=pruner_of(spec),
     )
-    known = study.user_attrs.get("facts")
+    known = study.user_attrs.get("settings")
     if known is None:
         _enqueue_starts(study, points)
-        if "metric" in facts:
+        if "metric" in settings:
             with ignore_experimental_warnings():
-                study.set_metric_names([facts["metric"]])
-        study.set_user_attr("facts", facts)  # last: a study with facts is complete
+                study.set_metric_names([settings["metric"]])
+        study.set_user_attr("settings", settings)  # last: a study with settings is complete
     else:
         different = [
-            f"{key}: {known.get(key)!r} in the study, {facts[key]!r} now"
-            for key in facts
-            if known.get(key) != facts[key]
+            f"{key}: {known.get(key)!r} in the study, {settings[key]!r} now"
+            for key in settings
+            if known.get(key) != settings[key]
         ]
         if different:
             raise ValueError(
@@ -166,7 +166,7 @@ def has_retry(study: optuna.Study) -> bool:
 
 
 def note_seen(trial: optuna.Trial) -> None:
-    """Store a sign of life of a running trial, for machines that cannot check its process."""
+    """Store a heartbeat of a running trial, for machines that cannot check its process."""
     now = time.time()
     if now - trial.user_attrs.get("seen", 0.0) >= SEEN_EVERY_S:
         trial.set_user_attr("seen", now)
@@ -275,7 +275,7 @@ def _work_on_one(study: optuna.Study, objective: Objective, current: list[int]) 
             raised.append(error)
             raise
         if study.get_trials(deepcopy=False)[trial.number].state.is_finished():
-            raise UpdateFinishedTrialError(f"trial {trial.number} was failed by another process")
+            raise UpdateFinishedTrialError(f"trial {trial.number} was marked as failed by another process")
         return value
 
     try:

@@ -30,12 +30,12 @@ QUICK = ("--weights", "random", "--window", "1", "--geometry", "off", "--workers
 
 @pytest.fixture(scope="module")
 def videos(real_clips: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with six small videos of two people, 2 s each, and one of 5 s."""
+    """A folder with six small videos of two subjects, 2 s each, and one of 5 s."""
     folder = tmp_path_factory.mktemp("videos")
-    for person, name in (("ann", "carphone"), ("bob", "single")):
+    for subject, name in (("ann", "carphone"), ("bob", "single")):
         frames = face_frames(real_clips[name], 60, 176, 144)
         for index in range(3):
-            write_video(folder / f"{person} {index}.mp4", looped(frames[index * 9 :], 20), 10)
+            write_video(folder / f"{subject} {index}.mp4", looped(frames[index * 9 :], 20), 10)
     write_video(folder / "긴 영상.mp4", looped(frames, 50), 10)
     return folder
 
@@ -51,9 +51,9 @@ def write_manifest(path: Path, videos: Path, extra: tuple[tuple[str, ...], ...] 
     return path
 
 
-def extract(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict, str]:
+def extract(capfd: pytest.CaptureFixture[str], *argv: object) -> tuple[int, dict, str]:
     """(exit code, summary, stderr) of `python -m extract`."""
-    code = main([str(word) for word in words] + ["--json"])
+    code = main([str(word) for word in argv] + ["--json"])
     out, err = capfd.readouterr()
     return code, json.loads(out) if out else {}, err
 
@@ -67,25 +67,23 @@ def content(path: Path) -> dict[str, np.ndarray]:
 
 
 def assert_same_content(a: Path, b: Path) -> None:
-    """Clip ids differ by where the manifest lies; rows, in manifest order, may not."""
-    ours, theirs = content(a), content(b)
-    assert len(ours) == len(theirs)
-    for (clip_id, x), y in zip(ours.items(), theirs.values(), strict=True):
+    """Clip ids differ with the folder of the manifest; rows, in manifest order, must be equal."""
+    actual, expected = content(a), content(b)
+    assert len(actual) == len(expected)
+    for (clip_id, x), y in zip(actual.items(), expected.values(), strict=True):
         assert np.array_equal(x, y, equal_nan=True), clip_id
 
 
 @pytest.fixture(scope="module")
 def whole(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store extracted in one go in this process."""
+    """A store extracted in one run, in this process."""
     folder = tmp_path_factory.mktemp("whole")
     manifest = write_manifest(folder / "labels.csv", videos)
     assert main(["--data", str(manifest), "--out", str(folder / "whole.zarr"), *QUICK]) == 0
     return folder / "whole.zarr"
 
 
-def test_the_summary_says_what_happened(
-    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_summary_of_an_extraction(videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     manifest = write_manifest(tmp_path / "labels.csv", videos)
     code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
     assert code == 0, shown
@@ -93,8 +91,8 @@ def test_the_summary_says_what_happened(
     assert summary["face_rate"] > 0.9
     assert summary["clips_per_s"] > 0
     assert {"decode", "face", "encode", "write"} <= summary["stage_s"].keys()
-    for said in ("extracted now", "frames with a face", "time by stage", "python -m tune --store"):
-        assert said in shown
+    for message in ("extracted now", "frames with a face", "time by stage", "python -m tune --store"):
+        assert message in shown
     code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
     assert code == 0, shown
     assert {"done": 0, "skipped": 17, "failed": 0}.items() <= summary.items()
@@ -120,13 +118,13 @@ def test_worker_processes_equal_this_process(
     workers: str, videos: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     manifest = write_manifest(tmp_path / "labels.csv", videos)
-    words = [*QUICK[:-1], workers]
-    code, _, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *words)
+    argv = [*QUICK[:-1], workers]
+    code, _, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *argv)
     assert code == 0, shown
     assert_same_content(tmp_path / "s.zarr", whole)
 
 
-def test_a_broken_video_is_a_listed_failure_and_the_rest_is_done(
+def test_broken_video_is_a_listed_failure_and_the_others_are_extracted(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """After it is fixed, the same command extracts this video only."""
@@ -148,18 +146,18 @@ def test_a_broken_video_is_a_listed_failure_and_the_rest_is_done(
     assert {"done": 2, "skipped": 17, "failed": 0}.items() <= summary.items()
 
 
-def test_retry_failed_tries_the_failed_again_and_only_those(
+def test_retry_failed_extracts_only_failed_clips(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     manifest = write_manifest(tmp_path / "labels.csv", videos)
-    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
-    code, summary, shown = extract(capfd, *words, "--time-limit", "0.000001")
+    argv = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    code, summary, shown = extract(capfd, *argv, "--time-limit", "0.000001")
     assert code == 1
     assert summary["failed"] == 17
     assert "stopped after" in summary["failures"][0]["reason"]
-    code, summary, shown = extract(capfd, *words)
+    code, summary, shown = extract(capfd, *argv)
     assert {"done": 0, "failed": 17}.items() <= summary.items()
-    code, summary, shown = extract(capfd, *words, "--retry-failed")
+    code, summary, shown = extract(capfd, *argv, "--retry-failed")
     assert code == 0, shown
     assert {"done": 17, "failed": 0}.items() <= summary.items()
 
@@ -170,8 +168,8 @@ def test_shards_fill_one_store_as_a_single_run_does(
     manifest = write_manifest(tmp_path / "labels.csv", videos)
     done = []
     for shard in ("0/2", "1/2"):
-        words = ("--data", manifest, "--out", tmp_path / "s.zarr", "--shard", shard, *QUICK)
-        code, summary, shown = extract(capfd, *words)
+        argv = ("--data", manifest, "--out", tmp_path / "s.zarr", "--shard", shard, *QUICK)
+        code, summary, shown = extract(capfd, *argv)
         assert code == 0, shown
         done.append(summary["done"])
     assert sum(done) == 17
@@ -187,34 +185,35 @@ def test_a_grown_and_corrected_manifest_extracts_only_what_is_new(
     for name in ("ann 0.mp4", "ann 1.mp4"):
         shutil.copy2(videos / name, few / name)
     manifest = write_manifest(tmp_path / "labels.csv", few)
-    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
-    assert extract(capfd, *words)[1]["done"] == 4
+    argv = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert extract(capfd, *argv)[1]["done"] == 4
     (few / "ann 0.mp4").unlink()
     shutil.copy2(videos / "bob 0.mp4", few / "bob 0.mp4")
     text = write_manifest(manifest, few).read_text(encoding="utf-8")
     manifest.write_text(text.replace("ann 1.mp4,engaged", "ann 1.mp4,asleep"), encoding="utf-8")
-    code, summary, shown = extract(capfd, *words)
+    code, summary, shown = extract(capfd, *argv)
     assert code == 0, shown
     assert {"done": 2, "skipped": 2, "corrected": 2}.items() <= summary.items()
-    assert len(summary["vanished"]) == 2
+    assert len(summary["not_in_manifest"]) == 2
     assert "no longer in the manifest" in shown
 
 
-def test_parts_are_added_to_a_store_without_touching_the_rest(
+def test_parts_are_added_to_a_store_without_other_changes(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Crops, then geometry: the embeddings' files stay as they were, and are checked against fresh ones."""
+    """Crops, then geometry: the files of the embeddings do not change, and new embeddings are compared with
+    them."""
     few = tmp_path / "few"
     few.mkdir()
     shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
     manifest = write_manifest(tmp_path / "labels.csv", few)
-    words = ["--data", manifest, "--out", tmp_path / "s.zarr", *QUICK]
-    assert extract(capfd, *words)[1]["done"] == 2
+    argv = ["--data", manifest, "--out", tmp_path / "s.zarr", *QUICK]
+    assert extract(capfd, *argv)[1]["done"] == 2
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s.zarr" / "embeddings").iterdir()}
-    code, summary, shown = extract(capfd, *words, "--crops", "jpeg")
+    code, summary, shown = extract(capfd, *argv, "--crops", "jpeg")
     assert code == 0, shown
     assert summary["done"] == 2
-    geometry = [word if word != "off" else "on" for word in words]
+    geometry = [word if word != "off" else "on" for word in argv]
     code, summary, shown = extract(capfd, *geometry, "--crops", "jpeg")
     assert code == 0, shown
     assert summary["done"] == 2
@@ -229,19 +228,19 @@ def test_parts_are_added_to_a_store_without_touching_the_rest(
 def test_crops_of_other_faces_are_not_added(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The stored embeddings are another video's: the row is refused, and stays as it was."""
+    """The stored embeddings are those of another video: the row fails and does not change."""
     few = tmp_path / "few"
     few.mkdir()
     shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
     manifest = write_manifest(tmp_path / "labels.csv", few)
-    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
-    extract(capfd, *words)
+    argv = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    extract(capfd, *argv)
     store = FeatureStore.open(tmp_path / "s.zarr", "r+")
     frames, (x, _) = store.read_frames(), store.read_stream("embeddings")
     store.write_row(0, embeddings=np.roll(x[0], 100, axis=1), frames=frames[0])
     frames[1, :, 1:5] += 40
     store.write_row(1, embeddings=x[1], frames=frames[1])
-    code, summary, _ = extract(capfd, *words, "--crops", "jpeg")
+    code, summary, _ = extract(capfd, *argv, "--crops", "jpeg")
     assert code == 1
     assert "the new embeddings differ from the stored ones" in summary["failures"][0]["reason"]
     assert "the detected faces differ from those" in summary["failures"][1]["reason"]
@@ -256,21 +255,21 @@ def test_failure_of_a_part_that_is_not_requested_is_ignored(
     few.mkdir()
     shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
     manifest = write_manifest(tmp_path / "labels.csv", few)
-    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
-    assert extract(capfd, *words, "--crops", "jpeg")[1]["done"] == 2
+    argv = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert extract(capfd, *argv, "--crops", "jpeg")[1]["done"] == 2
     (tmp_path / "s.zarr" / "crops" / "c.0.0").unlink()
     FeatureStore.open(tmp_path / "s.zarr", "r+").write_failure(0, "other faces")
-    code, summary, _ = extract(capfd, *words, "--crops", "jpeg")
+    code, summary, _ = extract(capfd, *argv, "--crops", "jpeg")
     assert code == 1
     assert {"done": 0, "skipped": 1, "failed": 1}.items() <= summary.items()
-    code, summary, shown = extract(capfd, *words)
+    code, summary, shown = extract(capfd, *argv)
     assert code == 0, shown
     assert {"done": 0, "skipped": 2, "failed": 0, "failures": []}.items() <= summary.items()
     assert "other faces" not in shown
-    code, summary, _ = extract(capfd, *words, "--retry-failed")
+    code, summary, _ = extract(capfd, *argv, "--retry-failed")
     assert {"done": 0, "skipped": 2, "failed": 0}.items() <= summary.items()
     assert FeatureStore.open(tmp_path / "s.zarr").table().failure.tolist() == ["", ""]
-    code, summary, _ = extract(capfd, *words, "--crops", "jpeg")
+    code, summary, _ = extract(capfd, *argv, "--crops", "jpeg")
     assert {"done": 1, "skipped": 1, "failed": 0}.items() <= summary.items()
 
 
@@ -281,10 +280,10 @@ def test_changed_videos_are_extracted_again_with_a_warning(
     few.mkdir()
     shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
     manifest = write_manifest(tmp_path / "labels.csv", few)
-    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
-    assert "extracted again" not in extract(capfd, *words)[2]
+    argv = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert "extracted again" not in extract(capfd, *argv)[2]
     shutil.copy2(videos / "bob 0.mp4", few / "ann 0.mp4")
-    code, summary, shown = extract(capfd, *words)
+    code, summary, shown = extract(capfd, *argv)
     assert code == 0, shown
     assert (summary["changed"], summary["done"]) == (2, 2)
     assert (
@@ -301,20 +300,20 @@ def test_missing_video_keeps_its_extracted_rows(
     few.mkdir()
     video = Path(shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4"))
     manifest = write_manifest(tmp_path / "labels.csv", few)
-    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
-    assert extract(capfd, *words)[1]["done"] == 2
+    argv = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert extract(capfd, *argv)[1]["done"] == 2
     status, content = video.stat(), video.read_bytes()
     video.write_bytes(bytes(len(content)))  # unreadable, of the same size and time
     os.utime(video, ns=(status.st_atime_ns, status.st_mtime_ns))
-    code, summary, shown = extract(capfd, *words)
+    code, summary, shown = extract(capfd, *argv)
     assert code == 0, shown
     assert {"skipped": 2, "failed": 0}.items() <= summary.items()
-    code, summary, _ = extract(capfd, *words, "--crops", "jpeg")
+    code, summary, _ = extract(capfd, *argv, "--crops", "jpeg")
     assert code == 1
     assert {"skipped": 0, "failed": 2}.items() <= summary.items()
     video.write_bytes(content)
     os.utime(video, ns=(status.st_atime_ns, status.st_mtime_ns))
-    code, summary, _ = extract(capfd, *words, "--crops", "jpeg", "--retry-failed")
+    code, summary, _ = extract(capfd, *argv, "--crops", "jpeg", "--retry-failed")
     assert code == 0
     assert {"done": 2, "failed": 0}.items() <= summary.items()
 
@@ -324,25 +323,25 @@ def test_auto_precision_is_the_precision_of_the_store(
 ) -> None:
     """A store started in float32 and continued without --precision equals one made in float32."""
     manifest = write_manifest(tmp_path / "labels.csv", videos)
-    words = ("--data", manifest, *QUICK)
+    argv = ("--data", manifest, *QUICK)
     resumed, whole = tmp_path / "resumed.zarr", tmp_path / "whole.zarr"
-    assert extract(capfd, *words, "--out", resumed, "--precision", "f32", "--shard", "0/2")[0] == 0
-    code, _, shown = extract(capfd, *words, "--out", resumed)
+    assert extract(capfd, *argv, "--out", resumed, "--precision", "f32", "--shard", "0/2")[0] == 0
+    code, _, shown = extract(capfd, *argv, "--out", resumed)
     assert code == 0
     assert "(cpu, f32)" in shown
-    assert "other numerics" not in shown
-    assert extract(capfd, *words, "--out", whole, "--precision", "f32")[0] == 0
+    assert "the store was written with" not in shown
+    assert extract(capfd, *argv, "--out", whole, "--precision", "f32")[0] == 0
     assert_same_content(resumed, whole)
     assert FeatureStore.open(resumed).other_numerics == []
 
 
-def test_check_says_what_auto_means_here(capfd: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_the_precision_that_auto_means(capfd: pytest.CaptureFixture[str]) -> None:
     code = main(["check", "--cameras", "0", "--json"])
     out, shown = capfd.readouterr()
     assert code == 0, shown
-    meant = resolve_precision("auto")
-    assert json.loads(out)["bf16"] == (meant == "bf16")
-    assert ("yes: --precision auto uses it" if meant == "bf16" else "no: --precision auto is f32") in shown
+    expected = resolve_precision("auto")
+    assert json.loads(out)["bf16"] == (expected == "bf16")
+    assert ("yes: --precision auto uses it" if expected == "bf16" else "no: --precision auto is f32") in shown
 
 
 def test_other_numerics_are_compared_with_the_store(
@@ -350,9 +349,9 @@ def test_other_numerics_are_compared_with_the_store(
 ) -> None:
     """Recorded, not refused; a warning has the difference of the embeddings."""
     manifest = write_manifest(tmp_path / "labels.csv", videos)
-    words = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
-    assert extract(capfd, *words, "--shard", "0/2", "--precision", "f32")[0] == 0
-    code, _, shown = extract(capfd, *words, "--precision", "f32", "--backend", "torch")
+    argv = ("--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
+    assert extract(capfd, *argv, "--shard", "0/2", "--precision", "f32")[0] == 0
+    code, _, shown = extract(capfd, *argv, "--precision", "f32", "--backend", "torch")
     assert code == 0, shown
     assert "backend openvino before, torch now" in shown
     assert "lowest cosine between stored and new embeddings is 1.0000" in shown
@@ -361,26 +360,26 @@ def test_other_numerics_are_compared_with_the_store(
     ]
 
 
-def test_a_dry_run_counts_what_a_run_would_do(
+def test_dry_run_counts_what_would_be_extracted(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Of this shard: new and changed files, missing parts, failed ones when they are to be tried again."""
+    """Counts new and changed files, missing parts, and failed clips with --retry-failed, of this shard."""
     few = tmp_path / "few"
     few.mkdir()
     for index in range(3):
         shutil.copy2(videos / f"ann {index}.mp4", few / f"ann {index}.mp4")
     (few / "broken.mp4").write_bytes(b"no video")
     manifest = write_manifest(tmp_path / "labels.csv", few)
-    words = ["--data", manifest, "--out", tmp_path / "s.zarr", *QUICK]
+    argv = ["--data", manifest, "--out", tmp_path / "s.zarr", *QUICK]
 
     def dry_run(*more: str) -> tuple[int, int]:
-        summary = extract(capfd, *words, "--dry-run", *more)[1]
+        summary = extract(capfd, *argv, "--dry-run", *more)[1]
         return summary["to_extract"], summary["files"]
 
     assert dry_run() == (6, 12)
     assert dry_run("--shard", "0/2") == (4, 8)
     assert dry_run("--crops", "jpeg") == (6, 18)
-    extract(capfd, *words)
+    extract(capfd, *argv)
     assert dry_run() == (0, 0)
     assert dry_run("--crops", "jpeg") == (6, 6)
     os.utime(few / "ann 1.mp4", (0, 0))
@@ -393,8 +392,8 @@ def test_a_dry_run_counts_what_a_run_would_do(
     assert dry_run("--retry-failed") == (3, 6)
 
 
-def test_a_dry_run_times_the_beginnings_of_videos(tmp_path: Path) -> None:
-    """A late window alone costs the decoding of all before it, which a run does once."""
+def test_dry_run_times_early_windows(tmp_path: Path) -> None:
+    """For a late window all frames before it are decoded; a full run decodes them once for all windows."""
     clips = [
         Clip(f"{video}#{start}", Path(video), start, start + 10) for video in "abcd" for start in range(9)
     ]
@@ -411,28 +410,29 @@ def test_a_sample_is_verified_with_its_geometry_and_under_its_recipe(
     few.mkdir()
     shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
     manifest = write_manifest(tmp_path / "labels.csv", few)
-    words = ["--data", manifest, "--out", tmp_path / "s.zarr", *QUICK, "--geometry", "on"]
-    assert extract(capfd, *words)[0] == 0
-    code, summary, shown = extract(capfd, *words, "--verify-sample", "5")
+    argv = ["--data", manifest, "--out", tmp_path / "s.zarr", *QUICK, "--geometry", "on"]
+    assert extract(capfd, *argv)[0] == 0
+    code, summary, shown = extract(capfd, *argv, "--verify-sample", "5")
     assert code == 0, shown
     assert {"compared": 2, "identical": 2, "worst_geometry": 0.0}.items() <= summary.items()
     store = FeatureStore.open(tmp_path / "s.zarr", "r+")
     geometry, _ = store.read_stream("geometry")
     geometry[1, 0, 9] += 0.3
     store.write_row(1, geometry=geometry[1])
-    code, summary, shown = extract(capfd, *words, "--verify-sample", "5")
+    code, summary, shown = extract(capfd, *argv, "--verify-sample", "5")
     assert code == 1
     assert "geometry differs (eyeBlinkLeft by 0.3" in summary["differing"][0]["reason"]
-    code, _, shown = extract(capfd, *words, "--verify-sample", "5", "--encoder", "efficientnet_lite0")
+    code, _, shown = extract(capfd, *argv, "--verify-sample", "5", "--encoder", "efficientnet_lite0")
     assert code == 2
     assert "encoder.dim: 1280 vs 960" in shown
     assert "Traceback" not in shown
 
 
-def test_the_next_command_can_be_pasted(
+def test_printed_next_command_can_be_pasted(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A path with spaces is one word of it; of many unpaired videos it is said where the rest is listed."""
+    """A path with spaces is one argument. If many videos are unpaired, the message names the option that
+    lists all."""
     few = tmp_path / "few"
     few.mkdir()
     shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
@@ -440,9 +440,9 @@ def test_the_next_command_can_be_pasted(
     store = tmp_path / "my own store.zarr"
     code, summary, shown = extract(capfd, "--data", manifest, "--out", store, *QUICK)
     assert code == 0, shown
-    words = shlex.split(summary["next"])
-    assert words[:5] == ["python", "-m", "tune", "--store", str(store)]
-    assert words[5:] == ["--out", "runs/my own store"]
+    argv = shlex.split(summary["next"])
+    assert argv[:5] == ["python", "-m", "tune", "--store", str(store)]
+    assert argv[5:] == ["--out", "runs/my own store"]
     print_index(DatasetIndex(Manifest((), (), few), "daisee", tuple(f"{index}.avi" for index in range(9))))
     assert "9 videos without a label: 0.avi, 1.avi, 2.avi, 3.avi, 4.avi, … (--json lists all)" in (
         capfd.readouterr().err
@@ -458,10 +458,10 @@ def test_failed_finalize_is_a_warning(
     shutil.copy2(videos / "ann 0.mp4", few / "ann 0.mp4")
     manifest = write_manifest(tmp_path / "labels.csv", few)
 
-    def refuse(store: FeatureStore, wait_s: float = 0) -> None:
+    def fail(store: FeatureStore, wait_s: float = 0) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(FeatureStore, "finalize", refuse)
+    monkeypatch.setattr(FeatureStore, "finalize", fail)
     code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
     assert code == 0
     assert summary["done"] == 2
@@ -473,21 +473,21 @@ def test_failed_finalize_is_a_warning(
 
 @pytest.fixture
 def landmarker_only(landmarker_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache that holds the landmarker and no detector, on a machine without network."""
+    """A cache with the landmarker and no detector, on a machine without network."""
 
-    def refuse(asset: model_files.Asset) -> bytes:
+    def fail(asset: model_files.Asset) -> bytes:
         raise OSError("no network")
 
     kept = tmp_path / "cache" / "models" / landmarker_path.name
     kept.parent.mkdir(parents=True)
     shutil.copy(landmarker_path, kept)
     monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(model_files, "_from_address", refuse)
-    monkeypatch.setattr(model_files, "_from_wheel", refuse)
+    monkeypatch.setattr(model_files, "_from_address", fail)
+    monkeypatch.setattr(model_files, "_from_wheel", fail)
 
 
 def square_of(detector: Path, folder: Path) -> str:
-    """Whose box places the landmarker's square, by the recipe of an extraction with this detector file."""
+    """The recipe's rule for the landmarker's square, for an extraction with this detector file."""
     config = ExtractConfig(
         folder, str(folder / "s.zarr"), weights="random", detector=str(detector), backend="torch"
     )
@@ -520,7 +520,7 @@ def test_another_recipe_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "message"),
     [
         (("--shard", "2/2"), "--shard"),
         (("--weights", "nowhere.pth"), "nowhere.pth"),
@@ -538,15 +538,15 @@ def test_another_recipe_is_refused_by_name(
     ],
 )
 def test_wrong_options_are_one_line(
-    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], argv: tuple[str, ...], message: str
 ) -> None:
     manifest = write_manifest(tmp_path / "labels.csv", videos)
     try:
-        code = main(["--data", str(manifest), "--out", str(tmp_path / "s.zarr"), *QUICK, *words])
+        code = main(["--data", str(manifest), "--out", str(tmp_path / "s.zarr"), *QUICK, *argv])
     except SystemExit as stop:
         code = stop.code
     shown = capfd.readouterr().err
     assert code == 2
-    assert said in shown
+    assert message in shown
     assert "Traceback" not in shown
     assert not (tmp_path / "s.zarr").exists()

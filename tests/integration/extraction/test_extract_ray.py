@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def actor_pids() -> list[int]:
-    """Processes that call themselves Ray's actors of ours."""
+    """Process ids of the Ray actors of this test."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -42,16 +42,14 @@ def actor_pids() -> list[int]:
     return found
 
 
-def test_ray_gives_what_local_workers_give_though_one_is_killed(
-    real_clips: dict[str, Path], tmp_path: Path
-) -> None:
+def test_ray_equals_local_workers_after_a_killed_actor(real_clips: dict[str, Path], tmp_path: Path) -> None:
     face = face_frames(real_clips["carphone"], 40, 176, 144)
     (tmp_path / "data" / "engaged").mkdir(parents=True)
     for index in range(8):
         video = tmp_path / "data" / "engaged" / f"{index}.mp4"
         write_video(video, looped(face[index:], 60), 10, options={"preset": "ultrafast"})
-    words = ["--data", str(tmp_path / "data"), "--weights", "random", "--window", "2", "--geometry", "off"]
-    command = [sys.executable, "-m", "extract", *words, "--workers", "2", "--json", "--out"]
+    argv = ["--data", str(tmp_path / "data"), "--weights", "random", "--window", "2", "--geometry", "off"]
+    command = [sys.executable, "-m", "extract", *argv, "--workers", "2", "--json", "--out"]
     ray_store = tmp_path / "ray.zarr"
     process = subprocess.Popen(
         [*command, str(ray_store), "--engine", "ray"],
@@ -64,19 +62,19 @@ def test_ray_gives_what_local_workers_give_though_one_is_killed(
     while len(rows_written(ray_store)) < 3:
         assert process.poll() is None
         time.sleep(0.05)
-    ours = [pid for pid in actor_pids() if pid not in before] or actor_pids()
-    os.kill(ours[0], signal.SIGKILL)
+    actual = [pid for pid in actor_pids() if pid not in before] or actor_pids()
+    os.kill(actual[0], signal.SIGKILL)
     out, _ = process.communicate(timeout=600)
     assert process.returncode == 0
     assert json.loads(out)["done"] == 24
-    assert main([*words, "--workers", "1", "--out", str(tmp_path / "local.zarr")]) == 0
+    assert main([*argv, "--workers", "1", "--out", str(tmp_path / "local.zarr")]) == 0
     require_equal_stores(ray_store, tmp_path / "local.zarr")
 
 
 def test_video_that_kills_its_actor_is_a_listed_failure(
     real_clips: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Each actor that opens it dies; other videos are done. A video that hangs fails too."""
+    """Each actor that opens it is killed; other videos are extracted. A video that hangs fails too."""
     face = looped(face_frames(real_clips["carphone"], 40, 176, 144), 240)
     (tmp_path / "data" / "engaged").mkdir(parents=True)
     for name in ("a.mp4", "b.mp4", "hangs.mp4", "poison.mp4"):
@@ -84,8 +82,8 @@ def test_video_that_kills_its_actor_is_a_listed_failure(
         frames = face[:40] if len(video.stem) == 1 else face  # long ones are caught while they are open
         write_video(video, frames, 10, options={"preset": "ultrafast"})
     store = tmp_path / "s.zarr"
-    words = ["--data", str(tmp_path / "data"), "--weights", "random", "--window", "2", "--geometry", "off"]
-    words += ["--workers", "2", "--json", "--engine", "ray", "--time-limit", "15"]
+    argv = ["--data", str(tmp_path / "data"), "--weights", "random", "--window", "2", "--geometry", "off"]
+    argv += ["--workers", "2", "--json", "--engine", "ray", "--time-limit", "15"]
     is_over = threading.Event()
 
     def strike() -> None:
@@ -100,7 +98,7 @@ def test_video_that_kills_its_actor_is_a_listed_failure(
     thread.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("extract.executors.ray_executor.HANG_GRACE_S", 1.0)
-        code = main([*words, "--out", str(store)])
+        code = main([*argv, "--out", str(store)])
     is_over.set()
     thread.join()
     out, shown = capfd.readouterr()
@@ -117,13 +115,13 @@ def test_video_that_kills_its_actor_is_a_listed_failure(
 
 
 class Unlucky(type(Path())):
-    """A video on which memory runs out."""
+    """A video whose extraction raises MemoryError."""
 
     def __str__(self) -> str:
         raise MemoryError("no room for this picture")
 
 
-def test_an_exception_in_one_video_is_its_failure_alone(real_clips: dict[str, Path], tmp_path: Path) -> None:
+def test_exception_in_one_video_fails_only_that_video(real_clips: dict[str, Path], tmp_path: Path) -> None:
     """After a second try, as with local workers."""
     video = write_video(tmp_path / "good.mp4", face_frames(real_clips["carphone"], 20, 176, 144), 10)
     config = ExtractConfig(tmp_path, str(tmp_path / "s.zarr"), weights="random", window=2.0, geometry="off")
@@ -131,10 +129,10 @@ def test_an_exception_in_one_video_is_its_failure_alone(real_clips: dict[str, Pa
     clips = [Clip("unlucky.mp4#0", video, 0.0, 2.0), Clip("good.mp4#0", video, 0.0, 2.0)]
     store = plan(config.out, clips, extractor_config.recipe, numerics=numerics)
     jobs = [Job(Unlucky(video), (Window(0, 0.0, 2.0),)), Job(video, (Window(1, 0.0, 2.0),))]
-    told = [
+    events_seen = [
         event for event in run_jobs_on_ray(jobs, extractor_config, config.out, 1) if event.row is not None
     ]
-    assert sorted((event.row, event.reason) for event in told) == [
+    assert sorted((event.row, event.reason) for event in events_seen) == [
         (0, "MemoryError: no room for this picture"),
         (1, ""),
     ]
@@ -142,7 +140,7 @@ def test_an_exception_in_one_video_is_its_failure_alone(real_clips: dict[str, Pa
 
 
 def test_actors_are_given_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They run in another folder; addresses and names of weights stay what they are."""
+    """Actors run in another folder. Addresses and names of weights do not change."""
     monkeypatch.chdir(tmp_path)
     Path("own.tflite").touch()
     config = ExtractConfig(Path("data"), "out/s.zarr", detector="own.tflite")

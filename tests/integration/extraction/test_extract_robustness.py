@@ -36,7 +36,7 @@ def truncated(source: Path, target: Path, share: float) -> None:
 
 
 def only_first_key_frame(source: Path, target: Path) -> None:
-    """The index and the first frame stay, every later frame's bytes become zeros."""
+    """Keep the index and the first frame, and set the bytes of every later frame to zero."""
     content = bytearray(source.read_bytes())
     with av.open(str(source)) as container:
         packets = [p for p in container.demux(container.streams.video[0]) if p.size]
@@ -57,7 +57,7 @@ def write_audio(path: Path) -> None:
 
 
 def make_bad_files(folder: Path, face: list[np.ndarray]) -> dict[str, str]:
-    """Writes them; name -> what the reason must say."""
+    """Write files that cannot be read; returns name -> text in the failure reason."""
     good = write_video(folder / "good.mp4", face, 10)
     with av.open(str(folder / "front.mp4"), "w", options=FASTSTART) as container:
         with av.open(str(good)) as source:
@@ -86,7 +86,7 @@ def make_bad_files(folder: Path, face: list[np.ndarray]) -> dict[str, str]:
 
 
 def make_odd_files(folder: Path, real_clips: dict[str, Path], face: list[np.ndarray]) -> list[str]:
-    """Writes files that are unusual but good."""
+    """Write files that are unusual but readable."""
     upright = [np.ascontiguousarray(np.rot90(frame, -1)) for frame in face]
     write_video(folder / "rotated.mp4", upright, 10, rotation=90)
     uneven = np.cumsum([0.05, 0.2, 0.1] * 10)[: len(face)]
@@ -118,12 +118,12 @@ def test_bad_files_are_listed_failures_and_odd_ones_are_extracted(
     bad.mkdir()
     fine = [*make_odd_files(good, real_clips, face), "good.mp4"]
     reasons = make_bad_files(bad, face)
-    words = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "s.zarr"), *QUICK[:-1], "0"]
-    code = main([*words, "--json"])
+    argv = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "s.zarr"), *QUICK[:-1], "0"]
+    code = main([*argv, "--json"])
     summary = json.loads(capfd.readouterr().out)
     failures = {Path(item["clip_id"].rpartition("#")[0]).name: item["reason"] for item in summary["failures"]}
     assert code == 1
-    assert {name: said for name, said in reasons.items() if said not in failures.get(name, "")} == {}, (
+    assert {name: stderr for name, stderr in reasons.items() if stderr not in failures.get(name, "")} == {}, (
         failures
     )
     assert failures.keys() == reasons.keys()
@@ -147,7 +147,7 @@ def background(action) -> threading.Thread:
 
 
 def when_working(store: Path, rows: int, action) -> None:
-    """Call `action` with the worker process as soon as so many rows are there."""
+    """Call `action` with the worker process as soon as this number of rows is written."""
     while True:
         children = [child for child in multiprocessing.active_children() if child.name == "extract-worker"]
         if children and len(list((store / "frames").glob("c.*.0.0"))) >= rows:
@@ -158,7 +158,7 @@ def when_working(store: Path, rows: int, action) -> None:
 
 @pytest.fixture
 def long_manifest(real_clips: dict[str, Path], tmp_path: Path) -> Path:
-    """One folder with two videos of 8 windows."""
+    """A folder with two videos of 8 windows each."""
     face = face_frames(real_clips["carphone"], 40, 176, 144)
     (tmp_path / "data" / "engaged").mkdir(parents=True)
     for name in ("a.mp4", "b.mp4"):
@@ -168,8 +168,8 @@ def long_manifest(real_clips: dict[str, Path], tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def run(data: Path, store: Path, capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict, str]:
-    code = main(["--data", str(data), "--out", str(store), *QUICK, "--json", *words])
+def run(data: Path, store: Path, capfd: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict, str]:
+    code = main(["--data", str(data), "--out", str(store), *QUICK, "--json", *argv])
     out, err = capfd.readouterr()
     return code, json.loads(out) if out else {}, err
 
@@ -220,7 +220,7 @@ def test_a_video_that_kills_two_workers_is_a_listed_failure(
 def test_videos_that_kill_their_workers_do_not_end_the_run(
     real_clips: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Six in a row, each tried twice: all are listed."""
+    """Six such videos in a row, each tried twice: all are listed as failures."""
     face = looped(face_frames(real_clips["carphone"], 40, 176, 144), 240)
     folder = tmp_path / "data" / "engaged"
     folder.mkdir(parents=True)
@@ -236,10 +236,10 @@ def test_videos_that_kill_their_workers_do_not_end_the_run(
                     child.kill()
 
     thread = background(strike)
-    code, summary, said = run(tmp_path / "data", tmp_path / "s.zarr", capfd, "--window", "24")
+    code, summary, stderr = run(tmp_path / "data", tmp_path / "s.zarr", capfd, "--window", "24")
     is_over.set()
     thread.join()
-    assert code == 1, said
+    assert code == 1, stderr
     assert {"done": 1, "failed": 6}.items() <= summary.items()
     assert {item["reason"] for item in summary["failures"]} == {
         "the worker process was killed by SIGKILL on this video"
@@ -260,7 +260,7 @@ def test_a_worker_that_hangs_is_replaced(
 
 
 def test_two_shards_at_once_equal_a_single_run(real_clips: dict[str, Path], tmp_path: Path) -> None:
-    """Two processes, as an array job starts them, that plan and fill one store: file by file."""
+    """Two processes of an array job plan and fill one store: every file is equal."""
     face = face_frames(real_clips["carphone"], 40, 176, 144)
     (tmp_path / "data" / "engaged").mkdir(parents=True)
     for index in range(6):
@@ -274,8 +274,8 @@ def test_two_shards_at_once_equal_a_single_run(real_clips: dict[str, Path], tmp_
         for shard in (0, 1)
     ]
     for shard in shards:
-        _, said = shard.communicate(timeout=300)
-        assert shard.returncode == 0, said.decode()
+        _, stderr = shard.communicate(timeout=300)
+        assert shard.returncode == 0, stderr.decode()
     assert main([*command[3:], str(tmp_path / "one.zarr")]) == 0
     require_equal_stores(both, tmp_path / "one.zarr")
 
@@ -293,43 +293,43 @@ def test_twenty_kills_change_nothing(real_clips: dict[str, Path], tmp_path: Path
     """`kill -9` at chosen writes, while rows are planned and while they are filled; then the same command
     again: the store, geometry and crops included, equals one made in a single run, file by file."""
     data = write_videos(tmp_path / "data", face_frames(real_clips["carphone"], 40, 176, 144), 24)
-    words = ["--data", str(data), "--weights", "random", "--window", "2", "--crops", "jpeg", "--workers"]
+    argv = ["--data", str(data), "--weights", "random", "--window", "2", "--crops", "jpeg", "--workers"]
     killed, whole = tmp_path / "killed.zarr", tmp_path / "whole.zarr"
     draw, rows = random.Random(0), []
     with KillableCommands() as killable:
         for kill in range(20):
             write = draw.randrange(1, 40) if kill < 6 else draw.randrange(1, 12)
-            command = [*words, "0", "--out", str(killed)]
+            command = [*argv, "0", "--out", str(killed)]
             assert killable.run("extract.__main__", killed, (write, command)) == [-signal.SIGKILL]
             rows.append(len(rows_written(killed)))
     assert len(set(rows)) > 5, rows
-    assert main([*words, "2", "--out", str(killed)]) == 0
-    assert main([*words, "0", "--out", str(whole)]) == 0
+    assert main([*argv, "2", "--out", str(killed)]) == 0
+    assert main([*argv, "0", "--out", str(whole)]) == 0
     require_equal_stores(killed, whole)
 
 
-@pytest.mark.parametrize("whom", ["the parent", "the whole group"])
-def test_a_killed_command_with_two_workers_goes_on(
-    real_clips: dict[str, Path], tmp_path: Path, whom: str
+@pytest.mark.parametrize("target", ["the parent", "the whole group"])
+def test_killed_command_with_two_workers_can_be_continued(
+    real_clips: dict[str, Path], tmp_path: Path, target: str
 ) -> None:
     data = write_videos(tmp_path / "data", face_frames(real_clips["carphone"], 40, 176, 144), 16)
-    words = ["--data", str(data), "--weights", "random", "--window", "2", "--geometry", "off", "--workers"]
+    argv = ["--data", str(data), "--weights", "random", "--window", "2", "--geometry", "off", "--workers"]
     killed, whole = tmp_path / "killed.zarr", tmp_path / "whole.zarr"
-    command = [sys.executable, "-m", "extract", *words, "2", "--out", str(killed)]
+    command = [sys.executable, "-m", "extract", *argv, "2", "--out", str(killed)]
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
     while not rows_written(killed):
         assert process.poll() is None
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL) if whom == "the whole group" else process.kill()
+    os.killpg(process.pid, signal.SIGKILL) if target == "the whole group" else process.kill()
     process.wait()
-    assert is_gone(process.pid), "workers end with their parent"
-    assert main([*words, "1", "--out", str(killed)]) == 0
-    assert main([*words, "0", "--out", str(whole)]) == 0
+    assert is_gone(process.pid), "the workers did not end with their parent"
+    assert main([*argv, "1", "--out", str(killed)]) == 0
+    assert main([*argv, "0", "--out", str(whole)]) == 0
     require_equal_stores(killed, whole)
 
 
 def is_gone(group: int) -> bool:
-    """Whether a process group gets empty within a minute: who just loads a model looks up later."""
+    """Whether all processes of a group end within a minute; a process that loads a model reacts later."""
     for _ in range(3000):
         try:
             os.killpg(group, 0)
@@ -352,10 +352,10 @@ def test_interruption_keeps_finished_clips(long_manifest: Path, tmp_path: Path, 
         assert process.poll() is None
         time.sleep(0.02)
     os.killpg(process.pid, stop)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "finished clips are saved" in said
-    assert "Traceback" not in said
+    assert "finished clips are saved" in stderr
+    assert "Traceback" not in stderr
     assert is_gone(process.pid)
     done = len(rows_written(store))
     assert 3 <= done < 16
@@ -379,8 +379,8 @@ def is_worker(pid: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks for workers in /proc")
 @pytest.mark.parametrize("wait_s", [0.0, 0.3])
-def test_ctrl_c_while_workers_begin_is_one_line(long_manifest: Path, tmp_path: Path, wait_s: float) -> None:
-    """A worker that still imports knows nothing of Ctrl-C."""
+def test_ctrl_c_during_worker_start_is_one_line(long_manifest: Path, tmp_path: Path, wait_s: float) -> None:
+    """A worker that is still importing modules cannot handle Ctrl-C."""
     command = [
         sys.executable,
         "-m",
@@ -403,10 +403,10 @@ def test_ctrl_c_while_workers_begin_is_one_line(long_manifest: Path, tmp_path: P
         time.sleep(0.005)
     time.sleep(wait_s)
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "finished clips are saved" in said
-    assert "Traceback" not in said
+    assert "finished clips are saved" in stderr
+    assert "Traceback" not in stderr
     assert is_gone(process.pid)
 
 
@@ -420,15 +420,15 @@ def test_store_deleted_during_extraction_is_a_one_line_error(
             shutil.rmtree(store, ignore_errors=True)
 
     background(lambda: when_working(store, 3, lambda worker: delete()))
-    code, summary, said = run(long_manifest, store, capfd)
+    code, summary, stderr = run(long_manifest, store, capfd)
     assert code == 2
     assert summary == {}
-    assert f"error: the store cannot be written: {store}" in said
-    assert "Traceback" not in said
+    assert f"error: the store cannot be written: {store}" in stderr
+    assert "Traceback" not in stderr
     assert run(long_manifest, store, capfd)[0] == 0
 
 
-def test_a_video_removed_half_way_is_a_listed_failure(
+def test_video_removed_during_extraction_is_a_listed_failure(
     long_manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     store, video = tmp_path / "s.zarr", long_manifest / "engaged" / "b.mp4"
@@ -444,7 +444,7 @@ def test_a_video_removed_half_way_is_a_listed_failure(
     assert {"done": 8, "skipped": 8, "failed": 0}.items() <= summary.items()
 
 
-def test_a_video_replaced_half_way_is_extracted_by_the_next_run(
+def test_video_replaced_during_extraction_is_extracted_by_the_next_run(
     long_manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     store, video = tmp_path / "s.zarr", long_manifest / "engaged" / "b.mp4"
@@ -464,8 +464,8 @@ def test_full_and_read_only_disks_are_one_line_errors(long_manifest: Path, tmp_p
     """On a file system of 200 kB: one line; with more space the same command finishes."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    words = [sys.executable, "-m", "extract", "--data", long_manifest, "--out", disk / "s.zarr", *QUICK]
-    command = " ".join(f"'{word}'" for word in words)
+    argv = [sys.executable, "-m", "extract", "--data", long_manifest, "--out", disk / "s.zarr", *QUICK]
+    command = " ".join(f"'{word}'" for word in argv)
     script = f"""
         mount -t tmpfs -o size=200k none '{disk}' || exit 99
         {command} --crops jpeg; echo "full: $?"

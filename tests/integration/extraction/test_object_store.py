@@ -52,32 +52,33 @@ def bucket() -> Iterator[str]:
 
 
 def test_object_store_equals_a_folder(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows, table, fingerprint; pathlib's folded slashes are read; the packed copy lies in the cache."""
+    """Rows, table and fingerprint are equal; an address whose double slash pathlib has merged works; the
+    packed copy is in the cache."""
     monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
     address = f"{bucket}/한글 a.zarr"
     write_store(address, 5, crops=True)
-    ours = FeatureStore.open(Path(address))
-    theirs = write_store(tmp_path / "s.zarr", 5, crops=True)
-    assert ours.path == address
-    assert ours.fingerprint() == theirs.fingerprint()
-    assert ours.read_crops(3) == theirs.read_crops(3)
-    plain, valid = ours.read_stream("embeddings")
-    assert np.array_equal(plain, theirs.read_stream("embeddings")[0])
-    assert ours.pack()
-    assert not ours.pack()
-    mapped = ours.mapped_stream("embeddings")
+    actual = FeatureStore.open(Path(address))
+    expected = write_store(tmp_path / "s.zarr", 5, crops=True)
+    assert actual.path == address
+    assert actual.fingerprint() == expected.fingerprint()
+    assert actual.read_crops(3) == expected.read_crops(3)
+    plain, valid = actual.read_stream("embeddings")
+    assert np.array_equal(plain, expected.read_stream("embeddings")[0])
+    assert actual.pack()
+    assert not actual.pack()
+    mapped = actual.mapped_stream("embeddings")
     assert mapped is not None
     assert np.array_equal(mapped[0], plain)
     assert np.array_equal(mapped[1], valid)
-    assert verify_store(ours) == []
+    assert verify_store(actual) == []
 
 
 def test_object_store_grows_fails_and_deletes(bucket: str) -> None:
-    """Manifest corrections, failures, one person, all."""
+    """Corrections of the manifest, failures, deletion of one subject, deletion of the store."""
     address = f"{bucket}/grown.zarr"
     write_store(address, 4)
     store = plan(address, clips_of(6)[1:], WITH_GEOMETRY, numerics={"backend": "test"})
-    assert store.changes.vanished == ("영상/0.mp4#0",)
+    assert store.changes.not_in_manifest == ("영상/0.mp4#0",)
     assert store.missing("embeddings").tolist() == [4, 5]
     store.write_failure(4, "사유")
     assert store.table().failure[4] == "사유"
@@ -116,7 +117,7 @@ def test_packed_copy_on_object_storage_depends_on_the_address_not_its_spelling(
 
 
 def test_object_store_has_one_planner(bucket: str) -> None:
-    """Put-if-absent keeps the second one out."""
+    """The lock object is created only if it does not exist, so a second planner waits."""
     place = location_of(f"{bucket}/locked.zarr")
     with planner_lock(place), pytest.raises(ValueError, match="is locked by another process"):
         with planner_lock(place, wait_s=0.2):
@@ -126,7 +127,7 @@ def test_object_store_has_one_planner(bucket: str) -> None:
 
 
 def test_the_lock_on_object_storage_is_renewed(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits sees that its holder lives; when that is done, it is gone."""
+    """A waiting planner sees that the lock is renewed; the lock is deleted at the end."""
     monkeypatch.setattr("features.store.lock.RENEW_S", 0.02)
     place = location_of(f"{bucket}/renewed.zarr")
     with planner_lock(place):
@@ -160,19 +161,19 @@ def test_two_shards_at_once_on_object_storage(bucket: str) -> None:
 def test_extract_writes_into_object_storage(
     bucket: str, tmp_path: Path, real_clips: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The whole door, its worker process included; again, it finds everything there."""
+    """The whole command with its worker process; a second run finds all rows extracted."""
     from extract.__main__ import main as extract
 
     shutil.copy(real_clips["single"], tmp_path / "얼굴.mp4")
     (tmp_path / "labels.csv").write_text("path,label,subject\n얼굴.mp4,engaged,s\n", encoding="utf-8")
-    words = ["--data", str(tmp_path / "labels.csv"), "--out", f"{bucket}/extracted.zarr", "--json"]
-    words += ["--weights", "random", "--crops", "jpeg", "--workers", "0"]
-    answers = []
+    argv = ["--data", str(tmp_path / "labels.csv"), "--out", f"{bucket}/extracted.zarr", "--json"]
+    argv += ["--weights", "random", "--crops", "jpeg", "--workers", "0"]
+    summaries = []
     for _ in range(2):
         capsys.readouterr()
-        assert extract(words) == 0
-        answers.append(json.loads(capsys.readouterr().out))
-    assert [(answer["done"], answer["skipped"]) for answer in answers] == [(1, 0), (0, 1)]
+        assert extract(argv) == 0
+        summaries.append(json.loads(capsys.readouterr().out))
+    assert [(summary["done"], summary["skipped"]) for summary in summaries] == [(1, 0), (0, 1)]
     store = FeatureStore.open(f"{bucket}/extracted.zarr")
     assert store.read_stream("embeddings")[1].any()
     assert verify_store(store) == []
@@ -185,12 +186,12 @@ def test_head_is_trained_and_evaluated_on_object_storage(
 
     monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
     address, run = f"{bucket}/judged.zarr", str(tmp_path / "run")
-    rng, who = np.random.default_rng(0), np.repeat(np.arange(10), 6)
-    np.savez(tmp_path / "f.npz", x=rng.normal(size=(60, 4, 3)), y=np.arange(60) % 2, subject=who)
+    rng, subject = np.random.default_rng(0), np.repeat(np.arange(10), 6)
+    np.savez(tmp_path / "f.npz", x=rng.normal(size=(60, 4, 3)), y=np.arange(60) % 2, subject=subject)
     assert main(["import", str(tmp_path / "f.npz"), "--out", address, "--name", "toy"]) == 0
     assert seqmodel(["train", "--store", address, "--run", run, "--epochs", "1"]) == 0
-    for words in ([], ["--store", address]):
-        assert seqmodel(["evaluate", "--run", run, "--bootstrap-rounds", "20", *words]) == 0
+    for argv in ([], ["--store", address]):
+        assert seqmodel(["evaluate", "--run", run, "--bootstrap-rounds", "20", *argv]) == 0
 
 
 def test_object_storage_error_is_a_one_line_error(

@@ -47,7 +47,7 @@ QUICK = FinetuneConfig(
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small tensors and a busy machine: a second thread mostly waits."""
+    """With small tensors on a busy machine, a second thread mostly waits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -56,7 +56,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def stage_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store and a run, to be copied and not touched."""
+    """A folder with a store and a run. Tests copy it and do not change it."""
     folder = tmp_path_factory.mktemp("finetune")
     store = write_crop_store(folder / "crops.zarr")
     head = HeadConfig(hidden=8, projection=8, dropout=0.1)
@@ -85,7 +85,7 @@ def test_finetune_improves_validation_and_records_its_epochs(run: Path) -> None:
     assert not (run / "finetune").exists()
     reference = read_training_stats(run)
     assert reference is not None
-    assert reference.min_filled is not None, "live may speak before a whole window is filled"
+    assert reference.min_filled is not None, "live can predict before a window is full"
 
     encoder_id = card.recipe.encoder
     assert encoder_id.weights == f"finetuned:{run.name}"
@@ -143,36 +143,36 @@ def test_a_job_stopped_at_any_step_ends_at_the_same_weights(
         with pytest.raises(KeyboardInterrupt):
             finetune(args(run, finetune=every_step, activation_cache=activation_cache))
     summary, _ = finetune(args(run, finetune=every_step, activation_cache=activation_cache))
-    assert calls == 2 + 3 * 4, "each step was done once, and the two stopped ones again"
+    assert calls == 2 + 3 * 4, "each step runs once, and the two stopped steps run again"
 
-    theirs, ours = load_weights(uninterrupted), load_weights(run)
-    for part in theirs:
-        for name, tensor in theirs[part].items():
-            assert torch.equal(tensor, ours[part][name]), name
+    expected, actual = load_weights(uninterrupted), load_weights(run)
+    for part in expected:
+        for name, tensor in expected[part].items():
+            assert torch.equal(tensor, actual[part][name]), name
     assert summary["stage_2"] == load_card(uninterrupted).stages[-1]["val_score"]
 
 
-def test_cached_activations_train_what_crops_train(run: Path) -> None:
+def test_training_on_cached_activations_equals_training_on_crops(run: Path) -> None:
     """Without augmentation, cached float16 activations change the result by rounding only."""
     outcomes = []
     exact = dataclasses.replace(QUICK, precision="f32")
     for activation_cache in ("on", "off"):
-        asked = args(run, activation_cache=activation_cache, augment=False, finetune=exact)
-        job = start_job(open_setup(asked), asked, DistributedContext())
+        finetune_args = args(run, activation_cache=activation_cache, augment=False, finetune=exact)
+        job = start_job(open_setup(finetune_args), finetune_args, DistributedContext())
         start = job.best_logits
         while not job.finished:
             job.step()
-        outcomes.append((job.at.history, start))
+        outcomes.append((job.state.history, start))
     (cached, cached_logits), (from_crops, logits) = outcomes
-    # Logits move by 1e-4 of their spread, where training moves them by all of it.
+    # Logits change by 1e-4 of their spread; training changes them by the whole spread.
     assert np.abs(cached_logits - logits).max() < 1e-3
-    for ours, theirs in zip(cached[1:], from_crops[1:], strict=True):
-        assert abs(ours.train_loss - theirs.train_loss) < 0.003
-    assert abs(from_crops[1].train_loss - from_crops[-1].train_loss) > 0.01, "there was something to learn"
+    for actual, expected in zip(cached[1:], from_crops[1:], strict=True):
+        assert abs(actual.train_loss - expected.train_loss) < 0.003
+    assert abs(from_crops[1].train_loss - from_crops[-1].train_loss) > 0.01, "training improves the score"
 
 
 def test_feature_augmentation_of_stage_one_also_applies_in_finetuning(run: Path) -> None:
-    """Noise and hidden frames, also with cached activations; none of it in validation, none when asked."""
+    """Noise and masked frames, also with cached activations; not in validation, and not with --no-augment."""
     losses, starts = {}, {}
     for noise, frame_dropout, augment in (
         (0.1, 0.2, True),
@@ -180,24 +180,24 @@ def test_feature_augmentation_of_stage_one_also_applies_in_finetuning(run: Path)
         (0.0, 0.2, True),
         (0.1, 0.2, False),
     ):
-        asked = args(run, augment=augment)
-        setup = open_setup(asked)
+        finetune_args = args(run, augment=augment)
+        setup = open_setup(finetune_args)
         chosen = dataclasses.replace(setup.card.train, noise=noise, frame_dropout=frame_dropout)
         setup = dataclasses.replace(setup, loss=chosen)
-        job = start_job(setup, asked, DistributedContext())
+        job = start_job(setup, finetune_args, DistributedContext())
         starts[noise, frame_dropout, augment] = job.best_logits
         job.step()
-        losses[noise, frame_dropout, augment] = job.at.loss_sum
+        losses[noise, frame_dropout, augment] = job.state.loss_sum
     assert len(set(losses.values())) == 4
     first = starts.pop((0.1, 0.2, True))
     assert all(np.array_equal(first, other) for other in starts.values())
 
 
-def test_frozen_blocks_and_batch_statistics_do_not_change(run: Path) -> None:
-    asked = args(run, activation_cache="off")
-    setup = open_setup(asked)
+def test_frozen_blocks_and_batchnorm_statistics_do_not_change(run: Path) -> None:
+    finetune_args = args(run, activation_cache="off")
+    setup = open_setup(finetune_args)
     before = {k: v.clone() for k, v in setup.model.encoder.state_dict().items()}
-    job = start_job(setup, asked, DistributedContext())
+    job = start_job(setup, finetune_args, DistributedContext())
     while not job.finished:
         job.step()
     for name, tensor in setup.model.encoder.state_dict().items():
@@ -207,11 +207,11 @@ def test_frozen_blocks_and_batch_statistics_do_not_change(run: Path) -> None:
 
 
 def test_head_only_epochs_train_the_head_only(run: Path) -> None:
-    asked = args(run)
-    setup = open_setup(asked)
+    finetune_args = args(run)
+    setup = open_setup(finetune_args)
     before = {k: v.clone() for k, v in setup.model.state_dict().items()}
-    job = start_job(setup, asked, DistributedContext())
-    while job.warm:
+    job = start_job(setup, finetune_args, DistributedContext())
+    while job.trains_head_only:
         job.step()
     moved = [
         name for name, tensor in setup.model.state_dict().items() if not torch.equal(tensor, before[name])
@@ -221,8 +221,8 @@ def test_head_only_epochs_train_the_head_only(run: Path) -> None:
 
 
 def test_nonfinite_loss_stops_before_the_weights_change(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = args(run)
-    job = start_job(open_setup(asked), asked, DistributedContext())
+    finetune_args = args(run)
+    job = start_job(open_setup(finetune_args), finetune_args, DistributedContext())
     job.step()
     before = {k: v.clone() for k, v in job.model.state_dict().items()}
     monkeypatch.setattr(job, "loss", lambda logits, labels: logits.sum(1) * torch.nan)
@@ -266,7 +266,7 @@ def test_re_extracted_store_trains_new_heads(run: Path, tmp_path: Path) -> None:
     rows = np.arange(32)
     whole, _ = predict_rows(run, card, old, card.labelling, rows)
     cached, _ = predict_rows(run, card, new, card.labelling, rows)
-    # The one path runs torch, the other OpenVINO: float16 embeddings apart by a step here and there.
+    # One path uses torch, the other OpenVINO: some float16 embeddings differ by one step.
     assert np.abs(whole - cached).max() < 5e-3
 
     head = HeadConfig(hidden=8, projection=8)
@@ -295,12 +295,12 @@ def test_live_uses_the_finetuned_encoder(run: Path) -> None:
     untuned = encoder()[0].embed(pictures)
     assert np.abs(engine.embed(pictures).astype(float) - tuned.embed(pictures)).max() < 2e-3
     assert np.abs(engine.embed(pictures).astype(float) - untuned).max() > 1e-2
-    # The run's own weights serve extraction too, under the same identity.
+    # The run's own weights can be used for extraction, with the same identity.
     built = build_encoder("mobilenet_v3_large", str(run / "weights.safetensors"))[1]
     assert built == engine.encoder_id
 
 
-def test_a_clip_without_any_face_gives_zero_gradients_not_none(run: Path) -> None:
+def test_clip_without_a_face_has_zero_gradients(run: Path) -> None:
     model = open_setup(args(run)).model.train()
     crops = torch.zeros(1, 6, 32, 32, 3, dtype=torch.uint8)
     logits = model({"crops": crops}, {"crops": torch.zeros(1, 6, dtype=torch.bool)})
@@ -314,23 +314,23 @@ def test_a_clip_without_any_face_gives_zero_gradients_not_none(run: Path) -> Non
 
 
 class Killed(BaseException):
-    """In place of a signal that cannot be caught."""
+    """Raised instead of SIGKILL, which cannot be caught."""
 
 
 def steps_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one entry with each step that any job makes from now on."""
+    """A list that gets one entry for each later step of any job."""
     made: list[int] = []
     step = EndToEnd.step
 
     def counted(self: EndToEnd) -> object:
-        made.append(self.at.step)
+        made.append(self.state.step)
         return step(self)
 
     monkeypatch.setattr(EndToEnd, "step", counted)
     return made
 
 
-def words(run: Path, *more: str) -> list[str]:
+def argv(run: Path, *more: str) -> list[str]:
     """Arguments of the finetune command for a short job."""
     quick = ["--epochs", "2", "--head-only-epochs", "0", "--effective-batch", "4", "--unfreeze-from", "15"]
     return ["finetune", "--run", str(run), *quick, *more]
@@ -344,20 +344,20 @@ STAYS = ["--head-lr", "0", "--encoder-lr", "0"]
 def test_finished_finetuning_is_not_repeated(
     run: Path, how: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(words(run, *how, "--json")) == 0
+    assert main(argv(run, *how, "--json")) == 0
     first = json.loads(capsys.readouterr().out)
-    given = ["python", "-m", "seqmodel", *words(run, *how, "--json")]
+    given = ["python", "-m", "seqmodel", *argv(run, *how, "--json")]
     assert [shlex.split(setup["command"]) for setup in load_card(run).stages] == [[], given]
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     made = steps_of(monkeypatch)
     for _ in range(2):
-        assert main(words(run, *how, "--json")) == 0
+        assert main(argv(run, *how, "--json")) == 0
         again = json.loads(capsys.readouterr().out)
         assert again | {"seconds": 0} == first | {"seconds": 0}
     assert not made
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
-    # Asked for otherwise it goes on from what the run holds, and says what that was.
-    assert main(words(run, *STAYS, "--seed", "7", "--json")) == 0
+    # With other settings it continues from the run's weights, and a message says so.
+    assert main(argv(run, *STAYS, "--seed", "7", "--json")) == 0
     assert json.loads(capsys.readouterr().out)["kept"] == first["kept"]
     assert made
     assert load_card(run).stages[-1]["started_from"] == first["kept"]
@@ -366,23 +366,25 @@ def test_finished_finetuning_is_not_repeated(
 def test_checkpoint_of_another_head_is_not_resumed(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = args(run, finetune=dataclasses.replace(QUICK, save_every_s=0.0))
+    finetune_args = args(run, finetune=dataclasses.replace(QUICK, save_every_s=0.0))
     step = EndToEnd.step
 
     def killed_later(self: EndToEnd) -> object:
-        if self.at.step == 2:
+        if self.state.step == 2:
             raise Killed
         return step(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(EndToEnd, "step", killed_later)
         with pytest.raises(Killed):
-            finetune(asked)
-    assert start_job(open_setup(asked), asked, DistributedContext()).at.step == 2, "as it was left"
+            finetune(finetune_args)
+    assert start_job(open_setup(finetune_args), finetune_args, DistributedContext()).state.step == 2, (
+        "the job resumes at the step where it stopped"
+    )
     weights = load_weights(run)
     other = {name: tensor + 0.01 for name, tensor in weights["head"].items()}
     save_weights(run, other, weights["encoder"])
-    assert start_job(open_setup(asked), asked, DistributedContext()).at.step == 0
+    assert start_job(open_setup(finetune_args), finetune_args, DistributedContext()).state.step == 0
     assert "starting from the beginning" in capsys.readouterr().err
     card = load_card(run)
     train(TrainArgs(Path(card.store), run, head=card.head, train=TrainConfig(epochs=1, lr=2e-5)))
@@ -393,18 +395,18 @@ def test_job_killed_between_weights_and_card_resumes(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Path(shutil.copytree(run, tmp_path / "whole" / run.name))
-    assert main(words(whole, *LEARNS)) == 0
+    assert main(argv(whole, *LEARNS)) == 0
     with monkeypatch.context() as patch:
         patch.setattr("seqmodel.commands.finetune.save_card", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
-            main(words(run, *LEARNS))
+            main(argv(run, *LEARNS))
     made = steps_of(monkeypatch)
-    assert main(words(run, *LEARNS)) == 0
+    assert main(argv(run, *LEARNS)) == 0
     assert not made
-    ours, theirs = load_card(run), load_card(whole)
-    assert ours.recipe == theirs.recipe
-    assert ours.stages[-1]["val_score"] == theirs.stages[-1]["val_score"]
-    assert ours.stages[-1]["started_from"] == "stage 1"
+    actual, expected = load_card(run), load_card(whole)
+    assert actual.recipe == expected.recipe
+    assert actual.stages[-1]["val_score"] == expected.stages[-1]["val_score"]
+    assert actual.stages[-1]["started_from"] == "stage 1"
     for part, tensors in load_weights(run).items():
         assert all(torch.equal(tensor, load_weights(whole)[part][name]) for name, tensor in tensors.items())
 
@@ -421,7 +423,7 @@ def test_finetune_deletes_old_results_but_keeps_the_log_of_test_evaluations(run:
             (run / name).write_text("old", encoding="utf-8")
 
     litter()
-    assert main(words(run, *LEARNS)) == 0
+    assert main(argv(run, *LEARNS)) == 0
     assert not [name for name in stale if (run / name).exists()]
     assert (run / "plots/study_history.png").exists()
     litter()
@@ -431,7 +433,7 @@ def test_finetune_deletes_old_results_but_keeps_the_log_of_test_evaluations(run:
     assert [entry["stage"] for entry in read_log(run)] == ["head"]
 
 
-# Tuned features
+# Features of a fine-tuned encoder
 
 
 @pytest.mark.parametrize("how", [LEARNS, STAYS], ids=["stage 2", "stage 1"])
@@ -439,7 +441,7 @@ def test_readme_loop_resumes_after_a_kill(
     run: Path, tmp_path: Path, how: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """tune, finetune, --re-extract, tune; killed in the middle of the re-extraction, too."""
-    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))  # with no weights from elsewhere
+    monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))  # with no weights from other files
     from seqmodel.finetuning import reextract as module
     from tune.__main__ import main as tune
 
@@ -451,7 +453,7 @@ def test_readme_loop_resumes_after_a_kill(
             raise Killed
         copy(*parts)
 
-    command = words(run, *how, "--re-extract", str(new))
+    command = argv(run, *how, "--re-extract", str(new))
     with monkeypatch.context() as patch:
         patch.setattr(module, "_copy_row", killed_later)
         with pytest.raises(Killed):
@@ -459,7 +461,7 @@ def test_readme_loop_resumes_after_a_kill(
     assert int(FeatureStore.open(new).present("embeddings").sum()) == 9
     made = steps_of(monkeypatch)
     assert main(command) == 0
-    assert not made, "what was trained is not trained again"
+    assert not made, "finished training is not repeated"
     assert not (run / "finetune").exists()
     assert read_training_stats(run) is not None
     store = FeatureStore.open(new)
@@ -469,22 +471,24 @@ def test_readme_loop_resumes_after_a_kill(
     options = ["--trials", "1", "--workers", "1", "--reseed", "1", "--epochs", "1"]
     assert tune(["--store", str(new), "--out", str(second), "--splits-from", str(run), *options]) == 0
     assert load_card(second).recipe.encoder == load_card(run).recipe.encoder
-    ours, theirs = load_weights(second)["encoder"], load_weights(run)["encoder"]
-    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items()), "it goes live by itself"
+    actual, expected = load_weights(second)["encoder"], load_weights(run)["encoder"]
+    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items()), (
+        "the run works in live without its store"
+    )
 
 
 def test_re_extract_names_clips_without_crops_and_adds_them_later(tmp_path: Path, run: Path) -> None:
     """Rows 6 and 22 belong to a test subject, which fine-tuning never reads."""
     store = write_crop_store(tmp_path / "some.zarr", cropless=(6, 22))
     assert set(store.table().split[[6, 22]]) == {"test"}
-    asked = args(run, store=Path(store.path), re_extract=tmp_path / "new.zarr")
-    summary, code = finetune(asked)
+    finetune_args = args(run, store=Path(store.path), re_extract=tmp_path / "new.zarr")
+    summary, code = finetune(finetune_args)
     assert code == 1
     assert summary["re_extract"]["without_crops"] == ["6.mp4#0", "22.mp4#0"]
     whole = FeatureStore.open(load_card(run).store)
     for row in (6, 22):
         store.write_row(row, crops=whole.read_crops(row))
-    summary, code = finetune(asked)
+    summary, code = finetune(finetune_args)
     assert code == 0
     assert summary["re_extract"]["done"] == 32
 
@@ -506,7 +510,7 @@ def test_existing_re_extract_path_is_rejected_before_training(
     ("encoder_name", "weights", "geometry"),
     [("mobilenet_v3_large", "random", "on"), ("efficientnet_lite0", "imagenet", "off")],
 )
-def test_crops_command_gives_the_same_recipe(
+def test_printed_crops_command_has_the_same_recipe(
     tmp_path: Path, encoder_name: Any, weights: str, geometry: Any
 ) -> None:
     made = ExtractConfig(
@@ -517,9 +521,9 @@ def test_crops_command_gives_the_same_recipe(
     store = plan(tmp_path / "내 저장소.zarr", [clip], recipe, numerics={})
     printed = shlex.split(crops_command(store))
     assert printed[:3] == ["python", "-m", "extract"]
-    asked = parse(ExtractConfig, printed[3:], prog="extract", description="")
-    assert (asked.out, asked.crops) == (str(store.path), "jpeg")
-    assert make_extractor_config(asked)[0].recipe == recipe
+    finetune_args = parse(ExtractConfig, printed[3:], prog="extract", description="")
+    assert (finetune_args.out, finetune_args.crops) == (str(store.path), "jpeg")
+    assert make_extractor_config(finetune_args)[0].recipe == recipe
 
 
 def test_preset_seed_rejects_other_options(run: Path) -> None:
@@ -530,8 +534,8 @@ def test_preset_seed_rejects_other_options(run: Path) -> None:
         card.train, loss="focal", label_smoothing=0.1, class_weighting=True, noise=0.3, frame_dropout=0.2
     )
     save_card(run, dataclasses.replace(card, train=searched))
-    asked = args(run, preset="seed", finetune=FinetuneConfig(save_every_s=1.0))
-    job = start_job(open_setup(asked), asked, DistributedContext())
+    finetune_args = args(run, preset="seed", finetune=FinetuneConfig(save_every_s=1.0))
+    job = start_job(open_setup(finetune_args), finetune_args, DistributedContext())
     assert (job.config.effective_batch, job.config.save_every_s) == (256, 1.0)
     logits, labels = torch.tensor([[0.3], [-2.0]]), torch.tensor([1, 1])
     plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.ones(2, 1), reduction="none")
@@ -558,9 +562,9 @@ def test_without_any_epoch_the_summary_is_json(run: Path, capsys: pytest.Capture
 def test_activation_cache_checks_disk_space_for_train_and_val_together(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = args(run)
-    setup = open_setup(asked)
-    start_job(setup, asked, DistributedContext())
+    finetune_args = args(run)
+    setup = open_setup(finetune_args)
+    start_job(setup, finetune_args, DistributedContext())
     assert "--activation-cache off, augments them" in capsys.readouterr().err
     sizes = [
         (setup.folder / f"cut_{subset}" / "activations.f16").stat().st_size for subset in ("train", "val")
@@ -570,55 +574,55 @@ def test_activation_cache_checks_disk_space_for_train_and_val_together(
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=num_bytes))
 
     has_free(0)
-    start_job(open_setup(asked), asked, DistributedContext())  # all there already
+    start_job(open_setup(finetune_args), finetune_args, DistributedContext())  # everything is cached already
     shutil.rmtree(setup.folder)
     has_free(1.2 * max(sizes))
     with pytest.raises(ValueError, match="the activation cache needs"):
-        start_job(open_setup(asked), asked, DistributedContext())
+        start_job(open_setup(finetune_args), finetune_args, DistributedContext())
     has_free(1.2 * sum(sizes))
-    start_job(open_setup(asked), asked, DistributedContext())
+    start_job(open_setup(finetune_args), finetune_args, DistributedContext())
 
 
 def test_activation_cache_of_a_changed_store_is_replaced(run: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(load_card(run).store, tmp_path / "moving.zarr"))
-    asked = args(run, store=store)
-    start_job(open_setup(asked), asked, DistributedContext())
-    cached = run / "finetune" / "cut_train"
+    finetune_args = args(run, store=store)
+    start_job(open_setup(finetune_args), finetune_args, DistributedContext())
+    cached = run / "finetune" / "activations_train"
     marks = (cached / "done.u8").stat().st_mtime_ns
-    start_job(open_setup(asked), asked, DistributedContext())
+    start_job(open_setup(finetune_args), finetune_args, DistributedContext())
     assert (cached / "done.u8").stat().st_mtime_ns == marks
     shutil.rmtree(store)
     write_crop_store(store, cropless=(6,))
-    start_job(open_setup(asked), asked, DistributedContext())
+    start_job(open_setup(finetune_args), finetune_args, DistributedContext())
     assert (cached / "done.u8").stat().st_mtime_ns != marks
 
 
 def test_cached_versions_are_activations_of_augmented_crops(run: Path) -> None:
-    asked = args(run, finetune=dataclasses.replace(QUICK, augmented_copies=3))
-    setup = open_setup(asked)
-    learned, held = activation_datasets(setup, asked, DistributedContext())
+    finetune_args = args(run, finetune=dataclasses.replace(QUICK, augmented_copies=3))
+    setup = open_setup(finetune_args)
+    learned, held = activation_datasets(setup, finetune_args, DistributedContext())
     assert (learned.num_versions, held.num_versions) == (3, 1)
     prefix = prefix_runner(setup.model.encoder, setup.first_block, 32, "cpu")
     x, valid, _ = setup.train.batch(np.array([1]))
     crops = x["crops"][0][valid["crops"][0]]
     for version in range(3):
         found = learned.batch(np.array([1]), version)[0]["activations"][0][valid["crops"][0]]
-        rng = np.random.default_rng([asked.seed, 1, version])
+        rng = np.random.default_rng([finetune_args.seed, 1, version])
         seen = augment_clip(torch.from_numpy(crops), augmentation_of(setup), rng).contiguous().numpy()
         assert np.array_equal(found, prefix(seen if version else crops))
 
 
-def test_another_seed_caches_other_versions(run: Path) -> None:
+def test_another_seed_gives_other_augmented_copies(run: Path) -> None:
     def cached(seed: int) -> list[np.ndarray]:
-        """Of training clips as they are and augmented, and of validation clips."""
-        asked = args(run, finetune=dataclasses.replace(QUICK, augmented_copies=2), seed=seed)
-        train, val = activation_datasets(open_setup(asked), asked, DistributedContext())
+        """Cached activations of original and augmented training clips, and of validation clips."""
+        finetune_args = args(run, finetune=dataclasses.replace(QUICK, augmented_copies=2), seed=seed)
+        train, val = activation_datasets(open_setup(finetune_args), finetune_args, DistributedContext())
         both = [train.batch(np.arange(len(train)), version) for version in range(2)]
         return [x["activations"] for x, _, _ in [*both, val.batch(np.arange(len(val)))]]
 
-    first, held = cached(0), run / "finetune" / "cut_val" / "activations.f16"
+    first, held = cached(0), run / "finetune" / "activations_val" / "activations.f16"
     written = held.stat().st_mtime_ns
     other = cached(1)
     assert [np.array_equal(a, b) for a, b in zip(first, other, strict=True)] == [True, False, True]
-    assert held.stat().st_mtime_ns == written, "crops as they are know no seed"
+    assert held.stat().st_mtime_ns == written, "original crops do not depend on the seed"
     assert all(np.array_equal(a, b) for a, b in zip(first, cached(0), strict=True))

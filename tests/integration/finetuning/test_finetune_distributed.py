@@ -26,7 +26,7 @@ pytestmark = [
 OPTIONS = ["--unfreeze-from", "15", "--effective-batch", "5", "--head-lr", "3e-3", "--encoder-lr", "3e-4"]
 ALONE = [sys.executable, "-m", "seqmodel", "finetune"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-TWO += ["-m", "--", "seqmodel", "finetune"]  # without the dashes torchrun takes --run for its own
+TWO += ["-m", "--", "seqmodel", "finetune"]  # without the dashes, torchrun parses --run as its own option
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +43,12 @@ def environment() -> dict[str, str]:
 
 
 def call(command: list[str], run: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    words = [*command, "--run", str(run), *OPTIONS, *options]
-    return subprocess.run(words, capture_output=True, text=True, encoding="utf-8", env=environment())
+    argv = [*command, "--run", str(run), *OPTIONS, *options]
+    return subprocess.run(argv, capture_output=True, text=True, encoding="utf-8", env=environment())
 
 
 def finetune_here(run: Path, *options: str) -> None:
-    """The same command in this process, which spares it the imports."""
+    """The same command in this process, which saves the imports."""
     assert main(["finetune", "--run", str(run), *OPTIONS, *options]) == 0
 
 
@@ -60,7 +60,7 @@ def test_two_processes_give_the_same_weights_as_one(stage_1: Path, tmp_path: Pat
     done = call(TWO, runs[1], *short, str(tmp_path / "two.zarr"))
     assert done.returncode == 0, done.stderr
     two = FeatureStore.open(tmp_path / "two.zarr")
-    assert two.present("embeddings").all(), "by one process, while the other has left"
+    assert two.present("embeddings").all(), "one process finishes after the other has left"
     one, two = (load_weights(run) for run in runs)
     before = load_weights(stage_1)
     moved = apart = 0.0
@@ -70,7 +70,7 @@ def test_two_processes_give_the_same_weights_as_one(stage_1: Path, tmp_path: Pat
                 moved = max(moved, float((tensor - before[part][name]).abs().max()))
                 apart = max(apart, float((tensor - two[part][name]).abs().max()))
     assert moved > 1e-3
-    # Sums in another order, 1e-7, which Adam turns into steps where a gradient is that small.
+    # Sums in another order differ by 1e-7; Adam makes whole steps of gradients that small.
     assert apart < 0.02 * moved
 
 
@@ -79,8 +79,8 @@ def test_killed_process_ends_the_job_and_the_same_command_resumes(
 ) -> None:
     run = Path(shutil.copytree(stage_1, tmp_path / "run"))
     options = ["--epochs", "4", "--patience", "9", "--save-every-s", "0"]
-    words = [*TWO, "--run", str(run), *OPTIONS, *options]
-    job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
+    argv = [*TWO, "--run", str(run), *OPTIONS, *options]
+    job = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
     checkpoint = run / "finetune" / "checkpoint.safetensors"
     deadline = time.monotonic() + 240
     while not checkpoint.exists():
@@ -88,14 +88,14 @@ def test_killed_process_ends_the_job_and_the_same_command_resumes(
         assert time.monotonic() < deadline
         time.sleep(0.1)
     os.kill(worker(job.pid, rank=1), signal.SIGKILL)
-    said = job.communicate(timeout=120)[1]
+    stderr = job.communicate(timeout=120)[1]
     assert job.returncode != 0
-    assert "same command" in said, said
+    assert "same command" in stderr, stderr
     kept = load_checkpoint(checkpoint)
     assert kept is not None
     assert kept[1]["position"]["epoch"] * 4 + kept[1]["position"]["step"] >= 1
 
-    finetune_here(run, *options)  # with another number of processes, too
+    finetune_here(run, *options)  # also with another number of processes
     assert "resuming at epoch" in capsys.readouterr().err
 
 
@@ -118,8 +118,8 @@ def test_job_stopped_by_a_signal_resumes_to_the_same_weights(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = Path(shutil.copytree(stage_1, tmp_path / "run"))
-    words = [*ALONE, "--run", str(run), *OPTIONS, *LONG]
-    job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
+    argv = [*ALONE, "--run", str(run), *OPTIONS, *LONG]
+    job = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
     checkpoint = run / "finetune" / "checkpoint.safetensors"
     deadline = time.monotonic() + 240
     while not checkpoint.exists():
@@ -128,40 +128,40 @@ def test_job_stopped_by_a_signal_resumes_to_the_same_weights(
         time.sleep(0.02)
     first = load_checkpoint(checkpoint)
     job.send_signal(number)
-    said = job.communicate(timeout=120)[1]
+    stderr = job.communicate(timeout=120)[1]
     kept = load_checkpoint(checkpoint)
     assert first is not None
-    assert kept is not None, "the job was over before it was told to stop"
+    assert kept is not None, "the job ended before the stop signal"
     if number == signal.SIGKILL:
         assert job.returncode == -signal.SIGKILL
     else:
         assert job.returncode == 130
-        assert "the last checkpoint is saved" in said
-        assert "Traceback" not in said
+        assert "the last checkpoint is saved" in stderr
+        assert "Traceback" not in stderr
         position = kept[1]["position"]
-        assert (position["epoch"], position["step"]) > (1, 0), "a step later than the epoch's own checkpoint"
+        assert (position["epoch"], position["step"]) > (1, 0), "one step after the checkpoint of the epoch"
 
     finetune_here(run, *LONG)
     assert "resuming at epoch" in capsys.readouterr().err
-    ours, theirs = load_weights(run), load_weights(uninterrupted)
-    for part, tensors in theirs.items():
-        assert all(torch.equal(tensor, ours[part][name]) for name, tensor in tensors.items())
+    actual, expected = load_weights(run), load_weights(uninterrupted)
+    for part, tensors in expected.items():
+        assert all(torch.equal(tensor, actual[part][name]) for name, tensor in tensors.items())
 
 
 def test_all_processes_stop_at_the_same_step(stage_1: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(stage_1, tmp_path / "run"))
-    words = [*TWO, "--run", str(run), *OPTIONS, *LONG, "--epochs", "40", "--patience", "40"]
-    job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
+    argv = [*TWO, "--run", str(run), *OPTIONS, *LONG, "--epochs", "40", "--patience", "40"]
+    job = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment())
     checkpoint = run / "finetune" / "checkpoint.safetensors"
     deadline = time.monotonic() + 240
     while not checkpoint.exists():
         assert job.poll() is None, job.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    os.kill(worker(job.pid, rank=1), signal.SIGTERM)  # to one of them alone
-    said = job.communicate(timeout=120)[1]
+    os.kill(worker(job.pid, rank=1), signal.SIGTERM)  # to one process only
+    stderr = job.communicate(timeout=120)[1]
     assert job.returncode != 0
-    assert "processes of this job ended" not in said, said
+    assert "processes of this job ended" not in stderr, stderr
     kept = load_checkpoint(checkpoint)
     assert kept is not None
     assert (kept[1]["position"]["epoch"], kept[1]["position"]["step"]) > (1, 0)

@@ -35,7 +35,7 @@ def stage_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("activation_cache", ["on", "off"])
-def test_cuda_learns_what_the_cpu_learns(stage_1: Path, activation_cache: str) -> None:
+def test_training_on_cuda_equals_training_on_the_cpu(stage_1: Path, activation_cache: str) -> None:
     losses = {}
     for device in ("cpu", "cuda"):
         args = FinetuneArgs(stage_1, finetune=QUICK, unfreeze_from=15, augment=False, device=device)
@@ -43,7 +43,7 @@ def test_cuda_learns_what_the_cpu_learns(stage_1: Path, activation_cache: str) -
         job = start_job(open_setup(args), args, DistributedContext(device=device))
         while not job.finished:
             job.step()
-        losses[device] = [result.train_loss for result in job.at.history[1:]]
+        losses[device] = [result.train_loss for result in job.state.history[1:]]
         shutil.rmtree(stage_1 / "finetune", ignore_errors=True)
     # bf16 keeps 8 bits: a loss near 0.7 is known to about 0.005.
     assert np.abs(np.subtract(losses["cuda"], losses["cpu"])).max() < 0.02
@@ -70,13 +70,13 @@ def test_half_precision_with_a_scaler_stays_finite(stage_1: Path, monkeypatch: p
     assert job.scaler.is_enabled()
     while not job.finished:
         job.step()
-    assert all(np.isfinite(result.train_loss) for result in job.at.history[1:])
+    assert all(np.isfinite(result.train_loss) for result in job.state.history[1:])
 
 
 def test_embeddings_on_cuda_are_those_of_the_cpu() -> None:
     on_cuda = open_engine("mobilenet_v3_large", "random", backend="torch", device="cuda")
     on_cpu = open_engine("mobilenet_v3_large", "random", backend="torch", device="cpu")
     pictures = clip_images(0)
-    ours, theirs = on_cuda.embed(pictures).astype(float), on_cpu.embed(pictures).astype(float)
+    actual, expected = on_cuda.embed(pictures).astype(float), on_cpu.embed(pictures).astype(float)
     # TF32 is off by default for products but on for convolutions: 10 bits of mantissa, layer after layer.
-    assert np.abs(ours - theirs).max() < 0.05 * theirs.std()
+    assert np.abs(actual - expected).max() < 0.05 * expected.std()

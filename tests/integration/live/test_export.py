@@ -21,7 +21,7 @@ from features.manifest import Clip
 from features.store.store import FeatureStore, plan
 from live.inference.model import open_model
 from live.inference.predictor import Prediction, Predictor
-from seqmodel.commands.export import check, export, gather
+from seqmodel.commands.export import check, export, make_verification_input
 from seqmodel.config import ExportArgs
 from seqmodel.encoders.backbone import build_encoder, encoder_of
 from seqmodel.export.bundle import FORMATS, bundle_folder, find_bundle
@@ -66,19 +66,19 @@ def run(
             crops=found.crops,
         )
     save_split(run, [clip.clip_id for clip in clips], [clip.subject for clip in clips], ["val"] * 4)
-    # An f32 store: live computes in float32 too, as the bundles do, whatever this processor could.
+    # A float32 store: live then uses float32 on every processor, as the bundles do.
     save_card(run, replace(card, store=str(path), numerics={"precision": "f32"}))
     return run
 
 
 @pytest.fixture(scope="module")
 def bundles(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A bundle of each format, made once, away from the run."""
+    """A bundle of each format, made once, outside the run."""
     folder = tmp_path_factory.mktemp("copied bundles")
     for form in FORMATS:
         summary, code = export(ExportArgs(run, format=form, out=folder / form))
         assert code == 0
-        assert "stored crops" in summary["checked_on"]
+        assert "stored crops" in summary["verified_on"]
         assert summary["max_difference"]["cosine"] > 0.9999
     return {form: folder / form for form in FORMATS}
 
@@ -97,11 +97,11 @@ def test_live_with_an_export_gives_the_runs_logits(
 ) -> None:
     """With a copied bundle, on a real video: to 1e-3, because embeddings may differ by single float16
     steps."""
-    ours = pushed(run, real_clips["carphone"])
-    theirs = pushed(bundles[form], real_clips["carphone"])
-    assert [p.t_s for p in ours] == [p.t_s for p in theirs]
-    np.testing.assert_allclose([p.logits for p in theirs], [p.logits for p in ours], atol=1e-3)
-    assert [(p.state, p.label) for p in theirs] == [(p.state, p.label) for p in ours]
+    actual = pushed(run, real_clips["carphone"])
+    expected = pushed(bundles[form], real_clips["carphone"])
+    assert [p.t_s for p in actual] == [p.t_s for p in expected]
+    np.testing.assert_allclose([p.logits for p in expected], [p.logits for p in actual], atol=1e-3)
+    assert [(p.state, p.label) for p in expected] == [(p.state, p.label) for p in actual]
 
 
 def test_bundle_has_no_subjects_and_no_training_paths(bundles: dict[str, Path]) -> None:
@@ -151,10 +151,10 @@ def test_live_with_a_bundle_needs_no_torch(
         "from live.__main__ import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    words = ["--run", str(bundles["openvino"]), "--video", str(real_clips["single"]), "--headless", "--json"]
-    words += ["--log", str(tmp_path / "a.csv")]
+    argv = ["--run", str(bundles["openvino"]), "--video", str(real_clips["single"]), "--headless", "--json"]
+    argv += ["--log", str(tmp_path / "a.csv")]
     done = subprocess.run(
-        [sys.executable, "-c", code, *words],
+        [sys.executable, "-c", code, *argv],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -177,25 +177,25 @@ def test_export_with_other_results_than_torch_is_refused(
     encoder = encoder_of(card.recipe.encoder, None)
     other = build_head(card.head, card.dims, card.num_outputs, seed=1)
     with pytest.raises(ValueError, match="differs from torch"):
-        check(wrong, encoder, other.eval(), card, gather(args, card), args)
+        check(wrong, encoder, other.eval(), card, make_verification_input(args, card), args)
 
 
-@pytest.mark.parametrize("what", ["the run", "its parent", "a folder of somebody's", "a file"])
+@pytest.mark.parametrize("what", ["the run", "its parent", "another user's folder", "a file"])
 def test_export_into_a_folder_with_other_files_is_refused(run: Path, tmp_path: Path, what: str) -> None:
     """The check is before the first write, and the folder is unchanged."""
     own = tmp_path / "runs" / "run"
     shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / "thesis.txt").write_text("all of it", encoding="utf-8")
-    places = {
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("all of it", encoding="utf-8")
+    targets = {
         "the run": own,
         "its parent": own.parent,
-        "a folder of somebody's": tmp_path / "theirs",
-        "a file": tmp_path / "theirs" / "thesis.txt",
+        "another user's folder": tmp_path / "other",
+        "a file": tmp_path / "other" / "thesis.txt",
     }
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match="--out"):
-        export(ExportArgs(own, out=places[what]))
+        export(ExportArgs(own, out=targets[what]))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -216,7 +216,7 @@ def test_export_replaces_an_older_one_and_leaves_no_other_files(
 def test_missing_store_of_the_user_is_an_error(run: Path, tmp_path: Path) -> None:
     """A store given by the user is used or refused; only the run's own store may be missing."""
     with pytest.raises(ValueError, match=r"none\.zarr"):
-        gather(ExportArgs(run, store=tmp_path / "none.zarr"), load_card(run))
+        make_verification_input(ExportArgs(run, store=tmp_path / "none.zarr"), load_card(run))
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -228,22 +228,22 @@ def test_run_of_geometry_needs_no_encoder(
     card = load_card(run)
     nowhere = replace(card.recipe.encoder, weights="gone.pth", weights_sha256="0" * 64)
     save_card(run, replace(card, recipe=replace(card.recipe, encoder=nowhere)))
-    ours = pushed(run, real_clips["carphone"], "torch")
+    actual = pushed(run, real_clips["carphone"], "torch")
     summary, _ = export(ExportArgs(run, format=form))
     assert not list(Path(summary["bundle"]).glob("encoder*"))
     assert open_model(run).engine is None
-    theirs = pushed(run, real_clips["carphone"])
-    np.testing.assert_allclose([p.logits for p in theirs], [p.logits for p in ours], atol=1e-4)
+    expected = pushed(run, real_clips["carphone"])
+    np.testing.assert_allclose([p.logits for p in expected], [p.logits for p in actual], atol=1e-4)
 
 
-def test_example_of_the_docs_gives_lives_probability(
+def test_docs_example_gives_the_same_probability_as_live(
     detector_path: Path, real_clips: dict[str, Path], tmp_path: Path
 ) -> None:
     """The program in docs/live.md, unchanged, on the crops that live used."""
     pytest.importorskip("onnxruntime")
     calibration = Calibration(temperature=0.4, bias=0.3, threshold=0.45)
     run = write_run(tmp_path / "run", detector_path, calibration=calibration)
-    # onnxruntime computes in float32; live does where the store was made so, else perhaps in bfloat16.
+    # onnxruntime computes in float32. Live does too if the store was made in float32.
     save_card(run, replace(load_card(run), numerics={"precision": "f32"}))
     export(ExportArgs(run, format="onnx"))
     model = open_model(run)
@@ -268,11 +268,11 @@ def test_example_of_the_docs_gives_lives_probability(
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    label, p, said = re.fullmatch(r"(\w+): ([\d.]+) -> (\w+)\n", done.stdout).groups()  # type: ignore[union-attr]
+    label, p, label_of_page = re.fullmatch(r"(\w+): ([\d.]+) -> (\w+)\n", done.stdout).groups()  # type: ignore[union-attr]
     last = pushed(run, real_clips["carphone"])[-1]
     assert label == "engaged"
     assert float(p) == pytest.approx(last.p_raw[1], abs=0.006)
-    assert said == last.names[last.p_raw[1] >= calibration.threshold]
+    assert label_of_page == last.names[last.p_raw[1] >= calibration.threshold]
 
 
 def test_onnx_file_runs_with_only_onnxruntime(run: Path, bundles: dict[str, Path]) -> None:

@@ -42,10 +42,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, detector_path: Path) -> Path:
     return write_run(tmp_path_factory.mktemp("live") / "내 run", detector_path)
 
 
-def live(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def live(*argv: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a process."""
     return subprocess.run(
-        [sys.executable, "-m", "live", *map(str, words)],
+        [sys.executable, "-m", "live", *map(str, argv)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -60,9 +60,9 @@ def test_video_gives_log_recordings_report_and_summary(
 ) -> None:
     """One row per sampled frame; recordings with every frame; only the summary on stdout."""
     log = tmp_path / "로그" / "live.csv"
-    words = ["--run", run, "--video", real_clips["single"], "--headless", "--log", log, "--json"]
-    words += ["--record", tmp_path / "view.mp4", "--record-raw", tmp_path / "raw.mp4"]
-    assert main([str(word) for word in words]) == 0
+    argv = ["--run", run, "--video", real_clips["single"], "--headless", "--log", log, "--json"]
+    argv += ["--record", tmp_path / "view.mp4", "--record-raw", tmp_path / "raw.mp4"]
+    assert main([str(word) for word in argv]) == 0
     summary = json.loads(capsys.readouterr().out)
     with log.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -173,8 +173,8 @@ def test_labelled_recording_is_a_data_set_for_extract(
         each.close()
     assert session.files == [own, own.with_suffix(".csv")]
     store = tmp_path / "own.zarr"
-    words = ["--data", own.with_suffix(".csv"), "--out", store, "--weights", "random", "--workers", "0"]
-    assert extract([str(word) for word in words]) == 0
+    argv = ["--data", own.with_suffix(".csv"), "--out", store, "--weights", "random", "--workers", "0"]
+    assert extract([str(word) for word in argv]) == 0
     opened = FeatureStore.open(store)
     table = opened.table()
     names = table.label_names["label"]
@@ -200,8 +200,8 @@ def test_seconds_option_ends_the_session(
     run: Path, real_clips: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The time is that of the video, not of the computer."""
-    words = ["--run", run, "--video", real_clips["pexels"], "--headless", "--seconds", "2", "--json"]
-    assert main([str(word) for word in words]) == 0
+    argv = ["--run", run, "--video", real_clips["pexels"], "--headless", "--seconds", "2", "--json"]
+    assert main([str(word) for word in argv]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["rows"] == 6
     assert summary["duration_s"] == pytest.approx(2.0, abs=0.05)
@@ -265,8 +265,8 @@ def test_unfinished_calibration_is_exit_1(
     run: Path, real_clips: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A video too short for both phases: an error and an entry in the summary; everything else is written."""
-    words = ["--run", run, "--video", real_clips["single"], "--headless", "--calibrate", "15", "--json"]
-    assert main([str(word) for word in words]) == 1
+    argv = ["--run", run, "--video", real_clips["single"], "--headless", "--calibrate", "15", "--json"]
+    assert main([str(word) for word in argv]) == 1
     output = capsys.readouterr()
     summary = json.loads(output.out)
     assert (summary["rows"], summary["calibration"]) == (8, "not finished, nothing was changed")
@@ -307,8 +307,8 @@ def test_session_that_ends_before_the_model_is_loaded_is_exit_1(
 
     monkeypatch.setattr("live.app.open_model", load_late)
     monkeypatch.setattr("live.app.open_source", camera)
-    words = ["--run", run, "--headless", "--json"]
-    assert main([*map(str, words), "--log", str(tmp_path / "a.csv")]) == (1 if is_whole else 2)
+    argv = ["--run", run, "--headless", "--json"]
+    assert main([*map(str, argv), "--log", str(tmp_path / "a.csv")]) == (1 if is_whole else 2)
     output = capsys.readouterr()
     assert not (tmp_path / "a.csv").exists()
     if is_whole:
@@ -329,7 +329,7 @@ def test_incomplete_recording_is_exit_1(
 ) -> None:
     """The session continues to its end; the recording is listed with the reason."""
     video = tmp_path / "view.mp4"
-    words = ["--run", run, "--video", real_clips["single"], "--headless", "--record", video, "--json"]
+    argv = ["--run", run, "--video", real_clips["single"], "--headless", "--record", video, "--json"]
     with contextlib.ExitStack() as stack:
         begin = Session.begin
 
@@ -338,7 +338,7 @@ def test_incomplete_recording_is_exit_1(
             return begin(self)
 
         monkeypatch.setattr(Session, "begin", begin_with_little_room)
-        assert main([str(word) for word in words]) == 1
+        assert main([str(word) for word in argv]) == 1
     output = capsys.readouterr()
     summary = json.loads(output.out)
     assert (summary["rows"], [each["file"] for each in summary["failed"]]) == (8, [str(video)])
@@ -363,9 +363,9 @@ def test_serve_without_its_packages_is_one_line(run: Path, real_clips: dict[str,
             "from live.__main__ import main\n"
             "sys.exit(main(sys.argv[1:]))\n"
         )
-        words = ["--run", run, "--video", real_clips["single"], "--serve"]
+        argv = ["--run", run, "--video", real_clips["single"], "--serve"]
         done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, words)],
+            [sys.executable, "-c", code, *map(str, argv)],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -383,8 +383,8 @@ def test_json_lines_are_utf8_for_any_locale(
 ) -> None:
     """Hangul class names are correct also in the C locale."""
     run = write_run(tmp_path / "run", detector_path, names=("졸음", "집중"))
-    words = ("--run", run, "--video", real_clips["single"], "--headless", "--log", "-")
-    done = live(*words, PYTHONIOENCODING="ascii", LC_ALL="C")
+    argv = ("--run", run, "--video", real_clips["single"], "--headless", "--log", "-")
+    done = live(*argv, PYTHONIOENCODING="ascii", LC_ALL="C")
     assert done.returncode == 0, done.stderr
     assert {"p_졸음", "p_집중"} <= json.loads(done.stdout.splitlines()[0]).keys()
 
@@ -400,8 +400,8 @@ def test_log_rotated_at_the_end_leaves_only_the_report_out(
         (tmp_path / "a.csv").rename(tmp_path / "a.1.csv")
 
     monkeypatch.setattr(Session, "close", close_and_rotate)
-    words = ["--run", run, "--video", real_clips["single"], "--headless", "--log", tmp_path / "a.csv"]
-    assert main([str(word) for word in words]) == 0
+    argv = ["--run", run, "--video", real_clips["single"], "--headless", "--log", tmp_path / "a.csv"]
+    assert main([str(word) for word in argv]) == 0
     assert len(read_log(tmp_path / "a.1.csv")[1]) == 8
 
 

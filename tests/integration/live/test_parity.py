@@ -100,10 +100,10 @@ def test_torch_batches_differ_by_at_most_one_float16_step(run: Path, real_clips:
     x, _ = predictor.window()
     predictor.close()
     assert row.embeddings is not None
-    ours, theirs = x["embeddings"], row.embeddings.astype(np.float32)
-    step = np.spacing(np.maximum(np.abs(ours), np.abs(theirs)).astype(np.float16)).astype(np.float32)
-    assert (np.abs(ours - theirs) <= np.maximum(step, ROUNDING)).all()
-    assert (ours != theirs).mean() < 0.02
+    actual, expected = x["embeddings"], row.embeddings.astype(np.float32)
+    step = np.spacing(np.maximum(np.abs(actual), np.abs(expected)).astype(np.float16)).astype(np.float32)
+    assert (np.abs(actual - expected) <= np.maximum(step, ROUNDING)).all()
+    assert (actual != expected).mean() < 0.02
 
 
 @pytest.mark.parametrize("clip", ["pexels", "carphone"])

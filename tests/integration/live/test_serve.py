@@ -57,10 +57,10 @@ def get(view: BrowserView, path: str, **headers: str) -> http.client.HTTPRespons
     port = urlsplit(view.address).port
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request("GET", path, headers=headers)
-    answer = connection.getresponse()
-    answer.body = answer.read()  # type: ignore[attr-defined]
+    response = connection.getresponse()
+    response.body = response.read()  # type: ignore[attr-defined]
     connection.close()
-    return answer
+    return response
 
 
 def test_wrong_token_gets_403(view: BrowserView) -> None:
@@ -115,7 +115,7 @@ def test_another_host_name_gets_403(view: BrowserView) -> None:
     """A foreign page whose host name points to this server is refused first."""
     token = urlsplit(view.address).query
     assert get(view, f"/?{token}", Host="evil.example").status == 403
-    assert get(view, f"/?{token}").status == 303  # and the token was not spent on it
+    assert get(view, f"/?{token}").status == 303  # and the token is still unused
 
 
 def test_another_origin_gets_no_web_socket(view: BrowserView) -> None:
@@ -138,8 +138,8 @@ def test_another_origin_gets_no_web_socket(view: BrowserView) -> None:
 
 def test_slow_page_gets_the_newest_picture(view: BrowserView) -> None:
     """The next picture is sent after the last is drawn, and is the newest; the end is sent at once."""
-    answer = get(view, f"/?{urlsplit(view.address).query}")
-    cookie = answer.headers["set-cookie"].split(";")[0]
+    response = get(view, f"/?{urlsplit(view.address).query}")
+    cookie = response.headers["set-cookie"].split(";")[0]
     own = view.address.split("/?")[0]
     with connect(
         own.replace("http", "ws") + "/ws", additional_headers={"Cookie": cookie}, origin=Origin(own)
@@ -234,9 +234,9 @@ def test_serve_command_serves_a_browser(
     )
     # Long enough for a browser that starts slowly.
     video = write_video(tmp_path / "long.mp4", looped(face_frames(real_clips["pexels"], 50), 1800), 10)
-    words = ["--run", str(run), "--video", str(video), "--serve", "--port", "0", "--json"]
+    argv = ["--run", str(run), "--video", str(video), "--serve", "--port", "0", "--json"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "live", *words],
+        [sys.executable, "-m", "live", *argv],
         cwd=Path(__file__).resolve().parents[3],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -261,7 +261,7 @@ def test_serve_command_serves_a_browser(
             until(page, f"+document.querySelector('#timeline').dataset.moments > {count}")
             page.click("text=signals")
             until(page, "document.querySelectorAll('#signals meter').length === 3")
-            # A browser far too slow for twenty pictures a second is not left with a queue of old ones.
+            # A browser that is too slow for twenty pictures/s does not get a queue of old pictures.
             page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 20})
             count = page.evaluate("+document.querySelector('#timeline').dataset.moments")
             until(page, f"+document.querySelector('#timeline').dataset.moments > {count} + 6")
@@ -312,8 +312,8 @@ def test_page_shows_a_moving_timeline_and_sends_keys(
             page = browser.new_page()
             wrong: list[str] = []
             page.on("pageerror", lambda error: wrong.append(str(error)))
-            asked: list[str] = []
-            page.on("request", lambda request: asked.append(request.url))
+            urls: list[str] = []
+            page.on("request", lambda request: urls.append(request.url))
             page.goto(view.address)
             until(page, "document.querySelector('#headline').textContent === 'engaged'")
             until(page, "+document.querySelector('#timeline').dataset.moments > 10")
@@ -330,9 +330,7 @@ def test_page_shows_a_moving_timeline_and_sends_keys(
             assert again.status == 403
             page.screenshot(path=tmp_path / "page.png")
             own = view.address.split("/?")[0]
-            assert all(url.startswith((own, "blob:" + own, own.replace("http", "ws"))) for url in asked), (
-                asked
-            )
+            assert all(url.startswith((own, "blob:" + own, own.replace("http", "ws"))) for url in urls), urls
             assert not wrong
             browser.close()
     finally:

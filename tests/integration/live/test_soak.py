@@ -80,7 +80,7 @@ def test_ten_minutes_lose_no_row_and_leak_no_memory(tmp_path: Path, detector_pat
             yield Frame(time_s[0], scene)
             deadline = time.monotonic() + 60
             while sources[0].last_s < time_s[0] and time.monotonic() < deadline:
-                time.sleep(0.0005)  # no faster than it is looked at
+                time.sleep(0.0005)  # not faster than the loop reads it
         if rng.random() < 0.5:
             raise OSError("the cable")
 
@@ -98,7 +98,7 @@ def test_ten_minutes_lose_no_row_and_leak_no_memory(tmp_path: Path, detector_pat
     source.close()
     control.close()
     session.close()
-    rows = [row for story in find_sessions(list(tmp_path.glob("live*.csv"))) for row in story.rows]
+    rows = [row for summary in find_sessions(list(tmp_path.glob("live*.csv"))) for row in summary.rows]
     counted = session.summary()
     print(counted["rows"], counted["states"], "tries", opened["tries"], "memory", view.memory_mb)
     assert len(rows) == counted["rows"] > 300

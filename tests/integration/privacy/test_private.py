@@ -45,12 +45,12 @@ def lookups(trace: str) -> list[str]:
     return [line for line in trace.splitlines() if TALK.search(line) and re.search(r"port=htons\(53\)", line)]
 
 
-def run_traced(tmp_path: Path, *words: object) -> subprocess.CompletedProcess[str]:
+def run_traced(tmp_path: Path, *argv: object) -> subprocess.CompletedProcess[str]:
     """Run Python under strace and assert that it connects only to this machine."""
     assert STRACE is not None
     trace = tmp_path / "trace.txt"
-    home = tmp_path / "home"
-    home.mkdir(exist_ok=True)
+    home_folder = tmp_path / "home"
+    home_folder.mkdir(exist_ok=True)
     from features.files import cache_dir
 
     done = subprocess.run(
@@ -64,27 +64,27 @@ def run_traced(tmp_path: Path, *words: object) -> subprocess.CompletedProcess[st
             "-o",
             trace,
             sys.executable,
-            *map(str, words),
+            *map(str, argv),
         ],
         cwd=ROOT,
         capture_output=True,
         text=True,
         encoding="utf-8",
         timeout=400,
-        # A fresh home: a request of a library at its first start is made now.
-        env={**os.environ, "HOME": str(home), "BRAINBUDDY_CACHE": str(cache_dir())},
+        # A new home folder, so that requests which a library makes at its first start are made now.
+        env={**os.environ, "HOME": str(home_folder), "BRAINBUDDY_CACHE": str(cache_dir())},
     )
     if "ptrace" in done.stderr and done.returncode:
         pytest.skip(f"strace may not trace here: {done.stderr.strip().splitlines()[-1]}")
-    said = trace.read_text(encoding="utf-8", errors="replace")
-    far, asked = far_addresses(said), lookups(said)
-    assert not far, f"{words} talked to {far}"
-    assert not asked, f"{words} looked up a name: {asked[:3]}"
+    trace_text = trace.read_text(encoding="utf-8", errors="replace")
+    far, names_looked_up = far_addresses(trace_text), lookups(trace_text)
+    assert not far, f"{argv} connected to {far}"
+    assert not names_looked_up, f"{argv} looked up a name: {names_looked_up[:3]}"
     return done
 
 
-def test_the_watch_itself_sees_a_connection(tmp_path: Path) -> None:
-    """A process that does open one is caught, or the other tests would prove nothing."""
+def test_connection_check_detects_a_connection(tmp_path: Path) -> None:
+    """A process that opens an outside connection is detected; else the other tests would prove nothing."""
     code = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('192.0.2.1', 9))"
     with pytest.raises(AssertionError, match=r"192\.0\.2\.1"):
         run_traced(tmp_path, "-c", code)
@@ -108,8 +108,8 @@ def test_live_makes_no_outside_connection(
     run = write_run(
         tmp_path / "run", detector_path, landmarker=landmarker_path, inputs=("embeddings", "geometry")
     )
-    words = ["-m", "live", "--run", run, "--video", real_clips["single"], "--headless"]
-    done = run_traced(tmp_path, *words, "--log", tmp_path / "a.csv", "--record", tmp_path / "a.mp4")
+    argv = ["-m", "live", "--run", run, "--video", real_clips["single"], "--headless"]
+    done = run_traced(tmp_path, *argv, "--log", tmp_path / "a.csv", "--record", tmp_path / "a.mp4")
     assert done.returncode == 0, done.stderr
 
 
@@ -131,9 +131,9 @@ def test_browser_view_connects_only_to_this_machine(
 def test_extract_and_tune_make_no_outside_connection(tmp_path: Path, tiny_demo: Path) -> None:
     """From videos to a run, also in worker processes."""
     store, run = tmp_path / "demo.zarr", tmp_path / "run"
-    words = ["-m", "extract", "--data", tiny_demo / "labels.csv", "--out", store, "--weights", "random"]
-    done = run_traced(tmp_path, *words, "--workers", "1", "--fps", "1")
+    argv = ["-m", "extract", "--data", tiny_demo / "labels.csv", "--out", store, "--weights", "random"]
+    done = run_traced(tmp_path, *argv, "--workers", "1", "--fps", "1")
     assert done.returncode == 0, done.stderr
-    words = ["-m", "tune", "--store", store, "--out", run, "--trials", "2", "--workers", "1"]
-    done = run_traced(tmp_path, *words, "--labels", "distracted,engaged")
+    argv = ["-m", "tune", "--store", store, "--out", run, "--trials", "2", "--workers", "1"]
+    done = run_traced(tmp_path, *argv, "--labels", "distracted,engaged")
     assert done.returncode == 0, done.stderr

@@ -40,9 +40,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The words of the command that a search of twelve trials ends with."""
+    """Arguments of the command that a search of twelve trials prints at its end."""
     folder = tmp_path_factory.mktemp("실행")
-    words = [
+    argv = [
         "--store",
         write_toy_store(folder),
         "--out",
@@ -52,8 +52,8 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "--workers",
         "1",
     ]
-    words += ["--reseed", "1", "--epochs", "4", "--pruning", "off", "--study", "heads of the demo"]
-    done = run_here("tune", *words, SLURM_CPUS_PER_TASK="1")
+    argv += ["--reseed", "1", "--epochs", "4", "--pruning", "off", "--study", "heads of the demo"]
+    done = run_here("tune", *argv, SLURM_CPUS_PER_TASK="1")
     assert done.returncode == 0, done.stderr
     found = re.search(r"to view the study: (optuna-dashboard .*)", done.stderr)
     assert found is not None, done.stderr
@@ -62,7 +62,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def address(printed: list[str]) -> Iterator[str]:
-    """Where the very command that was printed serves the study."""
+    """Address at which the printed command serves the study."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -53,10 +53,10 @@ def args_for(folder: Path, **changes: Any) -> TuneArgs:
     return TuneArgs(store, folder / "run", label=LabelArgs(labels="distracted,engaged"), workers=2, **changes)
 
 
-# Who can be looked for
+# Processes that can be checked
 
 
-def test_a_process_is_here_where_host_and_namespace_are_ours() -> None:
+def test_process_of_this_host_and_namespace_can_be_checked() -> None:
     assert in_same_namespace(this_process())
     assert not in_same_namespace(process_namespace() | {"host": "elsewhere"})
     assert not in_same_namespace(process_namespace() | {"namespace": "another"})
@@ -65,13 +65,13 @@ def test_a_process_is_here_where_host_and_namespace_are_ours() -> None:
 @pytest.mark.skipif(not has_containers(), reason="no user namespaces here (unshare --user --pid)")
 def test_running_process_of_another_container_counts_as_running(tmp_path: Path) -> None:
     """Neither as a worker nor as a planner."""
-    place, words = location_of(tmp_path), [*IN_A_CONTAINER, sys.executable, "-c", PLAN, str(tmp_path)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, encoding="utf-8") as planner:
+    place, argv = location_of(tmp_path), [*IN_A_CONTAINER, sys.executable, "-c", PLAN, str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, encoding="utf-8") as planner:
         try:
             assert planner.stdout is not None
             worker = json.loads(planner.stdout.readline())
             assert worker["host"] == process_namespace()["host"]
-            assert not is_alive(worker), "not under its number here"
+            assert not is_alive(worker), "its process id is not visible here"
             assert not in_same_namespace(worker)
             with pytest.raises(ValueError, match=f"process {worker['pid']} on"):
                 with planner_lock(place, wait_s=0.5):
@@ -80,23 +80,23 @@ def test_running_process_of_another_container_counts_as_running(tmp_path: Path) 
             planner.kill()
 
 
-# Who ends, and how
+# Processes that end
 
 
-def hold_pool(args: TuneArgs, told: Connection) -> None:
-    """Say who refits, and wait to be killed."""
+def hold_pool(args: TuneArgs, sender: Connection) -> None:
+    """Send the process that trains with new seeds, and wait to be killed."""
     with finalists.refitting(args) as pool:
-        told.send(pool.submit(this_process).result())
+        sender.send(pool.submit(this_process).result())
         time.sleep(600)
 
 
 def test_refit_processes_end_when_the_search_is_killed(tmp_path: Path) -> None:
-    heard, told = multiprocessing.Pipe(duplex=False)
-    search = multiprocessing.get_context("spawn").Process(target=hold_pool, args=(args_for(tmp_path), told))
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    search = multiprocessing.get_context("spawn").Process(target=hold_pool, args=(args_for(tmp_path), sender))
     search.start()
-    told.close()
-    worker = heard.recv()
-    heard.close()
+    sender.close()
+    worker = receiver.recv()
+    receiver.close()
     assert is_alive(worker)
     search.kill()
     search.join()
@@ -123,12 +123,12 @@ def test_killed_refit_process_gives_a_one_line_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of a process group")
-def test_a_signal_that_reaches_every_process_loses_no_trial(tmp_path: Path) -> None:
-    """As Ctrl-C in a terminal and SLURM's SIGTERM do, beside what the search then tells its workers: what was
-    worked on waits to be tried again, as if it had not begun."""
+def test_signal_to_every_process_loses_no_trial(tmp_path: Path) -> None:
+    """As with Ctrl-C in a terminal and SLURM's SIGTERM, which reach the workers too: running trials are
+    enqueued again."""
     store = write_toy_store(tmp_path, num_clips=600, num_steps=30)
-    words = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / "run")]
-    words += ["--study", "s", "--trials", "20", "--workers", "2", "--epochs", "40", "--pruning", "off"]
+    argv = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / "run")]
+    argv += ["--study", "s", "--trials", "20", "--workers", "2", "--epochs", "40", "--pruning", "off"]
     spec = StudySpec(str(tmp_path / "run" / "study.log"), "s", 20, 0, 40, pruning=False, folds=0)
 
     def trials(*states: TrialState) -> list[FrozenTrial]:
@@ -137,12 +137,12 @@ def test_a_signal_that_reaches_every_process_loses_no_trial(tmp_path: Path) -> N
     def working() -> list[FrozenTrial]:
         try:
             return [trial for trial in trials(TrialState.RUNNING) if trial.params]
-        except KeyError:  # not made yet
+        except KeyError:  # does not exist yet
             return []
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         search = subprocess.Popen(
-            words, stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True
+            argv, stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True
         )
         try:
             deadline = time.monotonic() + 120
@@ -151,11 +151,11 @@ def test_a_signal_that_reaches_every_process_loses_no_trial(tmp_path: Path) -> N
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             os.killpg(search.pid, number)
-            said = search.communicate(timeout=60)[1]
+            stderr = search.communicate(timeout=60)[1]
         finally:
             search.kill()
             search.communicate()
-        assert (search.returncode, "Traceback" in said) == (130, False), said
+        assert (search.returncode, "Traceback" in stderr) == (130, False), stderr
     failed, waiting = trials(TrialState.FAIL), trials(TrialState.WAITING)
     followed = [trial.user_attrs["retry_of"] for trial in trials() if "retry_of" in trial.user_attrs]
     assert sorted(followed) == [trial.number for trial in failed]

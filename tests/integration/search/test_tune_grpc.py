@@ -1,4 +1,5 @@
-"""A study behind Optuna's real gRPC proxy on loopback: workers of here and of elsewhere that die."""
+"""A study behind Optuna's real gRPC proxy on loopback, with workers of this and of another machine that are
+killed."""
 
 import contextlib
 import multiprocessing
@@ -31,7 +32,7 @@ def serve(journal: str, port: int) -> None:
 
 
 def start_proxy(journal: Path, port: int) -> SpawnProcess:
-    """A proxy of a journal file, once it listens."""
+    """Start a proxy of a journal file, and wait until it listens."""
     server = multiprocessing.get_context("spawn").Process(
         target=serve, args=(str(journal), port), daemon=True
     )
@@ -63,7 +64,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.join(10)
 
 
-def test_two_workers_one_killed_its_trial_tried_again_and_nothing_lost(proxy: str) -> None:
+def test_trial_of_a_killed_worker_of_two_is_run_again(proxy: str) -> None:
     require_retry(StudySpec(proxy, "killed", trials=8, seed=0, epochs=4, pruning=False, folds=0))
 
 
@@ -84,8 +85,8 @@ def test_trial_of_a_silent_worker_on_another_machine_is_run_again(proxy: str) ->
 def test_lost_proxy_gives_a_one_line_error_and_the_same_command_resumes(tmp_path: Path) -> None:
     store = write_toy_store(tmp_path, num_clips=120)
     port, journal = free_port(), tmp_path / "study.log"
-    words = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / "run")]
-    words += ["--storage", f"grpc://127.0.0.1:{port}", "--workers", "2", "--reseed", "1", "--epochs", "2"]
+    argv = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / "run")]
+    argv += ["--storage", f"grpc://127.0.0.1:{port}", "--workers", "2", "--reseed", "1", "--epochs", "2"]
     server = start_proxy(journal, port)
 
     def finished() -> int:
@@ -93,7 +94,7 @@ def test_lost_proxy_gives_a_one_line_error_and_the_same_command_resumes(tmp_path
         names = optuna.get_all_study_names(storage)
         return sum(num_done(optuna.load_study(study_name=name, storage=storage)) for name in names)
 
-    with subprocess.Popen([*words, "--trials", "500"], stderr=subprocess.PIPE, encoding="utf-8") as search:
+    with subprocess.Popen([*argv, "--trials", "500"], stderr=subprocess.PIPE, encoding="utf-8") as search:
         try:
             deadline = time.monotonic() + 120
             while not (before := finished()):
@@ -101,20 +102,20 @@ def test_lost_proxy_gives_a_one_line_error_and_the_same_command_resumes(tmp_path
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
             server.kill()
-            said = search.communicate(timeout=120)[1]
+            stderr = search.communicate(timeout=120)[1]
         finally:
             search.kill()
-    assert (search.returncode, "Traceback" in said) == (2, False), said
-    assert f"error: --storage grpc://127.0.0.1:{port}: " in said.replace("\n", " ")
+    assert (search.returncode, "Traceback" in stderr) == (2, False), stderr
+    assert f"error: --storage grpc://127.0.0.1:{port}: " in stderr.replace("\n", " ")
     server = start_proxy(journal, port)
-    done = run_here("tune", *words[3:], "--trials", str(before + 1))
+    done = run_here("tune", *argv[3:], "--trials", str(before + 1))
     server.kill()
     assert done.returncode == 0, done.stderr
     assert finished() > before
 
 
-def refuse(listener: socket.socket) -> None:
-    """Answer whoever comes as a web server would that does not speak gRPC; until the listener is closed."""
+def answer_as_web_server(listener: socket.socket) -> None:
+    """Answer every connection like a web server without gRPC, until the listener is closed."""
     with contextlib.suppress(OSError):
         while True:
             connection, _ = listener.accept()
@@ -123,18 +124,18 @@ def refuse(listener: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("listens", [False, True], ids=["nobody", "something else"])
-def test_a_proxy_that_does_not_answer_is_one_clear_line_and_exit_code_2(
+def test_proxy_without_a_response_is_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], listens: bool
 ) -> None:
-    """Also where the port is that of something that does not speak gRPC."""
+    """Also if the port belongs to a server without gRPC."""
     store = write_toy_store(tmp_path)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         if listens:
             other.listen()
-            threading.Thread(target=refuse, args=(other,), daemon=True).start()
+            threading.Thread(target=answer_as_web_server, args=(other,), daemon=True).start()
         address = f"grpc://127.0.0.1:{other.getsockname()[1]}"
-        words = [
+        argv = [
             "--store",
             str(store),
             "--out",
@@ -144,10 +145,10 @@ def test_a_proxy_that_does_not_answer_is_one_clear_line_and_exit_code_2(
             "--workers",
             "1",
         ]
-        assert main(words) == 2
+        assert main(argv) == 2
         if listens:
-            other.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts, which then ends
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith(f"error: --storage {address}: ")
-    assert "run the same command" not in said, "nothing was begun"
-    assert "127.0.0.1" in said.removeprefix(f"error: --storage {address}: ")
+            other.shutdown(socket.SHUT_RDWR)  # wakes the accepting thread, which then ends
+    stderr = capsys.readouterr().err.splitlines()[-1]
+    assert stderr.startswith(f"error: --storage {address}: ")
+    assert "run the same command" not in stderr, "no search was started"
+    assert "127.0.0.1" in stderr.removeprefix(f"error: --storage {address}: ")

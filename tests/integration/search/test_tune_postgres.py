@@ -1,4 +1,4 @@
-"""A study in a real PostgreSQL server: two workers, or two machines, one killed, nothing lost."""
+"""A study in a real PostgreSQL server: of two workers or machines one is killed, and no trial is lost."""
 
 import gc
 import os
@@ -31,7 +31,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """URL of a fresh server on loopback, run by an ordinary user (it refuses root)."""
+    """URL of a new server on loopback, run by a normal user (PostgreSQL refuses root)."""
     pytest.importorskip("psycopg", reason="needs the postgres extra: pip install brainbuddy[postgres]")
     binaries = BINARIES[-1]
     folder = Path("/tmp") / f"brainbuddy-pg-{os.getpid()}"
@@ -44,9 +44,9 @@ def server() -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
 
-    def run(*words: str) -> None:
+    def run(*argv: str) -> None:
         done = subprocess.run(
-            [*as_user, *words], capture_output=True, text=True, encoding="utf-8", cwd="/", timeout=120
+            [*as_user, *argv], capture_output=True, text=True, encoding="utf-8", cwd="/", timeout=120
         )
         assert done.returncode == 0, done.stderr or done.stdout
 
@@ -78,7 +78,7 @@ def server() -> Iterator[str]:
             yield f"postgresql+psycopg://tuner@127.0.0.1:{port}/postgres"
         finally:
             with warnings.catch_warnings():
-                # Optuna's heartbeat threads leave their sessions to the garbage collector.
+                # Optuna's heartbeat threads leave open sessions to the garbage collector.
                 warnings.simplefilter("ignore", ResourceWarning)
                 gc.collect()
             run(str(binaries / "pg_ctl"), "-D", f"{folder}/data", "-m", "immediate", "-w", "stop")
@@ -86,26 +86,26 @@ def server() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_two_workers_one_killed_its_trial_tried_again_and_nothing_lost(server: str) -> None:
+def test_trial_of_a_killed_worker_of_two_is_run_again(server: str) -> None:
     require_retry(StudySpec(server, "killed", trials=10, seed=0, epochs=4, pruning=False, folds=0))
 
 
 def test_two_commands_search_together_and_one_is_killed(server: str, tmp_path: Path) -> None:
-    """As from two machines: each writes its own run from the one study."""
+    """As on two machines: each command writes its own run from the shared study."""
     store = write_toy_store(tmp_path, num_clips=300, num_steps=30)
     options = ["--storage", server, "--study", "shared", "--trials", "8", "--workers", "1", "--reseed", "1"]
     options += ["--epochs", "6", "--pruning", "off"]
     environment = os.environ | {"SLURM_CPUS_PER_TASK": "1", "OMP_NUM_THREADS": "1"}
 
     def start(out: str) -> subprocess.Popen[str]:
-        words = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / out), *options]
-        return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment)
+        argv = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / out), *options]
+        return subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment)
 
     def trials() -> list[optuna.trial.FrozenTrial]:
         storage = open_storage(server)
         try:
             return optuna.load_study(study_name="shared", storage=storage).trials
-        except KeyError:  # not made yet
+        except KeyError:  # does not exist yet
             return []
         finally:
             storage.engine.dispose()  # type: ignore[attr-defined]
@@ -116,7 +116,7 @@ def test_two_commands_search_together_and_one_is_killed(server: str, tmp_path: P
             for t in trials()
             if t.state == TrialState.RUNNING
             and t.user_attrs.get("worker", {}).get("pid") == process.pid
-            and t.intermediate_values  # so that it has taken all its parameters
+            and t.intermediate_values  # so that all its parameters are suggested
         ]
 
     def wait_for(process: subprocess.Popen[str]) -> None:
@@ -127,14 +127,14 @@ def test_two_commands_search_together_and_one_is_killed(server: str, tmp_path: P
             time.sleep(0.05)
 
     def stop_in_a_trial(process: subprocess.Popen[str]) -> int:
-        """Number of the trial in which the process now stands still: what it told the server has arrived."""
+        """Stop the process in a trial and return the trial's number; its writes have reached the server."""
         while True:
             wait_for(process)
             process.send_signal(signal.SIGSTOP)
             time.sleep(0.5)
             if found := running_of(process):
                 return found[0].number
-            process.send_signal(signal.SIGCONT)  # that trial ended just then
+            process.send_signal(signal.SIGCONT)  # that trial has just ended
 
     first = start("first")
     try:
@@ -144,25 +144,27 @@ def test_two_commands_search_together_and_one_is_killed(server: str, tmp_path: P
     finally:
         first.kill()
         first.communicate()
-    said = second.communicate(timeout=600)[1]
-    assert second.returncode == 0, said
+    stderr = second.communicate(timeout=600)[1]
+    assert second.returncode == 0, stderr
     done = trials()
     assert done[killed].state == TrialState.FAIL
     again = [t.params for t in done if t.params == done[killed].params and t.state == TrialState.COMPLETE]
-    assert len(again) == 1, "the killed trial was done by the other"
+    assert len(again) == 1, "the other command finished the killed trial"
     assert len([t for t in done if t.state == TrialState.COMPLETE]) >= 8
     assert not [t for t in done if t.state in (TrialState.RUNNING, TrialState.WAITING)]
     assert load_card(tmp_path / "second").stages[0]["study"] == "shared"
-    assert f"optuna-dashboard {server}" in said.replace("\n", " "), "no password in it, so printed as it is"
+    assert f"optuna-dashboard {server}" in stderr.replace("\n", " "), (
+        "a URL without a password is printed unchanged"
+    )
 
 
 @pytest.mark.parametrize("trials", [1, 2])
-def test_a_silent_worker_of_another_machine_is_found_by_its_heartbeat(server: str, trials: int) -> None:
-    """Also where its trial is the last one, so that no other is begun."""
+def test_ended_worker_of_another_machine_is_found_by_its_heartbeat(server: str, trials: int) -> None:
+    """Also if its trial is the last one, so that no other trial is started."""
     spec = StudySpec(server, f"silent {trials}", trials=trials, seed=0, epochs=4, pruning=False, folds=0)
     study = create_study(spec, [{"a": 0.25}], {})
-    # As a machine that was switched off leaves it: running, its last heartbeat long ago.
-    with pytest.warns(UserWarning, match="Heartbeat"):  # optimize would go on to finish it
+    # As after a power failure: the trial is running, and its last heartbeat is old.
+    with pytest.warns(UserWarning, match="Heartbeat"):  # study.optimize would finish the trial
         lost = study.ask()
     lost.suggest_float("a", -1, 1)
     lost.set_user_attr("worker", {"host": "elsewhere", "pid": 1, "started": "1"})
@@ -178,7 +180,7 @@ def test_a_silent_worker_of_another_machine_is_found_by_its_heartbeat(server: st
     close_study(study)
 
 
-def test_a_server_that_does_not_answer_is_one_clear_line_without_the_password() -> None:
+def test_server_without_a_response_is_a_one_line_error_without_the_password() -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(ValueError, match=r"--storage postgresql\+psycopg://me:…@127\.0\.0\.1:9/x: "):
         open_storage("postgresql+psycopg://me:secret@127.0.0.1:9/x")

@@ -33,7 +33,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_set_is_listed_in_its_csv(tiny_demo: Path) -> None:
+def test_csv_of_the_demo_lists_all_clips(tiny_demo: Path) -> None:
     rows = rows_of(tiny_demo)
     assert len(rows) == 16
     assert {row["label"] for row in rows} == {"engaged", "distracted"}
@@ -52,7 +52,7 @@ def test_a_set_is_listed_in_its_csv(tiny_demo: Path) -> None:
 @pytest.mark.slow
 def test_detector_finds_the_rendered_faces(tiny_demo: Path, detector_path: Path) -> None:
     cropper = FaceCropper(Pixels((sha256_of(detector_path),)), (detector_path,))
-    found = meant = 0
+    found = num_expected = 0
     for script in [*clip_scripts(16, 0), unseen_script(0)[0]]:
         times = np.arange(round(script.duration_s * FPS)) / FPS
         expected = np.ones(len(times), bool)
@@ -62,11 +62,11 @@ def test_detector_finds_the_rendered_faces(tiny_demo: Path, detector_path: Path)
         cropper.reset()
         for frame in sample_at(read_video(tiny_demo / script.path), 3.0):
             if expected[min(round(frame.pts_s * FPS), len(expected) - 1)]:
-                meant += 1
+                num_expected += 1
                 found += cropper.crop(frame.rgb()).score > 0
     cropper.close()
-    assert meant > 500
-    assert found / meant >= 0.95
+    assert num_expected > 500
+    assert found / num_expected >= 0.95
 
 
 def test_default_set_has_disjoint_subjects_and_both_labels_in_each_subset() -> None:
@@ -98,7 +98,7 @@ def test_labels_depend_on_the_length_of_events() -> None:
 
 
 def test_single_frames_do_not_show_the_label() -> None:
-    # Each pose that a distracted person holds occurs in engaged clips too: half of them or more contain it.
+    # Each pose of a distracted event also occurs in engaged clips: in half of them or more.
     turned = [
         any(abs(pose.yaw) > 20 for pose in poses(script))
         for script in clip_scripts(NUM_CLIPS, 0)
@@ -135,7 +135,7 @@ def test_the_same_seed_gives_the_same_video(tmp_path: Path) -> None:
     assert looks_of(0, 3) != looks_of(0, 4)
 
 
-def test_a_set_of_no_clips_is_refused(tmp_path: Path) -> None:
+def test_demo_without_clips_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--clips must be at least 1, got 0"):
         make_demo(tmp_path, clips=0)
 

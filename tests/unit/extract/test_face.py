@@ -55,13 +55,13 @@ def test_short_detector_run_directly_equals_mediapipe(
         frames = [cv2.cvtColor(cv2.imread(str(real_clips[name])), cv2.COLOR_BGR2RGB)]
     else:
         frames = [frame.rgb() for _, frame in zip(range(150), read_video(real_clips[name]), strict=False)]
-    direct, theirs = _open_detector(detector_path, 1), open_detector(detector_path.read_bytes())
-    by_mediapipe = [detect_faces(theirs, rgb) for rgb in frames]
-    close_detector(theirs)
+    direct, mediapipe_detector = _open_detector(detector_path, 1), open_detector(detector_path.read_bytes())
+    by_mediapipe = [detect_faces(mediapipe_detector, rgb) for rgb in frames]
+    close_detector(mediapipe_detector)
     for rgb, expected in zip(frames, by_mediapipe, strict=True):
-        ours = direct.detect(rgb)
-        assert len(ours) == len(expected)
-        for face, wanted in zip(ours, expected, strict=True):
+        faces = direct.detect(rgb)
+        assert len(faces) == len(expected)
+        for face, wanted in zip(faces, expected, strict=True):
             np.testing.assert_allclose(face.box, wanted.box, rtol=0, atol=2)
             np.testing.assert_allclose(face.eyes, wanted.eyes, rtol=0, atol=0.5)
             assert face.score == pytest.approx(wanted.score, abs=0.01)
@@ -80,10 +80,8 @@ def test_frame_without_a_face_does_not_return_the_old_box(
     assert np.isnan(nothing.box).all()
 
 
-def test_the_face_followed_stays_followed_until_reset(
-    cropper: FaceCropper, real_clips: dict[str, Path]
-) -> None:
-    """Two faces side by side: the one seen alone first stays, though the other is larger."""
+def test_cropper_follows_one_face_until_reset(cropper: FaceCropper, real_clips: dict[str, Path]) -> None:
+    """Two faces next to each other: the face that came first is followed, although the other is larger."""
     face = next(read_video(real_clips["single"])).rgb()
     small = cv2.resize(face, None, fx=0.7, fy=0.7)
     two = np.zeros((face.shape[0], face.shape[1] + small.shape[1], 3), np.uint8)
@@ -105,7 +103,7 @@ def test_the_full_range_model_finds_faces_the_short_one_misses(
     detector_path: Path, real_clips: dict[str, Path]
 ) -> None:
     photo = cv2.cvtColor(cv2.imread(str(real_clips["group_photo"])), cv2.COLOR_BGR2RGB)
-    photo = cv2.copyMakeBorder(photo, *(4 * [250]), cv2.BORDER_REPLICATE)  # further away
+    photo = cv2.copyMakeBorder(photo, *(4 * [250]), cv2.BORDER_REPLICATE)  # farther away
     short = FaceCropper(PIXELS, (detector_path,))
     try:
         full_file = detector_file("full")
@@ -151,7 +149,8 @@ print(traced(torch.zeros(1)).item(), len(_open_detectors))
 
 @pytest.mark.slow
 def test_detectors_abandoned_in_a_cycle_do_not_stop_the_garbage_collector(tmp_path: Path) -> None:
-    """MediaPipe's own destructor waits forever there; a cropper that could not be opened leaves none open."""
+    """MediaPipe's own destructor waits forever in this case. A cropper that cannot be opened leaves no
+    detector open."""
     try:
         full_file = detector_file("full")
     except ValueError as error:
@@ -169,7 +168,7 @@ def test_the_number_of_files_must_fit_the_recipe(detector_path: Path) -> None:
         FaceCropper(PIXELS, (detector_path, detector_path))
 
 
-def test_a_file_that_is_no_detector_is_named(tmp_path: Path) -> None:
+def test_error_names_a_file_that_is_not_a_detector(tmp_path: Path) -> None:
     (tmp_path / "text.tflite").write_text("no model", encoding="utf-8")
     with pytest.raises(ValueError, match=r"text\.tflite is not a MediaPipe face detector"):
         FaceCropper(Pixels(("0" * 64,)), [tmp_path / "text.tflite"])
@@ -181,16 +180,16 @@ def test_a_crop_is_one_plain_resize_of_the_square() -> None:
     assert np.array_equal(crop, cv2.resize(rgb[30:150, 80:200], (64, 64), interpolation=cv2.INTER_LINEAR))
 
 
-def test_a_large_square_is_halved_before_it_is_interpolated_so_that_no_pixel_is_skipped() -> None:
+def test_large_square_is_halved_before_interpolation() -> None:
     rgb = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
     crop = cut_square(rgb, (100, 50, 180, 130), margin=0.25, crop_px=28)
     halved_twice = rgb[30:150, 80:200].reshape(30, 4, 30, 4, 3).mean((1, 3))
     expected = cv2.resize(halved_twice, (28, 28), interpolation=cv2.INTER_LINEAR)
-    assert np.abs(crop - expected).max() <= 2, "but for roundings"
+    assert np.abs(crop - expected).max() <= 2, "equal up to rounding"
     grey = np.zeros((200, 300, 3), np.uint8)
     grey[::2, ::2] = grey[1::2, 1::2] = 254
     chequerboard = cut_square(grey, (100, 50, 179, 129), margin=0.25, crop_px=28)
-    assert np.ptp(chequerboard) == 0, "it is all grey"
+    assert np.ptp(chequerboard) == 0, "every pixel is grey"
 
 
 def test_outside_the_frame_is_black() -> None:
@@ -201,7 +200,7 @@ def test_outside_the_frame_is_black() -> None:
     assert (crop[20:, 20:] == 255).all()
 
 
-@settings(deadline=None)  # other processes may hold the machine
+@settings(deadline=None)  # other processes may use the processor
 @given(
     box=st.tuples(*[st.floats(-400, 700) for _ in range(2)], *[st.floats(0.1, 500) for _ in range(2)]),
     margin=st.floats(0, 2),

@@ -35,7 +35,7 @@ def cropper(detector_path: Path) -> Iterator[FaceCropper]:
 
 
 @pytest.fixture(scope="module")
-def puppets() -> list[RenderedFace]:
+def rendered_faces() -> list[RenderedFace]:
     return [make_face(looks_of(subject, 0)) for subject in (0, 1, 5)]
 
 
@@ -56,9 +56,9 @@ def test_networks_run_directly_agree_with_mediapipe(
     cropper: FaceCropper,
     landmarker_path: Path,
     real_clips: dict[str, Path],
-    puppets: list[RenderedFace],
+    rendered_faces: list[RenderedFace],
 ) -> None:
-    """Also behind a detector that is not MediaPipe's own: here another box around the same face, no eyes."""
+    """Also with another detector than MediaPipe's: here another box around the same face, without eyes."""
     mp = pytest.importorskip("mediapipe")
     from mediapipe.tasks.python import BaseOptions, vision
 
@@ -67,45 +67,45 @@ def test_networks_run_directly_agree_with_mediapipe(
         output_face_blendshapes=True,
         output_facial_transformation_matrixes=True,
     )
-    pictures = [draw(rendered, Pose(yaw=25, closed=1, roll=8)) for rendered in puppets]
+    pictures = [draw(rendered, Pose(yaw=25, closed=1, roll=8)) for rendered in rendered_faces]
     for name in ("pexels", "single", "face_noface", "carphone"):
         pictures += frames_of(real_clips[name], 6)
     compared = 0
     own = replace(geometry.geometry_id, square=OWN_SQUARE)
     kernel = geometry if detector == "short" else FaceGeometry(own, landmarker_path)
-    with silenced_stderr(), vision.FaceLandmarker.create_from_options(options) as referee:
+    with silenced_stderr(), vision.FaceLandmarker.create_from_options(options) as mediapipe_landmarker:
         for picture in pictures:
             image = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(picture))
-            theirs = referee.detect(image)
+            expected = mediapipe_landmarker.detect(image)
             cropper.reset()
             crop = cropper.crop(picture)
             if detector == "another":
                 x0, y0, x1, y1 = crop.box
                 crop = replace(crop, box=(x0 - 0.1 * (x1 - x0), y0, x1, y1 + 0.1 * (y1 - y0)), eyes=None)
-            ours = dict(zip(FEATURES, kernel.measure(picture, crop).tolist(), strict=True))
-            if not theirs.face_blendshapes or np.isnan(ours["yaw_rad"]):
+            actual = dict(zip(FEATURES, kernel.measure(picture, crop).tolist(), strict=True))
+            if not expected.face_blendshapes or np.isnan(actual["yaw_rad"]):
                 continue
             compared += 1
-            scores = [shape.score for shape in theirs.face_blendshapes[0]]
-            assert [shape.category_name for shape in theirs.face_blendshapes[0]] == list(BLENDSHAPES)
+            scores = [shape.score for shape in expected.face_blendshapes[0]]
+            assert [shape.category_name for shape in expected.face_blendshapes[0]] == list(BLENDSHAPES)
             np.testing.assert_allclose(
-                [ours[name] for name in BLENDSHAPES], scores, rtol=0, atol=MOST_SCORE_DIFFERENCE
+                [actual[name] for name in BLENDSHAPES], scores, rtol=0, atol=MOST_SCORE_DIFFERENCE
             )
-            wanted = angles(np.asarray(theirs.facial_transformation_matrixes[0], np.float64))
-            found = [ours["yaw_rad"], ours["pitch_rad"], ours["roll_rad"]]
+            wanted = angles(np.asarray(expected.facial_transformation_matrixes[0], np.float64))
+            found = [actual["yaw_rad"], actual["pitch_rad"], actual["roll_rad"]]
             np.testing.assert_allclose(
                 np.rad2deg(found), np.rad2deg(wanted), rtol=0, atol=MOST_ANGLE_DIFFERENCE_DEG
             )
     assert compared >= 15
 
 
-def test_a_face_turned_by_known_angles_gives_them_in_order(
-    geometry: FaceGeometry, cropper: FaceCropper, puppets: list[RenderedFace]
+def test_rendered_angles_are_measured_in_the_same_order(
+    geometry: FaceGeometry, cropper: FaceCropper, rendered_faces: list[RenderedFace]
 ) -> None:
-    for rendered in puppets:
+    for rendered in rendered_faces:
         for part, wanted, most_off in (
             ("yaw", (-40.0, -20.0, 0.0, 20.0, 40.0), 12.0),
-            ("pitch", (-28.0, -14.0, 0.0, 14.0), 14.0),  # the portrait itself looks down by some 5 degrees
+            ("pitch", (-28.0, -14.0, 0.0, 14.0), 14.0),  # the portrait itself looks down by about 5 degrees
             ("roll", (-20.0, -10.0, 0.0, 10.0, 20.0), 6.0),
         ):
             found = [
@@ -117,9 +117,9 @@ def test_a_face_turned_by_known_angles_gives_them_in_order(
 
 
 def test_closed_eyes_score_above_open_ones(
-    geometry: FaceGeometry, cropper: FaceCropper, puppets: list[RenderedFace]
+    geometry: FaceGeometry, cropper: FaceCropper, rendered_faces: list[RenderedFace]
 ) -> None:
-    for rendered in puppets:
+    for rendered in rendered_faces:
         opened = read(geometry, cropper, draw(rendered, Pose()))
         closed = read(geometry, cropper, draw(rendered, Pose(closed=1.0)))
         for side in ("Left", "Right"):
@@ -129,7 +129,7 @@ def test_closed_eyes_score_above_open_ones(
 def test_position_in_the_frame_does_not_change_the_angles(
     geometry: FaceGeometry, cropper: FaceCropper
 ) -> None:
-    # The camera of the demo sees no perspective: what turns with the place is the line of sight alone.
+    # The demo's camera has no perspective: only the line of sight changes with the position.
     rendered = make_face(looks_of(0, 0))
     left, right = (read(geometry, cropper, draw(rendered, Pose(x=x))) for x in (-45.0, 45.0))
     assert left["centre_x"] < 0.45 < 0.55 < right["centre_x"]
@@ -149,9 +149,9 @@ def test_geometry_without_a_face_is_nan(geometry: FaceGeometry) -> None:
 
 
 def test_geometry_does_not_depend_on_earlier_frames(
-    geometry: FaceGeometry, cropper: FaceCropper, puppets: list[RenderedFace]
+    geometry: FaceGeometry, cropper: FaceCropper, rendered_faces: list[RenderedFace]
 ) -> None:
-    one, other = (draw(rendered, Pose()) for rendered in puppets[:2])
+    one, other = (draw(rendered, Pose()) for rendered in rendered_faces[:2])
     first = read(geometry, cropper, one)
     read(geometry, cropper, other)
     assert read(geometry, cropper, one) == first

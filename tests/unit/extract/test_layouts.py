@@ -14,7 +14,7 @@ import pytest
 
 from extract.__main__ import main
 from extract.config import Layout
-from extract.datasets.detect import read_dataset, recognise, sample_clips
+from extract.datasets.detect import detect_format, read_dataset, sample_clips
 from extract.datasets.index import DatasetIndex
 from features.manifest import Clip
 from features.store.store import FeatureStore
@@ -37,11 +37,12 @@ def put(path: Path, content: bytes) -> Path:
 
 @pytest.fixture
 def daisee(clip_file: bytes, tmp_path: Path) -> Path:
-    """Trailing space in the last header name, a BOM, a wrong extension, unpaired ones of both kinds."""
+    """A DAiSEE folder with a trailing space in the last header name, a BOM, a wrong extension, and unpaired
+    videos and labels."""
     root = tmp_path / "DAiSEE"
     for split, subject, clip, suffix in (
         ("Train", "110001", "1100011002", ".avi"),
-        ("Train", "110001", "1100011003", ".mp4"),  # the table says .avi
+        ("Train", "110001", "1100011003", ".mp4"),  # .avi in the table
         ("Train", "110002", "1100021004", ".avi"),  # no label
         ("Validation", "400001", "4000011001", ".avi"),
         ("Test", "500001", "5000011001", ".avi"),
@@ -64,7 +65,7 @@ def by_stem(index: DatasetIndex) -> dict[str, Clip]:
     return {clip.path.stem + clip.clip_id[clip.clip_id.index("#") :]: clip for clip in index.manifest.clips}
 
 
-def test_daisee_is_read_with_its_traps(daisee: Path) -> None:
+def test_daisee_is_read_with_its_inconsistencies(daisee: Path) -> None:
     index = read_dataset(daisee)
     assert index.layout == "daisee"
     clips = by_stem(index)
@@ -100,7 +101,7 @@ def test_subject_folders_may_be_links(daisee: Path, tmp_path: Path) -> None:
     assert read_dataset(daisee) == wanted
 
 
-def test_daisee_without_its_columns_says_which(daisee: Path) -> None:
+def test_daisee_error_names_missing_columns(daisee: Path) -> None:
     put(daisee / "Labels" / "TestLabels.csv", b"ClipID,Boredom\n1,2\n")
     with pytest.raises(ValueError, match="no column 'Engagement'"):
         read_dataset(daisee)
@@ -168,7 +169,7 @@ def test_engagenet_is_read_from_the_one_csv(clip_file: bytes, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b'chunk,label\na.mp4,Engaged\n"b.mp4,Engaged\nc.mp4,Engaged\n', "final_labels.csv line 4: "),
         ("chunk,label\na.mp4,집중\n".encode("cp949"), "final_labels.csv line 2 is not UTF-8"),
@@ -176,12 +177,12 @@ def test_engagenet_is_read_from_the_one_csv(clip_file: bytes, tmp_path: Path) ->
     ],
 )
 def test_damaged_label_table_is_an_error_with_its_line(
-    clip_file: bytes, tmp_path: Path, content: bytes, said: str
+    clip_file: bytes, tmp_path: Path, content: bytes, message: str
 ) -> None:
-    """Labels after a stray quote must not be lost silently."""
+    """Labels after an unmatched quote must not be lost without a message."""
     engagenet_files(tmp_path, clip_file)
     put(tmp_path / "final_labels.csv", content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_dataset(tmp_path)
 
 
@@ -194,7 +195,7 @@ def test_label_table_may_use_semicolons(clip_file: bytes, tmp_path: Path) -> Non
 
 
 def test_engagenet_with_labelled_test_clips_keeps_its_three_splits(clip_file: bytes, tmp_path: Path) -> None:
-    """The lists say which clip is of which split, also against the folder."""
+    """The lists define the split of each clip, even if the folder differs."""
     engagenet_files(tmp_path, clip_file)
     put(tmp_path / "Test" / "subject_21_gh_vid_0_0.mp4", clip_file)
     with open(tmp_path / "final_labels.csv", "w", encoding="utf-8", newline="") as file:
@@ -270,7 +271,7 @@ def test_aihub_on_several_disks_is_found_by_its_links(aihub: Path, tmp_path_fact
         disk = tmp_path_factory.mktemp("disk") / folder.name
         folder.rename(disk)
         folder.symlink_to(disk, target_is_directory=True)
-    assert recognise(aihub) == "aihub"
+    assert detect_format(aihub) == "aihub"
     assert read_dataset(aihub) == wanted
 
 
@@ -278,7 +279,7 @@ def test_aihub_on_several_disks_is_found_by_its_links(aihub: Path, tmp_path_fact
 def test_names_that_are_not_utf8_are_problems_in_every_layout(
     daisee: Path, aihub: Path, clip_file: bytes, tmp_path: Path
 ) -> None:
-    """And all their messages can be printed."""
+    """All messages can be printed."""
     name = os.fsdecode(b"caf\xe9")
     engagenet = tmp_path / "EngageNet"
     engagenet_files(engagenet, clip_file)
@@ -309,7 +310,7 @@ def test_folders_above_the_data_do_not_set_the_split(aihub: Path, tmp_path: Path
     assert Counter(clip.split for clip in read_dataset(below).manifest.clips) == {"train": 3, "val": 3}
 
 
-def test_aihub_without_subjects_says_so(aihub: Path) -> None:
+def test_aihub_without_subjects_gives_a_warning(aihub: Path) -> None:
     notes = read_dataset(aihub).notes
     assert any("no clip has a subject" in note for note in notes)
     with pytest.raises(ValueError, match="matches no path"):
@@ -326,8 +327,8 @@ def test_aihub_without_subjects_says_so(aihub: Path) -> None:
         (r"[SP]\d+", ["P7", "S12", ""]),
     ],
 )
-def test_the_first_group_that_matches_is_the_subject(tmp_path: Path, regex: str, subjects: list[str]) -> None:
-    """The whole match where there are no groups; nobody where none matches."""
+def test_first_matching_group_is_the_subject(tmp_path: Path, regex: str, subjects: list[str]) -> None:
+    """The whole match if there are no groups; no subject if nothing matches."""
     for name in ("P7_a.mp4", "S12_a.mp4", "x.mp4"):
         put(tmp_path / "engaged" / name, b"x")
     clips = read_dataset(tmp_path, subject_regex=regex).manifest.clips
@@ -336,8 +337,8 @@ def test_the_first_group_that_matches_is_the_subject(tmp_path: Path, regex: str,
 
 @pytest.mark.slow
 def test_aihub_segments_become_rows_of_one_decoding(aihub: Path, tmp_path: Path) -> None:
-    words = ["--data", str(aihub), "--out", str(tmp_path / "s.zarr"), "--weights", "random"]
-    code = main([*words, "--geometry", "off", "--workers", "0", "--subject-regex", r"-(\d\d)--"])
+    argv = ["--data", str(aihub), "--out", str(tmp_path / "s.zarr"), "--weights", "random"]
+    code = main([*argv, "--geometry", "off", "--workers", "0", "--subject-regex", r"-(\d\d)--"])
     assert code == 1  # the label that cannot be read
     store = FeatureStore.open(tmp_path / "s.zarr")
     table = store.table()
@@ -360,10 +361,10 @@ def test_aihub_segments_become_rows_of_one_decoding(aihub: Path, tmp_path: Path)
 def test_layouts_are_recognised(tmp_path: Path, files: tuple[str, ...], expected: Layout) -> None:
     for name in files:
         put(tmp_path / name, b"x")
-    assert recognise(tmp_path) == expected
+    assert detect_format(tmp_path) == expected
 
 
-def test_a_layout_that_is_not_there_says_so(tmp_path: Path) -> None:
+def test_wrong_layout_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file or folder"):
         read_dataset(tmp_path / "nothing")
     file = put(tmp_path / "labels.csv", b"path,label\n")
@@ -372,7 +373,7 @@ def test_a_layout_that_is_not_there_says_so(tmp_path: Path) -> None:
 
 
 def test_a_sample_is_balanced_and_the_same_each_time() -> None:
-    """90 clips of one class and 10 of the other, three people: 20 come out half and half."""
+    """90 clips of one class and 10 of the other, three subjects: a sample of 20 has 10 of each class."""
     clips = [
         Clip(f"{i}#0", Path(f"{i}"), subject="abc"[i % 3], split="train", labels={"label": "10"[i < 10]})
         for i in range(100)
@@ -389,7 +390,7 @@ def test_a_sample_is_balanced_and_the_same_each_time() -> None:
 
 
 def test_a_sample_is_balanced_over_splits() -> None:
-    """However few the clips of a split are."""
+    """Also if a split has few clips."""
     splits = ["train"] * 80 + ["val"] * 12 + ["test"] * 8
     clips = [
         Clip(f"{i}#0", Path(f"{i}"), subject=f"{split}{i % 4}", split=split, labels={"label": "01"[i % 2]})
@@ -407,9 +408,9 @@ def test_daisee_with_dry_run_limit_and_verify_sample(
     daisee: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """--dry-run counts and estimates without writing, --limit selects few clips, --verify-sample compares."""
-    words = ["--data", str(daisee), "--out", str(tmp_path / "s.zarr"), "--weights", "random", "--json"]
-    words += ["--geometry", "off", "--workers", "0", "--window", "2"]
-    assert main([*words, "--dry-run"]) == 0
+    argv = ["--data", str(daisee), "--out", str(tmp_path / "s.zarr"), "--weights", "random", "--json"]
+    argv += ["--geometry", "off", "--workers", "0", "--window", "2"]
+    assert main([*argv, "--dry-run"]) == 0
     out, shown = capfd.readouterr()
     summary = json.loads(out)
     assert not (tmp_path / "s.zarr").exists()
@@ -421,19 +422,19 @@ def test_daisee_with_dry_run_limit_and_verify_sample(
     assert "layout daisee" in shown
     assert "on openvino (cpu, " in shown
     assert "1 videos without a label" in shown
-    assert main([*words, "--limit", "2"]) == 0
+    assert main([*argv, "--limit", "2"]) == 0
     assert json.loads(capfd.readouterr().out)["done"] == 2
-    assert main(words) == 0
+    assert main(argv) == 0
     summary = json.loads(capfd.readouterr().out)
     assert {"done": 2, "skipped": 2, "layout": "daisee"}.items() <= summary.items()
     assert summary["unpaired_labels"] == ["Train: 9999999999.avi"]
     store = FeatureStore.open(tmp_path / "s.zarr", "r+")
     assert store.label_names.keys() == {"Boredom", "Engagement", "Confusion", "Frustration"}
-    assert main([*words, "--verify-sample", "3"]) == 0
+    assert main([*argv, "--verify-sample", "3"]) == 0
     summary = json.loads(capfd.readouterr().out)
     assert {"compared": 3, "identical": 3, "worst_cosine": 1.0, "differing": []}.items() <= summary.items()
     x, _ = store.read_stream("embeddings")
     for row, frames in enumerate(store.read_frames()):
         store.write_row(row, embeddings=x[row][:, ::-1], frames=frames)
-    assert main([*words, "--verify-sample", "3"]) == 1
+    assert main([*argv, "--verify-sample", "3"]) == 1
     assert "embeddings differ" in json.loads(capfd.readouterr().out)["differing"][0]["reason"]

@@ -82,7 +82,7 @@ def test_row_equals_cropper_and_engine_frame_by_frame(long_video: Path, extracto
 
 
 def test_a_row_does_not_depend_on_its_neighbours(long_video: Path, extractor: FeatureExtractor) -> None:
-    """One pass over four windows gives what each gives alone, in whatever order they are asked for."""
+    """One pass over four windows equals four separate extractions, in any order of the windows."""
     spans = [(0.0, 2.0), (2.0, 4.0), (4.0, 6.0), (6.0, 8.0)]
     together = rows_of(long_video, windows(*spans), extractor)
     for row, span in zip(together, spans, strict=True):
@@ -92,7 +92,7 @@ def test_a_row_does_not_depend_on_its_neighbours(long_video: Path, extractor: Fe
     assert [row.window.row for row in backwards] == [0, 1, 2, 3]
 
 
-def test_overlapping_windows_are_each_whole(long_video: Path, extractor: FeatureExtractor) -> None:
+def test_overlapping_windows_are_complete(long_video: Path, extractor: FeatureExtractor) -> None:
     overlapping = rows_of(long_video, windows((0, 2), (1, 3), (2, 4)), extractor)
     assert len(overlapping) == 3
     for row in sorted(overlapping, key=lambda row: row.window.row):
@@ -134,7 +134,7 @@ def test_frames_without_a_face_are_not_valid(
 def test_a_long_video_is_opened_and_decoded_once(
     long_video: Path, extractor: FeatureExtractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many windows it holds."""
+    """For any number of windows."""
     opened, decoded = [], []
 
     def counting(path: Path, **options):
@@ -149,7 +149,7 @@ def test_a_long_video_is_opened_and_decoded_once(
     assert len(decoded) == len(set(decoded)) <= 80
 
 
-def test_numbers_that_are_not_finite_are_a_failure_of_that_window(
+def test_embeddings_that_are_not_finite_fail_the_window(
     long_video: Path, extractor_config: ExtractorConfig, extractor: FeatureExtractor, tmp_path: Path
 ) -> None:
     """An encoder may overflow on one crop: the windows before and after it are in the store."""
@@ -176,7 +176,7 @@ def test_numbers_that_are_not_finite_are_a_failure_of_that_window(
 def test_a_video_replaced_while_it_is_read_is_a_failure(
     long_video: Path, extractor_config: ExtractorConfig, extractor: FeatureExtractor, tmp_path: Path
 ) -> None:
-    """What is of the old file must not stand under the new one's size and time."""
+    """Features of the old file must not be stored with the size and time of the new one."""
     video = tmp_path / "v.mp4"
     video.write_bytes(long_video.read_bytes())
     clips = [Clip(f"v.mp4#{start}000", video, start, start + 2) for start in (0, 2, 4)]

@@ -34,7 +34,7 @@ def times(frames) -> list[float]:
     [("pexels", 472), ("single", 72), ("face_noface", 169), ("no_face", 95), ("carphone", 120)],
 )
 def test_every_frame_that_decodes_is_given(real_clips: dict[str, Path], name: str, num_frames: int) -> None:
-    """The published frame counts of the real clips, whatever the header says (98 for `no_face`)."""
+    """The frame counts of the real clips are the published ones, not those in the header (`no_face`: 98)."""
     pts = times(read_video(real_clips[name]))
     assert len(pts) == num_frames
     assert pts[0] == pytest.approx(0, abs=0.05)
@@ -49,7 +49,7 @@ def test_thirty_fps_and_twelve_fps_are_sampled_at_the_same_times() -> None:
 
 
 def test_variable_frame_rate_is_sampled_by_time(real_clips: dict[str, Path]) -> None:
-    """Every sample is the first frame at or after its target, in a clip without an even step."""
+    """Every sample is the first frame at or after its target, in a clip with irregular times."""
     all_pts = np.array(times(read_video(real_clips["noface_face"])))
     assert np.ptp(np.diff(all_pts)) > 0.01
     sampled = times(sample_at(read_video(real_clips["noface_face"]), 3))
@@ -82,7 +82,7 @@ def test_a_millisecond_rounding_does_not_skip_a_frame() -> None:
     assert times(sample_at(frames_at(0, 0.333, 0.667, 1.0), 3)) == [0, 0.333, 0.667, 1.0]
 
 
-@settings(deadline=None)  # other processes may hold the machine
+@settings(deadline=None)  # other processes may use the processor
 @given(
     steps=st.lists(st.floats(0.001, 3), min_size=1, max_size=60),
     fps=st.floats(0.2, 30),
@@ -153,10 +153,8 @@ def served(content: bytes, length: int) -> Iterator[str]:
         server.shutdown()
 
 
-def test_where_reading_breaks_off_all_that_was_read_is_decoded(
-    real_clips: dict[str, Path], tmp_path: Path
-) -> None:
-    """The same frames as of a file that ends there, whether all are wanted or few."""
+def test_packets_before_a_read_error_are_decoded(real_clips: dict[str, Path], tmp_path: Path) -> None:
+    """The same frames as from a file that ends there, with all frames or only some wanted."""
     frames = looped(face_frames(real_clips["carphone"], 60, 176, 144), 90)
     whole = write_video(tmp_path / "whole.mkv", frames, 30).read_bytes()
     length = len(whole) * 2 // 3
@@ -174,7 +172,7 @@ def test_where_reading_breaks_off_all_that_was_read_is_decoded(
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
 def test_rotated_video_is_read_upright(real_clips: dict[str, Path], tmp_path: Path, rotation: int) -> None:
-    """A phone stores turned pixels and a matrix: turning them back gives the picture as it was."""
+    """A phone stores rotated pixels and a matrix; reading restores the upright picture."""
     upright = face_frames(real_clips["single"], 3, 128, 96)
     turned = [np.ascontiguousarray(np.rot90(frame, -rotation // 90)) for frame in upright]
     lossless = {"qp": "0", "preset": "ultrafast"}
@@ -229,7 +227,7 @@ def windows_of(path: Path) -> list[tuple[float, float]]:
 def test_the_same_video_has_the_same_windows_in_every_container(
     real_clips: dict[str, Path], tmp_path: Path, suffix: str, late_s: float, sound_s: float
 ) -> None:
-    """However long its sound is, and however late it begins after that."""
+    """For any length of the sound, and any delay of the video after it."""
     face = looped(face_frames(real_clips["carphone"], 40, 96, 64), 50)
     path = write_talk(tmp_path / f"v{suffix}", face, 10, late_s=late_s, sound_s=sound_s)
     assert windows_of(path) == [(0, 2), (2, 4), (4, 5)]
@@ -237,10 +235,10 @@ def test_the_same_video_has_the_same_windows_in_every_container(
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".ts"])
-def test_pieces_of_a_recording_have_their_own_length(
+def test_segments_of_a_recording_have_their_own_length(
     real_clips: dict[str, Path], tmp_path: Path, suffix: str
 ) -> None:
-    """As `ffmpeg -c copy -f segment` cuts them, which leaves them the times of the whole."""
+    """Segments of `ffmpeg -c copy -f segment`, which keep the times of the whole recording."""
     face = looped(face_frames(real_clips["carphone"], 40, 96, 64), 150)
     whole = write_video(tmp_path / "whole.mp4", face, 10, options={"g": "50", "bf": "2", "sc_threshold": "0"})
     remux(whole, str(tmp_path / f"piece%d{suffix}"), format="segment", options={"segment_time": "5"})
@@ -251,7 +249,7 @@ def test_pieces_of_a_recording_have_their_own_length(
 
 
 def test_truncated_matroska_file_keeps_its_full_duration(real_clips: dict[str, Path], tmp_path: Path) -> None:
-    """So that the missing part is noticed."""
+    """So the missing part is detected."""
     path = write_video(tmp_path / "v.mkv", looped(face_frames(real_clips["carphone"], 40, 96, 64), 50), 10)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert probe(path).duration_s == pytest.approx(5)
@@ -259,7 +257,8 @@ def test_truncated_matroska_file_keeps_its_full_duration(real_clips: dict[str, P
 
 
 def test_recordings_joined_by_cat_are_one_video(real_clips: dict[str, Path], tmp_path: Path) -> None:
-    """Though their times start again: every frame of both, one after the other, read in full or sampled."""
+    """Their times start again: every frame of both is read, one recording after the other, in full or
+    sampled."""
     face = looped(face_frames(real_clips["carphone"], 40, 96, 64), 80)
     first = write_video(tmp_path / "first.ts", face[:30], 10, options={"bf": "2"})
     second = write_video(tmp_path / "second.ts", face[30:], 10, options={"bf": "2"})
@@ -276,7 +275,7 @@ def test_recordings_joined_by_cat_are_one_video(real_clips: dict[str, Path], tmp
     assert len(few) == 24
 
 
-def test_probe_tells_the_duration(real_clips: dict[str, Path], tmp_path: Path) -> None:
+def test_probe_returns_the_duration(real_clips: dict[str, Path], tmp_path: Path) -> None:
     info = probe(real_clips["pexels"])
     assert (info.width, info.height) == (640, 360)
     assert info.duration_s == pytest.approx(19.685, abs=0.01)
@@ -286,7 +285,9 @@ def test_probe_tells_the_duration(real_clips: dict[str, Path], tmp_path: Path) -
     assert times(read_video(raw)) == pytest.approx(np.arange(20) / 25)
 
 
-def test_a_name_with_spaces_hangul_and_emoji_opens(real_clips: dict[str, Path], tmp_path: Path) -> None:
+def test_file_name_with_spaces_hangul_and_emoji_can_be_opened(
+    real_clips: dict[str, Path], tmp_path: Path
+) -> None:
     path = tmp_path / "수업 영상 😀 №1.mp4"
     path.write_bytes(real_clips["single"].read_bytes())
     assert len(times(read_video(path))) == 72
@@ -306,19 +307,21 @@ def test_name_with_a_colon_is_not_a_protocol(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "empty"),
         (b"path,label\nx.mp4,engaged\n" * 50, "not a readable video"),
         (b"\x00" * 4000, "not a readable video"),
     ],
 )
-def test_file_without_a_video_is_an_error_with_the_reason(tmp_path: Path, content: bytes, said: str) -> None:
+def test_file_without_a_video_is_an_error_with_the_reason(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     path = tmp_path / "broken.mp4"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         next(read_video(path))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         probe(path)
 
 
@@ -333,6 +336,6 @@ def test_unknown_codec_is_an_error(real_clips: dict[str, Path], tmp_path: Path) 
         probe(path)
 
 
-def test_a_missing_file_says_so(tmp_path: Path) -> None:
+def test_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         probe(tmp_path / "none.mp4")

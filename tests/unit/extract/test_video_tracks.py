@@ -16,16 +16,16 @@ from tests.support.clips import face_frames, looped, write_video
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 
 
-def ffmpeg(*words: str | Path) -> bytes:
+def ffmpeg(*argv: str | Path) -> bytes:
     """What ffmpeg writes to stdout."""
-    command = ["ffmpeg", "-v", "error", "-y", *map(str, words)]
+    command = ["ffmpeg", "-v", "error", "-y", *map(str, argv)]
     return subprocess.run(command, capture_output=True, check=True).stdout
 
 
 def shown_by_ffmpeg(path: Path, width: int, height: int) -> np.ndarray:
     """The first frame with square pixels, uint8 (H, W, 3), RGB."""
-    words = ["-vf", "scale=iw*sar:ih,setsar=1", "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    return np.frombuffer(ffmpeg("-i", path, *words), np.uint8).reshape(height, width, 3)
+    argv = ["-vf", "scale=iw*sar:ih,setsar=1", "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    return np.frombuffer(ffmpeg("-i", path, *argv), np.uint8).reshape(height, width, 3)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_video_with_oblong_pixels_is_read_in_its_shown_shape(
 def test_oblong_pixels_are_restored_before_the_video_is_turned(
     real_clips: dict[str, Path], tmp_path: Path
 ) -> None:
-    """A portrait video of a phone."""
+    """A phone's video in portrait format."""
     narrow = face_frames(real_clips["single"], 1, 64, 96)
     options = {"qp": "0", "preset": "ultrafast"}
     path, turned = tmp_path / "narrow.mp4", tmp_path / "turned.mp4"
@@ -67,7 +67,7 @@ def test_oblong_pixels_are_restored_before_the_video_is_turned(
 
 @needs_ffmpeg
 def test_default_track_is_read_and_not_the_first(plain: Path, tmp_path: Path) -> None:
-    """A recording with the screen as its first track and the webcam as its default one."""
+    """A recording whose first track is the screen and whose default track is the webcam."""
     path = tmp_path / "tracks.mkv"
     screen = ["-f", "lavfi", "-i", "color=blue:size=64x48:rate=10:duration=3"]
     maps = ["-map", "0:v", "-map", "1:v", "-disposition:v:0", "0", "-disposition:v:1", "default"]

@@ -40,12 +40,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 
 
 def require_equal_samples(one: Samples, other: Samples, indices: np.ndarray) -> None:
-    """The same batch of both."""
-    for ours, theirs in zip(one.batch(indices)[:2], other.batch(indices)[:2], strict=True):
-        assert set(ours) == set(theirs)
-        for name in ours:
-            assert ours[name].dtype == theirs[name].dtype
-            assert np.array_equal(ours[name], theirs[name])
+    """Require that both give the same batch."""
+    for actual, expected in zip(one.batch(indices)[:2], other.batch(indices)[:2], strict=True):
+        assert set(actual) == set(expected)
+        for name in actual:
+            assert actual[name].dtype == expected[name].dtype
+            assert np.array_equal(actual[name], expected[name])
     assert np.array_equal(one.batch(indices)[2], other.batch(indices)[2])
 
 
@@ -65,7 +65,7 @@ def test_batches_are_the_rows(store: FeatureStore) -> None:
 
 
 def test_memory_map_equals_memory(store: FeatureStore) -> None:
-    """Whole, in batches, and select_samples; and it stays a map."""
+    """Whole arrays, batches and select_samples are equal, and the memory map stays a memory map."""
     rows = np.array([1, 3, 2, 9, 11])
     plain = load_samples(store, LABELLING, rows, "both")
     mapped = load_samples(store, LABELLING, rows, "both", mapped=True)
@@ -93,12 +93,12 @@ def test_select_samples_takes_indices_or_a_mask(store: FeatureStore) -> None:
 
 
 def test_sample_groups_equal_the_groups_of_the_store(tmp_path: Path) -> None:
-    """The subject, even if only another window of the video has it; without one, or with several, the video
-    with all its windows."""
-    people = ["a", "", "", "", "b", "a", "", "c", "d"]
+    """The group is the subject, even if only another window of the video has it. Without a subject, or with
+    several, it is the video with all its windows."""
+    subject_ids = ["a", "", "", "", "b", "a", "", "c", "d"]
     clips = [
-        dataclasses.replace(clip, clip_id=f"영상#/{place // 2}.mp4#{place % 2 * 2000}", subject=who)
-        for place, (clip, who) in enumerate(zip(clips_of(9), people, strict=True))
+        dataclasses.replace(clip, clip_id=f"영상#/{place // 2}.mp4#{place % 2 * 2000}", subject=subject)
+        for place, (clip, subject) in enumerate(zip(clips_of(9), subject_ids, strict=True))
     ]
     clips[8] = dataclasses.replace(clips[8], clip_id="영상#/3.mp4#4000")
     store = plan(tmp_path / "s.zarr", clips, RECIPE, numerics={})

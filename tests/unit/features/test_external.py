@@ -20,18 +20,19 @@ from seqmodel.training.task import build_task
 pytestmark = pytest.mark.usefixtures("no_drawing")
 
 NAMES = (*FEATURES[:52], "yaw_rad")
-PEOPLE, EACH = 10, 8
+SUBJECTS, EACH = 10, 8
 
 
 def write_npz(path: Path, feature_names: tuple[str, ...] = NAMES) -> np.ndarray:
-    """One-frame clips whose closed eyes tell the classes apart, and one without a face; returns x (N,1,D)."""
+    """Write one-frame clips whose eye closure separates the classes, and one clip without a face; returns x
+    (N,1,D)."""
     rng = np.random.default_rng(0)
-    y = rng.integers(2, size=PEOPLE * EACH)
+    y = rng.integers(2, size=SUBJECTS * EACH)
     x = rng.normal(size=(len(y), 1, len(NAMES))).astype(np.float32)
     x[:, 0, NAMES.index("eyeBlinkLeft")] += 3 * y
     x[5] = np.nan
     arrays = {"feature_names": np.array(feature_names)} if feature_names else {}
-    np.savez(path, x=x, y=y, subject=np.repeat(np.arange(PEOPLE), EACH), **arrays)
+    np.savez(path, x=x, y=y, subject=np.repeat(np.arange(SUBJECTS), EACH), **arrays)
     return x
 
 
@@ -53,7 +54,9 @@ def test_landmarker_feature_names_make_a_geometry_store(tmp_path: Path) -> None:
     assert main(["verify", str(store.path)]) == 0
 
 
-def test_other_names_stay_embeddings_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_feature_names_stay_embeddings_unless_requested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     others = tuple(f"au{k}" for k in range(len(NAMES)))
     write_npz(tmp_path / "f.npz", others)
     words = ["import", str(tmp_path / "f.npz"), "--name", "own", "--out"]
@@ -83,7 +86,7 @@ def test_head_on_imported_geometry_is_trained_evaluated_and_explained(tmp_path: 
 
 
 def test_clips_without_ids_get_different_ids_in_two_files(tmp_path: Path) -> None:
-    """A file that has grown keeps the ids of its clips."""
+    """A file with more clips than before keeps the ids of the old clips."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(6, 4, 3)), np.tile([0, 1], 3)
 
@@ -98,7 +101,8 @@ def test_clips_without_ids_get_different_ids_in_two_files(tmp_path: Path) -> Non
 
 
 def test_start_or_end_time_is_a_listed_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The whole file is not used under the id of a part; if every line has times, the error says why."""
+    """A part of a file is not imported as the whole file. If every line has times, the error gives the
+    reason."""
     for name in ("a", "b"):
         np.save(tmp_path / f"{name}.npy", np.ones((4, 3), np.float32))
     file = tmp_path / "labels.csv"
@@ -124,7 +128,7 @@ X, Y = np.ones((4, 2, 3), np.float32), np.array([0, 1, 0, 1])
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "message"),
     [
         ({"x": X + 1j}, "x has dtype complex64, expected numbers"),
         ({"y": Y[:, None]}, r"y has shape \(4, 1\) and dtype int64, expected \(N,\)"),
@@ -135,9 +139,9 @@ X, Y = np.ones((4, 2, 3), np.float32), np.array([0, 1, 0, 1])
         ({"length": np.array(["1"] * 4)}, "length must be whole numbers"),
     ],
 )
-def test_unusable_arrays_raise(tmp_path: Path, arrays: dict[str, np.ndarray], said: str) -> None:
+def test_unusable_arrays_raise(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     np.savez(tmp_path / "f.npz", **({"x": X, "y": Y} | arrays))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_sequences(tmp_path / "f.npz")
 
 
@@ -155,7 +159,7 @@ def test_names_may_be_saved_as_bytes_and_lengths_as_floats(tmp_path: Path) -> No
 def test_file_with_wrong_content_is_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As a whole data set, or as the file of one clip among good ones."""
+    """As the whole data set, or as the file of one clip among readable ones."""
     whole, one, packed = io.BytesIO(), io.BytesIO(), io.BytesIO()
     np.savez(whole, x=X, y=Y)
     np.savez_compressed(packed, x=np.random.default_rng(0).normal(size=(4, 2, 300)), y=Y)

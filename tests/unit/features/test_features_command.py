@@ -19,15 +19,15 @@ from features.store.store import FeatureStore, plan
 from tests.support.small_store import RECIPE, clips_of, fill_row, row_values, write_store
 
 
-def run_json(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[dict, int]:  # type: ignore[type-arg]
+def run_json(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[dict, int]:  # type: ignore[type-arg]
     """The one JSON object on stdout, and the exit code."""
     capsys.readouterr()
-    code = main([*words, "--json"])
+    code = main([*argv, "--json"])
     return json.loads(capsys.readouterr().out), code
 
 
 def test_info_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Clips, people, labels, face rate, failures; as JSON and for people."""
+    """Clips, subjects, labels, face rate and failures, as JSON and as text."""
     path = tmp_path / "가.zarr"
     store = write_store(path, 8)
     store.write_failure(3, "x")
@@ -42,7 +42,7 @@ def test_info_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_info_shows_levels_by_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also where a later plan brought the lower ones."""
+    """Also if a later plan added the lower levels."""
     path = tmp_path / "s.zarr"
     clips = [replace(clip, labels={"level": level}) for clip, level in zip(clips_of(3), "210", strict=True)]
     for count in (1, 3):
@@ -72,8 +72,8 @@ def test_info_counts_labels_by_split_and_prints_numerics(
     assert [numerics["precision"] for numerics in summary["numerics"]] == ["f32", "bf16"]
     assert main(["info", str(path)]) == 0
     shown = capsys.readouterr().err
-    assert "numerics: backend openvino, precision f32" in shown
-    assert "some rows were extracted with other numerics: precision bf16\n" in shown
+    assert "computed with: backend openvino, precision f32" in shown
+    assert "some rows were computed with: precision bf16\n" in shown
     assert f"--out '{path}' --verify-sample" in shown
 
 
@@ -96,7 +96,7 @@ def test_verify_names_inconsistent_parts(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_verify_and_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """0 when all is well, 1 when something is broken."""
+    """Exit code 0 if everything is correct, 1 if something is broken."""
     path = tmp_path / "s.zarr"
     write_store(path, 4)
     assert run_json(capsys, "pack", str(path)) == ({"store": str(path), "clips": 4, "packed": True}, 0)
@@ -110,7 +110,7 @@ def test_verify_and_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_label_corrects_without_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """1 when a line's clip is not in the store."""
+    """Exit code 1 if the clip of a line is not in the store."""
     path = tmp_path / "s.zarr"
     write_store(path, 4)
     manifest = tmp_path / "corrected.csv"
@@ -142,16 +142,16 @@ def test_label_keeps_subjects_and_splits_without_a_column(
     assert table.split.tolist() == ["test", "test"]
 
 
-@pytest.mark.parametrize("words", [("info",), ("label", "fixes.csv"), ("delete", "--subject", "p0")])
+@pytest.mark.parametrize("argv", [("info",), ("label", "fixes.csv"), ("delete", "--subject", "p0")])
 def test_path_without_a_store_is_a_one_line_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]
 ) -> None:
     (tmp_path / "file").write_text("path,label\na.mp4,x\n", encoding="utf-8")
     (tmp_path / "fixes.csv").write_text("path,label\na.mp4,x\n", encoding="utf-8")
-    word, *more = (str(tmp_path / part) if part.endswith(".csv") else part for part in words)
-    for name, said in (("none.zarr", "no store at"), ("file", "is a file, expected a folder")):
+    word, *more = (str(tmp_path / part) if part.endswith(".csv") else part for part in argv)
+    for name, message in (("none.zarr", "no store at"), ("file", "is a file, expected a folder")):
         assert main([word, str(tmp_path / name), *more]) == 2
-        assert said in " ".join(capsys.readouterr().err.split())
+        assert message in " ".join(capsys.readouterr().err.split())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "fixes.csv"]
 
 
@@ -164,7 +164,7 @@ def folder_of(root: Path, *names: str) -> Path:
 
 
 def test_label_reads_the_csv_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As extract does: the folders beside it may name no classes."""
+    """As extract does: the folders next to it need not be classes."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
     data = folder_of(tmp_path / "data", "영상/0.mp4", "영상/1.mp4")
@@ -176,7 +176,7 @@ def test_label_reads_the_csv_in_a_folder(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (("영상/0.mp4", "영상/1.mp4"), "at least two folders named by class, found only '영상'"),
         (("Train/0.mp4", "Validation/1.mp4"), "at least two folders named by class, found none"),
@@ -191,7 +191,7 @@ def test_label_reads_the_csv_in_a_folder(tmp_path: Path, capsys: pytest.CaptureF
     ],
 )
 def test_label_refuses_folders_that_are_not_classes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], message: str
 ) -> None:
     """They would overwrite every label; nothing is written."""
     path = tmp_path / "s.zarr"
@@ -199,7 +199,7 @@ def test_label_refuses_folders_that_are_not_classes(
     data = folder_of(tmp_path / "data", *names)
     assert main(["label", str(path), str(data)]) == 2
     shown = " ".join(capsys.readouterr().err.split())
-    assert said in shown
+    assert message in shown
     assert "use a manifest CSV, or extract again" in shown
     assert FeatureStore.open(path).fingerprint() == before
 
@@ -216,7 +216,7 @@ def test_label_corrects_subjects_only(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_delete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One person, then all."""
+    """One subject, then the whole store."""
     path = tmp_path / "s.zarr"
     write_store(path, 8)
     assert run_json(capsys, "delete", str(path), "--subject", "p1")[0]["deleted"] == 2
@@ -258,7 +258,8 @@ def import_npz(folder: Path, **arrays: object) -> Path:
 
 
 def test_import_npz_at_any_length_and_width(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Names, people, splits and slices come along; missing numbers are masked; label order is the file's."""
+    """Names, subjects, splits and slices are imported; missing numbers are masked; the order of labels is
+    that of the file."""
     x = np.random.default_rng(0).normal(size=(6, 4, 5))
     x[1, 2, 3] = np.nan
     file = import_npz(
@@ -302,8 +303,8 @@ def test_padded_and_concatenated_arrays_are_equal(tmp_path: Path) -> None:
     laid = np.concatenate([padded[index, :end] for index, end in enumerate(length)])
     one = read_sequences(import_npz(tmp_path, x=padded, y=y, length=length))
     other = read_sequences(import_npz(tmp_path, x=laid, y=y, length=length))
-    for ours, theirs in zip(one.values, other.values, strict=True):
-        assert np.array_equal(ours, theirs)
+    for actual, expected in zip(one.values, other.values, strict=True):
+        assert np.array_equal(actual, expected)
     frames = read_sequences(import_npz(tmp_path, x=padded[:, 0], y=y))
     assert [values.shape for values in frames.values] == [(1, 2)] * 3
     assert frames.clips[1].labels == {"label": "b"}
@@ -359,7 +360,7 @@ def test_import_csv_with_a_line_a_frame(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("header", "said"),
+    ("header", "message"),
     [
         ("clip_id,label,AU1,AU1", "unique and not empty, got clip_id,label,AU1,AU1"),
         ("clip_id,label,Label,AU1", "unique and not empty, got clip_id,label,label,AU1"),
@@ -368,13 +369,13 @@ def test_import_csv_with_a_line_a_frame(tmp_path: Path, capsys: pytest.CaptureFi
     ],
 )
 def test_import_refuses_an_ambiguous_header(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], header: str, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], header: str, message: str
 ) -> None:
     """With a one-line error."""
     file = tmp_path / "frames.csv"
     file.write_text(f"{header}\n1,2,3,4\n", encoding="utf-8")
     assert main(["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "au"]) == 2
-    assert said in " ".join(capsys.readouterr().err.split())
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_import_matches_clip_columns_case_insensitively(tmp_path: Path) -> None:
@@ -395,7 +396,8 @@ def test_import_matches_clip_columns_case_insensitively(tmp_path: Path) -> None:
 
 
 def test_import_openface_files_by_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As OpenFace writes them: spaces in the header, bookkeeping columns, success 0 where it failed."""
+    """Files as OpenFace writes them: spaces in the header, columns that are not features, success 0 for
+    failed frames."""
     header = "frame, face_id, timestamp, confidence, success, AU01_r, AU02_r\n"
     (tmp_path / "a.csv").write_text(
         header + "1, 0, 0.0, 0.98, 1, 1.5, 2\n2, 0, 0.1, 0.1, 0, 0, 0\n", encoding="utf-8"
@@ -456,10 +458,10 @@ def test_import_refuses_values_that_would_overflow(tmp_path: Path, value: float)
 def test_files_of_a_killed_import_are_deleted_later(tmp_path: Path) -> None:
     """The next import deletes files older than an hour; delete removes all; other stores keep their files."""
     file = import_npz(tmp_path, x=np.zeros((2, 3)), y=np.zeros(2))
-    words = ["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "n"]
+    argv = ["import", str(file), "--out", str(tmp_path / "o.zarr"), "--name", "n"]
 
     def left(store: str, age_s: float) -> Path:
-        """A partial with a chunk so old."""
+        """A temporary folder with a chunk of this age."""
         half = tmp_path / f"{store}.{uuid.uuid4().hex}.partial"
         for place in (folder_of(half, "embeddings/c.0.0.0") / "embeddings", half):
             os.utime(place, (time.time() - age_s,) * 2)
@@ -467,7 +469,7 @@ def test_files_of_a_killed_import_are_deleted_later(tmp_path: Path) -> None:
 
     old, alive, other = left("o.zarr", 4000), left("o.zarr", 3000), left("o.zarr.b", 4000)
     os.utime(alive, (0, 0))
-    assert main(words) == 0
+    assert main(argv) == 0
     assert [half.exists() for half in (old, alive, other)] == [False, True, True]
     assert main(["delete", str(tmp_path / "o.zarr")]) == 0
     assert sorted(item.name for item in tmp_path.iterdir()) == sorted([file.name, other.name])

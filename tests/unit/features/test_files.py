@@ -15,7 +15,7 @@ from features.files import SAME_START_S, atomic_write, cache_dir, is_alive, this
 SIGNED = "import json; from features.files import this_process; print(json.dumps(this_process()), flush=True)"
 
 
-def test_a_file_appears_whole_and_an_error_leaves_the_old_one(tmp_path: Path) -> None:
+def test_file_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "파일.txt"
     with atomic_write(path, durable=True) as partial:
         partial.write_text("old", encoding="utf-8")
@@ -36,10 +36,10 @@ def test_two_writers_of_one_file_share_no_name(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "a") as first, atomic_write(tmp_path / "a") as second:
         first.write_text("first", encoding="utf-8")
         second.write_text("second", encoding="utf-8")
-    assert (tmp_path / "a").read_text(encoding="utf-8") == "first", "who ends last"
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "first", "the last writer wins"
 
 
-def test_the_cache_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path
     monkeypatch.delenv("BRAINBUDDY_CACHE")
@@ -53,8 +53,8 @@ def test_another_process_with_the_same_id_does_not_count_as_alive() -> None:
     assert not is_alive(own | {"pid": 2**22 + 1})
 
 
-def test_a_process_that_has_ended_is_dead_before_and_after_its_parent_asks() -> None:
-    """In between it is a zombie, which still has its number."""
+def test_ended_process_is_not_alive_before_and_after_its_parent_waits() -> None:
+    """In between it is a zombie, which still has its process id."""
     with subprocess.Popen([sys.executable, "-c", f"{SIGNED}; input()"], stdin=-1, stdout=-1) as child:
         assert child.stdout is not None
         process = json.loads(child.stdout.readline())
@@ -70,7 +70,8 @@ def test_a_process_that_has_ended_is_dead_before_and_after_its_parent_asks() -> 
 
 @pytest.mark.skipif(not psutil.LINUX, reason="elsewhere a process's start does not move with the clock")
 def test_a_process_is_the_same_after_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linux counts from the start of the machine, whose time is what moves."""
+    """On Linux the start time is measured from the boot of the machine; only the boot time moves with the
+    clock."""
     own, boot_time = this_process(), psutil._psplatform.boot_time
     created_s = psutil.Process().create_time()
     monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot_time() + 3600)

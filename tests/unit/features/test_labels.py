@@ -20,14 +20,14 @@ def test_labels_fix_the_order_and_leave_others_out() -> None:
 
 
 def test_binarize_at_splits_levels_by_value() -> None:
-    """--binarize-at 2 puts levels 0 and 1 below, 2 and 3 above, whatever order they were met in."""
+    """--binarize-at 2 puts levels 0 and 1 below and levels 2 and 3 above, in any stored order."""
     stored = ("2", "0", "3", "1")
     labelling = make_labelling(stored, binarize_at=2)
     assert class_indices(labelling, np.array([0, 1, 2, 3]), stored).tolist() == [1, 0, 1, 0]
 
 
 def test_merge_makes_one_class_of_several() -> None:
-    """--merge not=a+b gives the new name the place of its first member."""
+    """--merge not=a+b gives the new name the position of its first member."""
     stored = ("concentrating", "not", "drowsy")
     labelling = make_labelling(stored, merge=("not+drowsy",), labels=("not+drowsy", "concentrating"))
     assert class_indices(labelling, np.array([0, 1, 2]), stored).tolist() == [1, 0, 0]
@@ -35,8 +35,8 @@ def test_merge_makes_one_class_of_several() -> None:
     assert named.names == ("concentrating", "away")
 
 
-def test_merging_into_a_name_that_is_there_adds_to_it() -> None:
-    """In whatever order names stand; no class is lost."""
+def test_merging_into_an_existing_name_adds_to_it() -> None:
+    """In any order of names; no class is lost."""
     for stored in itertools.permutations(("distracted", "off", "away", "engaged")):
         for merge in ("distracted = off+away", "distracted=distracted+off+away"):
             labelling = make_labelling(stored, merge=(merge,), labels=("distracted", "engaged"))
@@ -56,7 +56,7 @@ def test_levels_are_ordered_by_value() -> None:
 
 
 def test_levels_with_decimals_are_binarized_by_value() -> None:
-    """Not by where they stand; names that are no numbers by where they stand."""
+    """By value and not by position; names that are not numbers are binarized by position."""
     stored = ("3.0", "1.0", "4.0", "-2", "2.0")
     labelling = make_labelling(stored, binarize_at=3)
     assert class_indices(labelling, np.arange(5), stored).tolist() == [1, 0, 1, 0, 0]
@@ -66,7 +66,7 @@ def test_levels_with_decimals_are_binarized_by_value() -> None:
 
 
 def test_binarize_refuses_names_among_numbers() -> None:
-    """The error names it, until --labels lists the levels; two names are the names of the classes."""
+    """The error names the label. With --labels, levels are listed, or two names name the classes."""
     stored = (*LEVELS, "unclear")
     for labels in ((), ("low", "high")):
         with pytest.raises(ValueError, match=r"not numbers: unclear; .* --labels 0,1,2,3$"):
@@ -81,7 +81,7 @@ def test_binarize_refuses_names_among_numbers() -> None:
 
 
 def test_merged_levels_must_be_in_one_class() -> None:
-    """Whatever the group is called; otherwise an error."""
+    """For any name of the group; otherwise an error."""
     for merge in ("2+3", "high=2+3"):
         labelling = make_labelling(LEVELS, binarize_at=2, merge=(merge,))
         assert labelling.sources == (("0", "1"), ("2", "3"))
@@ -96,11 +96,12 @@ def test_merged_levels_must_be_in_one_class() -> None:
 
 
 def test_names_that_no_clip_has_make_no_class() -> None:
-    """As a corrected typo, unless it is asked for; merged ones do no harm; positions are counted as ever."""
+    """For example a corrected typo, unless --labels lists it. Merged names may be unused; positions are
+    counted as before."""
     stored = ("distracted", "enagged", "engaged")
     assert make_labelling(stored, unused=["enagged"]).names == ("distracted", "engaged")
-    asked = make_labelling(stored, unused=["enagged"], labels=("enagged", "engaged"))
-    assert asked.names == ("enagged", "engaged")
+    requested = make_labelling(stored, unused=["enagged"], labels=("enagged", "engaged"))
+    assert requested.names == ("enagged", "engaged")
     merged = make_labelling(stored, unused=["enagged"], merge=("engaged+enagged",))
     assert merged.sources == (("distracted",), ("engaged", "enagged"))
     assert make_labelling((*LEVELS, "2?"), unused=["2?"], binarize_at=2).sources == (("0", "1"), ("2", "3"))
@@ -108,14 +109,14 @@ def test_names_that_no_clip_has_make_no_class() -> None:
     assert placed.sources == (("none",), ("some", "lots"))
 
 
-def test_tasks_follow_the_number_of_classes_unless_asked() -> None:
-    """Ordinal only when asked for."""
+def test_tasks_follow_the_number_of_classes_unless_requested() -> None:
+    """Ordinal only if requested."""
     assert make_labelling(LEVELS).task == "multiclass"
     assert make_labelling(LEVELS, task="ordinal").task == "ordinal"
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"labels": ("bored", "0")}, "bored"),
         ({"merge": ("0+9",)}, "'9'"),
@@ -123,9 +124,9 @@ def test_tasks_follow_the_number_of_classes_unless_asked() -> None:
         ({"task": "binary"}, "binary task needs two"),
     ],
 )
-def test_wrong_options_are_named(options: dict, said: str) -> None:
-    """A name or level that does not exist is said in the error."""
-    with pytest.raises(ValueError, match=said):
+def test_wrong_options_are_named(options: dict, message: str) -> None:
+    """The error names a label or level that does not exist."""
+    with pytest.raises(ValueError, match=message):
         make_labelling(LEVELS, **options)
 
 

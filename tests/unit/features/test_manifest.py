@@ -17,7 +17,7 @@ links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privile
 
 
 def write_manifest(folder: Path, text: str, videos: tuple[str, ...] = ("a.mp4", "b.mp4")) -> Path:
-    """A CSV beside (empty) videos."""
+    """Write a CSV next to (empty) videos."""
     for video in videos:
         (folder / video).parent.mkdir(parents=True, exist_ok=True)
         (folder / video).touch()
@@ -27,7 +27,7 @@ def write_manifest(folder: Path, text: str, videos: tuple[str, ...] = ("a.mp4", 
 
 
 def test_csv_with_bom_spaces_and_hangul(tmp_path: Path) -> None:
-    """What spreadsheets add does no harm, and every column is kept."""
+    """BOM and spaces of spreadsheets are removed, and every column is kept."""
     file = write_manifest(
         tmp_path,
         "\ufeffPath, label ,Subject,split,start_s,end_s,자리\r\n"
@@ -42,7 +42,7 @@ def test_csv_with_bom_spaces_and_hangul(tmp_path: Path) -> None:
 
 
 def test_decomposed_and_composed_hangul_are_one_clip(tmp_path: Path) -> None:
-    """A file name as macOS writes it is found by the name as people type it, under one clip id."""
+    """A decomposed file name (macOS) is found by the composed name that users type, with one clip id."""
     decomposed = unicodedata.normalize("NFD", "가나.mp4")
     file = write_manifest(tmp_path, "path,label\n가나.mp4,x\n", (decomposed,))
     (clip,) = read_csv(file).clips
@@ -51,8 +51,7 @@ def test_decomposed_and_composed_hangul_are_one_clip(tmp_path: Path) -> None:
 
 
 def test_hangul_of_mixed_form_is_found(tmp_path: Path) -> None:
-    """A folder as people type it with files as macOS wrote them, and the reverse; a name that is both, as the
-    cell has it."""
+    """A composed folder name with decomposed file names, and the reverse; a mixed name as in the cell."""
     composed, decomposed = "가나", unicodedata.normalize("NFD", "가나")
     videos = (f"{composed}/{decomposed}.mp4", f"{decomposed}/x/{composed}.mp4", f"{composed}{decomposed}.mp4")
     for form in ("NFC", "NFD"):
@@ -129,14 +128,14 @@ def test_korean_excel_csv_is_named_by_line(tmp_path: Path) -> None:
 
 
 def test_semicolons_and_windows_paths_are_understood(tmp_path: Path) -> None:
-    """As some countries' spreadsheets and Windows users write."""
+    """As spreadsheets of some countries and Windows users write them."""
     file = write_manifest(tmp_path, "path;label\nsub\\a.mp4;x\n", ("sub/a.mp4",))
     (clip,) = read_csv(file).clips
     assert clip.clip_id == "sub/a.mp4#0"
 
 
 def test_a_column_of_many_values_is_a_slice_only(tmp_path: Path) -> None:
-    """A remark per clip is nothing to learn."""
+    """A free text for each clip is not a label."""
     videos = tuple(f"{index}.mp4" for index in range(30))
     rows = "".join(f"{video},x,note {video}\n" for video in videos)
     clip = read_csv(write_manifest(tmp_path, "path,label,note\n" + rows, videos)).clips[0]
@@ -159,7 +158,8 @@ def test_correction_needs_a_subject_split_or_fold_column(tmp_path: Path) -> None
 
 
 def test_folder_of_classes(tmp_path: Path) -> None:
-    """The folder's name is the label; hidden files and texts are passed over, loose videos are listed."""
+    """The folder's name is the label; hidden files and texts are skipped, videos outside a label folder are
+    listed."""
     for name in ("집중/a.MP4", "딴짓/b.avi", "딴짓/._b.avi", "딴짓/notes.txt", "loose.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -172,7 +172,7 @@ def test_folder_of_classes(tmp_path: Path) -> None:
 
 
 def test_folder_of_splits_and_classes(tmp_path: Path) -> None:
-    """ROOT/<split>/<label>/<video> names the split too."""
+    """ROOT/<split>/<label>/<video> also sets the split."""
     for name in ("Train/x/a.mp4", "Validation/y/b.mp4"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
@@ -182,7 +182,7 @@ def test_folder_of_splits_and_classes(tmp_path: Path) -> None:
 
 @bytes_as_names
 def test_a_name_that_is_not_utf8_is_a_problem(tmp_path: Path) -> None:
-    """Of a file or of its folder; a store could not name them."""
+    """The name of a file or of its folder; a store cannot hold it."""
     for name in (b"x/a.mp4", b"x/caf\xe9.mp4", b"\xb0\xa1/b.mp4"):
         file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
         file.parent.mkdir(exist_ok=True)
@@ -198,7 +198,8 @@ def test_a_name_that_is_not_utf8_is_a_problem(tmp_path: Path) -> None:
 
 @links
 def test_linked_folders_are_entered(tmp_path: Path) -> None:
-    """Once each and none that is found anyway: loops end and no video has two names; none around the root."""
+    """Each once, and none that is found without the link: so loops end and no video has two names. Parents of
+    the root are not entered."""
     root, disk = tmp_path / "root", tmp_path / "disk"
     for name in ("root/engaged/a.mp4", "disk/b.mp4", "disk/deep/c.mp4", "beside.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +226,7 @@ def test_linked_folders_are_entered(tmp_path: Path) -> None:
 def test_unreadable_folders_and_broken_links_are_problems(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that their clips do not count as removed: a folder, and links to an unmounted disk."""
+    """A folder, and links to an unmounted disk: their clips do not count as removed."""
     for name in ("engaged/a.mp4", "bored/b.mp4", "bored/deep/c.mp4", "engaged/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -272,8 +273,8 @@ def test_windows_follow_the_remainder_rule() -> None:
     assert dropped_s(clip, 24.9, 10) == pytest.approx(4.9)
 
 
-def test_a_clip_with_its_own_times_keeps_them() -> None:
-    """Segments of a long video, one of them behind its end."""
+def test_clip_with_its_own_times_keeps_them() -> None:
+    """Segments of a long video; one starts after its end."""
     assert spans(Clip("a.mp4#30000", Path("a.mp4"), 30.0, 40.0), 3600) == [(30, 40)]
     assert spans(Clip("a.mp4#30000", Path("a.mp4"), 30.0, 40.0), 37) == [(30, 37)]
     assert spans(Clip("a.mp4#30000", Path("a.mp4"), 30.0, 40.0), 20) == [(30, 40)]
@@ -284,7 +285,7 @@ def test_a_clip_with_its_own_times_keeps_them() -> None:
 def test_windows_are_disjoint_ascending_and_never_none(
     start_s: float, length_s: float, window_s: float
 ) -> None:
-    """Whatever the duration says."""
+    """For any duration."""
     cut = windows(Clip("a#0", Path("a"), start_s), start_s + length_s, window_s)
     assert cut
     for window, following in itertools.pairwise(cut):
@@ -297,7 +298,7 @@ def test_windows_are_disjoint_ascending_and_never_none(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused_by_value_error(tmp_path: Path, content: bytes) -> None:
-    """Never another exception."""
+    """No other exception is raised."""
     file = tmp_path / "labels.csv"
     file.write_bytes(content)
     try:
@@ -309,7 +310,7 @@ def test_any_bytes_are_read_or_refused_by_value_error(tmp_path: Path, content: b
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
 @given(st.lists(st.text(max_size=12), max_size=8))
 def test_any_cells_are_read_or_refused_by_value_error(tmp_path: Path, cells: list[str]) -> None:
-    """Never another exception, with a proper header."""
+    """No other exception is raised, with a correct header."""
     file = tmp_path / "labels.csv"
     file.write_text("path,label,start_s,end_s\n" + ",".join(cells), encoding="utf-8", errors="surrogatepass")
     try:

@@ -1,4 +1,4 @@
-"""Recipes: identities, fingerprints, refusals."""
+"""Recipes: identities, fingerprints, and errors for different recipes."""
 
 import dataclasses
 import json
@@ -34,10 +34,10 @@ RECIPE = Recipe(
     name=st.text(max_size=20),
     has_geometry=st.booleans(),
 )
-def test_json_gives_the_recipe_back_equal(
+def test_recipe_from_json_is_equal(
     margin: float, crop_px: int, fps: float, window_s: float, name: str, has_geometry: bool
 ) -> None:
-    """to_json, through text, then from_json is the identity."""
+    """to_json, JSON text and from_json give the same recipe."""
     recipe = Recipe(
         Pixels(("d" * 64, "e" * 64), margin=margin, crop_px=crop_px, fps=fps, window_s=window_s),
         EncoderId(name, "w", "f" * 64, 1280),
@@ -49,13 +49,13 @@ def test_json_gives_the_recipe_back_equal(
 
 
 def test_external_recipe_has_no_pixels() -> None:
-    """Imported features keep pixels None on the way through JSON."""
+    """The pixels of imported features are None before and after JSON."""
     external = Recipe(None, EncoderId("external:openface:35", "", "", 35))
     assert from_json(to_json(external)) == external
 
 
 def test_require_equal_names_every_field_that_differs() -> None:
-    """A refusal says which fields differ, with both values."""
+    """The error names the fields that differ, with both values."""
     other = dataclasses.replace(
         RECIPE,
         pixels=dataclasses.replace(RECIPE.pixels, margin=0.5, fps=5.0),
@@ -68,7 +68,7 @@ def test_require_equal_names_every_field_that_differs() -> None:
 
 
 def test_only_the_parts_in_use_are_compared() -> None:
-    """Crops need equal pixels alone."""
+    """For crops only the pixels must be equal."""
     other = dataclasses.replace(
         RECIPE, encoder=EncoderId("efficientnet_lite0", "x", "1" * 64, 1280), geometry=None
     )
@@ -78,7 +78,7 @@ def test_only_the_parts_in_use_are_compared() -> None:
 
 
 def test_name_of_the_weights_is_not_compared() -> None:
-    """Equal hashes are equal weights, whatever the file name is."""
+    """Equal hashes mean equal weights, for any file name."""
     renamed = dataclasses.replace(RECIPE, encoder=dataclasses.replace(RECIPE.encoder, weights="my_file.pth"))
     assert differences(RECIPE, renamed) == []
     require_equal(RECIPE, renamed)

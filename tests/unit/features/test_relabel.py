@@ -33,7 +33,7 @@ def labels(path: Path) -> list[str]:
 
 
 def test_sliding_segments_keep_their_own_labels(tmp_path: Path) -> None:
-    """Through the door, with one label corrected."""
+    """With the command line, and one corrected label."""
     path = tmp_path / "s.zarr"
     planned(path, [clip(start, start + 2, "01"[start % 2]) for start in range(5)], 6)
     lines = "".join(f"a.mp4,{label},{start},{start + 2}\n" for start, label in enumerate("01110"))
@@ -58,7 +58,7 @@ def test_row_gets_the_label_of_the_clip_with_a_window_at_its_start(tmp_path: Pat
 
 
 def test_row_without_a_matching_clip_does_not_change(tmp_path: Path) -> None:
-    """With one clip around it or two: it would get the label of a neighbour."""
+    """With one or two clips around it: it must not get the label of a neighbour."""
     path = tmp_path / "s.zarr"
     planned(path, [clip(0, None, "whole")], 8)
     done = relabel(path, [clip(0.5, 3, "first"), clip(1, 5.5, "second"), clip(6.0004, 7, "rounded")])
@@ -93,7 +93,7 @@ def test_clip_that_is_not_listed_stays_so(tmp_path: Path) -> None:
     st.randoms(use_true_random=False),
 )
 def test_the_manifest_that_a_store_was_made_from_changes_nothing(spans, random) -> None:
-    """Whatever overlaps, and in whatever order the clips come."""
+    """For any overlaps and any order of the clips."""
     clips: list[Clip] = []
     taken: set[str] = set()
     for start_s, length_s in spans:

@@ -41,14 +41,14 @@ def table_of(subjects: list[str], splits: list[str] | None = None) -> ClipTable:
     )
 
 
-def people(num_people: int, clips_each: int) -> list[str]:
+def subject_ids(num_subjects: int, clips_each: int) -> list[str]:
     """Subject names, one per clip."""
-    return [f"p{index // clips_each}" for index in range(num_people * clips_each)]
+    return [f"p{index // clips_each}" for index in range(num_subjects * clips_each)]
 
 
 def test_split_by_subject_keeps_class_proportions() -> None:
-    """60/20/20, subjects stay whole, classes in the proportions of the whole."""
-    subjects = people(25, 20)
+    """60/20/20; each subject is in one subset; classes have the proportions of the whole set."""
+    subjects = subject_ids(25, 20)
     labels = (np.arange(500) % 5 == 0).astype(int)
     split = make_split(table_of(subjects), np.arange(500), labels, seed=0)
     require_disjoint(split, np.array(subjects))
@@ -60,7 +60,7 @@ def test_split_by_subject_keeps_class_proportions() -> None:
 
 def test_split_depends_on_the_seed() -> None:
     """Same seed, same split; another seed, another split."""
-    table, labels = table_of(people(25, 4)), np.arange(100) % 2
+    table, labels = table_of(subject_ids(25, 4)), np.arange(100) % 2
     first, again, other = (make_split(table, np.arange(100), labels, seed=seed) for seed in (1, 1, 2))
     assert split_hash(first, table.clip_id) == split_hash(again, table.clip_id)
     assert split_hash(first, table.clip_id) != split_hash(other, table.clip_id)
@@ -68,25 +68,25 @@ def test_split_depends_on_the_seed() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=3, max_size=80), st.integers(0, 3))
-def test_no_subject_is_in_two_subsets(who: list[int], seed: int) -> None:
+def test_no_subject_is_in_two_subsets(subject: list[int], seed: int) -> None:
     """For any number of clips per subject; too few subjects are refused."""
-    subjects = [f"p{index}" for index in who]
-    labels = np.arange(len(who)) % 2
-    if len(set(who)) < 3:
+    subjects = [f"p{index}" for index in subject]
+    labels = np.arange(len(subject)) % 2
+    if len(set(subject)) < 3:
         with pytest.raises(ValueError, match="too few for 3 separate subsets"):
-            make_split(table_of(subjects), np.arange(len(who)), labels, seed=seed)
+            make_split(table_of(subjects), np.arange(len(subject)), labels, seed=seed)
         return
-    split = make_split(table_of(subjects), np.arange(len(who)), labels, seed=seed)
+    split = make_split(table_of(subjects), np.arange(len(subject)), labels, seed=seed)
     subsets = [set(np.array(subjects)[rows]) for rows in split.subsets().values()]
     assert len(set().union(*subsets)) == sum(map(len, subsets))
     assert all(subsets)
-    assert sorted(np.concatenate(list(split.subsets().values()))) == list(range(len(who)))
+    assert sorted(np.concatenate(list(split.subsets().values()))) == list(range(len(subject)))
 
 
 def test_official_split_is_kept() -> None:
     """All three subsets are official."""
     splits = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
-    split = make_split(table_of(people(10, 1), splits), np.arange(10), np.arange(10) % 2, seed=0)
+    split = make_split(table_of(subject_ids(10, 1), splits), np.arange(10), np.arange(10) % 2, seed=0)
     assert split.description == "official"
     assert split.val.tolist() == [6, 7]
     assert split.test.tolist() == [8, 9]
@@ -95,7 +95,7 @@ def test_official_split_is_kept() -> None:
 def test_official_validation_becomes_test_where_there_is_no_test() -> None:
     """A new validation subset is taken from train by subject; the description says so."""
     splits = ["train"] * 20 + ["val"] * 5
-    subjects = people(10, 2) + ["v1"] * 5
+    subjects = subject_ids(10, 2) + ["v1"] * 5
     split = make_split(table_of(subjects, splits), np.arange(25), np.arange(25) % 2, seed=0)
     assert split.test.tolist() == [20, 21, 22, 23, 24]
     assert len(split.val) == 4
@@ -107,14 +107,14 @@ def test_official_validation_becomes_test_where_there_is_no_test() -> None:
 def test_clips_without_a_split_are_left_out_and_counted() -> None:
     """Their subject may be in any subset."""
     splits = ["train"] * 4 + ["val", "test", ""]
-    split = make_split(table_of(people(7, 1), splits), np.arange(7), np.zeros(7, int), seed=0)
+    split = make_split(table_of(subject_ids(7, 1), splits), np.arange(7), np.zeros(7, int), seed=0)
     assert 6 not in np.concatenate(list(split.subsets().values()))
     assert split.warnings == ("1 clips without a split are left out, because other clips have one",)
 
 
 def test_subjects_without_a_split_are_train_if_val_and_test_are_official() -> None:
     """The same split as if they were marked train."""
-    subjects, labels = people(12, 2), np.arange(24) // 2 % 2
+    subjects, labels = subject_ids(12, 2), np.arange(24) // 2 % 2
     for held in (["test"] * 4, ["val"] * 2 + ["test"] * 2):
         left_open = make_split(table_of(subjects, [*held, *[""] * 20]), np.arange(24), labels, seed=0)
         marked = make_split(table_of(subjects, [*held, *["train"] * 20]), np.arange(24), labels, seed=0)
@@ -127,7 +127,7 @@ def test_subjects_without_a_split_are_train_if_val_and_test_are_official() -> No
 def test_single_official_subset_is_kept(subset: str) -> None:
     """Clips without a split fill the other two, and the description says so."""
     splits = [subset] * 10 + [""] * 40
-    split = make_split(table_of(people(25, 2), splits), np.arange(50), np.arange(50) // 2 % 2, seed=0)
+    split = make_split(table_of(subject_ids(25, 2), splits), np.arange(50), np.arange(50) // 2 % 2, seed=0)
     subsets = split.subsets()
     assert subsets.pop(subset).tolist() == list(range(10))
     assert all(len(rows) for rows in subsets.values())
@@ -138,8 +138,8 @@ def test_single_official_subset_is_kept(subset: str) -> None:
 
 
 def test_clips_all_marked_train_are_split_by_subject() -> None:
-    """As for a data set that published only its training part."""
-    subjects, labels = people(10, 2), np.arange(20) // 2 % 2
+    """As in a data set of which only the training part is published."""
+    subjects, labels = subject_ids(10, 2), np.arange(20) // 2 % 2
     split = make_split(table_of(subjects, ["train"] * 20), np.arange(20), labels, seed=0)
     free = make_split(table_of(subjects), np.arange(20), labels, seed=0)
     assert split_hash(split, np.arange(20).astype(str)) == split_hash(free, np.arange(20).astype(str))
@@ -147,7 +147,7 @@ def test_clips_all_marked_train_are_split_by_subject() -> None:
 
 
 @pytest.mark.parametrize(
-    ("splits", "said"),
+    ("splits", "message"),
     [
         (["test"] * 6, "has test but not train and val, and only 0 subjects"),
         (["val"] * 3 + ["test"] * 3, "has val and test but not train, and only 0 subjects"),
@@ -155,9 +155,9 @@ def test_clips_all_marked_train_are_split_by_subject() -> None:
         (["test"] * 3 + [""] * 3, "'p1' in .* and test"),
     ],
 )
-def test_official_splits_that_leave_a_subset_empty_are_refused(splits: list[str], said: str) -> None:
+def test_official_splits_that_leave_a_subset_empty_are_refused(splits: list[str], message: str) -> None:
     """Also a subject with clips in test and clips without a split."""
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         make_split(table_of(["p0", "p0", "p1", "p1", "p2", "p3"], splits), np.arange(6), np.arange(6), seed=0)
 
 
@@ -168,7 +168,7 @@ def test_subject_in_two_official_subsets_is_an_error() -> None:
         make_split(table, np.arange(4), np.zeros(4, int), seed=0)
 
 
-def test_no_subjects_is_a_warning_and_videos_stay_whole() -> None:
+def test_no_subjects_gives_a_warning_and_videos_stay_in_one_subset() -> None:
     """Windows of one video stay in one subset."""
     table = table_of([""] * 40)
     table.source[:] = [f"v{index // 4}.mp4" for index in range(40)]
@@ -259,21 +259,21 @@ def test_missing_class_is_a_warning() -> None:
     """The warning names the subset."""
     splits = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
     split = make_split(
-        table_of(people(8, 1), splits), np.arange(8), np.array([0, 1, 0, 1, 0, 1, 0, 0]), seed=0
+        table_of(subject_ids(8, 1), splits), np.arange(8), np.array([0, 1, 0, 1, 0, 1, 0, 0]), seed=0
     )
     assert split.warnings == ("test has no clip of 1 of the 2 classes",)
 
 
-def test_rows_need_not_be_all_rows() -> None:
+def test_a_part_of_the_rows_can_be_split() -> None:
     """A labelling that uses some clips splits those."""
     rows = np.arange(1, 60, 2)
-    split = make_split(table_of(people(15, 4)), rows, np.arange(30) % 2, seed=0)
+    split = make_split(table_of(subject_ids(15, 4)), rows, np.arange(30) % 2, seed=0)
     assert set(np.concatenate(list(split.subsets().values())).tolist()) == set(rows.tolist())
 
 
 def test_folds_hold_each_subject_out_once() -> None:
     """Grouped and stratified."""
-    subjects = np.array(people(12, 10))
+    subjects = np.array(subject_ids(12, 10))
     labels = (np.arange(120) % 4 == 0).astype(int)
     folds = grouped_folds(labels, subjects, 4, seed=0)
     assert sorted(np.concatenate([held for _, held in folds]).tolist()) == list(range(120))
@@ -285,7 +285,7 @@ def test_folds_hold_each_subject_out_once() -> None:
 def test_more_folds_than_subjects_are_refused() -> None:
     """The error has the number of subjects."""
     with pytest.raises(ValueError, match="must be 2 to 3, the number of subjects"):
-        grouped_folds(np.zeros(6, int), np.array(people(3, 2)), 4, seed=0)
+        grouped_folds(np.zeros(6, int), np.array(subject_ids(3, 2)), 4, seed=0)
 
 
 def test_leave_one_subject_out() -> None:
@@ -297,14 +297,14 @@ def test_leave_one_subject_out() -> None:
 
 
 def test_extended_split_keeps_known_subjects(tmp_path: Path) -> None:
-    """New subjects are assigned by their own name, whatever the other subjects are."""
-    first = table_of(people(20, 5))
+    """New subjects are assigned by their own name, independent of the other subjects."""
+    first = table_of(subject_ids(20, 5))
     split = make_split(first, np.arange(100), np.arange(100) % 2, seed=0)
     subsets = subset_by_clip(split, first.clip_id)
     lines = [f"{name},{first.subject[row]},{subsets[name]}" for row, name in enumerate(first.clip_id)]
     (tmp_path / "split.csv").write_text("clip_id,subject,split\n" + "\n".join(lines), encoding="utf-8")
 
-    month = table_of([f"p{index // 5}" for index in range(300)])  # 20 known people, 40 new ones
+    month = table_of([f"p{index // 5}" for index in range(300)])  # 20 known subjects, 40 new ones
     later = extend_split(month, np.arange(300), np.arange(300) % 2, tmp_path)
     for subset, rows in split.subsets().items():
         assert set(rows.tolist()) <= set(later.subsets()[subset].tolist())
@@ -339,7 +339,8 @@ def test_extended_split_uses_the_manifest_split_for_new_subjects(tmp_path: Path)
 def earlier_split(folder: Path, split: Split, table: ClipTable) -> Path:
     subsets = subset_by_clip(split, table.clip_id)
     lines = [
-        f"{clip},{who},{subsets[clip]}\n" for clip, who in zip(table.clip_id, table.subject, strict=True)
+        f"{clip},{subject},{subsets[clip]}\n"
+        for clip, subject in zip(table.clip_id, table.subject, strict=True)
     ]
     (folder / "split.csv").write_text("clip_id,subject,split\n" + "".join(lines), encoding="utf-8")
     return folder
@@ -348,7 +349,7 @@ def earlier_split(folder: Path, split: Split, table: ClipTable) -> Path:
 def test_extended_split_knows_renamed_subjects_by_their_clips(tmp_path: Path) -> None:
     """Also subjects whose names were removed; some of their clips may have lost their label."""
     labels = np.arange(60) % 2
-    for before, after in (([""] * 60, people(60, 1)), (people(60, 1), [""] * 60)):
+    for before, after in (([""] * 60, subject_ids(60, 1)), (subject_ids(60, 1), [""] * 60)):
         first = table_of(before)
         split = make_split(first, np.arange(60), labels, seed=0)
         earlier_split(tmp_path, split, first)
@@ -365,23 +366,23 @@ def test_extended_split_refuses_subjects_with_clips_in_two_subsets(tmp_path: Pat
     first = table_of([""] * 14)
     split = Split(np.arange(0, 14, 2), np.array([1, 3]), np.arange(5, 14, 2), "")
     earlier_split(tmp_path, split, first)
-    said = (
+    message = (
         "subject p0 in train and val, subject p1 in train and val, .*subject p4 in train and test and 2 more"
     )
-    with pytest.raises(ValueError, match=said):
-        extend_split(table_of(people(7, 2)), np.arange(14), np.zeros(14), tmp_path)
+    with pytest.raises(ValueError, match=message):
+        extend_split(table_of(subject_ids(7, 2)), np.arange(14), np.zeros(14), tmp_path)
 
 
 def test_same_clip_ids_with_other_subjects_count_as_new(tmp_path: Path) -> None:
     """If most have other subjects, with a warning; a single one may be a correction."""
-    first = table_of(people(12, 1))
+    first = table_of(subject_ids(12, 1))
     split = make_split(first, np.arange(12), np.arange(12) % 2, seed=0)
     earlier_split(tmp_path, split, first)
     others = table_of([f"q{index}" for index in range(12)])
     later = extend_split(others, np.arange(12), np.arange(12) % 2, tmp_path)
     assert "12 new subjects by the hash of their name" in later.description
     assert any(text.startswith("12 clips have ids that") for text in later.warnings)
-    corrected = table_of(["q0", *people(12, 1)[1:]])
+    corrected = table_of(["q0", *subject_ids(12, 1)[1:]])
     later = extend_split(corrected, np.arange(12), np.arange(12) % 2, tmp_path)
     assert split_hash(later, first.clip_id) == split_hash(split, first.clip_id)
 

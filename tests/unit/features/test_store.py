@@ -88,7 +88,7 @@ def test_table_equals_the_clips(tmp_path: Path) -> None:
     assert table.labels["label"].dtype == np.int16
 
 
-def test_zarr_alone_reads_the_store(tmp_path: Path) -> None:
+def test_zarr_reads_the_store_without_this_package(tmp_path: Path) -> None:
     """The layout of the docstring, read with zarr only."""
     write_store(tmp_path / "s.zarr")
     group = zarr.open_group(tmp_path / "s.zarr", mode="r")
@@ -109,7 +109,7 @@ def test_zarr_alone_reads_the_store(tmp_path: Path) -> None:
 
 
 def test_direct_chunks_are_the_bytes_that_zarr_writes(tmp_path: Path) -> None:
-    """And each reads what the other wrote."""
+    """Each also reads the bytes of the other."""
     store = write_store(tmp_path / "direct.zarr", 3, crops=True)
     by_zarr = plan(
         tmp_path / "zarr.zarr", clips_of(3), WITH_GEOMETRY, numerics={"backend": "test"}, crops=True
@@ -125,7 +125,7 @@ def test_direct_chunks_are_the_bytes_that_zarr_writes(tmp_path: Path) -> None:
 
 
 def test_short_rows_are_padded_and_invalid(tmp_path: Path) -> None:
-    """Two frames of six: the rest is unwritten and not valid."""
+    """Two frames of six: the other four are not valid."""
     store = plan(tmp_path / "s.zarr", clips_of(1), RECIPE, numerics={})
     values = row_values(0, 2)
     store.write_row(0, embeddings=values["embeddings"], frames=values["frames"])
@@ -167,7 +167,7 @@ def test_row_without_any_face_is_done(tmp_path: Path) -> None:
 
 
 def test_failures_are_kept_with_their_reason(tmp_path: Path) -> None:
-    """Listed, not missing, and forgotten when the row is written after all."""
+    """Failed rows are listed and not missing; the failure is deleted when the row is written later."""
     store = plan(tmp_path / "s.zarr", clips_of(3), RECIPE, numerics={})
     store.write_failure(1, "영상이 열리지 않음")
     assert store.missing("embeddings").tolist() == [0, 2]
@@ -178,7 +178,7 @@ def test_failures_are_kept_with_their_reason(tmp_path: Path) -> None:
 
 
 def test_a_long_reason_is_cut(tmp_path: Path) -> None:
-    """And makes no other row as wide."""
+    """It does not make the other rows wider."""
     store = plan(tmp_path / "s.zarr", clips_of(3), RECIPE, numerics={})
     store.write_failure(1, "x" * 8000)
     store.write_failure(2, "y" * 500)
@@ -188,7 +188,7 @@ def test_a_long_reason_is_cut(tmp_path: Path) -> None:
 
 
 def test_no_more_than_four_files_a_clip(tmp_path: Path) -> None:
-    """Embeddings, frames, geometry and crops; states cost nothing, and no folders either."""
+    """Embeddings, frames, geometry and crops; states need no files, and there are no further folders."""
     path = tmp_path / "s.zarr"
     few = write_store(path, 4, crops=True)
     before = len(files_of(path))
@@ -212,7 +212,7 @@ def test_no_more_than_four_files_a_clip(tmp_path: Path) -> None:
     ],
 )
 def test_rows_of_another_shape_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    """And the row stays pending."""
+    """The row stays pending."""
     store = plan(tmp_path / "s.zarr", clips_of(1), RECIPE, numerics={}, crops=True)
     values = row_values(0)
     given = {"embeddings": values["embeddings"], "frames": values["frames"], **change}
@@ -234,7 +234,7 @@ def test_another_recipe_is_refused_by_field(tmp_path: Path) -> None:
 
 
 def test_a_grown_and_corrected_manifest_moves_no_row(tmp_path: Path) -> None:
-    """Labels, subjects and splits follow the manifest; only new clips are missing; removed are listed."""
+    """Labels, subjects and splits follow the manifest; new clips are missing; removed ones are listed."""
     path = tmp_path / "s.zarr"
     write_store(path, 6)
     before = FeatureStore.open(path).read_stream("embeddings")[0]
@@ -244,7 +244,7 @@ def test_a_grown_and_corrected_manifest_moves_no_row(tmp_path: Path) -> None:
     store = plan(path, list(reversed(clips)), WITH_GEOMETRY, numerics={"backend": "test"})
     assert store.changes.new == tuple(clip.clip_id for clip in reversed(clips_of(9)[6:]))
     assert store.changes.corrected == (clips[2].clip_id,)
-    assert store.changes.vanished == ("영상/4.mp4#0",)
+    assert store.changes.not_in_manifest == ("영상/4.mp4#0",)
     assert store.changes.changed == ()
     assert store.missing("embeddings").tolist() == [6, 7, 8]
     table = store.table()
@@ -253,7 +253,7 @@ def test_a_grown_and_corrected_manifest_moves_no_row(tmp_path: Path) -> None:
     assert (table.subject[2], table.split[2], table.labels["level"][2]) == ("다른 사람", "test", -1)
     assert np.array_equal(store.read_stream("embeddings", np.arange(6))[0], before)
     again = plan(path, clips_of(9), WITH_GEOMETRY, numerics={"backend": "test"})
-    assert again.changes.vanished == ()
+    assert again.changes.not_in_manifest == ()
     assert again.table().labels["label"][4] == 1
     assert verify_store(again) == []
 
@@ -263,7 +263,7 @@ def test_limited_listing_does_not_change_other_clips(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     write_store(path, 6)
     store = plan(path, clips_of(2), WITH_GEOMETRY, numerics={"backend": "test"}, listing_complete=False)
-    assert store.changes.vanished == ()
+    assert store.changes.not_in_manifest == ()
     assert (store.table().labels["label"] >= 0).all()
 
 
@@ -295,7 +295,7 @@ def test_a_changed_file_is_extracted_again(tmp_path: Path) -> None:
 
 
 def test_a_copy_on_a_disk_with_coarse_times_is_the_same_file(tmp_path: Path) -> None:
-    """FAT and exFAT round times to two seconds; the size tells more. Nothing is written for it."""
+    """FAT and exFAT round times to two seconds, so the file counts as unchanged and nothing is written."""
     for index in range(3):
         (tmp_path / f"{index}.mp4").write_bytes(b"x" * index)
     path, clips = tmp_path / "s.zarr", clips_of(3, tmp_path)
@@ -331,13 +331,14 @@ def test_a_corrected_end_is_extracted_again(tmp_path: Path) -> None:
     assert files_of(path) == before
 
 
-def test_extracting_corrects_ends_and_keeps_what_cannot_be_read_today(
+def test_extraction_corrects_end_times_and_keeps_unreadable_videos(
     real_clips: dict[str, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In a video of 2 s, a clip of 2.3 s ends at 2. Files may be away for a day, and videos unreadable."""
+    """In a video of 2 s, a clip of 2.3 s ends at 2 s. Files may be missing for some time, and videos
+    unreadable."""
     frames = looped(face_frames(real_clips["single"], 10, 176, 144), 20)
     for name in "abc":
         write_video(tmp_path / f"{name}.mp4", frames, 10)
@@ -356,13 +357,13 @@ def test_extracting_corrects_ends_and_keeps_what_cannot_be_read_today(
     assert extract_lines("a.mp4,x,", "b.mp4,y,2.3", "c.mp4,x,")[0]["done"] == 6
     before = labels()
     summary, shown = extract_lines("a.mp4,x,", "b_.mp4,y,2.3")
-    assert (summary["done"], summary["vanished"]) == (0, [])
+    assert (summary["done"], summary["not_in_manifest"]) == (0, [])
     assert "4 clips of the store are not in" in shown
     assert labels() == before
-    with monkeypatch.context() as patch:  # labels of a known layout, whose videos are away
+    with monkeypatch.context() as patch:  # labels of a known format, whose videos are missing
         read = run.read_dataset
         patch.setattr(run, "read_dataset", lambda *a: replace(read(*a), unpaired_labels=("b.mp4",)))
-        assert extract_lines("a.mp4,x,", "c.mp4,x,")[0]["vanished"] == []
+        assert extract_lines("a.mp4,x,", "c.mp4,x,")[0]["not_in_manifest"] == []
     with monkeypatch.context() as patch:
         patch.setattr("extract.pipeline.planning.probe", lambda path: int("no video"))
         summary, _ = extract_lines("a.mp4,x,", "b.mp4,y,2.3", "c.mp4,x,")
@@ -371,7 +372,7 @@ def test_extracting_corrects_ends_and_keeps_what_cannot_be_read_today(
     assert extract_lines("a.mp4,x,", "b.mp4,y,3", "c.mp4,x,")[0]["changed"] == 0
     assert files_of(tmp_path / "s.zarr") == files
     summary, _ = extract_lines("a.mp4,x,0.6", "b.mp4,y,3", "c.mp4,x,")
-    assert (summary["changed"], summary["done"], len(summary["vanished"])) == (1, 1, 1)
+    assert (summary["changed"], summary["done"], len(summary["not_in_manifest"])) == (1, 1, 1)
     store = FeatureStore.open(tmp_path / "s.zarr")
     assert (store.read_frames()[..., 0] < 0.6).sum(1)[0] == 3
     assert np.isfinite(store.read_frames()[0, :, 0]).sum() == 3
@@ -389,8 +390,9 @@ def test_relabelling_changes_no_end(tmp_path: Path) -> None:
     assert store.missing("embeddings").tolist() == []
 
 
-def test_a_label_column_that_grows_too_many_values_for_one_stays_one(tmp_path: Path) -> None:
-    """The store knows it as one, who reads the manifest does not. Other columns stay slices."""
+def test_label_column_stays_one_when_it_gets_too_many_values(tmp_path: Path) -> None:
+    """The store has it as a label column, although the manifest alone would make it a slice. Other columns
+    stay slices."""
     path = tmp_path / "s.zarr"
     plan(path, clips_of(3), RECIPE, numerics={})
     grown = [
@@ -429,7 +431,7 @@ def test_relabelling_needs_no_videos_and_labels_all_windows(tmp_path: Path) -> N
         "sleepy",
         "distracted",
     ]
-    assert table.labels["level"].tolist() == [0, 0, 0]  # a manifest without the column corrects nothing
+    assert table.labels["level"].tolist() == [0, 0, 0]  # a manifest without the column changes nothing
     assert table.start_s.tolist() == [0, 2, 0]
 
 
@@ -451,14 +453,17 @@ def test_columns_missing_in_the_manifest_do_not_change(tmp_path: Path) -> None:
     assert table.slices["camera"].tolist() == ["앞", "옆", "앞", "옆", ""]
 
 
-def test_a_column_with_some_values_corrects_by_its_blanks_too(tmp_path: Path) -> None:
-    """Whoever names one subject has a column of them, and says of the others that they are unknown."""
+def test_blank_cells_of_a_filled_column_are_corrections_too(tmp_path: Path) -> None:
+    """If a manifest has a subject column, an empty cell means that the subject is unknown."""
     path = tmp_path / "s.zarr"
     clips = [replace(clip, split="train") for clip in clips_of(3)]
     plan(path, clips, RECIPE, numerics={})
-    said = [replace(clip, subject=who, split="") for clip, who in zip(clips, ("p0", "", "p9"), strict=True)]
+    message = [
+        replace(clip, subject=subject, split="")
+        for clip, subject in zip(clips, ("p0", "", "p9"), strict=True)
+    ]
     new = replace(clips_of(4)[3], subject="p4")
-    store = plan(path, [*said, new], RECIPE, numerics={})
+    store = plan(path, [*message, new], RECIPE, numerics={})
     assert store.changes.corrected == (clips[1].clip_id, clips[2].clip_id)
     assert store.table().subject.tolist() == ["p0", "", "p9", "p4"]
     assert store.table().split.tolist() == ["train"] * 3 + [""]
@@ -501,7 +506,7 @@ def test_paths_without_a_store_are_refused(tmp_path: Path) -> None:
 
 
 def test_writing_into_a_deleted_store_is_an_error(tmp_path: Path) -> None:
-    """And no folders without a zarr.json are left."""
+    """No folders without a zarr.json are left."""
     path = tmp_path / "s.zarr"
     store = plan(path, clips_of(2), RECIPE, numerics={})
     shutil.rmtree(path)
@@ -530,8 +535,8 @@ def test_delete_removes_the_store_or_one_subject(tmp_path: Path) -> None:
     assert store.missing("embeddings").tolist() == []
     assert verify_store(store) == []
     assert not (path / "packed").exists()
-    person = row_values(5)["embeddings"].tobytes()[:8]
-    assert not any(person in content for content in files_of(path).values())
+    subject = row_values(5)["embeddings"].tobytes()[:8]
+    assert not any(subject in content for content in files_of(path).values())
     with pytest.raises(ValueError, match="no subject 'p1'"):
         delete(path, "p1")
     plan(path, clips_of(12), WITH_GEOMETRY, numerics={"backend": "test"})
@@ -562,8 +567,8 @@ def test_rows_written_after_a_deletion_are_found_and_cleared(tmp_path: Path, tid
     store = FeatureStore.open(path)
     assert verify_store(store) == []
     assert np.flatnonzero(~store.present("crops")).tolist() == [1, 5]
-    person = row_values(1)["embeddings"].tobytes()[:8]
-    assert not any(person in content for content in files_of(path).values())
+    subject = row_values(1)["embeddings"].tobytes()[:8]
+    assert not any(subject in content for content in files_of(path).values())
 
 
 def test_video_named_deleted_is_not_a_deleted_row(tmp_path: Path) -> None:
@@ -576,7 +581,7 @@ def test_video_named_deleted_is_not_a_deleted_row(tmp_path: Path) -> None:
     assert verify_store(store) == []
 
 
-def test_deleting_waits_for_a_planner_and_sees_what_it_appended(tmp_path: Path) -> None:
+def test_deletion_waits_for_a_planner_and_includes_its_new_rows(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     write_store(path, 4)
     place = location_of(path)
@@ -657,8 +662,8 @@ def test_copy_packed_during_a_deletion_is_deleted_too(
 
     monkeypatch.setattr(erasure, "clear_rows", pack_first)
     delete(path, "p1")
-    person = row_values(1)["embeddings"].tobytes()[:8]
-    assert not any(person in content for content in files_of(path).values())
+    subject = row_values(1)["embeddings"].tobytes()[:8]
+    assert not any(subject in content for content in files_of(path).values())
 
 
 def test_deleting_a_subject_deletes_partial_files(tmp_path: Path) -> None:
@@ -698,7 +703,7 @@ def test_interrupted_deletion_of_a_subject_can_be_repeated(
     assert kills > 10
 
 
-def test_a_plan_cut_short_between_a_new_labels_names_and_its_codes_can_be_repeated(
+def test_plan_interrupted_between_label_names_and_codes_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "s.zarr"
@@ -721,7 +726,7 @@ def test_a_plan_cut_short_between_a_new_labels_names_and_its_codes_can_be_repeat
 def test_interrupted_deletion_of_the_store_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As long as any file is left, there is a store to delete."""
+    """While any file is left, the store can be deleted again."""
     path = tmp_path / "s.zarr"
     write_store(path, 4)
     parts = [item for item in path.iterdir() if item.is_dir()]
@@ -754,7 +759,7 @@ def test_link_to_a_store_is_not_deleted(tmp_path: Path) -> None:
 
 
 def test_packed_copy_is_equal_fresh_and_disposable(tmp_path: Path) -> None:
-    """Same arrays; a row written later makes it stale; a broken one is passed over."""
+    """The arrays are equal; a row written later makes the copy outdated; a broken copy is not used."""
     path = tmp_path / "s.zarr"
     store = write_store(path, 12)
     plain = [store.read_stream(name) for name in ("embeddings", "geometry")]
@@ -801,7 +806,7 @@ def test_a_store_that_cannot_be_written_packs_into_the_cache(
 def test_packed_copy_in_the_cache_depends_on_the_location_not_its_spelling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that deleting a subject by another spelling deletes that copy too."""
+    """So deletion of a subject with another spelling of the path deletes that copy too."""
     monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     write_store("s.zarr", 4)
@@ -813,7 +818,7 @@ def test_packed_copy_in_the_cache_depends_on_the_location_not_its_spelling(
 
 
 def test_packing_can_be_killed(tmp_path: Path) -> None:
-    """Half a copy is never read, and swept later."""
+    """An incomplete copy is never read and is deleted later."""
     path = tmp_path / "s.zarr"
     store = write_store(path, 12)
     half = path / "packed" / "embeddings.0123.partial"
@@ -841,15 +846,15 @@ write_packed(store.location, "embeddings", "0123", (12, 6, 8), store.array("embe
 """
 
 
-def test_planning_goes_on_beside_a_running_pack_and_after_a_killed_one(tmp_path: Path) -> None:
-    """Half a copy is a folder among the files that a sweep deletes."""
+def test_planning_works_during_packing_and_after_a_killed_packing(tmp_path: Path) -> None:
+    """An incomplete copy is a folder in the place where a sweep deletes files."""
     path = tmp_path / "s.zarr"
     write_store(path, 12)
     packer = subprocess.Popen([sys.executable, "-c", PACKER, str(path)], cwd=ROOT, stdout=subprocess.PIPE)
     assert packer.stdout is not None
     packer.stdout.readline()
     (half,) = (path / "packed").iterdir()
-    os.utime(half, (0, 0))  # a pack of a large store takes longer than any chunk
+    os.utime(half, (0, 0))  # packing a large store takes longer than writing a chunk
     assert plan(path, clips_of(13), WITH_GEOMETRY, numerics={"backend": "test"}).changes.new
     packer.kill()
     packer.communicate()
@@ -863,7 +868,7 @@ def test_planning_goes_on_beside_a_running_pack_and_after_a_killed_one(tmp_path:
 
 @pytest.mark.slow
 def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
-    """One byte of one file, of every kind of file there is; the rest still reads."""
+    """One byte of one file, for every kind of file; the other files can still be read."""
     path = tmp_path / "s.zarr"
     store = write_store(path, 3, crops=True)
     store.write_failure(1, "late")
@@ -893,7 +898,7 @@ def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
 
 
 def test_damaged_chunk_error_names_the_chunk(tmp_path: Path) -> None:
-    """A plain sentence, not an internal error of zarr."""
+    """The error is a clear sentence, not an internal error of zarr."""
     path = tmp_path / "s.zarr"
     store = write_store(path, 2)
     chunk = path / "embeddings" / "c.1.0.0"
@@ -926,7 +931,7 @@ def test_every_evaluation_on_test_is_logged(tmp_path: Path) -> None:
 
 
 def test_one_planner_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A running planner is waited for, a dead one is not."""
+    """A planner waits for a running planner, and not for an ended one."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
     place = location_of(path)
@@ -940,12 +945,12 @@ def test_one_planner_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
     with planner_lock(place, wait_s=0.2):
         pass
-    # The same number again, another process: its start tells.
+    # The same process id, but another process: the start time differs.
     holder |= {"pid": os.getpid(), "started": 1.0}
     (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
     with planner_lock(place, wait_s=0.2):
         pass
-    # Another machine is believed for two minutes, then no more: nobody renews its lock.
+    # A lock of another machine counts for two minutes if it is not renewed.
     holder |= {"host": "elsewhere"}
     (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
     with pytest.raises(
@@ -960,10 +965,11 @@ def test_one_planner_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("renews", [True, False])
-def test_a_slow_planner_is_waited_for_as_long_as_it_renews_its_lock(
+def test_planner_waits_while_another_one_renews_its_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renews: bool
 ) -> None:
-    """However long it takes; one that does not is taken for dead, and its end leaves the next one's lock."""
+    """For any time. A planner that does not renew its lock counts as ended, and its end does not delete the
+    next lock."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
     place = location_of(path)
@@ -990,17 +996,17 @@ def test_a_slow_planner_is_waited_for_as_long_as_it_renews_its_lock(
     assert not (path / "planner.lock").exists()
 
 
-def test_orphans_are_swept_and_a_swept_writer_writes_again(
+def test_partial_files_are_deleted_and_a_slow_writer_writes_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even a sweep that takes a living writer's file loses nothing."""
+    """A sweep that deletes the file of a running writer loses no data."""
     path = tmp_path / "s.zarr"
     store = plan(path, clips_of(40), RECIPE, numerics={})
     orphan = path / "embeddings" / "c.1.0.0123.partial"
     orphan.write_bytes(b"half")
     os.utime(orphan, (0, 0))
     assert sweep(location_of(path)) == 1
-    monkeypatch.setattr(location, "PARTIAL_AGE_S", -1.0)  # now every partial is an orphan
+    monkeypatch.setattr(location, "PARTIAL_AGE_S", -1.0)  # now every partial file counts as old
     stop = threading.Event()
 
     def sweep_on() -> None:
@@ -1020,14 +1026,14 @@ def test_orphans_are_swept_and_a_swept_writer_writes_again(
 
 
 def require_equal_stores(path: Path, reference: Path) -> None:
-    """Same files, same bytes."""
-    ours, theirs = files_of(path), files_of(reference)
-    assert set(ours) == set(theirs)
-    assert [name for name in ours if ours[name] != theirs[name]] == []
+    """Require the same files with the same bytes."""
+    actual, expected = files_of(path), files_of(reference)
+    assert set(actual) == set(expected)
+    assert [name for name in actual if actual[name] != expected[name]] == []
 
 
 def test_two_processes_at_once_equal_one(tmp_path: Path) -> None:
-    """Both plan, both write their shard, nothing is lost, byte for byte."""
+    """Both plan and both write their shard; the store equals that of one process, byte for byte."""
     write_store(tmp_path / "one.zarr", 60, crops=True)
     path = tmp_path / "two.zarr"
     with KillableCommands() as killable:
@@ -1061,7 +1067,7 @@ def test_kill_at_any_write_loses_nothing(tmp_path: Path) -> None:
             assert set(codes) <= {0, -9}
             died += codes.count(-9)
         assert died >= 20
-        for leftover in path.rglob("*.partial"):  # as if they had died some seconds ago
+        for leftover in path.rglob("*.partial"):  # as if they had been killed some seconds ago
             os.utime(leftover, (0, 0))
         assert killable.run(WRITER, path, *((0, words(shard)) for shard in (0, 1))) == [
             0,

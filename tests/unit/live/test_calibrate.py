@@ -34,7 +34,7 @@ def test_personal_calibration_puts_the_threshold_between_the_phases(base: Calibr
     logits = np.array([[1.5], [2.0], [1.0]])
     p = probabilities(logits, "binary", own)[:, 1]
     assert p[0] == pytest.approx(base.threshold)
-    assert p[1] > base.threshold + 0.2  # further where the run's temperature allows it
+    assert p[1] > base.threshold + 0.2  # more if the run's temperature allows it
     assert decide(logits, "binary", own).label.tolist()[1:] == [1, 0]
     assert (own.threshold, own.abstain) == (base.threshold, base.abstain)
 
@@ -127,14 +127,14 @@ def test_damaged_calibration_file_gives_a_message_and_the_session_continues(
     path = save_personal("민수", model.key, Calibration())
     damage = damage.replace("KEY", model.key)
     path.write_text(damage, encoding="utf-8")
-    told: list[str] = []
+    messages: list[str] = []
     session = Session(("distracted", "engaged"), OutputOptions())
-    control = Control(session, subject="민수", calibrate_s=None, notify=told.append)
+    control = Control(session, subject="민수", calibrate_s=None, notify=messages.append)
     control.start(Predictor(model), 0.0)
     control.close()
-    assert (len(told), session.personal) == (1, "")
-    assert told[0].startswith(f"{path} cannot be read")
-    assert "--forget" in told[0]
+    assert (len(messages), session.personal) == (1, "")
+    assert messages[0].startswith(f"{path} cannot be read")
+    assert "--forget" in messages[0]
     with pytest.raises(ValueError, match="cannot be read"):
         save_personal("민수", model.key, Calibration())
     assert path.read_text(encoding="utf-8") == damage
@@ -159,15 +159,15 @@ def test_calibration_for_an_older_threshold_is_not_used(
         ({"threshold_metric": "recall:distracted=0.9"}, False),
     ):
         save_card(run, replace(card, calibration=replace(card.calibration, **changes)))
-        model, told = open_model(run), list[str]()
+        model, messages = open_model(run), list[str]()
         session = Session(("distracted", "engaged"), OutputOptions())
-        control = Control(session, subject=SUBJECT, calibrate_s=None, notify=told.append)
+        control = Control(session, subject=SUBJECT, calibrate_s=None, notify=messages.append)
         control.start(Predictor(model), 0.0)
         control.close()
         assert (session.personal == SUBJECT) == is_used
         assert control.predictor is not None
         assert control.predictor.calibration == (own if is_used else model.card.calibration)
-        assert ("because the run's calibration has changed" in told[0]) != is_used
+        assert ("because the run's calibration has changed" in messages[0]) != is_used
 
 
 def test_calibration_that_cannot_be_saved_is_used_for_the_session(
@@ -178,8 +178,8 @@ def test_calibration_that_cannot_be_saved_is_used_for_the_session(
     home.touch()
     monkeypatch.setenv("BRAINBUDDY_HOME", str(home))
     model = open_model(write_run(tmp_path / "run", detector_path, pixels=Pixels((), window_s=2)))
-    session, told = Session(("distracted", "engaged"), OutputOptions()), list[str]()
-    control = Control(session, subject=SUBJECT, calibrate_s=8.0, notify=told.append)
+    session, messages = Session(("distracted", "engaged"), OutputOptions()), list[str]()
+    control = Control(session, subject=SUBJECT, calibrate_s=8.0, notify=messages.append)
     control.start(Predictor(model), 0.0)
     assert control._calibration_session is not None
     control._calibration_session.attending, control._calibration_session.away = list(ATTENDING), list(AWAY)
@@ -187,7 +187,7 @@ def test_calibration_that_cannot_be_saved_is_used_for_the_session(
     control.push(Frame(16.5, np.zeros((48, 64, 3), np.uint8)))
     assert session.personal == SUBJECT
     assert "for this session only" in control.calibration
-    assert control.calibration == told[-1]
+    assert control.calibration == messages[-1]
     control.press("x", 17.0)
     assert session.personal == ""
     assert control.predictor is not None
@@ -214,14 +214,14 @@ def test_removing_the_calibration_of_one_run_keeps_the_others(
 def test_headless_calibration_prints_each_instruction_once(tmp_path: Path, detector_path: Path) -> None:
     """With --calibrate: attend, then look away, at the start of each phase; then the result."""
     run = write_run(tmp_path / "run", detector_path, pixels=Pixels((), window_s=2))
-    told: list[str] = []
+    messages: list[str] = []
     session = Session(("distracted", "engaged"), OutputOptions())
-    control = Control(session, subject="nobody", calibrate_s=8.0, notify=told.append)
+    control = Control(session, subject="nobody", calibrate_s=8.0, notify=messages.append)
     control.start(Predictor(open_model(run)), 0.0)
     for k in range(50):
         control.push(Frame(k / 3, np.zeros((48, 64, 3), np.uint8)))
     control.close()
-    assert told == [
+    assert messages == [
         "attend as usual: 8 s",
         "now look away, as if distracted: 8 s",
         "too few frames with a face for a calibration: nothing was changed",
@@ -245,14 +245,14 @@ def test_key_c_calibrates_also_the_next_session_and_key_x_removes_it(
     card = Calibration(bias=20.0)  # everything is "engaged"
     run = write_run(tmp_path / "run", detector_path, pixels=Pixels((), window_s=2), calibration=card)
     head = load_weights(run)["head"]
-    # A random head tells the two pictures apart by a tenth; a trained one says things louder.
+    # A random head separates the two pictures by 0.1 only; a trained head has larger logits.
     save_weights(run, head | {"output.weight": 30 * head["output.weight"]}, None)
     model = open_model(run)
     pictures = [astronaut(), astronaut() // 4]
 
     def begin() -> tuple[Session, Control]:
         session = Session(model.card.labelling.names, OutputOptions())
-        control = Control(session, subject=SUBJECT, calibrate_s=None, notify=told.append)
+        control = Control(session, subject=SUBJECT, calibrate_s=None, notify=messages.append)
         control.start(Predictor(model), 0.0)
         return session, control
 
@@ -260,7 +260,7 @@ def test_key_c_calibrates_also_the_next_session_and_key_x_removes_it(
         frames = (Frame(start_s + k / 3, picture) for k in range(round(3 * seconds)))
         return [p for frame in frames if (p := control.push(frame)) is not None][-1]
 
-    told: list[str] = []
+    messages: list[str] = []
     session, control = begin()
     assert session.personal == ""
     before = [watch(control, picture, 10.0 * k, 6.0) for k, picture in enumerate(pictures)]
@@ -269,17 +269,17 @@ def test_key_c_calibrates_also_the_next_session_and_key_x_removes_it(
     control.press("c", 100.0)
     watch(control, attending, 100.0, CALIBRATE_S)
     watch(control, away, 100.0 + CALIBRATE_S, CALIBRATE_S + 1)
-    assert [line.split(":")[0] for line in told[:-1]] == [
+    assert [line.split(":")[0] for line in messages[:-1]] == [
         "attend as usual",
         "now look away, as if distracted",
     ]
-    assert f"calibrated to {SUBJECT}" in told[-1]
+    assert f"calibrated to {SUBJECT}" in messages[-1]
     save_personal(SUBJECT, "another run", card)
     assert (tmp_path / "personal" / f"{SUBJECT}.json").is_file()
     for again in (False, True):
         if again:
             session, control = begin()
-            assert "using the calibration of" in told[-1]
+            assert "using the calibration of" in messages[-1]
         assert session.personal == SUBJECT
         assert snapshot(session)["personal"] == SUBJECT
         start_s = 200.0 if not again else 0.0
@@ -303,9 +303,9 @@ def test_key_g_toggles_the_signals_of_a_run_with_geometry(
 
     for landmarker, inputs in ((None, ("embeddings",)), (landmarker_path, ("embeddings", "geometry"))):
         run = write_run(tmp_path / str(len(inputs)), detector_path, landmarker=landmarker, inputs=inputs)
-        told: list[str] = []
+        messages: list[str] = []
         session = Session(("distracted", "engaged"), OutputOptions())
-        control = Control(session, subject="nobody", calibrate_s=None, notify=told.append)
+        control = Control(session, subject="nobody", calibrate_s=None, notify=messages.append)
         control.start(Predictor(open_model(run)), 0.0)
         frame = Frame(0.0, astronaut())
         session.add_frame(frame, control.push(frame))
@@ -313,7 +313,7 @@ def test_key_g_toggles_the_signals_of_a_run_with_geometry(
         assert "signals" not in snapshot(session)
         control.press("g", 0.0)
         if landmarker is None:
-            assert "does not use geometry" in told[0]
+            assert "does not use geometry" in messages[0]
             assert not session.shows_signals
         else:
             assert set(snapshot(session)["signals"]) == {"eyes open", "gaze", "yaw"}
@@ -325,8 +325,8 @@ def test_key_g_toggles_the_signals_of_a_run_with_geometry(
 
 def test_keys_run_their_commands(tmp_path: Path) -> None:
     """Marks, pause, quit and messages; unknown keys do nothing."""
-    session, told = Session(("distracted", "engaged"), OutputOptions(record=None)), list[str]()
-    control = Control(session, subject="me", calibrate_s=None, notify=told.append)
+    session, messages = Session(("distracted", "engaged"), OutputOptions(record=None)), list[str]()
+    control = Control(session, subject="me", calibrate_s=None, notify=messages.append)
     for key in (" ", "z", "p", "ö", ""):
         control.press(key, 5.0)
     assert session.marks == [(5.0, "mark 1")]
@@ -334,8 +334,8 @@ def test_keys_run_their_commands(tmp_path: Path) -> None:
     control.press("c", 5.0)
     control.press("1", 5.0)
     control.press("x", 5.0)
-    assert "still loading" in told[0]
-    assert "--record-raw" in told[1]
-    assert "no personal calibration" in told[2]
+    assert "still loading" in messages[0]
+    assert "--record-raw" in messages[1]
+    assert "no personal calibration" in messages[2]
     control.press("q", 6.0)
     assert control.quits

@@ -35,11 +35,11 @@ def test_missing_camera_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
 def test_file_source_gives_the_frames_of_extraction(real_clips: dict[str, Path]) -> None:
     """The same times and pixels, no frame is dropped."""
     source = open_source(0, str(real_clips["carphone"]), False)
-    for theirs in read_video(real_clips["carphone"]):
-        ours = source.next(1.0)
-        assert ours is not None
-        assert ours.pts_s == theirs.pts_s
-        assert np.array_equal(ours.rgb(), theirs.rgb())
+    for expected in read_video(real_clips["carphone"]):
+        actual = source.next(1.0)
+        assert actual is not None
+        assert actual.pts_s == expected.pts_s
+        assert np.array_equal(actual.rgb(), expected.rgb())
     assert source.next(1.0) is None
     assert source.has_ended
     source.close()
@@ -157,8 +157,8 @@ def test_realtime_file_plays_at_its_own_speed(real_clips: dict[str, Path]) -> No
     came = [(frame.pts_s, paced.now_s()) for frame in islice(paced.frames(), 48)]
     assert came[-1][0] > 1.9
     assert [pts_s for pts_s, _ in came] == pytest.approx([now_s for _, now_s in came])
-    theirs = islice(read_video(real_clips["pexels"]), 48)
-    assert [pts_s for pts_s, _ in came] == [frame.pts_s for frame in theirs]
+    expected = islice(read_video(real_clips["pexels"]), 48)
+    assert [pts_s for pts_s, _ in came] == [frame.pts_s for frame in expected]
 
 
 def test_realtime_file_continues_after_a_pause(real_clips: dict[str, Path]) -> None:
@@ -169,10 +169,12 @@ def test_realtime_file_continues_after_a_pause(real_clips: dict[str, Path]) -> N
     seen = [Frame(frame.pts_s, frame.rgb()) for frame in islice(paced.frames(), 8)]
     clock.now_s += 5.0
     seen += [Frame(frame.pts_s, frame.rgb()) for frame in islice(paced.frames(), 8)]
-    theirs = list(islice(read_video(real_clips["single"]), 16))
-    assert all(np.array_equal(ours.rgb(), frame.rgb()) for ours, frame in zip(seen, theirs, strict=True))
-    assert [frame.pts_s for frame in seen[:8]] == [frame.pts_s for frame in theirs[:8]]
-    assert [frame.pts_s - 5.0 for frame in seen[8:]] == pytest.approx([f.pts_s for f in theirs[8:]])
+    expected = list(islice(read_video(real_clips["single"]), 16))
+    assert all(
+        np.array_equal(actual.rgb(), frame.rgb()) for actual, frame in zip(seen, expected, strict=True)
+    )
+    assert [frame.pts_s for frame in seen[:8]] == [frame.pts_s for frame in expected[:8]]
+    assert [frame.pts_s - 5.0 for frame in seen[8:]] == pytest.approx([f.pts_s for f in expected[8:]])
 
 
 def test_paused_file_gives_no_frame(real_clips: dict[str, Path]) -> None:
@@ -369,7 +371,9 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
             self.end_headers()
             jpeg = cv2.imencode(".jpg", np.full((96, 128, 3), 90, np.uint8))[1].tobytes()
             head = b"--b\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg)
-            with contextlib.suppress(ConnectionError):  # who only looks goes before the end
+            with contextlib.suppress(
+                ConnectionError
+            ):  # a client that only checks the address disconnects before the end
                 for _ in range(NUM_PICTURES):
                     self.wfile.write(head + jpeg + b"\r\n")
                     time.sleep(1 / 30)

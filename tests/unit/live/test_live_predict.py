@@ -36,8 +36,8 @@ def test_predict_of_a_folder_gives_the_same_as_the_camera(
     ):
         (folder / name).write_bytes(real_clips[clip].read_bytes())
     (folder / "broken.mp4").write_bytes(b"no video")
-    words = ["predict", "--run", str(run), "--out", str(tmp_path / "out"), str(folder), "--json"]
-    assert main(words) == 1
+    argv = ["predict", "--run", str(run), "--out", str(tmp_path / "out"), str(folder), "--json"]
+    assert main(argv) == 1
     summary = json.loads(capsys.readouterr().out)
     assert summary["done"] == 3
     assert [Path(f["video"]).name for f in summary["failed"]] == ["broken.mp4"]
@@ -64,10 +64,10 @@ def test_same_command_predicts_only_missing_videos(
     folder.mkdir()
     for name in ("a.mp4", "b.mp4"):
         (folder / name).write_bytes(real_clips["carphone"].read_bytes())
-    words = ["predict", "--run", str(run), "--out", str(out), str(folder), "--json"]
+    argv = ["predict", "--run", str(run), "--out", str(out), str(folder), "--json"]
 
     def already() -> int:
-        assert main(words) == 0
+        assert main(argv) == 0
         summary = json.loads(capsys.readouterr().out)
         assert summary["done"] == 2
         return int(summary["already"])
@@ -97,9 +97,9 @@ def test_predict_does_not_replace_other_files(
     hand = {folder / "own.csv": b"path,label\nown.mp4,engaged\n", folder / "seen.png": b"a picture"}
     for path, content in hand.items():
         path.write_bytes(content)
-    words = ["predict", "--run", str(run), "--out", str(folder), str(folder), "--json"]
+    argv = ["predict", "--run", str(run), "--out", str(folder), str(folder), "--json"]
     for already in (0, 2):
-        assert main(words) == 0
+        assert main(argv) == 0
         assert json.loads(capsys.readouterr().out)["already"] == already
         assert {path: path.read_bytes() for path in hand} == hand
         assert {row["log"] for row in read_table(folder / "predictions.csv").values()} == {
@@ -177,8 +177,8 @@ def test_broken_link_does_not_stop_the_other_videos(
     (tmp_path / "disk" / "d.mp4").touch()
     assert find_videos([folder])[0] == [folder / "b.mp4", tmp_path / "disk" / "d.mp4"], "as extract does"
     (folder / "elsewhere").unlink()
-    words = ["predict", "--run", str(run), "--out", str(tmp_path / "out"), "--json"]
-    assert main([*words, str(link), str(folder)]) == 1
+    argv = ["predict", "--run", str(run), "--out", str(tmp_path / "out"), "--json"]
+    assert main([*argv, str(link), str(folder)]) == 1
     summary = json.loads(capsys.readouterr().out)
     assert summary["done"] == 1
     assert summary["failed"] == [{"video": str(link), "reason": "No such file or directory"}]
@@ -233,17 +233,17 @@ def test_second_process_in_one_folder_is_refused(
         "import sys, time\nfrom pathlib import Path\nfrom live.batch import folder_lock\n"
         "with folder_lock(Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(600)\n"
     )
-    words = ["predict", "--run", str(run), "--out", str(out), str(real_clips["single"])]
+    argv = ["predict", "--run", str(run), "--out", str(out), str(real_clips["single"])]
     with subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline().strip() == b"in"
-        assert main(words) == 2
+        assert main(argv) == 2
         assert "another `live predict` process is writing to this folder" in " ".join(
             capsys.readouterr().err.split()
         )
         assert not (out / "predictions.csv").exists()
         other.kill()
-    assert main(words) == 0
+    assert main(argv) == 0
     assert sorted(path.name for path in out.iterdir()) == [
         "predictions.csv",
         "single_face.csv",
@@ -260,9 +260,9 @@ def test_long_name_is_cut_and_does_not_stop_the_others(
     for last in "ab":
         (folder / f"{'가' * 83}{last}.mp4").write_bytes(real_clips["single"].read_bytes())
     (folder / "z.mp4").write_bytes(real_clips["single"].read_bytes())
-    words = ["predict", "--run", str(run), "--out", str(out), "--json", str(folder)]
+    argv = ["predict", "--run", str(run), "--out", str(out), "--json", str(folder)]
     for already in (0, 3):
-        assert main(words) == 0
+        assert main(argv) == 0
         assert json.loads(capsys.readouterr().out)["already"] == already
     assert {path.stem for path in out.glob("*.png")} == {"가" * 73, "가" * 73 + "-2", "z"}
     assert main(["report", *map(str, out.glob("*.csv"))]) == 0
@@ -274,8 +274,8 @@ def test_log_that_cannot_be_written_is_a_listed_failure(
     """Listed with the reason, exit code 1; the others are predicted."""
     run, out = write_run(tmp_path / "run", detector_path), tmp_path / "out"
     (out / "single_face.csv.partial").mkdir(parents=True)
-    words = ["predict", "--run", str(run), "--out", str(out), "--json"]
-    assert main([*words, str(real_clips["single"]), str(real_clips["carphone"])]) == 1
+    argv = ["predict", "--run", str(run), "--out", str(out), "--json"]
+    assert main([*argv, str(real_clips["single"]), str(real_clips["carphone"])]) == 1
     summary = json.loads(capsys.readouterr().out)
     assert summary["done"] == 1
     assert [failure["video"] for failure in summary["failed"]] == [str(real_clips["single"])]

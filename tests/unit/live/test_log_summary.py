@@ -42,7 +42,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def test_time_per_state_adds_up(log: Path) -> None:
-    """Classes by name, states in words, longest spans first, marks at their times."""
+    """Classes by name, states as text, longest spans first, marks at their times."""
     session = summarise_log(log)
     rounded = {shown: round(seconds) for shown, seconds in session.seconds.items()}
     assert rounded == {"engaged": 30, "distracted": 10, "no face": 10, "camera lost": 5}
@@ -133,7 +133,9 @@ def test_report_is_one_file_with_escaped_text(log: Path) -> None:
     picture = cv2.imdecode(np.frombuffer(timeline_png(summarise_log(log)), np.uint8), cv2.IMREAD_COLOR)
     assert picture.shape == (150, 1200, 3)
     below = picture[120:]
-    assert (below[:, [0, -1]] == below[-1, -1]).all(), "a time on the axis is cut by the picture's edge"
+    assert (below[:, [0, -1]] == below[-1, -1]).all(), (
+        "a time of the axis is cut off by the edge of the picture"
+    )
 
 
 def test_days_are_compared_with_training(log: Path, tmp_path: Path, detector_path: Path) -> None:
@@ -209,9 +211,9 @@ def test_report_of_all_csv_files_uses_only_the_logs(
     named = sorted(str(path) for path in tmp_path.glob("*.csv"))
     assert len(named) == 4
     assert main(["report", *named, "--json"]) == 0
-    told = capsys.readouterr()
-    assert [session["log"] for session in json.loads(told.out)["sessions"]] == [str(log)]
-    lines = [line for line in told.err.splitlines() if "left out" in line]
+    output = capsys.readouterr()
+    assert [session["log"] for session in json.loads(output.out)["sessions"]] == [str(log)]
+    lines = [line for line in output.err.splitlines() if "left out" in line]
     assert [name for name in sorted(others) for line in lines if name in line] == sorted(others)
     assert len(lines) == 2
     assert log.with_suffix(".html").is_file()
@@ -224,9 +226,9 @@ def test_log_without_rows_is_left_out(log: Path, tmp_path: Path, capsys: pytest.
     begun = tmp_path / "begun.csv"
     Log(str(begun), NAMES).close()
     assert main(["report", str(begun), str(log), "--json"]) == 0
-    told = capsys.readouterr()
-    assert [session["log"] for session in json.loads(told.out)["sessions"]] == [str(log)]
-    assert "begun.csv has no rows yet" in " ".join(told.err.split())
+    output = capsys.readouterr()
+    assert [session["log"] for session in json.loads(output.out)["sessions"]] == [str(log)]
+    assert "begun.csv has no rows yet" in " ".join(output.err.split())
     assert not begun.with_suffix(".html").exists()
     assert main(["report", str(begun)]) == 2
     assert "no live log with rows among the given files" in " ".join(capsys.readouterr().err.split())
@@ -244,9 +246,9 @@ def test_report_replaces_no_file_of_the_sessions(
     out = tmp_path / "both.html"
     out.write_text("earlier", encoding="utf-8")
     kept = {path: path.read_bytes() for path in tmp_path.iterdir() if path != out}
-    words = ["report", str(log), str(tmp_path / "another.csv"), "--json"]
+    argv = ["report", str(log), str(tmp_path / "another.csv"), "--json"]
     for more, page in (((), f"{log.stem}-3"), ((), f"{log.stem}-4"), (("--out", str(out)), "both")):
-        assert main([*words, *more]) == 0
+        assert main([*argv, *more]) == 0
         written = tmp_path / f"{page}.html"
         assert json.loads(capsys.readouterr().out)["report"] == str(written)
         assert "2 sessions" in written.read_text(encoding="utf-8")

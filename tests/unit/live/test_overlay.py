@@ -115,13 +115,13 @@ def test_filled_window_and_subject_mean_are_shown() -> None:
     assert subject_mean_text(prediction(subject_mean_s=12.0)) == "subject mean: 12 of 60 s"
     assert subject_mean_text(prediction(subject_mean_s=60.0)) == "subject mean complete"
     assert subject_mean_text(prediction()) == ""
-    told = [
+    predictions = [
         prediction(),
         prediction(filled=0.6),
         prediction(subject_mean_s=12.0),
         prediction(subject_mean_s=60.0),
     ]
-    panels = {draw(image, p, [], Status())[480:].tobytes() for p in told}
+    panels = {draw(image, p, [], Status())[480:].tobytes() for p in predictions}
     assert len(panels) == 4
 
 

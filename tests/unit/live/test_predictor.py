@@ -62,13 +62,13 @@ def test_each_sampled_frame_is_encoded_exactly_once(
 
 def test_frames_between_samples_are_not_converted_to_rgb(predictor: Predictor, portrait: np.ndarray) -> None:
     """The pixels of a frame that is not sampled are never read."""
-    asked = []
+    converted = []
 
     def frame(k: int) -> Frame:
-        return Frame(k / 30, lambda: asked.append(k) or portrait)  # type: ignore[func-returns-value]
+        return Frame(k / 30, lambda: converted.append(k) or portrait)  # type: ignore[func-returns-value]
 
     push_all(predictor, (frame(k) for k in range(60)))
-    assert asked == [0, 10, 20, 30, 40, 50]
+    assert converted == [0, 10, 20, 30, 40, 50]
 
 
 def test_frame_without_a_face_is_masked_and_zero(predictor: Predictor, real_clips: dict[str, Path]) -> None:
@@ -99,15 +99,15 @@ def test_frame_rate_does_not_change_predictions(model: LiveModel, portrait: np.n
 
     irregular = np.cumsum(np.random.default_rng(0).uniform(0.02, 0.09, 160))
     times = [np.arange(0, 8, 1 / fps) for fps in (10, 15, 30, 60)] + [irregular[irregular < 8] - irregular[0]]
-    told = []
+    by_rate = []
     for camera in times:
         predictor = Predictor(model)
         frames = (Frame(float(t_s), scene(float(t_s))) for t_s in camera)
-        told.append([(p.face, p.state, p.label, p.logits) for p in push_all(predictor, frames)])
+        by_rate.append([(p.face, p.state, p.label, p.logits) for p in push_all(predictor, frames)])
         predictor.close()
-    assert [len(predictions) for predictions in told] == [24] * 5
-    assert [face for face, *_ in told[0]].count(False) == 6
-    assert all(predictions == told[0] for predictions in told)
+    assert [len(predictions) for predictions in by_rate] == [24] * 5
+    assert [face for face, *_ in by_rate[0]].count(False) == 6
+    assert all(predictions == by_rate[0] for predictions in by_rate)
 
 
 def test_gap_empties_the_window(predictor: Predictor, portrait: np.ndarray) -> None:
@@ -195,7 +195,7 @@ def test_run_of_geometry_without_its_landmarker_is_refused(
         open_model(run)
 
 
-def test_losing_a_fifth_of_the_geometry_changes_little(both: Path, portrait: np.ndarray) -> None:
+def test_masking_a_fifth_of_the_geometry_changes_the_logits_little(both: Path, portrait: np.ndarray) -> None:
     """Frames without geometry are masked: no NaN reaches the head, the state is the same, and only these
     frames have no signals."""
     predictor = Predictor(open_model(both))

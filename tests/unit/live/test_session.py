@@ -27,7 +27,7 @@ NAMES = ("distracted", "engaged")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a log as they stand on disk."""
+    """The rows of a log as they are on disk."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -162,12 +162,12 @@ def test_another_csv_is_refused_as_a_log(tmp_path: Path) -> None:
 
 def test_slow_disk_uses_one_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are written while a sync hangs; the next sync covers all of them."""
-    goes_on, asked, sizes = threading.Event(), threading.Event(), list[int]()
+    may_continue, sync_started, sizes = threading.Event(), threading.Event(), list[int]()
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
-        asked.set()
-        assert goes_on.wait(20)
+        sync_started.set()
+        assert may_continue.wait(20)
         real(descriptor)
         sizes.append(os.fstat(descriptor).st_size)
 
@@ -182,11 +182,11 @@ def test_slow_disk_uses_one_descriptor(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "dup", dup)
     log = Log(str(tmp_path / "live.csv"), NAMES, durable=True)
     log.write(prediction())
-    assert asked.wait(10)
+    assert sync_started.wait(10)
     for _ in range(50):
         log.write(prediction())
-    assert len(copies) == 2, "the one that hangs, and one for all that came since"
-    goes_on.set()
+    assert len(copies) == 2, "the sync that hangs, and one for all later rows"
+    may_continue.set()
     log.close()
     assert sizes[-1] == (tmp_path / "live.csv").stat().st_size
 

@@ -10,7 +10,7 @@ RULE = StateRule()
 
 
 def run(*steps: dict[str, object]) -> list[Statement]:
-    """What is said after each step, from the beginning."""
+    """The displayed statement after each step, from the start."""
     usual = {"filled": 1.0, "coverage": 1.0, "label": 1, "unsure": False}
     display_state, shown = DisplayState(), []
     for step in steps:

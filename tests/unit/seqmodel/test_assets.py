@@ -34,7 +34,7 @@ def served(tmp_path: Path, content: bytes) -> str:
     return (tmp_path / "there.bin").as_uri()
 
 
-def test_a_file_is_fetched_once_announced_and_kept(
+def test_file_is_downloaded_once_with_a_message_and_cached(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     address = served(tmp_path, CONTENT)
@@ -62,7 +62,7 @@ def test_eight_digits_of_a_hash_are_enough(tmp_path: Path) -> None:
     assert locate(asset(served(tmp_path, CONTENT), SHA256[:8])).is_file()
 
 
-def test_no_network_names_address_cache_path_and_flag() -> None:
+def test_download_error_names_address_cache_path_and_option() -> None:
     gone = Asset("net.bin", SHA256, "--weights FILE", address="http://127.0.0.1:9/net.bin")
     with pytest.raises(ValueError, match=r"127\.0\.0\.1:9/net\.bin") as caught:
         locate(gone)
@@ -115,14 +115,14 @@ def test_after_an_incomplete_response_the_next_source_is_tried(
     assert locate(replace(IN_A_WHEEL, address="https://there")).read_bytes() == CONTENT
 
 
-def test_a_file_of_the_users_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_file_of_the_user_is_used_unchanged(tmp_path: Path) -> None:
     own = tmp_path / "검출기.tflite"
     own.write_bytes(b"anything")
     assert detector_file(str(own)) == own
     assert encoder_weights("mobilenet_v3_large", str(own)) == own
 
 
-def test_a_detector_of_the_users_is_found_again_by_its_hash(own_cache: Path, tmp_path: Path) -> None:
+def test_custom_detector_is_found_by_its_hash(own_cache: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.tflite"
     mine.write_bytes(CONTENT)
     kept = model_files.keep_detector(mine)
@@ -133,10 +133,10 @@ def test_a_detector_of_the_users_is_found_again_by_its_hash(own_cache: Path, tmp
         model_files.face_model(SHA256)
 
 
-def test_a_known_detectors_own_file_given_by_the_user_is_found_too(
+def test_known_detector_given_as_a_file_is_recognised(
     own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the known one itself was never fetched."""
+    """Also if the known file itself was never downloaded."""
     monkeypatch.setattr(model_files, "SHORT_DETECTOR", Asset("known.tflite", SHA256, "--detector"))
     with pytest.raises(ValueError, match=r"known\.tflite"):
         model_files.face_model(SHA256)
@@ -152,6 +152,6 @@ def test_a_missing_file_and_an_unknown_encoder_are_named() -> None:
         encoder_weights("resnet", "imagenet")
 
 
-def test_the_wheel_of_imagenet_weights_is_installed_with_us() -> None:
+def test_wheel_of_imagenet_weights_is_installed() -> None:
     path = encoder_weights("efficientnet_lite0", "imagenet", fetch=False)
     assert sha256_of(path) == model_files.IMAGENET_WEIGHTS["efficientnet_lite0"].sha256

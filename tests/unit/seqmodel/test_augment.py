@@ -27,7 +27,7 @@ def test_every_frame_of_a_clip_changes_in_the_same_way(seed: int) -> None:
     assert not torch.equal(out, clip())
 
 
-def test_what_differs_between_frames_still_differs() -> None:
+def test_differences_between_frames_remain() -> None:
     moving = clip()
     moving[2, 10:30, 10:30] = 255
     out = augment_clip(moving, Augmentation(erase=0), np.random.default_rng(1)).float()
@@ -35,27 +35,27 @@ def test_what_differs_between_frames_still_differs() -> None:
     assert (out[2] - out[0]).abs().max() > 50
 
 
-def test_a_draw_is_repeatable_and_draws_differ() -> None:
+def test_augmentation_is_repeatable_and_differs_between_seeds() -> None:
     one, again, other = (augment_clip(clip(), Augmentation(), np.random.default_rng(s)) for s in (5, 5, 6))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
 
 
-def test_switched_off_it_changes_nothing_and_a_flip_is_a_flip() -> None:
+def test_augmentation_without_parts_changes_nothing_and_flip_mirrors() -> None:
     assert torch.equal(augment_clip(clip(), STILL, np.random.default_rng(0)), clip())
     mirrored = augment_clip(clip(), dataclasses.replace(STILL, flip=1.0), np.random.default_rng(0))
     assert torch.equal(mirrored, clip().flip(2))
 
 
 @pytest.mark.parametrize("part", [f.name for f in dataclasses.fields(Augmentation)])
-def test_each_part_can_be_switched_on_alone(part: str) -> None:
+def test_each_part_of_the_augmentation_works_alone(part: str) -> None:
     strong = {"rotation_deg": 20.0, "blur": 1.0, "erase": 1.0, "flip": 1.0}.get(part, 0.3)
     out = augment_clip(clip(), dataclasses.replace(STILL, **{part: strong}), np.random.default_rng(3))
     assert not torch.equal(out, clip())
 
 
-def test_lighting_moves_the_mean_little_by_little() -> None:
-    """Means stay within what the draws allow: nothing saturates a whole picture."""
+def test_brightness_changes_the_embedding_continuously() -> None:
+    """Means stay within the range of the transform: no picture is saturated as a whole."""
     for seed in range(20):
         out = augment_clip(clip(1), Augmentation(erase=0), np.random.default_rng(seed)).float().mean()
         assert 0.6 < out / clip(1).float().mean() < 1.45

@@ -84,21 +84,21 @@ def test_abstain_band_covers_the_least_certain_clips_with_a_threshold_near_one()
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_perfect_calibration_stays_untouched(seed):
+def test_calibrated_model_is_not_changed(seed):
     logits, labels = _calibrated_binary(seed, 2000)
     fitted = fit_calibration(logits, labels, "binary")
     assert fitted.temperature == 1.0
     assert fitted.bias == 0.0
 
 
-def test_an_overconfident_model_gets_its_temperature_back():
+def test_temperature_of_an_overconfident_model_is_recovered():
     logits, labels = _calibrated_binary(0, 4000)
     fitted = fit_scaling(logits * 3.0 + 1.5, labels, "binary")
     assert fitted.temperature == pytest.approx(3.0, rel=0.15)
     assert fitted.bias == pytest.approx(-0.5, abs=0.2)
 
 
-def test_multiclass_temperature_comes_back():
+def test_multiclass_temperature_is_recovered():
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 1.5, (4000, 3))
     p = probabilities(logits, "multiclass")
@@ -106,14 +106,14 @@ def test_multiclass_temperature_comes_back():
     assert fit_scaling(logits * 2.0, labels, "multiclass").temperature == pytest.approx(2.0, rel=0.1)
 
 
-def test_a_separated_validation_set_does_not_give_certainty():
+def test_separable_validation_set_does_not_give_extreme_probabilities():
     logits = np.concatenate([np.full((20, 1), -1.0), np.full((20, 1), 1.0)])
     labels = np.repeat([0, 1], 20)
     p = probabilities(logits, "binary", fit_calibration(logits, labels, "binary"))
     assert p.max() < 0.9999
 
 
-def test_the_threshold_is_within_two_clips_of_the_best_and_in_the_middle():
+def test_threshold_is_in_the_middle_of_those_within_two_clips_of_the_best():
     rng = np.random.default_rng(3)
     labels = (rng.random(200) < 0.8).astype(np.int64)
     p = np.clip(rng.normal(0.55 + 0.2 * labels, 0.15), 0, 1)
@@ -138,7 +138,7 @@ def test_recall_target_is_reached_with_the_highest_other_recall():
     predicted = p >= chosen
     recall = float((~predicted[labels == 0]).mean())
     assert recall >= 0.8
-    # Any lower threshold on another side of a clip would miss the share or be no better to the other class.
+    # Any other threshold would miss the recall, or would not increase the recall of the other class.
     candidates, _, _ = threshold_counts(p, labels)
     other = float(predicted[labels == 1].mean())
     for t in candidates:
@@ -173,12 +173,12 @@ def test_wrong_logits_error_gives_their_shape():
         probabilities(np.zeros((3, 2)), "binary")
 
 
-def test_validation_of_one_class_leaves_everything_as_it_is():
+def test_validation_of_one_class_changes_nothing():
     fitted = fit_calibration(np.zeros((5, 1)), np.ones(5, np.int64), "binary")
     assert (fitted.temperature, fitted.threshold) == (1.0, 0.5)
 
 
-def test_importing_calibration_needs_numpy_alone():
+def test_importing_calibration_needs_only_numpy():
     code = "import sys, seqmodel.metrics.calibration as _; "
     code += "print({'scipy','sklearn','torch','zarr'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")

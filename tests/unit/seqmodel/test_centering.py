@@ -44,8 +44,8 @@ def test_samples_are_centered_as_requested(tmp_path: Path, baseline: str) -> Non
     out = with_centering(samples, baseline, store)
     assert out.x["embeddings"] is samples.x["embeddings"]
     raw, valid = np.asarray(samples.x["geometry"], np.float32), samples.valid["geometry"]
-    for who, subject_mean in subject_means(store).items():
-        own = table.subject == who
+    for subject, subject_mean in subject_means(store).items():
+        own = table.subject == subject
         expected = {
             "none": raw[own][valid[own]],
             "subject": raw[own][valid[own]] - subject_mean,

@@ -54,9 +54,9 @@ def test_runs_are_compared_on_their_shared_test_clips(two_runs, capsys):
     )
     found = json.loads(capsys.readouterr().out)
     clips = [row for row in read_predictions(two_runs / "good/predictions.csv") if row["split"] == "test"]
-    assert found["common_clips"] == len(clips)
-    assert found["runs"][0]["against_first"] == {}
-    gain = found["runs"][1]["against_first"]["auroc"]
+    assert found["shared_clips"] == len(clips)
+    assert found["runs"][0]["difference_from_first"] == {}
+    gain = found["runs"][1]["difference_from_first"]["auroc"]
     first, second = (run["metrics"]["auroc"]["value"] for run in found["runs"])
     assert gain["value"] == pytest.approx(second - first)
     assert gain["low"] <= gain["value"] <= gain["high"]
@@ -72,16 +72,16 @@ def test_the_gate_stops_a_worse_run_and_lets_an_equal_one_pass(two_runs):
 def test_gate_uses_the_requested_metric_for_every_task(two_runs, capsys):
     """qwk can be requested for classes that are not levels; by default it is not used for them."""
     good, poor = str(two_runs / "good"), str(two_runs / "poor")
-    words = ["compare", "--gate", "--bootstrap-rounds", "50", "--json", "--runs"]
-    assert main([*words, good, poor, "--metric", "qwk"]) == 1
+    argv = ["compare", "--gate", "--bootstrap-rounds", "50", "--json", "--runs"]
+    assert main([*argv, good, poor, "--metric", "qwk"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["metric"] == "qwk"
     first, second = (run["metrics"]["qwk"]["value"] for run in found["runs"])
-    assert found["runs"][1]["against_first"]["qwk"]["value"] == pytest.approx(second - first)
+    assert found["runs"][1]["difference_from_first"]["qwk"]["value"] == pytest.approx(second - first)
     assert "mae" not in found["runs"][1]["metrics"]
-    assert main([*words, good, good, "--metric", "qwk"]) == 0
+    assert main([*argv, good, good, "--metric", "qwk"]) == 0
     capsys.readouterr()
-    assert main([*words, good, good]) == 0
+    assert main([*argv, good, good]) == 0
     assert "qwk" not in json.loads(capsys.readouterr().out)["runs"][1]["metrics"]
 
 
@@ -139,7 +139,7 @@ def test_calibration_recovers_accuracy_in_a_shifted_domain(two_runs, tmp_path, c
     run = tmp_path / "moved"
     make_run(run, home, epochs=12)
     before = load_card(run)
-    # Everything there looks engaged: the same features, pushed along the direction that tells the classes
+    # All clips there look engaged: the same features, moved along the direction that separates the classes.
     # apart.
     make_store(tmp_path / "new.zarr", signal=0.8, num_subjects=24, clip_prefix="n", shift=1.2)
     assert main(["calibrate", "--run", str(run), "--store", str(tmp_path / "new.zarr")]) == 0
@@ -150,7 +150,7 @@ def test_calibration_recovers_accuracy_in_a_shifted_domain(two_runs, tmp_path, c
     assert found["test"]["difference"]["balanced_accuracy"]["value"] > 0.1
     assert found["test"]["difference"]["auroc"]["value"] == pytest.approx(0.0, abs=0.02)
     assert len(after.test_openings) == len(before.test_openings) + 1
-    # Those whose labels chose the threshold are no part of the figures that are asked for next.
+    # Subjects whose labels chose the threshold are not in later evaluations.
     assert (
         main(
             ["evaluate", "--run", str(run), "--store", str(tmp_path / "new.zarr"), "--bootstrap-rounds", "50"]
@@ -161,9 +161,9 @@ def test_calibration_recovers_accuracy_in_a_shifted_domain(two_runs, tmp_path, c
     calibrated = set(calibrators_of(run, load_card(run)))
     assert calibrated
     assert not calibrated & {row["clip_id"] for row in evaluated}
-    assert len({row["subject"] for row in evaluated}) == found["people_testing"]
+    assert len({row["subject"] for row in evaluated}) == found["subjects_test"]
     page = (run / "cross/new/report.html").read_text(encoding="utf-8")
-    assert f"{found['people_calibrating']} subjects of new.zarr" in page
+    assert f"{found['subjects_fit']} subjects of new.zarr" in page
     assert main(["evaluate", "--run", str(run), "--abstain", "0.2"]) == 2
     assert "calibrated for" in capsys.readouterr().err
 
@@ -275,7 +275,7 @@ def test_every_clip_is_predicted_by_a_head_not_trained_on_its_subject(tmp_path, 
     assert len(load_card(tmp_path / "run").test_openings) == 1
 
 
-def test_fold_predictions_do_not_depend_on_left_out_labels(tmp_path, monkeypatch):
+def test_fold_predictions_do_not_depend_on_held_out_labels(tmp_path, monkeypatch):
     _hurry(monkeypatch, _TINY, replace(_TINY, name="noisy", noise=0.5))
     store = make_store(tmp_path / "s.zarr", signal=0.5, num_subjects=5, clips_each=6, broken=False)
     card = make_run(tmp_path / "run", store, epochs=1)

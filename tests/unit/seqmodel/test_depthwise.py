@@ -13,28 +13,28 @@ from seqmodel.encoders.bn_folding import fold_norms
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("side_px", [7, 14])
-def test_gradients_are_torchs_own(kernel: int, stride: int, side_px: int) -> None:
+def test_gradients_equal_those_of_torch(kernel: int, stride: int, side_px: int) -> None:
     """Values and all three gradients, against float32 of the same rounded numbers."""
     torch.manual_seed(0)
     shapes = ((4, 6, side_px, side_px), (6, 1, kernel, kernel), (6,))
     rounded = [torch.randn(shape).bfloat16() for shape in shapes]
-    ours = [t.clone().requires_grad_() for t in rounded]
+    actual = [t.clone().requires_grad_() for t in rounded]
     exact = [t.float().requires_grad_() for t in rounded]
-    found = depthwise.depthwise(*ours, stride)
+    found = depthwise.depthwise(*actual, stride)
     wanted = F.conv2d(*exact, stride, kernel // 2, 1, 6)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), wanted, rtol=0.02, atol=0.02 * wanted.std().item())
     direction = torch.randn(wanted.shape).bfloat16()
     found.backward(direction)
     wanted.backward(direction.float())
-    for mine, theirs in zip(ours, exact, strict=True):
+    for mine, expected in zip(actual, exact, strict=True):
         assert mine.grad is not None
-        assert theirs.grad is not None
-        off = (mine.grad.float() - theirs.grad).norm() / theirs.grad.norm()
+        assert expected.grad is not None
+        off = (mine.grad.float() - expected.grad).norm() / expected.grad.norm()
         assert off < 0.01
 
 
-def test_it_is_used_where_autocast_trains_on_a_processor_alone() -> None:
+def test_depthwise_is_used_only_for_autocast_training_on_a_cpu() -> None:
     """Not without autocast, not without gradients, not for other convolutions."""
     wide, plain = nn.Conv2d(8, 8, 5, padding=2, groups=8), nn.Conv2d(8, 8, 1)
     x = torch.zeros(1, 8, 7, 7)
@@ -49,7 +49,8 @@ def test_it_is_used_where_autocast_trains_on_a_processor_alone() -> None:
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_large", "efficientnet_lite0"])
 def test_an_encoder_learns_in_the_direction_of_float32(name: str) -> None:
-    """Its last blocks: every weight has a gradient, and all of them together point the same way."""
+    """In its last blocks every weight has a gradient, and the gradients together have nearly the same
+    direction."""
     crops = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8, generator=torch.manual_seed(0))
     gradients = []
     for narrow in (False, True):

@@ -21,7 +21,7 @@ def encoder(name: str) -> Encoder:
 
 
 @pytest.mark.parametrize(("name", "dim"), [("mobilenet_v3_large", 960), ("efficientnet_lite0", 1280)])
-def test_random_weights_tell_pictures_apart_in_float16(name: str, dim: int) -> None:
+def test_random_weights_give_different_embeddings_in_float16(name: str, dim: int) -> None:
     embeddings = encoder(name).embed(crops(3))
     assert embeddings.shape == (3, dim)
     assert embeddings.dtype == np.float16
@@ -44,7 +44,9 @@ def test_random_weights_have_one_hash_per_seed_at_any_thread_count() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_folded_norms_give_the_same_embeddings_and_gradients(name: str) -> None:
-    plain, folded = (build_encoder(name, "random")[0].double() for _ in range(2))  # so that roundings tell
+    plain, folded = (
+        build_encoder(name, "random")[0].double() for _ in range(2)
+    )  # so that rounding has an effect
     fold_norms(folded)
     pictures = torch.from_numpy(crops(1))
     found = [net(pictures) for net in (plain, folded)]
@@ -61,7 +63,7 @@ def test_folded_norms_give_the_same_embeddings_and_gradients(name: str) -> None:
     assert state_sha256(plain.state_dict()) == state_sha256(folded.state_dict())
 
 
-def test_building_random_weights_leaves_the_callers_random_numbers_alone() -> None:
+def test_building_random_weights_does_not_change_the_random_state() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -69,7 +71,7 @@ def test_building_random_weights_leaves_the_callers_random_numbers_alone() -> No
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_only_rgb_uint8_is_taken() -> None:
+def test_other_inputs_than_rgb_uint8_are_refused() -> None:
     net = encoder("mobilenet_v3_large")
     with pytest.raises(TypeError, match="RGB uint8 crops"):
         net(torch.zeros(1, 224, 224, 3))
@@ -79,11 +81,11 @@ def test_only_rgb_uint8_is_taken() -> None:
         net.embed(np.zeros((1, 224, 224, 3), np.float32))  # type: ignore[arg-type]
 
 
-def test_a_batch_gives_what_its_frames_give_alone() -> None:
+def test_batch_equals_single_frames() -> None:
     net = encoder("mobilenet_v3_large")
     together = net.embed(crops(5)).astype(float)
     alone = np.concatenate([net.embed(crops(5)[i : i + 1]) for i in range(5)]).astype(float)
-    # One float16 step: torch picks other kernels for other batch sizes.
+    # One float16 step: torch uses other kernels for other batch sizes.
     assert np.abs(together - alone).max() <= np.spacing(np.float16(np.abs(together).max()))
 
 
@@ -105,27 +107,27 @@ def test_saved_and_loaded_is_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("cut", [0, 5, 15])
-def test_a_cut_network_is_the_whole_one(name: str, cut: int) -> None:
+def test_head_of_the_encoder_after_a_block_equals_the_whole_encoder(name: str, cut: int) -> None:
     net, frames = encoder(name), torch.from_numpy(crops(2))
     with torch.no_grad():
         activations = net.blocks[:cut](net.pixels(frames))
         assert torch.equal(net.head_of(activations, cut), net(frames))
 
 
-def test_the_makers_weights_file_loads_whatever_its_key_names(tmp_path: Path) -> None:
+def test_published_weights_load_with_other_key_names(tmp_path: Path) -> None:
     from torchvision.models import mobilenet_v3_large
 
-    theirs = mobilenet_v3_large(weights=None).eval()
+    torchvision_model = mobilenet_v3_large(weights=None).eval()
     path = tmp_path / "가중치.pth"
-    torch.save(theirs.state_dict(), path)
-    ours, identity = build_encoder("mobilenet_v3_large", str(path))
+    torch.save(torchvision_model.state_dict(), path)
+    encoder, identity = build_encoder("mobilenet_v3_large", str(path))
     frames = torch.from_numpy(crops(1))
     with torch.no_grad():
-        expected = theirs.avgpool(theirs.features(ours.pixels(frames))).flatten(1)
-        assert torch.allclose(ours(frames), expected, atol=1e-6)
+        expected = torchvision_model.avgpool(torchvision_model.features(encoder.pixels(frames))).flatten(1)
+        assert torch.allclose(encoder(frames), expected, atol=1e-6)
     assert identity.weights == "가중치.pth"
     path.unlink()
-    assert torch.equal(encoder_of(identity)(frames), ours(frames))
+    assert torch.equal(encoder_of(identity)(frames), encoder(frames))
 
 
 def test_imagenet_weights_of_the_wheel_load() -> None:
@@ -154,7 +156,7 @@ def test_an_identity_of_other_weights_is_refused() -> None:
         encoder_of(replace(identity, weights_sha256="0" * 64))
 
 
-def test_a_fine_tuned_encoder_that_is_not_here_is_named_and_nothing_is_fetched() -> None:
+def test_missing_finetuned_encoder_is_named_and_nothing_is_downloaded() -> None:
     identity = EncoderId("mobilenet_v3_large", "finetuned:first", "ab" * 32, 960)
     with pytest.raises(ValueError, match="mobilenet_v3_large, fine-tuned in run 'first'"):
         encoder_of(identity)

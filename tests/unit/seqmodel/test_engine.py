@@ -18,11 +18,11 @@ def test_engine_and_torch_differ_by_float16_steps_at_most(name: str) -> None:
     compiled = open_engine(name, "random", backend="openvino", precision="f32", threads=2)
     eager = open_engine(name, "random", backend="torch")
     assert compiled.encoder_id == eager.encoder_id
-    ours, theirs = compiled.embed(crops(4)), eager.embed(crops(4))
-    # One float16 step, or for values near 0, where steps are finer than that, the float32 error (1e-5 seen).
-    step = np.maximum(np.spacing(np.abs(ours)).astype(float), 5e-5)
-    assert (np.abs(ours.astype(float) - theirs.astype(float)) <= step).all()
-    assert (ours != theirs).mean() < 0.05
+    actual, expected = compiled.embed(crops(4)), eager.embed(crops(4))
+    # One float16 step; near 0, where steps are smaller, the float32 error (1e-5 measured).
+    step = np.maximum(np.spacing(np.abs(actual)).astype(float), 5e-5)
+    assert (np.abs(actual.astype(float) - expected.astype(float)) <= step).all()
+    assert (actual != expected).mean() < 0.05
     assert compiled.numerics["backend"] == "openvino"
     assert eager.numerics["backend"] == "torch"
 
@@ -38,7 +38,7 @@ def test_batch_and_threads_do_not_move_a_bit(precision: Precision) -> None:
     assert np.array_equal(together[2:3], two.embed(crops(4)[2:3]))
 
 
-def test_auto_takes_bf16_where_the_processor_has_it_and_numerics_say_what_it_became() -> None:
+def test_auto_precision_is_bf16_if_supported_and_numerics_record_it() -> None:
     capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     best = "bf16" if "BF16" in capabilities else "f32"
     became = {}
@@ -51,7 +51,7 @@ def test_auto_takes_bf16_where_the_processor_has_it_and_numerics_say_what_it_bec
 @pytest.mark.parametrize(
     ("name", "weights"), [("mobilenet_v3_large", "random"), ("efficientnet_lite0", "imagenet")]
 )
-def test_bf16_sees_the_same(name: str, weights: str) -> None:
+def test_bf16_embeddings_are_close_to_float32(name: str, weights: str) -> None:
     full, half = (
         open_engine(name, weights, backend="openvino", precision=p).embed(crops(4)).astype(float)
         for p in ("f32", "bf16")
@@ -60,7 +60,7 @@ def test_bf16_sees_the_same(name: str, weights: str) -> None:
     assert cosine.min() > 0.99
 
 
-def test_only_rgb_uint8_is_taken() -> None:
+def test_other_inputs_than_rgb_uint8_are_refused() -> None:
     engine = open_engine("mobilenet_v3_large", "random", backend="openvino")
     with pytest.raises(TypeError, match="RGB uint8 crops"):
         engine.embed(crops(1).astype(np.float32))  # type: ignore[arg-type]
@@ -78,9 +78,7 @@ def test_torch_is_not_imported_once_the_network_is_converted() -> None:
     assert done.stdout.split() == ["False", "None"], done.stderr
 
 
-def test_the_converted_network_may_lie_under_any_letters(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_converted_network_can_have_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, identity = build_encoder("efficientnet_lite0", "imagenet")
     monkeypatch.setenv("BRAINBUDDY_CACHE", str(tmp_path / "캐시 폴더"))
     first = open_identity(identity, lambda: encoder, "openvino", "auto", "auto", 0, 224).embed(crops(1))
@@ -104,7 +102,7 @@ def test_an_engine_without_a_cache_gives_the_same_embeddings(
     assert np.array_equal(engine.embed(crops(2)), cached.embed(crops(2)))
 
 
-def test_devices_that_are_not_there_are_named() -> None:
+def test_missing_devices_are_named() -> None:
     with pytest.raises(ValueError, match="OpenVINO does not run on CUDA"):
         open_engine("mobilenet_v3_large", "random", backend="openvino", device="cuda")
     with pytest.raises(ValueError, match="--device must be auto, cpu or cuda"):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_drawing")
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory) -> Path:
-    """A run, evaluated on test; its store lies beside it."""
+    """A run, evaluated on test; its store is in the same folder."""
     root = tmp_path_factory.mktemp("평가 1")
     store = make_store(root / "s.zarr", signal=0.6)
     make_run(root / "runs/작은", store)
@@ -35,7 +35,7 @@ def _metrics(run: Path) -> dict:
     return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
 
 
-def test_every_file_of_an_evaluation_is_there(evaluated):
+def test_evaluation_writes_every_file(evaluated):
     for name in (
         "metrics.json",
         "predictions.csv",
@@ -144,7 +144,7 @@ def test_another_data_set_is_evaluated_as_a_whole_with_mapped_labels(tmp_path, c
     store = make_store(tmp_path / "home.zarr", signal=0.8)
     make_run(tmp_path / "run", store)
     make_store(tmp_path / "other.zarr", names=("away", "here"), seed=5, num_subjects=8, clip_prefix="o")
-    words = [
+    argv = [
         "evaluate",
         "--run",
         str(tmp_path / "run"),
@@ -153,10 +153,10 @@ def test_another_data_set_is_evaluated_as_a_whole_with_mapped_labels(tmp_path, c
         "--bootstrap-rounds",
         "50",
     ]
-    assert main(words) == 2
-    assert "map them with --label-map THEIRS=OURS" in capsys.readouterr().err
-    assert main([*words, "--label-map", "away=nonsense"]) == 2
-    assert main([*words, "--label-map", "away=distracted", "here=engaged"]) == 0
+    assert main(argv) == 2
+    assert "map them with --label-map STORE_LABEL=RUN_LABEL" in capsys.readouterr().err
+    assert main([*argv, "--label-map", "away=nonsense"]) == 2
+    assert main([*argv, "--label-map", "away=distracted", "here=engaged"]) == 0
     folder = tmp_path / "run/cross/other"
     metrics = _metrics(folder)
     assert metrics["other:test"]["num_clips"]["value"] == 48
@@ -192,7 +192,7 @@ def test_more_than_two_classes_are_evaluated(tmp_path, task):
 def test_umap_plot_is_reproducible(tmp_path, capsys):
     store = make_store(tmp_path / "s.zarr", signal=0.8)
     make_run(tmp_path / "run", store, epochs=1)
-    words = [
+    argv = [
         "evaluate",
         "--run",
         str(tmp_path / "run"),
@@ -204,7 +204,7 @@ def test_umap_plot_is_reproducible(tmp_path, capsys):
     ]
     drawings = []
     for _ in range(2):
-        assert main(words) == 0
+        assert main(argv) == 0
         drawings.append((tmp_path / "run/val/plots/umap_label.png").read_bytes())
     assert drawings[0] == drawings[1]
     page = (tmp_path / "run/val/report.html").read_text(encoding="utf-8")
@@ -215,7 +215,7 @@ def test_umap_plot_is_reproducible(tmp_path, capsys):
 def test_too_few_clips_for_umap_warn_and_the_report_is_written(tmp_path, capsys):
     store = make_store(tmp_path / "s.zarr", num_subjects=9, clips_each=3)
     make_run(tmp_path / "run", store, epochs=1)
-    words = [
+    argv = [
         "evaluate",
         "--run",
         str(tmp_path / "run"),
@@ -225,7 +225,7 @@ def test_too_few_clips_for_umap_warn_and_the_report_is_written(tmp_path, capsys)
         "50",
         "--umap",
     ]
-    assert main(words) == 0
+    assert main(argv) == 0
     assert "no UMAP: it needs at least 12 clips with a face" in capsys.readouterr().err
     assert not (tmp_path / "run/val/plots/umap_label.png").exists()
 
@@ -249,7 +249,7 @@ def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path
         }
     assert {"logistic_embeddings", "logistic_geometry"} <= set(found["none"])
     assert found["subject"]["logistic_embeddings"] == found["none"]["logistic_embeddings"]
-    # People differ at rest by more than the classes do.
+    # Neutral faces of subjects differ by more than the classes do.
     assert found["subject"]["logistic_geometry"] > found["none"]["logistic_geometry"] + 0.05
 
 
@@ -277,14 +277,14 @@ def quick_folds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _relabel(path: Path, label_of: dict[str, int]) -> None:
-    """Give every clip of these people one label."""
+    """Give every clip of these subjects one label."""
     import zarr
 
     group = zarr.open_group(path, mode="r+")
     subjects = group["subject"][:]
     labels = group["labels/label"][:]
-    for who, label in label_of.items():
-        labels[[str(name) == who for name in subjects]] = label
+    for subject, label in label_of.items():
+        labels[[str(name) == subject for name in subjects]] = label
     group["labels/label"][:] = labels
 
 
@@ -300,11 +300,11 @@ def test_fold_without_training_data_predicts_the_majority(tmp_path, quick_folds,
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", how, "--bootstrap-rounds", "50"]) == 0
     folder = tmp_path / f"run/folds-{how}"
     rows = read_predictions(folder / "predictions.csv")
-    idle = [row for row in rows if row["state"] == "nothing to learn from"]
+    idle = [row for row in rows if row["state"] == "no trained fold"]
     labels = [row["label"] for row in rows]
     assert len(rows) == 8 * num_subjects
     assert len(idle) == (16 if how == "2" else 8)
-    assert {row["state"] for row in rows} == {"ok", "nothing to learn from"}
+    assert {row["state"] for row in rows} == {"ok", "no trained fold"}
     share = labels.count(NAMES[1]) / len(labels)
     assert [float(row["p_engaged"]) for row in idle] == pytest.approx([share] * len(idle), abs=1e-6)
     assert {row["decision"] for row in idle} == {NAMES[int(share > 0.5)]}
@@ -320,11 +320,11 @@ def test_fold_without_training_data_predicts_the_majority(tmp_path, quick_folds,
 def test_folds_without_training_data_are_rejected_and_not_logged(tmp_path, quick_folds, capsys):
     store = make_store(tmp_path / "s.zarr", num_subjects=3, clips_each=8, broken=False)
     make_run(tmp_path / "run", store, epochs=1)
-    words = ["evaluate", "--run", str(tmp_path / "run"), "--bootstrap-rounds", "50", "--folds"]
-    assert main([*words, "99"]) == 2
+    argv = ["evaluate", "--run", str(tmp_path / "run"), "--bootstrap-rounds", "50", "--folds"]
+    assert main([*argv, "99"]) == 2
     _relabel(tmp_path / "s.zarr", {f"사람{s:02d}": 0 for s in range(3)})
     capsys.readouterr()
-    assert main([*words, "3"]) == 2
+    assert main([*argv, "3"]) == 2
     assert "--folds 3: no fold can be trained" in " ".join(capsys.readouterr().err.split())
     assert load_card(tmp_path / "run").test_openings == ()
     assert store.test_openings == []
@@ -351,33 +351,33 @@ def test_windows_of_one_video_stay_in_one_fold_without_subjects(tmp_path, quick_
     assert not any(set(videos[one]) & set(videos[other]) for one, other in subsets)
 
 
-def test_folds_of_another_data_set_learn_its_labels_by_their_mapped_names(tmp_path, quick_folds):
+def test_folds_of_another_data_set_use_mapped_labels(tmp_path, quick_folds):
     make_run(tmp_path / "run", make_store(tmp_path / "home.zarr", num_subjects=9), epochs=1)
     make_store(tmp_path / "other.zarr", names=("away", "here"), num_subjects=6, clip_prefix="o")
-    words = ["evaluate", "--run", str(tmp_path / "run"), "--store", str(tmp_path / "other.zarr")]
-    words += ["--label-map", "away=distracted", "here=engaged", "--folds", "3", "--bootstrap-rounds", "50"]
-    assert main(words) == 0
+    argv = ["evaluate", "--run", str(tmp_path / "run"), "--store", str(tmp_path / "other.zarr")]
+    argv += ["--label-map", "away=distracted", "here=engaged", "--folds", "3", "--bootstrap-rounds", "50"]
+    assert main(argv) == 0
     assert _metrics(tmp_path / "run/cross/other/folds-3")["folds-3"]["auroc"]["value"] > 0.7
-    assert not (tmp_path / "run/folds-3").exists(), "which is about the run's own data"
+    assert not (tmp_path / "run/folds-3").exists(), "it is about the run's own data"
 
 
-def test_folds_of_a_store_of_another_width_make_their_own_heads(tmp_path, quick_folds, capsys):
+def test_folds_of_a_store_with_another_width_train_new_heads(tmp_path, quick_folds, capsys):
     """Folds use the run's labels and streams, not its network; a missing stream gives a one-line error."""
     for name, width in (("home", 6), ("other", 9)):
         x = np.random.default_rng(width).normal(size=(48, 5, width))
-        who, y = np.array([f"{name}{i % 12}" for i in range(48)]), np.arange(48) // 12 % 2
+        subject, y = np.array([f"{name}{i % 12}" for i in range(48)]), np.arange(48) // 12 % 2
         x[:, :, 0] += 2 * y[:, None]
         names = np.array([f"f{i}" for i in range(width)])
-        np.savez(tmp_path / f"{name}.npz", x=x, y=y, subject=who, feature_names=names)
+        np.savez(tmp_path / f"{name}.npz", x=x, y=y, subject=subject, feature_names=names)
         read = read_sequences(tmp_path / f"{name}.npz")
         write_external(tmp_path / f"{name}.zarr", read, name, "embeddings")
     run = str(tmp_path / "run")
     assert main(["train", "--store", str(tmp_path / "home.zarr"), "--run", run, "--epochs", "1"]) == 0
-    words = ["evaluate", "--run", run, "--folds", "2", "--bootstrap-rounds", "20"]
-    assert main([*words, "--store", str(tmp_path / "other.zarr")]) == 0
+    argv = ["evaluate", "--run", run, "--folds", "2", "--bootstrap-rounds", "20"]
+    assert main([*argv, "--store", str(tmp_path / "other.zarr")]) == 0
     write_external(tmp_path / "geometry.zarr", read, "other", "geometry")
     capsys.readouterr()
-    assert main([*words, "--store", str(tmp_path / "geometry.zarr")]) == 2
+    assert main([*argv, "--store", str(tmp_path / "geometry.zarr")]) == 2
     assert "reads embeddings, but" in " ".join(capsys.readouterr().err.split())
 
 
@@ -394,8 +394,10 @@ def test_folds_use_the_requested_threshold_metric(tmp_path, quick_folds):
     _, baselines, fold_models, _ = folds.run_folds(context, args)
     assert {c.threshold_metric for c in fold_models.calibrations} == {"recall:distracted=0.9"}
     majority = next(stick for stick in baselines if stick.name == "majority")
-    assert len(np.unique(majority.probabilities[:, 1])) == 1, "of all folds, else it leans against the truth"
-    words = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "2"]
-    assert main([*words, "--threshold-metric", "recall:nobody=7"]) == 2
-    assert main([*words, "--abstain", "0.2"]) == 2
+    assert len(np.unique(majority.probabilities[:, 1])) == 1, (
+        "of all folds; of one fold it would be biased against the held-out clips"
+    )
+    argv = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "2"]
+    assert main([*argv, "--threshold-metric", "recall:nobody=7"]) == 2
+    assert main([*argv, "--abstain", "0.2"]) == 2
     assert load_card(tmp_path / "run").test_openings == ()

@@ -32,8 +32,8 @@ from tests.support.trained_run import make_run, make_store
 pytestmark = pytest.mark.usefixtures("no_drawing")
 
 
-def evaluate(run: Path, *words: str) -> list[dict[str, str]]:
-    assert main(["evaluate", "--run", str(run), "--bootstrap-rounds", "20", *words]) == 0
+def evaluate(run: Path, *argv: str) -> list[dict[str, str]]:
+    assert main(["evaluate", "--run", str(run), "--bootstrap-rounds", "20", *argv]) == 0
     return read_predictions(run / "predictions.csv")
 
 
@@ -50,13 +50,15 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_renamed_subjects_are_not_another_data_set(run: Path, tmp_path: Path) -> None:
-    """As where people were given pseudonyms: the training clips among them are not judged as a new place."""
+    """As after pseudonyms were given: training clips are not evaluated as a new data set."""
     before = evaluate(run)
-    people = {who for who, _ in load_split(run).values()}
-    rename(tmp_path / "s.zarr", {who: f"pseudonym {place}" for place, who in enumerate(sorted(people))})
+    subjects = {subject for subject, _ in load_split(run).values()}
+    rename(
+        tmp_path / "s.zarr", {subject: f"pseudonym {place}" for place, subject in enumerate(sorted(subjects))}
+    )
     assert [row["clip_id"] for row in evaluate(run)] == [row["clip_id"] for row in before]
     assert main(["calibrate", "--run", str(run), "--store", str(tmp_path / "s.zarr")]) == 2
-    # A copy elsewhere could be a data set of other people; that it may be the run's own is said.
+    # A copy in another folder could be a data set of other subjects: a warning says that it may be the run's.
     shutil.copytree(tmp_path / "s.zarr", tmp_path / "copy.zarr")
     context = open_split(EvaluateArgs(run, store=tmp_path / "copy.zarr"))
     assert context.is_other_data
@@ -69,16 +71,14 @@ def test_test_subjects_renamed_to_training_subjects_are_not_unseen(run: Path, tm
     args = EvaluateArgs(run, bootstrap_rounds=20)
     honest = evaluate_split(open_split(args), args)
     assert "not seen in training" in headline(honest)
-    subsets = {who: subset for who, subset in load_split(run).values()}
+    subsets = {subject: subset for subject, subset in load_split(run).values()}
     learned, evaluated = (
-        next(who for who, on in subsets.items() if on == subset) for subset in ("train", "test")
+        next(subject for subject, on in subsets.items() if on == subset) for subset in ("train", "test")
     )
     rename(tmp_path / "s.zarr", {evaluated: learned})
     found = evaluate_split(open_split(args), args)
     assert "not seen in training" not in headline(found)
-    assert f"subjects with test and training clips: 1, by their names in the store ({learned})" in (
-        " ".join(found.warnings)
-    )
+    assert f"both test and training: 1 (as named in the store: {learned})" in " ".join(found.warnings)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_evaluation_on_train_or_val_gives_a_warning(run: Path, split: str, predi
     assert "not seen" not in headline(found)
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["known people", "nobody known"])
+@pytest.mark.parametrize("known", [True, False], ids=["known subjects", "unknown subjects"])
 def test_failed_clip_counts_with_and_without_subjects(tmp_path: Path, known: bool) -> None:
     store = make_store(
         tmp_path / "s.zarr", signal=0.5, known_subjects=known, one_video_each=not known, clips_each=8
@@ -100,15 +100,15 @@ def test_failed_clip_counts_with_and_without_subjects(tmp_path: Path, known: boo
     table = store.table()
     subset = {clip: subset for clip, (_, subset) in load_split(tmp_path / "run").items()}
     videos = {v for v, clip in zip(table.source, table.clip_id, strict=True) if subset.get(clip) == "test"}
-    people = {w for w, clip in zip(table.subject, table.clip_id, strict=True) if subset.get(clip) == "test"}
-    theirs = np.isin(table.subject, list(people)) if known else np.isin(table.source, list(videos))
+    subjects = {w for w, clip in zip(table.subject, table.clip_id, strict=True) if subset.get(clip) == "test"}
+    expected = np.isin(table.subject, list(subjects)) if known else np.isin(table.source, list(videos))
     rows = evaluate(tmp_path / "run")
-    assert {row["clip_id"] for row in rows} == set(table.clip_id[theirs])
+    assert {row["clip_id"] for row in rows} == set(table.clip_id[expected])
     assert any(row["state"].startswith("failed") for row in rows)
 
 
 def test_evaluation_uses_the_same_clips_after_the_store_has_grown(tmp_path: Path) -> None:
-    """New windows of its test people were neither held out nor failed when it was made."""
+    """New windows of its test subjects were not in the split when the run was made."""
     make_run(tmp_path / "run", make_store(tmp_path / "s.zarr", signal=0.5, num_subjects=12), epochs=1)
     before = evaluate(tmp_path / "run")
     shutil.rmtree(tmp_path / "s.zarr")
@@ -118,14 +118,14 @@ def test_evaluation_uses_the_same_clips_after_the_store_has_grown(tmp_path: Path
 
 
 def test_run_without_its_store_keeps_the_majority_class(tmp_path: Path) -> None:
-    x, who = np.random.default_rng(0).normal(size=(60, 4, 3)), np.array([f"p{i % 15}" for i in range(60)])
+    x, subject = np.random.default_rng(0).normal(size=(60, 4, 3)), np.array([f"p{i % 15}" for i in range(60)])
     y = (np.arange(60) % 4 > 0).astype(int)
-    np.savez(tmp_path / "a.npz", x=x, y=y, subject=who)
+    np.savez(tmp_path / "a.npz", x=x, y=y, subject=subject)
     np.savez(tmp_path / "b.npz", x=x[:20], y=y[:20], subject=np.array([f"q{i % 5}" for i in range(20)]))
     for name in "ab":
         write_external(tmp_path / f"{name}.zarr", read_sequences(tmp_path / f"{name}.npz"), "x")
-    words = ["train", "--store", str(tmp_path / "a.zarr"), "--run", str(tmp_path / "run"), "--epochs", "1"]
-    assert main(words) == 0
+    argv = ["train", "--store", str(tmp_path / "a.zarr"), "--run", str(tmp_path / "run"), "--epochs", "1"]
+    assert main(argv) == 0
     args = EvaluateArgs(tmp_path / "run", store=tmp_path / "b.zarr", bootstrap_rounds=5)
     context = open_split(args)
     here = training_class_frequencies(context, training_clips(context))
@@ -136,7 +136,7 @@ def test_run_without_its_store_keeps_the_majority_class(tmp_path: Path) -> None:
 
 
 def test_later_clips_of_calibration_subjects_are_left_out(run: Path, tmp_path: Path) -> None:
-    """A month later there are more clips of everybody in the new place."""
+    """A month later the new domain has more clips of every subject."""
     place = {"signal": 0.5, "seed": 3, "clip_prefix": "n", "num_subjects": 10}
     make_store(tmp_path / "new.zarr", **place)
     assert main(["calibrate", "--run", str(run), "--store", str(tmp_path / "new.zarr")]) == 0
@@ -151,10 +151,12 @@ def test_later_clips_of_calibration_subjects_are_left_out(run: Path, tmp_path: P
 
 
 def test_two_stores_of_one_name_have_a_folder_each(run: Path, tmp_path: Path) -> None:
-    (run / "cross" / "features").mkdir(parents=True)  # of a command that was killed before its note
-    for place, people in (("a", 8), ("b", 6)):
+    (run / "cross" / "features").mkdir(
+        parents=True
+    )  # left by a command that was killed before it wrote the file
+    for place, subjects in (("a", 8), ("b", 6)):
         (tmp_path / place).mkdir()
-        make_store(tmp_path / place / "features.zarr", clip_prefix=place, num_subjects=people)
+        make_store(tmp_path / place / "features.zarr", clip_prefix=place, num_subjects=subjects)
         for _ in range(2):
             evaluate(run, "--store", str(tmp_path / place / "features.zarr"))
     folders = sorted((run / "cross").iterdir())
@@ -162,16 +164,16 @@ def test_two_stores_of_one_name_have_a_folder_each(run: Path, tmp_path: Path) ->
     assert [len(read_predictions(folder / "predictions.csv")) for folder in folders] == [48, 36]
 
 
-def test_a_store_that_was_moved_chooses_the_threshold(run: Path, tmp_path: Path) -> None:
+def test_threshold_is_chosen_on_a_moved_store(run: Path, tmp_path: Path) -> None:
     (tmp_path / "s.zarr").rename(tmp_path / "moved.zarr")
     evaluate(run, "--store", str(tmp_path / "moved.zarr"), "--threshold-metric", "recall:distracted=0.95")
     assert load_card(run).calibration.threshold_metric == "recall:distracted=0.95"
-    assert (run / "training_stats.json").is_file(), "measured there, too"
+    assert (run / "training_stats.json").is_file(), "the training statistics were measured on that store too"
 
 
 @pytest.mark.usefixtures("not_exported")
-def test_a_report_shows_the_commands_as_they_were_given(tmp_path: Path) -> None:
-    """Of the run and of the judgement; one that chooses and judges stands there once."""
+def test_report_shows_the_commands_unchanged(tmp_path: Path) -> None:
+    """The commands of the run and of the evaluation; a command that does both is listed once."""
     run, new = str(tmp_path / "내 실행" / "it's <b>one"), str(tmp_path / "새 곳.zarr")
     make_store(tmp_path / "s.zarr", signal=0.5)
     make_store(Path(new), signal=0.4, clip_prefix="n", shift=1.2)
@@ -189,25 +191,25 @@ def test_a_report_shows_the_commands_as_they_were_given(tmp_path: Path) -> None:
         return [shlex.split(line) for line in lines]
 
     def whole(*commands: tuple[str, ...]) -> list[list[str]]:
-        return [["python", "-m", "seqmodel", *words] for words in commands]
+        return [["python", "-m", "seqmodel", *argv] for argv in commands]
 
-    for words in given[:2]:
-        assert main(words) == 0
+    for argv in given[:2]:
+        assert main(argv) == 0
     assert shown() == whole(*given[:2])
-    for words in (given[2], evaluate_predictions):
-        assert main(words) == 0
+    for argv in (given[2], evaluate_predictions):
+        assert main(argv) == 0
     assert shown() == whole(*given, evaluate_predictions)
     assert [shlex.split(stage["command"]) for stage in load_card(Path(run)).stages] == shown()[:3]
 
 
-def test_a_report_of_a_run_that_no_command_made_shows_none_of_it(run: Path) -> None:
+def test_report_of_a_run_without_commands_shows_none(run: Path) -> None:
     card = load_card(run)
     assert commands(card, "") == []
     assert commands(card, "judged so") == ["judged so"]
 
 
 def test_clips_without_a_face_do_not_affect_the_threshold(tmp_path: Path) -> None:
-    """Nothing is ever decided about them; here nearly all are of one class."""
+    """They have no prediction; here nearly all are of one class."""
     rng = np.random.default_rng(0)
     y = np.arange(300) % 2
     x = rng.normal(size=(300, 6, 4)).astype(np.float32) + 0.4 * y[:, None, None]
@@ -227,7 +229,7 @@ def test_clips_without_a_face_do_not_affect_the_threshold(tmp_path: Path) -> Non
 
 
 def test_changes_to_a_run_during_evaluation_are_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Another command has counted an opening, and another has chosen a threshold."""
+    """Another command has logged a test evaluation, and another has chosen a threshold."""
     args = EvaluateArgs(run, bootstrap_rounds=20)
     context = open_split(args)
     result = evaluate_split(context, args)
@@ -246,18 +248,18 @@ def test_changes_to_a_run_during_evaluation_are_kept(run: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    "words", [("evaluate", "--threshold-metric", "f1"), ("calibrate", "--threshold-metric", "f1")]
+    "argv", [("evaluate", "--threshold-metric", "f1"), ("calibrate", "--threshold-metric", "f1")]
 )
 def test_threshold_metric_is_rejected_for_more_than_two_classes(
-    tmp_path: Path, words: tuple[str, ...]
+    tmp_path: Path, argv: tuple[str, ...]
 ) -> None:
     store = make_store(tmp_path / "s.zarr", names=("low", "mid", "high"))
     make_run(tmp_path / "run", store, task="multiclass", epochs=1)
     make_store(tmp_path / "new.zarr", names=("low", "mid", "high"), clip_prefix="n")
-    place = "new" if words[0] == "calibrate" else "s"
-    cli = [words[0], "--run", str(tmp_path / "run"), "--store", str(tmp_path / f"{place}.zarr")]
+    place = "new" if argv[0] == "calibrate" else "s"
+    cli = [argv[0], "--run", str(tmp_path / "run"), "--store", str(tmp_path / f"{place}.zarr")]
     before = load_card(tmp_path / "run")
-    assert main([*cli, *words[1:]]) == 2
+    assert main([*cli, *argv[1:]]) == 2
     assert load_card(tmp_path / "run") == before
 
 

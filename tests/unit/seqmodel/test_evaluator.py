@@ -10,10 +10,10 @@ from seqmodel.evaluation.subgroups import all_slices, wilson
 from seqmodel.metrics.bootstrap import bootstrap_metrics, interval, paired, resample_subjects
 from seqmodel.metrics.classification import compute_metrics, minority_class
 from seqmodel.reporting.text import best_baseline, headline, metrics_intro
-from tests.support.trained_run import evaluated, people
+from tests.support.trained_run import evaluated, subject_ids
 
 
-def test_the_bootstrap_equals_scikit_learn_on_repeated_clips():
+def test_bootstrap_equals_scikit_learn_on_repeated_clips():
     rng = np.random.default_rng(0)
     subjects = np.array([f"s{k}" for k in rng.integers(0, 9, 150)])
     for num_classes in (2, 3):
@@ -25,16 +25,16 @@ def test_the_bootstrap_equals_scikit_learn_on_repeated_clips():
         minority = minority_class(labels, num_classes)
         fast = bootstrap_metrics(labels, p, predicted, resamples, minority)
         for r in range(len(resamples.weights)):
-            again = np.repeat(np.arange(150), resamples.weights[r][resamples.subject_index].astype(int))
+            again = np.repeat(np.arange(150), resamples.weights[r][resamples.unit_index].astype(int))
             slow = compute_metrics(labels[again], p[again], predicted[again], minority)
             for name, rounds in fast.items():
                 assert rounds[r] == pytest.approx(slow[name], nan_ok=True), (name, r)
 
 
-def test_a_constant_model_is_the_majority_and_its_interval_holds_one_half():
+def test_constant_model_equals_the_majority_and_its_interval_contains_one_half():
     rng = np.random.default_rng(1)
     labels = (rng.random(200) < 0.7).astype(np.int64)
-    found = evaluated(labels, np.full(200, 0.7), people(20, 10))
+    found = evaluated(labels, np.full(200, 0.7), subject_ids(20, 10))
     auroc = found.estimates["auroc"]
     assert auroc.value == 0.5
     assert auroc.low <= 0.5 <= auroc.high
@@ -48,7 +48,9 @@ def test_shuffled_labels_give_nothing_significant_in_17_of_20_seeds():
     quiet = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        found = evaluated(rng.integers(0, 2, 240), rng.random(240), people(24, 10), rounds=200, seed=seed)
+        found = evaluated(
+            rng.integers(0, 2, 240), rng.random(240), subject_ids(24, 10), rounds=200, seed=seed
+        )
         auroc = found.estimates["auroc"]
         better = found.comparisons[0].paired["auroc"].is_higher
         quiet += auroc.low <= 0.5 <= auroc.high and not better
@@ -57,7 +59,7 @@ def test_shuffled_labels_give_nothing_significant_in_17_of_20_seeds():
 
 def test_identity_baseline_reveals_a_model_that_recognises_subjects():
     rng = np.random.default_rng(3)
-    subjects = people(24, 12)
+    subjects = subject_ids(24, 12)
     habit = rng.beta(0.6, 0.6, 24)
     labels = (rng.random(len(subjects)) < np.repeat(habit, 12)).astype(np.int64)
     found = evaluated(labels, np.repeat(habit, 12), subjects)
@@ -72,7 +74,7 @@ def test_identity_baseline_reveals_a_model_that_recognises_subjects():
 
 def test_identity_baseline_is_constant_if_subjects_do_not_differ():
     rng = np.random.default_rng(4)
-    subjects = people(12, 10)
+    subjects = subject_ids(12, 10)
     labels = np.tile([0, 1], 60)
     known = identity(labels, subjects, np.array([0.5, 0.5]), seed=0)
     assert known is not None
@@ -81,19 +83,19 @@ def test_identity_baseline_is_constant_if_subjects_do_not_differ():
     del rng
 
 
-def test_intervals_cover_the_truth_in_nine_of_ten_data_sets_of_forty_people():
+def test_intervals_cover_the_true_value_in_nine_of_ten_data_sets_of_forty_subjects():
     covered = 0
     trials = 200
     for seed in range(trials):
         rng = np.random.default_rng(1000 + seed)
-        # Each person has their own accuracy around .7: clips of one person are alike.
+        # Each subject has its own accuracy around .7: clips of one subject are alike.
         own = np.repeat(rng.beta(7, 3, 40), 8)
         labels = rng.integers(0, 2, 320)
         predicted = np.where(rng.random(320) < own, labels, 1 - labels)
-        resamples = resample_subjects(people(40, 8), 400, seed)
+        resamples = resample_subjects(subject_ids(40, 8), 400, seed)
         p = np.stack([1.0 - predicted, predicted], axis=1).astype(float)
         rounds = bootstrap_metrics(labels, p, predicted, resamples, 0)["accuracy"]
-        low, high = interval(rounds, resamples.num_subjects)
+        low, high = interval(rounds, resamples.num_units)
         covered += low <= 0.7 <= high
     assert covered / trials >= 0.9
 
@@ -101,12 +103,12 @@ def test_intervals_cover_the_truth_in_nine_of_ten_data_sets_of_forty_people():
 def test_few_or_no_subjects_give_a_warning():
     rng = np.random.default_rng(5)
     labels, positive = rng.integers(0, 2, 60), rng.random(60)
-    assert any("only 6 subjects" in w for w in evaluated(labels, positive, people(6, 10)).warnings)
+    assert any("only 6 subjects" in w for w in evaluated(labels, positive, subject_ids(6, 10)).warnings)
     assert any("by clip" in w for w in evaluated(labels, positive, np.full(60, "")).warnings)
-    assert evaluated(rng.integers(0, 2, 240), rng.random(240), people(24, 10)).warnings == ()
+    assert evaluated(rng.integers(0, 2, 240), rng.random(240), subject_ids(24, 10)).warnings == ()
 
 
-def test_a_pair_of_equal_models_differs_by_nothing():
+def test_difference_of_equal_models_is_zero():
     rounds = np.random.default_rng(0).random(100)
     same = paired(0.8, 0.8, rounds, rounds, 30)
     assert (same.difference.value, same.difference.low, same.difference.high) == (0.0, 0.0, 0.0)
@@ -115,33 +117,35 @@ def test_a_pair_of_equal_models_differs_by_nothing():
 
 
 def test_fewer_than_six_subjects_are_never_significant():
-    """All of n people lie on one side by chance in 2^(1 − n) of the cases: 1/16 for five, 1/32 for six."""
+    """All of n subjects differ in the same direction by chance in 2^(1 − n) of the cases: 1/16 for five, 1/32
+    for six."""
     high, low = np.full(1000, 0.9), np.full(1000, 0.5)
-    by_people = {n: paired(0.9, 0.5, high, low, n) for n in (2, 5, 6, 40)}
-    assert [pair.is_higher for pair in by_people.values()] == [False, False, True, True]
-    assert [paired(0.5, 0.9, low, high, n).is_lower for n in by_people] == [False, False, True, True]
-    assert by_people[2].p_value == 0.5
-    assert by_people[40].p_value == 2 / 1001
-    assert all(pair.difference.low == pytest.approx(0.4) for pair in by_people.values())
+    by_count = {n: paired(0.9, 0.5, high, low, n) for n in (2, 5, 6, 40)}
+    assert [pair.is_higher for pair in by_count.values()] == [False, False, True, True]
+    assert [paired(0.5, 0.9, low, high, n).is_lower for n in by_count] == [False, False, True, True]
+    assert by_count[2].p_value == 0.5
+    assert by_count[40].p_value == 2 / 1001
+    assert all(pair.difference.low == pytest.approx(0.4) for pair in by_count.values())
 
 
 def test_difference_from_the_best_baseline_with_few_subjects_is_inconclusive():
     rng = np.random.default_rng(4)
     labels = np.tile([0, 1], 120)
     scores = labels + rng.normal(0, 0.4, 240)
-    found = {n: best_baseline(evaluated(labels, scores, people(n, 240 // n)), "auroc") for n in (1, 3, 24)}
+    found = {
+        n: best_baseline(evaluated(labels, scores, subject_ids(n, 240 // n)), "auroc") for n in (1, 3, 24)
+    }
     conclusions = {n: best["conclusion"] for n, best in found.items() if best}
     assert conclusions == {1: "inconclusive (1 subject)", 3: "inconclusive (3 subjects)", 24: "better"}
 
 
 def test_clips_without_a_subject_do_not_count_as_subjects():
-    """However many there are: two people are too few to prove anything, and others may have been in
-    training."""
+    """For any number of them: two subjects are too few, and unknown subjects may have been in training."""
     rng = np.random.default_rng(4)
     labels = np.tile([0, 1], 75)
     scores = labels + rng.normal(0, 0.4, 150)
-    found = evaluated(labels, scores, np.concatenate([people(2, 50), np.full(50, "")]))
-    assert (found.resamples.num_people, found.resamples.num_subjects) == (2, 52)
+    found = evaluated(labels, scores, np.concatenate([subject_ids(2, 50), np.full(50, "")]))
+    assert (found.resamples.num_subjects, found.resamples.num_units) == (2, 52)
     assert headline(found).startswith("On 100 clips of 2 subjects and 50 of unknown subjects: AUROC ")
     assert (best_baseline(found, "auroc") or {})["conclusion"] == "inconclusive (2 subjects)"
     assert [w.partition(":")[0] for w in found.warnings] == [
@@ -155,8 +159,10 @@ def test_clips_without_a_subject_do_not_count_as_subjects():
 
 def test_headline_names_unseen_subjects_if_all_are_known():
     labels, scores = np.tile([0, 1], 75), np.linspace(0, 1, 150)
-    by_people = {n: replace(evaluated(labels, scores, people(n, 150 // n)), is_unseen=True) for n in (25, 75)}
-    assert all(f"150 clips of {n} subjects not seen in training" in headline(f) for n, f in by_people.items())
+    by_count = {
+        n: replace(evaluated(labels, scores, subject_ids(n, 150 // n)), is_unseen=True) for n in (25, 75)
+    }
+    assert all(f"150 clips of {n} subjects not seen in training" in headline(f) for n, f in by_count.items())
     of_nobody = evaluated(labels, scores, np.full(150, ""))
     assert headline(of_nobody).startswith("On 150 clips: AUROC ")
     assert len(of_nobody.warnings) == 1
@@ -170,15 +176,15 @@ def test_one_subject_has_no_confidence_interval():
 
 def test_slices_are_worst_first_and_small_ones_stay():
     rng = np.random.default_rng(6)
-    subjects = np.concatenate([people(3, 20), np.full(4, "rare")])
+    subjects = np.concatenate([subject_ids(3, 20), np.full(4, "rare")])
     labels = rng.integers(0, 2, 64)
     positive = np.where(subjects == "p01", 1 - labels, labels) * 0.8 + 0.1
     found = evaluated(labels, positive, subjects)
-    by_person = all_slices(found.predictions, found.resamples, 2)[0]
-    assert by_person.rows[0].name == "p01"
-    assert by_person.rows[-1].name == "rare"
-    assert by_person.rows[-1].small
-    assert sum(row.clips for row in by_person.rows) == 64
+    by_subject = all_slices(found.predictions, found.resamples, 2)[0]
+    assert by_subject.rows[0].name == "p01"
+    assert by_subject.rows[-1].name == "rare"
+    assert by_subject.rows[-1].small
+    assert sum(row.clips for row in by_subject.rows) == 64
 
 
 def test_wilson_interval_contains_the_proportion():

@@ -15,7 +15,7 @@ DIMS = {"embeddings": D, "geometry": len(FEATURES)}
 
 
 def reads_yaw(x: Arrays, valid: Arrays) -> np.ndarray:
-    """(N,2): what the mean yaw says."""
+    """(N,2) probabilities from the mean yaw."""
     yaw = x["geometry"][..., FEATURES.index("yaw_rad")]
     p = 1 / (1 + np.exp(-10 * (yaw * valid["geometry"]).mean(1)))
     return np.stack([1 - p, p], axis=1)
@@ -46,11 +46,11 @@ def test_importance_of_a_real_head_is_reproducible(clips) -> None:  # type: igno
     head = build_head(HeadConfig(hidden=4, projection=4), DIMS, 1, seed=0)
     groups = feature_groups(DIMS, FEATURES)
 
-    def answer(x: Arrays, valid: Arrays) -> np.ndarray:
+    def predict(x: Arrays, valid: Arrays) -> np.ndarray:
         return probabilities(head_logits(head, x, valid), "binary")
 
     one, two = (
-        importance(answer, x, valid, labels, subjects, groups, metric="auroc", seed=1) for _ in range(2)
+        importance(predict, x, valid, labels, subjects, groups, metric="auroc", seed=1) for _ in range(2)
     )
     assert one == two
 
@@ -58,19 +58,19 @@ def test_importance_of_a_real_head_is_reproducible(clips) -> None:  # type: igno
 def test_every_column_has_one_group() -> None:
     groups = feature_groups(DIMS, FEATURES)
     assert set(groups) == {
-        "embedding", "eyes", "brows", "mouth", "head pose", "place", "rest of the face",
+        "embedding", "eyes", "brows", "mouth", "head pose", "face position", "other face features",
     }  # fmt: skip
     columns = sorted(c for stream, cs in groups.values() if stream == "geometry" for c in cs)
     assert columns == list(range(len(FEATURES)))
     others = feature_groups({"geometry": 3}, ("abs_yaw", "depth_cm", "eyeBlinkLeft"))
     assert {group: columns for group, (_, columns) in others.items()} == {
-        "head pose": [0], "place": [1], "eyes": [2],
+        "head pose": [0], "face position": [1], "eyes": [2],
     }  # fmt: skip
     with pytest.raises(ValueError, match="61 geometry columns and 2 names"):
         feature_groups(DIMS, ("a", "b"))
 
 
-def test_signals_have_the_signs_they_state() -> None:
+def test_signals_have_the_documented_signs() -> None:
     geometry = np.zeros((2, len(FEATURES)), np.float32)
     geometry[1, [FEATURES.index(name) for name in ("eyeBlinkLeft", "eyeBlinkRight")]] = 0.8
     geometry[1, [FEATURES.index(name) for name in ("eyeLookOutLeft", "eyeLookInRight")]] = 0.5

@@ -60,7 +60,7 @@ def test_masked_frames_do_not_move_logits(config: HeadConfig) -> None:
 
 
 @pytest.mark.parametrize("config", EVERY, ids=lambda c: f"{c.kind}-{c.pooling}")
-def test_a_batch_gives_what_single_windows_give(config: HeadConfig) -> None:
+def test_batch_equals_single_windows(config: HeadConfig) -> None:
     head = build_head(config, DIMS, 3, seed=0)
     x, valid = windows()
     alone = [
@@ -71,16 +71,16 @@ def test_a_batch_gives_what_single_windows_give(config: HeadConfig) -> None:
 
 
 @pytest.mark.parametrize("config", EVERY, ids=lambda c: f"{c.kind}-{c.pooling}")
-def test_a_window_without_any_face_gives_a_finite_answer_and_gradient(config: HeadConfig) -> None:
+def test_window_without_a_face_has_finite_logits_and_gradients(config: HeadConfig) -> None:
     head = build_head(config, DIMS, 1, seed=0)
     x, valid = windows()
-    nobody = {name: torch.zeros_like(mask) for name, mask in valid.items()}
-    head(x, nobody).sum().backward()
-    assert torch.isfinite(logits(head, x, nobody)).all()
+    none_valid = {name: torch.zeros_like(mask) for name, mask in valid.items()}
+    head(x, none_valid).sum().backward()
+    assert torch.isfinite(logits(head, x, none_valid)).all()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in head.parameters())
 
 
-def test_which_frames_are_valid_moves_logits() -> None:
+def test_validity_of_frames_changes_logits() -> None:
     head = build_head(EVERY[2], DIMS, 1, seed=0)
     x, valid = windows()
     assert not torch.equal(
@@ -88,7 +88,7 @@ def test_which_frames_are_valid_moves_logits() -> None:
     )
 
 
-def test_losing_a_stream_is_the_same_as_never_seeing_it() -> None:
+def test_missing_stream_equals_a_masked_stream() -> None:
     head = build_head(EVERY[0], DIMS, 1, seed=0)
     x, valid = windows()
     lost = {"embeddings": valid["embeddings"], "geometry": torch.zeros_like(valid["geometry"])}
@@ -96,7 +96,7 @@ def test_losing_a_stream_is_the_same_as_never_seeing_it() -> None:
     assert torch.equal(logits(head, x, lost), absent)
 
 
-def test_stream_dropout_never_hides_both_streams() -> None:
+def test_stream_dropout_never_masks_both_streams() -> None:
     head = build_head(HeadConfig(stream_dropout=1.0, hidden=4, projection=4), DIMS, 1, seed=0).train()
     full = {name: torch.ones(64, STEPS, dtype=torch.bool) for name in DIMS}
     seen, some_step = head._stream_validity(full)
@@ -107,7 +107,7 @@ def test_stream_dropout_never_hides_both_streams() -> None:
     assert hidden["geometry"].any()
 
 
-def test_statistics_come_from_valid_frames_alone() -> None:
+def test_statistics_use_only_valid_frames() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(3.0, 2.0, (600, STEPS, 4)).astype(np.float16)
     x[..., 3] = 7.0  # a constant channel
@@ -148,7 +148,7 @@ def test_dynamics_count_rises_and_skip_gaps() -> None:
     assert rate[0, 0] == pytest.approx(1 / 3)
 
 
-def test_saved_and_loaded_is_the_same_head_whatever_order_streams_are_named_in() -> None:
+def test_loaded_head_is_the_same_for_any_order_of_streams() -> None:
     head = build_head(EVERY[1], DIMS, 1, seed=3)
     x, valid = windows()
     twin = LstmHead(EVERY[1], dict(reversed(DIMS.items())), 1)
@@ -164,7 +164,7 @@ def test_ordinal_thresholds_start_in_order_and_share_one_score() -> None:
     torch.testing.assert_close(found[:, 0] - found[:, 1], (found[:, 0] - found[:, 1])[0].expand(BATCH))
 
 
-def test_building_a_head_leaves_the_callers_random_state_alone() -> None:
+def test_building_a_head_does_not_change_the_random_state() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -183,8 +183,8 @@ def test_outputs_by_task_and_wrong_configs_are_refused() -> None:
         LstmHead(HeadConfig(dropout=1.0), {"embeddings": 4}, 1)
 
 
-def test_a_geometry_value_far_outside_says_no_more_than_the_limit() -> None:
-    """An embedding's does: where the encoder is trained, a limit would have no gradient."""
+def test_geometry_outside_the_limit_equals_geometry_at_the_limit() -> None:
+    """Embeddings are not limited: when the encoder is trained, a limited value would have no gradient."""
     head = build_head(HeadConfig(), {"embeddings": 4, "geometry": 4}, 1, seed=0).eval()
     usual = np.full(4, 3.0, np.float32), np.full(4, 0.5, np.float32)
     head.put_statistics({"embeddings": usual, "geometry": usual})
@@ -202,8 +202,9 @@ def test_a_geometry_value_far_outside_says_no_more_than_the_limit() -> None:
 
 
 @pytest.mark.parametrize(("centred_copy", "dynamics"), [(True, False), (False, True), (True, True)])
-def test_copies_stand_in_the_order_of_the_weights(centred_copy: bool, dynamics: bool) -> None:
-    """Values, deviations, changes, rates: saved heads rely on it. Zero where masked, also when projected."""
+def test_extra_channels_have_the_order_of_the_weights(centred_copy: bool, dynamics: bool) -> None:
+    """Values, deviations, differences, rates: saved heads depend on this order. Zero where masked, also after
+    the projection."""
     from seqmodel.heads.recurrent import _dynamics
 
     config = HeadConfig(projection=6, centred_copy=centred_copy, dynamics=dynamics)
@@ -212,7 +213,7 @@ def test_copies_stand_in_the_order_of_the_weights(centred_copy: bool, dynamics: 
     x, valid = torch.randn(4, 7, 5), torch.rand(4, 7) > 0.3
     valid[0] = False
     keep = valid.unsqueeze(-1)
-    z = torch.where(keep, x, 0)  # the statistics of a new head: mean 0, spread 1
+    z = torch.where(keep, x, 0)  # the statistics of a new head: mean 0, standard deviation 1
     expected = [z]
     if centred_copy:
         mean = z.sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
@@ -227,8 +228,8 @@ def test_copies_stand_in_the_order_of_the_weights(centred_copy: bool, dynamics: 
 
 
 @pytest.mark.parametrize("config", EVERY, ids=lambda c: f"{c.kind}-{c.pooling}")
-def test_training_reads_what_judging_reads(config: HeadConfig) -> None:
-    """Same logits without dropout, of half floats and frames that are no numbers."""
+def test_training_and_evaluation_read_the_same_samples(config: HeadConfig) -> None:
+    """Same logits without dropout, for float16 values and frames with NaN."""
     head = build_head(dataclasses.replace(config, dropout=0.0), DIMS, 1, seed=0)
     x, valid = windows()
     valid = {name: mask.index_fill(0, torch.tensor([1]), True) for name, mask in valid.items()}

@@ -19,7 +19,7 @@ from seqmodel.metrics.classification import (
 def _random_predictions(seed: int, num_classes: int, num_clips: int = 120):
     rng = np.random.default_rng(seed)
     labels = rng.choice(num_classes, num_clips, p=rng.dirichlet(np.ones(num_classes)))
-    # Rounded, so that there are ties.
+    # Rounded, so that some scores are equal.
     p = np.round(rng.dirichlet(np.ones(num_classes), num_clips), 1) + 1e-3
     p /= p.sum(1, keepdims=True)
     return labels, p, p.argmax(1)
@@ -53,7 +53,7 @@ def test_weights_count_clips_as_often_as_repeating_them():
         assert fast[1][k] == pytest.approx(sk.average_precision_score(again, scores))
 
 
-def test_one_class_alone_has_no_auroc():
+def test_auroc_of_one_class_is_undefined():
     labels = np.ones(5, np.int64)
     p = np.tile([0.4, 0.6], (5, 1))
     assert np.isnan(macro_auroc(labels, p))

@@ -33,7 +33,7 @@ LABELLING = Labelling("label", ("distracted", "engaged"), (("distracted",), ("en
 
 @pytest.fixture(scope="module")
 def finetuned(tmp_path_factory) -> tuple[Path, Card, FeatureStore, CnnLstm]:
-    """A store with crops, and a run whose encoder is not the one that made its embeddings."""
+    """A store with crops, and a run whose encoder is another one than that of the store's embeddings."""
     root = tmp_path_factory.mktemp("finetuned")
     encoder, encoder_id = build_encoder("mobilenet_v3_large", "random", 0)
     recipe = Recipe(
@@ -116,7 +116,7 @@ def test_last_prefix_logit_equals_the_full_window(finetuned):
 
 @pytest.mark.parametrize("baseline", ["none", "window", "subject"])
 def test_prefix_logit_does_not_depend_on_later_frames(tmp_path: Path, baseline: str) -> None:
-    """Each logit is that of a window cut there, its own normal included, as a camera sees it."""
+    """Each logit equals that of a window that ends there, with its own mean, as with a camera."""
     store = write_store(tmp_path / "s.zarr")
     head = build_head(HEAD, {"geometry": G}, 1, seed=0)
     card = Card(
@@ -155,7 +155,7 @@ def test_prefix_logit_does_not_depend_on_later_frames(tmp_path: Path, baseline: 
 
 @pytest.mark.parametrize("baseline", ["none", "window"])
 def test_prefix_logits_in_chunks_are_the_same(tmp_path, monkeypatch, baseline):
-    """So that memory grows with its length and not with the square of it."""
+    """Memory then grows with the length of the window and not with its square."""
     store = make_store(tmp_path / "s.zarr", num_subjects=8, recipe=WITH_GEOMETRY)
     card = make_run(tmp_path / "run", store, epochs=1, inputs="both", center=baseline)
     sizes, forward = [], LstmHead.forward
@@ -185,7 +185,7 @@ def test_without_crops_the_differing_fields_are_named(finetuned, tmp_path):
 
 
 def test_training_stats_use_clips_of_all_subjects(tmp_path, monkeypatch):
-    """Not off the first rows: clips often lie person by person."""
+    """Not only of the first rows: clips are often ordered by subject."""
     store = make_store(tmp_path / "s.zarr", broken=False)
     card = make_run(tmp_path / "run", store, epochs=1)
     monkeypatch.setattr(training_stats, "MAX_CLIPS", 20)
@@ -199,7 +199,7 @@ def test_training_stats_use_clips_of_all_subjects(tmp_path, monkeypatch):
 
 
 def test_imported_features_have_no_min_filled(tmp_path, monkeypatch):
-    """Live refuses them, and their windows may be long."""
+    """Live does not accept such runs, and their windows may be long."""
     path, run = write_toy_store(tmp_path), tmp_path / "run"
     monkeypatch.setattr(predict, "prefix_logits", lambda *_: pytest.fail("asked"))
     train(TrainArgs(path, run, head=HEAD, train=TrainConfig(epochs=1)))

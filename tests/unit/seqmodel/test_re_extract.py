@@ -30,7 +30,7 @@ SUBSETS = {"subject p0": "train", "subject p1": "train", "subject p2": "val", "s
 
 
 def tuned_store(path: Path, subsets: dict[str, str]) -> FeatureStore:
-    """64 clips of four people, seen by a fine-tuned encoder."""
+    """64 clips of four subjects, with embeddings of a fine-tuned encoder."""
     encoder = dataclasses.replace(WITH_GEOMETRY.encoder, weights="finetuned:first")
     store = plan(path, clips_of(64), dataclasses.replace(WITH_GEOMETRY, encoder=encoder), numerics={})
     for row in range(64):
@@ -39,22 +39,23 @@ def tuned_store(path: Path, subsets: dict[str, str]) -> FeatureStore:
     return store
 
 
-def people_of(store: FeatureStore, rows: np.ndarray) -> set[str]:
+def subjects_of(store: FeatureStore, rows: np.ndarray) -> set[str]:
     return set(store.table().subject[rows].tolist())
 
 
 def write_split(folder: Path, subset_of: dict[str, str]) -> Path:
-    """A run's split.csv alone."""
+    """Write only the split.csv of a run."""
     folder.mkdir()
-    lines = [f"{k}#0,{who},{subset}" for k, (who, subset) in enumerate(subset_of.items())]
+    lines = [f"{k}#0,{subject},{subset}" for k, (subject, subset) in enumerate(subset_of.items())]
     (folder / "split.csv").write_text("clip_id,subject,split\n" + "\n".join(lines), encoding="utf-8")
     return folder
 
 
 def test_re_extracted_store_keeps_encoder_subsets_and_test_log(tmp_path: Path) -> None:
-    """Made twice, it keeps its own entries; a question to it splits as the run that trained the encoder."""
+    """A second re-extraction keeps the store's own log entries. A learning task on the store uses the split
+    of the run that trained the encoder."""
     old = write_crop_store(tmp_path / "crops.zarr")
-    # Else its marks would keep everybody on their side.
+    # Else the splits in the manifest would already set the subsets.
     write_column(zarr.open_group(old.path, mode="r+"), "split", np.full(32, ""))
     run, out = tmp_path / "first", tmp_path / "tuned.zarr"
     head = HeadConfig(hidden=8, projection=8)
@@ -68,16 +69,18 @@ def test_re_extracted_store_keeps_encoder_subsets_and_test_log(tmp_path: Path) -
     assert new.test_openings == old.test_openings
     assert len(new.test_openings) == 1
     assert verify_store(new) == []
-    theirs = build_task(out, LABELS, splits_from=run).split
+    expected = build_task(out, LABELS, splits_from=run).split
     named = {
-        f"subject {who}": subset for subset, rows in theirs.subsets().items() for who in people_of(new, rows)
+        f"subject {subject}": subset
+        for subset, rows in expected.subsets().items()
+        for subject in subjects_of(new, rows)
     }
     assert new.encoder_subsets == named
     for seed in (0, 1, 2):
-        ours = build_task(out, LABELS, seed=seed).split
-        for subset, rows in theirs.subsets().items():
-            assert ours.subsets()[subset].tolist() == rows.tolist()
-        assert not ours.warnings
+        actual = build_task(out, LABELS, seed=seed).split
+        for subset, rows in expected.subsets().items():
+            assert actual.subsets()[subset].tolist() == rows.tolist()
+        assert not actual.warnings
     new.record_test_opening("second")
     re_extract(run, Path(old.path), out)
     assert [entry["run"] for entry in FeatureStore.open(out).test_openings] == ["first", "second"]
@@ -89,7 +92,7 @@ def test_encoder_subsets_include_those_of_an_earlier_finetuning(tmp_path: Path) 
     store = tuned_store(tmp_path / "tuned.zarr", SUBSETS)
     subset_of = {"p1": "test", "p2": "train", "p3": "val"}
     clip_of = {clip.subject: clip.clip_id for clip in clips_of(4)}
-    lines = [f"{clip_of[who]},{who},{subset}" for who, subset in subset_of.items()]
+    lines = [f"{clip_of[subject]},{subject},{subset}" for subject, subset in subset_of.items()]
     run = write_split(tmp_path / "second", {})
     (run / "split.csv").write_text("clip_id,subject,split\n" + "\n".join(lines), encoding="utf-8")
     wanted = {"subject p0": "train", "subject p1": "train", "subject p2": "train", "subject p3": "val"}
@@ -101,13 +104,13 @@ def test_encoder_subsets_include_those_of_an_earlier_finetuning(tmp_path: Path) 
 def test_subjects_keep_the_subset_of_the_encoders_training(tmp_path: Path, seed: int) -> None:
     store = tuned_store(tmp_path / "tuned.zarr", SUBSETS)
     split = build_task(store.path, LABELS, seed=seed).split
-    found = {subset: people_of(store, rows) for subset, rows in split.subsets().items()}
+    found = {subset: subjects_of(store, rows) for subset, rows in split.subsets().items()}
     assert found == {"train": {"p0", "p1"}, "val": {"p2"}, "test": {"p3"}}
     assert "finetuned:first" in split.description
 
 
 @pytest.mark.parametrize(
-    ("subset_of", "who"),
+    ("subset_of", "subject"),
     [
         (
             {"p0": "test", "p1": "train", "p2": "val", "p3": "train"},
@@ -124,17 +127,17 @@ def test_subjects_keep_the_subset_of_the_encoders_training(tmp_path: Path, seed:
     ],
 )
 def test_training_subjects_of_the_encoder_cannot_be_held_out(
-    tmp_path: Path, subset_of: dict[str, str], who: str
+    tmp_path: Path, subset_of: dict[str, str], subject: str
 ) -> None:
     """Neither in test nor in validation; heads that read geometry only are not restricted."""
     store, run = tuned_store(tmp_path / "tuned.zarr", SUBSETS), write_split(tmp_path / "other", subset_of)
     with pytest.raises(
-        ValueError, match=rf"was trained or validated on subjects.*{who}.*leave --splits-from out"
+        ValueError, match=rf"was trained or validated on subjects.*{subject}.*leave --splits-from out"
     ):
         build_task(store.path, LABELS, splits_from=run)
     assert build_task(store.path, LABELS, "geometry", splits_from=run).split.train.size
     inward = write_split(tmp_path / "inward", {"p0": "train", "p1": "train", "p2": "val", "p3": "test"})
-    assert people_of(store, build_task(store.path, LABELS, splits_from=inward).split.test) == {"p3"}
+    assert subjects_of(store, build_task(store.path, LABELS, splits_from=inward).split.test) == {"p3"}
 
 
 def test_finetuned_store_without_encoder_subsets_gives_a_warning(tmp_path: Path) -> None:
@@ -145,11 +148,11 @@ def test_finetuned_store_without_encoder_subsets_gives_a_warning(tmp_path: Path)
     assert not build_task(store.path, LABELS, "geometry").split.warnings
     run = write_split(tmp_path / "first", {"p0": "train", "p1": "train", "p2": "val", "p3": "test"})
     assert not build_task(store.path, LABELS, splits_from=run).split.warnings
-    everybody = np.array(list(SUBSETS))
-    assert "may be too optimistic here" in encoder_leak_warning(store, everybody)
+    every_subject = np.array(list(SUBSETS))
+    assert "may be too optimistic here" in encoder_leak_warning(store, every_subject)
     plain = write_store(tmp_path / "plain.zarr", 64)
     assert not build_task(plain.path, LABELS).split.warnings
-    assert encoder_leak_warning(plain, everybody) == ""
+    assert encoder_leak_warning(plain, every_subject) == ""
 
 
 def test_leak_warning_counts_the_encoders_subjects(tmp_path: Path) -> None:
@@ -168,8 +171,8 @@ def test_evaluate_with_folds_warns_about_encoder_leakage(
     store = make_store(tmp_path / "s.zarr", num_subjects=6, clips_each=4, broken=False, recipe=RECIPE)
     make_run(tmp_path / "run", store, epochs=1)
     store.carry_over([], {"subject 사람00": "train", "subject 사람01": "val", "subject 사람02": "test"})
-    words = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--bootstrap-rounds", "50", "--json"]
-    assert main(words) == 0
+    argv = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--bootstrap-rounds", "50", "--json"]
+    assert main(argv) == 0
     warning = "metrics of folds are too optimistic here"
     summary = json.loads(capsys.readouterr().out)
     assert warning in summary["warnings"][0]
@@ -185,7 +188,7 @@ def renamed(clips: list[Clip], names: dict[str, str]) -> list[Clip]:
 def test_encoder_subsets_follow_renamed_and_deleted_subjects(
     tmp_path: Path,
 ) -> None:
-    """Who turns out to be one person with somebody it learned from is learned from."""
+    """A subject that is merged with a training subject counts as a training subject."""
     store = tuned_store(tmp_path / "tuned.zarr", SUBSETS)
     corrected = renamed(clips_of(64), {"p0": "박", "p3": "p2"})
     store = plan(store.path, corrected, store.recipe, numerics={})

@@ -23,12 +23,12 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def evaluate(run: Path, *words: str) -> None:
-    assert main(["evaluate", "--run", str(run), "--bootstrap-rounds", "20", *words]) == 0
+def evaluate(run: Path, *argv: str) -> None:
+    assert main(["evaluate", "--run", str(run), "--bootstrap-rounds", "20", *argv]) == 0
 
 
 def test_new_threshold_deletes_results_of_the_old_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither decisions on test, nor pages about them, nor an export that would be copied away."""
+    """Predictions on test, their reports and exports are deleted."""
     for split in ("test", "val"):
         evaluate(run, "--split", split)
     exported = run / "export" / "openvino"
@@ -44,7 +44,7 @@ def test_new_threshold_deletes_results_of_the_old_one(run: Path, capsys: pytest.
     assert not exported.exists()
     predicted = " ".join(capsys.readouterr().err.split())
     assert "copies of its exports (openvino) keep the old threshold" in predicted
-    assert read_training_stats(run) is not None, "measured by the new calibration"
+    assert read_training_stats(run) is not None, "measured with the new calibration"
     assert after.test_openings == before.test_openings
 
 

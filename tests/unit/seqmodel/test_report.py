@@ -23,7 +23,7 @@ from seqmodel.reporting.search_history import trials_of
 from seqmodel.reporting.style import CJK_FONT_FILES, CJK_FONTS, hangul_fonts, save, style
 from seqmodel.reporting.text import best_baseline, count, forest, metric_rows, percent, short, stages
 from seqmodel.runs.card import load_card, save_card
-from tests.support.trained_run import WITH_GEOMETRY, evaluated, make_run, make_store, people
+from tests.support.trained_run import WITH_GEOMETRY, evaluated, make_run, make_store, subject_ids
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -111,7 +111,7 @@ def test_run_with_geometry_shows_permutation_importance_and_signals(tmp_path, mo
     assert 'id="importance-figure_1"' in page
     section = page[page.index('<section id="importance">') :]
     assert "The most important group is eyes." in section
-    for text in ("head pose", "rest of the face", "eyes open", "gaze", "yaw"):
+    for text in ("head pose", "other face features", "eyes open", "gaze", "yaw"):
         assert text in section
     # With --folds, importance comes from the heads of the folds, each on its held-out subjects.
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--bootstrap-rounds", "50"]) == 0
@@ -200,7 +200,7 @@ def test_trial_curves_show_each_epochs_score_and_fold_scores_have_no_line(run, t
     study.add_trial(
         optuna.trial.create_trial(value=value, intermediate_values=reported, user_attrs=attributes)
     )
-    assert trials_of(copy) == [], "the card names no search"
+    assert trials_of(copy) == [], "the card has no search"
     save_card(copy, replace(load_card(copy), stages=({"stage": "head", "study": "search"},)))
     (trial,) = trials_of(copy)
     assert (trial.value, trial.curve, trial.by_fold) == (value, (0.7, 0.9, 0.6), by_fold)
@@ -213,7 +213,7 @@ def test_trial_curves_show_each_epochs_score_and_fold_scores_have_no_line(run, t
 def test_abstain_band_is_not_drawn_for_heads_of_folds(run):
     """The heads of folds have no abstain band, so the plot has no line for it."""
     labels = np.tile([0, 1], 40)
-    result = evaluated(labels, np.linspace(0.1, 0.9, 80), people(8, 10), rounds=20)
+    result = evaluated(labels, np.linspace(0.1, 0.9, 80), subject_ids(8, 10), rounds=20)
     card = load_card(run)
     card = replace(card, calibration=replace(card.calibration, abstain=(0.4, 0.6)))
 
@@ -227,7 +227,7 @@ def test_abstain_band_is_not_drawn_for_heads_of_folds(run):
 
 def test_few_subjects_give_only_inconclusive_marks(run):
     labels = np.tile([0, 1], 50)
-    few = evaluated(labels, np.clip(labels, 0.1, 0.9), people(5, 20))
+    few = evaluated(labels, np.clip(labels, 0.1, 0.9), subject_ids(5, 20))
     assert {cell["mark"] for row in metric_rows(few) for cell in row["comparisons"]} <= {"even", ""}
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "≈ inconclusive: the interval contains zero, or there are too few subjects." in page
@@ -260,7 +260,7 @@ def test_literature_csv_has_the_model_and_the_majority_class(run):
 
 def test_ticks_of_baselines_at_one_position_are_stacked():
     """Where subjects do not differ, the majority and the identity baseline have the same metrics."""
-    labels, subjects = np.tile([0, 1], 100), people(10, 20)
+    labels, subjects = np.tile([0, 1], 100), subject_ids(10, 20)
     rows = forest(evaluated(labels, np.full(200, 0.6), subjects))
     auroc = rows[0]["ticks"]
     assert [tick["at"] for tick in auroc] == [50, 50]
@@ -303,9 +303,9 @@ def test_names_with_dollars_are_not_formulas_in_plots(tmp_path, names):
 
 
 def test_best_baseline_is_the_highest_without_the_leakage_check(run):
-    """Two subjects per class: the identity baseline has AUROC 1 and is still no candidate."""
+    """Two subjects per class: the identity baseline has AUROC 1 and is still left out."""
     labels = np.repeat([0, 1], 100)
-    result = evaluated(labels, np.clip(labels, 0.2, 0.8), people(10, 20))
+    result = evaluated(labels, np.clip(labels, 0.2, 0.8), subject_ids(10, 20))
     assert max(result.comparisons, key=lambda b: b.estimates["auroc"].value).baseline.is_leak
     best = best_baseline(result, "auroc")
     assert best == {

@@ -43,7 +43,7 @@ CARD = Card(
 )
 
 
-def test_card_comes_back_equal(tmp_path: Path) -> None:
+def test_saved_and_loaded_card_is_equal(tmp_path: Path) -> None:
     """Saved and loaded == same, Hangul and tuples included."""
     run = tmp_path / "내 실행"
     run.mkdir()
@@ -55,15 +55,15 @@ def test_card_comes_back_equal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "classes", "outputs"), [("binary", 2, 1), ("multiclass", 3, 3), ("ordinal", 4, 3)]
 )
-def test_outputs_follow_the_task(task: str, classes: int, outputs: int) -> None:
+def test_number_of_outputs_follows_the_task(task: str, classes: int, outputs: int) -> None:
     """One logit, C logits, C − 1 logits."""
     names = tuple(str(k) for k in range(classes))
     labelling = Labelling("label", names, tuple((name,) for name in names), task)  # type: ignore[arg-type]
     assert dataclasses.replace(CARD, labelling=labelling).num_outputs == outputs
 
 
-def test_weights_come_back_by_part_from_any_path(tmp_path: Path) -> None:
-    """Head and encoder apart; Hangul and spaces in the path."""
+def test_weights_are_loaded_by_part_from_any_path(tmp_path: Path) -> None:
+    """Head and encoder separately; Hangul and spaces in the path."""
     run = tmp_path / "실행 1"
     run.mkdir()
     head, encoder = {"lstm.w": torch.randn(3, 2)}, {"conv.w": torch.randn(4)}
@@ -95,7 +95,7 @@ def test_a_log_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, "{", "{}", '{"schema": 2}'])
 def test_invalid_run_gives_a_clear_error(tmp_path: Path, content: str | None) -> None:
-    """A missing, cut or foreign card is a ValueError."""
+    """A missing card, a truncated one and one of another program raise ValueError."""
     if content is not None:
         (tmp_path / "card.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"not a finished run|cannot be read|schema"):
@@ -104,15 +104,15 @@ def test_invalid_run_gives_a_clear_error(tmp_path: Path, content: str | None) ->
 
 @pytest.mark.parametrize("made", ["card.json", "weights.safetensors", "split.csv", "study.log", ".DS_Store"])
 def test_run_may_replace_a_run_or_fill_an_empty_folder(tmp_path: Path, made: str) -> None:
-    """Also one whose search or writing was stopped."""
+    """Also a run whose search or writing was interrupted."""
     require_free(tmp_path / "new")
     (tmp_path / made).touch()
     require_free(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [made], "asked, not made"
+    assert [path.name for path in tmp_path.iterdir()] == [made], "checking does not create the folder"
 
 
-def test_a_run_is_not_written_among_other_things(tmp_path: Path) -> None:
-    """As a data set in folders of splits, of which a run's own `train` and `val` would be removed."""
+def test_run_is_not_written_into_a_folder_with_other_files(tmp_path: Path) -> None:
+    """For example a data set with split folders: a run would delete `train` and `val` in it."""
     (tmp_path / "data" / "train").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"data has other files \(train, …\) and no run"):
         require_free(tmp_path / "data")
@@ -139,7 +139,7 @@ def test_missing_weights_give_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_card_is_plain_json(tmp_path: Path) -> None:
-    """People can read it."""
+    """Readable without this program."""
     save_card(tmp_path, CARD)
     assert json.loads((tmp_path / "card.json").read_text(encoding="utf-8"))["labelling"]["names"] == [
         "산만",

@@ -10,14 +10,14 @@ import pytest
 from features.maintenance.import_external import read_sequences, write_external
 from features.store.store import FeatureStore, plan
 from seqmodel.config import LabelArgs
-from seqmodel.training.task import build_task, load_train_val, seen_fingerprint
+from seqmodel.training.task import build_task, data_fingerprint, load_train_val
 from tests.support.small_store import WITH_GEOMETRY, clips_of, fill_row, write_store
 
 LABELS = LabelArgs(labels="distracted,engaged")
 
 
 def test_partly_extracted_geometry_gives_a_warning(tmp_path: Path) -> None:
-    """As where extract was stopped before the geometry of all clips was measured."""
+    """For example if extract was stopped before it measured the geometry of all clips."""
     store = plan(tmp_path / "s.zarr", clips_of(64), WITH_GEOMETRY, numerics={})
     for row in range(64):
         fill_row(store, row, geometry=row % 2 == 0)
@@ -30,7 +30,7 @@ def test_partly_extracted_geometry_gives_a_warning(tmp_path: Path) -> None:
 
 
 def test_training_without_valid_frames_is_rejected(tmp_path: Path) -> None:
-    """As where no face was found in any video of the training people; the run that is there stays."""
+    """For example if no video of the training subjects has a face. An existing run is not changed."""
     x, y = np.full((40, 10, 5), np.nan, np.float32), np.arange(40) % 2
     np.savez(tmp_path / "x.npz", x=x, y=y, subject=np.array([f"p{i % 10}" for i in range(40)]))
     write_external(tmp_path / "s.zarr", read_sequences(tmp_path / "x.npz"), "nothing")
@@ -39,7 +39,7 @@ def test_training_without_valid_frames_is_rejected(tmp_path: Path) -> None:
 
 
 def test_levels_added_later_are_ordered_by_value(tmp_path: Path) -> None:
-    """The store appends the rare level; an ordinal question asks for it as the lowest."""
+    """The store appends the rare level at the end; for an ordinal task it is the lowest."""
     path, clips = tmp_path / "s.zarr", clips_of(64)
     levels = [str(1 + index // 4 % 3) for index in range(64)]
     first = [
@@ -59,7 +59,7 @@ def test_levels_added_later_are_ordered_by_value(tmp_path: Path) -> None:
 
 
 def test_a_corrected_typo_leaves_no_empty_class(tmp_path: Path) -> None:
-    """The store keeps the name; unless it is asked for, nothing is learned of it."""
+    """The store keeps the name; it makes no class unless --labels lists it."""
     path, clips = tmp_path / "s.zarr", clips_of(64)
     typo = dataclasses.replace(clips[0], labels={"label": "enagged", "level": "0"})
     plan(path, [typo, *clips[1:]], WITH_GEOMETRY, numerics={})
@@ -85,18 +85,18 @@ def test_full_disk_for_the_packed_copy_warns_and_reads_the_same_clips(
     assert "no disk space for a packed copy" in capsys.readouterr().err
     mapped = load_train_val(learning_task)
     assert "packed copy" not in capsys.readouterr().err
-    for ours, theirs in zip(read, mapped, strict=True):
+    for actual, expected in zip(read, mapped, strict=True):
         for name in ("embeddings", "geometry"):
-            assert np.array_equal(np.asarray(ours.x[name]), np.asarray(theirs.x[name]))
-            assert np.array_equal(np.asarray(ours.valid[name]), np.asarray(theirs.valid[name]))
+            assert np.array_equal(np.asarray(actual.x[name]), np.asarray(expected.x[name]))
+            assert np.array_equal(np.asarray(actual.valid[name]), np.asarray(expected.valid[name]))
 
 
 def test_fingerprint_changes_only_with_data_that_the_search_reads(tmp_path: Path) -> None:
-    """Crops, slices and other columns change nothing about it; a label and a person do."""
+    """Crops, slices and other label columns do not change it; a label and a subject do."""
     store = write_store(tmp_path / "s.zarr", 64)
 
     def seen() -> str:
-        return seen_fingerprint(build_task(store.path, LABELS))
+        return data_fingerprint(build_task(store.path, LABELS))
 
     row = int(build_task(store.path, LABELS).split.train[0])
 

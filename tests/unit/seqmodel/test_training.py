@@ -31,7 +31,8 @@ def one_thread() -> Iterator[None]:
 
 
 def clips(count: int, seed: int = 0, classes: int = 2) -> Samples:
-    """Clips whose label is how long a feature is up, as in the demo: no single frame tells."""
+    """Clips whose label is the number of frames with a high feature, as in the demo: single frames do not
+    show it."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
     x = rng.normal(0, 0.3, (count, 10, 6)).astype(np.float16)
@@ -71,7 +72,7 @@ def test_the_rate_follows_the_schedule(scheduler: str) -> None:
     assert [e.lr for e in epochs] == pytest.approx(expected)
 
 
-def test_a_head_learns_how_long_something_lasted() -> None:
+def test_head_learns_the_length_of_an_event() -> None:
     head = new_head()
     config = TrainConfig(epochs=12, batch_size=8, lr=5e-3)
     fitted = fit_best(
@@ -80,7 +81,7 @@ def test_a_head_learns_how_long_something_lasted() -> None:
     assert fitted.best.val_score > 0.97
 
 
-def test_bf16_learns_the_same_and_is_judged_in_float32() -> None:
+def test_bf16_training_learns_the_same_and_validates_in_float32() -> None:
     val, scores = clips(64, 1), []
     for precision in ("f32", "bf16"):
         head = new_head()
@@ -122,10 +123,10 @@ def test_patience_stops_and_the_best_of_equal_scores_has_the_lower_loss() -> Non
     assert (fitted.best.index, len(fitted.history)) == (2, 5)
 
 
-def test_unlabelled_clips_are_passed_over() -> None:
-    labelled, strangers = clips(64), clips(16, 7)
-    strangers.x["embeddings"][:] = 50
-    more = join(labelled, dataclasses.replace(strangers, labels=np.full(16, -1)))
+def test_unlabelled_clips_are_skipped() -> None:
+    labelled, unlabelled = clips(64), clips(16, 7)
+    unlabelled.x["embeddings"][:] = 50
+    more = join(labelled, dataclasses.replace(unlabelled, labels=np.full(16, -1)))
     alone = next(fit(new_head(), labelled, None, QUICK, task="binary", num_classes=2, seed=0))
     mixed = next(fit(new_head(), more, None, QUICK, task="binary", num_classes=2, seed=0))
     assert mixed.train_loss == alone.train_loss
@@ -144,7 +145,7 @@ def test_unlabelled_clips_are_passed_over() -> None:
         )
 
 
-def test_weights_make_classes_count_alike() -> None:
+def test_class_weights_balance_the_classes() -> None:
     labels = np.array([0] * 9 + [1])
     each = loss_for("binary", 2, TrainConfig(class_weighting=True), labels)
     found = each(torch.zeros(10, 1), torch.from_numpy(labels))
@@ -152,7 +153,7 @@ def test_weights_make_classes_count_alike() -> None:
     assert float(found.mean()) == pytest.approx(np.log(2), rel=1e-6)
 
 
-def test_a_focal_loss_forgives_what_is_easy() -> None:
+def test_focal_loss_is_lower_for_easy_clips() -> None:
     easy, hard = torch.tensor([[4.0]]), torch.tensor([[-4.0]])
     plain, focal = (
         loss_for("binary", 2),
@@ -174,7 +175,7 @@ def test_schedules_are_functions_of_step_and_history() -> None:
     assert lr_scale(TrainConfig(scheduler="none"), 50, 100, [9.0, 9.0, 9.0]) == 1.0
 
 
-def test_groups_keep_their_own_rates_and_vectors_do_not_decay() -> None:
+def test_parameter_groups_have_own_rates_and_no_decay_of_vectors() -> None:
     head = new_head()
     groups = make_optimizer(head, TrainConfig()).param_groups
     assert groups[0]["weight_decay"] > 0
@@ -185,7 +186,7 @@ def test_groups_keep_their_own_rates_and_vectors_do_not_decay() -> None:
     assert [(group["lr"], group["base_lr"]) for group in groups] == [(1e-2, 1e-2), (1e-4, 1e-4)]
 
 
-def test_augmentation_hides_frames_in_training_alone() -> None:
+def test_augmentation_masks_frames_only_in_training() -> None:
     from seqmodel.training.loop import augment_features
 
     config = TrainConfig(frame_dropout=0.5, subsample=1.0, noise=1.0)
@@ -197,28 +198,28 @@ def test_augmentation_hides_frames_in_training_alone() -> None:
     _, whole = augment_features(x, valid, TrainConfig(subsample=1.0), new_head())
     spans = whole["embeddings"].sum(dim=1)
     assert (spans >= 5).all()
-    assert (whole["embeddings"].int().diff(dim=1).clamp(min=0).sum(dim=1) <= 1).all()  # one stretch
+    assert (whole["embeddings"].int().diff(dim=1).clamp(min=0).sum(dim=1) <= 1).all()  # one span
 
 
 @pytest.mark.parametrize("batch_size", [0, -8])
-def test_a_step_without_a_clip_is_refused(batch_size: int) -> None:
+def test_batch_size_of_zero_is_refused(batch_size: int) -> None:
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         run(dataclasses.replace(QUICK, batch_size=batch_size), new_head())
 
 
 @pytest.mark.parametrize("change", [{"effective_batch": 0}, {"effective_batch": -8}, {"augmented_copies": 0}])
-def test_stage_two_refuses_a_step_without_a_clip_before_hours_of_caching(change: dict[str, int]) -> None:
+def test_finetune_refuses_a_batch_of_zero_before_caching(change: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="--effective-batch and --augmented-copies must be at least 1"):
         config_of(FinetuneArgs(Path("run"), finetune=FinetuneConfig(**change)))
 
 
 @pytest.mark.parametrize("change", [{"epochs": -1}, {"head_only_epochs": -1}])
-def test_stage_two_refuses_less_than_no_epoch(change: dict[str, int]) -> None:
+def test_finetune_refuses_negative_epochs(change: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="--epochs and --head-only-epochs must be at least 0"):
         config_of(FinetuneArgs(Path("run"), finetune=FinetuneConfig(**change)))
 
 
-def test_a_device_that_is_not_here_is_refused_naming_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_device_error_names_the_available_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     def here(cards: int, mps: bool = False) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)

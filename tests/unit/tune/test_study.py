@@ -29,7 +29,7 @@ from tune.study.study import (
 from tune.study.worker_pool import run_workers
 
 POINTS = ({"a": 0.5}, {"a": 0.25}, {"a": -0.5})
-FACTS = {"metric": "auroc"}
+SETTINGS = {"metric": "auroc"}
 KILLED_AT = [("set_user_attr", 0), ("set_metric_names", 0), *(("enqueue_trial", call) for call in range(3))]
 """When another process may come, or a kill, while a study is made: before which call of what."""
 
@@ -38,12 +38,12 @@ def spec_at(path: Path, trials: int = 6) -> StudySpec:
     return StudySpec(str(path), "study", trials=trials, seed=0, epochs=4, pruning=False, folds=0)
 
 
-def test_a_killed_workers_trial_is_tried_again_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_trial_of_a_killed_worker_is_run_again(tmp_path: Path) -> None:
     require_retry(spec_at(tmp_path / "study.log"))
 
 
 def before_the(call: int, step: str, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
-    """Let something happen once, before the call of that number of a step."""
+    """Call a function once, before the call with this number of a step."""
     own = getattr(optuna.Study, step)
     left = [call]
 
@@ -57,7 +57,7 @@ def before_the(call: int, step: str, monkeypatch: pytest.MonkeyPatch, happens: C
 
 
 def starts_of(study: optuna.Study) -> list[dict[str, Any]]:
-    """Starting points of a study that are not failed, in the order in which they are worked on."""
+    """Starting points of a study that are not failed, in the order of their trials."""
     failed = TrialState.FAIL
     return [trial.system_attrs["fixed_params"] for trial in study.trials if trial.state != failed]
 
@@ -67,16 +67,16 @@ def starts_of(study: optuna.Study) -> list[dict[str, Any]]:
 def test_processes_that_start_together_begin_with_each_point_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, call: int, also_works: bool
 ) -> None:
-    """Wherever the one was when the other came, which may have taken points by then; in their order."""
+    """Wherever the first process was when the second started; points keep their order."""
     spec = spec_at(tmp_path / "study.log", trials=len(POINTS))
 
     def other() -> None:
-        create_study(spec, POINTS, FACTS)
+        create_study(spec, POINTS, SETTINGS)
         if also_works:
             work(spec, square_of)
 
     before_the(call, step, monkeypatch, other)
-    study = create_study(spec, POINTS, FACTS)
+    study = create_study(spec, POINTS, SETTINGS)
     work(spec, square_of)
     assert starts_of(study) == list(POINTS)
     assert [trial.params for trial in study.get_trials(states=(TrialState.COMPLETE,))] == list(POINTS)
@@ -89,15 +89,15 @@ def square_of(trial: optuna.Trial) -> float:
 
 
 def test_duplicate_of_a_running_starting_point_is_dropped(tmp_path: Path) -> None:
-    """As where a worker was faster than whoever had enqueued it; it goes on with the next trial."""
+    """For example if a worker took it before it was dropped; the worker continues with the next trial."""
     spec = spec_at(tmp_path / "study.log", trials=3)
-    study = create_study(spec, POINTS[:1], FACTS)
+    study = create_study(spec, POINTS[:1], SETTINGS)
     study.enqueue_trial(POINTS[0], user_attrs={"start": 0})
 
     def value(trial: optuna.Trial) -> float:
         a = trial.suggest_float("a", -1, 1)
         if trial.number == 1:
-            create_study(spec, POINTS[:1], FACTS)
+            create_study(spec, POINTS[:1], SETTINGS)
         return a
 
     work(spec, value)
@@ -105,21 +105,21 @@ def test_duplicate_of_a_running_starting_point_is_dropped(tmp_path: Path) -> Non
     assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
 
 
-def test_a_starting_point_that_is_tried_again_is_no_copy(tmp_path: Path) -> None:
-    """A database's heartbeat enqueues it with all marks of the trial that failed."""
+def test_retried_starting_point_is_not_a_duplicate(tmp_path: Path) -> None:
+    """Optuna's heartbeat enqueues it with all attributes of the failed trial."""
     spec = spec_at(tmp_path / "study.log")
-    study = create_study(spec, POINTS[:1], FACTS)
+    study = create_study(spec, POINTS[:1], SETTINGS)
     failed = study.ask()
     study.tell(failed, state=TrialState.FAIL)
     with ignore_experimental_warnings():
         optuna.storages.RetryHeartbeatStaleTrialCallback()(study, study.trials[0])
     assert study.trials[1].user_attrs == study.trials[0].user_attrs
-    create_study(spec, POINTS[:1], FACTS)
+    create_study(spec, POINTS[:1], SETTINGS)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
 
 
 @pytest.mark.parametrize(("step", "call"), KILLED_AT)
-def test_a_search_killed_while_it_makes_its_study_begins_with_each_point_once(
+def test_search_killed_during_study_creation_has_each_starting_point_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, call: int
 ) -> None:
     spec = spec_at(tmp_path / "study.log")
@@ -130,10 +130,10 @@ def test_a_search_killed_while_it_makes_its_study_begins_with_each_point_once(
     with monkeypatch.context() as patch:
         before_the(call, step, patch, killed)
         with pytest.raises(SystemExit):
-            create_study(spec, POINTS, FACTS)
-    study = create_study(spec, POINTS, FACTS)
+            create_study(spec, POINTS, SETTINGS)
+    study = create_study(spec, POINTS, SETTINGS)
     assert starts_of(study) == list(POINTS)
-    assert study.user_attrs["facts"] == FACTS
+    assert study.user_attrs["settings"] == SETTINGS
 
 
 def killed_worker(spec: StudySpec, index: int) -> None:
@@ -145,7 +145,7 @@ def failing_worker(spec: StudySpec, index: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "message"),
     [
         (
             killed_worker,
@@ -156,16 +156,16 @@ def failing_worker(spec: StudySpec, index: int) -> None:
     ids=["killed", "failed"],
 )
 def test_repeatedly_failing_workers_give_a_one_line_error(
-    tmp_path: Path, target: Callable[..., None], said: str
+    tmp_path: Path, target: Callable[..., None], message: str
 ) -> None:
     spec = spec_at(tmp_path / "study.log")
     study = create_study(spec, [{"a": 0.5}], {})
-    with pytest.raises(ValueError, match="workers end without finishing a trial.*" + said):
+    with pytest.raises(ValueError, match="workers end without finishing a trial.*" + message):
         list(run_workers(study, spec, target, (spec,), num_workers=1))
 
 
 def interrupted_worker(spec: StudySpec, index: int) -> None:
-    """As a worker that got SIGTERM: it ends without an error."""
+    """Like a worker that got SIGTERM: it ends without an error."""
 
 
 def test_a_search_whose_workers_were_interrupted_is_not_finished(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_search_whose_workers_were_interrupted_is_not_finished(tmp_path: Path)
 
 
 @pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"namespace": "another container"}])
-def test_a_restarted_search_reclaims_the_trials_of_dead_workers_alone(
+def test_restarted_search_reclaims_only_trials_of_ended_workers(
     tmp_path: Path, other: dict[str, str]
 ) -> None:
     """Machines and containers may share a host name."""
@@ -205,7 +205,7 @@ def test_a_restarted_search_reclaims_the_trials_of_dead_workers_alone(
 
 
 def test_a_dead_workers_trial_does_not_count_as_done(tmp_path: Path) -> None:
-    """Without looking again, a search would end one short."""
+    """Otherwise the search would end with one trial too few."""
     spec = spec_at(tmp_path / "study.log", trials=2)
     study = create_study(spec, [{"a": 0.25}], {})
     dead = study.ask()
@@ -216,7 +216,7 @@ def test_a_dead_workers_trial_does_not_count_as_done(tmp_path: Path) -> None:
     assert 0.25 in [t.params["a"] for t in study.get_trials(states=(TrialState.COMPLETE,))]
 
 
-def test_a_dead_workers_trial_is_run_again_although_another_one_took_its_place(tmp_path: Path) -> None:
+def test_trial_of_an_ended_worker_is_run_again_after_another_trial_replaced_it(tmp_path: Path) -> None:
     """Between failing a trial and enqueueing it, another worker may finish the last trial."""
     spec = spec_at(tmp_path / "study.log", trials=2)
     study = create_study(spec, [], {})
@@ -230,7 +230,7 @@ def test_a_dead_workers_trial_is_run_again_although_another_one_took_its_place(t
     assert study.trials[-1].params == dead.params
 
 
-def test_a_worker_that_was_taken_for_dead_goes_on_with_the_next_trial(tmp_path: Path) -> None:
+def test_worker_whose_trial_was_reclaimed_continues_with_the_next_trial(tmp_path: Path) -> None:
     spec = spec_at(tmp_path / "study.log", trials=2)
     study = create_study(spec, [{"a": 0.25}], {})
 
@@ -253,13 +253,13 @@ def test_a_worker_that_was_taken_for_dead_goes_on_with_the_next_trial(tmp_path: 
         work(dataclasses.replace(spec, trials=3), broken)
 
 
-def test_a_process_number_that_came_round_again_is_not_the_same_worker() -> None:
+def test_reused_process_id_is_not_the_same_worker() -> None:
     worker = this_process()
     assert is_alive(worker)
     assert not is_alive(worker | {"started": 1.0})
 
 
-def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trial(tmp_path: Path) -> None:
+def test_study_continues_with_the_same_trial_after_ctrl_c(tmp_path: Path) -> None:
     spec = spec_at(tmp_path / "study.log", trials=2)
     study = create_study(spec, [{"a": 0.5}], {})
 
@@ -276,7 +276,7 @@ def test_ctrl_c_leaves_a_study_that_goes_on_with_the_same_trial(tmp_path: Path) 
 
 
 def test_interruption_during_storage_access_counts_as_interruption(tmp_path: Path) -> None:
-    """As when Optuna's lock is being given back: tidying up, it finds the file gone and says so instead."""
+    """For example when Optuna releases its lock: its cleanup finds no file and raises another error."""
     spec = spec_at(tmp_path / "study.log", trials=2)
     study = create_study(spec, [{"a": 0.5}], {})
 
@@ -300,7 +300,7 @@ def two_numbers(trial: optuna.Trial) -> float:
 def test_interrupted_trial_is_enqueued_again_any_number_of_times(
     tmp_path: Path, taken: tuple[str, ...]
 ) -> None:
-    """However much of it had been taken when they came."""
+    """However many parameters it had suggested before the interruption."""
     spec, point = spec_at(tmp_path / "study.log", trials=1), {"a": 0.5, "b": 0.25}
     study = create_study(spec, [point], {})
 
@@ -319,7 +319,7 @@ def test_interrupted_trial_is_enqueued_again_any_number_of_times(
 
 
 def test_trial_killed_before_all_suggestions_is_retried_with_all_parameters(tmp_path: Path) -> None:
-    """And three times at most."""
+    """At most three times."""
     spec, point = spec_at(tmp_path / "study.log", trials=1), {"a": 0.5, "b": 0.25}
     study = create_study(spec, [point], {})
     for taken in ((), ("a",), ("b",)):

@@ -64,7 +64,7 @@ SPACE = Space("binary", ("embeddings",), False, 4)
 
 @pytest.fixture(scope="module", autouse=True)
 def one_core() -> Iterator[None]:
-    """Searches and their worker processes take one thread each, however busy the machine is."""
+    """Each search and each worker process uses one thread."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CPUS_PER_TASK", "1")
         before = torch.get_num_threads()
@@ -75,7 +75,7 @@ def one_core() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Imported sequences of fifteen people whose label leans on the features."""
+    """Imported sequences of fifteen subjects; the label depends on the features."""
     return write_toy_store(tmp_path_factory.mktemp("저장"))
 
 
@@ -110,7 +110,7 @@ def searched(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return out, summary
 
 
-def test_a_search_leaves_a_run_that_stands_alone(searched: tuple[Path, dict[str, Any]]) -> None:
+def test_search_writes_a_self_contained_run(searched: tuple[Path, dict[str, Any]]) -> None:
     out, summary = searched
     card = load_card(out)
     assert card.labelling.names == ("distracted", "engaged")
@@ -123,7 +123,7 @@ def test_a_search_leaves_a_run_that_stands_alone(searched: tuple[Path, dict[str,
     assert set(summary["baselines"]) == {"majority", "logistic_embeddings"}
     reference = read_training_stats(out)
     assert reference is not None
-    assert reference.min_filled is None, "live, which alone would ask, reads no imported features"
+    assert reference.min_filled is None, "only live needs it, and live does not read imported features"
     json.dumps(summary)
 
 
@@ -134,7 +134,7 @@ def test_two_runs_with_one_seed_and_one_job_are_the_same_study(
     assert facts(tmp_path / "again") == facts(searched[0])
 
 
-def test_a_search_stopped_and_continued_is_the_same_study(
+def test_resumed_search_equals_an_uninterrupted_one(
     searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
 ) -> None:
     tune(args_for(store, tmp_path / "parts", trials=2))
@@ -181,7 +181,7 @@ def with_number(trial: FrozenTrial, number: int) -> FrozenTrial:
     return other
 
 
-def test_the_run_is_the_head_that_the_search_scored(searched: tuple[Path, dict[str, Any]]) -> None:
+def test_run_has_the_head_that_the_search_scored(searched: tuple[Path, dict[str, Any]]) -> None:
     out, summary = searched
     kept = load_file(checkpoint_of(out, summary))
     weights = load_weights(out)["head"]
@@ -189,7 +189,7 @@ def test_the_run_is_the_head_that_the_search_scored(searched: tuple[Path, dict[s
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_a_winner_without_a_whole_checkpoint_is_trained_again_to_the_same_head(
+def test_winner_without_a_readable_checkpoint_is_trained_to_the_same_head(
     searched: tuple[Path, dict[str, Any]],
     store: Path,
     tmp_path: Path,
@@ -203,8 +203,8 @@ def test_a_winner_without_a_whole_checkpoint_is_trained_again_to_the_same_head(
         checkpoint = checkpoint_of(out, summary)
         (tmp_path / "artifacts" / checkpoint.name).write_bytes(checkpoint.read_bytes()[:5000])
     tune(args_for(store, tmp_path, trials=6))
-    told = " ".join(capsys.readouterr().err.split())
-    assert ("cannot be read; training the head again" in told) == broken
+    stderr = " ".join(capsys.readouterr().err.split())
+    assert ("cannot be read; training the head again" in stderr) == broken
     weights = load_weights(out)["head"]
     for name, tensor in load_weights(tmp_path)["head"].items():
         torch.testing.assert_close(tensor, weights[name])
@@ -240,7 +240,7 @@ def trial_study_name(out: Path) -> str:
     return optuna.get_all_study_names(open_storage(str(out / "study.log")))[0]
 
 
-def test_workers_score_what_one_process_scores(
+def test_workers_give_the_same_scores_as_one_process(
     searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
 ) -> None:
     summary, _ = tune(args_for(store, tmp_path / "two", trials=4, workers=2, reseed=2))
@@ -256,15 +256,16 @@ def test_folds_validate_all_subjects_except_test(store: Path, tmp_path: Path) ->
     assert best.value == pytest.approx(sum(best.user_attrs["val_curve"]) / 3, abs=1e-4)
 
 
-def write_people(folder: Path, people: dict[str, tuple[str, list[int]]]) -> Path:
-    """A store of noise: person -> (side, the classes that their clips have in turn), eight clips each."""
-    y = np.array([labels[k % len(labels)] for _, labels in people.values() for k in range(8)])
+def write_subjects(folder: Path, subjects: dict[str, tuple[str, list[int]]]) -> Path:
+    """A store of noise, with eight clips per subject. subjects: name -> (subset, classes of the clips in
+    turn)."""
+    y = np.array([labels[k % len(labels)] for _, labels in subjects.values() for k in range(8)])
     np.savez(
         folder / "features.npz",
         x=np.random.default_rng(0).normal(size=(len(y), 4, 3)).astype(np.float32),
         y=y,
-        subject=np.repeat(list(people), 8),
-        split=np.repeat([subset for subset, _ in people.values()], 8),
+        subject=np.repeat(list(subjects), 8),
+        split=np.repeat([subset for subset, _ in subjects.values()], 8),
         label_names=np.array(["distracted", "engaged"]),
     )
     write_external(folder / "clips.zarr", read_sequences(folder / "features.npz"), "people")
@@ -274,17 +275,17 @@ def write_people(folder: Path, people: dict[str, tuple[str, list[int]]]) -> Path
 def test_fold_with_one_class_is_left_out_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In no trial, fresh seed or baseline; and that is said, once and before the search."""
+    """It is used in no trial, new seed or baseline. One warning says so before the search."""
     subsets = {"a": ("train", [0, 1]), "b": ("val", [0, 1]), "c": ("train", [0]), "d": ("test", [0, 1])}
-    store = write_people(tmp_path, subsets)
+    store = write_subjects(tmp_path, subsets)
     args = args_for(store, tmp_path / "run", folds=3, reseed=2, trials=3)
     summary, code = tune(args)
     assert code == 0
-    said = "1 of 3 folds have clips of one class only, in training or in validation"
-    told = " ".join(capsys.readouterr().err.split())
-    assert told.count(said) == 1
-    assert sum(said in text for text in summary["warnings"]) == 1
-    assert sum(said in text for text in load_card(args.out).warnings) == 1
+    message = "1 of 3 folds have clips of one class only, in training or in validation"
+    stderr = " ".join(capsys.readouterr().err.split())
+    assert stderr.count(message) == 1
+    assert sum(message in text for text in summary["warnings"]) == 1
+    assert sum(message in text for text in load_card(args.out).warnings) == 1
     context = set_up(args)
     assert sorted(np.unique(fold.val.subjects).tolist() for fold in context.folds) == [["a"], ["b"]]
     trials = trials_of(args.out)
@@ -299,7 +300,7 @@ def test_fold_with_one_class_is_left_out_with_a_warning(
 
 def test_single_scored_fold_keeps_no_checkpoint(tmp_path: Path) -> None:
     subsets = {"a": ("train", [0, 1]), "b": ("val", [0]), "c": ("val", [1]), "d": ("test", [0, 1])}
-    args = args_for(write_people(tmp_path, subsets), tmp_path / "run", folds=3, trials=2)
+    args = args_for(write_subjects(tmp_path, subsets), tmp_path / "run", folds=3, trials=2)
     tune(args)
     assert len(set_up(args).folds) == 1
     assert not any("checkpoint" in trial.user_attrs for trial in trials_of(args.out))
@@ -309,7 +310,7 @@ def test_single_scored_fold_keeps_no_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("metric", ["auto", "macro_f1"])
 def test_folds_with_one_class_each_are_rejected_before_the_search(tmp_path: Path, metric: Any) -> None:
     subsets = {"a": ("train", [0]), "b": ("train", [1]), "c": ("val", [0]), "d": ("val", [1])}
-    store = write_people(tmp_path, subsets | {"e": ("test", [0])})
+    store = write_subjects(tmp_path, subsets | {"e": ("test", [0])})
     args = args_for(store, tmp_path / "run", folds=4, metric=metric)
     with pytest.raises(
         ValueError, match=r"--folds 4: every fold has clips of one class only.*use fewer folds"
@@ -319,7 +320,8 @@ def test_folds_with_one_class_each_are_rejected_before_the_search(tmp_path: Path
 
 
 def test_folds_over_the_encoders_subjects_give_a_warning(tmp_path: Path) -> None:
-    """In the summary and the card; their sides are kept without being asked for, whatever the seed."""
+    """The warning is in the summary and the card. Subjects keep the subsets of the encoder's training, for
+    any seed."""
     path = write_toy_store(tmp_path)
     subsets = {f"subject 사람{k}": "train" if k < 9 else "val" if k < 12 else "test" for k in range(15)}
     FeatureStore.open(path, "r+").carry_over([], subsets)
@@ -330,27 +332,27 @@ def test_folds_over_the_encoders_subjects_give_a_warning(tmp_path: Path) -> None
     for texts in (summary["warnings"], load_card(args.out).warnings):
         (text,) = [text for text in texts if warning in text]
         assert "12 of the 12 held-out subjects" in text
-    kept = {f"subject {who}": subset for who, subset in load_split(args.out).values()}
+    kept = {f"subject {subject}": subset for subject, subset in load_split(args.out).values()}
     assert kept == subsets
 
 
 def test_scored_folds_need_two_classes_in_train_and_val() -> None:
-    """Two classes to learn from, and two held out."""
+    """Two classes in training and two in validation."""
     labels = np.array([0, 1, 0, 0, 1, 1])
-    nobody = np.full(6, "", dtype=object)
-    clips = Samples({}, {}, labels, np.array([f"{k}#0" for k in range(6)]), nobody, np.arange(6))
+    no_subject = np.full(6, "", dtype=object)
+    clips = Samples({}, {}, labels, np.array([f"{k}#0" for k in range(6)]), no_subject, np.arange(6))
     both, zeros, ones = np.array([0, 1]), np.array([2, 3]), np.array([4, 5])
 
-    def says(learned: np.ndarray, held: np.ndarray) -> bool:
+    def has_score(learned: np.ndarray, held: np.ndarray) -> bool:
         return bool(scored_folds([Fold(select_samples(clips, learned), select_samples(clips, held), {})]))
 
-    assert says(both, np.array([3, 4]))
-    assert not says(both, zeros)
-    assert not says(both, ones)
-    assert not says(zeros, both)
+    assert has_score(both, np.array([3, 4]))
+    assert not has_score(both, zeros)
+    assert not has_score(both, ones)
+    assert not has_score(zeros, both)
 
 
-def test_folds_keep_windows_of_one_video_together_where_nobody_is_known() -> None:
+def test_folds_keep_windows_of_one_video_together_without_subjects() -> None:
     ids = np.array([f"video {k // 6}.mp4#{k % 6 * 10_000}" for k in range(60)])
     x, valid = {"embeddings": np.ones((60, 2, 3), np.float32)}, {"embeddings": np.ones((60, 2), bool)}
     clips = Samples(x, valid, np.arange(60) % 2, ids, np.full(60, "", dtype=object), np.arange(60))
@@ -364,7 +366,7 @@ def test_folds_keep_windows_of_one_video_together_where_nobody_is_known() -> Non
         make_folds(clips, select_samples(clips, np.arange(0)), 11, seed=0)
 
 
-def test_search_never_loads_a_test_clip(store: Path, tmp_path: Path) -> None:
+def test_search_loads_no_test_clip(store: Path, tmp_path: Path) -> None:
     context = set_up(args_for(store, tmp_path / "x", folds=2))
     test_rows = set(context.learning_task.split.test.tolist())
     assert test_rows
@@ -380,7 +382,7 @@ def test_running_trial_stores_signs_of_life(searched: tuple[Path, dict[str, Any]
         assert abs(trial.user_attrs["seen"] - trial.datetime_start.timestamp()) < 60
 
 
-# Doors and refusals
+# Command line and errors
 
 
 def test_sqlite_on_a_shared_disk_is_refused_with_a_hint(tmp_path: Path) -> None:
@@ -391,7 +393,7 @@ def test_sqlite_on_a_shared_disk_is_refused_with_a_hint(tmp_path: Path) -> None:
     refuse_shared_disk("sqlite:////var/study.db", mounts)
 
 
-def test_a_storage_that_cannot_be_opened_is_one_clear_line() -> None:
+def test_storage_that_cannot_be_opened_is_a_one_line_error() -> None:
     with pytest.raises(ValueError, match="must be grpc://HOST:PORT"):
         open_storage("grpc://nowhere")
     with pytest.raises(ValueError, match="--storage mongodb://x: "):
@@ -412,22 +414,22 @@ def test_wrong_options_give_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    "words",
+    "argv",
     [("--folds", "1"), ("--folds", "-2"), ("--trials", "0"), ("--seed", "-1"), ("--storage", "None")],
 )
-def test_options_that_mean_nothing_are_refused_before_anything_is_written(
-    store: Path, tmp_path: Path, words: tuple[str, str]
+def test_wrong_options_are_refused_before_anything_is_written(
+    store: Path, tmp_path: Path, argv: tuple[str, str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
-        main(["--store", str(store), "--out", str(tmp_path / "run"), *words])
+        main(["--store", str(store), "--out", str(tmp_path / "run"), *argv])
     assert left.value.code == 2
     assert not (tmp_path / "run").exists()
 
 
-def test_a_data_set_in_the_runs_place_is_left_alone(
+def test_data_set_at_the_path_of_the_run_is_not_changed(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`train/LABEL/VIDEO` is a layout that extract reads, and `train` one that a run's report lies in."""
+    """`train/LABEL/VIDEO` is a format that extract reads, and `train` is also a report folder of a run."""
     for subset in ("train", "val"):
         (tmp_path / subset / "engaged").mkdir(parents=True)
         (tmp_path / subset / "engaged" / "a.mp4").write_text("the only copy", encoding="utf-8")
@@ -440,7 +442,7 @@ def test_a_data_set_in_the_runs_place_is_left_alone(
 def test_a_head_that_reads_no_embeddings_is_not_fine_tuned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Refused before the search where the user chose so; where the search did, stage 1 stays."""
+    """An error before the search if the user chose geometry; if the search chose it: no fine-tuning."""
     store = Path(write_store(tmp_path / "s.zarr", 64, crops=True).path)
     with pytest.raises(ValueError, match="--inputs geometry does not read it"):
         tune(args_for(store, tmp_path / "a", inputs="geometry", finetune=True))
@@ -465,18 +467,20 @@ def test_fine_tuning_takes_the_best_head_that_reads_embeddings(tmp_path: Path) -
     read = {
         finetune: [
             f.trial.params["inputs"]
-            for f in finalists.choose(dataclasses.replace(args, finetune=finetune, reseed=2), study, context)
+            for f in finalists.choose_finalists(
+                dataclasses.replace(args, finetune=finetune, reseed=2), study, context
+            )
         ]
         for finetune in (False, True)
     }
-    assert "geometry" in read[False], "else this shows nothing: take another seed"
+    assert "geometry" in read[False], "the test needs such a trial: use another seed"
     assert len(read[True]) in (3, 4), "the best three, and the seed project's settings"
     assert "geometry" not in read[True]
 
 
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("streams", [("embeddings",), ("geometry",), ("embeddings", "geometry")])
-def test_the_other_starting_points_lie_in_the_space_too(streams: tuple[str, ...], many: bool) -> None:
+def test_other_starting_points_are_in_the_search_space(streams: tuple[str, ...], many: bool) -> None:
     space = Space("binary", streams, False, 20, many)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for point in starting_points(space)[1:]:
@@ -489,21 +493,19 @@ def test_the_other_starting_points_lie_in_the_space_too(streams: tuple[str, ...]
 
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("task", ["binary", "multiclass", "ordinal"])
-def test_the_seed_point_lies_in_the_space_of_every_task(task: str, fixed: bool) -> None:
+def test_baseline_point_is_in_the_search_space_of_every_task(task: str, fixed: bool) -> None:
     space = Space(task, ("embeddings", "geometry"), fixed, 20)  # type: ignore[arg-type]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.enqueue_trial(baseline_point(space))
     trial = study.ask()
     trial_config = suggest(trial, space)
     assert trial.params == baseline_point(space)
-    assert trial_config.inputs == ("both" if fixed else "embeddings"), (
-        "the seed project knew embeddings alone"
-    )
+    assert trial_config.inputs == ("both" if fixed else "embeddings"), "the seed project used only embeddings"
     assert trial_config.head.shared_thresholds == (task == "ordinal")
 
 
-def test_many_clips_are_not_searched_in_small_steps_but_for_the_seeds_settings() -> None:
-    """Also where that trial is tried again, as after its worker's death."""
+def test_many_clips_use_large_batches_except_in_the_baseline_trial() -> None:
+    """Also if that trial is run again after its worker was killed."""
     space = dataclasses.replace(SPACE, many=True)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=3))
     study.enqueue_trial(baseline_point(space), user_attrs={"role": BASELINE_ROLE})
@@ -524,10 +526,10 @@ def test_many_clips_are_not_searched_in_small_steps_but_for_the_seeds_settings()
     assert space_hash(SPACE) == space_hash(dataclasses.replace(SPACE, epochs=5))
 
 
-# What a search says of itself
+# Output of a search
 
 
-def test_trials_say_what_they_took(searched: tuple[Path, dict[str, Any]]) -> None:
+def test_trials_record_epochs_and_seconds(searched: tuple[Path, dict[str, Any]]) -> None:
     trials = trials_of(searched[0])
     assert len(trials) == 6
     for trial in trials:
@@ -551,7 +553,7 @@ def test_pictures_of_the_study_stay_in_the_run(store: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("span", [(1e-4, 1e-2), (1e-4, 4e-4), (1e-3, 1e-3)])
 def test_plots_do_not_change_matplotlib_settings(tmp_path: Path, span: tuple[float, float]) -> None:
-    """Optuna sets a style for everybody; and what looks like a formula, a broken one too, is a name."""
+    """Optuna changes the global style. Names that look like formulas (also invalid ones) are text."""
     import matplotlib.pyplot as plt
 
     study = optuna.create_study(direction="maximize")
@@ -564,7 +566,7 @@ def test_plots_do_not_change_matplotlib_settings(tmp_path: Path, span: tuple[flo
         study.add_trial(optuna.trial.create_trial(value=k / 4, params=params, distributions=known))
     study.add_trial(optuna.trial.create_trial(state=TrialState.PRUNED))
     with style():
-        pass  # without a display from here on
+        pass  # without a display from now on
     before = dict(plt.rcParams)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -599,7 +601,7 @@ def test_score_in_the_search_is_not_part_of_the_mean() -> None:
 def test_seed_project_settings_are_always_finalists(
     searched: tuple[Path, dict[str, Any]], store: Path
 ) -> None:
-    """Where the search found all others better."""
+    """Even if all other trials were better in the search."""
     args = args_for(store, searched[0], reseed=2)
     context, study = set_up(args), optuna.create_study(direction="maximize")
     for t in trials_of(searched[0]):
@@ -607,26 +609,26 @@ def test_seed_project_settings_are_always_finalists(
         study.add_trial(
             optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=value)
         )
-    found = finalists.choose(args, study, context)
+    found = finalists.choose_finalists(args, study, context)
     assert {f.trial.number for f in found} == {0, 3, 4, 5}
     assert found[0].mean >= next(f.mean for f in found if f.trial.number == 0)
     assert {len(f.scores) for f in found} == {2}
-    theirs = next(f for f in found if f.trial.number == 0)
-    assert trials_of(searched[0])[0].value not in theirs.scores, "other seeds than the search's"
+    expected = next(f for f in found if f.trial.number == 0)
+    assert trials_of(searched[0])[0].value not in expected.scores, "the seeds are not those of the search"
 
 
 def test_duplicate_trials_are_ranked_once(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
-    """As of a point that two machines began with: the first of them is judged."""
+    """For example a starting point that two machines enqueued: only the first trial is a finalist."""
     args = args_for(store, searched[0], reseed=2)
     context, study = set_up(args), optuna.create_study(direction="maximize")
     for t in [*trials_of(searched[0])[:3], *trials_of(searched[0])[:2]]:
         study.add_trial(
             optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=t.value)
         )
-    assert sorted(f.trial.number for f in finalists.choose(args, study, context)) == [0, 1, 2]
+    assert sorted(f.trial.number for f in finalists.choose_finalists(args, study, context)) == [0, 1, 2]
 
 
-def test_with_folds_the_baselines_are_judged_on_the_same_folds(store: Path, tmp_path: Path) -> None:
+def test_baselines_use_the_same_folds(store: Path, tmp_path: Path) -> None:
     context = set_up(args_for(store, tmp_path / "x", folds=3))
     found = run.mean_baselines(context, "auroc")
     each = [
@@ -637,8 +639,8 @@ def test_with_folds_the_baselines_are_judged_on_the_same_folds(store: Path, tmp_
     assert found["logistic_embeddings"] == pytest.approx(sum(each) / 3)
 
 
-def test_the_seeds_settings_are_never_pruned(store: Path, tmp_path: Path) -> None:
-    """Enqueued again behind a trial that no head reaches."""
+def test_baseline_trial_is_never_pruned(store: Path, tmp_path: Path) -> None:
+    """It is enqueued again after a trial with a score that no head reaches."""
     args = args_for(store, tmp_path / "run", epochs=8)
     context = set_up(args)
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=2.0))
@@ -648,7 +650,7 @@ def test_the_seeds_settings_are_never_pruned(store: Path, tmp_path: Path) -> Non
     assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
 
 
-def test_later_trials_are_compared_with_the_first_ones_though_those_are_not_pruned(
+def test_later_trials_are_compared_with_starting_points_that_are_not_pruned(
     store: Path, tmp_path: Path
 ) -> None:
     args = args_for(store, tmp_path / "run", epochs=4)
@@ -663,7 +665,7 @@ def test_later_trials_are_compared_with_the_first_ones_though_those_are_not_prun
     assert (second.state, second.user_attrs["epochs"]) == (TrialState.PRUNED, 1)
 
 
-def test_what_is_printed_holds_no_password(tmp_path: Path) -> None:
+def test_printed_text_has_no_password(tmp_path: Path) -> None:
     args = TuneArgs(Path("s"), tmp_path)
 
     def printed(storage: str) -> str:
@@ -700,27 +702,27 @@ def test_what_is_printed_holds_no_password(tmp_path: Path) -> None:
     ],
 )
 def test_a_password_is_left_out_wherever_a_url_has_it(url: str, shown: str) -> None:
-    """And the path of a journal, which is no URL, stays."""
+    """The path of a journal is not a URL and does not change."""
     assert without_password(url) == shown
 
 
-def test_a_card_keeps_the_command_as_it_was_given_without_its_password(
+def test_card_keeps_the_command_without_its_password(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = open_storage(str(tmp_path / "journal.log"))
     monkeypatch.setattr("tune.study.study.open_storage", lambda url: journal)
     out = tmp_path / "내 실행"
-    words = ["--store", str(store), "--out", str(out), "--labels", "distracted,engaged", "--workers", "1"]
-    words += ["--trials", "1", "--reseed", "0", "--epochs", "1"]
+    argv = ["--store", str(store), "--out", str(out), "--labels", "distracted,engaged", "--workers", "1"]
+    argv += ["--trials", "1", "--reseed", "0", "--epochs", "1"]
     secret = [
         "--storage=mysql://me:secret@a/b",
         "--storage",
         "postgresql://me:secret@host/db?password=secret",
     ]
-    assert main([*words, *secret]) == 0
+    assert main([*argv, *secret]) == 0
     (stage,) = load_card(out).stages
     assert shlex.split(stage["command"]) == [
-        *("python", "-m", "tune", *words),
+        *("python", "-m", "tune", *argv),
         *("--storage=mysql://me:…@a/b", "--storage", "postgresql://me:…@host/db?password=…"),
     ]
     kept = [path for path in out.rglob("*") if path.is_file()]
@@ -740,7 +742,7 @@ def test_interrupted_refits_end_at_once(store: Path, tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    # not concurrent.futures.wait: whom a pool cancels as it shuts down it does not notify
+    # not concurrent.futures.wait: it is not notified of futures that a pool cancels at shutdown
     deadline = time.monotonic() + 120
     while not all(future.done() for future in futures) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -773,8 +775,8 @@ def test_every_task_from_search_to_evaluation(
 ) -> None:
     store = write_toy_store(tmp_path, num_classes=4, num_clips=150, unlabelled=10)
     run = tmp_path / "run"
-    words = ["--store", str(store), "--out", str(run), "--trials", "2", "--workers", "1", "--reseed", "1"]
-    assert main([*words, "--epochs", "3", "--json", *options]) == 0
+    argv = ["--store", str(store), "--out", str(run), "--trials", "2", "--workers", "1", "--reseed", "1"]
+    assert main([*argv, "--epochs", "3", "--json", *options]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["clips"]["unlabelled"] == 10
     card = load_card(run)
@@ -783,16 +785,16 @@ def test_every_task_from_search_to_evaluation(
     assert (
         seqmodel(["evaluate", "--run", str(run), "--split", "val", "--bootstrap-rounds", "50", "--json"]) == 0
     )
-    judged = json.loads(capsys.readouterr().out)
-    assert judged
+    evaluated = json.loads(capsys.readouterr().out)
+    assert evaluated
 
 
 # Search, then fine-tune
 
 
 @pytest.mark.slow
-def test_search_and_fine_tune_again_and_again(tmp_path: Path) -> None:
-    """One command, called again, with more trials, and with a winner that is another."""
+def test_repeated_search_and_finetune(tmp_path: Path) -> None:
+    """The same command again, then with more trials, then with another winner."""
     store, run = write_crop_store(tmp_path / "s.zarr"), tmp_path / "run"
     args = args_for(Path(store.path), run, trials=1, epochs=2, finetune=True)
 
@@ -810,7 +812,7 @@ def test_search_and_fine_tune_again_and_again(tmp_path: Path) -> None:
         assert code == 0
         assert again["finetune"] | {"seconds": 0} == first["finetune"] | {"seconds": 0}
         assert state() == before
-        assert (run / "metrics.json").exists(), "it speaks of the weights that are still there"
+        assert (run / "metrics.json").exists(), "the metrics are about the weights that are kept"
 
     card = load_card(run)
     save_card(run, dataclasses.replace(card, test_openings=("2026-01-01T00:00:00",)))
@@ -820,7 +822,7 @@ def test_search_and_fine_tune_again_and_again(tmp_path: Path) -> None:
         found, _ = tune(dataclasses.replace(args, trials=trials))
         number = found["best"]["trial"]
         if number in numbers:
-            assert state() == before, "more trials, the same winner: its fine-tuned weights stay"
+            assert state() == before, "with more trials and the same winner, the fine-tuned weights are kept"
             continue
         stages = load_card(run).stages
         assert [stage["stage"] for stage in stages] == ["head", "finetune"]
@@ -829,7 +831,7 @@ def test_search_and_fine_tune_again_and_again(tmp_path: Path) -> None:
         assert not (run / "metrics.json").exists()
         numbers.add(number)
         before = state()
-    assert len(numbers) > 1, "else this shows half of it: take another seed"
+    assert len(numbers) > 1, "the test needs another winner: use another seed"
 
 
 def test_other_settings_write_another_head_with_the_same_trial_number(
@@ -842,7 +844,7 @@ def test_other_settings_write_another_head_with_the_same_trial_number(
     tune(args_for(store, run, trials=1, study="other"))
     assert load_card(run).stages[0]["trial"] == number == 0
     assert load_card(run).labelling.names == ("distracted", "engaged")
-    assert len(history_of(run)) == 1, "the report shows the search that the run came from, of three"
+    assert len(history_of(run)) == 1, "the report shows the one of three searches that made the run"
 
 
 @pytest.mark.slow
