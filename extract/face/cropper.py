@@ -22,7 +22,7 @@ from extract.face.detector import Detection, detect
 from extract.face.mediapipe_tasks import close_detector, detect_faces, open_detector
 from extract.face.tflite import open_network
 from features.recipe import Pixels
-from seqmodel.encoders.model_files import SHORT_DETECTOR, sha256_of
+from seqmodel.encoders.model_files import SHORT_DETECTOR, read_model
 
 Box = tuple[float, float, float, float]
 
@@ -64,7 +64,7 @@ class FaceCropper:
     """Tries each detector in turn until one finds a face, follows one face, and cuts its crop.
 
     `detector_files`: the files whose hashes are in `pixels.detectors`, in the same order. Raises ValueError
-    for a wrong number of files, or one that cannot be opened.
+    for a wrong number of files, a file with another hash, or one that cannot be opened.
     """
 
     def __init__(self, pixels: Pixels, detector_files: Sequence[Path], threads: int = 1) -> None:
@@ -76,8 +76,8 @@ class FaceCropper:
         self._previous: Box | None = None
         self._detectors: list[_Detector] = []
         try:
-            for file in detector_files:
-                self._detectors.append(_open_detector(Path(file), threads))
+            for file, sha256 in zip(detector_files, pixels.detectors, strict=True):
+                self._detectors.append(_open_detector(Path(file), sha256, threads))
         except ValueError:
             self.close()
             raise
@@ -167,13 +167,14 @@ def _area(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _open_detector(file: Path, threads: int) -> _Detector:
-    """Open the detector in a file. Raises ValueError if the file is not a detector."""
-    if sha256_of(file) == SHORT_DETECTOR.sha256:
-        network = open_network(file.read_bytes(), threads)
+def _open_detector(file: Path, sha256: str, threads: int) -> _Detector:
+    """Open the detector in a file. Raises ValueError if the file has another hash or is not a detector."""
+    content = read_model(file, sha256)
+    if sha256 == SHORT_DETECTOR.sha256:
+        network = open_network(content, threads)
         return _Detector(lambda rgb: detect(rgb, network), levels=True)
     try:
-        detector = open_detector(file.read_bytes())
+        detector = open_detector(content)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{file} is not a MediaPipe face detector: {error}") from error
     return _Detector(partial(detect_faces, detector), levels=False, close=partial(close_detector, detector))

@@ -21,6 +21,7 @@ from extract.face.cropper import SAME_FACE_IOU, Box, Crop, box_of, iou
 from extract.face.head_pose import head_pose
 from extract.face.landmarker import EYES, MIN_PRESENCE, SQUARE_SCALE, Face, FaceNetworks, eye_roll
 from features.recipe import OWN_SQUARE, GeometryId
+from seqmodel.encoders.model_files import read_model
 
 BLENDSHAPES = (
     "_neutral browDownLeft browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff "
@@ -47,7 +48,7 @@ class FaceGeometry:
     """Computes the geometry of one face in one frame, for files and cameras.
 
     geometry_id: the model and the features of the recipe. model_path: the landmarker's file. Raises
-    ValueError when the recipe's features are not those of this version.
+    ValueError when the recipe's features are not those of this version, or the file has another hash.
     """
 
     def __init__(self, geometry_id: GeometryId, model_path: Path, threads: int = 1) -> None:
@@ -57,7 +58,7 @@ class FaceGeometry:
                 f"{len(FEATURES)} others: extract the geometry again"
             )
         self.geometry_id = geometry_id
-        self._networks = FaceNetworks(Path(model_path).read_bytes(), threads)
+        self._networks = FaceNetworks(read_model(Path(model_path), geometry_id.model_sha256), threads)
 
     def measure(self, rgb_frame: np.ndarray, crop: Crop) -> np.ndarray:
         """The geometry of the face in `crop`, (G,) float32; all NaN without a face.

@@ -62,7 +62,8 @@ class StageTimer:
 def open_extractor(extractor_config: ExtractorConfig) -> FeatureExtractor:
     """Open the models of a configuration.
 
-    Raises ValueError when a model file is missing, or the weights are not those of the recipe.
+    Raises ValueError when a model file is missing, or its hash is not that of the recipe: it may have been
+    replaced since the extraction was planned.
     """
     pixels = extractor_config.recipe.pixels
     if pixels is None:
@@ -77,6 +78,12 @@ def open_extractor(extractor_config: ExtractorConfig) -> FeatureExtractor:
         threads=extractor_config.threads,
         crop_px=pixels.crop_px,
     )
+    planned, found = extractor_config.recipe.encoder.weights_sha256, engine.encoder_id.weights_sha256
+    if found != planned:
+        raise ValueError(
+            f"the weights {extractor_config.weights} of {engine.encoder_id.name} changed after planning: "
+            f"their sha256 is {found[:12]}…, planned was {planned[:12]}…; run the command again"
+        )
     geometry = (
         FaceGeometry(extractor_config.recipe.geometry, extractor_config.landmarker_file)
         if extractor_config.recipe.geometry is not None and extractor_config.landmarker_file is not None

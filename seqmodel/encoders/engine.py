@@ -87,7 +87,14 @@ def open_engine(
     noted = _identity_path(name, weights)
     if noted.is_file():  # known weights: the identity is read without building the network
         identity = EncoderId(**json.loads(noted.read_text(encoding="utf-8")))
-        return open_identity(identity, lambda: build()[0], backend, device, precision, threads, crop_px)
+
+        def build_same() -> "Encoder":
+            encoder, found = build()
+            if found.weights_sha256 != identity.weights_sha256:
+                raise ValueError(f"the weights {weights} of {name} were replaced while they were read")
+            return encoder
+
+        return open_identity(identity, build_same, backend, device, precision, threads, crop_px)
     encoder, identity = build()
     with contextlib.suppress(OSError):  # without a cache, the network is built each time
         write_cached(noted, json.dumps(vars(identity), ensure_ascii=False).encode())

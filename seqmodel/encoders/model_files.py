@@ -95,6 +95,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_model(path: Path, sha256: str) -> bytes:
+    """The content of a model file. Raises ValueError if its hash is not `sha256`: it was replaced."""
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise ValueError(
+            f"{path} is not the file of the recipe: its sha256 is {found[:12]}…, expected {sha256[:12]}…; "
+            "use the file with which the store or run was made"
+        )
+    return content
+
+
 def detector_file(which: str, fetch: bool = True) -> Path:
     """Path of a face detector: "short" or "full" range BlazeFace, or a user's file.
 

@@ -14,14 +14,16 @@ from extract.face.cropper import FaceCropper, _open_detector, cut_square, iou
 from extract.face.mediapipe_tasks import close_detector, detect_faces, open_detector
 from extract.video.reader import read_video
 from features.recipe import Pixels
-from seqmodel.encoders.model_files import detector_file
+from seqmodel.encoders.model_files import detector_file, sha256_of
 
-PIXELS = Pixels(("any",))
+
+def cropper_of(*files: Path) -> FaceCropper:
+    return FaceCropper(Pixels(tuple(sha256_of(file) for file in files)), files)
 
 
 @pytest.fixture(scope="module")
 def cropper(detector_path: Path):
-    cropper = FaceCropper(PIXELS, (detector_path,))
+    cropper = cropper_of(detector_path)
     yield cropper
     cropper.close()
 
@@ -55,7 +57,10 @@ def test_short_detector_run_directly_equals_mediapipe(
         frames = [cv2.cvtColor(cv2.imread(str(real_clips[name])), cv2.COLOR_BGR2RGB)]
     else:
         frames = [frame.rgb() for _, frame in zip(range(150), read_video(real_clips[name]), strict=False)]
-    direct, mediapipe_detector = _open_detector(detector_path, 1), open_detector(detector_path.read_bytes())
+    direct, mediapipe_detector = (
+        _open_detector(detector_path, sha256_of(detector_path), 1),
+        open_detector(detector_path.read_bytes()),
+    )
     by_mediapipe = [detect_faces(mediapipe_detector, rgb) for rgb in frames]
     close_detector(mediapipe_detector)
     for rgb, expected in zip(frames, by_mediapipe, strict=True):
@@ -104,12 +109,12 @@ def test_the_full_range_model_finds_faces_the_short_one_misses(
 ) -> None:
     photo = cv2.cvtColor(cv2.imread(str(real_clips["group_photo"])), cv2.COLOR_BGR2RGB)
     photo = cv2.copyMakeBorder(photo, *(4 * [250]), cv2.BORDER_REPLICATE)  # farther away
-    short = FaceCropper(PIXELS, (detector_path,))
+    short = cropper_of(detector_path)
     try:
         full_file = detector_file("full")
     except ValueError as error:
         pytest.skip(str(error))
-    both = FaceCropper(Pixels(("short", "full")), (detector_path, full_file))
+    both = cropper_of(detector_path, full_file)
     assert short.crop(photo).image is None
     found = both.crop(photo)
     assert len(found.others) == 4
@@ -123,6 +128,10 @@ from pathlib import Path
 from extract.face.cropper import FaceCropper
 from extract.face.mediapipe_tasks import _open_detectors
 from features.recipe import Pixels
+from seqmodel.encoders.model_files import sha256_of
+
+files = [Path(file) for file in sys.argv[1:]]
+hashes = tuple(map(sha256_of, files))
 
 class Collects(torch.nn.Module):
     def forward(self, x):
@@ -130,11 +139,11 @@ class Collects(torch.nn.Module):
         return x + 1
 
 def abandon(count):
-    croppers = [FaceCropper(Pixels(("full",)), [Path(sys.argv[1])]) for _ in range(count)]
+    croppers = [FaceCropper(Pixels(hashes[:1]), files[:1]) for _ in range(count)]
     for cropper in croppers:
         cropper.itself = cropper  # a reference cycle: only the collector can find it
     try:
-        FaceCropper(Pixels(("full", "none")), [Path(sys.argv[1]), Path(sys.argv[2])])
+        FaceCropper(Pixels(hashes), files)
     except ValueError as error:
         return error  # its traceback holds the frames of a half-opened cropper
 
@@ -165,13 +174,13 @@ def test_detectors_abandoned_in_a_cycle_do_not_stop_the_garbage_collector(tmp_pa
 
 def test_the_number_of_files_must_fit_the_recipe(detector_path: Path) -> None:
     with pytest.raises(ValueError, match="1 detectors, got 2 files"):
-        FaceCropper(PIXELS, (detector_path, detector_path))
+        FaceCropper(Pixels((sha256_of(detector_path),)), (detector_path, detector_path))
 
 
 def test_error_names_a_file_that_is_not_a_detector(tmp_path: Path) -> None:
     (tmp_path / "text.tflite").write_text("no model", encoding="utf-8")
     with pytest.raises(ValueError, match=r"text\.tflite is not a MediaPipe face detector"):
-        FaceCropper(Pixels(("0" * 64,)), [tmp_path / "text.tflite"])
+        cropper_of(tmp_path / "text.tflite")
 
 
 def test_a_crop_is_one_plain_resize_of_the_square() -> None:

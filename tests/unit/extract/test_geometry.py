@@ -165,7 +165,7 @@ def test_a_recipe_of_other_features_is_refused(landmarker_path: Path) -> None:
 def test_a_file_that_is_no_landmarker_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.task").write_bytes(b"no zip")
     with pytest.raises(ValueError, match=r"not a face_landmarker\.task"):
-        FaceGeometry(GeometryId("0" * 64, FEATURES), tmp_path / "x.task")
+        FaceGeometry(GeometryId(sha256_of(tmp_path / "x.task"), FEATURES), tmp_path / "x.task")
 
 
 def test_procrustes_recovers_a_known_transform() -> None:

@@ -38,6 +38,29 @@ def extractor(extractor_config: ExtractorConfig):
     extractor.close()
 
 
+@pytest.mark.parametrize("part", ["detector", "landmarker", "weights"])
+def test_model_replaced_after_planning_is_an_error(
+    extractor_config: ExtractorConfig, tmp_path: Path, part: str
+) -> None:
+    """A worker would write rows of another model under the planned recipe."""
+    other = tmp_path / "other"
+    other.write_bytes(b"another model")
+    replaced = {
+        "detector": replace(extractor_config, detector_files=(other,)),
+        "landmarker": replace(extractor_config, landmarker_file=other),
+        "weights": replace(
+            extractor_config,
+            recipe=replace(
+                extractor_config.recipe,
+                encoder=replace(extractor_config.recipe.encoder, weights_sha256="0" * 64),
+            ),
+        ),
+    }
+    said = "changed after planning" if part == "weights" else "is not the file of the recipe"
+    with pytest.raises(ValueError, match=said):
+        open_extractor(replaced[part])
+
+
 @pytest.fixture(scope="module")
 def long_video(real_clips: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight seconds of a face, 10 frames a second, with B-frames."""
