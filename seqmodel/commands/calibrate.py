@@ -26,6 +26,9 @@ from seqmodel.runs.files import CALIBRATORS, write_csv, write_json
 from seqmodel.runs.predict import predict_rows
 from seqmodel.runs.writer import put_calibration
 
+MIN_TEST_SUBJECTS = 5
+"""Fewer subjects have no 95 % interval. A bootstrap of n subjects has C(2n - 1, n) different resamples: 35
+for four and 126 for five. The outer 2.5 % need 40 at least."""
 TRIES = 200
 """Random choices of subjects to try, until both parts have clips of every class."""
 
@@ -148,14 +151,16 @@ def choose_fit_subjects(subjects: np.ndarray, labels: np.ndarray, share: float, 
     """(N,) bool, true for the clips of the subjects to fit on: a fraction `share` of the subjects, chosen at
     random. Both parts have clips of every class.
 
-    Raises ValueError if no such choice is found.
+    Raises ValueError if too few subjects would be left for the test, or no such choice is found.
     """
     names = np.unique(subjects)
-    if len(names) < 2:
+    count = max(1, round(share * len(names)))
+    if len(names) - count < MIN_TEST_SUBJECTS:
         raise ValueError(
-            f"calibration needs two subjects or more, to fit on some and test on the others; got {len(names)}"
+            f"of {len(names)} subjects, --fit-fraction {share} leaves {len(names) - count} for the test; "
+            f"at least {MIN_TEST_SUBJECTS} are needed to tell better from worse: add subjects, or lower "
+            "--fit-fraction"
         )
-    count = int(np.clip(round(share * len(names)), 1, len(names) - 1))
     rng = np.random.default_rng(seed)
     classes = set(np.unique(labels).tolist())
     for _ in range(TRIES):

