@@ -25,7 +25,7 @@ PACKAGES = (
     "zarr",
     "optuna",
 )
-OPENED = {"torch": "torch", "openvino": "openvino", "opencv-contrib-python": "cv2", "av": "av"}
+IMPORTED = {"torch": "torch", "openvino": "openvino", "opencv-contrib-python": "cv2", "av": "av"}
 """Module by package, for packages that are imported as a test: a system library may be missing."""
 CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg")
 FILES: dict[str, Callable[[bool], Path]] = {
@@ -35,13 +35,13 @@ FILES: dict[str, Callable[[bool], Path]] = {
     "weights of efficientnet_lite0": lambda fetch: encoder_weights("efficientnet_lite0", "imagenet", fetch),
     "face detector (full range, --detector full)": lambda fetch: detector_file("full", fetch),
 }
-NEEDED = tuple(FILES)[:2]
+REQUIRED_FILES = tuple(FILES)[:2]
 """Files that every extraction needs, in addition to the weights of one encoder."""
 
 
 def check_machine(config: CheckConfig) -> tuple[dict[str, Any], int]:
     """Check the machine and print the result; returns (summary, exit code), 1 if extraction cannot run."""
-    unusable = {name: reason for name, module in OPENED.items() if (reason := _import_error(module))}
+    unusable = {name: reason for name, module in IMPORTED.items() if (reason := _import_error(module))}
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -55,7 +55,7 @@ def check_machine(config: CheckConfig) -> tuple[dict[str, Any], int]:
         "cache": str(cache_dir()),
         "files": {name: _file(get, config.fetch) for name, get in FILES.items()},
     }
-    missing = [name for name in NEEDED if found["files"][name]["path"] is None]
+    missing = [name for name in REQUIRED_FILES if found["files"][name]["path"] is None]
     if not any(item["path"] for name, item in found["files"].items() if name.startswith("weights")):
         missing.append("weights of an encoder")
     missing += [

@@ -261,7 +261,7 @@ class FeatureStore:
         """
         with planner_lock(self.location, wait_s):
             group = existing_group(self.location, read_only=False)
-            _tidy(group, self.location)
+            _delete_leftovers(group, self.location)
             write_column(group, "state", self.table().state)
 
     def fingerprint(self) -> str:
@@ -377,7 +377,7 @@ def plan(
                 location, recipe, numerics=numerics, num_frames=recipe.pixels.num_frames, versions=versions
             )
         recipe = reconcile(group, location, recipe, numerics)
-        _tidy(group, location)
+        _delete_leftovers(group, location)
         changes = planner.write_rows(
             group,
             location,
@@ -410,7 +410,7 @@ def delete(path: Path | str, subject: str | None = None) -> int:
         return count
     with planner_lock(location):
         group = existing_group(location, read_only=False)
-        _tidy(group, location, young=True)  # partial files may hold crops of the subject
+        _delete_leftovers(group, location, include_recent=True)  # partial files may hold crops of the subject
         erasure.blank_uncounted(group)
         # Opened again: another process may have appended rows before this one got the lock.
         rows = np.flatnonzero(FeatureStore.open(path).table().subject == subject)
@@ -420,9 +420,9 @@ def delete(path: Path | str, subject: str | None = None) -> int:
     return len(rows)
 
 
-def _tidy(group: zarr.Group, location: StoreLocation, *, young: bool = False) -> None:
+def _delete_leftovers(group: zarr.Group, location: StoreLocation, *, include_recent: bool = False) -> None:
     """Delete what killed writers left, and data that was written after its subject was deleted."""
-    sweep(location, young=young)
+    sweep(location, include_recent=include_recent)
     rows = erasure.rows_after_deletion(group, location)
     if len(rows):
         erasure.clear_rows(group, location, rows)

@@ -82,12 +82,12 @@ def open_engine(
 
         return build_encoder(name, weights)
 
-    noted = _identity_path(name, weights)
-    if noted.is_file():  # known weights: the identity is read without building the network
-        identity = EncoderId(**json.loads(noted.read_text(encoding="utf-8")))
+    identity_file = _identity_path(name, weights)
+    if identity_file.is_file():  # known weights: the identity is read without building the network
+        identity = EncoderId(**json.loads(identity_file.read_text(encoding="utf-8")))
         return open_identity(identity, lambda: build()[0], backend, device, precision, threads, crop_px)
     encoder, identity = build()
-    write_cached(noted, json.dumps(vars(identity), ensure_ascii=False).encode())
+    write_cached(identity_file, json.dumps(vars(identity), ensure_ascii=False).encode())
     return open_identity(identity, lambda: encoder, backend, device, precision, threads, crop_px)
 
 

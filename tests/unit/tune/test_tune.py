@@ -560,7 +560,7 @@ def test_plots_do_not_change_matplotlib_settings(tmp_path: Path, span: tuple[flo
         "lr": FloatDistribution(1e-4, 1e-2, log=True),
         "kind": CategoricalDistribution(["$\\frac$", "집중"]),
     }
-    for k in range(plots.FEWEST):
+    for k in range(plots.MIN_TRIALS):
         params = {"lr": span[k % 2], "kind": known["kind"].choices[k // 2]}
         study.add_trial(optuna.trial.create_trial(value=k / 4, params=params, distributions=known))
     study.add_trial(optuna.trial.create_trial(state=TrialState.PRUNED))
