@@ -14,18 +14,9 @@ from typing import Any
 import numpy as np
 
 from extract.config import ExtractConfig
-from extract.pipeline.extractor import (
-    ExtractorConfig,
-    FailedWindow,
-    FeatureExtractor,
-    Job,
-    Part,
-    Window,
-    WindowFeatures,
-    extract_video,
-    open_extractor,
-)
+from extract.pipeline.extractor import FeatureExtractor, extract_video, open_extractor
 from extract.pipeline.planning import WindowPlan, missing_parts, num_workers, select_shard, store_at
+from extract.pipeline.types import ExtractorConfig, FailedWindow, Job, Part, Window, WindowFeatures
 from extract.pipeline.writer import AGREEMENT, cosines, same_faces
 from features.cli import echo, echo_failures, print_counts
 from features.manifest import Clip

@@ -9,8 +9,8 @@ from extract.config import ExtractConfig
 from extract.datasets.detect import read_dataset, sample_clips
 from extract.datasets.index import DatasetIndex
 from extract.dry_run import dry_run, print_dry_run, verify_sample
-from extract.executors.pool import Event, run_jobs
-from extract.pipeline.extractor import ExtractorConfig, Job, Part
+from extract.executors.pool import run_jobs
+from extract.executors.worker import Event
 from extract.pipeline.planning import (
     WindowPlan,
     jobs_of,
@@ -22,6 +22,7 @@ from extract.pipeline.planning import (
     select_shard,
     versions,
 )
+from extract.pipeline.types import ExtractorConfig, Job, Part
 from extract.summary import RunStats, print_index, print_summary, summarise
 from features.cli import echo, echo_failures, log_warning, progress
 from features.manifest import Clip

@@ -12,7 +12,7 @@ import numpy as np
 
 from extract.config import ExtractConfig
 from extract.datasets.index import DatasetIndex
-from extract.executors.pool import Event
+from extract.executors.worker import Event
 from extract.pipeline.planning import WindowPlan
 from features.cli import console, echo, echo_failures, log_warning
 from features.store.store import DONE, FeatureStore

@@ -25,7 +25,7 @@ from live.inference.model import LiveModel, describe, open_model
 from live.inference.predictor import Prediction, Predictor
 from live.output.log_summary import summarise_log, timeline_png
 from live.output.log_writer import Log
-from seqmodel.runs.card import write_csv
+from seqmodel.runs.files import write_csv
 
 TABLE = "predictions.csv"
 LOCK_NAME = ".predict.lock"

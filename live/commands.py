@@ -10,14 +10,11 @@ from extract.video.reader import Frame
 from live.inference.calibration import (
     CalibrationSession,
     can_calibrate,
-    forget_personal,
-    is_outdated,
-    load_personal,
     personal_calibration,
-    save_personal,
     shortest_phase_s,
 )
 from live.inference.predictor import Prediction, Predictor
+from live.inference.profiles import forget_personal, is_outdated, load_personal, save_personal
 from live.session import Session
 
 CALIBRATE_S = 30.0

@@ -21,10 +21,11 @@ from features.cli import log_warning
 from live.config import SUBJECT, free_name, log_files, manifest_file, novelty_file
 from live.inference.predictor import Prediction
 from live.inference.state_machine import State
+from live.output.annotations import Labels, write_manifest
 from live.output.log_writer import Log, LogStats
-from live.output.recorder import Labels, Recorder, write_manifest
-from live.ui.drawing import TimelinePoint
+from live.output.recorder import Recorder
 from live.ui.overlay import TIMELINE_S, Status, draw, draw_boxes, timeline_point
+from live.ui.timeline import TimelinePoint
 
 ABSENT_ROW_S = 1.0
 """Interval of log rows while the camera is lost or paused, seconds."""

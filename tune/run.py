@@ -22,7 +22,8 @@ from seqmodel.commands.train import print_scores, print_task
 from seqmodel.config import FinetuneArgs
 from seqmodel.evaluation.logistic import baseline_scores
 from seqmodel.finetuning.setup import require_crops
-from seqmodel.runs.card import ARTIFACTS, CARD, STUDY, WEIGHTS, load_card, require_free
+from seqmodel.runs.card import load_card
+from seqmodel.runs.files import ARTIFACTS, CARD, STUDY, WEIGHTS, require_free
 from seqmodel.runs.writer import count_parameters, rounded, write_run
 from seqmodel.training.loop import resolve_metric
 from seqmodel.training.task import LearningTask, build_task, data_fingerprint, encoder_leak_warning

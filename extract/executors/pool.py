@@ -16,20 +16,12 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
-from extract.pipeline.extractor import (
-    ExtractorConfig,
-    FailedWindow,
-    FeatureExtractor,
-    Job,
-    StageTimer,
-    Window,
-    open_extractor,
-)
-from extract.pipeline.writer import StoreWriteError, extract_and_write
+from extract.executors.worker import Event, events, work
+from extract.pipeline.extractor import open_extractor
+from extract.pipeline.types import ExtractorConfig, Job, Window
+from extract.pipeline.writer import StoreWriteError
 from features.cpu import usable_cores
-from features.files import end_with_parent
 from features.store.store import FeatureStore
 
 HANG_GRACE_S = 60.0
@@ -38,20 +30,6 @@ MAX_DEATHS_IN_A_ROW = 8
 """If more workers die without any row in between, the videos are not the cause, and the run ends."""
 STOP_WAIT_S = 20.0
 """Time that a worker gets to finish its window after Ctrl-C."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """The result of one window, or (row None) the end of a video."""
-
-    path: Path
-    row: int | None = None
-    reason: str = ""
-    """Why the window failed; '' = it is in the store."""
-    stage_s: dict[str, float] = field(default_factory=dict)
-    """Seconds by stage; only at the end of a video."""
-    began_s: float = 0.0
-    """time.time() at the start of the video; only at its end."""
 
 
 def run_jobs(
@@ -203,44 +181,6 @@ class _Pool:
                 worker.process.kill()
                 worker.process.join()
         self._workers.clear()
-
-
-def work(pipe: Connection, extractor_config: ExtractorConfig, store_path: str) -> None:
-    """The main function of a worker: open the models, then run jobs until the pipe is closed."""
-    # Ctrl-C reaches the whole process group, but the parent decides when a worker stops.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    end_with_parent()
-    try:
-        extractor = open_extractor(extractor_config)
-        store = FeatureStore.open(store_path, "r+")
-    except (ValueError, OSError) as error:
-        pipe.send(("start", str(error)))
-        return
-    try:
-        pipe.send("ready")
-        while True:
-            for event in events(store, pipe.recv(), extractor, extractor_config):
-                pipe.send(event)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent closed the pipe: done
-    except StoreWriteError as error:
-        pipe.send(("store", str(error)))
-    except Exception as error:  # a bug of ours: report it to the parent, then end with the traceback
-        pipe.send(("crash", f"{type(error).__name__}: {error}"))
-        raise
-    finally:
-        extractor.close()
-
-
-def events(
-    store: FeatureStore, job: Job, extractor: FeatureExtractor, extractor_config: ExtractorConfig
-) -> Iterator[Event]:
-    """Run one job and yield its events; used by the Ray executor too."""
-    timer, began_s = StageTimer(), time.time()
-    for outcome in extract_and_write(store, job, extractor, threads=extractor_config.threads, timer=timer):
-        yield Event(job.path, outcome.window.row, outcome.reason if isinstance(outcome, FailedWindow) else "")
-    yield Event(job.path, stage_s=dict(timer.seconds), began_s=began_s)
 
 
 def stuck(job: Job) -> str:

@@ -8,8 +8,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from extract.executors.pool import HANG_GRACE_S, Event, events, recover_job, stuck
-from extract.pipeline.extractor import ExtractorConfig, Job, open_extractor
+from extract.executors.pool import HANG_GRACE_S, recover_job, stuck
+from extract.executors.worker import Event, events
+from extract.pipeline.extractor import open_extractor
+from extract.pipeline.types import ExtractorConfig, Job
 from extract.pipeline.writer import StoreWriteError
 from features.store.store import FeatureStore
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from extract.face.cropper import SAME_FACE_IOU, Box, Crop, box_of, iou
-from extract.face.landmarker import EYES, MIN_PRESENCE, SQUARE_SCALE, Face, FaceNetworks, eye_roll, head_pose
+from extract.face.head_pose import head_pose
+from extract.face.landmarker import EYES, MIN_PRESENCE, SQUARE_SCALE, Face, FaceNetworks, eye_roll
 from features.recipe import OWN_SQUARE, GeometryId
 
 BLENDSHAPES = (

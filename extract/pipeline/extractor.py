@@ -12,38 +12,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
 
 from extract.face.cropper import FaceCropper
 from extract.face.geometry import FaceGeometry
+from extract.pipeline.types import ExtractorConfig, FailedWindow, Job, Window, WindowFeatures
 from extract.video.reader import Frame, Spans, Targets, read_video, sample_at
-from features.recipe import Recipe
-from seqmodel.encoders.engine import Backend, Engine, Precision, open_engine
-
-Part = Literal["embeddings", "geometry", "crops"]
+from seqmodel.encoders.engine import Engine, open_engine
 
 JPEG_QUALITY = 95
 """With it, the lowest cosine between the embeddings of a crop and of its JPEG is 0.995 (real faces)."""
 MISSING_S = 1.0
 """A video that ends this many seconds before its window's end time counts as truncated; less is rounding."""
-
-
-@dataclass(frozen=True)
-class ExtractorConfig:
-    """Everything that a worker needs to open a `FeatureExtractor`; small and picklable."""
-
-    recipe: Recipe
-    detector_files: tuple[Path, ...]
-    landmarker_file: Path | None = None
-    weights: str = "imagenet"
-    backend: Backend = "auto"
-    device: str = "auto"
-    precision: Precision = "auto"
-    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -59,52 +41,6 @@ class FeatureExtractor:
         self.cropper.close()
         if self.geometry is not None:
             self.geometry.close()
-
-
-@dataclass(frozen=True)
-class Window:
-    """A part of a video that becomes one row of the store."""
-
-    row: int
-    start_s: float
-    end_s: float | None
-    """End in seconds; None = a whole window, or up to the end of the video."""
-    parts: frozenset[Part] = frozenset({"embeddings"})
-    """The parts to compute."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One video and the windows to extract from it."""
-
-    path: Path
-    windows: tuple[Window, ...]
-    time_limit_s: float = float("inf")
-    file_state: tuple[int, int] | None = None
-    """The file's size in bytes and modification time in ns when it was planned; None = unknown."""
-
-
-@dataclass(frozen=True)
-class WindowFeatures:
-    """The features of a window. Frames after the end of the video, and frames without a face, are invalid."""
-
-    window: Window
-    frames: np.ndarray
-    """float32 (T, 6): time_s, x0, y0, x1, y1, score. No face: NaN box, score 0; not sampled: NaN time too."""
-    embeddings: np.ndarray | None = None
-    """float16 (T, D), 0 for invalid frames."""
-    geometry: np.ndarray | None = None
-    """float32 (T, G), NaN for invalid frames and where it failed."""
-    crops: list[bytes] | None = None
-    """T JPEG files, b"" for invalid frames."""
-
-
-@dataclass(frozen=True)
-class FailedWindow:
-    """A window that could not be extracted, and the reason."""
-
-    window: Window
-    reason: str
 
 
 @dataclass

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from extract.config import ExtractConfig, shard_of
-from extract.pipeline.extractor import JPEG_QUALITY, ExtractorConfig, Job, Part, Window
+from extract.pipeline.extractor import JPEG_QUALITY
+from extract.pipeline.types import ExtractorConfig, Job, Part, Window
 from extract.pipeline.writer import file_state
 from extract.video.reader import probe
 from features.cpu import usable_cores

@@ -12,14 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.pipeline.extractor import (
-    FailedWindow,
-    FeatureExtractor,
-    Job,
-    StageTimer,
-    WindowFeatures,
-    extract_video,
-)
+from extract.pipeline.extractor import FeatureExtractor, StageTimer, extract_video
+from extract.pipeline.types import FailedWindow, Job, WindowFeatures
 from features.store.planner import TIME_SLACK_NS
 from features.store.store import FeatureStore
 

@@ -17,7 +17,8 @@ from features.cli import log_warning
 from seqmodel.encoders.engine import Backend, Engine
 from seqmodel.encoders.model_files import sha256_of
 from seqmodel.export.bundle import Head, find_bundle, open_bundle
-from seqmodel.runs.card import WEIGHTS, Card, load_card, load_weights
+from seqmodel.runs.card import Card, load_card
+from seqmodel.runs.files import WEIGHTS, load_weights
 from seqmodel.runs.run_encoder import open_run_engine
 from seqmodel.runs.training_stats import load_statistics, read_training_stats
 

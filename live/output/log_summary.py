@@ -13,17 +13,8 @@ import numpy as np
 from live.config import novelty_file
 from live.inference.state_machine import ABSENT
 from live.output.log_reader import LogRow, read_log
-from live.ui.drawing import (
-    FAINT,
-    INK,
-    PAPER,
-    STATE_WORDS,
-    TimelinePoint,
-    ends_s,
-    paint_text,
-    paint_timeline,
-    text_width,
-)
+from live.ui.drawing import FAINT, INK, PAPER, STATE_WORDS, paint_text, text_width
+from live.ui.timeline import TimelinePoint, ends_s, paint_timeline
 from seqmodel.runs.training_stats import level_of
 
 NUM_SPANS = 5

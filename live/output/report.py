@@ -11,7 +11,8 @@ from live.config import NOVELTY, ReportConfig, free_name, log_files
 from live.output.log_reader import is_log, read_log
 from live.output.log_summary import Day, SessionSummary, clock, days, summarise_rows, timeline_png
 from live.ui.drawing import STATE_WORDS, colour_of
-from seqmodel.runs.card import Card, load_card, write_text
+from seqmodel.runs.card import Card, load_card
+from seqmodel.runs.files import write_text
 
 if TYPE_CHECKING:
     from seqmodel.runs.training_stats import PercentileRange, TrainingStats

@@ -1,1 +1,1 @@
-"""Display of a session: window, overlay and drawing."""
+"""Display of a session: window, overlay, timeline and drawing."""

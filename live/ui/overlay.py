@@ -14,19 +14,8 @@ import numpy as np
 
 from live.inference.predictor import SUBJECT_MEAN_S, Prediction
 from live.inference.state_machine import State
-from live.ui.drawing import (
-    FAINT,
-    INK,
-    PAPER,
-    STATE_WORDS,
-    TROUGH,
-    Colour,
-    TimelinePoint,
-    colour_of,
-    paint_text,
-    paint_timeline,
-    text_width,
-)
+from live.ui.drawing import FAINT, INK, PAPER, STATE_WORDS, TROUGH, Colour, colour_of, paint_text, text_width
+from live.ui.timeline import TimelinePoint, paint_timeline
 from seqmodel.runs.training_stats import level_of
 
 MIN_WIDTH_PX = 640

@@ -34,8 +34,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from live.session import Session
-from live.ui.drawing import Colour, TimelinePoint, colour_of, row_s
+from live.ui.drawing import Colour, colour_of
 from live.ui.overlay import filled_text, headline, subject_mean_text
+from live.ui.timeline import TimelinePoint, row_s
 from seqmodel.runs.training_stats import level_of
 
 PAGE = Path(__file__).with_name("page.html")

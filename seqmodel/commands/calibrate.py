@@ -21,7 +21,8 @@ from seqmodel.metrics.bootstrap import resample, resample_subjects
 from seqmodel.metrics.calibration import Calibration, decide, refit_calibration, require_threshold
 from seqmodel.metrics.classification import minority_class
 from seqmodel.reporting.text import TITLES, short
-from seqmodel.runs.card import CALIBRATORS, Card, load_card, write_csv, write_json
+from seqmodel.runs.card import Card, load_card
+from seqmodel.runs.files import CALIBRATORS, write_csv, write_json
 from seqmodel.runs.predict import predict_rows
 from seqmodel.runs.writer import put_calibration
 

@@ -25,7 +25,8 @@ from seqmodel.metrics.bootstrap import (
 )
 from seqmodel.metrics.classification import minority_class
 from seqmodel.reporting.text import TITLES, short, with_interval
-from seqmodel.runs.card import WEIGHTS, Card, load_card, write_json
+from seqmodel.runs.card import Card, load_card
+from seqmodel.runs.files import WEIGHTS, write_json
 from seqmodel.runs.predict import PREDICTIONS, read_predictions, write_predictions
 
 GATE_MARGIN = 0.02

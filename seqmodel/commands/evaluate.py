@@ -37,7 +37,8 @@ from seqmodel.reporting.console import print_estimates
 from seqmodel.reporting.content import build_content
 from seqmodel.reporting.html import write_model_card, write_report
 from seqmodel.reporting.umap_projection import UmapJob, umap_in_background
-from seqmodel.runs.card import Card, load_card, save_card, write_text
+from seqmodel.runs.card import Card, load_card, save_card
+from seqmodel.runs.files import write_text
 from seqmodel.runs.predict import PREDICTIONS, write_predictions
 from seqmodel.runs.writer import put_calibration
 

@@ -37,7 +37,8 @@ from seqmodel.export.bundle import (
 )
 from seqmodel.export.convert import FlatHead, metadata_of, to_onnx, to_openvino
 from seqmodel.heads.recurrent import LstmHead
-from seqmodel.runs.card import WEIGHTS, Card, load_card, load_weights, save_card, write_text
+from seqmodel.runs.card import Card, load_card, save_card
+from seqmodel.runs.files import WEIGHTS, load_weights, write_text
 from seqmodel.runs.training_stats import FILE as TRAINING_STATS
 from seqmodel.runs.training_stats import STATISTICS, rows_of, write_training_stats
 

@@ -37,16 +37,8 @@ from seqmodel.finetuning.setup import (
 from seqmodel.finetuning.state import EpochResult, Objective
 from seqmodel.finetuning.trainer import EndToEnd, keep_freed_memory
 from seqmodel.metrics.calibration import refit_calibration
-from seqmodel.runs.card import (
-    Card,
-    append_log,
-    calibration_stage,
-    git_commit,
-    load_card,
-    save_card,
-    save_weights,
-    versions,
-)
+from seqmodel.runs.card import Card, calibration_stage, git_commit, load_card, save_card, versions
+from seqmodel.runs.files import append_log, save_weights
 from seqmodel.runs.training_stats import FILE as TRAINING_STATS
 from seqmodel.runs.training_stats import write_training_stats
 from seqmodel.runs.writer import drop_results, resolve_device

@@ -8,7 +8,7 @@ from features.datasets import Samples
 from seqmodel.config import TrainArgs
 from seqmodel.evaluation.logistic import baseline_scores
 from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs
-from seqmodel.runs.card import require_free
+from seqmodel.runs.files import require_free
 from seqmodel.runs.writer import complete_head, count_parameters, resolve_device, rounded, write_run
 from seqmodel.training.loop import Fitted, fit, fit_best, resolve_metric
 from seqmodel.training.task import LearningTask, build_task, load_train_val

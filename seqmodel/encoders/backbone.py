@@ -7,8 +7,6 @@ H = W crop_px, D embedding.
 
 import hashlib
 from collections.abc import Mapping
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises for a file it refuses to run
 from typing import Any
@@ -19,11 +17,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from features.files import cache_dir
 from features.recipe import EncoderId
-from seqmodel.encoders import depthwise
 from seqmodel.encoders.model_files import encoder_weights, sha256_of, write_cached
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -157,38 +153,6 @@ def encoder_of(identity: EncoderId, state: Mapping[str, Tensor] | None = None) -
             f"{found.weights_sha256[:12]}…"
         )
     return encoder
-
-
-def fold_norms(encoder: Encoder) -> None:
-    """Fold each BatchNorm into the convolution before it, in place: both are then computed as one
-    convolution.
-
-    With constant BatchNorm statistics, its scale goes into the kernel and the rest into a bias. Values and
-    gradients are equal up to rounding; names and shapes of weights do not change. It saves a pass over every
-    activation, forwards and backwards, which nearly doubles the speed of training on a CPU.
-    """
-    modules = list(encoder.modules())
-    for conv, norm in pairwise(modules):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            conv.forward = partial(_conv_with_norm, conv, norm)  # type: ignore[method-assign]
-            norm.forward = partial(_without_norm, norm)  # type: ignore[method-assign]
-
-
-def _conv_with_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    assert conv.bias is None
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    kernel = conv.weight * scale.view(-1, 1, 1, 1)
-    bias = norm.bias - norm.running_mean * scale
-    if depthwise.applies(conv, x):
-        return depthwise.depthwise(x, kernel, bias, conv.stride[0])
-    return F.conv2d(x, kernel, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-
-
-def _without_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """The identity, or the activation function that timm's BatchNorm contains."""
-    return norm.act(x) if "act" in norm._modules else x  # type: ignore[operator]
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:

@@ -19,7 +19,8 @@ from seqmodel.heads.centering import with_centering
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.metrics.classification import class_frequencies
 from seqmodel.metrics.predictions import Predictions, make_predictions
-from seqmodel.runs.card import Card, calibrators_of, load_split, write_text
+from seqmodel.runs.card import Card, calibrators_of
+from seqmodel.runs.files import load_split, write_text
 from seqmodel.runs.predict import EvalSubset, clip_labels, eval_subset, predict_rows
 
 STORE_NOTE = "store.txt"

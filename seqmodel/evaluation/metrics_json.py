@@ -7,7 +7,7 @@ from typing import Any
 
 from seqmodel.evaluation.evaluator import EvaluationResult
 from seqmodel.metrics.bootstrap import Estimate
-from seqmodel.runs.card import write_json
+from seqmodel.runs.files import write_json
 
 
 def estimates_json(result: EvaluationResult) -> dict[str, dict[str, Any]]:

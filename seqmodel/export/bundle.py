@@ -32,7 +32,8 @@ from seqmodel.encoders.engine import (
     resolve_precision,
 )
 from seqmodel.encoders.model_files import sha256_of
-from seqmodel.runs.card import WEIGHTS, Card
+from seqmodel.runs.card import Card
+from seqmodel.runs.files import WEIGHTS
 
 Format = Literal["openvino", "onnx"]
 FORMATS: tuple[Format, ...] = ("openvino", "onnx")

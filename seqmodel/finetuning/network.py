@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from seqmodel.encoders.backbone import Encoder, fold_norms
+from seqmodel.encoders.backbone import Encoder
+from seqmodel.encoders.bn_folding import fold_norms
 from seqmodel.heads.recurrent import LstmHead
 
 

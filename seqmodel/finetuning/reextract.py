@@ -19,7 +19,8 @@ from features.store.store import DONE, FAILED, FeatureStore, plan
 from features.store.table import ClipTable, groups_of
 from seqmodel.encoders.backbone import build_encoder
 from seqmodel.encoders.engine import Engine
-from seqmodel.runs.card import WEIGHTS, load_card, load_split, versions
+from seqmodel.runs.card import load_card, versions
+from seqmodel.runs.files import WEIGHTS, load_split
 from seqmodel.runs.run_encoder import open_run_engine
 
 

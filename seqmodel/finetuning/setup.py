@@ -30,7 +30,8 @@ from seqmodel.finetuning.augmentation import Augmentation
 from seqmodel.finetuning.distributed import DistributedContext
 from seqmodel.finetuning.network import CnnLstm
 from seqmodel.heads.recurrent import LstmHead
-from seqmodel.runs.card import WEIGHTS, Card, load_card, load_split, load_weights
+from seqmodel.runs.card import Card, load_card
+from seqmodel.runs.files import WEIGHTS, load_split, load_weights
 from seqmodel.runs.predict import inputs_of
 
 BYTES_PER_CROP = 17_000

@@ -29,18 +29,17 @@ from seqmodel.finetuning.network import CnnLstm
 from seqmodel.finetuning.prefetch import prefetched
 from seqmodel.finetuning.state import EpochResult, Objective, TrainState
 from seqmodel.training.loop import (
-    Loss,
     augment_features,
     computes_in_bf16,
     evaluate_logits,
     labelled_clips,
-    loss_for,
     lr_scale,
     make_optimizer,
     seed_of,
     set_rate,
     to_tensors,
 )
+from seqmodel.training.losses import Loss, loss_for
 
 CLIP_NORM = 1.0
 """Maximum norm of a step's gradient, as in the first stage."""

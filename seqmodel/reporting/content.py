@@ -30,7 +30,8 @@ from seqmodel.reporting.style import save
 from seqmodel.reporting.text import TITLES, calibration_intro, count, fold_calibrations_intro
 from seqmodel.reporting.umap_projection import UmapJob
 from seqmodel.reporting.worst_errors import hardest_clips
-from seqmodel.runs.card import Card, read_log
+from seqmodel.runs.card import Card
+from seqmodel.runs.files import read_log
 from seqmodel.runs.predict import eval_subset, open_inputs
 
 BEST_TRIALS = 5

@@ -34,7 +34,8 @@ from seqmodel.reporting.text import (
     short,
     stages,
 )
-from seqmodel.runs.card import Card, write_text
+from seqmodel.runs.card import Card
+from seqmodel.runs.files import write_text
 
 
 @dataclass(frozen=True)

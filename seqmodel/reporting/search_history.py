@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from seqmodel.runs.card import STUDY, load_card
+from seqmodel.runs.card import load_card
+from seqmodel.runs.files import STUDY
 
 
 @dataclass(frozen=True)

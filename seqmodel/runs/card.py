@@ -1,46 +1,25 @@
-"""The run directory: all that a trained model needs. It can be moved and has no pickle files.
-
-    card.json            Card: training, calibration and metrics of the model
-    weights.safetensors  head.* and, after fine-tuning, encoder.*
-    split.csv            clip_id, subject, split of every clip, failed ones included
-    detector/            the face detector files (and landmarker) by name
-    calibrated_on.csv    clip_id, subject of the clips that `calibrate` fitted on
-    cross/STORE/         results on another data set; store.txt has the path of its store
-    log.jsonl, study.log, predictions.csv, metrics.json, report.html, plots/, MODEL_CARD.md
-                         written by train, tune, evaluate and compare
+"""The card of a run: how the model was trained, its calibration and its metrics.
 
 Reading a card imports neither torch nor zarr.
 """
 
-import csv
 import dataclasses
 import json
 import platform
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from features.files import atomic_write
 from features.labels import Labelling
 from features.recipe import Recipe, from_json
 from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.metrics.calibration import Calibration
-
-if TYPE_CHECKING:
-    import torch
-
-CARD, WEIGHTS, SPLIT = "card.json", "weights.safetensors", "split.csv"
-CALIBRATORS = "calibrated_on.csv"
-LOG = "log.jsonl"
-STUDY = "study.log"
-ARTIFACTS = "artifacts"
-"""Folder with the checkpoints of a search's best trials."""
+from seqmodel.runs.files import CALIBRATORS, CARD, read_csv, write_json
 
 
 @dataclass(frozen=True)
@@ -115,24 +94,6 @@ def card_from_json(fields: Mapping[str, Any]) -> Card:
     )
 
 
-def require_free(run: Path) -> None:
-    """Check that a run may be written here: the folder is new, empty, or has a run (also an unfinished one),
-    whose results will be replaced.
-
-    Raises ValueError otherwise.
-    """
-    if not run.exists():
-        return
-    if not run.is_dir():
-        raise ValueError(f"{run} is a file, but a run is a folder: give another path")
-    there = {path.name for path in run.iterdir() if not path.name.startswith(".")}
-    if "zarr.json" in there:
-        raise ValueError(f"{run} is a store: give another folder for the run")
-    if there and not there & {CARD, WEIGHTS, SPLIT, LOG, STUDY, ARTIFACTS}:
-        some = ", ".join(sorted(there)[:3])
-        raise ValueError(f"{run} has other files ({some}, …) and no run: give another folder for the run")
-
-
 def save_card(run: Path, card: Card) -> None:
     """Write card.json, atomically."""
     write_json(run / CARD, card_to_json(card))
@@ -154,50 +115,6 @@ def load_card(run: Path) -> Card:
         raise ValueError(f"{path} cannot be read: {error!r}") from error
 
 
-def save_weights(
-    run: Path, head: "Mapping[str, torch.Tensor]", encoder: "Mapping[str, torch.Tensor] | None" = None
-) -> None:
-    """Write weights.safetensors, atomically: state dicts of the head and, after fine-tuning, the encoder."""
-    from safetensors.torch import save_file
-
-    tensors = {f"head.{k}": v.detach().cpu().contiguous() for k, v in head.items()}
-    tensors |= {f"encoder.{k}": v.detach().cpu().contiguous() for k, v in (encoder or {}).items()}
-    with atomic_write(run / WEIGHTS) as partial:
-        save_file(tensors, partial)
-
-
-def load_weights(run: Path) -> "dict[str, dict[str, torch.Tensor]]":
-    """State dicts by part: `head` always, `encoder` when the run was fine-tuned.
-
-    Raises ValueError when the run has no weights.
-    """
-    from safetensors.torch import load
-
-    path = run / WEIGHTS
-    if not path.is_file():
-        raise ValueError(f"{run} has no checkpoint: {WEIGHTS} is missing")
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in load(path.read_bytes()).items():  # from bytes: any letters in the path
-        part, _, name = key.partition(".")
-        parts.setdefault(part, {})[name] = tensor
-    return parts
-
-
-def save_split(run: Path, clip_ids: Sequence[str], subjects: Sequence[str], splits: Sequence[str]) -> None:
-    """Write split.csv, atomically."""
-    write_csv(run / SPLIT, [("clip_id", "subject", "split"), *zip(clip_ids, subjects, splits, strict=True)])
-
-
-def load_split(run: Path) -> dict[str, tuple[str, str]]:
-    """split.csv as clip_id -> (subject, split). Raises ValueError when it is missing."""
-    path = run / SPLIT
-    if not path.is_file():
-        raise ValueError(
-            f"{run} has no {SPLIT}: the train/val/test split of its clips is not known; train the run again"
-        )
-    return {row["clip_id"]: (row["subject"], row["split"]) for row in read_csv(path)}
-
-
 def calibration_stage(card: Card) -> dict[str, Any] | None:
     """The card's entry of `python -m seqmodel calibrate`, if the run still uses that calibration; None after
     new weights were kept."""
@@ -216,58 +133,6 @@ def calibrators_of(run: Path, card: Card) -> dict[str, str]:
     if calibration_stage(card) is None or not path.is_file():
         return {}
     return {row["clip_id"]: row["subject"] for row in read_csv(path)}
-
-
-def keep_model_file(run: Path, source: Path, name: str) -> None:
-    """Copy a model file (detector, landmarker) into the run, so that the run can be moved."""
-    target = run / "detector" / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as partial:
-        shutil.copyfile(source, partial)
-
-
-def append_log(run: Path, entry: Mapping[str, Any]) -> None:
-    """Add one line to log.jsonl."""
-    with (run / LOG).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-
-
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl; empty when there is none. A line cut off by a crash is left out."""
-    path = run / LOG
-    if not path.is_file():
-        return []
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(json.JSONDecodeError):
-            entries.append(json.loads(line))
-    return entries
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: temporary name, then rename."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: give the path of a file")
-    with atomic_write(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, plain: Mapping[str, Any]) -> None:
-    """Write an indented JSON file, atomically."""
-    write_text(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, each as column -> value."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_csv(path: Path, rows: Iterable[Sequence[Any]], *, durable: bool = False) -> None:
-    """Write a CSV file atomically; the first row is the header."""
-    with atomic_write(path, durable=durable) as partial:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(rows)
 
 
 def versions() -> dict[str, str]:

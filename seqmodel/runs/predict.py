@@ -25,7 +25,8 @@ from features.store.table import ClipTable, groups_of
 from seqmodel.heads.centering import STREAM, subtract_mean, with_centering
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.metrics.predictions import Predictions
-from seqmodel.runs.card import Card, load_weights, read_csv, write_csv
+from seqmodel.runs.card import Card
+from seqmodel.runs.files import load_weights, read_csv, write_csv
 from seqmodel.runs.run_encoder import open_run_engine
 from seqmodel.training.loop import predict_logits, to_tensors
 

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seqmodel.encoders.engine import Backend, Engine, open_identity, precision_of
-from seqmodel.runs.card import load_card, load_weights
+from seqmodel.runs.card import load_card
+from seqmodel.runs.files import load_weights
 
 if TYPE_CHECKING:
     from seqmodel.encoders.backbone import Encoder

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from seqmodel.metrics.calibration import probabilities
-from seqmodel.runs.card import WEIGHTS, Card, load_card, load_split, write_text
+from seqmodel.runs.card import Card, load_card
+from seqmodel.runs.files import WEIGHTS, load_split, write_text
 
 if TYPE_CHECKING:
     from features.store.store import FeatureStore

@@ -21,19 +21,8 @@ from seqmodel.encoders.model_files import face_model
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.metrics.calibration import Calibration, fit_calibration
 from seqmodel.metrics.classification import class_frequencies
-from seqmodel.runs.card import (
-    LOG,
-    WEIGHTS,
-    Card,
-    append_log,
-    git_commit,
-    keep_model_file,
-    load_card,
-    save_card,
-    save_split,
-    save_weights,
-    versions,
-)
+from seqmodel.runs.card import Card, git_commit, load_card, save_card, versions
+from seqmodel.runs.files import LOG, WEIGHTS, append_log, keep_model_file, save_split, save_weights
 from seqmodel.runs.training_stats import FILE as REFERENCE
 from seqmodel.runs.training_stats import write_training_stats
 from seqmodel.training.loop import Epoch, Fitted

@@ -1,1 +1,1 @@
-"""Training of networks: the learning task and the training loop."""
+"""Training of networks: the learning task, the losses and the training loop."""

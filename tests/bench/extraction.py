@@ -22,7 +22,8 @@ import av
 import cv2
 import numpy as np
 
-from extract.pipeline.extractor import ExtractorConfig, Job, Window, extract_video, open_extractor
+from extract.pipeline.extractor import extract_video, open_extractor
+from extract.pipeline.types import ExtractorConfig, Job, Window
 from extract.video.reader import Targets, read_video
 from features.recipe import Pixels, Recipe
 from seqmodel.encoders.engine import open_engine

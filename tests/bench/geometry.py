@@ -18,7 +18,8 @@ import numpy as np
 
 from extract.face.cropper import FaceCropper
 from extract.face.geometry import FEATURES, FaceGeometry
-from extract.face.landmarker import FaceNetworks, head_pose
+from extract.face.head_pose import head_pose
+from extract.face.landmarker import FaceNetworks
 from extract.face.mediapipe_tasks import silenced_stderr
 from extract.video.reader import read_video, sample_at
 from features.recipe import GeometryId, Pixels

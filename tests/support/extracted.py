@@ -2,16 +2,8 @@
 
 from pathlib import Path
 
-from extract.pipeline.extractor import (
-    ExtractorConfig,
-    FailedWindow,
-    FeatureExtractor,
-    Job,
-    Window,
-    WindowFeatures,
-    extract_video,
-    open_extractor,
-)
+from extract.pipeline.extractor import FeatureExtractor, extract_video, open_extractor
+from extract.pipeline.types import ExtractorConfig, FailedWindow, Job, Window, WindowFeatures
 from live.inference.model import open_model
 from seqmodel.encoders.engine import Backend
 

@@ -15,7 +15,8 @@ from seqmodel.encoders.backbone import Encoder, build_encoder
 from seqmodel.encoders.model_files import sha256_of
 from seqmodel.heads.recurrent import build_head
 from seqmodel.metrics.calibration import Calibration
-from seqmodel.runs.card import Card, keep_model_file, save_card, save_weights
+from seqmodel.runs.card import Card, save_card
+from seqmodel.runs.files import keep_model_file, save_weights
 
 HEAD = HeadConfig(hidden=16, projection=16)
 

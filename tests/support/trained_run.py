@@ -18,7 +18,8 @@ from seqmodel.heads.centering import with_centering
 from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs
 from seqmodel.metrics.calibration import Calibration, fit_calibration
 from seqmodel.metrics.predictions import make_predictions
-from seqmodel.runs.card import Card, append_log, save_card, save_split, save_weights, versions
+from seqmodel.runs.card import Card, save_card, versions
+from seqmodel.runs.files import append_log, save_split, save_weights
 from seqmodel.runs.writer import subsets_of_failed
 from seqmodel.training.loop import fit, predict_logits
 

@@ -52,7 +52,7 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
         {"output"},
         {"session"},
         {"web"},
-        {"commands", "batch"},
+        {"commands", "loop", "batch"},
         {"app"},
         {"__main__"},
     ),

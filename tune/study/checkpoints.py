@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from features.cli import log_warning
 from seqmodel.heads.recurrent import LstmHead
-from seqmodel.runs.card import ARTIFACTS
+from seqmodel.runs.files import ARTIFACTS
 
 MAX_CHECKPOINTS = 5
 """Number of checkpoints to keep."""

@@ -14,8 +14,8 @@ import pytest
 from extract.__main__ import main
 from extract.config import ExtractConfig
 from extract.executors.ray_executor import run_jobs_on_ray
-from extract.pipeline.extractor import Job, Window
 from extract.pipeline.planning import make_extractor_config, resolved
+from extract.pipeline.types import Job, Window
 from features.maintenance.verify import verify_store
 from features.manifest import Clip
 from features.store.store import FeatureStore, plan

@@ -30,11 +30,12 @@ from seqmodel.finetuning.distributed import DistributedContext
 from seqmodel.finetuning.reextract import re_extract
 from seqmodel.finetuning.setup import activation_datasets, augmentation_of, crops_command, open_setup
 from seqmodel.finetuning.trainer import EndToEnd
-from seqmodel.runs.card import load_card, load_weights, read_log, save_card, save_weights
+from seqmodel.runs.card import load_card, save_card
+from seqmodel.runs.files import load_weights, read_log, save_weights
 from seqmodel.runs.predict import predict_rows
 from seqmodel.runs.run_encoder import open_run_engine
 from seqmodel.runs.training_stats import read_training_stats
-from seqmodel.training.loop import Loss
+from seqmodel.training.losses import Loss
 from tests.support.crop_store import clip_images, encoder, write_crop_store
 
 pytestmark = pytest.mark.usefixtures("converted_once", "not_exported")

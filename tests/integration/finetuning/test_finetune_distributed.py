@@ -17,7 +17,7 @@ from seqmodel.__main__ import main
 from seqmodel.commands.train import train
 from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
 from seqmodel.finetuning.checkpoint import load_checkpoint
-from seqmodel.runs.card import load_weights
+from seqmodel.runs.files import load_weights
 from tests.support.crop_store import write_crop_store
 
 pytestmark = [

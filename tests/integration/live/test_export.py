@@ -27,7 +27,8 @@ from seqmodel.encoders.backbone import build_encoder, encoder_of
 from seqmodel.export.bundle import FORMATS, bundle_folder, find_bundle
 from seqmodel.heads.recurrent import build_head
 from seqmodel.metrics.calibration import Calibration
-from seqmodel.runs.card import load_card, load_split, save_card, save_split, save_weights
+from seqmodel.runs.card import load_card, save_card
+from seqmodel.runs.files import load_split, save_split, save_weights
 from seqmodel.runs.training_stats import level_of, load_statistics, read_training_stats, write_training_stats
 from tests.support.extracted import extracted
 from tests.support.small_run import write_run

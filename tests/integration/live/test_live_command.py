@@ -19,10 +19,10 @@ from extract.__main__ import main as extract
 from extract.video.reader import read_video
 from features.store.store import FeatureStore
 from live.__main__ import main
-from live.app import Loading, Loop
 from live.commands import Control
 from live.inference.model import LiveModel, open_model
 from live.inference.predictor import Predictor
+from live.loop import Loading, Loop
 from live.output.log_reader import read_log
 from live.session import OutputOptions, Session
 from live.sources.base import open_source

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from extract.pipeline.extractor import WindowFeatures
+from extract.pipeline.types import WindowFeatures
 from extract.video.reader import read_video
 from live.inference.model import LiveModel, open_model
 from live.inference.predictor import Prediction, Predictor
 from seqmodel.encoders.backbone import encoder_of
 from seqmodel.heads.recurrent import LstmHead
-from seqmodel.runs.card import load_weights
+from seqmodel.runs.files import load_weights
 from tests.support.extracted import extracted
 from tests.support.small_run import write_run
 

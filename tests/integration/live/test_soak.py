@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from extract.video.reader import Frame
-from live.app import Loading, Loop
 from live.commands import Control
 from live.inference.model import open_model
 from live.inference.predictor import Predictor
+from live.loop import Loading, Loop
 from live.output.report import find_sessions
 from live.session import OutputOptions, Session
 from live.sources.latest_frame import LatestFrameReader

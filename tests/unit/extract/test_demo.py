@@ -9,7 +9,8 @@ import pytest
 
 from extract.__main__ import main
 from extract.config import NUM_CLIPS
-from extract.demo.generate import (
+from extract.demo.generate import looks_of, make_demo, write_video
+from extract.demo.scripts import (
     CLIP_S,
     DISTRACTED,
     EASE_S,
@@ -18,11 +19,8 @@ from extract.demo.generate import (
     LONG_S,
     SHORT_S,
     clip_scripts,
-    looks_of,
-    make_demo,
     poses,
     unseen_script,
-    write_video,
 )
 from extract.face.cropper import FaceCropper
 from extract.video.reader import probe, read_video, sample_at

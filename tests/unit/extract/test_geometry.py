@@ -11,7 +11,7 @@ from extract.demo.generate import looks_of
 from extract.demo.renderer import Pose, RenderedFace, draw, make_face
 from extract.face.cropper import Crop, FaceCropper
 from extract.face.geometry import BLENDSHAPES, FEATURES, FaceGeometry, angles
-from extract.face.landmarker import procrustes
+from extract.face.head_pose import procrustes
 from extract.face.mediapipe_tasks import silenced_stderr
 from extract.video.reader import read_video, sample_at
 from features.recipe import OWN_SQUARE, GeometryId, Pixels

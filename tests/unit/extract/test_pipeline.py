@@ -9,18 +9,8 @@ import numpy as np
 import pytest
 
 from extract.face.geometry import FEATURES
-from extract.pipeline.extractor import (
-    ExtractorConfig,
-    FailedWindow,
-    FeatureExtractor,
-    Job,
-    Part,
-    StageTimer,
-    Window,
-    WindowFeatures,
-    extract_video,
-    open_extractor,
-)
+from extract.pipeline.extractor import FeatureExtractor, StageTimer, extract_video, open_extractor
+from extract.pipeline.types import ExtractorConfig, FailedWindow, Job, Part, Window, WindowFeatures
 from extract.pipeline.writer import extract_and_write, file_state
 from extract.video.reader import read_video
 from features.manifest import Clip

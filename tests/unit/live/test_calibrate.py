@@ -1,4 +1,4 @@
-"""live/inference/calibration.py and commands.py: a personal calibration changes only the decision."""
+"""Personal calibration in live/inference and live/commands.py: it changes only the decision."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,21 +10,16 @@ from extract.video.reader import Frame
 from features.recipe import Pixels
 from live.commands import CALIBRATE_S, Control
 from live.config import SUBJECT
-from live.inference.calibration import (
-    CalibrationSession,
-    can_calibrate,
-    forget_personal,
-    load_personal,
-    personal_calibration,
-    save_personal,
-)
+from live.inference.calibration import CalibrationSession, can_calibrate, personal_calibration
 from live.inference.model import open_model
 from live.inference.predictor import Prediction, Predictor
+from live.inference.profiles import forget_personal, load_personal, save_personal
 from live.inference.state_machine import STATES
 from live.session import OutputOptions, Session
 from live.web.server import snapshot
 from seqmodel.metrics.calibration import Calibration, decide, probabilities
-from seqmodel.runs.card import load_card, load_weights, save_card, save_weights
+from seqmodel.runs.card import load_card, save_card
+from seqmodel.runs.files import load_weights, save_weights
 from tests.support.predictions import prediction
 from tests.support.small_run import write_run
 

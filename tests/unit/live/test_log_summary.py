@@ -17,7 +17,7 @@ from live.output.log_summary import days, summarise_log, timeline_png
 from live.output.log_writer import Log
 from live.output.report import write_report
 from live.ui.drawing import TROUGH
-from seqmodel.runs.card import write_text
+from seqmodel.runs.files import write_text
 from seqmodel.runs.training_stats import FILE, PercentileRange, TrainingStats
 from tests.support.predictions import prediction
 from tests.support.small_run import write_run

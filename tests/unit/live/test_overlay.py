@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from live.inference.state_machine import STATES
-from live.ui.drawing import TROUGH, TimelinePoint, colour_of, paint_timeline, row_s
+from live.ui.drawing import TROUGH, colour_of
 from live.ui.overlay import (
     KEYS,
     MIN_WIDTH_PX,
@@ -18,6 +18,7 @@ from live.ui.overlay import (
     timeline_point,
     value_text,
 )
+from live.ui.timeline import TimelinePoint, paint_timeline, row_s
 from tests.support.predictions import prediction
 
 POINTS = [

@@ -15,9 +15,10 @@ import pytest
 from extract.video.reader import Frame
 from features.manifest import read_csv
 from live.config import novelty_file
+from live.output.annotations import Interval, Labels, write_manifest
 from live.output.log_reader import read_log
 from live.output.log_writer import MAX_LATENCIES, Log, LogStats, log_columns
-from live.output.recorder import Interval, Labels, Recorder, write_manifest
+from live.output.recorder import Recorder
 from live.session import OutputOptions, Session
 from tests.support.full_disk import small_files
 from tests.support.predictions import prediction

@@ -18,7 +18,8 @@ from seqmodel.config import HeadConfig
 from seqmodel.evaluation import folds
 from seqmodel.metrics.bootstrap import Estimate, PairedDifference
 from seqmodel.metrics.calibration import Calibration, moved_band
-from seqmodel.runs.card import calibrators_of, load_card, load_split, save_card
+from seqmodel.runs.card import calibrators_of, load_card, save_card
+from seqmodel.runs.files import load_split
 from seqmodel.runs.predict import eval_subset, read_predictions
 from tests.support.trained_run import WITH_GEOMETRY, make_run, make_store
 

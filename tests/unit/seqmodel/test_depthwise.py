@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from seqmodel.encoders import depthwise
-from seqmodel.encoders.backbone import build_encoder, fold_norms
+from seqmodel.encoders.backbone import build_encoder
+from seqmodel.encoders.bn_folding import fold_norms
 
 
 @pytest.mark.parametrize("kernel", [3, 5])

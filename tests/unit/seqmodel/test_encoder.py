@@ -8,14 +8,8 @@ import pytest
 import torch
 
 from features.recipe import EncoderId
-from seqmodel.encoders.backbone import (
-    Encoder,
-    build_encoder,
-    encoder_from_state,
-    encoder_of,
-    fold_norms,
-    state_sha256,
-)
+from seqmodel.encoders.backbone import Encoder, build_encoder, encoder_from_state, encoder_of, state_sha256
+from seqmodel.encoders.bn_folding import fold_norms
 from tests.support.crops import crops
 
 NAMES = ("mobilenet_v3_large", "efficientnet_lite0")

@@ -24,7 +24,8 @@ from seqmodel.evaluation.context import (
 from seqmodel.metrics.calibration import fit_calibration
 from seqmodel.reporting.content import commands
 from seqmodel.reporting.text import headline
-from seqmodel.runs.card import calibrators_of, load_card, load_split, save_card
+from seqmodel.runs.card import calibrators_of, load_card, save_card
+from seqmodel.runs.files import load_split
 from seqmodel.runs.predict import predict_rows, read_predictions
 from tests.support.trained_run import make_run, make_store
 

@@ -19,7 +19,8 @@ from seqmodel.finetuning.network import CnnLstm
 from seqmodel.heads.centering import subject_means, subtract_mean
 from seqmodel.heads.recurrent import LstmHead, build_head
 from seqmodel.runs import predict, training_stats
-from seqmodel.runs.card import Card, load_card, save_card, save_weights
+from seqmodel.runs.card import Card, load_card, save_card
+from seqmodel.runs.files import save_weights
 from seqmodel.runs.predict import predict_rows, prefix_logits
 from tests.support.small_store import G, T, write_store
 from tests.support.toy_sequences import write_toy_store

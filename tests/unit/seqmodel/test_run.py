@@ -11,16 +11,14 @@ from features.labels import Labelling
 from features.recipe import EncoderId, Pixels, Recipe
 from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.metrics.calibration import Calibration
-from seqmodel.runs.card import (
-    Card,
+from seqmodel.runs.card import Card, load_card, save_card
+from seqmodel.runs.files import (
     append_log,
     keep_model_file,
-    load_card,
     load_split,
     load_weights,
     read_log,
     require_free,
-    save_card,
     save_split,
     save_weights,
     write_text,

@@ -14,16 +14,8 @@ from seqmodel.config import FinetuneArgs, FinetuneConfig, HeadConfig, TrainConfi
 from seqmodel.finetuning.setup import config_of
 from seqmodel.heads.recurrent import LstmHead, build_head
 from seqmodel.runs.writer import resolve_device
-from seqmodel.training.loop import (
-    Epoch,
-    Fitted,
-    fit,
-    fit_best,
-    loss_for,
-    lr_scale,
-    make_optimizer,
-    predict_logits,
-)
+from seqmodel.training.loop import Epoch, Fitted, fit, fit_best, lr_scale, make_optimizer, predict_logits
+from seqmodel.training.losses import loss_for
 from tune.objective import join
 
 HEAD = HeadConfig(hidden=8, projection=8, dropout=0.2)

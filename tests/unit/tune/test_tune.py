@@ -26,7 +26,8 @@ from seqmodel.__main__ import main as seqmodel
 from seqmodel.config import LabelArgs
 from seqmodel.reporting.search_history import trials_of as history_of
 from seqmodel.reporting.style import style
-from seqmodel.runs.card import load_card, load_split, load_weights, save_card
+from seqmodel.runs.card import load_card, save_card
+from seqmodel.runs.files import load_split, load_weights
 from seqmodel.runs.training_stats import read_training_stats
 from tests.support.crop_store import write_crop_store
 from tests.support.small_store import write_store
