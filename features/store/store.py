@@ -85,7 +85,7 @@ class FeatureStore:
         self.num_clips: int = attributes["num_clips"]
         self.num_frames: int = attributes["num_frames"]
         self.label_names: dict[str, list[str]] = attributes["label_names"]
-        self.test_openings: list[dict[str, str]] = attributes["test_openings"]
+        self.test_evaluations: list[dict[str, str]] = attributes["test_evaluations"]
         self.encoder_subsets: dict[str, str] = attributes["encoder_subsets"]
         """For a fine-tuned encoder: the subset of each group (as in `groups_of`) in the fine-tuning run,
         which trained on train and selected the model on val. Empty if unknown or not fine-tuned."""
@@ -281,28 +281,29 @@ class FeatureStore:
             digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()[:16]
 
-    def record_test_opening(self, run_name: str) -> int:
+    def record_test_evaluation(self, run_name: str) -> int:
         """Log in the store that a run is evaluated on test; returns the number of such evaluations."""
         with planner_lock(self.location):
             group = existing_group(self.location, read_only=False)
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            earlier: Any = group.attrs["test_openings"]
-            self.test_openings = [*earlier, {"time_utc": now, "run": run_name}]
-            commit(group, self.location, {"test_openings": self.test_openings})
-        return len(self.test_openings)
+            earlier: Any = group.attrs["test_evaluations"]
+            self.test_evaluations = [*earlier, {"time_utc": now, "run": run_name}]
+            commit(group, self.location, {"test_evaluations": self.test_evaluations})
+        return len(self.test_evaluations)
 
-    def carry_over(self, test_openings: list[dict[str, str]], encoder_subsets: dict[str, str]) -> None:
+    def carry_over(self, test_evaluations: list[dict[str, str]], encoder_subsets: dict[str, str]) -> None:
         """Copy the log of test evaluations from the store that this one is made from, before its own entries,
         and set `encoder_subsets`."""
         with planner_lock(self.location):
             group = existing_group(self.location, read_only=False)
-            stored: Any = group.attrs["test_openings"]
-            self.test_openings = [*test_openings, *(entry for entry in stored if entry not in test_openings)]
+            stored: Any = group.attrs["test_evaluations"]
+            added = [entry for entry in stored if entry not in test_evaluations]
+            self.test_evaluations = [*test_evaluations, *added]
             self.encoder_subsets = encoder_subsets
             commit(
                 group,
                 self.location,
-                {"test_openings": self.test_openings, "encoder_subsets": encoder_subsets},
+                {"test_evaluations": self.test_evaluations, "encoder_subsets": encoder_subsets},
             )
 
     def _require_writable(self, row: int) -> None:

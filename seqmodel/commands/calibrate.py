@@ -13,7 +13,7 @@ import numpy as np
 
 from features.cli import console, echo, log_error
 from features.store.table import groups_of
-from seqmodel.commands.evaluation_log import count_opening
+from seqmodel.commands.evaluation_log import log_test_evaluation
 from seqmodel.commands.export import renew_exports
 from seqmodel.config import CalibrateArgs
 from seqmodel.evaluation.context import EvalContext, every_labelled, folder_of, open_context
@@ -63,7 +63,7 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         threshold_metric=args.threshold_metric,
         label_names=card.labelling.names,
     )
-    card = count_opening(context, card)
+    card = log_test_evaluation(context, card)
     evaluated = evaluate_both(card, fitted, logits[~fits], labels[~fits], subjects[~fits], args.seed)
     worse = evaluated["difference"]["balanced_accuracy"]
     kept = not (worse["high"] is not None and worse["high"] < 0)

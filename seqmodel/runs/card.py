@@ -53,7 +53,7 @@ class Card:
     kept."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """Metrics per split, as in metrics.json."""
-    test_openings: tuple[str, ...] = ()
+    test_evaluations: tuple[str, ...] = ()
     """UTC times of the evaluations on test."""
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
@@ -80,7 +80,7 @@ def card_from_json(fields: Mapping[str, Any]) -> Card:
     labelling, calibration = fields["labelling"], fields["calibration"]
     names, sources = tuple(labelling["names"]), tuple(map(tuple, labelling["sources"]))
     abstain = tuple(calibration["abstain"]) if calibration["abstain"] else None
-    lists = ("stages", "test_openings", "warnings", "training_class_frequencies")
+    lists = ("stages", "test_evaluations", "warnings", "training_class_frequencies")
     return Card(
         **{name: value for name, value in fields.items() if name != "schema"}
         | {name: tuple(fields[name]) for name in lists}

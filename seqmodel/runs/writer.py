@@ -23,7 +23,7 @@ from seqmodel.metrics.calibration import Calibration, fit_calibration
 from seqmodel.metrics.classification import class_frequencies
 from seqmodel.runs.card import Card, git_commit, load_card, save_card, versions
 from seqmodel.runs.files import LOG, WEIGHTS, append_log, keep_model_file, save_split, save_weights
-from seqmodel.runs.training_stats import FILE as REFERENCE
+from seqmodel.runs.training_stats import FILE as TRAINING_STATS
 from seqmodel.runs.training_stats import write_training_stats
 from seqmodel.training.loop import Epoch, Fitted
 from seqmodel.training.task import LearningTask, labels_of
@@ -54,7 +54,7 @@ def write_run(
     its evaluations on test.
     """
     run.mkdir(parents=True, exist_ok=True)
-    openings = _test_openings(run)
+    evaluations = _test_evaluations(run)
     # If the process ends after this, the card has no weights and is rejected; it never has wrong weights.
     (run / WEIGHTS).unlink(missing_ok=True)
     drop_results(run)
@@ -77,7 +77,7 @@ def write_run(
         calibration=calibration,
         center=center,
         stages=({"stage": "head", "val_score": fitted.best.val_score, "kept": True} | dict(stage),),
-        test_openings=openings,
+        test_evaluations=evaluations,
         warnings=tuple(dict.fromkeys(all_warnings)),
     )
     save_card(run, card)
@@ -165,7 +165,7 @@ def drop_decisions(run: Path) -> None:
         "literature.csv",
         "report.html",
         "MODEL_CARD.md",
-        REFERENCE,
+        TRAINING_STATS,
     ):
         (run / name).unlink(missing_ok=True)
     for folder in (run / "export", run / "cross", run / "train", run / "val"):
@@ -175,10 +175,10 @@ def drop_decisions(run: Path) -> None:
             plot.unlink()
 
 
-def _test_openings(run: Path) -> tuple[str, ...]:
+def _test_evaluations(run: Path) -> tuple[str, ...]:
     """Times of the evaluations on test of an earlier run in this folder."""
     try:
-        return load_card(run).test_openings
+        return load_card(run).test_evaluations
     except ValueError:
         return ()
 

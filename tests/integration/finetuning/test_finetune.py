@@ -413,7 +413,7 @@ def test_job_killed_between_weights_and_card_resumes(
 
 def test_finetune_deletes_old_results_but_keeps_the_log_of_test_evaluations(run: Path) -> None:
     card = load_card(run)
-    save_card(run, dataclasses.replace(card, test_openings=("2026-01-01T00:00:00",)))
+    save_card(run, dataclasses.replace(card, test_evaluations=("2026-01-01T00:00:00",)))
     stale = ["metrics.json", "predictions.csv", "report.html", "MODEL_CARD.md", "plots/roc.png"]
     stale += ["export/openvino/bundle.json", "cross/other/metrics.json"]
 
@@ -429,7 +429,7 @@ def test_finetune_deletes_old_results_but_keeps_the_log_of_test_evaluations(run:
     litter()
     train(TrainArgs(Path(card.store), run, head=card.head, train=TrainConfig(epochs=1)))
     assert not [name for name in stale if (run / name).exists()]
-    assert load_card(run).test_openings == ("2026-01-01T00:00:00",)
+    assert load_card(run).test_evaluations == ("2026-01-01T00:00:00",)
     assert [entry["stage"] for entry in read_log(run)] == ["head"]
 
 

@@ -924,9 +924,9 @@ def test_every_evaluation_on_test_is_logged(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     write_store(path, 2)
     one, two = FeatureStore.open(path), FeatureStore.open(path)
-    assert one.record_test_opening("runs/a") == 1
-    assert two.record_test_opening("runs/b") == 2
-    assert [entry["run"] for entry in FeatureStore.open(path).test_openings] == ["runs/a", "runs/b"]
+    assert one.record_test_evaluation("runs/a") == 1
+    assert two.record_test_evaluation("runs/b") == 2
+    assert [entry["run"] for entry in FeatureStore.open(path).test_evaluations] == ["runs/a", "runs/b"]
     assert verify_store(FeatureStore.open(path)) == []
 
 

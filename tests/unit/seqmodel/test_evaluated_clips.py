@@ -13,7 +13,7 @@ import zarr
 from features.maintenance.import_external import read_sequences, write_external
 from seqmodel.__main__ import main
 from seqmodel.commands.evaluate import evaluate_split, open_split, write_result
-from seqmodel.commands.evaluation_log import count_opening
+from seqmodel.commands.evaluation_log import log_test_evaluation
 from seqmodel.config import EvaluateArgs
 from seqmodel.evaluation.context import (
     folder_of,
@@ -233,12 +233,13 @@ def test_changes_to_a_run_during_evaluation_are_kept(run: Path, capsys: pytest.C
     args = EvaluateArgs(run, bootstrap_rounds=20)
     context = open_split(args)
     result = evaluate_split(context, args)
-    other = count_opening(context, load_card(run))
-    counted = count_opening(context, context.card)
-    assert len(load_card(run).test_openings) == len(other.test_openings) + 1 == len(counted.test_openings)
+    other = log_test_evaluation(context, load_card(run))
+    counted = log_test_evaluation(context, context.card)
+    assert len(counted.test_evaluations) == len(other.test_evaluations) + 1
+    assert len(load_card(run).test_evaluations) == len(counted.test_evaluations)
     write_result(folder_of(context), result, context, args, None)
     now = load_card(run)
-    assert len(now.test_openings) == 3
+    assert len(now.test_evaluations) == 3
     assert "test" in now.metrics
     save_card(run, replace(now, metrics={}, calibration=replace(now.calibration, threshold=0.9)))
     write_result(folder_of(context), result, context, args, None)

@@ -815,7 +815,7 @@ def test_repeated_search_and_finetune(tmp_path: Path) -> None:
         assert (run / "metrics.json").exists(), "the metrics are about the weights that are kept"
 
     card = load_card(run)
-    save_card(run, dataclasses.replace(card, test_openings=("2026-01-01T00:00:00",)))
+    save_card(run, dataclasses.replace(card, test_evaluations=("2026-01-01T00:00:00",)))
     before = state()
     numbers = {first["best"]["trial"]}
     for trials in range(2, 9):
@@ -827,7 +827,7 @@ def test_repeated_search_and_finetune(tmp_path: Path) -> None:
         stages = load_card(run).stages
         assert [stage["stage"] for stage in stages] == ["head", "finetune"]
         assert (stages[0]["trial"], stages[1]["started_from"]) == (number, "stage 1")
-        assert load_card(run).test_openings == ("2026-01-01T00:00:00",)
+        assert load_card(run).test_evaluations == ("2026-01-01T00:00:00",)
         assert not (run / "metrics.json").exists()
         numbers.add(number)
         before = state()
