@@ -566,9 +566,8 @@ def test_activation_cache_checks_disk_space_for_train_and_val_together(
     setup = open_setup(finetune_args)
     start_job(setup, finetune_args, DistributedContext())
     assert "--activation-cache off, augments them" in capsys.readouterr().err
-    sizes = [
-        (setup.folder / f"cut_{subset}" / "activations.f16").stat().st_size for subset in ("train", "val")
-    ]
+    folders = [setup.folder / f"activations_{subset}" for subset in ("train", "val")]
+    sizes = [(folder / "activations.f16").stat().st_size for folder in folders]
 
     def has_free(num_bytes: float) -> None:
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=num_bytes))
