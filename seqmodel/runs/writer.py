@@ -134,7 +134,7 @@ def put_calibration(run: Path, card: Card, store: Path | str | None = None) -> l
     The training statistics are computed again on `store`, or on the store that the card names.
     """
     exports = sorted(folder.name for folder in (run / "export").glob("*") if folder.is_dir())
-    drop_decisions(run)
+    drop_calibrated_results(run)
     save_card(run, dataclasses.replace(card, metrics={}))
     echo(f"calibration of {run} changed: old metrics, reports and exports deleted")
     _measure_training_stats(run, store)
@@ -150,12 +150,12 @@ def _measure_training_stats(run: Path, store: Path | str | None = None) -> None:
 
 def drop_results(run: Path) -> None:
     """Delete all results of weights that will be replaced: metrics, reports, plots, folds and exports."""
-    drop_decisions(run)
+    drop_calibrated_results(run)
     for folder in run.glob("folds-*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def drop_decisions(run: Path) -> None:
+def drop_calibrated_results(run: Path) -> None:
     """Delete all results that depend on the run's calibration; results of folds have calibrations of their
     own."""
     for name in (

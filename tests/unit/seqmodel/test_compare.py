@@ -18,7 +18,7 @@ from seqmodel.config import HeadConfig
 from seqmodel.evaluation import folds
 from seqmodel.metrics.bootstrap import Estimate, PairedDifference
 from seqmodel.metrics.calibration import Calibration, moved_band
-from seqmodel.runs.card import calibrators_of, load_card, save_card
+from seqmodel.runs.card import calibration_clips, load_card, save_card
 from seqmodel.runs.files import load_split
 from seqmodel.runs.predict import eval_subset, read_predictions
 from tests.support.trained_run import WITH_GEOMETRY, make_run, make_store
@@ -158,7 +158,7 @@ def test_calibration_recovers_accuracy_in_a_shifted_domain(two_runs, tmp_path, c
         == 0
     )
     evaluated = read_predictions(run / "cross/new/predictions.csv")
-    calibrated = set(calibrators_of(run, load_card(run)))
+    calibrated = set(calibration_clips(run, load_card(run)))
     assert calibrated
     assert not calibrated & {row["clip_id"] for row in evaluated}
     assert len({row["subject"] for row in evaluated}) == found["subjects_test"]

@@ -24,7 +24,7 @@ from seqmodel.evaluation.context import (
 from seqmodel.metrics.calibration import fit_calibration
 from seqmodel.reporting.content import commands
 from seqmodel.reporting.text import headline
-from seqmodel.runs.card import calibrators_of, load_card, save_card
+from seqmodel.runs.card import calibration_clips, load_card, save_card
 from seqmodel.runs.files import load_split
 from seqmodel.runs.predict import predict_rows, read_predictions
 from tests.support.trained_run import make_run, make_store
@@ -140,14 +140,14 @@ def test_later_clips_of_calibration_subjects_are_left_out(run: Path, tmp_path: P
     place = {"signal": 0.5, "seed": 3, "clip_prefix": "n", "num_subjects": 10}
     make_store(tmp_path / "new.zarr", **place)
     assert main(["calibrate", "--run", str(run), "--store", str(tmp_path / "new.zarr")]) == 0
-    calibrators = set(calibrators_of(run, load_card(run)).values())
-    assert calibrators
+    fit_subjects = set(calibration_clips(run, load_card(run)).values())
+    assert fit_subjects
     shutil.rmtree(tmp_path / "new.zarr")
     make_store(tmp_path / "new.zarr", **place, clips_each=9)
     evaluate(run, "--store", str(tmp_path / "new.zarr"))
     rows = read_predictions(run / "cross" / "new" / "predictions.csv")
     assert rows
-    assert not calibrators & {row["subject"] for row in rows}
+    assert not fit_subjects & {row["subject"] for row in rows}
 
 
 def test_two_stores_of_one_name_have_a_folder_each(run: Path, tmp_path: Path) -> None:

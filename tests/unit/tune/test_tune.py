@@ -97,7 +97,7 @@ def trials_of(out: Path) -> list[FrozenTrial]:
     return optuna.load_study(study_name=None, storage=storage).trials
 
 
-def facts(out: Path) -> list[tuple[dict[str, Any], float | None, TrialState]]:
+def stored_trials(out: Path) -> list[tuple[dict[str, Any], float | None, TrialState]]:
     return [(trial.params, trial.value, trial.state) for trial in trials_of(out)]
 
 
@@ -131,7 +131,7 @@ def test_two_runs_with_one_seed_and_one_job_are_the_same_study(
     searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
 ) -> None:
     tune(args_for(store, tmp_path / "again", trials=6))
-    assert facts(tmp_path / "again") == facts(searched[0])
+    assert stored_trials(tmp_path / "again") == stored_trials(searched[0])
 
 
 def test_resumed_search_equals_an_uninterrupted_one(
@@ -139,7 +139,7 @@ def test_resumed_search_equals_an_uninterrupted_one(
 ) -> None:
     tune(args_for(store, tmp_path / "parts", trials=2))
     summary, _ = tune(args_for(store, tmp_path / "parts", trials=6))
-    assert facts(tmp_path / "parts") == facts(searched[0])
+    assert stored_trials(tmp_path / "parts") == stored_trials(searched[0])
     assert summary["best"] == searched[1]["best"]
 
 
@@ -852,12 +852,12 @@ def test_crops_added_later_do_not_change_the_study(tmp_path: Path) -> None:
     store = write_crop_store(tmp_path / "s.zarr", cropless=tuple(range(32)))
     args = args_for(Path(store.path), tmp_path / "run", trials=1, epochs=1)
     tune(args)
-    before = facts(args.out)
+    before = stored_trials(args.out)
     for row, files in enumerate(map(write_crop_store(tmp_path / "t.zarr").read_crops, range(32))):
         store.write_row(row, crops=files)
     summary, _ = tune(dataclasses.replace(args, finetune=True))
     assert summary["finetune"]["epochs"] > 0
-    assert facts(args.out) == before
+    assert stored_trials(args.out) == before
 
 
 def test_missing_crops_are_reported_before_the_search(tmp_path: Path) -> None:
