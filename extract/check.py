@@ -82,7 +82,7 @@ def _import_error(module: str) -> str | None:
             import_openvino()
         else:
             importlib.import_module(module)
-    except (ImportError, OSError) as error:  # OSError: a library that torch misses on Windows
+    except (ImportError, OSError) as error:  # OSError: a library that torch needs is missing on Windows
         return " ".join(str(error).split()) or type(error).__name__
     return None
 

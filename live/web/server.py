@@ -165,7 +165,7 @@ class BrowserView:
                 await web_socket.send_text(self._state_json)
                 await web_socket.send_bytes(self._jpeg)
         except (WebSocketDisconnect, RuntimeError):
-            pass  # the browser went away in the middle of a message
+            pass  # the browser disconnected during a message
         finally:
             self._num_pages -= 1
             receiver.cancel()

@@ -599,13 +599,13 @@ def test_activation_cache_of_a_changed_store_is_replaced(run: Path, tmp_path: Pa
 def test_cached_versions_are_activations_of_augmented_crops(run: Path) -> None:
     finetune_args = args(run, finetune=dataclasses.replace(QUICK, augmented_copies=3))
     setup = open_setup(finetune_args)
-    learned, held = activation_datasets(setup, finetune_args, DistributedContext())
-    assert (learned.num_versions, held.num_versions) == (3, 1)
+    train, val = activation_datasets(setup, finetune_args, DistributedContext())
+    assert (train.num_versions, val.num_versions) == (3, 1)
     prefix = prefix_runner(setup.model.encoder, setup.first_block, 32, "cpu")
     x, valid, _ = setup.train.batch(np.array([1]))
     crops = x["crops"][0][valid["crops"][0]]
     for version in range(3):
-        found = learned.batch(np.array([1]), version)[0]["activations"][0][valid["crops"][0]]
+        found = train.batch(np.array([1]), version)[0]["activations"][0][valid["crops"][0]]
         rng = np.random.default_rng([finetune_args.seed, 1, version])
         seen = augment_clip(torch.from_numpy(crops), augmentation_of(setup), rng).contiguous().numpy()
         assert np.array_equal(found, prefix(seen if version else crops))

@@ -343,8 +343,8 @@ def test_scored_folds_need_two_classes_in_train_and_val() -> None:
     clips = Samples({}, {}, labels, np.array([f"{k}#0" for k in range(6)]), no_subject, np.arange(6))
     both, zeros, ones = np.array([0, 1]), np.array([2, 3]), np.array([4, 5])
 
-    def has_score(learned: np.ndarray, held: np.ndarray) -> bool:
-        return bool(scored_folds([Fold(select_samples(clips, learned), select_samples(clips, held), {})]))
+    def has_score(train: np.ndarray, held_out: np.ndarray) -> bool:
+        return bool(scored_folds([Fold(select_samples(clips, train), select_samples(clips, held_out), {})]))
 
     assert has_score(both, np.array([3, 4]))
     assert not has_score(both, zeros)
