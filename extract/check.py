@@ -27,7 +27,7 @@ PACKAGES = (
     "zarr",
     "optuna",
 )
-OPENED = {"torch": "torch", "openvino": "openvino", "opencv-contrib-python": "cv2", "av": "av"}
+IMPORTED = {"torch": "torch", "openvino": "openvino", "opencv-contrib-python": "cv2", "av": "av"}
 """Module by package, for packages that are imported as a test: a system library may be missing."""
 CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg")
 FILES: dict[str, Callable[[bool], Path]] = {
@@ -37,7 +37,7 @@ FILES: dict[str, Callable[[bool], Path]] = {
     "weights of efficientnet_lite0": lambda fetch: encoder_weights("efficientnet_lite0", "imagenet", fetch),
     "face detector (full range, --detector full)": lambda fetch: detector_file("full", fetch),
 }
-NEEDED = tuple(FILES)[:3]
+REQUIRED_FILES = tuple(FILES)[:3]
 """Files that an extraction with the default options needs."""
 REPORTING_MEDIAPIPE = (0, 10, 35)
 """MediaPipe from this version on sends usage data to Google and cannot be told not to."""
@@ -45,7 +45,7 @@ REPORTING_MEDIAPIPE = (0, 10, 35)
 
 def check_machine(config: CheckConfig) -> tuple[dict[str, Any], int]:
     """Check the machine and print the result; returns (summary, exit code), 1 if extraction cannot run."""
-    unusable = {name: reason for name, module in OPENED.items() if (reason := _import_error(module))}
+    unusable = {name: reason for name, module in IMPORTED.items() if (reason := _import_error(module))}
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -60,7 +60,7 @@ def check_machine(config: CheckConfig) -> tuple[dict[str, Any], int]:
         "cache_error": _write_error(cache_dir()),
         "files": {name: _file(get, config.fetch) for name, get in FILES.items()},
     }
-    missing = [name for name in NEEDED if found["files"][name]["path"] is None]
+    missing = [name for name in REQUIRED_FILES if found["files"][name]["path"] is None]
     missing += [
         name
         for name, version in found["packages"].items()
@@ -85,7 +85,7 @@ def _import_error(module: str) -> str | None:
             import_openvino()
         else:
             importlib.import_module(module)
-    except (ImportError, OSError) as error:  # OSError: a library that torch misses on Windows
+    except (ImportError, OSError) as error:  # OSError: a library that torch needs is missing on Windows
         return " ".join(str(error).split()) or type(error).__name__
     return None
 

@@ -31,7 +31,7 @@ STOPPED = "stopped before the end"
 MAX_LISTED = 30
 """Maximum number of failures that are printed."""
 USER_ERRORS = (ValueError, OSError)
-"""Errors that a user can fix: shown as one line. Any other exception is our bug and keeps its traceback."""
+"""Errors that a user can fix: shown as one line. Any other exception is a bug and keeps its traceback."""
 
 
 def parse(config: type[Config], argv: Sequence[str] | None, *, prog: str, description: str) -> Config:

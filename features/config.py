@@ -80,6 +80,7 @@ class ImportArgs:
     same D are compatible."""
     stream: Literal["auto", "embeddings", "geometry"] = "auto"
     """Stream of the features. auto: geometry if the feature_names of an .npz are MediaPipe's blendshapes,
-    else embeddings. Geometry can be explained by part of the face and centred on a subject's mean."""
+    else embeddings. For geometry, the report shows the importance of each part of the face, and tune
+    has --center."""
     json: bool = False
     """Print the summary as one JSON object on stdout."""

@@ -196,7 +196,7 @@ def videos_below(folder: Path, root: Path) -> tuple[list[Path], list[Failure]]:
             is_video = file.suffix.lower() in VIDEO_SUFFIXES
             if not is_video and (file.suffix or not os.path.islink(file)):
                 continue
-            if reason := _obstacle(file, root):
+            if reason := _reason_unusable(file, root):
                 note(file, reason)
             elif is_video and file.is_file():
                 videos.append(file)
@@ -219,15 +219,15 @@ def walk(
     Linked folders are visited last, each once, and never a parent of `root`: so loops end, and each video has
     one name. on_error: called for each folder that cannot be listed; such folders are skipped.
     """
-    entered = {str(folder) for folder in Path(os.path.realpath(root)).parents}
+    visited = {str(folder) for folder in Path(os.path.realpath(root)).parents}
     waiting = [str(root)]
     while waiting:
         for folder, subfolders, files in os.walk(waiting.pop(0), onerror=on_error):
             real = os.path.realpath(folder)
-            if real in entered:
+            if real in visited:
                 subfolders.clear()
                 continue
-            entered.add(real)
+            visited.add(real)
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             yield Path(folder), subfolders, sorted(name for name in files if not name.startswith("."))
             for name in subfolders:
@@ -283,7 +283,7 @@ def dropped_s(clip: Clip, duration_s: float, window_s: float) -> float:
     return max(0.0, end_s - last_s)
 
 
-def _obstacle(file: Path, root: Path) -> str:
+def _reason_unusable(file: Path, root: Path) -> str:
     """Why a file cannot be used; '' = no reason found."""
     try:
         file.stat()

@@ -1,1 +1,1 @@
-"""The webcam: the trained model at work."""
+"""Live predictions of a trained run, from a webcam or video files."""

@@ -67,7 +67,7 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
 
         try:
             summary["report"] = str(
-                write_report([summarise_log(session.log_path, card.labelling.task)], own=True)
+                write_report([summarise_log(session.log_path, card.labelling.task)], of_session=True)
             )
         except (ValueError, OSError) as error:  # the log was rotated away: the session itself is complete
             log_warning(f"no session report: {error}")

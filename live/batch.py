@@ -29,8 +29,8 @@ from seqmodel.runs.files import write_csv
 
 TABLE = "predictions.csv"
 LOCK_NAME = ".predict.lock"
-HEAD = ("video", "log", "duration_s", "frames", "face_rate")
-STATE = ("size", "modified_ns", "made_with")
+FIRST_COLUMNS = ("video", "log", "duration_s", "frames", "face_rate")
+STATE_COLUMNS = ("size", "modified_ns", "made_with")
 """First and last columns of the table; the columns of the classes are between them."""
 
 MAX_NAME_BYTES = 220
@@ -150,7 +150,7 @@ def _is_locked(descriptor: int) -> bool:
 
 
 def predict_video(predictor: Predictor, video: Path, log_path: Path) -> dict[str, Any]:
-    """Predict one video into a log and a timeline next to it; returns its row of the table, without STATE.
+    """Predict one video into a log and a timeline next to it; returns its row, without STATE_COLUMNS.
 
     `frames` counts sampled frames. For each class, `share_` is the share of frames with this label (frames
     in other states have no label), and `p_` is the mean probability over the frames in state ok or unsure,
@@ -251,20 +251,20 @@ def fingerprint(model: LiveModel) -> str:
     That is the run's weights, their precision, calibration, `min_filled` and whether there is a landmarker.
     """
     precision = model.engine.numerics["precision"] if model.engine else ""
-    facts = (model.card.calibration, model.min_filled, precision, model.landmarker_file is not None)
-    return f"{model.key}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+    inputs = (model.card.calibration, model.min_filled, precision, model.landmarker_file is not None)
+    return f"{model.key}-{hashlib.sha256(repr(inputs).encode()).hexdigest()[:12]}"
 
 
 def state_of(video: Path, made_with: str) -> dict[str, str]:
-    """The STATE columns, which show whether a row of the table is up to date.
+    """The `STATE_COLUMNS`, which show whether a row of the table is up to date.
 
     Raises ValueError when the video does not exist.
     """
     try:
-        facts = video.stat()
+        status = video.stat()
     except OSError as error:
         raise ValueError(f"{video}: {error.strerror}") from error
-    return {"size": str(facts.st_size), "modified_ns": str(facts.st_mtime_ns), "made_with": made_with}
+    return {"size": str(status.st_size), "modified_ns": str(status.st_mtime_ns), "made_with": made_with}
 
 
 def read_table(path: Path) -> dict[str, dict[str, Any]]:
@@ -277,7 +277,7 @@ def read_table(path: Path) -> dict[str, dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         columns = list(reader.fieldnames or ())
-        if not {*HEAD, *STATE} <= set(columns):
+        if not {*FIRST_COLUMNS, *STATE_COLUMNS} <= set(columns):
             raise ValueError(
                 f"{path} was not written by live predict (its columns are {columns[:6]}…) and is not "
                 "changed: choose another --out"
@@ -288,6 +288,6 @@ def read_table(path: Path) -> dict[str, dict[str, Any]]:
 def write_table(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
     """Write one row per video, atomically; columns of classes from another run are kept."""
     class_columns = [f"share_{name}" for name in names] + [f"p_{name}" for name in names]
-    others = [column for row in rows for column in row if column not in STATE]
-    columns = [*dict.fromkeys([*HEAD, *class_columns, *others]), *STATE]
+    others = [column for row in rows for column in row if column not in STATE_COLUMNS]
+    columns = [*dict.fromkeys([*FIRST_COLUMNS, *class_columns, *others]), *STATE_COLUMNS]
     write_csv(path, [columns, *([row.get(column, "") for column in columns] for row in rows)])

@@ -173,7 +173,7 @@ class Session:
             self._keep_labels(self._labels.stop(at_s))
             return "label ended"
         if self.absent is not None:
-            return "nothing is recorded now: label again when the picture is back"
+            return "nothing is recorded now: press the label key again when the camera works"
         self._keep_labels(self._labels.begin(self.names[number - 1], at_s))
         return f"label from now on: {self.names[number - 1]}"
 

@@ -66,8 +66,8 @@ def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | N
             bar.advance(task)
     glasses = ["yes" if looks_of(s.subject, seed).glasses else "no" for s in scripts]
     labels = [
-        (s.path, s.label, f"p{s.subject:02d}", s.split, s.behaviour, worn)
-        for s, worn in zip(scripts, glasses, strict=True)
+        (s.path, s.label, f"p{s.subject:02d}", s.split, s.behaviour, has_glasses)
+        for s, has_glasses in zip(scripts, glasses, strict=True)
     ]
     for name, rows in (("labels.csv", labels), ("unseen.csv", parts)):
         with (out / name).open("w", encoding="utf-8") as file:

@@ -159,8 +159,8 @@ def draw(rendered: RenderedFace, pose: Pose, tick: int = 0) -> np.ndarray:
     unroll = np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
     turn = np.diag([scale * side / looks.width, scale]) @ unroll
     joint = np.array([-MAP_BOX[0], MAP_BOX[3]]) / MAP_STEP
-    reach = np.array([[-108, -166], [108, 62]]) * looks.zoom + (column, row)
-    (left, top), (right, bottom) = np.clip(np.round(reach), 0, (WIDTH, HEIGHT)).astype(int)
+    corners = np.array([[-108, -166], [108, 62]]) * looks.zoom + (column, row)
+    (left, top), (right, bottom) = np.clip(np.round(corners), 0, (WIDTH, HEIGHT)).astype(int)
     if left < right and top < bottom:
         affine = np.column_stack([turn, joint - turn @ (column - left, row - top)])
         spread = _between(head_maps(), side * pose.yaw, pose.pitch)

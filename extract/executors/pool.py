@@ -55,7 +55,7 @@ def run_jobs(
     try:
         for _ in range(workers if jobs else 0):
             pool.start()
-        while waiting or pool.busy():
+        while waiting or pool.is_busy():
             pool.hand_out(waiting)
             yield from pool.collect(waiting)
     finally:
@@ -104,7 +104,7 @@ class _Pool:
         worker_end.close()
         self._workers.append(_Worker(process, parent_end))
 
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         return any(worker.job is not None for worker in self._workers)
 
     def hand_out(self, waiting: "deque[tuple[Job, bool]]") -> None:

@@ -49,7 +49,7 @@ def work(pipe: Connection, extractor_config: ExtractorConfig, store_path: str) -
         pass  # the parent closed the pipe: done
     except StoreWriteError as error:
         pipe.send(("store", str(error)))
-    except Exception as error:  # a bug of ours: report it to the parent, then end with the traceback
+    except Exception as error:  # an unexpected error: report it to the parent, then end with the traceback
         pipe.send(("crash", f"{type(error).__name__}: {error}"))
         raise
     finally:

@@ -80,13 +80,13 @@ def silenced_stderr() -> Iterator[None]:
     """Discard everything written to file descriptor 2; this includes the output of C libraries."""
     sys.stderr.flush()
     kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    devnull = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
         os.dup2(kept, 2)
-        os.close(nowhere)
+        os.close(devnull)
         os.close(kept)
 
 

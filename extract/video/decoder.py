@@ -171,7 +171,7 @@ def duration_s(container: "av.container.InputContainer", stream: "av.VideoStream
     may_restart = Flags.ts_discont in Flags(container.format.flags)
     if stream.duration and stream.time_base and not may_restart:
         return float(stream.duration * stream.time_base)
-    # A truncated file still has its full length in the tag, so that it is not taken for a shorter video.
+    # A truncated file still has its full length in the tag, so it does not count as a shorter video.
     end_s = max(_tagged_end_s(stream), last_packet_end_s(container, stream, from_start=may_restart))
     return end_s or (container.duration or 0) / 1e6  # AV_TIME_BASE, microseconds
 

@@ -45,7 +45,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
             "geometry": fingerprint(store.recipe.geometry) if store.recipe.geometry else None,
         },
         "numerics": [store.numerics, *store.other_numerics],
-        "test_openings": len(store.test_openings),
+        "test_evaluations": len(store.test_evaluations),
         "packed": store.mapped_stream(store.streams[0]) is not None,
         "fingerprint": store.fingerprint(),
     }

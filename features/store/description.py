@@ -46,7 +46,7 @@ def create(
         "frame_columns": list(FRAME_COLUMNS),
         "label_names": label_names or {},
         "slice_columns": [],
-        "test_openings": [],
+        "test_evaluations": [],
         "encoder_subsets": {},
     }
     attributes[LAYOUT_SUM] = layout_sum(location, attributes)

@@ -184,18 +184,18 @@ def retried(write: Callable[..., Result], *arguments: Any) -> Result:
     raise AssertionError("unreachable")
 
 
-def sweep(location: StoreLocation, *, young: bool = False) -> int:
+def sweep(location: StoreLocation, *, include_recent: bool = False) -> int:
     """Delete `*.partial` files that killed writers left; returns the number of deleted files.
 
     Searches the store's folder, its arrays and its label and slice columns. Unfinished packed copies are left
-    to the next `pack`. young: also delete files that may be in writing now.
+    to the next `pack`. include_recent: also delete files that may be in writing now.
     """
     if location.folder is None:
         return 0  # objects are written atomically
     arrays = [folder for folder in _folders(location.folder) if folder.name != "packed"]
     columns = [column for array in arrays if array.name in ("labels", "slices") for column in _folders(array)]
     partials = [file for folder in (location.folder, *arrays, *columns) for file in folder.glob("*.partial")]
-    orphans = [file for file in partials if young or _is_old(file)]
+    orphans = [file for file in partials if include_recent or _is_old(file)]
     for file in orphans:
         retried(file.unlink, True)
     return len(orphans)

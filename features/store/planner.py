@@ -215,8 +215,10 @@ def _subsets_under_new_names(
     """`encoder_subsets` with the new group names after subjects were corrected. If several groups become one,
     it gets the first of their subsets in the order of `SUBSETS`."""
     found: dict[str, str] = {}
-    olds, news = (group_names(t["subject"].tolist(), t["source"].tolist()) for t in (before, after))
-    for old, new in zip(olds, news, strict=True):
+    old_groups, new_groups = (
+        group_names(t["subject"].tolist(), t["source"].tolist()) for t in (before, after)
+    )
+    for old, new in zip(old_groups, new_groups, strict=True):
         if old in subsets:
             found[new] = min(found.get(new, SUBSETS[-1]), subsets[old], key=SUBSETS.index)
     return found

@@ -98,7 +98,7 @@ class Rows:
                     values[index] = numbers_of(payload, tail, array.dtype)
             return values
         except (ValueError, RuntimeError) as error:
-            raise self._damage(name, error) from error
+            raise self._read_error(name, error) from error
 
     def read_texts(self, name: str, row: int) -> list[bytes]:
         """T byte strings of one row, all b"" if the row is missing.
@@ -112,7 +112,7 @@ class Rows:
             payload = read_chunk(self._file(name, row))
             return [b""] * array.shape[1] if payload is None else texts_of(payload)
         except (ValueError, RuntimeError) as error:
-            raise self._damage(name, error) from error
+            raise self._read_error(name, error) from error
 
     def stamp(self, *names: str) -> str:
         """Twelve hex digits: a hash of which chunks these arrays have and when one was last written.
@@ -138,7 +138,7 @@ class Rows:
         assert self.location.folder is not None
         return self.location.folder / chunk_key(name, row, ROW_ARRAYS[name])
 
-    def _damage(self, name: str, error: Exception) -> ValueError:
+    def _read_error(self, name: str, error: Exception) -> ValueError:
         return ValueError(
             f"{self.location.text}: {name} cannot be read ({error}); run python -m features verify on it"
         )

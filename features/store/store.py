@@ -85,7 +85,7 @@ class FeatureStore:
         self.num_clips: int = attributes["num_clips"]
         self.num_frames: int = attributes["num_frames"]
         self.label_names: dict[str, list[str]] = attributes["label_names"]
-        self.test_openings: list[dict[str, str]] = attributes["test_openings"]
+        self.test_evaluations: list[dict[str, str]] = attributes["test_evaluations"]
         self.encoder_subsets: dict[str, str] = attributes["encoder_subsets"]
         """For a fine-tuned encoder: the subset of each group (as in `groups_of`) in the fine-tuning run,
         which trained on train and selected the model on val. Empty if unknown or not fine-tuned."""
@@ -261,7 +261,7 @@ class FeatureStore:
         """
         with planner_lock(self.location, wait_s):
             group = existing_group(self.location, read_only=False)
-            _tidy(group, self.location)
+            _delete_leftovers(group, self.location)
             write_column(group, "state", self.table().state)
 
     def fingerprint(self) -> str:
@@ -281,28 +281,29 @@ class FeatureStore:
             digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()[:16]
 
-    def record_test_opening(self, run_name: str) -> int:
+    def record_test_evaluation(self, run_name: str) -> int:
         """Log in the store that a run is evaluated on test; returns the number of such evaluations."""
         with planner_lock(self.location):
             group = existing_group(self.location, read_only=False)
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            earlier: Any = group.attrs["test_openings"]
-            self.test_openings = [*earlier, {"time_utc": now, "run": run_name}]
-            commit(group, self.location, {"test_openings": self.test_openings})
-        return len(self.test_openings)
+            earlier: Any = group.attrs["test_evaluations"]
+            self.test_evaluations = [*earlier, {"time_utc": now, "run": run_name}]
+            commit(group, self.location, {"test_evaluations": self.test_evaluations})
+        return len(self.test_evaluations)
 
-    def carry_over(self, test_openings: list[dict[str, str]], encoder_subsets: dict[str, str]) -> None:
+    def carry_over(self, test_evaluations: list[dict[str, str]], encoder_subsets: dict[str, str]) -> None:
         """Copy the log of test evaluations from the store that this one is made from, before its own entries,
         and set `encoder_subsets`."""
         with planner_lock(self.location):
             group = existing_group(self.location, read_only=False)
-            stored: Any = group.attrs["test_openings"]
-            self.test_openings = [*test_openings, *(entry for entry in stored if entry not in test_openings)]
+            stored: Any = group.attrs["test_evaluations"]
+            added = [entry for entry in stored if entry not in test_evaluations]
+            self.test_evaluations = [*test_evaluations, *added]
             self.encoder_subsets = encoder_subsets
             commit(
                 group,
                 self.location,
-                {"test_openings": self.test_openings, "encoder_subsets": encoder_subsets},
+                {"test_evaluations": self.test_evaluations, "encoder_subsets": encoder_subsets},
             )
 
     def _require_writable(self, row: int) -> None:
@@ -377,7 +378,7 @@ def plan(
                 location, recipe, numerics=numerics, num_frames=recipe.pixels.num_frames, versions=versions
             )
         recipe = reconcile(group, location, recipe, numerics)
-        _tidy(group, location)
+        _delete_leftovers(group, location)
         changes = planner.write_rows(
             group,
             location,
@@ -410,7 +411,7 @@ def delete(path: Path | str, subject: str | None = None) -> int:
         return count
     with planner_lock(location):
         group = existing_group(location, read_only=False)
-        _tidy(group, location, young=True)  # partial files may hold crops of the subject
+        _delete_leftovers(group, location, include_recent=True)  # partial files may hold crops of the subject
         erasure.blank_uncounted(group)
         # Opened again: another process may have appended rows before this one got the lock.
         rows = np.flatnonzero(FeatureStore.open(path).table().subject == subject)
@@ -420,9 +421,9 @@ def delete(path: Path | str, subject: str | None = None) -> int:
     return len(rows)
 
 
-def _tidy(group: zarr.Group, location: StoreLocation, *, young: bool = False) -> None:
+def _delete_leftovers(group: zarr.Group, location: StoreLocation, *, include_recent: bool = False) -> None:
     """Delete what killed writers left, and data that was written after its subject was deleted."""
-    sweep(location, young=young)
+    sweep(location, include_recent=include_recent)
     rows = erasure.rows_after_deletion(group, location)
     if len(rows):
         erasure.clear_rows(group, location, rows)

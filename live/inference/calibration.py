@@ -15,9 +15,9 @@ from seqmodel.metrics.calibration import Calibration
 
 SETTLE_SHARE = 0.5
 """Share of each phase that is skipped (at least one window), because the window still has older frames."""
-COUNTED_S = 5.0
+MIN_USED_S = 5.0
 """Shortest part of a phase that is used, seconds: 15 frames at 3 frames/s for a median."""
-APART_LOGITS = 0.3
+MIN_LOGIT_DIFFERENCE = 0.3
 """Smallest difference of the phases' median logits; below it the calibration is refused."""
 ATTENDING_P = 0.9
 """Probability that the median of the attending phase gets."""
@@ -52,8 +52,8 @@ class CalibrationSession:
 
     def phase(self, now_s: float) -> str:
         """`attend`, then `away`, then `done`."""
-        passed = now_s - self.start_s
-        return "attend" if passed < self.seconds else "away" if passed < 2 * self.seconds else "done"
+        elapsed_s = now_s - self.start_s
+        return "attend" if elapsed_s < self.seconds else "away" if elapsed_s < 2 * self.seconds else "done"
 
     def message(self, now_s: float) -> str:
         """The instruction for the user."""
@@ -64,8 +64,8 @@ class CalibrationSession:
 
     def add(self, prediction: Prediction) -> None:
         """Add a prediction, if its window lies in one phase and its state is `ok` or `unsure`."""
-        into = (prediction.t_s - self.start_s) % self.seconds
-        if into < self.settle_s or prediction.state not in ("ok", "unsure"):
+        phase_s = (prediction.t_s - self.start_s) % self.seconds
+        if phase_s < self.settle_s or prediction.state not in ("ok", "unsure"):
             return
         if (phase := self.phase(prediction.t_s)) != "done":
             (self.attending if phase == "attend" else self.away).append(float(np.mean(prediction.logits)))
@@ -73,7 +73,7 @@ class CalibrationSession:
 
 def shortest_phase_s(window_s: float) -> float:
     """Shortest allowed phase, seconds."""
-    return window_s + COUNTED_S
+    return window_s + MIN_USED_S
 
 
 def can_calibrate(task: str) -> bool:
@@ -91,7 +91,7 @@ def personal_calibration(attending: list[float], away: list[float], base: Calibr
     if min(len(attending), len(away)) < 3:
         raise ValueError("too few frames with a face for a calibration: nothing was changed")
     high, low = float(np.median(attending)), float(np.median(away))
-    if high - low < APART_LOGITS:
+    if high - low < MIN_LOGIT_DIFFERENCE:
         raise ValueError(
             f"the model's logits for attending ({high:.2f}) and looking away ({low:.2f}) are too close: "
             "nothing was changed"

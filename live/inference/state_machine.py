@@ -49,11 +49,11 @@ class Statement:
 
 @dataclass(frozen=True)
 class DisplayState:
-    """The displayed statement, and the candidate for the next one."""
+    """The displayed state and class, and the candidate for the next ones."""
 
     shown: Statement = Statement()
     candidate: Statement = Statement()
-    """Statement of the last frames."""
+    """State and class of the last frames."""
     streak: int = 0
     """Number of consecutive frames with the candidate."""
 

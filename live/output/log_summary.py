@@ -13,7 +13,7 @@ import numpy as np
 from live.config import novelty_file
 from live.inference.state_machine import ABSENT
 from live.output.log_reader import LogRow, read_log
-from live.ui.drawing import FAINT, INK, PAPER, STATE_WORDS, paint_text, text_width
+from live.ui.drawing import FAINT, INK, PAPER, STATE_TEXTS, paint_text, text_width
 from live.ui.timeline import TimelinePoint, ends_s, paint_timeline
 from seqmodel.runs.training_stats import level_of
 
@@ -89,7 +89,7 @@ def summarise_rows(
     seconds: dict[str, float] = {}
     spans: list[StateSpan] = []
     for row, end_s in zip(rows, ends_s(points), strict=True):
-        shown = row.label or STATE_WORDS[row.state]
+        shown = row.label or STATE_TEXTS[row.state]
         seconds[shown] = seconds.get(shown, 0.0) + end_s - row.t_s
         if spans and spans[-1].shown == shown and row.t_s - spans[-1].end_s < 1e-6:
             spans[-1] = StateSpan(shown, spans[-1].start_s, end_s)

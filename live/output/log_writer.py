@@ -126,11 +126,11 @@ class FsyncThread:
 
     def keep(self, descriptor: int) -> None:
         """Sync what was written to this open file so far, soon."""
-        facts = os.fstat(descriptor)
+        status = os.fstat(descriptor)
         with self._changed:
-            if (facts.st_dev, facts.st_ino) not in self._waiting:
+            if (status.st_dev, status.st_ino) not in self._waiting:
                 # A duplicate, because a rotated log may be closed before the sync.
-                self._waiting[facts.st_dev, facts.st_ino] = os.dup(descriptor)
+                self._waiting[status.st_dev, status.st_ino] = os.dup(descriptor)
                 self._changed.notify()
 
     def close(self) -> None:

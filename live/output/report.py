@@ -10,7 +10,7 @@ from features.cli import echo, log_warning
 from live.config import NOVELTY, ReportConfig, free_name, log_files
 from live.output.log_reader import is_log, read_log
 from live.output.log_summary import Day, SessionSummary, clock, days, summarise_rows, timeline_png
-from live.ui.drawing import STATE_WORDS, colour_of
+from live.ui.drawing import STATE_TEXTS, colour_of
 from seqmodel.runs.card import Card, load_card
 from seqmodel.runs.files import write_text
 
@@ -103,20 +103,20 @@ def write_report(
     *,
     out: Path | None = None,
     reference_run: Path | None = None,
-    own: bool = False,
+    of_session: bool = False,
 ) -> Path:
     """Write the HTML report of some sessions (one file) and a timeline PNG next to each log.
 
-    The report is `out`, or the next free name next to the first log. An existing timeline is kept, but with
-    `own` (a session writes its own report) it is replaced. A timeline that cannot be written is left out with
-    a warning. Returns the report's path. Raises OSError when the report cannot be written.
+    The report is `out`, or the next free name next to the first log. of_session: a session writes its own
+    report; an existing timeline is then replaced, else kept. A timeline that cannot be written is left out
+    with a warning. Returns the report's path. Raises OSError when the report cannot be written.
     """
     pictures = []
     for session in sessions:
         png = timeline_png(session)
         timeline = session.log.with_suffix(".png")
         try:
-            if own or not timeline.exists():
+            if of_session or not timeline.exists():
                 timeline.write_bytes(png)
         except OSError as error:
             log_warning(f"no timeline next to the log: {error}")
@@ -129,7 +129,8 @@ def write_report(
         training_stats = read_training_stats(reference_run) or write_training_stats(reference_run)
         comparison = _compare(days(sessions), training_stats) | {"level": level}
     page = out or _free_page(sessions[0].log)
-    write_text(page, _page(sessions, pictures, comparison, is_task_unknown=reference_run is None and not own))
+    is_task_unknown = reference_run is None and not of_session
+    write_text(page, _page(sessions, pictures, comparison, is_task_unknown=is_task_unknown))
     return page
 
 
@@ -190,5 +191,5 @@ def _page(
 def _css(shown: str, names: tuple[str, ...]) -> str:
     if shown in names:
         return "rgb({},{},{})".format(*colour_of("ok", names.index(shown) / (len(names) - 1)))
-    state = next(state for state, text in STATE_WORDS.items() if text == shown)
+    state = next(state for state, text in STATE_TEXTS.items() if text == shown)
     return "rgb({},{},{})".format(*colour_of(state))

@@ -29,7 +29,7 @@ def camera_frames(index: int, clock: Clock) -> Iterator[Frame]:
         index,
     )
     camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # a driver queue of one frame keeps the delay short
-    return _read_on(camera, clock)
+    return _read_frames(camera, clock)
 
 
 def stream_frames(address: str, clock: Clock) -> Iterator[Frame]:
@@ -43,7 +43,7 @@ def stream_frames(address: str, clock: Clock) -> Iterator[Frame]:
         cv2.CAP_PROP_READ_TIMEOUT_MSEC,
         STREAM_TIMEOUT_MS,
     ]
-    return _read_on(
+    return _read_frames(
         _open_capture(f"{address}: this address gives no video", address, cv2.CAP_FFMPEG, options), clock
     )
 
@@ -75,7 +75,7 @@ def bgr_to_rgb(bgr: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
-def _read_on(capture: Any, clock: Clock) -> Iterator[Frame]:
+def _read_frames(capture: Any, clock: Clock) -> Iterator[Frame]:
     try:
         while True:
             grabbed, bgr = capture.read()

@@ -22,8 +22,8 @@ class LatestFrameReader:
     """Reads a source in its own thread and keeps only the newest frame, without a queue.
 
     `opener` gives the frames; with `reconnects` it is called again, with growing pauses, when they stop.
-    Without `reconnects` the end of the frames ends the source. `clock` is the current time in the time of the
-    frames, seconds. `begin` starts a file after its first frame; a camera needs no start.
+    Without `reconnects` the end of the frames ends the source. `clock` is the current time on the frames'
+    time axis, seconds. `begin` starts a file after its first frame; a camera needs no start.
     """
 
     is_file = False

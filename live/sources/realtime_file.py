@@ -28,7 +28,7 @@ class RealtimeFileReader:
         self._last_s = self._paused_s = 0.0
 
     def now_s(self) -> float:
-        """Current time in the time of the frames, seconds; 0 before `begin`."""
+        """Current time on the frames' time axis, seconds; 0 before `begin`."""
         return 0.0 if self._start is None else self._clock() - self._start
 
     def begin(self) -> None:

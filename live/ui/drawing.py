@@ -15,7 +15,7 @@ from live.inference.state_machine import State
 
 Colour = tuple[int, int, int]
 
-INK, PAPER, FAINT, TROUGH = (240, 243, 246), (18, 22, 28), (150, 160, 170), (36, 42, 51)
+INK, PAPER, FAINT, TRACK = (240, 243, 246), (18, 22, 28), (150, 160, 170), (36, 42, 51)
 FIRST_CLASS, LAST_CLASS = (165, 120, 235), (70, 200, 150)
 """Colours of the first and the last class, classes between are mixed; distinct for colour-blind viewers."""
 STATE_COLOURS: dict[State, Colour] = {
@@ -26,7 +26,7 @@ STATE_COLOURS: dict[State, Colour] = {
     "paused": (110, 118, 128),
     "camera_lost": (240, 100, 90),
 }
-STATE_WORDS: dict[State, str] = {
+STATE_TEXTS: dict[State, str] = {
     "warming_up": "warming up",
     "ok": "ok",
     "unsure": "unsure",

@@ -14,7 +14,7 @@ import numpy as np
 
 from live.inference.predictor import SUBJECT_MEAN_S, Prediction
 from live.inference.state_machine import State
-from live.ui.drawing import FAINT, INK, PAPER, STATE_WORDS, TROUGH, Colour, colour_of, paint_text, text_width
+from live.ui.drawing import FAINT, INK, PAPER, STATE_TEXTS, TRACK, Colour, colour_of, paint_text, text_width
 from live.ui.timeline import TimelinePoint, paint_timeline
 from seqmodel.runs.training_stats import level_of
 
@@ -122,10 +122,10 @@ def timeline_point(prediction: Prediction, mark: str = "") -> TimelinePoint:
 def headline(prediction: Prediction | None, state: State) -> str:
     """The displayed class or state."""
     if prediction is None or state in ("paused", "camera_lost", "no_face"):
-        return STATE_WORDS[state]
+        return STATE_TEXTS[state]
     if state == "warming_up":
-        return f"{STATE_WORDS[state]} {prediction.filled:.0%}"
-    return prediction.label if state == "ok" else STATE_WORDS[state]
+        return f"{STATE_TEXTS[state]} {prediction.filled:.0%}"
+    return prediction.label if state == "ok" else STATE_TEXTS[state]
 
 
 def _boxes(image: np.ndarray, prediction: Prediction | None, scale: float) -> None:
@@ -164,7 +164,7 @@ def _headline(
     right = width - 2 * size - text_width(LOCAL_ONLY, size) - text_width(value, size)
     if right - left >= 2 * size:  # else there is no room next to long names
         y0, y1 = top + size // 3, top + round(size * 1.25)
-        panel[y0:y1, left:right] = TROUGH
+        panel[y0:y1, left:right] = TRACK
         panel[y0:y1, left : left + round((right - left) * level)] = colour
         paint_text(panel, value, (right + size // 2, top), size, INK)
 
@@ -173,15 +173,15 @@ def _footer(
     canvas: np.ndarray, prediction: Prediction | None, status: Status, size: int, top: int, pad: int
 ) -> None:
     """Draw frame rate, latency and shares, and the keys below them."""
-    facts = [f"{status.fps:.0f} fps"]
+    details = [f"{status.fps:.0f} fps"]
     if prediction is not None:
-        facts += [f"{prediction.latency_ms:.0f} ms", f"face in {prediction.coverage:.0%} of the window"]
-        facts += [line for line in (filled_text(prediction), subject_mean_text(prediction)) if line]
+        details += [f"{prediction.latency_ms:.0f} ms", f"face in {prediction.coverage:.0%} of the window"]
+        details += [line for line in (filled_text(prediction), subject_mean_text(prediction)) if line]
     if status.personal:
-        facts.append(f"calibrated: {status.personal}")
+        details.append(f"calibrated: {status.personal}")
     if prediction is not None and prediction.others:
-        facts.append("several faces: using the previous face, else the largest")  # last: it may be cut off
-    paint_text(canvas, "   ".join(facts), (pad, top), size, FAINT)
+        details.append("several faces: using the previous face, else the largest")  # last: it may be cut off
+    paint_text(canvas, "   ".join(details), (pad, top), size, FAINT)
     paint_text(canvas, KEYS, (pad, top + round(size * 1.4)), size, FAINT)
 
 
@@ -193,7 +193,7 @@ def _signals(image: np.ndarray, signals: Mapping[str, float], size: int) -> None
     for name, value in signals.items():
         paint_text(image, name, (size // 2, top), size, INK)
         y0, y1 = top + size // 3, top + size
-        image[y0:y1, left : left + width] = TROUGH
+        image[y0:y1, left : left + width] = TRACK
         both_ways = name in BOTH_WAYS
         start = left + width // 2 if both_ways else left
         end = start + round((width // 2 if both_ways else width) * min(1.0, max(-1.0, value)))

@@ -12,7 +12,7 @@ from statistics import median_low
 import numpy as np
 
 from live.inference.state_machine import ABSENT, State
-from live.ui.drawing import INK, TROUGH, colour_of, paint_text
+from live.ui.drawing import INK, TRACK, colour_of, paint_text
 
 ROW_S = 1.0
 """Longest drawn length of a point, seconds, or twice the usual interval where that is longer; a longer time
@@ -70,7 +70,7 @@ def paint_timeline(area: np.ndarray, points: Sequence[TimelinePoint], start_s: f
     the bottom, a gap is empty, a mark is a white line with its text.
     """
     height, width = area.shape[:2]
-    area[:] = TROUGH
+    area[:] = TRACK
     area[height // 2, ::4] = (74, 82, 92)
     per_s = width / max(end_s - start_s, 1e-6)
     texts = []

@@ -80,5 +80,5 @@ def window_problem() -> str:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 probe.connect(f"/tmp/.X11-unix/X{number}")
         except OSError:
-            return f"the display {display} does not answer"
+            return f"cannot connect to the display {display}"
     return ""

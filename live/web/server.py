@@ -48,7 +48,7 @@ PICTURE_S = 1 / 20
 RECENT = 60
 """Number of timeline points per message, so that a slow page gets the points and marks that it missed."""
 JPEG_QUALITY = 80
-GOODBYE_S, STOP_S = 5.0, 3.0
+DISCONNECT_S, STOP_S = 5.0, 3.0
 """Longest waits at the end, seconds: for the pages to disconnect, and for the server to stop."""
 
 
@@ -114,7 +114,7 @@ class BrowserView:
         """Tell the pages that the session is over, and stop."""
         self._ended = True
         self._publish()
-        deadline = time.monotonic() + GOODBYE_S
+        deadline = time.monotonic() + DISCONNECT_S
         while self.is_watched and time.monotonic() < deadline:
             time.sleep(PICTURE_S)  # each page disconnects after it has drawn the end
         self._server.should_exit = True
@@ -165,7 +165,7 @@ class BrowserView:
                 await web_socket.send_text(self._state_json)
                 await web_socket.send_bytes(self._jpeg)
         except (WebSocketDisconnect, RuntimeError):
-            pass  # the browser went away in the middle of a message
+            pass  # the browser disconnected during a message
         finally:
             self._num_pages -= 1
             receiver.cancel()

@@ -13,7 +13,7 @@ import numpy as np
 
 from features.cli import console, echo, log_error
 from features.store.table import groups_of
-from seqmodel.commands.evaluation_log import count_opening
+from seqmodel.commands.evaluation_log import log_test_evaluation
 from seqmodel.commands.export import renew_exports
 from seqmodel.config import CalibrateArgs
 from seqmodel.evaluation.context import EvalContext, every_labelled, folder_of, open_context
@@ -22,7 +22,7 @@ from seqmodel.metrics.calibration import Calibration, decide, refit_calibration,
 from seqmodel.metrics.classification import minority_class
 from seqmodel.reporting.text import TITLES, short
 from seqmodel.runs.card import Card, load_card
-from seqmodel.runs.files import CALIBRATORS, write_csv, write_json
+from seqmodel.runs.files import CALIBRATION_CLIPS, write_csv, write_json
 from seqmodel.runs.predict import predict_rows
 from seqmodel.runs.writer import put_calibration
 
@@ -66,7 +66,7 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         threshold_metric=args.threshold_metric,
         label_names=card.labelling.names,
     )
-    card = count_opening(context, card)
+    card = log_test_evaluation(context, card)
     evaluated = evaluate_both(card, fitted, logits[~fits], labels[~fits], subjects[~fits], args.seed)
     worse = evaluated["difference"]["balanced_accuracy"]
     kept = not (worse["high"] is not None and worse["high"] < 0)
@@ -96,7 +96,7 @@ def _keep(
     card: Card,
     fitted: Calibration,
     summary: dict[str, Any],
-    calibrators: np.ndarray,
+    fit_subjects: np.ndarray,
 ) -> None:
     """Save the new calibration in the run, and the clips of the subjects (groups) that it was fitted on."""
     stage = {
@@ -109,9 +109,9 @@ def _keep(
     }
     # Before the card: if the process stops in between, no evaluation is wrong.
     table, rows = context.table, context.eval_subset.rows
-    fitted_rows = rows[np.isin(groups_of(table, rows), calibrators)]
+    fitted_rows = rows[np.isin(groups_of(table, rows), fit_subjects)]
     named = zip(table.clip_id[fitted_rows].tolist(), table.subject[fitted_rows].tolist(), strict=True)
-    write_csv(args.run / CALIBRATORS, [("clip_id", "subject"), *named])
+    write_csv(args.run / CALIBRATION_CLIPS, [("clip_id", "subject"), *named])
     # put_calibration deletes old predictions, which compare would otherwise read.
     calibrated = replace(card, calibration=fitted, stages=(*card.stages, stage))
     renew_exports(args.run, put_calibration(args.run, calibrated))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from features.cli import echo, log_warning, progress
-from seqmodel.commands.evaluation_log import count_opening
+from seqmodel.commands.evaluation_log import log_test_evaluation
 from seqmodel.commands.export import renew_exports
 from seqmodel.config import EvaluateArgs
 from seqmodel.evaluation.context import (
@@ -91,7 +91,7 @@ def open_split(args: EvaluateArgs) -> EvalContext:
     """The clips to evaluate; an evaluation on test or on another data set is logged."""
     context = find_clips(args)
     is_counted = args.split == "test" or context.is_other_data
-    return replace(context, card=count_opening(context, context.card)) if is_counted else context
+    return replace(context, card=log_test_evaluation(context, context.card)) if is_counted else context
 
 
 def evaluate_folds(
@@ -106,7 +106,7 @@ def evaluate_folds(
     with progress("folds") as bar:
         track = partial(bar.track, description="refitting")
         predictions, baselines, fold_models, notes = run_folds(context, args, track)
-    context = replace(context, card=count_opening(context, context.card))
+    context = replace(context, card=log_test_evaluation(context, context.card))
     return context, _evaluated(context, predictions, baselines, args, notes), fold_models
 
 

@@ -248,7 +248,7 @@ def _write_card_and_files(folder: Path, run: Path, card: Card, head: Mapping[str
     """Write card, feature statistics, training statistics and detector files; no data about subjects."""
     from safetensors.torch import save_file
 
-    save_card(folder, replace(card, store="", stages=(), metrics={}, warnings=(), test_openings=()))
+    save_card(folder, replace(card, store="", stages=(), metrics={}, warnings=(), test_evaluations=()))
     kept = {name: tensor for name, tensor in head.items() if name.startswith(("mean_", "std_"))}
     save_file({f"head.{name}": tensor.contiguous() for name, tensor in kept.items()}, folder / STATISTICS)
     if (run / TRAINING_STATS).is_file():

@@ -95,10 +95,10 @@ def build_encoder(name: str, weights: str = "imagenet", seed: int = 0) -> tuple[
     """An encoder in eval mode, and its identity.
 
     `weights` is "imagenet", a file (.pth or .safetensors: a state dict of torchvision's or timm's model, or
-    ours, or a run's weights), or "random": initialised from `seed`, with BatchNorm statistics of one fixed
-    batch (without those, a random MobileNetV3 outputs about 1e-10, which is 0 in float16). There is no
-    fallback from one to another. Raises ValueError for an unknown name, and for weights that are missing or
-    do not fit.
+    of this project, or a run's weights), or "random": initialised from `seed`, with BatchNorm statistics of
+    one fixed batch (without those, a random MobileNetV3 outputs about 1e-10, which is 0 in float16). There is
+    no fallback from one to another. Raises ValueError for an unknown name, and for weights that are missing
+    or do not fit.
     """
     if weights == "random":
         encoder = _random(name, seed)
@@ -237,10 +237,10 @@ def _load(encoder: Encoder, state: Mapping[str, Tensor], where: str, is_ordered:
 
     is_ordered: whether the tensors are in the order of the layers. A .safetensors file sorts them.
     """
-    own = encoder.state_dict()
+    own_state = encoder.state_dict()
     if "mean" not in state:
-        fixed = {"mean": own["mean"], "std": own["std"]}
-        wanted = [key for key in own if key not in fixed]
+        fixed = {"mean": own_state["mean"], "std": own_state["std"]}
+        wanted = [key for key in own_state if key not in fixed]
         # Weights of other packages end with a classifier, which is not used.
         found = {key: value for key, value in state.items() if not key.startswith(("classifier", "_fc"))}
         named = {f"blocks.{key.removeprefix('features.')}": value for key, value in found.items()}

@@ -84,9 +84,9 @@ def open_engine(
 
         return build_encoder(name, weights)
 
-    noted = _identity_path(name, weights)
-    if noted.is_file():  # known weights: the identity is read without building the network
-        identity = EncoderId(**json.loads(noted.read_text(encoding="utf-8")))
+    identity_file = _identity_path(name, weights)
+    if identity_file.is_file():  # known weights: the identity is read without building the network
+        identity = EncoderId(**json.loads(identity_file.read_text(encoding="utf-8")))
 
         def build_same() -> "Encoder":
             encoder, found = build()
@@ -97,7 +97,7 @@ def open_engine(
         return open_identity(identity, build_same, backend, device, precision, threads, crop_px)
     encoder, identity = build()
     with contextlib.suppress(OSError):  # without a cache, the network is built each time
-        write_cached(noted, json.dumps(vars(identity), ensure_ascii=False).encode())
+        write_cached(identity_file, json.dumps(vars(identity), ensure_ascii=False).encode())
     return open_identity(identity, lambda: encoder, backend, device, precision, threads, crop_px)
 
 

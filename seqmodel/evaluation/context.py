@@ -19,7 +19,7 @@ from seqmodel.heads.centering import with_centering
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.metrics.classification import class_frequencies
 from seqmodel.metrics.predictions import Predictions, make_predictions
-from seqmodel.runs.card import Card, calibrators_of
+from seqmodel.runs.card import Card, calibration_clips
 from seqmodel.runs.files import load_split, write_text
 from seqmodel.runs.predict import EvalSubset, clip_labels, eval_subset, predict_rows
 
@@ -61,7 +61,7 @@ def open_context(
     subsets = load_split(run)
     known = known_rows(table, subsets, is_training_store=_whole(path) == _whole(card.store))
     is_other = not known.any()
-    found = eval_subset(table, labels, subsets, split, known, calibrators_of(run, card))
+    found = eval_subset(table, labels, subsets, split, known, calibration_clips(run, card))
     if len(found.rows) == 0:
         raise ValueError(f"store {path} has no extracted clip with a label in the {split} split of run {run}")
     split = f"{path.stem}:{split}" if is_other else split

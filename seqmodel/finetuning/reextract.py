@@ -55,7 +55,7 @@ def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], 
         crops=True,
         versions=versions(),
     )
-    new.carry_over(store.test_openings, subsets)
+    new.carry_over(store.test_evaluations, subsets)
     without_crops = embed_rows(new, store, named, engine)
     done = int(new.present("embeddings").sum())
     echo(

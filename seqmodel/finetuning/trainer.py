@@ -204,9 +204,9 @@ class EndToEnd:
         """The model in training mode, with the trainable parts of this phase, wrapped for several
         processes."""
         for name, parameter in self.model.encoder.named_parameters():
-            learns = not self.trains_head_only and int(name.split(".")[1]) >= self.first_block
-            if parameter.requires_grad != learns:
-                parameter.requires_grad_(learns)
+            trains = not self.trains_head_only and int(name.split(".")[1]) >= self.first_block
+            if parameter.requires_grad != trains:
+                parameter.requires_grad_(trains)
                 self._wrapped = None
         self.model.train()
         if self._wrapped is None:
@@ -322,12 +322,12 @@ class EndToEnd:
         self.model.eval()
         autocast = self.autocast if self.on_cuda else nullcontext
         logits = torch.zeros(len(self.val), self.model.head.num_outputs)
-        mine = range(self.distributed.rank, len(self.val), self.distributed.size)
+        own_indices = range(self.distributed.rank, len(self.val), self.distributed.size)
         with (
             torch.inference_mode(),
-            prefetched(lambda i: self.val.batch(np.array([i])), [(i,) for i in mine]) as batches,
+            prefetched(lambda i: self.val.batch(np.array([i])), [(i,) for i in own_indices]) as batches,
         ):
-            for index, (x, valid, _) in zip(mine, batches, strict=True):
+            for index, (x, valid, _) in zip(own_indices, batches, strict=True):
                 moved = (self._moved(to_tensors(part)) for part in (x, valid))
                 with autocast():
                     logits[index] = self.model(*moved)[0].float().cpu()

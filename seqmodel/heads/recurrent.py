@@ -203,22 +203,22 @@ def masked_mean_std(x: Any, valid: Any, rows_at_once: int = 256) -> tuple[np.nda
     dim = x.shape[-1]
     count, total, squares = 0, np.zeros(dim), np.zeros(dim)
     # Sums of squares around a first estimate of the mean: no cancellation for channels far from zero.
-    guess: np.ndarray | None = None
+    first_mean: np.ndarray | None = None
     for start in range(0, len(x), rows_at_once):
         part = x[start : start + rows_at_once][valid[start : start + rows_at_once]].astype(np.float32)
         if not len(part):
             continue
-        if guess is None:
-            guess = part.mean(axis=0, dtype=np.float64).astype(np.float32)
-        part -= guess
+        if first_mean is None:
+            first_mean = part.mean(axis=0, dtype=np.float64).astype(np.float32)
+        part -= first_mean
         count += len(part)
         total += part.sum(axis=0, dtype=np.float64)
         squares += np.einsum("nd,nd->d", part, part, dtype=np.float64)
-    if guess is None:
+    if first_mean is None:
         return np.zeros(dim, np.float32), np.ones(dim, np.float32)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return (guess + mean).astype(np.float32), np.where(std < STD_FLOOR, 1.0, std).astype(np.float32)
+    return (first_mean + mean).astype(np.float32), np.where(std < STD_FLOOR, 1.0, std).astype(np.float32)
 
 
 def _num_copies(config: HeadConfig) -> int:

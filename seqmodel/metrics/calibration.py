@@ -115,10 +115,10 @@ def abstain_band(p: np.ndarray, task: Task, threshold: float, share: float) -> t
     """
     if not 0 < share < 1:
         raise ValueError(f"--abstain is the fraction of clips without a prediction, in (0, 1); got {share}")
-    reach = float(np.quantile(certainty(p, task, threshold), share))
+    half_width = float(np.quantile(certainty(p, task, threshold), share))
     if task != "binary":
-        return 0.0, reach
-    low, high = _sigmoid(_log_odds(threshold) + np.array([-reach, reach])).tolist()
+        return 0.0, half_width
+    low, high = _sigmoid(_log_odds(threshold) + np.array([-half_width, half_width])).tolist()
     return low, high
 
 
@@ -130,10 +130,10 @@ def moved_band(old: Calibration, new: Calibration, task: Task) -> tuple[float, f
     """
     if old.abstain is None or task != "binary":
         return old.abstain
-    reach = (_log_odds(np.array(old.abstain)) - _log_odds(old.threshold)) * (
+    distances = (_log_odds(np.array(old.abstain)) - _log_odds(old.threshold)) * (
         old.temperature / new.temperature
     )
-    low, high = _sigmoid(_log_odds(new.threshold) + reach).tolist()
+    low, high = _sigmoid(_log_odds(new.threshold) + distances).tolist()
     return low, high
 
 

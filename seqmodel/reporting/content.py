@@ -108,7 +108,7 @@ def _build(
         data_rows=data_rows(context),
         literature=literature_table(result, args.run.name),
         commands=commands(card, args.command),
-        ledger=ledger(context),
+        test_evaluations=test_evaluations_text(context),
     )
 
 
@@ -262,7 +262,7 @@ def data_rows(context: EvalContext) -> list[dict[str, Any]]:
                 "classes": np.bincount(context.labels[rows], minlength=num_classes).tolist(),
                 "face_rate": float(coverage[~failed].mean()) if (~failed).any() else float("nan"),
                 "failed": int(failed.sum()),
-                "faceless": int((~failed & (coverage == 0)).sum()),
+                "without_face": int((~failed & (coverage == 0)).sum()),
             }
         )
     return out
@@ -278,12 +278,12 @@ def commands(card: Card, command: str) -> list[str]:
     return [line for line in given + last if line]
 
 
-def ledger(context: EvalContext) -> str:
-    """How often the test set of this store was evaluated, and by which runs; '' where never."""
-    openings = context.store.test_openings
-    if not openings:
+def test_evaluations_text(context: EvalContext) -> str:
+    """How often the test set of this store was evaluated, and by which runs; '' if never."""
+    evaluations = context.store.test_evaluations
+    if not evaluations:
         return ""
-    runs = sorted({str(opening["run"]) for opening in openings})
+    runs = sorted({str(evaluation["run"]) for evaluation in evaluations})
     shown = ", ".join(runs[:5]) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
-    last = str(openings[-1]["time_utc"])[:16].replace("T", " ")
-    return f"Evaluations on the test set of this store: {len(openings)} (runs: {shown}; last: {last} UTC)."
+    last = str(evaluations[-1]["time_utc"])[:16].replace("T", " ")
+    return f"Evaluations on the test set of this store: {len(evaluations)} (runs: {shown}; last: {last} UTC)."

@@ -54,7 +54,7 @@ class ReportContent:
     literature: LiteratureTable = field(default_factory=lambda: LiteratureTable((), (), ""))
     commands: Sequence[str] = ()
     umap_caption: str = ""
-    ledger: str = ""
+    test_evaluations: str = ""
     """How often the test set was evaluated, as a sentence."""
     warnings: Sequence[str] = ()
 
@@ -103,7 +103,7 @@ def _context(result: EvaluationResult, card: Card, content: ReportContent) -> di
         "positive": names[-1],
         "stages": stages(card),
         "label_names": names,
-        "split_description": f"Split: {card.split_description}. {content.ledger}".strip(),
+        "split_description": f"Split: {card.split_description}. {content.test_evaluations}".strip(),
         "not_measured": [pair for pair in zip(p.clip_ids, p.reasons, strict=True) if pair[1]],
         "recipe_rows": recipe_rows(card),
         "run_rows": run_rows(card),

@@ -143,7 +143,7 @@ def _between(estimate: Estimate) -> str:
 
 def chips(result: EvaluationResult, card: Card) -> list[tuple[str, str]]:
     """(name, value) of the short facts under the headline."""
-    subjects, evaluations = result.resamples.num_subjects, len(card.test_openings)
+    subjects, evaluations = result.resamples.num_subjects, len(card.test_evaluations)
     return [
         ("clips", str(len(result.predictions))),
         *([("subjects", str(subjects))] if result.resamples.by_subject else []),
@@ -448,6 +448,6 @@ def run_rows(card: Card) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{k} {v}" for k, v in card.versions.items())),
         ("commit", card.git_commit or "–"),
     ]
-    if card.test_openings:
-        rows.append(("test evaluated (UTC)", ", ".join(card.test_openings)))
+    if card.test_evaluations:
+        rows.append(("test evaluated (UTC)", ", ".join(card.test_evaluations)))
     return rows

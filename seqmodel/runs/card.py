@@ -19,7 +19,7 @@ from features.labels import Labelling
 from features.recipe import Recipe, from_json
 from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.metrics.calibration import Calibration
-from seqmodel.runs.files import CALIBRATORS, CARD, read_csv, write_json
+from seqmodel.runs.files import CALIBRATION_CLIPS, CARD, read_csv, write_json
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Card:
     kept."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """Metrics per split, as in metrics.json."""
-    test_openings: tuple[str, ...] = ()
+    test_evaluations: tuple[str, ...] = ()
     """UTC times of the evaluations on test."""
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
@@ -80,7 +80,7 @@ def card_from_json(fields: Mapping[str, Any]) -> Card:
     labelling, calibration = fields["labelling"], fields["calibration"]
     names, sources = tuple(labelling["names"]), tuple(map(tuple, labelling["sources"]))
     abstain = tuple(calibration["abstain"]) if calibration["abstain"] else None
-    lists = ("stages", "test_openings", "warnings", "training_class_frequencies")
+    lists = ("stages", "test_evaluations", "warnings", "training_class_frequencies")
     return Card(
         **{name: value for name, value in fields.items() if name != "schema"}
         | {name: tuple(fields[name]) for name in lists}
@@ -126,10 +126,10 @@ def calibration_stage(card: Card) -> dict[str, Any] | None:
     return None
 
 
-def calibrators_of(run: Path, card: Card) -> dict[str, str]:
+def calibration_clips(run: Path, card: Card) -> dict[str, str]:
     """Clips of another data set that the run's calibration was fitted on, clip_id -> subject ('' = unknown);
     empty if it was fitted on validation."""
-    path = run / CALIBRATORS
+    path = run / CALIBRATION_CLIPS
     if calibration_stage(card) is None or not path.is_file():
         return {}
     return {row["clip_id"]: row["subject"] for row in read_csv(path)}
@@ -158,14 +158,14 @@ def git_commit() -> str:
     """Commit of the project's checkout, with `+` if it has uncommitted changes; empty outside a checkout."""
     here = Path(__file__).resolve().parent
 
-    def answer(*words: str) -> str | None:
+    def run_git(*argv: str) -> str | None:
         done = subprocess.run(
-            ["git", *words], cwd=here, capture_output=True, text=True, encoding="utf-8", timeout=5
+            ["git", *argv], cwd=here, capture_output=True, text=True, encoding="utf-8", timeout=5
         )
         return None if done.returncode else done.stdout.strip()
 
     try:
-        commit, changes = answer("rev-parse", "--short=12", "HEAD"), answer("status", "--porcelain", "-uno")
+        commit, changes = run_git("rev-parse", "--short=12", "HEAD"), run_git("status", "--porcelain", "-uno")
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return (commit or "") + ("+" if commit and changes else "")

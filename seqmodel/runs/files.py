@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 CARD, WEIGHTS, SPLIT = "card.json", "weights.safetensors", "split.csv"
-CALIBRATORS = "calibrated_on.csv"
+CALIBRATION_CLIPS = "calibrated_on.csv"
 LOG = "log.jsonl"
 STUDY = "study.log"
 ARTIFACTS = "artifacts"

@@ -84,13 +84,13 @@ def eval_subset(
     subsets: Mapping[str, tuple[str, str]],
     split: str,
     known: np.ndarray,
-    calibrators: Mapping[str, str] = MappingProxyType({}),
+    calibration_clips: Mapping[str, str] = MappingProxyType({}),
 ) -> EvalSubset:
     """Every labelled row of a split, as split.csv assigns it, failed clips included.
 
     known: (N,) bool, which rows are clips of the run, as `known_rows` returns. A store that shares no clip
     with the run is another data set: then the rows are its own split of that name, or all rows if it has
-    none, without the subjects that the run was calibrated on (`calibrators`: clip_id -> subject).
+    none, without the subjects that the run was calibrated on (`calibration_clips`: clip_id -> subject).
     """
     labelled = labels >= 0
     if known.any():
@@ -105,7 +105,7 @@ def eval_subset(
             if marked.any()
             else "another data set: every labelled clip"
         )
-        used = chosen & _of_calibrators(table, calibrators)
+        used = chosen & _is_calibration_clip(table, calibration_clips)
         if used.any():
             chosen &= ~used
             description += f", without {int(used.sum())} clips of subjects that the run was calibrated on"
@@ -115,12 +115,13 @@ def eval_subset(
     return EvalSubset(rows, labels[rows], int(pending.sum()), description)
 
 
-def _of_calibrators(table: ClipTable, calibrators: Mapping[str, str]) -> np.ndarray:
+def _is_calibration_clip(table: ClipTable, calibration_clips: Mapping[str, str]) -> np.ndarray:
     """(N,) bool: rows of subjects (or videos) that the run was calibrated on, also clips that were added
     later."""
     pairs = zip(table.clip_id.tolist(), table.subject.tolist(), strict=True)
     named = np.array(
-        [clip in calibrators and calibrators[clip] in ("", subject) for clip, subject in pairs], bool
+        [clip in calibration_clips and calibration_clips[clip] in ("", subject) for clip, subject in pairs],
+        bool,
     )
     groups = groups_of(table, np.arange(len(named)))
     return np.isin(groups, groups[named])

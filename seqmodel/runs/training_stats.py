@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FILE, STATISTICS = "training_stats.json", "statistics.safetensors"
 MAX_CLIPS = 400
 """Maximum number of clips: a few hundred give the same statistics as all."""
-WORTH_SHOWING = 0.9
+MIN_SCORE_FRACTION = 0.9
 """A partly filled window gives a prediction if its validation score above chance is at least this fraction of
 that of a full window."""
 
@@ -51,7 +51,7 @@ class TrainingStats:
     """Mean squared z-score of a clip's embeddings, 1 on average. None if the head reads no embeddings."""
     min_filled: float | None = None
     """Smallest filled fraction of the window that is good enough for a prediction, by validation
-    (WORTH_SHOWING)."""
+    (MIN_SCORE_FRACTION)."""
 
 
 def write_training_stats(run: Path, store: Path | str | None = None) -> TrainingStats:
@@ -85,7 +85,7 @@ def measure(run: Path, card: Card, store: "FeatureStore") -> TrainingStats:
     """The statistics of the run's training clips in a store."""
     from seqmodel.runs.predict import open_inputs, predict_rows
 
-    rows = _some(rows_of(run, store, "train"))
+    rows = _evenly_spaced(rows_of(run, store, "train"))
     logits, measured = predict_rows(run, card, store, card.labelling, rows)
     p = probabilities(logits[measured], card.labelling.task, card.calibration)
     frames = store.read_frames(rows)
@@ -98,11 +98,11 @@ def measure(run: Path, card: Card, store: "FeatureStore") -> TrainingStats:
         x, valid = samples.x["embeddings"], samples.valid["embeddings"]
         squares = (((x.astype(np.float32) - mean) / std) ** 2).mean(axis=2)
         seen = valid.any(axis=1)
-        novelty = _spread((squares * valid).sum(axis=1)[seen] / valid.sum(axis=1)[seen])
+        novelty = _percentile_range((squares * valid).sum(axis=1)[seen] / valid.sum(axis=1)[seen])
     return TrainingStats(
         num_clips=len(rows),
-        face_rate=_spread(face_rate),
-        p=_spread(level_of(p, card.labelling.task)),
+        face_rate=_percentile_range(face_rate),
+        p=_percentile_range(level_of(p, card.labelling.task)),
         novelty=novelty,
         min_filled=_min_filled(run, card, store),
     )
@@ -130,7 +130,7 @@ def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
 
     if card.recipe.pixels is None:
         return None
-    rows = _some(rows_of(run, store, "val"))
+    rows = _evenly_spaced(rows_of(run, store, "val"))
     table, column = store.table(), card.labelling.column
     labels = class_indices(card.labelling, table.labels[column][rows], table.label_names[column])
     if len(np.unique(labels)) < 2:
@@ -143,7 +143,7 @@ def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
         for t in range(logits.shape[1])
     ]
     chance = 1 / len(card.labelling.names)
-    wanted = chance + WORTH_SHOWING * (scores[-1] - chance)
+    wanted = chance + MIN_SCORE_FRACTION * (scores[-1] - chance)
     # The first length after which no longer one falls below it: a single high early score does not count.
     below = [t for t, value in enumerate(scores) if value < wanted]
     return min(1.0, (max(below) + 2 if below else 1) / len(scores))
@@ -156,12 +156,12 @@ def rows_of(run: Path, store: "FeatureStore", subset: str) -> np.ndarray:
     return np.flatnonzero(np.array(chosen, bool) & (table.state == 1))
 
 
-def _some(rows: np.ndarray) -> np.ndarray:
+def _evenly_spaced(rows: np.ndarray) -> np.ndarray:
     """`MAX_CLIPS` of these rows, evenly spaced, because clips are often ordered by subject and class."""
     return rows[np.linspace(0, len(rows) - 1, min(MAX_CLIPS, len(rows))).astype(int)]
 
 
-def _spread(values: np.ndarray) -> PercentileRange:
+def _percentile_range(values: np.ndarray) -> PercentileRange:
     if not len(values):
         raise ValueError(
             "the store has no training clip of the run: give the store that the run was trained on"

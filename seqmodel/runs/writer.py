@@ -23,7 +23,7 @@ from seqmodel.metrics.calibration import Calibration, fit_calibration
 from seqmodel.metrics.classification import class_frequencies
 from seqmodel.runs.card import Card, git_commit, load_card, save_card, versions
 from seqmodel.runs.files import LOG, WEIGHTS, append_log, keep_model_file, save_split, save_weights
-from seqmodel.runs.training_stats import FILE as REFERENCE
+from seqmodel.runs.training_stats import FILE as TRAINING_STATS
 from seqmodel.runs.training_stats import write_training_stats
 from seqmodel.training.loop import Epoch, Fitted
 from seqmodel.training.task import LearningTask, labels_of
@@ -54,7 +54,7 @@ def write_run(
     its evaluations on test.
     """
     run.mkdir(parents=True, exist_ok=True)
-    openings = _test_openings(run)
+    evaluations = _test_evaluations(run)
     # If the process ends after this, the card has no weights and is rejected; it never has wrong weights.
     (run / WEIGHTS).unlink(missing_ok=True)
     drop_results(run)
@@ -77,7 +77,7 @@ def write_run(
         calibration=calibration,
         center=center,
         stages=({"stage": "head", "val_score": fitted.best.val_score, "kept": True} | dict(stage),),
-        test_openings=openings,
+        test_evaluations=evaluations,
         warnings=tuple(dict.fromkeys(all_warnings)),
     )
     save_card(run, card)
@@ -134,7 +134,7 @@ def put_calibration(run: Path, card: Card, store: Path | str | None = None) -> l
     The training statistics are computed again on `store`, or on the store that the card names.
     """
     exports = sorted(folder.name for folder in (run / "export").glob("*") if folder.is_dir())
-    drop_decisions(run)
+    drop_calibrated_results(run)
     save_card(run, dataclasses.replace(card, metrics={}))
     echo(f"calibration of {run} changed: old metrics, reports and exports deleted")
     _measure_training_stats(run, store)
@@ -150,12 +150,12 @@ def _measure_training_stats(run: Path, store: Path | str | None = None) -> None:
 
 def drop_results(run: Path) -> None:
     """Delete all results of weights that will be replaced: metrics, reports, plots, folds and exports."""
-    drop_decisions(run)
+    drop_calibrated_results(run)
     for folder in run.glob("folds-*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def drop_decisions(run: Path) -> None:
+def drop_calibrated_results(run: Path) -> None:
     """Delete all results that depend on the run's calibration; results of folds have calibrations of their
     own."""
     for name in (
@@ -165,7 +165,7 @@ def drop_decisions(run: Path) -> None:
         "literature.csv",
         "report.html",
         "MODEL_CARD.md",
-        REFERENCE,
+        TRAINING_STATS,
     ):
         (run / name).unlink(missing_ok=True)
     for folder in (run / "export", run / "cross", run / "train", run / "val"):
@@ -175,10 +175,10 @@ def drop_decisions(run: Path) -> None:
             plot.unlink()
 
 
-def _test_openings(run: Path) -> tuple[str, ...]:
+def _test_evaluations(run: Path) -> tuple[str, ...]:
     """Times of the evaluations on test of an earlier run in this folder."""
     try:
-        return load_card(run).test_openings
+        return load_card(run).test_evaluations
     except ValueError:
         return ()
 

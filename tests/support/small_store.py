@@ -33,15 +33,15 @@ def clips_of(num_clips: int, folder: Path = Path("nowhere"), num_subjects: int =
 def row_values(row: int, num_frames: int = T) -> dict[str, np.ndarray]:
     """Embeddings, frames and geometry of a row; every fourth frame has no face."""
     generator = np.random.default_rng(row)
-    faceless = np.arange(num_frames) % 4 == 3
+    without_face = np.arange(num_frames) % 4 == 3
     embeddings = generator.normal(size=(num_frames, D)).astype(np.float16)
-    embeddings[faceless] = 0
+    embeddings[without_face] = 0
     frames = generator.uniform(1, 99, (num_frames, 6)).astype(np.float32)
     frames[:, 0] = np.arange(num_frames) / 3
-    frames[faceless, 1:5] = np.nan
-    frames[:, 5] = np.where(faceless, 0, 0.9)
+    frames[without_face, 1:5] = np.nan
+    frames[:, 5] = np.where(without_face, 0, 0.9)
     geometry = generator.normal(size=(num_frames, G)).astype(np.float32)
-    geometry[faceless] = np.nan
+    geometry[without_face] = np.nan
     return {"embeddings": embeddings, "frames": frames, "geometry": geometry}
 
 

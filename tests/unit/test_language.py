@@ -23,6 +23,11 @@ OLD_IDENTIFIERS = frozenset(
     Moment Newest PacedFile Durably run_door asked_of growing_logits write_texts come_back doubt_of_folds
     own_share lacking_parts forecast subtract_rest SIDES map_meanwhile take_best
     after_death _bury
+    Compared Evidence home_of some_places num_people seen_fingerprint is_home facts_of new_beside sweep_beside
+    DEFAULT_CUT NOTHING_LEARNED REFERENCE DRAWS count_opening record_test_opening test_openings openings
+    ledger calibrators calibrators_of CALIBRATORS drop_decisions ours theirs words recognise print_outcome
+    per_subject_confusion TROUGH COUNTED_S APART_LOGITS GOODBYE_S WORTH_SHOWING facts olds news young worn
+    nowhere told asked vanished learn
     """.split()
 )
 
@@ -55,6 +60,19 @@ OLD_PHRASES = (
     "what was done is saved",
     "costs nothing",
     "asked for",
+    "nothing to learn from",
+    "rest of the face",
+    "theirs=ours",
+    "left-out subjects",
+    "left-out clips",
+    "other numerics",
+    "sign of life",
+    "signs of life",
+    "training majority",
+    "take all night",
+    "places may surprise",
+    "bug of ours",
+    "this one is ours",
     "kept beside",
     # Single words.
     "yardstick",
@@ -68,6 +86,10 @@ OLD_PHRASES = (
     "door",
     "doors",
     "vanished",
+    "everybody",
+    "somebody",
+    "whoever",
+    "openings",
     "mend",
     "mended",
     "story",

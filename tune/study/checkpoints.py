@@ -19,15 +19,15 @@ from features.cli import log_warning
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.runs.files import ARTIFACTS
 
-KEPT = 5
+MAX_CHECKPOINTS = 5
 """Number of checkpoints to keep."""
 
 
 def keep_checkpoint(
     trial: optuna.Trial, head: LstmHead, value: float, epochs: Sequence[dict[str, Any]], out: Path
 ) -> None:
-    """Save a trial's head and its epochs, unless `KEPT` complete trials are at least as good."""
-    if sum((other.value or 0.0) >= value for other in _complete(trial.study)) >= KEPT:
+    """Save a trial's head and its epochs, unless `MAX_CHECKPOINTS` complete trials are at least as good."""
+    if sum((other.value or 0.0) >= value for other in _complete(trial.study)) >= MAX_CHECKPOINTS:
         return
     folder = out / ARTIFACTS
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def load_checkpoint(trial: FrozenTrial, head: LstmHead, out: Path) -> list[dict[
 def drop_checkpoints(study: optuna.Study, out: Path) -> None:
     """Delete the checkpoints of trials that are no longer among the best."""
     ranked = sorted(_complete(study), key=lambda trial: -(trial.value or 0.0))
-    for trial in ranked[KEPT:]:
+    for trial in ranked[MAX_CHECKPOINTS:]:
         if name := trial.user_attrs.get("checkpoint"):
             (out / ARTIFACTS / name).unlink(missing_ok=True)
 

@@ -14,9 +14,9 @@ from optuna.trial import TrialState
 from seqmodel.reporting.style import PNG_DPI, style
 from tune.study.storage import ignore_experimental_warnings
 
-FEWEST = 4
+MIN_TRIALS = 4
 """Fewest complete trials for parameter importances."""
-MOST_DRAWN = 6
+MAX_PARAMETERS = 6
 """Maximum number of parameters in one plot, the most important ones."""
 
 
@@ -29,8 +29,8 @@ def save_study_plots(study: optuna.Study, folder: Path, metric: str) -> dict[str
         from optuna.visualization import matplotlib as draw
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     folder.mkdir(parents=True, exist_ok=True)
-    found = importances(study) if len(complete) >= FEWEST else {}
-    score, most = f"validation {metric}", list(found)[:MOST_DRAWN]
+    found = importances(study) if len(complete) >= MIN_TRIALS else {}
+    score, most = f"validation {metric}", list(found)[:MAX_PARAMETERS]
     width = max(2, len(most))
     _save(folder / "study_history.png", (8, 4), draw.plot_optimization_history, study, target_name=score)
     if found:

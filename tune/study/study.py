@@ -57,7 +57,7 @@ def create_study(spec: StudySpec, points: Sequence[dict[str, Any]], settings: di
     """Create the study and enqueue its starting points, or open an existing study with the same settings.
 
     points: the first is the seed project's settings; its trial has that role.
-    facts: settings of the search (metric, split, labels …), which must be equal to resume a study.
+    settings: of the search (metric, split, labels …), which must be equal to resume a study.
     Raises ValueError with the settings that differ.
     """
     study = optuna.create_study(

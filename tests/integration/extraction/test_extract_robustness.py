@@ -481,7 +481,7 @@ def test_full_and_read_only_disks_are_one_line_errors(long_manifest: Path, tmp_p
         ["unshare", "-Urm", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True, encoding="utf-8"
     )
     if done.returncode == 99 or "unshare" in done.stderr:
-        pytest.skip("this machine lets nobody mount a file system")
+        pytest.skip("file systems cannot be mounted on this machine")
     assert done.stdout.split("\n")[:6] == ["full: 2", "read-only: 2", "free: 0", "verify: 0", "16", "0"], done
     assert "the store cannot be written: [Errno 28] No space left" in done.stderr
     assert "Read-only" in done.stderr

@@ -118,23 +118,23 @@ def test_packed_copy_on_object_storage_depends_on_the_address_not_its_spelling(
 
 def test_object_store_has_one_planner(bucket: str) -> None:
     """The lock object is created only if it does not exist, so a second planner waits."""
-    place = location_of(f"{bucket}/locked.zarr")
-    with planner_lock(place), pytest.raises(ValueError, match="is locked by another process"):
-        with planner_lock(place, wait_s=0.2):
+    location = location_of(f"{bucket}/locked.zarr")
+    with planner_lock(location), pytest.raises(ValueError, match="is locked by another process"):
+        with planner_lock(location, wait_s=0.2):
             pass
-    with planner_lock(place, wait_s=0.2):
+    with planner_lock(location, wait_s=0.2):
         pass
 
 
 def test_the_lock_on_object_storage_is_renewed(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A waiting planner sees that the lock is renewed; the lock is deleted at the end."""
     monkeypatch.setattr("features.store.lock.RENEW_S", 0.02)
-    place = location_of(f"{bucket}/renewed.zarr")
-    with planner_lock(place):
-        first = read_bytes(place, LOCK_NAME)
-        while read_bytes(place, LOCK_NAME) == first:
+    location = location_of(f"{bucket}/renewed.zarr")
+    with planner_lock(location):
+        first = read_bytes(location, LOCK_NAME)
+        while read_bytes(location, LOCK_NAME) == first:
             pass
-    assert read_bytes(place, LOCK_NAME) is None
+    assert read_bytes(location, LOCK_NAME) is None
 
 
 def test_two_shards_at_once_on_object_storage(bucket: str) -> None:

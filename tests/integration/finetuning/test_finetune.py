@@ -413,7 +413,7 @@ def test_job_killed_between_weights_and_card_resumes(
 
 def test_finetune_deletes_old_results_but_keeps_the_log_of_test_evaluations(run: Path) -> None:
     card = load_card(run)
-    save_card(run, dataclasses.replace(card, test_openings=("2026-01-01T00:00:00",)))
+    save_card(run, dataclasses.replace(card, test_evaluations=("2026-01-01T00:00:00",)))
     stale = ["metrics.json", "predictions.csv", "report.html", "MODEL_CARD.md", "plots/roc.png"]
     stale += ["export/openvino/bundle.json", "cross/other/metrics.json"]
 
@@ -429,7 +429,7 @@ def test_finetune_deletes_old_results_but_keeps_the_log_of_test_evaluations(run:
     litter()
     train(TrainArgs(Path(card.store), run, head=card.head, train=TrainConfig(epochs=1)))
     assert not [name for name in stale if (run / name).exists()]
-    assert load_card(run).test_openings == ("2026-01-01T00:00:00",)
+    assert load_card(run).test_evaluations == ("2026-01-01T00:00:00",)
     assert [entry["stage"] for entry in read_log(run)] == ["head"]
 
 
@@ -566,9 +566,8 @@ def test_activation_cache_checks_disk_space_for_train_and_val_together(
     setup = open_setup(finetune_args)
     start_job(setup, finetune_args, DistributedContext())
     assert "--activation-cache off, augments them" in capsys.readouterr().err
-    sizes = [
-        (setup.folder / f"cut_{subset}" / "activations.f16").stat().st_size for subset in ("train", "val")
-    ]
+    folders = [setup.folder / f"activations_{subset}" for subset in ("train", "val")]
+    sizes = [(folder / "activations.f16").stat().st_size for folder in folders]
 
     def has_free(num_bytes: float) -> None:
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=num_bytes))
@@ -600,13 +599,13 @@ def test_activation_cache_of_a_changed_store_is_replaced(run: Path, tmp_path: Pa
 def test_cached_versions_are_activations_of_augmented_crops(run: Path) -> None:
     finetune_args = args(run, finetune=dataclasses.replace(QUICK, augmented_copies=3))
     setup = open_setup(finetune_args)
-    learned, held = activation_datasets(setup, finetune_args, DistributedContext())
-    assert (learned.num_versions, held.num_versions) == (3, 1)
+    train, val = activation_datasets(setup, finetune_args, DistributedContext())
+    assert (train.num_versions, val.num_versions) == (3, 1)
     prefix = prefix_runner(setup.model.encoder, setup.first_block, 32, "cpu")
     x, valid, _ = setup.train.batch(np.array([1]))
     crops = x["crops"][0][valid["crops"][0]]
     for version in range(3):
-        found = learned.batch(np.array([1]), version)[0]["activations"][0][valid["crops"][0]]
+        found = train.batch(np.array([1]), version)[0]["activations"][0][valid["crops"][0]]
         rng = np.random.default_rng([finetune_args.seed, 1, version])
         seen = augment_clip(torch.from_numpy(crops), augmentation_of(setup), rng).contiguous().numpy()
         assert np.array_equal(found, prefix(seen if version else crops))

@@ -65,7 +65,7 @@ def test_process_of_this_host_and_namespace_can_be_checked() -> None:
 @pytest.mark.skipif(not has_containers(), reason="no user namespaces here (unshare --user --pid)")
 def test_running_process_of_another_container_counts_as_running(tmp_path: Path) -> None:
     """Neither as a worker nor as a planner."""
-    place, argv = location_of(tmp_path), [*IN_A_CONTAINER, sys.executable, "-c", PLAN, str(tmp_path)]
+    location, argv = location_of(tmp_path), [*IN_A_CONTAINER, sys.executable, "-c", PLAN, str(tmp_path)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, encoding="utf-8") as planner:
         try:
             assert planner.stdout is not None
@@ -74,7 +74,7 @@ def test_running_process_of_another_container_counts_as_running(tmp_path: Path) 
             assert not is_alive(worker), "its process id is not visible here"
             assert not in_same_namespace(worker)
             with pytest.raises(ValueError, match=f"process {worker['pid']} on"):
-                with planner_lock(place, wait_s=0.5):
+                with planner_lock(location, wait_s=0.5):
                     pass
         finally:
             planner.kill()

@@ -123,7 +123,7 @@ def answer_as_web_server(listener: socket.socket) -> None:
                 connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
 
 
-@pytest.mark.parametrize("listens", [False, True], ids=["nobody", "something else"])
+@pytest.mark.parametrize("listens", [False, True], ids=["nothing listens", "another server"])
 def test_proxy_without_a_response_is_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], listens: bool
 ) -> None:

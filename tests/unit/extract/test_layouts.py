@@ -94,10 +94,10 @@ def test_a_second_file_of_one_daisee_clip_is_counted(daisee: Path, clip_file: by
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
 def test_subject_folders_may_be_links(daisee: Path, tmp_path: Path) -> None:
-    people = daisee / "DataSet" / "Train"
+    train_folder = daisee / "DataSet" / "Train"
     wanted = read_dataset(daisee)
-    (people / "110001").rename(tmp_path / "110001")
-    (people / "110001").symlink_to(tmp_path / "110001", target_is_directory=True)
+    (train_folder / "110001").rename(tmp_path / "110001")
+    (train_folder / "110001").symlink_to(tmp_path / "110001", target_is_directory=True)
     assert read_dataset(daisee) == wanted
 
 
@@ -291,8 +291,8 @@ def test_names_that_are_not_utf8_are_problems_in_every_layout(
     put(videos / f"{name}.mp4", clip_file)
     put(labels / f"{name}-0.json", next(labels.rglob("*.json")).read_bytes())
     put(labels / f"{name}.json", b"{}")
-    for place, count in ((daisee, 1), (engagenet, 1), (root.parent, 3)):
-        index = read_dataset(place)
+    for folder, count in ((daisee, 1), (engagenet, 1), (root.parent, 3)):
+        index = read_dataset(folder)
         assert len(index.manifest.problems) == count
         assert r"caf\udce9" in index.manifest.problems[-1].clip_id
         assert index.manifest.problems[-1].reason == "its name is not UTF-8: rename it"

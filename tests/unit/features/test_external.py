@@ -59,16 +59,16 @@ def test_other_feature_names_stay_embeddings_unless_requested(
 ) -> None:
     others = tuple(f"au{k}" for k in range(len(NAMES)))
     write_npz(tmp_path / "f.npz", others)
-    words = ["import", str(tmp_path / "f.npz"), "--name", "own", "--out"]
-    assert main([*words, str(tmp_path / "e.zarr")]) == 0
+    argv = ["import", str(tmp_path / "f.npz"), "--name", "own", "--out"]
+    assert main([*argv, str(tmp_path / "e.zarr")]) == 0
     assert FeatureStore.open(tmp_path / "e.zarr").streams == ("embeddings",)
-    assert main([*words, str(tmp_path / "g.zarr"), "--stream", "geometry"]) == 0
+    assert main([*argv, str(tmp_path / "g.zarr"), "--stream", "geometry"]) == 0
     assert FeatureStore.open(tmp_path / "g.zarr").streams == ("geometry",)
     write_npz(tmp_path / "f.npz", ())
-    assert main([*words, str(tmp_path / "n.zarr"), "--stream", "geometry"]) == 2
+    assert main([*argv, str(tmp_path / "n.zarr"), "--stream", "geometry"]) == 2
     assert "an .npz with feature_names" in " ".join(capsys.readouterr().err.split())
     write_npz(tmp_path / "f.npz", NAMES[:3])
-    assert main([*words, str(tmp_path / "n.zarr")]) == 2
+    assert main([*argv, str(tmp_path / "n.zarr")]) == 2
     assert "3 feature_names for 53 features" in " ".join(capsys.readouterr().err.split())
 
 
@@ -108,8 +108,8 @@ def test_start_or_end_time_is_a_listed_failure(tmp_path: Path, capsys: pytest.Ca
     file = tmp_path / "labels.csv"
     lines = ("a.npy,x,0,", "b.npy,x,0,10", "b.npy,y,10,20", "b.npy,y,20,")
     file.write_text("path,label,start_s,end_s\n" + "\n".join(lines), encoding="utf-8")
-    words = ["import", str(file), "--name", "own", "--out", str(tmp_path / "s.zarr")]
-    assert main(words) == 1
+    argv = ["import", str(file), "--name", "own", "--out", str(tmp_path / "s.zarr")]
+    assert main(argv) == 1
     assert "start_s and end_s are not supported here: use one feature file per clip" in " ".join(
         capsys.readouterr().err.split()
     )
@@ -146,9 +146,9 @@ def test_unusable_arrays_raise(tmp_path: Path, arrays: dict[str, np.ndarray], me
 
 
 def test_names_may_be_saved_as_bytes_and_lengths_as_floats(tmp_path: Path) -> None:
-    words = {"y": np.array(["집중", "딴짓"] * 2), "subject": np.array(["가", "나"] * 2)}
-    np.savez(tmp_path / "text.npz", x=X.reshape(8, 3), length=np.full(4, 2), **words)
-    coded = {key: np.char.encode(array, "utf-8") for key, array in words.items()}
+    arrays = {"y": np.array(["집중", "딴짓"] * 2), "subject": np.array(["가", "나"] * 2)}
+    np.savez(tmp_path / "text.npz", x=X.reshape(8, 3), length=np.full(4, 2), **arrays)
+    coded = {key: np.char.encode(array, "utf-8") for key, array in arrays.items()}
     np.savez(tmp_path / "bytes.npz", x=X.reshape(8, 3), length=np.full(4, 2.0), **coded)
     one, other = (read_sequences(tmp_path / name) for name in ("text.npz", "bytes.npz"))
     assert [clip.labels for clip in one.clips] == [clip.labels for clip in other.clips]

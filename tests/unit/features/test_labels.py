@@ -60,9 +60,9 @@ def test_levels_with_decimals_are_binarized_by_value() -> None:
     stored = ("3.0", "1.0", "4.0", "-2", "2.0")
     labelling = make_labelling(stored, binarize_at=3)
     assert class_indices(labelling, np.arange(5), stored).tolist() == [1, 0, 1, 0, 0]
-    words = make_labelling(("none", "some", "lots", "nan"), binarize_at=2, labels=("few", "many"))
-    assert words.names == ("few", "many")
-    assert words.sources == (("none", "some"), ("lots", "nan"))
+    labelling = make_labelling(("none", "some", "lots", "nan"), binarize_at=2, labels=("few", "many"))
+    assert labelling.names == ("few", "many")
+    assert labelling.sources == (("none", "some"), ("lots", "nan"))
 
 
 def test_binarize_refuses_names_among_numbers() -> None:

@@ -277,9 +277,9 @@ def test_folds_hold_each_subject_out_once() -> None:
     labels = (np.arange(120) % 4 == 0).astype(int)
     folds = grouped_folds(labels, subjects, 4, seed=0)
     assert sorted(np.concatenate([held for _, held in folds]).tolist()) == list(range(120))
-    for learned, held in folds:
-        assert not set(subjects[learned]) & set(subjects[held])
-        assert labels[held].mean() == pytest.approx(0.25, abs=0.05)
+    for train, held_out in folds:
+        assert not set(subjects[train]) & set(subjects[held_out])
+        assert labels[held_out].mean() == pytest.approx(0.25, abs=0.05)
 
 
 def test_more_folds_than_subjects_are_refused() -> None:

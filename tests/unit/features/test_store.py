@@ -342,12 +342,12 @@ def test_extraction_corrects_end_times_and_keeps_unreadable_videos(
     frames = looped(face_frames(real_clips["single"], 10, 176, 144), 20)
     for name in "abc":
         write_video(tmp_path / f"{name}.mp4", frames, 10)
-    words = ["--data", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "s.zarr"), "--json"]
-    words += ["--weights", "random", "--geometry", "off", "--window", "1.2", "--fps", "5", "--workers", "0"]
+    argv = ["--data", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "s.zarr"), "--json"]
+    argv += ["--weights", "random", "--geometry", "off", "--window", "1.2", "--fps", "5", "--workers", "0"]
 
     def extract_lines(*lines: str) -> tuple[dict[str, Any], str]:
         (tmp_path / "labels.csv").write_text("\n".join(["path,label,end_s", *lines]), encoding="utf-8")
-        extract(words)
+        extract(argv)
         out, shown = capsys.readouterr()
         return json.loads(out), shown
 
@@ -584,14 +584,14 @@ def test_video_named_deleted_is_not_a_deleted_row(tmp_path: Path) -> None:
 def test_deletion_waits_for_a_planner_and_includes_its_new_rows(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     write_store(path, 4)
-    place = location_of(path)
+    location = location_of(path)
     deleted: list[int] = []
-    with planner_lock(place):
+    with planner_lock(location):
         thread = threading.Thread(target=lambda: deleted.append(delete(path, "p1")))
         thread.start()
         time.sleep(0.3)
-        group = existing_group(place, read_only=False)
-        planner.write_rows(group, place, clips_of(8), WITH_GEOMETRY, has_crops=False, listing="whole")
+        group = existing_group(location, read_only=False)
+        planner.write_rows(group, location, clips_of(8), WITH_GEOMETRY, has_crops=False, listing="whole")
     thread.join()
     assert deleted == [2]
     assert FeatureStore.open(path).table().subject.tolist() == ["p0", "", "p2", "p3"] * 2
@@ -924,9 +924,9 @@ def test_every_evaluation_on_test_is_logged(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     write_store(path, 2)
     one, two = FeatureStore.open(path), FeatureStore.open(path)
-    assert one.record_test_opening("runs/a") == 1
-    assert two.record_test_opening("runs/b") == 2
-    assert [entry["run"] for entry in FeatureStore.open(path).test_openings] == ["runs/a", "runs/b"]
+    assert one.record_test_evaluation("runs/a") == 1
+    assert two.record_test_evaluation("runs/b") == 2
+    assert [entry["run"] for entry in FeatureStore.open(path).test_evaluations] == ["runs/a", "runs/b"]
     assert verify_store(FeatureStore.open(path)) == []
 
 
@@ -934,21 +934,21 @@ def test_one_planner_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A planner waits for a running planner, and not for an ended one."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
-    place = location_of(path)
-    with planner_lock(place), pytest.raises(ValueError, match=f"process {os.getpid()} on"):
-        with planner_lock(place, wait_s=0.2):
+    location = location_of(path)
+    with planner_lock(location), pytest.raises(ValueError, match=f"process {os.getpid()} on"):
+        with planner_lock(location, wait_s=0.2):
             pass
     done = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
     holder = this_process() | {"pid": int(done.stdout), "time": time.time()}
     (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
-    with planner_lock(place, wait_s=0.2):
+    with planner_lock(location, wait_s=0.2):
         pass
     # The same process id, but another process: the start time differs.
     holder |= {"pid": os.getpid(), "started": 1.0}
     (path / "planner.lock").write_text(json.dumps(holder), encoding="utf-8")
-    with planner_lock(place, wait_s=0.2):
+    with planner_lock(location, wait_s=0.2):
         pass
     # A lock of another machine counts for two minutes if it is not renewed.
     holder |= {"host": "elsewhere"}
@@ -956,10 +956,10 @@ def test_one_planner_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(
         ValueError, match=r"on elsewhere\); if that process no longer runs, delete planner\.lock"
     ):
-        with planner_lock(place, wait_s=0.2):
+        with planner_lock(location, wait_s=0.2):
             pass
     monkeypatch.setattr(lock, "LOCK_STALE_S", 0.2)
-    with planner_lock(place):
+    with planner_lock(location):
         pass
     assert not (path / "planner.lock").exists()
 
@@ -972,14 +972,14 @@ def test_planner_waits_while_another_one_renews_its_lock(
     next lock."""
     path = tmp_path / "s.zarr"
     write_store(path, 2)
-    place = location_of(path)
+    location = location_of(path)
     monkeypatch.setattr(lock, "LOCK_STALE_S", 0.5)
     monkeypatch.setattr(lock, "RENEW_S", 0.05 if renews else 100.0)
     order: list[str] = []
     has_it, may_end = threading.Event(), threading.Event()
 
     def plan_slowly() -> None:
-        with planner_lock(place):
+        with planner_lock(location):
             has_it.set()
             may_end.wait(1.5)
             order.append("slow one done")
@@ -987,7 +987,7 @@ def test_planner_waits_while_another_one_renews_its_lock(
     thread = threading.Thread(target=plan_slowly)
     thread.start()
     has_it.wait()
-    with planner_lock(place):
+    with planner_lock(location):
         order.append("next one began")
         may_end.set()
         thread.join()
@@ -1055,21 +1055,21 @@ def test_kill_at_any_write_loses_nothing(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     died = 0
 
-    def words(shard: int) -> list[str]:
+    def argv_of(shard: int) -> list[str]:
         return [str(path), str(shard), str(count)]
 
     with KillableCommands() as killable:
         for trial in range(20):
             numbers = generator.integers(1, 12 if trial % 2 else 40, 2).tolist()
             codes = killable.run(
-                "tests.support.small_store", path, *((n, words(i)) for i, n in enumerate(numbers))
+                "tests.support.small_store", path, *((n, argv_of(i)) for i, n in enumerate(numbers))
             )
             assert set(codes) <= {0, -9}
             died += codes.count(-9)
         assert died >= 20
         for leftover in path.rglob("*.partial"):  # as if they had been killed some seconds ago
             os.utime(leftover, (0, 0))
-        assert killable.run(WRITER, path, *((0, words(shard)) for shard in (0, 1))) == [
+        assert killable.run(WRITER, path, *((0, argv_of(shard)) for shard in (0, 1))) == [
             0,
             0,
         ]

@@ -391,4 +391,4 @@ def test_missing_display_is_detected_before_a_window_opens(monkeypatch: pytest.M
     monkeypatch.delenv("DISPLAY", raising=False)
     assert "no display" in window_problem()
     monkeypatch.setenv("DISPLAY", ":987")
-    assert "does not answer" in window_problem()
+    assert "cannot connect" in window_problem()

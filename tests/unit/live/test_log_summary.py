@@ -16,7 +16,7 @@ from live.inference.state_machine import State
 from live.output.log_summary import days, summarise_log, timeline_png
 from live.output.log_writer import Log
 from live.output.report import write_report
-from live.ui.drawing import TROUGH
+from live.ui.drawing import TRACK
 from seqmodel.runs.files import write_text
 from seqmodel.runs.training_stats import FILE, PercentileRange, TrainingStats
 from tests.support.predictions import prediction
@@ -109,7 +109,7 @@ def test_slow_rows_are_one_span(tmp_path: Path, step_s: tuple[float, float]) -> 
     assert session.seconds == {"engaged": length_s}
     assert [(span.shown, span.length_s) for span in session.spans] == [("engaged", length_s)]
     picture = cv2.imdecode(np.frombuffer(timeline_png(session), np.uint8), cv2.IMREAD_COLOR)
-    assert (picture[114, 12:-12] != TROUGH[::-1]).any(axis=1).all()
+    assert (picture[114, 12:-12] != TRACK[::-1]).any(axis=1).all()
 
 
 def test_gap_among_slow_rows_is_not_counted(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_report_replaces_no_file_of_the_sessions(
 ) -> None:
     """Reports and timelines that exist are kept, missing timelines are made, --out is overwritten, and no
     report has the name of another log's files."""
-    write_report([summarise_log(log)], own=True)
+    write_report([summarise_log(log)], of_session=True)
     for name in ("another.csv", f"{log.stem}-2.csv"):
         (tmp_path / name).write_bytes(log.read_bytes())
     log.with_suffix(".png").write_bytes(b"the session's")
@@ -284,7 +284,7 @@ def test_session_replaces_its_own_timeline(log: Path) -> None:
     """A timeline made by a report while the session ran is out of date; that report is kept."""
     write_report([summarise_log(log)])
     log.with_suffix(".png").write_bytes(b"half of it")
-    page = write_report([summarise_log(log)], own=True)
+    page = write_report([summarise_log(log)], of_session=True)
     assert page == log.with_name(f"{log.stem}-2.html")
     assert log.with_suffix(".png").read_bytes() == timeline_png(summarise_log(log))
 
@@ -303,7 +303,7 @@ def test_report_with_reference_run_draws_the_same_timeline(
         p = tuple(rng.dirichlet(np.ones(len(names))).tolist())
         log.write(replace(prediction(), t_s=k / 3, names=names, label=names[k % len(names)], p_raw=p, p=p))
     log.close()
-    session = write_report([summarise_log(path, task)], own=True).read_text(encoding="utf-8")
+    session = write_report([summarise_log(path, task)], of_session=True).read_text(encoding="utf-8")
     run = write_run(tmp_path / "run", detector_path, task=task, names=names)
     spread = PercentileRange(0.5, 0.1, 0.9)
     write_text(run / FILE, json.dumps(asdict(TrainingStats(50, spread, spread, None, 0.5))))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from live.inference.state_machine import STATES
-from live.ui.drawing import TROUGH, colour_of
+from live.ui.drawing import TRACK, colour_of
 from live.ui.overlay import (
     KEYS,
     MIN_WIDTH_PX,
@@ -150,7 +150,7 @@ def test_slow_timeline_has_no_holes_and_a_gap_is_empty() -> None:
         length_s = points[-1].t_s - points[0].t_s
         area = np.zeros((20, 600, 3), np.uint8)
         paint_timeline(area, points, 0.0, length_s)
-        empty = (area[-1] == TROUGH).all(axis=1)
+        empty = (area[-1] == TRACK).all(axis=1)
         assert empty.sum() == pytest.approx(hole_s / length_s * 600, abs=2)
 
 

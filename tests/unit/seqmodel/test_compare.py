@@ -18,7 +18,7 @@ from seqmodel.config import HeadConfig
 from seqmodel.evaluation import folds
 from seqmodel.metrics.bootstrap import Estimate, PairedDifference
 from seqmodel.metrics.calibration import Calibration, moved_band
-from seqmodel.runs.card import calibrators_of, load_card, save_card
+from seqmodel.runs.card import calibration_clips, load_card, save_card
 from seqmodel.runs.files import load_split
 from seqmodel.runs.predict import eval_subset, read_predictions
 from tests.support.trained_run import WITH_GEOMETRY, make_run, make_store
@@ -149,7 +149,7 @@ def test_calibration_recovers_accuracy_in_a_shifted_domain(two_runs, tmp_path, c
     found = json.loads((run / "cross/new/calibration.json").read_text(encoding="utf-8"))
     assert found["test"]["difference"]["balanced_accuracy"]["value"] > 0.1
     assert found["test"]["difference"]["auroc"]["value"] == pytest.approx(0.0, abs=0.02)
-    assert len(after.test_openings) == len(before.test_openings) + 1
+    assert len(after.test_evaluations) == len(before.test_evaluations) + 1
     # Subjects whose labels chose the threshold are not in later evaluations.
     assert (
         main(
@@ -158,7 +158,7 @@ def test_calibration_recovers_accuracy_in_a_shifted_domain(two_runs, tmp_path, c
         == 0
     )
     evaluated = read_predictions(run / "cross/new/predictions.csv")
-    calibrated = set(calibrators_of(run, load_card(run)))
+    calibrated = set(calibration_clips(run, load_card(run)))
     assert calibrated
     assert not calibrated & {row["clip_id"] for row in evaluated}
     assert len({row["subject"] for row in evaluated}) == found["subjects_test"]
@@ -273,7 +273,7 @@ def test_every_clip_is_predicted_by_a_head_not_trained_on_its_subject(tmp_path, 
     assert len(rows) == 48
     estimates = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))[f"folds-{how}"]
     assert estimates["auroc"]["value"] > 0.7
-    assert len(load_card(tmp_path / "run").test_openings) == 1
+    assert len(load_card(tmp_path / "run").test_evaluations) == 1
 
 
 def test_fold_predictions_do_not_depend_on_held_out_labels(tmp_path, monkeypatch):

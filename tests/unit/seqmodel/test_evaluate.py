@@ -82,12 +82,12 @@ def test_evaluation_on_test_is_logged_in_card_and_store(evaluated):
     from features.store.store import FeatureStore
 
     card = load_card(evaluated)
-    before = len(card.test_openings)
+    before = len(card.test_evaluations)
     assert main(["evaluate", "--run", str(evaluated), "--split", "val", "--bootstrap-rounds", "50"]) == 0
-    assert len(load_card(evaluated).test_openings) == before
+    assert len(load_card(evaluated).test_evaluations) == before
     assert main(["evaluate", "--run", str(evaluated), "--split", "test", "--bootstrap-rounds", "200"]) == 0
-    assert len(load_card(evaluated).test_openings) == before + 1
-    assert len(FeatureStore.open(card.store).test_openings) == before + 1
+    assert len(load_card(evaluated).test_evaluations) == before + 1
+    assert len(FeatureStore.open(card.store).test_evaluations) == before + 1
     assert {"test", "val"} <= set(_metrics(evaluated))
 
 
@@ -326,8 +326,8 @@ def test_folds_without_training_data_are_rejected_and_not_logged(tmp_path, quick
     capsys.readouterr()
     assert main([*argv, "3"]) == 2
     assert "--folds 3: no fold can be trained" in " ".join(capsys.readouterr().err.split())
-    assert load_card(tmp_path / "run").test_openings == ()
-    assert store.test_openings == []
+    assert load_card(tmp_path / "run").test_evaluations == ()
+    assert store.test_evaluations == []
     assert not (tmp_path / "run/folds-3").exists()
 
 
@@ -400,4 +400,4 @@ def test_folds_use_the_requested_threshold_metric(tmp_path, quick_folds):
     argv = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "2"]
     assert main([*argv, "--threshold-metric", "recall:nobody=7"]) == 2
     assert main([*argv, "--abstain", "0.2"]) == 2
-    assert load_card(tmp_path / "run").test_openings == ()
+    assert load_card(tmp_path / "run").test_evaluations == ()

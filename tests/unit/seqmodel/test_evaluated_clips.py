@@ -13,7 +13,7 @@ import zarr
 from features.maintenance.import_external import read_sequences, write_external
 from seqmodel.__main__ import main
 from seqmodel.commands.evaluate import evaluate_split, open_split, write_result
-from seqmodel.commands.evaluation_log import count_opening
+from seqmodel.commands.evaluation_log import log_test_evaluation
 from seqmodel.config import EvaluateArgs
 from seqmodel.evaluation.context import (
     folder_of,
@@ -24,7 +24,7 @@ from seqmodel.evaluation.context import (
 from seqmodel.metrics.calibration import fit_calibration
 from seqmodel.reporting.content import commands
 from seqmodel.reporting.text import headline
-from seqmodel.runs.card import calibrators_of, load_card, save_card
+from seqmodel.runs.card import calibration_clips, load_card, save_card
 from seqmodel.runs.files import load_split
 from seqmodel.runs.predict import predict_rows, read_predictions
 from tests.support.trained_run import make_run, make_store
@@ -140,14 +140,14 @@ def test_later_clips_of_calibration_subjects_are_left_out(run: Path, tmp_path: P
     place = {"signal": 0.5, "seed": 3, "clip_prefix": "n", "num_subjects": 10}
     make_store(tmp_path / "new.zarr", **place)
     assert main(["calibrate", "--run", str(run), "--store", str(tmp_path / "new.zarr")]) == 0
-    calibrators = set(calibrators_of(run, load_card(run)).values())
-    assert calibrators
+    fit_subjects = set(calibration_clips(run, load_card(run)).values())
+    assert fit_subjects
     shutil.rmtree(tmp_path / "new.zarr")
     make_store(tmp_path / "new.zarr", **place, clips_each=9)
     evaluate(run, "--store", str(tmp_path / "new.zarr"))
     rows = read_predictions(run / "cross" / "new" / "predictions.csv")
     assert rows
-    assert not calibrators & {row["subject"] for row in rows}
+    assert not fit_subjects & {row["subject"] for row in rows}
 
 
 def test_two_stores_of_one_name_have_a_folder_each(run: Path, tmp_path: Path) -> None:
@@ -233,12 +233,13 @@ def test_changes_to_a_run_during_evaluation_are_kept(run: Path, capsys: pytest.C
     args = EvaluateArgs(run, bootstrap_rounds=20)
     context = open_split(args)
     result = evaluate_split(context, args)
-    other = count_opening(context, load_card(run))
-    counted = count_opening(context, context.card)
-    assert len(load_card(run).test_openings) == len(other.test_openings) + 1 == len(counted.test_openings)
+    other = log_test_evaluation(context, load_card(run))
+    counted = log_test_evaluation(context, context.card)
+    assert len(counted.test_evaluations) == len(other.test_evaluations) + 1
+    assert len(load_card(run).test_evaluations) == len(counted.test_evaluations)
     write_result(folder_of(context), result, context, args, None)
     now = load_card(run)
-    assert len(now.test_openings) == 3
+    assert len(now.test_evaluations) == 3
     assert "test" in now.metrics
     save_card(run, replace(now, metrics={}, calibration=replace(now.calibration, threshold=0.9)))
     write_result(folder_of(context), result, context, args, None)

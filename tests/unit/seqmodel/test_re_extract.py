@@ -63,11 +63,11 @@ def test_re_extracted_store_keeps_encoder_subsets_and_test_log(tmp_path: Path) -
     card = load_card(run)
     encoder = dataclasses.replace(card.recipe.encoder, weights="finetuned:first")
     save_card(run, dataclasses.replace(card, recipe=dataclasses.replace(card.recipe, encoder=encoder)))
-    old.record_test_opening("first")
+    old.record_test_evaluation("first")
     re_extract(run, Path(old.path), out)
     new = FeatureStore.open(out)
-    assert new.test_openings == old.test_openings
-    assert len(new.test_openings) == 1
+    assert new.test_evaluations == old.test_evaluations
+    assert len(new.test_evaluations) == 1
     assert verify_store(new) == []
     expected = build_task(out, LABELS, splits_from=run).split
     named = {
@@ -81,9 +81,9 @@ def test_re_extracted_store_keeps_encoder_subsets_and_test_log(tmp_path: Path) -
         for subset, rows in expected.subsets().items():
             assert actual.subsets()[subset].tolist() == rows.tolist()
         assert not actual.warnings
-    new.record_test_opening("second")
+    new.record_test_evaluation("second")
     re_extract(run, Path(old.path), out)
-    assert [entry["run"] for entry in FeatureStore.open(out).test_openings] == ["first", "second"]
+    assert [entry["run"] for entry in FeatureStore.open(out).test_evaluations] == ["first", "second"]
 
 
 def test_encoder_subsets_include_those_of_an_earlier_finetuning(tmp_path: Path) -> None:

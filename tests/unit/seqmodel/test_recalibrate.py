@@ -45,7 +45,7 @@ def test_new_threshold_deletes_results_of_the_old_one(run: Path, capsys: pytest.
     predicted = " ".join(capsys.readouterr().err.split())
     assert "copies of its exports (openvino) keep the old threshold" in predicted
     assert read_training_stats(run) is not None, "measured with the new calibration"
-    assert after.test_openings == before.test_openings
+    assert after.test_evaluations == before.test_evaluations
 
 
 def test_same_threshold_deletes_nothing(run: Path) -> None:

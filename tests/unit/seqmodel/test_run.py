@@ -39,7 +39,7 @@ CARD = Card(
     training_class_frequencies=(0.5, 0.5),
     calibration=Calibration(temperature=1.5, abstain=(0.4, 0.6)),
     stages=({"stage": 1, "val": 0.9, "kept": True},),
-    test_openings=("2026-01-01T00:00:00Z",),
+    test_evaluations=("2026-01-01T00:00:00Z",),
 )
 
 

@@ -97,7 +97,7 @@ def trials_of(out: Path) -> list[FrozenTrial]:
     return optuna.load_study(study_name=None, storage=storage).trials
 
 
-def facts(out: Path) -> list[tuple[dict[str, Any], float | None, TrialState]]:
+def stored_trials(out: Path) -> list[tuple[dict[str, Any], float | None, TrialState]]:
     return [(trial.params, trial.value, trial.state) for trial in trials_of(out)]
 
 
@@ -131,7 +131,7 @@ def test_two_runs_with_one_seed_and_one_job_are_the_same_study(
     searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
 ) -> None:
     tune(args_for(store, tmp_path / "again", trials=6))
-    assert facts(tmp_path / "again") == facts(searched[0])
+    assert stored_trials(tmp_path / "again") == stored_trials(searched[0])
 
 
 def test_resumed_search_equals_an_uninterrupted_one(
@@ -139,7 +139,7 @@ def test_resumed_search_equals_an_uninterrupted_one(
 ) -> None:
     tune(args_for(store, tmp_path / "parts", trials=2))
     summary, _ = tune(args_for(store, tmp_path / "parts", trials=6))
-    assert facts(tmp_path / "parts") == facts(searched[0])
+    assert stored_trials(tmp_path / "parts") == stored_trials(searched[0])
     assert summary["best"] == searched[1]["best"]
 
 
@@ -343,8 +343,8 @@ def test_scored_folds_need_two_classes_in_train_and_val() -> None:
     clips = Samples({}, {}, labels, np.array([f"{k}#0" for k in range(6)]), no_subject, np.arange(6))
     both, zeros, ones = np.array([0, 1]), np.array([2, 3]), np.array([4, 5])
 
-    def has_score(learned: np.ndarray, held: np.ndarray) -> bool:
-        return bool(scored_folds([Fold(select_samples(clips, learned), select_samples(clips, held), {})]))
+    def has_score(train: np.ndarray, held_out: np.ndarray) -> bool:
+        return bool(scored_folds([Fold(select_samples(clips, train), select_samples(clips, held_out), {})]))
 
     assert has_score(both, np.array([3, 4]))
     assert not has_score(both, zeros)
@@ -561,7 +561,7 @@ def test_plots_do_not_change_matplotlib_settings(tmp_path: Path, span: tuple[flo
         "lr": FloatDistribution(1e-4, 1e-2, log=True),
         "kind": CategoricalDistribution(["$\\frac$", "집중"]),
     }
-    for k in range(plots.FEWEST):
+    for k in range(plots.MIN_TRIALS):
         params = {"lr": span[k % 2], "kind": known["kind"].choices[k // 2]}
         study.add_trial(optuna.trial.create_trial(value=k / 4, params=params, distributions=known))
     study.add_trial(optuna.trial.create_trial(state=TrialState.PRUNED))
@@ -815,7 +815,7 @@ def test_repeated_search_and_finetune(tmp_path: Path) -> None:
         assert (run / "metrics.json").exists(), "the metrics are about the weights that are kept"
 
     card = load_card(run)
-    save_card(run, dataclasses.replace(card, test_openings=("2026-01-01T00:00:00",)))
+    save_card(run, dataclasses.replace(card, test_evaluations=("2026-01-01T00:00:00",)))
     before = state()
     numbers = {first["best"]["trial"]}
     for trials in range(2, 9):
@@ -827,7 +827,7 @@ def test_repeated_search_and_finetune(tmp_path: Path) -> None:
         stages = load_card(run).stages
         assert [stage["stage"] for stage in stages] == ["head", "finetune"]
         assert (stages[0]["trial"], stages[1]["started_from"]) == (number, "stage 1")
-        assert load_card(run).test_openings == ("2026-01-01T00:00:00",)
+        assert load_card(run).test_evaluations == ("2026-01-01T00:00:00",)
         assert not (run / "metrics.json").exists()
         numbers.add(number)
         before = state()
@@ -852,12 +852,12 @@ def test_crops_added_later_do_not_change_the_study(tmp_path: Path) -> None:
     store = write_crop_store(tmp_path / "s.zarr", cropless=tuple(range(32)))
     args = args_for(Path(store.path), tmp_path / "run", trials=1, epochs=1)
     tune(args)
-    before = facts(args.out)
+    before = stored_trials(args.out)
     for row, files in enumerate(map(write_crop_store(tmp_path / "t.zarr").read_crops, range(32))):
         store.write_row(row, crops=files)
     summary, _ = tune(dataclasses.replace(args, finetune=True))
     assert summary["finetune"]["epochs"] > 0
-    assert facts(args.out) == before
+    assert stored_trials(args.out) == before
 
 
 def test_missing_crops_are_reported_before_the_search(tmp_path: Path) -> None:
