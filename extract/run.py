@@ -127,10 +127,10 @@ def _update_failures(
     or is no longer requested). Write failure reasons of videos that cannot be opened."""
     row_of = store.row_of_clip()
     if config.retry_failed:
-        failures = store.rows.failures()
+        failures = store.rows.texts("failure")
         for row in (row_of[clip_id] for clip_id in shard_ids - missing.keys()):
             if failures[row]:
-                store.rows.forget_failure(row)
+                store.rows.forget_texts(row, "failure")
     for clip_id, reason in window_plan.unreadable.items():
         if clip_id in missing:
             store.write_failure(row_of[clip_id], reason)

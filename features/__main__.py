@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from features import config
-from features.cli import Answer, console, dispatch, echo, echo_failures, log_warning, print_counts
+from features.cli import Answer, console, dispatch, echo, echo_failures, echo_notes, log_warning, print_counts
 
 COMMANDS = {
     "info": config.InfoArgs,
@@ -142,6 +142,7 @@ def _print_info(summary: dict[str, Any]) -> None:
         names = [name for name in order if any(name in counts for counts in splits.values())]
         print_counts(column, splits, names)
     echo_failures((item["clip_id"], item["reason"]) for item in summary["failures"])
+    echo_notes(summary["notes"])
     echo(f"encoder {summary['recipe']['encoder']}; fingerprint {summary['fingerprint']}")
     first, *others = summary["numerics"]
     echo(f"computed with: {_format_numerics(first)}")

@@ -164,6 +164,17 @@ def print_counts(column: str, splits: Mapping[str, Mapping[str, int]], names: Se
     console().print(table)
 
 
+def echo_notes(notes: Sequence[Mapping[str, str]]) -> None:
+    """Print clips with their notes (`clip_id`, `notes`) on stderr: MAX_LISTED lines, then how many more."""
+    if not notes:
+        return
+    log_warning(f"{len(notes)} clips were extracted, but their features may be wrong. Look at the videos:")
+    for item in notes[:MAX_LISTED]:
+        echo(f"  {item['clip_id']}: {item['notes']}")
+    if len(notes) > MAX_LISTED:
+        echo(f"  and {len(notes) - MAX_LISTED} more (--json lists all)")
+
+
 def progress(unit: str = "clips") -> "Progress":
     """A progress bar on stderr: count, rate in `unit` per second, and remaining time."""
     from rich.progress import (

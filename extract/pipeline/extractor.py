@@ -7,7 +7,7 @@ Shapes: T frames of a window, D embedding, G geometry features.
 """
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ import numpy as np
 
 from extract.face.cropper import FaceCropper
 from extract.face.geometry import FaceGeometry
+from extract.pipeline.notes import notes_of
 from extract.pipeline.types import ExtractorConfig, FailedWindow, Job, Window, WindowFeatures
 from extract.video.reader import Frame, Spans, Targets, read_video, sample_at
 from seqmodel.encoders.engine import Engine, open_engine
@@ -152,9 +153,10 @@ def _row(
     if "geometry" in parts and extractor.geometry is not None:
         geometry = np.full((num_frames, len(extractor.geometry.geometry_id.features)), np.nan, np.float32)
     images: dict[int, np.ndarray] = {}
-    num_sampled = 0
+    num_sampled, doubts = 0, Counter[str]()
     for t, (frame, rgb) in enumerate(_decoded(islice(sampled, num_frames), timer)):
         num_sampled += 1
+        doubts.update(frame.doubts)
         table[t, 0] = frame.pts_s
         with timer.stage("face"):
             crop = extractor.cropper.crop(rgb)
@@ -175,7 +177,8 @@ def _row(
     if "crops" in parts:
         with timer.stage("crops"):
             crops = [jpeg(images[t]) if t in images else b"" for t in range(num_frames)]
-    return WindowFeatures(window, table, embeddings, geometry, crops), num_sampled
+    notes = notes_of(doubts, num_sampled, table, geometry)
+    return WindowFeatures(window, table, embeddings, geometry, crops, notes), num_sampled
 
 
 def jpeg(crop: np.ndarray) -> bytes:

@@ -198,7 +198,7 @@ def missing_parts(
     if store is None:
         return {clip.clip_id: set(parts) for clip in shard}
     changed = set() if planned else store.changed(shard)
-    row_of, failures = store.row_of_clip(), store.rows.failures()
+    row_of, failures = store.row_of_clip(), store.rows.texts("failure")
     present = {part: store.present(part) for part in parts}
     missing: dict[str, set[Part]] = {}
     for clip in shard:

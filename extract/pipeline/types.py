@@ -65,6 +65,8 @@ class WindowFeatures:
     """float32 (T, G), NaN for invalid frames and where it failed."""
     crops: list[bytes] | None = None
     """T JPEG files, b"" for invalid frames."""
+    notes: str = ""
+    """Why the features may be wrong, to be checked by a person; '' = no doubt."""
 
 
 @dataclass(frozen=True)

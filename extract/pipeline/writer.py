@@ -99,6 +99,7 @@ def _write(store: FeatureStore, outcome: WindowFeatures | FailedWindow, *, with_
                 frames=outcome.frames if with_embeddings else None,
                 geometry=outcome.geometry,
                 crops=outcome.crops,
+                notes=outcome.notes,
             )
     except (OSError, ValueError) as error:
         raise StoreWriteError(f"the store cannot be written: {error}") from error

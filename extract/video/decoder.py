@@ -58,11 +58,16 @@ def video_stream(container: "av.container.InputContainer") -> "av.VideoStream":
     The container has one at least."""
     from av.stream import Disposition
 
+    tracks = video_tracks(container)
+    return next((track for track in tracks if Disposition.default in track.disposition), tracks[0])
+
+
+def video_tracks(container: "av.container.InputContainer") -> "list[av.VideoStream]":
+    """The video tracks that are no cover pictures; all, if there are only cover pictures."""
+    from av.stream import Disposition
+
     tracks = container.streams.video
-    moving = [track for track in tracks if Disposition.attached_pic not in track.disposition]
-    return next(
-        (track for track in moving if Disposition.default in track.disposition), (moving or tracks)[0]
-    )
+    return [track for track in tracks if Disposition.attached_pic not in track.disposition] or list(tracks)
 
 
 def pictures(
@@ -70,14 +75,15 @@ def pictures(
     stream: "av.VideoStream",
     path: str,
     is_wanted: IsWanted | None,
-) -> Iterator["av.VideoFrame"]:
-    """Yield decoded pictures; damaged packets are skipped.
+) -> Iterator[tuple["av.VideoFrame", bool]]:
+    """Yield (decoded picture, whether it may be damaged); packets that cannot be decoded are skipped.
 
-    Raises ValueError when no picture can be decoded.
+    A picture may be damaged if its decoder says so, or if it follows such a picture (or a packet that could
+    not be decoded) before the next keyframe. Raises ValueError when no picture can be decoded.
     """
     import av
 
-    num_pictures, num_without = 0, 0
+    num_pictures, num_without, is_damaged = 0, 0, False
     reasons = ["no frame can be decoded"]
     context = stream.codec_context
     for packet, is_needed in _marked(_packets(container, stream, reasons), stream, is_wanted):
@@ -91,10 +97,11 @@ def pictures(
             break
         except av.error.FFmpegError as error:
             reasons.append(_reason(error))
-            pictures = []
+            pictures, is_damaged = [], True
         for picture in pictures:
             num_pictures += 1
-            yield picture
+            is_damaged = picture.is_corrupt or (is_damaged and not picture.key_frame)
+            yield picture, is_damaged
         num_without = 0 if pictures else num_without + 1
         if num_without > FLUSH_PACKETS_WITHOUT_FRAME:
             break

@@ -16,8 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from extract.video.decoder import IsWanted, duration_s, open_video, pictures, rate, video_stream
+from extract.video.decoder import (
+    IsWanted,
+    duration_s,
+    open_video,
+    pictures,
+    rate,
+    video_stream,
+    video_tracks,
+)
 
+DAMAGED = "decoded from damaged data"
 EARLY_S = 0.0005
 """A frame may be this many seconds before its target time: containers round times to a millisecond."""
 
@@ -32,6 +41,8 @@ class Frame:
     """uint8 (H, W, 3), RGB, upright; or a function that returns it."""
     duration_s: float = 0.0
     """Seconds for which the frame is shown; 0 = unknown."""
+    doubts: tuple[str, ...] = ()
+    """Why its pixels or its time may be wrong."""
 
     def rgb(self) -> np.ndarray:
         """The pixels, uint8 (H, W, 3), RGB, upright."""
@@ -70,9 +81,10 @@ def read_video(path: Path | str, *, threads: int = 1, is_wanted: IsWanted | None
     With `is_wanted`, frames that are neither wanted nor needed to decode others may be left out; the other
     frames have exactly the same pixels.
 
-    Damaged packets are skipped, and so are frames not later than the last one. If a stream has no times (raw
-    H.264), they are computed from its frame rate; if they start again (recordings joined by `cat`), they
-    continue. Raises ValueError with the reason when nothing can be decoded.
+    Packets that cannot be decoded are skipped, and so are frames not later than the last one. If a stream has
+    no times (raw H.264), they are computed from its frame rate; if they start again (recordings joined by
+    `cat`), they continue. Frames of damaged data, assumed times and files with several tracks have doubts.
+    Raises ValueError with the reason when nothing can be decoded.
     """
     with closing(open_video(path)) as container:
         stream = video_stream(container)
@@ -80,18 +92,27 @@ def read_video(path: Path | str, *, threads: int = 1, is_wanted: IsWanted | None
         time_base = float(stream.time_base or 1)
         first_pts, last_s, aspect = stream.start_time, -math.inf, float(stream.sample_aspect_ratio or 1)
         step = round(1 / (rate(stream) * time_base))
-        untimed = -step
-        for picture in pictures(container, stream, str(path), is_wanted):
-            pts = picture.pts if picture.pts is not None else picture.dts
+        untimed, number = -step, video_tracks(container).index(stream) + 1
+        of_file = _track_doubt(number, len(video_tracks(container)))
+        for picture, is_damaged in pictures(container, stream, str(path), is_wanted):
+            pts, doubts = picture.pts if picture.pts is not None else picture.dts, of_file
+            if is_damaged:
+                doubts += (DAMAGED,)
             if pts is None:
                 untimed += step
                 pts = untimed
+                doubts += (f"the file has no times: {rate(stream):g} frames per second are assumed",)
             first_pts = pts if first_pts is None else first_pts
             pts_s = (pts - first_pts) * time_base
             if pts_s <= last_s:
                 continue
             last_s = pts_s
-            yield Frame(pts_s, _Upright(picture, threads, aspect), (picture.duration or 0) * time_base)
+            length_s = (picture.duration or 0) * time_base
+            yield Frame(pts_s, _Upright(picture, threads, aspect), length_s, doubts)
+
+
+def _track_doubt(number: int, count: int) -> tuple[str, ...]:
+    return (f"the file has {count} video tracks: track {number} is read",) if count > 1 else ()
 
 
 class Sampler:

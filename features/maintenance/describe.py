@@ -39,6 +39,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
             {"clip_id": str(table.clip_id[row]), "reason": str(table.failure[row])}
             for row in np.flatnonzero(table.failure != "")
         ],
+        "notes": notes_of(store, np.flatnonzero(listed)),
         "recipe": {
             "pixels": fingerprint(store.recipe.pixels) if store.recipe.pixels else None,
             "encoder": f"{store.recipe.encoder.name} {store.recipe.encoder.weights}",
@@ -49,6 +50,12 @@ def describe(store: FeatureStore) -> dict[str, Any]:
         "packed": store.mapped_stream(store.streams[0]) is not None,
         "fingerprint": store.fingerprint(),
     }
+
+
+def notes_of(store: FeatureStore, rows: np.ndarray) -> list[dict[str, str]]:
+    """Clip id and notes of these rows, without rows that have no notes."""
+    notes, ids = store.rows.texts("notes"), {row: clip_id for clip_id, row in store.row_of_clip().items()}
+    return [{"clip_id": ids[row], "notes": notes[row]} for row in rows.tolist() if notes[row]]
 
 
 def _label_counts(table: ClipTable, column: str, listed: np.ndarray) -> dict[str, dict[str, int]]:

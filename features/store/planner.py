@@ -150,7 +150,8 @@ def _make_row_arrays(group: zarr.Group, recipe: Recipe, count: int, has_crops: b
         shape = (num_frames, recipe.encoder.dim)
         ensure_row_array(group, "embeddings", attributes["embedding_dtype"], count, shape, step)
     ensure_row_array(group, "frames", "float32", count, (num_frames, len(FRAME_COLUMNS)), step)
-    ensure_row_array(group, "failure", str, count, ())
+    for name in ("failure", "notes"):
+        ensure_row_array(group, name, str, count, ())
     if recipe.geometry is not None:
         shape = (num_frames, len(recipe.geometry.features))
         ensure_row_array(group, "geometry", "float32", count, shape, step)

@@ -16,7 +16,7 @@ from features.store.chunk_io import IS_NATIVE, numbers_of, read_chunk, texts_of,
 from features.store.location import StoreLocation, chunks_identity, delete_keys, retried
 from features.store.schema import ROW_ARRAYS, array_of, chunk_key, read_column, rows_present
 
-MAX_REASON = 500
+MAX_TEXT = 500
 """Maximum length in characters: error messages of libraries start with the reason; some go on for pages."""
 
 
@@ -39,21 +39,21 @@ class Rows:
         """(N,) bool: which rows have a chunk of that array on the disk now."""
         return rows_present(self.location, self.group, name, self.num_clips)
 
-    def failures(self) -> np.ndarray:
-        """(N,) str objects: the failure reason of each row; '' = not failed."""
-        reasons = np.full(self.num_clips, "", dtype=object)
-        for row in np.flatnonzero(self.present("failure")):
-            reasons[row] = str(self.array("failure")[int(row)])
-        return reasons
+    def texts(self, name: str) -> np.ndarray:
+        """(N,) str objects: the text of each row in `failure` or `notes`; '' = none."""
+        texts = np.full(self.num_clips, "", dtype=object)
+        for row in np.flatnonzero(self.present(name)):
+            texts[row] = str(self.array(name)[int(row)])
+        return texts
 
-    def write_failure(self, row: int, reason: str) -> None:
-        """Write the failure reason of a row, at most MAX_REASON characters."""
-        text = reason if len(reason) <= MAX_REASON else reason[: MAX_REASON - 1] + "…"
-        retried(self.array("failure").__setitem__, row, text)
+    def write_text(self, name: str, row: int, text: str) -> None:
+        """Write the text of a row in `failure` or `notes`, at most MAX_TEXT characters."""
+        shown = text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+        retried(self.array(name).__setitem__, row, shown)
 
-    def forget_failure(self, row: int) -> None:
-        """Delete the failure reason of a row."""
-        delete_keys(self.location, [chunk_key("failure", row, 1)])
+    def forget_texts(self, row: int, *names: str) -> None:
+        """Delete the texts of a row in these arrays."""
+        delete_keys(self.location, [chunk_key(name, row, 1) for name in names])
 
     def write_numbers(self, name: str, row: int, values: np.ndarray, fill: np.ndarray) -> None:
         """Write (t, …) numbers of one row; frames after t are set to `fill` (…).

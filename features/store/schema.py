@@ -30,7 +30,7 @@ NUMBER_COLUMNS = {
     "listed": "bool",
     "state": "uint8",
 }
-ROW_ARRAYS = {"frames": 3, "embeddings": 3, "geometry": 3, "crops": 2, "failure": 1}
+ROW_ARRAYS = {"frames": 3, "embeddings": 3, "geometry": 3, "crops": 2, "failure": 1, "notes": 1}
 """Arrays that workers write, with their number of axes; the marker of the embeddings comes first."""
 MAX_NAME_BYTES = 100
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}

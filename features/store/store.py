@@ -12,12 +12,13 @@
     geometry (optional)                     (N,T,G) float32
     crops (optional)                        (N,T) JPEG bytes, b"" = no face
     failure                                 (N,) str      why a clip failed
+    notes                                   (N,) str      why a clip's features may be wrong
     packed/                                 copies for fast reading, can be deleted: features/store/packed.py
 
-Workers write `embeddings` to `failure`, one chunk per clip, so that no two workers write the same file.
+Workers write `embeddings` to `notes`, one chunk per clip, so that no two workers write the same file.
 **Chunks are written atomically, and the existing chunks are the state of a row**: `frames` is written last,
 so a row with a `frames` chunk has embeddings. `geometry` and `crops` are independent: each has its own chunk.
-One folder listing finds the missing rows, and a clip has at most four files. The array `state` has the same
+One folder listing finds the missing rows, and a clip has at most five files. The array `state` has the same
 information for external readers; the planner and `finalize` update it.
 
 Missing values are NaN. A frame without a face has embedding 0 and score 0. Every chunk has a CRC-32C. The
@@ -120,7 +121,7 @@ class FeatureStore:
         columns = {name: read_column(group, name, count) for name in (*_TABLE_COLUMNS, "listed")}
         listed = columns.pop("listed")
         slices: Any = group.attrs["slice_columns"]
-        failure = self.rows.failures()
+        failure = self.rows.texts("failure")
         state = np.where(failure != "", FAILED, PENDING)
         return ClipTable(
             **columns,
@@ -143,7 +144,7 @@ class FeatureStore:
     def missing(self, part: Part = "embeddings") -> np.ndarray:
         """Rows, ascending, whose part is not extracted yet; without failed rows and clips that are no longer
         in the manifest."""
-        return np.flatnonzero(~self.present(part) & (self.rows.failures() == "") & self.listed())
+        return np.flatnonzero(~self.present(part) & (self.rows.texts("failure") == "") & self.listed())
 
     def row_of_clip(self) -> dict[str, int]:
         """Row by clip id; reads only that column of the table."""
@@ -168,13 +169,14 @@ class FeatureStore:
         frames: np.ndarray | None = None,
         geometry: np.ndarray | None = None,
         crops: Sequence[bytes] | None = None,
+        notes: str = "",
     ) -> None:
         """Write parts of one row; when this returns, they are done and an earlier failure is deleted.
 
         embeddings: (t, D) float16, 0 without a face. frames: (t, 6) float32 as FRAME_COLUMNS, in pixels of
         the upright frame, score 0 and NaN box without a face; always together with embeddings. geometry:
         (t, G) float32, NaN where it failed. crops: t JPEG files, b"" without a face. t may be up to T: frames
-        after the end of the video are filled with NaN and score 0.
+        after the end of the video are filled with NaN and score 0. notes: why the embeddings may be wrong.
 
         Raises ValueError for a wrong shape or non-finite embeddings; OSError when the disk cannot be written.
         """
@@ -190,14 +192,16 @@ class FeatureStore:
                 raise ValueError(f"{len(embeddings)} embeddings for {len(frames)} frames")
             if not np.isfinite(embeddings[np.asarray(frames)[:, 5] > 0]).all():
                 raise ValueError("an embedding of a valid frame is not finite")
+            if notes:
+                self.rows.write_text("notes", row, notes)
             self.rows.write_numbers("embeddings", row, embeddings, _NAN)
             self.rows.write_numbers("frames", row, frames, _NO_FRAME)  # the marker: last
-        self.rows.forget_failure(row)
+        self.rows.forget_texts(row, "failure", *(["notes"] if embeddings is not None and not notes else []))
 
     def write_failure(self, row: int, reason: str) -> None:
         """Write the reason why a row could not be extracted."""
         self._require_writable(row)
-        self.rows.write_failure(row, reason or "failed")
+        self.rows.write_text("failure", row, reason or "failed")
 
     def read_stream(self, name: Stream, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(x (n,T,D), valid (n,T) bool) of these rows, or of all rows; x is 0 for invalid frames.

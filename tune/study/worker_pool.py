@@ -66,12 +66,10 @@ def run_workers(
                 deaths = 1 if num_done(study) > done_at_death else deaths + 1
                 done_at_death = num_done(study)
                 if deaths > 2 + num_workers:
-                    if (process.exitcode or 0) < 0:
-                        raise ValueError(f"workers end without finishing a trial: the last one {KILLED}")
-                    raise ValueError(
-                        f"workers end without finishing a trial (exit code {process.exitcode}); see their "
-                        "messages above"
-                    )
+                    code = process.exitcode or 0
+                    exited = f" (exit code {code}); see their messages above"
+                    last = f": the last one {KILLED}" if code < 0 else exited
+                    raise ValueError(f"workers end without finishing a trial{last}")
                 reclaim(study)
                 start()
             yield study.get_trials(deepcopy=False)

@@ -72,7 +72,9 @@ def test_default_track_is_read_and_not_the_first(plain: Path, tmp_path: Path) ->
     screen = ["-f", "lavfi", "-i", "color=blue:size=64x48:rate=10:duration=3"]
     maps = ["-map", "0:v", "-map", "1:v", "-disposition:v:0", "0", "-disposition:v:1", "default"]
     ffmpeg(*screen, "-i", plain, *maps, "-qp", "10", path)
-    assert next(read_video(path)).rgb().shape == (96, 128, 3)
+    first = next(read_video(path))
+    assert first.rgb().shape == (96, 128, 3)
+    assert first.doubts == ("the file has 2 video tracks: track 2 is read",)
     assert (probe(path).width, probe(path).height) == (128, 96)
 
 
@@ -85,6 +87,7 @@ def test_cover_picture_is_not_the_video(plain: Path, tmp_path: Path) -> None:
     frames = list(read_video(path))
     assert len(frames) == 30
     assert frames[0].rgb().shape == (96, 128, 3)
+    assert not frames[0].doubts
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
