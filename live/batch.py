@@ -11,13 +11,14 @@ import csv
 import hashlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from extract.video.reader import read_video
+from extract.video.reader import probe, read_video, truncation
 from features.cli import echo, log_error, progress
 from features.manifest import NOT_UTF8, Failure, readable, video_files
 from live.config import PredictConfig
@@ -29,7 +30,7 @@ from seqmodel.runs.files import write_csv
 
 TABLE = "predictions.csv"
 LOCK_NAME = ".predict.lock"
-FIRST_COLUMNS = ("video", "log", "duration_s", "frames", "face_rate")
+FIRST_COLUMNS = ("video", "label", "reason", "log", "duration_s", "frames", "face_rate")
 STATE_COLUMNS = ("size", "modified_ns", "made_with")
 """First and last columns of the table; the columns of the classes are between them."""
 
@@ -57,16 +58,21 @@ def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
         num_before = _predict_all(model, videos, table, rows, failures)
     num_videos = len(videos) + len(unnamable)
     num_done = num_videos - len(failures)
+    given = [rows[str(video)] for video in videos if str(video) in rows]
+    failed = {failure["video"] for failure in failures}
+    labels = Counter(row["label"] or "no label" for row in given if row["video"] not in failed)
     for failure in failures:
         log_error(f"{failure['video']}: {failure['reason']}")
     earlier = f" ({num_before} of them earlier)" if num_before else ""
-    echo(f"{num_done} of {num_videos} videos predicted{earlier}; table: {table}")
+    counts = ", ".join(f"{count} {label}" for label, count in sorted(labels.items()))
+    echo(f"{num_done} of {num_videos} videos predicted{earlier}: {counts or 'none'}; table: {table}")
     return {
         "run": str(config.run),
         "model": describe(model),
         "videos": num_videos,
         "done": num_done,
         "already": num_before,
+        "labels": dict(labels),
         "failed": failures,
         "out": str(table),
     }, 1 if failures else 0
@@ -152,9 +158,12 @@ def _is_locked(descriptor: int) -> bool:
 def predict_video(predictor: Predictor, video: Path, log_path: Path) -> dict[str, Any]:
     """Predict one video into a log and a timeline next to it; returns its row, without STATE_COLUMNS.
 
-    `frames` counts sampled frames. For each class, `share_` is the share of frames with this label (frames
-    in other states have no label), and `p_` is the mean probability over the frames in state ok or unsure,
-    empty without any. Raises ValueError when no frame can be decoded, OSError when a file cannot be written.
+    `label` is the most frequent label of its frames; without any, `reason` says why. `frames` counts sampled
+    frames. For each class, `share_` is the share of frames with this label (frames in other states have no
+    label), and `p_` is the mean probability over the frames in state ok or unsure, empty without any.
+
+    Raises ValueError when no frame can be decoded or the video is truncated, as in extract; OSError when a
+    file cannot be written.
     """
     predictor.reset()
     names = predictor.model.card.labelling.names
@@ -163,8 +172,10 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> dict[str
     partial.unlink(missing_ok=True)
     log = Log(str(partial), names)
     predictions: list[Prediction] = []
+    end_s = 0.0
     try:
         for frame in read_video(video):
+            end_s = frame.pts_s + frame.duration_s
             prediction = predictor.push(frame)
             if prediction is not None:
                 log.write(prediction)
@@ -172,6 +183,8 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> dict[str
         log.close()
         if not predictions:
             raise ValueError(f"{video}: no frame can be decoded")
+        if reason := truncation(end_s, probe(video).duration_s):
+            raise ValueError(f"{video}: {reason}")
         timeline = timeline_png(summarise_log(partial, predictor.model.card.labelling.task))
         os.replace(partial, log_path)
     finally:
@@ -180,16 +193,27 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> dict[str
     log_path.with_suffix(".png").write_bytes(timeline)
     shown = [p.p for p in predictions if p.state in ("ok", "unsure")]
     mean_p = np.mean(shown, axis=0) if shown else np.full(len(names), np.nan)
+    labels = Counter(p.label for p in predictions if p.label)
     values = {"face_rate": np.mean([p.face for p in predictions])}
     values |= {f"share_{name}": np.mean([p.label == name for p in predictions]) for name in names}
     values |= {f"p_{name}": p for name, p in zip(names, mean_p, strict=True)}
     return {
         "video": str(video),
+        "label": labels.most_common(1)[0][0] if labels else "",
+        "reason": "" if labels else _why_no_label(predictions),
         "log": log_path.name,
         "duration_s": round(predictions[-1].t_s, 3),
         "frames": len(predictions),
         **{name: "" if np.isnan(value) else round(float(value), 4) for name, value in values.items()},
     }
+
+
+def _why_no_label(predictions: Sequence[Prediction]) -> str:
+    """Why no frame of a video has a label: its most frequent state."""
+    states = Counter(p.state for p in predictions)
+    state, count = states.most_common(1)[0]
+    texts = {"no_face": "no face", "unsure": "unsure", "warming_up": "too short: no prediction yet"}
+    return f"{texts.get(state, state)} in {count} of {len(predictions)} frames"
 
 
 def find_videos(paths: Sequence[Path]) -> tuple[list[Path], list[Failure]]:

@@ -20,13 +20,11 @@ from extract.face.cropper import FaceCropper
 from extract.face.geometry import FaceGeometry
 from extract.pipeline.notes import notes_of
 from extract.pipeline.types import ExtractorConfig, FailedWindow, Job, Window, WindowFeatures
-from extract.video.reader import Frame, Spans, Targets, read_video, sample_at
+from extract.video.reader import Frame, Spans, Targets, read_video, sample_at, truncation
 from seqmodel.encoders.engine import Engine, open_engine
 
 JPEG_QUALITY = 95
 """With it, the lowest cosine between the embeddings of a crop and of its JPEG is 0.995 (real faces)."""
-MISSING_S = 1.0
-"""A video that ends this many seconds before its window's end time counts as truncated; less is rounding."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +133,8 @@ def _one_pass(
         if num_sampled == 0:
             reason = f"no frame between {window.start_s:.1f} and {end_s:.1f} s"
             reason += f": the video ends at {spans.end_s:.1f} s" if spans.is_over else ""
-        elif window.end_s is not None and spans.is_over and spans.end_s < end_s - MISSING_S:
-            reason = f"truncated: the video ends at {spans.end_s:.1f} s, expected {end_s:.1f} s"
+        elif window.end_s is not None and spans.is_over and (cut := truncation(spans.end_s, end_s)):
+            reason = cut
         elif num_sampled == 1 and len(row.frames) > 1 and spans.is_over:
             reason = "the video has only one frame"
         yield FailedWindow(window, reason) if reason else row

@@ -27,6 +27,8 @@ from extract.video.decoder import (
 )
 
 DAMAGED = "decoded from damaged data"
+MISSING_S = 1.0
+"""A video that ends this many seconds before its expected end counts as truncated; less is rounding."""
 EARLY_S = 0.0005
 """A frame may be this many seconds before its target time: containers round times to a millisecond."""
 
@@ -113,6 +115,13 @@ def read_video(path: Path | str, *, threads: int = 1, is_wanted: IsWanted | None
 
 def _track_doubt(number: int, count: int) -> tuple[str, ...]:
     return (f"the file has {count} video tracks: track {number} is read",) if count > 1 else ()
+
+
+def truncation(end_s: float, expected_s: float) -> str:
+    """The failure reason of a video that ends at `end_s` instead of `expected_s` (seconds); '' = whole."""
+    if end_s >= expected_s - MISSING_S:
+        return ""
+    return f"truncated: the video ends at {end_s:.1f} s, expected {expected_s:.1f} s"
 
 
 class Sampler:

@@ -18,6 +18,7 @@ from live.inference.model import open_model
 from live.inference.predictor import Predictor
 from live.output.log_reader import read_log
 from seqmodel.runs.card import load_card, save_card
+from tests.support.clips import face_frames, looped, write_video
 from tests.support.small_run import write_run
 
 
@@ -83,6 +84,34 @@ def test_same_command_predicts_only_missing_videos(
     card = load_card(run)
     save_card(run, replace(card, calibration=replace(card.calibration, threshold=0.7)))
     assert already() == 0
+
+
+def test_each_video_has_a_label_a_reason_or_a_failure(
+    real_clips: dict[str, Path], detector_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A truncated video fails as in extract, although its first half could be predicted."""
+    run, out, folder = write_run(tmp_path / "run", detector_path), tmp_path / "out", tmp_path / "videos"
+    folder.mkdir()
+    for name in ("carphone", "no_face"):
+        (folder / f"{name}.mp4").write_bytes(real_clips[name].read_bytes())
+    faces = face_frames(real_clips["carphone"], 60, 176, 144)
+    write_video(folder / "whole.mp4", looped(faces, 120), 10)
+    cut = write_video(folder / "cut.avi", faces, 10, codec="mpeg4")
+    content = cut.read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
+    assert main(["predict", "--run", str(run), "--out", str(out), str(folder), "--json"]) == 1
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out)
+    assert [Path(item["video"]).name for item in summary["failed"]] == ["cut.avi"]
+    assert summary["failed"][0]["reason"].startswith("truncated: the video ends at ")
+    rows = {Path(name).name: row for name, row in read_table(out / "predictions.csv").items()}
+    label = rows["whole.mp4"]["label"]
+    assert (label in ("distracted", "engaged"), rows["whole.mp4"]["reason"]) == (True, "")
+    for name, reason in (("no_face.mp4", "no face in "), ("carphone.mp4", "too short: ")):
+        assert rows[name]["label"] == ""
+        assert rows[name]["reason"].startswith(reason)
+    assert summary["labels"] == {label: 1, "no label": 2}
+    assert f"3 of 4 videos predicted: 1 {label}, 2 no label; table:" in " ".join(captured.err.split())
 
 
 def test_predict_does_not_replace_other_files(
