@@ -133,11 +133,13 @@ def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
     rows = _evenly_spaced(rows_of(run, store, "val"))
     table, column = store.table(), card.labelling.column
     labels = class_indices(card.labelling, table.labels[column][rows], table.label_names[column])
-    if len(np.unique(labels)) < 2:
+    if not len(rows):
         return None
     logits, seen = prefix_logits(run, card, store, card.labelling, rows)
     metric = "auroc" if card.labelling.task == "binary" else "balanced_accuracy"
     usable = seen.any(axis=1)
+    if len(np.unique(labels[usable])) < 2:  # the metric is undefined
+        return None
     scores = [
         score(metric, labels[usable], probabilities(logits[usable, t], card.labelling.task, card.calibration))
         for t in range(logits.shape[1])

@@ -338,9 +338,9 @@ def test_auto_precision_is_the_precision_of_the_store(
 def test_check_prints_the_precision_that_auto_means(capfd: pytest.CaptureFixture[str]) -> None:
     code = main(["check", "--cameras", "0", "--json"])
     out, shown = capfd.readouterr()
-    assert code == 0, shown
-    expected = resolve_precision("auto")
-    assert json.loads(out)["bf16"] == (expected == "bf16")
+    found, expected = json.loads(out), resolve_precision("auto")
+    assert code == bool(found["missing"]), shown
+    assert found["bf16"] == (expected == "bf16")
     assert ("yes: --precision auto uses it" if expected == "bf16" else "no: --precision auto is f32") in shown
 
 

@@ -206,3 +206,22 @@ def test_imported_features_have_no_min_filled(tmp_path, monkeypatch):
     found = training_stats.measure(run, load_card(run), FeatureStore.open(path))
     assert found.num_clips > 0
     assert found.min_filled is None
+
+
+def test_validation_without_faces_of_one_class_gives_no_min_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise live would predict after one frame: an undefined metric is never below the limit."""
+    store = make_store(tmp_path / "s.zarr")
+    run = tmp_path / "run"
+    make_run(run, store, epochs=1)
+    assert training_stats.measure(run, load_card(run), store).min_filled is not None
+
+    def blind(run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray) -> tuple:
+        logits, seen = prefix_logits(run, card, store, labelling, rows)
+        table = store.table()
+        is_engaged = table.labels["label"][rows] == table.label_names["label"].index("engaged")
+        return logits, seen & ~is_engaged[:, None]
+
+    monkeypatch.setattr("seqmodel.runs.predict.prefix_logits", blind)
+    assert training_stats.measure(run, load_card(run), store).min_filled is None
