@@ -171,8 +171,7 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> dict[str
     partial = log_path.with_name(log_path.name + ".partial")
     partial.unlink(missing_ok=True)
     log = Log(str(partial), names)
-    predictions: list[Prediction] = []
-    end_s = 0.0
+    predictions, end_s = list[Prediction](), 0.0
     try:
         for frame in read_video(video):
             end_s = frame.pts_s + frame.duration_s

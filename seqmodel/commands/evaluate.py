@@ -30,7 +30,7 @@ from seqmodel.evaluation.context import (
 )
 from seqmodel.evaluation.evaluator import Baseline, EvaluationResult, evaluate_predictions
 from seqmodel.evaluation.folds import every_clip, run_folds
-from seqmodel.evaluation.metrics_json import estimates_json, summary, write_metrics
+from seqmodel.evaluation.metrics_json import estimates_json, replaced_metrics, summary, write_metrics
 from seqmodel.evaluation.recalibration import choose_on_validation, training_store_path
 from seqmodel.metrics.predictions import Predictions
 from seqmodel.reporting.console import print_estimates
@@ -194,11 +194,11 @@ def write_result(
     heads of `fold_models`.
     """
     metrics = estimates_json(result)
-    write_metrics(folder / "metrics.json", metrics)
+    write_metrics(folder / "metrics.json", result.split, metrics)
     write_predictions(folder / PREDICTIONS, result.predictions, result.label_names, result.split)
-    card = replace(context.card, metrics=dict(context.card.metrics) | metrics)
+    card = replace(context.card, metrics=replaced_metrics(context.card.metrics, result.split, metrics))
     if not context.is_other_data:
-        _keep_metrics(args.run, context.card, metrics)
+        _keep_metrics(args.run, context.card, result.split, metrics)
     if result.split in ("train", "val"):
         folder = folder / result.split
         folder.mkdir(exist_ok=True)
@@ -210,7 +210,7 @@ def write_result(
     return folder / "report.html"
 
 
-def _keep_metrics(run: Path, evaluated: Card, metrics: dict[str, Any]) -> None:
+def _keep_metrics(run: Path, evaluated: Card, split: str, metrics: dict[str, Any]) -> None:
     """Add the metrics to the card file, unless the run was changed during the evaluation."""
     card = load_card(run)
     if (card.calibration, card.stages) != (evaluated.calibration, evaluated.stages):
@@ -219,7 +219,7 @@ def _keep_metrics(run: Path, evaluated: Card, metrics: dict[str, Any]) -> None:
             "again"
         )
         return
-    save_card(run, replace(card, metrics=dict(card.metrics) | metrics))
+    save_card(run, replace(card, metrics=replaced_metrics(card.metrics, split, metrics)))
 
 
 def _subset_warnings(context: EvalContext) -> list[str]:

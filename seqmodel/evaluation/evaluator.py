@@ -99,7 +99,12 @@ def evaluate_predictions(
         of_baseline = resample(
             p.labels, baseline.probabilities, baseline.predicted, resamples, minority, excluded
         )
-        comparisons.append(BaselineComparison(baseline, of_baseline.estimates(), of_model.minus(of_baseline)))
+        estimates, paired = of_baseline.estimates(), of_model.minus(of_baseline)
+        if not np.ptp(baseline.probabilities, axis=0).any():
+            # A constant is calibrated where the classes are as frequent as in training, and tells nothing.
+            undefined = Estimate(np.nan, np.nan, np.nan)
+            estimates["ece"], paired["ece"] = undefined, PairedDifference(undefined, np.nan)
+        comparisons.append(BaselineComparison(baseline, estimates, paired))
     keep, alone = p.measured, None
     if keep.any() and not keep.all():
         again = resample_subjects(p.subjects[keep], rounds, seed)

@@ -38,6 +38,7 @@ from seqmodel.heads.centering import with_centering
 from seqmodel.heads.recurrent import build_head
 from seqmodel.metrics.calibration import (
     Calibration,
+    Decision,
     decide,
     fit_calibration,
     negative_log_likelihood,
@@ -238,14 +239,15 @@ def group_importance(
         return []
     by_fold = [(np.flatnonzero(np.isin(indices, result.indices)), result) for result in results]
 
-    def predict_folds(x: Arrays, valid: Arrays) -> np.ndarray:
-        p = np.zeros((len(indices), len(card.labelling.names)))
+    def predict_folds(x: Arrays, valid: Arrays) -> Decision:
+        p, predicted = np.zeros((len(indices), len(card.labelling.names))), np.zeros(len(indices), np.int64)
         for inside, fold in by_fold:
             if len(inside):
                 inputs = [{name: values[inside] for name, values in arrays.items()} for arrays in (x, valid)]
                 logits = [head_logits(head, *inputs) for head in fold.heads]
-                p[inside] = probabilities(np.mean(logits, axis=0), task, fold.calibration)
-        return p
+                found = decide(np.mean(logits, axis=0), task, fold.calibration)
+                p[inside], predicted[inside] = found.probabilities, found.label
+        return Decision(p, predicted, np.zeros(len(indices), bool))
 
     x, valid, labels = samples.batch(indices)
     groups = feature_groups(card.dims, geometry.features if geometry else ())

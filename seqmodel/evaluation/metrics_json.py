@@ -30,10 +30,20 @@ def estimates_json(result: EvaluationResult) -> dict[str, dict[str, Any]]:
     return out
 
 
-def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
+def write_metrics(path: Path, split: str, metrics: Mapping[str, Any]) -> None:
     """Write metrics.json: entries of this split replace earlier ones, those of other splits stay."""
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, earlier | dict(metrics))
+    write_json(path, replaced_metrics(earlier, split, metrics))
+
+
+def replaced_metrics(earlier: Mapping[str, Any], split: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """`earlier` with all entries of this split, its baselines included, replaced by `metrics`."""
+    others = {name: value for name, value in earlier.items() if not _is_of(name, split)}
+    return others | dict(metrics)
+
+
+def _is_of(name: str, split: str) -> bool:
+    return name == split or name.startswith((f"{split}/", f"{split} minus "))
 
 
 def summary(result: EvaluationResult, report: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from seqmodel.heads.recurrent import masked_mean_std
+from seqmodel.metrics.calibration import Decision
 from seqmodel.metrics.classification import score
 from seqmodel.training.loop import to_tensors
 
@@ -71,7 +72,7 @@ def subsample_indices(indices: np.ndarray, seed: int, most: int = SHUFFLED_CLIPS
 
 
 def importance(
-    predict: Callable[[Arrays, Arrays], np.ndarray],
+    predict: Callable[[Arrays, Arrays], Decision],
     x: Arrays,
     valid: Arrays,
     labels: np.ndarray,
@@ -83,9 +84,9 @@ def importance(
 ) -> list[ImportanceScore]:
     """How much `metric` drops for each group, largest first.
 
-    `predict` gives probabilities (N,C) for `x[stream]` (N,T,D) and `valid[stream]` (N,T), clip by clip.
-    Frames without a face in the source clip are replaced by the mean of all clips. Bootstrap samples with one
-    class only are left out.
+    `predict` decides, with the run's threshold, for `x[stream]` (N,T,D) and `valid[stream]` (N,T), clip by
+    clip. subjects: (N,); a clip with '' is a unit of its own. Frames without a face in the source clip are
+    replaced by the mean of all clips. Bootstrap samples with one class only are left out.
     """
     rng = np.random.default_rng(seed)
     resamples = _resamples(np.asarray(subjects), SHUFFLES * RESAMPLES_PER_SHUFFLE, rng)
@@ -97,15 +98,25 @@ def importance(
         for shuffle in range(SHUFFLES):
             shuffled = _shuffled(x[stream], valid[stream], columns, means[stream], rng)
             after = predict(dict(x) | {stream: shuffled}, valid)
-            drops.append(score(metric, labels, before) - score(metric, labels, after))
+            drops.append(_drop(metric, labels, before, after, slice(None)))
             first = shuffle * RESAMPLES_PER_SHUFFLE
             for indices in resamples[first : first + RESAMPLES_PER_SHUFFLE]:
                 if len(np.unique(labels[indices])) > 1:
-                    score_before = score(metric, labels[indices], before[indices])
-                    spread.append(score_before - score(metric, labels[indices], after[indices]))
+                    spread.append(_drop(metric, labels, before, after, indices))
         low, high = np.percentile(spread, (2.5, 97.5)) if spread else (np.nan, np.nan)
         importance_scores.append(ImportanceScore(group, float(np.mean(drops)), float(low), float(high)))
     return sorted(importance_scores, key=lambda item: -item.value)
+
+
+def _drop(
+    metric: str, labels: np.ndarray, before: Decision, after: Decision, indices: np.ndarray | slice
+) -> float:
+    """How much the metric of these clips drops."""
+    first, second = (
+        score(metric, labels[indices], found.probabilities[indices], found.label[indices])
+        for found in (before, after)
+    )
+    return first - second
 
 
 def head_logits(head: Any, x: Arrays, valid: Arrays) -> np.ndarray:
@@ -133,9 +144,10 @@ def _shuffled(
 
 
 def _resamples(subjects: np.ndarray, rounds: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Clip indices of each bootstrap sample: subjects are drawn with replacement, or clips if no subject is
-    known."""
-    names, index = np.unique(subjects, return_inverse=True)
+    """Clip indices of each bootstrap sample: subjects are drawn with replacement. A clip without a subject is
+    a unit of its own."""
+    units = [name or f"clip {number}" for number, name in enumerate(subjects.tolist())]
+    names, index = np.unique(units, return_inverse=True)
     if len(names) < 2:
         return [rng.integers(len(subjects), size=len(subjects)) for _ in range(rounds)]
     clips_of = [np.flatnonzero(index == k) for k in range(len(names))]

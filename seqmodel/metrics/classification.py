@@ -17,11 +17,14 @@ import numpy as np
 NUM_BINS = 15
 
 
-def score(metric: str, labels: np.ndarray, probabilities: np.ndarray) -> float:
+def score(
+    metric: str, labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray | None = None
+) -> float:
     """One metric for a search or early stopping, higher is better; labels of -1 are skipped.
 
     `auroc` is that of the positive class for two classes, else the mean one-vs-rest AUROC over the classes
-    present. The others use the most probable class. NaN if undefined. ValueError on an unknown metric.
+    present. The others use the (N,) predicted classes, by default the most probable ones. NaN if undefined.
+    Raises ValueError for an unknown metric.
     """
     keep = labels >= 0
     y, p = labels[keep], probabilities[keep]
@@ -29,7 +32,7 @@ def score(metric: str, labels: np.ndarray, probabilities: np.ndarray) -> float:
         return float("nan")
     if metric == "auroc":
         return float(macro_auroc(y, p))
-    counts = confusion(y, p.argmax(axis=1), p.shape[1])
+    counts = confusion(y, p.argmax(axis=1) if predicted is None else predicted[keep], p.shape[1])
     if metric not in ("macro_f1", "balanced_accuracy", "qwk"):
         raise ValueError(f"metric must be auroc, macro_f1, balanced_accuracy or qwk, got {metric!r}")
     return float(count_metrics(counts)[metric])

@@ -20,7 +20,7 @@ from seqmodel.evaluation.permutation_importance import (
     subsample_indices,
 )
 from seqmodel.evaluation.subgroups import Slices, all_slices
-from seqmodel.metrics.calibration import certainty, probabilities
+from seqmodel.metrics.calibration import Decision, certainty, decide, probabilities
 from seqmodel.metrics.classification import confusion
 from seqmodel.reporting import plots_analysis, plots_metrics
 from seqmodel.reporting.html import ReportContent
@@ -127,8 +127,8 @@ def group_importance(result: EvaluationResult, context: EvalContext, seed: int) 
     rows = context.eval_subset.rows[indices]
     head, samples = open_inputs(context.run, card, context.store, card.labelling, rows)
 
-    def predict(x: Arrays, valid: Arrays) -> np.ndarray:
-        return probabilities(head_logits(head, x, valid), result.task)
+    def predict(x: Arrays, valid: Arrays) -> Decision:
+        return decide(head_logits(head, x, valid), result.task, card.calibration)
 
     groups = feature_groups(card.dims, features)
     return importance(
@@ -235,10 +235,14 @@ def umap_figures(
             xy, index, [str(name) or "unknown" for name in subjects], by_class=False
         )
     encoder = context.store.recipe.encoder
-    return (
-        found,
-        f"{count(len(indices), 'clip')} of {result.split}, {encoder.name} ({encoder.weights}), seed {seed}.",
+    caption = (
+        f"{count(len(indices), 'clip')} of {result.split}, {encoder.name} ({encoder.weights}), seed {seed}."
     )
+    if context.store.streams[0] == "geometry":
+        caption = f"{count(len(indices), 'clip')} of {result.split}, geometry, seed {seed}."
+    elif encoder.weights_sha256 != context.card.recipe.encoder.weights_sha256:
+        caption += " These are the embeddings in the store, not those of the run's fine-tuned encoder."
+    return found, caption
 
 
 def data_rows(context: EvalContext) -> list[dict[str, Any]]:

@@ -11,6 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from seqmodel.evaluation.evaluator import EvaluationResult
 from seqmodel.evaluation.subgroups import Slices
 from seqmodel.reporting.literature import LiteratureTable
@@ -74,6 +76,7 @@ def _context(result: EvaluationResult, card: Card, content: ReportContent) -> di
     from markupsafe import Markup
 
     names, p = result.label_names, result.predictions
+    counts = np.bincount(p.labels, minlength=len(names))
     css = resources.files("seqmodel.reporting").joinpath("templates/report.css").read_text("utf-8")
     return vars(content) | {
         "split": result.split,
@@ -95,6 +98,7 @@ def _context(result: EvaluationResult, card: Card, content: ReportContent) -> di
         "class_rows": class_rows(result),
         "errors_intro": errors_intro(result),
         "minority": names[result.minority],
+        "has_rarest": (counts == counts[result.minority]).sum() == 1,
         "roc_caption": "The dotted diagonal is a random classifier."
         if result.task == "binary"
         else "One class against all others; the dotted diagonal is a random classifier.",

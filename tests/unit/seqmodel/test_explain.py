@@ -8,17 +8,17 @@ from features.face_signals import strongest_signals
 from seqmodel.config import HeadConfig
 from seqmodel.evaluation.permutation_importance import Arrays, feature_groups, head_logits, importance
 from seqmodel.heads.recurrent import build_head
-from seqmodel.metrics.calibration import probabilities
+from seqmodel.metrics.calibration import Calibration, Decision, decide, decide_probabilities
 
 N, T, D = 60, 4, 5
 DIMS = {"embeddings": D, "geometry": len(FEATURES)}
 
 
-def reads_yaw(x: Arrays, valid: Arrays) -> np.ndarray:
-    """(N,2) probabilities from the mean yaw."""
+def reads_yaw(x: Arrays, valid: Arrays) -> Decision:
+    """Probabilities and classes from the mean yaw."""
     yaw = x["geometry"][..., FEATURES.index("yaw_rad")]
     p = 1 / (1 + np.exp(-10 * (yaw * valid["geometry"]).mean(1)))
-    return np.stack([1 - p, p], axis=1)
+    return decide_probabilities(np.stack([1 - p, p], axis=1), "binary", Calibration())
 
 
 @pytest.fixture
@@ -41,13 +41,37 @@ def test_only_the_decisive_group_has_importance(clips) -> None:  # type: ignore[
     assert all(item.value == item.low == item.high == 0 for item in importance_scores[1:])
 
 
+def test_importance_uses_the_decisions_of_the_run(clips) -> None:  # type: ignore[no-untyped-def]
+    """With a threshold above every probability, all clips are of one class, whatever is shuffled."""
+    x, valid, labels, subjects = clips
+    groups = feature_groups(DIMS, FEATURES)
+
+    def never(x: Arrays, valid: Arrays) -> Decision:
+        p = np.minimum(reads_yaw(x, valid).probabilities, 0.99)
+        return decide_probabilities(p, "binary", Calibration(threshold=1.0))
+
+    found = importance(never, x, valid, labels, subjects, groups, metric="balanced_accuracy")
+    assert {item.value for item in found} == {0.0}
+
+
+def test_clips_without_a_subject_are_units_of_their_own(clips) -> None:  # type: ignore[no-untyped-def]
+    """One unit would give no confidence interval."""
+    x, valid, labels, subjects = clips
+    groups = feature_groups(DIMS, FEATURES)
+    unknown, own = (
+        importance(reads_yaw, x, valid, labels, units, groups, metric="auroc")[0]
+        for units in (np.where(subjects == "0", subjects, ""), np.arange(N).astype(str))
+    )
+    assert unknown.high - unknown.low == pytest.approx(own.high - own.low, rel=0.5)
+
+
 def test_importance_of_a_real_head_is_reproducible(clips) -> None:  # type: ignore[no-untyped-def]
     x, valid, labels, subjects = clips
     head = build_head(HeadConfig(hidden=4, projection=4), DIMS, 1, seed=0)
     groups = feature_groups(DIMS, FEATURES)
 
-    def predict(x: Arrays, valid: Arrays) -> np.ndarray:
-        return probabilities(head_logits(head, x, valid), "binary")
+    def predict(x: Arrays, valid: Arrays) -> Decision:
+        return decide(head_logits(head, x, valid), "binary")
 
     one, two = (
         importance(predict, x, valid, labels, subjects, groups, metric="auroc", seed=1) for _ in range(2)
