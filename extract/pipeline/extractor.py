@@ -120,7 +120,8 @@ def _one_pass(
     """Extract windows that do not overlap, in time order, while decoding the file once."""
     pixels = extractor.cropper.pixels
     targets = Targets([window.start_s for window in windows], pixels.fps, pixels.num_frames)
-    frames = read_video(job.path, threads=threads, is_wanted=targets.between)
+    start_s = windows[0].start_s
+    frames = read_video(job.path, threads=threads, is_wanted=targets.between, start_s=start_s)
     spans = Spans(_until_deadline(frames, job.time_limit_s, deadline))
     for window in windows:
         end_s = window.start_s + pixels.window_s

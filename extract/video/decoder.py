@@ -70,6 +70,26 @@ def video_tracks(container: "av.container.InputContainer") -> "list[av.VideoStre
     return [track for track in tracks if Disposition.attached_pic not in track.disposition] or list(tracks)
 
 
+def seek(container: "av.container.InputContainer", stream: "av.VideoStream", time_s: float) -> None:
+    """Move to the last keyframe at or before `time_s` seconds after the first picture.
+
+    Does nothing where a time may stand for several places (MPEG-TS, whose times may start again) or is
+    unknown.
+    """
+    import av
+    from av.format import Flags
+
+    start, time_base, length = stream.start_time, stream.time_base, container.duration
+    if time_s <= 0 or start is None or not time_base or Flags.ts_discont in Flags(container.format.flags):
+        return
+    if time_s > (length or 0) / 1e6:  # AV_TIME_BASE. Of joined recordings, it counts the first one.
+        return
+    try:
+        container.seek(start + int(time_s / time_base), stream=stream)
+    except av.error.FFmpegError:
+        container.seek(0)
+
+
 def pictures(
     container: "av.container.InputContainer",
     stream: "av.VideoStream",

@@ -8,7 +8,7 @@ Shapes: a frame's pixels are uint8 (H, W, 3), RGB, upright.
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from extract.video.decoder import (
     open_video,
     pictures,
     rate,
+    seek,
     video_stream,
     video_tracks,
 )
@@ -29,6 +30,8 @@ from extract.video.decoder import (
 DAMAGED = "decoded from damaged data"
 MISSING_S = 1.0
 """A video that ends this many seconds before its expected end counts as truncated; less is rounding."""
+SEEK_MARGIN_S = 1.0
+"""Reading begins at a keyframe this many seconds before a time: some frames before it must be known too."""
 EARLY_S = 0.0005
 """A frame may be this many seconds before its target time: containers round times to a millisecond."""
 
@@ -77,8 +80,13 @@ def probe(path: Path | str) -> VideoInfo:
         return VideoInfo(duration_s(container, stream), rate(stream), *size)
 
 
-def read_video(path: Path | str, *, threads: int = 1, is_wanted: IsWanted | None = None) -> Iterator[Frame]:
+def read_video(
+    path: Path | str, *, threads: int = 1, is_wanted: IsWanted | None = None, start_s: float = 0.0
+) -> Iterator[Frame]:
     """Yield the frames of a file (or URL) in display order, with strictly increasing times.
+
+    With `start_s`, frames before that time may be left out: reading begins at the keyframe before it, if the
+    file can be searched. Later frames are the same.
 
     With `is_wanted`, frames that are neither wanted nor needed to decode others may be left out; the other
     frames have exactly the same pixels.
@@ -88,9 +96,26 @@ def read_video(path: Path | str, *, threads: int = 1, is_wanted: IsWanted | None
     `cat`), they continue. Frames of damaged data, assumed times and files with several tracks have doubts.
     Raises ValueError with the reason when nothing can be decoded.
     """
+    frames = _frames(path, threads, is_wanted, start_s)
+    first = next(frames, None)
+    if first is not None and 0 < start_s < first.pts_s:  # a wrong index: the keyframe is too late
+        frames.close()
+        frames = _frames(path, threads, is_wanted, 0.0)
+        first = next(frames, None)
+    with closing(frames):
+        if first is not None:
+            yield first
+        yield from frames
+
+
+def _frames(
+    path: Path | str, threads: int, is_wanted: IsWanted | None, start_s: float
+) -> Generator[Frame, None, None]:
+    """`read_video`, from the keyframe that the file's index has before `start_s`."""
     with closing(open_video(path)) as container:
         stream = video_stream(container)
         stream.codec_context.thread_count = threads
+        seek(container, stream, start_s - SEEK_MARGIN_S)
         time_base = float(stream.time_base or 1)
         first_pts, last_s, aspect = stream.start_time, -math.inf, float(stream.sample_aspect_ratio or 1)
         step = round(1 / (rate(stream) * time_base))

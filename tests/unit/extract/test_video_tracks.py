@@ -4,11 +4,13 @@ import shutil
 import subprocess
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from extract.video.decoder import seek
 from extract.video.reader import probe, read_video
 from live.sources.camera import stream_frames
 from tests.support.clips import face_frames, looped, write_video
@@ -114,3 +116,39 @@ def test_parts_joined_by_cat_are_all_read(real_clips: dict[str, Path], tmp_path:
     joined.write_bytes(part.read_bytes() * 10)
     assert len(list(read_video(joined))) == 10 * length
     assert probe(joined).duration_s == pytest.approx(length, abs=0.01)
+
+
+@pytest.mark.parametrize("bf", ["0", "2"])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "mov", "ts"])
+def test_frames_after_a_start_time_are_those_of_the_whole_video(
+    real_clips: dict[str, Path], tmp_path: Path, suffix: str, bf: str
+) -> None:
+    """Reading begins at a keyframe before it, where the container has an index."""
+    frames = looped(face_frames(real_clips["carphone"], 40, 64, 48), 100)
+    path = write_video(tmp_path / f"v.{suffix}", frames, 10, options={"g": "10", "bf": bf})
+    whole = list(read_video(path))
+    for start_s in (0.0, 0.5, 5.0, 7.3, 9.9):
+        late = list(read_video(path, start_s=start_s))
+        expected = whole[-len(late) :]
+        assert [frame.pts_s for frame in late] == [frame.pts_s for frame in expected]
+        assert all(np.array_equal(a.rgb(), b.rgb()) for a, b in zip(late, expected, strict=True))
+        assert late[0].pts_s <= max(start_s, whole[0].pts_s)
+        assert not any(frame.doubts for frame in late)
+        if suffix != "ts":
+            assert late[0].pts_s >= start_s - 2.0 - 0.1
+    assert len(list(read_video(path, start_s=100.0))) == len(whole)
+
+
+def test_file_with_a_wrong_index_is_read_from_its_start(
+    real_clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = looped(face_frames(real_clips["carphone"], 40, 64, 48), 60)
+    path = write_video(tmp_path / "v.mp4", frames, 10, options={"g": "10"})
+
+    def seek_too_far(container: Any, stream: Any, time_s: float) -> None:
+        seek(container, stream, time_s + 3 if time_s > 0 else time_s)
+
+    monkeypatch.setattr("extract.video.reader.seek", seek_too_far)
+    late = list(read_video(path, start_s=3.0))
+    assert late[0].pts_s <= 3.0
+    assert len(late) == 60
