@@ -14,8 +14,9 @@ from extract.config import ExtractConfig
 from extract.datasets.index import DatasetIndex
 from extract.executors.worker import Event
 from extract.pipeline.planning import WindowPlan
-from features.cli import console, echo, echo_failures, echo_notes, log_warning
+from features.cli import console, echo, echo_failures, echo_near_duplicates, echo_notes, log_warning
 from features.maintenance.describe import notes_of
+from features.near_duplicates import duplicate_lines
 from features.store.store import DONE, FeatureStore
 
 MAX_UNPAIRED = 5
@@ -103,6 +104,7 @@ def summarise(
             {"clip_id": str(table.clip_id[row]), "reason": str(table.failure[row])} for row in failed
         ],
         "clip_notes": notes_of(store, np.array([row for row in rows if table.state[row] == DONE], np.int64)),
+        "near_duplicates": duplicate_lines(store),
         "next": _next_command(config, num_done),
     }
 
@@ -132,6 +134,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     more = f": python -m features info {shlex.quote(summary['store'])} --json"
     echo_failures(((item["clip_id"], item["reason"]) for item in summary["failures"]), more)
     echo_notes(summary["clip_notes"])
+    echo_near_duplicates(summary["near_duplicates"])
     if summary["failures"]:
         echo(
             "after fixing these files, run the same command with --retry-failed (changed files: also without)"

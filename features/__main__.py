@@ -6,7 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from features import config
-from features.cli import Answer, console, dispatch, echo, echo_failures, echo_notes, log_warning, print_counts
+from features.cli import (
+    Answer,
+    console,
+    dispatch,
+    echo,
+    echo_failures,
+    echo_near_duplicates,
+    echo_notes,
+    log_warning,
+    print_counts,
+)
 
 COMMANDS = {
     "info": config.InfoArgs,
@@ -44,6 +54,7 @@ def _info(args: config.InfoArgs) -> Answer:
 
 def _verify(args: config.VerifyArgs) -> Answer:
     from features.maintenance.verify import verify_store
+    from features.near_duplicates import duplicate_lines
     from features.store.store import FeatureStore
 
     store = FeatureStore.open(args.store)
@@ -52,7 +63,15 @@ def _verify(args: config.VerifyArgs) -> Answer:
     echo_failures((item.clip_id, item.reason) for item in broken)
     echo(f"{store.num_clips} clips read, {len(broken)} problems found")
     problems = [{"clip_id": item.clip_id, "reason": item.reason} for item in broken]
-    return {"store": args.store, "clips": store.num_clips, "problems": problems}, 1 if broken else 0
+    duplicates = [] if broken else duplicate_lines(store)
+    echo_near_duplicates(duplicates)
+    summary = {
+        "store": args.store,
+        "clips": store.num_clips,
+        "problems": problems,
+        "near_duplicates": duplicates,
+    }
+    return summary, 1 if broken else 0
 
 
 def _pack(args: config.PackArgs) -> Answer:
@@ -99,6 +118,7 @@ def _import(args: config.ImportArgs) -> Answer:
     from rich.text import Text
 
     from features.maintenance.import_external import read_sequences, write_external
+    from features.near_duplicates import duplicate_lines
 
     with console().status(Text(f"importing {args.file}")):
         sequences = read_sequences(args.file)
@@ -108,6 +128,8 @@ def _import(args: config.ImportArgs) -> Answer:
     echo_failures((item.clip_id, item.reason) for item in sequences.problems)
     for note in sequences.notes:
         log_warning(note)
+    duplicates = duplicate_lines(store)
+    echo_near_duplicates(duplicates)
     echo(
         f"{store.num_clips} clips of {min(lengths)} to {max(lengths)} frames of "
         f"{sequences.values[0].shape[1]} features, as {store.streams[0]}; "
@@ -121,6 +143,7 @@ def _import(args: config.ImportArgs) -> Answer:
         "masked_frames": sum(lengths) - int(valid.sum()),
         "recipe": store.recipe.encoder.name,
         "notes": list(sequences.notes),
+        "near_duplicates": duplicates,
         "problems": [{"clip_id": item.clip_id, "reason": item.reason} for item in sequences.problems],
     }
     return summary, 1 if sequences.problems else 0

@@ -175,6 +175,18 @@ def echo_notes(notes: Sequence[Mapping[str, str]]) -> None:
         echo(f"  and {len(notes) - MAX_LISTED} more (--json lists all)")
 
 
+def echo_near_duplicates(lines: Sequence[str]) -> None:
+    """Print a warning with pairs of nearly equal clips, one line each, on stderr: at most MAX_LISTED."""
+    if not lines:
+        return
+    log_warning(
+        f"{len(lines)} pairs of clips of different subjects or videos are nearly equal. Training keeps them "
+        "in one subset. If they are copies, delete one; if they show one subject, give them one name:"
+    )
+    for line in [*lines[:MAX_LISTED], *([f"and {len(lines) - MAX_LISTED} more"] * (len(lines) > MAX_LISTED))]:
+        echo(f"  {line}")
+
+
 def progress(unit: str = "clips") -> "Progress":
     """A progress bar on stderr: count, rate in `unit` per second, and remaining time."""
     from rich.progress import (

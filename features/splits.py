@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from features.manifest import SUBSETS
 from features.store.table import ClipTable, group_names, groups_of, only_value, values_by_source
@@ -55,10 +57,12 @@ def make_split(
     seed: int,
     val_share: float = 0.2,
     test_share: float = 0.2,
+    near_duplicates: Sequence[tuple[int, int]] = (),
 ) -> Split:
     """The split of these rows: the official one, or one by subject, stratified by class.
 
-    rows: row indices. labels: (len(rows),) class index of each.
+    rows: row indices. labels: (len(rows),) class index of each. near_duplicates: pairs of rows that must be
+    in one subset.
 
     If only train and validation are official, validation becomes test, and a new validation subset is taken
     from train by subject. Clips without a split are left out if train and another subset are official;
@@ -69,7 +73,8 @@ def make_split(
     Raises ValueError when a subject or a part of a video is in two subsets, or there are too few subjects for
     three subsets.
     """
-    groups, marks = groups_of(table, rows), _marks(table, rows)
+    groups = _joined(groups_of(table, rows), rows, near_duplicates)
+    marks = _marks(table, rows)
     left_out: tuple[str, ...] = ()
     masks = {subset: marks == subset for subset in SUBSETS}
     marked = [subset for subset in SUBSETS if masks[subset].any()]
@@ -85,6 +90,20 @@ def make_split(
     else:
         masks, description = _filled(masks, labels, groups, val_share, test_share, seed)
     return _checked(table, rows, labels, groups, masks, description, left_out)
+
+
+def _joined(groups: np.ndarray, rows: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The groups (n,) with one name for all groups that pairs of rows connect."""
+    if not pairs:
+        return groups
+    names, index = np.unique(groups, return_inverse=True)
+    group_of = dict(zip(rows.tolist(), index.tolist(), strict=True))
+    linked = [(group_of[a], group_of[b]) for a, b in pairs if a in group_of and b in group_of]
+    first, second = np.array(linked, np.int64).reshape(-1, 2).T
+    edges = coo_array((np.ones(len(first)), (first, second)), shape=(len(names), len(names)))
+    _, component = connected_components(edges, directed=False)
+    representative = dict(zip(component.tolist(), names.tolist(), strict=True))
+    return np.array([representative[part] for part in component[index].tolist()], dtype=str)
 
 
 def extend_split(

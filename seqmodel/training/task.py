@@ -18,6 +18,7 @@ from features.cli import log_warning
 from features.datasets import Inputs, Samples, labelled_rows, load_samples, streams_of
 from features.labels import Labelling, class_indices, make_labelling
 from features.manifest import SUBSETS
+from features.near_duplicates import name_of, near_duplicates
 from features.recipe import to_json
 from features.splits import Split, extend_split, make_split, require_disjoint
 from features.store.schema import read_column
@@ -83,8 +84,10 @@ def build_task(
             raise ValueError(
                 f"--inputs {chosen}: store {store_path} has no {name}; it has {', '.join(store.streams)}"
             )
-    split = _split(store, table, rows, labels, seed, splits_from)
+    pairs = near_duplicates(store, rows)
+    split = _split(store, table, rows, labels, seed, splits_from, pairs)
     require_disjoint(split, table.subject)
+    _require_duplicates_together(split, table, pairs)
     if "embeddings" in streams_of(chosen):
         split = _unseen_by_encoder(split, store, table, splits_from)
     _require_classes(split, labels, rows, labelling)
@@ -210,19 +213,38 @@ def _split(
     labels: np.ndarray,
     seed: int,
     splits_from: Path | None,
+    pairs: list[tuple[int, int]],
 ) -> Split:
     """The split: of an earlier run, of the training of the store's encoder, or a new one."""
     if splits_from is not None:
         return extend_split(table, rows, labels, splits_from)
     if not store.encoder_subsets:
-        return make_split(table, rows, labels, seed=seed)
+        return make_split(table, rows, labels, seed=seed, near_duplicates=pairs)
     marked = zip(groups_of(table, np.arange(len(table.split))).tolist(), table.split.tolist(), strict=True)
     marks = np.array([store.encoder_subsets.get(subject, mark) for subject, mark in marked], str)
-    split = make_split(dataclasses.replace(table, split=marks), rows, labels, seed=seed)
+    marked_table = dataclasses.replace(table, split=marks)
+    split = make_split(marked_table, rows, labels, seed=seed, near_duplicates=pairs)
     encoder = store.recipe.encoder.weights
     return dataclasses.replace(
         split, description=f"the same subsets as in the training of the encoder ({encoder})"
     )
+
+
+def _require_duplicates_together(split: Split, table: ClipTable, pairs: list[tuple[int, int]]) -> None:
+    """Raises ValueError if nearly equal clips are in two subsets, because their marks or an earlier run put
+    them there."""
+    subset_of = {int(row): subset for subset, rows in split.subsets().items() for row in rows}
+    apart = [
+        f"{name_of(table, a)} in {subset_of[a]} and {name_of(table, b)} in {subset_of[b]}"
+        for a, b in pairs
+        if a in subset_of and b in subset_of and subset_of[a] != subset_of[b]
+    ]
+    if apart:
+        more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
+        raise ValueError(
+            f"nearly equal clips are in two subsets ({split.description}): {'; '.join(apart[:3])}{more}. "
+            "Delete the copies, or give them the same subject and split"
+        )
 
 
 def _unseen_by_encoder(
