@@ -16,7 +16,7 @@ from features.store.schema import (
     user_arrays,
 )
 
-SCHEMA = "brainbuddy-features/1"
+SCHEMA = "brainbuddy-features/2"
 FRAME_COLUMNS = ("time_s", "x0", "y0", "x1", "y1", "score")
 LAYOUT_SUM = "layout_sum"
 

@@ -21,6 +21,9 @@ from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.runs.files import CALIBRATION_CLIPS, CARD, read_csv, write_json
 
+SCHEMA = 2
+"""Version of the card's fields."""
+
 
 @dataclass(frozen=True)
 class Card:
@@ -68,14 +71,15 @@ class Card:
 
 def card_to_json(card: Card) -> dict[str, Any]:
     """The card as JSON-ready dictionaries."""
-    return {"schema": 1} | dataclasses.asdict(card)
+    return {"schema": SCHEMA} | dataclasses.asdict(card)
 
 
 def card_from_json(fields: Mapping[str, Any]) -> Card:
     """The card that `card_to_json` wrote. Raises ValueError on another schema."""
-    if fields.get("schema") != 1:
+    if fields.get("schema") != SCHEMA:
         raise ValueError(
-            f"the card has schema {fields.get('schema')!r}, but this version reads schema 1 only"
+            f"the card has schema {fields.get('schema')!r}, but this version reads schema {SCHEMA} only: train "
+            "the run again"
         )
     labelling, calibration = fields["labelling"], fields["calibration"]
     names, sources = tuple(labelling["names"]), tuple(map(tuple, labelling["sources"]))

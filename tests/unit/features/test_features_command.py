@@ -101,7 +101,8 @@ def test_verify_and_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     write_store(path, 4)
     assert run_json(capsys, "pack", str(path)) == ({"store": str(path), "clips": 4, "packed": True}, 0)
     assert run_json(capsys, "pack", str(path))[0]["packed"] is False
-    assert run_json(capsys, "verify", str(path)) == ({"store": str(path), "clips": 4, "problems": []}, 0)
+    whole = {"store": str(path), "clips": 4, "problems": [], "near_duplicates": []}
+    assert run_json(capsys, "verify", str(path)) == (whole, 0)
     chunk = path / "frames" / "c.2.0.0"
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"!")
     summary, code = run_json(capsys, "verify", str(path))
