@@ -78,8 +78,8 @@ def card_from_json(fields: Mapping[str, Any]) -> Card:
     """The card that `card_to_json` wrote. Raises ValueError on another schema."""
     if fields.get("schema") != SCHEMA:
         raise ValueError(
-            f"the card has schema {fields.get('schema')!r}, but this version reads schema {SCHEMA} only: train "
-            "the run again"
+            f"the card has schema {fields.get('schema')!r}, but this version reads schema {SCHEMA} only: "
+            "train the run again"
         )
     labelling, calibration = fields["labelling"], fields["calibration"]
     names, sources = tuple(labelling["names"]), tuple(map(tuple, labelling["sources"]))
