@@ -32,19 +32,21 @@ def one_frame_clips(folder: Path) -> Path:
 def test_lowest_level_is_recognised_in_unseen_subjects(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """AUROC is higher than that of a logistic regression (.87) on the clips with a face: .91 with bfloat16
-    training; the limits of this test allow for rounding. Over all clips it is .90: 63 of the 84 clips without
-    a face have the lowest level and count as predicted to be the majority class."""
+    """Two folds: each head learns from half of the subjects and predicts the other half. AUROC is .90 on the
+    clips with a face, in float32; the limits of this test allow for rounding. It is higher than that of a
+    logistic regression on the same folds. Over all clips it is .89: 63 of the 84 clips without a face have
+    the lowest level and count as predicted to be the majority class."""
     store, run = str(tmp_path / "s.zarr"), tmp_path / "run"
     assert features(["import", str(one_frame_clips(tmp_path)), "--out", store, "--name", "mediapipe"]) == 0
     # The folds use the labels and streams of the run, not its head.
     argv = ["--binarize-at", "1", "--batch-size", "64", "--epochs", "1"]
     assert seqmodel(["train", "--store", store, "--run", str(run), *argv]) == 0
-    assert seqmodel(["evaluate", "--run", str(run), "--folds", "5", "--bootstrap-rounds", "200"]) == 0
-    found = json.loads((run / "folds-5/metrics.json").read_text(encoding="utf-8"))
-    all_clips, seen = found["folds-5"], found["folds-5/measured"]
+    assert seqmodel(["evaluate", "--run", str(run), "--folds", "2", "--bootstrap-rounds", "100"]) == 0
+    found = json.loads((run / "folds-2/metrics.json").read_text(encoding="utf-8"))
+    all_clips, seen = found["folds-2"], found["folds-2/measured"]
     assert all_clips["num_clips"]["value"] == 4421
     assert "AUROC on the 4337 clips with a prediction:" in " ".join(capsys.readouterr().err.split())
-    assert seen["auroc"]["value"] >= 0.895
+    assert seen["auroc"]["value"] >= 0.885
     assert seen["auroc"]["low"] > 0.80
+    assert found["folds-2 minus logistic_geometry"]["auroc"]["low"] > 0
     assert 0.80 < all_clips["auroc"]["value"] < seen["auroc"]["value"]

@@ -22,6 +22,8 @@ from tests.support.crop_store import write_crop_store
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="gloo and /proc as on Linux"),
+    # For the commands in this process; the real processes convert and export.
+    pytest.mark.usefixtures("converted_once", "not_exported"),
 ]
 OPTIONS = ["--unfreeze-from", "15", "--effective-batch", "5", "--head-lr", "3e-3", "--encoder-lr", "3e-4"]
 ALONE = [sys.executable, "-m", "seqmodel", "finetune"]

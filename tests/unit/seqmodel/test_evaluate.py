@@ -2,6 +2,9 @@
 
 import csv
 import json
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from features.maintenance.import_external import read_sequences, write_external
 from seqmodel.__main__ import main
 from seqmodel.config import HeadConfig
 from seqmodel.evaluation import folds
+from seqmodel.reporting import umap_projection
 from seqmodel.runs.card import load_card
 from seqmodel.runs.predict import read_predictions
 from tests.support.trained_run import NAMES, WITH_GEOMETRY, make_run, make_store
@@ -189,7 +193,8 @@ def test_more_than_two_classes_are_evaluated(tmp_path, task):
 
 @pytest.mark.slow
 @pytest.mark.draws
-def test_umap_plot_is_reproducible(tmp_path, capsys):
+def test_umap_plot_is_reproducible(tmp_path, monkeypatch):
+    """Both evaluations use one worker process, because numba compiles UMAP anew in each process."""
     store = make_store(tmp_path / "s.zarr", signal=0.8)
     make_run(tmp_path / "run", store, epochs=1)
     argv = [
@@ -203,9 +208,11 @@ def test_umap_plot_is_reproducible(tmp_path, capsys):
         "--umap",
     ]
     drawings = []
-    for _ in range(2):
-        assert main(argv) == 0
-        drawings.append((tmp_path / "run/val/plots/umap_label.png").read_bytes())
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        monkeypatch.setattr(umap_projection, "ProcessPoolExecutor", lambda *_: nullcontext(pool))
+        for _ in range(2):
+            assert main(argv) == 0
+            drawings.append((tmp_path / "run/val/plots/umap_label.png").read_bytes())
     assert drawings[0] == drawings[1]
     page = (tmp_path / "run/val/report.html").read_text(encoding="utf-8")
     assert "mobilenet_v3_large (random:0), seed 0" in page
