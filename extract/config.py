@@ -91,6 +91,10 @@ class ExtractConfig:
             raise ValueError(f"--verify-sample must be at least 0, got {self.verify_sample}")
         if self.time_limit is not None and not self.time_limit > 0:
             raise ValueError(f"--time-limit must be above 0, got {self.time_limit}")
+        if self.dry_run and self.verify_sample:
+            raise ValueError("--dry-run and --verify-sample cannot be combined: give one of them")
+        if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
+            raise ValueError(f"--device must be auto, cpu or cuda, got {self.device!r}")
         shard_of(self.shard)
 
 

@@ -76,7 +76,7 @@ def _plan_windows(config: ExtractConfig, index: DatasetIndex) -> WindowPlan:
     if config.limit is not None:
         clips = tuple(sample_clips(clips, config.limit))
     if not clips:
-        reason = problems[0].reason if problems else "it is empty"
+        reason = f"{problems[0].clip_id}: {problems[0].reason}" if problems else "it is empty"
         raise ValueError(f"{config.data} has no usable clip: {reason}")
     window_plan = plan_windows(clips, config.window, config.out)
     windows: Sequence[Clip] = window_plan.windows

@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -38,19 +38,37 @@ def parse(config: type[Config], argv: Sequence[str] | None, *, prog: str, descri
     """Parse command-line arguments into a frozen dataclass; its docstrings are the help texts.
 
     If the config has a field `command`, the full shell command is stored there. Exits with 2 and a hint for
-    an unknown argument, and with 0 after `--help`.
+    an unknown argument or a wrong value, and with 0 after `--help`.
     """
     import tyro
 
     args = sys.argv[1:] if argv is None else list(argv)
-    options = tyro.cli(
-        config, args=args, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,)
-    )
+    with _without_checks(config) as check:
+        options = tyro.cli(
+            config, args=args, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,)
+        )
+    try:
+        check(options)
+    except ValueError as error:
+        log_error(f"{error} ({prog} --help shows the options)")
+        sys.exit(2)
     if hasattr(options, "command"):
         # Bytes of a file name that are not UTF-8 cannot be written into a card.
         command = shlex.join([*prog.split(), *args]).encode(errors="replace").decode()
         object.__setattr__(options, "command", command)  # the dataclass is frozen
     return options
+
+
+@contextlib.contextmanager
+def _without_checks(config: Any) -> Iterator[Callable[[Any], None]]:
+    """Make instances of a dataclass without its `__post_init__`, and give that function: tyro would print its
+    errors in a box, broken into lines."""
+    check = getattr(config, "__post_init__", lambda options: None)
+    config.__post_init__ = lambda options: None
+    try:
+        yield check
+    finally:
+        config.__post_init__ = check
 
 
 def dispatch(
@@ -180,8 +198,8 @@ def echo_near_duplicates(lines: Sequence[str]) -> None:
     if not lines:
         return
     log_warning(
-        f"{len(lines)} pairs of clips of different subjects or videos are nearly equal. Training keeps them "
-        "in one subset. If they are copies, delete one; if they show one subject, give them one name:"
+        f"{len(lines)} pairs of clips of different subjects or videos are nearly equal. If they are "
+        "copies, delete one; if they show one subject, give them one name:"
     )
     for line in [*lines[:MAX_LISTED], *([f"and {len(lines) - MAX_LISTED} more"] * (len(lines) > MAX_LISTED))]:
         echo(f"  {line}")

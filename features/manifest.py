@@ -94,7 +94,7 @@ def read_csv(path: Path, *, require_files: bool = True, require_labels: bool = T
         try:
             clips.append((number, _clip_of_row(header, cells, root, require_files)))
         except ValueError as error:
-            problems.append(Failure(f"line {number}", f"line {number}: {error}"))
+            problems.append(Failure(f"line {number}", str(error)))
     _require_unique(path, clips)
     few = {name for name in extra if len({clip.labels[name] for _, clip in clips} - {""}) <= MAX_LABEL_NAMES}
     labels, slices = few | ({"label"} & set(extra)), set(extra) - {"label"}

@@ -14,10 +14,12 @@ import numpy as np
 from features.store.store import FeatureStore, Stream
 from features.store.table import ClipTable, groups_of
 
-MIN_COSINE, MIN_COSINE_SCALED = 0.92, 0.995
-"""Minimum cosine of embeddings minus their mean, and of other features that are also divided by their
-standard deviation. Measured: embeddings of different real people .18 at most, of generated faces .79, of
-re-encoded real videos .97 (a face of 50 pixels: .86); scaled features of different people .986 at most."""
+MIN_COSINE, COPY_COSINE = 0.9, 0.97
+"""Minimum cosine of two windows of standardised embeddings to be named, and to be copies for certain.
+Measured: different people .86 at most (generated faces, random weights), copies 1.0, real videos encoded
+again .92 to .94 (a face of 50 pixels .75)."""
+OTHER_COSINE = 0.995
+"""The same for imported features and for geometry, of which single frames of different people reach .986."""
 MIN_VALUES = 100
 """Windows with fewer numbers (valid frames times features) are not compared: they may be alike by chance."""
 NUM_PROJECTED = 256
@@ -27,21 +29,24 @@ SLACK = 1.5
 _BLOCK = 512
 
 
-def near_duplicates(store: FeatureStore, rows: np.ndarray) -> list[tuple[int, int]]:
+def near_duplicates(
+    store: FeatureStore, rows: np.ndarray, min_cosine: float = MIN_COSINE
+) -> list[tuple[int, int]]:
     """Pairs of these rows (ascending) that are nearly equal, though they belong to different groups.
 
-    rows: extracted rows. The groups are those of `groups_of`: a clip's subject, or else its video.
+    rows: extracted rows. min_cosine: for embeddings. The groups are those of `groups_of`: a clip's subject,
+    or else its video.
     """
     table = store.table()
     stream = store.streams[0]
     rows = rows[_num_values(store, stream, rows) >= MIN_VALUES]
-    is_scaled = stream != "embeddings" or store.recipe.pixels is None
-    limit = MIN_COSINE_SCALED if is_scaled else MIN_COSINE
+    is_embedding = stream == "embeddings" and store.recipe.pixels is not None
+    limit = min_cosine if is_embedding else OTHER_COSINE
     mean, std = _statistics(store, stream, rows)
-    scale = 1 / np.maximum(std, 1e-6) if is_scaled else np.ones_like(std)
+    scale = 1 / np.maximum(std, 1e-6)
 
     def windows(part: np.ndarray) -> np.ndarray:
-        """(n, T, D) float32 centred windows, 0 for invalid frames."""
+        """(n, T, D) float32 standardised windows, 0 for invalid frames."""
         stored, valid = store.read_stream(stream, part)
         x = stored.astype(np.float32)
         x -= mean

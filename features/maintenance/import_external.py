@@ -85,7 +85,8 @@ def read_sequences(file: Path) -> FeatureSequences:
     sequences = readers[file.suffix.lower()](file)
     widths = {values.shape[1] for values in sequences.values}
     if not sequences.clips and sequences.problems:
-        raise ValueError(f"{file} has no usable clip: {sequences.problems[0].reason}")
+        first = sequences.problems[0]
+        raise ValueError(f"{file} has no usable clip: {first.clip_id}: {first.reason}")
     if not sequences.clips or len(widths) != 1 or widths == {0}:
         raise ValueError(
             f"{file} has {len(sequences.clips)} clips with {sorted(widths)} features: expected at least one "

@@ -18,7 +18,7 @@ from features.cli import log_warning
 from features.datasets import Inputs, Samples, labelled_rows, load_samples, streams_of
 from features.labels import Labelling, class_indices, make_labelling
 from features.manifest import SUBSETS
-from features.near_duplicates import name_of, near_duplicates
+from features.near_duplicates import COPY_COSINE, name_of, near_duplicates
 from features.recipe import to_json
 from features.splits import Split, extend_split, make_split, require_disjoint
 from features.store.schema import read_column
@@ -84,7 +84,7 @@ def build_task(
             raise ValueError(
                 f"--inputs {chosen}: store {store_path} has no {name}; it has {', '.join(store.streams)}"
             )
-    pairs = near_duplicates(store, rows)
+    pairs = near_duplicates(store, rows, COPY_COSINE)
     split = _split(store, table, rows, labels, seed, splits_from, pairs)
     require_disjoint(split, table.subject)
     _require_duplicates_together(split, table, pairs)

@@ -533,6 +533,8 @@ def test_another_recipe_is_refused_by_name(
         (("--fps", "inf"), "--fps must be a number above 0, got inf"),
         (("--fps", "1e9"), "100,000"),
         (("--verify-sample", "-3"), "--verify-sample must be at least 0"),
+        (("--verify-sample", "3", "--dry-run"), "--dry-run and --verify-sample cannot be combined"),
+        (("--device", "quantum"), "--device must be auto, cpu or cuda, got 'quantum'"),
         (("--fps", "0"), "--fps must be a number above 0, got 0.0"),
         (("--time-limit", "nan"), "--time-limit must be above 0, got nan"),
     ],

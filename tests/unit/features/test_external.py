@@ -120,7 +120,9 @@ def test_start_or_end_time_is_a_listed_failure(tmp_path: Path, capsys: pytest.Ca
         "b.npy#20000",
     ]
     file.write_text("path,label,start_s,end_s\n" + "\n".join(lines[1:]), encoding="utf-8")
-    with pytest.raises(ValueError, match="has no usable clip: start_s and end_s are not supported here"):
+    with pytest.raises(
+        ValueError, match=r"has no usable clip: b\.npy#0: start_s and end_s are not supported here"
+    ):
         read_sequences(file)
 
 

@@ -75,7 +75,7 @@ def test_tilde_is_a_character_or_the_home_folder(tmp_path: Path, monkeypatch: py
     rows = "~$a.mp4,x\n~$b.mp4,x\n~/c.mp4,x\n"
     manifest = read_csv(write_manifest(tmp_path, "path,label\n" + rows, ("~$a.mp4", "home/c.mp4")))
     assert [clip.clip_id for clip in manifest.clips] == ["~$a.mp4#0", "home/c.mp4#0"]
-    assert [problem.reason for problem in manifest.problems] == ["line 3: no such file: ~$b.mp4"]
+    assert [problem.reason for problem in manifest.problems] == ["no such file: ~$b.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_bad_line_is_a_problem_with_its_number(tmp_path: Path, row: str, reason:
     manifest = read_csv(file)
     assert [clip.path.name for clip in manifest.clips] == ["b.mp4"]
     (problem,) = manifest.problems
-    assert problem.reason.startswith("line 4: ")
+    assert problem.clip_id == "line 4"
     assert reason in problem.reason
 
 
