@@ -137,7 +137,7 @@ def test_broken_video_is_a_listed_failure_and_the_others_are_extracted(
     assert {"done": 17, "failed": 1}.items() <= summary.items()
     assert "not a readable video" in summary["failures"][0]["reason"]
     assert "broken.mp4" in shown
-    assert "line 10" in summary["problems"][0]["reason"]
+    assert summary["problems"][0]["where"] == "line 10"
     code, summary, shown = extract(capfd, "--data", manifest, "--out", tmp_path / "s.zarr", *QUICK)
     assert code == 1
     assert {"done": 0, "skipped": 17, "failed": 1}.items() <= summary.items()
