@@ -183,26 +183,31 @@ def print_counts(column: str, splits: Mapping[str, Mapping[str, int]], names: Se
 
 
 def echo_notes(notes: Sequence[Mapping[str, str]]) -> None:
-    """Print clips with their notes (`clip_id`, `notes`) on stderr: MAX_LISTED lines, then how many more."""
-    if not notes:
-        return
-    log_warning(f"{len(notes)} clips were extracted, but their features may be wrong. Look at the videos:")
-    for item in notes[:MAX_LISTED]:
-        echo(f"  {item['clip_id']}: {item['notes']}")
-    if len(notes) > MAX_LISTED:
-        echo(f"  and {len(notes) - MAX_LISTED} more (--json lists all)")
+    """Print a warning with clips and their notes (`clip_id`, `notes`) on stderr."""
+    _warn_with_list(
+        f"{len(notes)} clips were extracted, but their features may be wrong. Look at the videos:",
+        [f"{item['clip_id']}: {item['notes']}" for item in notes],
+    )
 
 
 def echo_near_duplicates(lines: Sequence[str]) -> None:
-    """Print a warning with pairs of nearly equal clips, one line each, on stderr: at most MAX_LISTED."""
+    """Print a warning with pairs of nearly equal clips, one line each, on stderr."""
+    _warn_with_list(
+        f"{len(lines)} pairs of clips of different subjects or videos are nearly equal. If they are "
+        "copies, delete one; if they show one subject, give them one name:",
+        lines,
+    )
+
+
+def _warn_with_list(headline: str, lines: Sequence[str]) -> None:
+    """Print a warning and at most MAX_LISTED lines below it; nothing without lines."""
     if not lines:
         return
-    log_warning(
-        f"{len(lines)} pairs of clips of different subjects or videos are nearly equal. If they are "
-        "copies, delete one; if they show one subject, give them one name:"
-    )
-    for line in [*lines[:MAX_LISTED], *([f"and {len(lines) - MAX_LISTED} more"] * (len(lines) > MAX_LISTED))]:
+    log_warning(headline)
+    for line in lines[:MAX_LISTED]:
         echo(f"  {line}")
+    if len(lines) > MAX_LISTED:
+        echo(f"  and {len(lines) - MAX_LISTED} more (--json lists all)")
 
 
 def progress(unit: str = "clips") -> "Progress":

@@ -39,19 +39,19 @@ def near_duplicates(
     """
     table = store.table()
     stream = store.streams[0]
-    rows = rows[_num_values(store, stream, rows) >= MIN_VALUES]
     is_embedding = stream == "embeddings" and store.recipe.pixels is not None
     limit = min_cosine if is_embedding else OTHER_COSINE
     mean, std = _statistics(store, stream, rows)
     scale = 1 / np.maximum(std, 1e-6)
 
     def windows(part: np.ndarray) -> np.ndarray:
-        """(n, T, D) float32 standardised windows, 0 for invalid frames."""
+        """(n, T, D) float32 standardised windows, 0 for invalid frames and for windows of few values."""
         stored, valid = store.read_stream(stream, part)
         x = stored.astype(np.float32)
         x -= mean
         x *= scale
         x[~valid] = 0
+        x[valid.sum(axis=1) * x.shape[2] < MIN_VALUES] = 0
         return x
 
     projected = _projected(windows, rows, store.num_frames, len(mean))
@@ -80,15 +80,6 @@ def name_of(table: ClipTable, row: int) -> str:
     return f"{table.clip_id[row]}" + (f" ({', '.join(marks)})" if marks else "")
 
 
-def _num_values(store: FeatureStore, stream: Stream, rows: np.ndarray) -> np.ndarray:
-    """(n,) number of valid frames times features of each row."""
-    parts = [np.zeros(0, np.int64)]
-    for first in range(0, len(rows), _BLOCK):
-        x, valid = store.read_stream(stream, rows[first : first + _BLOCK])
-        parts.append(valid.sum(axis=1) * x.shape[2])
-    return np.concatenate(parts)
-
-
 def _statistics(store: FeatureStore, stream: Stream, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (D,) float32 of the valid frames of about _BLOCK rows, evenly spaced."""
     x, valid = store.read_stream(stream, rows[:: max(1, len(rows) // _BLOCK)])
@@ -101,7 +92,7 @@ def _statistics(store: FeatureStore, stream: Stream, rows: np.ndarray) -> tuple[
 def _projected(
     windows: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, num_frames: int, width: int
 ) -> np.ndarray:
-    """(n, NUM_PROJECTED) float32 random projections of unit length; 0 for a window without a valid frame.
+    """(n, NUM_PROJECTED) float32 random projections of unit length; 0 for a window that is 0.
 
     One matrix projects every frame, and random signs combine the frames, so that the matrix stays small.
     """

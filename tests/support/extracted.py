@@ -2,12 +2,23 @@
 
 from pathlib import Path
 
+from extract.face.geometry import FEATURES
 from extract.pipeline.extractor import FeatureExtractor, extract_video, open_extractor
 from extract.pipeline.types import ExtractorConfig, FailedWindow, Job, Window, WindowFeatures
+from features.recipe import GeometryId, Pixels, Recipe
 from live.inference.model import open_model
-from seqmodel.encoders.engine import Backend
+from seqmodel.encoders.engine import Backend, open_engine
+from seqmodel.encoders.model_files import sha256_of
 
 ALL_PARTS = frozenset({"embeddings", "geometry", "crops"})
+
+
+def random_extractor_config(detector: Path, landmarker: Path, window_s: float) -> ExtractorConfig:
+    """A configuration with random encoder weights and the geometry."""
+    encoder = open_engine("mobilenet_v3_large", "random").encoder_id
+    pixels = Pixels((sha256_of(detector),), window_s=window_s)
+    recipe = Recipe(pixels, encoder, GeometryId(sha256_of(landmarker), FEATURES))
+    return ExtractorConfig(recipe, (detector,), landmarker, "random")
 
 
 def extracted(run: Path, video: Path, backend: Backend) -> WindowFeatures:

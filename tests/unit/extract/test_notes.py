@@ -15,21 +15,17 @@ from extract.pipeline.writer import extract_and_write
 from extract.video.reader import DAMAGED, read_video
 from features.__main__ import main as features
 from features.manifest import Clip
-from features.recipe import GeometryId, Pixels, Recipe
+from features.recipe import Recipe
 from features.store.store import FeatureStore, plan
-from seqmodel.encoders.engine import open_engine
-from seqmodel.encoders.model_files import sha256_of
 from tests.support.clips import face_frames, write_video
+from tests.support.extracted import random_extractor_config
 
 NUM_FRAMES, KEYFRAME_EVERY = 60, 20
 
 
 @pytest.fixture(scope="module")
 def extractor_config(detector_path: Path, landmarker_path: Path) -> ExtractorConfig:
-    encoder = open_engine("mobilenet_v3_large", "random").encoder_id
-    pixels = Pixels((sha256_of(detector_path),), window_s=6.0)
-    recipe = Recipe(pixels, encoder, GeometryId(sha256_of(landmarker_path), FEATURES))
-    return ExtractorConfig(recipe, (detector_path,), landmarker_path, "random")
+    return random_extractor_config(detector_path, landmarker_path, window_s=6.0)
 
 
 @pytest.fixture(scope="module")

@@ -8,27 +8,21 @@ import cv2
 import numpy as np
 import pytest
 
-from extract.face.geometry import FEATURES
 from extract.pipeline.extractor import FeatureExtractor, StageTimer, extract_video, open_extractor
 from extract.pipeline.types import ExtractorConfig, FailedWindow, Job, Part, Window, WindowFeatures
 from extract.pipeline.writer import extract_and_write, file_state, same_faces
 from extract.video.reader import read_video
 from features.manifest import Clip
-from features.recipe import GeometryId, Pixels, Recipe
 from features.store.store import plan
-from seqmodel.encoders.engine import open_engine
-from seqmodel.encoders.model_files import sha256_of
 from tests.support.clips import face_frames, looped, write_video
+from tests.support.extracted import random_extractor_config
 
 PARTS: frozenset[Part] = frozenset({"embeddings", "geometry", "crops"})
 
 
 @pytest.fixture(scope="module")
 def extractor_config(detector_path: Path, landmarker_path: Path) -> ExtractorConfig:
-    encoder = open_engine("mobilenet_v3_large", "random").encoder_id
-    pixels = Pixels((sha256_of(detector_path),), window_s=2.0)
-    recipe = Recipe(pixels, encoder, GeometryId(sha256_of(landmarker_path), FEATURES))
-    return ExtractorConfig(recipe, (detector_path,), landmarker_path, "random")
+    return random_extractor_config(detector_path, landmarker_path, window_s=2.0)
 
 
 @pytest.fixture(scope="module")
