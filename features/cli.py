@@ -185,7 +185,7 @@ def print_counts(column: str, splits: Mapping[str, Mapping[str, int]], names: Se
 def echo_notes(notes: Sequence[Mapping[str, str]]) -> None:
     """Print a warning with clips and their notes (`clip_id`, `notes`) on stderr."""
     _warn_with_list(
-        f"{len(notes)} clips were extracted, but their features may be wrong. Look at the videos:",
+        f"clips that were extracted, but whose features may be wrong: {len(notes)}. Look at the videos:",
         [f"{item['clip_id']}: {item['notes']}" for item in notes],
     )
 
@@ -193,8 +193,8 @@ def echo_notes(notes: Sequence[Mapping[str, str]]) -> None:
 def echo_near_duplicates(lines: Sequence[str]) -> None:
     """Print a warning with pairs of nearly equal clips, one line each, on stderr."""
     _warn_with_list(
-        f"{len(lines)} pairs of clips of different subjects or videos are nearly equal. If they are "
-        "copies, delete one; if they show one subject, give them one name:",
+        f"pairs of nearly equal clips of different subjects or videos: {len(lines)}. If they are copies, "
+        "delete one; if they show one subject, give them one name:",
         lines,
     )
 

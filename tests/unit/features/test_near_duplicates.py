@@ -42,7 +42,7 @@ def test_copies_of_other_subjects_are_named(tmp_path: Path, capsys: pytest.Captu
     store = import_clips(tmp_path, {0: 39, 4: 5})
     assert near_duplicates(store, np.arange(40)) == [(0, 39)]
     assert near_duplicates(store, np.arange(1, 40)) == []
-    assert "1 pairs of clips" in " ".join(capsys.readouterr().err.split())
+    assert "subjects or videos: 1. If they are copies" in " ".join(capsys.readouterr().err.split())
     assert features(["verify", str(store.path), "--json"]) == 0
     (line,) = json.loads(capsys.readouterr().out)["near_duplicates"]
     ids = store.table().clip_id
