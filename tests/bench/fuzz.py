@@ -1,11 +1,13 @@
-"""python -m tests.bench fuzz: odd video files, made by ffmpeg with a seed, through the reader and `extract`.
+"""python -m tests.bench fuzz: odd video files, made by ffmpeg with a seed, through all that reads videos.
 
 Each file must be read like ffmpeg's own decoding of it (same number of frames, same shape, same pictures), or
-carry a doubt, or fail with a reason. Prints every file that does not, and a table by kind of damage.
+carry a doubt, or fail with a reason; and `live predict` must refuse the same files as `extract`. Prints every
+file that does not, and a table by kind of damage.
 FUZZ_FILES and FUZZ_SEED set the number of files and the seed. Needs ffmpeg.
 """
 
 import io
+import json
 import os
 import random
 import subprocess
@@ -13,11 +15,15 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from extract.video.reader import read_video
+from features.recipe import Pixels
+from seqmodel.encoders.model_files import detector_file
+from tests.support.small_run import write_run
 
 FILES, SEED = int(os.environ.get("FUZZ_FILES", "200")), int(os.environ.get("FUZZ_SEED", "0"))
 CODECS = {
@@ -34,6 +40,7 @@ CODECS = {
 RATES = ("3", "7.5", "15", "24000/1001", "30", "60")
 ASPECTS = ("1", "1", "4/3", "1/2", "2", "16/11")
 DAMAGES = ("none", "none", "none", "flipped bytes", "truncated", "joined by cat", "zeros", "garbage in front")
+OPTIONS = ("--weights", "random", "--window", "2", "--fps", "3")
 SIZES = ("64x48", "66x50", "128x96", "90x160", "320x180")
 MAX_DIFFERENCE = 6.0
 """Mean absolute difference of 16 × 16 thumbnails (0 to 255): colour conversions differ by less."""
@@ -142,7 +149,10 @@ def compare(path: Path, damage: str) -> tuple[str, str]:
 
 
 def main() -> int:
-    """Make, compare and extract the files; returns 1 if one is wrong or `extract` does not end well."""
+    """Make, compare, extract and predict the files; returns 1 if one is wrong.
+
+    Raises RuntimeError if a command does not end well.
+    """
     rng, counts, is_wrong = random.Random(SEED), Counter[tuple[str, str]](), False
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "videos" / "x"
@@ -159,21 +169,29 @@ def main() -> int:
                 f"{count} {result}" for (of, result), count in sorted(counts.items()) if of == damage
             )
             print(f"{damage:20} {row}")
-        argv = [
-            "--data",
-            str(folder.parent),
-            "--out",
-            f"{temporary}/s.zarr",
-            "--weights",
-            "random",
-            "--window",
-            "2",
-        ]
-        done = subprocess.run(
-            [sys.executable, "-m", "extract", *argv], capture_output=True, text=True, encoding="utf-8"
+        extracted = run("extract", "--data", folder.parent, "--out", f"{temporary}/s.zarr", *OPTIONS)
+        model = write_run(
+            Path(temporary) / "run", detector_file("short"), pixels=Pixels((), fps=3, window_s=2)
         )
-        print(f"extract: exit code {done.returncode}, {done.stderr.count('Traceback')} tracebacks")
-    return int(is_wrong or done.returncode not in (0, 1) or "Traceback" in done.stderr)
+        predicted = run("live", "predict", folder, "--run", model, "--out", f"{temporary}/predictions")
+        refused = {
+            Path(row["clip_id"].partition("#")[0]).name: row["reason"] for row in extracted["failures"]
+        }
+        others = {Path(row["video"]).name: row["reason"] for row in predicted["failed"]}
+        for name in sorted(refused.keys() ^ others.keys()):
+            is_wrong = True
+            print(f"WRONG {name}: extract {refused.get(name, 'ok')}; predict {others.get(name, 'ok')}")
+        print(f"extract and predict: {len(refused)} and {len(others)} of {FILES} files failed")
+    return int(is_wrong)
+
+
+def run(package: str, *argv: object) -> dict[str, Any]:
+    """The JSON summary of a command. Raises RuntimeError with its output if it did not end well."""
+    words = [sys.executable, "-m", package, *map(str, argv), "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8")
+    if done.returncode not in (0, 1) or "Traceback" in done.stderr:
+        raise RuntimeError(done.stderr)
+    return dict(json.loads(done.stdout))
 
 
 if __name__ == "__main__":
