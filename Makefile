@@ -1,10 +1,11 @@
 # make demo: the whole pipeline on generated videos.   make test: ruff, mypy, pytest.   make bench: speed ratios.
+# make lowest: the quick tests with the lowest versions that pyproject.toml allows (several GB of downloads).
 PYTHON ?= python3
 TEST_PROCESSES ?= 2
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench lowest clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,5 +33,15 @@ test: $(VENV)/tested
 bench: $(VENV)/tested
 	$(PY) -m tests.bench
 
+# Warnings are not errors here: old versions of one package warn about new versions of another.
+lowest: LOWEST := .venv-lowest
+lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --all-extras --group test pyproject.toml \
+	  --output-file $(LOWEST)/versions.txt
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps --requirement $(LOWEST)/versions.txt --editable .
+	$(LOWEST)/bin/python -m pytest -W default -m "not slow and not serial" $(PYTEST_ARGS)
+
 clean:
-	rm -rf $(VENV) demo runs build *.egg-info
+	rm -rf $(VENV) .venv-lowest demo runs build *.egg-info
