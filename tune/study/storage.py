@@ -38,12 +38,7 @@ def open_storage(storage: str) -> BaseStorage:
     not respond.
     """
     if "://" not in storage:
-        path = Path(storage)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The default lock is a symbolic link, which needs special rights on Windows (by the documentation;
-        # not tested).
-        lock = JournalFileOpenLock(str(path)) if sys.platform == "win32" else None
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+        return _open_journal(Path(storage))
     if storage.startswith("grpc://"):
         host, _, port = storage.removeprefix("grpc://").rpartition(":")
         if not host or not port.isdigit():
@@ -75,6 +70,25 @@ def open_storage(storage: str) -> BaseStorage:
             )
     except (SQLAlchemyError, ImportError, ValueError) as error:
         raise ValueError(f"--storage {without_password(storage)}: {_one_line(error)}") from error
+
+
+def _open_journal(path: Path) -> JournalStorage:
+    """The storage of a journal file, which is made if it is missing.
+
+    The lock is a file that is made with O_EXCL. Optuna's default is a symbolic link of the same name, which
+    FAT, exFAT, SMB and Windows refuse, and which never counts as stale if `path` is relative. The two kinds
+    exclude each other.
+
+    Raises ValueError if a process of an earlier version was killed while it held such a link.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    link = Path(f"{path}.lock")
+    if link.is_symlink() and not link.exists():
+        raise ValueError(
+            f"{link} is the lock of an earlier version whose process was killed: if no search of that "
+            "version runs, delete the file and run the same command again"
+        )
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
 
 
 @contextmanager
