@@ -230,6 +230,26 @@ def test_same_command_again_changes_nothing(searched: tuple[Path, dict[str, Any]
     assert (out / "weights.safetensors").stat().st_mtime_ns == before
 
 
+def test_same_command_goes_on_after_a_power_cut_and_names_other_damage(
+    searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half a line at the end of the journal is removed; a line that is no record is an error in one line."""
+    shutil.copytree(searched[0], out := tmp_path / "run")
+    journal, options = out / "study.log", ["--labels", "distracted,engaged", "--epochs", "3", "--reseed", "1"]
+    argv = ["--store", str(store), "--out", str(out), "--trials", "6", "--workers", "1", *options]
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + whole.splitlines()[-1][:20])
+    assert main(argv) == 0
+    err = capsys.readouterr().err
+    assert "ended with half a line" in err
+    assert "nothing to do" in err
+    assert journal.read_bytes().startswith(whole)
+    journal.write_bytes(whole + b"{}\n")
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith(f"error: {journal} is damaged: line {len(whole.splitlines()) + 1} is not a record")
+
+
 def test_study_with_other_settings_is_rejected(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
     args = args_for(store, searched[0], seed=1, study=trial_study_name(searched[0]))
     with pytest.raises(ValueError, match=r"seed: 0 in the study, 1 now.*use another --out or --study"):
