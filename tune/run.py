@@ -222,7 +222,11 @@ def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, context: Search
             show(study.get_trials(deepcopy=False))
             return
         for trials in run_workers(
-            study, spec, worker, (args, spec, max(1, cores // args.workers)), args.workers
+            study,
+            spec,
+            worker,
+            (args, context.learning_task.near_duplicates, spec, max(1, cores // args.workers)),
+            args.workers,
         ):
             show(trials)
 

@@ -7,7 +7,8 @@ import shlex
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 
 from features.datasets import Samples, select_samples
 from features.maintenance.import_external import read_sequences, write_external
+from features.near_duplicates import near_duplicates
 from features.store.store import FeatureStore
 from seqmodel.__main__ import main as seqmodel
 from seqmodel.config import LabelArgs
@@ -384,6 +386,46 @@ def test_folds_keep_windows_of_one_video_together_without_subjects() -> None:
     assert len(set.union(*held)) == 10
     with pytest.raises(ValueError, match=r"--folds must be 2 to 10, .*got 11"):
         make_folds(clips, select_samples(clips, np.arange(0)), 11, seed=0)
+
+
+class PoolHere:
+    """A ProcessPoolExecutor that runs everything at once in this process."""
+
+    def __init__(self, workers: int, context: Any, initializer: Callable[..., None], initargs: Any) -> None:
+        initializer(*initargs)
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*args))
+        return future
+
+    def shutdown(self) -> None:
+        """Nothing to stop."""
+
+
+def test_nearly_equal_clips_are_looked_for_once_per_search(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not again by every worker, and by every process that trains with new seeds."""
+    found: list[list[tuple[int, int]]] = []
+
+    def looked_for(*args: Any) -> list[tuple[int, int]]:
+        found.append(near_duplicates(*args))
+        return found[-1]
+
+    def run_here(study: Any, spec: Any, target: Any, args: Any, num_workers: int) -> Iterator[Any]:
+        target(*args, 0)
+        yield study.trials
+
+    monkeypatch.setattr("seqmodel.training.task.near_duplicates", looked_for)
+    monkeypatch.setattr(run, "run_workers", run_here)
+    monkeypatch.setattr(finalists, "ProcessPoolExecutor", PoolHere)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("tune.study.worker._context", None)
+    summary, code = tune(args_for(store, tmp_path / "run", trials=2, epochs=1, workers=2, reseed=2))
+    assert code == 0
+    assert len(summary["finalists"][0]["scores"]) == 2
+    assert found == [[]]
 
 
 def test_search_loads_no_test_clip(store: Path, tmp_path: Path) -> None:
