@@ -93,7 +93,7 @@ def make_split(
 
 
 def joined_groups(groups: np.ndarray, rows: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The groups (n,) with one name for all groups that pairs of rows connect."""
+    """The groups (n,) with one name for all groups that pairs of rows connect; other rows are ignored."""
     if not pairs:
         return groups
     names, index = np.unique(groups, return_inverse=True)

@@ -168,6 +168,7 @@ def warnings_about_folds(context: SearchContext) -> list[str]:
 def settings_of(args: TuneArgs, context: SearchContext, metric: str) -> dict[str, Any]:
     """The settings that must be equal to resume a study."""
     learning_task = context.learning_task
+    is_grouped = args.folds > 1 and len(learning_task.near_duplicates) > 0
     return {
         "store": data_fingerprint(learning_task),
         "labels": [learning_task.labelling.column, *learning_task.labelling.names],
@@ -175,7 +176,7 @@ def settings_of(args: TuneArgs, context: SearchContext, metric: str) -> dict[str
         "split": split_hash(learning_task.split, learning_task.table.clip_id),
         "metric": metric,
         "inputs": args.inputs or "any",
-        "folds": args.folds,
+        "folds": f"{args.folds} with copies together" if is_grouped else args.folds,
         "epochs": args.epochs,
         "center": args.center,
         "seed": args.seed,

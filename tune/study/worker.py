@@ -74,7 +74,8 @@ def set_up(
     space = Space(learning_task.labelling.task, tuple(train.x), fixed, args.epochs, many)
     folds = whole = make_folds(train, val, 0, args.seed)
     if args.folds > 1:
-        folds = scored_folds(make_folds(train, val, args.folds, args.seed))
+        pairs = learning_task.near_duplicates
+        folds = scored_folds(make_folds(train, val, args.folds, args.seed, pairs))
         if not folds:
             raise ValueError(
                 f"--folds {args.folds}: every fold has clips of one class only, in training or in "

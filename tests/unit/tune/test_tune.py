@@ -388,6 +388,23 @@ def test_folds_keep_windows_of_one_video_together_without_subjects() -> None:
         make_folds(clips, select_samples(clips, np.arange(0)), 11, seed=0)
 
 
+def test_folds_keep_nearly_equal_clips_together(tmp_path: Path) -> None:
+    """Of other subjects. A study of an earlier version, whose folds were others, is not continued."""
+    x = np.random.default_rng(0).normal(size=(80, 10, 12)).astype(np.float32)
+    x[8], x[17] = x[0], x[9]  # subjects 0, 1 and 2
+    subsets = np.repeat(["train"] * 7 + ["val"] * 2 + ["test"], 8)
+    np.savez(tmp_path / "f.npz", x=x, y=np.arange(80) % 2, subject=np.arange(80) // 8, split=subsets)
+    write_external(tmp_path / "clips.zarr", read_sequences(tmp_path / "f.npz"), "copies")
+    args = args_for(tmp_path / "clips.zarr", tmp_path / "run", label=LabelArgs(), folds=4)
+    for seed in range(4):
+        context = set_up(dataclasses.replace(args, seed=seed))
+        held = [set(fold.val.subjects.tolist()) & {"0", "1", "2"} for fold in context.folds]
+        assert sorted(map(len, held)) == [0, 0, 0, 3]
+    assert run.settings_of(args, context, "auroc")["folds"] != 4
+    with_one_fold = dataclasses.replace(args, folds=0)
+    assert run.settings_of(with_one_fold, context, "auroc")["folds"] == 0
+
+
 class PoolHere:
     """A ProcessPoolExecutor that runs everything at once in this process."""
 
