@@ -17,6 +17,7 @@ from features.cpu import usable_cores
 from tune.config import TuneArgs
 from tune.search_space import is_baseline, trial_config_of
 from tune.study.worker import (
+    Pairs,
     SearchContext,
     score_seed,
     seed_score,
@@ -85,7 +86,7 @@ def choose_finalists(args: TuneArgs, study: optuna.Study, context: SearchContext
                 scores[index].append(seed_score(context, trial_config, seed))
                 bar.advance(row)
         else:
-            with refitting(args) as pool:
+            with refitting(args, context.learning_task.near_duplicates) as pool:
                 futures = [
                     (index, pool.submit(score_seed, trial_config, seed))
                     for index, trial_config, seed in tasks
@@ -107,14 +108,14 @@ def _best_first(trials: list[FrozenTrial]) -> list[FrozenTrial]:
 
 
 @contextmanager
-def refitting(args: TuneArgs) -> Iterator[ProcessPoolExecutor]:
+def refitting(args: TuneArgs, known_pairs: Pairs | None = None) -> Iterator[ProcessPoolExecutor]:
     """A pool of processes that train heads. On an exception, for example Ctrl-C, queued tasks are cancelled.
 
     Raises ValueError if one of the processes is killed.
     """
     threads = max(1, usable_cores() // args.workers)
     pool = ProcessPoolExecutor(
-        args.workers, process_context(), initializer=start_refitting, initargs=(args, threads)
+        args.workers, process_context(), initializer=start_refitting, initargs=(args, known_pairs, threads)
     )
     try:
         yield pool

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import optuna
 
 from features.datasets import RowView, Samples, sample_groups, select_samples, streams_of
 from features.labels import Task
-from features.splits import grouped_folds
+from features.splits import grouped_folds, joined_groups
 from seqmodel.config import Metric
 from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs, stream_statistics
 from seqmodel.runs.writer import count_parameters
@@ -36,12 +36,18 @@ RecordScores = Callable[[list[float], int], None]
 """Records the scores of epochs or folds, and the number of epochs, in the trial."""
 
 
-def make_folds(train: Samples, val: Samples, num_folds: int, seed: int) -> list[Fold]:
-    """One fold of train and validation, or `num_folds` folds by subject over both together."""
+def make_folds(
+    train: Samples, val: Samples, num_folds: int, seed: int, near_duplicates: Sequence[tuple[int, int]] = ()
+) -> list[Fold]:
+    """One fold of train and validation, or `num_folds` folds by subject over both together.
+
+    near_duplicates: pairs of rows that must be in one fold.
+    """
     if num_folds < 2:
         return [_fold(train, val)]
     both = join(train, val)
-    parts = grouped_folds(both.labels, sample_groups(both), num_folds, seed)
+    groups = joined_groups(sample_groups(both), both.rows, near_duplicates)
+    parts = grouped_folds(both.labels, groups, num_folds, seed)
     return [
         _fold(select_samples(both, train_rows), select_samples(both, val_rows))
         for train_rows, val_rows in parts

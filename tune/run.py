@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shlex
-import socket
 import statistics
 import time
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from features.cli import console, echo, log_warning, progress
 from features.cpu import usable_cores
+from features.files import in_same_namespace
 from features.splits import split_hash
 from features.store.table import groups_of
 from seqmodel.commands.train import print_scores, print_task
@@ -35,6 +35,7 @@ from tune.study.plots import save_study_plots
 from tune.study.storage import without_password
 from tune.study.study import (
     DONE,
+    SILENT_S,
     StudySpec,
     close_study,
     create_study,
@@ -167,6 +168,7 @@ def warnings_about_folds(context: SearchContext) -> list[str]:
 def settings_of(args: TuneArgs, context: SearchContext, metric: str) -> dict[str, Any]:
     """The settings that must be equal to resume a study."""
     learning_task = context.learning_task
+    is_grouped = args.folds > 1 and len(learning_task.near_duplicates) > 0
     return {
         "store": data_fingerprint(learning_task),
         "labels": [learning_task.labelling.column, *learning_task.labelling.names],
@@ -174,7 +176,7 @@ def settings_of(args: TuneArgs, context: SearchContext, metric: str) -> dict[str
         "split": split_hash(learning_task.split, learning_task.table.clip_id),
         "metric": metric,
         "inputs": args.inputs or "any",
-        "folds": args.folds,
+        "folds": f"{args.folds} with copies together" if is_grouped else args.folds,
         "epochs": args.epochs,
         "center": args.center,
         "seed": args.seed,
@@ -191,7 +193,7 @@ def mean_baselines(context: SearchContext, metric: str) -> dict[str, float]:
 
 def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, context: SearchContext) -> None:
     """Run trials until the study has enough, in this process or in several."""
-    if reclaimed := reclaim(study):
+    if reclaimed := reclaim(study, {}):
         echo(f"the worker of trials {reclaimed} ended early: these trials are run again")
     if num_done(study) >= spec.trials and not has_retry(study):
         return
@@ -204,9 +206,10 @@ def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, context: Search
             values = [t.value for t in done if t.state == TrialState.COMPLETE and t.value is not None]
             best = f"searching, best {max(values):.4f}" if values else "searching"
             running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-            hosts = {trial.user_attrs["worker"]["host"] for trial in running if "worker" in trial.user_attrs}
-            if len(done) + len(running) >= spec.trials and (others := hosts - {socket.gethostname()}):
-                best = f"waiting for {', '.join(sorted(others))}"
+            workers = [trial.user_attrs["worker"] for trial in running if "worker" in trial.user_attrs]
+            others = {worker["host"] for worker in workers if not in_same_namespace(worker)}
+            if len(done) + len(running) >= spec.trials and others:
+                best = f"waiting for {', '.join(sorted(others))} ({SILENT_S // 60} minutes if it has ended)"
             bar.update(row, completed=len(done), description=best)
 
         if args.workers <= 1:
@@ -220,7 +223,11 @@ def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, context: Search
             show(study.get_trials(deepcopy=False))
             return
         for trials in run_workers(
-            study, spec, worker, (args, spec, max(1, cores // args.workers)), args.workers
+            study,
+            spec,
+            worker,
+            (args, context.learning_task.near_duplicates, spec, max(1, cores // args.workers)),
+            args.workers,
         ):
             show(trials)
 

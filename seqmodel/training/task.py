@@ -9,6 +9,7 @@ N clips, T frames, D width of a stream.
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from features.labels import Labelling, class_indices, make_labelling
 from features.manifest import SUBSETS
 from features.near_duplicates import COPY_COSINE, name_of, near_duplicates
 from features.recipe import to_json
-from features.splits import Split, extend_split, make_split, require_disjoint
+from features.splits import Split, extend_split, make_split
 from features.store.schema import read_column
 from features.store.store import FeatureStore
 from features.store.table import ClipTable, groups_of
@@ -39,6 +40,8 @@ class LearningTask:
     """Streams that a head may read."""
     num_unlabelled: int
     """Extracted clips that are left out, because they have no label of this labelling."""
+    near_duplicates: Sequence[tuple[int, int]]
+    """Pairs of rows that are nearly equal: they are in one subset, and belong in one fold."""
 
     @property
     def dims(self) -> dict[str, int]:
@@ -59,13 +62,16 @@ def build_task(
     *,
     seed: int = 0,
     splits_from: Path | None = None,
+    known_pairs: Sequence[tuple[int, int]] | None = None,
 ) -> LearningTask:
     """Open a store, map its labels to classes, and split its subjects.
 
     `inputs` None means all streams of the store. `splits_from` is a run whose split is reused; without it, a
-    store with a fine-tuned encoder reuses the split of that encoder. Raises ValueError if the column, a label
-    or a stream is missing, no clip has a label, a class has no training clip, or a subject is in two subsets.
-    Also raises if heads read embeddings and a held-out subject was used to train the encoder (leakage).
+    store with a fine-tuned encoder reuses the split of that encoder. `known_pairs` are the nearly equal clips
+    if another process has found them; without it, all clips are compared. Raises ValueError if the column, a
+    label or a stream is missing, no clip has a label, a class has no training clip, or a subject is in two
+    subsets. Also raises if heads read embeddings and a held-out subject was used to train the encoder
+    (leakage).
     """
     store = FeatureStore.open(store_path)
     table = store.table()
@@ -84,9 +90,8 @@ def build_task(
             raise ValueError(
                 f"--inputs {chosen}: store {store_path} has no {name}; it has {', '.join(store.streams)}"
             )
-    pairs = near_duplicates(store, rows, COPY_COSINE)
+    pairs = near_duplicates(store, rows, COPY_COSINE) if known_pairs is None else known_pairs
     split = _split(store, table, rows, labels, seed, splits_from, pairs)
-    require_disjoint(split, table.subject)
     _require_duplicates_together(split, table, pairs)
     if "embeddings" in streams_of(chosen):
         split = _unseen_by_encoder(split, store, table, splits_from)
@@ -98,7 +103,8 @@ def build_task(
             f"{missing} of {len(rows)} labelled clips have no geometry yet: a head treats them as clips "
             "without a face. Run extract again on the store",
         )
-    return LearningTask(store, table, labelling, split, chosen, int((table.state == 1).sum()) - len(rows))
+    num_unlabelled = int((table.state == 1).sum()) - len(rows)
+    return LearningTask(store, table, labelling, split, chosen, num_unlabelled, pairs)
 
 
 def data_fingerprint(learning_task: LearningTask) -> str:
@@ -213,7 +219,7 @@ def _split(
     labels: np.ndarray,
     seed: int,
     splits_from: Path | None,
-    pairs: list[tuple[int, int]],
+    pairs: Sequence[tuple[int, int]],
 ) -> Split:
     """The split: of an earlier run, of the training of the store's encoder, or a new one."""
     if splits_from is not None:
@@ -230,7 +236,7 @@ def _split(
     )
 
 
-def _require_duplicates_together(split: Split, table: ClipTable, pairs: list[tuple[int, int]]) -> None:
+def _require_duplicates_together(split: Split, table: ClipTable, pairs: Sequence[tuple[int, int]]) -> None:
     """Raises ValueError if nearly equal clips are in two subsets, because their marks or an earlier run put
     them there."""
     subset_of = {int(row): subset for subset, rows in split.subsets().items() for row in rows}

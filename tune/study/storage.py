@@ -1,7 +1,10 @@
 """Storage of a study: a journal file, a database, or a gRPC proxy of one."""
 
+import json
+import os
 import re
 import sys
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +13,11 @@ from pathlib import Path
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal._file import get_lock_file
+from optuna.storages.journal._storage import JournalStorageReplayResult
+
+from features.cli import log_warning
+from features.files import atomic_write
 
 HEARTBEAT_S, GRACE_S = 5, 20
 """Seconds between heartbeats of a trial in a database, and without one until it is failed and run again."""
@@ -29,6 +37,30 @@ SHARED_DISKS = (
     "ceph",
 )
 """File systems on which sqlite's locks are not reliable."""
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, AssertionError)
+"""Errors that Optuna raises for a line of a journal that is not one of its records."""
+
+
+class JournalLock(JournalFileOpenLock):
+    """The lock of a journal file, taken before each append. It is a file that is made with O_EXCL.
+
+    Optuna's default lock is a symbolic link of the same name, which FAT, exFAT, SMB and Windows refuse, and
+    which never counts as stale if the journal's path is relative. The two kinds exclude each other.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        super().__init__(str(journal))
+        self._journal = journal
+
+    def acquire(self) -> bool:
+        """Wait for the lock; then repair the journal, so that nothing is appended to half a line."""
+        has_lock = super().acquire()
+        try:
+            _cut_half_line(self._journal)
+        except BaseException:
+            self.release()
+            raise
+        return has_lock
 
 
 def open_storage(storage: str) -> BaseStorage:
@@ -38,12 +70,7 @@ def open_storage(storage: str) -> BaseStorage:
     not respond.
     """
     if "://" not in storage:
-        path = Path(storage)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The default lock is a symbolic link, which needs special rights on Windows (by the documentation;
-        # not tested).
-        lock = JournalFileOpenLock(str(path)) if sys.platform == "win32" else None
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+        return _open_journal(Path(storage))
     if storage.startswith("grpc://"):
         host, _, port = storage.removeprefix("grpc://").rpartition(":")
         if not host or not port.isdigit():
@@ -75,6 +102,52 @@ def open_storage(storage: str) -> BaseStorage:
             )
     except (SQLAlchemyError, ImportError, ValueError) as error:
         raise ValueError(f"--storage {without_password(storage)}: {_one_line(error)}") from error
+
+
+def _open_journal(path: Path) -> JournalStorage:
+    """The storage of a journal file, which is made if it is missing.
+
+    Raises ValueError for a line that is not a record of Optuna, or if a process of an earlier version was
+    killed while it held its lock, a symbolic link.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    link = Path(f"{path}.lock")
+    if link.is_symlink() and not link.exists():
+        raise ValueError(
+            f"{link} is the lock of an earlier version whose process was killed: if no search of that "
+            "version runs, delete the file and run the same command again"
+        )
+    lock, replayed = JournalLock(path), JournalStorageReplayResult("check ")
+    backend = JournalFileBackend(str(path), lock_obj=lock)
+    with get_lock_file(lock):
+        lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            replayed.apply_logs([json.loads(line)])
+        except UNREADABLE as error:
+            raise ValueError(
+                f"{path} is damaged: line {number} is not a record of Optuna ({line[:60]!r}). Restore an "
+                "earlier copy of this file, or begin a new study with another --out or --storage"
+            ) from error
+    return JournalStorage(backend)
+
+
+def _cut_half_line(journal: Path) -> None:
+    """Remove what follows the last complete line, after a power cut or on a full disk; keep a copy of the
+    file and name it in a warning. Only for the holder of the lock: others may be appending."""
+    with open(journal, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        if file.read() in (b"", b"\n"):
+            return
+    content = journal.read_bytes()
+    copy = journal.with_name(f"{journal.name}.{uuid.uuid4().hex[:8]}.damaged")
+    with atomic_write(copy, durable=True) as partial:
+        partial.write_bytes(content)
+    os.truncate(journal, content.rfind(b"\n") + 1)
+    log_warning(
+        f"{journal} ended with half a line (power cut or full disk), which is removed; the file as it was is "
+        f"{copy}"
+    )
 
 
 @contextmanager

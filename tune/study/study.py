@@ -3,14 +3,14 @@
 A worker runs one trial after the other from the shared storage until there are enough. Each trial stores its
 worker (host, process and start time). So a later call can find trials whose worker has ended; it fails them
 and enqueues them again. Processes of another machine or container cannot be checked: there a database's
-heartbeat decides, or else the last time at which the trial stored that it runs.
+heartbeat decides, or else how long the trial's stored heartbeat has not changed. That time is measured with
+this process's clock alone, because machines may have wrong clocks and different time zones.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,10 @@ UNSIGNED_S = 60
 SEEN_EVERY_S, WAIT_S = 30, 1.0
 """Seconds between heartbeats of a trial, and between checks while waiting for other workers."""
 SILENT_S = 600
-"""A worker of another machine or container without a heartbeat for this number of seconds has ended.
-Epochs take seconds, and clocks of machines differ by seconds."""
+"""A worker of another machine or container without a new heartbeat for this number of seconds has ended.
+Epochs take seconds."""
+Noticed = dict[tuple[int, float | None], float]
+"""Monotonic time when this process first saw a heartbeat, by trial number and heartbeat (None: none yet)."""
 Objective = Callable[[optuna.Trial], float]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -168,19 +170,25 @@ def has_retry(study: optuna.Study) -> bool:
 def note_seen(trial: optuna.Trial) -> None:
     """Store a heartbeat of a running trial, for machines that cannot check its process."""
     now = time.time()
-    if now - trial.user_attrs.get("seen", 0.0) >= SEEN_EVERY_S:
+    if abs(now - trial.user_attrs.get("seen", 0.0)) >= SEEN_EVERY_S:  # the clock may be set back
         trial.set_user_attr("seen", now)
 
 
-def reclaim(study: optuna.Study) -> list[int]:
-    """Fail the running trials whose worker has ended and enqueue them again; returns their numbers."""
+def reclaim(study: optuna.Study, noticed: Noticed, clock: Callable[[], float] = time.monotonic) -> list[int]:
+    """Fail the running trials whose worker has ended and enqueue them again; returns their numbers.
+
+    noticed: the same dictionary in every call of a process, empty at first. clock: seconds of this process.
+    """
     has_heartbeat = _database(study) is not None
     if has_heartbeat:
         with ignore_experimental_warnings():
             optuna.storages.fail_stale_trials(study)
     reclaimed = []
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in (trial for trial in running if _is_lost(trial, has_heartbeat)):
+    for trial in running:
+        heartbeat, now_s = (trial.number, trial.user_attrs.get("seen")), clock()
+        if not _is_lost(trial, has_heartbeat, now_s - noticed.setdefault(heartbeat, now_s)):
+            continue
         try:
             study.tell(trial.number, state=TrialState.FAIL)
         except (ValueError, RuntimeError):
@@ -190,14 +198,14 @@ def reclaim(study: optuna.Study) -> list[int]:
     return reclaimed
 
 
-def _is_lost(trial: FrozenTrial, has_heartbeat: bool) -> bool:
-    """Whether the worker of a running trial has ended."""
-    worker, began = trial.user_attrs.get("worker"), trial.datetime_start
+def _is_lost(trial: FrozenTrial, has_heartbeat: bool, silent_s: float) -> bool:
+    """Whether the worker of a running trial has ended. silent_s: seconds without a new heartbeat."""
+    worker = trial.user_attrs.get("worker")
     if worker is None:  # it ended before it stored its name, which a worker does at once
-        return began is not None and (datetime.now() - began).total_seconds() >= UNSIGNED_S
+        return silent_s > UNSIGNED_S
     if in_same_namespace(worker):
         return not is_alive(worker)
-    return not has_heartbeat and time.time() - trial.user_attrs.get("seen", time.time()) > SILENT_S
+    return not has_heartbeat and silent_s > SILENT_S
 
 
 def enqueue_again(study: optuna.Study, trial: FrozenTrial, *, is_interrupted: bool = False) -> None:
@@ -220,20 +228,21 @@ def work(
 ) -> None:
     """Run trials until enough are finished. `index` is the number of the worker, for the seed of its sampler.
 
-    While other workers run the last trials, it waits, and takes over trials whose worker ends. The sampler
+    It takes over trials whose worker ends, and waits while other workers run the last trials. The sampler
     gets a new seed for every trial from (seed, trial number, index). So a single worker always gives the same
     study, also after a stop and restart between trials.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study, current = load_study(spec), list[int]()
+    study, current, noticed = load_study(spec), list[int](), Noticed()
     try:
         # Another worker may take a failed trial's place before the failed trial is enqueued again.
         while (is_waiting := has_retry(study)) or num_done(study) < spec.trials:
+            has_reclaimed = bool(reclaim(study, noticed))
             if is_waiting or num_taken(study) < spec.trials:
                 study.sampler = _sampler(spec, study, index)
                 _work_on_one(study, objective, current)
                 continue
-            if not reclaim(study):
+            if not has_reclaimed:
                 while_waiting(study.get_trials(deepcopy=False))
                 time.sleep(WAIT_S)
             if not has_parent():

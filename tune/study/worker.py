@@ -33,6 +33,9 @@ from tune.study.checkpoints import keep_checkpoint, load_checkpoint
 from tune.study.storage import storage_errors_in_one_line
 from tune.study.study import StudySpec, is_interruption, note_seen, work
 
+Pairs = Sequence[tuple[int, int]]
+"""Pairs of rows of nearly equal clips."""
+
 
 @dataclass(frozen=True)
 class SearchContext:
@@ -48,13 +51,21 @@ class SearchContext:
     device: str
 
 
-def set_up(args: TuneArgs, learning_task: LearningTask | None = None) -> SearchContext:
+def set_up(
+    args: TuneArgs, learning_task: LearningTask | None = None, known_pairs: Pairs | None = None
+) -> SearchContext:
     """Load the clips; the same call in every process gives the same folds.
 
-    Raises ValueError if no fold has two classes in training and in validation.
+    known_pairs: the nearly equal clips, if another process has found them. Raises ValueError if no fold has
+    two classes in training and in validation.
     """
     learning_task = learning_task or build_task(
-        args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
+        args.store,
+        args.label,
+        args.inputs,
+        seed=args.seed,
+        splits_from=args.splits_from,
+        known_pairs=known_pairs,
     )
     train, val = (
         with_centering(samples, args.center, learning_task.store) for samples in load_train_val(learning_task)
@@ -63,7 +74,8 @@ def set_up(args: TuneArgs, learning_task: LearningTask | None = None) -> SearchC
     space = Space(learning_task.labelling.task, tuple(train.x), fixed, args.epochs, many)
     folds = whole = make_folds(train, val, 0, args.seed)
     if args.folds > 1:
-        folds = scored_folds(make_folds(train, val, args.folds, args.seed))
+        pairs = learning_task.near_duplicates
+        folds = scored_folds(make_folds(train, val, args.folds, args.seed, pairs))
         if not folds:
             raise ValueError(
                 f"--folds {args.folds}: every fold has clips of one class only, in training or in "
@@ -96,13 +108,13 @@ def trial_value(context: SearchContext, trial: optuna.Trial) -> float:
     )
 
 
-def worker(args: TuneArgs, spec: StudySpec, threads: int, index: int) -> None:
+def worker(args: TuneArgs, known_pairs: Pairs, spec: StudySpec, threads: int, index: int) -> None:
     """Main function of a worker process: runs trials until there are enough; ends without an error on a
     signal."""
     _on_signals(_interrupt)
     torch.set_num_threads(threads)
     try:
-        context = set_up(args)
+        context = set_up(args, known_pairs=known_pairs)
         with storage_errors_in_one_line(spec.storage):
             work(spec, lambda trial: trial_value(context, trial), index)
     except KeyboardInterrupt:
@@ -173,13 +185,13 @@ def _ignore_signal(signum: int, frame: types.FrameType | None) -> None:
 _context: SearchContext | None = None
 
 
-def start_refitting(args: TuneArgs, threads: int) -> None:
+def start_refitting(args: TuneArgs, known_pairs: Pairs | None, threads: int) -> None:
     """Initialise a process of the pool, for `score_seed`."""
     global _context
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    _context = set_up(args)
+    _context = set_up(args, known_pairs=known_pairs)
 
 
 def score_seed(trial_config: TrialConfig, seed: int) -> float:

@@ -70,7 +70,7 @@ def run_workers(
                     exited = f" (exit code {code}); see their messages above"
                     last = f": the last one {KILLED}" if code < 0 else exited
                     raise ValueError(f"workers end without finishing a trial{last}")
-                reclaim(study)
+                reclaim(study, {})
                 start()
             yield study.get_trials(deepcopy=False)
         if num_done(study) < spec.trials:  # a worker that got a signal ends without an error

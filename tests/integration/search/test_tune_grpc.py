@@ -21,7 +21,7 @@ from tests.support.killed_worker import require_retry
 from tests.support.toy_sequences import write_toy_store
 from tune.__main__ import main
 from tune.study.storage import open_storage
-from tune.study.study import SILENT_S, StudySpec, create_study, num_done, work
+from tune.study.study import StudySpec, create_study, num_done, work
 
 pytest.importorskip("grpc", reason="needs the grpc extra: pip install brainbuddy[grpc]")
 
@@ -68,13 +68,16 @@ def test_trial_of_a_killed_worker_of_two_is_run_again(proxy: str) -> None:
     require_retry(StudySpec(proxy, "killed", trials=8, seed=0, epochs=4, pruning=False, folds=0))
 
 
-def test_trial_of_a_silent_worker_on_another_machine_is_run_again(proxy: str) -> None:
+def test_trial_of_a_silent_worker_on_another_machine_is_run_again(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune.study.study.SILENT_S", 0)
     spec = StudySpec(proxy, "silent", trials=2, seed=0, epochs=4, pruning=False, folds=0)
     study = create_study(spec, [{"a": 0.25}], {})
     lost = study.ask()
     lost.suggest_float("a", -1, 1)
     lost.set_user_attr("worker", {"host": "elsewhere", "pid": 1, "started": "1"})
-    lost.set_user_attr("seen", time.time() - SILENT_S - 1)
+    lost.set_user_attr("seen", time.time())
     work(spec, lambda trial: trial.suggest_float("a", -1, 1))
     trials = study.trials
     assert trials[lost.number].state == TrialState.FAIL

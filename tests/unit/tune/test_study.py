@@ -5,23 +5,29 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from features.files import is_alive, this_process
 from tests.support.killed_worker import require_retry
 from tune.config import BASELINE_ROLE
 from tune.study.storage import MAX_RETRIES, ignore_experimental_warnings
 from tune.study.study import (
+    SEEN_EVERY_S,
     SILENT_S,
+    UNSIGNED_S,
+    Noticed,
     StudySpec,
     create_study,
     enqueue_again,
     load_study,
+    note_seen,
     num_done,
     reclaim,
     work,
@@ -177,31 +183,82 @@ def test_a_search_whose_workers_were_interrupted_is_not_finished(tmp_path: Path)
     list(run_workers(study, spec, interrupted_worker, (spec,), num_workers=1))
 
 
+@pytest.mark.parametrize("clock_error_s", [0, -86_400, 86_400])
 @pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"namespace": "another container"}])
 def test_restarted_search_reclaims_only_trials_of_ended_workers(
-    tmp_path: Path, other: dict[str, str]
+    tmp_path: Path, other: dict[str, str], clock_error_s: int
 ) -> None:
-    """Machines and containers may share a host name."""
+    """Machines and containers may share a host name, and the clock of a machine may be wrong."""
     spec = spec_at(tmp_path / "study.log")
     study = create_study(spec, [{"a": 0.25}], {})
     dead, mine, foreign, silent = study.ask(), study.ask(), study.ask(), study.ask()
-    here, now = this_process(), time.time()
+    here = this_process()
     elsewhere = here | other | {"pid": 2**22 + 1}
-    for trial, worker, seen in (
-        (dead, here | {"pid": 2**22 + 1}, now),
-        (mine, here, now - 2 * SILENT_S),
-        (foreign, elsewhere, now),
-        (silent, elsewhere, now - 2 * SILENT_S),
+    for trial, worker in (
+        (dead, here | {"pid": 2**22 + 1}),
+        (mine, here),
+        (foreign, elsewhere),
+        (silent, elsewhere),
     ):
         trial.suggest_float("a", -1, 1)
         trial.set_user_attr("worker", worker)
-        trial.set_user_attr("seen", seen)
-    assert reclaim(load_study(spec)) == [dead.number, silent.number]
+        trial.set_user_attr("seen", time.time() + clock_error_s)
+    noticed: Noticed = {}
+    assert reclaim(load_study(spec), noticed, lambda: 0.0) == [dead.number]
+    foreign.set_user_attr("seen", time.time() + clock_error_s)
+    assert reclaim(load_study(spec), noticed, lambda: SILENT_S - 1.0) == []
+    assert reclaim(load_study(spec), noticed, lambda: SILENT_S + 1.0) == [silent.number]
     states = [trial.state for trial in study.trials]
     failed, running, waiting = TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING
     assert states == [failed, running, running, failed, waiting, waiting]
     retried = study.ask()
     assert retried.suggest_float("a", -1, 1) == 0.25
+
+
+def test_trial_without_a_worker_is_reclaimed_after_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker was killed at once. The start that a worker in another time zone stored does not matter."""
+    spec = spec_at(tmp_path / "study.log")
+    create_study(spec, [{"a": 0.25}], {}).ask()
+    study, noticed = load_study(spec), Noticed()
+    (trial,) = study.trials
+    assert trial.datetime_start is not None
+    trial.datetime_start -= timedelta(hours=9)
+    monkeypatch.setattr(study, "get_trials", lambda **_: [trial])
+    assert reclaim(study, noticed, lambda: 100.0) == []
+    assert reclaim(study, noticed, lambda: 100.0 + UNSIGNED_S - 1) == []
+    assert reclaim(study, noticed, lambda: 100.0 + UNSIGNED_S + 1) == [0]
+
+
+def test_silent_worker_is_noticed_while_other_trials_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only when all other trials are finished. The other machine's clock is a day ahead."""
+    spec = spec_at(tmp_path / "study.log", trials=3)
+    study = create_study(spec, [{"a": 0.25}], {})
+    silent = study.ask()
+    silent.set_user_attr("worker", this_process() | {"host": "elsewhere"})
+    silent.set_user_attr("seen", time.time() + 86_400)
+    monkeypatch.setattr("tune.study.study.SILENT_S", 0)
+
+    def wait(trials: list[FrozenTrial]) -> None:
+        raise AssertionError("waits")
+
+    work(spec, square_of, while_waiting=wait)
+    assert study.trials[0].state == TrialState.FAIL
+    assert study.trials[2].params == {"a": 0.25}
+    assert num_done(study) == 3
+
+
+def test_heartbeat_continues_after_the_clock_is_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = create_study(spec_at(tmp_path / "study.log"), [], {}).ask()
+    for now_s in (1e9, 1e9 + SEEN_EVERY_S / 2, 1e9 - 3600):
+        monkeypatch.setattr("tune.study.study.time", SimpleNamespace(time=lambda now_s=now_s: now_s))
+        note_seen(trial)
+    assert trial.user_attrs["seen"] == 1e9 - 3600
 
 
 def test_a_dead_workers_trial_does_not_count_as_done(tmp_path: Path) -> None:
@@ -327,7 +384,7 @@ def test_trial_killed_before_all_suggestions_is_retried_with_all_parameters(tmp_
         for name in taken:
             assert trial.suggest_float(name, -1, 1) == point[name]
         trial.set_user_attr("worker", this_process() | {"pid": 2**22 + 1})
-        assert reclaim(study) == [trial.number]
+        assert reclaim(study, {}) == [trial.number]
     assert [t.system_attrs["fixed_params"] for t in study.trials] == [point] * (MAX_RETRIES + 1)
 
 

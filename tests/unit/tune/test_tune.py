@@ -7,7 +7,8 @@ import shlex
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 
 from features.datasets import Samples, select_samples
 from features.maintenance.import_external import read_sequences, write_external
+from features.near_duplicates import near_duplicates
 from features.store.store import FeatureStore
 from seqmodel.__main__ import main as seqmodel
 from seqmodel.config import LabelArgs
@@ -230,6 +232,26 @@ def test_same_command_again_changes_nothing(searched: tuple[Path, dict[str, Any]
     assert (out / "weights.safetensors").stat().st_mtime_ns == before
 
 
+def test_same_command_goes_on_after_a_power_cut_and_names_other_damage(
+    searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half a line at the end of the journal is removed; a line that is no record is an error in one line."""
+    shutil.copytree(searched[0], out := tmp_path / "run")
+    journal, options = out / "study.log", ["--labels", "distracted,engaged", "--epochs", "3", "--reseed", "1"]
+    argv = ["--store", str(store), "--out", str(out), "--trials", "6", "--workers", "1", *options]
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + whole.splitlines()[-1][:20])
+    assert main(argv) == 0
+    err = capsys.readouterr().err
+    assert "ended with half a line" in err
+    assert "nothing to do" in err
+    assert journal.read_bytes().startswith(whole)
+    journal.write_bytes(whole + b"{}\n")
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith(f"error: {journal} is damaged: line {len(whole.splitlines()) + 1} is not a record")
+
+
 def test_study_with_other_settings_is_rejected(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
     args = args_for(store, searched[0], seed=1, study=trial_study_name(searched[0]))
     with pytest.raises(ValueError, match=r"seed: 0 in the study, 1 now.*use another --out or --study"):
@@ -364,6 +386,63 @@ def test_folds_keep_windows_of_one_video_together_without_subjects() -> None:
     assert len(set.union(*held)) == 10
     with pytest.raises(ValueError, match=r"--folds must be 2 to 10, .*got 11"):
         make_folds(clips, select_samples(clips, np.arange(0)), 11, seed=0)
+
+
+def test_folds_keep_nearly_equal_clips_together(tmp_path: Path) -> None:
+    """Of other subjects. A study of an earlier version, whose folds were others, is not continued."""
+    x = np.random.default_rng(0).normal(size=(80, 10, 12)).astype(np.float32)
+    x[8], x[17] = x[0], x[9]  # subjects 0, 1 and 2
+    subsets = np.repeat(["train"] * 7 + ["val"] * 2 + ["test"], 8)
+    np.savez(tmp_path / "f.npz", x=x, y=np.arange(80) % 2, subject=np.arange(80) // 8, split=subsets)
+    write_external(tmp_path / "clips.zarr", read_sequences(tmp_path / "f.npz"), "copies")
+    args = args_for(tmp_path / "clips.zarr", tmp_path / "run", label=LabelArgs(), folds=4)
+    for seed in range(4):
+        context = set_up(dataclasses.replace(args, seed=seed))
+        held = [set(fold.val.subjects.tolist()) & {"0", "1", "2"} for fold in context.folds]
+        assert sorted(map(len, held)) == [0, 0, 0, 3]
+    assert run.settings_of(args, context, "auroc")["folds"] != 4
+    with_one_fold = dataclasses.replace(args, folds=0)
+    assert run.settings_of(with_one_fold, context, "auroc")["folds"] == 0
+
+
+class PoolHere:
+    """A ProcessPoolExecutor that runs everything at once in this process."""
+
+    def __init__(self, workers: int, context: Any, initializer: Callable[..., None], initargs: Any) -> None:
+        initializer(*initargs)
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*args))
+        return future
+
+    def shutdown(self) -> None:
+        """Nothing to stop."""
+
+
+def test_nearly_equal_clips_are_looked_for_once_per_search(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not again by every worker, and by every process that trains with new seeds."""
+    found: list[list[tuple[int, int]]] = []
+
+    def looked_for(*args: Any) -> list[tuple[int, int]]:
+        found.append(near_duplicates(*args))
+        return found[-1]
+
+    def run_here(study: Any, spec: Any, target: Any, args: Any, num_workers: int) -> Iterator[Any]:
+        target(*args, 0)
+        yield study.trials
+
+    monkeypatch.setattr("seqmodel.training.task.near_duplicates", looked_for)
+    monkeypatch.setattr(run, "run_workers", run_here)
+    monkeypatch.setattr(finalists, "ProcessPoolExecutor", PoolHere)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("tune.study.worker._context", None)
+    summary, code = tune(args_for(store, tmp_path / "run", trials=2, epochs=1, workers=2, reseed=2))
+    assert code == 0
+    assert len(summary["finalists"][0]["scores"]) == 2
+    assert found == [[]]
 
 
 def test_search_loads_no_test_clip(store: Path, tmp_path: Path) -> None:
