@@ -8,16 +8,17 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from extract.executors import pool
+from extract.executors import pool, worker
 from extract.executors.worker import Event
 from extract.pipeline.types import ExtractorConfig, Job, Window
+from extract.pipeline.writer import StoreWriteError
 from features.recipe import EncoderId, Recipe
 
 NO_MODELS = ExtractorConfig(Recipe(None, EncoderId("none", "none", "", 1), None), ())
@@ -94,6 +95,31 @@ def never_starts(pipe: Connection, _: ExtractorConfig, folder: str) -> None:
 
 def refuses(pipe: Connection, _: ExtractorConfig, folder: str) -> None:
     pipe.send(("start", "the weights changed after planning"))
+
+
+def work_with(events: Iterator[Event], pipe: Connection, folder: str) -> None:
+    """The main function of a worker without models; its first video gives these events."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "open_extractor", lambda config: SimpleNamespace(close=lambda: None))
+        patch.setattr(worker, "FeatureStore", SimpleNamespace(open=lambda *_: None))
+        patch.setattr(worker, "events", lambda *_: events)
+        worker.work(pipe, NO_MODELS, folder)
+
+
+def full_disk(pipe: Connection, _: ExtractorConfig, folder: str) -> None:
+    """The disk is full for two workers: one says it, then the parent closes the pipe of the other."""
+
+    def events() -> Iterator[Event]:
+        if is_first(folder, "working"):
+            while not (Path(folder) / "both working").exists():
+                time.sleep(0.005)
+        else:
+            is_first(folder, "both working")
+            pipe.poll(None)
+        raise StoreWriteError("the store cannot be written: no space")
+        yield
+
+    work_with(events(), pipe, folder)
 
 
 @pytest.fixture
@@ -184,3 +210,12 @@ def test_a_user_error_at_the_first_start_ends_the_run_at_once(
     with pytest.raises(ValueError, match=r"^the weights changed after planning$"):
         run(refuses, workers=2)
     assert not warnings
+
+
+def test_a_full_disk_ends_all_workers_without_a_traceback(
+    run: Callable[..., list[Event]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The second worker has nobody to tell its error."""
+    with pytest.raises(StoreWriteError, match=r"^the store cannot be written: no space$"):
+        run(full_disk, workers=2)
+    assert capfd.readouterr().err == ""
