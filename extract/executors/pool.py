@@ -22,7 +22,7 @@ from extract.executors.worker import Event, events, work
 from extract.pipeline.extractor import open_extractor
 from extract.pipeline.types import ExtractorConfig, Job, Window
 from extract.pipeline.writer import StoreWriteError
-from features.cli import log_warning
+from features.cli import STOPS, log_warning
 from features.cpu import usable_cores
 from features.store.store import FeatureStore
 
@@ -266,7 +266,7 @@ def _worker_device(device: str, index: int) -> str:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Block Ctrl-C and SIGTERM in a process that is started in the `with` block.
+    """Block Ctrl-C and STOPS in a process that is started in the `with` block.
 
     `work` would ignore them too late: a signal during the imports would end in a traceback. The mask is only
     for this thread, so another thread may get the signal: a handler stores it until the process is started,
@@ -277,10 +277,10 @@ def _signals_held() -> Iterator[None]:
         return
     resource_tracker.ensure_running()  # starting it later would remove the mask
     pending: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOPS)}
     if threading.current_thread() is not threading.main_thread():
         handlers = {}
-    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *STOPS})
     for number, handler in handlers.items():
         if handler is not None:
             signal.signal(number, lambda number, _: pending.append(number))

@@ -11,6 +11,7 @@ from pathlib import Path
 from extract.pipeline.extractor import FeatureExtractor, StageTimer, open_extractor
 from extract.pipeline.types import ExtractorConfig, FailedWindow, Job
 from extract.pipeline.writer import StoreWriteError, extract_and_write
+from features.cli import STOPS
 from features.files import end_with_parent
 from features.store.store import FeatureStore
 
@@ -31,9 +32,9 @@ class Event:
 
 def work(pipe: Connection, extractor_config: ExtractorConfig, store_path: str) -> None:
     """The main function of a worker: open the models, then run jobs until the pipe is closed."""
-    # Ctrl-C reaches the whole process group, but the parent decides when a worker stops.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Ctrl-C and a closed terminal reach the whole process group, but the parent decides when a worker stops.
+    for number in (signal.SIGINT, *STOPS):
+        signal.signal(number, signal.SIG_IGN)
     end_with_parent()
     try:
         extractor = open_extractor(extractor_config)

@@ -7,7 +7,6 @@ in place of the store) say what has happened already.
 import itertools
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,6 +18,7 @@ from extract.executors import pool, worker
 from extract.executors.worker import Event
 from extract.pipeline.types import ExtractorConfig, Job, Window
 from extract.pipeline.writer import StoreWriteError
+from features.cli import STOPS
 from features.recipe import EncoderId, Recipe
 
 NO_MODELS = ExtractorConfig(Recipe(None, EncoderId("none", "none", "", 1), None), ())
@@ -82,8 +82,8 @@ def one_of_two_works(pipe: Connection, _: ExtractorConfig, folder: str) -> None:
     job = pipe.recv()
     if number == 1:
         end_by(signal.SIGKILL)
-    while not (Path(folder) / "warning 2").exists():
-        time.sleep(0.005)
+    while not (Path(folder) / "warning 2").exists() and not pipe.poll(0.005):  # until the parent gives up
+        pass
     pipe.send(Event(job.path, job.windows[0].row))
     pipe.send(Event(job.path))
     serve(pipe)
@@ -97,29 +97,46 @@ def refuses(pipe: Connection, _: ExtractorConfig, folder: str) -> None:
     pipe.send(("start", "the weights changed after planning"))
 
 
-def work_with(events: Iterator[Event], pipe: Connection, folder: str) -> None:
-    """The main function of a worker without models; its first video gives these events."""
+def work_with(events: Callable[[Job], Iterator[Event]], pipe: Connection, folder: str) -> None:
+    """The main function of a worker without models; `events` gives the events of a video."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "open_extractor", lambda config: SimpleNamespace(close=lambda: None))
         patch.setattr(worker, "FeatureStore", SimpleNamespace(open=lambda *_: None))
-        patch.setattr(worker, "events", lambda *_: events)
+        patch.setattr(worker, "events", lambda store, job, *_: events(job))
         worker.work(pipe, NO_MODELS, folder)
 
 
 def full_disk(pipe: Connection, _: ExtractorConfig, folder: str) -> None:
     """The disk is full for two workers: one says it, then the parent closes the pipe of the other."""
 
-    def events() -> Iterator[Event]:
+    def events(_: Job) -> Iterator[Event]:
         if is_first(folder, "working"):
-            while not (Path(folder) / "both working").exists():
-                time.sleep(0.005)
+            while not (Path(folder) / "both working").exists() and not pipe.poll(0.005):
+                pass
         else:
             is_first(folder, "both working")
             pipe.poll(None)
         raise StoreWriteError("the store cannot be written: no space")
         yield
 
-    work_with(events(), pipe, folder)
+    work_with(events, pipe, folder)
+
+
+def hit_by_signals(pipe: Connection, _: ExtractorConfig, folder: str) -> None:
+    """Gets each signal while it starts and during its first video."""
+
+    def get_all() -> None:
+        for number in (signal.SIGINT, *STOPS):
+            end_by(number)
+
+    def events(job: Job) -> Iterator[Event]:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, *STOPS})
+        get_all()
+        yield Event(job.path, job.windows[0].row)
+        yield Event(job.path)
+
+    get_all()
+    work_with(events, pipe, folder)
 
 
 @pytest.fixture
@@ -219,3 +236,9 @@ def test_a_full_disk_ends_all_workers_without_a_traceback(
     with pytest.raises(StoreWriteError, match=r"^the store cannot be written: no space$"):
         run(full_disk, workers=2)
     assert capfd.readouterr().err == ""
+
+
+def test_signals_to_a_worker_do_not_end_it(run: Callable[..., list[Event]], warnings: list[str]) -> None:
+    """Ctrl-C, SLURM's SIGTERM and a closed terminal reach the parent too, which ends its workers."""
+    assert rows(run(hit_by_signals)) == [0, 1, 2]
+    assert warnings == []
