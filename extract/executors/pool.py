@@ -9,12 +9,10 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -24,6 +22,7 @@ from extract.pipeline.types import ExtractorConfig, Job, Window
 from extract.pipeline.writer import StoreWriteError
 from features.cli import STOPS, log_warning
 from features.cpu import usable_cores
+from features.files import signals_held
 from features.store.store import FeatureStore
 
 START_LIMIT_S = 600.0
@@ -118,7 +117,7 @@ class _Pool:
             name="extract-worker",
             daemon=True,
         )
-        with _thread_limits(self._setup.threads), _signals_held():
+        with _thread_limits(self._setup.threads), signals_held(signal.SIGINT, *STOPS):
             process.start()
         self._num_started += 1
         worker_end.close()
@@ -262,37 +261,6 @@ def _worker_device(device: str, index: int) -> str:
     import torch
 
     return f"cuda:{index % torch.cuda.device_count()}"
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Block Ctrl-C and STOPS in a process that is started in the `with` block.
-
-    `work` would ignore them too late: a signal during the imports would end in a traceback. The mask is only
-    for this thread, so another thread may get the signal: a handler stores it until the process is started,
-    then it is raised again. Windows has no signal mask.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # starting it later would remove the mask
-    pending: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOPS)}
-    if threading.current_thread() is not threading.main_thread():
-        handlers = {}
-    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *STOPS})
-    for number, handler in handlers.items():
-        if handler is not None:
-            signal.signal(number, lambda number, _: pending.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            if handler is not None:
-                signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
-        for blocked in pending:
-            signal.raise_signal(blocked)
 
 
 @contextlib.contextmanager
