@@ -1,10 +1,16 @@
 """The demo set: faces are detected, labels follow event lengths, subjects are disjoint, seeds repeat."""
 
 import csv
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from extract.__main__ import main
@@ -26,6 +32,8 @@ from extract.face.cropper import FaceCropper
 from extract.video.reader import probe, read_video, sample_at
 from features.recipe import Pixels
 from seqmodel.encoders.model_files import sha256_of
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -157,3 +165,22 @@ def test_the_demo_can_be_written_again(tmp_path: Path, monkeypatch: pytest.Monke
     make_demo(tmp_path, clips=2, workers=1)
     make_demo(tmp_path, clips=3, workers=1)
     assert len(rows_of(tmp_path)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups to interrupt")
+@pytest.mark.parametrize("moment", ["its processes start", "its processes draw"])
+def test_ctrl_c_prints_no_traceback_of_the_processes(tmp_path: Path, moment: str) -> None:
+    command = [sys.executable, "-m", "extract", "demo", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    reached: Callable[[], object] = lambda: any((tmp_path / "clips").glob("*"))  # noqa: E731
+    if moment == "its processes start":
+        reached = lambda: len(psutil.Process(process.pid).children()) == 3  # noqa: E731
+    while not reached():  # the third is the resource tracker of multiprocessing
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
