@@ -52,6 +52,8 @@ def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | N
         path = out / name
         if path.exists() and not path.read_bytes().startswith(",".join(header).encode()):
             raise ValueError(f"{path} exists and was not written by the demo: choose another folder")
+    for name in HEADERS:  # of earlier videos, which are replaced now
+        (out / name).unlink(missing_ok=True)
     (out / "clips").mkdir(parents=True, exist_ok=True)
     scripts = clip_scripts(clips, seed)
     unseen, parts = unseen_script(seed)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from extract.__main__ import main
-from extract.config import NUM_CLIPS
+from extract.config import NUM_CLIPS, ExtractConfig
 from extract.demo.generate import looks_of, make_demo, write_video
 from extract.demo.scripts import (
     CLIP_S,
@@ -24,6 +24,7 @@ from extract.demo.scripts import (
     FPS,
     LONG_S,
     SHORT_S,
+    Script,
     clip_scripts,
     poses,
     unseen_script,
@@ -184,3 +185,44 @@ def test_ctrl_c_prints_no_traceback_of_the_processes(tmp_path: Path, moment: str
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in stderr
+
+
+def test_an_interrupted_demo_has_no_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Labels of an earlier demo do not fit the videos that were already replaced."""
+    monkeypatch.setattr("extract.demo.generate.write_video", lambda script, seed, out: None)
+    argv = ["demo", "--out", str(tmp_path), "--clips", "2"]
+    assert main(argv) == 0
+    drawn: list[int] = []
+
+    def interrupted(script: Script, seed: int, out: Path) -> None:
+        drawn.append(seed)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("extract.demo.generate.write_video", interrupted)
+    assert main([*argv, "--seed", "1"]) == 130
+    assert "the same command writes all videos again" in capfd.readouterr().err
+    assert [item.name for item in tmp_path.iterdir()] == ["clips"]
+    assert main([*argv, "--seed", "1"]) == 0
+    assert drawn == [1, 1, 1, 1, 1]
+    assert len(rows_of(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "is_saved"), [((), True), (("--dry-run",), False), (("--verify-sample", "1"), False)]
+)
+def test_an_interrupted_extraction_says_what_is_saved(
+    option: tuple[str, ...],
+    is_saved: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(config: ExtractConfig) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("extract.run.extract_all", interrupted)
+    assert main(["--data", str(tmp_path), "--out", str(tmp_path / "s.zarr"), *option]) == 130
+    assert ("finished clips are saved" in capfd.readouterr().err) == is_saved
