@@ -20,7 +20,11 @@ COMMANDS: dict[str, tuple[type, str, str, str]] = {
 """Command -> (options, `--help` text, module, function); the module is imported only when it is needed."""
 
 
-ON_STOP = "stopped; finished clips are saved: run the same command again to continue"
+ON_STOP = {
+    "": "stopped; finished clips are saved: run the same command again to continue",
+    "demo": "stopped before labels.csv was written: the same command writes all videos again",
+}
+"""Messages after an interruption."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,10 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     config: Any = parse(
         config_class, args, prog=f"python -m extract {command}".strip(), description=description
     )
+    writes_nothing = not command and (config.dry_run or config.verify_sample)
     return run_command(
         lambda: getattr(import_module(module), function)(config),
         as_json=config.json,
-        on_stop=STOPPED if command else ON_STOP,
+        on_stop=STOPPED if writes_nothing else ON_STOP.get(command, STOPPED),
     )
 
 

@@ -220,7 +220,7 @@ def _run_without_writing(
 def _events(
     jobs: Sequence[Job], extractor_config: ExtractorConfig, config: ExtractConfig, workers: int
 ) -> Iterator[Event]:
-    if config.engine == "ray":
+    if config.engine == "ray" and jobs:
         from extract.executors.ray_executor import run_jobs_on_ray
 
         return run_jobs_on_ray(jobs, extractor_config, config.out, config.workers)

@@ -2,11 +2,13 @@
 
 import multiprocessing
 import os
+import signal
 import socket
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,37 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, name="waits for the parent's end", daemon=True).start()
+
+
+@contextmanager
+def signals_held(*numbers: int) -> Iterator[None]:
+    """Block these signals in a process that is started in the `with` block.
+
+    The process itself would ignore them too late: Ctrl-C during its imports would end in a traceback. The
+    mask is only for this thread, so another thread may get the signal: a handler stores it until the process
+    is started, then it is raised again. Windows has no signal mask.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # starting it later would remove the mask
+    pending: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    for number, handler in handlers.items():
+        if handler is not None:
+            signal.signal(number, lambda number, _: pending.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
+        for blocked in pending:
+            signal.raise_signal(blocked)
 
 
 def cache_dir() -> Path:

@@ -9,6 +9,7 @@ import colorsys
 import contextlib
 import csv
 import multiprocessing
+import signal
 from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
@@ -20,7 +21,8 @@ import numpy as np
 from extract.config import NUM_CLIPS, DemoConfig
 from extract.demo.renderer import HEIGHT, WIDTH, Looks, RenderedFace, draw, make_face
 from extract.demo.scripts import FPS, Script, clip_scripts, poses, unseen_script
-from features.cli import progress
+from features.cli import STOPS, progress
+from features.files import signals_held
 
 WITH_GLASSES = (0, 4, 6, 8)
 """Subjects with glasses: some in every subset, so that a threshold from validation is useful on test."""
@@ -50,6 +52,8 @@ def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | N
         path = out / name
         if path.exists() and not path.read_bytes().startswith(",".join(header).encode()):
             raise ValueError(f"{path} exists and was not written by the demo: choose another folder")
+    for name in HEADERS:  # of earlier videos, which are replaced now
+        (out / name).unlink(missing_ok=True)
     (out / "clips").mkdir(parents=True, exist_ok=True)
     scripts = clip_scripts(clips, seed)
     unseen, parts = unseen_script(seed)
@@ -60,7 +64,9 @@ def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | N
         task = bar.add_task("writing demo videos", total=len(jobs))
         done: Iterable[None] = map(_write_job, jobs)
         if workers > 1:
-            pool = multiprocessing.get_context("spawn").Pool(workers, initializer=_one_thread)
+            # SIGTERM ends the processes of a pool.
+            with signals_held(signal.SIGINT, *(number for number in STOPS if number != signal.SIGTERM)):
+                pool = multiprocessing.get_context("spawn").Pool(workers, initializer=_start)
             done = stack.enter_context(pool).imap_unordered(_write_job, jobs, chunksize=4)
         for _ in done:
             bar.advance(task)
@@ -129,9 +135,11 @@ def _face(subject: int, seed: int) -> RenderedFace:
     return make_face(looks_of(subject, seed))
 
 
-def _one_thread() -> None:
+def _start() -> None:
+    """Initialise a process of the pool; Ctrl-C reaches it too, but the parent ends it."""
     import cv2
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
 
 

@@ -1,19 +1,18 @@
 """Extraction in worker processes on one machine; the workers share the cores.
 
 `run_jobs` sends one video at a time to each worker and yields the result of every window. Workers write their
-rows themselves; the parent only counts. If a worker dies or hangs, only its video is affected.
+rows themselves; the parent only counts. If a worker dies or hangs, only its video is affected: the parent
+kills a worker that is over its time limit and starts another.
 """
 
 import contextlib
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -21,9 +20,16 @@ from extract.executors.worker import Event, events, work
 from extract.pipeline.extractor import open_extractor
 from extract.pipeline.types import ExtractorConfig, Job, Window
 from extract.pipeline.writer import StoreWriteError
+from features.cli import STOPS, log_warning
 from features.cpu import usable_cores
+from features.files import signals_held
 from features.store.store import FeatureStore
 
+START_LIMIT_S = 600.0
+"""A worker that is not ready after this time hangs and is killed. A start takes seconds, or minutes if many
+workers read their packages from a slow network disk."""
+MAX_FAILED_STARTS = 3
+"""After this many failed starts in a row, no more are tried: the other workers go on, or the run ends."""
 HANG_GRACE_S = 60.0
 """A worker this long over its video's time limit hangs (it cannot check the time itself) and is killed."""
 MAX_DEATHS_IN_A_ROW = 8
@@ -33,12 +39,17 @@ STOP_WAIT_S = 20.0
 
 
 def run_jobs(
-    jobs: Sequence[Job], extractor_config: ExtractorConfig, store_path: str, workers: int
+    jobs: Sequence[Job],
+    extractor_config: ExtractorConfig,
+    store_path: str,
+    workers: int,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Event]:
     """Run the jobs in `workers` processes (0 = in this process); yields an event for every window and video.
 
     After the generator is closed (or its consumer raises), the workers finish their current window and stop.
-    Raises StoreWriteError when the store cannot be written, ValueError when a worker cannot start.
+    `clock` gives the seconds for the time limits of workers. Raises StoreWriteError when the store cannot be
+    written, ValueError when no worker can start.
     """
     cores = usable_cores()
     if not workers:
@@ -50,7 +61,7 @@ def run_jobs(
                     yield from events(store, job, extractor, extractor_config)
         return
     workers = max(1, min(workers, len(jobs)))
-    pool = _Pool(replace(extractor_config, threads=max(1, cores // workers)), store_path)
+    pool = _Pool(replace(extractor_config, threads=max(1, cores // workers)), store_path, clock)
     waiting = deque((job, False) for job in jobs)
     try:
         for _ in range(workers if jobs else 0):
@@ -66,27 +77,35 @@ def run_jobs(
 class _Worker:
     process: BaseProcess
     pipe: Connection
+    since_s: float
+    """Time of its start, or when it was ready, or when it got its video."""
     job: Job | None = None
     is_retry: bool = False
-    since_s: float = 0.0
     open_rows: dict[int, Window] = field(default_factory=dict)
     is_ready: bool = False
     last_error: str = ""
     """The error that it sent before it died."""
 
-    def is_overdue(self) -> bool:
-        """Whether it is over the time limit of its video plus HANG_GRACE_S; time counts once it is ready."""
-        elapsed_s = time.monotonic() - self.since_s
-        return self.job is not None and self.is_ready and elapsed_s > self.job.time_limit_s + HANG_GRACE_S
+    def hang(self, now_s: float) -> str:
+        """Why it counts as hanging; '' if it does not.
+
+        The limit is START_LIMIT_S until it is ready, then the time limit of its video plus HANG_GRACE_S.
+        """
+        elapsed_s = now_s - self.since_s
+        if not self.is_ready:
+            return f"it was not ready after {START_LIMIT_S:.0f} s" if elapsed_s > START_LIMIT_S else ""
+        return stuck(self.job) if self.job and elapsed_s > self.job.time_limit_s + HANG_GRACE_S else ""
 
 
 class _Pool:
     """The workers as the parent process sees them: assigns jobs, receives events, replaces dead workers."""
 
-    def __init__(self, extractor_config: ExtractorConfig, store_path: str) -> None:
-        self._setup, self._store_path = extractor_config, store_path
+    def __init__(
+        self, extractor_config: ExtractorConfig, store_path: str, clock: Callable[[], float]
+    ) -> None:
+        self._setup, self._store_path, self._clock = extractor_config, store_path, clock
         self._workers: list[_Worker] = []
-        self._deaths_in_a_row = self._num_started = 0
+        self._deaths_in_a_row = self._failed_starts = self._num_started = self._num_ready = 0
         self._context = multiprocessing.get_context("spawn")
 
     def start(self) -> None:
@@ -98,21 +117,21 @@ class _Pool:
             name="extract-worker",
             daemon=True,
         )
-        with _thread_limits(self._setup.threads), _signals_held():
+        with _thread_limits(self._setup.threads), signals_held(signal.SIGINT, *STOPS):
             process.start()
         self._num_started += 1
         worker_end.close()
-        self._workers.append(_Worker(process, parent_end))
+        self._workers.append(_Worker(process, parent_end, self._clock()))
 
     def is_busy(self) -> bool:
         return any(worker.job is not None for worker in self._workers)
 
     def hand_out(self, waiting: "deque[tuple[Job, bool]]") -> None:
         for worker in self._workers:
-            if worker.job is None and waiting:
+            if worker.is_ready and worker.job is None and waiting:
                 worker.job, worker.is_retry = waiting.popleft()
                 worker.open_rows = {window.row: window for window in worker.job.windows}
-                worker.since_s = time.monotonic()
+                worker.since_s = self._clock()
                 # If it died while idle, collect() notices it and gives the job to another worker.
                 with contextlib.suppress(OSError):
                     worker.pipe.send(worker.job)
@@ -123,21 +142,20 @@ class _Pool:
         for worker in list(self._workers):
             if worker.pipe in ready:
                 yield from self._receive(worker, waiting)
-            elif worker.is_overdue():
-                worker.process.kill()
-                worker.process.join()
-                yield from self._replace_worker(worker, waiting, stuck(worker.job) if worker.job else "stuck")
+            elif reason := worker.hang(self._clock()):
+                yield from self._replace_worker(worker, waiting, reason)
 
     def _receive(self, worker: _Worker, waiting: "deque[tuple[Job, bool]]") -> Iterator[Event]:
         try:
             message = worker.pipe.recv()
         except (EOFError, OSError):
-            worker.process.join()
-            reason = worker.last_error or _death_reason(worker.process.exitcode)
-            yield from self._replace_worker(worker, waiting, reason)
+            _end(worker.process, STOP_WAIT_S)
+            yield from self._replace_worker(worker, waiting, worker.last_error or _death_reason(worker))
             return
         if message == "ready":
-            worker.is_ready, worker.since_s = True, time.monotonic()
+            worker.is_ready, worker.since_s = True, self._clock()
+            self._num_ready += 1
+            self._failed_starts = 0
         elif isinstance(message, Event):
             if message.row is None:
                 worker.job = None
@@ -146,40 +164,50 @@ class _Pool:
                 worker.open_rows.pop(message.row, None)
             yield message
         else:
-            kind, text = message
-            if kind != "crash":
-                raise StoreWriteError(text) if kind == "store" else ValueError(text)
-            worker.last_error = text
+            kind, worker.last_error = message
+            if kind == "store":
+                raise StoreWriteError(worker.last_error)
+            if kind == "start" and not self._num_ready:
+                raise ValueError(worker.last_error)
 
     def _replace_worker(
         self, worker: _Worker, waiting: "deque[tuple[Job, bool]]", reason: str
     ) -> Iterator[Event]:
-        """Replace a dead worker; its video is tried once more, because it may not be the cause."""
+        """Replace a worker that died or hangs; its video, which may not be the cause, is tried once more."""
+        _end(worker.process, 0)
         self._workers.remove(worker)
         worker.pipe.close()
-        if not worker.is_ready:
-            raise ValueError(f"a worker could not start: {reason}")
-        self._deaths_in_a_row += 1
+        if not worker.is_ready and not self._may_start_again(reason):
+            return
+        self._deaths_in_a_row += worker.is_ready
         if self._deaths_in_a_row > MAX_DEATHS_IN_A_ROW:
             raise ValueError(f"{self._deaths_in_a_row} workers died in a row without a result: {reason}")
         if worker.job is not None and worker.open_rows:
             rest = replace(worker.job, windows=tuple(worker.open_rows.values()))
-            if worker.is_retry or reason.startswith("stuck"):
+            if worker.is_retry or reason == stuck(worker.job):
                 self._deaths_in_a_row = 0  # rows that failed finally are a result too
                 yield from give_up(self._store_path, rest, reason)
             else:
                 waiting.append((rest, True))
-        self.start()
+        if waiting:
+            self.start()
+
+    def _may_start_again(self, reason: str) -> bool:
+        """Count a failed start; raises ValueError if there were too many in a row and no worker is left."""
+        self._failed_starts += 1
+        is_last = self._failed_starts >= MAX_FAILED_STARTS
+        if is_last and not self._workers:
+            raise ValueError(f"{self._failed_starts} workers in a row could not start: {reason}")
+        then = "going on with the other workers" if is_last else "starting another"
+        log_warning(f"a worker could not start: {reason}; {then}")
+        return not is_last
 
     def stop(self) -> None:
         for worker in self._workers:
             worker.pipe.close()  # the worker notices between two windows
         deadline = time.monotonic() + STOP_WAIT_S
-        for worker in self._workers:
-            worker.process.join(max(0.0, deadline - time.monotonic()))
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+        for worker in self._workers:  # one that is not ready has nothing to finish
+            _end(worker.process, max(0.0, deadline - time.monotonic()) if worker.is_ready else 0)
         self._workers.clear()
 
 
@@ -212,10 +240,18 @@ def give_up(store_path: str, job: Job, reason: str) -> Iterator[Event]:
     yield Event(job.path)
 
 
-def _death_reason(exit_code: int | None) -> str:
+def _end(process: BaseProcess, wait_s: float) -> None:
+    """Wait for the end of a process, and kill it if it has not ended by then; works for a stopped one too."""
+    process.join(wait_s)
+    process.kill()
+    process.join()
+
+
+def _death_reason(worker: _Worker) -> str:
+    exit_code = worker.process.exitcode
     name = next((number.name for number in signal.Signals if exit_code == -number), "")
     verb = f"was killed by {name}" if name else f"ended with code {exit_code}"
-    return f"the worker process {verb} on this video"
+    return f"the worker process {verb}" + (" on this video" if worker.job else "")
 
 
 def _worker_device(device: str, index: int) -> str:
@@ -225,37 +261,6 @@ def _worker_device(device: str, index: int) -> str:
     import torch
 
     return f"cuda:{index % torch.cuda.device_count()}"
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Block Ctrl-C and SIGTERM in a process that is started in the `with` block.
-
-    `work` would ignore them too late: a signal during the imports would end in a traceback. The mask is only
-    for this thread, so another thread may get the signal: a handler stores it until the process is started,
-    then it is raised again. Windows has no signal mask.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # starting it later would remove the mask
-    pending: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if threading.current_thread() is not threading.main_thread():
-        handlers = {}
-    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    for number, handler in handlers.items():
-        if handler is not None:
-            signal.signal(number, lambda number, _: pending.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            if handler is not None:
-                signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
-        for blocked in pending:
-            signal.raise_signal(blocked)
 
 
 @contextlib.contextmanager

@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from extract.executors.pool import HANG_GRACE_S, recover_job, stuck
+from extract.executors.pool import HANG_GRACE_S, MAX_FAILED_STARTS, recover_job, stuck
 from extract.executors.worker import Event, events
 from extract.pipeline.extractor import open_extractor
 from extract.pipeline.types import ExtractorConfig, Job
 from extract.pipeline.writer import StoreWriteError
+from features.cli import log_warning
 from features.store.store import FeatureStore
 
 
@@ -22,8 +23,9 @@ def run_jobs_on_ray(
     """Run the jobs on the cluster at RAY_ADDRESS (else on a local one) and yield their events.
 
     Each actor uses one core (and an eighth of a GPU with CUDA). Their number is `workers`, or the number of
-    cores. A job whose actor dies or fails is tried once more; a job that hangs is not. Raises StoreWriteError
-    when the store cannot be written, ValueError without ray or when a worker cannot start.
+    cores. A job whose actor dies or fails is tried once more; a job that hangs is not. An actor that does not
+    start is replaced, up to MAX_FAILED_STARTS in a row; one that waits for a free core may wait. Raises
+    StoreWriteError when the store cannot be written, ValueError without ray or when no actor starts.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before the import: no reporting
     try:
@@ -60,27 +62,43 @@ def _run(
     for _ in range(min(workers or int(ray.cluster_resources().get("CPU", 1)), len(jobs))):
         begin(remote.remote())  # first without a job: the time limit of a video starts after the models load
     waiting = deque((job, False) for job in jobs)
-    while running:
+    failed_starts = 0
+    while waiting or any(job for _, job, *_ in running.values()):
         ray.wait(list(running), timeout=1.0)
         for ref, (actor, job, is_retry, since_s) in list(running.items()):
             is_stuck = job is not None and time.monotonic() - since_s > job.time_limit_s + HANG_GRACE_S
             try:
                 yield from ray.get(ref, timeout=0)
             except ray.exceptions.RayError as error:
-                cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
-                if isinstance(cause, StoreWriteError):
-                    raise cause from None
                 if isinstance(error, ray.exceptions.GetTimeoutError) and not is_stuck:
                     continue
-                if job is None:
-                    raise ValueError(f"a worker could not start: {str(error).splitlines()[-1]}") from None
+                reason = _reason(ray, error, job, is_stuck)
                 ray.kill(actor)
-                reason = stuck(job) if is_stuck else "the worker process died on this video"
-                reason = f"{type(cause).__name__}: {cause}" if cause is not None else reason
-                found, rest = recover_job(store, job, reason, is_last=is_retry or is_stuck)
-                yield from found
-                waiting += [(rest, True)] if rest.windows else []
                 actor = None
+                if job is None:
+                    failed_starts += 1
+                    if failed_starts >= MAX_FAILED_STARTS and len(running) == 1:
+                        text = f"{failed_starts} workers in a row could not start: {reason}"
+                        raise ValueError(text) from None
+                    log_warning(f"a worker could not start: {reason}")
+                else:
+                    found, rest = recover_job(store, job, reason, is_last=is_retry or is_stuck)
+                    yield from found
+                    waiting += [(rest, True)] if rest.windows else []
+            else:
+                failed_starts = failed_starts if job else 0
             del running[ref]
-            if waiting:
+            if waiting and (job or actor or failed_starts < MAX_FAILED_STARTS):
                 begin(actor, *waiting.popleft()) if actor else begin(remote.remote())
+
+
+def _reason(ray: Any, error: Exception, job: Job | None, is_stuck: bool) -> str:
+    """Why an actor failed on its job, or at its start (None). Raises StoreWriteError if that is the cause."""
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
+    if isinstance(cause, StoreWriteError):
+        raise cause from None
+    if job is None:
+        return str(error).splitlines()[-1]
+    if cause is not None:
+        return f"{type(cause).__name__}: {cause}"
+    return stuck(job) if is_stuck else "the worker process died on this video"

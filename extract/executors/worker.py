@@ -1,5 +1,6 @@
 """What runs in a worker process: open the models, then run one video at a time and report its events."""
 
+import contextlib
 import signal
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from extract.pipeline.extractor import FeatureExtractor, StageTimer, open_extractor
 from extract.pipeline.types import ExtractorConfig, FailedWindow, Job
 from extract.pipeline.writer import StoreWriteError, extract_and_write
+from features.cli import STOPS
 from features.files import end_with_parent
 from features.store.store import FeatureStore
 
@@ -30,15 +32,15 @@ class Event:
 
 def work(pipe: Connection, extractor_config: ExtractorConfig, store_path: str) -> None:
     """The main function of a worker: open the models, then run jobs until the pipe is closed."""
-    # Ctrl-C reaches the whole process group, but the parent decides when a worker stops.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Ctrl-C and a closed terminal reach the whole process group, but the parent decides when a worker stops.
+    for number in (signal.SIGINT, *STOPS):
+        signal.signal(number, signal.SIG_IGN)
     end_with_parent()
     try:
         extractor = open_extractor(extractor_config)
         store = FeatureStore.open(store_path, "r+")
     except (ValueError, OSError) as error:
-        pipe.send(("start", str(error)))
+        _tell(pipe, "start", str(error))
         return
     try:
         pipe.send("ready")
@@ -48,12 +50,18 @@ def work(pipe: Connection, extractor_config: ExtractorConfig, store_path: str) -
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent closed the pipe: done
     except StoreWriteError as error:
-        pipe.send(("store", str(error)))
+        _tell(pipe, "store", str(error))
     except Exception as error:  # an unexpected error: report it to the parent, then end with the traceback
-        pipe.send(("crash", f"{type(error).__name__}: {error}"))
+        _tell(pipe, "crash", f"{type(error).__name__}: {error}")
         raise
     finally:
         extractor.close()
+
+
+def _tell(pipe: Connection, kind: str, text: str) -> None:
+    """Send an error, unless the parent has closed the pipe: another worker may have had the same error."""
+    with contextlib.suppress(OSError):
+        pipe.send((kind, text))
 
 
 def events(

@@ -42,7 +42,7 @@ class Log:
         """
         self._columns = log_columns(names)
         self._to_stdout = target == "-"
-        self._fsync_thread = FsyncThread() if durable and not self._to_stdout else None
+        self._fsync_thread: FsyncThread | None = None
         if self._to_stdout:
             self._file: TextIO = sys.stdout
             if isinstance(sys.stdout, io.TextIOWrapper):
@@ -52,6 +52,7 @@ class Log:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.touch(exist_ok=False)
         self._begin_file()
+        self._fsync_thread = FsyncThread() if durable else None
 
     def write(self, prediction: Prediction, mark: str = "") -> None:
         """Write one row for a sampled frame."""

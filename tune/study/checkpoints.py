@@ -31,7 +31,7 @@ def keep_checkpoint(
         return
     folder = out / ARTIFACTS
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"trial-{trial.number}.safetensors"
+    temporary = folder / _temporary_name(trial.number)
     save_file(
         {key: tensor.detach().cpu().contiguous() for key, tensor in head.state_dict().items()},
         temporary,
@@ -68,11 +68,18 @@ def load_checkpoint(trial: FrozenTrial, head: LstmHead, out: Path) -> list[dict[
 
 
 def drop_checkpoints(study: optuna.Study, out: Path) -> None:
-    """Delete the checkpoints of trials that are no longer among the best."""
-    ranked = sorted(_complete(study), key=lambda trial: -(trial.value or 0.0))
-    for trial in ranked[MAX_CHECKPOINTS:]:
-        if name := trial.user_attrs.get("checkpoint"):
-            (out / ARTIFACTS / name).unlink(missing_ok=True)
+    """Delete the checkpoints of trials that are not among the best, also of trials whose worker was
+    killed. Other processes may still write those of running trials."""
+    best = sorted(_complete(study), key=lambda trial: -(trial.value or 0.0))[:MAX_CHECKPOINTS]
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state != TrialState.RUNNING and trial not in best:
+            temporary = _temporary_name(trial.number)
+            for name in (temporary, trial.user_attrs.get("checkpoint", temporary)):
+                (out / ARTIFACTS / name).unlink(missing_ok=True)
+
+
+def _temporary_name(number: int) -> str:
+    return f"trial-{number}.safetensors"
 
 
 def _complete(study: optuna.Study) -> list[FrozenTrial]:

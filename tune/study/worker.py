@@ -189,7 +189,8 @@ def start_refitting(args: TuneArgs, known_pairs: Pairs | None, threads: int) -> 
     """Initialise a process of the pool, for `score_seed`."""
     global _context
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in {signal.SIGINT, *STOPS} - {signal.SIGTERM}:  # the parent gets them too, and sends SIGTERM
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)
     _context = set_up(args, known_pairs=known_pairs)
 

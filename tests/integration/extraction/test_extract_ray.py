@@ -59,7 +59,7 @@ def test_ray_equals_local_workers_after_a_killed_actor(real_clips: dict[str, Pat
     )
     before = set(actor_pids())
     working: list[int] = []
-    while not working:  # an actor that is killed before its first video would end the command
+    while not working:  # an actor on its first video
         assert process.poll() is None
         time.sleep(0.005)
         new = [pid for pid in actor_pids() if pid not in before]

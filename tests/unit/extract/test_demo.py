@@ -1,14 +1,20 @@
 """The demo set: faces are detected, labels follow event lengths, subjects are disjoint, seeds repeat."""
 
 import csv
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from extract.__main__ import main
-from extract.config import NUM_CLIPS
+from extract.config import NUM_CLIPS, ExtractConfig
 from extract.demo.generate import looks_of, make_demo, write_video
 from extract.demo.scripts import (
     CLIP_S,
@@ -18,6 +24,7 @@ from extract.demo.scripts import (
     FPS,
     LONG_S,
     SHORT_S,
+    Script,
     clip_scripts,
     poses,
     unseen_script,
@@ -26,6 +33,8 @@ from extract.face.cropper import FaceCropper
 from extract.video.reader import probe, read_video, sample_at
 from features.recipe import Pixels
 from seqmodel.encoders.model_files import sha256_of
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -157,3 +166,63 @@ def test_the_demo_can_be_written_again(tmp_path: Path, monkeypatch: pytest.Monke
     make_demo(tmp_path, clips=2, workers=1)
     make_demo(tmp_path, clips=3, workers=1)
     assert len(rows_of(tmp_path)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups to interrupt")
+@pytest.mark.parametrize("moment", ["its processes start", "its processes draw"])
+def test_ctrl_c_prints_no_traceback_of_the_processes(tmp_path: Path, moment: str) -> None:
+    command = [sys.executable, "-m", "extract", "demo", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    reached: Callable[[], object] = lambda: any((tmp_path / "clips").glob("*"))  # noqa: E731
+    if moment == "its processes start":
+        reached = lambda: len(psutil.Process(process.pid).children()) == 3  # noqa: E731
+    while not reached():  # the third is the resource tracker of multiprocessing
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+
+
+def test_an_interrupted_demo_has_no_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Labels of an earlier demo do not fit the videos that were already replaced."""
+    monkeypatch.setattr("extract.demo.generate.write_video", lambda script, seed, out: None)
+    argv = ["demo", "--out", str(tmp_path), "--clips", "2"]
+    assert main(argv) == 0
+    drawn: list[int] = []
+
+    def interrupted(script: Script, seed: int, out: Path) -> None:
+        drawn.append(seed)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("extract.demo.generate.write_video", interrupted)
+    assert main([*argv, "--seed", "1"]) == 130
+    assert "the same command writes all videos again" in capfd.readouterr().err
+    assert [item.name for item in tmp_path.iterdir()] == ["clips"]
+    assert main([*argv, "--seed", "1"]) == 0
+    assert drawn == [1, 1, 1, 1, 1]
+    assert len(rows_of(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "is_saved"), [((), True), (("--dry-run",), False), (("--verify-sample", "1"), False)]
+)
+def test_an_interrupted_extraction_says_what_is_saved(
+    option: tuple[str, ...],
+    is_saved: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(config: ExtractConfig) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("extract.run.extract_all", interrupted)
+    assert main(["--data", str(tmp_path), "--out", str(tmp_path / "s.zarr"), *option]) == 130
+    assert ("finished clips are saved" in capfd.readouterr().err) == is_saved

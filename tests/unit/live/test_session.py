@@ -437,8 +437,10 @@ def test_durable_log_syncs_each_row(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_existing_log_file_is_refused(tmp_path: Path) -> None:
     """The caller must choose a free name."""
     Log(str(tmp_path / "a.csv"), NAMES).close()
+    threads = set(threading.enumerate())
     with pytest.raises(FileExistsError):
-        Log(str(tmp_path / "a.csv"), NAMES)
+        Log(str(tmp_path / "a.csv"), NAMES, durable=True)
+    assert set(threading.enumerate()) == threads
 
 
 def test_emptied_log_gets_its_header_again(tmp_path: Path) -> None:
