@@ -36,9 +36,9 @@ class Log:
     """A live log: CSV in a file, or JSON lines on stdout for `-`."""
 
     def __init__(self, target: str, names: Sequence[str], *, durable: bool = False) -> None:
-        """Open the log. With `durable`, each row is also synced to the disk.
+        """Open the log, a new or an empty file. With `durable`, each row is also synced to the disk.
 
-        Raises FileExistsError when the file exists.
+        Raises FileExistsError when the file has content.
         """
         self._columns = log_columns(names)
         self._to_stdout = target == "-"
@@ -50,7 +50,8 @@ class Log:
             return
         self._path = Path(target)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.touch(exist_ok=False)
+        if self._path.exists() and self._path.stat().st_size:
+            raise FileExistsError(f"{target} exists already")
         self._begin_file()
 
     def write(self, prediction: Prediction, mark: str = "") -> None:

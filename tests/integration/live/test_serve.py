@@ -106,13 +106,16 @@ def test_refused_request_gets_a_page_that_says_what_to_do(view: BrowserView) -> 
             assert advice in refused.body  # type: ignore[attr-defined]
 
 
-def test_page_says_from_its_start_whether_it_is_recorded(view: BrowserView, session: Session) -> None:
+def test_page_says_from_its_start_whether_it_is_recorded(
+    view: BrowserView, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before its web socket is connected, and also with key r before the first picture."""
+    monkeypatch.chdir(tmp_path)
     cookie = get(view, f"/?{urlsplit(view.address).query}").headers["set-cookie"].split(";")[0]
     for text in ("local only, not recording", "● recording"):
         page = get(view, "/", Cookie=cookie).body.decode()  # type: ignore[attr-defined]
         assert f'<div id="recording">{text}</div>' in page
-        session.toggle_recording()  # writes no file before the first picture
+        session.toggle_recording()
 
 
 def test_link_works_again_in_the_browser_with_the_cookie(view: BrowserView) -> None:
