@@ -6,6 +6,7 @@ frame and drop older ones.
 
 import contextlib
 import time
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from features.cli import echo, log_error, log_warning
@@ -30,7 +31,7 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
 
     Raises ValueError when the run or the source cannot be opened, or no window can be shown.
     """
-    subject = config.subject or SUBJECT
+    subject = unicodedata.normalize("NFC", config.subject or SUBJECT)  # some systems decompose Hangul
     if config.forget:
         return _forget(subject)
     personal_file(subject)  # raises for an invalid name before a camera is opened

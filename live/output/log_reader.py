@@ -16,8 +16,8 @@ from live.output.log_writer import log_columns
 
 BACK_S = 1.0
 """Allowed step back in the time of two rows, seconds: a waiting frame can follow a row without a frame."""
-BEGINS = ",".join([*log_columns(())[:5], "p_raw_"])
-"""First characters of each log, for any classes."""
+BEGINS = ",".join([*log_columns(())[:5], ""])
+"""First characters of each log, for any classes (a name with a comma is quoted in the header)."""
 
 
 @dataclass(frozen=True)

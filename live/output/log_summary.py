@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from live.config import novelty_file
-from live.inference.state_machine import ABSENT
+from live.inference.state_machine import ABSENT, State
 from live.output.log_reader import LogRow, read_log
 from live.ui.drawing import FAINT, INK, PAPER, STATE_TEXTS, paint_text, text_width
 from live.ui.timeline import TimelinePoint, ends_s, paint_timeline
@@ -89,7 +89,7 @@ def summarise_rows(
     seconds: dict[str, float] = {}
     spans: list[StateSpan] = []
     for row, end_s in zip(rows, ends_s(points), strict=True):
-        shown = row.label or STATE_TEXTS[row.state]
+        shown = row.label or state_text(row.state, names)
         seconds[shown] = seconds.get(shown, 0.0) + end_s - row.t_s
         if spans and spans[-1].shown == shown and row.t_s - spans[-1].end_s < 1e-6:
             spans[-1] = StateSpan(shown, spans[-1].start_s, end_s)
@@ -107,6 +107,11 @@ def summarise_rows(
         tuple((row.t_s, row.mark) for row in rows if row.mark),
         points,
     )
+
+
+def state_text(state: State, names: Sequence[str]) -> str:
+    """A state in words, different from the names of the classes."""
+    return STATE_TEXTS[state] + (" (state)" if STATE_TEXTS[state] in names else "")
 
 
 def timeline_png(session: SessionSummary) -> bytes:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -216,6 +217,17 @@ def test_json_lines_stream_to_stdout(run: Path, real_clips: dict[str, Path]) -> 
     assert rows[0]["state"] == "warming_up"
     assert "not recording" in done.stderr
     assert "W0000" not in done.stderr
+
+
+def test_decomposed_subject_is_the_composed_one(run: Path, tmp_path: Path) -> None:
+    """Some systems give Hangul in parts."""
+    folder = tmp_path / "personal"
+    folder.mkdir()
+    (folder / "민수.json").write_text("{}", encoding="utf-8")
+    subject = unicodedata.normalize("NFD", "민수")
+    done = run_here("live", "--run", run, "--subject", subject, "--forget", BRAINBUDDY_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert not list(folder.iterdir())
 
 
 def test_subject_named_none_is_a_name(run: Path, tmp_path: Path) -> None:

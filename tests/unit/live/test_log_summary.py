@@ -52,6 +52,33 @@ def test_time_per_state_adds_up(log: Path) -> None:
     assert np.isnan(session.points[-1].level)
 
 
+def test_classes_named_like_states_are_separate_from_them(tmp_path: Path) -> None:
+    """Ten seconds of class `paused`, five of class `unsure`, three of state unsure, two of a pause."""
+    path, names = tmp_path / "names.csv", ("paused", "unsure")
+    log = Log(str(path), names)
+    for k in range(54):
+        state: State = "ok" if k < 45 else "unsure"
+        label = ("paused" if k < 30 else "unsure") if state == "ok" else ""
+        log.write(replace(prediction(), t_s=k / 3, names=names, state=state, label=label))
+    for k in range(3):
+        log.write_state(18.0 + k, "paused")
+    log.close()
+    session = summarise_log(path)
+    rounded = {shown: round(seconds) for shown, seconds in session.seconds.items()}
+    assert rounded == {"paused": 10, "unsure": 5, "unsure (state)": 3, "paused (state)": 2}
+    assert "unsure (state)" in write_report([session]).read_text(encoding="utf-8")
+
+
+def test_class_with_a_comma_in_its_name_is_in_the_report(tmp_path: Path) -> None:
+    """The header quotes the name of its column."""
+    path, names = tmp_path / "day1.csv", ('looks away, "tired"', "engaged")
+    log = Log(str(path), names)
+    log.write(replace(prediction(), names=names))
+    log.close()
+    assert main(["report", str(path)]) == 0
+    assert summarise_log(path).names == names
+
+
 def test_gap_in_the_log_is_not_counted(tmp_path: Path) -> None:
     """Two rows an hour apart are at most two seconds of session."""
     path = tmp_path / "gap.csv"
