@@ -60,7 +60,7 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
             control.quits = True  # Ctrl-C ends a session like key q
     if control.predictor is None and not control.quits:
         loading.ready()  # raises the error of the loading thread
-    failures = _failures(config, session, control)
+    failures = _failures(config, source, session, control)
     summary = _summary(config, source, session, control, started)
     if session.log_path and summary["rows"]:
         from live.output.log_summary import summarise_log
@@ -108,9 +108,11 @@ def _summary(
     }
 
 
-def _failures(config: LiveConfig, session: Session, control: Control) -> list[str]:
+def _failures(config: LiveConfig, source: Source, session: Session, control: Control) -> list[str]:
     """What failed in an ended session, one line each."""
     found = [f"{path}: the recording is incomplete: {reason}" for path, reason in session.failures]
+    if source.failure:
+        found.append(f"the video ended too early: {source.failure}")
     if control.predictor is None and not control.quits:
         found.append("the session ended before the model was loaded: there are no predictions")
     if config.calibrate is not None and control.calibration != DONE:

@@ -11,10 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from extract.video.decoder import NO_DATA_S
 from extract.video.reader import Frame, shown_width
 
-STREAM_TIMEOUT_MS = 5000
-"""An address that does not answer for this long is lost, milliseconds."""
 Clock = Callable[[], float]
 
 
@@ -37,12 +36,8 @@ def stream_frames(address: str, clock: Clock) -> Iterator[Frame]:
 
     Raises ValueError when it cannot be opened.
     """
-    options = [
-        cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
-        STREAM_TIMEOUT_MS,
-        cv2.CAP_PROP_READ_TIMEOUT_MSEC,
-        STREAM_TIMEOUT_MS,
-    ]
+    no_data_ms = round(1000 * NO_DATA_S)
+    options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, no_data_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, no_data_ms]
     return _read_frames(
         _open_capture(f"{address}: this address gives no video", address, cv2.CAP_FFMPEG, options), clock
     )
@@ -58,7 +53,7 @@ def is_file_address(address: str) -> bool:
     if not address.lower().startswith(("http://", "https://", "file://")):
         return False
     try:
-        with av.open(address, timeout=STREAM_TIMEOUT_MS / 1000) as container:
+        with av.open(address, timeout=NO_DATA_S) as container:
             frames = sum(stream.frames for stream in container.streams.video)
             return bool(container.duration) and (container.size > 0 or frames > 0)
     except av.error.FFmpegError:
