@@ -4,6 +4,7 @@ BGR is used only here: all returned frames are RGB. A frame's time is the sessio
 read. So slow or irregular cameras are sampled correctly, and the time continues after a reconnection.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,11 +15,17 @@ import numpy as np
 from extract.video.decoder import NO_DATA_S
 from extract.video.reader import Frame, shown_width
 
+FROZEN_S = 1.0
+"""Equal pictures of a camera for longer than this count as no frames, seconds. With `SILENT_S` of
+latest_frame.py, a frozen camera is lost after two seconds. A real camera's pictures differ by noise."""
 Clock = Callable[[], float]
 
 
 def camera_frames(index: int, clock: Clock) -> Iterator[Frame]:
     """Frames of a camera until it stops giving any; times by `clock`, seconds.
+
+    While its picture is frozen, there are no frames. Addresses and files are not checked: compression can
+    make the pictures of a still scene equal.
 
     Raises ValueError when no such camera can be opened.
     """
@@ -28,7 +35,7 @@ def camera_frames(index: int, clock: Clock) -> Iterator[Frame]:
         index,
     )
     camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # a driver queue of one frame keeps the delay short
-    return _read_frames(camera, clock)
+    return _without_frozen(_read_frames(camera, clock))
 
 
 def stream_frames(address: str, clock: Clock) -> Iterator[Frame]:
@@ -79,6 +86,19 @@ def _read_frames(capture: Any, clock: Clock) -> Iterator[Frame]:
             yield Frame(clock(), bgr_to_rgb(_with_square_pixels(bgr, capture)))
     finally:
         capture.release()
+
+
+def _without_frozen(frames: Iterator[Frame]) -> Iterator[Frame]:
+    """The frames without those that are equal to all frames of the FROZEN_S before."""
+    last, changed_s = np.empty(0), 0.0
+    with contextlib.closing(frames):  # type: ignore[type-var]
+        for frame in frames:
+            rgb = frame.rgb()
+            # Most frames differ within a few rows: the other rows need not be compared.
+            if not (np.array_equal(rgb[::32], last[::32]) and np.array_equal(rgb, last)):
+                last, changed_s = rgb, frame.pts_s
+            if frame.pts_s - changed_s <= FROZEN_S:
+                yield frame
 
 
 def _with_square_pixels(bgr: np.ndarray, capture: Any) -> np.ndarray:

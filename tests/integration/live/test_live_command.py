@@ -152,8 +152,8 @@ def test_hanging_camera_gives_two_messages_and_log_rows(run: Path, tmp_path: Pat
     source.close()
     control.close()
     session.close()
-    assert [line for line in messages if line.startswith(("no frames", "the camera"))] == [
-        "no frames from the camera: waiting for it",
+    assert [line for line in messages if line.startswith(("no new frames", "the camera"))] == [
+        "no new frames from the camera: waiting for it",
         "the camera works again",
     ]
     states = [row.state for row in read_log(tmp_path / "a.csv")[1]]

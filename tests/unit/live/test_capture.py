@@ -305,6 +305,42 @@ def test_hanging_camera_is_lost_until_its_next_frame() -> None:
     source.close()
 
 
+class SteppedCapture:
+    """A driver with pictures of one shade each, an eighth of a second apart on the clock; then it is gone."""
+
+    def __init__(self, clock: SteppedClock, shades: list[int]) -> None:
+        self._clock, self._shades = clock, shades
+
+    def read(self) -> tuple[bool, np.ndarray]:
+        """The next picture, if there is one."""
+        self._clock.now_s += 0.125
+        shade = self._shades.pop(0) if self._shades else -1
+        return shade >= 0, np.full((48, 64, 3), max(shade, 0), np.uint8)
+
+    def get(self, name: int) -> float:
+        """No property is known."""
+        return 0.0
+
+    def set(self, name: int, value: float) -> None:
+        """No property is settable."""
+
+    def release(self) -> None:
+        """Nothing to release."""
+
+
+def test_frozen_camera_gives_no_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is lost two seconds after its picture froze, until that changes. An address is not checked."""
+    clock, shades = SteppedClock(), [*range(10), *[10] * 50, *range(11, 21)]
+    monkeypatch.setattr(
+        "live.sources.camera._open_capture", lambda *ignored: SteppedCapture(clock, shades.copy())
+    )
+    times = [frame.pts_s for frame in camera_frames(0, clock)]
+    first_frozen_s = 11 * 0.125
+    assert times == [0.125 * k for k in (*range(1, 20), *range(61, 71))]
+    assert times[18] + SILENT_S == first_frozen_s + 2.0
+    assert len(list(stream_frames("rtsp://camera", clock))) == 70
+
+
 def test_slow_camera_is_not_lost() -> None:
     """With a picture every 1.2 s the interval is known after the second picture."""
     clock, camera = SteppedClock(), SteppedCamera()
