@@ -6,6 +6,7 @@ frame and drop older ones.
 
 import contextlib
 import time
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from features.cli import echo, log_error, log_warning
@@ -30,7 +31,7 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
 
     Raises ValueError when the run or the source cannot be opened, or no window can be shown.
     """
-    subject = config.subject or SUBJECT
+    subject = unicodedata.normalize("NFC", config.subject or SUBJECT)  # some systems decompose Hangul
     if config.forget:
         return _forget(subject)
     personal_file(subject)  # raises for an invalid name before a camera is opened
@@ -59,7 +60,7 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
             control.quits = True  # Ctrl-C ends a session like key q
     if control.predictor is None and not control.quits:
         loading.ready()  # raises the error of the loading thread
-    failures = _failures(config, session, control)
+    failures = _failures(config, source, session, control)
     summary = _summary(config, source, session, control, started)
     if session.log_path and summary["rows"]:
         from live.output.log_summary import summarise_log
@@ -107,9 +108,11 @@ def _summary(
     }
 
 
-def _failures(config: LiveConfig, session: Session, control: Control) -> list[str]:
+def _failures(config: LiveConfig, source: Source, session: Session, control: Control) -> list[str]:
     """What failed in an ended session, one line each."""
     found = [f"{path}: the recording is incomplete: {reason}" for path, reason in session.failures]
+    if source.failure:
+        found.append(f"the video ended too early: {source.failure}")
     if control.predictor is None and not control.quits:
         found.append("the session ended before the model was loaded: there are no predictions")
     if config.calibrate is not None and control.calibration != DONE:

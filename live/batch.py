@@ -170,7 +170,7 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> dict[str
     # A temporary name until the video ends: a log without `.partial` is complete.
     partial = log_path.with_name(log_path.name + ".partial")
     partial.unlink(missing_ok=True)
-    log = Log(str(partial), names)
+    log = Log(str(partial), names, is_live=False)
     predictions, end_s = list[Prediction](), 0.0
     try:
         for frame in read_video(video):

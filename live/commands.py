@@ -93,7 +93,7 @@ class Control:
         self._gap = True
         if is_lost and not self._is_lost:
             self._is_lost = True
-            self._show_message("no frames from the camera: waiting for it")
+            self._show_message("no new frames from the camera: waiting for it")
 
     def frame_arrived(self) -> None:
         """The source gives frames again."""

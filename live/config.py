@@ -1,5 +1,6 @@
 """Options of the live commands. No option changes preprocessing: the run defines it."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,18 +117,31 @@ def manifest_file(video: Path) -> Path:
     return video.with_suffix(".csv")
 
 
-def free_name(
-    path: Path, files: Callable[[Path], Sequence[Path]] = lambda path: (path,), taken: Path | None = None
-) -> Path:
-    """The path, or the first of `name-2`, `name-3`, … whose `files` do not exist and which is not `taken`.
+def free_name(path: Path, files: Callable[[Path], Sequence[Path]] = lambda path: (path,)) -> Path:
+    """The path, or the first of `name-2`, `name-3`, … whose `files` do not exist.
 
     So no recording or log is ever replaced.
     """
     number, candidate = 1, path
-    while candidate == taken or any(file.exists() for file in files(candidate)):
+    while any(os.path.lexists(file) for file in files(candidate)):
         number += 1
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return candidate
+
+
+def new_file(path: Path, files: Callable[[Path], Sequence[Path]] = lambda path: (path,)) -> Path:
+    """Create an empty file with the `free_name` of the path, and its folder; returns the file.
+
+    Two sessions that start at the same time get two files. Raises OSError when it cannot be created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        free = free_name(path, files)
+        try:
+            free.touch(exist_ok=False)
+            return free
+        except FileExistsError:  # another session has just created it
+            continue
 
 
 def _refuse_collisions(config: LiveConfig) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from extract.video.reader import Frame
 from features.cli import log_warning
-from live.config import SUBJECT, free_name, log_files, manifest_file, novelty_file
+from live.config import SUBJECT, log_files, manifest_file, new_file, novelty_file
 from live.inference.predictor import Prediction
 from live.inference.state_machine import State
 from live.output.annotations import Labels, write_manifest
@@ -86,18 +86,15 @@ class Session:
             self.log = Log("-", self.names)
         elif options.log:
             requested = Path(options.log)
-            path = self.log_path = free_name(requested, log_files)
+            path = self.log_path = new_file(requested, log_files)
             self.log = Log(str(path), self.names, durable=True)
             self._novelty = _Novelty(novelty_file(path))
             lines.append(f"log: {path}" + ("" if path == requested else f" ({requested} exists already)"))
         if options.record and self._overlay is None:  # else key r started it while the model loaded
-            self._overlay = Recorder(free_name(options.record))
+            self._overlay = Recorder(new_file(options.record))
             lines.append(f"recording to {self._overlay.path}")
         if options.record_raw:
-            taken = (
-                self._overlay.path if self._overlay else None
-            )  # its file does not exist before the first picture
-            path = free_name(options.record_raw, lambda video: (video, manifest_file(video)), taken)
+            path = new_file(options.record_raw, lambda video: (video, manifest_file(video)))
             self._raw = Recorder(path)
             lines.append(f"recording to {path}")
         return lines
@@ -181,8 +178,10 @@ class Session:
         """Start or end the recording with overlay; returns a message for the user."""
         if self._overlay is not None:
             return self._end(self._overlay)
-        taken = self._raw.path if self._raw else None
-        self._overlay = Recorder(free_name(self._options.record or Path("brainbuddy.mp4"), taken=taken))
+        try:
+            self._overlay = Recorder(new_file(self._options.record or Path("brainbuddy.mp4")))
+        except OSError as error:
+            return f"nothing is recorded: {error}"
         return f"recording to {self._overlay.path}"
 
     def picture(self, image: np.ndarray, pts_s: float) -> np.ndarray:

@@ -22,6 +22,8 @@ LAST_PACKETS = 6
 
 FLUSH_PACKETS_WITHOUT_FRAME = 2000
 """After this many packets in a row without a picture, decoding stops."""
+NO_DATA_S = 5.0
+"""An address (not a local file) that gives no data for this long has failed, seconds."""
 RESTART_S = 0.5
 """A packet this many seconds before its predecessor starts another recording (files joined by `cat`)."""
 
@@ -34,14 +36,16 @@ def open_video(path: Path | str) -> "av.container.InputContainer":
     import av
 
     address = str(path)
+    timeout: float | None = NO_DATA_S
     if isinstance(path, Path) or "://" not in path:
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file")
         if Path(path).stat().st_size == 0:
             raise ValueError(f"{path}: the file is empty (0 bytes)")
         address = str(Path(path).absolute())  # FFmpeg takes the `a` of a relative `a:b.mp4` for a protocol
+        timeout = None
     try:
-        container = av.open(address, metadata_errors="replace")
+        container = av.open(address, metadata_errors="replace", timeout=timeout)
     except av.error.FFmpegError as error:
         raise ValueError(f"{path}: not a readable video ({_reason(error)})") from error
     reason = "" if container.streams.video else "has no video stream (audio only?)"
@@ -134,7 +138,8 @@ def _packets(
 ) -> "Iterator[av.Packet]":
     """The stream's packets, then an empty one, which makes the decoder return its buffered pictures.
 
-    If times start again (recordings joined by `cat`), they continue after the last one.
+    If times start again (recordings joined by `cat`), they continue after the last one. Raises ValueError
+    when an address gives no more data.
     """
     import av
 
@@ -152,6 +157,8 @@ def _packets(
             if offset and packet.pts is not None:
                 packet.pts += offset
             yield packet
+    except av.error.ExitError as error:
+        raise ValueError(f"{container.name}: no data for {NO_DATA_S:g} s") from error
     except av.error.FFmpegError as error:  # the container is damaged here: decode what was read
         reasons.append(_reason(error))
         yield av.Packet()

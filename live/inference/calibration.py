@@ -52,23 +52,27 @@ class CalibrationSession:
 
     def phase(self, now_s: float) -> str:
         """`attend`, then `away`, then `done`."""
-        elapsed_s = now_s - self.start_s
+        elapsed_s = self._elapsed_s(now_s)
         return "attend" if elapsed_s < self.seconds else "away" if elapsed_s < 2 * self.seconds else "done"
 
     def message(self, now_s: float) -> str:
         """The instruction for the user."""
-        left = self.seconds - (now_s - self.start_s) % self.seconds
+        left = self.seconds - self._elapsed_s(now_s) % self.seconds
         if self.phase(now_s) == "attend":
             return f"attend as usual: {left:.0f} s"
         return f"now look away, as if distracted: {left:.0f} s"
 
     def add(self, prediction: Prediction) -> None:
         """Add a prediction, if its window lies in one phase and its state is `ok` or `unsure`."""
-        phase_s = (prediction.t_s - self.start_s) % self.seconds
+        phase_s = self._elapsed_s(prediction.t_s) % self.seconds
         if phase_s < self.settle_s or prediction.state not in ("ok", "unsure"):
             return
         if (phase := self.phase(prediction.t_s)) != "done":
             (self.attending if phase == "attend" else self.away).append(float(np.mean(prediction.logits)))
+
+    def _elapsed_s(self, now_s: float) -> float:
+        """Seconds since the start; 0 before it: a frame may have waited since before the start."""
+        return max(0.0, now_s - self.start_s)
 
 
 def shortest_phase_s(window_s: float) -> float:

@@ -7,6 +7,7 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -16,8 +17,8 @@ from live.output.log_writer import log_columns
 
 BACK_S = 1.0
 """Allowed step back in the time of two rows, seconds: a waiting frame can follow a row without a frame."""
-BEGINS = ",".join([*log_columns(())[:5], "p_raw_"])
-"""First characters of each log, for any classes."""
+BEGINS = ",".join([*log_columns(())[:5], ""])
+"""First characters of each log, for any classes (a name with a comma is quoted in the header)."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class LogRow:
     """One row of a log."""
 
     t_s: float
-    time_utc: str
+    time: datetime | None
+    """When it was written, in the local time zone; None for a video file, whose day is not known."""
     face: bool
     state: State
     label: str
@@ -79,7 +81,7 @@ def _log_row(row: dict[str, Any], names: Sequence[str], where: str) -> LogRow:
         p = tuple(float(row[f"p_{name}"]) for name in names) if row[f"p_{names[0]}"] else ()
         return LogRow(
             float(row["t_s"]),
-            row["time_utc"],
+            datetime.fromisoformat(row["time_utc"]).astimezone() if row["time_utc"] else None,
             row["face"] == "1",
             cast(State, row["state"]),
             row["label"],

@@ -11,13 +11,15 @@ import cv2
 import numpy as np
 
 from live.config import novelty_file
-from live.inference.state_machine import ABSENT
+from live.inference.state_machine import ABSENT, State
 from live.output.log_reader import LogRow, read_log
 from live.ui.drawing import FAINT, INK, PAPER, STATE_TEXTS, paint_text, text_width
 from live.ui.timeline import TimelinePoint, ends_s, paint_timeline
 from seqmodel.runs.training_stats import level_of
 
 NUM_SPANS = 5
+NO_DATE = "no date"
+"""Day of a row without a time: it is from a video file."""
 WIDTH_PX, HEIGHT_PX = 1200, 150
 
 
@@ -47,7 +49,7 @@ class SessionSummary:
     are levels)."""
     rows: tuple[LogRow, ...]
     began: str
-    """UTC time of the first row."""
+    """Local time of the first row, or NO_DATE."""
     duration_s: float
     seconds: dict[str, float]
     """Seconds per class (in state ok) or state."""
@@ -60,9 +62,10 @@ class SessionSummary:
 
 @dataclass(frozen=True)
 class Day:
-    """Values of one UTC day of sessions, for comparison with the training data."""
+    """Values of one day of sessions, for comparison with the training data."""
 
     date: str
+    """Day in the local time zone, or NO_DATE."""
     minutes: float
     """Minutes of session, without lost camera and pauses."""
     face_rate: float
@@ -89,7 +92,7 @@ def summarise_rows(
     seconds: dict[str, float] = {}
     spans: list[StateSpan] = []
     for row, end_s in zip(rows, ends_s(points), strict=True):
-        shown = row.label or STATE_TEXTS[row.state]
+        shown = row.label or state_text(row.state, names)
         seconds[shown] = seconds.get(shown, 0.0) + end_s - row.t_s
         if spans and spans[-1].shown == shown and row.t_s - spans[-1].end_s < 1e-6:
             spans[-1] = StateSpan(shown, spans[-1].start_s, end_s)
@@ -100,13 +103,18 @@ def summarise_rows(
         names,
         task,
         tuple(rows),
-        rows[0].time_utc,
+        rows[0].time.isoformat(" ", "seconds") if rows[0].time else NO_DATE,
         rows[-1].t_s - rows[0].t_s,
         dict(sorted(seconds.items(), key=lambda item: -item[1])),
         tuple(sorted(spans, key=lambda span: -span.length_s)[:NUM_SPANS]),
         tuple((row.t_s, row.mark) for row in rows if row.mark),
         points,
     )
+
+
+def state_text(state: State, names: Sequence[str]) -> str:
+    """A state in words, different from the names of the classes."""
+    return STATE_TEXTS[state] + (" (state)" if STATE_TEXTS[state] in names else "")
 
 
 def timeline_png(session: SessionSummary) -> bytes:
@@ -129,17 +137,17 @@ def timeline_png(session: SessionSummary) -> bytes:
 
 
 def days(sessions: Sequence[SessionSummary]) -> list[Day]:
-    """Values of each UTC day over all sessions, in order of time."""
+    """Values of each local day over all sessions, in order of time; NO_DATE comes last."""
     by_day: dict[str, list[tuple[LogRow, float]]] = defaultdict(list)
     novelty: dict[str, list[float]] = defaultdict(list)
     seconds: dict[str, float] = defaultdict(float)
     for session in sessions:
         for row, point, end_s in zip(session.rows, session.points, ends_s(session.points), strict=True):
             if row.state not in ABSENT:
-                date = row.time_utc[:10]
+                date = _date(row)
                 by_day[date].append((row, point.level))
                 seconds[date] = seconds[date] + end_s - row.t_s
-        date_of = {row.t_s: row.time_utc[:10] for row in session.rows}
+        date_of = {row.t_s: _date(row) for row in session.rows}
         for t_s, value in _read_novelty(novelty_file(session.log)):
             if t_s in date_of:
                 novelty[date_of[t_s]].append(value)
@@ -161,6 +169,10 @@ def _point(row: LogRow, names: tuple[str, ...], task: str) -> TimelinePoint:
     return TimelinePoint(
         row.t_s, row.state, float(level_of(row.p, task)) if known else math.nan, tone, row.mark
     )
+
+
+def _date(row: LogRow) -> str:
+    return row.time.date().isoformat() if row.time else NO_DATE
 
 
 def _read_novelty(path: Path) -> list[tuple[float, float]]:

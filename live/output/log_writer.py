@@ -35,13 +35,17 @@ def log_columns(names: Sequence[str]) -> list[str]:
 class Log:
     """A live log: CSV in a file, or JSON lines on stdout for `-`."""
 
-    def __init__(self, target: str, names: Sequence[str], *, durable: bool = False) -> None:
-        """Open the log. With `durable`, each row is also synced to the disk.
+    def __init__(
+        self, target: str, names: Sequence[str], *, durable: bool = False, is_live: bool = True
+    ) -> None:
+        """Open the log, a new or an empty file. With `durable`, each row is also synced to the disk.
 
-        Raises FileExistsError when the file exists.
+        is_live: `time_utc` is the time of writing; else it is empty, because the video was made earlier.
+
+        Raises FileExistsError when the file has content.
         """
         self._columns = log_columns(names)
-        self._to_stdout = target == "-"
+        self._to_stdout, self._is_live = target == "-", is_live
         self._fsync_thread: FsyncThread | None = None
         if self._to_stdout:
             self._file: TextIO = sys.stdout
@@ -50,7 +54,8 @@ class Log:
             return
         self._path = Path(target)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.touch(exist_ok=False)
+        if self._path.exists() and self._path.stat().st_size:
+            raise FileExistsError(f"{target} exists already")
         self._begin_file()
         self._fsync_thread = FsyncThread() if durable else None
 
@@ -81,11 +86,8 @@ class Log:
             self._file.close()
 
     def _put(self, row: dict[str, Any], mark: str) -> None:
-        full = {
-            "time_utc": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "mark": mark,
-            **row,
-        }
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        full = {"time_utc": now if self._is_live else "", "mark": mark, **row}
         if self._to_stdout:
             self._file.write(json.dumps({c: full.get(c) for c in self._columns}, ensure_ascii=False) + "\n")
         else:

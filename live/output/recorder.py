@@ -11,11 +11,13 @@ TICKS_PER_S = 1000
 
 
 class Recorder:
-    """Writes pictures with their times into an mp4, without a queue."""
+    """Writes pictures with their times into an mp4, without a queue.
+
+    The file is replaced at the first picture, and removed at the end if there was none.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._container: Any = None
         self._last_pts = -1
         self.start_s: float | None = None
@@ -43,8 +45,10 @@ class Recorder:
         return max(self._last_pts, 0) / TICKS_PER_S
 
     def close(self) -> None:
-        """Finish the file, if there is one. Raises OSError when the disk is full."""
+        """Finish the file, or remove it if it has no picture. Raises OSError when the disk is full."""
         container, self._container = self._container, None
+        if self.start_s is None:
+            self.path.unlink(missing_ok=True)
         if container is not None:
             with self._file, container:
                 container.mux(self._stream.encode())

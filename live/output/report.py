@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from features.cli import echo, log_warning
 from live.config import NOVELTY, ReportConfig, free_name, log_files
+from live.inference.state_machine import STATES
 from live.output.log_reader import is_log, read_log
-from live.output.log_summary import Day, SessionSummary, clock, days, summarise_rows, timeline_png
-from live.ui.drawing import STATE_TEXTS, colour_of
+from live.output.log_summary import (
+    Day,
+    SessionSummary,
+    clock,
+    days,
+    state_text,
+    summarise_rows,
+    timeline_png,
+)
+from live.ui.drawing import colour_of
 from seqmodel.runs.card import Card, load_card
 from seqmodel.runs.files import write_text
 
@@ -191,5 +200,5 @@ def _page(
 def _css(shown: str, names: tuple[str, ...]) -> str:
     if shown in names:
         return "rgb({},{},{})".format(*colour_of("ok", names.index(shown) / (len(names) - 1)))
-    state = next(state for state, text in STATE_TEXTS.items() if text == shown)
+    state = next(state for state in STATES if state_text(state, names) == shown)
     return "rgb({},{},{})".format(*colour_of(state))

@@ -16,6 +16,7 @@ class FileSource:
     is_file = True
     """Whether every frame is given; else only the newest, and older ones are dropped."""
     is_lost = False
+    failure = ""
     num_dropped = 0
 
     def __init__(self, frames: Iterator[Frame]) -> None:

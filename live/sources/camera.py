@@ -4,6 +4,7 @@ BGR is used only here: all returned frames are RGB. A frame's time is the sessio
 read. So slow or irregular cameras are sampled correctly, and the time continues after a reconnection.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,15 +12,20 @@ from typing import Any
 import cv2
 import numpy as np
 
+from extract.video.decoder import NO_DATA_S
 from extract.video.reader import Frame, shown_width
 
-STREAM_TIMEOUT_MS = 5000
-"""An address that does not answer for this long is lost, milliseconds."""
+FROZEN_S = 1.0
+"""Equal pictures of a camera for longer than this count as no frames, seconds. With `SILENT_S` of
+latest_frame.py, a frozen camera is lost after two seconds. A real camera's pictures differ by noise."""
 Clock = Callable[[], float]
 
 
 def camera_frames(index: int, clock: Clock) -> Iterator[Frame]:
     """Frames of a camera until it stops giving any; times by `clock`, seconds.
+
+    While its picture is frozen, there are no frames. Addresses and files are not checked: compression can
+    make the pictures of a still scene equal.
 
     Raises ValueError when no such camera can be opened.
     """
@@ -29,7 +35,7 @@ def camera_frames(index: int, clock: Clock) -> Iterator[Frame]:
         index,
     )
     camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # a driver queue of one frame keeps the delay short
-    return _read_frames(camera, clock)
+    return _without_frozen(_read_frames(camera, clock))
 
 
 def stream_frames(address: str, clock: Clock) -> Iterator[Frame]:
@@ -37,12 +43,8 @@ def stream_frames(address: str, clock: Clock) -> Iterator[Frame]:
 
     Raises ValueError when it cannot be opened.
     """
-    options = [
-        cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
-        STREAM_TIMEOUT_MS,
-        cv2.CAP_PROP_READ_TIMEOUT_MSEC,
-        STREAM_TIMEOUT_MS,
-    ]
+    no_data_ms = round(1000 * NO_DATA_S)
+    options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, no_data_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, no_data_ms]
     return _read_frames(
         _open_capture(f"{address}: this address gives no video", address, cv2.CAP_FFMPEG, options), clock
     )
@@ -58,7 +60,7 @@ def is_file_address(address: str) -> bool:
     if not address.lower().startswith(("http://", "https://", "file://")):
         return False
     try:
-        with av.open(address, timeout=STREAM_TIMEOUT_MS / 1000) as container:
+        with av.open(address, timeout=NO_DATA_S) as container:
             frames = sum(stream.frames for stream in container.streams.video)
             return bool(container.duration) and (container.size > 0 or frames > 0)
     except av.error.FFmpegError:
@@ -84,6 +86,19 @@ def _read_frames(capture: Any, clock: Clock) -> Iterator[Frame]:
             yield Frame(clock(), bgr_to_rgb(_with_square_pixels(bgr, capture)))
     finally:
         capture.release()
+
+
+def _without_frozen(frames: Iterator[Frame]) -> Iterator[Frame]:
+    """The frames without those that are equal to all frames of the FROZEN_S before."""
+    last, changed_s = np.empty(0), 0.0
+    with contextlib.closing(frames):  # type: ignore[type-var]
+        for frame in frames:
+            rgb = frame.rgb()
+            # Most frames differ within a few rows: the other rows need not be compared.
+            if not (np.array_equal(rgb[::32], last[::32]) and np.array_equal(rgb, last)):
+                last, changed_s = rgb, frame.pts_s
+            if frame.pts_s - changed_s <= FROZEN_S:
+                yield frame
 
 
 def _with_square_pixels(bgr: np.ndarray, capture: Any) -> np.ndarray:

@@ -23,7 +23,8 @@ MIN_WIDTH_PX = 640
 TIMELINE_S = 180.0
 """Length of the timeline, seconds."""
 KEYS = "q quit  p pause  r record  space mark  c calibrate  x uncalibrate  g signals"
-LOCAL_ONLY = "local only, not recording"
+RECORDING_TEXTS = ("local only, not recording", "● recording")
+"""Not recording, recording."""
 RECORDING_COLOUR = (250, 110, 100)
 SIGNAL_COLOUR = (120, 190, 240)
 BOTH_WAYS = ("gaze", "yaw")
@@ -154,14 +155,14 @@ def _headline(
     cv2.circle(panel, (pad + size // 2, top + size * 3 // 4), size // 2 - 1, colour, -1, cv2.LINE_AA)
     position = (pad + size + size // 2, top)
     end = paint_text(panel, headline(prediction, state), position, round(size * 1.15), INK)
-    recording, ink = ("● recording", RECORDING_COLOUR) if status.recording else (LOCAL_ONLY, FAINT)
-    paint_text(panel, recording, (width - pad, top), size, ink, "right")
+    ink = RECORDING_COLOUR if status.recording else FAINT
+    paint_text(panel, RECORDING_TEXTS[status.recording], (width - pad, top), size, ink, "right")
     if prediction is None or state not in ("ok", "unsure"):
         return
     level = float(level_of(prediction.p, prediction.task))
     value = value_text(prediction)
     left = max(end + size, round(width * 0.24))
-    right = width - 2 * size - text_width(LOCAL_ONLY, size) - text_width(value, size)
+    right = width - 2 * size - text_width(RECORDING_TEXTS[0], size) - text_width(value, size)
     if right - left >= 2 * size:  # else there is no room next to long names
         y0, y1 = top + size // 3, top + round(size * 1.25)
         panel[y0:y1, left:right] = TRACK

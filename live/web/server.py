@@ -1,9 +1,10 @@
 """Browser view of a session on this machine: video, state, timeline, marks, and the keys as buttons.
 
 The server listens only on 127.0.0.1. The printed link has a token that works once and is exchanged for a
-cookie; the cookie's name contains the port. Every request must have this host, and the web socket must have
-this page's origin. The server serves only the page and its web socket. The page confirms each picture that it
-has drawn and only then gets the next: a slow browser sees the newest picture, not a queue of old ones.
+cookie; the cookie's name contains the port. A HEAD request (a link preview) does not use the token. Every
+request must have this host, and the web socket must have this page's origin. The server serves only the page
+and its web socket. The page confirms each picture that it has drawn and only then gets the next: a slow
+browser sees the newest picture, not a queue of old ones.
 """
 
 import asyncio
@@ -35,11 +36,26 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from live.session import Session
 from live.ui.drawing import Colour, colour_of
-from live.ui.overlay import filled_text, headline, subject_mean_text
+from live.ui.overlay import RECORDING_TEXTS, filled_text, headline, subject_mean_text
 from live.ui.timeline import TimelinePoint, row_s
 from seqmodel.runs.training_stats import level_of
 
 PAGE = Path(__file__).with_name("page.html")
+REFUSED = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>brainbuddy – this link does not open the session</title>
+<h1>This link does not open the session</h1>
+<p>The link that the program has printed works in one browser only: the first one that opens it.</p>
+<ul>
+  <li>Use the browser, and the window (normal or private), that opened the link first.</li>
+  <li>If no browser has opened it, the link is incomplete: copy it from the terminal again.</li>
+  <li>Otherwise end the session (Ctrl-C in the terminal) and start it again: it prints a new link.</li>
+</ul>
+</html>
+"""
+"""The answer to a request without the cookie and without the unused token."""
 KEYS = frozenset("qprcxg 0123456789")
 DRAWN = "drawn"
 """Message of the page after it has drawn a picture."""
@@ -128,21 +144,26 @@ class BrowserView:
 
     async def _page(self, request: Request) -> Response:
         """The page for a request with the cookie, the cookie for the unused token, else 403."""
+        if request.method == "HEAD":
+            return Response()
         token = request.query_params.get("token")
         if token is not None:
             if self._has_cookie(request):
                 return RedirectResponse("/", 303)
             if not (self._token_is_fresh and hmac.compare_digest(token.encode(), self._token.encode())):
-                return PlainTextResponse("This link is wrong or was already used.", 403)
+                return HTMLResponse(REFUSED, 403)
             self._token_is_fresh = False
             # The redirect removes the token from the address: reload works, and the history has no secret.
             response = RedirectResponse("/", 303)
             response.set_cookie(self._cookie_name, self._cookie, httponly=True, samesite="strict")
             return response
         if not self._has_cookie(request):
-            return PlainTextResponse("Open the link that the program has printed.", 403)
+            return HTMLResponse(REFUSED, 403)
         nonce = secrets.token_urlsafe(16)
-        page = PAGE.read_text(encoding="utf-8").replace("{{nonce}}", nonce)
+        recording = RECORDING_TEXTS[self._session.recording]
+        page = (
+            PAGE.read_text(encoding="utf-8").replace("{{nonce}}", nonce).replace("{{recording}}", recording)
+        )
         policy = (
             f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src blob:; "
             f"connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"

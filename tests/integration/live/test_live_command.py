@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -151,8 +152,8 @@ def test_hanging_camera_gives_two_messages_and_log_rows(run: Path, tmp_path: Pat
     source.close()
     control.close()
     session.close()
-    assert [line for line in messages if line.startswith(("no frames", "the camera"))] == [
-        "no frames from the camera: waiting for it",
+    assert [line for line in messages if line.startswith(("no new frames", "the camera"))] == [
+        "no new frames from the camera: waiting for it",
         "the camera works again",
     ]
     states = [row.state for row in read_log(tmp_path / "a.csv")[1]]
@@ -216,6 +217,17 @@ def test_json_lines_stream_to_stdout(run: Path, real_clips: dict[str, Path]) -> 
     assert rows[0]["state"] == "warming_up"
     assert "not recording" in done.stderr
     assert "W0000" not in done.stderr
+
+
+def test_decomposed_subject_is_the_composed_one(run: Path, tmp_path: Path) -> None:
+    """Some systems give Hangul in parts."""
+    folder = tmp_path / "personal"
+    folder.mkdir()
+    (folder / "민수.json").write_text("{}", encoding="utf-8")
+    subject = unicodedata.normalize("NFD", "민수")
+    done = run_here("live", "--run", run, "--subject", subject, "--forget", BRAINBUDDY_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert not list(folder.iterdir())
 
 
 def test_subject_named_none_is_a_name(run: Path, tmp_path: Path) -> None:

@@ -52,11 +52,11 @@ def view(session: Session) -> Iterator[BrowserView]:
     view.close()
 
 
-def get(view: BrowserView, path: str, **headers: str) -> http.client.HTTPResponse:
+def get(view: BrowserView, path: str, method: str = "GET", **headers: str) -> http.client.HTTPResponse:
     """One raw request, without the checks of a browser."""
     port = urlsplit(view.address).port
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("GET", path, headers=headers)
+    connection.request(method, path, headers=headers)
     response = connection.getresponse()
     response.body = response.read()  # type: ignore[attr-defined]
     connection.close()
@@ -85,6 +85,37 @@ def test_link_works_once_and_sets_a_cookie(view: BrowserView) -> None:
     assert page.status == 200
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert b"{{" not in page.body  # type: ignore[attr-defined]
+
+
+def test_link_preview_leaves_the_link_unused(view: BrowserView) -> None:
+    """Programs that show links ask with HEAD; they get no cookie."""
+    link = f"/?{urlsplit(view.address).query}"
+    assert get(view, link, "HEAD").headers["set-cookie"] is None
+    assert get(view, link).status == 303
+
+
+def test_refused_request_gets_a_page_that_says_what_to_do(view: BrowserView) -> None:
+    """A used link, a wrong one and none: use the first browser, copy the link again, or start again."""
+    link = f"/?{urlsplit(view.address).query}"
+    get(view, link)
+    for path in (link, "/?token=guess", "/"):
+        refused = get(view, path)
+        assert refused.status == 403
+        assert refused.headers["content-type"].startswith("text/html")
+        for advice in (b"opened the link first", b"copy it from the terminal", b"start it again"):
+            assert advice in refused.body  # type: ignore[attr-defined]
+
+
+def test_page_says_from_its_start_whether_it_is_recorded(
+    view: BrowserView, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its web socket is connected, and also with key r before the first picture."""
+    monkeypatch.chdir(tmp_path)
+    cookie = get(view, f"/?{urlsplit(view.address).query}").headers["set-cookie"].split(";")[0]
+    for text in ("local only, not recording", "● recording"):
+        page = get(view, "/", Cookie=cookie).body.decode()  # type: ignore[attr-defined]
+        assert f'<div id="recording">{text}</div>' in page
+        session.toggle_recording()
 
 
 def test_link_works_again_in_the_browser_with_the_cookie(view: BrowserView) -> None:

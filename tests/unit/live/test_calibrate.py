@@ -68,6 +68,14 @@ def test_first_half_of_a_phase_is_skipped() -> None:
     assert "look away" in trial.message(131.0)
 
 
+def test_frame_from_before_the_start_of_a_calibration_is_skipped() -> None:
+    """It waited while the key was pressed; the instruction has the whole time."""
+    trial = CalibrationSession.begin(100.0, 30.0, 10.0)
+    trial.add(replace(prediction(), t_s=99.9))
+    assert trial.attending == trial.away == []
+    assert trial.message(99.9) == "attend as usual: 30 s"
+
+
 def test_states_without_prediction_are_skipped_in_a_calibration() -> None:
     """A lost camera in the first phase and no face in the second: too few predictions remain."""
     trial = CalibrationSession.begin(0.0, 30.0, 10.0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 
 from extract.video.reader import Frame, read_video
+from live.__main__ import main
 from live.output.recorder import Recorder
 from live.sources.base import open_source
 from live.sources.camera import bgr_to_rgb, camera_frames, is_file_address, stream_frames
 from live.sources.latest_frame import SILENT_S, LatestFrameReader
 from live.sources.realtime_file import RealtimeFileReader
 from live.ui.view import window_problem
+from tests.support.small_run import write_run
 from tests.support.stepped import PICTURE, SteppedCamera, SteppedClock
 
 
@@ -149,6 +152,93 @@ def test_pause_closes_the_camera() -> None:
     assert not held.is_set()
 
 
+def test_frame_from_before_a_pause_is_not_used_after_it() -> None:
+    """The camera gives it while, or after, the session is paused; then the camera is opened again."""
+    was_taken, may_give, opened = threading.Event(), threading.Event(), list[float]()
+
+    def camera() -> Iterator[Frame]:
+        opened.append(100.0 * len(opened))
+        yield Frame(opened[-1], PICTURE)
+        if len(opened) == 1:
+            taken = Frame(1.0, PICTURE)
+            was_taken.set()
+            assert may_give.wait(20)
+            yield taken
+        assert is_over.wait(20)
+
+    is_over = threading.Event()
+    latest = LatestFrameReader(camera, reconnects=True)
+    latest.start()
+    assert latest.next(5.0) is not None
+    assert was_taken.wait(20)
+    latest.pause()
+    latest.resume()
+    may_give.set()
+    following = latest.next(20.0)
+    is_over.set()
+    latest.close()
+    assert following is not None
+    assert following.pts_s == 100.0
+
+
+def test_gap_does_not_delay_the_notice_of_the_next_one() -> None:
+    """After three seconds without a frame, the next second without one is a loss again."""
+    clock, camera = SteppedClock(), SteppedCamera()
+    camera.give(0.0)
+    latest, lost = LatestFrameReader(camera.frames, reconnects=True, clock=clock), []
+    latest.start()
+    for step_s in (0.1, 0.1, 3.0):
+        clock.now_s += step_s
+        camera.show(clock.now_s)
+    for _ in range(2):
+        clock.now_s += 0.9 * SILENT_S
+        lost.append(latest.is_lost)
+    camera.give(clock.now_s)  # so that its thread sees the end
+    latest.close()
+    assert lost == [False, True]
+
+
+def test_unexpected_exception_of_a_source_ends_the_session() -> None:
+    """It is raised in the main thread, at the start or later."""
+    for num_frames in (0, 1):
+
+        def camera(num_frames: int = num_frames) -> Iterator[Frame]:
+            for _ in range(num_frames):
+                yield Frame(0.0, PICTURE)
+            raise RuntimeError("a defect")
+
+        latest = LatestFrameReader(camera, reconnects=True)
+
+        def read_all(latest: LatestFrameReader = latest) -> None:
+            latest.start()
+            while not latest.has_ended:
+                latest.next(5.0)
+            latest.next(5.0)
+
+        with pytest.raises(RuntimeError, match="a defect"):
+            read_all()
+
+
+def test_file_at_an_address_that_sends_no_more_ends_the_session(
+    address: str,
+    tmp_path: Path,
+    detector_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With its summary, an error line without the password, and exit code 1."""
+    monkeypatch.setattr("extract.video.decoder.NO_DATA_S", 0.2)
+    run = write_run(tmp_path / "run", detector_path)
+    video = f"{address}/stalls/long.mp4".replace("://", "://minsu:secret@")
+    assert main(["--run", str(run), "--video", video, "--headless", "--json"]) == 1
+    output = capsys.readouterr()
+    assert json.loads(output.out)["frames"] > 0
+    error = " ".join(output.err.split())
+    assert "the video ended too early: " in error
+    assert "no data for 0.2 s" in error
+    assert "secret" not in error
+
+
 def test_realtime_file_plays_at_its_own_speed(real_clips: dict[str, Path]) -> None:
     """Each frame is given at its own time, not earlier."""
     clock = SteppedClock()
@@ -207,11 +297,48 @@ def test_hanging_camera_is_lost_until_its_next_frame() -> None:
     source.pause()
     assert not source.is_lost
     source.resume()
-    camera.give(clock.now_s)
+    for _ in range(2):  # the read that hung before the pause is not used, and the camera is opened again
+        camera.give(clock.now_s)
     assert source.next(5.0) is not None
     assert not source.is_lost
     camera.give(clock.now_s)  # so that its thread sees the end
     source.close()
+
+
+class SteppedCapture:
+    """A driver with pictures of one shade each, an eighth of a second apart on the clock; then it is gone."""
+
+    def __init__(self, clock: SteppedClock, shades: list[int]) -> None:
+        self._clock, self._shades = clock, shades
+
+    def read(self) -> tuple[bool, np.ndarray]:
+        """The next picture, if there is one."""
+        self._clock.now_s += 0.125
+        shade = self._shades.pop(0) if self._shades else -1
+        return shade >= 0, np.full((48, 64, 3), max(shade, 0), np.uint8)
+
+    def get(self, name: int) -> float:
+        """No property is known."""
+        return 0.0
+
+    def set(self, name: int, value: float) -> None:
+        """No property is settable."""
+
+    def release(self) -> None:
+        """Nothing to release."""
+
+
+def test_frozen_camera_gives_no_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is lost two seconds after its picture froze, until that changes. An address is not checked."""
+    clock, shades = SteppedClock(), [*range(10), *[10] * 50, *range(11, 21)]
+    monkeypatch.setattr(
+        "live.sources.camera._open_capture", lambda *ignored: SteppedCapture(clock, shades.copy())
+    )
+    times = [frame.pts_s for frame in camera_frames(0, clock)]
+    first_frozen_s = 11 * 0.125
+    assert times == [0.125 * k for k in (*range(1, 20), *range(61, 71))]
+    assert times[18] + SILENT_S == first_frozen_s + 2.0
+    assert len(list(stream_frames("rtsp://camera", clock))) == 70
 
 
 def test_slow_camera_is_not_lost() -> None:
@@ -293,6 +420,7 @@ def address(tmp_path: Path, real_clips: dict[str, Path]) -> Iterator[str]:
     """Of a server on this machine with a video (`clip.mp4`), a recording (`own.mp4`), the same without its
     length, as a live stream would come (`live/own.mp4`), and a camera's pictures that end (`camera`)."""
     (tmp_path / "clip.mp4").write_bytes(real_clips["single"].read_bytes())
+    (tmp_path / "long.mp4").write_bytes(real_clips["pexels"].read_bytes())  # its index comes first
     recorder = Recorder(tmp_path / "own.mp4")
     for k in range(24):
         recorder.write(np.full((96, 128, 3), 10 * k, np.uint8), k / 30)
@@ -377,6 +505,15 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
                 for _ in range(NUM_PICTURES):
                     self.wfile.write(head + jpeg + b"\r\n")
                     time.sleep(1 / 30)
+        elif self.path.startswith("/stalls/"):
+            content = (Path(self.directory) / Path(self.path).name).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[:120_000])  # a second and a half
+            self.connection.settimeout(20)
+            with contextlib.suppress(OSError):
+                self.connection.recv(1)  # until the client disconnects
         elif self.path.startswith("/live/"):
             self.send_response(200)
             self.end_headers()

@@ -52,6 +52,7 @@ def test_predict_of_a_folder_gives_the_same_as_the_camera(
     for name in ("carphone.csv", "carphone-2.csv"):
         found = read_log(tmp_path / "out" / name)[1]
         assert [row.t_s for row in found] == [round(p.t_s, 4) for p in wanted]
+        assert {row.time for row in found} == {None}, "the time of processing is not that of the video"
         assert [row.p for row in found] == [tuple(round(v, 6) for v in p.p) for p in wanted]
         assert (tmp_path / "out" / name).with_suffix(".png").is_file()
     assert not list((tmp_path / "out").glob("*.partial"))

@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -14,7 +16,7 @@ from live.__main__ import main
 from live.config import novelty_file
 from live.inference.state_machine import State
 from live.output.log_summary import days, summarise_log, timeline_png
-from live.output.log_writer import Log
+from live.output.log_writer import Log, log_columns
 from live.output.report import write_report
 from live.ui.drawing import TRACK
 from seqmodel.runs.files import write_text
@@ -52,6 +54,33 @@ def test_time_per_state_adds_up(log: Path) -> None:
     assert np.isnan(session.points[-1].level)
 
 
+def test_classes_named_like_states_are_separate_from_them(tmp_path: Path) -> None:
+    """Ten seconds of class `paused`, five of class `unsure`, three of state unsure, two of a pause."""
+    path, names = tmp_path / "names.csv", ("paused", "unsure")
+    log = Log(str(path), names)
+    for k in range(54):
+        state: State = "ok" if k < 45 else "unsure"
+        label = ("paused" if k < 30 else "unsure") if state == "ok" else ""
+        log.write(replace(prediction(), t_s=k / 3, names=names, state=state, label=label))
+    for k in range(3):
+        log.write_state(18.0 + k, "paused")
+    log.close()
+    session = summarise_log(path)
+    rounded = {shown: round(seconds) for shown, seconds in session.seconds.items()}
+    assert rounded == {"paused": 10, "unsure": 5, "unsure (state)": 3, "paused (state)": 2}
+    assert "unsure (state)" in write_report([session]).read_text(encoding="utf-8")
+
+
+def test_class_with_a_comma_in_its_name_is_in_the_report(tmp_path: Path) -> None:
+    """The header quotes the name of its column."""
+    path, names = tmp_path / "day1.csv", ('looks away, "tired"', "engaged")
+    log = Log(str(path), names)
+    log.write(replace(prediction(), names=names))
+    log.close()
+    assert main(["report", str(path)]) == 0
+    assert summarise_log(path).names == names
+
+
 def test_gap_in_the_log_is_not_counted(tmp_path: Path) -> None:
     """Two rows an hour apart are at most two seconds of session."""
     path = tmp_path / "gap.csv"
@@ -79,6 +108,38 @@ def test_pause_is_one_span(tmp_path: Path, state: State, shown: str) -> None:
     spans = [(span.shown, span.start_s, span.length_s) for span in session.spans]
     assert spans[:2] == [(shown, 10.0, pytest.approx(absent_s)), ("engaged", 0.0, pytest.approx(10.0))]
     assert len(spans) == 3
+
+
+@pytest.fixture
+def seoul(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The time zone nine hours before UTC."""
+    if not hasattr(time, "tzset"):
+        pytest.skip("Windows has no tzset")
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "KST-9")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("seoul")
+def test_days_are_those_of_the_local_time_zone(tmp_path: Path) -> None:
+    """From 8:30 to 9:30 in Seoul it is one day, and two in UTC. A video file has no date."""
+    path = tmp_path / "morning.csv"
+    columns = log_columns(NAMES)
+    times = {0.0: "2026-11-27T23:30:00.000Z", 3600.0: "2026-11-28T00:30:00.000Z"}
+    lines = [",".join(columns)]
+    for t_s, time_utc in times.items():
+        row = {"t_s": t_s, "time_utc": time_utc, "face": 0, "state": "no_face", "coverage": 0.0}
+        lines.append(",".join(str(row.get(column, "")) for column in columns))
+    path.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    video = tmp_path / "video.csv"
+    log = Log(str(video), NAMES, is_live=False)
+    log.write(prediction())
+    log.close()
+    sessions = [summarise_log(path), summarise_log(video)]
+    assert [session.began for session in sessions] == ["2026-11-28 08:30:00+09:00", "no date"]
+    assert [day.date for day in days(sessions)] == ["2026-11-28", "no date"]
 
 
 @pytest.mark.parametrize("fps", [0.1, 0.5, 1, 1.5, 3, 5])

@@ -338,6 +338,60 @@ def test_second_session_with_the_same_names_replaces_nothing(tmp_path: Path) -> 
         kept = found
 
 
+def test_two_sessions_that_record_at_the_same_time_have_two_files(tmp_path: Path) -> None:
+    """Also before either has its first picture. A session without a picture leaves no file."""
+    options = OutputOptions(record=tmp_path / "view.mp4", record_raw=tmp_path / "own.mp4")
+    sessions = [Session(NAMES, options) for _ in range(3)]
+    for session in sessions:
+        session.begin()
+    image = np.full((96, 128, 3), 60, np.uint8)
+    for count, session in enumerate(sessions):
+        for k in range(count):
+            session.add_frame(Frame(k / 10, image), None)
+            session.picture(image, k / 10)
+    for session in sessions:
+        session.close()
+    assert [[path.name for path in session.files] for session in sessions] == [
+        [],
+        ["own-2.mp4", "view-2.mp4"],
+        ["own-3.mp4", "view-3.mp4"],
+    ]
+    for count, session in enumerate(sessions):
+        for path in session.files:
+            with av.open(str(path)) as container:
+                assert sum(1 for _ in container.decode(video=0)) == count
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_log_name_that_another_session_takes_first_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another session creates the file after this one has found the name free."""
+    first, second = (Session(NAMES, OutputOptions(log=str(tmp_path / "day1.csv"))) for _ in range(2))
+    touch = Path.touch
+
+    def touch_later(self: Path, mode: int = 0o666, exist_ok: bool = True) -> None:
+        monkeypatch.setattr(Path, "touch", touch)
+        second.begin()
+        touch(self, mode, exist_ok)
+
+    monkeypatch.setattr(Path, "touch", touch_later)
+    first.begin()
+    for session in (first, second):
+        session.add_frame(Frame(0.0, np.zeros((48, 64, 3), np.uint8)), prediction())
+        session.close()
+    assert [first.log_path, second.log_path] == [tmp_path / "day1-2.csv", tmp_path / "day1.csv"]
+    assert [len(read_log(tmp_path / name)[1]) for name in ("day1.csv", "day1-2.csv")] == [1, 1]
+
+
+def test_key_r_in_a_folder_that_cannot_be_written_gives_a_message(tmp_path: Path) -> None:
+    """The session goes on."""
+    (tmp_path / "file").touch()
+    session = Session(NAMES, OutputOptions(record=tmp_path / "file" / "view.mp4"))
+    assert session.toggle_recording().startswith("nothing is recorded: ")
+    assert not session.recording
+
+
 def test_free_names_of_two_recordings_differ(tmp_path: Path) -> None:
     """A free name of one recording is not the name of the other, before or after the first picture."""
     (tmp_path / "own.mp4").write_bytes(b"earlier")
@@ -435,7 +489,8 @@ def test_durable_log_syncs_each_row(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_existing_log_file_is_refused(tmp_path: Path) -> None:
-    """The caller must choose a free name."""
+    """The caller must choose a free name; an empty file is one that it has reserved."""
+    (tmp_path / "a.csv").touch()
     Log(str(tmp_path / "a.csv"), NAMES).close()
     threads = set(threading.enumerate())
     with pytest.raises(FileExistsError):
