@@ -37,10 +37,10 @@ from seqmodel.reporting.console import print_estimates
 from seqmodel.reporting.content import build_content
 from seqmodel.reporting.html import write_model_card, write_report
 from seqmodel.reporting.umap_projection import UmapJob, umap_in_background
-from seqmodel.runs.card import Card, load_card, save_card
+from seqmodel.runs.card import Card, load_card
 from seqmodel.runs.files import write_text
 from seqmodel.runs.predict import PREDICTIONS, write_predictions
-from seqmodel.runs.writer import put_calibration
+from seqmodel.runs.writer import card_lock, put_calibration, update_card
 
 
 def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
@@ -77,8 +77,8 @@ def renew_threshold(args: EvaluateArgs) -> None:
     card, calibration = context.card, choose_on_validation(context, args.threshold_metric, args.abstain)
     if calibration != card.calibration:
         stage = {"stage": "threshold", "command": args.command}
-        calibrated = replace(card, calibration=calibration, stages=(*card.stages, stage))
-        renew_exports(context.run, put_calibration(context.run, calibrated, training_store_path(context)))
+        store = training_store_path(context)
+        renew_exports(context.run, put_calibration(context.run, card, calibration, stage, store=store))
 
 
 def find_clips(args: EvaluateArgs) -> EvalContext:
@@ -194,7 +194,8 @@ def write_result(
     heads of `fold_models`.
     """
     metrics = estimates_json(result)
-    write_metrics(folder / "metrics.json", result.split, metrics)
+    with card_lock(args.run):
+        write_metrics(folder / "metrics.json", result.split, metrics)
     write_predictions(folder / PREDICTIONS, result.predictions, result.label_names, result.split)
     card = replace(context.card, metrics=replaced_metrics(context.card.metrics, result.split, metrics))
     if not context.is_other_data:
@@ -212,14 +213,17 @@ def write_result(
 
 def _keep_metrics(run: Path, evaluated: Card, split: str, metrics: dict[str, Any]) -> None:
     """Add the metrics to the card file, unless the run was changed during the evaluation."""
-    card = load_card(run)
-    if (card.calibration, card.stages) != (evaluated.calibration, evaluated.stages):
-        log_warning(
-            f"{run} was changed during the evaluation: these metrics are not saved in its card; run evaluate "
-            "again"
-        )
-        return
-    save_card(run, replace(card, metrics=replaced_metrics(card.metrics, split, metrics)))
+
+    def change(now: Card) -> Card:
+        if (now.calibration, now.stages) != (evaluated.calibration, evaluated.stages):
+            log_warning(
+                f"{run} was changed during the evaluation: these metrics are not saved in its card; run "
+                "evaluate again"
+            )
+            return now
+        return replace(now, metrics=replaced_metrics(now.metrics, split, metrics))
+
+    update_card(run, change)
 
 
 def _subset_warnings(context: EvalContext) -> list[str]:
