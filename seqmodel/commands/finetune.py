@@ -23,7 +23,6 @@ from features.cli import console, echo, log_warning, progress
 from features.recipe import EncoderId
 from seqmodel.config import FinetuneArgs
 from seqmodel.encoders.backbone import state_sha256
-from seqmodel.finetuning.checkpoint import load_checkpoint, save_checkpoint
 from seqmodel.finetuning.distributed import DistributedContext, join_distributed, leave_distributed
 from seqmodel.finetuning.reextract import re_extract
 from seqmodel.finetuning.setup import (
@@ -42,6 +41,7 @@ from seqmodel.runs.files import append_log, save_weights
 from seqmodel.runs.training_stats import FILE as TRAINING_STATS
 from seqmodel.runs.training_stats import write_training_stats
 from seqmodel.runs.writer import drop_results, resolve_device, update_card
+from seqmodel.training.checkpoint import load_checkpoint, save_checkpoint
 
 LOST_PEER = ("connection closed", "connection reset", "gloo", "nccl", "peer")
 """Words in errors of torch.distributed if another process has ended."""
