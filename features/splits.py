@@ -73,7 +73,7 @@ def make_split(
     Raises ValueError when a subject or a part of a video is in two subsets, or there are too few subjects for
     three subsets.
     """
-    groups = _joined(groups_of(table, rows), rows, near_duplicates)
+    groups = joined_groups(groups_of(table, rows), rows, near_duplicates)
     marks = _marks(table, rows)
     left_out: tuple[str, ...] = ()
     masks = {subset: marks == subset for subset in SUBSETS}
@@ -92,8 +92,8 @@ def make_split(
     return _checked(table, rows, labels, groups, masks, description, left_out)
 
 
-def _joined(groups: np.ndarray, rows: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The groups (n,) with one name for all groups that pairs of rows connect."""
+def joined_groups(groups: np.ndarray, rows: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The groups (n,) with one name for all groups that pairs of rows connect; other rows are ignored."""
     if not pairs:
         return groups
     names, index = np.unique(groups, return_inverse=True)

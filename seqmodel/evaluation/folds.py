@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from features.datasets import Samples, load_samples, sample_groups, select_samples
+from features.near_duplicates import COPY_COSINE, near_duplicates
 from features.recipe import GeometryId
-from features.splits import grouped_folds, leave_one_subject_out
+from features.splits import grouped_folds, joined_groups, leave_one_subject_out
 from features.store.table import groups_of
 from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
 from seqmodel.evaluation.baselines import identity, logistic, majority
@@ -151,15 +152,19 @@ def run_folds(
     num_classes = len(card.labelling.names)
     all_samples, samples, reasons = samples_of(context, card)
     measured, subjects = reasons == "", samples.subjects
-    groups = subjects if args.folds == "loso" else sample_groups(samples)
-    folds = split_folds(args.folds, labels, groups, args.seed)
+    groups = fold_groups(context, samples)
+    has_unknown = bool((subjects == "").any())
+    folds = split_folds(
+        args.folds, labels, subjects if args.folds == "loso" and has_unknown else groups, args.seed
+    )
+    grouped = replace(samples, subjects=groups)
     # The same for all folds: the training frequencies of a fold are biased against its held-out clips.
     prior = class_frequencies(labels, num_classes)
     constant = majority(prior, len(rows), card.labelling.names, of="all clips")
     fold_baselines: dict[str, Baseline] = {constant.name: constant}
     results: list[FoldResult] = []
     for number, (train, held_out) in enumerate(track(folds)):
-        results.append(run_fold(card, samples, measured, train, held_out, args.seed + number))
+        results.append(run_fold(card, grouped, measured, train, held_out, args.seed + number))
         _add_baselines(fold_baselines, all_samples, measured, train, held_out, prior)
     chosen = [result for result in results if result.candidate]
     if not chosen:
@@ -184,7 +189,7 @@ def run_folds(
     num_untrained = sum(bool(untrained[held_out].any()) for _, held_out in folds)
     leak = encoder_leak_warning(context.store, groups_of(context.table, rows))
     names = [result.candidate for result in chosen]
-    notes = [leak] * bool(leak) + _notes(len(folds), num_untrained, names, bool((subjects == "").any()))
+    notes = [leak] * bool(leak) + _notes(len(folds), num_untrained, names, has_unknown)
     return predictions, baselines, fold_models, notes
 
 
@@ -226,6 +231,14 @@ def samples_of(context: EvalContext, card: Card) -> tuple[Samples, Samples, np.n
     seen = np.any([np.asarray(mask).any(axis=1) for mask in valid.values()], axis=0)
     reasons = np.where(context.table.state[rows] == 2, "failed", np.where(seen, "", "no face"))
     return all_samples, replace(all_samples, x=x, valid=valid), reasons
+
+
+def fold_groups(context: EvalContext, samples: Samples) -> np.ndarray:
+    """(N,) str: group of each evaluated clip; clips of one group are on one side of every fold. Subjects (or
+    videos) with nearly equal clips are one group."""
+    extracted = samples.rows[context.table.state[samples.rows] == 1]
+    pairs = near_duplicates(context.store, extracted, COPY_COSINE)
+    return joined_groups(sample_groups(samples), samples.rows, pairs)
 
 
 def group_importance(

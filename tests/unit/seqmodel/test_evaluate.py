@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from features.maintenance.import_external import read_sequences, write_external
+from features.store.store import FeatureStore
 from seqmodel.__main__ import main
 from seqmodel.config import HeadConfig
 from seqmodel.evaluation import folds
@@ -83,8 +84,6 @@ def test_clips_without_prediction_count_as_the_training_majority(evaluated):
 
 
 def test_evaluation_on_test_is_logged_in_card_and_store(evaluated):
-    from features.store.store import FeatureStore
-
     card = load_card(evaluated)
     before = len(card.test_evaluations)
     assert main(["evaluate", "--run", str(evaluated), "--split", "val", "--bootstrap-rounds", "50"]) == 0
@@ -356,6 +355,29 @@ def test_windows_of_one_video_stay_in_one_fold_without_subjects(tmp_path, quick_
     videos = store.table().source
     assert len(subsets) == 3 * (1 + folds.INNER_FOLDS)
     assert not any(set(videos[one]) & set(videos[other]) for one, other in subsets)
+
+
+@pytest.mark.parametrize("how", ["4", "loso"])
+def test_nearly_equal_clips_of_two_subjects_stay_in_one_fold(tmp_path, quick_folds, monkeypatch, how):
+    """A video that was copied under another subject: in no fold, and in no inner part, the copy is on the
+    other side."""
+    store = make_store(tmp_path / "s.zarr", num_subjects=9, clips_each=3, broken=False)
+    make_run(tmp_path / "run", store, epochs=1)
+    copies = [0, 26]
+    monkeypatch.setattr("features.near_duplicates.MIN_VALUES", 50)  # of 72 in these small clips
+    store = FeatureStore.open(tmp_path / "s.zarr", "r+")
+    store.write_row(26, embeddings=store.array("embeddings")[0], frames=store.array("frames")[0])
+    subsets = []
+
+    def noted(samples, learn, seed, inner_parts=folds.inner_parts):
+        subsets.append((learn, np.setdiff1d(np.arange(len(samples)), learn)))
+        subsets.extend(inner_parts(samples, learn, seed))
+        return inner_parts(samples, learn, seed)
+
+    monkeypatch.setattr(folds, "inner_parts", noted)
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", how, "--bootstrap-rounds", "50"]) == 0
+    assert len(subsets) == (4 if how == "4" else 8) * (1 + folds.INNER_FOLDS)
+    assert not any(np.isin(copies, one).any() and np.isin(copies, other).any() for one, other in subsets)
 
 
 def test_folds_of_another_data_set_use_mapped_labels(tmp_path, quick_folds):
