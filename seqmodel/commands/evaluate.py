@@ -5,10 +5,10 @@ plots/, report.html and MODEL_CARD.md into the run; results on another data set 
 The threshold comes from the card and was chosen on validation, never on the evaluated split.
 """
 
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from seqmodel.evaluation.context import (
     training_clips,
 )
 from seqmodel.evaluation.evaluator import Baseline, EvaluationResult, evaluate_predictions
-from seqmodel.evaluation.folds import every_clip, run_folds
+from seqmodel.evaluation.folds import FINISHED, every_clip, run_folds
 from seqmodel.evaluation.metrics_json import estimates_json, replaced_metrics, summary, write_metrics
 from seqmodel.evaluation.recalibration import choose_on_validation, training_store_path
 from seqmodel.metrics.predictions import Predictions
@@ -63,6 +63,8 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
             folder = folder_of(context)
         folder.mkdir(parents=True, exist_ok=True)
         report = write_result(folder, result, context, args, umap_job, fold_models=fold_models)
+    if args.folds:
+        shutil.rmtree(folder / FINISHED, ignore_errors=True)
     print_estimates(result, report)
     print_auroc_of_predicted(result)
     return summary(result, report), 0
@@ -97,15 +99,21 @@ def open_split(args: EvaluateArgs) -> EvalContext:
 def evaluate_folds(
     context: EvalContext, args: EvaluateArgs
 ) -> tuple[EvalContext, EvaluationResult, FoldModels]:
-    """Train heads in each fold, evaluate their predictions, and log the evaluation.
+    """Train heads in each fold, evaluate their predictions, and log the evaluation. Finished folds are saved
+    until the report is written.
 
     Returns the context with the log entry, the result, and the heads of the folds.
 
     Raises ValueError for a wrong K or too few subjects; then nothing is logged.
     """
-    with progress("folds") as bar:
-        track = partial(bar.track, description="refitting")
-        predictions, baselines, fold_models, notes = run_folds(context, args, track)
+    with progress("fits") as bar:
+        row = bar.add_task("refitting", total=None)
+        predictions, baselines, fold_models, notes = run_folds(
+            context,
+            args,
+            folder_of(context) / context.split / FINISHED,
+            lambda total: bar.update(row, total=total, advance=1),
+        )
     context = replace(context, card=log_test_evaluation(context, context.card))
     return context, _evaluated(context, predictions, baselines, args, notes), fold_models
 
