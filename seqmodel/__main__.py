@@ -19,8 +19,10 @@ COMMANDS: dict[str, tuple[type, str]] = {
 """Command -> its options, and the module with the function of that name (imported when it is called)."""
 
 ON_STOP = {
-    "train": "stopped; nothing was saved",
-    "finetune": "stopped; the last checkpoint is saved: run the same command again to continue",
+    "train": "stopped before the end: the same command starts from the beginning",
+    "finetune": "stopped: the same command continues from the last checkpoint",
+    "evaluate": "stopped before the end: with --folds, the same command continues after the last finished "
+    "fold; without, it starts again",
 }
 """Command -> message after an interruption."""
 

@@ -5,7 +5,6 @@ shift, so its threshold is wrong. Some of the new subjects are used for the fit,
 network does not change.
 """
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +21,7 @@ from seqmodel.metrics.calibration import Calibration, decide, refit_calibration,
 from seqmodel.metrics.classification import minority_class
 from seqmodel.reporting.text import TITLES, short
 from seqmodel.runs.card import Card, load_card
-from seqmodel.runs.files import CALIBRATION_CLIPS, write_csv, write_json
+from seqmodel.runs.files import write_json
 from seqmodel.runs.predict import predict_rows
 from seqmodel.runs.writer import put_calibration
 
@@ -107,14 +106,12 @@ def _keep(
         "before": vars(card.calibration),
         "command": args.command,
     }
-    # Before the card: if the process stops in between, no evaluation is wrong.
     table, rows = context.table, context.eval_subset.rows
     fitted_rows = rows[np.isin(groups_of(table, rows), fit_subjects)]
     named = zip(table.clip_id[fitted_rows].tolist(), table.subject[fitted_rows].tolist(), strict=True)
-    write_csv(args.run / CALIBRATION_CLIPS, [("clip_id", "subject"), *named])
     # put_calibration deletes old predictions, which compare would otherwise read.
-    calibrated = replace(card, calibration=fitted, stages=(*card.stages, stage))
-    renew_exports(args.run, put_calibration(args.run, calibrated))
+    fitted_on = [("clip_id", "subject"), *named]
+    renew_exports(args.run, put_calibration(args.run, card, fitted, stage, fitted_on=fitted_on))
 
 
 def all_labelled(context: EvalContext) -> EvalContext:

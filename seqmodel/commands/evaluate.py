@@ -5,10 +5,10 @@ plots/, report.html and MODEL_CARD.md into the run; results on another data set 
 The threshold comes from the card and was chosen on validation, never on the evaluated split.
 """
 
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from seqmodel.evaluation.context import (
     training_clips,
 )
 from seqmodel.evaluation.evaluator import Baseline, EvaluationResult, evaluate_predictions
-from seqmodel.evaluation.folds import every_clip, run_folds
+from seqmodel.evaluation.folds import FINISHED, every_clip, run_folds
 from seqmodel.evaluation.metrics_json import estimates_json, replaced_metrics, summary, write_metrics
 from seqmodel.evaluation.recalibration import choose_on_validation, training_store_path
 from seqmodel.metrics.predictions import Predictions
@@ -37,10 +37,10 @@ from seqmodel.reporting.console import print_estimates
 from seqmodel.reporting.content import build_content
 from seqmodel.reporting.html import write_model_card, write_report
 from seqmodel.reporting.umap_projection import UmapJob, umap_in_background
-from seqmodel.runs.card import Card, load_card, save_card
+from seqmodel.runs.card import Card, load_card
 from seqmodel.runs.files import write_text
 from seqmodel.runs.predict import PREDICTIONS, write_predictions
-from seqmodel.runs.writer import put_calibration
+from seqmodel.runs.writer import card_lock, put_calibration, update_card
 
 
 def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
@@ -63,6 +63,8 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
             folder = folder_of(context)
         folder.mkdir(parents=True, exist_ok=True)
         report = write_result(folder, result, context, args, umap_job, fold_models=fold_models)
+    if args.folds:
+        shutil.rmtree(folder / FINISHED, ignore_errors=True)
     print_estimates(result, report)
     print_auroc_of_predicted(result)
     return summary(result, report), 0
@@ -77,8 +79,8 @@ def renew_threshold(args: EvaluateArgs) -> None:
     card, calibration = context.card, choose_on_validation(context, args.threshold_metric, args.abstain)
     if calibration != card.calibration:
         stage = {"stage": "threshold", "command": args.command}
-        calibrated = replace(card, calibration=calibration, stages=(*card.stages, stage))
-        renew_exports(context.run, put_calibration(context.run, calibrated, training_store_path(context)))
+        store = training_store_path(context)
+        renew_exports(context.run, put_calibration(context.run, card, calibration, stage, store=store))
 
 
 def find_clips(args: EvaluateArgs) -> EvalContext:
@@ -97,15 +99,21 @@ def open_split(args: EvaluateArgs) -> EvalContext:
 def evaluate_folds(
     context: EvalContext, args: EvaluateArgs
 ) -> tuple[EvalContext, EvaluationResult, FoldModels]:
-    """Train heads in each fold, evaluate their predictions, and log the evaluation.
+    """Train heads in each fold, evaluate their predictions, and log the evaluation. Finished folds are saved
+    until the report is written.
 
     Returns the context with the log entry, the result, and the heads of the folds.
 
     Raises ValueError for a wrong K or too few subjects; then nothing is logged.
     """
-    with progress("folds") as bar:
-        track = partial(bar.track, description="refitting")
-        predictions, baselines, fold_models, notes = run_folds(context, args, track)
+    with progress("fits") as bar:
+        row = bar.add_task("refitting", total=None)
+        predictions, baselines, fold_models, notes = run_folds(
+            context,
+            args,
+            folder_of(context) / context.split / FINISHED,
+            lambda total: bar.update(row, total=total, advance=1),
+        )
     context = replace(context, card=log_test_evaluation(context, context.card))
     return context, _evaluated(context, predictions, baselines, args, notes), fold_models
 
@@ -194,7 +202,8 @@ def write_result(
     heads of `fold_models`.
     """
     metrics = estimates_json(result)
-    write_metrics(folder / "metrics.json", result.split, metrics)
+    with card_lock(args.run):
+        write_metrics(folder / "metrics.json", result.split, metrics)
     write_predictions(folder / PREDICTIONS, result.predictions, result.label_names, result.split)
     card = replace(context.card, metrics=replaced_metrics(context.card.metrics, result.split, metrics))
     if not context.is_other_data:
@@ -212,14 +221,17 @@ def write_result(
 
 def _keep_metrics(run: Path, evaluated: Card, split: str, metrics: dict[str, Any]) -> None:
     """Add the metrics to the card file, unless the run was changed during the evaluation."""
-    card = load_card(run)
-    if (card.calibration, card.stages) != (evaluated.calibration, evaluated.stages):
-        log_warning(
-            f"{run} was changed during the evaluation: these metrics are not saved in its card; run evaluate "
-            "again"
-        )
-        return
-    save_card(run, replace(card, metrics=replaced_metrics(card.metrics, split, metrics)))
+
+    def change(now: Card) -> Card:
+        if (now.calibration, now.stages) != (evaluated.calibration, evaluated.stages):
+            log_warning(
+                f"{run} was changed during the evaluation: these metrics are not saved in its card; run "
+                "evaluate again"
+            )
+            return now
+        return replace(now, metrics=replaced_metrics(now.metrics, split, metrics))
+
+    update_card(run, change)
 
 
 def _subset_warnings(context: EvalContext) -> list[str]:

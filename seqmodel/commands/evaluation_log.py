@@ -5,16 +5,17 @@ from datetime import UTC, datetime
 
 from features.cli import log_warning
 from seqmodel.evaluation.context import EvalContext
-from seqmodel.runs.card import Card, load_card, save_card
+from seqmodel.runs.card import Card
+from seqmodel.runs.writer import update_card
 
 
 def log_test_evaluation(context: EvalContext, card: Card) -> Card:
     """Log this evaluation on test in the run's card file and in the store; returns `card` with it."""
     time_utc = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    now = load_card(context.run)
-    evaluations = (*now.test_evaluations, time_utc)
-    save_card(context.run, replace(now, test_evaluations=evaluations))
-    card = replace(card, test_evaluations=evaluations)
+    now = update_card(
+        context.run, lambda now: replace(now, test_evaluations=(*now.test_evaluations, time_utc))
+    )
+    card = replace(card, test_evaluations=now.test_evaluations)
     try:
         context.store.record_test_evaluation(context.run.name)
     except (OSError, ValueError) as error:  # object storage raises the latter

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,7 +87,7 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
     if not (args.run / TRAINING_STATS).is_file():
         with contextlib.suppress(ValueError):  # without the store, the bundle has no training statistics
             write_training_stats(args.run, args.store)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir(parents=True)
     try:
         _write_networks(partial, encoder, head, card, args)

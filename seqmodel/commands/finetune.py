@@ -23,7 +23,6 @@ from features.cli import console, echo, log_warning, progress
 from features.recipe import EncoderId
 from seqmodel.config import FinetuneArgs
 from seqmodel.encoders.backbone import state_sha256
-from seqmodel.finetuning.checkpoint import load_checkpoint, save_checkpoint
 from seqmodel.finetuning.distributed import DistributedContext, join_distributed, leave_distributed
 from seqmodel.finetuning.reextract import re_extract
 from seqmodel.finetuning.setup import (
@@ -37,11 +36,12 @@ from seqmodel.finetuning.setup import (
 from seqmodel.finetuning.state import EpochResult, Objective
 from seqmodel.finetuning.trainer import EndToEnd, keep_freed_memory
 from seqmodel.metrics.calibration import refit_calibration
-from seqmodel.runs.card import Card, calibration_stage, git_commit, load_card, save_card, versions
+from seqmodel.runs.card import Card, calibration_stage, git_commit, load_card, versions
 from seqmodel.runs.files import append_log, save_weights
 from seqmodel.runs.training_stats import FILE as TRAINING_STATS
 from seqmodel.runs.training_stats import write_training_stats
-from seqmodel.runs.writer import drop_results, resolve_device
+from seqmodel.runs.writer import drop_results, resolve_device, update_card
+from seqmodel.training.checkpoint import load_checkpoint, save_checkpoint
 
 LOST_PEER = ("connection closed", "connection reset", "gloo", "nccl", "peer")
 """Words in errors of torch.distributed if another process has ended."""
@@ -258,23 +258,23 @@ def _write(setup: FinetuneSetup, job: EndToEnd, result: EpochResult, args: Finet
     }
     if result.phase == "stage 1":
         _log(setup.run, job.state.history)
-        save_card(setup.run, dataclasses.replace(setup.card, stages=(*setup.card.stages, entry)))
+        update_card(setup.run, lambda now: dataclasses.replace(now, stages=(*now.stages, entry)))
         return
-    card = _card_of(setup, job, result)
-    if (moved := calibration_stage(setup.card)) is not None:
+    if (moved := calibration_stage(load_card(setup.run))) is not None:
         log_warning(
             f"the calibration for {moved['store']} is deleted with the old weights: run calibrate again"
         )
     drop_results(setup.run)
     save_weights(setup.run, setup.model.head.state_dict(), setup.model.encoder.state_dict())
     _log(setup.run, job.state.history)
-    stages = tuple(dict(s) | {"kept": False} for s in card.stages)
-    save_card(setup.run, dataclasses.replace(card, stages=(*stages, entry)))
+    update_card(setup.run, lambda now: _card_of(now, setup, job, result, entry))
 
 
-def _card_of(setup: FinetuneSetup, job: EndToEnd, result: EpochResult) -> Card:
-    """The run's card with the identity of the new encoder and a new calibration."""
-    card, encoder = setup.card, setup.card.recipe.encoder
+def _card_of(
+    card: Card, setup: FinetuneSetup, job: EndToEnd, result: EpochResult, entry: dict[str, Any]
+) -> Card:
+    """The run's card with the identity of the new encoder, a new calibration and the entry as last stage."""
+    encoder = setup.card.recipe.encoder
     if result.phase == "both" and setup.first_block < len(setup.model.encoder.blocks):
         sha256 = state_sha256(setup.model.encoder.state_dict())
         encoder = EncoderId(encoder.name, f"finetuned:{setup.run.name}", sha256, encoder.dim)
@@ -290,6 +290,7 @@ def _card_of(setup: FinetuneSetup, job: EndToEnd, result: EpochResult) -> Card:
             threshold_metric=card.calibration.threshold_metric,
             label_names=card.labelling.names,
         ),
+        stages=(*(dict(stage) | {"kept": False} for stage in card.stages), entry),
         metrics={},
         versions=versions(),
         git_commit=git_commit(),

@@ -12,20 +12,24 @@ The encoder is not trained: the features are the store's.
 Shapes: N clips, O logits, C classes.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from features.datasets import Samples, load_samples, sample_groups, select_samples
+from features.near_duplicates import COPY_COSINE, near_duplicates
 from features.recipe import GeometryId
-from features.splits import grouped_folds, leave_one_subject_out
+from features.splits import grouped_folds, joined_groups, leave_one_subject_out
 from features.store.table import groups_of
 from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
 from seqmodel.evaluation.baselines import identity, logistic, majority
 from seqmodel.evaluation.context import EvalContext, FoldModels, every_labelled, face_coverage
 from seqmodel.evaluation.evaluator import Baseline
+from seqmodel.evaluation.fold_result import FoldResult, fingerprint_of, load_fold, save_fold
 from seqmodel.evaluation.permutation_importance import (
     Arrays,
     ImportanceScore,
@@ -48,7 +52,7 @@ from seqmodel.metrics.calibration import (
 )
 from seqmodel.metrics.classification import class_frequencies, score
 from seqmodel.metrics.predictions import Predictions
-from seqmodel.runs.card import Card
+from seqmodel.runs.card import Card, git_commit, versions
 from seqmodel.runs.writer import complete_head
 from seqmodel.training.loop import fit, fit_best, predict_logits, resolve_metric
 from seqmodel.training.task import encoder_leak_warning
@@ -88,24 +92,10 @@ STEPS = 400
 MIN_EPOCHS, MAX_EPOCHS = 16, 40
 INNER_FOLDS = 4
 """Parts that a fold's training subjects are divided into."""
+FINISHED = "finished"
+"""Folder, in that of the results, with the results of finished folds until all are done."""
 NOT_TRAINED = "no trained fold"
 """Reason for a clip without a prediction, if its fold has only one subject or one class for training."""
-
-
-@dataclass(frozen=True)
-class FoldResult:
-    """Predictions of one fold for its held-out clips."""
-
-    indices: np.ndarray
-    """(n,) indices into the evaluated clips."""
-    logits: np.ndarray
-    probabilities: np.ndarray
-    predicted: np.ndarray
-    candidate: str
-    """Name of the chosen candidate; '' if training was not possible or no clip was left out."""
-    heads: tuple[Any, ...] = ()
-    """Heads of the chosen candidate, one per part."""
-    calibration: Calibration = Calibration()
 
 
 def every_clip(context: EvalContext, folds: str) -> EvalContext:
@@ -137,11 +127,12 @@ def threshold_metric_of(card: Card, args: EvaluateArgs) -> str:
 
 
 def run_folds(
-    context: EvalContext, args: EvaluateArgs, track: Callable[[Folds], Iterable[Fold]] = iter
+    context: EvalContext, args: EvaluateArgs, folder: Path, on_fit: Callable[[int], None] = lambda total: None
 ) -> tuple[Predictions, list[Baseline], FoldModels, list[str]]:
     """Out-of-fold predictions of every clip, baselines on the same folds, the folds' heads, and warnings.
 
-    track: gives the folds one by one, and may show the progress.
+    folder: where finished folds are saved; those that an interrupted command saved are not trained again.
+    on_fit: called after each fit of a head, with the number of fits in all.
 
     Raises ValueError for a wrong K, and if training is not possible in any fold.
     """
@@ -151,15 +142,14 @@ def run_folds(
     num_classes = len(card.labelling.names)
     all_samples, samples, reasons = samples_of(context, card)
     measured, subjects = reasons == "", samples.subjects
-    groups = subjects if args.folds == "loso" else sample_groups(samples)
-    folds = split_folds(args.folds, labels, groups, args.seed)
+    grouped = replace(samples, subjects=fold_groups(context, samples, args.folds))
+    folds = split_folds(args.folds, labels, grouped.subjects, args.seed)
     # The same for all folds: the training frequencies of a fold are biased against its held-out clips.
     prior = class_frequencies(labels, num_classes)
     constant = majority(prior, len(rows), card.labelling.names, of="all clips")
     fold_baselines: dict[str, Baseline] = {constant.name: constant}
-    results: list[FoldResult] = []
-    for number, (train, held_out) in enumerate(track(folds)):
-        results.append(run_fold(card, samples, measured, train, held_out, args.seed + number))
+    results = fit_folds(card, grouped, measured, folds, args.seed, folder, on_fit)
+    for train, held_out in folds:
         _add_baselines(fold_baselines, all_samples, measured, train, held_out, prior)
     chosen = [result for result in results if result.candidate]
     if not chosen:
@@ -186,6 +176,43 @@ def run_folds(
     names = [result.candidate for result in chosen]
     notes = [leak] * bool(leak) + _notes(len(folds), num_untrained, names, bool((subjects == "").any()))
     return predictions, baselines, fold_models, notes
+
+
+def fit_folds(
+    card: Card,
+    samples: Samples,
+    measured: np.ndarray,
+    folds: Folds,
+    seed: int,
+    folder: Path,
+    on_fit: Callable[[int], None],
+) -> list[FoldResult]:
+    """The result of every fold: from its file in `folder`, or trained and saved there."""
+    limits = (MIN_BATCH, MAX_BATCH, STEPS_AN_EPOCH, STEPS, MIN_EPOCHS, MAX_EPOCHS, INNER_FOLDS)
+    settings = {
+        "task": card.labelling.task,
+        "names": card.labelling.names,
+        "threshold_metric": card.calibration.threshold_metric,
+        "candidates": [asdict(candidate) for candidate in CANDIDATES],
+        "training": [asdict(training_config(candidate, len(samples))) for candidate in CANDIDATES],
+        "limits": limits,
+        "code": versions() | {"commit": git_commit()},
+    }
+    arrays = [samples.labels, samples.subjects, measured, *samples.x.values(), *samples.valid.values()]
+    shared = {"shared": fingerprint_of(settings, arrays)}
+    paths = [
+        folder / f"{fingerprint_of(shared | {'seed': seed + number}, fold)}.safetensors"
+        for number, fold in enumerate(folds)
+    ]
+    saved = [load_fold(path, card.dims, card.num_outputs) for path in paths]
+    after_fit, results = partial(on_fit, saved.count(None) * len(CANDIDATES) * INNER_FOLDS), []
+    for number, (fold, path, result) in enumerate(zip(folds, paths, saved, strict=True)):
+        if result is None:
+            result = run_fold(card, samples, measured, *fold, seed + number, after_fit)
+            if result.candidate:
+                save_fold(path, result if "geometry" in card.dims else replace(result, heads=()))
+        results.append(result)
+    return results
 
 
 def _pooled(
@@ -226,6 +253,16 @@ def samples_of(context: EvalContext, card: Card) -> tuple[Samples, Samples, np.n
     seen = np.any([np.asarray(mask).any(axis=1) for mask in valid.values()], axis=0)
     reasons = np.where(context.table.state[rows] == 2, "failed", np.where(seen, "", "no face"))
     return all_samples, replace(all_samples, x=x, valid=valid), reasons
+
+
+def fold_groups(context: EvalContext, samples: Samples, folds: str) -> np.ndarray:
+    """(N,) str: group of each evaluated clip; clips of one group are on one side of every fold. Subjects (or
+    videos) with nearly equal clips are one group."""
+    if folds == "loso" and (samples.subjects == "").any():
+        return samples.subjects  # split_folds refuses them
+    extracted = samples.rows[context.table.state[samples.rows] == 1]
+    pairs = near_duplicates(context.store, extracted, COPY_COSINE)
+    return joined_groups(sample_groups(samples), samples.rows, pairs)
 
 
 def group_importance(
@@ -271,10 +308,17 @@ def split_folds(folds: str, labels: np.ndarray, subjects: np.ndarray, seed: int)
 
 
 def run_fold(
-    card: Card, samples: Samples, measured: np.ndarray, train: np.ndarray, held_out: np.ndarray, seed: int
+    card: Card,
+    samples: Samples,
+    measured: np.ndarray,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    seed: int,
+    on_fit: Callable[[], None] = lambda: None,
 ) -> FoldResult:
     """Choose, train and calibrate on `train`, then predict `held_out`, which is used for nothing else.
 
+    on_fit: called after each fit of a head.
     Temperature scaling is always applied, so that probabilities of different folds can be ranked together.
     """
     task, names = card.labelling.task, card.labelling.names
@@ -294,6 +338,7 @@ def run_fold(
                 select_samples(samples, inner_train),
                 select_samples(samples, inner_val),
                 first_seed + number,
+                on_fit,
             )
             for number, (inner_train, inner_val) in enumerate(parts)
         ]
@@ -349,7 +394,12 @@ def inner_parts(samples: Samples, train: np.ndarray, seed: int) -> list[tuple[np
 
 
 def _fit_head(
-    candidate: Candidate, card: Card, train: Samples, val: Samples, seed: int
+    candidate: Candidate,
+    card: Card,
+    train: Samples,
+    val: Samples,
+    seed: int,
+    on_fit: Callable[[], None],
 ) -> tuple[Any, np.ndarray]:
     """(head with its best epoch's weights, logits of `val`)."""
     task, classes = card.labelling.task, len(card.labelling.names)
@@ -357,7 +407,9 @@ def _fit_head(
     head.set_statistics(train)
     training = training_config(candidate, len(train))
     epochs = fit(head, train, val, training, task=task, num_classes=classes, seed=seed)
-    return head, fit_best(head, epochs, training.patience).best.val_logits
+    fitted = fit_best(head, epochs, training.patience)
+    on_fit()
+    return head, fitted.best.val_logits
 
 
 def _score(card: Card, logits: np.ndarray, labels: np.ndarray) -> float:

@@ -23,11 +23,11 @@ from features.datasets import CropClips
 from seqmodel.config import FinetuneConfig, TrainConfig
 from seqmodel.finetuning.activation_cache import ActivationDataset
 from seqmodel.finetuning.augmentation import Augmentation, augment_clip
-from seqmodel.finetuning.checkpoint import optimizer_tensors, restore_optimizer
 from seqmodel.finetuning.distributed import DistributedContext
 from seqmodel.finetuning.network import CnnLstm
 from seqmodel.finetuning.prefetch import prefetched
 from seqmodel.finetuning.state import EpochResult, Objective, TrainState
+from seqmodel.training.checkpoint import optimizer_tensors, restore_optimizer
 from seqmodel.training.loop import (
     augment_features,
     computes_in_bf16,

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
 
 CARD, WEIGHTS, SPLIT = "card.json", "weights.safetensors", "split.csv"
+CARD_LOCK = ".card.lock"
+"""Empty file that is locked while the card or metrics.json is changed."""
 CALIBRATION_CLIPS = "calibrated_on.csv"
 LOG = "log.jsonl"
 STUDY = "study.log"

@@ -1,4 +1,7 @@
-"""Writing of run directories: `write_run` for train and tune, and the update of a run's calibration."""
+"""Writing of run directories: `write_run` for train and tune, and changes of a run's card.
+
+Several commands may change one card at a time, so each reads, changes and writes it under a lock.
+"""
 
 import dataclasses
 import shutil
@@ -8,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from features.cli import echo, log_warning
 from features.datasets import labelled_rows, load_samples
@@ -22,11 +26,38 @@ from seqmodel.heads.recurrent import LstmHead
 from seqmodel.metrics.calibration import Calibration, fit_calibration
 from seqmodel.metrics.classification import class_frequencies
 from seqmodel.runs.card import Card, git_commit, load_card, save_card, versions
-from seqmodel.runs.files import LOG, WEIGHTS, append_log, keep_model_file, save_split, save_weights
+from seqmodel.runs.files import (
+    CALIBRATION_CLIPS,
+    CARD_LOCK,
+    LOG,
+    WEIGHTS,
+    append_log,
+    keep_model_file,
+    save_split,
+    save_weights,
+    write_csv,
+)
 from seqmodel.runs.training_stats import FILE as TRAINING_STATS
 from seqmodel.runs.training_stats import write_training_stats
 from seqmodel.training.loop import Epoch, Fitted
 from seqmodel.training.task import LearningTask, labels_of
+
+
+def card_lock(run: Path) -> FileLock:
+    """A lock (context manager) of what several commands may change at a time: the card and metrics.json."""
+    return FileLock(run / CARD_LOCK)
+
+
+def update_card(run: Path, change: Callable[[Card], Card]) -> Card:
+    """Replace the run's card by `change` of the card as it is now, under the lock; returns the new card.
+
+    A card that was read earlier may be old: `change` sets only what its command has found. Raises ValueError
+    if the run has no readable card.
+    """
+    with card_lock(run):
+        card = change(load_card(run))
+        save_card(run, card)
+    return card
 
 
 def complete_head(config: HeadConfig, task: Task) -> HeadConfig:
@@ -54,7 +85,6 @@ def write_run(
     its evaluations on test.
     """
     run.mkdir(parents=True, exist_ok=True)
-    evaluations = _test_evaluations(run)
     # If the process ends after this, the card has no weights and is rejected; it never has wrong weights.
     (run / WEIGHTS).unlink(missing_ok=True)
     drop_results(run)
@@ -77,10 +107,11 @@ def write_run(
         calibration=calibration,
         center=center,
         stages=({"stage": "head", "val_score": fitted.best.val_score, "kept": True} | dict(stage),),
-        test_evaluations=evaluations,
         warnings=tuple(dict.fromkeys(all_warnings)),
     )
-    save_card(run, card)
+    with card_lock(run):
+        card = dataclasses.replace(card, test_evaluations=_test_evaluations(run))
+        save_card(run, card)
     save_weights(run, head.state_dict(), encoder_state)
     _measure_training_stats(run, learning_task.store.path)
     return card
@@ -127,15 +158,38 @@ def _save_subsets(run: Path, learning_task: LearningTask) -> None:
     save_split(run, list(subset_of), [subject_of[clip] for clip in subset_of], list(subset_of.values()))
 
 
-def put_calibration(run: Path, card: Card, store: Path | str | None = None) -> list[str]:
-    """Save a card with a new calibration and delete the results of the old one; returns the formats of the
-    deleted exports.
+def put_calibration(
+    run: Path,
+    card: Card,
+    calibration: Calibration,
+    stage: Mapping[str, Any],
+    *,
+    store: Path | str | None = None,
+    fitted_on: Sequence[Sequence[str]] = (),
+) -> list[str]:
+    """Save a new calibration with its stage in the card and delete the results of the old one; returns the
+    formats of the deleted exports.
 
-    The training statistics are computed again on `store`, or on the store that the card names.
+    card: the card that the calibration was computed from. store: the training statistics are computed again
+    on it, or on the store that the card names. fitted_on: rows of `calibrated_on.csv`, with its header.
+    Raises ValueError if the calibration or the weights of the run have changed since `card` was read.
     """
     exports = sorted(folder.name for folder in (run / "export").glob("*") if folder.is_dir())
-    drop_calibrated_results(run)
-    save_card(run, dataclasses.replace(card, metrics={}))
+
+    def change(now: Card) -> Card:
+        if (now.calibration, now.stages) != (card.calibration, card.stages):
+            raise ValueError(
+                f"{run} was changed by another command: its calibration stays; run this command again"
+            )
+        # Before the card: if the process stops in between, no evaluation is wrong.
+        if fitted_on:
+            write_csv(run / CALIBRATION_CLIPS, fitted_on)
+        drop_calibrated_results(run)
+        return dataclasses.replace(
+            now, calibration=calibration, stages=(*now.stages, dict(stage)), metrics={}
+        )
+
+    update_card(run, change)
     echo(f"calibration of {run} changed: old metrics, reports and exports deleted")
     _measure_training_stats(run, store)
     return exports

@@ -35,6 +35,7 @@ from seqmodel.runs.files import load_weights, read_log, save_weights
 from seqmodel.runs.predict import predict_rows
 from seqmodel.runs.run_encoder import open_run_engine
 from seqmodel.runs.training_stats import read_training_stats
+from seqmodel.runs.writer import drop_results
 from seqmodel.training.losses import Loss
 from tests.support.crop_store import clip_images, encoder, write_crop_store
 
@@ -397,7 +398,7 @@ def test_job_killed_between_weights_and_card_resumes(
     whole = Path(shutil.copytree(run, tmp_path / "whole" / run.name))
     assert main(argv(whole, *LEARNS)) == 0
     with monkeypatch.context() as patch:
-        patch.setattr("seqmodel.commands.finetune.save_card", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr("seqmodel.commands.finetune.update_card", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             main(argv(run, *LEARNS))
     made = steps_of(monkeypatch)
@@ -411,9 +412,21 @@ def test_job_killed_between_weights_and_card_resumes(
         assert all(torch.equal(tensor, load_weights(whole)[part][name]) for name, tensor in tensors.items())
 
 
-def test_finetune_deletes_old_results_but_keeps_the_log_of_test_evaluations(run: Path) -> None:
+def test_finetune_deletes_old_results_but_keeps_the_log_of_test_evaluations(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of evaluations during the fine-tuning or the training."""
     card = load_card(run)
     save_card(run, dataclasses.replace(card, test_evaluations=("2026-01-01T00:00:00",)))
+
+    def log_and_drop(run: Path) -> None:
+        now = load_card(run)
+        evaluations = (*now.test_evaluations, f"2026-02-0{len(now.test_evaluations)}T00:00:00")
+        save_card(run, dataclasses.replace(now, test_evaluations=evaluations))
+        drop_results(run)
+
+    monkeypatch.setattr("seqmodel.commands.finetune.drop_results", log_and_drop)
+    monkeypatch.setattr("seqmodel.runs.writer.drop_results", log_and_drop)
     stale = ["metrics.json", "predictions.csv", "report.html", "MODEL_CARD.md", "plots/roc.png"]
     stale += ["export/openvino/bundle.json", "cross/other/metrics.json"]
 
@@ -429,7 +442,8 @@ def test_finetune_deletes_old_results_but_keeps_the_log_of_test_evaluations(run:
     litter()
     train(TrainArgs(Path(card.store), run, head=card.head, train=TrainConfig(epochs=1)))
     assert not [name for name in stale if (run / name).exists()]
-    assert load_card(run).test_evaluations == ("2026-01-01T00:00:00",)
+    expected = ("2026-01-01T00:00:00", "2026-02-01T00:00:00", "2026-02-02T00:00:00")
+    assert load_card(run).test_evaluations == expected
     assert [entry["stage"] for entry in read_log(run)] == ["head"]
 
 

@@ -16,8 +16,8 @@ from features.store.store import FeatureStore
 from seqmodel.__main__ import main
 from seqmodel.commands.train import train
 from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
-from seqmodel.finetuning.checkpoint import load_checkpoint
 from seqmodel.runs.files import load_weights
+from seqmodel.training.checkpoint import load_checkpoint
 from tests.support.crop_store import write_crop_store
 
 pytestmark = [

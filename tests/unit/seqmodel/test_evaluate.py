@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from multiprocessing import get_context
@@ -11,9 +12,14 @@ import numpy as np
 import pytest
 
 from features.maintenance.import_external import read_sequences, write_external
+from features.store.store import FeatureStore
 from seqmodel.__main__ import main
 from seqmodel.config import HeadConfig
 from seqmodel.evaluation import folds
+from seqmodel.evaluation.fold_result import FoldResult, load_fold, save_fold
+from seqmodel.evaluation.permutation_importance import head_logits
+from seqmodel.heads.recurrent import build_head
+from seqmodel.metrics.calibration import Calibration
 from seqmodel.reporting import umap_projection
 from seqmodel.runs.card import load_card
 from seqmodel.runs.predict import read_predictions
@@ -83,8 +89,6 @@ def test_clips_without_prediction_count_as_the_training_majority(evaluated):
 
 
 def test_evaluation_on_test_is_logged_in_card_and_store(evaluated):
-    from features.store.store import FeatureStore
-
     card = load_card(evaluated)
     before = len(card.test_evaluations)
     assert main(["evaluate", "--run", str(evaluated), "--split", "val", "--bootstrap-rounds", "50"]) == 0
@@ -358,6 +362,93 @@ def test_windows_of_one_video_stay_in_one_fold_without_subjects(tmp_path, quick_
     assert not any(set(videos[one]) & set(videos[other]) for one, other in subsets)
 
 
+def test_interrupted_folds_continue_and_equal_uninterrupted_ones(tmp_path, quick_folds, monkeypatch, capsys):
+    """Finished folds are not trained again, and other settings or labels use none of them."""
+    table = make_store(tmp_path / "s.zarr", num_subjects=6, clips_each=4).table()
+    make_run(tmp_path / "run", FeatureStore.open(tmp_path / "s.zarr"), epochs=1)
+    argv = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--bootstrap-rounds", "20"]
+    results = tmp_path / "run/folds-3"
+    fits, fit, last = [], folds._fit_head, [99]
+
+    def fit_until(*args):
+        if len(fits) == last[0]:
+            raise KeyboardInterrupt
+        fits.append(args)
+        return fit(*args)
+
+    def fits_until(number: int) -> int:
+        """Number of fits of the command, if it is interrupted after `number` fits."""
+        fits.clear()
+        last[0] = number
+        assert main(argv) == (130 if number < 99 else 0)
+        return len(fits)
+
+    def files() -> list[bytes]:
+        return [(results / name).read_bytes() for name in ("predictions.csv", "metrics.json")]
+
+    monkeypatch.setattr(folds, "_fit_head", fit_until)
+    assert fits_until(99) == 12
+    assert not (results / "finished").exists()
+    expected = files()
+    shutil.rmtree(results)
+    assert fits_until(10) == 10
+    interrupted = " ".join(capsys.readouterr().err.split())
+    assert fits_until(99) == 4
+    assert files() == expected
+    assert "with --folds, the same command continues" in interrupted
+
+    fits_until(10)
+    monkeypatch.setattr(folds, "MAX_EPOCHS", 4)
+    assert fits_until(9) == 9, "other settings"
+    _relabel(tmp_path / "s.zarr", {str(table.subject[0]): 0})
+    assert fits_until(9) == 9, "other labels"
+
+
+def test_saved_fold_has_the_heads_for_importance(tmp_path):
+    head = build_head(HeadConfig(hidden=4, projection=4), {"geometry": 3}, 1, seed=5)
+    result = FoldResult(
+        np.array([2, 5]),
+        np.array([[0.1], [0.7]]),
+        np.array([[0.5, 0.5], [0.3, 0.7]]),
+        np.array([0, 1]),
+        "wide",
+        (head,),
+        Calibration(temperature=1.7, threshold=0.3),
+    )
+    save_fold(tmp_path / "가.safetensors", result)
+    found = load_fold(tmp_path / "가.safetensors", head.dims, 1)
+    assert found is not None
+    for name in ("indices", "logits", "probabilities", "predicted"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(result, name), strict=True)
+    assert (found.candidate, found.calibration) == ("wide", result.calibration)
+    x = {"geometry": np.ones((1, 6, 3), np.float32)}, {"geometry": np.ones((1, 6), bool)}
+    np.testing.assert_array_equal(head_logits(found.heads[0], *x), head_logits(head, *x))
+    assert load_fold(tmp_path / "나.safetensors", head.dims, 1) is None
+
+
+@pytest.mark.parametrize("how", ["4", "loso"])
+def test_nearly_equal_clips_of_two_subjects_stay_in_one_fold(tmp_path, quick_folds, monkeypatch, how):
+    """A video that was copied under another subject: in no fold, and in no inner part, the copy is on the
+    other side."""
+    store = make_store(tmp_path / "s.zarr", num_subjects=9, clips_each=3, broken=False)
+    make_run(tmp_path / "run", store, epochs=1)
+    copies = [0, 26]
+    monkeypatch.setattr("features.near_duplicates.MIN_VALUES", 50)  # of 72 in these small clips
+    store = FeatureStore.open(tmp_path / "s.zarr", "r+")
+    store.write_row(26, embeddings=store.array("embeddings")[0], frames=store.array("frames")[0])
+    subsets = []
+
+    def noted(samples, learn, seed, inner_parts=folds.inner_parts):
+        subsets.append((learn, np.setdiff1d(np.arange(len(samples)), learn)))
+        subsets.extend(inner_parts(samples, learn, seed))
+        return inner_parts(samples, learn, seed)
+
+    monkeypatch.setattr(folds, "inner_parts", noted)
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", how, "--bootstrap-rounds", "50"]) == 0
+    assert len(subsets) == (4 if how == "4" else 8) * (1 + folds.INNER_FOLDS)
+    assert not any(np.isin(copies, one).any() and np.isin(copies, other).any() for one, other in subsets)
+
+
 def test_folds_of_another_data_set_use_mapped_labels(tmp_path, quick_folds):
     make_run(tmp_path / "run", make_store(tmp_path / "home.zarr", num_subjects=9), epochs=1)
     make_store(tmp_path / "other.zarr", names=("away", "here"), num_subjects=6, clip_prefix="o")
@@ -398,7 +489,7 @@ def test_folds_use_the_requested_threshold_metric(tmp_path, quick_folds):
     )
     card = load_card(tmp_path / "run")
     context = folds.every_clip(open_context(args.run, card, None, "test"), "2")
-    _, baselines, fold_models, _ = folds.run_folds(context, args)
+    _, baselines, fold_models, _ = folds.run_folds(context, args, tmp_path / "finished")
     assert {c.threshold_metric for c in fold_models.calibrations} == {"recall:distracted=0.9"}
     majority = next(stick for stick in baselines if stick.name == "majority")
     assert len(np.unique(majority.probabilities[:, 1])) == 1, (

@@ -3,19 +3,23 @@
 import html
 import shlex
 import shutil
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from filelock import FileLock
 
 from features.maintenance.import_external import read_sequences, write_external
 from seqmodel.__main__ import main
-from seqmodel.commands.evaluate import evaluate_split, open_split, write_result
+from seqmodel.commands.evaluate import evaluate_split, open_split, renew_threshold, write_result
 from seqmodel.commands.evaluation_log import log_test_evaluation
 from seqmodel.config import EvaluateArgs
 from seqmodel.evaluation.context import (
+    EvalContext,
     folder_of,
     open_context,
     training_class_frequencies,
@@ -24,10 +28,11 @@ from seqmodel.evaluation.context import (
 from seqmodel.metrics.calibration import fit_calibration
 from seqmodel.reporting.content import commands
 from seqmodel.reporting.text import headline
-from seqmodel.runs.card import calibration_clips, load_card, save_card
+from seqmodel.runs import card as card_file
+from seqmodel.runs.card import Card, calibration_clips, load_card, save_card
 from seqmodel.runs.files import load_split
 from seqmodel.runs.predict import predict_rows, read_predictions
-from tests.support.trained_run import make_run, make_store
+from tests.support.trained_run import WITH_GEOMETRY, make_run, make_store
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 
@@ -246,6 +251,81 @@ def test_changes_to_a_run_during_evaluation_are_kept(run: Path, capsys: pytest.C
     assert load_card(run).calibration.threshold == 0.9
     assert not load_card(run).metrics
     assert "was changed during the evaluation" in " ".join(capsys.readouterr().err.split())
+
+
+def keep_metrics(context: EvalContext) -> None:
+    args = EvaluateArgs(context.run, bootstrap_rounds=20)
+    write_result(folder_of(context), evaluate_split(context, args), context, args, None)
+
+
+@pytest.mark.usefixtures("not_exported")
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        (lambda context: log_test_evaluation(context, context.card), lambda card: card.test_evaluations[2:]),
+        (keep_metrics, lambda card: "test" in card.metrics),
+        (
+            lambda context: renew_threshold(EvaluateArgs(context.run, threshold_metric="f1")),
+            lambda card: card.calibration.threshold_metric == "f1",
+        ),
+    ],
+    ids=["evaluation log", "metrics", "threshold"],
+)
+def test_two_commands_that_change_a_card_at_a_time_lose_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., None], kept: Callable[[Card], object]
+) -> None:
+    """Each time that one command writes the card, another one logs an evaluation between its read and its
+    write, or waits for the lock."""
+    context = open_split(EvaluateArgs(run, bootstrap_rounds=20))
+    others: dict[threading.Thread, threading.Event] = {}
+    write_json = card_file.write_json
+
+    def lock(path: Path) -> FileLock:
+        if threading.current_thread() in others:
+            others[threading.current_thread()].set()
+        return FileLock(path)
+
+    def log_another() -> None:
+        log_test_evaluation(context, context.card)
+        others[threading.current_thread()].set()
+
+    def write(path: Path, plain: dict[str, object]) -> None:
+        if threading.current_thread() not in others and path.name == "card.json":
+            other, is_there = threading.Thread(target=log_another), threading.Event()
+            others[other] = is_there
+            other.start()
+            assert is_there.wait(60)
+        write_json(path, plain)
+
+    monkeypatch.setattr("seqmodel.runs.writer.FileLock", lock, raising=False)
+    monkeypatch.setattr(card_file, "write_json", write)
+    command(context)
+    for other in others:
+        other.join()
+    card = load_card(run)
+    assert len(others) == 1
+    assert len(card.test_evaluations) >= 2
+    assert kept(card)
+
+
+def test_export_with_the_process_id_of_another_machine_has_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Process ids are unique on one machine only, but a run may be on a shared disk."""
+    make_run(
+        tmp_path / "run", make_store(tmp_path / "s.zarr", recipe=WITH_GEOMETRY), inputs="geometry", epochs=1
+    )
+    seen = []
+    monkeypatch.setattr("os.getpid", lambda: 7)
+
+    def fail(folder: Path, *_: object) -> None:
+        seen.append(folder.name)
+        raise ValueError("stopped here")
+
+    monkeypatch.setattr("seqmodel.commands.export._write_networks", fail)
+    for _ in range(2):
+        assert main(["export", "--run", str(tmp_path / "run")]) == 2
+    assert len(set(seen)) == 2
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from features.store.store import FeatureStore
 from seqmodel.__main__ import main
 from seqmodel.reporting.text import calibration_intro
 from seqmodel.runs.card import calibration_stage, load_card, save_card
-from seqmodel.runs.predict import read_predictions
+from seqmodel.runs.predict import predict_rows, read_predictions
 from seqmodel.runs.training_stats import read_training_stats
 from seqmodel.runs.writer import drop_results
 from tests.support.trained_run import make_run, make_store
@@ -79,6 +80,28 @@ def test_finetune_without_new_weights_keeps_the_calibration_subjects(run: Path, 
     evaluate(run, "--store", str(tmp_path / "new.zarr"))
     evaluated = read_predictions(run / "cross" / "new" / "predictions.csv")
     assert 0 < len(evaluated) < FeatureStore.open(tmp_path / "new.zarr").num_clips
+
+
+def test_calibration_of_old_weights_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run is fine-tuned while its old logits are computed: nothing of the run is changed."""
+    make_store(tmp_path / "new.zarr", signal=0.4, clip_prefix="n", shift=1.2)
+    (run / "report.html").write_text("of the new weights", encoding="utf-8")
+
+    def predict_slowly(*args: Any) -> Any:
+        found = predict_rows(*args)
+        card = load_card(run)
+        save_card(run, replace(card, stages=(*card.stages, {"stage": "finetune", "kept": True})))
+        return found
+
+    monkeypatch.setattr("seqmodel.commands.calibrate.predict_rows", predict_slowly)
+    before = load_card(run)
+    assert main(["calibrate", "--run", str(run), "--store", str(tmp_path / "new.zarr")]) == 2
+    assert "was changed by another command" in " ".join(capsys.readouterr().err.split())
+    assert load_card(run).calibration == before.calibration
+    assert (run / "report.html").is_file()
+    assert not (run / "calibrated_on.csv").exists()
 
 
 def test_new_head_deletes_reports_of_the_old_one(run: Path) -> None:
