@@ -137,7 +137,7 @@ def _one_pass(
         elif window.end_s is not None and spans.is_over and (cut := truncation(spans.end_s, end_s)):
             reason = cut
         elif num_sampled == 1 and len(row.frames) > 1 and spans.is_over:
-            reason = "the video has only one frame"
+            reason = f"only one frame between {window.start_s:.1f} and {end_s:.1f} s"
         yield FailedWindow(window, reason) if reason else row
 
 

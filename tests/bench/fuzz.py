@@ -174,8 +174,11 @@ def main() -> int:
             Path(temporary) / "run", detector_file("short"), pixels=Pixels((), fps=3, window_s=2)
         )
         predicted = run("live", "predict", folder, "--run", model, "--out", f"{temporary}/predictions")
+        # A later window may fail alone, for example if it holds one frame.
         refused = {
-            Path(row["clip_id"].partition("#")[0]).name: row["reason"] for row in extracted["failures"]
+            Path(row["clip_id"].removesuffix("#0")).name: row["reason"]
+            for row in extracted["failures"]
+            if row["clip_id"].endswith("#0")
         }
         others = {Path(row["video"]).name: row["reason"] for row in predicted["failed"]}
         for name in sorted(refused.keys() ^ others.keys()):

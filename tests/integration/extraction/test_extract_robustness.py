@@ -80,7 +80,7 @@ def make_bad_files(folder: Path, face: list[np.ndarray]) -> dict[str, str]:
         "cut, index at the end.mp4": "not a readable video",
         "cut, index in front.mp4": "truncated",
         "audio.mp4": "no video",
-        "one.mp4": "only one frame",
+        "one.mp4": "only one frame between 0.0 and",
         "key.mp4": "truncated",
     }
 
