@@ -22,7 +22,7 @@ from live.config import SUBJECT, log_files, manifest_file, new_file, novelty_fil
 from live.inference.predictor import Prediction
 from live.inference.state_machine import State
 from live.output.annotations import Labels, write_manifest
-from live.output.log_writer import Log, LogStats
+from live.output.log_writer import NEW_FACE, Log, LogStats
 from live.output.recorder import Recorder
 from live.ui.overlay import TIMELINE_S, Status, draw, draw_boxes, timeline_point
 from live.ui.timeline import TimelinePoint
@@ -126,6 +126,8 @@ class Session:
             return
         self.last = prediction
         self.log_stats.add(prediction)
+        if prediction.new_face:
+            self.mark(prediction.t_s, NEW_FACE)
         mark = self._take_mark()
         self.points.append(timeline_point(prediction, mark))
         with self._log_ends_on_error():

@@ -462,6 +462,17 @@ def test_pause_ends_the_label_and_the_manifest_is_written_at_once(tmp_path: Path
     session.close()
 
 
+def test_new_face_is_a_mark(tmp_path: Path) -> None:
+    """In the log and the summary, with a mark of the user."""
+    session = Session(NAMES, OutputOptions(log=str(tmp_path / "a.csv")))
+    session.begin()
+    session.mark(19.9, "bell")
+    session.add_frame(Frame(20.0, np.zeros((48, 64, 3), np.uint8)), prediction(new_face=True))
+    session.close()
+    assert [row.mark for row in read_log(tmp_path / "a.csv")[1]] == ["bell; new face"]
+    assert session.summary()["marks"][1] == {"t_s": 20.0, "mark": "new face"}
+
+
 def test_mark_after_the_last_row_is_written(tmp_path: Path) -> None:
     """A mark before quitting has its own row and time."""
     session = Session(NAMES, OutputOptions(log=str(tmp_path / "a.csv")))
