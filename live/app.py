@@ -110,7 +110,7 @@ def _summary(
 
 def _failures(config: LiveConfig, source: Source, session: Session, control: Control) -> list[str]:
     """What failed in an ended session, one line each."""
-    found = [f"{path}: the recording is incomplete: {reason}" for path, reason in session.failures]
+    found = [f"{path}: the file is incomplete: {reason}" for path, reason in session.failures]
     if source.failure:
         found.append(f"the video ended too early: {source.failure}")
     if control.predictor is None and not control.quits:

@@ -25,7 +25,7 @@ from live.config import PredictConfig
 from live.inference.model import LiveModel, describe, open_model
 from live.inference.predictor import Prediction, Predictor
 from live.output.log_summary import summarise_log, timeline_png
-from live.output.log_writer import Log
+from live.output.log_writer import NEW_FACE, Log
 from seqmodel.runs.files import write_csv
 
 TABLE = "predictions.csv"
@@ -177,7 +177,7 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> dict[str
             end_s = frame.pts_s + frame.duration_s
             prediction = predictor.push(frame)
             if prediction is not None:
-                log.write(prediction)
+                log.write(prediction, NEW_FACE if prediction.new_face else "")
                 predictions.append(prediction)
         log.close()
         if not predictions:

@@ -22,7 +22,7 @@ from live.config import SUBJECT, log_files, manifest_file, new_file, novelty_fil
 from live.inference.predictor import Prediction
 from live.inference.state_machine import State
 from live.output.annotations import Labels, write_manifest
-from live.output.log_writer import Log, LogStats
+from live.output.log_writer import NEW_FACE, Log, LogStats
 from live.output.recorder import Recorder
 from live.ui.overlay import TIMELINE_S, Status, draw, draw_boxes, timeline_point
 from live.ui.timeline import TimelinePoint
@@ -63,7 +63,7 @@ class Session:
         self.files: list[Path] = []
         """Files written, for the summary."""
         self.failures: list[tuple[Path, str]] = []
-        """Incomplete recordings and the reasons."""
+        """Incomplete recordings and logs, and the reasons."""
         self.num_frames = 0
         self.shows_signals = False
         """Whether the view shows the strongest geometry signals."""
@@ -126,12 +126,15 @@ class Session:
             return
         self.last = prediction
         self.log_stats.add(prediction)
+        if prediction.new_face:
+            self.mark(prediction.t_s, NEW_FACE)
         mark = self._take_mark()
         self.points.append(timeline_point(prediction, mark))
-        if self.log is not None:
-            self.log.write(prediction, mark)
-        if self._novelty is not None:
-            self._novelty.add(prediction)
+        with self._log_ends_on_error():
+            if self.log is not None:
+                self.log.write(prediction, mark)
+            if self._novelty is not None:
+                self._novelty.add(prediction)
 
     def add_gap(self, t_s: float, state: State) -> None:
         """Note that there is no frame at `t_s`: `paused` or `camera_lost`. Logged once per second."""
@@ -145,8 +148,9 @@ class Session:
             self.log_stats.states[state] += 1
             mark = self._take_mark()
             self.points.append(TimelinePoint(t_s, state, math.nan, mark=mark))
-            if self.log is not None:
-                self.log.write_state(t_s, state, mark)
+            with self._log_ends_on_error():
+                if self.log is not None:
+                    self.log.write_state(t_s, state, mark)
 
     def mark(self, t_s: float, text: str = "") -> None:
         """Add a mark at this time; the next row of the log has it."""
@@ -214,9 +218,8 @@ class Session:
     def close(self) -> None:
         """Finish every file, also when another file fails."""
         with contextlib.ExitStack() as stack:
-            for file in (self.log, self._novelty):
-                if file is not None:
-                    stack.callback(file.close)
+            stack.enter_context(self._log_ends_on_error())
+            stack.callback(self._close_log)
             for recorder in (self._overlay, self._raw):
                 if recorder is not None:
                     stack.callback(self._end, recorder)
@@ -225,7 +228,6 @@ class Session:
                 state: State = self.absent or "paused"
                 self.log_stats.states[state] += 1
                 self.log.write_state(self._pending_marks[0][0], state, self._take_mark())
-        self.log = self._novelty = None
 
     def summary(self) -> dict[str, Any]:
         """Counts, marks, files and failures, ready for JSON."""
@@ -255,6 +257,26 @@ class Session:
             yield
         except OSError as error:
             log_warning(self._end(recorder, str(error)))
+
+    @contextlib.contextmanager
+    def _log_ends_on_error(self) -> Iterator[None]:
+        """Write to the log; on a disk error end the log and continue the session."""
+        try:
+            yield
+        except OSError as error:
+            if self.log_path is None:
+                raise  # stdout: the program that reads it has ended
+            with contextlib.suppress(OSError):
+                self._close_log()
+            self.failures.append((self.log_path, str(error)))
+            log_warning(f"log {self.log_path} stopped, the session continues: {error}")
+
+    def _close_log(self) -> None:
+        files, self.log, self._novelty = (self.log, self._novelty), None, None
+        with contextlib.ExitStack() as stack:
+            for file in files:
+                if file is not None:
+                    stack.callback(file.close)
 
     def _end(self, recorder: Recorder, reason: str = "") -> str:
         """End a recording and keep its file; returns a message for the user.

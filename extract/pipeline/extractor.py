@@ -18,7 +18,7 @@ import numpy as np
 
 from extract.face.cropper import FaceCropper
 from extract.face.geometry import FaceGeometry
-from extract.pipeline.notes import notes_of
+from extract.pipeline.notes import NEW_FACE, notes_of
 from extract.pipeline.types import ExtractorConfig, FailedWindow, Job, Window, WindowFeatures
 from extract.video.reader import Frame, Spans, Targets, read_video, sample_at, truncation
 from seqmodel.encoders.engine import Engine, open_engine
@@ -161,6 +161,8 @@ def _row(
             crop = extractor.cropper.crop(rgb)
         if crop.image is None:
             continue
+        if crop.is_new:
+            doubts[NEW_FACE] += 1
         images[t] = crop.image
         table[t, 1:5], table[t, 5] = crop.box, crop.score
         if geometry is not None and extractor.geometry is not None:

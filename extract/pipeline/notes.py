@@ -9,6 +9,7 @@ import numpy as np
 
 from extract.face.geometry import BLENDSHAPES
 
+NEW_FACE = "the followed face jumps or changes its size: perhaps another person's"
 MIN_FRAMES = 8
 """Fewer frames with a face are too few to tell whether it moves."""
 STILL_SCORES, STILL_RAD = 0.05, 0.01
@@ -23,8 +24,8 @@ def notes_of(
 ) -> str:
     """The notes of a window, joined by "; "; '' if there are none.
 
-    doubts: number of sampled frames by doubt (`Frame.doubts`). frames: (T, 6) as in `WindowFeatures`.
-    geometry: (T, G), NaN where it failed; None = not computed.
+    doubts: number of sampled frames by doubt (`Frame.doubts` and NEW_FACE). frames: (T, 6) as in
+    `WindowFeatures`. geometry: (T, G), NaN where it failed; None = not computed.
     """
     notes = [
         text if count == num_sampled else f"{count} of {num_sampled} frames: {text}"

@@ -66,6 +66,8 @@ class Prediction:
     novelty: float = math.nan
     """Distance of this frame's embedding from the training data: mean squared standard score, 1 on average
     over the training frames; NaN without a face."""
+    new_face: bool = False
+    """Whether the face is probably another person's than before (`is_new_face`): the window was emptied."""
     signals: Mapping[str, float] = field(default_factory=dict)
     """The strongest geometry signals of this frame, by name; empty without geometry."""
     subject_mean_s: float = math.nan
@@ -172,8 +174,11 @@ class Predictor:
         """Add one sampled frame to the window and drop frames older than a window."""
         rgb = frame.rgb()
         crop = self._cropper.crop(rgb)
+        if crop.is_new:
+            self._window.clear()
+            self._smoothed = None
         if crop.image is not None:
-            if frame.pts_s - self._face_s > AWAY_WINDOWS * self._pixels.window_s:
+            if crop.is_new or frame.pts_s - self._face_s > AWAY_WINDOWS * self._pixels.window_s:
                 self._reset_mean()
             self._face_s = frame.pts_s
         embedding = np.zeros(self.model.card.recipe.encoder.dim, np.float16)
@@ -193,7 +198,7 @@ class Predictor:
         # After a gap the buffer may hold old frames: a window is at most window_s long.
         while frame.pts_s - self._window[0].t_s >= self._pixels.window_s - EARLY_S:
             self._window.popleft()
-        if len(self._window) == 1:  # the first frame, or the first after a gap as long as the window
+        if len(self._window) == 1:  # the first frame, also of another face or after a long gap
             self._since_s, self._display = frame.pts_s, DisplayState()
         return crop
 
@@ -246,6 +251,7 @@ class Predictor:
             others=crop.others,
             latency_ms=(time.perf_counter() - arrived) * 1e3,
             novelty=self._novelty(),
+            new_face=crop.is_new,
             signals=self._signals(),
             subject_mean_s=self._mean_s()
             if card.center == "subject" and "geometry" in card.dims

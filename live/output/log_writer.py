@@ -18,6 +18,8 @@ import numpy as np
 from live.inference.predictor import Prediction
 from live.inference.state_machine import State
 
+NEW_FACE = "new face"
+"""Mark of a row whose face is probably another person's than before."""
 MAX_LATENCIES = 20_000
 """Number of latencies kept for the summary: almost two hours at 3 frames/s."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import json
 import os
 import subprocess
@@ -22,9 +23,10 @@ from features.store.store import FeatureStore
 from live.__main__ import main
 from live.commands import Control
 from live.inference.model import LiveModel, open_model
-from live.inference.predictor import Predictor
+from live.inference.predictor import Prediction, Predictor
 from live.loop import Loading, Loop
 from live.output.log_reader import read_log
+from live.output.log_writer import Log
 from live.session import OutputOptions, Session
 from live.sources.base import open_source
 from live.sources.latest_frame import LatestFrameReader
@@ -354,7 +356,34 @@ def test_incomplete_recording_is_exit_1(
     output = capsys.readouterr()
     summary = json.loads(output.out)
     assert (summary["rows"], [each["file"] for each in summary["failed"]]) == (8, [str(video)])
-    assert f"{video}: the recording is incomplete" in " ".join(output.err.split())
+    assert f"{video}: the file is incomplete" in " ".join(output.err.split())
+
+
+def test_full_disk_ends_only_the_log(
+    run: Path,
+    real_clips: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The session continues to its summary, with a warning, the rows before, and exit code 1."""
+    log, write = tmp_path / "day1.csv", Log.write
+
+    def write_three(self: Log, prediction: Prediction, mark: str = "") -> None:
+        if prediction.t_s > 0.9:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, prediction, mark)
+
+    monkeypatch.setattr(Log, "write", write_three)
+    argv = ["--run", run, "--video", real_clips["single"], "--headless", "--log", log, "--json"]
+    assert main([str(word) for word in argv]) == 1
+    output = capsys.readouterr()
+    summary = json.loads(output.out)
+    assert (summary["rows"], [each["file"] for each in summary["failed"]]) == (8, [str(log)])
+    errors = " ".join(output.err.split())
+    assert errors.count(f"log {log} stopped, the session continues") == 1
+    assert f"{log}: the file is incomplete" in errors
+    assert len(read_log(log)[1]) == 3
 
 
 def test_failed_start_writes_no_log(run: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from extract.face.geometry import FEATURES
 from extract.pipeline.extractor import FeatureExtractor, StageTimer, open_extractor
-from extract.pipeline.notes import notes_of
+from extract.pipeline.notes import NEW_FACE, notes_of
 from extract.pipeline.types import ExtractorConfig, Job, Window, WindowFeatures
 from extract.pipeline.writer import extract_and_write
 from extract.video.reader import DAMAGED, read_video
@@ -99,6 +99,17 @@ def test_notes_are_stored_listed_and_replaced(
     assert store.rows.texts("notes")[0], "the embeddings are the old ones"
     store.write_row(0, embeddings=x[0], frames=frames)
     assert store.rows.texts("notes").tolist() == [""]
+
+
+def test_another_face_in_a_window_is_noted(
+    faces: list[np.ndarray], tmp_path: Path, extractor_config: ExtractorConfig, extractor: FeatureExtractor
+) -> None:
+    """Three seconds at the left, then three at the right."""
+    blank = np.zeros_like(faces[0])
+    beside = [np.hstack([face, blank] if k < 30 else [blank, face]) for k, face in enumerate(faces)]
+    video = write_plain(tmp_path / "v.mp4", beside)
+    store = notes_of_file(video, extractor, tmp_path, extractor_config.recipe)
+    assert store.rows.texts("notes").tolist() == [f"1 of 18 frames: {NEW_FACE}"]
 
 
 def test_assumed_times_of_a_raw_stream_are_noted(faces: list[np.ndarray], tmp_path: Path) -> None:

@@ -11,10 +11,13 @@ from extract.face.cropper import Crop
 from extract.face.geometry import FEATURES
 from extract.video.reader import Frame, read_video, sample_at
 from features.face_signals import strongest_signals
+from live.batch import predict_video
 from live.inference.model import LiveModel, open_model
 from live.inference.predictor import Prediction, Predictor
 from live.inference.state_machine import StateRule
+from live.output.log_reader import read_log
 from seqmodel.runs.card import load_card, save_card
+from tests.support.clips import write_video
 from tests.support.small_run import write_run
 
 
@@ -117,6 +120,19 @@ def test_gap_empties_the_window(predictor: Predictor, portrait: np.ndarray) -> N
     assert prediction.filled == pytest.approx(1 / 30)
     assert prediction.state == "warming_up"
     assert predictor.window()[1]["embeddings"].sum() == 1
+
+
+def test_another_face_empties_the_window(predictor: Predictor, portrait: np.ndarray, tmp_path: Path) -> None:
+    """The window has no frame of the face before; `predict` marks the row."""
+    pictures = [portrait] * 18 + [np.roll(portrait, 200, axis=1)] * 3
+    predictions = push_all(predictor, (Frame(k / 3, picture) for k, picture in enumerate(pictures)))
+    assert [k for k, p in enumerate(predictions) if p.new_face] == [18]
+    assert [p.state for p in predictions[17:]] == ["ok", "warming_up", "warming_up", "warming_up"]
+    assert predictor.window()[1]["embeddings"].sum() == 3
+    video = write_video(tmp_path / "two.mp4", [p for picture in pictures for p in [picture] * 2], 6)
+    predict_video(predictor, video, tmp_path / "two.csv")
+    marks = [row.mark for row in read_log(tmp_path / "two.csv")[1]]
+    assert marks == [""] * 18 + ["new face"] + [""] * 2
 
 
 @pytest.mark.parametrize("fps", [1.0, 2.5, 10.0, 30.0])

@@ -289,6 +289,24 @@ def test_disk_error_ends_only_its_recording(
     assert "has ended" in session.begin_label(1, 99.0)
 
 
+def test_log_on_a_full_disk_ends_and_the_session_continues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the middle of a row: one warning, one failure, and the rows before are read."""
+    session = Session(NAMES, OutputOptions(str(tmp_path / "a.csv")))
+    session.begin()
+    with small_files():
+        for k in range(1000):
+            session.add_frame(Frame(k / 3, np.zeros((8, 8, 3), np.uint8)), prediction(t_s=k / 3, novelty=1.0))
+        session.add_gap(400.0, "paused")
+        session.mark(401.0)
+        session.close()
+    assert [path for path, _ in session.failures] == [tmp_path / "a.csv"]
+    assert capsys.readouterr().err.count("the session continues") == 1
+    assert 100 < len(read_log(tmp_path / "a.csv")[1]) < 1000
+    assert session.summary()["rows"] == 1001
+
+
 def test_recording_started_while_the_model_loads_continues(tmp_path: Path) -> None:
     """Key r before the model is loaded starts the recording of --record, not a second one."""
     session = Session(NAMES, OutputOptions(record=tmp_path / "view.mp4", record_raw=tmp_path / "view-2.mp4"))
@@ -442,6 +460,17 @@ def test_pause_ends_the_label_and_the_manifest_is_written_at_once(tmp_path: Path
     session.begin_label(0, 61.5)
     assert intervals()[1:] == [("distracted", pytest.approx(61.0), pytest.approx(61.5))]
     session.close()
+
+
+def test_new_face_is_a_mark(tmp_path: Path) -> None:
+    """In the log and the summary, with a mark of the user."""
+    session = Session(NAMES, OutputOptions(log=str(tmp_path / "a.csv")))
+    session.begin()
+    session.mark(19.9, "bell")
+    session.add_frame(Frame(20.0, np.zeros((48, 64, 3), np.uint8)), prediction(new_face=True))
+    session.close()
+    assert [row.mark for row in read_log(tmp_path / "a.csv")[1]] == ["bell; new face"]
+    assert session.summary()["marks"][1] == {"t_s": 20.0, "mark": "new face"}
 
 
 def test_mark_after_the_last_row_is_written(tmp_path: Path) -> None:
