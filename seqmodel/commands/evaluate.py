@@ -166,16 +166,17 @@ def _evaluated(
     args: EvaluateArgs,
     warnings: Sequence[str],
 ) -> EvaluationResult:
-    return evaluate_predictions(
-        predictions,
-        comparisons,
-        split=context.split,
-        label_names=context.card.labelling.names,
-        task=context.card.labelling.task,
-        rounds=args.bootstrap_rounds,
-        seed=args.seed,
-        warnings=warnings,
-    )
+    with progress("methods") as bar:
+        return evaluate_predictions(
+            predictions,
+            bar.track(comparisons, description="confidence intervals"),
+            split=context.split,
+            label_names=context.card.labelling.names,
+            task=context.card.labelling.task,
+            rounds=args.bootstrap_rounds,
+            seed=args.seed,
+            warnings=warnings,
+        )
 
 
 def open_and_predict(args: EvaluateArgs) -> tuple[EvalContext, Predictions]:

@@ -6,7 +6,7 @@ to be the majority class of training. The metrics without such clips are given n
 Shapes: N clips, O logits, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +75,7 @@ class EvaluationResult:
 
 def evaluate_predictions(
     predictions: Predictions,
-    baselines: Sequence[Baseline],
+    baselines: Iterable[Baseline],
     *,
     split: str,
     label_names: tuple[str, ...],

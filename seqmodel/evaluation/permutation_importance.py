@@ -8,7 +8,7 @@ other, so a small drop does not mean that a group has no information.
 N clips, T frames, D width of a stream.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,19 +81,22 @@ def importance(
     *,
     metric: str,
     seed: int = 0,
+    track: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> list[ImportanceScore]:
     """How much `metric` drops for each group, largest first.
 
     `predict` decides, with the run's threshold, for `x[stream]` (N,T,D) and `valid[stream]` (N,T), clip by
     clip. subjects: (N,); a clip with '' is a unit of its own. Frames without a face in the source clip are
-    replaced by the mean of all clips. Bootstrap samples with one class only are left out.
+    replaced by the mean of all clips. Bootstrap samples with one class only are left out. track: gives the
+    groups one by one, and may show the progress.
     """
     rng = np.random.default_rng(seed)
     resamples = _resamples(np.asarray(subjects), SHUFFLES * RESAMPLES_PER_SHUFFLE, rng)
     means = {name: masked_mean_std(values, valid[name])[0] for name, values in x.items()}
     before = predict(x, valid)
     importance_scores = []
-    for group, (stream, columns) in groups.items():
+    for group in track(list(groups)):
+        stream, columns = groups[group]
         drops, spread = [], []
         for shuffle in range(SHUFFLES):
             shuffled = _shuffled(x[stream], valid[stream], columns, means[stream], rng)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,9 @@ def _build(
         figures["importance"] = plots_analysis.importance_plot(
             [item.group for item in scores], value, low, high, metric
         )
-    svgs = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items()}
+    with progress("plots") as bar:
+        drawn = bar.track(figures.items(), description="plots")
+        svgs = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in drawn}
     clips = []
     if fold_models is None:
         clips = hardest_clips(
@@ -131,16 +134,18 @@ def group_importance(result: EvaluationResult, context: EvalContext, seed: int) 
         return decide(head_logits(head, x, valid), result.task, card.calibration)
 
     groups = feature_groups(card.dims, features)
-    return importance(
-        predict,
-        samples.x,
-        samples.valid,
-        p.labels[indices],
-        p.subjects[indices],
-        groups,
-        metric=card.metric,
-        seed=seed,
-    )
+    with progress("groups") as bar:
+        return importance(
+            predict,
+            samples.x,
+            samples.valid,
+            p.labels[indices],
+            p.subjects[indices],
+            groups,
+            metric=card.metric,
+            seed=seed,
+            track=partial(bar.track, description="permutation importance"),
+        )
 
 
 def importance_texts(importance_scores: Sequence[ImportanceScore]) -> dict[str, str]:

@@ -7,7 +7,7 @@ Shapes: N clips, T frames, O logits, C classes.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -174,17 +174,23 @@ def predict_rows(
 
 
 def prefix_logits(
-    run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray
+    run: Path,
+    card: Card,
+    store: FeatureStore,
+    labelling: Labelling,
+    rows: np.ndarray,
+    track: Callable[[range], Iterable[int]] = iter,
 ) -> tuple[np.ndarray, np.ndarray]:
     """((n, T, O) float32, (n, T) bool): logits of the prefix of the window that ends at each frame, and which
     frames are valid in any stream.
 
-    As in live, --center window subtracts the mean of the frames so far.
+    As in live, --center window subtracts the mean of the frames so far. track: gives the indices of the clips
+    one by one, and may show the progress.
     """
     head, samples = open_inputs(run, card, store, labelling, rows)
     head.eval()
     found, seen = [], []
-    for index in range(len(rows)):
+    for index in track(range(len(rows))):
         x, valid, _ = samples.batch(np.array([index]))
         is_own = card.center == "window" or not samples.subjects[index]
         parts = []

@@ -7,6 +7,7 @@ Reading it needs neither torch nor zarr. N clips, T frames, D embedding.
 """
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,16 +55,19 @@ class TrainingStats:
     (MIN_SCORE_FRACTION)."""
 
 
-def write_training_stats(run: Path, store: Path | str | None = None) -> TrainingStats:
+def write_training_stats(
+    run: Path, store: Path | str | None = None, track: Callable[[range], Iterable[int]] = iter
+) -> TrainingStats:
     """Compute the statistics of a run's training split and save them in the run.
 
-    `store` defaults to the one that the run was trained on. Raises ValueError if it cannot be opened or has
+    `store` defaults to the one that the run was trained on. track: gives the clips of the longest part one by
+    one, and may show the progress. Raises ValueError if it cannot be opened or has
     another recipe.
     """
     from features.store.store import FeatureStore
 
     card = load_card(run)
-    found = measure(run, card, FeatureStore.open(store or card.store))
+    found = measure(run, card, FeatureStore.open(store or card.store), track)
     write_text(run / FILE, json.dumps(asdict(found), indent=1) + "\n")
     return found
 
@@ -81,7 +85,9 @@ def read_training_stats(run: Path) -> TrainingStats | None:
     return TrainingStats(**plain | spreads)
 
 
-def measure(run: Path, card: Card, store: "FeatureStore") -> TrainingStats:
+def measure(
+    run: Path, card: Card, store: "FeatureStore", track: Callable[[range], Iterable[int]] = iter
+) -> TrainingStats:
     """The statistics of the run's training clips in a store."""
     from seqmodel.runs.predict import open_inputs, predict_rows
 
@@ -104,7 +110,7 @@ def measure(run: Path, card: Card, store: "FeatureStore") -> TrainingStats:
         face_rate=_percentile_range(face_rate),
         p=_percentile_range(level_of(p, card.labelling.task)),
         novelty=novelty,
-        min_filled=_min_filled(run, card, store),
+        min_filled=_min_filled(run, card, store, track),
     )
 
 
@@ -121,7 +127,9 @@ def level_of(probabilities: ArrayLike, task: str) -> np.ndarray:
     return p[..., -1] if task == "binary" else p.max(axis=-1)
 
 
-def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
+def _min_filled(
+    run: Path, card: Card, store: "FeatureStore", track: Callable[[range], Iterable[int]]
+) -> float | None:
     """The smallest fraction of a window that scores nearly as well as a full one on validation; None if
     unknown, and for imported features, which live does not use."""
     from features.labels import class_indices
@@ -135,7 +143,7 @@ def _min_filled(run: Path, card: Card, store: "FeatureStore") -> float | None:
     labels = class_indices(card.labelling, table.labels[column][rows], table.label_names[column])
     if not len(rows):
         return None
-    logits, seen = prefix_logits(run, card, store, card.labelling, rows)
+    logits, seen = prefix_logits(run, card, store, card.labelling, rows, track)
     metric = "auroc" if card.labelling.task == "binary" else "balanced_accuracy"
     usable = seen.any(axis=1)
     if len(np.unique(labels[usable])) < 2:  # the metric is undefined

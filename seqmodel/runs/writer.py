@@ -6,6 +6,7 @@ Several commands may change one card at a time, so each reads, changes and write
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from features.cli import echo, log_warning
+from features.cli import echo, log_warning, progress
 from features.datasets import labelled_rows, load_samples
 from features.labels import Labelling, Task
 from features.splits import Split, split_hash, subset_by_clip
@@ -197,7 +198,8 @@ def put_calibration(
 
 def _measure_training_stats(run: Path, store: Path | str | None = None) -> None:
     try:
-        write_training_stats(run, store)
+        with progress("clips") as bar:
+            write_training_stats(run, store, partial(bar.track, description="training statistics"))
     except (ValueError, OSError) as error:
         log_warning(f"no training statistics, so live report --reference-run cannot use this run: {error}")
 

@@ -1,6 +1,7 @@
 """Which clips an evaluation counts: they stay the same when the store is moved, grows or renames subjects."""
 
 import html
+import re
 import shlex
 import shutil
 import threading
@@ -256,6 +257,30 @@ def test_changes_to_a_run_during_evaluation_are_kept(run: Path, capsys: pytest.C
 def keep_metrics(context: EvalContext) -> None:
     args = EvaluateArgs(context.run, bootstrap_rounds=20)
     write_result(folder_of(context), evaluate_split(context, args), context, args, None)
+
+
+@pytest.mark.usefixtures("not_exported")
+def test_evaluate_and_calibrate_show_their_progress(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On stderr only; the last number is that of all steps."""
+    store = make_store(tmp_path / "s.zarr", recipe=WITH_GEOMETRY, num_subjects=12, clips_each=3)
+    make_run(tmp_path / "run", store, inputs="geometry", epochs=1)
+    make_store(
+        tmp_path / "new.zarr",
+        signal=0.5,
+        recipe=WITH_GEOMETRY,
+        num_subjects=12,
+        clips_each=3,
+        clip_prefix="n",
+    )
+    evaluate(tmp_path / "run", "--store", str(tmp_path / "new.zarr"))
+    assert main(["calibrate", "--run", str(tmp_path / "run"), "--store", str(tmp_path / "new.zarr")]) == 0
+    out, err = capsys.readouterr()
+    assert not out
+    for name in ("confidence intervals", "permutation importance", "plots", "training statistics"):
+        ((done, total),) = re.findall(rf"^{name} .*?(\d+)/(\d+)", err, re.MULTILINE)
+        assert done == total != "0"
 
 
 @pytest.mark.usefixtures("not_exported")

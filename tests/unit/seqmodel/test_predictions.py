@@ -217,7 +217,9 @@ def test_validation_without_faces_of_one_class_gives_no_min_filled(
     make_run(run, store, epochs=1)
     assert training_stats.measure(run, load_card(run), store).min_filled is not None
 
-    def blind(run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray) -> tuple:
+    def blind(
+        run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray, *_: object
+    ) -> tuple:
         logits, seen = prefix_logits(run, card, store, labelling, rows)
         table = store.table()
         is_engaged = table.labels["label"][rows] == table.label_names["label"].index("engaged")
