@@ -26,6 +26,9 @@ class VerifyArgs:
 
     store: Annotated[str, tyro.conf.Positional]
     """The store."""
+    repair: bool = False
+    """Delete the broken parts of clips, so that the next extract does them again, and broken packed copies.
+    Imported features cannot be repaired: the clips to import again are listed."""
     json: bool = False
     """Print the summary as one JSON object on stdout."""
 
