@@ -90,7 +90,7 @@ def _print_next_step(path: str, problems: Sequence["Problem"], *, repaired: bool
         echo(f"to repair: python -m features verify {store} --repair, then the same extract command again")
     if len(repairable) < len(problems):
         again = "import these clips again" if imported else "extract again"
-        echo(f"not repairable: python -m features delete {store}, then {again}")
+        echo(f"not repairable: python -m features delete {store} --all, then {again}")
 
 
 def _pack(args: config.PackArgs) -> Answer:
@@ -127,10 +127,33 @@ def _delete(args: config.DeleteArgs) -> Answer:
     from features.store.store import delete
 
     subject = None if args.subject == config.ALL_SUBJECTS else args.subject
+    if subject is None and not args.all and not _is_deletion_confirmed(args.store):
+        echo("nothing was deleted")
+        return {"store": args.store, "subject": None, "deleted": 0}, 1
     count = delete(args.store, subject)
     what = "the store" if subject is None else f"subject {subject}"
     echo(f"deleted {what}: {count} clips")
     return {"store": args.store, "subject": subject, "deleted": count}, 0
+
+
+def _is_deletion_confirmed(path: str) -> bool:
+    """Ask whether to delete a whole store; no answer means no.
+
+    Raises ValueError when there is no terminal to ask on.
+    """
+    from rich.prompt import Confirm
+
+    from features.store.store import FeatureStore
+
+    count = FeatureStore.open(path).num_clips
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ValueError(
+            f"{path} has {count} clips: --all deletes the whole store, --subject ID only one subject's clips"
+        )
+    try:
+        return Confirm.ask(f"delete {path} with all {count} clips?", console=console(), default=False)
+    except EOFError:
+        return False
 
 
 def _import(args: config.ImportArgs) -> Answer:

@@ -64,8 +64,14 @@ class DeleteArgs:
     """The store."""
     subject: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: the whole store)")] = ALL_SUBJECTS
     """Delete only this subject's clips."""
+    all: bool = False
+    """Delete the whole store without a question."""
     json: bool = False
     """Print the summary as one JSON object on stdout."""
+
+    def __post_init__(self) -> None:
+        if self.all and self.subject != ALL_SUBJECTS:
+            raise ValueError("--all deletes the whole store, --subject one subject's clips: give one of them")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """python -m features: what it prints, and its exit codes."""
 
+import io
 import json
 import os
+import sys
 import time
 import uuid
 from dataclasses import replace
@@ -192,7 +194,7 @@ def test_damaged_imported_features_must_be_imported_again(
     ).table().clip_id.tolist()
     assert main(["verify", str(path)]) == 1
     shown = " ".join(capsys.readouterr().err.split())
-    assert f"not repairable: python -m features delete {path}, then import these clips again" in shown
+    assert f"not repairable: python -m features delete {path} --all, then import these clips again" in shown
     assert "to repair" not in shown
     assert all_files(path) == before
 
@@ -309,7 +311,7 @@ def test_delete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_store(path, 8)
     assert run_json(capsys, "delete", str(path), "--subject", "p1")[0]["deleted"] == 2
     assert run_json(capsys, "info", str(path))[0]["deleted"] == 2
-    assert run_json(capsys, "delete", str(path))[0]["deleted"] == 8
+    assert run_json(capsys, "delete", str(path), "--all")[0]["deleted"] == 8
     assert not path.exists()
 
 
@@ -325,8 +327,41 @@ def test_delete_without_a_subject_name_deletes_nothing(
     assert (code, summary["subject"], summary["deleted"]) == (0, "None", 2)
     assert main(["delete", str(path), "--subject", "None"]) == 2
     assert FeatureStore.open(path).table().subject.tolist() == ["", "", "p2", "p3"]
-    assert run_json(capsys, "delete", str(path))[0]["subject"] is None
+    assert run_json(capsys, "delete", str(path), "--all")[0]["subject"] is None
     assert not path.exists()
+
+
+def test_whole_store_is_not_deleted_without_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only with --all, and not together with --subject."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 3)
+    assert main(["delete", str(path)]) == 2
+    assert "has 3 clips: --all deletes the whole store" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["delete", str(path), "--all", "--subject", "p1"])
+    assert FeatureStore.open(path).table().subject.tolist() == ["p0", "p1", "p2"]
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("\n", 1), ("", 1)])
+def test_delete_asks_on_a_terminal(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: str,
+    code: int,
+) -> None:
+    """Enter, and the end of the input, mean no."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 3)
+    typed = io.StringIO(answer)
+    monkeypatch.setattr(typed, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", typed)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["delete", str(path)]) == code
+    assert "with all 3 clips?" in capsys.readouterr().err
+    assert path.exists() == (code == 1)
 
 
 @pytest.mark.parametrize("word", ["info", "verify", "pack", "delete"])
@@ -559,7 +594,7 @@ def test_files_of_a_killed_import_are_deleted_later(tmp_path: Path) -> None:
     os.utime(alive, (0, 0))
     assert main(argv) == 0
     assert [half.exists() for half in (old, alive, other)] == [False, True, True]
-    assert main(["delete", str(tmp_path / "o.zarr")]) == 0
+    assert main(["delete", str(tmp_path / "o.zarr"), "--all"]) == 0
     assert sorted(item.name for item in tmp_path.iterdir()) == sorted([file.name, other.name])
 
 
