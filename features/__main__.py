@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from features import config
 from features.cli import (
@@ -17,6 +17,9 @@ from features.cli import (
     log_warning,
     print_counts,
 )
+
+if TYPE_CHECKING:
+    from features.maintenance.verify import Problem
 
 COMMANDS = {
     "info": config.InfoArgs,
@@ -53,7 +56,7 @@ def _info(args: config.InfoArgs) -> Answer:
 
 
 def _verify(args: config.VerifyArgs) -> Answer:
-    from features.maintenance.verify import verify_store
+    from features.maintenance.verify import repair_store, verify_store
     from features.store.near_duplicates import duplicate_lines
     from features.store.store import FeatureStore
 
@@ -62,6 +65,8 @@ def _verify(args: config.VerifyArgs) -> Answer:
         broken = verify_store(store)
     echo_failures((item.clip_id, item.reason) for item in broken)
     echo(f"{store.num_clips} clips read, {len(broken)} problems found")
+    left = repair_store(store, broken) if args.repair else broken
+    _print_next_step(args.store, broken, repaired=args.repair, imported=store.recipe.pixels is None)
     problems = [{"clip_id": item.clip_id, "reason": item.reason} for item in broken]
     duplicates = [] if broken else duplicate_lines(store)
     echo_near_duplicates(duplicates)
@@ -69,9 +74,23 @@ def _verify(args: config.VerifyArgs) -> Answer:
         "store": args.store,
         "clips": store.num_clips,
         "problems": problems,
+        "repaired": len(broken) - len(left),
         "near_duplicates": duplicates,
     }
-    return summary, 1 if broken else 0
+    return summary, 1 if left else 0
+
+
+def _print_next_step(path: str, problems: Sequence["Problem"], *, repaired: bool, imported: bool) -> None:
+    """Print what was repaired, or how to repair it, and what to do about the other problems."""
+    store = shlex.quote(path)
+    repairable = [item for item in problems if item.chunks is not None]
+    if repairable and repaired:
+        echo(f"{len(repairable)} problems repaired; run the same extract command again for these clips")
+    elif repairable:
+        echo(f"to repair: python -m features verify {store} --repair, then the same extract command again")
+    if len(repairable) < len(problems):
+        again = "import these clips again" if imported else "extract again"
+        echo(f"not repairable: python -m features delete {store} --all, then {again}")
 
 
 def _pack(args: config.PackArgs) -> Answer:
@@ -108,10 +127,33 @@ def _delete(args: config.DeleteArgs) -> Answer:
     from features.store.store import delete
 
     subject = None if args.subject == config.ALL_SUBJECTS else args.subject
+    if subject is None and not args.all and not _is_deletion_confirmed(args.store):
+        echo("nothing was deleted")
+        return {"store": args.store, "subject": None, "deleted": 0}, 1
     count = delete(args.store, subject)
     what = "the store" if subject is None else f"subject {subject}"
     echo(f"deleted {what}: {count} clips")
     return {"store": args.store, "subject": subject, "deleted": count}, 0
+
+
+def _is_deletion_confirmed(path: str) -> bool:
+    """Ask whether to delete a whole store; no answer means no.
+
+    Raises ValueError when there is no terminal to ask on.
+    """
+    from rich.prompt import Confirm
+
+    from features.store.store import FeatureStore
+
+    count = FeatureStore.open(path).num_clips
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ValueError(
+            f"{path} has {count} clips: --all deletes the whole store, --subject ID only one subject's clips"
+        )
+    try:
+        return Confirm.ask(f"delete {path} with all {count} clips?", console=console(), default=False)
+    except EOFError:
+        return False
 
 
 def _import(args: config.ImportArgs) -> Answer:

@@ -26,6 +26,9 @@ class VerifyArgs:
 
     store: Annotated[str, tyro.conf.Positional]
     """The store."""
+    repair: bool = False
+    """Delete the broken parts of clips, so that the next extract does them again, and broken packed copies.
+    Imported features cannot be repaired: the clips to import again are listed."""
     json: bool = False
     """Print the summary as one JSON object on stdout."""
 
@@ -61,8 +64,14 @@ class DeleteArgs:
     """The store."""
     subject: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: the whole store)")] = ALL_SUBJECTS
     """Delete only this subject's clips."""
+    all: bool = False
+    """Delete the whole store without a question."""
     json: bool = False
     """Print the summary as one JSON object on stdout."""
+
+    def __post_init__(self) -> None:
+        if self.all and self.subject != ALL_SUBJECTS:
+            raise ValueError("--all deletes the whole store, --subject one subject's clips: give one of them")
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
     """
     location = location_of(path)
     existing_group(location, read_only=True)  # before the lock, which is written into the store's folder
-    with planner_lock(location):
+    with planner_lock(location) as held:
         group = existing_group(location, read_only=False)
         table = FeatureStore(location, group, writable=False).table()
         recipe = recipe_of(group, location)
@@ -95,7 +95,7 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
             )
         changes = planner.write_rows(
             group,
-            location,
+            held,
             named,
             recipe,
             has_crops=False,

@@ -88,7 +88,11 @@ def recipe_of(group: zarr.Group, location: StoreLocation) -> Recipe:
 
 
 def commit(group: zarr.Group, location: StoreLocation, updates: dict[str, Any]) -> None:
-    """Write attributes together with the checksum over all attributes and array metadata."""
+    """Write attributes together with the checksum over all attributes and array metadata.
+
+    Raises ValueError when the planner lock of `location` is lost.
+    """
+    location.require_lock()
     group.update_attributes(updates | {LAYOUT_SUM: layout_sum(location, dict(group.attrs) | updates)})
 
 

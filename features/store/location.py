@@ -35,6 +35,10 @@ _SHARING_ERRORS = (5, 32)  # Windows: access denied, sharing violation (a virus 
 Result = TypeVar("Result")
 
 
+def _no_lock() -> None:
+    """Does nothing. Not a lambda, which could not be pickled."""
+
+
 @dataclass(frozen=True)
 class StoreLocation:
     """A folder or a prefix on object storage."""
@@ -45,6 +49,8 @@ class StoreLocation:
     """The folder; None on object storage."""
     objects: Any = None
     """The obstore store; None for a folder."""
+    require_lock: Callable[[], None] = _no_lock
+    """Raises ValueError when the planner lock, which gave this location, is lost. Call it before a write."""
 
     def zarr_store(self, *, read_only: bool) -> Store:
         """A zarr store for this location."""
@@ -99,6 +105,23 @@ def read_bytes(location: StoreLocation, key: str) -> bytes | None:
     with object_errors(location.text):
         buffer = sync(location.zarr_store(read_only=True).get(key, default_buffer_prototype()))
     return None if buffer is None else buffer.to_bytes()
+
+
+def root_names(location: StoreLocation) -> list[str]:
+    """Names of the files in the store's folder, without those in its arrays.
+
+    Raises ValueError when the bucket does not exist; OSError when the folder does not.
+    """
+    if location.folder is not None:
+        return os.listdir(location.folder)
+    try:
+        with object_errors(location.text):
+            items = location.objects.list_with_delimiter()["objects"]
+    except ValueError as error:
+        if "NoSuchBucket" in str(error):
+            raise ValueError(f"{location.text}: no such bucket") from error
+        raise
+    return [item["path"].rpartition("/")[2] for item in items]
 
 
 def chunk_names(location: StoreLocation, array_name: str) -> list[str]:

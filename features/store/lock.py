@@ -1,26 +1,33 @@
-"""The planner lock of a store: a lock file that allows one planner at a time.
+"""The planner lock of a store: numbered lock files that allow one planner at a time.
 
-File system locks are not used: on shared disks they often do nothing, and object storage has none. The
-holder renews the lock file while it plans. A killed planner is detected by its process id and start time;
-from another machine or container, by a lock that is no longer renewed. The waiting process measures that
-with its own clock, because clocks of different machines differ.
+The lock is the file `planner.lock.<n>` with the highest number. A process takes it by creating the next
+number, if the highest one is released, or its holder is dead. Only one process can create a number, and the
+highest file is never deleted, so **a number that was passed is never the highest again**: a process that was
+paused cannot delete or overwrite another one's lock. It looks for a higher number before each write, and
+stops. (Only a pause between that look and its write, of a holder that is stale already, goes unnoticed.)
+
+File system locks are not used: on shared disks they often do nothing, and object storage has none. The holder
+renews its file while it plans. A killed planner is detected by its process id and start time; from another
+machine or container, by a lock that is no longer renewed. The waiting process measures that with its own
+clock, because clocks of different machines differ.
 """
 
 import contextlib
+import dataclasses
+import functools
 import json
 import math
-import os
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 from features.cli import log_warning
 from features.files import in_same_namespace, is_alive, this_process
-from features.store.location import PARTIAL_AGE_S, StoreLocation, delete_keys, object_errors, read_bytes
+from features.store.location import StoreLocation, delete_keys, object_errors, read_bytes, root_names
 
 LOCK_NAME = "planner.lock"
+RELEASED = b"{}"
 RENEW_S = 15.0
 LOCK_STALE_S = 120.0
 """A lock not renewed for this long is stale: eight missed renewals, enough for a slow network disk."""
@@ -29,125 +36,145 @@ NOTICE_S = 10.0
 
 
 @contextlib.contextmanager
-def planner_lock(location: StoreLocation, wait_s: float = math.inf) -> Iterator[None]:
+def planner_lock(location: StoreLocation, wait_s: float = math.inf) -> Iterator[StoreLocation]:
     """Hold the planner lock of a store; wait while another process holds it.
 
-    A planner killed on this machine is detected at once, one on another machine or container after
-    LOCK_STALE_S.
+    Gives the location to write with: its `require_lock` raises ValueError when another process has taken the
+    lock, because this one was paused for more than LOCK_STALE_S. A planner killed on this machine is detected
+    at once, one on another machine or container after LOCK_STALE_S.
 
     Raises ValueError naming the holder when the lock is not released within `wait_s` seconds.
     """
     token = uuid.uuid4().hex
-    _acquire(location, token, wait_s)
+    number = _acquire(location, token, wait_s)
     is_done = threading.Event()
     renewing = threading.Thread(
-        target=_renew, args=(location, token, is_done), name="lock-renewal", daemon=True
+        target=_renew, args=(location, number, token, is_done), name="lock-renewal", daemon=True
     )
     renewing.start()
     try:
-        yield
+        yield dataclasses.replace(
+            location, require_lock=functools.partial(_require_lock, location, number, token)
+        )
     finally:
         is_done.set()
         renewing.join()
-        if token.encode() in (read_bytes(location, LOCK_NAME) or b""):
-            delete_keys(location, [LOCK_NAME])
+        if _is_held(location, number, token):
+            _overwrite(location, number, RELEASED)
 
 
-def _acquire(location: StoreLocation, token: str, wait_s: float) -> None:
+def _acquire(location: StoreLocation, token: str, wait_s: float) -> int:
+    """Wait for the lock and take it; returns its number."""
     began_s = seen_s = time.monotonic()
-    seen: bytes | None = None
+    seen: tuple[int, bytes] | None = None
     has_warned = False
-    while not _put_if_absent(location, _body(token)):
-        held, now_s = read_bytes(location, LOCK_NAME), time.monotonic()
-        if held != seen:
-            seen, seen_s = held, now_s
-        if held is not None and (now_s - seen_s > LOCK_STALE_S or _is_dead(location, held)):
-            _break_lock(location, held)
-        elif now_s - began_s > wait_s:
+    while True:
+        number, held = latest = _latest(location)
+        now_s = time.monotonic()
+        if latest != seen:
+            seen, seen_s = latest, now_s
+        if _is_free(held) or now_s - seen_s > LOCK_STALE_S:
+            _create(location, number + 1, _body(token))
+            if _is_held(location, number + 1, token):
+                delete_keys(location, [_key(lower) for lower in _numbers(location) if lower <= number])
+                return number + 1
+        if now_s - began_s > wait_s:
             raise ValueError(
                 f"{location.text} is locked by another process ({_describe(held)}); "
-                f"if that process no longer runs, delete {LOCK_NAME} in the store"
+                f"if that process no longer runs, delete {_key(number)} in the store"
             )
-        else:
-            if now_s - began_s > NOTICE_S and not has_warned:
-                log_warning(f"waiting for {_describe(held)}, which holds the lock of {location.text}")
-                has_warned = True
-            time.sleep(min(1.0, 0.05 + (now_s - began_s) / 10))  # many processes may poll one slow disk
+        if now_s - began_s > NOTICE_S and not has_warned:
+            log_warning(f"waiting for {_describe(held)}, which holds the lock of {location.text}")
+            has_warned = True
+        time.sleep(min(1.0, 0.05 + (now_s - began_s) / 10))  # many processes may poll one slow disk
 
 
-def _renew(location: StoreLocation, token: str, is_done: threading.Event) -> None:
-    """Rewrite the time in the lock until `is_done`. In place, so a lock that was deleted is not recreated."""
+def _renew(location: StoreLocation, number: int, token: str, is_done: threading.Event) -> None:
+    """Rewrite the time in the lock until `is_done`, or until another process has taken the lock."""
     while not is_done.wait(RENEW_S):
         with contextlib.suppress(OSError, ValueError):  # the disk is full or offline: try again next time
-            if token.encode() not in (read_bytes(location, LOCK_NAME) or b""):
+            if not _is_held(location, number, token):
                 return
-            if location.folder is None:
-                location.objects.put(LOCK_NAME, _body(token))
-            else:
-                with open(location.folder / LOCK_NAME, "r+b") as file:
-                    file.write(_body(token))
+            _overwrite(location, number, _body(token))
+
+
+def _require_lock(location: StoreLocation, number: int, token: str) -> None:
+    if not _is_held(location, number, token):
+        raise ValueError(
+            f"{location.text} is locked by another process now, because this one was paused for more than "
+            f"{LOCK_STALE_S:.0f} s; nothing more was written: run the same command again"
+        )
 
 
 def _body(token: str) -> bytes:
-    """The content of the lock file; always of the same length, so that it can be overwritten in place."""
+    """The content of a lock that is held."""
     return json.dumps({**this_process(), "token": token, "time": f"{time.time():.3f}"}).encode()
 
 
-def _put_if_absent(location: StoreLocation, body: bytes) -> bool:
+def _key(number: int) -> str:
+    return f"{LOCK_NAME}.{number}"
+
+
+def _numbers(location: StoreLocation) -> list[int]:
+    parts = (name.rpartition(".") for name in root_names(location))
+    return [int(end) for stem, _, end in parts if stem == LOCK_NAME and end.isdecimal()]
+
+
+def _latest(location: StoreLocation) -> tuple[int, bytes]:
+    """(number, content) of the lock with the highest number; (0, RELEASED) if there is none."""
+    number = max(_numbers(location), default=0)
+    return number, RELEASED if number == 0 else read_bytes(location, _key(number)) or b""
+
+
+def _is_held(location: StoreLocation, number: int, token: str) -> bool:
+    """Whether that number is this process's and still the highest. The listing comes last: no process has
+    begun to plan with a higher number before it."""
+    return (token.encode() in (read_bytes(location, _key(number)) or b"")) and (
+        max(_numbers(location), default=0) == number
+    )
+
+
+def _create(location: StoreLocation, number: int, body: bytes) -> None:
+    """Create a lock file; does nothing if another process has created that number."""
     if location.folder is not None:
-        try:  # O_EXCL, not a hard link: exFAT disks have none
-            with open(location.folder / LOCK_NAME, "xb") as file:
+        with contextlib.suppress(FileExistsError):  # O_EXCL, not a hard link: exFAT disks have none
+            with open(location.folder / _key(number), "xb") as file:
                 file.write(body)
-        except FileExistsError:
-            return False
-        return True
+        return
     from obstore.exceptions import AlreadyExistsError
 
     try:
         with object_errors(location.text):
-            location.objects.put(LOCK_NAME, body, mode="create")
+            location.objects.put(_key(number), body, mode="create")
     except ValueError as error:
-        if isinstance(error.__cause__, AlreadyExistsError):
-            return False
-        raise
-    except FileNotFoundError as error:
-        raise ValueError(f"{location.text}: no such bucket") from error
-    return True
+        if not isinstance(error.__cause__, AlreadyExistsError):
+            raise
 
 
-def _is_dead(location: StoreLocation, held: bytes) -> bool:
+def _overwrite(location: StoreLocation, number: int, body: bytes) -> None:
+    """Rewrite this process's own lock file; in place, so that a deleted lock is not created again."""
+    if location.folder is None:
+        with object_errors(location.text):
+            location.objects.put(_key(number), body)
+        return
+    with contextlib.suppress(FileNotFoundError):  # lost and deleted: there is a higher number
+        with open(location.folder / _key(number), "r+b") as file:
+            file.write(body)
+            file.truncate()
+
+
+def _is_free(held: bytes) -> bool:
+    """Whether the lock was released, or its holder ran on this machine and has ended."""
     try:
         holder = json.loads(held)
-        return not is_alive(holder) and in_same_namespace(holder)
-    except (ValueError, KeyError, TypeError):  # the holder was killed between creating and writing the file
-        return location.folder is None or _age_s(location.folder / LOCK_NAME) > PARTIAL_AGE_S
+        return not holder or (in_same_namespace(holder) and not is_alive(holder))
+    except (ValueError, KeyError, TypeError):  # half written; if its writer was killed, it becomes stale
+        return False
 
 
-def _age_s(file: Path) -> float:
+def _describe(held: bytes) -> str:
     try:
-        return time.time() - file.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _break_lock(location: StoreLocation, held: bytes) -> None:
-    """Delete a dead planner's lock, but not a new lock that another process has made in the meantime."""
-    if location.folder is None:
-        if read_bytes(location, LOCK_NAME) == held:
-            delete_keys(location, [LOCK_NAME])
-        return
-    temporary = location.folder / f"{LOCK_NAME}.{uuid.uuid4().hex}.partial"
-    with contextlib.suppress(FileNotFoundError):
-        (location.folder / LOCK_NAME).rename(temporary)
-        if temporary.read_bytes() != held:
-            with contextlib.suppress(OSError):
-                os.link(temporary, location.folder / LOCK_NAME)
-        temporary.unlink()
-
-
-def _describe(held: bytes | None) -> str:
-    try:
-        holder = json.loads(held or b"")
+        holder = json.loads(held)
         return f"process {holder['pid']} on {holder['host']}"
     except (ValueError, KeyError, TypeError):
         return "unknown"

@@ -87,6 +87,7 @@ def _write(
     dtype: np.dtype,
     blocks: Iterable[tuple[np.ndarray, np.ndarray]],
 ) -> None:
+    shutil.rmtree(root / f"{name}-{stamp}", ignore_errors=True)  # a truncated copy, which cannot be opened
     temporary = root / f"{name}.{uuid.uuid4().hex}.partial"
     temporary.mkdir(parents=True)
     try:

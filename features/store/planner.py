@@ -98,8 +98,8 @@ def write_rows(
     listing: whether these are all clips of the manifest. file_states: result of `states_of_files`; None =
     read now.
 
-    Raises ValueError for duplicate clips, for a label column with too many different values, and for changed
-    clips of imported features.
+    Raises ValueError for duplicate clips, for a label column with too many different values, for changed
+    clips of imported features, and when the planner lock of `location` is lost.
     """
     planned = _planned(group, clips)
     files = states_of_files(planned.clips) if file_states is None else file_states
@@ -115,12 +115,14 @@ def write_rows(
     ids = table["clip_id"]
     changes = Changes(*(tuple(ids[of].tolist()) for of in (planned.new, changed, corrected, not_in_manifest)))
 
+    location.require_lock()
     _make_row_arrays(group, recipe, len(ids), has_crops)
     subsets: Any = group.attrs["encoder_subsets"]
     renamed = _subsets_under_new_names(subsets, planned.before, table)
     _write_users_columns(group, labels, label_names, slices, subsets | renamed)
     clear_rows(group, location, changed)  # before what changed is noted: a kill repeats it
     for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS):
+        location.require_lock()  # each column: a paused planner must not write over another one's plan
         write_column(group, name, table[name])
     commit(group, location, {"num_clips": len(ids), "encoder_subsets": renamed})
     return changes

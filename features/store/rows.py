@@ -6,6 +6,7 @@ N clips, T frames.
 """
 
 import hashlib
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from features.store.schema import ROW_ARRAYS, array_of, chunk_key, read_column, 
 
 MAX_TEXT = 500
 """Maximum length in characters: error messages of libraries start with the reason; some go on for pages."""
+
+
+DAMAGED = "its text cannot be read, because its file is damaged"
+"""Stands for a text that cannot be read: the row still counts as failed, and `--retry-failed` extracts it."""
 
 
 class Rows:
@@ -40,10 +45,13 @@ class Rows:
         return rows_present(self.location, self.group, name, self.num_clips)
 
     def texts(self, name: str) -> np.ndarray:
-        """(N,) str objects: the text of each row in `failure` or `notes`; '' = none."""
+        """(N,) str objects: the text of each row in `failure` or `notes`; '' = none, DAMAGED = unreadable."""
         texts = np.full(self.num_clips, "", dtype=object)
         for row in np.flatnonzero(self.present(name)):
-            texts[row] = str(self.array(name)[int(row)])
+            try:
+                texts[row] = str(self.array(name)[int(row)])
+            except (ValueError, RuntimeError):
+                texts[row] = DAMAGED
         return texts
 
     def write_text(self, name: str, row: int, text: str) -> None:
@@ -140,5 +148,6 @@ class Rows:
 
     def _read_error(self, name: str, error: Exception) -> ValueError:
         return ValueError(
-            f"{self.location.text}: {name} cannot be read ({error}); run python -m features verify on it"
+            f"{self.location.text}: {name} cannot be read ({error}); to list and reset the broken clips, run "
+            f"python -m features verify {shlex.quote(self.location.text)} --repair"
         )

@@ -14,6 +14,7 @@
     failure                                 (N,) str      why a clip failed
     notes                                   (N,) str      why a clip's features may be wrong
     packed/                                 copies for fast reading, can be deleted: features/store/packed.py
+    planner.lock.<n>                        the lock of the n-th plan: features/store/lock.py
 
 Workers write `embeddings` to `notes`, one chunk per clip, so that no two workers write the same file.
 **Chunks are written atomically, and the existing chunks are the state of a row**: `frames` is written last,
@@ -287,18 +288,18 @@ class FeatureStore:
 
     def record_test_evaluation(self, run_name: str) -> int:
         """Log in the store that a run is evaluated on test; returns the number of such evaluations."""
-        with planner_lock(self.location):
+        with planner_lock(self.location) as held:
             group = existing_group(self.location, read_only=False)
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             earlier: Any = group.attrs["test_evaluations"]
             self.test_evaluations = [*earlier, {"time_utc": now, "run": run_name}]
-            commit(group, self.location, {"test_evaluations": self.test_evaluations})
+            commit(group, held, {"test_evaluations": self.test_evaluations})
         return len(self.test_evaluations)
 
     def carry_over(self, test_evaluations: list[dict[str, str]], encoder_subsets: dict[str, str]) -> None:
         """Copy the log of test evaluations from the store that this one is made from, before its own entries,
         and set `encoder_subsets`."""
-        with planner_lock(self.location):
+        with planner_lock(self.location) as held:
             group = existing_group(self.location, read_only=False)
             stored: Any = group.attrs["test_evaluations"]
             added = [entry for entry in stored if entry not in test_evaluations]
@@ -306,7 +307,7 @@ class FeatureStore:
             self.encoder_subsets = encoder_subsets
             commit(
                 group,
-                self.location,
+                held,
                 {"test_evaluations": self.test_evaluations, "encoder_subsets": encoder_subsets},
             )
 
@@ -374,18 +375,18 @@ def plan(
     location = location_of(path)
     _prepare_folder(location)
     file_states = planner.states_of_files(clips)
-    with planner_lock(location):
+    with planner_lock(location) as held:
         group = open_group(location, read_only=False)
         if group is None:
             assert recipe.pixels is not None, "imported features are written by write_external"
             group = create(
-                location, recipe, numerics=numerics, num_frames=recipe.pixels.num_frames, versions=versions
+                held, recipe, numerics=numerics, num_frames=recipe.pixels.num_frames, versions=versions
             )
-        recipe = reconcile(group, location, recipe, numerics)
+        recipe = reconcile(group, held, recipe, numerics)
         _delete_leftovers(group, location)
         changes = planner.write_rows(
             group,
-            location,
+            held,
             clips,
             recipe,
             has_crops=crops,
@@ -413,7 +414,7 @@ def delete(path: Path | str, subject: str | None = None) -> int:
         delete_all(location)
         sweep_temporary_folders(location)
         return count
-    with planner_lock(location):
+    with planner_lock(location) as held:
         group = existing_group(location, read_only=False)
         _delete_leftovers(group, location, include_recent=True)  # partial files may hold crops of the subject
         erasure.blank_uncounted(group)
@@ -421,7 +422,7 @@ def delete(path: Path | str, subject: str | None = None) -> int:
         rows = np.flatnonzero(FeatureStore.open(path).table().subject == subject)
         if not len(rows) or not subject:
             raise ValueError(f"{location.text} has no subject {subject!r}")
-        erasure.erase_rows(group, location, rows)
+        erasure.erase_rows(group, held, rows)
     return len(rows)
 
 

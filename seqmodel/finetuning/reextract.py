@@ -119,7 +119,7 @@ def _copy_row(store: FeatureStore, source: int, new: FeatureStore, row: int, eng
 def _decoded(file: bytes, what: str) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
-        raise ValueError(f"{what} is not a valid image; run python -m features verify on the store")
+        raise ValueError(f"{what} is not a valid image: extract again with --crops jpeg into a new store")
     return image
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from features.maintenance.verify import verify_store
+from features.store.lock import LOCK_NAME
 from features.store.store import FeatureStore
 
 
@@ -15,8 +16,9 @@ def has_open(pid: int, prefix: str) -> bool:
 
 
 def all_files(path: Path) -> dict[str, bytes]:
-    """Relative name -> bytes of every file of a store."""
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    """Relative name -> bytes of every file of a store, without the planner lock, which counts the plans."""
+    files = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(LOCK_NAME)]
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
 
 
 def require_equal_stores(path: Path, reference: Path) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 from features.__main__ import main
 from features.maintenance.verify import verify_store
-from features.store.location import location_of, read_bytes
-from features.store.lock import LOCK_NAME, planner_lock
+from features.store.location import location_of, read_bytes, root_names
+from features.store.lock import RELEASED, planner_lock
 from features.store.store import FeatureStore, delete, plan
 from tests.support.small_store import WITH_GEOMETRY, clips_of, fill_row, row_values, write_store
 
@@ -127,14 +127,30 @@ def test_object_store_has_one_planner(bucket: str) -> None:
 
 
 def test_the_lock_on_object_storage_is_renewed(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A waiting planner sees that the lock is renewed; the lock is deleted at the end."""
+    """A waiting planner sees that the lock is renewed; it is released at the end."""
     monkeypatch.setattr("features.store.lock.RENEW_S", 0.02)
     location = location_of(f"{bucket}/renewed.zarr")
     with planner_lock(location):
-        first = read_bytes(location, LOCK_NAME)
-        while read_bytes(location, LOCK_NAME) == first:
+        first = read_bytes(location, "planner.lock.1")
+        while read_bytes(location, "planner.lock.1") == first:
             pass
-    assert read_bytes(location, LOCK_NAME) is None
+    assert read_bytes(location, "planner.lock.1") == RELEASED
+
+
+def test_stale_lock_on_object_storage_is_taken_with_the_next_number(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A planner that finds a higher number writes nothing more."""
+    monkeypatch.setattr("features.store.lock.LOCK_STALE_S", 0.0)
+    location = location_of(f"{bucket}/stale.zarr")
+    location.objects.put("planner.lock.7", b'{"pid": 1, "host": "elsewhere", "token": "a"}')
+    with planner_lock(location) as held:
+        assert root_names(location) == ["planner.lock.8"]
+        held.require_lock()
+        location.objects.put("planner.lock.9", b"{}")
+        with pytest.raises(ValueError, match="because this one was paused"):
+            held.require_lock()
+    assert read_bytes(location, "planner.lock.9") == b"{}"
 
 
 def test_two_shards_at_once_on_object_storage(bucket: str) -> None:

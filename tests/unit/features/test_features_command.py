@@ -1,7 +1,9 @@
 """python -m features: what it prints, and its exit codes."""
 
+import io
 import json
 import os
+import sys
 import time
 import uuid
 from dataclasses import replace
@@ -15,8 +17,10 @@ from features.datasets import load_samples
 from features.labels import make_labelling
 from features.maintenance.import_external import read_sequences
 from features.maintenance.verify import verify_store
-from features.store.store import FeatureStore, plan
-from tests.support.small_store import RECIPE, clips_of, fill_row, row_values, write_store
+from features.store.rows import DAMAGED
+from features.store.store import FeatureStore, Part, plan
+from tests.support.small_store import RECIPE, WITH_GEOMETRY, clips_of, fill_row, row_values, write_store
+from tests.support.stores import all_files, require_equal_stores
 
 
 def run_json(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[dict, int]:  # type: ignore[type-arg]
@@ -101,13 +105,98 @@ def test_verify_and_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     write_store(path, 4)
     assert run_json(capsys, "pack", str(path)) == ({"store": str(path), "clips": 4, "packed": True}, 0)
     assert run_json(capsys, "pack", str(path))[0]["packed"] is False
-    whole = {"store": str(path), "clips": 4, "problems": [], "near_duplicates": []}
+    whole = {"store": str(path), "clips": 4, "problems": [], "repaired": 0, "near_duplicates": []}
     assert run_json(capsys, "verify", str(path)) == (whole, 0)
     chunk = path / "frames" / "c.2.0.0"
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"!")
     summary, code = run_json(capsys, "verify", str(path))
     assert code == 1
     assert [item["clip_id"] for item in summary["problems"]] == ["영상/2.mp4#0"]
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-3])
+
+
+@pytest.mark.parametrize(
+    ("chunk", "missing"),
+    [
+        ("embeddings/c.1.0.0", "embeddings"),
+        ("frames/c.1.0.0", "embeddings"),
+        ("geometry/c.1.0.0", "geometry"),
+        ("crops/c.1.0", "crops"),
+    ],
+)
+def test_truncated_chunk_is_repaired_and_extracted_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], chunk: str, missing: Part
+) -> None:
+    """Only that part of that clip; then the store equals the undisturbed one."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 3, crops=True)
+    write_store(tmp_path / "whole.zarr", 3, crops=True)
+    truncate(path / chunk)
+    assert main(["verify", str(path)]) == 1
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"영상/1.mp4#0: {chunk.partition('/')[0]}: {chunk} does not match its checksum" in shown
+    assert f"to repair: python -m features verify {path} --repair" in shown
+    assert run_json(capsys, "verify", str(path), "--repair")[1] == 0
+    store = plan(path, clips_of(3), WITH_GEOMETRY, numerics={"backend": "test"}, crops=True)
+    assert {part: store.missing(part).tolist() for part in store.parts if len(store.missing(part))} == {
+        missing: [1]
+    }
+    fill_row(store, 1, crops=True)
+    store.finalize()
+    require_equal_stores(path, tmp_path / "whole.zarr")
+
+
+def test_damaged_failure_reason_stops_no_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The clip still counts as failed, until a repair deletes the reason."""
+    path = tmp_path / "s.zarr"
+    store = plan(path, clips_of(2), RECIPE, numerics={})
+    store.write_failure(1, "사유")
+    truncate(path / "failure" / "c.1")
+    (failure,) = run_json(capsys, "info", str(path))[0]["failures"]
+    assert failure == {"clip_id": "영상/1.mp4#0", "reason": DAMAGED}
+    summary, code = run_json(capsys, "verify", str(path))
+    assert (code, summary["problems"][0]["reason"]) == (1, f"failure: {DAMAGED}")
+    assert run_json(capsys, "verify", str(path), "--repair")[1] == 0
+    assert plan(path, clips_of(2), RECIPE, numerics={}).missing().tolist() == [0, 1]
+
+
+def test_truncated_packed_copy_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By pack; and deleted by a repair."""
+    path = tmp_path / "s.zarr"
+    store = write_store(path, 3)
+    store.pack()
+    (copy,) = (path / "packed").glob("embeddings-*/x.npy")
+    whole = copy.read_bytes()
+    truncate(copy)
+    assert FeatureStore.open(path).read_stream("embeddings")[1].sum() == 3 * 5
+    assert FeatureStore.open(path).pack()
+    assert copy.read_bytes() == whole
+    truncate(copy)
+    assert run_json(capsys, "verify", str(path), "--repair")[0]["repaired"] == 1
+    assert verify_store(FeatureStore.open(path)) == []
+
+
+def test_damaged_imported_features_must_be_imported_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every clip of the damaged chunk is named; the repair changes nothing."""
+    file, path = import_npz(tmp_path, x=np.ones((3, 4, 2)), y=np.zeros(3)), tmp_path / "o.zarr"
+    assert main(["import", str(file), "--out", str(path), "--name", "mine"]) == 0
+    truncate(path / "embeddings" / "c.0.0.0")
+    before = all_files(path)
+    summary, code = run_json(capsys, "verify", str(path), "--repair")
+    assert (code, summary["repaired"]) == (1, 0)
+    assert [item["clip_id"] for item in summary["problems"]] == FeatureStore.open(
+        path
+    ).table().clip_id.tolist()
+    assert main(["verify", str(path)]) == 1
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"not repairable: python -m features delete {path} --all, then import these clips again" in shown
+    assert "to repair" not in shown
+    assert all_files(path) == before
 
 
 def test_label_corrects_without_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +311,7 @@ def test_delete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_store(path, 8)
     assert run_json(capsys, "delete", str(path), "--subject", "p1")[0]["deleted"] == 2
     assert run_json(capsys, "info", str(path))[0]["deleted"] == 2
-    assert run_json(capsys, "delete", str(path))[0]["deleted"] == 8
+    assert run_json(capsys, "delete", str(path), "--all")[0]["deleted"] == 8
     assert not path.exists()
 
 
@@ -238,8 +327,41 @@ def test_delete_without_a_subject_name_deletes_nothing(
     assert (code, summary["subject"], summary["deleted"]) == (0, "None", 2)
     assert main(["delete", str(path), "--subject", "None"]) == 2
     assert FeatureStore.open(path).table().subject.tolist() == ["", "", "p2", "p3"]
-    assert run_json(capsys, "delete", str(path))[0]["subject"] is None
+    assert run_json(capsys, "delete", str(path), "--all")[0]["subject"] is None
     assert not path.exists()
+
+
+def test_whole_store_is_not_deleted_without_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only with --all, and not together with --subject."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 3)
+    assert main(["delete", str(path)]) == 2
+    assert "has 3 clips: --all deletes the whole store" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["delete", str(path), "--all", "--subject", "p1"])
+    assert FeatureStore.open(path).table().subject.tolist() == ["p0", "p1", "p2"]
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("\n", 1), ("", 1)])
+def test_delete_asks_on_a_terminal(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: str,
+    code: int,
+) -> None:
+    """Enter, and the end of the input, mean no."""
+    path = tmp_path / "s.zarr"
+    write_store(path, 3)
+    typed = io.StringIO(answer)
+    monkeypatch.setattr(typed, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", typed)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["delete", str(path)]) == code
+    assert "with all 3 clips?" in capsys.readouterr().err
+    assert path.exists() == (code == 1)
 
 
 @pytest.mark.parametrize("word", ["info", "verify", "pack", "delete"])
@@ -472,7 +594,7 @@ def test_files_of_a_killed_import_are_deleted_later(tmp_path: Path) -> None:
     os.utime(alive, (0, 0))
     assert main(argv) == 0
     assert [half.exists() for half in (old, alive, other)] == [False, True, True]
-    assert main(["delete", str(tmp_path / "o.zarr")]) == 0
+    assert main(["delete", str(tmp_path / "o.zarr"), "--all"]) == 0
     assert sorted(item.name for item in tmp_path.iterdir()) == sorted([file.name, other.name])
 
 
