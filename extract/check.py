@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from extract.config import CheckConfig
-from features.cli import console, log_warning
+from features.cli import UserError, console, log_warning
 from features.cpu import usable_cores
 from features.files import cache_dir
 from seqmodel.encoders.engine import import_openvino, resolve_precision
@@ -74,7 +74,7 @@ def check_machine(config: CheckConfig) -> tuple[dict[str, Any], int]:
 def _file(get: Callable[[bool], Path], fetch: bool) -> dict[str, str | None]:
     try:
         return {"path": str(get(fetch)), "reason": None}
-    except ValueError as error:
+    except UserError as error:
         return {"path": None, "reason": str(error)}
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from features.cli import UserError
+
 Layout = Literal["auto", "csv", "folder", "daisee", "engagenet", "aihub"]
 
 
@@ -79,22 +81,22 @@ class ExtractConfig:
             ("limit", self.limit, 1),
         ):
             if count is not None and count < least:
-                raise ValueError(f"--{name} must be at least {least}, got {count}")
+                raise UserError(f"--{name} must be at least {least}, got {count}")
         for name, value in (("fps", self.fps), ("window", self.window)):
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"--{name} must be a number above 0, got {value}")
+                raise UserError(f"--{name} must be a number above 0, got {value}")
         if self.fps * self.window > MAX_FRAMES:
-            raise ValueError(
+            raise UserError(
                 f"--fps {self.fps:g} × --window {self.window:g} is over {MAX_FRAMES:,} frames: reduce one"
             )
         if self.verify_sample < 0:
-            raise ValueError(f"--verify-sample must be at least 0, got {self.verify_sample}")
+            raise UserError(f"--verify-sample must be at least 0, got {self.verify_sample}")
         if self.time_limit is not None and not self.time_limit > 0:
-            raise ValueError(f"--time-limit must be above 0, got {self.time_limit}")
+            raise UserError(f"--time-limit must be above 0, got {self.time_limit}")
         if self.dry_run and self.verify_sample:
-            raise ValueError("--dry-run and --verify-sample cannot be combined: give one of them")
+            raise UserError("--dry-run and --verify-sample cannot be combined: give one of them")
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
-            raise ValueError(f"--device must be auto, cpu or cuda, got {self.device!r}")
+            raise UserError(f"--device must be auto, cpu or cuda, got {self.device!r}")
         shard_of(self.shard)
 
 
@@ -125,8 +127,8 @@ class CheckConfig:
 
 
 def shard_of(text: str) -> tuple[int, int]:
-    """(i, n) from the text `i/n`. Raises ValueError unless 0 <= i < n."""
+    """(i, n) from the text `i/n`. Raises UserError unless 0 <= i < n."""
     first, _, second = text.partition("/")
     if not (first.isdigit() and second.isdigit() and int(first) < int(second)):
-        raise ValueError(f"--shard must be i/n with i from 0 to n-1, got {text!r}")
+        raise UserError(f"--shard must be i/n with i from 0 to n-1, got {text!r}")
     return int(first), int(second)

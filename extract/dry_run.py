@@ -18,7 +18,7 @@ from extract.pipeline.extractor import FeatureExtractor, extract_video, open_ext
 from extract.pipeline.planning import WindowPlan, missing_parts, num_workers, select_shard, store_at
 from extract.pipeline.types import ExtractorConfig, FailedWindow, Job, Part, Window, WindowFeatures
 from extract.pipeline.writer import AGREEMENT, cosines, same_faces
-from features.cli import echo, echo_failures, print_counts
+from features.cli import UserError, echo, echo_failures, print_counts
 from features.manifest import Clip
 from features.recipe import require_equal
 from features.store.store import DONE, FeatureStore
@@ -34,7 +34,7 @@ def dry_run(
 ) -> dict[str, Any]:
     """Count the clips to extract by label column, split and class, time three of them, and extrapolate.
 
-    Raises ValueError, naming the fields, when the existing store has another recipe.
+    Raises UserError, naming the fields, when the existing store has another recipe.
     """
     if (store := store_at(config.out)) is not None:
         _require_same_recipe(extractor_config, store)
@@ -80,7 +80,7 @@ def verify_sample(
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Extract some finished windows again and compare them; returns (summary, windows that differ).
 
-    Raises ValueError, naming the fields, when the store has another recipe.
+    Raises UserError, naming the fields, when the store has another recipe.
     """
     store = FeatureStore.open(config.out)
     with_geometry = "geometry" in store.streams and extractor_config.recipe.geometry is not None
@@ -90,7 +90,7 @@ def verify_sample(
     row_of = {str(name): row for row, name in enumerate(table.clip_id) if table.state[row] == DONE}
     finished = [clip for clip in clips if clip.clip_id in row_of]
     if not finished:
-        raise ValueError(f"{config.out} has no finished clip of {config.data}: there is nothing to compare")
+        raise UserError(f"{config.out} has no finished clip of {config.data}: there is nothing to compare")
     extractor = open_extractor(extractor_config)
     found: list[Difference] = []
     differing = []

@@ -24,7 +24,7 @@ from extract.pipeline.planning import (
 )
 from extract.pipeline.types import ExtractorConfig, Job, Part
 from extract.summary import RunStats, print_index, print_summary, summarise
-from features.cli import echo, echo_failures, log_warning, progress
+from features.cli import UserError, echo, echo_failures, log_warning, progress
 from features.manifest import Clip
 from features.store.store import FeatureStore, plan
 
@@ -37,7 +37,7 @@ NUM_COMPARED = 2
 def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
     """Extract what is missing; returns (summary, exit code).
 
-    Raises ValueError for data, options or a store that cannot be used, StoreWriteError when the store cannot
+    Raises UserError for data, options or a store that cannot be used, StoreWriteError when the store cannot
     be written.
     """
     if config.engine == "ray":
@@ -70,14 +70,14 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
 def _plan_windows(config: ExtractConfig, index: DatasetIndex) -> WindowPlan:
     """The windows to extract; windows of videos that cannot be opened get no end time.
 
-    Raises ValueError when there is no usable clip.
+    Raises UserError when there is no usable clip.
     """
     clips, problems = index.manifest.clips, index.manifest.problems
     if config.limit is not None:
         clips = tuple(sample_clips(clips, config.limit))
     if not clips:
         reason = f"{problems[0].clip_id}: {problems[0].reason}" if problems else "it is empty"
-        raise ValueError(f"{config.data} has no usable clip: {reason}")
+        raise UserError(f"{config.data} has no usable clip: {reason}")
     window_plan = plan_windows(clips, config.window, config.out)
     windows: Sequence[Clip] = window_plan.windows
     if config.limit is not None:  # a long video gives many windows
@@ -149,12 +149,12 @@ def _run(
         for event in _with_progress(_events(jobs, extractor_config, config, workers), jobs):
             run_stats.add(event)
     except BaseException:
-        with contextlib.suppress(ValueError, OSError):  # the first error is the one to report
+        with contextlib.suppress(UserError, OSError):  # the first error is the one to report
             store.finalize(LAST_WAIT_S)
         raise
     try:
         store.finalize()
-    except (ValueError, OSError) as error:  # all rows are written; finalize only cleans up
+    except (UserError, OSError) as error:  # all rows are written; finalize only cleans up
         log_warning(f"{error}; all rows are written, and the next extraction into this store cleans up")
     return run_stats
 
@@ -187,7 +187,7 @@ def _log_difference(
         found, _ = verify_sample(
             replace(config, verify_sample=NUM_COMPARED), window_plan.windows, extractor_config
         )
-    except ValueError:  # no clip is finished
+    except UserError:  # no clip is finished
         return
     log_warning(
         f"the store was written with other settings ({changes}): for {found['compared']} clips extracted "

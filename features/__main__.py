@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from features import config
 from features.cli import (
     Answer,
+    UserError,
     console,
     dispatch,
     echo,
@@ -139,7 +140,7 @@ def _delete(args: config.DeleteArgs) -> Answer:
 def _is_deletion_confirmed(path: str) -> bool:
     """Ask whether to delete a whole store; no answer means no.
 
-    Raises ValueError when there is no terminal to ask on.
+    Raises UserError when there is no terminal to ask on.
     """
     from rich.prompt import Confirm
 
@@ -147,7 +148,7 @@ def _is_deletion_confirmed(path: str) -> bool:
 
     count = FeatureStore.open(path).num_clips
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise ValueError(
+        raise UserError(
             f"{path} has {count} clips: --all deletes the whole store, --subject ID only one subject's clips"
         )
     try:

@@ -30,8 +30,21 @@ STOPPED = "stopped before the end"
 """Message of a command that was interrupted, if it cannot continue later."""
 MAX_LISTED = 30
 """Maximum number of failures that are printed."""
-USER_ERRORS = (ValueError, OSError)
-"""Errors that a user can fix: shown as one line. Any other exception is a bug and keeps its traceback."""
+
+
+class UserError(ValueError):
+    """An error that a user can fix, with its reason and, where there is one, the way on, as one line.
+
+    It is raised on purpose. A ValueError of a library is a bug and keeps its traceback.
+    """
+
+
+class StoreNotFoundError(UserError):
+    """There is no store at that path or address. An object storage that does not respond is another error."""
+
+
+USER_ERRORS = (UserError, OSError)
+"""Errors that are shown as one line."""
 
 
 def parse(config: type[Config], argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
@@ -49,7 +62,7 @@ def parse(config: type[Config], argv: Sequence[str] | None, *, prog: str, descri
         )
     try:
         check(options)
-    except ValueError as error:
+    except UserError as error:
         log_error(f"{error} ({prog} --help shows the options)")
         sys.exit(2)
     if hasattr(options, "command"):

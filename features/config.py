@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from features.cli import UserError
+
 ALL_SUBJECTS = "\0"
 """Default of `--subject`; no command-line argument can have this value."""
 
@@ -71,7 +73,7 @@ class DeleteArgs:
 
     def __post_init__(self) -> None:
         if self.all and self.subject != ALL_SUBJECTS:
-            raise ValueError("--all deletes the whole store, --subject one subject's clips: give one of them")
+            raise UserError("--all deletes the whole store, --subject one subject's clips: give one of them")
 
 
 @dataclass(frozen=True)

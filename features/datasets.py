@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from features.cli import UserError
 from features.labels import Labelling, class_indices
 from features.store.store import FeatureStore, Stream
 from features.store.table import ClipTable, group_names
@@ -81,7 +82,7 @@ def labelled_rows(
     Clips that were not extracted are left out. With `with_failed`, failed clips are included: all their
     frames are invalid, but metrics count them.
 
-    Raises ValueError when the store has no such label column.
+    Raises UserError when the store has no such label column.
     """
     labels = _labels(table, labelling)
     rows = np.flatnonzero((labels >= 0) & ((table.state == 1) | ((table.state == 2) & with_failed)))
@@ -102,7 +103,7 @@ def load_samples(
     share one copy in memory. A store larger than memory works too, but reads from disk what does not fit.
     Without `mapped`, the rows are copied into this process.
 
-    Raises ValueError when the store has no such stream or label column.
+    Raises UserError when the store has no such stream or label column.
     """
     rows = np.asarray(rows, np.int64)
     _require_streams(store, inputs)
@@ -152,9 +153,9 @@ class CropClips:
     def __init__(
         self, store: FeatureStore, labelling: Labelling, rows: np.ndarray, inputs: Inputs = "embeddings"
     ):
-        """Raises ValueError when the store has no crops, or lacks the requested stream or label column."""
+        """Raises UserError when the store has no crops, or lacks the requested stream or label column."""
         if not store.has_crops:
-            raise ValueError(f"{store.path} has no crops: extract again with --crops jpeg")
+            raise UserError(f"{store.path} has no crops: extract again with --crops jpeg")
         assert store.recipe.pixels is not None, "imported features have no crops"
         _require_streams(store, inputs)
         table = store.table()
@@ -174,7 +175,7 @@ class CropClips:
         """(x, valid, labels): x["crops"] uint8 RGB (B,T,H,W,3), 0 without a face, and x["geometry"] if the
         head uses it; valid (B,T) bool by stream; labels (B,) int64.
 
-        Raises ValueError for a chunk that does not match its checksum, and for a crop of a wrong size.
+        Raises UserError for a chunk that does not match its checksum, and for a crop of a wrong size.
         """
         indices = np.atleast_1d(np.arange(len(self))[indices])
         size = self._crop_px
@@ -196,18 +197,18 @@ def _decode_into(frames: np.ndarray, files: Sequence[bytes], clip_id: str) -> No
         image = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
         if image is None or image.shape != frames.shape[1:]:
             shape = None if image is None else image.shape
-            raise ValueError(f"crop {index} of {clip_id} has shape {shape}, expected {frames.shape[1:]}")
+            raise UserError(f"crop {index} of {clip_id} has shape {shape}, expected {frames.shape[1:]}")
         frames[index] = image
 
 
 def _labels(table: ClipTable, labelling: Labelling) -> np.ndarray:
     """(N,) int64 class index of every row; −1 = none.
 
-    Raises ValueError when the store has no such label column.
+    Raises UserError when the store has no such label column.
     """
     if labelling.column not in table.labels:
         have = ", ".join(table.labels) or "none"
-        raise ValueError(f"the store has no label column {labelling.column!r}; it has: {have}")
+        raise UserError(f"the store has no label column {labelling.column!r}; it has: {have}")
     return class_indices(labelling, table.labels[labelling.column], table.label_names[labelling.column])
 
 
@@ -215,6 +216,6 @@ def _require_streams(store: FeatureStore, inputs: Inputs) -> None:
     for name in streams_of(inputs):
         if name not in store.streams:
             have = ", ".join(store.streams)
-            raise ValueError(
+            raise UserError(
                 f"{store.path} has no {name}, only {have}: change --inputs, or extract with --geometry on"
             )

@@ -14,6 +14,8 @@ from typing import Literal
 
 import numpy as np
 
+from features.cli import UserError
+
 Task = Literal["binary", "multiclass", "ordinal"]
 
 
@@ -31,11 +33,11 @@ class Labelling:
 
     def __post_init__(self) -> None:
         if len(self.names) < 2:
-            raise ValueError(
+            raise UserError(
                 f"label column {self.column!r} has the classes {list(self.names)}: at least two are required"
             )
         if self.task == "binary" and len(self.names) != 2:
-            raise ValueError(
+            raise UserError(
                 f"a binary task needs two classes, got {list(self.names)}: see --merge, --binarize-at, --task"
             )
 
@@ -63,7 +65,7 @@ def make_labelling(
 
     `unused` names, which no clip has, make no class; nor do empty names (names of deleted clips).
 
-    Raises ValueError for a name that the column does not have, when `binarize_at` gets numbers and other
+    Raises UserError for a name that the column does not have, when `binarize_at` gets numbers and other
     names, and when it separates merged names.
     """
     groups: dict[str, tuple[str, ...]] = {
@@ -118,7 +120,7 @@ def _binarize(
     others = [name for name, level in levels.items() if level is None]
     if numbers and others:
         instead = " without --binarize-at" if len(numbers) == 2 else ""
-        raise ValueError(
+        raise UserError(
             f"--binarize-at {at}: column {column!r} has labels that are not numbers: {', '.join(others)}; "
             f"to leave them out, use --labels {','.join(numbers)}{instead}"
         )
@@ -127,7 +129,7 @@ def _binarize(
         level = levels[name]
         halves[(position if level is None else level) >= at].extend(sources)
     if not halves[False] or not halves[True]:
-        raise ValueError(f"--binarize-at {at} leaves one class empty; the levels are {list(groups)}")
+        raise UserError(f"--binarize-at {at} leaves one class empty; the levels are {list(groups)}")
     low, high = labels if len(labels) == 2 else (f"below_{at}", f"at_least_{at}")
     return {low: tuple(halves[False]), high: tuple(halves[True])}
 
@@ -156,7 +158,7 @@ def _has_levels(groups: dict[str, tuple[str, ...]]) -> bool:
 def _level_of_group(name: str, sources: Sequence[str], at: int) -> float | None:
     """The group's name as a number, or else the first of its merged numbers; None if one is not a number.
 
-    Raises ValueError when some merged numbers are below `at` and others are not.
+    Raises UserError when some merged numbers are below `at` and others are not.
     """
     if (level := level_of(name)) is not None:
         return level
@@ -164,7 +166,7 @@ def _level_of_group(name: str, sources: Sequence[str], at: int) -> float | None:
     if len(levels) < len(sources):
         return None
     if min(levels) < at <= max(levels):
-        raise ValueError(
+        raise UserError(
             f"--binarize-at {at} separates labels that --merge joins ({name}: {', '.join(sources)}): "
             f"merge only labels below {at}, or only labels from {at} on"
         )
@@ -174,4 +176,4 @@ def _level_of_group(name: str, sources: Sequence[str], at: int) -> float | None:
 def _require_known(names: Sequence[str], groups: dict[str, tuple[str, ...]], what: str, column: str) -> None:
     unknown = [name for name in names if name not in groups]
     if unknown:
-        raise ValueError(f"{what}: column {column!r} has no label {unknown[0]!r}; it has {sorted(groups)}")
+        raise UserError(f"{what}: column {column!r} has no label {unknown[0]!r}; it has {sorted(groups)}")

@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from features.cli import UserError
+
 RESERVED = ("path", "subject", "split", "fold", "start_s", "end_s")
 """Columns with a fixed meaning. All other columns are labels or slices."""
 SUBSETS = ("train", "val", "test")
@@ -79,15 +81,15 @@ def read_csv(path: Path, *, require_files: bool = True, require_labels: bool = T
     `require_files` the videos may be missing. Without `require_labels` a column subject, split or fold is
     enough.
 
-    Raises ValueError, with line numbers, for a file that is not a manifest and for duplicate clips.
+    Raises UserError, with line numbers, for a file that is not a manifest and for duplicate clips.
     """
     (_, names), *lines = csv_rows(path)
     header, root = column_names(names, (*RESERVED, "label"), path), path.parent
     if "path" not in header:
-        raise ValueError(f"{path} has no column 'path': its header is {','.join(header)}")
+        raise UserError(f"{path} has no column 'path': its header is {','.join(header)}")
     extra = [name for name in header if name not in RESERVED]
     if not extra and (require_labels or not {"subject", "split", "fold"} & set(header)):
-        raise ValueError(f"{path} has no label column (such as 'label'): its header is {','.join(header)}")
+        raise UserError(f"{path} has no label column (such as 'label'): its header is {','.join(header)}")
     clips: list[tuple[int, Clip]] = []
     problems: list[Failure] = []
     for number, cells in lines:
@@ -114,14 +116,14 @@ def csv_rows(path: Path) -> list[tuple[int, list[str]]]:
 
     UTF-8 (a BOM is allowed). The first line decides whether commas, semicolons or tabs separate the cells.
 
-    Raises ValueError, with file and line, for a file that is not UTF-8, not a CSV, or has no row.
+    Raises UserError, with file and line, for a file that is not UTF-8, not a CSV, or has no row.
     """
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path} line {line} is not UTF-8: save it as 'CSV UTF-8'") from error
+        raise UserError(f"{path} line {line} is not UTF-8: save it as 'CSV UTF-8'") from error
     # In some locales, spreadsheet programs write semicolons or tabs.
     delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -129,21 +131,21 @@ def csv_rows(path: Path) -> list[tuple[int, list[str]]]:
         stripped = ((reader.line_num, [cell.strip() for cell in row]) for row in reader)
         rows = [(number, cells) for number, cells in stripped if any(cells)]
     except csv.Error as error:
-        raise ValueError(f"{path} line {reader.line_num}: {error}") from error
+        raise UserError(f"{path} line {reader.line_num}: {error}") from error
     if not rows:
-        raise ValueError(f"{path} is empty; expected a header line, then one line per clip")
+        raise UserError(f"{path} is empty; expected a header line, then one line per clip")
     return rows
 
 
 def column_names(header: Sequence[str], known: Collection[str], path: Path) -> list[str]:
     """The column names of a header in NFC; names in `known` (lower case) are matched case-insensitively.
 
-    Raises ValueError, with the file, for an empty or duplicate name.
+    Raises UserError, with the file, for an empty or duplicate name.
     """
     names = [_nfc(name) for name in header]
     names = [name.lower() if name.lower() in known else name for name in names]
     if "" in names or len(set(names)) < len(names):
-        raise ValueError(f"{path}: column names must be unique and not empty, got {','.join(names)}")
+        raise UserError(f"{path}: column names must be unique and not empty, got {','.join(names)}")
     return names
 
 
@@ -152,13 +154,13 @@ def read_folder(root: Path) -> Manifest:
 
     Videos outside a label folder and videos whose name is not UTF-8 become problems. Other files are ignored.
 
-    Raises ValueError when the folder does not exist or has no video.
+    Raises UserError when the folder does not exist or has no video.
     """
     if not root.is_dir():
-        raise ValueError(f"no such folder: {root}")
+        raise UserError(f"no such folder: {root}")
     videos, problems = videos_below(root, root)
     if not videos and not problems:
-        raise ValueError(f"no videos under {root}; expected {root.name}/<label>/<video>, or a manifest CSV")
+        raise UserError(f"no videos under {root}; expected {root.name}/<label>/<video>, or a manifest CSV")
     tops = {file.relative_to(root).parts[0].lower() for file in videos if file.parent != root}
     has_splits = bool(tops) and tops <= set(SPLITS)
     clips = []
@@ -301,18 +303,18 @@ def _in_order(files: Iterable[Path], folder: Path) -> list[Path]:
 
 def _clip_of_row(header: list[str], cells: list[str], root: Path, require_file: bool) -> Clip:
     if len(cells) != len(header):
-        raise ValueError(f"{len(cells)} fields, but the header has {len(header)}")
+        raise UserError(f"{len(cells)} fields, but the header has {len(header)}")
     row = {name: cell if name == "path" else _nfc(cell) for name, cell in zip(header, cells, strict=True)}
     if not row["path"]:
-        raise ValueError("path is empty")
+        raise UserError("path is empty")
     file = _find_file(root, row["path"], require_file)
     start_s = _seconds(row.get("start_s", ""), "start_s") or 0.0
     end_s = _seconds(row.get("end_s", ""), "end_s")
     if end_s is not None and end_s <= start_s:
-        raise ValueError(f"end_s {end_s:g} is not after start_s {start_s:g}")
+        raise UserError(f"end_s {end_s:g} is not after start_s {start_s:g}")
     split = row.get("split", "").lower()
     if split and split not in SPLITS:
-        raise ValueError(f"split {split!r} is not one of train, val, test")
+        raise UserError(f"split {split!r} is not one of train, val, test")
     return Clip(
         clip_id(file, root, start_s),
         file,
@@ -331,9 +333,9 @@ def _seconds(text: str, name: str) -> float | None:
     try:
         value = float(text)
     except ValueError:
-        raise ValueError(f"{name} {text!r} is not a number of seconds") from None
+        raise UserError(f"{name} {text!r} is not a number of seconds") from None
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} {text!r} is not a number of seconds")
+        raise UserError(f"{name} {text!r} is not a number of seconds")
     return value
 
 
@@ -346,7 +348,7 @@ def _find_file(root: Path, text: str, require_file: bool) -> Path:
         if found is not None:
             return found
     if require_file:
-        raise ValueError(f"no such file: {text}")
+        raise UserError(f"no such file: {text}")
     return root / text.replace("\\", "/")
 
 
@@ -370,7 +372,7 @@ def _require_unique(path: Path, clips: Sequence[tuple[int, Clip]]) -> None:
     ]
     if duplicates:
         more = f" and {len(duplicates) - 5} more" if len(duplicates) > 5 else ""
-        raise ValueError(f"{path} has duplicate clips: {'; '.join(duplicates[:5])}{more}")
+        raise UserError(f"{path} has duplicate clips: {'; '.join(duplicates[:5])}{more}")
 
 
 def _nfc(text: str) -> str:

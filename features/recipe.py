@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from features.cli import UserError
+
 Part = Literal["pixels", "encoder", "geometry"]
 PARTS: tuple[Part, ...] = ("pixels", "encoder", "geometry")
 
@@ -43,9 +45,9 @@ class Pixels:
 
     def __post_init__(self) -> None:
         if not self.fps > 0 or not self.window_s > 0:
-            raise ValueError(f"fps and window_s must be above 0, got {self.fps} and {self.window_s}")
+            raise UserError(f"fps and window_s must be above 0, got {self.fps} and {self.window_s}")
         if self.crop_px < 32 or not 0 <= self.margin <= 2:
-            raise ValueError(
+            raise UserError(
                 f"crop_px must be at least 32 and margin 0 to 2, got {self.crop_px}, {self.margin}"
             )
 
@@ -101,7 +103,7 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
 def from_json(fields: dict[str, Any]) -> Recipe:
     """The recipe that `to_json` wrote.
 
-    Raises ValueError when fields are missing or unknown, so a store of another schema is not misread.
+    Raises UserError when fields are missing or unknown, so a store of another schema is not misread.
     """
 
     def whole(kind: type[_Part], part: dict[str, Any]) -> _Part:
@@ -117,7 +119,7 @@ def from_json(fields: dict[str, Any]) -> Recipe:
             whole(GeometryId, geometry) if geometry is not None else None,
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"not a recipe of this version: {error}") from error
+        raise UserError(f"not a recipe of this version: {error}") from error
 
 
 def fingerprint(part: Recipe | Pixels | EncoderId | GeometryId) -> str:
@@ -148,12 +150,12 @@ def differences(first: Recipe, second: Recipe, parts: Sequence[Part] = PARTS) ->
 def require_equal(first: Recipe, second: Recipe, parts: Sequence[Part] = PARTS, *, where: str = "") -> None:
     """Check that the named parts of two recipes are equal.
 
-    Raises ValueError naming every field that differs. `where` names what the first and the second recipe
+    Raises UserError naming every field that differs. `where` names what the first and the second recipe
     belong to, as `run runs/a and store b.zarr`.
     """
     lines = differences(first, second, parts)
     if lines:
-        raise ValueError(f"recipes differ{f' ({where})' if where else ''}: " + "; ".join(lines))
+        raise UserError(f"recipes differ{f' ({where})' if where else ''}: " + "; ".join(lines))
 
 
 def _short(value: object) -> str:

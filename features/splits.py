@@ -18,6 +18,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from features.cli import UserError
 from features.manifest import SUBSETS
 from features.store.table import ClipTable, group_names, groups_of, only_value, values_by_source
 
@@ -70,7 +71,7 @@ def make_split(
     the other clips of its video. If all clips are marked train, they are distributed to three subsets. A
     warning counts videos that are in two subsets.
 
-    Raises ValueError when a subject or a part of a video is in two subsets, or there are too few subjects for
+    Raises UserError when a subject or a part of a video is in two subsets, or there are too few subjects for
     three subsets.
     """
     groups = joined_groups(groups_of(table, rows), rows, near_duplicates)
@@ -125,7 +126,7 @@ def extend_split(
     counts subjects whose manifest split is held out (val, test), but that the earlier run trained on or used
     for validation.
 
-    Raises ValueError when the file cannot be used or has a subject's clips in two subsets.
+    Raises UserError when the file cannot be used or has a subject's clips in two subsets.
     """
     file = Path(earlier) / "split.csv" if Path(earlier).is_dir() else Path(earlier)
     known, clips = _earlier_subsets(file)
@@ -159,12 +160,12 @@ def grouped_folds(
 
     labels: (N,) class indices. subjects: (N,) str; a clip with '' is a group of its own.
 
-    Raises ValueError for k below 2 or above the number of subjects.
+    Raises UserError for k below 2 or above the number of subjects.
     """
     groups = np.array([name or f"clip {index}" for index, name in enumerate(subjects.tolist())], str)
     num_groups = len(np.unique(groups))
     if not 2 <= k <= num_groups:
-        raise ValueError(f"--folds must be 2 to {num_groups}, the number of subjects; got {k}")
+        raise UserError(f"--folds must be 2 to {num_groups}, the number of subjects; got {k}")
     fold = _assign(labels, groups, (1 / k,) * k, seed)
     return [(np.flatnonzero(fold != index), np.flatnonzero(fold == index)) for index in range(k)]
 
@@ -172,11 +173,11 @@ def grouped_folds(
 def leave_one_subject_out(subjects: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each subject, in order of name, (indices of the others' clips, indices of this subject's clips).
 
-    Raises ValueError when clips have no subject or there are fewer than two subjects.
+    Raises UserError when clips have no subject or there are fewer than two subjects.
     """
     names = np.unique(subjects)
     if "" in names.tolist() or len(names) < 2:
-        raise ValueError(
+        raise UserError(
             "leave-one-subject-out needs a subject for every clip, and at least two subjects; got "
             f"{len(set(names.tolist()) - {''})} subjects and {int((subjects == '').sum())} clips without one"
         )
@@ -188,7 +189,7 @@ def require_disjoint(split: Split, subjects: np.ndarray) -> None:
 
     subjects: (N,) of the whole table, '' = unknown.
 
-    Raises ValueError naming up to five subjects and their subsets.
+    Raises UserError naming up to five subjects and their subsets.
     """
     subsets_of: dict[str, list[str]] = {}
     for subset, rows in split.subsets().items():
@@ -199,7 +200,7 @@ def require_disjoint(split: Split, subjects: np.ndarray) -> None:
     ]
     if shared:
         more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
-        raise ValueError(
+        raise UserError(
             f"subjects in two subsets of the split ({split.description}): {', '.join(shared[:5])}{more}"
         )
     rows = np.concatenate(list(split.subsets().values()))
@@ -209,7 +210,7 @@ def require_disjoint(split: Split, subjects: np.ndarray) -> None:
 def require_no_overlap(split: Split, table: ClipTable) -> None:
     """Check that windows of one video in two subsets do not overlap in time; such frames would be in both.
 
-    Raises ValueError naming up to five pairs with their times in seconds.
+    Raises UserError naming up to five pairs with their times in seconds.
     """
     clips = [(int(row), subset) for subset, rows in split.subsets().items() for row in rows]
     latest: dict[str, dict[str, tuple[float, str]]] = {}  # by video and subset: (end, window)
@@ -228,7 +229,7 @@ def require_no_overlap(split: Split, table: ClipTable) -> None:
         ends[subset] = max(ends.get(subset, (end_s, window)), (end_s, window))
     if found:
         more = f", and {len(found) - 5} more" if len(found) > 5 else ""
-        raise ValueError(
+        raise UserError(
             f"windows of one video in two subsets overlap in time ({'; '.join(found[:5])}{more}): give them "
             "the same split, or windows that do not overlap"
         )
@@ -275,7 +276,7 @@ def _checked(
 ) -> Split:
     """The split of these masks with all its warnings; `left_out` and `kept` are warnings to include.
 
-    Raises ValueError when a subject is in two subsets.
+    Raises UserError when a subject is in two subsets.
     """
     warnings = _subject_warnings(table, rows) + left_out + _shared_video_warnings(groups, masks)
     warnings += _class_warnings(labels, masks) + kept
@@ -320,14 +321,14 @@ def _filled(
 ) -> tuple[Masks, str]:
     """(subsets, description): official subsets are kept, clips without a split fill the missing subsets.
 
-    Raises ValueError when too few subjects are without a split.
+    Raises UserError when too few subjects are without a split.
     """
     marked = [subset for subset in SUBSETS if masks[subset].any()]
     missing = [subset for subset in SUBSETS if subset not in marked]
     unmarked = ~np.any(list(masks.values()), axis=0)
     count = len(np.unique(groups[unmarked]))
     if count < len(missing):
-        raise ValueError(
+        raise UserError(
             f"the manifest has {' and '.join(marked)} but not {' and '.join(missing)}, and only {count} "
             "subjects (or videos) have no split: set split for clips of all three subsets, or for none"
         )
@@ -361,11 +362,11 @@ def _assign(labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], see
     several random orders, and the most even result is kept. Same idea as scikit-learn's
     StratifiedGroupKFold, with unequal shares.
 
-    Raises ValueError when there are fewer groups than subsets.
+    Raises UserError when there are fewer groups than subsets.
     """
     names, group_of = np.unique(groups, return_inverse=True)
     if len(names) < len(shares):
-        raise ValueError(
+        raise UserError(
             f"{len(names)} subjects (or videos) are too few for {len(shares)} separate subsets: "
             "add recordings of other subjects, or use --folds"
         )
@@ -408,13 +409,15 @@ def _assign_in_order(counts: np.ndarray, target: np.ndarray, order: np.ndarray) 
 def _earlier_subsets(file: Path) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
     """(subset by group, (subject, subset) by clip) of an earlier run's split.csv.
 
-    Raises ValueError when the file is missing or damaged, or has a group in two subsets.
+    Raises UserError when the file is missing or damaged, or has a group in two subsets.
     """
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
             lines = list(csv.DictReader(stream))
     except FileNotFoundError as error:
-        raise ValueError(f"{file.parent} is not a run with a split: it has no {file.name}") from error
+        raise UserError(f"{file.parent} is not a run with a split: it has no {file.name}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} is damaged: {error}") from error
     subsets: dict[str, str] = {}
     clips: dict[str, tuple[str, str]] = {}
     subjects = [line.get("subject") or "" for line in lines]
@@ -422,11 +425,11 @@ def _earlier_subsets(file: Path) -> tuple[dict[str, str], dict[str, tuple[str, s
     for number, (line, subject, group) in enumerate(zip(lines, subjects, groups, strict=True), start=2):
         clip, subset = line.get("clip_id") or "", line.get("split") or ""
         if subset not in SUBSETS or not clip:
-            raise ValueError(
+            raise UserError(
                 f"{file} line {number}: expected clip_id,subject,split with one of {', '.join(SUBSETS)}"
             )
         if subsets.setdefault(group, subset) != subset:
-            raise ValueError(f"{file} line {number}: {group} is in {subsets[group]} and {subset}")
+            raise UserError(f"{file} line {number}: {group} is in {subsets[group]} and {subset}")
         clips[clip] = subject, subset
     return subsets, clips
 
@@ -442,7 +445,7 @@ def _subsets_of_renamed(
 
     same: (N,) bool, rows that are clips of the earlier run.
 
-    Raises ValueError naming up to five groups whose clips were in two subsets.
+    Raises UserError naming up to five groups whose clips were in two subsets.
     """
     groups = groups_of(table, np.flatnonzero(same)).tolist()
     subsets_of: dict[str, set[str]] = {}
@@ -456,7 +459,7 @@ def _subsets_of_renamed(
     ]
     if shared:
         more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
-        raise ValueError(
+        raise UserError(
             f"the split {file} cannot be kept: it has clips of one subject in two subsets: "
             f"{', '.join(shared[:5])}{more}"
         )

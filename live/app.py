@@ -9,7 +9,7 @@ import time
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
-from features.cli import echo, log_error, log_warning
+from features.cli import UserError, echo, log_error, log_warning
 from live.commands import DONE, Control
 from live.config import SUBJECT, LiveConfig
 from live.inference.calibration import CalibrationSession, can_calibrate
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
     """Run a session until the source ends, the user quits or the time is over; returns summary and exit code.
 
-    Raises ValueError when the run or the source cannot be opened, or no window can be shown.
+    Raises UserError when the run or the source cannot be opened, or no window can be shown.
     """
     subject = unicodedata.normalize("NFC", config.subject or SUBJECT)  # some systems decompose Hangul
     if config.forget:
@@ -70,7 +70,7 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
             summary["report"] = str(
                 write_report([summarise_log(session.log_path, card.labelling.task)], of_session=True)
             )
-        except (ValueError, OSError) as error:  # the log was rotated away: the session itself is complete
+        except (UserError, OSError) as error:  # the log was rotated away: the session itself is complete
             log_warning(f"no session report: {error}")
     _print_summary(summary)
     for failure in failures:
@@ -79,16 +79,16 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
 
 
 def _require_possible(config: LiveConfig, card: Card) -> None:
-    """Raises ValueError where the browser view, the calibration or the window is not possible."""
+    """Raises UserError where the browser view, the calibration or the window is not possible."""
     if config.serve:
         _require_server()
     if config.calibrate is not None:
         assert card.recipe.pixels is not None  # model_card refused others
         CalibrationSession.begin(0.0, config.calibrate, card.recipe.pixels.window_s)
         if not can_calibrate(card.labelling.task):
-            raise ValueError("--calibrate needs a binary or ordinal run: this run is multiclass")
+            raise UserError("--calibrate needs a binary or ordinal run: this run is multiclass")
     if not config.headless and not config.serve and (problem := window_problem()):
-        raise ValueError(f"cannot open a window ({problem}): use --serve (browser) or --headless")
+        raise UserError(f"cannot open a window ({problem}): use --serve (browser) or --headless")
 
 
 def _summary(
@@ -131,13 +131,13 @@ def _open_view(config: LiveConfig, session: Session) -> "View":
 
 
 def _require_server() -> None:
-    """Raises ValueError when the packages of the browser view are not installed."""
+    """Raises UserError when the packages of the browser view are not installed."""
     try:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
         import websockets  # noqa: F401
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"--serve needs the package {error.name}, which is not installed: pip install 'brainbuddy[serve]'"
         ) from error
 

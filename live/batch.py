@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from extract.video.reader import probe, read_video, truncation
-from features.cli import echo, log_error, progress
+from features.cli import UserError, echo, log_error, progress
 from features.manifest import NOT_UTF8, Failure, readable, video_files
 from live.config import PredictConfig
 from live.inference.model import LiveModel, describe, open_model
@@ -41,12 +41,12 @@ MAX_NAME_BYTES = 220
 def predict(config: PredictConfig) -> tuple[dict[str, Any], int]:
     """Predict every video; returns the summary, and exit code 1 when some could not be read.
 
-    Raises ValueError when the run or the folder cannot be used, or no video was named, or another process
+    Raises UserError when the run or the folder cannot be used, or no video was named, or another process
     predicts into that folder.
     """
     videos, unnamable = find_videos(config.videos)
     if not videos and not unnamable:
-        raise ValueError(
+        raise UserError(
             "no video: give files or folders, for example python -m live predict --run R --out DIR a.mp4 b/"
         )
     model = open_model(config.run, backend=config.backend)
@@ -118,13 +118,13 @@ def folder_lock(out: Path) -> Iterator[None]:
     """Lock a folder, so that only one process predicts into it.
 
     The operating system frees the lock when the process dies. A disk without file locks has no lock. Raises
-    ValueError where another process holds the lock.
+    UserError where another process holds the lock.
     """
     path = out / LOCK_NAME
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
         if not _is_locked(descriptor):
-            raise ValueError(
+            raise UserError(
                 f"{out}: another `live predict` process is writing to this folder; wait until it ends"
             )
         try:
@@ -162,7 +162,7 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> dict[str
     frames. For each class, `share_` is the share of frames with this label (frames in other states have no
     label), and `p_` is the mean probability over the frames in state ok or unsure, empty without any.
 
-    Raises ValueError when no frame can be decoded or the video is truncated, as in extract; OSError when a
+    Raises UserError when no frame can be decoded or the video is truncated, as in extract; OSError when a
     file cannot be written.
     """
     predictor.reset()
@@ -181,9 +181,9 @@ def predict_video(predictor: Predictor, video: Path, log_path: Path) -> dict[str
                 predictions.append(prediction)
         log.close()
         if not predictions:
-            raise ValueError(f"{video}: no frame can be decoded")
+            raise UserError(f"{video}: no frame can be decoded")
         if reason := truncation(end_s, probe(video).duration_s):
-            raise ValueError(f"{video}: {reason}")
+            raise UserError(f"{video}: {reason}")
         timeline = timeline_png(summarise_log(partial, predictor.model.card.labelling.task))
         os.replace(partial, log_path)
     finally:
@@ -221,7 +221,7 @@ def find_videos(paths: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
     In folders, hidden files (`._x.mp4` of macOS) and broken links are left out and linked folders are
     entered, as in extract. Failures are paths that are not UTF-8: a table cannot hold them.
 
-    Raises ValueError for a path that does not exist.
+    Raises UserError for a path that does not exist.
     """
     found: dict[Path, None] = {}
     for path in paths:
@@ -231,7 +231,7 @@ def find_videos(paths: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
             # A broken link is a video that cannot be read, not a wrong argument.
             found[absolute_path(path)] = None
         else:
-            raise ValueError(f"{path}: no such file or folder")
+            raise UserError(f"{path}: no such file or folder")
     named = {video: readable(str(video)) for video in found}
     return (
         [video for video, name in named.items() if name == str(video)],
@@ -281,27 +281,27 @@ def fingerprint(model: LiveModel) -> str:
 def state_of(video: Path, made_with: str) -> dict[str, str]:
     """The `STATE_COLUMNS`, which show whether a row of the table is up to date.
 
-    Raises ValueError when the video does not exist.
+    Raises UserError when the video does not exist.
     """
     try:
         status = video.stat()
     except OSError as error:
-        raise ValueError(f"{video}: {error.strerror}") from error
+        raise UserError(f"{video}: {error.strerror}") from error
     return {"size": str(status.st_size), "modified_ns": str(status.st_mtime_ns), "made_with": made_with}
 
 
 def read_table(path: Path) -> dict[str, dict[str, Any]]:
     """Rows of the table by video; empty where there is no table.
 
-    Raises ValueError when the file is another table.
+    Raises UserError when the file is another table.
     """
     if not path.exists():
         return {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.DictReader(file)
         columns = list(reader.fieldnames or ())
         if not {*FIRST_COLUMNS, *STATE_COLUMNS} <= set(columns):
-            raise ValueError(
+            raise UserError(
                 f"{path} was not written by live predict (its columns are {columns[:6]}…) and is not "
                 "changed: choose another --out"
             )

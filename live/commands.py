@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from extract.video.reader import Frame
+from features.cli import UserError
 from live.inference.calibration import (
     CalibrationSession,
     can_calibrate,
@@ -58,7 +59,7 @@ class Control:
             self._notify(line)
         try:
             personal = load_personal(self._subject, predictor.model.key)
-        except ValueError as error:
+        except UserError as error:
             personal = None
             self._show_message(str(error))
         if personal is not None and is_outdated(personal, predictor.model.card.calibration):
@@ -171,14 +172,14 @@ class Control:
             personal = personal_calibration(
                 calibration.attending, calibration.away, self.predictor.model.card.calibration
             )
-        except ValueError as error:
+        except UserError as error:
             self.calibration = line = str(error)
         else:
             self.predictor.calibration, self._session.personal = personal, name
             try:
                 path = save_personal(name, self.predictor.model.key, personal)
                 self.calibration, line = DONE, f"calibrated to {name} ({path}); key x removes it"
-            except (OSError, ValueError) as error:
+            except (OSError, UserError) as error:
                 self.calibration = line = f"calibrated to {name}, for this session only (not saved: {error})"
         self._show_message(line)
 
@@ -189,7 +190,7 @@ class Control:
         line = f"calibration of {self._session.personal} for this run removed"
         try:
             forget_personal(self._session.personal, self.predictor.model.key)
-        except (OSError, ValueError) as error:
+        except (OSError, UserError) as error:
             line = f"calibration off for this session only (file not changed: {error})"
         self.predictor.calibration = self.predictor.model.card.calibration
         self._session.personal = ""

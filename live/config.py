@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from features.cli import UserError
+
 SUBJECT = "me"
 """Default of --subject."""
 NOVELTY = ".novelty.csv"
@@ -53,22 +55,22 @@ class LiveConfig:
 
     def __post_init__(self) -> None:
         if self.camera < 0:
-            raise ValueError(f"--camera must be 0 or more, got {self.camera}")
+            raise UserError(f"--camera must be 0 or more, got {self.camera}")
         if self.seconds is not None and self.seconds <= 0:
-            raise ValueError(f"--seconds must be above 0, got {self.seconds}")
+            raise UserError(f"--seconds must be above 0, got {self.seconds}")
         if self.json and self.log == "-":
-            raise ValueError("--json and --log - both write to stdout: log to a file, or omit --json")
+            raise UserError("--json and --log - both write to stdout: log to a file, or omit --json")
         if self.calibrate is not None and not 0 < self.calibrate <= 600:
-            raise ValueError(f"--calibrate must be above 0 and at most 600 seconds, got {self.calibrate}")
+            raise UserError(f"--calibrate must be above 0 and at most 600 seconds, got {self.calibrate}")
         if self.calibrate is not None and self.seconds is not None and self.seconds <= 2 * self.calibrate:
-            raise ValueError(
+            raise UserError(
                 f"--seconds {self.seconds:g} is too short for --calibrate {self.calibrate:g}: use more than "
                 f"{2 * self.calibrate:g} s"
             )
         if not 0 <= self.port <= 65535:
-            raise ValueError(f"--port must be 0 to 65535, got {self.port}")
+            raise UserError(f"--port must be 0 to 65535, got {self.port}")
         if self.forget and not self.subject:
-            raise ValueError("--forget needs --subject NAME")
+            raise UserError("--forget needs --subject NAME")
         _refuse_collisions(self)
 
 
@@ -145,7 +147,7 @@ def new_file(path: Path, files: Callable[[Path], Sequence[Path]] = lambda path: 
 
 
 def _refuse_collisions(config: LiveConfig) -> None:
-    """Raises ValueError when two options name the same file."""
+    """Raises UserError when two options name the same file."""
     files: dict[str, tuple[Path, ...]] = {
         "--log": log_files(Path(config.log)) if config.log and config.log != "-" else (),
         "--record": (config.record,) if config.record else (),
@@ -158,7 +160,5 @@ def _refuse_collisions(config: LiveConfig) -> None:
             # Some file systems ignore case.
             key = str(path.absolute()).casefold()
             if key in taken:
-                raise ValueError(
-                    f"{taken[key]} and {option} both use the file {path}: choose different names"
-                )
+                raise UserError(f"{taken[key]} and {option} both use the file {path}: choose different names")
             taken[key] = option

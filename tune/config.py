@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from features.cli import UserError
 from seqmodel.config import Inputs, LabelArgs, Metric
 
 BASELINE_ROLE = "the seed project's settings"
@@ -66,8 +67,8 @@ class TuneArgs:
     def __post_init__(self) -> None:
         for name, minimum in (("trials", 1), ("workers", 1), ("epochs", 1), ("reseed", 0), ("seed", 0)):
             if (value := getattr(self, name)) < minimum:
-                raise ValueError(f"--{name} must be at least {minimum}, got {value}")
+                raise UserError(f"--{name} must be at least {minimum}, got {value}")
         if self.storage and "://" not in self.storage and not self.storage.endswith(".log"):
-            raise ValueError(f"--storage {self.storage} must be a URL or a journal file (NAME.log)")
+            raise UserError(f"--storage {self.storage} must be a URL or a journal file (NAME.log)")
         if self.folds < 0 or self.folds == 1:
-            raise ValueError(f"--folds must be 0 (the validation split), or 2 or more, got {self.folds}")
+            raise UserError(f"--folds must be 0 (the validation split), or 2 or more, got {self.folds}")

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from features.cli import echo, progress
+from features.cli import UserError, echo, progress
 from features.cpu import usable_cores
 from tune.config import TuneArgs
 from tune.search_space import is_baseline, trial_config_of
@@ -54,11 +54,11 @@ def choose_finalists(args: TuneArgs, study: optuna.Study, context: SearchContext
     """The best trials and the seed project's settings, each scored with new seeds, best mean first. With
     --finetune, only trials that read embeddings, if there are any.
 
-    Raises ValueError if no trial is complete.
+    Raises UserError if no trial is complete.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
-        raise ValueError(f"study {study.study_name!r} has no complete trial; increase --trials")
+        raise UserError(f"study {study.study_name!r} has no complete trial; increase --trials")
     ranked = _best_first(complete)
     if args.finetune:
         with_encoder = [t for t in ranked if trial_config_of(t.params, context.space).inputs != "geometry"]
@@ -111,7 +111,7 @@ def _best_first(trials: list[FrozenTrial]) -> list[FrozenTrial]:
 def refitting(args: TuneArgs, known_pairs: Pairs | None = None) -> Iterator[ProcessPoolExecutor]:
     """A pool of processes that train heads. On an exception, for example Ctrl-C, queued tasks are cancelled.
 
-    Raises ValueError if one of the processes is killed.
+    Raises UserError if one of the processes is killed.
     """
     threads = max(1, usable_cores() // args.workers)
     pool = ProcessPoolExecutor(
@@ -124,7 +124,7 @@ def refitting(args: TuneArgs, known_pairs: Pairs | None = None) -> Iterator[Proc
         for process in active_children():
             process.terminate()
         if isinstance(error, BrokenProcessPool):
-            raise ValueError(f"training with new seeds: a process {KILLED}") from error
+            raise UserError(f"training with new seeds: a process {KILLED}") from error
         raise
     pool.shutdown()
 

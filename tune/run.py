@@ -13,7 +13,7 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from features.cli import console, echo, log_warning, progress
+from features.cli import UserError, console, echo, log_warning, progress
 from features.cpu import usable_cores
 from features.files import in_same_namespace
 from features.splits import split_hash
@@ -106,7 +106,7 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
 def open_task(args: TuneArgs) -> LearningTask:
     """The learning task of the search.
 
-    Raises ValueError for options that do not fit the store, or contradict each other.
+    Raises UserError for options that do not fit the store, or contradict each other.
     """
     learning_task = build_task(
         args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
@@ -116,16 +116,16 @@ def open_task(args: TuneArgs) -> LearningTask:
             learning_task.store, np.concatenate([learning_task.split.train, learning_task.split.val])
         )
     if args.finetune and "embeddings" not in learning_task.dims:
-        raise ValueError(
+        raise UserError(
             "--finetune trains the encoder, but --inputs geometry does not read it: leave out one of them"
         )
     if args.center != "none" and "geometry" not in learning_task.dims:
-        raise ValueError(
+        raise UserError(
             f"--center {args.center} needs the geometry stream: {args.store} has none, or --inputs leaves it "
             "out"
         )
     if args.center != "none" and args.finetune:
-        raise ValueError("--finetune and --center cannot be combined: leave out one of them")
+        raise UserError("--finetune and --center cannot be combined: leave out one of them")
     return learning_task
 
 

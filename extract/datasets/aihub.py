@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from extract.datasets.index import DatasetIndex, index, relative, stem_of
+from features.cli import UserError
 from features.manifest import Clip, Failure, clip_id, videos_below, walk
 
 AIHUB_CLASSES = {1: "concentrating", 2: "not_concentrating", 3: "drowsy"}
@@ -64,16 +65,16 @@ def _aihub_label(file: Path) -> tuple[str, int, int]:
     """(stem of the video, k, category id) of a label file."""
     video, dash, index = stem_of(file.name).rpartition("-")
     if not dash or not index.isdigit():
-        raise ValueError("its name must end in -<segment>.json")
+        raise UserError("its name must end in -<segment>.json")
     category = int(_nfc_keys(json.loads(file.read_text(encoding="utf-8-sig")))["이미지"]["category"]["id"])
     if category not in AIHUB_CLASSES:
-        raise ValueError(f"category id {category} is not 1, 2 or 3")
+        raise UserError(f"category id {category} is not 1, 2 or 3")
     return video, int(index), category
 
 
 def _nfc_keys(value: object) -> "dict[str, dict[str, dict[str, int]]]":
     if not isinstance(value, dict):
-        raise ValueError("it is not a JSON object")
+        raise UserError("it is not a JSON object")
     return {unicodedata.normalize("NFC", key): item for key, item in value.items()}
 
 

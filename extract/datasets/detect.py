@@ -12,6 +12,7 @@ from extract.datasets.aihub import LABEL_FOLDER, folders_ending, read_aihub
 from extract.datasets.daisee import read_daisee
 from extract.datasets.engagenet import engagenet_tables, read_engagenet
 from extract.datasets.index import DatasetIndex
+from features.cli import UserError
 from features.manifest import Clip, read_csv, read_folder
 
 NO_TEST = (
@@ -23,10 +24,10 @@ def read_dataset(data: Path, layout: Layout = "auto", subject_regex: str = "") -
     """The clips of a data set, in the same order on every system.
 
     `subject_regex` finds the subject in a video's path relative to the root (the first group that matches, or
-    the whole match) if the data have no subject. Raises ValueError when `data` does not have that format.
+    the whole match) if the data have no subject. Raises UserError when `data` does not have that format.
     """
     if not data.exists():
-        raise ValueError(f"no such file or folder: {data}")
+        raise UserError(f"no such file or folder: {data}")
     chosen = detect_format(data) if layout == "auto" else layout
     if chosen == "csv":
         index = DatasetIndex(read_csv(data / "labels.csv" if data.is_dir() else data), "csv")
@@ -34,7 +35,7 @@ def read_dataset(data: Path, layout: Layout = "auto", subject_regex: str = "") -
         index = DatasetIndex(read_folder(data), "folder")
     else:
         if not data.is_dir():
-            raise ValueError(f"--layout {chosen} needs the data set's folder, got the file {data}")
+            raise UserError(f"--layout {chosen} needs the data set's folder, got the file {data}")
         index = {"daisee": read_daisee, "engagenet": read_engagenet, "aihub": read_aihub}[chosen](data)
     if subject_regex:
         index = _with_subjects(index, subject_regex)
@@ -66,11 +67,11 @@ def detect_format(data: Path) -> Layout:
 def sample_clips(clips: Sequence[Clip], count: int) -> list[Clip]:
     """At most `count` clips, balanced over splits, then classes, then subjects, as far as possible.
 
-    Raises ValueError for duplicate clips.
+    Raises UserError for duplicate clips.
     """
     clip_id, times = Counter(clip.clip_id for clip in clips).most_common(1)[0] if clips else ("", 1)
     if times > 1:
-        raise ValueError(f"duplicate clips (each clip id must be unique): {clip_id}, {times} times")
+        raise UserError(f"duplicate clips (each clip id must be unique): {clip_id}, {times} times")
     draw = random.Random(0)
     column = _main_column(clips)
     groups: dict[tuple[str, str, str], list[Clip]] = defaultdict(list)
@@ -98,7 +99,7 @@ def _with_subjects(index: DatasetIndex, regex: str) -> DatasetIndex:
     try:
         pattern = re.compile(regex)
     except re.error as error:
-        raise ValueError(f"--subject-regex {regex!r} is not a regular expression: {error}") from error
+        raise UserError(f"--subject-regex {regex!r} is not a regular expression: {error}") from error
     clips = []
     for clip in index.manifest.clips:
         found = pattern.search(clip.clip_id.rpartition("#")[0])
@@ -106,5 +107,5 @@ def _with_subjects(index: DatasetIndex, regex: str) -> DatasetIndex:
         subject = next((group for group in groups if group is not None), "")
         clips.append(dataclasses.replace(clip, subject=clip.subject or subject))
     if clips and not any(clip.subject for clip in clips):
-        raise ValueError(f"--subject-regex {regex!r} matches no path (for example {clips[0].clip_id})")
+        raise UserError(f"--subject-regex {regex!r} matches no path (for example {clips[0].clip_id})")
     return dataclasses.replace(index, manifest=dataclasses.replace(index.manifest, clips=tuple(clips)))

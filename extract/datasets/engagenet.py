@@ -4,6 +4,7 @@ from pathlib import Path
 
 from extract.datasets.index import SPLIT_FOLDERS, DatasetIndex, index, relative, stem_of
 from extract.datasets.tables import read_names, table
+from features.cli import UserError
 from features.manifest import Clip, clip_id, videos_below
 
 ENGAGENET_DROPPED = "SNP"
@@ -18,7 +19,7 @@ def read_engagenet(root: Path) -> DatasetIndex:
         tables += table(root / "final_labels.csv", ("chunk", "label"))
     labels = {stem_of(row["chunk"]): row["label"] for row in tables}
     if not labels:
-        raise ValueError(f"no labels in {root}: expected train_engagement_labels.xlsx or final_labels.csv")
+        raise UserError(f"no labels in {root}: expected train_engagement_labels.xlsx or final_labels.csv")
     listed = {
         stem_of(line): split
         for name, split in (("train.txt", "train"), ("valid.txt", "val"), ("test.txt", "test"))

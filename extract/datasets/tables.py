@@ -4,21 +4,22 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from features.cli import UserError
 from features.manifest import csv_rows
 
 
 def table(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """Rows of a CSV or .xlsx file by column name, stripped; rows with an empty first column are left out.
 
-    Raises ValueError for a file that does not exist or cannot be read, and if a column is missing.
+    Raises UserError for a file that does not exist or cannot be read, and if a column is missing.
     """
     if not file.is_file():
-        raise ValueError(f"no such file: {file}")
+        raise UserError(f"no such file: {file}")
     lines = _sheet(file) if file.suffix == ".xlsx" else [cells for _, cells in csv_rows(file)]
     header = [cell.strip() for cell in lines[0]] if lines else []
     missing = [name for name in columns if name not in header]
     if missing:
-        raise ValueError(f"{file} has no column {missing[0]!r}: its header is {','.join(header)}")
+        raise UserError(f"{file} has no column {missing[0]!r}: its header is {','.join(header)}")
     rows = (dict(zip(header, (cell.strip() for cell in line), strict=False)) for line in lines[1:])
     return [row for row in rows if row.get(columns[0]) and all(name in row for name in columns)]
 
@@ -30,7 +31,7 @@ def _sheet(file: Path) -> list[list[str]]:
     try:
         book = openpyxl.load_workbook(file, read_only=True, data_only=True)
     except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{file} is not an .xlsx spreadsheet: {error}") from error
+        raise UserError(f"{file} is not an .xlsx spreadsheet: {error}") from error
     rows = [["" if cell is None else str(cell) for cell in row] for row in book.worksheets[0].values]
     book.close()
     return rows

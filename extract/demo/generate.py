@@ -21,7 +21,7 @@ import numpy as np
 from extract.config import NUM_CLIPS, DemoConfig
 from extract.demo.renderer import HEIGHT, WIDTH, Looks, RenderedFace, draw, make_face
 from extract.demo.scripts import FPS, Script, clip_scripts, poses, unseen_script
-from features.cli import STOPS, progress
+from features.cli import STOPS, UserError, progress
 from features.files import signals_held
 
 WITH_GLASSES = (0, 4, 6, 8)
@@ -42,16 +42,16 @@ def demo(config: DemoConfig) -> tuple[dict[str, Any], int]:
 def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | None = None) -> Path:
     """Write `clips` videos with `labels.csv`, and `unseen.mp4` with `unseen.csv`; returns labels.csv's path.
 
-    workers: number of processes (default 2, if there are enough videos). Raises ValueError for `clips` below
+    workers: number of processes (default 2, if there are enough videos). Raises UserError for `clips` below
     1, and if a file of that name exists that the demo has not written.
     """
     if clips < 1:
-        raise ValueError(f"--clips must be at least 1, got {clips}")
+        raise UserError(f"--clips must be at least 1, got {clips}")
     out = Path(out)
     for name, header in HEADERS.items():
         path = out / name
         if path.exists() and not path.read_bytes().startswith(",".join(header).encode()):
-            raise ValueError(f"{path} exists and was not written by the demo: choose another folder")
+            raise UserError(f"{path} exists and was not written by the demo: choose another folder")
     for name in HEADERS:  # of earlier videos, which are replaced now
         (out / name).unlink(missing_ok=True)
     (out / "clips").mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from features.cli import UserError
+
 WIDTH, HEIGHT = 320, 240
 
 WINDOW = (132, 0, 324, 196)
@@ -270,7 +272,7 @@ def _portrait() -> np.ndarray:
     # Find the file without importing scikit-image, which takes a second.
     spec = find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError("the demo set needs scikit-image's portrait: pip install scikit-image")
+        raise UserError("the demo set needs scikit-image's portrait: pip install scikit-image")
     data = np.fromfile(Path(spec.submodule_search_locations[0]) / "data" / "astronaut.png", np.uint8)
     picture = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     return np.asarray(picture)[: WINDOW[3] + 4]  # rows below are not used

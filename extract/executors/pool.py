@@ -20,7 +20,7 @@ from extract.executors.worker import Event, events, work
 from extract.pipeline.extractor import open_extractor
 from extract.pipeline.types import ExtractorConfig, Job, Window
 from extract.pipeline.writer import StoreWriteError
-from features.cli import STOPS, log_warning
+from features.cli import STOPS, UserError, log_warning
 from features.cpu import usable_cores
 from features.files import signals_held
 from features.store.store import FeatureStore
@@ -49,7 +49,7 @@ def run_jobs(
 
     After the generator is closed (or its consumer raises), the workers finish their current window and stop.
     `clock` gives the seconds for the time limits of workers. Raises StoreWriteError when the store cannot be
-    written, ValueError when no worker can start.
+    written, UserError when no worker can start.
     """
     cores = usable_cores()
     if not workers:
@@ -168,7 +168,7 @@ class _Pool:
             if kind == "store":
                 raise StoreWriteError(worker.last_error)
             if kind == "start" and not self._num_ready:
-                raise ValueError(worker.last_error)
+                raise UserError(worker.last_error)
 
     def _replace_worker(
         self, worker: _Worker, waiting: "deque[tuple[Job, bool]]", reason: str
@@ -181,7 +181,7 @@ class _Pool:
             return
         self._deaths_in_a_row += worker.is_ready
         if self._deaths_in_a_row > MAX_DEATHS_IN_A_ROW:
-            raise ValueError(f"{self._deaths_in_a_row} workers died in a row without a result: {reason}")
+            raise UserError(f"{self._deaths_in_a_row} workers died in a row without a result: {reason}")
         if worker.job is not None and worker.open_rows:
             rest = replace(worker.job, windows=tuple(worker.open_rows.values()))
             if worker.is_retry or reason == stuck(worker.job):
@@ -193,11 +193,11 @@ class _Pool:
             self.start()
 
     def _may_start_again(self, reason: str) -> bool:
-        """Count a failed start; raises ValueError if there were too many in a row and no worker is left."""
+        """Count a failed start; raises UserError if there were too many in a row and no worker is left."""
         self._failed_starts += 1
         is_last = self._failed_starts >= MAX_FAILED_STARTS
         if is_last and not self._workers:
-            raise ValueError(f"{self._failed_starts} workers in a row could not start: {reason}")
+            raise UserError(f"{self._failed_starts} workers in a row could not start: {reason}")
         then = "going on with the other workers" if is_last else "starting another"
         log_warning(f"a worker could not start: {reason}; {then}")
         return not is_last

@@ -13,7 +13,7 @@ from extract.executors.worker import Event, events
 from extract.pipeline.extractor import open_extractor
 from extract.pipeline.types import ExtractorConfig, Job
 from extract.pipeline.writer import StoreWriteError
-from features.cli import log_warning
+from features.cli import UserError, log_warning
 from features.store.store import FeatureStore
 
 
@@ -25,13 +25,13 @@ def run_jobs_on_ray(
     Each actor uses one core (and an eighth of a GPU with CUDA). Their number is `workers`, or the number of
     cores. A job whose actor dies or fails is tried once more; a job that hangs is not. An actor that does not
     start is replaced, up to MAX_FAILED_STARTS in a row; one that waits for a free core may wait. Raises
-    StoreWriteError when the store cannot be written, ValueError without ray or when no actor starts.
+    StoreWriteError when the store cannot be written, UserError without ray or when no actor starts.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before the import: no reporting
     try:
         import ray
     except ImportError as error:
-        raise ValueError("--engine ray needs ray: pip install 'brainbuddy[ray]'") from error
+        raise UserError("--engine ray needs ray: pip install 'brainbuddy[ray]'") from error
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints to stdout, which is for the summary only
         started_here = not ray.is_initialized()
         if started_here:
@@ -79,7 +79,7 @@ def _run(
                     failed_starts += 1
                     if failed_starts >= MAX_FAILED_STARTS and len(running) == 1:
                         text = f"{failed_starts} workers in a row could not start: {reason}"
-                        raise ValueError(text) from None
+                        raise UserError(text) from None
                     log_warning(f"a worker could not start: {reason}")
                 else:
                     found, rest = recover_job(store, job, reason, is_last=is_retry or is_stuck)

@@ -11,7 +11,7 @@ from pathlib import Path
 from extract.pipeline.extractor import FeatureExtractor, StageTimer, open_extractor
 from extract.pipeline.types import ExtractorConfig, FailedWindow, Job
 from extract.pipeline.writer import StoreWriteError, extract_and_write
-from features.cli import STOPS
+from features.cli import STOPS, UserError
 from features.files import end_with_parent
 from features.store.store import FeatureStore
 
@@ -39,7 +39,7 @@ def work(pipe: Connection, extractor_config: ExtractorConfig, store_path: str) -
     try:
         extractor = open_extractor(extractor_config)
         store = FeatureStore.open(store_path, "r+")
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         _tell(pipe, "start", str(error))
         return
     try:

@@ -23,6 +23,7 @@ import numpy as np
 from extract.face.detector import Detection, detect
 from extract.face.mediapipe_tasks import close_detector, detect_faces, open_detector
 from extract.face.tflite import open_network
+from features.cli import UserError
 from features.recipe import Pixels
 from seqmodel.encoders.model_files import SHORT_DETECTOR, read_model
 
@@ -73,13 +74,13 @@ class _Detector:
 class FaceCropper:
     """Tries each detector in turn until one finds a face, follows one face, and cuts its crop.
 
-    `detector_files`: the files whose hashes are in `pixels.detectors`, in the same order. Raises ValueError
+    `detector_files`: the files whose hashes are in `pixels.detectors`, in the same order. Raises UserError
     for a wrong number of files, a file with another hash, or one that cannot be opened.
     """
 
     def __init__(self, pixels: Pixels, detector_files: Sequence[Path], threads: int = 1) -> None:
         if len(detector_files) != len(pixels.detectors):
-            raise ValueError(
+            raise UserError(
                 f"the recipe has {len(pixels.detectors)} detectors, got {len(detector_files)} files"
             )
         self.pixels = pixels
@@ -191,7 +192,7 @@ def _area(box: Box) -> float:
 
 
 def _open_detector(file: Path, sha256: str, threads: int) -> _Detector:
-    """Open the detector in a file. Raises ValueError if the file has another hash or is not a detector."""
+    """Open the detector in a file. Raises UserError if the file has another hash or is not a detector."""
     content = read_model(file, sha256)
     if sha256 == SHORT_DETECTOR.sha256:
         network = open_network(content, threads)
@@ -199,5 +200,5 @@ def _open_detector(file: Path, sha256: str, threads: int) -> _Detector:
     try:
         detector = open_detector(content)
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{file} is not a MediaPipe face detector: {error}") from error
+        raise UserError(f"{file} is not a MediaPipe face detector: {error}") from error
     return _Detector(partial(detect_faces, detector), levels=False, close=partial(close_detector, detector))

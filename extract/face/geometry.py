@@ -20,6 +20,7 @@ import numpy as np
 from extract.face.cropper import SAME_FACE_IOU, Box, Crop, box_of, iou
 from extract.face.head_pose import head_pose
 from extract.face.landmarker import EYES, MIN_PRESENCE, SQUARE_SCALE, Face, FaceNetworks, eye_roll
+from features.cli import UserError
 from features.recipe import OWN_SQUARE, GeometryId
 from seqmodel.encoders.model_files import read_model
 
@@ -48,12 +49,12 @@ class FaceGeometry:
     """Computes the geometry of one face in one frame, for files and cameras.
 
     geometry_id: the model and the features of the recipe. model_path: the landmarker's file. Raises
-    ValueError when the recipe's features are not those of this version, or the file has another hash.
+    UserError when the recipe's features are not those of this version, or the file has another hash.
     """
 
     def __init__(self, geometry_id: GeometryId, model_path: Path, threads: int = 1) -> None:
         if tuple(geometry_id.features) != FEATURES:
-            raise ValueError(
+            raise UserError(
                 f"the recipe's geometry has {len(geometry_id.features)} features, this version computes "
                 f"{len(FEATURES)} others: extract the geometry again"
             )

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from features.cli import UserError
+
 FIELD_OF_VIEW_DEG = 63.0
 """Vertical field of view of the camera that MediaPipe assumes."""
 
@@ -75,7 +77,7 @@ def read_canonical_model(metadata: bytes) -> CanonicalFaceModel:
     """Read the canonical face model from the model file's geometry metadata, a protocol buffer.
 
     Field 1 is the mesh; its field 3 holds the vertices (x, y, z and two texture coordinates each). Each
-    field 2 is a point's index and its weight. Raises ValueError for other metadata.
+    field 2 is a point's index and its weight. Raises UserError for other metadata.
     """
     vertices: list[float] = []
     weights = np.zeros(468)
@@ -90,7 +92,7 @@ def read_canonical_model(metadata: bytes) -> CanonicalFaceModel:
             if isinstance(point, int) and isinstance(weight, bytes) and point < 468:
                 weights[point] = struct.unpack("<f", weight)[0]
     if len(vertices) != 468 * 5 or not weights.any():
-        raise ValueError("the landmarker's geometry metadata has an unknown format: use MediaPipe's file")
+        raise UserError("the landmarker's geometry metadata has an unknown format: use MediaPipe's file")
     return CanonicalFaceModel(np.array(vertices).reshape(468, 5)[:, :3], weights)
 
 

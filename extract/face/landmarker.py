@@ -19,6 +19,7 @@ import numpy as np
 from extract.face.detector import Detection, cut, detect
 from extract.face.head_pose import read_canonical_model
 from extract.face.tflite import Network, open_network
+from features.cli import UserError
 
 INPUT_PX = 256
 """Input size of the landmark network, pixels."""
@@ -57,7 +58,7 @@ class FaceNetworks:
     """The networks of one `face_landmarker.task`, compiled for the CPU."""
 
     def __init__(self, task: bytes, threads: int = 1) -> None:
-        """`task`: the bytes of the file. Raises ValueError when the networks are not in it."""
+        """`task`: the bytes of the file. Raises UserError when the networks are not in it."""
         try:
             with zipfile.ZipFile(io.BytesIO(task)) as parts:
                 points, scores, self._detector_model = (
@@ -68,7 +69,7 @@ class FaceNetworks:
                     parts.read("geometry_pipeline_metadata_landmarks.binarypb")
                 )
         except (zipfile.BadZipFile, KeyError) as error:
-            raise ValueError(f"not a face_landmarker.task: {error}") from error
+            raise UserError(f"not a face_landmarker.task: {error}") from error
         self._points = open_network(points, threads, INPUT_PX)
         self._scores = open_network(scores, threads)
         self._threads = threads

@@ -26,7 +26,7 @@ def open_detector(model: bytes) -> Any:
     """Open MediaPipe's detector in image mode (pictures are independent), from the model file's bytes.
 
     Takes bytes, because MediaPipe cannot open a path with Korean letters on Windows. The caller closes it
-    with `close_detector`. Raises ValueError or RuntimeError for bytes that are not a detector.
+    with `close_detector`. Raises UserError or RuntimeError for bytes that are not a detector.
     """
     from mediapipe.tasks.python import BaseOptions, vision
 

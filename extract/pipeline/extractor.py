@@ -21,6 +21,7 @@ from extract.face.geometry import FaceGeometry
 from extract.pipeline.notes import NEW_FACE, notes_of
 from extract.pipeline.types import ExtractorConfig, FailedWindow, Job, Window, WindowFeatures
 from extract.video.reader import Frame, Spans, Targets, read_video, sample_at, truncation
+from features.cli import UserError
 from seqmodel.encoders.engine import Engine, open_engine
 
 JPEG_QUALITY = 95
@@ -61,12 +62,12 @@ class StageTimer:
 def open_extractor(extractor_config: ExtractorConfig) -> FeatureExtractor:
     """Open the models of a configuration.
 
-    Raises ValueError when a model file is missing, or its hash is not that of the recipe: it may have been
+    Raises UserError when a model file is missing, or its hash is not that of the recipe: it may have been
     replaced since the extraction was planned.
     """
     pixels = extractor_config.recipe.pixels
     if pixels is None:
-        raise ValueError("this recipe is for imported features: they cannot be extracted from a video")
+        raise UserError("this recipe is for imported features: they cannot be extracted from a video")
     cv2.setNumThreads(extractor_config.threads)
     engine = open_engine(
         extractor_config.recipe.encoder.name,
@@ -79,7 +80,7 @@ def open_extractor(extractor_config: ExtractorConfig) -> FeatureExtractor:
     )
     planned, found = extractor_config.recipe.encoder.weights_sha256, engine.encoder_id.weights_sha256
     if found != planned:
-        raise ValueError(
+        raise UserError(
             f"the weights {extractor_config.weights} of {engine.encoder_id.name} changed after planning: "
             f"their sha256 is {found[:12]}…, planned was {planned[:12]}…; run the command again"
         )
@@ -205,7 +206,7 @@ def _decoded(frames: Iterator[Frame], timer: StageTimer) -> Iterator[tuple[Frame
 def _until_deadline(frames: Iterable[Frame], limit_s: float, deadline: float) -> Iterator[Frame]:
     for frame in frames:
         if time.monotonic() > deadline:
-            raise ValueError(
+            raise UserError(
                 f"stopped after {limit_s:.0f} s, at {frame.pts_s:.1f} s of the video: raise --time-limit"
             )
         yield frame

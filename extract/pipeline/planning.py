@@ -14,6 +14,7 @@ from extract.pipeline.extractor import JPEG_QUALITY
 from extract.pipeline.types import ExtractorConfig, Job, Part, Window
 from extract.pipeline.writer import file_state
 from extract.video.reader import probe
+from features.cli import StoreNotFoundError
 from features.cpu import usable_cores
 from features.manifest import Clip, dropped_s, windows
 from features.recipe import CROP_SQUARE, OWN_SQUARE, GeometryId, Pixels, Recipe
@@ -91,7 +92,7 @@ def store_at(out: str) -> FeatureStore | None:
     """The store at `out`; None if there is none yet."""
     try:
         return FeatureStore.open(out)
-    except ValueError:
+    except StoreNotFoundError:
         return None
 
 
@@ -99,7 +100,7 @@ def make_extractor_config(config: ExtractConfig) -> tuple[ExtractorConfig, dict[
     """(configuration of the workers with the recipe, numerics to record in the store).
 
     Opens the engine once, so that the weights are downloaded and converted before the workers start, and all
-    workers use the precision chosen here. Raises ValueError when a model file is missing.
+    workers use the precision chosen here. Raises UserError when a model file is missing.
     """
     detectors = tuple(
         detector_file(name)

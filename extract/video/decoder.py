@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from features.cli import UserError
+
 if TYPE_CHECKING:
     import av
 
@@ -31,7 +33,7 @@ RESTART_S = 0.5
 def open_video(path: Path | str) -> "av.container.InputContainer":
     """Open the container of a file or URL with a decodable video stream; the caller closes it.
 
-    Raises ValueError with the reason when there is none.
+    Raises UserError with the reason when there is none.
     """
     import av
 
@@ -39,21 +41,21 @@ def open_video(path: Path | str) -> "av.container.InputContainer":
     timeout: float | None = NO_DATA_S
     if isinstance(path, Path) or "://" not in path:
         if not Path(path).is_file():
-            raise ValueError(f"{path}: no such file")
+            raise UserError(f"{path}: no such file")
         if Path(path).stat().st_size == 0:
-            raise ValueError(f"{path}: the file is empty (0 bytes)")
+            raise UserError(f"{path}: the file is empty (0 bytes)")
         address = str(Path(path).absolute())  # FFmpeg takes the `a` of a relative `a:b.mp4` for a protocol
         timeout = None
     try:
         container = av.open(address, metadata_errors="replace", timeout=timeout)
     except av.error.FFmpegError as error:
-        raise ValueError(f"{path}: not a readable video ({_reason(error)})") from error
+        raise UserError(f"{path}: not a readable video ({_reason(error)})") from error
     reason = "" if container.streams.video else "has no video stream (audio only?)"
     if not reason and video_stream(container).codec_context is None:
         reason = "its video codec is unknown"
     if reason:
         container.close()
-        raise ValueError(f"{path}: {reason}")
+        raise UserError(f"{path}: {reason}")
     return container
 
 
@@ -103,7 +105,7 @@ def pictures(
     """Yield (decoded picture, whether it may be damaged); packets that cannot be decoded are skipped.
 
     A picture may be damaged if its decoder says so, or if it follows such a picture (or a packet that could
-    not be decoded) before the next keyframe. Raises ValueError when no picture can be decoded.
+    not be decoded) before the next keyframe. Raises UserError when no picture can be decoded.
     """
     import av
 
@@ -130,7 +132,7 @@ def pictures(
         if num_without > FLUSH_PACKETS_WITHOUT_FRAME:
             break
     if num_pictures == 0:
-        raise ValueError(f"{path}: {reasons[-1]}")
+        raise UserError(f"{path}: {reasons[-1]}")
 
 
 def _packets(
@@ -138,7 +140,7 @@ def _packets(
 ) -> "Iterator[av.Packet]":
     """The stream's packets, then an empty one, which makes the decoder return its buffered pictures.
 
-    If times start again (recordings joined by `cat`), they continue after the last one. Raises ValueError
+    If times start again (recordings joined by `cat`), they continue after the last one. Raises UserError
     when an address gives no more data.
     """
     import av
@@ -158,7 +160,7 @@ def _packets(
                 packet.pts += offset
             yield packet
     except av.error.ExitError as error:
-        raise ValueError(f"{container.name}: no data for {NO_DATA_S:g} s") from error
+        raise UserError(f"{container.name}: no data for {NO_DATA_S:g} s") from error
     except av.error.FFmpegError as error:  # the container is damaged here: decode what was read
         reasons.append(_reason(error))
         yield av.Packet()

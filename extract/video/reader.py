@@ -72,7 +72,7 @@ def probe(path: Path | str) -> VideoInfo:
     """Read the metadata of a video without decoding it.
 
     If the container does not have the length, packets are read: the last ones, or all of them if necessary
-    (MPEG-TS). Raises ValueError with the reason when the file has no video.
+    (MPEG-TS). Raises UserError with the reason when the file has no video.
     """
     with closing(open_video(path)) as container:
         stream = video_stream(container)
@@ -94,7 +94,7 @@ def read_video(
     Packets that cannot be decoded are skipped, and so are frames not later than the last one. If a stream has
     no times (raw H.264), they are computed from its frame rate; if they start again (recordings joined by
     `cat`), they continue. Frames of damaged data, assumed times and files with several tracks have doubts.
-    Raises ValueError with the reason when nothing can be decoded.
+    Raises UserError with the reason when nothing can be decoded.
     """
     frames = _frames(path, threads, is_wanted, start_s)
     first = next(frames, None)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from features.cli import UserError
 from features.labels import by_value
 from features.manifest import MAX_LABEL_NAMES, SPLITS, Clip, Failure, column_names, csv_rows, read_csv
 from features.recipe import EncoderId, GeometryId, Recipe
@@ -75,20 +76,20 @@ class FeatureSequences:
 def read_sequences(file: Path) -> FeatureSequences:
     """Read the sequences of an .npz or .csv file; `python -m features import --help` lists the formats.
 
-    Raises ValueError naming what is missing or has a wrong shape.
+    Raises UserError naming what is missing or has a wrong shape.
     """
     if not file.is_file():
-        raise ValueError(f"no such file: {file}")
+        raise UserError(f"no such file: {file}")
     readers = {".npz": _of_npz, ".csv": _of_csv}
     if file.suffix.lower() not in readers:
-        raise ValueError(f"{file} has an unknown format: expected .npz or .csv")
+        raise UserError(f"{file} has an unknown format: expected .npz or .csv")
     sequences = readers[file.suffix.lower()](file)
     widths = {values.shape[1] for values in sequences.values}
     if not sequences.clips and sequences.problems:
         first = sequences.problems[0]
-        raise ValueError(f"{file} has no usable clip: {first.clip_id}: {first.reason}")
+        raise UserError(f"{file} has no usable clip: {first.clip_id}: {first.reason}")
     if not sequences.clips or len(widths) != 1 or widths == {0}:
-        raise ValueError(
+        raise UserError(
             f"{file} has {len(sequences.clips)} clips with {sorted(widths)} features: expected at least one "
             "clip, and the same number of features in all clips"
         )
@@ -97,13 +98,13 @@ def read_sequences(file: Path) -> FeatureSequences:
 
 
 def _require_plausible(sequences: FeatureSequences) -> None:
-    """Raises ValueError if a value is larger than MAX_VALUE, with its clip and feature."""
+    """Raises UserError if a value is larger than MAX_VALUE, with its clip and feature."""
     for clip, values in zip(sequences.clips, sequences.values, strict=True):
         is_large = np.abs(values) > MAX_VALUE  # False for NaN
         if is_large.any():
             frame, feature = np.argwhere(is_large)[0].tolist()
             name = sequences.feature_names[feature] if sequences.feature_names else f"number {feature}"
-            raise ValueError(
+            raise UserError(
                 f"{clip.path.name}, clip {clip.clip_id}, frame {frame}: feature {name} is "
                 f"{values[frame, feature]:g}; values must lie between -{MAX_VALUE:g} and {MAX_VALUE:g}, or "
                 "be NaN where a feature is missing"
@@ -118,22 +119,22 @@ def write_external(
 ) -> FeatureStore:
     """Write sequences as a float32 store with the recipe `external:NAME:D`. Atomic in a local folder.
 
-    Raises ValueError when `out` exists, for a name with a colon, or for a geometry without feature names.
+    Raises UserError when `out` exists, for a name with a colon, or for a geometry without feature names.
     """
     if not name or ":" in name:
-        raise ValueError(f"--name must be a short name without a colon, got {name!r}")
+        raise UserError(f"--name must be a short name without a colon, got {name!r}")
     location = location_of(out)
     if open_group(location, read_only=True) is not None or (
         location.folder is not None and location.folder.exists()
     ):
-        raise ValueError(f"{location.text} already exists: delete it first, or choose another --out")
+        raise UserError(f"{location.text} already exists: delete it first, or choose another --out")
     width = sequences.values[0].shape[1]
     num_frames = max(1, *(len(values) for values in sequences.values))
     encoder = EncoderId(f"external:{name}:{width}", name, "", width)
     recipe = Recipe(None, encoder)
     if stream == "geometry" or (stream == "auto" and sequences.is_geometry):
         if not sequences.feature_names:
-            raise ValueError("--stream geometry needs feature names: use an .npz with feature_names")
+            raise UserError("--stream geometry needs feature names: use an .npz with feature_names")
         recipe = Recipe(None, dataclasses.replace(encoder, dim=0), GeometryId("", sequences.feature_names))
     if location.folder is None:
         _write(location, sequences, recipe, num_frames)
@@ -183,7 +184,7 @@ def _of_npz(file: Path) -> FeatureSequences:
     arrays = _named_arrays(file)
     labels = np.atleast_1d(arrays["y"])
     if labels.ndim != 1 or labels.dtype.kind not in "biufU":
-        raise ValueError(
+        raise UserError(
             f"{file}: y has shape {labels.shape} and dtype {labels.dtype}, expected (N,) numbers or names"
         )
     values = _split_clips(arrays["x"], arrays.get("length"), len(labels), file)
@@ -191,27 +192,27 @@ def _of_npz(file: Path) -> FeatureSequences:
     order = tuple(str(name) for name in arrays.get("label_names", np.zeros(0)).tolist())
     features = tuple(str(name) for name in arrays.get("feature_names", np.zeros(0)).tolist())
     if features and len(features) != arrays["x"].shape[-1]:
-        raise ValueError(f"{file}: {len(features)} feature_names for {arrays['x'].shape[-1]} features")
+        raise UserError(f"{file}: {len(features)} feature_names for {arrays['x'].shape[-1]} features")
     return FeatureSequences(clips, values, label_names=order, feature_names=features)
 
 
 def _named_arrays(file: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz by name; names saved as bytes are decoded.
 
-    Raises ValueError when x or y is missing.
+    Raises UserError when x or y is missing.
     """
     arrays = _load(file)
     if not isinstance(arrays, dict):
-        raise ValueError(
+        raise UserError(
             f"{file} has one array without a name, expected x and y: write numpy.savez(FILE, x=x, y=y)"
         )
     missing = {"x", "y"} - set(arrays)
     if missing:
-        raise ValueError(f"{file} has no array {sorted(missing)[0]!r}; it has {', '.join(sorted(arrays))}")
+        raise UserError(f"{file} has no array {sorted(missing)[0]!r}; it has {', '.join(sorted(arrays))}")
     arrays |= {key: _text(array, key, file) for key, array in arrays.items() if array.dtype.kind == "S"}
     for key in ("label_names", "feature_names"):
         if key in arrays and arrays[key].ndim != 1:
-            raise ValueError(f"{file}: {key} has shape {arrays[key].shape}, expected one dimension")
+            raise UserError(f"{file}: {key} has shape {arrays[key].shape}, expected one dimension")
     return arrays
 
 
@@ -225,7 +226,7 @@ def _clips_of_arrays(
         if key not in arrays:
             return [""] * count
         if arrays[key].shape != (count,):
-            raise ValueError(f"{file}: {key} has shape {arrays[key].shape}, expected ({count},) like y")
+            raise UserError(f"{file}: {key} has shape {arrays[key].shape}, expected ({count},) like y")
         return [str(item) for item in arrays[key].tolist()]
 
     texts = [_label_name(item, arrays.get("label_names"), file) for item in labels.tolist()]
@@ -260,16 +261,14 @@ def _clips_of_arrays(
 def _load(file: Path) -> np.ndarray | dict[str, np.ndarray]:
     """Load a NumPy file: one array (.npy), or arrays by name (.npz).
 
-    Raises ValueError for anything else.
+    Raises UserError for anything else.
     """
     try:
         with open(file, "rb") as stream:  # given a path, NumPy leaves the file open if the content is damaged
             saved = np.load(stream, allow_pickle=False)
             return saved if isinstance(saved, np.ndarray) else {key: np.asarray(saved[key]) for key in saved}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{file} cannot be read: {error} (save plain arrays, not pickled objects)"
-        ) from error
+        raise UserError(f"{file} cannot be read: {error} (save plain arrays, not pickled objects)") from error
 
 
 def _text(array: np.ndarray, key: str, file: Path) -> np.ndarray:
@@ -277,28 +276,28 @@ def _text(array: np.ndarray, key: str, file: Path) -> np.ndarray:
     try:
         return np.char.decode(array, "utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: {key} is not UTF-8: {error.object!r}") from error
+        raise UserError(f"{file}: {key} is not UTF-8: {error.object!r}") from error
 
 
 def _split_clips(x: np.ndarray, length: np.ndarray | None, count: int, file: Path) -> tuple[np.ndarray, ...]:
     """One (t, D) float32 array per clip, from x of shape (N,T,D), (N,D) (one frame per clip), or all frames
     concatenated.
 
-    Raises ValueError when the shapes or the lengths do not fit.
+    Raises UserError when the shapes or the lengths do not fit.
     """
     if x.dtype.kind not in "biuf":
-        raise ValueError(f"{file}: x has dtype {x.dtype}, expected numbers")
+        raise UserError(f"{file}: x has dtype {x.dtype}, expected numbers")
     x = x.astype(np.float32)
     if length is not None and length.shape != (count,):
-        raise ValueError(f"{file}: length has shape {length.shape}, expected ({count},) like y")
+        raise UserError(f"{file}: length has shape {length.shape}, expected ({count},) like y")
     if length is not None:
         if length.dtype.kind not in "iuf" or (length != np.floor(length)).any():
-            raise ValueError(f"{file}: length must be whole numbers")
+            raise UserError(f"{file}: length must be whole numbers")
         length = length.astype(np.int64)
     if x.ndim == 3 and len(x) == count:
         ends = np.full(count, x.shape[1]) if length is None else length
         if (ends < 0).any() or (ends > x.shape[1]).any():
-            raise ValueError(
+            raise UserError(
                 f"{file}: length must be 0 to {x.shape[1]} (frames in x), got {ends.min()} to {ends.max()}"
             )
         return tuple(x[index, : int(end)] for index, end in enumerate(ends))
@@ -307,7 +306,7 @@ def _split_clips(x: np.ndarray, length: np.ndarray | None, count: int, file: Pat
     if x.ndim == 2 and length is None and len(x) == count:
         return tuple(x[:, None])
     total = "" if length is None else f" and a total length of {int(length.sum())} frames"
-    raise ValueError(f"{file}: x of shape {x.shape} does not match {count} labels{total}")
+    raise UserError(f"{file}: x of shape {x.shape} does not match {count} labels{total}")
 
 
 def _label_name(item: Any, names: np.ndarray | None, file: Path) -> str:
@@ -319,13 +318,13 @@ def _label_name(item: Any, names: np.ndarray | None, file: Path) -> str:
     if names is None:
         return str(int(item)) if float(item).is_integer() else str(item)
     if not float(item).is_integer() or item >= len(names):
-        raise ValueError(f"{file}: y has the value {item}, but label_names has {len(names)} names")
+        raise UserError(f"{file}: y has the value {item}, but label_names has {len(names)} names")
     return str(names[int(item)])
 
 
 def _split_name(text: str, file: Path) -> str:
     if text and text.lower() not in SPLITS:
-        raise ValueError(f"{file}: split {text!r} is not one of train, val, test")
+        raise UserError(f"{file}: split {text!r} is not one of train, val, test")
     return SPLITS.get(text.lower(), "")
 
 
@@ -336,7 +335,7 @@ def _of_csv(file: Path) -> FeatureSequences:
     if "path" in names:
         return _of_manifest(file)
     if "clip_id" not in names:
-        raise ValueError(
+        raise UserError(
             f"{file}: expected a column clip_id (one line per frame) or path (one line per clip); "
             f"its header is {','.join(header)}"
         )
@@ -401,10 +400,10 @@ def _of_manifest(file: Path) -> FeatureSequences:
     for clip in manifest.clips:
         try:
             if clip.start_s or clip.end_s is not None:
-                raise ValueError("start_s and end_s are not supported here: use one feature file per clip")
+                raise UserError("start_s and end_s are not supported here: use one feature file per clip")
             faces, names = _features_of(clip.path)
             if columns is not None and names != columns:
-                raise ValueError(f"{clip.path.name} has other columns than {clips[0].path.name}")
+                raise UserError(f"{clip.path.name} has other columns than {clips[0].path.name}")
         except (ValueError, OSError) as error:
             problems.append(Failure(clip.clip_id, str(error)))
             continue
@@ -420,9 +419,9 @@ def _features_of(file: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     if file.suffix.lower() == ".npy":
         values = _load(file)
         if isinstance(values, dict):
-            raise ValueError(f"{file.name} has several arrays ({', '.join(values)}), expected one")
+            raise UserError(f"{file.name} has several arrays ({', '.join(values)}), expected one")
         if values.ndim != 2:
-            raise ValueError(f"{file.name} has shape {values.shape}, expected (frames, features)")
+            raise UserError(f"{file.name} has shape {values.shape}, expected (frames, features)")
         return {"": values.astype(np.float32)}, tuple(map(str, range(values.shape[1])))
     texts, values, names = _table_of(csv_rows(file), file)
     return _faces_of(texts, list(range(len(values))), values), names
@@ -436,10 +435,10 @@ def _table_of(
     header = column_names(lines[0][1], _CLIP_COLUMNS, file)
     rows = [cells for _, cells in lines[1:]]
     if not rows:
-        raise ValueError(f"{file.name} has no frames")
+        raise UserError(f"{file.name} has no frames")
     uneven = [number for number, cells in lines if len(cells) != len(header)]
     if uneven:
-        raise ValueError(f"{file.name} line {uneven[0]} has a different number of fields than the header")
+        raise UserError(f"{file.name} line {uneven[0]} has a different number of fields than the header")
     kept = (*_CLIP_COLUMNS, "face_id", "frame")
     texts = {name: [line[header.index(name)] for line in rows] for name in kept if name in header}
     features = tuple(name for name in header if name not in (*_CLIP_COLUMNS, *BOOKKEEPING))
@@ -456,15 +455,15 @@ def _number(text: str, file: Path) -> float:
     try:
         return float("nan" if NOT_A_NUMBER.fullmatch(text) else text or "nan")
     except ValueError:
-        raise ValueError(f"{file.name}: {text!r} is not a number") from None
+        raise UserError(f"{file.name}: {text!r} is not a number") from None
 
 
 def _only_text(texts: list[str], rows: Iterable[int], name: str, clip: str, file: Path) -> str:
     """The value that all these rows share.
 
-    Raises ValueError when they have several values.
+    Raises UserError when they have several values.
     """
     values = {texts[row] for row in rows}
     if len(values) > 1:
-        raise ValueError(f"{file}: clip {clip!r} has several values of {name}: {sorted(values)[:3]}")
+        raise UserError(f"{file}: clip {clip!r} has several values of {name}: {sorted(values)[:3]}")
     return values.pop()

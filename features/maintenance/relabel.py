@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from features.cli import UserError
 from features.manifest import Clip, Manifest, read_csv, read_folder, walk
 from features.store import planner
 from features.store.description import recipe_of
@@ -41,7 +42,7 @@ class Relabelling:
 def read_corrections(data: Path) -> Manifest:
     """Read a manifest CSV, the `labels.csv` in a folder, or a folder with one subfolder per class.
 
-    The videos of a CSV may be missing, and it may have only subjects, splits or folds. Raises ValueError like
+    The videos of a CSV may be missing, and it may have only subjects, splits or folds. Raises UserError like
     `read_csv` and `read_folder`, and for a folder whose subfolders are not classes (they would change the
     label of every clip).
     """
@@ -49,14 +50,14 @@ def read_corrections(data: Path) -> Manifest:
         return read_csv(data, require_files=False, require_labels=False)
     instead = "; use a manifest CSV, or extract again, which updates labels too"
     if _is_known_layout(data):
-        raise ValueError(f"{data} has the layout of a known data set, which only extract can read{instead}")
+        raise UserError(f"{data} has the layout of a known data set, which only extract can read{instead}")
     if (data / "labels.csv").is_file():
         return read_csv(data / "labels.csv", require_files=False, require_labels=False)
     manifest = read_folder(data)
     names = {clip.labels["label"] for clip in manifest.clips}
     if len(names) < 2:
         found = f"only {names.pop()!r}" if names else "none"
-        raise ValueError(f"{data}: expected at least two folders named by class, found {found}{instead}")
+        raise UserError(f"{data}: expected at least two folders named by class, found {found}{instead}")
     return manifest
 
 
@@ -75,7 +76,7 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
     clips: as in the manifest. A row belongs to the clip of its video that has a window at the row's start
     time; rows without such a clip do not change. Columns that the manifest does not have do not change.
 
-    Raises ValueError when there is no store, or none of the clips is in it.
+    Raises UserError when there is no store, or none of the clips is in it.
     """
     location = location_of(path)
     existing_group(location, read_only=True)  # before the lock, which is written into the store's folder
@@ -90,7 +91,7 @@ def relabel(path: Path | str, clips: Sequence[Clip]) -> Relabelling:
         owners = [_owner(table, row, by_source, window_s) for row in range(len(table.state))]
         named = [_as_row(owner, table, row) for row, owner in enumerate(owners) if owner is not None]
         if not named:
-            raise ValueError(
+            raise UserError(
                 f"none of these {len(clips)} clips is in {location.text}: check that the paths are the same"
             )
         changes = planner.write_rows(

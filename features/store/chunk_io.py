@@ -12,6 +12,7 @@ import numpy as np
 from google_crc32c import value as crc32c
 from numcodecs.vlen import VLenBytes
 
+from features.cli import UserError
 from features.files import atomic_write
 
 CHECKSUM_BYTES = 4
@@ -34,7 +35,7 @@ def write_chunk(file: Path, values: np.ndarray) -> None:
 def read_chunk(file: Path) -> bytes | None:
     """The payload of a chunk; None if the file does not exist.
 
-    Raises ValueError when the payload does not match its checksum.
+    Raises UserError when the payload does not match its checksum.
     """
     try:
         content = file.read_bytes()
@@ -42,14 +43,14 @@ def read_chunk(file: Path) -> bytes | None:
         return None
     payload, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
     if len(content) < CHECKSUM_BYTES or crc32c(payload).to_bytes(CHECKSUM_BYTES, "little") != checksum:
-        raise ValueError(f"{file.parent.name}/{file.name} does not match its checksum")
+        raise UserError(f"{file.parent.name}/{file.name} does not match its checksum")
     return payload
 
 
 def numbers_of(payload: bytes, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """The row as a read-only array of this shape and dtype.
 
-    Raises ValueError when the length of the payload does not match.
+    Raises UserError when the length of the payload does not match.
     """
     return np.frombuffer(payload, dtype).reshape(shape)
 
@@ -57,6 +58,6 @@ def numbers_of(payload: bytes, shape: tuple[int, ...], dtype: np.dtype) -> np.nd
 def texts_of(payload: bytes) -> list[bytes]:
     """The byte strings of a row.
 
-    Raises ValueError when the payload is not what `write_chunk` wrote.
+    Raises UserError when the payload is not what `write_chunk` wrote.
     """
     return [bytes(item) for item in VLenBytes().decode(payload)]

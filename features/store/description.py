@@ -7,6 +7,7 @@ from typing import Any
 
 import zarr
 
+from features.cli import UserError
 from features.recipe import Recipe, from_json, require_equal, to_json
 from features.store.location import StoreLocation, read_bytes
 from features.store.schema import (
@@ -56,7 +57,7 @@ def create(
 def reconcile(group: zarr.Group, location: StoreLocation, recipe: Recipe, numerics: dict[str, Any]) -> Recipe:
     """Check that the recipe of a plan matches the existing store; record an added geometry and new numerics.
 
-    Returns the store's recipe. Raises ValueError naming every field of the recipe that differs.
+    Returns the store's recipe. Raises UserError naming every field of the recipe that differs.
     """
     stored = recipe_of(group, location)
     both_have_geometry = stored.geometry is not None and recipe.geometry is not None
@@ -77,10 +78,10 @@ def reconcile(group: zarr.Group, location: StoreLocation, recipe: Recipe, numeri
 def recipe_of(group: zarr.Group, location: StoreLocation) -> Recipe:
     """The recipe of a store.
 
-    Raises ValueError when the group is not a store of this schema.
+    Raises UserError when the group is not a store of this schema.
     """
     if group.attrs.get("schema") != SCHEMA:
-        raise ValueError(
+        raise UserError(
             f"{location.text} is not a feature store of this version: its schema is "
             f"{group.attrs.get('schema')!r}, expected {SCHEMA!r}"
         )
@@ -90,7 +91,7 @@ def recipe_of(group: zarr.Group, location: StoreLocation) -> Recipe:
 def commit(group: zarr.Group, location: StoreLocation, updates: dict[str, Any]) -> None:
     """Write attributes together with the checksum over all attributes and array metadata.
 
-    Raises ValueError when the planner lock of `location` is lost.
+    Raises UserError when the planner lock of `location` is lost.
     """
     location.require_lock()
     group.update_attributes(updates | {LAYOUT_SUM: layout_sum(location, dict(group.attrs) | updates)})

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from features.cli import UserError
 from features.store.description import commit
 from features.store.location import StoreLocation, delete_keys
 from features.store.packed import drop_packed
@@ -31,10 +32,10 @@ DELETED = "deleted"
 def clear_rows(group: zarr.Group, location: StoreLocation, rows: Sequence[int] | np.ndarray) -> None:
     """Reset rows to pending: delete their chunks, the marker of the embeddings (`frames`) first.
 
-    Raises ValueError for rows of imported features, because they share chunks.
+    Raises UserError for rows of imported features, because they share chunks.
     """
     if group.attrs["rows_per_chunk"] != 1 and len(rows):
-        raise ValueError("single rows of imported features cannot be deleted: import the file again")
+        raise UserError("single rows of imported features cannot be deleted: import the file again")
     arrays = [(name, rank) for name, rank in ROW_ARRAYS.items() if name in group]
     for row in rows:
         delete_keys(location, [chunk_key(name, int(row), rank) for name, rank in arrays])

@@ -24,6 +24,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, ObjectStore
 
+from features.cli import StoreNotFoundError, UserError
+
 PARTIAL_AGE_S = 2.0
 """Chunks are written within milliseconds: an older `*.partial` was left by a killed writer. If the writer
 still runs, it finds the file missing and writes the chunk again (`retried`)."""
@@ -50,7 +52,7 @@ class StoreLocation:
     objects: Any = None
     """The obstore store; None for a folder."""
     require_lock: Callable[[], None] = _no_lock
-    """Raises ValueError when the planner lock, which gave this location, is lost. Call it before a write."""
+    """Raises UserError when the planner lock, which gave this location, is lost. Call it before a write."""
 
     def zarr_store(self, *, read_only: bool) -> Store:
         """A zarr store for this location."""
@@ -62,7 +64,7 @@ class StoreLocation:
 def location_of(path: Path | str) -> StoreLocation:
     """The location of a path, or of an address such as `s3://bucket/prefix`.
 
-    Raises ValueError for object storage that cannot be used.
+    Raises UserError for object storage that cannot be used.
     """
     text = str(path)
     scheme, slash, rest = text.partition(":/")
@@ -74,7 +76,7 @@ def location_of(path: Path | str) -> StoreLocation:
     try:
         from obstore.store import from_url
     except ImportError as error:
-        raise ValueError(f"{address} needs obstore: pip install 'brainbuddy[s3]'") from error
+        raise UserError(f"{address} needs obstore: pip install 'brainbuddy[s3]'") from error
     options: Any = {"allow_http": True} if os.environ.get("AWS_ALLOW_HTTP") else None
     retries: Any = {"max_retries": OBJECT_TRIES, "retry_timeout": OBJECT_TIMEOUT}
     with object_errors(address):
@@ -83,14 +85,14 @@ def location_of(path: Path | str) -> StoreLocation:
 
 @contextlib.contextmanager
 def object_errors(where: str) -> Iterator[None]:
-    """Turn object storage errors into one-line ValueErrors. Does not import obstore if it is not in use."""
+    """Turn object storage errors into one-line UserErrors. Does not import obstore if it is not in use."""
     exceptions = sys.modules.get("obstore.exceptions")
     known = (exceptions.BaseError,) if exceptions else ()
     try:
         yield
     except known as error:
         text = " ".join(str(error).split())
-        raise ValueError(f"{where}: {text[:300]}{'…' if len(text) > 300 else ''}") from error
+        raise UserError(f"{where}: {text[:300]}{'…' if len(text) > 300 else ''}") from error
 
 
 def read_bytes(location: StoreLocation, key: str) -> bytes | None:
@@ -101,7 +103,7 @@ def read_bytes(location: StoreLocation, key: str) -> bytes | None:
         except FileNotFoundError:
             return None
         except NotADirectoryError as error:
-            raise ValueError(f"{location.text} is a file, expected a folder") from error
+            raise UserError(f"{location.text} is a file, expected a folder") from error
     with object_errors(location.text):
         buffer = sync(location.zarr_store(read_only=True).get(key, default_buffer_prototype()))
     return None if buffer is None else buffer.to_bytes()
@@ -110,7 +112,7 @@ def read_bytes(location: StoreLocation, key: str) -> bytes | None:
 def root_names(location: StoreLocation) -> list[str]:
     """Names of the files in the store's folder, without those in its arrays.
 
-    Raises ValueError when the bucket does not exist; OSError when the folder does not.
+    Raises UserError when the bucket does not exist; OSError when the folder does not.
     """
     if location.folder is not None:
         return os.listdir(location.folder)
@@ -119,7 +121,7 @@ def root_names(location: StoreLocation) -> list[str]:
             items = location.objects.list_with_delimiter()["objects"]
     except ValueError as error:
         if "NoSuchBucket" in str(error):
-            raise ValueError(f"{location.text}: no such bucket") from error
+            raise UserError(f"{location.text}: no such bucket") from error
         raise
     return [item["path"].rpartition("/")[2] for item in items]
 
@@ -173,7 +175,7 @@ def delete_all(location: StoreLocation) -> None:
 
     `zarr.json` is deleted last, so that an interrupted deletion can be repeated.
 
-    Raises ValueError when the folder is a link.
+    Raises UserError when the folder is a link.
     """
     if location.folder is None:
         with object_errors(location.text):
@@ -182,7 +184,7 @@ def delete_all(location: StoreLocation) -> None:
             location.objects.delete(["zarr.json"])
         return
     if location.folder.is_symlink():
-        raise ValueError(
+        raise UserError(
             f"{location.text} is a link: delete the store that it points to, {location.folder.resolve()}"
         )
     for item in list(location.folder.iterdir()):
@@ -266,9 +268,9 @@ def open_group(location: StoreLocation, *, read_only: bool) -> zarr.Group | None
 def existing_group(location: StoreLocation, *, read_only: bool) -> zarr.Group:
     """The zarr group at the location.
 
-    Raises ValueError when there is no store.
+    Raises StoreNotFoundError when there is no store.
     """
     group = open_group(location, read_only=read_only)
     if group is None:
-        raise ValueError(f"no store at {location.text}")
+        raise StoreNotFoundError(f"no store at {location.text}")
     return group

@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from features.cli import log_warning
+from features.cli import UserError, log_warning
 from features.files import in_same_namespace, is_alive, this_process
 from features.store.location import StoreLocation, delete_keys, object_errors, read_bytes, root_names
 
@@ -39,11 +39,11 @@ NOTICE_S = 10.0
 def planner_lock(location: StoreLocation, wait_s: float = math.inf) -> Iterator[StoreLocation]:
     """Hold the planner lock of a store; wait while another process holds it.
 
-    Gives the location to write with: its `require_lock` raises ValueError when another process has taken the
+    Gives the location to write with: its `require_lock` raises UserError when another process has taken the
     lock, because this one was paused for more than LOCK_STALE_S. A planner killed on this machine is detected
     at once, one on another machine or container after LOCK_STALE_S.
 
-    Raises ValueError naming the holder when the lock is not released within `wait_s` seconds.
+    Raises UserError naming the holder when the lock is not released within `wait_s` seconds.
     """
     token = uuid.uuid4().hex
     number = _acquire(location, token, wait_s)
@@ -79,7 +79,7 @@ def _acquire(location: StoreLocation, token: str, wait_s: float) -> int:
                 delete_keys(location, [_key(lower) for lower in _numbers(location) if lower <= number])
                 return number + 1
         if now_s - began_s > wait_s:
-            raise ValueError(
+            raise UserError(
                 f"{location.text} is locked by another process ({_describe(held)}); "
                 f"if that process no longer runs, delete {_key(number)} in the store"
             )
@@ -100,7 +100,7 @@ def _renew(location: StoreLocation, number: int, token: str, is_done: threading.
 
 def _require_lock(location: StoreLocation, number: int, token: str) -> None:
     if not _is_held(location, number, token):
-        raise ValueError(
+        raise UserError(
             f"{location.text} is locked by another process now, because this one was paused for more than "
             f"{LOCK_STALE_S:.0f} s; nothing more was written: run the same command again"
         )

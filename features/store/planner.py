@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import zarr
 
+from features.cli import UserError
 from features.labels import by_value
 from features.manifest import SUBSETS, Clip
 from features.recipe import Recipe
@@ -98,7 +99,7 @@ def write_rows(
     listing: whether these are all clips of the manifest. file_states: result of `states_of_files`; None =
     read now.
 
-    Raises ValueError for duplicate clips, for a label column with too many different values, for changed
+    Raises UserError for duplicate clips, for a label column with too many different values, for changed
     clips of imported features, and when the planner lock of `location` is lost.
     """
     planned = _planned(group, clips)
@@ -165,7 +166,7 @@ def _planned(group: zarr.Group, clips: Sequence[Clip]) -> _Planned:
     ids = [clip.clip_id for clip in clips]
     duplicates = sorted(name for name, times in Counter(ids).items() if times > 1)
     if duplicates:
-        raise ValueError(f"duplicate clips (each clip id must be unique): {', '.join(duplicates[:5])}")
+        raise UserError(f"duplicate clips (each clip id must be unique): {', '.join(duplicates[:5])}")
     num_before = int(group.attrs["num_clips"])  # type: ignore[arg-type]
     table = read_table(group, num_before)
     row_of = {name: row for row, name in enumerate(table["clip_id"].tolist()) if name}
@@ -301,7 +302,7 @@ def _label_codes(
         texts = [clip.labels.get(column, "") for clip in clips]
         known += sorted(sorted(set(texts) - set(known) - {""}), key=by_value)
         if len(known) > np.iinfo(np.int16).max:
-            raise ValueError(
+            raise UserError(
                 f"label column {column!r} has {len(known)} different values, at most "
                 f"{np.iinfo(np.int16).max} are allowed: it does not hold labels"
             )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from features.cli import UserError
 from features.store.chunk_io import IS_NATIVE, numbers_of, read_chunk, texts_of, write_chunk
 from features.store.location import StoreLocation, chunks_identity, delete_keys, retried
 from features.store.schema import ROW_ARRAYS, array_of, chunk_key, read_column, rows_present
@@ -66,13 +67,13 @@ class Rows:
     def write_numbers(self, name: str, row: int, values: np.ndarray, fill: np.ndarray) -> None:
         """Write (t, …) numbers of one row; frames after t are set to `fill` (…).
 
-        Raises ValueError for another width, or more frames than the array has.
+        Raises UserError for another width, or more frames than the array has.
         """
         array = self.array(name)
         tail = array.shape[1:]
         values = np.asarray(values)
         if values.ndim != 2 or values.shape[1] != tail[1] or len(values) > tail[0]:
-            raise ValueError(f"{name} has shape {values.shape}, but the store holds at most {tail} per clip")
+            raise UserError(f"{name} has shape {values.shape}, but the store holds at most {tail} per clip")
         padded = np.full(tail, fill, array.dtype)
         padded[: len(values)] = values
         self._write(name, row, padded)
@@ -80,11 +81,11 @@ class Rows:
     def write_bytes(self, name: str, row: int, texts: list[bytes]) -> None:
         """Write up to T byte strings of one row; the remaining ones are set to b"".
 
-        Raises ValueError for more than T.
+        Raises UserError for more than T.
         """
         (num_frames,) = self.array(name).shape[1:]
         if len(texts) > num_frames:
-            raise ValueError(f"{name} has {len(texts)} frames, but the store holds at most {num_frames}")
+            raise UserError(f"{name} has {len(texts)} frames, but the store holds at most {num_frames}")
         padded = np.full(num_frames, b"", object)
         padded[: len(texts)] = texts
         self._write(name, row, padded)
@@ -92,7 +93,7 @@ class Rows:
     def read_numbers(self, name: str, rows: np.ndarray) -> np.ndarray:
         """(n, …) numbers of some rows; NaN for missing rows.
 
-        Raises ValueError when a chunk does not match its checksum.
+        Raises UserError when a chunk does not match its checksum.
         """
         array = self.array(name)
         try:
@@ -111,7 +112,7 @@ class Rows:
     def read_texts(self, name: str, row: int) -> list[bytes]:
         """T byte strings of one row, all b"" if the row is missing.
 
-        Raises ValueError when its chunk does not match its checksum.
+        Raises UserError when its chunk does not match its checksum.
         """
         array: Any = self.array(name)
         try:
@@ -146,8 +147,8 @@ class Rows:
         assert self.location.folder is not None
         return self.location.folder / chunk_key(name, row, ROW_ARRAYS[name])
 
-    def _read_error(self, name: str, error: Exception) -> ValueError:
-        return ValueError(
+    def _read_error(self, name: str, error: Exception) -> UserError:
+        return UserError(
             f"{self.location.text}: {name} cannot be read ({error}); to list and reset the broken clips, run "
             f"python -m features verify {shlex.quote(self.location.text)} --repair"
         )

@@ -17,6 +17,7 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from features.cli import UserError
 from features.store.location import StoreLocation, chunk_names
 
 ROWS_PER_CHUNK = 16384
@@ -86,12 +87,12 @@ def ensure_row_array(
 def array_of(group: zarr.Group, name: str) -> zarr.Array:
     """The array of that name; chunks are written even if all values are the fill value.
 
-    Raises ValueError when it does not exist.
+    Raises UserError when it does not exist.
     """
     with _untyped_bytes():
         found = group.get(name)
     if not isinstance(found, zarr.Array):
-        raise ValueError(
+        raise UserError(
             f"the store has no array {name!r}: its planning was interrupted; run the same command again"
         )
     return found.with_config(_KEEP_EMPTY)

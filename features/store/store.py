@@ -40,6 +40,7 @@ from typing import Any, Literal
 import numpy as np
 import zarr
 
+from features.cli import UserError
 from features.manifest import Clip
 from features.recipe import Recipe, to_json
 from features.store import erasure, planner
@@ -107,14 +108,14 @@ class FeatureStore:
     def open(path: Path | str, mode: Literal["r", "r+"] = "r") -> "FeatureStore":
         """Open an existing store, to read it or to write rows.
 
-        Raises ValueError when there is no store, or one of another schema.
+        Raises UserError when there is no store, or one of another schema.
         """
         location = location_of(path)
         group = existing_group(location, read_only=mode == "r")
         try:
             return FeatureStore(location, group, writable=mode == "r+")
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{location.text}: its zarr.json is damaged ({error!r})") from error
+            raise UserError(f"{location.text}: its zarr.json is damaged ({error!r})") from error
 
     def table(self) -> ClipTable:
         """The clip table, read from disk on every call."""
@@ -179,20 +180,20 @@ class FeatureStore:
         (t, G) float32, NaN where it failed. crops: t JPEG files, b"" without a face. t may be up to T: frames
         after the end of the video are filled with NaN and score 0. notes: why the embeddings may be wrong.
 
-        Raises ValueError for a wrong shape or non-finite embeddings; OSError when the disk cannot be written.
+        Raises UserError for a wrong shape or non-finite embeddings; OSError when the disk cannot be written.
         """
         self._require_writable(row)
         if (embeddings is None) != (frames is None):
-            raise ValueError("embeddings and frames must be given together: frames hold which ones are valid")
+            raise UserError("embeddings and frames must be given together: frames hold which ones are valid")
         if geometry is not None:
             self.rows.write_numbers("geometry", row, geometry, _NAN)
         if crops is not None:
             self.rows.write_bytes("crops", row, list(crops))
         if embeddings is not None and frames is not None:
             if len(embeddings) != len(frames):
-                raise ValueError(f"{len(embeddings)} embeddings for {len(frames)} frames")
+                raise UserError(f"{len(embeddings)} embeddings for {len(frames)} frames")
             if not np.isfinite(embeddings[np.asarray(frames)[:, 5] > 0]).all():
-                raise ValueError("an embedding of a valid frame is not finite")
+                raise UserError("an embedding of a valid frame is not finite")
             if notes:
                 self.rows.write_text("notes", row, notes)
             self.rows.write_numbers("embeddings", row, embeddings, _NAN)
@@ -241,10 +242,10 @@ class FeatureStore:
     def read_crops(self, row: int) -> list[bytes]:
         """T JPEG files of one row, b"" for frames without a face.
 
-        Raises ValueError when the store has no crops, or a chunk does not match its checksum.
+        Raises UserError when the store has no crops, or a chunk does not match its checksum.
         """
         if not self.has_crops:
-            raise ValueError(f"{self.path} has no crops: extract again with --crops jpeg")
+            raise UserError(f"{self.path} has no crops: extract again with --crops jpeg")
         return self.rows.read_texts("crops", row)
 
     def pack(self) -> bool:
@@ -261,7 +262,7 @@ class FeatureStore:
     def finalize(self, wait_s: float = math.inf) -> None:
         """Update the array `state` and delete what killed writers left. Call it at the end of an extraction.
 
-        The next plan does the same. Raises ValueError when another process holds the lock longer than
+        The next plan does the same. Raises UserError when another process holds the lock longer than
         `wait_s` seconds.
         """
         with planner_lock(self.location, wait_s):
@@ -315,10 +316,10 @@ class FeatureStore:
         assert self._writable
         assert 0 <= row < self.num_clips
         if self._rows_per_chunk != 1:
-            raise ValueError(f"{self.path} has imported features: single rows cannot be written")
+            raise UserError(f"{self.path} has imported features: single rows cannot be written")
         if self.location.folder is not None and not (self.location.folder / "zarr.json").exists():
             # zarr would create the folders again, and leave chunks without a zarr.json
-            raise ValueError(f"{self.path} was deleted while rows were being written")
+            raise UserError(f"{self.path} was deleted while rows were being written")
 
     def array(self, name: str) -> zarr.Array:
         """The zarr array of that name."""
@@ -369,7 +370,7 @@ def plan(
     file or end time changed becomes pending. `changes` of the returned store lists all this. With
     `listing_complete=False` (for example with `--limit`), other clips of the store do not change.
 
-    Raises ValueError when the existing store has another recipe (naming the fields), when the path is not a
+    Raises UserError when the existing store has another recipe (naming the fields), when the path is not a
     store, or for duplicate clips.
     """
     location = location_of(path)
@@ -405,7 +406,7 @@ def delete(path: Path | str, subject: str | None = None) -> int:
 
     The subject's rows stay as empty rows, so that no other row moves.
 
-    Raises ValueError when there is no store at the path, or it has no such subject.
+    Raises UserError when there is no store at the path, or it has no such subject.
     """
     location = location_of(path)
     count = FeatureStore.open(path).num_clips
@@ -421,7 +422,7 @@ def delete(path: Path | str, subject: str | None = None) -> int:
         # Opened again: another process may have appended rows before this one got the lock.
         rows = np.flatnonzero(FeatureStore.open(path).table().subject == subject)
         if not len(rows) or not subject:
-            raise ValueError(f"{location.text} has no subject {subject!r}")
+            raise UserError(f"{location.text} has no subject {subject!r}")
         erasure.erase_rows(group, held, rows)
     return len(rows)
 
@@ -439,11 +440,11 @@ def _prepare_folder(location: StoreLocation) -> None:
     if location.folder is None or (location.folder / "zarr.json").exists():
         return
     if location.folder.exists() and not location.folder.is_dir():
-        raise ValueError(f"{location.text} is a file, not a store: choose another path")
+        raise UserError(f"{location.text} is a file, not a store: choose another path")
     location.folder.mkdir(parents=True, exist_ok=True)
     strange = [item.name for item in location.folder.iterdir() if not item.name.startswith("planner.lock")]
     if strange and not any(name.endswith(".partial") for name in strange):
-        raise ValueError(
+        raise UserError(
             f"{location.text} is not a store and not empty (it has {strange[0]}): choose another folder"
         )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from features.cli import UserError
 from live.inference.predictor import Prediction
 from seqmodel.metrics.calibration import Calibration
 
@@ -41,10 +42,10 @@ class CalibrationSession:
     def begin(cls, now_s: float, seconds: float, window_s: float) -> "CalibrationSession":
         """A session whose first phase starts now; `window_s` is the length of the model's window.
 
-        Raises ValueError when the phases are too short for the window.
+        Raises UserError when the phases are too short for the window.
         """
         if seconds < shortest_phase_s(window_s):
-            raise ValueError(
+            raise UserError(
                 f"--calibrate {seconds:g} is too short: the window of this run is {window_s:g} s, so each "
                 f"phase needs at least {shortest_phase_s(window_s):g} s"
             )
@@ -90,13 +91,13 @@ def personal_calibration(attending: list[float], away: list[float], base: Calibr
 
     The middle of the two phases' median logits gets the threshold's probability, and the attending median
     gets about ATTENDING_P. Medians, because a blink or a glance must not change the result.
-    Raises ValueError when a phase has too few frames or the two medians are too close.
+    Raises UserError when a phase has too few frames or the two medians are too close.
     """
     if min(len(attending), len(away)) < 3:
-        raise ValueError("too few frames with a face for a calibration: nothing was changed")
+        raise UserError("too few frames with a face for a calibration: nothing was changed")
     high, low = float(np.median(attending)), float(np.median(away))
     if high - low < MIN_LOGIT_DIFFERENCE:
-        raise ValueError(
+        raise UserError(
             f"the model's logits for attending ({high:.2f}) and looking away ({low:.2f}) are too close: "
             "nothing was changed"
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from features.cli import log_warning
+from features.cli import UserError, log_warning
 from seqmodel.encoders.engine import Backend, Engine
 from seqmodel.encoders.model_files import sha256_of
 from seqmodel.export.bundle import Head, find_bundle, open_bundle
@@ -54,11 +54,11 @@ class LiveModel:
 def model_card(run: Path) -> Card:
     """The card of a run that can be used live.
 
-    Raises ValueError when the run is unfinished or was trained on imported features.
+    Raises UserError when the run is unfinished or was trained on imported features.
     """
     card = load_card(run)
     if card.recipe.pixels is None:
-        raise ValueError(f"{run} was trained on imported features: live cannot compute them from a camera")
+        raise UserError(f"{run} was trained on imported features: live cannot compute them from a camera")
     return card
 
 
@@ -66,7 +66,7 @@ def open_model(run: Path, backend: Backend = "auto", threads: int = THREADS) -> 
     """Load a run, or a bundle, for live use.
 
     With `backend` torch an export is not used. If the landmarker file is missing, a head on both streams uses
-    only embeddings, with a warning; training covers frames without geometry. Raises ValueError when the
+    only embeddings, with a warning; training covers frames without geometry. Raises UserError when the
     run is unfinished, was trained on imported features, or another model file is missing.
     """
     card = model_card(run)
@@ -78,7 +78,7 @@ def open_model(run: Path, backend: Backend = "auto", threads: int = THREADS) -> 
         assert card.recipe.geometry is not None  # a head reads only streams of its recipe
         try:
             landmarker = _model_file(files, card.recipe.geometry.model_sha256, run, "face landmarker")
-        except ValueError as error:
+        except UserError as error:
             if "embeddings" not in card.dims:
                 raise
             log_warning(f"{error}: using embeddings only")
@@ -141,7 +141,7 @@ def describe(model: LiveModel) -> dict[str, Any]:
 
 def _model_file(files: Mapping[str, Path], sha256: str, run: Path, name: str) -> Path:
     if sha256 not in files:
-        raise ValueError(
+        raise UserError(
             f"the {name} of this run (sha256 {sha256[:12]}…) is missing in {run / 'detector'}; "
             "copy the whole run again"
         )

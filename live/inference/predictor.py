@@ -19,6 +19,7 @@ import numpy as np
 
 from extract.face.cropper import Crop, FaceCropper
 from extract.video.reader import EARLY_S, Frame, Sampler
+from features.cli import UserError
 from features.face_signals import strongest_signals
 from live.inference.model import THREADS, LiveModel, open_model
 from live.inference.state_machine import DisplayState, State, StateRule, next_display_state
@@ -128,10 +129,10 @@ class Predictor:
     def push(self, frame: Frame) -> Prediction | None:
         """The prediction after this frame, or None for a frame between two sampled ones.
 
-        Raises ValueError when the frame is older than the one before it.
+        Raises UserError when the frame is older than the one before it.
         """
         if self._window and frame.pts_s < self._window[-1].t_s:
-            raise ValueError(
+            raise UserError(
                 f"frames must come in order of time: {frame.pts_s} s after {self._window[-1].t_s} s"
             )
         if not self._sampler.takes(frame.pts_s):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from features.cli import UserError
 from features.files import atomic_write
 from seqmodel.metrics.calibration import Calibration
 
@@ -17,7 +18,7 @@ from seqmodel.metrics.calibration import Calibration
 def load_personal(name: str, run_key: str) -> Calibration | None:
     """A subject's calibration for a run, or None.
 
-    Raises ValueError, with the file name, when the file cannot be read.
+    Raises UserError, with the file name, when the file cannot be read.
     """
     return _read(personal_file(name)).get(run_key)
 
@@ -38,7 +39,7 @@ def is_outdated(personal: Calibration, base: Calibration) -> bool:
 def save_personal(name: str, run_key: str, calibration: Calibration) -> Path:
     """Save a subject's calibration for a run; returns the file.
 
-    Raises ValueError when an existing file cannot be read, OSError when the file cannot be written.
+    Raises UserError when an existing file cannot be read, OSError when the file cannot be written.
     """
     path = personal_file(name)
     _write(path, _read(path) | {run_key: calibration})
@@ -48,7 +49,7 @@ def save_personal(name: str, run_key: str, calibration: Calibration) -> Path:
 def forget_personal(name: str, run_key: str | None = None) -> bool:
     """Remove a subject's calibration for one run, or for all runs; False when there was none.
 
-    Raises ValueError when one run is given and the file cannot be read.
+    Raises UserError when one run is given and the file cannot be read.
     """
     path = personal_file(name)
     if not path.is_file():
@@ -70,10 +71,10 @@ def personal_dir() -> Path:
 
 
 def personal_file(name: str) -> Path:
-    """The calibration file of a subject. Raises ValueError for a name that cannot be a file name."""
+    """The calibration file of a subject. Raises UserError for a name that cannot be a file name."""
     # Letters of any script; no path separators.
     if not re.fullmatch(r"[\w][\w .-]{0,63}", name):
-        raise ValueError(
+        raise UserError(
             f"--subject may contain letters, digits, spaces, '.', '-' and '_' (at most 64), got {name!r}"
         )
     return personal_dir() / f"{name}.json"
@@ -87,7 +88,7 @@ def _read(path: Path) -> dict[str, Calibration]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); remove it with --forget") from error
+        raise UserError(f"{path} cannot be read ({error}); remove it with --forget") from error
 
 
 def _calibration(

@@ -7,6 +7,8 @@ The display changes only after several frames agree, so that it does not flicker
 from dataclasses import dataclass
 from typing import Literal
 
+from features.cli import UserError
+
 State = Literal["warming_up", "ok", "unsure", "no_face", "paused", "camera_lost"]
 STATES: tuple[State, ...] = ("warming_up", "ok", "unsure", "no_face", "paused", "camera_lost")
 ABSENT: tuple[State, ...] = ("paused", "camera_lost")
@@ -28,12 +30,12 @@ class StateRule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.face_enter <= self.face_leave <= 1:
-            raise ValueError(
+            raise UserError(
                 f"face_enter and face_leave must be 0 <= face_enter <= face_leave <= 1, "
                 f"got {self.face_enter}, {self.face_leave}"
             )
         if not 0 < self.min_filled <= 1 or self.hold < 1:
-            raise ValueError(
+            raise UserError(
                 f"min_filled must be in (0, 1] and hold at least 1, got {self.min_filled}, {self.hold}"
             )
 

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+from features.cli import UserError
 from live.inference.state_machine import STATES, State
 from live.output.log_writer import log_columns
 
@@ -48,12 +49,12 @@ def is_log(path: Path) -> bool:
 def read_log(path: Path) -> tuple[tuple[str, ...], list[LogRow]]:
     """Class names and rows of a log; an incomplete last row (after a crash) is left out.
 
-    Raises ValueError when the file is not the live log of one session.
+    Raises UserError when the file is not the live log of one session.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'not a text file'}") from error
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'not a text file'}") from error
     lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
@@ -61,13 +62,13 @@ def read_log(path: Path) -> tuple[tuple[str, ...], list[LogRow]]:
     columns = list(reader.fieldnames or ())
     names = tuple(c.removeprefix("p_raw_") for c in columns if c.startswith("p_raw_"))
     if not names or columns != log_columns(names):
-        raise ValueError(
+        raise UserError(
             f"{path} is not a live log: its columns are {columns[:6]}…, not t_s, time_utc, face …"
         )
     rows = [_log_row(row, names, f"{path}, line {number}") for number, row in enumerate(reader, 2)]
     for number, (before, row) in enumerate(pairwise(rows), 3):
         if row.t_s < before.t_s - BACK_S:
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: the time goes back from {before.t_s:.1f} to {row.t_s:.1f} s: the "
                 "file holds two sessions; give each session its own file"
             )
@@ -76,7 +77,7 @@ def read_log(path: Path) -> tuple[tuple[str, ...], list[LogRow]]:
 
 def _log_row(row: dict[str, Any], names: Sequence[str], where: str) -> LogRow:
     if row["state"] not in STATES:
-        raise ValueError(f"{where}: unknown state {row['state']!r}; the states are {', '.join(STATES)}")
+        raise UserError(f"{where}: unknown state {row['state']!r}; the states are {', '.join(STATES)}")
     try:
         p = tuple(float(row[f"p_{name}"]) for name in names) if row[f"p_{names[0]}"] else ()
         return LogRow(
@@ -91,4 +92,4 @@ def _log_row(row: dict[str, Any], names: Sequence[str], where: str) -> LogRow:
             row["mark"] or "",
         )
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}") from error

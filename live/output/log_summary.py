@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from features.cli import UserError
 from live.config import novelty_file
 from live.inference.state_machine import ABSENT, State
 from live.output.log_reader import LogRow, read_log
@@ -76,10 +77,10 @@ class Day:
 
 
 def summarise_log(log: Path, task: str | None = None) -> SessionSummary:
-    """Summary of a log. Raises ValueError when it cannot be read or is empty."""
+    """Summary of a log. Raises UserError when it cannot be read or is empty."""
     names, rows = read_log(log)
     if not rows:
-        raise ValueError(f"{log} has no rows yet")
+        raise UserError(f"{log} has no rows yet")
     return summarise_rows(log, names, rows, task)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.cli import echo, log_warning
+from features.cli import UserError, echo, log_warning
 from live.config import NOVELTY, ReportConfig, free_name, log_files
 from live.inference.state_machine import STATES
 from live.output.log_reader import is_log, read_log
@@ -36,17 +36,17 @@ UNKNOWN_TASK = "if the classes are levels, use --reference-run RUN to draw level
 def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
     """`python -m live report`: write the report of some logs; returns summary and exit code.
 
-    Raises ValueError when no log is given or a log cannot be read.
+    Raises UserError when no log is given or a log cannot be read.
     """
     if not config.logs:
-        raise ValueError("no log: give at least one, as in python -m live report LOG.csv …")
+        raise UserError("no log: give at least one, as in python -m live report LOG.csv …")
     card = load_card(config.reference_run) if config.reference_run else None
     sessions = find_sessions(config.logs, card.labelling.task if card else None)
     for session in sessions:
         if card is not None:
             _require_same_run(card, session)
         if config.out and config.out.resolve() in map(Path.resolve, log_files(session.log)[:3]):
-            raise ValueError(f"--out {config.out} is one of the logs or its timeline: give another HTML file")
+            raise UserError(f"--out {config.out} is one of the logs or its timeline: give another HTML file")
     page = write_report(sessions, out=config.out, reference_run=config.reference_run)
     echo(f"wrote {page}")
     summary: dict[str, Any] = {
@@ -71,13 +71,13 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
 
 
 def _require_same_run(card: Card, session: SessionSummary) -> None:
-    """Raises ValueError where a session cannot be from this run."""
+    """Raises UserError where a session cannot be from this run."""
     if card.recipe.pixels is None:
-        raise ValueError(
+        raise UserError(
             "--reference-run was trained on imported features: sessions cannot be compared with it"
         )
     if session.names != card.labelling.names:
-        raise ValueError(
+        raise UserError(
             f"{session.log} has the classes {', '.join(session.names)}, but the run of --reference-run has "
             f"{', '.join(card.labelling.names)}"
         )
@@ -87,7 +87,7 @@ def find_sessions(paths: Sequence[Path], task: str | None = None) -> list[Sessio
     """Summaries of the live logs among the given files, so that `*.csv` works.
 
     Novelty files belong to their logs; other files and logs without rows are left out with a warning.
-    Raises ValueError when there is no log with rows, or a log cannot be read.
+    Raises UserError when there is no log with rows, or a log cannot be read.
     """
     sessions, left_out = [], []
     for path in {path.resolve(): path for path in paths}.values():
@@ -101,7 +101,7 @@ def find_sessions(paths: Sequence[Path], task: str | None = None) -> list[Sessio
         else:  # just started, or ended before the first frame
             left_out.append(f"left out: {path} has no rows yet")
     if not sessions:
-        raise ValueError(f"no live log with rows among the given files: {', '.join(map(str, paths))}")
+        raise UserError(f"no live log with rows among the given files: {', '.join(map(str, paths))}")
     for line in left_out:
         log_warning(line)
     return sessions

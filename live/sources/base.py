@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from extract.video.reader import Frame, read_video
+from features.cli import UserError
 from live.sources.camera import camera_frames, is_file_address, stream_frames, without_password
 from live.sources.latest_frame import LatestFrameReader
 from live.sources.realtime_file import RealtimeFileReader
@@ -53,7 +54,7 @@ Source = FileSource | LatestFrameReader
 
 
 def open_source(camera: int, video: str | None, realtime: bool) -> Source:
-    """Open the camera, stream or file. Raises ValueError when it does not exist or gives no frame."""
+    """Open the camera, stream or file. Raises UserError when it does not exist or gives no frame."""
     start = time.monotonic()
 
     def clock() -> float:
@@ -65,7 +66,7 @@ def open_source(camera: int, video: str | None, realtime: bool) -> Source:
     elif is_address and not is_file_address(video):
         latest = LatestFrameReader(lambda: stream_frames(video, clock), reconnects=True, clock=clock)
     elif not is_address and not Path(video).is_file():
-        raise ValueError(f"{video}: no such video file")
+        raise UserError(f"{video}: no such video file")
     elif not is_address and not realtime:
         return FileSource(read_video(Path(video)))
     else:  # files at an address too: the main loop must not wait for the network
@@ -73,6 +74,6 @@ def open_source(camera: int, video: str | None, realtime: bool) -> Source:
         latest = LatestFrameReader(paced.frames, reconnects=False, clock=paced.now_s, begin=paced.begin)
     try:
         latest.start()
-    except ValueError as error:
-        raise ValueError(without_password(str(error))) from error
+    except UserError as error:
+        raise UserError(without_password(str(error))) from error
     return latest

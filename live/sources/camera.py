@@ -14,6 +14,7 @@ import numpy as np
 
 from extract.video.decoder import NO_DATA_S
 from extract.video.reader import Frame, shown_width
+from features.cli import UserError
 
 FROZEN_S = 1.0
 """Equal pictures of a camera for longer than this count as no frames, seconds. With `SILENT_S` of
@@ -27,7 +28,7 @@ def camera_frames(index: int, clock: Clock) -> Iterator[Frame]:
     While its picture is frozen, there are no frames. Addresses and files are not checked: compression can
     make the pictures of a still scene equal.
 
-    Raises ValueError when no such camera can be opened.
+    Raises UserError when no such camera can be opened.
     """
     camera = _open_capture(
         f"camera {index} cannot be opened: it does not exist, is in use by another program, or is not "
@@ -41,7 +42,7 @@ def camera_frames(index: int, clock: Clock) -> Iterator[Frame]:
 def stream_frames(address: str, clock: Clock) -> Iterator[Frame]:
     """Frames of an RTSP or HTTP address until it stops giving any; times by `clock`, seconds.
 
-    Raises ValueError when it cannot be opened.
+    Raises UserError when it cannot be opened.
     """
     no_data_ms = round(1000 * NO_DATA_S)
     options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, no_data_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, no_data_ms]
@@ -111,7 +112,7 @@ def _with_square_pixels(bgr: np.ndarray, capture: Any) -> np.ndarray:
 
 
 def _open_capture(reason: str, *arguments: Any) -> Any:
-    """An open cv2.VideoCapture, without driver warnings. Raises ValueError with `reason` on failure."""
+    """An open cv2.VideoCapture, without driver warnings. Raises UserError with `reason` on failure."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
@@ -120,5 +121,5 @@ def _open_capture(reason: str, *arguments: Any) -> Any:
         cv2.utils.logging.setLogLevel(level)
     if not capture.isOpened():
         capture.release()
-        raise ValueError(reason)
+        raise UserError(reason)
     return capture

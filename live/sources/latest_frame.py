@@ -10,6 +10,7 @@ import cv2
 
 from extract.video.decoder import NO_DATA_S
 from extract.video.reader import Frame
+from features.cli import UserError
 from live.sources.camera import Clock, without_password
 
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -43,7 +44,7 @@ class LatestFrameReader:
         self.now_s, self.begin = clock, begin
         self._changed = threading.Condition()
         self._frame: Frame | None = None
-        self._first_error: ValueError | None = None
+        self._first_error: UserError | None = None
         self._unexpected: Exception | None = None
         self._num_published = self._num_pauses = 0
         self._stopped = self._paused = self._is_retrying = False
@@ -63,7 +64,7 @@ class LatestFrameReader:
     def start(self, timeout_s: float = 10.0) -> None:
         """Open the source and wait for its first frame.
 
-        Raises ValueError when it cannot be opened or gives no frame. Any other exception of the source is
+        Raises UserError when it cannot be opened or gives no frame. Any other exception of the source is
         raised here or in `next`.
         """
         self._thread.start()
@@ -74,7 +75,7 @@ class LatestFrameReader:
             if self._num_published:
                 return
         self.close()
-        raise self._unexpected or self._first_error or ValueError("the source opened but gave no frame")
+        raise self._unexpected or self._first_error or UserError("the source opened but gave no frame")
 
     @property
     def is_lost(self) -> bool:
@@ -152,7 +153,7 @@ class LatestFrameReader:
                 self._changed.wait_for(lambda: self._stopped or self._paused, wait_s)
             failures += 1
 
-    def _read_once(self, num_pauses: int) -> ValueError | None:
+    def _read_once(self, num_pauses: int) -> UserError | None:
         """Open the source and publish frames until it ends, fails, pauses or stops; returns an error.
 
         num_pauses: number of pauses before. After the next one, frames are left out, also after `resume`.
@@ -162,10 +163,10 @@ class LatestFrameReader:
                 for frame in frames:
                     if not self._publish(frame, num_pauses):
                         return None
-        except ValueError as error:
+        except UserError as error:
             return error
         except (OSError, cv2.error) as error:
-            return ValueError(str(error))
+            return UserError(str(error))
         return None
 
     def _publish(self, frame: Frame, num_pauses: int) -> bool:

@@ -34,6 +34,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from features.cli import UserError
 from live.session import Session
 from live.ui.drawing import Colour, colour_of
 from live.ui.overlay import RECORDING_TEXTS, filled_text, headline, subject_mean_text
@@ -74,7 +75,7 @@ class BrowserView:
     shows_overlay = False
 
     def __init__(self, port: int, session: Session) -> None:
-        """Raises ValueError when the port is taken."""
+        """Raises UserError when the port is taken."""
         self._socket = _listen(port)
         self._port = self._socket.getsockname()[1]
         # Browsers share cookies between ports: sessions on two ports need two names.
@@ -303,7 +304,7 @@ def _css(colour: Colour) -> str:
 
 
 def _listen(port: int) -> socket.socket:
-    """A listening socket on the loopback address. Raises ValueError when the port is taken."""
+    """A listening socket on the loopback address. Raises UserError when the port is taken."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         if (
@@ -313,7 +314,7 @@ def _listen(port: int) -> socket.socket:
         listener.bind(("127.0.0.1", port))
     except OSError as error:
         listener.close()
-        raise ValueError(
+        raise UserError(
             f"port {port} on 127.0.0.1 cannot be used ({error.strerror}); use --port 0 for any free port"
         ) from error
     listener.listen(16)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from features.cli import console, echo, log_error
+from features.cli import UserError, console, echo, log_error
 from features.store.table import groups_of
 from seqmodel.commands.evaluation_log import log_test_evaluation
 from seqmodel.commands.export import renew_exports
@@ -46,10 +46,10 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
     """Handler of the command: returns (summary, exit code).
 
     The run gets the new calibration unless balanced accuracy on the test subjects is significantly lower.
-    Raises ValueError if the store cannot be used, has clips of the run, or has too few subjects.
+    Raises UserError if the store cannot be used, has clips of the run, or has too few subjects.
     """
     if not 0 < args.fit_fraction < 1:
-        raise ValueError(f"--fit-fraction must lie in (0, 1), got {args.fit_fraction}")
+        raise UserError(f"--fit-fraction must lie in (0, 1), got {args.fit_fraction}")
     card = load_card(args.run)
     if args.threshold_metric != CalibrateArgs.threshold_metric:
         require_threshold(card.labelling.task)
@@ -117,10 +117,10 @@ def _keep(
 def all_labelled(context: EvalContext) -> EvalContext:
     """Every labelled clip of another data set, of all its subsets: the run was trained on none of them.
 
-    Raises ValueError for the run's own data: its test split must not choose a threshold.
+    Raises UserError for the run's own data: its test split must not choose a threshold.
     """
     if not context.is_other_data:
-        raise ValueError(
+        raise UserError(
             f"{context.store.path} has clips of {context.run}, which is already calibrated on its own "
             "validation clips; calibrate needs a store with clips of the new domain only"
         )
@@ -130,14 +130,14 @@ def all_labelled(context: EvalContext) -> EvalContext:
 def measured_clips(context: EvalContext) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(rows, labels, logits) of the clips with a prediction.
 
-    Raises ValueError if they are all of one class.
+    Raises UserError if they are all of one class.
     """
     card, rows, labels = context.card, context.eval_subset.rows, context.eval_subset.labels
     extracted = context.table.state[rows] == 1
     rows, labels = rows[extracted], labels[extracted]
     logits, measured = predict_rows(context.run, card, context.store, card.labelling, rows)
     if len(np.unique(labels[measured])) < 2:
-        raise ValueError(
+        raise UserError(
             f"the {int(measured.sum())} clips of {context.store.path} with a detected face have one class "
             "only: calibration needs two"
         )
@@ -148,12 +148,12 @@ def choose_fit_subjects(subjects: np.ndarray, labels: np.ndarray, share: float, 
     """(N,) bool, true for the clips of the subjects to fit on: a fraction `share` of the subjects, chosen at
     random. Both parts have clips of every class.
 
-    Raises ValueError if too few subjects would be left for the test, or no such choice is found.
+    Raises UserError if too few subjects would be left for the test, or no such choice is found.
     """
     names = np.unique(subjects)
     count = max(1, round(share * len(names)))
     if len(names) - count < MIN_TEST_SUBJECTS:
-        raise ValueError(
+        raise UserError(
             f"of {len(names)} subjects, --fit-fraction {share} leaves {len(names) - count} for the test; "
             f"at least {MIN_TEST_SUBJECTS} are needed to tell better from worse: add subjects, or lower "
             "--fit-fraction"
@@ -164,7 +164,7 @@ def choose_fit_subjects(subjects: np.ndarray, labels: np.ndarray, share: float, 
         fits = np.isin(subjects, rng.permutation(names)[:count])
         if set(labels[fits].tolist()) == classes == set(labels[~fits].tolist()):
             return fits
-    raise ValueError(
+    raise UserError(
         f"found no way to divide {len(names)} subjects so that both parts have clips of every class "
         f"(--fit-fraction {share}); change --fit-fraction or add subjects"
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from features.cli import console, echo, log_error, log_warning
+from features.cli import UserError, console, echo, log_error, log_warning
 from features.labels import Labelling
 from seqmodel.config import METRIC_OF_TASK, CompareArgs, EvaluateArgs
 from seqmodel.metrics.bootstrap import (
@@ -45,17 +45,17 @@ class RunMetrics:
 
 
 def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
-    """Handler of the command: returns (summary, exit code). Raises ValueError if the runs cannot be
+    """Handler of the command: returns (summary, exit code). Raises UserError if the runs cannot be
     compared."""
     if len(args.runs) < 2:
-        raise ValueError(f"compare needs two runs or more, got {len(args.runs)}")
+        raise UserError(f"compare needs two runs or more, got {len(args.runs)}")
     cards = [load_card(run) for run in args.runs]
     _require_same_task(args.runs, cards)
     metric = METRIC_OF_TASK[cards[0].labelling.task] if args.metric == "auto" else args.metric
     tables = [test_rows(run, card) for run, card in zip(args.runs, cards, strict=True)]
     shared = sorted(set.intersection(*(set(table) for table in tables)))
     if not shared:
-        raise ValueError(
+        raise UserError(
             "the runs share no test clip and cannot be compared; train the newer run with --splits-from and "
             "the path of the older run"
         )
@@ -136,7 +136,7 @@ def _require_same_task(runs: tuple[Path, ...], cards: list[Card]) -> None:
     for run, card in zip(runs[1:], cards[1:], strict=True):
         other = card.labelling
         if (first.names, first.task) != (other.names, other.task):
-            raise ValueError(
+            raise UserError(
                 f"{runs[0]} predicts {list(first.names)} ({first.task}), {run} predicts {list(other.names)} "
                 f"({other.task}): they cannot be compared"
             )
@@ -147,7 +147,7 @@ def _require_same_task(runs: tuple[Path, ...], cards: list[Card]) -> None:
             for label in first_classes.keys() & other_classes.keys()
         )
         if first.column != other.column or moved:
-            raise ValueError(
+            raise UserError(
                 f"{runs[0]} predicts {_describe(first)}, {run} predicts {_describe(other)}: they cannot be "
                 "compared"
             )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from features.cli import echo, log_warning, progress
+from features.cli import UserError, echo, log_warning, progress
 from seqmodel.commands.evaluation_log import log_test_evaluation
 from seqmodel.commands.export import renew_exports
 from seqmodel.config import EvaluateArgs
@@ -44,10 +44,10 @@ from seqmodel.runs.writer import card_lock, put_calibration, update_card
 
 
 def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
-    """Handler of the command: returns (summary, exit code). Raises ValueError for errors that a user can
+    """Handler of the command: returns (summary, exit code). Raises UserError for errors that a user can
     fix."""
     if args.folds and args.abstain:
-        raise ValueError(
+        raise UserError(
             "--abstain and --folds cannot be combined: --abstain changes the run's own calibration, and "
             "--folds trains new heads"
         )
@@ -104,7 +104,7 @@ def evaluate_folds(
 
     Returns the context with the log entry, the result, and the heads of the folds.
 
-    Raises ValueError for a wrong K or too few subjects; then nothing is logged.
+    Raises UserError for a wrong K or too few subjects; then nothing is logged.
     """
     with progress("fits") as bar:
         row = bar.add_task("refitting", total=None)

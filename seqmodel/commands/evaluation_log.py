@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from features.cli import log_warning
+from features.cli import UserError, log_warning
 from seqmodel.evaluation.context import EvalContext
 from seqmodel.runs.card import Card
 from seqmodel.runs.writer import update_card
@@ -18,7 +18,7 @@ def log_test_evaluation(context: EvalContext, card: Card) -> Card:
     card = replace(card, test_evaluations=now.test_evaluations)
     try:
         context.store.record_test_evaluation(context.run.name)
-    except (OSError, ValueError) as error:  # object storage raises the latter
+    except (OSError, UserError) as error:  # object storage raises the latter
         log_warning(
             f"the store's log of test evaluations could not be written ({error}); this evaluation is logged "
             "in the run's card only"

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from features.cli import echo, log_warning
+from features.cli import UserError, echo, log_warning
 from features.datasets import CropClips
 from features.recipe import require_equal
 from features.store.store import FeatureStore
@@ -65,12 +65,12 @@ class VerificationInput:
 def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
     """Handler of the command: write and verify a bundle; returns the summary and exit code 0.
 
-    Raises ValueError if the run is unfinished, a package is missing, --out exists and is no export, or the
+    Raises UserError if the run is unfinished, a package is missing, --out exists and is no export, or the
     export differs from torch.
     """
     card = load_card(args.run)
     if card.recipe.pixels is None:
-        raise ValueError(f"{args.run} was trained on imported features: it has no encoder to export")
+        raise UserError(f"{args.run} was trained on imported features: it has no encoder to export")
     reads_embeddings = "embeddings" in card.dims
     target = (args.out or bundle_folder(args.run, args.format)).resolve()
     _require_free(target, args.run)
@@ -85,7 +85,7 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
         else VerificationInput(np.zeros((0,)), "random input")
     )
     if not (args.run / TRAINING_STATS).is_file():
-        with contextlib.suppress(ValueError):  # without the store, the bundle has no training statistics
+        with contextlib.suppress(UserError):  # without the store, the bundle has no training statistics
             write_training_stats(args.run, args.store)
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir(parents=True)
@@ -114,7 +114,7 @@ def export_for_live(run: Path) -> None:
     echo("exporting to OpenVINO for live")
     try:
         export(ExportArgs(run))
-    except ValueError as error:
+    except UserError as error:
         log_warning(f"no export; live will use torch and start more slowly: {error}")
 
 
@@ -131,13 +131,13 @@ def renew_exports(run: Path, dropped: Sequence[str]) -> None:
 def make_verification_input(args: ExportArgs, card: Card) -> VerificationInput:
     """Crops of the run's store for verification; random input, with a warning, if it has none.
 
-    Raises ValueError if the store that --store names cannot be used.
+    Raises UserError if the store that --store names cannot be used.
     """
     path = args.store or card.store
     try:
         store = FeatureStore.open(path)
         found = _stored_crops(args.run, card, store) if store.has_crops else None
-    except ValueError:
+    except UserError:
         if args.store is not None:
             raise
         found = None
@@ -162,7 +162,7 @@ def check(
     """Compare a bundle with torch; writes the differences into its manifest and returns the manifest.
 
     encoder: None if the head reads no embeddings.
-    Raises ValueError if it differs by more than is allowed.
+    Raises UserError if it differs by more than is allowed.
     """
     manifest: dict[str, Any] = {
         "schema": 1,
@@ -188,7 +188,7 @@ def check(
         }
     logit = max_difference["logit"] = max(_logit_differences(head, run_head, card, torch_embeddings))
     if not cosine >= MIN_COSINE or not logit <= MAX_LOGIT_DIFFERENCE:
-        raise ValueError(
+        raise UserError(
             f"the export differs from torch: lowest cosine similarity of embeddings {cosine:.5f} (must be at "
             f"least {MIN_COSINE}), largest difference of logits {logit:.2g} (must be at most "
             f"{MAX_LOGIT_DIFFERENCE}). Nothing was written"
@@ -198,11 +198,11 @@ def check(
 
 
 def _require_free(target: Path, run: Path) -> None:
-    """Raises ValueError if `target` exists and is not an export, or contains the run."""
+    """Raises UserError if `target` exists and is not an export, or contains the run."""
     if run.resolve().is_relative_to(target):
-        raise ValueError(f"--out {target} is the run itself or contains it: give another folder")
+        raise UserError(f"--out {target} is the run itself or contains it: give another folder")
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file()):
-        raise ValueError(f"--out {target} already exists and is not an export: give another folder")
+        raise UserError(f"--out {target} already exists and is not an export: give another folder")
     if (target / MANIFEST).is_file():
         read_manifest(target)
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from features.cli import console, echo, log_warning, progress
+from features.cli import UserError, console, echo, log_warning, progress
 from features.recipe import EncoderId
 from seqmodel.config import FinetuneArgs
 from seqmodel.encoders.backbone import state_sha256
@@ -58,7 +58,7 @@ def finetune(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
     except RuntimeError as error:
         if distributed.size == 1 or not any(word in str(error).lower() for word in LOST_PEER):
             raise
-        raise ValueError(
+        raise UserError(
             f"one of the {distributed.size} processes of this job ended "
             f"({str(error).splitlines()[0][:120]}); the last checkpoint is in {args.run / 'finetune'}: run "
             "the same command again to resume"
@@ -80,7 +80,7 @@ def _train(args: FinetuneArgs, distributed: DistributedContext) -> None:
             echo(f"nothing to do: {args.run} is already fine-tuned with these settings (kept: {_kept(done)})")
         return
     if args.re_extract is not None and args.re_extract.exists():
-        raise ValueError(f"--re-extract {args.re_extract} already exists: give a new path")
+        raise UserError(f"--re-extract {args.re_extract} already exists: give a new path")
     if distributed.is_main and setup.started_from != "stage 1":
         echo(f"{args.run} was already fine-tuned with other settings: continuing from those weights")
     job = start_job(setup, args, distributed)
@@ -102,7 +102,7 @@ def _finish(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
         echo("writing training statistics for live")
         try:
             write_training_stats(args.run, store)
-        except ValueError as error:
+        except UserError as error:
             log_warning(f"no training statistics; live will predict only after a full window: {error}")
     shutil.rmtree(args.run / "finetune", ignore_errors=True)
     return summary, code

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from features.cli import UserError
 from features.files import cache_dir
 from features.recipe import EncoderId
 from seqmodel.encoders.model_files import encoder_weights, sha256_of, write_cached
@@ -73,11 +74,11 @@ class Encoder(nn.Module):
     def embed(self, crops: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.float16]:
         """Embeddings float16 (F,D), as a store keeps them, of crops (F,H,W,3) uint8 RGB; in eval mode only.
 
-        Raises TypeError for other crops, and ValueError in training mode, in which an embedding would depend
+        Raises TypeError for other crops, and UserError in training mode, in which an embedding would depend
         on the other frames of the batch.
         """
         if self.training:
-            raise ValueError("embed() was called in training mode; call eval() first")
+            raise UserError("embed() was called in training mode; call eval() first")
         if crops.dtype != np.uint8:
             raise TypeError(f"an encoder needs RGB uint8 crops (F,H,W,3), got {crops.dtype}")
         device = self.mean.device
@@ -97,7 +98,7 @@ def build_encoder(name: str, weights: str = "imagenet", seed: int = 0) -> tuple[
     `weights` is "imagenet", a file (.pth or .safetensors: a state dict of torchvision's or timm's model, or
     of this project, or a run's weights), or "random": initialised from `seed`, with BatchNorm statistics of
     one fixed batch (without those, a random MobileNetV3 outputs about 1e-10, which is 0 in float16). There is
-    no fallback from one to another. Raises ValueError for an unknown name, and for weights that are missing
+    no fallback from one to another. Raises UserError for an unknown name, and for weights that are missing
     or do not fit.
     """
     if weights == "random":
@@ -121,7 +122,7 @@ def build_encoder(name: str, weights: str = "imagenet", seed: int = 0) -> tuple[
 
 
 def encoder_from_state(name: str, state: Mapping[str, Tensor]) -> Encoder:
-    """The encoder with a saved `state_dict()`, in eval mode. Raises ValueError if it does not fit."""
+    """The encoder with a saved `state_dict()`, in eval mode. Raises UserError if it does not fit."""
     encoder = _architecture(name)
     _load(encoder, state, where=f"the saved {name}")
     return encoder.eval()
@@ -130,7 +131,7 @@ def encoder_from_state(name: str, state: Mapping[str, Tensor]) -> Encoder:
 def encoder_of(identity: EncoderId, state: Mapping[str, Tensor] | None = None) -> Encoder:
     """The encoder of an identity: from its saved state if given, else from the weights on this machine.
 
-    Raises ValueError if weights with this hash are not on this machine.
+    Raises UserError if weights with this hash are not on this machine.
     """
     if state is not None:
         return encoder_from_state(identity.name, state)
@@ -139,7 +140,7 @@ def encoder_of(identity: EncoderId, state: Mapping[str, Tensor] | None = None) -
     elif (kept := _kept_weights(identity.weights_sha256)).is_file():
         return encoder_from_state(identity.name, _read_state(kept))
     elif identity.weights.startswith("finetuned:"):
-        raise ValueError(
+        raise UserError(
             f"the weights of this recipe are not on this machine: {identity.name}, fine-tuned in run "
             f"{identity.weights.partition(':')[2]!r} (sha256 {identity.weights_sha256[:12]}…); copy that run "
             "here and give its weights.safetensors as --weights FILE"
@@ -147,7 +148,7 @@ def encoder_of(identity: EncoderId, state: Mapping[str, Tensor] | None = None) -
     else:
         encoder, found = build_encoder(identity.name, "imagenet")
     if found.weights_sha256 != identity.weights_sha256:
-        raise ValueError(
+        raise UserError(
             f"the weights of this recipe are not on this machine: {identity.name} {identity.weights} with "
             f"sha256 {identity.weights_sha256[:12]}…; {found.weights} on this machine has "
             f"{found.weights_sha256[:12]}…"
@@ -179,7 +180,7 @@ def _architecture(name: str) -> Encoder:
         stem, head = nn.Sequential(net.conv_stem, net.bn1), nn.Sequential(net.conv_head, net.bn2)
         blocks = nn.Sequential(stem, *(block for stage in net.blocks for block in stage), head)
         return Encoder(name, blocks, 1280, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    raise ValueError(f"unknown encoder {name!r}; encoders are mobilenet_v3_large, efficientnet_lite0")
+    raise UserError(f"unknown encoder {name!r}; encoders are mobilenet_v3_large, efficientnet_lite0")
 
 
 def _random(name: str, seed: int) -> Encoder:
@@ -214,21 +215,21 @@ def _random(name: str, seed: int) -> Encoder:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from a file, loaded without running code. Raises ValueError if the file is not one."""
+    """A state dict from a file, loaded without running code. Raises UserError if the file is not one."""
     if path.suffix == ".safetensors":
         try:
             return load(path.read_bytes())
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file: {error}") from error
+            raise UserError(f"{path} is not a safetensors file: {error}") from error
     try:
         with path.open("rb") as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
         # The text of a KeyError is only a byte of the file.
         why = "" if isinstance(error, KeyError) else f": {str(error).splitlines()[0]}"
-        raise ValueError(f"{path} is not a weights file{why}") from error
+        raise UserError(f"{path} is not a weights file{why}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} has no state dict (names to tensors)")
+        raise UserError(f"{path} has no state dict (names to tensors)")
     return state
 
 
@@ -247,7 +248,7 @@ def _load(encoder: Encoder, state: Mapping[str, Tensor], where: str, is_ordered:
         if named.keys() == set(wanted):  # torchvision's names
             state = fixed | named
         elif not is_ordered:
-            raise ValueError(
+            raise UserError(
                 f"{where}: its names are not torchvision's, and a .safetensors file does not keep the order "
                 "of the layers: save the state dict as .pth"
             )
@@ -256,7 +257,7 @@ def _load(encoder: Encoder, state: Mapping[str, Tensor], where: str, is_ordered:
     try:
         encoder.load_state_dict(dict(state))
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"{where} does not fit {encoder.name}: {' '.join(str(error).split())[:200]}"
         ) from None
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from features.cli import UserError
 from features.cpu import usable_cores
 from features.files import cache_dir
 from features.recipe import EncoderId
@@ -74,7 +75,7 @@ def open_engine(
     """The engine of an encoder, by name and weights ("imagenet", "random" or a file) as in `build_encoder`.
 
     `backend` auto is torch with a CUDA device, else OpenVINO. `device` is auto, cpu or cuda. `precision` is
-    the requested one; `numerics` has the one in use. `threads` 0 = the backend's default. Raises ValueError
+    the requested one; `numerics` has the one in use. `threads` 0 = the backend's default. Raises UserError
     for weights that are not available (with address, cache path and option) and for combinations of backend
     and device that do not work.
     """
@@ -91,7 +92,7 @@ def open_engine(
         def build_same() -> "Encoder":
             encoder, found = build()
             if found.weights_sha256 != identity.weights_sha256:
-                raise ValueError(f"the weights {weights} of {name} were replaced while they were read")
+                raise UserError(f"the weights {weights} of {name} were replaced while they were read")
             return encoder
 
         return open_identity(identity, build_same, backend, device, precision, threads, crop_px)
@@ -120,11 +121,11 @@ def open_identity(
     crop_px: int,
 ) -> Engine:
     """The engine of the encoder with this identity; `build` is called only if the converted network is not in
-    the cache. Raises ValueError as `open_engine`."""
+    the cache. Raises UserError as `open_engine`."""
     if device not in ("auto", "cpu") and not device.startswith("cuda"):
-        raise ValueError(f"--device must be auto, cpu or cuda, got {device!r}")
+        raise UserError(f"--device must be auto, cpu or cuda, got {device!r}")
     if backend == "openvino" and device.startswith("cuda"):
-        raise ValueError("OpenVINO does not run on CUDA; use --backend torch, or --device cpu")
+        raise UserError("OpenVINO does not run on CUDA; use --backend torch, or --device cpu")
     if device == "auto":
         device = "cuda" if backend != "openvino" and _has_cuda() else "cpu"
     if backend == "torch" or device.startswith("cuda"):
@@ -167,7 +168,7 @@ def _open_torch(
     import torch
 
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("torch finds no CUDA device on this machine; use --device cpu")
+        raise UserError("torch finds no CUDA device on this machine; use --device cpu")
     if threads:
         torch.set_num_threads(threads)
     if precision == "auto":

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from features.cli import UserError
 from features.files import atomic_write, cache_dir
 
 ADDRESS_TIMEOUT_S = 20.0
@@ -96,11 +97,11 @@ def sha256_of(path: Path) -> str:
 
 
 def read_model(path: Path, sha256: str) -> bytes:
-    """The content of a model file. Raises ValueError if its hash is not `sha256`: it was replaced."""
+    """The content of a model file. Raises UserError if its hash is not `sha256`: it was replaced."""
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
-        raise ValueError(
+        raise UserError(
             f"{path} is not the file of the recipe: its sha256 is {found[:12]}…, expected {sha256[:12]}…; "
             "use the file with which the store or run was made"
         )
@@ -110,7 +111,7 @@ def read_model(path: Path, sha256: str) -> bytes:
 def detector_file(which: str, fetch: bool = True) -> Path:
     """Path of a face detector: "short" or "full" range BlazeFace, or a user's file.
 
-    Raises ValueError if a user's file is missing, or a known one is not found and not downloaded (`fetch`).
+    Raises UserError if a user's file is missing, or a known one is not found and not downloaded (`fetch`).
     """
     if known := {"short": SHORT_DETECTOR, "full": FULL_DETECTOR}.get(which):
         return locate(known, fetch=fetch)
@@ -127,14 +128,14 @@ def keep_detector(file: Path) -> Path:
 
 def face_model(sha256: str) -> Path:
     """Path of the detector or landmarker with this hash, without a download: a user's file or one of
-    MediaPipe. Raises ValueError if it is not on this machine."""
+    MediaPipe. Raises UserError if it is not on this machine."""
     for path in sorted((cache_dir() / "detectors").glob(f"{sha256[:16]}*")):
         if path.is_file() and sha256_of(path) == sha256:
             return path
     for asset in (SHORT_DETECTOR, FULL_DETECTOR, LANDMARKER):
         if asset.sha256 == sha256:
             return locate(asset, fetch=False)
-    raise ValueError(f"the model file with sha256 {sha256[:12]}… is not in {cache_dir() / 'detectors'}")
+    raise UserError(f"the model file with sha256 {sha256[:12]}… is not in {cache_dir() / 'detectors'}")
 
 
 def landmarker_file(fetch: bool = True) -> Path:
@@ -146,11 +147,11 @@ def landmarker_file(fetch: bool = True) -> Path:
 def encoder_weights(name: str, weights: str, fetch: bool = True) -> Path:
     """Path of an encoder's weights: "imagenet", or a user's file (.pth state dict or .safetensors).
 
-    Raises ValueError for an unknown encoder, a missing file, or weights that are not found and not
+    Raises UserError for an unknown encoder, a missing file, or weights that are not found and not
     downloaded.
     """
     if name not in IMAGENET_WEIGHTS:
-        raise ValueError(f"unknown encoder {name!r}; encoders are {', '.join(IMAGENET_WEIGHTS)}")
+        raise UserError(f"unknown encoder {name!r}; encoders are {', '.join(IMAGENET_WEIGHTS)}")
     if weights == "imagenet":
         return locate(IMAGENET_WEIGHTS[name], fetch=fetch)
     return _user_file(weights, "--weights must be imagenet, random or a file (.pth, .safetensors)")
@@ -159,7 +160,7 @@ def encoder_weights(name: str, weights: str, fetch: bool = True) -> Path:
 def locate(asset: Asset, fetch: bool = True) -> Path:
     """Path of the asset's file; with `fetch`, it is downloaded if it is missing.
 
-    Raises ValueError with all sources tried, the path in the cache and the option for a file from disk.
+    Raises UserError with all sources tried, the path in the cache and the option for a file from disk.
     """
     cached = cache_dir() / "models" / asset.file_name
     tried = []
@@ -190,7 +191,7 @@ def locate(asset: Asset, fetch: bool = True) -> Path:
                 return cached
             tried.append(f"{where}: wrong file (sha256 is {digest[:12]}…, expected {asset.sha256[:12]}…)")
     sources = " or ".join(filter(None, (asset.address, asset.wheel and f"the wheel {asset.wheel}")))
-    raise ValueError(
+    raise UserError(
         f"no {asset.file_name} at {cached}"
         + (f" ({'; '.join(tried)})" if tried else "")
         + f". Its source is {sources}; on a machine without network, copy it there, or use {asset.flag}"
@@ -207,7 +208,7 @@ def write_cached(path: Path, content: bytes) -> None:
 def _user_file(given: str, allowed: str) -> Path:
     path = Path(given)
     if not path.is_file():
-        raise ValueError(f"no file {given!r}: {allowed}")
+        raise UserError(f"no file {given!r}: {allowed}")
     return path
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from features.cli import UserError
 from features.datasets import load_samples
 from features.recipe import Part, differences
 from features.splits import known_rows
@@ -50,11 +51,11 @@ class EvalContext:
 def open_context(
     run: Path, card: Card, store_path: Path | None, split: str, mapping: Sequence[str] = ()
 ) -> EvalContext:
-    """Open the store and find the clips. Raises ValueError if there is no store or no such clip."""
+    """Open the store and find the clips. Raises UserError if there is no store or no such clip."""
     path = store_path or Path(card.store)
     folder = location_of(path).folder
     if folder is not None and not folder.exists():
-        raise ValueError(f"no store at {path}" + ("" if store_path else "; give its path with --store"))
+        raise UserError(f"no store at {path}" + ("" if store_path else "; give its path with --store"))
     store = FeatureStore.open(path)
     table = store.table()
     labels = clip_labels(table, card.labelling, mapping)
@@ -63,7 +64,7 @@ def open_context(
     is_other = not known.any()
     found = eval_subset(table, labels, subsets, split, known, calibration_clips(run, card))
     if len(found.rows) == 0:
-        raise ValueError(f"store {path} has no extracted clip with a label in the {split} split of run {run}")
+        raise UserError(f"store {path} has no extracted clip with a label in the {split} split of run {run}")
     split = f"{path.stem}:{split}" if is_other else split
     return EvalContext(run, card, store, table, labels, subsets, known, found, split, is_other)
 
@@ -168,7 +169,7 @@ def training_clips(context: EvalContext) -> Training:
 def _open_training_store(card: Card) -> FeatureStore | None:
     try:
         return FeatureStore.open(card.store)
-    except (ValueError, OSError):
+    except (UserError, OSError):
         return None
 
 

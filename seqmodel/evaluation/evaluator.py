@@ -86,7 +86,7 @@ def evaluate_predictions(
 ) -> EvaluationResult:
     """Metrics with 95 % confidence intervals for the model and its baselines.
 
-    All use the same bootstrap samples of subjects. Raises ValueError if there is no clip.
+    All use the same bootstrap samples of subjects. Raises UserError if there is no clip.
     """
     p = predictions
     resamples = resample_subjects(p.subjects, rounds, seed)

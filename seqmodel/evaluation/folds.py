@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from features.cli import UserError
 from features.datasets import Samples, load_samples, sample_groups, select_samples
 from features.recipe import GeometryId
 from features.splits import grouped_folds, joined_groups, leave_one_subject_out
@@ -106,11 +107,11 @@ def every_clip(context: EvalContext, folds: str) -> EvalContext:
 def dims_of(context: EvalContext) -> dict[str, int]:
     """Width in the store of each stream that the run's head reads; the heads of folds read the same streams.
 
-    Raises ValueError if the store does not have all of them.
+    Raises UserError if the store does not have all of them.
     """
     missing = set(context.card.dims) - set(context.store.streams)
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{context.run} reads {', '.join(sorted(missing))}, but {context.store.path} has only "
             f"{', '.join(context.store.streams)}; give another store with --store"
         )
@@ -118,7 +119,7 @@ def dims_of(context: EvalContext) -> dict[str, int]:
 
 
 def threshold_metric_of(card: Card, args: EvaluateArgs) -> str:
-    """The metric that each fold chooses its threshold for. Raises ValueError if the task does not allow
+    """The metric that each fold chooses its threshold for. Raises UserError if the task does not allow
     it."""
     if args.threshold_metric:
         require_threshold(card.labelling.task)
@@ -134,7 +135,7 @@ def run_folds(
     folder: where finished folds are saved; those that an interrupted command saved are not trained again.
     on_fit: called after each fit of a head, with the number of fits in all.
 
-    Raises ValueError for a wrong K, and if training is not possible in any fold.
+    Raises UserError for a wrong K, and if training is not possible in any fold.
     """
     card, rows, labels = context.card, context.eval_subset.rows, context.eval_subset.labels
     calibration = replace(card.calibration, threshold_metric=threshold_metric_of(card, args))
@@ -153,7 +154,7 @@ def run_folds(
         _add_baselines(fold_baselines, all_samples, measured, train, held_out, prior)
     chosen = [result for result in results if result.candidate]
     if not chosen:
-        raise ValueError(
+        raise UserError(
             f"--folds {args.folds}: no fold can be trained: the training subjects of a fold must be at "
             "least two, with clips of at least two classes"
         )
@@ -294,7 +295,7 @@ def group_importance(
 
 
 def split_folds(folds: str, labels: np.ndarray, subjects: np.ndarray, seed: int) -> Folds:
-    """(training, held-out) indices of each fold, for `loso` or a number of folds. Raises ValueError
+    """(training, held-out) indices of each fold, for `loso` or a number of folds. Raises UserError
     otherwise.
 
     subjects: (N,) str; with a number of folds, groups of clips that stay in one fold. Each '' is a group of
@@ -303,7 +304,7 @@ def split_folds(folds: str, labels: np.ndarray, subjects: np.ndarray, seed: int)
     if folds == "loso":
         return leave_one_subject_out(subjects)
     if not folds.isdigit():
-        raise ValueError(f"--folds must be a number or loso, got {folds!r}")
+        raise UserError(f"--folds must be a number or loso, got {folds!r}")
     return grouped_folds(labels, subjects, int(folds), seed)
 
 

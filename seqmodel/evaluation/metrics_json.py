@@ -1,13 +1,12 @@
 """The JSON forms of an evaluation: metrics.json and the summary of --json."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from seqmodel.evaluation.evaluator import EvaluationResult
 from seqmodel.metrics.bootstrap import Estimate
-from seqmodel.runs.files import write_json
+from seqmodel.runs.files import read_json, write_json
 
 
 def estimates_json(result: EvaluationResult) -> dict[str, dict[str, Any]]:
@@ -32,7 +31,7 @@ def estimates_json(result: EvaluationResult) -> dict[str, dict[str, Any]]:
 
 def write_metrics(path: Path, split: str, metrics: Mapping[str, Any]) -> None:
     """Write metrics.json: entries of this split replace earlier ones, those of other splits stay."""
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    earlier = read_json(path) if path.is_file() else {}
     write_json(path, replaced_metrics(earlier, split, metrics))
 
 

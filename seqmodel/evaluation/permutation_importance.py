@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from features.cli import UserError
 from seqmodel.heads.recurrent import masked_mean_std
 from seqmodel.metrics.calibration import Decision
 from seqmodel.metrics.classification import score
@@ -57,7 +58,7 @@ def feature_groups(dims: Mapping[str, int], features: Sequence[str]) -> dict[str
         found["embedding"] = ("embeddings", list(range(dims["embeddings"])))
     if "geometry" in dims:
         if len(features) != dims["geometry"]:
-            raise ValueError(f"got {dims['geometry']} geometry columns and {len(features)} names")
+            raise UserError(f"got {dims['geometry']} geometry columns and {len(features)} names")
         for column, name in enumerate(features):
             group = next((g for g, starts in GROUPS if name.startswith(starts)), OTHER_FEATURES)
             found.setdefault(group, ("geometry", []))[1].append(column)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from features.cli import UserError
 from seqmodel.evaluation.context import EvalContext, open_context
 from seqmodel.metrics.calibration import (
     Calibration,
@@ -26,14 +27,14 @@ def choose_on_validation(context: EvalContext, new_metric: str, abstain: float) 
     """The calibration for another threshold metric ('' = the run's own), with another abstain band (0 = the
     run's own, moved along with the threshold).
 
-    Raises ValueError if the run is calibrated for a new domain, or the validation clips have one class only.
+    Raises UserError if the run is calibrated for a new domain, or the validation clips have one class only.
     """
     card, training_store = context.card, training_store_path(context)
     task, names = card.labelling.task, card.labelling.names
     if new_metric:
         require_threshold(task)
     if (stage := calibration_stage(card)) is not None:
-        raise ValueError(
+        raise UserError(
             f"{context.run} is calibrated for {stage['store']}; --threshold-metric and --abstain would "
             "replace that by a calibration on the run's own validation clips. Use `calibrate "
             "--threshold-metric` instead"
@@ -44,7 +45,7 @@ def choose_on_validation(context: EvalContext, new_metric: str, abstain: float) 
     )
     logits, labels = logits[measured], validation.eval_subset.labels[measured]
     if len(np.unique(labels)) < 2:
-        raise ValueError(
+        raise UserError(
             f"the {len(labels)} validation clips with a face in {training_store} have one class only: "
             "a threshold needs both classes"
         )

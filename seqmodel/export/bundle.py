@@ -14,7 +14,6 @@ bool, and returns logits (1, O).
 This module reads bundles and imports no torch; the command `export` writes them.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from features.cli import UserError
 from seqmodel.encoders.engine import (
     Engine,
     Precision,
@@ -33,7 +33,7 @@ from seqmodel.encoders.engine import (
 )
 from seqmodel.encoders.model_files import sha256_of
 from seqmodel.runs.card import Card
-from seqmodel.runs.files import WEIGHTS
+from seqmodel.runs.files import WEIGHTS, read_json
 
 Format = Literal["openvino", "onnx"]
 FORMATS: tuple[Format, ...] = ("openvino", "onnx")
@@ -77,13 +77,13 @@ def find_bundle(run: Path) -> Bundle | None:
 
 
 def read_manifest(folder: Path) -> Bundle:
-    """The manifest of a bundle. Raises ValueError if it cannot be read."""
+    """The manifest of a bundle. Raises UserError if it cannot be read."""
     path = folder / MANIFEST
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = read_json(path)
         return Bundle(folder, plain["format"], plain["run_weights_sha256"], plain["max_difference"])
-    except (json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read: {error!r}") from error
+    except KeyError as error:
+        raise UserError(f"{path} cannot be read: {error!r}") from error
 
 
 def open_bundle(
@@ -91,7 +91,7 @@ def open_bundle(
 ) -> tuple[Engine | None, Head]:
     """Encoder (None if the head reads no embeddings) and head of a bundle; OpenVINO runs both formats.
 
-    `precision` is that of the encoder; default: as in the run's store. Raises ValueError if a file is
+    `precision` is that of the encoder; default: as in the run's store. Raises UserError if a file is
     missing.
     """
     head = _runs_head(compile_file(_file(bundle, "head"), "f32", threads), card)
@@ -117,7 +117,7 @@ def head_inputs(card: Card) -> list[str]:
 def _file(bundle: Bundle, name: str) -> Path:
     path = bundle.folder / f"{name}{SUFFIX[bundle.format]}"
     if not path.is_file():
-        raise ValueError(f"{bundle.folder} has no {path.name}: export the run again")
+        raise UserError(f"{bundle.folder} has no {path.name}: export the run again")
     return path
 
 

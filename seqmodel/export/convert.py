@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from features.cli import UserError
 from features.recipe import to_json
 from seqmodel.encoders.engine import convert_network, import_openvino
 from seqmodel.heads.recurrent import LstmHead
@@ -65,7 +66,7 @@ def to_onnx(
     path: Path,
     metadata: Mapping[str, str],
 ) -> None:
-    """Write one self-contained ONNX file. Raises ValueError if the packages for it are not installed."""
+    """Write one self-contained ONNX file. Raises UserError if the packages for it are not installed."""
     onnx = import_onnx()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
@@ -85,12 +86,12 @@ def to_onnx(
 
 
 def import_onnx() -> Any:
-    """The onnx module. Raises ValueError if the packages for export are not installed."""
+    """The onnx module. Raises UserError if the packages for export are not installed."""
     try:
         import onnx
         import onnxscript  # noqa: F401  # torch's exporter needs it
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"export to ONNX needs the package {error.name}: pip install 'brainbuddy[export]'"
         ) from error
     return onnx

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from features.cli import UserError
 from features.datasets import Batch, CropClips
 from seqmodel.encoders.backbone import Encoder
 from seqmodel.encoders.engine import compiled
@@ -133,12 +134,12 @@ def open_activation_cache(
 def require_room(folder: Path, caches: "Sequence[ActivationCache]") -> None:
     """Check that the disk has space for the missing rows of all these caches together.
 
-    Together, because their files are sparse and take no space before they are filled. Raises ValueError.
+    Together, because their files are sparse and take no space before they are filled. Raises UserError.
     """
     missing = (cache.num_bytes * (cache.done == 0).mean() for cache in caches)
     size, free = sum(missing), shutil.disk_usage(folder).free
     if size * ROOM_LEFT > free:
-        raise ValueError(
+        raise UserError(
             f"the activation cache needs {size / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free; "
             "free disk space, freeze more blocks (larger --unfreeze-from), or use --activation-cache off "
             "(slower)"

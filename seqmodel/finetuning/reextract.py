@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from features.cli import echo, log_warning, progress
+from features.cli import UserError, echo, log_warning, progress
 from features.manifest import SUBSETS, Clip
 from features.recipe import require_equal
 from features.store.store import DONE, FAILED, FeatureStore, plan
@@ -29,16 +29,14 @@ def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], 
 
     The new store also has the subsets of the encoder's training and the old store's log of test evaluations.
     Returns (summary, exit code); the code is 1 if extracted clips have no crops, and a warning names each.
-    Raises ValueError if the store has no crops, its pixel recipe differs from the run's, or `out` is the same
+    Raises UserError if the store has no crops, its pixel recipe differs from the run's, or `out` is the same
     store or one of another encoder.
     """
     store, card = FeatureStore.open(store_path), load_card(run)
     if out.resolve() == Path(store_path).resolve():
-        raise ValueError(f"--re-extract {out} is also the store to read from: give a new path")
+        raise UserError(f"--re-extract {out} is also the store to read from: give a new path")
     if not store.has_crops:
-        raise ValueError(
-            f"{store_path} has no crops, which --re-extract needs: run extract with --crops jpeg"
-        )
+        raise UserError(f"{store_path} has no crops, which --re-extract needs: run extract with --crops jpeg")
     require_equal(card.recipe, store.recipe, ["pixels"], where=f"run {run} with store {store_path}")
     engine, table = open_run_engine(run), store.table()
     named = np.flatnonzero((table.clip_id != "") & store.listed())
@@ -119,7 +117,7 @@ def _copy_row(store: FeatureStore, source: int, new: FeatureStore, row: int, eng
 def _decoded(file: bytes, what: str) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
-        raise ValueError(f"{what} is not a valid image: extract again with --crops jpeg into a new store")
+        raise UserError(f"{what} is not a valid image: extract again with --crops jpeg into a new store")
     return image
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from features.cli import echo, log_warning, progress
+from features.cli import UserError, echo, log_warning, progress
 from features.datasets import CropClips, load_samples
 from features.recipe import Part, Recipe, fingerprint, require_equal
 from features.store.store import FeatureStore
@@ -87,17 +87,17 @@ class FinetuneSetup:
 def open_setup(args: FinetuneArgs) -> FinetuneSetup:
     """Open a run and the crops of its store.
 
-    Raises ValueError if the run reads no embeddings, its store is missing, has another recipe or no crops, or
+    Raises UserError if the run reads no embeddings, its store is missing, has another recipe or no crops, or
     options contradict each other.
     """
     config = config_of(args)
     card = load_card(args.run)
     if card.recipe.pixels is None:
-        raise ValueError(f"{args.run} was trained on imported features: it has no encoder to train")
+        raise UserError(f"{args.run} was trained on imported features: it has no encoder to train")
     if "embeddings" not in card.dims:
-        raise ValueError(f"{args.run} reads {', '.join(card.dims)} only: it has no encoder to train")
+        raise UserError(f"{args.run} reads {', '.join(card.dims)} only: it has no encoder to train")
     if card.center != "none":
-        raise ValueError(
+        raise UserError(
             f"{args.run} was trained with --center {card.center}, which finetune does not support: train it "
             "with --center none"
         )
@@ -113,7 +113,7 @@ def open_setup(args: FinetuneArgs) -> FinetuneSetup:
     if first_block is None:
         first_block = 0 if args.preset == "seed" else DEFAULT_FIRST_BLOCK[card.recipe.encoder.name]
     if not 0 <= first_block <= len(encoder.blocks):
-        raise ValueError(f"--unfreeze-from must be 0 to {len(encoder.blocks)}, got {first_block}")
+        raise UserError(f"--unfreeze-from must be 0 to {len(encoder.blocks)}, got {first_block}")
     rows = {subset: _rows_of(args.run, store, subset) for subset in ("train", "val")}
     require_crops(store, np.concatenate(list(rows.values())))
     clips = {
@@ -127,15 +127,15 @@ def open_setup(args: FinetuneArgs) -> FinetuneSetup:
 
 
 def config_of(args: FinetuneArgs) -> FinetuneConfig:
-    """The training options. Raises ValueError for options that --preset seed sets, negative epochs, and
+    """The training options. Raises UserError for options that --preset seed sets, negative epochs, and
     batches or copies below 1."""
     if min(args.finetune.epochs, args.finetune.head_only_epochs) < 0:
-        raise ValueError(
+        raise UserError(
             f"--epochs and --head-only-epochs must be at least 0, got {args.finetune.epochs} and "
             f"{args.finetune.head_only_epochs}"
         )
     if args.finetune.effective_batch < 1 or args.finetune.augmented_copies < 1:
-        raise ValueError(
+        raise UserError(
             "--effective-batch and --augmented-copies must be at least 1, got "
             f"{args.finetune.effective_batch} and {args.finetune.augmented_copies}"
         )
@@ -145,7 +145,7 @@ def config_of(args: FinetuneArgs) -> FinetuneConfig:
     fixed = [name for name in given if given[name] != defaults[name] and name not in FREE]
     if fixed:
         options = ", ".join("--" + name.replace("_", "-") for name in fixed)
-        raise ValueError(f"--preset seed sets {options} itself: leave out these options, or --preset seed")
+        raise UserError(f"--preset seed sets {options} itself: leave out these options, or --preset seed")
     return dataclasses.replace(SEED_RECIPE, **{name: given[name] for name in FREE})
 
 
@@ -161,7 +161,7 @@ def _rows_of(run: Path, store: FeatureStore, subset: str) -> np.ndarray:
             f"{len(wanted) - len(rows)} of the run's {len(wanted)} {subset} clips are not in {store.path}"
         )
     if not len(rows):
-        raise ValueError(
+        raise UserError(
             f"{store.path} has none of the {subset} clips of {run}: give the store of the run with --store"
         )
     return rows
@@ -170,14 +170,14 @@ def _rows_of(run: Path, store: FeatureStore, subset: str) -> np.ndarray:
 def require_crops(store: FeatureStore, rows: np.ndarray) -> None:
     """Check that these rows of a store have face crops.
 
-    Raises ValueError with the command that adds them, the disk space that they need, and a note on privacy.
+    Raises UserError with the command that adds them, the disk space that they need, and a note on privacy.
     """
     if store.recipe.pixels is None:
-        raise ValueError(f"{store.path} has imported features: there is no encoder to fine-tune")
+        raise UserError(f"{store.path} has imported features: there is no encoder to fine-tune")
     missing = len(rows) if not store.has_crops else int((~store.present("crops")[rows]).sum())
     if missing:
         size = missing * store.num_frames * BYTES_PER_CROP / 1e6
-        raise ValueError(
+        raise UserError(
             f"{store.path} has no face crops of {missing} clips, which fine-tuning needs; add them with: "
             f"{crops_command(store)} (it keeps the embeddings and checks them; about {size:.0f} MB). Crops "
             "are pictures of people: keep the store in a protected place, and delete it with python -m "

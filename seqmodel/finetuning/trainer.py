@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from features.cli import UserError
 from features.datasets import CropClips
 from seqmodel.config import FinetuneConfig, TrainConfig
 from seqmodel.finetuning.activation_cache import ActivationDataset
@@ -131,7 +132,7 @@ class EndToEnd:
     def step(self) -> EpochResult | None:
         """One optimizer step; returns the epoch's result after its last step, else None.
 
-        Raises ValueError, before any weight changes, if a loss or a gradient is not finite.
+        Raises UserError, before any weight changes, if a loss or a gradient is not finite.
         """
         started = time.perf_counter()
         clips = self._clips_of_step()
@@ -258,10 +259,10 @@ class EndToEnd:
             return
         self.optimizer.zero_grad(set_to_none=True)
         bad = [c for (_, c), loss in zip(clips, losses, strict=True) if not math.isfinite(float(loss))]
-        raise ValueError(self._stopped("the loss", bad or [c for _, c in clips]))
+        raise UserError(self._stopped("the loss", bad or [c for _, c in clips]))
 
     def _update(self, clips: list[tuple[int, int]]) -> None:
-        """Update the weights. Raises ValueError if the gradient is not finite."""
+        """Update the weights. Raises UserError if the gradient is not finite."""
         config, state, scale = self.config, self.state, 1.0
         if not self.trains_head_only:
             done = (state.epoch - config.head_only_epochs) * self.num_steps + state.step
@@ -278,7 +279,7 @@ class EndToEnd:
         norm = float(nn.utils.clip_grad_norm_(trainable, CLIP_NORM))
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             self.optimizer.zero_grad(set_to_none=True)
-            raise ValueError(self._stopped("the gradient", [clip for _, clip in clips]))
+            raise UserError(self._stopped("the gradient", [clip for _, clip in clips]))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from features.cli import UserError
 from features.labels import Task
 from seqmodel.config import HeadConfig
 
@@ -42,13 +43,13 @@ class LstmHead(nn.Module):
     def __init__(self, config: HeadConfig, dims: Mapping[str, int], num_outputs: int) -> None:
         """`dims` gives D for each stream, by name. Weights come from torch's current random state.
 
-        Raises ValueError without a stream, and for a dropout outside [0, 1).
+        Raises UserError without a stream, and for a dropout outside [0, 1).
         """
         super().__init__()
         if not dims:
-            raise ValueError("a head needs at least one input stream, got none")
+            raise UserError("a head needs at least one input stream, got none")
         if not 0 <= config.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {config.dropout}")
+            raise UserError(f"dropout must be at least 0 and below 1, got {config.dropout}")
         self.config = config
         # Sorted, so that the order of streams in `dims` does not change the weights.
         self.dims = {name: dims[name] for name in sorted(dims)}
@@ -168,7 +169,7 @@ class LstmHead(nn.Module):
             case "last":
                 return self._last(states, mask)
             case other:
-                raise ValueError(f"pooling must be last, mean, max or attention, got {other!r}")
+                raise UserError(f"pooling must be last, mean, max or attention, got {other!r}")
 
     def _last(self, states: Tensor, mask: Tensor) -> Tensor:
         """Forward state after the last valid step; backward state after the first one."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from features.cli import UserError
 from seqmodel.metrics.classification import (
     NUM_BINS,
     brier_terms,
@@ -75,11 +76,11 @@ def resample_subjects(subjects: Sequence[str] | np.ndarray, rounds: int, seed: i
     """R bootstrap samples of the subjects, each as large as their number. A clip without a subject ('') is a
     unit of its own.
 
-    Raises ValueError if there is no clip or no round.
+    Raises UserError if there is no clip or no round.
     """
     names = np.asarray(subjects, dtype=str)
     if len(names) == 0 or rounds < 1:
-        raise ValueError(
+        raise UserError(
             "a bootstrap needs 1 clip and 1 round at least (--bootstrap-rounds), "
             f"got {len(names)} clips and {rounds} rounds"
         )

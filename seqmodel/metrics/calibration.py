@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from features.cli import UserError
 from features.labels import Task
 
 # Without limits, (almost) perfectly separated validation clips would give extreme temperatures.
@@ -42,11 +43,11 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature must be a positive number, got {self.temperature}")
+            raise UserError(f"temperature must be a positive number, got {self.temperature}")
         if not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
+            raise UserError(f"threshold must lie in [0, 1], got {self.threshold}")
         if self.abstain is not None and not 0.0 <= self.abstain[0] <= self.abstain[1] <= 1.0:
-            raise ValueError(f"abstain must be (low, high) with 0 <= low <= high <= 1, got {self.abstain}")
+            raise UserError(f"abstain must be (low, high) with 0 <= low <= high <= 1, got {self.abstain}")
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ class Decision:
 
 
 def probabilities(logits: np.ndarray, task: Task, calibration: Calibration | None = None) -> np.ndarray:
-    """Calibrated class probabilities, (N, C) float64 with rows that sum to one. ValueError on a wrong
+    """Calibrated class probabilities, (N, C) float64 with rows that sum to one. UserError on a wrong
     shape."""
     calibration = calibration or Calibration()
     z = np.asarray(logits, np.float64)
     if z.ndim != 2 or z.shape[1] < 1 or (task == "binary" and z.shape[1] != 1):
-        raise ValueError(f"{task} logits must be (N, {1 if task == 'binary' else 'C'}), got shape {z.shape}")
+        raise UserError(f"{task} logits must be (N, {1 if task == 'binary' else 'C'}), got shape {z.shape}")
     z = z / calibration.temperature
     if task == "multiclass":
         z = z - z.max(axis=1, keepdims=True)
@@ -111,10 +112,10 @@ def abstain_band(p: np.ndarray, task: Task, threshold: float, share: float) -> t
     """The band, as in `Calibration.abstain`, that leaves the least certain `share` of these clips without a
     prediction.
 
-    Raises ValueError unless the share lies in (0, 1).
+    Raises UserError unless the share lies in (0, 1).
     """
     if not 0 < share < 1:
-        raise ValueError(f"--abstain is the fraction of clips without a prediction, in (0, 1); got {share}")
+        raise UserError(f"--abstain is the fraction of clips without a prediction, in (0, 1); got {share}")
     half_width = float(np.quantile(certainty(p, task, threshold), share))
     if task != "binary":
         return 0.0, half_width
@@ -151,7 +152,7 @@ def fit_calibration(
 
     labels is (N,) int, -1 is skipped. The scaling is kept only if it improves the validation likelihood by
     the Bayesian information criterion, so that a calibrated model stays unchanged; `always_scale` keeps it in
-    any case. ValueError on an unknown metric or class.
+    any case. UserError on an unknown metric or class.
     """
     keep = np.asarray(labels) >= 0
     z, y = np.asarray(logits, np.float64)[keep], np.asarray(labels)[keep]
@@ -219,20 +220,20 @@ def parse_threshold_metric(
     threshold_metric: str, label_names: tuple[str, ...], task: Task = "binary"
 ) -> tuple[str, int, float]:
     """(kind, class index, recall): class and recall only for recall:CLASS=SHARE, else -1 and 0. Raises
-    ValueError for any other text."""
+    UserError for any other text."""
     if threshold_metric in ("balanced_accuracy", "f1", "accuracy"):
         return threshold_metric, -1, 0.0
     wanted = "balanced_accuracy, f1, accuracy or recall:CLASS=SHARE"
     if not threshold_metric.startswith("recall:") or "=" not in threshold_metric:
-        raise ValueError(f"--threshold-metric must be {wanted}, got {threshold_metric!r}")
+        raise UserError(f"--threshold-metric must be {wanted}, got {threshold_metric!r}")
     name, _, share_text = threshold_metric.removeprefix("recall:").rpartition("=")
     if task != "binary":
-        raise ValueError(
+        raise UserError(
             f"--threshold-metric {threshold_metric!r} needs a task with two classes; a {task} run predicts "
             "the most probable class"
         )
     if name not in label_names:
-        raise ValueError(
+        raise UserError(
             f"--threshold-metric {threshold_metric!r}: no class {name!r}; classes are "
             f"{', '.join(label_names)}"
         )
@@ -241,16 +242,16 @@ def parse_threshold_metric(
     except ValueError:
         share = -1.0
     if not 0.0 < share <= 1.0:
-        raise ValueError(
+        raise UserError(
             f"--threshold-metric {threshold_metric!r}: SHARE must be a number in (0, 1], got {share_text!r}"
         )
     return "recall", label_names.index(name), share
 
 
 def require_threshold(task: Task) -> None:
-    """Raises ValueError if the task has no threshold."""
+    """Raises UserError if the task has no threshold."""
     if task != "binary":
-        raise ValueError(
+        raise UserError(
             f"--threshold-metric needs a binary task; a {task} run predicts the most probable class and has "
             "no threshold"
         )

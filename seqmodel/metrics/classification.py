@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from features.cli import UserError
+
 # Fifteen equal bins, as in Guo et al. 2017.
 NUM_BINS = 15
 
@@ -24,7 +26,7 @@ def score(
 
     `auroc` is that of the positive class for two classes, else the mean one-vs-rest AUROC over the classes
     present. The others use the (N,) predicted classes, by default the most probable ones. NaN if undefined.
-    Raises ValueError for an unknown metric.
+    Raises UserError for an unknown metric.
     """
     keep = labels >= 0
     y, p = labels[keep], probabilities[keep]
@@ -34,7 +36,7 @@ def score(
         return float(macro_auroc(y, p))
     counts = confusion(y, p.argmax(axis=1) if predicted is None else predicted[keep], p.shape[1])
     if metric not in ("macro_f1", "balanced_accuracy", "qwk"):
-        raise ValueError(f"metric must be auroc, macro_f1, balanced_accuracy or qwk, got {metric!r}")
+        raise UserError(f"metric must be auroc, macro_f1, balanced_accuracy or qwk, got {metric!r}")
     return float(count_metrics(counts)[metric])
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from features.cli import UserError
 from seqmodel.runs.card import load_card
 from seqmodel.runs.files import STUDY
 
@@ -56,6 +57,6 @@ def _study_of(run: Path) -> str:
     """Name of the study in the run's card; '' where it has none."""
     try:
         stages = load_card(run).stages
-    except ValueError:
+    except UserError:
         return ""
     return str(stages[0].get("study", "")) if stages else ""

@@ -4,7 +4,6 @@ Reading a card imports neither torch nor zarr.
 """
 
 import dataclasses
-import json
 import platform
 import subprocess
 import sys
@@ -15,11 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from features.cli import UserError
 from features.labels import Labelling
 from features.recipe import Recipe, from_json
 from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.metrics.calibration import Calibration
-from seqmodel.runs.files import CALIBRATION_CLIPS, CARD, read_csv, write_json
+from seqmodel.runs.files import CALIBRATION_CLIPS, CARD, read_csv, read_json, write_json
 
 SCHEMA = 2
 """Version of the card's fields."""
@@ -75,9 +75,9 @@ def card_to_json(card: Card) -> dict[str, Any]:
 
 
 def card_from_json(fields: Mapping[str, Any]) -> Card:
-    """The card that `card_to_json` wrote. Raises ValueError on another schema."""
+    """The card that `card_to_json` wrote. Raises UserError on another schema."""
     if fields.get("schema") != SCHEMA:
-        raise ValueError(
+        raise UserError(
             f"the card has schema {fields.get('schema')!r}, but this version reads schema {SCHEMA} only: "
             "train the run again"
         )
@@ -106,17 +106,17 @@ def save_card(run: Path, card: Card) -> None:
 def load_card(run: Path) -> Card:
     """Read card.json.
 
-    Raises ValueError if the directory has no finished run or its card cannot be read.
+    Raises UserError if the directory has no finished run or its card cannot be read.
     """
     path = run / CARD
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{run} is not a finished run: it has no {CARD}; make one with python -m tune --out {run}"
         )
     try:
-        return card_from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error!r}") from error
+        return card_from_json(read_json(path))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error!r}") from error
 
 
 def calibration_stage(card: Card) -> dict[str, Any] | None:

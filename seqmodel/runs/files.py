@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from features.cli import UserError
 from features.files import atomic_write
 
 if TYPE_CHECKING:
@@ -39,18 +40,18 @@ def require_free(run: Path) -> None:
     """Check that a run may be written here: the folder is new, empty, or has a run (also an unfinished one),
     whose results will be replaced.
 
-    Raises ValueError otherwise.
+    Raises UserError otherwise.
     """
     if not run.exists():
         return
     if not run.is_dir():
-        raise ValueError(f"{run} is a file, but a run is a folder: give another path")
+        raise UserError(f"{run} is a file, but a run is a folder: give another path")
     there = {path.name for path in run.iterdir() if not path.name.startswith(".")}
     if "zarr.json" in there:
-        raise ValueError(f"{run} is a store: give another folder for the run")
+        raise UserError(f"{run} is a store: give another folder for the run")
     if there and not there & {CARD, WEIGHTS, SPLIT, LOG, STUDY, ARTIFACTS}:
         some = ", ".join(sorted(there)[:3])
-        raise ValueError(f"{run} has other files ({some}, …) and no run: give another folder for the run")
+        raise UserError(f"{run} has other files ({some}, …) and no run: give another folder for the run")
 
 
 def save_weights(
@@ -68,13 +69,13 @@ def save_weights(
 def load_weights(run: Path) -> "dict[str, dict[str, torch.Tensor]]":
     """State dicts by part: `head` always, `encoder` when the run was fine-tuned.
 
-    Raises ValueError when the run has no weights.
+    Raises UserError when the run has no weights.
     """
     from safetensors.torch import load
 
     path = run / WEIGHTS
     if not path.is_file():
-        raise ValueError(f"{run} has no checkpoint: {WEIGHTS} is missing")
+        raise UserError(f"{run} has no checkpoint: {WEIGHTS} is missing")
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in load(path.read_bytes()).items():  # from bytes: any letters in the path
         part, _, name = key.partition(".")
@@ -88,10 +89,10 @@ def save_split(run: Path, clip_ids: Sequence[str], subjects: Sequence[str], spli
 
 
 def load_split(run: Path) -> dict[str, tuple[str, str]]:
-    """split.csv as clip_id -> (subject, split). Raises ValueError when it is missing."""
+    """split.csv as clip_id -> (subject, split). Raises UserError when it is missing."""
     path = run / SPLIT
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{run} has no {SPLIT}: the train/val/test split of its clips is not known; train the run again"
         )
     return {row["clip_id"]: (row["subject"], row["split"]) for row in read_csv(path)}
@@ -136,10 +137,21 @@ def write_json(path: Path, plain: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises UserError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise UserError(f"{path} cannot be read ({error}): run the command that wrote it again") from error
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, each as column -> value."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    """The rows of a CSV file, each as column -> value. Raises UserError if it is damaged."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}): run the command that wrote it again") from error
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]], *, durable: bool = False) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from features.cli import UserError
 from features.datasets import CropClips, Samples, load_samples
 from features.labels import Labelling, class_indices
 from features.recipe import Part, differences, require_equal
@@ -54,24 +55,24 @@ class EvalSubset:
 def clip_labels(table: ClipTable, labelling: Labelling, mapping: Sequence[str] = ()) -> np.ndarray:
     """(N,) class indices of every row, -1 = none. `mapping` has STORE_LABEL=RUN_LABEL for another store.
 
-    Raises ValueError if the column is missing, or none of its labels maps to a class.
+    Raises UserError if the column is missing, or none of its labels maps to a class.
     """
     if labelling.column not in table.labels:
         present = ", ".join(sorted(table.labels)) or "none"
-        raise ValueError(f"the store has no label column {labelling.column!r}; it has: {present}")
+        raise UserError(f"the store has no label column {labelling.column!r}; it has: {present}")
     store_names = list(table.label_names[labelling.column])
     renamed, classes = list(store_names), list(zip(labelling.names, labelling.sources, strict=True))
     for pair in mapping:
         name, equals, run_label = pair.partition("=")
         if not equals or name not in store_names or not any(run_label in (n, *s) for n, s in classes):
-            raise ValueError(
+            raise UserError(
                 f"--label-map {pair}: must be STORE_LABEL=RUN_LABEL; STORE_LABEL is one of {store_names}, "
                 f"RUN_LABEL is one of {list(labelling.names)}"
             )
         # Any label of the class represents it.
         renamed[store_names.index(name)] = next(s[0] for n, s in classes if run_label in (n, *s))
     if not any(name in group for name in renamed for group in labelling.sources):
-        raise ValueError(
+        raise UserError(
             f"none of the store's labels {store_names} is a label of the run ({list(labelling.names)}); "
             "map them with --label-map STORE_LABEL=RUN_LABEL"
         )
@@ -133,7 +134,7 @@ def open_inputs(
     """A run's head, and its inputs for rows of a store: cached features, or crops embedded with the run's
     encoder.
 
-    Raises ValueError with the differing fields if the recipes of run and store differ.
+    Raises UserError with the differing fields if the recipes of run and store differ.
     """
     weights = load_weights(run)
     head = LstmHead(card.head, card.dims, card.num_outputs)
@@ -145,7 +146,7 @@ def open_inputs(
         # Only the pixels must be equal: the run has its own encoder.
         require_equal(card.recipe, store.recipe, parts, where=where)
         if not store.has_crops:
-            raise ValueError(
+            raise UserError(
                 f"recipes differ ({where}): {'; '.join(differs)}; and the store keeps no crops that the "
                 "run's own encoder could embed. Extract with --crops jpeg, or use finetune --re-extract"
             )
@@ -163,7 +164,7 @@ def predict_rows(
     """((N, O) float32 logits, (N,) bool measured) of rows of a store.
 
     A row is measured if a stream that the head reads is valid in some frame; the logits of others are NaN.
-    Raises ValueError as `open_inputs`.
+    Raises UserError as `open_inputs`.
     """
     head, samples = open_inputs(run, card, store, labelling, rows)
     measured = np.any([np.asarray(mask).any(axis=1) for mask in samples.valid.values()], axis=0)

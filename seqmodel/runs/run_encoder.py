@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from features.cli import UserError
 from seqmodel.encoders.engine import Backend, Engine, open_identity, precision_of
 from seqmodel.runs.card import load_card
 from seqmodel.runs.files import load_weights
@@ -21,12 +22,12 @@ def open_run_engine(
     """The engine of a run's encoder: the fine-tuned one if there is one, else that of its recipe.
 
     It uses float32 if the store was made in float32, else the fastest precision of this processor. Raises
-    ValueError if the run is unfinished, was trained on imported features, or its weights are missing.
+    UserError if the run is unfinished, was trained on imported features, or its weights are missing.
     """
     card = load_card(run)
     recipe = card.recipe
     if recipe.pixels is None:
-        raise ValueError(
+        raise UserError(
             f"{run} was trained on imported features ({recipe.encoder.name}): it has no encoder for video"
         )
 

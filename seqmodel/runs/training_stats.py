@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from features.cli import UserError
 from seqmodel.metrics.calibration import probabilities
 from seqmodel.runs.card import Card, load_card
-from seqmodel.runs.files import WEIGHTS, load_split, write_text
+from seqmodel.runs.files import WEIGHTS, load_split, read_json, write_text
 
 if TYPE_CHECKING:
     from features.store.store import FeatureStore
@@ -61,7 +62,7 @@ def write_training_stats(
     """Compute the statistics of a run's training split and save them in the run.
 
     `store` defaults to the one that the run was trained on. track: gives the clips of the longest part one by
-    one, and may show the progress. Raises ValueError if it cannot be opened or has
+    one, and may show the progress. Raises UserError if it cannot be opened or has
     another recipe.
     """
     from features.store.store import FeatureStore
@@ -77,7 +78,7 @@ def read_training_stats(run: Path) -> TrainingStats | None:
     path = run / FILE
     if not path.is_file():
         return None
-    plain = json.loads(path.read_text(encoding="utf-8"))
+    plain = read_json(path)
     spreads = {
         name: PercentileRange(**plain[name]) if plain[name] else None
         for name in ("face_rate", "p", "novelty")
@@ -173,7 +174,7 @@ def _evenly_spaced(rows: np.ndarray) -> np.ndarray:
 
 def _percentile_range(values: np.ndarray) -> PercentileRange:
     if not len(values):
-        raise ValueError(
+        raise UserError(
             "the store has no training clip of the run: give the store that the run was trained on"
         )
     low, high = np.percentile(values, [5, 95])
@@ -186,7 +187,7 @@ def load_statistics(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
     path = folder / STATISTICS if (folder / STATISTICS).is_file() else folder / WEIGHTS
     if not path.is_file():
-        raise ValueError(f"{folder} has no checkpoint: {WEIGHTS} is missing")
+        raise UserError(f"{folder} has no checkpoint: {WEIGHTS} is missing")
     tensors = load(path.read_bytes())
     names = [key.removeprefix("head.mean_") for key in tensors if key.startswith("head.mean_")]
     return {name: (tensors[f"head.mean_{name}"], tensors[f"head.std_{name}"]) for name in names}

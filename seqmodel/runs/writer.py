@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from features.cli import echo, log_warning, progress
+from features.cli import UserError, echo, log_warning, progress
 from features.datasets import labelled_rows, load_samples
 from features.labels import Labelling, Task
 from features.splits import Split, split_hash, subset_by_clip
@@ -52,7 +52,7 @@ def card_lock(run: Path) -> FileLock:
 def update_card(run: Path, change: Callable[[Card], Card]) -> Card:
     """Replace the run's card by `change` of the card as it is now, under the lock; returns the new card.
 
-    A card that was read earlier may be old: `change` sets only what its command has found. Raises ValueError
+    A card that was read earlier may be old: `change` sets only what its command has found. Raises UserError
     if the run has no readable card.
     """
     with card_lock(run):
@@ -173,13 +173,13 @@ def put_calibration(
 
     card: the card that the calibration was computed from. store: the training statistics are computed again
     on it, or on the store that the card names. fitted_on: rows of `calibrated_on.csv`, with its header.
-    Raises ValueError if the calibration or the weights of the run have changed since `card` was read.
+    Raises UserError if the calibration or the weights of the run have changed since `card` was read.
     """
     exports = sorted(folder.name for folder in (run / "export").glob("*") if folder.is_dir())
 
     def change(now: Card) -> Card:
         if (now.calibration, now.stages) != (card.calibration, card.stages):
-            raise ValueError(
+            raise UserError(
                 f"{run} was changed by another command: its calibration stays; run this command again"
             )
         # Before the card: if the process stops in between, no evaluation is wrong.
@@ -200,7 +200,7 @@ def _measure_training_stats(run: Path, store: Path | str | None = None) -> None:
     try:
         with progress("clips") as bar:
             write_training_stats(run, store, partial(bar.track, description="training statistics"))
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         log_warning(f"no training statistics, so live report --reference-run cannot use this run: {error}")
 
 
@@ -235,7 +235,7 @@ def _test_evaluations(run: Path) -> tuple[str, ...]:
     """Times of the evaluations on test of an earlier run in this folder."""
     try:
         return load_card(run).test_evaluations
-    except ValueError:
+    except UserError:
         return ()
 
 
@@ -278,7 +278,7 @@ def log_entry(epoch: Epoch, stage: str) -> dict[str, Any]:
 
 
 def resolve_device(device: str) -> str:
-    """The device: `auto` is cuda if available, else cpu. Raises ValueError if this machine has no such
+    """The device: `auto` is cuda if available, else cpu. Raises UserError if this machine has no such
     device."""
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     available = ["cpu", *(["cuda"] if cards else []), *(f"cuda:{index}" for index in range(cards))]
@@ -286,7 +286,7 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if cards else "cpu"
     if device not in available:
-        raise ValueError(f"--device {device}: this machine has {', '.join(available)}")
+        raise UserError(f"--device {device}: this machine has {', '.join(available)}")
     return device
 
 
@@ -309,7 +309,7 @@ def _encoder_state(
         return None
     try:
         return dict(encoder_of(learning_task.store.recipe.encoder).state_dict())
-    except ValueError as error:
+    except UserError as error:
         warn(f"the run is written without encoder weights: {error}")
         return None
 
@@ -328,5 +328,5 @@ def _keep_model_files(
         try:
             source = face_model(sha256)
             keep_model_file(run, source, source.name)
-        except ValueError as error:
+        except UserError as error:
             warn(f"the run cannot be used with live: {error}")

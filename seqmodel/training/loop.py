@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from features.cli import UserError
 from features.labels import Task
 from seqmodel.config import METRIC_OF_TASK, Metric, TrainConfig
 from seqmodel.heads.recurrent import num_outputs
@@ -88,10 +89,10 @@ def fit(
 ) -> Iterator[Epoch]:
     """Train `model` in place; yields each Epoch. Validation is in float32, as prediction is later.
 
-    Unlabelled clips are skipped. Raises ValueError for a batch size below 1 and without labelled clips.
+    Unlabelled clips are skipped. Raises UserError for a batch size below 1 and without labelled clips.
     """
     if config.batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {config.batch_size}")
+        raise UserError(f"batch_size must be at least 1, got {config.batch_size}")
     model.to(device)
     optimizer = make_optimizer(model, config)
     usable = labelled_clips(train)
@@ -136,7 +137,7 @@ def fit_best(
     """Run `epochs` until `patience` of them are no better than the best, then restore the best weights.
 
     Better means a higher validation score, then a lower validation loss; without a score, the loss alone.
-    Raises ValueError if there is no epoch.
+    Raises UserError if there is no epoch.
     """
     history: list[Epoch] = []
     best: Epoch | None = None
@@ -150,7 +151,7 @@ def fit_best(
         if epoch.index - best.index >= patience:
             break
     if best is None:
-        raise ValueError("no epoch was run: --epochs must be at least 1")
+        raise UserError("no epoch was run: --epochs must be at least 1")
     model.load_state_dict(state)
     return Fitted(best, tuple(history))
 
@@ -300,10 +301,10 @@ def seed_of(*numbers: int) -> int:
 
 
 def labelled_clips(clips: Source) -> np.ndarray:
-    """Indices of the clips with a label. Raises ValueError if there is none."""
+    """Indices of the clips with a label. Raises UserError if there is none."""
     usable = np.flatnonzero(np.asarray(clips.labels) >= 0)
     if not len(usable):
-        raise ValueError("the training split has no labelled clip")
+        raise UserError("the training split has no labelled clip")
     return usable
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.cli import log_warning
+from features.cli import UserError, log_warning
 from features.datasets import Inputs, Samples, labelled_rows, load_samples, streams_of
 from features.labels import Labelling, class_indices, make_labelling
 from features.manifest import SUBSETS
@@ -68,7 +68,7 @@ def build_task(
 
     `inputs` None means all streams of the store. `splits_from` is a run whose split is reused; without it, a
     store with a fine-tuned encoder reuses the split of that encoder. `known_pairs` are the nearly equal clips
-    if another process has found them; without it, all clips are compared. Raises ValueError if the column, a
+    if another process has found them; without it, all clips are compared. Raises UserError if the column, a
     label or a stream is missing, no clip has a label, a class has no training clip, or a subject is in two
     subsets. Also raises if heads read embeddings and a held-out subject was used to train the encoder
     (leakage).
@@ -76,18 +76,18 @@ def build_task(
     store = FeatureStore.open(store_path)
     table = store.table()
     if label.label not in table.label_names:
-        raise ValueError(
+        raise UserError(
             f"store {store_path} has no label column {label.label!r}; it has: "
             f"{', '.join(table.label_names) or 'none'}"
         )
     labelling = _labelling(table, label)
     rows, labels = labelled_rows(table, labelling)
     if not len(rows):
-        raise ValueError(f"store {store_path} has no extracted clip with a label of {list(labelling.names)}")
+        raise UserError(f"store {store_path} has no extracted clip with a label of {list(labelling.names)}")
     chosen: Inputs = inputs or ("both" if len(store.streams) > 1 else store.streams[0])
     for name in streams_of(chosen):
         if name not in store.streams:
-            raise ValueError(
+            raise UserError(
                 f"--inputs {chosen}: store {store_path} has no {name}; it has {', '.join(store.streams)}"
             )
     pairs = near_duplicates(store, rows, COPY_COSINE) if known_pairs is None else known_pairs
@@ -140,7 +140,7 @@ def load_train_val(learning_task: LearningTask, *, mapped: bool = True) -> tuple
     """Training and validation samples; with `mapped`, all processes share one packed copy on disk.
 
     If the disk has no space for that copy, a warning says so and each process reads the store into its own
-    memory. Raises ValueError if no training clip has a valid frame.
+    memory. Raises UserError if no training clip has a valid frame.
     """
     if mapped:
         try:
@@ -159,7 +159,7 @@ def load_train_val(learning_task: LearningTask, *, mapped: bool = True) -> tuple
         for rows in (learning_task.split.train, learning_task.split.val)
     )
     if not any(valid[:].any() for valid in train.valid.values()):
-        raise ValueError(
+        raise UserError(
             f"none of the {len(train)} training clips in {learning_task.store.path} has a valid "
             "frame (a frame with a face): training is not possible"
         )
@@ -237,7 +237,7 @@ def _split(
 
 
 def _require_duplicates_together(split: Split, table: ClipTable, pairs: Sequence[tuple[int, int]]) -> None:
-    """Raises ValueError if nearly equal clips are in two subsets, because their marks or an earlier run put
+    """Raises UserError if nearly equal clips are in two subsets, because their marks or an earlier run put
     them there."""
     subset_of = {int(row): subset for subset, rows in split.subsets().items() for row in rows}
     apart = [
@@ -247,7 +247,7 @@ def _require_duplicates_together(split: Split, table: ClipTable, pairs: Sequence
     ]
     if apart:
         more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
-        raise ValueError(
+        raise UserError(
             f"nearly equal clips are in two subsets ({split.description}): {'; '.join(apart[:3])}{more}. "
             "Delete the copies, or give them the same subject and split"
         )
@@ -258,7 +258,7 @@ def _unseen_by_encoder(
 ) -> Split:
     """The split, with a warning if the training subjects of the store's fine-tuned encoder are not known.
 
-    Raises ValueError if a subject is held out here but was in training of the encoder, or is in test here but
+    Raises UserError if a subject is held out here but was in training of the encoder, or is in test here but
     was in its validation.
     """
     weights = store.recipe.encoder.weights
@@ -279,7 +279,7 @@ def _unseen_by_encoder(
     ]
     if held:
         more = f" and {len(held) - 3} more" if len(held) > 3 else ""
-        raise ValueError(
+        raise UserError(
             f"the encoder of {store.path} ({weights}) was trained or validated on subjects that are held out "
             f"here: {', '.join(held[:3])}{more}; use --splits-from with the run that trained the encoder, or "
             "leave --splits-from out"
@@ -291,9 +291,9 @@ def _require_classes(split: Split, labels: np.ndarray, rows: np.ndarray, labelli
     train, val = (set(labels[np.isin(rows, subset)].tolist()) for subset in (split.train, split.val))
     for index, name in enumerate(labelling.names):
         if index not in train:
-            raise ValueError(f"the training split has no clip of class {name!r}")
+            raise UserError(f"the training split has no clip of class {name!r}")
     if len(val) < 2:
-        raise ValueError(
+        raise UserError(
             f"the validation split has clips of {len(val)} class only, but choosing a head needs 2: add "
             "recordings of more subjects, or give splits in the manifest"
         )

@@ -13,7 +13,16 @@ import pytest
 
 from extract import check
 from extract.__main__ import main as extract_main
-from features.cli import MAX_LISTED, echo, echo_failures, log_error, log_warning, parse, run_command
+from features.cli import (
+    MAX_LISTED,
+    UserError,
+    echo,
+    echo_failures,
+    log_error,
+    log_warning,
+    parse,
+    run_command,
+)
 from seqmodel.config import EvaluateArgs
 from tests.support.commands import run_here
 
@@ -175,7 +184,7 @@ def test_check_warns_of_a_mediapipe_that_reports_usage(
     monkeypatch.setattr(check, "_version", lambda name: "1.2.3" if name == "mediapipe" else "1.0")
 
     def no_weights(name: str, weights: str, fetch: bool) -> Path:
-        raise ValueError("not on this machine")
+        raise UserError("not on this machine")
 
     monkeypatch.setattr(check, "encoder_weights", no_weights)
     assert extract_main(["check", "--json"]) == 1
@@ -205,3 +214,15 @@ def test_only_the_first_of_many_failures_are_printed(capsys: pytest.CaptureFixtu
     echo_failures((str(number), "broken") for number in range(MAX_LISTED + 2))
     lines = capsys.readouterr().err.splitlines()
     assert (len(lines), lines[-1]) == (MAX_LISTED + 1, "… and 2 more (--json lists all)")
+
+
+def test_a_library_error_is_a_bug_and_a_user_error_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only errors that are raised for the user are shown as one line; others keep their traceback."""
+
+    def fail(error: Exception) -> tuple[dict, int]:
+        raise error
+
+    assert run_command(lambda: fail(UserError("no such clip"))) == 2
+    assert capsys.readouterr().err == "error: no such clip\n"
+    with pytest.raises(ValueError, match="broadcast"):
+        run_command(lambda: fail(ValueError("could not broadcast input array")))

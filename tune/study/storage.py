@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.storages.journal._file import get_lock_file
 from optuna.storages.journal._storage import JournalStorageReplayResult
 
-from features.cli import log_warning
+from features.cli import UserError, log_warning
 from features.files import atomic_write
 
 HEARTBEAT_S, GRACE_S = 5, 20
@@ -66,7 +66,7 @@ class JournalLock(JournalFileOpenLock):
 def open_storage(storage: str) -> BaseStorage:
     """The storage for a URL or the path of a journal file.
 
-    Raises ValueError for sqlite on a shared disk, an unknown type of URL, or a database or proxy that does
+    Raises UserError for sqlite on a shared disk, an unknown type of URL, or a database or proxy that does
     not respond.
     """
     if "://" not in storage:
@@ -74,18 +74,18 @@ def open_storage(storage: str) -> BaseStorage:
     if storage.startswith("grpc://"):
         host, _, port = storage.removeprefix("grpc://").rpartition(":")
         if not host or not port.isdigit():
-            raise ValueError(f"--storage {storage} must be grpc://HOST:PORT")
+            raise UserError(f"--storage {storage} must be grpc://HOST:PORT")
         try:
             from grpc import RpcError  # type: ignore[import-untyped]
         except ImportError as error:
-            raise ValueError(f"--storage {storage} needs grpcio: pip install 'brainbuddy[grpc]'") from error
+            raise UserError(f"--storage {storage} needs grpcio: pip install 'brainbuddy[grpc]'") from error
         with ignore_experimental_warnings():
             proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
         try:
             proxy.get_all_studies()  # the first call connects
         except RpcError as error:
             proxy.close()
-            raise ValueError(f"--storage {storage}: {_one_line(error.details())}") from error
+            raise UserError(f"--storage {storage}: {_one_line(error.details())}") from error
         return proxy
     if storage.startswith("sqlite"):
         refuse_shared_disk(storage)
@@ -101,19 +101,19 @@ def open_storage(storage: str) -> BaseStorage:
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES),
             )
     except (SQLAlchemyError, ImportError, ValueError) as error:
-        raise ValueError(f"--storage {without_password(storage)}: {_one_line(error)}") from error
+        raise UserError(f"--storage {without_password(storage)}: {_one_line(error)}") from error
 
 
 def _open_journal(path: Path) -> JournalStorage:
     """The storage of a journal file, which is made if it is missing.
 
-    Raises ValueError for a line that is not a record of Optuna, or if a process of an earlier version was
+    Raises UserError for a line that is not a record of Optuna, or if a process of an earlier version was
     killed while it held its lock, a symbolic link.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     link = Path(f"{path}.lock")
     if link.is_symlink() and not link.exists():
-        raise ValueError(
+        raise UserError(
             f"{link} is the lock of an earlier version whose process was killed: if no search of that "
             "version runs, delete the file and run the same command again"
         )
@@ -125,7 +125,7 @@ def _open_journal(path: Path) -> JournalStorage:
         try:
             replayed.apply_logs([json.loads(line)])
         except UNREADABLE as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is damaged: line {number} is not a record of Optuna ({line[:60]!r}). Restore an "
                 "earlier copy of this file, or begin a new study with another --out or --storage"
             ) from error
@@ -155,7 +155,7 @@ def storage_errors_in_one_line(storage: str) -> Iterator[None]:
     """Raises ConnectionError, with a text of one line, if a database or proxy no longer responds."""
     try:
         yield
-    except ValueError:  # has a text of one line already, for example if the storage never responded
+    except UserError:  # has a text of one line already, for example if the storage never responded
         raise
     except Exception as error:
         names = (("grpc", "RpcError"), ("sqlalchemy.exc", "SQLAlchemyError"))
@@ -184,7 +184,7 @@ def ignore_experimental_warnings() -> Iterator[None]:
 
 
 def refuse_shared_disk(url: str, mounts_file: Path = Path("/proc/mounts")) -> None:
-    """Raises ValueError if an sqlite file is on a network disk."""
+    """Raises UserError if an sqlite file is on a network disk."""
     path = Path(url.partition("///")[2] or ".").absolute()
     try:
         mounts = mounts_file.read_text(encoding="utf-8").splitlines()
@@ -194,7 +194,7 @@ def refuse_shared_disk(url: str, mounts_file: Path = Path("/proc/mounts")) -> No
     above = [pair for pair in pairs if path.is_relative_to(pair[0].replace("\\040", " "))]
     where, kind = max(reversed(above), key=lambda pair: len(pair[0]), default=("", ""))
     if kind in SHARED_DISKS:
-        raise ValueError(
+        raise UserError(
             f"--storage {without_password(url)}: sqlite on a shared disk ({kind} at {where}) can lose "
             "trials; leave out --storage (a journal file), or use postgresql+psycopg://USER@HOST/NAME"
         )

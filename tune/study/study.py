@@ -19,6 +19,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from features.cli import UserError
 from features.files import has_parent, in_same_namespace, is_alive, this_process
 from tune.config import BASELINE_ROLE
 from tune.study.storage import MAX_RETRIES, ignore_experimental_warnings, open_storage, without_password
@@ -60,7 +61,7 @@ def create_study(spec: StudySpec, points: Sequence[dict[str, Any]], settings: di
 
     points: the first is the seed project's settings; its trial has that role.
     settings: of the search (metric, split, labels …), which must be equal to resume a study.
-    Raises ValueError with the settings that differ.
+    Raises UserError with the settings that differ.
     """
     study = optuna.create_study(
         storage=open_storage(spec.storage),
@@ -83,7 +84,7 @@ def create_study(spec: StudySpec, points: Sequence[dict[str, Any]], settings: di
             if known.get(key) != settings[key]
         ]
         if different:
-            raise ValueError(
+            raise UserError(
                 f"study {spec.name!r} in {without_password(spec.storage)} has other settings ("
                 + "; ".join(different)
                 + "): use another --out or --study"

@@ -11,7 +11,7 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial
 
-from features.cli import STOPS, log_error
+from features.cli import STOPS, UserError, log_error
 from features.files import end_with_parent, has_parent
 from seqmodel.heads.centering import with_centering
 from seqmodel.heads.recurrent import LstmHead
@@ -56,7 +56,7 @@ def set_up(
 ) -> SearchContext:
     """Load the clips; the same call in every process gives the same folds.
 
-    known_pairs: the nearly equal clips, if another process has found them. Raises ValueError if no fold has
+    known_pairs: the nearly equal clips, if another process has found them. Raises UserError if no fold has
     two classes in training and in validation.
     """
     learning_task = learning_task or build_task(
@@ -77,7 +77,7 @@ def set_up(
         pairs = learning_task.near_duplicates
         folds = scored_folds(make_folds(train, val, args.folds, args.seed, pairs))
         if not folds:
-            raise ValueError(
+            raise UserError(
                 f"--folds {args.folds}: every fold has clips of one class only, in training or in "
                 "validation; use fewer folds, or add recordings of more subjects"
             )

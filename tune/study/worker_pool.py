@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial
 
+from features.cli import UserError
+
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
 from tune.study.study import StudySpec, num_done, reclaim
@@ -38,7 +40,7 @@ def run_workers(
     """Run `target(*args, index)` in `num_workers` processes until the study is done; yields its trials
     repeatedly.
 
-    A worker that ends with an error is replaced, and its trial is enqueued again. Raises ValueError if
+    A worker that ends with an error is replaced, and its trial is enqueued again. Raises UserError if
     workers end one after the other without a finished trial, and KeyboardInterrupt if signals ended all of
     them too early. Closing the generator ends the workers.
     """
@@ -69,7 +71,7 @@ def run_workers(
                     code = process.exitcode or 0
                     exited = f" (exit code {code}); see their messages above"
                     last = f": the last one {KILLED}" if code < 0 else exited
-                    raise ValueError(f"workers end without finishing a trial{last}")
+                    raise UserError(f"workers end without finishing a trial{last}")
                 reclaim(study, {})
                 start()
             yield study.get_trials(deepcopy=False)

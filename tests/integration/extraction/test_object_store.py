@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -13,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from extract.pipeline.planning import store_at
 from features.__main__ import main
+from features.cli import StoreNotFoundError, UserError
 from features.maintenance.verify import verify_store
 from features.store.location import location_of, read_bytes, root_names
 from features.store.lock import RELEASED, planner_lock
@@ -49,6 +52,18 @@ def bucket() -> Iterator[str]:
         urllib.request.urlopen(request).close()
         yield "s3://people"
         server.stop()
+
+
+def test_an_outage_is_not_a_missing_store(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extract plans a new store where there is none yet, but not where the storage does not respond."""
+    assert store_at(f"{bucket}/none.zarr") is None
+    monkeypatch.setattr("features.store.location.OBJECT_TRIES", 0)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # nothing listens there
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        with pytest.raises(UserError, match=r"none\.zarr") as outage:
+            store_at(f"{bucket}/none.zarr")
+    assert not isinstance(outage.value, StoreNotFoundError)
 
 
 def test_object_store_equals_a_folder(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

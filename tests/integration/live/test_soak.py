@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from extract.video.reader import Frame
+from features.cli import UserError
 from live.commands import Control
 from live.inference.model import open_model
 from live.inference.predictor import Predictor
@@ -72,7 +73,7 @@ def test_ten_minutes_lose_no_row_and_leak_no_memory(tmp_path: Path, detector_pat
         opened["tries"] += 1
         if opened["tries"] > 1 and rng.random() < 0.3:
             time_s[0] += 1.0
-            raise ValueError("no such device")
+            raise UserError("no such device")
         for _ in range(int(rng.integers(30, 200))):
             time_s[0] += STEP_S
             scene = scenes[int(time_s[0] / 37) % len(scenes)]

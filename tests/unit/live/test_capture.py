@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from extract.video.reader import Frame, read_video
+from features.cli import UserError
 from live.__main__ import main
 from live.output.recorder import Recorder
 from live.sources.base import open_source
@@ -83,7 +84,7 @@ def test_lost_camera_is_reopened_and_its_time_continues() -> None:
         nonlocal opened
         opened += 1
         if opened in (2, 3, 5):
-            raise ValueError("unplugged")
+            raise UserError("unplugged")
         for _ in range(5):
             time.sleep(0.005)
             yield Frame(time.monotonic() - start, PICTURE)
@@ -111,7 +112,7 @@ def test_waits_between_attempts_grow() -> None:
     def camera() -> Iterator[Frame]:
         tries.append(time.monotonic())
         if len(tries) > 1:
-            raise ValueError("gone")
+            raise UserError("gone")
         yield Frame(0.0, PICTURE)
 
     latest = LatestFrameReader(camera, reconnects=True, backoff_s=(0.02, 0.06, 0.12))

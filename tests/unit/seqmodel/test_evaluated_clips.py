@@ -14,6 +14,7 @@ import pytest
 import zarr
 from filelock import FileLock
 
+from features.cli import UserError
 from features.maintenance.import_external import read_sequences, write_external
 from seqmodel.__main__ import main
 from seqmodel.commands.evaluate import evaluate_split, open_split, renew_threshold, write_result
@@ -345,7 +346,7 @@ def test_export_with_the_process_id_of_another_machine_has_its_own_folder(
 
     def fail(folder: Path, *_: object) -> None:
         seen.append(folder.name)
-        raise ValueError("stopped here")
+        raise UserError("stopped here")
 
     monkeypatch.setattr("seqmodel.commands.export._write_networks", fail)
     for _ in range(2):
