@@ -54,7 +54,7 @@ def _info(args: config.InfoArgs) -> Answer:
 
 def _verify(args: config.VerifyArgs) -> Answer:
     from features.maintenance.verify import verify_store
-    from features.near_duplicates import duplicate_lines
+    from features.store.near_duplicates import duplicate_lines
     from features.store.store import FeatureStore
 
     store = FeatureStore.open(args.store)
@@ -118,7 +118,7 @@ def _import(args: config.ImportArgs) -> Answer:
     from rich.text import Text
 
     from features.maintenance.import_external import read_sequences, write_external
-    from features.near_duplicates import duplicate_lines
+    from features.store.near_duplicates import duplicate_lines
 
     with console().status(Text(f"importing {args.file}")):
         sequences = read_sequences(args.file)

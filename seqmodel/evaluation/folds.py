@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from features.datasets import Samples, load_samples, sample_groups, select_samples
-from features.near_duplicates import COPY_COSINE, near_duplicates
 from features.recipe import GeometryId
 from features.splits import grouped_folds, joined_groups, leave_one_subject_out
+from features.store.near_duplicates import COPY_COSINE, near_duplicates
 from features.store.table import groups_of
 from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
 from seqmodel.evaluation.baselines import identity, logistic, majority

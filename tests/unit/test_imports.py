@@ -21,7 +21,7 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
     "features": (
         {"config", "cli", "cpu", "files", "recipe", "labels", "manifest", "face_signals"},
         {"store"},
-        {"splits", "datasets", "near_duplicates"},
+        {"splits", "datasets"},
         {"maintenance"},
         {"__main__"},
     ),
