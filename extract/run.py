@@ -25,6 +25,7 @@ from extract.pipeline.planning import (
 from extract.pipeline.types import ExtractorConfig, Job, Part
 from extract.summary import RunStats, print_index, print_summary, summarise
 from features.cli import echo, echo_failures, log_warning, progress
+from features.data_statement import DataStatement, read_statement, write_template
 from features.manifest import Clip
 from features.store.store import FeatureStore, plan
 
@@ -43,6 +44,7 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
     if config.engine == "ray":
         config = resolved(config)
     index = read_dataset(config.data, config.layout, config.subject_regex)
+    statement = read_statement(index.manifest.root)
     window_plan = _plan_windows(config, index)
     print_index(index)
     extractor_config, numerics = make_extractor_config(config)
@@ -53,7 +55,9 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
     )
     if config.dry_run or config.verify_sample:
         return _run_without_writing(config, window_plan, extractor_config)
-    store = _plan_store(config, index, window_plan, extractor_config, numerics)
+    store = _plan_store(config, index, window_plan, extractor_config, numerics, statement)
+    if template := write_template(index.manifest.root):
+        echo(f"wrote {template}: state there where the data come from, then run the same command again")
     shard_ids = {clip.clip_id for clip in select_shard(window_plan.windows, config.shard)}
     missing = missing_parts(config, window_plan.windows, store)
     _update_failures(config, window_plan, store, shard_ids, missing)
@@ -94,6 +98,7 @@ def _plan_store(
     window_plan: WindowPlan,
     extractor_config: ExtractorConfig,
     numerics: dict[str, Any],
+    statement: DataStatement,
 ) -> FeatureStore:
     """The store with a row for every window; warns about clips that changed since an earlier extraction."""
     is_whole = not index.manifest.problems and not index.unpaired_labels
@@ -105,6 +110,7 @@ def _plan_store(
         crops=config.crops == "jpeg",
         versions=versions(),
         listing_complete=config.limit is None and is_whole,
+        data_statement=statement,
     )
     if config.limit is None and not is_whole:
         _log_unnamed(config, window_plan, store)

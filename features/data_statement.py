@@ -1,0 +1,121 @@
+"""The data statement: where the data of a store come from, read from `dataset.toml` beside the manifest.
+
+A field without a value is "not stated" in reports. Reading a statement imports no array library.
+"""
+
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+FILE = "dataset.toml"
+NOT_STATED = "not stated"
+TITLES = {
+    "name": "name",
+    "version": "version",
+    "licence": "licence",
+    "synthetic": "synthetic",
+    "labelled": "what is labelled",
+    "raters": "raters",
+    "num_raters": "number of raters of a clip",
+    "agreement": "agreement of the raters (name of the measure)",
+    "recruitment": "recruitment",
+    "consent": "consent or ethics number",
+    "camera": "camera",
+    "language": "language that is spoken",
+}
+"""Field -> its name in reports, in their order."""
+HEADER = "# Where these videos come from. Remove the # of a line to state it. Reports show all lines."
+
+
+@dataclass(frozen=True)
+class DataStatement:
+    """Where the data of a store come from; '' and None = not stated."""
+
+    name: str = ""
+    version: str = ""
+    licence: str = ""
+    synthetic: bool | None = None
+    """Whether the videos were made by a program, so that they show no people."""
+    labelled: str = ""
+    raters: str = ""
+    num_raters: int | None = None
+    agreement: str = ""
+    recruitment: str = ""
+    """How the people were found, or how synthetic data were made."""
+    consent: str = ""
+    camera: str = ""
+    language: str = ""
+
+    def __post_init__(self) -> None:
+        kinds = {"synthetic": (bool, "true or false"), "num_raters": (int, "a whole number")}
+        for name, value in vars(self).items():
+            kind, wanted = kinds.get(name, (str, 'a text in quotes, such as "1.0"'))
+            if value is not None and type(value) is not kind:
+                raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+    @property
+    def synthetic_notice(self) -> str:
+        """The notice that stands wherever results on synthetic data are shown; '' if they are not stated to
+        be synthetic."""
+        made = ", ".join(text for text in (self.recruitment, self.raters) if text)
+        return f"SYNTHETIC DATA: {made or NOT_STATED}" if self.synthetic else ""
+
+
+def as_text(value: str | bool | int | None) -> str:
+    """The value of a field as text for reports."""
+    if value is None or value == "":
+        return NOT_STATED
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
+def statement_rows(statement: DataStatement) -> list[tuple[str, str]]:
+    """(title, value) of every field, as text for reports."""
+    return [(title, as_text(getattr(statement, name))) for name, title in TITLES.items()]
+
+
+def to_toml(statement: DataStatement) -> str:
+    """The text of `dataset.toml`; fields that are not stated are comments. Of `DataStatement()`: a
+    template."""
+    blanks = {"synthetic": "false", "num_raters": "1"}
+    lines = [HEADER]
+    for name, title in TITLES.items():
+        value = getattr(statement, name)
+        stated = as_text(value) != NOT_STATED
+        text = json.dumps(value, ensure_ascii=False) if stated else blanks.get(name, '""')
+        lines.append(f"{'' if stated else '# '}{name} = {text}  # {title}")
+    return "\n".join([*lines, ""])
+
+
+def read_statement(folder: Path) -> DataStatement:
+    """The statement in the `dataset.toml` of a folder; empty if there is no such file.
+
+    Raises ValueError, with the file, if it is damaged or has an unknown or a wrong field.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return DataStatement()
+    try:
+        fields = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        if unknown := sorted(fields.keys() - TITLES.keys()):
+            raise ValueError(f"unknown field {', '.join(unknown)}; the fields are {', '.join(TITLES)}")
+        return DataStatement(**fields)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: save it as UTF-8") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def write_template(folder: Path) -> Path | None:
+    """Write a `dataset.toml` without values if the folder has none; returns its path if it was written.
+
+    None also where the folder cannot be written. The file is opened for creation only, so no statement is
+    ever replaced, not even one that another process writes now.
+    """
+    path = folder / FILE
+    try:
+        with path.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(to_toml(DataStatement()))
+    except OSError:
+        return None
+    return path
