@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from extract.config import ExtractConfig
@@ -25,7 +26,7 @@ from extract.pipeline.planning import (
 from extract.pipeline.types import ExtractorConfig, Job, Part
 from extract.summary import RunStats, print_index, print_summary, summarise
 from features.cli import echo, echo_failures, log_warning, progress
-from features.data_statement import DataStatement, read_statement, write_template
+from features.data_statement import FILE, TEMPLATE, DataStatement, read_statement
 from features.manifest import Clip
 from features.store.store import FeatureStore, plan
 
@@ -56,8 +57,7 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
     if config.dry_run or config.verify_sample:
         return _run_without_writing(config, window_plan, extractor_config)
     store = _plan_store(config, index, window_plan, extractor_config, numerics, statement)
-    if template := write_template(index.manifest.root):
-        echo(f"wrote {template}: state there where the data come from, then run the same command again")
+    _write_template(index.manifest.root / FILE)
     shard_ids = {clip.clip_id for clip in select_shard(window_plan.windows, config.shard)}
     missing = missing_parts(config, window_plan.windows, store)
     _update_failures(config, window_plan, store, shard_ids, missing)
@@ -120,6 +120,17 @@ def _plan_store(
             f"has changed (for example {changed[0]})"
         )
     return store
+
+
+def _write_template(path: Path) -> None:
+    """Write an empty data statement if there is none; does nothing where the folder cannot be written.
+
+    The file is opened for creation only, so that no statement is ever replaced, not even one that another
+    process writes at the same time.
+    """
+    with contextlib.suppress(OSError), path.open("x", encoding="utf-8", newline="\n") as file:
+        file.write(TEMPLATE)
+        echo(f"wrote {path}: state there where the data come from, then run the same command again")
 
 
 def _update_failures(

@@ -3,7 +3,6 @@
 A field without a value is "not stated" in reports. Reading a statement imports no array library.
 """
 
-import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,17 @@ TITLES = {
     "language": "language that is spoken",
 }
 """Field -> its name in reports, in their order."""
-HEADER = "# Where these videos come from. Remove the # of a line to state it. Reports show all lines."
+TEMPLATE = "\n".join(
+    (
+        "# Where these videos come from. Remove the first # of a line to state it. Reports show all lines.",
+        *(
+            f"# {name} = {dict(synthetic='false', num_raters='1').get(name, repr(''))}  # {title}"
+            for name, title in TITLES.items()
+        ),
+        "",
+    )
+)
+"""A `dataset.toml` that states nothing: every field is a comment, so each beginning of it is valid too."""
 
 
 @dataclass(frozen=True)
@@ -58,33 +67,18 @@ class DataStatement:
     def synthetic_notice(self) -> str:
         """The notice that stands wherever results on synthetic data are shown; '' if they are not stated to
         be synthetic."""
-        made = ", ".join(text for text in (self.recruitment, self.raters) if text)
-        return f"SYNTHETIC DATA: {made or NOT_STATED}" if self.synthetic else ""
+        made = ", ".join(filter(None, (self.recruitment, self.raters))) or NOT_STATED
+        return f"SYNTHETIC DATA: {made}" if self.synthetic else ""
 
 
 def as_text(value: str | bool | int | None) -> str:
     """The value of a field as text for reports."""
-    if value is None or value == "":
-        return NOT_STATED
-    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+    return "yes" if value is True else "no" if value is False else str(value or NOT_STATED)
 
 
 def statement_rows(statement: DataStatement) -> list[tuple[str, str]]:
     """(title, value) of every field, as text for reports."""
     return [(title, as_text(getattr(statement, name))) for name, title in TITLES.items()]
-
-
-def to_toml(statement: DataStatement) -> str:
-    """The text of `dataset.toml`; fields that are not stated are comments. Of `DataStatement()`: a
-    template."""
-    blanks = {"synthetic": "false", "num_raters": "1"}
-    lines = [HEADER]
-    for name, title in TITLES.items():
-        value = getattr(statement, name)
-        stated = as_text(value) != NOT_STATED
-        text = json.dumps(value, ensure_ascii=False) if stated else blanks.get(name, '""')
-        lines.append(f"{'' if stated else '# '}{name} = {text}  # {title}")
-    return "\n".join([*lines, ""])
 
 
 def read_statement(folder: Path) -> DataStatement:
@@ -104,18 +98,3 @@ def read_statement(folder: Path) -> DataStatement:
         raise ValueError(f"{path} is not UTF-8: save it as UTF-8") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def write_template(folder: Path) -> Path | None:
-    """Write a `dataset.toml` without values if the folder has none; returns its path if it was written.
-
-    None also where the folder cannot be written. The file is opened for creation only, so no statement is
-    ever replaced, not even one that another process writes now.
-    """
-    path = folder / FILE
-    try:
-        with path.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(to_toml(DataStatement()))
-    except OSError:
-        return None
-    return path
