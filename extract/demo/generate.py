@@ -64,8 +64,9 @@ def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | N
     if clips < 1:
         raise ValueError(f"--clips must be at least 1, got {clips}")
     out = Path(out)
-    starts = {name: ",".join(header) for name, header in HEADERS.items()}
-    starts |= {"dataset.toml": STATEMENT.split("\n")[0]}
+    starts = {"dataset.toml": STATEMENT.split("\n")[0]} | {
+        name: ",".join(header) for name, header in HEADERS.items()
+    }
     for name, start in starts.items():
         path = out / name
         if path.exists() and not path.read_bytes().startswith(start.encode()):

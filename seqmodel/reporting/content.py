@@ -53,10 +53,16 @@ def build_content(
     from the heads of the folds, and there are no worst errors.
     """
     content = _build(folder, result, context, args, fold_models)
-    statement, sizes, trials = content.data_statement, content.data_rows, len(trials_of(args.run))
     content = replace(
         content,
-        methods=methods_text(result, context.card, statement, sizes, trials, content.calibration),
+        methods=methods_text(
+            result,
+            context.card,
+            content.data_statement,
+            content.data_rows,
+            len(trials_of(args.run)),
+            content.calibration,
+        ),
     )
     if umap_job is None:
         return content

@@ -18,6 +18,7 @@ from seqmodel.evaluation.evaluator import EvaluationResult
 from seqmodel.evaluation.subgroups import Slices
 from seqmodel.reporting.literature import LiteratureTable
 from seqmodel.reporting.text import (
+    CONSENT,
     EXCLUDED_USE,
     INTENDED_USE,
     best_baseline,
@@ -121,6 +122,7 @@ def _context(result: EvaluationResult, card: Card, content: ReportContent) -> di
         "run_rows": run_rows(card),
         "intended_use": INTENDED_USE,
         "excluded_use": EXCLUDED_USE,
+        "consent": CONSENT,
         "card": card,
         "footer": f"Written {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC by brainbuddy. "
         "All processing is local to the machine that made this file.",

@@ -239,13 +239,17 @@ def test_model_card_has_metrics_use_and_limits(run):
     for text in (
         "## Intended use",
         "**Not for:**",
-        "AI Act",
+        "AI Act, Art. 5(1)(f)",
+        "AI Act, Annex III, 1(c)",
+        "**Consent:** The person who leads the study asks",
+        "features delete STORE --subject ID",
         "## Licences",
         "| AUROC |",
         "By subject",
         "Majority-class baseline",
     ):
         assert text in card
+    assert "lesson" not in card
     assert "**By subject**" in card
     assert "nan" not in card.lower().split()
     # Every row of a table has as many cells as its header.
