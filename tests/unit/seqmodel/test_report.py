@@ -268,8 +268,9 @@ STATEMENT = DataStatement(
 
 
 def test_statement_of_the_store_stands_in_card_report_and_model_card(tmp_path):
-    store = make_store(tmp_path / "s.zarr", num_subjects=12, statement=STATEMENT)
-    make_run(tmp_path / "run", store, epochs=1)
+    make_store(tmp_path / "s.zarr", num_subjects=12, statement=STATEMENT)
+    argv = ["train", "--store", str(tmp_path / "s.zarr"), "--run", str(tmp_path / "run"), "--epochs", "1"]
+    assert main(argv) == 0
     assert load_card(tmp_path / "run").data_statement == STATEMENT
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--bootstrap-rounds", "20"]) == 0
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
