@@ -16,7 +16,7 @@ from extract.datasets.index import DatasetIndex
 from extract.dry_run import _to_time
 from extract.pipeline.planning import make_extractor_config
 from extract.summary import print_index
-from features.data_statement import FILE, DataStatement, to_toml
+from features.data_statement import FILE, TEMPLATE, DataStatement
 from features.maintenance.verify import verify_store
 from features.manifest import Clip, Manifest
 from features.recipe import CROP_SQUARE, OWN_SQUARE
@@ -117,12 +117,14 @@ def test_statement_beside_the_manifest_reaches_the_store(
     assert code == 0
     assert f"wrote {file}: state there where the data come from" in shown.replace("\n", " ")
     assert FeatureStore.open(store).data_statement == DataStatement()
-    statement = DataStatement(name="few", synthetic=False, num_raters=3)
-    file.write_text(to_toml(statement), encoding="utf-8")
+    assert file.read_text(encoding="utf-8") == TEMPLATE
+    stated = "name = 'few'\nsynthetic = false\nnum_raters = 3\n"
+    file.write_text(stated, encoding="utf-8")
     code, _, shown = extract(capfd, *argv)
     assert code == 0
     assert "wrote" not in shown
-    assert file.read_text(encoding="utf-8") == to_toml(statement)
+    assert file.read_text(encoding="utf-8") == stated, "a statement is never replaced"
+    statement = DataStatement(name="few", synthetic=False, num_raters=3)
     assert FeatureStore.open(store).data_statement == statement
     file.write_text("licenze = 'MIT'", encoding="utf-8")
     code, summary, shown = extract(capfd, *argv)
