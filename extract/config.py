@@ -15,8 +15,8 @@ Layout = Literal["auto", "csv", "folder", "daisee", "engagenet", "aihub"]
 
 MAX_FRAMES = 100_000
 """Maximum number of frames per window: more is a typing error and does not fit into memory."""
-NUM_CLIPS = 168
-"""Number of clips of the demo set: 98 train, 28 validation, 42 test."""
+NUM_CLIPS = 160
+"""Number of clips of the demo set: 70 train, 30 validation, 60 test."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from extract.config import ExtractConfig
@@ -25,6 +26,7 @@ from extract.pipeline.planning import (
 from extract.pipeline.types import ExtractorConfig, Job, Part
 from extract.summary import RunStats, print_index, print_summary, summarise
 from features.cli import UserError, echo, echo_failures, log_warning, progress
+from features.data_statement import FILE, TEMPLATE, DataStatement, read_statement
 from features.manifest import Clip
 from features.store.store import FeatureStore, plan
 
@@ -43,6 +45,7 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
     if config.engine == "ray":
         config = resolved(config)
     index = read_dataset(config.data, config.layout, config.subject_regex)
+    statement = read_statement(index.manifest.root)
     window_plan = _plan_windows(config, index)
     print_index(index)
     extractor_config, numerics = make_extractor_config(config)
@@ -53,7 +56,8 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
     )
     if config.dry_run or config.verify_sample:
         return _run_without_writing(config, window_plan, extractor_config)
-    store = _plan_store(config, index, window_plan, extractor_config, numerics)
+    store = _plan_store(config, index, window_plan, extractor_config, numerics, statement)
+    _write_template(index.manifest.root / FILE)
     shard_ids = {clip.clip_id for clip in select_shard(window_plan.windows, config.shard)}
     missing = missing_parts(config, window_plan.windows, store)
     _update_failures(config, window_plan, store, shard_ids, missing)
@@ -94,6 +98,7 @@ def _plan_store(
     window_plan: WindowPlan,
     extractor_config: ExtractorConfig,
     numerics: dict[str, Any],
+    statement: DataStatement,
 ) -> FeatureStore:
     """The store with a row for every window; warns about clips that changed since an earlier extraction."""
     is_whole = not index.manifest.problems and not index.unpaired_labels
@@ -105,6 +110,7 @@ def _plan_store(
         crops=config.crops == "jpeg",
         versions=versions(),
         listing_complete=config.limit is None and is_whole,
+        data_statement=statement,
     )
     if config.limit is None and not is_whole:
         _log_unnamed(config, window_plan, store)
@@ -114,6 +120,17 @@ def _plan_store(
             f"has changed (for example {changed[0]})"
         )
     return store
+
+
+def _write_template(path: Path) -> None:
+    """Write an empty data statement if there is none; does nothing where the folder cannot be written.
+
+    The file is opened for creation only, so that no statement is ever replaced, not even one that another
+    process writes at the same time.
+    """
+    with contextlib.suppress(OSError), path.open("x", encoding="utf-8", newline="\n") as file:
+        file.write(TEMPLATE)
+        echo(f"wrote {path}: state there where the data come from, then run the same command again")
 
 
 def _update_failures(

@@ -43,7 +43,9 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
         session = Session(
-            card.labelling.names, OutputOptions(config.log, config.record, config.record_raw, subject)
+            card.labelling.names,
+            OutputOptions(config.log, config.record, config.record_raw, subject),
+            card.data_statement.synthetic_notice,
         )
         stack.callback(session.close)
         control = Control(session, subject=subject, calibrate_s=config.calibrate, notify=echo)
@@ -67,9 +69,8 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
         from live.output.report import write_report
 
         try:
-            summary["report"] = str(
-                write_report([summarise_log(session.log_path, card.labelling.task)], of_session=True)
-            )
+            found = [summarise_log(session.log_path, card.labelling.task)]
+            summary["report"] = str(write_report(found, of_session=True, notice=session.notice))
         except (UserError, OSError) as error:  # the log was rotated away: the session itself is complete
             log_warning(f"no session report: {error}")
     _print_summary(summary)

@@ -48,8 +48,9 @@ class OutputOptions:
 class Session:
     """One live session, from the first frame to the last; nothing is written before `begin`."""
 
-    def __init__(self, names: tuple[str, ...], output_options: OutputOptions) -> None:
-        self.names = names
+    def __init__(self, names: tuple[str, ...], output_options: OutputOptions, notice: str = "") -> None:
+        """notice: a text that views show all the time, for example that the model learned synthetic data."""
+        self.names, self.notice = names, notice
         self.log: Log | None = None
         self.log_path: Path | None = None
         """The log's file, after it is open."""
@@ -191,7 +192,9 @@ class Session:
     def picture(self, image: np.ndarray, pts_s: float) -> np.ndarray:
         """The picture with overlay, RGB uint8 (H, W, 3); also written to the recording."""
         message = self.message or (f"labelling: {self.label}" if self.label else "")
-        status = Status(self.fps, self.recording, self.personal, message, self.absent, self.shows_signals)
+        status = Status(
+            self.fps, self.recording, self.personal, message, self.absent, self.shows_signals, self.notice
+        )
         picture = draw(image, self.last, self.timeline, status)
         if self._overlay is not None and self.absent is None:
             with self._ends_on_error(self._overlay):

@@ -1,7 +1,8 @@
 """The demo data set: a small labelled set of synthetic face videos, engaged or distracted.
 
-Twelve synthetic subjects are made from one public-domain portrait and shown in ten-second clips. What they do
-in a clip, and so its label, is in extract/demo/scripts.py. Videos differ in rest pose, sway, blinks, light
+Sixteen made-up people, with ten clips of ten seconds each, are made from one public-domain portrait: seven to
+train, three to validate, six to test. What they do in a clip, and so its label, is in
+extract/demo/scripts.py. Videos differ in rest pose, sway, blinks, light
 and noise.
 """
 
@@ -24,9 +25,23 @@ from extract.demo.scripts import FPS, Script, clip_scripts, poses, unseen_script
 from features.cli import STOPS, UserError, progress
 from features.files import signals_held
 
-WITH_GLASSES = (0, 4, 6, 8)
+WITH_GLASSES = (0, 4, 7, 8, 14)
 """Subjects with glasses: some in every subset, so that a threshold from validation is useful on test."""
 
+STATEMENT = """\
+# Written by extract demo.
+name = "brainbuddy demo"
+version = "2"
+licence = "the portrait (NASA) is in the public domain"
+synthetic = true
+labelled = "engaged or distracted, per clip of ten seconds: a distracted clip has an event of 4 s or more"
+raters = "labels by construction"
+recruitment = "made from one portrait"
+consent = "not needed: the portrait is public"
+camera = "rendered, 320 x 240 pixels, 20 frames/s"
+language = "none: the videos have no sound"
+"""
+"""The set's `dataset.toml`."""
 HEADERS = {
     "labels.csv": ("path", "label", "subject", "split", "behaviour", "glasses"),
     "unseen.csv": ("start_s", "end_s", "label"),
@@ -40,7 +55,8 @@ def demo(config: DemoConfig) -> tuple[dict[str, Any], int]:
 
 
 def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | None = None) -> Path:
-    """Write `clips` videos with `labels.csv`, and `unseen.mp4` with `unseen.csv`; returns labels.csv's path.
+    """Write `clips` videos with `labels.csv` and `dataset.toml`, and `unseen.mp4` with `unseen.csv`; returns
+    labels.csv's path.
 
     workers: number of processes (default 2, if there are enough videos). Raises UserError for `clips` below
     1, and if a file of that name exists that the demo has not written.
@@ -48,11 +64,14 @@ def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | N
     if clips < 1:
         raise UserError(f"--clips must be at least 1, got {clips}")
     out = Path(out)
-    for name, header in HEADERS.items():
+    starts = {"dataset.toml": STATEMENT.split("\n")[0]} | {
+        name: ",".join(header) for name, header in HEADERS.items()
+    }
+    for name, start in starts.items():
         path = out / name
-        if path.exists() and not path.read_bytes().startswith(",".join(header).encode()):
+        if path.exists() and not path.read_bytes().startswith(start.encode()):
             raise UserError(f"{path} exists and was not written by the demo: choose another folder")
-    for name in HEADERS:  # of earlier videos, which are replaced now
+    for name in starts:  # of earlier videos, which are replaced now
         (out / name).unlink(missing_ok=True)
     (out / "clips").mkdir(parents=True, exist_ok=True)
     scripts = clip_scripts(clips, seed)
@@ -75,6 +94,7 @@ def make_demo(out: Path, clips: int = NUM_CLIPS, seed: int = 0, workers: int | N
         (s.path, s.label, f"p{s.subject:02d}", s.split, s.behaviour, has_glasses)
         for s, has_glasses in zip(scripts, glasses, strict=True)
     ]
+    (out / "dataset.toml").write_text(STATEMENT, encoding="utf-8", newline="\n")
     for name, rows in (("labels.csv", labels), ("unseen.csv", parts)):
         with (out / name).open("w", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([HEADERS[name], *rows])

@@ -15,7 +15,7 @@ from extract.demo.renderer import Pose
 
 FPS = 20
 CLIP_S = 10.0
-NUM_SUBJECTS = 12
+NUM_SUBJECTS = 16
 SHORT_S = (0.5, 1.3)
 """Range of the length of an event in an engaged clip, seconds."""
 LONG_S = (4.0, 7.5)
@@ -24,7 +24,10 @@ EASE_S = 0.35
 """Time to turn away or back, seconds."""
 
 # The split of each subject in order, so that even a small set has all labels in every subset.
-SPLITS = ("train", "test", "val", "train", "test", "train", "train", "test", "val", "train", "train", "train")
+SPLITS = (
+    "train", "test", "val", "train", "test", "train", "test", "val",
+    "train", "test", "train", "test", "train", "val", "test", "train",
+)  # fmt: skip
 
 Behaviour = Literal["look_left", "look_right", "head_down", "eyes_closed", "leaves", "mixed", "steady"]
 ENGAGED: tuple[Behaviour, ...] = (

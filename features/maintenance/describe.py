@@ -1,5 +1,6 @@
 """Summary of a store's contents, for `python -m features info`."""
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -46,6 +47,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
             "geometry": fingerprint(store.recipe.geometry) if store.recipe.geometry else None,
         },
         "numerics": [store.numerics, *store.other_numerics],
+        "data_statement": dataclasses.asdict(store.data_statement),
         "test_evaluations": len(store.test_evaluations),
         "packed": store.mapped_stream(store.streams[0]) is not None,
         "fingerprint": store.fingerprint(),

@@ -8,6 +8,7 @@ from typing import Any
 import zarr
 
 from features.cli import UserError
+from features.data_statement import DataStatement
 from features.recipe import Recipe, from_json, require_equal, to_json
 from features.store.location import StoreLocation, read_bytes
 from features.store.schema import (
@@ -54,8 +55,15 @@ def create(
     return zarr.create_group(location.zarr_store(read_only=False), attributes=attributes)
 
 
-def reconcile(group: zarr.Group, location: StoreLocation, recipe: Recipe, numerics: dict[str, Any]) -> Recipe:
-    """Check that the recipe of a plan matches the existing store; record an added geometry and new numerics.
+def reconcile(
+    group: zarr.Group,
+    location: StoreLocation,
+    recipe: Recipe,
+    numerics: dict[str, Any],
+    data_statement: DataStatement | None,
+) -> Recipe:
+    """Check that the recipe of a plan matches the existing store; record an added geometry, new numerics and
+    another data statement that is not empty.
 
     Returns the store's recipe. Raises UserError naming every field of the recipe that differs.
     """
@@ -70,6 +78,9 @@ def reconcile(group: zarr.Group, location: StoreLocation, recipe: Recipe, numeri
     known = [group.attrs["numerics"], *group.attrs["other_numerics"]]  # type: ignore[misc]
     if numerics not in known:
         updates["other_numerics"] = [*known[1:], numerics]
+    statement = dataclasses.asdict(data_statement or DataStatement())
+    if data_statement not in (None, DataStatement()) and statement != group.attrs.get("data_statement"):
+        updates["data_statement"] = statement
     if updates:
         commit(group, location, updates)
     return stored

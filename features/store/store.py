@@ -41,6 +41,7 @@ import numpy as np
 import zarr
 
 from features.cli import UserError
+from features.data_statement import DataStatement
 from features.manifest import Clip
 from features.recipe import Recipe, to_json
 from features.store import erasure, planner
@@ -89,6 +90,8 @@ class FeatureStore:
         self.num_frames: int = attributes["num_frames"]
         self.label_names: dict[str, list[str]] = attributes["label_names"]
         self.test_evaluations: list[dict[str, str]] = attributes["test_evaluations"]
+        self.data_statement = DataStatement(**attributes.get("data_statement", {}))
+        """Where the data come from; empty if the store was made without a statement."""
         self.encoder_subsets: dict[str, str] = attributes["encoder_subsets"]
         """For a fine-tuned encoder: the subset of each group (as in `groups_of`) in the fine-tuning run,
         which trained on train and selected the model on val. Empty if unknown or not fine-tuned."""
@@ -363,12 +366,14 @@ def plan(
     crops: bool = False,
     versions: dict[str, str] | None = None,
     listing_complete: bool = True,
+    data_statement: DataStatement | None = None,
 ) -> FeatureStore:
     """Create a store for these clips, or update an existing one; returns it, open for writing rows.
 
     clips: windows. Known clips keep their rows; their labels, subjects and splits are updated; a clip whose
     file or end time changed becomes pending. `changes` of the returned store lists all this. With
-    `listing_complete=False` (for example with `--limit`), other clips of the store do not change.
+    `listing_complete=False` (for example with `--limit`), other clips of the store do not change. A
+    `data_statement` replaces the store's; an empty one and None change nothing.
 
     Raises UserError when the existing store has another recipe (naming the fields), when the path is not a
     store, or for duplicate clips.
@@ -383,7 +388,7 @@ def plan(
             group = create(
                 held, recipe, numerics=numerics, num_frames=recipe.pixels.num_frames, versions=versions
             )
-        recipe = reconcile(group, held, recipe, numerics)
+        recipe = reconcile(group, held, recipe, numerics, data_statement)
         _delete_leftovers(group, location)
         changes = planner.write_rows(
             group,

@@ -47,7 +47,12 @@ def report(config: ReportConfig) -> tuple[dict[str, Any], int]:
             _require_same_run(card, session)
         if config.out and config.out.resolve() in map(Path.resolve, log_files(session.log)[:3]):
             raise UserError(f"--out {config.out} is one of the logs or its timeline: give another HTML file")
-    page = write_report(sessions, out=config.out, reference_run=config.reference_run)
+    page = write_report(
+        sessions,
+        out=config.out,
+        reference_run=config.reference_run,
+        notice=card.data_statement.synthetic_notice if card else "",
+    )
     echo(f"wrote {page}")
     summary: dict[str, Any] = {
         "report": str(page),
@@ -113,12 +118,14 @@ def write_report(
     out: Path | None = None,
     reference_run: Path | None = None,
     of_session: bool = False,
+    notice: str = "",
 ) -> Path:
     """Write the HTML report of some sessions (one file) and a timeline PNG next to each log.
 
     The report is `out`, or the next free name next to the first log. of_session: a session writes its own
-    report; an existing timeline is then replaced, else kept. A timeline that cannot be written is left out
-    with a warning. Returns the report's path. Raises OSError when the report cannot be written.
+    report; an existing timeline is then replaced, else kept. notice: a text at the top. A timeline that
+    cannot be written is left out with a warning. Returns the report's path. Raises OSError when the report
+    cannot be written.
     """
     pictures = []
     for session in sessions:
@@ -139,7 +146,7 @@ def write_report(
         comparison = _compare(days(sessions), training_stats) | {"level": level}
     page = out or _free_page(sessions[0].log)
     is_task_unknown = reference_run is None and not of_session
-    write_text(page, _page(sessions, pictures, comparison, is_task_unknown=is_task_unknown))
+    write_text(page, _page(sessions, pictures, comparison, is_task_unknown, notice))
     return page
 
 
@@ -183,6 +190,7 @@ def _page(
     pictures: Sequence[str],
     comparison: dict[str, Any] | None,
     is_task_unknown: bool,
+    notice: str,
 ) -> str:
     from jinja2 import Environment, StrictUndefined
 
@@ -191,6 +199,7 @@ def _page(
         title=sessions[0].log.stem if len(sessions) == 1 else f"{len(sessions)} sessions",
         sessions=list(zip(sessions, pictures, strict=True)),
         comparison=comparison,
+        notice=notice,
         clock=clock,
         height=lambda session: _height(session, is_task_unknown),
         colour=_css,

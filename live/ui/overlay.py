@@ -46,6 +46,8 @@ class Status:
     """`paused` or `camera_lost`, which replace the state of the prediction; else None."""
     shows_signals: bool = False
     """Whether the strongest geometry signals are drawn into the picture."""
+    notice: str = ""
+    """A last line of the panel, for example that the model learned synthetic data."""
 
 
 def draw(
@@ -60,7 +62,7 @@ def draw(
     scale = max(1.0, MIN_WIDTH_PX / image.shape[1])
     height, width = (round(length * scale / 2) * 2 for length in image.shape[:2])
     size = max(14, round(width / 42))
-    panel_px = round(size * 7.6 / 2) * 2
+    panel_px = round(size * (8.9 if status.notice else 7.6) / 2) * 2
     canvas = np.empty((height + panel_px, width, 3), np.uint8)
     canvas[:height] = image if image.shape[:2] == (height, width) else cv2.resize(image, (width, height))
     canvas[height:] = PAPER
@@ -173,7 +175,7 @@ def _headline(
 def _footer(
     canvas: np.ndarray, prediction: Prediction | None, status: Status, size: int, top: int, pad: int
 ) -> None:
-    """Draw frame rate, latency and shares, and the keys below them."""
+    """Draw frame rate, latency and shares; below them the keys, and the notice if there is one."""
     details = [f"{status.fps:.0f} fps"]
     if prediction is not None:
         details += [f"{prediction.latency_ms:.0f} ms", f"face in {prediction.coverage:.0%} of the window"]
@@ -184,6 +186,7 @@ def _footer(
         details.append("several faces: using the previous face, else the largest")  # last: it may be cut off
     paint_text(canvas, "   ".join(details), (pad, top), size, FAINT)
     paint_text(canvas, KEYS, (pad, top + round(size * 1.4)), size, FAINT)
+    paint_text(canvas, status.notice, (pad, top + round(size * 2.8)), size, RECORDING_COLOUR)
 
 
 def _signals(image: np.ndarray, signals: Mapping[str, float], size: int) -> None:

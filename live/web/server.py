@@ -20,6 +20,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +163,8 @@ class BrowserView:
             return HTMLResponse(REFUSED, 403)
         nonce = secrets.token_urlsafe(16)
         recording = RECORDING_TEXTS[self._session.recording]
-        page = (
-            PAGE.read_text(encoding="utf-8").replace("{{nonce}}", nonce).replace("{{recording}}", recording)
-        )
+        page = PAGE.read_text(encoding="utf-8").replace("{{nonce}}", nonce)
+        page = page.replace("{{recording}}", recording).replace("{{notice}}", escape(self._session.notice))
         policy = (
             f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src blob:; "
             f"connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"

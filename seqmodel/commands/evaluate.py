@@ -156,7 +156,8 @@ def evaluate_split(context: EvalContext, args: EvaluateArgs) -> EvaluationResult
     result = _evaluated(
         context, predictions, fit_baselines(context, predictions, training, args.seed), args, warnings
     )
-    return replace(result, is_unseen=context.split == "test" and not len(seen))
+    is_unseen = context.split == "test" and not len(seen) and not context.synthetic_notice
+    return replace(result, is_unseen=is_unseen)
 
 
 def _evaluated(
@@ -214,7 +215,8 @@ def write_result(
         folder.mkdir(exist_ok=True)
     context = replace(context, card=card)
     content = build_content(folder, result, context, args, umap_job, fold_models=fold_models)
-    write_text(folder / "literature.csv", content.literature.csv)
+    if content.literature is not None:
+        write_text(folder / "literature.csv", content.literature.csv)
     write_report(folder / "report.html", result, card, content)
     write_model_card(folder / "MODEL_CARD.md", result, card, content)
     return folder / "report.html"

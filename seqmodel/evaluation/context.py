@@ -47,6 +47,11 @@ class EvalContext:
     is_other_data: bool
     """True if the store shares no clip with the run."""
 
+    @property
+    def synthetic_notice(self) -> str:
+        """The notice for reports if the training data or the evaluated clips are synthetic, else ''."""
+        return self.card.data_statement.synthetic_notice or self.store.data_statement.synthetic_notice
+
 
 def open_context(
     run: Path, card: Card, store_path: Path | None, split: str, mapping: Sequence[str] = ()

@@ -70,7 +70,7 @@ class EvaluationResult:
     """The class that average precision is computed for."""
     warnings: tuple[str, ...]
     is_unseen: bool = False
-    """Whether these are test clips, and none of their subjects has training clips."""
+    """Whether these are test clips of people, and none of them has training clips."""
 
 
 def evaluate_predictions(

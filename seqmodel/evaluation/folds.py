@@ -161,7 +161,7 @@ def run_folds(
     untrained = np.zeros(len(rows), bool)
     for (_, held_out), result in zip(folds, results, strict=True):
         untrained[held_out] = measured[held_out] & (result.candidate == "")
-    predictions = _pooled(context, results, prior, np.where(untrained, NOT_TRAINED, reasons))
+    predictions = _pooled(context, folds, results, prior, np.where(untrained, NOT_TRAINED, reasons))
     identity_baseline = identity(labels, subjects, prior, seed=args.seed)
     baselines = [*fold_baselines.values(), *([identity_baseline] if identity_baseline is not None else [])]
     thresholds = np.full(len(rows), 0.5)
@@ -217,14 +217,16 @@ def fit_folds(
 
 
 def _pooled(
-    context: EvalContext, results: Sequence[FoldResult], prior: np.ndarray, reasons: np.ndarray
+    context: EvalContext, folds: Folds, results: Sequence[FoldResult], prior: np.ndarray, reasons: np.ndarray
 ) -> Predictions:
     """The predictions of all folds; clips without one get the (C,) class frequencies and the largest
     class."""
     rows, table = context.eval_subset.rows, context.table
     logits = np.full((len(rows), context.card.num_outputs), np.nan, np.float32)
     p, predicted = np.tile(prior, (len(rows), 1)), np.full(len(rows), prior.argmax(), np.int64)
-    for result in results:
+    fold = np.zeros(len(rows), np.int64)
+    for number, ((_, held_out), result) in enumerate(zip(folds, results, strict=True), start=1):
+        fold[held_out] = number
         p[result.indices], predicted[result.indices] = result.probabilities, result.predicted
         logits[result.indices] = result.logits
     return Predictions(
@@ -238,6 +240,7 @@ def _pooled(
         reasons=reasons,
         coverage=face_coverage(context.store, rows),
         slices={name: column[rows] for name, column in table.slices.items()},
+        fold=fold,
     )
 
 

@@ -52,6 +52,7 @@ def re_extract(run: Path, store_path: Path, out: Path) -> tuple[dict[str, Any], 
         numerics=engine.numerics | {"crops": store.numerics.get("crops", "jpeg"), "pixels": "stored crops"},
         crops=True,
         versions=versions(),
+        data_statement=store.data_statement,
     )
     new.carry_over(store.test_evaluations, subsets)
     without_crops = embed_rows(new, store, named, engine)

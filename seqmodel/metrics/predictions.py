@@ -36,6 +36,8 @@ class Predictions:
     """(N,) float, fraction of frames with a face."""
     slices: dict[str, np.ndarray] = field(default_factory=dict)
     """Further columns, (N,) str each."""
+    fold: np.ndarray | None = None
+    """(N,) int64, number of the fold that held the clip out, from 1; None without folds."""
 
     @property
     def measured(self) -> np.ndarray:

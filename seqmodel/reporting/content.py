@@ -26,6 +26,7 @@ from seqmodel.metrics.classification import confusion
 from seqmodel.reporting import plots_analysis, plots_metrics
 from seqmodel.reporting.html import ReportContent
 from seqmodel.reporting.literature import literature_table
+from seqmodel.reporting.methods import methods_text
 from seqmodel.reporting.search_history import trials_of
 from seqmodel.reporting.style import save
 from seqmodel.reporting.text import TITLES, calibration_intro, count, fold_calibrations_intro
@@ -53,6 +54,17 @@ def build_content(
     from the heads of the folds, and there are no worst errors.
     """
     content = _build(folder, result, context, args, fold_models)
+    content = replace(
+        content,
+        methods=methods_text(
+            result,
+            context.card,
+            content.data_statement,
+            content.data_rows,
+            len(trials_of(args.run)),
+            content.calibration,
+        ),
+    )
     if umap_job is None:
         return content
     with progress("") as bar:
@@ -71,9 +83,11 @@ def _build(
     args: EvaluateArgs,
     fold_models: FoldModels | None,
 ) -> ReportContent:
-    """Everything but the UMAP of the embeddings."""
+    """Everything but the UMAP of the embeddings. Synthetic data show no people: they get no subgroups and no
+    comparison with the literature."""
     card, names = context.card, result.label_names
-    slices = all_slices(result.predictions, result.resamples, len(names))
+    is_synthetic = bool(context.synthetic_notice)
+    slices = [] if is_synthetic else all_slices(result.predictions, result.resamples, len(names))
     thresholds = fold_models.thresholds if fold_models else card.calibration.threshold
     figures = result_plots(result, card, slices, thresholds) | training_figures(args.run, card)
     scores = fold_models.importance_scores if fold_models else group_importance(result, context, args.seed)
@@ -109,9 +123,11 @@ def _build(
         else calibration_intro(card),
         importance=importance_texts(scores) if scores else None,
         data_rows=data_rows(context),
-        literature=literature_table(result, args.run.name),
+        literature=None if is_synthetic else literature_table(result, args.run.name),
         commands=commands(card, args.command),
         test_evaluations=test_evaluations_text(context),
+        synthetic_notice=context.synthetic_notice,
+        data_statement=context.store.data_statement if context.is_other_data else card.data_statement,
     )
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from features.data_statement import DataStatement, statement_rows
 from seqmodel.evaluation.evaluator import EvaluationResult
 from seqmodel.evaluation.subgroups import Slices
 from seqmodel.reporting.literature import LiteratureTable
 from seqmodel.reporting.text import (
+    CONSENT,
     EXCLUDED_USE,
     INTENDED_USE,
     best_baseline,
@@ -53,12 +55,18 @@ class ReportContent:
     """How the probabilities are calibrated, as a sentence."""
     importance: Mapping[str, Any] | None = None
     data_rows: Sequence[Mapping[str, Any]] = ()
-    literature: LiteratureTable = field(default_factory=lambda: LiteratureTable((), (), ""))
+    literature: LiteratureTable | None = None
     commands: Sequence[str] = ()
     umap_caption: str = ""
     test_evaluations: str = ""
     """How often the test set was evaluated, as a sentence."""
     warnings: Sequence[str] = ()
+    synthetic_notice: str = ""
+    """Notice at the top if the data are synthetic."""
+    data_statement: DataStatement = DataStatement()
+    """Where the evaluated clips come from."""
+    methods: str = ""
+    """The methods paragraph."""
 
 
 def write_report(path: Path, result: EvaluationResult, card: Card, content: ReportContent) -> None:
@@ -79,6 +87,7 @@ def _context(result: EvaluationResult, card: Card, content: ReportContent) -> di
     counts = np.bincount(p.labels, minlength=len(names))
     css = resources.files("seqmodel.reporting").joinpath("templates/report.css").read_text("utf-8")
     return vars(content) | {
+        "statement_rows": statement_rows(content.data_statement),
         "split": result.split,
         "css": Markup(css),
         "headline": Markup(headline(result)),
@@ -113,6 +122,7 @@ def _context(result: EvaluationResult, card: Card, content: ReportContent) -> di
         "run_rows": run_rows(card),
         "intended_use": INTENDED_USE,
         "excluded_use": EXCLUDED_USE,
+        "consent": CONSENT,
         "card": card,
         "footer": f"Written {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC by brainbuddy. "
         "All processing is local to the machine that made this file.",
@@ -144,7 +154,8 @@ def _contents(content: ReportContent) -> list[tuple[str, str]]:
         ("training", "Training", "learning" in content.plots),
         ("embeddings", "Embeddings", "umap_label" in content.plots),
         ("data", "Data", True),
-        ("literature", "Literature", True),
+        ("literature", "Literature", content.literature is not None),
+        ("methods", "Methods", True),
         ("reproduce", "Reproduce", True),
         ("use", "Intended use", True),
     ]

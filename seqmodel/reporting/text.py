@@ -29,13 +29,22 @@ MIN_TICK_GAP = 0.5
 """Ticks that are closer than this overlap, per cent of the track's width."""
 
 INTENDED_USE = (
-    "A local, private estimate of engagement for people who chose to use it: self-observation, research with "
-    "consent, the design of lessons. Look at many clips and at trends; a single clip is not reliable."
+    "A local, private estimate of engagement for people who chose to use it: self-observation, and research "
+    "with consent. Look at many clips and at trends; a single clip is not reliable."
 )
 EXCLUDED_USE = (
     "grading, discipline, proctoring, hiring, or any decision about a single person. In the European "
-    "Union, inferring emotions in schools and workplaces is prohibited (AI Act, Art. 5(1)(f), in force since "
-    "2 February 2025)."
+    "Union, inferring emotions at work and in education is prohibited (AI Act, Art. 5(1)(f), in force since "
+    "2 February 2025). Elsewhere, emotion recognition is a high-risk use (AI Act, Annex III, 1(c)), with "
+    "duties for providers and for users."
+)
+CONSENT = (
+    "The person who leads the study asks each person before the first recording; for a child, a parent "
+    "agrees too. Say what is recorded (video of the face, when, and for how long), what it is for, and who "
+    "sees it. Say what is kept: numbers (embeddings and face geometry), and no pictures unless extract or "
+    "live is told to keep them; who keeps the videos, and until when. Nobody has a disadvantage without "
+    "consent. Each person can withdraw at any time: delete the videos, run features delete STORE --subject "
+    "ID, and train again."
 )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from features.cli import UserError
+from features.data_statement import DataStatement
 from features.labels import Labelling
 from features.recipe import Recipe, from_json
 from seqmodel.config import HeadConfig, TrainConfig
@@ -49,6 +50,8 @@ class Card:
     calibration: Calibration = Calibration()
     numerics: dict[str, Any] = field(default_factory=dict)
     """The store's numerics: recorded, never compared."""
+    data_statement: DataStatement = DataStatement()
+    """Where the training data come from, as the store said."""
     center: str = "none"
     """What is subtracted from the geometry stream: none, window or subject."""
     stages: tuple[dict[str, Any], ...] = ()
@@ -90,6 +93,7 @@ def card_from_json(fields: Mapping[str, Any]) -> Card:
         | {name: tuple(fields[name]) for name in lists}
         | {
             "recipe": from_json(fields["recipe"]),
+            "data_statement": DataStatement(**fields.get("data_statement", {})),
             "labelling": Labelling(**labelling | {"names": names, "sources": sources}),
             "head": HeadConfig(**fields["head"]),
             "train": TrainConfig(**fields["train"]),

@@ -212,17 +212,21 @@ def prefix_logits(
 
 
 def write_predictions(path: Path, predictions: Predictions, label_names: Sequence[str], split: str) -> None:
-    """Write predictions.csv atomically: rows of this split replace earlier ones, rows of other splits
-    stay."""
-    before, after = ("clip_id", "subject", "split", "label"), ("decision", "state", "coverage")
+    """Write predictions.csv atomically: rows of this split replace earlier ones, rows of other splits stay.
+
+    The column `fold` is empty without folds.
+    """
+    before, after = ("clip_id", "subject", "split", "label"), ("decision", "state", "coverage", "fold")
     columns = [*before, *(f"p_{name}" for name in label_names), *after]
-    kept = [row for row in read_predictions(path) if row["split"] != split and list(row) == columns]
+    earlier = ({**row, "fold": row.get("fold", "")} for row in read_predictions(path))
+    kept = [row for row in earlier if row["split"] != split and list(row) == columns]
     rows, p = [list(row.values()) for row in kept], predictions
     for i in range(len(p)):
         state = p.reasons[i] or ("unsure" if p.unsure[i] else "ok")
         predicted = [f"{value:.6f}" for value in p.probabilities[i]]
         named = [p.clip_ids[i], p.subjects[i], split, label_names[p.labels[i]]]
-        rows.append([*named, *predicted, label_names[p.predicted[i]], state, f"{p.coverage[i]:.3f}"])
+        fold = "" if p.fold is None else str(p.fold[i])
+        rows.append([*named, *predicted, label_names[p.predicted[i]], state, f"{p.coverage[i]:.3f}", fold])
     write_csv(path, [columns, *rows])
 
 

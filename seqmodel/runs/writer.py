@@ -134,6 +134,7 @@ def _card(learning_task: LearningTask, head: LstmHead, config: TrainConfig, seed
         seed=seed,
         metric=metric,
         numerics=store.numerics,
+        data_statement=store.data_statement,
         training_class_frequencies=tuple(
             class_frequencies(labels_of(learning_task, split.train), learning_task.num_classes).tolist()
         ),

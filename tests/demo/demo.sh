@@ -32,6 +32,6 @@ step "Search heads on the cached embeddings, then fine-tune encoder and head end
 step "Evaluate on the test subjects" -m seqmodel evaluate --run runs/demo --split test --umap
 step "Run live on a new video file" \
     -m live --run runs/demo --video demo/unseen.mp4 --headless --log runs/demo/live.csv
-printf '\n\033[1m# Results\033[0m (demo metrics: generated faces, not people)\n'
+printf '\n\033[1m# Results\033[0m (SYNTHETIC DATA: made from one portrait, labels by construction)\n'
 "$PY" -m tests.demo.print_metrics runs/demo runs/demo/live.csv demo/unseen.csv
 echo "took $(($(date +%s) - started)) s; all files are in demo/ and runs/demo/"

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from extract.face.geometry import FEATURES
+from features.data_statement import DataStatement
 from features.datasets import Inputs, load_samples, streams_of
 from features.labels import class_indices, make_labelling
 from features.manifest import Clip
@@ -48,6 +49,7 @@ def make_store(
     clip_prefix: str = "",
     recipe: Recipe = RECIPE,
     shift: float = 0.0,
+    statement: DataStatement | None = None,
 ) -> FeatureStore:
     """Write a store whose features move along one direction by `signal`, according to the label.
 
@@ -75,7 +77,9 @@ def make_store(
                     slices={"light": "dim" if s % 3 == 0 else "bright"},
                 )
             )
-    store = plan(path, clips, recipe, numerics={"backend": "none"}, crops=False, versions={})
+    store = plan(
+        path, clips, recipe, numerics={"backend": "none"}, crops=False, versions={}, data_statement=statement
+    )
     direction = np.random.default_rng(99).normal(0, 1, DIM)
     for row, label in enumerate(labels):
         frames = np.zeros((NUM_FRAMES, 6), np.float32)
@@ -144,6 +148,7 @@ def make_run(
         center=center,
         store=str(store.path),
         store_fingerprint=store.fingerprint(),
+        data_statement=store.data_statement,
         split_description=split.description,
         split_hash=split_hash(split, table.clip_id),
         seed=seed,

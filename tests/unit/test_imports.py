@@ -19,9 +19,9 @@ PACKAGES = ("features", "seqmodel", "extract", "tune", "live")
 
 LEVELS: dict[str, tuple[set[str], ...]] = {
     "features": (
-        {"config", "cli", "cpu", "files", "recipe", "labels", "manifest", "face_signals"},
+        {"config", "cli", "cpu", "files", "recipe", "labels", "manifest", "data_statement", "face_signals"},
         {"store"},
-        {"splits", "datasets", "near_duplicates"},
+        {"splits", "datasets"},
         {"maintenance"},
         {"__main__"},
     ),

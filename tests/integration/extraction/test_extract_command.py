@@ -16,6 +16,7 @@ from extract.datasets.index import DatasetIndex
 from extract.dry_run import _to_time
 from extract.pipeline.planning import make_extractor_config
 from extract.summary import print_index
+from features.data_statement import FILE, TEMPLATE, DataStatement
 from features.maintenance.verify import verify_store
 from features.manifest import Clip, Manifest
 from features.recipe import CROP_SQUARE, OWN_SQUARE
@@ -100,6 +101,35 @@ def test_summary_of_an_extraction(videos: Path, tmp_path: Path, capfd: pytest.Ca
     store = FeatureStore.open(tmp_path / "s.zarr")
     assert not verify_store(store)
     assert "backend" in store.numerics
+
+
+def test_statement_beside_the_manifest_reaches_the_store(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few, store = tmp_path / "few", tmp_path / "s.zarr"
+    few.mkdir()
+    shutil.copy2(videos / "ann 0.mp4", few)
+    argv = ("--data", write_manifest(tmp_path / "labels.csv", few), "--out", store, *QUICK)
+    file = tmp_path / FILE
+    assert extract(capfd, *argv, "--dry-run")[0] == 0
+    assert not file.exists(), "a dry run writes nothing"
+    code, _, shown = extract(capfd, *argv)
+    assert code == 0
+    assert f"wrote {file}: state there where the data come from" in shown.replace("\n", " ")
+    assert FeatureStore.open(store).data_statement == DataStatement()
+    assert file.read_text(encoding="utf-8") == TEMPLATE
+    stated = "name = 'few'\nsynthetic = false\nnum_raters = 3\n"
+    file.write_text(stated, encoding="utf-8")
+    code, _, shown = extract(capfd, *argv)
+    assert code == 0
+    assert "wrote" not in shown
+    assert file.read_text(encoding="utf-8") == stated, "a statement is never replaced"
+    statement = DataStatement(name="few", synthetic=False, num_raters=3)
+    assert FeatureStore.open(store).data_statement == statement
+    file.write_text("licenze = 'MIT'", encoding="utf-8")
+    code, summary, shown = extract(capfd, *argv)
+    assert (code, summary) == (2, {})
+    assert "unknown field licenze" in shown
 
 
 def test_a_folder_of_classes_works(videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

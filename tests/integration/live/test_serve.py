@@ -87,6 +87,13 @@ def test_link_works_once_and_sets_a_cookie(view: BrowserView) -> None:
     assert b"{{" not in page.body  # type: ignore[attr-defined]
 
 
+def test_page_shows_the_notice_of_the_session(view: BrowserView, session: Session) -> None:
+    session.notice = "SYNTHETIC DATA: <one> portrait"
+    cookie = get(view, f"/?{urlsplit(view.address).query}").headers["set-cookie"]
+    page = get(view, "/", Cookie=cookie.split(";")[0])
+    assert b">SYNTHETIC DATA: &lt;one&gt; portrait</div>" in page.body  # type: ignore[attr-defined]
+
+
 def test_link_preview_leaves_the_link_unused(view: BrowserView) -> None:
     """Programs that show links ask with HEAD; they get no cookie."""
     link = f"/?{urlsplit(view.address).query}"

@@ -31,6 +31,7 @@ from extract.demo.scripts import (
 )
 from extract.face.cropper import FaceCropper
 from extract.video.reader import probe, read_video, sample_at
+from features.data_statement import read_statement
 from features.recipe import Pixels
 from seqmodel.encoders.model_files import sha256_of
 
@@ -86,11 +87,26 @@ def test_default_set_has_disjoint_subjects_and_both_labels_in_each_subset() -> N
     assert all(len(splits) == 1 for splits in sides.values())
     assert unseen_script(0)[0].subject not in sides
     counts = Counter((script.split, script.label) for script in scripts)
-    assert counts["test", "engaged"] + counts["test", "distracted"] >= 40
+    people = Counter(splits.copy().pop() for splits in sides.values())
+    assert people == {"train": 7, "val": 3, "test": 6}
+    assert set(Counter(script.subject for script in scripts).values()) == {10}
     for split in ("train", "val", "test"):
         assert counts[split, "engaged"] == counts[split, "distracted"]
     assert {s.behaviour for s in scripts if s.label == "engaged"} == set(ENGAGED)
     assert {s.behaviour for s in scripts if s.label == "distracted"} == set(DISTRACTED)
+
+
+def test_small_set_has_both_labels_and_glasses_in_each_subset(tiny_demo: Path) -> None:
+    rows = rows_of(tiny_demo)
+    assert {(row["split"], row["label"]) for row in rows} == {
+        (split, label) for split in ("train", "val", "test") for label in ("engaged", "distracted")
+    }
+    assert {row["split"] for row in rows if row["glasses"] == "yes"} == {"train", "val", "test"}
+
+
+def test_demo_states_that_it_is_synthetic(tiny_demo: Path) -> None:
+    statement = read_statement(tiny_demo)
+    assert statement.synthetic_notice == "SYNTHETIC DATA: made from one portrait, labels by construction"
 
 
 def test_labels_depend_on_the_length_of_events() -> None:
@@ -149,7 +165,7 @@ def test_demo_without_clips_is_refused(tmp_path: Path) -> None:
         make_demo(tmp_path, clips=0)
 
 
-@pytest.mark.parametrize("name", ["labels.csv", "unseen.csv"])
+@pytest.mark.parametrize("name", ["labels.csv", "unseen.csv", "dataset.toml"])
 def test_labels_csv_of_the_user_is_not_overwritten(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:

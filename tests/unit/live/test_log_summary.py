@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from features.data_statement import DataStatement
 from live.__main__ import main
 from live.config import novelty_file
 from live.inference.state_machine import State
@@ -19,6 +20,7 @@ from live.output.log_summary import days, summarise_log, timeline_png
 from live.output.log_writer import Log, log_columns
 from live.output.report import write_report
 from live.ui.drawing import TRACK
+from seqmodel.runs.card import load_card, save_card
 from seqmodel.runs.files import write_text
 from seqmodel.runs.training_stats import FILE, PercentileRange, TrainingStats
 from tests.support.predictions import prediction
@@ -259,6 +261,21 @@ def test_drift_table_names_its_value_by_task(
     write_text(run / FILE, json.dumps(asdict(TrainingStats(50, spread, spread, None, 0.5))))
     page = write_report([summarise_log(path, task)], reference_run=run).read_text(encoding="utf-8")
     assert f"<td>face rate</td><td>{figure}</td>" in page
+
+
+def test_report_of_a_run_on_synthetic_data_says_so(log: Path, tmp_path: Path, detector_path: Path) -> None:
+    run = write_run(tmp_path / "run", detector_path)
+    card = load_card(run)
+    statement = DataStatement(synthetic=True, recruitment="made from one <portrait>")
+    spread = PercentileRange(0.5, 0.1, 0.9)
+    write_text(run / FILE, json.dumps(asdict(TrainingStats(50, spread, spread, None, 0.5))))
+    pages = []
+    for data_statement in (DataStatement(), statement):
+        save_card(run, replace(card, data_statement=data_statement))
+        assert main(["report", str(log), "--reference-run", str(run), "--out", str(tmp_path / "r.html")]) == 0
+        pages.append((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert "SYNTHETIC" not in pages[0]
+    assert "SYNTHETIC DATA: made from one &lt;portrait&gt;" in pages[1]
 
 
 def test_report_of_all_csv_files_uses_only_the_logs(

@@ -81,6 +81,19 @@ def test_recording_changes_the_panel() -> None:
     assert not np.array_equal(quiet, recording)
 
 
+def test_notice_is_a_line_of_its_own_below_the_panel() -> None:
+    """The picture and the panel above the notice do not change; the demo's notice ends before the edge."""
+    image = np.zeros((480, 640, 3), np.uint8)
+    notice = "SYNTHETIC DATA: made from one portrait, labels by construction"
+    plain = draw(image, prediction(), POINTS, Status())
+    first, other = (draw(image, prediction(), POINTS, Status(notice=text)) for text in (notice, notice[:-1]))
+    assert len(first) > len(plain)
+    changed = (first != other).any(axis=2)
+    assert changed.any()
+    assert not changed[: len(plain) - 4].any()
+    assert not changed[:, -2:].any()
+
+
 def test_signals_are_drawn_only_on_request() -> None:
     """At the picture's lower left, by their values; not without the option or without geometry."""
     image = np.full((480, 640, 3), 90, np.uint8)

@@ -88,6 +88,20 @@ def test_clips_without_prediction_count_as_the_training_majority(evaluated):
     assert len(predicted) == 1
 
 
+def test_predictions_without_a_fold_column_are_kept(evaluated, tmp_path):
+    """A file of an earlier version has no column `fold`; without folds it is empty."""
+    run = Path(shutil.copytree(evaluated, tmp_path / "run"))
+    path = run / "predictions.csv"
+    before = read_predictions(path)
+    assert {row["fold"] for row in before} == {""}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(line.rpartition(",")[0] for line in lines) + "\n", encoding="utf-8")
+    assert main(["evaluate", "--run", str(run), "--split", "train", "--bootstrap-rounds", "20"]) == 0
+    assert [row for row in read_predictions(path) if row["split"] != "train"] == [
+        row for row in before if row["split"] != "train"
+    ]
+
+
 def test_evaluation_on_test_is_logged_in_card_and_store(evaluated):
     card = load_card(evaluated)
     before = len(card.test_evaluations)
@@ -315,6 +329,10 @@ def test_fold_without_training_data_predicts_the_majority(tmp_path, quick_folds,
     labels = [row["label"] for row in rows]
     assert len(rows) == 8 * num_subjects
     assert len(idle) == (16 if how == "2" else 8)
+    # Each subject is held out in one fold, and predictions.csv names it.
+    pairs = {(row["subject"], row["fold"]) for row in rows}
+    assert len(pairs) == num_subjects
+    assert {fold for _, fold in pairs} == {str(n + 1) for n in range(2 if how == "2" else num_subjects)}
     assert {row["state"] for row in rows} == {"ok", "no trained fold"}
     share = labels.count(NAMES[1]) / len(labels)
     assert [float(row["p_engaged"]) for row in idle] == pytest.approx([share] * len(idle), abs=1e-6)

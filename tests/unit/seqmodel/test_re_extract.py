@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
+from features.data_statement import DataStatement
 from features.maintenance.verify import verify_store
 from features.manifest import Clip
 from features.store.schema import write_column
@@ -64,8 +65,11 @@ def test_re_extracted_store_keeps_encoder_subsets_and_test_log(tmp_path: Path) -
     encoder = dataclasses.replace(card.recipe.encoder, weights="finetuned:first")
     save_card(run, dataclasses.replace(card, recipe=dataclasses.replace(card.recipe, encoder=encoder)))
     old.record_test_evaluation("first")
+    statement = DataStatement(name="crops")
+    plan(old.path, [], old.recipe, numerics={}, listing_complete=False, data_statement=statement)
     re_extract(run, Path(old.path), out)
     new = FeatureStore.open(out)
+    assert new.data_statement == statement
     assert new.test_evaluations == old.test_evaluations
     assert len(new.test_evaluations) == 1
     assert verify_store(new) == []

@@ -14,6 +14,7 @@ from matplotlib import font_manager
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from features.data_statement import TITLES, DataStatement
 from seqmodel.__main__ import main
 from seqmodel.evaluation import folds
 from seqmodel.reporting.content import result_plots, training_figures
@@ -22,7 +23,7 @@ from seqmodel.reporting.plots_metrics import confusion_plot
 from seqmodel.reporting.search_history import trials_of
 from seqmodel.reporting.style import CJK_FONT_FILES, CJK_FONTS, hangul_fonts, save, style
 from seqmodel.reporting.text import best_baseline, count, forest, metric_rows, percent, short, stages
-from seqmodel.runs.card import load_card, save_card
+from seqmodel.runs.card import card_from_json, card_to_json, load_card, save_card
 from tests.support.trained_run import WITH_GEOMETRY, evaluated, make_run, make_store, subject_ids
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -238,18 +239,88 @@ def test_model_card_has_metrics_use_and_limits(run):
     for text in (
         "## Intended use",
         "**Not for:**",
-        "AI Act",
+        "AI Act, Art. 5(1)(f)",
+        "AI Act, Annex III, 1(c)",
+        "**Consent:** The person who leads the study asks",
+        "features delete STORE --subject ID",
         "## Licences",
         "| AUROC |",
         "By subject",
         "Majority-class baseline",
     ):
         assert text in card
+    assert "lesson" not in card
     assert "**By subject**" in card
     assert "nan" not in card.lower().split()
     # Every row of a table has as many cells as its header.
     for block in re.findall(r"(?:^\|.*\n)+", card, flags=re.MULTILINE):
         assert len({line.count("|") for line in block.splitlines()}) == 1, block
+
+
+STATEMENT = DataStatement(
+    name="집중 | 2026",
+    licence="CC BY 4.0",
+    synthetic=False,
+    raters="two teachers",
+    num_raters=2,
+    recruitment="volunteers of one school",
+)
+
+
+def test_statement_of_the_store_stands_in_card_report_and_model_card(tmp_path):
+    make_store(tmp_path / "s.zarr", num_subjects=12, statement=STATEMENT)
+    argv = ["train", "--store", str(tmp_path / "s.zarr"), "--run", str(tmp_path / "run"), "--epochs", "1"]
+    assert main(argv) == 0
+    assert load_card(tmp_path / "run").data_statement == STATEMENT
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--bootstrap-rounds", "20"]) == 0
+    page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    for row in ("<dt>licence</dt><dd>CC BY 4.0</dd>", "<dt>camera</dt><dd>not stated</dd>"):
+        assert row in page
+    card = (tmp_path / "run/MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "| name | 집중 \\| 2026 |" in card
+    assert "| synthetic | no |" in card
+    methods = re.sub(r"\s+", " ", page[page.index('<p class="methods">') :])
+    for text in (
+        "Data: 집중 | 2026 (version: not stated; licence: CC BY 4.0;",
+        "Participants: recruitment: volunteers of one school; consent or ethics number: not stated.",
+        "raters: two teachers; number of raters: 2; agreement: not stated",
+        "windows of 6 s at 1 frames/s",
+        "Design: by subject, stratified by class, seed 0; evaluated on test.",
+        "no search",
+        "bootstrap rounds by subject",
+        "Software: python ",
+    ):
+        assert text in methods, text
+    assert "SYNTHETIC" not in page + card
+
+
+def test_run_without_a_statement_says_not_stated(run):
+    """Stores and cards of earlier versions have no statement."""
+    card = load_card(run)
+    fields = card_to_json(card)
+    del fields["data_statement"]
+    assert card_from_json(fields) == card
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count("<dd>not stated</dd>") == len(TITLES)
+    model_card = (run / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert model_card.count("| not stated |") == len(TITLES)
+
+
+def test_report_on_synthetic_data_makes_no_claim_about_people(tmp_path):
+    made = replace(STATEMENT, synthetic=True, recruitment="made from one portrait", raters="by construction")
+    store = make_store(tmp_path / "s.zarr", num_subjects=12, statement=made)
+    make_run(tmp_path / "run", store, epochs=1)
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--bootstrap-rounds", "20"]) == 0
+    page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    card = (tmp_path / "run/MODEL_CARD.md").read_text(encoding="utf-8")
+    for text in (page, card):
+        assert "SYNTHETIC DATA: made from one portrait, by construction" in text
+        assert "Participants: none, the data are synthetic." in text
+        assert "not seen in training" not in text
+        assert "ubgroup" not in text
+        assert "By subject" not in text
+    assert 'id="literature"' not in page
+    assert not (tmp_path / "run/literature.csv").exists()
 
 
 def test_literature_csv_has_the_model_and_the_majority_class(run):
