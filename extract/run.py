@@ -26,8 +26,8 @@ from extract.pipeline.planning import (
 from extract.pipeline.types import ExtractorConfig, Job, Part
 from extract.summary import RunStats, print_index, print_summary, summarise
 from features.cli import UserError, echo, echo_failures, log_warning, progress
-from features.data_statement import FILE, TEMPLATE, DataStatement, read_statement
 from features.manifest import Clip
+from features.store.data_statement import FILE, TEMPLATE, DataStatement, read_statement
 from features.store.store import FeatureStore, plan
 
 LAST_WAIT_S = 5.0

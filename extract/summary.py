@@ -16,7 +16,7 @@ from extract.executors.worker import Event
 from extract.pipeline.planning import WindowPlan
 from features.cli import console, echo, echo_failures, echo_near_duplicates, echo_notes, log_warning
 from features.maintenance.describe import notes_of
-from features.store.near_duplicates import duplicate_lines
+from features.maintenance.near_duplicates import duplicate_lines
 from features.store.store import DONE, FeatureStore
 
 MAX_UNPAIRED = 5

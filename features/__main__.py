@@ -57,8 +57,8 @@ def _info(args: config.InfoArgs) -> Answer:
 
 
 def _verify(args: config.VerifyArgs) -> Answer:
+    from features.maintenance.near_duplicates import duplicate_lines
     from features.maintenance.verify import repair_store, verify_store
-    from features.store.near_duplicates import duplicate_lines
     from features.store.store import FeatureStore
 
     store = FeatureStore.open(args.store)
@@ -161,7 +161,7 @@ def _import(args: config.ImportArgs) -> Answer:
     from rich.text import Text
 
     from features.maintenance.import_external import read_sequences, write_external
-    from features.store.near_duplicates import duplicate_lines
+    from features.maintenance.near_duplicates import duplicate_lines
 
     with console().status(Text(f"importing {args.file}")):
         sequences = read_sequences(args.file)

@@ -8,8 +8,8 @@ from typing import Any
 import zarr
 
 from features.cli import UserError
-from features.data_statement import DataStatement
 from features.recipe import Recipe, from_json, require_equal, to_json
+from features.store.data_statement import DataStatement
 from features.store.location import StoreLocation, read_bytes
 from features.store.schema import (
     NUMBER_COLUMNS,

@@ -41,10 +41,10 @@ import numpy as np
 import zarr
 
 from features.cli import UserError
-from features.data_statement import DataStatement
 from features.manifest import Clip
 from features.recipe import Recipe, to_json
 from features.store import erasure, planner
+from features.store.data_statement import DataStatement
 from features.store.description import commit, create, recipe_of, reconcile
 from features.store.location import (
     StoreLocation,

@@ -22,9 +22,9 @@ import numpy as np
 
 from features.cli import UserError
 from features.datasets import Samples, load_samples, sample_groups, select_samples
+from features.maintenance.near_duplicates import COPY_COSINE, near_duplicates
 from features.recipe import GeometryId
 from features.splits import grouped_folds, joined_groups, leave_one_subject_out
-from features.store.near_duplicates import COPY_COSINE, near_duplicates
 from features.store.table import groups_of
 from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
 from seqmodel.evaluation.baselines import identity, logistic, majority

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from features.data_statement import DataStatement, statement_rows
+from features.store.data_statement import DataStatement, statement_rows
 from seqmodel.evaluation.evaluator import EvaluationResult
 from seqmodel.evaluation.subgroups import Slices
 from seqmodel.reporting.literature import LiteratureTable

@@ -7,7 +7,7 @@ participants, outcome, predictors, sample size, design, model, analysis, softwar
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from features.data_statement import DataStatement, as_text
+from features.store.data_statement import DataStatement, as_text
 from seqmodel.evaluation.evaluator import EvaluationResult
 from seqmodel.evaluation.folds import CANDIDATES
 from seqmodel.reporting.text import TITLES, metrics_intro

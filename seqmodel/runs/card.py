@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from features.cli import UserError
-from features.data_statement import DataStatement
 from features.labels import Labelling
 from features.recipe import Recipe, from_json
+from features.store.data_statement import DataStatement
 from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.runs.files import CALIBRATION_CLIPS, CARD, read_csv, read_json, write_json

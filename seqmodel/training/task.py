@@ -18,10 +18,10 @@ import numpy as np
 from features.cli import UserError, log_warning
 from features.datasets import Inputs, Samples, labelled_rows, load_samples, streams_of
 from features.labels import Labelling, class_indices, make_labelling
+from features.maintenance.near_duplicates import COPY_COSINE, name_of, near_duplicates
 from features.manifest import SUBSETS
 from features.recipe import to_json
 from features.splits import Split, extend_split, make_split
-from features.store.near_duplicates import COPY_COSINE, name_of, near_duplicates
 from features.store.schema import read_column
 from features.store.store import FeatureStore
 from features.store.table import ClipTable, groups_of

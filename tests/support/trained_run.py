@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from extract.face.geometry import FEATURES
-from features.data_statement import DataStatement
 from features.datasets import Inputs, load_samples, streams_of
 from features.labels import class_indices, make_labelling
 from features.manifest import Clip
 from features.recipe import EncoderId, GeometryId, Pixels, Recipe
 from features.splits import make_split, split_hash, subset_by_clip
+from features.store.data_statement import DataStatement
 from features.store.store import FeatureStore, plan
 from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.evaluation.baselines import identity, majority

@@ -19,7 +19,7 @@ PACKAGES = ("features", "seqmodel", "extract", "tune", "live")
 
 LEVELS: dict[str, tuple[set[str], ...]] = {
     "features": (
-        {"config", "cli", "cpu", "files", "recipe", "labels", "manifest", "data_statement", "face_signals"},
+        {"config", "cli", "cpu", "files", "recipe", "labels", "manifest", "face_signals"},
         {"store"},
         {"splits", "datasets"},
         {"maintenance"},

@@ -16,10 +16,10 @@ from extract.datasets.index import DatasetIndex
 from extract.dry_run import _to_time
 from extract.pipeline.planning import make_extractor_config
 from extract.summary import print_index
-from features.data_statement import FILE, TEMPLATE, DataStatement
 from features.maintenance.verify import verify_store
 from features.manifest import Clip, Manifest
 from features.recipe import CROP_SQUARE, OWN_SQUARE
+from features.store.data_statement import FILE, TEMPLATE, DataStatement
 from features.store.store import FeatureStore
 from seqmodel.encoders import model_files
 from seqmodel.encoders.engine import resolve_precision

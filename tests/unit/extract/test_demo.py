@@ -31,8 +31,8 @@ from extract.demo.scripts import (
 )
 from extract.face.cropper import FaceCropper
 from extract.video.reader import probe, read_video, sample_at
-from features.data_statement import read_statement
 from features.recipe import Pixels
+from features.store.data_statement import read_statement
 from seqmodel.encoders.model_files import sha256_of
 
 ROOT = Path(__file__).resolve().parents[3]

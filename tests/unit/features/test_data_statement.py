@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from features.data_statement import (
+from features.maintenance.describe import describe
+from features.store.data_statement import (
     FILE,
     NOT_STATED,
     TEMPLATE,
@@ -16,7 +17,6 @@ from features.data_statement import (
     read_statement,
     statement_rows,
 )
-from features.maintenance.describe import describe
 from features.store.store import FeatureStore, plan
 from tests.support.trained_run import RECIPE, make_store
 

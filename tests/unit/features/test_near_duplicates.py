@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from features.__main__ import main as features
+from features.maintenance.near_duplicates import near_duplicates
 from features.splits import Split, make_split
-from features.store.near_duplicates import near_duplicates
 from features.store.store import FeatureStore
 from seqmodel.config import LabelArgs
 from seqmodel.training.task import build_task
@@ -54,7 +54,7 @@ def test_pairs_do_not_depend_on_scale_or_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float
 ) -> None:
     store = import_clips(tmp_path, {0: 39, 7: 20, 20: 36})
-    monkeypatch.setattr("features.store.near_duplicates._BLOCK", 7)
+    monkeypatch.setattr("features.maintenance.near_duplicates._BLOCK", 7)
     read = store.read_stream
 
     def scaled(name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from features.data_statement import DataStatement
+from features.store.data_statement import DataStatement
 from live.__main__ import main
 from live.config import novelty_file
 from live.inference.state_machine import State

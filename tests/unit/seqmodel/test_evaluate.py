@@ -451,7 +451,7 @@ def test_nearly_equal_clips_of_two_subjects_stay_in_one_fold(tmp_path, quick_fol
     store = make_store(tmp_path / "s.zarr", num_subjects=9, clips_each=3, broken=False)
     make_run(tmp_path / "run", store, epochs=1)
     copies = [0, 26]
-    monkeypatch.setattr("features.store.near_duplicates.MIN_VALUES", 50)  # of 72 in these small clips
+    monkeypatch.setattr("features.maintenance.near_duplicates.MIN_VALUES", 50)  # of 72 in these small clips
     store = FeatureStore.open(tmp_path / "s.zarr", "r+")
     store.write_row(26, embeddings=store.array("embeddings")[0], frames=store.array("frames")[0])
     subsets = []

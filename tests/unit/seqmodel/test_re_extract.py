@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import zarr
 
-from features.data_statement import DataStatement
 from features.maintenance.verify import verify_store
 from features.manifest import Clip
+from features.store.data_statement import DataStatement
 from features.store.schema import write_column
 from features.store.store import FeatureStore, delete, plan
 from seqmodel.__main__ import main

@@ -14,7 +14,7 @@ from matplotlib import font_manager
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from features.data_statement import TITLES, DataStatement
+from features.store.data_statement import TITLES, DataStatement
 from seqmodel.__main__ import main
 from seqmodel.evaluation import folds
 from seqmodel.reporting.content import result_plots, training_figures

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from features.datasets import Samples, select_samples
 from features.maintenance.import_external import read_sequences, write_external
-from features.store.near_duplicates import near_duplicates
+from features.maintenance.near_duplicates import near_duplicates
 from features.store.store import FeatureStore
 from seqmodel.__main__ import main as seqmodel
 from seqmodel.config import LabelArgs
