@@ -104,7 +104,7 @@ def certainty(p: np.ndarray, task: Task, threshold: float | np.ndarray) -> np.nd
     because with a threshold near 1 the plain difference would be small for every certain prediction. More
     classes: the largest probability.
     """
-    return np.abs(_log_odds(p[:, 1]) - _log_odds(threshold)) if task == "binary" else p.max(axis=1)
+    return np.abs(log_odds(p[:, 1]) - log_odds(threshold)) if task == "binary" else p.max(axis=1)
 
 
 def abstain_band(p: np.ndarray, task: Task, threshold: float, share: float) -> tuple[float, float]:
@@ -118,7 +118,7 @@ def abstain_band(p: np.ndarray, task: Task, threshold: float, share: float) -> t
     half_width = float(np.quantile(certainty(p, task, threshold), share))
     if task != "binary":
         return 0.0, half_width
-    low, high = _sigmoid(_log_odds(threshold) + np.array([-half_width, half_width])).tolist()
+    low, high = _sigmoid(log_odds(threshold) + np.array([-half_width, half_width])).tolist()
     return low, high
 
 
@@ -130,10 +130,10 @@ def moved_band(old: Calibration, new: Calibration, task: Task) -> tuple[float, f
     """
     if old.abstain is None or task != "binary":
         return old.abstain
-    distances = (_log_odds(np.array(old.abstain)) - _log_odds(old.threshold)) * (
+    distances = (log_odds(np.array(old.abstain)) - log_odds(old.threshold)) * (
         old.temperature / new.temperature
     )
-    low, high = _sigmoid(_log_odds(new.threshold) + distances).tolist()
+    low, high = _sigmoid(log_odds(new.threshold) + distances).tolist()
     return low, high
 
 
@@ -291,7 +291,7 @@ def _middle_of_widest(positive: np.ndarray, candidates: np.ndarray, stretches: l
     """Middle, in log-odds, of the widest interval of candidates; `stretches` holds indices of candidates."""
     # Candidate k represents every threshold above edge k, up to and including edge k + 1.
     edges = np.concatenate([[0.0], np.unique(positive), [1.0]])
-    odds = _log_odds(edges)
+    odds = log_odds(edges)
     widest = max(stretches, key=lambda part: odds[part[-1] + 1] - odds[part[0]])
     low, high = widest[0], widest[-1] + 1
     middle = min(float(_sigmoid((odds[low] + odds[high]) / 2.0)), float(edges[high]))
@@ -316,7 +316,7 @@ def threshold_counts(positive: np.ndarray, labels: np.ndarray) -> tuple[np.ndarr
     return candidates, tp, fp
 
 
-def _log_odds(p: float | np.ndarray) -> np.ndarray:
+def log_odds(p: float | np.ndarray) -> np.ndarray:
     p = np.clip(p, CERTAIN, 1.0 - CERTAIN)
     return np.asarray(np.log(p / (1.0 - p)))
 

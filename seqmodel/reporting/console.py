@@ -3,21 +3,26 @@
 from pathlib import Path
 
 from features.cli import console, echo, log_warning
+from seqmodel.config import METRIC_OF_TASK
 from seqmodel.evaluation.evaluator import EvaluationResult
-from seqmodel.reporting.text import TITLES, count, short
+from seqmodel.reporting.text import TITLES, count, short, strongest
 
 
 def print_estimates(result: EvaluationResult, report: Path) -> None:
-    """Print metrics of the model and the baselines, warnings and the report's path to stderr."""
+    """Print metrics of the model, the majority class, the best baseline and the leakage check, then warnings
+    and the report's path, to stderr."""
     from rich.table import Table
 
+    best = strongest(result, METRIC_OF_TASK[result.task])
+    shown = [b for b in result.comparisons if b is best or b.baseline.name in ("majority", "identity")]
+
     table = Table(title=f"{result.split}: {count(len(result.predictions), 'clip')}", title_justify="left")
-    for name in ("metric", "model", "95 % interval", *(b.baseline.title for b in result.comparisons)):
+    for name in ("metric", "model", "95 % interval", *(b.baseline.title for b in shown)):
         table.add_column(name, justify="left" if name == "metric" else "right")
     for name, (title, _) in TITLES.items():
         if name in result.estimates:
             estimate = result.estimates[name]
-            baselines = [short(b.estimates[name].value) for b in result.comparisons]
+            baselines = [short(b.estimates[name].value) for b in shown]
             table.add_row(
                 title, short(estimate.value), f"{short(estimate.low)} to {short(estimate.high)}", *baselines
             )

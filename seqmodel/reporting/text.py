@@ -94,13 +94,9 @@ def best_baseline(result: EvaluationResult, metric: str) -> dict[str, Any] | Non
     `metric`. None where there is no baseline with a defined value.
     """
     name = metric if metric in result.estimates else "balanced_accuracy"
-    candidates = [
-        b for b in result.comparisons if not b.baseline.is_leak and math.isfinite(b.estimates[name].value)
-    ]
-    if not candidates:
+    best = strongest(result, name)
+    if best is None:
         return None
-    sign = -1 if name in LOWER_IS_BETTER else 1
-    best = max(candidates, key=lambda b: sign * b.estimates[name].value)
     return {
         "metric": TITLES[name][0],
         "title": best.baseline.title,
@@ -110,6 +106,15 @@ def best_baseline(result: EvaluationResult, metric: str) -> dict[str, Any] | Non
         "mark": _mark(name, best) or "even",
         "conclusion": _conclusion(result, name, best),
     }
+
+
+def strongest(result: EvaluationResult, name: str) -> BaselineComparison | None:
+    """The baseline with the best value of a metric, without the leakage check; None if none has one."""
+    sign = -1 if name in LOWER_IS_BETTER else 1
+    candidates = [
+        b for b in result.comparisons if not b.baseline.is_leak and math.isfinite(b.estimates[name].value)
+    ]
+    return max(candidates, key=lambda b: sign * b.estimates[name].value, default=None)
 
 
 def _conclusion(result: EvaluationResult, name: str, comparison: BaselineComparison) -> str:
@@ -347,7 +352,7 @@ def fold_calibrations_intro(calibrations: Sequence[Calibration], card: Card) -> 
 
 
 def kind(comparison: BaselineComparison) -> str:
-    """CSS class of a baseline: leak, majority, logistic_embeddings or logistic_geometry."""
+    """CSS class of a baseline: leak, majority, or method and input, as logistic_geometry."""
     return "leak" if comparison.baseline.is_leak else comparison.baseline.name
 
 

@@ -258,7 +258,8 @@ def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path
         found[baseline] = {
             stick.name: score("auroc", context.eval_subset.labels, stick.probabilities) for stick in fitted
         }
-    assert {"logistic_embeddings", "logistic_geometry"} <= set(found["none"])
+    fitted = {f"logistic_{inputs}" for inputs in ("embeddings", "geometry", "both")}
+    assert set(found["none"]) == {"majority", "identity"} | fitted
     assert found["subject"]["logistic_embeddings"] == found["none"]["logistic_embeddings"]
     # Neutral faces of subjects differ by more than the classes do.
     assert found["subject"]["logistic_geometry"] > found["none"]["logistic_geometry"] + 0.05
