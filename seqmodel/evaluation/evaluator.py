@@ -17,6 +17,7 @@ from seqmodel.metrics.bootstrap import (
     BootstrapWeights,
     Estimate,
     PairedDifference,
+    few_subjects_text,
     resample,
     resample_subjects,
 )
@@ -131,10 +132,7 @@ def _warnings(p: Predictions, resamples: BootstrapWeights, label_names: tuple[st
             "and the same subjects may be in training"
         )
     elif resamples.num_subjects < FEW_SUBJECTS:
-        count = f"{resamples.num_subjects} subject{'s' if resamples.num_subjects > 1 else ''}"
-        found.append(
-            f"only {count}: confidence intervals of fewer than {FEW_SUBJECTS} subjects are imprecise"
-        )
+        found.append(few_subjects_text(resamples.num_subjects))
     unknown = p.num_unknown if resamples.by_subject else 0
     if unknown:
         found.append(

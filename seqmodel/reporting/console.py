@@ -5,7 +5,7 @@ from pathlib import Path
 from features.cli import console, echo, log_warning
 from seqmodel.config import METRIC_OF_TASK
 from seqmodel.evaluation.evaluator import EvaluationResult
-from seqmodel.reporting.text import TITLES, count, short, strongest
+from seqmodel.reporting.text import TITLES, count, short, strongest, subject_values, too_few_subjects
 
 
 def print_estimates(result: EvaluationResult, report: Path) -> None:
@@ -17,15 +17,21 @@ def print_estimates(result: EvaluationResult, report: Path) -> None:
     shown = [b for b in result.comparisons if b is best or b.baseline.name in ("majority", "identity")]
 
     table = Table(title=f"{result.split}: {count(len(result.predictions), 'clip')}", title_justify="left")
-    for name in ("metric", "model", "95 % interval", *(b.baseline.title for b in shown)):
+    for name in (
+        "metric",
+        "model",
+        "each subject" if too_few_subjects(result) else "95 % interval",
+        *(b.baseline.title for b in shown),
+    ):
         table.add_column(name, justify="left" if name == "metric" else "right")
     for name, (title, _) in TITLES.items():
         if name in result.estimates:
             estimate = result.estimates[name]
             baselines = [short(b.estimates[name].value) for b in shown]
-            table.add_row(
-                title, short(estimate.value), f"{short(estimate.low)} to {short(estimate.high)}", *baselines
-            )
+            spread = f"{short(estimate.low)} to {short(estimate.high)}"
+            if too_few_subjects(result):
+                spread = ", ".join(short(value, 2) for _, value in subject_values(result, name)) or "–"
+            table.add_row(title, short(estimate.value), spread, *baselines)
     console().print(table)
     for line in result.warnings:
         log_warning(line)

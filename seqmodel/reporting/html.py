@@ -35,6 +35,7 @@ from seqmodel.reporting.text import (
     run_rows,
     short,
     stages,
+    too_few_subjects,
 )
 from seqmodel.runs.card import Card
 from seqmodel.runs.files import write_text
@@ -89,6 +90,7 @@ def _context(result: EvaluationResult, card: Card, content: ReportContent) -> di
         "best_baseline": best_baseline(result, card.metric),
         "differences": differences(result, card.metric),
         "forest": forest(result),
+        "has_intervals": not too_few_subjects(result),
         "comparisons": [
             {"title": b.baseline.title, "description": b.baseline.description, "kind": kind(b)}
             for b in result.comparisons

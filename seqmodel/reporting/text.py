@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from seqmodel.evaluation.evaluator import LOWER_IS_BETTER, BaselineComparison, EvaluationResult
-from seqmodel.metrics.bootstrap import ENOUGH_SUBJECTS, Estimate
+from seqmodel.metrics.bootstrap import ENOUGH_SUBJECTS, FEW_SUBJECTS, Estimate, few_subjects_text
 from seqmodel.metrics.calibration import Calibration
+from seqmodel.metrics.classification import macro_auroc
 from seqmodel.runs.card import Card, calibration_stage
 
 TITLES: dict[str, tuple[str, str]] = {
@@ -49,7 +52,8 @@ def short(value: float | None, digits: int = 3) -> str:
 
 def with_interval(estimate: Estimate) -> str:
     """Value and 95 % interval, as .873 (.801 to .920)."""
-    return f"{short(estimate.value)} ({short(estimate.low)} to {short(estimate.high)})"
+    interval = f" ({short(estimate.low)} to {short(estimate.high)})" if math.isfinite(estimate.low) else ""
+    return short(estimate.value) + interval
 
 
 def signed(estimate: Estimate) -> str:
@@ -58,7 +62,7 @@ def signed(estimate: Estimate) -> str:
         ("+" if v > 0 else "") + short(v).replace("-", "−")
         for v in (estimate.value, estimate.low, estimate.high)
     )
-    return f"{value} ({low} to {high})"
+    return f"{value} ({low} to {high})" if math.isfinite(estimate.low) else value
 
 
 def count(number: int, noun: str) -> str:
@@ -120,13 +124,28 @@ def strongest(result: EvaluationResult, name: str) -> BaselineComparison | None:
 def _conclusion(result: EvaluationResult, name: str, comparison: BaselineComparison) -> str:
     """What the paired difference shows: better, worse, no clear difference, inconclusive or not defined."""
     mark, subjects = _mark(name, comparison), result.resamples.num_subjects
-    if mark in ("even", "") and _too_few_subjects(result):
+    if mark in ("even", "") and too_few_subjects(result):
         return f"inconclusive ({count(subjects, 'subject')})"
     return {"beats": "better", "loses": "worse", "even": "no clear difference"}.get(mark, "not defined")
 
 
-def _too_few_subjects(result: EvaluationResult) -> bool:
+def too_few_subjects(result: EvaluationResult) -> bool:
+    """Whether there are too few subjects for intervals; then the values of each subject are shown."""
     return result.resamples.by_subject and result.resamples.num_subjects < ENOUGH_SUBJECTS
+
+
+def subject_values(result: EvaluationResult, name: str) -> list[tuple[str, float]]:
+    """(subject, value) of accuracy or AUROC for each subject, where defined; empty for other metrics, and
+    where there are enough subjects for an interval."""
+    p, found = result.predictions, []
+    if name in ("accuracy", "auroc") and too_few_subjects(result):
+        for subject in np.unique(p.subjects[p.subjects != ""]).tolist():
+            inside = p.subjects == subject
+            value = (p.predicted == p.labels)[inside].mean()
+            if name == "auroc":
+                value = macro_auroc(p.labels[inside], p.probabilities[inside])
+            found.append((subject, float(value)))
+    return [pair for pair in found if math.isfinite(pair[1])]
 
 
 def percent(value: float | None) -> str:
@@ -170,6 +189,9 @@ def metrics_intro(result: EvaluationResult) -> str:
         unit += ", and by clip where the subject is unknown"
     missing, clips = int((~result.predictions.measured).sum()), len(result.predictions)
     text = f"95 % intervals from {len(result.resamples.weights):,} bootstrap rounds by {unit}. "
+    if result.resamples.by_subject and result.resamples.num_subjects < FEW_SUBJECTS:
+        text = text * (not too_few_subjects(result))
+        text += few_subjects_text(result.resamples.num_subjects).capitalize() + ". "
     text += f"All {clips:,} labelled clips of the subset are evaluated"
     if missing:
         text += f"; {missing:,} of them failed or have no face and count as the majority class"
@@ -227,6 +249,10 @@ def forest(result: EvaluationResult) -> list[dict[str, Any]]:
                 "at": at,
                 "left": low,
                 "width": None if low is None or high is None else round(high - low, 2),
+                "people": [
+                    {"name": subject, "value": each, "at": _position(each)}
+                    for subject, each in subject_values(result, name)
+                ],
                 "ticks": [tick | _stacked(tick, ticks) for tick in ticks],
             }
         )
