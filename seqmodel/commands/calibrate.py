@@ -63,6 +63,7 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         card.labelling.task,
         threshold_metric=args.threshold_metric,
         label_names=card.labelling.names,
+        groups=subjects[fits],
     )
     card = log_test_evaluation(context, card)
     evaluated = evaluate_both(card, fitted, logits[~fits], labels[~fits], subjects[~fits], args.seed)

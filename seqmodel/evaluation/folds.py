@@ -329,7 +329,8 @@ def run_fold(
     if not parts or len(indices) == 0:
         empty = np.zeros(0, np.int64)
         return FoldResult(empty, np.zeros((0, card.num_outputs)), np.zeros((0, len(names))), empty, "")
-    inner_labels = samples.labels[np.concatenate([inner_val for _, inner_val in parts])]
+    inner = np.concatenate([inner_val for _, inner_val in parts])
+    inner_labels = samples.labels[inner]
     held_out_samples, first_seed = select_samples(samples, indices), seed * INNER_FOLDS
     tried: list[tuple[float, str, np.ndarray, np.ndarray, tuple[Any, ...]]] = []
     for candidate in CANDIDATES:
@@ -356,6 +357,7 @@ def run_fold(
         threshold_metric=card.calibration.threshold_metric,
         label_names=names,
         always_scale=True,
+        groups=sample_groups(samples)[inner],
     )
     predicted = decide(logits, task, calibration)
     return FoldResult(

@@ -108,6 +108,7 @@ def predict_simple(
         threshold_metric=threshold_metric,
         label_names=label_names,
         always_scale=True,
+        groups=groups[left_out],
     )
     return decide(logits, task, calibration)
 

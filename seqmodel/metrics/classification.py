@@ -164,6 +164,19 @@ def ece_from_sums(sums: np.ndarray) -> np.ndarray:
         return np.abs(sums[..., 1] - sums[..., 2]).sum(-1) / sums[..., 0].sum(-1)
 
 
+def calibration_line(labels: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
+    """(slope, intercept) of a logistic regression of labels (N,) on the log-odds of p(positive) (N,): 1 and 0
+    if the probabilities are calibrated, a slope below 1 if they are too extreme (Cox, 1958). NaN with one
+    class."""
+    from sklearn.linear_model import LogisticRegression
+
+    p = np.clip(positive, 1e-4, 1 - 1e-4)
+    if len(np.unique(labels)) < 2:
+        return float("nan"), float("nan")
+    model = LogisticRegression(C=1e6).fit(np.log(p / (1 - p))[:, None], labels)
+    return float(model.coef_[0, 0]), float(model.intercept_[0])
+
+
 def minority_class(labels: np.ndarray, num_classes: int) -> int:
     """The rarest class that occurs (the first of equal ones); average precision is computed for it."""
     counts = np.bincount(labels, minlength=num_classes).astype(float)

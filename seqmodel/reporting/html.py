@@ -20,6 +20,7 @@ from seqmodel.reporting.text import (
     EXCLUDED_USE,
     INTENDED_USE,
     best_baseline,
+    calibration_errors,
     chips,
     class_rows,
     count,
@@ -104,7 +105,7 @@ def _context(result: EvaluationResult, card: Card, content: ReportContent) -> di
         "roc_caption": "The dotted diagonal is a random classifier."
         if result.task == "binary"
         else "One class against all others; the dotted diagonal is a random classifier.",
-        "calibration_intro": content.calibration,
+        "calibration_intro": content.calibration + calibration_errors(result),
         "plots": {name: Markup(svg) for name, svg in content.plots.items()},
         "positive": names[-1],
         "stages": stages(card),

@@ -335,6 +335,17 @@ def errors_intro(result: EvaluationResult) -> str:
     return f"{text} and {percent(worst[0])} for {worst[1]}." if worst[1] != best[1] else f"{text}."
 
 
+def calibration_errors(result: EvaluationResult) -> str:
+    """How well the probabilities are calibrated on the evaluated clips."""
+    names = ("brier", "ece", "calibration_slope", "calibration_intercept")
+    brier, error, *line = (short(result.estimates[name].value) for name in names if name in result.estimates)
+    text = f" On these clips: Brier score {brier}, expected calibration error {error}"
+    if not line:
+        return text + ". Slope and intercept are computed for two classes only."
+    text += f", calibration slope {line[0]} (1 is calibrated, below 1 is too extreme)"
+    return f"{text}, calibration intercept {line[1]} (0 is calibrated)."
+
+
 def calibration_intro(card: Card) -> str:
     """What calibration does to the logits, the decision threshold and the abstain band."""
     c, stage = card.calibration, calibration_stage(card)
@@ -350,7 +361,8 @@ def calibration_intro(card: Card) -> str:
     if card.labelling.task == "binary":
         text += (
             f" The model predicts {card.labelling.names[1]} if p ≥ {c.threshold:.2f} "
-            f"(threshold chosen for {c.threshold_metric.replace('_', ' ')} on {source})."
+            f"(threshold chosen for {c.threshold_metric.replace('_', ' ')} on {source}; it is 0.50 unless "
+            "another one is better for new subjects)."
         )
     if c.abstain is not None:
         low, high = c.abstain
