@@ -42,6 +42,8 @@ from seqmodel.runs.files import write_text
 from seqmodel.runs.predict import PREDICTIONS, write_predictions
 from seqmodel.runs.writer import card_lock, put_calibration, update_card
 
+NO_BASELINES = "Baselines are compared on test, or with --folds"
+
 
 def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
     """Handler of the command: returns (summary, exit code). Raises ValueError for errors that a user can
@@ -143,19 +145,20 @@ def evaluate_split(context: EvalContext, args: EvaluateArgs) -> EvaluationResult
     seen = seen[seen != ""] if context.split == "test" else seen[:0]
     warnings = [*context.card.warnings, *_subset_warnings(context)]
     if context.split == "train":
-        warnings.append("the run was trained on these clips: the metrics are too optimistic")
+        warnings.append(f"the run was trained on these clips: selection scores (optimistic). {NO_BASELINES}")
     if context.split == "val":
         warnings.append(
-            "this head and its threshold were chosen on these clips: the metrics are too optimistic"
+            "this head and its threshold were chosen on these clips: selection scores (optimistic). "
+            + NO_BASELINES
         )
     if len(seen):
         warnings.append(
             f"subjects with clips in both test and training: {len(seen)} (as named in the store: "
             f"{', '.join(map(str, seen[:5]))}{', …' if len(seen) > 5 else ''}); metrics are too optimistic"
         )
-    result = _evaluated(
-        context, predictions, fit_baselines(context, predictions, training, args.seed), args, warnings
-    )
+    is_selection = context.split in ("train", "val")
+    baselines = [] if is_selection else fit_baselines(context, predictions, training, args.seed)
+    result = _evaluated(context, predictions, baselines, args, warnings)
     return replace(result, is_unseen=context.split == "test" and not len(seen))
 
 

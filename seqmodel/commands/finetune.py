@@ -200,7 +200,9 @@ def _run_job(setup: FinetuneSetup, job: EndToEnd, args: FinetuneArgs) -> EpochRe
             result = job.step()
             bar.advance(row)
             if result is not None:
-                bar.update(row, description=f"fine-tuning, validation {result.val_score:.4f}")
+                bar.update(
+                    row, description=f"fine-tuning, selection score (optimistic) {result.val_score:.4f}"
+                )
             stops = _any_process_stops(stop_here(), job.distributed)
             if stops or result is not None or time.monotonic() - saved >= setup.config.save_every_s:
                 if job.distributed.is_main:
@@ -326,7 +328,7 @@ def _print_history(history: list[EpochResult], kept: EpochResult, setup: Finetun
         "trains",
         "train loss",
         "val loss",
-        f"val {setup.card.metric}",
+        f"selection score (optimistic), val {setup.card.metric}",
         "frames/s",
         "",
     )

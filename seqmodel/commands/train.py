@@ -97,10 +97,10 @@ def print_task(learning_task: LearningTask) -> None:
 
 
 def print_scores(metric: str, scores: Mapping[str, float]) -> None:
-    """Print a table of validation scores, best first."""
+    """Print a table of scores on clips that choices were made on, best first."""
     from rich.table import Table
 
-    table = Table("", f"validation {metric}")
+    table = Table("", f"selection score (optimistic), validation {metric}")
     for name, value in sorted(scores.items(), key=lambda item: -item[1]):
         table.add_row(name, f"{value:.4f}")
     console().print(table)

@@ -51,7 +51,7 @@ from seqmodel.metrics.calibration import (
     probabilities,
     require_threshold,
 )
-from seqmodel.metrics.classification import class_frequencies, score
+from seqmodel.metrics.classification import class_frequencies, score, within_fold_auroc
 from seqmodel.metrics.predictions import Predictions
 from seqmodel.runs.card import Card, git_commit, versions
 from seqmodel.runs.writer import complete_head
@@ -176,7 +176,16 @@ def run_folds(
     num_untrained = sum(bool(untrained[held_out].any()) for _, held_out in folds)
     leak = encoder_leak_warning(context.store, groups_of(context.table, rows))
     names = [result.candidate for result in chosen]
-    notes = [leak] * bool(leak) + _notes(len(folds), num_untrained, names, bool((subjects == "").any()))
+    notes = [leak] * bool(leak)
+    if card.labelling.task == "binary":
+        held_out_clips = [held_out for _, held_out in folds]
+        within = within_fold_auroc(labels == 1, predictions.probabilities[:, 1], held_out_clips)
+        pooled = score("auroc", labels, predictions.probabilities)
+        notes.append(
+            f"AUROC within folds is {within:.3f} (mean over folds, weighted by pairs of clips); pooled over "
+            f"all folds it is {pooled:.3f}, which also compares probabilities of different heads"
+        )
+    notes += _notes(len(folds), num_untrained, names, bool((subjects == "").any()))
     return predictions, baselines, fold_models, notes
 
 

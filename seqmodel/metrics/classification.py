@@ -9,6 +9,7 @@ Shapes: N clips, C classes. labels and predictions (N,) int64, probabilities (N,
 to one. The last class is the positive one. An undefined metric (AUROC of one class, ...) is NaN.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,17 @@ def macro_auroc(
     present = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(present, values, 0.0).sum(0) / present.sum(0)
+
+
+def within_fold_auroc(positive: np.ndarray, scores: np.ndarray, folds: Sequence[np.ndarray]) -> float:
+    """Mean AUROC over folds of (N,) scores against (N,) bool, weighted by the folds' pairs; NaN without a
+    pair. Scores of models of different folds are not compared with each other (Airola et al., 2011).
+
+    folds: the indices of each fold's held-out clips.
+    """
+    pairs = np.array([positive[fold].sum() * (~positive[fold]).sum() for fold in folds], np.float64)
+    values = [float(ranking_metrics(positive[fold], scores[fold])[0]) for fold in folds]
+    return float(np.average(np.nan_to_num(values), weights=pairs)) if pairs.any() else float("nan")
 
 
 def ranking_metrics(

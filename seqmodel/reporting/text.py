@@ -398,7 +398,7 @@ STAGE_COLUMNS = ("stage", "val_score", "kept", "command")
 """Fields of a stage that are not listed in the column of details."""
 STAGE_FIELDS = {
     "settings": "hash of data and settings",
-    "stage_1": "validation score of the head before fine-tuning",
+    "stage_1": "selection score (optimistic) of the head before fine-tuning",
     "unfreeze_from": "first trained encoder block",
     "before": "previous calibration",
     "time_utc": "time (UTC)",
