@@ -36,6 +36,7 @@ from seqmodel.metrics.predictions import Predictions
 from seqmodel.reporting.console import print_estimates
 from seqmodel.reporting.content import build_content
 from seqmodel.reporting.html import write_model_card, write_report
+from seqmodel.reporting.text import with_interval
 from seqmodel.reporting.umap_projection import UmapJob, umap_in_background
 from seqmodel.runs.card import Card, load_card
 from seqmodel.runs.files import write_text
@@ -124,10 +125,7 @@ def print_auroc_of_predicted(result: EvaluationResult) -> None:
     """Print AUROC without the clips that failed or have no face, if there are such clips."""
     if result.measured_estimates is not None and np.isfinite(result.measured_estimates["auroc"].value):
         auroc, count = result.measured_estimates["auroc"], int(result.predictions.measured.sum())
-        echo(
-            f"AUROC on the {count} clips with a prediction: {auroc.value:.3f} "
-            f"({auroc.low:.3f} to {auroc.high:.3f})"
-        )
+        echo(f"AUROC on the {count} clips with a prediction: {with_interval(auroc)}")
 
 
 def umap_job_of(context: EvalContext, args: EvaluateArgs) -> AbstractContextManager[UmapJob | None]:

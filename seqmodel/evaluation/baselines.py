@@ -14,15 +14,11 @@ from seqmodel.evaluation.simple_methods import MAX_CLIPS, MAX_COLUMNS, METHODS, 
 
 NUM_PARTS = 5
 SIMPLE_TEXT = (
-    "Statistics of the {} over a clip: mean, standard deviation, minimum, quartiles, maximum, slope, mean "
+    "{} on statistics of {} over a clip: mean, standard deviation, minimum, quartiles, maximum, slope, mean "
     f"change, share of valid frames. A stream wider than {WIDEST} columns is reduced to {WIDEST} principal "
-    "components. Calibrated like the model, on training subjects."
+    f"components. Trees and boosting read {MAX_CLIPS:,} clips at most, boosting {MAX_COLUMNS} columns. "
+    "Calibrated like the model, on training subjects."
 )
-LIMIT_TEXTS = {
-    "logistic": "",
-    "trees": f" Fitted on {MAX_CLIPS:,} clips at most.",
-    "boosting": f" Fitted on {MAX_CLIPS:,} clips and {MAX_COLUMNS} columns at most.",
-}
 
 
 def majority(
@@ -84,8 +80,8 @@ def simple_baselines(
             p = np.tile(training_class_frequencies, (len(measured), 1))
             predicted = p.argmax(axis=1).astype(np.int64)
             p[measured], predicted[measured] = decision.probabilities, decision.label
-            title, text = f"{METHODS[method]}, {title}", SIMPLE_TEXT.format(title) + LIMIT_TEXTS[method]
-            found.append(Baseline(f"{method}_{name}", title, text, p, predicted))
+            text = SIMPLE_TEXT.format(METHODS[method], title)
+            found.append(Baseline(f"{method}_{name}", f"{METHODS[method]}, {title}", text, p, predicted))
     return found
 
 

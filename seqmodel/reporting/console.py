@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from features.cli import console, echo, log_warning
-from seqmodel.config import METRIC_OF_TASK
 from seqmodel.evaluation.evaluator import EvaluationResult
-from seqmodel.reporting.text import TITLES, count, short, strongest, subject_values, too_few_subjects
+from seqmodel.reporting.text import TITLES, count, short, shown_baselines, subject_values, too_few_subjects
 
 
 def print_estimates(result: EvaluationResult, report: Path) -> None:
@@ -13,8 +12,7 @@ def print_estimates(result: EvaluationResult, report: Path) -> None:
     and the report's path, to stderr."""
     from rich.table import Table
 
-    best = strongest(result, METRIC_OF_TASK[result.task])
-    shown = [b for b in result.comparisons if b is best or b.baseline.name in ("majority", "identity")]
+    shown = shown_baselines(result)
 
     table = Table(title=f"{result.split}: {count(len(result.predictions), 'clip')}", title_justify="left")
     for name in (

@@ -27,7 +27,7 @@ from seqmodel.reporting.html import ReportContent
 from seqmodel.reporting.literature import literature_table
 from seqmodel.reporting.search_history import trials_of
 from seqmodel.reporting.style import save
-from seqmodel.reporting.text import TITLES, calibration_intro, count, fold_calibrations_intro, strongest
+from seqmodel.reporting.text import TITLES, calibration_intro, count, fold_calibrations_intro, shown_baselines
 from seqmodel.reporting.umap_projection import UmapJob
 from seqmodel.reporting.worst_errors import hardest_clips
 from seqmodel.runs.card import Card
@@ -165,11 +165,10 @@ def result_plots(
     p, names, binary = result.predictions, result.label_names, result.task == "binary"
     threshold = thresholds if binary and isinstance(thresholds, float) else None
     band = card.calibration.abstain if isinstance(thresholds, float) else None
-    best = strongest(result, "auroc")
     others = [
         (b.baseline.title, b.baseline.probabilities)
-        for b in result.comparisons
-        if b is best or b.baseline.is_leak
+        for b in shown_baselines(result)
+        if b.baseline.name != "majority"
     ]
     found = {
         "confusion": plots_metrics.confusion_plot(confusion(p.labels, p.predicted, len(names)), names),

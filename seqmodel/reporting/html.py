@@ -35,6 +35,7 @@ from seqmodel.reporting.text import (
     recipe_rows,
     run_rows,
     short,
+    shown_baselines,
     stages,
     too_few_subjects,
 )
@@ -96,6 +97,7 @@ def _context(result: EvaluationResult, card: Card, content: ReportContent) -> di
             {"title": b.baseline.title, "description": b.baseline.description, "kind": kind(b)}
             for b in result.comparisons
         ],
+        "columns": [b.baseline.title for b in shown_baselines(result)],
         "has_measured": result.measured_estimates is not None,
         "metric_rows": metric_rows(result),
         "class_rows": class_rows(result),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from seqmodel.config import METRIC_OF_TASK
 from seqmodel.evaluation.evaluator import LOWER_IS_BETTER, BaselineComparison, EvaluationResult
 from seqmodel.metrics.bootstrap import ENOUGH_SUBJECTS, FEW_SUBJECTS, Estimate, few_subjects_text
 from seqmodel.metrics.calibration import Calibration
@@ -119,6 +120,12 @@ def strongest(result: EvaluationResult, name: str) -> BaselineComparison | None:
         b for b in result.comparisons if not b.baseline.is_leak and math.isfinite(b.estimates[name].value)
     ]
     return max(candidates, key=lambda b: sign * b.estimates[name].value, default=None)
+
+
+def shown_baselines(result: EvaluationResult) -> list[BaselineComparison]:
+    """The baselines with a column in tables: majority class, best in the task's metric, leakage check."""
+    best = strongest(result, METRIC_OF_TASK[result.task])
+    return [b for b in result.comparisons if b is best or b.baseline.name in ("majority", "identity")]
 
 
 def _conclusion(result: EvaluationResult, name: str, comparison: BaselineComparison) -> str:
@@ -271,7 +278,7 @@ def _position(value: float) -> float | None:
 
 
 def metric_rows(result: EvaluationResult) -> list[dict[str, Any]]:
-    """One row per metric of the table of all metrics."""
+    """One row per metric of the table of all metrics; columns of `shown_baselines`."""
     rows = []
     for name, (title, note) in TITLES.items():
         if name not in result.estimates:
@@ -284,7 +291,7 @@ def metric_rows(result: EvaluationResult) -> list[dict[str, Any]]:
                 "mark": _mark(name, b),
                 "tooltip": f"difference {signed(pair.difference)}, p = {short(pair.p_value)}",
             }
-            for b, pair in ((b, b.paired[name]) for b in result.comparisons)
+            for b, pair in ((b, b.paired[name]) for b in shown_baselines(result))
         ]
         measured = result.measured_estimates
         rows.append(
