@@ -111,7 +111,8 @@ def tiny_demo(build_once: BuildOnce) -> Path:
 
 @pytest.fixture
 def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write empty plots into the reports of this test, because rendering takes most of an evaluation's time.
+    """Write empty plots into the reports of this test, and fit logistic regression as the only simple method:
+    rendering and fitting trees take most of an evaluation's time.
 
     The Matplotlib figures are still made; only their rendering is left out.
     """
@@ -126,6 +127,7 @@ def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         return "<svg></svg>"
 
     monkeypatch.setattr("tune.run.save_study_plots", lambda study, folder, metric: {})
+    monkeypatch.setattr("seqmodel.evaluation.baselines.METHODS", {"logistic": "Logistic regression"})
     monkeypatch.setattr("seqmodel.reporting.content.save", save)
     monkeypatch.setattr("seqmodel.reporting.worst_errors.save", save)
     monkeypatch.setattr("seqmodel.reporting.style.save", save)

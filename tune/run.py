@@ -20,7 +20,7 @@ from features.splits import split_hash
 from features.store.table import groups_of
 from seqmodel.commands.train import print_scores, print_task
 from seqmodel.config import FinetuneArgs
-from seqmodel.evaluation.logistic import baseline_scores
+from seqmodel.evaluation.simple_methods import baseline_scores
 from seqmodel.finetuning.setup import require_crops
 from seqmodel.runs.card import load_card
 from seqmodel.runs.files import ARTIFACTS, CARD, STUDY, WEIGHTS, require_free
@@ -186,8 +186,8 @@ def settings_of(args: TuneArgs, context: SearchContext, metric: str) -> dict[str
 
 def mean_baselines(context: SearchContext, metric: str) -> dict[str, float]:
     """Mean score of each baseline over the folds of the trials."""
-    classes = context.learning_task.num_classes
-    found = [baseline_scores(fold.train, fold.val, classes, metric) for fold in context.folds]
+    task, names = context.space.task, context.learning_task.labelling.names
+    found = [baseline_scores(fold.train, fold.val, task, names, metric) for fold in context.folds]
     return {name: statistics.fmean(scores[name] for scores in found) for name in found[0]}
 
 

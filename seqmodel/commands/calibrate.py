@@ -16,7 +16,7 @@ from seqmodel.commands.evaluation_log import log_test_evaluation
 from seqmodel.commands.export import renew_exports
 from seqmodel.config import CalibrateArgs
 from seqmodel.evaluation.context import EvalContext, every_labelled, folder_of, open_context
-from seqmodel.metrics.bootstrap import resample, resample_subjects
+from seqmodel.metrics.bootstrap import ENOUGH_SUBJECTS, resample, resample_subjects
 from seqmodel.metrics.calibration import Calibration, decide, refit_calibration, require_threshold
 from seqmodel.metrics.classification import minority_class
 from seqmodel.reporting.text import TITLES, short
@@ -25,9 +25,8 @@ from seqmodel.runs.files import write_json
 from seqmodel.runs.predict import predict_rows
 from seqmodel.runs.writer import put_calibration
 
-MIN_TEST_SUBJECTS = 5
-"""Fewer subjects have no 95 % interval. A bootstrap of n subjects has C(2n - 1, n) different resamples: 35
-for four and 126 for five. The outer 2.5 % need 40 at least."""
+MIN_TEST_SUBJECTS = ENOUGH_SUBJECTS
+"""Fewer subjects have no 95 % interval."""
 TRIES = 200
 """Random choices of subjects to try, until both parts have clips of every class."""
 
@@ -64,6 +63,7 @@ def calibrate(args: CalibrateArgs) -> tuple[dict[str, Any], int]:
         card.labelling.task,
         threshold_metric=args.threshold_metric,
         label_names=card.labelling.names,
+        groups=subjects[fits],
     )
     card = log_test_evaluation(context, card)
     evaluated = evaluate_both(card, fitted, logits[~fits], labels[~fits], subjects[~fits], args.seed)

@@ -20,6 +20,7 @@ from seqmodel.metrics.bootstrap import (
     BootstrapWeights,
     Estimate,
     PairedDifference,
+    few_subjects_text,
     resample,
     resample_subjects,
 )
@@ -69,7 +70,7 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
     found, resamples = evaluate_runs(args.runs, cards[-1], rows, metric, args.bootstrap_rounds, args.seed)
     passed = gate_passes(found[-1].difference_from_first[metric])
     if resamples.by_subject and resamples.num_subjects < FEW_SUBJECTS:
-        log_warning(f"only {resamples.num_subjects} shared subjects: confidence intervals are imprecise")
+        log_warning(few_subjects_text(resamples.num_subjects))
     _print_comparison(found, len(shared), resamples)
     plot = args.runs[-1] / "plots" / "compare.png"
     _draw(found, plot)

@@ -36,11 +36,14 @@ from seqmodel.metrics.predictions import Predictions
 from seqmodel.reporting.console import print_estimates
 from seqmodel.reporting.content import build_content
 from seqmodel.reporting.html import write_model_card, write_report
+from seqmodel.reporting.text import with_interval
 from seqmodel.reporting.umap_projection import UmapJob, umap_in_background
 from seqmodel.runs.card import Card, load_card
 from seqmodel.runs.files import write_text
 from seqmodel.runs.predict import PREDICTIONS, write_predictions
 from seqmodel.runs.writer import card_lock, put_calibration, update_card
+
+NO_BASELINES = "Baselines are compared on test, or with --folds"
 
 
 def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
@@ -122,10 +125,7 @@ def print_auroc_of_predicted(result: EvaluationResult) -> None:
     """Print AUROC without the clips that failed or have no face, if there are such clips."""
     if result.measured_estimates is not None and np.isfinite(result.measured_estimates["auroc"].value):
         auroc, count = result.measured_estimates["auroc"], int(result.predictions.measured.sum())
-        echo(
-            f"AUROC on the {count} clips with a prediction: {auroc.value:.3f} "
-            f"({auroc.low:.3f} to {auroc.high:.3f})"
-        )
+        echo(f"AUROC on the {count} clips with a prediction: {with_interval(auroc)}")
 
 
 def umap_job_of(context: EvalContext, args: EvaluateArgs) -> AbstractContextManager[UmapJob | None]:
@@ -143,19 +143,20 @@ def evaluate_split(context: EvalContext, args: EvaluateArgs) -> EvaluationResult
     seen = seen[seen != ""] if context.split == "test" else seen[:0]
     warnings = [*context.card.warnings, *_subset_warnings(context)]
     if context.split == "train":
-        warnings.append("the run was trained on these clips: the metrics are too optimistic")
+        warnings.append(f"the run was trained on these clips: selection scores (optimistic). {NO_BASELINES}")
     if context.split == "val":
         warnings.append(
-            "this head and its threshold were chosen on these clips: the metrics are too optimistic"
+            "this head and its threshold were chosen on these clips: selection scores (optimistic). "
+            + NO_BASELINES
         )
     if len(seen):
         warnings.append(
             f"subjects with clips in both test and training: {len(seen)} (as named in the store: "
             f"{', '.join(map(str, seen[:5]))}{', …' if len(seen) > 5 else ''}); metrics are too optimistic"
         )
-    result = _evaluated(
-        context, predictions, fit_baselines(context, predictions, training, args.seed), args, warnings
-    )
+    is_selection = context.split in ("train", "val")
+    baselines = [] if is_selection else fit_baselines(context, predictions, training, args.seed)
+    result = _evaluated(context, predictions, baselines, args, warnings)
     is_unseen = context.split == "test" and not len(seen) and not context.synthetic_notice
     return replace(result, is_unseen=is_unseen)
 

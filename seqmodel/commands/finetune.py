@@ -21,6 +21,7 @@ import torch
 
 from features.cli import UserError, console, echo, log_warning, progress
 from features.recipe import EncoderId
+from features.store.table import groups_of
 from seqmodel.config import FinetuneArgs
 from seqmodel.encoders.backbone import state_sha256
 from seqmodel.finetuning.distributed import DistributedContext, join_distributed, leave_distributed
@@ -199,7 +200,9 @@ def _run_job(setup: FinetuneSetup, job: EndToEnd, args: FinetuneArgs) -> EpochRe
             result = job.step()
             bar.advance(row)
             if result is not None:
-                bar.update(row, description=f"fine-tuning, validation {result.val_score:.4f}")
+                bar.update(
+                    row, description=f"fine-tuning, selection score (optimistic) {result.val_score:.4f}"
+                )
             stops = _any_process_stops(stop_here(), job.distributed)
             if stops or result is not None or time.monotonic() - saved >= setup.config.save_every_s:
                 if job.distributed.is_main:
@@ -289,6 +292,7 @@ def _card_of(
             card.labelling.task,
             threshold_metric=card.calibration.threshold_metric,
             label_names=card.labelling.names,
+            groups=groups_of(setup.store.table(), setup.val.rows)[measured],
         ),
         stages=(*(dict(stage) | {"kept": False} for stage in card.stages), entry),
         metrics={},
@@ -319,7 +323,15 @@ def _history_json(result: EpochResult) -> dict[str, Any]:
 def _print_history(history: list[EpochResult], kept: EpochResult, setup: FinetuneSetup) -> None:
     from rich.table import Table
 
-    table = Table("epoch", "trains", "train loss", "val loss", f"val {setup.card.metric}", "frames/s", "")
+    table = Table(
+        "epoch",
+        "trains",
+        "train loss",
+        "val loss",
+        f"selection score (optimistic), val {setup.card.metric}",
+        "frames/s",
+        "",
+    )
     for epoch in history:
         what = {"stage 1": "—", "head": "head", "both": "encoder and head"}[epoch.phase]
         speed, train = (

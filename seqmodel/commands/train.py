@@ -6,7 +6,7 @@ from typing import Any
 from features.cli import console, echo, log_warning, progress
 from features.datasets import Samples
 from seqmodel.config import TrainArgs
-from seqmodel.evaluation.logistic import baseline_scores
+from seqmodel.evaluation.simple_methods import baseline_scores
 from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs
 from seqmodel.runs.files import require_free
 from seqmodel.runs.writer import complete_head, count_parameters, resolve_device, rounded, write_run
@@ -25,7 +25,8 @@ def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
     train_samples, val_samples = load_train_val(learning_task)
     metric = resolve_metric(args.metric, learning_task.labelling.task)
     head, fitted = fit_head(args, learning_task, train_samples, val_samples, device)
-    baselines = baseline_scores(train_samples, val_samples, learning_task.num_classes, metric)
+    task, names = learning_task.labelling.task, learning_task.labelling.names
+    baselines = baseline_scores(train_samples, val_samples, task, names, metric)
     card = write_run(
         args.run,
         learning_task,
@@ -96,10 +97,10 @@ def print_task(learning_task: LearningTask) -> None:
 
 
 def print_scores(metric: str, scores: Mapping[str, float]) -> None:
-    """Print a table of validation scores, best first."""
+    """Print a table of scores on clips that choices were made on, best first."""
     from rich.table import Table
 
-    table = Table("", f"validation {metric}")
+    table = Table("", f"selection score (optimistic), validation {metric}")
     for name, value in sorted(scores.items(), key=lambda item: -item[1]):
         table.add_row(name, f"{value:.4f}")
     console().print(table)

@@ -1,15 +1,24 @@
-"""Baselines of an evaluation: majority class, logistic regression, and subject identity.
+"""Baselines of an evaluation: majority class, simple methods on statistics of clips, and subject identity.
 
 Shapes: N clips, C classes.
 """
 
+from collections.abc import Mapping
+from itertools import product
+
 import numpy as np
 
-from features.datasets import Samples
+from features.labels import Task
 from seqmodel.evaluation.evaluator import Baseline
-from seqmodel.evaluation.logistic import logistic_probabilities
+from seqmodel.evaluation.simple_methods import MAX_CLIPS, MAX_COLUMNS, METHODS, WIDEST, predict_simple
 
 NUM_PARTS = 5
+SIMPLE_TEXT = (
+    "{} on statistics of {} over a clip: mean, standard deviation, minimum, quartiles, maximum, slope, mean "
+    f"change, share of valid frames. A stream wider than {WIDEST} columns is reduced to {WIDEST} principal "
+    f"components. Trees and boosting read {MAX_CLIPS:,} clips at most, boosting {MAX_COLUMNS} columns. "
+    "Calibrated like the model, on training subjects."
+)
 
 
 def majority(
@@ -33,29 +42,47 @@ def majority(
     )
 
 
-def logistic(
-    training: Samples,
-    evaluated: Samples,
-    stream: str,
+def simple_baselines(
+    train: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    groups: np.ndarray,
+    evaluated: Mapping[str, np.ndarray],
     measured: np.ndarray,
     training_class_frequencies: np.ndarray,
-) -> Baseline:
-    """Logistic regression on a stream's mean and standard deviation over time, fitted on training clips.
+    *,
+    task: Task,
+    label_names: tuple[str, ...],
+    threshold_metric: str,
+    seed: int,
+) -> list[Baseline]:
+    """Every method of METHODS on each stream and on all together; none where the training groups are too few.
 
-    `evaluated` holds the clips where `measured` (N,) is true; the others get the (C,) class frequencies of
-    training.
+    train and evaluated: `stream_statistics`. `evaluated` holds the clips where `measured` (N,) is true; the
+    others get the (C,) class frequencies of training.
     """
-    num_classes = len(training_class_frequencies)
-    p = np.tile(training_class_frequencies, (len(measured), 1))
-    p[measured] = logistic_probabilities(training, evaluated, stream, num_classes)
-    return Baseline(
-        name=f"logistic_{stream}",
-        title=f"Logistic regression, {stream}",
-        description=f"Logistic regression on the mean and standard deviation of the {stream} over a clip. "
-        "It ignores temporal order.",
-        probabilities=p,
-        predicted=p.argmax(axis=1).astype(np.int64),
-    )
+    inputs = [(name, name, [name]) for name in train]
+    inputs += [("both", "both streams", list(train))] * (len(train) > 1)
+    found = []
+    for method, (name, title, streams) in product(METHODS, inputs):
+        x, target = (np.concatenate([part[s] for s in streams], axis=1) for part in (train, evaluated))
+        decision = predict_simple(
+            method,
+            x,
+            labels,
+            groups,
+            target,
+            task=task,
+            label_names=label_names,
+            threshold_metric=threshold_metric,
+            seed=seed,
+        )
+        if decision is not None:
+            p = np.tile(training_class_frequencies, (len(measured), 1))
+            predicted = p.argmax(axis=1).astype(np.int64)
+            p[measured], predicted[measured] = decision.probabilities, decision.label
+            text = SIMPLE_TEXT.format(METHODS[method], title)
+            found.append(Baseline(f"{method}_{name}", f"{METHODS[method]}, {title}", text, p, predicted))
+    return found
 
 
 def identity(

@@ -12,10 +12,11 @@ from features.recipe import Part, differences
 from features.splits import known_rows
 from features.store.location import location_of
 from features.store.store import FeatureStore
-from features.store.table import ClipTable
-from seqmodel.evaluation.baselines import identity, logistic, majority
+from features.store.table import ClipTable, groups_of
+from seqmodel.evaluation.baselines import identity, majority, simple_baselines
 from seqmodel.evaluation.evaluator import Baseline
 from seqmodel.evaluation.permutation_importance import ImportanceScore
+from seqmodel.evaluation.simple_methods import principal_components, stream_statistics
 from seqmodel.heads.centering import with_centering
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.metrics.classification import class_frequencies
@@ -188,23 +189,24 @@ def training_class_frequencies(context: EvalContext, training: Training) -> np.n
 def fit_baselines(
     context: EvalContext, predictions: Predictions, training: Training, seed: int
 ) -> list[Baseline]:
-    """Baselines for the evaluated clips: majority class, logistic regression on each stream of the store
-    (also those that the head does not read), and subject identity if subjects are known."""
+    """Baselines for the evaluated clips: majority class, simple methods on each stream of the store (also
+    those that the head does not read) and on both, and subject identity if subjects are known."""
     card, prior = context.card, training_class_frequencies(context, training)
     found = [majority(prior, len(predictions), card.labelling.names)]
     if len(np.unique(training.labels)) > 1 and predictions.measured.any():
-        rows = context.eval_subset.rows[predictions.measured]
-        for stream in context.store.streams:
-            # Embeddings of different encoders are not comparable.
-            part: Part = "encoder" if stream == "embeddings" else "geometry"
-            if stream in training.store.streams and not differences(
-                training.store.recipe, context.store.recipe, [part]
-            ):
-                train_samples, eval_samples = (
-                    with_centering(load_samples(store, card.labelling, clips, stream), card.center, store)
-                    for store, clips in ((training.store, training.rows), (context.store, rows))
-                )
-                found.append(logistic(train_samples, eval_samples, stream, predictions.measured, prior))
+        of_train, of_evaluated = _statistics(context, predictions.measured, training, seed)
+        found += simple_baselines(
+            of_train,
+            training.labels,
+            groups_of(training.store.table(), training.rows),
+            of_evaluated,
+            predictions.measured,
+            prior,
+            task=card.labelling.task,
+            label_names=card.labelling.names,
+            threshold_metric=card.calibration.threshold_metric,
+            seed=seed,
+        )
     identity_baseline = identity(
         predictions.labels,
         predictions.subjects,
@@ -214,6 +216,29 @@ def fit_baselines(
         training_subjects=training.subjects,
     )
     return [*found, *([identity_baseline] if identity_baseline is not None else [])]
+
+
+def _statistics(
+    context: EvalContext, measured: np.ndarray, training: Training, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """`stream_statistics` of the training clips and of the evaluated clips with a prediction."""
+    card = context.card
+    found: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+    for stream in context.store.streams:
+        # Embeddings of different encoders are not comparable.
+        part: Part = "encoder" if stream == "embeddings" else "geometry"
+        if stream in training.store.streams and not differences(
+            training.store.recipe, context.store.recipe, [part]
+        ):
+            given = ((training.store, training.rows), (context.store, context.eval_subset.rows[measured]))
+            train, evaluated = (
+                with_centering(load_samples(store, card.labelling, rows, stream), card.center, store)
+                for store, rows in given
+            )
+            components = principal_components(train, seed)
+            for statistics, samples in zip(found, (train, evaluated), strict=True):
+                statistics.update(stream_statistics(samples, components))
+    return found
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from seqmodel.metrics.bootstrap import (
     BootstrapWeights,
     Estimate,
     PairedDifference,
+    few_subjects_text,
     resample,
     resample_subjects,
 )
-from seqmodel.metrics.classification import minority_class
+from seqmodel.metrics.classification import calibration_line, minority_class
 from seqmodel.metrics.predictions import Predictions
 
 LOWER_IS_BETTER = ("mae", "brier", "ece")
@@ -109,12 +110,16 @@ def evaluate_predictions(
     if keep.any() and not keep.all():
         again = resample_subjects(p.subjects[keep], rounds, seed)
         alone = resample(p.labels[keep], p.probabilities[keep], p.predicted[keep], again, minority, excluded)
+    estimates = of_model.estimates()
+    if task == "binary":
+        line = zip(("slope", "intercept"), calibration_line(p.labels, p.probabilities[:, 1]), strict=True)
+        estimates |= {f"calibration_{name}": Estimate(value, np.nan, np.nan) for name, value in line}
     return EvaluationResult(
         split=split,
         predictions=p,
         label_names=label_names,
         task=task,
-        estimates=of_model.estimates(),
+        estimates=estimates,
         measured_estimates=alone.estimates() if alone else None,
         comparisons=tuple(comparisons),
         resamples=resamples,
@@ -131,10 +136,7 @@ def _warnings(p: Predictions, resamples: BootstrapWeights, label_names: tuple[st
             "and the same subjects may be in training"
         )
     elif resamples.num_subjects < FEW_SUBJECTS:
-        count = f"{resamples.num_subjects} subject{'s' if resamples.num_subjects > 1 else ''}"
-        found.append(
-            f"only {count}: confidence intervals of fewer than {FEW_SUBJECTS} subjects are imprecise"
-        )
+        found.append(few_subjects_text(resamples.num_subjects))
     unknown = p.num_unknown if resamples.by_subject else 0
     if unknown:
         found.append(

@@ -27,7 +27,7 @@ from features.recipe import GeometryId
 from features.splits import grouped_folds, joined_groups, leave_one_subject_out
 from features.store.table import groups_of
 from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
-from seqmodel.evaluation.baselines import identity, logistic, majority
+from seqmodel.evaluation.baselines import identity, majority, simple_baselines
 from seqmodel.evaluation.context import EvalContext, FoldModels, every_labelled, face_coverage
 from seqmodel.evaluation.evaluator import Baseline
 from seqmodel.evaluation.fold_result import FoldResult, fingerprint_of, load_fold, save_fold
@@ -39,6 +39,7 @@ from seqmodel.evaluation.permutation_importance import (
     importance,
     subsample_indices,
 )
+from seqmodel.evaluation.simple_methods import principal_components, stream_statistics
 from seqmodel.heads.centering import with_centering
 from seqmodel.heads.recurrent import build_head
 from seqmodel.metrics.calibration import (
@@ -51,7 +52,7 @@ from seqmodel.metrics.calibration import (
     probabilities,
     require_threshold,
 )
-from seqmodel.metrics.classification import class_frequencies, score
+from seqmodel.metrics.classification import class_frequencies, score, within_fold_auroc
 from seqmodel.metrics.predictions import Predictions
 from seqmodel.runs.card import Card, git_commit, versions
 from seqmodel.runs.writer import complete_head
@@ -150,8 +151,9 @@ def run_folds(
     constant = majority(prior, len(rows), card.labelling.names, of="all clips")
     fold_baselines: dict[str, Baseline] = {constant.name: constant}
     results = fit_folds(card, grouped, measured, folds, args.seed, folder, on_fit)
-    for train, held_out in folds:
-        _add_baselines(fold_baselines, all_samples, measured, train, held_out, prior)
+    statistics = stream_statistics(all_samples, principal_components(all_samples, args.seed))
+    for fold in folds:
+        _add_baselines(fold_baselines, card, statistics, grouped, measured, fold, prior, args.seed)
     chosen = [result for result in results if result.candidate]
     if not chosen:
         raise UserError(
@@ -175,7 +177,16 @@ def run_folds(
     num_untrained = sum(bool(untrained[held_out].any()) for _, held_out in folds)
     leak = encoder_leak_warning(context.store, groups_of(context.table, rows))
     names = [result.candidate for result in chosen]
-    notes = [leak] * bool(leak) + _notes(len(folds), num_untrained, names, bool((subjects == "").any()))
+    notes = [leak] * bool(leak)
+    if card.labelling.task == "binary":
+        held_out_clips = [held_out for _, held_out in folds]
+        within = within_fold_auroc(labels == 1, predictions.probabilities[:, 1], held_out_clips)
+        pooled = score("auroc", labels, predictions.probabilities)
+        notes.append(
+            f"AUROC within folds is {within:.3f} (mean over folds, weighted by pairs of clips); pooled over "
+            f"all folds it is {pooled:.3f}, which also compares probabilities of different heads"
+        )
+    notes += _notes(len(folds), num_untrained, names, bool((subjects == "").any()))
     return predictions, baselines, fold_models, notes
 
 
@@ -331,7 +342,8 @@ def run_fold(
     if not parts or len(indices) == 0:
         empty = np.zeros(0, np.int64)
         return FoldResult(empty, np.zeros((0, card.num_outputs)), np.zeros((0, len(names))), empty, "")
-    inner_labels = samples.labels[np.concatenate([inner_val for _, inner_val in parts])]
+    inner = np.concatenate([inner_val for _, inner_val in parts])
+    inner_labels = samples.labels[inner]
     held_out_samples, first_seed = select_samples(samples, indices), seed * INNER_FOLDS
     tried: list[tuple[float, str, np.ndarray, np.ndarray, tuple[Any, ...]]] = []
     for candidate in CANDIDATES:
@@ -358,6 +370,7 @@ def run_fold(
         threshold_metric=card.calibration.threshold_metric,
         label_names=names,
         always_scale=True,
+        groups=sample_groups(samples)[inner],
     )
     predicted = decide(logits, task, calibration)
     return FoldResult(
@@ -428,20 +441,36 @@ def _score(card: Card, logits: np.ndarray, labels: np.ndarray) -> float:
 
 def _add_baselines(
     fold_baselines: dict[str, Baseline],
+    card: Card,
+    statistics: dict[str, np.ndarray],
     samples: Samples,
     measured: np.ndarray,
-    train: np.ndarray,
-    held_out: np.ndarray,
+    fold: Fold,
     prior: np.ndarray,
+    seed: int,
 ) -> None:
-    """Add logistic regression on each stream of `samples`, fitted in this fold, to the pooled baselines; a
-    fold without one keeps the (C,) class frequencies."""
+    """Add the simple methods, fitted in this fold, to the pooled baselines; a fold without one keeps the (C,)
+    class frequencies. `statistics`: those of all clips; their principal components come from all clips too,
+    without labels."""
+    (train, held_out), groups = fold, sample_groups(samples)
     inside, train = measured[held_out], train[measured[train]]
-    if len(np.unique(samples.labels[train])) < 2 or not inside.any():
+    if not inside.any():
         return
-    evaluated = select_samples(samples, held_out[inside])
-    for stream in samples.x:
-        baseline = logistic(select_samples(samples, train), evaluated, stream, inside, prior)
+    of_train, of_held_out = (
+        {name: values[rows] for name, values in statistics.items()} for rows in (train, held_out[inside])
+    )
+    for baseline in simple_baselines(
+        of_train,
+        samples.labels[train],
+        groups[train],
+        of_held_out,
+        inside,
+        prior,
+        task=card.labelling.task,
+        label_names=card.labelling.names,
+        threshold_metric=card.calibration.threshold_metric,
+        seed=seed,
+    ):
         if baseline.name not in fold_baselines:
             p = np.tile(prior, (len(samples), 1))
             fold_baselines[baseline.name] = replace(

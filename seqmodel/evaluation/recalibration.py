@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from features.cli import UserError
+from features.store.table import groups_of
 from seqmodel.evaluation.context import EvalContext, open_context
 from seqmodel.metrics.calibration import (
     Calibration,
@@ -44,6 +45,7 @@ def choose_on_validation(context: EvalContext, new_metric: str, abstain: float) 
         context.run, card, validation.store, card.labelling, validation.eval_subset.rows
     )
     logits, labels = logits[measured], validation.eval_subset.labels[measured]
+    groups = groups_of(validation.table, validation.eval_subset.rows)[measured]
     if len(np.unique(labels)) < 2:
         raise UserError(
             f"the {len(labels)} validation clips with a face in {training_store} have one class only: "
@@ -51,7 +53,13 @@ def choose_on_validation(context: EvalContext, new_metric: str, abstain: float) 
         )
     threshold_metric = new_metric or card.calibration.threshold_metric
     chosen = refit_calibration(
-        card.calibration, logits, labels, task, threshold_metric=threshold_metric, label_names=names
+        card.calibration,
+        logits,
+        labels,
+        task,
+        threshold_metric=threshold_metric,
+        label_names=names,
+        groups=groups,
     )
     if not abstain:
         return chosen

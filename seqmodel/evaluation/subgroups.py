@@ -8,14 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqmodel.metrics.bootstrap import BootstrapWeights, Estimate, interval, per_unit_confusion
+from seqmodel.metrics.bootstrap import (
+    ENOUGH_SUBJECTS,
+    BootstrapWeights,
+    Estimate,
+    interval,
+    per_unit_confusion,
+)
 from seqmodel.metrics.classification import count_metrics
 from seqmodel.metrics.predictions import Predictions
 
 # Fewer clips are too uncertain: with 8 of 10 clips correct the confidence interval is .49 to .94.
 ENOUGH_CLIPS = 10
-# With fewer subjects in a subgroup the bootstrap by subject is unreliable; the interval is by clip instead.
-ENOUGH_SUBJECTS = 5
 MOST_VALUES = 40
 """A column with more distinct values identifies clips and does not group them."""
 
@@ -53,12 +57,16 @@ def all_slices(p: Predictions, resamples: BootstrapWeights, num_classes: int) ->
     """The subgroups of every column with at least two of them."""
     found = []
     for title, column, values in _groupings(p):
-        names = [str(name) for name in np.unique(values) if name]
+        names, note = [str(name) for name in np.unique(values) if name], ""
+        if resamples.by_subject and column != "subject":
+            single = [name for name in names if len(np.unique(resamples.unit_index[values == name])) == 1]
+            names = [name for name in names if name not in single]
+            note = f"Left out, because they have clips of one subject only: {len(single)}. " * bool(single)
         if len(names) < 2 or (len(names) > MOST_VALUES and title != "By subject"):
             continue
         rows = [slice_row(name, values == name, p, resamples, num_classes) for name in names]
         unnamed = int((values == "").sum())
-        note = f"{unnamed} clips without a value are left out of this table." if unnamed else ""
+        note += f"{unnamed} clips without a value are left out of this table." if unnamed else ""
         rows.sort(key=lambda row: (row.small, row.accuracy.value))
         found.append(Slices(title, column, tuple(rows), note))
     return found
@@ -79,9 +87,10 @@ def slice_row(
         rounds = count_metrics(counts.reshape(-1, num_classes, num_classes))
         accuracy_interval = interval(rounds["accuracy"], len(units))
         balanced_interval = interval(rounds["balanced_accuracy"], len(units))
-    else:
-        accuracy_interval = wilson(int((labels == predicted).sum()), len(labels))
+    else:  # no interval for fewer subjects; clips without subjects count as independent
+        by_clip = wilson(int((labels == predicted).sum()), len(labels))
         balanced_interval = (float("nan"), float("nan"))
+        accuracy_interval = balanced_interval if resamples.by_subject else by_clip
     one_class = len(np.unique(labels)) < 2
     return SliceRow(
         name=name,

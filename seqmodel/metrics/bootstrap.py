@@ -27,12 +27,12 @@ from seqmodel.metrics.classification import (
     ranking_metrics,
 )
 
-# Below this, percentile intervals are too narrow (82 % coverage measured with 5 subjects, 92 % with 22 to
-# 40).
-FEW_SUBJECTS = 20
-SIGNIFICANT, ENOUGH_SUBJECTS = 0.05, 6
-"""Significance level, and the fewest subjects for a significant difference: five subjects all differ in the
-same direction by chance in one of 16 cases, six in one of 32."""
+SIGNIFICANT, ENOUGH_SUBJECTS, FEW_SUBJECTS = 0.05, 6, 20
+"""Significance level; the fewest subjects for an interval and a p-value (five subjects all differ in the same
+direction by chance in one of 16 cases, six in one of 32); fewer than the last are warned about."""
+COVERAGE = ((6, 0.913), (8, 0.928), (10, 0.945), (12, 0.930), (15, 0.944))
+"""(subjects, share of 95 % intervals that hold the true value; accuracy or AUROC, the lower one), from 1,000
+simulated data sets each: tests/bench/coverage.py."""
 # Rounds whose (rounds, clips) weights are in memory at once: 100 x 9,000 float64 are 7 MB.
 ROUNDS_AT_ONCE = 100
 
@@ -124,9 +124,20 @@ def per_unit_confusion(
     return flat.reshape(num_units, num_classes, num_classes).astype(np.float64)
 
 
-def interval(rounds: np.ndarray, num_units: int) -> tuple[float, float]:
-    """95 % confidence interval of (R,) round values; NaN with fewer than two subjects, or if most rounds are
-    NaN.
+def few_subjects_text(num_subjects: int) -> str:
+    """What fewer than FEW_SUBJECTS subjects mean for the intervals, as a sentence without its full stop."""
+    people = f"only {num_subjects} subject{'s' if num_subjects > 1 else ''}"
+    if num_subjects < ENOUGH_SUBJECTS:
+        return f"{people}: no confidence intervals and no p-values, which need {ENOUGH_SUBJECTS} subjects"
+    share = 100 * max(pair for pair in COVERAGE if pair[0] <= num_subjects)[1]
+    return (
+        f"{people}: in simulations with so few, 95 % intervals hold the true value in {share:.0f} % of cases"
+    )
+
+
+def interval(rounds: np.ndarray, num_units: int, num_subjects: int = 0) -> tuple[float, float]:
+    """95 % confidence interval of (R,) round values; NaN with fewer than ENOUGH_SUBJECTS subjects (units, if
+    the number of subjects is 0), or if most rounds are NaN.
 
     The percentile interval, widened for few subjects: Hesterberg, "What Teachers Should Know About the
     Bootstrap", 2015 ("expanded percentile interval").
@@ -134,7 +145,7 @@ def interval(rounds: np.ndarray, num_units: int) -> tuple[float, float]:
     from scipy.special import ndtr, stdtrit  # type: ignore[import-untyped]
 
     defined = rounds[~np.isnan(rounds)]
-    if num_units < 2 or len(defined) < len(rounds) / 2:
+    if (num_subjects or num_units) < ENOUGH_SUBJECTS or len(defined) < len(rounds) / 2:
         return float("nan"), float("nan")
     t = float(stdtrit(num_units - 1, 0.975))
     tail = float(ndtr(-np.sqrt(num_units / (num_units - 1)) * t))
@@ -150,7 +161,8 @@ class PairedDifference:
     """First minus second."""
     p_value: float
     """Two-sided bootstrap p-value: twice the fraction of rounds on the other side of zero. At least 1 / (R +
-    1), and at least 2^(1 − subjects), which is the smallest p-value of a sign test with so many subjects."""
+    1), and at least 2^(1 − subjects), which is the smallest p-value of a sign test with so many subjects. NaN
+    with fewer than ENOUGH_SUBJECTS subjects."""
 
     @property
     def is_higher(self) -> bool:
@@ -179,12 +191,12 @@ def paired(
     """
     difference = rounds - other_rounds
     defined = difference[~np.isnan(difference)]
-    if len(defined) == 0:
+    if len(defined) == 0 or (num_subjects or num_units) < ENOUGH_SUBJECTS:
         return PairedDifference(Estimate(value - other, float("nan"), float("nan")), float("nan"))
     below, above = int((defined <= 0).sum()), int((defined >= 0).sum())
     least = 2.0 ** (1 - (num_subjects or num_units))
     p_value = min(1.0, max(2.0 * (min(below, above) + 1) / (len(defined) + 1), least))
-    return PairedDifference(Estimate(value - other, *interval(difference, num_units)), p_value)
+    return PairedDifference(Estimate(value - other, *interval(difference, num_units, num_subjects)), p_value)
 
 
 @dataclass(frozen=True)
@@ -198,9 +210,9 @@ class Resampled:
 
     def estimates(self) -> dict[str, Estimate]:
         """Each value with its confidence interval; NaN for a value without rounds."""
-        missing = np.full(1, np.nan)
+        missing, units = np.full(1, np.nan), (self.resamples.num_units, self.resamples.num_subjects)
         return {
-            name: Estimate(value, *interval(self.rounds.get(name, missing), self.resamples.num_units))
+            name: Estimate(value, *interval(self.rounds.get(name, missing), *units))
             for name, value in self.values.items()
         }
 

@@ -20,6 +20,9 @@ TEMPERATURE_RANGE = (0.1, 10.0)
 SLACK_CLIPS = 2
 """Tolerance of `choose_threshold`. In simulations with 30 validation clips it recovers half of the loss that
 the best threshold on those clips has on new ones; with 400 clips it makes no difference."""
+MIN_GROUPS, NUM_FOLDS = 6, 5
+"""Fewest groups of clips (subjects, and videos without one) for a threshold other than .5, and folds of the
+groups that decide about it."""
 CERTAIN = 1e-4
 """Probabilities nearer to 0 or 1 than this are treated as equal."""
 
@@ -105,7 +108,7 @@ def certainty(p: np.ndarray, task: Task, threshold: float | np.ndarray) -> np.nd
     because with a threshold near 1 the plain difference would be small for every certain prediction. More
     classes: the largest probability.
     """
-    return np.abs(_log_odds(p[:, 1]) - _log_odds(threshold)) if task == "binary" else p.max(axis=1)
+    return np.abs(log_odds(p[:, 1]) - log_odds(threshold)) if task == "binary" else p.max(axis=1)
 
 
 def abstain_band(p: np.ndarray, task: Task, threshold: float, share: float) -> tuple[float, float]:
@@ -119,7 +122,7 @@ def abstain_band(p: np.ndarray, task: Task, threshold: float, share: float) -> t
     half_width = float(np.quantile(certainty(p, task, threshold), share))
     if task != "binary":
         return 0.0, half_width
-    low, high = _sigmoid(_log_odds(threshold) + np.array([-half_width, half_width])).tolist()
+    low, high = _sigmoid(log_odds(threshold) + np.array([-half_width, half_width])).tolist()
     return low, high
 
 
@@ -131,10 +134,10 @@ def moved_band(old: Calibration, new: Calibration, task: Task) -> tuple[float, f
     """
     if old.abstain is None or task != "binary":
         return old.abstain
-    distances = (_log_odds(np.array(old.abstain)) - _log_odds(old.threshold)) * (
+    distances = (log_odds(np.array(old.abstain)) - log_odds(old.threshold)) * (
         old.temperature / new.temperature
     )
-    low, high = _sigmoid(_log_odds(new.threshold) + distances).tolist()
+    low, high = _sigmoid(log_odds(new.threshold) + distances).tolist()
     return low, high
 
 
@@ -147,16 +150,19 @@ def fit_calibration(
     label_names: tuple[str, ...] = (),
     abstain: tuple[float, float] | None = None,
     always_scale: bool = False,
+    groups: np.ndarray | None = None,
 ) -> Calibration:
     """Temperature, bias and threshold from validation clips.
 
     labels is (N,) int, -1 is skipped. The scaling is kept only if it improves the validation likelihood by
     the Bayesian information criterion, so that a calibrated model stays unchanged; `always_scale` keeps it in
-    any case. UserError on an unknown metric or class.
+    any case. The threshold is .5 unless another one is better for new groups (`is_better_for_new_groups`) or
+    the metric names a recall. groups is (N,) str; None = each clip is one. UserError on an unknown metric or
+    class.
     """
     keep = np.asarray(labels) >= 0
     z, y = np.asarray(logits, np.float64)[keep], np.asarray(labels)[keep]
-    parse_threshold_metric(threshold_metric, label_names, task)
+    kind, _, _ = parse_threshold_metric(threshold_metric, label_names, task)
     if len(y) == 0 or len(np.unique(y)) < 2:
         return Calibration(threshold_metric=threshold_metric, abstain=abstain)
     calibration = replace(
@@ -165,6 +171,9 @@ def fit_calibration(
     if task != "binary":
         return calibration
     positive = probabilities(z, task, calibration)[:, 1]
+    group = np.arange(len(y)) if groups is None else groups[keep]
+    if kind != "recall" and not is_better_for_new_groups(positive, y, group, threshold_metric):
+        return calibration
     return replace(calibration, threshold=choose_threshold(positive, y, threshold_metric, label_names))
 
 
@@ -176,9 +185,12 @@ def refit_calibration(
     *,
     threshold_metric: str,
     label_names: tuple[str, ...],
+    groups: np.ndarray | None = None,
 ) -> Calibration:
     """`fit_calibration` on these clips, with the abstain band of `old` moved to the new threshold."""
-    new = fit_calibration(logits, labels, task, threshold_metric=threshold_metric, label_names=label_names)
+    new = fit_calibration(
+        logits, labels, task, threshold_metric=threshold_metric, label_names=label_names, groups=groups
+    )
     return replace(new, abstain=moved_band(old, new, task))
 
 
@@ -275,24 +287,51 @@ def choose_threshold(
         return 0.5
     recall = np.stack([1.0 - fp / num_negative, tp / num_positive])
     slack = SLACK_CLIPS / (2.0 * min(num_positive, num_negative))
-    if kind == "balanced_accuracy":
-        value = recall.mean(axis=0)
-    elif kind == "accuracy":
-        value, slack = (tp + num_negative - fp) / len(labels), SLACK_CLIPS / len(labels)
-    elif kind == "f1":
-        fn, tn = num_positive - tp, num_negative - fp
-        value = (tp / (tp + 0.5 * (fp + fn)) + tn / (tn + 0.5 * (fp + fn))) / 2.0
-    else:
+    if kind == "recall":
         value, slack = np.where(recall[index] >= share - 1e-12, recall[1 - index], -1.0), 0.0
+    else:
+        value = _metric_values(kind, tp, fp, num_positive, num_negative)
+        slack = SLACK_CLIPS / len(labels) if kind == "accuracy" else slack
     good = np.flatnonzero(value >= value.max() - slack - 1e-12)
     return _middle_of_widest(positive, candidates, np.split(good, np.flatnonzero(np.diff(good) > 1) + 1))
+
+
+def is_better_for_new_groups(
+    positive: np.ndarray, labels: np.ndarray, groups: np.ndarray, threshold_metric: str
+) -> bool:
+    """Whether thresholds chosen on some groups have a higher metric on other groups than .5, over NUM_FOLDS
+    folds of the groups; False with fewer than MIN_GROUPS groups. groups is (N,), the others as in
+    `choose_threshold`."""
+    names, index = np.unique(groups, return_inverse=True)
+    if len(names) < MIN_GROUPS:
+        return False
+    fold, tuned = np.random.default_rng(0).permutation(len(names))[index] % NUM_FOLDS, np.zeros(len(labels))
+    for held_out in (fold == k for k in range(NUM_FOLDS)):
+        threshold = choose_threshold(positive[~held_out], labels[~held_out], threshold_metric)
+        tuned[held_out] = positive[held_out] >= threshold
+    is_positive, hits = labels == 1, np.stack([tuned > 0, positive >= 0.5])
+    tp, fp = hits[:, is_positive].sum(axis=1), hits[:, ~is_positive].sum(axis=1)
+    of_tuned, of_half = _metric_values(threshold_metric, tp, fp, is_positive.sum(), (~is_positive).sum())
+    return bool(of_tuned > of_half)
+
+
+def _metric_values(
+    kind: str, tp: np.ndarray, fp: np.ndarray, num_positive: int, num_negative: int
+) -> np.ndarray:
+    """Balanced accuracy, accuracy or macro-F1 of (K,) true and false positives."""
+    fn, tn = num_positive - tp, num_negative - fp
+    if kind == "balanced_accuracy":
+        return np.asarray((tp / num_positive + tn / num_negative) / 2.0)
+    if kind == "accuracy":
+        return np.asarray((tp + tn) / (num_positive + num_negative))
+    return np.asarray((tp / (tp + 0.5 * (fp + fn)) + tn / (tn + 0.5 * (fp + fn))) / 2.0)
 
 
 def _middle_of_widest(positive: np.ndarray, candidates: np.ndarray, stretches: list[np.ndarray]) -> float:
     """Middle, in log-odds, of the widest interval of candidates; `stretches` holds indices of candidates."""
     # Candidate k represents every threshold above edge k, up to and including edge k + 1.
     edges = np.concatenate([[0.0], np.unique(positive), [1.0]])
-    odds = _log_odds(edges)
+    odds = log_odds(edges)
     widest = max(stretches, key=lambda part: odds[part[-1] + 1] - odds[part[0]])
     low, high = widest[0], widest[-1] + 1
     middle = min(float(_sigmoid((odds[low] + odds[high]) / 2.0)), float(edges[high]))
@@ -317,7 +356,7 @@ def threshold_counts(positive: np.ndarray, labels: np.ndarray) -> tuple[np.ndarr
     return candidates, tp, fp
 
 
-def _log_odds(p: float | np.ndarray) -> np.ndarray:
+def log_odds(p: float | np.ndarray) -> np.ndarray:
     p = np.clip(p, CERTAIN, 1.0 - CERTAIN)
     return np.asarray(np.log(p / (1.0 - p)))
 

@@ -9,6 +9,7 @@ Shapes: N clips, C classes. labels and predictions (N,) int64, probabilities (N,
 to one. The last class is the positive one. An undefined metric (AUROC of one class, ...) is NaN.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,17 @@ def macro_auroc(
         return np.where(present, values, 0.0).sum(0) / present.sum(0)
 
 
+def within_fold_auroc(positive: np.ndarray, scores: np.ndarray, folds: Sequence[np.ndarray]) -> float:
+    """Mean AUROC over folds of (N,) scores against (N,) bool, weighted by the folds' pairs; NaN without a
+    pair. Scores of models of different folds are not compared with each other (Airola et al., 2011).
+
+    folds: the indices of each fold's held-out clips.
+    """
+    pairs = np.array([positive[fold].sum() * (~positive[fold]).sum() for fold in folds], np.float64)
+    values = [float(ranking_metrics(positive[fold], scores[fold])[0]) for fold in folds]
+    return float(np.average(np.nan_to_num(values), weights=pairs)) if pairs.any() else float("nan")
+
+
 def ranking_metrics(
     positive: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -164,6 +176,19 @@ def ece_from_sums(sums: np.ndarray) -> np.ndarray:
     """Expected calibration error from (..., NUM_BINS, 3) sums of (count, probability, outcome)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.abs(sums[..., 1] - sums[..., 2]).sum(-1) / sums[..., 0].sum(-1)
+
+
+def calibration_line(labels: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
+    """(slope, intercept) of a logistic regression of labels (N,) on the log-odds of p(positive) (N,): 1 and 0
+    if the probabilities are calibrated, a slope below 1 if they are too extreme (Cox, 1958). NaN with one
+    class."""
+    from sklearn.linear_model import LogisticRegression
+
+    p = np.clip(positive, 1e-4, 1 - 1e-4)
+    if len(np.unique(labels)) < 2:
+        return float("nan"), float("nan")
+    model = LogisticRegression(C=1e6).fit(np.log(p / (1 - p))[:, None], labels)
+    return float(model.coef_[0, 0]), float(model.intercept_[0])
 
 
 def minority_class(labels: np.ndarray, num_classes: int) -> int:

@@ -4,23 +4,32 @@ from pathlib import Path
 
 from features.cli import console, echo, log_warning
 from seqmodel.evaluation.evaluator import EvaluationResult
-from seqmodel.reporting.text import TITLES, count, short
+from seqmodel.reporting.text import TITLES, count, short, shown_baselines, subject_values, too_few_subjects
 
 
 def print_estimates(result: EvaluationResult, report: Path) -> None:
-    """Print metrics of the model and the baselines, warnings and the report's path to stderr."""
+    """Print metrics of the model, the majority class, the best baseline and the leakage check, then warnings
+    and the report's path, to stderr."""
     from rich.table import Table
 
+    shown = shown_baselines(result)
+
     table = Table(title=f"{result.split}: {count(len(result.predictions), 'clip')}", title_justify="left")
-    for name in ("metric", "model", "95 % interval", *(b.baseline.title for b in result.comparisons)):
+    for name in (
+        "metric",
+        "model",
+        "each subject" if too_few_subjects(result) else "95 % interval",
+        *(b.baseline.title for b in shown),
+    ):
         table.add_column(name, justify="left" if name == "metric" else "right")
     for name, (title, _) in TITLES.items():
         if name in result.estimates:
             estimate = result.estimates[name]
-            baselines = [short(b.estimates[name].value) for b in result.comparisons]
-            table.add_row(
-                title, short(estimate.value), f"{short(estimate.low)} to {short(estimate.high)}", *baselines
-            )
+            baselines = [short(b.estimates[name].value) for b in shown]
+            spread = f"{short(estimate.low)} to {short(estimate.high)}"
+            if too_few_subjects(result):
+                spread = ", ".join(short(value, 2) for _, value in subject_values(result, name)) or "–"
+            table.add_row(title, short(estimate.value), spread, *baselines)
     console().print(table)
     for line in result.warnings:
         log_warning(line)

@@ -29,7 +29,7 @@ from seqmodel.reporting.literature import literature_table
 from seqmodel.reporting.methods import methods_text
 from seqmodel.reporting.search_history import trials_of
 from seqmodel.reporting.style import save
-from seqmodel.reporting.text import TITLES, calibration_intro, count, fold_calibrations_intro
+from seqmodel.reporting.text import TITLES, calibration_intro, count, fold_calibrations_intro, shown_baselines
 from seqmodel.reporting.umap_projection import UmapJob
 from seqmodel.reporting.worst_errors import hardest_clips
 from seqmodel.runs.card import Card
@@ -188,7 +188,7 @@ def result_plots(
     band = card.calibration.abstain if isinstance(thresholds, float) else None
     others = [
         (b.baseline.title, b.baseline.probabilities)
-        for b in result.comparisons
+        for b in shown_baselines(result)
         if b.baseline.name != "majority"
     ]
     found = {

@@ -22,6 +22,7 @@ from seqmodel.reporting.text import (
     EXCLUDED_USE,
     INTENDED_USE,
     best_baseline,
+    calibration_errors,
     chips,
     class_rows,
     count,
@@ -36,7 +37,9 @@ from seqmodel.reporting.text import (
     recipe_rows,
     run_rows,
     short,
+    shown_baselines,
     stages,
+    too_few_subjects,
 )
 from seqmodel.runs.card import Card
 from seqmodel.runs.files import write_text
@@ -98,10 +101,12 @@ def _context(result: EvaluationResult, card: Card, content: ReportContent) -> di
         "best_baseline": best_baseline(result, card.metric),
         "differences": differences(result, card.metric),
         "forest": forest(result),
+        "has_intervals": not too_few_subjects(result),
         "comparisons": [
             {"title": b.baseline.title, "description": b.baseline.description, "kind": kind(b)}
             for b in result.comparisons
         ],
+        "columns": [b.baseline.title for b in shown_baselines(result)],
         "has_measured": result.measured_estimates is not None,
         "metric_rows": metric_rows(result),
         "class_rows": class_rows(result),
@@ -111,7 +116,7 @@ def _context(result: EvaluationResult, card: Card, content: ReportContent) -> di
         "roc_caption": "The dotted diagonal is a random classifier."
         if result.task == "binary"
         else "One class against all others; the dotted diagonal is a random classifier.",
-        "calibration_intro": content.calibration,
+        "calibration_intro": content.calibration + calibration_errors(result),
         "plots": {name: Markup(svg) for name, svg in content.plots.items()},
         "positive": names[-1],
         "stages": stages(card),

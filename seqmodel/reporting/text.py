@@ -5,9 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from seqmodel.config import METRIC_OF_TASK
 from seqmodel.evaluation.evaluator import LOWER_IS_BETTER, BaselineComparison, EvaluationResult
-from seqmodel.metrics.bootstrap import ENOUGH_SUBJECTS, Estimate
+from seqmodel.metrics.bootstrap import ENOUGH_SUBJECTS, FEW_SUBJECTS, Estimate, few_subjects_text
 from seqmodel.metrics.calibration import Calibration
+from seqmodel.metrics.classification import macro_auroc
 from seqmodel.runs.card import Card, calibration_stage
 
 TITLES: dict[str, tuple[str, str]] = {
@@ -58,7 +62,8 @@ def short(value: float | None, digits: int = 3) -> str:
 
 def with_interval(estimate: Estimate) -> str:
     """Value and 95 % interval, as .873 (.801 to .920)."""
-    return f"{short(estimate.value)} ({short(estimate.low)} to {short(estimate.high)})"
+    interval = f" ({short(estimate.low)} to {short(estimate.high)})" if math.isfinite(estimate.low) else ""
+    return short(estimate.value) + interval
 
 
 def signed(estimate: Estimate) -> str:
@@ -67,7 +72,7 @@ def signed(estimate: Estimate) -> str:
         ("+" if v > 0 else "") + short(v).replace("-", "−")
         for v in (estimate.value, estimate.low, estimate.high)
     )
-    return f"{value} ({low} to {high})"
+    return f"{value} ({low} to {high})" if math.isfinite(estimate.low) else value
 
 
 def count(number: int, noun: str) -> str:
@@ -103,13 +108,9 @@ def best_baseline(result: EvaluationResult, metric: str) -> dict[str, Any] | Non
     `metric`. None where there is no baseline with a defined value.
     """
     name = metric if metric in result.estimates else "balanced_accuracy"
-    candidates = [
-        b for b in result.comparisons if not b.baseline.is_leak and math.isfinite(b.estimates[name].value)
-    ]
-    if not candidates:
+    best = strongest(result, name)
+    if best is None:
         return None
-    sign = -1 if name in LOWER_IS_BETTER else 1
-    best = max(candidates, key=lambda b: sign * b.estimates[name].value)
     return {
         "metric": TITLES[name][0],
         "title": best.baseline.title,
@@ -121,16 +122,46 @@ def best_baseline(result: EvaluationResult, metric: str) -> dict[str, Any] | Non
     }
 
 
+def strongest(result: EvaluationResult, name: str) -> BaselineComparison | None:
+    """The baseline with the best value of a metric, without the leakage check; None if none has one."""
+    sign = -1 if name in LOWER_IS_BETTER else 1
+    candidates = [
+        b for b in result.comparisons if not b.baseline.is_leak and math.isfinite(b.estimates[name].value)
+    ]
+    return max(candidates, key=lambda b: sign * b.estimates[name].value, default=None)
+
+
+def shown_baselines(result: EvaluationResult) -> list[BaselineComparison]:
+    """The baselines with a column in tables: majority class, best in the task's metric, leakage check."""
+    best = strongest(result, METRIC_OF_TASK[result.task])
+    return [b for b in result.comparisons if b is best or b.baseline.name in ("majority", "identity")]
+
+
 def _conclusion(result: EvaluationResult, name: str, comparison: BaselineComparison) -> str:
     """What the paired difference shows: better, worse, no clear difference, inconclusive or not defined."""
     mark, subjects = _mark(name, comparison), result.resamples.num_subjects
-    if mark in ("even", "") and _too_few_subjects(result):
+    if mark in ("even", "") and too_few_subjects(result):
         return f"inconclusive ({count(subjects, 'subject')})"
     return {"beats": "better", "loses": "worse", "even": "no clear difference"}.get(mark, "not defined")
 
 
-def _too_few_subjects(result: EvaluationResult) -> bool:
+def too_few_subjects(result: EvaluationResult) -> bool:
+    """Whether there are too few subjects for intervals; then the values of each subject are shown."""
     return result.resamples.by_subject and result.resamples.num_subjects < ENOUGH_SUBJECTS
+
+
+def subject_values(result: EvaluationResult, name: str) -> list[tuple[str, float]]:
+    """(subject, value) of accuracy or AUROC for each subject, where defined; empty for other metrics, and
+    where there are enough subjects for an interval."""
+    p, found = result.predictions, []
+    if name in ("accuracy", "auroc") and too_few_subjects(result):
+        for subject in np.unique(p.subjects[p.subjects != ""]).tolist():
+            inside = p.subjects == subject
+            value = (p.predicted == p.labels)[inside].mean()
+            if name == "auroc":
+                value = macro_auroc(p.labels[inside], p.probabilities[inside])
+            found.append((subject, float(value)))
+    return [pair for pair in found if math.isfinite(pair[1])]
 
 
 def percent(value: float | None) -> str:
@@ -174,6 +205,9 @@ def metrics_intro(result: EvaluationResult) -> str:
         unit += ", and by clip where the subject is unknown"
     missing, clips = int((~result.predictions.measured).sum()), len(result.predictions)
     text = f"95 % intervals from {len(result.resamples.weights):,} bootstrap rounds by {unit}. "
+    if result.resamples.by_subject and result.resamples.num_subjects < FEW_SUBJECTS:
+        text = text * (not too_few_subjects(result))
+        text += few_subjects_text(result.resamples.num_subjects).capitalize() + ". "
     text += f"All {clips:,} labelled clips of the subset are evaluated"
     if missing:
         text += f"; {missing:,} of them failed or have no face and count as the majority class"
@@ -231,6 +265,10 @@ def forest(result: EvaluationResult) -> list[dict[str, Any]]:
                 "at": at,
                 "left": low,
                 "width": None if low is None or high is None else round(high - low, 2),
+                "people": [
+                    {"name": subject, "value": each, "at": _position(each)}
+                    for subject, each in subject_values(result, name)
+                ],
                 "ticks": [tick | _stacked(tick, ticks) for tick in ticks],
             }
         )
@@ -249,7 +287,7 @@ def _position(value: float) -> float | None:
 
 
 def metric_rows(result: EvaluationResult) -> list[dict[str, Any]]:
-    """One row per metric of the table of all metrics."""
+    """One row per metric of the table of all metrics; columns of `shown_baselines`."""
     rows = []
     for name, (title, note) in TITLES.items():
         if name not in result.estimates:
@@ -262,7 +300,7 @@ def metric_rows(result: EvaluationResult) -> list[dict[str, Any]]:
                 "mark": _mark(name, b),
                 "tooltip": f"difference {signed(pair.difference)}, p = {short(pair.p_value)}",
             }
-            for b, pair in ((b, b.paired[name]) for b in result.comparisons)
+            for b, pair in ((b, b.paired[name]) for b in shown_baselines(result))
         ]
         measured = result.measured_estimates
         rows.append(
@@ -313,6 +351,17 @@ def errors_intro(result: EvaluationResult) -> str:
     return f"{text} and {percent(worst[0])} for {worst[1]}." if worst[1] != best[1] else f"{text}."
 
 
+def calibration_errors(result: EvaluationResult) -> str:
+    """How well the probabilities are calibrated on the evaluated clips."""
+    names = ("brier", "ece", "calibration_slope", "calibration_intercept")
+    brier, error, *line = (short(result.estimates[name].value) for name in names if name in result.estimates)
+    text = f" On these clips: Brier score {brier}, expected calibration error {error}"
+    if not line:
+        return text + ". Slope and intercept are computed for two classes only."
+    text += f", calibration slope {line[0]} (1 is calibrated, below 1 is too extreme)"
+    return f"{text}, calibration intercept {line[1]} (0 is calibrated)."
+
+
 def calibration_intro(card: Card) -> str:
     """What calibration does to the logits, the decision threshold and the abstain band."""
     c, stage = card.calibration, calibration_stage(card)
@@ -328,7 +377,8 @@ def calibration_intro(card: Card) -> str:
     if card.labelling.task == "binary":
         text += (
             f" The model predicts {card.labelling.names[1]} if p ≥ {c.threshold:.2f} "
-            f"(threshold chosen for {c.threshold_metric.replace('_', ' ')} on {source})."
+            f"(threshold chosen for {c.threshold_metric.replace('_', ' ')} on {source}; it is 0.50 unless "
+            "another one is better for new subjects)."
         )
     if c.abstain is not None:
         low, high = c.abstain
@@ -356,7 +406,7 @@ def fold_calibrations_intro(calibrations: Sequence[Calibration], card: Card) -> 
 
 
 def kind(comparison: BaselineComparison) -> str:
-    """CSS class of a baseline: leak, majority, logistic_embeddings or logistic_geometry."""
+    """CSS class of a baseline: leak, majority, or method and input, as logistic_geometry."""
     return "leak" if comparison.baseline.is_leak else comparison.baseline.name
 
 
@@ -364,7 +414,7 @@ STAGE_COLUMNS = ("stage", "val_score", "kept", "command")
 """Fields of a stage that are not listed in the column of details."""
 STAGE_FIELDS = {
     "settings": "hash of data and settings",
-    "stage_1": "validation score of the head before fine-tuning",
+    "stage_1": "selection score (optimistic) of the head before fine-tuning",
     "unfreeze_from": "first trained encoder block",
     "before": "previous calibration",
     "time_utc": "time (UTC)",

@@ -148,7 +148,8 @@ def _calibration(learning_task: LearningTask, head: LstmHead, fitted: Fitted) ->
     rows, labelling = learning_task.split.val, learning_task.labelling
     measured = measured_clips(learning_task, rows, head.dims)
     logits, labels = fitted.best.val_logits[measured], labels_of(learning_task, rows)[measured]
-    return fit_calibration(logits, labels, labelling.task, label_names=labelling.names)
+    groups = groups_of(learning_task.table, rows)[measured]
+    return fit_calibration(logits, labels, labelling.task, label_names=labelling.names, groups=groups)
 
 
 def _save_subsets(run: Path, learning_task: LearningTask) -> None:

@@ -18,6 +18,7 @@ from seqmodel.metrics.calibration import (
     probabilities,
     threshold_counts,
 )
+from seqmodel.metrics.classification import calibration_line
 
 NAMES = ("distracted", "engaged")
 
@@ -176,6 +177,46 @@ def test_wrong_logits_error_gives_their_shape():
 def test_validation_of_one_class_changes_nothing():
     fitted = fit_calibration(np.zeros((5, 1)), np.ones(5, np.int64), "binary")
     assert (fitted.temperature, fitted.threshold) == (1.0, 0.5)
+
+
+def _of_people(num_people: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Calibrated logits, labels (85 % positive) and people of ten clips each."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(2.4, 1.5, (10 * num_people, 1))
+    labels = (rng.random(len(logits)) < 1 / (1 + np.exp(-logits[:, 0]))).astype(np.int64)
+    return logits, labels, np.repeat([f"p{k}" for k in range(num_people)], 10)
+
+
+def test_threshold_is_one_half_unless_another_is_better_for_new_people():
+    """For accuracy of calibrated probabilities no threshold is better than .5; for balanced accuracy of rare
+    negatives one is. Chosen on the same clips, another one always seems at least as good."""
+    logits, labels, people = _of_people(30)
+    assert fit_calibration(logits, labels, "binary", groups=people).threshold > 0.7
+    kept = 0
+    for seed in range(20):
+        logits, labels, people = _of_people(30, seed)
+        given = {"threshold_metric": "accuracy", "groups": people}
+        kept += fit_calibration(logits, labels, "binary", **given).threshold == 0.5
+    assert kept >= 14
+
+
+def test_fewer_than_six_people_choose_no_threshold_but_a_required_recall_is_kept():
+    logits, labels, people = _of_people(5)
+    assert fit_calibration(logits, labels, "binary", groups=people).threshold == 0.5
+    wanted = "recall:distracted=0.8"
+    given = {"threshold_metric": wanted, "label_names": NAMES, "groups": people}
+    fitted = fit_calibration(logits, labels, "binary", **given)
+    assert fitted.threshold != 0.5
+    assert (decide(logits, "binary", fitted).label[labels == 0] == 0).mean() >= 0.8
+
+
+def test_calibration_line_of_too_extreme_probabilities_has_a_slope_below_one():
+    logits, labels = _calibrated_binary(0, 4000)
+    p = 1 / (1 + np.exp(-(2 * logits[:, 0] + 1)))
+    slope, intercept = calibration_line(labels, p)
+    assert slope == pytest.approx(0.5, abs=0.06)
+    assert intercept == pytest.approx(-0.5, abs=0.1)
+    assert np.isnan(calibration_line(labels * 0, p)).all()
 
 
 def test_importing_calibration_needs_only_numpy():

@@ -213,10 +213,10 @@ def test_fit_and_test_subjects_are_disjoint():
     assert len(set(people[fits])) == 3
     assert not set(people[fits]) & set(people[~fits])
     for few, share in ((1, 0.5), (8, 0.5), (10, 0.6)):
-        with pytest.raises(ValueError, match="at least 5 are needed to tell better from worse"):
+        with pytest.raises(ValueError, match="at least 6 are needed to tell better from worse"):
             choose_fit_subjects(people[: 6 * few], labels[: 6 * few], share, seed=0)
     with pytest.raises(ValueError, match="found no way to divide"):
-        choose_fit_subjects(people, np.repeat([0, 1], [6, 54]), 0.5, seed=0)
+        choose_fit_subjects(people, np.repeat([0, 1], [6, 54]), 0.4, seed=0)
 
 
 _TINY = folds.Candidate("tiny", HeadConfig(hidden=8, projection=8, dropout=0.0), lr=1e-2)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -110,7 +111,13 @@ def test_evaluation_on_test_is_logged_in_card_and_store(evaluated):
     assert main(["evaluate", "--run", str(evaluated), "--split", "test", "--bootstrap-rounds", "200"]) == 0
     assert len(load_card(evaluated).test_evaluations) == before + 1
     assert len(FeatureStore.open(card.store).test_evaluations) == before + 1
-    assert {"test", "val"} <= set(_metrics(evaluated))
+    metrics = _metrics(evaluated)
+    assert {"test", "val"} <= set(metrics)
+    assert "test minus majority" in metrics
+    # The head was chosen on validation, so it is not compared with baselines there.
+    assert {name for name in metrics if name.startswith("val")} <= {"val", "val/measured"}
+    page = (evaluated / "val/report.html").read_text(encoding="utf-8")
+    assert "selection scores (optimistic). Baselines are compared on test" in page
 
 
 def test_missing_store_and_unfinished_run_give_one_line_errors(evaluated, tmp_path, capsys):
@@ -272,7 +279,8 @@ def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path
         found[baseline] = {
             stick.name: score("auroc", context.eval_subset.labels, stick.probabilities) for stick in fitted
         }
-    assert {"logistic_embeddings", "logistic_geometry"} <= set(found["none"])
+    fitted = {f"logistic_{inputs}" for inputs in ("embeddings", "geometry", "both")}
+    assert set(found["none"]) == {"majority", "identity"} | fitted
     assert found["subject"]["logistic_embeddings"] == found["none"]["logistic_embeddings"]
     # Neutral faces of subjects differ by more than the classes do.
     assert found["subject"]["logistic_geometry"] > found["none"]["logistic_geometry"] + 0.05
@@ -376,6 +384,8 @@ def test_windows_of_one_video_stay_in_one_fold_without_subjects(tmp_path, quick_
     monkeypatch.setattr(folds, "inner_parts", noted)
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--bootstrap-rounds", "50"]) == 0
     videos = store.table().source
+    page = (tmp_path / "run/folds-3/report.html").read_text(encoding="utf-8")
+    assert re.search(r"AUROC within folds is \d\.\d{3} .* pooled over all folds it is \d\.\d{3}", page)
     assert len(subsets) == 3 * (1 + folds.INNER_FOLDS)
     assert not any(set(videos[one]) & set(videos[other]) for one, other in subsets)
 

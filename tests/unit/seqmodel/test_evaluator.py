@@ -1,6 +1,7 @@
 """Confidence intervals, baselines and paired differences on data with known results."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from seqmodel.evaluation.baselines import identity
 from seqmodel.evaluation.subgroups import all_slices, wilson
 from seqmodel.metrics.bootstrap import bootstrap_metrics, interval, paired, resample_subjects
-from seqmodel.metrics.classification import compute_metrics, minority_class
-from seqmodel.reporting.text import best_baseline, headline, metrics_intro
+from seqmodel.metrics.classification import compute_metrics, macro_auroc, minority_class
+from seqmodel.reporting.console import print_estimates
+from seqmodel.reporting.text import best_baseline, forest, headline, metrics_intro
 from tests.support.trained_run import evaluated, subject_ids
 
 
@@ -85,16 +87,17 @@ def test_identity_baseline_is_constant_if_subjects_do_not_differ():
     del rng
 
 
-def test_intervals_cover_the_true_value_in_nine_of_ten_data_sets_of_forty_subjects():
+@pytest.mark.parametrize("num_subjects", [20, 40])
+def test_intervals_cover_the_true_value_in_nine_of_ten_data_sets(num_subjects):
     covered = 0
     trials = 200
     for seed in range(trials):
         rng = np.random.default_rng(1000 + seed)
         # Each subject has its own accuracy around .7: clips of one subject are alike.
-        own = np.repeat(rng.beta(7, 3, 40), 8)
-        labels = rng.integers(0, 2, 320)
-        predicted = np.where(rng.random(320) < own, labels, 1 - labels)
-        resamples = resample_subjects(subject_ids(40, 8), 400, seed)
+        own = np.repeat(rng.beta(7, 3, num_subjects), 8)
+        labels = rng.integers(0, 2, 8 * num_subjects)
+        predicted = np.where(rng.random(len(labels)) < own, labels, 1 - labels)
+        resamples = resample_subjects(subject_ids(num_subjects, 8), 400, seed)
         p = np.stack([1.0 - predicted, predicted], axis=1).astype(float)
         rounds = bootstrap_metrics(labels, p, predicted, resamples, 0)["accuracy"]
         low, high = interval(rounds, resamples.num_units)
@@ -123,11 +126,12 @@ def test_fewer_than_six_subjects_are_never_significant():
     for six."""
     high, low = np.full(1000, 0.9), np.full(1000, 0.5)
     by_count = {n: paired(0.9, 0.5, high, low, n) for n in (2, 5, 6, 40)}
+    assert [bool(np.isnan(pair.p_value)) for pair in by_count.values()] == [True, True, False, False]
     assert [pair.is_higher for pair in by_count.values()] == [False, False, True, True]
     assert [paired(0.5, 0.9, low, high, n).is_lower for n in by_count] == [False, False, True, True]
-    assert by_count[2].p_value == 0.5
     assert by_count[40].p_value == 2 / 1001
-    assert all(pair.difference.low == pytest.approx(0.4) for pair in by_count.values())
+    lows = [pair.difference.low for pair in by_count.values()]
+    assert lows == pytest.approx([np.nan, np.nan, 0.4, 0.4], nan_ok=True)
 
 
 def test_difference_from_the_best_baseline_with_few_subjects_is_inconclusive():
@@ -154,9 +158,12 @@ def test_clips_without_a_subject_do_not_count_as_subjects():
         "only 2 subjects",
         "50 of 150 clips have no subject",
     ]
-    assert found.comparisons[0].paired["auroc"].difference.low > 0
+    assert np.isnan(found.comparisons[0].paired["auroc"].difference.low)
+    assert np.isnan(found.estimates["auroc"].low)
     assert not found.comparisons[0].paired["auroc"].is_higher
-    assert "by subject, and by clip where the subject is unknown" in metrics_intro(found)
+    assert "which need 6 subjects" in metrics_intro(found)
+    more = evaluated(labels, scores, np.concatenate([subject_ids(20, 5), np.full(50, "")]))
+    assert "by subject, and by clip where the subject is unknown" in metrics_intro(more)
 
 
 def test_headline_names_unseen_subjects_if_all_are_known():
@@ -193,3 +200,54 @@ def test_wilson_interval_contains_the_proportion():
     low, high = wilson(8, 10)
     assert low == pytest.approx(0.490, abs=0.001)
     assert high == pytest.approx(0.943, abs=0.001)
+
+
+@pytest.mark.parametrize("num_subjects", [6, 12, 24])
+def test_a_model_without_skill_is_called_better_than_chance_in_8_of_100_runs_at_most(num_subjects):
+    """200 runs. Scores differ by person and by clip; the labels are permuted within each person."""
+    better = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        subjects, base = np.repeat(np.arange(num_subjects), 10), rng.beta(4, 4, num_subjects)
+        labels = rng.permuted(rng.random((num_subjects, 10)) < base[:, None], axis=1).ravel().astype(np.int64)
+        positive = rng.uniform(0.2, 0.8, num_subjects)[subjects] + rng.uniform(-0.2, 0.2, len(labels))
+        p = np.stack([1 - positive, positive], axis=1)
+        resamples = resample_subjects(subjects.astype(str), 200, seed)
+        rounds = macro_auroc(labels, p, resamples.weights[:, resamples.unit_index])
+        better += paired(float(macro_auroc(labels, p)), 0.5, rounds, rounds * 0 + 0.5, num_subjects).is_higher
+    assert better <= 0.08 * 200
+
+
+def test_below_six_subjects_each_subject_is_shown_instead_of_an_interval(capsys):
+    labels = np.tile([0, 1], 40)
+    scores = np.where(labels == 1, 0.8, 0.2)
+    scores[:20:2] = 0.9  # all clips of class 0 of the first subject are wrong
+    found = evaluated(labels, scores, subject_ids(4, 20))
+    assert not any(np.isfinite(e.low) for e in found.estimates.values())
+    by_metric = {row["title"]: row for row in forest(found)}
+    assert [one["value"] for one in by_metric["Accuracy"]["people"]] == [0.5, 1, 1, 1]
+    assert [one["value"] for one in by_metric["AUROC"]["people"]] == [0, 1, 1, 1]
+    assert by_metric["MCC"]["people"] == []
+    assert "no confidence intervals and no p-values" in found.warnings[0]
+    print_estimates(found, Path("report.html"))
+    text = capsys.readouterr().err
+    assert "each subject" in text
+    assert ".50, 1.00," in text
+    assert "95 % interval" not in text
+    ten = evaluated(labels, scores, subject_ids(10, 8))
+    assert forest(ten)[0]["people"] == []
+    assert "95 % intervals hold the true value in 94 % of cases" in ten.warnings[0]
+
+
+def test_one_subject_is_not_a_subgroup_and_few_subjects_have_no_interval():
+    labels, subjects = np.tile([0, 1], 60), subject_ids(12, 10)
+    light = np.where(subjects == "p00", "night", np.where(subjects < "p04", "dim", "bright"))
+    found = evaluated(labels, np.where(labels, 0.7, 0.3), subjects)
+    with_light = replace(found.predictions, slices={"light": light})
+    by_column = {part.column: part for part in all_slices(with_light, found.resamples, 2)}
+    assert {row.name for row in by_column["light"].rows} == {"dim", "bright"}
+    assert by_column["light"].note == "Left out, because they have clips of one subject only: 1. "
+    lows = {row.name: row.accuracy.low for row in by_column["light"].rows}
+    assert np.isnan(lows["dim"])
+    assert lows["bright"] == 1.0
+    assert all(np.isnan(row.accuracy.low) for row in by_column["subject"].rows)

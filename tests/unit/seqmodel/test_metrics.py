@@ -13,6 +13,7 @@ from seqmodel.metrics.classification import (
     minority_class,
     ranking_metrics,
     score,
+    within_fold_auroc,
 )
 
 
@@ -91,3 +92,17 @@ def test_ece_is_zero_if_predicted_and_observed_agree():
 
 def test_the_minority_class_is_the_rarest_that_occurs():
     assert minority_class(np.array([0, 0, 0, 2, 2]), 3) == 2
+
+
+def test_auroc_within_folds_ignores_a_level_that_differs_between_folds():
+    """Two heads rank their own clips perfectly, and one gives higher probabilities. The fold with more pairs
+    weighs more."""
+    positive = np.array([False, False, True, True] * 2)
+    scores = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9])
+    folds = [np.arange(4), np.arange(4, 8)]
+    assert within_fold_auroc(positive, scores, folds) == 1.0
+    assert macro_auroc(positive.astype(int), np.stack([1 - scores, scores], axis=1)) < 0.8
+    uneven = [np.array([0, 3, 1, 2]), np.array([4, 6]), np.array([5])]
+    scores[6] = 0.0
+    assert within_fold_auroc(positive, scores, uneven) == pytest.approx(4 / 5)
+    assert np.isnan(within_fold_auroc(positive, scores, [np.arange(2)]))

@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from features.store.data_statement import TITLES, DataStatement
 from seqmodel.__main__ import main
-from seqmodel.evaluation import folds
+from seqmodel.evaluation import baselines, folds
 from seqmodel.reporting.content import result_plots, training_figures
 from seqmodel.reporting.plots_analysis import scatter_plot
 from seqmodel.reporting.plots_metrics import confusion_plot
@@ -105,6 +105,8 @@ def test_html_ids_are_unique(run):
 def test_run_with_geometry_shows_permutation_importance_and_signals(tmp_path, monkeypatch):
     monkeypatch.setattr(folds, "CANDIDATES", folds.CANDIDATES[:1])
     monkeypatch.setattr(folds, "INNER_FOLDS", 2)
+    methods = {"logistic": "Logistic regression", "trees": "Extra trees"}
+    monkeypatch.setattr(baselines, "METHODS", methods)
     store = make_store(tmp_path / "s.zarr", signal=0.4, num_subjects=30, recipe=WITH_GEOMETRY)
     make_run(tmp_path / "run", store, epochs=8, inputs="geometry", center="subject")
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--bootstrap-rounds", "50"]) == 0
@@ -124,12 +126,13 @@ def test_run_with_geometry_shows_permutation_importance_and_signals(tmp_path, mo
     assert "Each fold is calibrated on its own training subjects" in page_of_folds
     assert "on the validation subset" not in page_of_folds
     assert "fitted on the validation subset" in page or "calibration on the validation subset" in page
-    # In the legend, each baseline has its own colour.
-    kinds = re.findall(r'<li><i class="(logistic_\w+)">', page)
-    assert kinds == ["logistic_embeddings", "logistic_geometry"]
-    colours = [re.findall(rf"\.{kind} {{ background: (var\(--[\w-]+\))", page) for kind in kinds]
-    assert len(colours[0]) == len(colours[1]) == 2
-    assert not set(colours[0]) & set(colours[1])
+    # In the legend, each input of a baseline has its own colour.
+    kinds = re.findall(r'<li><i class="(\w+_\w+)">', page)
+    assert kinds == [f"{method}_{each}" for method in methods for each in ("embeddings", "geometry", "both")]
+    inputs = ("_embeddings", "_geometry", "_both")
+    found = [re.findall(rf'"{each}"\] {{ background: (var\(--[\w-]+\))', page) for each in inputs]
+    assert all(found)
+    assert len({colour for colours in found for colour in colours}) == 3
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
