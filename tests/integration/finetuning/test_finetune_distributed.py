@@ -138,7 +138,7 @@ def test_job_stopped_by_a_signal_resumes_to_the_same_weights(
         assert job.returncode == -signal.SIGKILL
     else:
         assert job.returncode == 130
-        assert "the last checkpoint is saved" in stderr
+        assert "continues from the last checkpoint" in stderr
         assert "Traceback" not in stderr
         position = kept[1]["position"]
         assert (position["epoch"], position["step"]) > (1, 0), "one step after the checkpoint of the epoch"
