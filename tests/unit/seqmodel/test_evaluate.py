@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("no_drawing")
 def evaluated(tmp_path_factory) -> Path:
     """A run, evaluated on test; its store is in the same folder."""
     root = tmp_path_factory.mktemp("평가 1")
-    store = make_store(root / "s.zarr", signal=0.6)
+    store = make_store(root / "s.zarr", num_subjects=32, signal=0.6)  # six of them are in test
     make_run(root / "runs/작은", store)
     assert (
         main(["evaluate", "--run", str(root / "runs/작은"), "--split", "test", "--bootstrap-rounds", "200"])
