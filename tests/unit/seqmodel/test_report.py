@@ -271,7 +271,7 @@ STATEMENT = DataStatement(
 
 
 def test_statement_of_the_store_stands_in_card_report_and_model_card(tmp_path):
-    make_store(tmp_path / "s.zarr", num_subjects=12, statement=STATEMENT)
+    make_store(tmp_path / "s.zarr", num_subjects=32, clips_each=2, statement=STATEMENT)  # six are in test
     argv = ["train", "--store", str(tmp_path / "s.zarr"), "--run", str(tmp_path / "run"), "--epochs", "1"]
     assert main(argv) == 0
     assert load_card(tmp_path / "run").data_statement == STATEMENT
