@@ -14,7 +14,7 @@ def test_a_closed_terminal_does_not_end_a_process_before_the_command(monkeypatch
     handlers: dict[int, object] = {}
     signals = SimpleNamespace(**vars(signal) | {"signal": handlers.__setitem__})
     monkeypatch.setattr(worker, "signal", signals)
-    monkeypatch.setattr(worker, "set_up", lambda *_: None)
+    monkeypatch.setattr(worker, "set_up", lambda *_, **__: None)
     monkeypatch.setattr(worker.torch, "set_num_threads", lambda threads: None)
     monkeypatch.setattr(worker, "_context", None)
     worker.start_refitting(None, None, 1)  # type: ignore[arg-type]
