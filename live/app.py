@@ -7,6 +7,7 @@ frame and drop older ones.
 import contextlib
 import time
 import unicodedata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.cli import UserError, echo, log_error, log_warning
@@ -65,18 +66,23 @@ def watch(config: LiveConfig) -> tuple[dict[str, Any], int]:
     failures = _failures(config, source, session, control)
     summary = _summary(config, source, session, control, started)
     if session.log_path and summary["rows"]:
-        from live.output.log_summary import summarise_log
-        from live.output.report import write_report
-
         try:
-            found = [summarise_log(session.log_path, card.labelling.task)]
-            summary["report"] = str(write_report(found, of_session=True, notice=session.notice))
+            summary["report"] = _session_report(session, session.log_path, card)
         except (UserError, OSError) as error:  # the log was rotated away: the session itself is complete
             log_warning(f"no session report: {error}")
     _print_summary(summary)
     for failure in failures:
         log_error(failure)
     return summary, 1 if failures else 0
+
+
+def _session_report(session: Session, log_path: Path, card: Card) -> str:
+    """Write the report of a session; returns its path."""
+    from live.output.log_summary import summarise_log
+    from live.output.report import write_report
+
+    found = [summarise_log(log_path, card.labelling.task)]
+    return str(write_report(found, of_session=True, notice=session.notice))
 
 
 def _require_possible(config: LiveConfig, card: Card) -> None:

@@ -110,22 +110,24 @@ def evaluate_predictions(
     if keep.any() and not keep.all():
         again = resample_subjects(p.subjects[keep], rounds, seed)
         alone = resample(p.labels[keep], p.probabilities[keep], p.predicted[keep], again, minority, excluded)
-    estimates = of_model.estimates()
-    if task == "binary":
-        line = zip(("slope", "intercept"), calibration_line(p.labels, p.probabilities[:, 1]), strict=True)
-        estimates |= {f"calibration_{name}": Estimate(value, np.nan, np.nan) for name, value in line}
     return EvaluationResult(
         split=split,
         predictions=p,
         label_names=label_names,
         task=task,
-        estimates=estimates,
+        estimates=of_model.estimates() | (_calibration_line(p) if task == "binary" else {}),
         measured_estimates=alone.estimates() if alone else None,
         comparisons=tuple(comparisons),
         resamples=resamples,
         minority=minority,
         warnings=(*warnings, *_warnings(p, resamples, label_names)),
     )
+
+
+def _calibration_line(p: Predictions) -> dict[str, Estimate]:
+    """Calibration slope and intercept of binary predictions, without intervals."""
+    line = zip(("slope", "intercept"), calibration_line(p.labels, p.probabilities[:, 1]), strict=True)
+    return {f"calibration_{name}": Estimate(value, np.nan, np.nan) for name, value in line}
 
 
 def _warnings(p: Predictions, resamples: BootstrapWeights, label_names: tuple[str, ...]) -> list[str]:

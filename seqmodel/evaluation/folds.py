@@ -166,28 +166,37 @@ def run_folds(
     predictions = _pooled(context, folds, results, prior, np.where(untrained, NOT_TRAINED, reasons))
     identity_baseline = identity(labels, subjects, prior, seed=args.seed)
     baselines = [*fold_baselines.values(), *([identity_baseline] if identity_baseline is not None else [])]
-    thresholds = np.full(len(rows), 0.5)
-    for result in results:
-        thresholds[result.indices] = result.calibration.threshold
     fold_models = FoldModels(
         importance_scores=group_importance(card, context.store.recipe.geometry, samples, results, args.seed),
         calibrations=[result.calibration for result in chosen],
-        thresholds=thresholds,
+        thresholds=_thresholds(results, len(rows)),
     )
     num_untrained = sum(bool(untrained[held_out].any()) for _, held_out in folds)
     leak = encoder_leak_warning(context.store, groups_of(context.table, rows))
-    names = [result.candidate for result in chosen]
     notes = [leak] * bool(leak)
     if card.labelling.task == "binary":
-        held_out_clips = [held_out for _, held_out in folds]
-        within = within_fold_auroc(labels == 1, predictions.probabilities[:, 1], held_out_clips)
-        pooled = score("auroc", labels, predictions.probabilities)
-        notes.append(
-            f"AUROC within folds is {within:.3f} (mean over folds, weighted by pairs of clips); pooled over "
-            f"all folds it is {pooled:.3f}, which also compares probabilities of different heads"
-        )
-    notes += _notes(len(folds), num_untrained, names, bool((subjects == "").any()))
+        notes.append(_auroc_note(predictions, folds))
+    notes += _notes(len(folds), num_untrained, chosen, bool((subjects == "").any()))
     return predictions, baselines, fold_models, notes
+
+
+def _thresholds(results: Sequence[FoldResult], num_clips: int) -> np.ndarray:
+    """(num_clips,) threshold of the fold that predicted each clip; .5 if none did."""
+    thresholds = np.full(num_clips, 0.5)
+    for result in results:
+        thresholds[result.indices] = result.calibration.threshold
+    return thresholds
+
+
+def _auroc_note(predictions: Predictions, folds: Folds) -> str:
+    """The AUROC within folds beside the pooled one, of binary predictions."""
+    held_out_clips = [held_out for _, held_out in folds]
+    within = within_fold_auroc(predictions.labels == 1, predictions.probabilities[:, 1], held_out_clips)
+    pooled = score("auroc", predictions.labels, predictions.probabilities)
+    return (
+        f"AUROC within folds is {within:.3f} (mean over folds, weighted by pairs of clips); pooled over all "
+        f"folds it is {pooled:.3f}, which also compares probabilities of different heads"
+    )
 
 
 def fit_folds(
@@ -345,18 +354,12 @@ def run_fold(
     inner = np.concatenate([inner_val for _, inner_val in parts])
     inner_labels = samples.labels[inner]
     held_out_samples, first_seed = select_samples(samples, indices), seed * INNER_FOLDS
+    part_samples = [(select_samples(samples, fit), select_samples(samples, val)) for fit, val in parts]
     tried: list[tuple[float, str, np.ndarray, np.ndarray, tuple[Any, ...]]] = []
     for candidate in CANDIDATES:
         fitted = [
-            _fit_head(
-                candidate,
-                card,
-                select_samples(samples, inner_train),
-                select_samples(samples, inner_val),
-                first_seed + number,
-                on_fit,
-            )
-            for number, (inner_train, inner_val) in enumerate(parts)
+            _fit_head(candidate, card, train_samples, val_samples, first_seed + number, on_fit)
+            for number, (train_samples, val_samples) in enumerate(part_samples)
         ]
         heads, val_logits = zip(*fitted, strict=True)
         inner_logits = np.concatenate(val_logits)
@@ -480,8 +483,9 @@ def _add_baselines(
         fold_baselines[baseline.name].predicted[held_out] = baseline.predicted
 
 
-def _notes(num_folds: int, num_untrained: int, chosen: Sequence[str], some_unknown: bool) -> list[str]:
-    counts = ", ".join(f"{chosen.count(c.name)} × {c.name}" for c in CANDIDATES if c.name in chosen)
+def _notes(num_folds: int, num_untrained: int, chosen: Sequence[FoldResult], some_unknown: bool) -> list[str]:
+    names = [result.candidate for result in chosen]
+    counts = ", ".join(f"{names.count(c.name)} × {c.name}" for c in CANDIDATES if c.name in names)
     found = [
         f"cross-validation: new heads trained in {num_folds} folds on the store's features (chosen heads: "
         f"{counts}). This evaluates the training method, not the weights of this run"

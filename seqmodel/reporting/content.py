@@ -92,11 +92,7 @@ def _build(
     figures = result_plots(result, card, slices, thresholds) | training_figures(args.run, card)
     scores = fold_models.importance_scores if fold_models else group_importance(result, context, args.seed)
     if scores:
-        value, low, high = (np.array([getattr(f, end) for f in scores]) for end in ("value", "low", "high"))
-        metric = TITLES[card.metric][0] if card.metric in TITLES else card.metric
-        figures["importance"] = plots_analysis.importance_plot(
-            [item.group for item in scores], value, low, high, metric
-        )
+        figures["importance"] = _importance_figure(scores, card.metric)
     with progress("plots") as bar:
         drawn = bar.track(figures.items(), description="plots")
         svgs = {name: save(figure, folder / "plots" / f"{name}.png") for name, figure in drawn}
@@ -129,6 +125,13 @@ def _build(
         synthetic_notice=context.synthetic_notice,
         data_statement=context.store.data_statement if context.is_other_data else card.data_statement,
     )
+
+
+def _importance_figure(scores: Sequence[ImportanceScore], metric: str) -> Any:
+    """The figure of the permutation importance of each group of inputs."""
+    value, low, high = (np.array([getattr(f, end) for f in scores]) for end in ("value", "low", "high"))
+    title = TITLES[metric][0] if metric in TITLES else metric
+    return plots_analysis.importance_plot([item.group for item in scores], value, low, high, title)
 
 
 def group_importance(result: EvaluationResult, context: EvalContext, seed: int) -> list[ImportanceScore]:
