@@ -81,6 +81,15 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class TrialConfig:
+    """Head, training and inputs of one trial."""
+
+    head: HeadConfig
+    train: TrainConfig
+    inputs: Inputs
+
+
+@dataclass(frozen=True)
 class FinetuneConfig:
     """Training of encoder and head together, end to end."""
 

@@ -14,11 +14,11 @@ import optuna
 from features.datasets import RowView, Samples, sample_groups, select_samples, streams_of
 from features.labels import Task
 from features.splits import grouped_folds, joined_groups
-from seqmodel.config import Metric
+from seqmodel.config import Metric, TrialConfig
 from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs, stream_statistics
 from seqmodel.runs.writer import count_parameters
 from seqmodel.training.loop import Epoch, Fitted, fit, fit_best
-from tune.search_space import Space, TrialConfig, may_prune, suggest
+from tune.search_space import Space, may_prune, suggest
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from optuna.distributions import distribution_to_json
 
 from features.datasets import Inputs
 from features.labels import Task
-from seqmodel.config import HeadConfig, TrainConfig
+from seqmodel.config import HeadConfig, TrainConfig, TrialConfig
 from seqmodel.runs.writer import complete_head
 from tune.config import BASELINE_ROLE
 
@@ -45,15 +45,6 @@ class Space:
     epochs: int
     many: bool = False
     """Whether there are `MANY_CLIPS` training clips or more; the slowest choices are then left out."""
-
-
-@dataclass(frozen=True)
-class TrialConfig:
-    """Head, training and inputs of a trial."""
-
-    head: HeadConfig
-    train: TrainConfig
-    inputs: Inputs
 
 
 def suggest(trial: optuna.trial.BaseTrial, space: Space) -> TrialConfig:

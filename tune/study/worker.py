@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 
 from features.cli import STOPS, UserError, log_error
 from features.files import end_with_parent, has_parent
+from seqmodel.config import TrialConfig
 from seqmodel.heads.centering import with_centering
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.runs.writer import resolve_device
@@ -28,7 +29,7 @@ from tune.objective import (
     train_head,
     untrained_head,
 )
-from tune.search_space import MANY_CLIPS, Space, TrialConfig, trial_config_of
+from tune.search_space import MANY_CLIPS, Space, trial_config_of
 from tune.study.checkpoints import keep_checkpoint, load_checkpoint
 from tune.study.storage import storage_errors_in_one_line
 from tune.study.study import StudySpec, is_interruption, note_seen, work
