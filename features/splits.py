@@ -24,6 +24,8 @@ from features.store.table import ClipTable, group_names, groups_of, only_value, 
 
 Masks = dict[str, np.ndarray]
 """(n,) bool by subset: which of n clips it contains."""
+VAL_SHARE, TEST_SHARE = 0.2, 0.2
+"""Shares of the clips."""
 _RESTARTS = 20
 """Number of random orders in which groups are assigned; the most even result is kept."""
 _FEW_GROUPS = 400
@@ -56,14 +58,18 @@ def make_split(
     labels: np.ndarray,
     *,
     seed: int,
-    val_share: float = 0.2,
-    test_share: float = 0.2,
+    val_share: float = VAL_SHARE,
+    test_share: float = TEST_SHARE,
     near_duplicates: Sequence[tuple[int, int]] = (),
+    groups: np.ndarray | None = None,
 ) -> Split:
     """The split of these rows: the official one, or one by subject, stratified by class.
 
     rows: row indices. labels: (len(rows),) class index of each. near_duplicates: pairs of rows that must be
-    in one subset.
+    in one subset. groups: (len(rows),) str, what stays in one subset if that is not the subject.
+
+    With a test share of 0 there is no test subset: an official split without one is kept, else every subject
+    is in train or validation.
 
     If only train and validation are official, validation becomes test, and a new validation subset is taken
     from train by subject. Clips without a split are left out if train and another subset are official;
@@ -74,12 +80,18 @@ def make_split(
     Raises UserError when a subject or a part of a video is in two subsets, or there are too few subjects for
     three subsets.
     """
-    groups = joined_groups(groups_of(table, rows), rows, near_duplicates)
+    apart = table.subject
+    if groups is not None:
+        apart = np.full(len(table.subject), "", groups.dtype)
+        apart[rows] = groups
+    groups = joined_groups(groups_of(table, rows) if groups is None else groups, rows, near_duplicates)
     marks = _marks(table, rows)
     left_out: tuple[str, ...] = ()
     masks = {subset: marks == subset for subset in SUBSETS}
     marked = [subset for subset in SUBSETS if masks[subset].any()]
-    if "train" in marked and len(marked) > 1:
+    if test_share == 0:
+        masks, description = _without_test(masks, marked, labels, groups, val_share, seed)
+    elif "train" in marked and len(marked) > 1:
         masks, description = _official(masks, labels, groups, val_share, seed)
         if unnamed := int((marks == "").sum()):
             left_out = (f"{unnamed} clips without a split are left out, because other clips have one",)
@@ -90,7 +102,12 @@ def make_split(
         description += ", because every clip is marked train" if marked else ""
     else:
         masks, description = _filled(masks, labels, groups, val_share, test_share, seed)
-    return _checked(table, rows, labels, groups, masks, description, left_out)
+    return _checked(table, rows, labels, groups, masks, description, left_out, apart=apart)
+
+
+def has_official_subsets(table: ClipTable, rows: np.ndarray) -> bool:
+    """Whether the manifest says what is held out: some clips are marked val or test."""
+    return bool(np.isin(_marks(table, rows), ("val", "test")).any())
 
 
 def joined_groups(groups: np.ndarray, rows: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -113,8 +130,8 @@ def extend_split(
     labels: np.ndarray,
     earlier: Path,
     *,
-    val_share: float = 0.2,
-    test_share: float = 0.2,
+    val_share: float = VAL_SHARE,
+    test_share: float = TEST_SHARE,
 ) -> Split:
     """The split of an earlier run, extended to new subjects.
 
@@ -132,6 +149,7 @@ def extend_split(
     known, clips = _earlier_subsets(file)
     same = known_rows(table, clips)
     known |= _subsets_of_renamed(table, same, known, clips, file)
+    test_share = test_share if "test" in known.values() else 0.0
     groups = groups_of(table, rows)
     marked = list(zip(groups.tolist(), _marks(table, rows).tolist(), strict=True))
     subsets = np.array(
@@ -273,17 +291,18 @@ def _checked(
     description: str,
     left_out: tuple[str, ...] = (),
     kept: tuple[str, ...] = (),
+    apart: np.ndarray | None = None,
 ) -> Split:
     """The split of these masks with all its warnings; `left_out` and `kept` are warnings to include.
 
-    Raises UserError when a subject is in two subsets.
+    Raises UserError when a subject (a name in `apart`, of the whole table) is in two subsets.
     """
     warnings = _subject_warnings(table, rows) + left_out + _shared_video_warnings(groups, masks)
     warnings += _class_warnings(labels, masks) + kept
     split = Split(
         **{subset: rows[masks[subset]] for subset in SUBSETS}, description=description, warnings=warnings
     )
-    require_disjoint(split, table.subject)
+    require_disjoint(split, table.subject if apart is None else apart)
     require_no_overlap(split, table)
     return split
 
@@ -314,6 +333,18 @@ def _official(
         description = "official train and test; validation is taken from train by subject"
     divided = _assigned(masks["train"], ("train", "val"), labels, groups, (1 - val_share, val_share), seed)
     return divided | {"test": masks["val"] | masks["test"]}, description
+
+
+def _without_test(
+    masks: Masks, marked: Sequence[str], labels: np.ndarray, groups: np.ndarray, val_share: float, seed: int
+) -> tuple[Masks, str]:
+    """(subsets, description) without a test subset; train takes clips without a split if the others have
+    one."""
+    if list(marked) == ["train", "val"]:
+        return masks | {"train": ~masks["val"]}, "the given train and validation, no test"
+    everyone = np.ones(len(labels), bool)
+    divided = _assigned(everyone, ("train", "val"), labels, groups, (1 - val_share, val_share), seed)
+    return divided | {"test": ~everyone}, f"train and validation, stratified by class, no test, seed {seed}"
 
 
 def _filled(
@@ -498,7 +529,8 @@ def _shared_video_warnings(groups: np.ndarray, masks: Masks) -> tuple[str, ...]:
 
 def _class_warnings(labels: np.ndarray, masks: Masks) -> tuple[str, ...]:
     classes = np.unique(labels)
-    absent = {subset: len(np.setdiff1d(classes, labels[masks[subset]])) for subset in SUBSETS}
+    present = [subset for subset in SUBSETS if masks[subset].any()]
+    absent = {subset: len(np.setdiff1d(classes, labels[masks[subset]])) for subset in present}
     return tuple(
         f"{subset} has no clip of {count} of the {len(classes)} classes"
         for subset, count in absent.items()

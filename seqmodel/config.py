@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 Inputs = Literal["embeddings", "geometry", "both"]
+Design = Literal["auto", "holdout", "folds"]
 Metric = Literal["auto", "auroc", "macro_f1", "balanced_accuracy", "qwk"]
 
 METRIC_OF_TASK: dict[str, Literal["auroc", "macro_f1", "qwk"]] = {
@@ -162,6 +163,9 @@ class TrainArgs:
     """cpu, cuda or auto."""
     splits_from: Path | None = None
     """Reuse this run's train/val/test split. New subjects are added to it."""
+    design: Design = "auto"
+    """Study design. holdout: a test subset; folds: no test subset, evaluate holds every person out in folds;
+    auto: holdout with an official split or 40 people, else folds."""
     json: bool = False
     """Print one JSON object, the summary, on stdout."""
     command: str = field(default="", init=False, compare=False)

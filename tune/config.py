@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from features.cli import UserError
-from seqmodel.config import Inputs, LabelArgs, Metric
+from seqmodel.config import Design, Inputs, LabelArgs, Metric
 
 BASELINE_ROLE = "the seed project's settings"
 """Role of a study's first trial."""
@@ -53,6 +53,9 @@ class TuneArgs:
     """Name of the study in the storage."""
     splits_from: Path | None = None
     """Reuse this run's train/val/test split. New subjects are added to it."""
+    design: Design = "auto"
+    """Study design. holdout: a test subset; folds: no test subset, evaluate holds every person out in folds;
+    auto: holdout with an official split or 40 people, else folds."""
     finetune: bool = False
     """Then fine-tune encoder and head of the best run together on the stored crops."""
     seed: int = 0

@@ -1,6 +1,5 @@
 """The objective of a trial: folds, training of its head on each fold, and validation score."""
 
-import dataclasses
 import functools
 import math
 import time
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from features.datasets import RowView, Samples, sample_groups, select_samples, streams_of
+from features.datasets import RowView, Samples, only_streams, sample_groups, select_samples, streams_of
 from features.labels import Task
 from features.splits import grouped_folds, joined_groups
 from seqmodel.config import Metric, TrialConfig
@@ -37,16 +36,24 @@ RecordScores = Callable[[list[float], int], None]
 
 
 def make_folds(
-    train: Samples, val: Samples, num_folds: int, seed: int, near_duplicates: Sequence[tuple[int, int]] = ()
+    train: Samples,
+    val: Samples,
+    num_folds: int,
+    seed: int,
+    near_duplicates: Sequence[tuple[int, int]] = (),
+    units: np.ndarray | None = None,
 ) -> list[Fold]:
     """One fold of train and validation, or `num_folds` folds by subject over both together.
 
-    near_duplicates: pairs of rows that must be in one fold.
+    near_duplicates: pairs of rows that must be in one fold. units: (rows of the store,) str, what stays in
+    one fold if that is not the subject.
     """
     if num_folds < 2:
         return [_fold(train, val)]
     both = join(train, val)
-    groups = joined_groups(sample_groups(both), both.rows, near_duplicates)
+    groups = joined_groups(
+        sample_groups(both) if units is None else units[both.rows], both.rows, near_duplicates
+    )
     parts = grouped_folds(both.labels, groups, num_folds, seed)
     return [
         _fold(select_samples(both, train_rows), select_samples(both, val_rows))
@@ -121,15 +128,6 @@ def train_head(
         metric=metric,
     )
     return head, fit_best(head, epochs, trial_config.train.patience, on_epoch=on_epoch)
-
-
-def only_streams(samples: Samples, streams: tuple[str, ...]) -> Samples:
-    """The same clips with only these streams."""
-    return dataclasses.replace(
-        samples,
-        x={name: samples.x[name] for name in streams},
-        valid={name: samples.valid[name] for name in streams},
-    )
 
 
 def objective(

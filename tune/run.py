@@ -19,7 +19,7 @@ from features.files import in_same_namespace
 from features.splits import split_hash
 from features.store.table import groups_of
 from seqmodel.commands.train import print_scores, print_task
-from seqmodel.config import FinetuneArgs
+from seqmodel.config import FinetuneArgs, TrialConfig
 from seqmodel.evaluation.simple_methods import baseline_scores
 from seqmodel.finetuning.setup import require_crops
 from seqmodel.runs.card import load_card
@@ -35,6 +35,7 @@ from tune.study.plots import save_study_plots
 from tune.study.storage import without_password
 from tune.study.study import (
     DONE,
+    RANDOM_TRIALS,
     SILENT_S,
     StudySpec,
     close_study,
@@ -82,7 +83,7 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     if _is_kept(args, origin):
         echo(f"nothing to do: {args.out} already has trial {winner.trial.number}")
     else:
-        keep(args, context, winner, origin, baselines, metric, notes)
+        keep(args, context, study, winner, origin, baselines, metric, notes)
     parameter_importances = save_study_plots(study, args.out / "plots", metric)
     summary = summarise(args, context, study, finalists, baselines, metric, notes)
     close_study(study)
@@ -109,7 +110,7 @@ def open_task(args: TuneArgs) -> LearningTask:
     Raises UserError for options that do not fit the store, or contradict each other.
     """
     learning_task = build_task(
-        args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
+        args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from, design=args.design
     )
     if args.finetune:
         require_crops(
@@ -235,6 +236,7 @@ def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, context: Search
 def keep(
     args: TuneArgs,
     context: SearchContext,
+    study: optuna.Study,
     winner: Finalist,
     origin: Mapping[str, Any],
     baselines: dict[str, float],
@@ -270,7 +272,15 @@ def keep(
         stage=stage,
         warnings=notes,
         center=args.center,
+        settings=first_settings(study, context),
     )
+
+
+def first_settings(study: optuna.Study, context: SearchContext) -> list[TrialConfig]:
+    """The starting points and the sampler's random points: they do not depend on anybody's labels."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state in DONE]
+    first = sorted(trials, key=lambda trial: trial.number)[:RANDOM_TRIALS]
+    return list(dict.fromkeys(trial_config_of(trial.params, context.space) for trial in first))
 
 
 def summarise(

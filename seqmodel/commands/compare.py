@@ -84,17 +84,22 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
 
 
 def test_rows(run: Path, card: Card) -> dict[str, dict[str, str]]:
-    """Rows of the run's predictions on its own test split by clip_id; predicts if they are missing or older
-    than the weights."""
-    path = run / PREDICTIONS
+    """Rows of the run's predictions on its own test subset by clip_id; predicts if they are missing or older
+    than the weights. Of a run without test subset, the predictions of its folds.
+
+    Raises UserError if those are missing or older than the weights.
+    """
+    path, split = run / PREDICTIONS, f"folds-{card.design.folds}" if card.design.folds else "test"
     stale = not path.is_file() or path.stat().st_mtime < (run / WEIGHTS).stat().st_mtime
-    if stale or not any(row["split"] == "test" for row in read_predictions(path)):
+    if stale or not any(row["split"] == split for row in read_predictions(path)):
+        if card.design.folds:
+            raise UserError(f"{run} has no current predictions of its folds: evaluate it first")
         from seqmodel.commands.evaluate import open_and_predict
 
         echo(f"{run} has no current predictions on test: predicting now")
         context, predictions = open_and_predict(EvaluateArgs(run=run))
         write_predictions(path, predictions, card.labelling.names, context.split)
-    return {row["clip_id"]: row for row in read_predictions(path) if row["split"] == "test"}
+    return {row["clip_id"]: row for row in read_predictions(path) if row["split"] == split}
 
 
 def evaluate_runs(

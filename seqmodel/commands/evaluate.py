@@ -49,10 +49,11 @@ NO_BASELINES = "Baselines are compared on test, or with --folds"
 def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
     """Handler of the command: returns (summary, exit code). Raises UserError for errors that a user can
     fix."""
+    args, is_design = with_folds_of_design(args)
     if args.folds and args.abstain:
         raise UserError(
             "--abstain and --folds cannot be combined: --abstain changes the run's own calibration, and "
-            "--folds trains new heads"
+            "--folds trains new heads" + "; use --split val" * is_design
         )
     if not args.folds:
         renew_threshold(args)
@@ -60,17 +61,30 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
     with umap_job_of(context, args) as umap_job:
         if args.folds:
             context, result, fold_models = evaluate_folds(context, args)
-            folder = folder_of(context) / context.split
+            finished = folder_of(context) / context.split / FINISHED
+            folder = folder_of(context) if is_design else finished.parent
         else:
             result, fold_models = evaluate_split(context, args), None
             folder = folder_of(context)
         folder.mkdir(parents=True, exist_ok=True)
         report = write_result(folder, result, context, args, umap_job, fold_models=fold_models)
     if args.folds:
-        shutil.rmtree(folder / FINISHED, ignore_errors=True)
+        shutil.rmtree(finished.parent if is_design else finished, ignore_errors=True)
     print_estimates(result, report)
     print_auroc_of_predicted(result)
     return summary(result, report), 0
+
+
+def with_folds_of_design(args: EvaluateArgs) -> tuple[EvaluateArgs, bool]:
+    """The options, with the folds of the run's study design if it has no test subset and the
+    options name none; and whether that is so."""
+    card = load_card(args.run)
+    if args.folds or args.split != "test" or not card.design.folds:
+        return args, False
+    if args.store and open_context(args.run, card, args.store, "val", args.label_map).is_other_data:
+        return args, False
+    echo(f"design: {card.design.text}")
+    return replace(args, folds=card.design.folds), True
 
 
 def renew_threshold(args: EvaluateArgs) -> None:
@@ -88,7 +102,8 @@ def renew_threshold(args: EvaluateArgs) -> None:
 
 def find_clips(args: EvaluateArgs) -> EvalContext:
     """The clips to evaluate, without logging; with --folds every labelled clip."""
-    context = open_context(args.run, load_card(args.run), args.store, args.split, args.label_map)
+    subset = "val" if args.folds else args.split
+    context = open_context(args.run, load_card(args.run), args.store, subset, args.label_map)
     return every_clip(context, args.folds) if args.folds else context
 
 
@@ -178,6 +193,7 @@ def _evaluated(
             rounds=args.bootstrap_rounds,
             seed=args.seed,
             warnings=warnings,
+            scope="" if context.is_other_data else context.card.design.scope,
         )
 
 

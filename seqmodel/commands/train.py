@@ -18,7 +18,7 @@ def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
     """Handler of the command: trains, writes the run, returns (summary, exit code)."""
     require_free(args.run)
     learning_task = build_task(
-        args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from
+        args.store, args.label, args.inputs, seed=args.seed, splits_from=args.splits_from, design=args.design
     )
     print_task(learning_task)
     device = resolve_device(args.device)
@@ -92,6 +92,7 @@ def print_task(learning_task: LearningTask) -> None:
         f"{learning_task.labelling.task}: {' < '.join(learning_task.labelling.names)} (last = positive), "
         f"{counts} clips{left_out}; split: {learning_task.split.description}"
     )
+    echo(f"design: {learning_task.design.text}")
     for text in learning_task.split.warnings:
         log_warning(text)
 

@@ -70,6 +70,8 @@ class EvaluationResult:
     minority: int
     """The class that average precision is computed for."""
     warnings: tuple[str, ...]
+    scope: str = ""
+    """What the results are limited to, for headings; '' = new people."""
     is_unseen: bool = False
     """Whether these are test clips of people, and none of them has training clips."""
 
@@ -84,6 +86,7 @@ def evaluate_predictions(
     rounds: int = 1000,
     seed: int = 0,
     warnings: Sequence[str] = (),
+    scope: str = "",
 ) -> EvaluationResult:
     """Metrics with 95 % confidence intervals for the model and its baselines.
 
@@ -121,6 +124,7 @@ def evaluate_predictions(
         resamples=resamples,
         minority=minority,
         warnings=(*warnings, *_warnings(p, resamples, label_names)),
+        scope=scope,
     )
 
 

@@ -31,10 +31,9 @@ class FoldResult:
     logits: np.ndarray
     probabilities: np.ndarray
     predicted: np.ndarray
-    candidate: str
-    """Name of the chosen candidate; '' if training was not possible or no clip was left out."""
-    heads: tuple[LstmHead, ...] = ()
-    """Heads of the chosen candidate, one per part."""
+    setting: str
+    """Name of the chosen setting; '' if training was not possible or no clip was left out."""
+    head: LstmHead | None = None
     calibration: Calibration = Calibration()
 
 
@@ -50,13 +49,10 @@ def fingerprint_of(settings: Mapping[str, Any], arrays: Iterable[Any]) -> str:
 def save_fold(path: Path, result: FoldResult) -> None:
     """Write the file of a fold, atomically."""
     tensors = {name: torch.from_numpy(getattr(result, name)) for name in ARRAYS}
-    for index, head in enumerate(result.heads):
-        tensors |= {f"head{index}.{name}": tensor for name, tensor in head.state_dict().items()}
-    note = {
-        "candidate": result.candidate,
-        "calibration": asdict(result.calibration),
-        "heads": [asdict(head.config) for head in result.heads],
-    }
+    note: dict[str, Any] = {"setting": result.setting, "calibration": asdict(result.calibration)}
+    if result.head is not None:
+        tensors |= {f"head.{name}": tensor for name, tensor in result.head.state_dict().items()}
+        note["head"] = {"config": asdict(result.head.config), "streams": list(result.head.dims)}
     save_checkpoint(path, tensors, note)
 
 
@@ -66,13 +62,14 @@ def load_fold(path: Path, dims: Mapping[str, int], num_outputs: int) -> FoldResu
     if found is None:
         return None
     tensors, note = found
-    heads = []
-    for index, config in enumerate(note["heads"]):
-        head, part = LstmHead(HeadConfig(**config), dims, num_outputs), f"head{index}."
-        weights = {name.removeprefix(part): t for name, t in tensors.items() if name.startswith(part)}
-        head.load_state_dict(weights)
-        heads.append(head)
+    head = None
+    if saved := note.get("head"):
+        config, streams = HeadConfig(**saved["config"]), saved["streams"]
+        head = LstmHead(config, {name: dims[name] for name in streams}, num_outputs)
+        head.load_state_dict(
+            {k.removeprefix("head."): t for k, t in tensors.items() if k.startswith("head.")}
+        )
     arrays: dict[str, Any] = {name: tensors[name].numpy() for name in ARRAYS}
     return FoldResult(
-        **arrays, **note | {"heads": tuple(heads), "calibration": Calibration(**note["calibration"])}
+        **arrays, setting=note["setting"], head=head, calibration=Calibration(**note["calibration"])
     )

@@ -1,11 +1,11 @@
 """Nested cross-validation by subject (evaluate --folds K|loso), for data sets with few subjects.
 
-In each fold new heads are trained, and the held-out subjects are used for the evaluation only. The
-training subjects of the fold are divided into parts. For every candidate, one head is trained per part: the
-part is its validation set for early stopping. The pooled validation logits choose the candidate and fit
-temperature and threshold. The prediction of the fold is the mean logit of the chosen candidate's heads (an
-ensemble). Labels, streams and store are those of the run. The run's own head is not used, because it was
-chosen on subjects that are held out here.
+In each fold the run's head is made again, as `train` or `tune` made it, and the held-out subjects are used
+for the evaluation only. A fifth of the fold's training subjects is its validation: for early stopping, for
+the choice of a setting, and for temperature and threshold. The settings to choose from are those of the run's
+search that depend on nobody's labels (its starting points and random points), or the one of `train`. Labels
+and store are those of the run. The run's own head is not used, because it was chosen on subjects that are
+held out here.
 
 The encoder is not trained: the features are the store's.
 
@@ -13,20 +13,27 @@ Shapes: N clips, O logits, C classes.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from features.cli import UserError
-from features.datasets import Samples, load_samples, sample_groups, select_samples
+from features.datasets import (
+    Samples,
+    load_samples,
+    only_streams,
+    sample_groups,
+    select_samples,
+    streams_of,
+)
 from features.maintenance.near_duplicates import COPY_COSINE, near_duplicates
 from features.recipe import GeometryId
 from features.splits import grouped_folds, joined_groups, leave_one_subject_out
 from features.store.table import groups_of
-from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig
+from seqmodel.config import EvaluateArgs, Metric, TrialConfig
 from seqmodel.evaluation.baselines import identity, majority, simple_baselines
 from seqmodel.evaluation.context import EvalContext, FoldModels, every_labelled, face_coverage
 from seqmodel.evaluation.evaluator import Baseline
@@ -41,7 +48,7 @@ from seqmodel.evaluation.permutation_importance import (
 )
 from seqmodel.evaluation.simple_methods import principal_components, stream_statistics
 from seqmodel.heads.centering import with_centering
-from seqmodel.heads.recurrent import build_head
+from seqmodel.heads.recurrent import LstmHead, build_head
 from seqmodel.metrics.calibration import (
     Calibration,
     Decision,
@@ -55,8 +62,10 @@ from seqmodel.metrics.calibration import (
 from seqmodel.metrics.classification import class_frequencies, score, within_fold_auroc
 from seqmodel.metrics.predictions import Predictions
 from seqmodel.runs.card import Card, git_commit, versions
+from seqmodel.runs.settings import load_settings
 from seqmodel.runs.writer import complete_head
-from seqmodel.training.loop import fit, fit_best, predict_logits, resolve_metric
+from seqmodel.training.design import PERSON, units_of
+from seqmodel.training.loop import fit, fit_best, predict_logits
 from seqmodel.training.task import encoder_leak_warning
 
 Fold = tuple[np.ndarray, np.ndarray]
@@ -64,40 +73,12 @@ Fold = tuple[np.ndarray, np.ndarray]
 Folds = list[Fold]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A head and how it is trained."""
-
-    name: str
-    head: HeadConfig
-    lr: float
-    noise: float = 0.0
-    weight_decay: float = 0.01
-    """As in `TrainConfig`."""
-
-
-CANDIDATES = (
-    Candidate("small", HeadConfig(hidden=64, projection=64), lr=2e-3),
-    Candidate(
-        "wide",
-        HeadConfig(hidden=128, projection=256, bidirectional=False, dropout=0.5, pooling="attention"),
-        lr=1e-2,
-        noise=0.5,
-        weight_decay=0.3,
-    ),
-)
-"""What each fold chooses from. Fixed here, so that the choice of candidates depends on no subject: small for
-few subjects, wide and noisy for thousands of clips."""
-MIN_BATCH, MAX_BATCH, STEPS_AN_EPOCH = 8, 64, 40
-STEPS = 400
-"""Optimizer steps per head, about: few subjects give few batches per epoch, so they get more epochs."""
-MIN_EPOCHS, MAX_EPOCHS = 16, 40
-INNER_FOLDS = 4
-"""Parts that a fold's training subjects are divided into."""
+INNER_FOLDS = 5
+"""One part in so many of a fold's training subjects is its validation, as in `train` and `tune`."""
 FINISHED = "finished"
 """Folder, in that of the results, with the results of finished folds until all are done."""
 NOT_TRAINED = "no trained fold"
-"""Reason for a clip without a prediction, if its fold has only one subject or one class for training."""
+"""Reason for a clip without a prediction, if its fold has only one class for training."""
 
 
 def every_clip(context: EvalContext, folds: str) -> EvalContext:
@@ -105,18 +86,19 @@ def every_clip(context: EvalContext, folds: str) -> EvalContext:
     return replace(every_labelled(context), split=f"folds-{folds}")
 
 
-def dims_of(context: EvalContext) -> dict[str, int]:
-    """Width in the store of each stream that the run's head reads; the heads of folds read the same streams.
+def dims_of(context: EvalContext, settings: Sequence[TrialConfig]) -> dict[str, int]:
+    """Width in the store of each stream that some head reads.
 
     Raises UserError if the store does not have all of them.
     """
-    missing = set(context.card.dims) - set(context.store.streams)
+    streams = {name: 0 for setting in settings for name in streams_of(setting.inputs)}
+    missing = set(streams) - set(context.store.streams)
     if missing:
         raise UserError(
             f"{context.run} reads {', '.join(sorted(missing))}, but {context.store.path} has only "
             f"{', '.join(context.store.streams)}; give another store with --store"
         )
-    return {name: context.store.array(name).shape[-1] for name in context.card.dims}
+    return {name: context.store.array(name).shape[-1] for name in sorted(streams)}
 
 
 def threshold_metric_of(card: Card, args: EvaluateArgs) -> str:
@@ -140,7 +122,8 @@ def run_folds(
     """
     card, rows, labels = context.card, context.eval_subset.rows, context.eval_subset.labels
     calibration = replace(card.calibration, threshold_metric=threshold_metric_of(card, args))
-    card = replace(card, dims=dims_of(context), calibration=calibration)
+    settings = load_settings(context.run, card)
+    card = replace(card, dims=dims_of(context, settings), calibration=calibration)
     num_classes = len(card.labelling.names)
     all_samples, samples, reasons = samples_of(context, card)
     measured, subjects = reasons == "", samples.subjects
@@ -150,19 +133,19 @@ def run_folds(
     prior = class_frequencies(labels, num_classes)
     constant = majority(prior, len(rows), card.labelling.names, of="all clips")
     fold_baselines: dict[str, Baseline] = {constant.name: constant}
-    results = fit_folds(card, grouped, measured, folds, args.seed, folder, on_fit)
+    results = fit_folds(card, settings, grouped, measured, folds, args.seed, folder, on_fit)
     statistics = stream_statistics(all_samples, principal_components(all_samples, args.seed))
     for fold in folds:
         _add_baselines(fold_baselines, card, statistics, grouped, measured, fold, prior, args.seed)
-    chosen = [result for result in results if result.candidate]
+    chosen = [result for result in results if result.setting]
     if not chosen:
         raise UserError(
-            f"--folds {args.folds}: no fold can be trained: the training subjects of a fold must be at "
-            "least two, with clips of at least two classes"
+            f"--folds {args.folds}: no fold can be trained: the training part of a fold must have clips of "
+            "two classes or more"
         )
     untrained = np.zeros(len(rows), bool)
     for (_, held_out), result in zip(folds, results, strict=True):
-        untrained[held_out] = measured[held_out] & (result.candidate == "")
+        untrained[held_out] = measured[held_out] & (result.setting == "")
     predictions = _pooled(context, folds, results, prior, np.where(untrained, NOT_TRAINED, reasons))
     identity_baseline = identity(labels, subjects, prior, seed=args.seed)
     baselines = [*fold_baselines.values(), *([identity_baseline] if identity_baseline is not None else [])]
@@ -176,7 +159,7 @@ def run_folds(
     notes = [leak] * bool(leak)
     if card.labelling.task == "binary":
         notes.append(_auroc_note(predictions, folds))
-    notes += _notes(len(folds), num_untrained, chosen, bool((subjects == "").any()))
+    notes += _notes(len(folds), num_untrained, len(settings), bool((subjects == "").any()))
     return predictions, baselines, fold_models, notes
 
 
@@ -201,6 +184,7 @@ def _auroc_note(predictions: Predictions, folds: Folds) -> str:
 
 def fit_folds(
     card: Card,
+    settings: Sequence[TrialConfig],
     samples: Samples,
     measured: np.ndarray,
     folds: Folds,
@@ -209,29 +193,27 @@ def fit_folds(
     on_fit: Callable[[int], None],
 ) -> list[FoldResult]:
     """The result of every fold: from its file in `folder`, or trained and saved there."""
-    limits = (MIN_BATCH, MAX_BATCH, STEPS_AN_EPOCH, STEPS, MIN_EPOCHS, MAX_EPOCHS, INNER_FOLDS)
-    settings = {
+    described = {
         "task": card.labelling.task,
         "names": card.labelling.names,
+        "metric": card.metric,
         "threshold_metric": card.calibration.threshold_metric,
-        "candidates": [asdict(candidate) for candidate in CANDIDATES],
-        "training": [asdict(training_config(candidate, len(samples))) for candidate in CANDIDATES],
-        "limits": limits,
+        "settings": [asdict(setting) for setting in settings],
         "code": versions() | {"commit": git_commit()},
     }
     arrays = [samples.labels, samples.subjects, measured, *samples.x.values(), *samples.valid.values()]
-    shared = {"shared": fingerprint_of(settings, arrays)}
+    shared = {"shared": fingerprint_of(described, arrays)}
     paths = [
         folder / f"{fingerprint_of(shared | {'seed': seed + number}, fold)}.safetensors"
         for number, fold in enumerate(folds)
     ]
     saved = [load_fold(path, card.dims, card.num_outputs) for path in paths]
-    after_fit, results = partial(on_fit, saved.count(None) * len(CANDIDATES) * INNER_FOLDS), []
+    after_fit, results = partial(on_fit, saved.count(None) * len(settings)), []
     for number, (fold, path, result) in enumerate(zip(folds, paths, saved, strict=True)):
         if result is None:
-            result = run_fold(card, samples, measured, *fold, seed + number, after_fit)
-            if result.candidate:
-                save_fold(path, result if "geometry" in card.dims else replace(result, heads=()))
+            result = run_fold(card, settings, samples, measured, *fold, seed + number, after_fit)
+            if result.setting:
+                save_fold(path, result if "geometry" in card.dims else replace(result, head=None))
         results.append(result)
     return results
 
@@ -280,13 +262,14 @@ def samples_of(context: EvalContext, card: Card) -> tuple[Samples, Samples, np.n
 
 
 def fold_groups(context: EvalContext, samples: Samples, folds: str) -> np.ndarray:
-    """(N,) str: group of each evaluated clip; clips of one group are on one side of every fold. Subjects (or
-    videos) with nearly equal clips are one group."""
-    if folds == "loso" and (samples.subjects == "").any():
+    """(N,) str: group of each evaluated clip; clips of one group are on one side of every fold. It is the
+    subject (or video), or what the run's design holds out; groups with nearly equal clips are one group."""
+    unit = PERSON if context.is_other_data else context.card.design.unit
+    if folds == "loso" and unit == PERSON and (samples.subjects == "").any():
         return samples.subjects  # split_folds refuses them
     extracted = samples.rows[context.table.state[samples.rows] == 1]
     pairs = near_duplicates(context.store, extracted, COPY_COSINE)
-    return joined_groups(sample_groups(samples), samples.rows, pairs)
+    return joined_groups(units_of(context.table, samples.rows, unit), samples.rows, pairs)
 
 
 def group_importance(
@@ -305,8 +288,8 @@ def group_importance(
         for inside, fold in by_fold:
             if len(inside):
                 inputs = [{name: values[inside] for name, values in arrays.items()} for arrays in (x, valid)]
-                logits = [head_logits(head, *inputs) for head in fold.heads]
-                found = decide(np.mean(logits, axis=0), task, fold.calibration)
+                assert fold.head is not None, "saved without its head"
+                found = decide(head_logits(fold.head, *inputs), task, fold.calibration)
                 p[inside], predicted[inside] = found.probabilities, found.label
         return Decision(p, predicted, np.zeros(len(indices), bool))
 
@@ -333,6 +316,7 @@ def split_folds(folds: str, labels: np.ndarray, subjects: np.ndarray, seed: int)
 
 def run_fold(
     card: Card,
+    settings: Sequence[TrialConfig],
     samples: Samples,
     measured: np.ndarray,
     train: np.ndarray,
@@ -347,96 +331,73 @@ def run_fold(
     """
     task, names = card.labelling.task, card.labelling.names
     indices = held_out[measured[held_out]]
-    parts = inner_parts(samples, train[measured[train]], seed)
-    if not parts or len(indices) == 0:
+    parts = inner_split(samples, train[measured[train]], seed)
+    if parts is None or len(indices) == 0:
         empty = np.zeros(0, np.int64)
         return FoldResult(empty, np.zeros((0, card.num_outputs)), np.zeros((0, len(names))), empty, "")
-    inner = np.concatenate([inner_val for _, inner_val in parts])
-    inner_labels = samples.labels[inner]
-    held_out_samples, first_seed = select_samples(samples, indices), seed * INNER_FOLDS
-    part_samples = [(select_samples(samples, fit), select_samples(samples, val)) for fit, val in parts]
-    tried: list[tuple[float, str, np.ndarray, np.ndarray, tuple[Any, ...]]] = []
-    for candidate in CANDIDATES:
-        fitted = [
-            _fit_head(candidate, card, train_samples, val_samples, first_seed + number, on_fit)
-            for number, (train_samples, val_samples) in enumerate(part_samples)
-        ]
-        heads, val_logits = zip(*fitted, strict=True)
-        inner_logits = np.concatenate(val_logits)
-        logits = np.mean([predict_logits(head, held_out_samples) for head in heads], axis=0)
-        tried.append((_score(card, inner_logits, inner_labels), candidate.name, inner_logits, logits, heads))
-    _, name, inner_logits, logits, best_heads = max(tried, key=lambda one: one[0])  # the first of equal ones
+    inner_train, inner_val = (select_samples(samples, part) for part in parts)
+    tried: list[tuple[float, str, np.ndarray, LstmHead]] = []
+    for number, setting in enumerate(settings):
+        head, val_logits = _fit_head(setting, card, inner_train, inner_val, seed, on_fit)
+        tried.append((_score(card, val_logits, inner_val.labels), f"setting {number}", val_logits, head))
+    _, name, val_logits, head = max(tried, key=lambda one: one[0])  # the first of equal ones
     calibration = fit_calibration(
-        inner_logits,
-        inner_labels,
+        val_logits,
+        inner_val.labels,
         task,
         threshold_metric=card.calibration.threshold_metric,
         label_names=names,
         always_scale=True,
-        groups=sample_groups(samples)[inner],
+        groups=sample_groups(inner_val),
     )
+    logits = predict_logits(head, select_samples(samples, indices))
     predicted = decide(logits, task, calibration)
-    return FoldResult(
-        indices, logits, predicted.probabilities, predicted.label, name, best_heads, calibration
-    )
+    return FoldResult(indices, logits, predicted.probabilities, predicted.label, name, head, calibration)
 
 
-def training_config(candidate: Candidate, num_clips: int) -> TrainConfig:
-    """About STEPS_AN_EPOCH steps per epoch and STEPS in total, within the limits."""
-    batch = int(np.clip(num_clips // STEPS_AN_EPOCH, MIN_BATCH, MAX_BATCH))
-    epochs = int(np.clip(np.ceil(STEPS * batch / num_clips), MIN_EPOCHS, MAX_EPOCHS))
-    return TrainConfig(
-        epochs=epochs,
-        patience=max(6, epochs // 4),
-        batch_size=batch,
-        lr=candidate.lr,
-        noise=candidate.noise,
-        weight_decay=candidate.weight_decay,
-    )
+def inner_split(samples: Samples, train: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """(train, validation) indices of a division of `train` by subject; None if there is only one class.
 
-
-def inner_parts(samples: Samples, train: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(train, validation) indices of each part of `train`, by subject; empty with one subject or one class.
-
-    Parts whose training clips miss a class are left out, unless all do.
+    A single subject is divided by video, and a single video by clip. Of the divisions, it is the first with
+    every class in both parts; if there is none, with every class in training.
     """
-    labels, groups = samples.labels[train], sample_groups(samples)[train]
-    num_groups, num_classes = len(np.unique(groups)), len(np.unique(labels))
-    if num_groups < 2 or num_classes < 2:
-        return []
-    parts = grouped_folds(labels, groups, min(INNER_FOLDS, num_groups), seed)
-    complete = [
-        (inner_train, inner_val)
-        for inner_train, inner_val in parts
-        if len(np.unique(labels[inner_train])) == num_classes
-    ]
-    return [(train[inner_train], train[inner_val]) for inner_train, inner_val in complete or parts]
+    labels, num_classes = samples.labels[train], len(np.unique(samples.labels[train]))
+    clips = samples.clip_ids[train]
+    videos = np.array([clip.rpartition("#")[0] for clip in clips.tolist()], str)
+    groups = next(
+        (one for one in (sample_groups(samples)[train], videos, clips) if len(np.unique(one)) > 1), clips
+    )
+    if num_classes < 2:
+        return None
+    parts = grouped_folds(labels, groups, min(INNER_FOLDS, len(np.unique(groups))), seed)
+    classes = [[len(np.unique(labels[part])) for part in both] for both in parts]
+    complete = [each == [num_classes, num_classes] for each in classes]
+    trainable = [each[0] == num_classes for each in classes]
+    best = next((flags.index(True) for flags in (complete, trainable) if any(flags)), 0)
+    return train[parts[best][0]], train[parts[best][1]]
 
 
 def _fit_head(
-    candidate: Candidate,
-    card: Card,
-    train: Samples,
-    val: Samples,
-    seed: int,
-    on_fit: Callable[[], None],
-) -> tuple[Any, np.ndarray]:
+    setting: TrialConfig, card: Card, train: Samples, val: Samples, seed: int, on_fit: Callable[[], None]
+) -> tuple[LstmHead, np.ndarray]:
     """(head with its best epoch's weights, logits of `val`)."""
-    task, classes = card.labelling.task, len(card.labelling.names)
-    head = build_head(complete_head(candidate.head, task), card.dims, card.num_outputs, seed=seed)
+    task, classes, streams = card.labelling.task, len(card.labelling.names), streams_of(setting.inputs)
+    dims: dict[str, int] = {name: card.dims[name] for name in streams}
+    head = build_head(complete_head(setting.head, task), dims, card.num_outputs, seed=seed)
+    train, val = only_streams(train, streams), only_streams(val, streams)
     head.set_statistics(train)
-    training = training_config(candidate, len(train))
-    epochs = fit(head, train, val, training, task=task, num_classes=classes, seed=seed)
-    fitted = fit_best(head, epochs, training.patience)
+    metric = cast(Metric, card.metric)
+    epochs = fit(head, train, val, setting.train, task=task, num_classes=classes, seed=seed, metric=metric)
+    fitted = fit_best(head, epochs, setting.train.patience)
     on_fit()
     return head, fitted.best.val_logits
 
 
 def _score(card: Card, logits: np.ndarray, labels: np.ndarray) -> float:
-    """The task's metric for (N, O) logits; if it is undefined, the mean log-likelihood minus 2, which is
+    """The run's metric for (N, O) logits; if it is undefined, the mean log-likelihood minus 2, which is
     lower."""
     task = card.labelling.task
-    value = score(resolve_metric("auto", task), labels, probabilities(logits, task))
+    value = score(card.metric, labels, probabilities(logits, task))
     if np.isfinite(value):
         return float(value)
     return -2.0 - negative_log_likelihood(logits, labels, task, Calibration()) / len(labels)
@@ -483,17 +444,16 @@ def _add_baselines(
         fold_baselines[baseline.name].predicted[held_out] = baseline.predicted
 
 
-def _notes(num_folds: int, num_untrained: int, chosen: Sequence[FoldResult], some_unknown: bool) -> list[str]:
-    names = [result.candidate for result in chosen]
-    counts = ", ".join(f"{names.count(c.name)} × {c.name}" for c in CANDIDATES if c.name in names)
+def _notes(num_folds: int, num_untrained: int, settings: int, some_unknown: bool) -> list[str]:
+    chosen = f"; each fold chose one of {settings} settings, the first of the search" if settings > 1 else ""
     found = [
-        f"cross-validation: new heads trained in {num_folds} folds on the store's features (chosen heads: "
-        f"{counts}). This evaluates the training method, not the weights of this run"
+        f"cross-validation: new heads trained in {num_folds} folds on the store's features, as this run's "
+        f"head was{chosen}. This evaluates the training method, not the weights of this run"
     ]
     if num_untrained:
         found.append(
             f"{num_untrained} of {num_folds} folds could not be trained: their training part has only one "
-            "subject or one class"
+            "class"
         )
     if some_unknown:
         found.append(

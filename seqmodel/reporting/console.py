@@ -14,7 +14,8 @@ def print_estimates(result: EvaluationResult, report: Path) -> None:
 
     shown = shown_baselines(result)
 
-    table = Table(title=f"{result.split}: {count(len(result.predictions), 'clip')}", title_justify="left")
+    title = f"{result.split}: {count(len(result.predictions), 'clip')}"
+    table = Table(title=f"{title}; {result.scope}" if result.scope else title, title_justify="left")
     for name in (
         "metric",
         "model",

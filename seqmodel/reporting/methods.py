@@ -9,7 +9,6 @@ from typing import Any
 
 from features.store.data_statement import DataStatement, as_text
 from seqmodel.evaluation.evaluator import EvaluationResult
-from seqmodel.evaluation.folds import CANDIDATES
 from seqmodel.reporting.text import TITLES, metrics_intro
 from seqmodel.runs.card import Card
 
@@ -51,8 +50,8 @@ def _design(result: EvaluationResult, card: Card, num_trials: int) -> str:
     from."""
     if (fold := result.predictions.fold) is not None:
         return (
-            f"Design: nested cross-validation by subject in {fold.max()} folds; each fold trains new heads "
-            f"and chooses one of {len(CANDIDATES)} fixed settings on its training subjects."
+            f"Design: nested cross-validation by {card.design.unit} in {fold.max()} folds; each fold makes "
+            "the model again on its training clips, with the choice of settings."
         )
     metric = TITLES[card.metric][0] if card.metric in TITLES else card.metric
     stages = ", ".join(str(stage.get("stage")) for stage in card.stages if stage.get("kept", True))

@@ -98,7 +98,8 @@ def headline(result: EvaluationResult) -> str:
         ("balanced accuracy", result.estimates["balanced_accuracy"]),
     )
     texts = [f"{title} <b>{short(estimate.value)}</b>{_between(estimate)}" for title, estimate in metrics]
-    return f"On {data}: {' and '.join(texts)}."
+    limit = f"<b>{result.scope.capitalize()}.</b> " if result.scope else ""
+    return f"{limit}On {data}: {' and '.join(texts)}."
 
 
 def best_baseline(result: EvaluationResult, metric: str) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from features.store.data_statement import DataStatement
 from seqmodel.config import HeadConfig, TrainConfig
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.runs.files import CALIBRATION_CLIPS, CARD, read_csv, read_json, write_json
+from seqmodel.training.design import StudyDesign
 
 SCHEMA = 2
 """Version of the card's fields."""
@@ -52,6 +53,8 @@ class Card:
     """The store's numerics: recorded, never compared."""
     data_statement: DataStatement = DataStatement()
     """Where the training data come from, as the store said."""
+    design: StudyDesign = StudyDesign()
+    """What is held out, and whether there is a test subset."""
     center: str = "none"
     """What is subtracted from the geometry stream: none, window or subject."""
     stages: tuple[dict[str, Any], ...] = ()
@@ -93,6 +96,7 @@ def card_from_json(fields: Mapping[str, Any]) -> Card:
         | {name: tuple(fields[name]) for name in lists}
         | {
             "recipe": from_json(fields["recipe"]),
+            "design": StudyDesign(**fields.get("design", {})),
             "data_statement": DataStatement(**fields.get("data_statement", {})),
             "labelling": Labelling(**labelling | {"names": names, "sources": sources}),
             "head": HeadConfig(**fields["head"]),

@@ -4,6 +4,7 @@
     weights.safetensors  head.* and, after fine-tuning, encoder.*
     split.csv            clip_id, subject, split of every clip, failed ones included
     detector/            the face detector files (and landmarker) by name
+    settings.json        the settings that folds choose from (see settings.py)
     calibrated_on.csv    clip_id, subject of the clips that `calibrate` fitted on
     cross/STORE/         results on another data set; store.txt has the path of its store
     log.jsonl, study.log, predictions.csv, metrics.json, report.html, plots/, MODEL_CARD.md
@@ -30,6 +31,7 @@ CARD, WEIGHTS, SPLIT = "card.json", "weights.safetensors", "split.csv"
 CARD_LOCK = ".card.lock"
 """Empty file that is locked while the card or metrics.json is changed."""
 CALIBRATION_CLIPS = "calibrated_on.csv"
+SETTINGS = "settings.json"
 LOG = "log.jsonl"
 STUDY = "study.log"
 ARTIFACTS = "artifacts"
@@ -132,7 +134,7 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, plain: Mapping[str, Any]) -> None:
+def write_json(path: Path, plain: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write an indented JSON file, atomically."""
     write_text(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
 

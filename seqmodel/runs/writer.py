@@ -20,7 +20,7 @@ from features.labels import Labelling, Task
 from features.splits import Split, split_hash, subset_by_clip
 from features.store.store import FAILED
 from features.store.table import ClipTable, groups_of
-from seqmodel.config import HeadConfig, TrainConfig
+from seqmodel.config import HeadConfig, TrainConfig, TrialConfig
 from seqmodel.encoders.backbone import encoder_of
 from seqmodel.encoders.model_files import face_model
 from seqmodel.heads.recurrent import LstmHead
@@ -31,6 +31,7 @@ from seqmodel.runs.files import (
     CALIBRATION_CLIPS,
     CARD_LOCK,
     LOG,
+    SETTINGS,
     WEIGHTS,
     append_log,
     keep_model_file,
@@ -38,8 +39,10 @@ from seqmodel.runs.files import (
     save_weights,
     write_csv,
 )
+from seqmodel.runs.settings import save_settings
 from seqmodel.runs.training_stats import FILE as TRAINING_STATS
 from seqmodel.runs.training_stats import write_training_stats
+from seqmodel.training.design import units_of
 from seqmodel.training.loop import Epoch, Fitted
 from seqmodel.training.task import LearningTask, labels_of
 
@@ -78,12 +81,13 @@ def write_run(
     stage: Mapping[str, Any],
     warnings: Sequence[str] = (),
     center: str = "none",
+    settings: Sequence[TrialConfig] = (),
 ) -> Card:
     """Write a self-contained run directory for a trained head.
 
     Calibration is fitted on the validation logits of the kept epoch, for clips with a prediction. Training
     statistics are written last. All results of an earlier run in this folder are deleted, except the times of
-    its evaluations on test.
+    its evaluations on test. settings: what the head was chosen from, for `evaluate --folds`.
     """
     run.mkdir(parents=True, exist_ok=True)
     # If the process ends after this, the card has no weights and is rejected; it never has wrong weights.
@@ -103,6 +107,7 @@ def write_run(
     for epoch in fitted.history:
         append_log(run, log_entry(epoch, str(stage.get("stage", "head"))))
     _save_subsets(run, learning_task)
+    save_settings(run, settings) if settings else (run / SETTINGS).unlink(missing_ok=True)
     card = dataclasses.replace(
         _card(learning_task, head, config, seed, metric),
         calibration=calibration,
@@ -135,6 +140,7 @@ def _card(learning_task: LearningTask, head: LstmHead, config: TrainConfig, seed
         metric=metric,
         numerics=store.numerics,
         data_statement=store.data_statement,
+        design=learning_task.design,
         training_class_frequencies=tuple(
             class_frequencies(labels_of(learning_task, split.train), learning_task.num_classes).tolist()
         ),
@@ -148,7 +154,7 @@ def _calibration(learning_task: LearningTask, head: LstmHead, fitted: Fitted) ->
     rows, labelling = learning_task.split.val, learning_task.labelling
     measured = measured_clips(learning_task, rows, head.dims)
     logits, labels = fitted.best.val_logits[measured], labels_of(learning_task, rows)[measured]
-    groups = groups_of(learning_task.table, rows)[measured]
+    groups = units_of(learning_task.table, rows, learning_task.design.unit)[measured]
     return fit_calibration(logits, labels, labelling.task, label_names=labelling.names, groups=groups)
 
 

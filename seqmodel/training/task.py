@@ -21,11 +21,12 @@ from features.labels import Labelling, class_indices, make_labelling
 from features.maintenance.near_duplicates import COPY_COSINE, name_of, near_duplicates
 from features.manifest import SUBSETS
 from features.recipe import to_json
-from features.splits import Split, extend_split, make_split
+from features.splits import TEST_SHARE, Split, extend_split, has_official_subsets, make_split
 from features.store.schema import read_column
 from features.store.store import FeatureStore
 from features.store.table import ClipTable, groups_of
-from seqmodel.config import LabelArgs
+from seqmodel.config import Design, LabelArgs
+from seqmodel.training.design import FOLDS, PERSON, StudyDesign, study_design, units_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class LearningTask:
     """Extracted clips that are left out, because they have no label of this labelling."""
     near_duplicates: Sequence[tuple[int, int]]
     """Pairs of rows that are nearly equal: they are in one subset, and belong in one fold."""
+    design: StudyDesign
 
     @property
     def dims(self) -> dict[str, int]:
@@ -63,6 +65,7 @@ def build_task(
     seed: int = 0,
     splits_from: Path | None = None,
     known_pairs: Sequence[tuple[int, int]] | None = None,
+    design: Design = "auto",
 ) -> LearningTask:
     """Open a store, map its labels to classes, and split its subjects.
 
@@ -91,7 +94,8 @@ def build_task(
                 f"--inputs {chosen}: store {store_path} has no {name}; it has {', '.join(store.streams)}"
             )
     pairs = near_duplicates(store, rows, COPY_COSINE) if known_pairs is None else known_pairs
-    split = _split(store, table, rows, labels, seed, splits_from, pairs)
+    study = study_design(table, rows, design, is_official=has_official_subsets(table, rows))
+    split, study = _split(store, table, rows, labels, seed, splits_from, pairs, study)
     _require_duplicates_together(split, table, pairs)
     if "embeddings" in streams_of(chosen):
         split = _unseen_by_encoder(split, store, table, splits_from)
@@ -104,7 +108,7 @@ def build_task(
             "without a face. Run extract again on the store",
         )
     num_unlabelled = int((table.state == 1).sum()) - len(rows)
-    return LearningTask(store, table, labelling, split, chosen, num_unlabelled, pairs)
+    return LearningTask(store, table, labelling, split, chosen, num_unlabelled, pairs, study)
 
 
 def data_fingerprint(learning_task: LearningTask) -> str:
@@ -220,20 +224,30 @@ def _split(
     seed: int,
     splits_from: Path | None,
     pairs: Sequence[tuple[int, int]],
-) -> Split:
-    """The split: of an earlier run, of the training of the store's encoder, or a new one."""
+    design: StudyDesign,
+) -> tuple[Split, StudyDesign]:
+    """The split: of an earlier run, of the training of the store's encoder, or a new one; and the design. If
+    one of the first two has no test subset, `evaluate` uses folds."""
     if splits_from is not None:
-        return extend_split(table, rows, labels, splits_from)
+        split = extend_split(table, rows, labels, splits_from)
+        return split, dataclasses.replace(design, folds="" if len(split.test) else design.folds or FOLDS)
+    groups = None if design.unit == PERSON else units_of(table, rows, design.unit)
     if not store.encoder_subsets:
-        return make_split(table, rows, labels, seed=seed, near_duplicates=pairs)
+        test_share = 0.0 if design.folds else TEST_SHARE
+        return make_split(
+            table, rows, labels, seed=seed, test_share=test_share, near_duplicates=pairs, groups=groups
+        ), design
     marked = zip(groups_of(table, np.arange(len(table.split))).tolist(), table.split.tolist(), strict=True)
     marks = np.array([store.encoder_subsets.get(subject, mark) for subject, mark in marked], str)
     marked_table = dataclasses.replace(table, split=marks)
-    split = make_split(marked_table, rows, labels, seed=seed, near_duplicates=pairs)
+    has_test = "test" in marks[rows]
+    test_share = TEST_SHARE if has_test else 0.0
+    split = make_split(marked_table, rows, labels, seed=seed, test_share=test_share, near_duplicates=pairs)
     encoder = store.recipe.encoder.weights
-    return dataclasses.replace(
+    split = dataclasses.replace(
         split, description=f"the same subsets as in the training of the encoder ({encoder})"
     )
+    return split, dataclasses.replace(design, folds="" if has_test else design.folds or FOLDS)
 
 
 def _require_duplicates_together(split: Split, table: ClipTable, pairs: Sequence[tuple[int, int]]) -> None:

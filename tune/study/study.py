@@ -31,6 +31,8 @@ SEEN_EVERY_S, WAIT_S = 30, 1.0
 SILENT_S = 600
 """A worker of another machine or container without a new heartbeat for this number of seconds has ended.
 Epochs take seconds."""
+RANDOM_TRIALS = 10
+"""The first trials are starting points and random points: the sampler has not learned from any score yet."""
 Noticed = dict[tuple[int, float | None], float]
 """Monotonic time when this process first saw a heartbeat, by trial number and heartbeat (None: none yet)."""
 Objective = Callable[[optuna.Trial], float]
@@ -263,7 +265,9 @@ def _sampler(spec: StudySpec, study: optuna.Study, index: int) -> optuna.sampler
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     with ignore_experimental_warnings():
         # constant_liar: workers avoid points near running trials.
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+        return optuna.samplers.TPESampler(
+            n_startup_trials=RANDOM_TRIALS, seed=seed, multivariate=True, constant_liar=True
+        )
 
 
 def _work_on_one(study: optuna.Study, objective: Objective, current: list[int]) -> None:

@@ -7,16 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import optuna
 import torch
 from optuna.trial import FrozenTrial
 
 from features.cli import STOPS, UserError, log_error
+from features.datasets import only_streams
 from features.files import end_with_parent, has_parent
 from seqmodel.config import TrialConfig
 from seqmodel.heads.centering import with_centering
 from seqmodel.heads.recurrent import LstmHead
 from seqmodel.runs.writer import resolve_device
+from seqmodel.training.design import units_of
 from seqmodel.training.loop import Epoch, Fitted, best_of, predict_logits
 from seqmodel.training.task import LearningTask, build_task, load_train_val
 from tune.config import TuneArgs
@@ -24,7 +27,6 @@ from tune.objective import (
     Fold,
     make_folds,
     objective,
-    only_streams,
     scored_folds,
     train_head,
     untrained_head,
@@ -66,6 +68,7 @@ def set_up(
         args.inputs,
         seed=args.seed,
         splits_from=args.splits_from,
+        design=args.design,
         known_pairs=known_pairs,
     )
     train, val = (
@@ -76,7 +79,9 @@ def set_up(
     folds = whole = make_folds(train, val, 0, args.seed)
     if args.folds > 1:
         pairs = learning_task.near_duplicates
-        folds = scored_folds(make_folds(train, val, args.folds, args.seed, pairs))
+        table = learning_task.table
+        units = units_of(table, np.arange(len(table.subject)), learning_task.design.unit)
+        folds = scored_folds(make_folds(train, val, args.folds, args.seed, pairs, units))
         if not folds:
             raise UserError(
                 f"--folds {args.folds}: every fold has clips of one class only, in training or in "

@@ -14,13 +14,14 @@ from features.store.store import FeatureStore
 from seqmodel.__main__ import main
 from seqmodel.commands.calibrate import choose_fit_subjects
 from seqmodel.commands.compare import GATE_MARGIN, gate_passes
-from seqmodel.config import HeadConfig
+from seqmodel.config import TrainConfig, TrialConfig
 from seqmodel.evaluation import folds
 from seqmodel.metrics.bootstrap import Estimate, PairedDifference
 from seqmodel.metrics.calibration import Calibration, moved_band
 from seqmodel.runs.card import calibration_clips, load_card, save_card
 from seqmodel.runs.files import load_split
 from seqmodel.runs.predict import eval_subset, read_predictions
+from seqmodel.runs.settings import save_settings
 from tests.support.trained_run import WITH_GEOMETRY, make_run, make_store
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -219,54 +220,54 @@ def test_fit_and_test_subjects_are_disjoint():
         choose_fit_subjects(people, np.repeat([0, 1], [6, 54]), 0.4, seed=0)
 
 
-_TINY = folds.Candidate("tiny", HeadConfig(hidden=8, projection=8, dropout=0.0), lr=1e-2)
-
-
-def _hurry(monkeypatch: pytest.MonkeyPatch, *candidates: folds.Candidate) -> None:
-    """Small heads and few epochs, for speed."""
-    monkeypatch.setattr(folds, "CANDIDATES", candidates)
-    monkeypatch.setattr(folds, "MIN_EPOCHS", 5)
-    monkeypatch.setattr(folds, "MAX_EPOCHS", 5)
-
-
-def test_every_stream_of_the_store_has_its_baseline_in_folds(tmp_path, monkeypatch):
-    _hurry(monkeypatch, _TINY)
+def test_every_stream_of_the_store_has_its_baseline_in_folds(tmp_path):
     store = make_store(tmp_path / "s.zarr", num_subjects=8, clips_each=6, recipe=WITH_GEOMETRY)
     make_run(tmp_path / "run", store, epochs=1, inputs="embeddings")
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "2", "--bootstrap-rounds", "50"]) == 0
     page = (tmp_path / "run/folds-2/report.html").read_text(encoding="utf-8")
     assert "Logistic regression, embeddings" in page
     assert "Logistic regression, geometry" in page
-    assert "chosen heads: 2 × tiny" in page
+    assert "new heads trained in 2 folds on the store's features, as this run's head was" in page.replace(
+        "&#x27;", "'"
+    ).replace("&#39;", "'")
 
 
-def test_every_inner_part_is_the_validation_set_once():
+def test_validation_of_a_fold_is_a_fifth_of_its_training_subjects():
     labels = np.tile([0, 1], 40)
     people = np.repeat([f"p{k}" for k in range(10)], 8)
     samples = Samples({}, {}, labels, people, people, np.arange(80))
     learn = np.flatnonzero(people != "p3")
-    parts = folds.inner_parts(samples, learn, seed=0)
-    assert len(parts) == folds.INNER_FOLDS
-    assert sorted(np.concatenate([held for _, held in parts]).tolist()) == learn.tolist()
-    for train, held in parts:
-        assert not set(people[train]) & set(people[held])
-        assert set(train.tolist()) | set(held.tolist()) == set(learn.tolist())
+    train, val = folds.inner_split(samples, learn, seed=0)
+    assert not set(people[train]) & set(people[val])
+    assert sorted([*train, *val]) == learn.tolist()
+    assert len(val) in (8, 16)
 
 
-def test_inner_part_whose_training_clips_miss_a_class_is_left_out():
+def test_validation_of_a_fold_has_every_class_where_that_is_possible():
     people = np.repeat(["a", "b", "c"], 4)
-    labels = np.repeat([0, 1, 1], 4)
-    samples = Samples({}, {}, labels, people, people, np.arange(12))
-    parts = folds.inner_parts(samples, np.arange(12), seed=0)
-    assert {str(people[held][0]) for _, held in parts} == {"b", "c"}
-    assert folds.inner_parts(replace(samples, labels=np.zeros(12, int)), np.arange(12), seed=0) == []
+    samples = Samples({}, {}, np.repeat([0, 1, 1], 4), people, people, np.arange(12))
+    train, _ = folds.inner_split(samples, np.arange(12), seed=0)
+    assert "a" in people[train], "else no training clip has its class"
+    mixed = replace(samples, labels=np.array([0, 0, 0, 0, 1, 1, 1, 1, 0, 1, 0, 1]))
+    for seed in range(5):
+        train, val = folds.inner_split(mixed, np.arange(12), seed)
+        assert set(people[val]) == {"c"}, "only c has both"
+    assert folds.inner_split(replace(samples, labels=np.zeros(12, int)), np.arange(12), seed=0) is None
+
+
+def test_a_fold_with_one_training_subject_is_divided_by_video():
+    videos = np.array([f"v{k // 2}.mp4#{k % 2}" for k in range(12)])
+    samples = Samples({}, {}, np.tile([0, 1], 6), videos, np.full(12, "one"), np.arange(12))
+    train, val = folds.inner_split(samples, np.arange(12), seed=0)
+    assert (len(train), len(val)) in ((10, 2), (8, 4))
+    assert not {v.split("#")[0] for v in videos[train]} & {v.split("#")[0] for v in videos[val]}
 
 
 @pytest.mark.parametrize("how", ["3", "loso"])
-def test_every_clip_is_predicted_by_a_head_not_trained_on_its_subject(tmp_path, monkeypatch, how):
-    _hurry(monkeypatch, _TINY)
+def test_every_clip_is_predicted_by_a_head_not_trained_on_its_subject(tmp_path, how):
     store = make_store(tmp_path / "s.zarr", signal=0.8, num_subjects=6, clips_each=8)
-    make_run(tmp_path / "run", store, epochs=1)
+    card = make_run(tmp_path / "run", store, epochs=1)
+    save_settings(tmp_path / "run", [TrialConfig(card.head, TrainConfig(lr=1e-2), "embeddings")])
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", how, "--bootstrap-rounds", "50"]) == 0
     folder = tmp_path / f"run/folds-{how}"
     rows = read_predictions(folder / "predictions.csv")
@@ -276,8 +277,7 @@ def test_every_clip_is_predicted_by_a_head_not_trained_on_its_subject(tmp_path, 
     assert len(load_card(tmp_path / "run").test_evaluations) == 1
 
 
-def test_fold_predictions_do_not_depend_on_held_out_labels(tmp_path, monkeypatch):
-    _hurry(monkeypatch, _TINY, replace(_TINY, name="noisy", noise=0.5))
+def test_fold_predictions_do_not_depend_on_held_out_labels(tmp_path):
     store = make_store(tmp_path / "s.zarr", signal=0.5, num_subjects=5, clips_each=6, broken=False)
     card = make_run(tmp_path / "run", store, epochs=1)
     samples = load_samples(store, card.labelling, np.arange(30))
@@ -286,8 +286,9 @@ def test_fold_predictions_do_not_depend_on_held_out_labels(tmp_path, monkeypatch
     turned = samples.labels.copy()
     turned[left_out] = 1 - turned[left_out]
     measured = np.ones(30, bool)
+    settings = [TrialConfig(card.head, replace(card.train, noise=noise), "embeddings") for noise in (0, 0.5)]
     answers = [
-        folds.run_fold(card, part, measured, learn, left_out, seed=0)
+        folds.run_fold(card, settings, part, measured, learn, left_out, seed=0)
         for part in (samples, replace(samples, labels=turned))
     ]
     np.testing.assert_array_equal(answers[0].probabilities, answers[1].probabilities)

@@ -16,7 +16,6 @@ from features.store.store import FeatureStore, delete, plan
 from seqmodel.__main__ import main
 from seqmodel.commands.train import train
 from seqmodel.config import HeadConfig, LabelArgs, TrainArgs, TrainConfig
-from seqmodel.evaluation import folds
 from seqmodel.finetuning.reextract import re_extract
 from seqmodel.runs.card import load_card, save_card
 from seqmodel.training.task import build_task, encoder_leak_warning
@@ -60,7 +59,7 @@ def test_re_extracted_store_keeps_encoder_subsets_and_test_log(tmp_path: Path) -
     write_column(zarr.open_group(old.path, mode="r+"), "split", np.full(32, ""))
     run, out = tmp_path / "first", tmp_path / "tuned.zarr"
     head = HeadConfig(hidden=8, projection=8)
-    train(TrainArgs(Path(old.path), run, head=head, train=TrainConfig(epochs=1), seed=3))
+    train(TrainArgs(Path(old.path), run, head=head, train=TrainConfig(epochs=1), seed=3, design="holdout"))
     card = load_card(run)
     encoder = dataclasses.replace(card.recipe.encoder, weights="finetuned:first")
     save_card(run, dataclasses.replace(card, recipe=dataclasses.replace(card.recipe, encoder=encoder)))
@@ -166,12 +165,8 @@ def test_leak_warning_counts_the_encoders_subjects(tmp_path: Path) -> None:
 
 
 def test_evaluate_with_folds_warns_about_encoder_leakage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny = folds.Candidate("tiny", HeadConfig(hidden=8, projection=8, dropout=0.0), lr=1e-2)
-    monkeypatch.setattr(folds, "CANDIDATES", (tiny,))
-    monkeypatch.setattr(folds, "MIN_EPOCHS", 2)
-    monkeypatch.setattr(folds, "MAX_EPOCHS", 2)
     store = make_store(tmp_path / "s.zarr", num_subjects=6, clips_each=4, broken=False, recipe=RECIPE)
     make_run(tmp_path / "run", store, epochs=1)
     store.carry_over([], {"subject 사람00": "train", "subject 사람01": "val", "subject 사람02": "test"})

@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from features.store.data_statement import TITLES, DataStatement
 from seqmodel.__main__ import main
-from seqmodel.evaluation import baselines, folds
+from seqmodel.evaluation import baselines
 from seqmodel.reporting.content import result_plots, training_figures
 from seqmodel.reporting.plots_analysis import scatter_plot
 from seqmodel.reporting.plots_metrics import confusion_plot
@@ -103,8 +103,6 @@ def test_html_ids_are_unique(run):
 
 
 def test_run_with_geometry_shows_permutation_importance_and_signals(tmp_path, monkeypatch):
-    monkeypatch.setattr(folds, "CANDIDATES", folds.CANDIDATES[:1])
-    monkeypatch.setattr(folds, "INNER_FOLDS", 2)
     methods = {"logistic": "Logistic regression", "trees": "Extra trees"}
     monkeypatch.setattr(baselines, "METHODS", methods)
     store = make_store(tmp_path / "s.zarr", signal=0.4, num_subjects=30, recipe=WITH_GEOMETRY)
