@@ -68,8 +68,7 @@ def make_split(
     rows: row indices. labels: (len(rows),) class index of each. near_duplicates: pairs of rows that must be
     in one subset. groups: (len(rows),) str, what stays in one subset if that is not the subject.
 
-    With a test share of 0 there is no test subset: an official split without one is kept, else every subject
-    is in train or validation.
+    With a test share of 0 there is no test subset: an official split without one is kept.
 
     If only train and validation are official, validation becomes test, and a new validation subset is taken
     from train by subject. Clips without a split are left out if train and another subset are official;
@@ -80,9 +79,8 @@ def make_split(
     Raises UserError when a subject or a part of a video is in two subsets, or there are too few subjects for
     three subsets.
     """
-    apart = table.subject
+    apart = table.subject if groups is None else np.full(len(table.subject), "", groups.dtype)
     if groups is not None:
-        apart = np.full(len(table.subject), "", groups.dtype)
         apart[rows] = groups
     groups = joined_groups(groups_of(table, rows) if groups is None else groups, rows, near_duplicates)
     marks = _marks(table, rows)

@@ -124,19 +124,13 @@ def run_folds(
     calibration = replace(card.calibration, threshold_metric=threshold_metric_of(card, args))
     settings = load_settings(context.run, card)
     card = replace(card, dims=dims_of(context, settings), calibration=calibration)
-    num_classes = len(card.labelling.names)
     all_samples, samples, reasons = samples_of(context, card)
     measured, subjects = reasons == "", samples.subjects
     grouped = replace(samples, subjects=fold_groups(context, samples, args.folds))
     folds = split_folds(args.folds, labels, grouped.subjects, args.seed)
     # The same for all folds: the training frequencies of a fold are biased against its held-out clips.
-    prior = class_frequencies(labels, num_classes)
-    constant = majority(prior, len(rows), card.labelling.names, of="all clips")
-    fold_baselines: dict[str, Baseline] = {constant.name: constant}
+    prior = class_frequencies(labels, len(card.labelling.names))
     results = fit_folds(card, settings, grouped, measured, folds, args.seed, folder, on_fit)
-    statistics = stream_statistics(all_samples, principal_components(all_samples, args.seed))
-    for fold in folds:
-        _add_baselines(fold_baselines, card, statistics, grouped, measured, fold, prior, args.seed)
     chosen = [result for result in results if result.setting]
     if not chosen:
         raise UserError(
@@ -147,8 +141,9 @@ def run_folds(
     for (_, held_out), result in zip(folds, results, strict=True):
         untrained[held_out] = measured[held_out] & (result.setting == "")
     predictions = _pooled(context, folds, results, prior, np.where(untrained, NOT_TRAINED, reasons))
+    baselines = _baselines(card, all_samples, grouped, measured, folds, prior, args.seed)
     identity_baseline = identity(labels, subjects, prior, seed=args.seed)
-    baselines = [*fold_baselines.values(), *([identity_baseline] if identity_baseline is not None else [])]
+    baselines += [identity_baseline] if identity_baseline is not None else []
     fold_models = FoldModels(
         importance_scores=group_importance(card, context.store.recipe.geometry, samples, results, args.seed),
         calibrations=[result.calibration for result in chosen],
@@ -159,7 +154,7 @@ def run_folds(
     notes = [leak] * bool(leak)
     if card.labelling.task == "binary":
         notes.append(_auroc_note(predictions, folds))
-    notes += _notes(len(folds), num_untrained, len(settings), bool((subjects == "").any()))
+    notes += _notes(card, len(folds), num_untrained, len(settings), some_unknown=(subjects == "").any())
     return predictions, baselines, fold_models, notes
 
 
@@ -403,6 +398,24 @@ def _score(card: Card, logits: np.ndarray, labels: np.ndarray) -> float:
     return -2.0 - negative_log_likelihood(logits, labels, task, Calibration()) / len(labels)
 
 
+def _baselines(
+    card: Card,
+    all_samples: Samples,
+    samples: Samples,
+    measured: np.ndarray,
+    folds: Folds,
+    prior: np.ndarray,
+    seed: int,
+) -> list[Baseline]:
+    """The majority of all clips, and the simple methods on all streams, fitted in each fold."""
+    constant = majority(prior, len(samples), card.labelling.names, of="all clips")
+    found: dict[str, Baseline] = {constant.name: constant}
+    statistics = stream_statistics(all_samples, principal_components(all_samples, seed))
+    for fold in folds:
+        _add_baselines(found, card, statistics, samples, measured, fold, prior, seed)
+    return list(found.values())
+
+
 def _add_baselines(
     fold_baselines: dict[str, Baseline],
     card: Card,
@@ -444,12 +457,14 @@ def _add_baselines(
         fold_baselines[baseline.name].predicted[held_out] = baseline.predicted
 
 
-def _notes(num_folds: int, num_untrained: int, settings: int, some_unknown: bool) -> list[str]:
+def _notes(card: Card, num_folds: int, num_untrained: int, settings: int, *, some_unknown: bool) -> list[str]:
     chosen = f"; each fold chose one of {settings} settings, the first of the search" if settings > 1 else ""
     found = [
         f"cross-validation: new heads trained in {num_folds} folds on the store's features, as this run's "
         f"head was{chosen}. This evaluates the training method, not the weights of this run"
     ]
+    if any(stage.get("stage") == "finetune" and stage.get("kept") for stage in card.stages):
+        found.append("the run's encoder was fine-tuned; folds use the store's features, without fine-tuning")
     if num_untrained:
         found.append(
             f"{num_untrained} of {num_folds} folds could not be trained: their training part has only one "

@@ -13,7 +13,10 @@ from seqmodel.runs.files import SETTINGS, read_json, write_json
 
 
 def save_settings(run: Path, settings: Sequence[TrialConfig]) -> None:
-    """Write settings.json, atomically."""
+    """Write settings.json, atomically; without settings, delete it."""
+    if not settings:
+        (run / SETTINGS).unlink(missing_ok=True)
+        return
     write_json(run / SETTINGS, [asdict(setting) for setting in settings])
 
 

@@ -31,7 +31,6 @@ from seqmodel.runs.files import (
     CALIBRATION_CLIPS,
     CARD_LOCK,
     LOG,
-    SETTINGS,
     WEIGHTS,
     append_log,
     keep_model_file,
@@ -85,16 +84,14 @@ def write_run(
 ) -> Card:
     """Write a self-contained run directory for a trained head.
 
-    Calibration is fitted on the validation logits of the kept epoch, for clips with a prediction. Training
-    statistics are written last. All results of an earlier run in this folder are deleted, except the times of
-    its evaluations on test. settings: what the head was chosen from, for `evaluate --folds`.
+    Calibration is fitted on the validation logits of the kept epoch. All results of an earlier run in this
+    folder are deleted, except the times of its evaluations on test. settings: what the head was chosen from.
     """
     run.mkdir(parents=True, exist_ok=True)
     # If the process ends after this, the card has no weights and is rejected; it never has wrong weights.
     (run / WEIGHTS).unlink(missing_ok=True)
     drop_results(run)
     shutil.rmtree(run / "finetune", ignore_errors=True)
-    calibration = _calibration(learning_task, head, fitted)
     all_warnings = [*learning_task.split.warnings, *warnings]
 
     def warn(text: str) -> None:
@@ -107,10 +104,10 @@ def write_run(
     for epoch in fitted.history:
         append_log(run, log_entry(epoch, str(stage.get("stage", "head"))))
     _save_subsets(run, learning_task)
-    save_settings(run, settings) if settings else (run / SETTINGS).unlink(missing_ok=True)
+    save_settings(run, settings)
     card = dataclasses.replace(
         _card(learning_task, head, config, seed, metric),
-        calibration=calibration,
+        calibration=_calibration(learning_task, head, fitted),
         center=center,
         stages=({"stage": "head", "val_score": fitted.best.val_score, "kept": True} | dict(stage),),
         warnings=tuple(dict.fromkeys(all_warnings)),

@@ -78,12 +78,7 @@ def build_task(
     """
     store = FeatureStore.open(store_path)
     table = store.table()
-    if label.label not in table.label_names:
-        raise UserError(
-            f"store {store_path} has no label column {label.label!r}; it has: "
-            f"{', '.join(table.label_names) or 'none'}"
-        )
-    labelling = _labelling(table, label)
+    labelling = _labelling(store_path, table, label)
     rows, labels = labelled_rows(table, labelling)
     if not len(rows):
         raise UserError(f"store {store_path} has no extracted clip with a label of {list(labelling.names)}")
@@ -198,8 +193,13 @@ def _is_tuned(store: FeatureStore) -> bool:
     return store.recipe.encoder.weights.startswith("finetuned:")
 
 
-def _labelling(table: ClipTable, label: LabelArgs) -> Labelling:
-    """The labelling that the options set, for a column of the table."""
+def _labelling(store_path: Path | str, table: ClipTable, label: LabelArgs) -> Labelling:
+    """The labelling that the options set, for a column of the table. Raises UserError if it is missing."""
+    if label.label not in table.label_names:
+        raise UserError(
+            f"store {store_path} has no label column {label.label!r}; it has: "
+            f"{', '.join(table.label_names) or 'none'}"
+        )
     codes, names = table.labels[label.label], table.label_names[label.label]
     return make_labelling(
         names,

@@ -110,7 +110,7 @@ def test_runs_without_a_test_subset_are_compared_on_their_folds(tmp_path, capsys
     for run in runs:
         assert main(["evaluate", "--run", str(run), "--bootstrap-rounds", "20"]) == 0
     assert main(["compare", "--runs", *map(str, runs), "--bootstrap-rounds", "20", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["clips"] == store.num_clips
+    assert json.loads(capsys.readouterr().out)["shared_clips"] == store.num_clips
 
 
 def test_a_new_run_keeps_the_subsets_of_one_without_test(tmp_path):
