@@ -30,6 +30,7 @@ from seqmodel.reporting.search_history import trials_of as history_of
 from seqmodel.reporting.style import style
 from seqmodel.runs.card import load_card, save_card
 from seqmodel.runs.files import load_split, load_weights
+from seqmodel.runs.settings import load_settings
 from seqmodel.runs.training_stats import read_training_stats
 from tests.support.crop_store import write_crop_store
 from tests.support.small_store import write_store
@@ -121,7 +122,9 @@ def test_search_writes_a_self_contained_run(searched: tuple[Path, dict[str, Any]
     assert card.stages[0]["val_score"] == pytest.approx(summary["best"]["value"], abs=1e-6)
     assert set(load_weights(out)["head"]) >= {"mean_embeddings", "std_embeddings", "output.weight"}
     assert (out / "study.log").is_file()
-    assert {subset for _, subset in load_split(out).values()} == {"train", "val", "test"}
+    assert {subset for _, subset in load_split(out).values()} == {"train", "val"}, "10 people"
+    first = [trial_config_of(trial.params, dataclasses.replace(SPACE, epochs=3)) for trial in trials_of(out)]
+    assert load_settings(out, card) == tuple(first), "folds choose from the first trials"
     assert set(summary["baselines"]) == {"majority", "logistic_embeddings"}
     reference = read_training_stats(out)
     assert reference is not None
@@ -446,7 +449,7 @@ def test_nearly_equal_clips_are_looked_for_once_per_search(
 
 
 def test_search_loads_no_test_clip(store: Path, tmp_path: Path) -> None:
-    context = set_up(args_for(store, tmp_path / "x", folds=2))
+    context = set_up(args_for(store, tmp_path / "x", folds=2, design="holdout"))
     test_rows = set(context.learning_task.split.test.tolist())
     assert test_rows
     seen: list[Samples] = [subset for fold in context.folds for subset in (fold.train, fold.val)]
