@@ -30,8 +30,10 @@ class PostgresServer:
         return f"postgresql+psycopg://tuner@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
+        """Start the server; one that runs is ended first, as by `stop`."""
         options = f"-c listen_addresses=127.0.0.1 -p {self.port} -c unix_socket_directories={self.folder}"
-        self._run("pg_ctl", "-w", "-l", f"{self.folder}/log", "-o", f"{options} -c fsync=off", "start")
+        argv = ("-w", "-l", f"{self.folder}/log", "-o", f"{options} -c fsync=off", "-m", "immediate")
+        self._run("pg_ctl", *argv, "restart")
 
     def stop(self) -> None:
         """End the server at once, as a crash does: open transactions are lost."""
