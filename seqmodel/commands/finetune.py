@@ -11,13 +11,14 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from features.cli import UserError, console, echo, log_warning, progress
 from features.recipe import EncoderId
@@ -53,24 +54,39 @@ def finetune(args: FinetuneArgs) -> tuple[dict[str, Any], int]:
     started_s = time.perf_counter()
     keep_freed_memory()
     distributed = join_distributed(resolve_device(args.device))
-    try:
-        _train(args, distributed)
-        distributed.barrier()
-    except RuntimeError as error:
-        if distributed.size == 1 or not any(word in str(error).lower() for word in LOST_PEER):
-            raise
-        raise UserError(
-            f"one of the {distributed.size} processes of this job ended "
-            f"({str(error).splitlines()[0][:120]}); the last checkpoint is in {args.run / 'finetune'}: run "
-            "the same command again to resume"
-        ) from error
-    finally:
-        leave_distributed()
-    if not distributed.is_main:
-        return {}, 0
-    # The other processes have ended: what follows takes longer than their timeout.
-    summary, code = _finish(args)
+    with ExitStack() as stack:
+        try:
+            if distributed.is_main:
+                stack.enter_context(_only_command(args.run))
+            _train(args, distributed)
+            distributed.barrier()
+        except RuntimeError as error:
+            if distributed.size == 1 or not any(word in str(error).lower() for word in LOST_PEER):
+                raise
+            raise UserError(
+                f"one of the {distributed.size} processes of this job ended "
+                f"({str(error).splitlines()[0][:120]}); the last checkpoint is in {args.run / 'finetune'}: "
+                "run the same command again to resume"
+            ) from error
+        finally:
+            leave_distributed()
+        if not distributed.is_main:
+            return {}, 0
+        # The other processes have ended: what follows takes longer than their timeout.
+        summary, code = _finish(args)
     return summary | {"seconds": round(time.perf_counter() - started_s, 1)}, code
+
+
+@contextmanager
+def _only_command(run: Path) -> Iterator[None]:
+    """Raises UserError if another command fine-tunes this run: it would continue from the same checkpoint and
+    replace the same weights. The lock is free again when its process ends, however it ends."""
+    load_card(run)  # raises UserError before a file is made in a folder that is not a run
+    try:
+        with FileLock(run / ".finetune.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(f"another command fine-tunes {run}: wait until it ends") from error
 
 
 def _train(args: FinetuneArgs, distributed: DistributedContext) -> None:

@@ -7,7 +7,7 @@ import sys
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import optuna
@@ -61,6 +61,12 @@ class JournalLock(JournalFileOpenLock):
             self.release()
             raise
         return has_lock
+
+    def release(self) -> None:
+        """Give the lock back; does nothing if this process was paused for so long (30 s) that another one
+        took it over. What it appends then is whole too: a line is written with one call."""
+        with suppress(RuntimeError):
+            super().release()
 
 
 def open_storage(storage: str) -> BaseStorage:

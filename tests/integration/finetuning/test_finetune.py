@@ -364,6 +364,25 @@ def test_finished_finetuning_is_not_repeated(
     assert load_card(run).stages[-1]["started_from"] == first["kept"]
 
 
+def test_second_command_is_refused_while_the_first_fine_tunes_the_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would continue from the first one's checkpoint, and the card would have both."""
+    step, second = EndToEnd.step, list[tuple[int, str]]()
+
+    def step_beside_another_command(self: EndToEnd) -> object:
+        if not second:
+            second.append((-1, ""))  # its own steps start no third command
+            capsys.readouterr()
+            second[:] = [(main(argv(run, *LEARNS)), capsys.readouterr().err)]
+        return step(self)
+
+    monkeypatch.setattr(EndToEnd, "step", step_beside_another_command)
+    assert main(argv(run, *LEARNS)) == 0
+    assert second == [(2, f"error: another command fine-tunes {run}: wait until it ends\n")]
+    assert [stage["stage"] for stage in load_card(run).stages] == ["head", "finetune"]
+
+
 def test_checkpoint_of_another_head_is_not_resumed(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

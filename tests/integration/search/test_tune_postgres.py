@@ -1,14 +1,10 @@
 """A study in a real PostgreSQL server: of two workers or machines one is killed, and no trial is lost."""
 
-import gc
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,11 +15,11 @@ from sqlalchemy import text
 
 from seqmodel.runs.card import load_card
 from tests.support.killed_worker import require_retry
+from tests.support.postgres import BINARIES, postgres_server
 from tests.support.toy_sequences import write_toy_store
 from tune.study.storage import open_storage
 from tune.study.study import StudySpec, close_study, create_study, num_done, work
 
-BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if os.name == "posix" else []
 pytestmark = [
     pytest.mark.skipif(not BINARIES, reason="no PostgreSQL server here (Debian: apt install postgresql)"),
 ]
@@ -31,59 +27,10 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """URL of a new server on loopback, run by a normal user (PostgreSQL refuses root)."""
+    """URL of a new server on loopback."""
     pytest.importorskip("psycopg", reason="needs the postgres extra: pip install brainbuddy[postgres]")
-    binaries = BINARIES[-1]
-    folder = Path("/tmp") / f"brainbuddy-pg-{os.getpid()}"
-    folder.mkdir(mode=0o755)
-    as_user: list[str] = []
-    if os.geteuid() == 0:
-        shutil.chown(folder, "postgres")
-        as_user = ["runuser", "-u", "postgres", "--"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def run(*argv: str) -> None:
-        done = subprocess.run(
-            [*as_user, *argv], capture_output=True, text=True, encoding="utf-8", cwd="/", timeout=120
-        )
-        assert done.returncode == 0, done.stderr or done.stdout
-
-    try:
-        run(
-            str(binaries / "initdb"),
-            "-D",
-            f"{folder}/data",
-            "-U",
-            "tuner",
-            "--auth=trust",
-            "-N",
-            "-E",
-            "UTF8",
-        )
-        options = f"-c listen_addresses=127.0.0.1 -p {port} -c unix_socket_directories={folder} -c fsync=off"
-        run(
-            str(binaries / "pg_ctl"),
-            "-D",
-            f"{folder}/data",
-            "-l",
-            f"{folder}/log",
-            "-w",
-            "-o",
-            options,
-            "start",
-        )
-        try:
-            yield f"postgresql+psycopg://tuner@127.0.0.1:{port}/postgres"
-        finally:
-            with warnings.catch_warnings():
-                # Optuna's heartbeat threads leave open sessions to the garbage collector.
-                warnings.simplefilter("ignore", ResourceWarning)
-                gc.collect()
-            run(str(binaries / "pg_ctl"), "-D", f"{folder}/data", "-m", "immediate", "-w", "stop")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with postgres_server() as server:
+        yield server.url
 
 
 def test_trial_of_a_killed_worker_of_two_is_run_again(server: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileOpenLock, JournalFileSymlinkLock
 
+from tune.study import storage
 from tune.study.storage import open_storage
 from tune.study.study import StudySpec, create_study, num_done, work
 
@@ -81,6 +82,21 @@ def test_lock_of_a_killed_process_is_taken_over(tmp_path: Path, monkeypatch: pyt
     fake = SimpleNamespace(monotonic=clock, sleep=lambda seconds: None)
     monkeypatch.setattr("optuna.storages.journal._file.time", fake)
     assert run_trials(spec_at("runs/study.log")) == 2
+
+
+def test_search_goes_on_after_its_lock_was_taken_over_in_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_half_line, taken = storage._cut_half_line, []
+
+    def pause(journal: Path) -> None:
+        Path(f"{journal}.lock").unlink()  # by another process, after 30 s
+        taken.append(journal)
+        cut_half_line(journal)
+
+    monkeypatch.setattr(storage, "_cut_half_line", pause)
+    assert run_trials(spec_at(tmp_path / "study.log")) == 2
+    assert taken
 
 
 @makes_links
