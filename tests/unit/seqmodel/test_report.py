@@ -271,7 +271,7 @@ STATEMENT = DataStatement(
 def test_statement_of_the_store_stands_in_card_report_and_model_card(tmp_path):
     make_store(tmp_path / "s.zarr", num_subjects=32, clips_each=2, statement=STATEMENT)  # six are in test
     argv = ["train", "--store", str(tmp_path / "s.zarr"), "--run", str(tmp_path / "run"), "--epochs", "1"]
-    assert main(argv) == 0
+    assert main([*argv, "--design", "holdout"]) == 0
     assert load_card(tmp_path / "run").data_statement == STATEMENT
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--bootstrap-rounds", "20"]) == 0
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
