@@ -29,6 +29,7 @@ from seqmodel.reporting.text import TITLES, short, with_interval
 from seqmodel.runs.card import Card, load_card
 from seqmodel.runs.files import WEIGHTS, write_json
 from seqmodel.runs.predict import PREDICTIONS, read_predictions, write_predictions
+from seqmodel.runs.writer import card_lock
 
 GATE_MARGIN = 0.02
 """A drop of more than this fails the gate, even if it is not significant."""
@@ -98,7 +99,8 @@ def test_rows(run: Path, card: Card) -> dict[str, dict[str, str]]:
 
         echo(f"{run} has no current predictions on test: predicting now")
         context, predictions = open_and_predict(EvaluateArgs(run=run))
-        write_predictions(path, predictions, card.labelling.names, context.split)
+        with card_lock(run):
+            write_predictions(path, predictions, card.labelling.names, context.split)
     return {row["clip_id"]: row for row in read_predictions(path) if row["split"] == split}
 
 

@@ -223,7 +223,7 @@ def write_result(
     metrics = estimates_json(result)
     with card_lock(args.run):
         write_metrics(folder / "metrics.json", result.split, metrics)
-    write_predictions(folder / PREDICTIONS, result.predictions, result.label_names, result.split)
+        write_predictions(folder / PREDICTIONS, result.predictions, result.label_names, result.split)
     card = replace(context.card, metrics=replaced_metrics(context.card.metrics, result.split, metrics))
     if not context.is_other_data:
         _keep_metrics(args.run, context.card, result.split, metrics)

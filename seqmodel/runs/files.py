@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 CARD, WEIGHTS, SPLIT = "card.json", "weights.safetensors", "split.csv"
 CARD_LOCK = ".card.lock"
-"""Empty file that is locked while the card or metrics.json is changed."""
+"""Empty file that is locked while the card, metrics.json or predictions.csv is changed."""
 CALIBRATION_CLIPS = "calibrated_on.csv"
 SETTINGS = "settings.json"
 LOG = "log.jsonl"

@@ -47,7 +47,8 @@ from seqmodel.training.task import LearningTask, labels_of
 
 
 def card_lock(run: Path) -> FileLock:
-    """A lock (context manager) of what several commands may change at a time: the card and metrics.json."""
+    """A lock (context manager) of what several commands may change at a time: the card, metrics.json and
+    predictions.csv."""
     return FileLock(run / CARD_LOCK)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from features.cli import UserError
 from features.maintenance.import_external import read_sequences, write_external
@@ -31,6 +31,7 @@ from seqmodel.metrics.calibration import fit_calibration
 from seqmodel.reporting.content import commands
 from seqmodel.reporting.text import headline
 from seqmodel.runs import card as card_file
+from seqmodel.runs import predict as predict_file
 from seqmodel.runs.card import Card, calibration_clips, load_card, save_card
 from seqmodel.runs.files import load_split
 from seqmodel.runs.predict import predict_rows, read_predictions
@@ -333,6 +334,42 @@ def test_two_commands_that_change_a_card_at_a_time_lose_nothing(
     assert len(others) == 1
     assert len(card.test_evaluations) >= 2
     assert kept(card)
+
+
+def test_two_evaluations_at_a_time_keep_the_predictions_of_both_splits(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the first has read the earlier predictions, the second writes its own, or waits for the lock."""
+    others: dict[threading.Thread, threading.Event] = {}
+    write_csv = predict_file.write_csv
+
+    def lock(path: Path) -> FileLock:
+        if threading.current_thread() in others:
+            try:
+                with FileLock(path, timeout=0):
+                    pass
+            except Timeout:
+                others[threading.current_thread()].set()
+        return FileLock(path)
+
+    def evaluate_another() -> None:
+        evaluate(run, "--split", "val")
+        others[threading.current_thread()].set()
+
+    def write(path: Path, rows: list[list[str]]) -> None:
+        if not others:
+            other = threading.Thread(target=evaluate_another)
+            others[other] = threading.Event()
+            other.start()
+            assert others[other].wait(60)
+        write_csv(path, rows)
+
+    monkeypatch.setattr("seqmodel.runs.writer.FileLock", lock)
+    monkeypatch.setattr(predict_file, "write_csv", write)
+    evaluate(run)
+    for other in others:
+        other.join()
+    assert {row["split"] for row in read_predictions(run / "predictions.csv")} == {"test", "val"}
 
 
 def test_export_with_the_process_id_of_another_machine_has_its_own_folder(
