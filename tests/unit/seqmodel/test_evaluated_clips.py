@@ -187,7 +187,7 @@ def test_report_shows_the_commands_unchanged(tmp_path: Path) -> None:
     make_store(Path(new), signal=0.4, clip_prefix="n", shift=1.2)
     evaluate_predictions = ("evaluate", "--bootstrap-rounds=20", "--run", run)
     given = [
-        ("train", "--store", str(tmp_path / "s.zarr"), "--run", run, "--epochs", "1"),
+        ("train", "--store", str(tmp_path / "s.zarr"), "--run", run, "--epochs", "1", "--design", "holdout"),
         (*evaluate_predictions, "--threshold-metric", "f1", "--abstain", "0.2"),
         ("calibrate", "--run", run, "--store", new),
     ]
