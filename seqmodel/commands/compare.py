@@ -72,6 +72,9 @@ def compare(args: CompareArgs) -> tuple[dict[str, Any], int]:
     passed = gate_passes(found[-1].difference_from_first[metric])
     if resamples.by_subject and resamples.num_subjects < FEW_SUBJECTS:
         log_warning(few_subjects_text(resamples.num_subjects))
+    for notice in dict.fromkeys(card.data_statement.synthetic_notice for card in cards):
+        if notice:
+            log_warning(notice)
     _print_comparison(found, len(shared), resamples)
     plot = args.runs[-1] / "plots" / "compare.png"
     _draw(found, plot)

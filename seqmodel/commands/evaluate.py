@@ -70,7 +70,7 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
         report = write_result(folder, result, context, args, umap_job, fold_models=fold_models)
     if args.folds:
         shutil.rmtree(finished.parent if is_design else finished, ignore_errors=True)
-    print_estimates(result, report)
+    print_estimates(result, report, context.synthetic_notice)
     print_auroc_of_predicted(result)
     return summary(result, report), 0
 

@@ -21,7 +21,7 @@ from seqmodel.metrics.bootstrap import (
     resample,
     resample_subjects,
 )
-from seqmodel.metrics.classification import calibration_line, minority_class
+from seqmodel.metrics.classification import calibration_line, minority_class, within_fold_auroc
 from seqmodel.metrics.predictions import Predictions
 
 LOWER_IS_BETTER = ("mae", "brier", "ece")
@@ -118,7 +118,7 @@ def evaluate_predictions(
         predictions=p,
         label_names=label_names,
         task=task,
-        estimates=of_model.estimates() | (_calibration_line(p) if task == "binary" else {}),
+        estimates=of_model.estimates() | (_without_interval(p) if task == "binary" else {}),
         measured_estimates=alone.estimates() if alone else None,
         comparisons=tuple(comparisons),
         resamples=resamples,
@@ -128,10 +128,15 @@ def evaluate_predictions(
     )
 
 
-def _calibration_line(p: Predictions) -> dict[str, Estimate]:
-    """Calibration slope and intercept of binary predictions, without intervals."""
-    line = zip(("slope", "intercept"), calibration_line(p.labels, p.probabilities[:, 1]), strict=True)
-    return {f"calibration_{name}": Estimate(value, np.nan, np.nan) for name, value in line}
+def _without_interval(p: Predictions) -> dict[str, Estimate]:
+    """Calibration slope and intercept of binary predictions, and with folds the AUROC within folds."""
+    positive = p.probabilities[:, 1]
+    names = ("calibration_slope", "calibration_intercept")
+    found = dict(zip(names, calibration_line(p.labels, positive), strict=True))
+    if p.fold is not None:
+        clips = [np.flatnonzero(p.fold == number) for number in np.unique(p.fold)]
+        found["auroc_within_folds"] = within_fold_auroc(p.labels == 1, positive, clips)
+    return {name: Estimate(value, np.nan, np.nan) for name, value in found.items()}
 
 
 def _warnings(p: Predictions, resamples: BootstrapWeights, label_names: tuple[str, ...]) -> list[str]:

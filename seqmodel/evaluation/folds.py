@@ -410,8 +410,8 @@ def _baselines(
     """The majority of all clips, and the simple methods on all streams, fitted in each fold."""
     constant = majority(prior, len(samples), card.labelling.names, of="all clips")
     found: dict[str, Baseline] = {constant.name: constant}
-    statistics = stream_statistics(all_samples, principal_components(all_samples, seed))
     for fold in folds:
+        statistics = stream_statistics(all_samples, principal_components(all_samples, seed, fold[0]))
         _add_baselines(found, card, statistics, samples, measured, fold, prior, seed)
     return list(found.values())
 
@@ -427,8 +427,8 @@ def _add_baselines(
     seed: int,
 ) -> None:
     """Add the simple methods, fitted in this fold, to the pooled baselines; a fold without one keeps the (C,)
-    class frequencies. `statistics`: those of all clips; their principal components come from all clips too,
-    without labels."""
+    class frequencies. `statistics`: those of all clips, of the principal components of this fold's training
+    clips."""
     (train, held_out), groups = fold, sample_groups(samples)
     inside, train = measured[held_out], train[measured[train]]
     if not inside.any():

@@ -13,7 +13,8 @@ def estimates_json(result: EvaluationResult) -> dict[str, dict[str, Any]]:
     """{split: {metric: {value, low, high}}}; None = undefined.
 
     Baselines are `split/name`, differences from them `split minus name`, and clips with a face alone
-    `split/measured`.
+    `split/measured`. Binary folds also have `auroc_within_folds`: the mean AUROC over folds, weighted by
+    pairs of clips, without an interval. `auroc` also compares probabilities of different folds' heads.
     """
     split = result.split
     out = {split: _plain(result.estimates, result.label_names)}

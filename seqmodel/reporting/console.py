@@ -7,13 +7,14 @@ from seqmodel.evaluation.evaluator import EvaluationResult
 from seqmodel.reporting.text import TITLES, count, short, shown_baselines, subject_values, too_few_subjects
 
 
-def print_estimates(result: EvaluationResult, report: Path) -> None:
+def print_estimates(result: EvaluationResult, report: Path, synthetic_notice: str = "") -> None:
     """Print metrics of the model, the majority class, the best baseline and the leakage check, then warnings
-    and the report's path, to stderr."""
+    and the report's path, to stderr. A notice that the data are synthetic comes first."""
     from rich.table import Table
 
+    if synthetic_notice:
+        log_warning(synthetic_notice)
     shown = shown_baselines(result)
-
     title = f"{result.split}: {count(len(result.predictions), 'clip')}"
     table = Table(title=f"{title}; {result.scope}" if result.scope else title, title_justify="left")
     for name in (

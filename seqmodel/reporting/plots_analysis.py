@@ -110,7 +110,7 @@ def subjects_plot(rows: Sequence["SliceRow"], overall: float) -> "Figure":
 
 
 def search_plot(numbers: np.ndarray, values: np.ndarray, metric: str) -> "Figure":
-    """Validation score (n,) of finished trials by their number, and the best so far."""
+    """Selection score (n,), on validation, of finished trials by their number, and the best so far."""
     from matplotlib.ticker import MaxNLocator
 
     order = np.argsort(numbers)
@@ -124,7 +124,7 @@ def search_plot(numbers: np.ndarray, values: np.ndarray, metric: str) -> "Figure
             linewidth=1.4,
             label="best so far",
         )
-        axes.set(xlabel="trial", ylabel=f"validation {metric}")
+        axes.set(xlabel="trial", ylabel=f"selection score (optimistic), {metric}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="lower right")
     return figure
@@ -133,7 +133,7 @@ def search_plot(numbers: np.ndarray, values: np.ndarray, metric: str) -> "Figure
 def trials_plot(
     curves: Sequence[tuple[str, Sequence[float]]], metric: str, *, by_fold: bool = False
 ) -> "Figure":
-    """Validation score of the best trials, best first: lines over epochs, or dots per fold."""
+    """Selection score, on validation, of the best trials, best first: lines over epochs, or dots per fold."""
     from matplotlib.ticker import MaxNLocator
 
     with drawing(4.6, 4.2) as (figure, axes):
@@ -150,7 +150,7 @@ def trials_plot(
                 markersize=5 if by_fold else 3,
                 label=name if k == 0 else None,
             )
-        axes.set(xlabel="fold" if by_fold else "epoch", ylabel=f"validation {metric}")
+        axes.set(xlabel="fold" if by_fold else "epoch", ylabel=f"selection score (optimistic), {metric}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="lower right")
     return figure

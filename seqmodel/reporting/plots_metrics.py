@@ -181,7 +181,10 @@ def reliability_plot(labels: np.ndarray, before: np.ndarray, after: np.ndarray) 
 
 
 def learning_plot(stages: Sequence[tuple[str, Sequence[dict[str, Any]]]], metric: str) -> "Figure":
-    """Loss and validation score by epoch, one stage after the other; entries are lines of log.jsonl."""
+    """Loss and selection score (on validation) by epoch, one stage after the other.
+
+    entries: lines of log.jsonl.
+    """
     with drawing(4.6, 4.2, (1, 1)) as (figure, (loss_axes, score_axes)):
         start = 0
         for k, (title, entries) in enumerate(stages):
@@ -203,7 +206,7 @@ def learning_plot(stages: Sequence[tuple[str, Sequence[dict[str, Any]]]], metric
                 score_axes.plot(epochs, values, color=colour, label=title, marker="o", markersize=3.5)
             start += len(entries)
         loss_axes.set(ylabel="loss")
-        score_axes.set(xlabel="epoch", ylabel=f"validation {metric}")
+        score_axes.set(xlabel="epoch", ylabel=f"selection score\n(optimistic), {metric}")
         score_axes.xaxis.get_major_locator().set_params(integer=True)
         _legend(loss_axes, "best")
     return figure

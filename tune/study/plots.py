@@ -30,7 +30,7 @@ def save_study_plots(study: optuna.Study, folder: Path, metric: str) -> dict[str
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     folder.mkdir(parents=True, exist_ok=True)
     found = importances(study) if len(complete) >= MIN_TRIALS else {}
-    score, most = f"validation {metric}", list(found)[:MAX_PARAMETERS]
+    score, most = f"selection score (optimistic), {metric}", list(found)[:MAX_PARAMETERS]
     width = max(2, len(most))
     _save(folder / "study_history.png", (8, 4), draw.plot_optimization_history, study, target_name=score)
     if found:

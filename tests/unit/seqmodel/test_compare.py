@@ -10,6 +10,7 @@ import pytest
 
 from features.datasets import Samples, load_samples
 from features.splits import known_rows
+from features.store.data_statement import DataStatement
 from features.store.store import FeatureStore
 from seqmodel.__main__ import main
 from seqmodel.commands.calibrate import choose_fit_subjects
@@ -18,11 +19,12 @@ from seqmodel.config import TrainConfig, TrialConfig
 from seqmodel.evaluation import folds
 from seqmodel.metrics.bootstrap import Estimate, PairedDifference
 from seqmodel.metrics.calibration import Calibration, moved_band
+from seqmodel.metrics.classification import within_fold_auroc
 from seqmodel.runs.card import calibration_clips, load_card, save_card
 from seqmodel.runs.files import load_split
 from seqmodel.runs.predict import eval_subset, read_predictions
 from seqmodel.runs.settings import save_settings
-from tests.support.trained_run import WITH_GEOMETRY, make_run, make_store
+from tests.support.trained_run import NAMES, WITH_GEOMETRY, make_run, make_store
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 
@@ -62,6 +64,17 @@ def test_runs_are_compared_on_their_shared_test_clips(two_runs, capsys):
     assert gain["value"] == pytest.approx(second - first)
     assert gain["low"] <= gain["value"] <= gain["high"]
     assert Path(found["plot"]).stat().st_size > 1000
+
+
+def test_comparison_of_runs_on_synthetic_data_says_so(two_runs, tmp_path, capsys):
+    shutil.copytree(two_runs / "good", tmp_path / "made")
+    statement = DataStatement(synthetic=True, recruitment="drawn")
+    save_card(tmp_path / "made", replace(load_card(tmp_path / "made"), data_statement=statement))
+    argv = ["compare", "--runs", str(two_runs / "good"), str(tmp_path / "made"), "--bootstrap-rounds", "20"]
+    assert main(argv) == 0
+    assert "warning: SYNTHETIC DATA: drawn\n" in capsys.readouterr().err
+    assert main([*argv[:2], str(two_runs / "good"), str(two_runs / "good"), *argv[4:]]) == 0
+    assert "SYNTHETIC" not in capsys.readouterr().err
 
 
 def test_the_gate_stops_a_worse_run_and_lets_an_equal_one_pass(two_runs):
@@ -274,6 +287,11 @@ def test_every_clip_is_predicted_by_a_head_not_trained_on_its_subject(tmp_path, 
     assert len(rows) == 48
     estimates = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))[f"folds-{how}"]
     assert estimates["auroc"]["value"] > 0.7
+    labels = np.array([row["label"] == NAMES[1] for row in rows])
+    scores, fold = (np.array([float(row[name]) for row in rows]) for name in (f"p_{NAMES[1]}", "fold"))
+    clips = [np.flatnonzero(fold == number) for number in np.unique(fold)]
+    within = {"value": pytest.approx(within_fold_auroc(labels, scores, clips)), "low": None, "high": None}
+    assert estimates["auroc_within_folds"] == within
     assert len(load_card(tmp_path / "run").test_evaluations) == 1
 
 

@@ -17,6 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from features.store.data_statement import TITLES, DataStatement
 from seqmodel.__main__ import main
 from seqmodel.evaluation import baselines
+from seqmodel.reporting import plots_analysis, plots_metrics
 from seqmodel.reporting.content import result_plots, training_figures
 from seqmodel.reporting.plots_analysis import scatter_plot
 from seqmodel.reporting.plots_metrics import confusion_plot
@@ -307,15 +308,17 @@ def test_run_without_a_statement_says_not_stated(run):
     assert model_card.count("| not stated |") == len(TITLES)
 
 
-def test_report_on_synthetic_data_makes_no_claim_about_people(tmp_path):
+def test_report_on_synthetic_data_makes_no_claim_about_people(tmp_path, capsys):
     made = replace(STATEMENT, synthetic=True, recruitment="made from one portrait", raters="by construction")
     store = make_store(tmp_path / "s.zarr", num_subjects=12, statement=made)
     make_run(tmp_path / "run", store, epochs=1)
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--bootstrap-rounds", "20"]) == 0
+    notice = "SYNTHETIC DATA: made from one portrait, by construction"
+    assert capsys.readouterr().err.count(f"warning: {notice}\n") == 1
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
     card = (tmp_path / "run/MODEL_CARD.md").read_text(encoding="utf-8")
     for text in (page, card):
-        assert "SYNTHETIC DATA: made from one portrait, by construction" in text
+        assert notice in text
         assert "Participants: none, the data are synthetic." in text
         assert "not seen in training" not in text
         assert "ubgroup" not in text
@@ -407,3 +410,16 @@ def test_stages_become_table_rows_with_units(run):
         {"name": "threshold", "score": "–", "kept": "–", "details": []},
     ]
     assert [count(n, "subject") for n in (0, 1, 1200)] == ["0 subjects", "1 subject", "1,200 subjects"]
+
+
+def test_axes_of_selection_scores_say_that_they_are_optimistic():
+    epochs = [{"train_loss": 1.0, "val_loss": 1.0, "val_score": 0.5}]
+    figures = [
+        plots_metrics.learning_plot([("head", epochs)], "auroc"),
+        plots_analysis.search_plot(np.arange(2), np.array([0.5, 0.6]), "auroc"),
+        plots_analysis.trials_plot([("trial 1", [0.5, 0.6])], "auroc"),
+    ]
+    for figure in figures:
+        label = figure.axes[-1].get_ylabel()
+        plt.close(figure)
+        assert label.replace("\n", " ") == "selection score (optimistic), auroc"
