@@ -7,6 +7,7 @@ The report is one file without any reference to the network: styles and plots ar
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,7 @@ def _context(result: EvaluationResult, card: Card, content: ReportContent) -> di
     }
 
 
+@cache
 def _environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 

@@ -36,25 +36,29 @@ def write_crop_store(
     quarter val and a quarter test.
     """
     clips = [_clip(index, num_subjects) for index in range(num_clips)]
-    net, identity = encoder()
+    identity = encoder()[1]
     store = plan(
         path, clips, Recipe(PIXELS, identity), numerics={"backend": "torch", "precision": "f32"}, crops=crops
     )
     for row in range(num_clips):
-        images = clip_images(row)
-        files = [
-            cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1] for image in images
-        ]
         frames = np.full((T, 6), 5.0, np.float32)
         frames[:, 5] = np.arange(T) != 4  # one frame without a face
-        embeddings = net.embed(images)
-        embeddings[4] = 0
-        jpegs = [b"" if t == 4 else file.tobytes() for t, file in enumerate(files)]
+        embeddings, jpegs = _features(row)
         store.write_row(
             row, embeddings=embeddings, frames=frames, crops=jpegs if crops and row not in cropless else None
         )
     store.finalize()
     return store
+
+
+@cache
+def _features(row: int) -> tuple[np.ndarray, list[bytes]]:
+    """Embeddings and JPEG crops of a row, whose frame 4 has no face; computed once per process."""
+    images = clip_images(row)
+    files = [cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1] for image in images]
+    embeddings = encoder()[0].embed(images)
+    embeddings[4] = 0
+    return embeddings, [b"" if t == 4 else file.tobytes() for t, file in enumerate(files)]
 
 
 def clip_images(row: int) -> np.ndarray:

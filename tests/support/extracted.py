@@ -1,5 +1,6 @@
 """Extracts one window of a video."""
 
+from functools import cache
 from pathlib import Path
 
 from extract.face.geometry import FEATURES
@@ -21,8 +22,10 @@ def random_extractor_config(detector: Path, landmarker: Path, window_s: float) -
     return ExtractorConfig(recipe, (detector,), landmarker, "random")
 
 
+@cache
 def extracted(run: Path, video: Path, backend: Backend) -> WindowFeatures:
-    """The features of a video's first window, extracted with the run's recipe."""
+    """The features of a video's first window, extracted with the run's recipe, once per process. Tests do not
+    change them."""
     model = open_model(run, backend=backend)
     extractor_config = ExtractorConfig(
         model.card.recipe, model.detector_files, model.landmarker_file, weights="random", backend=backend

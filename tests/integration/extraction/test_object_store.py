@@ -23,7 +23,7 @@ from features.store.lock import RELEASED, planner_lock
 from features.store.store import FeatureStore, delete, plan
 from tests.support.small_store import WITH_GEOMETRY, clips_of, fill_row, row_values, write_store
 
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 pytest.importorskip("obstore", reason="object storage needs the extra [s3]")
 moto_server = pytest.importorskip("moto.server", reason="the S3 server of these tests is moto's")
@@ -192,13 +192,13 @@ def test_two_shards_at_once_on_object_storage(bucket: str) -> None:
 def test_extract_writes_into_object_storage(
     bucket: str, tmp_path: Path, real_clips: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The whole command with its worker process; a second run finds all rows extracted."""
+    """The whole command; a second run finds all rows extracted."""
     from extract.__main__ import main as extract
 
     shutil.copy(real_clips["single"], tmp_path / "얼굴.mp4")
     (tmp_path / "labels.csv").write_text("path,label,subject\n얼굴.mp4,engaged,s\n", encoding="utf-8")
     argv = ["--data", str(tmp_path / "labels.csv"), "--out", f"{bucket}/extracted.zarr", "--json"]
-    argv += ["--weights", "random", "--crops", "jpeg", "--workers", "0"]
+    argv += ["--weights", "random", "--crops", "jpeg", "--geometry", "off", "--workers", "0"]
     summaries = []
     for _ in range(2):
         capsys.readouterr()

@@ -469,6 +469,7 @@ def test_finetune_deletes_old_results_but_keeps_the_log_of_test_evaluations(
 # Features of a fine-tuned encoder
 
 
+@pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize("how", [LEARNS, STAYS], ids=["stage 2", "stage 1"])
 def test_readme_loop_resumes_after_a_kill(
     run: Path, tmp_path: Path, how: list[str], monkeypatch: pytest.MonkeyPatch

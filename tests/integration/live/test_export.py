@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from live.inference.model import open_model
 from live.inference.predictor import Prediction, Predictor
 from seqmodel.commands.export import check, export, make_verification_input
 from seqmodel.config import ExportArgs
-from seqmodel.encoders.backbone import build_encoder, encoder_of
+from seqmodel.encoders.backbone import build_encoder, encoder_of, state_sha256
 from seqmodel.export.bundle import FORMATS, bundle_folder, find_bundle
 from seqmodel.heads.recurrent import build_head
 from seqmodel.metrics.calibration import Calibration
@@ -69,6 +70,24 @@ def run(
     # A float32 store: live then uses float32 on every processor, as the bundles do.
     save_card(run, replace(card, store=str(path), numerics={"precision": "f32"}))
     return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exported_once() -> Iterator[None]:
+    """Keep each network's ONNX program for later tests with the same weights: the export of the encoder takes
+    most of their time."""
+    export, programs = torch.onnx.export, {}
+
+    def once(network: torch.nn.Module, example: tuple[torch.Tensor, ...], **options: Any) -> Any:
+        state = state_sha256(network.state_dict())
+        key = (type(network).__name__, state, *(tensor.shape for tensor in example))
+        if key not in programs:
+            programs[key] = export(network, example, **options)
+        return programs[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", once)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -130,10 +130,14 @@ def test_browser_view_connects_only_to_this_machine(
 
 def test_extract_and_tune_make_no_outside_connection(tmp_path: Path, tiny_demo: Path) -> None:
     """From videos to a run, also in worker processes."""
-    store, run = tmp_path / "demo.zarr", tmp_path / "run"
-    argv = ["-m", "extract", "--data", tiny_demo / "labels.csv", "--out", store, "--weights", "random"]
+    store, run, few = tmp_path / "demo.zarr", tmp_path / "run", tmp_path / "few.csv"
+    header, *clips = (tiny_demo / "labels.csv").read_text(encoding="utf-8").splitlines()
+    # Two clips or more of each subset, with both labels.
+    few.write_text("\n".join([header, *(f"{tiny_demo}/{clip}" for clip in clips[:8])]), encoding="utf-8")
+    argv = ["-m", "extract", "--data", few, "--out", store, "--weights", "random"]
     done = run_traced(tmp_path, *argv, "--workers", "1", "--fps", "1")
     assert done.returncode == 0, done.stderr
     argv = ["-m", "tune", "--store", store, "--out", run, "--trials", "2", "--workers", "1"]
+    argv += ["--epochs", "2", "--reseed", "1"]
     done = run_traced(tmp_path, *argv, "--labels", "distracted,engaged")
     assert done.returncode == 0, done.stderr

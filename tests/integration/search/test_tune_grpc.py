@@ -85,6 +85,7 @@ def test_trial_of_a_silent_worker_on_another_machine_is_run_again(
     assert num_done(study) == 2
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_lost_proxy_gives_a_one_line_error_and_the_same_command_resumes(tmp_path: Path) -> None:
     store = write_toy_store(tmp_path, num_clips=120)
     port, journal = free_port(), tmp_path / "study.log"
@@ -111,7 +112,7 @@ def test_lost_proxy_gives_a_one_line_error_and_the_same_command_resumes(tmp_path
     assert (search.returncode, "Traceback" in stderr) == (2, False), stderr
     assert f"error: --storage grpc://127.0.0.1:{port}: " in stderr.replace("\n", " ")
     server = start_proxy(journal, port)
-    done = run_here("tune", *argv[3:], "--trials", str(before + 1))
+    done = run_here("tune", *argv[3:], "--trials", str(before + 1), "--workers", "1")
     server.kill()
     assert done.returncode == 0, done.stderr
     assert finished() > before

@@ -17,7 +17,7 @@ from seqmodel.config import LabelArgs
 from seqmodel.runs.card import load_card
 from seqmodel.training.task import build_task
 
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 NAMES = (*FEATURES[:52], "yaw_rad")
 SUBJECTS, EACH = 10, 8

@@ -248,15 +248,17 @@ def test_signals_are_those_of_the_reports(both: Path, portrait: np.ndarray) -> N
     assert 0.3 < prediction.signals["eyes open"] <= 1
 
 
-def test_subject_mean_is_computed_from_the_first_minute(both: Path, portrait: np.ndarray) -> None:
+def test_subject_mean_is_computed_from_the_first_minute(
+    tmp_path: Path, detector_path: Path, landmarker_path: Path, portrait: np.ndarray
+) -> None:
     """It uses frames with geometry and is fixed after a minute. A gap or a long time without a face resets
     it, a short one does not. Other runs have none."""
-    card = load_card(both)
-    predictor = Predictor(open_model(both))
+    run = write_run(tmp_path / "run", detector_path, landmarker=landmarker_path, inputs=("geometry",))
+    predictor = Predictor(open_model(run))
     assert np.isnan(push_all(predictor, still(portrait, 3, 1))[-1].subject_mean_s)
     predictor.close()
-    save_card(both, replace(card, center="subject"))
-    predictor = Predictor(open_model(both))
+    save_card(run, replace(load_card(run), center="subject"))
+    predictor = Predictor(open_model(run))
     mirrored = np.ascontiguousarray(portrait[:, ::-1])
     first = push_all(predictor, still(portrait, 3, 60))
     assert [p.subject_mean_s for p in first[:3]] == pytest.approx([1 / 3, 2 / 3, 1.0])

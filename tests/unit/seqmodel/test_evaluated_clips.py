@@ -37,7 +37,7 @@ from seqmodel.runs.files import load_split
 from seqmodel.runs.predict import predict_rows, read_predictions
 from tests.support.trained_run import WITH_GEOMETRY, make_run, make_store
 
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def evaluate(run: Path, *argv: str) -> list[dict[str, str]]:

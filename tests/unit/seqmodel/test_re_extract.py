@@ -23,7 +23,7 @@ from tests.support.crop_store import write_crop_store
 from tests.support.small_store import WITH_GEOMETRY, clips_of, fill_row, write_store
 from tests.support.trained_run import RECIPE, make_run, make_store
 
-pytestmark = pytest.mark.usefixtures("no_drawing", "converted_once")
+pytestmark = pytest.mark.usefixtures("no_figures", "converted_once")
 
 LABELS = LabelArgs(labels="distracted,engaged")
 SUBSETS = {"subject p0": "train", "subject p1": "train", "subject p2": "val", "subject p3": "test"}

@@ -15,7 +15,7 @@ from seqmodel.runs.training_stats import read_training_stats
 from seqmodel.runs.writer import drop_results
 from tests.support.trained_run import make_run, make_store
 
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture
