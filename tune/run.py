@@ -24,7 +24,7 @@ from seqmodel.evaluation.simple_methods import baseline_scores
 from seqmodel.finetuning.setup import require_crops
 from seqmodel.runs.card import load_card
 from seqmodel.runs.files import ARTIFACTS, CARD, STUDY, WEIGHTS, require_free
-from seqmodel.runs.writer import count_parameters, rounded, write_run
+from seqmodel.runs.writer import count_parameters, only_writer, rounded, write_run
 from seqmodel.training.loop import resolve_metric
 from seqmodel.training.task import LearningTask, build_task, data_fingerprint, encoder_leak_warning
 from tune.config import TuneArgs
@@ -72,20 +72,21 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     spec = spec_of(args, context, metric)
     study = create_study(spec, starting_points(context.space), settings_of(args, context, metric))
     search(args, spec, study, context)
-    drop_checkpoints(study, args.out)
-    finalists = choose_finalists(args, study, context)
-    winner = finalists[0]
-    baselines = mean_baselines(context, metric)
-    notes = [*fold_warnings, *warnings_about_winner(finalists, baselines, metric)]
-    for text in notes[len(fold_warnings) :]:
-        log_warning(text)
-    origin = origin_of(study, winner.trial)
-    if _is_kept(args, origin):
-        echo(f"nothing to do: {args.out} already has trial {winner.trial.number}")
-    else:
-        keep(args, context, study, winner, origin, baselines, metric, notes)
-    parameter_importances = save_study_plots(study, args.out / "plots", metric)
-    summary = summarise(args, context, study, finalists, baselines, metric, notes)
+    with only_writer(args.out):
+        drop_checkpoints(study, args.out)
+        finalists = choose_finalists(args, study, context)
+        winner = finalists[0]
+        baselines = mean_baselines(context, metric)
+        notes = [*fold_warnings, *warnings_about_winner(finalists, baselines, metric)]
+        for text in notes[len(fold_warnings) :]:
+            log_warning(text)
+        origin = origin_of(study, winner.trial)
+        if _is_kept(args, origin):
+            echo(f"nothing to do: {args.out} already has trial {winner.trial.number}")
+        else:
+            keep(args, context, study, winner, origin, baselines, metric, notes)
+        parameter_importances = save_study_plots(study, args.out / "plots", metric)
+        summary = summarise(args, context, study, finalists, baselines, metric, notes)
     close_study(study)
     summary |= {"importances": rounded(parameter_importances)}
     code = 0

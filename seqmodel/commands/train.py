@@ -9,7 +9,14 @@ from seqmodel.config import TrainArgs
 from seqmodel.evaluation.simple_methods import baseline_scores
 from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs
 from seqmodel.runs.files import require_free
-from seqmodel.runs.writer import complete_head, count_parameters, resolve_device, rounded, write_run
+from seqmodel.runs.writer import (
+    complete_head,
+    count_parameters,
+    only_writer,
+    resolve_device,
+    rounded,
+    write_run,
+)
 from seqmodel.training.loop import Fitted, fit, fit_best, resolve_metric
 from seqmodel.training.task import LearningTask, build_task, load_train_val
 
@@ -27,16 +34,17 @@ def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
     head, fitted = fit_head(args, learning_task, train_samples, val_samples, device)
     task, names = learning_task.labelling.task, learning_task.labelling.names
     baselines = baseline_scores(train_samples, val_samples, task, names, metric)
-    card = write_run(
-        args.run,
-        learning_task,
-        head,
-        fitted,
-        args.train,
-        seed=args.seed,
-        metric=metric,
-        stage={"stage": "head", "baselines": rounded(baselines), "command": args.command},
-    )
+    with only_writer(args.run):
+        card = write_run(
+            args.run,
+            learning_task,
+            head,
+            fitted,
+            args.train,
+            seed=args.seed,
+            metric=metric,
+            stage={"stage": "head", "baselines": rounded(baselines), "command": args.command},
+        )
     summary = {
         "run": str(args.run),
         "metric": metric,

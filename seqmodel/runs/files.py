@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 CARD, WEIGHTS, SPLIT = "card.json", "weights.safetensors", "split.csv"
 CARD_LOCK = ".card.lock"
 """Empty file that is locked while the card, metrics.json or predictions.csv is changed."""
+RUN_LOCK = ".run.lock"
+"""Empty file that is locked while `train` or `tune` writes the run."""
 CALIBRATION_CLIPS = "calibrated_on.csv"
 SETTINGS = "settings.json"
 LOG = "log.jsonl"

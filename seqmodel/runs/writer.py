@@ -1,18 +1,20 @@
 """Writing of run directories: `write_run` for train and tune, and changes of a run's card.
 
-Several commands may change one card at a time, so each reads, changes and writes it under a lock.
+Several commands may change one card at a time, so each reads, changes and writes it under a lock. Commands
+that replace the whole run do so one after the other.
 """
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from features.cli import UserError, echo, log_warning, progress
 from features.datasets import labelled_rows, load_samples
@@ -31,6 +33,7 @@ from seqmodel.runs.files import (
     CALIBRATION_CLIPS,
     CARD_LOCK,
     LOG,
+    RUN_LOCK,
     WEIGHTS,
     append_log,
     keep_model_file,
@@ -50,6 +53,21 @@ def card_lock(run: Path) -> FileLock:
     """A lock (context manager) of what several commands may change at a time: the card, metrics.json and
     predictions.csv."""
     return FileLock(run / CARD_LOCK)
+
+
+@contextmanager
+def only_writer(run: Path) -> Iterator[None]:
+    """While the block replaces the weights of a run, other commands that want to do the same wait."""
+    lock = FileLock(run / RUN_LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        echo(f"waiting for another command that writes {run}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def update_card(run: Path, change: Callable[[Card], Card]) -> Card:

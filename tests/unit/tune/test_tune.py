@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shlex
 import shutil
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -146,6 +147,33 @@ def test_resumed_search_equals_an_uninterrupted_one(
     summary, _ = tune(args_for(store, tmp_path / "parts", trials=6))
     assert stored_trials(tmp_path / "parts") == stored_trials(searched[0])
     assert summary["best"] == searched[1]["best"]
+
+
+def test_of_two_searches_that_end_together_one_writes_the_run(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the first begins to write the run, the second one starts, and waits or also writes it."""
+    seconds, written, waits_or_ended = list[threading.Thread](), list[Path](), threading.Event()
+    write_run = run.write_run
+
+    def search_again() -> None:
+        tune(args_for(store, tmp_path / "run"))
+        waits_or_ended.set()
+
+    def write(out: Path, *args: Any, **options: Any) -> Any:
+        written.append(out)
+        if not seconds:
+            monkeypatch.setattr("seqmodel.runs.writer.echo", lambda text: waits_or_ended.set())
+            seconds.append(threading.Thread(target=search_again))
+            seconds[0].start()
+            assert waits_or_ended.wait(120)
+        return write_run(out, *args, **options)
+
+    monkeypatch.setattr(run, "write_run", write)
+    tune(args_for(store, tmp_path / "run"))
+    seconds[0].join()
+    assert len(written) == 1
+    assert load_card(tmp_path / "run").stages[0]["stage"] == "head"
 
 
 def test_the_first_trial_is_the_seed_projects_settings(searched: tuple[Path, dict[str, Any]]) -> None:
