@@ -7,7 +7,7 @@ The threshold comes from the card and was chosen on validation, never on the eva
 
 import shutil
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from seqmodel.reporting.umap_projection import UmapJob, umap_in_background
 from seqmodel.runs.card import Card, load_card
 from seqmodel.runs.files import write_text
 from seqmodel.runs.predict import PREDICTIONS, write_predictions
-from seqmodel.runs.writer import card_lock, put_calibration, update_card
+from seqmodel.runs.writer import card_lock, only_writer, put_calibration, update_card
 
 NO_BASELINES = "Baselines are compared on test, or with --folds"
 
@@ -58,7 +58,8 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
     if not args.folds:
         renew_threshold(args)
     context = find_clips(args) if args.folds else open_split(args)
-    with umap_job_of(context, args) as umap_job:
+    alone = only_writer(args.run) if args.folds else nullcontext()
+    with alone, umap_job_of(context, args) as umap_job:
         if args.folds:
             context, result, fold_models = evaluate_folds(context, args)
             finished = folder_of(context) / context.split / FINISHED
@@ -68,8 +69,10 @@ def evaluate(args: EvaluateArgs) -> tuple[dict[str, Any], int]:
             folder = folder_of(context)
         folder.mkdir(parents=True, exist_ok=True)
         report = write_result(folder, result, context, args, umap_job, fold_models=fold_models)
-    if args.folds:
-        shutil.rmtree(finished.parent if is_design else finished, ignore_errors=True)
+        if args.folds:
+            shutil.rmtree(finished, ignore_errors=True)
+            with suppress(OSError):  # not empty: the results of an evaluation with --folds
+                finished.parent.rmdir()
     print_estimates(result, report, context.synthetic_notice)
     print_auroc_of_predicted(result)
     return summary(result, report), 0

@@ -113,17 +113,18 @@ def evaluate_predictions(
     if keep.any() and not keep.all():
         again = resample_subjects(p.subjects[keep], rounds, seed)
         alone = resample(p.labels[keep], p.probabilities[keep], p.predicted[keep], again, minority, excluded)
+    estimates = of_model.estimates() | (_without_interval(p) if task == "binary" else {})
     return EvaluationResult(
         split=split,
         predictions=p,
         label_names=label_names,
         task=task,
-        estimates=of_model.estimates() | (_without_interval(p) if task == "binary" else {}),
+        estimates=estimates,
         measured_estimates=alone.estimates() if alone else None,
         comparisons=tuple(comparisons),
         resamples=resamples,
         minority=minority,
-        warnings=(*warnings, *_warnings(p, resamples, label_names)),
+        warnings=(*warnings, *_auroc_within_folds(estimates), *_warnings(p, resamples, label_names)),
         scope=scope,
     )
 
@@ -137,6 +138,17 @@ def _without_interval(p: Predictions) -> dict[str, Estimate]:
         clips = [np.flatnonzero(p.fold == number) for number in np.unique(p.fold)]
         found["auroc_within_folds"] = within_fold_auroc(p.labels == 1, positive, clips)
     return {name: Estimate(value, np.nan, np.nan) for name, value in found.items()}
+
+
+def _auroc_within_folds(estimates: dict[str, Estimate]) -> list[str]:
+    """The AUROC within folds beside the pooled one, as a sentence, if there are folds."""
+    if "auroc_within_folds" not in estimates:
+        return []
+    return [
+        f"AUROC within folds is {estimates['auroc_within_folds'].value:.3f} (mean over folds, weighted by "
+        f"pairs of clips); pooled over all folds it is {estimates['auroc'].value:.3f}, which also compares "
+        "probabilities of different heads"
+    ]
 
 
 def _warnings(p: Predictions, resamples: BootstrapWeights, label_names: tuple[str, ...]) -> list[str]:

@@ -59,7 +59,7 @@ from seqmodel.metrics.calibration import (
     probabilities,
     require_threshold,
 )
-from seqmodel.metrics.classification import class_frequencies, score, within_fold_auroc
+from seqmodel.metrics.classification import class_frequencies, score
 from seqmodel.metrics.predictions import Predictions
 from seqmodel.runs.card import Card, git_commit, versions
 from seqmodel.runs.settings import load_settings
@@ -152,8 +152,6 @@ def run_folds(
     num_untrained = sum(bool(untrained[held_out].any()) for _, held_out in folds)
     leak = encoder_leak_warning(context.store, groups_of(context.table, rows))
     notes = [leak] * bool(leak)
-    if card.labelling.task == "binary":
-        notes.append(_auroc_note(predictions, folds))
     notes += _notes(card, len(folds), num_untrained, len(settings), some_unknown=(subjects == "").any())
     return predictions, baselines, fold_models, notes
 
@@ -164,17 +162,6 @@ def _thresholds(results: Sequence[FoldResult], num_clips: int) -> np.ndarray:
     for result in results:
         thresholds[result.indices] = result.calibration.threshold
     return thresholds
-
-
-def _auroc_note(predictions: Predictions, folds: Folds) -> str:
-    """The AUROC within folds beside the pooled one, of binary predictions."""
-    held_out_clips = [held_out for _, held_out in folds]
-    within = within_fold_auroc(predictions.labels == 1, predictions.probabilities[:, 1], held_out_clips)
-    pooled = score("auroc", predictions.labels, predictions.probabilities)
-    return (
-        f"AUROC within folds is {within:.3f} (mean over folds, weighted by pairs of clips); pooled over all "
-        f"folds it is {pooled:.3f}, which also compares probabilities of different heads"
-    )
 
 
 def fit_folds(

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from seqmodel.config import HeadConfig, Inputs, TrainConfig, TrialConfig
+from seqmodel.config import HeadConfig, TrainConfig, TrialConfig
 from seqmodel.runs.card import Card
 from seqmodel.runs.files import SETTINGS, read_json, write_json
+from seqmodel.runs.predict import inputs_of
 
 
 def save_settings(run: Path, settings: Sequence[TrialConfig]) -> None:
@@ -23,10 +24,7 @@ def save_settings(run: Path, settings: Sequence[TrialConfig]) -> None:
 def load_settings(run: Path, card: Card) -> tuple[TrialConfig, ...]:
     """The settings in settings.json; without the file, those of the run's own head."""
     if not (run / SETTINGS).is_file():
-        inputs: Inputs = "both"
-        if len(card.dims) == 1:
-            inputs = "geometry" if "geometry" in card.dims else "embeddings"
-        return (TrialConfig(card.head, card.train, inputs),)
+        return (TrialConfig(card.head, card.train, inputs_of(card)),)
     return tuple(
         TrialConfig(HeadConfig(**each["head"]), TrainConfig(**each["train"]), each["inputs"])
         for each in read_json(run / SETTINGS)

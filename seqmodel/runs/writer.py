@@ -57,7 +57,8 @@ def card_lock(run: Path) -> FileLock:
 
 @contextmanager
 def only_writer(run: Path) -> Iterator[None]:
-    """While the block replaces the weights of a run, other commands that want to do the same wait."""
+    """While the block replaces the weights of a run, or saves its folds, other commands that want to do so
+    wait."""
     lock = FileLock(run / RUN_LOCK)
     try:
         lock.acquire(timeout=0)

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,16 +17,18 @@ import pytest
 from features.maintenance.import_external import read_sequences, write_external
 from features.store.store import FeatureStore
 from seqmodel.__main__ import main
-from seqmodel.config import HeadConfig, TrainConfig, TrialConfig
+from seqmodel.commands.evaluate import evaluate
+from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig, TrialConfig
 from seqmodel.evaluation import folds
 from seqmodel.evaluation.fold_result import FoldResult, load_fold, save_fold
 from seqmodel.evaluation.permutation_importance import head_logits
 from seqmodel.heads.recurrent import build_head
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.reporting import umap_projection
-from seqmodel.runs.card import load_card
+from seqmodel.runs.card import load_card, save_card
 from seqmodel.runs.predict import read_predictions
 from seqmodel.runs.settings import save_settings
+from seqmodel.training.design import StudyDesign
 from tests.support.trained_run import NAMES, WITH_GEOMETRY, make_run, make_store
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -131,7 +134,6 @@ def test_missing_store_and_unfinished_run_give_one_line_errors(evaluated, tmp_pa
 
 def test_threshold_does_not_depend_on_test_labels(tmp_path):
     from seqmodel.commands.evaluate import open_and_predict
-    from seqmodel.config import EvaluateArgs
 
     store = make_store(tmp_path / "s.zarr", signal=0.4, broken=False)
     make_run(tmp_path / "run", store)
@@ -163,7 +165,6 @@ def _turn_test_labels(path: Path, clip_ids: set[str]) -> None:
 
 def test_abstain_marks_about_the_requested_fraction(tmp_path):
     from seqmodel.commands.evaluate import open_and_predict
-    from seqmodel.config import EvaluateArgs
 
     store = make_store(tmp_path / "s.zarr", signal=0.3, broken=False, num_subjects=30)
     make_run(tmp_path / "run", store)
@@ -267,7 +268,6 @@ def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path
     """A run that reads one stream has baselines on both; the geometry is centered by subject, as the run's
     card says."""
     from seqmodel.commands.evaluate import open_split
-    from seqmodel.config import EvaluateArgs
     from seqmodel.evaluation.context import fit_baselines, predict, training_clips
     from seqmodel.metrics.classification import score
 
@@ -422,6 +422,49 @@ def test_interrupted_folds_continue_and_equal_uninterrupted_ones(tmp_path, monke
     assert fits_until(9) == 9, "other labels"
 
 
+def test_two_commands_evaluate_the_folds_of_a_run_one_after_the_other(tmp_path, monkeypatch):
+    """When the first saves a fold, the second one starts, and waits or also trains. The first deletes its
+    saved folds only when the second does not use them."""
+    store = make_store(tmp_path / "s.zarr", num_subjects=6, clips_each=4)
+    make_run(tmp_path / "run", store, epochs=1)
+    args = EvaluateArgs(tmp_path / "run", folds="3", bootstrap_rounds=20)
+    save, running, seconds, overlapping = folds.save_fold, [0], [], []
+    waits_or_ended = threading.Event()
+
+    def evaluate_again():
+        evaluate(args)
+        waits_or_ended.set()
+
+    def save_and_start(path, result):
+        running[0] += 1
+        if not seconds:
+            monkeypatch.setattr("seqmodel.runs.writer.echo", lambda text: waits_or_ended.set())
+            seconds.append(threading.Thread(target=evaluate_again))
+            seconds[0].start()
+            assert waits_or_ended.wait(120)
+        overlapping.append(running[0])
+        save(path, result)
+        running[0] -= 1
+
+    monkeypatch.setattr(folds, "save_fold", save_and_start)
+    assert evaluate(args)[1] == 0
+    seconds[0].join()
+    assert overlapping == [1] * 6, "three folds after the other three"
+    assert sorted(path.name for path in (tmp_path / "run/folds-3").iterdir() if path.is_dir()) == ["plots"]
+
+
+def test_evaluation_by_design_keeps_the_results_of_an_evaluation_with_folds(tmp_path):
+    store = make_store(tmp_path / "s.zarr", num_subjects=6, clips_each=4)
+    card = make_run(tmp_path / "run", store, epochs=1)
+    argv = ["evaluate", "--run", str(tmp_path / "run"), "--bootstrap-rounds", "20"]
+    assert main([*argv, "--folds", "5"]) == 0
+    save_card(tmp_path / "run", replace(card, design=StudyDesign("5", people=6, count=6)))
+    assert main(argv) == 0
+    assert (tmp_path / "run/folds-5/report.html").is_file()
+    assert (tmp_path / "run/report.html").is_file()
+    assert not (tmp_path / "run/folds-5/finished").exists()
+
+
 def test_saved_fold_has_the_head_for_importance(tmp_path):
     head = build_head(HeadConfig(hidden=4, projection=4), {"geometry": 3}, 1, seed=5)
     result = FoldResult(
@@ -499,7 +542,6 @@ def test_folds_of_a_store_with_another_width_train_new_heads(tmp_path, capsys):
 
 
 def test_folds_use_the_requested_threshold_metric(tmp_path):
-    from seqmodel.config import EvaluateArgs
     from seqmodel.evaluation.context import open_context
 
     make_run(tmp_path / "run", make_store(tmp_path / "s.zarr", num_subjects=8, signal=0.3), epochs=1)
