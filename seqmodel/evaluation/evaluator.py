@@ -109,10 +109,6 @@ def evaluate_predictions(
             undefined = Estimate(np.nan, np.nan, np.nan)
             estimates["ece"], paired["ece"] = undefined, PairedDifference(undefined, np.nan)
         comparisons.append(BaselineComparison(baseline, estimates, paired))
-    keep, alone = p.measured, None
-    if keep.any() and not keep.all():
-        again = resample_subjects(p.subjects[keep], rounds, seed)
-        alone = resample(p.labels[keep], p.probabilities[keep], p.predicted[keep], again, minority, excluded)
     estimates = of_model.estimates() | (_without_interval(p) if task == "binary" else {})
     return EvaluationResult(
         split=split,
@@ -120,13 +116,25 @@ def evaluate_predictions(
         label_names=label_names,
         task=task,
         estimates=estimates,
-        measured_estimates=alone.estimates() if alone else None,
+        measured_estimates=_measured_alone(p, rounds, seed, minority, excluded),
         comparisons=tuple(comparisons),
         resamples=resamples,
         minority=minority,
         warnings=(*warnings, *_auroc_within_folds(estimates), *_warnings(p, resamples, label_names)),
         scope=scope,
     )
+
+
+def _measured_alone(
+    p: Predictions, rounds: int, seed: int, minority: int, excluded: tuple[str, ...]
+) -> dict[str, Estimate] | None:
+    """Metrics of the clips with a prediction; None if all or none have one."""
+    keep = p.measured
+    if keep.all() or not keep.any():
+        return None
+    again = resample_subjects(p.subjects[keep], rounds, seed)
+    alone = resample(p.labels[keep], p.probabilities[keep], p.predicted[keep], again, minority, excluded)
+    return alone.estimates()
 
 
 def _without_interval(p: Predictions) -> dict[str, Estimate]:
