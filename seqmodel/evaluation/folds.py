@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import torch
 
 from features.cli import UserError
 from features.datasets import (
@@ -76,8 +75,6 @@ Folds = list[Fold]
 
 INNER_FOLDS = 5
 """One part in so many of a fold's training subjects is its validation, as in `train` and `tune`."""
-FEW_CLIPS = 1000
-"""With fewer clips a fit uses one thread: several wait for each other longer than they compute."""
 FINISHED = "finished"
 """Folder, in that of the results, with the results of finished folds until all are done."""
 NOT_TRAINED = "no trained fold"
@@ -194,15 +191,12 @@ def fit_folds(
     ]
     saved = [load_fold(path, card.dims, card.num_outputs) for path in paths]
     after_fit, results = partial(on_fit, saved.count(None) * len(settings)), []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if len(samples) < FEW_CLIPS else threads)
     for number, (fold, path, result) in enumerate(zip(folds, paths, saved, strict=True)):
         if result is None:
             result = run_fold(card, settings, samples, measured, *fold, seed + number, after_fit)
             if result.setting:
                 save_fold(path, result if "geometry" in card.dims else replace(result, head=None))
         results.append(result)
-    torch.set_num_threads(threads)
     return results
 
 
