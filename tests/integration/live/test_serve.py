@@ -271,8 +271,7 @@ def test_serve_command_serves_a_browser(
         tmp_path / "run", detector_path, landmarker=landmarker_path, inputs=("embeddings", "geometry")
     )
     # Long enough for a browser that starts slowly.
-    frames = looped(face_frames(real_clips["pexels"], 10), 720)
-    video = write_video(tmp_path / "long.mp4", frames, 4, options={"preset": "ultrafast"})
+    video = write_video(tmp_path / "long.mp4", looped(face_frames(real_clips["pexels"], 50), 1800), 10)
     argv = ["--run", str(run), "--video", str(video), "--serve", "--port", "0", "--json"]
     process = subprocess.Popen(
         [sys.executable, "-m", "live", *argv],
@@ -295,7 +294,7 @@ def test_serve_command_serves_a_browser(
             assert wrong is not None
             assert wrong.status == 403
             page.goto(address)
-            until(page, "+document.querySelector('#timeline').dataset.moments > 1")
+            until(page, "+document.querySelector('#timeline').dataset.moments > 3")
             count = page.evaluate("+document.querySelector('#timeline').dataset.moments")
             until(page, f"+document.querySelector('#timeline').dataset.moments > {count}")
             page.click("text=signals")
@@ -303,7 +302,7 @@ def test_serve_command_serves_a_browser(
             # A browser that is too slow for twenty pictures/s does not get a queue of old pictures.
             page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 20})
             count = page.evaluate("+document.querySelector('#timeline').dataset.moments")
-            until(page, f"+document.querySelector('#timeline').dataset.moments > {count} + 3")
+            until(page, f"+document.querySelector('#timeline').dataset.moments > {count} + 6")
             page.click("text=quit")
             until(page, "document.querySelector('#headline').textContent === 'session ended'")
             browser.close()

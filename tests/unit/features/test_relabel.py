@@ -81,7 +81,7 @@ def test_clip_that_is_not_listed_stays_so(tmp_path: Path) -> None:
     assert labels(path) == ["new"] * 3
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(
         st.tuples(
